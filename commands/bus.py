@@ -1,0 +1,222 @@
+"""The command bus: many commands, one load, one decision each, one commit."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, TypeVar
+from uuid import UUID
+
+from psycopg import Cursor
+from psycopg.rows import TupleRow
+
+from commands.batch import Executed, Group, IdempotencyKey, Request, Round
+from commands.command import Command, Lookup
+from domain.errors import Conflict
+from domain.model import Aggregate
+from infra import metrics
+from infra.batching import Batcher
+from infra.codec import EventMapper
+from infra.event_store import Answer, GroupCommitRecorder
+
+R = TypeVar("R")
+
+
+class Contended(Conflict):
+    """Other writers were faster again and again."""
+
+
+class KeyReused(Conflict):
+    """The idempotency key was used for another request before."""
+
+
+class Loaded(NamedTuple):
+    """What a round knows before it decides."""
+
+    known: dict[UUID, Aggregate]
+    answers: dict[tuple[str, str], Answer]
+    head: int
+    found: dict[int, Any]
+
+
+class CommandBus:
+    """Executes commands in batches; one per process.
+
+    Recently used aggregates stay in memory: a load reads only the events after the version that is
+    known, so its cost does not grow with the length of a stream in use, and what other processes
+    recorded is always seen.
+    """
+
+    def __init__(
+        self,
+        recorder: GroupCommitRecorder,
+        *,
+        lookups: Mapping[type[Command[Any]], Lookup] | None = None,
+        mapper: EventMapper | None = None,
+        max_batch: int = 256,
+        max_waiting: int = 10_000,
+        retries: int = 5,
+        remember: int = 50_000,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._recorder = recorder
+        self._lookups = dict(lookups or {})
+        self._mapper = mapper or EventMapper()
+        self._retries = retries
+        self._remember = remember
+        self._clock = clock
+        self._cache: OrderedDict[UUID, Aggregate] = OrderedDict()
+        self._batcher: Batcher[Request, Executed[Any] | Answer] = Batcher(
+            self._process, name="commands", max_batch=max_batch, max_waiting=max_waiting
+        )
+
+    async def execute(
+        self,
+        command: Command[R],
+        *,
+        actor: str,
+        correlation_id: str,
+        causation_id: str | None = None,
+        key: IdempotencyKey | None = None,
+    ) -> Executed[R] | Answer:
+        """Decide the command, and return once its events are durable.
+
+        With an idempotency key that was used before: the stored Answer. Raises DomainError when a
+        rule refuses it, Contended when other processes kept winning, QueueFull when too many wait,
+        and the library's PersistenceError when the store is away: then nothing is known of the
+        outcome, and the client may repeat it with the same key.
+        """
+        request = Request(command, actor, correlation_id, causation_id or correlation_id, key)
+        metrics.COMMAND_QUEUE.set(len(self._batcher))
+        return await self._batcher.submit(request)
+
+    async def close(self) -> None:
+        """Finish what was accepted, and take nothing more."""
+        await self._batcher.close()
+
+    def _process(
+        self, requests: Sequence[Request]
+    ) -> Sequence[Executed[Any] | Answer | BaseException]:
+        started = time.perf_counter()
+        waiting = list(requests)
+        try:
+            while waiting:
+                waiting = self._round(waiting)
+        except BaseException as error:
+            self._cache.clear()
+            for request in requests:
+                request.outcome = request.outcome or error
+        metrics.COMMAND_BATCH_SIZE.observe(len(requests))
+        metrics.COMMAND_BATCH_SECONDS.observe(time.perf_counter() - started)
+        return [_outcome(request) for request in requests]
+
+    def _round(self, requests: list[Request]) -> list[Request]:
+        """Load, decide and record once; returns the requests that have to be decided again."""
+        now, later = _one_per_key(requests)
+        loaded = self._load(now)
+        this = Round(loaded.known, loaded.head, self._clock(), self._mapper)
+        for index, request in enumerate(now):
+            if not _answered_before(request, loaded.answers):
+                this.decide(request, loaded.found.get(index))
+        failed = self._record(this.groups, loaded.head)
+        self._keep(loaded.known, {stream for group in failed for stream in group.streams})
+        again = [request for group in failed for request, _ in group.results]
+        return [*(request for request in again if request.outcome is None), *later]
+
+    def _load(self, requests: Sequence[Request]) -> Loaded:
+        wanted = {stream: 0 for request in requests for stream in request.command.streams()}
+        known: dict[UUID, Aggregate] = {}
+        for stream in wanted:
+            cached = self._cache.get(stream)
+            if cached is not None:
+                known[stream] = cached
+                wanted[stream] = cached.version
+        keys = [(request.actor, request.key.key) for request in requests if request.key]
+        with self._recorder.connection() as conn:
+            rows, kept, head, found = self._recorder.fetch(
+                conn, list(wanted.items()), keys, lambda cursor: self._look_up(cursor, requests)
+            )
+        for stream, version, topic, state in rows:
+            event = self._mapper.decode(stream, version, topic, state)
+            known[stream] = event.mutate(known.get(stream))
+        answers = {(answer.actor, answer.key): answer for answer in kept}
+        return Loaded(known, answers, head, found)
+
+    def _look_up(self, cursor: Cursor[TupleRow], requests: Sequence[Request]) -> dict[int, Any]:
+        by_type: dict[type[Command[Any]], list[int]] = {}
+        for index, request in enumerate(requests):
+            if type(request.command) in self._lookups:
+                by_type.setdefault(type(request.command), []).append(index)
+        found: dict[int, Any] = {}
+        for kind, indexes in by_type.items():
+            values = self._lookups[kind](cursor, [requests[index].command for index in indexes])
+            found.update(zip(indexes, values, strict=True))
+        return found
+
+    def _record(self, groups: Sequence[Group], head: int) -> list[Group]:
+        """Save the groups in one transaction; returns those that were not recorded."""
+        sound = [group for group in groups if not group.void]
+        failed = [group for group in groups if group.void]
+        outcomes = self._recorder.append([g.save() for g in sound]).outcomes if sound else []
+        for group, outcome in zip(sound, outcomes, strict=True):
+            if outcome is None:
+                failed.append(group)
+                self._count_conflict(group)
+            else:
+                group.settle(outcome, head)
+                metrics.EVENTS_APPENDED.inc(len(outcome))
+        return failed
+
+    def _count_conflict(self, group: Group) -> None:
+        metrics.APPEND_CONFLICTS.inc()
+        for request, _ in group.results:
+            request.conflicts += 1
+            if request.conflicts > self._retries:
+                request.outcome = Contended(
+                    "Others keep changing this at the same time; please try again."
+                )
+
+    def _keep(self, known: Mapping[UUID, Aggregate], wrong: set[UUID]) -> None:
+        for stream, aggregate in known.items():
+            self._cache.pop(stream, None)
+            if stream not in wrong and aggregate.version > 0:
+                self._cache[stream] = aggregate
+        while len(self._cache) > self._remember:
+            self._cache.popitem(last=False)
+
+
+def _one_per_key(requests: Sequence[Request]) -> tuple[list[Request], list[Request]]:
+    """The requests to decide now, and repeats of their keys, which wait for the stored answer."""
+    now: list[Request] = []
+    later: list[Request] = []
+    seen: set[tuple[str, str]] = set()
+    for request in requests:
+        name = (request.actor, request.key.key) if request.key else None
+        (later if name in seen else now).append(request)
+        if name is not None:
+            seen.add(name)
+    return now, later
+
+
+def _answered_before(request: Request, answers: Mapping[tuple[str, str], Answer]) -> bool:
+    answer = answers.get((request.actor, request.key.key)) if request.key else None
+    if answer is None or request.key is None:
+        return False
+    if answer.request_hash == request.key.request_hash:
+        request.outcome = answer
+    else:
+        request.outcome = KeyReused(
+            "This Idempotency-Key was used for another request; choose a new one."
+        )
+    return True
+
+
+def _outcome(request: Request) -> Executed[Any] | Answer | BaseException:
+    outcome = request.outcome
+    kind = {Executed: "accepted", Answer: "repeated"}.get(
+        type(outcome), "refused" if isinstance(outcome, Conflict) else "failed"
+    )
+    metrics.COMMANDS.labels(type(request.command).__name__, kind).inc()
+    return outcome or RuntimeError("The bus lost a command.")

@@ -1,0 +1,118 @@
+"""Receives the parts of uploads when Backlot itself is the object store.
+
+The URL's signature is the permission, as on S3: no token is needed to send a part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field
+from starlette.requests import ClientDisconnect
+
+from infra.http import Problem
+from infra.objects import ChecksumMismatch, FolderStore, PartCutOff, PartStalled
+from infra.objects import PartTooLarge, PartTooShort
+from infra.objects.problems import as_problems
+
+IDLE_SECONDS = 60.0
+# A refused part is not read to its end; only closing tells the client to stop sending.
+CLOSE = {"Connection": "close"}
+
+BINARY_BODY: dict[str, Any] = {
+    "requestBody": {
+        "description": "The part's bytes, exactly as many as the URL was signed for.",
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The part is stored; its ETag is the MD5 of its bytes.",
+        "headers": {"ETag": {"schema": {"type": "string"}}},
+    },
+    400: {"description": "Content-MD5 is unreadable, or the body was cut off."},
+    403: {"description": "The URL's signature is wrong or has expired."},
+    404: {"description": "The upload is not under way."},
+    408: {"description": "No byte came for a minute."},
+    413: {"description": "More bytes than the URL was signed for."},
+    422: {"description": "Fewer bytes than the URL was signed for, or of another MD5."},
+    503: {"description": "The object store can't take it now."},
+}
+
+
+class PartQuery(BaseModel):
+    """What a part's URL carries; anything left out makes the signature wrong."""
+
+    upload_id: str = Field("", alias="uploadId")
+    part_number: int = Field(0, alias="partNumber")
+    size: int = Field(0, description="Size of the part in bytes.")
+    expires: int = Field(0, description="End of the permission, in seconds of Unix time.")
+    signature: str = ""
+
+
+def router(store: FolderStore, idle_seconds: float = IDLE_SECONDS) -> APIRouter:
+    """`PUT /objects/{key}`; a body that pauses for `idle_seconds` is given up."""
+    api = APIRouter(tags=["objects"])
+
+    @api.put(
+        "/objects/{key:path}",
+        summary="Send one part of an upload",
+        response_class=Response,
+        responses=ANSWERS,
+        openapi_extra=BINARY_BODY,
+    )
+    async def put_part(
+        request: Request, key: str, query: Annotated[PartQuery, Query()]
+    ) -> Response:
+        signed = (key, query.upload_id, query.part_number, query.size)
+        with as_problems(CLOSE):
+            store.signer.verify_part(*signed, query.expires, query.signature)
+            _check_length(request, query.size)
+            part = await store.put_part(*signed, _body(request, idle_seconds), _md5(request))
+        return Response(headers={"ETag": f'"{part.etag}"'})
+
+    return api
+
+
+def _check_length(request: Request, size: int) -> None:
+    announced = request.headers.get("content-length")
+    if announced is None or int(announced) == size:
+        return
+    detail = f"Content-Length is {announced}, but the URL was signed for {size} bytes."
+    raise PartTooLarge(detail) if int(announced) > size else PartTooShort(detail)
+
+
+def _md5(request: Request) -> str | None:
+    """The hex form of Content-MD5, which is base64 (RFC 1864)."""
+    header = request.headers.get("content-md5")
+    if header is None:
+        return None
+    try:
+        digest = base64.b64decode(header, validate=True)
+    except (binascii.Error, ValueError):
+        digest = b""
+    if len(digest) != 16:
+        detail = "Content-MD5 has to be the base64 of 16 bytes."
+        raise Problem(400, "content-md5-unreadable", detail, headers=CLOSE)
+    return digest.hex()
+
+
+async def _body(request: Request, idle_seconds: float) -> AsyncIterator[bytes]:
+    chunks = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(idle_seconds):
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        except ClientDisconnect as error:
+            raise PartCutOff("The connection ended within the part; send it again.") from error
+        except TimeoutError as error:
+            raise PartStalled(f"No byte came for {idle_seconds:g} seconds.") from error
+        yield chunk

@@ -1,0 +1,93 @@
+"""What all aggregates and events share: who acted, when and why, and how a stream begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Self
+from uuid import UUID
+
+from eventsourcing.domain import AggregateEvent, BaseAggregate
+
+Upcast = Callable[[dict[str, Any]], None]
+BEGINNING = datetime.fromtimestamp(0, UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Personal:
+    """Marks an event field that tells something about a person (`Annotated[str, Personal("actor")]`).
+
+    `subject` names the field that holds the person's user id, so that a codec can encrypt the
+    field with that person's key, and destroying the key forgets the person.
+    """
+
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a decision came from; every event carries it.
+
+    `actor` is a user id (1-128 characters) or the name of a part of the system, `at` the recorded
+    time (UTC), `correlation_id` names the whole conversation, `causation_id` the request or event
+    that led to this decision.
+    """
+
+    actor: str
+    at: datetime
+    correlation_id: str
+    causation_id: str
+
+
+class Aggregate(BaseAggregate[UUID]):
+    """A consistency boundary with one stream; version 0 is the blank aggregate before any event.
+
+    A public verb checks the rules and records; an event's `apply` only assigns, because it runs
+    again on every load.
+    """
+
+    class Event(AggregateEvent):
+        """A decision of an aggregate.
+
+        `TOPIC` (`aggregate.event.vN`) never changes once stored. A new shape gets a new version,
+        and `UPCASTS` maps each older topic to a function that turns its payload into the present
+        one, in place; consumers know only the newest shape.
+        """
+
+        TOPIC: ClassVar[str]
+        UPCASTS: ClassVar[Mapping[str, Upcast]] = MappingProxyType({})
+        AGGREGATE: ClassVar[type[Aggregate]]
+
+        actor: Annotated[str, Personal("actor")]
+        correlation_id: str
+        causation_id: str
+
+        def mutate(self, aggregate: Any) -> Any:
+            if aggregate is None:
+                aggregate = self.AGGREGATE.blank(self.originator_id)
+            return super().mutate(aggregate)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.Event.AGGREGATE = cls
+
+    @classmethod
+    def blank(cls, stream_id: UUID) -> Self:
+        """The aggregate before its first event: version 0, initial state."""
+        aggregate = cls.__new__(cls)
+        aggregate.__base_init__(stream_id, 0, BEGINNING)
+        aggregate.__init__()  # type: ignore[misc]
+        return aggregate
+
+    def record(self, event: type[Aggregate.Event], origin: Origin, **fields: Any) -> None:
+        """Record a decision that has been checked: append the event and apply it."""
+        self.trigger_event(
+            event,
+            timestamp=origin.at,
+            actor=origin.actor,
+            correlation_id=origin.correlation_id,
+            causation_id=origin.causation_id,
+            **fields,
+        )

@@ -1,0 +1,247 @@
+"""Uploads; a completed upload is the video, under the same id."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar
+
+from domain.errors import Conflict, Invalid, NotAllowed, NotFound
+from domain.model import Aggregate, Origin, Personal, Upcast
+from domain.text import check_text
+
+MAX_PARTS = 10_000
+MEBIBYTE = 1024 * 1024
+MEDIA_TYPE = re.compile(r"(video|audio)/[A-Za-z0-9][A-Za-z0-9.+-]{0,80}")
+
+
+class Status(StrEnum):
+    """Where an upload stands; only a completed one is a video that others see."""
+
+    STARTED = "started"
+    COMPLETED = "completed"
+    ABORTED = "aborted"
+    EXPIRED = "expired"
+    REMOVED = "removed"
+
+
+def part_layout(size_bytes: int, preferred_part_bytes: int) -> tuple[int, int]:
+    """Size of every part but the last (bytes) and the number of parts, at most 10,000 (S3's limit).
+
+    The preferred size is raised in whole MiB when the upload would need more parts than that.
+    """
+    smallest = -(-size_bytes // MAX_PARTS)
+    part_bytes = max(preferred_part_bytes, -(-smallest // MEBIBYTE) * MEBIBYTE)
+    return part_bytes, -(-size_bytes // part_bytes)
+
+
+def _started_v1_to_v2(payload: dict[str, Any]) -> None:
+    """v1 named the size `size` and knew no categories."""
+    payload["size_bytes"] = payload.pop("size")
+    payload["category"] = None
+
+
+class Upload(Aggregate):
+    """One file on its way into the object store, and the video that it becomes."""
+
+    TOPIC = "upload"
+
+    class Event(Aggregate.Event):
+        owner: Annotated[str, Personal("owner")]
+
+    class Started(Event):
+        TOPIC = "upload.started.v2"
+        UPCASTS: ClassVar[MappingProxyType[str, Upcast]] = MappingProxyType(
+            {"upload.started.v1": _started_v1_to_v2}
+        )
+        title: str
+        filename: str
+        content_type: str
+        size_bytes: int
+        description: str | None
+        category: str | None
+        part_size_bytes: int
+        object_key: str
+        store_upload_id: str
+
+        def apply(self, upload: Upload) -> None:
+            upload.owner = self.owner
+            upload.status = Status.STARTED
+            upload.title, upload.description = self.title, self.description
+            upload.category, upload.filename = self.category, self.filename
+            upload.content_type, upload.size_bytes = self.content_type, self.size_bytes
+            upload.part_size_bytes = self.part_size_bytes
+            upload.object_key, upload.store_upload_id = self.object_key, self.store_upload_id
+            upload.started_at = self.timestamp
+
+    class Completed(Event):
+        TOPIC = "upload.completed.v1"
+        size_bytes: int
+        etag: str
+
+        def apply(self, upload: Upload) -> None:
+            upload.status = Status.COMPLETED
+            upload.etag = self.etag
+            upload.completed_at = self.timestamp
+
+    class Aborted(Event):
+        TOPIC = "upload.aborted.v1"
+
+        def apply(self, upload: Upload) -> None:
+            upload.status = Status.ABORTED
+
+    class Expired(Event):
+        TOPIC = "upload.expired.v1"
+
+        def apply(self, upload: Upload) -> None:
+            upload.status = Status.EXPIRED
+
+    class DetailsChanged(Event):
+        """Carries all three details as they are afterwards."""
+
+        TOPIC = "upload.details_changed.v1"
+        title: str
+        description: str | None
+        category: str | None
+
+        def apply(self, upload: Upload) -> None:
+            upload.title, upload.description = self.title, self.description
+            upload.category = self.category
+
+    class Removed(Event):
+        TOPIC = "upload.removed.v1"
+
+        def apply(self, upload: Upload) -> None:
+            upload.status = Status.REMOVED
+
+    def __init__(self) -> None:
+        self.status: Status | None = None
+        self.owner = self.title = self.filename = self.content_type = ""
+        self.description: str | None = None
+        self.category: str | None = None
+        self.size_bytes = self.part_size_bytes = 0
+        self.object_key = self.store_upload_id = self.etag = ""
+        self.started_at: datetime | None = None
+        self.completed_at: datetime | None = None
+
+    @property
+    def part_count(self) -> int:
+        """How many parts the declared size makes."""
+        return -(-self.size_bytes // self.part_size_bytes)
+
+    def part_bytes(self, number: int) -> int:
+        """The exact size in bytes of part `number` (from 1); the last one is what remains."""
+        before = (number - 1) * self.part_size_bytes
+        return min(self.part_size_bytes, self.size_bytes - before)
+
+    def start(
+        self,
+        origin: Origin,
+        *,
+        title: str,
+        filename: str,
+        content_type: str,
+        size_bytes: int,
+        description: str | None,
+        category: str | None,
+        part_size_bytes: int,
+        object_key: str,
+        store_upload_id: str,
+    ) -> None:
+        """Begin; the actor becomes the owner. Starting what is started records nothing."""
+        if self.version > 0:
+            return
+        check_details(title, description, category)
+        check_text(filename, "filename", max_length=255)
+        if not MEDIA_TYPE.fullmatch(content_type):
+            raise Invalid("`contentType` has to be video/… or audio/….", field="contentType")
+        self.record(
+            self.Started,
+            origin,
+            owner=origin.actor,
+            title=title,
+            filename=filename,
+            content_type=content_type,
+            size_bytes=size_bytes,
+            description=description,
+            category=category,
+            part_size_bytes=part_size_bytes,
+            object_key=object_key,
+            store_upload_id=store_upload_id,
+        )
+
+    def complete(self, size_bytes: int, etag: str, origin: Origin) -> None:
+        """The object stands in the store; again records nothing, after an end it is refused."""
+        if self.status is not Status.COMPLETED:
+            self._require_started("completed")
+            self.record(self.Completed, origin, owner=self.owner, size_bytes=size_bytes, etag=etag)
+
+    def abort(self, origin: Origin) -> None:
+        """The owner gives up; again records nothing, a completed upload stays."""
+        if self.status is not Status.ABORTED:
+            self._require_started("aborted")
+            self.record(self.Aborted, origin, owner=self.owner)
+
+    def expire(self, origin: Origin) -> None:
+        """Nobody went on with it; only a started upload can expire."""
+        if self.status is Status.STARTED:
+            self.record(self.Expired, origin, owner=self.owner)
+
+    def change_details(
+        self,
+        origin: Origin,
+        *,
+        title: str,
+        description: str | None,
+        category: str | None,
+    ) -> None:
+        """Set the three details; the present ones again record nothing."""
+        self.require_video()
+        check_details(title, description, category)
+        if (title, description, category) != (self.title, self.description, self.category):
+            self.record(
+                self.DetailsChanged,
+                origin,
+                owner=self.owner,
+                title=title,
+                description=description,
+                category=category,
+            )
+
+    def remove(self, origin: Origin) -> None:
+        """Take the video out of every read."""
+        self.require_video()
+        self.record(self.Removed, origin, owner=self.owner)
+
+    def require_video(self) -> None:
+        """Raise NotFound unless this is a video that people can see."""
+        if self.status is not Status.COMPLETED:
+            raise NotFound("There is no such video.")
+
+    def require_known(self) -> None:
+        """Raise NotFound for an upload that never began or whose video was removed."""
+        if self.status is None or self.status is Status.REMOVED:
+            raise NotFound("There is no such upload.")
+
+    def require_owner(self, actor: str) -> None:
+        """Raise NotAllowed for anybody but the owner."""
+        if actor != self.owner:
+            raise NotAllowed("This belongs to another user.")
+
+    def _require_started(self, wish: str) -> None:
+        self.require_known()
+        if self.status is not Status.STARTED:
+            raise Conflict(
+                f"The upload is {self.status}, so it can't be {wish}.", uploadStatus=self.status
+            )
+
+
+def check_details(title: str, description: str | None, category: str | None) -> None:
+    """Title 1-200, description up to 5,000, category up to 50 characters."""
+    check_text(title, "title", max_length=200)
+    if description is not None:
+        check_text(description, "description", max_length=5_000, required=False)
+    if category is not None:
+        check_text(category, "category", max_length=50)

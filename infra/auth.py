@@ -1,0 +1,277 @@
+"""Who is calling: verifies bearer tokens, and mints them for the local secret.
+
+A token is verified once and remembered, so that a busy client's requests cost microseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from threading import Lock
+from typing import Any, Protocol
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from infra.jwks import KeysUnavailable, RemoteKeys
+from infra.settings import Settings, SettingsError
+
+__all__ = [
+    "Authenticator",
+    "Identity",
+    "InvalidToken",
+    "KeysUnavailable",
+    "make_authenticator",
+    "mint_token",
+    "read_or_make_secret",
+]
+
+MAX_TOKEN_LENGTH = 8192
+CLOCK_SKEW_SECONDS = 10
+# A token stays remembered for at most this long, so that a withdrawn key stops working.
+REMEMBER_SECONDS = 300.0
+
+
+class InvalidToken(Exception):
+    """The token proves nothing; the reason may be shown to its sender."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A verified caller: the token's ``sub`` and ``roles``."""
+
+    user_id: str
+    roles: frozenset[str]
+
+    @property
+    def is_admin(self) -> bool:
+        return "admin" in self.roles
+
+
+class Keys(Protocol):
+    """Finds the key that a token must be signed with, and what algorithms that key allows."""
+
+    def find(self, token: str) -> tuple[Any, Sequence[str]]:
+        """Raise jwt.PyJWTError when the token names no known key, KeysUnavailable on outages."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OneKey:
+    """A secret or public key from the settings."""
+
+    key: Any
+    algorithms: Sequence[str]
+
+    def find(self, token: str) -> tuple[Any, Sequence[str]]:
+        return self.key, self.algorithms
+
+
+class Authenticator:
+    """Turns bearer tokens into identities; safe to share between threads."""
+
+    def __init__(
+        self,
+        keys: Keys,
+        *,
+        issuer: str | None = None,
+        audience: str | None = None,
+        remember: int = 4096,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._keys = keys
+        self._issuer = issuer
+        self._audience = audience
+        self._remember = remember
+        self._clock = clock
+        self._verified: OrderedDict[str, tuple[Identity, float]] = OrderedDict()
+        self._lock = Lock()
+
+    @property
+    def may_block(self) -> bool:
+        """Whether verifying an unseen token may wait for another server."""
+        return isinstance(self._keys, RemoteKeys)
+
+    def recall(self, token: str) -> Identity | None:
+        """The identity of a token verified before and still valid; never blocks."""
+        with self._lock:
+            entry = self._verified.get(token)
+            if entry is None:
+                return None
+            identity, until = entry
+            if self._clock() >= until:
+                del self._verified[token]
+                return None
+            self._verified.move_to_end(token)
+            return identity
+
+    def authenticate(self, token: str) -> Identity:
+        """Verify signature, lifetime, issuer and audience.
+
+        Raises InvalidToken with the reason, or KeysUnavailable when the key server does not
+        answer. May block on the network when ``may_block``: call it in a thread then.
+        """
+        identity = self.recall(token)
+        if identity is not None:
+            return identity
+        if len(token) > MAX_TOKEN_LENGTH:
+            raise InvalidToken(f"token longer than {MAX_TOKEN_LENGTH} characters")
+        claims = self._verify(token)
+        identity = _identity(claims)
+        self._keep(token, identity, float(claims["exp"]))
+        return identity
+
+    def _verify(self, token: str) -> dict[str, Any]:
+        try:
+            key, algorithms = self._keys.find(token)
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                key,
+                algorithms=list(algorithms),
+                issuer=self._issuer,
+                audience=self._audience,
+                leeway=CLOCK_SKEW_SECONDS,
+                options={
+                    "require": ["exp", "sub"],
+                    "verify_exp": False,
+                    "verify_aud": self._audience is not None,
+                },
+            )
+        except jwt.PyJWTError as error:
+            raise InvalidToken(_reason(error)) from error
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            # PyJWT lets these out for headers and claims of unexpected shapes.
+            raise InvalidToken("token is malformed") from error
+        self._check_expiry(claims["exp"])
+        return claims
+
+    def _check_expiry(self, exp: object) -> None:
+        if isinstance(exp, bool) or not isinstance(exp, int | float) or not abs(exp) < 1e15:
+            raise InvalidToken("exp must be a time in seconds")
+        # No leeway here: a remembered token must end at the same moment as an unseen one.
+        if exp <= self._clock():
+            raise InvalidToken("token has expired")
+
+    def _keep(self, token: str, identity: Identity, exp: float) -> None:
+        until = min(exp, self._clock() + REMEMBER_SECONDS)
+        with self._lock:
+            self._verified[token] = (identity, until)
+            if len(self._verified) > self._remember:
+                self._verified.popitem(last=False)
+
+
+def make_authenticator(settings: Settings, local_secret: str | None = None) -> Authenticator:
+    """The authenticator that the settings ask for.
+
+    ``local_secret`` is used when no ``JWT_*`` key is set. Raises SettingsError for a public key
+    that cannot be used.
+    """
+    return Authenticator(
+        _keys(settings, local_secret),
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+    )
+
+
+def mint_token(
+    secret: str,
+    user_id: str,
+    roles: Iterable[str] = (),
+    ttl: timedelta = timedelta(hours=1),
+    *,
+    issuer: str | None = None,
+    audience: str | None = None,
+) -> str:
+    """A token for ``user_id``, signed with ``secret`` (HS256) and valid for ``ttl`` from now."""
+    now = int(time.time())
+    claims: dict[str, Any] = {"sub": user_id, "iat": now, "exp": now + int(ttl.total_seconds())}
+    claims["roles"] = sorted(roles)
+    _identity(claims)
+    if issuer is not None:
+        claims["iss"] = issuer
+    if audience is not None:
+        claims["aud"] = audience
+    return jwt.encode(claims, secret, algorithm="HS256")
+
+
+def read_or_make_secret(path: Path) -> str:
+    """The local signing secret kept at ``path``, made on first use, readable by its owner only."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        pass
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_urlsafe(48) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(path)
+    return path.read_text().strip()
+
+
+def _identity(claims: dict[str, Any]) -> Identity:
+    user_id, roles = claims["sub"], claims.get("roles", [])
+    # Control characters and lone surrogates are valid JSON, but PostgreSQL cannot store them.
+    if not isinstance(user_id, str) or not 1 <= len(user_id) <= 128 or not user_id.isprintable():
+        raise InvalidToken("sub must be 1 to 128 printable characters")
+    if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
+        raise InvalidToken("roles must be a list of strings")
+    return Identity(user_id, frozenset(roles))
+
+
+def _reason(error: jwt.PyJWTError) -> str:
+    known: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
+        (jwt.InvalidSignatureError, "signature does not match"),
+        (jwt.InvalidIssuerError, "token is from another issuer"),
+        (jwt.InvalidAudienceError, "token is for another audience"),
+        (jwt.InvalidAlgorithmError, "algorithm is not allowed"),
+        (jwt.ImmatureSignatureError, "token is not valid yet"),
+    )
+    for kind, reason in known:
+        if isinstance(error, kind):
+            return reason
+    if isinstance(error, jwt.MissingRequiredClaimError):
+        return f"token has no {error.claim}"
+    return "token is malformed or signed with an unknown key"
+
+
+def _keys(settings: Settings, local_secret: str | None) -> Keys:
+    algorithms = sorted(settings.jwt_algorithms)
+    if settings.jwt_jwks_url is not None:
+        return RemoteKeys(settings.jwt_jwks_url, frozenset(algorithms))
+    if settings.jwt_public_key is not None:
+        return _public_key(settings.jwt_public_key, settings.configured_jwt_algorithms)
+    if settings.jwt_secret is not None:
+        return OneKey(settings.jwt_secret.get_secret_value(), algorithms)
+    if local_secret is None:
+        raise SettingsError("JWT_SECRET: not set, and there is no local secret to use instead")
+    return OneKey(local_secret, algorithms)
+
+
+def _public_key(pem: str, configured: Iterable[str]) -> OneKey:
+    try:
+        key = load_pem_public_key(pem.encode())
+    except ValueError:
+        raise SettingsError("JWT_PUBLIC_KEY: is not a readable PEM public key") from None
+    if isinstance(key, RSAPublicKey):
+        algorithm = "RS256"
+    elif isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1):
+        algorithm = "ES256"
+    else:
+        raise SettingsError("JWT_PUBLIC_KEY: must be an RSA key or an EC key on P-256")
+    if configured and algorithm not in configured:
+        raise SettingsError(f"JWT_ALGORITHMS: JWT_PUBLIC_KEY verifies {algorithm} only")
+    return OneKey(key, [algorithm])

@@ -1,0 +1,101 @@
+"""Group work: whatever arrives while one batch is processed goes into the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class QueueFull(Exception):
+    """More work waits than may; the caller should come back later."""
+
+
+class Batcher(Generic[T, R]):
+    """Hands items, in the order of their arrival, to `process` in one thread, batch by batch.
+
+    `process` gets 1 to `max_batch` items and returns for each its result or the exception that its
+    submitter shall see. An exception that it raises goes to the whole batch. To be used from one
+    event loop.
+    """
+
+    def __init__(
+        self,
+        process: Callable[[Sequence[T]], Sequence[R | BaseException]],
+        *,
+        name: str,
+        max_batch: int,
+        max_waiting: int,
+    ) -> None:
+        self._process = process
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
+        self._running = False
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    async def submit(self, item: T) -> R:
+        """The result of `item`, once its batch is done; raises QueueFull at once when too many wait.
+
+        Work that was submitted is done even when the submitter goes away.
+        """
+        if self._closed or len(self._waiting) >= self._max_waiting:
+            raise QueueFull
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        self._waiting.append((item, future))
+        if not self._running:
+            self._running = True
+            # Not at once: what arrives in the same turn of the loop shares the batch.
+            loop.call_soon(self._start, loop)
+        return await future
+
+    async def close(self) -> None:
+        """Take nothing more, and return when what waits is done."""
+        self._closed = True
+        while self._running:
+            await asyncio.sleep(0.005)
+        self._thread.shutdown()
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._waiting:
+            self._running = False
+            return
+        size = min(len(self._waiting), self._max_batch)
+        batch = [self._waiting.popleft() for _ in range(size)]
+        self._thread.submit(self._work, batch, loop)
+
+    def _work(
+        self, batch: list[tuple[T, asyncio.Future[R]]], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        results: Sequence[R | BaseException]
+        try:
+            results = self._process([item for item, _ in batch])
+        except BaseException as error:
+            results = [error] * len(batch)
+        loop.call_soon_threadsafe(self._finish, batch, results, loop)
+
+    def _finish(
+        self,
+        batch: list[tuple[T, asyncio.Future[R]]],
+        results: Sequence[R | BaseException],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        # After those that were just woken up: what they submit next shares the batch.
+        loop.call_soon(self._start, loop)

@@ -1,0 +1,116 @@
+"""Events to compact JSON and back, upcasting old versions on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from types import UnionType
+from typing import Any, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
+from uuid import UUID
+
+import orjson
+from eventsourcing.domain import DomainEventProtocol
+from eventsourcing.persistence import (
+    Mapper,
+    MapperDeserialisationError,
+    StoredEvent,
+    Transcoder,
+)
+
+from domain.comment import Comment
+from domain.model import Aggregate, Upcast
+from domain.upload import Upload
+from domain.video_likes import VideoLikes
+
+AGGREGATES: tuple[type[Aggregate], ...] = (Upload, Comment, VideoLikes)
+
+FROM_JSON: dict[type, Callable[[str], Any]] = {UUID: UUID, datetime: datetime.fromisoformat}
+
+
+class JSONCodec(Transcoder):
+    """Plain JSON: UUIDs and times as strings, told apart again by the event's own annotations."""
+
+    def encode(self, obj: Any) -> bytes:
+        return orjson.dumps(obj)
+
+    def decode(self, data: bytes) -> Any:
+        return orjson.loads(data)
+
+
+class Shape(NamedTuple):
+    """How to make an event of one topic: its class, its upcast, and the fields to convert."""
+
+    event: type[Aggregate.Event]
+    upcast: Upcast | None
+    conversions: tuple[tuple[str, Callable[[str], Any]], ...]
+
+
+class EventMapper(Mapper[UUID]):
+    """The library's mapper for Backlot's own events; knows each topic, old and new.
+
+    Raises MapperDeserialisationError for a topic that nobody declared and for a payload that
+    does not fit its event.
+    """
+
+    def __init__(self, aggregates: Iterable[type[Aggregate]] = AGGREGATES) -> None:
+        super().__init__(JSONCodec())
+        self.shapes: dict[str, Shape] = {}
+        for aggregate in aggregates:
+            for event in events_of(aggregate):
+                conversions = tuple(_conversions(event))
+                self.shapes[event.TOPIC] = Shape(event, None, conversions)
+                for old_topic, upcast in event.UPCASTS.items():
+                    self.shapes[old_topic] = Shape(event, upcast, conversions)
+
+    def to_domain_event(self, stored_event: StoredEvent) -> DomainEventProtocol[UUID]:
+        event = self.decode(
+            cast("UUID", stored_event.originator_id),
+            stored_event.originator_version,
+            stored_event.topic,
+            stored_event.state,
+        )
+        return cast("DomainEventProtocol[UUID]", event)
+
+    def decode(self, stream_id: UUID, version: int, topic: str, state: bytes) -> Aggregate.Event:
+        """The event that these four columns hold, in its newest shape."""
+        try:
+            shape = self.shapes[topic]
+            payload = orjson.loads(state)
+            if shape.upcast is not None:
+                shape.upcast(payload)
+            for name, convert in shape.conversions:
+                if payload[name] is not None:
+                    payload[name] = convert(payload[name])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise MapperDeserialisationError(
+                f"Can't read version {version} of stream {stream_id} (topic {topic}): {error!r}"
+            ) from error
+        payload["originator_id"] = stream_id
+        payload["originator_version"] = version
+        event = object.__new__(shape.event)
+        object.__setattr__(event, "__dict__", payload)
+        return event
+
+
+def events_of(aggregate: type[Aggregate]) -> list[type[Aggregate.Event]]:
+    """The event classes that an aggregate declares, in their order in the file."""
+    return [
+        value
+        for name, value in vars(aggregate).items()
+        if name != "Event" and isinstance(value, type) and issubclass(value, Aggregate.Event)
+    ]
+
+
+def topics_of(event: type[Aggregate.Event]) -> list[str]:
+    """Every topic under which an event may lie in the store: the present one and the old ones."""
+    return [event.TOPIC, *event.UPCASTS]
+
+
+def _conversions(event: type[Aggregate.Event]) -> Iterable[tuple[str, Callable[[str], Any]]]:
+    for name, annotation in get_type_hints(event).items():
+        if name in ("originator_id", "originator_version"):
+            continue
+        optional = get_origin(annotation) in (Union, UnionType)
+        for candidate in get_args(annotation) if optional else (annotation,):
+            if candidate in FROM_JSON:
+                yield name, FROM_JSON[candidate]

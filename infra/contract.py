@@ -1,0 +1,248 @@
+"""The wire shapes of the HTTP contract; both applications speak them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+T = TypeVar("T")
+
+Title = Annotated[str, Field(min_length=1, max_length=200, examples=["A walk in the rain"])]
+Description = Annotated[str, Field(max_length=5_000, examples=["Filmed in one take."])]
+Category = Annotated[str, Field(min_length=1, max_length=50, examples=["nature"])]
+Content = Annotated[str, Field(min_length=1, max_length=10_000, examples=["¡Qué bonito!"])]
+PartNumber = Annotated[int, Field(ge=1, le=10_000, strict=True)]
+ETag = Annotated[
+    str, Field(min_length=1, max_length=256, examples=['"9bb58f26192e4ba00f01e2e7b136bbd8"'])
+]
+VIDEO_ID = "5f0c2f0a-7f0e-4a3c-9a39-1c6a54f2b7aa"
+
+
+class Wire(BaseModel):
+    """A JSON object, camelCase on the wire."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
+
+    def to_json(self) -> bytes:
+        """UTF-8 JSON; fields without a value are left out."""
+        return self.model_dump_json(by_alias=True, exclude_none=True).encode()
+
+
+class Page(Wire, Generic[T]):
+    """A part of a list; `next_cursor` asks for the following one and is missing on the last."""
+
+    items: list[T]
+    next_cursor: str | None = None
+
+
+class StartUpload(Wire):
+    """What to upload. `size_bytes` is the exact size of the file."""
+
+    title: Title
+    filename: Annotated[str, Field(min_length=1, max_length=255, examples=["rain.mp4"])]
+    content_type: Annotated[str, Field(max_length=100, examples=["video/mp4"])]
+    size_bytes: Annotated[int, Field(ge=1, strict=True, examples=[10_485_760])]
+    description: Description | None = None
+    category: Category | None = None
+
+
+class PartUrl(Wire):
+    """Where to PUT one part, and until when."""
+
+    number: int
+    url: str
+    expires_at: datetime
+
+
+class UploadStarted(Wire):
+    """A begun upload, with the URLs of its first (up to 100) parts."""
+
+    upload_id: UUID
+    video_id: UUID
+    status: Literal["started"]
+    part_size_bytes: int
+    part_count: int
+    parts: list[PartUrl]
+
+
+class PartNumbers(Wire):
+    """Of which parts the URLs are wanted."""
+
+    numbers: Annotated[
+        list[PartNumber], Field(min_length=1, max_length=1_000, examples=[[101, 102]])
+    ]
+
+
+class PartUrls(Wire):
+    """More part URLs."""
+
+    parts: list[PartUrl]
+
+
+class UploadedPart(Wire):
+    """A part as the store acknowledged it."""
+
+    number: PartNumber
+    etag: ETag
+
+
+class CompleteUpload(Wire):
+    """The parts that make the file; none: all that were uploaded."""
+
+    parts: Annotated[list[UploadedPart], Field(max_length=10_000)] = []
+
+
+class UploadCompleted(Wire):
+    """The finished object; `etag` is the object store's."""
+
+    upload_id: UUID
+    video_id: UUID
+    status: Literal["completed"]
+    size_bytes: int
+    etag: str
+
+
+class UploadAborted(Wire):
+    """The upload was given up."""
+
+    status: Literal["aborted"]
+
+
+class ArrivedPart(Wire):
+    """A part that the store holds."""
+
+    number: int
+    etag: str
+    size_bytes: int
+
+
+class UploadStatus(Wire):
+    """How an upload stands, to resume it."""
+
+    upload_id: UUID
+    video_id: UUID
+    status: Literal["started", "completed", "aborted", "expired"]
+    size_bytes: int
+    part_size_bytes: int
+    part_count: int
+    parts: list[ArrivedPart]
+
+
+class ChangeDetails(Wire):
+    """New details; a field that is left out stays, `null` clears description or category."""
+
+    title: Title | None = None
+    description: Description | None = None
+    category: Category | None = None
+
+
+class Video(Wire):
+    """A video as viewers see it; `has_liked` only where the caller is known."""
+
+    video_id: Annotated[UUID, Field(examples=[VIDEO_ID])]
+    title: str
+    description: str | None = None
+    category: str | None = None
+    owner_id: str
+    status: str
+    duration_seconds: float | None = None
+    spoken_language: str | None = None
+    created_at: datetime
+    likes: int
+    comments: int
+    views: int
+    has_liked: bool | None = None
+
+
+class VideoRemoved(Wire):
+    """The video is gone from every read."""
+
+    video_id: UUID
+    status: Literal["removed"]
+
+
+class LikeState(Wire):
+    """Whether the caller likes the video, and how many do, the caller's own action included."""
+
+    has_liked: bool
+    likes_count: Annotated[int, Field(examples=[42])]
+
+
+class WriteComment(Wire):
+    """The text of a comment."""
+
+    content: Content
+
+
+TranslationStatus = Literal["pending", "not_needed", "translated", "failed", "skipped"]
+
+
+class Comment(Wire):
+    """A comment as viewers see it."""
+
+    comment_id: UUID
+    video_id: UUID
+    user_id: str
+    content: str
+    language: str | None = None
+    confidence: float | None = None
+    translated_text: str | None = None
+    translation_status: TranslationStatus
+    edited: bool
+    created_at: datetime
+
+
+class CommentDeleted(Wire):
+    """The comment is gone from every read."""
+
+    comment_id: UUID
+    status: Literal["deleted"]
+
+
+class WatchSession(Wire):
+    """Where the video plays, and the session under which watch time is reported."""
+
+    url: str
+    session_id: UUID
+
+
+class WatchTime(Wire):
+    """Seconds watched since the last report of this session."""
+
+    session_id: UUID
+    seconds: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False, examples=[12.5])]
+
+
+class Share(Wire):
+    """Where the video was shared to."""
+
+    channel: Annotated[str, Field(min_length=1, max_length=50, examples=["mail"])] | None = None
+
+
+class Accepted(Wire):
+    """Durably taken; counted soon."""
+
+    status: Literal["accepted"] = "accepted"
+
+
+class ProblemDetails(BaseModel):
+    """RFC 9457: what went wrong and what to do. More members depend on `type`."""
+
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+
+    type: Annotated[str, Field(examples=["not-found"])]
+    title: Annotated[str, Field(examples=["Not found"])]
+    status: Annotated[int, Field(examples=[404])]
+    detail: Annotated[str, Field(examples=["There is no such video."])]
+    request_id: Annotated[str | None, Field(alias="requestId")] = None
+
+
+class Readiness(Wire):
+    """Whether every part answers, and what each says."""
+
+    ready: bool
+    parts: dict[str, Any]

@@ -1,0 +1,520 @@
+"""The event store: the `eventsourcing` recorder with group commit and gapless positions.
+
+Whatever arrives while a transaction commits goes into the next one. Positions are given under a
+lock that is held until the commit, so they are in commit order and no reader can skip one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+from uuid import UUID
+
+import structlog
+from eventsourcing.persistence import (
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    ProcessRecorder,
+    StoredEvent,
+)
+from eventsourcing.postgres import (
+    PostgresApplicationRecorder,
+    PostgresDatastore,
+    PostgresFactory,
+    PostgresTrackingRecorder,
+)
+from psycopg import Connection, Cursor
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import DictRow, TupleRow, tuple_row
+from psycopg.sql import SQL, Identifier, Literal
+
+log = structlog.get_logger(__name__)
+
+MAX_EVENTS_PER_COMMIT = 10_000
+RETRY_SECONDS = 5.0
+RETRY_PAUSE_SECONDS = 0.1
+
+T = TypeVar("T")
+
+PARAMETERS = """
+    saves int[], ids {id_type}[], versions bigint[], topics text[], states bytea[],
+    key_saves int[], actors text[], keys text[], hashes bytea[], statuses int[], bodies bytea[]"""
+
+# The ordinary case: nothing exists yet, one INSERT and done. A uniqueness violation undoes only
+# the inner block, and the saves are then told apart under the same lock.
+APPEND_FUNCTION = f"""
+CREATE OR REPLACE FUNCTION {{schema}}.{{append}}({PARAMETERS},
+    OUT head bigint, OUT conflicts int[])
+LANGUAGE plpgsql AS $body$
+BEGIN
+    PERFORM pg_advisory_xact_lock({{lock_class}}, '{{schema}}.{{table}}'::regclass::oid::int);
+    SELECT coalesce(max(notification_id), 0) INTO head FROM {{schema}}.{{table}};
+    conflicts := '{{{{}}}}';
+    BEGIN
+        INSERT INTO {{schema}}.{{table}}
+            (originator_id, originator_version, topic, state, notification_id)
+        SELECT id, version, topic, state, head + place
+        FROM unnest(ids, versions, topics, states)
+            WITH ORDINALITY AS e(id, version, topic, state, place);
+        IF cardinality(keys) > 0 THEN
+            INSERT INTO {{schema}}.{{answers}} (actor, key, request_hash, status, body, position)
+            SELECT actor, key, hash, status, body,
+                   head + (SELECT count(*) FROM unnest(saves) AS s(save) WHERE s.save <= k.save)
+            FROM unnest(key_saves, actors, keys, hashes, statuses, bodies)
+                AS k(save, actor, key, hash, status, body);
+        END IF;
+    EXCEPTION WHEN unique_violation THEN
+        conflicts := {{schema}}.{{append_rest}}(head, saves, ids, versions, topics, states,
+            key_saves, actors, keys, hashes, statuses, bodies);
+    END;
+    PERFORM pg_notify({{channel}}, '');
+END
+$body$
+"""
+
+# Called under the lock when at least one save can't be recorded: records the others, and returns
+# the numbers of those that can't.
+APPEND_REST_FUNCTION = f"""
+CREATE OR REPLACE FUNCTION {{schema}}.{{append_rest}}(head bigint, {PARAMETERS})
+RETURNS int[]
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $body$
+DECLARE
+    conflicts int[];
+BEGIN
+    SELECT coalesce(array_agg(DISTINCT save), '{{{{}}}}') INTO conflicts FROM (
+        SELECT e.save FROM unnest(saves, ids, versions) AS e(save, id, version)
+        WHERE EXISTS (SELECT FROM {{schema}}.{{table}} t
+                      WHERE t.originator_id = e.id AND t.originator_version = e.version)
+        UNION ALL
+        SELECT k.save FROM unnest(key_saves, actors, keys) AS k(save, actor, key)
+        WHERE EXISTS (SELECT FROM {{schema}}.{{answers}} a
+                      WHERE a.actor = k.actor AND a.key = k.key)) AS refused;
+    INSERT INTO {{schema}}.{{table}}
+        (originator_id, originator_version, topic, state, notification_id)
+    SELECT id, version, topic, state, head + row_number() OVER (ORDER BY place)
+    FROM unnest(saves, ids, versions, topics, states)
+        WITH ORDINALITY AS e(save, id, version, topic, state, place)
+    WHERE save <> ALL (conflicts);
+    INSERT INTO {{schema}}.{{answers}} (actor, key, request_hash, status, body, position)
+    SELECT actor, key, hash, status, body,
+           head + (SELECT count(*) FROM unnest(saves) AS s(save)
+                   WHERE s.save <= k.save AND s.save <> ALL (conflicts))
+    FROM unnest(key_saves, actors, keys, hashes, statuses, bodies)
+        AS k(save, actor, key, hash, status, body)
+    WHERE save <> ALL (conflicts);
+    RETURN conflicts;
+END
+$body$
+"""
+
+# Column names follow the stock recorder, so that its tools read this store too.
+CREATE_EVENTS = """
+CREATE TABLE IF NOT EXISTS {schema}.{table} (
+    originator_id {id_type} NOT NULL,
+    originator_version bigint NOT NULL,
+    topic text,
+    state bytea,
+    notification_id bigint NOT NULL,
+    PRIMARY KEY (originator_id, originator_version))
+WITH (autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02)
+"""
+
+CREATE_ANSWERS = """
+CREATE TABLE IF NOT EXISTS {schema}.{answers} (
+    actor text NOT NULL,
+    key text NOT NULL,
+    request_hash bytea NOT NULL,
+    status int NOT NULL,
+    body bytea NOT NULL,
+    position bigint NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (actor, key))
+"""
+
+LOCK_CLASS = 0x6C6F67  # "log": our class of advisory locks, beside those of the projections.
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a caller was told, kept under its idempotency key together with the events."""
+
+    actor: str
+    key: str
+    request_hash: bytes
+    status: int
+    body: bytes
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Events that are recorded together or not at all, with the answers that they led to."""
+
+    events: Sequence[StoredEvent]
+    answers: Sequence[Answer] = ()
+
+    def keys(self) -> set[Any]:
+        """What must not exist yet; raises IntegrityError when the save contradicts itself."""
+        keys: set[Any] = {(e.originator_id, e.originator_version) for e in self.events}
+        if len(keys) < len(self.events):
+            raise IntegrityError("One save holds the same version of a stream twice.")
+        keys.update((answer.actor, answer.key) for answer in self.answers)
+        return keys
+
+
+class Ticket:
+    """A save in the queue of the group commit; its thread sleeps until `wake`."""
+
+    __slots__ = ("_gate", "error", "keys", "leads", "outcome", "save")
+
+    def __init__(self, save: Save) -> None:
+        self.save = save
+        self.keys = save.keys()
+        self.outcome: range | None = None
+        self.error: BaseException | None = None
+        self.leads = False
+        self._gate = threading.Lock()
+        self._gate.acquire()
+
+    def sleep(self) -> None:
+        self._gate.acquire()
+
+    def wake(self) -> None:
+        self._gate.release()
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Outcome of one append: the head before it, and for each save its positions or a conflict."""
+
+    head: int
+    outcomes: list[range | None] = field(default_factory=list)
+
+
+class GroupCommitRecorder(PostgresApplicationRecorder):
+    """Records events of many callers in one transaction; see `append` for the guarantees."""
+
+    def __init__(
+        self,
+        datastore: PostgresDatastore,
+        *,
+        events_table_name: str = "stored_events",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(datastore, events_table_name=events_table_name, **kwargs)
+        self.answers_table_name = f"{events_table_name}_answers"
+        self.check_identifier_length(self.answers_table_name)
+        self.names = {
+            "schema": Identifier(datastore.schema),
+            "table": Identifier(events_table_name),
+            "answers": Identifier(self.answers_table_name),
+            "append": Identifier(f"{events_table_name}_append"),
+            "append_rest": Identifier(f"{events_table_name}_append_rest"),
+            "id_type": Identifier(datastore.originator_id_type),
+            "channel": Literal(self.channel_name),
+            "lock_class": Literal(LOCK_CLASS),
+        }
+        create_index = self.sql_create_statements[self.create_insert_function_statement_index - 1]
+        statements = (CREATE_EVENTS, CREATE_ANSWERS)
+        self.sql_create_statements = [
+            *(SQL(statement).format(**self.names) for statement in statements),
+            create_index,
+            SQL(APPEND_REST_FUNCTION).format(**self.names),
+            SQL(APPEND_FUNCTION).format(**self.names),
+        ]
+        self.append_statement = self._sql(
+            "SELECT head, conflicts FROM {schema}.{append}("
+            "%b::int[], %b::{id_type}[], %b::bigint[], %b::text[], %b::bytea[], "
+            "%b::int[], %b::text[], %b::text[], %b::bytea[], %b::int[], %b::bytea[])"
+        )
+        self.select_streams_statement = self._sql(
+            "SELECT e.* FROM unnest(%b::{id_type}[], %b::bigint[]) AS s(id, after) "
+            "CROSS JOIN LATERAL (SELECT originator_id, originator_version, topic, state "
+            "FROM {schema}.{table} WHERE originator_id = s.id AND originator_version > s.after "
+            "ORDER BY originator_version) AS e"
+        )
+        self.select_answers_statement = self._sql(
+            "SELECT a.actor, a.key, a.request_hash, a.status, a.body, a.position "
+            "FROM unnest(%b::text[], %b::text[]) AS k(actor, key) "
+            "CROSS JOIN LATERAL (SELECT * FROM {schema}.{answers} "
+            "WHERE actor = k.actor AND key = k.key OFFSET 0) AS a"
+        )
+        self.head_statement = self._sql(
+            "SELECT coalesce(max(notification_id), 0) FROM {schema}.{table}"
+        )
+        self._queue: deque[Ticket] = deque()
+        self._queue_lock = threading.Lock()
+        self._has_leader = False
+
+    def _sql(self, statement: str) -> Any:
+        return SQL(statement).format(**self.names)
+
+    def _create_table(self, curs: Cursor[DictRow]) -> None:
+        # Several processes may start at once; CREATE … IF NOT EXISTS alone races with itself.
+        curs.execute(SQL("SELECT pg_advisory_xact_lock({}, 0)").format(Literal(LOCK_CLASS)))
+        super()._create_table(curs)
+
+    def insert_events(
+        self, stored_events: Sequence[StoredEvent], **kwargs: Any
+    ) -> Sequence[int] | None:
+        """Record the events together with whatever other threads want recorded now.
+
+        Returns their positions; raises IntegrityError when one of the versions exists already.
+        """
+        if not stored_events:
+            return None
+        ticket = Ticket(Save(stored_events))
+        with self._queue_lock:
+            self._queue.append(ticket)
+            ticket.leads, self._has_leader = not self._has_leader, True
+        if not ticket.leads:
+            ticket.sleep()
+        # Woken up as the leader, it commits for all that wait; else somebody did it for it.
+        if ticket.leads:
+            self._lead(ticket)
+        if ticket.error is not None:
+            raise ticket.error
+        if ticket.outcome is None:
+            raise IntegrityError("The stream has that version already.")
+        return list(ticket.outcome)
+
+    def _lead(self, leader: Ticket) -> None:
+        """Commit one batch, hand the lead to whoever waits longest, and wake the others."""
+        with self._queue_lock:
+            tickets = self._take_disjoint()
+        try:
+            appended = self.append([ticket.save for ticket in tickets])
+        except BaseException as error:
+            for ticket in tickets:
+                ticket.error = error
+        else:
+            for ticket, outcome in zip(tickets, appended.outcomes, strict=True):
+                ticket.outcome = outcome
+        with self._queue_lock:
+            successor = self._queue[0] if self._queue else None
+            self._has_leader = successor is not None
+        leader.leads = False
+        if successor is not None:
+            successor.leads = True
+            successor.wake()
+        for ticket in tickets:
+            if ticket is not leader:
+                ticket.wake()
+
+    def _take_disjoint(self) -> list[Ticket]:
+        """The oldest waiting saves of which no two want the same version; the others wait on."""
+        taken: list[Ticket] = []
+        kept: list[Ticket] = []
+        keys: set[Any] = set()
+        events = 0
+        while self._queue and events < MAX_EVENTS_PER_COMMIT:
+            ticket = self._queue.popleft()
+            if keys.isdisjoint(ticket.keys):
+                taken.append(ticket)
+                events += len(ticket.save.events)
+            else:
+                kept.append(ticket)
+            keys |= ticket.keys
+        self._queue.extendleft(reversed(kept))
+        return taken
+
+    def append(self, saves: Sequence[Save]) -> Appended:
+        """Record many saves in one transaction; no two of them may want the same stream version.
+
+        Each save is atomic and fails alone: where one of its versions, or its idempotency key,
+        exists already, its outcome is None and nothing of it is recorded; the others get their
+        positions. Returns after the commit is durable. A lost connection is retried for 5 s, and
+        whether the lost attempt was committed is then read from the store. Raises OperationalError
+        or InterfaceError when the database stays away.
+        """
+        arguments = _arguments(saves)
+        deadline = time.monotonic() + RETRY_SECONDS
+        retrying = False
+        while True:
+            try:
+                with self.connection() as conn:
+                    head, refused = self._append(conn, arguments)
+                    ours = self._recorded_before(conn, saves, refused) if retrying else {}
+                break
+            except (OperationalError, InterfaceError) as error:
+                if time.monotonic() > deadline:
+                    raise
+                log.warning("event store unreachable, retrying the append", error=str(error))
+                retrying = True
+                time.sleep(RETRY_PAUSE_SECONDS)
+                self.datastore.pool.check()
+        return Appended(head, list(_outcomes(saves, head, refused, ours)))
+
+    def _append(
+        self, conn: Connection[Any], arguments: tuple[list[Any], ...]
+    ) -> tuple[int, set[int]]:
+        with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
+            cursor.execute(self.append_statement, arguments, prepare=True)
+            row = cursor.fetchone()
+        if row is None:
+            raise OperationalError("The append function gave no answer.")
+        return row[0], set(row[1])
+
+    def _recorded_before(
+        self, conn: Connection[Any], saves: Sequence[Save], refused: set[int]
+    ) -> dict[int, range]:
+        """Those refused saves that an earlier attempt, whose answer was lost, did record."""
+        found: dict[int, range] = {}
+        for index in refused:
+            positions = [self._position_of(conn, event) for event in saves[index].events]
+            known = [position for position in positions if position is not None]
+            if known and len(known) == len(positions):
+                found[index] = range(known[0], known[-1] + 1)
+        return found
+
+    def _position_of(self, conn: Connection[Any], event: StoredEvent) -> int | None:
+        row = conn.execute(
+            self._sql(
+                "SELECT notification_id FROM {schema}.{table} WHERE originator_id = %s "
+                "AND originator_version = %s AND topic = %s AND state = %s"
+            ),
+            (event.originator_id, event.originator_version, event.topic, event.state),
+        ).fetchone()
+        return None if row is None else row["notification_id"]
+
+    def connection(self) -> Any:
+        """A pooled connection in autocommit mode, its errors translated to the library's."""
+        return self.datastore.get_connection()
+
+    def fetch(
+        self,
+        conn: Connection[Any],
+        streams: Sequence[tuple[UUID, int]],
+        answers: Sequence[tuple[str, str]],
+        also: Callable[[Cursor[TupleRow]], T],
+    ) -> tuple[list[TupleRow], list[Answer], int, T]:
+        """What a batch of commands needs to be decided, read in one go.
+
+        `also` reads what answers need beside the streams. Then come the answers kept under
+        `(actor, key)`, the events of each `(stream, after version)` ordered by version within the
+        stream, and last the head position: no event that was seen lies behind it.
+        """
+        with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
+            extra = also(cursor)
+            kept: list[Answer] = []
+            if answers:
+                cursor.execute(self.select_answers_statement, _columns(answers), prepare=True)
+                kept = [Answer(*row) for row in cursor.fetchall()]
+            rows: list[TupleRow] = []
+            if streams:
+                cursor.execute(self.select_streams_statement, _columns(streams), prepare=True)
+                rows = cursor.fetchall()
+            cursor.execute(self.head_statement, prepare=True)
+            (head,) = cursor.fetchone() or (0,)
+            return rows, kept, head, extra
+
+    def forget_answers(self, older_than_hours: float) -> int:
+        """Delete idempotency answers past their lifetime; returns how many."""
+        with self.connection() as conn:
+            cursor = conn.execute(
+                self._sql(
+                    "DELETE FROM {schema}.{answers} "
+                    "WHERE created_at < now() - make_interval(secs => %s)"
+                ),
+                (older_than_hours * 3600,),
+            )
+            return int(cursor.rowcount)
+
+
+def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _arguments(saves: Sequence[Save]) -> tuple[list[Any], ...]:
+    events = [(index, event) for index, save in enumerate(saves) for event in save.events]
+    answers = [(index, answer) for index, save in enumerate(saves) for answer in save.answers]
+    return (
+        [index for index, _ in events],
+        [event.originator_id for _, event in events],
+        [event.originator_version for _, event in events],
+        [event.topic for _, event in events],
+        [event.state for _, event in events],
+        [index for index, _ in answers],
+        [answer.actor for _, answer in answers],
+        [answer.key for _, answer in answers],
+        [answer.request_hash for _, answer in answers],
+        [answer.status for _, answer in answers],
+        [answer.body for _, answer in answers],
+    )
+
+
+def _outcomes(
+    saves: Sequence[Save], head: int, refused: set[int], ours: dict[int, range]
+) -> Iterable[range | None]:
+    position = head
+    for index, save in enumerate(saves):
+        if index in refused:
+            yield ours.get(index)
+        else:
+            yield range(position + 1, position + 1 + len(save.events))
+            position += len(save.events)
+
+
+class GroupCommitProcessRecorder(PostgresTrackingRecorder, GroupCommitRecorder, ProcessRecorder):
+    """Also records, in the same transaction, how far in another application a process has come."""
+
+    def insert_events(
+        self, stored_events: Sequence[StoredEvent], **kwargs: Any
+    ) -> Sequence[int] | None:
+        tracking = kwargs.get("tracking")
+        if tracking is None:
+            return super().insert_events(stored_events)
+        save = Save(stored_events)
+        save.keys()
+        with self.datastore.transaction(commit=True) as curs:
+            self._insert_tracking(curs, tracking)
+            head, refused = self._append(curs.connection, _arguments([save]))
+            if refused:
+                raise IntegrityError("The stream has that version already.")
+        return list(range(head + 1, head + 1 + len(stored_events)))
+
+
+class GroupCommitFactory(PostgresFactory):
+    """The library's PostgreSQL factory with our recorders."""
+
+    application_recorder_class = GroupCommitRecorder
+    process_recorder_class = GroupCommitProcessRecorder  # type: ignore[assignment]
+
+
+Factory = GroupCommitFactory
+
+
+def open_recorder(
+    database_url: str, *, pool_size: int = 2, name: str = "backlot"
+) -> GroupCommitRecorder:
+    """A recorder on the database at a libpq URL; creates its tables when they are not there."""
+    known = ("dbname", "host", "port", "user", "password")
+    options = conninfo_to_dict(database_url)
+    factory = GroupCommitFactory(
+        {
+            **{f"POSTGRES_{key.upper()}": str(options.get(key) or "") for key in known},
+            "POSTGRES_PORT": str(options.get("port") or 5432),
+            "POSTGRES_POOL_SIZE": str(pool_size),
+            "POSTGRES_CONNECT_TIMEOUT": "5",
+        }
+    )
+    datastore = factory.datastore
+    # Every query of this store is keyed. The planner must not think otherwise while the table is
+    # still small, because the append function's plan is kept while the table grows.
+    session = f"{options.pop('options', '')} -c enable_seqscan=off".strip()
+    more = {key: value for key, value in options.items() if key not in known}
+    datastore.pool.kwargs = {
+        **cast("dict[str, Any]", datastore.pool.kwargs),
+        **more,
+        "options": session,
+    }
+    recorder = GroupCommitRecorder(datastore, events_table_name=f"{name}_events")
+    recorder.create_table()
+    return recorder

@@ -1,0 +1,94 @@
+"""Structured logs: JSON for machines, readable lines on a terminal, one stream for everything.
+
+A correlation id bound with ``correlated`` stands in each line logged inside it, ours or a
+library's.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+import orjson
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from infra.settings import Settings
+
+# They would otherwise tell each connection or statement at INFO.
+QUIET = ("asyncio", "httpcore", "httpx", "psycopg", "psycopg.pool", "uvicorn.access")
+
+
+def configure_logging(settings: Settings, stream: TextIO | None = None) -> None:
+    """Send structlog and the standard library's loggers to stderr, in the configured format.
+
+    Start uvicorn with ``log_config=None``, so that it leaves its loggers alone.
+    """
+    stream = stream or sys.stderr
+    as_json = settings.log_format == "json" or (
+        settings.log_format == "auto" and not stream.isatty()
+    )
+    level = getattr(logging, settings.log_level.upper())
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=_shared(), processors=_rendering(as_json, stream)
+        )
+    )
+    _route_standard_loggers(handler, level)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_shared(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+
+
+@contextmanager
+def correlated(correlation_id: str, **context: str) -> Iterator[None]:
+    """Put ``correlationId`` and ``context`` into every line logged inside, tasks included."""
+    with structlog.contextvars.bound_contextvars(correlationId=correlation_id, **context):
+        yield
+
+
+def _shared() -> list[Processor]:
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+
+
+def _rendering(as_json: bool, stream: TextIO) -> list[Processor]:
+    strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    if not as_json:
+        return [strip, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+    return [strip, structlog.processors.format_exc_info, _render_json]
+
+
+def _render_json(_: WrappedLogger, __: str, event: EventDict) -> str:
+    # Surrogates and bytes from the outside must not turn a log line into an exception.
+    try:
+        return orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+    except orjson.JSONEncodeError:
+        return orjson.dumps({key: ascii(value) for key, value in event.items()}).decode()
+
+
+def _route_standard_loggers(handler: logging.Handler, level: int) -> None:
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers = []
+        logger.propagate = True
+    for name in QUIET:
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))

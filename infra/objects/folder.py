@@ -1,0 +1,233 @@
+"""The object store of the embedded shape: a folder, as durable as the disk under it.
+
+`uploads/` holds a folder per upload with a file per part, `objects/<key>/` one file named by its
+ETag, `tmp/` whatever is not whole yet. Everything appears by one rename: nothing or all of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import AsyncIterable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from anyio import CancelScope
+
+from infra.objects.disk import Disk, join_files, move_new_folder, sync_folder
+from infra.objects.parts import (
+    ChecksumMismatch,
+    PartFile,
+    PartSpool,
+    holding_parts,
+    publish_part,
+)
+from infra.objects.port import (
+    NoSuchUpload,
+    ObjectStoreUnavailable,
+    Part,
+    PartMismatch,
+    PartRef,
+    SignedUrl,
+    StoredObject,
+    check_key,
+    multipart_etag,
+    ordered_refs,
+)
+from infra.objects.signing import UrlSigner
+
+UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
+UPLOAD_FOLDER = re.compile(r"videos_([0-9a-f-]{36})_[0-9a-f]{32}")
+JOIN_ATTEMPTS = 3
+OBJECT_NAME = re.compile(r"[0-9a-f]{32}-[0-9]{1,5}")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectFile:
+    """A completed object as it lies on the disk."""
+
+    stored: StoredObject
+    path: Path
+    stat: os.stat_result
+
+
+class FolderStore:
+    """An ObjectStore whose URLs lead back to Backlot itself."""
+
+    def __init__(
+        self, root: Path, secret: bytes, url_ttl: timedelta, clock: Callable[[], datetime]
+    ) -> None:
+        """`secret` signs the URLs; another one makes those given out so far useless."""
+        self._disk = Disk(root)
+        self.signer = UrlSigner(secret, url_ttl, clock)
+
+    async def recover(self) -> None:
+        """Make the folders and remove what a crash left over.
+
+        To be called at the start, by the one process that writes to this folder: it also
+        removes the parts that are just being received.
+        """
+        await self._disk.run(self._recover)
+
+    async def check(self) -> None:
+        await self._disk.run(self._disk.probe)
+
+    async def begin(self, key: str) -> str:
+        return await self._disk.run(self._begin, check_key(key))
+
+    def part_url(
+        self, key: str, store_upload_id: str, number: int, size: int, base_url: str
+    ) -> SignedUrl:
+        return self.signer.part_url(key, store_upload_id, number, size, base_url)
+
+    def get_url(self, key: str, content_type: str, filename: str, base_url: str) -> SignedUrl:
+        return self.signer.get_url(key, content_type, filename, base_url)
+
+    async def put_part(
+        self,
+        key: str,
+        store_upload_id: str,
+        number: int,
+        size: int,
+        chunks: AsyncIterable[bytes],
+        md5: str | None = None,
+    ) -> Part:
+        """Keep `chunks` as part `number` if they are `size` bytes with this MD5 (hex, if given).
+
+        Raises NoSuchUpload, PartTooLarge, PartTooShort, ChecksumMismatch and whatever `chunks`
+        raises; then nothing is kept, and an earlier part of that number stays.
+        """
+        folder_name = _folder_name(key, store_upload_id)
+        spool = await self._disk.run(self._open_spool, key, folder_name)
+        try:
+            etag = await PartSpool(self._disk, spool, size).receive(chunks)
+            if md5 not in (None, etag):
+                raise ChecksumMismatch("The part's MD5 is not the one in Content-MD5; send again.")
+            return await self._disk.run(self._publish, spool, folder_name, number, etag, size)
+        finally:
+            with CancelScope(shield=True):
+                await self._disk.run(spool.unlink, True)
+
+    async def list_parts(self, key: str, store_upload_id: str) -> list[Part]:
+        files = await self._disk.run(self._holding, _folder_name(key, store_upload_id))
+        return [file.part for file in files.values()]
+
+    async def complete(
+        self, key: str, store_upload_id: str, parts: Sequence[PartRef]
+    ) -> StoredObject:
+        folder_name = _folder_name(key, store_upload_id)
+        return await self._disk.run(self._complete, key, folder_name, ordered_refs(parts))
+
+    async def abort(self, key: str, store_upload_id: str) -> None:
+        with suppress(NoSuchUpload):
+            await self._disk.run(self._discard, "uploads", _folder_name(key, store_upload_id))
+
+    async def head(self, key: str) -> StoredObject | None:
+        found = await self.find(key)
+        return found.stored if found else None
+
+    async def find(self, key: str) -> ObjectFile | None:
+        """The completed object's file, or None; it never changes, but it may be deleted."""
+        return await self._disk.run(self._find, check_key(key))
+
+    async def delete(self, key: str) -> None:
+        await self._disk.run(self._discard, "objects", check_key(key))
+
+    def _recover(self) -> None:
+        self._disk.prepare()
+        for folder in list(self._disk.inside("uploads").iterdir()):
+            named = UPLOAD_FOLDER.fullmatch(folder.name)
+            if named and self._find(f"videos/{named[1]}"):
+                self._disk.discard(folder)
+
+    def _begin(self, key: str) -> str:
+        upload_id = secrets.token_hex(16)
+        uploads = self._disk.inside("uploads")
+        uploads.mkdir(parents=True, exist_ok=True)
+        (uploads / _folder_name(key, upload_id)).mkdir()
+        sync_folder(uploads)
+        return upload_id
+
+    def _open_spool(self, key: str, folder_name: str) -> Path:
+        if not self._disk.inside("uploads", folder_name).is_dir() or self._find(key):
+            raise NoSuchUpload
+        return self._disk.scratch()
+
+    def _publish(self, spool: Path, folder_name: str, number: int, etag: str, size: int) -> Part:
+        try:
+            folder = self._disk.inside("uploads", folder_name)
+            return publish_part(spool, folder, number, etag, size)
+        except FileNotFoundError:
+            raise NoSuchUpload from None
+
+    def _holding(self, folder_name: str) -> dict[int, PartFile]:
+        try:
+            return holding_parts(self._disk.inside("uploads", folder_name))
+        except FileNotFoundError:
+            raise NoSuchUpload from None
+
+    def _complete(self, key: str, folder_name: str, refs: list[PartRef]) -> StoredObject:
+        found = self._find(key)
+        for _ in range(JOIN_ATTEMPTS):
+            if found is not None:
+                break
+            # When a part vanishes meanwhile, an abort, a re-sent part or another completion came
+            # between: looking again tells which.
+            with suppress(FileNotFoundError):
+                self._join(key, self._select(folder_name, refs), multipart_etag(refs))
+            found = self._find(key)
+        if found is None:
+            raise ObjectStoreUnavailable(f"The parts of {key} change faster than they are joined.")
+        if found.stored.etag != multipart_etag(refs):
+            raise PartMismatch(wrong=[ref.number for ref in refs])
+        self._discard("uploads", folder_name)
+        return found.stored
+
+    def _select(self, folder_name: str, refs: list[PartRef]) -> list[PartFile]:
+        holding = self._holding(folder_name)
+        missing = [ref.number for ref in refs if ref.number not in holding]
+        files = [holding[ref.number] for ref in refs if ref.number in holding]
+        named = {ref.number: ref.etag for ref in refs}
+        wrong = [f.number for f in files if named[f.number] != f.etag or not f.is_whole()]
+        if missing or wrong:
+            raise PartMismatch(missing, wrong)
+        return files
+
+    def _join(self, key: str, files: list[PartFile], etag: str) -> None:
+        """Publish the object, unless another completion was first. Raises FileNotFoundError."""
+        videos = self._disk.inside("objects", key).parent
+        videos.mkdir(parents=True, exist_ok=True)
+        whole = self._disk.scratch()
+        whole.mkdir()
+        try:
+            join_files([(file.path, file.size) for file in files], whole / etag)
+            sync_folder(whole)
+            move_new_folder(whole, self._disk.inside("objects", key))
+        finally:
+            shutil.rmtree(whole, ignore_errors=True)
+
+    def _find(self, key: str) -> ObjectFile | None:
+        try:
+            with os.scandir(self._disk.inside("objects", key)) as entries:
+                for entry in entries:
+                    if OBJECT_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        stat = entry.stat(follow_symlinks=False)
+                        stored = StoredObject(key, stat.st_size, entry.name)
+                        return ObjectFile(stored, Path(entry.path), stat)
+        except FileNotFoundError:
+            pass
+        return None
+
+    def _discard(self, *names: str) -> None:
+        self._disk.discard(self._disk.inside(*names))
+
+
+def _folder_name(key: str, upload_id: str) -> str:
+    """Raises InvalidKey, and NoSuchUpload for an id that can't be ours."""
+    if not UPLOAD_ID.fullmatch(upload_id):
+        raise NoSuchUpload
+    return f"{check_key(key).replace('/', '_')}_{upload_id}"

@@ -1,0 +1,169 @@
+"""The port to the object store: commands and queries know only this, never folder or S3."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from typing import Protocol
+
+MAX_PARTS = 10_000
+KEY = re.compile(r"videos/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+PART_ETAG = re.compile(r"[0-9a-f]{32}")
+CONTENT_TYPE = re.compile(r"[a-z]+/[A-Za-z0-9][A-Za-z0-9.+-]{0,80}")
+
+
+class ObjectStoreError(Exception):
+    """What the object store can refuse; the text is fit for a client."""
+
+
+class InvalidKey(ObjectStoreError):
+    """A key, upload id, part number or size that no store may act on."""
+
+
+class NoSuchUpload(ObjectStoreError):
+    """Never begun, aborted, or already completed: then `head` gives the object."""
+
+    def __init__(self) -> None:
+        super().__init__("There is no such upload under way; start a new one.")
+
+
+class PartMismatch(ObjectStoreError):
+    """The parts named for completion are not the parts that arrived."""
+
+    def __init__(self, missing: Sequence[int] = (), wrong: Sequence[int] = ()) -> None:
+        self.missing, self.wrong = tuple(missing), tuple(wrong)
+        told = [
+            f"{what}: {_some(numbers)}."
+            for what, numbers in (("Missing parts", missing), ("Parts named wrongly", wrong))
+            if numbers
+        ]
+        super().__init__(" ".join(told) or "No parts were named.")
+
+
+def _some(numbers: Sequence[int], most: int = 20) -> str:
+    listed = ", ".join(map(str, numbers[:most]))
+    return listed if len(numbers) <= most else f"{listed} and {len(numbers) - most} more"
+
+
+class ObjectStoreUnavailable(ObjectStoreError):
+    """The store can't serve now. `cause` is for the operator and may name folders and hosts."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__("The object store is unavailable; try again later.")
+        self.cause = cause
+
+
+@dataclass(frozen=True, slots=True)
+class SignedUrl:
+    """A URL that carries its own permission until `expires_at`."""
+
+    url: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PartRef:
+    """A part as a client names it: number from 1, ETag with or without its quotes."""
+
+    number: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part that has arrived: number from 1, unquoted ETag, size in bytes."""
+
+    number: int
+    etag: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """A completed object: size in bytes, unquoted multipart ETag."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class ObjectStore(Protocol):
+    """Multipart uploads under keys `videos/<uuid>`, one completion per key.
+
+    Any method may raise ObjectStoreUnavailable, and InvalidKey for a key of another form.
+    """
+
+    async def begin(self, key: str) -> str:
+        """Open an upload and return the id by which the store knows it."""
+
+    def part_url(
+        self, key: str, store_upload_id: str, number: int, size: int, base_url: str
+    ) -> SignedUrl:
+        """Where to PUT part `number` (1 to 10,000) of exactly `size` bytes."""
+
+    async def list_parts(self, key: str, store_upload_id: str) -> list[Part]:
+        """The parts that arrived, by number. Raises NoSuchUpload."""
+
+    async def complete(
+        self, key: str, store_upload_id: str, parts: Sequence[PartRef]
+    ) -> StoredObject:
+        """Join the named parts, in order of number, into the object; again: the same answer.
+
+        Raises PartMismatch when parts are missing, double or of another ETag, NoSuchUpload when
+        neither the upload nor the object is there.
+        """
+
+    async def abort(self, key: str, store_upload_id: str) -> None:
+        """Drop the upload and its parts, if there are any; a completed object stays."""
+
+    async def head(self, key: str) -> StoredObject | None:
+        """The completed object, or None."""
+
+    async def delete(self, key: str) -> None:
+        """Drop the completed object, if there is one."""
+
+    def get_url(self, key: str, content_type: str, filename: str, base_url: str) -> SignedUrl:
+        """Where to GET the object, which is then served with this type and file name."""
+
+    async def check(self) -> None:
+        """Raise ObjectStoreUnavailable unless the store would take an upload now."""
+
+
+def check_key(key: str) -> str:
+    """The key itself; raises InvalidKey unless it reads `videos/<uuid>` in lower case."""
+    if not KEY.fullmatch(key):
+        raise InvalidKey("An object's key has to be videos/<uuid>.")
+    return key
+
+
+def ordered_refs(parts: Sequence[PartRef]) -> list[PartRef]:
+    """By number, ETags without quotes. Raises PartMismatch for none, doubles and no-ETags."""
+    plain = (PartRef(part.number, part.etag.strip('"').lower()) for part in parts)
+    refs = sorted(plain, key=lambda ref: ref.number)
+    doubles = {one.number for one, next_one in pairwise(refs) if one.number == next_one.number}
+    wrong = [ref.number for ref in refs if not PART_ETAG.fullmatch(ref.etag)]
+    if not refs or doubles or wrong:
+        raise PartMismatch(wrong=sorted(doubles.union(wrong)))
+    return refs
+
+
+def multipart_etag(refs: Sequence[PartRef]) -> str:
+    """As S3 computes it: MD5 over the parts' binary MD5s, a dash, and how many parts."""
+    digests = b"".join(bytes.fromhex(ref.etag) for ref in refs)
+    return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(refs)}"
+
+
+def safe_content_type(content_type: str) -> str:
+    """The type if it fits into a header as it stands, else `application/octet-stream`."""
+    return content_type if CONTENT_TYPE.fullmatch(content_type) else "application/octet-stream"
+
+
+def safe_filename(filename: str) -> str:
+    """The last component without control characters, at most 150 characters; `video` if empty."""
+    last = re.split(r"[/\\]", filename)[-1]
+    printable = "".join(c for c in last if c.isprintable()).strip(". ")
+    return printable[-150:] or "video"

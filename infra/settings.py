@@ -1,0 +1,263 @@
+"""Everything that can be configured, read once from the environment.
+
+What differs between the embedded and the production shape is decided from these values alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from infra.errors import OperatorError
+
+MIB = 1024 * 1024
+MAX_PARTS = 10_000
+MIN_SECRET_BYTES = 32
+EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - recognised, not bound
+
+JwtAlgorithm = Literal["HS256", "RS256", "ES256"]
+
+
+class SettingsError(OperatorError):
+    """A setting that is present but wrong; the text names its environment variable."""
+
+    exit_code = 2
+
+
+class Role(StrEnum):
+    """A part of Backlot that a process can run."""
+
+    COMMANDS = "commands"
+    QUERIES = "queries"
+    PROJECTIONS = "projections"
+    WORKERS = "workers"
+
+
+def _split_commas(value: object) -> object:
+    if isinstance(value, str):
+        return [part for part in (word.strip() for word in value.split(",")) if part]
+    return value
+
+
+def _lower(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _postgres_url(value: SecretStr | None) -> SecretStr | None:
+    if value is None:
+        return None
+    if not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+        raise ValueError("must start with postgresql:// or postgres://")
+    try:
+        conninfo_to_dict(value.get_secret_value())
+    except ProgrammingError:
+        # libpq's own message may repeat the password.
+        raise ValueError("is not a PostgreSQL URL that libpq can read") from None
+    return value
+
+
+def _some_roles(value: frozenset[Role]) -> frozenset[Role]:
+    if not value:
+        raise ValueError(f"name at least one of {', '.join(Role)}")
+    return value
+
+
+def _long_secret(value: SecretStr | None) -> SecretStr | None:
+    if value is not None and len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
+        raise ValueError(f"must be at least {MIN_SECRET_BYTES} bytes long (RFC 7518, section 3.2)")
+    return value
+
+
+def _pem(value: str | None) -> str | None:
+    # Environment files hold one line per variable, so line breaks arrive as a backslash and an n.
+    if value is None:
+        return None
+    value = value.replace("\\n", "\n").strip() + "\n"
+    if not value.startswith("-----BEGIN PUBLIC KEY-----"):
+        raise ValueError("must be a PEM text that starts with -----BEGIN PUBLIC KEY-----")
+    return value
+
+
+def _http_url(value: str | None) -> str | None:
+    if value is None:
+        return None
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("must start with http:// or https://")
+    return value.rstrip("/")
+
+
+CommaSet = BeforeValidator(_split_commas)
+HttpUrl = Annotated[str | None, AfterValidator(_http_url)]
+
+
+class Settings(BaseSettings):
+    """One process's configuration; ``.env.example`` documents each variable.
+
+    An unset service means its embedded part: no ``DATABASE_URL`` starts PostgreSQL in the data
+    folder, no ``JWT_*`` key makes a local secret there.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    host: str = Field(default="127.0.0.1", alias="BACKLOT_HOST")
+    port: int = Field(default=8000, alias="BACKLOT_PORT", ge=1, le=65535)
+    data_dir: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
+        default=Path(".backlot"), alias="BACKLOT_DATA_DIR"
+    )
+    configured_public_url: HttpUrl = Field(default=None, alias="BACKLOT_PUBLIC_URL")
+    roles: Annotated[frozenset[Role], NoDecode, CommaSet, AfterValidator(_some_roles)] = Field(
+        default=frozenset(Role), alias="BACKLOT_ROLES"
+    )
+
+    database_url: Annotated[SecretStr | None, AfterValidator(_postgres_url)] = Field(
+        default=None, alias="DATABASE_URL"
+    )
+
+    jwt_secret: Annotated[SecretStr | None, AfterValidator(_long_secret)] = Field(
+        default=None, alias="JWT_SECRET"
+    )
+    jwt_public_key: Annotated[str | None, AfterValidator(_pem)] = Field(
+        default=None, alias="JWT_PUBLIC_KEY"
+    )
+    jwt_jwks_url: HttpUrl = Field(default=None, alias="JWT_JWKS_URL")
+    jwt_issuer: str | None = Field(default=None, alias="JWT_ISSUER")
+    jwt_audience: str | None = Field(default=None, alias="JWT_AUDIENCE")
+    configured_jwt_algorithms: Annotated[frozenset[JwtAlgorithm], NoDecode, CommaSet] = Field(
+        default=frozenset(), alias="JWT_ALGORITHMS"
+    )
+
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = (
+        Field(default="info", alias="LOG_LEVEL")
+    )
+    log_format: Annotated[Literal["auto", "json", "console"], BeforeValidator(_lower)] = Field(
+        default="auto", alias="LOG_FORMAT"
+    )
+
+    part_size_bytes: int = Field(
+        default=8 * MIB, alias="PART_SIZE_BYTES", ge=1024, le=5 * 1024 * MIB
+    )
+    max_upload_bytes: PositiveInt = Field(default=64 * 1024 * MIB, alias="MAX_UPLOAD_BYTES")
+    body_limit_bytes: int = Field(default=256 * 1024, alias="BODY_LIMIT_BYTES", ge=1024)
+    url_ttl_seconds: PositiveInt = Field(default=3600, alias="URL_TTL_SECONDS")
+
+    command_batch_max: PositiveInt = Field(default=256, alias="COMMAND_BATCH_MAX")
+    command_queue_max: PositiveInt = Field(default=10_000, alias="COMMAND_QUEUE_MAX")
+    command_retries: int = Field(default=5, alias="COMMAND_RETRIES", ge=0)
+    idempotency_ttl_hours: PositiveInt = Field(default=24, alias="IDEMPOTENCY_TTL_HOURS")
+
+    projection_batch_events: PositiveInt = Field(default=5000, alias="PROJECTION_BATCH_EVENTS")
+    projection_poll_seconds: PositiveFloat = Field(default=1.0, alias="PROJECTION_POLL_SECONDS")
+
+    @property
+    def public_url(self) -> str:
+        """Where clients reach Backlot, without a trailing slash; part URLs start with it."""
+        if self.configured_public_url is not None:
+            return self.configured_public_url
+        host = "127.0.0.1" if self.host in EVERY_ADDRESS else self.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def embedded_database(self) -> bool:
+        """Whether Backlot starts its own PostgreSQL in the data folder."""
+        return self.database_url is None
+
+    @property
+    def local_auth(self) -> bool:
+        """Whether tokens are signed with a secret that Backlot keeps in the data folder."""
+        return self.jwt_secret is None and self.jwt_public_key is None and self.jwt_jwks_url is None
+
+    @property
+    def jwt_algorithms(self) -> frozenset[JwtAlgorithm]:
+        """What a token may be signed with; never a secret's and a key's algorithms together."""
+        return self.configured_jwt_algorithms or self._possible_algorithms()
+
+    def _possible_algorithms(self) -> frozenset[JwtAlgorithm]:
+        if self.jwt_public_key is None and self.jwt_jwks_url is None:
+            return frozenset({"HS256"})
+        return frozenset({"RS256", "ES256"})
+
+    @model_validator(mode="after")
+    def _one_way_to_verify(self) -> Self:
+        ways = {
+            "JWT_SECRET": self.jwt_secret,
+            "JWT_PUBLIC_KEY": self.jwt_public_key,
+            "JWT_JWKS_URL": self.jwt_jwks_url,
+        }
+        given = [name for name, value in ways.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: set only one of them")
+        impossible = self.configured_jwt_algorithms - self._possible_algorithms()
+        if impossible:
+            how = given[0] if given else "the local secret"
+            raise ValueError(
+                f"JWT_ALGORITHMS: {', '.join(sorted(impossible))} needs another key than {how}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _upload_fits_its_parts(self) -> Self:
+        most = self.part_size_bytes * MAX_PARTS
+        if self.max_upload_bytes > most:
+            raise ValueError(
+                f"MAX_UPLOAD_BYTES: {self.max_upload_bytes} is more than {MAX_PARTS} parts of "
+                f"PART_SIZE_BYTES hold ({most})"
+            )
+        return self
+
+
+class _GivenSettings(Settings):
+    """Settings from exactly the values given, whatever the process's environment holds."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def load_settings(env: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings from ``env``, or from the environment and ``.env`` when it is None.
+
+    Raises SettingsError with one line that names each wrong variable; secrets are not repeated.
+    """
+    try:
+        if env is None:
+            return Settings()
+        given: dict[str, Any] = {name: value for name, value in env.items() if value != ""}
+        return _GivenSettings(**given)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _explain(item: ErrorDetails) -> str:
+    message = item["msg"].removeprefix("Value error, ")
+    if not item["loc"]:
+        return message
+    name = str(item["loc"][0])
+    message = message[:1].lower() + message[1:]
+    secret = name in ("DATABASE_URL", "JWT_SECRET", "JWT_PUBLIC_KEY")
+    return f"{name}: {message}" + ("" if secret else f" (got {item['input']!r})")

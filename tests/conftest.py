@@ -1,0 +1,70 @@
+"""Fixtures of all tiers; the PostgreSQL here is the one that Backlot ships, started once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import psycopg
+import pytest
+import structlog
+from psycopg import sql
+
+from infra.postgres import EmbeddedPostgres
+from infra.settings import Settings
+from tests.support import unused_port
+
+OWN_VARIABLES = tuple(str(field.alias) for field in Settings.model_fields.values())
+_numbers = count(1)
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No setting of whoever runs the tests, and no log context of an earlier test."""
+    for name in OWN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    structlog.contextvars.clear_contextvars()
+    yield
+    structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture
+def free_port() -> int:
+    return unused_port()
+
+
+@pytest.fixture(scope="session")
+def short_dir() -> Iterator[Path]:
+    """A folder with a short path that other users can pass, for sockets and servers."""
+    folder = Path(tempfile.mkdtemp(prefix="backlot-test-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres(short_dir: Path) -> Iterator[EmbeddedPostgres]:
+    """A real server for the whole run; tests that kill a server start their own."""
+    # Speed: nothing here outlives the run. Tests of durability start a server as it is shipped.
+    settings = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "64MB"}
+    with EmbeddedPostgres(short_dir / "postgres", settings=settings) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_url(postgres: EmbeddedPostgres) -> str:
+    """The shared server's own database: for looking at the server, not for tables."""
+    return postgres.url
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """The URL of an empty database that only this test uses."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(postgres.url, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        yield postgres.url_of(name)
+        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

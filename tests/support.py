@@ -1,0 +1,43 @@
+"""What tests of all tiers share and fixtures cannot give."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from typing import NoReturn
+
+import pytest
+
+INSTALL = {
+    "chromium": "apt-get install chromium",
+    "ffmpeg": "apt-get install ffmpeg",
+}
+
+
+def in_ci() -> bool:
+    """Whether a missing service is a failure, not a reason to skip."""
+    return os.environ.get("CI", "").lower() in ("1", "true", "yes")
+
+
+def requires(program: str) -> str:
+    """The path of an installed program; without it, skip, or fail when CI=true."""
+    path = shutil.which(program)
+    if path is None:
+        unavailable(f"{program} is not installed: {INSTALL.get(program, 'install it')}")
+    return path
+
+
+def unavailable(reason: str) -> NoReturn:
+    """End a test that cannot run here: skipped with the reason, failed when CI=true."""
+    if in_ci():
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def unused_port() -> int:
+    """A TCP port on the loopback address that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,241 @@
+"""Tokens that prove somebody, and all the ways of not proving anything."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.auth import (
+    Authenticator,
+    Identity,
+    InvalidToken,
+    OneKey,
+    make_authenticator,
+    mint_token,
+    read_or_make_secret,
+)
+from infra.settings import SettingsError, load_settings
+
+SECRET = "a secret of at least thirty-two bytes"
+ANOTHER = "another secret of thirty-two bytes and more"
+RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+EC_KEY = ec.generate_private_key(ec.SECP256R1())
+
+
+def authenticator(**env: str) -> Authenticator:
+    return make_authenticator(load_settings(env), local_secret=SECRET)
+
+
+def signed(claims: Mapping[str, Any], key: Any = SECRET, algorithm: str = "HS256") -> str:
+    filled = {"sub": "alice", "exp": int(time.time()) + 60, **claims}
+    present = {name: value for name, value in filled.items() if value is not None}
+    return jwt.encode(present, key, algorithm=algorithm)
+
+
+def pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> str:
+    encoded = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return encoded.decode()
+
+
+def refusal(token: str, subject: Authenticator | None = None) -> str:
+    with pytest.raises(InvalidToken) as caught:
+        (subject or authenticator()).authenticate(token)
+    return caught.value.reason
+
+
+def test_a_minted_token_is_its_user() -> None:
+    token = mint_token(SECRET, "alice", ["admin"], timedelta(minutes=1))
+    identity = authenticator().authenticate(token)
+    assert identity == Identity("alice", frozenset({"admin"}))
+    assert identity.is_admin
+
+
+def test_an_ordinary_viewer_is_no_operator() -> None:
+    assert not authenticator().authenticate(mint_token(SECRET, "bob")).is_admin
+
+
+@pytest.mark.parametrize(
+    ("claims", "reason"),
+    [
+        ({"exp": None}, "token has no exp"),
+        ({"sub": None}, "token has no sub"),
+        ({"exp": 1}, "expired"),
+        ({"exp": 1e400}, "malformed|seconds"),
+        ({"nbf": int(time.time()) + 600}, "not valid yet"),
+        ({"sub": ""}, "1 to 128"),
+        ({"sub": "x" * 129}, "1 to 128"),
+        ({"sub": "nul\x00"}, "printable"),
+        ({"sub": "\ud800"}, "printable"),
+        ({"sub": 7}, "malformed"),
+        ({"roles": "admin"}, "list of strings"),
+        ({"roles": [1]}, "list of strings"),
+    ],
+)
+def test_claims_that_prove_nothing(claims: dict[str, Any], reason: str) -> None:
+    assert re.search(reason, refusal(signed(claims)))
+
+
+def test_a_user_id_may_be_128_characters_of_any_script() -> None:
+    assert authenticator().authenticate(signed({"sub": "é" * 128})).user_id == "é" * 128
+
+
+def test_another_secret_is_refused() -> None:
+    assert refusal(signed({}, ANOTHER)) == "signature does not match"
+
+
+def test_unsigned_tokens_are_refused() -> None:
+    assert refusal(signed({}, None, "none")) == "algorithm is not allowed"
+
+
+def test_a_public_key_does_not_pass_as_a_secret() -> None:
+    public = pem(RSA_KEY)
+    subject = authenticator(JWT_PUBLIC_KEY=public)
+    header = base64.urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').rstrip(b"=")
+    body = base64.urlsafe_b64encode(json.dumps({"sub": "a", "exp": 9e9}).encode()).rstrip(b"=")
+    mac = jwt.get_algorithm_by_name("HS256").sign(header + b"." + body, public.encode())
+    forged = b".".join([header, body, base64.urlsafe_b64encode(mac).rstrip(b"=")]).decode()
+    assert refusal(forged, subject) == "algorithm is not allowed"
+
+
+@pytest.mark.parametrize(("key", "algorithm"), [(RSA_KEY, "RS256"), (EC_KEY, "ES256")])
+def test_a_public_key_verifies(key: Any, algorithm: str) -> None:
+    subject = authenticator(JWT_PUBLIC_KEY=pem(key).replace("\n", "\\n"))
+    assert subject.authenticate(signed({}, key, algorithm)).user_id == "alice"
+    assert refusal(signed({}), subject) == "algorithm is not allowed"
+
+
+def test_an_unreadable_public_key_stops_the_start() -> None:
+    broken = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"
+    with pytest.raises(SettingsError, match="JWT_PUBLIC_KEY: is not a readable"):
+        authenticator(JWT_PUBLIC_KEY=broken)
+
+
+def test_a_key_for_other_algorithms_stops_the_start() -> None:
+    with pytest.raises(SettingsError, match="JWT_ALGORITHMS: JWT_PUBLIC_KEY verifies RS256 only"):
+        authenticator(JWT_PUBLIC_KEY=pem(RSA_KEY), JWT_ALGORITHMS="ES256")
+
+
+def test_issuer_and_audience_are_checked_when_configured() -> None:
+    subject = authenticator(JWT_ISSUER="https://id.example", JWT_AUDIENCE="backlot")
+    good = {"iss": "https://id.example", "aud": "backlot"}
+    assert subject.authenticate(signed(good)).user_id == "alice"
+    assert refusal(signed({**good, "iss": "elsewhere"}), subject) == "token is from another issuer"
+    assert refusal(signed({**good, "aud": "shop"}), subject) == "token is for another audience"
+    assert refusal(signed({"iss": good["iss"]}), subject) == "token has no aud"
+    assert refusal(signed({"aud": good["aud"]}), subject) == "token has no iss"
+
+
+def test_an_audience_is_ignored_when_none_is_configured() -> None:
+    assert authenticator().authenticate(signed({"aud": "shop"})).user_id == "alice"
+
+
+@given(st.text(max_size=200) | st.binary(max_size=200).map(lambda raw: raw.decode("latin-1")))
+def test_garbage_is_an_invalid_token_and_nothing_worse(token: str) -> None:
+    refusal(token)
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x), max_leaves=5))
+def test_a_header_of_any_shape_is_an_invalid_token(shape: Any) -> None:
+    for header in (shape, {"alg": shape}, {"alg": "HS256", "crit": shape, "kid": shape}):
+        encoded = base64.urlsafe_b64encode(json.dumps(header).encode()).rstrip(b"=").decode()
+        refusal(f"{encoded}.e30.e30")
+
+
+def test_deep_nesting_and_great_length_are_invalid_tokens() -> None:
+    nested = base64.urlsafe_b64encode(b"[" * 5000).decode().rstrip("=")
+    refusal(f"{nested}.e30.e30")
+    assert "longer than" in refusal("x" * 9000)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class CountingKeys(OneKey):
+    lookups = 0
+
+    def find(self, token: str) -> Any:
+        CountingKeys.lookups += 1
+        return super().find(token)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    CountingKeys.lookups = 0
+    return Clock()
+
+
+def counting(clock: Clock, remember: int = 4096) -> Authenticator:
+    return Authenticator(CountingKeys(SECRET, ["HS256"]), clock=clock, remember=remember)
+
+
+def test_a_repeated_token_is_verified_once(clock: Clock) -> None:
+    subject, token = counting(clock), mint_token(SECRET, "alice")
+    assert subject.recall(token) is None
+    assert len({subject.authenticate(token) for _ in range(5)}) == 1
+    assert subject.recall(token) is not None
+    assert CountingKeys.lookups == 1
+
+
+def test_a_remembered_token_ends_when_it_expires(clock: Clock) -> None:
+    subject, token = counting(clock), mint_token(SECRET, "alice", ttl=timedelta(seconds=30))
+    subject.authenticate(token)
+    clock.now += 31
+    assert refusal(token, subject) == "token has expired"
+
+
+def test_a_long_lived_token_is_verified_again_after_a_while(clock: Clock) -> None:
+    subject, token = counting(clock), mint_token(SECRET, "alice", ttl=timedelta(days=1))
+    subject.authenticate(token)
+    clock.now += 301
+    subject.authenticate(token)
+    assert CountingKeys.lookups == 2
+
+
+def test_the_memory_is_bounded_and_forgets_the_least_used(clock: Clock) -> None:
+    subject = counting(clock, remember=2)
+    one, two, three = (mint_token(SECRET, name) for name in ("one", "two", "three"))
+    for token in (one, two, one, three):
+        subject.authenticate(token)
+    assert subject.recall(one) is not None
+    assert subject.recall(two) is None
+
+
+def test_an_invalid_token_is_not_remembered(clock: Clock) -> None:
+    subject, token = counting(clock), mint_token(ANOTHER, "alice")
+    for _ in range(2):
+        refusal(token, subject)
+    assert CountingKeys.lookups == 2
+
+
+def test_minting_for_an_impossible_user_is_refused() -> None:
+    with pytest.raises(InvalidToken, match="1 to 128"):
+        mint_token(SECRET, "")
+
+
+def test_the_local_secret_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "jwt-secret"
+    first = read_or_make_secret(path)
+    assert len(first) >= 32
+    assert read_or_make_secret(path) == first
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [entry.name for entry in tmp_path.iterdir()] == ["jwt-secret"]
