@@ -104,7 +104,7 @@ class CommandBus:
         try:
             while waiting:
                 waiting = self._round(waiting)
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - it belongs to those who wait
             self._cache.clear()
             for request in requests:
                 request.outcome = request.outcome or error

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
+from fastapi import APIRouter, Request, Response
+
 from commands.command import Aggregates, Command
+from commands.endpoint import executor
 from domain.model import Origin
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
 from infra.contract import LikeState
+from infra.http import problems
 
 
 class Wish(StrEnum):
@@ -38,3 +43,28 @@ class ChangeLike(Command[LikeState]):
         likes = aggregates.get(VideoLikes, stream_id(self.video_id, self.viewer))
         getattr(likes, self.wish)(self.video_id, self.viewer, origin)
         return LikeState(has_liked=likes.liked, likes_count=(found or 0) + likes.liked)
+
+
+router = APIRouter(tags=["likes"])
+answers: dict[str, Any] = {
+    "response_model": LikeState,
+    "responses": problems(401, 404, 409, 422, 503),
+}
+
+
+@router.post("/videos/{video_id}/like", summary="Like, or take the like back", **answers)
+async def toggle_like(video_id: UUID, request: Request) -> Response:
+    execute = await executor(request)
+    return await execute(ChangeLike(video_id, execute.actor, Wish.TOGGLE))
+
+
+@router.put("/videos/{video_id}/like", summary="Like", **answers)
+async def like(video_id: UUID, request: Request) -> Response:
+    execute = await executor(request)
+    return await execute(ChangeLike(video_id, execute.actor, Wish.LIKE))
+
+
+@router.delete("/videos/{video_id}/like", summary="Take the like back", **answers)
+async def unlike(video_id: UUID, request: Request) -> Response:
+    execute = await executor(request)
+    return await execute(ChangeLike(video_id, execute.actor, Wish.UNLIKE))

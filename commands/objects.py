@@ -15,9 +15,8 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from infra.http import Problem
-from infra.objects import ChecksumMismatch, FolderStore, PartCutOff, PartStalled
-from infra.objects import PartTooLarge, PartTooShort
+from infra.http import Problem, problems
+from infra.objects import FolderStore, PartCutOff, PartStalled, PartTooLarge, PartTooShort
 from infra.objects.problems import as_problems
 
 IDLE_SECONDS = 60.0
@@ -31,18 +30,11 @@ BINARY_BODY: dict[str, Any] = {
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
-ANSWERS: dict[int | str, dict[str, Any]] = {
+STORED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The part is stored; its ETag is the MD5 of its bytes.",
         "headers": {"ETag": {"schema": {"type": "string"}}},
-    },
-    400: {"description": "Content-MD5 is unreadable, or the body was cut off."},
-    403: {"description": "The URL's signature is wrong or has expired."},
-    404: {"description": "The upload is not under way."},
-    408: {"description": "No byte came for a minute."},
-    413: {"description": "More bytes than the URL was signed for."},
-    422: {"description": "Fewer bytes than the URL was signed for, or of another MD5."},
-    503: {"description": "The object store can't take it now."},
+    }
 }
 
 
@@ -64,7 +56,7 @@ def router(store: FolderStore, idle_seconds: float = IDLE_SECONDS) -> APIRouter:
         "/objects/{key:path}",
         summary="Send one part of an upload",
         response_class=Response,
-        responses=ANSWERS,
+        responses=STORED | problems(400, 403, 404, 413, 422, 503),
         openapi_extra=BINARY_BODY,
     )
     async def put_part(
@@ -82,7 +74,7 @@ def router(store: FolderStore, idle_seconds: float = IDLE_SECONDS) -> APIRouter:
 
 def _check_length(request: Request, size: int) -> None:
     announced = request.headers.get("content-length")
-    if announced is None or int(announced) == size:
+    if announced is None or not announced.isdecimal() or int(announced) == size:
         return
     detail = f"Content-Length is {announced}, but the URL was signed for {size} bytes."
     raise PartTooLarge(detail) if int(announced) > size else PartTooShort(detail)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from domain.errors import NotAllowed, NotFound
-from domain.model import Aggregate, Origin, Personal
+from domain.model import BEGINNING, Aggregate, Origin, Personal
 from domain.text import check_text
 
 MAX_LENGTH = 10_000
@@ -34,6 +34,7 @@ class Comment(Aggregate):
             comment.author = self.author
             comment.content = self.content
             comment.revision = 1
+            comment.posted_at = self.timestamp
 
     class Edited(Event):
         TOPIC = "comment.edited.v1"
@@ -81,6 +82,7 @@ class Comment(Aggregate):
         self.author = ""
         self.content = ""
         self.revision = 0
+        self.posted_at = BEGINNING
         self.language: str | None = None
         self.deleted = False
 

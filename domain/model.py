@@ -17,9 +17,10 @@ BEGINNING = datetime.fromtimestamp(0, UTC)
 
 @dataclass(frozen=True, slots=True)
 class Personal:
-    """Marks an event field that tells something about a person (`Annotated[str, Personal("actor")]`).
+    """Marks an event field that tells something about a person.
 
-    `subject` names the field that holds the person's user id, so that a codec can encrypt the
+    Used as `Annotated[str, Personal("author")]`; `subject` names the field that holds the person's
+    user id, so that a codec can encrypt the
     field with that person's key, and destroying the key forgets the person.
     """
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
+from uuid import UUID
 
 from domain.errors import Conflict, Invalid, NotAllowed, NotFound
 from domain.model import Aggregate, Origin, Personal, Upcast
@@ -25,6 +26,11 @@ class Status(StrEnum):
     ABORTED = "aborted"
     EXPIRED = "expired"
     REMOVED = "removed"
+
+
+def object_key(upload_id: UUID) -> str:
+    """Where the upload's object lies in the object store; unique, because the id is."""
+    return f"videos/{upload_id}"
 
 
 def part_layout(size_bytes: int, preferred_part_bytes: int) -> tuple[int, int]:

@@ -251,7 +251,7 @@ def _reason(error: jwt.PyJWTError) -> str:
 def _keys(settings: Settings, local_secret: str | None) -> Keys:
     algorithms = sorted(settings.jwt_algorithms)
     if settings.jwt_jwks_url is not None:
-        return RemoteKeys(settings.jwt_jwks_url, frozenset(algorithms))
+        return RemoteKeys(settings.jwt_jwks_url, algorithms)
     if settings.jwt_public_key is not None:
         return _public_key(settings.jwt_public_key, settings.configured_jwt_algorithms)
     if settings.jwt_secret is not None:

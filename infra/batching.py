@@ -37,14 +37,15 @@ class Batcher(Generic[T, R]):
         self._max_waiting = max_waiting
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
-        self._running = False
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._closed = False
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     async def submit(self, item: T) -> R:
-        """The result of `item`, once its batch is done; raises QueueFull at once when too many wait.
+        """The result of `item`, once its batch is done; QueueFull at once when too many wait.
 
         Work that was submitted is done even when the submitter goes away.
         """
@@ -53,8 +54,8 @@ class Batcher(Generic[T, R]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         self._waiting.append((item, future))
-        if not self._running:
-            self._running = True
+        if self._idle.is_set():
+            self._idle.clear()
             # Not at once: what arrives in the same turn of the loop shares the batch.
             loop.call_soon(self._start, loop)
         return await future
@@ -62,13 +63,12 @@ class Batcher(Generic[T, R]):
     async def close(self) -> None:
         """Take nothing more, and return when what waits is done."""
         self._closed = True
-        while self._running:
-            await asyncio.sleep(0.005)
+        await self._idle.wait()
         self._thread.shutdown()
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._waiting:
-            self._running = False
+            self._idle.set()
             return
         size = min(len(self._waiting), self._max_batch)
         batch = [self._waiting.popleft() for _ in range(size)]
@@ -80,7 +80,7 @@ class Batcher(Generic[T, R]):
         results: Sequence[R | BaseException]
         try:
             results = self._process([item for item, _ in batch])
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - it belongs to those who submitted
             results = [error] * len(batch)
         loop.call_soon_threadsafe(self._finish, batch, results, loop)
 

@@ -166,9 +166,9 @@ class VideoRemoved(Wire):
 
 
 class LikeState(Wire):
-    """Whether the caller likes the video, and how many do, the caller's own action included."""
+    """Whether the caller, where known, likes the video; how many do, their own action included."""
 
-    has_liked: bool
+    has_liked: bool | None = None
     likes_count: Annotated[int, Field(examples=[42])]
 
 

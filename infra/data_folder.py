@@ -40,12 +40,12 @@ class DataFolder:
     @property
     def postgres(self) -> Path:
         """The database cluster of the embedded PostgreSQL."""
-        return self.path / "postgres"
+        return cluster_path(self.path)
 
     @property
     def objects(self) -> Path:
         """Media objects and the parts of unfinished uploads."""
-        return self.path / "objects"
+        return objects_path(self.path)
 
     @property
     def secret(self) -> Path:
@@ -105,6 +105,16 @@ class DataFolder:
             draft = marker.with_suffix(".draft")
             draft.write_text(f"{FORMAT}\n")
             draft.rename(marker)
+
+
+def cluster_path(folder: Path) -> Path:
+    """Where a data folder keeps PostgreSQL's files."""
+    return folder / "postgres"
+
+
+def objects_path(folder: Path) -> Path:
+    """Where a data folder keeps media objects."""
+    return folder / "objects"
 
 
 def secret_path(folder: Path) -> Path:

@@ -291,7 +291,7 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
             tickets = self._take_disjoint()
         try:
             appended = self.append([ticket.save for ticket in tickets])
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - every waiting thread has to be woken
             for ticket in tickets:
                 ticket.error = error
         else:

@@ -195,7 +195,7 @@ CLOSE = {"Connection": "close"}
 def _as_problem(error: Exception, scope: Scope) -> Problem:
     if isinstance(error, Problem):
         return error
-    log.exception("a request broke", method=scope["method"], path=scope["path"])
+    log.error("a request broke", method=scope["method"], path=scope["path"], exc_info=error)
     return Problem(500, "internal", "This is our fault and has been logged; please try again.")
 
 
@@ -256,7 +256,7 @@ def create_app(
     return app
 
 
-TOKEN_OPTIONAL = {"security": [{}, {"bearer": []}]}
+TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}
 """`openapi_extra=` of a public call that tells a known caller more."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jwt
@@ -26,14 +26,14 @@ class RemoteKeys:
     def __init__(
         self,
         url: str,
-        algorithms: frozenset[str],
+        algorithms: Collection[str],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = jwt.PyJWKClient(
             url, lifespan=KEYS_LIFESPAN_SECONDS, timeout=FETCH_TIMEOUT_SECONDS
         )
-        self._algorithms = algorithms
+        self._algorithms = frozenset(algorithms)
         self._clock = clock
         self._retry_at = 0.0
 
@@ -46,6 +46,13 @@ class RemoteKeys:
         if key.algorithm_name not in self._algorithms:
             raise jwt.InvalidAlgorithmError(f"{key.algorithm_name} is not allowed")
         return key.key, [key.algorithm_name]
+
+    def count(self) -> int:
+        """How many signing keys the server gives now; raises KeysUnavailable."""
+        try:
+            return len(self._client.get_signing_keys())
+        except (jwt.PyJWTError, OSError, ValueError) as error:
+            raise self._unavailable(error) from error
 
     def _key(self, kid: str) -> jwt.PyJWK:
         # During an outage each caller would wait for its own timeout: fail at once instead.

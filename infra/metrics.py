@@ -118,6 +118,12 @@ POSTGRES_RESTARTS = Counter(
     registry=REGISTRY,
 )
 
+OBJECT_STORE_FAILURES = Counter(
+    "backlot_object_store_failures",
+    "Times that the object store could not do what was asked (disk, network).",
+    registry=REGISTRY,
+)
+
 
 def render() -> bytes:
     """All metrics in the Prometheus text format, to be sent with ``CONTENT_TYPE``."""

@@ -20,9 +20,9 @@ from psycopg import sql
 
 from infra import postgres_cluster as files
 from infra.metrics import POSTGRES_RESTARTS
-from infra.postgres_cluster import PostgresError
+from infra.postgres_user import PostgresError, RunAs, make_reachable, make_readable, run_as
 
-__all__ = ["EmbeddedPostgres", "PostgresError"]
+__all__ = ["EmbeddedPostgres", "PostgresError", "running_url"]
 
 DATABASE = "backlot"
 LOG_LIMIT_BYTES = 16 * 1024 * 1024
@@ -86,8 +86,7 @@ class EmbeddedPostgres:
 
     def url_of(self, database: str) -> str:
         """The URL of another database on this server."""
-        host = quote(str(self._sockets), safe="")
-        return f"postgresql://postgres@/{quote(database, safe='')}?host={host}&port=5432"
+        return _url(str(self._sockets), database)
 
     @property
     def pid(self) -> int | None:
@@ -112,7 +111,7 @@ class EmbeddedPostgres:
         """
         files.check_major(self.cluster)
         try:
-            user = files.run_as(self.cluster)
+            user = run_as(self.cluster)
             self._prepare(user)
         except OSError as error:
             raise PostgresError(f"PostgreSQL cannot be prepared: {error}") from error
@@ -154,21 +153,21 @@ class EmbeddedPostgres:
     ) -> None:
         self.stop()
 
-    def _prepare(self, user: files.RunAs) -> None:
+    def _prepare(self, user: RunAs) -> None:
         self.cluster.parent.mkdir(parents=True, exist_ok=True)
         if user.another:
-            files.make_readable(files.programs().parent)
-            files.make_reachable(self.cluster)
+            make_readable(files.programs().parent)
+            make_reachable(self.cluster)
         if not self.cluster.exists() or not any(self.cluster.iterdir()):
             log.info("postgres_creating", folder=str(self.cluster))
             files.create(self.cluster, user)
         self._sockets = files.socket_folder(self.cluster, user)
         if user.another:
-            files.make_reachable(self._sockets)
+            make_reachable(self._sockets)
         if self.log_file.exists() and self.log_file.stat().st_size > LOG_LIMIT_BYTES:
             self.log_file.rename(self.log_file.with_suffix(".log.1"))
 
-    def _launch(self, user: files.RunAs) -> None:
+    def _launch(self, user: RunAs) -> None:
         settings = {**self._settings, "unix_socket_directories": str(self._sockets)}
         arguments = [f"--{name}={value}" for name, value in settings.items()]
         with self.log_file.open("ab") as output:
@@ -183,7 +182,7 @@ class EmbeddedPostgres:
                 umask=0o077,
                 env=files.environment(),
                 cwd="/",
-                **files.identity(user),
+                **user.as_arguments(),
             )
         self._await_answer(self._process, offset)
         self._ready.set()
@@ -217,7 +216,7 @@ class EmbeddedPostgres:
             if known.fetchone() is None:
                 connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
 
-    def _watch(self, user: files.RunAs) -> None:
+    def _watch(self, user: RunAs) -> None:
         while not self._stopping.wait(WATCH_SECONDS):
             if self._process is not None and self._process.poll() is not None:
                 self._ready.clear()
@@ -225,7 +224,7 @@ class EmbeddedPostgres:
                 log.error("postgres_died", status=self._process.returncode)
                 self._revive(user)
 
-    def _revive(self, user: files.RunAs) -> None:
+    def _revive(self, user: RunAs) -> None:
         while not self._stopping.is_set():
             try:
                 # Backends outlive a killed postmaster for a moment and hold its shared memory.
@@ -235,6 +234,24 @@ class EmbeddedPostgres:
             except (PostgresError, OSError) as error:
                 log.error("postgres_restart_failed", error=str(error))
                 self._stopping.wait(1.0)
+
+
+def running_url(cluster: Path) -> str | None:
+    """The URL of a server that says it runs on the cluster; None when it was stopped cleanly.
+
+    After a crash that server may be gone. Raises OSError when the cluster cannot be read.
+    """
+    try:
+        lines = (cluster / "postmaster.pid").read_text().splitlines()
+    except FileNotFoundError:
+        return None
+    # The fifth line is the socket's folder; a server that has just begun has not written it.
+    return _url(lines[4], DATABASE) if len(lines) > 4 else None
+
+
+def _url(sockets: str, database: str) -> str:
+    name, host = quote(database, safe=""), quote(sockets, safe="")
+    return f"postgresql://postgres@/{name}?host={host}&port=5432"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""The files, the user and the stray processes of an embedded PostgreSQL cluster.
+"""The files and the stray processes of an embedded PostgreSQL cluster.
 
 The wheel's own server class trusts pids that may have been reused, gives up after ten seconds
 of crash recovery and never stops a server that a killed process left: so only its programs are
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import pwd
 import re
 import shutil
 import signal
@@ -18,39 +17,19 @@ import stat
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 import psutil
 import structlog
 
-from infra.errors import OperatorError
+from infra.postgres_user import PostgresError, RunAs
 
 MAJOR = 18
-SERVICE_USER = "backlot"
 # The longest path of a Unix socket is 104 bytes on macOS and 108 on Linux.
 SOCKET_PATH_LIMIT = 103
 SOCKET_NAME = ".s.PGSQL.5432"
 
 log = structlog.get_logger(__name__)
-
-
-class PostgresError(OperatorError):
-    """The embedded PostgreSQL cannot be made or started; the text says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunAs:
-    """The user that PostgreSQL runs as; it refuses to run as root."""
-
-    uid: int
-    gid: int
-
-    @property
-    def another(self) -> bool:
-        """Whether that is not the user of this process."""
-        return self.uid != os.geteuid()
 
 
 def programs() -> Path:
@@ -81,54 +60,6 @@ def check_major(cluster: Path) -> None:
         )
 
 
-def run_as(cluster: Path) -> RunAs:
-    """Ourselves; or, for root, the cluster's owner or a service user made for the purpose."""
-    if os.geteuid() != 0:
-        return RunAs(os.geteuid(), os.getegid())
-    if cluster.exists() and cluster.stat().st_uid != 0:
-        return RunAs(cluster.stat().st_uid, cluster.stat().st_gid)
-    try:
-        entry = pwd.getpwnam(SERVICE_USER)
-    except KeyError:
-        entry = _make_service_user()
-    return RunAs(entry.pw_uid, entry.pw_gid)
-
-
-def _make_service_user() -> pwd.struct_passwd:
-    log.info("postgres_user_made", user=SERVICE_USER)
-    command = ["useradd", "--system", "--no-create-home", "--shell", "/bin/false", SERVICE_USER]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise PostgresError(
-            f"PostgreSQL does not run as root, and the user {SERVICE_USER!r} could not be made "
-            f"({error}): run Backlot as another user, or make that user"
-        ) from error
-    return pwd.getpwnam(SERVICE_USER)
-
-
-def make_reachable(path: Path) -> None:
-    """Let other users pass through the folders above ``path`` (root only; never adds reading)."""
-    for folder in path.absolute().parents:
-        mode = folder.stat().st_mode
-        if not mode & stat.S_IXOTH:
-            log.warning("folder_opened", folder=str(folder), reason="PostgreSQL's user passes it")
-            folder.chmod(mode | stat.S_IXOTH)
-
-
-def make_readable(tree: Path) -> None:
-    """Let other users read PostgreSQL's own files, when they were installed for root alone."""
-    make_reachable(tree)
-    for folder, _, files in os.walk(tree):
-        for path in (Path(folder), *(Path(folder, name) for name in files)):
-            if path.is_symlink():
-                continue
-            mode = path.stat().st_mode
-            wanted = mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0)
-            if wanted != mode:
-                path.chmod(wanted)
-
-
 def create(cluster: Path, user: RunAs) -> None:
     """Make a new cluster; a crash on the way leaves nothing that looks like one."""
     draft = cluster.with_name(f"{cluster.name}.new")
@@ -153,27 +84,12 @@ def create(cluster: Path, user: RunAs) -> None:
         errors="replace",
         env=environment(),
         cwd="/",
-        **identity(user),
+        **user.as_arguments(),
     )
     if result.returncode != 0:
         shutil.rmtree(draft)
         raise PostgresError(f"initdb failed in {cluster}: {_last_line(result.stderr)}")
     draft.rename(cluster)
-
-
-class Identity(TypedDict, total=False):
-    """What subprocess takes to run a program as another user."""
-
-    user: int
-    group: int
-    extra_groups: list[int]
-
-
-def identity(user: RunAs) -> Identity:
-    """The arguments that make subprocess run a program as ``user``."""
-    if not user.another:
-        return {}
-    return {"user": user.uid, "group": user.gid, "extra_groups": []}
 
 
 def socket_folder(cluster: Path, user: RunAs) -> Path:
@@ -248,6 +164,10 @@ def _signal(strays: list[psutil.Process], sign: signal.Signals) -> None:
                 process.send_signal(sign)
         except psutil.NoSuchProcess:
             continue
+        except psutil.AccessDenied as error:
+            raise PostgresError(
+                f"PostgreSQL (pid {process.pid}) is another user's: stop it"
+            ) from error
 
 
 def _forget_pid_file(cluster: Path) -> None:

@@ -172,6 +172,11 @@ class Settings(BaseSettings):
         """Where clients reach Backlot, without a trailing slash; part URLs start with it."""
         if self.configured_public_url is not None:
             return self.configured_public_url
+        return self.local_url
+
+    @property
+    def local_url(self) -> str:
+        """Where this machine reaches Backlot, whatever proxy stands before it."""
         host = "127.0.0.1" if self.host in EVERY_ADDRESS else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 

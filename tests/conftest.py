@@ -24,12 +24,12 @@ _numbers = count(1)
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No setting of whoever runs the tests, and no log context of an earlier test."""
+    """No setting of whoever runs the tests, and no logging that an earlier test set up."""
     for name in OWN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     structlog.contextvars.clear_contextvars()
     yield
-    structlog.contextvars.clear_contextvars()
+    structlog.reset_defaults()
 
 
 @pytest.fixture

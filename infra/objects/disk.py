@@ -1,4 +1,4 @@
-"""The folder under the folder store: safe paths, work off the event loop, plain words for errors."""
+"""The folder under the folder store: safe paths, blocking work in threads, errors told plainly."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
 from anyio import to_thread
 
+from infra import metrics
 from infra.objects.port import ObjectStoreUnavailable
+
+log = structlog.get_logger(__name__)
 
 COPY_BYTES = 1024 * 1024
 KERNEL_COPY_BYTES = 256 * 1024 * 1024
@@ -50,11 +54,11 @@ class Disk:
         try:
             return await to_thread.run_sync(work, *args)
         except OSError as error:
-            raise self._problem(error) from error
-
-    def _problem(self, error: OSError) -> ObjectStoreUnavailable:
-        reason = _REMEDIES.get(error.errno or 0, str(error))
-        return ObjectStoreUnavailable(f"The object folder {self.root} can't be used: {reason}.")
+            reason = _REMEDIES.get(error.errno or 0, str(error))
+            metrics.OBJECT_STORE_FAILURES.inc()
+            log.error("object_folder_unusable", folder=str(self.root), reason=reason)
+            cause = f"The object folder {self.root} can't be used: {reason}."
+            raise ObjectStoreUnavailable(cause) from error
 
     def inside(self, *names: str) -> Path:
         """The path under the root. Raises OSError when a symbolic link on it leads elsewhere."""
@@ -66,9 +70,12 @@ class Disk:
     def prepare(self) -> None:
         """Make the sub-folders and empty `tmp/`."""
         for area in self.AREAS:
-            self.inside(area).mkdir(parents=True, exist_ok=True)
+            folder = self.inside(area)
+            folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(folder.parent)
         for leftover in list(self.inside("tmp").iterdir()):
             _remove(leftover)
+        sync_folder(self.root)
 
     def probe(self) -> None:
         """Write and remove a small file in every sub-folder. Raises OSError."""
@@ -91,7 +98,7 @@ class Disk:
         """Make `folder` vanish at once, then remove what was in it; nothing if it isn't there."""
         grave = self.scratch()
         try:
-            os.rename(folder, grave)
+            folder.rename(grave)
         except FileNotFoundError:
             return
         sync_folder(folder.parent)
@@ -117,7 +124,7 @@ def sync_folder(folder: Path) -> None:
 def move_new_folder(source: Path, target: Path) -> None:
     """Make `source` appear as `target`, unless a non-empty `target` is there: then do nothing."""
     try:
-        os.rename(source, target)
+        source.rename(target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise

@@ -107,7 +107,7 @@ def publish_part(spool: Path, folder: Path, number: int, etag: str, size: int) -
     earlier = scan_parts(folder, number)
     turn = earlier[-1].turn + 1 if earlier else 1
     file = PartFile.within(folder, number, turn, etag, size)
-    os.rename(spool, file.path)
+    spool.rename(file.path)
     for stale in scan_parts(folder, number)[:-1]:
         stale.path.unlink(missing_ok=True)
     sync_folder(folder)
@@ -123,28 +123,31 @@ class PartSpool:
         self._md5 = hashlib.md5(usedforsecurity=False)
 
     async def receive(self, chunks: AsyncIterable[bytes]) -> str:
-        """Write and sync the bytes, and return their MD5 in hex; two blocks are held at most.
+        """Write and sync the bytes, and return their MD5 in hex.
 
         Raises PartTooLarge as soon as one byte too many comes, PartTooShort,
         ObjectStoreUnavailable and whatever `chunks` raises; the file then stays incomplete.
         """
         descriptor = await self._disk.run(os.open, self._path, NEW_FILE, 0o600)
-        writing: asyncio.Task[None] | None = None
         try:
-            # One block is hashed and written while the next one is received.
-            async for block in self._blocks(chunks):
-                if writing is not None:
-                    await writing
-                writing = asyncio.create_task(self._disk.run(self._write, descriptor, block))
-            if writing is not None:
-                await writing
+            await self._overlap(descriptor, self._blocks(chunks))
             await self._disk.run(os.fsync, descriptor)
         finally:
-            with CancelScope(shield=True):
-                if writing:
-                    await asyncio.wait([writing])
             os.close(descriptor)
         return self._md5.hexdigest()
+
+    async def _overlap(self, descriptor: int, blocks: AsyncIterable[bytearray]) -> None:
+        """Hash and write one block while the next is received; no more than two are held."""
+        writing = asyncio.create_task(self._disk.run(self._write, descriptor, bytearray()))
+        try:
+            async for block in blocks:
+                await asyncio.shield(writing)
+                writing = asyncio.create_task(self._disk.run(self._write, descriptor, block))
+            await asyncio.shield(writing)
+        finally:
+            # The file must not be closed under a thread that is still writing.
+            with CancelScope(shield=True):
+                await asyncio.gather(writing, return_exceptions=True)
 
     async def _blocks(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytearray]:
         received, block = 0, bytearray()

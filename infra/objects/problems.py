@@ -1,8 +1,8 @@
-"""How the object store's refusals look over HTTP: one table for both APIs."""
+"""How a refusal of the folder store looks over HTTP: one table for sending and fetching bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 
@@ -14,51 +14,34 @@ from infra.objects.parts import (
     PartTooLarge,
     PartTooShort,
 )
-from infra.objects.port import (
-    InvalidKey,
-    NoSuchUpload,
-    ObjectStoreError,
-    ObjectStoreUnavailable,
-    PartMismatch,
-)
+from infra.objects.port import NoSuchUpload, ObjectStoreError, ObjectStoreUnavailable
 from infra.objects.signing import BadSignature, UrlExpired
 
-RETRY_AFTER_SECONDS = 5
+RETRY_SOON = {"Retry-After": "5"}
 
-PROBLEMS: MappingProxyType[type[ObjectStoreError], tuple[int, str]] = MappingProxyType(
+PROBLEMS: Mapping[type[ObjectStoreError], tuple[int, str]] = MappingProxyType(
     {
+        PartCutOff: (400, "part-cut-off"),
+        PartStalled: (400, "part-stalled"),
         BadSignature: (403, "url-signature-wrong"),
         UrlExpired: (403, "url-expired"),
-        InvalidKey: (422, "object-key-invalid"),
-        NoSuchUpload: (404, "upload-not-under-way"),
-        PartMismatch: (422, "parts-mismatch"),
+        NoSuchUpload: (404, "upload-gone"),
         PartTooLarge: (413, "part-too-large"),
         PartTooShort: (422, "part-too-short"),
-        PartCutOff: (400, "part-cut-off"),
-        PartStalled: (408, "part-stalled"),
         ChecksumMismatch: (422, "checksum-mismatch"),
         ObjectStoreUnavailable: (503, "object-store-unavailable"),
     }
 )
 
 
-def object_problem(error: ObjectStoreError, headers: dict[str, str] | None = None) -> Problem:
-    """The answer for a client; a mismatch names its parts in `missing` and `wrong`."""
-    status, slug = PROBLEMS[type(error)]
-    headers = dict(headers or {})
-    if isinstance(error, ObjectStoreUnavailable):
-        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    if isinstance(error, PartMismatch):
-        return Problem(
-            status, slug, str(error), headers=headers, missing=error.missing, wrong=error.wrong
-        )
-    return Problem(status, slug, str(error), headers=headers)
-
-
 @contextmanager
-def as_problems(headers: dict[str, str] | None = None) -> Iterator[None]:
-    """Turn what the object store refuses into Problems, with these headers added."""
+def as_problems(headers: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Turn what the store refuses into Problems with these headers; other errors pass."""
     try:
         yield
     except ObjectStoreError as error:
-        raise object_problem(error, headers) from error
+        if type(error) not in PROBLEMS:
+            raise
+        status, slug = PROBLEMS[type(error)]
+        retry = RETRY_SOON if isinstance(error, ObjectStoreUnavailable) else {}
+        raise Problem(status, slug, str(error), headers={**retry, **(headers or {})}) from error

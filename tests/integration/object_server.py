@@ -1,28 +1,28 @@
-"""A server with only the object routes, in a process of its own that tests may kill.
-
-Run as `python object_server.py ROOT PORT [IDLE_SECONDS] [FILE_LIMIT_BYTES]`.
-"""
+"""A server with only the object routes, in a process of its own that tests may kill."""
 
 from __future__ import annotations
 
-import asyncio
 import resource
+import socket
+import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi import FastAPI
 
 from commands import objects as writing
-from infra.http import Problem
+from infra.auth import Authenticator, OneKey
+from infra.http import create_app
 from infra.objects import FolderStore
 from readapi import objects as reading
 
 SECRET = b"signs the URLs of object tests"
+PROJECT = Path(__file__).parents[2]
 
 
 def folder_store(root: Path, at: datetime | None = None) -> FolderStore:
@@ -30,33 +30,73 @@ def folder_store(root: Path, at: datetime | None = None) -> FolderStore:
     return FolderStore(root, SECRET, timedelta(hours=1), lambda: at or datetime.now(UTC))
 
 
-def application(store: FolderStore, idle_seconds: float) -> FastAPI:
-    """Both object routers; the store recovers at the start, as in the real program."""
+@dataclass(frozen=True)
+class ObjectServer:
+    """The running server; `process` is the one that answers at `url`."""
 
+    url: str
+    process: subprocess.Popen[str]
+
+    def connect(self) -> socket.socket:
+        """A bare connection, for what no HTTP client would send."""
+        host, port = self.url.removeprefix("http://").split(":")
+        return socket.create_connection((host, int(port)), timeout=10)
+
+    def peak_memory(self) -> int:
+        """The largest resident size so far, in bytes (Linux)."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+@contextmanager
+def object_server(
+    root: Path, *, idle_seconds: float = 60, file_limit: int = 0
+) -> Iterator[ObjectServer]:
+    """Serve the folder from a new process; `file_limit` bounds each file's size in bytes."""
+    command = [sys.executable, "-m", "tests.integration.object_server"]
+    arguments = [str(root), str(idle_seconds), str(file_limit)]
+    process = subprocess.Popen(
+        command + arguments, cwd=PROJECT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        port = process.stdout.readline().strip()
+        yield ObjectServer(f"http://127.0.0.1:{port}", process)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def _application(store: FolderStore, idle_seconds: float) -> FastAPI:
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def recovered(_: FastAPI) -> AsyncIterator[None]:
         await store.recover()
         yield
 
-    app = FastAPI(lifespan=lifespan)
+    app = create_app(
+        title="objects",
+        authenticator=Authenticator(OneKey(SECRET, ["HS256"])),
+        body_limit=1024,
+        translate={},
+        unlimited=("/objects/",),
+        lifespan=recovered,
+    )
     app.include_router(writing.router(store, idle_seconds))
     app.include_router(reading.router(store))
-
-    @app.exception_handler(Problem)
-    async def problem(_: Request, error: Problem) -> Response:
-        body = {"type": error.slug, "detail": error.detail, **error.extra}
-        return JSONResponse(body, error.status, error.headers, "application/problem+json")
-
     return app
 
 
-def main(root: str, port: str, idle_seconds: str = "60", file_limit: str = "0") -> None:
-    """Serve until killed."""
+def _main(root: str, idle_seconds: str, file_limit: str) -> None:
     if int(file_limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(file_limit), int(file_limit)))
-    app = application(folder_store(Path(root)), float(idle_seconds))
-    uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning", access_log=False)
+    app = _application(folder_store(Path(root)), float(idle_seconds))
+    listening = socket.create_server(("127.0.0.1", 0))
+    sys.stdout.write(f"{listening.getsockname()[1]}\n")
+    sys.stdout.flush()
+    config = uvicorn.Config(app, log_level="warning", access_log=False)
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    _main(*sys.argv[1:])

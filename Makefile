@@ -1,0 +1,76 @@
+# Each target prepares .venv by itself, from the hashed lists, and again only when they change.
+# Needs Python 3.11 to 3.13 and make, nothing else.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+
+# The first Python here that Backlot supports; say `make PYTHON=/path/to/python3.12 …` for another.
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help up demo test check format bench lock clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+up: $(STAMPS)/run ## Start Backlot: http://127.0.0.1:8000, data in ./.backlot (see .env.example)
+	@exec $(BIN)/backlot up
+
+demo: $(STAMPS)/run ## Play the demo, on a server of its own when none answers
+	@exec $(BIN)/backlot demo --start $(ARGS)
+
+test: $(STAMPS)/dev ## Run all tests; ARGS="-k likes" for some
+	@exec $(BIN)/pytest $(ARGS)
+
+check: $(STAMPS)/dev ## Lint, formatting, types, import rules: what CI runs before the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMPS)/dev ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMPS)/dev ## Measure; prints a table and keeps it as JSON
+	@exec $(BIN)/backlot bench $(ARGS)
+
+lock: $(STAMPS)/dev ## Resolve the dependencies into requirements*.txt; ARGS=--upgrade for newer ones
+	@test -x $(BIN)/uv || $(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile $(RESOLVE) $(ARGS) pyproject.toml --group build -o requirements.txt
+	$(BIN)/uv pip compile $(RESOLVE) $(ARGS) pyproject.toml -c requirements.txt --group dev \
+		-o requirements-dev.txt
+
+RESOLVE := --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header
+
+clean: ## Remove the environment and caches; data stays
+	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+# An environment that still works is kept; one whose Python is gone or unsupported is made anew.
+$(STAMPS)/python:
+	@$(if $(PYTHON),:,echo "No Python 3.11 to 3.13 found: install one, or say make PYTHON=…" >&2; exit 1)
+	@$(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { \
+		echo "$(PYTHON) is not Python 3.11 to 3.13: say make PYTHON=/path/to/another" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) lacks its venv module: apt install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -c '$(SUPPORTED)' 2>/dev/null || { \
+		echo "Making $(VENV) with $$($(PYTHON) --version) …" && $(PYTHON) -m venv --clear $(VENV); }
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/run: $(STAMPS)/python requirements.txt pyproject.toml
+	@echo "Installing what Backlot needs (requirements.txt) …"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/run requirements-dev.txt
+	@echo "Installing what its development needs (requirements-dev.txt) …"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@

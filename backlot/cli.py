@@ -1,0 +1,177 @@
+"""The console script: one short command each, one line for each expected failure.
+
+Heavy modules are imported by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
+from typing import Annotated
+
+import structlog
+import typer
+from typer.exceptions import TyperException
+
+from infra.errors import OperatorError
+from infra.settings import Settings, load_settings
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+app = typer.Typer(
+    name="backlot",
+    help="The engagement back end of a video platform. Settings are environment variables: "
+    "see .env.example.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class CommandError(OperatorError):
+    """A command that cannot be carried out as it was given."""
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def up() -> None:
+    """Start everything in this process; Ctrl-C or SIGTERM stops it cleanly."""
+    settings = load_settings()
+    from backlot.up import run_up
+
+    raise typer.Exit(run_up(settings))
+
+
+@app.command()
+def demo(
+    url: Annotated[
+        str | None, typer.Option(help="The server to play against; default: this one.")
+    ] = None,
+    start: Annotated[
+        bool, typer.Option("--start", help="Start a server for the demo when none answers.")
+    ] = False,
+    viewers: Annotated[int, typer.Option(min=1, max=10_000, help="How many people watch.")] = 25,
+    as_json: Json = False,
+) -> None:
+    """Upload a short video to a running server and play a small community around it."""
+    settings = load_settings()
+    from backlot.demo import run_demo
+    from backlot.throwaway import running_server
+
+    if url is not None or not start:
+        target = (url or settings.public_url).rstrip("/")
+        raise typer.Exit(run_demo(target, settings=settings, viewers=viewers, as_json=as_json))
+    with running_server(settings) as own:
+        code = run_demo(own.local_url, settings=own, viewers=viewers, as_json=as_json)
+    raise typer.Exit(code)
+
+
+@app.command()
+def token(
+    user: Annotated[str, typer.Option(help="Whom the token stands for (1 to 128 characters).")],
+    admin: Annotated[bool, typer.Option("--admin", help="Give the operator's role.")] = False,
+    ttl: Annotated[str, typer.Option(help="How long it is valid: 90s, 30m, 1h, 7d.")] = "1h",
+    as_json: Json = False,
+) -> None:
+    """Print a token signed with the local secret (or JWT_SECRET)."""
+    from infra.auth import InvalidToken, mint_token
+
+    settings = load_settings()
+    lifetime = parse_ttl(ttl)
+    roles = ["admin"] if admin else []
+    try:
+        minted = mint_token(
+            signing_secret(settings),
+            user,
+            roles,
+            lifetime,
+            issuer=settings.jwt_issuer,
+            audience=settings.jwt_audience,
+        )
+    except InvalidToken as error:
+        raise CommandError(f"--user: {error.reason}") from error
+    expires = (datetime.now(UTC) + lifetime).isoformat(timespec="seconds")
+    _print(minted, {"token": minted, "userId": user, "roles": roles, "expiresAt": expires}, as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what is configured, what is embedded and what answers; exit 1 when a part is broken.
+
+    An embedded part that is merely not started is not broken.
+    """
+    from backlot.doctor import as_lines, examine
+
+    parts = examine()
+    text = "\n".join(as_lines(parts))
+    _print(text, {"parts": [part.as_dict() for part in parts]}, as_json)
+    raise typer.Exit(0 if all(part.ok for part in parts) else 1)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> None:
+    """Run the benchmarks of a source checkout; arguments are passed on to them."""
+    if find_spec("benchmarks") is None or find_spec("benchmarks.__main__") is None:
+        raise CommandError(
+            "the benchmarks are not installed: run `make bench` in a source checkout"
+        )
+    command = [sys.executable, "-m", "benchmarks", *context.args]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def parse_ttl(text: str) -> timedelta:
+    """A duration such as 90s, 30m, 1h or 7d. Raises CommandError for anything else."""
+    match = re.fullmatch(r"([1-9][0-9]{0,8})([smhd])", text.strip())
+    if match is None:
+        raise CommandError(f"--ttl: {text!r} is not a duration such as 90s, 30m, 1h or 7d")
+    lifetime = timedelta(**{UNITS[match[2]]: int(match[1])})
+    if lifetime > timedelta(days=3660):
+        raise CommandError("--ttl: at most ten years")
+    return lifetime
+
+
+def signing_secret(settings: Settings) -> str:
+    """The secret that local tokens are signed with. Raises CommandError when there is none."""
+    from infra.data_folder import secret_path
+
+    if settings.jwt_secret is not None:
+        return settings.jwt_secret.get_secret_value()
+    if not settings.local_auth:
+        raise CommandError("tokens come from your identity provider: JWT_SECRET is not set")
+    path = secret_path(settings.data_dir)
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        raise CommandError(f"no secret in {settings.data_dir} yet: start `make up` once") from None
+    except OSError as error:
+        raise CommandError(f"the secret {path} cannot be read: {error.strerror}") from error
+
+
+def _print(text: str, data: object, as_json: bool) -> None:
+    typer.echo(json.dumps(data, ensure_ascii=False, indent=2) if as_json else text)
+
+
+def main() -> None:
+    """Run the command line; expected failures are one line on stderr and a non-zero exit."""
+    # Until a command configures logging: what is printed is data, and logs are not.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    try:
+        code = app(prog_name="backlot", standalone_mode=False)
+    except (OperatorError, TyperException) as error:
+        message = error.format_message() if isinstance(error, TyperException) else str(error)
+        typer.echo(f"backlot: {' '.join(message.split())}", err=True)
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,60 @@
+"""What the command API consists of: its routers, and which refusal becomes which answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+from eventsourcing.persistence import PersistenceError
+from fastapi import APIRouter
+
+from commands import catalog, comments, likes, uploads, watch
+from commands.bus import Contended, KeyReused
+from domain.errors import Conflict, DomainError, Invalid, NotAllowed, NotFound
+from infra.batching import QueueFull
+from infra.http import Problem
+from infra.objects import NoSuchUpload, ObjectStoreUnavailable, PartMismatch
+
+RETRY_SOON = {"Retry-After": "1"}
+
+
+def routers() -> list[APIRouter]:
+    """Every command of the contract."""
+    return [likes.router, comments.router, watch.router, catalog.router, uploads.router]
+
+
+def _refusal(status: int, slug: str) -> Callable[[DomainError], Problem]:
+    return lambda error: Problem(status, slug, str(error), **error.state)
+
+
+def _store_away(_: Exception) -> Problem:
+    detail = "The event store does not answer; whether the command was recorded is not known."
+    advice = "Send it again with the same Idempotency-Key."
+    return Problem(503, "store-unavailable", f"{detail} {advice}", headers=RETRY_SOON)
+
+
+def _part_mismatch(error: PartMismatch) -> Problem:
+    return Problem(
+        422, "parts-mismatch", str(error), missing=list(error.missing), wrong=list(error.wrong)
+    )
+
+
+translate: dict[type[Exception], Callable[[Any], Problem]] = {
+    NotFound: _refusal(404, "not-found"),
+    NotAllowed: _refusal(403, "forbidden"),
+    Conflict: _refusal(409, "conflict"),
+    Contended: _refusal(409, "contended"),
+    KeyReused: _refusal(409, "idempotency-key-reused"),
+    Invalid: _refusal(422, "invalid"),
+    QueueFull: lambda _: Problem(
+        503, "overloaded", "Too many commands wait; try again soon.", headers=RETRY_SOON
+    ),
+    PersistenceError: _store_away,
+    psycopg.Error: _store_away,
+    PartMismatch: _part_mismatch,
+    NoSuchUpload: lambda error: Problem(409, "upload-gone", str(error)),
+    ObjectStoreUnavailable: lambda error: Problem(
+        503, "object-store-unavailable", str(error), headers={"Retry-After": "5"}
+    ),
+}

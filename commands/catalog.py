@@ -1,0 +1,121 @@
+"""Videos: change their details, remove them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import structlog
+from fastapi import APIRouter, Request, Response
+
+from commands.command import Aggregates, Command
+from commands.endpoint import executor
+from domain.model import BEGINNING, Origin
+from domain.upload import Upload, object_key
+from infra.contract import ChangeDetails, Video, VideoRemoved
+from infra.http import problems
+from infra.objects import ObjectStoreError
+
+log = structlog.get_logger(__name__)
+
+
+class Engagement(NamedTuple):
+    """How many likes, comments and views a video has."""
+
+    likes: int
+    comments: int
+    views: int
+
+
+@dataclass(frozen=True)
+class ChangeVideo(Command[Video]):
+    """Set the details named in `changes`; `found` is the video's engagement."""
+
+    video_id: UUID
+    changes: dict[str, str | None]
+    as_admin: bool
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.video_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin, found: Engagement | None) -> Video:
+        upload = aggregates.get(Upload, self.video_id)
+        _require_right(upload, origin, self.as_admin)
+        upload.change_details(
+            origin,
+            title=self.changes.get("title") or upload.title,
+            description=self.changes.get("description", upload.description),
+            category=self.changes.get("category", upload.category),
+        )
+        return as_seen(upload, found or Engagement(0, 0, 0))
+
+
+@dataclass(frozen=True)
+class RemoveVideo(Command[VideoRemoved]):
+    """Take the video out of every read."""
+
+    video_id: UUID
+    as_admin: bool
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.video_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> VideoRemoved:
+        upload = aggregates.get(Upload, self.video_id)
+        _require_right(upload, origin, self.as_admin)
+        upload.remove(origin)
+        return VideoRemoved(video_id=self.video_id, status="removed")
+
+
+def _require_right(upload: Upload, origin: Origin, as_admin: bool) -> None:
+    upload.require_video()
+    if not as_admin:
+        upload.require_owner(origin.actor)
+
+
+def as_seen(upload: Upload, engagement: Engagement) -> Video:
+    """The video as its owner gets it back after a change."""
+    return Video(
+        video_id=upload.id,
+        title=upload.title,
+        description=upload.description,
+        category=upload.category,
+        owner_id=upload.owner,
+        status=str(upload.status),
+        created_at=upload.completed_at or BEGINNING,
+        **engagement._asdict(),
+    )
+
+
+router = APIRouter(tags=["videos"])
+
+
+@router.patch(
+    "/videos/{video_id}",
+    response_model=Video,
+    responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
+    summary="Change title, description or category",
+)
+async def change_video(video_id: UUID, body: ChangeDetails, request: Request) -> Response:
+    execute = await executor(request)
+    changes = body.model_dump(exclude_unset=True)
+    return await execute(ChangeVideo(video_id, changes, execute.identity.is_admin))
+
+
+@router.delete(
+    "/videos/{video_id}",
+    response_model=VideoRemoved,
+    responses=problems(401, 403, 404, 409, 422, 503),
+    summary="Remove the video",
+)
+async def remove_video(video_id: UUID, request: Request) -> Response:
+    execute = await executor(request)
+    answer = await execute(RemoveVideo(video_id, execute.identity.is_admin))
+    try:
+        await execute.services.objects.delete(object_key(video_id))
+    except ObjectStoreError as error:
+        # The video is gone for everybody all the same; only its bytes still take room.
+        log.warning("a removed video's object remains", video_id=str(video_id), error=str(error))
+    return answer

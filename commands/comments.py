@@ -1,0 +1,117 @@
+"""Comments: post, edit, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+from fastapi import APIRouter, Request, Response
+
+from commands.command import Aggregates, Command
+from commands.endpoint import executor
+from domain.comment import Comment
+from domain.model import Origin
+from domain.upload import Upload
+from infra import contract
+from infra.http import problems
+
+
+@dataclass(frozen=True)
+class PostComment(Command[contract.Comment]):
+    """Post a comment under an id that was never used."""
+
+    comment_id: UUID
+    video_id: UUID
+    content: str
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.video_id, self.comment_id)
+
+    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> contract.Comment:
+        aggregates.get(Upload, self.video_id).require_video()
+        comment = aggregates.get(Comment, self.comment_id)
+        comment.post(self.video_id, self.content, origin)
+        return as_seen(comment)
+
+
+@dataclass(frozen=True)
+class EditComment(Command[contract.Comment]):
+    """Replace the text of one's own comment."""
+
+    comment_id: UUID
+    content: str
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.comment_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> contract.Comment:
+        comment = aggregates.get(Comment, self.comment_id)
+        comment.edit(self.content, origin)
+        return as_seen(comment)
+
+
+@dataclass(frozen=True)
+class DeleteComment(Command[contract.CommentDeleted]):
+    """Take one's own comment out of every read."""
+
+    comment_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.comment_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> contract.CommentDeleted:
+        aggregates.get(Comment, self.comment_id).delete(origin)
+        return contract.CommentDeleted(comment_id=self.comment_id, status="deleted")
+
+
+def as_seen(comment: Comment) -> contract.Comment:
+    """The comment as its author gets it back."""
+    return contract.Comment(
+        comment_id=comment.id,
+        video_id=comment.video_id,
+        user_id=comment.author,
+        content=comment.content,
+        language=comment.language,
+        translation_status="pending",
+        edited=comment.revision > 1,
+        created_at=comment.posted_at,
+    )
+
+
+router = APIRouter(tags=["comments"])
+
+
+@router.post(
+    "/videos/{video_id}/comments",
+    status_code=201,
+    response_model=contract.Comment,
+    responses=problems(400, 401, 404, 409, 413, 422, 503),
+    summary="Post a comment",
+)
+async def post_comment(video_id: UUID, body: contract.WriteComment, request: Request) -> Response:
+    execute = await executor(request)
+    return await execute(PostComment(uuid4(), video_id, body.content), status=201)
+
+
+@router.patch(
+    "/comments/{comment_id}",
+    response_model=contract.Comment,
+    responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
+    summary="Edit one's own comment",
+)
+async def edit_comment(comment_id: UUID, body: contract.WriteComment, request: Request) -> Response:
+    execute = await executor(request)
+    return await execute(EditComment(comment_id, body.content))
+
+
+@router.delete(
+    "/comments/{comment_id}",
+    response_model=contract.CommentDeleted,
+    responses=problems(401, 403, 404, 409, 422, 503),
+    summary="Delete one's own comment",
+)
+async def delete_comment(comment_id: UUID, request: Request) -> Response:
+    execute = await executor(request)
+    return await execute(DeleteComment(comment_id))

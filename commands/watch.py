@@ -1,0 +1,101 @@
+"""Watching: where a video plays, how long it was watched, and where it was shared to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from fastapi import APIRouter, Request, Response
+
+from commands.command import Aggregates, Command
+from commands.endpoint import Execute, Reply, executor
+from domain.model import Origin
+from domain.upload import Upload, object_key
+from infra.contract import Accepted, Share, WatchSession, WatchTime
+from infra.http import problems
+from infra.telemetry import SHARED, VIEWED, WATCH_TIME, TelemetryEvent
+
+
+@dataclass(frozen=True)
+class Media:
+    """What a player needs to know about a video's file."""
+
+    content_type: str
+    filename: str
+
+
+@dataclass(frozen=True)
+class LookAtVideo(Command[Media]):
+    """Whether there is such a video, and of which kind; records nothing."""
+
+    video_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.video_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> Media:
+        upload = aggregates.get(Upload, self.video_id)
+        upload.require_video()
+        return Media(upload.content_type, upload.filename)
+
+
+router = APIRouter(prefix="/videos/{video_id}", tags=["watching"])
+accepted: dict[str, Any] = {
+    "status_code": 202,
+    "response_model": Accepted,
+    "responses": problems(400, 401, 404, 409, 413, 422, 503),
+}
+
+
+@router.post(
+    "/watch",
+    response_model=WatchSession,
+    responses=problems(401, 404, 409, 422, 503),
+    summary="Get a URL that plays, and a session",
+)
+async def watch(video_id: UUID, request: Request) -> Response:
+    execute = await executor(request)
+    repeated = await execute.recall()
+    if repeated is not None:
+        return repeated
+    media = await execute.value(LookAtVideo(video_id))
+    session = uuid4()
+    signed = execute.services.objects.get_url(
+        object_key(video_id), media.content_type, media.filename, execute.base_url
+    )
+    await _record(execute, VIEWED, video_id, {"sessionId": str(session)})
+    return await execute(Reply(WatchSession(url=signed.url, session_id=session)))
+
+
+@router.post("/watch-time", summary="Report seconds watched", **accepted)
+async def watch_time(video_id: UUID, body: WatchTime, request: Request) -> Response:
+    execute = await executor(request)
+    details = {"sessionId": str(body.session_id), "seconds": body.seconds}
+    return await _accept(execute, WATCH_TIME, video_id, details)
+
+
+@router.post("/share", summary="Report a share", **accepted)
+async def share(video_id: UUID, request: Request, body: Share | None = None) -> Response:
+    execute = await executor(request)
+    channel = body.channel if body else None
+    return await _accept(execute, SHARED, video_id, {"channel": channel} if channel else {})
+
+
+async def _accept(
+    execute: Execute, topic: str, video_id: UUID, details: Mapping[str, Any]
+) -> Response:
+    repeated = await execute.recall()
+    if repeated is not None:
+        return repeated
+    await execute.value(LookAtVideo(video_id))
+    await _record(execute, topic, video_id, details)
+    return await execute(Reply(Accepted()), status=202)
+
+
+async def _record(execute: Execute, topic: str, video_id: UUID, details: Mapping[str, Any]) -> None:
+    await execute.services.telemetry.record(
+        TelemetryEvent(uuid4(), topic, video_id, execute.actor, datetime.now(UTC), details)
+    )

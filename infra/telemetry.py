@@ -1,0 +1,127 @@
+"""What viewers do beside deciding: views, watch time, shares. Not aggregates, but never lost.
+
+Acknowledged once committed; many arrive, so they are inserted in batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, LiteralString
+from uuid import UUID
+
+import orjson
+from psycopg import AsyncConnection, Connection, Cursor
+from psycopg_pool import ConnectionPool
+
+from infra.batching import Batcher
+
+VIEWED = "video.viewed"
+WATCH_TIME = "video.watch_time"
+SHARED = "video.shared"
+
+# The lock: CREATE … IF NOT EXISTS races with itself when several processes start at once.
+TABLES: tuple[LiteralString, ...] = (
+    "SELECT pg_advisory_xact_lock(7104878, 1)",
+    """CREATE TABLE IF NOT EXISTS backlot_telemetry (
+        event_id uuid PRIMARY KEY,
+        topic text NOT NULL,
+        video_id uuid NOT NULL,
+        user_id text,
+        happened_at timestamptz NOT NULL,
+        details jsonb NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS backlot_views (
+        video_id uuid PRIMARY KEY,
+        views bigint NOT NULL) WITH (fillfactor = 70)""",
+)
+
+INSERT = """
+WITH taken AS (
+    INSERT INTO backlot_telemetry (event_id, topic, video_id, user_id, happened_at, details)
+    SELECT * FROM unnest(%b::uuid[], %b::text[], %b::uuid[], %b::text[], %b::timestamptz[],
+                         %b::text[]::jsonb[])
+    ON CONFLICT DO NOTHING
+    RETURNING topic, video_id)
+INSERT INTO backlot_views AS v (video_id, views)
+SELECT video_id, count(*) FROM taken WHERE topic = 'video.viewed' GROUP BY video_id
+ORDER BY video_id
+ON CONFLICT (video_id) DO UPDATE SET views = v.views + excluded.views
+"""
+
+VIEWS = "SELECT video_id, views FROM backlot_views WHERE video_id = ANY(%b)"
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryEvent:
+    """One thing that a viewer did; `details` hold the rest of the published value."""
+
+    event_id: UUID
+    topic: str
+    video_id: UUID
+    user_id: str | None
+    happened_at: datetime
+    details: Mapping[str, Any]
+
+
+class Telemetry:
+    """Takes telemetry into PostgreSQL, each event once by its id."""
+
+    def __init__(self, database_url: str, *, max_batch: int = 1_000) -> None:
+        self._pool = ConnectionPool(
+            database_url,
+            min_size=1,
+            max_size=1,
+            open=False,
+            timeout=5.0,
+            kwargs={"autocommit": True},
+            check=ConnectionPool.check_connection,
+        )
+        self._batcher: Batcher[TelemetryEvent, None] = Batcher(
+            self._insert, name="telemetry", max_batch=max_batch, max_waiting=50_000
+        )
+
+    def open(self) -> None:
+        self._pool.open()
+
+    async def record(self, event: TelemetryEvent) -> None:
+        """Return once the event is durable. Raises psycopg.Error when the database is away."""
+        await self._batcher.submit(event)
+
+    async def close(self) -> None:
+        await self._batcher.close()
+        self._pool.close()
+
+    def _insert(self, events: Sequence[TelemetryEvent]) -> Sequence[None]:
+        columns = (
+            [event.event_id for event in events],
+            [event.topic for event in events],
+            [event.video_id for event in events],
+            [event.user_id for event in events],
+            [event.happened_at for event in events],
+            [orjson.dumps(event.details).decode() for event in events],
+        )
+        with self._pool.connection() as conn:
+            conn.execute(INSERT, columns, prepare=True)
+        return [None] * len(events)
+
+
+def install(conn: Connection[Any]) -> None:
+    """Create the tables where they are missing."""
+    with conn.transaction():
+        for statement in TABLES:
+            conn.execute(statement)
+
+
+class Views:
+    """How often videos were viewed."""
+
+    async def views(self, conn: AsyncConnection[Any], video_ids: Sequence[UUID]) -> dict[UUID, int]:
+        """Views by video; videos that nobody viewed are missing."""
+        cursor = await conn.execute(VIEWS, (list(video_ids),))
+        return {row[0]: row[1] for row in await cursor.fetchall()}
+
+    def of(self, cursor: Cursor[Any], video_ids: Sequence[UUID]) -> dict[UUID, int]:
+        """The same, for the command bus."""
+        cursor.execute(VIEWS, (list(video_ids),), prepare=True)
+        return dict(cursor.fetchall())

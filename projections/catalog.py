@@ -1,0 +1,202 @@
+"""Uploads on their way, and the videos that they became."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any, ClassVar, LiteralString
+from uuid import UUID
+
+from psycopg import AsyncConnection, Cursor
+from psycopg.rows import TupleRow, class_row
+
+from domain.model import Aggregate
+from domain.upload import Upload
+from projections.projection import Batch, Projection, Write, write_by_kind
+
+# `completed_position` is where the upload became a video; it orders the lists.
+TABLES: LiteralString = """
+CREATE TABLE {schema}.uploads (
+    upload_id uuid PRIMARY KEY,
+    status text NOT NULL,
+    owner text COLLATE "C" NOT NULL,
+    title text NOT NULL,
+    description text,
+    category text COLLATE "C",
+    filename text NOT NULL,
+    content_type text NOT NULL,
+    size_bytes bigint NOT NULL,
+    part_size_bytes bigint NOT NULL,
+    object_key text NOT NULL,
+    store_upload_id text NOT NULL,
+    etag text,
+    started_at timestamptz NOT NULL,
+    completed_at timestamptz,
+    completed_position bigint);
+CREATE INDEX videos ON {schema}.uploads (completed_position)
+    WHERE completed_position IS NOT NULL;
+CREATE INDEX videos_by_owner ON {schema}.uploads (owner, completed_position)
+    WHERE completed_position IS NOT NULL;
+CREATE INDEX videos_by_category ON {schema}.uploads (category, completed_position)
+    WHERE completed_position IS NOT NULL
+"""
+
+START: LiteralString = """
+INSERT INTO {schema}.uploads (
+    upload_id, owner, title, description, category, filename, content_type, size_bytes,
+    part_size_bytes, object_key, store_upload_id, started_at, status)
+SELECT *, 'started' FROM unnest(
+    %b::uuid[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
+    %b::bigint[], %b::bigint[], %b::text[], %b::text[], %b::timestamptz[])
+"""
+COMPLETE: LiteralString = """
+UPDATE {schema}.uploads u
+SET status = 'completed', size_bytes = e.size_bytes, etag = e.etag, completed_at = e.at,
+    completed_position = e.position
+FROM unnest(%b::uuid[], %b::bigint[], %b::text[], %b::timestamptz[], %b::bigint[])
+    AS e(id, size_bytes, etag, at, position)
+WHERE u.upload_id = e.id
+"""
+ABORT: LiteralString = """
+UPDATE {schema}.uploads SET status = 'aborted' WHERE upload_id = ANY (%b::uuid[])
+"""
+EXPIRE: LiteralString = """
+UPDATE {schema}.uploads SET status = 'expired' WHERE upload_id = ANY (%b::uuid[])
+"""
+CHANGE: LiteralString = """
+UPDATE {schema}.uploads u
+SET title = e.title, description = e.description, category = e.category
+FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::text[])
+    AS e(id, title, description, category)
+WHERE u.upload_id = e.id
+"""
+REMOVE: LiteralString = "DELETE FROM {schema}.uploads WHERE upload_id = ANY (%b::uuid[])"
+
+
+def _started(_: int, event: Upload.Started) -> tuple[Any, ...]:
+    return (
+        event.originator_id,
+        event.owner,
+        event.title,
+        event.description,
+        event.category,
+        event.filename,
+        event.content_type,
+        event.size_bytes,
+        event.part_size_bytes,
+        event.object_key,
+        event.store_upload_id,
+        event.timestamp,
+    )
+
+
+def _completed(position: int, event: Upload.Completed) -> tuple[Any, ...]:
+    return (event.originator_id, event.size_bytes, event.etag, event.timestamp, position)
+
+
+def _changed(_: int, event: Upload.DetailsChanged) -> tuple[Any, ...]:
+    return (event.originator_id, event.title, event.description, event.category)
+
+
+def _id(_: int, event: Upload.Event) -> tuple[Any, ...]:
+    return (event.originator_id,)
+
+
+WRITES: Mapping[type[Aggregate.Event], Write] = MappingProxyType(
+    {
+        Upload.Started: Write(START, _started),
+        Upload.Completed: Write(COMPLETE, _completed),
+        Upload.Aborted: Write(ABORT, _id),
+        Upload.Expired: Write(EXPIRE, _id),
+        Upload.DetailsChanged: Write(CHANGE, _changed),
+        Upload.Removed: Write(REMOVE, _id),
+    }
+)
+
+UPLOAD: LiteralString = """
+SELECT upload_id, owner, status, size_bytes, part_size_bytes, object_key, store_upload_id
+FROM {schema}.uploads WHERE upload_id = %s
+"""
+VIDEOS: LiteralString = """
+SELECT upload_id AS video_id, owner, status, title, description, category, completed_at,
+       completed_position
+FROM {schema}.uploads
+"""
+BY_ID: LiteralString = "WHERE completed_position IS NOT NULL AND upload_id = ANY (%(ids)s)"
+BEFORE: LiteralString = "WHERE completed_position < %(before)s"
+OF_OWNER: LiteralString = " AND owner = %(owner)s"
+IN_CATEGORY: LiteralString = " AND category = %(category)s"
+NEWEST_FIRST: LiteralString = " ORDER BY completed_position DESC LIMIT %(limit)s"
+
+
+@dataclass(frozen=True, slots=True)
+class UploadRow:
+    """An upload as somebody who resumes it needs it; sizes in bytes."""
+
+    upload_id: UUID
+    owner: str
+    status: str
+    size_bytes: int
+    part_size_bytes: int
+    object_key: str
+    store_upload_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRow:
+    """A video that can be seen."""
+
+    video_id: UUID
+    owner: str
+    status: str
+    title: str
+    description: str | None
+    category: str | None
+    completed_at: datetime
+    completed_position: int
+
+
+class Catalog(Projection):
+    """Uploads on their way, and the videos that they became."""
+
+    name = "catalog"
+    version = 1
+    events = tuple(WRITES)
+    tables: ClassVar[LiteralString] = TABLES
+
+    def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
+        write_by_kind(self, WRITES, batch, cursor)
+
+    async def upload(self, conn: AsyncConnection[TupleRow], upload_id: UUID) -> UploadRow | None:
+        """An upload in whatever state; None when it is unknown or its video was removed."""
+        async with conn.cursor(row_factory=class_row(UploadRow)) as cursor:
+            await cursor.execute(self.sql(UPLOAD), (upload_id,))
+            return await cursor.fetchone()
+
+    async def videos(
+        self, conn: AsyncConnection[TupleRow], ids: Sequence[UUID]
+    ) -> dict[UUID, VideoRow]:
+        """Those of the ids that are videos and not removed."""
+        async with conn.cursor(row_factory=class_row(VideoRow)) as cursor:
+            await cursor.execute(self.sql(VIDEOS + BY_ID), {"ids": list(ids)})
+            return {row.video_id: row for row in await cursor.fetchall()}
+
+    async def page(
+        self,
+        conn: AsyncConnection[TupleRow],
+        *,
+        owner: str | None,
+        category: str | None,
+        before: int,
+        limit: int,
+    ) -> list[VideoRow]:
+        """Videos completed before a position, newest first, of one owner and category if given."""
+        query = VIDEOS + BEFORE
+        query += OF_OWNER if owner is not None else ""
+        query += IN_CATEGORY if category is not None else ""
+        wanted = {"owner": owner, "category": category, "before": before, "limit": limit}
+        async with conn.cursor(row_factory=class_row(VideoRow)) as cursor:
+            await cursor.execute(self.sql(query + NEWEST_FIRST), wanted)
+            return await cursor.fetchall()

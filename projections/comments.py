@@ -1,0 +1,183 @@
+"""The comments of each video, with what is known of their language."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any, ClassVar, LiteralString
+from uuid import UUID
+
+from psycopg import AsyncConnection, Cursor
+from psycopg.rows import TupleRow, class_row
+
+from domain.comment import Comment
+from domain.model import Aggregate
+from domain.upload import Upload
+from projections.projection import Batch, Projection, Write, write_by_kind
+
+# `counts` holds the number of rows in `comments` per video; the video ids of `removed` get no
+# rows any more, since a comment may be recorded just after its video's removal.
+TABLES: LiteralString = """
+CREATE TABLE {schema}.comments (
+    comment_id uuid PRIMARY KEY,
+    video_id uuid NOT NULL,
+    position bigint NOT NULL,
+    author text NOT NULL,
+    content text NOT NULL,
+    edited boolean NOT NULL DEFAULT false,
+    language text,
+    confidence double precision,
+    translated_text text,
+    translation_status text NOT NULL DEFAULT 'pending',
+    created_at timestamptz NOT NULL);
+CREATE INDEX comments_by_video ON {schema}.comments (video_id, position);
+CREATE TABLE {schema}.counts (video_id uuid PRIMARY KEY, comments bigint NOT NULL)
+    WITH (fillfactor = 50);
+CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY)
+"""
+
+POST: LiteralString = """
+WITH posted AS (
+    INSERT INTO {schema}.comments (comment_id, video_id, position, author, content, created_at)
+    SELECT * FROM unnest(
+        %b::uuid[], %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::timestamptz[])
+        AS e(comment_id, video_id, position, author, content, created_at)
+    WHERE NOT EXISTS (SELECT FROM {schema}.removed r WHERE r.video_id = e.video_id)
+    RETURNING video_id)
+INSERT INTO {schema}.counts AS c (video_id, comments)
+SELECT video_id, count(*) FROM posted GROUP BY video_id
+ON CONFLICT (video_id) DO UPDATE SET comments = c.comments + excluded.comments
+"""
+EDIT: LiteralString = """
+UPDATE {schema}.comments c
+SET content = e.content, edited = true, language = NULL, confidence = NULL,
+    translated_text = NULL, translation_status = 'pending'
+FROM unnest(%b::uuid[], %b::text[]) AS e(id, content)
+WHERE c.comment_id = e.id
+"""
+DELETE: LiteralString = """
+WITH deleted AS (
+    DELETE FROM {schema}.comments WHERE comment_id = ANY (%b::uuid[]) RETURNING video_id)
+UPDATE {schema}.counts c SET comments = c.comments - d.comments
+FROM (SELECT video_id, count(*) AS comments FROM deleted GROUP BY video_id) AS d
+WHERE c.video_id = d.video_id
+"""
+# What is written in the target language already needs no translation.
+DETECT: LiteralString = """
+UPDATE {schema}.comments c
+SET language = e.language, confidence = e.confidence,
+    translation_status = CASE WHEN e.language = 'en' THEN 'not_needed'
+                              ELSE c.translation_status END
+FROM unnest(%b::uuid[], %b::text[], %b::double precision[]) AS e(id, language, confidence)
+WHERE c.comment_id = e.id
+"""
+TRANSLATE: LiteralString = """
+UPDATE {schema}.comments c
+SET language = coalesce(c.language, e.language), translated_text = e.text,
+    translation_status = 'translated'
+FROM unnest(%b::uuid[], %b::text[], %b::text[]) AS e(id, language, text)
+WHERE c.comment_id = e.id
+"""
+FAIL: LiteralString = """
+UPDATE {schema}.comments SET translation_status = 'failed' WHERE comment_id = ANY (%b::uuid[])
+"""
+REMOVE: LiteralString = """
+WITH videos AS (SELECT unnest(%b::uuid[]) AS id),
+     gone AS (INSERT INTO {schema}.removed SELECT id FROM videos ON CONFLICT DO NOTHING),
+     counted AS (DELETE FROM {schema}.counts USING videos WHERE video_id = id)
+DELETE FROM {schema}.comments USING videos WHERE video_id = id
+"""
+
+
+def _posted(position: int, event: Comment.Posted) -> tuple[Any, ...]:
+    return (
+        event.originator_id,
+        event.video_id,
+        position,
+        event.author,
+        event.content,
+        event.timestamp,
+    )
+
+
+def _edited(_: int, event: Comment.Edited) -> tuple[Any, ...]:
+    return (event.originator_id, event.content)
+
+
+def _detected(_: int, event: Comment.LanguageDetected) -> tuple[Any, ...]:
+    return (event.originator_id, event.language, event.confidence)
+
+
+def _translated(_: int, event: Comment.Translated) -> tuple[Any, ...]:
+    return (event.originator_id, event.original_language, event.translated_text)
+
+
+def _id(_: int, event: Aggregate.Event) -> tuple[Any, ...]:
+    return (event.originator_id,)
+
+
+WRITES: Mapping[type[Aggregate.Event], Write] = MappingProxyType(
+    {
+        Comment.Posted: Write(POST, _posted),
+        Comment.Edited: Write(EDIT, _edited),
+        Comment.Deleted: Write(DELETE, _id),
+        Comment.LanguageDetected: Write(DETECT, _detected),
+        Comment.Translated: Write(TRANSLATE, _translated),
+        Comment.TranslationFailed: Write(FAIL, _id),
+        Upload.Removed: Write(REMOVE, _id),
+    }
+)
+
+COUNTS: LiteralString = "SELECT video_id, comments FROM {schema}.counts WHERE video_id = ANY (%s)"
+PAGE: LiteralString = """
+SELECT comment_id, video_id, position, author, content, edited, language, confidence,
+       translated_text, translation_status, created_at
+FROM {schema}.comments WHERE video_id = %s AND position < %s
+ORDER BY position DESC LIMIT %s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class CommentRow:
+    """A comment that stands; `position` is where it was posted."""
+
+    comment_id: UUID
+    video_id: UUID
+    position: int
+    author: str
+    content: str
+    edited: bool
+    language: str | None
+    confidence: float | None
+    translated_text: str | None
+    translation_status: Any
+    created_at: datetime
+
+
+class Comments(Projection):
+    """The comments of each video, with what is known of their language."""
+
+    name = "comments"
+    version = 1
+    events = tuple(WRITES)
+    tables: ClassVar[LiteralString] = TABLES
+
+    def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
+        write_by_kind(self, WRITES, batch, cursor)
+
+    async def counts(
+        self, conn: AsyncConnection[TupleRow], videos: Sequence[UUID]
+    ) -> dict[UUID, int]:
+        """The number of comments of each of these videos that has or had any."""
+        rows = await conn.execute(self.sql(COUNTS), (list(videos),))
+        return dict(await rows.fetchall())
+
+    async def page(
+        self, conn: AsyncConnection[TupleRow], video_id: UUID, before: int, limit: int
+    ) -> list[CommentRow]:
+        """The video's comments posted before a position, newest first."""
+        async with conn.cursor(row_factory=class_row(CommentRow)) as cursor:
+            await cursor.execute(self.sql(PAGE), (video_id, before, limit))
+            return await cursor.fetchall()

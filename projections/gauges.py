@@ -1,0 +1,42 @@
+"""A runner's metrics; those of a runner that is not active are withdrawn, not left to grow old."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from infra import metrics
+
+PROGRESS = (
+    metrics.PROJECTION_POSITION,
+    metrics.PROJECTION_LAG_EVENTS,
+    metrics.PROJECTION_LAG_SECONDS,
+    metrics.PROJECTION_PARKED,
+)
+
+
+class Gauges:
+    """The metrics of one projection in this process."""
+
+    def __init__(self, name: str, states: Sequence[str]) -> None:
+        self._name = name
+        self._states = states
+
+    def state(self, state: str) -> None:
+        for other in self._states:
+            metrics.PROJECTION_STATE.labels(self._name, other).set(other == state)
+
+    def progress(self, position: int, lag_events: int, lag_seconds: float) -> None:
+        metrics.PROJECTION_POSITION.labels(self._name).set(position)
+        metrics.PROJECTION_LAG_EVENTS.labels(self._name).set(lag_events)
+        metrics.PROJECTION_LAG_SECONDS.labels(self._name).set(lag_seconds)
+
+    def applied(self, events: int) -> None:
+        metrics.PROJECTION_EVENTS.labels(self._name).inc(events)
+
+    def parked(self, events: int) -> None:
+        metrics.PROJECTION_PARKED.labels(self._name).set(events)
+
+    def withdraw(self) -> None:
+        """Say nothing of progress, because another process may be making it."""
+        for gauge in PROGRESS:
+            gauge.remove(self._name)

@@ -1,0 +1,169 @@
+"""How many like each video, and what each viewer likes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, LiteralString, NamedTuple
+from uuid import UUID
+
+from psycopg import AsyncConnection, Cursor
+from psycopg.rows import TupleRow
+
+from domain.upload import Upload
+from domain.video_likes import VideoLikes
+from projections.projection import Batch, Projection, columns
+
+# `likes` holds a row per standing like, `counts` their number per video; the video ids of
+# `removed` get no rows any more, since a like may be recorded just after its video's removal.
+TABLES: LiteralString = """
+CREATE TABLE {schema}.likes (
+    video_id uuid NOT NULL,
+    viewer text COLLATE "C" NOT NULL,
+    position bigint NOT NULL,
+    PRIMARY KEY (video_id, viewer));
+CREATE INDEX likes_by_viewer ON {schema}.likes (viewer, position);
+CREATE TABLE {schema}.counts (video_id uuid PRIMARY KEY, likes bigint NOT NULL)
+    WITH (fillfactor = 50);
+CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY)
+"""
+
+ADD_LIKES: LiteralString = """
+INSERT INTO {schema}.likes (video_id, viewer, position)
+SELECT * FROM unnest(%b::uuid[], %b::text[], %b::bigint[])
+ON CONFLICT (video_id, viewer) DO UPDATE SET position = excluded.position
+"""
+DROP_LIKES: LiteralString = """
+DELETE FROM {schema}.likes l USING unnest(%b::uuid[], %b::text[]) AS gone(video_id, viewer)
+WHERE l.video_id = gone.video_id AND l.viewer = gone.viewer
+"""
+ADD_DELTAS: LiteralString = """
+INSERT INTO {schema}.counts AS c (video_id, likes)
+SELECT * FROM unnest(%b::uuid[], %b::bigint[])
+ON CONFLICT (video_id) DO UPDATE SET likes = c.likes + excluded.likes
+"""
+FIND_REMOVED: LiteralString = (
+    "SELECT video_id FROM {schema}.removed WHERE video_id = ANY (%b::uuid[])"
+)
+REMOVE: LiteralString = """
+WITH videos AS (SELECT unnest(%b::uuid[]) AS id),
+     gone AS (INSERT INTO {schema}.removed SELECT id FROM videos ON CONFLICT DO NOTHING),
+     counted AS (DELETE FROM {schema}.counts USING videos WHERE video_id = id)
+DELETE FROM {schema}.likes USING videos WHERE video_id = id
+"""
+
+# Subqueries by key for each pair, whatever the planner thinks of the tables' sizes.
+OTHERS: LiteralString = """
+SELECT coalesce((SELECT likes FROM {schema}.counts c WHERE c.video_id = p.video_id), 0)
+     - (SELECT count(*) FROM {schema}.likes l
+        WHERE l.video_id = p.video_id AND l.viewer = p.viewer)
+FROM unnest(%b::uuid[], %b::text[]) WITH ORDINALITY AS p(video_id, viewer, place)
+ORDER BY place
+"""
+COUNTS: LiteralString = "SELECT video_id, likes FROM {schema}.counts WHERE video_id = ANY (%s)"
+LIKED: LiteralString = """
+SELECT video_id FROM {schema}.likes WHERE video_id = ANY (%s) AND viewer = %s
+"""
+LIKED_PAGE: LiteralString = """
+SELECT video_id, position FROM {schema}.likes WHERE viewer = %s AND position < %s
+ORDER BY position DESC LIMIT %s
+"""
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a batch comes to: per video the sum, per viewer and video where it ended."""
+
+    deltas: dict[UUID, int] = field(default_factory=dict)
+    # Position of the like that stands at the end of the batch; None: none stands.
+    ends: dict[tuple[UUID, str], int | None] = field(default_factory=dict)
+    removed: set[UUID] = field(default_factory=set)
+
+    def without(self, videos: Collection[UUID]) -> Changes:
+        """The same, but nothing for these videos."""
+        if not videos:
+            return self
+        return Changes(
+            {video: delta for video, delta in self.deltas.items() if video not in videos},
+            {pair: end for pair, end in self.ends.items() if pair[0] not in videos},
+            self.removed,
+        )
+
+
+def sum_up(batch: Batch) -> Changes:
+    """Fold a batch. A stream alternates likes and unlikes, so that their sum is exact."""
+    changes = Changes()
+    deltas, ends = changes.deltas, changes.ends
+    for position, event in batch:
+        if isinstance(event, VideoLikes.Liked):
+            deltas[event.video_id] = deltas.get(event.video_id, 0) + 1
+            ends[event.video_id, event.viewer] = position
+        elif isinstance(event, VideoLikes.Unliked):
+            deltas[event.video_id] = deltas.get(event.video_id, 0) - 1
+            ends[event.video_id, event.viewer] = None
+        else:
+            changes.removed.add(event.originator_id)
+    return changes
+
+
+class LikedVideo(NamedTuple):
+    """A like that stands, and the position at which it was given."""
+
+    video_id: UUID
+    position: int
+
+
+class Likes(Projection):
+    """How many like each video, and what each viewer likes."""
+
+    name = "likes"
+    version = 1
+    events = (VideoLikes.Liked, VideoLikes.Unliked, Upload.Removed)
+    tables: ClassVar[LiteralString] = TABLES
+
+    def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
+        changes = sum_up(batch)
+        cursor.execute(self.sql(FIND_REMOVED), (list(changes.deltas),))
+        gone = changes.removed.union(video for (video,) in cursor.fetchall())
+        self._write(changes.without(gone), cursor)
+        if changes.removed:
+            cursor.execute(self.sql(REMOVE), (list(changes.removed),))
+
+    def _write(self, changes: Changes, cursor: Cursor[TupleRow]) -> None:
+        lost = [pair for pair, end in changes.ends.items() if end is None]
+        standing = [(*pair, end) for pair, end in changes.ends.items() if end is not None]
+        deltas = [(video, delta) for video, delta in changes.deltas.items() if delta != 0]
+        if lost:
+            cursor.execute(self.sql(DROP_LIKES), columns(lost))
+        if standing:
+            cursor.execute(self.sql(ADD_LIKES), columns(standing))
+        if deltas:
+            cursor.execute(self.sql(ADD_DELTAS), columns(deltas))
+
+    def others(self, cursor: Cursor[TupleRow], pairs: Sequence[tuple[UUID, str]]) -> list[int]:
+        """For each (video, viewer): how many other viewers like the video. One query, by key."""
+        if not pairs:
+            return []
+        cursor.execute(self.sql(OTHERS), columns(pairs), prepare=True)
+        return [count for (count,) in cursor.fetchall()]
+
+    async def counts(
+        self, conn: AsyncConnection[TupleRow], videos: Sequence[UUID]
+    ) -> dict[UUID, int]:
+        """The number of likes of each of these videos that has or had any."""
+        rows = await conn.execute(self.sql(COUNTS), (list(videos),))
+        return dict(await rows.fetchall())
+
+    async def liked(
+        self, conn: AsyncConnection[TupleRow], viewer: str, videos: Sequence[UUID]
+    ) -> set[UUID]:
+        """Which of these videos the viewer likes."""
+        rows = await conn.execute(self.sql(LIKED), (list(videos), viewer))
+        return {video for (video,) in await rows.fetchall()}
+
+    async def liked_page(
+        self, conn: AsyncConnection[TupleRow], viewer: str, before: int, limit: int
+    ) -> list[LikedVideo]:
+        """The viewer's likes given before a position, newest first."""
+        rows = await conn.execute(self.sql(LIKED_PAGE), (viewer, before, limit))
+        return [LikedVideo(*row) for row in await rows.fetchall()]

@@ -1,0 +1,78 @@
+"""What operators see of the projections, read from the database: true for every process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow, class_row
+
+from infra.codec import EventMapper
+from projections.log import READ_ONE, Stored, recorded_at
+from projections.positions import LOCK_CLASS, lock_key
+
+COPIES = b"""
+SELECT s.schema, s.name, s.version, s.position, s.status, s.error, s.error_position, s.updated_at,
+       (SELECT coalesce(max(notification_id), 0) FROM public.backlot_events) AS head,
+       (SELECT count(*) FROM projections.parked p WHERE p.schema = s.schema) AS parked
+FROM projections.state s ORDER BY s.schema
+"""
+ACTIVE = b"""
+SELECT objid::bigint FROM pg_locks
+WHERE locktype = 'advisory' AND classid = %s AND granted
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One copy of a projection as the database knows it; the live one's schema is its name."""
+
+    schema: str
+    name: str
+    version: int
+    position: int
+    status: str
+    error: str | None
+    error_position: int | None
+    updated_at: datetime
+    head: int
+    parked: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A copy, how far it lags (positions; seconds), and whether any process runs it."""
+
+    copy: Copy
+    lag_events: int
+    lag_seconds: float
+    active: bool
+
+
+async def overview(conn: AsyncConnection[TupleRow], mapper: EventMapper) -> list[Progress]:
+    """All copies of all projections, by schema."""
+    async with conn.cursor(row_factory=class_row(Copy)) as cursor:
+        await cursor.execute(COPIES)
+        copies = await cursor.fetchall()
+    locks = await (await conn.execute(ACTIVE, (LOCK_CLASS,))).fetchall()
+    held = {key for (key,) in locks}
+    return [
+        Progress(
+            copy,
+            copy.head - copy.position,
+            await _lag_seconds(conn, copy, mapper),
+            lock_key(copy.schema) in held,
+        )
+        for copy in copies
+    ]
+
+
+async def _lag_seconds(conn: AsyncConnection[TupleRow], copy: Copy, mapper: EventMapper) -> float:
+    """Age of the oldest event that was not applied; where unreadable, since when it stands."""
+    if copy.position >= copy.head:
+        return 0.0
+    row = await (await conn.execute(READ_ONE, (copy.position + 1,))).fetchone()
+    since = recorded_at(mapper, Stored(*row)) if row else None
+    return max(0.0, (datetime.now(UTC) - (since or copy.updated_at)).total_seconds())

@@ -1,0 +1,117 @@
+"""Finds the event that a batch broke on, and keeps it from holding up the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import structlog
+from psycopg import Connection, Cursor, ProgrammingError
+from psycopg.rows import TupleRow
+
+from projections import positions
+from projections.connecting import is_outage
+from projections.log import Log, Stored, Window
+from projections.projection import Projection
+
+log = structlog.get_logger(__name__)
+
+MAX_ERROR_LENGTH = 2_000
+
+
+@dataclass(slots=True)
+class Sorted:
+    """What became of a batch that was applied event by event."""
+
+    applied: int = 0
+    parked: list[int] = field(default_factory=list)
+    stopped_at: int | None = None
+
+
+def apply_one_by_one(
+    conn: Connection[TupleRow], projection: Projection, events: Log, before: int, window: Window
+) -> Sorted:
+    """Apply a window that failed as a whole, each event under a savepoint, in one transaction.
+
+    A culprit is parked, or the projection stops in front of it, by its policy. Raises what is not
+    an event's fault: an outage, or positions.Superseded.
+    """
+    result = Sorted()
+    with conn.transaction(), conn.cursor(binary=True) as cursor:
+        for stored in window.events:
+            error = _try(conn, cursor, projection, events, stored)
+            if error is None:
+                result.applied += 1
+            elif _may_park(projection, error):
+                _park(cursor, projection, stored, error)
+                result.parked.append(stored.position)
+            else:
+                _stop(cursor, projection, before, stored, error)
+                result.stopped_at = stored.position
+                return result
+        positions.move(cursor, projection.schema, projection.version, before, window.until)
+    return result
+
+
+def _try(
+    conn: Connection[TupleRow],
+    cursor: Cursor[TupleRow],
+    projection: Projection,
+    events: Log,
+    stored: Stored,
+) -> Exception | None:
+    try:
+        with conn.transaction():
+            projection.apply([events.decode(stored)], cursor)
+    except Exception as error:
+        if is_outage(error):
+            raise
+        return error
+    return None
+
+
+def _may_park(projection: Projection, error: Exception) -> bool:
+    # A missing table or column breaks every event; parking them all would hide it.
+    return projection.on_poison == "park" and not isinstance(error, ProgrammingError)
+
+
+def _park(
+    cursor: Cursor[TupleRow], projection: Projection, stored: Stored, error: Exception
+) -> None:
+    positions.park(cursor, projection.schema, stored.position, describe(error))
+    _log("projection_event_parked", projection, stored, error)
+
+
+def _stop(
+    cursor: Cursor[TupleRow],
+    projection: Projection,
+    before: int,
+    stored: Stored,
+    error: Exception,
+) -> None:
+    positions.stop(
+        cursor,
+        projection.schema,
+        projection.version,
+        before,
+        culprit=stored.position,
+        error=describe(error),
+    )
+    _log("projection_stopped", projection, stored, error)
+
+
+def _log(what: str, projection: Projection, stored: Stored, error: Exception) -> None:
+    log.error(
+        what,
+        projection=projection.name,
+        position=stored.position,
+        stream=str(stored.stream_id),
+        topic=stored.topic,
+        error=describe(error),
+        exc_info=error,
+    )
+
+
+def describe(error: Exception) -> str:
+    """An error in one storable text of at most 2,000 characters."""
+    text = f"{type(error).__name__}: {error}".replace("\x00", "\\0")
+    return text[:MAX_ERROR_LENGTH]

@@ -1,0 +1,163 @@
+"""How far each copy of a projection has come, and what it could not apply.
+
+`projections.state` has a row per copy; the live copy's schema carries the projection's name. A row
+moves only in the transaction that changes the copy's own tables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from zlib import crc32
+
+from psycopg import Connection, Cursor
+from psycopg.rows import TupleRow, class_row
+
+from projections.log import CHANNEL
+
+LOCK_CLASS = 0x70726F6A  # "proj": our class of advisory locks, beside that of the event store.
+INSTALL_LOCK = 0
+
+TABLES = b"""
+CREATE SCHEMA IF NOT EXISTS projections;
+CREATE TABLE IF NOT EXISTS projections.state (
+    schema text PRIMARY KEY,
+    name text NOT NULL,
+    version int NOT NULL,
+    position bigint NOT NULL DEFAULT 0,
+    status text NOT NULL DEFAULT 'running',
+    error text,
+    error_position bigint,
+    updated_at timestamptz NOT NULL DEFAULT now())
+WITH (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+CREATE TABLE IF NOT EXISTS projections.parked (
+    schema text NOT NULL REFERENCES projections.state ON UPDATE CASCADE ON DELETE CASCADE,
+    position bigint NOT NULL,
+    projection text NOT NULL,
+    error text NOT NULL,
+    attempts int NOT NULL DEFAULT 1,
+    parked_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (schema, position))
+"""
+
+LOOK = b"""
+SELECT s.version, s.position, s.status, s.error, s.updated_at,
+       (SELECT coalesce(max(notification_id), 0) FROM public.backlot_events) AS head
+FROM projections.state s WHERE s.schema = %s
+"""
+
+# Whoever reads the old position, or loses the right to run, changes nothing.
+MOVE = b"""
+UPDATE projections.state SET position = %s, updated_at = now()
+WHERE schema = %s AND version = %s AND position = %s AND status = 'running'
+"""
+
+STOP = b"""
+UPDATE projections.state SET position = %s, status = 'stopped', error = %s, error_position = %s,
+       updated_at = now()
+WHERE schema = %s AND version = %s AND position = %s AND status = 'running'
+"""
+
+RUN = b"""
+UPDATE projections.state SET status = 'running', error = NULL, error_position = NULL
+WHERE schema = %s AND status = ANY (%s)
+"""
+
+PAUSE = b"UPDATE projections.state SET status = 'paused' WHERE schema = %s AND status = 'running'"
+
+PARK = b"""
+INSERT INTO projections.parked (schema, position, projection, error)
+SELECT schema, %s, name, %s FROM projections.state WHERE schema = %s
+ON CONFLICT (schema, position) DO UPDATE
+SET error = excluded.error, attempts = parked.attempts + 1, parked_at = now()
+"""
+
+COUNT_PARKED = b"SELECT count(*) FROM projections.parked WHERE schema = %s"
+
+
+class Status(StrEnum):
+    """What an operator or a poison event decided; it holds for every process."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+class Superseded(Exception):
+    """Another runner moved the position, or an operator withdrew the right to run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A copy's row, and the end of the log at the same moment."""
+
+    version: int
+    position: int
+    status: str
+    error: str | None
+    updated_at: datetime
+    head: int
+
+
+def lock_key(schema: str) -> int:
+    """The advisory lock of the copy's one active runner, within our class (positive int4)."""
+    return (crc32(schema.encode()) & 0x3FFFFFFF) + 1
+
+
+def look(conn: Connection[TupleRow], schema: str) -> Seen | None:
+    """The state of one copy; None before it was installed."""
+    with conn.cursor(row_factory=class_row(Seen)) as cursor:
+        return cursor.execute(LOOK, (schema,)).fetchone()
+
+
+def move(cursor: Cursor[Any], schema: str, version: int, before: int, after: int) -> None:
+    """Advance the position; raises Superseded when it is no longer the one that was read."""
+    if cursor.execute(MOVE, (after, schema, version, before)).rowcount != 1:
+        raise Superseded(f"{schema} is no longer running at position {before}.")
+
+
+def stop(
+    cursor: Cursor[Any],
+    schema: str,
+    version: int,
+    before: int,
+    *,
+    culprit: int,
+    error: str,
+) -> None:
+    """Halt the copy in front of an event that it can't apply; raises Superseded as `move` does."""
+    values = (max(before, culprit - 1), error, culprit, schema, version, before)
+    if cursor.execute(STOP, values).rowcount != 1:
+        raise Superseded(f"{schema} is no longer running at position {before}.")
+
+
+def park(cursor: Cursor[Any], schema: str, position: int, error: str) -> None:
+    """Set an event aside, with what went wrong."""
+    cursor.execute(PARK, (position, error, schema))
+
+
+def count_parked(conn: Connection[TupleRow], schema: str) -> int:
+    """How many events of this copy are set aside."""
+    row = conn.execute(COUNT_PARKED, (schema,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def retry(conn: Connection[TupleRow], schema: str) -> bool:
+    """Let a copy that a poison event stopped try again; returns whether it was stopped."""
+    return conn.execute(RUN, (schema, [Status.STOPPED])).rowcount == 1
+
+
+def pause(conn: Connection[Any], schema: str) -> bool:
+    """Have the copy rest where it stands, in whichever process it runs; False if it did not run."""
+    changed = conn.execute(PAUSE, (schema,)).rowcount == 1
+    conn.execute(b"SELECT pg_notify(%s, '')", (CHANNEL,))
+    return changed
+
+
+def resume(conn: Connection[Any], schema: str) -> bool:
+    """Have a paused or stopped copy go on; False if it was neither."""
+    changed = conn.execute(RUN, (schema, [Status.PAUSED, Status.STOPPED])).rowcount == 1
+    conn.execute(b"SELECT pg_notify(%s, '')", (CHANNEL,))
+    return changed

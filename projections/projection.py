@@ -1,0 +1,104 @@
+"""What a read model is: the events that it wants, its tables, how it applies, what can be asked.
+
+A projection lives in a PostgreSQL schema of its own and writes its SQL with `{schema}` in the
+place of that name, so that a second copy can be built beside the live one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, ClassVar, Literal, LiteralString, NamedTuple
+
+from psycopg import Cursor
+from psycopg.rows import TupleRow
+from psycopg.sql import SQL, Identifier
+
+from domain.model import Aggregate
+
+OnPoison = Literal["stop", "park"]
+
+
+class Recorded(NamedTuple):
+    """An event and its position in the log (from 1)."""
+
+    position: int
+    event: Aggregate.Event
+
+
+Batch = Sequence[Recorded]
+
+
+class Projection(ABC):
+    """A read model. Another `version` means that its rows have to be built again.
+
+    `on_poison` says what happens on an event that can't be applied: 'stop' halts this projection
+    there, 'park' sets the event aside and goes on.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    events: ClassVar[tuple[type[Aggregate.Event], ...]]
+    tables: ClassVar[LiteralString]
+    on_poison: OnPoison = "stop"
+
+    def __init__(self, schema: str | None = None) -> None:
+        """`schema` names the PostgreSQL schema of this copy; the live copy's is the name."""
+        self.schema = schema or self.name
+        self._statements: dict[str, bytes] = {}
+
+    @abstractmethod
+    def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
+        """Change the tables by these events, in order of position; the runner commits.
+
+        Whatever it raises, other than for a lost connection, makes the batch a poisonous one.
+        """
+
+    def sql(self, text: LiteralString) -> bytes:
+        """The statement for this copy's schema, made once per text."""
+        statement = self._statements.get(text)
+        if statement is None:
+            statement = SQL(text).format(schema=Identifier(self.schema)).as_bytes(None)
+            self._statements[text] = statement
+        return statement
+
+
+class Write(NamedTuple):
+    """How one kind of event is written: a statement over arrays, and an event's values in it."""
+
+    statement: LiteralString
+    values: Callable[[int, Any], tuple[Any, ...]]
+
+
+Writes = Mapping[type[Aggregate.Event], Write]
+
+
+def write_by_kind(
+    projection: Projection, writes: Writes, batch: Batch, cursor: Cursor[TupleRow]
+) -> None:
+    """Run each kind's statement on as many events at once as the order within streams admits."""
+    for kind, group in by_kind(batch):
+        statement, values = writes[kind]
+        rows = (values(position, event) for position, event in group)
+        cursor.execute(projection.sql(statement), columns(rows))
+
+
+def by_kind(batch: Batch) -> Iterator[tuple[type[Aggregate.Event], list[Recorded]]]:
+    """Events in groups of one class and one stream version.
+
+    The order within each stream is kept, that between streams is not, and no group holds two
+    events of one stream.
+    """
+
+    def step(recorded: Recorded) -> tuple[int, str]:
+        return recorded.event.originator_version, type(recorded.event).TOPIC
+
+    for _, group in groupby(sorted(batch, key=step), key=step):
+        events = list(group)
+        yield type(events[0].event), events
+
+
+def columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
+    """Rows turned into one list per column, as `unnest` wants them."""
+    return [list(column) for column in zip(*rows, strict=True)]

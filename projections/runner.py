@@ -1,0 +1,247 @@
+"""Runs one projection: takes the lock, follows the log, moves rows and position together.
+
+The connection that applies is the one that holds the lock, so a runner that lost the lock can't
+write: the right to run and the means to do it end at the same moment.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from threading import Event, Thread
+
+import structlog
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from infra.codec import EventMapper
+from projections import positions
+from projections.connecting import Backoff, connect, is_outage
+from projections.gauges import Gauges
+from projections.log import Log, Window
+from projections.poison import apply_one_by_one, describe
+from projections.positions import LOCK_CLASS, Seen, Status, Superseded, lock_key
+from projections.projection import Projection
+
+log = structlog.get_logger(__name__)
+
+TAKEOVER_SECONDS = 1.0
+# Under load, events that arrive within this time share a transaction.
+GATHER_SECONDS = 0.01
+MEASURE_AGE_SECONDS = 1.0
+STOP_SECONDS = 10.0
+OUTDATED = "version changed: replay needed"
+
+
+class State(StrEnum):
+    """What a runner is doing, in this process."""
+
+    STARTING = "starting"
+    STANDBY = "standby"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    OUTDATED = "outdated"
+    UNAVAILABLE = "unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerStatus:
+    """A runner as it was when it last looked; lag in positions and in seconds.
+
+    `detail` says why it does not run. Position and lag are known only where it is active.
+    """
+
+    name: str
+    version: int
+    state: State = State.STARTING
+    position: int | None = None
+    lag_events: int | None = None
+    lag_seconds: float | None = None
+    detail: str | None = None
+
+    @property
+    def in_order(self) -> bool:
+        """Whether it follows the log, or leaves that to another process, or rests on purpose."""
+        return self.state in (State.RUNNING, State.STANDBY, State.PAUSED)
+
+
+class Runner:
+    """One projection's thread; see `ProjectionHost` for all of a process."""
+
+    def __init__(
+        self,
+        database_url: str,
+        projection: Projection,
+        *,
+        wake: Event,
+        mapper: EventMapper,
+        batch_events: int,
+        poll_seconds: float,
+    ) -> None:
+        self._database_url = database_url
+        self._projection = projection
+        self._log = Log(projection.events, mapper=mapper, batch_events=batch_events)
+        self._wake = wake
+        self._poll_seconds = poll_seconds
+        self._stopping = Event()
+        self._backoff = Backoff()
+        self._gauges = Gauges(projection.name, [str(state) for state in State])
+        self._status = RunnerStatus(projection.name, projection.version)
+        self._age_measured = 0.0
+        self._thread = Thread(target=self._run, name=f"projection {projection.name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def ask_to_stop(self) -> None:
+        self._stopping.set()
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Finish the transaction at hand and end; what was applied is committed."""
+        self.ask_to_stop()
+        if self._thread.is_alive():
+            self._thread.join(STOP_SECONDS)
+        if self._thread.is_alive():
+            log.warning("projection_slow_stop", projection=self._projection.name)
+        self._gauges.withdraw()
+
+    def status(self) -> RunnerStatus:
+        return self._status
+
+    def _run(self) -> None:
+        name = self._projection.name
+        while not self._stopping.is_set():
+            try:
+                with connect(self._database_url, f"projection {name}") as conn:
+                    self._serve(conn)
+            # Whatever it is, the projection has to go on once it is over.
+            except Exception as error:
+                log.warning(
+                    "projection_interrupted",
+                    projection=name,
+                    error=describe(error),
+                    exc_info=None if is_outage(error) else error,
+                )
+                self._enter(State.UNAVAILABLE, detail=describe(error))
+                self._stopping.wait(self._backoff.next())
+
+    def _serve(self, conn: Connection[TupleRow]) -> None:
+        """Compete for the lock, and follow the log while holding it; returns when stopping."""
+        while not self._stopping.is_set():
+            seen = positions.look(conn, self._projection.schema)
+            if seen is None or seen.version != self._projection.version:
+                self._enter(State.OUTDATED, detail=OUTDATED)
+            elif self._try_lock(conn):
+                self._follow(conn)
+                self._unlock(conn)
+                continue
+            else:
+                self._enter(State.STANDBY)
+            self._backoff.reset()
+            self._stopping.wait(TAKEOVER_SECONDS)
+
+    def _try_lock(self, conn: Connection[TupleRow]) -> bool:
+        key = (LOCK_CLASS, lock_key(self._projection.schema))
+        row = conn.execute("SELECT pg_try_advisory_lock(%s, %s)", key).fetchone()
+        return row is not None and bool(row[0])
+
+    def _unlock(self, conn: Connection[TupleRow]) -> None:
+        key = (LOCK_CLASS, lock_key(self._projection.schema))
+        conn.execute("SELECT pg_advisory_unlock(%s, %s)", key)
+
+    def _follow(self, conn: Connection[TupleRow]) -> None:
+        """Apply what comes, until stopping or until the copy is no longer of our version."""
+        schema = self._projection.schema
+        if positions.retry(conn, schema):
+            log.info("projection_retries", projection=self._projection.name)
+        self._gauges.parked(positions.count_parked(conn, schema))
+        while not self._stopping.is_set():
+            # Cleared before looking: what is appended from here on wakes us again.
+            self._wake.clear()
+            seen = positions.look(conn, schema)
+            if seen is None or seen.version != self._projection.version:
+                return
+            self._report(conn, seen)
+            self._backoff.reset()
+            if seen.status != Status.RUNNING or seen.head == seen.position:
+                self._wake.wait(self._poll_seconds)
+            elif not self._advance(conn, seen):
+                self._stopping.wait(GATHER_SECONDS)
+
+    def _advance(self, conn: Connection[TupleRow], seen: Seen) -> bool:
+        """Apply the next window; returns whether more was waiting already."""
+        name = self._projection.name
+        window = self._log.read(conn, seen.position, seen.head)
+        try:
+            try:
+                self._apply(conn, seen.position, window)
+            except Superseded:
+                raise
+            except Exception as error:
+                if is_outage(error):
+                    raise
+                log.warning("projection_batch_failed", projection=name, error=describe(error))
+                self._sort_out(conn, seen.position, window)
+        except Superseded as reason:
+            log.info("projection_superseded", projection=name, reason=str(reason))
+            return False
+        return window.until < seen.head
+
+    def _apply(self, conn: Connection[TupleRow], before: int, window: Window) -> None:
+        projection = self._projection
+        batch = [self._log.decode(stored) for stored in window.events]
+        with conn.cursor(binary=True) as cursor:
+            if not batch:
+                positions.move(cursor, projection.schema, projection.version, before, window.until)
+                return
+            with conn.transaction():
+                projection.apply(batch, cursor)
+                positions.move(cursor, projection.schema, projection.version, before, window.until)
+        self._gauges.applied(len(batch))
+
+    def _sort_out(self, conn: Connection[TupleRow], before: int, window: Window) -> None:
+        result = apply_one_by_one(conn, self._projection, self._log, before, window)
+        self._gauges.applied(result.applied)
+        self._gauges.parked(positions.count_parked(conn, self._projection.schema))
+
+    def _report(self, conn: Connection[TupleRow], seen: Seen) -> None:
+        """Make position, lag and state known; the age of what waits is read once a second."""
+        lag = seen.head - seen.position
+        seconds = self._status.lag_seconds or 0.0
+        if lag == 0:
+            seconds = 0.0
+        elif time.monotonic() - self._age_measured >= MEASURE_AGE_SECONDS:
+            self._age_measured = time.monotonic()
+            oldest = self._log.recorded_at(conn, seen.position + 1) or seen.updated_at
+            seconds = max(0.0, (datetime.now(UTC) - oldest).total_seconds())
+        self._gauges.progress(seen.position, lag, seconds)
+        self._enter(
+            State(seen.status),
+            position=seen.position,
+            lag_events=lag,
+            lag_seconds=seconds,
+            detail=seen.error,
+        )
+
+    def _enter(
+        self,
+        state: State,
+        *,
+        position: int | None = None,
+        lag_events: int | None = None,
+        lag_seconds: float | None = None,
+        detail: str | None = None,
+    ) -> None:
+        before = self._status
+        name, version = before.name, before.version
+        self._status = RunnerStatus(name, version, state, position, lag_events, lag_seconds, detail)
+        if state is before.state:
+            return
+        self._gauges.state(state)
+        if position is None:
+            self._gauges.withdraw()
+        log.info("projection_state", projection=name, state=str(state), detail=detail)

@@ -1,0 +1,68 @@
+"""What the read API consists of: its routers, and which failure becomes which answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from fastapi import APIRouter
+
+from infra.http import Problem
+from infra.objects import ObjectStoreUnavailable
+from infra.position import InvalidPosition, encode_position
+from projections.waiting import ReadModelBehind
+from readapi import catalog, comments, likes, projections, uploads
+from readapi.paging import InvalidCursor
+from readapi.queries import (
+    Freshness,
+    Queries,
+    ReadModelUnavailable,
+    ViewCounts,
+    make_pool,
+)
+
+__all__ = ["Freshness", "Queries", "ViewCounts", "make_pool", "routers", "translate"]
+
+RETRY_SOON = {"Retry-After": "1"}
+
+log = structlog.get_logger(__name__)
+
+
+def routers() -> list[APIRouter]:
+    """Every query of the contract."""
+    return [
+        catalog.router,
+        likes.router,
+        comments.router,
+        uploads.router,
+        projections.router,
+    ]
+
+
+def _behind(error: ReadModelBehind) -> Problem:
+    return Problem(
+        503,
+        "read-model-behind",
+        str(error),
+        headers=RETRY_SOON,
+        wanted=encode_position(error.wanted),
+        positions={name: encode_position(at) for name, at in error.positions.items()},
+    )
+
+
+def _unavailable(error: ReadModelUnavailable) -> Problem:
+    log.warning("read_model_unavailable", error=str(error))
+    detail = "The database of the read models does not answer; try again soon."
+    return Problem(503, "read-model-unavailable", detail, headers=RETRY_SOON)
+
+
+translate: dict[type[Exception], Callable[[Any], Problem]] = {
+    ReadModelBehind: _behind,
+    ReadModelUnavailable: _unavailable,
+    InvalidPosition: lambda error: Problem(422, "position-invalid", str(error)),
+    InvalidCursor: lambda error: Problem(422, "cursor-invalid", str(error)),
+    ObjectStoreUnavailable: lambda error: Problem(
+        503, "object-store-unavailable", str(error), headers={"Retry-After": "5"}
+    ),
+}

@@ -1,0 +1,146 @@
+"""Videos: one, a page of all, and those that the caller likes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response
+from psycopg import AsyncConnection
+from pydantic import AfterValidator
+
+from infra.auth import Identity
+from infra.contract import Page, Video
+from infra.http import TOKEN_OPTIONAL, Caller, MaybeCaller, Problem, problems, wire
+from projections.catalog import VideoRow
+from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, cut, decode_cursor
+from readapi.queries import Fresh, Queries, Read
+
+NO_VIDEO = "There is no such video."
+
+
+def _storable(text: str | None) -> str | None:
+    if text is not None and "\x00" in text:
+        raise ValueError("can't contain the NUL character")
+    return text
+
+
+Owner = Annotated[
+    str | None,
+    Query(min_length=1, max_length=128, description="Only this user's."),
+    AfterValidator(_storable),
+]
+InCategory = Annotated[
+    str | None,
+    Query(min_length=1, max_length=50, description="Only of this category."),
+    AfterValidator(_storable),
+]
+
+router = APIRouter(tags=["videos"])
+
+
+@router.get(
+    "/videos",
+    response_model=Page[Video],
+    responses=problems(401, 422, 503),
+    openapi_extra=TOKEN_OPTIONAL,
+    summary="Videos, newest first",
+)
+async def list_videos(
+    queries: Read,
+    fresh: Fresh,
+    caller: MaybeCaller,
+    owner: Owner = None,
+    category: InCategory = None,
+    cursor: Cursor = None,
+    limit: Limit = DEFAULT_LIMIT,
+) -> Response:
+    before = decode_cursor("videos", cursor)
+    async with queries.reading(fresh, *queries.projections) as conn:
+        rows = await queries.catalog.page(
+            conn, owner=owner, category=category, before=before, limit=limit + 1
+        )
+        shown, following = cut("videos", rows, limit, lambda row: row.completed_position)
+        items = await present(queries, conn, shown, caller)
+    return wire(Page[Video](items=items, next_cursor=following))
+
+
+# Before `/videos/{video_id}`, which would take the word for an id.
+@router.get(
+    "/videos/liked",
+    response_model=Page[Video],
+    responses=problems(401, 422, 503),
+    summary="Videos that the caller likes, newest like first",
+)
+async def list_liked(
+    queries: Read,
+    caller: Caller,
+    fresh: Fresh,
+    cursor: Cursor = None,
+    limit: Limit = DEFAULT_LIMIT,
+) -> Response:
+    before = decode_cursor("liked", cursor)
+    async with queries.reading(fresh, *queries.projections) as conn:
+        likes = await queries.likes.liked_page(conn, caller.user_id, before, limit + 1)
+        shown, following = cut("liked", likes, limit, lambda like: like.position)
+        videos = await queries.catalog.videos(conn, [like.video_id for like in shown])
+        rows = [videos[like.video_id] for like in shown if like.video_id in videos]
+        items = await present(queries, conn, rows, caller)
+    return wire(Page[Video](items=items, next_cursor=following))
+
+
+@router.get(
+    "/videos/{video_id}",
+    response_model=Video,
+    responses=problems(401, 404, 422, 503),
+    openapi_extra=TOKEN_OPTIONAL,
+    summary="A video",
+)
+async def get_video(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCaller) -> Response:
+    async with queries.reading(fresh, *queries.projections) as conn:
+        row = await require_video(queries, conn, video_id)
+        (item,) = await present(queries, conn, [row], caller)
+    return wire(item)
+
+
+async def require_video(queries: Queries, conn: AsyncConnection[Any], video_id: UUID) -> VideoRow:
+    """The video; raises Problem 404 when it is not completed, or was removed."""
+    row = (await queries.catalog.videos(conn, [video_id])).get(video_id)
+    if row is None:
+        raise Problem(404, "not-found", NO_VIDEO)
+    return row
+
+
+async def present(
+    queries: Queries,
+    conn: AsyncConnection[Any],
+    rows: Sequence[VideoRow],
+    caller: Identity | None,
+) -> list[Video]:
+    """The videos with their counts, in the same order; four queries for however many."""
+    ids = [row.video_id for row in rows]
+    if not ids:
+        return []
+    likes = await queries.likes.counts(conn, ids)
+    comments = await queries.comments.counts(conn, ids)
+    views = await queries.views.views(conn, ids)
+    liked: Iterable[UUID] | None = None
+    if caller is not None:
+        liked = await queries.likes.liked(conn, caller.user_id, ids)
+    return [
+        Video(
+            video_id=row.video_id,
+            title=row.title,
+            description=row.description,
+            category=row.category,
+            owner_id=row.owner,
+            status=row.status,
+            created_at=row.completed_at,
+            likes=likes.get(row.video_id, 0),
+            comments=comments.get(row.video_id, 0),
+            views=views.get(row.video_id, 0),
+            has_liked=None if liked is None else row.video_id in liked,
+        )
+        for row in rows
+    ]

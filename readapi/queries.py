@@ -1,0 +1,140 @@
+"""What the query routers stand on: a connection that is fresh enough, and the read models."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
+from uuid import UUID
+
+from fastapi import Depends, Header, Request
+from psycopg import AsyncConnection, InterfaceError, OperationalError
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+
+from infra.codec import EventMapper
+from infra.objects import ObjectStore
+from infra.position import decode_position
+from projections.catalog import Catalog
+from projections.comments import Comments
+from projections.likes import Likes
+from projections.projection import Projection
+from projections.waiting import Pool, Waiting
+
+DEFAULT_TIMEOUT_MS = 2_000
+MAX_TIMEOUT_MS = 30_000
+MAX_TOKEN_LENGTH = 200
+
+
+class ReadModelUnavailable(Exception):
+    """The database of the read models does not answer."""
+
+
+class ViewCounts(Protocol):
+    """Knows how often videos were watched."""
+
+    async def views(self, conn: AsyncConnection[Any], video_ids: Sequence[UUID]) -> dict[UUID, int]:
+        """The number of views of each of these videos that has any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """How far in the log an answer has to be, and how long it may wait for that (seconds)."""
+
+    position: int = 0
+    timeout_seconds: float = DEFAULT_TIMEOUT_MS / 1000
+
+
+async def freshness(
+    backlot_min_position: Annotated[
+        str | None,
+        Header(
+            description="A `Backlot-Position` received before: the answer includes that command.",
+            max_length=MAX_TOKEN_LENGTH,
+        ),
+    ] = None,
+    backlot_timeout_ms: Annotated[
+        int,
+        Header(description=f"How long to wait for it, at most {MAX_TIMEOUT_MS} ms.", ge=0),
+    ] = DEFAULT_TIMEOUT_MS,
+) -> Freshness:
+    """What the headers ask for; raises InvalidPosition."""
+    if backlot_min_position is None:
+        return Freshness()
+    timeout_seconds = min(backlot_timeout_ms, MAX_TIMEOUT_MS) / 1000
+    return Freshness(decode_position(backlot_min_position), timeout_seconds)
+
+
+Fresh = Annotated[Freshness, Depends(freshness)]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The services of the read API, found by its routers in `app.state.queries`."""
+
+    pool: Pool
+    catalog: Catalog
+    likes: Likes
+    comments: Comments
+    waiting: Waiting
+    objects: ObjectStore
+    views: ViewCounts
+    mapper: EventMapper
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        return (self.catalog, self.likes, self.comments)
+
+    @asynccontextmanager
+    async def reading(
+        self, fresh: Freshness, *projections: Projection
+    ) -> AsyncIterator[AsyncConnection[TupleRow]]:
+        """A connection, once these projections have come as far as was asked.
+
+        Raises ReadModelBehind, and ReadModelUnavailable when the database is away, now or while
+        the connection is used.
+        """
+        try:
+            if fresh.position > 0:
+                schemas = [projection.schema for projection in projections]
+                await self.waiting.until(schemas, fresh.position, fresh.timeout_seconds)
+            async with self.pool.connection() as conn:
+                yield conn
+        except (OperationalError, InterfaceError) as error:
+            raise ReadModelUnavailable(str(error)) from error
+
+
+async def _queries(request: Request) -> Queries:
+    queries: Queries = request.app.state.queries
+    return queries
+
+
+Read = Annotated[Queries, Depends(_queries)]
+
+
+def make_pool(database_url: str, *, max_size: int = 10, timeout_seconds: float = 5.0) -> Pool:
+    """The read API's connections, not opened yet: `await pool.open()` in the application."""
+    return AsyncConnectionPool(
+        database_url,
+        min_size=min(2, max_size),
+        max_size=max_size,
+        timeout=timeout_seconds,
+        max_idle=300.0,
+        reconnect_timeout=3.0,
+        open=False,
+        check=_check,
+        kwargs={"autocommit": True, "application_name": "backlot queries", "connect_timeout": 5},
+    )
+
+
+async def _check(conn: AsyncConnection[TupleRow]) -> None:
+    """Ask the server only when its socket has something to say: on a lost connection it does.
+
+    A full check of every connection would cost each query a round trip.
+    """
+    poller = select.poll()
+    poller.register(conn.fileno(), select.POLLIN)
+    if poller.poll(0):
+        await conn.execute("")

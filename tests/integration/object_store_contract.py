@@ -1,0 +1,288 @@
+"""What every object store must do, whoever keeps the bytes; run once per implementation.
+
+Parts go in and objects come out over HTTP, through signed URLs, as for a client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from hashlib import md5
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from infra.objects import (
+    InvalidKey,
+    NoSuchUpload,
+    ObjectStore,
+    Part,
+    PartMismatch,
+    PartRef,
+    StoredObject,
+)
+
+# The smallest size that S3 takes for any part but the last.
+FIRST = b"first " * (5 * 1024 * 1024 // 6 + 1)
+LAST = b"and last"
+
+ODD_KEYS = [
+    "",
+    "videos/",
+    "videos/../secret",
+    "/etc/passwd",
+    "videos/%2e%2e",
+    f"other/{uuid4()}",
+    f"videos/{uuid4()}/more",
+    f"videos/{uuid4()}\n",
+    f"videos/{uuid4()}".upper(),
+    f"videos/{uuid4().hex}",
+    "videos/" + "é" * 36,
+]
+
+
+def ref(number: int, content: bytes) -> PartRef:
+    """How a client names a part that it sent."""
+    return PartRef(number, md5(content).hexdigest())
+
+
+def etag_of(*parts: bytes) -> str:
+    """The multipart ETag, computed apart from the code under test."""
+    digests = b"".join(md5(part).digest() for part in parts)
+    return f"{md5(digests).hexdigest()}-{len(parts)}"
+
+
+class ObjectStoreContract:
+    """Subclasses give `store` and `base_url`, where the store's URLs lead."""
+
+    pytestmark = pytest.mark.anyio
+
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        return "asyncio"
+
+    @pytest.fixture
+    def store(self) -> ObjectStore:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def base_url(self) -> str:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def key(self) -> str:
+        return f"videos/{uuid4()}"
+
+    @pytest.fixture
+    def client(self) -> Iterator[httpx.Client]:
+        with httpx.Client(timeout=20) as client:
+            yield client
+
+    @pytest.fixture
+    def upload(self, store: ObjectStore, key: str, base_url: str, client: httpx.Client) -> Upload:
+        return Upload(store, key, base_url, client)
+
+    async def test_parts_become_one_object(self, upload: Upload) -> None:
+        await upload.begin()
+        await upload.send({1: FIRST, 2: LAST})
+        expected = StoredObject(upload.key, len(FIRST + LAST), etag_of(FIRST, LAST))
+        assert await upload.complete(ref(1, FIRST), ref(2, LAST)) == expected
+        assert await upload.store.head(upload.key) == expected
+        assert upload.content() == FIRST + LAST
+
+    async def test_parts_are_joined_by_number_however_named(self, upload: Upload) -> None:
+        await upload.begin()
+        await upload.send({10: LAST, 2: FIRST})
+        stored = await upload.complete(ref(10, LAST), ref(2, FIRST))
+        assert stored.etag == etag_of(FIRST, LAST)
+        assert upload.content() == FIRST + LAST
+
+    async def test_an_etag_may_keep_its_quotes(self, upload: Upload) -> None:
+        await upload.begin()
+        etags = await upload.send({1: LAST})
+        assert etags == {1: f'"{md5(LAST).hexdigest()}"'}
+        assert (await upload.complete(PartRef(1, etags[1]))).etag == etag_of(LAST)
+
+    async def test_arrived_parts_are_listed_by_number(self, upload: Upload) -> None:
+        await upload.begin()
+        assert await upload.parts() == []
+        await upload.send({3: LAST, 1: b"one"})
+        assert await upload.parts() == [
+            Part(1, md5(b"one").hexdigest(), 3),
+            Part(3, md5(LAST).hexdigest(), len(LAST)),
+        ]
+
+    async def test_a_part_sent_again_takes_the_place_of_the_first(self, upload: Upload) -> None:
+        await upload.begin()
+        for content in (b"a wrong one", LAST, LAST):
+            await upload.send({1: content})
+        assert await upload.parts() == [Part(1, md5(LAST).hexdigest(), len(LAST))]
+        await upload.complete(ref(1, LAST))
+        assert upload.content() == LAST
+
+    async def test_completing_again_gives_the_same_answer(self, upload: Upload) -> None:
+        await upload.begin()
+        await upload.send({1: LAST})
+        first = await upload.complete(ref(1, LAST))
+        assert await upload.complete(ref(1, LAST)) == first
+        with pytest.raises(NoSuchUpload):
+            await upload.parts()
+
+    async def test_many_completions_at_once_make_one_object(self, upload: Upload) -> None:
+        await upload.begin()
+        await upload.send({1: FIRST, 2: LAST})
+        completions = (upload.complete(ref(1, FIRST), ref(2, LAST)) for _ in range(8))
+        answers = await asyncio.gather(*completions)
+        assert set(answers) == {await upload.store.head(upload.key)}
+        assert upload.content() == FIRST + LAST
+
+    async def test_a_mismatch_names_the_parts_and_changes_nothing(self, upload: Upload) -> None:
+        await upload.begin()
+        await upload.send({1: FIRST, 2: LAST})
+        with pytest.raises(PartMismatch) as caught:
+            await upload.complete(ref(1, FIRST), ref(2, b"other"), ref(3, LAST))
+        assert (caught.value.missing, caught.value.wrong) == ((3,), (2,))
+        assert await upload.store.head(upload.key) is None
+        assert (await upload.complete(ref(1, FIRST), ref(2, LAST))).etag == etag_of(FIRST, LAST)
+
+    @pytest.mark.parametrize(
+        "named", [[], [ref(1, LAST), ref(1, LAST)], [PartRef(1, "not an etag")]]
+    )
+    async def test_senseless_part_lists_are_refused(
+        self, upload: Upload, named: list[PartRef]
+    ) -> None:
+        await upload.begin()
+        await upload.send({1: LAST})
+        with pytest.raises(PartMismatch):
+            await upload.complete(*named)
+        assert len(await upload.parts()) == 1
+
+    async def test_parts_left_out_are_dropped(self, upload: Upload) -> None:
+        await upload.begin()
+        await upload.send({1: b"not wanted", 2: LAST})
+        assert (await upload.complete(ref(2, LAST))).size == len(LAST)
+        assert upload.content() == LAST
+
+    async def test_an_aborted_upload_is_gone(self, upload: Upload) -> None:
+        await upload.begin()
+        await upload.send({1: LAST})
+        for _ in range(2):
+            await upload.abort()
+        with pytest.raises(NoSuchUpload):
+            await upload.parts()
+        with pytest.raises(NoSuchUpload):
+            await upload.complete(ref(1, LAST))
+        assert upload.put(1, LAST).status_code == 404
+
+    async def test_an_abort_too_late_leaves_the_object(self, upload: Upload) -> None:
+        await upload.begin()
+        await upload.send({1: LAST})
+        await upload.complete(ref(1, LAST))
+        await upload.abort()
+        assert upload.content() == LAST
+
+    async def test_a_deleted_object_is_gone(self, upload: Upload) -> None:
+        await upload.begin()
+        await upload.send({1: LAST})
+        await upload.complete(ref(1, LAST))
+        for _ in range(2):
+            await upload.store.delete(upload.key)
+        assert await upload.store.head(upload.key) is None
+        assert upload.get().status_code == 404
+
+    async def test_what_was_never_begun_is_unknown(self, store: ObjectStore, key: str) -> None:
+        for unknown in ("0" * 32, "../../etc", ""):
+            with pytest.raises(NoSuchUpload):
+                await store.list_parts(key, unknown)
+            with pytest.raises(NoSuchUpload):
+                await store.complete(key, unknown, [ref(1, LAST)])
+            await store.abort(key, unknown)
+        assert await store.head(key) is None
+        await store.delete(key)
+
+    async def test_uploads_of_one_key_stay_apart(self, upload: Upload) -> None:
+        await upload.begin()
+        await upload.send({1: b"the first try"})
+        await upload.begin()
+        assert await upload.parts() == []
+
+    async def test_an_object_plays_in_ranges_under_its_name(self, upload: Upload) -> None:
+        await upload.begin()
+        await upload.send({1: LAST})
+        await upload.complete(ref(1, LAST))
+        answer = upload.get({"Range": "bytes=4-7"})
+        assert (answer.status_code, answer.content) == (206, LAST[4:8])
+        assert answer.headers["content-range"] == f"bytes 4-7/{len(LAST)}"
+        assert answer.headers["content-type"] == "video/mp4"
+        assert answer.headers["content-disposition"].startswith("inline; filename")
+
+    @pytest.mark.parametrize("odd", ODD_KEYS)
+    async def test_other_keys_are_refused(self, store: ObjectStore, odd: str) -> None:
+        with pytest.raises(InvalidKey):
+            await store.begin(odd)
+        with pytest.raises(InvalidKey):
+            await store.head(odd)
+        with pytest.raises(InvalidKey):
+            await store.delete(odd)
+        with pytest.raises(InvalidKey):
+            store.get_url(odd, "video/mp4", "a.mp4", "http://here")
+        with pytest.raises(InvalidKey):
+            store.part_url(odd, "0" * 32, 1, 1, "http://here")
+
+    @pytest.mark.parametrize(("number", "size"), [(0, 1), (-1, 1), (10_001, 1), (1, -1)])
+    async def test_impossible_parts_get_no_url(
+        self, store: ObjectStore, key: str, number: int, size: int
+    ) -> None:
+        with pytest.raises(InvalidKey):
+            store.part_url(key, "0" * 32, number, size, "http://here")
+
+    async def test_a_working_store_says_so(self, store: ObjectStore) -> None:
+        await store.check()
+
+
+class Upload:
+    """One upload as a client and the command side see it together."""
+
+    def __init__(self, store: ObjectStore, key: str, base_url: str, client: httpx.Client) -> None:
+        self.store, self.key = store, key
+        self.id = ""
+        self._base_url, self._client = base_url, client
+
+    async def begin(self) -> None:
+        self.id = await self.store.begin(self.key)
+
+    def part_url(self, number: int, size: int) -> str:
+        return self.store.part_url(self.key, self.id, number, size, self._base_url).url
+
+    def put(self, number: int, content: bytes) -> httpx.Response:
+        return self._client.put(self.part_url(number, len(content)), content=content)
+
+    async def send(self, parts: dict[int, bytes]) -> dict[int, str]:
+        """Send the parts in the order given; their ETags as they came in the header."""
+        etags = {}
+        for number, content in parts.items():
+            answer = self.put(number, content)
+            assert answer.status_code == 200, answer.text
+            etags[number] = answer.headers["etag"]
+        return etags
+
+    async def parts(self) -> list[Part]:
+        return await self.store.list_parts(self.key, self.id)
+
+    async def complete(self, *named: PartRef) -> StoredObject:
+        return await self.store.complete(self.key, self.id, named)
+
+    async def abort(self) -> None:
+        await self.store.abort(self.key, self.id)
+
+    def get(self, headers: dict[str, str] | None = None) -> httpx.Response:
+        url = self.store.get_url(self.key, "video/mp4", "clip.mp4", self._base_url).url
+        return self._client.get(url, headers=headers)
+
+    def content(self) -> bytes:
+        answer = self.get()
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+

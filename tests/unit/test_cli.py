@@ -1,0 +1,198 @@
+"""The command line: data on stdout, one line on stderr for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from backlot.cli import CommandError, main, parse_ttl
+from infra.auth import make_authenticator, read_or_make_secret
+from infra.data_folder import secret_path
+from infra.settings import load_settings
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data"
+    monkeypatch.setenv("BACKLOT_DATA_DIR", str(folder))
+    return folder
+
+
+class Run:
+    """One run of the command line, as a shell sees it."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._capsys = capsys
+        self._monkeypatch = monkeypatch
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        self._monkeypatch.setattr(sys, "argv", ["backlot", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = self._capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, captured.out, captured.err
+
+
+@pytest.fixture
+def backlot(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Run:
+    return Run(capsys, monkeypatch)
+
+
+def test_without_a_command_it_explains_itself(backlot: Run) -> None:
+    code, out, err = backlot()
+    assert (code, err) == (0, "")
+    for command in ("up", "demo", "token", "doctor", "bench"):
+        assert f"  {command} " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("frobnicate",), "No such command"),
+        (("token",), "Missing option '--user'"),
+        (("token", "--user", "a", "--ttl", "soon"), "'soon' is not a duration"),
+        (("token", "--user", "a"), "no secret in"),
+        (("demo", "--viewers", "0"), "--viewers"),
+    ],
+)
+def test_a_failure_is_one_line_on_stderr(
+    backlot: Run, arguments: tuple[str, ...], why: str
+) -> None:
+    code, out, err = backlot(*arguments)
+    assert code != 0
+    assert out == ""
+    assert err.startswith("backlot: ")
+    assert why in err
+    assert err.count("\n") == 1
+
+
+def test_a_wrong_setting_stops_a_start_in_one_line(
+    backlot: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BACKLOT_PORT", "eighty")
+    code, out, err = backlot("up")
+    assert (code, out) == (2, "")
+    assert err.startswith("backlot: BACKLOT_PORT: ")
+
+
+def test_a_token_is_accepted_by_the_server_of_that_folder(backlot: Run, folder: Path) -> None:
+    folder.mkdir()
+    secret = read_or_make_secret(secret_path(folder))
+    code, out, _ = backlot("token", "--user", "alice", "--admin", "--ttl", "5m")
+    assert code == 0
+    identity = make_authenticator(load_settings({}), secret).authenticate(out.strip())
+    assert (identity.user_id, identity.is_admin) == ("alice", True)
+
+
+def test_a_token_carries_the_configured_issuer_and_audience(
+    backlot: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"JWT_SECRET": "s" * 40, "JWT_ISSUER": "here", "JWT_AUDIENCE": "backlot"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    _, out, _ = backlot("token", "--user", "bob", "--json")
+    printed = json.loads(out)
+    assert printed["userId"] == "bob"
+    subject = make_authenticator(load_settings(settings))
+    assert subject.authenticate(printed["token"]).user_id == "bob"
+
+
+def test_tokens_of_an_identity_provider_are_not_minted_here(
+    backlot: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JWT_JWKS_URL", "https://id.example/jwks.json")
+    code, _, err = backlot("token", "--user", "bob")
+    assert code == 1
+    assert "identity provider" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "lifetime"),
+    [
+        ("90s", timedelta(seconds=90)),
+        ("30m", timedelta(minutes=30)),
+        ("1h", timedelta(hours=1)),
+        (" 7d ", timedelta(days=7)),
+    ],
+)
+def test_durations(text: str, lifetime: timedelta) -> None:
+    assert parse_ttl(text) == lifetime
+
+
+@pytest.mark.parametrize("text", ["", "1", "h", "0h", "-1h", "1.5h", "1w", "999999999d"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(CommandError, match="--ttl"):
+        parse_ttl(text)
+
+
+def test_the_doctor_of_a_fresh_machine_finds_nothing_to_mend(
+    backlot: Run, free_port: int, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setenv("BACKLOT_PORT", str(free_port))
+    code, out, _ = backlot("doctor", "--json")
+    parts = {part.pop("name"): part for part in json.loads(out)["parts"]}
+    assert code == 0
+    assert list(parts) == ["settings", "database", "objects", "auth", "api"]
+    assert {part["kind"] for part in parts.values()} == {"embedded"}
+    assert "`make up` starts it" in parts["database"]["detail"]
+    assert not folder.exists()
+
+
+def test_the_doctor_names_a_wrong_setting(backlot: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_LEVEL", "loud")
+    code, out, _ = backlot("doctor")
+    assert code == 1
+    assert out.startswith("FAIL  settings")
+    assert "LOG_LEVEL" in out
+
+
+def test_the_doctor_shows_no_password(backlot: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://backlot:hunter2@127.0.0.1:1/backlot")
+    code, out, _ = backlot("doctor", "--json")
+    database = json.loads(out)["parts"][1]
+    assert code == 1
+    assert database["url"] == "postgresql://backlot:***@127.0.0.1:1/backlot"
+    assert not database["ok"]
+    assert "hunter2" not in out
+
+
+def test_the_doctor_sees_a_secret_that_others_can_read(backlot: Run, folder: Path) -> None:
+    folder.mkdir()
+    (folder / "backlot-format").write_text("1\n")
+    secret = secret_path(folder)
+    read_or_make_secret(secret)
+    secret.chmod(0o644)
+    code, out, _ = backlot("doctor")
+    assert code == 1
+    assert f"chmod 600 {secret}" in out
+
+
+def test_the_doctor_sees_a_folder_of_another_version(backlot: Run, folder: Path) -> None:
+    folder.mkdir()
+    (folder / "backlot-format").write_text("7\n")
+    code, out, _ = backlot("doctor")
+    assert code == 1
+    assert "format '7'" in out
+
+
+def test_python_dash_m_is_the_same_program(folder: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "backlot", "token"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ),
+        cwd=Path(__file__).parents[2],
+    )
+    assert ran.returncode == 2
+    assert ran.stderr == "backlot: Missing option '--user'.\n"
