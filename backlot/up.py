@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
+from types import FrameType
 
 import structlog
 import uvicorn
@@ -20,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 GRACE_SECONDS = 10
 
+Handler = Callable[[int, FrameType | None], None] | signal.Handlers
+
 
 class PortTaken(OperatorError):
     """Another program listens where the API should."""
@@ -30,22 +35,47 @@ def run_up(settings: Settings) -> int:
     configure_logging(settings)
     print("starting Backlot …", file=sys.stderr)
     with ExitStack() as stack:
-        listener = stack.enter_context(_listen(settings))
-        parts = open_parts(settings, stack)
-        _calm_garbage_collector()
-        config = uvicorn.Config(
-            make_app(parts),
-            loop="uvloop",
-            http="httptools",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
-        server = Server(config, parts)
-        server.run(sockets=[listener])
-        print("stopping …", file=sys.stderr)
+        _on_signals(_stop)
+        try:
+            return _serve(settings, stack)
+        except Stopped:
+            return 0
+        finally:
+            # From here on everything is stopped anyway; a second Ctrl-C must not cut it short.
+            _on_signals(signal.SIG_IGN)
+
+
+def _serve(settings: Settings, stack: ExitStack) -> int:
+    listener = stack.enter_context(_listen(settings))
+    parts = open_parts(settings, stack)
+    _calm_garbage_collector()
+    config = uvicorn.Config(
+        make_app(parts),
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    server = Server(config, parts)
+    server.run(sockets=[listener])
     return 0 if server.started else 1
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM came; everything that was started is stopped on the way out."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    # While it serves, uvicorn takes the signals, and raises them again when it has ended.
+    print("stopping …", file=sys.stderr)
+    raise Stopped
+
+
+def _on_signals(handler: Handler) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 class Server(uvicorn.Server):

@@ -14,7 +14,6 @@ import structlog
 from fastapi import APIRouter, FastAPI, Response
 from psycopg import Cursor
 from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool
 
 import commands.app
 import commands.objects
@@ -28,6 +27,7 @@ from commands.endpoint import Services
 from commands.likes import ChangeLike
 from infra import metrics, telemetry
 from infra.auth import Authenticator, make_authenticator, read_or_make_secret
+from infra.codec import EventMapper
 from infra.contract import Readiness
 from infra.data_folder import DataFolder
 from infra.event_store import GroupCommitRecorder, open_recorder
@@ -45,7 +45,6 @@ from workers.housekeeping import keep_house
 
 log = structlog.get_logger(__name__)
 
-QUERY_CONNECTIONS = 10
 CHECK_SECONDS = 2.0
 
 
@@ -158,15 +157,7 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
 
 
 async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
-    pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]](
-        parts.database_url,
-        min_size=2,
-        max_size=QUERY_CONNECTIONS,
-        open=False,
-        timeout=5.0,
-        kwargs={"autocommit": True},
-        check=AsyncConnectionPool.check_connection,
-    )
+    pool = readapi.app.make_pool(parts.database_url)
     await pool.open()
     stack.push_async_callback(pool.close)
     return readapi.app.Queries(
@@ -177,6 +168,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
         waiting=Waiting(pool),
         objects=parts.objects,
         views=telemetry.Views(),
+        mapper=EventMapper(),
     )
 
 

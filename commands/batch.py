@@ -56,8 +56,12 @@ class Request:
     correlation_id: str
     causation_id: str
     key: IdempotencyKey | None = None
+    streams: Sequence[UUID] = field(init=False)
     conflicts: int = 0
     outcome: Executed[Any] | Answer | BaseException | None = None
+
+    def __post_init__(self) -> None:
+        self.streams = self.command.streams()
 
 
 @dataclass(slots=True, eq=False)
@@ -105,7 +109,7 @@ class Round:
 
     def decide(self, request: Request, found: Any) -> None:
         """Decide one command; unless it depends on what is not recorded yet, settle it at once."""
-        streams = request.command.streams()
+        streams = request.streams
         result = self._result(request, found)
         failed = isinstance(result, BaseException)
         recorded = self._collect(streams)

@@ -126,7 +126,7 @@ class CommandBus:
         return [*(request for request in again if request.outcome is None), *later]
 
     def _load(self, requests: Sequence[Request]) -> Loaded:
-        wanted = {stream: 0 for request in requests for stream in request.command.streams()}
+        wanted = {stream: 0 for request in requests for stream in request.streams}
         known: dict[UUID, Aggregate] = {}
         for stream in wanted:
             cached = self._cache.get(stream)

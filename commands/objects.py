@@ -11,7 +11,7 @@ import binascii
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
@@ -38,6 +38,9 @@ STORED: dict[int | str, dict[str, Any]] = {
 }
 
 
+Key = Annotated[str, Path(examples=["videos/0b0e5b3e-59a5-4c0b-8f0e-0d6f0f1b2c3d"])]
+
+
 class PartQuery(BaseModel):
     """What a part's URL carries; anything left out makes the signature wrong."""
 
@@ -60,7 +63,7 @@ def router(store: FolderStore, idle_seconds: float = IDLE_SECONDS) -> APIRouter:
         openapi_extra=BINARY_BODY,
     )
     async def put_part(
-        request: Request, key: str, query: Annotated[PartQuery, Query()]
+        request: Request, key: Key, query: Annotated[PartQuery, Query()]
     ) -> Response:
         signed = (key, query.upload_id, query.part_number, query.size)
         with as_problems(CLOSE):

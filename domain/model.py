@@ -20,8 +20,8 @@ class Personal:
     """Marks an event field that tells something about a person.
 
     Used as `Annotated[str, Personal("author")]`; `subject` names the field that holds the person's
-    user id, so that a codec can encrypt the
-    field with that person's key, and destroying the key forgets the person.
+    user id, so that a codec can encrypt the field with that person's key, and destroying the key
+    forgets the person.
     """
 
     subject: str

@@ -235,7 +235,8 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
             "%b::int[], %b::text[], %b::text[], %b::bytea[], %b::int[], %b::bytea[])"
         )
         self.select_streams_statement = self._sql(
-            "SELECT e.* FROM unnest(%b::{id_type}[], %b::bigint[]) AS s(id, after) "
+            "SELECT NULL, coalesce(max(notification_id), 0), NULL, NULL FROM {schema}.{table} "
+            "UNION ALL SELECT e.* FROM unnest(%b::{id_type}[], %b::bigint[]) AS s(id, after) "
             "CROSS JOIN LATERAL (SELECT originator_id, originator_version, topic, state "
             "FROM {schema}.{table} WHERE originator_id = s.id AND originator_version > s.after "
             "ORDER BY originator_version) AS e"
@@ -245,9 +246,6 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
             "FROM unnest(%b::text[], %b::text[]) AS k(actor, key) "
             "CROSS JOIN LATERAL (SELECT * FROM {schema}.{answers} "
             "WHERE actor = k.actor AND key = k.key OFFSET 0) AS a"
-        )
-        self.head_statement = self._sql(
-            "SELECT coalesce(max(notification_id), 0) FROM {schema}.{table}"
         )
         self._queue: deque[Ticket] = deque()
         self._queue_lock = threading.Lock()
@@ -342,15 +340,14 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
                 with self.connection() as conn:
                     head, refused = self._append(conn, arguments)
                     ours = self._recorded_before(conn, saves, refused) if retrying else {}
-                break
+                    return Appended(head, list(_outcomes(saves, head, refused, ours)))
             except (OperationalError, InterfaceError) as error:
                 if time.monotonic() > deadline:
                     raise
-                log.warning("event store unreachable, retrying the append", error=str(error))
+                log.warning("append_retried", error=str(error))
                 retrying = True
                 time.sleep(RETRY_PAUSE_SECONDS)
                 self.datastore.pool.check()
-        return Appended(head, list(_outcomes(saves, head, refused, ours)))
 
     def _append(
         self, conn: Connection[Any], arguments: tuple[list[Any], ...]
@@ -398,8 +395,8 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         """What a batch of commands needs to be decided, read in one go.
 
         `also` reads what answers need beside the streams. Then come the answers kept under
-        `(actor, key)`, the events of each `(stream, after version)` ordered by version within the
-        stream, and last the head position: no event that was seen lies behind it.
+        `(actor, key)`, and the events of each `(stream, after version)`, ordered by version within
+        the stream, together with the head position of the same moment.
         """
         with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
             extra = also(cursor)
@@ -407,12 +404,9 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
             if answers:
                 cursor.execute(self.select_answers_statement, _columns(answers), prepare=True)
                 kept = [Answer(*row) for row in cursor.fetchall()]
-            rows: list[TupleRow] = []
-            if streams:
-                cursor.execute(self.select_streams_statement, _columns(streams), prepare=True)
-                rows = cursor.fetchall()
-            cursor.execute(self.head_statement, prepare=True)
-            (head,) = cursor.fetchone() or (0,)
+            columns = _columns(streams) if streams else ([], [])
+            cursor.execute(self.select_streams_statement, columns, prepare=True)
+            (_, head, *_), *rows = cursor.fetchall()
             return rows, kept, head, extra
 
     def forget_answers(self, older_than_hours: float) -> int:

@@ -174,6 +174,11 @@ class Comments(Projection):
         rows = await conn.execute(self.sql(COUNTS), (list(videos),))
         return dict(await rows.fetchall())
 
+    def counts_of(self, cursor: Cursor[TupleRow], videos: Sequence[UUID]) -> dict[UUID, int]:
+        """The same, for the command bus."""
+        cursor.execute(self.sql(COUNTS), (list(videos),), prepare=True)
+        return dict(cursor.fetchall())
+
     async def page(
         self, conn: AsyncConnection[TupleRow], video_id: UUID, before: int, limit: int
     ) -> list[CommentRow]:

@@ -9,7 +9,7 @@ import re
 from email.utils import formatdate
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.responses import FileResponse
 from starlette.types import Receive, Scope, Send
@@ -35,6 +35,9 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
+Key = Annotated[str, Path(examples=["videos/0b0e5b3e-59a5-4c0b-8f0e-0d6f0f1b2c3d"])]
+
+
 class ObjectQuery(BaseModel):
     """What an object's URL carries; anything left out makes the signature wrong."""
 
@@ -52,7 +55,7 @@ def router(store: FolderStore) -> APIRouter:
     @api.head("/objects/{key:path}", summary="Look at an object", **documented)
     @api.get("/objects/{key:path}", summary="Play or download an object", **documented)
     async def get_object(
-        request: Request, key: str, query: Annotated[ObjectQuery, Query()]
+        request: Request, key: Key, query: Annotated[ObjectQuery, Query()]
     ) -> Response:
         with as_problems():
             signed = (key, query.content_type, query.filename)
@@ -115,7 +118,7 @@ def _wanted_range(request: Request, etag: str, found: ObjectFile) -> tuple[int, 
     fresh = (etag, formatdate(found.stat.st_mtime, usegmt=True))
     if asked is None or request.method != "GET" or asked.groups() == ("", ""):
         return None
-    if False:
+    if request.headers.get("if-range", etag) not in fresh:
         return None
     return _resolve(asked[1], asked[2], found.stored.size)
 

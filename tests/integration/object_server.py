@@ -55,9 +55,7 @@ def object_server(
     """Serve the folder from a new process; `file_limit` bounds each file's size in bytes."""
     command = [sys.executable, "-m", "tests.integration.object_server"]
     arguments = [str(root), str(idle_seconds), str(file_limit)]
-    process = subprocess.Popen(
-        command + arguments, cwd=PROJECT, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command + arguments, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         port = process.stdout.readline().strip()

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from hashlib import md5
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from anyio import from_thread
 
-from infra import metrics
 from infra.objects import (
     FolderStore,
     NoSuchUpload,
-    ObjectStoreUnavailable,
     Part,
     PartMismatch,
     PartRef,
@@ -28,7 +24,8 @@ from infra.objects import (
     folder,
 )
 from tests.integration.object_server import ObjectServer, folder_store, object_server
-from tests.integration.object_store_contract import ObjectStoreContract, ref
+from tests.integration.object_store_contract import ObjectStoreContract
+from tests.integration.object_upload import ref
 
 pytestmark = pytest.mark.anyio
 KEY = f"videos/{uuid4()}"
@@ -197,70 +194,18 @@ async def test_a_part_damaged_on_the_disk_is_asked_for_again(
     assert (await store.complete(KEY, upload, [ref(1, b"whole")])).size == 5
 
 
-async def test_foreign_files_are_no_parts_and_no_objects(
-    store: FolderStore, tmp_path: Path
+async def test_parts_are_joined_where_the_kernel_cannot_copy(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def refuse(*_: int) -> int:
+        raise OSError(errno.EXDEV, "between file systems")
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
     upload = await store.begin(KEY)
-    [upload_folder] = (tmp_path / "uploads").iterdir()
-    (upload_folder / "notes.txt").write_text("mine")
-    (upload_folder / f"00001-1-{md5(b'').hexdigest()}-0").symlink_to("/etc/passwd")
-    (tmp_path / "objects" / KEY).mkdir(parents=True)
-    (tmp_path / "objects" / KEY / ("0" * 32 + "-1")).symlink_to("/etc/passwd")
-    assert await store.list_parts(KEY, upload) == []
-    assert await store.head(KEY) is None
-
-
-@pytest.mark.parametrize("area", ["uploads", "objects", "objects/videos", "tmp"])
-async def test_no_link_leads_out_of_the_folder(tmp_path: Path, area: str) -> None:
-    outside = tmp_path / "outside"
-    (outside / "videos" / KEY.removeprefix("videos/")).mkdir(parents=True)
-    root = tmp_path / "root"
-    (root / area).parent.mkdir(parents=True)
-    (root / area).symlink_to(outside)
-    store = folder_store(root)
-    with pytest.raises(ObjectStoreUnavailable, match="unavailable") as caught:
-        await store.check()
-    assert "symbolic link" in caught.value.cause
-    with pytest.raises(ObjectStoreUnavailable):
-        await put(store, await store.begin(KEY), 1, b"x")
-    assert files(outside) == []
-
-
-async def test_an_unwritable_folder_is_told_plainly() -> None:
-    with readable_only() as root:
-        failures = metrics.value("backlot_object_store_failures_total")
-        for attempt in (folder_store(root).check, folder_store(root).recover):
-            with pytest.raises(ObjectStoreUnavailable) as caught:
-                await attempt()
-            assert caught.value.cause == (
-                f"The object folder {root} can't be used: "
-                "it is not writable: check its owner and mode."
-            )
-            assert str(root) not in str(caught.value)
-        with pytest.raises(ObjectStoreUnavailable):
-            await folder_store(root).begin(KEY)
-        assert metrics.value("backlot_object_store_failures_total") == failures + 3
-
-
-async def test_a_file_in_the_folders_place_is_told_plainly(tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("a file")
-    with pytest.raises(ObjectStoreUnavailable) as caught:
-        await folder_store(tmp_path / "taken").check()
-    assert "not a folder" in caught.value.cause
-
-
-@contextmanager
-def readable_only() -> Iterator[Path]:
-    """A folder that this process may read only; root becomes nobody for the while."""
-    # Not under tmp_path: only its owner may pass that.
-    root = Path(gettempdir()) / f"backlot-readable-{uuid4().hex}"
-    root.mkdir(mode=0o555)
-    user = os.geteuid()
-    try:
-        if user == 0:
-            os.seteuid(NOBODY)
-        yield root
-    finally:
-        os.seteuid(user)
-        root.chmod(0o755)
-        root.rmdir()
+    contents = [b"1" * 1_500_000, b"", b"3"]
+    for number, content in enumerate(contents, start=1):
+        await put(store, upload, number, content)
+    await store.complete(KEY, upload, [ref(n, c) for n, c in enumerate(contents, start=1)])
+    found = await store.find(KEY)
+    assert found is not None
+    assert found.path.read_bytes() == b"".join(contents)

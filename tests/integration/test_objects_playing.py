@@ -14,7 +14,7 @@ from anyio.from_thread import start_blocking_portal
 
 from infra.objects import FolderStore
 from tests.integration.object_server import folder_store, object_server
-from tests.integration.object_store_contract import etag_of, ref
+from tests.integration.object_upload import etag_of, ref
 
 CONTENT = bytes(range(256)) * 4096
 SIZE = len(CONTENT)
@@ -90,7 +90,14 @@ def test_a_range_after_the_end(film: Film, asked: str) -> None:
 
 @pytest.mark.parametrize(
     "asked",
-    ["bytes=9-2", "bytes=-", "bytes=a-b", "bytes=0-1,4-5", "lines=1-2", "bytes=" + "9" * 5000 + "-"],
+    [
+        "bytes=9-2",
+        "bytes=-",
+        "bytes=a-b",
+        "bytes=0-1,4-5",
+        "lines=1-2",
+        "bytes=" + "9" * 5000 + "-",
+    ],
 )
 def test_ranges_that_are_ignored(film: Film, asked: str) -> None:
     answer = film.get(Range=asked)

@@ -11,6 +11,7 @@ from hashlib import md5
 from pathlib import Path
 from uuid import uuid4
 
+import anyio
 import httpx
 import pytest
 
@@ -18,13 +19,7 @@ from infra.objects import FolderStore, NoSuchUpload, Part
 from tests.integration.object_server import ObjectServer, folder_store, object_server
 from tests.support import unavailable
 
-pytestmark = pytest.mark.anyio
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +42,23 @@ class Sending:
     def url(self, size: int, base_url: str, number: int = 1) -> str:
         return self.store.part_url(self.key, self.id, number, size, base_url).url
 
-    async def parts(self) -> list[Part]:
-        return await self.store.list_parts(self.key, self.id)
+    def parts(self) -> list[Part]:
+        return anyio.run(self.store.list_parts, self.key, self.id)
+
+    def abort(self) -> None:
+        anyio.run(self.store.abort, self.key, self.id)
 
     def spools(self) -> list[Path]:
         return list((self.root / "tmp").iterdir())
 
-    async def kept(self) -> bool:
+    def kept(self) -> bool:
         """Whether anything of any part is there, complete or not."""
-        return bool(await self.parts() or self.spools())
+        return bool(self.parts() or self.spools())
 
 
-async def sending(root: Path) -> Sending:
+def sending(root: Path) -> Sending:
     store, key = folder_store(root), f"videos/{uuid4()}"
-    return Sending(store, root, await store.begin(key), key)
+    return Sending(store, root, anyio.run(store.begin, key), key)
 
 
 def until(condition: Callable[[], bool], seconds: float = 10) -> None:
@@ -80,19 +78,17 @@ def read_status(connection: socket.socket) -> int:
     return int(connection.recv(4096).split()[1])
 
 
-async def test_a_part_needs_no_token_and_answers_its_etag(
-    server: ObjectServer, root: Path
-) -> None:
-    upload = await sending(root)
+def test_a_part_needs_no_token_and_answers_its_etag(server: ObjectServer, root: Path) -> None:
+    upload = sending(root)
     answer = httpx.put(upload.url(5, server.url), content=b"bytes")
     assert (answer.status_code, answer.content) == (200, b"")
     assert answer.headers["etag"] == f'"{md5(b"bytes").hexdigest()}"'
 
 
-async def test_an_empty_part_is_a_part(server: ObjectServer, root: Path) -> None:
-    upload = await sending(root)
+def test_an_empty_part_is_a_part(server: ObjectServer, root: Path) -> None:
+    upload = sending(root)
     assert httpx.put(upload.url(0, server.url), content=b"").status_code == 200
-    assert await upload.parts() == [Part(1, md5(b"").hexdigest(), 0)]
+    assert upload.parts() == [Part(1, md5(b"").hexdigest(), 0)]
 
 
 @pytest.mark.parametrize(
@@ -109,19 +105,19 @@ async def test_an_empty_part_is_a_part(server: ObjectServer, root: Path) -> None
         ("?", "?nothing=left&was="),
     ],
 )
-async def test_a_changed_url_gives_no_permission(
+def test_a_changed_url_gives_no_permission(
     server: ObjectServer, root: Path, old: str, new: str
 ) -> None:
-    upload = await sending(root)
+    upload = sending(root)
     with server.connect() as connection:
         url = upload.url(5, server.url).replace(old, new)
         connection.sendall(head_of(url, "Content-Length: 5") + b"bytes")
         assert read_status(connection) == 403
-    assert not await upload.kept()
+    assert not upload.kept()
 
 
-async def test_a_get_url_gives_no_permission_to_put(server: ObjectServer, root: Path) -> None:
-    upload = await sending(root)
+def test_a_get_url_gives_no_permission_to_put(server: ObjectServer, root: Path) -> None:
+    upload = sending(root)
     url = upload.store.get_url(upload.key, "video/mp4", "a.mp4", server.url).url
     answer = httpx.put(url, content=b"bytes")
     assert answer.status_code == 403
@@ -129,30 +125,30 @@ async def test_a_get_url_gives_no_permission_to_put(server: ObjectServer, root: 
     assert answer.json()["type"] == "url-signature-wrong"
 
 
-async def test_an_expired_url_gives_no_permission(server: ObjectServer, root: Path) -> None:
-    upload = await sending(root)
+def test_an_expired_url_gives_no_permission(server: ObjectServer, root: Path) -> None:
+    upload = sending(root)
     past = folder_store(root, at=datetime.now(UTC) - timedelta(hours=2))
     url = past.part_url(upload.key, upload.id, 1, 5, server.url).url
     answer = httpx.put(url, content=b"bytes")
     assert (answer.status_code, answer.json()["type"]) == (403, "url-expired")
-    assert not await upload.kept()
+    assert not upload.kept()
 
 
 @pytest.mark.parametrize(("announced", "status"), [(10 * MIB, 413), (4, 422)])
-async def test_another_content_length_is_refused_before_the_body(
+def test_another_content_length_is_refused_before_the_body(
     server: ObjectServer, root: Path, announced: int, status: int
 ) -> None:
-    upload = await sending(root)
+    upload = sending(root)
     with server.connect() as connection:
         connection.sendall(head_of(upload.url(5, server.url), f"Content-Length: {announced}"))
         assert read_status(connection) == status
-    assert not await upload.kept()
+    assert not upload.kept()
 
 
-async def test_a_body_without_end_is_refused_at_its_first_byte_too_many(
+def test_a_body_without_end_is_refused_at_its_first_byte_too_many(
     server: ObjectServer, root: Path
 ) -> None:
-    upload = await sending(root)
+    upload = sending(root)
     sent = 0
 
     def endless() -> Iterator[bytes]:
@@ -164,24 +160,24 @@ async def test_a_body_without_end_is_refused_at_its_first_byte_too_many(
     answer = httpx.put(upload.url(3 * MIB, server.url), content=endless())
     assert (answer.status_code, answer.json()["type"]) == (413, "part-too-large")
     assert sent < 64 * MIB
-    assert not await upload.kept()
+    assert not upload.kept()
 
 
-async def test_too_few_bytes_are_not_kept(server: ObjectServer, root: Path) -> None:
-    upload = await sending(root)
+def test_too_few_bytes_are_not_kept(server: ObjectServer, root: Path) -> None:
+    upload = sending(root)
     answer = httpx.put(upload.url(2 * MIB, server.url), content=iter([bytes(MIB)]))
     assert (answer.status_code, answer.json()["type"]) == (422, "part-too-short")
-    assert not await upload.kept()
+    assert not upload.kept()
 
 
 @pytest.mark.parametrize("half_close", [True, False])
-async def test_a_torn_connection_leaves_nothing_but_the_earlier_part(
+def test_a_torn_connection_leaves_nothing_but_the_earlier_part(
     server: ObjectServer, root: Path, half_close: bool
 ) -> None:
-    upload = await sending(root)
+    upload = sending(root)
     url = upload.url(4 * MIB, server.url)
     assert httpx.put(url, content=bytes(4 * MIB)).status_code == 200
-    before = await upload.parts()
+    before = upload.parts()
     with server.connect() as connection:
         connection.sendall(head_of(url, f"Content-Length: {4 * MIB}") + b"x" * (2 * MIB))
         until(lambda: len(upload.spools()) == 1)
@@ -189,11 +185,11 @@ async def test_a_torn_connection_leaves_nothing_but_the_earlier_part(
             connection.shutdown(socket.SHUT_WR)
             until(lambda: not upload.spools())
     until(lambda: not upload.spools())
-    assert await upload.parts() == before
+    assert upload.parts() == before
 
 
-async def test_content_md5_is_checked(server: ObjectServer, root: Path) -> None:
-    upload = await sending(root)
+def test_content_md5_is_checked(server: ObjectServer, root: Path) -> None:
+    upload = sending(root)
     url = upload.url(5, server.url)
 
     def put(header: bytes) -> httpx.Response:
@@ -202,21 +198,21 @@ async def test_content_md5_is_checked(server: ObjectServer, root: Path) -> None:
     assert put(base64.b64encode(md5(b"other").digest())).status_code == 422
     assert put(b"no base64!").status_code == 400
     assert put(base64.b64encode(b"too short")).status_code == 400
-    assert not await upload.kept()
+    assert not upload.kept()
     assert put(base64.b64encode(md5(b"bytes").digest())).status_code == 200
 
 
-async def test_a_part_of_an_aborted_upload_is_refused(server: ObjectServer, root: Path) -> None:
-    upload = await sending(root)
-    await upload.store.abort(upload.key, upload.id)
+def test_a_part_of_an_aborted_upload_is_refused(server: ObjectServer, root: Path) -> None:
+    upload = sending(root)
+    upload.abort()
     answer = httpx.put(upload.url(5, server.url), content=b"bytes")
     assert (answer.status_code, answer.json()["type"]) == (404, "upload-gone")
     with pytest.raises(NoSuchUpload):
-        await upload.parts()
+        upload.parts()
 
 
-async def test_a_kill_in_the_middle_of_a_part_loses_only_that_part(tmp_path: Path) -> None:
-    upload = await sending(tmp_path)
+def test_a_kill_in_the_middle_of_a_part_loses_only_that_part(tmp_path: Path) -> None:
+    upload = sending(tmp_path)
     with object_server(tmp_path) as server:
         assert httpx.put(upload.url(5, server.url), content=b"first").status_code == 200
         with server.connect() as connection:
@@ -230,12 +226,12 @@ async def test_a_kill_in_the_middle_of_a_part_loses_only_that_part(tmp_path: Pat
         content = bytes(4 * MIB)
         answer = httpx.put(upload.url(4 * MIB, server.url, number=2), content=content)
         assert answer.status_code == 200
-    assert [(part.number, part.size) for part in await upload.parts()] == [(1, 5), (2, 4 * MIB)]
+    assert [(part.number, part.size) for part in upload.parts()] == [(1, 5), (2, 4 * MIB)]
     assert upload.spools() == []
 
 
-async def test_a_stalled_body_and_a_full_disk_end_cleanly(tmp_path: Path) -> None:
-    upload = await sending(tmp_path)
+def test_a_stalled_body_and_a_full_disk_end_cleanly(tmp_path: Path) -> None:
+    upload = sending(tmp_path)
     with object_server(tmp_path, idle_seconds=0.3, file_limit=2 * MIB) as server:
         with server.connect() as connection:
             connection.sendall(head_of(upload.url(9, server.url), "Content-Length: 9") + b"half")
@@ -244,14 +240,14 @@ async def test_a_stalled_body_and_a_full_disk_end_cleanly(tmp_path: Path) -> Non
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
         assert answer.json()["type"] == "object-store-unavailable"
         assert str(tmp_path) not in answer.text
-        assert not await upload.kept()
+        assert not upload.kept()
         assert httpx.put(upload.url(MIB, server.url), content=bytes(MIB)).status_code == 200
 
 
-async def test_a_large_part_costs_no_memory(server: ObjectServer, root: Path) -> None:
+def test_a_large_part_costs_no_memory(server: ObjectServer, root: Path) -> None:
     if not Path("/proc/self/status").exists():
         unavailable("the peak memory of a process is read from /proc, which only Linux has")
-    upload = await sending(root)
+    upload = sending(root)
     size, block = 256 * MIB, bytes(MIB)
     httpx.put(upload.url(5, server.url), content=b"bytes")  # whatever is loaded on first use
     before = server.peak_memory()
@@ -261,4 +257,4 @@ async def test_a_large_part_costs_no_memory(server: ObjectServer, root: Path) ->
             connection.sendall(block)
         assert read_status(connection) == 200
     assert server.peak_memory() - before < 64 * MIB
-    await upload.store.abort(upload.key, upload.id)
+    upload.abort()

@@ -1,0 +1,179 @@
+"""What tests of the projections share: a writer of real events, and a projection that tells all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from threading import Event
+from typing import Any, ClassVar, LiteralString
+from uuid import UUID, uuid4
+
+import psycopg
+from eventsourcing.persistence import StoredEvent
+from psycopg import Cursor
+from psycopg.rows import TupleRow
+
+from domain.comment import Comment
+from domain.model import Aggregate, Origin
+from domain.upload import Upload, object_key
+from domain.video_likes import VideoLikes, stream_id
+from infra.codec import EventMapper
+from infra.event_store import Save, open_recorder
+from projections.host import ProjectionHost
+from projections.projection import Batch, Projection, columns
+
+POLL_SECONDS = 0.2
+
+
+def origin(actor: str = "alice") -> Origin:
+    return Origin(actor, datetime.now(UTC), "correlation", "causation")
+
+
+class Writer:
+    """Records what aggregates decide, as the command side does."""
+
+    def __init__(self, database_url: str) -> None:
+        self.recorder = open_recorder(database_url)
+        self.mapper = EventMapper()
+        self.likes: dict[tuple[UUID, str], VideoLikes] = {}
+        self.head = 0
+
+    def close(self) -> None:
+        self.recorder.datastore.close()
+
+    def stored(self, *aggregates: Aggregate) -> list[StoredEvent]:
+        return [
+            self.mapper.to_stored_event(event)
+            for aggregate in aggregates
+            for event in aggregate.collect_events()
+        ]
+
+    def save(self, *aggregates: Aggregate) -> int:
+        """Append what the aggregates have recorded; returns the position of the last event."""
+        appended = self.recorder.append([Save(self.stored(*aggregates))])
+        (outcome,) = appended.outcomes
+        assert outcome is not None
+        self.head = outcome[-1]
+        return self.head
+
+    def upload(self, owner: str = "alice", **details: Any) -> Upload:
+        """A started upload, recorded."""
+        upload = Upload.blank(uuid4())
+        fields = {"title": "Rain", "description": None, "category": None, **details}
+        upload.start(
+            origin(owner),
+            filename="rain.mp4",
+            content_type="video/mp4",
+            size_bytes=2500,
+            part_size_bytes=1024,
+            object_key=object_key(upload.id),
+            store_upload_id=uuid4().hex,
+            **fields,
+        )
+        self.save(upload)
+        return upload
+
+    def video(self, owner: str = "alice", **details: Any) -> Upload:
+        """A completed upload, recorded."""
+        upload = self.upload(owner, **details)
+        upload.complete(2500, "etag-1", origin(owner))
+        self.save(upload)
+        return upload
+
+    def wish(self, verb: str, video: UUID, viewer: str) -> VideoLikes:
+        """A like or unlike, decided but not recorded yet."""
+        likes = self.likes.setdefault((video, viewer), VideoLikes.blank(stream_id(video, viewer)))
+        getattr(likes, verb)(video, viewer, origin(viewer))
+        return likes
+
+    def like(self, video: UUID, *viewers: str) -> int:
+        return self.save(*(self.wish("like", video, viewer) for viewer in viewers))
+
+    def unlike(self, video: UUID, *viewers: str) -> int:
+        return self.save(*(self.wish("unlike", video, viewer) for viewer in viewers))
+
+    def comment(self, video: UUID, author: str = "bob", content: str = "Bonito") -> Comment:
+        comment = Comment.blank(uuid4())
+        comment.post(video, content, origin(author))
+        self.save(comment)
+        return comment
+
+
+class Tally(Projection):
+    """Writes down each event that it is given, doubles included; breaks and waits on request."""
+
+    name = "tally"
+    version = 1
+    events = (VideoLikes.Liked, VideoLikes.Unliked)
+    tables: ClassVar[LiteralString] = "CREATE TABLE {schema}.seen (position bigint, viewer text)"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.poison: dict[str, Exception | LiteralString] = {}
+        self.entered = Event()
+        self.go_on = Event()
+        self.go_on.set()
+        self.batches: list[int] = []
+
+    def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
+        rows = [(position, getattr(event, "viewer", "")) for position, event in batch]
+        cursor.execute(
+            self.sql("INSERT INTO {schema}.seen SELECT * FROM unnest(%b::bigint[], %b::text[])"),
+            columns(rows),
+        )
+        for _, viewer in rows:
+            fault = self.poison.get(viewer)
+            if isinstance(fault, Exception):
+                raise fault
+            if fault is not None:
+                cursor.execute(fault)
+        self.entered.set()
+        assert self.go_on.wait(20)
+        self.batches.append(len(batch))
+
+
+@contextmanager
+def hosting(
+    database_url: str, *projections: Projection, **options: Any
+) -> Iterator[ProjectionHost]:
+    """A started host, stopped at the end."""
+    host = ProjectionHost(database_url, projections, **{"poll_seconds": POLL_SECONDS, **options})
+    host.start()
+    try:
+        yield host
+    finally:
+        for projection in projections:
+            if isinstance(projection, Tally):
+                projection.go_on.set()
+        host.stop()
+
+
+def rows(database_url: str, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        return conn.execute(query.encode(), values).fetchall()
+
+
+def position(database_url: str, schema: str) -> int:
+    found = rows(database_url, "SELECT position FROM projections.state WHERE schema = %s", [schema])
+    return int(found[0][0]) if found else -1
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    """Wait until it holds; fails with its source's name when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "It did not come true in time."
+        time.sleep(0.005)
+
+
+def caught_up(database_url: str, schemas: Iterable[str], head: int) -> None:
+    wanted = list(schemas)
+    eventually(lambda: all(position(database_url, schema) >= head for schema in wanted))
+
+
+def seen(database_url: str) -> list[int]:
+    """Positions that the Tally wrote down, in order, doubles included."""
+    found = rows(database_url, "SELECT position FROM tally.seen ORDER BY position")
+    return [at for (at,) in found]
