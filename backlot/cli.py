@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import structlog
 import typer
@@ -47,10 +49,17 @@ def _root(context: typer.Context) -> None:
 @app.command()
 def up() -> None:
     """Start everything in this process; Ctrl-C or SIGTERM stops it cleanly."""
+    # While the parts still start, SIGTERM unwinds what has started like Ctrl-C does; the HTTP
+    # server takes the signal over once it runs.
+    signal.signal(signal.SIGTERM, _leave)
     settings = load_settings()
     from backlot.up import run_up
 
     raise typer.Exit(run_up(settings))
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
 @app.command()

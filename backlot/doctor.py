@@ -159,15 +159,15 @@ def _api(settings: Settings) -> Part:
     url = settings.local_url
     try:
         answer = httpx.get(f"{url}/readyz", timeout=PATIENCE_SECONDS, trust_env=False)
-        parts = answer.json()["parts"]
+        broken = [name for name, part in answer.json()["parts"].items() if not part["ok"]]
     except httpx.ConnectError:
         return _silent_api(url, lock_holder(settings.data_dir.absolute()))
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+    except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
         reason = f"another program answers on port {settings.port}: set BACKLOT_PORT"
         return Part("api", "embedded", url, False, reason)
     if answer.status_code == httpx.codes.OK:
         return Part("api", "embedded", url, True, "ready")
-    return Part("api", "embedded", url, False, f"not ready: {parts}")
+    return Part("api", "embedded", url, False, f"not ready: {', '.join(broken)}")
 
 
 def _silent_api(url: str, holder: int | None) -> Part:

@@ -69,7 +69,6 @@ class Stopped(BaseException):
 
 def _stop(number: int, frame: FrameType | None) -> None:
     # While it serves, uvicorn takes the signals, and raises them again when it has ended.
-    print("stopping …", file=sys.stderr)
     raise Stopped
 
 
@@ -84,6 +83,10 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, parts: Parts) -> None:
         super().__init__(config)
         self._parts = parts
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        print("stopping …", file=sys.stderr)
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

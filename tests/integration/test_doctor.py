@@ -65,8 +65,8 @@ class Answering(BaseHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("status", "body", "ok", "detail"),
     [
-        (200, {"parts": []}, True, "ready"),
-        (503, {"parts": [{"name": "database", "ok": False}]}, False, "database"),
+        (200, {"ready": True, "parts": {"database": {"ok": True}}}, True, "ready"),
+        (503, {"parts": {"objects": {"ok": True}, "database": {"ok": False}}}, False, ": database"),
         (200, {"hello": "world"}, False, "another program"),
         (404, "nothing", False, "another program"),
     ],
