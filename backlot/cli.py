@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import structlog
 import typer
@@ -49,17 +47,10 @@ def _root(context: typer.Context) -> None:
 @app.command()
 def up() -> None:
     """Start everything in this process; Ctrl-C or SIGTERM stops it cleanly."""
-    # While the parts still start, SIGTERM unwinds what has started like Ctrl-C does; the HTTP
-    # server takes the signal over once it runs.
-    signal.signal(signal.SIGTERM, _leave)
     settings = load_settings()
     from backlot.up import run_up
 
     raise typer.Exit(run_up(settings))
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
 
 
 @app.command()
@@ -83,6 +74,8 @@ def demo(
         raise typer.Exit(run_demo(target, settings=settings, viewers=viewers, as_json=as_json))
     with running_server(settings) as own:
         code = run_demo(own.local_url, settings=own, viewers=viewers, as_json=as_json)
+    if own is not settings:
+        typer.echo("Its own server is stopped again; `make up` first keeps one running.", err=True)
     raise typer.Exit(code)
 
 

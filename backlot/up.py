@@ -99,7 +99,7 @@ class Server(uvicorn.Server):
             for name, state in readiness.parts.items():
                 if not state["ok"] and name not in told:
                     told.add(name)
-                    log.info("waiting_for_part", part=name, **state)
+                    log.info("waiting_for_part", part=name, state=state)
             await asyncio.sleep(0.05)
         print(f"ready: {self._parts.settings.local_url}", flush=True)
 

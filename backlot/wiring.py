@@ -30,9 +30,10 @@ from infra.auth import Authenticator, make_authenticator, read_or_make_secret
 from infra.codec import EventMapper
 from infra.contract import Readiness
 from infra.data_folder import DataFolder
+from infra.errors import OperatorError
 from infra.event_store import GroupCommitRecorder, open_recorder
 from infra.http import create_app, wire
-from infra.objects import FolderStore
+from infra.objects import FolderStore, ObjectStoreUnavailable
 from infra.postgres import EmbeddedPostgres
 from infra.settings import Role, Settings
 from projections.catalog import Catalog
@@ -93,6 +94,9 @@ def open_parts(settings: Settings, stack: ExitStack) -> Parts:
         timedelta(seconds=settings.url_ttl_seconds),
         lambda: datetime.now(UTC),
     )
+    if Role.COMMANDS in settings.roles:
+        # Only the process that takes uploads may sweep up what a crash left of them.
+        _recover(objects)
     host = None
     if Role.PROJECTIONS in settings.roles:
         host = ProjectionHost(
@@ -107,6 +111,13 @@ def open_parts(settings: Settings, stack: ExitStack) -> Parts:
     return Parts(settings, database_url, authenticator, objects, recorder, models, host)
 
 
+def _recover(objects: FolderStore) -> None:
+    try:
+        asyncio.run(objects.recover())
+    except ObjectStoreUnavailable as error:
+        raise OperatorError(error.cause) from error
+
+
 def _database(settings: Settings, folder: DataFolder, stack: ExitStack) -> str:
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
@@ -118,12 +129,13 @@ def make_app(parts: Parts) -> FastAPI:
     roles = parts.settings.roles
     routers: list[APIRouter] = []
     translate: dict[type[Exception], Callable[[Any], Any]] = {}
-    if Role.QUERIES in roles:
-        routers += [*readapi.app.routers(), readapi.objects.router(parts.objects)]
-        translate |= readapi.app.translate
+    # Commands first: routes are tried in order, and likes are what comes most.
     if Role.COMMANDS in roles:
         routers += [*commands.app.routers(), commands.objects.router(parts.objects)]
         translate |= commands.app.translate
+    if Role.QUERIES in roles:
+        routers += [*readapi.app.routers(), readapi.objects.router(parts.objects)]
+        translate |= readapi.app.translate
     app = create_app(
         title="Backlot",
         authenticator=parts.authenticator,
@@ -144,7 +156,6 @@ def make_app(parts: Parts) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
-        await parts.objects.recover()
         if Role.QUERIES in parts.settings.roles:
             app.state.queries = await _queries(parts, stack)
         if Role.COMMANDS in parts.settings.roles:

@@ -82,15 +82,28 @@ class Group:
         self.answers += other.answers
         self.void |= other.void
 
-    def settle(self, outcome: range, head: int) -> None:
-        """Give each command its outcome after the group was recorded at these positions."""
-        position = outcome[-1] if outcome else head
+    def settle(self, outcome: range) -> None:
+        """Give each command its outcome after the group was recorded at these positions.
+
+        A group of nothing but answers has an empty range, which begins after the position that
+        the store kept with them.
+        """
         for request, result in self.results:
             failed = isinstance(result, BaseException)
-            request.outcome = result if failed else Executed(result, position)
+            request.outcome = result if failed else Executed(result, outcome.stop - 1)
 
     def save(self) -> Save:
         return Save(self.events, self.answers)
+
+
+@dataclass(slots=True)
+class Decided:
+    """What one command leads to: its answer or failure, the streams it changed, what to keep."""
+
+    result: Any
+    streams: set[UUID]
+    events: Sequence[StoredEvent] = ()
+    answers: Sequence[Answer] = ()
 
 
 class Round:
@@ -109,33 +122,37 @@ class Round:
 
     def decide(self, request: Request, found: Any) -> None:
         """Decide one command; unless it depends on what is not recorded yet, settle it at once."""
-        streams = request.streams
-        result = self._result(request, found)
-        failed = isinstance(result, BaseException)
-        recorded = self._collect(streams)
-        group = self._group(streams)
-        if failed and recorded:
+        decided = self._decided(request, found)
+        failed = isinstance(decided.result, BaseException)
+        group = self._group(request.streams)
+        if failed and decided.streams:
             # It recorded and then gave up: what is in memory now was never decided.
-            request.outcome = result
+            request.outcome = decided.result
             group.void = True
-            self._add(group, recorded, [])
+        elif group.results or decided.events or decided.answers:
+            group.results.append((request, decided.result))
+        else:
+            request.outcome = decided.result if failed else Executed(decided.result, self._head)
             return
-        keeps_answer = request.key is not None and not failed
-        if not (group.results or recorded or keeps_answer):
-            request.outcome = result if failed else Executed(result, self._head)
-            return
-        group.results.append((request, result))
-        self._add(group, recorded, [self._answer(request, result)] if keeps_answer else [])
+        self._add(group, decided)
 
-    def _result(self, request: Request, found: Any) -> Any:
+    def _decided(self, request: Request, found: Any) -> Decided:
         origin = Origin(request.actor, self._at, request.correlation_id, request.causation_id)
+        recorded: list[Aggregate.Event] = []
+        failure: Exception
         try:
-            return request.command.decide(self._aggregates, origin, found)
+            result = request.command.decide(self._aggregates, origin, found)
+            recorded = self._collect(request.streams)
+            events = [self._mapper.to_stored_event(event) for event in recorded]
+            answers = [_answer(request, request.key, result)] if request.key else []
+            return Decided(result, {event.originator_id for event in recorded}, events, answers)
         except DomainError as error:
-            return error
+            failure = error
         except Exception as error:
             log.exception("a command broke", command=type(request.command).__name__)
-            return error
+            failure = error
+        recorded += self._collect(request.streams)
+        return Decided(failure, {event.originator_id for event in recorded})
 
     def _collect(self, streams: Sequence[UUID]) -> list[Aggregate.Event]:
         return [
@@ -158,19 +175,15 @@ class Round:
             self._changed.update(dict.fromkeys(other.streams, first))
         return first
 
-    def _add(
-        self, group: Group, recorded: Sequence[Aggregate.Event], answers: Sequence[Answer]
-    ) -> None:
+    def _add(self, group: Group, decided: Decided) -> None:
         if group not in self.groups:
             self.groups.append(group)
-        for event in recorded:
-            group.events.append(self._mapper.to_stored_event(event))
-            group.streams.add(event.originator_id)
-            self._changed[event.originator_id] = group
-        group.answers += answers
+        group.streams |= decided.streams
+        group.events += decided.events
+        group.answers += decided.answers
+        self._changed.update(dict.fromkeys(decided.streams, group))
 
-    def _answer(self, request: Request, result: Any) -> Answer:
-        if request.key is None:
-            raise TypeError("An answer is kept under a key only.")
-        status, body = request.key.render(result)
-        return Answer(request.actor, request.key.key, request.key.request_hash, status, body)
+
+def _answer(request: Request, key: IdempotencyKey, result: Any) -> Answer:
+    status, body = key.render(result)
+    return Answer(request.actor, key.key, key.request_hash, status, body)

@@ -9,17 +9,21 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
+import structlog
+from eventsourcing.persistence import MapperDeserialisationError
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from commands.batch import Executed, Group, IdempotencyKey, Request, Round
 from commands.command import Command, Lookup
-from domain.errors import Conflict
+from domain.errors import Conflict, DomainError
 from domain.model import Aggregate
 from infra import metrics
 from infra.batching import Batcher
 from infra.codec import EventMapper
 from infra.event_store import Answer, GroupCommitRecorder
+
+log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
 
@@ -36,6 +40,7 @@ class Loaded(NamedTuple):
     """What a round knows before it decides."""
 
     known: dict[UUID, Aggregate]
+    unreadable: dict[UUID, MapperDeserialisationError]
     answers: dict[tuple[str, str], Answer]
     head: int
     found: dict[int, Any]
@@ -118,9 +123,10 @@ class CommandBus:
         loaded = self._load(now)
         this = Round(loaded.known, loaded.head, self._clock(), self._mapper)
         for index, request in enumerate(now):
-            if not _answered_before(request, loaded.answers):
+            request.outcome = _outcome_before(request, loaded)
+            if request.outcome is None:
                 this.decide(request, loaded.found.get(index))
-        failed = self._record(this.groups, loaded.head)
+        failed = self._record(this.groups)
         self._keep(loaded.known, {stream for group in failed for stream in group.streams})
         again = [request for group in failed for request, _ in group.results]
         return [*(request for request in again if request.outcome is None), *later]
@@ -138,11 +144,20 @@ class CommandBus:
             rows, kept, head, found = self._recorder.fetch(
                 conn, list(wanted.items()), keys, lambda cursor: self._look_up(cursor, requests)
             )
+        unreadable: dict[UUID, MapperDeserialisationError] = {}
         for stream, version, topic, state in rows:
-            event = self._mapper.decode(stream, version, topic, state)
-            known[stream] = event.mutate(known.get(stream))
+            if stream in unreadable:
+                continue
+            try:
+                event = self._mapper.decode(stream, version, topic, state)
+            except MapperDeserialisationError as error:
+                # Such as one of a newer release; it must not stop the rest of the batch.
+                log.error("stream_unreadable", stream=str(stream), error=str(error))
+                unreadable[stream] = error
+            else:
+                known[stream] = event.mutate(known.get(stream))
         answers = {(answer.actor, answer.key): answer for answer in kept}
-        return Loaded(known, answers, head, found)
+        return Loaded(known, unreadable, answers, head, found)
 
     def _look_up(self, cursor: Cursor[TupleRow], requests: Sequence[Request]) -> dict[int, Any]:
         by_type: dict[type[Command[Any]], list[int]] = {}
@@ -155,7 +170,7 @@ class CommandBus:
             found.update(zip(indexes, values, strict=True))
         return found
 
-    def _record(self, groups: Sequence[Group], head: int) -> list[Group]:
+    def _record(self, groups: Sequence[Group]) -> list[Group]:
         """Save the groups in one transaction; returns those that were not recorded."""
         sound = [group for group in groups if not group.void]
         failed = [group for group in groups if group.void]
@@ -165,7 +180,7 @@ class CommandBus:
                 failed.append(group)
                 self._count_conflict(group)
             else:
-                group.settle(outcome, head)
+                group.settle(outcome)
                 metrics.EVENTS_APPENDED.inc(len(outcome))
         return failed
 
@@ -200,23 +215,21 @@ def _one_per_key(requests: Sequence[Request]) -> tuple[list[Request], list[Reque
     return now, later
 
 
-def _answered_before(request: Request, answers: Mapping[tuple[str, str], Answer]) -> bool:
-    answer = answers.get((request.actor, request.key.key)) if request.key else None
+def _outcome_before(request: Request, loaded: Loaded) -> Answer | Exception | None:
+    """What is settled without deciding: a kept answer, a reused key, a stream nobody can read."""
+    answer = loaded.answers.get((request.actor, request.key.key)) if request.key else None
     if answer is None or request.key is None:
-        return False
+        broken = loaded.unreadable.keys() & request.streams if loaded.unreadable else ()
+        return next((loaded.unreadable[stream] for stream in broken), None)
     if answer.request_hash == request.key.request_hash:
-        request.outcome = answer
-    else:
-        request.outcome = KeyReused(
-            "This Idempotency-Key was used for another request; choose a new one."
-        )
-    return True
+        return answer
+    return KeyReused("This Idempotency-Key was used for another request; choose a new one.")
 
 
 def _outcome(request: Request) -> Executed[Any] | Answer | BaseException:
     outcome = request.outcome
     kind = {Executed: "accepted", Answer: "repeated"}.get(
-        type(outcome), "refused" if isinstance(outcome, Conflict) else "failed"
+        type(outcome), "refused" if isinstance(outcome, DomainError) else "failed"
     )
     metrics.COMMANDS.labels(type(request.command).__name__, kind).inc()
     return outcome or RuntimeError("The bus lost a command.")

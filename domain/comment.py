@@ -44,6 +44,8 @@ class Comment(Aggregate):
             comment.content = self.content
             comment.revision += 1
             comment.language = None
+            comment.translation = None
+            comment.translation_failed = False
 
     class Deleted(Event):
         TOPIC = "comment.deleted.v1"
@@ -72,10 +74,16 @@ class Comment(Aggregate):
         model: str
         prompt_version: str
 
+        def apply(self, comment: Comment) -> None:
+            comment.translation = (self.target_language, self.model, self.prompt_version)
+
     class TranslationFailed(Event):
         TOPIC = "comment.translation_failed.v1"
         revision: int
         reason: str
+
+        def apply(self, comment: Comment) -> None:
+            comment.translation_failed = True
 
     def __init__(self) -> None:
         self.video_id: UUID | None = None
@@ -84,10 +92,14 @@ class Comment(Aggregate):
         self.revision = 0
         self.posted_at = BEGINNING
         self.language: str | None = None
+        self.translation: tuple[str, str, str] | None = None
+        self.translation_failed = False
         self.deleted = False
 
     def post(self, video_id: UUID, content: str, origin: Origin) -> None:
-        """Post the comment; the actor becomes its author."""
+        """Post the comment; the actor becomes its author. Once posted, this records nothing."""
+        if self.version > 0:
+            return
         check_text(content, "content", max_length=MAX_LENGTH)
         self.record(self.Posted, origin, video_id=video_id, author=origin.actor, content=content)
 
@@ -127,8 +139,12 @@ class Comment(Aggregate):
         prompt_version: str,
         origin: Origin,
     ) -> None:
-        """Record a translation of a revision; a stale revision records nothing."""
-        if self._is_present(revision):
+        """Record a translation of a revision; a stale revision records nothing.
+
+        Neither does another one by the same model and prompt: a repeated task's wording may differ.
+        """
+        made = (target_language, model, prompt_version)
+        if self._is_present(revision) and made != self.translation:
             self._record(
                 self.Translated,
                 origin,
@@ -141,8 +157,8 @@ class Comment(Aggregate):
             )
 
     def fail_translation(self, revision: int, reason: str, origin: Origin) -> None:
-        """Record that a revision could not be translated; a stale revision records nothing."""
-        if self._is_present(revision):
+        """Record that a revision could not be translated; once, and not for a stale revision."""
+        if self._is_present(revision) and not self.translation_failed:
             self._record(self.TranslationFailed, origin, revision=revision, reason=reason)
 
     def _record(self, event: type[Event], origin: Origin, **fields: Any) -> None:

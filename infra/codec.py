@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from datetime import datetime
 from types import UnionType
 from typing import Any, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
@@ -24,6 +25,7 @@ from domain.video_likes import VideoLikes
 
 AGGREGATES: tuple[type[Aggregate], ...] = (Upload, Comment, VideoLikes)
 
+PLACE = frozenset(("originator_id", "originator_version"))
 FROM_JSON: dict[type, Callable[[str], Any]] = {UUID: UUID, datetime: datetime.fromisoformat}
 
 
@@ -38,10 +40,11 @@ class JSONCodec(Transcoder):
 
 
 class Shape(NamedTuple):
-    """How to make an event of one topic: its class, its upcast, and the fields to convert."""
+    """How to make an event of one topic: its class, its upcast, its fields, those to convert."""
 
     event: type[Aggregate.Event]
     upcast: Upcast | None
+    fields: frozenset[str]
     conversions: tuple[tuple[str, Callable[[str], Any]], ...]
 
 
@@ -57,10 +60,10 @@ class EventMapper(Mapper[UUID]):
         self.shapes: dict[str, Shape] = {}
         for aggregate in aggregates:
             for event in events_of(aggregate):
-                conversions = tuple(_conversions(event))
-                self.shapes[event.TOPIC] = Shape(event, None, conversions)
+                shape = Shape(event, None, payload_fields(event), tuple(_conversions(event)))
+                self.shapes[event.TOPIC] = shape
                 for old_topic, upcast in event.UPCASTS.items():
-                    self.shapes[old_topic] = Shape(event, upcast, conversions)
+                    self.shapes[old_topic] = shape._replace(upcast=upcast)
 
     def to_domain_event(self, stored_event: StoredEvent) -> DomainEventProtocol[UUID]:
         event = self.decode(
@@ -78,6 +81,8 @@ class EventMapper(Mapper[UUID]):
             payload = orjson.loads(state)
             if shape.upcast is not None:
                 shape.upcast(payload)
+            if not payload.keys() >= shape.fields:
+                raise KeyError(*sorted(shape.fields - payload.keys()))
             for name, convert in shape.conversions:
                 if payload[name] is not None:
                     payload[name] = convert(payload[name])
@@ -106,10 +111,15 @@ def topics_of(event: type[Aggregate.Event]) -> list[str]:
     return [event.TOPIC, *event.UPCASTS]
 
 
+def payload_fields(event: type[Aggregate.Event]) -> frozenset[str]:
+    """What an event's payload holds: all of it but its place, which has columns of its own."""
+    return frozenset(field.name for field in fields(event)) - PLACE
+
+
 def _conversions(event: type[Aggregate.Event]) -> Iterable[tuple[str, Callable[[str], Any]]]:
-    for name, annotation in get_type_hints(event).items():
-        if name in ("originator_id", "originator_version"):
-            continue
+    hints = get_type_hints(event)
+    for name in payload_fields(event):
+        annotation = hints[name]
         optional = get_origin(annotation) in (Union, UnionType)
         for candidate in get_args(annotation) if optional else (annotation,):
             if candidate in FROM_JSON:

@@ -12,6 +12,7 @@ import structlog
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra import metrics
@@ -212,6 +213,16 @@ def _validation_problem(error: RequestValidationError) -> Problem:
     return Problem(422, "invalid", f"`{name}`: {first['message']}.", errors=errors)
 
 
+def _allowed(request: Request) -> str:
+    """All methods that the path has; Starlette names only those of the route that it found."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        match, _ = route.matches(request.scope)
+        if match is not Match.NONE:
+            methods |= getattr(route, "methods", None) or set()
+    return ", ".join(sorted(methods))
+
+
 def _http_problem(error: HTTPException) -> Problem:
     slug, title = TITLES.get(error.status_code, ("error", "Error"))
     details = {404: "There is no such path.", 405: "This path does not have that method."}
@@ -240,7 +251,10 @@ def create_app(
 
     def handler(make: Callable[[Any], Problem]) -> Callable[[Request, Any], Awaitable[Response]]:
         async def handle(request: Request, error: Any) -> Response:
-            return problem_response(request.scope, request.scope.get("problem") or make(error))
+            problem = request.scope.get("problem") or make(error)
+            if problem.status == 405:
+                problem.headers["Allow"] = _allowed(request)
+            return problem_response(request.scope, problem)
 
         return handle
 

@@ -132,13 +132,13 @@ class Likes(Projection):
     def _write(self, changes: Changes, cursor: Cursor[TupleRow]) -> None:
         lost = [pair for pair, end in changes.ends.items() if end is None]
         standing = [(*pair, end) for pair, end in changes.ends.items() if end is not None]
-        deltas = [(video, delta) for video, delta in changes.deltas.items() if delta != 0]
         if lost:
             cursor.execute(self.sql(DROP_LIKES), columns(lost))
         if standing:
             cursor.execute(self.sql(ADD_LIKES), columns(standing))
-        if deltas:
-            cursor.execute(self.sql(ADD_DELTAS), columns(deltas))
+        if changes.deltas:
+            # Zeros too: which rows there are must not depend on where the batches were cut.
+            cursor.execute(self.sql(ADD_DELTAS), columns(changes.deltas.items()))
 
     def others(self, cursor: Cursor[TupleRow], pairs: Sequence[tuple[UUID, str]]) -> list[int]:
         """For each (video, viewer): how many other viewers like the video. One query, by key."""

@@ -1,0 +1,170 @@
+"""One run of the demo, from looking for the server to the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+
+from backlot.cli import CommandError, signing_secret
+from backlot.demo.calls import CallFailed, DemoFailed, Meter, Person
+from backlot.demo.clips import make_clips
+from backlot.demo.lanes import Lanes
+from backlot.demo.play import PEOPLE_AT_ONCE, Film, Stage, play, upload
+from backlot.demo.readback import Counts, read_back
+from backlot.demo.report import Line, Report
+from backlot.demo.screen import Screen, show
+from backlot.demo.script import cast
+from infra.auth import mint_token
+from infra.settings import Settings
+
+STUDIO = "studio"
+TOKEN_LIFETIME = timedelta(hours=6)
+PATIENCE_SECONDS = 60.0
+
+
+def run_demo(url: str, *, settings: Settings, viewers: int = 25, as_json: bool = False) -> int:
+    """Play the demo against the server at `url` (no slash at the end); returns the exit code.
+
+    0 when everything that was read back is what was done, else 1. Raises OperatorError when
+    there is no Backlot at `url`, or none that takes this machine's tokens.
+    """
+    report = asyncio.run(_run(url, settings, viewers))
+    if as_json:
+        print(json.dumps(report.as_dict(), ensure_ascii=False))
+    else:
+        show(report)
+    for mismatch in report.mismatches:
+        print(f"differs: {mismatch}", file=sys.stderr)
+    return 0 if report.ok else 1
+
+
+async def _run(url: str, settings: Settings, viewers: int) -> Report:
+    started = time.perf_counter()
+    meter, screen = Meter(), Screen()
+    try:
+        async with _client(url) as http:
+            await _find_server(http, url)
+            door = Door(http, meter, settings)
+            studio = door.enter(STUDIO)
+            await _try_token(studio, url)
+            films = await _premiere(studio, screen)
+            stage, counts = await _first_day(films, viewers, door, screen)
+    except CallFailed as error:
+        raise DemoFailed(f"the demo was broken off: {error}") from error
+    languages = sorted(set[str]().union(*(film.languages for film in films)))
+    return Report(
+        url=url,
+        viewers=viewers,
+        lines=[_line(url, film, found) for film, found in zip(films, counts, strict=True)],
+        languages=languages,
+        shares=sum(film.shares for film in films),
+        requests=meter.requests,
+        errors=dict(meter.errors),
+        p50_ms=meter.percentile_ms(0.50),
+        p99_ms=meter.percentile_ms(0.99),
+        seconds=time.perf_counter() - started,
+        mismatches=stage.surprises,
+    )
+
+
+def _client(url: str) -> httpx.AsyncClient:
+    try:
+        return httpx.AsyncClient(
+            base_url=url, transport=Lanes(PEOPLE_AT_ONCE), timeout=PATIENCE_SECONDS
+        )
+    except httpx.InvalidURL as error:
+        raise DemoFailed(f"--url: {url!r} is not a URL ({error})") from error
+
+
+async def _find_server(http: httpx.AsyncClient, url: str) -> None:
+    """Raise DemoFailed unless a Backlot answers there, with every part of it."""
+    try:
+        answer = await http.get("/readyz")
+        parts = answer.json()["parts"].items()
+    except httpx.UnsupportedProtocol as error:
+        raise DemoFailed(f"--url: {url!r} has to start with http:// or https://") from error
+    except httpx.TransportError as error:
+        raise DemoFailed(f"no server at {url}: start one with `make up`") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DemoFailed(f"what answers at {url} is not Backlot: give its --url") from error
+    if not answer.is_success:
+        missing = ", ".join(name for name, state in parts if not state["ok"])
+        raise DemoFailed(f"the server at {url} is not ready ({missing}): see its log")
+
+
+async def _try_token(studio: Person, url: str) -> None:
+    try:
+        await studio.query("/videos/liked", {"limit": 1})
+    except CallFailed as error:
+        if error.status != httpx.codes.UNAUTHORIZED:
+            raise
+        raise DemoFailed(
+            f"the server at {url} refuses this machine's tokens: "
+            "set the BACKLOT_DATA_DIR or JWT_SECRET that it runs with"
+        ) from error
+
+
+class Door:
+    """Lets people in: each with a token of their own, as `backlot token` mints it."""
+
+    def __init__(self, http: httpx.AsyncClient, meter: Meter, settings: Settings) -> None:
+        self._http, self._meter, self._settings = http, meter, settings
+        try:
+            self._secret = signing_secret(settings)
+        except CommandError as error:
+            raise DemoFailed(f"the demo can't make tokens for its viewers: {error}") from error
+
+    def enter(self, name: str) -> Person:
+        """The person of that name."""
+        token = mint_token(
+            self._secret,
+            name,
+            ttl=TOKEN_LIFETIME,
+            issuer=self._settings.jwt_issuer,
+            audience=self._settings.jwt_audience,
+        )
+        return Person(self._http, self._meter, name, token)
+
+
+async def _premiere(studio: Person, screen: Screen) -> list[Film]:
+    with tempfile.TemporaryDirectory(prefix="backlot-demo-") as folder:
+        clips = await asyncio.to_thread(make_clips, Path(folder))
+        for clip in clips:
+            screen.say(f"{clip.filename}: {clip.size_bytes:,} bytes, {clip.source}")
+        total = sum(clip.size_bytes for clip in clips)
+        with screen.act("uploading", total, "bytes") as act:
+            return [await upload(studio, clip, act.advance) for clip in clips]
+
+
+async def _first_day(
+    films: list[Film], viewers: int, door: Door, screen: Screen
+) -> tuple[Stage, list[Counts]]:
+    roles = cast(viewers, len(films))
+    visits = sum(len(role.visits) for role in roles)
+    with screen.act("watching", visits, "visits") as act:
+        stage = Stage(films, act.advance)
+        people = await play(roles, door.enter, stage)
+    screen.say("reading everything back")
+    return stage, await read_back(door.enter(STUDIO), people, stage)
+
+
+def _line(url: str, film: Film, found: Counts) -> Line:
+    path = f"{url}/videos/{film.video_id}"
+    return Line(
+        video_id=film.video_id,
+        title=film.clip.title,
+        source=film.clip.source,
+        size_bytes=film.size_bytes,
+        parts=film.parts,
+        views=found.views,
+        likes=found.likes,
+        comments=found.comments,
+        urls={"play": film.play_url, "video": path, "comments": f"{path}/comments"},
+    )

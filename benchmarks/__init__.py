@@ -1,0 +1,1 @@
+"""Measures Backlot against baselines in the same run; see docs/benchmarks.md."""

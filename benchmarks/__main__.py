@@ -1,0 +1,71 @@
+"""`python -m benchmarks`: run the benchmarks named, print the table, keep the JSON."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import append, growth, like, memory, projecting
+from benchmarks.bench import Bench, open_bench, say
+from benchmarks.results import Comparison, as_table, machine, write_json
+from infra.logging import configure_logging
+from infra.settings import load_settings
+
+BENCHMARKS: dict[str, Callable[[Bench], list[Comparison]]] = {
+    "append": append.run,
+    "like": like.run,
+    "projecting": projecting.run,
+    "memory": memory.run,
+    "growth": growth.run,
+}
+LATEST = Path(__file__).parent / "results" / "latest.json"
+NOT_MEANINGFUL = "A quick run: it shows that the benchmarks work; its figures mean nothing."
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """`names` (all when none is given, in our order), `json` (a path or None), `quick`."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=", ".join(BENCHMARKS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to keep the results")
+    parser.add_argument("--quick", action="store_true", help="only check that everything works")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    options.names = [name for name in BENCHMARKS if name in options.names or not options.names]
+    # A partial result must not replace a whole one.
+    if options.json is None and not options.quick and len(options.names) == len(BENCHMARKS):
+        options.json = LATEST
+    return options
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit code 1 when a target was missed; a quick run misses none."""
+    options = parse(arguments)
+    configure_logging(load_settings({"LOG_LEVEL": "error"}))
+    comparisons: list[Comparison] = []
+    with open_bench(quick=options.quick) as bench:
+        facts = machine(bench.postgres_version)
+        for name in options.names:
+            print(f"{name} …", file=sys.stderr, flush=True)
+            comparisons += BENCHMARKS[name](bench)
+    # Wide enough for the names, whatever the terminal says it is.
+    console = Console(width=max(100, Console().width), no_color=bool(os.environ.get("NO_COLOR")))
+    console.print(as_table(comparisons, judged=not options.quick))
+    console.print(", ".join(f"{name} {fact}" for name, fact in facts.items()), highlight=False)
+    if options.json is not None:
+        write_json(options.json, comparisons, facts, quick=options.quick)
+        say(f"kept in {options.json}")
+    if options.quick:
+        console.print(NOT_MEANINGFUL)
+        return 0
+    return 0 if all(item.passed for item in comparisons) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,92 @@
+"""What every benchmark stands on: one shipped PostgreSQL, fresh databases, sizes, fair rounds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+import psycopg
+from psycopg import sql
+
+from benchmarks.log import fill
+from infra.postgres import EmbeddedPostgres
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One run: its server, its folder, and whether it only checks that everything works."""
+
+    server: EmbeddedPostgres
+    folder: Path
+    quick: bool
+    _numbers: Iterator[int] = field(default_factory=count)
+    _logs: dict[int, str] = field(default_factory=dict)
+
+    def size(self, full: int, quick: int) -> int:
+        """How much of something: enough to measure, or just enough to run."""
+        return quick if self.quick else full
+
+    def database(self, *, template: str = "template1") -> str:
+        """The URL of a new database, empty or a copy."""
+        name = f"bench_{next(self._numbers)}"
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+        with psycopg.connect(self.server.url, autocommit=True) as conn:
+            conn.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
+        return self.server.url_of(name)
+
+    def log(self, events: int) -> str:
+        """The URL of a new database whose event store holds that many events."""
+        if events not in self._logs:
+            say(f"filling a log with {events:,} events")
+            url = self.database()
+            fill(url, events)
+            self._logs[events] = str(psycopg.conninfo.conninfo_to_dict(url)["dbname"])
+        return self.database(template=self._logs[events])
+
+    def interleave(
+        self, rounds: int, contenders: Mapping[str, Callable[[int], T]]
+    ) -> dict[str, list[T]]:
+        """Let the contenders take turns, so that a busy minute of the machine hits all alike.
+
+        Each gets the number of the round, from 0, and may return what it likes.
+        """
+        results: dict[str, list[T]] = {name: [] for name in contenders}
+        for number in range(rounds):
+            for name, run in contenders.items():
+                say(f"round {number + 1} of {rounds}: {name}")
+                results[name].append(run(number))
+        return results
+
+    @property
+    def postgres_version(self) -> str:
+        with psycopg.connect(self.server.url) as conn:
+            row = conn.execute("SHOW server_version").fetchone()
+        return str(row[0]).split()[0] if row else "unknown"
+
+
+@contextmanager
+def open_bench(*, quick: bool) -> Iterator[Bench]:
+    """A bench on a server of its own, as it is shipped: durable, with its default settings."""
+    with TemporaryDirectory(prefix="backlot-bench-") as name:
+        folder = Path(name)
+        with EmbeddedPostgres(folder / "postgres") as server:
+            yield Bench(server, folder, quick)
+
+
+def medians(notes: list[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each note over the rounds."""
+    return {name: median(note[name] for note in notes) for name in notes[0]} if notes else {}
+
+
+def say(line: str) -> None:
+    """Progress, for whoever watches; the results alone go to standard output."""
+    print(f"  {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,98 @@
+"""Makes logs of any length quickly: real events through the real codec, written with COPY."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from eventsourcing.persistence import StoredEvent
+
+from domain.model import Origin
+from domain.upload import Upload, object_key
+from domain.video_likes import VideoLikes, stream_id
+from infra.codec import EventMapper
+from infra.event_store import open_recorder
+
+VIDEOS = [UUID(int=0xBAC << 96 | number) for number in range(1, 301)]
+AT = datetime(2026, 11, 1, 12, tzinfo=UTC)
+COPY = "COPY backlot_events FROM STDIN (FORMAT binary)"
+COLUMN_TYPES = ("uuid", "int8", "text", "bytea", "int8")
+
+MAPPER = EventMapper()
+
+
+def uploads() -> Iterator[StoredEvent]:
+    """The videos: two events each."""
+    origin = Origin("owner", AT, "bench", "bench")
+    for video in VIDEOS:
+        upload = Upload.blank(video)
+        upload.start(
+            origin,
+            title="A video",
+            filename="video.mp4",
+            content_type="video/mp4",
+            size_bytes=1_000_000,
+            description=None,
+            category=None,
+            part_size_bytes=1_000_000,
+            object_key=object_key(video),
+            store_upload_id="bench",
+        )
+        upload.complete(1_000_000, "etag", origin)
+        for event in upload.collect_events():
+            yield MAPPER.to_stored_event(event)
+
+
+def like_event(index: int) -> StoredEvent:
+    """The index-th event of an endless community: each viewer likes each video once.
+
+    Of five events four are first likes; the other one takes the first of them back.
+    """
+    block, place = divmod(index, 5)
+    kind = VideoLikes.Unliked if place == 1 else VideoLikes.Liked
+    viewer, video = divmod(4 * block + max(0, place - 1), len(VIDEOS))
+    return _stored(kind, VIDEOS[video], f"viewer-{viewer}", 2 if place == 1 else 1)
+
+
+def first_likes(count: int, *, prefix: str) -> list[StoredEvent]:
+    """That many likes, each the first event of its stream."""
+    pairs = ((VIDEOS[n % len(VIDEOS)], f"{prefix}-{n // len(VIDEOS)}") for n in range(count))
+    return [_stored(VideoLikes.Liked, video, viewer, 1) for video, viewer in pairs]
+
+
+def fill(url: str, events: int) -> None:
+    """Bring the log at a database URL, new or filled here before, to that many events."""
+    recorder = open_recorder(url)
+    before = recorder.max_notification_id() or 0
+    recorder.datastore.close()
+    videos = list(uploads())
+    with psycopg.connect(url, autocommit=True) as conn:
+        with conn.cursor() as cursor, cursor.copy(COPY) as copy:
+            copy.set_types(COLUMN_TYPES)
+            for index in range(before, events):
+                event = videos[index] if index < len(videos) else like_event(index - len(videos))
+                copy.write_row((*columns(event), index + 1))
+        conn.execute("VACUUM (ANALYZE) backlot_events")
+
+
+def columns(event: StoredEvent) -> tuple[Any, int, str, bytes]:
+    """An event as the first columns of the event table."""
+    return event.originator_id, event.originator_version, event.topic, event.state
+
+
+def _stored(kind: type[VideoLikes.Event], video: UUID, viewer: str, version: int) -> StoredEvent:
+    return MAPPER.to_stored_event(
+        kind(
+            originator_id=stream_id(video, viewer),
+            originator_version=version,
+            timestamp=AT,
+            actor=viewer,
+            correlation_id="7d4f0ac59e1b4f0e9c0d2a3b4c5d6e7f",
+            causation_id="7d4f0ac59e1b4f0e9c0d2a3b4c5d6e7f",
+            video_id=video,
+            viewer=viewer,
+        )
+    )

@@ -1,0 +1,79 @@
+"""Projecting likes from a log that exists: against the library's own projection runner."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from benchmarks import stock
+from benchmarks.bench import Bench
+from benchmarks.results import Comparison, Side
+from projections.host import ProjectionHost
+from projections.install import create, drop
+from projections.likes import Likes
+from projections.runner import State
+
+OURS, STOCK = "ours, batches with their position", "stock ProjectionRunner, a commit per event"
+LOOK_SECONDS = 0.02
+MOST_SECONDS = 600.0
+
+
+def run(bench: Bench) -> list[Comparison]:
+    """Rates in events/s: ours over the whole log, the stock one over as much as it manages."""
+    events, rounds = bench.size(200_000, 5_000), bench.size(3, 1)
+    url = bench.log(events)
+    rates = bench.interleave(
+        rounds,
+        {
+            OURS: lambda _: from_nothing(url, events),
+            STOCK: lambda _: stock.project(url, bench.size(6, 1)),
+        },
+    )
+    sides = {name: Side(name, values) for name, values in rates.items()}
+    return [Comparison("projecting", "events/s", sides[OURS], sides[STOCK], at_least=20)]
+
+
+def from_nothing(url: str, events: int) -> float:
+    """Build the likes from an empty copy up to that position; events/s, start included."""
+    likes = Likes()
+    with psycopg.connect(url, autocommit=True) as conn:
+        if conn.execute("SELECT to_regclass('projections.state')").fetchone() != (None,):
+            drop(conn, likes.schema)
+            create(conn, likes)
+        started = time.perf_counter()
+        with projecting(url, likes) as host:
+            await_position(conn, host, events)
+        return events / (time.perf_counter() - started)
+
+
+@contextmanager
+def projecting(url: str, likes: Likes) -> Iterator[ProjectionHost]:
+    """The projection as a process of Backlot runs it."""
+    host = ProjectionHost(url, [likes])
+    host.start()
+    try:
+        yield host
+    finally:
+        host.stop()
+
+
+def await_position(conn: Connection[TupleRow], host: ProjectionHost, position: int) -> None:
+    """Return when the likes have applied that much of the log. Raises RuntimeError if they can't.
+
+    `host` is asked only whether it still runs.
+    """
+    deadline = time.monotonic() + MOST_SECONDS
+    while time.monotonic() < deadline:
+        row = conn.execute("SELECT position FROM projections.state WHERE name = 'likes'").fetchone()
+        if row is not None and row[0] >= position:
+            return
+        broken = [status for status in host.status() if status.state is State.STOPPED]
+        if broken:
+            raise RuntimeError(f"The projection stopped: {broken[0].detail}")
+        time.sleep(LOOK_SECONDS)
+    raise TimeoutError(f"The projection did not reach {position} in {MOST_SECONDS:.0f} s.")

@@ -1,0 +1,140 @@
+"""What was measured against what, as a table for people and as JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One contender: a value per round in the comparison's unit, and the medians of the rest."""
+
+    name: str
+    rounds: Sequence[float]
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        return median(self.rounds)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "median": _short(self.value),
+            "rounds": [_short(value) for value in self.rounds],
+            **{name: _short(value) for name, value in self.notes.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Ours against a baseline; the ratio of the medians has to reach (or stay under) a limit.
+
+    Without a limit it is shown for information only.
+    """
+
+    benchmark: str
+    unit: str
+    ours: Side
+    baseline: Side
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        return self.ours.value / self.baseline.value
+
+    @property
+    def passed(self) -> bool:
+        low = -float("inf") if self.at_least is None else self.at_least
+        high = float("inf") if self.at_most is None else self.at_most
+        return low <= self.ratio <= high
+
+    @property
+    def target(self) -> str:
+        if self.at_least is not None:
+            return f"≥ {self.at_least:g}"
+        return "" if self.at_most is None else f"≤ {self.at_most:g}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "benchmark": self.benchmark,
+            "unit": self.unit,
+            "ours": self.ours.as_dict(),
+            "baseline": self.baseline.as_dict(),
+            "ratio": _short(self.ratio),
+            "target": self.target or None,
+            "passed": self.passed if self.target else None,
+        }
+
+
+def machine(postgres: str) -> dict[str, Any]:
+    """What a reader needs to judge the figures; nothing that names the machine."""
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "postgres": postgres,
+    }
+
+
+def as_table(comparisons: Sequence[Comparison], *, judged: bool) -> Table:
+    """A row per comparison; `judged` says whether the figures can pass or fail."""
+    table = Table(title="Backlot benchmarks (medians)", title_justify="left")
+    table.add_column("benchmark")
+    table.add_column("ours")
+    table.add_column("baseline")
+    for name in ("ratio", "target", "result"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for item in comparisons:
+        table.add_row(
+            item.benchmark,
+            _cell(item.ours, item.unit),
+            _cell(item.baseline, item.unit),
+            f"{item.ratio:.2f}",
+            item.target,
+            _verdict(item) if judged and item.target else "",
+            end_section=True,
+        )
+    return table
+
+
+def write_json(
+    path: Path, comparisons: Sequence[Comparison], facts: Mapping[str, Any], *, quick: bool
+) -> None:
+    """Keep the results; a run that was cut short says so, since its figures mean nothing."""
+    data = {
+        "meaningful": not quick,
+        "machine": dict(facts),
+        "comparisons": [item.as_dict() for item in comparisons],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _verdict(item: Comparison) -> str:
+    return "[green]pass[/]" if item.passed else "[red]FAIL[/]"
+
+
+def _cell(side: Side, unit: str) -> str:
+    lines = [side.name, f"{_short(side.value):,} {unit}"]
+    if side.notes:
+        lines.append(", ".join(f"{name} {_short(value):,}" for name, value in side.notes.items()))
+    return "\n".join(lines)
+
+
+def _short(value: float) -> float:
+    """Four significant digits; more would only be noise."""
+    rounded = float(f"{value:.4g}")
+    return int(rounded) if rounded.is_integer() else rounded

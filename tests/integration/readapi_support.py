@@ -1,0 +1,118 @@
+"""The read API as it runs: projections following a real log, queries over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psycopg
+from fastapi import FastAPI
+
+from domain.upload import Upload
+from infra import telemetry
+from infra.auth import Authenticator, OneKey, mint_token
+from infra.codec import EventMapper
+from infra.http import create_app
+from infra.objects import FolderStore
+from infra.position import encode_position
+from projections.catalog import Catalog
+from projections.comments import Comments
+from projections.likes import Likes
+from projections.waiting import Waiting
+from readapi.app import Queries, make_pool, routers, translate
+from tests.integration.projection_support import Writer, hosting
+
+SECRET = "a secret of the tests, long enough for HS256"
+T = TypeVar("T")
+
+
+class Site:
+    """A read API, the log that it shows, and an object store; used from one event loop."""
+
+    def __init__(self, database_url: str, folder: Path) -> None:
+        self.database_url = database_url
+        self.writer = Writer(database_url)
+        ttl = timedelta(hours=1)
+        self.objects = FolderStore(folder, SECRET.encode(), ttl, lambda: datetime.now(UTC))
+        with psycopg.connect(database_url, autocommit=True) as conn:
+            telemetry.install(conn)
+        self._loop = asyncio.Runner()
+        self.queries = self.run(self._open())
+        self.app = make_app(self.queries)
+        transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
+
+    async def _open(self) -> Queries:
+        pool = make_pool(self.database_url, max_size=4)
+        await pool.open()
+        return Queries(
+            pool=pool,
+            catalog=Catalog(),
+            likes=Likes(),
+            comments=Comments(),
+            waiting=Waiting(pool),
+            objects=self.objects,
+            views=telemetry.Views(),
+            mapper=EventMapper(),
+        )
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run(work)
+
+    def close(self) -> None:
+        self.run(self.client.aclose())
+        self.run(self.queries.pool.close())
+        self._loop.close()
+        self.writer.close()
+
+    def get(
+        self,
+        path: str,
+        user: str | None = None,
+        *,
+        admin: bool = False,
+        fresh: bool = True,
+        headers: dict[str, str] | None = None,
+        **params: Any,
+    ) -> httpx.Response:
+        """A query that includes everything written so far (unless not `fresh`)."""
+        sent = dict(headers or {})
+        if fresh:
+            sent.setdefault("Backlot-Min-Position", encode_position(self.writer.head))
+        if user is not None:
+            token = mint_token(SECRET, user, ["admin"] if admin else [])
+            sent["Authorization"] = f"Bearer {token}"
+        return self.run(self.client.get(path, headers=sent, params=params))
+
+    def view(self, video: Upload, times: int) -> None:
+        with psycopg.connect(self.database_url, autocommit=True) as conn:
+            conn.execute("INSERT INTO backlot_views VALUES (%s, %s)", (video.id, times))
+
+
+def make_app(queries: Queries) -> FastAPI:
+    app = create_app(
+        title="queries",
+        authenticator=Authenticator(OneKey(SECRET, ["HS256"])),
+        body_limit=1024,
+        translate=translate,
+    )
+    app.state.queries = queries
+    for router in routers():
+        app.include_router(router)
+    return app
+
+
+@contextmanager
+def serving(database_url: str, folder: Path) -> Iterator[Site]:
+    """A site whose projections run."""
+    site = Site(database_url, folder)
+    try:
+        with hosting(database_url, Catalog(), Likes(), Comments()):
+            yield site
+    finally:
+        site.close()

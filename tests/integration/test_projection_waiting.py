@@ -1,0 +1,134 @@
+"""Waiting for a position: answered as soon as it is reached, refused in time, quiet otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import psycopg
+import pytest
+
+from projections.install import install
+from projections.waiting import Pool, ReadModelBehind, Waiting
+from readapi.queries import ReadModelUnavailable, make_pool
+from tests.integration.projection_support import Tally, rows
+
+Case = Callable[[Waiting], Awaitable[None]]
+
+
+def move(database_url: str, position: int, schema: str = "tally") -> None:
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute(
+            "UPDATE projections.state SET position = %s WHERE schema = %s", (position, schema)
+        )
+
+
+@asynccontextmanager
+async def opened(database_url: str) -> AsyncIterator[Pool]:
+    pool = make_pool(database_url, max_size=3)
+    await pool.open()
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+def run(database_url: str, case: Case) -> None:
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        install(conn, [Tally()])
+
+    async def main() -> None:
+        async with opened(database_url) as pool:
+            await case(Waiting(pool))
+
+    asyncio.run(main())
+
+
+def test_what_is_reached_is_answered_at_once(database_url: str) -> None:
+    async def case(waiting: Waiting) -> None:
+        move(database_url, 7)
+        for timeout in (2.0, 0.0):
+            started = time.perf_counter()
+            await waiting.until(["tally"], 7, timeout)
+            assert time.perf_counter() - started < 0.1
+
+    run(database_url, case)
+
+
+def test_waits_until_it_is_reached(database_url: str) -> None:
+    async def case(waiting: Waiting) -> None:
+        waits = [asyncio.create_task(waiting.until(["tally"], n, 5.0)) for n in (1, 2, 3)]
+        await asyncio.sleep(0.1)
+        assert not any(wait.done() for wait in waits)
+        await asyncio.to_thread(move, database_url, 2)
+        await asyncio.sleep(0.1)
+        assert [wait.done() for wait in waits] == [True, True, False]
+        await asyncio.to_thread(move, database_url, 3)
+        await waits[2]
+
+    run(database_url, case)
+
+
+def test_refuses_in_time_and_says_how_far_it_is(database_url: str) -> None:
+    async def case(waiting: Waiting) -> None:
+        move(database_url, 4)
+        started = time.perf_counter()
+        with pytest.raises(ReadModelBehind) as refused:
+            await waiting.until(["tally", "unknown"], 10**18, 0.2)
+        assert 0.2 <= time.perf_counter() - started < 0.5
+        assert refused.value.positions == {"tally": 4, "unknown": 0}
+        assert refused.value.wanted == 10**18
+
+    run(database_url, case)
+
+
+def test_nobody_waits_nobody_asks(database_url: str) -> None:
+    async def case(waiting: Waiting) -> None:
+        with pytest.raises(ReadModelBehind):
+            await waiting.until(["tally"], 1, 0.15)
+        await asyncio.sleep(0.05)
+        assert waiting._poller is None
+        assert waiting._waits == set()
+        move(database_url, 1)
+        await waiting.until(["tally"], 1, 0.15)
+
+    run(database_url, case)
+
+
+def test_one_poller_serves_all(database_url: str) -> None:
+    async def case(waiting: Waiting) -> None:
+        waits = [asyncio.create_task(waiting.until(["tally"], 1, 5.0)) for _ in range(500)]
+        await asyncio.sleep(0.2)
+        busy = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'backlot queries'"
+        ((count,),) = rows(database_url, busy)
+        assert count <= 3
+        await asyncio.to_thread(move, database_url, 1)
+        await asyncio.gather(*waits)
+
+    run(database_url, case)
+
+
+def test_who_gives_up_is_forgotten(database_url: str) -> None:
+    async def case(waiting: Waiting) -> None:
+        wait = asyncio.create_task(waiting.until(["tally"], 1, 5.0))
+        await asyncio.sleep(0.05)
+        wait.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await wait
+        assert waiting._waits == set()
+
+    run(database_url, case)
+
+
+def test_an_outage_is_told_to_all_who_wait(database_url: str) -> None:
+    async def case(waiting: Waiting) -> None:
+        waits = [asyncio.create_task(waiting.until(["tally"], 1, 5.0)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        await waiting._pool.close()
+        outcomes = await asyncio.gather(*waits, return_exceptions=True)
+        assert all(isinstance(outcome, psycopg.OperationalError) for outcome in outcomes)
+        assert not isinstance(outcomes[0], ReadModelUnavailable)
+
+    run(database_url, case)

@@ -1,0 +1,163 @@
+"""The batcher: order, shared batches, one outcome for each, and an end that loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from infra.batching import Batcher, QueueFull
+
+
+class Refused(Exception):
+    """What one item gets."""
+
+
+class Worker:
+    """Doubles numbers, refuses negative ones, and breaks on zero; `gate` holds it back."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.threads: set[str] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, items: Sequence[int]) -> Sequence[int | BaseException]:
+        self.gate.wait(10)
+        self.batches.append(list(items))
+        self.threads.add(threading.current_thread().name)
+        if 0 in items:
+            raise ZeroDivisionError
+        return [2 * item if item > 0 else Refused(item) for item in items]
+
+
+@pytest.fixture
+def worker() -> Worker:
+    return Worker()
+
+
+def batcher(worker: Worker, max_batch: int = 4, max_waiting: int = 100) -> Batcher[int, int]:
+    return Batcher(worker, name="test", max_batch=max_batch, max_waiting=max_waiting)
+
+
+async def submit(batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[int]]:
+    """Submitted in this order, each by its own task."""
+    tasks = [asyncio.create_task(batcher.submit(item)) for item in items]
+    await asyncio.sleep(0)
+    return tasks
+
+
+def test_what_arrives_together_shares_batches_in_order(worker: Worker) -> None:
+    async def scenario() -> None:
+        batches = batcher(worker)
+        results = await asyncio.gather(*await submit(batches, *range(1, 11)))
+        assert results == [2 * item for item in range(1, 11)]
+        assert worker.batches == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
+        assert len(worker.threads) == 1
+        await batches.close()
+
+    asyncio.run(scenario())
+
+
+def test_what_arrives_during_a_batch_makes_the_next(worker: Worker) -> None:
+    async def scenario() -> None:
+        batches = batcher(worker)
+        worker.gate.clear()
+        first = await submit(batches, 1)
+        await asyncio.sleep(0.01)
+        others = await submit(batches, 2, 3)
+        assert len(batches) == 2
+        worker.gate.set()
+        assert await asyncio.gather(*first, *others) == [2, 4, 6]
+        assert worker.batches == [[1], [2, 3]]
+        assert await batches.submit(5) == 10
+        await batches.close()
+
+    asyncio.run(scenario())
+
+
+def test_what_one_submits_on_its_answer_shares_the_next_batch(worker: Worker) -> None:
+    async def scenario() -> None:
+        batches = batcher(worker)
+
+        async def client(item: int) -> int:
+            return await batches.submit(await batches.submit(item))
+
+        assert await asyncio.gather(client(1), client(2), client(3)) == [4, 8, 12]
+        assert worker.batches == [[1, 2, 3], [2, 4, 6]]
+        await batches.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_exception_in_the_results_is_one_submitters(worker: Worker) -> None:
+    async def scenario() -> None:
+        batches = batcher(worker)
+        tasks = await submit(batches, 1, -2, 3)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [int, Refused, int]
+        await batches.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_exception_of_the_worker_is_the_whole_batchs(worker: Worker) -> None:
+    async def scenario() -> None:
+        batches = batcher(worker, max_batch=2)
+        tasks = await submit(batches, 1, 0, 3)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [ZeroDivisionError, ZeroDivisionError, int]
+        await batches.close()
+
+    asyncio.run(scenario())
+
+
+def test_too_many_waiting_is_refused_at_once(worker: Worker) -> None:
+    async def scenario() -> None:
+        batches = batcher(worker, max_batch=1, max_waiting=2)
+        worker.gate.clear()
+        first = await submit(batches, 1)
+        await asyncio.sleep(0.01)
+        waiting = await submit(batches, 2, 3)
+        with pytest.raises(QueueFull):
+            await batches.submit(4)
+        worker.gate.set()
+        assert await asyncio.gather(*first, *waiting) == [2, 4, 6]
+        assert await batches.submit(5) == 10
+        await batches.close()
+
+    asyncio.run(scenario())
+
+
+def test_closing_finishes_what_was_accepted_and_takes_nothing_more(worker: Worker) -> None:
+    async def scenario() -> None:
+        batches = batcher(worker, max_batch=1)
+        tasks = await submit(batches, 1, 2, 3)
+        closing = asyncio.create_task(batches.close())
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull):
+            await batches.submit(4)
+        await closing
+        assert [task.result() for task in tasks] == [2, 4, 6]
+        assert not [thread for thread in threading.enumerate() if thread.name in worker.threads]
+        await batches.close()
+
+    asyncio.run(scenario())
+
+
+def test_work_is_done_even_when_the_submitter_goes_away(worker: Worker) -> None:
+    async def scenario() -> None:
+        batches = batcher(worker)
+        worker.gate.clear()
+        gone, stays = await submit(batches, 1, 2)
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        await asyncio.sleep(0)
+        worker.gate.set()
+        assert await stays == 4
+        assert worker.batches == [[1, 2]]
+        await batches.close()
+
+    asyncio.run(scenario())

@@ -1,0 +1,169 @@
+"""What a comment admits and refuses, and what it drops."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from domain.comment import MAX_LENGTH, Comment
+from domain.errors import Invalid, NotAllowed, NotFound
+from tests.unit.given_when_then import AT, by, fact, given
+
+ANN, BOB, TRANSLATOR = by("ann"), by("bob"), by("translation")
+VIDEO = UUID("5f0c2f0a-7f0e-4a3c-9a39-1c6a54f2b7aa")
+KEYS: dict[str, Any] = {"video_id": VIDEO, "author": "ann"}
+SPANISH = {"language": "es", "confidence": 0.97, "detector": "test"}
+RESULT = {
+    "original_language": "es",
+    "target_language": "en",
+    "translated_text": "How pretty!",
+    "model": "model-1",
+    "prompt_version": "1",
+}
+
+POSTED = fact(Comment.Posted, ANN, **KEYS, content="¡Qué bonito!")
+EDITED = fact(Comment.Edited, ANN, **KEYS, content="¡Precioso!")
+DELETED = fact(Comment.Deleted, ANN, **KEYS)
+DETECTED = fact(Comment.LanguageDetected, TRANSLATOR, **KEYS, revision=1, **SPANISH)
+TRANSLATED = fact(Comment.Translated, TRANSLATOR, **KEYS, revision=1, **RESULT)
+FAILED = fact(Comment.TranslationFailed, TRANSLATOR, **KEYS, revision=1, reason="refused")
+
+
+def post(content: str) -> Any:
+    return lambda comment: comment.post(VIDEO, content, ANN)
+
+
+def edit(content: str, origin: Any = ANN) -> Any:
+    return lambda comment: comment.edit(content, origin)
+
+
+def delete(comment: Comment) -> None:
+    comment.delete(ANN)
+
+
+def detect(revision: int, **changes: Any) -> Any:
+    found = {**SPANISH, **changes}
+    return lambda comment: comment.detect_language(revision, origin=TRANSLATOR, **found)
+
+
+def translate(revision: int, **changes: Any) -> Any:
+    result = {**RESULT, **changes}
+    return lambda comment: comment.translate(revision, origin=TRANSLATOR, **result)
+
+
+def fail(revision: int) -> Any:
+    return lambda comment: comment.fail_translation(revision, "refused", TRANSLATOR)
+
+
+class TestText:
+    def test_the_actor_becomes_the_author(self) -> None:
+        comment = given(Comment).when(post("¡Qué bonito!")).then(POSTED)
+        assert (comment.author, comment.video_id, comment.posted_at) == ("ann", VIDEO, AT)
+        assert (comment.content, comment.revision) == ("¡Qué bonito!", 1)
+
+    @pytest.mark.parametrize("history", [(POSTED,), (POSTED, DELETED)])
+    def test_posting_what_was_posted_records_nothing(self, history: Any) -> None:
+        given(Comment, *history).when(post("Something else")).then()
+
+    def test_edit(self) -> None:
+        comment = given(Comment, POSTED, DETECTED).when(edit("¡Precioso!")).then(EDITED)
+        assert (comment.content, comment.revision) == ("¡Precioso!", 2)
+        assert comment.language is None
+
+    def test_the_same_text_again_records_nothing(self) -> None:
+        given(Comment, POSTED, EDITED).when(edit("¡Precioso!")).then()
+
+    def test_delete(self) -> None:
+        assert given(Comment, POSTED).when(delete).then(DELETED).deleted
+
+    @pytest.mark.parametrize("history", [(), (POSTED, DELETED)])
+    @pytest.mark.parametrize("command", [edit("Hello"), delete])
+    def test_what_is_not_there_can_not_change(self, history: Any, command: Any) -> None:
+        given(Comment, *history).when(command).refused(NotFound, "no such comment")
+
+    @pytest.mark.parametrize("command", [edit("Hello", BOB), lambda comment: comment.delete(BOB)])
+    def test_only_its_author_changes_it(self, command: Any) -> None:
+        given(Comment, POSTED).when(command).refused(NotAllowed, "Only its author")
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("", "needs some text"),
+            (" \n\u2003", "needs some text"),
+            ("x" * (MAX_LENGTH + 1), "at most 10000 characters; this one has 10001"),
+            ("a\x00b", "NUL"),
+        ],
+    )
+    def test_refuses_bad_text(self, content: str, message: str) -> None:
+        given(Comment).when(post(content)).refused(Invalid, message, field="content")
+        given(Comment, POSTED).when(edit(content)).refused(Invalid, message, field="content")
+
+    @pytest.mark.parametrize("content", ["x", "é" * MAX_LENGTH, "👩‍👩‍👧", "<b>&amp;</b>", "\u202eabc"])
+    def test_admits_any_other(self, content: str) -> None:
+        given(Comment).when(post(content)).then(
+            fact(Comment.Posted, ANN, **KEYS, content=content)
+        )
+
+
+class TestLanguage:
+    def test_detected(self) -> None:
+        assert given(Comment, POSTED).when(detect(1)).then(DETECTED).language == "es"
+
+    def test_the_same_language_again_records_nothing(self) -> None:
+        given(Comment, POSTED, DETECTED).when(detect(1, confidence=0.5)).then()
+
+    def test_another_language_is_recorded(self) -> None:
+        changed = {**SPANISH, "language": "pt"}
+        given(Comment, POSTED, DETECTED).when(detect(1, language="pt")).then(
+            fact(Comment.LanguageDetected, TRANSLATOR, **KEYS, revision=1, **changed)
+        )
+
+    def test_translated(self) -> None:
+        given(Comment, POSTED, DETECTED).when(translate(1)).then(TRANSLATED)
+
+    def test_another_wording_of_the_same_task_records_nothing(self) -> None:
+        again = translate(1, translated_text="How lovely!")
+        given(Comment, POSTED, TRANSLATED).when(again).then()
+
+    @pytest.mark.parametrize(
+        "change", [{"model": "model-2"}, {"prompt_version": "2"}, {"target_language": "de"}]
+    )
+    def test_another_model_prompt_or_target_is_recorded(self, change: dict[str, str]) -> None:
+        expected = fact(
+            Comment.Translated, TRANSLATOR, **KEYS, revision=1, **{**RESULT, **change}
+        )
+        given(Comment, POSTED, TRANSLATED).when(translate(1, **change)).then(expected)
+
+    def test_failed(self) -> None:
+        given(Comment, POSTED).when(fail(1)).then(FAILED)
+
+    def test_failing_again_records_nothing(self) -> None:
+        given(Comment, POSTED, FAILED).when(fail(1)).then()
+
+    def test_what_failed_may_succeed_later(self) -> None:
+        given(Comment, POSTED, FAILED).when(translate(1)).then(TRANSLATED)
+
+    @pytest.mark.parametrize("verb", [detect, translate, fail])
+    @pytest.mark.parametrize(
+        ("history", "revision"),
+        [((), 1), ((POSTED,), 2), ((POSTED, EDITED), 1), ((POSTED, DELETED), 1)],
+    )
+    def test_what_is_said_about_another_revision_is_dropped(
+        self, verb: Any, history: Any, revision: int
+    ) -> None:
+        given(Comment, *history).when(verb(revision)).then()
+
+    @pytest.mark.parametrize(
+        ("verb", "event", "fields"),
+        [
+            (detect, Comment.LanguageDetected, SPANISH),
+            (translate, Comment.Translated, RESULT),
+            (fail, Comment.TranslationFailed, {"reason": "refused"}),
+        ],
+    )
+    def test_an_edit_begins_anew(self, verb: Any, event: Any, fields: Any) -> None:
+        given(Comment, POSTED, DETECTED, TRANSLATED, FAILED, EDITED).when(verb(2)).then(
+            fact(event, TRANSLATOR, **KEYS, revision=2, **fields)
+        )
