@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import psycopg
 import uvloop
@@ -22,19 +23,76 @@ from commands.likes import ChangeLike, Wish
 from infra.event_store import GroupCommitRecorder, Save, open_recorder
 from projections.likes import Likes
 
-BATCHES = 100
 MICROSECONDS = 1e6
+APPEND, LIKE = "append", "like command"
 
 
 def run(bench: Bench) -> list[Comparison]:
-    """Costs in µs per event and per command, 64 at a time."""
+    """Costs in µs per event and per command, 64 of them at a time."""
     few, many = bench.size(10_000, 1_000), bench.size(1_000_000, 10_000)
-    rounds, batches = bench.size(8, 3), bench.size(BATCHES, 4)
+    rounds, count = bench.size(9, 3), CALLERS * bench.size(100, 2)
+    contenders: dict[tuple[str, int], Callable[[int], float]] = {}
     with ExitStack() as stack:
-        stores = {size: stack.enter_context(_store(bench, size)) for size in (few, many)}
-        contenders = {}
-        for size, store in stores.items():
-            contenders[f"append to {size:,} events"] = store.appends
-            contenders[f"like command on {size:,} events"] = store.likes
-        costs = bench.interleave(rounds, {name: ... for name in contenders})
-    ...
+        runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+        for size in (many, few):
+            store = stack.enter_context(_opened(bench, size))
+            contenders[APPEND, size] = partial(_appends, store, count)
+            contenders[LIKE, size] = partial(_likes, runner, store, count)
+        contenders = dict(sorted(contenders.items()))
+        costs = bench.interleave(rounds, contenders)
+    # The first round warms up.
+    sides = {key: Side(f"{key[0]}, {key[1]:,} events", costs[key][1:]) for key in costs}
+    return [
+        Comparison("growth", "µs", sides[name, many], sides[name, few], at_most=1.5)
+        for name in (APPEND, LIKE)
+    ]
+
+
+@contextmanager
+def _opened(bench: Bench, events: int) -> Iterator[GroupCommitRecorder]:
+    """A store of that size, with the likes projected to its end."""
+    url = bench.log(events)
+    say(f"projecting its {events:,} events")
+    with psycopg.connect(url, autocommit=True) as conn, projecting(url, Likes()) as host:
+        await_position(conn, host, events)
+        conn.execute("VACUUM (ANALYZE)")
+    recorder = open_recorder(url)
+    try:
+        yield recorder
+    finally:
+        recorder.datastore.close()
+
+
+def _appends(recorder: GroupCommitRecorder, count: int, number: int) -> float:
+    saves = [Save([event]) for event in first_likes(count, prefix=f"append-{number}")]
+    started = time.perf_counter()
+    for first in range(0, count, CALLERS):
+        recorder.append(saves[first : first + CALLERS])
+    return (time.perf_counter() - started) / count * MICROSECONDS
+
+
+def _likes(
+    runner: asyncio.Runner, recorder: GroupCommitRecorder, count: int, number: int
+) -> float:
+    wishes = [
+        ChangeLike(VIDEOS[place % len(VIDEOS)], f"like-{number}-{place // len(VIDEOS)}", Wish.LIKE)
+        for place in range(count)
+    ]
+    started = time.perf_counter()
+    runner.run(_execute(recorder, wishes))
+    return (time.perf_counter() - started) / count * MICROSECONDS
+
+
+async def _execute(recorder: GroupCommitRecorder, wishes: Sequence[ChangeLike]) -> None:
+    likes = Likes()
+
+    def others(cursor: Cursor[TupleRow], some: Sequence[ChangeLike]) -> list[int]:
+        return likes.others(cursor, [(wish.video_id, wish.viewer) for wish in some])
+
+    async def work(mine: Sequence[ChangeLike]) -> None:
+        for wish in mine:
+            await bus.execute(wish, actor=wish.viewer, correlation_id="bench")
+
+    bus = CommandBus(recorder, lookups={ChangeLike: others})
+    await asyncio.gather(*(work(wishes[i::CALLERS]) for i in range(CALLERS)))
+    await bus.close()

@@ -33,6 +33,11 @@ class Served:
 
     port: int
     process: psutil.Process
+    log: Path
+
+    def said(self) -> str:
+        """The end of what it logged."""
+        return self.log.read_text(errors="replace")[-4000:]
 
     def cpu_seconds(self) -> float:
         times = self.process.cpu_times()
@@ -81,7 +86,7 @@ def serving(
         )
     try:
         _await_answer(process, f"http://127.0.0.1:{port}{health}", log)
-        yield Served(port, psutil.Process(process.pid))
+        yield Served(port, psutil.Process(process.pid), log)
     finally:
         _stop(process)
 

@@ -7,7 +7,7 @@ faster.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, TypeVar
@@ -16,9 +16,9 @@ from uuid import UUID
 import structlog
 from eventsourcing.persistence import StoredEvent
 
-from commands.command import Aggregates, Command
+from commands.command import Aggregates, Command, Slot
 from domain.errors import DomainError
-from domain.model import Aggregate, Origin
+from domain.model import Origin
 from infra.codec import EventMapper
 from infra.event_store import Answer, Save
 
@@ -69,7 +69,7 @@ class Group:
     """Commands that stand or fall together, with what they want recorded."""
 
     results: list[tuple[Request, Any]] = field(default_factory=list)
-    streams: set[UUID] = field(default_factory=set)
+    changed: list[Slot] = field(default_factory=list)
     events: list[StoredEvent] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     void: bool = False
@@ -77,12 +77,14 @@ class Group:
     def absorb(self, other: Group) -> None:
         """Take over what another group holds; its commands keep their order."""
         self.results += other.results
-        self.streams |= other.streams
+        self.changed += other.changed
         self.events += other.events
         self.answers += other.answers
         self.void |= other.void
+        for slot in other.changed:
+            slot.group = self
 
-    def settle(self, outcome: range) -> None:
+    def settle(self, positions: range) -> None:
         """Give each command its outcome after the group was recorded at these positions.
 
         A group of nothing but answers has an empty range, which begins after the position that
@@ -90,7 +92,15 @@ class Group:
         """
         for request, result in self.results:
             failed = isinstance(result, BaseException)
-            request.outcome = result if failed else Executed(result, outcome.stop - 1)
+            request.outcome = result if failed else Executed(result, positions.stop - 1)
+
+    def add(self, decided: Decided) -> None:
+        """Take in what one command wants recorded."""
+        self.changed += decided.changed
+        self.events += decided.events
+        self.answers += decided.answers
+        for slot in decided.changed:
+            slot.group = self
 
     def save(self) -> Save:
         return Save(self.events, self.answers)
@@ -101,7 +111,7 @@ class Decided:
     """What one command leads to: its answer or failure, the streams it changed, what to keep."""
 
     result: Any
-    streams: set[UUID]
+    changed: Sequence[Slot]
     events: Sequence[StoredEvent] = ()
     answers: Sequence[Answer] = ()
 
@@ -110,78 +120,63 @@ class Round:
     """Decides commands one after the other; `groups` then holds what is to be recorded."""
 
     def __init__(
-        self, known: dict[UUID, Aggregate], head: int, at: datetime, mapper: EventMapper
+        self, slots: Mapping[UUID, Slot], head: int, at: datetime, mapper: EventMapper
     ) -> None:
-        self._known = known
+        self._slots = slots
         self._head = head
         self._at = at
         self._mapper = mapper
-        self._aggregates = Aggregates(known)
-        self._changed: dict[UUID, Group] = {}
+        self._aggregates = Aggregates(slots)
         self.groups: list[Group] = []
 
     def decide(self, request: Request, found: Any) -> None:
         """Decide one command; unless it depends on what is not recorded yet, settle it at once."""
-        decided = self._decided(request, found)
+        slots = [self._slots[stream] for stream in request.streams]
+        tied = [slot.group for slot in slots if slot.group]
+        decided = self._decided(request, slots, found)
         failed = isinstance(decided.result, BaseException)
-        group = self._group(request.streams)
-        if failed and decided.streams:
+        if not (tied or decided.changed or decided.answers):
+            request.outcome = decided.result if failed else Executed(decided.result, self._head)
+            return
+        group = self._join(tied)
+        if failed and decided.changed:
             # It recorded and then gave up: what is in memory now was never decided.
             request.outcome = decided.result
             group.void = True
-        elif group.results or decided.events or decided.answers:
-            group.results.append((request, decided.result))
         else:
-            request.outcome = decided.result if failed else Executed(decided.result, self._head)
-            return
-        self._add(group, decided)
+            group.results.append((request, decided.result))
+        group.add(decided)
 
-    def _decided(self, request: Request, found: Any) -> Decided:
+    def _decided(self, request: Request, slots: Sequence[Slot], found: Any) -> Decided:
         origin = Origin(request.actor, self._at, request.correlation_id, request.causation_id)
-        recorded: list[Aggregate.Event] = []
+        changed: list[Slot] = []
         failure: Exception
         try:
             result = request.command.decide(self._aggregates, origin, found)
-            recorded = self._collect(request.streams)
-            events = [self._mapper.to_stored_event(event) for event in recorded]
-            answers = [_answer(request, request.key, result)] if request.key else []
-            return Decided(result, {event.originator_id for event in recorded}, events, answers)
+            changed = [slot for slot in slots if slot.has_changed()]
+            events = [self._mapper.to_stored_event(e) for slot in changed for e in slot.collect()]
+            answers = [_answer(request, request.key, result)] if request.key else ()
+            return Decided(result, changed, events, answers)
         except DomainError as error:
             failure = error
         except Exception as error:
-            log.exception("a command broke", command=type(request.command).__name__)
+            log.exception("command_broke", command=type(request.command).__name__)
             failure = error
-        recorded += self._collect(request.streams)
-        return Decided(failure, {event.originator_id for event in recorded})
+        changed = changed or [slot for slot in slots if slot.has_changed()]
+        for slot in changed:
+            slot.collect()
+        return Decided(failure, changed)
 
-    def _collect(self, streams: Sequence[UUID]) -> list[Aggregate.Event]:
-        return [
-            event
-            for stream in streams
-            if stream in self._known
-            for event in self._known[stream].collect_events()
-            if isinstance(event, Aggregate.Event)
-        ]
-
-    def _group(self, streams: Sequence[UUID]) -> Group:
-        """The group of these streams: a new one, or all that they are tied to made one."""
-        tied = list({id(g): g for s in streams if (g := self._changed.get(s))}.values())
+    def _join(self, tied: Sequence[Group]) -> Group:
+        """The group of a command: a new one, or all that its streams are tied to made one."""
         if not tied:
-            return Group()
-        first, *others = sorted(tied, key=self.groups.index)
+            self.groups.append(Group())
+            return self.groups[-1]
+        first, *others = sorted(set(tied), key=self.groups.index) if len(tied) > 1 else tied
         for other in others:
             first.absorb(other)
             self.groups.remove(other)
-            self._changed.update(dict.fromkeys(other.streams, first))
         return first
-
-    def _add(self, group: Group, decided: Decided) -> None:
-        if group not in self.groups:
-            self.groups.append(group)
-        group.streams |= decided.streams
-        group.events += decided.events
-        group.answers += decided.answers
-        self._changed.update(dict.fromkeys(decided.streams, group))
 
 
 def _answer(request: Request, key: IdempotencyKey, result: Any) -> Answer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +15,7 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from commands.batch import Executed, Group, IdempotencyKey, Request, Round
-from commands.command import Command, Lookup
+from commands.command import Command, Lookup, Slot
 from domain.errors import Conflict, DomainError
 from domain.model import Aggregate
 from infra import metrics
@@ -39,8 +39,7 @@ class KeyReused(Conflict):
 class Loaded(NamedTuple):
     """What a round knows before it decides."""
 
-    known: dict[UUID, Aggregate]
-    unreadable: dict[UUID, MapperDeserialisationError]
+    slots: dict[UUID, Slot]
     answers: dict[tuple[str, str], Answer]
     head: int
     found: dict[int, Any]
@@ -94,7 +93,6 @@ class CommandBus:
         outcome, and the client may repeat it with the same key.
         """
         request = Request(command, actor, correlation_id, causation_id or correlation_id, key)
-        metrics.COMMAND_QUEUE.set(len(self._batcher))
         return await self._batcher.submit(request)
 
     async def close(self) -> None:
@@ -105,6 +103,7 @@ class CommandBus:
         self, requests: Sequence[Request]
     ) -> Sequence[Executed[Any] | Answer | BaseException]:
         started = time.perf_counter()
+        metrics.COMMAND_QUEUE.set(len(self._batcher))
         waiting = list(requests)
         try:
             while waiting:
@@ -113,51 +112,55 @@ class CommandBus:
             self._cache.clear()
             for request in requests:
                 request.outcome = request.outcome or error
-        metrics.COMMAND_BATCH_SIZE.observe(len(requests))
-        metrics.COMMAND_BATCH_SECONDS.observe(time.perf_counter() - started)
-        return [_outcome(request) for request in requests]
+        _measure(requests, time.perf_counter() - started)
+        return [request.outcome or RuntimeError("lost by the bus") for request in requests]
 
     def _round(self, requests: list[Request]) -> list[Request]:
         """Load, decide and record once; returns the requests that have to be decided again."""
         now, later = _one_per_key(requests)
         loaded = self._load(now)
-        this = Round(loaded.known, loaded.head, self._clock(), self._mapper)
+        this = Round(loaded.slots, loaded.head, self._clock(), self._mapper)
         for index, request in enumerate(now):
             request.outcome = _outcome_before(request, loaded)
             if request.outcome is None:
                 this.decide(request, loaded.found.get(index))
         failed = self._record(this.groups)
-        self._keep(loaded.known, {stream for group in failed for stream in group.streams})
+        for group in failed:
+            for slot in group.changed:
+                slot.aggregate = None
+        self._keep(loaded.slots)
         again = [request for group in failed for request, _ in group.results]
         return [*(request for request in again if request.outcome is None), *later]
 
     def _load(self, requests: Sequence[Request]) -> Loaded:
-        wanted = {stream: 0 for request in requests for stream in request.streams}
-        known: dict[UUID, Aggregate] = {}
-        for stream in wanted:
-            cached = self._cache.get(stream)
-            if cached is not None:
-                known[stream] = cached
-                wanted[stream] = cached.version
+        slots: dict[UUID, Slot] = {}
+        for request in requests:
+            for stream in request.streams:
+                if stream not in slots:
+                    slots[stream] = Slot(self._cache.get(stream))
+        wanted = [
+            (stream, slot.aggregate.version if slot.aggregate else 0)
+            for stream, slot in slots.items()
+        ]
         keys = [(request.actor, request.key.key) for request in requests if request.key]
         with self._recorder.connection() as conn:
             rows, kept, head, found = self._recorder.fetch(
-                conn, list(wanted.items()), keys, lambda cursor: self._look_up(cursor, requests)
+                conn, wanted, keys, lambda cursor: self._look_up(cursor, requests)
             )
-        unreadable: dict[UUID, MapperDeserialisationError] = {}
         for stream, version, topic, state in rows:
-            if stream in unreadable:
+            slot = slots[stream]
+            if slot.broken is not None:
                 continue
             try:
                 event = self._mapper.decode(stream, version, topic, state)
             except MapperDeserialisationError as error:
                 # Such as one of a newer release; it must not stop the rest of the batch.
                 log.error("stream_unreadable", stream=str(stream), error=str(error))
-                unreadable[stream] = error
+                slot.broken, slot.aggregate = error, None
             else:
-                known[stream] = event.mutate(known.get(stream))
+                slot.aggregate = event.mutate(slot.aggregate)
         answers = {(answer.actor, answer.key): answer for answer in kept}
-        return Loaded(known, unreadable, answers, head, found)
+        return Loaded(slots, answers, head, found)
 
     def _look_up(self, cursor: Cursor[TupleRow], requests: Sequence[Request]) -> dict[int, Any]:
         by_type: dict[type[Command[Any]], list[int]] = {}
@@ -193,11 +196,13 @@ class CommandBus:
                     "Others keep changing this at the same time; please try again."
                 )
 
-    def _keep(self, known: Mapping[UUID, Aggregate], wrong: set[UUID]) -> None:
-        for stream, aggregate in known.items():
-            self._cache.pop(stream, None)
-            if stream not in wrong and aggregate.version > 0:
-                self._cache[stream] = aggregate
+    def _keep(self, slots: Mapping[UUID, Slot]) -> None:
+        for stream, slot in slots.items():
+            if slot.aggregate is None or slot.aggregate.version == 0:
+                self._cache.pop(stream, None)
+            else:
+                self._cache[stream] = slot.aggregate
+                self._cache.move_to_end(stream)
         while len(self._cache) > self._remember:
             self._cache.popitem(last=False)
 
@@ -219,17 +224,30 @@ def _outcome_before(request: Request, loaded: Loaded) -> Answer | Exception | No
     """What is settled without deciding: a kept answer, a reused key, a stream nobody can read."""
     answer = loaded.answers.get((request.actor, request.key.key)) if request.key else None
     if answer is None or request.key is None:
-        broken = loaded.unreadable.keys() & request.streams if loaded.unreadable else ()
-        return next((loaded.unreadable[stream] for stream in broken), None)
+        broken = (loaded.slots[stream].broken for stream in request.streams)
+        return next(filter(None, broken), None)
     if answer.request_hash == request.key.request_hash:
         return answer
     return KeyReused("This Idempotency-Key was used for another request; choose a new one.")
 
 
-def _outcome(request: Request) -> Executed[Any] | Answer | BaseException:
-    outcome = request.outcome
-    kind = {Executed: "accepted", Answer: "repeated"}.get(
-        type(outcome), "refused" if isinstance(outcome, DomainError) else "failed"
-    )
-    metrics.COMMANDS.labels(type(request.command).__name__, kind).inc()
-    return outcome or RuntimeError("The bus lost a command.")
+def _measure(requests: Sequence[Request], seconds: float) -> None:
+    metrics.COMMAND_BATCH_SIZE.observe(len(requests))
+    metrics.COMMAND_BATCH_SECONDS.observe(seconds)
+    kinds = Counter((type(request.command).__name__, _kind(request)) for request in requests)
+    for (command, kind), count in kinds.items():
+        metrics.COMMANDS.labels(command, kind).inc(count)
+
+
+def _kind(request: Request) -> str:
+    match request.outcome:
+        case Executed():
+            return "accepted"
+        case Answer():
+            return "repeated"
+        case Contended():
+            return "conflict"
+        case DomainError():
+            return "refused"
+        case _:
+            return "failed"

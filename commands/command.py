@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
+from eventsourcing.domain import CanMutateAggregate
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
@@ -20,21 +21,43 @@ Lookup = Callable[[Cursor[TupleRow], Sequence[Any]], Sequence[Any]]
 """Reads for many commands of one type, in one query, what their answers include beside streams."""
 
 
+class Slot:
+    """A stream in a batch: its aggregate as far as known, and the group that changes it.
+
+    `broken` says why nobody can read the stream.
+    """
+
+    __slots__ = ("aggregate", "broken", "group")
+
+    def __init__(self, aggregate: Aggregate | None) -> None:
+        self.aggregate = aggregate
+        self.broken: Exception | None = None
+        self.group: Any = None
+
+    def has_changed(self) -> bool:
+        """Whether the aggregate recorded something that nobody collected yet."""
+        return self.aggregate is not None and bool(self.aggregate.pending_events)
+
+    def collect(self) -> Sequence[CanMutateAggregate[UUID]]:
+        """Take what the aggregate recorded."""
+        return self.aggregate.collect_events() if self.aggregate is not None else ()
+
+
 class Aggregates:
     """The aggregates of a batch: each command sees what those before it decided."""
 
-    def __init__(self, known: dict[UUID, Aggregate]) -> None:
-        self._known = known
+    def __init__(self, slots: Mapping[UUID, Slot]) -> None:
+        self._slots = slots
 
     def get(self, aggregate: type[A], stream_id: UUID) -> A:
         """The aggregate of a stream that the command declared; blank (version 0) when it is new."""
-        found = self._known.get(stream_id)
-        if found is None:
-            found = self._known[stream_id] = aggregate.blank(stream_id)
-        if not isinstance(found, aggregate):
-            # A stream id of another kind, sent by a client: for this command it does not exist.
-            return aggregate.blank(stream_id)
-        return found
+        slot = self._slots[stream_id]
+        if slot.aggregate is None:
+            slot.aggregate = aggregate.blank(stream_id)
+        if isinstance(slot.aggregate, aggregate):
+            return slot.aggregate
+        # A stream of another kind, whose id a client sent: for this command it does not exist.
+        return aggregate.blank(stream_id)
 
 
 @dataclass(frozen=True)

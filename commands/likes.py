@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -35,12 +36,17 @@ class ChangeLike(Command[LikeState]):
     viewer: str
     wish: Wish
 
+    @cached_property
+    def likes_id(self) -> UUID:
+        """The stream of this viewer's likes of this video."""
+        return stream_id(self.video_id, self.viewer)
+
     def streams(self) -> Sequence[UUID]:
-        return (self.video_id, stream_id(self.video_id, self.viewer))
+        return (self.video_id, self.likes_id)
 
     def decide(self, aggregates: Aggregates, origin: Origin, found: int | None) -> LikeState:
         aggregates.get(Upload, self.video_id).require_video()
-        likes = aggregates.get(VideoLikes, stream_id(self.video_id, self.viewer))
+        likes = aggregates.get(VideoLikes, self.likes_id)
         getattr(likes, self.wish)(self.video_id, self.viewer, origin)
         return LikeState(has_liked=likes.liked, likes_count=(found or 0) + likes.liked)
 

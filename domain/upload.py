@@ -39,7 +39,9 @@ def part_layout(size_bytes: int, preferred_part_bytes: int) -> tuple[int, int]:
     The preferred size is raised in whole MiB when the upload would need more parts than that.
     """
     smallest = -(-size_bytes // MAX_PARTS)
-    part_bytes = max(preferred_part_bytes, -(-smallest // MEBIBYTE) * MEBIBYTE)
+    part_bytes = preferred_part_bytes
+    if smallest > part_bytes:
+        part_bytes = -(-smallest // MEBIBYTE) * MEBIBYTE
     return part_bytes, -(-size_bytes // part_bytes)
 
 

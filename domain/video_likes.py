@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Annotated, Self
 from uuid import UUID, uuid5
 
 from domain.model import Aggregate, Origin, Personal
 
 
-@lru_cache(maxsize=65_536)
 def stream_id(video_id: UUID, viewer: str) -> UUID:
     """The stream of one viewer's likes of one video: `uuid5(video, viewer)`."""
     return uuid5(video_id, viewer)

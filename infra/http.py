@@ -137,8 +137,16 @@ class Edge:
             problem = _as_problem(error, scope)
             await problem_response(scope, problem)(scope, receive, send_with_id)
         finally:
+            seconds = time.perf_counter() - started
+            log.debug(
+                "request",
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                seconds=seconds,
+            )
             structlog.contextvars.unbind_contextvars("request_id")
-            self._measure(scope, status, time.perf_counter() - started)
+            self._measure(scope, status, seconds)
 
     def _measure(self, scope: Scope, status: int, seconds: float) -> None:
         method = scope["method"] if scope["method"] in METHODS else "other"
@@ -213,6 +221,15 @@ def _validation_problem(error: RequestValidationError) -> Problem:
     return Problem(422, "invalid", f"`{name}`: {first['message']}.", errors=errors)
 
 
+def _is_not_json(request: Request, error: Any) -> bool:
+    """Whether a whole body was refused because its content type says that it is not JSON."""
+    return (
+        isinstance(error, RequestValidationError)
+        and any(item["loc"] == ("body",) for item in error.errors())
+        and "json" not in request.headers.get("content-type", "")
+    )
+
+
 def _allowed(request: Request) -> str:
     """All methods that the path has; Starlette names only those of the route that it found."""
     methods: set[str] = set()
@@ -254,6 +271,8 @@ def create_app(
             problem = request.scope.get("problem") or make(error)
             if problem.status == 405:
                 problem.headers["Allow"] = _allowed(request)
+            if problem.status == 422 and _is_not_json(request, error):
+                problem.detail = "Send the body as JSON, with `Content-Type: application/json`."
             return problem_response(request.scope, problem)
 
         return handle

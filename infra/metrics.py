@@ -42,7 +42,7 @@ HTTP_SECONDS = Histogram(
 
 COMMANDS = Counter(
     "backlot_commands",
-    "Commands decided, by type and outcome (accepted, unchanged, refused, conflict, failed).",
+    "Commands decided, by type and outcome (accepted, repeated, refused, conflict, failed).",
     ("command", "outcome"),
     registry=REGISTRY,
 )

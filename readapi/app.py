@@ -14,12 +14,12 @@ from infra.position import InvalidPosition, encode_position
 from projections.waiting import ReadModelBehind
 from readapi import catalog, comments, likes, projections, uploads
 from readapi.paging import InvalidCursor
+from readapi.pool import make_pool
 from readapi.queries import (
     Freshness,
     Queries,
     ReadModelUnavailable,
     ViewCounts,
-    make_pool,
 )
 
 __all__ = ["Freshness", "Queries", "ViewCounts", "make_pool", "routers", "translate"]

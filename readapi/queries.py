@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from uuid import UUID
 from fastapi import Depends, Header, Request
 from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool
 
 from infra.codec import EventMapper
 from infra.objects import ObjectStore
@@ -112,29 +110,3 @@ async def _queries(request: Request) -> Queries:
 
 
 Read = Annotated[Queries, Depends(_queries)]
-
-
-def make_pool(database_url: str, *, max_size: int = 10, timeout_seconds: float = 5.0) -> Pool:
-    """The read API's connections, not opened yet: `await pool.open()` in the application."""
-    return AsyncConnectionPool(
-        database_url,
-        min_size=min(2, max_size),
-        max_size=max_size,
-        timeout=timeout_seconds,
-        max_idle=300.0,
-        reconnect_timeout=3.0,
-        open=False,
-        check=_check,
-        kwargs={"autocommit": True, "application_name": "backlot queries", "connect_timeout": 5},
-    )
-
-
-async def _check(conn: AsyncConnection[TupleRow]) -> None:
-    """Ask the server only when its socket has something to say: on a lost connection it does.
-
-    A full check of every connection would cost each query a round trip.
-    """
-    poller = select.poll()
-    poller.register(conn.fileno(), select.POLLIN)
-    if poller.poll(0):
-        await conn.execute("")

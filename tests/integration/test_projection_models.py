@@ -172,9 +172,9 @@ def test_the_catalog_follows_uploads(database_url: str, writer: Writer, size: in
         assert await catalog.upload(conn, uuid4()) is None
         found = await catalog.videos(conn, [started.id, video.id, aborted.id, uuid4()])
         assert list(found) == [video.id]
-        row = found[video.id]
-        assert (row.title, row.description, row.category) == ("after", None, "cities")
-        assert (row.owner, row.completed_at) == ("bob", video.completed_at)
+        seen = found[video.id]
+        assert (seen.title, seen.description, seen.category) == ("after", None, "cities")
+        assert (seen.owner, seen.completed_at) == ("bob", video.completed_at)
 
     ask(database_url, query)
 

@@ -19,7 +19,6 @@ from tests.integration.projection_support import (
     caught_up,
     eventually,
     hosting,
-    position,
     rows,
     seen,
 )

@@ -118,7 +118,7 @@ def test_lost_connections_are_replaced_unseen(site: Site) -> None:
     for _ in range(3):
         rows(
             site.database_url,
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             "WHERE application_name = 'backlot queries' AND datname = current_database()",
         )
         for _ in range(5):

@@ -403,5 +403,3 @@ def test_heals_when_postgres_was_killed(short_dir: Path) -> None:
         assert seen(server.url) == list(range(1, 203))
         assert rows(server.url, "SELECT likes FROM likes.counts") == [(202,)]
         writer.close()
-
-

@@ -36,7 +36,9 @@ class Fact:
     fields: dict[str, Any]
 
     def as_event(self, version: int) -> Aggregate.Event:
-        return self.event(
+        # The metaclass makes the constructor, where mypy does not see it.
+        make: Any = self.event
+        event: Aggregate.Event = make(
             originator_id=STREAM,
             originator_version=version,
             timestamp=self.origin.at,
@@ -45,6 +47,7 @@ class Fact:
             causation_id=self.origin.causation_id,
             **self.fields,
         )
+        return event
 
 
 def fact(event: type[Aggregate.Event], origin: Origin, **fields: Any) -> Fact:

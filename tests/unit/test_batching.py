@@ -85,7 +85,7 @@ def test_what_one_submits_on_its_answer_shares_the_next_batch(worker: Worker) ->
         async def client(item: int) -> int:
             return await batches.submit(await batches.submit(item))
 
-        assert await asyncio.gather(client(1), client(2), client(3)) == [4, 8, 12]
+        assert [*await asyncio.gather(client(1), client(2), client(3))] == [4, 8, 12]
         assert worker.batches == [[1, 2, 3], [2, 4, 6]]
         await batches.close()
 

@@ -100,11 +100,11 @@ class TestText:
         given(Comment).when(post(content)).refused(Invalid, message, field="content")
         given(Comment, POSTED).when(edit(content)).refused(Invalid, message, field="content")
 
-    @pytest.mark.parametrize("content", ["x", "é" * MAX_LENGTH, "👩‍👩‍👧", "<b>&amp;</b>", "\u202eabc"])
+    @pytest.mark.parametrize(
+        "content", ["x", "é" * MAX_LENGTH, "👩‍👩‍👧", "<b>&amp;</b>", "\u202eabc"]
+    )
     def test_admits_any_other(self, content: str) -> None:
-        given(Comment).when(post(content)).then(
-            fact(Comment.Posted, ANN, **KEYS, content=content)
-        )
+        given(Comment).when(post(content)).then(fact(Comment.Posted, ANN, **KEYS, content=content))
 
 
 class TestLanguage:
@@ -131,9 +131,7 @@ class TestLanguage:
         "change", [{"model": "model-2"}, {"prompt_version": "2"}, {"target_language": "de"}]
     )
     def test_another_model_prompt_or_target_is_recorded(self, change: dict[str, str]) -> None:
-        expected = fact(
-            Comment.Translated, TRANSLATOR, **KEYS, revision=1, **{**RESULT, **change}
-        )
+        expected = fact(Comment.Translated, TRANSLATOR, **KEYS, revision=1, **{**RESULT, **change})
         given(Comment, POSTED, TRANSLATED).when(translate(1, **change)).then(expected)
 
     def test_failed(self) -> None:

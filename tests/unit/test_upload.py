@@ -26,7 +26,7 @@ DETAILS: dict[str, Any] = {
     "object_key": object_key(STREAM),
     "store_upload_id": "store-1",
 }
-CHANGED = {"title": "Storm", "description": "Loud.", "category": None}
+CHANGED: dict[str, Any] = {"title": "Storm", "description": "Loud.", "category": None}
 
 STARTED = fact(Upload.Started, ANN, owner="ann", **DETAILS)
 COMPLETED = fact(Upload.Completed, ANN, owner="ann", size_bytes=SIZE, etag='"e"')

@@ -1,0 +1,169 @@
+"""Liking over HTTP: against a POST that does nothing, and against the design without events."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+
+import psycopg
+
+from benchmarks import crud_app
+from benchmarks.bench import Bench, medians
+from benchmarks.load import Order, Report
+from benchmarks.log import VIDEOS
+from benchmarks.processes import ProcessFailed, Served, command, environment, serving
+from benchmarks.results import Comparison, Side
+from infra.auth import mint_token
+
+NOOP, LIKE, CRUD = "no-op POST, same process", "like, all in one process", "like, CRUD with outbox"
+NOOP_APART, LIKE_APART = "no-op POST, same process again", "like, projections in another process"
+PATHS = [f"/videos/{video}/like" for video in VIDEOS]
+CATCH_UP_SECONDS = 120.0
+
+BACKLOT_RECORDED = "SELECT max(notification_id) FROM backlot_events"
+BACKLOT_PROJECTED = "SELECT position FROM projections.state WHERE name = 'likes'"
+CRUD_RECORDED = "SELECT count(*) FROM outbox"
+
+
+class Lost(Exception):
+    """What was answered and what is stored differ: then no figure counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server, its database, and how many toggles that has recorded and projected."""
+
+    served: Served
+    url: str
+    recorded: str
+    projected: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """The load that every server gets alike."""
+
+    tokens: list[str]
+    warmup_seconds: float
+    seconds: float
+
+    def like(self, server: Server, number: int) -> tuple[float, dict[str, float]]:
+        """Toggle at random, and see that each answer stands for a change in the database."""
+        before = _ask(server.url, server.recorded)
+        result, answered = self._load(server.served, PATHS, number)
+        recorded = _ask(server.url, server.recorded) - before
+        if recorded != answered:
+            raise Lost(f"{answered} toggles were answered, {recorded} are stored.")
+        seconds = _await_projected(server)
+        return result[0], {**result[1], "s until projected": seconds}
+
+    def noop(self, server: Server, number: int) -> tuple[float, dict[str, float]]:
+        return self._load(server.served, ["/noop"], number)[0]
+
+    def _load(
+        self, served: Served, paths: list[str], seed: int
+    ) -> tuple[tuple[float, dict[str, float]], int]:
+        order = Order(served.port, paths, self.tokens, seed, self.warmup_seconds, self.seconds)
+        cpu = served.cpu_seconds()
+        done = subprocess.run(
+            command("load"),
+            env=environment(),
+            input=json.dumps(asdict(order)),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise ProcessFailed(f"The load ended early:\n{done.stderr}\n{served.said()}")
+        report = Report(**json.loads(done.stdout))
+        notes = {
+            "p50 ms": report.p50_ms,
+            "p99 ms": report.p99_ms,
+            "server CPU µs": (served.cpu_seconds() - cpu) / report.answered * 1e6,
+            "load CPU %": report.cpu_share * 100,
+        }
+        return (report.rate, notes), report.answered
+
+
+def run(bench: Bench) -> list[Comparison]:
+    """Requests/s at 64 connections, several hundred videos and several thousand viewers."""
+    secret = secrets.token_urlsafe(32)
+    viewers = [f"viewer-{number}" for number in range(bench.size(3_000, 100))]
+    tokens = [mint_token(secret, viewer) for viewer in viewers]
+    clients = Clients(tokens, bench.size(2, 1) / 2, bench.size(5, 1))
+    with ExitStack() as stack:
+        one = stack.enter_context(_backlot(bench, secret, "one"))
+        two = stack.enter_context(_backlot(bench, secret, "two", apart=True))
+        crud = stack.enter_context(_crud(bench, secret))
+        measured = bench.interleave(
+            bench.size(5, 1),
+            {
+                NOOP: lambda number: clients.noop(one, number),
+                LIKE: lambda number: clients.like(one, number),
+                CRUD: lambda number: clients.like(crud, number),
+                NOOP_APART: lambda number: clients.noop(two, number),
+                LIKE_APART: lambda number: clients.like(two, number),
+            },
+        )
+    sides = {
+        name: Side(name, [rate for rate, _ in rounds], medians([notes for _, notes in rounds]))
+        for name, rounds in measured.items()
+    }
+    return [
+        Comparison("like", "requests/s", sides[LIKE], sides[NOOP], at_least=0.45),
+        Comparison("like", "requests/s", sides[LIKE], sides[CRUD], at_least=4),
+        Comparison("like", "requests/s", sides[LIKE_APART], sides[NOOP_APART]),
+    ]
+
+
+@contextmanager
+def _backlot(bench: Bench, secret: str, name: str, *, apart: bool = False) -> Iterator[Server]:
+    """The whole of Backlot on a log of its own; `apart`: the projections in a second process."""
+    url = bench.log(bench.size(30_000, 1_000))
+    common = {"DATABASE_URL": url, "JWT_SECRET": secret, "LOG_LEVEL": "warning"}
+    with ExitStack() as stack:
+        roles = "commands,queries,projections,workers"
+        if apart:
+            roles = "commands,queries,workers"
+            folder = bench.folder / f"{name}-projections"
+            settings = {**common, "BACKLOT_ROLES": "projections", "BACKLOT_DATA_DIR": "data"}
+            stack.enter_context(serving("server", folder, health="/readyz", settings=settings))
+        settings = {**common, "BACKLOT_ROLES": roles, "BACKLOT_DATA_DIR": "data"}
+        served = stack.enter_context(
+            serving("server", bench.folder / name, health="/readyz", settings=settings)
+        )
+        server = Server(served, url, BACKLOT_RECORDED, BACKLOT_PROJECTED)
+        _await_projected(server)
+        yield server
+
+
+@contextmanager
+def _crud(bench: Bench, secret: str) -> Iterator[Server]:
+    url = bench.database()
+    crud_app.prepare(url, VIDEOS)
+    settings = {"DATABASE_URL": url, "JWT_SECRET": secret, "LOG_LEVEL": "warning"}
+    with serving("crud_app", bench.folder / "crud", health="/healthz", settings=settings) as served:
+        # Its counts are right at once: that is what it has for its price.
+        yield Server(served, url, CRUD_RECORDED, CRUD_RECORDED)
+
+
+def _ask(url: str, question: str) -> int:
+    with psycopg.connect(url) as conn:
+        row = conn.execute(question).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _await_projected(server: Server) -> float:
+    """Seconds until the likes have caught up with what was recorded."""
+    started = time.monotonic()
+    goal = _ask(server.url, server.recorded)
+    while _ask(server.url, server.projected) < goal:
+        if time.monotonic() - started > CATCH_UP_SECONDS:
+            raise TimeoutError("The likes are not projected.")
+        time.sleep(0.01)
+    return time.monotonic() - started

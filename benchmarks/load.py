@@ -1,0 +1,166 @@
+"""Load on a server: keep-alive connections that each send the next request after an answer.
+
+Runs in a process of its own, and does so little per request that the server is what is measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import sys
+import time
+from array import array
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import uvloop
+
+CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
+HEAD_END = b"\r\n\r\n"
+OK = b"HTTP/1.1 200 "
+# However fast the server is, no more than this; and no answer may take longer.
+MOST_REQUESTS = 2_000_000
+ANSWER_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to send, to where, for how long; `paths` and `tokens` are combined at random."""
+
+    port: int
+    paths: list[str]
+    tokens: list[str]
+    seed: int
+    warmup_seconds: float
+    seconds: float
+    connections: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came back: requests/s and latencies (ms) after the warm-up, and all answers counted."""
+
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    answered: int
+    cpu_share: float
+
+
+class BadAnswer(Exception):
+    """The server answered with something else than 200, or went away."""
+
+
+class Load:
+    """The requests still to be sent, and the measured latencies."""
+
+    def __init__(self, order: Order) -> None:
+        tails = [f"Authorization: Bearer {token}\r\n\r\n".encode() for token in order.tokens]
+        self._heads = [
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n".encode()
+            for path in order.paths
+        ]
+        self._tails = tails
+        self._random = random.Random(order.seed).random
+        self.measure_from = time.perf_counter() + order.warmup_seconds
+        self.end = self.measure_from + order.seconds
+        self.latencies = array("d")
+        self.answered = 0
+        self.open = order.connections
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def next_request(self, now: float) -> bytes | None:
+        """A request, or None when it is enough."""
+        if now >= self.end or self.answered >= MOST_REQUESTS:
+            return None
+        head = self._heads[int(self._random() * len(self._heads))]
+        return head + self._tails[int(self._random() * len(self._tails))]
+
+    def took(self, started: float, ended: float) -> None:
+        self.answered += 1
+        if self.measure_from <= ended <= self.end:
+            self.latencies.append(ended - started)
+
+    def closed(self, error: Exception | None) -> None:
+        """One connection has ended; the load is over with the last one, or with an error."""
+        self.open -= 1
+        if self.done.done():
+            return
+        if error is not None:
+            self.done.set_exception(error)
+        elif self.open == 0:
+            self.done.set_result(None)
+
+
+class Connection(asyncio.Protocol):
+    """One client: sends, waits for the whole answer, sends again."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._received = b""
+        self._started = 0.0
+        self._transport: Any = None
+        self._finished = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._send()
+
+    def data_received(self, data: bytes) -> None:
+        self._received = received = self._received + data if self._received else data
+        end = received.find(HEAD_END)
+        if end < 0:
+            return
+        length = CONTENT_LENGTH.search(received, 0, end + 2)
+        if not received.startswith(OK) or length is None:
+            self._finish(BadAnswer(received[:500].decode(errors="replace")))
+        elif len(received) >= end + len(HEAD_END) + int(length[1]):
+            self._received = b""
+            self._load.took(self._started, time.perf_counter())
+            self._send()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._finish(exc or BadAnswer("The server closed the connection."))
+
+    def _send(self) -> None:
+        self._started = time.perf_counter()
+        request = self._load.next_request(self._started)
+        if request is None:
+            self._finish(None)
+        else:
+            self._transport.write(request)
+
+    def _finish(self, error: Exception | None) -> None:
+        if not self._finished:
+            self._finished = True
+            self._transport.close()
+            self._load.closed(error)
+
+
+async def run(order: Order) -> Report:
+    """Load the server as ordered. Raises BadAnswer, or TimeoutError when it hangs."""
+    loop = asyncio.get_running_loop()
+    load = Load(order)
+    for _ in range(order.connections):
+        await loop.create_connection(lambda: Connection(load), "127.0.0.1", order.port)
+    cpu, began = time.process_time(), time.perf_counter()
+    limit = order.warmup_seconds + order.seconds + ANSWER_SECONDS
+    await asyncio.wait_for(load.done, limit)
+    share = (time.process_time() - cpu) / (time.perf_counter() - began)
+    taken = sorted(load.latencies)
+    if not taken:
+        raise BadAnswer("Nothing was answered after the warm-up.")
+    return Report(
+        rate=len(taken) / order.seconds,
+        p50_ms=taken[len(taken) // 2] * 1000,
+        p99_ms=taken[len(taken) * 99 // 100] * 1000,
+        answered=load.answered,
+        cpu_share=share,
+    )
+
+
+if __name__ == "__main__":
+    report = uvloop.run(run(Order(**json.load(sys.stdin))))
+    print(json.dumps(asdict(report)))

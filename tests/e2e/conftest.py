@@ -1,0 +1,67 @@
+"""One running program for the tests that only talk to it, and fresh ones for those that kill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.program import Program
+from tests.e2e.videos import upload
+from tests.support import unused_port
+
+# So that even a short film has several parts.
+SMALL_PARTS = {"PART_SIZE_BYTES": str(16 * 1024), "MAX_UPLOAD_BYTES": str(10_000 * 16 * 1024)}
+_numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def server(short_dir: Path) -> Iterator[Program]:
+    """The program that most tests share; at the end it must have stopped cleanly."""
+    program = Program(short_dir / "shared", unused_port(), SMALL_PARTS)
+    try:
+        yield program.start()
+        assert program.stop() == 0
+        assert "a request broke" not in program.complained
+        assert "a command broke" not in program.complained
+    finally:
+        program.clean_up()
+
+
+@pytest.fixture
+def make_program(short_dir: Path) -> Iterator[Callable[..., Program]]:
+    """Makes programs, each with a folder of its own, not started yet."""
+    made: list[Program] = []
+
+    def make(**variables: str) -> Program:
+        program = Program(short_dir / f"own-{next(_numbers)}", unused_port(), variables)
+        made.append(program)
+        return program
+
+    yield make
+    for program in made:
+        program.clean_up()
+
+
+@pytest.fixture
+def alice(server: Program) -> httpx.Client:
+    return server.client("alice")
+
+
+@pytest.fixture
+def bob(server: Program) -> httpx.Client:
+    return server.client("bob")
+
+
+@pytest.fixture
+def nobody(server: Program) -> httpx.Client:
+    return server.client()
+
+
+@pytest.fixture
+def video(alice: httpx.Client) -> str:
+    """The id of a video of Alice's."""
+    return upload(alice)
