@@ -55,11 +55,11 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{name} …", file=sys.stderr, flush=True)
             comparisons += BENCHMARKS[name](bench)
     # Wide enough for the names, whatever the terminal says it is.
-    console = Console(width=max(100, Console().width), no_color=bool(os.environ.get("NO_COLOR")))
+    console = Console(width=max(110, Console().width), no_color=bool(os.environ.get("NO_COLOR")))
     console.print(as_table(comparisons, judged=not options.quick))
     console.print(", ".join(f"{name} {fact}" for name, fact in facts.items()), highlight=False)
     if options.json is not None:
-        write_json(options.json, comparisons, facts, quick=options.quick)
+        write_json(options.json, comparisons, facts, judged=not options.quick)
         say(f"kept in {options.json}")
     if options.quick:
         console.print(NOT_MEANINGFUL)

@@ -69,8 +69,13 @@ def by_threads(recorder: PostgresApplicationRecorder, rows: Sequence[StoredEvent
     threads = [Thread(target=work, args=(rows[i::CALLERS],)) for i in range(CALLERS)]
     for thread in threads:
         thread.start()
-    barrier.wait()
-    return _rate(len(rows), lambda: [thread.join() for thread in threads])
+
+    def until_done() -> None:
+        barrier.wait()
+        for thread in threads:
+            thread.join()
+
+    return _rate(len(rows), until_done)
 
 
 def by_tasks(recorder: GroupCommitRecorder, rows: Sequence[StoredEvent]) -> float:

@@ -31,21 +31,24 @@ def run(bench: Bench) -> list[Comparison]:
     """Costs in µs per event and per command, 64 of them at a time."""
     few, many = bench.size(10_000, 1_000), bench.size(1_000_000, 10_000)
     rounds, count = bench.size(9, 3), CALLERS * bench.size(100, 2)
-    contenders: dict[tuple[str, int], Callable[[int], float]] = {}
+    contenders: dict[str, Callable[[int], float]] = {}
     with ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
-        for size in (many, few):
+        for size in (few, many):
             store = stack.enter_context(_opened(bench, size))
-            contenders[APPEND, size] = partial(_appends, store, count)
-            contenders[LIKE, size] = partial(_likes, runner, store, count)
-        contenders = dict(sorted(contenders.items()))
+            contenders[_name(APPEND, size)] = partial(_appends, store, count)
+            contenders[_name(LIKE, size)] = partial(_likes, runner, store, count)
         costs = bench.interleave(rounds, contenders)
     # The first round warms up.
-    sides = {key: Side(f"{key[0]}, {key[1]:,} events", costs[key][1:]) for key in costs}
+    sides = {name: Side(name, values[1:]) for name, values in costs.items()}
     return [
-        Comparison("growth", "µs", sides[name, many], sides[name, few], at_most=1.5)
-        for name in (APPEND, LIKE)
+        Comparison("growth", "µs", sides[_name(what, many)], sides[_name(what, few)], at_most=1.5)
+        for what in (APPEND, LIKE)
     ]
+
+
+def _name(what: str, events: int) -> str:
+    return f"{what}, {events:,} events"
 
 
 @contextmanager
@@ -71,9 +74,7 @@ def _appends(recorder: GroupCommitRecorder, count: int, number: int) -> float:
     return (time.perf_counter() - started) / count * MICROSECONDS
 
 
-def _likes(
-    runner: asyncio.Runner, recorder: GroupCommitRecorder, count: int, number: int
-) -> float:
+def _likes(runner: asyncio.Runner, recorder: GroupCommitRecorder, count: int, number: int) -> float:
     wishes = [
         ChangeLike(VIDEOS[place % len(VIDEOS)], f"like-{number}-{place // len(VIDEOS)}", Wish.LIKE)
         for place in range(count)

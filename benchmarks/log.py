@@ -18,6 +18,8 @@ from infra.event_store import open_recorder
 
 VIDEOS = [UUID(int=0xBAC << 96 | number) for number in range(1, 301)]
 AT = datetime(2026, 11, 1, 12, tzinfo=UTC)
+# As long as what the edge makes for each request.
+CAUSE = {"correlation_id": f"{0xC0FFEE:032x}", "causation_id": f"{0xC0FFEE:032x}"}
 COPY = "COPY backlot_events FROM STDIN (FORMAT binary)"
 COLUMN_TYPES = ("uuid", "int8", "text", "bytea", "int8")
 
@@ -84,15 +86,7 @@ def columns(event: StoredEvent) -> tuple[Any, int, str, bytes]:
 
 
 def _stored(kind: type[VideoLikes.Event], video: UUID, viewer: str, version: int) -> StoredEvent:
-    return MAPPER.to_stored_event(
-        kind(
-            originator_id=stream_id(video, viewer),
-            originator_version=version,
-            timestamp=AT,
-            actor=viewer,
-            correlation_id="7d4f0ac59e1b4f0e9c0d2a3b4c5d6e7f",
-            causation_id="7d4f0ac59e1b4f0e9c0d2a3b4c5d6e7f",
-            video_id=video,
-            viewer=viewer,
-        )
-    )
+    fields: dict[str, Any] = {"actor": viewer, "video_id": video, "viewer": viewer, **CAUSE}
+    stream = stream_id(video, viewer)
+    event = kind(originator_id=stream, originator_version=version, timestamp=AT, **fields)
+    return MAPPER.to_stored_event(event)

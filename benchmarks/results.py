@@ -13,6 +13,8 @@ from typing import Any
 
 from rich.table import Table
 
+NO_BREAK = "\u00a0"
+
 
 @dataclass(frozen=True, slots=True)
 class Side:
@@ -31,7 +33,7 @@ class Side:
             "name": self.name,
             "median": _short(self.value),
             "rounds": [_short(value) for value in self.rounds],
-            **{name: _short(value) for name, value in self.notes.items()},
+            "notes": {name: _short(value) for name, value in self.notes.items()},
         }
 
 
@@ -65,7 +67,7 @@ class Comparison:
             return f"≥ {self.at_least:g}"
         return "" if self.at_most is None else f"≤ {self.at_most:g}"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self, *, judged: bool) -> dict[str, Any]:
         return {
             "benchmark": self.benchmark,
             "unit": self.unit,
@@ -73,7 +75,7 @@ class Comparison:
             "baseline": self.baseline.as_dict(),
             "ratio": _short(self.ratio),
             "target": self.target or None,
-            "passed": self.passed if self.target else None,
+            "passed": self.passed if judged and self.target else None,
         }
 
 
@@ -111,13 +113,13 @@ def as_table(comparisons: Sequence[Comparison], *, judged: bool) -> Table:
 
 
 def write_json(
-    path: Path, comparisons: Sequence[Comparison], facts: Mapping[str, Any], *, quick: bool
+    path: Path, comparisons: Sequence[Comparison], facts: Mapping[str, Any], *, judged: bool
 ) -> None:
-    """Keep the results; a run that was cut short says so, since its figures mean nothing."""
+    """Keep the results; those of a quick run say that nobody should judge by them."""
     data = {
-        "meaningful": not quick,
+        "meaningful": judged,
         "machine": dict(facts),
-        "comparisons": [item.as_dict() for item in comparisons],
+        "comparisons": [item.as_dict(judged=judged) for item in comparisons],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -130,7 +132,8 @@ def _verdict(item: Comparison) -> str:
 def _cell(side: Side, unit: str) -> str:
     lines = [side.name, f"{_short(side.value):,} {unit}"]
     if side.notes:
-        lines.append(", ".join(f"{name} {_short(value):,}" for name, value in side.notes.items()))
+        notes = (f"{name} {_short(value):,}" for name, value in side.notes.items())
+        lines.append(", ".join(note.replace(" ", NO_BREAK) for note in notes))
     return "\n".join(lines)
 
 

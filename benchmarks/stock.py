@@ -79,7 +79,7 @@ class CountLikes(Projection[Counts]):
     name = "stock_likes"
     topics = (VideoLikes.Liked.TOPIC, VideoLikes.Unliked.TOPIC)
 
-    def process_event(self, domain_event: Any, tracking: Tracking) -> None:  # type: ignore[override]
+    def process_event(self, domain_event: Any, tracking: Tracking) -> None:
         delta = 1 if isinstance(domain_event, VideoLikes.Liked) else -1
         self.view.add(domain_event.video_id, delta, tracking)
 

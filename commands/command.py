@@ -52,12 +52,16 @@ class Aggregates:
     def get(self, aggregate: type[A], stream_id: UUID) -> A:
         """The aggregate of a stream that the command declared; blank (version 0) when it is new."""
         slot = self._slots[stream_id]
-        if slot.aggregate is None:
-            slot.aggregate = aggregate.blank(stream_id)
-        if isinstance(slot.aggregate, aggregate):
-            return slot.aggregate
-        # A stream of another kind, whose id a client sent: for this command it does not exist.
-        return aggregate.blank(stream_id)
+        found = slot.aggregate
+        if isinstance(found, aggregate):
+            return found
+        blank = aggregate.blank(stream_id)
+        # A stream with events of another kind, whose id a client sent, does not exist for this
+        # command. An empty one is of the kind that was asked for last: nobody can block it by
+        # naming its id as something else in the same batch.
+        if found is None or found.version == 0:
+            slot.aggregate = blank
+        return blank
 
 
 @dataclass(frozen=True)

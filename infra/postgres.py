@@ -115,7 +115,7 @@ class EmbeddedPostgres:
             self._prepare(user)
         except OSError as error:
             raise PostgresError(f"PostgreSQL cannot be prepared: {error}") from error
-        files.end_strays(self.cluster)
+        files.end_strays(self.cluster, self._sockets)
         atexit.register(self.stop)
         try:
             self._launch(user)
@@ -228,7 +228,7 @@ class EmbeddedPostgres:
         while not self._stopping.is_set():
             try:
                 # Backends outlive a killed postmaster for a moment and hold its shared memory.
-                files.end_strays(self.cluster, patience=0.5)
+                files.end_strays(self.cluster, self._sockets, patience=0.5)
                 self._launch(user)
                 return
             except (PostgresError, OSError) as error:

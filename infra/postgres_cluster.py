@@ -136,8 +136,11 @@ def stray_processes(cluster: Path) -> list[psutil.Process]:
     return sorted(found, key=lambda process: process.pid)
 
 
-def end_strays(cluster: Path, *, patience: float = 30.0) -> None:
-    """Stop what a killed process left running in the cluster, cleanly where that is possible."""
+def end_strays(cluster: Path, sockets: Path, *, patience: float = 30.0) -> None:
+    """Stop what a killed process left running in the cluster, cleanly where that is possible.
+
+    ``sockets`` is the folder of the server's socket.
+    """
     for sign, seconds in ((signal.SIGINT, patience), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0)):
         strays = stray_processes(cluster)
         if not strays:
@@ -145,7 +148,7 @@ def end_strays(cluster: Path, *, patience: float = 30.0) -> None:
         log.warning("postgres_strays", pids=[process.pid for process in strays], signal=sign.name)
         _signal(strays, sign)
         _await_end(cluster, seconds)
-    _forget_pid_file(cluster)
+    _forget_pid_files(cluster, sockets)
 
 
 def _await_end(cluster: Path, seconds: float) -> None:
@@ -170,9 +173,11 @@ def _signal(strays: list[psutil.Process], sign: signal.Signals) -> None:
             ) from error
 
 
-def _forget_pid_file(cluster: Path) -> None:
-    # Its pid may by now belong to another program, for which PostgreSQL would refuse to start.
+def _forget_pid_files(cluster: Path, sockets: Path) -> None:
+    # Their pid may by now belong to another program, or to a zombie that nobody has reaped yet,
+    # for either of which PostgreSQL would refuse to start.
     if not stray_processes(cluster):
+        (sockets / f"{SOCKET_NAME}.lock").unlink(missing_ok=True)
         (cluster / "postmaster.pid").unlink(missing_ok=True)
 
 

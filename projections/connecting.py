@@ -14,11 +14,14 @@ LONGEST_PAUSE_SECONDS = 2.0
 # A crash may lose the last commits of a projection, and then it loses rows and position together:
 # they are applied again, and each event still counts exactly once. Waiting for the disk would buy
 # nothing. Every query is keyed, and the planner must not think otherwise while a table is small.
-# The last three let the server notice a vanished machine, and free its lock, within a minute.
+# What takes longer than the timeouts is stuck, and has to show as an interruption. The last three
+# let the server notice a vanished machine, and free its lock, within a minute.
 SESSION = b"""
 SET synchronous_commit = off;
 SET enable_seqscan = off;
 SET enable_bitmapscan = off;
+SET lock_timeout = '30s';
+SET statement_timeout = '5min';
 SET tcp_keepalives_idle = 10;
 SET tcp_keepalives_interval = 5;
 SET tcp_keepalives_count = 4

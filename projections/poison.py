@@ -19,7 +19,7 @@ MAX_ERROR_LENGTH = 2_000
 
 
 @dataclass(slots=True)
-class Sorted:
+class Outcome:
     """What became of a batch that was applied event by event."""
 
     applied: int = 0
@@ -29,13 +29,13 @@ class Sorted:
 
 def apply_one_by_one(
     conn: Connection[TupleRow], projection: Projection, events: Log, before: int, window: Window
-) -> Sorted:
+) -> Outcome:
     """Apply a window that failed as a whole, each event under a savepoint, in one transaction.
 
     A culprit is parked, or the projection stops in front of it, by its policy. Raises what is not
     an event's fault: an outage, or positions.Superseded.
     """
-    result = Sorted()
+    result = Outcome()
     with conn.transaction(), conn.cursor(binary=True) as cursor:
         for stored in window.events:
             error = _try(conn, cursor, projection, events, stored)

@@ -33,6 +33,7 @@ GATHER_SECONDS = 0.01
 MEASURE_AGE_SECONDS = 1.0
 STOP_SECONDS = 10.0
 OUTDATED = "version changed: replay needed"
+NOT_INSTALLED = "its tables are gone: a restart makes them anew"
 
 
 class State(StrEnum):
@@ -134,7 +135,7 @@ class Runner:
         while not self._stopping.is_set():
             seen = positions.look(conn, self._projection.schema)
             if seen is None or seen.version != self._projection.version:
-                self._enter(State.OUTDATED, detail=OUTDATED)
+                self._enter(State.OUTDATED, detail=OUTDATED if seen else NOT_INSTALLED)
             elif self._try_lock(conn):
                 self._follow(conn)
                 self._unlock(conn)
@@ -159,9 +160,11 @@ class Runner:
         if positions.retry(conn, schema):
             log.info("projection_retries", projection=self._projection.name)
         self._gauges.parked(positions.count_parked(conn, schema))
-        while not self._stopping.is_set():
-            # Cleared before looking: what is appended from here on wakes us again.
+        while True:
+            # Cleared before looking: what is appended, or asked of us, from here on wakes us again.
             self._wake.clear()
+            if self._stopping.is_set():
+                return
             seen = positions.look(conn, schema)
             if seen is None or seen.version != self._projection.version:
                 return

@@ -49,13 +49,18 @@ async def freshness(
     backlot_min_position: Annotated[
         str | None,
         Header(
+            alias="Backlot-Min-Position",
             description="A `Backlot-Position` received before: the answer includes that command.",
             max_length=MAX_TOKEN_LENGTH,
         ),
     ] = None,
     backlot_timeout_ms: Annotated[
         int,
-        Header(description=f"How long to wait for it, at most {MAX_TIMEOUT_MS} ms.", ge=0),
+        Header(
+            alias="Backlot-Timeout-Ms",
+            description=f"How long to wait for it, at most {MAX_TIMEOUT_MS} ms.",
+            ge=0,
+        ),
     ] = DEFAULT_TIMEOUT_MS,
 ) -> Freshness:
     """What the headers ask for; raises InvalidPosition."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,8 @@ from infra.settings import Settings
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 PATIENCE = httpx.Timeout(30.0)
+# One for all clients: loading the machine's certificates takes longer than most requests.
+CONTEXT = ssl.create_default_context()
 PROJECT = Path(__file__).parents[2]
 OWN_VARIABLES = {str(made.alias) for made in Settings.model_fields.values()}
 
@@ -173,3 +177,11 @@ class Program:
             except psutil.Error:
                 continue
         return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Return once the condition holds; fails when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.02)

@@ -105,12 +105,13 @@ def test_takes_over_what_a_killed_process_left_running(short_dir: Path) -> None:
     assert stray_processes(cluster) == []
 
 
-def test_a_pid_file_that_names_a_stranger_does_not_hinder(short_dir: Path) -> None:
-    cluster = short_dir / "reused"
+@pytest.mark.parametrize("name", ["postmaster.pid", ".s.PGSQL.5432.lock"])
+def test_a_pid_file_that_names_a_stranger_does_not_hinder(short_dir: Path, name: str) -> None:
+    cluster = short_dir / f"reused{name}"
     EmbeddedPostgres(cluster).__enter__().stop()
     stranger = subprocess.Popen(["sleep", "60"], user=_owner_of(cluster))
     try:
-        (cluster / "postmaster.pid").write_text(f"{stranger.pid}\n{cluster}\n1\n5432\n\n\n0 0\n")
+        (cluster / name).write_text(f"{stranger.pid}\n{cluster}\n1\n5432\n\n\n0 0\n")
         with EmbeddedPostgres(cluster) as server:
             assert server.ready
         assert stranger.poll() is None, "the stranger was harmed"

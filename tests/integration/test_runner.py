@@ -90,6 +90,31 @@ def test_a_connection_killed_in_the_middle_of_a_batch(database_url: str, writer:
     assert seen(database_url) == list(range(1, 11))
 
 
+KILLER = """
+CREATE SEQUENCE kills;
+CREATE FUNCTION kill() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF nextval('kills') <= 3 THEN
+        PERFORM pg_terminate_backend(pg_backend_pid());
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER kill BEFORE UPDATE OF position ON projections.state
+    FOR EACH ROW EXECUTE FUNCTION kill()
+"""
+
+
+def test_a_connection_killed_between_rows_and_position(database_url: str, writer: Writer) -> None:
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        install(conn, [Tally()])
+        conn.execute(KILLER)
+    writer.like(VIDEO, *(f"viewer-{n}" for n in range(10)))
+    with hosting(database_url, tally := Tally()):
+        caught_up(database_url, ["tally"], writer.head)
+    assert tally.batches == [10] * 4
+    assert seen(database_url) == list(range(1, 11))
+
+
 def test_two_runners_of_one_projection(database_url: str, writer: Writer) -> None:
     first, second = Tally(), Tally()
     with hosting(database_url, first) as one, hosting(database_url, second) as two:

@@ -8,11 +8,14 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from commands.batch import Executed, Group, IdempotencyKey, Request, Round
-from commands.command import Aggregates, Command
+from commands.command import Aggregates, Command, Slot
+from domain.comment import Comment
 from domain.errors import Conflict
 from domain.model import Aggregate, Origin
 from domain.video_likes import VideoLikes
@@ -21,6 +24,7 @@ from infra.codec import EventMapper
 AT = datetime(2026, 11, 1, tzinfo=UTC)
 A, B, C = (UUID(int=number) for number in (1, 2, 3))
 HEAD = 100
+MAPPER = EventMapper()
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Do(Command[Any]):
         for stream in self.toggles:
             aggregates.get(VideoLikes, stream).toggle(stream, self.viewer, origin)
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(None)
         return {stream: aggregates.get(VideoLikes, stream).liked for stream in self.streams()}
 
 
@@ -52,14 +56,21 @@ def key(render: Callable[[Any], tuple[int, bytes]] = lambda _: (200, b"{}")) -> 
 
 
 def decide(*requests: Request, known: dict[UUID, Aggregate] | None = None) -> list[Group]:
-    this = Round(known if known is not None else {}, HEAD, AT, EventMapper())
-    for each in requests:
-        this.decide(each, None)
+    slots = {stream: Slot((known or {}).get(stream)) for stream in (A, B, C)}
+    this = Round(slots, HEAD, AT, MAPPER)
+    with capture_logs() as logs:
+        for each in requests:
+            this.decide(each, None)
+    assert {entry["event"] for entry in logs} <= {"command_broke"}
     return this.groups
 
 
-def streams(group: Group) -> list[tuple[UUID, int]]:
-    return [(event.originator_id, event.originator_version) for event in group.events]  # type: ignore[misc]
+def places(group: Group) -> list[tuple[Any, int]]:
+    return [(event.originator_id, event.originator_version) for event in group.events]
+
+
+def changed(group: Group) -> set[UUID]:
+    return {slot.aggregate.id for slot in group.changed if slot.aggregate}
 
 
 def fates(groups: list[Group]) -> list[list[Request]]:
@@ -71,14 +82,14 @@ class TestFates:
         first, second = request(Do((A,))), request(Do((B,)))
         groups = decide(first, second)
         assert fates(groups) == [[first], [second]]
-        assert [streams(group) for group in groups] == [[(A, 1)], [(B, 1)]]
+        assert [places(group) for group in groups] == [[(A, 1)], [(B, 1)]]
         assert first.outcome is None
 
     def test_the_later_one_sees_and_shares_what_the_earlier_one_changed(self) -> None:
         first, second, reader = request(Do((A,))), request(Do((A,))), request(Do(reads=(A,)))
         groups = decide(first, second, reader)
         assert fates(groups) == [[first, second, reader]]
-        assert streams(groups[0]) == [(A, 1), (A, 2)]
+        assert places(groups[0]) == [(A, 1), (A, 2)]
         assert [result for _, result in groups[0].results] == [{A: True}, {A: False}, {A: False}]
 
     def test_one_that_reads_what_nobody_changed_is_settled_at_once(self) -> None:
@@ -91,8 +102,8 @@ class TestFates:
         groups = decide(*requests)
         first, second, alone, both, later = requests
         assert fates(groups) == [[first, second, both, later], [alone]]
-        assert streams(groups[0]) == [(A, 1), (B, 1), (B, 2), (A, 2), (B, 3)]
-        assert groups[0].streams == {A, B}
+        assert places(groups[0]) == [(A, 1), (B, 1), (B, 2), (A, 2), (B, 3)]
+        assert changed(groups[0]) == {A, B}
 
     def test_everybody_in_a_group_gets_its_last_position(self) -> None:
         requests = [request(Do((A,))), request(Do((A, B))), request(Do(reads=(B,)))]
@@ -112,12 +123,11 @@ class TestFailures:
         assert isinstance(refused.outcome, Conflict)
 
     def test_a_refusal_on_what_was_just_decided_waits_for_it(self) -> None:
-        first, refused = request(Do((A,))), request(Do(reads=(A,), error=Conflict("No.")))
-        (group,) = decide(first, refused)
-        assert refused.outcome is None
+        requests = [request(Do((A,))), request(Do(reads=(A,), error=(no := Conflict("No."))))]
+        (group,) = decide(*requests)
+        assert [each.outcome for each in requests] == [None, None]
         group.settle(range(HEAD + 1, HEAD + 2))
-        assert isinstance(refused.outcome, Conflict)
-        assert first.outcome == Executed({A: True}, HEAD + 1)
+        assert [each.outcome for each in requests] == [Executed({A: True}, HEAD + 1), no]
 
     def test_one_that_recorded_and_gave_up_voids_its_group_only(self) -> None:
         before, after, other = request(Do((A,))), request(Do((A,))), request(Do((B,)))
@@ -127,7 +137,7 @@ class TestFailures:
             assert broken.outcome is error
             assert [group.void for group in groups] == [True, False]
             assert fates(groups) == [[before, after], [other]]
-            assert groups[0].streams == {A}
+            assert changed(groups[0]) == {A}
 
     def test_a_void_group_voids_what_is_tied_to_it(self) -> None:
         groups = decide(
@@ -139,7 +149,7 @@ class TestFailures:
         broken, other = request(Do((A,), viewer="\ud800")), request(Do((B,)))
         groups = decide(broken, other)
         assert isinstance(broken.outcome, TypeError)
-        assert [(group.void, group.streams) for group in groups] == [(True, {A}), (False, {B})]
+        assert [(group.void, changed(group)) for group in groups] == [(True, {A}), (False, {B})]
         assert fates(groups) == [[], [other]]
 
     def test_an_answer_that_can_not_be_written_is_its_commands_failure(self) -> None:
@@ -151,6 +161,26 @@ class TestFailures:
         assert isinstance(changes.outcome, ZeroDivisionError)
         assert isinstance(reads.outcome, ZeroDivisionError)
         assert [group.void for group in groups] == [True]
+
+
+class TestKinds:
+    def test_nobody_blocks_a_new_stream_by_asking_for_another_kind(self) -> None:
+        slots = {A: Slot(None)}
+        aggregates = Aggregates(slots)
+        assert aggregates.get(Comment, A).version == 0
+        aggregates.get(VideoLikes, A).like(A, "ann", Origin("ann", AT, "c", "c"))
+        assert [type(event) for event in slots[A].collect()] == [VideoLikes.Liked]
+        assert aggregates.get(VideoLikes, A).liked
+
+    def test_a_stream_of_another_kind_does_not_exist(self) -> None:
+        likes = VideoLikes.blank(A).like(A, "ann", Origin("ann", AT, "c", "c"))
+        slots = {A: Slot(likes)}
+        assert Aggregates(slots).get(Comment, A).version == 0
+        assert slots[A].aggregate is likes
+
+    def test_only_declared_streams_can_be_touched(self) -> None:
+        with pytest.raises(KeyError):
+            Aggregates({A: Slot(None)}).get(VideoLikes, B)
 
 
 class TestAnswers:
@@ -199,7 +229,7 @@ def test_whatever_fails_or_conflicts_each_accepted_command_counts_once(
             conflict = conflicts.pop() if conflicts else False
             if not group.void and not conflict:
                 for stored in group.events:
-                    event = EventMapper().to_domain_event(stored)
+                    event = MAPPER.to_domain_event(stored)
                     log[event.originator_id].append(event)
                 group.settle(range(HEAD, HEAD + len(group.events)))
         waiting = [each for each in waiting if each.outcome is None]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from commands.command import Aggregates
+from commands.command import Aggregates, Slot
 from commands.likes import ChangeLike, Wish
 from domain.comment import Comment
 from domain.errors import NotFound
@@ -66,7 +66,9 @@ class TestDomain:
 
 
 def known(*aggregates: Aggregate) -> Aggregates:
-    return Aggregates({aggregate.id: aggregate for aggregate in aggregates})
+    """What a like of the video declares, as far as it is known."""
+    slots = {stream: Slot(None) for stream in (VIDEO, stream_id(VIDEO, "ann"))}
+    return Aggregates({**slots, **{aggregate.id: Slot(aggregate) for aggregate in aggregates}})
 
 
 def video() -> Upload:

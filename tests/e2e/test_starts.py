@@ -1,0 +1,212 @@
+"""Starts that cannot succeed say why in one line and harm nothing; stops leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from infra.data_folder import FORMAT
+from tests.e2e.program import Program, wait_for
+from tests.e2e.videos import read, see, upload
+from tests.support import unused_port
+
+MakeProgram = Callable[..., Program]
+
+
+def refused(program: Program, *said: str, code: int = 1) -> None:
+    """The program ends at once, with one line that says all of this."""
+    assert program.launch().wait() == code
+    assert program.said == ""
+    lines = [line for line in program.complained.splitlines() if line != "starting Backlot …"]
+    assert len(lines) == 1, program.complained
+    assert lines[0].startswith("backlot: ")
+    for text in said:
+        assert text in lines[0]
+    assert program.servers() == []
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_taken_port(make_program: MakeProgram) -> None:
+    program = make_program()
+    with socket.create_server(("127.0.0.1", program.port)):
+        refused(program, f"127.0.0.1:{program.port}", "BACKLOT_PORT")
+        assert not program.data.exists()
+    assert program.start().stop() == 0
+
+
+def test_an_address_of_another_machine(make_program: MakeProgram) -> None:
+    refused(make_program(BACKLOT_HOST="192.0.2.1"), "192.0.2.1", "BACKLOT_HOST")
+
+
+def test_a_file_in_the_place_of_the_data_folder(make_program: MakeProgram) -> None:
+    program = make_program()
+    program.home.mkdir()
+    program.data.write_text("somebody's notes")
+    refused(program, str(program.data), "BACKLOT_DATA_DIR")
+    assert program.data.read_text() == "somebody's notes"
+
+
+def test_a_data_folder_below_a_file(make_program: MakeProgram) -> None:
+    program = make_program()
+    program.home.mkdir()
+    notes = program.home / "notes"
+    notes.write_text("somebody's notes")
+    program.variables["BACKLOT_DATA_DIR"] = str(notes / "data")
+    refused(program, str(notes), "BACKLOT_DATA_DIR")
+    assert notes.read_text() == "somebody's notes"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")
+def test_a_data_folder_where_nobody_may_write(make_program: MakeProgram) -> None:
+    # Not even root can make a folder there, whatever its mode says.
+    refused(make_program(BACKLOT_DATA_DIR="/proc/backlot"), "not writable", "BACKLOT_DATA_DIR")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_data_folder_without_write_permission(make_program: MakeProgram) -> None:
+    program = make_program()
+    program.data.mkdir(parents=True, mode=0o500)
+    refused(program, str(program.data), "not writable", "BACKLOT_DATA_DIR")
+
+
+def test_somebody_elses_folder(make_program: MakeProgram) -> None:
+    program = make_program()
+    program.data.mkdir(parents=True)
+    (program.data / "thesis.tex").write_text("chapter one")
+    refused(program, "thesis.tex", "BACKLOT_DATA_DIR")
+    assert contents(program.data) == {"thesis.tex": b"chapter one"}
+
+
+@pytest.mark.parametrize(
+    ("written", "advice"), [(str(FORMAT + 1), "newer"), ("0", "damaged"), ("\x00?", "damaged")]
+)
+def test_a_data_folder_of_another_format(
+    make_program: MakeProgram, written: str, advice: str
+) -> None:
+    program = make_program()
+    program.data.mkdir(parents=True)
+    (program.data / "backlot-format").write_text(f"{written}\n")
+    (program.data / "treasure").write_text("gold")
+    before = contents(program.data)
+    refused(program, "format", advice, "nothing was changed")
+    assert contents(program.data) == before
+
+
+def test_a_cluster_of_another_postgres(make_program: MakeProgram) -> None:
+    program = make_program()
+    cluster = program.data / "postgres"
+    cluster.mkdir(parents=True)
+    (program.data / "backlot-format").write_text(f"{FORMAT}\n")
+    (cluster / "PG_VERSION").write_text("12\n")
+    refused(program, "PostgreSQL 12", "nothing was changed")
+    assert contents(cluster) == {"PG_VERSION": b"12\n"}
+
+
+def test_the_second_on_one_folder_fails_and_the_first_goes_on(make_program: MakeProgram) -> None:
+    first = make_program().start()
+    owner = first.client("owner")
+    video = upload(owner)
+    second = make_program(BACKLOT_DATA_DIR=str(first.data))
+    refused(second, str(first.data), f"pid {first.process.pid}", "BACKLOT_DATA_DIR")
+    liked = owner.put(f"/videos/{video}/like")
+    see(owner, liked)
+    assert read(owner.get(f"/videos/{video}"))["likes"] == 1
+    assert first.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("BACKLOT_PORT", "eighty"),
+        ("BACKLOT_PORT", "0"),
+        ("BACKLOT_PORT", "65536"),
+        ("BACKLOT_ROLES", "commands,singing"),
+        ("PART_SIZE_BYTES", "-1"),
+        ("BODY_LIMIT_BYTES", "many"),
+        ("LOG_LEVEL", "loud"),
+        ("JWT_SECRET", "short"),
+        ("JWT_PUBLIC_KEY", "not a key"),
+        ("JWT_ALGORITHMS", "none"),
+        ("DATABASE_URL", "mysql://here"),
+        ("COMMAND_BATCH_MAX", "0"),
+        ("PROJECTION_POLL_SECONDS", "nan"),
+    ],
+)
+def test_a_wrong_setting_is_named(make_program: MakeProgram, name: str, value: str) -> None:
+    program = make_program(**{name: value})
+    refused(program, name, code=2)
+    assert not program.data.exists()
+
+
+def test_a_database_that_does_not_answer(make_program: MakeProgram) -> None:
+    secret = "hunter2"
+    url = f"postgresql://backlot:{secret}@127.0.0.1:{unused_port()}/backlot?connect_timeout=2"
+    program = make_program(DATABASE_URL=url)
+    refused(program, "DATABASE_URL")
+    assert secret not in program.complained
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_is_clean_and_keeps_everything(
+    make_program: MakeProgram, sign: signal.Signals
+) -> None:
+    program = make_program().start()
+    owner = program.client("owner")
+    see(owner, owner.put(f"/videos/{upload(owner)}/like"))
+    before = read(owner.get("/videos"))
+    assert program.servers()
+    assert program.stop(sign) == 0
+    assert program.servers() == []
+    assert not (program.data / "postgres" / "postmaster.pid").exists()
+    assert "Traceback" not in program.complained
+
+    program.start()
+    assert read(program.client("owner").get("/videos")) == before
+    assert program.stop() == 0
+
+
+def test_a_stop_waits_for_what_was_begun(make_program: MakeProgram) -> None:
+    program = make_program().start()
+    url = read(program.client("owner").post("/uploads", json=UPLOAD))["parts"][0]["url"]
+    with socket.create_connection(("127.0.0.1", program.port), timeout=20) as connection:
+        head = b"PUT %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n"
+        connection.sendall(head % httpx.URL(url).raw_path + b"12")
+        wait_for(lambda: any((program.data / "objects" / "tmp").iterdir()))
+        program.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: not answers(program.port))
+        connection.sendall(b"34")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+    assert program.wait() == 0
+
+
+UPLOAD = {"title": "Four", "filename": "four.mp4", "contentType": "video/mp4", "sizeBytes": 4}
+
+
+def answers(port: int) -> bool:
+    """Whether anything listens on the port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.4, 0.9, 1.6])
+def test_a_stop_during_the_start_leaves_nothing_behind(
+    make_program: MakeProgram, seconds: float
+) -> None:
+    program = make_program().launch()
+    wait_for(lambda: "starting Backlot" in program.complained)
+    with pytest.raises(TimeoutError if seconds else AssertionError):
+        pass

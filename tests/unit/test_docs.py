@@ -1,0 +1,137 @@
+"""The reference pages name everything that the code has, and nothing that it has not.
+
+That every setting stands in `.env.example` is checked where settings are tested.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from uuid import UUID
+
+import pytest
+
+from backlot.wiring import Parts, ReadModels, make_app
+from domain.model import Aggregate, Personal
+from infra import metrics
+from infra.auth import make_authenticator
+from infra.codec import AGGREGATES, events_of, payload_fields, topics_of
+from infra.http import TITLES
+from infra.objects import FolderStore
+from infra.objects.problems import PROBLEMS
+from infra.settings import load_settings
+from projections.catalog import Catalog
+from projections.comments import Comments
+from projections.likes import Likes
+
+ROOT = Path(__file__).parents[2]
+PROBLEM_MAKERS = {"Problem", "_refusal"}
+SECRET = "s" * 32
+TYPES: dict[Any, str] = {
+    str: "string",
+    str | None: "string?",
+    int: "integer",
+    float: "number",
+    UUID: "UUID",
+    datetime: "time",
+}
+
+Fields = dict[str, tuple[str, str]]
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
+
+
+def rows(text: str) -> Fields:
+    """The fields that a piece of docs/events.md names: type, and whom each is about or ''."""
+    found = re.findall(r"^\| `(\w+)` \| ([\w?]+) \| (?:`(\w+)`)? ?\|", text, re.MULTILINE)
+    return {name: (kind, about) for name, kind, about in found}
+
+
+def documented() -> dict[str, Fields]:
+    """By topic: the event's fields, those that it shares with others included."""
+    everywhere, *chapters = re.split(r"^## ", page("events.md"), flags=re.MULTILINE)[1:]
+    found = {}
+    for chapter in chapters:
+        shared, *events = re.split(r"^### `", chapter, flags=re.MULTILINE)
+        for event in events:
+            found[event.partition("`")[0]] = rows(everywhere) | rows(shared) | rows(event)
+    return found
+
+
+def declared(event: type[Aggregate.Event]) -> Fields:
+    names = payload_fields(event)
+    hints = get_type_hints(event, include_extras=True)
+    return {field.name: _told(hints[field.name]) for field in fields(event) if field.name in names}
+
+
+def _told(hint: Any) -> tuple[str, str]:
+    if get_origin(hint) is not Annotated:
+        return TYPES[hint], ""
+    plain, *marks = get_args(hint)
+    return TYPES[plain], next(mark.subject for mark in marks if isinstance(mark, Personal))
+
+
+def test_every_event_is_described_field_by_field() -> None:
+    events = [event for aggregate in AGGREGATES for event in events_of(aggregate)]
+    assert documented() == {event.TOPIC: declared(event) for event in events}
+    for topic in (topic for event in events for topic in topics_of(event)):
+        assert f"`{topic}`" in page("events.md")
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> dict[str, Any]:
+    """The paths of the OpenAPI document of a process with every role; nothing is started."""
+    settings = load_settings({})
+    store = FolderStore(tmp_path, SECRET.encode(), timedelta(1), lambda: datetime.now(UTC))
+    unused: Any = None
+    models = ReadModels(Catalog(), Likes(), Comments())
+    authenticator = make_authenticator(settings, SECRET)
+    parts = Parts(settings, "", authenticator, store, unused, models, None)
+    found: dict[str, Any] = make_app(parts).openapi()["paths"]
+    return found
+
+
+def test_every_call_is_described(paths: dict[str, Any]) -> None:
+    calls = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    assert set(re.findall(r"^\| `([A-Z]+ /[^`]*)`", page("api.md"), re.MULTILINE)) == calls
+
+
+def slugs_in_code() -> Iterator[tuple[str, int]]:
+    """Every problem type that the source names, with its status."""
+    yield from ((slug, status) for status, (slug, _) in TITLES.items())
+    yield from ((slug, status) for status, slug in PROBLEMS.values())
+    for package in ("commands", "readapi", "infra", "backlot"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") in PROBLEM_MAKERS:
+                    yield from _slug(node)
+
+
+def _slug(call: ast.Call) -> Iterator[tuple[str, int]]:
+    match call.args:
+        case [ast.Constant(value=int(status)), ast.Constant(value=str(slug)), *_]:
+            yield slug, status
+
+
+def test_every_problem_type_is_described() -> None:
+    told = re.findall(r"^\| `([a-z0-9-]+)` \| ([0-9]{3}(?:, [0-9]{3})*) \|", page("api.md"), re.M)
+    found = {(slug, int(status)) for slug, many in told for status in many.split(", ")}
+    assert found == set(slugs_in_code())
+
+
+def test_every_metric_is_described() -> None:
+    families = {family.name: family.type for family in metrics.REGISTRY.collect()}
+    own = {
+        f"{name}_total" if kind == "counter" else name
+        for name, kind in families.items()
+        if name.startswith("backlot_")
+    }
+    told = re.findall(r"^\| `(backlot_\w+)", page("operations.md"), re.MULTILINE)
+    assert set(told) == own
