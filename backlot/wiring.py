@@ -47,6 +47,11 @@ from workers.housekeeping import keep_house
 log = structlog.get_logger(__name__)
 
 CHECK_SECONDS = 2.0
+CONNECT_SECONDS = 5
+
+
+class DatabaseUnreachable(OperatorError):
+    """The configured PostgreSQL does not take this program's connection."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +124,16 @@ def _recover(objects: FolderStore) -> None:
 
 
 def _database(settings: Settings, folder: DataFolder, stack: ExitStack) -> str:
-    if settings.database_url is not None:
-        return settings.database_url.get_secret_value()
-    return stack.enter_context(EmbeddedPostgres(folder.postgres)).url
+    if settings.database_url is None:
+        return stack.enter_context(EmbeddedPostgres(folder.postgres)).url
+    url = settings.database_url.get_secret_value()
+    try:
+        psycopg.connect(url, connect_timeout=CONNECT_SECONDS).close()
+    except psycopg.OperationalError as error:
+        raise DatabaseUnreachable(
+            f"DATABASE_URL: PostgreSQL can't be reached there: {' '.join(str(error).split())}"
+        ) from error
+    return url
 
 
 def make_app(parts: Parts) -> FastAPI:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from benchmarks import append, growth, like, memory, projecting
 from benchmarks.bench import Bench, open_bench, say
 from benchmarks.results import Comparison, as_table, machine, write_json
+from infra.errors import OperatorError
 from infra.logging import configure_logging
 from infra.settings import load_settings
 
@@ -24,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Comparison]]] = {
     "growth": growth.run,
 }
 LATEST = Path(__file__).parent / "results" / "latest.json"
+WIDTH = 110
 NOT_MEANINGFUL = "A quick run: it shows that the benchmarks work; its figures mean nothing."
 
 
@@ -45,26 +48,42 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit code 1 when a target was missed; a quick run misses none."""
+    """Exit code 1 when a target was missed or a benchmark failed; a quick run misses none."""
     options = parse(arguments)
     configure_logging(load_settings({"LOG_LEVEL": "error"}))
-    comparisons: list[Comparison] = []
-    with open_bench(quick=options.quick) as bench:
-        facts = machine(bench.postgres_version)
-        for name in options.names:
-            print(f"{name} …", file=sys.stderr, flush=True)
-            comparisons += BENCHMARKS[name](bench)
-    # Wide enough for the names, whatever the terminal says it is.
-    console = Console(width=max(110, Console().width), no_color=bool(os.environ.get("NO_COLOR")))
-    console.print(as_table(comparisons, judged=not options.quick))
-    console.print(", ".join(f"{name} {fact}" for name, fact in facts.items()), highlight=False)
+    # Else a stopped run would leave its servers behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        comparisons, facts = measure(options.names, quick=options.quick)
+    except OperatorError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    show(comparisons, facts, judged=not options.quick)
     if options.json is not None:
         write_json(options.json, comparisons, facts, judged=not options.quick)
         say(f"kept in {options.json}")
-    if options.quick:
+    return 0 if options.quick or all(item.passed for item in comparisons) else 1
+
+
+def measure(names: Sequence[str], *, quick: bool) -> tuple[list[Comparison], dict[str, Any]]:
+    """Run these benchmarks on a server of their own; also what the machine is."""
+    comparisons: list[Comparison] = []
+    with open_bench(quick=quick) as bench:
+        for name in names:
+            print(f"{name} …", file=sys.stderr, flush=True)
+            comparisons += BENCHMARKS[name](bench)
+        return comparisons, machine(bench.postgres_version)
+
+
+def show(comparisons: Sequence[Comparison], facts: dict[str, Any], *, judged: bool) -> None:
+    """Print the table to standard output, wide enough for the names wherever it goes."""
+    console = Console(width=max(WIDTH, Console().width), highlight=False)
+    console.print(as_table(comparisons, judged=judged))
+    console.print(", ".join(f"{name} {fact}" for name, fact in facts.items()))
+    if not judged:
         console.print(NOT_MEANINGFUL)
-        return 0
-    return 0 if all(item.passed for item in comparisons) else 1
 
 
 if __name__ == "__main__":

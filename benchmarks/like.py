@@ -19,6 +19,7 @@ from benchmarks.log import VIDEOS
 from benchmarks.processes import ProcessFailed, Served, command, environment, serving
 from benchmarks.results import Comparison, Side
 from infra.auth import mint_token
+from infra.errors import OperatorError
 
 NOOP, LIKE, CRUD = "no-op POST, same process", "like, all in one process", "like, CRUD with outbox"
 NOOP_APART, LIKE_APART = "no-op POST, same process again", "like, projections in another process"
@@ -30,7 +31,7 @@ BACKLOT_PROJECTED = "SELECT position FROM projections.state WHERE name = 'likes'
 CRUD_RECORDED = "SELECT count(*) FROM outbox"
 
 
-class Lost(Exception):
+class Lost(OperatorError):
     """What was answered and what is stored differ: then no figure counts."""
 
 

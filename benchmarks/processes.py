@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from infra.errors import OperatorError
 from infra.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +24,7 @@ START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 
 
-class ProcessFailed(Exception):
+class ProcessFailed(OperatorError):
     """A process of the benchmark ended or did not answer; what it said is in the text."""
 
 

@@ -6,11 +6,14 @@ import sys
 from unittest.mock import patch
 
 from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from backlot.up import run_up
 from backlot.wiring import Parts, make_app
 from infra.settings import load_settings
+
+LIKE = "/videos/{video_id}/like"
 
 router = APIRouter()
 
@@ -28,10 +31,16 @@ async def noop() -> Nothing:
 
 
 def with_noop(parts: Parts) -> FastAPI:
-    """The real application; the additional route comes last, so that no other gets slower."""
+    """The real application, with the no-op beside the like: routes are searched one by one."""
     app = make_app(parts)
-    app.router.routes.extend(router.routes)
+    routes = app.router.routes
+    place = next((i for i, route in enumerate(routes) if _is_like(route)), len(routes))
+    routes[place:place] = router.routes
     return app
+
+
+def _is_like(route: object) -> bool:
+    return isinstance(route, APIRoute) and route.path == LIKE and "POST" in (route.methods or ())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request, Response
 from commands.command import Aggregates, Command
 from commands.endpoint import Execute, Reply, executor
 from domain.model import Origin
+from domain.text import check_text
 from domain.upload import Upload, object_key
 from infra.contract import Accepted, Share, WatchSession, WatchTime
 from infra.http import problems
@@ -81,6 +82,9 @@ async def watch_time(video_id: UUID, body: WatchTime, request: Request) -> Respo
 async def share(video_id: UUID, request: Request, body: Share | None = None) -> Response:
     execute = await executor(request)
     channel = body.channel if body else None
+    if channel is not None:
+        # Before it joins a batch: what the database refuses would fail everybody's telemetry.
+        check_text(channel, "channel", max_length=50)
     return await _accept(execute, SHARED, video_id, {"channel": channel} if channel else {})
 
 

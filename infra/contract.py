@@ -214,7 +214,9 @@ class WatchTime(Wire):
     """Seconds watched since the last report of this session."""
 
     session_id: UUID
-    seconds: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False, examples=[12.5])]
+    seconds: Annotated[
+        float, Field(gt=0, le=86_400, strict=True, allow_inf_nan=False, examples=[12.5])
+    ]
 
 
 class Share(Wire):

@@ -70,7 +70,10 @@ def _shared() -> list[Processor]:
 def _rendering(as_json: bool, stream: TextIO) -> list[Processor]:
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if not as_json:
-        return [strip, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+        # Plain: the pretty traceback prints local variables, and comments are personal.
+        plain = structlog.dev.plain_traceback
+        colors = stream.isatty()
+        return [strip, structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
     return [strip, structlog.processors.format_exc_info, _render_json]
 
 

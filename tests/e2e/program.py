@@ -106,13 +106,13 @@ class Program:
             time.sleep(0.02)
         return self
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Another command of the program, with the same settings."""
+    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Another command of the program, with the same settings and some more variables."""
         return subprocess.run(
             [sys.executable, "-m", "backlot", *arguments],
             check=False,
             cwd=self.home,
-            env=self.environment(),
+            env={**self.environment(), **variables},
             capture_output=True,
             text=True,
             timeout=120,

@@ -74,7 +74,7 @@ def test_commands_survive_the_end_of_postgres(
     load = Load(program, upload(program.client("owner")))
     load.run_through(lambda: kill(program), after=100, then=200)
 
-    assert load.refusals, "nobody noticed"
+    wait_for(lambda: "\nbacklot_postgres_restarts_total 1.0\n" in metrics(program))
     for refusal in load.refusals:
         problem(refusal, 503)
         assert int(refusal.headers["Retry-After"]) >= 1
@@ -83,6 +83,10 @@ def test_commands_survive_the_end_of_postgres(
     check_repeats(load)
     check_what_is_read(load)
     assert program.stop() == 0
+
+
+def metrics(program: Program) -> str:
+    return httpx.get(f"{program.url}/metrics", trust_env=False).text
 
 
 def check_nothing_lost(load: Load) -> None:

@@ -30,6 +30,7 @@ from projections.comments import Comments
 from projections.likes import Likes
 
 ROOT = Path(__file__).parents[2]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 PROBLEM_MAKERS = {"Problem", "_refusal"}
 SECRET = "s" * 32
 TYPES: dict[Any, str] = {
@@ -85,6 +86,16 @@ def test_every_event_is_described_field_by_field() -> None:
         assert f"`{topic}`" in page("events.md")
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_page_points_to_is_there(path: Path) -> None:
+    text = path.read_text()
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text)]
+    beside = {link for link in links if link and not link.startswith(("http:", "https:"))}
+    tests = set(re.findall(r"`(tests/[\w/.]+)`", text))
+    assert [link for link in beside if not (path.parent / link).exists()] == []
+    assert [name for name in tests if not (ROOT / name).exists()] == []
+
+
 @pytest.fixture
 def paths(tmp_path: Path) -> dict[str, Any]:
     """The paths of the OpenAPI document of a process with every role; nothing is started."""
@@ -121,7 +132,8 @@ def _slug(call: ast.Call) -> Iterator[tuple[str, int]]:
 
 
 def test_every_problem_type_is_described() -> None:
-    told = re.findall(r"^\| `([a-z0-9-]+)` \| ([0-9]{3}(?:, [0-9]{3})*) \|", page("api.md"), re.M)
+    row = r"^\| `([a-z0-9-]+)` \| ([0-9]{3}(?:, [0-9]{3})*) \|"
+    told = re.findall(row, page("api.md"), re.MULTILINE)
     found = {(slug, int(status)) for slug, many in told for status in many.split(", ")}
     assert found == set(slugs_in_code())
 

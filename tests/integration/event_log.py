@@ -1,0 +1,136 @@
+"""Raw events, writers in other processes and a reader that follows the log."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID, uuid4
+
+import psycopg
+from eventsourcing.persistence import ApplicationRecorder, Notification, StoredEvent
+from psycopg.rows import TupleRow
+
+from infra.event_store import LOCK_CLASS, GroupCommitRecorder, open_recorder
+
+Rows = list[tuple[Any, ...]]
+
+
+def events(count: int = 1, *, stream: UUID | None = None, first: int = 1) -> list[StoredEvent]:
+    """Events of one stream, a new one unless said, each with a state of its own."""
+    stream = stream or uuid4()
+    versions = range(first, first + count)
+    return [StoredEvent(stream, version, "test.v1", uuid4().bytes) for version in versions]
+
+
+@contextmanager
+def recording(database_url: str, **options: Any) -> Iterator[GroupCommitRecorder]:
+    """A recorder of our own, closed at the end."""
+    recorder = open_recorder(database_url, **options)
+    try:
+        yield recorder
+    finally:
+        recorder.datastore.close()
+
+
+def rows(database_url: str, query: str, values: Sequence[Any] = ()) -> Rows:
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        return conn.execute(query.encode(), values).fetchall()
+
+
+def logged(database_url: str) -> dict[int, StoredEvent]:
+    """The whole log: each event under its position, in their order."""
+    found = rows(
+        database_url,
+        "SELECT notification_id, originator_id, originator_version, topic, state "
+        "FROM backlot_events ORDER BY notification_id",
+    )
+    return {row[0]: StoredEvent(*row[1:]) for row in found}
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+    """Wait until it holds; fails when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.002)
+
+
+@contextmanager
+def lock_of_the_log(database_url: str) -> Iterator[psycopg.Connection[TupleRow]]:
+    """Holds every append back, so that what is saved meanwhile shares one batch."""
+    with psycopg.connect(database_url) as conn:
+        conn.execute(
+            "SELECT pg_advisory_xact_lock(%s::int, 'backlot_events'::regclass::oid::int)",
+            (LOCK_CLASS,),
+        )
+        yield conn
+
+
+def appends_wait(database_url: str, count: int = 1) -> bool:
+    """Whether so many appends wait for the lock of the log."""
+    query = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database "
+    query += "WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted"
+    return bool(rows(database_url, query)[0][0] >= count)
+
+
+class Tail:
+    """Follows the log in a thread, as fast as it can; notes every position that it passed over."""
+
+    def __init__(self, recorder: ApplicationRecorder) -> None:
+        self.seen: list[Notification] = []
+        self.skipped: list[int] = []
+        self._recorder = recorder
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="tail")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def await_position(self, position: int) -> None:
+        eventually(lambda: self.seen and self.seen[-1].id >= position)
+
+    @property
+    def positions(self) -> list[int]:
+        return [notification.id for notification in self.seen]
+
+    def _follow(self) -> None:
+        last = 0
+        while not self._stop.is_set():
+            for notification in self._recorder.select_notifications(
+                start=last, limit=100, inclusive_of_start=False
+            ):
+                self.skipped.extend(range(last + 1, notification.id))
+                self.seen.append(notification)
+                last = notification.id
+
+
+def write(
+    database_url: str, start_at: float, saves: int, size: int = 1, threads: int = 8
+) -> list[tuple[UUID, list[int]]]:
+    """Save events of new streams from many threads, starting at a Unix time, in any process.
+
+    Returns each stream with the positions that were acknowledged.
+    """
+    with recording(database_url) as recorder, ThreadPoolExecutor(threads) as pool:
+        batches = [events(size) for _ in range(saves)]
+        time.sleep(max(0.0, start_at - time.time()))
+        acknowledged = pool.map(recorder.insert_events, batches)
+        return [
+            (UUID(str(batch[0].originator_id)), list(positions or ()))
+            for batch, positions in zip(batches, acknowledged, strict=True)
+        ]
