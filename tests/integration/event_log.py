@@ -13,9 +13,11 @@ from uuid import UUID, uuid4
 
 import psycopg
 from eventsourcing.persistence import ApplicationRecorder, Notification, StoredEvent
+from eventsourcing.utils import Environment, get_topic
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
-from infra.event_store import LOCK_CLASS, GroupCommitRecorder, open_recorder
+from infra.event_store import LOCK_CLASS, GroupCommitFactory, GroupCommitRecorder, open_recorder
 
 Rows = list[tuple[Any, ...]]
 
@@ -25,6 +27,22 @@ def events(count: int = 1, *, stream: UUID | None = None, first: int = 1) -> lis
     stream = stream or uuid4()
     versions = range(first, first + count)
     return [StoredEvent(stream, version, "test.v1", uuid4().bytes) for version in versions]
+
+
+def environment(database_url: str) -> Environment:
+    """What the library's factories read, for a database at a libpq URL."""
+    parts = conninfo_to_dict(database_url)
+    return Environment(
+        env={
+            "PERSISTENCE_MODULE": get_topic(GroupCommitFactory),
+            "POSTGRES_DBNAME": str(parts["dbname"]),
+            "POSTGRES_HOST": str(parts["host"]),
+            "POSTGRES_PORT": str(parts["port"]),
+            "POSTGRES_USER": str(parts["user"]),
+            "POSTGRES_PASSWORD": "",
+            "POSTGRES_POOL_SIZE": "1",
+        }
+    )
 
 
 @contextmanager
@@ -73,9 +91,32 @@ def lock_of_the_log(database_url: str) -> Iterator[psycopg.Connection[TupleRow]]
 
 def appends_wait(database_url: str, count: int = 1) -> bool:
     """Whether so many appends wait for the lock of the log."""
+    return _waiting(database_url, LOCK_CLASS) >= count
+
+
+GATE = 1
+
+
+@contextmanager
+def gate(database_url: str) -> Iterator[Callable[[int], None]]:
+    """Holds other processes back; what it gives waits until so many stand ready.
+
+    At its end they all start at once; what they need to get ready is done by then.
+    """
+    with psycopg.connect(database_url) as conn:
+        conn.execute("SELECT pg_advisory_xact_lock(%s::int, 0)", (GATE,))
+        yield lambda count: eventually(lambda: _waiting(database_url, GATE) >= count)
+
+
+def pass_gate(database_url: str) -> None:
+    """Wait until the gate is open."""
+    rows(database_url, "SELECT pg_advisory_xact_lock_shared(%s::int, 0)", (GATE,))
+
+
+def _waiting(database_url: str, lock_class: int) -> int:
     query = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database "
-    query += "WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted"
-    return bool(rows(database_url, query)[0][0] >= count)
+    query += "WHERE datname = current_database() AND classid = %s AND NOT granted"
+    return int(rows(database_url, query, (lock_class,))[0][0])
 
 
 class Tail:
@@ -120,15 +161,15 @@ class Tail:
 
 
 def write(
-    database_url: str, start_at: float, saves: int, size: int = 1, threads: int = 8
+    database_url: str, saves: int, size: int = 1, threads: int = 8
 ) -> list[tuple[UUID, list[int]]]:
-    """Save events of new streams from many threads, starting at a Unix time, in any process.
+    """Save events of new streams from many threads once the gate is open, in any process.
 
     Returns each stream with the positions that were acknowledged.
     """
     with recording(database_url) as recorder, ThreadPoolExecutor(threads) as pool:
         batches = [events(size) for _ in range(saves)]
-        time.sleep(max(0.0, start_at - time.time()))
+        pass_gate(database_url)
         acknowledged = pool.map(recorder.insert_events, batches)
         return [
             (UUID(str(batch[0].originator_id)), list(positions or ()))

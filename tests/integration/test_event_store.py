@@ -6,26 +6,10 @@ import pytest
 from eventsourcing.persistence import ApplicationRecorder, InfrastructureFactory, ProcessRecorder
 from eventsourcing.postgres import PostgresAggregateRecorder, PostgresTrackingRecorder
 from eventsourcing.tests import persistence as library
-from eventsourcing.utils import Environment, get_topic
-from psycopg.conninfo import conninfo_to_dict
+from eventsourcing.utils import Environment
 
 from infra.event_store import GroupCommitFactory, GroupCommitProcessRecorder, GroupCommitRecorder
-
-
-def environment(database_url: str) -> Environment:
-    """What the library's factories read, for a database at a libpq URL."""
-    parts = conninfo_to_dict(database_url)
-    return Environment(
-        env={
-            "PERSISTENCE_MODULE": get_topic(GroupCommitFactory),
-            "POSTGRES_DBNAME": str(parts["dbname"]),
-            "POSTGRES_HOST": str(parts["host"]),
-            "POSTGRES_PORT": str(parts["port"]),
-            "POSTGRES_USER": str(parts["user"]),
-            "POSTGRES_PASSWORD": "",
-            "POSTGRES_POOL_SIZE": "1",
-        }
-    )
+from tests.integration.event_log import environment
 
 
 class OnPostgres:

@@ -1,0 +1,61 @@
+"""The answers of both APIs are those that `/openapi.json` promises, whatever is sent."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.program import PROJECT, Program
+
+CONFIG = PROJECT / "tests" / "e2e" / "schemathesis.toml"
+METHODS = {"get", "head", "put", "post", "patch", "delete"}
+
+
+@pytest.fixture(scope="module")
+def document(server: Program) -> dict[str, Any]:
+    found = httpx.get(f"{server.url}/openapi.json", trust_env=False).json()
+    assert isinstance(found, dict)
+    return found
+
+
+def test_every_answer_is_documented(
+    server: Program, document: dict[str, Any], tmp_path: Path
+) -> None:
+    seen = tmp_path / "seen"
+    token = server.token("contract", admin=True)
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run"]
+    ended = subprocess.run(
+        [
+            *command,
+            "--no-color",
+            "-H",
+            f"Authorization: Bearer {token}",
+            f"{server.url}/openapi.json",
+        ],
+        check=False,
+        cwd=tmp_path,
+        env={
+            **server.environment(),
+            "CONTRACT_URL": server.url,
+            "CONTRACT_TOKEN": token,
+            "CONTRACT_SEEN": str(seen),
+        },
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    answered = {line for line in seen.read_text().splitlines() if line[-3] == "2"}
+    succeeded = {line[:-4] for line in answered}
+    documented = {
+        f"{method.upper()} {path}"
+        for path, operations in document["paths"].items()
+        for method in operations
+        if method in METHODS
+    }
+    assert documented - succeeded == set()
