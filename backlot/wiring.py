@@ -263,7 +263,10 @@ def _operations(parts: Parts) -> APIRouter:
 
 
 async def check(parts: Parts) -> Readiness:
-    """Ask every part whether it is in order; each has 2 s to answer."""
+    """Ask every part whether it is in order; each has 2 s to answer.
+
+    Not ready is who can't do its work; a projection that stopped is told, but the rest goes on.
+    """
     states = {
         "database": await _state(lambda: asyncio.to_thread(parts.recorder.max_notification_id)),
         "objects": await _state(parts.objects.check),
@@ -271,12 +274,14 @@ async def check(parts: Parts) -> Readiness:
     for runner in parts.host.status() if parts.host else ():
         states[f"projection {runner.name}"] = {
             "ok": runner.in_order,
+            "serves": runner.serves,
             "state": str(runner.state),
             "position": runner.position,
             "lagEvents": runner.lag_events,
             "detail": runner.detail,
         }
-    return Readiness(ready=all(state["ok"] for state in states.values()), parts=states)
+    ready = all(state.pop("serves", state["ok"]) for state in states.values())
+    return Readiness(ready=ready, parts=states)
 
 
 async def _state(ask: Callable[[], Awaitable[object]]) -> dict[str, Any]:

@@ -117,5 +117,5 @@ async def remove_video(video_id: UUID, request: Request) -> Response:
         await execute.services.objects.delete(object_key(video_id))
     except ObjectStoreError as error:
         # The video is gone for everybody all the same; only its bytes still take room.
-        log.warning("a removed video's object remains", video_id=str(video_id), error=str(error))
+        log.warning("removed_object_remains", video_id=str(video_id), error=str(error))
     return answer

@@ -273,4 +273,4 @@ async def _drop(facts: Facts, execute: Execute) -> None:
         await store.abort(facts.object_key, facts.store_upload_id)
         await store.delete(facts.object_key)
     except ObjectStoreError as error:
-        log.warning("an aborted upload's bytes remain", key=facts.object_key, error=str(error))
+        log.warning("aborted_bytes_remain", key=facts.object_key, error=str(error))

@@ -204,7 +204,7 @@ CLOSE = {"Connection": "close"}
 def _as_problem(error: Exception, scope: Scope) -> Problem:
     if isinstance(error, Problem):
         return error
-    log.error("a request broke", method=scope["method"], path=scope["path"], exc_info=error)
+    log.error("request_broke", method=scope["method"], path=scope["path"], exc_info=error)
     return Problem(500, "internal", "This is our fault and has been logged; please try again.")
 
 
@@ -336,7 +336,7 @@ async def _verify(authenticator: Authenticator, token: str) -> Identity:
     except InvalidToken as error:
         raise _unauthenticated(f"The token was refused: {error.reason}.") from error
     except KeysUnavailable as error:
-        log.warning("the key server is unavailable", error=str(error))
+        log.warning("key_server_unavailable", error=str(error))
         raise Problem(
             503,
             "unavailable",

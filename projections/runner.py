@@ -68,6 +68,11 @@ class RunnerStatus:
         """Whether it follows the log, or leaves that to another process, or rests on purpose."""
         return self.state in (State.RUNNING, State.STANDBY, State.PAUSED)
 
+    @property
+    def serves(self) -> bool:
+        """Whether its read model can be read, be it old; not so before the runner's first look."""
+        return self.state not in (State.STARTING, State.UNAVAILABLE)
+
 
 class Runner:
     """One projection's thread; see `ProjectionHost` for all of a process."""

@@ -25,7 +25,7 @@ def server(short_dir: Path) -> Iterator[Program]:
     try:
         yield program.start()
         assert program.stop() == 0
-        assert "a request broke" not in program.complained
+        assert "request_broke" not in program.complained
         assert "a command broke" not in program.complained
     finally:
         program.clean_up()

@@ -44,6 +44,17 @@ class Toggle(Command[bool]):
         return likes.liked
 
 
+@dataclass(frozen=True)
+class Look(Command[str]):
+    """Touches no stream and records nothing."""
+
+    def streams(self) -> tuple[()]:
+        return ()
+
+    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> str:
+        return "seen"
+
+
 def like(video: UUID, viewer: str, wish: Wish = Wish.LIKE) -> ChangeLike:
     return ChangeLike(video, viewer, wish)
 
@@ -101,7 +112,8 @@ async def execute(
 
 async def execute_all(bus: CommandBus, commands: Sequence[Command[Any]]) -> list[Any]:
     """All at once, in one batch where it fits; outcomes and exceptions in their order."""
-    return await asyncio.gather(*(execute(bus, c) for c in commands), return_exceptions=True)
+    tasks = [asyncio.create_task(execute(bus, command)) for command in commands]
+    return list(await asyncio.gather(*tasks, return_exceptions=True))
 
 
 def with_bus(
@@ -119,7 +131,10 @@ def with_bus(
 
 
 def hammer(database_url: str, video: UUID, viewers: int, toggles: int, retries: int) -> list[Any]:
-    """Toggle for many viewers at once, in any process; gives the positions and refusals."""
+    """Toggle for many viewers at once, in any process, once the gate is open.
+
+    Gives for each toggle its stream and position, or the refusal.
+    """
 
     async def viewer(bus: CommandBus, name: str) -> list[Any]:
         outcomes: list[Any] = []
@@ -134,7 +149,7 @@ def hammer(database_url: str, video: UUID, viewers: int, toggles: int, retries: 
     async def all_viewers(bus: CommandBus) -> list[Any]:
         names = [f"viewer-{number}" for number in range(viewers)]
         pass_gate(database_url)
-        return await asyncio.gather(*(viewer(bus, name) for name in names))
+        return list(await asyncio.gather(*(viewer(bus, name) for name in names)))
 
     with recording(database_url) as recorder:
         nested = with_bus(recorder, all_viewers, retries=retries)

@@ -1,0 +1,89 @@
+"""What a person sees: the API's page works offline, and a film plays, in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from tests.e2e.program import Program
+from tests.e2e.videos import read
+from tests.support import requires
+
+SECONDS = 1000.0
+
+
+class Watched:
+    """A page, and what went wrong or abroad on it."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        self.hosts: set[str] = set()
+        page.on("console", lambda told: self._note(told.type, told.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("requestfailed", lambda request: self.complaints.append(request.url))
+        page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
+
+    def _note(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning"):
+            self.complaints.append(text)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Watched]:
+    path = requires("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield Watched(browser.new_page())
+        browser.close()
+
+
+@pytest.fixture
+def watched(browser: Watched) -> Watched:
+    browser.complaints.clear()
+    browser.hosts.clear()
+    return browser
+
+
+def test_the_page_of_the_api(server: Program, watched: Watched, tmp_path: Path) -> None:
+    page = watched.page
+    page.goto(f"{server.url}/docs")
+    page.wait_for_selector(".opblock", timeout=20 * SECONDS)
+    document = httpx.get(f"{server.url}/openapi.json", trust_env=False).json()
+    operations = sum(len(path) for path in document["paths"].values())
+    assert page.locator(".opblock").count() == operations
+    assert page.title() == "Backlot API"
+
+    page.locator("#operations-videos-list_videos_videos_get").click()
+    page.get_by_role("button", name="Try it out").click()
+    page.get_by_role("button", name="Execute").click()
+    status = page.locator(".live-responses-table .response .response-col_status")
+    status.wait_for(timeout=20 * SECONDS)
+    assert status.inner_text().strip() == "200"
+
+    picture = tmp_path / "docs.png"
+    page.screenshot(path=picture, full_page=True)
+    assert picture.stat().st_size > 20_000
+    assert watched.complaints == []
+    assert watched.hosts == {f"127.0.0.1:{server.port}"}
+
+
+def test_a_film_plays(
+    server: Program, alice: httpx.Client, video: str, watched: Watched, tmp_path: Path
+) -> None:
+    page = watched.page
+    page.goto(read(alice.post(f"/videos/{video}/watch"))["url"])
+    film = page.locator("video")
+    film.wait_for(timeout=20 * SECONDS)
+    page.wait_for_function("document.querySelector('video').readyState >= 2")
+    length, width = film.evaluate("film => [film.duration, film.videoWidth]")
+    assert (round(length), width) == (4, 320)
+    moved = "film => new Promise(done => { film.onseeked = () => done(film.currentTime); %s })"
+    assert film.evaluate(moved % "film.currentTime = 2.5") == 2.5
+    page.screenshot(path=tmp_path / "film.png")
+    assert watched.hosts == {f"127.0.0.1:{server.port}"}
