@@ -56,6 +56,8 @@ def _serve(settings: Settings, stack: ExitStack) -> int:
         log_config=None,
         access_log=False,
         server_header=False,
+        # BACKLOT_PUBLIC_URL says where clients are sent; nothing else is taken from a proxy.
+        proxy_headers=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     server = Server(config, parts)

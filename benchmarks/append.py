@@ -32,7 +32,7 @@ SELECT * FROM unnest(%b::uuid[], %b::bigint[], %b::text[], %b::bytea[], %b::bigi
 def run(bench: Bench) -> list[Comparison]:
     """Rates in events/s. Every contender gets the same rows; slow ones get the first of them."""
     # The stock recorder is slow, the others need many rows for a round of a second or more.
-    few, many = CALLERS * bench.size(20, 2), CALLERS * bench.size(250, 4)
+    few, many = CALLERS * bench.size(20, 2), CALLERS * bench.size(500, 4)
     sets = [first_likes(many, prefix=f"round-{number}") for number in range(bench.size(6, 2))]
     with ExitStack() as stack:
         ours, ours_async = (open_recorder(bench.database()) for _ in range(2))

@@ -17,7 +17,7 @@ from domain.model import Origin
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
 from infra.contract import LikeState
-from infra.http import problems
+from infra.http import DirectRoute, problems
 
 
 class Wish(StrEnum):
@@ -51,7 +51,7 @@ class ChangeLike(Command[LikeState]):
         return LikeState(has_liked=likes.liked, likes_count=(found or 0) + likes.liked)
 
 
-router = APIRouter(tags=["likes"])
+router = APIRouter(tags=["likes"], route_class=DirectRoute)
 answers: dict[str, Any] = {
     "response_model": LikeState,
     "responses": problems(401, 404, 409, 422, 503),

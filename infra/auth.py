@@ -88,7 +88,7 @@ class Authenticator:
         *,
         issuer: str | None = None,
         audience: str | None = None,
-        remember: int = 4096,
+        remember: int = 20_000,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._keys = keys

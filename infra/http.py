@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
-from uuid import uuid4
+from uuid import UUID
 
 import structlog
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,9 +21,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from infra import metrics
 from infra.auth import Authenticator, Identity, InvalidToken, KeysUnavailable
 from infra.contract import ProblemDetails, Wire
+from infra.logging import correlated
 
 log = structlog.get_logger(__name__)
 
+REQUESTS = logging.getLogger(__name__)
 PROBLEM_JSON = "application/problem+json"
 TITLES = {
     400: ("unreadable", "The request can't be read"),
@@ -128,25 +133,17 @@ class Edge:
 
         limited = not scope["path"].startswith(self._unlimited) if self._unlimited else True
         try:
-            structlog.contextvars.bind_contextvars(request_id=request_id)
-            guarded = _limit(receive, scope, self._body_limit) if limited else receive
-            await self._app(scope, guarded, send_with_id)
-        except Exception as error:
-            if answering:
-                raise
-            problem = _as_problem(error, scope)
-            await problem_response(scope, problem)(scope, receive, send_with_id)
+            with correlated(request_id):
+                try:
+                    guarded = _limit(receive, scope, self._body_limit) if limited else receive
+                    await self._app(scope, guarded, send_with_id)
+                except Exception as error:
+                    if answering:
+                        raise
+                    problem = _as_problem(error, scope)
+                    await problem_response(scope, problem)(scope, receive, send_with_id)
         finally:
-            seconds = time.perf_counter() - started
-            log.debug(
-                "request",
-                method=scope["method"],
-                path=scope["path"],
-                status=status,
-                seconds=seconds,
-            )
-            structlog.contextvars.unbind_contextvars("request_id")
-            self._measure(scope, status, seconds)
+            self._measure(scope, status, time.perf_counter() - started)
 
     def _measure(self, scope: Scope, status: int, seconds: float) -> None:
         method = scope["method"] if scope["method"] in METHODS else "other"
@@ -160,6 +157,11 @@ class Edge:
         if timer is None:
             timer = self._timers[key[:2]] = metrics.HTTP_SECONDS.labels(method, route)
         timer.observe(seconds)
+        if REQUESTS.isEnabledFor(logging.DEBUG):
+            path, id_ = scope["path"], request_id_of(scope)
+            log.debug(
+                "request", method=method, path=path, status=status, seconds=seconds, requestId=id_
+            )
 
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -171,7 +173,7 @@ def _request_id(scope: Scope) -> str:
             text: str = value.decode("latin-1")
             if 1 <= len(text) <= 128 and text.isascii() and text.isprintable():
                 return text
-    return uuid4().hex
+    return secrets.token_hex(16)
 
 
 def _limit(receive: Receive, scope: Scope, most: int) -> Receive:
@@ -287,6 +289,25 @@ def create_app(
         app.add_exception_handler(kind, handler(make))
     app.openapi = _document(app)  # type: ignore[method-assign]
     return app
+
+
+class DirectRoute(APIRoute):
+    """A hot route: its endpoint, of the one id in its path and the request, is called at once.
+
+    It is documented like every other. What is unusual, such as an id that is none, goes the
+    ordinary way.
+    """
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            (stream,) = (UUID(value) for value in scope["path_params"].values())
+        except (ValueError, AttributeError):
+            stream = None
+        if stream is None or scope["method"] not in (self.methods or ()):
+            await super().handle(scope, receive, send)
+            return
+        response: Response = await self.endpoint(stream, Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}

@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TextIO
 
 import orjson
@@ -51,16 +52,30 @@ def configure_logging(settings: Settings, stream: TextIO | None = None) -> None:
     )
 
 
+# A variable of our own: binding structlog's costs each request several microseconds.
+_correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
+
+
 @contextmanager
-def correlated(correlation_id: str, **context: str) -> Iterator[None]:
-    """Put ``correlationId`` and ``context`` into every line logged inside, tasks included."""
-    with structlog.contextvars.bound_contextvars(correlationId=correlation_id, **context):
+def correlated(correlation_id: str) -> Iterator[None]:
+    """Put ``correlationId`` into every line logged inside, tasks included."""
+    token = _correlation_id.set(correlation_id)
+    try:
         yield
+    finally:
+        _correlation_id.reset(token)
+
+
+def _correlate(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    correlation_id = _correlation_id.get()
+    if correlation_id is not None:
+        event["correlationId"] = correlation_id
+    return event
 
 
 def _shared() -> list[Processor]:
     return [
-        structlog.contextvars.merge_contextvars,
+        _correlate,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

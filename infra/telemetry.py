@@ -12,6 +12,7 @@ from typing import Any, LiteralString
 from uuid import UUID
 
 import orjson
+import psycopg
 from psycopg import AsyncConnection, Connection, Cursor
 from psycopg_pool import ConnectionPool
 
@@ -92,18 +93,25 @@ class Telemetry:
         await self._batcher.close()
         self._pool.close()
 
-    def _insert(self, events: Sequence[TelemetryEvent]) -> Sequence[None]:
-        columns = (
-            [event.event_id for event in events],
-            [event.topic for event in events],
-            [event.video_id for event in events],
-            [event.user_id for event in events],
-            [event.happened_at for event in events],
-            [orjson.dumps(event.details).decode() for event in events],
-        )
-        with self._pool.connection() as conn:
-            conn.execute(INSERT, columns, prepare=True)
+    def _insert(self, events: Sequence[TelemetryEvent]) -> Sequence[BaseException | None]:
+        try:
+            with self._pool.connection() as conn:
+                conn.execute(INSERT, _columns(events), prepare=True)
+        except psycopg.DataError as error:
+            # What can't be stored must not take its batch with it.
+            return [error] if len(events) == 1 else [self._insert([one])[0] for one in events]
         return [None] * len(events)
+
+
+def _columns(events: Sequence[TelemetryEvent]) -> tuple[list[Any], ...]:
+    return (
+        [event.event_id for event in events],
+        [event.topic for event in events],
+        [event.video_id for event in events],
+        [event.user_id for event in events],
+        [event.happened_at for event in events],
+        [orjson.dumps(event.details).decode() for event in events],
+    )
 
 
 def install(conn: Connection[Any]) -> None:

@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 TAKEOVER_SECONDS = 1.0
 # Under load, events that arrive within this time share a transaction.
-GATHER_SECONDS = 0.01
+GATHER_SECONDS = 0.05
 MEASURE_AGE_SECONDS = 1.0
 STOP_SECONDS = 10.0
 OUTDATED = "version changed: replay needed"

@@ -1,4 +1,4 @@
-"""Other processes, for what must hold between them."""
+"""What tests of the event log and of the buses on it share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+import psycopg
 import pytest
+
+from infra.event_store import GroupCommitRecorder
+from infra.postgres import EmbeddedPostgres
+from tests.integration.event_log import recording
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +22,34 @@ def processes() -> Iterator[ProcessPoolExecutor]:
         for ready in [pool.submit(time.sleep, 0.5) for _ in range(2)]:
             ready.result()
         yield pool
+
+
+@pytest.fixture(scope="session")
+def log_database(postgres: EmbeddedPostgres) -> str:
+    """A database with the tables of the event store."""
+    with psycopg.connect(postgres.url, autocommit=True) as admin:
+        admin.execute("CREATE DATABASE test_log")
+    url = postgres.url_of("test_log")
+    with recording(url):
+        return url
+
+
+@pytest.fixture
+def log_url(log_database: str) -> str:
+    """The URL of a database with an empty event log; far faster than a database of its own."""
+    with psycopg.connect(log_database, autocommit=True) as conn:
+        conn.execute("TRUNCATE backlot_events, backlot_events_answers")
+    return log_database
+
+
+@pytest.fixture
+def recorder(log_url: str) -> Iterator[GroupCommitRecorder]:
+    with recording(log_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def another(recorder: GroupCommitRecorder, log_url: str) -> Iterator[GroupCommitRecorder]:
+    """A second recorder on the same log, as another process has it."""
+    with recording(log_url) as opened:
+        yield opened

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -31,13 +30,7 @@ from tests.integration.buses import (
     new_video,
     with_bus,
 )
-from tests.integration.event_log import appends_wait, eventually, lock_of_the_log, logged, recording
-
-
-@pytest.fixture
-def recorder(database_url: str) -> Iterator[GroupCommitRecorder]:
-    with recording(database_url) as opened:
-        yield opened
+from tests.integration.event_log import appends_wait, eventually, lock_of_the_log, logged
 
 
 @pytest.fixture
@@ -47,39 +40,39 @@ def video(recorder: GroupCommitRecorder) -> UUID:
 
 class TestRaces:
     def test_200_first_likes_of_one_viewer_are_one_like(
-        self, recorder: GroupCommitRecorder, database_url: str, video: UUID
+        self, recorder: GroupCommitRecorder, log_url: str, video: UUID
     ) -> None:
         async def scenario(bus: CommandBus) -> None:
             outcomes = await execute_all(bus, [like(video, "ann")] * 200)
             assert outcomes == [Executed(LikeState(has_liked=True, likes_count=1), 3)] * 200
 
         with_bus(recorder, scenario)
-        assert decided(database_url, stream_id(video, "ann")) == ["liked"]
+        assert decided(log_url, stream_id(video, "ann")) == ["liked"]
 
     def test_2000_viewers_at_once_are_2000_likes(
-        self, recorder: GroupCommitRecorder, database_url: str, video: UUID
+        self, recorder: GroupCommitRecorder, log_url: str, video: UUID
     ) -> None:
         async def scenario(bus: CommandBus) -> None:
             outcomes = await execute_all(bus, [like(video, f"viewer-{n}") for n in range(2_000)])
             assert sorted(outcome.position for outcome in outcomes) == [*range(3, 2_003)]
 
         with_bus(recorder, scenario)
-        liked = [event for event in logged(database_url).values() if "liked" in event.topic]
+        liked = [event for event in logged(log_url).values() if "liked" in event.topic]
         assert len({event.originator_id for event in liked}) == len(liked) == 2_000
 
     @pytest.mark.parametrize("max_batch", [7, 256])
     def test_200_toggles_of_one_viewer_alternate(
-        self, recorder: GroupCommitRecorder, database_url: str, video: UUID, max_batch: int
+        self, recorder: GroupCommitRecorder, log_url: str, video: UUID, max_batch: int
     ) -> None:
         async def scenario(bus: CommandBus) -> None:
             outcomes = await execute_all(bus, [like(video, "ann", Wish.TOGGLE)] * 200)
             assert [outcome.answer.has_liked for outcome in outcomes] == [True, False] * 100
 
         with_bus(recorder, scenario, max_batch=max_batch)
-        assert decided(database_url, stream_id(video, "ann")) == alternating(200)
+        assert decided(log_url, stream_id(video, "ann")) == alternating(200)
 
     def test_a_batch_is_one_transaction_and_says_who_when_and_why(
-        self, recorder: GroupCommitRecorder, database_url: str, video: UUID
+        self, recorder: GroupCommitRecorder, log_url: str, video: UUID
     ) -> None:
         async def scenario(bus: CommandBus) -> None:
             before = metrics.value("backlot_commands_total", command="Toggle", outcome="accepted")
@@ -88,14 +81,14 @@ class TestRaces:
             assert after == before + 20
 
         with_bus(recorder, scenario)
-        payloads = [json.loads(event.state) for event in logged(database_url).values()][2:]
+        payloads = [json.loads(event.state) for event in logged(log_url).values()][2:]
         assert len({payload["timestamp"] for payload in payloads}) == 1
         assert {payload["actor"] for payload in payloads} == {"ann"}
         assert {payload["correlation_id"] for payload in payloads} == {"correlation"}
         assert {payload["causation_id"] for payload in payloads} == {"correlation"}
 
     def test_naming_a_victims_stream_as_a_video_does_not_stop_the_victim(
-        self, recorder: GroupCommitRecorder, database_url: str, video: UUID
+        self, recorder: GroupCommitRecorder, log_url: str, video: UUID
     ) -> None:
         victim = stream_id(video, "ann")
 
@@ -108,12 +101,12 @@ class TestRaces:
                 assert isinstance(liked, Executed)
 
         with_bus(recorder, scenario)
-        assert decided(database_url, victim) == alternating(3)
+        assert decided(log_url, victim) == alternating(3)
 
 
 class TestFailures:
     def test_a_refusal_is_its_commands_alone(
-        self, recorder: GroupCommitRecorder, database_url: str, video: UUID
+        self, recorder: GroupCommitRecorder, log_url: str, video: UUID
     ) -> None:
         async def scenario(bus: CommandBus) -> None:
             commands = [like(video, "ann"), like(uuid4(), "ann"), like(video, "bob")]
@@ -121,11 +114,11 @@ class TestFailures:
             assert [type(outcome) for outcome in outcomes] == [Executed, NotFound, Executed]
 
         with_bus(recorder, scenario)
-        assert [*logged(database_url)] == [1, 2, 3, 4]
+        assert [*logged(log_url)] == [1, 2, 3, 4]
 
     @pytest.mark.parametrize("error", [Conflict("No."), ZeroDivisionError("a bug")])
     def test_one_that_records_and_gives_up_leaves_nothing(
-        self, recorder: GroupCommitRecorder, database_url: str, error: Exception
+        self, recorder: GroupCommitRecorder, log_url: str, error: Exception
     ) -> None:
         shared, other = uuid4(), uuid4()
 
@@ -144,8 +137,8 @@ class TestFailures:
 
         with capture_logs():
             with_bus(recorder, scenario)
-        assert decided(database_url, shared) == alternating(4)
-        assert decided(database_url, other) == ["liked"]
+        assert decided(log_url, shared) == alternating(4)
+        assert decided(log_url, other) == ["liked"]
 
     def test_a_bug_is_logged_with_its_command(self, recorder: GroupCommitRecorder) -> None:
         async def scenario(bus: CommandBus) -> None:
@@ -162,7 +155,7 @@ class TestFailures:
         assert after == before + 1
 
     def test_a_stream_that_nobody_can_read_stops_only_its_own_commands(
-        self, recorder: GroupCommitRecorder, database_url: str
+        self, recorder: GroupCommitRecorder, log_url: str
     ) -> None:
         broken, sound = uuid4(), uuid4()
 
@@ -180,12 +173,12 @@ class TestFailures:
         with capture_logs() as logs:
             with_bus(recorder, scenario)
         assert [entry["stream"] for entry in logs] == [str(broken)] * 2
-        assert decided(database_url, sound) == alternating(3)
+        assert decided(log_url, sound) == alternating(3)
 
     def test_when_the_store_is_away_all_are_told_and_nothing_is_remembered(
         self,
         recorder: GroupCommitRecorder,
-        database_url: str,
+        log_url: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         stream = uuid4()
@@ -204,12 +197,12 @@ class TestFailures:
 
         with capture_logs():
             with_bus(recorder, scenario)
-        assert decided(database_url, stream) == ["liked", "unliked"]
+        assert decided(log_url, stream) == ["liked", "unliked"]
 
 
 class TestLimits:
     def test_what_is_not_remembered_is_loaded_again(
-        self, recorder: GroupCommitRecorder, database_url: str
+        self, recorder: GroupCommitRecorder, log_url: str
     ) -> None:
         streams = [uuid4() for _ in range(5)]
 
@@ -219,10 +212,10 @@ class TestLimits:
                 assert list(bus._cache) == streams[-2:]
 
         with_bus(recorder, scenario, remember=2)
-        assert [decided(database_url, stream) for stream in streams] == [alternating(3)] * 5
+        assert [decided(log_url, stream) for stream in streams] == [alternating(3)] * 5
 
     def test_closing_finishes_what_was_accepted(
-        self, recorder: GroupCommitRecorder, database_url: str
+        self, recorder: GroupCommitRecorder, log_url: str
     ) -> None:
         streams = [uuid4() for _ in range(50)]
 
@@ -235,19 +228,19 @@ class TestLimits:
                 await execute(bus, Toggle(uuid4()))
 
         with_bus(recorder, scenario, max_batch=8)
-        assert len(logged(database_url)) == 50
+        assert len(logged(log_url)) == 50
 
     def test_too_many_waiting_are_refused_and_the_others_served(
-        self, recorder: GroupCommitRecorder, database_url: str
+        self, recorder: GroupCommitRecorder, log_url: str
     ) -> None:
         async def scenario(bus: CommandBus) -> None:
-            with lock_of_the_log(database_url):
+            with lock_of_the_log(log_url):
                 tasks = [asyncio.create_task(execute(bus, Toggle(uuid4())))]
-                await asyncio.to_thread(eventually, lambda: appends_wait(database_url))
+                await asyncio.to_thread(eventually, lambda: appends_wait(log_url))
                 tasks += [asyncio.create_task(execute(bus, Toggle(uuid4()))) for _ in range(15)]
                 await asyncio.sleep(0.01)
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
             assert [type(each) for each in outcomes] == [Executed] * 11 + [QueueFull] * 5
 
         with_bus(recorder, scenario, max_waiting=10)
-        assert len(logged(database_url)) == 11
+        assert len(logged(log_url)) == 11

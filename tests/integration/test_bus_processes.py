@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 from uuid import UUID, uuid4
@@ -33,20 +32,7 @@ from tests.integration.buses import (
     record,
     with_bus,
 )
-from tests.integration.event_log import events, gate, logged, recording
-
-
-@pytest.fixture
-def recorder(database_url: str) -> Iterator[GroupCommitRecorder]:
-    with recording(database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def another(database_url: str, recorder: GroupCommitRecorder) -> Iterator[GroupCommitRecorder]:
-    """As another process has it."""
-    with recording(database_url) as opened:
-        yield opened
+from tests.integration.event_log import events, gate, logged
 
 
 @pytest.fixture
@@ -55,32 +41,32 @@ def video(recorder: GroupCommitRecorder) -> UUID:
 
 
 def test_two_processes_on_the_same_streams_lose_and_double_nothing(
-    database_url: str, video: UUID, processes: ProcessPoolExecutor
+    log_url: str, video: UUID, processes: ProcessPoolExecutor
 ) -> None:
-    with gate(database_url) as await_ready:
-        tasks = [processes.submit(hammer, database_url, video, 5, 40, 1_000) for _ in range(2)]
+    with gate(log_url) as await_ready:
+        tasks = [processes.submit(hammer, log_url, video, 5, 40, 1_000) for _ in range(2)]
         await_ready(2)
     acknowledged = [outcome for task in tasks for outcome in task.result()]
     assert Counter(stream for stream, _ in acknowledged) == {
         stream_id(video, f"viewer-{number}"): 80 for number in range(5)
     }
     for stream in {stream for stream, _ in acknowledged}:
-        assert decided(database_url, stream) == alternating(80)
-    log = logged(database_url)
+        assert decided(log_url, stream) == alternating(80)
+    log = logged(log_url)
     assert all(log[position].originator_id == stream for stream, position in acknowledged)
     assert sorted(position for _, position in acknowledged) == [*log][2:] == [*range(3, 403)]
 
 
 def test_conflicts_beyond_the_limit_are_told_and_leave_nothing(
-    database_url: str, video: UUID, processes: ProcessPoolExecutor
+    log_url: str, video: UUID, processes: ProcessPoolExecutor
 ) -> None:
-    with gate(database_url) as await_ready:
-        tasks = [processes.submit(hammer, database_url, video, 1, 100, 0) for _ in range(2)]
+    with gate(log_url) as await_ready:
+        tasks = [processes.submit(hammer, log_url, video, 1, 100, 0) for _ in range(2)]
         await_ready(2)
     outcomes = [outcome for task in tasks for outcome in task.result()]
     contended = [outcome for outcome in outcomes if isinstance(outcome, Contended)]
     assert contended, "the processes never met"
-    recorded = decided(database_url, stream_id(video, "viewer-0"))
+    recorded = decided(log_url, stream_id(video, "viewer-0"))
     assert recorded == alternating(len(outcomes) - len(contended))
 
 
@@ -88,7 +74,7 @@ def test_conflicts_beyond_the_limit_are_told_and_leave_nothing(
 def test_a_conflict_is_decided_again_up_to_the_limit(
     recorder: GroupCommitRecorder,
     another: GroupCommitRecorder,
-    database_url: str,
+    log_url: str,
     monkeypatch: pytest.MonkeyPatch,
     retries: int,
 ) -> None:
@@ -117,15 +103,15 @@ def test_a_conflict_is_decided_again_up_to_the_limit(
     assert type(refused) is Contended
     assert accepted.answer is True
     assert next(faster) == retries + 1
-    assert decided(database_url, contested) == alternating(retries + 1)
-    assert decided(database_url, calm) == ["liked"]
+    assert decided(log_url, contested) == alternating(retries + 1)
+    assert decided(log_url, calm) == ["liked"]
     assert metrics.value("backlot_append_conflicts_total") == conflicts + retries + 1
     after = metrics.value("backlot_commands_total", command="Toggle", outcome="conflict")
     assert after == refusals + 1
 
 
 def test_what_another_process_recorded_is_seen(
-    recorder: GroupCommitRecorder, another: GroupCommitRecorder, database_url: str, video: UUID
+    recorder: GroupCommitRecorder, another: GroupCommitRecorder, log_url: str, video: UUID
 ) -> None:
     async def scenario() -> None:
         async with open_bus(recorder) as bus, open_bus(another) as other:
@@ -135,7 +121,7 @@ def test_what_another_process_recorded_is_seen(
                 assert outcome.answer.has_liked is expected
 
     asyncio.run(scenario())
-    assert decided(database_url, stream_id(video, "ann")) == alternating(6)
+    assert decided(log_url, stream_id(video, "ann")) == alternating(6)
 
 
 def test_a_video_that_another_process_removed_is_gone(

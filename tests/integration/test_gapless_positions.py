@@ -27,7 +27,6 @@ from tests.integration.event_log import (
     events,
     eventually,
     gate,
-    recording,
     rows,
     write,
 )
@@ -35,44 +34,38 @@ from tests.integration.event_log import (
 Acknowledged = list[tuple[UUID, list[int]]]
 
 
-@pytest.fixture
-def recorder(database_url: str) -> Iterator[GroupCommitRecorder]:
-    with recording(database_url) as opened:
-        yield opened
-
-
 @contextmanager
 def held_open(
     recorder: GroupCommitRecorder,
-    database_url: str,
+    log_url: str,
     save: list[StoredEvent],
     others: Callable[[], Future[Acknowledged]],
 ) -> Iterator[tuple[psycopg.Connection[TupleRow], Future[Acknowledged]]]:
     """A writer that has got its positions and does not commit, while another one wants to write."""
-    with psycopg.connect(database_url) as writer:
-        with gate(database_url) as await_ready:
+    with psycopg.connect(log_url) as writer:
+        with gate(log_url) as await_ready:
             other = others()
             await_ready(1)
             writer.execute(recorder.append_statement, _arguments([Save(save)]))
-        eventually(lambda: appends_wait(database_url))
+        eventually(lambda: appends_wait(log_url))
         yield writer, other
 
 
 @pytest.fixture
-def others(processes: ProcessPoolExecutor, database_url: str) -> Callable[[], Future[Acknowledged]]:
+def others(processes: ProcessPoolExecutor, log_url: str) -> Callable[[], Future[Acknowledged]]:
     """Starts another process that saves fifty events."""
-    return lambda: processes.submit(write, database_url, saves=50)
+    return lambda: processes.submit(write, log_url, saves=50)
 
 
 def test_a_writer_held_open_before_its_commit_holds_back_all_others(
     recorder: GroupCommitRecorder,
-    database_url: str,
+    log_url: str,
     others: Callable[[], Future[Acknowledged]],
 ) -> None:
     first, held = events(2), events(3)
     with Tail(recorder) as tail:
         recorder.insert_events(first)
-        with held_open(recorder, database_url, held, others) as (writer, other):
+        with held_open(recorder, log_url, held, others) as (writer, other):
             time.sleep(0.1)
             assert tail.positions == [1, 2]
             assert not other.done()
@@ -87,11 +80,11 @@ def test_a_writer_held_open_before_its_commit_holds_back_all_others(
 
 def test_positions_of_a_writer_that_rolls_back_are_given_again(
     recorder: GroupCommitRecorder,
-    database_url: str,
+    log_url: str,
     others: Callable[[], Future[Acknowledged]],
 ) -> None:
     with Tail(recorder) as tail:
-        with held_open(recorder, database_url, events(3), others) as (writer, other):
+        with held_open(recorder, log_url, events(3), others) as (writer, other):
             writer.rollback()
         acknowledged = other.result()
         tail.await_position(50)
@@ -102,12 +95,12 @@ def test_positions_of_a_writer_that_rolls_back_are_given_again(
 
 def test_a_writer_that_dies_before_its_commit_holds_nobody_back(
     recorder: GroupCommitRecorder,
-    database_url: str,
+    log_url: str,
     others: Callable[[], Future[Acknowledged]],
 ) -> None:
     with Tail(recorder) as tail:
-        with held_open(recorder, database_url, events(3), others) as (writer, other):
-            rows(database_url, "SELECT pg_terminate_backend(%s)", [writer.info.backend_pid])
+        with held_open(recorder, log_url, events(3), others) as (writer, other):
+            rows(log_url, "SELECT pg_terminate_backend(%s)", [writer.info.backend_pid])
             other.result()
             writer.close()
         tail.await_position(50)
@@ -116,13 +109,11 @@ def test_a_writer_that_dies_before_its_commit_holds_nobody_back(
 
 
 def test_two_processes_at_full_speed_leave_one_contiguous_log(
-    recorder: GroupCommitRecorder, database_url: str, processes: ProcessPoolExecutor
+    recorder: GroupCommitRecorder, log_url: str, processes: ProcessPoolExecutor
 ) -> None:
     with Tail(recorder) as tail:
-        with gate(database_url) as await_ready:
-            writers = [
-                processes.submit(write, database_url, saves=400, size=size) for size in (1, 3)
-            ]
+        with gate(log_url) as await_ready:
+            writers = [processes.submit(write, log_url, saves=400, size=size) for size in (1, 3)]
             await_ready(2)
         single, triple = (dict(writer.result()) for writer in writers)
         tail.await_position(1_600)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -23,22 +22,8 @@ from tests.integration.event_log import (
     eventually,
     lock_of_the_log,
     logged,
-    recording,
     rows,
 )
-
-
-@pytest.fixture
-def recorder(database_url: str) -> Iterator[GroupCommitRecorder]:
-    with recording(database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def another(database_url: str, recorder: GroupCommitRecorder) -> Iterator[GroupCommitRecorder]:
-    """As another process has it."""
-    with recording(database_url) as opened:
-        yield opened
 
 
 def key(name: str = "key-1", body: bytes = b"body") -> IdempotencyKey:
@@ -52,13 +37,13 @@ def kept(position: int, answer: Any = True, actor: str = "ann") -> Answer:
     return Answer(actor, "key-1", digest, 201, repr(answer).encode(), position)
 
 
-def answers(database_url: str) -> list[tuple[Any, ...]]:
-    return rows(database_url, "SELECT actor, key FROM backlot_events_answers ORDER BY 1, 2")
+def answers(log_url: str) -> list[tuple[Any, ...]]:
+    return rows(log_url, "SELECT actor, key FROM backlot_events_answers ORDER BY 1, 2")
 
 
 class TestRepeats:
     def test_a_repeat_gets_the_stored_answer_and_records_nothing(
-        self, recorder: GroupCommitRecorder, database_url: str
+        self, recorder: GroupCommitRecorder, log_url: str
     ) -> None:
         stream = uuid4()
 
@@ -70,10 +55,10 @@ class TestRepeats:
         with_bus(recorder, scenario)
         # After a restart too: nothing of this is kept in memory.
         assert with_bus(recorder, lambda bus: execute(bus, Toggle(stream), key=key())) == kept(1)
-        assert decided(database_url, stream) == ["liked", "unliked"]
+        assert decided(log_url, stream) == ["liked", "unliked"]
 
     def test_100_at_once_with_one_key_are_one_event_and_equal_answers(
-        self, recorder: GroupCommitRecorder, database_url: str
+        self, recorder: GroupCommitRecorder, log_url: str
     ) -> None:
         stream = uuid4()
 
@@ -83,10 +68,10 @@ class TestRepeats:
             assert outcomes == [Executed(True, 1)] + [kept(1)] * 99
 
         with_bus(recorder, scenario)
-        assert decided(database_url, stream) == ["liked"]
+        assert decided(log_url, stream) == ["liked"]
 
     def test_two_buses_at_once_are_one_event(
-        self, recorder: GroupCommitRecorder, another: GroupCommitRecorder, database_url: str
+        self, recorder: GroupCommitRecorder, another: GroupCommitRecorder, log_url: str
     ) -> None:
         streams = [uuid4() for _ in range(30)]
 
@@ -104,31 +89,31 @@ class TestRepeats:
                 assert first.position == second.position
 
         asyncio.run(scenario())
-        assert [decided(database_url, stream) for stream in streams] == [["liked"]] * 30
+        assert [decided(log_url, stream) for stream in streams] == [["liked"]] * 30
 
     def test_two_buses_that_both_looked_before_either_wrote_are_one_event(
-        self, recorder: GroupCommitRecorder, another: GroupCommitRecorder, database_url: str
+        self, recorder: GroupCommitRecorder, another: GroupCommitRecorder, log_url: str
     ) -> None:
         # Different streams: only the key itself can tell them apart.
         streams = [uuid4(), uuid4()]
 
         async def scenario() -> list[Any]:
             async with open_bus(recorder) as one, open_bus(another) as two:
-                with lock_of_the_log(database_url):
+                with lock_of_the_log(log_url):
                     tasks = [
                         asyncio.create_task(execute(bus, Toggle(stream), key=key()))
                         for bus, stream in zip((one, two), streams, strict=True)
                     ]
-                    await asyncio.to_thread(eventually, lambda: appends_wait(database_url, 2))
+                    await asyncio.to_thread(eventually, lambda: appends_wait(log_url, 2))
                 return list(await asyncio.gather(*tasks))
 
         outcomes = asyncio.run(scenario())
         assert kept(1) in outcomes
         assert Executed(True, 1) in outcomes
-        assert len(logged(database_url)) == 1
+        assert len(logged(log_url)) == 1
 
     def test_an_answer_that_records_nothing_is_kept_with_the_position_that_it_told(
-        self, recorder: GroupCommitRecorder, database_url: str
+        self, recorder: GroupCommitRecorder, log_url: str
     ) -> None:
         async def scenario(bus: CommandBus) -> None:
             toggles = (execute(bus, Toggle(uuid4())) for _ in range(3))
@@ -137,7 +122,7 @@ class TestRepeats:
             assert await execute(bus, Look(), key=key()) == kept(3, "seen")
 
         with_bus(recorder, scenario)
-        assert answers(database_url) == [("ann", "key-1")]
+        assert answers(log_url) == [("ann", "key-1")]
 
     def test_a_lost_answer_is_found_by_its_key(
         self, recorder: GroupCommitRecorder, monkeypatch: pytest.MonkeyPatch
@@ -162,7 +147,7 @@ class TestRepeats:
 
 class TestBounds:
     def test_another_request_under_the_same_key_is_refused(
-        self, recorder: GroupCommitRecorder, database_url: str
+        self, recorder: GroupCommitRecorder, log_url: str
     ) -> None:
         stream = uuid4()
 
@@ -175,11 +160,9 @@ class TestBounds:
                 await execute(bus, Toggle(stream), key=key(body=b"other"))
 
         with_bus(recorder, scenario)
-        assert decided(database_url, stream) == ["liked"]
+        assert decided(log_url, stream) == ["liked"]
 
-    def test_keys_are_each_actors_own(
-        self, recorder: GroupCommitRecorder, database_url: str
-    ) -> None:
+    def test_keys_are_each_actors_own(self, recorder: GroupCommitRecorder, log_url: str) -> None:
         stream = uuid4()
 
         async def scenario(bus: CommandBus) -> None:
@@ -188,11 +171,11 @@ class TestBounds:
             assert await execute(bus, Toggle(stream), "ann", key()) == kept(1)
 
         with_bus(recorder, scenario)
-        assert decided(database_url, stream) == alternating(2)
-        assert answers(database_url) == [("ann", "key-1"), ("bob", "key-1")]
+        assert decided(log_url, stream) == alternating(2)
+        assert answers(log_url) == [("ann", "key-1"), ("bob", "key-1")]
 
     def test_a_refused_save_keeps_no_answer(
-        self, recorder: GroupCommitRecorder, database_url: str
+        self, recorder: GroupCommitRecorder, log_url: str
     ) -> None:
         stream = uuid4()
         recorder.insert_events(events(stream=stream))
@@ -204,22 +187,22 @@ class TestBounds:
             ]
         )
         assert appended.outcomes == [None, range(2, 4), range(4, 4)]
-        assert answers(database_url) == [("bob", "key-1"), ("cid", "key-1")]
+        assert answers(log_url) == [("bob", "key-1"), ("cid", "key-1")]
 
     def test_a_used_key_refuses_its_save_whole(
-        self, recorder: GroupCommitRecorder, database_url: str
+        self, recorder: GroupCommitRecorder, log_url: str
     ) -> None:
         recorder.append([Save(events(), [kept(0)])])
         appended = recorder.append(
             [Save(events(2), [kept(0)]), Save(events(2), [kept(0, actor="bob")])]
         )
         assert appended.outcomes == [None, range(2, 4)]
-        positions = rows(database_url, "SELECT actor, position FROM backlot_events_answers")
+        positions = rows(log_url, "SELECT actor, position FROM backlot_events_answers")
         assert sorted(positions) == [("ann", 1), ("bob", 3)]
-        assert len(logged(database_url)) == 3
+        assert len(logged(log_url)) == 3
 
     def test_one_that_gives_up_leaves_neither_event_nor_answer(
-        self, recorder: GroupCommitRecorder, database_url: str
+        self, recorder: GroupCommitRecorder, log_url: str
     ) -> None:
         stream = uuid4()
 
@@ -229,10 +212,10 @@ class TestBounds:
             assert await execute(bus, Toggle(stream), key=key()) == Executed(True, 1)
 
         with_bus(recorder, scenario)
-        assert decided(database_url, stream) == ["liked"]
+        assert decided(log_url, stream) == ["liked"]
 
     def test_answers_past_their_lifetime_are_forgotten(
-        self, recorder: GroupCommitRecorder, database_url: str
+        self, recorder: GroupCommitRecorder, log_url: str
     ) -> None:
         stream = uuid4()
 
@@ -240,12 +223,12 @@ class TestBounds:
             await execute(bus, Toggle(stream), "ann", key())
             await execute(bus, Toggle(stream), "bob", key())
             rows(
-                database_url,
+                log_url,
                 "UPDATE backlot_events_answers SET created_at = now() - interval '25 hours' "
                 "WHERE actor = 'ann' RETURNING 1",
             )
             assert recorder.forget_answers(24) == 1
-            assert answers(database_url) == [("bob", "key-1")]
+            assert answers(log_url) == [("bob", "key-1")]
             assert await execute(bus, Toggle(stream), "ann", key()) == Executed(True, 3)
 
         with_bus(recorder, scenario)

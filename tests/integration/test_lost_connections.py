@@ -26,12 +26,6 @@ from tests.integration.event_log import (
 
 
 @pytest.fixture
-def recorder(database_url: str) -> Iterator[GroupCommitRecorder]:
-    with recording(database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(32) as threads:
         yield threads
@@ -55,15 +49,15 @@ def lose_answers(
     return answers
 
 
-def kill_appenders(database_url: str) -> int:
+def kill_appenders(log_url: str) -> int:
     """End the server's side of every connection that appends or did so last."""
     query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     query += "WHERE datname = current_database() AND query LIKE %s"
-    return len(rows(database_url, query, ["SELECT head, conflicts FROM %"]))
+    return len(rows(log_url, query, ["SELECT head, conflicts FROM %"]))
 
 
 def test_every_acknowledged_save_is_there_once(
-    recorder: GroupCommitRecorder, pool: ThreadPoolExecutor, database_url: str
+    recorder: GroupCommitRecorder, pool: ThreadPoolExecutor, log_url: str
 ) -> None:
     over = threading.Event()
 
@@ -78,15 +72,15 @@ def test_every_acknowledged_save_is_there_once(
         savers = [pool.submit(save_on) for _ in range(16)]
         try:
             for _ in range(5):
-                with lock_of_the_log(database_url):
-                    eventually(lambda: appends_wait(database_url))
-                    assert kill_appenders(database_url)
-                eventually(lambda: kill_appenders(database_url))
+                with lock_of_the_log(log_url):
+                    eventually(lambda: appends_wait(log_url))
+                    assert kill_appenders(log_url)
+                eventually(lambda: kill_appenders(log_url))
         finally:
             over.set()
         saved = [each for saver in savers for each in saver.result()]
     assert {entry["event"] for entry in logs} == {"append_retried"}
-    log = logged(database_url)
+    log = logged(log_url)
     assert [*log] == [*range(1, 2 * len(saved) + 1)]
     for save, positions in saved:
         assert [log[position] for position in positions or ()] == save
@@ -94,27 +88,27 @@ def test_every_acknowledged_save_is_there_once(
 
 def test_what_was_committed_though_its_answer_was_lost_is_recognised(
     recorder: GroupCommitRecorder,
-    database_url: str,
+    log_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken = uuid4()
-    with recording(database_url) as another:
+    with recording(log_url) as another:
         another.insert_events(events(stream=taken))
         answers = lose_answers(recorder, monkeypatch, lambda: another.insert_events(events()))
         saves = [events(2), events(stream=taken), events(3)]
         appended = recorder.append([Save(save) for save in saves])
     assert next(answers, "all were lost") == "all were lost"
     assert appended.outcomes == [range(2, 4), None, range(4, 7)]
-    log = logged(database_url)
+    log = logged(log_url)
     assert [*log] == [*range(1, 8)]
     assert [log[position] for position in (2, 3, 4, 5, 6)] == saves[0] + saves[2]
 
 
 def test_the_same_version_by_another_writer_is_not_mistaken_for_ones_own(
-    recorder: GroupCommitRecorder, database_url: str, monkeypatch: pytest.MonkeyPatch
+    recorder: GroupCommitRecorder, log_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = uuid4()
-    with recording(database_url) as another:
+    with recording(log_url) as another:
 
         def refuse(*_: Any) -> Any:
             monkeypatch.undo()
@@ -124,13 +118,13 @@ def test_the_same_version_by_another_writer_is_not_mistaken_for_ones_own(
         monkeypatch.setattr(recorder, "_append", refuse)
         with pytest.raises(IntegrityError):
             recorder.insert_events(events(stream=stream))
-    assert [*logged(database_url)] == [1]
+    assert [*logged(log_url)] == [1]
 
 
 def test_when_the_database_stays_away_everybody_is_told(
     recorder: GroupCommitRecorder,
     pool: ThreadPoolExecutor,
-    database_url: str,
+    log_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def away(*_: Any) -> Any:
@@ -147,7 +141,7 @@ def test_when_the_database_stays_away_everybody_is_told(
 def test_an_attempt_that_is_still_under_way_when_it_is_repeated_counts_once(
     recorder: GroupCommitRecorder,
     pool: ThreadPoolExecutor,
-    database_url: str,
+    log_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     append = recorder._append
@@ -160,14 +154,14 @@ def test_an_attempt_that_is_still_under_way_when_it_is_repeated_counts_once(
     def lose(_: Any, arguments: Any) -> Any:
         monkeypatch.undo()
         under_way.append(pool.submit(go_on_in_the_server, arguments))
-        eventually(lambda: appends_wait(database_url))
+        eventually(lambda: appends_wait(log_url))
         raise OperationalError("the connection was lost")
 
     monkeypatch.setattr(recorder, "_append", lose)
     save = events(3)
-    with lock_of_the_log(database_url):
+    with lock_of_the_log(log_url):
         repeated = pool.submit(recorder.insert_events, save)
-        eventually(lambda: appends_wait(database_url, 2))
+        eventually(lambda: appends_wait(log_url, 2))
     assert repeated.result() == [1, 2, 3]
     assert under_way[0].result() is None
-    assert list(logged(database_url).values()) == save
+    assert list(logged(log_url).values()) == save

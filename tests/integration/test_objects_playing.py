@@ -124,7 +124,8 @@ def test_if_none_match_spares_the_body(film: Film) -> None:
 
 def test_markup_can_neither_run_nor_be_guessed(film: Film) -> None:
     answer = film.client.get(film.url("text/html", "page.html"))
-    assert answer.headers["content-security-policy"] == "sandbox"
+    policy = answer.headers["content-security-policy"]
+    assert policy == "default-src 'none'; media-src 'self'; sandbox allow-same-origin"
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 

@@ -52,7 +52,7 @@ def test_libraries_log_the_same_way() -> None:
 
 def test_the_correlation_id_stands_in_each_line() -> None:
     stream = started()
-    with correlated("abc", route="/videos"):
+    with correlated("abc"):
         structlog.get_logger().info("one")
         logging.getLogger("library").error("two")
     structlog.get_logger().info("three")
