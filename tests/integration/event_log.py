@@ -29,11 +29,12 @@ def events(count: int = 1, *, stream: UUID | None = None, first: int = 1) -> lis
     return [StoredEvent(stream, version, "test.v1", uuid4().bytes) for version in versions]
 
 
-def environment(database_url: str) -> Environment:
+def environment(database_url: str, name: str = "") -> Environment:
     """What the library's factories read, for a database at a libpq URL."""
     parts = conninfo_to_dict(database_url)
     return Environment(
-        env={
+        name,
+        {
             "PERSISTENCE_MODULE": get_topic(GroupCommitFactory),
             "POSTGRES_DBNAME": str(parts["dbname"]),
             "POSTGRES_HOST": str(parts["host"]),
@@ -41,7 +42,7 @@ def environment(database_url: str) -> Environment:
             "POSTGRES_USER": str(parts["user"]),
             "POSTGRES_PASSWORD": "",
             "POSTGRES_POOL_SIZE": "1",
-        }
+        },
     )
 
 

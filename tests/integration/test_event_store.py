@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from eventsourcing.persistence import ApplicationRecorder, InfrastructureFactory, ProcessRecorder
 from eventsourcing.postgres import PostgresAggregateRecorder, PostgresTrackingRecorder
@@ -9,7 +12,7 @@ from eventsourcing.tests import persistence as library
 from eventsourcing.utils import Environment
 
 from infra.event_store import GroupCommitFactory, GroupCommitProcessRecorder, GroupCommitRecorder
-from tests.integration.event_log import environment
+from tests.integration.event_log import environment, events, recording
 
 
 class OnPostgres:
@@ -88,3 +91,21 @@ class TestInfrastructureFactory(
 
     def tearDown(self) -> None:
         self.factory.close()
+
+
+def test_several_processes_may_start_at_once(database_url: str) -> None:
+    def start(_: int) -> Sequence[int] | None:
+        with recording(database_url) as recorder:
+            return recorder.insert_events(events())
+
+    with ThreadPoolExecutor(8) as pool:
+        saved = list(pool.map(start, range(8)))
+    assert sorted(position for each in saved for position in each or ()) == [*range(1, 9)]
+
+
+def test_the_factory_finds_what_a_recorder_of_ours_wrote(log_url: str) -> None:
+    with recording(log_url) as recorder:
+        written = events(3)
+        recorder.insert_events(written)
+        with InfrastructureFactory.construct(environment(log_url, name="backlot")) as factory:
+            assert factory.application_recorder().select_events(written[0].originator_id) == written
