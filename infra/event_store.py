@@ -493,9 +493,6 @@ class GroupCommitFactory(PostgresFactory):
     process_recorder_class = GroupCommitProcessRecorder  # type: ignore[assignment]
 
 
-Factory = GroupCommitFactory
-
-
 def open_recorder(
     database_url: str, *, pool_size: int = 2, name: str = "backlot"
 ) -> GroupCommitRecorder:

@@ -13,9 +13,9 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID
 
-import httpx
 import schemathesis
 
+from tests.e2e import plain
 from tests.e2e.videos import read, send_parts, start, upload
 
 
@@ -24,9 +24,7 @@ class World:
 
     def __init__(self) -> None:
         headers = {"Authorization": f"Bearer {os.environ['CONTRACT_TOKEN']}"}
-        self._client = httpx.Client(
-            base_url=os.environ["CONTRACT_URL"], headers=headers, trust_env=False
-        )
+        self._client = plain.client(base_url=os.environ["CONTRACT_URL"], headers=headers)
         self._video = upload(self._client)
         self._signed = count()
 

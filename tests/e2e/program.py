@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import ssl
 import subprocess
 import sys
 import time
@@ -21,12 +20,10 @@ from infra.auth import mint_token
 from infra.data_folder import cluster_path, secret_path
 from infra.postgres import running_url
 from infra.settings import Settings
+from tests.e2e import plain
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
-PATIENCE = httpx.Timeout(30.0)
-# One for all clients: loading the machine's certificates takes longer than most requests.
-CONTEXT = ssl.create_default_context()
 PROJECT = Path(__file__).parents[2]
 OWN_VARIABLES = {str(made.alias) for made in Settings.model_fields.values()}
 
@@ -137,8 +134,7 @@ class Program:
     def client(self, user: str | None = None, *, admin: bool = False) -> httpx.Client:
         """Calls this program as `user`, or as nobody; closed with the program."""
         headers = {"Authorization": f"Bearer {self.token(user, admin=admin)}"} if user else {}
-        made = httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE, trust_env=False)
-        return self._open.enter_context(made)
+        return self._open.enter_context(plain.client(base_url=self.url, headers=headers))
 
     def kill(self) -> None:
         """As a power cut would end it: no warning, no cleaning up."""

@@ -9,9 +9,10 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from tests.e2e import plain
 from tests.e2e.load import Request, together
 from tests.e2e.program import Program
-from tests.e2e.videos import MP4, everything, pieces, problem, read, send_parts, start, upload
+from tests.e2e.videos import MP4, everything, pieces, problem, read, see, send_parts, start, upload
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 BODY_LIMIT = 256 * 1024
@@ -245,7 +246,7 @@ def test_a_part_that_is_not_what_was_signed(alice: httpx.Client) -> None:
     started = start(alice)
     first, second = started["parts"][:2]
     piece = pieces(MP4, started)[0]
-    with httpx.Client(trust_env=False) as sender:
+    with plain.client() as sender:
         problem(sender.put(first["url"], content=piece[:-1]), 422, "part-too-short")
         problem(sender.put(first["url"], content=piece + b"x"), 413, "part-too-large")
         problem(sender.put(first["url"], content=iter([piece, b"x"])), 413, "part-too-large")
@@ -272,6 +273,7 @@ def test_an_upload_of_somebody_else(alice: httpx.Client, bob: httpx.Client) -> N
     started = start(alice)
     path = f"/uploads/{started['uploadId']}"
     parts = send_parts(started)
+    assert read(alice.get(path))["status"] == "started"
     problem(bob.get(path), 403, "forbidden")
     problem(bob.post(f"{path}/part-urls", json={"numbers": [1]}), 403, "forbidden")
     problem(bob.post(f"{path}/complete", json={"parts": parts}), 403, "forbidden")
@@ -313,7 +315,7 @@ def test_a_list_asked_for_wrongly(nobody: httpx.Client, params: dict[str, str]) 
 
 def test_a_cursor_of_another_list(server: Program, alice: httpx.Client, film: str) -> None:
     for _ in range(2):
-        alice.post(f"/videos/{film}/comments", json={"content": "x"}).raise_for_status()
+        see(alice, alice.post(f"/videos/{film}/comments", json={"content": "x"}))
     comments = everything(alice, f"/videos/{film}/comments")
     assert len(comments) >= 2
     page = read(alice.get(f"/videos/{film}/comments", params={"limit": 1}))

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
+from tests.e2e import plain
 from tests.e2e.program import PROJECT, Program
 
 CONFIG = PROJECT / "tests" / "e2e" / "schemathesis.toml"
@@ -18,7 +18,7 @@ METHODS = {"get", "head", "put", "post", "patch", "delete"}
 
 @pytest.fixture(scope="module")
 def document(server: Program) -> dict[str, Any]:
-    found = httpx.get(f"{server.url}/openapi.json", trust_env=False).json()
+    found = plain.get(f"{server.url}/openapi.json").json()
     assert isinstance(found, dict)
     return found
 

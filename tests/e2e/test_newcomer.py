@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.e2e import plain
 from tests.e2e.program import PROJECT, Program
 from tests.e2e.videos import (
     MP4,
@@ -41,14 +42,14 @@ def test_a_film_goes_in_by_parts_and_comes_out_the_same(alice: httpx.Client) -> 
     assert read(completed)["status"] == "completed"
     see(alice, completed)
     watched = read(alice.post(f"/videos/{completed.json()['videoId']}/watch"))
-    assert httpx.get(watched["url"], trust_env=False).content == MP4
+    assert plain.get(watched["url"]).content == MP4
 
 
 def test_an_upload_is_resumed_from_what_has_arrived(alice: httpx.Client) -> None:
     started = start(alice)
     path = f"/uploads/{started['uploadId']}"
     middle = pieces(MP4, started)[1]
-    httpx.put(started["parts"][1]["url"], content=middle, trust_env=False).raise_for_status()
+    plain.put(started["parts"][1]["url"], content=middle).raise_for_status()
     assert [part["number"] for part in read(alice.get(path))["parts"]] == [2]
     early = problem(alice.post(f"{path}/complete"), 422, "parts-mismatch")
     assert early["missing"] == [1, 3]
@@ -56,7 +57,7 @@ def test_an_upload_is_resumed_from_what_has_arrived(alice: httpx.Client) -> None
     again = read(alice.post(f"{path}/part-urls", json={"numbers": [1, 3]}))
     for part in again["parts"]:
         piece = pieces(MP4, started)[part["number"] - 1]
-        httpx.put(part["url"], content=piece, trust_env=False).raise_for_status()
+        plain.put(part["url"], content=piece).raise_for_status()
     first = read(alice.post(f"{path}/complete"))
     assert first == read(alice.post(f"{path}/complete"))
 
@@ -68,7 +69,7 @@ def test_an_aborted_upload_takes_no_more_parts(alice: httpx.Client) -> None:
     assert read(aborted) == {"status": "aborted"}
     see(alice, aborted)
     assert read(alice.get(path))["status"] == "aborted"
-    late = httpx.put(started["parts"][0]["url"], content=pieces(MP4, started)[0], trust_env=False)
+    late = plain.put(started["parts"][0]["url"], content=pieces(MP4, started)[0])
     problem(late, 404, "upload-gone")
     conflict = problem(alice.post(f"{path}/complete"), 409, "conflict")
     assert conflict["uploadStatus"] == "aborted"
@@ -76,7 +77,7 @@ def test_an_aborted_upload_takes_no_more_parts(alice: httpx.Client) -> None:
 
 def test_the_watch_url_plays_by_ranges(alice: httpx.Client, video: str) -> None:
     url = read(alice.post(f"/videos/{video}/watch"))["url"]
-    with httpx.Client(trust_env=False) as player:
+    with plain.client() as player:
         whole = player.get(url)
         assert (whole.status_code, whole.headers["Content-Type"]) == (200, "video/mp4")
         assert whole.content == MP4
@@ -216,7 +217,7 @@ def test_a_removed_video_is_gone_everywhere(alice: httpx.Client, bob: httpx.Clie
     problem(alice.patch(f"/videos/{video}", json={"title": "too late"}), 404)
     problem(alice.delete(f"/videos/{video}"), 404)
     problem(alice.get(f"/uploads/{video}"), 404)
-    problem(httpx.get(play, trust_env=False), 404)
+    problem(plain.get(play), 404)
     listed = everything(bob, "/videos") + everything(bob, "/videos/liked")
     assert video not in [item["videoId"] for item in listed]
     assert comment["videoId"] == video

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from infra.data_folder import objects_path
+from tests.e2e import plain
 from tests.e2e.load import Load, together
 from tests.e2e.program import Program, wait_for
 from tests.e2e.recorded import Recorded
@@ -86,7 +87,7 @@ def test_commands_survive_the_end_of_postgres(
 
 
 def metrics(program: Program) -> str:
-    return httpx.get(f"{program.url}/metrics", trust_env=False).text
+    return plain.get(f"{program.url}/metrics").text
 
 
 def check_nothing_lost(load: Load) -> None:
@@ -138,7 +139,7 @@ def test_an_upload_is_resumed_after_the_program_was_killed(make_program: MakePro
     started = start(owner)
     path, parts = f"/uploads/{started['uploadId']}", started["parts"]
     for part, piece in list(zip(parts, pieces(MP4, started), strict=True))[:5]:
-        httpx.put(part["url"], content=piece, trust_env=False).raise_for_status()
+        plain.put(part["url"], content=piece).raise_for_status()
     with half_sent(program, parts[5], pieces(MP4, started)[5]):
         program.kill()
 
@@ -158,13 +159,13 @@ def test_an_upload_is_resumed_after_the_program_was_killed(make_program: MakePro
     program.start()
     assert read(owner.post(f"{path}/complete")) == completed.json()
     url = read(owner.post(f"/videos/{started['videoId']}/watch"))["url"]
-    assert httpx.get(url, trust_env=False).content == MP4
+    assert plain.get(url).content == MP4
 
 
 def send_rest(parts: list[dict[str, Any]], started: dict[str, Any]) -> None:
     for part in parts:
         piece = pieces(MP4, started)[part["number"] - 1]
-        httpx.put(part["url"], content=piece, trust_env=False).raise_for_status()
+        plain.put(part["url"], content=piece).raise_for_status()
 
 
 def half_sent(program: Program, part: dict[str, Any], piece: bytes) -> socket.socket:

@@ -7,12 +7,13 @@ from typing import Any
 import httpx
 
 from backlot.demo.clips import bundled
+from tests.e2e import plain
 
 MP4 = bundled().read_bytes()
 
 
 def start(client: httpx.Client, content: bytes = MP4, **details: Any) -> dict[str, Any]:
-    """Begin an upload of `content`; returns the answer."""
+    """Begin an upload of `content`; every later read of the client sees it."""
     body = {
         "title": "Counting",
         "filename": "counting.mp4",
@@ -22,6 +23,7 @@ def start(client: httpx.Client, content: bytes = MP4, **details: Any) -> dict[st
     }
     answer = client.post("/uploads", json=body)
     assert answer.status_code == 201, answer.text
+    see(client, answer)
     return read(answer)
 
 
@@ -35,20 +37,21 @@ def send_parts(started: dict[str, Any], content: bytes = MP4) -> list[dict[str, 
     """PUT every part, without a token; returns what completing needs."""
     sent = []
     for part, piece in zip(started["parts"], pieces(content, started), strict=True):
-        answer = httpx.put(part["url"], content=piece, trust_env=False)
+        answer = plain.put(part["url"], content=piece)
         assert answer.status_code == 200, answer.text
         sent.append({"number": part["number"], "etag": answer.headers["ETag"]})
     return sent
 
 
 def upload(client: httpx.Client, content: bytes = MP4, **details: Any) -> str:
-    """A completed video's id; every later read of the client sees it."""
+    """A completed video's id; every later read of anybody sees it."""
     started = start(client, content, **details)
     parts = send_parts(started, content)
     answer = client.post(f"/uploads/{started['uploadId']}/complete", json={"parts": parts})
     assert answer.status_code == 200, answer.text
     see(client, answer)
     video_id: str = answer.json()["videoId"]
+    read(client.get(f"/videos/{video_id}"))
     return video_id
 
 
