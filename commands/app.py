@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from eventsourcing.persistence import PersistenceError
+import structlog
+from eventsourcing.persistence import MapperDeserialisationError, PersistenceError
 from fastapi import APIRouter
 
 from commands import catalog, comments, likes, uploads, watch
@@ -15,6 +16,8 @@ from domain.errors import Conflict, DomainError, Invalid, NotAllowed, NotFound
 from infra.batching import QueueFull
 from infra.http import Problem
 from infra.objects import NoSuchUpload, ObjectStoreUnavailable, PartMismatch
+
+log = structlog.get_logger(__name__)
 
 RETRY_SOON = {"Retry-After": "1"}
 
@@ -34,6 +37,12 @@ def _store_away(_: Exception) -> Problem:
     return Problem(503, "store-unavailable", f"{detail} {advice}", headers=RETRY_SOON)
 
 
+def _unreadable(error: MapperDeserialisationError) -> Problem:
+    log.error("stream_unreadable", error=str(error))
+    detail = "What is stored here can't be read by this release; an operator has to look at it."
+    return Problem(503, "stream-unreadable", detail)
+
+
 def _part_mismatch(error: PartMismatch) -> Problem:
     return Problem(
         422, "parts-mismatch", str(error), missing=list(error.missing), wrong=list(error.wrong)
@@ -51,6 +60,7 @@ translate: dict[type[Exception], Callable[[Any], Problem]] = {
         503, "overloaded", "Too many commands wait; try again soon.", headers=RETRY_SOON
     ),
     PersistenceError: _store_away,
+    MapperDeserialisationError: _unreadable,
     psycopg.Error: _store_away,
     PartMismatch: _part_mismatch,
     NoSuchUpload: lambda error: Problem(409, "upload-gone", str(error)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from uuid import UUID, uuid4, uuid5
 
 from fastapi import Request, Response
 
@@ -25,6 +26,7 @@ W = TypeVar("W", bound=Wire)
 R = TypeVar("R")
 
 MAX_KEY_LENGTH = 255
+NAMESPACE = UUID("6f2a1e5c-5d0b-4c0e-9b38-0e6d0a3f7c11")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,13 @@ class Execute:
     def base_url(self) -> str:
         """Where clients reach this API, without a slash at the end."""
         return self.services.public_url or str(self._request.base_url).rstrip("/")
+
+    def fresh_id(self, purpose: str) -> UUID:
+        """An id for what this request makes; with an idempotency key, each repeat gets the same."""
+        key = self._request.headers.get("idempotency-key")
+        if key is None:
+            return uuid4()
+        return uuid5(NAMESPACE, "\n".join((self.actor, self._request.url.path, key, purpose)))
 
     async def __call__(self, command: Command[W], status: int = 200) -> Response:
         """The HTTP answer to the command, or the kept one where the request is a repeat."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
@@ -63,7 +63,7 @@ async def watch(video_id: UUID, request: Request) -> Response:
     if repeated is not None:
         return repeated
     media = await execute.value(LookAtVideo(video_id))
-    session = uuid4()
+    session = execute.fresh_id("session")
     signed = execute.services.objects.get_url(
         object_key(video_id), media.content_type, media.filename, execute.base_url
     )
@@ -83,7 +83,6 @@ async def share(video_id: UUID, request: Request, body: Share | None = None) -> 
     execute = await executor(request)
     channel = body.channel if body else None
     if channel is not None:
-        # Before it joins a batch: what the database refuses would fail everybody's telemetry.
         check_text(channel, "channel", max_length=50)
     return await _accept(execute, SHARED, video_id, {"channel": channel} if channel else {})
 
@@ -101,5 +100,7 @@ async def _accept(
 
 async def _record(execute: Execute, topic: str, video_id: UUID, details: Mapping[str, Any]) -> None:
     await execute.services.telemetry.record(
-        TelemetryEvent(uuid4(), topic, video_id, execute.actor, datetime.now(UTC), details)
+        TelemetryEvent(
+            execute.fresh_id(topic), topic, video_id, execute.actor, datetime.now(UTC), details
+        )
     )

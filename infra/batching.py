@@ -80,6 +80,8 @@ class Batcher(Generic[T, R]):
         results: Sequence[R | BaseException]
         try:
             results = self._process([item for item, _ in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(batch)} items in, {len(results)} results out")
         except Exception as error:  # noqa: BLE001 - it belongs to those who submitted
             results = [error] * len(batch)
         loop.call_soon_threadsafe(self._finish, batch, results, loop)

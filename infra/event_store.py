@@ -221,11 +221,12 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
             "channel": Literal(self.channel_name),
             "lock_class": Literal(LOCK_CLASS),
         }
-        create_index = self.sql_create_statements[self.create_insert_function_statement_index - 1]
+        place = self.create_insert_function_statement_index - 1
+        self._create_index = self.sql_create_statements[place]
         statements = (CREATE_EVENTS, CREATE_ANSWERS)
         self.sql_create_statements = [
             *(SQL(statement).format(**self.names) for statement in statements),
-            create_index,
+            self._create_index,
             SQL(APPEND_REST_FUNCTION).format(**self.names),
             SQL(APPEND_FUNCTION).format(**self.names),
         ]
@@ -257,7 +258,17 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
     def _create_table(self, curs: Cursor[DictRow]) -> None:
         # Several processes may start at once; CREATE … IF NOT EXISTS alone races with itself.
         curs.execute(SQL("SELECT pg_advisory_xact_lock({}, 0)").format(Literal(LOCK_CLASS)))
-        super()._create_table(curs)
+        row = curs.execute(
+            "SELECT to_regclass(%s) IS NULL AS missing",
+            (f'"{self.datastore.schema}"."{self.notification_id_index_name}"',),
+        ).fetchone()
+        if row is None or row["missing"]:
+            super()._create_table(curs)
+            return
+        # CREATE INDEX would wait for every writer, even where there is nothing to create.
+        for statement in self.sql_create_statements:
+            if statement is not self._create_index:
+                curs.execute(statement, prepare=False)
 
     def insert_events(
         self, stored_events: Sequence[StoredEvent], **kwargs: Any

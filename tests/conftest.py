@@ -65,6 +65,6 @@ def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
     """The URL of an empty database that only this test uses."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
     with psycopg.connect(postgres.url, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        admin.execute(sql.SQL("CREATE DATABASE {} STRATEGY FILE_COPY").format(sql.Identifier(name)))
         yield postgres.url_of(name)
         admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
