@@ -143,10 +143,9 @@ class CommandBus:
             for stream, slot in slots.items()
         ]
         keys = [(request.actor, request.key.key) for request in requests if request.key]
-        with self._recorder.connection() as conn:
-            rows, kept, head, found = self._recorder.fetch(
-                conn, wanted, keys, lambda cursor: self._look_up(cursor, requests)
-            )
+        rows, kept, head, found = self._recorder.fetch(
+            wanted, keys, lambda cursor: self._look_up(cursor, requests)
+        )
         for stream, version, topic, state in rows:
             slot = slots[stream]
             if slot.broken is not None:

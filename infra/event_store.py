@@ -344,18 +344,26 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         or InterfaceError when the database stays away.
         """
         arguments = _arguments(saves)
+
+        def work(conn: Connection[Any], retrying: bool) -> Appended:
+            head, refused = self._append(conn, arguments)
+            ours = self._recorded_before(conn, saves, refused) if retrying else {}
+            return Appended(head, list(_outcomes(saves, head, refused, ours)))
+
+        return self._patiently("append_retried", work)
+
+    def _patiently(self, retried: str, work: Callable[[Connection[Any], bool], T]) -> T:
+        """Do the work, and again on lost connections for up to 5 s; told whether it is a retry."""
         deadline = time.monotonic() + RETRY_SECONDS
         retrying = False
         while True:
             try:
                 with self.connection() as conn:
-                    head, refused = self._append(conn, arguments)
-                    ours = self._recorded_before(conn, saves, refused) if retrying else {}
-                    return Appended(head, list(_outcomes(saves, head, refused, ours)))
+                    return work(conn, retrying)
             except (OperationalError, InterfaceError) as error:
                 if time.monotonic() > deadline:
                     raise
-                log.warning("append_retried", error=str(error))
+                log.warning(retried, error=str(error))
                 retrying = True
                 time.sleep(RETRY_PAUSE_SECONDS)
                 self.datastore.pool.check()
@@ -396,7 +404,6 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
 
     def fetch(
         self,
-        conn: Connection[Any],
         streams: Sequence[tuple[UUID, int]],
         answers: Sequence[tuple[str, str]],
         also: Callable[[Cursor[TupleRow]], T],
@@ -405,18 +412,23 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
 
         `also` reads what answers need beside the streams. Then come the answers kept under
         `(actor, key)`, and the events of each `(stream, after version)`, ordered by version within
-        the stream, together with the head position of the same moment.
+        the stream, together with the head position of the same moment. A lost connection is
+        retried for 5 s.
         """
-        with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
-            extra = also(cursor)
-            kept: list[Answer] = []
-            if answers:
-                cursor.execute(self.select_answers_statement, _columns(answers), prepare=True)
-                kept = [Answer(*row) for row in cursor.fetchall()]
-            wanted = (_array(s.hex for s, _ in streams), _array(str(after) for _, after in streams))
-            cursor.execute(self.select_streams_statement, wanted, prepare=True)
-            (_, head, *_), *rows = cursor.fetchall()
-            return rows, kept, head, extra
+        wanted = (_array(s.hex for s, _ in streams), _array(str(after) for _, after in streams))
+
+        def work(conn: Connection[Any], again: bool) -> tuple[list[TupleRow], list[Answer], int, T]:
+            with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
+                extra = also(cursor)
+                kept: list[Answer] = []
+                if answers:
+                    cursor.execute(self.select_answers_statement, _columns(answers), prepare=True)
+                    kept = [Answer(*row) for row in cursor.fetchall()]
+                cursor.execute(self.select_streams_statement, wanted, prepare=True)
+                (_, head, *_), *rows = cursor.fetchall()
+                return rows, kept, head, extra
+
+        return self._patiently("load_retried", work)
 
     def forget_answers(self, older_than_hours: float) -> int:
         """Delete idempotency answers past their lifetime; returns how many."""

@@ -30,7 +30,20 @@ from tests.integration.buses import (
     new_video,
     with_bus,
 )
-from tests.integration.event_log import appends_wait, eventually, lock_of_the_log, logged
+from tests.integration.event_log import (
+    appends_wait,
+    eventually,
+    lock_of_the_log,
+    logged,
+    rows,
+)
+
+
+def kill_idle(log_url: str) -> None:
+    """End the server's side of every idle connection but our own."""
+    query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    query += "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    assert rows(log_url, query, [])
 
 
 @pytest.fixture
@@ -112,6 +125,17 @@ class TestFailures:
             commands = [like(video, "ann"), like(uuid4(), "ann"), like(video, "bob")]
             outcomes = await execute_all(bus, commands)
             assert [type(outcome) for outcome in outcomes] == [Executed, NotFound, Executed]
+
+        with_bus(recorder, scenario)
+        assert [*logged(log_url)] == [1, 2, 3, 4]
+
+    def test_connections_that_died_while_idle_fail_no_command(
+        self, recorder: GroupCommitRecorder, log_url: str, video: UUID
+    ) -> None:
+        async def scenario(bus: CommandBus) -> None:
+            await execute(bus, like(video, "ann"))
+            kill_idle(log_url)
+            assert type(await execute(bus, like(video, "bob"))) is Executed
 
         with_bus(recorder, scenario)
         assert [*logged(log_url)] == [1, 2, 3, 4]
