@@ -102,13 +102,43 @@ def request_id_of(scope: Scope) -> str:
     return str(scope.get("request_id", ""))
 
 
-class Edge:
-    """The outermost ASGI layer: request id, body limit, metrics, and no naked 500."""
+class DirectRoute(APIRoute):
+    """A hot route: its endpoint, of the one id in its path and the request, is called by the edge.
 
-    def __init__(self, app: ASGIApp, *, body_limit: int, unlimited: tuple[str, ...] = ()) -> None:
+    It is documented like every other. What is unusual, such as an id that is none, goes the
+    ordinary way through the framework.
+    """
+
+    def stream_in(self, scope: Scope) -> UUID | None:
+        """The id in the path, if this is a request that the edge can hand to the endpoint."""
+        match = self.path_regex.match(scope["path"])
+        if match is None or scope["method"] not in (self.methods or ()):
+            return None
+        try:
+            return UUID(match[1])
+        except ValueError:
+            return None
+
+
+Make = Callable[[Any], Problem]
+
+
+class Edge:
+    """The outermost ASGI layer: request id, body limit, metrics, hot routes, and no naked 500."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        body_limit: int,
+        translate: Mapping[type[Exception], Make],
+        unlimited: tuple[str, ...] = (),
+    ) -> None:
         self._app = app
         self._body_limit = body_limit
+        self._translate = translate
         self._unlimited = unlimited
+        self._hot: list[DirectRoute] | None = None
         self._counters: dict[tuple[str, str, int], Any] = {}
         self._timers: dict[tuple[str, str], Any] = {}
 
@@ -136,14 +166,37 @@ class Edge:
             with correlated(request_id):
                 try:
                     guarded = _limit(receive, scope, self._body_limit) if limited else receive
-                    await self._app(scope, guarded, send_with_id)
+                    if not await self._answer_at_once(scope, guarded, send_with_id):
+                        await self._app(scope, guarded, send_with_id)
                 except Exception as error:
                     if answering:
                         raise
-                    problem = _as_problem(error, scope)
+                    problem = self._as_problem(error, scope)
                     await problem_response(scope, problem)(scope, receive, send_with_id)
         finally:
             self._measure(scope, status, time.perf_counter() - started)
+
+    async def _answer_at_once(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Call the endpoint of a hot route; returns whether there was one."""
+        if self._hot is None:
+            routes = scope["app"].routes
+            self._hot = [route for route in routes if isinstance(route, DirectRoute)]
+        for route in self._hot:
+            stream = route.stream_in(scope)
+            if stream is not None:
+                scope["route"] = route
+                response: Response = await route.endpoint(stream, Request(scope, receive, send))
+                await response(scope, receive, send)
+                return True
+        return False
+
+    def _as_problem(self, error: Exception, scope: Scope) -> Problem:
+        for kind in type(error).__mro__:
+            if kind in self._translate:
+                return self._translate[kind](error)
+        log.error("request_broke", method=scope["method"], path=scope["path"], exc_info=error)
+        detail = "This is our fault and has been logged; please try again."
+        return Problem(500, "internal", detail)
 
     def _measure(self, scope: Scope, status: int, seconds: float) -> None:
         method = scope["method"] if scope["method"] in METHODS else "other"
@@ -203,13 +256,6 @@ def _too_large(most: int) -> Problem:
 CLOSE = {"Connection": "close"}
 
 
-def _as_problem(error: Exception, scope: Scope) -> Problem:
-    if isinstance(error, Problem):
-        return error
-    log.error("request_broke", method=scope["method"], path=scope["path"], exc_info=error)
-    return Problem(500, "internal", "This is our fault and has been logged; please try again.")
-
-
 def _validation_problem(error: RequestValidationError) -> Problem:
     """Unreadable JSON is 400; a readable body or parameter that breaks a rule is 422."""
     errors = [
@@ -256,7 +302,7 @@ def create_app(
     title: str,
     authenticator: Authenticator,
     body_limit: int,
-    translate: Mapping[type[Exception], Callable[[Any], Problem]],
+    translate: Mapping[type[Exception], Make],
     unlimited: tuple[str, ...] = (),
     **options: Any,
 ) -> FastAPI:
@@ -266,9 +312,15 @@ def create_app(
     """
     app = FastAPI(title=title, **options)
     app.state.authenticator = authenticator
-    app.add_middleware(Edge, body_limit=body_limit, unlimited=unlimited)
+    handlers: dict[type[Exception], Make] = {
+        Problem: lambda problem: problem,
+        RequestValidationError: _validation_problem,
+        HTTPException: _http_problem,
+        **translate,
+    }
+    app.add_middleware(Edge, body_limit=body_limit, translate=handlers, unlimited=unlimited)
 
-    def handler(make: Callable[[Any], Problem]) -> Callable[[Request, Any], Awaitable[Response]]:
+    def handler(make: Make) -> Callable[[Request, Any], Awaitable[Response]]:
         async def handle(request: Request, error: Any) -> Response:
             problem = request.scope.get("problem") or make(error)
             if problem.status == 405:
@@ -279,35 +331,10 @@ def create_app(
 
         return handle
 
-    handlers: dict[type[Exception], Callable[[Any], Problem]] = {
-        Problem: lambda problem: problem,
-        RequestValidationError: _validation_problem,
-        HTTPException: _http_problem,
-        **translate,
-    }
     for kind, make in handlers.items():
         app.add_exception_handler(kind, handler(make))
     app.openapi = _document(app)  # type: ignore[method-assign]
     return app
-
-
-class DirectRoute(APIRoute):
-    """A hot route: its endpoint, of the one id in its path and the request, is called at once.
-
-    It is documented like every other. What is unusual, such as an id that is none, goes the
-    ordinary way.
-    """
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            (stream,) = (UUID(value) for value in scope["path_params"].values())
-        except (ValueError, AttributeError):
-            stream = None
-        if stream is None or scope["method"] not in (self.methods or ()):
-            await super().handle(scope, receive, send)
-            return
-        response: Response = await self.endpoint(stream, Request(scope, receive, send))
-        await response(scope, receive, send)
 
 
 TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}

@@ -65,3 +65,9 @@ def nobody(server: Program) -> httpx.Client:
 def video(alice: httpx.Client) -> str:
     """The id of a video of Alice's."""
     return upload(alice)
+
+
+@pytest.fixture(scope="session")
+def film(server: Program) -> str:
+    """The id of a video for tests that do not care what else happens to it."""
+    return upload(server.client("alice"))

@@ -57,6 +57,7 @@ class World:
     def _upload(self, *, sent: bool) -> str:
         content = b"0123456789"
         started = start(self._client, content)
+        read(self._client.get(f"/uploads/{started['uploadId']}"))
         if sent:
             send_parts(started, content)
         return str(started["uploadId"])

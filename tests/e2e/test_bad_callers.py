@@ -14,14 +14,8 @@ import pytest
 from infra.data_folder import secret_path
 from tests.e2e import plain
 from tests.e2e.program import Program
-from tests.e2e.videos import problem, read, upload
+from tests.e2e.videos import problem, read
 from tests.e2e.wire import Wire
-
-
-@pytest.fixture(scope="module")
-def film(server: Program) -> str:
-    """A video that these tests do not change."""
-    return upload(server.client("alice"))
 
 
 def claims(**changes: Any) -> dict[str, Any]:
