@@ -97,12 +97,16 @@ class Server(uvicorn.Server):
 
     async def _announce(self) -> None:
         told: set[str] = set()
-        while not (readiness := await check(self._parts)).ready:
-            for name, state in readiness.parts.items():
-                if not state["ok"] and name not in told:
-                    told.add(name)
-                    log.info("waiting_for_part", part=name, state=state)
-            await asyncio.sleep(0.05)
+        try:
+            while not (readiness := await check(self._parts)).ready:
+                for name, state in readiness.parts.items():
+                    if not state["ok"] and name not in told:
+                        told.add(name)
+                        log.info("waiting_for_part", part=name, state=state)
+                await asyncio.sleep(0.05)
+        except Exception:
+            log.exception("readiness_check_broke")
+            raise
         print(f"ready: {self._parts.settings.local_url}", flush=True)
 
 

@@ -11,7 +11,7 @@ import structlog
 from fastapi import APIRouter, Request, Response
 
 from commands.command import Aggregates, Command
-from commands.endpoint import executor
+from commands.endpoint import TOKEN_FIRST, executor
 from domain.model import BEGINNING, Origin
 from domain.upload import Upload, object_key
 from infra.contract import ChangeDetails, Video, VideoRemoved
@@ -89,7 +89,7 @@ def as_seen(upload: Upload, engagement: Engagement) -> Video:
     )
 
 
-router = APIRouter(tags=["videos"])
+router = APIRouter(tags=["videos"], dependencies=TOKEN_FIRST)
 
 
 @router.patch(

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 from fastapi import APIRouter, Request, Response
 
 from commands.command import Aggregates, Command
-from commands.endpoint import executor
+from commands.endpoint import TOKEN_FIRST, executor
 from domain.comment import Comment
 from domain.model import Origin
 from domain.upload import Upload
@@ -80,7 +80,7 @@ def as_seen(comment: Comment) -> contract.Comment:
     )
 
 
-router = APIRouter(tags=["comments"])
+router = APIRouter(tags=["comments"], dependencies=TOKEN_FIRST)
 
 
 @router.post(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID, uuid4, uuid5
 
-from fastapi import Request, Response
+from fastapi import Depends, Request, Response
 
 from commands.batch import Executed, IdempotencyKey
 from commands.bus import CommandBus
@@ -148,6 +148,10 @@ def _position(position: int) -> dict[str, str]:
 def _repeat(answer: Answer) -> Response:
     headers = {**_position(answer.position), "Idempotency-Replayed": "true"}
     return Response(answer.body, answer.status, headers, "application/json")
+
+
+# For routes with a body: who has no token is told so before what is wrong with the body.
+TOKEN_FIRST = [Depends(require_identity)]
 
 
 async def executor(request: Request) -> Execute:

@@ -11,7 +11,7 @@ import structlog
 from fastapi import APIRouter, Request, Response
 
 from commands.command import Aggregates, Command
-from commands.endpoint import Execute, Reply, executor
+from commands.endpoint import TOKEN_FIRST, Execute, Reply, executor
 from domain.errors import Conflict, Invalid
 from domain.model import Origin
 from domain.upload import Status, Upload, object_key, part_layout
@@ -128,7 +128,7 @@ class AbortUpload(Command[contract.UploadAborted]):
         return contract.UploadAborted(status="aborted")
 
 
-router = APIRouter(prefix="/uploads", tags=["uploads"])
+router = APIRouter(prefix="/uploads", tags=["uploads"], dependencies=TOKEN_FIRST)
 
 
 @router.post(

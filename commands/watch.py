@@ -11,7 +11,7 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 
 from commands.command import Aggregates, Command
-from commands.endpoint import Execute, Reply, executor
+from commands.endpoint import TOKEN_FIRST, Execute, Reply, executor
 from domain.model import Origin
 from domain.text import check_text
 from domain.upload import Upload, object_key
@@ -43,7 +43,7 @@ class LookAtVideo(Command[Media]):
         return Media(upload.content_type, upload.filename)
 
 
-router = APIRouter(prefix="/videos/{video_id}", tags=["watching"])
+router = APIRouter(prefix="/videos/{video_id}", tags=["watching"], dependencies=TOKEN_FIRST)
 accepted: dict[str, Any] = {
     "status_code": 202,
     "response_model": Accepted,

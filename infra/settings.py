@@ -160,7 +160,7 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(
         default=64 * 1024 * MIB, alias="MAX_UPLOAD_BYTES", ge=1, le=MAX_PARTS * MAX_PART_BYTES
     )
-    body_limit_bytes: int = Field(default=256 * 1024, alias="BODY_LIMIT_BYTES", ge=1024)
+    body_limit_bytes: int = Field(default=MIB, alias="BODY_LIMIT_BYTES", ge=1024)
     url_ttl_seconds: PositiveInt = Field(default=3600, alias="URL_TTL_SECONDS")
 
     command_batch_max: PositiveInt = Field(default=256, alias="COMMAND_BATCH_MAX")

@@ -14,7 +14,7 @@ from tests.e2e.program import Program
 from tests.e2e.videos import problem, read
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
-BODY_LIMIT = 256 * 1024
+BODY_LIMIT = 1024 * 1024
 
 
 @pytest.mark.parametrize(
