@@ -65,7 +65,7 @@ def _started(settings: Settings) -> Iterator[None]:
         _await_ready(process, settings.local_url)
         yield
     finally:
-        _stop(process)
+        stop(process)
 
 
 def _await_ready(process: subprocess.Popen[bytes], url: str) -> None:
@@ -78,10 +78,11 @@ def _await_ready(process: subprocess.Popen[bytes], url: str) -> None:
         time.sleep(0.1)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes], seconds: float = STOP_SECONDS) -> None:
+    """End a server that we started: asked first, killed when it takes longer than `seconds`."""
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(STOP_SECONDS)
+        process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from backlot.throwaway import stop
 from infra.errors import OperatorError
 from infra.settings import Settings
 
@@ -89,7 +89,7 @@ def serving(
         _await_answer(process, f"http://127.0.0.1:{port}{health}", log)
         yield Served(port, psutil.Process(process.pid), log)
     finally:
-        _stop(process)
+        stop(process, STOP_SECONDS)
 
 
 def _await_answer(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
@@ -105,12 +105,3 @@ def _answers(url: str) -> bool:
         return httpx.get(url, timeout=2.0, trust_env=False).is_success
     except httpx.HTTPError:
         return False
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
