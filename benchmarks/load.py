@@ -27,7 +27,7 @@ ANSWER_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to send, to where, for how long; `paths` and `tokens` are combined at random."""
+    """What to send, to where, for how long; `paths` and `tokens`, if any, combined at random."""
 
     port: int
     paths: list[str]
@@ -36,6 +36,7 @@ class Order:
     warmup_seconds: float
     seconds: float
     connections: int = 64
+    method: str = "POST"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,9 @@ class Load:
 
     def __init__(self, order: Order) -> None:
         tails = [f"Authorization: Bearer {token}\r\n\r\n".encode() for token in order.tokens]
+        tails = tails or [b"\r\n"]
         self._heads = [
-            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n".encode()
+            f"{order.method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n".encode()
             for path in order.paths
         ]
         self._tails = tails

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -35,11 +34,10 @@ class ChangeLike(Command[LikeState]):
     video_id: UUID
     viewer: str
     wish: Wish
+    likes_id: UUID = field(init=False)
 
-    @cached_property
-    def likes_id(self) -> UUID:
-        """The stream of this viewer's likes of this video."""
-        return stream_id(self.video_id, self.viewer)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "likes_id", stream_id(self.video_id, self.viewer))
 
     def streams(self) -> Sequence[UUID]:
         return (self.video_id, self.likes_id)

@@ -83,12 +83,18 @@ class Aggregate(BaseAggregate[UUID]):
         return aggregate
 
     def record(self, event: type[Aggregate.Event], origin: Origin, **fields: Any) -> None:
-        """Record a decision that has been checked: append the event and apply it."""
-        self.trigger_event(
-            event,
-            timestamp=origin.at,
-            actor=origin.actor,
-            correlation_id=origin.correlation_id,
-            causation_id=origin.causation_id,
-            **fields,
-        )
+        """Record a decision that has been checked: append the event and apply it.
+
+        What the library's `trigger_event` does, without its search for the event's topic.
+        """
+        fields |= {
+            "originator_id": self.id,
+            "originator_version": self.version + 1,
+            "timestamp": origin.at,
+            "actor": origin.actor,
+            "correlation_id": origin.correlation_id,
+            "causation_id": origin.causation_id,
+        }
+        made = event(**fields)
+        made.mutate(self)
+        self.pending_events.append(made)

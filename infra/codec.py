@@ -65,6 +65,12 @@ class EventMapper(Mapper[UUID]):
                 for old_topic, upcast in event.UPCASTS.items():
                     self.shapes[old_topic] = shape._replace(upcast=upcast)
 
+    def to_stored_event(self, domain_event: DomainEventProtocol[UUID]) -> StoredEvent:
+        payload = dict(vars(domain_event))
+        stream, version = payload.pop("originator_id"), payload.pop("originator_version")
+        topic = cast("Aggregate.Event", domain_event).TOPIC
+        return StoredEvent(stream, version, topic, orjson.dumps(payload))
+
     def to_domain_event(self, stored_event: StoredEvent) -> DomainEventProtocol[UUID]:
         event = self.decode(
             cast("UUID", stored_event.originator_id),

@@ -29,7 +29,7 @@ class Wire(BaseModel):
 
     def to_json(self) -> bytes:
         """UTF-8 JSON; fields without a value are left out."""
-        return self.model_dump_json(by_alias=True, exclude_none=True).encode()
+        return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_none=True)
 
 
 class Page(Wire, Generic[T]):

@@ -1,0 +1,146 @@
+"""What goes wrong, told to clients: RFC 9457 problems, and what the framework's errors become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import Scope
+
+from infra.contract import ProblemDetails
+
+PROBLEM_JSON = "application/problem+json"
+TITLES = {
+    400: ("unreadable", "The request can't be read"),
+    401: ("unauthenticated", "A valid token is needed"),
+    403: ("forbidden", "Not allowed"),
+    404: ("not-found", "Not found"),
+    405: ("method-not-allowed", "The path does not have this method"),
+    409: ("conflict", "In conflict with the present state"),
+    413: ("too-large", "The body is too large"),
+    415: ("unsupported-media-type", "Not a media type for this call"),
+    416: ("range-not-satisfiable", "No such range"),
+    422: ("invalid", "Well-formed, but not valid"),
+    429: ("rate-limited", "Too many requests"),
+    500: ("internal", "Something broke on our side"),
+    503: ("unavailable", "A needed part is down"),
+}
+
+
+class Problem(Exception):
+    """An answer other than success: an RFC 9457 problem with a stable `type` slug.
+
+    `extra` become further members, so that a program need not parse the text.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        slug: str,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **extra: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.slug = slug
+        self.detail = detail
+        self.headers = dict(headers or {})
+        self.extra = extra
+
+
+Make = Callable[[Any], Problem]
+"""What turns an exception of one kind into its problem."""
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses=` of a route that can answer these problems."""
+    return {
+        status: {
+            "description": TITLES[status][1],
+            "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}},
+        }
+        for status in statuses
+    }
+
+
+def problem_response(scope: Scope, problem: Problem) -> Response:
+    """The response of a problem; the request id is the one that the edge gave the request."""
+    body = ProblemDetails(
+        type=problem.slug,
+        title=TITLES.get(problem.status, TITLES[500])[1],
+        status=problem.status,
+        detail=problem.detail,
+        request_id=request_id_of(scope),
+        **problem.extra,
+    )
+    content = body.model_dump_json(by_alias=True, exclude_none=True)
+    return Response(content, problem.status, problem.headers, PROBLEM_JSON)
+
+
+def request_id_of(scope: Scope) -> str:
+    """The id of the request, which is also the correlation id of what it causes."""
+    return str(scope.get("request_id", ""))
+
+
+def _validation_problem(error: RequestValidationError) -> Problem:
+    """Unreadable JSON is 400; a readable body or parameter that breaks a rule is 422."""
+    errors = [
+        {"field": ".".join(str(part) for part in item["loc"][1:]), "message": item["msg"]}
+        for item in error.errors()
+    ]
+    if any(item["type"] == "json_invalid" for item in error.errors()):
+        return Problem(400, "unreadable", "The body is not valid JSON.", errors=errors)
+    first = errors[0] if errors else {"field": "", "message": "invalid"}
+    name = first["field"] or "body"
+    return Problem(422, "invalid", f"`{name}`: {first['message']}.", errors=errors)
+
+
+def _is_not_json(request: Request, error: Any) -> bool:
+    """Whether a whole body was refused because its content type says that it is not JSON."""
+    return (
+        isinstance(error, RequestValidationError)
+        and any(item["loc"] == ("body",) for item in error.errors())
+        and "json" not in request.headers.get("content-type", "")
+    )
+
+
+def _allowed(request: Request) -> str:
+    """All methods that the path has; Starlette names only those of the route that it found."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        match, _ = route.matches(request.scope)
+        if match is not Match.NONE:
+            methods |= getattr(route, "methods", None) or set()
+    return ", ".join(sorted(methods))
+
+
+def _http_problem(error: HTTPException) -> Problem:
+    slug, title = TITLES.get(error.status_code, ("error", "Error"))
+    details = {404: "There is no such path.", 405: "This path does not have that method."}
+    detail = details.get(error.status_code, str(error.detail) or title)
+    if error.status_code == 400:
+        detail = "The body can't be read; send JSON in UTF-8."
+    return Problem(error.status_code, slug, detail, headers=dict(error.headers or {}))
+
+
+FRAMEWORK: Mapping[type[Exception], Make] = {
+    Problem: lambda problem: problem,
+    RequestValidationError: _validation_problem,
+    HTTPException: _http_problem,
+}
+"""The problems of the framework's own refusals."""
+
+
+def explain(problem: Problem, request: Request, error: Exception) -> Problem:
+    """Add to a framework's problem what only the request tells."""
+    if problem.status == 405:
+        problem.headers["Allow"] = _allowed(request)
+    if problem.status == 422 and _is_not_json(request, error):
+        problem.detail = "Send the body as JSON, with `Content-Type: application/json`."
+    return problem
