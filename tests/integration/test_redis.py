@@ -1,0 +1,90 @@
+"""Real Redis servers that come and go, and what the doctor says about them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from redis import RedisError
+from redis.asyncio import Redis
+
+from backlot.redis_probe import probe
+from tests.integration.redis_servers import RedisServer, redis_servers
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_servers(1, tmp_path) as (server,):
+        yield server
+
+
+async def fails_within(client: Redis, seconds: float) -> None:
+    started = time.monotonic()
+    with pytest.raises(RedisError):
+        await client.get("anything")
+    assert time.monotonic() - started < seconds
+
+
+async def test_a_client_goes_on_after_each_kind_of_absence(server: RedisServer) -> None:
+    client = server.client()
+    # More at once than there are connections.
+    assert await asyncio.gather(*(client.ping() for _ in range(200))) == 200 * [True]
+
+    server.kill()
+    await fails_within(client, 0.5)
+    server.start()
+    assert await asyncio.gather(*(client.get("gone") for _ in range(200))) == 200 * [None]
+
+    server.pause()
+    await fails_within(client, 1.5)
+    server.resume()
+    assert await client.set("back", 1)
+
+    server.stop()
+    server.start()
+    await asyncio.sleep(0.05)
+    assert await client.set("back", 2)
+    await client.aclose()
+
+
+def test_the_doctor_looks_at_servers(server: RedisServer) -> None:
+    url = SecretStr(server.url)
+    assert probe([url]).ok
+    assert probe([url]).detail.startswith("Redis ")
+    assert probe([url]).url == f"redis://127.0.0.1:{server.port}"
+
+
+def test_the_doctor_sees_one_server_under_two_names(server: RedisServer) -> None:
+    told = probe([SecretStr(f"redis://{host}:{server.port}") for host in ("127.0.0.1", "127.1")])
+    assert not told.ok
+    assert f"127.0.0.1:{server.port} and 127.1:{server.port} are the same server" in told.detail
+
+
+def test_the_doctor_names_the_servers_that_do_not_answer(tmp_path: Path) -> None:
+    with redis_servers(3, tmp_path) as servers:
+        urls = [SecretStr(server.url.replace("//", "//me:hunter2@")) for server in servers]
+        assert not probe(urls).ok
+        assert "hunter2" not in str(probe(urls))
+        urls = [SecretStr(server.url) for server in servers]
+        assert probe(urls) == (
+            ", ".join(f"redis://127.0.0.1:{server.port}" for server in servers),
+            True,
+            probe(urls).detail,
+        )
+        assert probe(urls).detail.endswith("; 3 of 3 answer")
+        servers[1].pause()
+        told = probe(urls)
+    assert not told.ok
+    assert "2 of 3 answer" in told.detail
+    assert f"127.0.0.1:{servers[1].port}: " in told.detail
