@@ -1,0 +1,163 @@
+"""An S3 in a process of its own: moto behind a doorman who is as strict as S3.
+
+moto itself takes URLs that were changed or have expired, and breaks on uploads that are gone.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
+
+import boto3
+from botocore.auth import S3SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
+from botocore.config import Config
+from botocore.credentials import Credentials
+
+from infra.objects.s3 import S3Store
+from infra.objects.s3_client import S3Place
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from types_boto3_s3 import S3Client
+
+PROJECT = Path(__file__).parents[2]
+REGION = "eu-central-1"
+KEY_ID, SECRET = "AKIDEXAMPLEEXAMPLE00", "a secret that signs in tests only"
+BUCKET = "media"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """The running server, with one empty bucket; `process` is the one that answers at `url`."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+    def place(self, **changes: str) -> S3Place:
+        options = {"bucket": BUCKET, "endpoint_url": self.url, "region": REGION, **changes}
+        return S3Place(access_key_id=KEY_ID, secret_access_key=SECRET, **options)  # type: ignore[arg-type]
+
+    def settings(self) -> dict[str, str]:
+        """What makes Backlot use it."""
+        return {
+            "S3_BUCKET": BUCKET,
+            "S3_ENDPOINT_URL": self.url,
+            "S3_REGION": REGION,
+            "S3_ACCESS_KEY_ID": KEY_ID,
+            "S3_SECRET_ACCESS_KEY": SECRET,
+        }
+
+    def client(self) -> S3Client:
+        """An operator's own look into the store."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            region_name=REGION,
+            aws_access_key_id=KEY_ID,
+            aws_secret_access_key=SECRET,
+            config=Config(retries={"total_max_attempts": 1}, proxies={}),
+        )
+
+
+def s3_store(place: S3Place, at: datetime | None = None) -> S3Store:
+    """A store for one test, which closes it; `at` stops its clock."""
+    return S3Store(place, timedelta(hours=1), lambda: at or datetime.now(UTC))
+
+
+@contextmanager
+def s3_server() -> Iterator[S3Server]:
+    """Serve from a new process, on a port that the process itself took."""
+    command = [sys.executable, "-m", "tests.integration.s3_server"]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        port = int(process.stdout.readline())
+        server = S3Server(f"http://127.0.0.1:{port}", process)
+        location = {"LocationConstraint": REGION}
+        server.client().create_bucket(Bucket=BUCKET, CreateBucketConfiguration=location)  # type: ignore[arg-type]
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+class Doorman:
+    """Checks presigned requests by botocore's signature, not by our own code."""
+
+    def __init__(self, store: WSGIApplication) -> None:
+        self._store = store
+        # In S3 a completion is one moment; in moto others can look in between.
+        self._one_at_a_time = Lock()
+
+    def __call__(self, request: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        query = dict(parse_qsl(request.get("QUERY_STRING", ""), keep_blank_values=True))
+        if "X-Amz-Signature" in query:
+            refusal = _refusal(request, query)
+            if refusal is not None:
+                return _refuse(start, "403 Forbidden", refusal)
+            # moto takes a presigned request for a key that is not there for a forged one.
+            request["HTTP_AUTHORIZATION"] = f"AWS4-HMAC-SHA256 {query['X-Amz-Credential']}"
+        with self._one_at_a_time:
+            try:
+                return self._store(request, start)
+            except KeyError:
+                return _refuse(start, "404 Not Found", "NoSuchUpload")
+
+
+def _refuse(start: StartResponse, status: str, code: str) -> list[bytes]:
+    start(status, [("Content-Type", "application/xml")])
+    return [f"<Error><Code>{code}</Code></Error>".encode()]
+
+
+def _refusal(request: WSGIEnvironment, query: dict[str, str]) -> str | None:
+    signature, signed_at = query.pop("X-Amz-Signature"), query["X-Amz-Date"]
+    begun = datetime.strptime(signed_at, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    if datetime.now(UTC) > begun + timedelta(seconds=int(query["X-Amz-Expires"])):
+        return "AccessDenied"
+    named = query["X-Amz-SignedHeaders"].split(";")
+    headers = {name: _header(request, name) for name in named}
+    url = f"http://{request['HTTP_HOST']}{request['PATH_INFO']}"
+    plain = AWSRequest(request["REQUEST_METHOD"], url, headers=headers, params=query)
+    plain.context["timestamp"] = signed_at
+    auth = S3SigV4QueryAuth(Credentials(KEY_ID, SECRET), "s3", REGION)
+    text = auth.string_to_sign(plain, auth.canonical_request(plain))
+    return None if auth.signature(text, plain) == signature else "SignatureDoesNotMatch"
+
+
+def _header(request: WSGIEnvironment, name: str) -> str:
+    key = name.upper().replace("-", "_")
+    return str(request.get(key if key == "CONTENT_LENGTH" else f"HTTP_{key}", ""))
+
+
+def _main() -> None:
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        def log_request(self, *_: object) -> None:
+            pass
+
+    moto = Doorman(DomainDispatcherApplication(create_backend_app))
+    listening = socket.create_server(("127.0.0.1", 0))
+    port: int = listening.getsockname()[1]
+    server = make_server(
+        "127.0.0.1", port, moto, threaded=True, request_handler=Quiet, fd=listening.fileno()
+    )
+    sys.stdout.write(f"{port}\n")
+    sys.stdout.flush()
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    _main()
