@@ -10,11 +10,13 @@ import structlog
 from eventsourcing.persistence import MapperDeserialisationError, PersistenceError
 from fastapi import APIRouter
 
-from commands import catalog, comments, likes, uploads, watch
+from commands import catalog, comments, finalize, likes, uploads, watch
 from commands.bus import Contended, KeyReused
+from commands.finalize_lock import UploadFinalizing
 from domain.errors import Conflict, DomainError, Invalid, NotAllowed, NotFound
 from infra.batching import QueueFull
 from infra.http import Problem
+from infra.locks import LocksUnavailable
 from infra.objects import NoSuchUpload, ObjectStoreUnavailable, PartMismatch
 
 log = structlog.get_logger(__name__)
@@ -24,7 +26,14 @@ RETRY_SOON = {"Retry-After": "1"}
 
 def routers() -> list[APIRouter]:
     """Every command of the contract."""
-    return [likes.router, comments.router, watch.router, catalog.router, uploads.router]
+    return [
+        likes.router,
+        comments.router,
+        watch.router,
+        catalog.router,
+        uploads.router,
+        finalize.router,
+    ]
 
 
 def _refusal(status: int, slug: str) -> Callable[[DomainError], Problem]:
@@ -54,6 +63,9 @@ translate: dict[type[Exception], Callable[[Any], Problem]] = {
     NotAllowed: _refusal(403, "forbidden"),
     Conflict: _refusal(409, "conflict"),
     Contended: _refusal(409, "contended"),
+    UploadFinalizing: lambda error: Problem(
+        409, "upload-finalizing", str(error), headers={"Retry-After": "2"}
+    ),
     KeyReused: _refusal(409, "idempotency-key-reused"),
     Invalid: _refusal(422, "invalid"),
     QueueFull: lambda _: Problem(
@@ -64,6 +76,12 @@ translate: dict[type[Exception], Callable[[Any], Problem]] = {
     psycopg.Error: _store_away,
     PartMismatch: _part_mismatch,
     NoSuchUpload: lambda error: Problem(409, "upload-gone", str(error)),
+    LocksUnavailable: lambda _: Problem(
+        503,
+        "locks-unavailable",
+        "The lock service does not answer; nothing was changed. Try again later.",
+        headers={"Retry-After": "5"},
+    ),
     ObjectStoreUnavailable: lambda error: Problem(
         503, "object-store-unavailable", str(error), headers={"Retry-After": "5"}
     ),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID, uuid4, uuid5
 
@@ -17,7 +18,8 @@ from domain.model import Origin
 from infra.auth import Identity
 from infra.contract import Wire
 from infra.event_store import Answer
-from infra.http import Problem, request_id_of, require_identity, wire
+from infra.http import Problem, header, request_id_of, require_identity, wire
+from infra.locks import Redlock
 from infra.objects import ObjectStore
 from infra.position import encode_position
 from infra.telemetry import Telemetry
@@ -31,14 +33,21 @@ NAMESPACE = UUID("6f2a1e5c-5d0b-4c0e-9b38-0e6d0a3f7c11")
 
 @dataclass(frozen=True)
 class Services:
-    """What the routers of the command API stand on; made by the wiring."""
+    """What the routers of the command API stand on; made by the wiring.
+
+    `ending` has the uploads that a request of this process is about to complete or abort.
+    """
 
     bus: CommandBus
     objects: ObjectStore
+    locks: Redlock
     telemetry: Telemetry
     part_size_bytes: int
     max_upload_bytes: int
     public_url: str | None
+    finalize_lock_seconds: float
+    finalize_wait_seconds: float
+    ending: dict[UUID, asyncio.Event] = field(default_factory=dict)
 
 
 class NotAnsweredYet(DomainError):
@@ -88,7 +97,7 @@ class Execute:
 
     def fresh_id(self, purpose: str) -> UUID:
         """An id for what this request makes; with an idempotency key, each repeat gets the same."""
-        key = self._request.headers.get("idempotency-key")
+        key = header(self._request.scope, b"idempotency-key")
         if key is None:
             return uuid4()
         return uuid5(NAMESPACE, "\n".join((self.actor, self._request.url.path, key, purpose)))
@@ -127,7 +136,7 @@ class Execute:
         )
 
     async def _key(self, status: int) -> IdempotencyKey | None:
-        key = self._request.headers.get("idempotency-key")
+        key = header(self._request.scope, b"idempotency-key")
         if key is None or self._request.method != "POST":
             return None
         if not (1 <= len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):

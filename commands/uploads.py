@@ -1,13 +1,12 @@
-"""Uploads: start, more part URLs, complete, abort."""
+"""Uploads on their way: start, more part URLs. How they end: `commands/finalize.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from uuid import UUID, uuid4
 
-import structlog
 from fastapi import APIRouter, Request, Response
 
 from commands.command import Aggregates, Command
@@ -17,9 +16,6 @@ from domain.model import Origin
 from domain.upload import Status, Upload, object_key, part_layout
 from infra import contract
 from infra.http import problems
-from infra.objects import ObjectStoreError, Part, PartMismatch, PartRef, StoredObject
-
-log = structlog.get_logger(__name__)
 
 FIRST_URLS = 100
 
@@ -34,6 +30,18 @@ class Facts:
     store_upload_id: str
     size_bytes: int
     part_sizes: Sequence[int]
+
+    @classmethod
+    def of(cls, upload: Upload) -> Self:
+        """The facts of an upload that is known."""
+        return cls(
+            upload.id,
+            upload.status or Status.STARTED,
+            upload.object_key,
+            upload.store_upload_id,
+            upload.size_bytes,
+            [upload.part_bytes(number + 1) for number in range(upload.part_count)],
+        )
 
 
 @dataclass(frozen=True)
@@ -74,58 +82,7 @@ class LookAtUpload(Command[Facts]):
         upload = aggregates.get(Upload, self.upload_id)
         upload.require_known()
         upload.require_owner(origin.actor)
-        return Facts(
-            upload.id,
-            upload.status or Status.STARTED,
-            upload.object_key,
-            upload.store_upload_id,
-            upload.size_bytes,
-            [upload.part_bytes(number + 1) for number in range(upload.part_count)],
-        )
-
-
-@dataclass(frozen=True)
-class CompleteUpload(Command[contract.UploadCompleted]):
-    """Record that the object stands; what was completed before keeps its first answer."""
-
-    upload_id: UUID
-    size_bytes: int
-    etag: str
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.upload_id,)
-
-    def decide(
-        self, aggregates: Aggregates, origin: Origin, found: Any
-    ) -> contract.UploadCompleted:
-        upload = aggregates.get(Upload, self.upload_id)
-        upload.require_known()
-        upload.require_owner(origin.actor)
-        upload.complete(self.size_bytes, self.etag, origin)
-        return contract.UploadCompleted(
-            upload_id=upload.id,
-            video_id=upload.id,
-            status="completed",
-            size_bytes=upload.size_bytes,
-            etag=upload.etag,
-        )
-
-
-@dataclass(frozen=True)
-class AbortUpload(Command[contract.UploadAborted]):
-    """Give the upload up."""
-
-    upload_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.upload_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> contract.UploadAborted:
-        upload = aggregates.get(Upload, self.upload_id)
-        upload.require_known()
-        upload.require_owner(origin.actor)
-        upload.abort(origin)
-        return contract.UploadAborted(status="aborted")
+        return Facts.of(upload)
 
 
 router = APIRouter(prefix="/uploads", tags=["uploads"], dependencies=TOKEN_FIRST)
@@ -173,45 +130,8 @@ async def start_upload(body: contract.StartUpload, request: Request) -> Response
 async def more_part_urls(upload_id: UUID, body: contract.PartNumbers, request: Request) -> Response:
     execute = await executor(request)
     facts = await execute.value(LookAtUpload(upload_id))
-    _require_under_way(facts)
+    require_under_way(facts)
     return await execute(Reply(contract.PartUrls(parts=part_urls(facts, body.numbers, execute))))
-
-
-@router.post(
-    "/{upload_id}/complete",
-    response_model=contract.UploadCompleted,
-    responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
-    summary="Complete the upload",
-)
-async def complete_upload(
-    upload_id: UUID, request: Request, body: contract.CompleteUpload | None = None
-) -> Response:
-    execute = await executor(request)
-    facts = await execute.value(LookAtUpload(upload_id))
-    if facts.status is Status.COMPLETED:
-        return await execute(CompleteUpload(upload_id, facts.size_bytes, ""))
-    _require_under_way(facts)
-    stored = await _assemble(facts, body.parts if body else [], execute)
-    try:
-        return await execute(CompleteUpload(upload_id, stored.size, stored.etag))
-    except Conflict:
-        # It was aborted while the parts were being joined: the abort wins.
-        await _drop(facts, execute)
-        raise
-
-
-@router.delete(
-    "/{upload_id}",
-    response_model=contract.UploadAborted,
-    responses=problems(401, 403, 404, 409, 422, 503),
-    summary="Abort the upload",
-)
-async def abort_upload(upload_id: UUID, request: Request) -> Response:
-    execute = await executor(request)
-    facts = await execute.value(LookAtUpload(upload_id))
-    answer = await execute(AbortUpload(upload_id))
-    await _drop(facts, execute)
-    return answer
 
 
 def part_urls(facts: Facts, numbers: Iterable[int], execute: Execute) -> list[contract.PartUrl]:
@@ -234,43 +154,7 @@ def part_urls(facts: Facts, numbers: Iterable[int], execute: Execute) -> list[co
     return urls
 
 
-async def _assemble(
-    facts: Facts, named: Sequence[contract.UploadedPart], execute: Execute
-) -> StoredObject:
-    """Join the parts in the store; raises PartMismatch unless exactly the declared file arrived."""
-    store = execute.services.objects
-    refs = [PartRef(part.number, part.etag) for part in named]
-    standing = await store.head(facts.object_key)
-    if standing is not None and not refs:
-        # A completion before this one came as far as the store, and not to its event.
-        return standing
-    if standing is None:
-        arrived = await store.list_parts(facts.object_key, facts.store_upload_id)
-        refs = refs or [PartRef(part.number, part.etag) for part in arrived]
-        _check_parts(facts, arrived, {ref.number for ref in refs})
-    return await store.complete(facts.object_key, facts.store_upload_id, refs)
-
-
-def _check_parts(facts: Facts, arrived: Sequence[Part], named: set[int]) -> None:
-    sizes = {part.number: part.size for part in arrived}
-    expected = dict(enumerate(facts.part_sizes, start=1))
-    missing = [number for number in expected if number not in sizes or number not in named]
-    wrong = [n for n in sizes | dict.fromkeys(named) if n in named and n not in expected]
-    wrong += [n for n, size in sizes.items() if n in expected and expected[n] != size]
-    if missing or wrong:
-        raise PartMismatch(missing, sorted(wrong))
-
-
-def _require_under_way(facts: Facts) -> None:
+def require_under_way(facts: Facts) -> None:
+    """Raise Conflict with the state unless parts may still be sent."""
     if facts.status is not Status.STARTED:
         raise Conflict(f"The upload is {facts.status}.", uploadStatus=facts.status)
-
-
-async def _drop(facts: Facts, execute: Execute) -> None:
-    """Free what a given-up upload holds; what can't be freed now is only lost room."""
-    store = execute.services.objects
-    try:
-        await store.abort(facts.object_key, facts.store_upload_id)
-        await store.delete(facts.object_key)
-    except ObjectStoreError as error:
-        log.warning("aborted_bytes_remain", key=facts.object_key, error=str(error))

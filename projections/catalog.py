@@ -40,7 +40,8 @@ CREATE INDEX videos ON {schema}.uploads (completed_position)
 CREATE INDEX videos_by_owner ON {schema}.uploads (owner, completed_position)
     WHERE completed_position IS NOT NULL;
 CREATE INDEX videos_by_category ON {schema}.uploads (category, completed_position)
-    WHERE completed_position IS NOT NULL
+    WHERE completed_position IS NOT NULL;
+CREATE INDEX under_way ON {schema}.uploads (upload_id) WHERE status = 'started'
 """
 
 START: LiteralString = """
@@ -119,6 +120,12 @@ UPLOAD: LiteralString = """
 SELECT upload_id, owner, status, size_bytes, part_size_bytes, object_key, store_upload_id
 FROM {schema}.uploads WHERE upload_id = %s
 """
+UNDER_WAY: LiteralString = """
+SELECT upload_id, owner, status, size_bytes, part_size_bytes, object_key, store_upload_id
+FROM {schema}.uploads
+WHERE status = 'started' AND started_at < %s AND upload_id > %s
+ORDER BY upload_id LIMIT %s
+"""
 VIDEOS: LiteralString = """
 SELECT upload_id AS video_id, owner, status, title, description, category, completed_at,
        completed_position
@@ -174,6 +181,14 @@ class Catalog(Projection):
         async with conn.cursor(row_factory=class_row(UploadRow)) as cursor:
             await cursor.execute(self.sql(UPLOAD), (upload_id,))
             return await cursor.fetchone()
+
+    async def under_way(
+        self, conn: AsyncConnection[TupleRow], started_before: datetime, after: UUID, limit: int
+    ) -> list[UploadRow]:
+        """Uploads that were started before this time and not ended, by id, after that one."""
+        async with conn.cursor(row_factory=class_row(UploadRow)) as cursor:
+            await cursor.execute(self.sql(UNDER_WAY), (started_before, after, limit))
+            return await cursor.fetchall()
 
     async def videos(
         self, conn: AsyncConnection[TupleRow], ids: Sequence[UUID]
