@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Event
 
 from infra.codec import EventMapper
 from projections.connecting import connect
@@ -39,6 +40,11 @@ class ProjectionHost:
             )
             for projection in projections
         ]
+
+    def follow(self, name: str) -> Event:
+        """An event that is set whenever this projection has moved here; before `start`."""
+        runner = next(r for r in self._runners if r.status().name == name)
+        return runner.follow()
 
     def start(self) -> None:
         """Make the tables and begin; raises OperationalError when the database is not there."""

@@ -9,6 +9,7 @@ import structlog
 from psycopg import Connection
 from psycopg.sql import SQL, Identifier
 
+from projections import drift
 from projections.positions import INSTALL_LOCK, LOCK_CLASS, TABLES
 from projections.projection import Projection
 
@@ -23,6 +24,7 @@ def install(conn: Connection[Any], projections: Iterable[Projection]) -> None:
     with conn.transaction():
         conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK_CLASS, INSTALL_LOCK))
         conn.execute(TABLES)
+        conn.execute(drift.TABLE)
         for projection in projections:
             _install(conn, projection)
 

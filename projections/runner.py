@@ -91,6 +91,7 @@ class Runner:
         self._projection = projection
         self._log = Log(projection.events, mapper=mapper, batch_events=batch_events)
         self._wake = wake
+        self._followers: list[Event] = []
         self._poll_seconds = poll_seconds
         self._stopping = Event()
         self._backoff = Backoff()
@@ -98,6 +99,12 @@ class Runner:
         self._status = RunnerStatus(projection.name, projection.version)
         self._age_measured = 0.0
         self._thread = Thread(target=self._run, name=f"projection {projection.name}", daemon=True)
+
+    def follow(self) -> Event:
+        """An event that is set whenever this runner has moved; to be asked for before `start`."""
+        moved = Event()
+        self._followers.append(moved)
+        return moved
 
     def start(self) -> None:
         self._thread.start()
@@ -197,6 +204,8 @@ class Runner:
         except Superseded as reason:
             log.info("projection_superseded", projection=name, reason=str(reason))
             return False
+        for follower in self._followers:
+            follower.set()
         return window.until < seen.head
 
     def _apply(self, conn: Connection[TupleRow], before: int, window: Window) -> None:

@@ -1,10 +1,12 @@
-"""The likes of a video, and whether the caller's is among them."""
+"""The likes of a video: now, as they change, and whether the caller's is among them."""
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Response
+from fastapi.responses import StreamingResponse
 
 from infra.contract import LikeState
 from infra.http import TOKEN_OPTIONAL, MaybeCaller, problems, wire
@@ -12,6 +14,13 @@ from readapi.catalog import require_video
 from readapi.queries import Fresh, Read
 
 router = APIRouter(tags=["likes"])
+EVENT_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": 'Server-sent events `likes`, with data such as `{"likesCount": 5}`',
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    },
+    **problems(404, 422, 503),
+}
 
 
 @router.get(
@@ -22,8 +31,29 @@ router = APIRouter(tags=["likes"])
     summary="How many like the video, and whether the caller does",
 )
 async def get_like(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCaller) -> Response:
+    if caller is None:
+        hot = await queries.counts.hot([video_id], fresh.position)
+        if video_id in hot:
+            return wire(LikeState(likes_count=hot[video_id]))
     async with queries.reading(fresh, queries.catalog, queries.likes) as conn:
         await require_video(queries, conn, video_id)
-        count = (await queries.likes.counts(conn, [video_id])).get(video_id, 0)
+        # With a caller both come from the read model: a liked video never has no likes.
+        count = (await queries.counts.read(conn, [video_id]))[video_id]
         liked = caller and await queries.likes.liked(conn, caller.user_id, [video_id])
     return wire(LikeState(has_liked=None if liked is None else bool(liked), likes_count=count))
+
+
+@router.get(
+    "/videos/{video_id}/events",
+    response_class=StreamingResponse,
+    responses=EVENT_STREAM,
+    summary="Follow the number of likes as it changes",
+)
+async def follow(video_id: UUID, queries: Read, fresh: Fresh) -> StreamingResponse:
+    async with queries.reading(fresh, queries.catalog, queries.likes) as conn:
+        await require_video(queries, conn, video_id)
+    live = queries.live
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(
+        live.stream(live.watch(video_id)), media_type="text/event-stream", headers=headers
+    )

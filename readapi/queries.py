@@ -20,6 +20,8 @@ from projections.comments import Comments
 from projections.likes import Likes
 from projections.projection import Projection
 from projections.waiting import Pool, Waiting
+from readapi.counts import LikeCounts
+from readapi.live import LiveCounts
 
 DEFAULT_TIMEOUT_MS = 2_000
 MAX_TIMEOUT_MS = 30_000
@@ -82,6 +84,8 @@ class Queries:
     likes: Likes
     comments: Comments
     waiting: Waiting
+    counts: LikeCounts
+    live: LiveCounts
     objects: ObjectStore
     views: ViewCounts
     mapper: EventMapper

@@ -25,6 +25,8 @@ from projections.comments import Comments
 from projections.likes import Likes
 from projections.waiting import Waiting
 from readapi.app import Queries, make_pool, routers, translate
+from readapi.counts import LikeCounts
+from readapi.live import LiveCounts
 from tests.integration.projection_support import Writer, hosting
 
 SECRET = "a secret of the tests, long enough for HS256"
@@ -50,12 +52,15 @@ class Site:
     async def _open(self) -> Queries:
         pool = make_pool(self.database_url, max_size=4)
         await pool.open()
+        counts = LikeCounts(Likes(), None)
         return Queries(
             pool=pool,
             catalog=Catalog(),
             likes=Likes(),
             comments=Comments(),
             waiting=Waiting(pool),
+            counts=counts,
+            live=LiveCounts(pool, counts),
             objects=self.objects,
             views=telemetry.Views(),
             mapper=EventMapper(),

@@ -1,0 +1,98 @@
+"""`backlot likes`: what an operator does about like counters."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from backlot.output import Json, show
+from infra.errors import OperatorError
+from infra.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from projections.drift import Drift, Reconciled
+
+app = typer.Typer(help="The like counters in Redis.", no_args_is_help=True)
+
+
+class NotReconciled(OperatorError):
+    """The counters could not be compared."""
+
+
+@app.callback()
+def likes() -> None:
+    """The like counters in Redis."""
+
+
+@app.command()
+def reconcile(
+    repair: Annotated[
+        bool, typer.Option("--repair/--dry-run", help="Mend what differs, or only tell.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Compare all like counters with the read model; exit 1 when some differed."""
+    result = _reconcile(load_settings(), repair=repair)
+    lines = [f"{result.compared} counters compared, {len(result.drifted)} differed"]
+    lines += [_line(drift, repair=repair) for drift in result.drifted]
+    told = {
+        "compared": result.compared,
+        "repaired": repair,
+        "drifted": [_as_dict(drift) for drift in result.drifted],
+    }
+    show("\n".join(lines), told, as_json)
+    raise typer.Exit(1 if result.drifted else 0)
+
+
+def _reconcile(settings: Settings, *, repair: bool) -> Reconciled:
+    import psycopg
+    from redis import RedisError
+
+    from backlot.wiring import open_counters
+    from projections.drift import CountersBehind
+    from projections.likes import Likes
+    from workers.likes import reconcile_once
+
+    with ExitStack() as stack:
+        counters = open_counters(settings, stack)
+        if counters is None:
+            raise NotReconciled(
+                "REDIS_URL: not set, so there are no like counters: counts come from the database"
+            )
+        try:
+            result = reconcile_once(database_url(settings), Likes(), counters, repair=repair)
+        except (psycopg.Error, RedisError, CountersBehind) as error:
+            raise NotReconciled(f"can't compare: {' '.join(str(error).split())}") from error
+    if result is None:
+        raise NotReconciled("another process compares the counters right now: try again")
+    return result
+
+
+def database_url(settings: Settings) -> str:
+    """Where the database is; raises NotReconciled when the embedded one does not run."""
+    from infra.data_folder import cluster_path
+    from infra.postgres import running_url
+
+    if settings.database_url is not None:
+        return settings.database_url.get_secret_value()
+    url = running_url(cluster_path(settings.data_dir))
+    if url is None:
+        raise NotReconciled(f"nothing runs in {settings.data_dir}: start `make up` first")
+    return url
+
+
+def _line(drift: Drift, *, repair: bool) -> str:
+    done = "mended" if repair else "left as it is"
+    return f"{drift.video_id}: counter {drift.counter.likes}, likes {drift.truth.likes} ({done})"
+
+
+def _as_dict(drift: Drift) -> dict[str, Any]:
+    return {
+        "videoId": str(drift.video_id),
+        "counter": drift.counter.likes,
+        "counterPosition": drift.counter.position,
+        "likes": drift.truth.likes,
+        "position": drift.truth.position,
+    }

@@ -1,0 +1,185 @@
+"""Keeps the like counters in Redis as new as the read model, whatever happened to either.
+
+It follows the log with a position of its own, which lies in Redis beside the counters: what is
+lost there, or was put while Redis was away, shows as a position that is behind, and is put again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from threading import Event, Thread
+from typing import LiteralString
+from uuid import UUID
+
+import structlog
+from eventsourcing.persistence import MapperDeserialisationError
+from psycopg import AsyncConnection, Connection, InterfaceError, OperationalError
+from psycopg.rows import TupleRow
+from redis import RedisError
+
+from domain.video_likes import VideoLikes
+from infra import metrics
+from infra.codec import EventMapper
+from infra.counters import GONE, Counter, Counters
+from projections.connecting import Backoff, connect
+from projections.likes import Likes
+from projections.log import Log, Stored
+
+log = structlog.get_logger(__name__)
+
+WINDOW_EVENTS = 5_000
+# Where Redis has lost the position, fills of that moment may still be on their way.
+MARGIN_EVENTS = 10_000
+POLL_SECONDS = 0.5
+STOP_SECONDS = 10.0
+
+# One statement sees one moment: these counts are those at this position.
+COUNTED: LiteralString = """
+SELECT s.position, v.id, coalesce(c.likes, 0), r.video_id IS NOT NULL
+FROM projections.state s
+LEFT JOIN unnest(%b::uuid[]) AS v(id) ON true
+LEFT JOIN {schema}.counts c ON c.video_id = v.id
+LEFT JOIN {schema}.removed r ON r.video_id = v.id
+WHERE s.schema = %b
+"""
+NEXT_VIDEOS: LiteralString = (
+    "SELECT video_id FROM {schema}.counts WHERE video_id > %s ORDER BY video_id LIMIT %s"
+)
+HEAD = b"SELECT coalesce(max(notification_id), 0) FROM public.backlot_events"
+
+
+def counted(
+    conn: Connection[TupleRow], likes: Likes, videos: Collection[UUID]
+) -> tuple[int, dict[UUID, Counter]]:
+    """How far the read model is, and what the counters of these videos have to be there."""
+    with conn.cursor(binary=True) as cursor:
+        cursor.execute(likes.sql(COUNTED), (list(videos), likes.schema), prepare=True)
+        return _as_counters(cursor.fetchall())
+
+
+async def counted_async(
+    conn: AsyncConnection[TupleRow], likes: Likes, videos: Collection[UUID]
+) -> tuple[int, dict[UUID, Counter]]:
+    """The same for queries."""
+    async with conn.cursor(binary=True) as cursor:
+        await cursor.execute(likes.sql(COUNTED), (list(videos), likes.schema))
+        return _as_counters(await cursor.fetchall())
+
+
+def _as_counters(rows: Sequence[TupleRow]) -> tuple[int, dict[UUID, Counter]]:
+    position: int = rows[0][0] if rows else 0
+    return position, {
+        video: Counter(GONE if removed else count, position)
+        for _, video, count, removed in rows
+        if video is not None
+    }
+
+
+class CounterPublisher:
+    """A thread that puts changed counts into Redis; several in several processes do no harm."""
+
+    def __init__(
+        self, database_url: str, likes: Likes, counters: Counters, wake: Event, mapper: EventMapper
+    ) -> None:
+        """`wake` is set when the read model has moved."""
+        self._database_url = database_url
+        self._likes = likes
+        self._counters = counters
+        self._wake = wake
+        self._log = Log(likes.events, mapper=mapper, batch_events=WINDOW_EVENTS)
+        self._stopping = Event()
+        self._thread = Thread(target=self._run, name="like counters", daemon=True)
+        self._behind_since: float | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after what is being put; the rest is put at the next start."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_SECONDS)
+
+    def _run(self) -> None:
+        backoff = Backoff()
+        while not self._stopping.is_set():
+            try:
+                with connect(self._database_url, "like counters") as conn:
+                    self._follow(conn, backoff)
+            except (OperationalError, InterfaceError, RedisError) as error:
+                log.warning("like_counters_interrupted", error=f"{type(error).__name__}: {error}")
+            except Exception:
+                log.exception("like_counters_broke")
+            else:
+                return
+            metrics.COUNTER_FAILURES.inc()
+            self._stopping.wait(backoff.next())
+
+    def _follow(self, conn: Connection[TupleRow], backoff: Backoff) -> None:
+        while not self._stopping.is_set():
+            self._wake.clear()
+            lag = self.advance(conn)
+            backoff.reset()
+            metrics.COUNTER_LAG_EVENTS.set(lag)
+            if lag == 0:
+                self._wake.wait(POLL_SECONDS)
+
+    def advance(self, conn: Connection[TupleRow]) -> int:
+        """Put the next stretch of changes; returns how many positions remain."""
+        position, _ = counted(conn, self._likes, ())
+        after = self._start(conn, position)
+        if after >= position:
+            return 0
+        window = self._log.read(conn, after, position)
+        changed = {video for stored in window.events if (video := self._video(stored))}
+        _, now = counted(conn, self._likes, changed)
+        self._counters.publish(now.items(), window.until)
+        metrics.COUNTERS_PUBLISHED.inc(len(now))
+        return position - window.until
+
+    def _video(self, stored: Stored) -> UUID | None:
+        """Whose count an event may have changed; None where nobody can read it."""
+        try:
+            event = self._log.decode(stored).event
+        except MapperDeserialisationError:
+            # The read model has parked it; its count goes on without it.
+            return None
+        if isinstance(event, VideoLikes.Event):
+            return event.video_id
+        return event.originator_id
+
+    def _start(self, conn: Connection[TupleRow], position: int) -> int:
+        """The position after which counters may be stale."""
+        published = self._counters.published()
+        if published is not None and published > position:
+            (head,) = conn.execute(HEAD).fetchone() or (0,)
+            if published <= head:
+                # The read model is being rebuilt; until it is there, the counters are newer.
+                return position
+            log.warning("like_counters_of_another_log", published=published, head=head)
+            self._counters.forget()
+            published = None
+        return max(0, position - MARGIN_EVENTS) if published is None else published
+
+
+def rebuild(conn: Connection[TupleRow], likes: Likes, counters: Counters) -> int:
+    """Put all counters anew from the read model; returns how many there are.
+
+    Those of videos that nobody has liked are dropped, and filled in when somebody asks.
+    """
+    started = time.monotonic()
+    counters.forget()
+    done = 0
+    last = UUID(int=0)
+    while True:
+        rows = conn.execute(likes.sql(NEXT_VIDEOS), (last, WINDOW_EVENTS)).fetchall()
+        if not rows:
+            break
+        _, now = counted(conn, likes, [video for (video,) in rows])
+        counters.put(now.items())
+        done += len(now)
+        last = rows[-1][0]
+    log.info("like_counters_rebuilt", counters=done, seconds=time.monotonic() - started)
+    return done
