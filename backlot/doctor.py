@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,8 @@ import httpx
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from backlot.objects import make_s3
+from backlot.redis_probe import probe
 from infra.auth import KeysUnavailable, make_authenticator
 from infra.data_folder import (
     DataFolderError,
@@ -22,7 +25,9 @@ from infra.data_folder import (
     objects_path,
     secret_path,
 )
+from infra.errors import OperatorError
 from infra.jwks import RemoteKeys
+from infra.objects import ObjectStoreUnavailable
 from infra.postgres import PostgresError, running_url
 from infra.postgres_cluster import MAJOR, check_major
 from infra.settings import Settings, SettingsError, load_settings
@@ -58,6 +63,8 @@ def examine() -> list[Part]:
         _settings(settings),
         _embedded_database(settings) if settings.embedded_database else _database(settings),
         _objects(settings),
+        _redis(settings),
+        _locks(settings),
         _auth(settings),
         _api(settings),
     ]
@@ -124,6 +131,23 @@ def _running_database(url: str, holder: int | None) -> Part:
 
 
 def _objects(settings: Settings) -> Part:
+    return _folder(settings) if settings.s3_bucket is None else _s3(settings)
+
+
+def _s3(settings: Settings) -> Part:
+    url = settings.s3_endpoint_url
+    try:
+        with closing(make_s3(settings)) as store:
+            url = store.url
+            store.probe()
+    except ObjectStoreUnavailable as error:
+        return Part("objects", "external", url, False, error.cause)
+    except OperatorError as error:
+        return Part("objects", "external", url, False, str(error))
+    return Part("objects", "external", url, True, "the bucket answers")
+
+
+def _folder(settings: Settings) -> Part:
     path = objects_path(settings.data_dir.absolute())
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     if not os.access(there, os.W_OK | os.X_OK):
@@ -131,6 +155,19 @@ def _objects(settings: Settings) -> Part:
     free = shutil.disk_usage(there).free / 1e9
     made = "" if path.exists() else "made at the first start, "
     return Part("objects", "embedded", path.as_uri(), True, f"{made}{free:.1f} GB free")
+
+
+def _redis(settings: Settings) -> Part:
+    if settings.redis_url is None:
+        return Part("redis", "embedded", None, True, "in the process, made at each start")
+    return Part("redis", "external", *probe([settings.redis_url]))
+
+
+def _locks(settings: Settings) -> Part:
+    if settings.redlock_urls:
+        return Part("locks", "external", *probe(settings.redlock_urls))
+    kind: Kind = "embedded" if settings.redis_url is None else "external"
+    return Part("locks", kind, None, True, "on the redis above")
 
 
 def _auth(settings: Settings) -> Part:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import socket
 import sys
@@ -14,14 +13,15 @@ from types import FrameType
 import structlog
 import uvicorn
 
-from backlot.wiring import Parts, check, make_app, open_parts
+from backlot.app import make_app
+from backlot.health import check
+from backlot.serving import calm_garbage_collector, serving
+from backlot.wiring import Parts, open_parts
 from infra.errors import OperatorError
 from infra.logging import configure_logging
 from infra.settings import Settings
 
 log = structlog.get_logger(__name__)
-
-GRACE_SECONDS = 10
 
 Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
@@ -48,18 +48,8 @@ def run_up(settings: Settings) -> int:
 def _serve(settings: Settings, stack: ExitStack) -> int:
     listener = stack.enter_context(_listen(settings))
     parts = open_parts(settings, stack)
-    _calm_garbage_collector()
-    config = uvicorn.Config(
-        make_app(parts),
-        loop="uvloop",
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        # BACKLOT_PUBLIC_URL says where clients are sent; nothing else is taken from a proxy.
-        proxy_headers=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
+    calm_garbage_collector()
+    config = serving(make_app(parts))
     server = Server(config, parts)
     server.run(sockets=[listener])
     return 0 if server.started else 1
@@ -89,6 +79,11 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         print("stopping …", file=sys.stderr)
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for end in self._parts.endings:
+            await end()
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -123,12 +118,3 @@ def _listen(settings: Settings) -> socket.socket:
             f"can't listen on {settings.host}:{settings.port} ({error.strerror}): "
             "stop what runs there, or set BACKLOT_PORT (or BACKLOT_HOST) to another one"
         ) from error
-
-
-def _calm_garbage_collector() -> None:
-    """Let the collector run a hundred times less often: it took a third of every like.
-
-    What lives long (aggregates in memory, routes) made each run slow, and cycles are rare.
-    """
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 50)

@@ -17,6 +17,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from infra.request_metrics import RequestMetrics
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
@@ -26,19 +28,8 @@ GCCollector(registry=REGISTRY)
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
-HTTP_REQUESTS = Counter(
-    "backlot_http_requests",
-    "HTTP requests answered, by route template.",
-    ("method", "route", "status"),
-    registry=REGISTRY,
-)
-HTTP_SECONDS = Histogram(
-    "backlot_http_request_seconds",
-    "Time to answer an HTTP request, by route template.",
-    ("method", "route"),
-    buckets=SECONDS,
-    registry=REGISTRY,
-)
+HTTP = RequestMetrics("backlot_http", SECONDS)
+REGISTRY.register(HTTP)
 
 COMMANDS = Counter(
     "backlot_commands",
@@ -112,6 +103,43 @@ PROJECTION_STATE = Gauge(
     registry=REGISTRY,
 )
 
+COUNTERS_PUBLISHED = Counter(
+    "backlot_like_counters_published",
+    "Like counters put into Redis.",
+    registry=REGISTRY,
+)
+COUNTER_LAG_EVENTS = Gauge(
+    "backlot_like_counters_lag_events",
+    "Positions between the likes' read model and the counters in Redis.",
+    registry=REGISTRY,
+)
+COUNTER_FAILURES = Counter(
+    "backlot_like_counter_failures",
+    "Times that like counters could not be put or read because a part was away.",
+    registry=REGISTRY,
+)
+COUNTER_DRIFT = Gauge(
+    "backlot_like_counters_drifting",
+    "Like counters that differed from the read model when they were last compared.",
+    registry=REGISTRY,
+)
+COUNTERS_DRIFTED = Counter(
+    "backlot_like_counters_drifted",
+    "Like counters that were found to differ from the read model.",
+    registry=REGISTRY,
+)
+COUNTER_READS = Counter(
+    "backlot_like_counter_reads",
+    "Counts asked for, by where the answer came from (redis, filled, database).",
+    ("source",),
+    registry=REGISTRY,
+)
+LIVE_WATCHERS = Gauge(
+    "backlot_live_watchers",
+    "Clients that follow a video's counts as they change.",
+    registry=REGISTRY,
+)
+
 POSTGRES_RESTARTS = Counter(
     "backlot_postgres_restarts",
     "Times that the embedded PostgreSQL died and was started again.",
@@ -121,6 +149,67 @@ POSTGRES_RESTARTS = Counter(
 OBJECT_STORE_FAILURES = Counter(
     "backlot_object_store_failures",
     "Times that the object store could not do what was asked (disk, network).",
+    registry=REGISTRY,
+)
+
+LOCK_ACQUISITIONS = Counter(
+    "backlot_lock_acquisitions",
+    "Attempts to get a lock, by what it is for and outcome (acquired, taken, unavailable).",
+    ("lock", "outcome"),
+    registry=REGISTRY,
+)
+LOCK_HOLD_SECONDS = Histogram(
+    "backlot_lock_hold_seconds",
+    "Time that a lock was held, by what it is for.",
+    ("lock",),
+    buckets=(*SECONDS, 30.0, 60.0, 300.0),
+    registry=REGISTRY,
+)
+LOCK_LEASES_LOST = Counter(
+    "backlot_lock_leases_lost",
+    "Locks that were lost while they were held, by what they are for.",
+    ("lock",),
+    registry=REGISTRY,
+)
+LOCK_NODE_FAILURES = Counter(
+    "backlot_lock_node_failures",
+    "Questions that a lock node did not answer in time, by node (host:port, or embedded).",
+    ("node",),
+    registry=REGISTRY,
+)
+
+UPLOAD_LOCK_WAIT_SECONDS = Histogram(
+    "backlot_upload_lock_wait_seconds",
+    "Time until a request to complete or abort an upload had its lock, its answer or a refusal.",
+    buckets=SECONDS,
+    registry=REGISTRY,
+)
+UPLOAD_LOCK_REFUSALS = Counter(
+    "backlot_upload_lock_refusals",
+    "Requests to complete or abort an upload that did not get its lock (taken, unavailable).",
+    ("reason",),
+    registry=REGISTRY,
+)
+UPLOAD_LOCKS_LOST = Counter(
+    "backlot_upload_locks_lost",
+    "Locks on uploads that could not be kept until their work was done.",
+    registry=REGISTRY,
+)
+UPLOADS_SUPERSEDED = Counter(
+    "backlot_uploads_superseded",
+    "Completions that came after the upload had been ended otherwise; their object was dropped.",
+    registry=REGISTRY,
+)
+UPLOADS_TIDIED = Counter(
+    "backlot_uploads_tidied",
+    "Abandoned uploads: expired; finished, because their object stood; swept from the store.",
+    ("how",),
+    registry=REGISTRY,
+)
+EXPIRY_RUNS = Counter(
+    "backlot_expiry_runs",
+    "Runs of the job that expires uploads, by outcome (done, elsewhere, postponed, broke).",
+    ("outcome",),
     registry=REGISTRY,
 )
 

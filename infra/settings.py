@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
@@ -31,7 +32,13 @@ MIB = 1024 * 1024
 # What object stores take: so many parts, of so many bytes at most.
 MAX_PARTS = 10_000
 MAX_PART_BYTES = 5 * 1024**3
+MIN_S3_PART_BYTES = 5 * MIB
+MAX_S3_URL_SECONDS = 7 * 24 * 3600
 MIN_SECRET_BYTES = 32
+MAY_HOLD_SECRETS = (
+    "DATABASE_URL", "REDIS_URL", "REDLOCK_URLS", "JWT_SECRET", "JWT_PUBLIC_KEY", "S3_ENDPOINT_URL",
+    "S3_PUBLIC_ENDPOINT_URL",
+)  # fmt: skip
 EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - recognised, not bound
 
 JwtAlgorithm = Literal["HS256", "RS256", "ES256"]
@@ -75,6 +82,27 @@ def _postgres_url(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
+def _redis_url(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        # Slow to import, and not needed where no Redis is configured.
+        from infra.redis import check_redis_url
+
+        check_redis_url(value.get_secret_value())
+    return value
+
+
+def _lock_nodes(urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    from infra.redis import server_of
+
+    for url in urls:
+        _redis_url(url)
+    servers = [server_of(url.get_secret_value()) for url in urls]
+    twice = sorted({server for server in servers if servers.count(server) > 1})
+    if twice:
+        raise ValueError(f"names {', '.join(twice)} twice: each node is a server of its own")
+    return urls
+
+
 def _some_roles(value: frozenset[Role]) -> frozenset[Role]:
     if not value:
         raise ValueError(f"name at least one of {', '.join(Role)}")
@@ -105,7 +133,19 @@ def _http_url(value: str | None) -> str | None:
     return value.rstrip("/")
 
 
+def _bare_url(value: str | None) -> str | None:
+    if value is None:
+        return None
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError("must be http:// or https:// with a host, and a port if need be")
+    if parts.username is not None or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError("must hold no user, path or query; the bucket is S3_BUCKET")
+    return value.rstrip("/")
+
+
 CommaSet = BeforeValidator(_split_commas)
+BareUrl = Annotated[str | None, AfterValidator(_bare_url)]
 HttpUrl = Annotated[str | None, AfterValidator(_http_url)]
 
 
@@ -132,6 +172,24 @@ class Settings(BaseSettings):
 
     database_url: Annotated[SecretStr | None, AfterValidator(_postgres_url)] = Field(
         default=None, alias="DATABASE_URL"
+    )
+    redis_url: Annotated[SecretStr | None, AfterValidator(_redis_url)] = Field(
+        default=None, alias="REDIS_URL"
+    )
+    redlock_urls: Annotated[
+        tuple[SecretStr, ...], NoDecode, CommaSet, AfterValidator(_lock_nodes)
+    ] = Field(default=(), alias="REDLOCK_URLS")
+
+    s3_bucket: str | None = Field(
+        default=None, alias="S3_BUCKET", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$"
+    )
+    s3_endpoint_url: BareUrl = Field(default=None, alias="S3_ENDPOINT_URL")
+    s3_public_endpoint_url: BareUrl = Field(default=None, alias="S3_PUBLIC_ENDPOINT_URL")
+    s3_region: str | None = Field(default=None, alias="S3_REGION", pattern=r"^[a-z0-9-]{1,64}$")
+    s3_access_key_id: str | None = Field(default=None, alias="S3_ACCESS_KEY_ID")
+    s3_secret_access_key: SecretStr | None = Field(default=None, alias="S3_SECRET_ACCESS_KEY")
+    s3_addressing_style: Annotated[Literal["auto", "path", "virtual"], BeforeValidator(_lower)] = (
+        Field(default="auto", alias="S3_ADDRESSING_STYLE")
     )
 
     jwt_secret: Annotated[SecretStr | None, AfterValidator(_long_secret)] = Field(
@@ -162,6 +220,15 @@ class Settings(BaseSettings):
     )
     body_limit_bytes: int = Field(default=MIB, alias="BODY_LIMIT_BYTES", ge=1024)
     url_ttl_seconds: PositiveInt = Field(default=3600, alias="URL_TTL_SECONDS")
+    upload_idle_days: PositiveFloat = Field(default=7.0, alias="UPLOAD_IDLE_DAYS", le=3650)
+    expiry_interval_seconds: PositiveFloat = Field(default=3600.0, alias="EXPIRY_INTERVAL_SECONDS")
+    finalize_lock_seconds: float = Field(
+        default=60.0, alias="FINALIZE_LOCK_SECONDS", ge=0.1, le=3600
+    )
+    finalize_wait_seconds: float = Field(default=2.0, alias="FINALIZE_WAIT_SECONDS", ge=0, le=60)
+
+    like_counter_ttl_seconds: PositiveInt = Field(default=3600, alias="LIKE_COUNTER_TTL_SECONDS")
+    like_reconcile_seconds: PositiveFloat = Field(default=300.0, alias="LIKE_RECONCILE_SECONDS")
 
     command_batch_max: PositiveInt = Field(default=256, alias="COMMAND_BATCH_MAX")
     command_queue_max: PositiveInt = Field(default=10_000, alias="COMMAND_QUEUE_MAX")
@@ -203,6 +270,26 @@ class Settings(BaseSettings):
         if self.jwt_public_key is None and self.jwt_jwks_url is None:
             return frozenset({"HS256"})
         return frozenset({"RS256", "ES256"})
+
+    @model_validator(mode="after")
+    def _whole_s3(self) -> Self:
+        key, secret = self.s3_access_key_id, self.s3_secret_access_key
+        if (key is None) != (secret is None):
+            raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY: set both or neither")
+        urls = self.s3_endpoint_url, self.s3_public_endpoint_url
+        if self.s3_bucket is None and any((key, *urls)):
+            raise ValueError("S3_BUCKET: set it too when another S3_* variable is set")
+        return self
+
+    @model_validator(mode="after")
+    def _within_limits_of_s3(self) -> Self:
+        if self.s3_bucket is not None and self.part_size_bytes < MIN_S3_PART_BYTES:
+            told = f"S3 takes parts of at least {MIN_S3_PART_BYTES} bytes"
+            raise ValueError(f"PART_SIZE_BYTES: {told} (got {self.part_size_bytes})")
+        if self.s3_bucket is not None and self.url_ttl_seconds > MAX_S3_URL_SECONDS:
+            told = f"URLs of S3 work for at most {MAX_S3_URL_SECONDS} seconds"
+            raise ValueError(f"URL_TTL_SECONDS: {told} (got {self.url_ttl_seconds})")
+        return self
 
     @model_validator(mode="after")
     def _one_way_to_verify(self) -> Self:
@@ -258,5 +345,5 @@ def _explain(item: ErrorDetails) -> str:
         return message
     name = str(item["loc"][0])
     message = message[:1].lower() + message[1:]
-    secret = name in ("DATABASE_URL", "JWT_SECRET", "JWT_PUBLIC_KEY")
+    secret = name in MAY_HOLD_SECRETS
     return f"{name}: {message}" + ("" if secret else f" (got {item['input']!r})")

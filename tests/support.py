@@ -12,6 +12,7 @@ import pytest
 INSTALL = {
     "chromium": "apt-get install chromium",
     "ffmpeg": "apt-get install ffmpeg",
+    "redis-server": "apt-get install redis-server",
 }
 
 

@@ -39,6 +39,7 @@ class Program:
     home: Path
     port: int
     variables: dict[str, str] = field(default_factory=dict)
+    module: str = "backlot"
     _process: subprocess.Popen[bytes] | None = None
     _open: ExitStack = field(default_factory=ExitStack)
 
@@ -84,7 +85,7 @@ class Program:
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / "out").open("wb") as out, (self.home / "err").open("wb") as err:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "backlot", *(arguments or ("up",))],
+                [sys.executable, "-m", self.module, *(arguments or ("up",))],
                 cwd=self.home,
                 env=self.environment(),
                 stdin=subprocess.DEVNULL,

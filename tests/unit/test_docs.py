@@ -16,7 +16,8 @@ from uuid import UUID
 
 import pytest
 
-from backlot.wiring import Parts, ReadModels, make_app
+from backlot.app import make_app
+from backlot.wiring import Parts, ReadModels
 from domain.model import Aggregate, Personal
 from infra import metrics
 from infra.auth import make_authenticator
@@ -104,7 +105,7 @@ def paths(tmp_path: Path) -> dict[str, Any]:
     unused: Any = None
     models = ReadModels(Catalog(), Likes(), Comments())
     authenticator = make_authenticator(settings, SECRET)
-    parts = Parts(settings, "", authenticator, store, unused, models, None)
+    parts = Parts(settings, "", authenticator, store, unused, models, None, unused, unused, None)
     found: dict[str, Any] = make_app(parts).openapi()["paths"]
     return found
 

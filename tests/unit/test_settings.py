@@ -55,6 +55,14 @@ def test_lists_are_separated_by_commas() -> None:
     assert settings.roles == {Role.COMMANDS, Role.QUERIES}
 
 
+def test_lock_nodes_are_separated_by_commas() -> None:
+    urls = "redis://:hunter2@one:6379, rediss://two"
+    settings = load_settings({"REDLOCK_URLS": urls, "REDIS_URL": "redis://one"})
+    assert [url.get_secret_value() for url in settings.redlock_urls] == urls.split(", ")
+    assert "hunter2" not in repr(settings)
+    assert load_settings({}).redlock_urls == ()
+
+
 @pytest.mark.parametrize(
     ("host", "url"),
     [
@@ -82,6 +90,10 @@ def test_a_configured_public_url_loses_its_slash() -> None:
         ("BACKLOT_PUBLIC_URL", "media.example", "http://"),
         ("DATABASE_URL", "mysql://u:hunter2@db/x", "postgresql://"),
         ("DATABASE_URL", "postgresql://u:hunter2%zz@db/x", "libpq"),
+        ("REDIS_URL", "http://:hunter2@cache", "redis://"),
+        ("REDIS_URL", "redis://u:hunter2@cache/first", "is not a Redis URL"),
+        ("REDLOCK_URLS", "redis://:hunter2@one, two", "redis://"),
+        ("REDLOCK_URLS", "redis://:hunter2@one/1,redis://one:6379/2", "one:6379 twice"),
         ("JWT_SECRET", "hunter2", "32 bytes"),
         ("JWT_PUBLIC_KEY", "hunter2", "PEM"),
         ("JWT_JWKS_URL", "file:///keys", "http://"),
@@ -90,6 +102,13 @@ def test_a_configured_public_url_loses_its_slash() -> None:
         ("LOG_LEVEL", "loud", "'debug'"),
         ("LOG_FORMAT", "xml", "'auto'"),
         ("MAX_UPLOAD_BYTES", "99999999999999", "less than or equal to"),
+        ("S3_BUCKET", "no/bucket", "match"),
+        ("S3_ENDPOINT_URL", "minio:9000", "http://"),
+        ("S3_ENDPOINT_URL", "http://minio:ninety", "port could not"),
+        ("S3_ENDPOINT_URL", "http://user:hunter2@minio:9000", "no user"),
+        ("S3_PUBLIC_ENDPOINT_URL", "https://media.example/bucket", "S3_BUCKET"),
+        ("S3_REGION", "eu west", "match"),
+        ("S3_ADDRESSING_STYLE", "both", "'path'"),
         ("COMMAND_RETRIES", "-1", "greater"),
         ("PROJECTION_POLL_SECONDS", "0", "greater"),
     ],
@@ -114,7 +133,38 @@ def test_two_ways_to_verify_tokens_are_refused() -> None:
         load_settings({"JWT_SECRET": LONG, "JWT_JWKS_URL": "https://id.example/jwks"})
 
 
+S3 = {"S3_BUCKET": "media", "S3_ACCESS_KEY_ID": "AKID", "S3_SECRET_ACCESS_KEY": "hunter2"}
+
+
+def test_a_bucket_and_nothing_else_is_enough_on_aws() -> None:
+    settings = load_settings({"S3_BUCKET": "media"})
+    assert (settings.s3_bucket, settings.s3_endpoint_url) == ("media", None)
+    assert load_settings({**S3, "S3_ENDPOINT_URL": "http://minio:9000/"}).s3_endpoint_url == (
+        "http://minio:9000"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"S3_SECRET_ACCESS_KEY": ""}, "S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY: set both"),
+        ({"S3_ACCESS_KEY_ID": ""}, "S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY: set both"),
+        ({"S3_BUCKET": ""}, "S3_BUCKET: set it too"),
+        ({"PART_SIZE_BYTES": "5242879"}, "PART_SIZE_BYTES: S3 takes parts of at least 5242880"),
+        ({"URL_TTL_SECONDS": "604801"}, "URL_TTL_SECONDS: URLs of S3 work for at most 604800"),
+    ],
+)
+def test_what_s3_could_not_do_is_refused(changed: dict[str, str], told: str) -> None:
+    load_settings({**S3, "PART_SIZE_BYTES": "5242880", "URL_TTL_SECONDS": "604800"})
+    with pytest.raises(SettingsError) as caught:
+        load_settings({**S3, **changed})
+    assert str(caught.value).startswith(told)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_secrets_stay_out_of_representations() -> None:
-    settings = load_settings({"JWT_SECRET": LONG, "DATABASE_URL": "postgres://u:hunter2@db/x"})
+    settings = load_settings(
+        {**S3, "JWT_SECRET": LONG, "DATABASE_URL": "postgres://u:hunter2@db/x"}
+    )
     assert LONG not in repr(settings)
     assert "hunter2" not in repr(settings)

@@ -1,0 +1,181 @@
+"""The HTTP application of one process: the routers of its roles on its parts, and its jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from psycopg import Cursor
+from psycopg.rows import TupleRow
+
+import commands.app
+import readapi.app
+from backlot.docs import mount_docs
+from backlot.health import operations
+from backlot.objects import object_routers
+from backlot.wiring import Parts, ReadModels
+from commands.bus import CommandBus
+from commands.catalog import ChangeVideo, Engagement
+from commands.command import Command, Lookup
+from commands.endpoint import Services
+from commands.likes import ChangeLike
+from infra import telemetry
+from infra.codec import EventMapper
+from infra.counters import AsyncCounters
+from infra.http import create_app
+from infra.settings import Role
+from projections.waiting import Waiting
+from readapi.counts import LikeCounts
+from readapi.live import LiveCounts
+from workers.expiry import Expiry, keep_expiring
+from workers.housekeeping import keep_house
+from workers.likes import keep_reconciling
+
+
+def make_app(parts: Parts) -> FastAPI:
+    """The HTTP application with the routers of the roles that this process has."""
+    roles = parts.settings.roles
+    routers: list[APIRouter] = []
+    translate: dict[type[Exception], Callable[[Any], Any]] = {}
+    # Commands first: routes are tried in order, and likes are what comes most.
+    if Role.COMMANDS in roles:
+        routers += commands.app.routers()
+        translate |= commands.app.translate
+    if Role.QUERIES in roles:
+        routers += readapi.app.routers()
+        translate |= readapi.app.translate
+    app = create_app(
+        title="Backlot",
+        authenticator=parts.authenticator,
+        body_limit=parts.settings.body_limit_bytes,
+        translate=translate,
+        unlimited=("/objects/",),
+        lifespan=lambda app: _lifespan(app, parts),
+        docs_url=None,
+        redoc_url=None,
+    )
+    for router in [*routers, *object_routers(parts.objects, roles), operations(parts)]:
+        # Not `include_router`: it nests, and each level is searched again for every request.
+        app.router.routes.extend(router.routes)
+    mount_docs(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(parts.redis.aclose)
+        stack.push_async_callback(parts.locks.aclose)
+        if Role.QUERIES in parts.settings.roles:
+            app.state.queries = await _queries(parts, stack)
+        bus = _bus(parts)
+        stack.push_async_callback(bus.close)
+        if Role.COMMANDS in parts.settings.roles:
+            app.state.commands = _commands(parts, bus, stack)
+        if Role.WORKERS in parts.settings.roles:
+            for job in _jobs(parts, bus):
+                stack.push_async_callback(_end, asyncio.create_task(job))
+        yield
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
+    pool = readapi.app.make_pool(parts.database_url)
+    await pool.open()
+    stack.push_async_callback(pool.close)
+    ttl = parts.settings.like_counter_ttl_seconds
+    counters = AsyncCounters(parts.redis, ttl) if parts.counters else None
+    counts = LikeCounts(parts.models.likes, counters)
+    live = LiveCounts(pool, counts)
+    parts.endings.append(live.close)
+    stack.push_async_callback(live.close)
+    return readapi.app.Queries(
+        pool=pool,
+        catalog=parts.models.catalog,
+        likes=parts.models.likes,
+        comments=parts.models.comments,
+        waiting=Waiting(pool),
+        counts=counts,
+        live=live,
+        objects=parts.objects,
+        views=telemetry.Views(),
+        mapper=EventMapper(),
+    )
+
+
+def _bus(parts: Parts) -> CommandBus:
+    settings = parts.settings
+    return CommandBus(
+        parts.recorder,
+        lookups=_lookups(parts.models),
+        max_batch=settings.command_batch_max,
+        max_waiting=settings.command_queue_max,
+        retries=settings.command_retries,
+    )
+
+
+def _jobs(parts: Parts, bus: CommandBus) -> list[Coroutine[Any, Any, None]]:
+    """What the workers' role does on a schedule."""
+    settings = parts.settings
+    expiry = Expiry(
+        bus=bus,
+        objects=parts.objects,
+        locks=parts.locks,
+        catalog=parts.models.catalog,
+        database_url=parts.database_url,
+        idle=timedelta(days=settings.upload_idle_days),
+    )
+    jobs = [
+        keep_house(parts.recorder, settings.idempotency_ttl_hours),
+        keep_expiring(expiry, settings.expiry_interval_seconds),
+    ]
+    if parts.counters is not None:
+        likes, interval = parts.models.likes, settings.like_reconcile_seconds
+        jobs.append(keep_reconciling(parts.database_url, likes, parts.counters, interval))
+    return jobs
+
+
+def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
+    settings = parts.settings
+    taken = telemetry.Telemetry(parts.database_url)
+    taken.open()
+    stack.push_async_callback(taken.close)
+    return Services(
+        bus=bus,
+        objects=parts.objects,
+        locks=parts.locks,
+        telemetry=taken,
+        part_size_bytes=settings.part_size_bytes,
+        max_upload_bytes=settings.max_upload_bytes,
+        public_url=settings.configured_public_url,
+        finalize_lock_seconds=settings.finalize_lock_seconds,
+        finalize_wait_seconds=settings.finalize_wait_seconds,
+    )
+
+
+def _lookups(models: ReadModels) -> dict[type[Command[Any]], Lookup]:
+    """What answers of commands include of the read models, which commands may not import."""
+
+    def others(cursor: Cursor[TupleRow], wishes: Sequence[ChangeLike]) -> list[int]:
+        return models.likes.others(cursor, [(wish.video_id, wish.viewer) for wish in wishes])
+
+    def engagement(cursor: Cursor[TupleRow], changes: Sequence[ChangeVideo]) -> list[Engagement]:
+        videos = [change.video_id for change in changes]
+        likes = models.likes.others(cursor, [(video, "") for video in videos])
+        comments = models.comments.counts_of(cursor, videos)
+        views = telemetry.Views().of(cursor, videos)
+        return [
+            Engagement(count, comments.get(video, 0), views.get(video, 0))
+            for video, count in zip(videos, likes, strict=True)
+        ]
+
+    return {ChangeLike: others, ChangeVideo: engagement}
