@@ -5,21 +5,27 @@ Heavy modules are imported by the command that needs them.
 
 from __future__ import annotations
 
-import json
+import getpass
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 import structlog
 import typer
 from typer.exceptions import TyperException
 
+from backlot import likes
+from backlot.output import Json, show
 from infra.errors import OperatorError
 from infra.settings import Settings, load_settings
 
+# Longer than any upload takes; the token never leaves the process but to the server.
+UPLOAD_LIFETIME = timedelta(days=7)
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 app = typer.Typer(
@@ -31,7 +37,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+app.add_typer(likes.app, name="likes")
 
 
 class CommandError(OperatorError):
@@ -87,24 +94,59 @@ def token(
     as_json: Json = False,
 ) -> None:
     """Print a token signed with the local secret (or JWT_SECRET)."""
-    from infra.auth import InvalidToken, mint_token
-
-    settings = load_settings()
     lifetime = parse_ttl(ttl)
     roles = ["admin"] if admin else []
-    try:
-        minted = mint_token(
-            signing_secret(settings),
-            user,
-            roles,
-            lifetime,
-            issuer=settings.jwt_issuer,
-            audience=settings.jwt_audience,
-        )
-    except InvalidToken as error:
-        raise CommandError(f"--user: {error.reason}") from error
+    minted = _local_token(load_settings(), user, lifetime, roles)
     expires = (datetime.now(UTC) + lifetime).isoformat(timespec="seconds")
-    _print(minted, {"token": minted, "userId": user, "roles": roles, "expiresAt": expires}, as_json)
+    show(minted, {"token": minted, "userId": user, "roles": roles, "expiresAt": expires}, as_json)
+
+
+@app.command()
+def upload(
+    file: Annotated[Path, typer.Argument(help="The video or audio file.", show_default=False)],
+    url: Annotated[str | None, typer.Option(help="The server; default: this one.")] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(help="Who uploads; default: minted for --user.", envvar="BACKLOT_TOKEN"),
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option(help="Whom a minted token stands for; default: your login name.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Default: the file's name.")] = None,
+    description: Annotated[str | None, typer.Option(help="What viewers read about it.")] = None,
+    category: Annotated[str | None, typer.Option(help="For example: nature.")] = None,
+    content_type: Annotated[
+        str | None, typer.Option(help="For example video/mp4; default: guessed from the name.")
+    ] = None,
+    parallel: Annotated[int, typer.Option(min=1, max=32, help="Parts sent at once.")] = 4,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with an unfinished upload.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Upload a file in parts; after an interruption the same command sends only the rest."""
+    from backlot.upload import Target, run_upload
+
+    settings = load_settings()
+    if token is None:
+        token = _local_token(settings, user or _login_name(), UPLOAD_LIFETIME)
+    elif user is not None:
+        raise CommandError("--user: a --token (or BACKLOT_TOKEN) already says who uploads")
+    details = {
+        "title": title,
+        "description": description,
+        "category": category,
+        "contentType": content_type,
+    }
+    code = run_upload(
+        file,
+        Target((url or settings.public_url).rstrip("/"), token.strip()),
+        named={name: said for name, said in details.items() if said is not None},
+        parallel=parallel,
+        resume=resume,
+        as_json=as_json,
+    )
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -117,7 +159,7 @@ def doctor(as_json: Json = False) -> None:
 
     parts = examine()
     text = "\n".join(as_lines(parts))
-    _print(text, {"parts": [part.as_dict() for part in parts]}, as_json)
+    show(text, {"parts": [part.as_dict() for part in parts]}, as_json)
     raise typer.Exit(0 if all(part.ok for part in parts) else 1)
 
 
@@ -160,8 +202,25 @@ def signing_secret(settings: Settings) -> str:
         raise CommandError(f"the secret {path} cannot be read: {error.strerror}") from error
 
 
-def _print(text: str, data: object, as_json: bool) -> None:
-    typer.echo(json.dumps(data, ensure_ascii=False, indent=2) if as_json else text)
+def _local_token(
+    settings: Settings, user: str, lifetime: timedelta, roles: Sequence[str] = ()
+) -> str:
+    from infra.auth import InvalidToken, mint_token
+
+    issuer, audience = settings.jwt_issuer, settings.jwt_audience
+    try:
+        return mint_token(
+            signing_secret(settings), user, roles, lifetime, issuer=issuer, audience=audience
+        )
+    except InvalidToken as error:
+        raise CommandError(f"--user: {error.reason}") from error
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        raise CommandError("--user: say who uploads, this account has no name") from None
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 GRACE_SECONDS = 10
 FLUSH_BYTES = 64 * 1024
+PAUSE_BYTES = 1048576
 
 
 class OneWrite:
@@ -51,11 +52,20 @@ class OneWrite:
         return getattr(self._transport, name)
 
 
-class OneWriteProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 over a transport that sends each answer with one write."""
+class LeanProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1: answers leave with one write, bodies are read in larger pieces."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]
+
+    def on_body(self, body: bytes) -> None:
+        # uvicorn pauses after 64 KiB, which is after every read of a large part.
+        if self.cycle.response_complete:
+            return
+        self.cycle.body += body
+        if len(self.cycle.body) > PAUSE_BYTES:
+            self.flow.pause_reading()
+        self.cycle.message_event.set()
 
 
 def serving(app: FastAPI, **options: Any) -> uvicorn.Config:
@@ -63,7 +73,8 @@ def serving(app: FastAPI, **options: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http=OneWriteProtocol,
+        http=LeanProtocol,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import append, growth, like, memory, projecting
+from benchmarks import append, counters, finalize, growth, like, memory, parts, projecting
 from benchmarks.bench import Bench, open_bench, say
 from benchmarks.results import Comparison, as_table, machine, write_json
 from infra.errors import OperatorError
@@ -21,9 +21,12 @@ from infra.settings import load_settings
 BENCHMARKS: dict[str, Callable[[Bench], list[Comparison]]] = {
     "append": append.run,
     "like": like.run,
+    "counters": counters.run,
     "projecting": projecting.run,
     "memory": memory.run,
     "growth": growth.run,
+    "finalize": finalize.run,
+    "parts": parts.run,
 }
 LATEST = Path(__file__).parent / "results" / "latest.json"
 WIDTH = 110

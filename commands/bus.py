@@ -177,13 +177,15 @@ class CommandBus:
         sound = [group for group in groups if not group.void]
         failed = [group for group in groups if group.void]
         outcomes = self._recorder.append([g.save() for g in sound]).outcomes if sound else []
+        appended = 0
         for group, outcome in zip(sound, outcomes, strict=True):
             if outcome is None:
                 failed.append(group)
                 self._count_conflict(group)
             else:
                 group.settle(outcome)
-                metrics.EVENTS_APPENDED.inc(len(outcome))
+                appended += len(outcome)
+        metrics.EVENTS_APPENDED.inc(appended)
         return failed
 
     def _count_conflict(self, group: Group) -> None:

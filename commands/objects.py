@@ -6,8 +6,6 @@ The URL's signature is the permission, as on S3: no token is needed to send a pa
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -15,8 +13,16 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from infra.http import Problem, problems
-from infra.objects import FolderStore, PartCutOff, PartStalled, PartTooLarge, PartTooShort
+from infra.http import problems
+from infra.objects import (
+    FolderStore,
+    PartCutOff,
+    PartStalled,
+    PartTooLarge,
+    PartTooShort,
+    read_checksums,
+)
+from infra.objects.checksums import ALGORITHMS
 from infra.objects.problems import as_problems
 
 IDLE_SECONDS = 60.0
@@ -29,6 +35,19 @@ BINARY_BODY: dict[str, Any] = {
         "required": True,
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
+}
+CHECKSUMS: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": header,
+            "in": "header",
+            "required": False,
+            "description": "The checksum of the part's bytes, in base64; a part that has another "
+            "is refused (422 `checksum-mismatch`).",
+            "schema": {"type": "string", "contentEncoding": "base64"},
+        }
+        for header in ALGORITHMS
+    ]
 }
 STORED: dict[int | str, dict[str, Any]] = {
     200: {
@@ -60,7 +79,7 @@ def router(store: FolderStore, idle_seconds: float = IDLE_SECONDS) -> APIRouter:
         summary="Send one part of an upload",
         response_class=Response,
         responses=STORED | problems(400, 403, 404, 413, 422, 503),
-        openapi_extra=BINARY_BODY,
+        openapi_extra=BINARY_BODY | CHECKSUMS,
     )
     async def put_part(
         request: Request, key: Key, query: Annotated[PartQuery, Query()]
@@ -69,7 +88,8 @@ def router(store: FolderStore, idle_seconds: float = IDLE_SECONDS) -> APIRouter:
         with as_problems(CLOSE):
             store.signer.verify_part(*signed, query.expires, query.signature)
             _check_length(request, query.size)
-            part = await store.put_part(*signed, _body(request, idle_seconds), _md5(request))
+            checksums = read_checksums(request.headers.items())
+            part = await store.put_part(*signed, _body(request, idle_seconds), checksums)
         return Response(headers={"ETag": f'"{part.etag}"'})
 
     return api
@@ -81,21 +101,6 @@ def _check_length(request: Request, size: int) -> None:
         return
     detail = f"Content-Length is {announced}, but the URL was signed for {size} bytes."
     raise PartTooLarge(detail) if int(announced) > size else PartTooShort(detail)
-
-
-def _md5(request: Request) -> str | None:
-    """The hex form of Content-MD5, which is base64 (RFC 1864)."""
-    header = request.headers.get("content-md5")
-    if header is None:
-        return None
-    try:
-        digest = base64.b64decode(header, validate=True)
-    except (binascii.Error, ValueError):
-        digest = b""
-    if len(digest) != 16:
-        detail = "Content-MD5 has to be the base64 of 16 bytes."
-        raise Problem(400, "content-md5-unreadable", detail, headers=CLOSE)
-    return digest.hex()
 
 
 async def _body(request: Request, idle_seconds: float) -> AsyncIterator[bytes]:

@@ -11,6 +11,8 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
+GATHER_SECONDS = 0.002
+
 
 class QueueFull(Exception):
     """More work waits than may; the caller should come back later."""
@@ -99,5 +101,9 @@ class Batcher(Generic[T, R]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
-        # After those that were just woken up: what they submit next shares the batch.
-        loop.call_soon(self._start, loop)
+        if self._waiting:
+            # Under load: what those ask next who were just answered shares the batch.
+            loop.call_later(GATHER_SECONDS, self._start, loop)
+        else:
+            # After those that were just woken up: what they submit next shares the batch.
+            loop.call_soon(self._start, loop)

@@ -48,6 +48,8 @@ RETRY_PAUSE_SECONDS = 0.1
 
 T = TypeVar("T")
 
+NO_ANSWERS = ("{}",) * 6
+
 LOCK_CLASS = 0x6C6F67  # "log": our class of advisory locks, beside those of the projections.
 
 
@@ -143,7 +145,7 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         self.append_statement = self._sql(
             "SELECT head, conflicts FROM {schema}.{append}("
             "%s::int[], %s::{id_type}[], %s::bigint[], %b::text[], %b::bytea[], "
-            "%b::int[], %b::text[], %b::text[], %b::bytea[], %b::int[], %b::bytea[])"
+            "%s::int[], %s::text[], %s::text[], %s::bytea[], %s::int[], %s::bytea[])"
         )
         self.select_streams_statement = self._sql(
             "SELECT NULL, coalesce(max(notification_id), 0), NULL, NULL FROM {schema}.{table} "
@@ -162,8 +164,9 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         self._queue_lock = threading.Lock()
         self._has_leader = False
 
-    def _sql(self, statement: str) -> Any:
-        return SQL(statement).format(**self.names)
+    def _sql(self, statement: str) -> bytes:
+        # As bytes: psycopg would put composed SQL together again for every execution.
+        return SQL(statement).format(**self.names).as_bytes(None)
 
     def _create_table(self, curs: Cursor[DictRow]) -> None:
         # Several processes may start at once; CREATE … IF NOT EXISTS alone races with itself.
@@ -364,13 +367,22 @@ def _array(items: Iterable[str]) -> str:
 
 def _arguments(saves: Sequence[Save]) -> tuple[Any, ...]:
     events = [event for save in saves for event in save.events]
-    answers = [(index, answer) for index, save in enumerate(saves) for answer in save.answers]
     return (
         _array(str(index) for index, save in enumerate(saves) for _ in save.events),
         _array(_id(event) for event in events),
         _array(str(event.originator_version) for event in events),
         [event.topic for event in events],
         [event.state for event in events],
+        *_answer_columns(saves),
+    )
+
+
+def _answer_columns(saves: Sequence[Save]) -> Sequence[Any]:
+    answers = [(index, answer) for index, save in enumerate(saves) for answer in save.answers]
+    if not answers:
+        # An empty list takes psycopg as long as a full one; few requests have a key.
+        return NO_ANSWERS
+    return (
         [index for index, _ in answers],
         [answer.actor for _, answer in answers],
         [answer.key for _, answer in answers],

@@ -34,6 +34,7 @@ class ProjectionHost:
                 database_url,
                 projection,
                 wake=self._listener.subscribe(),
+                hurry=self._listener.hurried(),
                 mapper=mapper or EventMapper(),
                 batch_events=batch_events,
                 poll_seconds=poll_seconds,

@@ -1,4 +1,8 @@
-"""Wakes every runner of the process when somebody appends: one LISTEN connection for all."""
+"""Wakes every runner of the process when somebody appends: one LISTEN connection for all.
+
+A notification that says `hurry` comes from somebody who waits for a read model: then runners also
+cut short the pause in which they let events gather.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
 from projections.connecting import Backoff, connect
-from projections.log import CHANNEL
+from projections.log import CHANNEL, HURRY
 
 log = structlog.get_logger(__name__)
 
@@ -25,14 +29,21 @@ class Listener:
     def __init__(self, database_url: str) -> None:
         self._database_url = database_url
         self._subscribers: list[Event] = []
+        self._hurried: list[Event] = []
         self._stopping = Event()
         self._thread = Thread(target=self._run, name="listener", daemon=True)
 
     def subscribe(self) -> Event:
-        """An event to wait for; to be called before `start`."""
+        """An event that is set when something was appended; to be called before `start`."""
         wake = Event()
         self._subscribers.append(wake)
         return wake
+
+    def hurried(self) -> Event:
+        """An event that is set when somebody waits for a read model; before `start`, too."""
+        hurry = Event()
+        self._hurried.append(hurry)
+        return hurry
 
     def start(self) -> None:
         self._thread.start()
@@ -59,8 +70,13 @@ class Listener:
         # Something may have been appended while nobody listened.
         self._wake_all()
         while not self._stopping.is_set():
-            if list(conn.notifies(timeout=LOOK_UP_SECONDS, stop_after=1)):
+            told = {note.payload for note in conn.notifies(timeout=LOOK_UP_SECONDS, stop_after=1)}
+            if told:
                 self._wake_all()
+            if HURRY in told:
+                for hurry in self._hurried:
+                    hurry.set()
+            elif told:
                 self._stopping.wait(GATHER_SECONDS)
 
     def _wake_all(self) -> None:

@@ -21,6 +21,8 @@ from infra.codec import EventMapper, topics_of
 from projections.projection import Recorded
 
 CHANNEL = "backlot_events"
+HURRY = "hurry"
+"""What who waits for a read model says on the channel."""
 WINDOW_BATCHES = 10
 MAX_WINDOW_BYTES = 16 * 1024 * 1024
 

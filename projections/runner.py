@@ -28,8 +28,10 @@ from projections.projection import Projection
 log = structlog.get_logger(__name__)
 
 TAKEOVER_SECONDS = 1.0
-# Under load, events that arrive within this time share a transaction.
+# Under load, events that arrive within this time share a transaction; where none of them was
+# wanted, the next may take longer. Both end at once when somebody waits for the read model.
 GATHER_SECONDS = 0.05
+GATHER_UNWANTED_SECONDS = 0.5
 MEASURE_AGE_SECONDS = 1.0
 STOP_SECONDS = 10.0
 OUTDATED = "version changed: replay needed"
@@ -83,6 +85,7 @@ class Runner:
         projection: Projection,
         *,
         wake: Event,
+        hurry: Event,
         mapper: EventMapper,
         batch_events: int,
         poll_seconds: float,
@@ -91,6 +94,7 @@ class Runner:
         self._projection = projection
         self._log = Log(projection.events, mapper=mapper, batch_events=batch_events)
         self._wake = wake
+        self._hurry = hurry
         self._followers: list[Event] = []
         self._poll_seconds = poll_seconds
         self._stopping = Event()
@@ -112,6 +116,7 @@ class Runner:
     def ask_to_stop(self) -> None:
         self._stopping.set()
         self._wake.set()
+        self._hurry.set()
 
     def stop(self) -> None:
         """Finish the transaction at hand and end; what was applied is committed."""
@@ -175,6 +180,7 @@ class Runner:
         while True:
             # Cleared before looking: what is appended, or asked of us, from here on wakes us again.
             self._wake.clear()
+            self._hurry.clear()
             if self._stopping.is_set():
                 return
             seen = positions.look(conn, schema)
@@ -184,11 +190,11 @@ class Runner:
             self._backoff.reset()
             if seen.status != Status.RUNNING or seen.head == seen.position:
                 self._wake.wait(self._poll_seconds)
-            elif not self._advance(conn, seen):
-                self._stopping.wait(GATHER_SECONDS)
+            else:
+                self._hurry.wait(self._advance(conn, seen))
 
-    def _advance(self, conn: Connection[TupleRow], seen: Seen) -> bool:
-        """Apply the next window; returns whether more was waiting already."""
+    def _advance(self, conn: Connection[TupleRow], seen: Seen) -> float:
+        """Apply the next window; returns how long others may gather (seconds): 0 if more waits."""
         name = self._projection.name
         window = self._log.read(conn, seen.position, seen.head)
         try:
@@ -203,10 +209,12 @@ class Runner:
                 self._sort_out(conn, seen.position, window)
         except Superseded as reason:
             log.info("projection_superseded", projection=name, reason=str(reason))
-            return False
+            return GATHER_SECONDS
         for follower in self._followers:
             follower.set()
-        return window.until < seen.head
+        if window.until < seen.head:
+            return 0
+        return GATHER_SECONDS if window.events else GATHER_UNWANTED_SECONDS
 
     def _apply(self, conn: Connection[TupleRow], before: int, window: Window) -> None:
         projection = self._projection

@@ -13,11 +13,14 @@ from psycopg import AsyncConnection, Error
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from projections.log import CHANNEL, HURRY
+
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 
 POLL_SECONDS = 0.01
 # Even who does not want to wait gets one look.
 SHORTEST_WAIT_SECONDS = 0.1
+CALL = b"SELECT pg_notify(%s, %s)"
 POSITIONS = b"SELECT schema, position FROM projections.state"
 
 
@@ -48,6 +51,8 @@ class Waiting:
         self._waits: set[Wait] = set()
         self._positions: dict[str, int] = {}
         self._poller: asyncio.Task[None] | None = None
+        # Whether somebody has begun to wait since the runners were told to hurry.
+        self._uncalled = False
 
     async def until(self, names: Collection[str], position: int, timeout_seconds: float) -> None:
         """Return when every projection in `names` (by schema) has applied `position`.
@@ -56,6 +61,7 @@ class Waiting:
         """
         wait = Wait(names, position, asyncio.get_running_loop().create_future())
         self._waits.add(wait)
+        self._uncalled = True
         if self._poller is None:
             self._poller = asyncio.create_task(self._poll())
         try:
@@ -82,6 +88,12 @@ class Waiting:
         async with self._pool.connection() as conn:
             rows = await conn.execute(POSITIONS)
             self._positions = dict(await rows.fetchall())
+            self._release()
+            if self._uncalled and self._waits:
+                self._uncalled = False
+                await conn.execute(CALL, (CHANNEL, HURRY))
+
+    def _release(self) -> None:
         for wait in list(self._waits):
             if all(self._positions.get(name, -1) >= wait.position for name in wait.names):
                 self._waits.discard(wait)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,27 +10,17 @@ from uuid import uuid4
 
 import httpx
 
+from backlot.calls import CallFailed, Patience, persist
+from backlot.upload.api import UploadApi
 from infra.errors import OperatorError
 
-ATTEMPTS = 4
-FIRST_PAUSE_SECONDS = 0.2
-LONGEST_PAUSE_SECONDS = 5.0
-# What a repeat may mend: no answer at all, and a part that is down for a moment.
-PASSING = (None, httpx.codes.SERVICE_UNAVAILABLE)
+PATIENCE = Patience(attempts=4, first=0.2, longest=5.0, longest_told=5.0)
 # Longer than the server's default: a busy machine is no reason to fail a demo.
 WAIT_MS = "20000"
 
 
 class DemoFailed(OperatorError):
     """The demo cannot be played; the text says what to do."""
-
-
-class CallFailed(Exception):
-    """A call did not succeed, however often it was tried; `status` is None without an answer."""
-
-    def __init__(self, call: str, problem: str, status: int | None = None) -> None:
-        super().__init__(f"{call}: {problem}")
-        self.status = status
 
 
 @dataclass
@@ -49,6 +38,14 @@ class Meter:
         ordered = sorted(self.durations)
         return 1000 * ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
+    async def count(self, _: httpx.Request) -> None:
+        """One more request goes out."""
+        self.requests += 1
+
+    def note(self, failure: CallFailed, _: float | None) -> None:
+        """One of them failed."""
+        self.errors[str(failure)] += 1
+
 
 class Person:
     """One user of the server: a token, and how far in the log they have written."""
@@ -59,6 +56,7 @@ class Person:
         self._http = http
         self._meter = meter
         self._authorization = {"Authorization": f"Bearer {token}"}
+        self.uploads = UploadApi(http, token, patience=PATIENCE, note=meter.note)
 
     async def command(
         self, method: str, path: str, body: dict[str, Any] | None = None
@@ -89,12 +87,9 @@ class Person:
             params = {"limit": 100, "cursor": following} if following else None
         return items
 
-    async def bytes(
-        self, method: str, url: str, *, content: bytes | None = None, byte_range: str | None = None
-    ) -> httpx.Response:
-        """Send or fetch media: the URL is the permission. Not part of the measured calls."""
-        headers = {"Range": byte_range} if byte_range else {}
-        return await self._call(method, url, headers, timed=False, content=content)
+    async def bytes(self, url: str, byte_range: str) -> httpx.Response:
+        """Fetch media: the URL is the permission. Not part of the measured calls."""
+        return await self._call("GET", url, {"Range": byte_range}, timed=False)
 
     async def _call(
         self,
@@ -106,27 +101,14 @@ class Person:
         **options: Any,
     ) -> httpx.Response:
         request = self._http.build_request(method, url, headers=headers, **options)
+
+        async def send() -> httpx.Response:
+            return await self._send(request, timed)
+
         call = f"{method} {request.url.path}"
-        attempt = 1
-        while True:
-            try:
-                answer = await self._send(request, timed)
-            except httpx.TransportError as error:
-                failure = CallFailed(call, f"{type(error).__name__} {error}".strip())
-                pause = FIRST_PAUSE_SECONDS * attempt
-            else:
-                if answer.is_success:
-                    return answer
-                failure = CallFailed(call, _problem(answer), answer.status_code)
-                pause = _pause(answer, attempt)
-            self._meter.errors[str(failure)] += 1
-            if attempt == ATTEMPTS or failure.status not in PASSING:
-                raise failure
-            await asyncio.sleep(pause)
-            attempt += 1
+        return await persist(call, send, PATIENCE, note=self._meter.note)
 
     async def _send(self, request: httpx.Request, timed: bool) -> httpx.Response:
-        self._meter.requests += 1
         started = time.perf_counter()
         answer = await self._http.send(request)
         if timed:
@@ -142,19 +124,3 @@ def _object(answer: httpx.Response) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CallFailed(answer.request.url.path, "the answer is not a JSON object")
     return found
-
-
-def _problem(answer: httpx.Response) -> str:
-    try:
-        detail = answer.json()["detail"]
-    except (ValueError, KeyError, TypeError):
-        detail = answer.reason_phrase
-    return f"{answer.status_code} {detail}"
-
-
-def _pause(answer: httpx.Response, attempt: int) -> float:
-    wished = answer.headers.get("Retry-After", "")
-    return min(
-        float(wished) if wished.isdecimal() else FIRST_PAUSE_SECONDS * attempt,
-        LONGEST_PAUSE_SECONDS,
-    )

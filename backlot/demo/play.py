@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from uuid import uuid4
 
 import httpx
 
-from backlot.demo.calls import CallFailed, Person
+from backlot.calls import CallFailed
+from backlot.demo.calls import Person
 from backlot.demo.clips import Clip
 from backlot.demo.script import SECOND_THOUGHT, Afterthought, Liking, Role, Visit
+from backlot.upload.api import Details
+from backlot.upload.file import LocalFile
+from backlot.upload.transfer import Plan, Transfer
 
-PARTS_AT_ONCE = 4
 PEOPLE_AT_ONCE = 16
-URLS_AT_ONCE = 1000
 FIRST_BYTES = 64 * 1024
 
 LIKE_CALLS: dict[Liking, tuple[str, ...]] = {
@@ -60,31 +61,8 @@ class Stage:
 
 
 async def upload(studio: Person, clip: Clip, sent: Callable[[int], None]) -> Film:
-    """Upload a clip in parts, several at once, and complete it; `sent` is told of bytes sent."""
-    started = await studio.command("POST", "/uploads", _details(clip))
-    path = f"/uploads/{started['uploadId']}"
-    part_bytes: int = started["partSizeBytes"]
-    at_once = asyncio.Semaphore(PARTS_AT_ONCE)
-
-    async def send(part: dict[str, Any]) -> dict[str, Any]:
-        number: int = part["number"]
-        async with at_once:
-            content = await asyncio.to_thread(
-                _read, clip.path, (number - 1) * part_bytes, part_bytes
-            )
-            answer = await studio.bytes("PUT", part["url"], content=content)
-        sent(len(content))
-        return {"number": number, "etag": answer.headers["ETag"]}
-
-    urls = await _part_urls(studio, path, started)
-    parts = await asyncio.gather(*map(send, urls))
-    done = await studio.command("POST", f"{path}/complete", {"parts": parts})
-    beginning = await asyncio.to_thread(_read, clip.path, 0, FIRST_BYTES)
-    return Film(clip, done["videoId"], done["sizeBytes"], len(parts), beginning)
-
-
-def _details(clip: Clip) -> dict[str, Any]:
-    return {
+    """Upload a clip as `backlot upload` does; `sent` is told of bytes sent."""
+    details: Details = {
         "title": clip.title,
         "description": clip.description,
         "category": clip.category,
@@ -92,23 +70,12 @@ def _details(clip: Clip) -> dict[str, Any]:
         "contentType": "video/mp4",
         "sizeBytes": clip.size_bytes,
     }
-
-
-async def _part_urls(studio: Person, path: str, started: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those that came with the start, and those that are still to be asked for."""
-    urls: list[dict[str, Any]] = list(started["parts"])
-    missing = list(range(len(urls) + 1, started["partCount"] + 1))
-    for first in range(0, len(missing), URLS_AT_ONCE):
-        numbers = missing[first : first + URLS_AT_ONCE]
-        answer = await studio.command("POST", f"{path}/part-urls", {"numbers": numbers})
-        urls += answer["parts"]
-    return urls
-
-
-def _read(path: Path, offset: int, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
+    with LocalFile(clip.path) as file:
+        started = await studio.uploads.start(details, str(uuid4()))
+        plan = Plan.begun(started, file.size)
+        done = await Transfer(studio.uploads, file, plan, progress=sent).run()
+        beginning = b"".join([block async for block in file.blocks(0, min(FIRST_BYTES, file.size))])
+    return Film(clip, str(done.video_id), done.size_bytes, plan.part_count, beginning)
 
 
 async def play(roles: list[Role], enter: Callable[[str], Person], stage: Stage) -> list[Person]:
@@ -144,7 +111,7 @@ async def _watch(person: Person, visit: Visit, film: Film, stage: Stage) -> None
     session = await person.command("POST", f"{path}/watch")
     film.views += 1
     film.play_url = session["url"]
-    answer = await person.bytes("GET", film.play_url, byte_range=f"bytes=0-{FIRST_BYTES - 1}")
+    answer = await person.bytes(film.play_url, f"bytes=0-{FIRST_BYTES - 1}")
     stage.expect(
         f"{film.clip.title}: status of a range", httpx.codes.PARTIAL_CONTENT, answer.status_code
     )

@@ -12,15 +12,17 @@ from pathlib import Path
 
 import httpx
 
+from backlot.calls import CallFailed
 from backlot.cli import CommandError, signing_secret
-from backlot.demo.calls import CallFailed, DemoFailed, Meter, Person
+from backlot.demo.calls import DemoFailed, Meter, Person
 from backlot.demo.clips import make_clips
 from backlot.demo.lanes import Lanes
 from backlot.demo.play import PEOPLE_AT_ONCE, Film, Stage, play, upload
 from backlot.demo.readback import Counts, read_back
 from backlot.demo.report import Line, Report
-from backlot.demo.screen import Screen, show
+from backlot.demo.screen import show
 from backlot.demo.script import cast
+from backlot.screen import BYTES, Screen
 from infra.auth import mint_token
 from infra.settings import Settings
 
@@ -51,6 +53,7 @@ async def _run(url: str, settings: Settings, viewers: int) -> Report:
     try:
         async with _client(url) as http:
             await _find_server(http, url)
+            http.event_hooks = {"request": [meter.count]}
             door = Door(http, meter, settings)
             studio = door.enter(STUDIO)
             await _try_token(studio, url)
@@ -139,7 +142,7 @@ async def _premiere(studio: Person, screen: Screen) -> list[Film]:
         for clip in clips:
             screen.say(f"{clip.filename}: {clip.size_bytes:,} bytes, {clip.source}")
         total = sum(clip.size_bytes for clip in clips)
-        with screen.act("uploading", total, "bytes") as act:
+        with screen.act("uploading", total, BYTES) as act:
             return [await upload(studio, clip, act.advance) for clip in clips]
 
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from infra.objects.checksums import (
+    Checksum,
+    ChecksumUnreadable,
+    ChecksumUnsupported,
+    read_checksums,
+)
 from infra.objects.folder import FolderStore, ObjectFile
 from infra.objects.parts import (
     ChecksumMismatch,
@@ -17,6 +23,7 @@ from infra.objects.port import (
     ObjectStore,
     ObjectStoreError,
     ObjectStoreUnavailable,
+    OpenUpload,
     Part,
     PartMismatch,
     PartRef,
@@ -27,7 +34,10 @@ from infra.objects.signing import BadSignature, UrlExpired, UrlRefused
 
 __all__ = [
     "BadSignature",
+    "Checksum",
     "ChecksumMismatch",
+    "ChecksumUnreadable",
+    "ChecksumUnsupported",
     "FolderStore",
     "InvalidKey",
     "NoSuchUpload",
@@ -35,6 +45,7 @@ __all__ = [
     "ObjectStore",
     "ObjectStoreError",
     "ObjectStoreUnavailable",
+    "OpenUpload",
     "Part",
     "PartCutOff",
     "PartMismatch",
@@ -47,4 +58,5 @@ __all__ = [
     "StoredObject",
     "UrlExpired",
     "UrlRefused",
+    "read_checksums",
 ]

@@ -121,6 +121,20 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write everything, in as many steps as the kernel wants."""
+    written = os.write(descriptor, content)
+    while written < len(content):
+        written += os.write(descriptor, memoryview(content)[written:])
+
+
+def start_writeback(descriptor: int, offset: int, size: int) -> None:
+    """Let the disk begin with these bytes, just written; where it can't be asked, do nothing."""
+    if sys.platform == "linux" and size:
+        # To drop what is dirty, Linux starts to write it, and keeps it until that is done.
+        os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
+
+
 def move_new_folder(source: Path, target: Path) -> None:
     """Make `source` appear as `target`, unless a non-empty `target` is there: then do nothing."""
     try:
@@ -165,8 +179,6 @@ def _copy_some(source: int, target: int, most: int) -> int:
         except OSError as error:
             if error.errno not in _NO_KERNEL_COPY:
                 raise
-    block = memoryview(os.read(source, min(most, COPY_BYTES)))
-    written = 0
-    while written < len(block):
-        written += os.write(target, block[written:])
-    return written
+    block = os.read(source, min(most, COPY_BYTES))
+    write_all(target, block)
+    return len(block)

@@ -13,22 +13,18 @@ import shutil
 from collections.abc import AsyncIterable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from anyio import CancelScope
 
+from infra.objects.checksums import Checksum
 from infra.objects.disk import Disk, join_files, move_new_folder, sync_folder
-from infra.objects.parts import (
-    ChecksumMismatch,
-    PartFile,
-    PartSpool,
-    holding_parts,
-    publish_part,
-)
+from infra.objects.parts import PartFile, PartSpool, holding_parts, publish_part
 from infra.objects.port import (
     NoSuchUpload,
     ObjectStoreUnavailable,
+    OpenUpload,
     Part,
     PartMismatch,
     PartRef,
@@ -41,7 +37,7 @@ from infra.objects.port import (
 from infra.objects.signing import UrlSigner
 
 UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
-UPLOAD_FOLDER = re.compile(r"videos_([0-9a-f-]{36})_[0-9a-f]{32}")
+UPLOAD_FOLDER = re.compile(r"videos_([0-9a-f-]{36})_([0-9a-f]{32})")
 JOIN_ATTEMPTS = 3
 OBJECT_NAME = re.compile(r"[0-9a-f]{32}-[0-9]{1,5}")
 
@@ -94,9 +90,9 @@ class FolderStore:
         number: int,
         size: int,
         chunks: AsyncIterable[bytes],
-        md5: str | None = None,
+        checksums: Sequence[Checksum] = (),
     ) -> Part:
-        """Keep `chunks` as part `number` if they are `size` bytes with this MD5 (hex, if given).
+        """Keep `chunks` as part `number` if they are `size` bytes with these checksums.
 
         Raises NoSuchUpload, PartTooLarge, PartTooShort, ChecksumMismatch and whatever `chunks`
         raises; then nothing is kept, and an earlier part of that number stays.
@@ -104,9 +100,7 @@ class FolderStore:
         folder_name = _folder_name(key, store_upload_id)
         spool = await self._disk.run(self._open_spool, key, folder_name)
         try:
-            etag = await PartSpool(self._disk, spool, size).receive(chunks)
-            if md5 not in (None, etag):
-                raise ChecksumMismatch("The part's MD5 is not the one in Content-MD5; send again.")
+            etag = await PartSpool(self._disk, spool, size, checksums).receive(chunks)
             return await self._disk.run(self._publish, spool, folder_name, number, etag, size)
         finally:
             with CancelScope(shield=True):
@@ -115,6 +109,12 @@ class FolderStore:
     async def list_parts(self, key: str, store_upload_id: str) -> list[Part]:
         files = await self._disk.run(self._holding, _folder_name(key, store_upload_id))
         return [file.part for file in files.values()]
+
+    async def last_arrival(self, key: str, store_upload_id: str) -> datetime | None:
+        return await self._disk.run(self._last_arrival, _folder_name(key, store_upload_id))
+
+    async def list_uploads(self, older_than: datetime) -> list[OpenUpload]:
+        return await self._disk.run(self._older_uploads, older_than.timestamp())
 
     async def complete(
         self, key: str, store_upload_id: str, parts: Sequence[PartRef]
@@ -169,6 +169,26 @@ class FolderStore:
             return holding_parts(self._disk.inside("uploads", folder_name))
         except FileNotFoundError:
             raise NoSuchUpload from None
+
+    def _last_arrival(self, folder_name: str) -> datetime | None:
+        if not self._holding(folder_name):
+            return None
+        try:
+            # Every part that arrives gets a name in the folder, which changes its time.
+            changed = self._disk.inside("uploads", folder_name).stat().st_mtime
+        except FileNotFoundError:
+            raise NoSuchUpload from None
+        return datetime.fromtimestamp(changed, UTC)
+
+    def _older_uploads(self, older_than: float) -> list[OpenUpload]:
+        found = []
+        for folder in list(self._disk.inside("uploads").iterdir()):
+            named = UPLOAD_FOLDER.fullmatch(folder.name)
+            with suppress(FileNotFoundError):
+                # Its time is that of the latest part, which is never before the beginning.
+                if named and folder.stat().st_mtime < older_than:
+                    found.append(OpenUpload(f"videos/{named[1]}", named[2]))
+        return found
 
     def _complete(self, key: str, folder_name: str, refs: list[PartRef]) -> StoredObject:
         found = self._find(key)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import re
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from anyio import CancelScope
 
-from infra.objects.disk import NEW_FILE, Disk, sync_folder
+from infra.objects.checksums import ALGORITHMS, CONTENT_MD5, Checksum
+from infra.objects.disk import NEW_FILE, Disk, start_writeback, sync_folder, write_all
 from infra.objects.port import ObjectStoreError, Part
 
 BLOCK_BYTES = 1024 * 1024
@@ -40,7 +40,7 @@ class PartStalled(PartRefused):
 
 
 class ChecksumMismatch(PartRefused):
-    """The bytes have another MD5 than `Content-MD5` says."""
+    """The bytes don't add up to a checksum that was sent with them."""
 
 
 @dataclass(frozen=True, order=True)
@@ -115,30 +115,35 @@ def publish_part(spool: Path, folder: Path, number: int, etag: str, size: int) -
 
 
 class PartSpool:
-    """A part on its way to the disk; the hash is kept beside it, so no byte is read twice."""
+    """A part on its way to the disk; the hashes are kept beside it, so no byte is read twice."""
 
-    def __init__(self, disk: Disk, path: Path, size: int) -> None:
+    def __init__(
+        self, disk: Disk, path: Path, size: int, checksums: Sequence[Checksum] = ()
+    ) -> None:
         """`path` is a new file on `disk`, `size` the exact number of bytes to come."""
-        self._disk, self._path, self._size = disk, path, size
-        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._disk, self._path, self._size, self._checksums = disk, path, size, checksums
+        headers = {CONTENT_MD5, *(checksum.header for checksum in checksums)}
+        self._hashes = {header: ALGORITHMS[header]() for header in headers}
+        self._written = 0
 
     async def receive(self, chunks: AsyncIterable[bytes]) -> str:
         """Write and sync the bytes, and return their MD5 in hex.
 
-        Raises PartTooLarge as soon as one byte too many comes, PartTooShort,
-        ObjectStoreUnavailable and whatever `chunks` raises; the file then stays incomplete.
+        Raises PartTooLarge as soon as one byte too many comes, PartTooShort, ChecksumMismatch,
+        ObjectStoreUnavailable and whatever `chunks` raises; the file is then of no use.
         """
         descriptor = await self._disk.run(os.open, self._path, NEW_FILE, 0o600)
         try:
             await self._overlap(descriptor, self._blocks(chunks))
+            self._compare()
             await self._disk.run(os.fsync, descriptor)
         finally:
             os.close(descriptor)
-        return self._md5.hexdigest()
+        return self._hashes[CONTENT_MD5].digest().hex()
 
-    async def _overlap(self, descriptor: int, blocks: AsyncIterable[bytearray]) -> None:
-        """Hash and write one block while the next is received; no more than two are held."""
-        writing = asyncio.create_task(self._disk.run(self._write, descriptor, bytearray()))
+    async def _overlap(self, descriptor: int, blocks: AsyncIterable[list[bytes]]) -> None:
+        """Write and hash one block while the next is received; no more than two are held."""
+        writing = asyncio.create_task(self._disk.run(self._write, descriptor, []))
         try:
             async for block in blocks:
                 await asyncio.shield(writing)
@@ -149,22 +154,35 @@ class PartSpool:
             with CancelScope(shield=True):
                 await asyncio.gather(writing, return_exceptions=True)
 
-    async def _blocks(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytearray]:
-        received, block = 0, bytearray()
+    async def _blocks(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[list[bytes]]:
+        """The chunks as they came, in lists of a block's size: joining them would copy them."""
+        received, block, held = 0, [], 0
         async for chunk in chunks:
             received += len(chunk)
             if received > self._size:
                 raise PartTooLarge(f"The part has more than the announced {self._size} bytes.")
-            block += chunk
-            if len(block) >= BLOCK_BYTES:
+            block.append(chunk)
+            held += len(chunk)
+            if held >= BLOCK_BYTES:
                 yield block
-                block = bytearray()
+                block, held = [], 0
         if received < self._size:
             raise PartTooShort(f"Only {received} of {self._size} bytes came; send the part again.")
         yield block
 
-    def _write(self, descriptor: int, block: bytearray) -> None:
-        self._md5.update(block)
-        written, view = 0, memoryview(block)
-        while written < len(block):
-            written += os.write(descriptor, view[written:])
+    def _write(self, descriptor: int, block: list[bytes]) -> None:
+        begun = self._written
+        for chunk in block:
+            write_all(descriptor, chunk)
+            self._written += len(chunk)
+        # The disk works while the block is hashed, and little is left for the sync at the end.
+        start_writeback(descriptor, begun, self._written - begun)
+        for chunk in block:
+            for hashing in self._hashes.values():
+                hashing.update(chunk)
+
+    def _compare(self) -> None:
+        for checksum in self._checksums:
+            if self._hashes[checksum.header].digest() != checksum.digest:
+                told = f"The bytes that came don't match {checksum.header}; send the part again."
+                raise ChecksumMismatch(told)

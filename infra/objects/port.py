@@ -13,6 +13,8 @@ from typing import Protocol
 MAX_PARTS = 10_000
 KEY = re.compile(r"videos/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 PART_ETAG = re.compile(r"[0-9a-f]{32}")
+# S3 promises no more of an ETag: with a key of KMS, for one, it is no MD5.
+OPAQUE_ETAG = re.compile(r"[!#-~]{1,128}")
 CONTENT_TYPE = re.compile(r"[a-z]+/[A-Za-z0-9][A-Za-z0-9.+-]{0,80}")
 
 
@@ -83,6 +85,14 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenUpload:
+    """An upload under way, by the names that the store has for it."""
+
+    key: str
+    store_upload_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoredObject:
     """A completed object: size in bytes, unquoted multipart ETag."""
 
@@ -107,6 +117,15 @@ class ObjectStore(Protocol):
 
     async def list_parts(self, key: str, store_upload_id: str) -> list[Part]:
         """The parts that arrived, by number. Raises NoSuchUpload."""
+
+    async def last_arrival(self, key: str, store_upload_id: str) -> datetime | None:
+        """When the latest part arrived (UTC), None when none has. Raises NoSuchUpload."""
+
+    async def list_uploads(self, older_than: datetime) -> list[OpenUpload]:
+        """The uploads under way that were begun before this time, as far as the store tells.
+
+        Those that changed since may be left out, and keys of another form are.
+        """
 
     async def complete(
         self, key: str, store_upload_id: str, parts: Sequence[PartRef]
@@ -140,15 +159,27 @@ def check_key(key: str) -> str:
     return key
 
 
-def ordered_refs(parts: Sequence[PartRef]) -> list[PartRef]:
+def check_part(number: int, size: int) -> None:
+    """Raises InvalidKey for what can't be a part."""
+    if not 1 <= number <= MAX_PARTS or size < 0:
+        raise InvalidKey(f"A part has a number from 1 to {MAX_PARTS} and at least 0 bytes.")
+
+
+def ordered_refs(parts: Sequence[PartRef], etags: re.Pattern[str] = PART_ETAG) -> list[PartRef]:
     """By number, ETags without quotes. Raises PartMismatch for none, doubles and no-ETags."""
-    plain = (PartRef(part.number, part.etag.strip('"').lower()) for part in parts)
+    plain = (PartRef(part.number, bare_etag(part.etag)) for part in parts)
     refs = sorted(plain, key=lambda ref: ref.number)
     doubles = {one.number for one, next_one in pairwise(refs) if one.number == next_one.number}
-    wrong = [ref.number for ref in refs if not PART_ETAG.fullmatch(ref.etag)]
+    wrong = [ref.number for ref in refs if not etags.fullmatch(ref.etag)]
     if not refs or doubles or wrong:
         raise PartMismatch(wrong=sorted(doubles.union(wrong)))
     return refs
+
+
+def bare_etag(etag: str) -> str:
+    """Without quotes; an MD5 in lower case, anything else as it stands."""
+    plain = etag.strip('"')
+    return plain.lower() if PART_ETAG.fullmatch(plain.lower()) else plain
 
 
 def multipart_etag(refs: Sequence[PartRef]) -> str:

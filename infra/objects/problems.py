@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import MappingProxyType
 
 from infra.http import Problem
+from infra.objects.checksums import ChecksumUnreadable, ChecksumUnsupported
 from infra.objects.parts import (
     ChecksumMismatch,
     PartCutOff,
@@ -23,6 +24,8 @@ PROBLEMS: Mapping[type[ObjectStoreError], tuple[int, str]] = MappingProxyType(
     {
         PartCutOff: (400, "part-cut-off"),
         PartStalled: (400, "part-stalled"),
+        ChecksumUnreadable: (400, "checksum-unreadable"),
+        ChecksumUnsupported: (400, "checksum-unsupported"),
         BadSignature: (403, "url-signature-wrong"),
         UrlExpired: (403, "url-expired"),
         NoSuchUpload: (404, "upload-gone"),

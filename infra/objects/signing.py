@@ -10,11 +10,10 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import urlencode
 
 from infra.objects.port import (
-    MAX_PARTS,
-    InvalidKey,
     ObjectStoreError,
     SignedUrl,
     check_key,
+    check_part,
     safe_content_type,
     safe_filename,
 )
@@ -52,8 +51,7 @@ class UrlSigner:
         self, key: str, upload_id: str, number: int, size: int, base_url: str
     ) -> SignedUrl:
         """A URL for one PUT of exactly `size` bytes. Raises InvalidKey for what can't be a part."""
-        if not 1 <= number <= MAX_PARTS or size < 0:
-            raise InvalidKey(f"A part has a number from 1 to {MAX_PARTS} and at least 0 bytes.")
+        check_part(number, size)
         return self._url("PUT", key, _part_query(upload_id, number, size), base_url)
 
     def get_url(self, key: str, content_type: str, filename: str, base_url: str) -> SignedUrl:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from hashlib import md5
 from uuid import uuid4
 
@@ -17,6 +18,7 @@ from infra.objects import (
     InvalidKey,
     NoSuchUpload,
     ObjectStore,
+    OpenUpload,
     Part,
     PartMismatch,
     PartRef,
@@ -196,6 +198,27 @@ class ObjectStoreContract:
         await upload.send({1: b"the first try"})
         await upload.begin()
         assert await upload.parts() == []
+
+    async def test_the_latest_arrival_is_known(self, upload: Upload) -> None:
+        await upload.begin()
+        assert await upload.store.last_arrival(upload.key, upload.id) is None
+        await upload.send({1: LAST})
+        arrived = await upload.store.last_arrival(upload.key, upload.id)
+        assert arrived is not None
+        assert abs(datetime.now(UTC) - arrived) < timedelta(seconds=10)
+        await upload.abort()
+        with pytest.raises(NoSuchUpload):
+            await upload.store.last_arrival(upload.key, upload.id)
+
+    async def test_uploads_under_way_are_listed_by_age(self, upload: Upload) -> None:
+        await upload.begin()
+        begun = OpenUpload(upload.key, upload.id)
+        soon = datetime.now(UTC) + timedelta(minutes=1)
+        assert begun in await upload.store.list_uploads(soon)
+        assert begun not in await upload.store.list_uploads(datetime(2000, 1, 1, tzinfo=UTC))
+        await upload.send({1: LAST})
+        await upload.complete(ref(1, LAST))
+        assert begun not in await upload.store.list_uploads(soon)
 
     async def test_an_object_plays_in_ranges_under_its_name(self, upload: Upload) -> None:
         await upload.begin()

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import md5
 from pathlib import Path
-from uuid import uuid4
 
-import anyio
 import httpx
 import pytest
 
-from infra.objects import FolderStore, NoSuchUpload, Part
+from infra.objects import NoSuchUpload, Part
+from tests.integration.object_sending import sending
 from tests.integration.object_server import ObjectServer, folder_store, object_server
 from tests.support import unavailable
 
@@ -31,34 +29,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(root: Path) -> Iterator[ObjectServer]:
     with object_server(root) as server:
         yield server
-
-
-class Sending:
-    """An upload begun beside the server, on the same folder."""
-
-    def __init__(self, store: FolderStore, root: Path, upload_id: str, key: str) -> None:
-        self.store, self.root, self.id, self.key = store, root, upload_id, key
-
-    def url(self, size: int, base_url: str, number: int = 1) -> str:
-        return self.store.part_url(self.key, self.id, number, size, base_url).url
-
-    def parts(self) -> list[Part]:
-        return anyio.run(self.store.list_parts, self.key, self.id)
-
-    def abort(self) -> None:
-        anyio.run(self.store.abort, self.key, self.id)
-
-    def spools(self) -> list[Path]:
-        return list((self.root / "tmp").iterdir())
-
-    def kept(self) -> bool:
-        """Whether anything of any part is there, complete or not."""
-        return bool(self.parts() or self.spools())
-
-
-def sending(root: Path) -> Sending:
-    store, key = folder_store(root), f"videos/{uuid4()}"
-    return Sending(store, root, anyio.run(store.begin, key), key)
 
 
 def until(condition: Callable[[], bool], seconds: float = 10) -> None:
@@ -186,20 +156,6 @@ def test_a_torn_connection_leaves_nothing_but_the_earlier_part(
             until(lambda: not upload.spools())
     until(lambda: not upload.spools())
     assert upload.parts() == before
-
-
-def test_content_md5_is_checked(server: ObjectServer, root: Path) -> None:
-    upload = sending(root)
-    url = upload.url(5, server.url)
-
-    def put(header: bytes) -> httpx.Response:
-        return httpx.put(url, content=b"bytes", headers={"Content-MD5": header.decode()})
-
-    assert put(base64.b64encode(md5(b"other").digest())).status_code == 422
-    assert put(b"no base64!").status_code == 400
-    assert put(base64.b64encode(b"too short")).status_code == 400
-    assert not upload.kept()
-    assert put(base64.b64encode(md5(b"bytes").digest())).status_code == 200
 
 
 def test_a_part_of_an_aborted_upload_is_refused(server: ObjectServer, root: Path) -> None:

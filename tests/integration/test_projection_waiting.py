@@ -6,14 +6,16 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from uuid import uuid4
 
 import psycopg
 import pytest
 
+from projections import runner
 from projections.install import install
 from projections.waiting import Pool, ReadModelBehind, Waiting
 from readapi.pool import make_pool
-from tests.integration.projection_support import Tally, rows
+from tests.integration.projection_support import Tally, Writer, hosting, rows
 
 Case = Callable[[Waiting], Awaitable[None]]
 
@@ -131,3 +133,24 @@ def test_an_outage_is_told_to_all_who_wait(database_url: str) -> None:
         assert all(isinstance(outcome, psycopg.OperationalError) for outcome in outcomes)
 
     run(database_url, case)
+
+
+def test_a_runner_that_lets_events_gather_hurries_for_who_waits(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the call, the runner would rest for a minute after a window without its events."""
+    monkeypatch.setattr(runner, "GATHER_UNWANTED_SECONDS", 60.0)
+    writer = Writer(database_url)
+
+    async def main() -> None:
+        async with opened(database_url) as pool:
+            waiting = Waiting(pool)
+            for _ in range(3):
+                await asyncio.to_thread(writer.comment, uuid4())
+                await waiting.until(["tally"], writer.head, 10.0)
+
+    try:
+        with hosting(database_url, Tally(), poll_seconds=60.0):
+            asyncio.run(main())
+    finally:
+        writer.close()

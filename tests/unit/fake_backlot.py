@@ -100,12 +100,16 @@ class FakeBacklot:
         count = -(-body["sizeBytes"] // PART_BYTES)
         first = self._part_urls(user, {"numbers": [1]}, video)["parts"]
         sizes = {"partSizeBytes": PART_BYTES, "partCount": count}
-        return {"uploadId": video, "parts": first, **sizes}
+        return {"uploadId": video, "videoId": video, "status": "started", "parts": first, **sizes}
 
     def _part_urls(self, user: str, body: dict[str, Any], video: str) -> Any:
         return {
             "parts": [
-                {"number": number, "url": f"{URL}/objects/{video}?partNumber={number}"}
+                {
+                    "number": number,
+                    "url": f"{URL}/objects/{video}?partNumber={number}",
+                    "expiresAt": "2100-01-01T00:00:00Z",
+                }
                 for number in body["numbers"]
             ]
         }
@@ -114,7 +118,8 @@ class FakeBacklot:
         whole = b"".join(piece for _, piece in sorted(self.videos[video].parts.items()))
         assert len(whole) == self.videos[video].size
         assert [part["number"] for part in body["parts"]] == sorted(self.videos[video].parts)
-        return {"videoId": video, "sizeBytes": len(whole)}
+        ids = {"uploadId": video, "videoId": video}
+        return {**ids, "status": "completed", "sizeBytes": len(whole), "etag": "etag"}
 
     def _object(self, request: httpx.Request) -> httpx.Response:
         video = self.videos[request.url.path.removeprefix("/objects/")]

@@ -51,7 +51,7 @@ def backlot(
 def test_without_a_command_it_explains_itself(backlot: Run) -> None:
     code, out, err = backlot()
     assert (code, err) == (0, "")
-    for command in ("up", "demo", "token", "doctor", "bench"):
+    for command in ("up", "demo", "upload", "token", "doctor", "bench"):
         assert f"  {command} " in out
 
 
@@ -142,7 +142,7 @@ def test_the_doctor_of_a_fresh_machine_finds_nothing_to_mend(
     code, out, _ = backlot("doctor", "--json")
     parts = {part.pop("name"): part for part in json.loads(out)["parts"]}
     assert code == 0
-    assert list(parts) == ["settings", "database", "objects", "auth", "api"]
+    assert list(parts) == ["settings", "database", "objects", "redis", "locks", "auth", "api"]
     assert {part["kind"] for part in parts.values()} == {"embedded"}
     assert "`make up` starts it" in parts["database"]["detail"]
     assert not folder.exists()

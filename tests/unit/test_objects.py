@@ -14,12 +14,16 @@ from anyio import run
 
 from infra.objects import (
     BadSignature,
+    Checksum,
+    ChecksumUnreadable,
     ObjectStoreUnavailable,
     PartMismatch,
     PartRef,
     UrlExpired,
+    read_checksums,
 )
-from infra.objects.disk import Disk
+from infra.objects.checksums import ALGORITHMS
+from infra.objects.disk import Disk, write_all
 from infra.objects.parts import PartFile
 from infra.objects.port import multipart_etag, ordered_refs, safe_content_type, safe_filename
 from infra.objects.signing import UrlSigner
@@ -140,3 +144,37 @@ def test_a_sick_disk_is_told_with_what_to_do(number: int, advice: str) -> None:
     with pytest.raises(ObjectStoreUnavailable) as caught:
         run(Disk(Path("/objects")).run, fail)
     assert caught.value.cause == f"The object folder /objects can't be used: {advice}."
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("content-md5", "JfnnlDI7RTiF9RgfG2JNCw=="),
+        ("x-amz-checksum-crc32", "y/Q5Jg=="),
+        ("x-amz-checksum-sha1", "98O8HYCOBHMq32eZZczDTKeuNEE="),
+        ("x-amz-checksum-sha256", "FeKw08M4keuw8e9gnsQZQgwg4yDOlMZfvIwzEkSOsiU="),
+    ],
+)
+def test_checksums_are_those_of_s3(header: str, value: str) -> None:
+    hashing = ALGORITHMS[header]()
+    for piece in (b"1234", b"", b"56789"):
+        hashing.update(piece)
+    headers = [("host", "here"), (header, value), ("x-amz-sdk-checksum-algorithm", "CRC32")]
+    assert read_checksums(headers) == [Checksum(header, hashing.digest())]
+
+
+@pytest.mark.parametrize("value", ["", "y_Q5Jg==", "y/Q5Jg", "y/Q5Jg==\u00e9", "y/Q5", "y/Q5JgA="])
+def test_what_is_no_checksum_is_told_with_its_length(value: str) -> None:
+    with pytest.raises(ChecksumUnreadable, match=r"x-amz-checksum-crc32 .* base64 of 4 bytes"):
+        read_checksums([("x-amz-checksum-crc32", value)])
+
+
+def test_a_write_goes_on_where_the_kernel_left_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, content: write(file, bytes(content[:3])))
+    descriptor = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    write_all(descriptor, b"12345678")
+    os.close(descriptor)
+    assert (tmp_path / "file").read_bytes() == b"12345678"

@@ -1,0 +1,100 @@
+"""What long work shows on standard error: a progress bar on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+BYTES = "bytes"
+QUARTERS = 4
+LINE_SECONDS = 30.0
+
+
+class Act(Protocol):
+    """A piece of work whose progress is shown."""
+
+    def advance(self, steps: int = 1) -> None:
+        """So much more is done; less than nothing when it has to be done again."""
+
+
+class Screen:
+    """Shows work on standard error, so that standard output is the result's."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def act(self, title: str, total: int, unit: str) -> Iterator[Act]:
+        """`total` is how many steps the work has; `unit` is what a step is called."""
+        if not self._console.is_terminal:
+            yield Lines(self, title, total, unit)
+            return
+        columns: tuple[ProgressColumn, ...] = (MofNCompleteColumn(), Rate(unit))
+        if unit == BYTES:
+            columns = (DownloadColumn(), TransferSpeedColumn())
+        shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
+        with Progress(*shown, console=self._console) as progress:
+            yield Bar(progress, progress.add_task(title, total=total))
+
+
+class Rate(ProgressColumn):
+    """How many steps a second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} {self._unit}/s" if speed else "")
+
+
+class Bar:
+    """An act on a terminal."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+
+    def advance(self, steps: int = 1) -> None:
+        # Not `advance`, which would take a step back for negative speed.
+        self._progress.update(self._task, advance=steps)
+
+
+class Lines:
+    """An act elsewhere: a line at each quarter, and after a while without one."""
+
+    def __init__(self, screen: Screen, title: str, total: int, unit: str) -> None:
+        self._screen = screen
+        self._title, self._total, self._unit = title, total, unit
+        self._done = self._quarter = 0
+        self._told_at = time.monotonic()
+
+    def advance(self, steps: int = 1) -> None:
+        self._done += steps
+        quarter = self._done * QUARTERS // self._total
+        if quarter > self._quarter or time.monotonic() - self._told_at > LINE_SECONDS:
+            self._quarter = max(quarter, self._quarter)
+            self._told_at = time.monotonic()
+            self._screen.say(f"{self._title}: {self._done}/{self._total} {self._unit}")

@@ -1,0 +1,213 @@
+"""Sends what is missing of one upload, several parts at once, and has them joined."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from uuid import UUID
+
+from backlot.calls import CallFailed
+from backlot.upload.api import UploadApi
+from backlot.upload.file import LocalFile
+from backlot.upload.problems import UploadFailed
+from infra import contract
+
+URLS_AT_ONCE = 100
+# A part is not begun under an URL that may end before it arrives.
+MARGIN = timedelta(seconds=15)
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An upload under way; sizes in bytes, `arrived` and `urls` as far as they are known."""
+
+    upload_id: UUID
+    size: int
+    part_bytes: int
+    part_count: int
+    arrived: Mapping[int, contract.ArrivedPart] = field(default_factory=dict)
+    urls: Iterable[contract.PartUrl] = ()
+
+    @classmethod
+    def begun(cls, started: contract.UploadStarted, size: int) -> Plan:
+        """Everything is still to be sent."""
+        layout = (started.part_size_bytes, started.part_count)
+        return cls(started.upload_id, size, *layout, urls=started.parts)
+
+    @classmethod
+    def resumed(cls, status: contract.UploadStatus) -> Plan:
+        """Some parts have arrived."""
+        arrived = {part.number: part for part in status.parts}
+        layout = (status.size_bytes, status.part_size_bytes, status.part_count)
+        return cls(status.upload_id, *layout, arrived)
+
+    def span(self, number: int) -> tuple[int, int]:
+        """Offset and size of a part."""
+        offset = (number - 1) * self.part_bytes
+        return offset, min(self.part_bytes, self.size - offset)
+
+
+class PartUrls:
+    """Hands out an URL per try, asking for many at once."""
+
+    def __init__(self, api: UploadApi, plan: Plan) -> None:
+        self._api, self._upload_id = api, plan.upload_id
+        self._known = {url.number: url for url in plan.urls}
+        numbers = range(1, plan.part_count + 1)
+        self._left = dict.fromkeys(number for number in numbers if number not in plan.arrived)
+        self._asking = asyncio.Lock()
+
+    async def take(self, number: int) -> str:
+        """An URL for the next try; the one of the try before may be why that failed."""
+        async with self._asking:
+            if not self._is_good(number):
+                await self._ask(number)
+            return self._known.pop(number).url
+
+    def done(self, number: int) -> None:
+        """The part needs no more URLs."""
+        self._left.pop(number, None)
+
+    def _is_good(self, number: int) -> bool:
+        known = self._known.get(number)
+        return known is not None and known.expires_at - MARGIN > datetime.now(UTC)
+
+    async def _ask(self, number: int) -> None:
+        others = (other for other in self._left if other != number and not self._is_good(other))
+        numbers = [number, *islice(others, URLS_AT_ONCE - 1)]
+        for url in await self._api.part_urls(self._upload_id, numbers):
+            self._known[url.number] = url
+        if number not in self._known:
+            raise CallFailed("part-urls", f"no URL came for part {number}")
+
+
+def unseen(_: int) -> None:
+    """Nobody watches the progress."""
+
+
+class Transfer:
+    """One file's way to the store. `progress` is told of bytes sent, and of bytes to repeat."""
+
+    def __init__(
+        self,
+        api: UploadApi,
+        file: LocalFile,
+        plan: Plan,
+        *,
+        parallel: int = 4,
+        progress: Callable[[int], None] = unseen,
+    ) -> None:
+        self._api, self._file, self._plan = api, file, plan
+        self._parallel, self._progress = parallel, progress
+        self._arrived = dict(plan.arrived)
+        self._urls = PartUrls(api, plan)
+        self._etags: dict[int, str] = {}
+        self.parts_sent = 0
+
+    async def run(self) -> contract.UploadCompleted:
+        """Send, complete, and return what stands in the store.
+
+        Raises FileChanged, UploadFailed and CallFailed; what has arrived stays there.
+        """
+        await self._send(range(1, self._plan.part_count + 1))
+        for _ in range(ROUNDS):
+            try:
+                return await self._complete()
+            except CallFailed as failure:
+                lost = self._lost(failure)
+                if not lost:
+                    raise
+                self._take_back(lost)
+                await self._send(lost)
+        return await self._complete()
+
+    async def _complete(self) -> contract.UploadCompleted:
+        self._file.check_unchanged()
+        parts = [
+            contract.UploadedPart(number=number, etag=etag)
+            for number, etag in sorted(self._etags.items())
+        ]
+        done = await self._api.complete(self._plan.upload_id, parts)
+        if done.size_bytes != self._file.size:
+            raise UploadFailed(
+                f"the server keeps {done.size_bytes} bytes of the {self._file.size} of "
+                f"{self._file.path} as video {done.video_id}: delete that, and report this"
+            )
+        return done
+
+    async def _send(self, numbers: Iterable[int]) -> None:
+        queue = iter(numbers)
+
+        async def work() -> None:
+            for number in queue:
+                self._etags[number] = await self._part(number)
+                self._urls.done(number)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._parallel):
+                    group.create_task(work())
+        except ExceptionGroup as failures:
+            # The first one ended the others.
+            raise failures.exceptions[0] from None
+
+    async def _part(self, number: int) -> str:
+        """The part's ETag, from the store if it holds these very bytes, else by sending them."""
+        self._file.check_unchanged()
+        offset, size = self._plan.span(number)
+        digest = await self._file.md5(offset, size)
+        arrived = self._arrived.get(number)
+        if arrived and (arrived.etag.strip('"'), arrived.size_bytes) == (digest.hex(), size):
+            self._progress(size)
+            return arrived.etag
+        headers = {
+            "Content-Length": str(size),
+            "Content-MD5": base64.b64encode(digest).decode(),
+        }
+        counted = Counted(self._progress)
+
+        def body() -> AsyncIterator[bytes]:
+            counted.take_back()
+            self._file.check_unchanged()
+            return counted.pass_on(self._file.blocks(offset, size))
+
+        etag = await self._api.send_part(number, self._urls.take, headers, body)
+        self.parts_sent += 1
+        return etag
+
+    def _lost(self, failure: CallFailed) -> list[int]:
+        """The parts that a refused completion misses, or knows as others."""
+        if failure.slug != "parts-mismatch":
+            return []
+        named = {*failure.members.get("missing", ()), *failure.members.get("wrong", ())}
+        return sorted(named.intersection(self._etags))
+
+    def _take_back(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self._arrived.pop(number, None)
+            self._etags.pop(number, None)
+            self._progress(-self._plan.span(number)[1])
+
+
+class Counted:
+    """Counts the bytes of a part, so that another try does not count them twice."""
+
+    def __init__(self, progress: Callable[[int], None]) -> None:
+        self._progress, self._count = progress, 0
+
+    async def pass_on(self, blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The blocks themselves; each counts once the next one is asked for."""
+        async for block in blocks:
+            yield block
+            self._count += len(block)
+            self._progress(len(block))
+
+    def take_back(self) -> None:
+        """These bytes have to be sent again."""
+        self._progress(-self._count)
+        self._count = 0
