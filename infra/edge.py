@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import structlog
@@ -26,24 +26,47 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 CLOSE = {"Connection": "close"}
 REMEMBERED_PATHS = 10_000
 HEADERS = "backlot.headers"
+GUARDED = "backlot.guarded"
+SHORTCUT = "backlot_shortcut"
 
 Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+Hot = Callable[[UUID, Request], Awaitable[Response | None]]
+"""Answers a request for the one id in its path, or None: then it goes through the framework."""
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+
 class DirectRoute(APIRoute):
-    """A hot route: its endpoint, of the one id in its path and the request, is called by the edge.
+    """A hot route, whose endpoint is called without the framework.
 
     It is documented like every other. What is unusual, such as an id that is none, goes the
-    ordinary way through the framework.
+    ordinary way.
     """
 
-    def stream_in(self, path: str) -> UUID | None:
-        """The id in a path that the edge can hand to the endpoint."""
-        match = self.path_regex.match(path)
-        try:
-            return UUID(match[1]) if match else None
-        except ValueError:
-            return None
+
+def hot(shortcut: Hot) -> Callable[[Endpoint], Endpoint]:
+    """Marks an ordinary endpoint, before which `shortcut` may answer what is asked most."""
+
+    def mark(endpoint: Endpoint) -> Endpoint:
+        setattr(endpoint, SHORTCUT, shortcut)
+        return endpoint
+
+    return mark
+
+
+def _shortcut(route: APIRoute) -> Hot | None:
+    if isinstance(route, DirectRoute):
+        return cast("Hot", route.endpoint)
+    return getattr(route.endpoint, SHORTCUT, None)
+
+
+def _id_in(route: APIRoute, path: str) -> UUID | None:
+    match = route.path_regex.match(path)
+    try:
+        return UUID(match[1]) if match else None
+    except ValueError:
+        return None
 
 
 class Edge:
@@ -63,7 +86,7 @@ class Edge:
     async def guard(self, scope: Scope, receive: Receive, send: Send, answer: Answer) -> None:
         """Have `answer` answer an HTTP request, or tell what went wrong in its place."""
         started = time.perf_counter()
-        scope[HEADERS] = dict(scope["headers"])
+        scope[HEADERS] = dict(reversed(scope["headers"]))
         request_id = scope["request_id"] = _request_id(scope)
         stamp = (b"x-request-id", request_id.encode("latin-1"))
         status = 0
@@ -115,7 +138,7 @@ class EdgeLayer:
         self._edge = edge
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] == "http" and GUARDED not in scope:
             await self._edge.guard(scope, receive, send, self._app)
         else:
             await self._app(scope, receive, send)
@@ -130,7 +153,7 @@ class EdgedApp(FastAPI):
     def __init__(self, edge: Edge, **options: Any) -> None:
         super().__init__(**options)
         self._edge = edge
-        self._hot: list[DirectRoute] | None = None
+        self._hot: list[tuple[APIRoute, Hot]] | None = None
         self._find = lru_cache(REMEMBERED_PATHS)(self._search)
         self.add_middleware(EdgeLayer, edge=edge)
 
@@ -145,23 +168,27 @@ class EdgedApp(FastAPI):
     def _search(self, method: str, path: str) -> Answer | None:
         """What answers at once, if a hot route has this method and path."""
         if self._hot is None:
-            self._hot = [route for route in self.routes if isinstance(route, DirectRoute)]
-        for route in self._hot:
-            if method in (route.methods or ()) and (stream := route.stream_in(path)) is not None:
-                return partial(_answer_at_once, route, stream)
+            routes = [route for route in self.routes if isinstance(route, APIRoute)]
+            self._hot = [(route, call) for route in routes if (call := _shortcut(route))]
+        for route, call in self._hot:
+            if method in (route.methods or ()) and (stream := _id_in(route, path)) is not None:
+                return partial(self._answer_at_once, route, call, stream)
         return None
 
-
-async def _answer_at_once(
-    route: DirectRoute, stream: UUID, scope: Scope, receive: Receive, send: Send
-) -> None:
-    scope["route"] = route
-    response: Response = await route.endpoint(stream, Request(scope, receive, send))
-    await response(scope, receive, send)
+    async def _answer_at_once(
+        self, route: APIRoute, call: Hot, stream: UUID, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        scope["route"] = route
+        response = await call(stream, Request(scope, receive, send))
+        if response is None:
+            scope[GUARDED] = True
+            await super().__call__(scope, receive, send)
+        else:
+            await response(scope, receive, send)
 
 
 def header(scope: Scope, name: bytes) -> str | None:
-    """A header of the request by its name in lower case; of several the last one."""
+    """A header of the request by its name in lower case; of several the first one."""
     value: bytes | None = scope[HEADERS].get(name)
     return None if value is None else value.decode("latin-1")
 

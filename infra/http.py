@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI, Request, Response
 
 from infra.auth import Authenticator, Identity, InvalidToken, KeysUnavailable
 from infra.contract import ProblemDetails, Wire
-from infra.edge import DirectRoute, Edge, EdgedApp, header
+from infra.edge import DirectRoute, Edge, EdgedApp, header, hot
 from infra.problems import (
     FRAMEWORK,
     TITLES,
@@ -33,6 +33,7 @@ __all__ = [
     "Problem",
     "create_app",
     "header",
+    "hot",
     "problems",
     "request_id_of",
     "require_identity",

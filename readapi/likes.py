@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from infra.contract import LikeState
-from infra.http import TOKEN_OPTIONAL, MaybeCaller, problems, wire
+from infra.http import TOKEN_OPTIONAL, MaybeCaller, header, hot, problems, wire
 from readapi.catalog import require_video
-from readapi.queries import Fresh, Read
+from readapi.queries import Fresh, Queries, Read
 
 router = APIRouter(tags=["likes"])
 EVENT_STREAM: dict[int | str, dict[str, Any]] = {
@@ -23,6 +23,19 @@ EVENT_STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
+# What makes an answer depend on more than the counter.
+ASKS_MORE = (b"authorization", b"backlot-min-position", b"backlot-timeout-ms")
+
+
+async def hot_count(video_id: UUID, request: Request) -> Response | None:
+    """The count alone, from its counter, for nobody in particular."""
+    if any(header(request.scope, name) is not None for name in ASKS_MORE):
+        return None
+    queries: Queries = request.app.state.queries
+    counts = await queries.counts.hot([video_id])
+    return wire(LikeState(likes_count=counts[video_id])) if video_id in counts else None
+
+
 @router.get(
     "/videos/{video_id}/like",
     response_model=LikeState,
@@ -30,11 +43,12 @@ EVENT_STREAM: dict[int | str, dict[str, Any]] = {
     openapi_extra=TOKEN_OPTIONAL,
     summary="How many like the video, and whether the caller does",
 )
+@hot(hot_count)
 async def get_like(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCaller) -> Response:
     if caller is None:
-        hot = await queries.counts.hot([video_id], fresh.position)
-        if video_id in hot:
-            return wire(LikeState(likes_count=hot[video_id]))
+        counts = await queries.counts.hot([video_id], fresh.position)
+        if video_id in counts:
+            return wire(LikeState(likes_count=counts[video_id]))
     async with queries.reading(fresh, queries.catalog, queries.likes) as conn:
         await require_video(queries, conn, video_id)
         # With a caller both come from the read model: a liked video never has no likes.

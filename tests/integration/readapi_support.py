@@ -17,9 +17,11 @@ from domain.upload import Upload
 from infra import telemetry
 from infra.auth import Authenticator, OneKey, mint_token
 from infra.codec import EventMapper
+from infra.counters import AsyncCounters
 from infra.http import create_app
 from infra.objects import FolderStore
 from infra.position import encode_position
+from infra.redis import connect_redis
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
@@ -30,14 +32,16 @@ from readapi.live import LiveCounts
 from tests.integration.projection_support import Writer, hosting
 
 SECRET = "a secret of the tests, long enough for HS256"
+COUNTER_TTL = 600
 T = TypeVar("T")
 
 
 class Site:
     """A read API, the log that it shows, and an object store; used from one event loop."""
 
-    def __init__(self, database_url: str, folder: Path) -> None:
+    def __init__(self, database_url: str, folder: Path, redis_url: str | None = None) -> None:
         self.database_url = database_url
+        self.redis_url = redis_url
         self.writer = Writer(database_url)
         ttl = timedelta(hours=1)
         self.objects = FolderStore(folder, SECRET.encode(), ttl, lambda: datetime.now(UTC))
@@ -52,7 +56,9 @@ class Site:
     async def _open(self) -> Queries:
         pool = make_pool(self.database_url, max_size=4)
         await pool.open()
-        counts = LikeCounts(Likes(), None)
+        self.redis = connect_redis(self.redis_url) if self.redis_url else None
+        counters = AsyncCounters(self.redis, COUNTER_TTL) if self.redis else None
+        counts = LikeCounts(Likes(), counters)
         return Queries(
             pool=pool,
             catalog=Catalog(),
@@ -71,6 +77,9 @@ class Site:
 
     def close(self) -> None:
         self.run(self.client.aclose())
+        self.run(self.queries.live.close())
+        if self.redis is not None:
+            self.run(self.redis.aclose())
         self.run(self.queries.pool.close())
         self._loop.close()
         self.writer.close()

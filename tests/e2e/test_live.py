@@ -1,0 +1,51 @@
+"""Live counts over a real connection: they come while somebody likes, and end with the server."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import httpx
+
+from tests.e2e import plain
+from tests.e2e.program import Program
+from tests.e2e.videos import upload
+
+
+def counts(lines: Iterator[str]) -> Iterator[int]:
+    """The number in each event of a stream."""
+    for line in lines:
+        if line.startswith("data: "):
+            yield int(json.loads(line.removeprefix("data: "))["likesCount"])
+
+
+def test_a_page_sees_likes_as_they_come(server: Program) -> None:
+    video = upload(server.client("owner"))
+    with (
+        plain.client(base_url=server.url) as page,
+        page.stream("GET", f"/videos/{video}/events") as stream,
+    ):
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        seen = counts(stream.iter_lines())
+        assert next(seen) == 0
+        for number, viewer in enumerate(("ann", "bob", "cid"), start=1):
+            assert server.client(viewer).put(f"/videos/{video}/like").is_success
+            assert next(seen) == number
+
+
+def test_open_streams_do_not_hold_up_the_end(make_program: Callable[..., Program]) -> None:
+    program = make_program().start()
+    video = upload(program.client("owner"))
+    page = program.client()
+    with page.stream("GET", f"/videos/{video}/events") as stream:
+        lines = stream.iter_lines()
+        assert next(counts(lines)) == 0
+        began = time.monotonic()
+        program.process.terminate()
+        with suppress(httpx.TransportError):
+            list(lines)
+    assert program.wait() == 0
+    # Ten seconds are what requests in flight get; a stream that nobody ends would take them all.
+    assert time.monotonic() - began < 8

@@ -1,0 +1,171 @@
+"""Counts over HTTP: from Redis where it knows them, from the read model in every other case."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from infra import metrics
+from infra.counters import Counter, Counters
+from infra.redis import connect_blocking_redis
+from projections.likes import Likes
+from readapi.counts import LikeCounts
+from readapi.live import LiveCounts
+from tests.integration.projection_support import caught_up, hosting, origin
+from tests.integration.readapi_support import Site
+from tests.integration.redis_servers import RedisServer, redis_servers
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_servers(1, tmp_path) as (one,):
+        yield one
+
+
+@pytest.fixture
+def site(database_url: str, tmp_path: Path, server: RedisServer) -> Iterator[Site]:
+    site = Site(database_url, tmp_path / "objects", server.url)
+    with hosting(database_url, *site.queries.projections):
+        yield site
+        site.close()
+
+
+@pytest.fixture
+def counters(server: RedisServer) -> Iterator[Counters]:
+    with connect_blocking_redis(server.url) as client:
+        yield Counters(client, 600)
+
+
+def liked(site: Site, *viewers: str) -> UUID:
+    """A video with these likes, in the read model."""
+    video = site.writer.video()
+    site.writer.like(video.id, *viewers)
+    caught_up(site.database_url, ["catalog", "likes"], site.writer.head)
+    return video.id
+
+
+def count(site: Site, video: UUID, user: str | None = None, *, fresh: bool = False) -> int:
+    answer = site.get(f"/videos/{video}/like", user, fresh=fresh)
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["likesCount"])
+
+
+def reads(source: str) -> float:
+    return metrics.value("backlot_like_counter_reads_total", source=source)
+
+
+def requests(route: str) -> float:
+    labels = {"method": "GET", "route": route, "status": "200"}
+    return metrics.value("backlot_http_requests_total", **labels)
+
+
+def test_a_missing_counter_is_filled_and_then_read(site: Site, counters: Counters) -> None:
+    video = liked(site, "ann", "bob")
+    filled, redis = reads("filled"), reads("redis")
+    assert count(site, video) == 2
+    assert (reads("filled"), reads("redis")) == (filled + 1, redis)
+    assert [held and held.likes for held in counters.get([video])] == [2]
+    assert count(site, video) == 2
+    assert (reads("filled"), reads("redis")) == (filled + 1, redis + 1)
+
+
+def test_each_request_is_counted_once_whichever_way_it_goes(site: Site) -> None:
+    video = liked(site, "ann")
+    before = requests("/videos/{video_id}/like")
+    for _ in range(3):
+        count(site, video)
+    assert requests("/videos/{video_id}/like") == before + 3
+    assert len(site.get(f"/videos/{video}/like", fresh=False).headers.get_list("x-request-id")) == 1
+
+
+def test_a_counter_that_is_behind_is_not_shown_to_who_knows_better(
+    site: Site, counters: Counters
+) -> None:
+    video = liked(site, "ann", "bob")
+    counters.publish([(video, Counter(1, site.writer.head - 1))], site.writer.head - 1)
+    assert count(site, video) == 1
+    assert count(site, video, fresh=True) == 2
+    counters.publish([(video, Counter(2, site.writer.head))], site.writer.head)
+    redis = reads("redis")
+    assert count(site, video, fresh=True) == 2
+    assert reads("redis") == redis + 1
+
+
+def test_with_a_caller_count_and_own_like_come_from_one_place(
+    site: Site, counters: Counters
+) -> None:
+    video = liked(site, "ann")
+    counters.publish([(video, Counter(0, 1))], 1)
+    answer = site.get(f"/videos/{video}/like", "ann").json()
+    assert answer == {"hasLiked": True, "likesCount": 1}
+
+
+def test_without_redis_everything_comes_from_the_read_model(
+    site: Site, server: RedisServer
+) -> None:
+    video = liked(site, "ann", "bob")
+    assert count(site, video) == 2
+    server.kill()
+    failures = metrics.value("backlot_like_counter_failures_total")
+    assert count(site, video) == 2
+    assert metrics.value("backlot_like_counter_failures_total") == failures + 1
+    assert count(site, video, "ann", fresh=True) == 2
+
+
+def test_a_removed_video_and_an_unknown_one_are_not_found(site: Site, counters: Counters) -> None:
+    video = site.writer.video()
+    site.writer.like(video.id, "ann")
+    caught_up(site.database_url, ["catalog", "likes"], site.writer.head)
+    assert count(site, video.id) == 1
+    counters.put([(video.id, Counter(-1, site.writer.head + 1))])
+    video.remove(origin())
+    site.writer.save(video)
+    assert site.get(f"/videos/{video.id}/like").status_code == 404
+    assert site.get(f"/videos/{uuid4()}/like", fresh=False).status_code == 404
+    assert counters.get([uuid4()]) == [None]
+
+
+def test_bad_headers_are_told_however_hot_the_route(site: Site) -> None:
+    video = liked(site, "ann")
+    count(site, video)
+    path = f"/videos/{video}/like"
+    for headers, status in (
+        ({"Backlot-Min-Position": "rubbish"}, 422),
+        ({"Backlot-Timeout-Ms": "soon"}, 422),
+        ({"Authorization": "Bearer rubbish"}, 401),
+    ):
+        assert site.get(path, fresh=False, headers=headers).status_code == status
+
+
+def test_live_counts_come_at_once_then_as_they_change_then_end(site: Site) -> None:
+    video = liked(site, "ann")
+
+    async def events(live: LiveCounts) -> list[str]:
+        stream = live.stream(live.watch(video))
+        seen = [(await anext(stream)).decode()]
+        for viewers in (["bob"], ["cid", "dan", "eve"], []):
+            seen.append((await anext(stream)).decode())
+            if viewers:
+                await asyncio.to_thread(site.writer.like, video, *viewers)
+        await live.close()
+        assert [piece async for piece in stream] == []
+        return seen
+
+    # From the read model, as where no Redis is: nothing here puts the counters into it.
+    counts_of_database = LikeCounts(Likes(), None)
+    retry, *told = site.run(events(LiveCounts(site.queries.pool, counts_of_database)))
+    assert retry == "retry: 2000\n\n"
+    assert [event.split("\n")[0] for event in told] == ["event: likes"] * 3
+    counts = [json.loads(event.split("data: ")[1])["likesCount"] for event in told]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (1, 5)
+    assert metrics.value("backlot_live_watchers") == 0
+
+
+def test_a_stream_of_an_unknown_video_is_not_found(site: Site) -> None:
+    assert site.get(f"/videos/{uuid4()}/events", fresh=False).status_code == 404
