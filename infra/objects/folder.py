@@ -102,9 +102,10 @@ class FolderStore:
         try:
             etag = await PartSpool(self._disk, spool, size, checksums).receive(chunks)
             return await self._disk.run(self._publish, spool, folder_name, number, etag, size)
-        finally:
+        except BaseException:
             with CancelScope(shield=True):
                 await self._disk.run(spool.unlink, True)
+            raise
 
     async def list_parts(self, key: str, store_upload_id: str) -> list[Part]:
         files = await self._disk.run(self._holding, _folder_name(key, store_upload_id))

@@ -143,7 +143,8 @@ class PartSpool:
 
     async def _overlap(self, descriptor: int, blocks: AsyncIterable[list[bytes]]) -> None:
         """Write and hash one block while the next is received; no more than two are held."""
-        writing = asyncio.create_task(self._disk.run(self._write, descriptor, []))
+        writing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        writing.set_result(None)
         try:
             async for block in blocks:
                 await asyncio.shield(writing)
