@@ -69,16 +69,15 @@ class Batcher(Generic[T, R]):
         self._thread.shutdown()
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._waiting:
+        if self._waiting:
+            self._thread.submit(self._work, loop)
+        else:
             self._idle.set()
-            return
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Taken only now: what arrived while the thread woke up shares the batch.
         size = min(len(self._waiting), self._max_batch)
         batch = [self._waiting.popleft() for _ in range(size)]
-        self._thread.submit(self._work, batch, loop)
-
-    def _work(
-        self, batch: list[tuple[T, asyncio.Future[R]]], loop: asyncio.AbstractEventLoop
-    ) -> None:
         results: Sequence[R | BaseException]
         try:
             results = self._process([item for item, _ in batch])
