@@ -11,7 +11,10 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-GATHER_SECONDS = 0.002
+# Under load a batch waits for those that were just answered: as long as it takes to tell so many,
+# but no longer than a commit. A lone client waits for nobody.
+GATHER_SECONDS_EACH = 0.00004
+MOST_GATHER_SECONDS = 0.002
 
 
 class QueueFull(Exception):
@@ -100,9 +103,6 @@ class Batcher(Generic[T, R]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
-        if self._waiting:
-            # Under load: what those ask next who were just answered shares the batch.
-            loop.call_later(GATHER_SECONDS, self._start, loop)
-        else:
-            # After those that were just woken up: what they submit next shares the batch.
-            loop.call_soon(self._start, loop)
+        # What those ask next who were just answered shares the batch.
+        gather = min(GATHER_SECONDS_EACH * len(batch), MOST_GATHER_SECONDS)
+        loop.call_later(gather, self._start, loop)

@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra import metrics
-from infra.logging import correlated
+from infra.logging import CORRELATION_ID
 from infra.problems import Make, Problem, problem_response, request_id_of
 
 log = structlog.get_logger(__name__)
@@ -99,17 +99,18 @@ class Edge:
             await send(message)
 
         limited = not (self._unlimited and scope["path"].startswith(self._unlimited))
-        with correlated(request_id):
-            try:
-                guarded = _limit(receive, scope, self._body_limit) if limited else receive
-                await answer(scope, guarded, send_with_id)
-            except Exception as error:
-                if status:
-                    raise
-                problem = self._as_problem(error, scope)
-                await problem_response(scope, problem)(scope, receive, send_with_id)
-            finally:
-                self._measure(scope, status or 500, time.perf_counter() - started)
+        correlation = CORRELATION_ID.set(request_id)
+        try:
+            guarded = _limit(receive, scope, self._body_limit) if limited else receive
+            await answer(scope, guarded, send_with_id)
+        except Exception as error:
+            if status:
+                raise
+            problem = self._as_problem(error, scope)
+            await problem_response(scope, problem)(scope, receive, send_with_id)
+        finally:
+            self._measure(scope, status or 500, time.perf_counter() - started)
+            CORRELATION_ID.reset(correlation)
 
     def _as_problem(self, error: Exception, scope: Scope) -> Problem:
         for kind in type(error).__mro__:

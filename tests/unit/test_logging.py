@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
-from infra.logging import configure_logging, correlated
+from infra.logging import CORRELATION_ID, configure_logging
 from infra.settings import load_settings
 
 
@@ -52,9 +52,10 @@ def test_libraries_log_the_same_way() -> None:
 
 def test_the_correlation_id_stands_in_each_line() -> None:
     stream = started()
-    with correlated("abc"):
-        structlog.get_logger().info("one")
-        logging.getLogger("library").error("two")
+    token = CORRELATION_ID.set("abc")
+    structlog.get_logger().info("one")
+    logging.getLogger("library").error("two")
+    CORRELATION_ID.reset(token)
     structlog.get_logger().info("three")
     assert [line.get("correlationId") for line in lines(stream)] == ["abc", "abc", None]
 
