@@ -34,7 +34,7 @@ class ProjectionHost:
                 database_url,
                 projection,
                 wake=self._listener.subscribe(),
-                hurry=self._listener.hurried(),
+                hurry=self._listener.hurried() if projection.hurries else Event(),
                 mapper=mapper or EventMapper(),
                 batch_events=batch_events,
                 poll_seconds=poll_seconds,

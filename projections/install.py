@@ -9,7 +9,7 @@ import structlog
 from psycopg import Connection
 from psycopg.sql import SQL, Identifier
 
-from projections import drift
+from projections import drift, ledger
 from projections.positions import INSTALL_LOCK, LOCK_CLASS, TABLES
 from projections.projection import Projection
 
@@ -24,6 +24,7 @@ def install(conn: Connection[Any], projections: Iterable[Projection]) -> None:
     with conn.transaction():
         conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK_CLASS, INSTALL_LOCK))
         conn.execute(TABLES)
+        conn.execute(ledger.TABLE)
         conn.execute(drift.TABLE)
         for projection in projections:
             _install(conn, projection)

@@ -8,7 +8,7 @@ import structlog
 from psycopg import Connection, Cursor, ProgrammingError
 from psycopg.rows import TupleRow
 
-from projections import positions
+from projections import ledger, positions
 from projections.connecting import is_outage
 from projections.log import Log, Stored, Window
 from projections.projection import Projection
@@ -20,9 +20,9 @@ MAX_ERROR_LENGTH = 2_000
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a batch that was applied event by event."""
+    """What became of a batch that was applied event by event: the positions of each kind."""
 
-    applied: int = 0
+    applied: list[int] = field(default_factory=list)
     parked: list[int] = field(default_factory=list)
     stopped_at: int | None = None
 
@@ -40,14 +40,17 @@ def apply_one_by_one(
         for stored in window.events:
             error = _try(conn, cursor, projection, events, stored)
             if error is None:
-                result.applied += 1
+                result.applied.append(stored.position)
             elif _may_park(projection, error):
                 _park(cursor, projection, stored, error)
                 result.parked.append(stored.position)
             else:
-                _stop(cursor, projection, before, stored, error)
+                ledger.add(cursor, projection.schema, result.applied)
+                stop_at(cursor, projection, before, stored.position, error)
+                _log("projection_stopped", projection, stored, error)
                 result.stopped_at = stored.position
                 return result
+        ledger.add(cursor, projection.schema, result.applied)
         positions.move(cursor, projection.schema, projection.version, before, window.until)
     return result
 
@@ -81,22 +84,18 @@ def _park(
     _log("projection_event_parked", projection, stored, error)
 
 
-def _stop(
-    cursor: Cursor[TupleRow],
-    projection: Projection,
-    before: int,
-    stored: Stored,
-    error: Exception,
+def stop_at(
+    cursor: Cursor[TupleRow], projection: Projection, before: int, culprit: int, error: Exception
 ) -> None:
+    """Halt the copy in front of the event at `culprit`; raises positions.Superseded."""
     positions.stop(
         cursor,
         projection.schema,
         projection.version,
         before,
-        culprit=stored.position,
+        culprit=culprit,
         error=describe(error),
     )
-    _log("projection_stopped", projection, stored, error)
 
 
 def _log(what: str, projection: Projection, stored: Stored, error: Exception) -> None:

@@ -19,6 +19,8 @@ from domain.model import Aggregate
 
 OnPoison = Literal["stop", "park"]
 
+GATHER_SECONDS = 0.05
+
 
 class Recorded(NamedTuple):
     """An event and its position in the log (from 1)."""
@@ -42,6 +44,10 @@ class Projection(ABC):
     events: ClassVar[tuple[type[Aggregate.Event], ...]]
     tables: ClassVar[LiteralString]
     on_poison: OnPoison = "stop"
+    # Under load, events that arrive within this time share a transaction.
+    gather_seconds: ClassVar[float] = GATHER_SECONDS
+    # Whether that time ends at once when somebody waits for what they have written.
+    hurries: ClassVar[bool] = True
 
     def __init__(self, schema: str | None = None) -> None:
         """`schema` names the PostgreSQL schema of this copy; the live copy's is the name."""
@@ -62,6 +68,23 @@ class Projection(ABC):
             statement = SQL(text).format(schema=Identifier(self.schema)).as_bytes(None)
             self._statements[text] = statement
         return statement
+
+
+class RangeProjection(Projection):
+    """A read model that its own SQL makes from a stretch of the log, without decoding an event."""
+
+    events = ()
+
+    def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
+        """Never called: it has no events to be given."""
+        raise TypeError(f"{self.name} is made from stretches of the log")
+
+    @abstractmethod
+    def apply_range(self, after: int, until: int, cursor: Cursor[TupleRow]) -> None:
+        """Take in every event after position `after` up to `until`; the runner commits.
+
+        Whatever is stored there must be taken: there is no single event to be set aside.
+        """
 
 
 class Write(NamedTuple):

@@ -18,19 +18,17 @@ from psycopg.rows import TupleRow
 
 from infra.codec import EventMapper
 from projections import positions
+from projections.applying import Applier
 from projections.connecting import Backoff, connect, is_outage
 from projections.gauges import Gauges
-from projections.log import Log, Window
-from projections.poison import apply_one_by_one, describe
+from projections.poison import describe
 from projections.positions import LOCK_CLASS, Seen, Status, Superseded, lock_key
 from projections.projection import Projection
 
 log = structlog.get_logger(__name__)
 
 TAKEOVER_SECONDS = 1.0
-# Under load, events that arrive within this time share a transaction; where none of them was
-# wanted, the next may take longer. Both end at once when somebody waits for the read model.
-GATHER_SECONDS = 0.05
+# Where no event of a window was wanted, the next may take longer than where some were.
 GATHER_UNWANTED_SECONDS = 0.5
 MEASURE_AGE_SECONDS = 1.0
 STOP_SECONDS = 10.0
@@ -92,7 +90,7 @@ class Runner:
     ) -> None:
         self._database_url = database_url
         self._projection = projection
-        self._log = Log(projection.events, mapper=mapper, batch_events=batch_events)
+        self._applier = Applier(projection, mapper=mapper, batch_events=batch_events)
         self._wake = wake
         self._hurry = hurry
         self._followers: list[Event] = []
@@ -195,43 +193,19 @@ class Runner:
 
     def _advance(self, conn: Connection[TupleRow], seen: Seen) -> float:
         """Apply the next window; returns how long others may gather (seconds): 0 if more waits."""
-        name = self._projection.name
-        window = self._log.read(conn, seen.position, seen.head)
         try:
-            try:
-                self._apply(conn, seen.position, window)
-            except Superseded:
-                raise
-            except Exception as error:
-                if is_outage(error):
-                    raise
-                log.warning("projection_batch_failed", projection=name, error=describe(error))
-                self._sort_out(conn, seen.position, window)
+            step = self._applier.advance(conn, seen.position, seen.head)
         except Superseded as reason:
-            log.info("projection_superseded", projection=name, reason=str(reason))
-            return GATHER_SECONDS
+            log.info("projection_superseded", projection=self._projection.name, reason=str(reason))
+            return self._projection.gather_seconds
+        self._gauges.applied(step.applied)
+        if step.broken:
+            self._gauges.parked(positions.count_parked(conn, self._projection.schema))
         for follower in self._followers:
             follower.set()
-        if window.until < seen.head:
+        if step.until < seen.head:
             return 0
-        return GATHER_SECONDS if window.events else GATHER_UNWANTED_SECONDS
-
-    def _apply(self, conn: Connection[TupleRow], before: int, window: Window) -> None:
-        projection = self._projection
-        batch = [self._log.decode(stored) for stored in window.events]
-        with conn.cursor(binary=True) as cursor:
-            if not batch:
-                positions.move(cursor, projection.schema, projection.version, before, window.until)
-                return
-            with conn.transaction():
-                projection.apply(batch, cursor)
-                positions.move(cursor, projection.schema, projection.version, before, window.until)
-        self._gauges.applied(len(batch))
-
-    def _sort_out(self, conn: Connection[TupleRow], before: int, window: Window) -> None:
-        result = apply_one_by_one(conn, self._projection, self._log, before, window)
-        self._gauges.applied(result.applied)
-        self._gauges.parked(positions.count_parked(conn, self._projection.schema))
+        return self._projection.gather_seconds if step.applied else GATHER_UNWANTED_SECONDS
 
     def _report(self, conn: Connection[TupleRow], seen: Seen) -> None:
         """Make position, lag and state known; the age of what waits is read once a second."""
@@ -241,7 +215,7 @@ class Runner:
             seconds = 0.0
         elif time.monotonic() - self._age_measured >= MEASURE_AGE_SECONDS:
             self._age_measured = time.monotonic()
-            oldest = self._log.recorded_at(conn, seen.position + 1) or seen.updated_at
+            oldest = self._applier.log.recorded_at(conn, seen.position + 1) or seen.updated_at
             seconds = max(0.0, (datetime.now(UTC) - oldest).total_seconds())
         self._gauges.progress(seen.position, lag, seconds)
         self._enter(

@@ -1,0 +1,112 @@
+"""Applies stretches of the log to one copy of a projection: rows, ledger and position together.
+
+The runner of a live copy and the replay of another one go through here, so that each event counts
+exactly once in both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from infra.codec import EventMapper
+from projections import ledger, positions
+from projections.connecting import is_outage
+from projections.log import Log, Window
+from projections.poison import apply_one_by_one, describe, stop_at
+from projections.positions import Superseded
+from projections.projection import Batch, Projection, RangeProjection
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one transaction came to: the copy's new position, events applied, whether some broke.
+
+    `until` is where it stands now, which is before the broken event when that stopped it.
+    """
+
+    until: int
+    applied: int
+    broken: bool = False
+
+
+class Applier:
+    """Moves one copy along the log, a transaction at a time."""
+
+    def __init__(self, projection: Projection, *, mapper: EventMapper, batch_events: int) -> None:
+        self.projection = projection
+        self.log = Log(projection.events, mapper=mapper, batch_events=batch_events)
+        self._batch_events = batch_events
+
+    def advance(self, conn: Connection[TupleRow], before: int, head: int) -> Step:
+        """Apply the next window after `before`, at most up to `head`.
+
+        An event that can't be applied is parked, or stops the copy, by the projection's policy.
+        Raises Superseded when the copy is no longer running at `before`, and what the database
+        raises when it is away.
+        """
+        if isinstance(self.projection, RangeProjection):
+            return self._advance_range(conn, self.projection, before, head)
+        window = self.log.read(conn, before, head)
+        try:
+            return self.apply(conn, before, window, self.decode(window))
+        except Superseded:
+            raise
+        except Exception as error:
+            if is_outage(error):
+                raise
+            return self.sort_out(conn, before, window, error)
+
+    def decode(self, window: Window) -> Batch:
+        """The window's events in their newest shape; raises MapperDeserialisationError."""
+        return [self.log.decode(stored) for stored in window.events]
+
+    def apply(self, conn: Connection[TupleRow], before: int, window: Window, batch: Batch) -> Step:
+        """Apply a window as a whole; raises whatever the projection does on an event it can't."""
+        projection = self.projection
+        with conn.cursor(binary=True) as cursor:
+            if not batch:
+                positions.move(cursor, projection.schema, projection.version, before, window.until)
+                return Step(window.until, 0)
+            with conn.transaction():
+                projection.apply(batch, cursor)
+                ledger.add(cursor, projection.schema, (recorded.position for recorded in batch))
+                positions.move(cursor, projection.schema, projection.version, before, window.until)
+        return Step(window.until, len(batch))
+
+    def sort_out(
+        self, conn: Connection[TupleRow], before: int, window: Window, error: Exception
+    ) -> Step:
+        """Apply a window that broke as a whole event by event, each by the projection's policy."""
+        name = self.projection.name
+        log.warning("projection_batch_failed", projection=name, error=describe(error))
+        result = apply_one_by_one(conn, self.projection, self.log, before, window)
+        until = window.until if result.stopped_at is None else result.stopped_at - 1
+        return Step(until, len(result.applied), broken=True)
+
+    def _advance_range(
+        self, conn: Connection[TupleRow], projection: RangeProjection, before: int, head: int
+    ) -> Step:
+        until = min(head, before + self._batch_events)
+        schema, version = projection.schema, projection.version
+        try:
+            with conn.transaction(), conn.cursor(binary=True) as cursor:
+                projection.apply_range(before, until, cursor)
+                ledger.add_range(cursor, schema, before, until)
+                positions.move(cursor, schema, version, before, until)
+        except Superseded:
+            raise
+        except Exception as error:
+            if is_outage(error):
+                raise
+            # Its statement takes any event; whatever breaks it, no single event is to blame.
+            with conn.transaction(), conn.cursor(binary=True) as cursor:
+                stop_at(cursor, projection, before, before + 1, error)
+            log.exception("projection_stopped", projection=projection.name, position=before + 1)
+            return Step(before, 0, broken=True)
+        return Step(until, until - before)

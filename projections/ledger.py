@@ -1,0 +1,72 @@
+"""What each copy has applied, accounted per block of positions in the transaction that applies it.
+
+A position says how far a copy has come; the ledger says that nothing was left out or counted twice
+on the way, and in which block it was if something was.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from psycopg import Cursor
+
+BLOCK_POSITIONS = 10_000
+"""Positions 1 to 10,000 are block 0, and so on: a million events cost a copy a hundred rows."""
+
+TABLE = b"""
+CREATE TABLE IF NOT EXISTS projections.ledger (
+    schema text NOT NULL REFERENCES projections.state ON UPDATE CASCADE ON DELETE CASCADE,
+    block bigint NOT NULL,
+    applied bigint NOT NULL,
+    positions numeric NOT NULL,
+    PRIMARY KEY (schema, block))
+WITH (fillfactor = 20)
+"""
+
+# In the order of the blocks, so that two who apply to one copy never wait for each other in turn.
+ADD = b"""
+INSERT INTO projections.ledger AS l (schema, block, applied, positions)
+SELECT %b, * FROM unnest(%b::bigint[], %b::bigint[], %b::numeric[])
+ON CONFLICT (schema, block) DO UPDATE
+SET applied = l.applied + excluded.applied, positions = l.positions + excluded.positions
+"""
+
+ADD_RANGE = b"""
+INSERT INTO projections.ledger AS l (schema, block, applied, positions)
+SELECT %(schema)s, block, until - after, (until - after) * (after + 1 + until)::numeric / 2
+FROM (SELECT block, greatest(%(after)s, block * %(size)s) AS after,
+             least(%(until)s, (block + 1) * %(size)s) AS until
+      FROM generate_series(%(after)s::bigint / %(size)s, (%(until)s::bigint - 1) / %(size)s)
+           AS block) AS blocks
+ON CONFLICT (schema, block) DO UPDATE
+SET applied = l.applied + excluded.applied, positions = l.positions + excluded.positions
+"""
+
+
+def block_of(position: int) -> int:
+    """The block in which a position (from 1) is accounted."""
+    return (position - 1) // BLOCK_POSITIONS
+
+
+def add(cursor: Cursor[Any], schema: str, positions: Iterable[int]) -> None:
+    """Account events that are applied in this transaction: their number, and their positions' sum.
+
+    To be called last, before the copy's position moves.
+    """
+    sums: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0])
+    for position in positions:
+        sums[block_of(position)][0] += 1
+        sums[block_of(position)][1] += position
+    if sums:
+        blocks = sorted(sums)
+        counts, totals = zip(*(sums[block] for block in blocks), strict=True)
+        cursor.execute(ADD, (schema, blocks, list(counts), list(totals)), prepare=True)
+
+
+def add_range(cursor: Cursor[Any], schema: str, after: int, until: int) -> None:
+    """Account every event of a stretch of the log; its first position is `after` + 1."""
+    if after < until:
+        size = BLOCK_POSITIONS
+        cursor.execute(ADD_RANGE, {"schema": schema, "after": after, "until": until, "size": size})
