@@ -6,11 +6,8 @@ lock that is held until the commit, so they are in commit order and no reader ca
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -39,75 +36,28 @@ from infra.event_store_sql import (
     CREATE_ANSWERS,
     CREATE_EVENTS,
 )
+from infra.group_commit import GroupCommit
+from infra.saves import Answer, Appended, Save, arguments, array, columns, outcomes
 
 log = structlog.get_logger(__name__)
 
-MAX_EVENTS_PER_COMMIT = 10_000
 RETRY_SECONDS = 5.0
 RETRY_PAUSE_SECONDS = 0.1
 
 T = TypeVar("T")
 
-NO_ANSWERS = ("{}",) * 6
+__all__ = [
+    "LOCK_CLASS",
+    "Answer",
+    "Appended",
+    "GroupCommitFactory",
+    "GroupCommitProcessRecorder",
+    "GroupCommitRecorder",
+    "Save",
+    "open_recorder",
+]
 
 LOCK_CLASS = 0x6C6F67  # "log": our class of advisory locks, beside those of the projections.
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a caller was told, kept under its idempotency key together with the events."""
-
-    actor: str
-    key: str
-    request_hash: bytes
-    status: int
-    body: bytes
-    position: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Save:
-    """Events that are recorded together or not at all, with the answers that they led to."""
-
-    events: Sequence[StoredEvent]
-    answers: Sequence[Answer] = ()
-
-    def keys(self) -> set[Any]:
-        """What must not exist yet; raises IntegrityError when the save contradicts itself."""
-        keys: set[Any] = {(e.originator_id, e.originator_version) for e in self.events}
-        if len(keys) < len(self.events):
-            raise IntegrityError("One save holds the same version of a stream twice.")
-        keys.update((answer.actor, answer.key) for answer in self.answers)
-        return keys
-
-
-class Ticket:
-    """A save in the queue of the group commit; its thread sleeps until `wake`."""
-
-    __slots__ = ("_gate", "error", "keys", "leads", "outcome", "save")
-
-    def __init__(self, save: Save) -> None:
-        self.save = save
-        self.keys = save.keys()
-        self.outcome: range | None = None
-        self.error: BaseException | None = None
-        self.leads = False
-        self._gate = threading.Lock()
-        self._gate.acquire()
-
-    def sleep(self) -> None:
-        self._gate.acquire()
-
-    def wake(self) -> None:
-        self._gate.release()
-
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """Outcome of one append: the head before it, and for each save its positions or a conflict."""
-
-    head: int
-    outcomes: list[range | None] = field(default_factory=list)
 
 
 class GroupCommitRecorder(PostgresApplicationRecorder):
@@ -160,9 +110,7 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
             "CROSS JOIN LATERAL (SELECT * FROM {schema}.{answers} "
             "WHERE actor = k.actor AND key = k.key OFFSET 0) AS a"
         )
-        self._queue: deque[Ticket] = deque()
-        self._queue_lock = threading.Lock()
-        self._has_leader = False
+        self._commits = GroupCommit(self.append)
 
     def _sql(self, statement: str) -> bytes:
         # As bytes: psycopg would put composed SQL together again for every execution.
@@ -192,60 +140,7 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         """
         if not stored_events:
             return None
-        ticket = Ticket(Save(stored_events))
-        with self._queue_lock:
-            self._queue.append(ticket)
-            ticket.leads, self._has_leader = not self._has_leader, True
-        if not ticket.leads:
-            ticket.sleep()
-        # Woken up as the leader, it commits for all that wait; else somebody did it for it.
-        if ticket.leads:
-            self._lead(ticket)
-        if ticket.error is not None:
-            raise ticket.error
-        if ticket.outcome is None:
-            raise IntegrityError("The stream has that version already.")
-        return list(ticket.outcome)
-
-    def _lead(self, leader: Ticket) -> None:
-        """Commit one batch, hand the lead to whoever waits longest, and wake the others."""
-        with self._queue_lock:
-            tickets = self._take_disjoint()
-        try:
-            appended = self.append([ticket.save for ticket in tickets])
-        except BaseException as error:  # noqa: BLE001 - every waiting thread has to be woken
-            for ticket in tickets:
-                ticket.error = error
-        else:
-            for ticket, outcome in zip(tickets, appended.outcomes, strict=True):
-                ticket.outcome = outcome
-        with self._queue_lock:
-            successor = self._queue[0] if self._queue else None
-            self._has_leader = successor is not None
-        leader.leads = False
-        if successor is not None:
-            successor.leads = True
-            successor.wake()
-        for ticket in tickets:
-            if ticket is not leader:
-                ticket.wake()
-
-    def _take_disjoint(self) -> list[Ticket]:
-        """The oldest waiting saves of which no two want the same version; the others wait on."""
-        taken: list[Ticket] = []
-        kept: list[Ticket] = []
-        keys: set[Any] = set()
-        events = 0
-        while self._queue and events < MAX_EVENTS_PER_COMMIT:
-            ticket = self._queue.popleft()
-            if keys.isdisjoint(ticket.keys):
-                taken.append(ticket)
-                events += len(ticket.save.events)
-            else:
-                kept.append(ticket)
-            keys |= ticket.keys
-        self._queue.extendleft(reversed(kept))
-        return taken
+        return list(self._commits.save(Save(stored_events)))
 
     def append(self, saves: Sequence[Save]) -> Appended:
         """Record many saves in one transaction; no two of them may want the same stream version.
@@ -256,12 +151,12 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         whether the lost attempt was committed is then read from the store. Raises OperationalError
         or InterfaceError when the database stays away.
         """
-        arguments = _arguments(saves)
+        values = arguments(saves)
 
         def work(conn: Connection[Any], retrying: bool) -> Appended:
-            head, refused = self._append(conn, arguments)
+            head, refused = self._append(conn, values)
             ours = self._recorded_before(conn, saves, refused) if retrying else {}
-            return Appended(head, list(_outcomes(saves, head, refused, ours)))
+            return Appended(head, list(outcomes(saves, head, refused, ours)))
 
         return self._patiently("append_retried", work)
 
@@ -328,14 +223,14 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         the stream, together with the head position of the same moment. A lost connection is
         retried for 5 s.
         """
-        wanted = (_array(s.hex for s, _ in streams), _array(str(after) for _, after in streams))
+        wanted = (array(s.hex for s, _ in streams), array(str(after) for _, after in streams))
 
         def work(conn: Connection[Any], again: bool) -> tuple[list[TupleRow], list[Answer], int, T]:
             with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
                 extra = also(cursor)
                 kept: list[Answer] = []
                 if answers:
-                    cursor.execute(self.select_answers_statement, _columns(answers), prepare=True)
+                    cursor.execute(self.select_answers_statement, columns(answers), prepare=True)
                     kept = [Answer(*row) for row in cursor.fetchall()]
                 cursor.execute(self.select_streams_statement, wanted, prepare=True)
                 (_, head, *_), *rows = cursor.fetchall()
@@ -356,62 +251,6 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
             return int(cursor.rowcount)
 
 
-def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _array(items: Iterable[str]) -> str:
-    """An array literal of items that need no quotes; a third of what psycopg's dumpers take."""
-    return "{" + ",".join(items) + "}"
-
-
-def _arguments(saves: Sequence[Save]) -> tuple[Any, ...]:
-    events = [event for save in saves for event in save.events]
-    return (
-        _array(str(index) for index, save in enumerate(saves) for _ in save.events),
-        _array(_id(event) for event in events),
-        _array(str(event.originator_version) for event in events),
-        [event.topic for event in events],
-        [event.state for event in events],
-        *_answer_columns(saves),
-    )
-
-
-def _answer_columns(saves: Sequence[Save]) -> Sequence[Any]:
-    answers = [(index, answer) for index, save in enumerate(saves) for answer in save.answers]
-    if not answers:
-        # An empty list takes psycopg as long as a full one; few requests have a key.
-        return NO_ANSWERS
-    return (
-        [index for index, _ in answers],
-        [answer.actor for _, answer in answers],
-        [answer.key for _, answer in answers],
-        [answer.request_hash for _, answer in answers],
-        [answer.status for _, answer in answers],
-        [answer.body for _, answer in answers],
-    )
-
-
-def _id(event: StoredEvent) -> str:
-    stream = event.originator_id
-    if isinstance(stream, UUID):
-        return stream.hex
-    # A text id of the library's; only such ids can need quotes.
-    return '"' + stream.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _outcomes(
-    saves: Sequence[Save], head: int, refused: set[int], ours: dict[int, range]
-) -> Iterable[range | None]:
-    position = head
-    for index, save in enumerate(saves):
-        if index in refused:
-            yield ours.get(index)
-        else:
-            yield range(position + 1, position + 1 + len(save.events))
-            position += len(save.events)
-
-
 class GroupCommitProcessRecorder(PostgresTrackingRecorder, GroupCommitRecorder, ProcessRecorder):
     """Also records, in the same transaction, how far in another application a process has come."""
 
@@ -425,7 +264,7 @@ class GroupCommitProcessRecorder(PostgresTrackingRecorder, GroupCommitRecorder, 
         save.keys()
         with self.datastore.transaction(commit=True) as curs:
             self._insert_tracking(curs, tracking)
-            head, refused = self._append(curs.connection, _arguments([save]))
+            head, refused = self._append(curs.connection, arguments([save]))
             if refused:
                 raise IntegrityError("The stream has that version already.")
         return list(range(head + 1, head + 1 + len(stored_events)))

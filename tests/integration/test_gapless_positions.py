@@ -19,7 +19,8 @@ from eventsourcing.persistence import InfrastructureFactory, StoredEvent
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresFactory
 from psycopg.rows import TupleRow
 
-from infra.event_store import GroupCommitRecorder, Save, _arguments
+from infra.event_store import GroupCommitRecorder, Save
+from infra.saves import arguments
 from tests.integration.event_log import (
     Tail,
     appends_wait,
@@ -46,7 +47,7 @@ def held_open(
         with gate(log_url) as await_ready:
             other = others()
             await_ready(1)
-            writer.execute(recorder.append_statement, _arguments([Save(save)]))
+            writer.execute(recorder.append_statement, arguments([Save(save)]))
         eventually(lambda: appends_wait(log_url))
         yield writer, other
 

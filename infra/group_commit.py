@@ -1,0 +1,106 @@
+"""Group commit for threads: whoever finds nobody at work commits for all that wait."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from eventsourcing.persistence import IntegrityError
+
+from infra.saves import Appended, Save
+
+MAX_EVENTS_PER_COMMIT = 10_000
+
+
+class Ticket:
+    """A save in the queue of the group commit; its thread sleeps until `wake`."""
+
+    __slots__ = ("_gate", "error", "keys", "leads", "outcome", "save")
+
+    def __init__(self, save: Save) -> None:
+        self.save = save
+        self.keys = save.keys()
+        self.outcome: range | None = None
+        self.error: BaseException | None = None
+        self.leads = False
+        self._gate = threading.Lock()
+        self._gate.acquire()
+
+    def sleep(self) -> None:
+        self._gate.acquire()
+
+    def wake(self) -> None:
+        self._gate.release()
+
+
+class GroupCommit:
+    """Hands the saves of many threads to `append` together; no two of one batch want the same."""
+
+    def __init__(self, append: Callable[[Sequence[Save]], Appended]) -> None:
+        self._append = append
+        self._queue: deque[Ticket] = deque()
+        self._lock = threading.Lock()
+        self._has_leader = False
+
+    def __len__(self) -> int:
+        """How many saves wait for their batch."""
+        return len(self._queue)
+
+    def save(self, save: Save) -> range:
+        """Its positions, once it is durable; IntegrityError when one of its versions exists."""
+        ticket = Ticket(save)
+        with self._lock:
+            self._queue.append(ticket)
+            ticket.leads, self._has_leader = not self._has_leader, True
+        if not ticket.leads:
+            ticket.sleep()
+        # Woken up as the leader, it commits for all that wait; else somebody did it for it.
+        if ticket.leads:
+            self._lead(ticket)
+        if ticket.error is not None:
+            raise ticket.error
+        if ticket.outcome is None:
+            raise IntegrityError("The stream has that version already.")
+        return ticket.outcome
+
+    def _lead(self, leader: Ticket) -> None:
+        """Commit one batch, hand the lead to whoever waits longest, and wake the others."""
+        with self._lock:
+            tickets = self._take_disjoint()
+        try:
+            appended = self._append([ticket.save for ticket in tickets])
+        except BaseException as error:  # noqa: BLE001 - every waiting thread has to be woken
+            for ticket in tickets:
+                ticket.error = error
+        else:
+            for ticket, outcome in zip(tickets, appended.outcomes, strict=True):
+                ticket.outcome = outcome
+        with self._lock:
+            successor = self._queue[0] if self._queue else None
+            self._has_leader = successor is not None
+        leader.leads = False
+        if successor is not None:
+            successor.leads = True
+            successor.wake()
+        for ticket in tickets:
+            if ticket is not leader:
+                ticket.wake()
+
+    def _take_disjoint(self) -> list[Ticket]:
+        """The oldest waiting saves of which no two want the same version; the others wait on."""
+        taken: list[Ticket] = []
+        kept: list[Ticket] = []
+        keys: set[Any] = set()
+        events = 0
+        while self._queue and events < MAX_EVENTS_PER_COMMIT:
+            ticket = self._queue.popleft()
+            if keys.isdisjoint(ticket.keys):
+                taken.append(ticket)
+                events += len(ticket.save.events)
+            else:
+                kept.append(ticket)
+            keys |= ticket.keys
+        self._queue.extendleft(reversed(kept))
+        return taken
