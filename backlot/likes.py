@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from backlot.database import database_url
 from backlot.output import Json, show
 from infra.errors import OperatorError
 from infra.settings import Settings, load_settings
@@ -68,19 +69,6 @@ def _reconcile(settings: Settings, *, repair: bool) -> Reconciled:
     if result is None:
         raise NotReconciled("another process compares the counters right now: try again")
     return result
-
-
-def database_url(settings: Settings) -> str:
-    """Where the database is; raises NotReconciled when the embedded one does not run."""
-    from infra.data_folder import cluster_path
-    from infra.postgres import running_url
-
-    if settings.database_url is not None:
-        return settings.database_url.get_secret_value()
-    url = running_url(cluster_path(settings.data_dir))
-    if url is None:
-        raise NotReconciled(f"nothing runs in {settings.data_dir}: start `make up` first")
-    return url
 
 
 def _line(drift: Drift, *, repair: bool) -> str:

@@ -1,0 +1,23 @@
+"""Where the commands that look into the database find it."""
+
+from __future__ import annotations
+
+from infra.errors import OperatorError
+from infra.settings import Settings
+
+
+class NothingRuns(OperatorError):
+    """The embedded database is not started."""
+
+
+def database_url(settings: Settings) -> str:
+    """The libpq URL of the database; raises NothingRuns when the embedded one does not run."""
+    from infra.data_folder import cluster_path
+    from infra.postgres import running_url
+
+    if settings.database_url is not None:
+        return settings.database_url.get_secret_value()
+    url = running_url(cluster_path(settings.data_dir))
+    if url is None:
+        raise NothingRuns(f"nothing runs in {settings.data_dir}: start `make up` first")
+    return url
