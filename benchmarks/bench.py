@@ -13,9 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import psycopg
+from eventsourcing.persistence import StoredEvent
 from psycopg import sql
 
-from benchmarks.log import fill
+from benchmarks.log import fill, like_event
 from infra.postgres import EmbeddedPostgres
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ class Bench:
     folder: Path
     quick: bool
     _numbers: Iterator[int] = field(default_factory=count)
-    _logs: dict[int, str] = field(default_factory=dict)
+    _logs: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def size(self, full: int, quick: int) -> int:
         """How much of something: enough to measure, or just enough to run."""
@@ -43,14 +44,15 @@ class Bench:
             conn.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
         return self.server.url_of(name)
 
-    def log(self, events: int) -> str:
-        """The URL of a new database whose event store holds that many events."""
-        if events not in self._logs:
+    def log(self, events: int, make: Callable[[int], StoredEvent] = like_event) -> str:
+        """The URL of a new database whose event store holds that many events, as `make` gives."""
+        key = make.__name__, events
+        if key not in self._logs:
             say(f"filling a log with {events:,} events")
             url = self.database()
-            fill(url, events)
-            self._logs[events] = str(psycopg.conninfo.conninfo_to_dict(url)["dbname"])
-        return self.database(template=self._logs[events])
+            fill(url, events, make)
+            self._logs[key] = str(psycopg.conninfo.conninfo_to_dict(url)["dbname"])
+        return self.database(template=self._logs[key])
 
     def interleave(
         self, rounds: int, contenders: Mapping[str, Callable[[int], T]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -10,7 +10,8 @@ from uuid import UUID
 import psycopg
 from eventsourcing.persistence import StoredEvent
 
-from domain.model import Origin
+from domain.comment import Comment
+from domain.model import Aggregate, Origin
 from domain.upload import Upload, object_key
 from domain.video_likes import VideoLikes, stream_id
 from infra.codec import EventMapper
@@ -26,26 +27,46 @@ COLUMN_TYPES = ("uuid", "int8", "text", "bytea", "int8")
 MAPPER = EventMapper()
 
 
+ORIGIN = Origin("owner", AT, **CAUSE)
+
+
 def uploads() -> Iterator[StoredEvent]:
     """The videos: two events each."""
-    origin = Origin("owner", AT, "bench", "bench")
     for video in VIDEOS:
-        upload = Upload.blank(video)
-        upload.start(
-            origin,
-            title="A video",
-            filename="video.mp4",
-            content_type="video/mp4",
-            size_bytes=1_000_000,
-            description=None,
-            category=None,
-            part_size_bytes=1_000_000,
-            object_key=object_key(video),
-            store_upload_id="bench",
-        )
-        upload.complete(1_000_000, "etag", origin)
-        for event in upload.collect_events():
-            yield MAPPER.to_stored_event(event)
+        yield from _upload(video)
+
+
+def _upload(video: UUID) -> list[StoredEvent]:
+    upload = Upload.blank(video)
+    upload.start(
+        ORIGIN,
+        title="A video",
+        filename="video.mp4",
+        content_type="video/mp4",
+        size_bytes=1_000_000,
+        description=None,
+        category=None,
+        part_size_bytes=1_000_000,
+        object_key=object_key(video),
+        store_upload_id="bench",
+    )
+    upload.complete(1_000_000, "etag", ORIGIN)
+    return _stored_events(upload)
+
+
+def upload_event(index: int) -> StoredEvent:
+    """The index-th event of ever more uploads that are begun and completed."""
+    return _upload(UUID(int=0xB1D << 96 | index // 2))[index % 2]
+
+
+def comment_event(index: int) -> StoredEvent:
+    """The index-th event of ever more comments: each is posted, read by the detector, edited."""
+    number, step = divmod(index, 3)
+    comment = Comment.blank(UUID(int=0xC0F << 96 | number))
+    comment.post(VIDEOS[number % len(VIDEOS)], f"What a fine film, number {number}!", ORIGIN)
+    comment.detect_language(1, "en", 0.97, "bench", ORIGIN)
+    comment.edit(f"What a fine film, seen {number} times!", ORIGIN)
+    return _stored_events(comment)[step]
 
 
 def like_event(index: int) -> StoredEvent:
@@ -65,8 +86,11 @@ def first_likes(count: int, *, prefix: str) -> list[StoredEvent]:
     return [_stored(VideoLikes.Liked, video, viewer, 1) for video, viewer in pairs]
 
 
-def fill(url: str, events: int) -> None:
-    """Bring the log at a database URL, new or filled here before, to that many events."""
+def fill(url: str, events: int, make: Callable[[int], StoredEvent] = like_event) -> None:
+    """Bring the log at a database URL, new or filled here before, to that many events.
+
+    It begins with the videos; `make` gives the index-th event after them.
+    """
     recorder = open_recorder(url)
     before = recorder.max_notification_id() or 0
     recorder.datastore.close()
@@ -75,7 +99,7 @@ def fill(url: str, events: int) -> None:
         with conn.cursor() as cursor, cursor.copy(COPY) as copy:
             copy.set_types(COLUMN_TYPES)
             for index in range(before, events):
-                event = videos[index] if index < len(videos) else like_event(index - len(videos))
+                event = videos[index] if index < len(videos) else make(index - len(videos))
                 copy.write_row((*columns(event), index + 1))
         conn.execute("VACUUM (ANALYZE) backlot_events")
 
@@ -83,6 +107,10 @@ def fill(url: str, events: int) -> None:
 def columns(event: StoredEvent) -> tuple[Any, int, str, bytes]:
     """An event as the first columns of the event table."""
     return event.originator_id, event.originator_version, event.topic, event.state
+
+
+def _stored_events(aggregate: Aggregate) -> list[StoredEvent]:
+    return [MAPPER.to_stored_event(event) for event in aggregate.collect_events()]
 
 
 def _stored(kind: type[VideoLikes.Event], video: UUID, viewer: str, version: int) -> StoredEvent:

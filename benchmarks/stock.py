@@ -16,10 +16,13 @@ from eventsourcing.postgres import (
 )
 from eventsourcing.projection import Projection, ProjectionRunner
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import tuple_row
 from psycopg.sql import SQL
 
 from domain.video_likes import VideoLikes
-from infra.codec import EventMapper
+from infra.codec import EventMapper, topics_of
+from projections.projection import Projection as OurProjection
+from projections.projection import Recorded
 
 LOOK_SECONDS = 0.02
 COUNTS = "CREATE TABLE IF NOT EXISTS stock_counts (video_id uuid PRIMARY KEY, likes bigint)"
@@ -84,12 +87,37 @@ class CountLikes(Projection[Counts]):
         self.view.add(domain_event.video_id, delta, tracking)
 
 
-def project(url: str, seconds: float) -> float:
+def rows_of(model: OurProjection) -> tuple[type[Projection[Any]], type[PostgresTrackingRecorder]]:
+    """The same rows as a projection of ours, by the same statements, as the library makes them."""
+
+    class Rows(PostgresTrackingRecorder):
+        def apply(self, event: Any, tracking: Tracking) -> None:
+            with self.datastore.transaction(commit=True) as cursor:
+                self._insert_tracking(cursor, tracking)
+                with cursor.connection.cursor(binary=True, row_factory=tuple_row) as ours:
+                    model.apply([Recorded(tracking.notification_id, event)], ours)
+
+    class MakeRows(Projection[Rows]):
+        name = f"stock_{model.name}"
+        topics = tuple(topic for event in model.events for topic in topics_of(event))
+
+        def process_event(self, domain_event: Any, tracking: Tracking) -> None:
+            self.view.apply(domain_event, tracking)
+
+    return MakeRows, Rows
+
+
+def project(
+    url: str,
+    seconds: float,
+    projection: type[Projection[Any]] = CountLikes,
+    view: type[PostgresTrackingRecorder] = Counts,
+) -> float:
     """Let the stock runner go on for a while from where it stands; returns its events/s."""
-    runner = ProjectionRunner(
+    runner: ProjectionRunner[Any, Any] = ProjectionRunner(
         application_class=Log,
-        projection_class=CountLikes,
-        view_class=Counts,
+        projection_class=projection,
+        view_class=view,
         env=environment(url),
     )
     with runner:
@@ -99,7 +127,7 @@ def project(url: str, seconds: float) -> float:
     return (last - first) / (ended - started)
 
 
-def _await_change(view: Counts, seen: int) -> tuple[float, int]:
+def _await_change(view: PostgresTrackingRecorder, seen: int) -> tuple[float, int]:
     """When the position was seen to move, and where to."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
