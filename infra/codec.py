@@ -20,10 +20,11 @@ from eventsourcing.persistence import (
 
 from domain.comment import Comment
 from domain.model import Aggregate, Upcast
+from domain.operation import Operation
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
 
-AGGREGATES: tuple[type[Aggregate], ...] = (Upload, Comment, VideoLikes)
+AGGREGATES: tuple[type[Aggregate], ...] = (Upload, Comment, VideoLikes, Operation)
 
 PLACE = frozenset(("originator_id", "originator_version"))
 FROM_JSON: dict[type, Callable[[str], Any]] = {UUID: UUID, datetime: datetime.fromisoformat}

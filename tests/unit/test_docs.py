@@ -41,6 +41,7 @@ TYPES: dict[Any, str] = {
     float: "number",
     UUID: "UUID",
     datetime: "time",
+    dict[str, object]: "object",
 }
 
 Fields = dict[str, tuple[str, str]]

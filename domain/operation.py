@@ -1,0 +1,130 @@
+"""What operators do to a running system, from the request to what came of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from enum import StrEnum
+
+from domain.errors import Conflict, Invalid, NotFound
+from domain.model import Aggregate, Origin
+
+NAME = re.compile(r"[a-z][a-z0-9-]{0,49}")
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+MAX_SUBJECT_LENGTH = 200
+MAX_JSON_CHARACTERS = 8_000
+
+Members = dict[str, object]
+"""A JSON object."""
+
+
+class Outcome(StrEnum):
+    """How an operation ended: `failed` is a fault of ours, `refused` was never possible."""
+
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    REFUSED = "refused"
+
+
+class Operation(Aggregate):
+    """One action of an operator on one subject, such as the replay of a projection.
+
+    It is requested once and finished once; whoever else wants to finish it records nothing.
+    """
+
+    TOPIC = "operation"
+
+    class Event(Aggregate.Event):
+        action: str
+        subject: str
+
+    class Requested(Event):
+        TOPIC = "operation.requested.v1"
+        parameters: dict[str, object]
+
+        def apply(self, operation: Operation) -> None:
+            operation.action = self.action
+            operation.subject = self.subject
+            operation.parameters = self.parameters
+            operation.requested_by = self.actor
+            operation.correlation_id = self.correlation_id
+
+    class Finished(Event):
+        """`outcome` is one of Outcome."""
+
+        TOPIC = "operation.finished.v1"
+        outcome: str
+        result: dict[str, object]
+
+        def apply(self, operation: Operation) -> None:
+            operation.outcome = Outcome(self.outcome)
+            operation.result = self.result
+
+    def __init__(self) -> None:
+        self.action = ""
+        self.subject = ""
+        self.parameters: Members = {}
+        self.requested_by = ""
+        self.correlation_id = ""
+        self.outcome: Outcome | None = None
+        self.result: Members = {}
+
+    def request(self, action: str, subject: str, parameters: Members, origin: Origin) -> None:
+        """Ask for an action; the same again records nothing.
+
+        Raises Conflict for another request under the same id, and Invalid for one that is too
+        large to be kept.
+        """
+        if self.version > 0:
+            if (self.action, self.subject, self.parameters) != (action, subject, parameters):
+                raise Conflict("This operation is another one.")
+            return
+        if not NAME.fullmatch(action):
+            raise Invalid("`action` is a short word in lower case.", field="action")
+        if not 1 <= len(subject) <= MAX_SUBJECT_LENGTH or not subject.isprintable():
+            raise Invalid(
+                f"`subject` has 1 to {MAX_SUBJECT_LENGTH} printable characters.", field="subject"
+            )
+        if not _is_kept(parameters):
+            raise Invalid(
+                f"`parameters` have at most {MAX_JSON_CHARACTERS} storable characters of JSON.",
+                field="parameters",
+            )
+        fields = {"action": action, "subject": subject, "parameters": parameters}
+        self.record(self.Requested, origin, **fields)
+
+    def finish(self, outcome: Outcome, result: Members, origin: Origin) -> None:
+        """Tell how it ended; what ended already records nothing. Raises NotFound before a request.
+
+        A result that is too large to be kept is cut to its first members, and says so.
+        """
+        if self.version == 0:
+            raise NotFound("There is no such operation.")
+        if self.outcome is not None:
+            return
+        self.record(
+            self.Finished,
+            origin,
+            action=self.action,
+            subject=self.subject,
+            outcome=str(outcome),
+            result=cut(result),
+        )
+
+
+def cut(members: Members) -> Members:
+    """The members that can be kept, in their order; `cut` is added when some had to go."""
+    kept: Members = {}
+    for name, value in members.items():
+        if not _is_kept({**kept, name: value, "cut": True}):
+            return {**kept, "cut": True}
+        kept[name] = value
+    return kept
+
+
+def _is_kept(members: Members) -> bool:
+    text = json.dumps(members, ensure_ascii=False)
+    # PostgreSQL's jsonb has no NUL, and UTF-8 no half of a surrogate pair.
+    storable = "\\u0000" not in text and not SURROGATE.search(text)
+    return len(text) <= MAX_JSON_CHARACTERS and storable
