@@ -13,11 +13,11 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from infra.codec import EventMapper
-from projections import ledger, positions
+from projections import ledger
 from projections.connecting import is_outage
 from projections.log import Log, Window
-from projections.poison import apply_one_by_one, describe, stop_at
-from projections.positions import Superseded
+from projections.poison import apply_one_by_one, describe
+from projections.positions import CopyPlace, Place, Superseded
 from projections.projection import Batch, Projection, RangeProjection
 
 log = structlog.get_logger(__name__)
@@ -38,9 +38,19 @@ class Step:
 class Applier:
     """Moves one copy along the log, a transaction at a time."""
 
-    def __init__(self, projection: Projection, *, mapper: EventMapper, batch_events: int) -> None:
+    def __init__(
+        self,
+        projection: Projection,
+        *,
+        mapper: EventMapper,
+        batch_events: int,
+        place: Place | None = None,
+        log: Log | None = None,
+    ) -> None:
+        """`place` and `log` are the copy's row and its topics, unless it is built in parts."""
         self.projection = projection
-        self.log = Log(projection.events, mapper=mapper, batch_events=batch_events)
+        self.place = place or CopyPlace(projection.schema, projection.version)
+        self.log = log or Log(projection.events, mapper=mapper, batch_events=batch_events)
         self._batch_events = batch_events
 
     def advance(self, conn: Connection[TupleRow], before: int, head: int) -> Step:
@@ -71,12 +81,13 @@ class Applier:
         projection = self.projection
         with conn.cursor(binary=True) as cursor:
             if not batch:
-                positions.move(cursor, projection.schema, projection.version, before, window.until)
+                self.place.move(cursor, before, window.until)
                 return Step(window.until, 0)
             with conn.transaction():
+                self.place.hold(cursor, before)
                 projection.apply(batch, cursor)
                 ledger.add(cursor, projection.schema, (recorded.position for recorded in batch))
-                positions.move(cursor, projection.schema, projection.version, before, window.until)
+                self.place.move(cursor, before, window.until)
         return Step(window.until, len(batch))
 
     def sort_out(
@@ -85,7 +96,7 @@ class Applier:
         """Apply a window that broke as a whole event by event, each by the projection's policy."""
         name = self.projection.name
         log.warning("projection_batch_failed", projection=name, error=describe(error))
-        result = apply_one_by_one(conn, self.projection, self.log, before, window)
+        result = apply_one_by_one(conn, self.projection, self.place, self.log, before, window)
         until = window.until if result.stopped_at is None else result.stopped_at - 1
         return Step(until, len(result.applied), broken=True)
 
@@ -93,12 +104,12 @@ class Applier:
         self, conn: Connection[TupleRow], projection: RangeProjection, before: int, head: int
     ) -> Step:
         until = min(head, before + self._batch_events)
-        schema, version = projection.schema, projection.version
         try:
             with conn.transaction(), conn.cursor(binary=True) as cursor:
+                self.place.hold(cursor, before)
                 projection.apply_range(before, until, cursor)
-                ledger.add_range(cursor, schema, before, until)
-                positions.move(cursor, schema, version, before, until)
+                ledger.add_range(cursor, projection.schema, before, until)
+                self.place.move(cursor, before, until)
         except Superseded:
             raise
         except Exception as error:
@@ -106,7 +117,7 @@ class Applier:
                 raise
             # Its statement takes any event; whatever breaks it, no single event is to blame.
             with conn.transaction(), conn.cursor(binary=True) as cursor:
-                stop_at(cursor, projection, before, before + 1, error)
+                self.place.stop(cursor, before, culprit=before + 1, error=describe(error))
             log.exception("projection_stopped", projection=projection.name, position=before + 1)
             return Step(before, 0, broken=True)
         return Step(until, until - before)

@@ -11,6 +11,7 @@ from psycopg.rows import TupleRow
 from projections import ledger, positions
 from projections.connecting import is_outage
 from projections.log import Log, Stored, Window
+from projections.positions import Place
 from projections.projection import Projection
 
 log = structlog.get_logger(__name__)
@@ -28,7 +29,12 @@ class Outcome:
 
 
 def apply_one_by_one(
-    conn: Connection[TupleRow], projection: Projection, events: Log, before: int, window: Window
+    conn: Connection[TupleRow],
+    projection: Projection,
+    place: Place,
+    events: Log,
+    before: int,
+    window: Window,
 ) -> Outcome:
     """Apply a window that failed as a whole, each event under a savepoint, in one transaction.
 
@@ -37,6 +43,7 @@ def apply_one_by_one(
     """
     result = Outcome()
     with conn.transaction(), conn.cursor(binary=True) as cursor:
+        place.hold(cursor, before)
         for stored in window.events:
             error = _try(conn, cursor, projection, events, stored)
             if error is None:
@@ -46,12 +53,12 @@ def apply_one_by_one(
                 result.parked.append(stored.position)
             else:
                 ledger.add(cursor, projection.schema, result.applied)
-                stop_at(cursor, projection, before, stored.position, error)
+                place.stop(cursor, before, culprit=stored.position, error=describe(error))
                 _log("projection_stopped", projection, stored, error)
                 result.stopped_at = stored.position
                 return result
         ledger.add(cursor, projection.schema, result.applied)
-        positions.move(cursor, projection.schema, projection.version, before, window.until)
+        place.move(cursor, before, window.until)
     return result
 
 
@@ -82,20 +89,6 @@ def _park(
 ) -> None:
     positions.park(cursor, projection.schema, stored.position, describe(error))
     _log("projection_event_parked", projection, stored, error)
-
-
-def stop_at(
-    cursor: Cursor[TupleRow], projection: Projection, before: int, culprit: int, error: Exception
-) -> None:
-    """Halt the copy in front of the event at `culprit`; raises positions.Superseded."""
-    positions.stop(
-        cursor,
-        projection.schema,
-        projection.version,
-        before,
-        culprit=culprit,
-        error=describe(error),
-    )
 
 
 def _log(what: str, projection: Projection, stored: Stored, error: Exception) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 from zlib import crc32
 
 from psycopg import Connection, Cursor
@@ -46,6 +46,12 @@ LOOK = b"""
 SELECT s.version, s.position, s.status, s.error, s.updated_at,
        (SELECT coalesce(max(notification_id), 0) FROM public.backlot_events) AS head
 FROM projections.state s WHERE s.schema = %s
+"""
+
+# Taken first: until the transaction ends nobody renames the copy, or changes its rows, meanwhile.
+HOLD = b"""
+SELECT FROM projections.state
+WHERE schema = %s AND version = %s AND position = %s AND status = 'running' FOR NO KEY UPDATE
 """
 
 # Whoever reads the old position, or loses the right to run, changes nothing.
@@ -89,6 +95,39 @@ class Superseded(Exception):
     """Another runner moved the position, or an operator withdrew the right to run."""
 
 
+class Place(Protocol):
+    """Where it is written how far a copy has come, or one part of a copy that is built in parts.
+
+    Each method raises Superseded when that is no longer at `before`.
+    """
+
+    def hold(self, cursor: Cursor[Any], before: int) -> None:
+        """Lock it until the transaction ends; to be called before rows change."""
+
+    def move(self, cursor: Cursor[Any], before: int, after: int) -> None:
+        """Advance it, in the transaction that changed the rows."""
+
+    def stop(self, cursor: Cursor[Any], before: int, *, culprit: int, error: str) -> None:
+        """Halt in front of the event at `culprit`, which can't be applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyPlace:
+    """The row of a copy."""
+
+    schema: str
+    version: int
+
+    def hold(self, cursor: Cursor[Any], before: int) -> None:
+        hold(cursor, self.schema, self.version, before)
+
+    def move(self, cursor: Cursor[Any], before: int, after: int) -> None:
+        move(cursor, self.schema, self.version, before, after)
+
+    def stop(self, cursor: Cursor[Any], before: int, *, culprit: int, error: str) -> None:
+        stop(cursor, self.schema, self.version, before, culprit=culprit, error=error)
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """A copy's row, and the end of the log at the same moment."""
@@ -110,6 +149,16 @@ def look(conn: Connection[TupleRow], schema: str) -> Seen | None:
     """The state of one copy; None before it was installed."""
     with conn.cursor(row_factory=class_row(Seen)) as cursor:
         return cursor.execute(LOOK, (schema,)).fetchone()
+
+
+def hold(cursor: Cursor[Any], schema: str, version: int, before: int) -> None:
+    """Lock the copy at a position before its rows change; raises Superseded as `move` does.
+
+    Names are resolved statement by statement: without the lock, a switch in the middle of a
+    transaction would put some rows into one copy, and the others with the position into another.
+    """
+    if cursor.execute(HOLD, (schema, version, before)).rowcount != 1:
+        raise Superseded(f"{schema} is no longer running at position {before}.")
 
 
 def move(cursor: Cursor[Any], schema: str, version: int, before: int, after: int) -> None:
