@@ -213,6 +213,28 @@ EXPIRY_RUNS = Counter(
     registry=REGISTRY,
 )
 
+SEALS = Counter(
+    "backlot_seals",
+    "Seals made over blocks of the event log.",
+    registry=REGISTRY,
+)
+SEAL_POSITION = Gauge(
+    "backlot_seal_position",
+    "Position up to which the event log is sealed, as the process that seals it knows it.",
+    registry=REGISTRY,
+)
+SEAL_LAG_EVENTS = Gauge(
+    "backlot_seal_lag_events",
+    "Positions between the end of the event log and the newest seal.",
+    registry=REGISTRY,
+)
+SEAL_FAILURES = Counter(
+    "backlot_seal_failures",
+    "Times that a seal could not be made or anchored (database, log, anchoring, other).",
+    ("step",),
+    registry=REGISTRY,
+)
+
 
 def render() -> bytes:
     """All metrics in the Prometheus text format, to be sent with ``CONTENT_TYPE``."""

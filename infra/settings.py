@@ -144,6 +144,18 @@ def _bare_url(value: str | None) -> str | None:
     return value.rstrip("/")
 
 
+def _expanded(value: Path | None) -> Path | None:
+    return value if value is None else value.expanduser()
+
+
+def _anchor_file(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if not value.startswith("file:") or value == "file:":
+        raise ValueError("must be file: and the path of the file, such as file:/mnt/seals.jsonl")
+    return Path(value.removeprefix("file:")).expanduser()
+
+
 CommaSet = BeforeValidator(_split_commas)
 BareUrl = Annotated[str | None, AfterValidator(_bare_url)]
 HttpUrl = Annotated[str | None, AfterValidator(_http_url)]
@@ -237,6 +249,15 @@ class Settings(BaseSettings):
 
     projection_batch_events: PositiveInt = Field(default=5000, alias="PROJECTION_BATCH_EVENTS")
     projection_poll_seconds: PositiveFloat = Field(default=1.0, alias="PROJECTION_POLL_SECONDS")
+
+    seal_block_events: int = Field(default=1000, alias="SEAL_BLOCK_EVENTS", ge=1, le=100_000)
+    seal_seconds: PositiveFloat = Field(default=5.0, alias="SEAL_SECONDS", le=3600)
+    seal_key_file: Annotated[Path | None, AfterValidator(_expanded)] = Field(
+        default=None, alias="SEAL_KEY_FILE"
+    )
+    seal_anchor: Annotated[Path | None, BeforeValidator(_anchor_file)] = Field(
+        default=None, alias="SEAL_ANCHOR"
+    )
 
     @property
     def public_url(self) -> str:

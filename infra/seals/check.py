@@ -1,0 +1,156 @@
+"""Checks a log against its seals, one row at a time, whatever they are read from.
+
+It computes every hash itself, in Python; what PostgreSQL computed for the seals is only compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+from infra.seals.chain import Seal, StoredRow, leaf
+from infra.seals.report import Fault, FaultKind, Report
+from infra.seals.seal_check import SealCheck
+from infra.seals.tail import Tail
+
+
+class Check:
+    """Takes the seals in order, after each the rows of its block, at last the unsealed rows.
+
+    Rows come ordered by position. Use `seal` and `row` for each, then `finish`.
+    """
+
+    def __init__(
+        self,
+        *,
+        first: int = 1,
+        until: int | None = None,
+        previous: Seal | None = None,
+        seals: SealCheck | None = None,
+        known_topics: Container[str] | None = None,
+    ) -> None:
+        """The log has the positions `first` to `until` (None: as far as there are rows).
+
+        `previous` is the seal, checked before, that the first one has to follow.
+        """
+        self._first, self._until = first, until
+        self._seals = seals or SealCheck()
+        self._seals.begin_after(previous, from_start=first == 1)
+        self._expected = first
+        self._seal: Seal | None = None
+        self._newest = previous
+        self._group: list[StoredRow] = []
+        self._tail = Tail(known_topics)
+        self._fault: Fault | None = None
+        self._events = 0
+
+    @property
+    def events(self) -> int:
+        """How many rows were looked at."""
+        return self._events
+
+    def seal(self, seal: Seal) -> None:
+        """The next seal; the rows of the one before it have all been given."""
+        self._end_block()
+        self._note(self._seals.fault(seal))
+        self._seal = self._newest = seal
+        if seal.first > self._expected:
+            # The chain has a hole, which was noted; its positions have nothing to compare with.
+            self._expected = seal.first
+
+    def row(self, row: StoredRow) -> None:
+        """The next row of the log."""
+        self._events += 1
+        if self._group and self._group[-1].position != row.position:
+            self._look()
+        self._group.append(row)
+
+    def finish(self, orphan: Fault | None = None) -> Report:
+        """The result; `orphan` is an unsealed event without the one before it in its stream."""
+        self._end_block()
+        self._note(self._tail.finish(self._expected, self._until, orphan))
+        self._note(self._seals.finish())
+        return Report(
+            first=self._first,
+            events=self._events,
+            sealed_to=self._newest.last if self._newest else 0,
+            seals=self._seals.count,
+            signed=self._seals.signed,
+            anchored=self._seals.anchored,
+            unsealed=self._tail.events,
+            fault=self._fault,
+            newest=self._newest,
+        )
+
+    def _look(self) -> None:
+        """Look at the rows at one position: as a rule a single one."""
+        group, self._group = self._group, []
+        position = group[0].position
+        if position < self._expected:
+            self._note(_added(group[0], "no event belongs there"))
+        elif self._seal is None or position > self._seal.last:
+            self._end_seal()
+            self._tail.take(group, self._expected)
+            self._expected = position + 1
+        else:
+            if position > self._expected:
+                self._note(self._missing(self._expected, position - 1))
+            # One fault is enough: what comes after it is only counted.
+            if self._fault is None:
+                self._note(_compare(group, self._seal))
+            self._expected = position + 1
+
+    def _end_block(self) -> None:
+        if self._group:
+            self._look()
+        self._end_seal()
+
+    def _end_seal(self) -> None:
+        if self._seal is None:
+            return
+        last = self._seal.last if self._until is None else min(self._seal.last, self._until)
+        if self._expected <= last:
+            self._note(self._missing(self._expected, last))
+            self._expected = last + 1
+
+    def _missing(self, first: int, last: int) -> Fault:
+        seal = self._seal.number if self._seal else None
+        more = f", with all up to {last}" if last > first else ""
+        detail = f"the event at position {first} is gone{more}: seal {seal} covers it"
+        return Fault(FaultKind.MISSING, detail, first, seal=seal)
+
+    def _note(self, fault: Fault | None) -> None:
+        if self._fault is None:
+            self._fault = fault
+
+
+def _compare(group: Sequence[StoredRow], seal: Seal) -> Fault | None:
+    wanted = seal.leaf_at(group[0].position)
+    strange = [row for row in group if leaf(row) != wanted]
+    if len(group) > 1:
+        return _added(strange[0] if strange else group[1], "it has a second event", seal)
+    return _altered(strange[0], seal) if strange else None
+
+
+def _altered(row: StoredRow, seal: Seal) -> Fault:
+    moved_from = next(
+        (at for at in range(seal.first, seal.last + 1) if _stood_at(row, at, seal)), None
+    )
+    what = "is not the one that was sealed"
+    if moved_from is not None:
+        what = f"is the one that was sealed at position {moved_from}"
+    detail = f"the event at position {row.position} {what}"
+    return _fault(FaultKind.ALTERED, detail, row, seal)
+
+
+def _stood_at(row: StoredRow, position: int, seal: Seal) -> bool:
+    return leaf(row._replace(position=position)) == seal.leaf_at(position)
+
+
+def _added(row: StoredRow, why: str, seal: Seal | None = None) -> Fault:
+    detail = f"a row was added at position {row.position}: {why}"
+    return _fault(FaultKind.ADDED, detail, row, seal)
+
+
+def _fault(kind: FaultKind, detail: str, row: StoredRow, seal: Seal | None) -> Fault:
+    number = seal.number if seal else None
+    return Fault(kind, detail, row.position, row.stream_id, row.version, number)

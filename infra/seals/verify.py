@@ -1,0 +1,111 @@
+"""Verifies the log in the database against its seals, in memory that does not grow with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from uuid import UUID
+
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from infra.seals.anchors import Anchor
+from infra.seals.chain import Seal, StoredRow
+from infra.seals.check import Check
+from infra.seals.report import Fault, Report
+from infra.seals.seal_check import SealCheck
+from infra.seals.signing import PublicKeys
+from infra.seals.tables import head, last_seal, seals
+from infra.seals.tail import orphaned
+
+Progress = Callable[[int], None]
+"""Is told how many more events were looked at."""
+
+PAGE_ROWS = 2_000
+LOWEST = -(2**63)
+HIGHEST = 2**63 - 1
+
+# By the whole row: should somebody have put two rows at one position, both are read.
+PAGE = f"""
+SELECT notification_id, originator_id, originator_version, topic, state
+FROM public.backlot_events
+WHERE notification_id >= %s AND notification_id <= %s
+  AND (notification_id, originator_id, originator_version) > (%s, %s, %s)
+ORDER BY notification_id, originator_id, originator_version
+LIMIT {PAGE_ROWS}
+""".encode()
+ORPHAN = b"""
+SELECT e.notification_id, e.originator_id, e.originator_version, e.topic, e.state
+FROM public.backlot_events AS e
+WHERE e.notification_id > %s AND e.notification_id <= %s AND NOT (
+    e.originator_version = 1 OR EXISTS (
+        SELECT FROM public.backlot_events AS b
+        WHERE b.originator_id = e.originator_id
+          AND b.originator_version = e.originator_version - 1
+          AND b.notification_id < e.notification_id))
+ORDER BY e.notification_id LIMIT 1
+"""
+
+
+def verify_database(
+    conn: Connection[TupleRow],
+    *,
+    public_keys: PublicKeys | None = None,
+    anchors: Iterator[Anchor] | None = None,
+    known_topics: Container[str] | None = None,
+    after: Seal | None = None,
+    on_progress: Progress = lambda rows: None,
+) -> Report:
+    """Recompute the chain over the log as it is now, and name the first fault.
+
+    `after` is a seal up to which the log was verified before; only what follows is read.
+    `known_topics` are those that an unsealed event may have. Anchors must have been opened
+    (`read_anchors`) before the call.
+
+    What it can't find alone: whoever alters an event and recomputes its seal and all after it
+    leaves a chain that fits. Signatures show that (`public_keys`), since they can't be recomputed
+    without the private key, and so do anchors, since they lie elsewhere. A log and chain cut off
+    at the end are shown by anchors alone. Unsealed events are not proved at all.
+    """
+    newest, until = last_seal(conn), head(conn)
+    check = Check(
+        first=after.last + 1 if after else 1,
+        previous=after,
+        seals=SealCheck(public_keys, anchors),
+        known_topics=known_topics,
+    )
+    rows = rows_between(conn, (after.last if after else None), until)
+    row = next(rows, None)
+    chain = seals(conn, after.number if after else LOWEST, newest.number if newest else 0)
+    reported = 0
+    for seal in chain:
+        check.seal(seal)
+        while row is not None and row.position <= seal.last:
+            check.row(row)
+            row = next(rows, None)
+        on_progress(check.events - reported)
+        reported = check.events
+    while row is not None:
+        check.row(row)
+        row = next(rows, None)
+    on_progress(check.events - reported)
+    sealed_to = newest.last if newest else 0
+    return check.finish(_first_orphan(conn, sealed_to, until))
+
+
+def rows_between(conn: Connection[TupleRow], after: int | None, until: int) -> Iterator[StoredRow]:
+    """The log's rows behind `after` (None: also such as lie before position 1), by position."""
+    lowest = LOWEST if after is None else after + 1
+    place: tuple[int, UUID, int] = (lowest, UUID(int=0), LOWEST)
+    while True:
+        with conn.cursor(binary=True) as cursor:
+            page = cursor.execute(PAGE, (place[0], until, *place), prepare=True).fetchall()
+        yield from map(StoredRow._make, page)
+        if len(page) < PAGE_ROWS:
+            return
+        place = page[-1][:3]
+
+
+def _first_orphan(conn: Connection[TupleRow], after: int, until: int) -> Fault | None:
+    with conn.cursor(binary=True) as cursor:
+        row = cursor.execute(ORPHAN, (after, until)).fetchone()
+    return orphaned(StoredRow._make(row)) if row else None

@@ -1,0 +1,85 @@
+"""What tests of the seals and of the archive share: a log with known events, seals over it."""
+
+from __future__ import annotations
+
+from typing import Any, LiteralString
+from uuid import UUID, uuid4
+
+import psycopg
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from infra import seals
+from infra.codec import EventMapper
+from infra.event_store import open_recorder
+from infra.seals import Report, Sealer, SealKey
+from tests.integration.projection_support import Writer
+
+BLOCK = 10
+TOPICS = frozenset(EventMapper().shapes)
+
+
+def new_key() -> SealKey:
+    return SealKey(Ed25519PrivateKey.generate())
+
+
+def make_log(database_url: str, events: int) -> None:
+    """A log of so many real events: videos, their likes, and comments in odd letters."""
+    writer = Writer(database_url)
+    try:
+        video = writer.video(title="Déjà vu 🎬").id
+        while writer.head < events:
+            left = events - writer.head
+            if left % 7 == 0:
+                writer.comment(video, content=f'Nº {left}: ¡qué bonito! \\ " \u2028 🌧')
+            else:
+                writer.like(video, f"viewer-{uuid4()}")
+    finally:
+        writer.close()
+
+
+def install(database_url: str) -> None:
+    """The tables of the event store and of the seals."""
+    open_recorder(database_url).datastore.close()
+    with psycopg.connect(database_url) as conn:
+        seals.install(conn)
+
+
+def sealer(database_url: str, **options: Any) -> Sealer:
+    """Seals whatever is there at each turn, in blocks of ten."""
+    return Sealer(database_url, **{"block_events": BLOCK, "block_seconds": 0.0, **options})
+
+
+def seal_all(database_url: str, **options: Any) -> int:
+    """Seal all that is there; how many seals it took."""
+    install(database_url)
+    working = sealer(database_url, **options)
+    made = 0
+    try:
+        while more := working.turn():
+            made += more
+    finally:
+        working.close()
+    return made
+
+
+def verify(database_url: str, **options: Any) -> Report:
+    with seals.connect(database_url, "test") as conn:
+        return seals.verify_database(conn, **{"known_topics": TOPICS, **options})
+
+
+def change(database_url: str, statement: LiteralString, *values: object) -> None:
+    """Do something to the database behind everybody's back; it has to hit something."""
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        assert conn.execute(statement, values).rowcount != 0
+
+
+def place_of(database_url: str, position: int) -> tuple[UUID, int]:
+    """The stream and version of the event at a position."""
+    with psycopg.connect(database_url) as conn:
+        row = conn.execute(
+            "SELECT originator_id, originator_version FROM backlot_events "
+            "WHERE notification_id = %s",
+            (position,),
+        ).fetchone()
+    assert row is not None
+    return row[0], row[1]
