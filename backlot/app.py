@@ -103,6 +103,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
         catalog=parts.models.catalog,
         likes=parts.models.likes,
         comments=parts.models.comments,
+        operations=parts.models.operations,
         waiting=Waiting(pool),
         counts=counts,
         live=live,
@@ -159,6 +160,7 @@ def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
         public_url=settings.configured_public_url,
         finalize_lock_seconds=settings.finalize_lock_seconds,
         finalize_wait_seconds=settings.finalize_wait_seconds,
+        projections=frozenset(projection.name for projection in parts.models.all()),
     )
 
 

@@ -29,6 +29,8 @@ from projections.counters import CounterPublisher
 from projections.host import ProjectionHost
 from projections.install import install
 from projections.likes import Likes
+from projections.operations import Operations
+from projections.projection import Projection
 
 log = structlog.get_logger(__name__)
 
@@ -46,9 +48,10 @@ class ReadModels:
     catalog: Catalog
     likes: Likes
     comments: Comments
+    operations: Operations
 
-    def all(self) -> tuple[Catalog, Likes, Comments]:
-        return (self.catalog, self.likes, self.comments)
+    def all(self) -> tuple[Projection, ...]:
+        return (self.catalog, self.likes, self.comments, self.operations)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def open_parts(settings: Settings, stack: ExitStack) -> Parts:
     # First what is quick to find wrong: PostgreSQL takes seconds to start, and to stop again.
     objects = open_objects(settings, folder, secret, stack)
     database_url = _database(settings, folder, stack)
-    models = ReadModels(Catalog(), Likes(), Comments())
+    models = ReadModels(Catalog(), Likes(), Comments(), Operations())
     recorder = open_recorder(database_url)
     stack.callback(recorder.datastore.close)
     with psycopg.connect(database_url, autocommit=True) as conn:

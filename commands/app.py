@@ -10,7 +10,7 @@ import structlog
 from eventsourcing.persistence import MapperDeserialisationError, PersistenceError
 from fastapi import APIRouter
 
-from commands import catalog, comments, finalize, likes, uploads, watch
+from commands import catalog, comments, finalize, likes, operations, uploads, watch
 from commands.bus import Contended, KeyReused
 from commands.finalize_lock import UploadFinalizing
 from domain.errors import Conflict, DomainError, Invalid, NotAllowed, NotFound
@@ -33,6 +33,7 @@ def routers() -> list[APIRouter]:
         catalog.router,
         uploads.router,
         finalize.router,
+        operations.router,
     ]
 
 

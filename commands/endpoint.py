@@ -35,7 +35,8 @@ NAMESPACE = UUID("6f2a1e5c-5d0b-4c0e-9b38-0e6d0a3f7c11")
 class Services:
     """What the routers of the command API stand on; made by the wiring.
 
-    `ending` has the uploads that a request of this process is about to complete or abort.
+    `projections` are the names of the read models. `ending` has the uploads that a request of this
+    process is about to complete or abort.
     """
 
     bus: CommandBus
@@ -47,6 +48,7 @@ class Services:
     public_url: str | None
     finalize_lock_seconds: float
     finalize_wait_seconds: float
+    projections: frozenset[str]
     ending: dict[UUID, asyncio.Event] = field(default_factory=dict)
 
 

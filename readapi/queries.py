@@ -18,6 +18,7 @@ from infra.position import decode_position
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
+from projections.operations import Operations
 from projections.projection import Projection
 from projections.waiting import Pool, Waiting
 from readapi.counts import LikeCounts
@@ -83,6 +84,7 @@ class Queries:
     catalog: Catalog
     likes: Likes
     comments: Comments
+    operations: Operations
     waiting: Waiting
     counts: LikeCounts
     live: LiveCounts
@@ -92,6 +94,7 @@ class Queries:
 
     @property
     def projections(self) -> tuple[Projection, ...]:
+        """What videos are shown from."""
         return (self.catalog, self.likes, self.comments)
 
     @asynccontextmanager

@@ -25,6 +25,7 @@ from infra.redis import connect_redis
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
+from projections.operations import Operations
 from projections.waiting import Waiting
 from readapi.app import Queries, make_pool, routers, translate
 from readapi.counts import LikeCounts
@@ -64,6 +65,7 @@ class Site:
             catalog=Catalog(),
             likes=Likes(),
             comments=Comments(),
+            operations=Operations(),
             waiting=Waiting(pool),
             counts=counts,
             live=LiveCounts(pool, counts),

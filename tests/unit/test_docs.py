@@ -29,6 +29,7 @@ from infra.settings import load_settings
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
+from projections.operations import Operations
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -104,7 +105,7 @@ def paths(tmp_path: Path) -> dict[str, Any]:
     settings = load_settings({})
     store = FolderStore(tmp_path, SECRET.encode(), timedelta(1), lambda: datetime.now(UTC))
     unused: Any = None
-    models = ReadModels(Catalog(), Likes(), Comments())
+    models = ReadModels(Catalog(), Likes(), Comments(), Operations())
     authenticator = make_authenticator(settings, SECRET)
     parts = Parts(settings, "", authenticator, store, unused, models, None, unused, unused, None)
     found: dict[str, Any] = make_app(parts).openapi()["paths"]

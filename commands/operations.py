@@ -1,0 +1,172 @@
+"""What operators do to projections, asked over HTTP: recorded here, carried out elsewhere.
+
+A process with the role `projections` follows these requests; the answer names the operation under
+which it tells what came of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Path, Request, Response
+from pydantic import Field
+
+from commands.command import Aggregates, Command
+from commands.endpoint import executor
+from domain.errors import NotFound
+from domain.model import Origin
+from domain.operation import Members, Operation
+from infra.contract import Wire
+from infra.http import problems, require_admin
+
+MAX_POSITION = 2**63 - 1
+
+Position = Annotated[int, Field(ge=1, le=MAX_POSITION, strict=True, examples=[1_000])]
+Flag = Annotated[bool, Field(strict=True)]
+
+
+class Because(Wire):
+    """Why it is done, for whoever reads the log later."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=500, examples=["an alert"])] | None = None
+
+
+class Replay(Because):
+    """Up to which position (default: the end of the log, then it takes the live copy's place).
+
+    `yes`: switch even if the new copy differs from the live one at the same position; otherwise it
+    waits for `confirm`. `workers` processes share the work where the projection allows it.
+    """
+
+    to: Position | None = None
+    workers: Annotated[int, Field(ge=1, le=64, strict=True)] | None = None
+    yes: Flag | None = None
+
+
+class Halt(Because):
+    """Whether the replay under way is meant, and not the projection itself."""
+
+    replay: Flag | None = None
+
+
+class Retry(Because):
+    """Which parked event is tried again; none: all of them."""
+
+    position: Position | None = None
+
+
+class Discard(Wire):
+    """Which parked event is given up, and why."""
+
+    position: Position
+    reason: Annotated[str, Field(min_length=1, max_length=500, examples=["a test account"])]
+
+
+class OperationRequested(Wire):
+    """The request is durable; `GET /operations/{operationId}` tells what came of it."""
+
+    operation_id: UUID
+    status: Literal["requested"] = "requested"
+
+
+@dataclass(frozen=True)
+class RequestOperation(Command[OperationRequested]):
+    """Record what an operator wants, under an id that was never used."""
+
+    operation_id: UUID
+    action: str
+    subject: str
+    parameters: Members
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.operation_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> OperationRequested:
+        operation = aggregates.get(Operation, self.operation_id)
+        operation.request(self.action, self.subject, self.parameters, origin)
+        return OperationRequested(operation_id=self.operation_id)
+
+
+Name = Annotated[str, Path(max_length=63, examples=["likes"])]
+
+router = APIRouter(
+    prefix="/projections/{name}", tags=["projections"], dependencies=[Depends(require_admin)]
+)
+requested: dict[str, Any] = {
+    "status_code": 202,
+    "response_model": OperationRequested,
+    "responses": problems(400, 401, 403, 404, 409, 413, 422, 503),
+}
+
+
+@router.post("/replay", summary="Build it again beside the live copy, and switch", **requested)
+async def replay(name: Name, request: Request, body: Replay | None = None) -> Response:
+    return await _request(request, "replay", name, body)
+
+
+@router.post("/verify", summary="Build it again and compare; changes nothing", **requested)
+async def verify(name: Name, request: Request, body: Because | None = None) -> Response:
+    return await _request(request, "verify", name, body)
+
+
+@router.post("/completeness", summary="Prove that no event was left out", **requested)
+async def completeness(name: Name, request: Request, body: Because | None = None) -> Response:
+    return await _request(request, "completeness", name, body)
+
+
+@router.post("/pause", summary="Let it, or its replay, rest", **requested)
+async def pause(name: Name, request: Request, body: Halt | None = None) -> Response:
+    return await _request(request, "pause", name, body)
+
+
+@router.post("/resume", summary="Let it, or its replay, go on", **requested)
+async def resume(name: Name, request: Request, body: Halt | None = None) -> Response:
+    return await _request(request, "resume", name, body)
+
+
+@router.post("/cancel", summary="Give its replay up", **requested)
+async def cancel(name: Name, request: Request, body: Because | None = None) -> Response:
+    return await _request(request, "cancel", name, body)
+
+
+@router.post("/confirm", summary="Switch although the copies differ", **requested)
+async def confirm(name: Name, request: Request, body: Because | None = None) -> Response:
+    return await _request(request, "confirm", name, body)
+
+
+@router.post("/rollback", summary="Switch back to the previous copy", **requested)
+async def rollback(name: Name, request: Request, body: Because | None = None) -> Response:
+    return await _request(request, "rollback", name, body)
+
+
+@router.post("/drop-old", summary="Remove the previous copy", **requested)
+async def drop_old(name: Name, request: Request, body: Because | None = None) -> Response:
+    return await _request(request, "drop-old", name, body)
+
+
+@router.post("/park", summary="Set aside the event that it stopped in front of", **requested)
+async def park(name: Name, request: Request, body: Because | None = None) -> Response:
+    return await _request(request, "park", name, body)
+
+
+@router.post("/retry", summary="Apply parked events after all", **requested)
+async def retry(name: Name, request: Request, body: Retry | None = None) -> Response:
+    return await _request(request, "retry", name, body)
+
+
+@router.post("/discard", summary="Give a parked event up", **requested)
+async def discard(name: Name, request: Request, body: Discard) -> Response:
+    return await _request(request, "discard", name, body)
+
+
+async def _request(request: Request, action: str, name: str, body: Wire | None) -> Response:
+    execute = await executor(request)
+    if name not in execute.services.projections:
+        raise NotFound("There is no such projection.")
+    parameters = body.model_dump(by_alias=True, exclude_none=True) if body else {}
+    operation_id = execute.fresh_id("operation")
+    command = RequestOperation(operation_id, action, name, parameters)
+    return await execute(command, status=202)
