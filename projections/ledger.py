@@ -15,6 +15,7 @@ from psycopg import Cursor
 BLOCK_POSITIONS = 10_000
 """Positions 1 to 10,000 are block 0, and so on: a million events cost a copy a hundred rows."""
 
+# `accounted_after`: up to there a copy was applied by a release that had no ledger.
 TABLE = b"""
 CREATE TABLE IF NOT EXISTS projections.ledger (
     schema text NOT NULL REFERENCES projections.state ON UPDATE CASCADE ON DELETE CASCADE,
@@ -22,7 +23,15 @@ CREATE TABLE IF NOT EXISTS projections.ledger (
     applied bigint NOT NULL,
     positions numeric NOT NULL,
     PRIMARY KEY (schema, block))
-WITH (fillfactor = 20)
+WITH (fillfactor = 20);
+DO $upgrade$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attname = 'accounted_after'
+                   AND attrelid = 'projections.state'::regclass) THEN
+        ALTER TABLE projections.state ADD accounted_after bigint NOT NULL DEFAULT 0;
+        UPDATE projections.state s SET accounted_after = position
+        WHERE NOT EXISTS (SELECT FROM projections.ledger l WHERE l.schema = s.schema);
+    END IF;
+END $upgrade$
 """
 
 # In the order of the blocks, so that two who apply to one copy never wait for each other in turn.

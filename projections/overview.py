@@ -15,7 +15,8 @@ from projections.positions import LOCK_CLASS, lock_key
 COPIES = b"""
 SELECT s.schema, s.name, s.version, s.position, s.status, s.error, s.error_position, s.updated_at,
        (SELECT coalesce(max(notification_id), 0) FROM public.backlot_events) AS head,
-       (SELECT count(*) FROM projections.parked p WHERE p.schema = s.schema) AS parked
+       (SELECT count(*) FROM projections.parked p
+        WHERE p.schema = s.schema AND p.status = 'parked') AS parked
 FROM projections.state s ORDER BY s.schema
 """
 ACTIVE = b"""

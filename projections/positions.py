@@ -39,7 +39,14 @@ CREATE TABLE IF NOT EXISTS projections.parked (
     error text NOT NULL,
     attempts int NOT NULL DEFAULT 1,
     parked_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (schema, position))
+    PRIMARY KEY (schema, position));
+DO $upgrade$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attname = 'status'
+                   AND attrelid = 'projections.parked'::regclass) THEN
+        ALTER TABLE projections.parked ADD status text NOT NULL DEFAULT 'parked',
+            ADD decided_by text, ADD decided_at timestamptz, ADD reason text;
+    END IF;
+END $upgrade$
 """
 
 LOOK = b"""
@@ -77,10 +84,12 @@ PARK = b"""
 INSERT INTO projections.parked (schema, position, projection, error)
 SELECT schema, %s, name, %s FROM projections.state WHERE schema = %s
 ON CONFLICT (schema, position) DO UPDATE
-SET error = excluded.error, attempts = parked.attempts + 1, parked_at = now()
+SET error = excluded.error, attempts = parked.attempts + 1, parked_at = now(), status = 'parked'
 """
 
-COUNT_PARKED = b"SELECT count(*) FROM projections.parked WHERE schema = %s"
+COUNT_PARKED = b"""
+SELECT count(*) FROM projections.parked WHERE schema = %s AND status = 'parked'
+"""
 
 
 class Status(StrEnum):
@@ -188,7 +197,7 @@ def park(cursor: Cursor[Any], schema: str, position: int, error: str) -> None:
 
 
 def count_parked(conn: Connection[TupleRow], schema: str) -> int:
-    """How many events of this copy are set aside."""
+    """How many events of this copy are set aside and wait for somebody's decision."""
     row = conn.execute(COUNT_PARKED, (schema,)).fetchone()
     return int(row[0]) if row else 0
 
