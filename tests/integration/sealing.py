@@ -23,12 +23,13 @@ def new_key() -> SealKey:
 
 
 def make_log(database_url: str, events: int) -> None:
-    """A log of so many real events: videos, their likes, and comments in odd letters."""
+    """So many more real events: a video, its likes, and comments in odd letters."""
     writer = Writer(database_url)
     try:
-        video = writer.video(title="Déjà vu 🎬").id
-        while writer.head < events:
-            left = events - writer.head
+        until = (writer.recorder.max_notification_id() or 0) + events
+        video = writer.video(title="Déjà vu 🎬").id if events > 1 else uuid4()
+        while writer.head < until:
+            left = until - writer.head
             if left % 7 == 0:
                 writer.comment(video, content=f'Nº {left}: ¡qué bonito! \\ " \u2028 🌧')
             else:
