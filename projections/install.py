@@ -9,7 +9,7 @@ import structlog
 from psycopg import Connection
 from psycopg.sql import SQL, Identifier
 
-from projections import drift, ledger
+from projections import drift, ledger, replays
 from projections.positions import INSTALL_LOCK, LOCK_CLASS, TABLES
 from projections.projection import Projection
 
@@ -26,6 +26,7 @@ def install(conn: Connection[Any], projections: Iterable[Projection]) -> None:
         conn.execute(TABLES)
         conn.execute(ledger.TABLE)
         conn.execute(drift.TABLE)
+        conn.execute(replays.TABLES)
         for projection in projections:
             _install(conn, projection)
 

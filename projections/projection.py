@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, ClassVar, Literal, LiteralString, NamedTuple
+from typing import Any, ClassVar, Literal, LiteralString, NamedTuple, Self
 
 from psycopg import Cursor
 from psycopg.rows import TupleRow
@@ -48,11 +48,20 @@ class Projection(ABC):
     gather_seconds: ClassVar[float] = GATHER_SECONDS
     # Whether that time ends at once when somebody waits for what they have written.
     hurries: ClassVar[bool] = True
+    # Whether a replay may apply streams side by side: then rows do not depend on the order of
+    # events of different streams. Those of `absorbing` are applied once all the others have been;
+    # each makes an end of what it is about, whatever comes before or after it.
+    by_stream: ClassVar[bool] = False
+    absorbing: ClassVar[tuple[type[Aggregate.Event], ...]] = ()
 
     def __init__(self, schema: str | None = None) -> None:
         """`schema` names the PostgreSQL schema of this copy; the live copy's is the name."""
         self.schema = schema or self.name
         self._statements: dict[str, bytes] = {}
+
+    def beside(self, schema: str) -> Self:
+        """The same projection for another copy."""
+        return type(self)(schema)
 
     @abstractmethod
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:

@@ -1,0 +1,159 @@
+"""What tests of replays share: replays begun and carried on, random histories, copies compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from random import Random
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from domain.comment import Comment
+from domain.model import Aggregate
+from domain.upload import Upload
+from projections.catalog import Catalog
+from projections.comments import Comments
+from projections.compare import Difference, compare
+from projections.likes import Likes
+from projections.projection import Projection
+from projections.replay import carry_on
+from projections.replay_operations import begin
+from projections.replays import Purpose, Replay, ReplayOptions
+from tests.integration.projection_support import Writer, caught_up, hosting, origin
+
+NAMES = ("catalog", "likes", "comments")
+SWITCH = ReplayOptions()
+VERIFY = ReplayOptions(Purpose.VERIFY)
+
+
+def models() -> dict[str, Projection]:
+    """The projections of the program, by name."""
+    return {projection.name: projection for projection in (Catalog(), Likes(), Comments())}
+
+
+def connected(database_url: str) -> Connection[TupleRow]:
+    return psycopg.connect(database_url, autocommit=True)
+
+
+def begun(
+    database_url: str, projection: Projection, options: ReplayOptions = SWITCH, by: str = "olga"
+) -> Replay:
+    with connected(database_url) as conn:
+        return begin(conn, projection, options, requested_by=by, operation_id=uuid4())
+
+
+def replayed(
+    database_url: str,
+    projection: Projection,
+    options: ReplayOptions = SWITCH,
+    **work: Any,
+) -> Replay:
+    """A replay, begun and carried on as far as it goes."""
+    replay = begun(database_url, projection, options)
+    return carried_on(database_url, replay, projection, **work)
+
+
+def carried_on(database_url: str, replay: Replay, projection: Projection, **work: Any) -> Replay:
+    return carry_on(database_url, replay.id, {projection.name: projection}, **work)
+
+
+def projected(database_url: str, writer: Writer, given: Mapping[str, Projection]) -> None:
+    """Let live copies, made if need be, come to the end of the log."""
+    with hosting(database_url, *given.values()):
+        caught_up(database_url, given, writer.head)
+
+
+def difference(database_url: str, one: str, other: str) -> Difference:
+    with connected(database_url) as conn:
+        return compare(conn, one, other)
+
+
+class History:
+    """A community whose random doings are recorded: what they touch is touched again and again."""
+
+    def __init__(self, writer: Writer, seed: int, *, videos: int = 12, viewers: int = 9) -> None:
+        self.random = Random(seed)
+        self.writer = writer
+        self.uploads: list[Upload] = []
+        self.comments: list[Comment] = []
+        self._videos = videos
+        self._viewers = [f"viewer-{n}" for n in range(viewers)]
+
+    def grow(self, steps: int) -> None:
+        """Record that many random steps, each one save; some change nothing."""
+        choices = [self._upload, self._like, self._like, self._like, self._comment, self._tend]
+        for _ in range(steps):
+            self.random.choice([*choices, self._edit, self._remove])()
+
+    def _upload(self) -> None:
+        if len(self.uploads) < self._videos:
+            self.uploads.append(self.writer.upload(category=self.random.choice(["art", None])))
+
+    def _tend(self) -> None:
+        """Complete, abort, expire or rename one."""
+        upload = self._some_upload()
+        by = origin("alice")
+        match self.random.randrange(6):
+            case 0 if upload.status == "started":
+                upload.abort(by)
+            case 1 if upload.status == "started":
+                upload.expire(by)
+            case _ if upload.status == "started":
+                upload.complete(2500, "etag-1", by)
+            case _ if upload.status == "completed":
+                title = f"Take {self.random.randrange(1000)}"
+                upload.change_details(by, title=title, description=None, category="art")
+            case _:
+                return
+        self._save(upload)
+
+    def _remove(self) -> None:
+        """Rarely, so that most videos have a life before."""
+        upload = self._some_upload()
+        if upload.status == "completed" and self.random.random() < 0.3:
+            upload.remove(origin("alice"))
+            self._save(upload)
+
+    def _like(self) -> None:
+        """Of removed videos too: it may be recorded just after the removal."""
+        video = self._some_upload().id
+        for viewer in self.random.sample(self._viewers, 3):
+            self.writer.save(self.writer.wish("toggle", video, viewer))
+
+    def _comment(self) -> None:
+        self.comments.append(self.writer.comment(self._some_upload().id, content="¡Qué bonito!"))
+
+    def _edit(self) -> None:
+        """Edit, delete or find out about one of the comments."""
+        if not self.comments:
+            return
+        comment, by = self.random.choice(self.comments), origin("bob")
+        match self.random.randrange(4):
+            case _ if comment.deleted:
+                return
+            case 0:
+                comment.delete(by)
+            case 1:
+                comment.detect_language(comment.revision, "es", 0.9, "lite", by)
+            case _:
+                comment.edit(f"edit {self.random.randrange(1000)}", by)
+        self._save(comment)
+
+    def _save(self, aggregate: Aggregate) -> None:
+        if aggregate.pending_events:
+            self.writer.save(aggregate)
+
+    def _some_upload(self) -> Upload:
+        if not self.uploads:
+            self._upload()
+        return self.random.choice(self.uploads)
+
+
+def many_likes(writer: Writer, video: UUID, count: int) -> None:
+    """That many likes of one video, by viewers of their own, in few saves."""
+    for first in range(0, count, 500):
+        viewers = range(first, min(first + 500, count))
+        writer.like(video, *(f"many-{n}" for n in viewers))
