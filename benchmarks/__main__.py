@@ -11,7 +11,17 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import append, counters, finalize, growth, like, memory, parts, projecting
+from benchmarks import (
+    append,
+    counters,
+    finalize,
+    growth,
+    like,
+    memory,
+    parts,
+    projecting,
+    replaying,
+)
 from benchmarks.bench import Bench, open_bench, say
 from benchmarks.results import Comparison, as_table, machine, write_json
 from infra.errors import OperatorError
@@ -24,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Comparison]]] = {
     "counters": counters.run,
     "projecting": projecting.run,
     "memory": memory.run,
+    "replaying": replaying.run,
     "growth": growth.run,
     "finalize": finalize.run,
     "parts": parts.run,

@@ -28,7 +28,7 @@ PATHS = [f"/videos/{video}/like" for video in VIDEOS]
 CATCH_UP_SECONDS = 120.0
 
 BACKLOT_RECORDED = "SELECT max(notification_id) FROM backlot_events"
-BACKLOT_PROJECTED = "SELECT position FROM projections.state WHERE name = 'likes'"
+BACKLOT_PROJECTED = "SELECT position FROM projections.state WHERE schema = 'likes'"
 CRUD_RECORDED = "SELECT count(*) FROM outbox"
 
 
@@ -139,10 +139,16 @@ def side(name: str, rounds: list[tuple[float, dict[str, float]]]) -> Side:
 
 @contextmanager
 def backlot(
-    bench: Bench, secret: str, name: str, *, apart: bool = False, **more: str
+    bench: Bench,
+    secret: str,
+    name: str,
+    *,
+    apart: bool = False,
+    events: int | None = None,
+    **more: str,
 ) -> Iterator[Server]:
     """The whole of Backlot on a log of its own; `apart`: the projections in a second process."""
-    url = bench.log(bench.size(30_000, 1_000))
+    url = bench.log(events or bench.size(30_000, 1_000))
     common = {"DATABASE_URL": url, "JWT_SECRET": secret, "LOG_LEVEL": "warning", **more}
     with ExitStack() as stack:
         roles = "commands,queries,projections,workers"

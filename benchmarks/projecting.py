@@ -69,7 +69,9 @@ def await_position(conn: Connection[TupleRow], host: ProjectionHost, position: i
     """
     deadline = time.monotonic() + MOST_SECONDS
     while time.monotonic() < deadline:
-        row = conn.execute("SELECT position FROM projections.state WHERE name = 'likes'").fetchone()
+        row = conn.execute(
+            "SELECT position FROM projections.state WHERE schema = 'likes'"
+        ).fetchone()
         if row is not None and row[0] >= position:
             return
         broken = [status for status in host.status() if status.state is State.STOPPED]
