@@ -30,10 +30,12 @@ from infra.http import create_app
 from infra.settings import Role
 from projections.waiting import Waiting
 from readapi.counts import LikeCounts
+from readapi.integrity import Integrity
 from readapi.live import LiveCounts
 from workers.expiry import Expiry, keep_expiring
 from workers.housekeeping import keep_house
 from workers.likes import keep_reconciling
+from workers.sealing import keep_sealing
 
 
 def make_app(parts: Parts) -> FastAPI:
@@ -72,6 +74,7 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
         stack.push_async_callback(parts.locks.aclose)
         if Role.QUERIES in parts.settings.roles:
             app.state.queries = await _queries(parts, stack)
+            app.state.integrity = _integrity(parts, stack)
         bus = _bus(parts)
         stack.push_async_callback(bus.close)
         if Role.COMMANDS in parts.settings.roles:
@@ -113,6 +116,13 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
     )
 
 
+def _integrity(parts: Parts, stack: AsyncExitStack) -> Integrity:
+    known_topics = frozenset(EventMapper().shapes)
+    integrity = Integrity(parts.database_url, parts.proofs, known_topics)
+    stack.push_async_callback(integrity.close)
+    return integrity
+
+
 def _bus(parts: Parts) -> CommandBus:
     settings = parts.settings
     return CommandBus(
@@ -139,6 +149,8 @@ def _jobs(parts: Parts, bus: CommandBus) -> list[Coroutine[Any, Any, None]]:
         keep_house(parts.recorder, settings.idempotency_ttl_hours),
         keep_expiring(expiry, settings.expiry_interval_seconds),
     ]
+    if parts.sealer is not None:
+        jobs.append(keep_sealing(parts.sealer, settings.seal_seconds))
     if parts.counters is not None:
         likes, interval = parts.models.likes, settings.like_reconcile_seconds
         jobs.append(keep_reconciling(parts.database_url, likes, parts.counters, interval))

@@ -11,7 +11,7 @@ import structlog
 from redis.asyncio import Redis
 
 from backlot.objects import open_objects
-from infra import telemetry
+from infra import seals, telemetry
 from infra.auth import Authenticator, make_authenticator, read_or_make_secret
 from infra.codec import EventMapper
 from infra.counters import Counters
@@ -22,6 +22,14 @@ from infra.locks import Redlock, make_redlock
 from infra.objects import ObjectStore
 from infra.postgres import EmbeddedPostgres
 from infra.redis import connect_blocking_redis, open_redis
+from infra.seals import (
+    Proofs,
+    Sealer,
+    SealKey,
+    configured_anchors,
+    configured_key,
+    configured_proofs,
+)
 from infra.settings import Role, Settings
 from projections.catalog import Catalog
 from projections.comments import Comments
@@ -71,6 +79,8 @@ class Parts:
     counters: Counters | None
     # What must end before the server waits for its last answers: streams without an end.
     endings: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    sealer: Sealer | None = None
+    proofs: Proofs = field(default_factory=Proofs)
 
 
 def open_parts(settings: Settings, stack: ExitStack) -> Parts:
@@ -82,12 +92,14 @@ def open_parts(settings: Settings, stack: ExitStack) -> Parts:
     secret = read_or_make_secret(folder.secret)
     # First what is quick to find wrong: PostgreSQL takes seconds to start, and to stop again.
     objects = open_objects(settings, folder, secret, stack)
+    seal_key, proofs = configured_key(settings), configured_proofs(settings)
     database_url = _database(settings, folder, stack)
     models = ReadModels(Catalog(), Likes(), Comments(), Operations())
     recorder = open_recorder(database_url)
     stack.callback(recorder.datastore.close)
     with psycopg.connect(database_url, autocommit=True) as conn:
         telemetry.install(conn)
+        seals.install(conn)
         install(conn, models.all())
     counters = open_counters(settings, stack)
     host = None
@@ -107,6 +119,20 @@ def open_parts(settings: Settings, stack: ExitStack) -> Parts:
         redis,
         locks,
         counters,
+        sealer=_sealer(settings, database_url, seal_key),
+        proofs=proofs,
+    )
+
+
+def _sealer(settings: Settings, database_url: str, key: SealKey | None) -> Sealer | None:
+    if Role.WORKERS not in settings.roles:
+        return None
+    return Sealer(
+        database_url,
+        block_events=settings.seal_block_events,
+        block_seconds=settings.seal_seconds,
+        key=key,
+        anchors=configured_anchors(settings),
     )
 
 

@@ -255,6 +255,9 @@ class Settings(BaseSettings):
     seal_key_file: Annotated[Path | None, AfterValidator(_expanded)] = Field(
         default=None, alias="SEAL_KEY_FILE"
     )
+    seal_public_key_file: Annotated[Path | None, AfterValidator(_expanded)] = Field(
+        default=None, alias="SEAL_PUBLIC_KEY_FILE"
+    )
     seal_anchor: Annotated[Path | None, BeforeValidator(_anchor_file)] = Field(
         default=None, alias="SEAL_ANCHOR"
     )

@@ -12,7 +12,7 @@ from infra.http import Problem
 from infra.objects import ObjectStoreUnavailable
 from infra.position import InvalidPosition, encode_position
 from projections.waiting import ReadModelBehind
-from readapi import catalog, comments, likes, operations, projections, uploads
+from readapi import catalog, comments, integrity, likes, operations, projections, uploads
 from readapi.paging import InvalidCursor
 from readapi.pool import make_pool
 from readapi.queries import (
@@ -37,6 +37,7 @@ def routers() -> list[APIRouter]:
         comments.router,
         uploads.router,
         projections.router,
+        integrity.router,
         operations.router,
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from infra.seals.anchors import Anchor, AnchorStore, AnchorsUnusable, FileAnchors, read_anchors
 from infra.seals.chain import Seal, StoredRow, leaf, seal_hash
 from infra.seals.check import Check
+from infra.seals.proofs import Proofs, configured_anchors, configured_key, configured_proofs
 from infra.seals.report import Fault, FaultKind, Report
 from infra.seals.results import Verification, keep, last_good_seal, latest
 from infra.seals.seal_check import SealCheck
@@ -23,6 +24,7 @@ __all__ = [
     "FileAnchors",
     "KeyUnusable",
     "LogBroken",
+    "Proofs",
     "PublicKeys",
     "Report",
     "Seal",
@@ -31,6 +33,9 @@ __all__ = [
     "Sealer",
     "StoredRow",
     "Verification",
+    "configured_anchors",
+    "configured_key",
+    "configured_proofs",
     "connect",
     "install",
     "keep",

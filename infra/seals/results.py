@@ -21,9 +21,8 @@ RETURNING verified_at, complete, report
 LATEST = b"""
 SELECT verified_at, complete, report FROM public.backlot_verifications ORDER BY id DESC LIMIT 1
 """
-LAST_GOOD = b"""
-SELECT seal, seal_hash FROM public.backlot_verifications
-WHERE ok AND seal IS NOT NULL ORDER BY seal DESC, id DESC LIMIT 1
+END_OF_LATEST = b"""
+SELECT seal, seal_hash FROM public.backlot_verifications ORDER BY id DESC LIMIT 1
 """
 
 
@@ -60,9 +59,12 @@ def latest(conn: Connection[TupleRow]) -> Verification | None:
 
 
 def last_good_seal(conn: Connection[TupleRow]) -> Seal | None:
-    """The newest seal up to which the log was found good, if it is still the same one."""
-    row = conn.execute(LAST_GOOD).fetchone()
-    if row is None:
+    """The seal up to which the latest result found the log good, if it is still the same one.
+
+    After a fault there is none: until it is mended, every verification has to find it again.
+    """
+    row = conn.execute(END_OF_LATEST).fetchone()
+    if row is None or row[0] is None:
         return None
     found = next(seals(conn, row[0] - 1, row[0]), None)
     return found if found is not None and found.hash == row[1] else None

@@ -1,0 +1,135 @@
+"""`GET /audit/verify`: the newest result, and a new one where it is old or everything is wanted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from infra.seals import FileAnchors, Proofs
+from readapi.integrity import Integrity
+from tests.integration.readapi_support import Site
+from tests.integration.sealing import TOPICS, change, make_log, new_key, seal_all
+
+OLD = "UPDATE backlot_verifications SET verified_at = now() - interval '2 hours'"
+ALTER = "UPDATE backlot_events SET state = 'x' WHERE notification_id = 7"
+
+
+@pytest.fixture
+def site(database_url: str, tmp_path: Path) -> Iterator[Site]:
+    opened = Site(database_url, tmp_path)
+    opened.app.state.integrity = Integrity(database_url, Proofs(), TOPICS)
+    make_log(database_url, 25)
+    seal_all(database_url)
+    yield opened
+    opened.close()
+
+
+def ask(site: Site, **params: Any) -> dict[str, Any]:
+    answer = site.get("/audit/verify", "root", admin=True, fresh=False, **params)
+    assert answer.status_code == 200
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_only_operators_may_ask(site: Site) -> None:
+    assert site.get("/audit/verify").status_code == 401
+    assert site.get("/audit/verify", "alice").status_code == 403
+
+
+def test_the_first_call_verifies_everything(site: Site) -> None:
+    found = ask(site)
+    assert datetime.fromisoformat(found.pop("verifiedAt")) > datetime.now(UTC) - timedelta(
+        minutes=1
+    )
+    assert found == {
+        "ok": True,
+        "complete": True,
+        "from": 1,
+        "events": 25,
+        "sealedTo": 25,
+        "seals": 3,
+        "signed": 0,
+        "anchored": 0,
+        "unsealed": 0,
+    }
+
+
+def test_a_result_is_kept_for_an_hour(site: Site, database_url: str) -> None:
+    first = ask(site)
+    change(database_url, ALTER)
+    assert ask(site) == first
+    found = ask(site, full="true")
+    assert found["fault"]["kind"] == "altered"
+    assert (found["ok"], found["fault"]["position"]) == (False, 7)
+    assert ask(site) == found, "a fault is the newest result too"
+
+
+def test_what_came_since_the_last_good_result_is_verified(site: Site, database_url: str) -> None:
+    ask(site)
+    make_log(database_url, 15)
+    seal_all(database_url)
+    change(database_url, OLD)
+    found = ask(site)
+    assert (found["ok"], found["complete"]) == (True, False)
+    assert (found["from"], found["events"], found["sealedTo"], found["seals"]) == (26, 15, 40, 2)
+
+
+def test_a_fault_is_found_again_until_it_is_mended(site: Site, database_url: str) -> None:
+    ask(site)
+    change(database_url, ALTER)
+    ask(site, full="true")
+    change(database_url, OLD)
+    found = ask(site)
+    assert (found["ok"], found["complete"], found["fault"]["position"]) == (False, True, 7)
+
+
+def test_after_a_chain_was_written_anew_nothing_counts_as_verified(
+    site: Site, database_url: str
+) -> None:
+    ask(site)
+    change(database_url, ALTER)
+    change(database_url, "DELETE FROM backlot_seals")
+    seal_all(database_url)
+    change(database_url, OLD)
+    assert ask(site)["complete"] is True
+
+
+def test_keys_and_anchors_of_the_settings_are_compared(
+    site: Site, database_url: str, tmp_path: Path
+) -> None:
+    key, path = new_key(), tmp_path / "anchors.jsonl"
+    make_log(database_url, 10)
+    seal_all(database_url, key=key, anchors=FileAnchors(path))
+    site.app.state.integrity = Integrity(database_url, Proofs(key.public, path), TOPICS)
+    found = ask(site, full="true")
+    assert (found["ok"], found["signed"], found["anchored"]) == (True, 1, 4)
+    path.write_bytes(b"nonsense\n")
+    answer = site.get("/audit/verify", "root", admin=True, fresh=False, full="true")
+    assert (answer.status_code, answer.json()["type"]) == (503, "unavailable")
+
+
+def test_one_verification_serves_all_who_wait_for_it(site: Site, database_url: str) -> None:
+    async def three() -> list[httpx.Response]:
+        integrity: Integrity = site.app.state.integrity
+        found = await asyncio.gather(*(integrity.result(full=True) for _ in range(3)))
+        assert found[1] is found[2]
+        return []
+
+    site.run(three())
+    with psycopg.connect(database_url) as conn:
+        row = conn.execute("SELECT count(*) FROM backlot_verifications").fetchone()
+    assert row == (2,), "the first began before the others asked"
+
+
+def test_a_verification_ends_with_its_process(site: Site) -> None:
+    integrity: Integrity = site.app.state.integrity
+    site.run(integrity.close())
+    answer = site.get("/audit/verify", "root", admin=True, fresh=False)
+    assert answer.status_code == 503
