@@ -45,7 +45,7 @@ def apply_one_by_one(
     with conn.transaction(), conn.cursor(binary=True) as cursor:
         place.hold(cursor, before)
         for stored in window.events:
-            error = _try(conn, cursor, projection, events, stored)
+            error = try_event(conn, cursor, projection, events, stored)
             if error is None:
                 result.applied.append(stored.position)
             elif _may_park(projection, error):
@@ -62,13 +62,14 @@ def apply_one_by_one(
     return result
 
 
-def _try(
+def try_event(
     conn: Connection[TupleRow],
     cursor: Cursor[TupleRow],
     projection: Projection,
     events: Log,
     stored: Stored,
 ) -> Exception | None:
+    """Apply one event under a savepoint; returns what it broke on, and raises an outage."""
     try:
         with conn.transaction():
             projection.apply([events.decode(stored)], cursor)

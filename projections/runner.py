@@ -31,6 +31,7 @@ TAKEOVER_SECONDS = 1.0
 # Where no event of a window was wanted, the next may take longer than where some were.
 GATHER_UNWANTED_SECONDS = 0.5
 MEASURE_AGE_SECONDS = 1.0
+COUNT_PARKED_SECONDS = 1.0
 STOP_SECONDS = 10.0
 OUTDATED = "version changed: replay needed"
 NOT_INSTALLED = "its tables are gone: a restart makes them anew"
@@ -100,6 +101,7 @@ class Runner:
         self._gauges = Gauges(projection.name, [str(state) for state in State])
         self._status = RunnerStatus(projection.name, projection.version)
         self._age_measured = 0.0
+        self._parked_counted = 0.0
         self._thread = Thread(target=self._run, name=f"projection {projection.name}", daemon=True)
 
     def follow(self) -> Event:
@@ -174,7 +176,7 @@ class Runner:
         schema = self._projection.schema
         if positions.retry(conn, schema):
             log.info("projection_retries", projection=self._projection.name)
-        self._gauges.parked(positions.count_parked(conn, schema))
+        self._count_parked(conn)
         while True:
             # Cleared before looking: what is appended, or asked of us, from here on wakes us again.
             self._wake.clear()
@@ -200,7 +202,7 @@ class Runner:
             return self._projection.gather_seconds
         self._gauges.applied(step.applied)
         if step.broken:
-            self._gauges.parked(positions.count_parked(conn, self._projection.schema))
+            self._count_parked(conn)
         for follower in self._followers:
             follower.set()
         if step.until < seen.head:
@@ -208,7 +210,7 @@ class Runner:
         return self._projection.gather_seconds if step.applied else GATHER_UNWANTED_SECONDS
 
     def _report(self, conn: Connection[TupleRow], seen: Seen) -> None:
-        """Make position, lag and state known; the age of what waits is read once a second."""
+        """Make position, lag and state known; what takes a query of its own, once a second."""
         lag = seen.head - seen.position
         seconds = self._status.lag_seconds or 0.0
         if lag == 0:
@@ -217,6 +219,9 @@ class Runner:
             self._age_measured = time.monotonic()
             oldest = self._applier.log.recorded_at(conn, seen.position + 1) or seen.updated_at
             seconds = max(0.0, (datetime.now(UTC) - oldest).total_seconds())
+        if time.monotonic() - self._parked_counted >= COUNT_PARKED_SECONDS:
+            # Operators retry and discard what is parked.
+            self._count_parked(conn)
         self._gauges.progress(seen.position, lag, seconds)
         self._enter(
             State(seen.status),
@@ -225,6 +230,10 @@ class Runner:
             lag_seconds=seconds,
             detail=seen.error,
         )
+
+    def _count_parked(self, conn: Connection[TupleRow]) -> None:
+        self._parked_counted = time.monotonic()
+        self._gauges.parked(positions.count_parked(conn, self._projection.schema))
 
     def _enter(
         self,
