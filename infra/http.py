@@ -27,6 +27,7 @@ __all__ = [
     "TITLES",
     "TOKEN_OPTIONAL",
     "Admin",
+    "Auditor",
     "Caller",
     "DirectRoute",
     "MaybeCaller",
@@ -124,9 +125,18 @@ async def require_admin(request: Request) -> Identity:
     return identity
 
 
+async def require_auditor(request: Request) -> Identity:
+    """Who may look into the event log: an auditor, or an operator; 403 for everybody else."""
+    identity = await require_identity(request)
+    if not (identity.is_admin or "auditor" in identity.roles):
+        raise Problem(403, "forbidden", "This call needs the role `auditor` or `admin`.")
+    return identity
+
+
 MaybeCaller = Annotated[Identity | None, Depends(maybe_identity)]
 Caller = Annotated[Identity, Depends(require_identity)]
 Admin = Annotated[Identity, Depends(require_admin)]
+Auditor = Annotated[Identity, Depends(require_auditor)]
 
 
 async def _verify(authenticator: Authenticator, token: str) -> Identity:

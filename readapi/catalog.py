@@ -14,27 +14,20 @@ from infra.auth import Identity
 from infra.contract import Page, Video
 from infra.http import TOKEN_OPTIONAL, Caller, MaybeCaller, Problem, problems, wire
 from projections.catalog import VideoRow
-from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, cut, decode_cursor
+from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, cut, decode_cursor, storable
 from readapi.queries import Fresh, Queries, Read
 
 NO_VIDEO = "There is no such video."
 
-
-def _storable(text: str | None) -> str | None:
-    if text is not None and "\x00" in text:
-        raise ValueError("can't contain the NUL character")
-    return text
-
-
 Owner = Annotated[
     str | None,
     Query(min_length=1, max_length=128, description="Only this user's."),
-    AfterValidator(_storable),
+    AfterValidator(storable),
 ]
 InCategory = Annotated[
     str | None,
     Query(min_length=1, max_length=50, description="Only of this category."),
-    AfterValidator(_storable),
+    AfterValidator(storable),
 ]
 
 router = APIRouter(tags=["videos"])

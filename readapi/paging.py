@@ -20,6 +20,13 @@ Limit = Annotated[int, Query(description="How many items at most.", ge=1, le=100
 DEFAULT_LIMIT = 20
 
 
+def storable(text: str | None) -> str | None:
+    """A validator: PostgreSQL takes every text but one with the NUL character."""
+    if text is not None and "\x00" in text:
+        raise ValueError("can't contain the NUL character")
+    return text
+
+
 class InvalidCursor(ValueError):
     """The cursor was not given out for this list."""
 
