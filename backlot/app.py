@@ -107,6 +107,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
         likes=parts.models.likes,
         comments=parts.models.comments,
         operations=parts.models.operations,
+        audit=parts.models.audit,
         waiting=Waiting(pool),
         counts=counts,
         live=live,

@@ -31,6 +31,7 @@ from infra.seals import (
     configured_proofs,
 )
 from infra.settings import Role, Settings
+from projections.audit import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.counters import CounterPublisher
@@ -57,9 +58,10 @@ class ReadModels:
     likes: Likes
     comments: Comments
     operations: Operations
+    audit: Audit
 
     def all(self) -> tuple[Projection, ...]:
-        return (self.catalog, self.likes, self.comments, self.operations)
+        return (self.catalog, self.likes, self.comments, self.operations, self.audit)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def open_parts(settings: Settings, stack: ExitStack) -> Parts:
     objects = open_objects(settings, folder, secret, stack)
     seal_key, proofs = configured_key(settings), configured_proofs(settings)
     database_url = _database(settings, folder, stack)
-    models = ReadModels(Catalog(), Likes(), Comments(), Operations())
+    models = ReadModels(Catalog(), Likes(), Comments(), Operations(), Audit())
     recorder = open_recorder(database_url)
     stack.callback(recorder.datastore.close)
     with psycopg.connect(database_url, autocommit=True) as conn:

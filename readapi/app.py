@@ -12,7 +12,8 @@ from infra.http import Problem
 from infra.objects import ObjectStoreUnavailable
 from infra.position import InvalidPosition, encode_position
 from projections.waiting import ReadModelBehind
-from readapi import catalog, comments, integrity, likes, operations, projections, uploads
+from readapi import audit, catalog, comments, integrity, likes, operations, projections, uploads
+from readapi.audit_inspector import NotRecorded
 from readapi.paging import InvalidCursor
 from readapi.pool import make_pool
 from readapi.queries import (
@@ -37,6 +38,7 @@ def routers() -> list[APIRouter]:
         comments.router,
         uploads.router,
         projections.router,
+        audit.router,
         integrity.router,
         operations.router,
     ]
@@ -63,6 +65,7 @@ translate: dict[type[Exception], Callable[[Any], Problem]] = {
     ReadModelBehind: _behind,
     ReadModelUnavailable: _unavailable,
     InvalidPosition: lambda error: Problem(422, "position-invalid", str(error)),
+    NotRecorded: lambda error: Problem(404, "not-found", str(error)),
     InvalidCursor: lambda error: Problem(422, "cursor-invalid", str(error)),
     ObjectStoreUnavailable: lambda error: Problem(
         503, "object-store-unavailable", str(error), headers={"Retry-After": "5"}

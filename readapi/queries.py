@@ -15,6 +15,7 @@ from psycopg.rows import TupleRow
 from infra.codec import EventMapper
 from infra.objects import ObjectStore
 from infra.position import decode_position
+from projections.audit import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
@@ -85,6 +86,7 @@ class Queries:
     likes: Likes
     comments: Comments
     operations: Operations
+    audit: Audit
     waiting: Waiting
     counts: LikeCounts
     live: LiveCounts

@@ -26,6 +26,7 @@ from infra.http import TITLES
 from infra.objects import FolderStore
 from infra.objects.problems import PROBLEMS
 from infra.settings import load_settings
+from projections.audit import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
@@ -105,7 +106,7 @@ def paths(tmp_path: Path) -> dict[str, Any]:
     settings = load_settings({})
     store = FolderStore(tmp_path, SECRET.encode(), timedelta(1), lambda: datetime.now(UTC))
     unused: Any = None
-    models = ReadModels(Catalog(), Likes(), Comments(), Operations())
+    models = ReadModels(Catalog(), Likes(), Comments(), Operations(), Audit())
     authenticator = make_authenticator(settings, SECRET)
     parts = Parts(settings, "", authenticator, store, unused, models, None, unused, unused, None)
     found: dict[str, Any] = make_app(parts).openapi()["paths"]
