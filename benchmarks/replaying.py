@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 from uuid import uuid4
 
 import psutil
@@ -34,16 +33,17 @@ from infra.auth import mint_token
 from infra.codec import EventMapper
 from infra.logging import configure_logging
 from infra.settings import load_settings
+from projections.applying import Applier
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.connecting import connect
-from projections.install import create, drop, install
+from projections.install import create, install
 from projections.likes import Likes
 from projections.log import Log
 from projections.projection import Projection
 from projections.replay import BATCH_EVENTS, carry_on
 from projections.replay_operations import begin
-from projections.replays import ReplayOptions, ReplayState
+from projections.replays import Replay, ReplayOptions, ReplayState
 
 MIB = 1024 * 1024
 MODELS: list[tuple[type[Projection], Callable[[int], StoredEvent]]] = [
@@ -70,8 +70,7 @@ def _rates(
 ) -> Iterator[Comparison]:
     events = bench.size(1_000_000, 5_000)
     url = bench.log(events, make)
-    with psycopg.connect(url, autocommit=True) as conn:
-        install(conn, [model])
+    bring_up(url, model, events)
     ours, decode = f"replay of {model.name}, {events:,} events", "only reading and decoding them"
     measured = bench.interleave(
         bench.size(3, 1),
@@ -87,20 +86,21 @@ def _rates(
     yield Comparison("replaying", "events/s", sides[ours], sides[decode], at_least=least)
 
 
+def bring_up(url: str, model: Projection, events: int) -> None:
+    """Install the live copy and let it catch up, so that a replay has something to replace."""
+    conn: Connection[TupleRow]
+    with connect(url, "bench") as conn:
+        install(conn, [model])
+        applier = Applier(model, mapper=EventMapper(), batch_events=BATCH_EVENTS)
+        position = 0
+        while position < events:
+            position = applier.advance(conn, position, events).until
+
+
 def replay(url: str, model: Projection) -> float:
-    """Replay with the live copy emptied, so that all work is building; seconds to the switch."""
-    with psycopg.connect(url, autocommit=True) as conn:
-        drop(conn, model.schema)
-        create(conn, model)
-        started = time.perf_counter()
-        asked = begin(
-            conn,
-            model,
-            ReplayOptions(confirmed=True),
-            requested_by="bench",
-            operation_id=uuid4(),
-        )
-    ended = carry_on(url, asked.id, {model.name: model})
+    """Replay, with comparison and switch; seconds from asking for it."""
+    started = time.perf_counter()
+    ended = _once(url, model)
     if ended.state is not ReplayState.SWITCHED:
         raise RuntimeError(f"The replay is {ended.state}: {ended.error}")
     return time.perf_counter() - started
@@ -141,7 +141,11 @@ def memory(bench: Bench) -> Comparison:
 
 def _ask_memory(url: str, events: int) -> Side:
     done = subprocess.run(
-        command("replaying", url), env=environment(), capture_output=True, text=True, check=False
+        command("replaying", url, str(events)),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         raise ProcessFailed(f"The replaying process ended: {done.stderr}")
@@ -174,7 +178,7 @@ def _side(name: str, delays: Delays) -> Side:
 def _replaying_always(url: str) -> Iterator[None]:
     """One replay of the likes after another, in a process of its own, as operators start them."""
     with subprocess.Popen(
-        command("replaying", url, "always"), env=environment(), stdin=subprocess.PIPE
+        command("replaying", url, "0"), env=environment(), stdin=subprocess.PIPE
     ) as process:
         try:
             time.sleep(1)
@@ -185,22 +189,22 @@ def _replaying_always(url: str) -> Iterator[None]:
             process.terminate()
 
 
-def serve(url: str, *, always: bool) -> None:
-    """Replay the likes once and tell the peak of the memory used (MiB), or for ever."""
+def serve(url: str, events: int) -> None:
+    """Replay the likes once and tell the peak of the memory used (MiB); with 0 events, for ever."""
     model = Likes()
-    with psycopg.connect(url, autocommit=True) as conn:
-        install(conn, [model])
-    while always:
+    if events:
+        bring_up(url, model, events)
+    while not events:
         _once(url, model)
     _once(url, model)
     print(json.dumps(_peak()), flush=True)
 
 
-def _once(url: str, model: Projection) -> None:
-    options: dict[str, Any] = {"requested_by": "bench", "operation_id": uuid4()}
+def _once(url: str, model: Projection) -> Replay:
+    options = ReplayOptions(confirmed=True)
     with psycopg.connect(url, autocommit=True) as conn:
-        asked = begin(conn, model, ReplayOptions(confirmed=True), **options)
-    carry_on(url, asked.id, {model.name: model})
+        asked = begin(conn, model, options, requested_by="bench", operation_id=uuid4())
+    return carry_on(url, asked.id, {model.name: model})
 
 
 def _peak() -> float:
@@ -214,4 +218,4 @@ def _peak() -> float:
 if __name__ == "__main__":
     # Logs to stderr: standard output carries the answer.
     configure_logging(load_settings({"LOG_LEVEL": "warning"}))
-    serve(sys.argv[1], always="always" in sys.argv[2:])
+    serve(sys.argv[1], int(sys.argv[2]))
