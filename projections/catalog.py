@@ -172,6 +172,7 @@ class Catalog(Projection):
     version = 1
     events = tuple(WRITES)
     tables: ClassVar[LiteralString] = TABLES
+    by_stream = True
 
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
         write_by_kind(self, WRITES, batch, cursor)

@@ -37,9 +37,10 @@ DROP_LIKES: LiteralString = """
 DELETE FROM {schema}.likes l USING unnest(%b::uuid[], %b::text[]) AS gone(video_id, viewer)
 WHERE l.video_id = gone.video_id AND l.viewer = gone.viewer
 """
+# In the order of the keys, and last: replays add to the same counts side by side.
 ADD_DELTAS: LiteralString = """
 INSERT INTO {schema}.counts AS c (video_id, likes)
-SELECT * FROM unnest(%b::uuid[], %b::bigint[])
+SELECT * FROM unnest(%b::uuid[], %b::bigint[]) AS e(video_id, likes) ORDER BY video_id
 ON CONFLICT (video_id) DO UPDATE SET likes = c.likes + excluded.likes
 """
 FIND_REMOVED: LiteralString = (
@@ -120,6 +121,8 @@ class Likes(Projection):
     version = 1
     events = (VideoLikes.Liked, VideoLikes.Unliked, Upload.Removed)
     tables: ClassVar[LiteralString] = TABLES
+    by_stream = True
+    absorbing = (Upload.Removed,)
 
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
         changes = sum_up(batch)

@@ -36,6 +36,11 @@ SELECT notification_id, originator_id, originator_version, topic, state FROM (
     LIMIT %b) AS e
 WHERE bytes - octet_length(state) < %b
 """
+# Ids of streams are random or hashes, so that their last byte spreads them evenly.
+READ_PART = READ.replace(
+    b"ORDER BY notification_id\n",
+    b"AND get_byte(uuid_send(originator_id), 15) %% %b = %b ORDER BY notification_id\n",
+)
 
 READ_ONE = b"""
 SELECT notification_id, originator_id, originator_version, topic, state
@@ -53,6 +58,13 @@ class Stored(NamedTuple):
     state: bytes
 
 
+class Part(NamedTuple):
+    """One of `of` parts of all streams, by number (from 0): for who shares the log with others."""
+
+    number: int
+    of: int
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """The wanted events of a stretch of the log, which ends with the position `until`."""
@@ -65,8 +77,14 @@ class Log:
     """The log as one projection sees it: only its topics, a bounded window at a time."""
 
     def __init__(
-        self, wanted: Iterable[type[Aggregate.Event]], *, mapper: EventMapper, batch_events: int
+        self,
+        wanted: Iterable[type[Aggregate.Event]],
+        *,
+        mapper: EventMapper,
+        batch_events: int,
+        part: Part | None = None,
     ) -> None:
+        self._part = part
         self._topics = [topic for event in wanted for topic in topics_of(event)]
         self._mapper = mapper
         self._batch_events = batch_events
@@ -78,9 +96,11 @@ class Log:
         wanted events are.
         """
         until = min(head, after + WINDOW_BATCHES * self._batch_events)
-        limits = (after, until, self._topics, self._batch_events, MAX_WINDOW_BYTES)
+        part = (self._part.of, self._part.number) if self._part else ()
+        limits = (after, until, self._topics, *part, self._batch_events, MAX_WINDOW_BYTES)
         with conn.cursor(binary=True) as cursor:
-            rows = cursor.execute(READ, limits, prepare=True).fetchall()
+            read = READ_PART if self._part else READ
+            rows = cursor.execute(read, limits, prepare=True).fetchall()
         events = [Stored(*row) for row in rows]
         cut = len(events) >= self._batch_events
         cut |= sum(len(event.state) for event in events) >= MAX_WINDOW_BYTES

@@ -110,10 +110,22 @@ def write_by_kind(
     projection: Projection, writes: Writes, batch: Batch, cursor: Cursor[TupleRow]
 ) -> None:
     """Run each kind's statement on as many events at once as the order within streams admits."""
+    for _ in writing_by_kind(projection, writes, batch, cursor):
+        pass
+
+
+def writing_by_kind(
+    projection: Projection, writes: Writes, batch: Batch, cursor: Cursor[TupleRow]
+) -> Iterator[type[Aggregate.Event]]:
+    """The same, step by step.
+
+    Gives each kind when its statement has run, while the cursor holds what that returned.
+    """
     for kind, group in by_kind(batch):
         statement, values = writes[kind]
         rows = (values(position, event) for position, event in group)
         cursor.execute(projection.sql(statement), columns(rows))
+        yield kind
 
 
 def by_kind(batch: Batch) -> Iterator[tuple[type[Aggregate.Event], list[Recorded]]]:

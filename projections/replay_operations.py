@@ -31,6 +31,8 @@ from projections.replays import (
 
 log = structlog.get_logger(__name__)
 
+MAX_WORKERS = 32
+
 PREVIOUS = "{}__previous"
 NEXT = "{}__next"
 LOOK = "{}__at_"
@@ -58,6 +60,10 @@ class BadTarget(ReplayError):
     """A position at which no look can be had."""
 
 
+class BadWorkers(ReplayError):
+    """A number of processes that is none, or too many."""
+
+
 class NoCopy(ReplayError):
     """There is no such copy of a projection."""
 
@@ -77,8 +83,8 @@ def begin(
     """Ask for a replay and make its empty copy; `projection` is the live one of this program.
 
     Raises ReplayUnderWay when it has an unfinished one, BadTarget for a position outside the log,
-    NoCopy without a live copy, or a previous one to go back to, and OtherVersion when that, or
-    the live copy that is to be verified, can't be told by this version of the code.
+    BadWorkers, NoCopy without a live copy, or a previous one to go back to, and OtherVersion when
+    that, or the live copy that is to be verified, is not of this program's version.
     """
     name = projection.name
     workers = options.workers if projection.by_stream else 1
@@ -189,6 +195,8 @@ def _unfinished(conn: Connection[TupleRow], name: str) -> Replay:
 
 def _check(conn: Connection[TupleRow], projection: Projection, options: ReplayOptions) -> None:
     name = projection.name
+    if not 1 <= options.workers <= MAX_WORKERS:
+        raise BadWorkers(f"The number of workers is from 1 to {MAX_WORKERS}.")
     live = positions.look(conn, name)
     if live is None:
         raise NoCopy(f"{name} is not installed; it is when a process has started.")

@@ -1,0 +1,106 @@
+"""Operators' actions that build, or bring up, another copy: replay, verify and rollback."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from uuid import UUID
+
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from domain.operation import Members, Operation, Outcome
+from projections.acting import Act, Ended, Tools
+from projections.replay import ReplayElsewhere, carry_on
+from projections.replay_operations import begin
+from projections.replays import Purpose, Replay, ReplayOptions, ReplayState, find
+
+BY_OPERATION = "SELECT id FROM projections.replays WHERE operation_id = %s"
+
+PURPOSES = MappingProxyType(
+    {"replay": Purpose.SWITCH, "verify": Purpose.VERIFY, "rollback": Purpose.ROLLBACK}
+)
+OUTCOMES = MappingProxyType(
+    {ReplayState.CANCELLED: Outcome.CANCELLED, ReplayState.FAILED: Outcome.FAILED}
+)
+
+
+def replay_of(conn: Connection[TupleRow], operation_id: UUID) -> Replay | None:
+    """The replay that an operation has begun."""
+    row = conn.execute(BY_OPERATION, (operation_id,)).fetchone()
+    return find(conn, row[0]) if row else None
+
+
+def rests(conn: Connection[TupleRow], tools: Tools, operation: Operation) -> bool:
+    """Whether there is nothing to do here for now.
+
+    Its replay waits for an operator, or makes rows of another version than this program's.
+    """
+    replay = replay_of(conn, operation.id)
+    if replay is None or replay.finished:
+        return False
+    return replay.rests or not _is_ours(tools, replay)
+
+
+def replay(act: Act) -> Ended | None:
+    """Begin the operation's replay, or go on with it; None when it rests.
+
+    Raises ReplayError for what can't be begun.
+    """
+    operation = act.operation
+    found = replay_of(act.conn, operation.id)
+    if found is None:
+        found = begin(
+            act.conn,
+            act.projection,
+            _options(act),
+            requested_by=operation.requested_by,
+            operation_id=operation.id,
+        )
+    if not found.finished and _is_ours(act.tools, found):
+        try:
+            found = _carry_on(act.tools, found)
+        except ReplayElsewhere:
+            return None
+    return ended(found) if found.finished else None
+
+
+def ended(replay: Replay) -> Ended:
+    """What is recorded of a replay's end. The keys that differ are not: they name people."""
+    result: Members = {
+        "replay": replay.id,
+        "state": str(replay.state),
+        "schema": replay.schema,
+        "position": replay.position,
+        "events": replay.events_applied,
+    }
+    if replay.error is not None:
+        result["error"] = replay.error
+    if replay.result is not None:
+        told = ("differs", "total", "tables")
+        result["difference"] = {name: replay.result[name] for name in told}
+    return Ended(OUTCOMES.get(replay.state, Outcome.DONE), result)
+
+
+def _options(act: Act) -> ReplayOptions:
+    purpose, to = PURPOSES[act.operation.action], act.number("to")
+    if purpose is Purpose.SWITCH and to is not None:
+        purpose = Purpose.LOOK
+    workers = act.number("workers") or 1
+    return ReplayOptions(purpose, to=to, workers=workers, confirmed=act.flag("yes"))
+
+
+def _is_ours(tools: Tools, replay: Replay) -> bool:
+    projection = tools.models.get(replay.name)
+    return projection is not None and projection.version == replay.version
+
+
+def _carry_on(tools: Tools, replay: Replay) -> Replay:
+    return carry_on(
+        tools.database_url,
+        replay.id,
+        tools.models,
+        report=tools.report,
+        stopping=tools.stopping,
+        mapper=tools.mapper,
+        after_switch=tools.after_switch,
+    )
