@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from threading import Event
 
 import psycopg
 import structlog
@@ -31,15 +33,19 @@ from infra.seals import (
     configured_proofs,
 )
 from infra.settings import Role, Settings
+from projections.acting import Tools
 from projections.audit import Audit
 from projections.catalog import Catalog
+from projections.children import Children
 from projections.comments import Comments
 from projections.counters import CounterPublisher
+from projections.executor import Executor
 from projections.host import ProjectionHost
 from projections.install import install
 from projections.likes import Likes
 from projections.operations import Operations
 from projections.projection import Projection
+from projections.replay_progress import tell_nobody
 
 log = structlog.get_logger(__name__)
 
@@ -60,8 +66,15 @@ class ReadModels:
     operations: Operations
     audit: Audit
 
+    @classmethod
+    def make(cls) -> ReadModels:
+        return cls(Catalog(), Likes(), Comments(), Operations(), Audit())
+
     def all(self) -> tuple[Projection, ...]:
         return (self.catalog, self.likes, self.comments, self.operations, self.audit)
+
+    def by_name(self) -> dict[str, Projection]:
+        return {projection.name: projection for projection in self.all()}
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,7 @@ def open_parts(settings: Settings, stack: ExitStack) -> Parts:
     objects = open_objects(settings, folder, secret, stack)
     seal_key, proofs = configured_key(settings), configured_proofs(settings)
     database_url = _database(settings, folder, stack)
-    models = ReadModels(Catalog(), Likes(), Comments(), Operations(), Audit())
+    models = ReadModels.make()
     recorder = open_recorder(database_url)
     stack.callback(recorder.datastore.close)
     with psycopg.connect(database_url, autocommit=True) as conn:
@@ -107,6 +120,8 @@ def open_parts(settings: Settings, stack: ExitStack) -> Parts:
     host = None
     if Role.PROJECTIONS in settings.roles:
         host = _run_projections(settings, database_url, models, counters, stack)
+        _carry_out_operations(database_url, models, recorder, host, stack)
+        host.start()
     authenticator = make_authenticator(settings, secret)
     redis = open_redis(settings.redis_url)
     locks = make_redlock(redis, settings.redlock_urls)
@@ -165,9 +180,25 @@ def _run_projections(
         publisher = CounterPublisher(database_url, models.likes, counters, moved, EventMapper())
         publisher.start()
         stack.callback(publisher.stop)
-    host.start()
     stack.callback(host.stop)
     return host
+
+
+def _carry_out_operations(
+    database_url: str,
+    models: ReadModels,
+    recorder: GroupCommitRecorder,
+    host: ProjectionHost,
+    stack: ExitStack,
+) -> None:
+    """Have what operators ask for done here; replays in processes of their own."""
+    command = [sys.executable, "-m", "backlot", "projections", "carry-out"]
+    children = Children(command, {"DATABASE_URL": database_url})
+    tools = Tools(database_url, models.by_name(), EventMapper(), tell_nobody, Event())
+    moved = host.follow(models.operations.name)
+    executor = Executor(recorder, models.operations, tools, children, moved)
+    executor.start()
+    stack.callback(executor.stop)
 
 
 def _database(settings: Settings, folder: DataFolder, stack: ExitStack) -> str:

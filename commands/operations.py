@@ -28,10 +28,19 @@ Position = Annotated[int, Field(ge=1, le=MAX_POSITION, strict=True, examples=[1_
 Flag = Annotated[bool, Field(strict=True)]
 
 
+Reason = Annotated[str, Field(min_length=1, max_length=500, examples=["an alert"])]
+
+
 class Because(Wire):
     """Why it is done, for whoever reads the log later."""
 
-    reason: Annotated[str, Field(min_length=1, max_length=500, examples=["an alert"])] | None = None
+    reason: Reason | None = None
+
+
+class Justified(Wire):
+    """Why an event is left out; it is kept with the event."""
+
+    reason: Reason
 
 
 class Replay(Because):
@@ -53,16 +62,19 @@ class Halt(Because):
 
 
 class Retry(Because):
-    """Which parked event is tried again; none: all of them."""
+    """Which parked event is tried again; none: all of them.
+
+    `force`: also where later events of its stream were applied in the meantime.
+    """
 
     position: Position | None = None
+    force: Flag | None = None
 
 
-class Discard(Wire):
-    """Which parked event is given up, and why."""
+class Discard(Justified):
+    """Which parked event is left out for good."""
 
     position: Position
-    reason: Annotated[str, Field(min_length=1, max_length=500, examples=["a test account"])]
 
 
 class OperationRequested(Wire):
@@ -148,7 +160,7 @@ async def drop_old(name: Name, request: Request, body: Because | None = None) ->
 
 
 @router.post("/park", summary="Set aside the event that it stopped in front of", **requested)
-async def park(name: Name, request: Request, body: Because | None = None) -> Response:
+async def park(name: Name, request: Request, body: Justified) -> Response:
     return await _request(request, "park", name, body)
 
 

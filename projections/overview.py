@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -19,6 +21,7 @@ SELECT s.schema, s.name, s.version, s.position, s.status, s.error, s.error_posit
         WHERE p.schema = s.schema AND p.status = 'parked') AS parked
 FROM projections.state s ORDER BY s.schema
 """
+LOOK_SECONDS = 1.0
 ACTIVE = b"""
 SELECT objid::bigint FROM pg_locks
 WHERE locktype = 'advisory' AND classid = %s AND granted
@@ -50,6 +53,28 @@ class Progress:
     lag_events: int
     lag_seconds: float
     active: bool
+
+
+class Rates:
+    """How fast copies move: positions per second between two looks of this process.
+
+    The looks lie at least a second apart; before the second one, nothing is known.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._looks: dict[str, tuple[float, int]] = {}
+        self._rates: dict[str, float] = {}
+
+    def of(self, copy: Copy) -> float | None:
+        """The copy's rate, this being a look at it; None at the first one."""
+        now = self._clock()
+        at, position = self._looks.setdefault(copy.schema, (now, copy.position))
+        if now - at >= LOOK_SECONDS:
+            # Another copy that took the name may be anywhere; live ones don't go back.
+            self._rates[copy.schema] = max(0.0, (copy.position - position) / (now - at))
+            self._looks[copy.schema] = now, copy.position
+        return self._rates.get(copy.schema)
 
 
 async def overview(conn: AsyncConnection[TupleRow], mapper: EventMapper) -> list[Progress]:

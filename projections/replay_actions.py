@@ -41,21 +41,23 @@ def rests(conn: Connection[TupleRow], tools: Tools, operation: Operation) -> boo
     return replay.rests or not _is_ours(tools, replay)
 
 
-def replay(act: Act) -> Ended | None:
-    """Begin the operation's replay, or go on with it; None when it rests.
+def begun(act: Act) -> Replay:
+    """The operation's replay, begun now unless it was before; raises ReplayError."""
+    found = replay_of(act.conn, act.operation.id)
+    if found is not None:
+        return found
+    return begin(
+        act.conn,
+        act.projection,
+        _options(act),
+        requested_by=act.operation.requested_by,
+        operation_id=act.operation.id,
+    )
 
-    Raises ReplayError for what can't be begun.
-    """
-    operation = act.operation
-    found = replay_of(act.conn, operation.id)
-    if found is None:
-        found = begin(
-            act.conn,
-            act.projection,
-            _options(act),
-            requested_by=operation.requested_by,
-            operation_id=operation.id,
-        )
+
+def replay(act: Act) -> Ended | None:
+    """Begin the operation's replay, or go on with it; None when it rests. Raises ReplayError."""
+    found = begun(act)
     if not found.finished and _is_ours(act.tools, found):
         try:
             found = _carry_on(act.tools, found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 from uuid import UUID
 
@@ -20,6 +20,7 @@ from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
 from projections.operations import Operations
+from projections.overview import Rates
 from projections.projection import Projection
 from projections.waiting import Pool, Waiting
 from readapi.counts import LikeCounts
@@ -93,11 +94,17 @@ class Queries:
     objects: ObjectStore
     views: ViewCounts
     mapper: EventMapper
+    rates: Rates = field(default_factory=Rates)
 
     @property
     def projections(self) -> tuple[Projection, ...]:
         """What videos are shown from."""
         return (self.catalog, self.likes, self.comments)
+
+    @property
+    def models(self) -> tuple[Projection, ...]:
+        """All read models of this program."""
+        return (*self.projections, self.operations, self.audit)
 
     @asynccontextmanager
     async def reading(

@@ -237,6 +237,16 @@ def test_projections_for_operators(site: Site) -> None:
             "lagEvents": 0,
             "lagSeconds": 0.0,
             "parked": 0,
+            "copies": [
+                {
+                    "schema": item["name"],
+                    "kind": "live",
+                    "version": 1,
+                    "status": "running",
+                    "position": site.writer.head,
+                    "parked": 0,
+                }
+            ],
         }
     with psycopg.connect(site.database_url, autocommit=True) as operator:
         pause(operator, "likes")

@@ -1,0 +1,129 @@
+"""An operator at the command line: the database at hand, and each action recorded as an operation.
+
+What is done, and how, is in `projections/actions.py`: the same as what is asked for over HTTP.
+"""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Event
+
+import psycopg
+import structlog
+from eventsourcing.persistence import PersistenceError
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from backlot.database import database_url
+from backlot.wiring import ReadModels
+from domain.operation import Members, Outcome
+from infra.codec import EventMapper
+from infra.errors import OperatorError
+from infra.event_store import GroupCommitRecorder, open_recorder
+from infra.operations import load, recording
+from infra.settings import Settings
+from projections import positions
+from projections.acting import Ended, Tools
+from projections.actions import carry_out
+from projections.connecting import connect
+from projections.projection import Projection
+from projections.replay_progress import Report, tell_nobody
+
+
+class NoSuchProjection(OperatorError):
+    """The name is not that of a projection of this program."""
+
+
+class NotDone(OperatorError):
+    """The action was refused, or failed; the text says why."""
+
+
+class DatabaseAway(OperatorError):
+    """The database does not answer, or is not one of Backlot's."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Who acts, and on what; `stopping` ends what takes long."""
+
+    actor: str
+    url: str
+    conn: Connection[TupleRow]
+    recorder: GroupCommitRecorder
+    models: dict[str, Projection]
+    mapper: EventMapper
+    stopping: Event = field(default_factory=Event)
+
+    def projection(self, name: str) -> Projection:
+        """The live projection of that name; raises NoSuchProjection."""
+        found = self.models.get(name)
+        if found is None:
+            names = ", ".join(sorted(self.models))
+            raise NoSuchProjection(f"there is no projection {name!r}; there are {names}")
+        return found
+
+    def tools(self, report: Report = tell_nobody) -> Tools:
+        """What actions are carried out with here."""
+        return Tools(self.url, self.models, self.mapper, report, self.stopping)
+
+    def do(self, action: str, name: str, parameters: Members) -> Ended:
+        """Carry out an action that ends by itself, and record it; raises NotDone."""
+        self.projection(name)
+        with recording(self.recorder, self.actor, action, name, parameters) as running:
+            operation = load(self.recorder, running.operation_id)
+            ended = carry_out(self.conn, self.tools(), operation)
+            if ended is None:
+                raise NotDone(f"{action} {name} is not over")
+            running.outcome, running.result = ended
+        return require_done(ended)
+
+
+def require_done(ended: Ended) -> Ended:
+    """The end of what was done; raises NotDone for any other."""
+    if ended.outcome is not Outcome.DONE:
+        told = ended.result.get("reason") or ended.result.get("error") or str(ended.outcome)
+        raise NotDone(str(told))
+    return ended
+
+
+@contextmanager
+def operating(settings: Settings) -> Iterator[Operator]:
+    """The operator whose shell this is; raises DatabaseAway, whenever it goes away."""
+    # Progress is on the screen; of the log only what is wrong belongs there.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    url = database_url(settings)
+    try:
+        with connect(url, "operator") as conn:
+            _require_tables(conn)
+            recorder = open_recorder(url)
+            try:
+                models = ReadModels.make().by_name()
+                yield Operator(operator_name(), url, conn, recorder, models, EventMapper())
+            finally:
+                recorder.datastore.close()
+    except (psycopg.OperationalError, psycopg.InterfaceError, PersistenceError) as error:
+        raise DatabaseAway(
+            f"the database does not answer: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _require_tables(conn: Connection[TupleRow]) -> None:
+    """Raise DatabaseAway unless a process of this release has started on the database."""
+    try:
+        positions.look(conn, "")
+        conn.execute("SELECT FROM projections.replays LIMIT 0")
+    except psycopg.errors.UndefinedTable as error:
+        raise DatabaseAway("its tables are not there yet: start Backlot on it once") from error
+
+
+def operator_name() -> str:
+    """How the log names whoever gives commands on this machine: `operator:` and the login name."""
+    try:
+        return f"operator:{getpass.getuser()}"
+    except (OSError, KeyError, ImportError):
+        return f"operator:uid-{os.getuid()}"

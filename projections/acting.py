@@ -1,0 +1,72 @@
+"""What an action of an operator works with, and what it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from threading import Event
+from typing import NamedTuple
+
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from domain.operation import Members, Operation, Outcome
+from infra.codec import EventMapper
+from infra.errors import OperatorError
+from projections.projection import Projection
+from projections.replay_progress import Report
+from projections.replays import Replay
+
+
+class Ended(NamedTuple):
+    """How an operation ended, and what came of it."""
+
+    outcome: Outcome
+    result: Members
+
+
+class Refused(OperatorError):
+    """It is not possible, and nothing was done; the text says why."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What actions are carried out with; `models` are the live projections by name.
+
+    `report` hears how far a replay is, `after_switch` that another copy has become the live one.
+    """
+
+    database_url: str
+    models: Mapping[str, Projection]
+    mapper: EventMapper
+    report: Report
+    stopping: Event
+    after_switch: Callable[[Replay], None] | None = None
+
+
+@dataclass(frozen=True)
+class Act:
+    """An operation at work: with what it is done, and on which projection."""
+
+    tools: Tools
+    conn: Connection[TupleRow]
+    operation: Operation
+    projection: Projection
+
+    @property
+    def name(self) -> str:
+        return self.projection.name
+
+    def number(self, parameter: str) -> int | None:
+        """A parameter that is a whole number, where it is given."""
+        value = self.operation.parameters.get(parameter)
+        return value if isinstance(value, int) else None
+
+    def flag(self, parameter: str) -> bool:
+        """Whether a parameter is given and true."""
+        return self.operation.parameters.get(parameter) is True
+
+    def text(self, parameter: str) -> str:
+        """A parameter that is a text; empty where it is not given."""
+        value = self.operation.parameters.get(parameter)
+        return value if isinstance(value, str) else ""
