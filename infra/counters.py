@@ -12,6 +12,7 @@ from uuid import UUID
 
 import redis.asyncio
 from redis import Redis
+from redis.commands.core import Script
 
 PREFIX = "video:likes:"
 PUBLISHED = "backlot:likes:published"
@@ -25,6 +26,8 @@ redis.call('HSET', KEYS[1], 'count', ARGV[1], 'position', ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 1
 """
+# The same at an equal position too: for a read model that was built again.
+CORRECT = PUT.replace("held >= ", "held > ")
 ADVANCE = """
 if tonumber(redis.call('GET', KEYS[1]) or '-1') < tonumber(ARGV[1]) then
     redis.call('SET', KEYS[1], ARGV[1])
@@ -56,6 +59,7 @@ class Counters:
         self._client = client
         self._ttl = ttl_seconds
         self._put = client.register_script(PUT)
+        self._correct = client.register_script(CORRECT)
         self._advance = client.register_script(ADVANCE)
 
     def published(self) -> int | None:
@@ -70,9 +74,16 @@ class Counters:
 
     def put(self, counters: Iterable[tuple[UUID, Counter]]) -> None:
         """Put what is newer than what is there, in one pipeline."""
+        self._send(self._put, counters)
+
+    def correct(self, counters: Iterable[tuple[UUID, Counter]]) -> None:
+        """Put what is at least as new as what is there, which may have been counted wrongly."""
+        self._send(self._correct, counters)
+
+    def _send(self, script: Script, counters: Iterable[tuple[UUID, Counter]]) -> None:
         with self._client.pipeline(transaction=False) as pipe:
             for video_id, counter in counters:
-                self._put(keys=[key_of(video_id)], args=[*counter, self._ttl], client=pipe)
+                script(keys=[key_of(video_id)], args=[*counter, self._ttl], client=pipe)
             pipe.execute()
 
     def get(self, videos: Sequence[UUID]) -> list[Counter | None]:

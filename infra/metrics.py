@@ -103,6 +103,37 @@ PROJECTION_STATE = Gauge(
     registry=REGISTRY,
 )
 
+REPLAY_STATE = Gauge(
+    "backlot_replay_state",
+    "1 for the state of the projection's last replay, 0 for the others.",
+    ("projection", "state"),
+    registry=REGISTRY,
+)
+REPLAY_POSITION = Gauge(
+    "backlot_replay_position",
+    "Position up to which the last replay has applied the event store.",
+    ("projection",),
+    registry=REGISTRY,
+)
+REPLAY_EVENTS = Gauge(
+    "backlot_replay_events",
+    "Events that the last replay has applied.",
+    ("projection",),
+    registry=REGISTRY,
+)
+REPLAY_RATE = Gauge(
+    "backlot_replay_rate",
+    "Positions per second that the last replay makes; 0 when it rests or has ended.",
+    ("projection",),
+    registry=REGISTRY,
+)
+REPLAY_SECONDS = Gauge(
+    "backlot_replay_seconds",
+    "How long the last replay has taken, to its end or so far.",
+    ("projection",),
+    registry=REGISTRY,
+)
+
 COUNTERS_PUBLISHED = Counter(
     "backlot_like_counters_published",
     "Like counters put into Redis.",

@@ -6,7 +6,6 @@ lost there, or was put while Redis was away, shows as a position that is behind,
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Sequence
 from threading import Event, Thread
 from typing import LiteralString
@@ -43,9 +42,6 @@ LEFT JOIN {schema}.counts c ON c.video_id = v.id
 LEFT JOIN {schema}.removed r ON r.video_id = v.id
 WHERE s.schema = %b
 """
-NEXT_VIDEOS: LiteralString = (
-    "SELECT video_id FROM {schema}.counts WHERE video_id > %s ORDER BY video_id LIMIT %s"
-)
 HEAD = b"SELECT coalesce(max(notification_id), 0) FROM public.backlot_events"
 
 
@@ -162,24 +158,3 @@ class CounterPublisher:
             self._counters.forget()
             published = None
         return max(0, position - MARGIN_EVENTS) if published is None else published
-
-
-def rebuild(conn: Connection[TupleRow], likes: Likes, counters: Counters) -> int:
-    """Put all counters anew from the read model; returns how many there are.
-
-    Those of videos that nobody has liked are dropped, and filled in when somebody asks.
-    """
-    started = time.monotonic()
-    counters.forget()
-    done = 0
-    last = UUID(int=0)
-    while True:
-        rows = conn.execute(likes.sql(NEXT_VIDEOS), (last, WINDOW_EVENTS)).fetchall()
-        if not rows:
-            break
-        _, now = counted(conn, likes, [video for (video,) in rows])
-        counters.put(now.items())
-        done += len(now)
-        last = rows[-1][0]
-    log.info("like_counters_rebuilt", counters=done, seconds=time.monotonic() - started)
-    return done

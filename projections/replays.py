@@ -60,6 +60,7 @@ FROM projections.replays
 """
 BY_ID = COLUMNS + b"WHERE id = %s"
 UNFINISHED = COLUMNS + b"WHERE name = %s AND finished_at IS NULL"
+NEWEST = COLUMNS + b"WHERE name = %s ORDER BY id DESC LIMIT 1"
 ALL = COLUMNS + b"WHERE %s::text IS NULL OR name = %s ORDER BY id DESC"
 
 ENTER = b"""
@@ -175,6 +176,11 @@ class Replay:
         return self.finished_at is not None
 
     @property
+    def seconds(self) -> float:
+        """How long it has taken: to its end, or to its last sign of life."""
+        return ((self.finished_at or self.updated_at) - self.started_at).total_seconds()
+
+    @property
     def rests(self) -> bool:
         """Whether there is nothing to do for now: it has ended, or waits for an operator."""
         asks = self.state is ReplayState.WAITING and not self.confirmed
@@ -194,6 +200,12 @@ def unfinished(conn: Connection[TupleRow], name: str) -> Replay | None:
     """The replay of this projection that has not ended, if there is one."""
     with conn.cursor(row_factory=class_row(Replay)) as cursor:
         return cursor.execute(UNFINISHED, (name,)).fetchone()
+
+
+def newest(conn: Connection[TupleRow], name: str) -> Replay | None:
+    """The projection's last replay, ended or not, if there was one."""
+    with conn.cursor(row_factory=class_row(Replay)) as cursor:
+        return cursor.execute(NEWEST, (name,)).fetchone()
 
 
 def replays(conn: Connection[TupleRow], name: str | None = None) -> list[Replay]:

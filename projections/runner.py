@@ -24,6 +24,7 @@ from projections.gauges import Gauges
 from projections.poison import describe
 from projections.positions import LOCK_CLASS, Seen, Status, Superseded, lock_key
 from projections.projection import Projection
+from projections.replays import newest
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +32,7 @@ TAKEOVER_SECONDS = 1.0
 # Where no event of a window was wanted, the next may take longer than where some were.
 GATHER_UNWANTED_SECONDS = 0.5
 MEASURE_AGE_SECONDS = 1.0
-COUNT_PARKED_SECONDS = 1.0
+LOOK_ASIDE_SECONDS = 1.0
 STOP_SECONDS = 10.0
 OUTDATED = "version changed: replay needed"
 NOT_INSTALLED = "its tables are gone: a restart makes them anew"
@@ -101,7 +102,7 @@ class Runner:
         self._gauges = Gauges(projection.name, [str(state) for state in State])
         self._status = RunnerStatus(projection.name, projection.version)
         self._age_measured = 0.0
-        self._parked_counted = 0.0
+        self._looked_aside = 0.0
         self._thread = Thread(target=self._run, name=f"projection {projection.name}", daemon=True)
 
     def follow(self) -> Event:
@@ -176,7 +177,7 @@ class Runner:
         schema = self._projection.schema
         if positions.retry(conn, schema):
             log.info("projection_retries", projection=self._projection.name)
-        self._count_parked(conn)
+        self._look_aside(conn)
         while True:
             # Cleared before looking: what is appended, or asked of us, from here on wakes us again.
             self._wake.clear()
@@ -202,7 +203,7 @@ class Runner:
             return self._projection.gather_seconds
         self._gauges.applied(step.applied)
         if step.broken:
-            self._count_parked(conn)
+            self._look_aside(conn)
         for follower in self._followers:
             follower.set()
         if step.until < seen.head:
@@ -219,9 +220,8 @@ class Runner:
             self._age_measured = time.monotonic()
             oldest = self._applier.log.recorded_at(conn, seen.position + 1) or seen.updated_at
             seconds = max(0.0, (datetime.now(UTC) - oldest).total_seconds())
-        if time.monotonic() - self._parked_counted >= COUNT_PARKED_SECONDS:
-            # Operators retry and discard what is parked.
-            self._count_parked(conn)
+        if time.monotonic() - self._looked_aside >= LOOK_ASIDE_SECONDS:
+            self._look_aside(conn)
         self._gauges.progress(seen.position, lag, seconds)
         self._enter(
             State(seen.status),
@@ -231,9 +231,11 @@ class Runner:
             detail=seen.error,
         )
 
-    def _count_parked(self, conn: Connection[TupleRow]) -> None:
-        self._parked_counted = time.monotonic()
+    def _look_aside(self, conn: Connection[TupleRow]) -> None:
+        """What other processes do here: operators retry what is parked, replays go on."""
+        self._looked_aside = time.monotonic()
         self._gauges.parked(positions.count_parked(conn, self._projection.schema))
+        self._gauges.replay(newest(conn, self._projection.name))
 
     def _enter(
         self,
