@@ -13,6 +13,7 @@ from rich.console import Console
 
 from benchmarks import (
     append,
+    audit,
     counters,
     finalize,
     growth,
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Comparison]]] = {
     "growth": growth.run,
     "finalize": finalize.run,
     "parts": parts.run,
+    "audit": audit.run,
 }
 LATEST = Path(__file__).parent / "results" / "latest.json"
 WIDTH = 110

@@ -33,6 +33,7 @@ from infra.auth import mint_token
 from infra.codec import EventMapper
 from infra.logging import configure_logging
 from infra.settings import load_settings
+from projections import positions
 from projections.applying import Applier
 from projections.catalog import Catalog
 from projections.comments import Comments
@@ -92,9 +93,8 @@ def bring_up(url: str, model: Projection, events: int) -> None:
     with connect(url, "bench") as conn:
         install(conn, [model])
         applier = Applier(model, mapper=EventMapper(), batch_events=BATCH_EVENTS)
-        position = 0
-        while position < events:
-            position = applier.advance(conn, position, events).until
+        while (seen := positions.look(conn, model.schema)) and seen.position < events:
+            applier.advance(conn, seen.position, events)
 
 
 def replay(url: str, model: Projection) -> float:
