@@ -44,6 +44,10 @@ class Step:
     changes: Mapping[str, Change] | None
 
 
+class ForeignEvent(Exception):
+    """A stream holds an event of another kind of aggregate."""
+
+
 class Fold:
     """An aggregate as it comes about; its events are given in the order of their versions."""
 
@@ -82,6 +86,8 @@ class Fold:
             self.aggregate = event.AGGREGATE.blank(self.stream_id)
             self.fields = fields(self.aggregate)
             self.created_on = event.timestamp
+        if not isinstance(self.aggregate, event.AGGREGATE):
+            raise ForeignEvent(f"{event.TOPIC} is no event of this stream's {self.kind}.")
         event.mutate(self.aggregate)
         self.fields = fields(self.aggregate)
 

@@ -16,6 +16,7 @@ from infra.privacy import PayloadMode
 from projections.audit import Audit
 from projections.audit_causes import at_position, surroundings, trace
 from projections.audit_events import read_entry
+from projections.audit_following import arriving, head_of
 from projections.audit_search import Search, find
 from projections.audit_stats import stats
 from projections.audit_streams import Fold, Step, follow
@@ -65,6 +66,15 @@ class Inspector:
         following = None if found.following is None else encode_cursor(kind, found.following)
         return Page[AuditEvent](items=items, next_cursor=following)
 
+    async def head(self) -> int:
+        """The position of the newest event; 0 when there is none."""
+        return await head_of(self.conn)
+
+    async def arriving(self, search: Search, after: int) -> AsyncIterator[AuditEvent]:
+        """The events after a position that match, each once, as they come; without an end."""
+        async for stored in arriving(self.conn, self.audit, search, after):
+            yield as_event(read_entry(self.mapper, stored), self.mode)
+
     async def event(self, position: int) -> AuditEventDetail:
         """The event at a position; raises NotRecorded."""
         stored = await at_position(self.conn, position)
@@ -107,6 +117,10 @@ class Inspector:
         async for _ in self._follow(fold, moment):
             number += 1
         self.require(fold, moment, number)
+        return as_state(fold, self.mode)
+
+    def told(self, fold: Fold) -> AggregateState:
+        """A fold's aggregate, as far as it has come."""
         return as_state(fold, self.mode)
 
     async def trace(self, correlation_id: str) -> TraceTree:
