@@ -250,7 +250,7 @@ class Settings(BaseSettings):
     projection_batch_events: PositiveInt = Field(default=5000, alias="PROJECTION_BATCH_EVENTS")
     projection_poll_seconds: PositiveFloat = Field(default=1.0, alias="PROJECTION_POLL_SECONDS")
 
-    seal_block_events: int = Field(default=1000, alias="SEAL_BLOCK_EVENTS", ge=1, le=100_000)
+    seal_block_events: int = Field(default=1000, alias="SEAL_BLOCK_EVENTS", ge=1, le=10_000)
     seal_seconds: PositiveFloat = Field(default=5.0, alias="SEAL_SECONDS", le=3600)
     seal_key_file: Annotated[Path | None, AfterValidator(_expanded)] = Field(
         default=None, alias="SEAL_KEY_FILE"

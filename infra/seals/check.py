@@ -27,14 +27,16 @@ class Check:
         previous: Seal | None = None,
         seals: SealCheck | None = None,
         known_topics: Container[str] | None = None,
+        seal_numbers: tuple[int, int] | None = None,
     ) -> None:
         """The log has the positions `first` to `until` (None: as far as there are rows).
 
-        `previous` is the seal, checked before, that the first one has to follow.
+        `previous` is the seal, checked before, that the first one has to follow; `seal_numbers`
+        are those of the first and last one that there should be, zeros for none.
         """
         self._first, self._until = first, until
         self._seals = seals or SealCheck()
-        self._seals.begin_after(previous, from_start=first == 1)
+        self._seals.begin(previous, seal_numbers, from_start=first == 1)
         self._expected = first
         self._seal: Seal | None = None
         self._newest = previous
@@ -63,6 +65,25 @@ class Check:
         if self._group and self._group[-1].position != row.position:
             self._look()
         self._group.append(row)
+
+    def damaged_row(self, detail: str) -> None:
+        """In place of the next row there is something that can't be read."""
+        if self._group:
+            self._look()
+        covered = self._seal is not None and self._expected <= self._seal.last
+        seal = self._number if covered else None
+        self._note(Fault(FaultKind.ALTERED, detail, self._expected, seal=seal))
+        self._expected += 1
+
+    def damaged_seal(self, detail: str) -> None:
+        """In place of the next seal there is something that can't be read."""
+        self._end_block()
+        self._note(Fault(FaultKind.SEAL_ALTERED, detail, self._expected, seal=self._seals.next))
+
+    def contradicted(self, row: StoredRow, detail: str) -> None:
+        """What was said beside the exact bytes of the row, just given, is not what they say."""
+        self._look()
+        self._note(_fault(FaultKind.ALTERED, detail, row, self._seal))
 
     def finish(self, orphan: Fault | None = None) -> Report:
         """The result; `orphan` is an unsealed event without the one before it in its stream."""
@@ -113,10 +134,13 @@ class Check:
             self._expected = last + 1
 
     def _missing(self, first: int, last: int) -> Fault:
-        seal = self._seal.number if self._seal else None
         more = f", with all up to {last}" if last > first else ""
-        detail = f"the event at position {first} is gone{more}: seal {seal} covers it"
-        return Fault(FaultKind.MISSING, detail, first, seal=seal)
+        detail = f"the event at position {first} is gone{more}: seal {self._number} covers it"
+        return Fault(FaultKind.MISSING, detail, first, seal=self._number)
+
+    @property
+    def _number(self) -> int | None:
+        return self._seal.number if self._seal else None
 
     def _note(self, fault: Fault | None) -> None:
         if self._fault is None:

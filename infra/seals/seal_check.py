@@ -30,12 +30,24 @@ class SealCheck:
         self._ends_early = ends_early
         self._before: Seal | None = None
         self._from_start = True
+        self._first_number: int | None = 1
+        self._last_number: int | None = None
         self._next_anchor = next(anchors, None) if anchors else None
         self.count = self.signed = self.anchored = 0
 
-    def begin_after(self, before: Seal | None, *, from_start: bool) -> None:
-        """Where the chain begins: after a seal checked before, at its start, or at any seal."""
+    def begin(
+        self, before: Seal | None, numbers: tuple[int, int] | None, *, from_start: bool
+    ) -> None:
+        """Where the chain begins: after a seal checked before, at its start, or at any seal.
+
+        `numbers` are those of the first and last seal that there should be, where that is known.
+        """
         self._before, self._from_start = before, from_start
+        if before is not None:
+            self._first_number = before.number + 1
+        elif not from_start:
+            self._first_number = (numbers[0] if numbers else 0) or None
+        self._last_number = numbers[1] if numbers else None
 
     def fault(self, seal: Seal) -> Fault | None:
         """What is wrong with the next seal, if anything."""
@@ -49,28 +61,35 @@ class SealCheck:
         self.count += 1
         return found
 
+    @property
+    def next(self) -> int | None:
+        """The number that the next seal should have; None at the beginning of a part."""
+        return self._before.number + 1 if self._before else self._first_number
+
     def finish(self) -> Fault | None:
         """What is wrong with the chain's end."""
+        if self.next is not None and self.next <= (self._last_number or 0):
+            detail = f"seal {self.next} is gone: the last one should be {self._last_number}"
+            return Fault(FaultKind.SEAL_MISSING, detail, seal=self.next)
         if self._keys is not None and self._before is not None and self.count and not self.signed:
             return _unproved(self._before, "neither it nor any before it is signed")
         return None if self._ends_early else _gone(self._next_anchor)
 
     def _chain_fault(self, seal: Seal) -> Fault | None:
-        before = self._before
+        before, number = self._before, self.next
+        if number is not None and seal.number != number:
+            detail = f"seal {number} is gone: seal {seal.number} comes in its place"
+            first = before.last + 1 if before else None
+            return Fault(FaultKind.SEAL_MISSING, detail, first, seal=number)
         if before is None and not self._from_start:
             return None
-        number, previous, first = (
-            (before.number + 1, before.hash, before.last + 1) if before else (1, NO_SEAL, 1)
-        )
-        if seal.number != number:
-            detail = f"seal {number} is gone: seal {seal.number} comes in its place"
-            return Fault(FaultKind.SEAL_MISSING, detail, first, seal=number)
+        previous, first = (before.hash, before.last + 1) if before else (NO_SEAL, 1)
         if seal.previous != previous:
-            detail = f"seal {number} does not continue the chain: it follows another seal"
-            return Fault(FaultKind.SEAL_MISSING, detail, first, seal=number)
+            detail = f"seal {seal.number} does not continue the chain: it follows another seal"
+            return Fault(FaultKind.SEAL_MISSING, detail, first, seal=seal.number)
         if seal.first != first:
-            detail = f"seal {number} begins at position {seal.first}, not at {first}"
-            return Fault(FaultKind.SEAL_ALTERED, detail, first, seal=number)
+            detail = f"seal {seal.number} begins at position {seal.first}, not at {first}"
+            return Fault(FaultKind.SEAL_ALTERED, detail, first, seal=seal.number)
         return None
 
     def _signature_fault(self, seal: Seal) -> Fault | None:

@@ -13,7 +13,7 @@ from infra.seals.chain import EVENT_TAG, Seal
 
 LOCK_CLASS = 0x7365616C  # "seal": our class of advisory locks.
 INSTALL_LOCK, SEALING_LOCK = 0, 1
-PAGE_SEALS = 100
+PAGE_SEALS = 20
 
 # EXTERNAL: hashes can't be compressed, so nobody should try. Verifications are kept as they were
 # answered, with the seal up to which a good one has proved the log.

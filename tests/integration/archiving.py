@@ -1,0 +1,56 @@
+"""What tests of the archive share: a sealed and signed log, its export, ways to look at both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from infra import seals
+from infra.archive import (
+    ExportFormat,
+    export_log,
+    import_log,
+    verify_export,
+)
+from infra.privacy import PayloadMode
+from infra.seals import Fault, PublicKeys, Report
+from tests.integration.event_log import rows
+from tests.integration.sealing import TOPICS, install, make_log, new_key, seal_all
+
+KEY = new_key()
+SEALED, EVENTS = 60, 64
+
+
+def export(database_url: str, path: Path, **options: object) -> None:
+    with seals.connect(database_url, "test") as conn:
+        export_log(
+            conn,
+            path,
+            **{"export_format": ExportFormat.JSONL, "payload": PayloadMode.FULL, **options},  # type: ignore[arg-type]
+        )
+
+
+def check(path: Path, public_keys: PublicKeys | None = None) -> Report:
+    return verify_export(path, public_keys=public_keys, known_topics=TOPICS)
+
+
+def import_into(database_url: str, path: Path, public_keys: PublicKeys | None = None) -> Report:
+    install(database_url)
+    with seals.connect(database_url, "test") as conn:
+        return import_log(conn, path, public_keys=public_keys, known_topics=TOPICS)
+
+
+def whole_table(database_url: str, table: str) -> list[tuple[object, ...]]:
+    return rows(database_url, f"SELECT * FROM {table} ORDER BY 1, 2, 3")
+
+
+def named(report: Report) -> tuple[str, int | None]:
+    fault: Fault | None = report.fault
+    assert fault is not None
+    return fault.kind.value, fault.position
+
+
+def make_signed_log(database_url: str) -> None:
+    """64 events, of which 60 are sealed and signed."""
+    make_log(database_url, SEALED)
+    seal_all(database_url, key=KEY)
+    make_log(database_url, EVENTS - SEALED)
