@@ -22,7 +22,7 @@ from projections.projection import Projection
 from projections.replay import carry_on
 from projections.replay_operations import begin
 from projections.replays import Purpose, Replay, ReplayOptions
-from tests.integration.projection_support import Writer, caught_up, hosting, origin
+from tests.integration.projection_support import Writer, caught_up, hosting, origin, rows
 
 NAMES = ("catalog", "likes", "comments")
 SWITCH = ReplayOptions()
@@ -69,6 +69,19 @@ def projected(database_url: str, writer: Writer, given: Mapping[str, Projection]
 def difference(database_url: str, one: str, other: str) -> Difference:
     with connected(database_url) as conn:
         return compare(conn, one, other)
+
+
+def copies(database_url: str) -> list[str]:
+    """The schemas of all copies; each has its row."""
+    known = rows(database_url, "SELECT schema FROM projections.state ORDER BY schema")
+    found = rows(
+        database_url,
+        "SELECT nspname FROM pg_namespace WHERE nspname <> ALL (%s) AND nspname !~ '^pg_' "
+        "ORDER BY nspname",
+        [["public", "information_schema", "projections"]],
+    )
+    assert found == known
+    return [name for (name,) in known]
 
 
 class History:
