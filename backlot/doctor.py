@@ -14,7 +14,10 @@ import httpx
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from backlot.database import NothingRuns
 from backlot.objects import make_s3
+from backlot.projection_lines import in_trouble
+from backlot.projection_reading import read_statuses
 from backlot.redis_probe import probe
 from infra.auth import KeysUnavailable, make_authenticator
 from infra.data_folder import (
@@ -62,6 +65,7 @@ def examine() -> list[Part]:
     return [
         _settings(settings),
         _embedded_database(settings) if settings.embedded_database else _database(settings),
+        _projections(settings),
         _objects(settings),
         _redis(settings),
         _locks(settings),
@@ -75,7 +79,7 @@ def as_lines(parts: Iterable[Part]) -> Iterator[str]:
     for part in parts:
         state = "ok  " if part.ok else "FAIL"
         url = f"  {part.url}" if part.url else ""
-        yield f"{state}  {part.name:<9} {part.kind:<9}{url}  {part.detail}"
+        yield f"{state}  {part.name:<11} {part.kind:<9}{url}  {part.detail}"
 
 
 def masked(url: str) -> str:
@@ -128,6 +132,22 @@ def _running_database(url: str, holder: int | None) -> Part:
         f"of Backlot (pid {holder})" if holder else "left by a killed Backlot; `make up` ends it"
     )
     return Part("database", "embedded", url, True, f"{version}, running, {whose}")
+
+
+def _projections(settings: Settings) -> Part:
+    kind: Kind = "embedded" if settings.embedded_database else "external"
+    try:
+        found = read_statuses(settings).values()
+    except NothingRuns:
+        return Part("projections", kind, None, True, NOT_RUNNING)
+    except (OperatorError, OSError) as error:
+        # What is wrong with the database itself stands in the line above.
+        return Part("projections", kind, None, True, f"not known: {error}")
+    told = [(each, trouble) for each in found if (trouble := in_trouble(each))]
+    busy = [each.name for each in found if each.replay and not each.replay.finished_at]
+    detail = "; ".join(f"{each.name}: {trouble}" for each, trouble in told)
+    running = f"{len(found)} in order" + (f", replaying {', '.join(busy)}" if busy else "")
+    return Part("projections", kind, None, not told, detail or running)
 
 
 def _objects(settings: Settings) -> Part:

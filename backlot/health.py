@@ -6,14 +6,18 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from eventsourcing.persistence import PersistenceError
 from fastapi import APIRouter, Response
 
 from backlot.wiring import Parts
 from infra import metrics
 from infra.contract import Readiness
 from infra.http import wire
+from projections.replay_actions import under_way
+from projections.replays import Replay
 
 CHECK_SECONDS = 2.0
+DIFFERS = "its copy differs from the live one: it waits for `confirm` or `cancel`"
 
 
 def operations(parts: Parts) -> APIRouter:
@@ -62,8 +66,37 @@ async def check(parts: Parts) -> Readiness:
             "lagEvents": runner.lag_events,
             "detail": runner.detail,
         }
+    states |= await _replays(parts) if parts.host else {}
     ready = all(state.pop("serves", state["ok"]) for state in states.values())
     return Readiness(ready=ready, parts=states)
+
+
+async def _replays(parts: Parts) -> dict[str, dict[str, Any]]:
+    """Replays under way; one that asks, or stands before an event that it can't apply, is told."""
+
+    def look() -> list[Replay]:
+        with parts.recorder.connection() as conn:
+            return under_way(conn)
+
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            found = await asyncio.to_thread(look)
+    except (PersistenceError, TimeoutError):
+        # The database has a line of its own.
+        return {}
+    return {f"replay {replay.name}": _told(replay) for replay in found}
+
+
+def _told(replay: Replay) -> dict[str, Any]:
+    asks = replay.rests and not replay.paused
+    return {
+        "ok": replay.error is None and not asks,
+        "serves": True,
+        "state": str(replay.state),
+        "position": replay.position,
+        "paused": replay.paused,
+        "detail": DIFFERS if asks else replay.error,
+    }
 
 
 async def _state(ask: Callable[[], Awaitable[object]]) -> dict[str, Any]:

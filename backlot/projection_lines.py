@@ -40,6 +40,19 @@ def as_lines(found: ProjectionStatus) -> Iterator[str]:
             yield f"    error: {found.replay.error}"
 
 
+def in_trouble(found: ProjectionStatus) -> str | None:
+    """What an operator has to do about a projection; None when it is in order."""
+    replay = found.replay
+    if replay is not None and replay.finished_at is None:
+        if replay.error is not None:
+            return f"its replay stopped: {replay.error}"
+        if replay.state == ReplayState.WAITING and not replay.paused:
+            return f"its replay differs: `backlot projections confirm {found.name}`, or `cancel`"
+    elif found.status == "outdated":
+        return f"replay needed: `backlot projections replay {found.name}`"
+    return found.error if found.status == "stopped" else None
+
+
 def _short(replay: ReplayStatus) -> str:
     halted = ", paused" if replay.paused and not replay.finished_at else ""
     rate = f", {replay.rate:,.0f} positions/s" if replay.eta_seconds is not None else ""

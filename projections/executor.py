@@ -24,7 +24,7 @@ from projections.actions import carry_out, is_long, prepare
 from projections.children import Children
 from projections.connecting import Backoff, connect, is_outage
 from projections.operations import Operations
-from projections.replay_actions import rests
+from projections.replay_actions import rests, under_way
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +32,6 @@ ACTOR = "projections"
 POLL_SECONDS = 0.5
 STOP_SECONDS = 30.0
 MAX_CRASHES = 3
-UNFINISHED_REPLAYS = "SELECT operation_id FROM projections.replays WHERE finished_at IS NULL"
 
 Step = Callable[[Connection[TupleRow], Tools, Operation], Ended | None]
 
@@ -131,7 +130,7 @@ class Executor:
 
     def _open(self, conn: Connection[TupleRow]) -> Sequence[UUID]:
         """What may have to be done; the replays also tell, when the read model is being rebuilt."""
-        replays = [operation_id for (operation_id,) in conn.execute(UNFINISHED_REPLAYS).fetchall()]
+        replays = [replay.operation_id for replay in under_way(conn)]
         model = positions.look(conn, self._operations.schema)
         if model is None or model.version != self._operations.version:
             return replays

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from types import MappingProxyType
+from typing import Any
 from uuid import UUID
 
 from psycopg import Connection
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, tuple_row
 
 from domain.operation import Members, Operation, Outcome
 from projections.acting import Act, Ended, Tools
@@ -15,6 +16,7 @@ from projections.replay_operations import begin
 from projections.replays import Purpose, Replay, ReplayOptions, ReplayState, find
 
 BY_OPERATION = "SELECT id FROM projections.replays WHERE operation_id = %s"
+UNDER_WAY = "SELECT id FROM projections.replays WHERE finished_at IS NULL ORDER BY id"
 
 PURPOSES = MappingProxyType(
     {"replay": Purpose.SWITCH, "verify": Purpose.VERIFY, "rollback": Purpose.ROLLBACK}
@@ -28,6 +30,13 @@ def replay_of(conn: Connection[TupleRow], operation_id: UUID) -> Replay | None:
     """The replay that an operation has begun."""
     row = conn.execute(BY_OPERATION, (operation_id,)).fetchone()
     return find(conn, row[0]) if row else None
+
+
+def under_way(conn: Connection[Any]) -> list[Replay]:
+    """Every replay that has not ended, whether it works, rests or asks; oldest first."""
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        found = cursor.execute(UNDER_WAY).fetchall()
+    return [find(conn, replay_id) for (replay_id,) in found]
 
 
 def rests(conn: Connection[TupleRow], tools: Tools, operation: Operation) -> bool:

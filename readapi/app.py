@@ -12,7 +12,17 @@ from infra.http import Problem
 from infra.objects import ObjectStoreUnavailable
 from infra.position import InvalidPosition, encode_position
 from projections.waiting import ReadModelBehind
-from readapi import audit, catalog, comments, integrity, likes, operations, projections, uploads
+from readapi import (
+    accounting,
+    audit,
+    catalog,
+    comments,
+    integrity,
+    likes,
+    operations,
+    projections,
+    uploads,
+)
 from readapi.audit_inspector import NotRecorded
 from readapi.paging import InvalidCursor
 from readapi.pool import make_pool
@@ -38,6 +48,7 @@ def routers() -> list[APIRouter]:
         comments.router,
         uploads.router,
         projections.router,
+        accounting.router,
         audit.router,
         integrity.router,
         operations.router,

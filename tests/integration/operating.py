@@ -1,0 +1,115 @@
+"""What tests of operators' actions share: who carries them out, and what the log says of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from threading import Event
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+import psutil
+
+from backlot.wiring import ReadModels
+from domain.operation import Members, Operation, Outcome
+from infra.codec import EventMapper
+from infra.event_store import GroupCommitRecorder
+from infra.operations import load, request
+from projections.acting import Tools
+from projections.children import Children
+from projections.executor import Executor
+from projections.host import ProjectionHost
+from projections.replay_progress import tell_nobody
+from tests.e2e.program import OWN_VARIABLES, PROJECT
+from tests.integration.event_log import logged, recording
+from tests.integration.projection_support import POLL_SECONDS, eventually
+
+MAPPER = EventMapper()
+CHILD = (sys.executable, "-m", "backlot", "projections", "carry-out")
+
+
+class Desk(NamedTuple):
+    """An operator's place: asks for something, and looks at what came of it."""
+
+    database_url: str
+    recorder: GroupCommitRecorder
+
+    def ask(
+        self, action: str, subject: str, parameters: Members | None = None, actor: str = "root"
+    ) -> UUID:
+        """Record a request and leave it to others; the operation's id."""
+        operation_id = uuid4()
+        request(self.recorder, operation_id, actor, action, subject, parameters or {})
+        return operation_id
+
+    def operation(self, operation_id: UUID) -> Operation:
+        return load(self.recorder, operation_id)
+
+    def end(self, operation_id: UUID, seconds: float = 30.0) -> tuple[Outcome, Members]:
+        """How it ended, once it has."""
+        eventually(lambda: self.operation(operation_id).outcome, seconds)
+        found = self.operation(operation_id)
+        assert found.outcome is not None
+        return found.outcome, found.result
+
+    def done(self, action: str, subject: str, **parameters: object) -> dict[str, Any]:
+        """Have it done; what came of it."""
+        outcome, result = self.end(self.ask(action, subject, parameters))
+        assert outcome is Outcome.DONE, result
+        return result
+
+    def events(self, operation_id: UUID | None = None) -> list[Operation.Event]:
+        """What the log says of operations, or of one, in order."""
+        found = [MAPPER.to_domain_event(stored) for stored in logged(self.database_url).values()]
+        return [
+            event
+            for event in found
+            if isinstance(event, Operation.Event) and operation_id in (None, event.originator_id)
+        ]
+
+
+@contextmanager
+def desk(database_url: str) -> Iterator[Desk]:
+    with recording(database_url) as recorder:
+        yield Desk(database_url, recorder)
+
+
+@contextmanager
+def executing(
+    database_url: str, *, command: tuple[str, ...] = CHILD, auto_replay: bool = False
+) -> Iterator[Children]:
+    """All projections of the program, and an executor, as one process has them."""
+    with ExitStack() as stack:
+        models = ReadModels.make()
+        recorder = stack.enter_context(recording(database_url))
+        host = ProjectionHost(database_url, models.all(), poll_seconds=POLL_SECONDS)
+        environment = dict.fromkeys(OWN_VARIABLES & os.environ.keys(), "")
+        children = Children(
+            command, {**environment, "DATABASE_URL": database_url, "PYTHONPATH": str(PROJECT)}
+        )
+        tools = Tools(database_url, models.by_name(), MAPPER, tell_nobody, Event())
+        moved = host.follow("operations")
+        executor = Executor(recorder, models.operations, tools, children, moved)
+        host.start()
+        stack.callback(host.stop)
+        executor.start()
+        stack.callback(executor.stop)
+        yield children
+
+
+def working_on(operation_id: UUID) -> list[psutil.Process]:
+    """The processes that carry this operation out."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if str(operation_id) in (process.info["cmdline"] or ())
+        and process.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+def await_process(operation_id: UUID) -> psutil.Process:
+    """The process that carries it out, once there is one."""
+    eventually(lambda: working_on(operation_id), 20)
+    return working_on(operation_id)[0]

@@ -1,0 +1,291 @@
+"""Operators' actions: each is recorded, carried out by one process, and told once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import psycopg
+import pytest
+
+from domain.errors import Invalid
+from domain.operation import Members, Operation, Outcome
+from infra.codec import event_id
+from infra.operations import claim, finish, recording, release
+from projections.connecting import connect
+from projections.operations import Operations
+from projections.replays import replays
+from tests.integration.operating import Desk, await_process, desk, executing, working_on
+from tests.integration.projection_support import (
+    Writer,
+    caught_up,
+    eventually,
+    hosting,
+    position,
+    rows,
+)
+
+
+@pytest.fixture
+def root(database_url: str) -> Iterator[Desk]:
+    with desk(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def writer(database_url: str) -> Iterator[Writer]:
+    opened = Writer(database_url)
+    yield opened
+    opened.close()
+
+
+class TestRecording:
+    def test_who_did_what_when_with_what_result(self, root: Desk) -> None:
+        before = datetime.now(UTC)
+        with recording(root.recorder, "operator:ann", "export", "log", {"to": 7}) as running:
+            (requested,) = root.events()
+            running.result = {"events": 7}
+        requested, finished = root.events()
+        assert isinstance(requested, Operation.Requested)
+        assert isinstance(finished, Operation.Finished)
+        assert requested.actor == finished.actor == "operator:ann"
+        assert (requested.action, requested.subject) == ("export", "log")
+        assert requested.parameters == {"to": 7}
+        assert (finished.outcome, finished.result) == ("done", {"events": 7})
+        assert before <= requested.timestamp <= finished.timestamp <= datetime.now(UTC)
+        assert finished.correlation_id == requested.correlation_id
+        assert finished.causation_id == str(event_id(running.operation_id, 1))
+
+    @pytest.mark.parametrize(
+        ("error", "outcome"),
+        [(RuntimeError("no \x00 room"), "failed"), (KeyboardInterrupt(), "cancelled")],
+    )
+    def test_what_goes_wrong_is_recorded_and_told(
+        self, root: Desk, error: BaseException, outcome: str
+    ) -> None:
+        def work() -> None:
+            with recording(root.recorder, "ann", "export", "log", {}) as running:
+                running.result = {"events": 3}
+                raise error
+
+        with pytest.raises(type(error)):
+            work()
+        finished = root.events()[-1]
+        assert isinstance(finished, Operation.Finished)
+        assert finished.outcome == outcome
+        assert finished.result["events"] == 3
+        assert str(finished.result["error"]).startswith(type(error).__name__)
+
+    def test_what_cannot_be_recorded_is_not_done(self, root: Desk) -> None:
+        with (
+            pytest.raises(Invalid),
+            recording(root.recorder, "ann", "export", "log", {"why": "x" * 10_000}),
+        ):
+            pytest.fail("it was done")
+        assert root.events() == []
+
+    def test_it_is_claimed_as_long_as_it_lasts(self, root: Desk) -> None:
+        with connect(root.database_url, "test") as conn:
+            with recording(root.recorder, "ann", "export", "log", {}) as running:
+                assert not claim(conn, running.operation_id)
+            assert claim(conn, running.operation_id)
+            release(conn, running.operation_id)
+
+    def test_many_who_finish_at_once_record_one_end(self, root: Desk) -> None:
+        operation_id = root.ask("verify", "likes")
+        ends = list(Outcome) * 4
+        with ThreadPoolExecutor(len(ends)) as pool:
+            list(pool.map(lambda end: finish(root.recorder, operation_id, end, {}, "host"), ends))
+        assert [type(event) for event in root.events()] == [
+            Operation.Requested,
+            Operation.Finished,
+        ]
+
+
+class TestReadModel:
+    def test_what_was_asked_and_what_came_of_it(self, root: Desk) -> None:
+        model = Operations()
+        asked = [root.ask("pause", "likes", {"reason": "ça va"}), root.ask("verify", "likes")]
+        finish(root.recorder, asked[0], Outcome.DONE, {"changed": True}, "host")
+        with hosting(root.database_url, model), connect(root.database_url, "test") as conn:
+            caught_up(root.database_url, ["operations"], 3)
+            assert model.unfinished(conn) == [asked[1]]
+        found = rows(
+            root.database_url,
+            "SELECT action, subject, parameters, requested_by, position, outcome, result "
+            "FROM operations.operations ORDER BY position",
+        )
+        assert found == [
+            ("pause", "likes", {"reason": "ça va"}, "root", 1, "done", {"changed": True}),
+            ("verify", "likes", {}, "root", 2, None, None),
+        ]
+
+
+class TestExecutor:
+    def test_what_is_asked_for_is_done_and_told(self, root: Desk, writer: Writer) -> None:
+        with executing(root.database_url):
+            operation_id = root.ask("pause", "likes", {"reason": "looking"}, actor="ann")
+            assert root.end(operation_id) == (Outcome.DONE, {"changed": True})
+            requested, finished = root.events(operation_id)
+            assert (requested.actor, finished.actor) == ("ann", "projections")
+            assert finished.correlation_id == requested.correlation_id
+            assert finished.causation_id == str(event_id(operation_id, 1))
+            writer.like(writer.video().id, "bob")
+            caught_up(root.database_url, ["catalog"], writer.head)
+            assert position(root.database_url, "likes") < writer.head
+            assert root.done("pause", "likes") == {"changed": False}
+            assert root.done("resume", "likes") == {"changed": True}
+            caught_up(root.database_url, ["likes"], writer.head)
+
+    def test_what_is_not_possible_is_refused_with_the_reason(self, root: Desk) -> None:
+        wishes: list[tuple[str, str, Members, str]] = [
+            ("replay", "nothing", {}, "no projection nothing"),
+            ("replay", "likes", {"to": 10**9}, "from 1 to"),
+            ("rollback", "likes", {}, "no previous copy"),
+            ("cancel", "likes", {}, "no unfinished replay"),
+            ("confirm", "likes", {}, "no unfinished replay"),
+            ("pause", "likes", {"replay": True}, "no unfinished replay"),
+            ("drop-old", "likes", {}, "no previous copy"),
+            ("pause", "operations", {}, "nobody would see"),
+            ("park", "likes", {"reason": "why not"}, "not stopped"),
+            ("discard", "likes", {"position": 1, "reason": "why not"}, "position 1"),
+            ("discard", "likes", {"reason": "why not"}, "which event"),
+            ("retry", "audit", {}, "replay it"),
+        ]
+        with executing(root.database_url):
+            for action, subject, parameters, reason in wishes:
+                outcome, result = root.end(root.ask(action, subject, parameters))
+                assert outcome is Outcome.REFUSED, action
+                assert reason in str(result["reason"])
+
+    def test_a_replay_runs_in_a_process_of_its_own(self, root: Desk, writer: Writer) -> None:
+        video = writer.video()
+        writer.like(video.id, *(f"viewer-{number}" for number in range(50)))
+        with executing(root.database_url):
+            caught_up(root.database_url, ["likes"], writer.head)
+            result = root.done("replay", "likes", workers=2, reason="a test")
+            assert result["state"] == "switched"
+            assert result["events"] == 50
+            assert result["difference"]["differs"] is False
+            assert position(root.database_url, "likes__previous") >= writer.head
+            assert root.done("verify", "likes")["difference"]["total"] == 0
+            assert root.done("completeness", "likes")["complete"] is True
+            look = root.done("replay", "likes", to=writer.head - 10)
+            assert look["schema"] == f"likes__at_{writer.head - 10}"
+            assert root.done("rollback", "likes")["state"] == "switched"
+            root.done("drop-old", "likes")
+        assert position(root.database_url, "likes__previous") == -1
+
+    def test_a_difference_waits_for_its_confirmation(self, root: Desk, writer: Writer) -> None:
+        video = writer.video()
+        writer.like(video.id, "ann", "bob")
+        with executing(root.database_url):
+            caught_up(root.database_url, ["likes"], writer.head)
+            rows(root.database_url, "UPDATE likes.counts SET likes = 77 RETURNING 1")
+            operation_id = root.ask("replay", "likes")
+            eventually(lambda: _state(root) == ("waiting", False), 20)
+            assert root.operation(operation_id).outcome is None
+            assert rows(root.database_url, "SELECT likes FROM likes.counts") == [(77,)]
+            root.done("confirm", "likes")
+            outcome, result = root.end(operation_id)
+            assert (outcome, result["state"]) == (Outcome.DONE, "switched")
+            assert rows(root.database_url, "SELECT likes FROM likes.counts") == [(2,)]
+            told = str([vars(event) for event in root.events()])
+            assert "ann" not in told, "the log of operations names viewers"
+
+    def test_pause_resume_and_cancel_reach_a_replay_that_runs(
+        self, root: Desk, writer: Writer
+    ) -> None:
+        writer.like(writer.video().id, "ann")
+        with executing(root.database_url):
+            caught_up(root.database_url, ["likes"], writer.head)
+            with standing_still(root.database_url, "likes"):
+                operation_id = root.ask("replay", "likes")
+                await_process(operation_id)
+                eventually(lambda: _state(root) is not None)
+                root.done("pause", "likes", replay=True)
+            eventually(lambda: not working_on(operation_id), 20)
+            assert root.operation(operation_id).outcome is None
+            with standing_still(root.database_url, "likes"):
+                root.done("resume", "likes", replay=True)
+                await_process(operation_id)
+                root.done("cancel", "likes")
+            outcome, result = root.end(operation_id)
+            assert (outcome, result["state"]) == (Outcome.CANCELLED, "cancelled")
+            assert position(root.database_url, "likes__next") == -1
+
+    def test_one_whose_process_is_killed_goes_on_in_another_and_ends_once(
+        self, root: Desk, writer: Writer
+    ) -> None:
+        writer.like(writer.video().id, "ann")
+        with executing(root.database_url), executing(root.database_url):
+            caught_up(root.database_url, ["likes"], writer.head)
+            with standing_still(root.database_url, "likes"):
+                operation_id = root.ask("replay", "likes")
+                first = await_process(operation_id)
+                eventually(lambda: _state(root) is not None)
+                first.kill()
+                eventually(lambda: {p.pid for p in working_on(operation_id)} - {first.pid}, 20)
+            assert root.end(operation_id)[0] is Outcome.DONE
+            eventually(lambda: not working_on(operation_id), 20)
+        assert len(root.events(operation_id)) == 2
+        with connect(root.database_url, "test") as conn:
+            assert len(replays(conn, "likes")) == 1
+
+    def test_who_is_at_it_is_left_alone(self, root: Desk) -> None:
+        with (
+            executing(root.database_url),
+            recording(root.recorder, "operator:ann", "replay", "likes", {}) as running,
+        ):
+            other = root.ask("pause", "likes")
+            root.end(other)
+            assert root.operation(running.operation_id).outcome is None
+            running.result = {"by": "ann"}
+        assert root.operation(running.operation_id).result == {"by": "ann"}
+
+    def test_what_its_process_left_behind_is_told(self, root: Desk) -> None:
+        operation_id = root.ask("export", "log")
+        with executing(root.database_url):
+            outcome, result = root.end(operation_id)
+        assert outcome is Outcome.FAILED
+        assert "ended before" in str(result["error"])
+
+    def test_processes_that_die_again_and_again_end_it(
+        self, root: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("projections.children.PAUSE_SECONDS", 0.01)
+        with executing(root.database_url, command=("false",)):
+            outcome, result = root.end(root.ask("completeness", "likes"))
+        assert outcome is Outcome.FAILED
+        assert "3 processes died" in str(result["error"])
+
+    def test_a_stop_lets_the_child_stop_and_a_start_goes_on(
+        self, root: Desk, writer: Writer
+    ) -> None:
+        writer.like(writer.video().id, "ann")
+        with executing(root.database_url):
+            caught_up(root.database_url, ["likes"], writer.head)
+            with standing_still(root.database_url, "likes"):
+                operation_id = root.ask("replay", "likes")
+                child = await_process(operation_id)
+                eventually(lambda: _state(root) is not None)
+        assert not child.is_running()
+        with executing(root.database_url):
+            assert root.end(operation_id)[0] is Outcome.DONE
+
+
+@contextmanager
+def standing_still(database_url: str, schema: str) -> Iterator[None]:
+    """Holds the row of a copy, so that nobody moves or switches it meanwhile."""
+    with psycopg.connect(database_url) as conn:
+        conn.execute("SELECT FROM projections.state WHERE schema = %s FOR UPDATE", (schema,))
+        yield
+
+
+def _state(root: Desk) -> tuple[str, bool] | None:
+    """The state of the latest replay, and whether it is paused."""
+    with connect(root.database_url, "test") as conn:
+        found = replays(conn)
+    return (str(found[0].state), found[0].paused) if found else None
