@@ -19,7 +19,7 @@ import structlog
 import typer
 from typer.exceptions import TyperException
 
-from backlot import likes
+from backlot import events, likes, projections
 from backlot.output import Json, show
 from infra.errors import OperatorError
 from infra.settings import Settings, load_settings
@@ -38,7 +38,9 @@ app = typer.Typer(
 )
 
 
+app.add_typer(events.app, name="events")
 app.add_typer(likes.app, name="likes")
+app.add_typer(projections.app, name="projections")
 
 
 class CommandError(OperatorError):
@@ -90,12 +92,16 @@ def demo(
 def token(
     user: Annotated[str, typer.Option(help="Whom the token stands for (1 to 128 characters).")],
     admin: Annotated[bool, typer.Option("--admin", help="Give the operator's role.")] = False,
+    auditor: Annotated[
+        bool, typer.Option("--auditor", help="Give the role that reads the audit, masked.")
+    ] = False,
     ttl: Annotated[str, typer.Option(help="How long it is valid: 90s, 30m, 1h, 7d.")] = "1h",
     as_json: Json = False,
 ) -> None:
     """Print a token signed with the local secret (or JWT_SECRET)."""
     lifetime = parse_ttl(ttl)
-    roles = ["admin"] if admin else []
+    given = {"admin": admin, "auditor": auditor}
+    roles = [role for role, wanted in given.items() if wanted]
     minted = _local_token(load_settings(), user, lifetime, roles)
     expires = (datetime.now(UTC) + lifetime).isoformat(timespec="seconds")
     show(minted, {"token": minted, "userId": user, "roles": roles, "expiresAt": expires}, as_json)

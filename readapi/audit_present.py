@@ -98,11 +98,15 @@ def as_stats(stats: Stats) -> AuditStats:
         audit_bytes=stats.audit_bytes,
         topics=[
             TopicCount(topic=topic, type=type_of(topic), aggregate=aggregate_of(topic), events=n)
-            for topic, n in stats.topics.most_common()
+            for topic, n in _ranked(stats.topics)
         ],
-        aggregates=[AggregateCount(aggregate=k, events=n) for k, n in aggregates.most_common()],
+        aggregates=[AggregateCount(aggregate=k, events=n) for k, n in _ranked(aggregates)],
         days=[DayCount(day=day, events=n) for day, n in sorted(stats.days.items(), reverse=True)],
     )
+
+
+def _ranked(counts: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _event(entry: Entry, mode: PayloadMode) -> dict[str, Any]:

@@ -1,0 +1,183 @@
+"""`backlot events` in the terminal: lines that fit, times that are read, one line per mistake."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from backlot.cli import main
+from backlot.events_text import (
+    cut,
+    day_of,
+    detail_lines,
+    event_line,
+    state_lines,
+    stats_lines,
+    step_lines,
+    trace_lines,
+)
+from backlot.inspecting import NotInspected, parse_time
+from infra.privacy import PayloadMode
+from projections.audit_causes import Surroundings, Trace, tree
+from projections.audit_events import read_entry
+from projections.audit_streams import Fold
+from readapi.audit_present import as_detail, as_event, as_state, as_step, as_trace
+from readapi.audit_shapes import AuditEvent, AuditStats, TopicCount
+from tests.unit.audited import AT, MAPPER, TOPICS, entry, golden
+
+WIDTH = 100
+ESCAPE = "\x1b]0;owned\x07\x9b31m"
+STATS = AuditStats(
+    head=7,
+    indexed=5,
+    events=7,
+    streams=2,
+    unreadable=1,
+    first_at=AT,
+    last_at=AT,
+    state_bytes=1_500_000,
+    table_bytes=2_000_000,
+    index_bytes=3_000_000,
+    audit_bytes=4_000_000,
+    topics=[TopicCount(topic="odd.v1", type="odd", aggregate="odd", events=7)],
+    aggregates=[],
+    days=[],
+)
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_a_line_holds_every_event(topic: str) -> None:
+    event = as_event(read_entry(MAPPER, golden(topic)), PayloadMode.FULL)
+    line = event_line(event)
+    assert len(line) <= WIDTH
+    assert event.type in line
+    assert str(event.stream_id) in line
+    assert day_of(event) == "2026-11-22"
+
+
+def odd() -> AuditEvent:
+    return AuditEvent(
+        position=12_345_678,
+        id=UUID(int=1),
+        stream_id=UUID(int=2),
+        version=3,
+        topic=ESCAPE * 20,
+        type=ESCAPE * 20,
+        aggregate=ESCAPE,
+        actor=ESCAPE * 9,
+        payload_mode=PayloadMode.FULL,
+        error=ESCAPE,
+    )
+
+
+def test_what_nobody_can_read_still_fits_and_commands_no_terminal() -> None:
+    line = event_line(odd())
+    assert len(line) <= WIDTH
+    assert line.isprintable()
+    assert "! " in line
+    assert day_of(odd()) == "unknown day"
+
+
+def test_nothing_recorded_reaches_the_terminal_as_a_command() -> None:
+    hostile = entry(3, ESCAPE, ESCAPE)
+    stored = hostile.stored._replace(
+        topic="comment.posted.v1",
+        state=golden("comment.posted.v1").state.replace(b"bonito", b"\\u001b]0;x\\u0007\xc2\x9b"),
+    )
+    read = read_entry(MAPPER, stored)
+    fold = Fold(stored.stream_id)
+    step = as_step(fold.add(read), PayloadMode.FULL)
+    around = Surroundings(stored, None, None, [stored._replace(topic=ESCAPE)])
+    lines = [
+        *step_lines(step),
+        *state_lines(as_state(fold, PayloadMode.FULL)),
+        *detail_lines(as_detail(read, around, PayloadMode.FULL)),
+        *trace_lines(as_trace(ESCAPE, Trace(tree(ESCAPE, [hostile]), 1, True), PayloadMode.FULL)),
+    ]
+    assert all(line.isprintable() for line in lines)
+
+
+def test_a_stream_tells_its_changes() -> None:
+    stored = golden("comment.posted.v1")
+    fold = Fold(stored.stream_id)
+    step = fold.add(read_entry(MAPPER, stored))
+    lines = list(step_lines(as_step(step, PayloadMode.FULL)))
+    assert lines[0].startswith(f"v1  {stored.position}  2026-11-22 09:30:15  comment.posted  ann")
+    assert "    revision: null → 1" in lines
+    state = list(state_lines(as_state(fold, PayloadMode.FULL)))
+    assert state[0] == f"comment {stored.stream_id}, version 1"
+    assert '  author: "ann"' in state
+
+
+def test_a_tree_is_drawn() -> None:
+    root = tree("request", [entry(3, "request", "request"), entry(5, "request", "lost")])
+    trace = as_trace("request", Trace(root, 2, truncated=True), PayloadMode.FULL)
+    assert list(trace_lines(trace)) == [
+        "request request  2026-11-22 09:30:03",
+        "├── 3  comment.deleted.v1  2026-11-22 09:30:03  ann",
+        "└── 5  comment.deleted.v1  2026-11-22 09:30:05  ann",
+        "    (its cause lost is not before it in this trace)",
+        "only the first 2 events are shown: `events list --correlation` has all",
+    ]
+
+
+def test_counts_say_what_is_behind_and_what_is_unreadable() -> None:
+    text = "\n".join(stats_lines(STATS))
+    assert "7 events in 2 streams, up to position 7" in text
+    assert "contents 1.5 MB, table 2.0 MB, its indexes 3.0 MB, the audit's index 4.0 MB" in text
+    assert "1 events tell no time" in text
+    assert "the audit's index is 2 events behind" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("short", "short"), ("long text", "long …"), ("a\nb", "a\ufffdb")]
+)
+def test_a_column_is_filled_and_not_overrun(text: str, shown: str) -> None:
+    assert cut(text, 6) == shown
+
+
+def test_a_time_is_in_utc_unless_it_says_otherwise() -> None:
+    day = datetime(2026, 11, 22, tzinfo=UTC)
+    assert parse_time("--from", None) is None
+    assert parse_time("--from", "2026-11-22") == day
+    assert parse_time("--from", "2026-11-22T01:00:00+02:00") == day - timedelta(hours=1)
+    with pytest.raises(NotInspected, match=r"--from: 'now' is not a time such as"):
+        parse_time("--from", "now")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["list"], "start `make up` first"),
+        (["tail", "-f"], "start `make up` first"),
+        (["stats"], "start `make up` first"),
+        (["list", "--from", "soon"], "--from: 'soon' is not a time"),
+        (["list", "--stream", "x"], "--stream"),
+        (["list", "--limit", "1001"], "--limit"),
+        (["list", "--payload", "some"], "--payload"),
+        (["show", "0"], "position"),
+        (["state", "x"], "x"),
+        (["state", str(UUID(int=1)), "--at-time", "x"], "--at-time: 'x' is not a time"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    arguments: list[str],
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("BACKLOT_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr(sys, "argv", ["backlot", "events", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert ended.value.code not in (0, None)
+    assert out == ""
+    assert err.startswith("backlot: ")
+    assert err.count("\n") == 1
+    assert why in err
