@@ -52,6 +52,14 @@ def operate(writer: Writer, count: int) -> None:
         writer.save(operation)
 
 
+def hesitate(writer: Writer) -> None:
+    """A like that is taken back: in one batch it comes to nothing, in two it does not."""
+    video, another = uuid4(), uuid4()
+    writer.like(video, "alice")
+    writer.like(another, "bob", "carol", "dora")
+    writer.unlike(video, "alice")
+
+
 def advance(conn: Connection[TupleRow], writer: Writer, copy: Projection, batch: int) -> None:
     """Bring a copy to the end of the log, in batches of one size."""
     applier = Applier(copy, mapper=writer.mapper, batch_events=batch)
@@ -75,6 +83,7 @@ def live_and_rebuilt(
         before = writer.head
         history.grow(STEPS)
         operate(writer, 4)
+        hesitate(writer)
         if spoilt:
             spoil_one_of_each_topic(conn, before)
         for live in lives:
