@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Query, Response
-from pydantic import AfterValidator, AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
 from infra.contract import VIDEO_ID, Page
 from infra.http import Auditor, Problem, problems, wire
@@ -30,6 +31,18 @@ Limit = Annotated[int, Query(description="How many items at most.", ge=1, le=200
 Position = Annotated[int, Path(ge=1, lt=END, description="From 1.", examples=[1])]
 MAX_NAME = 200
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(storable)]
+
+RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d")
+
+
+def _is_written_out(value: object) -> object:
+    """A number is a time for pydantic, and a mistake here."""
+    if not (isinstance(value, str) and RFC_3339.match(value)):
+        raise ValueError("must be a time such as 2026-11-22T09:30:15Z")
+    return value
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_is_written_out)]
 
 router = APIRouter(prefix="/audit", tags=["audit"])
 
@@ -69,10 +82,10 @@ def wanted(
         Name | None, Query(alias="correlationId", description="Of one conversation.")
     ] = None,
     since: Annotated[
-        AwareDatetime | None, Query(alias="from", description="Recorded at or after this time.")
+        Time | None, Query(alias="from", description="Recorded at or after this time.")
     ] = None,
     until: Annotated[
-        AwareDatetime | None, Query(alias="to", description="Recorded before this time.")
+        Time | None, Query(alias="to", description="Recorded before this time.")
     ] = None,
     after: Annotated[int, Query(ge=0, lt=END, description="After this position.")] = 0,
     before: Annotated[int, Query(ge=1, le=END, description="Before this position.")] = END,
@@ -100,7 +113,7 @@ def moment(
         int | None, Query(alias="atVersion", ge=1, lt=END, description="Up to this version.")
     ] = None,
     time: Annotated[
-        AwareDatetime | None, Query(alias="atTime", description="Up to this time, included.")
+        Time | None, Query(alias="atTime", description="Up to this time, included.")
     ] = None,
 ) -> Moment:
     """Up to where a stream is wanted."""

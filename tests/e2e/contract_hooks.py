@@ -21,6 +21,8 @@ from tests.e2e.videos import read, send_parts, start, upload
 
 # A stream of a video that exists has no end; tests/e2e/test_live.py reads one.
 ENDLESS = "/videos/{video_id}/events"
+# Under which everything that is made here is found in the audit.
+CONVERSATION = "contract"
 
 
 class World:
@@ -28,6 +30,7 @@ class World:
 
     def __init__(self) -> None:
         headers = {"Authorization": f"Bearer {os.environ['CONTRACT_TOKEN']}"}
+        headers["X-Request-Id"] = CONVERSATION
         self._client = plain.client(base_url=os.environ["CONTRACT_URL"], headers=headers)
         self._video = upload(self._client)
         self._signed = count()
@@ -51,6 +54,8 @@ class World:
                     del case.headers[header]
         if "name" in names and len(names["name"]) == 1:
             names["name"] = "likes"
+        if "correlation_id" in names and len(names["correlation_id"]) == 1:
+            names["correlation_id"] = CONVERSATION
 
     def _makers(self, case: schemathesis.Case[Any]) -> dict[str, Callable[[], str]]:
         ends = case.method == "DELETE"
@@ -58,6 +63,7 @@ class World:
             "video_id": lambda: upload(self._client) if ends else self._video,
             "upload_id": lambda: self._upload(sent=case.path.endswith("/complete")),
             "comment_id": self._comment,
+            "stream_id": lambda: self._video,
         }
 
     def _comment(self) -> str:

@@ -1,0 +1,164 @@
+"""The audit of the started program: the terminal and HTTP say the same, and `tail` follows."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from infra.auth import mint_token
+from infra.data_folder import secret_path
+from tests.e2e import plain
+from tests.e2e.program import Program, wait_for
+from tests.e2e.videos import read, upload
+
+
+@pytest.fixture(scope="module")
+def story(server: Program) -> dict[str, str]:
+    """A video that was renamed, commented and liked, under correlation ids of their own."""
+    ann = server.client("ann")
+    video = upload(ann)
+    named = {"X-Request-Id": "audit-rename"}
+    read(ann.patch(f"/videos/{video}", json={"title": "Sun"}, headers=named))
+    said = {"X-Request-Id": "audit-comment"}
+    path = f"/videos/{video}/comments"
+    comment = read(ann.post(path, json={"content": "¡Qué bonito!"}, headers=said))
+    read(ann.put(f"/videos/{video}/like"))
+    return {"video": video, "comment": str(comment["commentId"])}
+
+
+@pytest.fixture(scope="module")
+def admin(server: Program) -> httpx.Client:
+    return server.client("olga", admin=True)
+
+
+def shown(server: Program, *arguments: str) -> Any:
+    """What `backlot events … --json` prints."""
+    ended = server.run("events", *arguments, "--json")
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def test_the_terminal_and_http_give_the_same_answers(
+    server: Program, story: dict[str, str], admin: httpx.Client
+) -> None:
+    video = story["video"]
+    (renamed,) = shown(server, "list", "--correlation", "audit-rename")["items"]
+    position = renamed["position"]
+    assert renamed["topic"] == "upload.details_changed.v1"
+    assert renamed["payload"]["title"] == "Sun"
+    for arguments, path in (
+        (["list", "--stream", video, "--order", "asc"],
+         f"/audit/events?stream={video}&order=asc"),
+        (["list", "--actor", "ann", "--limit", "2", "--payload", "masked"],
+         "/audit/events?actor=ann&limit=2&payload=masked"),
+        (["show", str(position)], f"/audit/events/{position}"),
+        (["stream", video], f"/audit/streams/{video}"),
+        (["stream", video, "--at-version", "2"], f"/audit/streams/{video}?atVersion=2"),
+        (["trace", "audit-comment"], "/audit/trace/audit-comment"),
+    ):  # fmt: skip
+        assert shown(server, *arguments) == admin.get(path).json(), arguments
+    state = shown(server, "state", video, "--at-version", "2")
+    assert state == admin.get(f"/audit/streams/{video}?atVersion=2").json()["state"]
+    assert state["fields"]["title"] != "Sun"
+    counted = shown(server, "stats")
+    assert {each["aggregate"] for each in counted["aggregates"]} >= {"upload", "comment"}
+
+
+def test_a_token_for_auditors_reads_masked(server: Program, story: dict[str, str]) -> None:
+    ended = server.run("token", "--user", "eve", "--auditor", "--json")
+    minted = json.loads(ended.stdout)
+    assert minted["roles"] == ["auditor"]
+    headers = {"Authorization": f"Bearer {minted['token']}"}
+    path = f"{server.url}/audit/streams/{story['comment']}"
+    answer = plain.get(path, headers=headers)
+    assert answer.status_code == 200
+    assert "bonito" not in answer.text
+    assert plain.get(f"{path}?payload=full", headers=headers).status_code == 403
+    assert plain.get(f"{server.url}/projections", headers=headers).status_code == 403
+
+
+def test_people_read_lines(server: Program, story: dict[str, str]) -> None:
+    for arguments in (
+        ["list", "--aggregate", "comment"],
+        ["stream", story["video"]],
+        ["state", story["comment"]],
+        ["trace", "audit-comment"],
+        ["stats"],
+    ):
+        ended = server.run("events", *arguments)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert max(map(len, ended.stdout.splitlines())) <= 100
+
+
+def test_what_is_not_there_is_one_line(server: Program) -> None:
+    for arguments, why in (
+        (["show", "99999999"], "There is no event at position 99999999."),
+        (["trace", "unheard-of"], "No event has that correlation id."),
+        (["list", "--cursor", "x"], "`cursor` is not one of this list"),
+    ):
+        ended = server.run("events", *arguments)
+        assert ended.returncode == 1
+        assert ended.stdout == ""
+        assert ended.stderr.startswith(f"backlot: {why}")
+        assert ended.stderr.count("\n") == 1
+
+
+def test_all_pages_come_as_lines(server: Program, story: dict[str, str]) -> None:
+    ended = server.run("events", "list", "--all", "--order", "asc", "--json")
+    positions = [json.loads(line)["position"] for line in ended.stdout.splitlines()]
+    assert positions == list(range(1, len(positions) + 1))
+    assert len(positions) >= 5
+
+
+@pytest.fixture
+def follow(server: Program) -> Callable[[], subprocess.Popen[str]]:
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "backlot", "events", "tail", "-n", "1", "-f", "--json"],
+            cwd=server.home,
+            env=server.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def test_tail_follows_until_ctrl_c(
+    server: Program, story: dict[str, str], follow: Callable[[], subprocess.Popen[str]]
+) -> None:
+    tail = follow()
+    try:
+        assert tail.stdout is not None
+        first = json.loads(tail.stdout.readline())
+        bob, seen, began = server.client("bob"), [], time.monotonic()
+        for _ in range(3):
+            read(bob.post(f"/videos/{story['video']}/like"))
+            seen.append(json.loads(tail.stdout.readline()))
+        assert time.monotonic() - began < 20
+        assert [each["position"] for each in seen] == [first["position"] + n for n in (1, 2, 3)]
+        assert {each["actor"] for each in seen} == {"bob"}
+    finally:
+        tail.send_signal(signal.SIGINT)
+    out, err = tail.communicate(timeout=20)
+    assert (tail.returncode, out, err) == (0, "", "")
+
+
+def test_the_index_catches_up(server: Program, story: dict[str, str], admin: httpx.Client) -> None:
+    def caught_up() -> bool:
+        counted = admin.get("/audit/stats").json()
+        return bool(counted["indexed"] == counted["head"])
+
+    wait_for(caught_up)
+    minted = mint_token(secret_path(server.data).read_text().strip(), "olga", ["admin"])
+    listed = plain.get(f"{server.url}/projections", headers={"Authorization": f"Bearer {minted}"})
+    assert "audit" in {each["name"] for each in listed.json()["items"]}
