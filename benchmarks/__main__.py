@@ -22,6 +22,7 @@ from benchmarks import (
     parts,
     projecting,
     replaying,
+    sealing,
 )
 from benchmarks.bench import Bench, open_bench, say
 from benchmarks.results import Comparison, as_table, machine, write_json
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Comparison]]] = {
     "projecting": projecting.run,
     "memory": memory.run,
     "replaying": replaying.run,
+    "sealing": sealing.run,
     "growth": growth.run,
     "finalize": finalize.run,
     "parts": parts.run,

@@ -67,8 +67,8 @@ def import_log(
         report = check.finish()
         if report.fault is not None:
             raise ImportRefused(f"{path}: {report.fault.detail} ({report.fault.kind})")
+        conn.execute("ANALYZE public.backlot_events")
         conn.execute(NOTIFY)
-    conn.execute("ANALYZE public.backlot_events")
     return report
 
 

@@ -108,6 +108,8 @@ class Check:
         position = group[0].position
         if position < self._expected:
             self._note(_added(group[0], "no event belongs there"))
+        elif self._until is not None and position > self._until:
+            self._note(_added(group[0], f"the log should end with position {self._until}"))
         elif self._seal is None or position > self._seal.last:
             self._end_seal()
             self._tail.take(group, self._expected)

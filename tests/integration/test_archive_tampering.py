@@ -88,6 +88,7 @@ def insert(lines: list[bytes], after: int, position: int) -> None:
         (lambda at: insert(at, 33, 33), ("added", 33)),
         (lambda at: insert(at, 33, 12), ("added", 12)),
         (lambda at: insert(at, EVENTS, EVENTS + 100), ("added", EVENTS + 100)),
+        (lambda at: insert(at, EVENTS, EVENTS + 1), ("added", EVENTS + 1)),
         (lambda at: at.pop(1), ("seal-missing", None)),
         (lambda at: at.pop(index(11) - 1), ("seal-missing", 11)),
         (lambda at: at.__delitem__(slice(index(51) - 1, None)), ("missing", 51)),

@@ -1,0 +1,33 @@
+"""Seals the log at the URL that it is given, as a process with the role workers does."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+from infra.logging import configure_logging
+from infra.seals import Sealer
+from infra.settings import load_settings
+from workers.sealing import keep_sealing
+
+READY = "ready"
+
+
+async def serve(sealer: Sealer, block_seconds: float) -> None:
+    """Until SIGTERM."""
+    task = asyncio.ensure_future(keep_sealing(sealer, block_seconds))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    print(READY, flush=True)
+    await asyncio.wait([task])
+
+
+def make_sealer(url: str) -> Sealer:
+    """A sealer with the default settings."""
+    settings = load_settings({})
+    return Sealer(url, block_events=settings.seal_block_events, block_seconds=settings.seal_seconds)
+
+
+if __name__ == "__main__":
+    configure_logging(load_settings({"LOG_LEVEL": "error"}))
+    asyncio.run(serve(make_sealer(sys.argv[1]), load_settings({}).seal_seconds))
