@@ -11,6 +11,7 @@ import orjson
 import pytest
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
+from structlog.testing import capture_logs
 
 from infra import metrics
 from infra.privacy import PayloadMode
@@ -19,6 +20,7 @@ from projections.catalog import Catalog
 from projections.completeness import completeness
 from projections.connecting import connect
 from projections.install import install
+from projections.likes import Likes
 from projections.parked import NotParked, ParkedStatus, find, parked, show
 from projections.parking import NoReason, NotStopped, discard, park_and_go_on
 from projections.positions import look
@@ -49,6 +51,18 @@ class BrokenCatalog(Catalog):
 
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
         raise ValueError("a bug of the last release")
+
+
+class ParkingLikes(Likes):
+    """Can't take the likes of viewers called bad, until it is mended."""
+
+    on_poison = "park"
+    mended = False
+
+    def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
+        if not self.mended and any(recorded.event.actor.startswith("bad") for recorded in batch):
+            raise ValueError("a bug of the last release")
+        super().apply(batch, cursor)
 
 
 class Stretches(RangeProjection):
@@ -258,6 +272,61 @@ def test_the_live_copy_waits_for_a_retry(
         caught_up(database_url, ["tally"], writer.head)
     assert seen(database_url) == [1, 2, 3, 4, 5, 6]
     assert completeness(conn, tally).complete
+
+
+def test_a_retry_waits_for_the_transaction_under_way(
+    conn: Connection[TupleRow], tally: Tally, writer: Writer, database_url: str
+) -> None:
+    """It takes the copy's row before any other, as the runner does: neither waits in turn."""
+    with hosting(database_url, tally), ThreadPoolExecutor(1) as pool:
+        caught_up(database_url, ["tally"], writer.head)
+        tally.entered.clear()
+        tally.go_on.clear()
+        writer.like(VIDEO, "eve")
+        assert tally.entered.wait(10)
+        attempt = pool.submit(retry, conn, Parking(), mapper=writer.mapper)
+        with pytest.raises(TimeoutError):
+            attempt.result(timeout=0.3)
+        tally.go_on.set()
+        assert outcomes(attempt.result(timeout=10)) == {2: "applied", 4: "applied"}
+    assert completeness(conn, tally).complete
+
+
+def test_a_retry_during_a_switch_is_of_the_new_copy(
+    conn: Connection[TupleRow], tally: Tally, writer: Writer, database_url: str
+) -> None:
+    with connect(database_url, "test") as switching, ThreadPoolExecutor(1) as pool:
+        with switching.transaction():
+            switching.execute("UPDATE projections.state SET schema = 'tally__previous'")
+            switching.execute(
+                "INSERT INTO projections.state (schema, name, version, position) "
+                "VALUES ('tally', 'tally', 1, 5)"
+            )
+            attempt = pool.submit(retry, conn, Parking(), [2], mapper=writer.mapper)
+            with pytest.raises(TimeoutError):
+                attempt.result(timeout=0.3)
+        # There it is applied.
+        assert outcomes(attempt.result(timeout=10)) == {2: "absent"}
+
+
+def test_retries_beside_a_busy_live_copy_are_exact(
+    conn: Connection[TupleRow], writer: Writer, database_url: str
+) -> None:
+    """Both write the same count's row; neither is torn out of the other's way."""
+    likes = ParkingLikes()
+    writer.like(VIDEO, *(f"bad-{n}" for n in range(60)))
+    with capture_logs() as logs:
+        advance(conn, writer, likes)
+        likes.mended = True
+        with hosting(database_url, likes):
+            for n in range(30):
+                writer.like(VIDEO, *(f"viewer-{n}-{m}" for m in range(20)))
+                results = retry(conn, likes, [2 * n + 1, 2 * n + 2], mapper=writer.mapper)
+                assert [result.outcome for result in results] == [Outcome.APPLIED] * 2
+            caught_up(database_url, ["likes"], writer.head)
+    assert [line for line in logs if line["event"] == "projection_interrupted"] == []
+    assert rows(database_url, "SELECT likes FROM likes.counts") == [(660,)]
+    assert completeness(conn, likes).complete
 
 
 def test_discarding_says_who_when_and_why(
