@@ -28,6 +28,7 @@ from infra.codec import EventMapper
 from infra.counters import AsyncCounters
 from infra.http import create_app
 from infra.settings import Role
+from projections.counter_rebuild import NAME as COUNTERS
 from projections.waiting import Waiting
 from readapi.counts import LikeCounts
 from readapi.integrity import Integrity
@@ -173,7 +174,7 @@ def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
         public_url=settings.configured_public_url,
         finalize_lock_seconds=settings.finalize_lock_seconds,
         finalize_wait_seconds=settings.finalize_wait_seconds,
-        projections=frozenset(projection.name for projection in parts.models.all()),
+        projections=frozenset(parts.models.by_name()) | {COUNTERS},
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-from contextlib import closing
+from contextlib import ExitStack, closing
 from threading import Event
 from types import FrameType
 from uuid import UUID
 
 from backlot.database import database_url
-from backlot.wiring import ReadModels
+from backlot.wiring import ReadModels, open_counters
 from infra.codec import EventMapper
 from infra.event_store import open_recorder
 from infra.logging import configure_logging
@@ -33,7 +33,12 @@ def run_operation(settings: Settings, operation_id: UUID) -> None:
     signal.signal(signal.SIGTERM, stop)
     url = database_url(settings)
     recorder = open_recorder(url)
-    with closing(recorder.datastore), connect(url, "operation") as conn:
+    with (
+        ExitStack() as stack,
+        closing(recorder.datastore),
+        connect(url, "operation") as conn,
+    ):
+        counters = open_counters(settings, stack)
         models = ReadModels.make().by_name()
-        tools = Tools(url, models, EventMapper(), tell_nobody, stopping)
+        tools = Tools(url, models, EventMapper(), tell_nobody, stopping, counters)
         perform(conn, recorder, tools, operation_id)

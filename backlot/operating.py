@@ -9,7 +9,7 @@ import getpass
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from threading import Event
 
@@ -20,9 +20,10 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from backlot.database import database_url
-from backlot.wiring import ReadModels
+from backlot.wiring import ReadModels, open_counters
 from domain.operation import Members, Outcome
 from infra.codec import EventMapper
+from infra.counters import Counters
 from infra.errors import OperatorError
 from infra.event_store import GroupCommitRecorder, open_recorder
 from infra.operations import load, recording
@@ -31,6 +32,7 @@ from projections import positions
 from projections.acting import Ended, Tools
 from projections.actions import carry_out
 from projections.connecting import connect
+from projections.counter_rebuild import NAME as COUNTERS
 from projections.projection import Projection
 from projections.replay_progress import Report, tell_nobody
 
@@ -57,6 +59,7 @@ class Operator:
     recorder: GroupCommitRecorder
     models: dict[str, Projection]
     mapper: EventMapper
+    counters: Counters | None
     stopping: Event = field(default_factory=Event)
 
     def projection(self, name: str) -> Projection:
@@ -69,14 +72,19 @@ class Operator:
 
     def tools(self, report: Report = tell_nobody) -> Tools:
         """What actions are carried out with here."""
-        return Tools(self.url, self.models, self.mapper, report, self.stopping)
+        return Tools(
+            self.url, self.models, self.mapper, report, self.stopping, counters=self.counters
+        )
 
-    def do(self, action: str, name: str, parameters: Members) -> Ended:
+    def do(
+        self, action: str, name: str, parameters: Members, report: Report = tell_nobody
+    ) -> Ended:
         """Carry out an action that ends by itself, and record it; raises NotDone."""
-        self.projection(name)
+        if name != COUNTERS:
+            self.projection(name)
         with recording(self.recorder, self.actor, action, name, parameters) as running:
             operation = load(self.recorder, running.operation_id)
-            ended = carry_out(self.conn, self.tools(), operation)
+            ended = carry_out(self.conn, self.tools(report), operation)
             if ended is None:
                 raise NotDone(f"{action} {name} is not over")
             running.outcome, running.result = ended
@@ -98,14 +106,14 @@ def operating(settings: Settings) -> Iterator[Operator]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     url = database_url(settings)
     try:
-        with connect(url, "operator") as conn:
+        with ExitStack() as stack:
+            conn = stack.enter_context(connect(url, "operator"))
             _require_tables(conn)
             recorder = open_recorder(url)
-            try:
-                models = ReadModels.make().by_name()
-                yield Operator(operator_name(), url, conn, recorder, models, EventMapper())
-            finally:
-                recorder.datastore.close()
+            stack.callback(recorder.datastore.close)
+            models = ReadModels.make().by_name()
+            counters = open_counters(settings, stack)
+            yield Operator(operator_name(), url, conn, recorder, models, EventMapper(), counters)
     except (psycopg.OperationalError, psycopg.InterfaceError, PersistenceError) as error:
         raise DatabaseAway(
             f"the database does not answer: {' '.join(str(error).split())}"

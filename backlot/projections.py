@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,12 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backlot.operating import Operator
-    from backlot.replaying import Replaying
-    from projections.replays import Replay
 
 DIFFERS = 1
-UNCONFIRMED = 3
-INTERRUPTED = 130
 
 app = typer.Typer(help="Read models: state, replay, verify, rollback.", no_args_is_help=True)
 app.add_typer(parked.app, name="parked")
@@ -85,10 +80,16 @@ def replay(
 ) -> None:
     """Build it again beside the live copy, compare, switch; goes on with an unfinished one.
 
-    Exit code 3: the copies differ, and the replay waits for `backlot projections confirm`.
+    `counters` are the like counters in Redis. Exit code 3: the copies differ, and the replay waits
+    for `backlot projections confirm`.
     """
-    parameters = {"to": to, "yes": yes, "workers": workers, "reason": reason}
-    _carry("replay", name, parameters, yes=yes, detach=detach, as_json=as_json)
+    from backlot.projection_runs import carry, rebuild_counters
+
+    if name == "counters":
+        rebuild_counters(given(reason=reason), as_json=as_json)
+        return
+    parameters = given(to=to, yes=yes, workers=workers, reason=reason)
+    raise typer.Exit(carry("replay", name, parameters, yes=yes, detach=detach, as_json=as_json))
 
 
 @app.command()
@@ -100,9 +101,12 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Bring the previous copy up to date, and make it the live one again."""
-    if not yes and not detach:
+    from backlot.projection_runs import carry
+
+    if not yes:
         typer.confirm(f"Switch {name} back to its previous copy?", abort=True, err=True)
-    _carry("rollback", name, {"reason": reason}, yes=True, detach=detach, as_json=as_json)
+    parameters = given(reason=reason)
+    raise typer.Exit(carry("rollback", name, parameters, yes=True, detach=detach, as_json=as_json))
 
 
 @app.command()
@@ -111,18 +115,13 @@ def verify(
 ) -> None:
     """Build it again aside and compare; changes nothing. Exit code 1: some rows differ."""
     from backlot.operating import operating
-    from backlot.projection_lines import differences, told
-    from backlot.replaying import Replaying
+    from backlot.projection_runs import verify_all
 
     with operating(load_settings()) as operator:
-        found = [
-            _run(Replaying(operator, "verify", each, _given(reason=reason)), yes=True)
-            for each in _names(operator, name, every=every)
-        ]
-        data = [{"name": each.name, **_as_dict(operator, each)} for each in found]
-    lines = [line for each in found for line in (told(each), *differences(each.result))]
+        names = _names(operator, name, every=every)
+        lines, data, equal = verify_all(operator, names, given(reason=reason))
     show("\n".join(lines), {"items": data} if every else data[0], as_json)
-    raise typer.Exit(DIFFERS if any(not _is_verified(each) for each in found) else 0)
+    raise typer.Exit(0 if equal else DIFFERS)
 
 
 @app.command()
@@ -135,7 +134,7 @@ def completeness(
 
     with operating(load_settings()) as operator:
         data = [
-            operator.do("completeness", each, _given(reason=reason)).result
+            operator.do("completeness", each, given(reason=reason)).result
             for each in _names(operator, name, every=every)
         ]
     lines = [line for each in data for line in accounted(each)]
@@ -148,7 +147,7 @@ def pause(
     name: Name, of_replay: OfReplay = False, reason: Reason = None, as_json: Json = False
 ) -> None:
     """Let it, or its replay, rest where it stands, in whichever process it runs."""
-    _do("pause", name, {"replay": of_replay or None, "reason": reason}, as_json)
+    _do("pause", name, given(replay=of_replay, reason=reason), as_json)
 
 
 @app.command()
@@ -156,19 +155,19 @@ def resume(
     name: Name, of_replay: OfReplay = False, reason: Reason = None, as_json: Json = False
 ) -> None:
     """Let it, or its replay, go on; a replay is carried on by a running Backlot, or `replay`."""
-    _do("resume", name, {"replay": of_replay or None, "reason": reason}, as_json)
+    _do("resume", name, given(replay=of_replay, reason=reason), as_json)
 
 
 @app.command()
 def cancel(name: Name, reason: Reason = None, as_json: Json = False) -> None:
     """Give its replay up, and drop what it has built."""
-    _do("cancel", name, {"reason": reason}, as_json)
+    _do("cancel", name, given(reason=reason), as_json)
 
 
 @app.command()
 def confirm(name: Name, reason: Reason = None, as_json: Json = False) -> None:
     """Let its replay switch although the copies differ; a running Backlot, or `replay`, does."""
-    _do("confirm", name, {"reason": reason}, as_json)
+    _do("confirm", name, given(reason=reason), as_json)
 
 
 @app.command(name="drop-old")
@@ -176,7 +175,7 @@ def drop_old(name: Name, yes: Yes = False, reason: Reason = None, as_json: Json 
     """Remove the previous copy, which `rollback` would go back to."""
     if not yes:
         typer.confirm(f"Remove the previous copy of {name}?", abort=True, err=True)
-    _do("drop-old", name, {"reason": reason}, as_json)
+    _do("drop-old", name, given(reason=reason), as_json)
 
 
 @app.command(name="carry-out", hidden=True)
@@ -189,7 +188,7 @@ def carry_out(operation_id: str) -> None:
     run_operation(load_settings(), UUID(operation_id))
 
 
-def _given(**parameters: Any) -> dict[str, object]:
+def given(**parameters: object) -> dict[str, object]:
     """Those that were given: what is not said is not recorded."""
     return {name: value for name, value in parameters.items() if value not in (None, False)}
 
@@ -200,74 +199,10 @@ def _names(operator: Operator, name: str | None, *, every: bool) -> Sequence[str
     return sorted(operator.models) if name is None else [name]
 
 
-def _is_verified(found: Replay) -> bool:
-    return found.state == "verified" and found.result is not None and not found.result["differs"]
-
-
-def _do(action: str, name: str, parameters: dict[str, Any], as_json: bool) -> None:
+def _do(action: str, name: str, parameters: dict[str, object], as_json: bool) -> None:
     from backlot.operating import operating
 
     with operating(load_settings()) as operator:
-        ended = operator.do(action, name, _given(**parameters))
+        ended = operator.do(action, name, parameters)
     words = [f"{action} {name}: {ended.outcome}", *(f"{k} {v}" for k, v in ended.result.items())]
     show(", ".join(words), {"outcome": str(ended.outcome), **ended.result}, as_json)
-
-
-def _carry(
-    action: str, name: str, parameters: dict[str, Any], *, yes: bool, detach: bool, as_json: bool
-) -> None:
-    from backlot.operating import operating
-    from backlot.replaying import Replaying
-
-    with operating(load_settings()) as operator:
-        replaying = Replaying(operator, action, name, _given(**parameters))
-        if detach:
-            operation = str(replaying.detach())
-            show(f"requested: operation {operation}", {"operationId": operation}, as_json)
-            return
-        found = _run(replaying, yes=yes)
-        show("\n".join(_told(found)), _as_dict(operator, found), as_json)
-    raise typer.Exit(_code(found))
-
-
-def _run(replaying: Replaying, *, yes: bool) -> Replay:
-    from backlot.replaying import Interrupted
-
-    try:
-        return replaying.run(lambda found: yes or _agreed(found))
-    except Interrupted as interrupted:
-        typer.echo(f"backlot: {interrupted}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def _agreed(found: Replay) -> bool:
-    """Whether the operator, having seen what differs, wants the switch; nobody there: no."""
-    from backlot.projection_lines import differences
-
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    typer.echo("\n".join(differences(found.result or {})), err=True)
-    return typer.confirm(f"Switch {found.name} to the new copy?", err=True)
-
-
-def _told(found: Replay) -> list[str]:
-    from backlot.projection_lines import differences, told
-
-    differs = found.result is not None and found.result["differs"]
-    return [told(found), *(differences(found.result) if found.result and differs else ())]
-
-
-def _as_dict(operator: Operator, found: Replay) -> dict[str, Any]:
-    from projections import positions
-    from readapi.projection_status import present_replay
-
-    live = positions.look(operator.conn, found.name)
-    told = present_replay(found, live.head if live else found.position)
-    return told.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-
-def _code(found: Replay) -> int:
-    """0 for what was wanted, 3 for what waits to be confirmed, 1 for any other end or rest."""
-    if not found.finished:
-        return 1 if found.paused else UNCONFIRMED
-    return int(found.state in ("cancelled", "failed"))

@@ -120,7 +120,7 @@ def open_parts(settings: Settings, stack: ExitStack) -> Parts:
     host = None
     if Role.PROJECTIONS in settings.roles:
         host = _run_projections(settings, database_url, models, counters, stack)
-        _carry_out_operations(database_url, models, recorder, host, stack)
+        _carry_out_operations(settings, database_url, models, recorder, host, counters, stack)
         host.start()
     authenticator = make_authenticator(settings, secret)
     redis = open_redis(settings.redis_url)
@@ -185,18 +185,21 @@ def _run_projections(
 
 
 def _carry_out_operations(
+    settings: Settings,
     database_url: str,
     models: ReadModels,
     recorder: GroupCommitRecorder,
     host: ProjectionHost,
+    counters: Counters | None,
     stack: ExitStack,
 ) -> None:
     """Have what operators ask for done here; replays in processes of their own."""
     command = [sys.executable, "-m", "backlot", "projections", "carry-out"]
     children = Children(command, {"DATABASE_URL": database_url})
-    tools = Tools(database_url, models.by_name(), EventMapper(), tell_nobody, Event())
+    tools = Tools(database_url, models.by_name(), EventMapper(), tell_nobody, Event(), counters)
     moved = host.follow(models.operations.name)
-    executor = Executor(recorder, models.operations, tools, children, moved)
+    auto = settings.projection_auto_replay
+    executor = Executor(recorder, models.operations, tools, children, moved, auto_replay=auto)
     executor.start()
     stack.callback(executor.stop)
 

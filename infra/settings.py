@@ -249,6 +249,7 @@ class Settings(BaseSettings):
 
     projection_batch_events: PositiveInt = Field(default=5000, alias="PROJECTION_BATCH_EVENTS")
     projection_poll_seconds: PositiveFloat = Field(default=1.0, alias="PROJECTION_POLL_SECONDS")
+    projection_auto_replay: bool = Field(default=True, alias="PROJECTION_AUTO_REPLAY")
 
     seal_block_events: int = Field(default=1000, alias="SEAL_BLOCK_EVENTS", ge=1, le=10_000)
     seal_seconds: PositiveFloat = Field(default=5.0, alias="SEAL_SECONDS", le=3600)

@@ -12,7 +12,10 @@ from psycopg.rows import TupleRow
 
 from domain.operation import Members, Operation, Outcome
 from infra.codec import EventMapper
+from infra.counters import Counters
 from infra.errors import OperatorError
+from projections.counter_rebuild import renewing
+from projections.likes import Likes
 from projections.projection import Projection
 from projections.replay_progress import Report
 from projections.replays import Replay
@@ -33,7 +36,7 @@ class Refused(OperatorError):
 class Tools:
     """What actions are carried out with; `models` are the live projections by name.
 
-    `report` hears how far a replay is, `after_switch` that another copy has become the live one.
+    `report` hears how far a replay is. `counters` are those in Redis, where one is configured.
     """
 
     database_url: str
@@ -41,7 +44,20 @@ class Tools:
     mapper: EventMapper
     report: Report
     stopping: Event
-    after_switch: Callable[[Replay], None] | None = None
+    counters: Counters | None = None
+
+    @property
+    def likes(self) -> Likes | None:
+        """What the counters count."""
+        found = self.models.get(Likes.name)
+        return found if isinstance(found, Likes) else None
+
+    @property
+    def after_switch(self) -> Callable[[Replay], None] | None:
+        """What follows when another copy has become the live one."""
+        if self.counters is None or self.likes is None:
+            return None
+        return renewing(self.database_url, self.likes, self.counters)
 
 
 @dataclass(frozen=True)

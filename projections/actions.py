@@ -14,6 +14,8 @@ from infra.errors import OperatorError
 from projections import positions, replay_operations
 from projections.acting import Act, Ended, Refused, Tools
 from projections.completeness import completeness
+from projections.counter_rebuild import NAME as COUNTERS
+from projections.counter_rebuild import rebuild
 from projections.parking import discard, park_and_go_on
 from projections.replay_actions import PURPOSES, begun, replay, replay_of
 from projections.replays import Replay
@@ -31,12 +33,16 @@ def carry_out(conn: Connection[TupleRow], tools: Tools, operation: Operation) ->
     """
     if operation.action not in ACTIONS:
         return Ended(Outcome.FAILED, {"error": "Who began it ended before it was done."})
+    if operation.subject == COUNTERS and operation.action == "replay":
+        return _rebuild_counters(conn, tools)
     return _act(ACTIONS[operation.action], conn, tools, operation)
 
 
 def prepare(conn: Connection[TupleRow], tools: Tools, operation: Operation) -> Ended | None:
     """Begin what takes long, so that what is asked for next finds it begun; None if it could be."""
-    return _act(_begin, conn, tools, operation) if operation.action in PURPOSES else None
+    if operation.action not in PURPOSES or operation.subject == COUNTERS:
+        return None
+    return _act(_begin, conn, tools, operation)
 
 
 def _act(
@@ -49,6 +55,13 @@ def _act(
         return action(Act(tools, conn, operation, projection))
     except OperatorError as error:
         return Ended(Outcome.REFUSED, {"reason": str(error)})
+
+
+def _rebuild_counters(conn: Connection[TupleRow], tools: Tools) -> Ended:
+    if tools.counters is None or tools.likes is None:
+        return Ended(Outcome.REFUSED, {"reason": "There are no counters: REDIS_URL is not set."})
+    done = rebuild(conn, tools.likes, tools.counters, tools.report)
+    return Ended(Outcome.DONE, {"counters": done})
 
 
 def is_long(conn: Connection[TupleRow], operation: Operation) -> bool:

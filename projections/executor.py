@@ -15,20 +15,22 @@ from eventsourcing.persistence import PersistenceError
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from domain.operation import Operation, Outcome
+from domain.operation import Members, Operation, Outcome
 from infra.event_store import GroupCommitRecorder
-from infra.operations import claim, describe, finish, load, release
+from infra.operations import claim, describe, finish, load, release, request
 from projections import positions
 from projections.acting import Ended, Tools
 from projections.actions import carry_out, is_long, prepare
 from projections.children import Children
 from projections.connecting import Backoff, connect, is_outage
 from projections.operations import Operations
-from projections.replay_actions import rests, under_way
+from projections.outdated import begin_for_outdated
+from projections.replay_actions import replay_of, rests, under_way
 
 log = structlog.get_logger(__name__)
 
 ACTOR = "projections"
+SYSTEM = "system"
 POLL_SECONDS = 0.5
 STOP_SECONDS = 30.0
 MAX_CRASHES = 3
@@ -82,13 +84,19 @@ class Executor:
         tools: Tools,
         children: Children,
         wake: Event,
+        *,
+        auto_replay: bool,
     ) -> None:
-        """`wake` is set when the read model of the operations has moved in this process."""
+        """`wake` is set when the read model of the operations has moved in this process.
+
+        `auto_replay`: what an older version of the code has made is built again at the start.
+        """
         self._recorder = recorder
         self._operations = operations
         self._tools = tools
         self._children = children
         self._wake = wake
+        self._auto_replay = auto_replay
         self._stopping = tools.stopping
         self._thread = Thread(target=self._run, name="operations", daemon=True)
 
@@ -119,6 +127,9 @@ class Executor:
         self._children.stop()
 
     def _follow(self, conn: Connection[TupleRow], backoff: Backoff) -> None:
+        if self._auto_replay:
+            begin_for_outdated(conn, self._tools.models, requested_by=SYSTEM)
+            self._auto_replay = False
         while not self._stopping.is_set():
             self._wake.clear()
             self._children.reap()
@@ -141,9 +152,9 @@ class Executor:
             return
         # The log decides: the read model may not know yet that it has ended.
         operation = load(self._recorder, operation_id)
-        if operation.version == 0 or operation.outcome is not None:
-            return
-        if rests(conn, self._tools, operation):
+        if operation.version == 0:
+            operation = self._record(conn, operation)
+        if operation.outcome is not None or rests(conn, self._tools, operation):
             return
         if not is_long(conn, operation):
             perform(conn, self._recorder, self._tools, operation_id)
@@ -152,6 +163,15 @@ class Executor:
         elif self._prepare(conn, operation):
             # The child claims it for itself.
             self._children.start(operation_id)
+
+    def _record(self, conn: Connection[TupleRow], operation: Operation) -> Operation:
+        """Record what was begun without a request: replays of what an older version has made."""
+        replay = replay_of(conn, operation.id)
+        if replay is None:
+            return operation
+        actor, why = replay.requested_by, f"version {replay.version} of the code"
+        parameters: Members = {"yes": replay.confirmed, "reason": why}
+        return request(self._recorder, operation.id, actor, "replay", replay.name, parameters)
 
     def _prepare(self, conn: Connection[TupleRow], operation: Operation) -> bool:
         """Begin it; False when it is refused, or another process is at it."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 import psutil
+import psycopg
 
 from backlot.wiring import ReadModels
 from domain.operation import Members, Operation, Outcome
@@ -19,9 +20,11 @@ from infra.event_store import GroupCommitRecorder
 from infra.operations import load, request
 from projections.acting import Tools
 from projections.children import Children
+from projections.connecting import connect
 from projections.executor import Executor
 from projections.host import ProjectionHost
 from projections.replay_progress import tell_nobody
+from projections.replays import Replay, replays
 from tests.e2e.program import OWN_VARIABLES, PROJECT
 from tests.integration.event_log import logged, recording
 from tests.integration.projection_support import POLL_SECONDS, eventually
@@ -91,7 +94,9 @@ def executing(
         )
         tools = Tools(database_url, models.by_name(), MAPPER, tell_nobody, Event())
         moved = host.follow("operations")
-        executor = Executor(recorder, models.operations, tools, children, moved)
+        executor = Executor(
+            recorder, models.operations, tools, children, moved, auto_replay=auto_replay
+        )
         host.start()
         stack.callback(host.stop)
         executor.start()
@@ -113,3 +118,22 @@ def await_process(operation_id: UUID) -> psutil.Process:
     """The process that carries it out, once there is one."""
     eventually(lambda: working_on(operation_id), 20)
     return working_on(operation_id)[0]
+
+
+@contextmanager
+def standing_still(database_url: str, schema: str) -> Iterator[None]:
+    """Holds the row of a copy, so that nobody moves or switches it meanwhile."""
+    with psycopg.connect(database_url) as conn:
+        conn.execute("SELECT FROM projections.state WHERE schema = %s FOR UPDATE", (schema,))
+        yield
+
+
+def replay_state(
+    root: Desk, *, state: str | None = None, paused: bool | None = None
+) -> Replay | None:
+    """The latest replay, if it is as it is wanted."""
+    with connect(root.database_url, "test") as conn:
+        for found in replays(conn):
+            fits = state in (None, found.state) and paused in (None, found.paused)
+            return found if fits else None
+    return None

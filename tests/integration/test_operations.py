@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 
-import psycopg
 import pytest
 
 from domain.errors import Invalid
@@ -17,7 +16,15 @@ from infra.operations import claim, finish, recording, release
 from projections.connecting import connect
 from projections.operations import Operations
 from projections.replays import replays
-from tests.integration.operating import Desk, await_process, desk, executing, working_on
+from tests.integration.operating import (
+    Desk,
+    await_process,
+    desk,
+    executing,
+    replay_state,
+    standing_still,
+    working_on,
+)
 from tests.integration.projection_support import (
     Writer,
     caught_up,
@@ -185,7 +192,7 @@ class TestExecutor:
             caught_up(root.database_url, ["likes"], writer.head)
             rows(root.database_url, "UPDATE likes.counts SET likes = 77 RETURNING 1")
             operation_id = root.ask("replay", "likes")
-            eventually(lambda: _state(root) == ("waiting", False), 20)
+            eventually(lambda: replay_state(root, state="waiting", paused=False), 20)
             assert root.operation(operation_id).outcome is None
             assert rows(root.database_url, "SELECT likes FROM likes.counts") == [(77,)]
             root.done("confirm", "likes")
@@ -204,7 +211,7 @@ class TestExecutor:
             with standing_still(root.database_url, "likes"):
                 operation_id = root.ask("replay", "likes")
                 await_process(operation_id)
-                eventually(lambda: _state(root) is not None)
+                eventually(lambda: replay_state(root))
                 root.done("pause", "likes", replay=True)
             eventually(lambda: not working_on(operation_id), 20)
             assert root.operation(operation_id).outcome is None
@@ -225,7 +232,7 @@ class TestExecutor:
             with standing_still(root.database_url, "likes"):
                 operation_id = root.ask("replay", "likes")
                 first = await_process(operation_id)
-                eventually(lambda: _state(root) is not None)
+                eventually(lambda: replay_state(root))
                 first.kill()
                 eventually(lambda: {p.pid for p in working_on(operation_id)} - {first.pid}, 20)
             assert root.end(operation_id)[0] is Outcome.DONE
@@ -270,22 +277,34 @@ class TestExecutor:
             with standing_still(root.database_url, "likes"):
                 operation_id = root.ask("replay", "likes")
                 child = await_process(operation_id)
-                eventually(lambda: _state(root) is not None)
+                eventually(lambda: replay_state(root))
         assert not child.is_running()
         with executing(root.database_url):
             assert root.end(operation_id)[0] is Outcome.DONE
 
-
-@contextmanager
-def standing_still(database_url: str, schema: str) -> Iterator[None]:
-    """Holds the row of a copy, so that nobody moves or switches it meanwhile."""
-    with psycopg.connect(database_url) as conn:
-        conn.execute("SELECT FROM projections.state WHERE schema = %s FOR UPDATE", (schema,))
-        yield
-
-
-def _state(root: Desk) -> tuple[str, bool] | None:
-    """The state of the latest replay, and whether it is paused."""
-    with connect(root.database_url, "test") as conn:
-        found = replays(conn)
-    return (str(found[0].state), found[0].paused) if found else None
+    @pytest.mark.parametrize("name", ["likes", "operations"])
+    def test_what_an_older_release_has_made_is_built_again_at_the_start(
+        self, root: Desk, writer: Writer, name: str
+    ) -> None:
+        writer.like(writer.video().id, "ann")
+        with executing(root.database_url):
+            root.done("pause", "comments")
+            eventually(lambda: position(root.database_url, name) >= 5)
+        query = "UPDATE projections.state SET version = 0 WHERE schema = %s RETURNING 1"
+        rows(root.database_url, query, [name])
+        with executing(root.database_url):
+            root.done("resume", "comments") if name == "likes" else time.sleep(1)
+            assert replay_state(root) is None
+        with (
+            executing(root.database_url, auto_replay=True),
+            executing(root.database_url, auto_replay=True),
+        ):
+            eventually(lambda: replay_state(root, state="switched"), 20)
+            (requested,) = [
+                event
+                for event in root.events()
+                if isinstance(event, Operation.Requested) and event.action == "replay"
+            ]
+            assert (requested.actor, requested.subject) == ("system", name)
+            assert root.end(requested.originator_id)[0] is Outcome.DONE
+            caught_up(root.database_url, [name], writer.head)

@@ -1,0 +1,322 @@
+"""`backlot projections` on a real database, with and without a running Backlot beside it."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import psycopg
+import pytest
+
+from backlot.cli import main
+from backlot.wiring import ReadModels
+from domain.operation import Operation, Outcome
+from projections.connecting import connect
+from projections.replays import replays
+from tests.e2e.program import OWN_VARIABLES, PROJECT
+from tests.integration.operating import (
+    Desk,
+    desk,
+    executing,
+    replay_state,
+    standing_still,
+    working_on,
+)
+from tests.integration.projection_support import (
+    Writer,
+    caught_up,
+    eventually,
+    hosting,
+    position,
+    rows,
+)
+
+ME = f"operator:{getpass.getuser()}"
+
+
+class Ran(NamedTuple):
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.out)
+
+
+Backlot = Callable[..., Ran]
+
+
+@pytest.fixture
+def root(database_url: str) -> Iterator[Desk]:
+    with desk(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def liked(database_url: str) -> Iterator[Writer]:
+    """A log with likes, which all projections have applied; nothing runs any more."""
+    writer = Writer(database_url)
+    writer.like(writer.video().id, "ann", "bob", "eve")
+    models = ReadModels.make().all()
+    with hosting(database_url, *models):
+        caught_up(database_url, [model.schema for model in models], writer.head)
+    yield writer
+    writer.close()
+
+
+@pytest.fixture
+def backlot(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Backlot:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+
+    def run(*words: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["backlot", "projections", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return Ran(int(str(ended.value.code)), said.out, said.err)
+
+    return run
+
+
+def launch(database_url: str, *words: str) -> subprocess.Popen[str]:
+    """The command as a process of its own."""
+    foreign = {name: text for name, text in os.environ.items() if name not in OWN_VARIABLES}
+    return subprocess.Popen(
+        [sys.executable, "-m", "backlot", "projections", *words],
+        env={**foreign, "DATABASE_URL": database_url, "PYTHONPATH": str(PROJECT)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def spoil(database_url: str) -> None:
+    """Alter a row of the live copy, as no event did."""
+    rows(database_url, "UPDATE likes.counts SET likes = 77 RETURNING 1")
+
+
+def count(database_url: str) -> int:
+    ((likes,),) = rows(database_url, "SELECT likes FROM likes.counts")
+    return int(likes)
+
+
+@pytest.mark.usefixtures("liked")
+class TestReading:
+    def test_all_and_one(self, backlot: Backlot) -> None:
+        told = backlot("list", "--json").data["items"]
+        assert [item["name"] for item in told] == sorted(ReadModels.make().by_name())
+        one = backlot("show", "likes", "--json").data
+        assert one.pop("rate") == 0.0
+        listed = next(item for item in told if item["name"] == "likes")
+        assert one == listed
+        assert [copy["kind"] for copy in one["copies"]] == ["live"]
+        assert "likes" in backlot("list").out
+        assert "copy likes (live)" in backlot("show", "likes").out
+
+    def test_what_there_is_not(self, backlot: Backlot) -> None:
+        for words in (["show", "nothing"], ["replay", "nothing"], ["pause", "nothing"]):
+            code, out, err = backlot(*words)
+            assert (code, out) == (1, "")
+            assert err.startswith("backlot: there is no projection 'nothing'")
+            assert err.count("\n") == 1
+
+
+class TestReplay:
+    def test_without_a_server(self, backlot: Backlot, liked: Writer, root: Desk) -> None:
+        code, out, err = backlot("replay", "likes", "--reason", "a test", "--json")
+        told = json.loads(out)
+        assert (code, told["state"], told["events"]) == (0, "switched", 3)
+        assert told["difference"]["differs"] is False
+        assert "replay likes: " in err
+        assert f"/{liked.head}" in err
+        requested, finished = root.events()
+        assert isinstance(requested, Operation.Requested)
+        assert isinstance(finished, Operation.Finished)
+        assert requested.actor == finished.actor == ME
+        assert (requested.action, requested.subject) == ("replay", "likes")
+        assert requested.parameters == {"workers": 1, "reason": "a test"}
+        assert (finished.outcome, finished.result["state"]) == ("done", "switched")
+        assert backlot("rollback", "likes", "--yes").code == 0
+        assert backlot("drop-old", "likes", "--yes").code == 0
+        assert position(root.database_url, "likes__previous") == -1
+
+    def test_a_look_at_the_past(self, backlot: Backlot, liked: Writer, root: Desk) -> None:
+        told = backlot("replay", "likes", "--to", str(liked.head - 1), "--json").data
+        assert (told["state"], told["purpose"]) == ("kept", "look")
+        found = rows(root.database_url, f"SELECT likes FROM {told['schema']}.counts")
+        assert found == [(2,)]
+
+    @pytest.mark.usefixtures("liked")
+    def test_a_difference_needs_a_yes(self, backlot: Backlot, root: Desk) -> None:
+        spoil(root.database_url)
+        code, out, _ = backlot("replay", "likes")
+        assert code == 3
+        assert "rows differ" in out
+        assert "video_id=" in out
+        assert count(root.database_url) == 77
+        assert backlot("confirm", "likes").code == 0
+        assert count(root.database_url) == 77
+        assert backlot("replay", "likes").code == 0
+        assert count(root.database_url) == 3
+        replay, confirmed = root.events()[0].originator_id, root.events()[1].originator_id
+        assert [event.action for event in root.events(confirmed)] == ["confirm", "confirm"]
+        assert root.operation(replay).outcome is Outcome.DONE
+
+    @pytest.mark.usefixtures("liked")
+    def test_a_yes_given_before(self, backlot: Backlot, root: Desk) -> None:
+        spoil(root.database_url)
+        code, out, _ = backlot("replay", "likes", "--yes")
+        assert code == 0
+        assert "rows differ" in out
+        assert count(root.database_url) == 3
+
+    @pytest.mark.usefixtures("liked")
+    def test_what_is_refused_is_recorded_and_told(self, backlot: Backlot, root: Desk) -> None:
+        code, out, err = backlot("rollback", "likes", "--yes")
+        assert (code, out) == (1, "")
+        assert err == "backlot: likes has no previous copy to go back to.\n"
+        assert root.operation(root.events()[0].originator_id).outcome is Outcome.REFUSED
+
+    @pytest.mark.usefixtures("liked")
+    def test_ctrl_c_lets_it_rest_and_the_same_command_goes_on(
+        self, backlot: Backlot, root: Desk
+    ) -> None:
+        with standing_still(root.database_url, "likes"):
+            process = launch(root.database_url, "replay", "likes")
+            eventually(lambda: replay_state(root) is not None, 20)
+            process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert "stays where it is" in err
+        assert "projections cancel likes" in err
+        assert replay_state(root, paused=True)
+        with executing(root.database_url):
+            root.done("pause", "comments")
+            assert replay_state(root, paused=True)
+        assert backlot("replay", "likes").code == 0
+        with connect(root.database_url, "test") as conn:
+            assert len(replays(conn)) == 1
+
+    @pytest.mark.usefixtures("liked")
+    def test_killed_it_is_finished_by_a_running_backlot(self, root: Desk) -> None:
+        with executing(root.database_url):
+            with standing_still(root.database_url, "likes"):
+                process = launch(root.database_url, "replay", "likes", "--yes")
+                eventually(lambda: replay_state(root) is not None, 20)
+                process.kill()
+                process.communicate()
+            (operation_id,) = {event.originator_id for event in root.events()}
+            outcome, result = root.end(operation_id)
+        assert (outcome, result["state"]) == (Outcome.DONE, "switched")
+
+    @pytest.mark.usefixtures("liked")
+    def test_one_that_another_process_carries_out_is_followed(self, root: Desk) -> None:
+        with executing(root.database_url):
+            with standing_still(root.database_url, "likes"):
+                operation_id = root.ask("replay", "likes")
+                eventually(lambda: working_on(operation_id), 20)
+                process = launch(root.database_url, "replay", "likes", "--json")
+                assert process.stderr is not None
+                assert process.stderr.readline().startswith("replay likes: ")
+            out, err = process.communicate(timeout=30)
+        assert process.returncode == 0, err
+        assert json.loads(out)["operationId"] == str(operation_id)
+        assert {event.originator_id for event in root.events()} == {operation_id}
+
+    @pytest.mark.usefixtures("liked")
+    def test_another_one_under_way(self, backlot: Backlot, root: Desk) -> None:
+        spoil(root.database_url)
+        assert backlot("replay", "likes").code == 3
+        code, _, err = backlot("verify", "likes")
+        assert code == 1
+        assert "another replay under way (switch, waiting)" in err
+        assert backlot("cancel", "likes").code == 0
+        assert backlot("replay", "likes", "--detach", "--json").data["operationId"]
+        assert replay_state(root, state="cancelled")
+
+
+@pytest.mark.usefixtures("liked")
+class TestChecking:
+    def test_verify_names_the_row_and_changes_nothing(self, backlot: Backlot, root: Desk) -> None:
+        assert backlot("verify", "--all").code == 0
+        spoil(root.database_url)
+        code, out, _ = backlot("verify", "likes")
+        assert code == 1
+        assert "counts: video_id=" in out
+        assert "is different" in out
+        assert count(root.database_url) == 77
+        told = backlot("verify", "--all", "--json")
+        assert told.code == 1
+        differing = [each["name"] for each in told.data["items"] if each["difference"]["differs"]]
+        assert differing == ["likes"]
+        names = rows(root.database_url, "SELECT schema FROM projections.state ORDER BY 1")
+        assert [name for (name,) in names] == sorted(ReadModels.make().by_name())
+
+    def test_completeness(self, backlot: Backlot, root: Desk) -> None:
+        assert backlot("completeness", "--all").code == 0
+        rows(root.database_url, "UPDATE projections.ledger SET applied = applied + 1 RETURNING 1")
+        code, out, _ = backlot("completeness", "likes", "--json")
+        assert code == 1
+        assert json.loads(out)["faults"][0]["firstPosition"] == 1
+
+    @pytest.mark.parametrize("words", [["verify"], ["verify", "likes", "--all"], ["completeness"]])
+    def test_one_or_all(self, backlot: Backlot, words: list[str]) -> None:
+        code, out, err = backlot(*words)
+        assert (code, out, err) == (1, "", "backlot: name one projection, or say --all\n")
+
+
+@pytest.mark.usefixtures("liked")
+class TestParked:
+    def test_an_event_is_parked_shown_retried_and_discarded(
+        self, backlot: Backlot, root: Desk
+    ) -> None:
+        with psycopg.connect(root.database_url, autocommit=True) as conn:
+            conn.execute(
+                "INSERT INTO projections.parked (schema, position, projection, error) "
+                "VALUES ('likes', 3, 'likes', 'it broke'), ('likes', 4, 'likes', 'it broke')"
+            )
+        items = backlot("parked", "list", "likes", "--json").data["items"]
+        assert [(item["position"], item["status"]) for item in items] == [
+            (3, "parked"),
+            (4, "parked"),
+        ]
+        shown = backlot("parked", "show", "likes", "3", "--json").data
+        assert shown["error"] == "it broke"
+        assert shown["payload"]["viewer"] == "ann"
+        assert "viewer" in backlot("parked", "show", "likes", "3").out
+        retried = backlot("parked", "retry", "likes", "3", "--json")
+        assert retried.data["events"] == [{"position": 3, "outcome": "applied"}]
+        words = ["parked", "discard", "likes", "4", "--reason", "a test account", "--yes"]
+        assert backlot(*words).code == 0
+        (left,) = backlot("parked", "list", "likes", "--json").data["items"]
+        assert (left["status"], left["decidedBy"]) == ("discarded", ME)
+        actions = [(e.action, e.actor) for e in root.events() if isinstance(e, Operation.Requested)]
+        assert actions == [("retry", ME), ("discard", ME)]
+
+    def test_a_stopped_projection_goes_on_behind_the_event(
+        self, backlot: Backlot, root: Desk
+    ) -> None:
+        at = position(root.database_url, "likes")
+        with psycopg.connect(root.database_url, autocommit=True) as conn:
+            conn.execute(
+                "UPDATE projections.state SET status = 'stopped', error = 'it broke', "
+                "error_position = position + 1 WHERE schema = 'likes'"
+            )
+        assert backlot("parked", "park", "likes", "--reason", "an alert", "--yes").code == 0
+        assert position(root.database_url, "likes") == at + 1
+        code, _, err = backlot("parked", "park", "likes", "--reason", "again", "--yes")
+        assert code == 1
+        assert "not stopped" in err
