@@ -49,7 +49,10 @@ class NoReason(OperatorError):
 def discard(
     conn: Connection[TupleRow], schema: str, position: int, *, reason: str, actor: str
 ) -> Parked:
-    """Leave a parked event out for good; raises NotParked, or NoReason where none is given."""
+    """Leave a parked event out of this copy, and of those that are built and can't apply it either.
+
+    Raises NotParked, and NoReason where none is given.
+    """
     _demand(reason)
     with conn.transaction():
         found = conn.execute(DISCARD, (actor, reason, schema, position)).rowcount

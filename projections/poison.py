@@ -38,8 +38,9 @@ def apply_one_by_one(
 ) -> Outcome:
     """Apply a window that failed as a whole, each event under a savepoint, in one transaction.
 
-    A culprit is parked, or the projection stops in front of it, by its policy. Raises what is not
-    an event's fault: an outage, or positions.Superseded.
+    A culprit is parked, or the projection stops in front of it, by its policy, or as an operator
+    decided for the live copy. Raises what is not an event's fault: an outage, or
+    positions.Superseded.
     """
     result = Outcome()
     with conn.transaction(), conn.cursor(binary=True) as cursor:
@@ -48,7 +49,7 @@ def apply_one_by_one(
             error = try_event(conn, cursor, projection, events, stored)
             if error is None:
                 result.applied.append(stored.position)
-            elif _may_park(projection, error):
+            elif _may_park(cursor, projection, stored, error):
                 _park(cursor, projection, stored, error)
                 result.parked.append(stored.position)
             else:
@@ -80,9 +81,15 @@ def try_event(
     return None
 
 
-def _may_park(projection: Projection, error: Exception) -> bool:
+def _may_park(
+    cursor: Cursor[TupleRow], projection: Projection, stored: Stored, error: Exception
+) -> bool:
     # A missing table or column breaks every event; parking them all would hide it.
-    return projection.on_poison == "park" and not isinstance(error, ProgrammingError)
+    if isinstance(error, ProgrammingError):
+        return False
+    # Otherwise nobody could rebuild a copy that an operator has led past an event.
+    decided = positions.is_decided(cursor, projection.name, stored.position)
+    return decided or projection.on_poison == "park"
 
 
 def _park(

@@ -80,11 +80,22 @@ WHERE schema = %s AND status = ANY (%s)
 
 PAUSE = b"UPDATE projections.state SET status = 'paused' WHERE schema = %s AND status = 'running'"
 
+# What operators decided about the event in the live copy holds for the copies built beside it.
 PARK = b"""
-INSERT INTO projections.parked (schema, position, projection, error)
-SELECT schema, %s, name, %s FROM projections.state WHERE schema = %s
+INSERT INTO projections.parked
+    (schema, position, projection, error, status, decided_by, decided_at, reason)
+SELECT s.schema, %(position)s, s.name, %(error)s, coalesce(live.status, 'parked'),
+       live.decided_by, live.decided_at, live.reason
+FROM projections.state s LEFT JOIN projections.parked live
+     ON live.schema = s.name AND live.schema <> s.schema AND live.position = %(position)s
+WHERE s.schema = %(schema)s
 ON CONFLICT (schema, position) DO UPDATE
-SET error = excluded.error, attempts = parked.attempts + 1, parked_at = now(), status = 'parked'
+SET error = excluded.error, attempts = parked.attempts + 1, parked_at = now(),
+    status = excluded.status
+"""
+
+DECIDED = b"""
+SELECT FROM projections.parked WHERE schema = %s AND position = %s AND decided_by IS NOT NULL
 """
 
 COUNT_PARKED = b"""
@@ -193,7 +204,12 @@ def stop(
 
 def park(cursor: Cursor[Any], schema: str, position: int, error: str) -> None:
     """Set an event aside, with what went wrong."""
-    cursor.execute(PARK, (position, error, schema))
+    cursor.execute(PARK, {"position": position, "error": error, "schema": schema})
+
+
+def is_decided(cursor: Cursor[Any], name: str, position: int) -> bool:
+    """Whether an operator has set the event aside in the live copy, though it stops there."""
+    return cursor.execute(DECIDED, (name, position)).rowcount == 1
 
 
 def count_parked(conn: Connection[TupleRow], schema: str) -> int:

@@ -17,9 +17,10 @@ from infra import metrics
 from infra.privacy import PayloadMode
 from projections.applying import Applier
 from projections.catalog import Catalog
+from projections.compare import compare
 from projections.completeness import completeness
 from projections.connecting import connect
-from projections.install import install
+from projections.install import create, install
 from projections.likes import Likes
 from projections.parked import NotParked, ParkedStatus, find, parked, show
 from projections.parking import NoReason, NotStopped, discard, park_and_go_on
@@ -95,6 +96,16 @@ def advance(conn: Connection[TupleRow], writer: Writer, projection: Projection) 
     before = at.position
     while before < at.head:
         before = applier.advance(conn, before, at.head).until
+
+
+def advance_once(conn: Connection[TupleRow], writer: Writer, projection: Projection) -> None:
+    """One window: up to the end of the log, or to the event that stops the copy."""
+    if projection.schema == projection.name:
+        install(conn, [projection])
+    at = look(conn, projection.schema)
+    assert at is not None
+    applier = Applier(projection, mapper=writer.mapper, batch_events=100)
+    applier.advance(conn, at.position, at.head)
 
 
 @pytest.fixture
@@ -373,6 +384,40 @@ def test_a_stopped_projection_parks_and_goes_on(
     assert completeness(conn, tally).complete
 
 
+def test_what_was_decided_holds_for_a_copy_that_is_built_beside(
+    conn: Connection[TupleRow], writer: Writer
+) -> None:
+    """Otherwise a projection that was led past an event could not be rebuilt any more."""
+    live = Tally()
+    live.poison = {"viewer-2": ValueError("two"), "viewer-3": ValueError("three")}
+    writer.like(VIDEO, "viewer-1", "viewer-2", "viewer-3", "viewer-4")
+    for position_ in (2, 3):
+        advance_once(conn, writer, live)
+        assert park_and_go_on(conn, live, reason="known", actor="root").position == position_
+    discard(conn, "tally", 3, reason="never mind", actor="olga")
+    advance_once(conn, writer, live)
+
+    again = Tally()
+    again.schema = "tally__next"
+    again.poison = live.poison
+    create(conn, again)
+    advance_once(conn, writer, again)
+    assert [
+        (event.position, event.status, event.decided_by, event.reason)
+        for event in parked(conn, "tally__next")
+    ] == [(2, "parked", "root", "known"), (3, "discarded", "olga", "never mind")]
+    assert completeness(conn, again).complete
+    assert not compare(conn, "tally", "tally__next").differs
+
+    # Of events that nobody has decided about, a copy stops in front.
+    writer.like(VIDEO, "viewer-5")
+    again.poison = {"viewer-5": ValueError("five")}
+    advance_once(conn, writer, again)
+    state = look(conn, "tally__next")
+    assert state is not None
+    assert (state.status, state.position) == ("stopped", 4)
+
+
 def test_the_metric_follows_what_operators_do(
     conn: Connection[TupleRow], tally: Tally, writer: Writer, database_url: str
 ) -> None:
@@ -403,11 +448,6 @@ def test_what_cannot_be_tried_or_parked_says_why(
     advance_once(conn, writer, Stretches())
     with pytest.raises(NotStopped, match="no single event is at fault"):
         park_and_go_on(conn, Stretches(), reason="anyway", actor="root")
-
-
-def advance_once(conn: Connection[TupleRow], writer: Writer, projection: Projection) -> None:
-    install(conn, [projection])
-    Applier(projection, mapper=writer.mapper, batch_events=100).advance(conn, 0, writer.head)
 
 
 def test_a_database_of_an_older_release_gets_the_columns(
