@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -165,12 +164,12 @@ def _verify_database(conn: Connection[TupleRow], proofs: Proofs, screen: Screen)
 
 
 def _proofs(settings: Settings, public_key: Path | None, anchors: Path | None) -> Proofs:
-    from infra.seals import configured_proofs
+    from infra.seals import Proofs, configured_proofs
 
     if public_key is not None:
         settings = settings.model_copy(update={"seal_public_key_file": public_key})
     configured = configured_proofs(settings)
-    return configured if anchors is None else replace(configured, anchors=anchors)
+    return configured if anchors is None else Proofs(configured.public_keys, anchors)
 
 
 @contextmanager
@@ -192,13 +191,17 @@ def _connected(
 
 def _refuse_old_read_models(conn: Connection[TupleRow]) -> None:
     """Positions of another log must not be taken for positions of this one."""
+    from infra import seals
     from infra.archive import ImportRefused
 
+    if seals.head(conn) > 0:
+        # A store that is not empty is refused anyhow, and that is then the reason.
+        return
     row = conn.execute("SELECT to_regclass('projections.state') IS NOT NULL").fetchone()
     if row is None or not row[0]:
         return
-    row = conn.execute("SELECT coalesce(max(position), 0) FROM projections.state").fetchone()
-    if row is not None and row[0] > 0:
+    row = conn.execute("SELECT max(position) > 0 FROM projections.state").fetchone()
+    if row is not None and row[0]:
         raise ImportRefused("the read models are of another log: import into a new database")
 
 

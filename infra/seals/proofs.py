@@ -13,25 +13,33 @@ from infra.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Proofs:
-    """The public keys, and the file of anchors, that a verification compares with."""
+    """The public keys, and the file of anchors, that a verification compares with.
+
+    Where anchors are written it may still be before the first one, and there is no file yet.
+    """
 
     public_keys: PublicKeys | None = None
     anchors: Path | None = None
+    before_first: bool = False
 
     def open_anchors(self) -> Iterator[Anchor] | None:
-        """The anchors as they are now; to be opened before the log is read."""
-        return None if self.anchors is None else read_anchors(self.anchors)
+        """The anchors as they are now; to be opened before the log is read.
+
+        Raises AnchorsUnusable.
+        """
+        if self.anchors is None or (self.before_first and not self.anchors.exists()):
+            return None
+        return read_anchors(self.anchors)
 
 
 def configured_proofs(settings: Settings) -> Proofs:
-    """Raises KeyUnusable. A file of anchors that is not there yet counts as none."""
+    """What the settings name. Raises KeyUnusable."""
     keys = None
     if settings.seal_public_key_file is not None:
         keys = read_public_keys(settings.seal_public_key_file)
     elif settings.seal_key_file is not None:
         keys = read_seal_key(settings.seal_key_file).public
-    anchors = settings.seal_anchor
-    return Proofs(keys, anchors if anchors is not None and anchors.exists() else None)
+    return Proofs(keys, settings.seal_anchor, before_first=True)
 
 
 def configured_key(settings: Settings) -> SealKey | None:

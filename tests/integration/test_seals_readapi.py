@@ -12,7 +12,8 @@ import httpx
 import psycopg
 import pytest
 
-from infra.seals import FileAnchors, Proofs
+from infra.seals import FileAnchors, Proofs, configured_anchors, configured_proofs
+from infra.settings import load_settings
 from readapi.integrity import Integrity
 from tests.integration.readapi_support import Site
 from tests.integration.sealing import TOPICS, change, make_log, new_key, seal_all
@@ -113,6 +114,16 @@ def test_keys_and_anchors_of_the_settings_are_compared(
     path.write_bytes(b"nonsense\n")
     answer = site.get("/audit/verify", "root", admin=True, fresh=False, full="true")
     assert (answer.status_code, answer.json()["type"]) == (503, "unavailable")
+
+
+def test_anchors_count_from_when_there_are_any(
+    site: Site, database_url: str, tmp_path: Path
+) -> None:
+    settings = load_settings({"SEAL_ANCHOR": f"file:{tmp_path / 'anchors.jsonl'}"})
+    site.app.state.integrity = Integrity(database_url, configured_proofs(settings), TOPICS)
+    assert ask(site)["anchored"] == 0
+    seal_all(database_url, anchors=configured_anchors(settings))
+    assert ask(site, full="true")["anchored"] == 3
 
 
 def test_one_verification_serves_all_who_wait_for_it(site: Site, database_url: str) -> None:
