@@ -1,0 +1,208 @@
+"""Operators' actions over HTTP: taken by one process, carried out by another, whatever dies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import psutil
+import psycopg
+import pytest
+
+from tests.e2e.program import Program, wait_for
+from tests.e2e.videos import read, upload
+from tests.integration.operating import desk, standing_still, working_on
+from tests.integration.projection_support import rows
+
+POSTS = (
+    "replay", "verify", "completeness", "pause", "resume", "cancel", "confirm", "rollback",
+    "drop-old", "park", "retry", "discard",
+)  # fmt: skip
+
+Make = Callable[..., Program]
+
+
+def ask(root: httpx.Client, action: str, name: str = "likes", **body: object) -> str:
+    """Ask for something; the operation's id."""
+    answer = root.post(f"/projections/{name}/{action}", json=body)
+    assert answer.status_code == 202, answer.text
+    assert answer.headers["Backlot-Position"]
+    assert answer.json()["status"] == "requested"
+    return str(answer.json()["operationId"])
+
+
+def ended(root: httpx.Client, operation_id: str) -> dict[str, Any]:
+    """The operation, once it has ended."""
+    wait_for(lambda: "finishedAt" in root.get(f"/operations/{operation_id}").json(), 60)
+    found = read(root.get(f"/operations/{operation_id}"))
+    assert isinstance(found, dict)
+    return found
+
+
+def likes(program: Program, *viewers: str) -> str:
+    """A video that they like."""
+    video = upload(program.client("alice"))
+    for viewer in viewers:
+        assert program.client(viewer).put(f"/videos/{video}/like").is_success
+    return video
+
+
+def projecting(make_program: Make, database_url: str) -> Program:
+    return make_program(DATABASE_URL=database_url, BACKLOT_ROLES="projections")
+
+
+class TestElsewhere:
+    def test_a_post_is_carried_out_by_another_process(
+        self, make_program: Make, database_url: str
+    ) -> None:
+        serving = make_program(DATABASE_URL=database_url, BACKLOT_ROLES="commands,queries").start()
+        projecting(make_program, database_url).start()
+        likes(serving, "ann", "bob")
+        root = serving.client("root", admin=True)
+        answer = root.post(
+            "/projections/likes/replay",
+            json={"yes": True, "reason": "a test"},
+            headers={"X-Request-Id": "conversation-1"},
+        )
+        operation_id = answer.json()["operationId"]
+        found = ended(root, operation_id)
+        assert (found["action"], found["subject"]) == ("replay", "likes")
+        assert found["parameters"] == {"yes": True, "reason": "a test"}
+        assert (found["requestedBy"], found["status"]) == ("root", "done")
+        assert found["correlationId"] == "conversation-1"
+        assert (found["result"]["state"], found["result"]["events"]) == ("switched", 2)
+        status = read(root.get("/projections/likes"))
+        assert [copy["kind"] for copy in status["copies"]] == ["live", "previous"]
+        assert status["replay"]["operationId"] == operation_id
+        assert status["replay"]["finishedAt"]
+        told = read(root.get("/audit/events", params={"correlationId": "conversation-1"}))["items"]
+        assert sorted((each["type"], each["actor"]) for each in told) == [
+            ("operation.finished", "projections"),
+            ("operation.requested", "root"),
+        ]
+
+    def test_killed_in_the_middle_another_process_goes_on(
+        self, make_program: Make, database_url: str
+    ) -> None:
+        serving = make_program(DATABASE_URL=database_url, BACKLOT_ROLES="commands,queries").start()
+        both = [projecting(make_program, database_url).start() for _ in range(2)]
+        likes(serving, "ann")
+        root = serving.client("root", admin=True)
+        with standing_still(database_url, "likes"):
+            operation_id = ask(root, "replay", yes=True)
+            child = at_work(operation_id)
+            first, second = sorted(both, key=lambda each: each.process.pid != child.ppid())
+            first.kill()
+            # Nobody tells it: it sees that its parent is gone.
+            wait_for(lambda: not child.is_running(), 40)
+            wait_for(lambda: bool(working_on(UUID(operation_id))), 20)
+        assert ended(root, operation_id)["result"]["state"] == "switched"
+        with desk(database_url) as log:
+            assert len(log.events(UUID(operation_id))) == 2
+        assert rows(database_url, "SELECT count(*) FROM projections.replays") == [(1,)]
+        assert second.stop() == 0
+
+
+def at_work(operation_id: str) -> psutil.Process:
+    """The process that carries it out, once it has begun."""
+    wait_for(lambda: bool(working_on(UUID(operation_id))))
+    (process,) = working_on(UUID(operation_id))
+    return process
+
+
+class TestCallers:
+    @pytest.mark.parametrize("action", POSTS)
+    def test_only_for_operators(
+        self, alice: httpx.Client, nobody: httpx.Client, action: str
+    ) -> None:
+        # The body is wrong on purpose: who may not ask is not told so.
+        for client, status in ((nobody, 401), (alice, 403)):
+            answer = client.post(f"/projections/likes/{action}", content=b"{")
+            assert answer.status_code == status
+        for client, status in ((nobody, 401), (alice, 403)):
+            assert client.get(f"/operations/{uuid4()}").status_code == status
+            assert client.get("/projections/likes/parked").status_code == status
+            assert client.get("/projections/likes/completeness").status_code == status
+
+    def test_what_is_not_there_or_not_valid(self, server: Program) -> None:
+        root = server.client("root", admin=True)
+        for action in POSTS[:9]:
+            assert root.post(f"/projections/nothing/{action}").status_code == 404
+        assert root.get(f"/operations/{uuid4()}").status_code == 404
+        assert root.get("/projections/nothing/parked").status_code == 404
+        assert root.get("/projections/nothing/completeness").status_code == 404
+        for action, body in [
+            ("replay", {"to": 0}),
+            ("replay", {"to": "7"}),
+            ("replay", {"workers": 0}),
+            ("replay", {"yes": "yes"}),
+            ("pause", {"replay": 1}),
+            ("pause", {"reason": ""}),
+            ("cancel", {"reason": "a\x00b"}),
+            ("park", {}),
+            ("discard", {"position": 1}),
+            ("discard", {"reason": "why not"}),
+        ]:
+            answer = root.post(f"/projections/likes/{action}", json=body)
+            assert answer.status_code == 422, (action, body)
+
+    def test_the_same_key_is_the_same_operation(self, server: Program) -> None:
+        root = server.client("root", admin=True)
+        headers = {"Idempotency-Key": uuid4().hex}
+        path = "/projections/likes/completeness"
+        first, again = (root.post(path, headers=headers) for _ in range(2))
+        assert (first.status_code, again.status_code) == (202, 202)
+        assert first.json() == again.json()
+        assert again.headers["Idempotency-Replayed"] == "true"
+        other = root.post("/projections/comments/completeness", headers=headers)
+        assert other.status_code == 409
+        assert ended(root, first.json()["operationId"])["result"]["complete"] is True
+
+
+def test_whatever_an_operator_has_to_know_is_told(make_program: Make) -> None:
+    program = make_program().start()
+    video = likes(program, "ann", "bob")
+    root = program.client("root", admin=True)
+    assert replay_part(program) is None
+    assert "5 in order" in doctor(program)["detail"]
+    with psycopg.connect(program.database_url, autocommit=True) as conn:
+        conn.execute("UPDATE likes.counts SET likes = 77")
+    operation_id = ask(root, "replay", reason="a count is doubted")
+    wait_for(lambda: (replay_part(program) or {}).get("state") == "waiting", 40)
+    part = replay_part(program)
+    assert part is not None
+    assert part["ok"] is False
+    assert "confirm" in part["detail"]
+    told = doctor(program)
+    assert told["ok"] is False
+    assert "projections confirm likes" in told["detail"]
+    replay = read(root.get("/projections/likes"))["replay"]
+    assert replay["difference"]["keys"][0]["key"] == {"video_id": video}
+    assert read(root.get(f"/operations/{operation_id}"))["status"] == "requested"
+    assert read(root.get(f"/videos/{video}"))["likes"] == 77
+    assert ended(root, ask(root, "confirm"))["status"] == "done"
+    assert ended(root, operation_id)["result"]["difference"]["total"] == 1
+    assert read(root.get(f"/videos/{video}"))["likes"] == 2
+    assert replay_part(program) is None
+    ran = program.run("projections", "verify", "--all", "--json")
+    assert ran.returncode == 0, ran.stderr
+    assert program.stop() == 0
+
+
+def replay_part(program: Program) -> dict[str, Any] | None:
+    """What readiness says of the likes' replay."""
+    answer = program.client().get("/readyz")
+    assert answer.status_code == 200
+    found: dict[str, Any] | None = answer.json()["parts"].get("replay likes")
+    return found
+
+
+def doctor(program: Program) -> dict[str, Any]:
+    """What the doctor says of the projections."""
+    parts = json.loads(program.run("doctor", "--json").stdout)["parts"]
+    (found,) = [part for part in parts if part["name"] == "projections"]
+    assert isinstance(found, dict)
+    return found
