@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 # The least time between two starts of a process for one operation.
 PAUSE_SECONDS = 1.0
 STOP_SECONDS = 15.0
+MAX_CHILDREN = 4
 SLOW_EXIT = 70
 
 
@@ -36,11 +37,15 @@ class Children:
         self._started: dict[UUID, float] = {}
         self._crashes: Counter[UUID] = Counter()
 
+    def busy(self, work: UUID) -> bool:
+        """Whether a child is at it."""
+        return work in self._running
+
     def may_start(self, work: UUID) -> bool:
-        """Whether nobody is at it here, and nobody has only just been."""
+        """Whether there is room for one more, and nobody has only just been at it."""
         latest = self._started.get(work)
         rested = latest is None or time.monotonic() - latest > PAUSE_SECONDS
-        return work not in self._running and rested
+        return len(self._running) < MAX_CHILDREN and rested
 
     def start(self, work: UUID) -> None:
         """Begin to work in a process of its own; raises OSError when there can be none."""

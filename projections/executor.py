@@ -25,7 +25,7 @@ from projections.children import Children
 from projections.connecting import Backoff, connect, is_outage
 from projections.operations import Operations
 from projections.outdated import begin_for_outdated
-from projections.replay_actions import replay_of, rests, under_way
+from projections.replay_actions import action_of, replay_of, rests, under_way
 
 log = structlog.get_logger(__name__)
 
@@ -148,7 +148,7 @@ class Executor:
         return list(dict.fromkeys([*self._operations.unfinished(conn), *replays]))
 
     def _attend(self, conn: Connection[TupleRow], operation_id: UUID) -> None:
-        if not self._children.may_start(operation_id):
+        if self._children.busy(operation_id):
             return
         # The log decides: the read model may not know yet that it has ended.
         operation = load(self._recorder, operation_id)
@@ -160,7 +160,7 @@ class Executor:
             perform(conn, self._recorder, self._tools, operation_id)
         elif self._children.crashes(operation_id) >= MAX_CRASHES:
             self._give_up(operation_id)
-        elif self._prepare(conn, operation):
+        elif self._children.may_start(operation_id) and self._prepare(conn, operation):
             # The child claims it for itself.
             self._children.start(operation_id)
 
@@ -169,9 +169,9 @@ class Executor:
         replay = replay_of(conn, operation.id)
         if replay is None:
             return operation
-        actor, why = replay.requested_by, f"version {replay.version} of the code"
-        parameters: Members = {"yes": replay.confirmed, "reason": why}
-        return request(self._recorder, operation.id, actor, "replay", replay.name, parameters)
+        parameters: Members = {"reason": f"version {replay.version} of the code"}
+        what = action_of(replay), replay.name, parameters
+        return request(self._recorder, operation.id, replay.requested_by, *what)
 
     def _prepare(self, conn: Connection[TupleRow], operation: Operation) -> bool:
         """Begin it; False when it is refused, or another process is at it."""

@@ -32,6 +32,12 @@ def replay_of(conn: Connection[TupleRow], operation_id: UUID) -> Replay | None:
     return find(conn, row[0]) if row else None
 
 
+def action_of(replay: Replay) -> str:
+    """What an operator would have asked for to begin it."""
+    asked = {purpose: action for action, purpose in PURPOSES.items()}
+    return asked.get(replay.purpose, "replay")
+
+
 def under_way(conn: Connection[Any]) -> list[Replay]:
     """Every replay that has not ended, whether it works, rests or asks; oldest first."""
     with conn.cursor(row_factory=tuple_row) as cursor:

@@ -46,7 +46,7 @@ router = APIRouter(prefix="/operations", tags=["projections"])
     responses=problems(401, 403, 404, 422, 503),
     summary="What came of an operation",
 )
-async def get_operation(operation_id: UUID, queries: Read, fresh: Fresh, caller: Admin) -> Response:
+async def get_operation(operation_id: UUID, queries: Read, caller: Admin, fresh: Fresh) -> Response:
     async with queries.reading(fresh, queries.operations) as conn:
         row = await queries.operations.operation(conn, operation_id)
     if row is None:

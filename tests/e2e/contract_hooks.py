@@ -63,12 +63,19 @@ class World:
             "video_id": lambda: upload(self._client) if ends else self._video,
             "upload_id": lambda: self._upload(sent=case.path.endswith("/complete")),
             "comment_id": self._comment,
+            "operation_id": self._operation,
             "stream_id": lambda: self._video,
         }
 
     def _comment(self) -> str:
         path = f"/videos/{self._video}/comments"
         return str(read(self._client.post(path, json={"content": "first"}))["commentId"])
+
+    def _operation(self) -> str:
+        answer = self._client.post("/projections/likes/completeness")
+        path = f"/operations/{answer.json()['operationId']}"
+        seen = {"Backlot-Min-Position": answer.headers["Backlot-Position"]}
+        return str(read(self._client.get(path, headers=seen))["operationId"])
 
     def _upload(self, *, sent: bool) -> str:
         content = b"0123456789"

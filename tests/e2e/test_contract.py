@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e import plain
+from tests.e2e.conftest import SMALL_PARTS
 from tests.e2e.program import PROJECT, Program
+from tests.support import unused_port
 
 CONFIG = PROJECT / "tests" / "e2e" / "schemathesis.toml"
 METHODS = {"get", "head", "put", "post", "patch", "delete"}
+
+
+@pytest.fixture(scope="module")
+def server(short_dir: Path) -> Iterator[Program]:
+    """A program of this test's own: what operators may do is asked for, too."""
+    program = Program(short_dir / "contract", unused_port(), SMALL_PARTS)
+    try:
+        yield program.start()
+        assert program.stop() == 0
+    finally:
+        program.clean_up()
 
 
 @pytest.fixture(scope="module")
