@@ -59,17 +59,14 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write the events to a file; after an interruption the same command goes on."""
-    from infra.archive import export_log
+    from infra.archive import Wish, export_log
 
     screen = Screen()
     with _connected(load_settings(), "export") as conn, LateBar(screen, "exporting") as bar:
         plan = export_log(
             conn,
             file,
-            export_format=export_format,
-            payload=payload,
-            first=first,
-            last=last,
+            Wish(export_format, payload, first, last),
             on_begun=lambda plan, done: bar.begin(plan.events, done),
             on_progress=bar.advance,
         )

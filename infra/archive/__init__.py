@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from infra.archive.export import export_log
 from infra.archive.importing import ImportRefused, import_log
-from infra.archive.plan import ExportFormat, ExportRefused, Plan
+from infra.archive.plan import ExportFormat, ExportRefused, Plan, Wish
 from infra.archive.reading import ExportUnusable, read_header
 from infra.archive.verify import verify_export
 
@@ -14,6 +14,7 @@ __all__ = [
     "ExportUnusable",
     "ImportRefused",
     "Plan",
+    "Wish",
     "export_log",
     "import_log",
     "read_header",

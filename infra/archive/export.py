@@ -16,12 +16,12 @@ from infra.archive.plan import (
     ExportFormat,
     ExportRefused,
     Plan,
+    Wish,
     make_plan,
     plan_from_json,
 )
 from infra.archive.writing import Item, LineWriter, Writer
 from infra.objects.disk import sync_folder
-from infra.privacy import PayloadMode
 from infra.seals.chain import StoredRow
 from infra.seals.tables import seals
 from infra.seals.verify import rows_between
@@ -35,22 +35,19 @@ Begun = Callable[[Plan, int], None]
 def export_log(
     conn: Connection[TupleRow],
     path: Path,
+    wish: Wish,
     *,
-    export_format: ExportFormat,
-    payload: PayloadMode,
-    first: int | None = None,
-    last: int | None = None,
     on_begun: Begun = lambda plan, done: None,
     on_progress: Callable[[int], None] = lambda events: None,
 ) -> Plan:
-    """Write the log, or its positions `first` to `last`, to `path`; Parquet makes a folder.
+    """Write what is wanted of the log to `path`, which Parquet makes a folder.
 
     Until it is whole it is called `….partial`, and `….partial.json` keeps what it will contain:
     the log as it was when the export began, however long it takes. Raises ExportRefused, OSError
     and psycopg.Error.
     """
     partial = path.with_name(f"{path.name}.partial")
-    with _planned(conn, path, export_format, payload, first, last) as plan:
+    with _planned(conn, path, wish) as plan:
         writer = _writer(partial, plan)
         try:
             start = writer.resume()
@@ -75,14 +72,7 @@ def _writer(partial: Path, plan: Plan) -> Writer:
 
 
 @contextmanager
-def _planned(
-    conn: Connection[TupleRow],
-    path: Path,
-    export_format: ExportFormat,
-    payload: PayloadMode,
-    first: int | None,
-    last: int | None,
-) -> Iterator[Plan]:
+def _planned(conn: Connection[TupleRow], path: Path, wish: Wish) -> Iterator[Plan]:
     """The plan that was begun, or a new one, for this process alone; removed once fulfilled."""
     kept = path.with_name(f"{path.name}.partial.json")
     if path.exists():
@@ -97,13 +87,16 @@ def _planned(
         file.seek(0)
         plan = _begun(file.read())
         if plan is None:
-            plan = make_plan(conn, export_format, payload, first, last)
+            plan = make_plan(conn, wish)
             file.truncate(0)
             file.write(plan.to_json())
             file.flush()
             os.fsync(file.fileno())
-        else:
-            _check_same(path, plan, export_format, payload, first, last)
+        elif not plan.fulfils(wish):
+            raise ExportRefused(
+                f"{path}.partial was begun as {plan.format} with payload {plan.payload}, "
+                f"positions {plan.first} to {plan.last}: say the same, or remove it"
+            )
         yield plan
         kept.unlink()
 
@@ -114,22 +107,6 @@ def _begun(text: bytes) -> Plan | None:
     except (ValueError, KeyError, TypeError):
         # Nothing yet, or torn by a crash: nothing was written by it either.
         return None
-
-
-def _check_same(
-    path: Path,
-    plan: Plan,
-    export_format: ExportFormat,
-    payload: PayloadMode,
-    first: int | None,
-    last: int | None,
-) -> None:
-    asked = (export_format, payload, first or 1, plan.last if last is None else last)
-    if asked != (plan.format, plan.payload, plan.first, plan.last):
-        raise ExportRefused(
-            f"{path}.partial was begun as {plan.format} with payload {plan.payload}, "
-            f"positions {plan.first} to {plan.last}: say the same, or remove it"
-        )
 
 
 def _items(conn: Connection[TupleRow], plan: Plan, start: int) -> Iterator[Item]:

@@ -32,6 +32,16 @@ class ExportFormat(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Wish:
+    """What somebody wants exported; without `first` and `last`, the log as it is now."""
+
+    format: ExportFormat = ExportFormat.JSONL
+    payload: PayloadMode = PayloadMode.FULL
+    first: int | None = None
+    last: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The positions `first` to `last` of the log; `last` below `first` where it was empty.
 
@@ -54,6 +64,12 @@ class Plan:
         """Whether the export holds the exact bytes, so that it can be verified and imported."""
         return self.format is ExportFormat.JSONL and self.payload is PayloadMode.FULL
 
+    def fulfils(self, wish: Wish) -> bool:
+        """Whether it is what is wanted, though the log may have grown since."""
+        last = self.last if wish.last is None else wish.last
+        asked = (wish.format, wish.payload, wish.first or 1, last)
+        return asked == (self.format, self.payload, self.first, self.last)
+
     def to_json(self) -> bytes:
         said = {name: getattr(self, name) for name in self.__slots__}
         return orjson.dumps(said)
@@ -66,19 +82,13 @@ def plan_from_json(text: bytes) -> Plan:
     return Plan(ExportFormat(said["format"]), PayloadMode(said["payload"]), *numbers)
 
 
-def make_plan(
-    conn: Connection[TupleRow],
-    export_format: ExportFormat,
-    payload: PayloadMode,
-    first: int | None,
-    last: int | None,
-) -> Plan:
-    """The log as it is now, from `first` to `last` (None: all of it). Raises ExportRefused."""
+def make_plan(conn: Connection[TupleRow], wish: Wish) -> Plan:
+    """What the wish means for the log as it is now. Raises ExportRefused."""
     end = head(conn)
-    if last is not None and last > end:
+    if wish.last is not None and wish.last > end:
         raise ExportRefused(f"--to: the log ends at position {end}")
-    first, last = first or 1, end if last is None else last
+    first, last = wish.first or 1, end if wish.last is None else wish.last
     if first > last and end > 0:
         raise ExportRefused(f"--from: {first} is behind the last position, {last}")
     row = conn.execute(SEALS_OVER, (first, last)).fetchone() or (0, 0)
-    return Plan(export_format, payload, first, last, row[0], row[1])
+    return Plan(wish.format, wish.payload, first, last, row[0], row[1])

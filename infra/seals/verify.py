@@ -73,23 +73,31 @@ def verify_database(
         seals=SealCheck(public_keys, anchors),
         known_topics=known_topics,
     )
-    rows = rows_between(conn, (after.last if after else None), until)
-    row = next(rows, None)
     chain = seals(conn, after.number if after else LOWEST, newest.number if newest else 0)
     reported = 0
-    for seal in chain:
-        check.seal(seal)
-        while row is not None and row.position <= seal.last:
-            check.row(row)
-            row = next(rows, None)
+    for item in _merged(chain, rows_between(conn, after.last if after else None, until)):
+        if isinstance(item, StoredRow):
+            check.row(item)
+            continue
+        check.seal(item)
         on_progress(check.events - reported)
         reported = check.events
-    while row is not None:
-        check.row(row)
-        row = next(rows, None)
     on_progress(check.events - reported)
     sealed_to = newest.last if newest else 0
     return check.finish(_first_orphan(conn, sealed_to, until))
+
+
+def _merged(chain: Iterator[Seal], rows: Iterator[StoredRow]) -> Iterator[Seal | StoredRow]:
+    """Each seal, and after it the rows up to its last position; then the rows that are left."""
+    row = next(rows, None)
+    for seal in chain:
+        yield seal
+        while row is not None and row.position <= seal.last:
+            yield row
+            row = next(rows, None)
+    if row is not None:
+        yield row
+        yield from rows
 
 
 def rows_between(conn: Connection[TupleRow], after: int | None, until: int) -> Iterator[StoredRow]:

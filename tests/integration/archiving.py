@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from infra import seals
 from infra.archive import (
-    ExportFormat,
+    Wish,
     export_log,
     import_log,
     verify_export,
 )
-from infra.privacy import PayloadMode
 from infra.seals import Fault, PublicKeys, Report
 from tests.integration.event_log import rows
 from tests.integration.sealing import TOPICS, install, make_log, new_key, seal_all
@@ -20,13 +20,9 @@ KEY = new_key()
 SEALED, EVENTS = 60, 64
 
 
-def export(database_url: str, path: Path, **options: object) -> None:
+def export(database_url: str, path: Path, wish: Wish | None = None, **options: Any) -> None:
     with seals.connect(database_url, "test") as conn:
-        export_log(
-            conn,
-            path,
-            **{"export_format": ExportFormat.JSONL, "payload": PayloadMode.FULL, **options},  # type: ignore[arg-type]
-        )
+        export_log(conn, path, wish or Wish(), **options)
 
 
 def check(path: Path, public_keys: PublicKeys | None = None) -> Report:

@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.sql import SQL
 
+from benchmarks.log import fill
 from infra import seals
 from infra.seals import Fault
+from infra.seals.verify import PAGE_ROWS
 from tests.integration.sealing import change, make_log, place_of, seal_all, verify
 
 EVENTS, SEALED = 48, 40
@@ -133,6 +135,15 @@ def test_a_row_added_at_a_position_that_is_taken(log_url: str, position: int) ->
     found = fault(log_url)
     assert (found.kind, found.position) == ("added", position)
     assert position > SEALED or found.stream_id == STRANGER
+
+
+def test_a_row_added_where_a_page_ends_is_read_too(database_url: str) -> None:
+    fill(database_url, PAGE_ROWS)
+    seal_all(database_url, block_events=1_000)
+    drop_the_guards(database_url)
+    change(database_url, INSERT, STRANGER, 1, PAGE_ROWS)
+    found = fault(database_url)
+    assert (found.kind, found.position, found.stream_id) == ("added", PAGE_ROWS, STRANGER)
 
 
 @pytest.mark.parametrize("position", [-7, 0, EVENTS + 1_000])
