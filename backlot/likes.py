@@ -13,6 +13,7 @@ from infra.errors import OperatorError
 from infra.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from infra.counters import Counters
     from projections.drift import Drift, Reconciled
 
 app = typer.Typer(help="The like counters in Redis.", no_args_is_help=True)
@@ -49,12 +50,11 @@ def reconcile(
 
 def _reconcile(settings: Settings, *, repair: bool) -> Reconciled:
     import psycopg
+    from eventsourcing.persistence import PersistenceError
     from redis import RedisError
 
     from backlot.wiring import open_counters
     from projections.drift import CountersBehind
-    from projections.likes import Likes
-    from workers.likes import reconcile_once
 
     with ExitStack() as stack:
         counters = open_counters(settings, stack)
@@ -63,11 +63,26 @@ def _reconcile(settings: Settings, *, repair: bool) -> Reconciled:
                 "REDIS_URL: not set, so there are no like counters: counts come from the database"
             )
         try:
-            result = reconcile_once(database_url(settings), Likes(), counters, repair=repair)
-        except (psycopg.Error, RedisError, CountersBehind) as error:
+            result = _compare(database_url(settings), counters, repair=repair)
+        except (psycopg.Error, RedisError, CountersBehind, PersistenceError) as error:
             raise NotReconciled(f"can't compare: {' '.join(str(error).split())}") from error
     if result is None:
         raise NotReconciled("another process compares the counters right now: try again")
+    return result
+
+
+def _compare(url: str, counters: Counters, *, repair: bool) -> Reconciled | None:
+    from backlot.recorded import recorded
+    from domain.operation import Outcome
+    from projections.likes import Likes
+    from workers.likes import reconcile_once
+
+    with recorded(url, "reconcile", "likes", {"repair": repair}) as running:
+        result = reconcile_once(url, Likes(), counters, repair=repair)
+        if result is None:
+            running.outcome = Outcome.REFUSED
+        else:
+            running.result = {"compared": result.compared, "drifted": len(result.drifted)}
     return result
 
 

@@ -5,9 +5,7 @@ What is done, and how, is in `projections/actions.py`: the same as what is asked
 
 from __future__ import annotations
 
-import getpass
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from backlot.database import database_url
+from backlot.recorded import operator_name
 from backlot.wiring import ReadModels, open_counters
 from domain.operation import Members, Outcome
 from infra.codec import EventMapper
@@ -127,11 +126,3 @@ def _require_tables(conn: Connection[TupleRow]) -> None:
         conn.execute("SELECT FROM projections.replays LIMIT 0")
     except psycopg.errors.UndefinedTable as error:
         raise DatabaseAway("its tables are not there yet: start Backlot on it once") from error
-
-
-def operator_name() -> str:
-    """How the log names whoever gives commands on this machine: `operator:` and the login name."""
-    try:
-        return f"operator:{getpass.getuser()}"
-    except (OSError, KeyError, ImportError):
-        return f"operator:uid-{os.getuid()}"

@@ -191,6 +191,7 @@ class TestExecutor:
         with executing(root.database_url):
             caught_up(root.database_url, ["likes"], writer.head)
             rows(root.database_url, "UPDATE likes.counts SET likes = 77 RETURNING 1")
+            rows(root.database_url, "DELETE FROM likes.likes WHERE viewer = 'ann' RETURNING 1")
             operation_id = root.ask("replay", "likes")
             eventually(lambda: replay_state(root, state="waiting", paused=False), 20)
             assert root.operation(operation_id).outcome is None
