@@ -8,15 +8,19 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import md5
+from secrets import token_urlsafe
 from statistics import median, quantiles
 from uuid import UUID
 
 import psycopg
 from psycopg import AsyncConnection
 
+from benchmarks import like
 from benchmarks.bench import Bench, say
 from benchmarks.results import Comparison, Side
+from infra.auth import mint_token
 from infra.codec import EventMapper
 from infra.event_store import open_recorder
 from projections.applying import Applier
@@ -26,6 +30,7 @@ from projections.audit_search import Search, find
 from projections.audit_stats import stats
 from projections.connecting import connect
 from projections.install import install
+from projections.positions import pause, resume
 
 PAGE = 50
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -52,6 +57,12 @@ FROM (SELECT n, 'actor-' || mod(n * 7919, %(actors)s) AS viewer,
       FROM generate_series(1, %(events)s::bigint) AS n) AS e
 """
 
+LOOK_SECONDS = 0.1
+BEHIND = b"""
+SELECT (SELECT max(notification_id) FROM backlot_events) - position
+FROM projections.state WHERE schema = 'audit'
+"""
+ON, OFF = "like, with the audit's index", "like, the audit's index paused"
 POINT = "one event by its position"
 
 Draw = Callable[[random.Random], Search]
@@ -71,7 +82,39 @@ def run(bench: Bench) -> list[Comparison]:
         Comparison("audit", "ms p99", _side(name, times, point), LIMIT, at_most=1)
         for name, times in taken.items()
     ]
-    return [*found, Comparison("audit", "events/s", made, Side("most likes recorded", [10_000]))]
+    return [
+        *found,
+        Comparison("audit", "events/s", made, Side("most likes recorded", [10_000])),
+        *beside_likes(bench),
+    ]
+
+
+def beside_likes(bench: Bench) -> list[Comparison]:
+    """What the index costs while likes are recorded: with its projection running, and paused."""
+    secret = token_urlsafe(32)
+    tokens = [mint_token(secret, f"viewer-{n}") for n in range(bench.size(3_000, 100))]
+    clients = like.Clients(tokens, bench.size(2, 1) / 2, bench.size(5, 1))
+    with like.backlot(bench, secret, "audited") as server:
+
+        def with_index(running: bool, number: int) -> tuple[float, dict[str, float]]:
+            with psycopg.connect(server.url, autocommit=True) as conn:
+                (resume if running else pause)(conn, Audit.name)
+                while running and conn.execute(BEHIND).fetchone() != (0,):
+                    time.sleep(LOOK_SECONDS)
+            return clients.like(server, number)
+
+        measured = bench.interleave(
+            bench.size(6, 1), {ON: partial(with_index, True), OFF: partial(with_index, False)}
+        )
+    rates = {name: like.side(name, rounds[1:] or rounds) for name, rounds in measured.items()}
+    costs = {
+        name: Side(name, [notes["server CPU µs"] for _, notes in rounds[1:] or rounds])
+        for name, rounds in measured.items()
+    }
+    return [
+        Comparison("audit", "µs of the server's CPU a like", costs[ON], costs[OFF], at_most=1.1),
+        Comparison("audit", "requests/s", rates[ON], rates[OFF]),
+    ]
 
 
 def fill(url: str, events: int) -> None:

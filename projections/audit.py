@@ -47,7 +47,7 @@ CREATE TABLE {schema}.events (
     causation_id text COLLATE "C");
 CREATE INDEX events_by_topic ON {schema}.events (topic, position);
 CREATE INDEX events_by_actor ON {schema}.events (actor, topic, position);
-CREATE INDEX events_by_correlation ON {schema}.events (correlation_id, topic, position);
+CREATE INDEX events_by_correlation ON {schema}.events (correlation_id, position);
 CREATE INDEX events_by_causation ON {schema}.events (causation_id, position)
     WHERE causation_id IS NOT NULL;
 CREATE TABLE {schema}.topics (

@@ -1,7 +1,7 @@
 """Finds events by what is known of them, exactly: in the index, and in the log where that ends.
 
-Every driving index yields positions in order, per topic, so that a page costs the same however
-many events match. One statement sees index and log at the same moment.
+Every driving index yields positions in order, those of actors and types per topic, so that a page
+costs the same however many events match. One statement sees index and log at the same moment.
 """
 
 from __future__ import annotations
@@ -147,7 +147,8 @@ def _in_index(search: Search, order: LiteralString) -> LiteralString:
         " AND correlation_id = %(correlation_id)s" if search.correlation_id is not None else ""
     )
     topics = _topics(search)
-    if not topics and search.actor is None and search.correlation_id is None:
+    # A conversation is short, or at least its own: its index needs no topics to be in order.
+    if not topics and (search.actor is None or search.correlation_id is not None):
         return BY_POSITION + wanted
     return BY_TOPIC + topics + OF_TOPIC + wanted + order + ") AS e"
 
