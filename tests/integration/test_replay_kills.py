@@ -1,0 +1,108 @@
+"""A replay that is killed again and again ends as one that was left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from projections.projection import Projection
+from projections.replays import Replay, ReplayOptions, ReplayState, find
+from tests.integration.projection_support import Writer, rows
+from tests.integration.replay_support import (
+    VERIFY,
+    History,
+    begun,
+    connected,
+    copies,
+    difference,
+    models,
+    projected,
+    replayed,
+)
+
+ROOT = Path(__file__).parents[2]
+SEED = int(os.environ.get("REPLAY_SEED", Random().randrange(10**6)))
+LEDGER = "SELECT block, applied, positions FROM projections.ledger WHERE schema = %s ORDER BY 1"
+
+
+@pytest.fixture
+def writer(database_url: str) -> Iterator[Writer]:
+    writer = Writer(database_url)
+    yield writer
+    writer.close()
+
+
+def started(database_url: str, replay: Replay) -> subprocess.Popen[str]:
+    """A process that works on the replay, from the moment when it begins to."""
+    command = [sys.executable, "-m", "tests.integration.carrying_on"]
+    arguments = [database_url, str(replay.id), "4"]
+    process = subprocess.Popen(
+        [*command, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    with process.stderr as ready:
+        assert ready.readline() == "ready\n"
+    return process
+
+
+def present(database_url: str, replay: Replay) -> Replay:
+    with connected(database_url) as conn:
+        return find(conn, replay.id)
+
+
+def undisturbed(database_url: str, projection: Projection, options: ReplayOptions) -> float:
+    """How long a replay takes (seconds)."""
+    replay = begun(database_url, projection, options)
+    process = started(database_url, replay)
+    begin = time.monotonic()
+    assert process.wait(60) == 0
+    assert present(database_url, replay).state is ReplayState.SWITCHED
+    return time.monotonic() - begin
+
+
+@pytest.mark.parametrize(
+    ("name", "workers", "kills"), [("likes", 1, 10), ("comments", 1, 5), ("likes", 2, 5)]
+)
+def test_killed_at_random(
+    database_url: str, writer: Writer, name: str, workers: int, kills: int
+) -> None:
+    random = Random(SEED)
+    History(writer, SEED, videos=20).grow(400)
+    projected(database_url, writer, models())
+    projection, options = models()[name], ReplayOptions(workers=workers)
+    seconds = undisturbed(database_url, projection, options)
+    killed, positions = 0, []
+    while killed < kills:
+        replay, patience = begun(database_url, projection, options), seconds
+        while not present(database_url, replay).finished:
+            process = started(database_url, replay)
+            # On a busy machine the first attempts may not even get to their first batch.
+            time.sleep(random.uniform(0, patience))
+            patience *= 1.5
+            process.send_signal(signal.SIGKILL)
+            killed += process.wait(20) == -signal.SIGKILL
+            positions.append(present(database_url, replay).position)
+        assert present(database_url, replay).state is ReplayState.SWITCHED, SEED
+    assert_equal(database_url, name, f"REPLAY_SEED={SEED} killed at {positions}")
+
+
+def assert_equal(database_url: str, name: str, told: str) -> None:
+    assert not difference(database_url, name, f"{name}__previous").differs, told
+    verified = replayed(database_url, models()[name], VERIFY)
+    assert verified.result is not None
+    assert not verified.result["differs"], told
+    previous = f"{name}__previous"
+    assert rows(database_url, LEDGER, [name]) == rows(database_url, LEDGER, [previous]), told
+    assert set(copies(database_url)) == {*models(), previous}
