@@ -160,11 +160,11 @@ class Sealer:
 
     def _anchor(self, conn: Connection[TupleRow], last: Seal | None) -> None:
         """Write down every seal that has no anchor yet; a failure never stops the sealing."""
-        if self._anchors is None or last is None or self._anchored == last.number:
+        if self._anchors is None or last is None or (self._anchored or 0) >= last.number:
             return
         try:
             if self._anchored is None:
-                self._anchored = self._anchors.last_number()
+                self._anchored = self._known_anchors(self._anchors, last)
             while self._anchored < last.number:
                 until = min(self._anchored + ANCHORS_AT_ONCE, last.number)
                 self._anchors.append(list(seals(conn, self._anchored, until)))
@@ -173,6 +173,15 @@ class Sealer:
             self._anchored = None
             metrics.SEAL_FAILURES.labels("anchoring").inc()
             log.warning("seals_not_anchored", error=str(error))
+
+    def _known_anchors(self, anchors: AnchorStore, last: Seal) -> int:
+        """The number of the newest anchor, which should be of a seal that is there."""
+        number = anchors.last_number()
+        if number > last.number:
+            # The log was restored from a backup, or cut off: verifying will say so from now on.
+            metrics.SEAL_FAILURES.labels("anchoring").inc()
+            log.error("anchors_ahead_of_seals", anchored=number, sealed=last.number)
+        return number
 
 
 def _block(conn: Connection[TupleRow], after: int, size: int) -> tuple[int, int, bytes]:

@@ -238,6 +238,23 @@ def test_anchors_catch_up_after_an_outage(database_url: str, tmp_path: Path) -> 
     working.close()
 
 
+def test_anchors_of_a_longer_log_are_told(database_url: str, tmp_path: Path) -> None:
+    anchors = FileAnchors(tmp_path / "seals.jsonl")
+    make_log(database_url, 30)
+    seal_all(database_url, anchors=anchors)
+    change(database_url, "DELETE FROM backlot_seals WHERE number = 3")
+    change(database_url, "DELETE FROM backlot_events WHERE notification_id > 20")
+    before = metrics.value("backlot_seal_failures_total", step="anchoring")
+    working = sealer(database_url, anchors=anchors)
+    for _ in range(3):
+        assert working.turn() == 0
+    assert metrics.value("backlot_seal_failures_total", step="anchoring") == before + 1
+    fault = verify(database_url, anchors=read_anchors(anchors.path)).fault
+    assert fault is not None
+    assert (fault.kind, fault.seal) == ("anchor-differs", 3)
+    working.close()
+
+
 def test_the_chain_continues_when_the_key_is_changed(database_url: str) -> None:
     older, newer = new_key(), new_key()
     make_log(database_url, 10)
