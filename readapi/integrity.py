@@ -119,7 +119,6 @@ router = APIRouter(prefix="/audit", tags=["audit"])
 @router.get(
     "/verify",
     response_model=LogIntegrity,
-    response_model_exclude_none=True,
     responses=problems(401, 403, 422, 503),
     summary="Integrity of the event log",
 )
