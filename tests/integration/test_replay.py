@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
 
+import psycopg
 import pytest
+from psycopg import Cursor
+from psycopg.rows import TupleRow
 
+from projections.install import install
 from projections.likes import Likes
+from projections.projection import Batch
 from projections.replays import ReplayState
 from tests.integration.projection_support import Writer, caught_up, hosting, rows
 from tests.integration.replay_support import (
     NAMES,
+    SWITCH,
+    VERIFY,
     History,
+    connected,
     difference,
     models,
     projected,
@@ -56,3 +66,94 @@ def test_the_live_runner_goes_on_with_the_new_copy(database_url: str, writer: Wr
         verified = replayed(database_url, Likes())
     assert verified.result is not None
     assert not verified.result["differs"]
+
+
+@contextmanager
+def writing(database_url: str) -> Iterator[None]:
+    """Somebody writes as fast as it goes."""
+    stopping = Event()
+
+    def write() -> None:
+        writer = Writer(database_url)
+        history = History(writer, 5, videos=200)
+        while not stopping.is_set():
+            history.grow(10)
+        writer.close()
+
+    thread = Thread(target=write)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
+
+
+def test_copies_are_compared_and_switched_while_everybody_writes(database_url: str) -> None:
+    with hosting(database_url, *models().values()), writing(database_url):
+        caught_up(database_url, NAMES, 500)
+        for options in (VERIFY, SWITCH, VERIFY):
+            for name, projection in models().items():
+                replay = replayed(database_url, projection, options, batch_events=50)
+                assert replay.result is not None
+                assert not replay.result["differs"], (name, replay.result)
+        positions = rows(database_url, "SELECT position FROM projections.replays ORDER BY id")
+    assert positions[0] < positions[-1]
+
+
+class Gated(Likes):
+    """Waits within its transaction, when its rows are written and its position is not."""
+
+    def __init__(self, schema: str | None = None) -> None:
+        super().__init__(schema)
+        self.entered, self.go_on = Event(), Event()
+
+    def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
+        super().apply(batch, cursor)
+        self.entered.set()
+        assert self.go_on.wait(20)
+
+
+def test_no_switch_falls_into_the_middle_of_a_transaction(
+    database_url: str, writer: Writer
+) -> None:
+    """It would leave the rows in the copy that was live, and move the position of the new one."""
+    video = writer.video().id
+    writer.like(video, "alice")
+    projected(database_url, writer, {"likes": Likes()})
+    gated = Gated()
+    with hosting(database_url, gated):
+        writer.like(video, "bob")
+        assert gated.entered.wait(10)
+        replaying = Thread(target=replayed, args=(database_url, Likes()))
+        replaying.start()
+        replaying.join(1)
+        gated.go_on.set()
+        replaying.join(20)
+        caught_up(database_url, ["likes"], writer.head)
+    assert rows(database_url, "SELECT likes FROM likes.counts") == [(2,)]
+    assert rows(database_url, "SELECT likes FROM likes__previous.counts") == [(2,)]
+
+
+def test_processes_that_start_during_a_switch_find_the_live_copy(
+    database_url: str, writer: Writer
+) -> None:
+    projected(database_url, writer, {"likes": Likes()})
+    stopping = Event()
+    failures: list[str] = []
+
+    def install_again_and_again() -> None:
+        while not stopping.is_set():
+            try:
+                with connected(database_url) as conn:
+                    install(conn, [Likes()])
+            except psycopg.Error as error:
+                failures.append(str(error))
+
+    thread = Thread(target=install_again_and_again)
+    thread.start()
+    for _ in range(5):
+        assert replayed(database_url, Likes()).state is ReplayState.SWITCHED
+    stopping.set()
+    thread.join()
+    assert failures == []
