@@ -6,17 +6,24 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from threading import Event
 
 import pytest
 
+from backlot.wiring import ReadModels
 from domain.errors import Invalid
 from domain.operation import Members, Operation, Outcome
 from infra.codec import event_id
 from infra.operations import claim, finish, recording, release
+from projections.acting import Tools
+from projections.children import PAUSE_SECONDS
 from projections.connecting import connect
+from projections.executor import POLL_SECONDS, perform
 from projections.operations import Operations
+from projections.replay_progress import tell_nobody
 from projections.replays import replays
 from tests.integration.operating import (
+    MAPPER,
     Desk,
     await_process,
     desk,
@@ -215,6 +222,8 @@ class TestExecutor:
                 eventually(lambda: replay_state(root))
                 root.done("pause", "likes", replay=True)
             eventually(lambda: not working_on(operation_id), 20)
+            time.sleep(PAUSE_SECONDS + POLL_SECONDS)
+            assert not working_on(operation_id), "it does not rest"
             assert root.operation(operation_id).outcome is None
             with standing_still(root.database_url, "likes"):
                 root.done("resume", "likes", replay=True)
@@ -250,8 +259,27 @@ class TestExecutor:
             other = root.ask("pause", "likes")
             root.end(other)
             assert root.operation(running.operation_id).outcome is None
+            assert replay_state(root) is None
             running.result = {"by": "ann"}
         assert root.operation(running.operation_id).result == {"by": "ann"}
+
+    def test_what_another_has_claimed_is_not_done_twice(self, root: Desk) -> None:
+        models = ReadModels.make()
+        tools = Tools(root.database_url, models.by_name(), MAPPER, tell_nobody, Event())
+        with (
+            hosting(root.database_url, *models.all()),
+            connect(root.database_url, "one") as one,
+            connect(root.database_url, "other") as other,
+        ):
+            operation_id = root.ask("pause", "likes")
+            assert claim(one, operation_id)
+            assert perform(other, root.recorder, tools, operation_id) is False
+            assert _status(root) == "running"
+            release(one, operation_id)
+            assert perform(other, root.recorder, tools, operation_id) is True
+            assert _status(root) == "paused"
+            assert perform(one, root.recorder, tools, operation_id) is True
+            assert len(root.events(operation_id)) == 2
 
     def test_what_its_process_left_behind_is_told(self, root: Desk) -> None:
         operation_id = root.ask("export", "log")
@@ -309,3 +337,9 @@ class TestExecutor:
             assert (requested.actor, requested.subject) == ("system", name)
             assert root.end(requested.originator_id)[0] is Outcome.DONE
             caught_up(root.database_url, [name], writer.head)
+
+
+def _status(root: Desk) -> str:
+    query = "SELECT status FROM projections.state WHERE schema = 'likes'"
+    ((found,),) = rows(root.database_url, query)
+    return str(found)
