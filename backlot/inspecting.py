@@ -39,6 +39,8 @@ def inspect(mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) ->
         ) from error
     except psycopg.Error as error:
         raise NotInspected(f"the database does not answer: {error}") from error
+    except UnicodeEncodeError as error:
+        raise NotInspected("what was asked for is not text in UTF-8") from error
     except (NotRecorded, InvalidCursor) as error:
         raise NotInspected(str(error)) from error
 
