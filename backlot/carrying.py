@@ -8,21 +8,27 @@ from threading import Event
 from types import FrameType
 from uuid import UUID
 
+import structlog
+from eventsourcing.persistence import PersistenceError
+
 from backlot.database import database_url
 from backlot.wiring import ReadModels, open_counters
 from infra.codec import EventMapper
 from infra.event_store import open_recorder
 from infra.logging import configure_logging
+from infra.operations import describe
 from infra.settings import Settings
 from projections.acting import Tools
 from projections.children import watch_parent
-from projections.connecting import connect
+from projections.connecting import connect, is_outage
 from projections.executor import perform
 from projections.replay_progress import tell_nobody
 
+log = structlog.get_logger(__name__)
+
 
 def run_operation(settings: Settings, operation_id: UUID) -> None:
-    """Carry it out until it is over, or rests, or the parent is gone."""
+    """Carry it out until it is over, or rests, or the parent is gone, or the database is away."""
     configure_logging(settings)
     stopping = Event()
     watch_parent(stopping)
@@ -31,6 +37,16 @@ def run_operation(settings: Settings, operation_id: UUID) -> None:
         stopping.set()
 
     signal.signal(signal.SIGTERM, stop)
+    try:
+        _perform(settings, operation_id, stopping)
+    except Exception as error:
+        if not (is_outage(error) or isinstance(error, PersistenceError)):
+            raise
+        # It goes on where it stands, in another process, once the database is back.
+        log.warning("operation_interrupted", id=str(operation_id), error=describe(error))
+
+
+def _perform(settings: Settings, operation_id: UUID, stopping: Event) -> None:
     url = database_url(settings)
     recorder = open_recorder(url)
     with (

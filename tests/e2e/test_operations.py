@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -36,7 +37,7 @@ def ask(root: httpx.Client, action: str, name: str = "likes", **body: object) ->
 
 def ended(root: httpx.Client, operation_id: str) -> dict[str, Any]:
     """The operation, once it has ended."""
-    wait_for(lambda: "finishedAt" in root.get(f"/operations/{operation_id}").json(), 60)
+    wait_for(lambda: "finishedAt" in root.get(f"/operations/{operation_id}").text, 60)
     found = read(root.get(f"/operations/{operation_id}"))
     assert isinstance(found, dict)
     return found
@@ -104,6 +105,22 @@ class TestElsewhere:
             assert len(log.events(UUID(operation_id))) == 2
         assert rows(database_url, "SELECT count(*) FROM projections.replays") == [(1,)]
         assert second.stop() == 0
+
+
+def test_a_database_that_dies_in_the_middle_costs_only_time(make_program: Make) -> None:
+    program = make_program().start()
+    likes(program, "ann")
+    root = program.client("root", admin=True)
+    # The connection that holds the replay up dies with the server.
+    with suppress(psycopg.OperationalError), standing_still(program.database_url, "likes"):
+        operation_id = ask(root, "replay", yes=True)
+        at_work(operation_id)
+        wait_for(lambda: "replay" in read(root.get("/projections/likes")), 20)
+        program.postmaster.kill()
+    wait_for(lambda: root.get("/readyz").status_code == 200, 60)
+    found = ended(root, operation_id)
+    assert (found["status"], found["result"]["state"]) == ("done", "switched")
+    assert program.stop() == 0
 
 
 def at_work(operation_id: str) -> psutil.Process:
