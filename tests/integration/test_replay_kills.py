@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from psycopg import OperationalError
 
 from projections.projection import Projection
 from projections.replays import Replay, ReplayOptions, ReplayState, find
@@ -20,6 +21,7 @@ from tests.integration.replay_support import (
     VERIFY,
     History,
     begun,
+    carried_on,
     connected,
     copies,
     difference,
@@ -96,6 +98,40 @@ def test_killed_at_random(
             positions.append(present(database_url, replay).position)
         assert present(database_url, replay).state is ReplayState.SWITCHED, SEED
     assert_equal(database_url, name, f"REPLAY_SEED={SEED} killed at {positions}")
+
+
+KILLER = """
+CREATE SEQUENCE kills;
+CREATE FUNCTION kill() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF nextval('kills') IN (5, 6, 20, 40) THEN
+        PERFORM pg_terminate_backend(pg_backend_pid());
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER kill BEFORE UPDATE OF position ON projections.state
+    FOR EACH ROW EXECUTE FUNCTION kill();
+CREATE TRIGGER kill BEFORE UPDATE OF position ON projections.replay_partitions
+    FOR EACH ROW EXECUTE FUNCTION kill()
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_between_rows_and_position(database_url: str, writer: Writer, workers: int) -> None:
+    History(writer, SEED).grow(200)
+    projected(database_url, writer, models())
+    with connected(database_url) as conn:
+        conn.execute(KILLER)
+    likes = models()["likes"]
+    replay = begun(database_url, likes, ReplayOptions(workers=workers))
+    interrupted = 0
+    while not present(database_url, replay).finished:
+        try:
+            carried_on(database_url, replay, likes, batch_events=5)
+        except OperationalError:
+            interrupted += 1
+    assert interrupted >= 2
+    assert_equal(database_url, "likes", f"REPLAY_SEED={SEED}")
 
 
 def assert_equal(database_url: str, name: str, told: str) -> None:
