@@ -12,7 +12,9 @@ import typer
 from backlot.database import database_url
 from backlot.late_bar import LateBar
 from backlot.output import Json, show
+from backlot.recorded import recorded
 from backlot.screen import Screen
+from domain.operation import Members
 from infra.archive.plan import ExportFormat
 from infra.errors import OperatorError
 from infra.privacy import PayloadMode
@@ -61,15 +63,22 @@ def export(
     """Write the events to a file; after an interruption the same command goes on."""
     from infra.archive import Wish, export_log
 
-    screen = Screen()
-    with _connected(load_settings(), "export") as conn, LateBar(screen, "exporting") as bar:
+    settings, screen = load_settings(), Screen()
+    wish = Wish(export_format, payload, first, last)
+    asked: Members = {"file": str(file), "format": str(export_format), "payload": str(payload)}
+    with (
+        _connected(settings, "export") as conn,
+        recorded(database_url(settings), "export", "events", asked) as running,
+        LateBar(screen, "exporting") as bar,
+    ):
         plan = export_log(
             conn,
             file,
-            Wish(export_format, payload, first, last),
+            wish,
             on_begun=lambda plan, done: bar.begin(plan.events, done),
             on_progress=bar.advance,
         )
+        running.result = _plan_as_dict(plan)
     show(_told(plan, file), {"file": str(file), **_plan_as_dict(plan)}, as_json)
 
 
@@ -121,8 +130,12 @@ def verify(
     if file is not None:
         report = _verify_file(file, proofs, screen)
     else:
-        with _connected(settings, "verification") as conn:
+        with (
+            _connected(settings, "verification") as conn,
+            recorded(database_url(settings), "verify", "events", {}) as running,
+        ):
             report = _verify_database(conn, proofs, screen)
+            running.result = report.as_dict()
     show(_summary(report), report.as_dict(), as_json)
     raise typer.Exit(0 if report.ok else 1)
 

@@ -54,7 +54,9 @@ def test_what_is_recorded_is_sealed_and_what_is_changed_is_named(
     program.start()
     wait_for(lambda: sealed_to(program) == 16)
     code, found = verified(program)
-    assert (code, found["ok"], found["events"], found["unsealed"]) == (0, True, 16, 0)
+    # The verification itself is in the log, and may be sealed by now.
+    assert (code, found["ok"], found["events"]) == (0, True, 17)
+    assert found["unsealed"] <= 1
     assert found["signed"] == found["anchored"] == found["seals"] >= 4
 
     with psycopg.connect(program.database_url, autocommit=True) as conn:
@@ -70,7 +72,7 @@ def test_without_the_role_workers_nothing_is_sealed(make_program: Callable[..., 
     program = make_program(SEAL_SECONDS="0.1", BACKLOT_ROLES="commands,queries,projections").start()
     like_often(program, 3)
     code, found = verified(program)
-    assert (code, found["ok"], found["sealedTo"], found["unsealed"]) == (0, True, 0, 5)
+    assert (code, found["ok"], found["sealedTo"], found["unsealed"]) == (0, True, 0, 6)
     assert program.stop() == 0
 
 

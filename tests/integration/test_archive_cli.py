@@ -63,20 +63,40 @@ def test_the_log_is_exported_verified_imported_and_verified(
             "format": "jsonl",
             "payload": "full",
             "from": 1,
-            "to": 30,
-            "events": 30,
+            # The last one says that this export was asked for.
+            "to": 31,
+            "events": 31,
             "provable": True,
         },
     )
     code, out = run("verify", file, "--json")
     assert code == 0
     whole = json.loads(out)
-    assert (whole["ok"], whole["events"], whole["sealedTo"], whole["seals"]) == (True, 30, 30, 3)
+    assert (whole["ok"], whole["events"], whole["sealedTo"], whole["seals"]) == (True, 31, 30, 3)
     with psycopg.connect(log_url, autocommit=True) as conn:
         conn.execute("DROP TABLE backlot_events, backlot_seals, backlot_verifications")
     code, out = run("import", file, "--json")
     assert (code, json.loads(out)) == (0, {"file": file, **whole})
-    assert run("verify", "--json") == (0, json.dumps(whole, indent=2) + "\n")
+    code, out = run("verify", "--json")
+    # That it was asked for is now in the log, too.
+    assert (code, json.loads(out)) == (0, {**whole, "events": 32, "unsealed": 2})
+
+
+def test_who_exported_and_verified_is_in_the_log(log_url: str, run: Run, tmp_path: Path) -> None:
+    file = str(tmp_path / "log.jsonl")
+    run("export", file, "--payload", "none")
+    run("verify")
+    with psycopg.connect(log_url) as conn:
+        rows = conn.execute(
+            "SELECT topic, state FROM backlot_events WHERE notification_id > 30 ORDER BY 1, 2"
+        ).fetchall()
+    told = [(topic, orjson.loads(state)) for topic, state in rows]
+    asked = [state for topic, state in told if topic == "operation.requested.v1"]
+    assert [state["action"] for state in asked] == ["export", "verify"]
+    assert asked[0]["parameters"] == {"file": file, "format": "jsonl", "payload": "none"}
+    assert all(state["actor"].startswith("operator:") for _, state in told)
+    ended = [state for topic, state in told if topic == "operation.finished.v1"]
+    assert [state["outcome"] for state in ended] == ["done", "done"]
 
 
 def test_a_fault_is_told_and_is_exit_code_1(log_url: str, run: Run) -> None:
@@ -138,15 +158,15 @@ def test_masked_cloud_events_say_what_they_lack(log_url: str, run: Run, tmp_path
     assert code == 0
     assert "can't be verified or imported" in out
     events = [orjson.loads(line) for line in file.read_bytes().splitlines()]
-    assert [event["position"] for event in events] == [str(n) for n in range(1, 31)]
+    assert [event["position"] for event in events] == [str(n) for n in range(1, 32)]
     assert run("verify", str(file))[0] == 1
 
 
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("export", "log.jsonl", "--to", "31"), "--to: the log ends at position 30"),
-        (("export", "log.jsonl", "--from", "31"), "--from: 31 is behind"),
+        (("export", "log.jsonl", "--to", "32"), "--to: the log ends at position 31"),
+        (("export", "log.jsonl", "--from", "32"), "--from: 32 is behind"),
         (("export", "no/such/folder/log.jsonl"), "No such file or directory"),
         (("verify", "nothing.jsonl"), "nothing.jsonl can't be read"),
         (("verify", "--public-key", "none.pem"), "none.pem can't be read"),

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pyarrow.parquet import read_table
 
 from infra.archive import ExportFormat, Wish
 from infra.archive.parquet import ParquetMissing
@@ -32,12 +33,11 @@ def test_without_the_library_it_says_how_to_get_it(
 def test_events_are_columns(
     log_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, payload: PayloadMode
 ) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr("infra.archive.parquet.PART_EVENTS", 25)
     export(log_url, tmp_path / "log", Wish(ExportFormat.PARQUET, payload))
     parts = sorted((tmp_path / "log").iterdir())
     assert [part.name for part in parts] == [f"part-00000{n}.parquet" for n in (1, 2, 3)]
-    found = [record for part in parts for record in parquet.read_table(part).to_pylist()]
+    found = [record for part in parts for record in read_table(part).to_pylist()]
     stored = rows(
         log_url,
         "SELECT notification_id, originator_id::text, originator_version, topic, state "

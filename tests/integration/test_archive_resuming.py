@@ -33,8 +33,6 @@ def log_url(database_url: str) -> str:
 def test_killed_and_resumed_an_export_is_identical(
     database_url: str, tmp_path: Path, export_format: ExportFormat
 ) -> None:
-    if export_format is ExportFormat.PARQUET:
-        pytest.importorskip("pyarrow")
     fill(database_url, 20_000)
     seal_all(database_url, block_events=1_000)
     whole, torn = tmp_path / "whole", tmp_path / "torn"
