@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from threading import Event
 
 import pytest
 
+from backlot.recorded import recorded
 from backlot.wiring import ReadModels
 from domain.errors import Invalid
 from domain.operation import Members, Operation, Outcome
@@ -71,6 +73,13 @@ class TestRecording:
         assert before <= requested.timestamp <= finished.timestamp <= datetime.now(UTC)
         assert finished.correlation_id == requested.correlation_id
         assert finished.causation_id == str(event_id(running.operation_id, 1))
+
+    def test_a_command_names_who_gives_it(self, root: Desk) -> None:
+        with recorded(root.database_url, "reconcile", "likes", {"repair": True}) as running:
+            running.outcome = Outcome.REFUSED
+        requested, finished = root.events()
+        assert requested.actor == finished.actor == f"operator:{getpass.getuser()}"
+        assert root.operation(running.operation_id).outcome is Outcome.REFUSED
 
     @pytest.mark.parametrize(
         ("error", "outcome"),

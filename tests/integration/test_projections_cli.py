@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -17,6 +19,8 @@ import pytest
 from backlot.cli import main
 from backlot.wiring import ReadModels
 from domain.operation import Operation, Outcome
+from infra.counters import Counter, Counters
+from infra.redis import connect_blocking_redis
 from projections.connecting import connect
 from projections.replays import replays
 from tests.e2e.program import OWN_VARIABLES, PROJECT
@@ -36,6 +40,7 @@ from tests.integration.projection_support import (
     position,
     rows,
 )
+from tests.integration.redis_servers import redis_servers
 
 ME = f"operator:{getpass.getuser()}"
 
@@ -320,3 +325,38 @@ class TestParked:
         code, _, err = backlot("parked", "park", "likes", "--reason", "again", "--yes")
         assert code == 1
         assert "not stopped" in err
+
+
+class TestCounters:
+    @pytest.mark.usefixtures("liked")
+    def test_without_a_redis_there_are_none(self, backlot: Backlot, root: Desk) -> None:
+        code, out, err = backlot("replay", "counters")
+        assert (code, out) == (1, "")
+        assert "REDIS_URL is not set" in err
+        assert [event.subject for event in root.events()] == ["counters", "counters"]
+
+    def test_they_are_put_anew_and_follow_a_switch(
+        self,
+        backlot: Backlot,
+        liked: Writer,
+        root: Desk,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        (video,) = {video for video, _ in liked.likes}
+        with redis_servers(1, tmp_path) as (server,), connect_blocking_redis(server.url) as redis:
+            monkeypatch.setenv("REDIS_URL", server.url)
+            counters = Counters(redis, 600)
+            assert backlot("replay", "counters", "--json").data == {"counters": 1}
+            assert counters.get([video])[0] == Counter(3, liked.head)
+            spoil(root.database_url)
+            assert backlot("replay", "counters").code == 0
+            assert _likes(counters, video) == 77
+            assert backlot("replay", "likes", "--yes").code == 0
+            assert _likes(counters, video) == 3
+
+
+def _likes(counters: Counters, video: UUID) -> int:
+    (held,) = counters.get([video])
+    assert held is not None
+    return held.likes

@@ -142,7 +142,8 @@ def test_the_doctor_of_a_fresh_machine_finds_nothing_to_mend(
     code, out, _ = backlot("doctor", "--json")
     parts = {part.pop("name"): part for part in json.loads(out)["parts"]}
     assert code == 0
-    assert list(parts) == ["settings", "database", "objects", "redis", "locks", "auth", "api"]
+    database = ["settings", "database", "projections"]
+    assert list(parts) == [*database, "objects", "redis", "locks", "auth", "api"]
     assert {part["kind"] for part in parts.values()} == {"embedded"}
     assert "`make up` starts it" in parts["database"]["detail"]
     assert not folder.exists()
