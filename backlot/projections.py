@@ -178,6 +178,17 @@ def drop_old(name: Name, yes: Yes = False, reason: Reason = None, as_json: Json 
     _do("drop-old", name, given(reason=reason), as_json)
 
 
+@app.command(name="drop-look")
+def drop_look(
+    name: Name,
+    position: Annotated[int, typer.Argument(min=1, help="Of the look.", show_default=False)],
+    reason: Reason = None,
+    as_json: Json = False,
+) -> None:
+    """Remove the look at the past that `replay --to` has made at a position."""
+    _do("drop-look", name, given(position=position, reason=reason), as_json)
+
+
 @app.command(name="carry-out", hidden=True)
 def carry_out(operation_id: str) -> None:
     """Carry an operation out for the process that started this one, and stop when it ends."""

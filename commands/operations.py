@@ -61,6 +61,12 @@ class Halt(Because):
     replay: Flag | None = None
 
 
+class Look(Because):
+    """At which position the look at the past was asked for."""
+
+    position: Position
+
+
 class Retry(Because):
     """Which parked event is tried again; none: all of them.
 
@@ -157,6 +163,11 @@ async def rollback(name: Name, request: Request, body: Because | None = None) ->
 @router.post("/drop-old", summary="Remove the previous copy", **requested)
 async def drop_old(name: Name, request: Request, body: Because | None = None) -> Response:
     return await _request(request, "drop-old", name, body)
+
+
+@router.post("/drop-look", summary="Remove a look at the past", **requested)
+async def drop_look(name: Name, request: Request, body: Look) -> Response:
+    return await _request(request, "drop-look", name, body)
 
 
 @router.post("/park", summary="Set aside the event that it stopped in front of", **requested)

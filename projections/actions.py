@@ -110,6 +110,15 @@ def _drop_old(act: Act) -> Ended:
     return Ended(Outcome.DONE, {})
 
 
+def _drop_look(act: Act) -> Ended:
+    position = act.number("position")
+    if position is None:
+        raise Refused("Say which look: its position.")
+    schema = f"{replay_operations.LOOK.format(act.name)}{position}"
+    replay_operations.drop_look(act.conn, schema)
+    return Ended(Outcome.DONE, {"position": position})
+
+
 def _completeness(act: Act) -> Ended:
     return Ended(Outcome.DONE, completeness(act.conn, act.projection).as_dict())
 
@@ -150,6 +159,7 @@ ACTIONS: Mapping[str, Action] = MappingProxyType(
         "cancel": _cancel,
         "confirm": _confirm,
         "drop-old": _drop_old,
+        "drop-look": _drop_look,
         "park": _park,
         "retry": _retry,
         "discard": _discard,

@@ -20,7 +20,7 @@ from tests.integration.projection_support import rows
 
 POSTS = (
     "replay", "verify", "completeness", "pause", "resume", "cancel", "confirm", "rollback",
-    "drop-old", "park", "retry", "discard",
+    "drop-old", "drop-look", "park", "retry", "discard",
 )  # fmt: skip
 
 Make = Callable[..., Program]
@@ -160,6 +160,7 @@ class TestCallers:
             ("pause", {"reason": ""}),
             ("cancel", {"reason": "a\x00b"}),
             ("park", {}),
+            ("drop-look", {}),
             ("discard", {"position": 1}),
             ("discard", {"reason": "why not"}),
         ]:

@@ -163,6 +163,9 @@ class TestReplay:
         assert (told["state"], told["purpose"]) == ("kept", "look")
         found = rows(root.database_url, f"SELECT likes FROM {told['schema']}.counts")
         assert found == [(2,)]
+        assert backlot("drop-look", "likes", str(liked.head - 1)).code == 0
+        assert position(root.database_url, told["schema"]) == -1
+        assert "no look" in backlot("drop-look", "likes", str(liked.head - 1)).err
 
     @pytest.mark.usefixtures("liked")
     def test_a_difference_needs_a_yes(self, backlot: Backlot, root: Desk) -> None:

@@ -95,7 +95,7 @@ class TestCommands:
         "command",
         [
             "list", "show", "replay", "verify", "completeness", "pause", "resume", "cancel",
-            "confirm", "rollback", "drop-old", "parked",
+            "confirm", "rollback", "drop-old", "drop-look", "parked",
         ],
     )  # fmt: skip
     def test_each_explains_itself(self, backlot: Callable[..., Ran], command: str) -> None:
