@@ -89,7 +89,7 @@ def test_killed_at_random(
     killed, positions = 0, []
     while killed < kills:
         replay, patience = begun(database_url, projection, options), seconds
-        while not present(database_url, replay).finished:
+        while not present(database_url, replay).rests:
             process = started(database_url, replay)
             # On a busy machine the first attempts may not even get to their first batch.
             time.sleep(random.uniform(0, patience))
@@ -126,7 +126,7 @@ def test_killed_between_rows_and_position(database_url: str, writer: Writer, wor
     likes = models()["likes"]
     replay = begun(database_url, likes, ReplayOptions(workers=workers))
     interrupted = 0
-    while not present(database_url, replay).finished:
+    while not present(database_url, replay).rests:
         try:
             carried_on(database_url, replay, likes, batch_events=5)
         except OperationalError:
@@ -134,6 +134,7 @@ def test_killed_between_rows_and_position(database_url: str, writer: Writer, wor
         except ReplayElsewhere:
             # The server has not ended the session of the last attempt yet.
             time.sleep(0.01)
+    assert present(database_url, replay).state is ReplayState.SWITCHED, SEED
     assert interrupted >= 2
     assert_equal(database_url, "likes", f"REPLAY_SEED={SEED}")
 
