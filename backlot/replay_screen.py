@@ -68,8 +68,8 @@ class ReplayScreen:
 
 
 def describe(progress: replay_progress.Progress) -> str:
-    """Events, rate and remaining time in words."""
-    words = [f"{progress.events:,} events", f"{progress.rate:,.0f} positions/s"]
+    """Events, positions per second and remaining time in words."""
+    words = [f"{progress.events:,} events", f"{progress.rate:,.0f}/s"]
     if progress.eta_seconds is not None:
         minutes, seconds = divmod(round(progress.eta_seconds), 60)
         hours, minutes = divmod(minutes, 60)

@@ -214,7 +214,7 @@ class TestProgress:
         assert said.out == ""
         assert len(lines) == 5
         assert lines[1] == (
-            "replay likes: building, position 250/1000, 250 events, 50 positions/s, 0:01:01 left"
+            "replay likes: building, position 250/1000, 250 events, 50/s, 0:01:01 left"
         )
 
     def test_what_is_done_is_as_far_as_it_goes(self) -> None:
