@@ -22,7 +22,7 @@ from projections.projection import Projection
 from projections.replay_building import build
 from projections.replay_operations import discard
 from projections.replay_progress import Report, Telling
-from projections.replays import Purpose, Replay, ReplayState, enter, find, halt
+from projections.replays import Purpose, Replay, ReplayState, checkpoint, enter, find, halt
 from projections.switching import CopyStopped, goal_of, look, same_moment, switch
 
 log = structlog.get_logger(__name__)
@@ -101,6 +101,9 @@ class Work:
     def _compare(self) -> None:
         database_url, copy = self._means.database_url, self._replay.schema
         with same_moment(database_url, self._conn, self._applier) as reader:
+            checkpoint(
+                self._conn, self._replay, look(reader, copy).position, self._replay.rate or 0
+            )
             difference = compare(reader, self._replay.name, copy)
         told = difference.as_dict()
         if difference.differs:

@@ -23,7 +23,7 @@ from projections.install import drop
 from projections.log import CHANNEL
 from projections.positions import INSTALL_LOCK, LOCK_CLASS, Seen, Status
 from projections.replay_operations import OLD, PREVIOUS
-from projections.replays import Replay, ReplayState, enter, find
+from projections.replays import Replay, ReplayState, checkpoint, enter, find
 
 log = structlog.get_logger(__name__)
 
@@ -104,6 +104,7 @@ def switch(conn: Connection[TupleRow], replay: Replay, applier: Applier) -> bool
         conn.execute(LOCK_LIVE, (name,))
         live = look(conn, name)
         advance_to(conn, applier, goal_of(live, replay))
+        checkpoint(conn, replay, look(conn, replay.schema).position, replay.rate or 0)
         _swap(conn, replay)
         if live.status == Status.PAUSED:
             positions.pause(conn, name)

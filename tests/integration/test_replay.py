@@ -47,6 +47,7 @@ def test_a_replay_takes_the_place_of_the_live_copy(
         assert replay.state is ReplayState.SWITCHED, replay
         assert replay.result is not None
         assert not replay.result["differs"]
+        assert replay.position == writer.head
         assert not difference(database_url, name, f"{name}__previous").differs
     found = rows(database_url, "SELECT schema, position FROM projections.state ORDER BY schema")
     copies = [copy for name in sorted(NAMES) for copy in (name, f"{name}__previous")]

@@ -262,6 +262,7 @@ def test_going_back_shows_the_newest_state(database_url: str, writer: Writer, vi
         back = rolled_back(database_url, Likes())
         assert (back.state, back.purpose) == (ReplayState.SWITCHED, Purpose.ROLLBACK)
         caught_up(database_url, ["likes"], writer.head)
+        assert back.position <= writer.head
         # The copy with the error is back, and has all that came since.
         assert likes_of(database_url, video) == 71
         writer.like(video, "later")
