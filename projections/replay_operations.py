@@ -39,6 +39,7 @@ LOOK = "{}__at_"
 VERIFY = "{}__verify_"
 OLD = "{}__old_"
 
+LOCK_COPIES = "SELECT pg_advisory_xact_lock(%s, %s)"
 NEW_ID = "SELECT nextval(pg_get_serial_sequence('projections.replays', 'id'))"
 INSERT = """
 INSERT INTO projections.replays
@@ -91,7 +92,7 @@ def begin(
     if workers != options.workers:
         log.info("replay_serial", projection=name, reason="its events depend on each other")
     with conn.transaction():
-        conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK_CLASS, INSTALL_LOCK))
+        conn.execute(LOCK_COPIES, (LOCK_CLASS, INSTALL_LOCK))
         _check(conn, projection, options)
         (replay_id,) = conn.execute(NEW_ID).fetchone() or (0,)
         back = options.purpose is Purpose.ROLLBACK
@@ -162,8 +163,7 @@ def drop_old(conn: Connection[TupleRow], name: str) -> None:
     schema = PREVIOUS.format(name)
     if positions.look(conn, schema) is None:
         raise NoCopy(f"{name} has no previous copy.")
-    with conn.transaction():
-        drop(conn, schema)
+    _drop_alone(conn, schema)
 
 
 def drop_look(conn: Connection[TupleRow], schema: str) -> None:
@@ -174,7 +174,13 @@ def drop_look(conn: Connection[TupleRow], schema: str) -> None:
     replay = unfinished(conn, name)
     if replay is not None and replay.schema == schema:
         raise ReplayUnderWay(f"{schema} is being built; cancel that instead.")
+    _drop_alone(conn, schema)
+
+
+def _drop_alone(conn: Connection[TupleRow], schema: str) -> None:
+    """Drop a copy while nobody switches, who would rename it at the same moment."""
     with conn.transaction():
+        conn.execute(LOCK_COPIES, (LOCK_CLASS, INSTALL_LOCK))
         drop(conn, schema)
 
 

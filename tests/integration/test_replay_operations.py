@@ -273,6 +273,18 @@ def test_going_back_shows_the_newest_state(database_url: str, writer: Writer, vi
 
 
 @pytest.mark.usefixtures("video")
+def test_a_rollback_that_is_given_up_leaves_both_copies(database_url: str) -> None:
+    replayed(database_url, Likes())
+    begun(database_url, Likes(), ReplayOptions(Purpose.ROLLBACK))
+    with connected(database_url) as conn:
+        with pytest.raises(ReplayUnderWay):
+            drop_old(conn, "likes")
+        cancel(conn, "likes")
+    assert copies(database_url) == ["likes", "likes__previous"]
+    assert rolled_back(database_url, Likes()).state is ReplayState.SWITCHED
+
+
+@pytest.mark.usefixtures("video")
 def test_the_previous_copy_is_kept_until_it_is_dropped(database_url: str) -> None:
     for _ in range(3):
         replayed(database_url, Likes())
