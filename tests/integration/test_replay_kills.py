@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+import psutil
 import pytest
 from psycopg import OperationalError
 
 from projections.projection import Projection
 from projections.replay import ReplayElsewhere
+from projections.replay_operations import resume
+from projections.replay_progress import Progress
 from projections.replays import Replay, ReplayOptions, ReplayState, find
 from tests.integration.projection_support import Writer, rows
 from tests.integration.replay_support import (
@@ -136,6 +139,28 @@ def test_killed_between_rows_and_position(database_url: str, writer: Writer, wor
             time.sleep(0.01)
     assert present(database_url, replay).state is ReplayState.SWITCHED, SEED
     assert interrupted >= 2
+    assert_equal(database_url, "likes", f"REPLAY_SEED={SEED}")
+
+
+def test_a_part_that_is_killed_rests_until_it_is_resumed(database_url: str, writer: Writer) -> None:
+    History(writer, SEED).grow(200)
+    projected(database_url, writer, models())
+    killed: list[int] = []
+
+    def kill_one(_: Progress) -> None:
+        for child in psutil.Process().children():
+            if not killed and "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+                killed.append(child.pid)
+
+    likes = models()["likes"]
+    replay = begun(database_url, likes, ReplayOptions(workers=2))
+    resting = carried_on(database_url, replay, likes, batch_events=1, report=kill_one)
+    assert (resting.state, resting.paused) == (ReplayState.BUILDING, True)
+    assert resting.error == "A process that built a part ended with exit code -9."
+    with connected(database_url) as conn:
+        resume(conn, "likes")
+    assert carried_on(database_url, replay, likes).state is ReplayState.SWITCHED
     assert_equal(database_url, "likes", f"REPLAY_SEED={SEED}")
 
 
