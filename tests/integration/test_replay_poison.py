@@ -177,11 +177,12 @@ def test_only_a_copy_of_the_own_version_is_verified_or_gone_back_to(
     with pytest.raises(OtherVersion):
         begun(database_url, LikesTwo(), VERIFY)
     replayed(database_url, LikesTwo())
-    operator = {"requested_by": "olga", "operation_id": UUID(int=1)}
+    asked = UUID(int=1)
     with pytest.raises(OtherVersion):
-        rollback(database_url, LikesTwo(), **operator)
+        rollback(database_url, LikesTwo(), requested_by="olga", operation_id=asked)
     # The release that made the previous copy can go back to it.
-    assert rollback(database_url, Likes(), **operator).state is ReplayState.SWITCHED
+    back = rollback(database_url, Likes(), requested_by="olga", operation_id=asked)
+    assert back.state is ReplayState.SWITCHED
     assert rows(database_url, "SELECT version FROM projections.state ORDER BY schema") == [
         (1,),
         (2,),
