@@ -28,10 +28,10 @@ from infra.codec import EventMapper
 from infra.counters import AsyncCounters
 from infra.http import create_app
 from infra.settings import Role
-from projections.counter_rebuild import NAME as COUNTERS
+from projections.replaying.counter_rebuild import NAME as COUNTERS
 from projections.waiting import Waiting
+from readapi.audit.integrity import Integrity
 from readapi.counts import LikeCounts
-from readapi.integrity import Integrity
 from readapi.live import LiveCounts
 from workers.expiry import Expiry, keep_expiring
 from workers.housekeeping import keep_house

@@ -16,8 +16,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from backlot.database import NothingRuns
 from backlot.objects import make_s3
-from backlot.projection_lines import in_trouble
-from backlot.projection_reading import read_statuses
+from backlot.projections.lines import in_trouble
+from backlot.projections.reading import read_statuses
 from backlot.redis_probe import probe
 from infra.auth import KeysUnavailable, make_authenticator
 from infra.data_folder import (

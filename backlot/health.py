@@ -13,8 +13,8 @@ from backlot.wiring import Parts
 from infra import metrics
 from infra.contract import Readiness
 from infra.http import wire
-from projections.replay_actions import under_way
-from projections.replays import Replay
+from projections.operating.replay_actions import under_way
+from projections.replaying.rows import Replay
 
 CHECK_SECONDS = 2.0
 DIFFERS = "its copy differs from the live one: it waits for `confirm` or `cancel`"

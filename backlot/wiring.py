@@ -33,19 +33,19 @@ from infra.seals import (
     configured_proofs,
 )
 from infra.settings import Role, Settings
-from projections.acting import Tools
-from projections.audit import Audit
+from projections.audit.index import Audit
 from projections.catalog import Catalog
-from projections.children import Children
 from projections.comments import Comments
 from projections.counters import CounterPublisher
-from projections.executor import Executor
 from projections.host import ProjectionHost
 from projections.install import install
 from projections.likes import Likes
+from projections.operating.acting import Tools
+from projections.operating.children import Children
+from projections.operating.executor import Executor
 from projections.operations import Operations
 from projections.projection import Projection
-from projections.replay_progress import tell_nobody
+from projections.replaying.progress import tell_nobody
 
 log = structlog.get_logger(__name__)
 

@@ -24,10 +24,10 @@ from infra.auth import mint_token
 from infra.codec import EventMapper
 from infra.event_store import open_recorder
 from projections.applying import Applier
-from projections.audit import Audit
-from projections.audit_causes import at_position
-from projections.audit_search import Search, find
-from projections.audit_stats import stats
+from projections.audit.causes import at_position
+from projections.audit.index import Audit
+from projections.audit.search import Search, find
+from projections.audit.stats import stats
 from projections.connecting import connect
 from projections.install import install
 from projections.positions import pause, resume

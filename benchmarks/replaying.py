@@ -42,9 +42,9 @@ from projections.install import create, install
 from projections.likes import Likes
 from projections.log import Log
 from projections.projection import Projection
-from projections.replay import BATCH_EVENTS, carry_on
-from projections.replay_operations import begin
-from projections.replays import Replay, ReplayOptions, ReplayState
+from projections.replaying.asking import begin
+from projections.replaying.replay import BATCH_EVENTS, carry_on
+from projections.replaying.rows import Replay, ReplayOptions, ReplayState
 
 MIB = 1024 * 1024
 MODELS: list[tuple[type[Projection], Callable[[int], StoredEvent]]] = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from infra import metrics
-from projections.replays import Replay, ReplayState
+from projections.replaying.rows import Replay, ReplayState
 
 PROGRESS = (
     metrics.PROJECTION_POSITION,

@@ -9,9 +9,10 @@ import structlog
 from psycopg import Connection
 from psycopg.sql import SQL, Identifier
 
-from projections import drift, ledger, replays
+from projections import drift, ledger
 from projections.positions import INSTALL_LOCK, LOCK_CLASS, TABLES
 from projections.projection import Projection
+from projections.replaying import rows as replays
 
 log = structlog.get_logger(__name__)
 

@@ -24,7 +24,7 @@ from projections.gauges import Gauges
 from projections.poison import describe
 from projections.positions import LOCK_CLASS, Seen, Status, Superseded, lock_key
 from projections.projection import Projection
-from projections.replays import newest
+from projections.replaying.rows import newest
 
 log = structlog.get_logger(__name__)
 

@@ -16,10 +16,10 @@ from pydantic import Field
 
 from infra.contract import Page, Wire
 from infra.http import Admin, Problem, problems, wire
-from projections.completeness import completeness
 from projections.connecting import connect
-from projections.parked import parked
+from projections.parking.parked import parked
 from projections.projection import Projection
+from projections.proving.completeness import completeness
 from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, cut, decode_cursor
 from readapi.queries import Queries, Read, ReadModelUnavailable
 

@@ -14,16 +14,16 @@ from infra.position import InvalidPosition, encode_position
 from projections.waiting import ReadModelBehind
 from readapi import (
     accounting,
-    audit,
     catalog,
     comments,
-    integrity,
     likes,
     operations,
     projections,
     uploads,
 )
-from readapi.audit_inspector import NotRecorded
+from readapi.audit import integrity
+from readapi.audit import routes as audit
+from readapi.audit.inspector import NotRecorded
 from readapi.paging import InvalidCursor
 from readapi.pool import make_pool
 from readapi.queries import (

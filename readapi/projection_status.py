@@ -15,7 +15,7 @@ from infra.codec import EventMapper
 from infra.contract import Wire
 from projections.overview import Copy, Progress, Rates, overview
 from projections.projection import Projection
-from projections.replays import Replay, replays_async
+from projections.replaying.rows import Replay, replays_async
 from projections.runner import OUTDATED
 
 Kind = Literal["live", "previous", "building", "look", "verifying", "superseded"]

@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 from infra.codec import EventMapper
 from infra.objects import ObjectStore
 from infra.position import decode_position
-from projections.audit import Audit
+from projections.audit.index import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes

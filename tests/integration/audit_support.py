@@ -18,7 +18,7 @@ from psycopg.rows import TupleRow
 from infra.codec import EventMapper
 from projections import positions
 from projections.applying import Applier
-from projections.audit import Audit
+from projections.audit.index import Audit
 from projections.connecting import connect
 from projections.install import install
 from projections.log import Stored

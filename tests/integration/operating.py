@@ -18,13 +18,13 @@ from domain.operation import Members, Operation, Outcome
 from infra.codec import EventMapper
 from infra.event_store import GroupCommitRecorder
 from infra.operations import load, request
-from projections.acting import Tools
-from projections.children import Children
 from projections.connecting import connect
-from projections.executor import Executor
 from projections.host import ProjectionHost
-from projections.replay_progress import tell_nobody
-from projections.replays import Replay, replays
+from projections.operating.acting import Tools
+from projections.operating.children import Children
+from projections.operating.executor import Executor
+from projections.replaying.progress import tell_nobody
+from projections.replaying.rows import Replay, replays
 from tests.e2e.program import OWN_VARIABLES, PROJECT
 from tests.integration.event_log import logged, recording
 from tests.integration.projection_support import POLL_SECONDS, eventually

@@ -9,9 +9,9 @@ from psycopg.rows import TupleRow
 
 from projections.applying import Applier
 from projections.install import install
+from projections.parking.retrying import Retried
 from projections.positions import look
 from projections.projection import Projection
-from projections.retrying import Retried
 from tests.integration.projection_support import Tally, Writer
 
 VIDEO = uuid4()

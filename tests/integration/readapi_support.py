@@ -22,7 +22,7 @@ from infra.http import create_app
 from infra.objects import FolderStore
 from infra.position import encode_position
 from infra.redis import connect_redis
-from projections.audit import Audit
+from projections.audit.index import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes

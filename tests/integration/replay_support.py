@@ -16,12 +16,12 @@ from domain.model import Aggregate
 from domain.upload import Upload
 from projections.catalog import Catalog
 from projections.comments import Comments
-from projections.compare import Difference, compare
 from projections.likes import Likes
 from projections.projection import Projection
-from projections.replay import carry_on
-from projections.replay_operations import begin
-from projections.replays import Purpose, Replay, ReplayOptions
+from projections.proving.compare import Difference, compare
+from projections.replaying.asking import begin
+from projections.replaying.replay import carry_on
+from projections.replaying.rows import Purpose, Replay, ReplayOptions
 from tests.integration.projection_support import Writer, caught_up, hosting, origin, rows
 
 NAMES = ("catalog", "likes", "comments")

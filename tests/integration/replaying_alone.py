@@ -10,10 +10,10 @@ import sys
 
 from infra.counters import Counters
 from infra.redis import connect_blocking_redis
-from projections.audit import Audit
-from projections.counter_rebuild import renewing
+from projections.audit.index import Audit
 from projections.likes import Likes
 from projections.operations import Operations
+from projections.replaying.counter_rebuild import renewing
 from tests.integration.replay_support import VERIFY, models, replayed
 
 WAYS_OUT = ("socket.connect", "socket.sendto", "socket.getaddrinfo", "subprocess.Popen")

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from typer.testing import CliRunner
 
-from backlot.archive import register
+from backlot.events.archive import register
 from infra.errors import OperatorError
 from infra.seals import FileAnchors, SealKey
 from tests.integration.sealing import change, make_log, seal_all

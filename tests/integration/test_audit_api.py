@@ -17,7 +17,7 @@ from domain.model import Origin
 from domain.upload import Upload
 from infra.auth import mint_token
 from infra.codec import event_id
-from projections.audit import Audit
+from projections.audit.index import Audit
 from projections.install import install
 from tests.integration.audit_support import index
 from tests.integration.projection_support import origin

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from backlot.inspecting import NotInspected, inspect
+from backlot.events.inspecting import NotInspected, inspect
 from infra.privacy import PayloadMode
-from readapi.audit_shapes import AuditStats
+from readapi.audit.shapes import AuditStats
 from tests.integration.audit_support import append, index, random_log
 from tests.integration.event_log import recording
 

@@ -13,10 +13,10 @@ from eventsourcing.persistence import StoredEvent
 from psycopg import AsyncConnection
 
 from infra.codec import EventMapper
-from projections.audit import Audit
-from projections.audit_events import Entry, read_entry
-from projections.audit_following import arriving, head_of
-from projections.audit_search import Search
+from projections.audit.events import Entry, read_entry
+from projections.audit.following import arriving, head_of
+from projections.audit.index import Audit
+from projections.audit.search import Search
 from projections.host import ProjectionHost
 from tests.integration.audit_support import (
     AT,

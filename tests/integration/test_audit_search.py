@@ -16,9 +16,9 @@ from psycopg.rows import TupleRow
 
 from infra.codec import EventMapper
 from infra.postgres import EmbeddedPostgres
-from projections.audit import Audit
-from projections.audit_events import Entry, aggregate_of, read_entry, type_of
-from projections.audit_search import END, Found, Search, find
+from projections.audit.events import Entry, aggregate_of, read_entry, type_of
+from projections.audit.index import Audit
+from projections.audit.search import END, Found, Search, find
 from projections.install import install
 from tests.integration.audit_support import (
     ACTORS,

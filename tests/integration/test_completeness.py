@@ -12,11 +12,11 @@ from psycopg.rows import TupleRow
 from projections import ledger
 from projections.applying import Applier
 from projections.catalog import Catalog
-from projections.completeness import Completeness, NoSuchCopy, completeness
 from projections.connecting import connect
 from projections.install import create, install
 from projections.positions import look
 from projections.projection import Projection, RangeProjection
+from projections.proving.completeness import Completeness, NoSuchCopy, completeness
 from tests.integration.projection_support import Tally, Writer
 
 VIDEO = uuid4()
@@ -41,8 +41,8 @@ class Everything(RangeProjection):
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of four positions, so that a short log has many."""
     monkeypatch.setattr(ledger, "BLOCK_POSITIONS", BLOCK)
-    monkeypatch.setattr("projections.accounts.BLOCK_POSITIONS", BLOCK)
-    monkeypatch.setattr("projections.completeness.BLOCK_POSITIONS", BLOCK)
+    monkeypatch.setattr("projections.proving.accounts.BLOCK_POSITIONS", BLOCK)
+    monkeypatch.setattr("projections.proving.completeness.BLOCK_POSITIONS", BLOCK)
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from infra.codec import EventMapper
 from infra.counters import GONE, PUBLISHED, AsyncCounters, Counter, Counters, key_of
 from infra.redis import connect_blocking_redis
 from projections.connecting import connect
-from projections.counter_rebuild import rebuild
 from projections.counters import CounterPublisher
 from projections.drift import CountersBehind, reconcile
 from projections.host import ProjectionHost
 from projections.likes import Likes
+from projections.replaying.counter_rebuild import rebuild
 from tests.integration.projection_support import (
     POLL_SECONDS,
     Writer,

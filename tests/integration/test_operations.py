@@ -17,13 +17,13 @@ from domain.errors import Invalid
 from domain.operation import Members, Operation, Outcome
 from infra.codec import event_id
 from infra.operations import claim, finish, recording, release
-from projections.acting import Tools
-from projections.children import PAUSE_SECONDS
 from projections.connecting import connect
-from projections.executor import POLL_SECONDS, perform
+from projections.operating.acting import Tools
+from projections.operating.children import PAUSE_SECONDS
+from projections.operating.executor import POLL_SECONDS, perform
 from projections.operations import Operations
-from projections.replay_progress import tell_nobody
-from projections.replays import replays
+from projections.replaying.progress import tell_nobody
+from projections.replaying.rows import replays
 from tests.integration.operating import (
     MAPPER,
     Desk,
@@ -300,7 +300,7 @@ class TestExecutor:
     def test_processes_that_die_again_and_again_end_it(
         self, root: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("projections.children.PAUSE_SECONDS", 0.01)
+        monkeypatch.setattr("projections.operating.children.PAUSE_SECONDS", 0.01)
         with executing(root.database_url, command=("false",)):
             outcome, result = root.end(root.ask("completeness", "likes"))
         assert outcome is Outcome.FAILED

@@ -10,15 +10,15 @@ from psycopg.rows import TupleRow
 
 from infra import metrics
 from infra.privacy import PayloadMode
-from projections.compare import compare
-from projections.completeness import completeness
 from projections.connecting import connect
 from projections.install import create, install
-from projections.parked import NotParked, ParkedStatus, find, parked, show
-from projections.parking import NoReason, NotStopped, discard, park_and_go_on
+from projections.parking.deciding import NoReason, NotStopped, discard, park_and_go_on
+from projections.parking.parked import NotParked, ParkedStatus, find, parked, show
+from projections.parking.retrying import CannotRetry, retry
 from projections.positions import look
 from projections.projection import RangeProjection
-from projections.retrying import CannotRetry, retry
+from projections.proving.compare import compare
+from projections.proving.completeness import completeness
 from projections.runner import State
 from tests.integration.parking_support import PARKED, VIDEO, advance_once, outcomes, parked_tally
 from tests.integration.projection_support import (

@@ -14,12 +14,12 @@ from structlog.testing import capture_logs
 from backlot.wiring import ReadModels
 from domain.operation import Operation, Outcome
 from projections.applying import Applier
-from projections.compare import compare
-from projections.completeness import completeness
 from projections.connecting import connect
 from projections.install import create, install
 from projections.positions import look
 from projections.projection import Projection, RangeProjection
+from projections.proving.compare import compare
+from projections.proving.completeness import completeness
 from tests.integration.projection_support import Writer, origin
 from tests.integration.replay_support import History
 

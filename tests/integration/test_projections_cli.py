@@ -22,7 +22,7 @@ from domain.operation import Operation, Outcome
 from infra.counters import Counter, Counters
 from infra.redis import connect_blocking_redis
 from projections.connecting import connect
-from projections.replays import replays
+from projections.replaying.rows import replays
 from tests.e2e.program import OWN_VARIABLES, PROJECT
 from tests.integration.operating import (
     Desk,

@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow
 from projections.install import install
 from projections.likes import Likes
 from projections.projection import Batch
-from projections.replays import ReplayState
+from projections.replaying.rows import ReplayState
 from tests.integration.projection_support import Writer, caught_up, hosting, rows
 from tests.integration.replay_support import (
     NAMES,

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from projections.audit import Audit
+from projections.audit.index import Audit
 from projections.operations import Operations
 from tests.integration.projection_support import Writer
 from tests.integration.redis_servers import redis_servers

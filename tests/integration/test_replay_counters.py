@@ -12,10 +12,10 @@ import pytest
 from infra.counters import PUBLISHED, Counter, Counters
 from infra.redis import connect_blocking_redis
 from projections.connecting import connect
-from projections.counter_rebuild import rebuild, renewing
 from projections.likes import Likes
-from projections.replay_progress import Progress
-from projections.replays import ReplayOptions
+from projections.replaying.counter_rebuild import rebuild, renewing
+from projections.replaying.progress import Progress
+from projections.replaying.rows import ReplayOptions
 from tests.integration.projection_support import Writer, rows
 from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.integration.replay_support import projected, replayed

@@ -16,10 +16,10 @@ import pytest
 from psycopg import OperationalError
 
 from projections.projection import Projection
-from projections.replay import ReplayElsewhere
-from projections.replay_operations import resume
-from projections.replay_progress import Progress
-from projections.replays import Replay, ReplayOptions, ReplayState, find
+from projections.replaying.asking import resume
+from projections.replaying.progress import Progress
+from projections.replaying.replay import ReplayElsewhere
+from projections.replaying.rows import Replay, ReplayOptions, ReplayState, find
 from tests.integration.projection_support import Writer, rows
 from tests.integration.replay_support import (
     VERIFY,

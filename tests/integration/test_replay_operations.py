@@ -8,10 +8,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from projections import replay_progress
 from projections.likes import Likes
-from projections.replay import ReplayElsewhere, rollback
-from projections.replay_operations import (
+from projections.replaying import progress as replay_progress
+from projections.replaying.asking import (
     BadTarget,
     NoCopy,
     cancel,
@@ -21,8 +20,9 @@ from projections.replay_operations import (
     pause,
     resume,
 )
-from projections.replay_progress import Progress
-from projections.replays import (
+from projections.replaying.progress import Progress
+from projections.replaying.replay import ReplayElsewhere, rollback
+from projections.replaying.rows import (
     NoReplay,
     Purpose,
     Replay,
@@ -331,7 +331,7 @@ def test_an_unexpected_error_ends_the_replay(
     def fail(*_: object) -> None:
         raise ValueError("surprise")
 
-    monkeypatch.setattr("projections.replay_work.compare", fail)
+    monkeypatch.setattr("projections.replaying.work.compare", fail)
     replay = replayed(database_url, Likes())
     assert (replay.state, replay.error) == (ReplayState.FAILED, "ValueError: surprise")
     assert copies(database_url) == ["likes"]

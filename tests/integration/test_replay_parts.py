@@ -11,7 +11,7 @@ import pytest
 
 from projections.likes import Likes
 from projections.projection import Projection
-from projections.replays import Purpose, ReplayError, ReplayOptions, ReplayState
+from projections.replaying.rows import Purpose, ReplayError, ReplayOptions, ReplayState
 from tests.integration.projection_support import Writer, rows
 from tests.integration.replay_support import (
     History,
@@ -49,7 +49,7 @@ def built(database_url: str, projection: Projection, to: int, **options: int) ->
 
 def test_serial_parallel_and_live_are_the_same(database_url: str, writer: Writer) -> None:
     """With removals, edits, likes taken back and given again, in batches of any size."""
-    print(f"REPLAY_SEED={SEED}")
+    print(f"REPLAY_SEED={SEED}")  # noqa: T201 - shown when the test fails
     History(writer, SEED, videos=6, viewers=5).grow(700)
     projected(database_url, writer, models())
     for name, projection in models().items():

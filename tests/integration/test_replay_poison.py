@@ -11,11 +11,11 @@ from psycopg.rows import TupleRow
 
 from domain.video_likes import VideoLikes
 from projections.likes import TABLES, Likes
-from projections.outdated import begin_for_outdated, outdated
 from projections.projection import Batch
-from projections.replay import rollback
-from projections.replay_operations import OtherVersion, resume
-from projections.replays import ReplayOptions, ReplayState
+from projections.replaying.asking import OtherVersion, resume
+from projections.replaying.outdated import begin_for_outdated, outdated
+from projections.replaying.replay import rollback
+from projections.replaying.rows import ReplayOptions, ReplayState
 from projections.runner import State
 from tests.integration.projection_support import (
     Writer,

@@ -24,8 +24,8 @@ from projections.comments import Comments
 from projections.counters import counted
 from projections.likes import Likes
 from projections.projection import Projection
-from projections.replay import rollback
-from projections.replays import ReplayOptions, ReplayState
+from projections.replaying.replay import rollback
+from projections.replaying.rows import ReplayOptions, ReplayState
 from tests.integration.projection_support import Writer, caught_up, eventually, hosting, origin
 from tests.integration.replay_support import replayed
 

@@ -13,12 +13,12 @@ from psycopg.rows import TupleRow
 from structlog.testing import capture_logs
 
 from projections.catalog import Catalog
-from projections.completeness import completeness
 from projections.connecting import connect
 from projections.likes import Likes
-from projections.parked import show
+from projections.parking.parked import show
+from projections.parking.retrying import Outcome, Retried, retry
 from projections.projection import Batch
-from projections.retrying import Outcome, Retried, retry
+from projections.proving.completeness import completeness
 from tests.integration.parking_support import (
     PARKED,
     VIDEO,

@@ -14,7 +14,7 @@ import pytest
 
 from infra.seals import FileAnchors, Proofs, configured_anchors, configured_proofs
 from infra.settings import load_settings
-from readapi.integrity import Integrity
+from readapi.audit.integrity import Integrity
 from tests.integration.readapi_support import Site
 from tests.integration.sealing import TOPICS, change, make_log, new_key, seal_all
 

@@ -10,7 +10,7 @@ from uuid import UUID
 import orjson
 
 from infra.codec import EventMapper
-from projections.audit_events import Entry, read_entry
+from projections.audit.events import Entry, read_entry
 from projections.log import Stored
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "events"

@@ -10,11 +10,11 @@ import pytest
 
 from domain.model import Aggregate, Personal
 from infra.privacy import PayloadMode
-from projections.audit_causes import Surroundings, Trace, tree
-from projections.audit_events import read_entry
-from projections.audit_streams import Fold
+from projections.audit.causes import Surroundings, Trace, tree
+from projections.audit.events import read_entry
+from projections.audit.streams import Fold
 from projections.log import Stored
-from readapi.audit_present import as_detail, as_event, as_state, as_step, as_trace
+from readapi.audit.present import as_detail, as_event, as_state, as_step, as_trace
 from tests.unit.audited import MAPPER, TOPICS, golden
 
 SECRET = "qx7-personal-value"

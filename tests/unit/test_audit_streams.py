@@ -15,10 +15,10 @@ from domain.model import Aggregate
 from domain.upload import Upload
 from infra.codec import EventMapper
 from infra.privacy import PayloadMode
-from projections.audit_events import read_entry
-from projections.audit_streams import Change, Fold, fields
+from projections.audit.events import read_entry
+from projections.audit.streams import Change, Fold, fields
 from projections.log import Stored
-from readapi.audit_present import as_state, as_step
+from readapi.audit.present import as_state, as_step
 from tests.unit.given_when_then import STREAM, by
 
 MAPPER = EventMapper()

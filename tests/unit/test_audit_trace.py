@@ -7,8 +7,8 @@ from uuid import UUID
 
 from infra.codec import event_id
 from infra.privacy import PayloadMode
-from projections.audit_causes import MAX_DEPTH, Node, Trace, tree
-from readapi.audit_present import as_trace
+from projections.audit.causes import MAX_DEPTH, Node, Trace, tree
+from readapi.audit.present import as_trace
 from tests.unit.audited import AT, entry
 
 Shape = dict[int, "Shape"]

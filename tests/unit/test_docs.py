@@ -26,7 +26,7 @@ from infra.http import TITLES
 from infra.objects import FolderStore
 from infra.objects.problems import PROBLEMS
 from infra.settings import load_settings
-from projections.audit import Audit
+from projections.audit.index import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes

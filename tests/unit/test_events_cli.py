@@ -10,7 +10,8 @@ from uuid import UUID
 import pytest
 
 from backlot.cli import main
-from backlot.events_text import (
+from backlot.events.inspecting import NotInspected, parse_time
+from backlot.events.text import (
     cut,
     day_of,
     detail_lines,
@@ -20,13 +21,12 @@ from backlot.events_text import (
     step_lines,
     trace_lines,
 )
-from backlot.inspecting import NotInspected, parse_time
 from infra.privacy import PayloadMode
-from projections.audit_causes import Surroundings, Trace, tree
-from projections.audit_events import read_entry
-from projections.audit_streams import Fold
-from readapi.audit_present import as_detail, as_event, as_state, as_step, as_trace
-from readapi.audit_shapes import AuditEvent, AuditStats, TopicCount
+from projections.audit.causes import Surroundings, Trace, tree
+from projections.audit.events import read_entry
+from projections.audit.streams import Fold
+from readapi.audit.present import as_detail, as_event, as_state, as_step, as_trace
+from readapi.audit.shapes import AuditEvent, AuditStats, TopicCount
 from tests.unit.audited import AT, MAPPER, TOPICS, entry, golden
 
 WIDTH = 100

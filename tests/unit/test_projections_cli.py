@@ -12,11 +12,11 @@ from uuid import UUID
 import pytest
 
 from backlot.cli import main
-from backlot.projection_lines import as_lines, as_table, differences, in_trouble, told
-from backlot.replay_screen import ReplayScreen
+from backlot.projections.lines import as_lines, as_table, differences, in_trouble, told
+from backlot.projections.replay_screen import ReplayScreen
 from projections.overview import Copy, Rates
-from projections.replay_progress import Progress
-from projections.replays import Purpose, Replay, ReplayState
+from projections.replaying.progress import Progress
+from projections.replaying.rows import Purpose, Replay, ReplayState
 from readapi.projection_status import CopyStatus, ProjectionStatus, present_replay
 
 AT = datetime(2026, 11, 1, 12, 30, tzinfo=UTC)

@@ -9,8 +9,8 @@ from uuid import UUID
 import pytest
 
 from projections.positions import Seen
-from projections.replays import FINAL, Purpose, Replay, ReplayState
-from projections.switching import goal_of
+from projections.replaying.rows import FINAL, Purpose, Replay, ReplayState
+from projections.replaying.switching import goal_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 REPLAY = Replay(

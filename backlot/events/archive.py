@@ -1,0 +1,246 @@
+"""`backlot events export | import | verify`: the log in files, and whether nobody altered it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from backlot.database import database_url
+from backlot.events.late_bar import LateBar
+from backlot.output import Json, show
+from backlot.recorded import recorded
+from backlot.screen import Screen
+from domain.operation import Members
+from infra.archive.plan import ExportFormat
+from infra.errors import OperatorError
+from infra.privacy import PayloadMode
+from infra.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+    from psycopg.rows import TupleRow
+
+    from infra.archive import Plan
+    from infra.seals import Proofs, Report
+
+PublicKey = Annotated[
+    Path | None,
+    typer.Option(
+        help="PEM file with the Ed25519 public keys; default: SEAL_PUBLIC_KEY_FILE, SEAL_KEY_FILE."
+    ),
+]
+Anchors = Annotated[Path | None, typer.Option(help="File of anchors; default: SEAL_ANCHOR's.")]
+
+
+class ArchiveError(OperatorError):
+    """An export, import or verification that could not be carried out."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `backlot events`."""
+    app.command("export")(export)
+    app.command("import")(import_events)
+    app.command("verify")(verify)
+
+
+def export(
+    file: Annotated[Path, typer.Argument(help="What to write; must not be there yet.")],
+    export_format: Annotated[
+        ExportFormat,
+        typer.Option("--format", help="jsonl is lossless and can be verified and imported."),
+    ] = ExportFormat.JSONL,
+    first: Annotated[int | None, typer.Option("--from", min=1, help="First position.")] = None,
+    last: Annotated[int | None, typer.Option("--to", min=1, help="Last position.")] = None,
+    payload: Annotated[
+        PayloadMode, typer.Option(help="What is told of the content and of who acted.")
+    ] = PayloadMode.FULL,
+    as_json: Json = False,
+) -> None:
+    """Write the events to a file; after an interruption the same command goes on."""
+    from infra.archive import Wish, export_log
+
+    settings, screen = load_settings(), Screen()
+    wish = Wish(export_format, payload, first, last)
+    asked: Members = {"file": str(file), "format": str(export_format), "payload": str(payload)}
+    with (
+        _connected(settings, "export") as conn,
+        recorded(database_url(settings), "export", "events", asked) as running,
+        LateBar(screen, "exporting") as bar,
+    ):
+        plan = export_log(
+            conn,
+            file,
+            wish,
+            on_begun=lambda plan, done: bar.begin(plan.events, done),
+            on_progress=bar.advance,
+        )
+        running.result = _plan_as_dict(plan)
+    show(_told(plan, file), {"file": str(file), **_plan_as_dict(plan)}, as_json)
+
+
+def import_events(
+    file: Annotated[Path, typer.Argument(help="What `events export` wrote as jsonl.")],
+    public_key: PublicKey = None,
+    anchors: Anchors = None,
+    as_json: Json = False,
+) -> None:
+    """Fill an empty store with an export, all or nothing, and verify what is then there."""
+    from infra import seals
+    from infra.archive import import_log, read_header
+    from infra.codec import EventMapper
+    from infra.event_store import open_recorder
+
+    settings = load_settings()
+    proofs, header = _proofs(settings, public_key, anchors), read_header(file)
+    screen, topics = Screen(), frozenset(EventMapper().shapes)
+    with _connected(settings, "import", install=False) as conn:
+        open_recorder(database_url(settings)).datastore.close()
+        seals.install(conn)
+        _refuse_old_read_models(conn)
+        with LateBar(screen, "importing") as bar:
+            bar.begin(header.last)
+            import_log(
+                conn,
+                file,
+                public_keys=proofs.public_keys,
+                anchors=proofs.open_anchors(),
+                known_topics=topics,
+                on_progress=bar.advance,
+            )
+        report = _verify_database(conn, proofs, screen)
+    show(f"imported {file}\n{_summary(report)}", {"file": str(file), **report.as_dict()}, as_json)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def verify(
+    file: Annotated[
+        Path | None, typer.Argument(help="An export to verify without a database.")
+    ] = None,
+    public_key: PublicKey = None,
+    anchors: Anchors = None,
+    as_json: Json = False,
+) -> None:
+    """Recompute the seal chain; name the first altered, missing or added event (exit code 1)."""
+    settings = load_settings()
+    proofs, screen = _proofs(settings, public_key, anchors), Screen()
+    if file is not None:
+        report = _verify_file(file, proofs, screen)
+    else:
+        with (
+            _connected(settings, "verification") as conn,
+            recorded(database_url(settings), "verify", "events", {}) as running,
+        ):
+            report = _verify_database(conn, proofs, screen)
+            running.result = report.as_dict()
+    show(_summary(report), report.as_dict(), as_json)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def _verify_file(file: Path, proofs: Proofs, screen: Screen) -> Report:
+    from infra.archive import read_header, verify_export
+    from infra.codec import EventMapper
+
+    with LateBar(screen, "verifying") as bar:
+        header = read_header(file)
+        bar.begin(header.last - header.first + 1)
+        return verify_export(
+            file,
+            public_keys=proofs.public_keys,
+            anchors=proofs.open_anchors(),
+            known_topics=frozenset(EventMapper().shapes),
+            on_progress=bar.advance,
+        )
+
+
+def _verify_database(conn: Connection[TupleRow], proofs: Proofs, screen: Screen) -> Report:
+    from infra import seals
+    from infra.codec import EventMapper
+
+    with LateBar(screen, "verifying") as bar:
+        bar.begin(seals.head(conn))
+        report = seals.verify_database(
+            conn,
+            public_keys=proofs.public_keys,
+            anchors=proofs.open_anchors(),
+            known_topics=frozenset(EventMapper().shapes),
+            on_progress=bar.advance,
+        )
+    seals.keep(conn, report)
+    return report
+
+
+def _proofs(settings: Settings, public_key: Path | None, anchors: Path | None) -> Proofs:
+    from infra.seals import Proofs, configured_proofs
+
+    if public_key is not None:
+        settings = settings.model_copy(update={"seal_public_key_file": public_key})
+    configured = configured_proofs(settings)
+    return configured if anchors is None else Proofs(configured.public_keys, anchors)
+
+
+@contextmanager
+def _connected(
+    settings: Settings, purpose: str, *, install: bool = True
+) -> Iterator[Connection[TupleRow]]:
+    import psycopg
+
+    from infra import seals
+
+    try:
+        with seals.connect(database_url(settings), purpose) as conn:
+            if install:
+                seals.install(conn)
+            yield conn
+    except (psycopg.Error, OSError) as error:
+        raise ArchiveError(f"{purpose} broken off: {' '.join(str(error).split())}") from error
+
+
+def _refuse_old_read_models(conn: Connection[TupleRow]) -> None:
+    """Positions of another log must not be taken for positions of this one."""
+    from infra import seals
+    from infra.archive import ImportRefused
+
+    if seals.head(conn) > 0:
+        # A store that is not empty is refused anyhow, and that is then the reason.
+        return
+    row = conn.execute("SELECT to_regclass('projections.state') IS NOT NULL").fetchone()
+    if row is None or not row[0]:
+        return
+    row = conn.execute("SELECT max(position) > 0 FROM projections.state").fetchone()
+    if row is not None and row[0]:
+        raise ImportRefused("the read models are of another log: import into a new database")
+
+
+def _told(plan: Plan, file: Path) -> str:
+    text = f"{plan.events:,} events written to {file}"
+    if plan.provable:
+        return text
+    return f"{text}; without their exact bytes and seals it can't be verified or imported"
+
+
+def _plan_as_dict(plan: Plan) -> dict[str, object]:
+    return {
+        "format": plan.format.value,
+        "payload": plan.payload.value,
+        "from": plan.first,
+        "to": plan.last,
+        "events": plan.events,
+        "provable": plan.provable,
+    }
+
+
+def _summary(report: Report) -> str:
+    seals = f"{report.seals:,} seals ({report.signed:,} signed, {report.anchored:,} anchored)"
+    lines = [
+        f"{report.events:,} events looked at, sealed up to position {report.sealed_to:,}: {seals}",
+        f"{report.unsealed:,} events at the end are not sealed yet and not proved",
+    ]
+    fault = report.fault
+    lines.append("no fault" if fault is None else f"FAULT ({fault.kind}): {fault.detail}")
+    if fault is not None and fault.stream_id is not None:
+        lines.append(f"  stream {fault.stream_id}, version {fault.version}")
+    return "\n".join(lines)

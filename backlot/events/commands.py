@@ -1,0 +1,243 @@
+"""`backlot events`: what is in the log, why, and what came of it; HTTP has the same answers."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
+
+import typer
+
+from backlot.events import archive
+from backlot.events.output import Lines, show_json, show_lines
+from backlot.output import Json
+from infra.privacy import PayloadMode
+
+if TYPE_CHECKING:
+    from readapi.audit.inspector import Inspector, Moment
+
+PAGE = 200
+
+
+class Order(StrEnum):
+    """By position."""
+
+    ASC = "asc"
+    DESC = "desc"
+
+
+app = typer.Typer(help="The event log: list, follow, show, trace, export.", no_args_is_help=True)
+
+Mode = Annotated[
+    PayloadMode, typer.Option("--payload", help="What is shown of contents and of who acted.")
+]
+Stream = Annotated[UUID | None, typer.Option(help="Only this stream's.")]
+Aggregate = Annotated[str | None, typer.Option(help="Such as comment.")]
+Types = Annotated[
+    list[str] | None,
+    typer.Option("--type", help="A topic with or without its version; several: any of them."),
+]
+Actor = Annotated[str | None, typer.Option(help="Who acted.")]
+Correlation = Annotated[str | None, typer.Option(help="Of one request.")]
+StreamId = Annotated[UUID, typer.Argument(help="The stream, which is its aggregate's id.")]
+AtVersion = Annotated[int | None, typer.Option(min=1, help="Up to this version.")]
+AtTime = Annotated[str | None, typer.Option(help="Up to this time, included.")]
+
+
+@app.callback()
+def events() -> None:
+    """The event log: list, follow, show, trace, export."""
+
+
+@app.command(name="list")
+def list_events(
+    stream: Stream = None,
+    aggregate: Aggregate = None,
+    types: Types = None,
+    actor: Actor = None,
+    correlation: Correlation = None,
+    since: Annotated[
+        str | None, typer.Option("--from", help="At or after this time (ISO 8601, else UTC).")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--to", help="Before this time.")] = None,
+    after: Annotated[int, typer.Option(min=0, help="After this position.")] = 0,
+    before: Annotated[int | None, typer.Option(min=1, help="Before this position.")] = None,
+    order: Annotated[Order, typer.Option(help="desc: newest first.")] = Order.DESC,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 50,
+    cursor: Annotated[str | None, typer.Option(help="Where the page before ended.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All pages; with --json an event a line.")
+    ] = False,
+    payload: Mode = PayloadMode.FULL,
+    as_json: Json = False,
+) -> None:
+    """Events by any of what is known of them; all conditions together."""
+    from backlot.events.inspecting import inspect, parse_time
+    from projections.audit.search import END, Search
+
+    search = Search(
+        stream=stream,
+        aggregate=aggregate,
+        types=types or (),
+        actor=actor,
+        correlation_id=correlation,
+        since=parse_time("--from", since),
+        until=parse_time("--to", until),
+        after=after,
+        before=END if before is None else before,
+        newest_first=order is Order.DESC,
+    )
+    lines = Lines(as_json=as_json)
+
+    async def print_page(inspector: Inspector) -> None:
+        page = await inspector.events(search, limit, cursor)
+        if as_json:
+            show_json(page)
+            return
+        for event in page.items:
+            lines.tell(event)
+        if page.next_cursor:
+            typer.echo(f"more: --cursor {page.next_cursor}", err=True)
+
+    async def print_all(inspector: Inspector) -> None:
+        following, more = cursor, True
+        while more:
+            page = await inspector.events(search, PAGE, following)
+            for event in page.items:
+                lines.tell(event)
+            following, more = page.next_cursor, page.next_cursor is not None
+
+    inspect(payload, print_all if everything else print_page)
+
+
+@app.command()
+def tail(
+    number: Annotated[int, typer.Option("--lines", "-n", min=0, max=1000)] = 20,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")
+    ] = False,
+    stream: Stream = None,
+    aggregate: Aggregate = None,
+    types: Types = None,
+    actor: Actor = None,
+    correlation: Correlation = None,
+    payload: Mode = PayloadMode.FULL,
+    as_json: Json = False,
+) -> None:
+    """The newest events, oldest first; with --json one a line."""
+    from backlot.events.inspecting import inspect
+    from projections.audit.search import Search
+
+    search = Search(stream, aggregate, types or (), actor, correlation)
+    lines = Lines(as_json=as_json)
+
+    async def print_tail(inspector: Inspector) -> None:
+        head = await inspector.head()
+        if number > 0:
+            newest = await inspector.events(replace(search, before=head + 1), number)
+            for event in reversed(newest.items):
+                lines.tell(event)
+        if follow:
+            async for event in inspector.arriving(search, head):
+                lines.tell(event)
+
+    # How one ends it.
+    with suppress(KeyboardInterrupt):
+        inspect(payload, print_tail)
+
+
+@app.command(name="show")
+def show_event(
+    position: Annotated[int, typer.Argument(min=1, help="Its place in the log.")],
+    payload: Mode = PayloadMode.FULL,
+    as_json: Json = False,
+) -> None:
+    """One event with its neighbours in its stream, its cause and its effects."""
+    from backlot.events.inspecting import inspect
+    from backlot.events.text import detail_lines
+
+    found = inspect(payload, lambda inspector: inspector.event(position))
+    show_json(found) if as_json else show_lines(detail_lines(found))
+
+
+@app.command(name="stream")
+def show_stream(
+    stream_id: StreamId,
+    at_version: AtVersion = None,
+    at_time: AtTime = None,
+    payload: Mode = PayloadMode.FULL,
+    as_json: Json = False,
+) -> None:
+    """A stream event by event with what each changed, and its state at the end of that."""
+    from backlot.events.inspecting import inspect
+    from backlot.events.text import state_lines, step_lines
+    from projections.audit.streams import Fold
+
+    moment = _moment(at_version, at_time)
+
+    async def print_stream(inspector: Inspector) -> None:
+        if as_json:
+            show_json(await inspector.stream(stream_id, moment, sys.maxsize))
+            return
+        number, fold = 0, Fold(stream_id)
+        async for step in inspector.steps(fold, moment):
+            show_lines(step_lines(step))
+            number += 1
+        inspector.require(fold, moment, number)
+        show_lines(["", *state_lines(inspector.told(fold))])
+
+    inspect(payload, print_stream)
+
+
+@app.command(name="state")
+def show_state(
+    stream_id: StreamId,
+    at_version: AtVersion = None,
+    at_time: AtTime = None,
+    payload: Mode = PayloadMode.FULL,
+    as_json: Json = False,
+) -> None:
+    """An aggregate as it stood at a version or a time; by default as it is."""
+    from backlot.events.inspecting import inspect
+    from backlot.events.text import state_lines
+
+    moment = _moment(at_version, at_time)
+    found = inspect(payload, lambda inspector: inspector.state(stream_id, moment))
+    show_json(found) if as_json else show_lines(state_lines(found))
+
+
+@app.command(name="trace")
+def show_trace(
+    correlation: Annotated[str, typer.Argument(help="The id of a request, and of its effects.")],
+    payload: Mode = PayloadMode.FULL,
+    as_json: Json = False,
+) -> None:
+    """Everything that a request led to, as a tree of cause and effect."""
+    from backlot.events.inspecting import inspect
+    from backlot.events.text import trace_lines
+
+    found = inspect(payload, lambda inspector: inspector.trace(correlation))
+    show_json(found) if as_json else show_lines(trace_lines(found))
+
+
+@app.command(name="stats")
+def show_stats(as_json: Json = False) -> None:
+    """How many events of which kinds there are, and how large the log is."""
+    from backlot.events.inspecting import inspect
+    from backlot.events.text import stats_lines
+
+    found = inspect(PayloadMode.NONE, lambda inspector: inspector.stats())
+    show_json(found) if as_json else show_lines(stats_lines(found))
+
+
+def _moment(at_version: int | None, at_time: str | None) -> Moment:
+    from backlot.events.inspecting import parse_time
+    from readapi.audit.inspector import Moment
+
+    return Moment(at_version, parse_time("--at-time", at_time))
+
+
+archive.register(app)

@@ -1,0 +1,172 @@
+"""The audit's answers in lines for people, at most 100 columns wide.
+
+What was recorded may be anything, so nothing of it reaches the terminal as a control character.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from io import StringIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from readapi.audit.shapes import (
+    AggregateState,
+    AuditEvent,
+    AuditEventDetail,
+    AuditStats,
+    EventRef,
+    StreamEvent,
+    TraceNode,
+    TraceTree,
+)
+
+WIDTH = 100
+MAX_VALUE = 36
+SHOWN_DAYS = 14
+
+
+def day_of(event: AuditEvent) -> str:
+    """The day under which an event stands in a list (UTC)."""
+    return f"{event.recorded_at:%Y-%m-%d}" if event.recorded_at else "unknown day"
+
+
+def event_line(event: AuditEvent) -> str:
+    """Position, time (UTC), type, actor and stream; `!` marks what can't be read."""
+    time = f"{event.recorded_at:%H:%M:%S}" if event.recorded_at else "?"
+    kind = cut(("! " if event.error else "") + event.type, 26)
+    actor = cut(event.actor or "", 14)
+    return f"{event.position:>8}  {time:<8}  {kind:<26}  {actor:<14}  {event.stream_id}"
+
+
+def step_lines(step: StreamEvent) -> Iterator[str]:
+    """An event of a stream, and each field that it changed."""
+    who = f"  {printable(step.actor)}" if step.actor else ""
+    yield f"v{step.version}  {step.position}  {_at(step.recorded_at)}  {printable(step.type)}{who}"
+    if step.error:
+        yield f"    ! {printable(step.error)}"
+    for name, change in (step.changed or {}).items():
+        yield f"    {name}: {_value(change['from'])} → {_value(change['to'])}"
+
+
+def state_lines(state: AggregateState) -> Iterator[str]:
+    """An aggregate as it stood."""
+    yield f"{printable(state.aggregate)} {state.id}, version {state.version}"
+    yield f"  created {_at(state.created_on)}, modified {_at(state.modified_on)}"
+    for name, value in (state.fields or {}).items():
+        yield f"  {name}: {_json(value)}"
+    if state.error:
+        yield f"  ! not known beyond this version: {printable(state.error)}"
+
+
+def detail_lines(event: AuditEventDetail) -> Iterator[str]:
+    """An event with what stands around it."""
+    yield f"position     {event.position}"
+    yield f"event        {printable(event.topic)}, version {event.version} of its stream"
+    yield f"stream       {event.stream_id}"
+    yield f"id           {event.id}"
+    yield f"recorded     {_at(event.recorded_at)}"
+    yield f"actor        {printable(event.actor or '-')}"
+    yield f"correlation  {printable(event.correlation_id or '-')}"
+    cause = event.caused_by
+    place = f" at {cause.position}, {cause.topic}" if cause and cause.position else ""
+    yield f"caused by    {printable(f'{cause.kind} {cause.id}{place}') if cause else '-'}"
+    yield f"previous     {_ref(event.previous)}"
+    yield f"next         {_ref(event.next)}"
+    for effect in event.caused:
+        yield f"caused       {_ref(effect)}"
+    if event.error:
+        yield f"error        {printable(event.error)}"
+    if event.state is not None:
+        yield f"state        {event.state} (base64)"
+    if event.payload is not None:
+        yield "payload"
+        yield from _json(event.payload, indent=2).splitlines()
+
+
+def trace_lines(trace: TraceTree) -> Iterator[str]:
+    """The tree of a conversation."""
+    root = Tree(_node_text(trace.root))
+    todo = [(root, trace.root)]
+    while todo:
+        branch, node = todo.pop()
+        todo += [(branch.add(_node_text(child)), child) for child in node.children]
+    yield from _rendered(root)
+    if trace.truncated:
+        yield f"only the first {trace.events} events are shown: `events list --correlation` has all"
+
+
+def stats_lines(stats: AuditStats) -> Iterator[str]:
+    """Counts and sizes."""
+    yield f"{stats.events:,} events in {stats.streams:,} streams, up to position {stats.head}"
+    yield f"from {_at(stats.first_at)} to {_at(stats.last_at)}"
+    sizes = (stats.state_bytes, stats.table_bytes, stats.index_bytes, stats.audit_bytes)
+    contents, table, indexes, audit = (f"{size / 1e6:,.1f} MB" for size in sizes)
+    yield f"contents {contents}, table {table}, its indexes {indexes}, the audit's index {audit}"
+    if stats.unreadable:
+        yield f"{stats.unreadable:,} events tell no time"
+    if stats.indexed < stats.head:
+        yield f"the audit's index is {stats.head - stats.indexed:,} events behind"
+    yield from _counts("topic", [(each.topic, each.events) for each in stats.topics])
+    yield from _counts("aggregate", [(each.aggregate, each.events) for each in stats.aggregates])
+    days = [(f"{each.day}", each.events) for each in stats.days[:SHOWN_DAYS]]
+    yield from _counts("day (UTC)", days)
+
+
+def printable(text: str) -> str:
+    """The text without anything that a terminal would obey."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def cut(text: str, width: int) -> str:
+    """The text in a column of that many characters."""
+    text = printable(text)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _at(time: datetime | None) -> str:
+    return f"{time:%Y-%m-%d %H:%M:%S}" if time else "unknown time"
+
+
+def _ref(event: EventRef | None) -> str:
+    return f"{event.position}, {printable(event.topic)}" if event else "-"
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def _value(value: object) -> str:
+    return cut(json.dumps(value, ensure_ascii=False), MAX_VALUE)
+
+
+def _node_text(node: TraceNode) -> Text:
+    if node.kind == "request":
+        return Text(f"request {printable(node.id)}  {_at(node.at)}")
+    who = f"  {printable(node.actor)}" if node.actor else ""
+    note = f"\n({printable(node.note)})" if node.note else ""
+    return Text(f"{node.position}  {printable(node.topic or '')}  {_at(node.at)}{who}{note}")
+
+
+def _counts(title: str, counts: list[tuple[str, int]]) -> Iterator[str]:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(title, min_width=30)
+    table.add_column("events", justify="right")
+    for name, events in counts:
+        table.add_row(Text(printable(name) or "(none)"), f"{events:,}")
+    yield ""
+    yield from _rendered(table)
+
+
+def _rendered(what: Tree | Table) -> Iterator[str]:
+    console = Console(file=StringIO(), width=WIDTH, color_system=None, highlight=False)
+    with console.capture() as captured:
+        console.print(what)
+    for line in captured.get().splitlines():
+        yield line.rstrip()

@@ -1,0 +1,60 @@
+"""A process of its own for one operation that takes long; started by the operations executor."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import ExitStack, closing
+from threading import Event
+from types import FrameType
+from uuid import UUID
+
+import structlog
+from eventsourcing.persistence import PersistenceError
+
+from backlot.database import database_url
+from backlot.wiring import ReadModels, open_counters
+from infra.codec import EventMapper
+from infra.event_store import open_recorder
+from infra.logging import configure_logging
+from infra.operations import describe
+from infra.settings import Settings
+from projections.connecting import connect, is_outage
+from projections.operating.acting import Tools
+from projections.operating.children import watch_parent
+from projections.operating.executor import perform
+from projections.replaying.progress import tell_nobody
+
+log = structlog.get_logger(__name__)
+
+
+def run_operation(settings: Settings, operation_id: UUID) -> None:
+    """Carry it out until it is over, or rests, or the parent is gone, or the database is away."""
+    configure_logging(settings)
+    stopping = Event()
+    watch_parent(stopping)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        _perform(settings, operation_id, stopping)
+    except Exception as error:
+        if not (is_outage(error) or isinstance(error, PersistenceError)):
+            raise
+        # It goes on where it stands, in another process, once the database is back.
+        log.warning("operation_interrupted", id=str(operation_id), error=describe(error))
+
+
+def _perform(settings: Settings, operation_id: UUID, stopping: Event) -> None:
+    url = database_url(settings)
+    recorder = open_recorder(url)
+    with (
+        ExitStack() as stack,
+        closing(recorder.datastore),
+        connect(url, "operation") as conn,
+    ):
+        counters = open_counters(settings, stack)
+        models = ReadModels.make().by_name()
+        tools = Tools(url, models, EventMapper(), tell_nobody, stopping, counters)
+        perform(conn, recorder, tools, operation_id)

@@ -1,0 +1,114 @@
+"""Projections, replays and parked events in lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from projections.replaying.rows import Purpose, Replay, ReplayState
+from readapi.projection_status import ProjectionStatus, ReplayStatus
+
+SHOWN_KEYS = 20
+
+
+def as_table(found: Iterable[ProjectionStatus]) -> Iterator[str]:
+    """All projections, one a line."""
+    yield f"{'projection':<12} {'status':<9} {'position':>10} {'lag':>8} {'parked':>6}  replay"
+    for each in found:
+        replay = _short(each.replay) if each.replay and not each.replay.finished_at else "-"
+        yield (
+            f"{each.name:<12} {each.status:<9} {each.position:>10} {each.lag_events:>8} "
+            f"{each.parked:>6}  {replay}"
+        )
+
+
+def as_lines(found: ProjectionStatus) -> Iterator[str]:
+    """One projection with its copies and its replay."""
+    yield f"{found.name}, version {found.version}: {found.status}"
+    if found.error:
+        at = f" (position {found.error_position})" if found.error_position else ""
+        yield f"  error: {found.error}{at}"
+    rate = "" if found.rate is None else f", {found.rate:,.0f} positions/s"
+    behind = f"{found.lag_events} behind, {found.lag_seconds:.1f} s"
+    yield f"  position {found.position} ({behind}{rate}), {found.parked} parked"
+    for copy in found.copies:
+        where = f"at {copy.position}, version {copy.version}, {copy.status}"
+        yield f"  copy {copy.schema_name} ({copy.kind}) {where}"
+    if found.replay is not None:
+        yield f"  replay {found.replay.id}: {_short(found.replay)}"
+        if found.replay.error:
+            yield f"    error: {found.replay.error}"
+
+
+def in_trouble(found: ProjectionStatus) -> str | None:
+    """What an operator has to do about a projection; None when it is in order."""
+    replay = found.replay
+    if replay is not None and replay.finished_at is None:
+        if replay.error is not None:
+            return f"its replay stopped: {replay.error}"
+        if replay.state == ReplayState.WAITING and not replay.paused:
+            return f"its replay differs: `backlot projections confirm {found.name}`, or `cancel`"
+    elif found.status == "outdated":
+        return f"replay needed: `backlot projections replay {found.name}`"
+    return found.error if found.status == "stopped" else None
+
+
+def _short(replay: ReplayStatus) -> str:
+    halted = ", paused" if replay.paused and not replay.finished_at else ""
+    rate = f", {replay.rate:,.0f} positions/s" if replay.eta_seconds is not None else ""
+    left = f", {replay.eta_seconds:.0f} s left" if replay.eta_seconds is not None else ""
+    where = f"{replay.position}/{replay.target}"
+    return f"{replay.purpose} {replay.state}{halted} at {where}{rate}{left}"
+
+
+def told(replay: Replay) -> str:
+    """In one line, how a replay stands now that nobody works on it."""
+    name, at = replay.name, f"at position {replay.position}"
+    events = f"{replay.events_applied:,} events"
+    if replay.finished:
+        match replay.state:
+            case ReplayState.SWITCHED if replay.purpose is Purpose.ROLLBACK:
+                return f"{name}: the previous copy is the live one again"
+            case ReplayState.SWITCHED:
+                back = f"`backlot projections rollback {name}` goes back"
+                return f"{name}: replayed {events} and switched {at}; {back}"
+            case ReplayState.KEPT:
+                return f"{name}: as it was {at}, in the schema {replay.schema} ({events})"
+            case ReplayState.VERIFIED:
+                return f"{name}: rebuilt from {events}, compared {at}"
+            case _:
+                return f"{name}: {replay.state}{f': {replay.error}' if replay.error else ''}"
+    on = f"`backlot projections replay {name}` goes on, `backlot projections cancel {name}` ends it"
+    why = f" ({replay.error})" if replay.error else ""
+    return f"{name}: the replay rests {at}{why}; {on}"
+
+
+def differences(difference: Mapping[str, Any] | None) -> Iterator[str]:
+    """The keys of rows that differ, the first ones by name; nothing when none was compared."""
+    if difference is None:
+        return
+    if not difference["differs"]:
+        yield "no row differs"
+        return
+    yield f"{difference['total']} rows differ"
+    for table in difference["tables"]:
+        yield from (f"  {table['table']}: {what}" for what in table["structure"])
+    for key in difference["keys"][:SHOWN_KEYS]:
+        named = ", ".join(f"{column}={value}" for column, value in key["key"].items())
+        yield f"  {key['table']}: {named} is {key['kind']}"
+    if difference["total"] > min(len(difference["keys"]), SHOWN_KEYS):
+        yield "  … and more: `--json` names up to 100"
+
+
+def accounted(found: Mapping[str, Any]) -> Iterator[str]:
+    """What became of every position, from a Completeness as a dictionary."""
+    state = "complete" if found["complete"] else "NOT complete"
+    numbers = ", ".join(f"{found[name]} {name}" for name in ("applied", "skipped", "parked"))
+    yield (
+        f"{found['projection']}: {state} up to position {found['position']}: {numbers}, "
+        f"{found['discarded']} discarded"
+    )
+    for fault in found["faults"]:
+        yield f"  positions {fault['firstPosition']} to {fault['lastPosition']}: {fault['detail']}"
+    if found["remedy"]:
+        yield f"  {found['remedy']}"

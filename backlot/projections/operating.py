@@ -1,0 +1,128 @@
+"""An operator at the command line: the database at hand, and each action recorded as an operation.
+
+What is done, and how, is in `projections/operating/`: the same as what is asked for over HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from threading import Event
+
+import psycopg
+import structlog
+from eventsourcing.persistence import PersistenceError
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from backlot.database import database_url
+from backlot.recorded import operator_name
+from backlot.wiring import ReadModels, open_counters
+from domain.operation import Members, Outcome
+from infra.codec import EventMapper
+from infra.counters import Counters
+from infra.errors import OperatorError
+from infra.event_store import GroupCommitRecorder, open_recorder
+from infra.operations import load, recording
+from infra.settings import Settings
+from projections import positions
+from projections.connecting import connect
+from projections.operating.acting import Ended, Tools
+from projections.operating.actions import carry_out
+from projections.projection import Projection
+from projections.replaying.counter_rebuild import NAME as COUNTERS
+from projections.replaying.progress import Report, tell_nobody
+
+
+class NoSuchProjection(OperatorError):
+    """The name is not that of a projection of this program."""
+
+
+class NotDone(OperatorError):
+    """The action was refused, or failed; the text says why."""
+
+
+class DatabaseAway(OperatorError):
+    """The database does not answer, or is not one of Backlot's."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Who acts, and on what; `stopping` ends what takes long."""
+
+    actor: str
+    url: str
+    conn: Connection[TupleRow]
+    recorder: GroupCommitRecorder
+    models: dict[str, Projection]
+    mapper: EventMapper
+    counters: Counters | None
+    stopping: Event = field(default_factory=Event)
+
+    def projection(self, name: str) -> Projection:
+        """The live projection of that name; raises NoSuchProjection."""
+        found = self.models.get(name)
+        if found is None:
+            names = ", ".join(sorted(self.models))
+            raise NoSuchProjection(f"there is no projection {name!r}; there are {names}")
+        return found
+
+    def tools(self, report: Report = tell_nobody) -> Tools:
+        """What actions are carried out with here."""
+        return Tools(
+            self.url, self.models, self.mapper, report, self.stopping, counters=self.counters
+        )
+
+    def do(
+        self, action: str, name: str, parameters: Members, report: Report = tell_nobody
+    ) -> Ended:
+        """Carry out an action that ends by itself, and record it; raises NotDone."""
+        if name != COUNTERS:
+            self.projection(name)
+        with recording(self.recorder, self.actor, action, name, parameters) as running:
+            operation = load(self.recorder, running.operation_id)
+            ended = carry_out(self.conn, self.tools(report), operation)
+            if ended is None:
+                raise NotDone(f"{action} {name} is not over")
+            running.outcome, running.result = ended
+        return require_done(ended)
+
+
+def require_done(ended: Ended) -> Ended:
+    """The end of what was done; raises NotDone for any other."""
+    if ended.outcome is not Outcome.DONE:
+        told = ended.result.get("reason") or ended.result.get("error") or str(ended.outcome)
+        raise NotDone(str(told))
+    return ended
+
+
+@contextmanager
+def operating(settings: Settings) -> Iterator[Operator]:
+    """The operator whose shell this is; raises DatabaseAway, whenever it goes away."""
+    # Progress is on the screen; of the log only what is wrong belongs there.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    url = database_url(settings)
+    try:
+        with ExitStack() as stack:
+            conn = stack.enter_context(connect(url, "operator"))
+            _require_tables(conn)
+            recorder = open_recorder(url)
+            stack.callback(recorder.datastore.close)
+            models = ReadModels.make().by_name()
+            counters = open_counters(settings, stack)
+            yield Operator(operator_name(), url, conn, recorder, models, EventMapper(), counters)
+    except (psycopg.OperationalError, psycopg.InterfaceError, PersistenceError) as error:
+        raise DatabaseAway(
+            f"the database does not answer: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _require_tables(conn: Connection[TupleRow]) -> None:
+    """Raise DatabaseAway unless a process of this release has started on the database."""
+    try:
+        positions.look(conn, "")
+        conn.execute("SELECT FROM projections.replays LIMIT 0")
+    except psycopg.errors.UndefinedTable as error:
+        raise DatabaseAway("its tables are not there yet: start Backlot on it once") from error

@@ -1,0 +1,110 @@
+"""`backlot projections parked`: events that a projection could not apply and set aside."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from backlot.output import Json, show
+from infra.settings import load_settings
+
+app = typer.Typer(help="Events that could not be applied.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="The projection.", show_default=False)]
+Position = Annotated[int, typer.Argument(min=1, help="The event's position.", show_default=False)]
+Which = Annotated[
+    int | None, typer.Argument(min=1, help="The event's position; default: all that wait.")
+]
+Why = Annotated[str, typer.Option("--reason", help="Why; it is kept with the event.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
+
+
+@app.callback()
+def parked() -> None:
+    """Events that could not be applied."""
+
+
+@app.command(name="list")
+def list_parked(
+    name: Name,
+    after: Annotated[int, typer.Option(min=0, help="Only behind this position.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """What is set aside, the discarded included, by position."""
+    from backlot.projections.operating import operating
+    from projections.parking.parked import parked as page
+
+    with operating(load_settings()) as operator:
+        schema = operator.projection(name).schema
+        found = page(operator.conn, schema, after=after, limit=limit)
+    lines = [f"{e.position:>10}  {e.status:<9}  {e.topic}  {e.error}" for e in found]
+    text = "\n".join(lines) or "nothing is set aside"
+    show(text, {"items": [each.as_dict() for each in found]}, as_json)
+
+
+@app.command(name="show")
+def show_parked(name: Name, position: Position, as_json: Json = False) -> None:
+    """One of them: what it says, what went wrong, and who decided what."""
+    from backlot.projections.operating import operating
+    from projections.parking.parked import show as look
+
+    with operating(load_settings()) as operator:
+        schema = operator.projection(name).schema
+        found = look(operator.conn, schema, position, mapper=operator.mapper).as_dict()
+    lines = [
+        f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for key, value in found.items()
+    ]
+    show("\n".join(lines), found, as_json)
+
+
+@app.command()
+def retry(
+    name: Name,
+    position: Which = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also behind later events of its stream.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Try to apply them after all. Exit code 1: some could not be."""
+    from backlot.projections.operating import operating
+
+    with operating(load_settings()) as operator:
+        asked = {"position": position, "force": force or None}
+        given: dict[str, object] = {k: v for k, v in asked.items() if v is not None}
+        result = operator.do("retry", name, given).result
+    events = result["events"] if isinstance(result["events"], list) else []
+    lines = [f"{event['position']:>10}  {event['outcome']}" for event in events]
+    show("\n".join(lines) or "nothing is set aside", result, as_json)
+    raise typer.Exit(0 if all(event["outcome"] == "applied" for event in events) else 1)
+
+
+@app.command()
+def discard(
+    name: Name, position: Position, reason: Why, yes: Yes = False, as_json: Json = False
+) -> None:
+    """Leave one out for good; it stays listed, with who, when and why."""
+    if not yes:
+        typer.confirm(f"Leave the event at {position} out of {name}?", abort=True, err=True)
+    _do("discard", name, {"position": position, "reason": reason}, as_json)
+
+
+@app.command()
+def park(name: Name, reason: Why, yes: Yes = False, as_json: Json = False) -> None:
+    """Set aside the event that it stopped in front of, and let it go on without."""
+    if not yes:
+        typer.confirm(f"Let {name} go on without that event?", abort=True, err=True)
+    _do("park", name, {"reason": reason}, as_json)
+
+
+def _do(action: str, name: str, parameters: dict[str, object], as_json: bool) -> None:
+    from backlot.projections.operating import operating
+
+    with operating(load_settings()) as operator:
+        ended = operator.do(action, name, parameters)
+    told = {"outcome": str(ended.outcome), **ended.result}
+    show(f"{action} {name}: {ended.outcome}, position {ended.result['position']}", told, as_json)

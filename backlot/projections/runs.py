@@ -1,0 +1,97 @@
+"""What the commands that build another copy have in common: run it, ask, tell, and exit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import typer
+
+from backlot.output import show
+from backlot.projections.lines import differences, told
+from backlot.projections.operating import Operator, operating
+from backlot.projections.replay_screen import ReplayScreen
+from backlot.projections.replaying import Interrupted, Replaying
+from domain.operation import Members
+from infra.settings import load_settings
+from projections import positions
+from projections.replaying.rows import Replay, ReplayState
+from readapi.projection_status import present_replay
+
+FAILED = 1
+UNCONFIRMED = 3
+INTERRUPTED = 130
+
+
+class Verified(NamedTuple):
+    """What several verifications came to: for people, for programs, and whether all were equal."""
+
+    lines: list[str]
+    data: list[dict[str, Any]]
+    equal: bool
+
+
+def carry(
+    action: str, name: str, parameters: Members, *, yes: bool, detach: bool, as_json: bool
+) -> int:
+    """Replay or roll back, here or in another process; the exit code.
+
+    3 for a replay that waits to be confirmed, 1 for one that rests otherwise or did not succeed.
+    """
+    with operating(load_settings()) as operator:
+        replaying = Replaying(operator, action, name, parameters)
+        if detach:
+            operation = str(replaying.detach())
+            show(f"requested: operation {operation}", {"operationId": operation}, as_json)
+            return 0
+        found = _run(replaying, yes=yes)
+        lines = [told(found)]
+        if found.result is not None and found.result["differs"]:
+            lines += differences(found.result)
+        show("\n".join(lines), _as_dict(operator, found), as_json)
+    if not found.finished:
+        return FAILED if found.paused else UNCONFIRMED
+    return FAILED if found.state in (ReplayState.CANCELLED, ReplayState.FAILED) else 0
+
+
+def verify_all(operator: Operator, names: Sequence[str], parameters: Members) -> Verified:
+    """Verify one projection after the other; each is told whatever came of those before."""
+    lines: list[str] = []
+    data: list[dict[str, Any]] = []
+    equal = True
+    for name in names:
+        found = _run(Replaying(operator, "verify", name, parameters), yes=True)
+        lines += [told(found), *differences(found.result)]
+        data.append({"name": name, **_as_dict(operator, found)})
+        equal &= found.result is not None and not found.result["differs"]
+    return Verified(lines, data, equal)
+
+
+def rebuild_counters(parameters: Members, *, as_json: bool) -> None:
+    """Put the like counters in Redis anew."""
+    with operating(load_settings()) as operator, ReplayScreen("replay counters") as screen:
+        result = operator.do("replay", "counters", parameters, screen).result
+    show(f"{result['counters']} counters put anew", result, as_json)
+
+
+def _run(replaying: Replaying, *, yes: bool) -> Replay:
+    try:
+        return replaying.run(lambda found: yes or _agreed(found))
+    except Interrupted as interrupted:
+        typer.echo(f"backlot: {interrupted}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _agreed(found: Replay) -> bool:
+    """Whether the operator, having seen what differs, wants the switch; nobody there: no."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    typer.echo("\n".join(differences(found.result)), err=True)
+    return typer.confirm(f"Switch {found.name} to the new copy?", err=True)
+
+
+def _as_dict(operator: Operator, found: Replay) -> dict[str, Any]:
+    live = positions.look(operator.conn, found.name)
+    presented = present_replay(found, live.head if live else found.position)
+    return presented.model_dump(mode="json", by_alias=True, exclude_none=True)

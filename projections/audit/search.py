@@ -1,0 +1,180 @@
+"""Finds events by what is known of them, exactly: in the index, and in the log where that ends.
+
+Every driving index yields positions in order, those of actors and types per topic, so that a page
+costs the same however many events match. One statement sees index and log at the same moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import LiteralString, NamedTuple
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from projections.audit.index import BLOCK_POSITIONS, Audit
+from projections.log import Stored
+
+END = 2**63 - 1
+
+# Every page is read along an index. The planner must not think otherwise while a table is small,
+# nor compile what takes a millisecond.
+PLANNING = b"""
+SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+       set_config('jit', 'off', true), set_config('statement_timeout', '30s', true)
+"""
+
+INDEXED: LiteralString = """
+WITH indexed AS (
+    SELECT coalesce(max(position), 0) AS position
+    FROM projections.state WHERE schema = %(schema)s)
+"""
+TOPIC_IS: LiteralString = (
+    "ARRAY[topic, regexp_replace(topic, '\\.v[0-9]+$', ''), split_part(topic, '.', 1)] "
+    "&& %(types)s::text[]"
+)
+AGGREGATE_IS: LiteralString = "split_part(topic, '.', 1) = %(aggregate)s"
+SINCE_BLOCK: LiteralString = (
+    "position > %(block)s * (SELECT min(block) FROM {schema}.blocks WHERE last_at >= %(since)s)"
+)
+UNTIL_BLOCK: LiteralString = (
+    "position <= %(block)s * "
+    "(SELECT max(block) + 1 FROM {schema}.blocks WHERE first_at < %(until)s)"
+)
+BY_POSITION: LiteralString = "SELECT position FROM {schema}.events WHERE "
+BY_TOPIC: LiteralString = "SELECT e.position FROM (SELECT topic FROM {schema}.topics WHERE true"
+OF_TOPIC: LiteralString = (
+    ") AS t CROSS JOIN LATERAL (SELECT position FROM {schema}.events e WHERE e.topic = t.topic AND "
+)
+LOG: LiteralString = "SELECT notification_id AS position FROM public.backlot_events AS b "
+WITH_CONTENT: LiteralString = "LEFT JOIN LATERAL {schema}.read(b.state) AS f ON true "
+NOT_INDEXED: LiteralString = "notification_id > (SELECT position FROM indexed) AND "
+OF_STREAM: LiteralString = "originator_id = %(stream)s AND "
+LOG_WITHIN: LiteralString = "notification_id > %(after)s AND notification_id < %(before)s"
+WITHIN: LiteralString = "position > %(after)s AND position < %(before)s"
+NEWEST: LiteralString = " ORDER BY position DESC LIMIT %(limit)s"
+OLDEST: LiteralString = " ORDER BY position LIMIT %(limit)s"
+ROWS: LiteralString = """
+SELECT found.position, originator_id, originator_version, topic, state
+FROM found LEFT JOIN public.backlot_events AS b ON notification_id = found.position
+ORDER BY found.position"""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Which events are wanted: all conditions that are given have to hold.
+
+    `types` are topics, topics without version, or kinds of aggregates. `since` is included,
+    `until`, `after` and `before` are not; the latter two are positions.
+    """
+
+    stream: UUID | None = None
+    aggregate: str | None = None
+    types: Sequence[str] = ()
+    actor: str | None = None
+    correlation_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    after: int = 0
+    before: int = END
+    newest_first: bool = True
+
+
+class Found(NamedTuple):
+    """A page of events in order; `following` is the last position where more of them follow."""
+
+    events: list[Stored]
+    following: int | None
+
+
+async def find(conn: AsyncConnection[TupleRow], audit: Audit, search: Search, limit: int) -> Found:
+    """The first `limit` events that match, newest or oldest first."""
+    values = {
+        "schema": audit.schema,
+        "block": BLOCK_POSITIONS,
+        "stream": search.stream,
+        "aggregate": search.aggregate,
+        "types": list(search.types),
+        "actor": search.actor,
+        "correlation_id": search.correlation_id,
+        "since": search.since,
+        "until": search.until,
+        "after": search.after,
+        "before": search.before,
+        "limit": limit + 1,
+    }
+    async with conn.transaction(), conn.cursor(binary=True) as cursor:
+        await cursor.execute(PLANNING)
+        # Planned for these values each time: how rare they are decides which index is used.
+        await cursor.execute(audit.sql(statement(search)), values, prepare=False)
+        rows = await cursor.fetchall()
+    shown = rows[:limit]
+    # A position that is indexed and no longer in the log is for the integrity check to tell.
+    events = [Stored(*row) for row in shown if row[1] is not None]
+    return Found(events, shown[-1][0] if len(rows) > limit else None)
+
+
+def statement(search: Search) -> LiteralString:
+    """The query of one page; its `limit` is one more than the page has."""
+    order = NEWEST if search.newest_first else OLDEST
+    found = _in_stream(search) if search.stream is not None else _indexed(search, order)
+    rows = ROWS + (" DESC" if search.newest_first else "")
+    return INDEXED + ", found AS (" + found + order + ")" + rows
+
+
+def _indexed(search: Search, order: LiteralString) -> LiteralString:
+    tail = LOG + _contents(search) + "WHERE " + NOT_INDEXED + _in_log(search)
+    return (
+        "SELECT position FROM (("
+        + _in_index(search, order)
+        + order
+        + ") UNION ALL ("
+        + tail
+        + order
+        + ")) AS merged"
+    )
+
+
+def _in_index(search: Search, order: LiteralString) -> LiteralString:
+    wanted = WITHIN
+    wanted += " AND recorded_at >= %(since)s AND " + SINCE_BLOCK if search.since else ""
+    wanted += " AND recorded_at < %(until)s AND " + UNTIL_BLOCK if search.until else ""
+    wanted += " AND actor = %(actor)s" if search.actor is not None else ""
+    wanted += (
+        " AND correlation_id = %(correlation_id)s" if search.correlation_id is not None else ""
+    )
+    topics = _topics(search)
+    # A conversation is short, or at least its own: its index needs no topics to be in order.
+    if not topics and (search.actor is None or search.correlation_id is not None):
+        return BY_POSITION + wanted
+    return BY_TOPIC + topics + OF_TOPIC + wanted + order + ") AS e"
+
+
+def _in_stream(search: Search) -> LiteralString:
+    return LOG + _contents(search) + "WHERE " + OF_STREAM + _in_log(search)
+
+
+def _in_log(search: Search) -> LiteralString:
+    wanted = LOG_WITHIN + _topics(search)
+    wanted += " AND f.recorded_at >= %(since)s" if search.since else ""
+    wanted += " AND f.recorded_at < %(until)s" if search.until else ""
+    wanted += " AND f.actor = %(actor)s" if search.actor is not None else ""
+    if search.correlation_id is not None:
+        wanted += " AND f.correlation_id = %(correlation_id)s"
+    return wanted
+
+
+def _topics(search: Search) -> LiteralString:
+    wanted: LiteralString = ""
+    wanted += " AND " + TOPIC_IS if search.types else ""
+    wanted += " AND " + AGGREGATE_IS if search.aggregate is not None else ""
+    return wanted
+
+
+def _contents(search: Search) -> LiteralString:
+    """The join with what an event's bytes tell, where some condition asks for that."""
+    asked = (search.actor, search.correlation_id, search.since, search.until)
+    return WITH_CONTENT if any(value is not None for value in asked) else ""

@@ -1,0 +1,1 @@
+"""Carries out what operators ask for, and has its end recorded."""

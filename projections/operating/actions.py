@@ -1,0 +1,168 @@
+"""What each action of an operator does: one engine for the command line and for HTTP."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from domain.operation import Operation, Outcome
+from infra.errors import OperatorError
+from projections import positions
+from projections.operating.acting import Act, Ended, Refused, Tools
+from projections.operating.replay_actions import PURPOSES, begun, replay, replay_of
+from projections.parking.deciding import discard, park_and_go_on
+from projections.parking.retrying import retry
+from projections.proving.completeness import completeness
+from projections.replaying import asking as replay_operations
+from projections.replaying.counter_rebuild import NAME as COUNTERS
+from projections.replaying.counter_rebuild import rebuild
+from projections.replaying.rows import Replay
+
+Action = Callable[[Act], Ended | None]
+
+LONG = frozenset({"replay", "verify", "rollback", "completeness", "retry"})
+
+
+def carry_out(conn: Connection[TupleRow], tools: Tools, operation: Operation) -> Ended | None:
+    """Do what is asked for; None when it rests: a replay that is paused, asks, or was stopped.
+
+    What is not possible is an end of its own. Raises whatever else goes wrong.
+    """
+    if operation.action not in ACTIONS:
+        return Ended(Outcome.FAILED, {"error": "Who began it ended before it was done."})
+    if operation.subject == COUNTERS and operation.action == "replay":
+        return _rebuild_counters(conn, tools)
+    return _act(ACTIONS[operation.action], conn, tools, operation)
+
+
+def prepare(conn: Connection[TupleRow], tools: Tools, operation: Operation) -> Ended | None:
+    """Begin what takes long, so that what is asked for next finds it begun; None if it could be."""
+    if operation.action not in PURPOSES or operation.subject == COUNTERS:
+        return None
+    return _act(_begin, conn, tools, operation)
+
+
+def _act(
+    action: Action, conn: Connection[TupleRow], tools: Tools, operation: Operation
+) -> Ended | None:
+    try:
+        projection = tools.models.get(operation.subject)
+        if projection is None:
+            raise Refused(f"There is no projection {operation.subject}.")
+        return action(Act(tools, conn, operation, projection))
+    except OperatorError as error:
+        return Ended(Outcome.REFUSED, {"reason": str(error)})
+
+
+def _rebuild_counters(conn: Connection[TupleRow], tools: Tools) -> Ended:
+    if tools.counters is None or tools.likes is None:
+        return Ended(Outcome.REFUSED, {"reason": "There are no counters: REDIS_URL is not set."})
+    done = rebuild(conn, tools.likes, tools.counters, tools.report)
+    return Ended(Outcome.DONE, {"counters": done})
+
+
+def is_long(conn: Connection[TupleRow], operation: Operation) -> bool:
+    """Whether it may take longer than a moment; not so when only its end has to be told."""
+    found = replay_of(conn, operation.id)
+    return operation.action in LONG and (found is None or not found.finished)
+
+
+def _begin(act: Act) -> None:
+    begun(act)
+
+
+def _pause(act: Act) -> Ended:
+    if act.flag("replay"):
+        return _of(replay_operations.pause(act.conn, act.name))
+    if act.name == "operations":
+        raise Refused("Without it, nobody would see the request to resume it.")
+    return _changed(positions.pause(act.conn, act.projection.schema))
+
+
+def _resume(act: Act) -> Ended:
+    if act.flag("replay"):
+        return _of(replay_operations.resume(act.conn, act.name))
+    return _changed(positions.resume(act.conn, act.projection.schema))
+
+
+def _cancel(act: Act) -> Ended:
+    return _of(replay_operations.cancel(act.conn, act.name))
+
+
+def _confirm(act: Act) -> Ended:
+    return _of(replay_operations.confirm(act.conn, act.name))
+
+
+def _of(found: Replay) -> Ended:
+    return Ended(Outcome.DONE, {"replay": found.id, "position": found.position})
+
+
+def _changed(changed: bool) -> Ended:
+    """Whether it was otherwise before; asking twice does no harm."""
+    return Ended(Outcome.DONE, {"changed": changed})
+
+
+def _drop_old(act: Act) -> Ended:
+    replay_operations.drop_old(act.conn, act.name)
+    return Ended(Outcome.DONE, {})
+
+
+def _drop_look(act: Act) -> Ended:
+    position = act.number("position")
+    if position is None:
+        raise Refused("Say which look: its position.")
+    schema = f"{replay_operations.LOOK.format(act.name)}{position}"
+    replay_operations.drop_look(act.conn, schema)
+    return Ended(Outcome.DONE, {"position": position})
+
+
+def _completeness(act: Act) -> Ended:
+    return Ended(Outcome.DONE, completeness(act.conn, act.projection).as_dict())
+
+
+def _park(act: Act) -> Ended:
+    actor = act.operation.requested_by
+    found = park_and_go_on(act.conn, act.projection, reason=act.text("reason"), actor=actor)
+    return Ended(Outcome.DONE, {"position": found.position})
+
+
+def _retry(act: Act) -> Ended:
+    position = act.number("position")
+    chosen = None if position is None else [position]
+    mapper, force = act.tools.mapper, act.flag("force")
+    results = retry(act.conn, act.projection, chosen, mapper=mapper, force=force)
+    counted = Counter(str(result.outcome) for result in results)
+    events = [{"position": r.position, "outcome": str(r.outcome)} for r in results]
+    return Ended(Outcome.DONE, {**counted, "events": events})
+
+
+def _discard(act: Act) -> Ended:
+    position, actor = act.number("position"), act.operation.requested_by
+    if position is None:
+        raise Refused("Say which event: its position.")
+    schema = act.projection.schema
+    discard(act.conn, schema, position, reason=act.text("reason"), actor=actor)
+    return Ended(Outcome.DONE, {"position": position})
+
+
+ACTIONS: Mapping[str, Action] = MappingProxyType(
+    {
+        "replay": replay,
+        "verify": replay,
+        "rollback": replay,
+        "completeness": _completeness,
+        "pause": _pause,
+        "resume": _resume,
+        "cancel": _cancel,
+        "confirm": _confirm,
+        "drop-old": _drop_old,
+        "drop-look": _drop_look,
+        "park": _park,
+        "retry": _retry,
+        "discard": _discard,
+    }
+)

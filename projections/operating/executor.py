@@ -1,0 +1,190 @@
+"""Carries out what operators asked for, in any process with the role `projections`.
+
+The log says what was asked, and a claim who is at it, so each operation is carried out by one
+process at a time, and another one goes on with it when that one dies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import Event, Thread
+from uuid import UUID
+
+import structlog
+from eventsourcing.persistence import PersistenceError
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from domain.operation import Members, Operation, Outcome
+from infra.event_store import GroupCommitRecorder
+from infra.operations import claim, describe, finish, load, release, request
+from projections import positions
+from projections.connecting import Backoff, connect, is_outage
+from projections.operating.acting import Ended, Tools
+from projections.operating.actions import carry_out, is_long, prepare
+from projections.operating.children import Children
+from projections.operating.replay_actions import action_of, replay_of, rests, under_way
+from projections.operations import Operations
+from projections.replaying.outdated import begin_for_outdated
+
+log = structlog.get_logger(__name__)
+
+ACTOR = "projections"
+SYSTEM = "system"
+POLL_SECONDS = 0.5
+STOP_SECONDS = 30.0
+MAX_CRASHES = 3
+
+Step = Callable[[Connection[TupleRow], Tools, Operation], Ended | None]
+
+
+def perform(
+    conn: Connection[TupleRow], recorder: GroupCommitRecorder, tools: Tools, operation_id: UUID
+) -> bool:
+    """Carry an operation out, unless another process is at it; whether it is over now.
+
+    A fault of ours is recorded as its end. Raises what the database raises when it is away: then
+    the operation is as unfinished as before.
+    """
+    if not claim(conn, operation_id):
+        return False
+    try:
+        operation = load(recorder, operation_id)
+        if operation.version == 0 or operation.outcome is not None:
+            return True
+        ended = _attempt(carry_out, conn, tools, operation)
+        if ended is None:
+            return False
+        finish(recorder, operation_id, ended.outcome, ended.result, ACTOR)
+        log.info("operation_finished", id=str(operation_id), outcome=str(ended.outcome))
+        return True
+    finally:
+        release(conn, operation_id)
+
+
+def _attempt(
+    step: Step, conn: Connection[TupleRow], tools: Tools, operation: Operation
+) -> Ended | None:
+    try:
+        return step(conn, tools, operation)
+    except Exception as error:
+        if is_outage(error) or isinstance(error, PersistenceError):
+            raise
+        log.exception("operation_broke", id=str(operation.id), action=operation.action)
+        return Ended(Outcome.FAILED, {"error": describe(error)})
+
+
+class Executor:
+    """A thread that looks for operations to carry out: short ones here, long ones in children."""
+
+    def __init__(
+        self,
+        recorder: GroupCommitRecorder,
+        operations: Operations,
+        tools: Tools,
+        children: Children,
+        wake: Event,
+        *,
+        auto_replay: bool,
+    ) -> None:
+        """`wake` is set when the read model of the operations has moved in this process.
+
+        `auto_replay`: what an older version of the code has made is built again at the start.
+        """
+        self._recorder = recorder
+        self._operations = operations
+        self._tools = tools
+        self._children = children
+        self._wake = wake
+        self._auto_replay = auto_replay
+        self._stopping = tools.stopping
+        self._thread = Thread(target=self._run, name="operations", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Have everything stop where it is; it goes on when some process starts again."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_SECONDS)
+        if self._thread.is_alive():
+            log.warning("operations_slow_stop")
+
+    def _run(self) -> None:
+        backoff = Backoff()
+        while not self._stopping.is_set():
+            try:
+                with connect(self._tools.database_url, "operations") as conn:
+                    self._follow(conn, backoff)
+            # Whatever it is, operators have to be heard once it is over.
+            except Exception as error:
+                outage = is_outage(error) or isinstance(error, PersistenceError)
+                trace = None if outage else error
+                log.warning("operations_interrupted", error=describe(error), exc_info=trace)
+                self._stopping.wait(backoff.next())
+        self._children.stop()
+
+    def _follow(self, conn: Connection[TupleRow], backoff: Backoff) -> None:
+        if self._auto_replay:
+            begin_for_outdated(conn, self._tools.models, requested_by=SYSTEM)
+            self._auto_replay = False
+        while not self._stopping.is_set():
+            self._wake.clear()
+            self._children.reap()
+            for operation_id in self._open(conn):
+                if not self._stopping.is_set():
+                    self._attend(conn, operation_id)
+            backoff.reset()
+            self._wake.wait(POLL_SECONDS)
+
+    def _open(self, conn: Connection[TupleRow]) -> Sequence[UUID]:
+        """What may have to be done; the replays also tell, when the read model is being rebuilt."""
+        replays = [replay.operation_id for replay in under_way(conn)]
+        model = positions.look(conn, self._operations.schema)
+        if model is None or model.version != self._operations.version:
+            return replays
+        return list(dict.fromkeys([*self._operations.unfinished(conn), *replays]))
+
+    def _attend(self, conn: Connection[TupleRow], operation_id: UUID) -> None:
+        if self._children.busy(operation_id):
+            return
+        # The log decides: the read model may not know yet that it has ended.
+        operation = load(self._recorder, operation_id)
+        if operation.version == 0:
+            operation = self._record(conn, operation)
+        if operation.outcome is not None or rests(conn, self._tools, operation):
+            return
+        if not is_long(conn, operation):
+            perform(conn, self._recorder, self._tools, operation_id)
+        elif self._children.crashes(operation_id) >= MAX_CRASHES:
+            self._give_up(operation_id)
+        elif self._children.may_start(operation_id) and self._prepare(conn, operation):
+            # The child claims it for itself.
+            self._children.start(operation_id)
+
+    def _record(self, conn: Connection[TupleRow], operation: Operation) -> Operation:
+        """Record what was begun without a request: replays of what an older version has made."""
+        replay = replay_of(conn, operation.id)
+        if replay is None:
+            return operation
+        parameters: Members = {"reason": f"version {replay.version} of the code"}
+        what = action_of(replay), replay.name, parameters
+        return request(self._recorder, operation.id, replay.requested_by, *what)
+
+    def _prepare(self, conn: Connection[TupleRow], operation: Operation) -> bool:
+        """Begin it; False when it is refused, or another process is at it."""
+        if not claim(conn, operation.id):
+            return False
+        try:
+            ended = _attempt(prepare, conn, self._tools, operation)
+            if ended is not None:
+                finish(self._recorder, operation.id, *ended, ACTOR)
+            return ended is None
+        finally:
+            release(conn, operation.id)
+
+    def _give_up(self, operation_id: UUID) -> None:
+        error = f"{MAX_CRASHES} processes died over it; the log has their last words"
+        finish(self._recorder, operation_id, Outcome.FAILED, {"error": error}, ACTOR)

@@ -1,0 +1,123 @@
+"""Operators' actions that build, or bring up, another copy: replay, verify and rollback."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+from uuid import UUID
+
+from psycopg import Connection
+from psycopg.rows import TupleRow, tuple_row
+
+from domain.operation import Members, Operation, Outcome
+from projections.operating.acting import Act, Ended, Tools
+from projections.replaying.asking import begin
+from projections.replaying.replay import ReplayElsewhere, carry_on
+from projections.replaying.rows import Purpose, Replay, ReplayOptions, ReplayState, find
+
+BY_OPERATION = "SELECT id FROM projections.replays WHERE operation_id = %s"
+UNDER_WAY = "SELECT id FROM projections.replays WHERE finished_at IS NULL ORDER BY id"
+
+PURPOSES = MappingProxyType(
+    {"replay": Purpose.SWITCH, "verify": Purpose.VERIFY, "rollback": Purpose.ROLLBACK}
+)
+OUTCOMES = MappingProxyType(
+    {ReplayState.CANCELLED: Outcome.CANCELLED, ReplayState.FAILED: Outcome.FAILED}
+)
+
+
+def replay_of(conn: Connection[TupleRow], operation_id: UUID) -> Replay | None:
+    """The replay that an operation has begun."""
+    row = conn.execute(BY_OPERATION, (operation_id,)).fetchone()
+    return find(conn, row[0]) if row else None
+
+
+def action_of(replay: Replay) -> str:
+    """What an operator would have asked for to begin it."""
+    asked = {purpose: action for action, purpose in PURPOSES.items()}
+    return asked.get(replay.purpose, "replay")
+
+
+def under_way(conn: Connection[Any]) -> list[Replay]:
+    """Every replay that has not ended, whether it works, rests or asks; oldest first."""
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        found = cursor.execute(UNDER_WAY).fetchall()
+    return [find(conn, replay_id) for (replay_id,) in found]
+
+
+def rests(conn: Connection[TupleRow], tools: Tools, operation: Operation) -> bool:
+    """Whether there is nothing to do here for now.
+
+    Its replay waits for an operator, or makes rows of another version than this program's.
+    """
+    replay = replay_of(conn, operation.id)
+    if replay is None or replay.finished:
+        return False
+    return replay.rests or not _is_ours(tools, replay)
+
+
+def begun(act: Act) -> Replay:
+    """The operation's replay, begun now unless it was before; raises ReplayError."""
+    found = replay_of(act.conn, act.operation.id)
+    if found is not None:
+        return found
+    return begin(
+        act.conn,
+        act.projection,
+        _options(act),
+        requested_by=act.operation.requested_by,
+        operation_id=act.operation.id,
+    )
+
+
+def replay(act: Act) -> Ended | None:
+    """Begin the operation's replay, or go on with it; None when it rests. Raises ReplayError."""
+    found = begun(act)
+    if not found.finished and _is_ours(act.tools, found):
+        try:
+            found = _carry_on(act.tools, found)
+        except ReplayElsewhere:
+            return None
+    return ended(found) if found.finished else None
+
+
+def ended(replay: Replay) -> Ended:
+    """What is recorded of a replay's end. The keys that differ are not: they name people."""
+    result: Members = {
+        "replay": replay.id,
+        "state": str(replay.state),
+        "schema": replay.schema,
+        "position": replay.position,
+        "events": replay.events_applied,
+    }
+    if replay.error is not None:
+        result["error"] = replay.error
+    if replay.result is not None:
+        told = ("differs", "total", "tables")
+        result["difference"] = {name: replay.result[name] for name in told}
+    return Ended(OUTCOMES.get(replay.state, Outcome.DONE), result)
+
+
+def _options(act: Act) -> ReplayOptions:
+    purpose, to = PURPOSES[act.operation.action], act.number("to")
+    if purpose is Purpose.SWITCH and to is not None:
+        purpose = Purpose.LOOK
+    workers = act.number("workers") or 1
+    return ReplayOptions(purpose, to=to, workers=workers, confirmed=act.flag("yes"))
+
+
+def _is_ours(tools: Tools, replay: Replay) -> bool:
+    projection = tools.models.get(replay.name)
+    return projection is not None and projection.version == replay.version
+
+
+def _carry_on(tools: Tools, replay: Replay) -> Replay:
+    return carry_on(
+        tools.database_url,
+        replay.id,
+        tools.models,
+        report=tools.report,
+        stopping=tools.stopping,
+        mapper=tools.mapper,
+        after_switch=tools.after_switch,
+    )

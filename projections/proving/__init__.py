@@ -1,0 +1,1 @@
+"""What shows that a read model is right: two copies compared, every event accounted for."""

@@ -1,0 +1,1 @@
+"""Read models built again beside the live ones, compared, and switched in."""

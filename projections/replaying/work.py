@@ -1,0 +1,192 @@
+"""The steps of a replay. Each can be repeated: whoever carries a replay on begins at its state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event
+
+import structlog
+from psycopg import Connection
+from psycopg.rows import TupleRow
+from psycopg.sql import SQL, Identifier
+
+from infra.codec import EventMapper
+from projections.applying import Applier
+from projections.connecting import is_outage
+from projections.poison import describe
+from projections.positions import Status
+from projections.projection import Projection
+from projections.proving.compare import compare
+from projections.replaying import partitions
+from projections.replaying.asking import discard
+from projections.replaying.building import build
+from projections.replaying.progress import Report, Telling
+from projections.replaying.rows import Purpose, Replay, ReplayState, checkpoint, enter, find, halt
+from projections.replaying.switching import CopyStopped, goal_of, look, same_moment, switch
+
+log = structlog.get_logger(__name__)
+
+# A copy that is so near gets the rest while the live one stands still for a moment.
+NEAR_EVENTS = 500
+TABLES_OF = (
+    "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(%s) AND relkind = 'r'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a replay is worked on with; `report` hears of progress, `stopping` ends the work."""
+
+    database_url: str
+    mapper: EventMapper
+    batch_events: int
+    report: Report
+    stopping: Event
+
+
+class Work:
+    """One process's work on one replay, of which it alone has the right to change the copy."""
+
+    def __init__(
+        self, conn: Connection[TupleRow], replay: Replay, copy: Projection, means: Means
+    ) -> None:
+        self._conn = conn
+        self._replay = replay
+        self._copy = copy
+        self._means = means
+        self._applier = Applier(copy, mapper=means.mapper, batch_events=means.batch_events)
+
+    def run(self) -> Replay:
+        """Step after step until there is nothing to do for now; raises what an outage raises."""
+        steps = {
+            ReplayState.BUILDING: self._build,
+            ReplayState.CATCHING_UP: self._catch_up,
+            ReplayState.COMPARING: self._compare,
+            ReplayState.WAITING: lambda: self._enter(ReplayState.CATCHING_UP),
+        }
+        while not (self._replay.rests or self._means.stopping.is_set()):
+            self._take(steps[self._replay.state])
+            self._replay = find(self._conn, self._replay.id)
+        return self._replay
+
+    def _take(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except (CopyStopped, partitions.PartFailed) as error:
+            self._halt(str(error))
+        except Exception as error:
+            if is_outage(error):
+                raise
+            # It may have been cancelled, and its copy dropped, while we applied to it.
+            if not find(self._conn, self._replay.id).finished:
+                self._fail(error)
+
+    def _build(self) -> None:
+        if not (self._apply_in_parts() if self._in_parts() else self._apply()):
+            return
+        self._analyze()
+        look_only = self._replay.purpose is Purpose.LOOK
+        self._enter(ReplayState.KEPT if look_only else ReplayState.CATCHING_UP)
+
+    def _catch_up(self) -> None:
+        position, goal = self._stretch()
+        if goal - position > NEAR_EVENTS:
+            self._apply()
+        elif self._to_be_compared():
+            self._enter(ReplayState.COMPARING)
+        elif switch(self._conn, self._replay, self._applier):
+            log.info("replay_switched", projection=self._replay.name, replay=self._replay.id)
+
+    def _compare(self) -> None:
+        database_url, copy = self._means.database_url, self._replay.schema
+        with same_moment(database_url, self._conn, self._applier) as reader:
+            checkpoint(
+                self._conn, self._replay, look(reader, copy).position, self._replay.rate or 0
+            )
+            difference = compare(reader, self._replay.name, copy)
+        told = difference.as_dict()
+        if difference.differs:
+            log.warning("replay_differs", projection=self._replay.name, rows=difference.total)
+        if self._replay.purpose is Purpose.VERIFY:
+            self._enter(ReplayState.VERIFIED, told)
+            discard(self._conn, self._replay)
+        elif difference.differs and not self._replay.confirmed:
+            self._enter(ReplayState.WAITING, told)
+        else:
+            self._enter(ReplayState.CATCHING_UP, told)
+
+    def _apply(self) -> bool:
+        """Apply up to where the copy is to be now; whether it got there. Raises CopyStopped."""
+        position, goal = self._stretch()
+        told = self._telling(position, goal)
+        reached = build(self._means.database_url, self._conn, self._applier, position, goal, told)
+        told.tell(reached)
+        self._require_running()
+        return reached >= goal
+
+    def _in_parts(self) -> bool:
+        """Only from the beginning: what has come farther goes on serially."""
+        if self._replay.workers == 1:
+            return False
+        begun = partitions.positions_of(self._conn, self._replay)
+        return bool(begun) or self._stretch()[0] == 0
+
+    def _apply_in_parts(self) -> bool:
+        """The same by several processes; afterwards, what may come only when they are done."""
+        conn, means = self._conn, self._means
+        goal = partitions.prepare(conn, self._replay, self._stretch()[1])
+        sharing = partitions.Sharing(
+            means.database_url, self._replay, self._copy, goal, means.mapper, means.batch_events
+        )
+        told = self._telling(partitions.behind(conn, self._replay), goal)
+        partitions.build_parts(conn, sharing, told)
+        reached = partitions.behind(conn, self._replay)
+        told.tell(reached)
+        self._require_running()
+        return reached >= goal and partitions.finish(conn, sharing, told)
+
+    def _stretch(self) -> tuple[int, int]:
+        """Where the copy is, and up to where it is to be applied now."""
+        position = look(self._conn, self._replay.schema).position
+        if self._replay.target is not None:
+            return position, self._replay.target
+        live = look(self._conn, self._replay.name)
+        if self._to_be_compared():
+            return position, live.position
+        return position, goal_of(live, self._replay)
+
+    def _to_be_compared(self) -> bool:
+        """Rows of another version, or those that are wanted back, differ by intention."""
+        if self._replay.purpose is Purpose.ROLLBACK or self._replay.result is not None:
+            return False
+        return look(self._conn, self._replay.name).version == self._replay.version
+
+    def _telling(self, position: int, goal: int) -> Telling:
+        stretch, means = (position, goal), self._means
+        return Telling(self._conn, self._replay, stretch, means.report, means.stopping)
+
+    def _require_running(self) -> None:
+        seen = look(self._conn, self._replay.schema)
+        if seen.status == Status.STOPPED:
+            raise CopyStopped(seen.error)
+
+    def _analyze(self) -> None:
+        """So that the first readers' queries are planned for what is there."""
+        schema = self._replay.schema
+        for (table,) in self._conn.execute(TABLES_OF, (schema,)).fetchall():
+            self._conn.execute(SQL("ANALYZE {}").format(Identifier(schema, table)))
+
+    def _enter(self, state: ReplayState, result: dict[str, object] | None = None) -> None:
+        enter(self._conn, self._replay, state, result=result)
+        log.info("replay_state", projection=self._replay.name, state=str(state))
+
+    def _halt(self, error: str) -> None:
+        halt(self._conn, self._replay, error)
+        log.error("replay_stopped", projection=self._replay.name, error=error)
+
+    def _fail(self, error: Exception) -> None:
+        name, replay_id = self._replay.name, self._replay.id
+        log.error("replay_failed", projection=name, replay=replay_id, exc_info=error)
+        if enter(self._conn, self._replay, ReplayState.FAILED, error=describe(error)):
+            discard(self._conn, self._replay)
