@@ -21,6 +21,7 @@ from domain.model import Origin
 from domain.operation import Members, Operation
 from infra.contract import Wire
 from infra.http import problems, require_admin
+from infra.settings import MAX_REPLAY_WORKERS
 
 MAX_POSITION = 2**63 - 1
 
@@ -51,7 +52,7 @@ class Replay(Because):
     """
 
     to: Position | None = None
-    workers: Annotated[int, Field(ge=1, le=64, strict=True)] | None = None
+    workers: Annotated[int, Field(ge=1, le=MAX_REPLAY_WORKERS, strict=True)] | None = None
     yes: Flag | None = None
 
 

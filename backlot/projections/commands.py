@@ -9,7 +9,7 @@ import typer
 from backlot.output import Json, show
 from backlot.projections import parked
 from infra.errors import OperatorError
-from infra.settings import load_settings
+from infra.settings import MAX_REPLAY_WORKERS, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +72,9 @@ def replay(
     to: Annotated[
         int | None, typer.Option(min=1, help="Stop at this position: a look at the past.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that share it.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, max=MAX_REPLAY_WORKERS, help="Processes that share it.")
+    ] = 1,
     yes: Yes = False,
     reason: Reason = None,
     detach: Detach = False,

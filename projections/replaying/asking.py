@@ -12,6 +12,7 @@ from psycopg import Connection
 from psycopg.errors import UniqueViolation
 from psycopg.rows import TupleRow
 
+from infra.settings import MAX_REPLAY_WORKERS
 from projections import positions
 from projections.install import create, drop
 from projections.positions import INSTALL_LOCK, LOCK_CLASS, Seen
@@ -31,7 +32,6 @@ from projections.replaying.rows import (
 
 log = structlog.get_logger(__name__)
 
-MAX_WORKERS = 32
 
 PREVIOUS = "{}__previous"
 NEXT = "{}__next"
@@ -201,8 +201,8 @@ def _unfinished(conn: Connection[TupleRow], name: str) -> Replay:
 
 def _check(conn: Connection[TupleRow], projection: Projection, options: ReplayOptions) -> None:
     name = projection.name
-    if not 1 <= options.workers <= MAX_WORKERS:
-        raise BadWorkers(f"The number of workers is from 1 to {MAX_WORKERS}.")
+    if not 1 <= options.workers <= MAX_REPLAY_WORKERS:
+        raise BadWorkers(f"The number of workers is from 1 to {MAX_REPLAY_WORKERS}.")
     live = positions.look(conn, name)
     if live is None:
         raise NoCopy(f"{name} is not installed; it is when a process has started.")
