@@ -112,6 +112,9 @@ def import_events(
                 on_progress=bar.advance,
             )
         report = _verify_database(conn, proofs, screen)
+    # Only now: the store had to be empty, and what was verified is what the file holds.
+    with recorded(database_url(settings), "import", "events", {"file": str(file)}) as running:
+        running.result = report.as_dict()
     show(f"imported {file}\n{_summary(report)}", {"file": str(file), **report.as_dict()}, as_json)
     raise typer.Exit(0 if report.ok else 1)
 

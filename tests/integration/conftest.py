@@ -9,10 +9,14 @@ from multiprocessing import get_context
 
 import psycopg
 import pytest
+from psycopg import Connection
+from psycopg.rows import TupleRow
 
 from infra.event_store import GroupCommitRecorder
 from infra.postgres import EmbeddedPostgres
+from projections.connecting import connect
 from tests.integration.event_log import recording
+from tests.integration.projection_support import Writer
 
 
 @pytest.fixture(scope="session")
@@ -52,4 +56,19 @@ def recorder(log_url: str) -> Iterator[GroupCommitRecorder]:
 def another(recorder: GroupCommitRecorder, log_url: str) -> Iterator[GroupCommitRecorder]:
     """A second recorder on the same log, as another process has it."""
     with recording(log_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def writer(database_url: str) -> Iterator[Writer]:
+    """Records events of the domain in this test's own database."""
+    opened = Writer(database_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def conn(database_url: str) -> Iterator[Connection[TupleRow]]:
+    """A connection to this test's own database, as projections have it."""
+    with connect(database_url, "test") as opened:
         yield opened

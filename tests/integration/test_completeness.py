@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
@@ -12,7 +11,6 @@ from psycopg.rows import TupleRow
 from projections import ledger
 from projections.applying import Applier
 from projections.catalog import Catalog
-from projections.connecting import connect
 from projections.install import create, install
 from projections.positions import look
 from projections.projection import Projection, RangeProjection
@@ -43,19 +41,6 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "BLOCK_POSITIONS", BLOCK)
     monkeypatch.setattr("projections.proving.accounts.BLOCK_POSITIONS", BLOCK)
     monkeypatch.setattr("projections.proving.completeness.BLOCK_POSITIONS", BLOCK)
-
-
-@pytest.fixture
-def writer(database_url: str) -> Iterator[Writer]:
-    writer = Writer(database_url)
-    yield writer
-    writer.close()
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Connection[TupleRow]]:
-    with connect(database_url, "test") as opened:
-        yield opened
 
 
 def advance(

@@ -51,13 +51,6 @@ def counters(client: redis.Redis) -> Counters:
     return Counters(client, TTL)
 
 
-@pytest.fixture
-def writer(database_url: str) -> Iterator[Writer]:
-    opened = Writer(database_url)
-    yield opened
-    opened.close()
-
-
 @contextmanager
 def publishing(database_url: str, counters: Counters) -> Iterator[ProjectionHost]:
     """The likes' projection and its counters, as the program runs them."""

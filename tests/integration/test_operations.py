@@ -50,13 +50,6 @@ def root(database_url: str) -> Iterator[Desk]:
         yield opened
 
 
-@pytest.fixture
-def writer(database_url: str) -> Iterator[Writer]:
-    opened = Writer(database_url)
-    yield opened
-    opened.close()
-
-
 class TestRecording:
     def test_who_did_what_when_with_what_result(self, root: Desk) -> None:
         before = datetime.now(UTC)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 
 from infra import metrics
 from infra.privacy import PayloadMode
-from projections.connecting import connect
 from projections.install import create, install
 from projections.parking.deciding import NoReason, NotStopped, discard, park_and_go_on
 from projections.parking.parked import NotParked, ParkedStatus, find, parked, show
@@ -38,19 +35,6 @@ class Stretches(RangeProjection):
 
     def apply_range(self, after: int, until: int, cursor: Cursor[TupleRow]) -> None:
         raise ValueError("not any event's fault")
-
-
-@pytest.fixture
-def writer(database_url: str) -> Iterator[Writer]:
-    writer = Writer(database_url)
-    yield writer
-    writer.close()
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Connection[TupleRow]]:
-    with connect(database_url, "test") as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import get_type_hints
 from uuid import uuid4
 
@@ -14,7 +13,6 @@ from structlog.testing import capture_logs
 from backlot.wiring import ReadModels
 from domain.operation import Operation, Outcome
 from projections.applying import Applier
-from projections.connecting import connect
 from projections.install import create, install
 from projections.positions import look
 from projections.projection import Projection, RangeProjection
@@ -27,19 +25,6 @@ PROJECTIONS: list[type[Projection]] = list(get_type_hints(ReadModels).values())
 SEEDS = (1, 2, 3, 4)
 STAGES = 4
 STEPS = 120
-
-
-@pytest.fixture
-def writer(database_url: str) -> Iterator[Writer]:
-    writer = Writer(database_url)
-    yield writer
-    writer.close()
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Connection[TupleRow]]:
-    with connect(database_url, "test") as opened:
-        yield opened
 
 
 def operate(writer: Writer, count: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from uuid import uuid4
 
 import psycopg
@@ -29,13 +28,6 @@ VIEWERS = [f"viewer-{n}" for n in range(1, 11)]
 
 class Parking(Tally):
     on_poison = "park"
-
-
-@pytest.fixture
-def writer(database_url: str) -> Iterator[Writer]:
-    writer = Writer(database_url)
-    yield writer
-    writer.close()
 
 
 def resume_tally(database_url: str) -> None:

@@ -29,13 +29,6 @@ from tests.integration.replay_support import (
 )
 
 
-@pytest.fixture
-def writer(database_url: str) -> Iterator[Writer]:
-    writer = Writer(database_url)
-    yield writer
-    writer.close()
-
-
 @pytest.mark.parametrize("batch_events", [1, 7, 20_000])
 def test_a_replay_takes_the_place_of_the_live_copy(
     database_url: str, writer: Writer, batch_events: int

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -37,13 +36,6 @@ from tests.integration.replay_support import (
 ROOT = Path(__file__).parents[2]
 SEED = int(os.environ.get("REPLAY_SEED", Random().randrange(10**6)))
 LEDGER = "SELECT block, applied, positions FROM projections.ledger WHERE schema = %s ORDER BY 1"
-
-
-@pytest.fixture
-def writer(database_url: str) -> Iterator[Writer]:
-    writer = Writer(database_url)
-    yield writer
-    writer.close()
 
 
 def started(database_url: str, replay: Replay) -> subprocess.Popen[str]:

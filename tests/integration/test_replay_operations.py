@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from threading import Event, Thread
 from uuid import UUID, uuid4
 
@@ -50,13 +49,6 @@ LEDGER = "SELECT block, applied, positions FROM projections.ledger WHERE schema 
 @pytest.fixture(autouse=True)
 def _told_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay_progress, "TELL_SECONDS", 0)
-
-
-@pytest.fixture
-def writer(database_url: str) -> Iterator[Writer]:
-    writer = Writer(database_url)
-    yield writer
-    writer.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from random import Random
 
 import psycopg
@@ -24,13 +23,6 @@ from tests.integration.replay_support import (
 )
 
 SEED = int(os.environ.get("REPLAY_SEED", Random().randrange(10**6)))
-
-
-@pytest.fixture
-def writer(database_url: str) -> Iterator[Writer]:
-    writer = Writer(database_url)
-    yield writer
-    writer.close()
 
 
 def built(database_url: str, projection: Projection, to: int, **options: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from uuid import UUID
 
 import pytest
@@ -56,13 +55,6 @@ class Parking(Picky):
 class LikesTwo(Likes):
     version = 2
     tables = TABLES + ";CREATE TABLE {schema}.extra (video_id uuid)"
-
-
-@pytest.fixture
-def writer(database_url: str) -> Iterator[Writer]:
-    writer = Writer(database_url)
-    yield writer
-    writer.close()
 
 
 @pytest.fixture

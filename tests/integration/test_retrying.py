@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import orjson
@@ -55,19 +54,6 @@ class ParkingLikes(Likes):
         if not self.mended and any(recorded.event.actor.startswith("bad") for recorded in batch):
             raise ValueError("a bug of the last release")
         super().apply(batch, cursor)
-
-
-@pytest.fixture
-def writer(database_url: str) -> Iterator[Writer]:
-    writer = Writer(database_url)
-    yield writer
-    writer.close()
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Connection[TupleRow]]:
-    with connect(database_url, "test") as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
 from uuid import uuid4
@@ -32,13 +31,6 @@ from tests.integration.projection_support import (
 )
 
 VIDEO = uuid4()
-
-
-@pytest.fixture
-def writer(database_url: str) -> Iterator[Writer]:
-    writer = Writer(database_url)
-    yield writer
-    writer.close()
 
 
 def backends(database_url: str, purpose: str = "projection tally") -> list[int]:
