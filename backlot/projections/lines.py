@@ -78,6 +78,10 @@ def told(replay: Replay) -> str:
                 return f"{name}: rebuilt from {events}, compared {at}"
             case _:
                 return f"{name}: {replay.state}{f': {replay.error}' if replay.error else ''}"
+    if replay.state is ReplayState.WAITING:
+        yes = f"`backlot projections confirm {name}` switches"
+        no = f"`backlot projections cancel {name}` gives the new one up"
+        return f"{name}: the copies differ {at}, and nothing was switched; {yes}, {no}"
     on = f"`backlot projections replay {name}` goes on, `backlot projections cancel {name}` ends it"
     why = f" ({replay.error})" if replay.error else ""
     return f"{name}: the replay rests {at}{why}; {on}"
@@ -90,13 +94,14 @@ def differences(difference: Mapping[str, Any] | None) -> Iterator[str]:
     if not difference["differs"]:
         yield "no row differs"
         return
-    yield f"{difference['total']} rows differ"
+    total = difference["total"]
+    yield "1 row differs" if total == 1 else f"{total} rows differ"
     for table in difference["tables"]:
         yield from (f"  {table['table']}: {what}" for what in table["structure"])
     for key in difference["keys"][:SHOWN_KEYS]:
         named = ", ".join(f"{column}={value}" for column, value in key["key"].items())
         yield f"  {key['table']}: {named} is {key['kind']}"
-    if difference["total"] > min(len(difference["keys"]), SHOWN_KEYS):
+    if total > min(len(difference["keys"]), SHOWN_KEYS):
         yield "  … and more: `--json` names up to 100"
 
 

@@ -172,7 +172,7 @@ class TestReplay:
         spoil(root.database_url)
         code, out, _ = backlot("replay", "likes")
         assert code == 3
-        assert "rows differ" in out
+        assert "1 row differs" in out
         assert "video_id=" in out
         assert count(root.database_url) == 77
         assert backlot("confirm", "likes").code == 0
@@ -188,7 +188,7 @@ class TestReplay:
         spoil(root.database_url)
         code, out, _ = backlot("replay", "likes", "--yes")
         assert code == 0
-        assert "rows differ" in out
+        assert "1 row differs" in out
         assert count(root.database_url) == 3
 
     @pytest.mark.usefixtures("liked")

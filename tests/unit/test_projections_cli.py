@@ -178,6 +178,7 @@ class TestLines:
         ("changes", "words"),
         [
             ({"paused": True}, "replay rests at position 400"),
+            ({"state": ReplayState.WAITING}, "confirm likes` switches"),
             ({"state": ReplayState.SWITCHED, "finished_at": AT}, "rollback likes"),
             ({"state": ReplayState.KEPT, "finished_at": AT}, "schema likes__next"),
             ({"state": ReplayState.VERIFIED, "finished_at": AT}, "compared at position 400"),
