@@ -185,15 +185,15 @@ def test_of_an_abort_and_a_completion_at_once_one_wins(site: Site) -> None:
 def test_lock_nodes_are_stopped_and_started_again_under_load(
     site: Site, nodes: list[RedisServer]
 ) -> None:
-    brinks = [on_the_brink(site.first) for _ in range(40)]
-    finished = read(brinks[0].complete())
+    first = on_the_brink(site.first)
+    finished = read(first.complete())
+    brinks = [first]
     refusals: list[httpx.Response] = []
-    waiting = brinks[1:]
-    done = threading.Semaphore(0)
+    done, over = threading.Semaphore(0), threading.Event()
 
     def work() -> None:
-        while waiting:
-            brink = waiting.pop()
+        while not over.is_set():
+            brinks.append(brink := on_the_brink(site.first))
             while is_later(answer := brink.complete()):
                 refusals.append(answer)
                 time.sleep(0.02)
@@ -209,9 +209,12 @@ def test_lock_nodes_are_stopped_and_started_again_under_load(
         node.stop()
     time.sleep(1.0)
     # What needs no lock goes on.
-    assert read(brinks[0].complete()) == finished
+    assert read(first.complete()) == finished
     for node in nodes[1:]:
         node.start()
+    for _ in range(10):
+        assert done.acquire(timeout=20)
+    over.set()
     for worker in workers:
         worker.join(30)
     assert {answer.json()["type"] for answer in refusals} == {"locks-unavailable"}
