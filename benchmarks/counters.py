@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from contextlib import ExitStack
+from statistics import median
 
 import redis
 import redis.asyncio
@@ -77,4 +78,4 @@ async def watch(server: Server, tokens: list[str], url: str, seconds: float) -> 
 
 
 def _delays(name: str, delays: list[float]) -> Side:
-    return Side(name, delays, percentiles(delays))
+    return Side(name, [median(delays)], percentiles(delays))

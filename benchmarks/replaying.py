@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from statistics import median
 from uuid import uuid4
 
 import psutil
@@ -171,7 +172,7 @@ def lag(bench: Bench) -> Comparison:
 
 
 def _side(name: str, delays: Delays) -> Side:
-    return Side(name, delays.visible, delays.notes())
+    return Side(name, [median(delays.visible)], delays.notes())
 
 
 @contextmanager
