@@ -30,6 +30,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, TupleRow, tuple_row
 from psycopg.sql import SQL, Identifier, Literal
 
+from infra.arrays import array
 from infra.event_store_sql import (
     APPEND_FUNCTION,
     APPEND_REST_FUNCTION,
@@ -37,7 +38,7 @@ from infra.event_store_sql import (
     CREATE_EVENTS,
 )
 from infra.group_commit import GroupCommit
-from infra.saves import Answer, Appended, Save, arguments, array, columns, outcomes
+from infra.saves import Answer, Appended, Save, arguments, columns, outcomes
 
 log = structlog.get_logger(__name__)
 

@@ -9,6 +9,8 @@ from uuid import UUID
 
 from eventsourcing.persistence import IntegrityError, StoredEvent
 
+from infra.arrays import array
+
 NO_ANSWERS = ("{}",) * 6
 
 
@@ -50,11 +52,6 @@ class Appended:
 
 def columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
-
-
-def array(items: Iterable[str]) -> str:
-    """An array literal of items that need no quotes; a third of what psycopg's dumpers take."""
-    return "{" + ",".join(items) + "}"
 
 
 def arguments(saves: Sequence[Save]) -> tuple[Any, ...]:

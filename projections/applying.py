@@ -86,7 +86,7 @@ class Applier:
             with conn.transaction():
                 self.place.hold(cursor, before)
                 projection.apply(batch, cursor)
-                ledger.add(cursor, projection.schema, (recorded.position for recorded in batch))
+                ledger.add(cursor, projection.schema, [recorded.position for recorded in batch])
                 self.place.move(cursor, before, window.until)
         return Step(window.until, len(batch))
 

@@ -6,8 +6,8 @@ on the way, and in which block it was if something was.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from psycopg import Cursor
@@ -59,19 +59,23 @@ def block_of(position: int) -> int:
     return (position - 1) // BLOCK_POSITIONS
 
 
-def add(cursor: Cursor[Any], schema: str, positions: Iterable[int]) -> None:
+def add(cursor: Cursor[Any], schema: str, positions: Sequence[int]) -> None:
     """Account events that are applied in this transaction: their number, and their positions' sum.
 
-    To be called last, before the copy's position moves.
+    The positions are in rising order. To be called last, before the copy's position moves.
     """
-    sums: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0])
-    for position in positions:
-        sums[block_of(position)][0] += 1
-        sums[block_of(position)][1] += position
-    if sums:
-        blocks = sorted(sums)
-        counts, totals = zip(*(sums[block] for block in blocks), strict=True)
-        cursor.execute(ADD, (schema, blocks, list(counts), list(totals)), prepare=True)
+    rows = [(block, len(part), sum(part)) for block, part in _by_block(positions)]
+    if rows:
+        cursor.execute(ADD, (schema, *map(list, zip(*rows, strict=True))), prepare=True)
+
+
+def _by_block(positions: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
+    begin = 0
+    while begin < len(positions):
+        block = block_of(positions[begin])
+        end = bisect_right(positions, (block + 1) * BLOCK_POSITIONS, begin)
+        yield block, positions[begin:end]
+        begin = end
 
 
 def add_range(cursor: Cursor[Any], schema: str, after: int, until: int) -> None:

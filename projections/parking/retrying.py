@@ -150,7 +150,7 @@ class Trial:
             held = self._hold(cursor)
             results = [self._one(cursor, held, position) for position in positions]
             applied = [r.position for r in results if r.outcome is Outcome.APPLIED]
-            ledger.add(cursor, schema, (at for at in applied if at > held.accounted_after))
+            ledger.add(cursor, schema, sorted(at for at in applied if at > held.accounted_after))
             cursor.execute(b"SELECT pg_notify(%s, '')", (CHANNEL,))
         return results
 
