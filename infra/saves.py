@@ -62,11 +62,11 @@ def arguments(saves: Sequence[Save]) -> tuple[Any, ...]:
         array(str(event.originator_version) for event in events),
         [event.topic for event in events],
         [event.state for event in events],
-        *_answercolumns(saves),
+        *_answer_columns(saves),
     )
 
 
-def _answercolumns(saves: Sequence[Save]) -> Sequence[Any]:
+def _answer_columns(saves: Sequence[Save]) -> Sequence[Any]:
     answers = [(index, answer) for index, save in enumerate(saves) for answer in save.answers]
     if not answers:
         # An empty list takes psycopg as long as a full one; few requests have a key.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import psycopg
 from psycopg import Connection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
+
+from infra.connecting import open_connection
 
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 2.0
@@ -30,15 +31,7 @@ SET tcp_keepalives_count = 4
 
 def connect(database_url: str, purpose: str) -> Connection[TupleRow]:
     """A connection in autocommit mode, named after its purpose; raises OperationalError."""
-    connection = psycopg.connect(
-        database_url,
-        autocommit=True,
-        application_name=f"backlot {purpose}",
-        connect_timeout=5,
-        keepalives_idle=10,
-        keepalives_interval=5,
-        keepalives_count=4,
-    )
+    connection = open_connection(database_url, purpose)
     connection.execute(SESSION)
     return connection
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, LiteralString
 
-import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from infra.connecting import open_connection
 from infra.seals.chain import EVENT_TAG, Seal
 
 LOCK_CLASS = 0x7365616C  # "seal": our class of advisory locks.
@@ -61,15 +61,7 @@ HEAD = b"SELECT coalesce(max(notification_id), 0) FROM public.backlot_events"
 
 def connect(database_url: str, purpose: str) -> Connection[TupleRow]:
     """A connection in autocommit mode for keyed queries; raises OperationalError."""
-    connection = psycopg.connect(
-        database_url,
-        autocommit=True,
-        application_name=f"backlot {purpose}",
-        connect_timeout=5,
-        keepalives_idle=10,
-        keepalives_interval=5,
-        keepalives_count=4,
-    )
+    connection = open_connection(database_url, purpose)
     # Every query is keyed, and the planner must not think otherwise while the table is small.
     connection.execute("SET enable_seqscan = off; SET enable_bitmapscan = off")
     return connection
