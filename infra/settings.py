@@ -9,10 +9,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
-from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -27,6 +24,20 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from infra.errors import OperatorError
+from infra.setting_types import (
+    BareUrl,
+    CommaSet,
+    HttpUrl,
+    anchor_file,
+    expanded,
+    lock_nodes,
+    long_secret,
+    lower,
+    pem,
+    postgres_url,
+    redis_address,
+)
+from infra.settings_translation import TranslationSettings
 
 MIB = 1024 * 1024
 # What object stores take: so many parts, of so many bytes at most.
@@ -34,12 +45,12 @@ MAX_PARTS = 10_000
 MAX_PART_BYTES = 5 * 1024**3
 MIN_S3_PART_BYTES = 5 * MIB
 MAX_S3_URL_SECONDS = 7 * 24 * 3600
-MIN_SECRET_BYTES = 32
 # So many processes may share one replay.
 MAX_REPLAY_WORKERS = 32
 MAY_HOLD_SECRETS = (
     "DATABASE_URL", "REDIS_URL", "REDLOCK_URLS", "JWT_SECRET", "JWT_PUBLIC_KEY", "S3_ENDPOINT_URL",
-    "S3_PUBLIC_ENDPOINT_URL",
+    "S3_PUBLIC_ENDPOINT_URL", "TASK_BROKER_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL",
+    "KAFKA_SASL_PASSWORD",
 )  # fmt: skip
 EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - recognised, not bound
 
@@ -59,50 +70,9 @@ class Role(StrEnum):
     QUERIES = "queries"
     PROJECTIONS = "projections"
     WORKERS = "workers"
-
-
-def _split_commas(value: object) -> object:
-    if isinstance(value, str):
-        return [part for part in (word.strip() for word in value.split(",")) if part]
-    return value
-
-
-def _lower(value: object) -> object:
-    return value.strip().lower() if isinstance(value, str) else value
-
-
-def _postgres_url(value: SecretStr | None) -> SecretStr | None:
-    if value is None:
-        return None
-    if not value.get_secret_value().startswith(("postgresql://", "postgres://")):
-        raise ValueError("must start with postgresql:// or postgres://")
-    try:
-        conninfo_to_dict(value.get_secret_value())
-    except ProgrammingError:
-        # libpq's own message may repeat the password.
-        raise ValueError("is not a PostgreSQL URL that libpq can read") from None
-    return value
-
-
-def _redis_url(value: SecretStr | None) -> SecretStr | None:
-    if value is not None:
-        # Slow to import, and not needed where no Redis is configured.
-        from infra.redis import check_redis_url
-
-        check_redis_url(value.get_secret_value())
-    return value
-
-
-def _lock_nodes(urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-    from infra.redis import server_of
-
-    for url in urls:
-        _redis_url(url)
-    servers = [server_of(url.get_secret_value()) for url in urls]
-    twice = sorted({server for server in servers if servers.count(server) > 1})
-    if twice:
-        raise ValueError(f"names {', '.join(twice)} twice: each node is a server of its own")
-    return urls
+    RELAY = "relay"
+    CONSUMERS = "consumers"
+    TASKS = "tasks"
 
 
 def _some_roles(value: frozenset[Role]) -> frozenset[Role]:
@@ -111,59 +81,7 @@ def _some_roles(value: frozenset[Role]) -> frozenset[Role]:
     return value
 
 
-def _long_secret(value: SecretStr | None) -> SecretStr | None:
-    if value is not None and len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
-        raise ValueError(f"must be at least {MIN_SECRET_BYTES} bytes long (RFC 7518, section 3.2)")
-    return value
-
-
-def _pem(value: str | None) -> str | None:
-    # Environment files hold one line per variable, so line breaks arrive as a backslash and an n.
-    if value is None:
-        return None
-    value = value.replace("\\n", "\n").strip() + "\n"
-    if not value.startswith("-----BEGIN PUBLIC KEY-----"):
-        raise ValueError("must be a PEM text that starts with -----BEGIN PUBLIC KEY-----")
-    return value
-
-
-def _http_url(value: str | None) -> str | None:
-    if value is None:
-        return None
-    if not value.startswith(("http://", "https://")):
-        raise ValueError("must start with http:// or https://")
-    return value.rstrip("/")
-
-
-def _bare_url(value: str | None) -> str | None:
-    if value is None:
-        return None
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-        raise ValueError("must be http:// or https:// with a host, and a port if need be")
-    if parts.username is not None or parts.path.strip("/") or parts.query or parts.fragment:
-        raise ValueError("must hold no user, path or query; the bucket is S3_BUCKET")
-    return value.rstrip("/")
-
-
-def _expanded(value: Path | None) -> Path | None:
-    return value if value is None else value.expanduser()
-
-
-def _anchor_file(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    if not value.startswith("file:") or value == "file:":
-        raise ValueError("must be file: and the path of the file, such as file:/mnt/seals.jsonl")
-    return Path(value.removeprefix("file:")).expanduser()
-
-
-CommaSet = BeforeValidator(_split_commas)
-BareUrl = Annotated[str | None, AfterValidator(_bare_url)]
-HttpUrl = Annotated[str | None, AfterValidator(_http_url)]
-
-
-class Settings(BaseSettings):
+class Settings(TranslationSettings):
     """One process's configuration; ``.env.example`` documents each variable.
 
     An unset service means its embedded part: no ``DATABASE_URL`` starts PostgreSQL in the data
@@ -184,14 +102,14 @@ class Settings(BaseSettings):
         default=frozenset(Role), alias="BACKLOT_ROLES"
     )
 
-    database_url: Annotated[SecretStr | None, AfterValidator(_postgres_url)] = Field(
+    database_url: Annotated[SecretStr | None, AfterValidator(postgres_url)] = Field(
         default=None, alias="DATABASE_URL"
     )
-    redis_url: Annotated[SecretStr | None, AfterValidator(_redis_url)] = Field(
+    redis_url: Annotated[SecretStr | None, AfterValidator(redis_address)] = Field(
         default=None, alias="REDIS_URL"
     )
     redlock_urls: Annotated[
-        tuple[SecretStr, ...], NoDecode, CommaSet, AfterValidator(_lock_nodes)
+        tuple[SecretStr, ...], NoDecode, CommaSet, AfterValidator(lock_nodes)
     ] = Field(default=(), alias="REDLOCK_URLS")
 
     s3_bucket: str | None = Field(
@@ -202,14 +120,14 @@ class Settings(BaseSettings):
     s3_region: str | None = Field(default=None, alias="S3_REGION", pattern=r"^[a-z0-9-]{1,64}$")
     s3_access_key_id: str | None = Field(default=None, alias="S3_ACCESS_KEY_ID")
     s3_secret_access_key: SecretStr | None = Field(default=None, alias="S3_SECRET_ACCESS_KEY")
-    s3_addressing_style: Annotated[Literal["auto", "path", "virtual"], BeforeValidator(_lower)] = (
+    s3_addressing_style: Annotated[Literal["auto", "path", "virtual"], BeforeValidator(lower)] = (
         Field(default="auto", alias="S3_ADDRESSING_STYLE")
     )
 
-    jwt_secret: Annotated[SecretStr | None, AfterValidator(_long_secret)] = Field(
+    jwt_secret: Annotated[SecretStr | None, AfterValidator(long_secret)] = Field(
         default=None, alias="JWT_SECRET"
     )
-    jwt_public_key: Annotated[str | None, AfterValidator(_pem)] = Field(
+    jwt_public_key: Annotated[str | None, AfterValidator(pem)] = Field(
         default=None, alias="JWT_PUBLIC_KEY"
     )
     jwt_jwks_url: HttpUrl = Field(default=None, alias="JWT_JWKS_URL")
@@ -219,10 +137,10 @@ class Settings(BaseSettings):
         default=frozenset(), alias="JWT_ALGORITHMS"
     )
 
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = (
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(lower)] = (
         Field(default="info", alias="LOG_LEVEL")
     )
-    log_format: Annotated[Literal["auto", "json", "console"], BeforeValidator(_lower)] = Field(
+    log_format: Annotated[Literal["auto", "json", "console"], BeforeValidator(lower)] = Field(
         default="auto", alias="LOG_FORMAT"
     )
 
@@ -255,13 +173,13 @@ class Settings(BaseSettings):
 
     seal_block_events: int = Field(default=1000, alias="SEAL_BLOCK_EVENTS", ge=1, le=10_000)
     seal_seconds: PositiveFloat = Field(default=5.0, alias="SEAL_SECONDS", le=3600)
-    seal_key_file: Annotated[Path | None, AfterValidator(_expanded)] = Field(
+    seal_key_file: Annotated[Path | None, AfterValidator(expanded)] = Field(
         default=None, alias="SEAL_KEY_FILE"
     )
-    seal_public_key_file: Annotated[Path | None, AfterValidator(_expanded)] = Field(
+    seal_public_key_file: Annotated[Path | None, AfterValidator(expanded)] = Field(
         default=None, alias="SEAL_PUBLIC_KEY_FILE"
     )
-    seal_anchor: Annotated[Path | None, BeforeValidator(_anchor_file)] = Field(
+    seal_anchor: Annotated[Path | None, BeforeValidator(anchor_file)] = Field(
         default=None, alias="SEAL_ANCHOR"
     )
 
@@ -297,6 +215,13 @@ class Settings(BaseSettings):
         if self.jwt_public_key is None and self.jwt_jwks_url is None:
             return frozenset({"HS256"})
         return frozenset({"RS256", "ES256"})
+
+    @model_validator(mode="after")
+    def _whole_sasl(self) -> Self:
+        given = (self.kafka_sasl_username is None) + (self.kafka_sasl_password is None)
+        if given == 1 or (given == 2 and self.kafka_security_protocol.startswith("SASL")):
+            raise ValueError("KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD: set both for SASL")
+        return self
 
     @model_validator(mode="after")
     def _whole_s3(self) -> Self:
