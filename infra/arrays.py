@@ -13,10 +13,20 @@ def array(items: Iterable[str]) -> str:
 
 
 def column(values: Sequence[Any]) -> Any:
-    """Values of one column for `unnest(%b::type[])`: a literal where none of them needs quotes."""
+    """Values of one column for `unnest(%b::type[])`: a literal where none needs to be escaped."""
     kinds = set(map(type, values))
     if kinds == {UUID}:
-        return array(value.hex for value in values)
+        return array([b"".join([value.bytes for value in values]).hex(",", 16)])
     if kinds == {int}:
         return array(map(str, values))
+    if kinds == {str}:
+        return texts(values)
     return list(values)
+
+
+def texts(values: Sequence[str]) -> str:
+    """An array literal of any texts."""
+    body = '","'.join(values)
+    if "\\" in body or body.count('"') != 2 * (len(values) - 1):
+        body = '","'.join(value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
+    return '{"' + body + '"}'

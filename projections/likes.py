@@ -12,6 +12,7 @@ from psycopg.rows import TupleRow
 
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
+from infra.arrays import column
 from projections.projection import Batch, Projection, columns
 
 # `likes` holds a row per standing like, `counts` their number per video; the video ids of
@@ -28,10 +29,11 @@ CREATE TABLE {schema}.counts (video_id uuid PRIMARY KEY, likes bigint NOT NULL)
 CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY)
 """
 
+# A like stands until it is taken back, so none of these has a row: no need to say ON CONFLICT,
+# which costs a third more.
 ADD_LIKES: LiteralString = """
 INSERT INTO {schema}.likes (video_id, viewer, position)
 SELECT * FROM unnest(%b::uuid[], %b::text[], %b::bigint[])
-ON CONFLICT (video_id, viewer) DO UPDATE SET position = excluded.position
 """
 DROP_LIKES: LiteralString = """
 DELETE FROM {schema}.likes l USING unnest(%b::uuid[], %b::text[]) AS gone(video_id, viewer)
@@ -76,8 +78,10 @@ class Changes:
     """What a batch comes to: per video the sum, per viewer and video where it ended."""
 
     deltas: dict[UUID, int] = field(default_factory=dict)
-    # Position of the like that stands at the end of the batch; None: none stands.
-    ends: dict[tuple[UUID, str], int | None] = field(default_factory=dict)
+    # Positions of the likes that stand at the end of the batch and did not before it.
+    standing: dict[tuple[UUID, str], int] = field(default_factory=dict)
+    # Likes that were taken back, though they may have been given again.
+    lost: set[tuple[UUID, str]] = field(default_factory=set)
     removed: set[UUID] = field(default_factory=set)
 
     def without(self, videos: Collection[UUID]) -> Changes:
@@ -86,7 +90,8 @@ class Changes:
             return self
         return Changes(
             {video: delta for video, delta in self.deltas.items() if video not in videos},
-            {pair: end for pair, end in self.ends.items() if pair[0] not in videos},
+            {pair: at for pair, at in self.standing.items() if pair[0] not in videos},
+            {pair for pair in self.lost if pair[0] not in videos},
             self.removed,
         )
 
@@ -94,14 +99,16 @@ class Changes:
 def sum_up(batch: Batch) -> Changes:
     """Fold a batch. A stream alternates likes and unlikes, so that their sum is exact."""
     changes = Changes()
-    deltas, ends = changes.deltas, changes.ends
+    deltas, standing, lost = changes.deltas, changes.standing, changes.lost
     for position, event in batch:
         if isinstance(event, VideoLikes.Liked):
             deltas[event.video_id] = deltas.get(event.video_id, 0) + 1
-            ends[event.video_id, event.viewer] = position
+            standing[event.video_id, event.viewer] = position
         elif isinstance(event, VideoLikes.Unliked):
             deltas[event.video_id] = deltas.get(event.video_id, 0) - 1
-            ends[event.video_id, event.viewer] = None
+            pair = event.video_id, event.viewer
+            standing.pop(pair, None)
+            lost.add(pair)
         else:
             changes.removed.add(event.originator_id)
     return changes
@@ -133,12 +140,11 @@ class Likes(Projection):
             cursor.execute(self.sql(REMOVE), (list(changes.removed),))
 
     def _write(self, changes: Changes, cursor: Cursor[TupleRow]) -> None:
-        lost = [pair for pair, end in changes.ends.items() if end is None]
-        standing = [(*pair, end) for pair, end in changes.ends.items() if end is not None]
-        if lost:
-            cursor.execute(self.sql(DROP_LIKES), columns(lost))
-        if standing:
-            cursor.execute(self.sql(ADD_LIKES), columns(standing))
+        if changes.lost:
+            cursor.execute(self.sql(DROP_LIKES), columns(changes.lost))
+        if changes.standing:
+            pairs = columns(changes.standing)
+            cursor.execute(self.sql(ADD_LIKES), [*pairs, column([*changes.standing.values()])])
         if changes.deltas:
             # Zeros too: which rows there are must not depend on where the batches were cut.
             cursor.execute(self.sql(ADD_DELTAS), columns(changes.deltas.items()))

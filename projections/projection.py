@@ -16,6 +16,7 @@ from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
 from domain.model import Aggregate
+from infra.arrays import column
 
 OnPoison = Literal["stop", "park"]
 
@@ -143,6 +144,6 @@ def by_kind(batch: Batch) -> Iterator[tuple[type[Aggregate.Event], list[Recorded
         yield type(events[0].event), events
 
 
-def columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
-    """Rows turned into one list per column, as `unnest` wants them."""
-    return [list(column) for column in zip(*rows, strict=True)]
+def columns(rows: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Rows turned into one array per column, as `unnest` wants them."""
+    return [column(values) for values in zip(*rows, strict=True)]

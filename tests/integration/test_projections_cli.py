@@ -296,6 +296,13 @@ class TestParked:
                 "INSERT INTO projections.parked (schema, position, projection, error) "
                 "VALUES ('likes', 3, 'likes', 'it broke'), ('likes', 4, 'likes', 'it broke')"
             )
+            # As if they had never been applied.
+            conn.execute(
+                "WITH gone AS (DELETE FROM likes.likes WHERE position IN (3, 4) RETURNING video_id), "
+                "taken AS (SELECT video_id, count(*) AS likes FROM gone GROUP BY video_id) "
+                "UPDATE likes.counts c SET likes = c.likes - t.likes FROM taken t "
+                "WHERE t.video_id = c.video_id"
+            )
         items = backlot("parked", "list", "likes", "--json").data["items"]
         assert [(item["position"], item["status"]) for item in items] == [
             (3, "parked"),

@@ -43,11 +43,12 @@ def test_a_batch_of_toggles_sums_up_to_who_likes_what(toggles: list[tuple[UUID, 
         batch.append(Recorded(position, likes.collect_events()[0]))  # type: ignore[arg-type]
     changes = sum_up(batch)
     standing = {pair for pair, likes in streams.items() if likes.liked}
-    assert {pair for pair, end in changes.ends.items() if end is not None} == standing
+    assert changes.standing.keys() == standing
+    assert changes.lost == {pair for pair, likes in streams.items() if likes.version > 1}
     for video in VIDEOS:
         assert changes.deltas.get(video, 0) == sum(pair[0] == video for pair in standing)
     lasts = {(video, viewer): at for at, (video, viewer) in enumerate(toggles, start=1)}
-    assert all(end in (None, lasts[pair]) for pair, end in changes.ends.items())
+    assert all(at == lasts[pair] for pair, at in changes.standing.items())
 
 
 def test_removed_videos_leave_the_sums() -> None:
@@ -56,7 +57,7 @@ def test_removed_videos_leave_the_sums() -> None:
     assert changes.without([]) is changes
     rest = changes.without(VIDEOS[:2])
     assert rest.deltas == {VIDEOS[2]: 1}
-    assert rest.ends == {(VIDEOS[2], "alice"): 3}
+    assert rest.standing == {(VIDEOS[2], "alice"): 3}
 
 
 def comment_history(edits: int) -> Comment:
@@ -87,7 +88,7 @@ def test_many_streams_of_one_shape_make_few_groups() -> None:
 
 
 def test_columns_turn_rows_around() -> None:
-    assert columns([(1, "a"), (2, "b")]) == [[1, 2], ["a", "b"]]
+    assert columns([(1, "a"), (2, "b")]) == ['{1,2}', '{"a","b"}']
 
 
 def test_a_copy_writes_into_its_own_schema() -> None:
