@@ -64,7 +64,7 @@ def comment_event(index: int) -> StoredEvent:
     number, step = divmod(index, 3)
     comment = Comment.blank(UUID(int=0xC0F << 96 | number))
     comment.post(VIDEOS[number % len(VIDEOS)], f"What a fine film, number {number}!", ORIGIN)
-    comment.detect_language(1, "en", 0.97, "bench", ORIGIN)
+    comment.detect_language(1, "en", 0.97, "bench", "en", ORIGIN)
     comment.edit(f"What a fine film, seen {number} times!", ORIGIN)
     return _stored_events(comment)[step]
 

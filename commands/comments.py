@@ -74,7 +74,7 @@ def as_seen(comment: Comment) -> contract.Comment:
         user_id=comment.author,
         content=comment.content,
         language=comment.language,
-        translation_status="pending",
+        translation_status=comment.translation_status,
         edited=comment.revision > 1,
         created_at=comment.posted_at,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from domain.errors import NotAllowed, NotFound
@@ -10,6 +11,12 @@ from domain.model import BEGINNING, Aggregate, Origin, Personal
 from domain.text import check_text
 
 MAX_LENGTH = 10_000
+
+TranslationStatus = Literal["pending", "not_needed", "translated", "failed", "skipped"]
+
+
+def _to_english(payload: dict[str, Any]) -> None:
+    payload["target_language"] = "en"
 
 
 class Comment(Aggregate):
@@ -45,7 +52,7 @@ class Comment(Aggregate):
             comment.revision += 1
             comment.language = None
             comment.translation = None
-            comment.translation_failed = False
+            comment.translation_status = "pending"
 
     class Deleted(Event):
         TOPIC = "comment.deleted.v1"
@@ -54,16 +61,23 @@ class Comment(Aggregate):
             comment.deleted = True
 
     class LanguageDetected(Event):
-        """`language` is an ISO 639-1 code, `confidence` lies in 0..1."""
+        """Languages are ISO 639-1 codes, `confidence` lies in 0..1, None where nobody knows it.
 
-        TOPIC = "comment.language_detected.v1"
+        What is written in the target language already needs no translation.
+        """
+
+        TOPIC = "comment.language_detected.v2"
+        UPCASTS = MappingProxyType({"comment.language_detected.v1": _to_english})
         revision: int
         language: str
-        confidence: float
+        confidence: float | None
         detector: str
+        target_language: str
 
         def apply(self, comment: Comment) -> None:
             comment.language = self.language
+            if self.language == self.target_language:
+                comment.translation_status = "not_needed"
 
     class Translated(Event):
         TOPIC = "comment.translated.v1"
@@ -76,6 +90,7 @@ class Comment(Aggregate):
 
         def apply(self, comment: Comment) -> None:
             comment.translation = (self.target_language, self.model, self.prompt_version)
+            comment.translation_status = "translated"
 
     class TranslationFailed(Event):
         TOPIC = "comment.translation_failed.v1"
@@ -83,7 +98,18 @@ class Comment(Aggregate):
         reason: str
 
         def apply(self, comment: Comment) -> None:
-            comment.translation_failed = True
+            comment.translation_status = "failed"
+
+    class TranslationSkipped(Event):
+        """Nobody translates it: there is nothing to translate, or (`needed`) nobody who could."""
+
+        TOPIC = "comment.translation_skipped.v1"
+        revision: int
+        needed: bool
+        reason: str
+
+        def apply(self, comment: Comment) -> None:
+            comment.translation_status = "skipped" if self.needed else "not_needed"
 
     def __init__(self) -> None:
         self.video_id: UUID | None = None
@@ -93,7 +119,7 @@ class Comment(Aggregate):
         self.posted_at = BEGINNING
         self.language: str | None = None
         self.translation: tuple[str, str, str] | None = None
-        self.translation_failed = False
+        self.translation_status: TranslationStatus = "pending"
         self.deleted = False
 
     def post(self, video_id: UUID, content: str, origin: Origin) -> None:
@@ -116,7 +142,13 @@ class Comment(Aggregate):
         self._record(self.Deleted, origin)
 
     def detect_language(
-        self, revision: int, language: str, confidence: float, detector: str, origin: Origin
+        self,
+        revision: int,
+        language: str,
+        confidence: float | None,
+        detector: str,
+        target_language: str,
+        origin: Origin,
     ) -> None:
         """Record the language of a revision; a stale revision records nothing."""
         if self._is_present(revision) and language != self.language:
@@ -127,6 +159,7 @@ class Comment(Aggregate):
                 language=language,
                 confidence=confidence,
                 detector=detector,
+                target_language=target_language,
             )
 
     def translate(
@@ -157,9 +190,16 @@ class Comment(Aggregate):
             )
 
     def fail_translation(self, revision: int, reason: str, origin: Origin) -> None:
-        """Record that a revision could not be translated; once, and not for a stale revision."""
-        if self._is_present(revision) and not self.translation_failed:
+        """Record that a revision could not be translated, unless that or better is known."""
+        if self._is_present(revision) and self.translation_status in ("pending", "skipped"):
             self._record(self.TranslationFailed, origin, revision=revision, reason=reason)
+
+    def skip_translation(self, revision: int, needed: bool, reason: str, origin: Origin) -> None:
+        """Record that nobody will translate a revision, unless more is known of it."""
+        if self._is_present(revision) and self.translation_status == "pending":
+            self._record(
+                self.TranslationSkipped, origin, revision=revision, needed=needed, reason=reason
+            )
 
     def _record(self, event: type[Event], origin: Origin, **fields: Any) -> None:
         self.record(event, origin, video_id=self.video_id, author=self.author, **fields)

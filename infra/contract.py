@@ -9,6 +9,8 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from domain.comment import TranslationStatus
+
 T = TypeVar("T")
 
 Title = Annotated[str, Field(min_length=1, max_length=200, examples=["A walk in the rain"])]
@@ -176,9 +178,6 @@ class WriteComment(Wire):
     """The text of a comment."""
 
     content: Content
-
-
-TranslationStatus = Literal["pending", "not_needed", "translated", "failed", "skipped"]
 
 
 class Comment(Wire):

@@ -32,8 +32,12 @@ CREATE TABLE {schema}.comments (
     confidence double precision,
     translated_text text,
     translation_status text NOT NULL DEFAULT 'pending',
+    reason text,
+    written_at timestamptz NOT NULL,
     created_at timestamptz NOT NULL);
 CREATE INDEX comments_by_video ON {schema}.comments (video_id, position);
+CREATE INDEX comments_open ON {schema}.comments (translation_status, written_at)
+    WHERE translation_status IN ('pending', 'failed', 'skipped');
 CREATE TABLE {schema}.counts (video_id uuid PRIMARY KEY, comments bigint NOT NULL)
     WITH (fillfactor = 50);
 CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY)
@@ -41,8 +45,9 @@ CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY)
 
 POST: LiteralString = """
 WITH posted AS (
-    INSERT INTO {schema}.comments (comment_id, video_id, position, author, content, created_at)
-    SELECT * FROM unnest(
+    INSERT INTO {schema}.comments
+        (comment_id, video_id, position, author, content, created_at, written_at)
+    SELECT *, created_at FROM unnest(
         %b::uuid[], %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::timestamptz[])
         AS e(comment_id, video_id, position, author, content, created_at)
     WHERE NOT EXISTS (SELECT FROM {schema}.removed r WHERE r.video_id = e.video_id)
@@ -52,8 +57,8 @@ SELECT video_id, count(*) FROM posted GROUP BY video_id
 EDIT: LiteralString = """
 UPDATE {schema}.comments c
 SET content = e.content, edited = true, language = NULL, confidence = NULL,
-    translated_text = NULL, translation_status = 'pending'
-FROM unnest(%b::uuid[], %b::text[]) AS e(id, content)
+    translated_text = NULL, translation_status = 'pending', reason = NULL, written_at = e.at
+FROM unnest(%b::uuid[], %b::text[], %b::timestamptz[]) AS e(id, content, at)
 WHERE c.comment_id = e.id
 """
 DELETE: LiteralString = """
@@ -70,24 +75,31 @@ WHERE NOT EXISTS (SELECT FROM {schema}.removed r WHERE r.video_id = e.video_id)
 ORDER BY video_id
 ON CONFLICT (video_id) DO UPDATE SET comments = c.comments + excluded.comments
 """
-# What is written in the target language already needs no translation.
 DETECT: LiteralString = """
 UPDATE {schema}.comments c
 SET language = e.language, confidence = e.confidence,
-    translation_status = CASE WHEN e.language = 'en' THEN 'not_needed'
+    translation_status = CASE WHEN e.language = e.target THEN 'not_needed'
                               ELSE c.translation_status END
-FROM unnest(%b::uuid[], %b::text[], %b::double precision[]) AS e(id, language, confidence)
+FROM unnest(%b::uuid[], %b::text[], %b::double precision[], %b::text[])
+    AS e(id, language, confidence, target)
 WHERE c.comment_id = e.id
 """
 TRANSLATE: LiteralString = """
 UPDATE {schema}.comments c
 SET language = coalesce(c.language, e.language), translated_text = e.text,
-    translation_status = 'translated'
+    translation_status = 'translated', reason = NULL
 FROM unnest(%b::uuid[], %b::text[], %b::text[]) AS e(id, language, text)
 WHERE c.comment_id = e.id
 """
 FAIL: LiteralString = """
-UPDATE {schema}.comments SET translation_status = 'failed' WHERE comment_id = ANY (%b::uuid[])
+UPDATE {schema}.comments c SET translation_status = 'failed', reason = e.reason
+FROM unnest(%b::uuid[], %b::text[]) AS e(id, reason)
+WHERE c.comment_id = e.id
+"""
+SKIP: LiteralString = """
+UPDATE {schema}.comments c SET translation_status = e.status, reason = e.reason
+FROM unnest(%b::uuid[], %b::text[], %b::text[]) AS e(id, status, reason)
+WHERE c.comment_id = e.id
 """
 REMOVE: LiteralString = """
 WITH videos AS (SELECT unnest(%b::uuid[]) AS id),
@@ -109,15 +121,23 @@ def _posted(position: int, event: Comment.Posted) -> tuple[Any, ...]:
 
 
 def _edited(_: int, event: Comment.Edited) -> tuple[Any, ...]:
-    return (event.originator_id, event.content)
+    return (event.originator_id, event.content, event.timestamp)
 
 
 def _detected(_: int, event: Comment.LanguageDetected) -> tuple[Any, ...]:
-    return (event.originator_id, event.language, event.confidence)
+    return (event.originator_id, event.language, event.confidence, event.target_language)
 
 
 def _translated(_: int, event: Comment.Translated) -> tuple[Any, ...]:
     return (event.originator_id, event.original_language, event.translated_text)
+
+
+def _failed(_: int, event: Comment.TranslationFailed) -> tuple[Any, ...]:
+    return (event.originator_id, event.reason)
+
+
+def _skipped(_: int, event: Comment.TranslationSkipped) -> tuple[Any, ...]:
+    return (event.originator_id, "skipped" if event.needed else "not_needed", event.reason)
 
 
 def _id(_: int, event: Aggregate.Event) -> tuple[Any, ...]:
@@ -131,7 +151,8 @@ WRITES: Mapping[type[Aggregate.Event], Write] = MappingProxyType(
         Comment.Deleted: Write(DELETE, _id),
         Comment.LanguageDetected: Write(DETECT, _detected),
         Comment.Translated: Write(TRANSLATE, _translated),
-        Comment.TranslationFailed: Write(FAIL, _id),
+        Comment.TranslationFailed: Write(FAIL, _failed),
+        Comment.TranslationSkipped: Write(SKIP, _skipped),
         Upload.Removed: Write(REMOVE, _id),
     }
 )
@@ -169,7 +190,7 @@ class Comments(Projection):
     """The comments of each video, with what is known of their language."""
 
     name = "comments"
-    version = 1
+    version = 2
     events = tuple(WRITES)
     tables: ClassVar[LiteralString] = TABLES
     by_stream = True

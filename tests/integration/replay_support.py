@@ -150,7 +150,7 @@ class History:
             case 0:
                 comment.delete(by)
             case 1:
-                comment.detect_language(comment.revision, "es", 0.9, "lite", by)
+                comment.detect_language(comment.revision, "es", 0.9, "lite", "en", by)
             case _:
                 comment.edit(f"edit {self.random.randrange(1000)}", by)
         self._save(comment)

@@ -216,27 +216,29 @@ def test_pages_of_videos(database_url: str, writer: Writer) -> None:
 def test_comments_and_their_language(database_url: str, writer: Writer, size: int) -> None:
     video = writer.video().id
     robot = origin("translator")
-    plain, english, translated, failed, edited, deleted = (
+    plain, english, translated, failed, edited, deleted, skipped, emoji = (
         writer.comment(video, "bob", content)
-        for content in ("plain", "hello", "hola", "??", "first", "gone")
+        for content in ("plain", "hello", "hola", "??", "first", "gone", "salut", "🎬")
     )
-    english.detect_language(1, "en", 0.9, "lite", robot)
-    translated.detect_language(1, "es", 0.75, "lite", robot)
+    english.detect_language(1, "en", 0.9, "lite", "en", robot)
+    translated.detect_language(1, "es", 0.75, "lite", "en", robot)
     translated.translate(1, "es", "en", "hello", "model", "v1", robot)
     failed.fail_translation(1, "refused", robot)
-    edited.detect_language(1, "de", 0.5, "lite", robot)
+    edited.detect_language(1, "de", 0.5, "lite", "en", robot)
     edited.translate(1, "de", "en", "once", "model", "v1", robot)
     edited.edit("second", origin("bob"))
     edited.translate(1, "de", "en", "stale", "model", "v1", robot)
     deleted.delete(origin("bob"))
-    writer.save(english, translated, failed, edited, deleted)
+    skipped.skip_translation(1, True, "no-provider", robot)
+    emoji.skip_translation(1, False, "no-words", robot)
+    writer.save(english, translated, failed, edited, deleted, skipped, emoji)
     project(database_url, writer, comments := Comments(), size)
 
     async def query(conn: AsyncConnection[Any]) -> None:
-        assert await comments.counts(conn, [video, uuid4()]) == {video: 5}
+        assert await comments.counts(conn, [video, uuid4()]) == {video: 7}
         found = await comments.page(conn, video, END, 10)
         assert [row.comment_id for row in found] == [
-            each.id for each in (edited, failed, translated, english, plain)
+            each.id for each in (emoji, skipped, edited, failed, translated, english, plain)
         ]
         state = {row.comment_id: described(row) for row in found}
         assert state[plain.id] == ("plain", False, None, None, None, "pending")
@@ -244,7 +246,9 @@ def test_comments_and_their_language(database_url: str, writer: Writer, size: in
         assert state[translated.id] == ("hola", False, "es", 0.75, "hello", "translated")
         assert state[failed.id] == ("??", False, None, None, None, "failed")
         assert state[edited.id] == ("second", True, None, None, None, "pending")
-        assert found[0].created_at == edited.posted_at
+        assert state[skipped.id] == ("salut", False, None, None, None, "skipped")
+        assert state[emoji.id] == ("🎬", False, None, None, None, "not_needed")
+        assert found[2].created_at == edited.posted_at
         rest = await comments.page(conn, video, found[2].position, 10)
         assert rest == found[3:]
 

@@ -14,6 +14,7 @@ import pytest
 from domain.upload import Upload
 from infra.metrics import value
 from infra.objects import ObjectStoreUnavailable
+from projections.comments import Comments
 from projections.positions import pause
 from tests.integration.projection_support import origin, rows
 from tests.integration.readapi_support import Site, serving
@@ -143,7 +144,7 @@ def test_comments_newest_first(site: Site) -> None:
     video = site.writer.video()
     comments = [site.writer.comment(video.id, "bob", f"comment {n}") for n in range(3)]
     comments[1].edit("edited", origin("bob"))
-    comments[1].detect_language(2, "en", 0.99, "lite", origin("robot"))
+    comments[1].detect_language(2, "en", 0.99, "lite", "en", origin("robot"))
     site.writer.save(comments[1])
     first = site.get(f"/videos/{video.id}/comments", limit=2)
     site.writer.comment(video.id)
@@ -230,7 +231,7 @@ def test_projections_for_operators(site: Site) -> None:
         assert item.pop("updatedAt")
         assert item == {
             "name": item["name"],
-            "version": 1,
+            "version": Comments.version,
             "status": "running",
             "active": True,
             "position": site.writer.head,
@@ -241,7 +242,7 @@ def test_projections_for_operators(site: Site) -> None:
                 {
                     "schema": item["name"],
                     "kind": "live",
-                    "version": 1,
+                    "version": Comments.version,
                     "status": "running",
                     "position": site.writer.head,
                     "parked": 0,

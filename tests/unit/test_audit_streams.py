@@ -37,7 +37,7 @@ def comment() -> list[Stored]:
     written = Comment.blank(STREAM)
     written.post(UUID(int=9), "Bonito", by("ann"))
     written.edit("Bonita", by("ann"))
-    written.detect_language(2, "es", 0.9, "detector", by("translation"))
+    written.detect_language(2, "es", 0.9, "detector", "en", by("translation"))
     written.translate(2, "es", "en", "Pretty", "model", "prompt", by("translation"))
     written.delete(by("ann"))
     return recorded(written)
@@ -96,7 +96,10 @@ def test_changes_are_those_between_the_versions() -> None:
         "revision": Change(1, 2),
     }
     assert steps[2].changes == {"language": Change(None, "es")}
-    assert steps[3].changes == {"translation": Change(None, ["en", "model", "prompt"])}
+    assert steps[3].changes == {
+        "translation": Change(None, ["en", "model", "prompt"]),
+        "translation_status": Change("pending", "translated"),
+    }
     assert steps[4].changes == {"deleted": Change(False, True)}
 
 

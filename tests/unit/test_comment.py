@@ -14,7 +14,8 @@ from tests.unit.given_when_then import AT, by, fact, given
 ANN, BOB, TRANSLATOR = by("ann"), by("bob"), by("translation")
 VIDEO = UUID("5f0c2f0a-7f0e-4a3c-9a39-1c6a54f2b7aa")
 KEYS: dict[str, Any] = {"video_id": VIDEO, "author": "ann"}
-SPANISH = {"language": "es", "confidence": 0.97, "detector": "test"}
+SPANISH = {"language": "es", "confidence": 0.97, "detector": "test", "target_language": "en"}
+ENGLISH = {**SPANISH, "language": "en"}
 RESULT = {
     "original_language": "es",
     "target_language": "en",
@@ -29,6 +30,8 @@ DELETED = fact(Comment.Deleted, ANN, **KEYS)
 DETECTED = fact(Comment.LanguageDetected, TRANSLATOR, **KEYS, revision=1, **SPANISH)
 TRANSLATED = fact(Comment.Translated, TRANSLATOR, **KEYS, revision=1, **RESULT)
 FAILED = fact(Comment.TranslationFailed, TRANSLATOR, **KEYS, revision=1, reason="refused")
+NOBODY = {"needed": True, "reason": "nobody"}
+SKIPPED = fact(Comment.TranslationSkipped, TRANSLATOR, **KEYS, revision=1, **NOBODY)
 
 
 def post(content: str) -> Any:
@@ -55,6 +58,10 @@ def translate(revision: int, **changes: Any) -> Any:
 
 def fail(revision: int) -> Any:
     return lambda comment: comment.fail_translation(revision, "refused", TRANSLATOR)
+
+
+def skip(revision: int) -> Any:
+    return lambda comment: comment.skip_translation(revision, origin=TRANSLATOR, **NOBODY)
 
 
 class TestText:
@@ -143,7 +150,53 @@ class TestLanguage:
     def test_what_failed_may_succeed_later(self) -> None:
         given(Comment, POSTED, FAILED).when(translate(1)).then(TRANSLATED)
 
-    @pytest.mark.parametrize("verb", [detect, translate, fail])
+    def test_skipped(self) -> None:
+        given(Comment, POSTED).when(skip(1)).then(SKIPPED)
+
+    @pytest.mark.parametrize("known", [SKIPPED, FAILED, TRANSLATED])
+    def test_what_more_is_known_of_is_not_skipped(self, known: Any) -> None:
+        given(Comment, POSTED, known).when(skip(1)).then()
+
+    def test_what_was_skipped_may_be_translated_or_fail_later(self) -> None:
+        given(Comment, POSTED, SKIPPED).when(translate(1)).then(TRANSLATED)
+        given(Comment, POSTED, SKIPPED).when(fail(1)).then(FAILED)
+
+    def test_a_translation_outlasts_a_late_failure(self) -> None:
+        given(Comment, POSTED, TRANSLATED).when(fail(1)).then()
+
+    @pytest.mark.parametrize(
+        ("history", "status"),
+        [
+            ((), "pending"),
+            ((DETECTED,), "pending"),
+            (
+                (fact(Comment.LanguageDetected, TRANSLATOR, **KEYS, revision=1, **ENGLISH),),
+                "not_needed",
+            ),
+            ((SKIPPED,), "skipped"),
+            (
+                (
+                    fact(
+                        Comment.TranslationSkipped,
+                        TRANSLATOR,
+                        **KEYS,
+                        revision=1,
+                        needed=False,
+                        reason="no words",
+                    ),
+                ),
+                "not_needed",
+            ),
+            ((FAILED,), "failed"),
+            ((SKIPPED, TRANSLATED), "translated"),
+            ((TRANSLATED, EDITED), "pending"),
+        ],
+    )
+    def test_its_status(self, history: Any, status: str) -> None:
+        comment = given(Comment, POSTED, *history).when(lambda _: None).then()
+        assert comment.translation_status == status
+
+    @pytest.mark.parametrize("verb", [detect, translate, fail, skip])
     @pytest.mark.parametrize(
         ("history", "revision"),
         [((), 1), ((POSTED,), 2), ((POSTED, EDITED), 1), ((POSTED, DELETED), 1)],
@@ -159,6 +212,7 @@ class TestLanguage:
             (detect, Comment.LanguageDetected, SPANISH),
             (translate, Comment.Translated, RESULT),
             (fail, Comment.TranslationFailed, {"reason": "refused"}),
+            (skip, Comment.TranslationSkipped, NOBODY),
         ],
     )
     def test_an_edit_begins_anew(self, verb: Any, event: Any, fields: Any) -> None:
