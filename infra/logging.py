@@ -16,8 +16,12 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from infra.settings import Settings
 
-# They would otherwise tell each connection or statement at INFO.
-QUIET = ("asyncio", "httpcore", "httpx", "psycopg", "psycopg.pool", "uvicorn.access")
+# They would otherwise tell each connection or statement at INFO, and the OpenAI SDK each comment
+# that it sends at DEBUG.
+QUIET = (
+    "asyncio", "httpcore", "httpcore2", "httpx", "httpx2", "openai", "psycopg", "psycopg.pool",
+    "uvicorn.access",
+)  # fmt: skip
 
 
 def configure_logging(settings: Settings, stream: TextIO | None = None) -> None:

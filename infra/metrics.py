@@ -266,6 +266,167 @@ SEAL_FAILURES = Counter(
     registry=REGISTRY,
 )
 
+LLM_CALLS = Counter(
+    "backlot_llm_calls",
+    "Calls of language models, by purpose and outcome (answered, or what went wrong).",
+    ("purpose", "outcome"),
+    registry=REGISTRY,
+)
+LLM_SECONDS = Histogram(
+    "backlot_llm_seconds",
+    "Time of one call of a language model, without waiting for its turn.",
+    ("purpose",),
+    buckets=(*SECONDS, 30.0, 60.0),
+    registry=REGISTRY,
+)
+LLM_TOKENS = Counter(
+    "backlot_llm_tokens",
+    "Tokens that providers counted, by model and direction (input, output).",
+    ("model", "direction"),
+    registry=REGISTRY,
+)
+LLM_COST_USD = Counter(
+    "backlot_llm_cost_usd",
+    "What those tokens cost in US dollars, for models with a price in LLM_PRICES.",
+    ("model",),
+    registry=REGISTRY,
+)
+LLM_BREAKER_STATE = Gauge(
+    "backlot_llm_breaker_state",
+    "1 for the state of the circuit breaker before the language model (closed, open, half-open).",
+    ("state",),
+    registry=REGISTRY,
+)
+TRANSLATIONS_CHECKED = Counter(
+    "backlot_translations_checked",
+    "Answers of translators, by whether what had to be kept was (kept, asked_again, not_kept).",
+    ("outcome",),
+    registry=REGISTRY,
+)
+TRANSLATION_LOOKUPS = Counter(
+    "backlot_translation_lookups",
+    "Translations asked for, by where they came from (cache, shared, made, failed).",
+    ("outcome",),
+    registry=REGISTRY,
+)
+TRANSLATION_CACHE_FAILURES = Counter(
+    "backlot_translation_cache_failures",
+    "Times that the translation cache could not be asked, or held something unreadable.",
+    registry=REGISTRY,
+)
+
+TASKS = Counter(
+    "backlot_tasks",
+    "Attempts at tasks, by actor and outcome (done, retried, postponed, returned, dead, skipped).",
+    ("actor", "outcome"),
+    registry=REGISTRY,
+)
+TASK_SECONDS = Histogram(
+    "backlot_task_seconds",
+    "How long an attempt at a task takes, by actor.",
+    ("actor",),
+    buckets=(*SECONDS, 30.0, 60.0, 120.0),
+    registry=REGISTRY,
+)
+TASKS_RUNNING = Gauge(
+    "backlot_tasks_running",
+    "Tasks that this process runs right now, by actor.",
+    ("actor",),
+    registry=REGISTRY,
+)
+TASK_QUEUE = Gauge(
+    "backlot_task_queue",
+    "Tasks in a queue of the broker, by state (waiting, taken, delayed, dead).",
+    ("queue", "state"),
+    registry=REGISTRY,
+)
+TASK_DEAD_HOOK_FAILURES = Counter(
+    "backlot_task_dead_hook_failures",
+    "Times that giving up a task could not be recorded; it is tried again instead.",
+    ("actor",),
+    registry=REGISTRY,
+)
+
+CONSUMED = Counter(
+    "backlot_consumer_messages",
+    "Messages that a consumer has handled, by topic.",
+    ("consumer", "topic"),
+    registry=REGISTRY,
+)
+CONSUMER_LAG = Gauge(
+    "backlot_consumer_lag_messages",
+    "Positions of the log (with Kafka: messages) between its end and the consumer.",
+    ("consumer",),
+    registry=REGISTRY,
+)
+CONSUMER_LAG_SECONDS = Gauge(
+    "backlot_consumer_lag_seconds",
+    "Age of the oldest message that the consumer is at; 0 when it is caught up.",
+    ("consumer",),
+    registry=REGISTRY,
+)
+CONSUMER_FAILURES = Counter(
+    "backlot_consumer_failures",
+    "Times that a consumer could not go on, and tried again later (source, handler).",
+    ("consumer", "step"),
+    registry=REGISTRY,
+)
+CONSUMER_DIED = Counter(
+    "backlot_consumer_died",
+    "Messages that a consumer could not read or handle, and set aside.",
+    ("consumer", "topic"),
+    registry=REGISTRY,
+)
+CONSUMER_DEAD = Gauge(
+    "backlot_consumer_dead",
+    "Messages of the consumer that are set aside.",
+    ("consumer",),
+    registry=REGISTRY,
+)
+
+RELAYED = Counter(
+    "backlot_relay_messages",
+    "Messages that Kafka has acknowledged, by topic.",
+    ("topic",),
+    registry=REGISTRY,
+)
+RELAY_LAG = Gauge(
+    "backlot_relay_lag_events",
+    "Positions between the end of what is followed (events, telemetry) and what is published.",
+    ("source",),
+    registry=REGISTRY,
+)
+RELAY_LAG_SECONDS = Gauge(
+    "backlot_relay_lag_seconds",
+    "Age of the oldest message that is not published; 0 when it is caught up.",
+    ("source",),
+    registry=REGISTRY,
+)
+RELAY_FAILURES = Counter(
+    "backlot_relay_failures",
+    "Times that the relay could not go on, and tried again later (kafka, database, other).",
+    ("step",),
+    registry=REGISTRY,
+)
+RELAY_UNDELIVERED = Counter(
+    "backlot_relay_undelivered",
+    "Messages that can't be published at all, and were set aside, by topic.",
+    ("topic",),
+    registry=REGISTRY,
+)
+
+TRANSLATIONS = Counter(
+    "backlot_translations",
+    "Comments that a task has dealt with, by the status that they have now, or gone, done_before.",
+    ("outcome",),
+    registry=REGISTRY,
+)
+TRANSLATIONS_SWEPT = Counter(
+    "backlot_translations_swept",
+    "Tasks sent again for comments that waited for too long.",
+    registry=REGISTRY,
+)
+
 
 def render() -> bytes:
     """All metrics in the Prometheus text format, to be sent with ``CONTENT_TYPE``."""

@@ -1,0 +1,109 @@
+"""What can go wrong with a call of a language model, by what has to be done about it.
+
+No text repeats what the provider or the model said: it may hold a comment, or a piece of the key.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LanguageModelError(Exception):
+    """A call without a usable answer.
+
+    `retryable` says whether the same call may succeed later, `retry_after` how many seconds to
+    wait at least, where somebody said so. `outcome` is its name in metrics. `provider_failed`
+    ones are what the circuit breaker counts.
+    """
+
+    outcome: ClassVar[str] = "failed"
+    retryable: ClassVar[bool] = False
+    provider_failed: ClassVar[bool] = False
+
+    def __init__(self, text: str, retry_after: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+class ProviderFailed(LanguageModelError):
+    """The provider did not do its work; it may later."""
+
+    retryable = True
+    provider_failed = True
+
+
+class Throttled(ProviderFailed):
+    """429: too many calls or tokens, or the account's quota is used up."""
+
+    outcome = "throttled"
+
+
+class Overloaded(ProviderFailed):
+    """A 5xx answer, or another status that asks to come back."""
+
+    outcome = "overloaded"
+
+
+class TimedOut(ProviderFailed):
+    """No whole answer within LLM_TIMEOUT_SECONDS."""
+
+    outcome = "timeout"
+
+
+class Unreachable(ProviderFailed):
+    """The connection could not be made, or broke."""
+
+    outcome = "unreachable"
+
+
+class BadAnswer(LanguageModelError):
+    """The model answered, and the answer can't be used."""
+
+
+class Refused(BadAnswer):
+    """The model, or the provider's filter of contents, does not want to; it won't later either."""
+
+    outcome = "refused"
+
+
+class Truncated(BadAnswer):
+    """The answer was cut off at its limit of tokens, and would be again."""
+
+    outcome = "truncated"
+
+
+class Malformed(BadAnswer):
+    """The answer is empty or not of the form that was asked for; another one may be."""
+
+    outcome = "malformed"
+    retryable = True
+
+
+class RejectedRequest(LanguageModelError):
+    """A 4xx answer: the model's name, or what it was asked for, is not the provider's."""
+
+    outcome = "rejected"
+
+
+class Unauthorized(LanguageModelError):
+    """The key is missing, wrong, or may not use the model."""
+
+    outcome = "unauthorized"
+
+
+class NotCalled(LanguageModelError):
+    """The call was not made at all; later it may be."""
+
+    retryable = True
+
+
+class BreakerOpen(NotCalled):
+    """The provider has failed so often that it is left alone for `retry_after` seconds."""
+
+    outcome = "breaker_open"
+
+
+class TooManyCalls(NotCalled):
+    """So many calls wait for LLM_CALLS_PER_MINUTE that this one's turn is too far away."""
+
+    outcome = "too_many"

@@ -1,0 +1,37 @@
+"""What calls of a language model take: tokens, and what those cost."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import orjson
+
+from infra import metrics
+
+MILLION = 1_000_000
+
+
+class Usage(NamedTuple):
+    """Tokens of one call; 0 where the provider did not say."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+def usage_of(body: bytes) -> Usage:
+    """What a response says that it took, whether its answer can be used or not."""
+    try:
+        usage = orjson.loads(body)["usage"]
+        return Usage(int(usage["prompt_tokens"]), int(usage["completion_tokens"]))
+    except (LookupError, TypeError, ValueError):
+        # Servers may leave it out, and an answer in no known form is told about elsewhere.
+        return Usage(0, 0)
+
+
+def count_usage(usage: Usage, model: str, price: tuple[float, float] | None) -> None:
+    """Count the tokens, and their cost where the model's price is known (per million tokens)."""
+    metrics.LLM_TOKENS.labels(model, "input").inc(max(usage.input_tokens, 0))
+    metrics.LLM_TOKENS.labels(model, "output").inc(max(usage.output_tokens, 0))
+    if price is not None:
+        cost = usage.input_tokens * price[0] + usage.output_tokens * price[1]
+        metrics.LLM_COST_USD.labels(model).inc(max(cost, 0.0) / MILLION)
