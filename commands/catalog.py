@@ -84,6 +84,8 @@ def as_seen(upload: Upload, engagement: Engagement) -> Video:
         category=upload.category,
         owner_id=upload.owner,
         status=str(upload.status),
+        duration_seconds=upload.duration_seconds,
+        spoken_language=upload.spoken_language,
         created_at=upload.completed_at or BEGINNING,
         **engagement._asdict(),
     )

@@ -15,6 +15,7 @@ from domain.text import check_text
 
 MAX_PARTS = 10_000
 MEBIBYTE = 1024 * 1024
+MAX_TRANSCRIPT = 100_000
 MEDIA_TYPE = re.compile(r"(video|audio)/[A-Za-z0-9][A-Za-z0-9.+-]{0,80}")
 
 
@@ -118,6 +119,20 @@ class Upload(Aggregate):
             upload.title, upload.description = self.title, self.description
             upload.category = self.category
 
+    class SpeechTranscribed(Event):
+        """What is said in it: `spoken_language` is an ISO 639-1 code, None where nobody speaks."""
+
+        TOPIC = "upload.speech_transcribed.v1"
+        spoken_language: str | None
+        transcript: Annotated[str, Personal("owner")]
+        duration_seconds: float | None
+        model: str
+
+        def apply(self, upload: Upload) -> None:
+            upload.spoken_language = self.spoken_language
+            upload.duration_seconds = self.duration_seconds
+            upload.transcribed_by = self.model
+
     class Removed(Event):
         TOPIC = "upload.removed.v1"
 
@@ -133,6 +148,9 @@ class Upload(Aggregate):
         self.object_key = self.store_upload_id = self.etag = ""
         self.started_at: datetime | None = None
         self.completed_at: datetime | None = None
+        self.spoken_language: str | None = None
+        self.duration_seconds: float | None = None
+        self.transcribed_by = ""
 
     @property
     def part_count(self) -> int:
@@ -216,6 +234,29 @@ class Upload(Aggregate):
                 title=title,
                 description=description,
                 category=category,
+            )
+
+    def transcribe(
+        self,
+        spoken_language: str | None,
+        transcript: str,
+        duration_seconds: float | None,
+        model: str,
+        origin: Origin,
+    ) -> None:
+        """Record what is said in the video; the same model's second hearing records nothing.
+
+        The transcript is cut at MAX_TRANSCRIPT characters.
+        """
+        if self.status is Status.COMPLETED and model != self.transcribed_by:
+            self.record(
+                self.SpeechTranscribed,
+                origin,
+                owner=self.owner,
+                spoken_language=spoken_language,
+                transcript=transcript[:MAX_TRANSCRIPT],
+                duration_seconds=duration_seconds,
+                model=model,
             )
 
     def remove(self, origin: Origin) -> None:

@@ -34,7 +34,10 @@ CREATE TABLE {schema}.uploads (
     etag text,
     started_at timestamptz NOT NULL,
     completed_at timestamptz,
-    completed_position bigint);
+    completed_position bigint,
+    duration_seconds double precision,
+    spoken_language text,
+    transcript text);
 CREATE INDEX videos ON {schema}.uploads (completed_position)
     WHERE completed_position IS NOT NULL;
 CREATE INDEX videos_by_owner ON {schema}.uploads (owner, completed_position)
@@ -73,6 +76,13 @@ FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::text[])
     AS e(id, title, description, category)
 WHERE u.upload_id = e.id
 """
+TRANSCRIBE: LiteralString = """
+UPDATE {schema}.uploads u
+SET spoken_language = e.language, transcript = e.transcript, duration_seconds = e.duration
+FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::double precision[])
+    AS e(id, language, transcript, duration)
+WHERE u.upload_id = e.id
+"""
 REMOVE: LiteralString = "DELETE FROM {schema}.uploads WHERE upload_id = ANY (%b::uuid[])"
 
 
@@ -101,6 +111,11 @@ def _changed(_: int, event: Upload.DetailsChanged) -> tuple[Any, ...]:
     return (event.originator_id, event.title, event.description, event.category)
 
 
+def _transcribed(_: int, event: Upload.SpeechTranscribed) -> tuple[Any, ...]:
+    spoken = (event.spoken_language, event.transcript)
+    return (event.originator_id, *spoken, event.duration_seconds)
+
+
 def _id(_: int, event: Upload.Event) -> tuple[Any, ...]:
     return (event.originator_id,)
 
@@ -112,6 +127,7 @@ WRITES: Mapping[type[Aggregate.Event], Write] = MappingProxyType(
         Upload.Aborted: Write(ABORT, _id),
         Upload.Expired: Write(EXPIRE, _id),
         Upload.DetailsChanged: Write(CHANGE, _changed),
+        Upload.SpeechTranscribed: Write(TRANSCRIBE, _transcribed),
         Upload.Removed: Write(REMOVE, _id),
     }
 )
@@ -128,7 +144,7 @@ ORDER BY upload_id LIMIT %s
 """
 VIDEOS: LiteralString = """
 SELECT upload_id AS video_id, owner, status, title, description, category, completed_at,
-       completed_position
+       completed_position, duration_seconds, spoken_language
 FROM {schema}.uploads
 """
 BY_ID: LiteralString = "WHERE completed_position IS NOT NULL AND upload_id = ANY (%(ids)s)"
@@ -163,13 +179,15 @@ class VideoRow:
     category: str | None
     completed_at: datetime
     completed_position: int
+    duration_seconds: float | None
+    spoken_language: str | None
 
 
 class Catalog(Projection):
     """Uploads on their way, and the videos that they became."""
 
     name = "catalog"
-    version = 1
+    version = 2
     events = tuple(WRITES)
     tables: ClassVar[LiteralString] = TABLES
     by_stream = True

@@ -129,6 +129,8 @@ async def present(
             category=row.category,
             owner_id=row.owner,
             status=row.status,
+            duration_seconds=row.duration_seconds,
+            spoken_language=row.spoken_language,
             created_at=row.completed_at,
             likes=likes.get(row.video_id, 0),
             comments=comments.get(row.video_id, 0),

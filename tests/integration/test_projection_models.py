@@ -151,6 +151,7 @@ def test_the_catalog_follows_uploads(database_url: str, writer: Writer, size: in
     aborted.abort(origin())
     expired.expire(origin("housekeeping"))
     video.change_details(origin("bob"), title="after", description=None, category="cities")
+    video.transcribe("es", "Llueve.", 61.5, "whisper/base", origin("transcription"))
     writer.save(aborted, expired, video)
     project(database_url, writer, catalog := Catalog(), size)
 
@@ -175,6 +176,7 @@ def test_the_catalog_follows_uploads(database_url: str, writer: Writer, size: in
         seen = found[video.id]
         assert (seen.title, seen.description, seen.category) == ("after", None, "cities")
         assert (seen.owner, seen.completed_at) == ("bob", video.completed_at)
+        assert (seen.spoken_language, seen.duration_seconds) == ("es", 61.5)
 
     ask(database_url, query)
 

@@ -10,7 +10,15 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 
 from domain.errors import Conflict, Invalid, NotAllowed, NotFound
-from domain.upload import MAX_PARTS, MEBIBYTE, Status, Upload, object_key, part_layout
+from domain.upload import (
+    MAX_PARTS,
+    MAX_TRANSCRIPT,
+    MEBIBYTE,
+    Status,
+    Upload,
+    object_key,
+    part_layout,
+)
 from tests.unit.given_when_then import AT, STREAM, Fact, by, fact, given
 
 ANN, BOB, SYSTEM = by("ann"), by("bob"), by("housekeeping")
@@ -33,6 +41,13 @@ COMPLETED = fact(Upload.Completed, ANN, owner="ann", size_bytes=SIZE, etag='"e"'
 ABORTED = fact(Upload.Aborted, ANN, owner="ann")
 EXPIRED = fact(Upload.Expired, SYSTEM, owner="ann")
 CHANGED_DETAILS = fact(Upload.DetailsChanged, BOB, owner="ann", **CHANGED)
+SPEECH: dict[str, Any] = {
+    "spoken_language": "es",
+    "transcript": "Llueve.",
+    "duration_seconds": 61.5,
+    "model": "whisper/base",
+}
+HEARD = fact(Upload.SpeechTranscribed, SYSTEM, owner="ann", **SPEECH)
 REMOVED = fact(Upload.Removed, BOB, owner="ann")
 
 HISTORIES: dict[str, tuple[Fact, ...]] = {
@@ -55,6 +70,10 @@ def complete(upload: Upload) -> None:
 
 def abort(upload: Upload) -> None:
     upload.abort(ANN)
+
+
+def transcribe(**changes: Any) -> Any:
+    return lambda upload: upload.transcribe(origin=SYSTEM, **{**SPEECH, **changes})
 
 
 def remove(upload: Upload) -> None:
@@ -183,6 +202,29 @@ class TestVideo:
         given(Upload, STARTED).when(lambda u: u.require_owner("bob")).refused(
             NotAllowed, "belongs to another user"
         )
+
+
+class TestSpeech:
+    def test_what_is_said(self) -> None:
+        video = given(Upload, STARTED, COMPLETED).when(transcribe()).then(HEARD)
+        assert (video.spoken_language, video.duration_seconds) == ("es", 61.5)
+
+    def test_a_second_hearing_records_nothing(self) -> None:
+        given(Upload, STARTED, COMPLETED, HEARD).when(transcribe(transcript="Else")).then()
+
+    def test_another_model_hears_anew(self) -> None:
+        again = fact(Upload.SpeechTranscribed, SYSTEM, owner="ann", **{**SPEECH, "model": "large"})
+        given(Upload, STARTED, COMPLETED, HEARD).when(transcribe(model="large")).then(again)
+
+    @pytest.mark.parametrize("history", ["unknown", "started", "aborted", "expired", "removed"])
+    def test_only_of_a_video(self, history: str) -> None:
+        given(Upload, *HISTORIES[history]).when(transcribe()).then()
+
+    def test_a_long_transcript_is_cut(self) -> None:
+        cut = {**SPEECH, "transcript": "x" * MAX_TRANSCRIPT}
+        given(Upload, STARTED, COMPLETED).when(
+            transcribe(transcript="x" * (MAX_TRANSCRIPT + 1))
+        ).then(fact(Upload.SpeechTranscribed, SYSTEM, owner="ann", **cut))
 
 
 class TestParts:
