@@ -12,6 +12,7 @@ import pytest
 INSTALL = {
     "chromium": "apt-get install chromium",
     "ffmpeg": "apt-get install ffmpeg",
+    "nginx": "apt-get install nginx-light",
     "redis-server": "apt-get install redis-server",
 }
 
@@ -23,7 +24,8 @@ def in_ci() -> bool:
 
 def requires(program: str) -> str:
     """The path of an installed program; without it, skip, or fail when CI=true."""
-    path = shutil.which(program)
+    # Debian's servers are in sbin, which is not on everybody's PATH.
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin")
     if path is None:
         unavailable(f"{program} is not installed: {INSTALL.get(program, 'install it')}")
     return path

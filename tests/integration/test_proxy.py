@@ -1,0 +1,191 @@
+"""nginx with the real configuration, before servers that tell what has reached them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from tests.nginx import Proxy, running_nginx
+from tests.support import unused_port
+
+PROBLEM = "application/problem+json"
+
+
+class Told(BaseHTTPRequestHandler):
+    """Answers with what was asked, and by whom it is answered."""
+
+    protocol_version = "HTTP/1.1"
+    go_on = Event()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("do_"):
+            return self.answer
+        raise AttributeError(name)
+
+    def answer(self) -> None:
+        if self.path == "/stream":
+            return self.stream()
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        told = {
+            "by": cast("ThreadingHTTPServer", self.server).server_port,
+            "method": self.command,
+            "path": self.path,
+            "headers": {name.lower(): text for name, text in self.headers.items()},
+            "size": len(body),
+        }
+        text = json.dumps(told).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.send_header("X-Asked", json.dumps([told["by"], told["method"]]))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(text)
+        return None
+
+    def stream(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("X-Accel-Buffering", "no")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(b"data: 1\n\n")
+        self.wfile.flush()
+        self.go_on.wait(10)
+        self.wfile.write(b"data: 2\n\n")
+
+    def log_request(self, *_: object) -> None:
+        pass
+
+
+def telling(stack: ExitStack) -> int:
+    """A running server's port."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Told)
+    server.daemon_threads = True
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    stack.callback(thread.join)
+    stack.callback(server.server_close)
+    stack.callback(server.shutdown)
+    return server.server_port
+
+
+@pytest.fixture(scope="module")
+def ports() -> Iterator[dict[str, int]]:
+    with ExitStack() as stack:
+        yield {name: telling(stack) for name in ("commands", "queries", "objects")}
+
+
+@pytest.fixture(scope="module")
+def proxy(ports: dict[str, int], short_dir: Path) -> Iterator[Proxy]:
+    upstreams = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
+    with running_nginx(short_dir / "proxy", upstreams) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(proxy: Proxy) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=proxy.url, trust_env=False, timeout=10) as client:
+        yield client
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_reads_go_to_the_queries_and_all_else_to_the_commands(
+    client: httpx.Client, ports: dict[str, int], method: str
+) -> None:
+    side = "queries" if method in ("GET", "HEAD") else "commands"
+    asked = client.request(method, "/videos/1/like").headers["X-Asked"]
+    assert json.loads(asked) == [ports[side], method]
+
+
+def test_what_was_asked_arrives_as_it_was(client: httpx.Client) -> None:
+    given = {"Authorization": "Bearer a.b.c", "Backlot-Min-Position": "7", "Idempotency-Key": "k"}
+    told = client.get("/videos?cursor=a%2Fb&limit=2", headers=given).json()
+    assert told["path"] == "/videos?cursor=a%2Fb&limit=2"
+    for name, text in given.items():
+        assert told["headers"][name.lower()] == text
+
+
+def test_a_request_id_is_passed_on_or_made(client: httpx.Client, proxy: Proxy) -> None:
+    told = client.get("/videos", headers={"X-Request-Id": "mine-1"}).json()
+    assert told["headers"]["x-request-id"] == "mine-1"
+    made = client.get("/videos").json()["headers"]["x-request-id"]
+    assert len(made) == 32
+    lines = [json.loads(line) for line in proxy.log.splitlines() if line.startswith("{")]
+    assert {"mine-1", made} <= {line["request_id"] for line in lines}
+    assert all(line["path"] == "/videos" for line in lines if line["request_id"] == made)
+
+
+@pytest.mark.parametrize("path", ["metrics", "readyz", "docs", "docs/static/x.js", "openapi.json"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_what_is_for_operators_stays_inside(client: httpx.Client, path: str, method: str) -> None:
+    answer = client.request(method, f"/{path}", headers={"X-Request-Id": "mine-2"})
+    assert answer.status_code == 404
+    assert answer.headers["Content-Type"] == PROBLEM
+    assert answer.headers["X-Request-Id"] == answer.json()["requestId"] == "mine-2"
+    assert client.get("/healthz").status_code == 200
+
+
+def test_an_id_cannot_break_out_of_the_proxy_s_own_json(client: httpx.Client) -> None:
+    answer = client.get("/metrics", headers={"X-Request-Id": 'a","type":"x'})
+    assert answer.json()["type"] == "not-found"
+    assert answer.json()["requestId"] == answer.headers["X-Request-Id"]
+
+
+def test_a_body_that_no_call_takes_is_a_problem(client: httpx.Client) -> None:
+    assert client.post("/uploads", content=b"x" * 1024 * 1024).json()["size"] == 1024 * 1024
+    answer = client.post("/uploads", content=b"x" * (2 * 1024 * 1024 + 1))
+    assert (answer.status_code, answer.json()["type"]) == (413, "too-large")
+    assert answer.headers["Content-Type"] == PROBLEM
+
+
+def test_live_counts_arrive_as_they_are_written(client: httpx.Client) -> None:
+    Told.go_on.clear()
+    with client.stream("GET", "/stream") as answer:
+        pieces = answer.iter_raw()
+        assert next(pieces) == b"data: 1\n\n"
+        Told.go_on.set()
+        assert next(pieces) == b"data: 2\n\n"
+
+
+def test_the_object_store_sees_the_host_that_was_signed(
+    proxy: Proxy, ports: dict[str, int]
+) -> None:
+    with httpx.Client(base_url=proxy.media_url, trust_env=False) as media:
+        part = media.put("/media/videos/1?X-Amz-Signature=a%2Fb", content=b"x" * 9 * 1024 * 1024)
+        assert part.json()["size"] == 9 * 1024 * 1024
+        assert part.json()["path"] == "/media/videos/1?X-Amz-Signature=a%2Fb"
+        assert part.json()["headers"]["host"] == proxy.media_url.removeprefix("http://")
+        assert part.json()["by"] == ports["objects"]
+        ranged = media.get("/media/videos/1", headers={"Range": "bytes=2-5"}).json()
+        assert ranged["headers"]["range"] == "bytes=2-5"
+        assert media.delete("/media/videos/1").status_code == 403
+        assert media.get("/minio/admin/v3/info").status_code == 404
+
+
+def test_a_side_that_is_down_is_a_problem_and_leaves_the_other_alone(short_dir: Path) -> None:
+    with ExitStack() as stack:
+        upstreams = {
+            "commands": f"127.0.0.1:{telling(stack)}",
+            "queries": f"127.0.0.1:{unused_port()}",
+            "objects": f"127.0.0.1:{unused_port()}",
+        }
+        proxy = stack.enter_context(running_nginx(short_dir / "half-down", upstreams))
+        client = stack.enter_context(httpx.Client(base_url=proxy.url, trust_env=False))
+        started = time.monotonic()
+        answer = client.get("/videos", headers={"X-Request-Id": "mine-3"})
+        assert time.monotonic() - started < 5
+        assert (answer.status_code, answer.json()["type"]) == (503, "unavailable")
+        assert answer.headers["Content-Type"] == PROBLEM
+        assert answer.headers["Retry-After"] == "5"
+        assert answer.headers["X-Request-Id"] == answer.json()["requestId"] == "mine-3"
+        assert client.post("/videos/1/like").status_code == 200
