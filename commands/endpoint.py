@@ -93,6 +93,11 @@ class Execute:
         return self.identity.user_id
 
     @property
+    def correlation_id(self) -> str:
+        """What names the conversation that the request belongs to."""
+        return request_id_of(self._request.scope)
+
+    @property
     def base_url(self) -> str:
         """Where clients reach this API, without a slash at the end."""
         return self.services.public_url or str(self._request.base_url).rstrip("/")
@@ -133,7 +138,7 @@ class Execute:
         return await self.services.bus.execute(
             command,
             actor=self.actor,
-            correlation_id=request_id_of(self._request.scope),
+            correlation_id=self.correlation_id,
             key=key,
         )
 

@@ -101,6 +101,12 @@ async def _accept(
 async def _record(execute: Execute, topic: str, video_id: UUID, details: Mapping[str, Any]) -> None:
     await execute.services.telemetry.record(
         TelemetryEvent(
-            execute.fresh_id(topic), topic, video_id, execute.actor, datetime.now(UTC), details
+            execute.fresh_id(topic),
+            topic,
+            video_id,
+            execute.actor,
+            datetime.now(UTC),
+            details,
+            execute.correlation_id,
         )
     )

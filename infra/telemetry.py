@@ -1,6 +1,7 @@
 """What viewers do beside deciding: views, watch time, shares. Not aggregates, but never lost.
 
-Acknowledged once committed; many arrive, so they are inserted in batches.
+Acknowledged once committed; many arrive, so they are inserted in batches. `seq` counts them in the
+order in which they become visible, so that whoever follows it can't skip one.
 """
 
 from __future__ import annotations
@@ -35,19 +36,39 @@ TABLES: tuple[LiteralString, ...] = (
     """CREATE TABLE IF NOT EXISTS backlot_views (
         video_id uuid PRIMARY KEY,
         views bigint NOT NULL) WITH (fillfactor = 70)""",
+    """ALTER TABLE backlot_telemetry
+        ADD COLUMN IF NOT EXISTS seq bigint GENERATED ALWAYS AS IDENTITY,
+        ADD COLUMN IF NOT EXISTS correlation_id text""",
+    "CREATE UNIQUE INDEX IF NOT EXISTS backlot_telemetry_seq ON backlot_telemetry (seq)",
+    # Under a lock that is held until the commit: what has a lower `seq` is visible by then.
+    """CREATE OR REPLACE FUNCTION backlot_take_telemetry(ids uuid[], topics text[], videos uuid[],
+        users text[], times timestamptz[], details text[], correlations text[]) RETURNS void
+    LANGUAGE plpgsql AS $body$
+    BEGIN
+        PERFORM pg_advisory_xact_lock(7104878, 2);
+        WITH taken AS (
+            INSERT INTO backlot_telemetry
+                (event_id, topic, video_id, user_id, happened_at, details, correlation_id)
+            SELECT id, topic, video, "user", at, detail::jsonb, correlation
+            FROM unnest(ids, topics, videos, users, times, details, correlations)
+                WITH ORDINALITY AS e(id, topic, video, "user", at, detail, correlation, place)
+            ORDER BY place
+            ON CONFLICT DO NOTHING
+            RETURNING backlot_telemetry.topic, video_id)
+        INSERT INTO backlot_views AS v (video_id, views)
+        SELECT video_id, count(*) FROM taken WHERE taken.topic = 'video.viewed' GROUP BY video_id
+        ORDER BY video_id
+        ON CONFLICT (video_id) DO UPDATE SET views = v.views + excluded.views;
+        PERFORM pg_notify('backlot_telemetry', '');
+    END
+    $body$""",
 )
 
+CHANNEL = "backlot_telemetry"
+
 INSERT = """
-WITH taken AS (
-    INSERT INTO backlot_telemetry (event_id, topic, video_id, user_id, happened_at, details)
-    SELECT * FROM unnest(%b::uuid[], %b::text[], %b::uuid[], %b::text[], %b::timestamptz[],
-                         %b::text[]::jsonb[])
-    ON CONFLICT DO NOTHING
-    RETURNING topic, video_id)
-INSERT INTO backlot_views AS v (video_id, views)
-SELECT video_id, count(*) FROM taken WHERE topic = 'video.viewed' GROUP BY video_id
-ORDER BY video_id
-ON CONFLICT (video_id) DO UPDATE SET views = v.views + excluded.views
+SELECT backlot_take_telemetry(%b::uuid[], %b::text[], %b::uuid[], %b::text[], %b::timestamptz[],
+                              %b::text[], %b::text[])
 """
 
 VIEWS = "SELECT video_id, views FROM backlot_views WHERE video_id = ANY(%b)"
@@ -55,7 +76,10 @@ VIEWS = "SELECT video_id, views FROM backlot_views WHERE video_id = ANY(%b)"
 
 @dataclass(frozen=True, slots=True)
 class TelemetryEvent:
-    """One thing that a viewer did; `details` hold the rest of the published value."""
+    """One thing that a viewer did; `details` hold the rest of the published value.
+
+    `correlation_id` names the request that told it.
+    """
 
     event_id: UUID
     topic: str
@@ -63,6 +87,7 @@ class TelemetryEvent:
     user_id: str | None
     happened_at: datetime
     details: Mapping[str, Any]
+    correlation_id: str | None = None
 
 
 class Telemetry:
@@ -111,6 +136,7 @@ def _columns(events: Sequence[TelemetryEvent]) -> tuple[list[Any], ...]:
         [event.user_id for event in events],
         [event.happened_at for event in events],
         [orjson.dumps(event.details).decode() for event in events],
+        [event.correlation_id for event in events],
     )
 
 

@@ -1,0 +1,165 @@
+"""What tests of consumers share: one that writes down what it is given, and where it comes from."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Protocol
+from uuid import UUID, uuid4
+
+import psycopg
+
+from infra import metrics
+from infra.codec import EventMapper
+from tests.integration.projection_support import Writer, rows
+from workers.consuming.log import LogSource
+from workers.consuming.messages import Consumer, Poison, Received, Source
+from workers.consuming.runner import ConsumerRunner
+from workers.waking import Waker
+
+TOPICS = frozenset(("comment.created", "comment.edited"))
+VIDEO = uuid4()
+
+
+class Tasks:
+    """A consumer that starts a task for each comment, breaks on request and tells all."""
+
+    def __init__(self, name: str = "tasks", topics: frozenset[str] = TOPICS) -> None:
+        self.name = name
+        self.topics = topics
+        self.batches: list[list[Received]] = []
+        self.poison: set[str] = set()
+        self.fault: Exception | None = None
+        self.faults = 0
+
+    async def handle(self, batch: Sequence[Received]) -> None:
+        if self.fault is not None:
+            self.faults += 1
+            raise self.fault
+        for message in batch:
+            if message.value.get("content") in self.poison:
+                raise Poison(message, "it can't be handled")
+        self.batches.append(list(batch))
+
+    @property
+    def handled(self) -> list[Received]:
+        return [message for batch in self.batches for message in batch]
+
+    @property
+    def contents(self) -> list[str]:
+        return [str(message.value["content"]) for message in self.handled]
+
+    @property
+    def ids(self) -> list[UUID]:
+        return [message.id for message in self.handled]
+
+
+class Stage(Protocol):
+    """One way for messages to come: by the log, or by Kafka."""
+
+    database_url: str
+    writer: Writer
+
+    def source(self, topics: frozenset[str], wake: asyncio.Event) -> Source: ...
+
+    async def published(self) -> None:
+        """Return when what was written can be consumed."""
+
+
+class LogStage:
+    """The event store itself."""
+
+    def __init__(self, database_url: str, writer: Writer) -> None:
+        self.database_url = database_url
+        self.writer = writer
+
+    def source(self, topics: frozenset[str], wake: asyncio.Event) -> Source:
+        return LogSource(topics, wake=wake, mapper=EventMapper(), batch_events=50)
+
+    async def published(self) -> None:
+        """What is recorded can be consumed at once."""
+
+
+@asynccontextmanager
+async def consuming(stage: Stage, consumer: Consumer) -> AsyncIterator[None]:
+    """The consumer, running as in a process of Backlot; ended as by a cancellation."""
+    waker = Waker(stage.database_url)
+    source = stage.source(consumer.topics, waker.subscribe())
+    runner = ConsumerRunner(stage.database_url, consumer, source, poll_seconds=0.2)
+    tasks = [asyncio.create_task(waker.run()), asyncio.create_task(runner.run())]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+async def until(condition: Callable[[], Any], seconds: float = 15.0) -> None:
+    """Wait until it holds; fails when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "It did not come true in time."
+        await asyncio.sleep(0.01)
+
+
+def place(database_url: str, consumer: str = "tasks") -> dict[tuple[str, int], int]:
+    """How far the consumer is, as it is written down."""
+    found = rows(
+        database_url,
+        "SELECT source, partition, position FROM backlot_consumer_places WHERE consumer = %s",
+        [consumer],
+    )
+    return {(source, partition): position for source, partition, position in found}
+
+
+def processed(database_url: str, consumer: str = "tasks") -> set[UUID]:
+    query = "SELECT message_id FROM processed_messages WHERE consumer = %s"
+    return {id_ for (id_,) in rows(database_url, query, [consumer])}
+
+
+def dead(database_url: str) -> list[tuple[Any, ...]]:
+    return rows(
+        database_url,
+        "SELECT consumer, topic, message_id, reason, attempts, status "
+        "FROM backlot_dead_messages ORDER BY id",
+    )
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        await scenario()
+
+    asyncio.run(whole())
+
+
+TERMINATE = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+    "AND application_name LIKE 'backlot consumer%%'"
+)
+
+
+@contextmanager
+def held(database_url: str, table: str) -> Iterator[None]:
+    """Nobody writes to the table meanwhile."""
+    with psycopg.connect(database_url) as conn:
+        conn.execute(f"LOCK TABLE {table} IN SHARE MODE".encode())
+        yield
+
+
+def waits(database_url: str) -> bool:
+    """Whether somebody waits for a lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+    return bool(rows(database_url, query + "AND datname = current_database()")[0][0])
+
+
+def failures(step: str, consumer: str = "tasks") -> float:
+    return metrics.value("backlot_consumer_failures_total", consumer=consumer, step=step)
+
+
+def redrive(database_url: str) -> None:
+    """Ask for all that is dead to be handled after all."""
+    rows(database_url, "UPDATE backlot_dead_messages SET status = 'redrive' RETURNING 1")

@@ -1,0 +1,74 @@
+"""Wakes the followers of this process when something was recorded: one connection for all."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import structlog
+from psycopg import AsyncConnection, InterfaceError, OperationalError
+from psycopg.rows import TupleRow
+from psycopg.sql import SQL, Identifier
+
+from infra import telemetry
+from projections.connecting import Backoff
+from projections.log import CHANNEL
+
+log = structlog.get_logger(__name__)
+
+# Notifications that arrive within this time after one are answered together.
+GATHER_SECONDS = 0.005
+LOOK_UP_SECONDS = 5.0
+
+
+class Waker:
+    """Sets the subscribed events at each notification; a lost one costs only a poll's delay."""
+
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
+        self._subscribers: list[asyncio.Event] = []
+
+    def subscribe(self) -> asyncio.Event:
+        """An event that is set when something was recorded."""
+        wake = asyncio.Event()
+        self._subscribers.append(wake)
+        return wake
+
+    async def run(self) -> None:
+        """Listen until cancelled, again and again where the database goes away."""
+        backoff = Backoff()
+        while True:
+            try:
+                async with await AsyncConnection.connect(
+                    self._database_url,
+                    autocommit=True,
+                    application_name="backlot waker",
+                    connect_timeout=5,
+                ) as conn:
+                    await self._listen(conn, backoff)
+            except (OperationalError, InterfaceError) as error:
+                log.warning("waker_disconnected", error=" ".join(str(error).split()))
+                await asyncio.sleep(backoff.next())
+
+    async def _listen(self, conn: AsyncConnection[TupleRow], backoff: Backoff) -> None:
+        for channel in (CHANNEL, telemetry.CHANNEL):
+            await conn.execute(SQL("LISTEN {}").format(Identifier(channel)))
+        backoff.reset()
+        # Something may have been recorded while nobody listened.
+        self._wake_all()
+        while True:
+            async for _ in conn.notifies(timeout=LOOK_UP_SECONDS, stop_after=1):
+                self._wake_all()
+            await asyncio.sleep(GATHER_SECONDS)
+
+    def _wake_all(self) -> None:
+        for wake in self._subscribers:
+            wake.set()
+
+
+async def woken(wake: asyncio.Event, at_most_seconds: float) -> None:
+    """Return when it is set, or after that time; clears it."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(at_most_seconds):
+            await wake.wait()
+    wake.clear()
