@@ -1,0 +1,118 @@
+"""The production shape: the composition's own commands, started at once, behind its proxy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from infra.postgres import EmbeddedPostgres
+from tests.e2e import plain
+from tests.e2e.composed import Composed, composed
+from tests.e2e.program import wait_for
+from tests.e2e.videos import problem, read, see, start, upload
+
+ROLES = ("commands", "queries", "projections", "workers")
+PART_BYTES = 5 * 1024 * 1024
+FILM = b"a film of two parts " * (PART_BYTES // 20 + 1)
+
+
+@pytest.fixture(scope="module")
+def system(short_dir: Path, postgres: EmbeddedPostgres) -> Iterator[Composed]:
+    """All roles meet an empty database, and one another, at the same moment."""
+    with psycopg.connect(postgres.url, autocommit=True) as admin:
+        admin.execute("CREATE DATABASE composed")
+    url = postgres.url_of("composed")
+    small = {"PART_SIZE_BYTES": str(PART_BYTES)}
+    with composed(short_dir / "composed", url, ROLES, variables=small) as running:
+        yield running
+        for role in ROLES:
+            assert running.stop(role) == 0, running.logs(role)
+
+
+@pytest.fixture
+def alice(system: Composed) -> httpx.Client:
+    return system.client("alice")
+
+
+@pytest.fixture
+def bob(system: Composed) -> httpx.Client:
+    return system.client("bob")
+
+
+def test_a_film_is_uploaded_played_liked_and_discussed(
+    system: Composed, alice: httpx.Client, bob: httpx.Client
+) -> None:
+    started = start(alice, FILM)
+    assert len(started["parts"]) == 2
+    assert started["parts"][0]["url"].startswith(f"{system.proxy.media_url}/media/videos/")
+    video = upload(alice, FILM)
+    url = read(bob.post(f"/videos/{video}/watch"))["url"]
+    assert url.startswith(system.proxy.media_url)
+    assert plain.get(url).content == FILM
+    assert plain.get(url, headers={"Range": "bytes=2-5"}).content == FILM[2:6]
+    assert read(bob.put(f"/videos/{video}/like")) == {"hasLiked": True, "likesCount": 1}
+    see(bob, bob.post(f"/videos/{video}/comments", json={"content": "¡Qué bonito!"}))
+    seen = read(bob.get(f"/videos/{video}"))
+    assert (seen["likes"], seen["comments"], seen["hasLiked"]) == (1, 1, True)
+    (comment,) = read(bob.get(f"/videos/{video}/comments"))["items"]
+    assert comment["content"] == "¡Qué bonito!"
+
+
+def test_a_request_id_goes_through_all_of_it(system: Composed, bob: httpx.Client) -> None:
+    video = upload(bob)
+    answer = bob.put(f"/videos/{video}/like", headers={"X-Request-Id": "from-the-client"})
+    assert answer.headers["X-Request-Id"] == "from-the-client"
+    admin = system.client("auditor", admin=True)
+    see(admin, answer)
+    found = read(admin.get("/audit/events", params={"correlationId": "from-the-client"}))
+    assert len(found["items"]) == 1
+
+
+def test_live_counts_come_through_the_proxy(system: Composed, alice: httpx.Client) -> None:
+    video = upload(alice)
+    with system.client().stream("GET", f"/videos/{video}/events") as answer:
+        assert answer.headers["Content-Type"].startswith("text/event-stream")
+        lines = (line for line in answer.iter_lines() if line.startswith("data: "))
+        assert json.loads(next(lines)[6:]) == {"likesCount": 0}
+        assert alice.put(f"/videos/{video}/like").status_code == 200
+        assert json.loads(next(lines)[6:]) == {"likesCount": 1}
+
+
+def test_each_side_does_its_own_and_nothing_else(system: Composed) -> None:
+    for side, (method, path) in {
+        "commands": ("GET", "/videos"),
+        "queries": ("POST", "/uploads"),
+    }.items():
+        address = f"http://{system.processes[side].address}"
+        with plain.client(base_url=address) as direct:
+            problem(direct.request(method, path), 404)
+
+
+def test_counters_are_in_the_redis_of_the_composition(system: Composed) -> None:
+    for role in ROLES:
+        with plain.client(base_url=f"http://{system.processes[role].address}") as direct:
+            parts = read(direct.get("/readyz"))["parts"]
+        assert parts["redis"]["ok"]
+        assert parts["objects"]["ok"]
+
+
+def test_a_killed_side_comes_back_and_the_other_goes_on(
+    system: Composed, alice: httpx.Client, bob: httpx.Client
+) -> None:
+    video = upload(alice)
+    system.kill("queries")
+    problem(alice.get("/videos"), 503, "unavailable")
+    assert read(bob.put(f"/videos/{video}/like"))["likesCount"] == 1
+    system.start("queries")
+    wait_for(lambda: alice.get("/videos").status_code == 200)
+    system.kill("projections")
+    answer = bob.post(f"/videos/{video}/comments", json={"content": "While nobody projects"})
+    assert answer.status_code == 201
+    system.start("projections")
+    see(bob, answer)
+    assert len(read(bob.get(f"/videos/{video}/comments"))["items"]) == 1
