@@ -1,0 +1,1 @@
+"""Comments in other languages: from their event to a recorded translation."""
