@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +17,7 @@ from backlot.docs import mount_docs
 from backlot.health import operations
 from backlot.objects import object_routers
 from backlot.wiring import Parts, ReadModels
+from backlot.working import in_background, start_working
 from commands.bus import CommandBus
 from commands.catalog import ChangeVideo, Engagement
 from commands.command import Command, Lookup
@@ -82,14 +82,9 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
             app.state.commands = _commands(parts, bus, stack)
         if Role.WORKERS in parts.settings.roles:
             for job in _jobs(parts, bus):
-                stack.push_async_callback(_end, asyncio.create_task(job))
+                in_background(job, stack)
+        await start_working(parts, bus, stack)
         yield
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
 
 
 async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:

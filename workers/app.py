@@ -1,0 +1,55 @@
+"""A process that runs tasks and nothing else: `dramatiq workers.app`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from commands.bus import CommandBus
+from infra.errors import OperatorError
+from infra.event_store import open_recorder
+from infra.redis import open_redis
+from infra.settings import load_settings
+from infra.tasks import FailedTask, Resources, configure
+from workers.tasks import Means, declare, give_up
+from workers.translation.opening import open_translation
+
+
+class NothingShared(OperatorError):
+    """What this process has to share with others is not configured."""
+
+
+settings: Final = load_settings()
+if settings.database_url is None or (settings.task_broker_url or settings.redis_url) is None:
+    raise NothingShared(
+        "DATABASE_URL and REDIS_URL (or TASK_BROKER_URL): set them to what the other processes "
+        "use; without servers, run `backlot up`, which runs the tasks too"
+    )
+DATABASE_URL: Final = settings.database_url.get_secret_value()
+
+
+@asynccontextmanager
+async def open_means() -> AsyncIterator[Means]:
+    """Opened on the tasks' event loop, in each process after the fork."""
+    recorder = open_recorder(DATABASE_URL)
+    bus = CommandBus(recorder, retries=settings.command_retries)
+    redis = open_redis(settings.redis_url)
+    try:
+        async with open_translation(settings, bus, redis) as translation:
+            yield Means(translation)
+    finally:
+        await bus.close()
+        await redis.aclose()
+        recorder.datastore.close()
+
+
+resources: Final = Resources(open_means)
+
+
+async def _on_dead(failed: FailedTask) -> None:
+    await give_up(resources.get(), failed)
+
+
+broker: Final = configure(settings, on_dead=_on_dead, resources=resources)
+tasks: Final = declare(broker, resources.get)

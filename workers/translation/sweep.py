@@ -1,0 +1,74 @@
+"""Finds comments whose task was lost, or failed for a reason that may have passed, and sends it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import structlog
+from dramatiq import Actor
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from infra import metrics
+from infra.tasks import BrokerAway, enqueue
+from infra.tasks.letters import TaskQueues
+from infra.tasks.queues import TRANSLATION
+from projections.comments import Comments
+from workers.leading import leading
+from workers.translation.task import NO_LANGUAGE_MODEL, PASSING
+
+log = structlog.get_logger(__name__)
+
+AT_ONCE = 500
+# What failed is tried again for so long; later an operator has to say so.
+TRY_AGAIN = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Looks for comments that wait for longer than `overdue`, while no task waits.
+
+    As long as tasks wait, theirs may be among them.
+    """
+
+    comments: Comments
+    translate_comment: Actor[..., Any]
+    queues: TaskQueues
+    overdue: timedelta
+    # Whether a language model is there for what was skipped without one.
+    can_translate: bool
+
+    def run(self, conn: Connection[TupleRow]) -> int:
+        """Send the tasks that are missing; returns how many. Raises BrokerAway, psycopg.Error."""
+        if any(d.waiting or d.delayed for d in self.queues.depths() if d.queue == TRANSLATION):
+            return 0
+        reasons = (*PASSING, NO_LANGUAGE_MODEL) if self.can_translate else PASSING
+        found = self.comments.untranslated(conn, self.overdue, reasons, TRY_AGAIN, AT_ONCE)
+        sweep = f"sweep-{uuid4()}"
+        for comment_id in found:
+            self._send(comment_id, sweep)
+        return len(found)
+
+    def _send(self, comment_id: UUID, sweep: str) -> None:
+        enqueue(self.translate_comment, str(comment_id), correlation_id=sweep, causation_id=sweep)
+        metrics.TRANSLATIONS_SWEPT.inc()
+
+
+async def keep_sweeping(sweep: Sweep, database_url: str, interval_seconds: float) -> None:
+    """Sweep again and again, until cancelled; one process at a time does."""
+    while True:
+        try:
+            async with leading(database_url, "translation sweep") as lead:
+                while True:
+                    await asyncio.sleep(interval_seconds)
+                    sent = await lead.do(sweep.run)
+                    if sent:
+                        log.warning("translations_swept", comments=sent)
+        except (psycopg.Error, BrokerAway) as error:
+            log.warning("sweep_postponed", error=f"{type(error).__name__}: {error}")
+            await asyncio.sleep(interval_seconds)

@@ -1,0 +1,172 @@
+"""One task per comment: find its language, have it translated, record what came of it.
+
+Running it twice does no harm: it works on the comment as it stands in the log, and its result
+counts only for the revision that it has read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+from uuid import UUID
+
+import psycopg
+import structlog
+from eventsourcing.persistence import PersistenceError
+
+from commands.batch import Executed
+from commands.bus import CommandBus
+from commands.command import Command
+from commands.translation import (
+    Detected,
+    Failed,
+    FindText,
+    Outcome,
+    RecordTranslation,
+    Skipped,
+    Translated,
+)
+from infra import metrics
+from infra.batching import QueueFull
+from infra.language import Detector
+from infra.language.words import words
+from infra.llm.errors import LanguageModelError, NotCalled, ProviderFailed
+from infra.tasks import FailedTask, Origin, Postponed
+from workers.translation.cache import TranslationCache
+from workers.translation.translator import Translation, Translator
+
+log = structlog.get_logger(__name__)
+
+R = TypeVar("R")
+
+ACTOR = "translation"
+FINAL = ("translated", "not_needed")
+STORE_SECONDS = 5.0
+PROVIDER_SECONDS = 10.0
+# Why comments are skipped or fail, besides the outcomes of calls of a language model.
+NO_WORDS = "no_words"
+NO_LANGUAGE = "no_language"
+NO_LANGUAGE_MODEL = "no_language_model"
+BROKEN = "error"
+
+# Reasons of failures that may pass: the sweep tries these comments again.
+PASSING = tuple(
+    kind.outcome for kind in (*ProviderFailed.__subclasses__(), *NotCalled.__subclasses__())
+)
+
+Finding = tuple[Detected | None, Outcome | None]
+
+
+def _kinds(of: type[LanguageModelError]) -> Iterator[type[LanguageModelError]]:
+    for kind in of.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
+
+
+# A dead letter tells the class of its error.
+REASONS = {kind.__name__: kind.outcome for kind in _kinds(LanguageModelError)}
+
+
+class CommentTranslation:
+    """Translates comments to `target` (ISO 639-1); without a translator it only detects."""
+
+    def __init__(
+        self,
+        *,
+        bus: CommandBus,
+        detector: Detector,
+        translator: Translator | None,
+        cache: TranslationCache,
+        target: str,
+    ) -> None:
+        self._bus, self._detector = bus, detector
+        self._translator, self._cache, self._target = translator, cache, target
+
+    async def run(self, comment_id: UUID, origin: Origin) -> None:
+        """Translate the comment as it stands, unless that is done.
+
+        Raises Postponed when what it needs is away through no fault of the comment, and
+        LanguageModelError when another attempt may succeed; whatever else a language model does
+        is recorded as a failure.
+        """
+        text = await self._execute(FindText(comment_id), origin)
+        if text is None or text.status in FINAL:
+            metrics.TRANSLATIONS.labels("gone" if text is None else "done_before").inc()
+            return
+        detected, outcome = await self._find_out(text.content)
+        record = RecordTranslation(comment_id, text.revision, self._target, detected, outcome)
+        status = await self._execute(record, origin)
+        metrics.TRANSLATIONS.labels(status or "gone").inc()
+
+    async def give_up(self, comment_id: UUID, failed: FailedTask) -> None:
+        """Record that the comment's task was given up."""
+        origin = Origin(failed.correlation_id, failed.causation_id)
+        text = await self._execute(FindText(comment_id), origin)
+        if text is None:
+            return
+        reason = REASONS.get(failed.error.partition(":")[0], BROKEN)
+        record = RecordTranslation(comment_id, text.revision, self._target, outcome=Failed(reason))
+        await self._execute(record, origin)
+        metrics.TRANSLATIONS.labels("failed").inc()
+
+    async def _find_out(self, content: str) -> Finding:
+        if not words(content):
+            return None, Skipped(False, NO_WORDS)
+        try:
+            detected = await self._detected(content)
+            if detected is not None and detected.language == self._target:
+                return detected, None
+            if self._translator is None:
+                return detected, Skipped(True, NO_LANGUAGE_MODEL)
+            made = await self._translated(self._translator, content, detected)
+            return self._judged(detected, made)
+        except NotCalled as error:
+            raise Postponed(error.outcome, error.retry_after or PROVIDER_SECONDS) from error
+        except LanguageModelError as error:
+            if error.retryable:
+                raise
+            log.warning("comment_not_translated", reason=error.outcome, error=str(error))
+            return None, Failed(error.outcome)
+
+    async def _detected(self, content: str) -> Detected | None:
+        found = await self._detector.detect(content)
+        if found is None:
+            return None
+        return Detected(found.language, found.confidence, self._detector.name)
+
+    async def _translated(
+        self, translator: Translator, content: str, detected: Detected | None
+    ) -> Translation:
+        language = None if detected is None else detected.language
+
+        async def make() -> Translation:
+            return await translator.translate(content, language)
+
+        return await self._cache.once(content, make)
+
+    def _judged(self, detected: Detected | None, made: Translation) -> Finding:
+        """What a translation means for the comment; its model has seen the language too."""
+        if made.source_language == self._target:
+            return Detected(self._target, None, made.model), None
+        language = detected.language if detected else made.source_language
+        if language is None:
+            return None, Skipped(False, NO_LANGUAGE)
+        return detected, Translated(language, made.text, made.model, made.prompt_version)
+
+    async def _execute(self, command: Command[R], origin: Origin) -> R:
+        return await execute(self._bus, command, origin)
+
+
+async def execute(bus: CommandBus, command: Command[R], origin: Origin) -> R:
+    """A command of a task; raises Postponed when the event store is away or overrun."""
+    correlation = origin.correlation_id or ACTOR
+    causation = origin.causation_id or correlation
+    try:
+        outcome = await bus.execute(
+            command, actor=ACTOR, correlation_id=correlation, causation_id=causation
+        )
+    except (PersistenceError, psycopg.Error, QueueFull) as error:
+        raise Postponed("the event store is away", STORE_SECONDS) from error
+    if not isinstance(outcome, Executed):
+        raise TypeError("Only a request with a key has a kept answer.")
+    return outcome.answer
