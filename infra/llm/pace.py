@@ -12,6 +12,9 @@ from collections.abc import Callable
 
 from infra.llm.errors import TooManyCalls
 
+# Sums of fractions of a second are not exact; nobody is turned away for that.
+ROUNDING = 0.000_001
+
 
 class Pace:
     """So many calls a minute; a second's worth of them (one at least) may be made at once.
@@ -35,7 +38,7 @@ class Pace:
         now = self._clock()
         due = max(self._due, now)
         pause = max(due + self._interval - self._burst - now, 0.0)
-        if pause > most:
+        if pause > most + ROUNDING:
             raise TooManyCalls(
                 "More calls of the language model wait than LLM_CALLS_PER_MINUTE lets through.",
                 retry_after=pause - most,
