@@ -1,0 +1,117 @@
+"""Whisper as a detector of written languages, as the original plan asks.
+
+Whisper hears; it was never meant to read. But its decoder is a language model that is told the
+language first, so a text can be scored under each language's token, with silence for the audio.
+Nobody has published how well that works; `make bench` measures it where Whisper is installed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from infra.language.codes import folded
+from infra.language.port import Detection
+from infra.language.words import words
+from infra.whisper import WhisperUnusable, load, name_of, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from whisper import Whisper
+
+MAX_TOKENS = 64
+"""Of the text; what comes after them is not read. The decoder takes 448."""
+LANGUAGES_AT_ONCE = 8
+"""Their logits are the largest thing in memory: 110 MB for 8 with 64 tokens."""
+
+
+class WhisperDetector:
+    """One text at a time, in a thread of its own; the first one loads the model."""
+
+    def __init__(self, model: str, min_confidence: float) -> None:
+        """Below `min_confidence` (0 to 1) it abstains. Raises WhisperMissing without the extra."""
+        require("LANGUAGE_DETECTOR=whisper")
+        self._model = model
+        self._min_confidence = min_confidence
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="whisper")
+        self.name = name_of(model)
+
+    async def detect(self, text: str) -> Detection | None:
+        """As the port has it. Raises WhisperUnusable when the model can't be loaded."""
+        spoken = words(text)
+        if not spoken:
+            return None
+        loop = asyncio.get_running_loop()
+        best = await loop.run_in_executor(self._thread, self._best, spoken)
+        return best and best.if_at_least(self._min_confidence)
+
+    def _best(self, spoken: str) -> Detection | None:
+        shares: dict[str, float] = defaultdict(float)
+        for code, share in self._decoder.shares(spoken).items():
+            shares[folded(code)] += share
+        best = max(shares, key=shares.__getitem__)
+        return Detection.of(best, shares[best])
+
+    @cached_property
+    def _decoder(self) -> SilentDecoder:
+        return SilentDecoder(load(self._model))
+
+
+class SilentDecoder:
+    """Whisper's decoder, listening to nothing."""
+
+    def __init__(self, model: Whisper) -> None:
+        import torch
+        from whisper.audio import N_SAMPLES, log_mel_spectrogram
+        from whisper.tokenizer import get_tokenizer
+
+        if not model.is_multilingual:
+            raise WhisperUnusable("WHISPER_MODEL is one for English only; name another.")
+        self._model = model
+        self._tokenizer = get_tokenizer(
+            multilingual=True, num_languages=model.num_languages, task="transcribe"
+        )
+        mel = log_mel_spectrogram(torch.zeros(N_SAMPLES), model.dims.n_mels).to(model.device)
+        with torch.inference_mode():
+            self._silence: Tensor = model.embed_audio(mel.unsqueeze(0))
+
+    def shares(self, text: str) -> dict[str, float]:
+        """How probable each of Whisper's languages is, given the text; they sum up to 1.
+
+        By Bayes' rule with all languages equally probable beforehand: the softmax over the
+        log-probabilities of the whole text. The mean per token would give the same order, but
+        shares that are nearly equal.
+        """
+        import torch
+
+        tokens = self._tokenizer.encode(" " + text)[:MAX_TOKENS]
+        with torch.inference_mode():
+            scores = torch.cat(
+                [
+                    self._scores(languages, tokens)
+                    for languages in torch.tensor(self._tokenizer.all_language_tokens).split(
+                        LANGUAGES_AT_ONCE
+                    )
+                ]
+            )
+            shares: list[float] = scores.softmax(dim=0).tolist()
+        return dict(zip(self._tokenizer.all_language_codes, shares, strict=True))
+
+    def _scores(self, languages: Tensor, tokens: list[int]) -> Tensor:
+        """The log-probability of the tokens after each of these language tokens."""
+        import torch
+
+        tokenizer, device = self._tokenizer, self._model.device
+        rows = [
+            [tokenizer.sot, language, tokenizer.transcribe, tokenizer.no_timestamps, *tokens]
+            for language in languages.tolist()
+        ]
+        said = torch.tensor(rows, device=device)
+        logits = self._model.logits(said, self._silence.expand(len(rows), -1, -1))
+        # What stands at one place predicts the next; the text begins after four tokens.
+        predicted, actual = logits[:, 3:-1], said[:, 4:]
+        chosen = predicted.gather(2, actual.unsqueeze(2)).squeeze(2)
+        return (chosen - predicted.logsumexp(dim=2)).sum(dim=1).double().cpu()

@@ -1,0 +1,153 @@
+"""What of a comment is words, codes of languages, and which detector is chosen."""
+
+# ruff: noqa: RUF001 - texts in many scripts
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from anyio import run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.language import Detection, LlmDetector, NoDetector, TextDetector, make_detector
+from infra.language.codes import iso_639_1
+from infra.language.words import words
+from infra.llm import Parsed
+from infra.llm.port import Answer
+from infra.settings import load_settings
+
+
+class SilentModel:
+    """A language model that must not be called."""
+
+    async def parse(
+        self,
+        system: str,
+        user: str,
+        schema: type[Answer],
+        *,
+        model: str,
+        purpose: str,
+        max_output_tokens: int,
+    ) -> Parsed[Answer]:
+        raise AssertionError("the language model was called")
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+NASTY = ["a@", "@", "a.", "x/", "a.a", "ha", "ha ", "www.", "http://", "#", "aab", "ㅋ", "\u0301"]
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("Look at 3:15, so good!!! 😂", "Look at so good"),
+        ("one\ntwo\r\n\nthree", "one two three"),
+        ("@anna see https://example.com/a?b=c (#funny) now", "see now"),
+        ("siehe youtu.be/abc oder schreib an me@example.com", "siehe oder schreib an"),
+        ("見てhttps://example.com/v すごい", "見て すごい"),
+        ("hahaha so true jajaja", "so true"),
+        ("ахахах хахаха смешно", "смешно"),
+        ("muuuuuito booooom", "muito bom"),
+        ("I don't know, rock'n'roll", "I don't know rock'n'roll"),
+        ("می\u200cخواهم ببینم", "می\u200cخواهم ببینم"),
+        ("हिन्दी में", "हिन्दी में"),
+        ("ｇｒｅａｔ 𝓿𝓲𝓭𝓮𝓸", "great video"),
+        ("ㅋㅋㅋ 진짜 ㅠㅠ", "진짜"),
+        ("wow que bonito", "wow que bonito"),
+        ("最高", "最高"),
+        ("草", ""),
+        ("no", ""),
+        ("OK lol", ""),
+        ("good_vibes", "good vibes"),
+    ],
+)
+def test_words_are_what_is_left(text: str, left: str) -> None:
+    assert words(text) == left
+
+
+@pytest.mark.parametrize("piece", NASTY)
+def test_no_text_takes_long(piece: str) -> None:
+    text = (piece * 10_000)[:10_000]
+    started = time.process_time()
+    words(text)
+    words(text + " end")
+    assert time.process_time() - started < 1.0
+
+
+@given(st.text(max_size=200))
+def test_words_have_single_spaces_and_come_out_of_themselves_again(text: str) -> None:
+    spoken = words(text)
+    assert spoken == " ".join(spoken.split())
+    assert not any(char.isdigit() for char in spoken if char.isascii())
+
+
+@pytest.mark.parametrize(
+    ("code", "iso"),
+    [
+        ("en", "en"),
+        ("EN-us", "en"),
+        ("zh_Hant", "zh"),
+        ("yue", "zh"),
+        ("nn", "no"),
+        ("iw", "he"),
+        ("jw", "jv"),
+        ("und", None),
+        ("haw", None),
+        ("german", None),
+        ("", None),
+    ],
+)
+def test_codes_of_models_are_folded_into_iso_639_1(code: str, iso: str | None) -> None:
+    assert iso_639_1(code) == iso
+
+
+def test_a_confidence_never_leaves_its_bounds() -> None:
+    assert Detection.of("en", 1.0000001) == Detection("en", 1.0)
+    assert Detection.of("en", -0.1) == Detection("en", 0.0)
+
+
+def test_the_default_needs_neither_network_nor_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise AssertionError("the detector opened a socket")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    detector = TextDetector(0.5)
+    assert run(detector.detect, "This needs no network at all") is not None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_is_the_text_detector() -> None:
+    assert isinstance(make_detector(load_settings({}), None), TextDetector)
+
+
+def test_the_least_confidence_is_a_setting() -> None:
+    lax, strict = (
+        make_detector(load_settings({"LANGUAGE_MIN_CONFIDENCE": least}), None)
+        for least in ("0", "1")
+    )
+    assert run(lax.detect, "Minunat") is not None
+    assert run(strict.detect, "Minunat") is None
+
+
+def test_the_llm_detector_is_named_after_its_model() -> None:
+    settings = load_settings({"LANGUAGE_DETECTOR": "llm", "TRANSLATION_MODEL": "tongues"})
+    detector = make_detector(settings, SilentModel())
+    assert isinstance(detector, LlmDetector)
+    assert detector.name == "llm/tongues"
+
+
+def test_the_llm_detector_needs_a_language_model() -> None:
+    with pytest.raises(NoDetector, match="OPENAI_API_KEY"):
+        make_detector(load_settings({"LANGUAGE_DETECTOR": "llm"}), None)
