@@ -6,15 +6,15 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import httpx
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from backlot.database import NothingRuns
+from backlot.doctor_outside import kafka, language_model, tasks
+from backlot.doctor_part import PATIENCE_SECONDS, Kind, Part
 from backlot.objects import make_s3
 from backlot.projections.lines import in_trouble
 from backlot.projections.reading import read_statuses
@@ -36,24 +36,6 @@ from infra.postgres_cluster import MAJOR, check_major
 from infra.settings import Settings, SettingsError, load_settings
 
 NOT_RUNNING = "not running; `make up` starts it"
-PATIENCE_SECONDS = 5
-
-Kind = Literal["embedded", "external"]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One line of the report. ``ok`` is False only for something that an operator has to mend."""
-
-    name: str
-    kind: Kind
-    url: str | None
-    ok: bool
-    detail: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """The part as ``doctor --json`` prints it."""
-        return asdict(self)
 
 
 def examine() -> list[Part]:
@@ -69,6 +51,9 @@ def examine() -> list[Part]:
         _objects(settings),
         _redis(settings),
         _locks(settings),
+        kafka(settings),
+        tasks(settings),
+        language_model(settings),
         _auth(settings),
         _api(settings),
     ]

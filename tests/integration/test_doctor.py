@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -12,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from backlot.doctor import Part, examine
+from backlot.doctor import examine
+from backlot.doctor_part import Part
 from infra.data_folder import DataFolder
 from infra.postgres import EmbeddedPostgres
 
@@ -62,6 +65,20 @@ class Answering(BaseHTTPRequestHandler):
         pass
 
 
+@contextmanager
+def answering(port: int, answer: tuple[int, bytes]) -> Iterator[None]:
+    Answering.answer = answer
+    server = HTTPServer(("127.0.0.1", port), Answering)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 @pytest.mark.parametrize(
     ("status", "body", "ok", "detail"),
     [
@@ -74,15 +91,61 @@ class Answering(BaseHTTPRequestHandler):
 def test_what_answers_at_the_port(
     folder: Path, free_port: int, status: int, body: object, ok: bool, detail: str
 ) -> None:
-    Answering.answer = (status, json.dumps(body).encode())
-    server = HTTPServer(("127.0.0.1", free_port), Answering)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with answering(free_port, (status, json.dumps(body).encode())):
         api = part("api")
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
     assert api.ok is ok
     assert detail in api.detail
+
+
+class TestLanguageModel:
+    def test_none(self, folder: Path) -> None:
+        assert "skipped" in part("llm").detail
+
+    @pytest.mark.parametrize(
+        ("status", "ok", "detail"),
+        [(200, True, "answers"), (404, True, "answers"), (401, False, "OPENAI_API_KEY")],
+    )
+    def test_one_that_answers(
+        self,
+        folder: Path,
+        free_port: int,
+        monkeypatch: pytest.MonkeyPatch,
+        status: int,
+        ok: bool,
+        detail: str,
+    ) -> None:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{free_port}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-never-shown")
+        with answering(free_port, (status, b"{}")):
+            llm = part("llm")
+        assert (llm.ok, llm.kind) == (ok, "external")
+        assert detail in llm.detail
+        assert "never-shown" not in str(llm.as_dict())
+
+    def test_one_that_does_not(
+        self, folder: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{free_port}/v1")
+        assert not part("llm").ok
+
+
+class TestKafkaAndTasks:
+    def test_one_broker_of_two(
+        self, folder: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            up = f"127.0.0.1:{listening.getsockname()[1]}"
+            monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", f"127.0.0.1:{free_port},{up}")
+            kafka = part("kafka")
+        assert kafka.ok
+        assert "1 of 2" in kafka.detail
+        assert not part("kafka").ok
+
+    def test_queues_of_a_redis_that_is_away(
+        self, folder: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        url = f"redis://user:hunter2@127.0.0.1:{free_port}/0"
+        monkeypatch.setenv("TASK_BROKER_URL", url)
+        tasks = part("tasks")
+        assert not tasks.ok
+        assert "hunter2" not in str(tasks.as_dict())

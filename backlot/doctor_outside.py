@@ -1,0 +1,72 @@
+"""What `backlot doctor` sees of the parts that work on what was recorded."""
+
+from __future__ import annotations
+
+import socket
+from urllib.parse import urlsplit
+
+import httpx
+
+from backlot.doctor_part import PATIENCE_SECONDS, Part
+from infra.settings import Settings
+from infra.tasks import BrokerAway, task_queues
+
+OPENAI = "https://api.openai.com/v1"
+
+
+def kafka(settings: Settings) -> Part:
+    """Whether one of the brokers takes a connection."""
+    servers = settings.kafka_bootstrap_servers
+    if not servers:
+        return Part("kafka", "embedded", None, True, "not set: consumers follow the event log")
+    errors = []
+    for server in servers:
+        host, _, port = server.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), PATIENCE_SECONDS).close()
+        except OSError as error:
+            errors.append(f"{server}: {error.strerror or error}")
+    up = len(servers) - len(errors)
+    detail = "; ".join([f"{up} of {len(servers)} bootstrap servers answer", *errors])
+    return Part("kafka", "external", ",".join(servers), up > 0, detail)
+
+
+def tasks(settings: Settings) -> Part:
+    """The task queues, where other processes can see them."""
+    url = settings.task_broker_url
+    if url is None and settings.redis_url is None:
+        return Part("tasks", "embedded", None, True, "in the process; lost tasks are found again")
+    try:
+        depths = task_queues(settings).depths()
+    except BrokerAway as error:
+        return Part("tasks", "external", None, False, str(error))
+    dead = sum(depth.dead for depth in depths)
+    waiting = sum(depth.waiting + depth.delayed for depth in depths)
+    where = "on the redis above" if url is None else ""
+    shown = None if url is None else _address(url.get_secret_value())
+    counts = f"{waiting} waiting, {dead} dead"
+    return Part("tasks", "external", shown, True, ", ".join(filter(None, (where, counts))))
+
+
+def language_model(settings: Settings) -> Part:
+    """Whether the language model's server answers, and takes the key."""
+    if not settings.has_llm:
+        detail = "none: comments in other languages are skipped (OPENAI_API_KEY, OPENAI_BASE_URL)"
+        return Part("llm", "embedded", None, True, detail)
+    url = settings.openai_base_url or OPENAI
+    key = settings.openai_api_key
+    headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
+    try:
+        answer = httpx.get(f"{url}/models", headers=headers, timeout=PATIENCE_SECONDS)
+    except httpx.HTTPError as error:
+        return Part("llm", "external", url, False, f"does not answer: {type(error).__name__}")
+    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        return Part("llm", "external", url, False, "does not take the key: see OPENAI_API_KEY")
+    return Part("llm", "external", url, True, f"answers; {settings.translation_model} translates")
+
+
+def _address(url: str) -> str:
+    """A broker's URL without user and password."""
+    parts = urlsplit(url)
+    port = "" if parts.port is None else f":{parts.port}"
+    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"

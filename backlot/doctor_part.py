@@ -1,0 +1,25 @@
+"""One line of what `backlot doctor` reports."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+PATIENCE_SECONDS = 5
+
+Kind = Literal["embedded", "external"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One line of the report. ``ok`` is False only for something that an operator has to mend."""
+
+    name: str
+    kind: Kind
+    url: str | None
+    ok: bool
+    detail: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The part as ``doctor --json`` prints it."""
+        return asdict(self)
