@@ -77,6 +77,10 @@ class TranslationSettings(BaseSettings):
     task_min_backoff_seconds: PositiveFloat = Field(default=1.0, alias="TASK_MIN_BACKOFF_SECONDS")
     task_max_backoff_seconds: PositiveFloat = Field(default=300.0, alias="TASK_MAX_BACKOFF_SECONDS")
     task_time_limit_seconds: PositiveFloat = Field(default=120.0, alias="TASK_TIME_LIMIT_SECONDS")
+    task_stop_seconds: PositiveFloat = Field(default=20.0, alias="TASK_STOP_SECONDS")
+    task_heartbeat_seconds: PositiveFloat = Field(
+        default=60.0, alias="TASK_HEARTBEAT_SECONDS", ge=2
+    )
 
     openai_api_key: SecretStr | None = Field(default=None, alias="OPENAI_API_KEY")
     openai_base_url: HttpUrl = Field(default=None, alias="OPENAI_BASE_URL")

@@ -1,0 +1,62 @@
+"""Which request, and which event, a task goes back to; it travels in the message's options."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from dramatiq import Broker
+from dramatiq.broker import MessageProxy
+from dramatiq.middleware import Middleware
+
+from infra.logging import CORRELATION_ID
+
+
+class Origin(NamedTuple):
+    """What a command that the task issues is recorded with."""
+
+    correlation_id: str | None
+    causation_id: str | None
+
+
+NOWHERE = Origin(None, None)
+_ORIGIN: ContextVar[Origin] = ContextVar("task_origin", default=NOWHERE)
+
+
+def current_origin() -> Origin:
+    """Where the running task comes from; nowhere outside of one."""
+    return _ORIGIN.get()
+
+
+def origin_of(options: dict[str, Any]) -> Origin:
+    """The same, of a message that may not run here at all."""
+    return Origin(options.get("correlation_id"), options.get("causation_id"))
+
+
+class Correlation(Middleware):
+    """Sets it while a task runs: its log lines carry the correlation id, whoever writes them.
+
+    A coroutine starts with a copy of the variables of the thread that submits it.
+    """
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        origin = origin_of(message.options)
+        _ORIGIN.set(origin)
+        CORRELATION_ID.set(origin.correlation_id)
+
+    def after_process_message(
+        self,
+        broker: Broker,
+        message: MessageProxy,
+        *,
+        result: object = None,
+        exception: BaseException | None = None,
+    ) -> None:
+        self._forget()
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        _ORIGIN.set(NOWHERE)
+        CORRELATION_ID.set(None)

@@ -1,0 +1,81 @@
+"""What operators see of the queues and do about dead letters, whichever broker keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dramatiq import Message
+from dramatiq.errors import DecodeError
+
+from infra.tasks.errors import BrokerAway
+from infra.tasks.failed import FailedTask, failed_task
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How many tasks a queue holds; None where the broker does not tell."""
+
+    queue: str
+    waiting: int
+    delayed: int
+    dead: int
+    taken: int | None = None
+
+    def by_state(self) -> dict[str, int]:
+        """The counts that are known."""
+        counts = {"waiting": self.waiting, "delayed": self.delayed, "dead": self.dead}
+        return counts if self.taken is None else {**counts, "taken": self.taken}
+
+
+class TaskQueues(Protocol):
+    """The queues of `infra.tasks.queues`; each method raises BrokerAway."""
+
+    def depths(self) -> list[Depth]:
+        """One for each queue."""
+
+    def dead(self, queue: str, limit: int) -> list[FailedTask]:
+        """Dead letters, oldest first."""
+
+    def redrive(self, queue: str, task_id: str | None) -> list[str]:
+        """Send dead letters once more, with all attempts before them; all without a `task_id`.
+
+        Returns the ids. One that can't be read stays. A crash midway may send one twice.
+        """
+
+
+def read(queue: str, key: str, data: bytes) -> tuple[FailedTask, Message[Any] | None]:
+    """A dead letter; without its message when it can't be read."""
+    try:
+        message = Message.decode(data)
+    except DecodeError as error:
+        why = f"can't be read: {error.error}"
+        return FailedTask(key, queue, "", (), 0, why, None, None, None), None
+    return failed_task(message), message
+
+
+def revived(message: Message[Any]) -> Message[Any]:
+    """The message as it was before its first attempt."""
+    gone = ("retries", "error", "failed_at", "eta", "redis_message_id")
+    options = {key: value for key, value in message.options.items() if key not in gone}
+    return Message(
+        message.queue_name.removesuffix(".DQ"),
+        message.actor_name,
+        message.args,
+        message.kwargs,
+        options,
+        message_id=message.message_id,
+        message_timestamp=message.message_timestamp,
+    )
+
+
+@contextmanager
+def away(*errors: type[Exception]) -> Iterator[None]:
+    """Tell the client library's errors as BrokerAway."""
+    try:
+        yield
+    except errors as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise BrokerAway(f"the task broker is away: {text}") from error

@@ -1,0 +1,142 @@
+"""RabbitMQ as the broker of tasks: `amqp://` in TASK_BROKER_URL, and the extra `rabbitmq`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from dramatiq import Message
+from dramatiq.broker import MessageProxy
+from dramatiq.common import dq_name, xq_name
+
+from infra.tasks.errors import ExtraMissing
+from infra.tasks.failed import FailedTask
+from infra.tasks.letters import Depth, away, read, revived
+from infra.tasks.queues import QUEUES
+
+try:
+    import pika
+    from dramatiq.brokers.rabbitmq import RabbitmqBroker, _RabbitmqConsumer
+    from pika.adapters.blocking_connection import BlockingChannel
+    from pika.exceptions import AMQPChannelError, AMQPConnectionError, ChannelClosedByBroker
+except ImportError as error:
+    raise ExtraMissing(
+        "TASK_BROKER_URL: RabbitMQ needs `pip install 'backlot[rabbitmq]'`"
+    ) from error
+
+CONNECT_SECONDS = 2.0
+BLOCKED_SECONDS = 5.0
+NOT_FOUND = 404
+# The stock broker raises what failed; pika would tell it a second time, with a traceback.
+logging.getLogger("pika").setLevel(logging.CRITICAL)
+
+
+def _parameters(url: str) -> pika.URLParameters:
+    parameters = pika.URLParameters(url)
+    parameters.socket_timeout = parameters.stack_timeout = CONNECT_SECONDS
+    parameters.blocked_connection_timeout = BLOCKED_SECONDS
+    return parameters
+
+
+class TaskRabbitmqBroker(RabbitmqBroker):
+    """Takes a task only when RabbitMQ confirms it."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url=url, confirm_delivery=True, middleware=[])
+        self.parameters = _parameters(url)
+
+    @property
+    def consumer_class(self) -> type[TaskRabbitmqConsumer]:
+        return TaskRabbitmqConsumer
+
+    def publish(self, queue_name: str, body: bytes) -> None:
+        """Put bytes into an existing queue, on this thread's connection, and wait for the word."""
+        self.channel.basic_publish(
+            "", queue_name, body, pika.BasicProperties(delivery_mode=2), mandatory=True
+        )
+
+
+class TaskRabbitmqConsumer(_RabbitmqConsumer):
+    """Dead letters keep what was learned since they were enqueued: the error, the attempts."""
+
+    broker: TaskRabbitmqBroker
+
+    def nack(self, message: MessageProxy) -> None:
+        """RabbitMQ itself would move the message as it was."""
+        try:
+            self.broker.publish(xq_name(message.queue_name), message.encode())
+        except (AMQPConnectionError, AMQPChannelError):
+            del self.broker.connection
+            super().nack(message)
+        else:
+            self.ack(message)
+
+
+class RabbitmqTaskQueues:
+    """`infra.tasks.letters.TaskQueues`, each call on a connection of its own."""
+
+    def __init__(self, url: str) -> None:
+        self._parameters = _parameters(url)
+
+    def depths(self) -> list[Depth]:
+        return [self._depth(queue) for queue in QUEUES]
+
+    def dead(self, queue: str, limit: int) -> list[FailedTask]:
+        found: list[FailedTask] = []
+        # Unacknowledged, all of them are back in their places when the connection ends.
+        with away(AMQPConnectionError, AMQPChannelError), self._connect() as connection:
+            channel = connection.channel()
+            while len(found) < limit and (got := _next(channel, queue)) is not None:
+                found.append(got[1])
+        return found
+
+    def redrive(self, queue: str, task_id: str | None) -> list[str]:
+        sent: list[str] = []
+        with away(AMQPConnectionError, AMQPChannelError), self._connect() as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            for _ in range(_count(channel, xq_name(queue))):
+                got = _next(channel, queue)
+                if got is None:
+                    break
+                tag, task, message = got
+                if message is not None and task_id in (None, task.id):
+                    body = revived(message).encode()
+                    lasting = pika.BasicProperties(delivery_mode=2)
+                    channel.basic_publish("", queue, body, lasting, mandatory=True)
+                    channel.basic_ack(tag)
+                    sent.append(task.id)
+        return sent
+
+    def _depth(self, queue: str) -> Depth:
+        names = queue, dq_name(queue), xq_name(queue)
+        with away(AMQPConnectionError, AMQPChannelError), self._connect() as connection:
+            # A channel ends with the first question about a queue that is not there yet.
+            return Depth(queue, *[_count(connection.channel(), name) for name in names])
+
+    def _connect(self) -> pika.BlockingConnection:
+        return pika.BlockingConnection(self._parameters)
+
+
+def _count(channel: BlockingChannel, name: str) -> int:
+    """Tasks in the queue that no consumer holds; 0 for one that was never used."""
+    try:
+        return int(channel.queue_declare(name, passive=True).method.message_count)
+    except ChannelClosedByBroker as error:
+        if error.reply_code != NOT_FOUND:
+            raise
+        return 0
+
+
+def _next(
+    channel: BlockingChannel, queue: str
+) -> tuple[int, FailedTask, Message[Any] | None] | None:
+    try:
+        method, _, body = channel.basic_get(xq_name(queue))
+    except ChannelClosedByBroker as error:
+        if error.reply_code != NOT_FOUND:
+            raise
+        return None
+    if method is None:
+        return None
+    return method.delivery_tag, *read(queue, str(method.delivery_tag), body)
