@@ -88,6 +88,18 @@ class RoleProcess:
             return plain.get(f"http://{self.address}{path}").is_success
         return False
 
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Another command of the program there, as `docker compose exec` runs it."""
+        return subprocess.run(
+            [*PROGRAMS["backlot"], *arguments],
+            check=False,
+            cwd=self.home,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
     def kill(self) -> None:
         """End all its processes at once, without a warning."""
         os.killpg(self.process.pid, signal.SIGKILL)

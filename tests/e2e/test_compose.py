@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -11,12 +12,17 @@ import psycopg
 import pytest
 
 from infra.postgres import EmbeddedPostgres
+from infra.settings import Role
 from tests.e2e import plain
 from tests.e2e.composed import Composed, composed
 from tests.e2e.program import wait_for
 from tests.e2e.videos import problem, read, see, start, upload
+from tests.kafka_cluster import kafka_cluster
+from tests.openai_server import openai_server
 
-ROLES = ("commands", "queries", "projections", "workers")
+ROLES = tuple(str(role) for role in Role)
+# These keep a page of metrics only.
+PAGES = ("tasks",)
 PART_BYTES = 5 * 1024 * 1024
 FILM = b"a film of two parts " * (PART_BYTES // 20 + 1)
 
@@ -28,7 +34,18 @@ def system(short_dir: Path, postgres: EmbeddedPostgres) -> Iterator[Composed]:
         admin.execute("CREATE DATABASE composed")
     url = postgres.url_of("composed")
     small = {"PART_SIZE_BYTES": str(PART_BYTES)}
-    with composed(short_dir / "composed", url, ROLES, variables=small) as running:
+    with ExitStack() as stack:
+        model = stack.enter_context(openai_server())
+        kafka = stack.enter_context(kafka_cluster())
+        variables = {**small, "OPENAI_BASE_URL": model.url}
+        started = composed(
+            short_dir / "composed",
+            url,
+            ROLES,
+            kafka=kafka.bootstrap_servers,
+            variables=variables,
+        )
+        running = stack.enter_context(started)
         yield running
         for role in ROLES:
             assert running.stop(role) == 0, running.logs(role)
@@ -94,11 +111,23 @@ def test_each_side_does_its_own_and_nothing_else(system: Composed) -> None:
 
 
 def test_counters_are_in_the_redis_of_the_composition(system: Composed) -> None:
-    for role in ROLES:
+    for role in set(ROLES) - set(PAGES):
         with plain.client(base_url=f"http://{system.processes[role].address}") as direct:
             parts = read(direct.get("/readyz"))["parts"]
         assert parts["redis"]["ok"]
         assert parts["objects"]["ok"]
+
+
+def test_the_doctor_finds_everything_well(system: Composed) -> None:
+    report = system.processes["workers"].run("doctor")
+    assert report.returncode == 0, report.stdout
+    assert system.secret not in report.stdout
+
+
+def test_a_token_from_any_container_is_taken(system: Composed) -> None:
+    minted = system.processes["workers"].run("token", "--user", "me", "--admin").stdout.strip()
+    answer = system.client().get("/projections", headers={"Authorization": f"Bearer {minted}"})
+    assert len(read(answer)["items"]) > 0
 
 
 def test_a_killed_side_comes_back_and_the_other_goes_on(
@@ -116,3 +145,28 @@ def test_a_killed_side_comes_back_and_the_other_goes_on(
     system.start("projections")
     see(bob, answer)
     assert len(read(bob.get(f"/videos/{video}/comments"))["items"]) == 1
+
+
+def test_a_comment_is_translated_by_a_task(
+    system: Composed, alice: httpx.Client, bob: httpx.Client
+) -> None:
+    video = upload(alice)
+    see(bob, bob.post(f"/videos/{video}/comments", json={"content": "¡Qué película tan bonita!"}))
+
+    def comment() -> dict[str, object]:
+        (found,) = read(bob.get(f"/videos/{video}/comments"))["items"]
+        return dict(found)
+
+    wait_for(lambda: comment()["translationStatus"] != "pending")
+    assert comment()["translationStatus"] == "translated", system.logs("tasks")
+    assert comment()["language"] == "es"
+    assert comment()["translatedText"] == "[en] ¡Qué película tan bonita!"
+
+
+def test_tasks_tell_their_metrics_and_log_as_everybody_does(system: Composed) -> None:
+    page = plain.get(f"http://{system.processes['tasks'].address}/metrics").text
+    assert "backlot_tasks" in page
+    for role in ROLES:
+        lines = system.logs(role).splitlines()
+        foreign = [line for line in lines if not line.startswith(("{", "ready: ", "starting "))]
+        assert foreign == [], role
