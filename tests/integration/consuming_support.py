@@ -13,10 +13,16 @@ import psycopg
 
 from infra import metrics
 from infra.codec import EventMapper
+from infra.integration import TOPICS as TOPICS_OF_ALL
+from infra.kafka import KafkaOptions, Outgoing, Publisher
+from projections.connecting import connect
 from tests.integration.projection_support import Writer, rows
+from workers.consuming.kafka import KafkaSource
 from workers.consuming.log import LogSource
 from workers.consuming.messages import Consumer, Poison, Received, Source
 from workers.consuming.runner import ConsumerRunner
+from workers.following import feeds
+from workers.relay import outgoing
 from workers.waking import Waker
 
 TOPICS = frozenset(("comment.created", "comment.edited"))
@@ -80,6 +86,32 @@ class LogStage:
 
     async def published(self) -> None:
         """What is recorded can be consumed at once."""
+
+
+class KafkaStage:
+    """Kafka, with what is recorded published on demand."""
+
+    def __init__(self, database_url: str, writer: Writer, options: KafkaOptions) -> None:
+        self.database_url = database_url
+        self.writer = writer
+        self.options = options
+        self._places: dict[str, int] = {}
+
+    def source(self, topics: frozenset[str], wake: asyncio.Event) -> Source:
+        return KafkaSource(topics, self.options, batch_messages=50)
+
+    async def published(self) -> None:
+        with connect(self.database_url, "test") as conn:
+            for feed in feeds(TOPICS_OF_ALL, mapper=EventMapper(), batch_events=1000):
+                stretch = feed.read(conn, self._places.get(feed.name, 0))
+                self._places[feed.name] = stretch.until
+                await self.publish([outgoing(message) for message in stretch.messages])
+
+    async def publish(self, messages: Sequence[Outgoing]) -> None:
+        publisher = Publisher(self.options)
+        await publisher.start()
+        assert await publisher.publish(messages) == []
+        await publisher.stop()
 
 
 @asynccontextmanager

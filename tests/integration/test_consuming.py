@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from uuid import uuid4
 
 import psycopg
@@ -10,9 +11,11 @@ import pytest
 
 from infra import metrics, telemetry
 from infra.codec import event_id
+from infra.kafka import KafkaOptions
 from tests.integration.consuming_support import (
     TERMINATE,
     VIDEO,
+    KafkaStage,
     LogStage,
     Stage,
     Tasks,
@@ -27,15 +30,21 @@ from tests.integration.consuming_support import (
     waits,
 )
 from tests.integration.projection_support import Writer, origin, rows
+from tests.kafka_cluster import kafka_cluster
 from workers.consuming import ledger
 
 
-@pytest.fixture(params=["log"])
-def stage(request: pytest.FixtureRequest, database_url: str, writer: Writer) -> Stage:
+@pytest.fixture(params=["log", "kafka"])
+def stage(request: pytest.FixtureRequest, database_url: str, writer: Writer) -> Iterator[Stage]:
     with psycopg.connect(database_url, autocommit=True) as conn:
         telemetry.install(conn)
         ledger.install(conn)
-    return LogStage(database_url, writer)
+    if request.param == "log":
+        yield LogStage(database_url, writer)
+        return
+    with kafka_cluster() as cluster:
+        options = KafkaOptions((cluster.bootstrap_servers,))
+        yield KafkaStage(database_url, writer, options)
 
 
 def write(stage: Stage, *contents: str) -> None:
@@ -51,13 +60,15 @@ def test_messages_come_once_each_and_in_order(stage: Stage) -> None:
             await stage.published()
             await until(lambda: len(tasks.handled) == 2)
             comment = stage.writer.comment(VIDEO, content="three")
-            comment.edit("four", origin("bob"))
-            stage.writer.like(VIDEO, "ann")
-            stage.writer.save(comment)
+            for content in ("four", "five", "six"):
+                comment.edit(content, origin("bob"))
+                stage.writer.like(VIDEO, content)
+                stage.writer.save(comment)
             await stage.published()
-            await until(lambda: len(tasks.handled) == 4)
-        assert tasks.contents[2:] == ["three", "four"]
+            await until(lambda: len(tasks.handled) == 6)
         assert sorted(tasks.contents[:2]) == ["one", "two"]
+        edited = [message for message in tasks.handled if message.topic == "comment.edited"]
+        assert [message.value["content"] for message in edited] == ["four", "five", "six"]
         assert set(tasks.ids) == processed(stage.database_url)
 
     run(scenario)

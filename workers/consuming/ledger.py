@@ -161,8 +161,15 @@ def _write(
     for each in dead:
         raw = each.raw
         place = (consumer, raw.topic, *raw.place, raw.offset)
-        held = (each.id, raw.key, raw.value, Jsonb(dict(raw.headers)), each.reason)
+        key = None if raw.key is None else _storable(raw.key)
+        headers = {_storable(name): _storable(text) for name, text in raw.headers.items()}
+        held = (each.id, key, raw.value, Jsonb(headers), _storable(each.reason))
         conn.execute(BURY, (*place, *held))
+
+
+def _storable(text: str) -> str:
+    """The text without what PostgreSQL can't store: it may come from anybody."""
+    return text.replace("\x00", "\\x00")
 
 
 def wanted(conn: Connection[TupleRow], consumer: str, limit: int) -> list[Raw]:

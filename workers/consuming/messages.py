@@ -89,9 +89,10 @@ class Unreadable(Exception):
 class Consumer(Protocol):
     """What is done about messages; `name` keeps its place and must never change.
 
-    `handle` is given messages in order per key, and may be given them again after a crash: what it
-    starts has to be safe to repeat. It raises Poison for a message that can't be handled; with
-    anything else it is asked again later, for the whole batch.
+    `handle` is given messages in order per topic and key (Kafka keeps no order between topics), and
+    may be given them again after a crash: what it starts has to be safe to repeat. It raises Poison
+    for a message that can't be handled; with anything else it is asked again later, for the whole
+    batch.
     """
 
     @property

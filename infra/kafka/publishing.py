@@ -1,0 +1,133 @@
+"""Publishes messages in order per key: acknowledged by all replicas, none doubled by a retry."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import Future
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+
+from infra.kafka.options import KafkaAway, KafkaOptions
+
+BATCH_BYTES = 256 * 1024
+MAX_MESSAGE_BYTES = 1024 * 1024
+LINGER_MS = 2
+# How long a broker may take for a request, and how long acknowledgements may keep us waiting.
+REQUEST_MS = 10_000
+ACKNOWLEDGED_SECONDS = 30.0
+STOP_SECONDS = 2.0
+
+Compression = Literal["gzip"]
+Headers = Sequence[tuple[str, bytes]]
+
+
+class Outgoing(NamedTuple):
+    """What is put into a topic."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class Refused(NamedTuple):
+    """A message, by its number in what was to be published, that Kafka will never take, and why."""
+
+    number: int
+    reason: str
+
+
+class Publisher:
+    """One idempotent producer; to be used from one event loop, started and stopped once."""
+
+    def __init__(
+        self,
+        options: KafkaOptions,
+        *,
+        compression: Compression | None = None,
+        acknowledged_seconds: float = ACKNOWLEDGED_SECONDS,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        self._options = options
+        self._acknowledged_seconds = acknowledged_seconds
+        self._limits = {
+            "compression_type": compression,
+            "max_request_size": max_message_bytes,
+        }
+        self._producer: Any = None
+
+    async def start(self) -> None:
+        """Connect; raises KafkaAway."""
+        producer = AIOKafkaProducer(
+            **self._options.client(),
+            **self._limits,
+            enable_idempotence=True,
+            acks="all",
+            linger_ms=LINGER_MS,
+            max_batch_size=BATCH_BYTES,
+            request_timeout_ms=REQUEST_MS,
+        )
+        try:
+            await producer.start()
+        except KafkaError as error:
+            await producer.stop()
+            raise KafkaAway(describe(error)) from error
+        self._producer = producer
+
+    async def publish(self, messages: Sequence[Outgoing]) -> list[Refused]:
+        """Return once every message is acknowledged, but for those that Kafka refuses.
+
+        Raises KafkaAway: then any of them may have been published, and all have to be again, by
+        another publisher.
+        """
+        waiting: list[tuple[int, Future[Any]]] = []
+        refused: list[Refused] = []
+        try:
+            async with asyncio.timeout(self._acknowledged_seconds):
+                for number, (topic, key, value, headers) in enumerate(messages):
+                    try:
+                        sent = await self._producer.send(topic, value, key=key, headers=headers)
+                    except MessageSizeTooLargeError as error:
+                        refused.append(Refused(number, describe(error)))
+                    else:
+                        waiting.append((number, sent))
+                for number, sent in waiting:
+                    try:
+                        await sent
+                    except MessageSizeTooLargeError as error:
+                        refused.append(Refused(number, describe(error)))
+        except (KafkaError, TimeoutError) as error:
+            raise KafkaAway(describe(error)) from error
+        finally:
+            for _, sent in waiting:
+                # Else whoever is told of one failure would be warned of all the others.
+                sent.add_done_callback(_look_at)
+        return refused
+
+    async def stop(self) -> None:
+        """Send what is left if that is quick, and disconnect; safe before a start."""
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS):
+                await producer.stop()
+                return
+        # It waits for brokers that are away, for as long as they are.
+        await producer._sender.close()  # noqa: SLF001 - aiokafka offers no way to give up
+        await producer.client.close()
+
+
+def describe(error: BaseException) -> str:
+    """One line about what Kafka said, or did not say."""
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+def _look_at(sent: Future[Any]) -> None:
+    if not sent.cancelled():
+        sent.exception()

@@ -1,0 +1,151 @@
+"""Messages from Kafka: every partition of the topics, from offsets that PostgreSQL keeps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from uuid import UUID
+
+import orjson
+import structlog
+from pydantic import ValidationError
+
+from infra.integration import dead_letters
+from infra.integration.topics import adapter_of
+from infra.kafka import KafkaOptions, Outgoing, Partition, Publisher, Reader, Record
+from workers.consuming.messages import Dead, Fetched, Place, Raw, Received, Unreadable
+from workers.leading import Lead
+
+log = structlog.get_logger(__name__)
+
+BATCH_MESSAGES = 500
+LOOK_SECONDS = 10.0
+
+
+class KafkaSource:
+    """Reads topics without a group: one process is active per consumer, and knows its offsets."""
+
+    kind = "kafka"
+
+    def __init__(
+        self,
+        topics: frozenset[str],
+        options: KafkaOptions,
+        *,
+        batch_messages: int = BATCH_MESSAGES,
+    ) -> None:
+        self._topics = topics
+        self._options = options
+        self._batch_messages = batch_messages
+        self._reader = Reader(options, topics)
+        self._looked = 0.0
+
+    async def start(self, lead: Lead, places: Mapping[Place, int]) -> None:
+        offsets = {
+            Partition(topic, number): offset
+            for (topic, number), offset in places.items()
+            if topic in self._topics
+        }
+        await self._reader.start(offsets)
+
+    async def fetch(self, at_most_seconds: float) -> Fetched:
+        if time.monotonic() - self._looked > LOOK_SECONDS:
+            self._reader.look_for_partitions()
+            self._looked = time.monotonic()
+        records = await self._reader.read(at_most_seconds, self._batch_messages)
+        return _fetched(records, self._reader.lag())
+
+    async def reread(self, raw: Raw) -> Received:
+        return parse(raw)
+
+    async def bury(self, consumer: str, dead: Sequence[Dead]) -> None:
+        """Put them into the dead letters of their topics, with all that is known about each."""
+        publisher = Publisher(self._options)
+        try:
+            await publisher.start()
+            refused = await publisher.publish([dead_letter(consumer, each) for each in dead])
+        finally:
+            await publisher.stop()
+        for each in refused:
+            # PostgreSQL has it anyway, and the messages behind it must go on.
+            raw = dead[each.number].raw
+            log.error("dead_letter_refused", topic=raw.topic, offset=raw.offset, why=each.reason)
+
+    async def stop(self) -> None:
+        await self._reader.stop()
+
+
+def parse(raw: Raw) -> Received:
+    """The message that these bytes mean; raises Unreadable."""
+    try:
+        if raw.value is None:
+            raise Unreadable("It has no value.")
+        value = adapter_of(raw.topic).validate_json(raw.value)
+        position = int(raw.headers["position"])
+    except ValidationError as error:
+        raise Unreadable(_told(error)) from error
+    except (KeyError, ValueError) as error:
+        raise Unreadable(f"Its header `position` is missing or no number: {error}.") from error
+    id_: UUID = value["id"]
+    correlation = raw.headers.get("correlationId")
+    return Received(
+        id_, raw.topic, raw.key or "", orjson.loads(raw.value), position, correlation, raw
+    )
+
+
+def dead_letter(consumer: str, dead: Dead) -> Outgoing:
+    """What goes beside the topic: the message as it came, and in headers why and where from."""
+    raw = dead.raw
+    topic, partition = raw.place
+    told = {
+        **raw.headers,
+        "dlq-reason": dead.reason,
+        "dlq-consumer": consumer,
+        "dlq-topic": topic,
+        "dlq-partition": str(partition),
+        "dlq-offset": str(raw.offset),
+    }
+    headers = [(name, text.encode()) for name, text in told.items()]
+    key = None if raw.key is None else raw.key.encode()
+    return Outgoing(dead_letters(raw.topic), key, raw.value, headers)
+
+
+def _fetched(records: Sequence[Record], lag: int) -> Fetched:
+    received: list[Received] = []
+    dead: list[Dead] = []
+    for record in records:
+        raw = _raw(record)
+        try:
+            received.append(parse(raw))
+        except Unreadable as error:
+            dead.append(Dead(raw, str(error)))
+    places = {
+        (record.partition.topic, record.partition.number): record.offset + 1 for record in records
+    }
+    return Fetched(received, dead, places, lag, _age(records))
+
+
+def _raw(record: Record) -> Raw:
+    topic, number = record.partition
+    headers = {name: _text(value) for name, value in record.headers}
+    key = None if record.key is None else _text(record.key)
+    return Raw(topic, (topic, number), record.offset, key, record.value, headers)
+
+
+def _age(records: Sequence[Record]) -> float:
+    if not records:
+        return 0.0
+    return max(0.0, datetime.now(UTC).timestamp() - min(each.timestamp for each in records))
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="backslashreplace")
+
+
+def _told(error: ValidationError) -> str:
+    """What is wrong with a value, without repeating it: it may be personal."""
+    return "; ".join(
+        ": ".join([".".join(map(str, item["loc"])) or "value", item["msg"]])
+        for item in error.errors(include_url=False, include_input=False)
+    )

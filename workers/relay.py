@@ -1,0 +1,194 @@
+"""Publishes what is recorded to Kafka: the log is the outbox, and its position says what is told.
+
+The position moves once Kafka has acknowledged; what was on its way in a crash is told again, under
+the same id. One process relays at a time, and another takes over when that one is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+import psycopg
+import structlog
+
+from infra import metrics
+from infra.codec import EventMapper
+from infra.integration import TOPICS, Message
+from infra.kafka import KafkaAway, KafkaOptions, Outgoing, Publisher
+from projections.connecting import Backoff
+from workers import relay_places
+from workers.following import Feed, Stretch, feeds
+from workers.leading import Lead, leading
+from workers.relay_places import Undelivered
+from workers.waking import Waker, woken
+
+log = structlog.get_logger(__name__)
+
+# Where many write, what comes within this time shares a batch.
+GATHER_SECONDS = 0.01
+MEASURE_SECONDS = 1.0
+# Enough to find the oldest message that waits, few enough to look every second.
+MEASURE_EVENTS = 100
+
+
+class Relay:
+    """Follows the event log and the telemetry, at most two batches of each ahead of Kafka."""
+
+    def __init__(
+        self,
+        database_url: str,
+        options: KafkaOptions,
+        *,
+        waker: Waker,
+        mapper: EventMapper,
+        batch_events: int = 1000,
+        poll_seconds: float = 1.0,
+        acknowledged_seconds: float = 30.0,
+        max_message_bytes: int = 1024 * 1024,
+    ) -> None:
+        """`poll_seconds` is how late it may be where a notification was lost.
+
+        After `acknowledged_seconds` without an answer Kafka counts as away.
+        """
+        self._database_url = database_url
+        self._options = options
+        self._feeds = feeds(TOPICS, mapper=mapper, batch_events=batch_events)
+        self._measured = feeds(TOPICS, mapper=mapper, batch_events=MEASURE_EVENTS)
+        self._wakes = {feed.name: waker.subscribe() for feed in self._feeds}
+        self._poll_seconds = poll_seconds
+        self._acknowledged_seconds = acknowledged_seconds
+        self._max_message_bytes = max_message_bytes
+        self._backoff = Backoff()
+        self._places: dict[str, int] = {}
+
+    async def run(self) -> None:
+        """Relay until cancelled; goes on by itself after whatever stopped it."""
+        while True:
+            try:
+                async with leading(self._database_url, "relay") as lead:
+                    await self._lead(lead)
+            except* (psycopg.Error, relay_places.Superseded) as errors:
+                self._failed("database", errors)
+            except* Exception as errors:
+                self._failed("other", errors)
+                log.exception("relay_broke")
+            await asyncio.sleep(self._backoff.next())
+
+    async def _lead(self, lead: Lead) -> None:
+        await lead.do(relay_places.install)
+        self._places = await lead.do(relay_places.read)
+        log.info("relay_active", places=self._places)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._measure(lead))
+                group.create_task(self._keep_publishing(lead))
+        finally:
+            for feed in self._feeds:
+                metrics.RELAY_LAG.remove(feed.name)
+                metrics.RELAY_LAG_SECONDS.remove(feed.name)
+
+    async def _keep_publishing(self, lead: Lead) -> None:
+        while True:
+            publisher = Publisher(
+                self._options,
+                acknowledged_seconds=self._acknowledged_seconds,
+                max_message_bytes=self._max_message_bytes,
+            )
+            try:
+                await publisher.start()
+                async with asyncio.TaskGroup() as group:
+                    for feed in self._feeds:
+                        group.create_task(self._follow(feed, lead, publisher))
+            except* KafkaAway as errors:
+                self._failed("kafka", errors)
+            finally:
+                await publisher.stop()
+            await asyncio.sleep(self._backoff.next())
+
+    async def _follow(self, feed: Feed, lead: Lead, publisher: Publisher) -> None:
+        """Publish stretch after stretch; the next is read while one is on its way."""
+        ahead = asyncio.create_task(lead.do(feed.read, self._place(feed)))
+        try:
+            while True:
+                stretch = await ahead
+                if stretch.until == self._place(feed):
+                    await woken(self._wakes[feed.name], self._poll_seconds)
+                    ahead = asyncio.create_task(lead.do(feed.read, self._place(feed)))
+                    continue
+                ahead = asyncio.create_task(lead.do(feed.read, stretch.until))
+                await self._publish(feed, stretch, lead, publisher)
+                if stretch.until == stretch.head:
+                    await asyncio.sleep(GATHER_SECONDS)
+        finally:
+            ahead.cancel()
+            await asyncio.wait([ahead])
+
+    async def _publish(
+        self, feed: Feed, stretch: Stretch, lead: Lead, publisher: Publisher
+    ) -> None:
+        refused = await publisher.publish([outgoing(message) for message in stretch.messages])
+        undelivered = [_undelivered(stretch.messages[each.number], each.reason) for each in refused]
+        undelivered += [
+            Undelivered(item.position, item.topic, item.error) for item in stretch.unreadable
+        ]
+        place = self._place(feed)
+        await lead.do(relay_places.move, feed.name, place, stretch.until, undelivered)
+        self._places[feed.name] = stretch.until
+        self._backoff.reset()
+        _count(stretch, {each.number for each in refused}, undelivered)
+
+    async def _measure(self, lead: Lead) -> None:
+        """Make the lag known every second, also while Kafka is away."""
+        while True:
+            for feed in self._measured:
+                place = self._place(feed)
+                stretch = await lead.do(feed.read, place)
+                metrics.RELAY_LAG.labels(feed.name).set(stretch.head - place)
+                metrics.RELAY_LAG_SECONDS.labels(feed.name).set(_age(stretch))
+            await asyncio.sleep(MEASURE_SECONDS)
+
+    def _place(self, feed: Feed) -> int:
+        return self._places.get(feed.name, 0)
+
+    def _failed(self, step: str, errors: BaseExceptionGroup[BaseException]) -> None:
+        metrics.RELAY_FAILURES.labels(step).inc()
+        log.warning("relay_interrupted", step=step, error=_first(errors))
+
+
+def outgoing(message: Message) -> Outgoing:
+    """A message as it is put into its topic."""
+    return Outgoing(message.topic, message.key.encode(), message.value, message.headers())
+
+
+def _count(stretch: Stretch, refused: set[int], undelivered: list[Undelivered]) -> None:
+    told: dict[str, int] = {}
+    for index, message in enumerate(stretch.messages):
+        if index not in refused:
+            told[message.topic] = told.get(message.topic, 0) + 1
+    for topic, count in told.items():
+        metrics.RELAYED.labels(topic).inc(count)
+    for each in undelivered:
+        metrics.RELAY_UNDELIVERED.labels(each.topic).inc()
+        log.error(
+            "message_undelivered", topic=each.topic, position=each.position, reason=each.reason
+        )
+
+
+def _undelivered(message: Message, reason: str) -> Undelivered:
+    place = message.position, message.topic, reason
+    return Undelivered(*place, message.id, message.key, message.value)
+
+
+def _age(stretch: Stretch) -> float:
+    if stretch.oldest is None:
+        return 0.0
+    return max(0.0, (datetime.now(UTC) - stretch.oldest).total_seconds())
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> str:
+    """What the first of them says, in one line."""
+    first = errors.exceptions[0]
+    if isinstance(first, BaseExceptionGroup):
+        return _first(first)
+    return f"{type(first).__name__}: {' '.join(str(first).split())}"
