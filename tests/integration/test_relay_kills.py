@@ -1,0 +1,96 @@
+"""A relay that is killed at any moment: everything is told, in order per key, under stable ids."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+from uuid import uuid4
+
+from domain.comment import Comment
+from tests.integration.consuming_support import run, until
+from tests.integration.projection_support import Writer, origin
+from tests.integration.relay_support import Topics, expected_ids, installed, relayed, relaying
+from tests.kafka_cluster import kafka_cluster
+
+COMMENTS, EDITS = 12, 60
+KILLS = 6
+
+
+@contextmanager
+def writing(writer: Writer) -> Iterator[Event]:
+    """Comments that are edited all the time; what it gives is set when that is over."""
+    over = Event()
+    comments = [writer.comment(uuid4(), content="0") for _ in range(COMMENTS)]
+
+    def write() -> None:
+        for number in range(1, EDITS + 1):
+            for comment in comments:
+                comment.edit(str(number), origin("bob"))
+            writer.save(*comments)
+            time.sleep(0.05)
+        over.set()
+
+    thread = Thread(target=write, name="writing")
+    thread.start()
+    try:
+        yield over
+    finally:
+        thread.join()
+
+
+def start(database_url: str, servers: str) -> subprocess.Popen[str]:
+    """A relay in a process of its own, once it stands ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.relay_support", database_url, servers],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stderr is not None
+    while "ready" not in process.stderr.readline():
+        assert process.poll() is None
+    return process
+
+
+def end(process: subprocess.Popen[str], how: signal.Signals) -> None:
+    process.send_signal(how)
+    process.wait(20)
+    assert process.stderr is not None
+    process.stderr.close()
+
+
+def kill_relays(database_url: str, servers: str, over: Event) -> None:
+    """Start one relay after the other, and kill each soon, until the writing is over."""
+    chance = random.Random(6)
+    kills = 0
+    while kills < KILLS or not over.is_set():
+        process = start(database_url, servers)
+        time.sleep(chance.uniform(0.05, 0.8))
+        end(process, signal.SIGKILL)
+        kills += 1
+
+
+def test_killed_at_random_it_loses_nothing_and_keeps_the_order(
+    database_url: str, writer: Writer
+) -> None:
+    async def all_is_told(servers: str) -> None:
+        wanted = expected_ids(database_url, [Comment.Posted.TOPIC, Comment.Edited.TOPIC])
+        async with Topics(servers) as told, relaying(database_url, servers):
+            await told.until(len(wanted))
+            await until(lambda: relayed(database_url)["events"] == writer.head)
+            await told.drain()
+        assert set(told.ids) == wanted
+        for found in told.positions().values():
+            assert found == sorted(found)
+
+    installed(database_url)
+    with kafka_cluster() as cluster:
+        with writing(writer) as over:
+            kill_relays(database_url, cluster.bootstrap_servers, over)
+        run(lambda: all_is_told(cluster.bootstrap_servers))
