@@ -88,7 +88,7 @@ def test_many_streams_of_one_shape_make_few_groups() -> None:
 
 
 def test_columns_turn_rows_around() -> None:
-    assert columns([(1, "a"), (2, "b")]) == ['{1,2}', '{"a","b"}']
+    assert columns([(1, "a"), (2, "b")]) == ["{1,2}", '{"a","b"}']
 
 
 def test_a_copy_writes_into_its_own_schema() -> None:

@@ -1,0 +1,159 @@
+"""Comments get their translation in the started program, whatever is killed meanwhile."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.program import Program, wait_for
+from tests.e2e.videos import everything, read, upload
+from tests.openai_server import OpenAIServer, openai_server, status
+
+FINAL = {"translated", "not_needed", "failed", "skipped"}
+SOON = {
+    "TRANSLATION_SWEEP_SECONDS": "1",
+    "TRANSLATION_OVERDUE_SECONDS": "2",
+    "TASK_HEARTBEAT_SECONDS": "2",
+    "TASK_MIN_BACKOFF_SECONDS": "0.1",
+    "TASK_MAX_BACKOFF_SECONDS": "1",
+}
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[OpenAIServer]:
+    with openai_server() as server:
+        yield server
+
+
+@pytest.fixture
+def program(make_program: Callable[..., Program], provider: OpenAIServer) -> Program:
+    provider.forget()
+    return make_program(OPENAI_BASE_URL=provider.url, **SOON).start()
+
+
+def post(client: httpx.Client, video: str, content: str) -> str:
+    answer = client.post(f"/videos/{video}/comments", json={"content": content})
+    return str(read(answer)["commentId"])
+
+
+def comments(client: httpx.Client, video: str) -> dict[str, dict[str, Any]]:
+    client.headers.pop("Backlot-Min-Position", None)
+    return {item["commentId"]: item for item in everything(client, f"/videos/{video}/comments")}
+
+
+def all_final(client: httpx.Client, video: str, count: int) -> bool:
+    found = comments(client, video)
+    return len(found) == count and all(
+        item["translationStatus"] in FINAL for item in found.values()
+    )
+
+
+def test_from_post_to_translation_and_to_the_audit(program: Program) -> None:
+    bob = program.client("bob")
+    video = upload(bob)
+    spanish = post(bob, video, "¡Qué bonito es este vídeo, señores! 🎬 https://example.org")
+    english = post(bob, video, "What a wonderful film this is, thank you very much")
+    emoji = post(bob, video, "🎬🎬🎬")
+    wait_for(lambda: all_final(bob, video, 3))
+    found = comments(bob, video)
+    assert found[spanish]["translationStatus"] == "translated"
+    assert found[spanish]["language"] == "es"
+    assert found[spanish]["confidence"] > 0.5
+    assert found[spanish]["translatedText"].startswith("[en] ¡Qué bonito")
+    assert found[english]["translationStatus"] == "not_needed"
+    assert "translatedText" not in found[english]
+    assert found[emoji]["translationStatus"] == "not_needed"
+    assert "language" not in found[emoji]
+
+    edited = bob.patch(f"/comments/{spanish}", json={"content": "Otra cosa distinta, amigos míos"})
+    assert read(edited)["translationStatus"] == "pending"
+    anew = "[en] Otra cosa distinta, amigos míos"
+    wait_for(lambda: comments(bob, video)[spanish].get("translatedText") == anew)
+
+    admin = program.client("root", admin=True)
+    stream = read(admin.get(f"/audit/streams/{spanish}"))["items"]
+    assert [event["type"].split(".")[1] for event in stream] == [
+        "posted", "language_detected", "translated", "edited", "language_detected", "translated",
+    ]  # fmt: skip
+    trace = admin.get(f"/audit/trace/{edited.headers['X-Request-Id']}").text
+    assert "comment.edited.v1" in trace
+    assert "comment.translated.v1" in trace
+
+
+def test_without_a_language_model(make_program: Callable[..., Program]) -> None:
+    program = make_program().start()
+    bob = program.client("bob")
+    video = upload(bob)
+    comment = post(bob, video, "¡Qué bonito es este vídeo, señores!")
+    wait_for(lambda: all_final(bob, video, 1))
+    assert comments(bob, video)[comment]["translationStatus"] == "skipped"
+    assert comments(bob, video)[comment]["language"] == "es"
+    assert program.complained.count("translation_skipped") == 1
+    assert "skipped" in program.run("doctor").stdout
+
+
+def test_a_provider_that_fails_for_a_while(program: Program, provider: OpenAIServer) -> None:
+    bob = program.client("bob")
+    video = upload(bob)
+    provider.otherwise = lambda call: status(500)
+    text = "Me gusta mucho esta película, de verdad"
+    comment = post(bob, video, text)
+    wait_for(lambda: len(provider.calls) >= 2)
+    assert comments(bob, video)[comment]["translationStatus"] == "pending"
+    provider.forget()
+    wait_for(lambda: all_final(bob, video, 1))
+    assert comments(bob, video)[comment]["translatedText"] == f"[en] {text}"
+
+
+def test_killed_again_and_again_every_comment_ends(
+    program: Program, provider: OpenAIServer
+) -> None:
+    """In the embedded shape the queue dies with the program: the sweep finds what was lost."""
+    count, texts = 300, 60
+    provider.delay = 0.05
+    video = upload(program.client("bob"))
+    posted: list[str] = []
+
+    def write(number: int) -> None:
+        text = f"Este vídeo es muy bonito y muy largo, número {number % texts}"
+        for _ in range(200):
+            try:
+                with program_client(program) as client:
+                    posted.append(post(client, video, text))
+                return
+            except (httpx.HTTPError, AssertionError):
+                wait_for(lambda: program.process.poll() is None)
+
+    with ThreadPoolExecutor(8) as pool:
+        writing = [pool.submit(write, number) for number in range(count)]
+        for _ in range(3):
+            wait_for(lambda: len(provider.calls) > 5, 60)
+            program.kill()
+            provider.calls.clear()
+            program.start()
+        for each in writing:
+            each.result()
+    reader = program.client("bob")
+    # A post whose answer was lost with the program may have been repeated.
+    wait_for(lambda: len(comments(reader, video)) >= count, 60)
+    wait_for(lambda: all_final(reader, video, len(comments(reader, video))), 120)
+    found = comments(reader, video)
+    assert set(posted) <= found.keys()
+    assert Counter(item["translationStatus"] for item in found.values()) == {
+        "translated": len(found)
+    }
+    # The cache dies with the program too: a call for each text and life, at most.
+    assert max(provider.by_text.values()) <= 4
+
+
+def program_client(program: Program) -> httpx.Client:
+    return httpx.Client(
+        base_url=program.url,
+        headers={"Authorization": f"Bearer {program.token('bob')}"},
+        trust_env=False,
+    )
