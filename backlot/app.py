@@ -143,7 +143,7 @@ def _jobs(parts: Parts, bus: CommandBus) -> list[Coroutine[Any, Any, None]]:
         idle=timedelta(days=settings.upload_idle_days),
     )
     jobs = [
-        keep_house(parts.recorder, settings.idempotency_ttl_hours),
+        keep_house(parts.recorder, settings.idempotency_ttl_hours, parts.database_url),
         keep_expiring(expiry, settings.expiry_interval_seconds),
     ]
     if parts.sealer is not None:

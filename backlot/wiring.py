@@ -46,6 +46,7 @@ from projections.operating.executor import Executor
 from projections.operations import Operations
 from projections.projection import Projection
 from projections.replaying.progress import tell_nobody
+from workers.consuming import ledger
 
 log = structlog.get_logger(__name__)
 
@@ -116,6 +117,7 @@ def open_parts(settings: Settings, stack: ExitStack) -> Parts:
         telemetry.install(conn)
         seals.install(conn)
         install(conn, models.all())
+        ledger.install(conn)
     counters = open_counters(settings, stack)
     host = None
     if Role.PROJECTIONS in settings.roles:

@@ -11,11 +11,14 @@ from typing import Any
 from backlot.wiring import Parts
 from commands.bus import CommandBus
 from infra.codec import EventMapper
+from infra.kafka import KafkaOptions
 from infra.settings import Role
 from infra.tasks import FailedTask, Resources, TaskWorker, make_broker, task_queues
+from workers.consuming.kafka import KafkaSource
 from workers.consuming.log import LogSource
 from workers.consuming.messages import Consumer, Source
 from workers.consuming.runner import ConsumerRunner
+from workers.relay import Relay
 from workers.tasks import Means, Tasks, declare, give_up
 from workers.translation.consumer import TranslationConsumer
 from workers.translation.opening import open_translation
@@ -29,10 +32,13 @@ async def start_working(parts: Parts, bus: CommandBus, stack: AsyncExitStack) ->
     waker = Waker(parts.database_url)
     if roles & {Role.RELAY, Role.CONSUMERS}:
         in_background(waker.run(), stack)
+    kafka = KafkaOptions.from_settings(parts.settings)
+    if Role.RELAY in roles and kafka is not None:
+        in_background(_relay(parts, kafka, waker).run(), stack)
     if roles & {Role.CONSUMERS, Role.TASKS}:
         tasks = await _tasks(parts, bus, stack)
         if Role.CONSUMERS in roles:
-            _consume(parts, tasks, waker, stack)
+            _consume(parts, tasks, kafka, waker, stack)
 
 
 def in_background(job: Coroutine[Any, Any, None], stack: AsyncExitStack) -> None:
@@ -71,10 +77,24 @@ async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:
     return tasks
 
 
-def _consume(parts: Parts, tasks: Tasks, waker: Waker, stack: AsyncExitStack) -> None:
+def _relay(parts: Parts, kafka: KafkaOptions, waker: Waker) -> Relay:
+    settings = parts.settings
+    return Relay(
+        parts.database_url,
+        kafka,
+        waker=waker,
+        mapper=EventMapper(),
+        batch_events=settings.relay_batch_events,
+        poll_seconds=settings.projection_poll_seconds,
+    )
+
+
+def _consume(
+    parts: Parts, tasks: Tasks, kafka: KafkaOptions | None, waker: Waker, stack: AsyncExitStack
+) -> None:
     settings = parts.settings
     consumer = TranslationConsumer(tasks.translate_comment)
-    source = _source(parts, consumer, waker)
+    source = _source(consumer, kafka, waker)
     poll = settings.projection_poll_seconds
     runner = ConsumerRunner(parts.database_url, consumer, source, poll_seconds=poll)
     in_background(runner.run(), stack)
@@ -89,6 +109,8 @@ def _consume(parts: Parts, tasks: Tasks, waker: Waker, stack: AsyncExitStack) ->
     in_background(job, stack)
 
 
-def _source(parts: Parts, consumer: Consumer, waker: Waker) -> Source:
+def _source(consumer: Consumer, kafka: KafkaOptions | None, waker: Waker) -> Source:
     """Kafka where it is configured, else the event log itself."""
+    if kafka is not None:
+        return KafkaSource(consumer.topics, kafka)
     return LogSource(consumer.topics, wake=waker.subscribe(), mapper=EventMapper())
