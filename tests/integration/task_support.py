@@ -1,0 +1,82 @@
+"""Workers with toy actors, for tests of what every broker must do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dramatiq
+from dramatiq import Actor
+
+from infra.settings import Settings, load_settings
+from infra.tasks import FailedTask, Resources, TaskWorker, enqueue, make_broker
+from infra.tasks.failed import OnDead
+from infra.tasks.queues import TRANSLATION
+
+WAIT_SECONDS = 20.0
+QUICK = {
+    "TASK_THREADS": "2",
+    "TASK_MAX_RETRIES": "2",
+    "TASK_MIN_BACKOFF_SECONDS": "0.2",
+    "TASK_MAX_BACKOFF_SECONDS": "0.5",
+    "TASK_TIME_LIMIT_SECONDS": "30",
+    "TASK_STOP_SECONDS": "10",
+    "TASK_HEARTBEAT_SECONDS": "2",
+}
+
+Work = Callable[..., Awaitable[None]]
+
+
+def quick_settings(url: str | None, **changed: str) -> Settings:
+    """Short pauses and few threads; without a URL the broker is in this process."""
+    where = {} if url is None else {"TASK_BROKER_URL": url}
+    return load_settings({**QUICK, **where, **changed})
+
+
+class Toy:
+    """A worker with actors in the queue of translations; `dead` is what it was told to give up."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        resources: Resources[Any] | None = None,
+        on_dead: OnDead | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.dead: list[FailedTask] = []
+        self.broker = make_broker(
+            settings, on_dead=on_dead or self._remember, resources=resources, loop=loop
+        )
+        self.worker = TaskWorker(self.broker, settings)
+        self._actors: dict[str, Actor[..., Any]] = {}
+
+    async def _remember(self, failed: FailedTask) -> None:
+        self.dead.append(failed)
+
+    def actor(self, work: Work, **options: object) -> None:
+        """Declare it under its function's name."""
+        declared = dramatiq.actor(broker=self.broker, queue_name=TRANSLATION, **options)(work)
+        self._actors[declared.actor_name] = declared
+
+    def send(self, name: str, *args: object) -> str:
+        return enqueue(self._actors[name], *args, correlation_id="req-1", causation_id="event-1")
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        self.worker.start()
+        try:
+            yield
+        finally:
+            self.worker.stop()
+
+
+def until(true: Callable[[], object], seconds: float = WAIT_SECONDS) -> None:
+    """Wait for it, looking often."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)
