@@ -11,6 +11,7 @@ from tests.composition import COMPOSE_FILE, PROJECT, read_composition
 
 GUIDE = (PROJECT / "docs" / "deploying.md").read_text()
 COMPOSITION = read_composition()
+USED = set(re.findall(r"\$\{([A-Z][A-Z0-9_]+)", COMPOSE_FILE.read_text()))
 
 
 def rows(heading: str) -> list[str]:
@@ -33,16 +34,14 @@ def test_every_volume_is_described() -> None:
 
 
 def test_every_variable_of_the_file_is_described() -> None:
-    used = set(re.findall(r"\$\{([A-Z_]+)", COMPOSE_FILE.read_text()))
-    assert {name for name in used if f"`{name}`" not in GUIDE} == set()
+    assert {name for name in USED if f"`{name}`" not in GUIDE} == set()
 
 
 def test_every_variable_that_is_described_is_there() -> None:
     known = {str(field.alias) for field in Settings.model_fields.values()}
-    used = set(re.findall(r"\$\{([A-Z_]+)", COMPOSE_FILE.read_text()))
     of_servers = {"MINIO_API_CORS_ALLOW_ORIGIN"}
     told = set(re.findall(r"`([A-Z][A-Z0-9]+(?:_[A-Z0-9]+)+)`", GUIDE))
-    assert told <= known | used | of_servers
+    assert told <= known | USED | of_servers
 
 
 def test_tokens_of_an_identity_provider_can_be_had_as_it_says() -> None:
