@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
@@ -200,7 +201,8 @@ async def test_an_answer_that_trickles_is_too_late_as_well() -> None:
     started = time.monotonic()
     listener = await asyncio.start_server(trickle, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
-    async with model_of(f"http://127.0.0.1:{port}/v1", LLM_TIMEOUT_SECONDS="0.5") as model:
+    url = f"http://127.0.0.1:{port}/v1"
+    async with asyncio.timeout(10), model_of(url, LLM_TIMEOUT_SECONDS="0.5") as model:
         # The SDK's timeout counts from the last byte; ours does not.
         assert isinstance(await failing(model), TimedOut)
     assert time.monotonic() - started < 2
@@ -237,8 +239,8 @@ async def test_no_text_repeats_what_the_provider_says(server: OpenAIServer, code
     with capture_logs() as logs:
         async with model_of(server.url) as model:
             error = await failing(model)
-    assert KEY not in "".join((str(error), repr(error), str(logs)))
-    assert error.__suppress_context__, "a traceback would print the SDK's text"
+    told = [*traceback.format_exception(error), repr(error), str(logs)]
+    assert KEY not in "".join(told)
     if isinstance(error, Unauthorized):
         assert "OPENAI_API_KEY" in str(error)
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from structlog.testing import capture_logs
 
 from infra import metrics
 from infra.llm import LanguageModelError, Throttled
+from infra.locks import Lease
 from infra.redis import embedded_redis
 from tests.integration.redis_servers import RedisServer, redis_servers
 from workers.translation.cache import LOCK_PREFIX, TranslationCache
@@ -244,6 +246,24 @@ async def test_a_process_that_died_is_waited_for_no_longer_than_its_lock(connect
     assert await once(cache, provider, "hola") == "[en] hola"
     assert 0.3 < time.monotonic() - started < 3
     assert await client.get(lock) is None
+
+
+async def test_what_came_between_the_look_and_the_lock_is_seen(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, rival, provider = TranslationCache(connect(), TTL), Provider(), Provider()
+    another = TranslationCache(connect(), TTL)
+    hold = cache._locks.hold
+
+    @asynccontextmanager
+    async def late(key: str, ttl: float) -> AsyncIterator[Lease]:
+        await once(another, rival, "hola")
+        async with hold(key, ttl) as lease:
+            yield lease
+
+    monkeypatch.setattr(cache._locks, "hold", late)
+    assert await once(cache, provider, "hola") == "[en] hola"
+    assert (rival.asked, provider.asked) == (["hola"], [])
 
 
 async def test_a_caller_that_is_cancelled_leaves_no_lock(connect: Connect) -> None:

@@ -188,6 +188,7 @@ def test_pieces_are_the_text(text: str, limit: int) -> None:
         ("Uno dos.\n\ntres\ncuatro", ["Uno dos.\n\n", "tres\ncuatro"]),
         ("一二三四五六。七八九十一二三四五", ["一二三四五六。", "七八九十一二三四五"]),
         ("uno dos tres cuatro", ["uno dos tres ", "cuatro"]),
+        ("a\nuno dos tres cuatro", ["a\nuno dos ", "tres cuatro"]),
         ("aaaaaaaaaaaaaaaaaa", ["aaaaaaaaaaaaaa", "aaaa"]),
     ],
 )
