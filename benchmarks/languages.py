@@ -1,0 +1,133 @@
+"""The language of short comments: each detector that can be had here, on one labelled set."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.bench import Bench, say
+from benchmarks.detecting import BARE, LLM, TEXT, WHISPER, Told, labelled
+from benchmarks.processes import ROOT, ProcessFailed, command
+from benchmarks.results import Comparison, Side
+from infra import whisper
+from infra.settings import load_settings
+
+NONE = "und"
+"""The label of comments that must be abstained from."""
+NAMES = {
+    TEXT: "text detector",
+    BARE: "its model alone: unprepared, no least confidence",
+    LLM: "language model",
+    WHISPER: "Whisper's decoder",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Percent: the first three of the comments in a language, `answered` of those without one."""
+
+    right: float
+    wrong: float
+    abstained: float
+    answered: float
+    misled: float
+    """Of all comments: another language than theirs, or any where there is none."""
+
+
+def score(truth: Sequence[str], found: Sequence[str | None]) -> Score:
+    """How often a detector was right; both in the same order."""
+    pairs = list(zip(truth, found, strict=True))
+    written = [(label, answer) for label, answer in pairs if label != NONE]
+    wordless = [answer for label, answer in pairs if label == NONE]
+    right = sum(label == answer for label, answer in written)
+    abstained = sum(answer is None for _, answer in written)
+    wrong = len(written) - right - abstained
+    answered = sum(answer is not None for answer in wordless)
+    return Score(
+        right=100 * right / len(written),
+        wrong=100 * wrong / len(written),
+        abstained=100 * abstained / len(written),
+        answered=100 * answered / len(wordless),
+        misled=100 * (wrong + answered) / len(pairs),
+    )
+
+
+def run(bench: Bench) -> list[Comparison]:
+    """Percent of wrong and of right answers and µs, against the default's model as it comes.
+
+    Another detector is measured where it can be had: the language model and Whisper when the
+    environment says which (OPENAI_API_KEY or OPENAI_BASE_URL, WHISPER_MODEL).
+    """
+    every = bench.size(1, 20)
+    ours, bare = (_told(kind, bench.size(5, 1), every) for kind in (TEXT, BARE))
+    comparisons = [
+        Comparison(
+            "languages",
+            "% misled",
+            _misled(TEXT, ours, every),
+            _misled(BARE, bare, every),
+            at_most=0.5,
+        ),
+        *_compare(TEXT, ours, BARE, bare, every),
+    ]
+    for kind in _others():
+        comparisons += _compare(kind, _told(kind, 1, every), TEXT, ours, every)
+    return comparisons
+
+
+def _others() -> list[str]:
+    has_llm = load_settings(os.environ).has_llm
+    has_whisper = whisper.is_installed() and "WHISPER_MODEL" in os.environ
+    return [kind for kind, is_there in ((LLM, has_llm), (WHISPER, has_whisper)) if is_there]
+
+
+def _told(kind: str, rounds: int, every: int) -> Told:
+    say(f"finding languages: {NAMES[kind]}")
+    done = subprocess.run(
+        command("detecting", kind, str(rounds), str(every)),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *_python_path()])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ProcessFailed(f"Finding languages failed:\n{done.stderr[-4000:]}")
+    told: Told = json.loads(done.stdout)
+    return told
+
+
+def _python_path() -> list[str]:
+    return list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+
+
+def _compare(kind: str, told: Told, base: str, beside: Told, every: int) -> list[Comparison]:
+    return [
+        Comparison("languages", "% right", _right(kind, told, every), _right(base, beside, every)),
+        Comparison("languages", "µs a comment", _pace(kind, told), _pace(base, beside)),
+    ]
+
+
+def _misled(kind: str, told: Told, every: int) -> Side:
+    return Side(NAMES[kind], [_score(told, every).misled])
+
+
+def _right(kind: str, told: Told, every: int) -> Side:
+    result = _score(told, every)
+    notes = {
+        "% wrong": result.wrong,
+        "% abstained": result.abstained,
+        "% of the wordless answered": result.answered,
+    }
+    return Side(NAMES[kind], [result.right], notes)
+
+
+def _pace(kind: str, told: Told) -> Side:
+    notes = {"MiB": told["mebibytes"], "s to start": told["start_seconds"]}
+    return Side(NAMES[kind], told["microseconds"], notes)
+
+
+def _score(told: Told, every: int) -> Score:
+    return score([language for language, _ in labelled()][::every], told["languages"])
