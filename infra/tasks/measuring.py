@@ -8,11 +8,12 @@ import time
 import structlog
 from dramatiq import Broker, Worker
 from dramatiq.broker import MessageProxy
-from dramatiq.middleware import Middleware, Shutdown
+from dramatiq.middleware import Middleware
 
 from infra import metrics
 from infra.tasks.errors import BrokerAway, Postponed
 from infra.tasks.letters import TaskQueues
+from infra.tasks.stopping import was_interrupted
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +61,7 @@ class Measured(Middleware):
 def _outcome(exception: BaseException | None) -> str:
     if exception is None:
         return "done"
-    if isinstance(exception, Shutdown):
+    if was_interrupted(exception):
         return "returned"
     return "postponed" if isinstance(exception, Postponed) else "retried"
 

@@ -12,12 +12,12 @@ from dramatiq.broker import MessageProxy
 from dramatiq.common import compute_backoff
 from dramatiq.errors import BrokerConnectionError
 from dramatiq.middleware import Retries as StockRetries
-from dramatiq.middleware import Shutdown
 
 from infra import metrics
 from infra.settings import Settings
 from infra.tasks.errors import Postponed
 from infra.tasks.failed import FailedTask, OnDead, failed_task, in_one_line
+from infra.tasks.stopping import was_interrupted
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +49,7 @@ class Retries(StockRetries):
     ) -> None:
         if exception is None:
             return
-        if isinstance(exception, Shutdown):
+        if was_interrupted(exception):
             log.info("task_returned", actor=message.actor_name, task=message.message_id)
             send_again(broker, message, None)
         elif isinstance(exception, Postponed):

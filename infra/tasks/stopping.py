@@ -5,25 +5,52 @@ from __future__ import annotations
 import threading
 
 from dramatiq import Broker, Worker
-from dramatiq.middleware import ShutdownNotifications
+from dramatiq.broker import MessageProxy
+from dramatiq.middleware import Middleware, Shutdown, raise_thread_exception
 
 
-class GraceThenInterrupt(ShutdownNotifications):
+def was_interrupted(exception: BaseException | None) -> bool:
+    """Whether the task ended because its process stops, at once or after a slow clean-up."""
+    ended = (exception, exception.__cause__ if exception is not None else None)
+    return any(isinstance(each, Shutdown) for each in ended)
+
+
+class GraceThenInterrupt(Middleware):
     """Raises Shutdown in running tasks after a grace; Retries puts those back at once.
 
-    The stock one interrupts at once, or never.
+    Dramatiq's ShutdownNotifications interrupts at once, or never.
     """
 
     def __init__(self, grace_seconds: float) -> None:
-        super().__init__(notify_shutdown=True)
         self._grace_seconds = grace_seconds
+        self._busy: set[int] = set()
         self._timer: threading.Timer | None = None
 
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        self._busy.add(threading.get_ident())
+
+    def after_process_message(
+        self,
+        broker: Broker,
+        message: MessageProxy,
+        *,
+        result: object = None,
+        exception: BaseException | None = None,
+    ) -> None:
+        self._busy.discard(threading.get_ident())
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        self._busy.discard(threading.get_ident())
+
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        self._timer = threading.Timer(self._grace_seconds, self.manager.shutdown)
+        self._timer = threading.Timer(self._grace_seconds, self._interrupt)
         self._timer.daemon = True
         self._timer.start()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+    def _interrupt(self) -> None:
+        for thread_id in tuple(self._busy):
+            raise_thread_exception(thread_id, Shutdown)

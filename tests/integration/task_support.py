@@ -57,7 +57,7 @@ class Toy:
     async def _remember(self, failed: FailedTask) -> None:
         self.dead.append(failed)
 
-    def actor(self, work: Work, **options: object) -> None:
+    def actor(self, work: Work, **options: Any) -> None:
         """Declare it under its function's name."""
         declared = dramatiq.actor(broker=self.broker, queue_name=TRANSLATION, **options)(work)
         self._actors[declared.actor_name] = declared

@@ -224,15 +224,19 @@ def test_stopping_lets_running_tasks_end_and_leaves_the_rest(
     assert state(queues).get("taken", 0) == 0
 
 
+@pytest.mark.parametrize("cleaning", [0.0, 1.5])
 def test_what_outlasts_the_grace_is_given_back_with_its_attempts(
-    url: str | None, queues: TaskQueues
+    url: str | None, queues: TaskQueues, cleaning: float
 ) -> None:
     calls: list[None] = []
 
     async def stubborn() -> None:
         calls.append(None)
         if len(calls) == 1:
-            await asyncio.sleep(60)
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(cleaning)
 
     settings = quick_settings(url, TASK_STOP_SECONDS="0.3", TASK_MAX_RETRIES="0")
     first, second = Toy(settings), Toy(settings)
@@ -271,6 +275,27 @@ def test_a_message_for_no_actor_becomes_a_dead_letter(
     assert worker.dead == []
 
 
+def test_what_can_not_be_read_becomes_a_dead_letter_and_stops_nobody() -> None:
+    settings = quick_settings(None)
+    client, queues = FakeRedis(server=embedded_server()), task_queues(settings)
+    client.flushall()
+    client.hset("backlot:translation.msgs", "x", "not a message")
+    client.rpush("backlot:translation", "x")
+
+    async def next_one() -> None: ...
+
+    toy, before = Toy(settings), count("next_one", "done")
+    toy.actor(next_one)
+    toy.send("next_one")
+    with toy.working():
+        until(lambda: state(queues)["dead"] == 1)
+        until(lambda: count("next_one", "done") > before)
+    (letter,) = queues.dead(TRANSLATION, 1)
+    assert letter.id == "x"
+    assert letter.error.startswith("can't be read")
+    assert queues.redrive(TRANSLATION, None) == []
+
+
 def test_resources_are_opened_before_and_closed_after_the_tasks(settings: Settings) -> None:
     story: list[str] = []
 
@@ -298,9 +323,12 @@ def test_resources_are_opened_before_and_closed_after_the_tasks(settings: Settin
 
 
 def test_without_its_resources_a_worker_does_not_start(settings: Settings) -> None:
+    async def refuse() -> None:
+        raise ConnectionError("the database is away")
+
     @asynccontextmanager
     async def broken() -> AsyncIterator[None]:
-        raise ConnectionError("the database is away")
+        await refuse()
         yield
 
     toy = Toy(settings, resources=Resources(broken))

@@ -8,9 +8,11 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -34,7 +36,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 class Program:
     """A group of processes as an operator starts it: one parent, one worker."""
 
-    def __init__(self, server: RedisServer, log: Path) -> None:
+    def __init__(self, server: RedisServer, log: Path, **changed: str) -> None:
         self.port = unused_port()
         self.log = log
         self._environment = os.environ | {
@@ -43,6 +45,7 @@ class Program:
             "TASK_STOP_SECONDS": "3",
             "BACKLOT_PORT": str(self.port),
             "LOG_FORMAT": "json",
+            **changed,
         }
 
     @contextmanager
@@ -80,7 +83,8 @@ class Sender:
         self._toy.send(name, *args)
 
     def told(self) -> list[str]:
-        return [line.decode() for line in self._redis.lrange("told", 0, -1)]
+        told = cast("list[bytes]", self._redis.lrange("told", 0, -1))
+        return [line.decode() for line in told]
 
     def close(self) -> None:
         self._redis.close()
@@ -157,17 +161,19 @@ def test_failures_back_off_die_once_and_are_seen_and_sent_again_by_operators(
 
 
 def test_when_redis_comes_back_the_delayed_tasks_go_on(
-    program: Program, sender: Sender, server: RedisServer
+    sender: Sender, server: RedisServer, tmp_path: Path
 ) -> None:
+    pauses = {"TASK_MIN_BACKOFF_SECONDS": "6", "TASK_MAX_BACKOFF_SECONDS": "6"}
+    program = Program(server, tmp_path / "program.log", TASK_MAX_RETRIES="1", **pauses)
     with program.running():
-        sender.send("tell", "before")
-        until(lambda: "before for req-1" in sender.told())
         sender.send("fail")
         until(lambda: b"task_retried" in program.log.read_bytes())
+        # Until the worker holds it in its memory: a poll of the delayed takes a second.
+        time.sleep(1.3)
         server.pause()
         until(lambda: b"connection error" in program.log.read_bytes(), 30)
         server.resume()
-        until(lambda: "dead fail after 3" in sender.told(), 30)
+        until(lambda: "dead fail after 2" in sender.told(), 30)
         sender.send("tell", "after")
         until(lambda: "after for req-1" in sender.told(), 30)
 
@@ -182,13 +188,13 @@ def test_in_process_tasks_can_not_be_seen_from_outside(
     assert "inside the running server" in capsys.readouterr().err
 
 
-def _backlot(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, list[dict[str, object]]]:
+def _backlot(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, list[Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["backlot", "tasks", *words, "--json"])
         with pytest.raises(SystemExit) as ended:
             main()
     assert ended.value.code == 0
-    found: dict[str, list[dict[str, object]]] = json.loads(capsys.readouterr().out)
+    found: dict[str, list[Any]] = json.loads(capsys.readouterr().out)
     return found
 
 

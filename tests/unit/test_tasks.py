@@ -1,0 +1,106 @@
+"""What of tasks needs no broker."""
+
+from __future__ import annotations
+
+import sys
+
+import dramatiq
+import pytest
+from dramatiq import Message
+from dramatiq.middleware import Shutdown
+
+from infra.settings import load_settings
+from infra.tasks import make_broker
+from infra.tasks.broker import shared_queues
+from infra.tasks.errors import ExtraMissing, NoSharedBroker, UnknownQueue
+from infra.tasks.failed import ERROR_CHARACTERS, failed_task, in_one_line
+from infra.tasks.letters import Depth, read, revived
+from infra.tasks.redis_broker import TaskRedisBroker
+from infra.tasks.stopping import was_interrupted
+
+FAILED: Message[None] = Message(
+    "translation",
+    "translate_comment",
+    ("c1", 2),
+    {},
+    {
+        "retries": 6,
+        "error": "ValueError: no",
+        "failed_at": 1_700_000_000_000,
+        "correlation_id": "req-1",
+        "causation_id": "event-1",
+        "redis_message_id": "r1",
+        "eta": 5,
+    },
+    "m1",
+    7,
+)
+
+
+def test_a_dead_letter_tells_what_failed_how_often_and_why() -> None:
+    assert failed_task(FAILED).as_dict() == {
+        "id": "m1",
+        "queue": "translation",
+        "actor": "translate_comment",
+        "args": ["c1", 2],
+        "attempts": 6,
+        "error": "ValueError: no",
+        "failedAt": "2023-11-14T22:13:20+00:00",
+        "correlationId": "req-1",
+        "causationId": "event-1",
+    }
+
+
+def test_a_letter_that_is_sent_again_begins_anew_and_keeps_its_origin() -> None:
+    origin = {"correlation_id": "req-1", "causation_id": "event-1"}
+    again = revived(FAILED)
+    assert again.options == origin
+    assert again.copy(options=FAILED.options) == FAILED
+
+
+def test_an_unreadable_letter_is_told_and_not_sent() -> None:
+    task, message = read("translation", "key", b"{")
+    assert message is None
+    assert (task.id, task.actor, task.attempts) == ("key", "", 0)
+
+
+def test_an_error_is_kept_in_one_short_line() -> None:
+    assert in_one_line(ValueError("a\n  b")) == "ValueError: a b"
+    assert in_one_line(ValueError()) == "ValueError"
+    assert len(in_one_line(ValueError("x" * 10_000))) == ERROR_CHARACTERS
+
+
+def test_a_slow_clean_up_after_the_interruption_is_an_interruption_too() -> None:
+    late = RuntimeError("timed out")
+    late.__cause__ = Shutdown()
+    assert [was_interrupted(each) for each in (Shutdown(), late, ValueError(), None)] == [
+        True, True, False, False,
+    ]  # fmt: skip
+
+
+def test_counts_that_a_broker_does_not_tell_are_left_out() -> None:
+    assert Depth("speech", 1, 2, 3).by_state() == {"waiting": 1, "delayed": 2, "dead": 3}
+    assert Depth("speech", 1, 2, 3, taken=0).by_state()["taken"] == 0
+
+
+def test_an_actor_can_not_use_a_queue_that_nobody_watches() -> None:
+    broker = make_broker(load_settings({}))
+
+    async def lost() -> None: ...
+
+    with pytest.raises(UnknownQueue, match="'lost' is none of the queues translation, speech"):
+        dramatiq.actor(broker=broker, queue_name="lost")(lost)
+
+
+def test_redis_carries_the_tasks_unless_another_broker_is_named() -> None:
+    for given in ({}, {"REDIS_URL": "redis://localhost"}, {"TASK_BROKER_URL": "rediss://other"}):
+        assert isinstance(make_broker(load_settings(given)), TaskRedisBroker)
+    with pytest.raises(NoSharedBroker, match="inside the running server"):
+        shared_queues(load_settings({}))
+
+
+def test_rabbitmq_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pika", None)
+    monkeypatch.delitem(sys.modules, "infra.tasks.rabbitmq", raising=False)
+    with pytest.raises(ExtraMissing, match=r"backlot\[rabbitmq\]"):
+        make_broker(load_settings({"TASK_BROKER_URL": "amqp://localhost"}))
