@@ -14,7 +14,7 @@ from infra.llm.failures import failure_of
 from infra.llm.pace import Pace
 from infra.llm.port import Answer, LanguageModel, Parsed
 from infra.llm.usage import count_usage, usage_of
-from infra.settings import Settings
+from infra.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -114,15 +114,17 @@ class OpenAIModel:
 
 
 def make_language_model(settings: Settings) -> LanguageModel | None:
-    """The configured model, or None where there is neither a key nor a URL."""
+    """The configured model, or None where there is neither a key nor a URL.
+
+    Raises SettingsError for a key that can't be sent.
+    """
     if not settings.has_llm:
         return None
     from openai import AsyncOpenAI, Timeout
 
-    key = settings.openai_api_key
     seconds = settings.llm_timeout_seconds
     client = AsyncOpenAI(
-        api_key=NO_KEY if key is None else key.get_secret_value(),
+        api_key=_key(settings),
         base_url=settings.openai_base_url or OPENAI,
         timeout=Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)),
         # Retries are the task's, so that one failure is one call.
@@ -135,6 +137,15 @@ def make_language_model(settings: Settings) -> LanguageModel | None:
         pace=Pace(settings.llm_calls_per_minute),
         prices=settings.llm_prices,
     )
+
+
+def _key(settings: Settings) -> str:
+    if settings.openai_api_key is None:
+        return NO_KEY
+    key = settings.openai_api_key.get_secret_value().strip()
+    if not key.isascii() or not key.isprintable():
+        raise SettingsError("OPENAI_API_KEY: has characters that no key has; copy it again")
+    return key
 
 
 def _answer(

@@ -33,7 +33,7 @@ from infra.llm import (
     Unreachable,
     make_language_model,
 )
-from infra.settings import Settings
+from infra.settings import Settings, SettingsError
 from tests import openai_server as server_of
 from tests.openai_server import Answer, OpenAIServer, openai_server
 from tests.support import unused_port
@@ -362,6 +362,13 @@ async def test_a_server_of_ones_own_needs_no_key(server: OpenAIServer) -> None:
     await ask(model)
     await model.aclose()
     assert server.calls[0].headers["authorization"] == "Bearer none"
+
+
+@pytest.mark.parametrize("key", ["sk-é", "sk-\x00a", "sk-a\nb"])
+def test_a_key_that_can_not_be_sent_stops_the_start(key: str) -> None:
+    with pytest.raises(SettingsError, match=r"^OPENAI_API_KEY: ") as raised:
+        make_language_model(Settings(_env_file=None, OPENAI_API_KEY=key))
+    assert key not in str(raised.value)
 
 
 def test_importing_it_does_not_import_the_sdk() -> None:
