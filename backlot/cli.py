@@ -19,7 +19,7 @@ import structlog
 import typer
 from typer.exceptions import TyperException
 
-from backlot import events, likes, projections, tasks
+from backlot import events, likes, projections, tasks, topics
 from backlot.output import Json, show
 from infra.errors import OperatorError
 from infra.settings import Settings, load_settings
@@ -41,6 +41,7 @@ app = typer.Typer(
 app.add_typer(events.app, name="events")
 app.add_typer(likes.app, name="likes")
 app.add_typer(projections.app, name="projections")
+app.add_typer(topics.app, name="topics")
 app.add_typer(tasks.app, name="tasks")
 
 

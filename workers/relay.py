@@ -77,7 +77,7 @@ class Relay:
 
     async def _lead(self, lead: Lead) -> None:
         await lead.do(relay_places.install)
-        self._places = await lead.do(relay_places.read)
+        self._places = await lead.do(relay_places.begin)
         log.info("relay_active", places=self._places)
         try:
             async with asyncio.TaskGroup() as group:

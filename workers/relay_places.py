@@ -26,7 +26,9 @@ CREATE TABLE IF NOT EXISTS backlot_undelivered (
     key text,
     value bytea,
     noticed_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (source, position));
+    PRIMARY KEY (source, position))
+"""
+BEGIN = b"""
 INSERT INTO backlot_relay (source, position) VALUES ('events', 0), ('telemetry', 0)
 ON CONFLICT DO NOTHING
 """
@@ -62,8 +64,9 @@ def install(conn: Connection[Any]) -> None:
         conn.execute(TABLES)
 
 
-def read(conn: Connection[TupleRow]) -> dict[str, int]:
-    """How far each source is published."""
+def begin(conn: Connection[TupleRow]) -> dict[str, int]:
+    """How far each source is published; at first, nothing is."""
+    conn.execute(BEGIN)
     return dict(conn.execute(READ).fetchall())
 
 

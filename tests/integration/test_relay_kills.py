@@ -18,8 +18,8 @@ from tests.integration.projection_support import Writer, origin
 from tests.integration.relay_support import Topics, expected_ids, installed, relayed, relaying
 from tests.kafka_cluster import kafka_cluster
 
-COMMENTS, EDITS = 12, 60
-KILLS = 6
+COMMENTS, EDITS = 12, 400
+KILLS = 10
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def writing(writer: Writer) -> Iterator[Event]:
             for comment in comments:
                 comment.edit(str(number), origin("bob"))
             writer.save(*comments)
-            time.sleep(0.05)
+            time.sleep(0.005)
         over.set()
 
     thread = Thread(target=write, name="writing")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from psycopg import Connection
@@ -83,29 +82,6 @@ WHERE consumer = %s AND source = %s AND partition = %s AND position = %s
 """
 PRUNE = b"DELETE FROM processed_messages WHERE processed_at < now() - make_interval(days => %s)"
 COUNT = b"SELECT count(*) FROM backlot_dead_messages WHERE consumer = %s"
-LIST = b"""
-SELECT id, consumer, topic, source, partition, position, message_id, key, value, headers,
-       reason, attempts, status, died_at FROM backlot_dead_messages
-"""
-
-
-class Buried(NamedTuple):
-    """A dead message as operators see it; `status` is `dead`, or `redrive` once that was asked."""
-
-    id: int
-    consumer: str
-    topic: str
-    source: str
-    partition: int
-    position: int
-    message_id: UUID | None
-    key: str | None
-    value: bytes | None
-    headers: Mapping[str, str]
-    reason: str
-    attempts: int
-    status: str
-    died_at: datetime
 
 
 def install(conn: Connection[Any]) -> None:

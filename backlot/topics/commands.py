@@ -1,0 +1,78 @@
+"""`backlot topics`: how publishing and consuming stand, and what is done about dead messages."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from backlot.output import Json, show
+from backlot.topics import dead
+from infra.errors import OperatorError
+from infra.settings import load_settings
+
+app = typer.Typer(help="Published topics, their consumers, dead messages.", no_args_is_help=True)
+app.add_typer(dead.app, name="dead")
+
+
+class NothingNamed(OperatorError):
+    """Neither some dead messages nor all of them."""
+
+
+@app.callback()
+def topics() -> None:
+    """Published topics, their consumers, dead messages."""
+
+
+@app.command(name="list")
+def list_topics(as_json: Json = False) -> None:
+    """The topics, how far each source is published and how far each consumer is."""
+    from backlot.topics.reading import looking
+    from backlot.topics.text import as_lines
+    from workers import topics as overview
+
+    with looking(load_settings()) as conn:
+        relay, consumers = overview.relayed(conn), overview.consumer_places(conn)
+    told = {
+        "topics": overview.topics(),
+        "relay": [each.as_dict() for each in relay],
+        "consumers": [each.as_dict() for each in consumers],
+    }
+    show("\n".join(as_lines(relay, consumers)), told, as_json)
+
+
+@app.command()
+def undelivered(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """What the relay could not publish at all, and why."""
+    from backlot.topics.reading import looking
+    from workers import topics as overview
+
+    with looking(load_settings()) as conn:
+        found = overview.undelivered(conn, limit)
+    lines = [f"{e.source:<9}  {e.position:>10}  {e.topic}  {e.reason}" for e in found]
+    text = "\n".join(lines) or "everything could be published"
+    show(text, {"items": [each.as_dict() for each in found]}, as_json)
+
+
+@app.command()
+def redrive(
+    ids: Annotated[
+        list[int] | None, typer.Argument(help="Of dead messages.", show_default=False)
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All, or all of a consumer.")] = False,
+    consumer: dead.OfConsumer = None,
+    topic: dead.OfTopic = None,
+    as_json: Json = False,
+) -> None:
+    """Give dead messages to their consumers again; those that can't be handled are dead again."""
+    from backlot.topics.reading import looking
+    from workers.consuming.dead import redrive as ask
+
+    if bool(ids) == every:
+        raise NothingNamed("name dead messages by their ids, or say --all")
+    with looking(load_settings()) as conn:
+        count = ask(conn, ids=ids or None, consumer=consumer, topic=topic)
+    show(f"{count} to be driven again", {"redriven": count}, as_json)

@@ -1,0 +1,190 @@
+"""`backlot topics` on a real database: what is published, consumed, dead, and driven again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+import pytest
+
+from backlot.cli import main
+from infra import telemetry
+from infra.integration import TOPICS
+from tests.integration.consuming_support import VIDEO, LogStage, Tasks, consuming, run, until
+from tests.integration.projection_support import Writer, rows
+from workers import relay_places, topics
+from workers.relay_places import Undelivered
+
+
+class Ran(NamedTuple):
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.out)
+
+
+Backlot = Callable[..., Ran]
+
+
+@pytest.fixture
+def backlot(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    database_url: str,
+) -> Backlot:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", database_url)
+
+    def run(*words: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["backlot", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ran(ended.value.code, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def stage(database_url: str, writer: Writer) -> LogStage:
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        telemetry.install(conn)
+        topics.install(conn)
+    return LogStage(database_url, writer)
+
+
+def with_dead(stage: LogStage, *contents: str) -> None:
+    """Messages with these contents come, and die."""
+
+    async def scenario() -> None:
+        tasks = Tasks()
+        tasks.poison = set(contents)
+        for content in contents:
+            stage.writer.comment(VIDEO, content=content)
+        stage.writer.comment(VIDEO, content="good")
+        async with consuming(stage, tasks):
+            await until(lambda: attempts(stage) == [1] * len(contents))
+        assert tasks.contents == ["good"]
+
+    run(scenario)
+
+
+def test_the_list_has_topics_the_relay_and_consumers(stage: LogStage, backlot: Backlot) -> None:
+    with_dead(stage, "bad")
+    with psycopg.connect(stage.database_url, autocommit=True) as conn:
+        relay_places.begin(conn)
+        relay_places.move(conn, "events", 0, 1, [])
+    told = backlot("topics", "list", "--json").data
+    assert [each["topic"] for each in told["topics"]] == list(TOPICS)
+    assert told["topics"][0]["deadLetters"] == "comment.created.dlq"
+    events, views = told["relay"]
+    assert (events["source"], events["position"], events["head"]) == ("events", 1, 2)
+    assert (events["lagEvents"], views["lagEvents"]) == (1, 0)
+    (consumer,) = told["consumers"]
+    assert (consumer["consumer"], consumer["source"]) == ("tasks", "events")
+    assert (consumer["position"], consumer["dead"]) == (2, 1)
+    text = backlot("topics", "list").out
+    for line in ("comment.created", "events", "tasks"):
+        assert line in text
+
+
+def test_before_any_relay_it_says_never(stage: LogStage, backlot: Backlot) -> None:
+    assert "never" in backlot("topics", "list").out
+    relay = backlot("topics", "list", "--json").data["relay"]
+    assert [each["position"] for each in relay] == [None, None]
+
+
+def test_dead_messages_are_listed_and_shown(stage: LogStage, backlot: Backlot) -> None:
+    with_dead(stage, "bad", "worse")
+    items = backlot("topics", "dead", "list", "--json").data["items"]
+    assert [json.loads(item["value"])["content"] for item in items] == ["bad", "worse"]
+    assert {item["reason"] for item in items} == {"it can't be handled"}
+    assert items[0]["headers"]["ce_type"] == "comment.created"
+    shown = backlot("topics", "dead", "show", str(items[1]["id"]), "--json").data
+    assert shown == items[1]
+    assert "it can't be handled" in backlot("topics", "dead", "list").out
+    assert "position: 2" in backlot("topics", "dead", "show", str(items[1]["id"])).out
+    for words in (("--topic", "comment.edited"), ("--consumer", "other"), ("--after", "99")):
+        assert backlot("topics", "dead", "list", *words).out == "nothing is dead\n"
+    missing = backlot("topics", "dead", "show", "99")
+    assert (missing.code, missing.err) == (1, "backlot: no dead message has the id 99\n")
+
+
+def test_a_dead_message_is_driven_again(stage: LogStage, backlot: Backlot) -> None:
+    with_dead(stage, "bad", "worse")
+    first, _ = backlot("topics", "dead", "list", "--json").data["items"]
+    assert backlot("topics", "redrive", str(first["id"]), "--json").data == {"redriven": 1}
+
+    async def scenario() -> None:
+        tasks = Tasks()
+        async with consuming(stage, tasks):
+            await until(lambda: tasks.contents == ["bad"])
+            await until(
+                lambda: len(rows(stage.database_url, "SELECT id FROM backlot_dead_messages")) == 1
+            )
+
+    run(scenario)
+    (left,) = backlot("topics", "dead", "list", "--json").data["items"]
+    assert json.loads(left["value"])["content"] == "worse"
+    assert backlot("topics", "redrive", "--all", "--consumer", "tasks").out == (
+        "1 to be driven again\n"
+    )
+
+
+@pytest.mark.parametrize("words", [(), ("1", "--all")])
+def test_what_to_drive_again_has_to_be_said(
+    stage: LogStage, backlot: Backlot, words: tuple[str, ...]
+) -> None:
+    refused = backlot("topics", "redrive", *words)
+    assert refused.code == 1
+    assert refused.err == "backlot: name dead messages by their ids, or say --all\n"
+
+
+def test_what_could_not_be_published_is_told(stage: LogStage, backlot: Backlot) -> None:
+    assert backlot("topics", "undelivered").out == "everything could be published\n"
+    with psycopg.connect(stage.database_url, autocommit=True) as conn:
+        relay_places.begin(conn)
+        lost = Undelivered(3, "comment.created", "it is too large")
+        relay_places.move(conn, "events", 0, 5, [lost])
+    (item,) = backlot("topics", "undelivered", "--json").data["items"]
+    assert (item["source"], item["position"], item["reason"]) == ("events", 3, "it is too large")
+    assert "it is too large" in backlot("topics", "undelivered").out
+
+
+def test_a_database_without_tables_is_one_line(backlot: Backlot) -> None:
+    refused = backlot("topics", "list")
+    assert refused.code == 1
+    assert refused.err == "backlot: its tables are not there yet: start Backlot on it once\n"
+
+
+def test_a_message_that_is_gone_stays_dead(stage: LogStage, backlot: Backlot) -> None:
+    with_dead(stage, "bad")
+    rows(stage.database_url, "UPDATE backlot_events SET state = '{}' RETURNING 1")
+    backlot("topics", "redrive", "--all")
+
+    async def scenario() -> None:
+        async with consuming(stage, Tasks()):
+            await until(lambda: attempts(stage) == [2])
+
+    run(scenario)
+    (item,) = backlot("topics", "dead", "list", "--json").data["items"]
+    assert (item["status"], item["attempts"]) == ("dead", 2)
+    assert "Can't read version 1" in item["reason"]
+
+
+def attempts(stage: LogStage) -> list[int]:
+    """How often each dead message was tried."""
+    found = rows(stage.database_url, "SELECT attempts FROM backlot_dead_messages ORDER BY id")
+    return [each for (each,) in found]

@@ -1,0 +1,107 @@
+"""Dead messages as operators see them, and how they ask for one to be handled after all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from psycopg import Connection
+from psycopg.rows import class_row
+
+COLUMNS = (
+    "id, consumer, topic, source, partition, position, message_id, key, value, headers, reason, "
+    "attempts, status, died_at"
+)
+LIST = f"""
+SELECT {COLUMNS} FROM backlot_dead_messages
+WHERE id > %(after)s AND consumer = coalesce(%(consumer)s, consumer)
+  AND topic = coalesce(%(topic)s, topic)
+ORDER BY id LIMIT %(limit)s
+""".encode()
+SHOW = f"SELECT {COLUMNS} FROM backlot_dead_messages WHERE id = %s".encode()
+REDRIVE = b"""
+UPDATE backlot_dead_messages SET status = 'redrive'
+WHERE consumer = coalesce(%(consumer)s, consumer) AND topic = coalesce(%(topic)s, topic)
+  AND id = ANY (coalesce(%(ids)s::bigint[], ARRAY[id]))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Buried:
+    """A dead message; `status` is `dead`, or `redrive` from when that was asked until it ends.
+
+    `source`, `partition` and `position` say where it lies: in the log, the telemetry or a topic.
+    """
+
+    id: int
+    consumer: str
+    topic: str
+    source: str
+    partition: int
+    position: int
+    message_id: UUID | None
+    key: str | None
+    value: bytes | None
+    headers: Mapping[str, str]
+    reason: str
+    attempts: int
+    status: str
+    died_at: datetime
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; a value that is no UTF-8 has its other bytes escaped."""
+        value = None if self.value is None else self.value.decode(errors="backslashreplace")
+        return {
+            "id": self.id,
+            "consumer": self.consumer,
+            "topic": self.topic,
+            "source": self.source,
+            "partition": self.partition,
+            "position": self.position,
+            "messageId": None if self.message_id is None else str(self.message_id),
+            "key": self.key,
+            "reason": self.reason,
+            "attempts": self.attempts,
+            "status": self.status,
+            "diedAt": self.died_at.isoformat(),
+            "headers": dict(self.headers),
+            "value": value,
+        }
+
+
+def buried(
+    conn: Connection[Any],
+    *,
+    consumer: str | None = None,
+    topic: str | None = None,
+    after: int = 0,
+    limit: int = 100,
+) -> list[Buried]:
+    """Dead messages, the oldest first, behind an id."""
+    values = {"consumer": consumer, "topic": topic, "after": after, "limit": limit}
+    with conn.cursor(row_factory=class_row(Buried)) as cursor:
+        return cursor.execute(LIST, values).fetchall()
+
+
+def show(conn: Connection[Any], id_: int) -> Buried | None:
+    """One of them; None when there is no such."""
+    with conn.cursor(row_factory=class_row(Buried)) as cursor:
+        return cursor.execute(SHOW, (id_,)).fetchone()
+
+
+def redrive(
+    conn: Connection[Any],
+    *,
+    ids: Sequence[int] | None = None,
+    consumer: str | None = None,
+    topic: str | None = None,
+) -> int:
+    """Have them given to their consumers again, within a second or two; returns how many.
+
+    What is handled then is no longer listed; what is not, is dead again.
+    """
+    values = {"ids": None if ids is None else list(ids), "consumer": consumer, "topic": topic}
+    return conn.execute(REDRIVE, values).rowcount

@@ -1,0 +1,134 @@
+"""How publishing and consuming stand, for operators: read from the tables of both."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg import Connection
+from psycopg.rows import class_row
+
+from infra.integration import TOPICS, dead_letters
+from infra.integration.topics import TELEMETRY
+from workers import relay_places
+from workers.consuming import ledger
+
+# A consumer's lag is known here where it follows the log; with Kafka its metric tells.
+RELAY = b"""
+WITH heads AS (
+    SELECT 'events' AS source, coalesce(max(notification_id), 0) AS head FROM public.backlot_events
+    UNION ALL SELECT 'telemetry', coalesce(max(seq), 0) FROM public.backlot_telemetry)
+SELECT h.source, r.position, h.head, r.updated_at
+FROM heads h LEFT JOIN backlot_relay r USING (source) ORDER BY h.source
+"""
+CONSUMERS = b"""
+SELECT consumer, source, partition, position, updated_at,
+       (SELECT count(*) FROM backlot_dead_messages d WHERE d.consumer = p.consumer) AS dead
+FROM backlot_consumer_places p ORDER BY consumer, source, partition
+"""
+UNDELIVERED = b"""
+SELECT source, position, topic, reason, message_id::text, key, noticed_at FROM backlot_undelivered
+ORDER BY source, position LIMIT %s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """How far a source is published; no position where no relay has ever run."""
+
+    source: str
+    position: int | None
+    head: int
+    updated_at: datetime | None
+
+    @property
+    def lag(self) -> int:
+        return self.head - (self.position or 0)
+
+    def as_dict(self) -> dict[str, Any]:
+        updated = None if self.updated_at is None else self.updated_at.isoformat()
+        return {
+            "source": self.source,
+            "position": self.position,
+            "head": self.head,
+            "lagEvents": self.lag,
+            "updatedAt": updated,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerPlace:
+    """How far a consumer is in a partition of a source, and how many of its messages are dead."""
+
+    consumer: str
+    source: str
+    partition: int
+    position: int
+    updated_at: datetime
+    dead: int
+
+    def as_dict(self) -> dict[str, Any]:
+        told = {**asdict(self), "updatedAt": self.updated_at.isoformat()}
+        del told["updated_at"]
+        return told
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """Something recorded that the relay could not publish."""
+
+    source: str
+    position: int
+    topic: str
+    reason: str
+    message_id: str | None
+    key: str | None
+    noticed_at: datetime
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "position": self.position,
+            "topic": self.topic,
+            "reason": self.reason,
+            "messageId": self.message_id,
+            "key": self.key,
+            "noticedAt": self.noticed_at.isoformat(),
+        }
+
+
+def install(conn: Connection[Any]) -> None:
+    """Create the tables of both where they are missing."""
+    relay_places.install(conn)
+    ledger.install(conn)
+
+
+def topics() -> list[dict[str, str]]:
+    """Every published topic, what it is made from and where its dead letters go."""
+    return [
+        {
+            "topic": topic,
+            "source": "telemetry" if topic in TELEMETRY else "events",
+            "deadLetters": dead_letters(topic),
+        }
+        for topic in TOPICS
+    ]
+
+
+def relayed(conn: Connection[Any]) -> list[Relayed]:
+    """How far each source is published."""
+    with conn.cursor(row_factory=class_row(Relayed)) as cursor:
+        return cursor.execute(RELAY).fetchall()
+
+
+def consumer_places(conn: Connection[Any]) -> list[ConsumerPlace]:
+    """How far each consumer is."""
+    with conn.cursor(row_factory=class_row(ConsumerPlace)) as cursor:
+        return cursor.execute(CONSUMERS).fetchall()
+
+
+def undelivered(conn: Connection[Any], limit: int) -> list[SetAside]:
+    """What could not be published."""
+    with conn.cursor(row_factory=class_row(SetAside)) as cursor:
+        return cursor.execute(UNDELIVERED, (limit,)).fetchall()
