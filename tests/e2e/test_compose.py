@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from tests.e2e import plain
 from tests.e2e.composed import Composed, composed
 from tests.e2e.program import wait_for
 from tests.e2e.videos import problem, read, see, start, upload
+from tests.integration.relay_support import Topics
 from tests.kafka_cluster import kafka_cluster
 from tests.openai_server import openai_server
 
@@ -28,7 +30,14 @@ FILM = b"a film of two parts " * (PART_BYTES // 20 + 1)
 
 
 @pytest.fixture(scope="module")
-def system(short_dir: Path, postgres: EmbeddedPostgres) -> Iterator[Composed]:
+def kafka() -> Iterator[str]:
+    """host:port of a broker."""
+    with kafka_cluster() as cluster:
+        yield cluster.bootstrap_servers
+
+
+@pytest.fixture(scope="module")
+def system(short_dir: Path, postgres: EmbeddedPostgres, kafka: str) -> Iterator[Composed]:
     """All roles meet an empty database, and one another, at the same moment."""
     with psycopg.connect(postgres.url, autocommit=True) as admin:
         admin.execute("CREATE DATABASE composed")
@@ -36,13 +45,12 @@ def system(short_dir: Path, postgres: EmbeddedPostgres) -> Iterator[Composed]:
     small = {"PART_SIZE_BYTES": str(PART_BYTES)}
     with ExitStack() as stack:
         model = stack.enter_context(openai_server())
-        kafka = stack.enter_context(kafka_cluster())
         variables = {**small, "OPENAI_BASE_URL": model.url}
         started = composed(
             short_dir / "composed",
             url,
             ROLES,
-            kafka=kafka.bootstrap_servers,
+            kafka=kafka,
             variables=variables,
         )
         running = stack.enter_context(started)
@@ -147,20 +155,49 @@ def test_a_killed_side_comes_back_and_the_other_goes_on(
     assert len(read(bob.get(f"/videos/{video}/comments"))["items"]) == 1
 
 
-def test_a_comment_is_translated_by_a_task(
-    system: Composed, alice: httpx.Client, bob: httpx.Client
-) -> None:
+def test_a_comment_is_translated_by_a_task(alice: httpx.Client, bob: httpx.Client) -> None:
     video = upload(alice)
-    see(bob, bob.post(f"/videos/{video}/comments", json={"content": "¡Qué película tan bonita!"}))
+    text = "¡Qué película tan bonita!"
+    see(bob, bob.post(f"/videos/{video}/comments", json={"content": text}))
+    wait_for(lambda: _first(bob, video)["translationStatus"] != "pending")
+    comment = _first(bob, video)
+    assert comment["translationStatus"] == "translated"
+    assert comment["language"] == "es"
+    assert comment["translatedText"] == f"[en] {text}"
 
-    def comment() -> dict[str, object]:
-        (found,) = read(bob.get(f"/videos/{video}/comments"))["items"]
-        return dict(found)
 
-    wait_for(lambda: comment()["translationStatus"] != "pending")
-    assert comment()["translationStatus"] == "translated", system.logs("tasks")
-    assert comment()["language"] == "es"
-    assert comment()["translatedText"] == "[en] ¡Qué película tan bonita!"
+def test_what_came_while_nobody_worked_is_done_later(system: Composed, bob: httpx.Client) -> None:
+    away = ("relay", "consumers", "tasks")
+    for role in away:
+        system.kill(role)
+    video = upload(bob)
+    see(bob, bob.post(f"/videos/{video}/comments", json={"content": "¿Quién trabaja hoy aquí?"}))
+    assert _first(bob, video)["translationStatus"] == "pending"
+    system.start(*away)
+    wait_for(lambda: _first(bob, video)["translationStatus"] == "translated")
+
+
+def _first(client: httpx.Client, video: str) -> dict[str, object]:
+    found: dict[str, object] = read(client.get(f"/videos/{video}/comments"))["items"][0]
+    return found
+
+
+def test_what_happens_is_published(system: Composed, kafka: str, bob: httpx.Client) -> None:
+    video = upload(bob)
+    assert bob.put(f"/videos/{video}/like").status_code == 200
+    assert bob.post(f"/videos/{video}/comments", json={"content": "Bonito"}).status_code == 201
+    wanted = {"upload.completed", "video.liked", "comment.created"}
+
+    async def published() -> None:
+        async with Topics(kafka) as topics, asyncio.timeout(20):
+            while not wanted <= {r.partition.topic for r in topics.records if _of(r.value, video)}:
+                await topics.drain()
+
+    asyncio.run(published())
+
+
+def _of(value: bytes | None, video: str) -> bool:
+    return value is not None and json.loads(value).get("videoId") == video
 
 
 def test_tasks_tell_their_metrics_and_log_as_everybody_does(system: Composed) -> None:
