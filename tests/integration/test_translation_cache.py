@@ -1,14 +1,12 @@
-"""Equal comments are translated once, with and without a Redis that stays."""
+"""Equal comments are translated once, on a Redis inside the process and on a real one."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 from fakeredis import FakeServer
@@ -20,14 +18,13 @@ from infra.llm import LanguageModelError, Throttled
 from infra.locks import Lease
 from infra.redis import embedded_redis
 from tests.integration.redis_servers import RedisServer, redis_servers
+from tests.integration.translating import MODEL, TTL, Provider, key_of, once, stored
 from workers.translation.cache import LOCK_PREFIX, TranslationCache
 from workers.translation.prompt import PROMPT_VERSION
 from workers.translation.translator import Translation
 
 pytestmark = pytest.mark.anyio
 
-MODEL = "gpt-4o-mini"
-TTL = 60.0
 Connect = Callable[[], Redis]
 
 
@@ -39,13 +36,6 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RedisServer]]:
     with redis_servers(1, tmp_path_factory.mktemp("redis")) as running:
-        yield running
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """One of this test's own, to be killed."""
-    with redis_servers(1, tmp_path) as (running,):
         yield running
 
 
@@ -66,46 +56,6 @@ async def connect(request: pytest.FixtureRequest) -> AsyncIterator[Connect]:
     yield made
     for client in clients:
         await client.aclose()
-
-
-class Provider:
-    """Makes translations after a moment, and counts how often it was asked for each text."""
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.asked: list[str] = []
-        self.begun = asyncio.Event()
-        self.seconds = seconds
-        self.failure: Exception | None = None
-        self.language = "es"
-
-    def of(self, text: str) -> Callable[[], Awaitable[Translation]]:
-        async def make() -> Translation:
-            self.asked.append(text)
-            self.begun.set()
-            await asyncio.sleep(self.seconds)
-            if self.failure is not None:
-                raise self.failure
-            core = text.strip()
-            return Translation(
-                text.replace(core, f"[en] {core}"), self.language, MODEL, PROMPT_VERSION
-            )
-
-        return make
-
-
-def key_of(text: str) -> str:
-    return f"comment:translation:{hashlib.sha256(text.strip().lower().encode()).hexdigest()}"
-
-
-async def stored(client: Redis, key: str) -> dict[str, str]:
-    value = await client.get(key)
-    assert value is not None
-    found: dict[str, str] = json.loads(value)
-    return found
-
-
-async def once(cache: TranslationCache, provider: Provider, text: str) -> str:
-    return (await cache.once(text, provider.of(text))).text
 
 
 async def test_a_translation_is_kept_for_so_long_under_the_documented_key(connect: Connect) -> None:
@@ -283,63 +233,3 @@ async def test_no_lock_is_counted_under_a_name_of_its_own(connect: Connect) -> N
     cache = TranslationCache(connect(), TTL, model="llama3:8b")
     await once(cache, Provider(), "hola")
     assert metrics.value(name, **labels) == before + 1
-
-
-async def test_without_redis_everything_goes_on_and_is_told_once(server: RedisServer) -> None:
-    client, provider = server.client(), Provider(0.05)
-    cache = TranslationCache(client, TTL)
-    await once(cache, provider, "before")
-    server.kill()
-    failures = metrics.value("backlot_translation_cache_failures_total")
-    with capture_logs() as logs:
-        texts = [f"comment {number % 50}" for number in range(1000)]
-        answers = await asyncio.gather(*(once(cache, provider, text) for text in texts))
-        assert await cache.get("before") is None
-        await cache.put("before", Translation("x", "es", MODEL, PROMPT_VERSION))
-    assert answers == [f"[en] {text}" for text in texts]
-    assert len(provider.asked) == 1 + 50, "this process still makes each once"
-    assert metrics.value("backlot_translation_cache_failures_total") > failures
-    warnings = [line["event"] for line in logs if line["log_level"] == "warning"]
-    assert warnings == ["translation_cache_away"]
-    await client.aclose()
-
-
-async def test_a_redis_that_hangs_costs_a_second_and_not_one_of_each_comment(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("workers.translation.store.AWAY_SECONDS", 0.5)
-    client, provider = server.client(), Provider()
-    cache = TranslationCache(client, TTL)
-    await once(cache, provider, "before")
-    server.pause()
-    started = time.monotonic()
-    for number in range(20):
-        assert await once(cache, provider, f"comment {number}")
-    assert time.monotonic() - started < 4
-    server.resume()
-    await asyncio.sleep(0.6)
-    with capture_logs() as logs:
-        asked = len(provider.asked)
-        await once(cache, provider, "before")
-    assert len(provider.asked) == asked, "the cache is used again"
-    assert [line["event"] for line in logs] == ["translation_cache_back"]
-    await client.aclose()
-
-
-@pytest.mark.parametrize("absence", ["kill", "pause"])
-async def test_redis_vanishes_while_some_make_and_others_wait(
-    server: RedisServer, absence: str
-) -> None:
-    makers, waiters = server.client(), server.client()
-    making, waiting = TranslationCache(makers, TTL), TranslationCache(waiters, TTL)
-    provider = Provider(1.0)
-    first = asyncio.create_task(once(making, provider, "hola"))
-    await provider.begun.wait()
-    others = [asyncio.create_task(once(waiting, provider, "hola")) for _ in range(100)]
-    await asyncio.sleep(0.1)
-    assert provider.asked == ["hola"]
-    getattr(server, absence)()
-    assert await asyncio.gather(first, *others) == 101 * ["[en] hola"]
-    assert len(provider.asked) == 2, "one of the waiting process took over"
-    await makers.aclose()
-    await waiters.aclose()
