@@ -48,6 +48,10 @@ class WhisperDetector:
         best = await loop.run_in_executor(self._thread, self._best, spoken)
         return best and best.if_at_least(self._min_confidence)
 
+    def close(self) -> None:
+        """End the thread, once it has answered."""
+        self._thread.shutdown()
+
     def _best(self, spoken: str) -> Detection | None:
         shares: dict[str, float] = defaultdict(float)
         for code, share in self._decoder.shares(spoken).items():

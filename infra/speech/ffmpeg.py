@@ -1,0 +1,94 @@
+"""What Whisper needs of a video: whether it has sound, and the sound as plain samples.
+
+The video is a stranger's. Only formats that hold their media themselves are read: a playlist
+could make ffmpeg fetch other files, or call other hosts.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from infra.speech.port import MediaUnreadable
+from infra.speech.programs import Ended, run
+
+PROGRAMS = ("ffmpeg", "ffprobe")
+SAMPLE_RATE = 16_000
+FORMATS = "mov,matroska,avi,flv,mpegts,mpeg,asf,ogg,wav,mp3,flac,aac"
+STALLED_MICROSECONDS = 30_000_000
+URLS = ("http://", "https://")
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """What a medium says of itself; None where it does not."""
+
+    has_sound: bool
+    duration_seconds: float | None
+    size_bytes: int | None
+
+
+class _Stream(BaseModel):
+    codec_type: str = ""
+
+
+class _Format(BaseModel):
+    duration: float | None = None
+    size: int | None = None
+
+
+class _Probed(BaseModel):
+    streams: list[_Stream]
+    format: _Format
+
+
+def missing() -> list[str]:
+    """The programs that are not installed."""
+    return [program for program in PROGRAMS if shutil.which(program) is None]
+
+
+async def probe(source: str) -> Media:
+    """What it is. Raises MediaUnreadable."""
+    shown = "stream=codec_type:format=duration,size"
+    ended = await run(
+        "ffprobe", "-v", "error", "-show_entries", shown, "-of", "json", *_input(source)
+    )
+    _check(ended, source)
+    try:
+        probed = _Probed.model_validate_json(ended.output)
+    except ValidationError as error:
+        raise MediaUnreadable("ffprobe tells nothing of the medium.") from error
+    has_sound = any(stream.codec_type == "audio" for stream in probed.streams)
+    return Media(has_sound, probed.format.duration, probed.format.size)
+
+
+async def decode(source: str, samples: Path, most_seconds: float) -> None:
+    """Write the first sound track, up to `most_seconds` of it: 16 kHz, one channel, 16 bits.
+
+    Raises MediaUnreadable.
+    """
+    ended = await run(
+        *("ffmpeg", "-nostdin", "-v", "error", *_input(source)),
+        *("-map", "0:a:0", "-t", f"{most_seconds:.3f}"),
+        *("-f", "s16le", "-ac", "1", "-ar", str(SAMPLE_RATE), str(samples)),
+    )
+    _check(ended, source)
+
+
+def _input(source: str) -> list[str]:
+    if source.startswith(URLS):
+        reach = ["-protocol_whitelist", "http,https,tcp,tls", "-rw_timeout"]
+        return [*reach, str(STALLED_MICROSECONDS), "-format_whitelist", FORMATS, "-i", source]
+    # Else a file's name could be taken for another protocol.
+    file = f"file:{source}"
+    return ["-protocol_whitelist", "file", "-format_whitelist", FORMATS, "-i", file]
+
+
+def _check(ended: Ended, source: str) -> None:
+    """A URL carries its own permission, and is not to be told."""
+    if ended.code != 0:
+        reason = ended.complaint.replace(source, "the medium").replace("file:the", "the")
+        raise MediaUnreadable(f"ffmpeg: {reason}", retryable=source.startswith(URLS))
