@@ -115,7 +115,7 @@ async def test_an_answer_that_trickles_is_too_late_as_well() -> None:
     async with asyncio.timeout(10), model_of(url, LLM_TIMEOUT_SECONDS="0.5") as model:
         # The SDK's timeout counts from the last byte; ours does not.
         assert isinstance(await failing(model), TimedOut)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
     await gone.wait()
     listener.close()
 

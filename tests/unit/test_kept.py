@@ -116,6 +116,6 @@ def test_an_emoji_is_one_however_many_characters_it_has(emoji: str) -> None:
 )
 def test_long_texts_of_any_make_are_looked_through_quickly(unit: str) -> None:
     text = (unit * 10_000)[:10_000]
-    started = time.perf_counter()
+    started = time.process_time()
     missing(text, text)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
