@@ -7,6 +7,7 @@ import sys
 import dramatiq
 import pytest
 from dramatiq import Message
+from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Shutdown
 
 from infra.settings import load_settings
@@ -16,6 +17,7 @@ from infra.tasks.errors import ExtraMissing, NoSharedBroker, UnknownQueue
 from infra.tasks.failed import ERROR_CHARACTERS, failed_task, in_one_line
 from infra.tasks.letters import Depth, read, revived
 from infra.tasks.redis_broker import TaskRedisBroker
+from infra.tasks.retries import Retries
 from infra.tasks.stopping import was_interrupted
 
 FAILED: Message[None] = Message(
@@ -104,3 +106,21 @@ def test_rabbitmq_without_its_library_names_the_extra(monkeypatch: pytest.Monkey
     monkeypatch.delitem(sys.modules, "infra.tasks.rabbitmq", raising=False)
     with pytest.raises(ExtraMissing, match=r"backlot\[rabbitmq\]"):
         make_broker(load_settings({"TASK_BROKER_URL": "amqp://localhost"}))
+
+
+def test_the_pause_doubles_with_jitter_up_to_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    backoff = {"TASK_MIN_BACKOFF_SECONDS": "1", "TASK_MAX_BACKOFF_SECONDS": "10"}
+    settings = load_settings({**backoff, "TASK_MAX_RETRIES": "9"})
+    broker, pauses = make_broker(settings), []
+
+    async def work() -> None: ...
+
+    dramatiq.actor(broker=broker, queue_name="translation")(work)
+    monkeypatch.setattr(broker, "enqueue", lambda _, delay: pauses.append(delay))
+    message = MessageProxy(Message("translation", "work", (), {}, {}))
+    for _ in range(10):
+        Retries(settings).after_process_message(broker, message, exception=ValueError("no"))
+    for pause, least in zip(pauses, (1000, 2000, 4000), strict=False):
+        assert least <= pause <= 2 * least
+    assert all(5000 <= pause <= 10_000 for pause in pauses[4:])
+    assert (len(pauses), message.failed) == (9, True)
