@@ -26,6 +26,8 @@ def save_untrained(path: Path, tokens: int = MULTILINGUAL) -> str:
 
     torch.manual_seed(7)
     dimensions = ModelDimensions(80, 1500, 64, 2, 1, tokens, 448, 64, 2, 1)
-    weights = Whisper(dimensions).state_dict()
-    torch.save({"dims": asdict(dimensions), "model_state_dict": weights}, path)
+    model = Whisper(dimensions)
+    # Whisper leaves it to the weights: it is whatever was in the memory.
+    torch.nn.init.normal_(model.decoder.positional_embedding)
+    torch.save({"dims": asdict(dimensions), "model_state_dict": model.state_dict()}, path)
     return str(path)
