@@ -16,7 +16,7 @@ from domain.comment import Comment
 from tests.integration.consuming_support import run, until
 from tests.integration.projection_support import Writer, origin
 from tests.integration.relay_support import Topics, expected_ids, installed, relayed, relaying
-from tests.kafka_cluster import kafka_cluster
+from tests.kafka_cluster import MockCluster, kafka_cluster
 
 COMMENTS, EDITS = 12, 400
 KILLS = 10
@@ -65,14 +65,21 @@ def end(process: subprocess.Popen[str], how: signal.Signals) -> None:
     process.stderr.close()
 
 
-def kill_relays(database_url: str, servers: str, over: Event) -> None:
-    """Start one relay after the other, and kill each soon, until the writing is over."""
+def kill_relays(database_url: str, cluster: MockCluster, over: Event) -> None:
+    """Start one relay after the other and kill each soon, until the writing is over.
+
+    Every other one has just lost its broker: what it was sending is not on its way any more.
+    """
     chance = random.Random(6)
     kills = 0
     while kills < KILLS or not over.is_set():
-        process = start(database_url, servers)
+        process = start(database_url, cluster.bootstrap_servers)
         time.sleep(chance.uniform(0.05, 0.8))
+        if kills % 2:
+            cluster.go_down()
+            time.sleep(0.1)
         end(process, signal.SIGKILL)
+        cluster.come_up()
         kills += 1
 
 
@@ -92,5 +99,5 @@ def test_killed_at_random_it_loses_nothing_and_keeps_the_order(
     installed(database_url)
     with kafka_cluster() as cluster:
         with writing(writer) as over:
-            kill_relays(database_url, cluster.bootstrap_servers, over)
+            kill_relays(database_url, cluster, over)
         run(lambda: all_is_told(cluster.bootstrap_servers))
