@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
+import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +28,7 @@ from infra.speech import (
     available,
     ffmpeg,
     make_transcriber,
+    programs,
 )
 from tests.integration.whisper_models import needs_whisper, save_untrained
 from tests.support import requires
@@ -165,6 +168,15 @@ async def test_work_over_the_limit_of_time_is_ended(film: Path) -> None:
     with pytest.raises(TranscriptionTimedOut):
         await WhisperTranscriber("base", Limits(work_seconds=0.02)).transcribe(film)
     assert [child.name() for child in psutil.Process().children() if "ff" in child.name()] == []
+
+
+async def test_a_program_is_gone_when_nobody_waits_for_it() -> None:
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await programs.run("sleep", "20")
+    assert time.monotonic() - started < 10
+    assert [child for child in psutil.Process().children() if child.name() == "sleep"] == []
 
 
 async def test_an_untrained_model_hears_something(film: Path, tmp_path: Path) -> None:

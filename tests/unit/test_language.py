@@ -128,6 +128,13 @@ def test_the_default_needs_neither_network_nor_disk(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("text", ["来自成都的问候", "拍摄地点在哪里呀", "请问有字幕吗"])
+def test_a_clause_of_han_characters_is_no_unknown_word(text: str) -> None:
+    found = run(TextDetector(0.5).detect, text)
+    assert found is not None
+    assert found.language == "zh"
+
+
 def test_the_default_is_the_text_detector() -> None:
     assert isinstance(make_detector(load_settings({}), None), TextDetector)
 
