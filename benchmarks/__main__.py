@@ -25,6 +25,7 @@ from benchmarks import (
     relaying,
     replaying,
     sealing,
+    translating,
 )
 from benchmarks.bench import Bench, open_bench, say
 from benchmarks.results import Comparison, as_table, machine, write_json
@@ -46,6 +47,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Comparison]]] = {
     "parts": parts.run,
     "audit": audit.run,
     "languages": languages.run,
+    "translating": translating.run,
 }
 LATEST = Path(__file__).parent / "results" / "latest.json"
 WIDTH = 110
