@@ -33,7 +33,7 @@ from infra.jwks import RemoteKeys
 from infra.objects import ObjectStoreUnavailable
 from infra.postgres import PostgresError, running_url
 from infra.postgres_cluster import MAJOR, check_major
-from infra.settings import Settings, SettingsError, load_settings
+from infra.settings import Role, Settings, SettingsError, load_settings
 
 NOT_RUNNING = "not running; `make up` starts it"
 
@@ -199,6 +199,8 @@ def _local_auth(secret: Path) -> Part:
 
 def _api(settings: Settings) -> Part:
     url = settings.local_url
+    if settings.roles == {Role.TASKS}:
+        return Part("api", "embedded", None, True, "none: this process only runs tasks")
     try:
         answer = httpx.get(f"{url}/readyz", timeout=PATIENCE_SECONDS, trust_env=False)
         broken = [name for name, part in answer.json()["parts"].items() if not part["ok"]]
