@@ -22,7 +22,14 @@ def listen(model: str, samples: Path) -> dict[str, Any]:
 
     sound = torch.frombuffer(bytearray(samples.read_bytes()), dtype=torch.int16) / FULL_SCALE
     recogniser = load(model)
-    told = recogniser.transcribe(sound, fp16=recogniser.device.type == "cuda")
+    told = recogniser.transcribe(
+        sound,
+        fp16=recogniser.device.type == "cuda",
+        # The same answer each time. Whisper's default tries again by chance, up to five times.
+        temperature=0.0,
+        # Else one wrong sentence may be repeated to the end.
+        condition_on_previous_text=False,
+    )
     segments = [{key: part[key] for key in ("start", "end", "text")} for part in told["segments"]]
     return {"language": told["language"], "segments": segments}
 
