@@ -15,7 +15,6 @@ from psycopg.conninfo import conninfo_to_dict
 from backlot.database import NothingRuns
 from backlot.doctor_outside import kafka, language_model, tasks
 from backlot.doctor_part import PATIENCE_SECONDS, Kind, Part
-from backlot.objects import make_s3
 from backlot.projections.lines import in_trouble
 from backlot.projections.reading import read_statuses
 from backlot.redis_probe import probe
@@ -31,6 +30,7 @@ from infra.data_folder import (
 from infra.errors import OperatorError
 from infra.jwks import RemoteKeys
 from infra.objects import ObjectStoreUnavailable
+from infra.objects.choosing import make_s3
 from infra.postgres import PostgresError, running_url
 from infra.postgres_cluster import MAJOR, check_major
 from infra.settings import Role, Settings, SettingsError, load_settings

@@ -19,6 +19,8 @@ from workers.consuming.log import LogSource
 from workers.consuming.messages import Consumer, Source
 from workers.consuming.runner import ConsumerRunner
 from workers.relay import Relay
+from workers.speech.consumer import SpeechConsumer
+from workers.speech.opening import media_urls, open_speech, wanted
 from workers.tasks import Means, Tasks, declare, give_up
 from workers.translation.consumer import TranslationConsumer
 from workers.translation.opening import open_translation
@@ -58,8 +60,9 @@ async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:
 
     @asynccontextmanager
     async def open_means() -> AsyncIterator[Means]:
-        async with open_translation(settings, bus, parts.redis) as translation:
-            yield Means(translation)
+        with media_urls(settings, parts.objects) as media_url:
+            async with open_translation(settings, bus, parts.redis) as translation:
+                yield Means(translation, open_speech(settings, bus, media_url))
 
     async def on_dead(failed: FailedTask) -> None:
         await give_up(resources.get(), failed)
@@ -93,11 +96,14 @@ def _consume(
     parts: Parts, tasks: Tasks, kafka: KafkaOptions | None, waker: Waker, stack: AsyncExitStack
 ) -> None:
     settings = parts.settings
-    consumer = TranslationConsumer(tasks.translate_comment)
-    source = _source(consumer, kafka, waker)
-    poll = settings.projection_poll_seconds
-    runner = ConsumerRunner(parts.database_url, consumer, source, poll_seconds=poll)
-    in_background(runner.run(), stack)
+    consumers: list[Consumer] = [TranslationConsumer(tasks.translate_comment)]
+    if wanted(settings):
+        consumers.append(SpeechConsumer(tasks.transcribe_video))
+    for consumer in consumers:
+        source = _source(consumer, kafka, waker)
+        poll = settings.projection_poll_seconds
+        runner = ConsumerRunner(parts.database_url, consumer, source, poll_seconds=poll)
+        in_background(runner.run(), stack)
     sweep = Sweep(
         parts.models.comments,
         tasks.translate_comment,

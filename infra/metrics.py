@@ -421,6 +421,12 @@ TRANSLATIONS = Counter(
     ("outcome",),
     registry=REGISTRY,
 )
+TRANSCRIPTS = Counter(
+    "backlot_transcripts",
+    "Videos that a task has dealt with: done, failed, nothing_to_do.",
+    ("outcome",),
+    registry=REGISTRY,
+)
 TRANSLATIONS_SWEPT = Counter(
     "backlot_translations_swept",
     "Tasks sent again for comments that waited for too long.",

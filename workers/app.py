@@ -12,6 +12,7 @@ from infra.event_store import open_recorder
 from infra.redis import open_redis
 from infra.settings import load_settings
 from infra.tasks import FailedTask, Resources, configure
+from workers.speech.opening import media_urls, open_speech
 from workers.tasks import Means, declare, give_up
 from workers.translation.opening import open_translation
 
@@ -36,8 +37,9 @@ async def open_means() -> AsyncIterator[Means]:
     bus = CommandBus(recorder, retries=settings.command_retries)
     redis = open_redis(settings.redis_url)
     try:
-        async with open_translation(settings, bus, redis) as translation:
-            yield Means(translation)
+        with media_urls(settings) as media_url:
+            async with open_translation(settings, bus, redis) as translation:
+                yield Means(translation, open_speech(settings, bus, media_url))
     finally:
         await bus.close()
         await redis.aclose()

@@ -8,13 +8,20 @@ from typing import Any
 from uuid import UUID
 
 import dramatiq
+import structlog
 from dramatiq import Actor, Broker
 
 from infra.tasks import FailedTask, current_origin
-from infra.tasks.queues import TRANSLATION
+from infra.tasks.queues import SPEECH, TRANSLATION
+from workers.speech.task import SpeechTranscription
 from workers.translation.task import CommentTranslation
 
+log = structlog.get_logger(__name__)
+
 TRANSLATE_COMMENT = "translate_comment"
+TRANSCRIBE_VIDEO = "transcribe_video"
+# The transcriber gives up after half an hour of its own; before that it may wait for another one.
+SPEECH_LIMIT_MS = 4 * 3600 * 1000
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,7 @@ class Means:
     """What the tasks of one process share."""
 
     translation: CommentTranslation
+    speech: SpeechTranscription | None
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,7 @@ class Tasks:
     """The declared tasks, to be sent by id only: each looks up what it works on itself."""
 
     translate_comment: Actor[..., Any]
+    transcribe_video: Actor[..., Any]
 
 
 def declare(broker: Broker, means: Callable[[], Means]) -> Tasks:
@@ -38,7 +47,17 @@ def declare(broker: Broker, means: Callable[[], Means]) -> Tasks:
     async def translate_comment(comment_id: str) -> None:
         await means().translation.run(UUID(comment_id), current_origin())
 
-    return Tasks(translate_comment)
+    @dramatiq.actor(
+        actor_name=TRANSCRIBE_VIDEO, queue_name=SPEECH, broker=broker, time_limit=SPEECH_LIMIT_MS
+    )
+    async def transcribe_video(video_id: str) -> None:
+        speech = means().speech
+        if speech is None:
+            log.warning("video_not_transcribed", video_id=video_id, error="Whisper is not here")
+        else:
+            await speech.run(UUID(video_id), current_origin())
+
+    return Tasks(translate_comment, transcribe_video)
 
 
 async def give_up(means: Means, failed: FailedTask) -> None:

@@ -147,7 +147,9 @@ def published_in_order(system: System) -> str:
         told = asyncio.run(everything(system, set(topics)))
         missing = {topic: len(ids - {each.id for each in told}) for topic, ids in expected.items()}
         if not any(missing.values()):
-            foreign = {each.id for each in told} - set.union(*expected.values())
+            foreign = {each.id for each in told} - {
+                each for ids in expected.values() for each in ids
+            }
             return f"foreign: {foreign}" if foreign else out_of_order(told)
         if time.monotonic() > deadline:
             return f"missing: {missing}"

@@ -10,11 +10,8 @@ from collections.abc import Iterator
 from typing import TypeVar
 from uuid import UUID
 
-import psycopg
 import structlog
-from eventsourcing.persistence import PersistenceError
 
-from commands.batch import Executed
 from commands.bus import CommandBus
 from commands.command import Command
 from commands.translation import (
@@ -27,11 +24,11 @@ from commands.translation import (
     Translated,
 )
 from infra import metrics
-from infra.batching import QueueFull
 from infra.language import Detector
 from infra.language.words import words
 from infra.llm.errors import LanguageModelError, NotCalled, ProviderFailed
 from infra.tasks import FailedTask, Origin, Postponed
+from workers.executing import execute
 from workers.translation.cache import TranslationCache
 from workers.translation.translator import Translation, Translator
 
@@ -41,7 +38,6 @@ R = TypeVar("R")
 
 ACTOR = "translation"
 FINAL = ("translated", "not_needed")
-STORE_SECONDS = 5.0
 PROVIDER_SECONDS = 10.0
 # Why comments are skipped or fail, besides the outcomes of calls of a language model.
 NO_WORDS = "no_words"
@@ -154,19 +150,4 @@ class CommentTranslation:
         return detected, Translated(language, made.text, made.model, made.prompt_version)
 
     async def _execute(self, command: Command[R], origin: Origin) -> R:
-        return await execute(self._bus, command, origin)
-
-
-async def execute(bus: CommandBus, command: Command[R], origin: Origin) -> R:
-    """A command of a task; raises Postponed when the event store is away or overrun."""
-    correlation = origin.correlation_id or ACTOR
-    causation = origin.causation_id or correlation
-    try:
-        outcome = await bus.execute(
-            command, actor=ACTOR, correlation_id=correlation, causation_id=causation
-        )
-    except (PersistenceError, psycopg.Error, QueueFull) as error:
-        raise Postponed("the event store is away", STORE_SECONDS) from error
-    if not isinstance(outcome, Executed):
-        raise TypeError("Only a request with a key has a kept answer.")
-    return outcome.answer
+        return await execute(self._bus, command, ACTOR, origin)

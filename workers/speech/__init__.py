@@ -1,0 +1,1 @@
+"""What is said in completed uploads, written down by Whisper where that is installed."""
