@@ -16,8 +16,10 @@ from typing import NamedTuple
 from uuid import UUID
 
 import httpx
+import psutil
 import psycopg
 import pytest
+import redis
 
 from infra.codec import event_id
 from infra.kafka import KafkaOptions, Reader
@@ -204,3 +206,21 @@ def test_kafka_is_down_and_posting_goes_on(system: System) -> None:
         system.kafka.come_up()
     wait_for(lambda: statuses(system, video) == {"translated": 20}, 90)
     assert published_in_order(system) == ""
+
+
+def test_redis_hangs_and_posting_goes_on(system: System) -> None:
+    bob = system.roles.client("bob")
+    video = upload(bob)
+    with redis.Redis.from_url(system.roles.redis_url) as client:
+        server = psutil.Process(client.info("server")["process_id"])
+    server.suspend()
+    try:
+        for number in range(20):
+            post(bob, video, f"Sin Redis también se puede escribir, número {number}")
+        time.sleep(5)
+        assert statuses(system, video) == {"pending": 20}
+        page = plain.get(f"http://{system.roles.processes['consumers'].address}/metrics").text
+        assert 'backlot_consumer_failures_total{consumer="translation",step="handler"}' in page
+    finally:
+        server.resume()
+    wait_for(lambda: statuses(system, video) == {"translated": 20}, 90)
