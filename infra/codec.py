@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from datetime import datetime
+from hashlib import sha1
 from types import UnionType
 from typing import Any, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import orjson
 from eventsourcing.domain import DomainEventProtocol
@@ -106,7 +107,8 @@ class EventMapper(Mapper[UUID]):
 
 def event_id(stream_id: UUID, version: int) -> UUID:
     """An event's name outside: `uuid5(stream id, version)`, the same whenever it is told again."""
-    return uuid5(stream_id, str(version))
+    digest = sha1(stream_id.bytes + b"%d" % version, usedforsecurity=False).digest()
+    return UUID(bytes=digest[:16], version=5)
 
 
 def events_of(aggregate: type[Aggregate]) -> list[type[Aggregate.Event]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import psycopg
 import structlog
@@ -15,7 +16,7 @@ import structlog
 from infra import metrics
 from infra.codec import EventMapper
 from infra.integration import TOPICS, Message
-from infra.kafka import KafkaAway, KafkaOptions, Outgoing, Publisher
+from infra.kafka import KafkaAway, KafkaOptions, Outgoing, Publisher, Sent
 from projections.connecting import Backoff
 from workers import relay_places
 from workers.following import Feed, Stretch, feeds
@@ -33,7 +34,7 @@ MEASURE_EVENTS = 100
 
 
 class Relay:
-    """Follows the event log and the telemetry, at most two batches of each ahead of Kafka."""
+    """Follows the event log and the telemetry: of each, at most three batches are in memory."""
 
     def __init__(
         self,
@@ -107,27 +108,37 @@ class Relay:
             await asyncio.sleep(self._backoff.next())
 
     async def _follow(self, feed: Feed, lead: Lead, publisher: Publisher) -> None:
-        """Publish stretch after stretch; the next is read while one is on its way."""
-        ahead = asyncio.create_task(lead.do(feed.read, self._place(feed)))
+        """Publish stretch after stretch: while one is acknowledged, the next is read and sent."""
+        after = self._place(feed)
+        before: OnItsWay | None = None
+        ahead = asyncio.create_task(lead.do(feed.read, after))
         try:
             while True:
                 stretch = await ahead
-                if stretch.until == self._place(feed):
+                settled, before = before, None
+                if stretch.until > after:
+                    messages = [outgoing(message) for message in stretch.messages]
+                    before = OnItsWay(stretch, await publisher.send(messages))
+                elif settled is None:
                     await woken(self._wakes[feed.name], self._poll_seconds)
-                    ahead = asyncio.create_task(lead.do(feed.read, self._place(feed)))
-                    continue
-                ahead = asyncio.create_task(lead.do(feed.read, stretch.until))
-                await self._publish(feed, stretch, lead, publisher)
-                if stretch.until == stretch.head:
+                else:
                     await asyncio.sleep(GATHER_SECONDS)
+                after = stretch.until
+                ahead = asyncio.create_task(lead.do(feed.read, after))
+                if settled is not None:
+                    await self._settle(feed, settled, lead, publisher)
         finally:
+            if before is not None:
+                before.sent.forget()
             ahead.cancel()
             await asyncio.wait([ahead])
 
-    async def _publish(
-        self, feed: Feed, stretch: Stretch, lead: Lead, publisher: Publisher
+    async def _settle(
+        self, feed: Feed, on_its_way: OnItsWay, lead: Lead, publisher: Publisher
     ) -> None:
-        refused = await publisher.publish([outgoing(message) for message in stretch.messages])
+        """Once it is acknowledged, write down that it is published, and what could not be."""
+        stretch, sent = on_its_way
+        refused = await publisher.acknowledged(sent)
         undelivered = [_undelivered(stretch.messages[each.number], each.reason) for each in refused]
         undelivered += [
             Undelivered(item.position, item.topic, item.error) for item in stretch.unreadable
@@ -154,6 +165,13 @@ class Relay:
     def _failed(self, step: str, errors: BaseExceptionGroup[BaseException]) -> None:
         metrics.RELAY_FAILURES.labels(step).inc()
         log.warning("relay_interrupted", step=step, error=_first(errors))
+
+
+class OnItsWay(NamedTuple):
+    """A stretch that was sent, and what is to be acknowledged of it."""
+
+    stretch: Stretch
+    sent: Sent
 
 
 def outgoing(message: Message) -> Outgoing:

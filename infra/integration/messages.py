@@ -21,6 +21,9 @@ from infra.telemetry import TelemetryEvent
 EVENTS_SOURCE = b"/backlot/events"
 TELEMETRY_SOURCE = b"/backlot/telemetry"
 
+SPECVERSION = ("ce_specversion", b"1.0")
+CONTENT_TYPE = ("content-type", b"application/json")
+
 Headers = list[tuple[str, bytes]]
 
 
@@ -43,12 +46,12 @@ class Message(NamedTuple):
     def headers(self) -> Headers:
         """CloudEvents 1.0 in Kafka's binary mode, and ours."""
         told = [
-            ("ce_specversion", b"1.0"),
+            SPECVERSION,
             ("ce_id", str(self.id).encode()),
             ("ce_type", self.topic.encode()),
             ("ce_source", self.source),
             ("ce_time", orjson.dumps(self.at, option=orjson.OPT_UTC_Z)[1:-1]),
-            ("content-type", b"application/json"),
+            CONTENT_TYPE,
             ("position", b"%d" % self.position),
         ]
         if self.correlation_id is not None:

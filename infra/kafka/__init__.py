@@ -7,7 +7,7 @@ transaction of Kafka is needed.
 from __future__ import annotations
 
 from infra.kafka.options import KafkaAway, KafkaOptions
-from infra.kafka.publishing import Outgoing, Publisher, Refused
+from infra.kafka.publishing import Outgoing, Publisher, Refused, Sent
 from infra.kafka.reading import Partition, Reader, Record
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "Reader",
     "Record",
     "Refused",
+    "Sent",
 ]
