@@ -131,7 +131,8 @@ class Relay:
             if before is not None:
                 before.sent.forget()
             ahead.cancel()
-            await asyncio.wait([ahead])
+            # Whatever it found, or failed with: what comes next reads it again.
+            await asyncio.gather(ahead, return_exceptions=True)
 
     async def _settle(
         self, feed: Feed, on_its_way: OnItsWay, lead: Lead, publisher: Publisher
