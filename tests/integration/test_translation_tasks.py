@@ -1,0 +1,189 @@
+"""`dramatiq workers.app` on real Redis: from an event over a task to what the log says of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from dramatiq import Actor, Broker
+from structlog.testing import capture_logs
+
+from infra.codec import EventMapper, event_id
+from infra.settings import Settings, load_settings
+from infra.tasks import make_broker
+from infra.tasks.broker import task_queues
+from infra.tasks.queues import TRANSLATION
+from projections.connecting import connect
+from tests.integration.buses import decided
+from tests.integration.consuming_support import LogStage, consuming, processed, run, until
+from tests.integration.event_log import logged
+from tests.integration.projection_support import Writer
+from tests.integration.redis_servers import RedisServer, redis_servers
+from tests.integration.task_support import QUICK
+from tests.integration.task_support import until as eventually
+from tests.openai_server import OpenAIServer, openai_server, refusal, status
+from tests.support import unused_port
+from workers.consuming import ledger
+from workers.tasks import Means, declare
+from workers.translation.consumer import TranslationConsumer
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = Path(sys.executable).with_name("dramatiq")
+SPANISH = "¡Qué bonito es este vídeo, muchas gracias a todos!"
+
+
+def nowhere() -> Means:
+    raise AssertionError("nothing runs here")
+
+
+class Desk:
+    """A log, a queue, and processes that work on both."""
+
+    def __init__(
+        self, database_url: str, writer: Writer, redis: RedisServer, provider: OpenAIServer
+    ) -> None:
+        self.database_url, self.writer = database_url, writer
+        self.redis, self.provider = redis, provider
+        self.video = writer.video().id
+        self.variables = {
+            **QUICK,
+            "DATABASE_URL": database_url,
+            "REDIS_URL": redis.url,
+            "OPENAI_BASE_URL": provider.url,
+            # More than the calls of a test: what is given up here was called each time.
+            "LLM_BREAKER_FAILURES": "50",
+        }
+        self.settings: Settings = load_settings(self.variables)
+        self.queues = task_queues(self.settings)
+        self.broker: Broker = make_broker(self.settings)
+        self.tasks = declare(self.broker, nowhere)
+
+    @property
+    def translate_comment(self) -> Actor[..., None]:
+        return self.tasks.translate_comment
+
+    def comment(self, content: str = SPANISH) -> UUID:
+        return self.writer.comment(self.video, "bob", content).id
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """A process as an operator starts it."""
+        command = [str(PROGRAM), "workers.app", "--processes=1", "--threads=2", "--skip-logging"]
+        environment = os.environ | self.variables | {"BACKLOT_PORT": str(unused_port())}
+        process = subprocess.Popen(
+            [*command, "--path", str(ROOT)],
+            env=environment | {"PYTHONPATH": str(ROOT)},
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+    def kinds(self, comment: UUID) -> list[str]:
+        return decided(self.database_url, comment)
+
+    def ends(self, comment: UUID, kind: str) -> bool:
+        return self.kinds(comment)[-1] == kind
+
+    def reason(self, comment: UUID) -> tuple[str, str]:
+        """Why it failed, and in which conversation."""
+        stored = [e for e in logged(self.database_url).values() if e.originator_id == comment][-1]
+        last = vars(EventMapper().to_domain_event(stored))
+        return last["reason"], last["correlation_id"]
+
+    def dead(self) -> list[str]:
+        return [letter.id for letter in self.queues.dead(TRANSLATION, 10)]
+
+
+@pytest.fixture
+def desk(database_url: str, writer: Writer, tmp_path: Path) -> Iterator[Desk]:
+    with ExitStack() as stack:
+        (server,) = stack.enter_context(redis_servers(1, tmp_path))
+        with connect(database_url, "test") as conn:
+            ledger.install(conn)
+        opened = Desk(database_url, writer, server, stack.enter_context(openai_server()))
+        stack.callback(opened.broker.close)
+        yield opened
+
+
+def consumed(desk: Desk, *comments: UUID) -> None:
+    """Have the tasks of these comments sent, as the consumer sends them."""
+    stage = LogStage(desk.database_url, desk.writer)
+    consumer = TranslationConsumer(desk.translate_comment)
+    wanted = {event_id(comment, 1) for comment in comments}
+
+    async def scenario() -> None:
+        async with consuming(stage, consumer):
+            await until(lambda: wanted <= processed(desk.database_url, consumer.name))
+
+    run(scenario)
+
+
+def test_every_comment_of_a_batch_is_translated(desk: Desk) -> None:
+    comments = [desk.comment(f"{SPANISH} {number}") for number in range(20)]
+    consumed(desk, *comments)
+    with desk.working():
+        eventually(lambda: all(desk.ends(each, "translated") for each in comments), 60)
+    assert len(desk.provider.calls) == 20
+
+
+def test_given_up_after_the_last_attempt_and_translated_when_it_is_driven_again(
+    desk: Desk,
+) -> None:
+    desk.provider.otherwise = lambda call: status(500)
+    comment = desk.comment()
+    consumed(desk, comment)
+    with desk.working():
+        eventually(lambda: len(desk.dead()) == 1, 60)
+        assert desk.kinds(comment) == ["posted", "translation_failed"]
+        assert desk.reason(comment) == ("overloaded", "correlation")
+        assert len(desk.provider.calls) == 1 + desk.settings.task_max_retries
+        desk.provider.forget()
+        assert desk.queues.redrive(TRANSLATION, None) != []
+        eventually(lambda: desk.ends(comment, "translated"), 60)
+    assert desk.dead() == []
+    assert len(desk.provider.calls) == 1
+
+
+def test_what_would_fail_again_is_no_dead_letter(desk: Desk) -> None:
+    desk.provider.otherwise = lambda call: refusal()
+    comment = desk.comment()
+    consumed(desk, comment)
+    with desk.working():
+        eventually(lambda: desk.ends(comment, "translation_failed"), 60)
+        eventually(lambda: not any(each.taken for each in desk.queues.depths()))
+    assert desk.reason(comment)[0] == "refused"
+    assert len(desk.provider.calls) == 1
+    assert desk.dead() == []
+
+
+def test_nothing_counts_as_handled_while_the_broker_is_away(desk: Desk) -> None:
+    comment = desk.comment()
+    desk.redis.kill()
+    stage = LogStage(desk.database_url, desk.writer)
+    consumer = TranslationConsumer(desk.translate_comment)
+
+    async def scenario() -> None:
+        with capture_logs() as logs:
+            async with consuming(stage, consumer):
+                await until(lambda: any(each["event"] == "consumer_interrupted" for each in logs))
+                assert processed(desk.database_url, consumer.name) == set()
+                desk.redis.start()
+                await until(
+                    lambda: processed(desk.database_url, consumer.name) == {event_id(comment, 1)},
+                    60,
+                )
+
+    run(scenario)
+    with desk.working():
+        eventually(lambda: desk.ends(comment, "translated"), 60)
