@@ -110,6 +110,29 @@ def test_a_provider_that_fails_for_a_while(program: Program, provider: OpenAISer
     assert comments(bob, video)[comment]["translatedText"] == f"[en] {text}"
 
 
+def test_a_task_that_was_given_up_is_found_again(
+    make_program: Callable[..., Program], provider: OpenAIServer
+) -> None:
+    provider.forget()
+    provider.otherwise = lambda call: status(500)
+    variables = {**SOON, "TASK_MAX_RETRIES": "1", "LLM_BREAKER_FAILURES": "1000"}
+    program = make_program(OPENAI_BASE_URL=provider.url, **variables).start()
+    bob = program.client("bob")
+    video = upload(bob)
+    text = "Esta película me ha encantado, de verdad"
+    comment = post(bob, video, text)
+
+    def said(field: str) -> Any:
+        return comments(bob, video).get(comment, {}).get(field)
+
+    wait_for(lambda: said("translationStatus") == "failed")
+    wait_for(lambda: "task_dead" in program.complained)
+    assert len(provider.calls) >= 2
+    provider.forget()
+    wait_for(lambda: said("translatedText") == f"[en] {text}")
+    wait_for(lambda: "translations_swept" in program.complained)
+
+
 def test_killed_again_and_again_every_comment_ends(
     program: Program, provider: OpenAIServer
 ) -> None:
