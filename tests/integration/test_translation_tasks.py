@@ -47,10 +47,15 @@ class Desk:
     """A log, a queue, and processes that work on both."""
 
     def __init__(
-        self, database_url: str, writer: Writer, redis: RedisServer, provider: OpenAIServer
+        self,
+        database_url: str,
+        writer: Writer,
+        redis: RedisServer,
+        provider: OpenAIServer,
+        log: Path,
     ) -> None:
         self.database_url, self.writer = database_url, writer
-        self.redis, self.provider = redis, provider
+        self.redis, self.provider, self.log = redis, provider, log
         self.video = writer.video().id
         self.variables = {
             **QUICK,
@@ -77,12 +82,14 @@ class Desk:
         """A process as an operator starts it."""
         command = [str(PROGRAM), "workers.app", "--processes=1", "--threads=2", "--skip-logging"]
         environment = os.environ | self.variables | {"BACKLOT_PORT": str(unused_port())}
-        process = subprocess.Popen(
-            [*command, "--path", str(ROOT)],
-            env=environment | {"PYTHONPATH": str(ROOT)},
-            cwd=ROOT,
-            start_new_session=True,
-        )
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                [*command, "--path", str(ROOT)],
+                env=environment | {"PYTHONPATH": str(ROOT)},
+                cwd=ROOT,
+                stderr=log,
+                start_new_session=True,
+            )
         try:
             yield
         finally:
@@ -111,7 +118,8 @@ def desk(database_url: str, writer: Writer, tmp_path: Path) -> Iterator[Desk]:
         (server,) = stack.enter_context(redis_servers(1, tmp_path))
         with connect(database_url, "test") as conn:
             ledger.install(conn)
-        opened = Desk(database_url, writer, server, stack.enter_context(openai_server()))
+        provider = stack.enter_context(openai_server())
+        opened = Desk(database_url, writer, server, provider, tmp_path / "tasks.log")
         stack.callback(opened.broker.close)
         yield opened
 
