@@ -37,6 +37,7 @@ from infra.setting_types import (
     postgres_url,
     redis_address,
 )
+from infra.settings_analytics import AnalyticsSettings
 from infra.settings_translation import TranslationSettings
 
 MIB = 1024 * 1024
@@ -50,7 +51,7 @@ MAX_REPLAY_WORKERS = 32
 MAY_HOLD_SECRETS = (
     "DATABASE_URL", "REDIS_URL", "REDLOCK_URLS", "JWT_SECRET", "JWT_PUBLIC_KEY", "S3_ENDPOINT_URL",
     "S3_PUBLIC_ENDPOINT_URL", "TASK_BROKER_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL",
-    "KAFKA_SASL_PASSWORD",
+    "KAFKA_SASL_PASSWORD", "TIMESCALE_URL",
 )  # fmt: skip
 EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - recognised, not bound
 
@@ -81,7 +82,7 @@ def _some_roles(value: frozenset[Role]) -> frozenset[Role]:
     return value
 
 
-class Settings(TranslationSettings):
+class Settings(TranslationSettings, AnalyticsSettings):
     """One process's configuration; ``.env.example`` documents each variable.
 
     An unset service means its embedded part: no ``DATABASE_URL`` starts PostgreSQL in the data

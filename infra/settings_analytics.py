@@ -1,0 +1,56 @@
+"""Settings of the analytics: where they are kept, how they are taken in, what counts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+)
+from pydantic_settings import BaseSettings
+
+from infra.setting_types import postgres_url
+
+
+class AnalyticsSettings(BaseSettings):
+    """What `Settings` has of them; ``.env.example`` documents each variable."""
+
+    timescale_url: Annotated[SecretStr | None, AfterValidator(postgres_url)] = Field(
+        default=None, alias="TIMESCALE_URL"
+    )
+    analytics_batch_events: PositiveInt = Field(
+        default=100, alias="ANALYTICS_BATCH_EVENTS", le=100_000
+    )
+    analytics_flush_seconds: PositiveFloat = Field(
+        default=5.0, alias="ANALYTICS_FLUSH_SECONDS", le=3600
+    )
+    view_repeat_seconds: PositiveInt = Field(default=3600, alias="VIEW_REPEAT_SECONDS")
+
+    trending_view_weight: NonNegativeFloat = Field(default=1.0, alias="TRENDING_VIEW_WEIGHT")
+    trending_like_weight: NonNegativeFloat = Field(default=5.0, alias="TRENDING_LIKE_WEIGHT")
+    trending_comment_weight: NonNegativeFloat = Field(default=3.0, alias="TRENDING_COMMENT_WEIGHT")
+    trending_watch_minute_weight: NonNegativeFloat = Field(
+        default=0.1, alias="TRENDING_WATCH_MINUTE_WEIGHT"
+    )
+    trending_recent_hours: PositiveInt = Field(default=24, alias="TRENDING_RECENT_HOURS", le=168)
+    trending_recent_boost: float = Field(
+        default=2.0, alias="TRENDING_RECENT_BOOST", ge=1, allow_inf_nan=False
+    )
+    trending_half_life_hours: PositiveFloat = Field(
+        default=168.0, alias="TRENDING_HALF_LIFE_HOURS", allow_inf_nan=False
+    )
+    trending_cache_ttl_seconds: PositiveInt = Field(
+        default=300, alias="TRENDING_CACHE_TTL_SECONDS", le=86_400
+    )
+    trending_invalidate_seconds: PositiveFloat = Field(
+        default=5.0, alias="TRENDING_INVALIDATE_SECONDS", le=3600
+    )
+
+    def analytics_url(self, database_url: str) -> str:
+        """Where the analytics are kept: a database of their own, or the one of everything else."""
+        return self.timescale_url.get_secret_value() if self.timescale_url else database_url

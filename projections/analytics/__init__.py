@@ -1,0 +1,1 @@
+"""What happens around the videos, counted: raw rows, hourly and daily rollups, who viewed what."""
