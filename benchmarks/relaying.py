@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaProducer
 
 from benchmarks.bench import Bench
 from benchmarks.kafka_server import kafka_server
+from benchmarks.log import comment_event
 from benchmarks.results import Comparison, Side
 from infra import telemetry
 from infra.codec import EventMapper
@@ -34,11 +35,13 @@ POSITION = "SELECT position FROM backlot_relay WHERE source = 'events'"
 def run(bench: Bench) -> list[Comparison]:
     """Rates in messages/s: acknowledged by Kafka, ours with the position moved in PostgreSQL."""
     events, rounds = bench.size(100_000, 2_000), bench.size(5, 1)
-    messages = read(bench.log(events))
+    messages = read(bench.log(events, comment_event))
     with kafka_server() as address:
 
         def ours(_: int) -> float:
-            return len(messages) / uvloop.run(relay(bench.log(events), address, events))
+            return len(messages) / uvloop.run(
+                relay(bench.log(events, comment_event), address, events)
+            )
 
         def bare(_: int) -> float:
             return len(messages) / uvloop.run(publish(messages, address))

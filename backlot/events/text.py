@@ -39,9 +39,9 @@ def day_of(event: AuditEvent) -> str:
 def event_line(event: AuditEvent) -> str:
     """Position, time (UTC), type, actor and stream; `!` marks what can't be read."""
     time = f"{event.recorded_at:%H:%M:%S}" if event.recorded_at else "?"
-    kind = cut(("! " if event.error else "") + event.type, 26)
-    actor = cut(event.actor or "", 14)
-    return f"{event.position:>8}  {time:<8}  {kind:<26}  {actor:<14}  {event.stream_id}"
+    kind = cut(("! " if event.error else "") + event.type, 27)
+    actor = cut(event.actor or "", 13)
+    return f"{event.position:>8}  {time:<8}  {kind:<27}  {actor:<13}  {event.stream_id}"
 
 
 def step_lines(step: StreamEvent) -> Iterator[str]:

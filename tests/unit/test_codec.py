@@ -148,6 +148,7 @@ class TestDeclarations:
             "viewer": "viewer",
             "content": "author",
             "translated_text": "author",
+            "transcript": "owner",
         }
         names = {field.name for field in dataclasses.fields(event)}
         assert personal(event) == {name: about[name] for name in about if name in names}
