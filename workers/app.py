@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -10,8 +11,9 @@ from commands.bus import CommandBus
 from infra.errors import OperatorError
 from infra.event_store import open_recorder
 from infra.redis import open_redis
-from infra.settings import load_settings
+from infra.settings import Settings, load_settings
 from infra.tasks import FailedTask, Resources, configure
+from infra.tasks.broker import broker_url
 from workers.speech.opening import media_urls, open_speech
 from workers.tasks import Means, declare, give_up
 from workers.translation.opening import open_translation
@@ -21,13 +23,22 @@ class NothingShared(OperatorError):
     """What this process has to share with others is not configured."""
 
 
-settings: Final = load_settings()
-if settings.database_url is None or (settings.task_broker_url or settings.redis_url) is None:
-    raise NothingShared(
-        "DATABASE_URL and REDIS_URL (or TASK_BROKER_URL): set them to what the other processes "
-        "use; without servers, run `backlot up`, which runs the tasks too"
-    )
-DATABASE_URL: Final = settings.database_url.get_secret_value()
+def _read_settings() -> tuple[Settings, str]:
+    """The settings, and the database's URL among them. Raises OperatorError."""
+    settings = load_settings()
+    if settings.database_url is None or broker_url(settings) is None:
+        raise NothingShared(
+            "DATABASE_URL and REDIS_URL (or TASK_BROKER_URL): set them to what the other processes "
+            "use; without servers, run `backlot up`, which runs the tasks too"
+        )
+    return settings, settings.database_url.get_secret_value()
+
+
+try:
+    settings, DATABASE_URL = _read_settings()
+except OperatorError as wrong:
+    # One line, where Dramatiq would show where in its code it imports this module.
+    sys.exit(f"workers.app: {wrong}")
 
 
 @asynccontextmanager
