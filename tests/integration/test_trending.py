@@ -1,0 +1,173 @@
+"""The ranking agrees with the formula in plain Python, and every score is the sum of its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import pytest
+from psycopg import AsyncConnection, Connection
+from psycopg.rows import TupleRow
+
+from projections.analytics.trending import Formula, Ranked, Trending
+from projections.analytics.windows import Window
+from tests.integration.trending_support import (
+    HOUR,
+    NOW,
+    Deed,
+    Film,
+    analytics_database,
+    expected_ranking,
+    random_history,
+    write,
+)
+
+A, B, C = (UUID(int=n) for n in (1, 2, 3))
+USUAL = Formula()
+UNUSUAL = Formula(0.5, 2.0, 7.0, 0.3, recent_hours=168, recent_boost=3.5, half_life_hours=10)
+
+
+@pytest.fixture
+def analytics(database_url: str) -> Iterator[Connection[TupleRow]]:
+    with analytics_database(database_url) as conn:
+        yield conn
+
+
+def ranking(
+    conn: Connection[TupleRow],
+    window: Window = Window.WEEK,
+    formula: Formula = USUAL,
+    *,
+    limit: int = 100,
+    now: datetime = NOW,
+    category: str | None = None,
+) -> list[Ranked]:
+    async def rank() -> list[Ranked]:
+        url = conn.info.dsn
+        async with await AsyncConnection.connect(url, autocommit=True) as opened:
+            trending = Trending(formula)
+            return await trending.rank(opened, window, limit=limit, now=now, category=category)
+
+    return asyncio.run(rank())
+
+
+def base_of(item: Ranked) -> float:
+    return item.views + item.likes + item.comments + item.watch_minutes + item.recency_boost
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_it_agrees_with_the_formula_in_plain_python(
+    analytics: Connection[TupleRow], seed: int
+) -> None:
+    now = NOW + random.Random(seed).randint(0, 48) * HOUR / 2
+    films, deeds = random_history(seed, now)
+    write(analytics, films, deeds)
+    for window in Window:
+        for formula in (USUAL, UNUSUAL):
+            for category in (None, "art"):
+                found = ranking(analytics, window, formula, now=now, category=category)
+                wanted = expected_ranking(films, deeds, window, formula, now, category)
+                assert [item.video_id for item in found] == [video for video, _ in wanted]
+                assert [item.score for item in found] == pytest.approx([s for _, s in wanted])
+                assert [item.rank for item in found] == list(range(1, len(found) + 1))
+                for item in found:
+                    assert base_of(item) - item.age_penalty == pytest.approx(item.score)
+
+
+def test_what_each_part_is_worth(analytics: Connection[TupleRow]) -> None:
+    film = Film(A, NOW - timedelta(days=7))
+    old = NOW - timedelta(days=2)
+    deeds = [
+        *[Deed(film, "view", old)] * 10,
+        Deed(film, "view", old, own=True),
+        Deed(film, "view", old, counts=False),
+        *[Deed(film, "like", old)] * 4,
+        Deed(film, "like", NOW, -1),
+        Deed(film, "comment", NOW),
+        Deed(film, "watch_time", NOW, 600),
+        Deed(film, "watch_time", NOW, 600, own=True),
+    ]
+    write(analytics, [film], deeds)
+    (item,) = ranking(analytics)
+    # Recent: a like less, a comment and ten minutes: -5 + 3 + 1.
+    parts = (item.views, item.likes, item.comments, item.watch_minutes, item.recency_boost)
+    assert parts == pytest.approx((10, 15, 3, 1, -1))
+    assert (item.age_penalty, item.score) == pytest.approx((14, 14))
+
+
+@pytest.mark.parametrize(("age_hours", "left"), [(0, 1), (168, 0.5), (336, 0.25), (1680, 2**-10)])
+def test_what_is_left_halves_with_each_half_life(
+    analytics: Connection[TupleRow], age_hours: int, left: float
+) -> None:
+    film = Film(A, NOW - age_hours * HOUR)
+    write(analytics, [film], [Deed(film, "view", NOW - 30 * HOUR)] * 100)
+    (item,) = ranking(analytics)
+    assert item.score == pytest.approx(100 * left)
+    assert item.age_penalty == pytest.approx(100 - 100 * left)
+
+
+def test_a_video_of_any_age_can_be_ranked(analytics: Connection[TupleRow]) -> None:
+    ancient = Film(A, NOW - timedelta(days=9000))
+    write(analytics, [ancient], [Deed(ancient, "view", NOW)])
+    (item,) = ranking(analytics, formula=replace(USUAL, half_life_hours=0.1))
+    assert item.score == pytest.approx(0)
+
+
+def test_equal_scores_are_ordered_by_views_and_then_by_id(
+    analytics: Connection[TupleRow],
+) -> None:
+    liked, viewed, viewed_too = (Film(video, NOW) for video in (A, C, B))
+    old = NOW - 48 * HOUR
+    deeds = [Deed(liked, "like", old)]
+    deeds += [Deed(film, "view", old) for film in (viewed, viewed_too) for _ in range(5)]
+    write(analytics, [liked, viewed, viewed_too], deeds)
+    assert [item.video_id for item in ranking(analytics)] == [B, C, A]
+    assert [item.video_id for item in ranking(analytics, limit=2)] == [B, C]
+
+
+def test_the_hour_in_which_a_window_begins_counts_whole(
+    analytics: Connection[TupleRow],
+) -> None:
+    film = Film(A, NOW)
+    hour = NOW.replace(minute=0, second=0)
+    just = timedelta(microseconds=1)
+    for window, hours in ((Window.WEEK, 168), (Window.MONTH, 720)):
+        begin = hour - hours * HOUR
+        write(analytics, [film], [Deed(film, "view", begin), Deed(film, "view", begin - just)])
+        assert [item.views for item in ranking(analytics, window)] == [1]
+        assert [item.views for item in ranking(analytics, Window.ALL)] == [2]
+    begin = hour - 24 * HOUR
+    write(analytics, [film], [Deed(film, "view", begin), Deed(film, "view", begin - just)])
+    assert [(item.views, item.recency_boost) for item in ranking(analytics)] == [(2, 1)]
+
+
+def test_who_is_not_listed(analytics: Connection[TupleRow]) -> None:
+    removed, unfinished = Film(A, NOW, removed=True), Film(B, None)
+    disliked, unknown = Film(C, NOW), Film(UUID(int=4), NOW)
+    deeds = [Deed(film, "view", NOW) for film in (removed, unfinished, unknown)]
+    write(analytics, [removed, unfinished, disliked], [*deeds, Deed(disliked, "like", NOW, -1)])
+    assert ranking(analytics) == []
+
+
+def test_sums_of_many_small_parts_keep_their_order(analytics: Connection[TupleRow]) -> None:
+    """Two videos watched for the same time in different pieces are equal, so ids decide."""
+    one, other = Film(B, NOW), Film(A, NOW)
+    pieces = [0.1 * n for n in range(1, 30)]
+    old = NOW - 72 * HOUR
+    deeds = [Deed(one, "watch_time", old + n * HOUR / 2, s) for n, s in enumerate(pieces)]
+    deeds += [Deed(other, "watch_time", old - n * HOUR, s) for n, s in enumerate(pieces)]
+    write(analytics, [one, other], deeds)
+    assert [item.video_id for item in ranking(analytics)] == [A, B]
+
+
+def test_no_event_is_read(analytics: Connection[TupleRow]) -> None:
+    films, deeds = random_history(3)
+    write(analytics, films, deeds)
+    before = ranking(analytics, Window.ALL)
+    analytics.execute("DROP TABLE analytics.video_analytics")
+    assert ranking(analytics, Window.ALL) == before
+    assert before

@@ -1,0 +1,193 @@
+"""Histories of what viewers did, in the tables of the analytics and as plain Python values."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import orjson
+import psycopg
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from projections.analytics.trending import Formula
+from projections.analytics.windows import LENGTHS, Window
+
+MIGRATIONS = Path(__file__).parents[2] / "projections" / "analytics" / "migrations"
+NOW = datetime(2026, 3, 14, 15, 26, 53, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+# What the rollups are by their definition, computed anew from every event.
+ROLL_UP = """
+INSERT INTO analytics.{table}
+SELECT date_trunc('{unit}', "timestamp", 'UTC'), video_id,
+       count(*) FILTER (WHERE event_type = 'view' AND (metadata->>'counts')::boolean),
+       count(*) FILTER (WHERE event_type = 'view' AND (metadata->>'counts')::boolean
+                        AND NOT (metadata->>'own')::boolean),
+       coalesce(sum((metadata->>'delta')::bigint) FILTER (WHERE event_type = 'like'), 0),
+       coalesce(sum((metadata->>'delta')::bigint) FILTER (WHERE event_type = 'comment'), 0),
+       count(*) FILTER (WHERE event_type = 'share'),
+       coalesce(sum((metadata->>'seconds')::float8), 0),
+       coalesce(sum((metadata->>'seconds')::float8)
+                FILTER (WHERE NOT (metadata->>'own')::boolean), 0)
+FROM analytics.video_analytics GROUP BY 1, 2
+"""
+VIEWERS = """
+INSERT INTO analytics.video_viewers
+SELECT DISTINCT video_id, ("timestamp" AT TIME ZONE 'UTC')::date,
+       coalesce(user_id, 'session:' || (metadata->>'session'))
+FROM analytics.video_analytics WHERE event_type = 'view' AND (metadata->>'counts')::boolean
+"""
+
+
+@dataclass(frozen=True)
+class Film:
+    """A video as the analytics know it."""
+
+    video_id: UUID
+    completed_at: datetime | None
+    category: str | None = None
+    removed: bool = False
+
+
+@dataclass(frozen=True)
+class Deed:
+    """One event; `value` is the delta of a like or comment, or the seconds watched."""
+
+    film: Film
+    kind: str
+    at: datetime
+    value: float = 1
+    user: str | None = "ann"
+    own: bool = False
+    counts: bool = True
+
+    @property
+    def metadata(self) -> dict[str, object]:
+        match self.kind:
+            case "like" | "comment":
+                return {"delta": int(self.value)}
+            case "watch_time":
+                return {"seconds": self.value, "own": self.own}
+            case "view":
+                return {"counts": self.counts, "own": self.own, "session": "s"}
+            case _:
+                return {"channel": "mail"}
+
+
+def create_tables(conn: Connection[TupleRow]) -> None:
+    """The tables as they are without TimescaleDB."""
+    conn.execute("CREATE SCHEMA analytics")
+    for path in sorted(MIGRATIONS.glob("*.sql")):
+        if ".timescale" not in path.suffixes:
+            conn.execute(path.read_bytes())
+
+
+def write(conn: Connection[TupleRow], films: Sequence[Film], deeds: Sequence[Deed]) -> None:
+    """Have the tables hold these and nothing else."""
+    conn.execute(
+        "TRUNCATE analytics.videos, analytics.video_analytics, analytics.video_hourly,"
+        " analytics.video_daily, analytics.video_viewers"
+    )
+    with conn.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO analytics.videos (video_id, owner, category, completed_at, removed)"
+            " VALUES (%s, 'owner', %s, %s, %s)",
+            [(film.video_id, film.category, film.completed_at, film.removed) for film in films],
+        )
+        cursor.executemany(
+            "INSERT INTO analytics.video_analytics VALUES (%s, %s, %s, %s, %s, %s::jsonb)",
+            [
+                (uuid4(), d.film.video_id, d.user, d.kind, d.at, orjson.dumps(d.metadata).decode())
+                for d in deeds
+            ],
+        )
+        for table, unit in (("video_hourly", "hour"), ("video_daily", "day")):
+            cursor.execute(ROLL_UP.format(table=table, unit=unit).encode())
+        cursor.execute(VIEWERS)
+
+
+def random_history(seed: int, now: datetime = NOW) -> tuple[list[Film], list[Deed]]:
+    """A few videos of all ages, some equal, and what happened to them until now."""
+    rng = random.Random(seed)
+    films = [_film(rng, now) for _ in range(rng.randint(1, 12))]
+    deeds = [_deed(rng, rng.choice(films), now) for _ in range(rng.randint(0, 200))]
+    return films, deeds
+
+
+def _film(rng: random.Random, now: datetime) -> Film:
+    # Of few ages and categories, so that some scores are equal.
+    age = rng.choice([timedelta(hours=-1), HOUR, timedelta(days=3), timedelta(days=400)])
+    completed_at = None if rng.random() < 0.1 else now - age
+    category = rng.choice([None, "art", "nature"])
+    return Film(UUID(int=rng.getrandbits(128)), completed_at, category, rng.random() < 0.15)
+
+
+def _deed(rng: random.Random, film: Film, now: datetime) -> Deed:
+    at = now - rng.choice([HOUR, 24 * HOUR, 168 * HOUR, 720 * HOUR, 2000 * HOUR]) * rng.random()
+    if rng.random() < 0.2:
+        # At the very bounds.
+        at = now.replace(minute=0, second=0) - rng.choice([0, 1, 24, 25, 168, 169, 720, 721]) * HOUR
+    kind = rng.choice(["view", "like", "comment", "watch_time", "share"])
+    value = rng.choice([1.0, -1.0]) if kind in ("like", "comment") else rng.randint(1, 600) / 4
+    user = rng.choice([None, "ann", "bob", "eve"])
+    return Deed(film, kind, at, value, user, rng.random() < 0.2, rng.random() < 0.8)
+
+
+def expected_ranking(
+    films: Sequence[Film],
+    deeds: Sequence[Deed],
+    window: Window,
+    formula: Formula,
+    now: datetime = NOW,
+    category: str | None = None,
+) -> list[tuple[UUID, float]]:
+    """The formula in plain Python, from the events themselves."""
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    since = hour - LENGTHS[window] if window in LENGTHS else datetime(1970, 1, 1, tzinfo=UTC)
+    recent = hour - formula.recent_hours * HOUR
+    base: dict[UUID, float] = defaultdict(float)
+    views: dict[UUID, float] = defaultdict(float)
+    for deed in deeds:
+        if since <= deed.at < hour + HOUR:
+            points = points_of(deed, formula)
+            times = formula.recent_boost if deed.at >= recent else 1
+            base[deed.film.video_id] += points * times
+            views[deed.film.video_id] += points if deed.kind == "view" else 0
+    found = []
+    for film in films:
+        if film.removed or film.completed_at is None or base[film.video_id] <= 0:
+            continue
+        if category is not None and film.category != category:
+            continue
+        age = max((now - film.completed_at) / HOUR, 0)
+        score = base[film.video_id] * 2 ** -(age / formula.half_life_hours)
+        found.append((-round(score, 6), -views[film.video_id], film.video_id, score))
+    return [(video_id, score) for _, _, video_id, score in sorted(found)]
+
+
+def points_of(deed: Deed, formula: Formula) -> float:
+    """What an event is worth before boost and age."""
+    match deed.kind:
+        case "view":
+            return formula.view_weight if deed.counts and not deed.own else 0
+        case "like":
+            return formula.like_weight * deed.value
+        case "comment":
+            return formula.comment_weight * deed.value
+        case "watch_time":
+            return 0 if deed.own else formula.watch_minute_weight * deed.value / 60
+        case _:
+            return 0
+
+
+def analytics_database(database_url: str) -> Connection[TupleRow]:
+    """A connection to a database with empty tables of the analytics."""
+    conn = psycopg.connect(database_url, autocommit=True)
+    create_tables(conn)
+    return conn
