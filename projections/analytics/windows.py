@@ -47,7 +47,7 @@ def edges_of(window: Window, now: datetime, recent_hours: int) -> Edges:
     hour = start_of_hour(now)
     since = hour - LENGTHS[window] if window in LENGTHS else BEGINNING
     recent = max(hour - timedelta(hours=recent_hours), since)
-    first_day = start_of_day(since + DAY - timedelta(microseconds=1))
+    first_day = start_of_next_day(since)
     last_day = max(start_of_day(recent), first_day)
     return Edges(since, first_day, last_day, recent, until=hour + HOUR)
 
@@ -58,3 +58,8 @@ def start_of_hour(at: datetime) -> datetime:
 
 def start_of_day(at: datetime) -> datetime:
     return start_of_hour(at).replace(hour=0)
+
+
+def start_of_next_day(at: datetime) -> datetime:
+    """The first midnight (UTC) that is not before this time."""
+    return start_of_day(at + DAY - timedelta(microseconds=1))

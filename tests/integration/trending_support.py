@@ -41,7 +41,7 @@ VIEWERS = """
 INSERT INTO analytics.video_viewers
 SELECT DISTINCT video_id, ("timestamp" AT TIME ZONE 'UTC')::date,
        coalesce(user_id, 'session:' || (metadata->>'session'))
-FROM analytics.video_analytics WHERE event_type = 'view' AND (metadata->>'counts')::boolean
+FROM analytics.video_analytics WHERE event_type = 'view'
 """
 
 

@@ -1,0 +1,169 @@
+"""How one video did: totals, and a series without gaps that adds up to them, from the rollups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from math import fsum
+from typing import Any, LiteralString
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow, class_row
+
+from projections.analytics.windows import DAY, start_of_day, start_of_hour, start_of_next_day
+
+SERIES: LiteralString = """
+WITH counted AS (
+    SELECT date_trunc(%(unit)s, bucket, 'UTC') AS at, sum(views)::bigint AS views,
+           sum(likes)::bigint AS likes, sum(comments)::bigint AS comments,
+           sum(shares)::bigint AS shares, sum(watch_seconds) / 60 AS watch_minutes
+    FROM analytics.{rollup}
+    WHERE video_id = %(video)s AND bucket >= %(since)s AND bucket <= %(now)s
+    GROUP BY 1)
+SELECT at, coalesce(views, 0) AS views, coalesce(likes, 0) AS likes,
+       coalesce(comments, 0) AS comments, coalesce(shares, 0) AS shares,
+       coalesce(watch_minutes, 0) AS watch_minutes
+FROM generate_series(%(first)s::timestamptz, %(now)s::timestamptz, %(step)s::interval) AS laid (at)
+LEFT JOIN counted USING (at)
+ORDER BY at
+"""
+# Viewers are kept by whole days (UTC). Where the range begins within one, its events are read.
+VIEWERS: LiteralString = """
+WITH viewed AS (
+    SELECT day, viewer FROM analytics.video_viewers
+    WHERE video_id = %(video)s AND day >= (%(whole_day)s::timestamptz AT TIME ZONE 'UTC')::date
+      AND day <= (%(now)s::timestamptz AT TIME ZONE 'UTC')::date
+    UNION ALL
+    SELECT (%(since)s::timestamptz AT TIME ZONE 'UTC')::date,
+           coalesce(user_id, 'session:' || (metadata->>'session'))
+    FROM analytics.video_analytics
+    WHERE video_id = %(video)s AND event_type = 'view'
+      AND "timestamp" >= %(since)s AND "timestamp" < %(whole_day)s)
+SELECT day, count(DISTINCT viewer) FROM viewed GROUP BY GROUPING SETS ((day), ())
+"""
+EARLIEST = b"SELECT min(bucket) FROM analytics.video_daily WHERE video_id = %s AND bucket <= %s"
+
+
+class Range(StrEnum):
+    """How far back the stats go."""
+
+    DAY = "24h"
+    WEEK = "7d"
+    MONTH = "30d"
+    ALL = "all"
+
+
+class Bucket(StrEnum):
+    """How long one point of the series is."""
+
+    HOUR = "hour"
+    DAY = "day"
+
+
+LENGTHS = {Range.DAY: DAY, Range.WEEK: 7 * DAY, Range.MONTH: 30 * DAY}
+# Not a day: where the session's time zone has summer time, some have 23 hours or 25.
+STEPS = {Bucket.HOUR: "1 hour", Bucket.DAY: "24 hours"}
+
+
+class TooManyPoints(ValueError):
+    """The range is without a bound, and the buckets are too small for that."""
+
+    def __init__(self) -> None:
+        super().__init__("`bucket`: hours are given for 24h, 7d and 30d; ask for `bucket=day`.")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What happened in the bucket that begins `at`; likes and comments are net of those undone."""
+
+    at: datetime
+    views: int
+    likes: int
+    comments: int
+    shares: int
+    watch_minutes: float
+    unique_viewers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """`totals.at` is where the range begins; buckets of an hour don't tell unique viewers."""
+
+    totals: Counts
+    series: Sequence[Counts]
+
+
+async def stats_of(
+    conn: AsyncConnection[TupleRow],
+    video_id: UUID,
+    range_: Range,
+    bucket: Bucket,
+    *,
+    began: datetime,
+    now: datetime,
+) -> Stats:
+    """The stats of a video that there is since `began`; of all hours, only the first may be cut.
+
+    Raises TooManyPoints for hours of all times.
+    """
+    if range_ is Range.ALL and bucket is Bucket.HOUR:
+        raise TooManyPoints
+    since = await _since(conn, video_id, range_, began, now)
+    given = {
+        "video": video_id,
+        "since": since,
+        "whole_day": start_of_next_day(since),
+        "first": start_of_day(since) if bucket is Bucket.DAY else since,
+        "now": now,
+        "unit": bucket.value,
+        "step": STEPS[bucket],
+    }
+    series = await _series(conn, "video_daily" if range_ is Range.ALL else "video_hourly", given)
+    days, viewers = await _viewers(conn, given)
+    if bucket is Bucket.DAY:
+        series = [replace(each, unique_viewers=days.get(each.at.date(), 0)) for each in series]
+    return Stats(_totals(series, since, viewers), series)
+
+
+async def _since(
+    conn: AsyncConnection[TupleRow], video_id: UUID, range_: Range, began: datetime, now: datetime
+) -> datetime:
+    if range_ is not Range.ALL:
+        return start_of_hour(now) - LENGTHS[range_]
+    cursor = await conn.execute(EARLIEST, (video_id, now))
+    row = await cursor.fetchone()
+    # Clocks differ: something may have happened before the video began.
+    return start_of_day(min(row[0], began) if row and row[0] else min(began, now))
+
+
+async def _series(
+    conn: AsyncConnection[TupleRow], rollup: LiteralString, given: Mapping[str, Any]
+) -> list[Counts]:
+    async with conn.cursor(row_factory=class_row(Counts)) as cursor:
+        await cursor.execute(SERIES.format(rollup=rollup).encode(), given)
+        return [replace(each, at=each.at.astimezone(UTC)) for each in await cursor.fetchall()]
+
+
+async def _viewers(
+    conn: AsyncConnection[TupleRow], given: Mapping[str, Any]
+) -> tuple[dict[date, int], int]:
+    """How many viewed on each day, and how many at all."""
+    cursor = await conn.execute(VIEWERS, given)
+    counted: dict[date | None, int] = dict(await cursor.fetchall())
+    at_all = counted.pop(None, 0)
+    return {day: viewers for day, viewers in counted.items() if day is not None}, at_all
+
+
+def _totals(series: Sequence[Counts], since: datetime, viewers: int) -> Counts:
+    return Counts(
+        at=since,
+        views=sum(each.views for each in series),
+        likes=sum(each.likes for each in series),
+        comments=sum(each.comments for each in series),
+        shares=sum(each.shares for each in series),
+        watch_minutes=fsum(each.watch_minutes for each in series),
+        unique_viewers=viewers,
+    )

@@ -1,0 +1,137 @@
+"""The stats of a video agree with its events counted one by one, in every range and bucket."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from psycopg import AsyncConnection, Connection
+from psycopg.rows import TupleRow
+
+from projections.analytics.stats import (
+    LENGTHS,
+    Bucket,
+    Counts,
+    Range,
+    Stats,
+    TooManyPoints,
+    stats_of,
+)
+from tests.integration.trending_support import (
+    HOUR,
+    NOW,
+    Deed,
+    Film,
+    analytics_database,
+    random_history,
+    write,
+)
+
+EVERY = [(r, b) for r in Range for b in Bucket if (r, b) != (Range.ALL, Bucket.HOUR)]
+
+
+@pytest.fixture
+def analytics(database_url: str) -> Iterator[Connection[TupleRow]]:
+    with analytics_database(database_url) as conn:
+        yield conn
+
+
+def stats(
+    conn: Connection[TupleRow],
+    film: Film,
+    range_: Range,
+    bucket: Bucket = Bucket.DAY,
+    *,
+    now: datetime = NOW,
+    zone: str = "UTC",
+) -> Stats:
+    async def ask() -> Stats:
+        async with await AsyncConnection.connect(conn.info.dsn, autocommit=True) as opened:
+            await opened.execute(f"SET timezone = '{zone}'".encode())
+            began = film.completed_at or now
+            return await stats_of(opened, film.video_id, range_, bucket, began=began, now=now)
+
+    return asyncio.run(ask())
+
+
+def floor(at: datetime, bucket: Bucket) -> datetime:
+    hour = at.replace(minute=0, second=0, microsecond=0)
+    return hour if bucket is Bucket.HOUR else hour.replace(hour=0)
+
+
+def counted(deeds: Sequence[Deed], at: datetime, *, viewers: bool = True) -> Counts:
+    """One bucket, from the events that are in it."""
+
+    def count(kind: str) -> list[Deed]:
+        return [deed for deed in deeds if deed.kind == kind]
+
+    minutes: Any = pytest.approx(sum(deed.value for deed in count("watch_time")) / 60)
+    return Counts(
+        at=at,
+        views=sum(deed.counts for deed in count("view")),
+        likes=int(sum(deed.value for deed in count("like"))),
+        comments=int(sum(deed.value for deed in count("comment"))),
+        shares=len(count("share")),
+        watch_minutes=minutes,
+        unique_viewers=len({deed.user for deed in count("view")}) if viewers else None,
+    )
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
+@pytest.mark.parametrize("seed", range(5))
+def test_it_agrees_with_the_events_themselves(
+    analytics: Connection[TupleRow], seed: int, zone: str
+) -> None:
+    # In New York clocks were set forward in the week before; some times are on the hour, some not.
+    now = NOW + random.Random(seed).choice([0, 1, 9, 33]) * HOUR / 2
+    films, deeds = random_history(seed, now)
+    write(analytics, films, deeds)
+    for film in films:
+        mine = [deed for deed in deeds if deed.film == film]
+        for range_, bucket in EVERY:
+            since = floor(now, Bucket.HOUR) - LENGTHS.get(range_, timedelta(0))
+            if range_ is Range.ALL:
+                began = min([film.completed_at or now, now, *(deed.at for deed in mine)])
+                since = floor(began, Bucket.DAY)
+            within = [deed for deed in mine if since <= deed.at < floor(now, Bucket.HOUR) + HOUR]
+            found = stats(analytics, film, range_, bucket, now=now, zone=zone)
+            assert found.totals == counted(within, since)
+            step = HOUR if bucket is Bucket.HOUR else 24 * HOUR
+            at = floor(since, bucket)
+            for point in found.series:
+                here = [deed for deed in within if at <= deed.at < at + step]
+                assert point == counted(here, at, viewers=bucket is Bucket.DAY)
+                at += step
+            assert at - step == floor(now, bucket)
+
+
+def test_a_video_that_nobody_saw_has_a_series_of_zeros(analytics: Connection[TupleRow]) -> None:
+    film = Film(UUID(int=1), NOW - timedelta(days=2))
+    found = stats(analytics, film, Range.ALL)
+    days = [NOW.replace(day=day, hour=0, minute=0, second=0) for day in (12, 13, 14)]
+    assert [point.at for point in found.series] == days
+    nothing = Counts(days[0], 0, 0, 0, 0, 0.0, 0)
+    assert found.totals == nothing
+    assert list(found.series) == [replace(nothing, at=day) for day in days]
+    assert found.series[0].at.tzinfo is UTC
+
+
+def test_hours_of_all_times_are_refused(analytics: Connection[TupleRow]) -> None:
+    with pytest.raises(TooManyPoints, match="bucket=day"):
+        stats(analytics, Film(UUID(int=1), NOW), Range.ALL, Bucket.HOUR)
+
+
+def test_who_comes_again_is_one_viewer(analytics: Connection[TupleRow]) -> None:
+    film = Film(UUID(int=1), NOW - timedelta(days=9))
+    days = [NOW - n * timedelta(days=1) for n in range(3)]
+    deeds = [Deed(film, "view", at, user=user) for at in days for user in ("ann", "bob", None)]
+    write(analytics, [film], deeds)
+    found = stats(analytics, film, Range.WEEK)
+    assert (found.totals.views, found.totals.unique_viewers) == (9, 3)
+    assert [point.unique_viewers for point in found.series] == [0, 0, 0, 0, 0, 3, 3, 3]
