@@ -104,6 +104,7 @@ def test_a_provider_that_fails_for_a_while(program: Program, provider: OpenAISer
     text = "Me gusta mucho esta película, de verdad"
     comment = post(bob, video, text)
     wait_for(lambda: len(provider.calls) >= 2)
+    wait_for(lambda: comment in comments(bob, video))
     assert comments(bob, video)[comment]["translationStatus"] == "pending"
     provider.forget()
     wait_for(lambda: all_final(bob, video, 1))
