@@ -28,10 +28,13 @@ from infra.codec import EventMapper
 from infra.counters import AsyncCounters
 from infra.http import create_app
 from infra.settings import Role
+from projections.analytics.trending import Formula, Trending
+from projections.analytics.trending_cache import Lifetimes, TrendingCache
 from projections.replaying.counter_rebuild import NAME as COUNTERS
 from projections.waiting import Waiting
 from readapi.audit.integrity import Integrity
 from readapi.counts import LikeCounts
+from readapi.figures import AnalyticsQueries
 from readapi.live import LiveCounts
 from workers.expiry import Expiry, keep_expiring
 from workers.housekeeping import keep_house
@@ -110,7 +113,18 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
         objects=parts.objects,
         views=telemetry.Views(),
         mapper=EventMapper(),
+        analytics=await _analytics(parts, stack),
     )
+
+
+async def _analytics(parts: Parts, stack: AsyncExitStack) -> AnalyticsQueries:
+    # A pool of its own: a ranking takes far longer than a look at a video.
+    pool = readapi.app.make_pool(parts.analytics_url, max_size=4)
+    await pool.open()
+    stack.push_async_callback(pool.close)
+    trending = Trending(Formula.from_settings(parts.settings))
+    cache = TrendingCache(parts.redis, Lifetimes.from_settings(parts.settings))
+    return AnalyticsQueries(pool, trending, cache)
 
 
 def _integrity(parts: Parts, stack: AsyncExitStack) -> Integrity:

@@ -10,6 +10,7 @@ from threading import Event
 
 import psycopg
 import structlog
+from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
 from backlot.objects import open_objects
@@ -33,6 +34,7 @@ from infra.seals import (
     configured_proofs,
 )
 from infra.settings import Role, Settings
+from projections.analytics.migrating import migrate
 from projections.audit.index import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
@@ -84,6 +86,7 @@ class Parts:
 
     settings: Settings
     database_url: str
+    analytics_url: str
     authenticator: Authenticator
     objects: ObjectStore
     recorder: GroupCommitRecorder
@@ -118,6 +121,9 @@ def open_parts(settings: Settings, stack: ExitStack) -> Parts:
         seals.install(conn)
         install(conn, models.all())
         ledger.install(conn)
+    analytics_url = settings.analytics_url(database_url)
+    with _reached(analytics_url, "TIMESCALE_URL") as conn:
+        migrate(conn)
     counters = open_counters(settings, stack)
     host = None
     if Role.PROJECTIONS in settings.roles:
@@ -130,6 +136,7 @@ def open_parts(settings: Settings, stack: ExitStack) -> Parts:
     return Parts(
         settings,
         database_url,
+        analytics_url,
         authenticator,
         objects,
         recorder,
@@ -210,10 +217,14 @@ def _database(settings: Settings, folder: DataFolder, stack: ExitStack) -> str:
     if settings.database_url is None:
         return stack.enter_context(EmbeddedPostgres(folder.postgres)).url
     url = settings.database_url.get_secret_value()
+    _reached(url, "DATABASE_URL").close()
+    return url
+
+
+def _reached(url: str, setting: str) -> psycopg.Connection[TupleRow]:
     try:
-        psycopg.connect(url, connect_timeout=CONNECT_SECONDS).close()
+        return psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS)
     except psycopg.OperationalError as error:
         raise DatabaseUnreachable(
-            f"DATABASE_URL: PostgreSQL can't be reached there: {' '.join(str(error).split())}"
+            f"{setting}: PostgreSQL can't be reached there: {' '.join(str(error).split())}"
         ) from error
-    return url

@@ -230,6 +230,64 @@ class Accepted(Wire):
     status: Literal["accepted"] = "accepted"
 
 
+class Figures(Wire):
+    """What happened in some time; likes and comments are net of those taken back or deleted."""
+
+    views: int
+    unique_viewers: Annotated[
+        int | None, Field(description="By whole days and in totals; hours don't have them.")
+    ] = None
+    likes: int
+    comments: int
+    shares: int
+    watch_minutes: float
+
+
+class FiguresAt(Figures):
+    """The figures of the bucket that begins `at`."""
+
+    at: datetime
+
+
+class VideoStats(Wire):
+    """How a video did since `since`; the series has a point for every bucket and adds up."""
+
+    video_id: Annotated[UUID, Field(examples=[VIDEO_ID])]
+    time_range: Literal["24h", "7d", "30d", "all"]
+    bucket: Literal["hour", "day"]
+    since: datetime
+    totals: Figures
+    series: list[FiguresAt]
+
+
+class TrendingComponents(Wire):
+    """Where a score comes from, in points: the sum of all but `age_penalty`, less that."""
+
+    views: float
+    likes: float
+    comments: float
+    watch_minutes: float
+    recency_boost: Annotated[float, Field(description="What counts again because it is recent.")]
+    age_penalty: Annotated[float, Field(description="What the video's age has taken away.")]
+
+
+class TrendingVideo(Wire):
+    """A video that trends, and why."""
+
+    rank: int
+    score: float
+    components: TrendingComponents
+    video: Video
+
+
+class TrendingVideos(Wire):
+    """The ranking as it was at `generated_at`; the videos are shown as they are now."""
+
+    items: list[TrendingVideo]
+    generated_at: datetime
+    cached: bool
+
+
 class ProblemDetails(BaseModel):
     """RFC 9457: what went wrong and what to do. More members depend on `type`."""
 

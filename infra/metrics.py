@@ -433,6 +433,35 @@ TRANSLATIONS_SWEPT = Counter(
     registry=REGISTRY,
 )
 
+TRENDING_LOOKUPS = Counter(
+    "backlot_trending_lookups",
+    "Rankings that were asked for: from the cache, made, or shared with whoever had it made.",
+    ("outcome",),
+    registry=REGISTRY,
+)
+TRENDING_CACHE_FAILURES = Counter(
+    "backlot_trending_cache_failures",
+    "Times that Redis did not answer for the cache of rankings, or held what can't be read.",
+    registry=REGISTRY,
+)
+
+ANALYTICS_EVENTS = Counter(
+    "backlot_analytics_events",
+    "Events that were counted, each once, by type (view, like, comment, watch_time, share).",
+    ("type",),
+    registry=REGISTRY,
+)
+ANALYTICS_RECOUNTED = Counter(
+    "backlot_analytics_recounted",
+    "Counted events that count otherwise since something came later that lies before them.",
+    registry=REGISTRY,
+)
+ANALYTICS_REFRESH_FAILURES = Counter(
+    "backlot_analytics_refresh_failures",
+    "Times that late events could not be brought into TimescaleDB's rollups at once.",
+    registry=REGISTRY,
+)
+
 
 def render() -> bytes:
     """All metrics in the Prometheus text format, to be sent with ``CONTENT_TYPE``."""

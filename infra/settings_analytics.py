@@ -16,6 +16,9 @@ from pydantic_settings import BaseSettings
 
 from infra.setting_types import postgres_url
 
+# So that no sum overflows.
+MAX_WEIGHT = 1e6
+
 
 class AnalyticsSettings(BaseSettings):
     """What `Settings` has of them; ``.env.example`` documents each variable."""
@@ -31,15 +34,21 @@ class AnalyticsSettings(BaseSettings):
     )
     view_repeat_seconds: PositiveInt = Field(default=3600, alias="VIEW_REPEAT_SECONDS")
 
-    trending_view_weight: NonNegativeFloat = Field(default=1.0, alias="TRENDING_VIEW_WEIGHT")
-    trending_like_weight: NonNegativeFloat = Field(default=5.0, alias="TRENDING_LIKE_WEIGHT")
-    trending_comment_weight: NonNegativeFloat = Field(default=3.0, alias="TRENDING_COMMENT_WEIGHT")
+    trending_view_weight: NonNegativeFloat = Field(
+        default=1.0, alias="TRENDING_VIEW_WEIGHT", le=MAX_WEIGHT
+    )
+    trending_like_weight: NonNegativeFloat = Field(
+        default=5.0, alias="TRENDING_LIKE_WEIGHT", le=MAX_WEIGHT
+    )
+    trending_comment_weight: NonNegativeFloat = Field(
+        default=3.0, alias="TRENDING_COMMENT_WEIGHT", le=MAX_WEIGHT
+    )
     trending_watch_minute_weight: NonNegativeFloat = Field(
-        default=0.1, alias="TRENDING_WATCH_MINUTE_WEIGHT"
+        default=0.1, alias="TRENDING_WATCH_MINUTE_WEIGHT", le=MAX_WEIGHT
     )
     trending_recent_hours: PositiveInt = Field(default=24, alias="TRENDING_RECENT_HOURS", le=168)
     trending_recent_boost: float = Field(
-        default=2.0, alias="TRENDING_RECENT_BOOST", ge=1, allow_inf_nan=False
+        default=2.0, alias="TRENDING_RECENT_BOOST", ge=1, le=MAX_WEIGHT
     )
     trending_half_life_hours: PositiveFloat = Field(
         default=168.0, alias="TRENDING_HALF_LIFE_HOURS", allow_inf_nan=False

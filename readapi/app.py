@@ -11,9 +11,11 @@ from fastapi import APIRouter
 from infra.http import Problem
 from infra.objects import ObjectStoreUnavailable
 from infra.position import InvalidPosition, encode_position
+from projections.analytics.stats import TooManyPoints
 from projections.waiting import ReadModelBehind
 from readapi import (
     accounting,
+    analytics,
     catalog,
     comments,
     likes,
@@ -24,6 +26,7 @@ from readapi import (
 from readapi.audit import integrity
 from readapi.audit import routes as audit
 from readapi.audit.inspector import NotRecorded
+from readapi.figures import AnalyticsUnavailable
 from readapi.paging import InvalidCursor
 from readapi.pool import make_pool
 from readapi.queries import (
@@ -46,6 +49,7 @@ def routers() -> list[APIRouter]:
         catalog.router,
         likes.router,
         comments.router,
+        analytics.router,
         uploads.router,
         projections.router,
         accounting.router,
@@ -72,9 +76,17 @@ def _unavailable(error: ReadModelUnavailable) -> Problem:
     return Problem(503, "read-model-unavailable", detail, headers=RETRY_SOON)
 
 
+def _analytics_unavailable(error: AnalyticsUnavailable) -> Problem:
+    log.warning("analytics_unavailable", error=str(error))
+    detail = "The database of the analytics does not answer; try again soon."
+    return Problem(503, "analytics-unavailable", detail, headers=RETRY_SOON)
+
+
 translate: dict[type[Exception], Callable[[Any], Problem]] = {
     ReadModelBehind: _behind,
     ReadModelUnavailable: _unavailable,
+    AnalyticsUnavailable: _analytics_unavailable,
+    TooManyPoints: lambda error: Problem(422, "invalid", str(error), field="bucket"),
     InvalidPosition: lambda error: Problem(422, "position-invalid", str(error)),
     NotRecorded: lambda error: Problem(404, "not-found", str(error)),
     InvalidCursor: lambda error: Problem(422, "cursor-invalid", str(error)),

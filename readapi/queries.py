@@ -24,6 +24,7 @@ from projections.overview import Rates
 from projections.projection import Projection
 from projections.waiting import Pool, Waiting
 from readapi.counts import LikeCounts
+from readapi.figures import AnalyticsQueries
 from readapi.live import LiveCounts
 
 DEFAULT_TIMEOUT_MS = 2_000
@@ -94,6 +95,7 @@ class Queries:
     objects: ObjectStore
     views: ViewCounts
     mapper: EventMapper
+    analytics: AnalyticsQueries
     rates: Rates = field(default_factory=Rates)
 
     @property

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import httpx
 import psycopg
+from fakeredis import FakeServer
 from fastapi import FastAPI
 
 from domain.upload import Upload
@@ -21,7 +22,10 @@ from infra.counters import AsyncCounters
 from infra.http import create_app
 from infra.objects import FolderStore
 from infra.position import encode_position
-from infra.redis import connect_redis
+from infra.redis import connect_redis, embedded_redis
+from projections.analytics.migrating import migrate
+from projections.analytics.trending import Formula, Trending
+from projections.analytics.trending_cache import Lifetimes, TrendingCache
 from projections.audit.index import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
@@ -30,11 +34,13 @@ from projections.operations import Operations
 from projections.waiting import Waiting
 from readapi.app import Queries, make_pool, routers, translate
 from readapi.counts import LikeCounts
+from readapi.figures import AnalyticsQueries
 from readapi.live import LiveCounts
 from tests.integration.projection_support import Writer, hosting
 
 SECRET = "a secret of the tests, long enough for HS256"
 COUNTER_TTL = 600
+UNSETTLED = timedelta(seconds=0.2)
 T = TypeVar("T")
 
 
@@ -49,6 +55,7 @@ class Site:
         self.objects = FolderStore(folder, SECRET.encode(), ttl, lambda: datetime.now(UTC))
         with psycopg.connect(database_url, autocommit=True) as conn:
             telemetry.install(conn)
+            migrate(conn)
         self._loop = asyncio.Runner()
         self.queries = self.run(self._open())
         self.app = make_app(self.queries)
@@ -74,7 +81,15 @@ class Site:
             objects=self.objects,
             views=telemetry.Views(),
             mapper=EventMapper(),
+            analytics=await self._open_analytics(),
         )
+
+    async def _open_analytics(self) -> AnalyticsQueries:
+        self.analytics_pool = make_pool(self.database_url, max_size=2)
+        await self.analytics_pool.open()
+        self.rankings = self.redis or embedded_redis(FakeServer(version=(7, 4)))
+        cache = TrendingCache(self.rankings, Lifetimes(timedelta(minutes=5), UNSETTLED))
+        return AnalyticsQueries(self.analytics_pool, Trending(Formula()), cache)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run(work)
@@ -82,8 +97,8 @@ class Site:
     def close(self) -> None:
         self.run(self.client.aclose())
         self.run(self.queries.live.close())
-        if self.redis is not None:
-            self.run(self.redis.aclose())
+        self.run(self.rankings.aclose())
+        self.run(self.analytics_pool.close())
         self.run(self.queries.pool.close())
         self._loop.close()
         self.writer.close()

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import orjson
@@ -15,10 +14,10 @@ import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from projections.analytics.migrating import migrate
 from projections.analytics.trending import Formula
 from projections.analytics.windows import LENGTHS, Window
 
-MIGRATIONS = Path(__file__).parents[2] / "projections" / "analytics" / "migrations"
 NOW = datetime(2026, 3, 14, 15, 26, 53, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
@@ -78,14 +77,6 @@ class Deed:
                 return {"counts": self.counts, "own": self.own, "session": "s"}
             case _:
                 return {"channel": "mail"}
-
-
-def create_tables(conn: Connection[TupleRow]) -> None:
-    """The tables as they are without TimescaleDB."""
-    conn.execute("CREATE SCHEMA analytics")
-    for path in sorted(MIGRATIONS.glob("*.sql")):
-        if ".timescale" not in path.suffixes:
-            conn.execute(path.read_bytes())
 
 
 def write(conn: Connection[TupleRow], films: Sequence[Film], deeds: Sequence[Deed]) -> None:
@@ -189,5 +180,5 @@ def points_of(deed: Deed, formula: Formula) -> float:
 def analytics_database(database_url: str) -> Connection[TupleRow]:
     """A connection to a database with empty tables of the analytics."""
     conn = psycopg.connect(database_url, autocommit=True)
-    create_tables(conn)
+    migrate(conn)
     return conn

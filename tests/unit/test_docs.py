@@ -110,7 +110,9 @@ def paths(tmp_path: Path) -> dict[str, Any]:
     unused: Any = None
     models = ReadModels(Catalog(), Likes(), Comments(), Operations(), Audit())
     authenticator = make_authenticator(settings, SECRET)
-    parts = Parts(settings, "", authenticator, store, unused, models, None, unused, unused, None)
+    parts = Parts(
+        settings, "", "", authenticator, store, unused, models, None, unused, unused, None
+    )
     found: dict[str, Any] = make_app(parts).openapi()["paths"]
     return found
 

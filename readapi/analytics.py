@@ -1,0 +1,119 @@
+"""How a video did, and which videos trend."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response
+
+from infra.contract import (
+    Figures,
+    FiguresAt,
+    TrendingComponents,
+    TrendingVideo,
+    TrendingVideos,
+    Video,
+    VideoStats,
+)
+from infra.http import TOKEN_OPTIONAL, MaybeCaller, problems, wire
+from projections.analytics.stats import Bucket, Counts, Range
+from projections.analytics.trending import Ranked
+from projections.analytics.windows import Window
+from readapi.catalog import InCategory, present, require_video
+from readapi.etags import IfNoneMatch, tagged, weak_tag
+from readapi.paging import DEFAULT_LIMIT, Limit
+from readapi.queries import Fresh, Read
+
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "As the client knows it"}}
+
+InRange = Annotated[Range, Query(alias="timeRange", description="How far back, until now.")]
+InBuckets = Annotated[
+    Bucket | None,
+    Query(
+        description="How long a point of the series is; default: `hour` for 24h, else `day`. "
+        "Hours are not given for `all`."
+    ),
+]
+InWindow = Annotated[Window, Query(alias="timeRange", description="What counts: until now.")]
+
+router = APIRouter(tags=["analytics"])
+
+
+@router.get(
+    "/videos/{video_id}/stats",
+    response_model=VideoStats,
+    responses=problems(404, 422, 503),
+    summary="What happened around the video: totals and a series",
+)
+async def get_stats(
+    video_id: UUID,
+    queries: Read,
+    fresh: Fresh,
+    range_: InRange = Range.WEEK,
+    bucket: InBuckets = None,
+) -> Response:
+    bucket = bucket or (Bucket.HOUR if range_ is Range.DAY else Bucket.DAY)
+    async with queries.reading(fresh, queries.catalog) as conn:
+        video = await require_video(queries, conn, video_id)
+    stats = await queries.analytics.stats(video_id, range_, bucket, began=video.completed_at)
+    body = VideoStats(
+        video_id=video_id,
+        time_range=range_.value,
+        bucket=bucket.value,
+        since=stats.totals.at,
+        totals=Figures(**_figures(stats.totals)),
+        series=[FiguresAt(at=point.at, **_figures(point)) for point in stats.series],
+    )
+    return wire(body)
+
+
+@router.get(
+    "/analytics/trending",
+    response_model=TrendingVideos,
+    responses=problems(401, 422, 503) | NOT_MODIFIED,
+    openapi_extra=TOKEN_OPTIONAL,
+    summary="Which videos trend, and why",
+)
+async def list_trending(
+    queries: Read,
+    fresh: Fresh,
+    caller: MaybeCaller,
+    window: InWindow = Window.WEEK,
+    limit: Limit = DEFAULT_LIMIT,
+    category: InCategory = None,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    ranking, cached = await queries.analytics.ranking(window, limit, category)
+    async with queries.reading(fresh, *queries.projections) as conn:
+        rows = await queries.catalog.videos(conn, [each.video_id for each in ranking.items])
+        # What was removed since the ranking was made leaves no gap.
+        ranked = [each for each in ranking.items if each.video_id in rows]
+        shown = await present(queries, conn, [rows[each.video_id] for each in ranked], caller)
+    pairs = zip(ranked, shown, strict=True)
+    items = [_item(place, each, video) for place, (each, video) in enumerate(pairs, start=1)]
+    body = TrendingVideos(items=items, generated_at=ranking.generated_at, cached=cached)
+    return tagged(body, weak_tag(items), if_none_match)
+
+
+def _figures(counts: Counts) -> dict[str, Any]:
+    return {
+        "views": counts.views,
+        "unique_viewers": counts.unique_viewers,
+        "likes": counts.likes,
+        "comments": counts.comments,
+        "shares": counts.shares,
+        "watch_minutes": counts.watch_minutes,
+    }
+
+
+def _item(place: int, ranked: Ranked, video: Video) -> TrendingVideo:
+    components = TrendingComponents(
+        views=ranked.views,
+        likes=ranked.likes,
+        comments=ranked.comments,
+        watch_minutes=ranked.watch_minutes,
+        recency_boost=ranked.recency_boost,
+        age_penalty=ranked.age_penalty,
+    )
+    return TrendingVideo(rank=place, score=ranked.score, components=components, video=video)

@@ -1,0 +1,205 @@
+"""Stats and trending over HTTP: shapes, refusals, what is kept, and what a removal does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from domain.upload import Upload
+from projections.analytics.trending_cache import GENERATION, Invalidation
+from tests.integration.projection_support import origin
+from tests.integration.readapi_support import UNSETTLED, Site, serving
+from tests.integration.trending_support import Deed, Film, write
+
+TRENDING = "/analytics/trending"
+
+
+@pytest.fixture
+def site(database_url: str, tmp_path: Path) -> Iterator[Site]:
+    with serving(database_url, tmp_path) as site:
+        yield site
+
+
+def happened(site: Site, *views: tuple[Upload, int], removed: bool = False) -> None:
+    """Have the analytics hold so many views of each of these videos, an hour old."""
+    now = datetime.now(UTC)
+    films = {v.id: Film(v.id, now - timedelta(hours=2), "art", removed) for v, _ in views}
+    at = now - timedelta(hours=1)
+    deeds = [Deed(films[video.id], "view", at) for video, times in views for _ in range(times)]
+    with psycopg.connect(site.database_url, autocommit=True) as conn:
+        write(conn, list(films.values()), deeds)
+
+
+def removed(site: Site, video: Upload) -> None:
+    video.remove(origin("alice"))
+    site.writer.save(video)
+
+
+def ranked(site: Site, **params: Any) -> list[str]:
+    items = site.get(TRENDING, **params).json()["items"]
+    assert [item["rank"] for item in items] == list(range(1, len(items) + 1))
+    return [item["video"]["videoId"] for item in items]
+
+
+def test_trending_tells_why(site: Site) -> None:
+    first, second = site.writer.video(), site.writer.video()
+    site.writer.like(second.id, "bob")
+    happened(site, (first, 3), (second, 5))
+    answer = site.get(TRENDING, "bob")
+    assert answer.status_code == 200
+    body = answer.json()
+    assert set(body) == {"items", "generatedAt", "cached"}
+    assert body["cached"] is False
+    top = body["items"][0]
+    assert top["video"] == site.get(f"/videos/{second.id}", "bob").json()
+    assert top["video"]["hasLiked"] is True
+    parts = dict(top["components"])
+    penalty = parts.pop("agePenalty")
+    assert (parts["views"], parts["recencyBoost"]) == (5, 5)
+    assert set(parts) == {"views", "likes", "comments", "watchMinutes", "recencyBoost"}
+    assert sum(parts.values()) - penalty == pytest.approx(top["score"])
+    assert 0 < penalty < 0.1
+    assert ranked(site) == [str(second.id), str(first.id)]
+
+
+def test_parameters_choose(site: Site) -> None:
+    first, second = site.writer.video(), site.writer.video()
+    happened(site, (first, 3), (second, 5))
+    assert ranked(site, limit=1) == [str(second.id)]
+    assert len(ranked(site, category="art", timeRange="30d")) == 2
+    assert ranked(site, category="nature", timeRange="all") == []
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"timeRange": "24h"},
+        {"timeRange": ""},
+        {"limit": 0},
+        {"limit": 101},
+        {"limit": "many"},
+        {"category": ""},
+        {"category": "x" * 51},
+        {"category": "\x00"},
+    ],
+)
+def test_trending_refuses_what_it_does_not_know(site: Site, params: dict[str, Any]) -> None:
+    answer = site.get(TRENDING, **params)
+    assert (answer.status_code, answer.json()["type"]) == (422, "invalid")
+
+
+def test_a_ranking_is_kept_until_something_new_is_counted(site: Site) -> None:
+    first, second = site.writer.video(), site.writer.video()
+    happened(site, (first, 3), (second, 5))
+    made = site.get(TRENDING).json()
+    happened(site, (first, 9), (second, 5))
+    time.sleep(UNSETTLED.total_seconds())
+    kept = site.get(TRENDING).json()
+    assert kept == made | {"cached": True}
+    site.run(Invalidation(site.rankings).touch())
+    again = site.get(TRENDING).json()
+    assert again["cached"] is False
+    assert again["generatedAt"] > made["generatedAt"]
+    assert ranked(site) == [str(first.id), str(second.id)]
+
+
+def test_new_events_have_it_made_again_at_most_every_few_seconds(site: Site) -> None:
+    video = site.writer.video()
+    happened(site, (video, 3))
+    site.run(Invalidation(site.rankings).touch())
+    assert site.get(TRENDING).json()["cached"] is False
+    site.run(Invalidation(site.rankings).touch())
+    assert site.get(TRENDING).json()["cached"] is True
+    time.sleep(UNSETTLED.total_seconds())
+    # What came last is not forgotten, although nothing came after it.
+    assert site.get(TRENDING).json()["cached"] is False
+
+
+def test_rankings_have_keys_of_their_own_and_expire(site: Site) -> None:
+    site.get(TRENDING)
+    site.get(TRENDING, timeRange="all", limit=7, category="art")
+    site.run(Invalidation(site.rankings).touch())
+    keys = site.run(site.rankings.keys("trending:*"))
+    assert set(keys) == {b"trending:7d:20", b"trending:all:7:art", GENERATION.encode()}
+    assert 290_000 < site.run(site.rankings.pttl("trending:7d:20")) <= 300_000
+
+
+def test_a_removed_video_is_gone_at_once_and_leaves_no_gap(site: Site) -> None:
+    first, second = site.writer.video(), site.writer.video()
+    happened(site, (first, 3), (second, 5))
+    assert ranked(site) == [str(second.id), str(first.id)]
+    removed(site, second)
+    answer = site.get(TRENDING).json()
+    assert answer["cached"] is True
+    assert ranked(site) == [str(first.id)]
+
+
+def test_what_the_client_knows_is_not_sent_again(site: Site) -> None:
+    video = site.writer.video()
+    happened(site, (video, 3))
+    answer = site.get(TRENDING)
+    tag = answer.headers["ETag"]
+    for known in (tag, tag.removeprefix("W/"), f'"other", {tag}', "*"):
+        again = site.get(TRENDING, headers={"If-None-Match": known})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["ETag"] == tag
+    assert site.get(TRENDING, headers={"If-None-Match": '"other"'}).status_code == 200
+    site.writer.like(video.id, "bob")
+    changed = site.get(TRENDING, headers={"If-None-Match": tag})
+    assert (changed.status_code, changed.json()["cached"]) == (200, True)
+    assert changed.headers["ETag"] != tag
+
+
+def test_stats_over_http(site: Site) -> None:
+    video = site.writer.video()
+    happened(site, (video, 4))
+    body = site.get(f"/videos/{video.id}/stats").json()
+    assert (body["videoId"], body["timeRange"], body["bucket"]) == (str(video.id), "7d", "day")
+    figures = {"views": 4, "uniqueViewers": 1, "likes": 0, "comments": 0, "shares": 0}
+    assert body["totals"] == figures | {"watchMinutes": 0}
+    assert len(body["series"]) == 8
+    assert sum(point["views"] for point in body["series"]) == 4
+    assert set(body["series"][0]) == {*body["totals"], "at"}
+    assert body["series"][0]["at"].endswith("T00:00:00Z")
+    hours = site.get(f"/videos/{video.id}/stats", timeRange="24h").json()
+    assert (hours["bucket"], len(hours["series"])) == ("hour", 25)
+    assert "uniqueViewers" not in hours["series"][0]
+    days = site.get(f"/videos/{video.id}/stats", timeRange="all", bucket="day").json()
+    assert days["totals"] == body["totals"]
+
+
+def test_stats_of_what_there_is_not(site: Site) -> None:
+    video = site.writer.video()
+    removed(site, video)
+    for video_id in (video.id, uuid4()):
+        answer = site.get(f"/videos/{video_id}/stats")
+        assert (answer.status_code, answer.json()["type"]) == (404, "not-found")
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"timeRange": "1y"}, {"bucket": "minute"}, {"timeRange": "all", "bucket": "hour"}],
+)
+def test_stats_refuse_what_they_do_not_know(site: Site, params: dict[str, str]) -> None:
+    answer = site.get(f"/videos/{site.writer.video().id}/stats", **params)
+    assert (answer.status_code, answer.json()["type"]) == (422, "invalid")
+
+
+def test_without_the_analytics_only_they_are_missing(site: Site) -> None:
+    video = site.writer.video()
+    happened(site, (video, 4))
+    kept = site.get(TRENDING).json()
+    site.run(site.analytics_pool.close())
+    for path in (f"/videos/{video.id}/stats", TRENDING):
+        answer = site.get(path, timeRange="30d")
+        assert (answer.status_code, answer.json()["type"]) == (503, "analytics-unavailable")
+        assert answer.headers["Retry-After"] == "1"
+    assert site.get(TRENDING).json() == kept | {"cached": True}
+    assert site.get(f"/videos/{video.id}").status_code == 200
