@@ -14,9 +14,13 @@ from infra.codec import EventMapper
 from infra.kafka import KafkaOptions
 from infra.settings import Role
 from infra.tasks import FailedTask, Resources, TaskWorker, make_broker, task_queues
+from projections.analytics.trending_cache import Invalidation
+from workers.analytics import uploads
+from workers.analytics.keeper import Analytics, AnalyticsVideos
 from workers.consuming.kafka import KafkaSource
+from workers.consuming.keeping import BEHIND_EVENTS, KeeperRunner
 from workers.consuming.log import LogSource
-from workers.consuming.messages import Consumer, Source
+from workers.consuming.messages import Consumer, Keeper, Source
 from workers.consuming.runner import ConsumerRunner
 from workers.relay import Relay
 from workers.speech.consumer import SpeechConsumer
@@ -41,6 +45,7 @@ async def start_working(parts: Parts, bus: CommandBus, stack: AsyncExitStack) ->
         tasks = await _tasks(parts, bus, stack)
         if Role.CONSUMERS in roles:
             _consume(parts, tasks, kafka, waker, stack)
+            _keep_analytics(parts, kafka, waker, stack)
 
 
 def in_background(job: Coroutine[Any, Any, None], stack: AsyncExitStack) -> None:
@@ -113,6 +118,44 @@ def _consume(
     )
     job = keep_sweeping(sweep, parts.database_url, settings.translation_sweep_seconds)
     in_background(job, stack)
+
+
+def _keep_analytics(
+    parts: Parts, kafka: KafkaOptions | None, waker: Waker, stack: AsyncExitStack
+) -> None:
+    settings = parts.settings
+    repeat = timedelta(seconds=settings.view_repeat_seconds)
+    analytics = Analytics(repeat, counted=Invalidation(parts.redis).touch)
+    source: Source
+    if kafka is None:
+        source = LogSource(
+            analytics.topics,
+            wake=waker.subscribe(),
+            mapper=EventMapper(),
+            batch_events=BEHIND_EVENTS,
+        )
+    else:
+        source = KafkaSource(analytics.topics, kafka, batch_messages=BEHIND_EVENTS)
+    _keep(parts, analytics, source, stack)
+    feed = uploads.feed(EventMapper(), BEHIND_EVENTS)
+    following = LogSource(
+        uploads.TOPICS, wake=waker.subscribe(), mapper=EventMapper(), following=[feed]
+    )
+    _keep(parts, AnalyticsVideos(repeat), following, stack)
+
+
+def _keep(parts: Parts, keeper: Keeper, source: Source, stack: AsyncExitStack) -> None:
+    settings = parts.settings
+    runner = KeeperRunner(
+        parts.analytics_url,
+        keeper,
+        source,
+        log_url=parts.database_url,
+        batch_events=settings.analytics_batch_events,
+        flush_seconds=settings.analytics_flush_seconds,
+        poll_seconds=settings.projection_poll_seconds,
+    )
+    in_background(runner.run(), stack)
 
 
 def _source(consumer: Consumer, kafka: KafkaOptions | None, waker: Waker) -> Source:

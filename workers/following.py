@@ -6,7 +6,7 @@ complete, and who follows needs to keep nothing but it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -15,6 +15,7 @@ from eventsourcing.persistence import MapperDeserialisationError
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from domain.model import Aggregate
 from infra.codec import EventMapper
 from infra.integration import Message, NotPublishable, events_for, from_event, from_telemetry
 from infra.integration.topics import TELEMETRY
@@ -64,12 +65,20 @@ class Feed(Protocol):
 
 
 class EventFeed:
-    """The events of the log that are told under some of the topics."""
+    """Some events of the log, told as they are published or as `tell` does."""
 
     name = "events"
 
-    def __init__(self, topics: Collection[str], *, mapper: EventMapper, batch_events: int) -> None:
-        self._log = Log(events_for(topics), mapper=mapper, batch_events=batch_events)
+    def __init__(
+        self,
+        events: Iterable[type[Aggregate.Event]],
+        *,
+        mapper: EventMapper,
+        batch_events: int,
+        tell: Callable[[int, Aggregate.Event], Message] = from_event,
+    ) -> None:
+        self._log = Log(events, mapper=mapper, batch_events=batch_events)
+        self._tell = tell
 
     def read(self, conn: Connection[TupleRow], after: int) -> Stretch:
         head = _head(conn, EVENTS_HEAD)
@@ -80,7 +89,7 @@ class EventFeed:
         unreadable: list[Unreadable] = []
         for stored in window.events:
             try:
-                messages.append(from_event(*self._log.decode(stored)))
+                messages.append(self._tell(*self._log.decode(stored)))
             except (MapperDeserialisationError, NotPublishable) as error:
                 unreadable.append(Unreadable(stored.topic, stored.position, str(error)))
         return Stretch(messages, unreadable, window.until, head)
@@ -117,8 +126,8 @@ class TelemetryFeed:
 def feeds(topics: Collection[str], *, mapper: EventMapper, batch_events: int) -> list[Feed]:
     """What has to be followed for all these topics."""
     found: list[Feed] = []
-    if events_for(topics):
-        found.append(EventFeed(topics, mapper=mapper, batch_events=batch_events))
+    if events := events_for(topics):
+        found.append(EventFeed(events, mapper=mapper, batch_events=batch_events))
     if TELEMETRY.intersection(topics):
         found.append(TelemetryFeed(topics, batch_events=batch_events))
     return found

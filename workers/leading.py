@@ -43,24 +43,33 @@ class Lead:
 
 
 @asynccontextmanager
-async def leading(database_url: str, job: str) -> AsyncIterator[Lead]:
-    """Wait until no other process does that job, and be the one that does it.
+async def connected(database_url: str, purpose: str) -> AsyncIterator[Lead]:
+    """A connection that is worked with in threads; whoever has only that leads nothing.
 
     Raises psycopg.OperationalError when the database is away.
     """
     opened: list[Connection[TupleRow]] = []
 
     def open_one() -> None:
-        opened.append(connect(database_url, job))
+        opened.append(connect(database_url, purpose))
 
     try:
         await to_the_end(asyncio.to_thread(open_one))
-        lead = Lead(opened[0])
-        await _take_lead(lead, job)
-        yield lead
+        yield Lead(opened[0])
     finally:
         for conn in opened:
             await to_the_end(asyncio.to_thread(conn.close))
+
+
+@asynccontextmanager
+async def leading(database_url: str, job: str) -> AsyncIterator[Lead]:
+    """Wait until no other process does that job, and be the one that does it.
+
+    Raises psycopg.OperationalError when the database is away.
+    """
+    async with connected(database_url, job) as lead:
+        await _take_lead(lead, job)
+        yield lead
 
 
 async def _take_lead(lead: Lead, job: str) -> None:

@@ -35,9 +35,10 @@ class LogSource:
         wake: asyncio.Event,
         mapper: EventMapper,
         batch_events: int = BATCH_EVENTS,
+        following: Sequence[Feed] | None = None,
     ) -> None:
-        self._feeds = feeds(topics, mapper=mapper, batch_events=batch_events)
-        self._mapper = mapper
+        """`following` is what it reads where that is not what the topics tell."""
+        self._feeds = following or feeds(topics, mapper=mapper, batch_events=batch_events)
         self._wake = wake
         self._lead: Lead | None = None
         self._positions: dict[str, int] = {}

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
 
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
 from workers.leading import Lead
 
 Place = tuple[str, int]
@@ -102,6 +105,28 @@ class Consumer(Protocol):
     def topics(self) -> frozenset[str]: ...
 
     async def handle(self, batch: Sequence[Received]) -> None: ...
+
+
+class Keeper(Protocol):
+    """A consumer whose work is rows, beside which its places lie: both change or neither does.
+
+    `store` runs in the transaction that moves the places, and may be given again what it has
+    stored. It raises Poison for a message that can't be stored.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def topics(self) -> frozenset[str]: ...
+
+    def prepare(self, conn: Connection[TupleRow]) -> None:
+        """Make the tables where they are missing; called each time before it begins."""
+
+    def store(self, conn: Connection[TupleRow], batch: Sequence[Received]) -> None: ...
+
+    async def stored(self, lead: Lead) -> None:
+        """What is to be done once it is committed; a crash may leave it out."""
 
 
 class Source(Protocol):

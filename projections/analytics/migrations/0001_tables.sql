@@ -10,6 +10,9 @@ CREATE TABLE analytics.video_analytics (
 CREATE INDEX video_analytics_video ON analytics.video_analytics (video_id, "timestamp");
 CREATE INDEX video_analytics_type ON analytics.video_analytics (event_type, "timestamp");
 CREATE INDEX video_analytics_user ON analytics.video_analytics (user_id, "timestamp");
+-- To look at a session's events again when one of them comes late.
+CREATE INDEX video_analytics_session ON analytics.video_analytics ((metadata->>'session'))
+    WHERE event_type IN ('view', 'watch_time');
 
 -- Who viewed a video on a day (UTC): a user id, or `session:` and the session's id.
 CREATE TABLE analytics.video_viewers (

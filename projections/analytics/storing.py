@@ -1,0 +1,148 @@
+"""Stores events with all that they count for, in the caller's transaction, each once by its id.
+
+One transaction at a time stores: what it has looked up stays true until it commits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import orjson
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from projections.analytics import sessions
+from projections.analytics.migrating import Shape
+from projections.analytics.rollups import Deltas
+from projections.analytics.rules import VIEW, Row, metadata_of
+from projections.analytics.sessions import Change, Key
+
+LOCK = b"SELECT pg_advisory_xact_lock(7104878, 5)"
+STORED = b"""
+SELECT event_id FROM analytics.video_analytics
+WHERE event_id = ANY (%b::uuid[]) AND "timestamp" BETWEEN %b AND %b
+"""
+COPY = b"""
+COPY analytics.video_analytics (event_id, video_id, user_id, event_type, "timestamp", metadata)
+FROM STDIN
+"""
+CHANGE = b"""
+UPDATE analytics.video_analytics a SET metadata = e.metadata::jsonb
+FROM unnest(%b::uuid[], %b::timestamptz[], %b::text[]) AS e(id, at, metadata)
+WHERE a.event_id = e.id AND a."timestamp" = e.at AND a."timestamp" BETWEEN %b AND %b
+"""
+VIEWERS = b"""
+INSERT INTO analytics.video_viewers (video_id, day, viewer)
+SELECT * FROM unnest(%b::uuid[], %b::date[], %b::text[])
+ON CONFLICT DO NOTHING
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What was new, by type; how many stored events count otherwise now; when each of all these
+    happened."""
+
+    fresh: Mapping[str, int] = field(default_factory=dict)
+    changed: int = 0
+    times: Sequence[datetime] = ()
+
+
+class Store:
+    """One shape of tables, and how long a view of a session stands for its repetitions."""
+
+    def __init__(self, shape: Shape, repeat: timedelta) -> None:
+        self._shape = shape
+        self._repeat = repeat
+
+    def add(self, conn: Connection[TupleRow], rows: Iterable[Row]) -> Stored:
+        """Store what is not stored yet. Has to run in a transaction, which then holds a lock."""
+        conn.execute(LOCK)
+        fresh = _fresh(conn, rows)
+        plays = [row for row in fresh if row.session is not None]
+        judged = sessions.judge(conn, plays, self._repeat)
+        judged_rows = [
+            row
+            if row.session is None
+            else row._replace(metadata=metadata_of(row, judged.decisions[row.event_id]))
+            for row in fresh
+        ]
+        _copy(conn, judged_rows)
+        _add_viewers(conn, [row for row in fresh if row.event_type == VIEW])
+        return self._count(conn, judged_rows, judged.changes)
+
+    def recount(self, conn: Connection[TupleRow], again: Collection[Key]) -> Stored:
+        """Go through sessions again whose video is better known now."""
+        conn.execute(LOCK)
+        judged = sessions.judge(conn, (), self._repeat, again)
+        return self._count(conn, (), judged.changes)
+
+    def _count(
+        self, conn: Connection[TupleRow], fresh: Sequence[Row], changes: Sequence[Change]
+    ) -> Stored:
+        _change(conn, [change.row for change in changes])
+        if self._shape is Shape.PLAIN:
+            _roll_up(conn, fresh, changes)
+        times = [*(row.at for row in fresh), *(change.row.at for change in changes)]
+        kinds = Counter(row.event_type for row in fresh)
+        return Stored(kinds, len(changes), times)
+
+
+def _fresh(conn: Connection[TupleRow], rows: Iterable[Row]) -> list[Row]:
+    """Those that are not stored, each once."""
+    by_id: dict[UUID, Row] = {}
+    for row in rows:
+        by_id.setdefault(row.event_id, row)
+    if not by_id:
+        return []
+    times = [row.at for row in by_id.values()]
+    with conn.cursor(binary=True) as cursor:
+        known = cursor.execute(STORED, (list(by_id), min(times), max(times)), prepare=True)
+        for (id_,) in known.fetchall():
+            del by_id[id_]
+    return list(by_id.values())
+
+
+def _copy(conn: Connection[TupleRow], rows: Sequence[Row]) -> None:
+    if not rows:
+        return
+    with conn.cursor() as cursor, cursor.copy(COPY) as copy:
+        for row in rows:
+            metadata = orjson.dumps(row.metadata).decode()
+            copy.write_row(
+                (row.event_id, row.video_id, row.user_id, row.event_type, row.at, metadata)
+            )
+
+
+def _add_viewers(conn: Connection[TupleRow], views: Sequence[Row]) -> None:
+    viewers = sorted({(row.video_id, row.at.astimezone(UTC).date(), _viewer(row)) for row in views})
+    if viewers:
+        columns = [list(column) for column in zip(*viewers, strict=True)]
+        conn.execute(VIEWERS, columns, prepare=True)
+
+
+def _viewer(row: Row) -> str:
+    return f"session:{row.session}" if row.user_id is None else row.user_id
+
+
+def _change(conn: Connection[TupleRow], rows: Sequence[Row]) -> None:
+    if not rows:
+        return
+    times = [row.at for row in rows]
+    metadata = [orjson.dumps(row.metadata).decode() for row in rows]
+    ids = [row.event_id for row in rows]
+    conn.execute(CHANGE, (ids, times, metadata, min(times), max(times)))
+
+
+def _roll_up(conn: Connection[TupleRow], fresh: Sequence[Row], changes: Sequence[Change]) -> None:
+    deltas = Deltas()
+    for row in fresh:
+        deltas.add(row.video_id, row.at, row.event_type, row.metadata, 1)
+    for row, before in changes:
+        deltas.add(row.video_id, row.at, row.event_type, before, -1)
+        deltas.add(row.video_id, row.at, row.event_type, row.metadata, 1)
+    deltas.write(conn)

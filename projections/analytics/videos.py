@@ -1,0 +1,79 @@
+"""What counting needs to know of the videos: whose they are, how long, whether they are there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from domain.model import Aggregate
+from domain.upload import Upload
+from projections.analytics.sessions import Key
+from projections.analytics.storing import LOCK, Store, Stored
+
+START = b"""
+INSERT INTO analytics.videos (video_id, owner, category)
+VALUES (%(id)s, %(owner)s, %(category)s) ON CONFLICT DO NOTHING
+"""
+COMPLETE = b"UPDATE analytics.videos SET completed_at = %(at)s WHERE video_id = %(id)s"
+CHANGE = b"UPDATE analytics.videos SET category = %(category)s WHERE video_id = %(id)s"
+MEASURE = b"UPDATE analytics.videos SET duration_seconds = %(duration)s WHERE video_id = %(id)s"
+REMOVE = b"UPDATE analytics.videos SET removed = true WHERE video_id = %(id)s"
+# Nobody can watch what was never completed.
+FORGET = b"DELETE FROM analytics.videos WHERE video_id = %(id)s AND completed_at IS NULL"
+
+# Those in which the owner's own was taken for somebody else's, since it came before the owner.
+OWNERS = b"""
+SELECT a.video_id, (a.metadata->>'session')::uuid
+FROM analytics.video_analytics a JOIN analytics.videos v USING (video_id)
+WHERE v.video_id = ANY (%b::uuid[]) AND a.user_id = v.owner
+  AND a.event_type IN ('view', 'watch_time') AND NOT (a.metadata->>'own')::boolean
+"""
+SESSIONS = b"SELECT video_id, session FROM analytics.sessions WHERE video_id = ANY (%b::uuid[])"
+
+
+class Told(NamedTuple):
+    """What an event of an upload says, by the names that the statements use."""
+
+    kind: type[Aggregate.Event]
+    values: Mapping[str, Any]
+
+
+WRITES: Mapping[type[Aggregate.Event], bytes] = MappingProxyType(
+    {
+        Upload.Started: START,
+        Upload.Completed: COMPLETE,
+        Upload.Aborted: FORGET,
+        Upload.Expired: FORGET,
+        Upload.DetailsChanged: CHANGE,
+        Upload.SpeechTranscribed: MEASURE,
+        Upload.Removed: REMOVE,
+    }
+)
+
+
+def apply(conn: Connection[TupleRow], store: Store, batch: Sequence[Told]) -> Stored:
+    """Take in what is said of videos, in order, and correct what was counted without knowing it.
+
+    Has to run in a transaction; the same again changes nothing.
+    """
+    conn.execute(LOCK)
+    for told in batch:
+        conn.execute(WRITES[told.kind], told.values, prepare=True)
+    begun = _ids(batch, Upload.Started)
+    measured = _ids(batch, Upload.SpeechTranscribed)
+    return store.recount(conn, _keys(conn, OWNERS, begun) | _keys(conn, SESSIONS, measured))
+
+
+def _ids(batch: Sequence[Told], kind: type[Aggregate.Event]) -> list[UUID]:
+    return [told.values["id"] for told in batch if told.kind is kind]
+
+
+def _keys(conn: Connection[TupleRow], query: bytes, videos: list[UUID]) -> set[Key]:
+    if not videos:
+        return set()
+    return {(video, session) for video, session in conn.execute(query, (videos,)).fetchall()}

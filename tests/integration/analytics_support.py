@@ -1,0 +1,193 @@
+"""What tests of the analytics share: databases of both shapes, a random history, and an oracle
+that counts it in plain Python."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from random import Random
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from projections.analytics.migrating import State, migrate
+from projections.connecting import connect
+from tests.integration.projection_support import rows
+
+NOW = datetime.now(UTC)
+REPEAT = timedelta(hours=1)
+TIMESCALE = os.environ.get("BACKLOT_TEST_TIMESCALE_URL")
+UNTESTED = (
+    "The TimescaleDB shape was NOT tested: BACKLOT_TEST_TIMESCALE_URL names no server that has it"
+)
+_numbers = count(1)
+
+Event = tuple[str, UUID, dict[str, Any]]
+"""Topic, id and value of a message."""
+
+
+@contextmanager
+def timescale_database() -> Iterator[str]:
+    """An empty database of the server that has TimescaleDB; skips where there is none."""
+    if TIMESCALE is None:
+        pytest.skip(UNTESTED)
+    name = f"backlot_{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(TIMESCALE, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            yield psycopg.conninfo.make_conninfo(TIMESCALE, dbname=name)
+        finally:
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def migrated(url: str) -> State:
+    """Make the tables of the analytics."""
+    with connect(url, "test") as conn:
+        return migrate(conn)
+
+
+@dataclass
+class History:
+    """What happened, as messages, in order of time; and the videos: owner and length."""
+
+    events: list[Event]
+    videos: dict[UUID, tuple[str, float | None]]
+
+
+def history(random: Random, size: int = 120, days: float = 3.0) -> History:
+    """A random one in which sessions view, report too much, come back and belong to owners."""
+    videos = {
+        uuid4(): (random.choice(["ann", "bob"]), random.choice([None, 90.0, 4000.0]))
+        for _ in range(3)
+    }
+    sessions = [
+        (uuid4(), random.choice(list(videos)), random.choice([None, "ann", "bob", "eve"]))
+        for _ in range(8)
+    ]
+    found: list[Event] = []
+    for _ in range(size):
+        at = NOW - timedelta(seconds=random.randrange(int(days * 86_400)))
+        session, video, user = random.choice(sessions)
+        near = NOW - timedelta(days=random.randrange(2), seconds=random.randrange(7000))
+        found.append(_event(random, random.choice([at, near]), session, video, user))
+    return History(sorted(found, key=when), videos)
+
+
+def _event(random: Random, at: datetime, session: UUID, video: UUID, user: str | None) -> Event:
+    id_ = uuid4()
+    topic = random.choice(
+        ["video.viewed"] * 4
+        + ["video.watch_time"] * 6
+        + ["video.shared", "video.liked", "video.unliked", "comment.created", "comment.deleted"]
+    )
+    value: dict[str, Any] = {"id": str(id_), "videoId": str(video), "userId": user}
+    if topic in ("video.viewed", "video.watch_time", "video.shared"):
+        value["timestamp"] = at.isoformat()
+    else:
+        value |= {"ts": at.isoformat(), "userId": user or "eve"}
+    if topic in ("video.viewed", "video.watch_time"):
+        value["sessionId"] = str(session)
+    if topic == "video.watch_time":
+        value["seconds"] = random.choice([0.5, 30.0, 600.0, 5000.0])
+    return topic, id_, value
+
+
+def when(event: Event) -> datetime:
+    """The time of a message."""
+    return datetime.fromisoformat(event[2].get("ts") or event[2]["timestamp"])
+
+
+@dataclass
+class Counted:
+    """What the tables are to say: by hour and video, and who viewed."""
+
+    hourly: dict[tuple[datetime, UUID], Counter[str]] = field(
+        default_factory=lambda: defaultdict(Counter)
+    )
+    viewers: set[tuple[UUID, str, str]] = field(default_factory=set)
+
+    @property
+    def daily(self) -> dict[tuple[datetime, UUID], Counter[str]]:
+        found: dict[tuple[datetime, UUID], Counter[str]] = defaultdict(Counter)
+        for (hour, video), sums in self.hourly.items():
+            day = found[hour.replace(hour=0), video]
+            for name, value in sums.items():
+                day[name] += value
+        return found
+
+
+def oracle(told: History) -> Counted:
+    """Counted by the rules as docs/analytics.md has them, one event after another."""
+    found = Counted()
+    first_view: dict[tuple[str, str], datetime] = {}
+    counted: dict[tuple[str, str], datetime] = {}
+    reported: dict[tuple[str, str], datetime] = {}
+    watched: Counter[tuple[str, str]] = Counter()
+    for topic, _, value in sorted(
+        told.events, key=lambda each: (when(each), each[0] == "video.watch_time", each[1])
+    ):
+        at, video = when((topic, uuid4(), value)), UUID(value["videoId"])
+        owner, length = told.videos[video]
+        sums = found.hourly[at.replace(minute=0, second=0, microsecond=0), video]
+        key = (value["videoId"], value.get("sessionId", ""))
+        own = value["userId"] == owner
+        if topic == "video.viewed":
+            viewer = value["userId"] or f"session:{value['sessionId']}"
+            found.viewers.add((video, str(at.date()), viewer))
+            first_view.setdefault(key, at)
+            if key not in counted or at - counted[key] >= REPEAT:
+                counted[key] = at
+                sums["views"] += 1
+                sums["trending_views"] += not own
+        elif topic == "video.watch_time":
+            if key in first_view:
+                since = max(first_view[key], reported.get(key, first_view[key]))
+                seconds = min(value["seconds"], (at - since).total_seconds())
+                if length is not None:
+                    seconds = min(seconds, length - watched[key])
+                watched[key] += seconds
+                sums["watch_seconds"] += seconds
+                sums["trending_watch_seconds"] += 0 if own else seconds
+            reported[key] = at
+        elif topic == "video.shared":
+            sums["shares"] += 1
+        elif topic in ("video.liked", "video.unliked"):
+            sums["likes"] += 1 if topic == "video.liked" else -1
+        else:
+            sums["comments"] += 1 if topic == "comment.created" else -1
+    return found
+
+
+COLUMNS = (
+    "views", "trending_views", "likes", "comments", "shares", "watch_seconds",
+    "trending_watch_seconds",
+)  # fmt: skip
+
+
+def expect(url: str, wanted: Counted, events: Sequence[Event]) -> None:
+    """Compare all tables with what was counted in plain Python."""
+    _same(url, "video_hourly", wanted.hourly)
+    _same(url, "video_daily", wanted.daily)
+    viewers = rows(url, "SELECT video_id, day::text, viewer FROM analytics.video_viewers")
+    assert sorted(viewers) == sorted(wanted.viewers)
+    stored = rows(url, "SELECT event_id FROM analytics.video_analytics")
+    assert sorted(stored) == sorted({(id_,) for _, id_, _ in events})
+
+
+def _same(url: str, table: str, wanted: dict[tuple[datetime, UUID], Counter[str]]) -> None:
+    found = rows(url, f"SELECT bucket, video_id, {', '.join(COLUMNS)} FROM analytics.{table}")
+    by_key = {(row[0].astimezone(UTC), row[1]): row[2:] for row in found}
+    assert len(by_key) == len(found)
+    assert by_key.keys() == wanted.keys()
+    for key, sums in wanted.items():
+        # Sums of seconds depend on the order of their addends in the last digits.
+        told = [sums[name] for name in COLUMNS]
+        assert by_key[key] == pytest.approx(told, abs=1e-6), (table, key)

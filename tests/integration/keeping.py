@@ -1,0 +1,101 @@
+"""What tests of the keepers of the analytics share: running ones, and a recorded history."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from uuid import UUID
+
+from infra.codec import EventMapper
+from infra.telemetry import Telemetry, TelemetryEvent
+from tests.integration.analytics_support import REPEAT, Event, when
+from workers.analytics import uploads
+from workers.analytics.keeper import Analytics, AnalyticsVideos, tell_nobody
+from workers.consuming.keeping import KeeperRunner
+from workers.consuming.log import LogSource
+from workers.consuming.messages import Keeper, Source
+from workers.waking import Waker
+
+DETAILS = ("sessionId", "seconds", "channel")
+
+SourceOf = Callable[[frozenset[str], asyncio.Event], Source]
+
+
+def from_log(topics: frozenset[str], wake: asyncio.Event) -> Source:
+    """The log itself, a few events at a time, so that many batches are cut."""
+    return LogSource(topics, wake=wake, mapper=EventMapper(), batch_events=20)
+
+
+@asynccontextmanager
+async def keeping(
+    log_url: str,
+    *,
+    url: str | None = None,
+    source_of: SourceOf = from_log,
+    batch_events: int = 25,
+    flush_seconds: float = 0.05,
+    repeat: timedelta = REPEAT,
+    counted: Callable[[], Awaitable[None]] = tell_nobody,
+) -> AsyncIterator[None]:
+    """Both keepers, as in a process of Backlot; ended as by a cancellation."""
+    waker = Waker(log_url)
+    analytics = Analytics(repeat, counted=counted)
+    known = AnalyticsVideos(repeat)
+    feed = uploads.feed(EventMapper(), 100)
+    following = LogSource(
+        known.topics, wake=waker.subscribe(), mapper=EventMapper(), following=[feed]
+    )
+
+    def runner(keeper: Keeper, source: Source) -> KeeperRunner:
+        return KeeperRunner(
+            url or log_url,
+            keeper,
+            source,
+            log_url=log_url,
+            batch_events=batch_events,
+            flush_seconds=flush_seconds,
+            poll_seconds=0.2,
+        )
+
+    runners = [
+        runner(analytics, source_of(analytics.topics, waker.subscribe())),
+        runner(known, following),
+    ]
+    jobs = [waker.run(), *(each.run() for each in runners)]
+    tasks = [asyncio.create_task(job) for job in jobs]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+async def record(url: str, events: Sequence[Event]) -> None:
+    """Take the views, reports and shares of a history into the telemetry, in that order."""
+    telemetry = Telemetry(url)
+    telemetry.open()
+    for event in events:
+        topic, id_, value = event
+        details = {name: told for name, told in value.items() if name in DETAILS}
+        video = UUID(value["videoId"])
+        await telemetry.record(
+            TelemetryEvent(id_, topic, video, value["userId"], when(event), details)
+        )
+    await telemetry.close()
+
+
+async def _run(log_url: str, url: str) -> None:
+    async with keeping(log_url, url=url):
+        sys.stderr.write("ready\n")
+        sys.stderr.flush()
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    # A process of its own, to be killed.
+    asyncio.run(_run(*sys.argv[1:]))

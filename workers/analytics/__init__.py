@@ -1,0 +1,1 @@
+"""Counts what is told: the keepers of the analytics."""

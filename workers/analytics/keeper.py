@@ -1,0 +1,92 @@
+"""The keepers of the analytics: what happens around videos is counted, and what they are known."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from infra import metrics
+from projections.analytics import videos
+from projections.analytics.migrating import Shape, migrate
+from projections.analytics.refreshing import refresh
+from projections.analytics.rules import TOPICS, NotCountable, Row, row_of
+from projections.analytics.storing import Store, Stored
+from projections.poison import describe
+from workers.analytics import uploads
+from workers.consuming.messages import Poison, Received
+from workers.leading import Lead
+
+log = structlog.get_logger(__name__)
+
+
+async def tell_nobody() -> None:
+    """Nobody wants to know that something was counted."""
+
+
+class _Keeper:
+    """Keeps the tables of one database, which all keepers of the analytics share."""
+
+    def __init__(
+        self, repeat: timedelta, *, counted: Callable[[], Awaitable[None]] = tell_nobody
+    ) -> None:
+        """`repeat` is how long a view of a session stands for its repetitions.
+
+        `counted` is called when counts have changed, and must not raise.
+        """
+        self._repeat = repeat
+        self._counted = counted
+        self._shape = Shape.PLAIN
+        self._last = Stored()
+
+    def prepare(self, conn: Connection[TupleRow]) -> None:
+        found = migrate(conn)
+        log.info("analytics_ready", on=str(found))
+        self._shape = found.shape
+
+    async def stored(self, lead: Lead) -> None:
+        """Bring late events into the rollups, where these are not kept by the storing itself."""
+        last, self._last = self._last, Stored()
+        for kind, count in last.fresh.items():
+            metrics.ANALYTICS_EVENTS.labels(kind).inc(count)
+        metrics.ANALYTICS_RECOUNTED.inc(last.changed)
+        if self._shape is Shape.TIMESCALE:
+            await lead.do(refresh, last.times, datetime.now(UTC))
+        if last.times:
+            await self._counted()
+
+    @property
+    def _store(self) -> Store:
+        return Store(self._shape, self._repeat)
+
+
+class Analytics(_Keeper):
+    """Counts views, watch time, shares, likes and comments."""
+
+    name = "analytics"
+    topics = TOPICS
+
+    def store(self, conn: Connection[TupleRow], batch: Sequence[Received]) -> None:
+        now = datetime.now(UTC)
+        self._last = self._store.add(conn, [_row(message, now) for message in batch])
+
+
+class AnalyticsVideos(_Keeper):
+    """Knows the videos, and corrects what was counted before they were known."""
+
+    name = "analytics_videos"
+    topics = uploads.TOPICS
+
+    def store(self, conn: Connection[TupleRow], batch: Sequence[Received]) -> None:
+        told = [uploads.told(message.topic, message.value) for message in batch]
+        self._last = videos.apply(conn, self._store, told)
+
+
+def _row(message: Received, now: datetime) -> Row:
+    try:
+        return row_of(message.topic, message.id, message.value, now)
+    except NotCountable as error:
+        raise Poison(message, describe(error)) from error
