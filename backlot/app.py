@@ -40,6 +40,7 @@ from workers.expiry import Expiry, keep_expiring
 from workers.housekeeping import keep_house
 from workers.likes import keep_reconciling
 from workers.sealing import keep_sealing
+from workers.trending import keep_settling
 
 
 def make_app(parts: Parts) -> FastAPI:
@@ -159,6 +160,9 @@ def _jobs(parts: Parts, bus: CommandBus) -> list[Coroutine[Any, Any, None]]:
     jobs = [
         keep_house(parts.recorder, settings.idempotency_ttl_hours, parts.database_url),
         keep_expiring(expiry, settings.expiry_interval_seconds),
+        keep_settling(
+            parts.analytics_url, settings.trending_recent_hours, settings.trending_settle_seconds
+        ),
     ]
     if parts.sealer is not None:
         jobs.append(keep_sealing(parts.sealer, settings.seal_seconds))

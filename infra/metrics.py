@@ -462,6 +462,17 @@ ANALYTICS_REFRESH_FAILURES = Counter(
     registry=REGISTRY,
 )
 
+TRENDING_SETTLE_SECONDS = Gauge(
+    "backlot_trending_settle_seconds",
+    "How long the last settling of trending's sums took in this process.",
+    registry=REGISTRY,
+)
+TRENDING_SETTLE_FAILURES = Counter(
+    "backlot_trending_settle_failures",
+    "Times that trending's sums could not be settled; rankings are then made from the rollups.",
+    registry=REGISTRY,
+)
+
 
 def render() -> bytes:
     """All metrics in the Prometheus text format, to be sent with ``CONTENT_TYPE``."""

@@ -59,6 +59,10 @@ class AnalyticsSettings(BaseSettings):
     trending_invalidate_seconds: PositiveFloat = Field(
         default=5.0, alias="TRENDING_INVALIDATE_SECONDS", le=3600
     )
+    # Sums are used for an hour after theirs at most.
+    trending_settle_seconds: PositiveFloat = Field(
+        default=300.0, alias="TRENDING_SETTLE_SECONDS", le=1800
+    )
 
     def analytics_url(self, database_url: str) -> str:
         """Where the analytics are kept: a database of their own, or the one of everything else."""

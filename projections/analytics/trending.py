@@ -19,37 +19,9 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, class_row
 
 from infra.settings_analytics import AnalyticsSettings
-from projections.analytics.windows import Edges, Window, edges_of
-
-# What the window holds of each video: `recent_` is its part since `recent`.
-# Whole days come from the daily rollup; what the window's two ends cut off, from the hourly one.
-SUMS: LiteralString = """
-SELECT video_id,
-       sum(trending_views)::float8 AS views,
-       sum(likes)::float8 AS likes,
-       sum(comments)::float8 AS comments,
-       sum(trending_watch_seconds) / 60 AS minutes,
-       coalesce(sum(trending_views) FILTER (WHERE recent), 0)::float8 AS recent_views,
-       coalesce(sum(likes) FILTER (WHERE recent), 0)::float8 AS recent_likes,
-       coalesce(sum(comments) FILTER (WHERE recent), 0)::float8 AS recent_comments,
-       coalesce(sum(trending_watch_seconds) FILTER (WHERE recent), 0) / 60 AS recent_minutes
-FROM (
-    SELECT video_id, trending_views, likes, comments, trending_watch_seconds,
-           bucket >= %(recent)s AS recent
-    FROM analytics.video_hourly
-    WHERE bucket >= %(last_day)s AND bucket < %(until)s
-    UNION ALL
-    SELECT video_id, trending_views, likes, comments, trending_watch_seconds,
-           bucket >= %(recent)s
-    FROM analytics.video_hourly
-    WHERE bucket >= %(since)s AND bucket < %(first_day)s
-    UNION ALL
-    SELECT video_id, trending_views, likes, comments, trending_watch_seconds, false
-    FROM analytics.video_daily
-    WHERE bucket >= %(first_day)s AND bucket < %(last_day)s
-) AS happened
-GROUP BY video_id
-"""
+from projections.analytics.settling import settled
+from projections.analytics.sums import FROM_ROLLUPS, FROM_SETTLED
+from projections.analytics.windows import Window, edges_of
 
 # Rounded where it orders: sums of fractions differ in their last digits from plan to plan.
 # Above 2^-1000, because power() refuses what is too small for it.
@@ -89,6 +61,8 @@ FROM (SELECT * FROM scored
       ORDER BY round(score * 1e6) DESC, views DESC, video_id LIMIT %(limit)s) AS top
 ORDER BY rank
 """
+
+ONE_STATE = b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +137,22 @@ class Trending:
         one that was removed.
         """
         scored = SCORED + (IN_CATEGORY if category is not None else "")
-        query = f"WITH sums AS ({SUMS}), scored AS ({scored}) {RANKED}"
-        edges = edges_of(window, now, self.formula.recent_hours)
-        given = self._parameters(edges) | {"now": now, "limit": limit, "category": category}
-        async with conn.cursor(row_factory=class_row(Ranked)) as cursor:
-            await cursor.execute(query, given)
+        given = {"now": now, "limit": limit, "category": category}
+        async with conn.transaction(), conn.cursor(row_factory=class_row(Ranked)) as cursor:
+            await cursor.execute(ONE_STATE)
+            sums, bounds = await self._sums(conn, window, now)
+            query = f"WITH sums AS ({sums}), scored AS ({scored}) {RANKED}"
+            await cursor.execute(query.encode(), {**self.formula.weights(), **bounds, **given})
             return await cursor.fetchall()
 
-    def _parameters(self, edges: Edges) -> dict[str, Any]:
-        return {**self.formula.weights(), **edges.parameters()}
+    async def _sums(
+        self, conn: AsyncConnection[TupleRow], window: Window, now: datetime
+    ) -> tuple[LiteralString, Mapping[str, Any]]:
+        """What the window holds of each video, as a query: of the settled sums if there are any."""
+        recent_hours = self.formula.recent_hours
+        edges = edges_of(window, now, recent_hours)
+        kept = await settled(conn, window, recent_hours=recent_hours, now=now)
+        if kept is None:
+            return FROM_ROLLUPS, edges.parameters()
+        bounds = {"settled_until": kept.until, "until": edges.until}
+        return FROM_SETTLED, {"time_range": window.value, **bounds}

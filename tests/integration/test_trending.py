@@ -9,10 +9,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
+import psycopg
 import pytest
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
+from projections.analytics.settling import settle
 from projections.analytics.trending import Formula, Ranked, Trending
 from projections.analytics.windows import Window
 from tests.integration.trending_support import (
@@ -59,15 +61,18 @@ def base_of(item: Ranked) -> float:
     return item.views + item.likes + item.comments + item.watch_minutes + item.recency_boost
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize("seed", range(10))
 def test_it_agrees_with_the_formula_in_plain_python(
-    analytics: Connection[TupleRow], seed: int
+    analytics: Connection[TupleRow], seed: int, settled: bool
 ) -> None:
     now = NOW + random.Random(seed).randint(0, 48) * HOUR / 2
     films, deeds = random_history(seed, now)
     write(analytics, films, deeds)
     for window in Window:
         for formula in (USUAL, UNUSUAL):
+            if settled:
+                assert settle(analytics, window, recent_hours=formula.recent_hours, now=now)
             for category in (None, "art"):
                 found = ranking(analytics, window, formula, now=now, category=category)
                 wanted = expected_ranking(films, deeds, window, formula, now, category)
@@ -171,3 +176,56 @@ def test_no_event_is_read(analytics: Connection[TupleRow]) -> None:
     analytics.execute("DROP TABLE analytics.video_analytics")
     assert ranking(analytics, Window.ALL) == before
     assert before
+
+
+def test_sums_are_settled_but_for_the_newest_hours(analytics: Connection[TupleRow]) -> None:
+    film, hour = Film(A, NOW), NOW.replace(minute=0, second=0)
+    write(analytics, [film], [Deed(film, "view", at) for at in (hour - 9 * HOUR, hour - HOUR)])
+    settle(analytics, Window.WEEK, recent_hours=24, now=NOW)
+    late, newest = Deed(film, "view", hour - 2 * HOUR), Deed(film, "view", hour)
+    old = [Deed(film, "view", at) for at in (hour - 9 * HOUR, hour - HOUR)]
+    write(analytics, [film], [*old, newest])
+    assert [(item.views, item.recency_boost) for item in ranking(analytics)] == [(3, 3)]
+    write(analytics, [film], [*old, newest, late])
+    assert [item.views for item in ranking(analytics)] == [3]
+    settle(analytics, Window.WEEK, recent_hours=24, now=NOW)
+    assert [item.views for item in ranking(analytics)] == [4]
+
+
+def test_sums_are_used_for_one_more_hour_and_then_no_longer(
+    analytics: Connection[TupleRow],
+) -> None:
+    film, hour = Film(A, NOW), NOW.replace(minute=0, second=0)
+    write(analytics, [film], [Deed(film, "view", hour - 24 * HOUR), Deed(film, "view", NOW)])
+    settle(analytics, Window.WEEK, recent_hours=24, now=NOW)
+    analytics.execute("DELETE FROM analytics.video_hourly WHERE bucket < %s", (hour - HOUR,))
+    views = [ranking(analytics, now=NOW + n * HOUR)[0].views for n in range(3)]
+    assert views == [2, 2, 1]
+    assert ranking(analytics, formula=replace(USUAL, recent_hours=23))[0].views == 1
+
+
+def test_what_left_the_window_leaves_the_sums(analytics: Connection[TupleRow]) -> None:
+    film, hour = Film(A, NOW), NOW.replace(minute=0, second=0)
+    write(analytics, [film], [Deed(film, "view", hour - 168 * HOUR)])
+    for hours, kept in ((0, 1), (1, 0)):
+        settle(analytics, Window.WEEK, recent_hours=24, now=NOW + hours * HOUR)
+        count = analytics.execute("SELECT count(*) FROM analytics.trending_sums").fetchone()
+        assert count == (kept,)
+
+
+def test_settling_writes_only_what_changed(analytics: Connection[TupleRow]) -> None:
+    films, deeds = random_history(3)
+    write(analytics, films, deeds)
+    settle(analytics, Window.ALL, recent_hours=24, now=NOW)
+    versions = "SELECT xmin::text, video_id FROM analytics.trending_sums ORDER BY video_id"
+    before = analytics.execute(versions).fetchall()
+    settle(analytics, Window.ALL, recent_hours=24, now=NOW)
+    assert analytics.execute(versions).fetchall() == before
+    assert len(before) > 1
+
+
+def test_one_process_settles_at_a_time(analytics: Connection[TupleRow]) -> None:
+    with psycopg.connect(analytics.info.dsn) as other:
+        assert settle(other, Window.WEEK, recent_hours=24, now=NOW)
+        other.execute("SELECT pg_advisory_xact_lock(7104878, 6)")
+        assert not settle(analytics, Window.WEEK, recent_hours=24, now=NOW)
