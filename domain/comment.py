@@ -12,6 +12,7 @@ from domain.text import check_text
 
 MAX_LENGTH = 10_000
 
+UNSETTLED = ("pending", "skipped", "failed")
 TranslationStatus = Literal["pending", "not_needed", "translated", "failed", "skipped"]
 
 
@@ -150,8 +151,12 @@ class Comment(Aggregate):
         target_language: str,
         origin: Origin,
     ) -> None:
-        """Record the language of a revision; a stale revision records nothing."""
-        if self._is_present(revision) and language != self.language:
+        """Record the language of a revision; a stale revision records nothing.
+
+        Known or not, it is recorded when it settles the matter: the target may have changed since.
+        """
+        settles = language == target_language and self.translation_status in UNSETTLED
+        if self._is_present(revision) and (language != self.language or settles):
             self._record(
                 self.LanguageDetected,
                 origin,

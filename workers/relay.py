@@ -103,6 +103,7 @@ class Relay:
                         group.create_task(self._follow(feed, lead, publisher))
             except* KafkaAway as errors:
                 self._failed("kafka", errors)
+                await publisher.abandon()
             finally:
                 await publisher.stop()
             await asyncio.sleep(self._backoff.next())

@@ -165,8 +165,20 @@ class Publisher:
                 await producer.stop()
                 return
         # It waits for brokers that are away, for as long as they are.
-        await producer._sender.close()  # noqa: SLF001 - aiokafka offers no way to give up
-        await producer.client.close()
+        await _give_up(producer)
+
+    async def abandon(self) -> None:
+        """Disconnect, and send nothing any more: what failed has to be told before the rest."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _give_up(producer)
+
+
+async def _give_up(producer: Any) -> None:
+    # What its `stop` does, but for waiting until all is sent: aiokafka offers no way to give up.
+    producer._closed = True  # noqa: SLF001
+    await producer._sender.close()  # noqa: SLF001
+    await producer.client.close()
 
 
 def describe(error: BaseException) -> str:

@@ -121,6 +121,14 @@ class TestLanguage:
     def test_the_same_language_again_records_nothing(self) -> None:
         given(Comment, POSTED, DETECTED).when(detect(1, confidence=0.5)).then()
 
+    def test_the_same_language_is_recorded_once_it_is_the_target(self) -> None:
+        settled = {**SPANISH, "target_language": "es"}
+        event = fact(Comment.LanguageDetected, TRANSLATOR, **KEYS, revision=1, **settled)
+        again = detect(1, target_language="es")
+        given(Comment, POSTED, DETECTED, FAILED).when(again).then(event)
+        given(Comment, POSTED, DETECTED, event).when(again).then()
+        given(Comment, POSTED, DETECTED, TRANSLATED).when(again).then()
+
     def test_another_language_is_recorded(self) -> None:
         changed = {**SPANISH, "language": "pt"}
         given(Comment, POSTED, DETECTED).when(detect(1, language="pt")).then(
