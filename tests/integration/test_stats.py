@@ -14,6 +14,7 @@ import pytest
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
+from projections.analytics.migrating import Shape
 from projections.analytics.stats import (
     LENGTHS,
     Bucket,
@@ -29,6 +30,7 @@ from tests.integration.trending_support import (
     Deed,
     Film,
     analytics_database,
+    analytics_of,
     random_history,
     write,
 )
@@ -39,6 +41,12 @@ EVERY = [(r, b) for r in Range for b in Bucket if (r, b) != (Range.ALL, Bucket.H
 @pytest.fixture
 def analytics(database_url: str) -> Iterator[Connection[TupleRow]]:
     with analytics_database(database_url) as conn:
+        yield conn
+
+
+@pytest.fixture(params=list(Shape))
+def both_shapes(request: pytest.FixtureRequest) -> Iterator[Connection[TupleRow]]:
+    with analytics_of(request.param, request) as conn:
         yield conn
 
 
@@ -86,12 +94,12 @@ def counted(deeds: Sequence[Deed], at: datetime, *, viewers: bool = True) -> Cou
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
 @pytest.mark.parametrize("seed", range(5))
 def test_it_agrees_with_the_events_themselves(
-    analytics: Connection[TupleRow], seed: int, zone: str
+    both_shapes: Connection[TupleRow], seed: int, zone: str
 ) -> None:
     # In New York clocks were set forward in the week before; some times are on the hour, some not.
     now = NOW + random.Random(seed).choice([0, 1, 9, 33]) * HOUR / 2
     films, deeds = random_history(seed, now)
-    write(analytics, films, deeds)
+    write(both_shapes, films, deeds)
     for film in films:
         mine = [deed for deed in deeds if deed.film == film]
         for range_, bucket in EVERY:
@@ -100,7 +108,7 @@ def test_it_agrees_with_the_events_themselves(
                 began = min([film.completed_at or now, now, *(deed.at for deed in mine)])
                 since = floor(began, Bucket.DAY)
             within = [deed for deed in mine if since <= deed.at < floor(now, Bucket.HOUR) + HOUR]
-            found = stats(analytics, film, range_, bucket, now=now, zone=zone)
+            found = stats(both_shapes, film, range_, bucket, now=now, zone=zone)
             assert found.totals == counted(within, since)
             step = HOUR if bucket is Bucket.HOUR else 24 * HOUR
             at = floor(since, bucket)

@@ -14,6 +14,7 @@ import pytest
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
+from projections.analytics.migrating import Shape
 from projections.analytics.settling import settle
 from projections.analytics.trending import Formula, Ranked, Trending
 from projections.analytics.windows import Window
@@ -23,6 +24,7 @@ from tests.integration.trending_support import (
     Deed,
     Film,
     analytics_database,
+    analytics_of,
     expected_ranking,
     random_history,
     write,
@@ -36,6 +38,12 @@ UNUSUAL = Formula(0.5, 2.0, 7.0, 0.3, recent_hours=168, recent_boost=3.5, half_l
 @pytest.fixture
 def analytics(database_url: str) -> Iterator[Connection[TupleRow]]:
     with analytics_database(database_url) as conn:
+        yield conn
+
+
+@pytest.fixture(params=list(Shape))
+def both_shapes(request: pytest.FixtureRequest) -> Iterator[Connection[TupleRow]]:
+    with analytics_of(request.param, request) as conn:
         yield conn
 
 
@@ -64,17 +72,17 @@ def base_of(item: Ranked) -> float:
 @pytest.mark.parametrize("settled", [False, True])
 @pytest.mark.parametrize("seed", range(10))
 def test_it_agrees_with_the_formula_in_plain_python(
-    analytics: Connection[TupleRow], seed: int, settled: bool
+    both_shapes: Connection[TupleRow], seed: int, settled: bool
 ) -> None:
     now = NOW + random.Random(seed).randint(0, 48) * HOUR / 2
     films, deeds = random_history(seed, now)
-    write(analytics, films, deeds)
+    write(both_shapes, films, deeds)
     for window in Window:
         for formula in (USUAL, UNUSUAL):
             if settled:
-                assert settle(analytics, window, recent_hours=formula.recent_hours, now=now)
+                assert settle(both_shapes, window, recent_hours=formula.recent_hours, now=now)
             for category in (None, "art"):
-                found = ranking(analytics, window, formula, now=now, category=category)
+                found = ranking(both_shapes, window, formula, now=now, category=category)
                 wanted = expected_ranking(films, deeds, window, formula, now, category)
                 assert [item.video_id for item in found] == [video for video, _ in wanted]
                 assert [item.score for item in found] == pytest.approx([s for _, s in wanted])
