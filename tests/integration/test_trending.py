@@ -166,15 +166,20 @@ def test_who_is_not_listed(analytics: Connection[TupleRow]) -> None:
     assert ranking(analytics) == []
 
 
-def test_sums_of_many_small_parts_keep_their_order(analytics: Connection[TupleRow]) -> None:
-    """Two videos watched for the same time in different pieces are equal, so ids decide."""
-    one, other = Film(B, NOW), Film(A, NOW)
-    pieces = [0.1 * n for n in range(1, 30)]
-    old = NOW - 72 * HOUR
-    deeds = [Deed(one, "watch_time", old + n * HOUR / 2, s) for n, s in enumerate(pieces)]
-    deeds += [Deed(other, "watch_time", old - n * HOUR, s) for n, s in enumerate(pieces)]
-    write(analytics, [one, other], deeds)
-    assert [item.video_id for item in ranking(analytics)] == [A, B]
+def test_sums_of_the_same_fractions_are_equal(analytics: Connection[TupleRow]) -> None:
+    """Videos watched for the same times on other days: ids decide, not the order of addition."""
+    rng = random.Random(1)
+    films = [Film(UUID(int=n), NOW) for n in range(1, 21)]
+    times = [rng.random() * 1000 for _ in range(25)]
+    days = [NOW - timedelta(days=n) for n in range(3, 28)]
+    deeds = [
+        Deed(film, "watch_time", day, seconds)
+        for film in films
+        for day, seconds in zip(rng.sample(days, len(days)), times, strict=True)
+    ]
+    write(analytics, films, deeds)
+    found = [item.video_id for item in ranking(analytics, Window.MONTH)]
+    assert found == [film.video_id for film in films]
 
 
 def test_no_event_is_read(analytics: Connection[TupleRow]) -> None:
@@ -192,12 +197,13 @@ def test_sums_are_settled_but_for_the_newest_hours(analytics: Connection[TupleRo
     settle(analytics, Window.WEEK, recent_hours=24, now=NOW)
     late, newest = Deed(film, "view", hour - 2 * HOUR), Deed(film, "view", hour)
     old = [Deed(film, "view", at) for at in (hour - 9 * HOUR, hour - HOUR)]
-    write(analytics, [film], [*old, newest])
-    assert [(item.views, item.recency_boost) for item in ranking(analytics)] == [(3, 3)]
-    write(analytics, [film], [*old, newest, late])
-    assert [item.views for item in ranking(analytics)] == [3]
-    settle(analytics, Window.WEEK, recent_hours=24, now=NOW)
+    new = [*old, newest, Deed(film, "view", hour - HOUR / 2)]
+    write(analytics, [film], new)
+    assert [(item.views, item.recency_boost) for item in ranking(analytics)] == [(4, 4)]
+    write(analytics, [film], [*new, late])
     assert [item.views for item in ranking(analytics)] == [4]
+    settle(analytics, Window.WEEK, recent_hours=24, now=NOW)
+    assert [item.views for item in ranking(analytics)] == [5]
 
 
 def test_sums_are_used_for_one_more_hour_and_then_no_longer(
