@@ -14,7 +14,9 @@ import pytest
 from domain.upload import Upload
 from infra.metrics import value
 from infra.objects import ObjectStoreUnavailable
+from projections.catalog import Catalog
 from projections.comments import Comments
+from projections.likes import Likes
 from projections.positions import pause
 from tests.integration.projection_support import origin, rows
 from tests.integration.readapi_support import Site, serving
@@ -227,11 +229,13 @@ def test_projections_for_operators(site: Site) -> None:
     assert site.get(f"/videos/{video.id}").status_code == 200
     answer = site.get("/projections", "root", admin=True).json()["items"]
     assert [item["name"] for item in answer] == ["catalog", "comments", "likes"]
+    versions = {"catalog": Catalog.version, "comments": Comments.version, "likes": Likes.version}
     for item in answer:
+        version = versions[item["name"]]
         assert item.pop("updatedAt")
         assert item == {
             "name": item["name"],
-            "version": Comments.version,
+            "version": version,
             "status": "running",
             "active": True,
             "position": site.writer.head,
@@ -242,7 +246,7 @@ def test_projections_for_operators(site: Site) -> None:
                 {
                     "schema": item["name"],
                     "kind": "live",
-                    "version": Comments.version,
+                    "version": version,
                     "status": "running",
                     "position": site.writer.head,
                     "parked": 0,

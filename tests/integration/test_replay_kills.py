@@ -131,6 +131,9 @@ def test_killed_between_rows_and_position(database_url: str, writer: Writer, wor
             time.sleep(0.01)
     assert present(database_url, replay).state is ReplayState.SWITCHED, SEED
     assert interrupted >= 2
+    # A short history leaves a kill over, which is not meant for what compares.
+    with connected(database_url) as conn:
+        conn.execute("DROP FUNCTION kill CASCADE")
     assert_equal(database_url, "likes", f"REPLAY_SEED={SEED}")
 
 
