@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from psycopg import Connection
 from psycopg.rows import TupleRow
@@ -15,7 +14,7 @@ from projections.analytics.rules import COMMENT, LIKE, SHARE, VIEW, WATCH_TIME, 
 
 VIEWS, TRENDING_VIEWS, LIKES, COMMENTS, SHARES, SECONDS, TRENDING_SECONDS = range(7)
 
-Bucket = tuple[datetime, UUID]
+Bucket = tuple[datetime, str]
 
 COLUMNS = "views, trending_views, likes, comments, shares, watch_seconds, trending_watch_seconds"
 ADD = """
@@ -37,9 +36,9 @@ class Deltas:
     def __init__(self) -> None:
         self._hourly: dict[Bucket, list[float]] = defaultdict(lambda: [0] * 5 + [0.0] * 2)
 
-    def add(self, video_id: UUID, at: datetime, kind: str, metadata: Metadata, sign: int) -> None:
+    def add(self, video_id: str, at: datetime, kind: str, metadata: Metadata, sign: int) -> None:
         """Count an event (`sign` 1), or take back what was counted of it (-1)."""
-        hour = at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+        hour = at.replace(minute=0, second=0, microsecond=0)
         sums = self._hourly[hour, video_id]
         for column, value in _values(kind, metadata):
             sums[column] += sign * value

@@ -6,6 +6,7 @@ whatever order they came in, however often, and cut into whatever batches.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,11 @@ VIEW, LIKE, COMMENT, WATCH_TIME, SHARE = "view", "like", "comment", "watch_time"
 AHEAD = timedelta(days=1)
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
+CANONICAL = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
 Metadata = Mapping[str, Any]
+Details = Callable[[Mapping[str, Any]], tuple[Metadata, str | None, float]]
+"""What a message says beside the rest: metadata, session, reported seconds."""
 
 
 class NotCountable(ValueError):
@@ -29,38 +34,25 @@ class NotCountable(ValueError):
 
 
 class Row(NamedTuple):
-    """What a message becomes; of a view or of watch time the rules have yet to see its session."""
+    """What a message becomes; of a view or of watch time the rules have yet to see its session.
 
-    event_id: UUID
-    video_id: UUID
+    Ids are kept as text, which compares and hashes far faster than UUID; times are in UTC.
+    """
+
+    event_id: str
+    video_id: str
     user_id: str | None
     event_type: str
     at: datetime
     metadata: Metadata
-    session: UUID | None = None
+    session: str | None = None
     # Seconds, as the player reports them.
     reported: float = 0.0
 
 
-class Play(NamedTuple):
-    """A view or a report of watch time in the history of its session; sorts by time."""
-
-    at: datetime
-    # A view before a report of the same instant.
-    is_report: bool
-    event_id: UUID
-    user_id: str | None
-    reported: float = 0.0
-
-
-class Decision(NamedTuple):
-    """What is counted of a view (0 or 1) or of a report (seconds), and whether it is the owner's.
-
-    The owner's own is kept, and is no part of trending.
-    """
-
-    counted: float
-    own: bool
+def in_order(row: Row) -> tuple[datetime, str, str]:
+    """Sorts a session's events: by time, a view before a report of the same instant."""
+    return row.at, row.event_type, row.event_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +72,20 @@ class Session:
     last_report: datetime | None = None
     watched: float = 0.0
 
-    def decide(self, play: Play, video: Video, repeat: timedelta) -> Decision:
-        """What counts of the next event of the session, in order of time."""
-        own = play.user_id is not None and play.user_id == video.owner
-        if play.is_report:
-            return Decision(self._watch(play, video.duration_seconds), own)
-        return Decision(float(self._view(play.at, repeat)), own)
+    def decide(self, row: Row, video: Video, repeat: timedelta) -> Metadata:
+        """What counts of the session's next event in order, as it is kept beside it.
+
+        The owner's own is kept, and is no part of trending.
+        """
+        own = row.user_id is not None and row.user_id == video.owner
+        if row.event_type == VIEW:
+            return {"counts": self._view(row.at, repeat), "own": own, "session": row.session}
+        return {
+            "seconds": self._watch(row, video.duration_seconds),
+            "own": own,
+            "session": row.session,
+            "reported": row.reported,
+        }
 
     def _view(self, at: datetime, repeat: timedelta) -> bool:
         """A view counts unless one that counts was less than `repeat` before it."""
@@ -96,34 +96,21 @@ class Session:
             self.counted_view = at
         return counts
 
-    def _watch(self, play: Play, duration: float | None) -> float:
+    def _watch(self, row: Row, duration: float | None) -> float:
         """Not more than the time that went by since the report before, or since the first view.
 
         A session without a view has watched nothing, and none has watched more than the video's
         length: who sees it again has another session.
         """
-        since, self.last_report = self.last_report, play.at
+        since, self.last_report = self.last_report, row.at
         if self.first_view is None:
             return 0.0
-        passed = play.at - max(since or self.first_view, self.first_view)
-        seconds = min(play.reported, passed.total_seconds())
+        passed = row.at - max(since or self.first_view, self.first_view)
+        seconds = min(row.reported, passed.total_seconds())
         if duration is not None:
             seconds = min(seconds, max(0.0, duration - self.watched))
         self.watched += seconds
         return seconds
-
-
-def metadata_of(row: Row, decision: Decision) -> Metadata:
-    """What is kept beside a view or a report of watch time."""
-    if row.event_type == VIEW:
-        counts = bool(decision.counted)
-        return {"counts": counts, "own": decision.own, "session": str(row.session)}
-    return {
-        "seconds": decision.counted,
-        "own": decision.own,
-        "session": str(row.session),
-        "reported": row.reported,
-    }
 
 
 def row_of(topic: str, id_: UUID, value: Mapping[str, Any], now: datetime) -> Row:
@@ -131,10 +118,15 @@ def row_of(topic: str, id_: UUID, value: Mapping[str, Any], now: datetime) -> Ro
     kind, time_field, details = KINDS[topic]
     try:
         at = _time(value[time_field], now)
-        row = Row(id_, UUID(value["videoId"]), _text(value["userId"]), kind, at, {})
-        return details(row, value)
+        user = _text(value["userId"])
+        return Row(str(id_), _id(value["videoId"]), user, kind, at, *details(value))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise NotCountable(f"{type(error).__name__}: {error}") from error
+
+
+def _id(told: str) -> str:
+    """A UUID as it is written everywhere here."""
+    return told if CANONICAL.fullmatch(told) else str(UUID(told))
 
 
 def _time(told: str, now: datetime) -> datetime:
@@ -151,30 +143,28 @@ def _text(told: str | None) -> str | None:
     return told
 
 
-def _delta(delta: int) -> Callable[[Row, Mapping[str, Any]], Row]:
-    def changed(row: Row, value: Mapping[str, Any]) -> Row:
-        return row._replace(metadata={"delta": delta})
-
-    return changed
+def _delta(delta: int) -> Details:
+    metadata = {"delta": delta}
+    return lambda value: (metadata, None, 0.0)
 
 
-def _view(row: Row, value: Mapping[str, Any]) -> Row:
-    return row._replace(session=UUID(value["sessionId"]))
+def _view(value: Mapping[str, Any]) -> tuple[Metadata, str | None, float]:
+    return {}, _id(value["sessionId"]), 0.0
 
 
-def _watch(row: Row, value: Mapping[str, Any]) -> Row:
+def _watch(value: Mapping[str, Any]) -> tuple[Metadata, str | None, float]:
     seconds = float(value["seconds"])
     if not isfinite(seconds) or seconds < 0:
         raise ValueError(f"nobody can watch for {seconds} seconds")
-    return row._replace(session=UUID(value["sessionId"]), reported=seconds)
+    return {}, _id(value["sessionId"]), seconds
 
 
-def _share(row: Row, value: Mapping[str, Any]) -> Row:
+def _share(value: Mapping[str, Any]) -> tuple[Metadata, str | None, float]:
     channel = _text(value.get("channel"))
-    return row._replace(metadata={} if channel is None else {"channel": channel})
+    return {} if channel is None else {"channel": channel}, None, 0.0
 
 
-KINDS: Mapping[str, tuple[str, str, Callable[[Row, Mapping[str, Any]], Row]]] = {
+KINDS: Mapping[str, tuple[str, str, Details]] = {
     topics.VIDEO_VIEWED: (VIEW, "timestamp", _view),
     topics.VIDEO_WATCH_TIME: (WATCH_TIME, "timestamp", _watch),
     topics.VIDEO_SHARED: (SHARE, "timestamp", _share),

@@ -5,30 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
-from uuid import UUID
 
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from projections.analytics.rules import (
-    VIEW,
-    WATCH_TIME,
-    Decision,
-    Metadata,
-    Play,
-    Row,
-    Session,
-    Video,
-    metadata_of,
-)
+from projections.analytics.rules import VIEW, Metadata, Row, Session, Video, in_order
 
-Key = tuple[UUID, UUID]
+Key = tuple[str, str]
 """A video and a session."""
 
 LOAD = b"""
-SELECT video_id, session, first_view, counted_view, last_report, watched, earliest, latest
+SELECT video_id::text, session::text, first_view, counted_view, last_report, watched, earliest,
+       latest
 FROM analytics.sessions JOIN unnest(%b::uuid[], %b::uuid[]) AS k(video_id, session)
     USING (video_id, session)
 """
@@ -45,15 +35,20 @@ ON CONFLICT (video_id, session) DO UPDATE SET
 """
 # The bounds of time are given apart as well: with them TimescaleDB leaves other chunks alone.
 HISTORY = b"""
-SELECT a.event_id, a.video_id, k.session, a.user_id, a.event_type, a."timestamp", a.metadata
+SELECT a.event_id::text, a.video_id::text, k.session::text, a.user_id, a.event_type,
+       a."timestamp", a.metadata
 FROM unnest(%b::uuid[], %b::uuid[]) AS k(video_id, session)
 JOIN analytics.video_analytics a
     ON a.metadata->>'session' = k.session::text AND a.video_id = k.video_id
 WHERE a.event_type IN ('view', 'watch_time') AND a."timestamp" BETWEEN %b AND %b
 """
 VIDEOS = b"""
-SELECT video_id, owner, duration_seconds FROM analytics.videos WHERE video_id = ANY (%b::uuid[])
+SELECT video_id::text, owner, duration_seconds FROM analytics.videos
+WHERE video_id = ANY (%b::uuid[])
 """
+
+
+UNKNOWN = Video()
 
 
 class Change(NamedTuple):
@@ -65,9 +60,9 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What counts of new events, by id, and what changes of those that are stored."""
+    """What is kept beside events, by id, and what changes of those that are stored."""
 
-    decisions: dict[UUID, Decision]
+    metadata: dict[str, Metadata]
     changes: Sequence[Change]
 
 
@@ -78,6 +73,13 @@ class Known:
     session: Session = field(default_factory=Session)
     earliest: datetime | None = None
     latest: datetime | None = None
+
+    def extend(self, first: datetime, last: datetime) -> None:
+        """It has events from the one time to the other, too."""
+        if self.earliest is None or first < self.earliest:
+            self.earliest = first
+        if self.latest is None or last > self.latest:
+            self.latest = last
 
 
 def judge(
@@ -93,48 +95,43 @@ def judge(
     """
     new: dict[Key, list[Row]] = defaultdict(list)
     for row in fresh:
-        new[row.video_id, row.session].append(row)  # type: ignore[index]
-    keys = sorted({*new, *again})
+        if row.session is not None:
+            new[row.video_id, row.session].append(row)
+    keys = [*new, *(key for key in again if key not in new)]
     if not keys:
         return Judged({}, ())
     known = _load(conn, keys)
     late = [key for key in keys if key in again or _is_late(known.get(key), new[key])]
     stored = _history(conn, late, known)
     videos = _videos(conn, {video for video, _ in keys})
-    decisions: dict[UUID, Decision] = {}
+    found: dict[str, Metadata] = {}
     for key in late:
         known[key].session = Session()
     for key in keys:
         state = known.setdefault(key, Known())
-        plays = sorted(map(_play, [*new.get(key, ()), *(row for row, _ in stored.get(key, ()))]))
-        video = videos.get(key[0], Video())
-        for play in plays:
-            decisions[play.event_id] = state.session.decide(play, video, repeat)
-        if plays:
-            state.earliest = min(filter(None, (state.earliest, plays[0].at)))
-            state.latest = max(filter(None, (state.latest, plays[-1].at)))
+        rows = [*new.get(key, ()), *stored.get(key, ())]
+        rows.sort(key=in_order)
+        decide, video = state.session.decide, videos.get(key[0], UNKNOWN)
+        for row in rows:
+            found[row.event_id] = decide(row, video, repeat)
+        if rows:
+            state.extend(rows[0].at, rows[-1].at)
     _save(conn, known)
-    return Judged(decisions, list(_changes(stored, decisions)))
+    return Judged(found, list(_changes(stored, found)))
 
 
-def _changes(
-    stored: dict[Key, list[tuple[Row, Metadata]]], decisions: dict[UUID, Decision]
-) -> Iterable[Change]:
+def _changes(stored: dict[Key, list[Row]], found: dict[str, Metadata]) -> Iterable[Change]:
     for rows in stored.values():
-        for row, before in rows:
-            after = metadata_of(row, decisions[row.event_id])
-            if after != before:
-                yield Change(row._replace(metadata=after), before)
+        for row in rows:
+            after = found[row.event_id]
+            if after != row.metadata:
+                yield Change(row._replace(metadata=after), row.metadata)
 
 
 def _is_late(known: Known | None, rows: Sequence[Row]) -> bool:
     if known is None or known.latest is None:
         return False
     return any(row.at <= known.latest for row in rows)
-
-
-def _play(row: Row) -> Play:
-    return Play(row.at, row.event_type == WATCH_TIME, row.event_id, row.user_id, row.reported)
 
 
 def _load(conn: Connection[TupleRow], keys: Sequence[Key]) -> dict[Key, Known]:
@@ -164,9 +161,9 @@ def _save(conn: Connection[TupleRow], known: dict[Key, Known]) -> None:
 
 def _history(
     conn: Connection[TupleRow], keys: Sequence[Key], known: dict[Key, Known]
-) -> dict[Key, list[tuple[Row, Metadata]]]:
-    """What is stored of these sessions, with what was counted of it so far."""
-    found: dict[Key, list[tuple[Row, Metadata]]] = defaultdict(list)
+) -> dict[Key, list[Row]]:
+    """What is stored of these sessions, with what is counted of it so far."""
+    found: dict[Key, list[Row]] = defaultdict(list)
     if keys:
         since = min(filter(None, (known[key].earliest for key in keys)))
         until = max(filter(None, (known[key].latest for key in keys)))
@@ -174,16 +171,16 @@ def _history(
             rows = cursor.execute(HISTORY, (*_columns(keys), since, until)).fetchall()
         for id_, video, session, user, kind, at, metadata in rows:
             reported = 0.0 if kind == VIEW else metadata["reported"]
-            row = Row(id_, video, user, kind, at, metadata, session, reported)
-            found[video, session].append((row, metadata))
+            row = Row(id_, video, user, kind, at.astimezone(UTC), metadata, session, reported)
+            found[video, session].append(row)
     return found
 
 
-def _videos(conn: Connection[TupleRow], ids: Collection[UUID]) -> dict[UUID, Video]:
+def _videos(conn: Connection[TupleRow], ids: Collection[str]) -> dict[str, Video]:
     with conn.cursor(binary=True) as cursor:
         found = cursor.execute(VIDEOS, (list(ids),), prepare=True).fetchall()
     return {id_: Video(owner, duration) for id_, owner, duration in found}
 
 
-def _columns(keys: Sequence[Key]) -> list[list[UUID]]:
+def _columns(keys: Sequence[Key]) -> list[list[str]]:
     return [[video for video, _ in keys], [session for _, session in keys]]

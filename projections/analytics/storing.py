@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from datetime import datetime, timedelta
 
 import orjson
 from psycopg import Connection
@@ -18,12 +17,12 @@ from psycopg.rows import TupleRow
 from projections.analytics import sessions
 from projections.analytics.migrating import Shape
 from projections.analytics.rollups import Deltas
-from projections.analytics.rules import VIEW, Row, metadata_of
+from projections.analytics.rules import VIEW, Metadata, Row
 from projections.analytics.sessions import Change, Key
 
 LOCK = b"SELECT pg_advisory_xact_lock(7104878, 5)"
 STORED = b"""
-SELECT event_id FROM analytics.video_analytics
+SELECT event_id::text FROM analytics.video_analytics
 WHERE event_id = ANY (%b::uuid[]) AND "timestamp" BETWEEN %b AND %b
 """
 COPY = b"""
@@ -40,6 +39,10 @@ INSERT INTO analytics.video_viewers (video_id, day, viewer)
 SELECT * FROM unnest(%b::uuid[], %b::date[], %b::text[])
 ON CONFLICT DO NOTHING
 """
+
+
+Kept = tuple[Row, Metadata]
+"""A row, and what is kept beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +66,11 @@ class Store:
         """Store what is not stored yet. Has to run in a transaction, which then holds a lock."""
         conn.execute(LOCK)
         fresh = _fresh(conn, rows)
-        plays = [row for row in fresh if row.session is not None]
-        judged = sessions.judge(conn, plays, self._repeat)
-        judged_rows = [
-            row
-            if row.session is None
-            else row._replace(metadata=metadata_of(row, judged.decisions[row.event_id]))
-            for row in fresh
-        ]
-        _copy(conn, judged_rows)
+        judged = sessions.judge(conn, fresh, self._repeat)
+        kept = [(row, judged.metadata.get(row.event_id, row.metadata)) for row in fresh]
+        _copy(conn, kept)
         _add_viewers(conn, [row for row in fresh if row.event_type == VIEW])
-        return self._count(conn, judged_rows, judged.changes)
+        return self._count(conn, kept, judged.changes)
 
     def recount(self, conn: Connection[TupleRow], again: Collection[Key]) -> Stored:
         """Go through sessions again whose video is better known now."""
@@ -82,19 +79,19 @@ class Store:
         return self._count(conn, (), judged.changes)
 
     def _count(
-        self, conn: Connection[TupleRow], fresh: Sequence[Row], changes: Sequence[Change]
+        self, conn: Connection[TupleRow], fresh: Sequence[Kept], changes: Sequence[Change]
     ) -> Stored:
         _change(conn, [change.row for change in changes])
         if self._shape is Shape.PLAIN:
             _roll_up(conn, fresh, changes)
-        times = [*(row.at for row in fresh), *(change.row.at for change in changes)]
-        kinds = Counter(row.event_type for row in fresh)
+        times = [*(row.at for row, _ in fresh), *(change.row.at for change in changes)]
+        kinds = Counter(row.event_type for row, _ in fresh)
         return Stored(kinds, len(changes), times)
 
 
 def _fresh(conn: Connection[TupleRow], rows: Iterable[Row]) -> list[Row]:
     """Those that are not stored, each once."""
-    by_id: dict[UUID, Row] = {}
+    by_id: dict[str, Row] = {}
     for row in rows:
         by_id.setdefault(row.event_id, row)
     if not by_id:
@@ -107,19 +104,16 @@ def _fresh(conn: Connection[TupleRow], rows: Iterable[Row]) -> list[Row]:
     return list(by_id.values())
 
 
-def _copy(conn: Connection[TupleRow], rows: Sequence[Row]) -> None:
+def _copy(conn: Connection[TupleRow], rows: Sequence[Kept]) -> None:
     if not rows:
         return
     with conn.cursor() as cursor, cursor.copy(COPY) as copy:
-        for row in rows:
-            metadata = orjson.dumps(row.metadata).decode()
-            copy.write_row(
-                (row.event_id, row.video_id, row.user_id, row.event_type, row.at, metadata)
-            )
+        for row, metadata in rows:
+            copy.write_row((*row[:5], orjson.dumps(metadata).decode()))
 
 
 def _add_viewers(conn: Connection[TupleRow], views: Sequence[Row]) -> None:
-    viewers = sorted({(row.video_id, row.at.astimezone(UTC).date(), _viewer(row)) for row in views})
+    viewers = sorted({(row.video_id, row.at.date(), _viewer(row)) for row in views})
     if viewers:
         columns = [list(column) for column in zip(*viewers, strict=True)]
         conn.execute(VIEWERS, columns, prepare=True)
@@ -138,10 +132,10 @@ def _change(conn: Connection[TupleRow], rows: Sequence[Row]) -> None:
     conn.execute(CHANGE, (ids, times, metadata, min(times), max(times)))
 
 
-def _roll_up(conn: Connection[TupleRow], fresh: Sequence[Row], changes: Sequence[Change]) -> None:
+def _roll_up(conn: Connection[TupleRow], fresh: Sequence[Kept], changes: Sequence[Change]) -> None:
     deltas = Deltas()
-    for row in fresh:
-        deltas.add(row.video_id, row.at, row.event_type, row.metadata, 1)
+    for row, metadata in fresh:
+        deltas.add(row.video_id, row.at, row.event_type, metadata, 1)
     for row, before in changes:
         deltas.add(row.video_id, row.at, row.event_type, before, -1)
         deltas.add(row.video_id, row.at, row.event_type, row.metadata, 1)

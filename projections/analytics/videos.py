@@ -28,12 +28,14 @@ FORGET = b"DELETE FROM analytics.videos WHERE video_id = %(id)s AND completed_at
 
 # Those in which the owner's own was taken for somebody else's, since it came before the owner.
 OWNERS = b"""
-SELECT a.video_id, (a.metadata->>'session')::uuid
+SELECT a.video_id::text, a.metadata->>'session'
 FROM analytics.video_analytics a JOIN analytics.videos v USING (video_id)
 WHERE v.video_id = ANY (%b::uuid[]) AND a.user_id = v.owner
   AND a.event_type IN ('view', 'watch_time') AND NOT (a.metadata->>'own')::boolean
 """
-SESSIONS = b"SELECT video_id, session FROM analytics.sessions WHERE video_id = ANY (%b::uuid[])"
+SESSIONS = b"""
+SELECT video_id::text, session::text FROM analytics.sessions WHERE video_id = ANY (%b::uuid[])
+"""
 
 
 class Told(NamedTuple):

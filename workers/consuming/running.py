@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 
@@ -168,10 +169,10 @@ class Runner(ABC):
             gauge.remove(self._name)
 
     def _count(self, handled: Sequence[Received], dead: Sequence[Dead]) -> None:
-        for message in handled:
-            metrics.CONSUMED.labels(self._name, message.topic).inc()
-        for each in dead:
-            metrics.CONSUMER_DIED.labels(self._name, each.raw.topic).inc()
+        for topic, count in Counter(message.topic for message in handled).items():
+            metrics.CONSUMED.labels(self._name, topic).inc(count)
+        for topic, count in Counter(each.raw.topic for each in dead).items():
+            metrics.CONSUMER_DIED.labels(self._name, topic).inc(count)
 
 
 def shown(error: Exception) -> Exception | None:
