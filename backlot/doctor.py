@@ -13,6 +13,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from backlot.database import NothingRuns
+from backlot.doctor_analytics import analytics
 from backlot.doctor_outside import kafka, language_model, tasks
 from backlot.doctor_part import PATIENCE_SECONDS, Kind, Part
 from backlot.projections.lines import in_trouble
@@ -48,6 +49,7 @@ def examine() -> list[Part]:
         _settings(settings),
         _embedded_database(settings) if settings.embedded_database else _database(settings),
         _projections(settings),
+        analytics(settings),
         _objects(settings),
         _redis(settings),
         _locks(settings),

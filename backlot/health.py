@@ -9,6 +9,7 @@ from typing import Any
 from eventsourcing.persistence import PersistenceError
 from fastapi import APIRouter, Response
 
+from backlot.doctor_analytics import NOT_MADE, look
 from backlot.wiring import Parts
 from infra import metrics
 from infra.contract import Readiness
@@ -56,6 +57,7 @@ async def check(parts: Parts) -> Readiness:
         # Redis may vanish: what can't do without it says so, and the rest goes on.
         "redis": await _state(parts.redis.ping) | {"serves": True},
         "locks": await _state(parts.locks.check) | {"serves": True},
+        "analytics": await _analytics(parts) | {"serves": True},
     }
     for runner in parts.host.status() if parts.host else ():
         states[f"projection {runner.name}"] = {
@@ -69,6 +71,17 @@ async def check(parts: Parts) -> Readiness:
     states |= await _replays(parts) if parts.host else {}
     ready = all(state.pop("serves", state["ok"]) for state in states.values())
     return Readiness(ready=ready, parts=states)
+
+
+async def _analytics(parts: Parts) -> dict[str, Any]:
+    """What they stand on; while their database is away, what happens waits to be counted."""
+    found: list[str] = []
+
+    async def ask() -> None:
+        found.append(str(await asyncio.to_thread(look, parts.analytics_url) or NOT_MADE))
+
+    answer = await _state(ask)
+    return answer | {"detail": found[0]} if found else answer
 
 
 async def _replays(parts: Parts) -> dict[str, dict[str, Any]]:

@@ -12,12 +12,14 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import psycopg
 import pytest
 
 from backlot.doctor import examine
 from backlot.doctor_part import Part
 from infra.data_folder import DataFolder
 from infra.postgres import EmbeddedPostgres
+from projections.analytics.migrating import migrate
 
 
 @pytest.fixture
@@ -149,3 +151,24 @@ class TestKafkaAndTasks:
         tasks = part("tasks")
         assert not tasks.ok
         assert "hunter2" not in str(tasks.as_dict())
+
+
+class TestAnalytics:
+    def test_of_a_database_that_has_them(
+        self, folder: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TIMESCALE_URL", database_url)
+        assert part("analytics").detail.startswith("not made yet")
+        with psycopg.connect(database_url, autocommit=True) as conn:
+            made = migrate(conn)
+        found = part("analytics")
+        assert (found.ok, found.kind, found.detail) == (True, "external", str(made))
+
+    def test_of_one_that_is_away(
+        self, folder: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        url = f"postgresql://user:hunter2@127.0.0.1:{free_port}/counted"
+        monkeypatch.setenv("TIMESCALE_URL", url)
+        found = part("analytics")
+        assert not found.ok
+        assert "hunter2" not in str(found.as_dict())

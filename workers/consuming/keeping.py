@@ -21,7 +21,7 @@ from workers.consuming.running import Runner, Write
 from workers.leading import Lead, connected
 
 # What is taken at once where more waits: a larger batch costs less per message.
-BEHIND_EVENTS = 5_000
+BEHIND_EVENTS = 10_000
 
 
 class KeeperRunner(Runner):

@@ -1,0 +1,49 @@
+"""What `backlot doctor` and `/readyz` say of the analytics: what they stand on."""
+
+from __future__ import annotations
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from backlot.doctor_part import PATIENCE_SECONDS, Kind, Part
+from infra.data_folder import DataFolderError, cluster_path
+from infra.postgres import PostgresError, running_url
+from infra.settings import Settings
+from projections.analytics.migrating import State, state
+
+NOT_MADE = "not made yet; a start with any role makes them"
+
+
+def analytics(settings: Settings) -> Part:
+    """Whether the tables are there, and on plain PostgreSQL or on TimescaleDB."""
+    own = settings.timescale_url
+    try:
+        url = _url(settings)
+        if url is None:
+            return Part("analytics", "embedded", None, True, "not running; `make up` starts it")
+        found = look(url)
+    except (psycopg.Error, DataFolderError, PostgresError, OSError) as error:
+        # What is wrong with the database of everything else stands in its own line.
+        told = " ".join(str(error).split())
+        return Part("analytics", _kind(settings), None, own is None, f"not known: {told}")
+    host = conninfo_to_dict(url).get("host", "") if own else None
+    shown = f"postgresql://{host}" if host else None
+    return Part("analytics", _kind(settings), shown, True, str(found or NOT_MADE))
+
+
+def look(url: str) -> State | None:
+    """What the analytics of that database stand on; raises psycopg.Error."""
+    with psycopg.connect(url, autocommit=True, connect_timeout=PATIENCE_SECONDS) as conn:
+        return state(conn)
+
+
+def _url(settings: Settings) -> str | None:
+    for configured in (settings.timescale_url, settings.database_url):
+        if configured is not None:
+            return configured.get_secret_value()
+    return running_url(cluster_path(settings.data_dir.absolute()))
+
+
+def _kind(settings: Settings) -> Kind:
+    embedded = settings.timescale_url is None and settings.embedded_database
+    return "embedded" if embedded else "external"
