@@ -38,22 +38,21 @@ GROUP BY video_id
 
 # A row for each video, and the few hours that are not settled: all of them are recent.
 FROM_SETTLED: LiteralString = """
-SELECT video_id, sum(views) AS views, sum(likes) AS likes, sum(comments) AS comments,
-       sum(minutes) AS minutes, sum(recent_views) AS recent_views,
-       sum(recent_likes) AS recent_likes, sum(recent_comments) AS recent_comments,
-       sum(recent_minutes) AS recent_minutes
-FROM (
-    SELECT video_id, views, likes, comments, minutes,
-           recent_views, recent_likes, recent_comments, recent_minutes
-    FROM analytics.trending_sums
-    WHERE time_range = %(time_range)s
-    UNION ALL
-    SELECT video_id, v, l, c, m, v, l, c, m
+SELECT video_id,
+       coalesce(settled.views, 0) + coalesce(newest.views, 0) AS views,
+       coalesce(settled.likes, 0) + coalesce(newest.likes, 0) AS likes,
+       coalesce(settled.comments, 0) + coalesce(newest.comments, 0) AS comments,
+       coalesce(settled.minutes, 0) + coalesce(newest.minutes, 0) AS minutes,
+       coalesce(recent_views, 0) + coalesce(newest.views, 0) AS recent_views,
+       coalesce(recent_likes, 0) + coalesce(newest.likes, 0) AS recent_likes,
+       coalesce(recent_comments, 0) + coalesce(newest.comments, 0) AS recent_comments,
+       coalesce(recent_minutes, 0) + coalesce(newest.minutes, 0) AS recent_minutes
+FROM (SELECT * FROM analytics.trending_sums WHERE time_range = %(time_range)s) AS settled
+FULL JOIN (
+    SELECT video_id, sum(trending_views)::float8 AS views, sum(likes)::float8 AS likes,
+           sum(comments)::float8 AS comments, sum(trending_watch_seconds) / 60 AS minutes
     FROM analytics.video_hourly
-    CROSS JOIN LATERAL (
-        SELECT trending_views::float8, likes::float8, comments::float8, trending_watch_seconds / 60
-    ) AS newest (v, l, c, m)
     WHERE bucket >= %(settled_until)s AND bucket < %(until)s
-) AS happened
-GROUP BY video_id
+    GROUP BY video_id
+) AS newest USING (video_id)
 """
