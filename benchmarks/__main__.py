@@ -17,6 +17,7 @@ from benchmarks import (
     counters,
     finalize,
     growth,
+    ingesting,
     languages,
     like,
     memory,
@@ -26,6 +27,7 @@ from benchmarks import (
     replaying,
     sealing,
     translating,
+    trending,
 )
 from benchmarks.bench import Bench, open_bench, say
 from benchmarks.results import Comparison, as_table, machine, write_json
@@ -41,6 +43,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Comparison]]] = {
     "memory": memory.run,
     "replaying": replaying.run,
     "relaying": relaying.run,
+    "ingesting": ingesting.run,
     "sealing": sealing.run,
     "growth": growth.run,
     "finalize": finalize.run,
@@ -48,6 +51,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Comparison]]] = {
     "audit": audit.run,
     "languages": languages.run,
     "translating": translating.run,
+    "trending": trending.run,
 }
 LATEST = Path(__file__).parent / "results" / "latest.json"
 WIDTH = 110

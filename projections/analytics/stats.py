@@ -20,8 +20,7 @@ WITH counted AS (
     SELECT date_trunc(%(unit)s, bucket, 'UTC') AS at, sum(views)::bigint AS views,
            sum(likes)::bigint AS likes, sum(comments)::bigint AS comments,
            sum(shares)::bigint AS shares, sum(watch_seconds) / 60 AS watch_minutes
-    FROM analytics.{rollup}
-    WHERE video_id = %(video)s AND bucket >= %(since)s AND bucket <= %(now)s
+    FROM ({happened}) AS happened
     GROUP BY 1)
 SELECT at, coalesce(views, 0) AS views, coalesce(likes, 0) AS likes,
        coalesce(comments, 0) AS comments, coalesce(shares, 0) AS shares,
@@ -29,6 +28,17 @@ SELECT at, coalesce(views, 0) AS views, coalesce(likes, 0) AS likes,
 FROM generate_series(%(first)s::timestamptz, %(now)s::timestamptz, %(step)s::interval) AS laid (at)
 LEFT JOIN counted USING (at)
 ORDER BY at
+"""
+BY_HOURS: LiteralString = """
+SELECT bucket, views, likes, comments, shares, watch_seconds FROM analytics.video_hourly
+WHERE video_id = %(video)s AND bucket >= %(since)s
+"""
+# Only what the range's beginning has cut off a day is taken by the hour.
+BY_DAYS: LiteralString = f"""
+{BY_HOURS} AND bucket < %(whole_day)s
+UNION ALL
+SELECT bucket, views, likes, comments, shares, watch_seconds FROM analytics.video_daily
+WHERE video_id = %(video)s AND bucket >= %(whole_day)s
 """
 # Viewers are kept by whole days (UTC). Where the range begins within one, its events are read.
 VIEWERS: LiteralString = """
@@ -121,7 +131,7 @@ async def stats_of(
         "unit": bucket.value,
         "step": STEPS[bucket],
     }
-    series = await _series(conn, "video_daily" if range_ is Range.ALL else "video_hourly", given)
+    series = await _series(conn, BY_DAYS if bucket is Bucket.DAY else BY_HOURS, given)
     days, viewers = await _viewers(conn, given)
     if bucket is Bucket.DAY:
         series = [replace(each, unique_viewers=days.get(each.at.date(), 0)) for each in series]
@@ -140,10 +150,10 @@ async def _since(
 
 
 async def _series(
-    conn: AsyncConnection[TupleRow], rollup: LiteralString, given: Mapping[str, Any]
+    conn: AsyncConnection[TupleRow], happened: LiteralString, given: Mapping[str, Any]
 ) -> list[Counts]:
     async with conn.cursor(row_factory=class_row(Counts)) as cursor:
-        await cursor.execute(SERIES.format(rollup=rollup).encode(), given)
+        await cursor.execute(SERIES.format(happened=happened).encode(), given)
         return [replace(each, at=each.at.astimezone(UTC)) for each in await cursor.fetchall()]
 
 
