@@ -4,15 +4,20 @@ oracle in plain Python, on both shapes."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
+import psycopg
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from domain.upload import Upload
+from infra.postgres import EmbeddedPostgres
 from projections.analytics import videos
 from projections.analytics.migrating import Shape
 from projections.analytics.refreshing import refresh
@@ -30,6 +35,11 @@ from tests.integration.analytics_support import (
     migrated,
     oracle,
     timescale_database,
+)
+
+EMPTY = (
+    "TRUNCATE analytics.video_analytics, analytics.video_hourly, analytics.video_daily, "
+    "analytics.video_viewers, analytics.sessions, analytics.videos"
 )
 
 
@@ -105,3 +115,58 @@ def test_any_order_any_batches_any_repetition(
             tell(conn, [facts.pop(0)])
     tell(conn, facts)
     expect(url, oracle(told), told.events)
+
+
+def test_what_comes_late_is_counted(conn: Connection[TupleRow], url: str) -> None:
+    """Across the watermark of the rollups, and into chunks that are compressed."""
+    told = history(Random(100), size=200, days=40)
+    late = told.events[::5]
+    add(conn, [event for event in told.events if event not in late])
+    tell(conn, known(told))
+    if migrated_shape(conn) is Shape.TIMESCALE:
+        # As far as the policies go: the present hour and day stay above the watermark.
+        for view, bucket in (("video_hourly", "hour"), ("video_daily", "day")):
+            until = NOW.replace(minute=0, second=0, microsecond=0)
+            until = until if bucket == "hour" else until.replace(hour=0)
+            conn.execute(
+                "CALL refresh_continuous_aggregate(%s, NULL, %s::timestamptz)",
+                (f"analytics.{view}", until),
+            )
+        chunks = conn.execute(
+            "SELECT show_chunks('analytics.video_analytics', older_than => interval '7 days')::text"
+        ).fetchall()
+        assert len(chunks) > 10
+        for chunk in chunks:
+            # The policy has begun with it, too.
+            with suppress(psycopg.errors.DuplicateObject):
+                conn.execute("SELECT compress_chunk(%s, if_not_compressed => true)", chunk)
+    add(conn, late)
+    add(conn, told.events)
+    expect(url, oracle(told), told.events)
+
+
+@pytest.fixture(scope="module")
+def shared(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """One database for many examples."""
+    with psycopg.connect(postgres.url, autocommit=True) as admin:
+        admin.execute("CREATE DATABASE test_analytics_examples")
+        url = postgres.url_of("test_analytics_examples")
+        migrated(url)
+        yield url
+        admin.execute("DROP DATABASE test_analytics_examples WITH (FORCE)")
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_no_cut_and_no_order_is_seen(shared: str, data: st.DataObject) -> None:
+    told = history(Random(data.draw(st.integers(0, 10_000))), size=30)
+    order = data.draw(st.permutations(told.events))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(order)), max_size=4)))
+    with connect(shared, "test") as conn:
+        conn.execute(EMPTY)
+        for since, until in zip([0, *cuts], [*cuts, len(order)], strict=True):
+            add(conn, order[since:until])
+            if data.draw(st.booleans()):
+                tell(conn, known(told))
+        tell(conn, known(told))
+    expect(shared, oracle(told), told.events)
