@@ -298,7 +298,8 @@ class TestParked:
             )
             # As if they had never been applied.
             conn.execute(
-                "WITH gone AS (DELETE FROM likes.likes WHERE position IN (3, 4) RETURNING video_id), "
+                "WITH gone AS "
+                "(DELETE FROM likes.likes WHERE position IN (3, 4) RETURNING video_id), "
                 "taken AS (SELECT video_id, count(*) AS likes FROM gone GROUP BY video_id) "
                 "UPDATE likes.counts c SET likes = c.likes - t.likes FROM taken t "
                 "WHERE t.video_id = c.video_id"
