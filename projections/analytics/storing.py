@@ -34,6 +34,7 @@ UPDATE analytics.video_analytics a SET metadata = e.metadata::jsonb
 FROM unnest(%b::uuid[], %b::timestamptz[], %b::text[]) AS e(id, at, metadata)
 WHERE a.event_id = e.id AND a."timestamp" = e.at AND a."timestamp" BETWEEN %b AND %b
 """
+CONTROLS = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 VIEWERS = b"""
 INSERT INTO analytics.video_viewers (video_id, day, viewer)
 SELECT * FROM unnest(%b::uuid[], %b::date[], %b::text[])
@@ -108,8 +109,21 @@ def _copy(conn: Connection[TupleRow], rows: Sequence[Kept]) -> None:
     if not rows:
         return
     with conn.cursor() as cursor, cursor.copy(COPY) as copy:
-        for row, metadata in rows:
-            copy.write_row((*row[:5], orjson.dumps(metadata).decode()))
+        # As text made here: half the cost of psycopg's rows.
+        copy.write("".join([_line(row, metadata) for row, metadata in rows]))
+
+
+def _line(row: Row, metadata: Metadata) -> str:
+    """A row in the text format of COPY; ids, types and times hold nothing to be escaped."""
+    event_id, video_id, user, kind, at = row[:5]
+    told = "\\N" if user is None else _escaped(user)
+    kept = _escaped(orjson.dumps(metadata).decode())
+    return f"{event_id}\t{video_id}\t{told}\t{kind}\t{at.isoformat()}\t{kept}\n"
+
+
+def _escaped(text: str) -> str:
+    text = text.replace("\\", "\\\\")
+    return text if text.isprintable() else text.translate(CONTROLS)
 
 
 def _add_viewers(conn: Connection[TupleRow], views: Sequence[Row]) -> None:

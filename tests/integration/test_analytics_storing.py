@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from random import Random
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -170,3 +171,11 @@ def test_no_cut_and_no_order_is_seen(shared: str, data: st.DataObject) -> None:
                 tell(conn, known(told))
         tell(conn, known(told))
     expect(shared, oracle(told), told.events)
+
+
+@pytest.mark.parametrize("name", ["a\tb", "a\nb\r", "\\N", "\\", "\\t", '"', "é🌧\u2028", "a\x07b"])
+def test_any_name_is_kept_as_it_is(conn: Connection[TupleRow], name: str) -> None:
+    values = {"videoId": str(uuid4()), "userId": name, "timestamp": NOW.isoformat()}
+    add(conn, [("video.shared", uuid4(), values | {"channel": name})])
+    row = conn.execute("SELECT user_id, metadata->>'channel' FROM analytics.video_analytics")
+    assert row.fetchall() == [(name, name)]
