@@ -29,10 +29,10 @@ COPY = b"""
 COPY analytics.video_analytics (event_id, video_id, user_id, event_type, "timestamp", metadata)
 FROM STDIN
 """
+# Row by row: a join would decompress all that lies between the first and the last of them.
 CHANGE = b"""
-UPDATE analytics.video_analytics a SET metadata = e.metadata::jsonb
-FROM unnest(%b::uuid[], %b::timestamptz[], %b::text[]) AS e(id, at, metadata)
-WHERE a.event_id = e.id AND a."timestamp" = e.at AND a."timestamp" BETWEEN %b AND %b
+UPDATE analytics.video_analytics SET metadata = %b::text::jsonb
+WHERE event_id = %b::uuid AND "timestamp" = %b AND event_type = %b
 """
 CONTROLS = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 VIEWERS = b"""
@@ -138,12 +138,11 @@ def _viewer(row: Row) -> str:
 
 
 def _change(conn: Connection[TupleRow], rows: Sequence[Row]) -> None:
-    if not rows:
-        return
-    times = [row.at for row in rows]
-    metadata = [orjson.dumps(row.metadata).decode() for row in rows]
-    ids = [row.event_id for row in rows]
-    conn.execute(CHANGE, (ids, times, metadata, min(times), max(times)))
+    changes = [
+        (orjson.dumps(row.metadata).decode(), row.event_id, row.at, row.event_type) for row in rows
+    ]
+    with conn.cursor() as cursor:
+        cursor.executemany(CHANGE, changes)
 
 
 def _roll_up(conn: Connection[TupleRow], fresh: Sequence[Kept], changes: Sequence[Change]) -> None:
