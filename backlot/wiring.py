@@ -48,7 +48,7 @@ from projections.operating.executor import Executor
 from projections.operations import Operations
 from projections.projection import Projection
 from projections.replaying.progress import tell_nobody
-from workers.consuming import ledger
+from workers import topics
 
 log = structlog.get_logger(__name__)
 
@@ -120,7 +120,7 @@ def open_parts(settings: Settings, stack: ExitStack) -> Parts:
         telemetry.install(conn)
         seals.install(conn)
         install(conn, models.all())
-        ledger.install(conn)
+        topics.install(conn)
     analytics_url = settings.analytics_url(database_url)
     with _reached(analytics_url, "TIMESCALE_URL") as conn:
         migrate(conn)
