@@ -44,7 +44,7 @@ CMD ["up"]
 # not in the list with hashes; what is in that list keeps its version.
 FROM packages AS packages-whisper
 ARG WHISPER_VERSION=20250625
-# PyTorch without CUDA, which alone would be 3 GB; for graphics cards, pass https://pypi.org/simple.
+# PyTorch without CUDA, which alone would be 3 GB; for graphics cards, pass an index that has both.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip freeze --exclude backlot > /tmp/installed.txt \
     && pip install --constraint /tmp/installed.txt --index-url "${TORCH_INDEX}" torch \

@@ -1,0 +1,38 @@
+"""A consumer that sends a task for each message: what it is about, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from dramatiq import Actor
+
+from infra.tasks import enqueue
+from workers.consuming.messages import Received
+
+
+class TaskConsumer:
+    """Sends the tasks; one that is sent twice finds its work done."""
+
+    name: ClassVar[str]
+    topics: ClassVar[frozenset[str]]
+    # The member of a message's value that the task is given.
+    subject: ClassVar[str]
+
+    def __init__(self, task: Actor[..., Any]) -> None:
+        self._task = task
+
+    async def handle(self, batch: Sequence[Received]) -> None:
+        """Raises BrokerAway; then all of the batch is sent again."""
+        await asyncio.to_thread(self._send, batch)
+
+    def _send(self, batch: Sequence[Received]) -> None:
+        # A task works on what is there when it runs, so that one is enough for several messages.
+        for subject, message in {each.value[self.subject]: each for each in batch}.items():
+            enqueue(
+                self._task,
+                subject,
+                correlation_id=message.correlation_id,
+                causation_id=str(message.id),
+            )
