@@ -38,6 +38,7 @@ from infra.setting_types import (
     redis_address,
 )
 from infra.settings_analytics import AnalyticsSettings
+from infra.settings_recommendations import RecommendationSettings
 from infra.settings_translation import TranslationSettings
 
 MIB = 1024 * 1024
@@ -82,7 +83,7 @@ def _some_roles(value: frozenset[Role]) -> frozenset[Role]:
     return value
 
 
-class Settings(TranslationSettings, AnalyticsSettings):
+class Settings(TranslationSettings, AnalyticsSettings, RecommendationSettings):
     """One process's configuration; ``.env.example`` documents each variable.
 
     An unset service means its embedded part: no ``DATABASE_URL`` starts PostgreSQL in the data

@@ -1,0 +1,85 @@
+"""What the parts of the recommendations hand to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+
+class Source(StrEnum):
+    """What made an answer; the first one that could."""
+
+    LLM = "llm"
+    BLEND = "blend"
+    TRENDING = "trending"
+
+
+@dataclass(frozen=True, slots=True)
+class Engaged:
+    """A video that the user watched or likes, and when that was last."""
+
+    video_id: UUID
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What is known of a user: videos watched (20 at most) and liked (10 at most), newest first."""
+
+    user_id: str
+    watched: Sequence[Engaged] = ()
+    liked: Sequence[Engaged] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is known: a new user."""
+        return not self.watched and not self.liked
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A video that may be recommended, and why; each signal from 0 (none) to 1 (the strongest).
+
+    `because` is the video of the profile that it is the closest neighbour of, if of any.
+    """
+
+    video_id: UUID
+    category: str | None
+    trending: float = 0.0
+    neighbour: float = 0.0
+    same_category: float = 0.0
+    similar: float = 0.0
+    because: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recommended:
+    """A video in its place: the higher its score the earlier; `reason` is for people."""
+
+    video_id: UUID
+    score: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a language model may know of a video; all of it is other people's text."""
+
+    video_id: UUID
+    title: str
+    description: str | None = None
+    category: str | None = None
+    transcript: str | None = None
+    spoken_language: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """All that a ranking is made of."""
+
+    profile: Profile
+    candidates: Sequence[Candidate]
+    described: dict[UUID, Described] = field(default_factory=dict)
