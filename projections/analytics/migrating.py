@@ -17,9 +17,10 @@ from typing import Any
 
 import structlog
 from psycopg import Connection
-from psycopg.errors import UndefinedTable
+from psycopg.errors import InsufficientPrivilege, UndefinedTable
 
 from infra.errors import OperatorError
+from projections.poison import describe
 
 log = structlog.get_logger(__name__)
 
@@ -40,22 +41,23 @@ CREATE TABLE IF NOT EXISTS analytics.migrations (
     digest text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT now())
 """
-# Looked at first: CREATE EXTENSION where it is not preloaded breaks the connection. Who may not
-# see the setting finds nothing, and gets the plain shape unless the extension is there already.
-# Continuous aggregates and compression are missing under the other licence.
-AVAILABLE = b"""
-SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')
-    OR EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb')
-   AND EXISTS (SELECT FROM pg_settings WHERE name = 'shared_preload_libraries'
-               AND setting ~ '(^|[,/ "])timescaledb')
+# Looked at first: CREATE EXTENSION where it is not preloaded breaks the connection. The setting is
+# the loader's own, which anybody may see, unlike shared_preload_libraries. Under the other licence
+# continuous aggregates and compression are missing; which one it is may be known only once the
+# extension is there.
+USABLE = b"""
+SELECT (EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')
+        OR EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb')
+       AND EXISTS (SELECT FROM pg_settings WHERE name = 'timescaledb.max_background_workers'))
+   AND coalesce(current_setting('timescaledb.license', true), 'timescale') = 'timescale'
 """
-LICENCE = b"SELECT coalesce(current_setting('timescaledb.license', true), 'timescale')"
 EXTEND = b"CREATE EXTENSION IF NOT EXISTS timescaledb"
 STATE = b"""
 SELECT shape, (SELECT coalesce(max(version), 0) FROM analytics.migrations),
        (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb')
 FROM analytics.shape
 """
+UNUSED = "TimescaleDB is there and not used, see docs/analytics.md"
 
 
 class Shape(StrEnum):
@@ -84,15 +86,20 @@ class Migration:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a database has: its shape, its version, the extension's version where it is there."""
+    """What a database has: its shape, its version, the extension's version where it is there.
+
+    `unused` is whether plain tables stand on a server that could do better.
+    """
 
     shape: Shape
     version: int
     extension: str | None
+    unused: bool = False
 
     def __str__(self) -> str:
         what = "plain tables" if self.shape is Shape.PLAIN else f"TimescaleDB {self.extension}"
-        return f"{what}, schema version {self.version}"
+        told = f"{what}, schema version {self.version}"
+        return f"{told}; {UNUSED}" if self.unused else told
 
 
 def migrate(conn: Connection[Any]) -> State:
@@ -122,7 +129,10 @@ def state(conn: Connection[Any]) -> State | None:
         row = conn.execute(STATE).fetchone()
     except UndefinedTable:
         return None
-    return State(Shape(row[0]), row[1], row[2]) if row else None
+    if row is None:
+        return None
+    shape = Shape(row[0])
+    return State(shape, row[1], row[2], shape is Shape.PLAIN and _usable(conn))
 
 
 @cache
@@ -143,20 +153,26 @@ def _shape(conn: Connection[Any]) -> Shape:
     row = conn.execute(b"SELECT shape FROM analytics.shape").fetchone()
     if row is not None:
         return Shape(row[0])
-    shape = Shape.TIMESCALE if _has_timescale(conn) else Shape.PLAIN
-    if shape is Shape.TIMESCALE:
-        conn.execute(EXTEND)
+    shape = Shape.TIMESCALE if _usable(conn) and _extended(conn) else Shape.PLAIN
     conn.execute(b"INSERT INTO analytics.shape (shape) VALUES (%b)", (shape,))
     log.info("analytics_shape", shape=str(shape))
     return shape
 
 
-def _has_timescale(conn: Connection[Any]) -> bool:
-    (available,) = conn.execute(AVAILABLE).fetchone() or (False,)
-    if not available:
+def _usable(conn: Connection[Any]) -> bool:
+    """Whether the server has TimescaleDB with all that the analytics want of it."""
+    (usable,) = conn.execute(USABLE).fetchone() or (False,)
+    return bool(usable)
+
+
+def _extended(conn: Connection[Any]) -> bool:
+    """Make the extension; False where this role may not, or where it proves to lack the rest."""
+    try:
+        conn.execute(EXTEND)
+    except InsufficientPrivilege as error:
+        log.warning("timescaledb_refused", error=describe(error), using="plain tables")
         return False
-    (licence,) = conn.execute(LICENCE).fetchone() or ("",)
-    return str(licence) == "timescale"
+    return _usable(conn)
 
 
 def _pending(conn: Connection[Any], wanted: Sequence[Migration]) -> list[Migration]:

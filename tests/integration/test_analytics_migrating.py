@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from uuid import uuid4
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from projections.analytics import migrating
 from projections.analytics.migrating import Shape, State, UnknownMigration, migrate, state
+from tests.integration.analytics_support import timescale_database
 from tests.integration.projection_support import rows
 
 TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'analytics'"
@@ -69,3 +74,51 @@ def test_both_shapes_have_the_same_versions() -> None:
 def test_nothing_is_there_before(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as conn:
         assert state(conn) is None
+
+
+@contextmanager
+def as_plain_role(url: str) -> Iterator[str]:
+    """The database as its owner sees it, who is no superuser."""
+    name = f"owner_{uuid4().hex}"
+    with psycopg.connect(url, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {name} LOGIN".encode())
+        admin.execute(f"ALTER DATABASE {admin.info.dbname} OWNER TO {name}".encode())
+        try:
+            yield psycopg.conninfo.make_conninfo(url, user=name)
+        finally:
+            admin.execute(f"REASSIGN OWNED BY {name} TO CURRENT_USER".encode())
+            admin.execute(f"DROP OWNED BY {name}".encode())
+            admin.execute(f"DROP ROLE {name}".encode())
+
+
+def test_no_superuser_is_needed_for_timescale() -> None:
+    with timescale_database() as url, as_plain_role(url) as owners:
+        found = migrated(owners)
+        assert (found.shape, found.unused) == (Shape.TIMESCALE, False)
+        assert migrated(owners) == found
+
+
+def test_who_may_not_make_the_extension_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Something else that only superusers may, as the extension is where it is not trusted.
+    monkeypatch.setattr(migrating, "EXTEND", b"CREATE ROLE never_made")
+    with timescale_database() as url, as_plain_role(url) as owners, capture_logs() as logs:
+        found = migrated(owners)
+        assert (found.shape, found.extension, found.unused) == (Shape.PLAIN, None, True)
+        assert str(found).endswith("TimescaleDB is there and not used, see docs/analytics.md")
+        assert "timescaledb_refused" in {each["event"] for each in logs}
+        assert migrated(owners) == found
+
+
+def test_the_other_licence_shows_when_the_extension_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with timescale_database() as url:
+        told = (
+            b"(SELECT CASE WHEN EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb') "
+            b"THEN 'apache' ELSE 'timescale' END)"
+        )
+        asked = b"coalesce(current_setting('timescaledb.license', true), 'timescale')"
+        monkeypatch.setattr(migrating, "USABLE", migrating.USABLE.replace(asked, told))
+        found = migrated(url)
+        assert (found.shape, found.unused) == (Shape.PLAIN, False)
+        assert found.version == migrating.migrations(Shape.PLAIN)[-1].version
