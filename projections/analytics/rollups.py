@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from projections.analytics.rules import COMMENT, LIKE, SHARE, VIEW, WATCH_TIME, Metadata
+from projections.analytics.rules import COMMENT, LIKE, SHARE, VIEW, WATCH_TIME, Metadata, Row
+from projections.analytics.sessions import Change, Kept
 
 VIEWS, TRENDING_VIEWS, LIKES, COMMENTS, SHARES, SECONDS, TRENDING_SECONDS = range(7)
 
@@ -36,12 +37,17 @@ class Deltas:
     def __init__(self) -> None:
         self._hourly: dict[Bucket, list[float]] = defaultdict(lambda: [0] * 5 + [0.0] * 2)
 
-    def add(self, video_id: str, at: datetime, kind: str, metadata: Metadata, sign: int) -> None:
-        """Count an event (`sign` 1), or take back what was counted of it (-1)."""
-        hour = at.replace(minute=0, second=0, microsecond=0)
-        sums = self._hourly[hour, video_id]
-        for column, value in _values(kind, metadata):
-            sums[column] += sign * value
+    def counting(self, kept: Iterable[Kept]) -> Iterator[Kept]:
+        """The same events, counted as they pass."""
+        for row, metadata in kept:
+            self._count(row, metadata, 1)
+            yield row, metadata
+
+    def correct(self, changes: Iterable[Change]) -> None:
+        """Count these events anew, in place of what was counted of them before."""
+        for row, before in changes:
+            self._count(row, before, -1)
+            self._count(row, row.metadata, 1)
 
     def write(self, conn: Connection[TupleRow]) -> None:
         """Add them up, in an order that lets no two writers wait for each other."""
@@ -52,6 +58,12 @@ class Deltas:
             before = daily.get(key)
             daily[key] = [a + b for a, b in zip(before, sums, strict=True)] if before else sums
         _add(conn, ADD_DAILY, daily)
+
+    def _count(self, row: Row, metadata: Metadata, sign: int) -> None:
+        hour = row.at.replace(minute=0, second=0, microsecond=0)
+        sums = self._hourly[hour, row.video_id]
+        for column, value in _values(row.event_type, metadata):
+            sums[column] += sign * value
 
 
 def _values(kind: str, metadata: Metadata) -> Iterable[tuple[int, float]]:

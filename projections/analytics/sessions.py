@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -50,20 +50,15 @@ WHERE video_id = ANY (%b::uuid[])
 
 UNKNOWN = Video()
 
+Kept = tuple[Row, Metadata]
+"""A row, and what is kept beside it."""
+
 
 class Change(NamedTuple):
     """Something stored that counts otherwise once more is known."""
 
     row: Row
     before: Metadata
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What is kept beside events, by id, and what changes of those that are stored."""
-
-    metadata: dict[str, Metadata]
-    changes: Sequence[Change]
 
 
 @dataclass(slots=True)
@@ -74,6 +69,11 @@ class Known:
     earliest: datetime | None = None
     latest: datetime | None = None
 
+    def is_late(self, rows: Iterable[Row]) -> bool:
+        """Whether one of these is not later than all that are known."""
+        latest = self.latest
+        return latest is not None and any(row.at <= latest for row in rows)
+
     def extend(self, first: datetime, last: datetime) -> None:
         """It has events from the one time to the other, too."""
         if self.earliest is None or first < self.earliest:
@@ -82,59 +82,67 @@ class Known:
             self.latest = last
 
 
-def judge(
-    conn: Connection[TupleRow],
-    fresh: Iterable[Row],
-    repeat: timedelta,
-    again: Collection[Key] = (),
-) -> Judged:
-    """Decide on new events of sessions, and on all events of the sessions `again`.
+class Judging:
+    """Sessions with new events, or whose video is better known now: loaded, decided on, saved."""
 
-    Where a new event is not later than all that are known of its session, that session is gone
-    through from its beginning.
-    """
-    new: dict[Key, list[Row]] = defaultdict(list)
-    for row in fresh:
-        if row.session is not None:
-            new[row.video_id, row.session].append(row)
-    keys = [*new, *(key for key in again if key not in new)]
-    if not keys:
-        return Judged({}, ())
-    known = _load(conn, keys)
-    late = [key for key in keys if key in again or _is_late(known.get(key), new[key])]
-    stored = _history(conn, late, known)
-    videos = _videos(conn, {video for video, _ in keys})
-    found: dict[str, Metadata] = {}
-    for key in late:
-        known[key].session = Session()
-    for key in keys:
-        state = known.setdefault(key, Known())
-        rows = [*new.get(key, ()), *stored.get(key, ())]
-        rows.sort(key=in_order)
-        decide, video = state.session.decide, videos.get(key[0], UNKNOWN)
+    def __init__(
+        self, conn: Connection[TupleRow], fresh: Iterable[Row], again: Iterable[Key] = ()
+    ) -> None:
+        """Look up what is known of the sessions of `fresh`, and of the sessions `again`.
+
+        Those are gone through from their beginning; and so is one that has a late event.
+        """
+        self._new: dict[Key, list[Row]] = {key: [] for key in again}
+        repeated = set(self._new)
+        for row in fresh:
+            if row.session is not None:
+                self._new.setdefault((row.video_id, row.session), []).append(row)
+        self._known = _load(conn, list(self._new))
+        self._late = {
+            key
+            for key, known in self._known.items()
+            if key in repeated or known.is_late(self._new[key])
+        }
+        self._stored = _history(conn, self._late, self._known)
+        self._videos = _videos(conn, {video for video, _ in self._new})
+        self._changes: list[Change] = []
+
+    def decide(self, repeat: timedelta) -> Iterator[Kept]:
+        """Each new event with what is kept beside it; to be gone through to its end, once."""
+        for key, rows in self._new.items():
+            state = self._known.setdefault(key, Known())
+            decide, video = state.session.decide, self._videos.get(key[0], UNKNOWN)
+            if key in self._late:
+                yield from self._again(key, state, video, repeat)
+                continue
+            rows.sort(key=in_order)
+            for row in rows:
+                yield row, decide(row, video, repeat)
+            state.extend(rows[0].at, rows[-1].at)
+
+    def save(self, conn: Connection[TupleRow]) -> Sequence[Change]:
+        """Remember the sessions; returns what of the stored counts otherwise now."""
+        _save(conn, self._known)
+        return self._changes
+
+    def _again(self, key: Key, state: Known, video: Video, repeat: timedelta) -> Iterator[Kept]:
+        """The same, for a session that begins anew; notes what changes of what is stored."""
+        state.session = Session()
+        before = {row.event_id for row in self._stored.get(key, ())}
+        rows = sorted((*self._new[key], *self._stored.get(key, ())), key=in_order)
         for row in rows:
-            found[row.event_id] = decide(row, video, repeat)
+            after = state.session.decide(row, video, repeat)
+            if row.event_id not in before:
+                yield row, after
+            elif after != row.metadata:
+                self._changes.append(Change(row._replace(metadata=after), row.metadata))
         if rows:
             state.extend(rows[0].at, rows[-1].at)
-    _save(conn, known)
-    return Judged(found, list(_changes(stored, found)))
-
-
-def _changes(stored: dict[Key, list[Row]], found: dict[str, Metadata]) -> Iterable[Change]:
-    for rows in stored.values():
-        for row in rows:
-            after = found[row.event_id]
-            if after != row.metadata:
-                yield Change(row._replace(metadata=after), row.metadata)
-
-
-def _is_late(known: Known | None, rows: Sequence[Row]) -> bool:
-    if known is None or known.latest is None:
-        return False
-    return any(row.at <= known.latest for row in rows)
 
 
 def _load(conn: Connection[TupleRow], keys: Sequence[Key]) -> dict[Key, Known]:
+    if not keys:
+        return {}
     with conn.cursor(binary=True) as cursor:
         found = cursor.execute(LOAD, _columns(keys), prepare=True).fetchall()
     return {
@@ -144,6 +152,8 @@ def _load(conn: Connection[TupleRow], keys: Sequence[Key]) -> dict[Key, Known]:
 
 
 def _save(conn: Connection[TupleRow], known: dict[Key, Known]) -> None:
+    if not known:
+        return
     rows = [
         (
             *key,
@@ -160,7 +170,7 @@ def _save(conn: Connection[TupleRow], known: dict[Key, Known]) -> None:
 
 
 def _history(
-    conn: Connection[TupleRow], keys: Sequence[Key], known: dict[Key, Known]
+    conn: Connection[TupleRow], keys: Collection[Key], known: dict[Key, Known]
 ) -> dict[Key, list[Row]]:
     """What is stored of these sessions, with what is counted of it so far."""
     found: dict[Key, list[Row]] = defaultdict(list)
@@ -177,10 +187,12 @@ def _history(
 
 
 def _videos(conn: Connection[TupleRow], ids: Collection[str]) -> dict[str, Video]:
+    if not ids:
+        return {}
     with conn.cursor(binary=True) as cursor:
         found = cursor.execute(VIDEOS, (list(ids),), prepare=True).fetchall()
     return {id_: Video(owner, duration) for id_, owner, duration in found}
 
 
-def _columns(keys: Sequence[Key]) -> list[list[str]]:
+def _columns(keys: Collection[Key]) -> list[list[str]]:
     return [[video for video, _ in keys], [session for _, session in keys]]

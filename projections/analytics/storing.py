@@ -6,21 +6,24 @@ One transaction at a time stores: what it has looked up stays true until it comm
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
 
 import orjson
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from projections.analytics import sessions
+from projections.analytics import retention
 from projections.analytics.migrating import Shape
 from projections.analytics.rollups import Deltas
 from projections.analytics.rules import VIEW, Metadata, Row
-from projections.analytics.sessions import Change, Key
+from projections.analytics.sessions import Judging, Kept, Key
 
 LOCK = b"SELECT pg_advisory_xact_lock(7104878, 5)"
+# Where rows are compressed: a statement may change as many as a batch wants.
+NO_LIMIT = b"SET LOCAL timescaledb.max_tuples_decompressed_per_dml_transaction = 0"
 STORED = b"""
 SELECT event_id::text FROM analytics.video_analytics
 WHERE event_id = ANY (%b::uuid[]) AND "timestamp" BETWEEN %b AND %b
@@ -40,20 +43,19 @@ INSERT INTO analytics.video_viewers (video_id, day, viewer)
 SELECT * FROM unnest(%b::uuid[], %b::date[], %b::text[])
 ON CONFLICT DO NOTHING
 """
-
-
-Kept = tuple[Row, Metadata]
-"""A row, and what is kept beside it."""
+# Rows in one piece of a COPY.
+AT_ONCE = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
     """What was new, by type; how many stored events count otherwise now; when each of all these
-    happened."""
+    happened; and how many came too late to be counted."""
 
     fresh: Mapping[str, int] = field(default_factory=dict)
     changed: int = 0
     times: Sequence[datetime] = ()
+    too_late: int = 0
 
 
 class Store:
@@ -65,29 +67,38 @@ class Store:
 
     def add(self, conn: Connection[TupleRow], rows: Iterable[Row]) -> Stored:
         """Store what is not stored yet. Has to run in a transaction, which then holds a lock."""
-        conn.execute(LOCK)
-        fresh = _fresh(conn, rows)
-        judged = sessions.judge(conn, fresh, self._repeat)
-        kept = [(row, judged.metadata.get(row.event_id, row.metadata)) for row in fresh]
-        _copy(conn, kept)
-        _add_viewers(conn, [row for row in fresh if row.event_type == VIEW])
-        return self._count(conn, kept, judged.changes)
+        self._begin(conn)
+        since = retention.kept(conn).counted_since(datetime.now(UTC))
+        told = list(rows)
+        timely = [row for row in told if row.at >= since]
+        fresh = _fresh(conn, timely)
+        stored = self._store(conn, fresh) if fresh else Stored()
+        return replace(stored, too_late=len(told) - len(timely))
 
     def recount(self, conn: Connection[TupleRow], again: Collection[Key]) -> Stored:
         """Go through sessions again whose video is better known now."""
-        conn.execute(LOCK)
-        judged = sessions.judge(conn, (), self._repeat, again)
-        return self._count(conn, (), judged.changes)
+        self._begin(conn)
+        return self._store(conn, (), again) if again else Stored()
 
-    def _count(
-        self, conn: Connection[TupleRow], fresh: Sequence[Kept], changes: Sequence[Change]
+    def _begin(self, conn: Connection[TupleRow]) -> None:
+        conn.execute(LOCK)
+        if self._shape is Shape.TIMESCALE:
+            conn.execute(NO_LIMIT)
+
+    def _store(
+        self, conn: Connection[TupleRow], fresh: Sequence[Row], again: Collection[Key] = ()
     ) -> Stored:
+        judging, deltas = Judging(conn, fresh, again), Deltas()
+        kept = chain(_without_session(fresh), judging.decide(self._repeat))
+        _copy(conn, deltas.counting(kept) if self._shape is Shape.PLAIN else kept)
+        _add_viewers(conn, [row for row in fresh if row.event_type == VIEW])
+        changes = judging.save(conn)
         _change(conn, [change.row for change in changes])
         if self._shape is Shape.PLAIN:
-            _roll_up(conn, fresh, changes)
-        times = [*(row.at for row, _ in fresh), *(change.row.at for change in changes)]
-        kinds = Counter(row.event_type for row, _ in fresh)
-        return Stored(kinds, len(changes), times)
+            deltas.correct(changes)
+            deltas.write(conn)
+        times = [*(row.at for row in fresh), *(change.row.at for change in changes)]
+        return Stored(Counter(row.event_type for row in fresh), len(changes), times)
 
 
 def _fresh(conn: Connection[TupleRow], rows: Iterable[Row]) -> list[Row]:
@@ -105,19 +116,24 @@ def _fresh(conn: Connection[TupleRow], rows: Iterable[Row]) -> list[Row]:
     return list(by_id.values())
 
 
-def _copy(conn: Connection[TupleRow], rows: Sequence[Kept]) -> None:
-    if not rows:
-        return
+def _without_session(fresh: Iterable[Row]) -> Iterator[Kept]:
+    return ((row, row.metadata) for row in fresh if row.session is None)
+
+
+def _copy(conn: Connection[TupleRow], kept: Iterator[Kept]) -> None:
     with conn.cursor() as cursor, cursor.copy(COPY) as copy:
-        # As text made here: half the cost of psycopg's rows.
-        copy.write("".join([_line(row, metadata) for row, metadata in rows]))
+        # As text made here: half the cost of psycopg's rows. And some at a time: PostgreSQL stores
+        # them while the next are decided on and counted.
+        while text := "".join([_line(row, metadata) for row, metadata in islice(kept, AT_ONCE)]):
+            copy.write(text)
 
 
 def _line(row: Row, metadata: Metadata) -> str:
     """A row in the text format of COPY; ids, types and times hold nothing to be escaped."""
     event_id, video_id, user, kind, at = row[:5]
     told = "\\N" if user is None else _escaped(user)
-    kept = _escaped(orjson.dumps(metadata).decode())
+    # Control characters are escaped in JSON already.
+    kept = orjson.dumps(metadata).decode().replace("\\", "\\\\")
     return f"{event_id}\t{video_id}\t{told}\t{kind}\t{at.isoformat()}\t{kept}\n"
 
 
@@ -143,13 +159,3 @@ def _change(conn: Connection[TupleRow], rows: Sequence[Row]) -> None:
     ]
     with conn.cursor() as cursor:
         cursor.executemany(CHANGE, changes)
-
-
-def _roll_up(conn: Connection[TupleRow], fresh: Sequence[Kept], changes: Sequence[Change]) -> None:
-    deltas = Deltas()
-    for row, metadata in fresh:
-        deltas.add(row.video_id, row.at, row.event_type, metadata, 1)
-    for row, before in changes:
-        deltas.add(row.video_id, row.at, row.event_type, before, -1)
-        deltas.add(row.video_id, row.at, row.event_type, row.metadata, 1)
-    deltas.write(conn)
