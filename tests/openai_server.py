@@ -1,15 +1,18 @@
 """An OpenAI-compatible server on loopback for tests of every tier: scripted, and with a journal.
 
-Without a script it detects nothing and translates at once, keeping everything.
+Without a script it detects nothing and translates at once, keeping everything; and it embeds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import random
 import socket
 import threading
 import time
+from array import array
+from base64 import b64encode
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -24,6 +27,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 START_SECONDS = 10.0
 PATH = "/v1/chat/completions"
+EMBEDDINGS = "/v1/embeddings"
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,11 @@ class Call:
     @property
     def user(self) -> str:
         return str(self.body["messages"][-1]["content"])
+
+    @property
+    def texts(self) -> list[str]:
+        """What is to be embedded; nothing in a question."""
+        return list(self.body.get("input", ()))
 
     @property
     def data(self) -> dict[str, Any]:
@@ -113,6 +122,26 @@ def translated(text: str, language: str = "und") -> Answer:
     return answered(source_language=language, translated_text=text)
 
 
+def vector_of(text: str, dimensions: int) -> list[float]:
+    """Where the server places a text: always the same for the same text; of any length."""
+    chance = random.Random(text)
+    return [chance.gauss(0, 1) for _ in range(dimensions)]
+
+
+def embedded(call: Call, **changes: object) -> Answer:
+    """The vectors of a call's texts, in the format that it asks for, the last text's first."""
+    data: list[dict[str, Any]] = []
+    for index, text in enumerate(call.texts):
+        vector: Any = vector_of(text, call.body["dimensions"])
+        if call.body.get("encoding_format") == "base64":
+            vector = b64encode(array("f", vector).tobytes()).decode()
+        data.insert(0, {"object": "embedding", "index": index, "embedding": vector})
+    tokens = sum(map(len, call.texts))
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    body = {"object": "list", "model": "test", "data": data, "usage": usage, **changes}
+    return Answer(body=json.dumps(body).encode())
+
+
 def refusal(text: str = "I can't help with that.") -> Answer:
     return completion(None, refusal=text)
 
@@ -146,7 +175,9 @@ def hang_up() -> Answer:
 
 
 def by_default(call: Call) -> Answer:
-    """Detects nothing, and translates to the same text with `[en] ` before it."""
+    """Embeds, detects nothing, and translates to the same text with `[en] ` before it."""
+    if call.texts:
+        return embedded(call)
     fields: dict[str, object] = {}
     for name, schema in call.fields.items():
         if name == "translated_text":
@@ -194,13 +225,13 @@ class OpenAIServer:
         """The ASGI application."""
         assert scope["type"] == "http"
         body = await _body(receive)
-        if scope["path"] != PATH or scope["method"] != "POST":
+        if scope["path"] not in (PATH, EMBEDDINGS) or scope["method"] != "POST":
             await _send(send, status(404))
             return
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         call = Call(headers, json.loads(body))
         self.calls.append(call)
-        self.by_text[call.text] += 1
+        self.by_text.update(call.texts or [call.text])
         self.busy += 1
         self.most_busy = max(self.most_busy, self.busy)
         try:

@@ -2,6 +2,7 @@
 
 from infra.llm.breaker import CircuitBreaker
 from infra.llm.client import OpenAIModel, make_language_model
+from infra.llm.embeddings import Embedder, OpenAIEmbedder, make_embedder
 from infra.llm.errors import (
     BadAnswer,
     BreakerOpen,
@@ -19,18 +20,22 @@ from infra.llm.errors import (
 )
 from infra.llm.pace import Pace
 from infra.llm.port import LanguageModel, Parsed
+from infra.llm.provider import Provider, make_provider
 
 __all__ = [
     "BadAnswer",
     "BreakerOpen",
     "CircuitBreaker",
+    "Embedder",
     "LanguageModel",
     "LanguageModelError",
     "Malformed",
+    "OpenAIEmbedder",
     "OpenAIModel",
     "Overloaded",
     "Pace",
     "Parsed",
+    "Provider",
     "Refused",
     "RejectedRequest",
     "Throttled",
@@ -39,5 +44,7 @@ __all__ = [
     "Truncated",
     "Unauthorized",
     "Unreachable",
+    "make_embedder",
     "make_language_model",
+    "make_provider",
 ]

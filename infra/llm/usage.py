@@ -22,8 +22,10 @@ def usage_of(body: bytes) -> Usage:
     """What a response says that it took, whether its answer can be used or not."""
     try:
         usage = orjson.loads(body)["usage"]
-        return Usage(int(usage["prompt_tokens"]), int(usage["completion_tokens"]))
-    except (LookupError, TypeError, ValueError):
+        # Embeddings have no output that would be counted.
+        answered = usage.get("completion_tokens", 0)
+        return Usage(int(usage["prompt_tokens"]), int(answered))
+    except (AttributeError, LookupError, TypeError, ValueError):
         # Servers may leave it out, and an answer in no known form is told about elsewhere.
         return Usage(0, 0)
 

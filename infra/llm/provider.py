@@ -1,0 +1,156 @@
+"""The way to a provider through the OpenAI SDK: in turn, bounded in time, counted, and left alone
+while it fails. Whatever is asked of it goes this one way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import structlog
+
+from infra import metrics
+from infra.llm.breaker import CircuitBreaker
+from infra.llm.errors import LanguageModelError, Malformed, NotCalled, TimedOut
+from infra.llm.failures import failure_of
+from infra.llm.pace import Pace
+from infra.llm.usage import Usage, count_usage, usage_of
+from infra.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+    from openai._legacy_response import LegacyAPIResponse
+
+log = structlog.get_logger(__name__)
+
+Body = TypeVar("Body")
+Answer = TypeVar("Answer")
+
+OPENAI = "https://api.openai.com/v1"
+CONNECT_SECONDS = 5.0
+# A server of one's own may need no key, but the SDK does.
+NO_KEY = "none"
+
+
+class Provider:
+    """Any server that speaks the OpenAI API; to be used from one event loop.
+
+    A call waits its turn for up to `timeout` seconds, and then takes up to as many.
+    """
+
+    def __init__(
+        self,
+        client: AsyncOpenAI,
+        *,
+        timeout: float,
+        breaker: CircuitBreaker,
+        pace: Pace,
+        prices: dict[str, tuple[float, float]],
+    ) -> None:
+        """`prices` are US dollars per million tokens of input and output, by model."""
+        self._client = client
+        self._timeout = timeout
+        self._breaker = breaker
+        self._pace = pace
+        self._prices = prices
+
+    async def ask(
+        self,
+        send: Callable[[AsyncOpenAI], Awaitable[LegacyAPIResponse[Body]]],
+        read: Callable[[LegacyAPIResponse[Body]], Answer],
+        *,
+        model: str,
+        purpose: str,
+    ) -> tuple[Answer, Usage]:
+        """What `read` makes of the response to `send`, and what it took: one call.
+
+        An answer in another form than `read` expects is Malformed. Raises LanguageModelError.
+        """
+        try:
+            self._breaker.check()
+            await self._pace.turn(self._timeout)
+            with self._breaker.attempt(), metrics.LLM_SECONDS.labels(purpose).time():
+                response = await self._sent(send)
+                usage = usage_of(response.content)
+                count_usage(usage, model, self._prices.get(model))
+                answer = _checked(read, response)
+        except LanguageModelError as error:
+            _report(error, purpose, model)
+            raise
+        metrics.LLM_CALLS.labels(purpose, "answered").inc()
+        return answer, usage
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def _sent(
+        self, send: Callable[[AsyncOpenAI], Awaitable[LegacyAPIResponse[Body]]]
+    ) -> LegacyAPIResponse[Body]:
+        from openai import OpenAIError
+
+        try:
+            # The SDK's own timeout begins anew with every byte.
+            async with asyncio.timeout(self._timeout):
+                return await send(self._client)
+        except OpenAIError as error:
+            raise failure_of(error) from None
+        except TimeoutError:
+            raise TimedOut("The language model did not answer in time.") from None
+
+
+def make_provider(settings: Settings) -> Provider | None:
+    """The configured one, or None where there is neither a key nor a URL.
+
+    Raises SettingsError for a key that can't be sent.
+    """
+    if not settings.has_llm:
+        return None
+    from openai import AsyncOpenAI, Timeout
+
+    seconds = settings.llm_timeout_seconds
+    client = AsyncOpenAI(
+        api_key=_key(settings),
+        base_url=settings.openai_base_url or OPENAI,
+        timeout=Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)),
+        # Retries are the task's, so that one failure is one call.
+        max_retries=0,
+    )
+    return Provider(
+        client,
+        timeout=seconds,
+        breaker=CircuitBreaker(settings.llm_breaker_failures, settings.llm_breaker_seconds),
+        pace=Pace(settings.llm_calls_per_minute),
+        prices=settings.llm_prices,
+    )
+
+
+def _key(settings: Settings) -> str:
+    if settings.openai_api_key is None:
+        return NO_KEY
+    key = settings.openai_api_key.get_secret_value().strip()
+    if not key.isascii() or not key.isprintable():
+        raise SettingsError("OPENAI_API_KEY: has characters that no key has; copy it again")
+    return key
+
+
+def _checked(
+    read: Callable[[LegacyAPIResponse[Body]], Answer], response: LegacyAPIResponse[Body]
+) -> Answer:
+    from openai import OpenAIError
+
+    try:
+        return read(response)
+    except OpenAIError as error:
+        raise failure_of(error) from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # The SDK checks little of an answer: whatever it does not may have any form.
+        kind = type(error).__name__
+        raise Malformed(f"The language model's answer has another form: {kind}.") from None
+
+
+def _report(error: LanguageModelError, purpose: str, model: str) -> None:
+    metrics.LLM_CALLS.labels(purpose, error.outcome).inc()
+    # While the breaker is open that was said once, when it opened.
+    tell = log.debug if isinstance(error, NotCalled) else log.warning
+    tell("llm_call_failed", purpose=purpose, model=model, outcome=error.outcome, error=str(error))
