@@ -36,6 +36,7 @@ from readapi.audit.integrity import Integrity
 from readapi.counts import LikeCounts
 from readapi.figures import AnalyticsQueries
 from readapi.live import LiveCounts
+from workers.analytics.pruning import keep_pruning
 from workers.expiry import Expiry, keep_expiring
 from workers.housekeeping import keep_house
 from workers.likes import keep_reconciling
@@ -163,6 +164,7 @@ def _jobs(parts: Parts, bus: CommandBus) -> list[Coroutine[Any, Any, None]]:
         keep_settling(
             parts.analytics_url, settings.trending_recent_hours, settings.trending_settle_seconds
         ),
+        keep_pruning(parts.analytics_url, settings.analytics_retention_days),
     ]
     if parts.sealer is not None:
         jobs.append(keep_sealing(parts.sealer, settings.seal_seconds))

@@ -461,6 +461,22 @@ ANALYTICS_REFRESH_FAILURES = Counter(
     "Times that late events could not be brought into TimescaleDB's rollups at once.",
     registry=REGISTRY,
 )
+ANALYTICS_TOO_LATE = Counter(
+    "backlot_analytics_too_late",
+    "Events that were not counted, since they came when their time was about to be pruned.",
+    registry=REGISTRY,
+)
+ANALYTICS_PRUNED = Counter(
+    "backlot_analytics_pruned",
+    "Rows of the analytics that were past the retention, by table, without dropped chunks.",
+    ("table",),
+    registry=REGISTRY,
+)
+ANALYTICS_PRUNE_FAILURES = Counter(
+    "backlot_analytics_prune_failures",
+    "Times that rows past the retention could not be taken away.",
+    registry=REGISTRY,
+)
 
 TRENDING_SETTLE_SECONDS = Gauge(
     "backlot_trending_settle_seconds",

@@ -3,23 +3,31 @@ materialised, so that those hours and days are refreshed at once; their policies
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import psycopg
 import structlog
 from psycopg import Connection
+from psycopg.errors import LockNotAvailable
 from psycopg.rows import TupleRow
 
 from infra import metrics
+from projections.analytics.retention import kept
 from projections.poison import describe
 
 log = structlog.get_logger(__name__)
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-# As in the policies. Older raw rows may be gone, and refreshing erases what was counted of them.
-OLDEST = timedelta(days=720)
 
+# What else refreshes the same hours, such as a policy, is waited for this long; then a policy's
+# next run does it.
+PATIENCE_SECONDS, FIRST_PAUSE_SECONDS = 10.0, 0.02
+
+LOCK = b"SELECT pg_advisory_lock(7104878, 7)"
+UNLOCK = b"SELECT pg_advisory_unlock(7104878, 7)"
 REFRESH = b"CALL refresh_continuous_aggregate(%b, %b::timestamptz, %b::timestamptz)"
 
 
@@ -30,24 +38,54 @@ def refresh(conn: Connection[TupleRow], times: Iterable[datetime], now: datetime
     and left to the policies, which come by within minutes.
     """
     hour = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
-    late = [at.astimezone(UTC) for at in times if now - OLDEST < at < hour]
+    late = [at.astimezone(UTC) for at in times if at < hour]
     if not late:
         return
-    first, last = min(late), max(late)
     try:
-        _refresh(conn, "video_hourly", first, last, HOUR)
-        if first < hour.replace(hour=0):
-            _refresh(conn, "video_daily", first, min(last, hour.replace(hour=0) - HOUR), DAY)
+        with _alone(conn):
+            since = kept(conn).refreshed_since(now)
+            _bring_in(conn, [at for at in late if at >= since], hour)
     except psycopg.Error as error:
         metrics.ANALYTICS_REFRESH_FAILURES.inc()
         log.warning("analytics_refresh_failed", error=describe(error))
+
+
+def _bring_in(conn: Connection[TupleRow], late: list[datetime], hour: datetime) -> None:
+    if not late:
+        return
+    first, last = min(late), max(late)
+    _refresh(conn, "video_hourly", first, last, HOUR)
+    if first < hour.replace(hour=0):
+        _refresh(conn, "video_daily", first, min(last, hour.replace(hour=0) - HOUR), DAY)
+
+
+@contextmanager
+def _alone(conn: Connection[TupleRow]) -> Iterator[None]:
+    """Of the keepers: each of two refreshes of the same hours at once would refuse the other."""
+    conn.execute(LOCK)
+    try:
+        yield
+    finally:
+        if not conn.closed:
+            conn.execute(UNLOCK)
 
 
 def _refresh(
     conn: Connection[TupleRow], view: str, first: datetime, last: datetime, bucket: timedelta
 ) -> None:
     since, until = (_start(at, bucket) for at in (first, last))
-    conn.execute(REFRESH, (f"analytics.{view}", since, until + bucket))
+    given = (f"analytics.{view}", since, until + bucket)
+    deadline, pause = time.monotonic() + PATIENCE_SECONDS, FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            conn.execute(REFRESH, given)
+        except LockNotAvailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(pause)
+            pause *= 2
+        else:
+            return
 
 
 def _start(at: datetime, bucket: timedelta) -> datetime:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from projections.analytics.days import by_days
 from projections.analytics.rules import VIEW, Metadata, Row, Session, Video, in_order
 
 Key = tuple[str, str]
@@ -33,7 +34,8 @@ ON CONFLICT (video_id, session) DO UPDATE SET
     last_report = excluded.last_report, watched = excluded.watched,
     earliest = excluded.earliest, latest = excluded.latest
 """
-# The bounds of time are given apart as well: with them TimescaleDB leaves other chunks alone.
+# The bounds of time are given apart as well: with them TimescaleDB leaves other chunks alone, of
+# which it would lock every one, with all its indexes.
 HISTORY = b"""
 SELECT a.event_id::text, a.video_id::text, k.session::text, a.user_id, a.event_type,
        a."timestamp", a.metadata
@@ -74,6 +76,16 @@ class Known:
         latest = self.latest
         return latest is not None and any(row.at <= latest for row in rows)
 
+    def as_before(self, since: datetime, later: Iterable[Row]) -> Session:
+        """As it was before a time, as far as that is known; `later` is all that came then."""
+        if self.earliest is None or self.earliest >= since:
+            return Session()
+        now = self.session
+        times = (now.first_view, now.counted_view, now.last_report)
+        first, counted, report = (at if at is not None and at < since else None for at in times)
+        watched = now.watched - sum(row.metadata.get("seconds", 0.0) for row in later)
+        return Session(first, counted, report, max(0.0, watched))
+
     def extend(self, first: datetime, last: datetime) -> None:
         """It has events from the one time to the other, too."""
         if self.earliest is None or first < self.earliest:
@@ -86,12 +98,19 @@ class Judging:
     """Sessions with new events, or whose video is better known now: loaded, decided on, saved."""
 
     def __init__(
-        self, conn: Connection[TupleRow], fresh: Iterable[Row], again: Iterable[Key] = ()
+        self,
+        conn: Connection[TupleRow],
+        fresh: Iterable[Row],
+        again: Iterable[Key] = (),
+        *,
+        since: datetime,
     ) -> None:
         """Look up what is known of the sessions of `fresh`, and of the sessions `again`.
 
-        Those are gone through from their beginning; and so is one that has a late event.
+        Those are gone through from their beginning; and so is one that has a late event. What
+        happened before `since` changes no more.
         """
+        self._since = since
         self._new: dict[Key, list[Row]] = {key: [] for key in again}
         repeated = set(self._new)
         for row in fresh:
@@ -103,7 +122,7 @@ class Judging:
             for key, known in self._known.items()
             if key in repeated or known.is_late(self._new[key])
         }
-        self._stored = _history(conn, self._late, self._known)
+        self._stored = _history(conn, self._late, self._known, since)
         self._videos = _videos(conn, {video for video, _ in self._new})
         self._changes: list[Change] = []
 
@@ -127,9 +146,10 @@ class Judging:
 
     def _again(self, key: Key, state: Known, video: Video, repeat: timedelta) -> Iterator[Kept]:
         """The same, for a session that begins anew; notes what changes of what is stored."""
-        state.session = Session()
-        before = {row.event_id for row in self._stored.get(key, ())}
-        rows = sorted((*self._new[key], *self._stored.get(key, ())), key=in_order)
+        stored = self._stored.get(key, ())
+        state.session = state.as_before(self._since, stored)
+        before = {row.event_id for row in stored}
+        rows = sorted((*self._new[key], *stored), key=in_order)
         for row in rows:
             after = state.session.decide(row, video, repeat)
             if row.event_id not in before:
@@ -170,15 +190,18 @@ def _save(conn: Connection[TupleRow], known: dict[Key, Known]) -> None:
 
 
 def _history(
-    conn: Connection[TupleRow], keys: Collection[Key], known: dict[Key, Known]
+    conn: Connection[TupleRow], keys: Collection[Key], known: dict[Key, Known], since: datetime
 ) -> dict[Key, list[Row]]:
-    """What is stored of these sessions, with what is counted of it so far."""
+    """What is stored of these sessions since then, with what is counted of it so far."""
     found: dict[Key, list[Row]] = defaultdict(list)
-    if keys:
-        since = min(filter(None, (known[key].earliest for key in keys)))
-        until = max(filter(None, (known[key].latest for key in keys)))
+    spans = [
+        (key, max(state.earliest, since), state.latest)
+        for key, state in ((key, known[key]) for key in keys)
+        if state.earliest is not None and state.latest is not None and state.latest >= since
+    ]
+    for together, first, last in by_days(spans):
         with conn.cursor(binary=True) as cursor:
-            rows = cursor.execute(HISTORY, (*_columns(keys), since, until)).fetchall()
+            rows = cursor.execute(HISTORY, (*_columns(together), first, last)).fetchall()
         for id_, video, session, user, kind, at, metadata in rows:
             reported = 0.0 if kind == VIEW else metadata["reported"]
             row = Row(id_, video, user, kind, at.astimezone(UTC), metadata, session, reported)

@@ -5,10 +5,10 @@ One transaction at a time stores: what it has looked up stays true until it comm
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import chain, islice
 
 import orjson
@@ -67,28 +67,33 @@ class Store:
 
     def add(self, conn: Connection[TupleRow], rows: Iterable[Row]) -> Stored:
         """Store what is not stored yet. Has to run in a transaction, which then holds a lock."""
-        self._begin(conn)
-        since = retention.kept(conn).counted_since(datetime.now(UTC))
+        since = self._begin(conn)
         told = list(rows)
         timely = [row for row in told if row.at >= since]
         fresh = _fresh(conn, timely)
-        stored = self._store(conn, fresh) if fresh else Stored()
+        stored = self._store(conn, fresh, (), since) if fresh else Stored()
         return replace(stored, too_late=len(told) - len(timely))
 
     def recount(self, conn: Connection[TupleRow], again: Collection[Key]) -> Stored:
         """Go through sessions again whose video is better known now."""
-        self._begin(conn)
-        return self._store(conn, (), again) if again else Stored()
+        since = self._begin(conn)
+        return self._store(conn, (), again, since) if again else Stored()
 
-    def _begin(self, conn: Connection[TupleRow]) -> None:
+    def _begin(self, conn: Connection[TupleRow]) -> datetime:
+        """Let nobody else store; tells since when counts may change."""
         conn.execute(LOCK)
         if self._shape is Shape.TIMESCALE:
             conn.execute(NO_LIMIT)
+        return retention.kept(conn).counted_since(datetime.now(UTC))
 
     def _store(
-        self, conn: Connection[TupleRow], fresh: Sequence[Row], again: Collection[Key] = ()
+        self,
+        conn: Connection[TupleRow],
+        fresh: Sequence[Row],
+        again: Collection[Key],
+        since: datetime,
     ) -> Stored:
-        judging, deltas = Judging(conn, fresh, again), Deltas()
+        judging, deltas = Judging(conn, fresh, again, since=since), Deltas()
         kept = chain(_without_session(fresh), judging.decide(self._repeat))
         _copy(conn, deltas.counting(kept) if self._shape is Shape.PLAIN else kept)
         _add_viewers(conn, [row for row in fresh if row.event_type == VIEW])
@@ -106,13 +111,16 @@ def _fresh(conn: Connection[TupleRow], rows: Iterable[Row]) -> list[Row]:
     by_id: dict[str, Row] = {}
     for row in rows:
         by_id.setdefault(row.event_id, row)
-    if not by_id:
-        return []
-    times = [row.at for row in by_id.values()]
+    by_day: dict[date, list[Row]] = defaultdict(list)
+    for row in by_id.values():
+        by_day[row.at.date()].append(row)
     with conn.cursor(binary=True) as cursor:
-        known = cursor.execute(STORED, (list(by_id), min(times), max(times)), prepare=True)
-        for (id_,) in known.fetchall():
-            del by_id[id_]
+        # Day by day: TimescaleDB locks every chunk between the bounds, with all its indexes.
+        for day in by_day.values():
+            ids, times = [row.event_id for row in day], [row.at for row in day]
+            known = cursor.execute(STORED, (ids, min(times), max(times)), prepare=True)
+            for (id_,) in known.fetchall():
+                del by_id[id_]
     return list(by_id.values())
 
 

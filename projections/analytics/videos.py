@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -12,6 +13,7 @@ from psycopg.rows import TupleRow
 
 from domain.model import Aggregate
 from domain.upload import Upload
+from projections.analytics.days import by_days
 from projections.analytics.sessions import Key
 from projections.analytics.storing import LOCK, Store, Stored
 
@@ -26,11 +28,16 @@ REMOVE = b"UPDATE analytics.videos SET removed = true WHERE video_id = %(id)s"
 # Nobody can watch what was never completed.
 FORGET = b"DELETE FROM analytics.videos WHERE video_id = %(id)s AND completed_at IS NULL"
 
+# When something was seen of them; mostly nothing, where they have just begun.
+SEEN = b"""
+SELECT video_id, min(earliest), max(latest) FROM analytics.sessions
+WHERE video_id = ANY (%b::uuid[]) GROUP BY video_id
+"""
 # Those in which the owner's own was taken for somebody else's, since it came before the owner.
 OWNERS = b"""
 SELECT a.video_id::text, a.metadata->>'session'
 FROM analytics.video_analytics a JOIN analytics.videos v USING (video_id)
-WHERE v.video_id = ANY (%b::uuid[]) AND a.user_id = v.owner
+WHERE v.video_id = ANY (%b::uuid[]) AND a.user_id = v.owner AND a."timestamp" BETWEEN %b AND %b
   AND a.event_type IN ('view', 'watch_time') AND NOT (a.metadata->>'own')::boolean
 """
 SESSIONS = b"""
@@ -68,14 +75,27 @@ def apply(conn: Connection[TupleRow], store: Store, batch: Sequence[Told]) -> St
         conn.execute(WRITES[told.kind], told.values, prepare=True)
     begun = _ids(batch, Upload.Started)
     measured = _ids(batch, Upload.SpeechTranscribed)
-    return store.recount(conn, _keys(conn, OWNERS, begun) | _keys(conn, SESSIONS, measured))
+    return store.recount(conn, _owners(conn, begun) | _keys(conn, SESSIONS, measured))
 
 
 def _ids(batch: Sequence[Told], kind: type[Aggregate.Event]) -> list[UUID]:
     return [told.values["id"] for told in batch if told.kind is kind]
 
 
-def _keys(conn: Connection[TupleRow], query: bytes, videos: list[UUID]) -> set[Key]:
+def _owners(conn: Connection[TupleRow], begun: list[UUID]) -> set[Key]:
+    if not begun:
+        return set()
+    found: set[Key] = set()
+    seen: list[tuple[UUID, datetime, datetime]] = conn.execute(SEEN, (begun,)).fetchall()
+    for videos, first, last in by_days(seen):
+        found |= _keys(conn, OWNERS, videos, first, last)
+    return found
+
+
+def _keys(
+    conn: Connection[TupleRow], query: bytes, videos: list[UUID], *times: datetime
+) -> set[Key]:
     if not videos:
         return set()
-    return {(video, session) for video, session in conn.execute(query, (videos,)).fetchall()}
+    rows = conn.execute(query, (videos, *times)).fetchall()
+    return {(video, session) for video, session in rows}

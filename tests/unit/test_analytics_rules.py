@@ -109,7 +109,7 @@ def test_a_share_tells_where_to() -> None:
         {"userId": "a\x00b"},
         {"timestamp": "yesterday"},
         {"timestamp": 7},
-        {"timestamp": "1999-12-31T23:59:59Z"},
+        {"timestamp": "0001-01-01T00:00:00+01:00"},
         {"timestamp": "2026-11-27T12:00:01Z"},
     ],
 )

@@ -53,6 +53,7 @@ class _Keeper:
         for kind, count in last.fresh.items():
             metrics.ANALYTICS_EVENTS.labels(kind).inc(count)
         metrics.ANALYTICS_RECOUNTED.inc(last.changed)
+        metrics.ANALYTICS_TOO_LATE.inc(last.too_late)
         if self._shape is Shape.TIMESCALE:
             await lead.do(refresh, last.times, datetime.now(UTC))
         if last.times:

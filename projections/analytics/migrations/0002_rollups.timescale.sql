@@ -36,11 +36,12 @@ WITH NO DATA;
 
 -- A refresh visits only what has changed, so that the windows may be wide: whatever comes late is
 -- found in them. They must be shorter than the retention, or else a refresh erases old rollups.
+-- All these follow the setting of the retention once the role `workers` has run.
 SELECT add_continuous_aggregate_policy('analytics.video_hourly',
-    start_offset => interval '720 days', end_offset => interval '1 hour',
+    start_offset => interval '725 days', end_offset => interval '1 hour',
     schedule_interval => interval '5 minutes');
 SELECT add_continuous_aggregate_policy('analytics.video_daily',
-    start_offset => interval '720 days', end_offset => interval '1 day',
+    start_offset => interval '725 days', end_offset => interval '1 day',
     schedule_interval => interval '15 minutes');
 
 -- By the kind of event, of which there are few: by video, segments were of a few rows, five times as
@@ -50,3 +51,4 @@ ALTER TABLE analytics.video_analytics SET (
     timescaledb.orderby = '"timestamp" DESC');
 CALL add_columnstore_policy('analytics.video_analytics', after => interval '7 days');
 SELECT add_retention_policy('analytics.video_analytics', drop_after => interval '730 days');
+SELECT add_retention_policy('analytics.video_hourly', drop_after => interval '730 days');
