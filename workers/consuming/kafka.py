@@ -89,9 +89,8 @@ def parse(raw: Raw) -> Received:
         raise Unreadable(f"Its header `position` is missing or no number: {error}.") from error
     id_: UUID = value["id"]
     correlation = raw.headers.get("correlationId")
-    return Received(
-        id_, raw.topic, raw.key or "", orjson.loads(raw.value), position, correlation, raw
-    )
+    value = orjson.loads(raw.value)
+    return Received(id_, raw.topic, raw.key or "", value, position, correlation, lambda: raw)
 
 
 def dead_letter(consumer: str, dead: Dead) -> Outgoing:

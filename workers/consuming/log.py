@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 import orjson
 from psycopg import Connection
@@ -21,6 +22,10 @@ from workers.waking import woken
 BATCH_EVENTS = 500
 # Where many write, what comes within this time shares a batch.
 GATHER_SECONDS = 0.02
+
+
+_Found = tuple[Stretch, Sequence[Received]]
+"""A stretch, and what consumers get of it."""
 
 
 class LogSource:
@@ -51,21 +56,22 @@ class LogSource:
     async def fetch(self, at_most_seconds: float) -> Fetched:
         await woken(self._wake, at_most_seconds)
         found = {feed.name: await self._read(feed) for feed in self._feeds}
-        self._positions |= {name: stretch.until for name, stretch in found.items()}
-        if any(stretch.until < stretch.head for stretch in found.values()):
+        stretches = {name: stretch for name, (stretch, _) in found.items()}
+        self._positions |= {name: stretch.until for name, stretch in stretches.items()}
+        if any(stretch.until < stretch.head for stretch in stretches.values()):
             self._wake.set()
         else:
             await asyncio.sleep(GATHER_SECONDS)
-        return _fetched(found)
+        return _fetched(stretches, [each for _, told in found.values() for each in told])
 
     async def reread(self, raw: Raw) -> Received:
         feed = next((feed for feed in self._feeds if feed.name == raw.place[0]), None)
         if feed is None:
             raise Unreadable(f"This consumer does not follow {raw.place[0]}.")
-        stretch = await self._read_from(feed, raw.offset - 1)
-        for message in stretch.messages:
+        stretch, found = await self._read_from(feed, raw.offset - 1)
+        for message in found:
             if message.position == raw.offset:
-                return received(feed.name, message)
+                return message
         told = [each.error for each in stretch.unreadable if each.position == raw.offset]
         raise Unreadable(told[0] if told else "It is not there any more.")
 
@@ -75,23 +81,23 @@ class LogSource:
     async def stop(self) -> None:
         self._lead = None
 
-    async def _read(self, feed: Feed) -> Stretch:
+    async def _read(self, feed: Feed) -> _Found:
         return await self._read_from(feed, self._positions[feed.name])
 
-    async def _read_from(self, feed: Feed, after: int) -> Stretch:
+    async def _read_from(self, feed: Feed, after: int) -> _Found:
         if self._lead is None:
             raise RuntimeError("It has not been started.")
 
-        def read(conn: Connection[TupleRow]) -> Stretch:
-            return feed.read(conn, after)
+        def read(conn: Connection[TupleRow]) -> _Found:
+            stretch = feed.read(conn, after)
+            # Here, in the thread: thousands of messages would hold up whatever else is served.
+            return stretch, [received(feed.name, message) for message in stretch.messages]
 
         return await self._lead.do(read)
 
 
 def received(feed: str, message: Message) -> Received:
     """A message as its consumer gets it."""
-    headers = {name: value.decode() for name, value in message.headers()}
-    raw = Raw(message.topic, (feed, 0), message.position, message.key, message.value, headers)
     return Received(
         message.id,
         message.topic,
@@ -99,15 +105,20 @@ def received(feed: str, message: Message) -> Received:
         orjson.loads(message.value),
         message.position,
         message.correlation_id,
-        raw,
+        partial(_raw, feed, message),
     )
 
 
-def _fetched(found: Mapping[str, Stretch]) -> Fetched:
+def _raw(feed: str, message: Message) -> Raw:
+    headers = {name: value.decode() for name, value in message.headers()}
+    return Raw(message.topic, (feed, 0), message.position, message.key, message.value, headers)
+
+
+def _fetched(found: Mapping[str, Stretch], messages: Sequence[Received]) -> Fetched:
     now = datetime.now(UTC)
     ages = [(now - stretch.oldest).total_seconds() for stretch in found.values() if stretch.oldest]
     return Fetched(
-        [received(name, message) for name, each in found.items() for message in each.messages],
+        messages,
         [_dead(name, item) for name, each in found.items() for item in each.unreadable],
         {(name, 0): each.until for name, each in found.items()},
         sum(each.head - each.until for each in found.values()),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from psycopg import Connection
@@ -16,8 +16,7 @@ Place = tuple[str, int]
 """A source and its partition: `("events", 0)`, or a topic of Kafka and its partition."""
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """A message as it is handled; `value` is its JSON, `id` is the same however often it comes.
 
     `position` counts in the event log (or in the telemetry's order), whatever brought the message.
@@ -29,8 +28,13 @@ class Received:
     value: Mapping[str, Any]
     position: int
     correlation_id: str | None
-    # The message as it came, for whoever has to look at it again.
-    raw: Raw
+    # Made when it is asked for: few are ever looked at again.
+    came: Callable[[], Raw]
+
+    @property
+    def raw(self) -> Raw:
+        """The message as it came, for whoever has to look at it again."""
+        return self.came()
 
 
 @dataclass(frozen=True, slots=True)
