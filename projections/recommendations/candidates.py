@@ -1,0 +1,153 @@
+"""Which videos may be recommended to a user, and what speaks for each of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from projections.analytics.trending import Ranked
+from projections.recommendations.finding import Finder, Found
+from projections.recommendations.model import Candidate, Profile
+from projections.recommendations.weighing import Weighing
+
+MOST, MOST_TRENDING, MOST_CATEGORIES = 60, 20, 3
+# How many of each source are taken in turn: neighbours, categories, similar texts, trending.
+TURNS = (3, 1, 1, 1)
+WEIGHING = Weighing()
+
+K = TypeVar("K")
+
+
+async def candidates_for(
+    conn: AsyncConnection[TupleRow],
+    profile: Profile,
+    trending: Sequence[Ranked],
+    *,
+    similar: Sequence[tuple[UUID, float]] = (),
+    limit: int = MOST,
+    weighing: Weighing = WEIGHING,
+) -> list[Candidate]:
+    """At most `limit` candidates, each once; the sources take turns, each with its best first.
+
+    The first 20 of `trending` are looked at; `similar` are videos whose texts are like those of
+    the profile, each from 0 to 1. For a new user the categories take turns.
+    """
+    seeds = seeds_of(profile, weighing)
+    finder = Finder(conn, profile.user_id, seeds, weighing)
+    near = await finder.neighbours(limit)
+    shares = await finder.shares()
+    tops = await _tops(finder, list(islice(shares, MOST_CATEGORIES)), limit)
+    trend = [each.video_id for each in trending[:MOST_TRENDING]]
+    alike = {video: min(max(value, 0.0), 1.0) for video, value in similar}
+    these = await finder.these([*trend, *alike])
+    found = {each.video_id: each for each in [*these, *tops, *near]}
+    sources = [
+        [each.video_id for each in near],
+        [each.video_id for each in tops],
+        sorted(alike, key=lambda video: (-alike[video], video)),
+        trend,
+    ]
+    signals = Signals.of(near, shares, tops, trend, alike)
+    chosen = islice(take_turns(sources, found), limit)
+    candidates = [signals.candidate(found[video]) for video in chosen]
+    return vary(candidates) if profile.is_empty else candidates
+
+
+async def _tops(finder: Finder, categories: Sequence[str], limit: int) -> list[Found]:
+    if categories:
+        return await finder.tops(categories, limit)
+    return await finder.first_of_each(limit)
+
+
+def seeds_of(profile: Profile, weighing: Weighing) -> dict[UUID, float]:
+    """How much each video of the profile says about what comes next; the newest says most."""
+    seeds: dict[UUID, float] = {}
+    for weight, engaged in ((weighing.watched, profile.watched), (weighing.liked, profile.liked)):
+        for place, each in enumerate(engaged):
+            share = weight * weighing.profile_fade**place
+            seeds[each.video_id] = seeds.get(each.video_id, 0.0) + share
+    return seeds
+
+
+def take_turns(sources: Sequence[Sequence[UUID]], wanted: Collection[UUID]) -> Iterator[UUID]:
+    """Each video that is wanted once, a few of each source in turn."""
+    taken: set[UUID] = set()
+    left = [iter([video for video in source if video in wanted]) for source in sources]
+    before = -1
+    while before < len(taken):
+        before = len(taken)
+        for source, number in zip(left, TURNS, strict=True):
+            for video in islice((each for each in source if each not in taken), number):
+                taken.add(video)
+                yield video
+
+
+def vary(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The first of each category, then the second of each, and so on."""
+    seen: Counter[str | None] = Counter()
+    turns = []
+    for candidate in candidates:
+        turns.append(seen[candidate.category])
+        seen[candidate.category] += 1
+    order = sorted(range(len(candidates)), key=lambda place: turns[place])
+    return [candidates[place] for place in order]
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What speaks for each video; 1 is the strongest there is."""
+
+    neighbour: Mapping[UUID, float]
+    shares: Mapping[str, float]
+    # From 1 for the first of a list to a half for what is not in it.
+    tops: Mapping[UUID, float]
+    trending: Mapping[UUID, float]
+    similar: Mapping[UUID, float]
+
+    @classmethod
+    def of(
+        cls,
+        near: Sequence[Found],
+        shares: Mapping[str, float],
+        tops: Sequence[Found],
+        trend: Sequence[UUID],
+        alike: Mapping[UUID, float],
+    ) -> Signals:
+        places = falling([each.video_id for each in tops])
+        return cls(
+            neighbour=normal({each.video_id: each.score for each in near}),
+            shares=normal(shares),
+            tops={video: (1 + place) / 2 for video, place in places.items()},
+            trending=falling(trend),
+            similar=alike,
+        )
+
+    def candidate(self, found: Found) -> Candidate:
+        video, share = found.video_id, self.shares.get(found.category or "", 0.0)
+        return Candidate(
+            video,
+            found.category,
+            trending=self.trending.get(video, 0.0),
+            neighbour=self.neighbour.get(video, 0.0),
+            same_category=share * self.tops.get(video, 0.5),
+            similar=self.similar.get(video, 0.0),
+            because=found.because,
+        )
+
+
+def normal(values: Mapping[K, float]) -> dict[K, float]:
+    """The same, with 1 for the greatest."""
+    most = max(values.values(), default=0.0)
+    return {key: value / most for key, value in values.items()} if most else dict(values)
+
+
+def falling(videos: Sequence[UUID]) -> dict[UUID, float]:
+    """From 1 for the first of a list evenly down to just above 0."""
+    return {video: 1 - place / len(videos) for place, video in enumerate(videos)}

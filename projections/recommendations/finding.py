@@ -1,0 +1,130 @@
+"""What may be recommended to one viewer, asked of the database.
+
+Nothing that the viewer has watched or liked, whenever that was; nothing of the viewer's own;
+nothing that is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from math import log
+from typing import Any, LiteralString, NamedTuple
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow, class_row
+
+from projections.recommendations.weighing import Weighing
+
+ELIGIBLE: LiteralString = """
+    NOT v.removed AND v.completed_at IS NOT NULL AND v.owner <> %(viewer)s
+    AND v.video_id <> ALL (%(known)s)
+    AND NOT EXISTS (SELECT FROM analytics.engaged AS e
+                    WHERE e.viewer = %(viewer)s AND e.video_id = v.video_id)
+"""
+# In logarithms, since weights of long ago are too small for their own; a video's is divided by a
+# power of how much both videos were engaged with. The sum's order is fixed, for its last digits.
+NEIGHBOURS: LiteralString = f"""
+WITH seeds AS (SELECT * FROM unnest(%(seeds)s::uuid[], %(shares)s::float8[]) AS s (seed, share)),
+scored AS (
+    SELECT n.neighbour_id, seed, share * exp(greatest(
+               ln(n.weight) + (n.as_of - %(now)s::float8) * %(decay)s::float8
+               - %(exponent)s::float8 * (
+                   ln(mine.weight) + (mine.as_of - %(now)s::float8) * %(decay)s::float8
+                   + ln(its.weight) + (its.as_of - %(now)s::float8) * %(decay)s::float8),
+               -600)) AS score
+    FROM seeds
+    JOIN analytics.neighbours AS n ON n.video_id = seed
+    JOIN analytics.engagement AS mine ON mine.video_id = seed
+    JOIN analytics.engagement AS its ON its.video_id = n.neighbour_id),
+summed AS (
+    SELECT neighbour_id, sum(score ORDER BY seed) AS score,
+           (array_agg(seed ORDER BY score DESC, seed))[1] AS because
+    FROM scored GROUP BY neighbour_id)
+SELECT v.video_id, v.category, score, because
+FROM summed JOIN analytics.videos AS v ON v.video_id = neighbour_id
+WHERE {ELIGIBLE} ORDER BY score DESC, v.video_id LIMIT %(limit)s
+"""
+SHARES = b"""
+SELECT category, sum(share ORDER BY video_id) AS share
+FROM unnest(%(seeds)s::uuid[], %(shares)s::float8[]) AS s (video_id, share)
+JOIN analytics.videos USING (video_id)
+WHERE category IS NOT NULL GROUP BY category ORDER BY share DESC, category
+"""
+TOPS: LiteralString = f"""
+SELECT v.video_id, v.category FROM analytics.category_tops AS t
+JOIN analytics.videos AS v ON v.video_id = t.video_id AND v.category = t.category
+WHERE t.category = ANY (%(categories)s) AND {ELIGIBLE}
+ORDER BY place, array_position(%(categories)s::text[], v.category) LIMIT %(limit)s
+"""
+FIRST_OF_EACH: LiteralString = f"""
+SELECT v.video_id, v.category FROM analytics.category_tops AS t
+JOIN analytics.videos AS v ON v.video_id = t.video_id AND v.category = t.category
+WHERE place <= 5 AND {ELIGIBLE} ORDER BY place, v.category LIMIT %(limit)s
+"""
+THESE: LiteralString = f"""
+SELECT v.video_id, v.category FROM analytics.videos AS v
+WHERE v.video_id = ANY (%(asked)s) AND {ELIGIBLE}
+"""
+
+
+class Found(NamedTuple):
+    """A video that may be recommended; `score` and `because` where it is a neighbour."""
+
+    video_id: UUID
+    category: str | None
+    score: float = 0.0
+    because: UUID | None = None
+
+
+class Finder:
+    """Asks for one viewer; `seeds` are the videos of the profile and how much each of them says."""
+
+    def __init__(
+        self,
+        conn: AsyncConnection[TupleRow],
+        viewer: str,
+        seeds: Mapping[UUID, float],
+        weighing: Weighing,
+    ) -> None:
+        self._conn = conn
+        self._seeds = seeds
+        self._given: dict[str, Any] = {
+            "viewer": viewer,
+            # Their likes may be known before the keeper has seen them.
+            "known": list(seeds),
+            "seeds": list(seeds),
+            "shares": list(seeds.values()),
+            "now": datetime.now(UTC).timestamp(),
+            "decay": log(2) / weighing.half_life_seconds,
+            "exponent": weighing.popularity_exponent,
+        }
+
+    async def neighbours(self, limit: int) -> list[Found]:
+        """The nearest to all of the profile together, the nearest first."""
+        return await self._find(NEIGHBOURS, limit=limit) if self._seeds else []
+
+    async def shares(self) -> dict[str, float]:
+        """How much the profile is of each category, the greatest first."""
+        if not self._seeds:
+            return {}
+        cursor = await self._conn.execute(SHARES, self._given)
+        return dict(await cursor.fetchall())
+
+    async def tops(self, categories: Sequence[str], limit: int) -> list[Found]:
+        """The most engaged with of these categories, which take turns."""
+        return await self._find(TOPS, categories=list(categories), limit=limit)
+
+    async def first_of_each(self, limit: int) -> list[Found]:
+        """The most engaged with of every category; the categories take turns."""
+        return await self._find(FIRST_OF_EACH, limit=limit)
+
+    async def these(self, videos: Sequence[UUID]) -> list[Found]:
+        """Those of these videos that may be recommended."""
+        return await self._find(THESE, asked=list(videos))
+
+    async def _find(self, query: LiteralString, **more: Any) -> list[Found]:
+        async with self._conn.cursor(row_factory=class_row(Found)) as cursor:
+            await cursor.execute(query.encode(), {**self._given, **more})
+            return await cursor.fetchall()

@@ -1,0 +1,217 @@
+"""Keeps who engaged with what, and which videos are neighbours by that, in set-based SQL.
+
+What is given again changes nothing: a viewer's engagement of one kind with a video counts once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import LiteralString
+
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from infra.arrays import texts
+from projections.analytics.windows import start_of_hour
+from projections.projection import columns
+from projections.recommendations.pairing import (
+    Change,
+    Engagement,
+    Mass,
+    Pairing,
+    Times,
+    Viewer,
+)
+from projections.recommendations.weighing import Weighing
+
+LOCK = b"SELECT pg_advisory_xact_lock(7104878, 7)"
+KNOWN = b"""
+SELECT viewer, video_id::text, watched_at, liked_at
+FROM unnest(%s::text[], %s::uuid[]) AS asked (viewer, video_id)
+JOIN analytics.engaged USING (viewer, video_id)
+"""
+LAST = b"""
+SELECT asked.viewer, video_id::text, watched_at, liked_at, engaged_at
+FROM unnest(%s::text[]) AS asked (viewer)
+CROSS JOIN LATERAL (
+    SELECT video_id, watched_at, liked_at, engaged_at FROM analytics.engaged AS e
+    WHERE e.viewer = asked.viewer ORDER BY engaged_at DESC LIMIT %s) AS last
+"""
+# Up to a limit, since it is only asked whether that is reached.
+BUSY = b"""
+SELECT viewer, hour, (
+    SELECT count(*) FROM (
+        SELECT FROM analytics.engaged AS e WHERE e.viewer = asked.viewer
+          AND engaged_at >= hour AND engaged_at < hour + interval '1 hour' LIMIT %s) AS found)
+FROM unnest(%s::text[], %s::timestamptz[]) AS asked (viewer, hour)
+"""
+MOVE = b"""
+INSERT INTO analytics.engaged AS e (viewer, video_id, watched_at, liked_at)
+SELECT * FROM unnest(%s::text[], %s::uuid[], %s::timestamptz[], %s::timestamptz[])
+ON CONFLICT (viewer, video_id) DO UPDATE
+SET watched_at = excluded.watched_at, liked_at = excluded.liked_at
+"""
+# Two weights of their own times come to this at the later one.
+MERGE: LiteralString = """
+    weight = kept.weight * power(2::float8, greatest(
+            (kept.as_of - greatest(kept.as_of, excluded.as_of)) / %(half_life)s::float8, -1000))
+        + excluded.weight * power(2::float8, greatest(
+            (excluded.as_of - greatest(kept.as_of, excluded.as_of)) / %(half_life)s::float8,
+            -1000)),
+    as_of = greatest(kept.as_of, excluded.as_of)
+"""
+GAIN: LiteralString = f"""
+INSERT INTO analytics.engagement AS kept (video_id, weight, as_of)
+SELECT * FROM unnest(%(videos)s::uuid[], %(weights)s::float8[], %(times)s::float8[])
+    AS gained (video_id, weight, as_of) ORDER BY video_id
+ON CONFLICT (video_id) DO UPDATE SET {MERGE}
+"""
+# `xmax` of a row that was inserted is 0. Gives the videos that have too many neighbours now.
+PAIR: LiteralString = f"""
+WITH pairs AS (
+    SELECT * FROM unnest(%(ones)s::uuid[], %(others)s::uuid[], %(weights)s::float8[],
+                         %(times)s::float8[]) AS told (one, other, weight, as_of)),
+added AS (
+    INSERT INTO analytics.neighbours AS kept (video_id, neighbour_id, weight, as_of)
+    SELECT one, other, weight, as_of FROM pairs
+    UNION ALL SELECT other, one, weight, as_of FROM pairs ORDER BY 1, 2
+    ON CONFLICT (video_id, neighbour_id) DO UPDATE SET {MERGE}
+    RETURNING kept.video_id, (kept.xmax = 0) AS fresh),
+grown AS (
+    UPDATE analytics.engagement AS e SET neighbours = e.neighbours + found.fresh
+    FROM (SELECT video_id, count(*) AS fresh FROM added WHERE fresh GROUP BY video_id) AS found
+    WHERE e.video_id = found.video_id
+    RETURNING e.video_id, e.neighbours)
+SELECT video_id::text FROM grown WHERE neighbours > 2 * %(most)s
+"""
+# By the weight that a reader sees; what was removed goes first.
+PRUNE = b"""
+WITH cut AS (
+    DELETE FROM analytics.neighbours AS n USING (
+        SELECT video_id, neighbour_id, row_number() OVER (
+            PARTITION BY video_id ORDER BY gone, strength DESC, neighbour_id) AS place
+        FROM (
+            SELECT n.video_id, neighbour_id, coalesce(v.removed, false) AS gone,
+                   ln(n.weight) + n.as_of * ln(2) / %(half_life)s::float8
+                   - %(exponent)s::float8
+                     * (ln(e.weight) + e.as_of * ln(2) / %(half_life)s::float8) AS strength
+            FROM unnest(%(videos)s::uuid[]) AS asked (video_id)
+            JOIN analytics.neighbours AS n USING (video_id)
+            JOIN analytics.engagement AS e ON e.video_id = n.neighbour_id
+            LEFT JOIN analytics.videos AS v ON v.video_id = n.neighbour_id) AS weighed
+    ) AS ranked
+    WHERE n.video_id = ranked.video_id AND n.neighbour_id = ranked.neighbour_id
+      AND place > %(most)s)
+UPDATE analytics.engagement SET neighbours = %(most)s WHERE video_id = ANY (%(videos)s::uuid[])
+"""
+CLEAR_TOPS = b"DELETE FROM analytics.category_tops"
+TOPS = b"""
+INSERT INTO analytics.category_tops (category, place, video_id)
+SELECT category, place, video_id FROM (
+    SELECT category, video_id, row_number() OVER (
+        PARTITION BY category
+        ORDER BY ln(weight) + as_of * ln(2) / %(half_life)s::float8 DESC, video_id) AS place
+    FROM analytics.engagement JOIN analytics.videos USING (video_id)
+    WHERE NOT removed AND completed_at IS NOT NULL AND category IS NOT NULL) AS ranked
+WHERE place <= %(most)s
+"""
+
+
+def keep(
+    conn: Connection[TupleRow], batch: Sequence[Engagement], weighing: Weighing
+) -> frozenset[str]:
+    """Take engagements in; gives the viewers of whom something is known that was not.
+
+    Has to run in a transaction, which then holds a lock.
+    """
+    conn.execute(LOCK)
+    if not batch:
+        return frozenset()
+    pairing = Pairing(weighing, _viewers(conn, batch, weighing))
+    for event in batch:
+        pairing.take(event)
+    _write(conn, pairing.change, weighing)
+    return frozenset(viewer for viewer, _ in pairing.change.times)
+
+
+def rank_categories(conn: Connection[TupleRow], weighing: Weighing) -> None:
+    """Make the list of each category's most engaged with anew.
+
+    Its order changes only with what is kept, since all weights decay alike.
+    """
+    given = {"half_life": weighing.half_life_seconds, "most": weighing.category_tops}
+    with conn.transaction():
+        conn.execute(LOCK)
+        conn.execute(CLEAR_TOPS)
+        conn.execute(TOPS, given)
+
+
+def _viewers(
+    conn: Connection[TupleRow], batch: Sequence[Engagement], weighing: Weighing
+) -> dict[str, Viewer]:
+    """What the pairing has to know of those who come in the batch."""
+    viewers = {event.viewer: Viewer() for event in batch}
+    keys = {(event.viewer, event.video_id) for event in batch}
+    for viewer, video_id, *times in conn.execute(KNOWN, columns(keys), prepare=True):
+        viewers[viewer].times[video_id] = Times(*times)
+    fresh = [event for event in batch if _is_new(event, viewers[event.viewer])]
+    if fresh:
+        _recall(conn, fresh, viewers, weighing)
+    return viewers
+
+
+def _is_new(event: Engagement, viewer: Viewer) -> bool:
+    times = viewer.times.get(event.video_id)
+    return times is None or times.of(event.kind) is None
+
+
+def _recall(
+    conn: Connection[TupleRow],
+    fresh: Sequence[Engagement],
+    viewers: dict[str, Viewer],
+    weighing: Weighing,
+) -> None:
+    """The last videos of those who have something new, and how busy they are."""
+    names = list({event.viewer for event in fresh})
+    given = texts(names), weighing.paired_with + 1
+    for viewer, video_id, *times, at in conn.execute(LAST, given, prepare=True):
+        viewers[viewer].times.setdefault(video_id, Times(*times))
+        viewers[viewer].recent.append((at, video_id))
+    for name in names:
+        viewers[name].recent.sort()
+    hours = {(event.viewer, start_of_hour(event.at)) for event in fresh}
+    asked = weighing.paired_per_hour, *columns(hours)
+    for viewer, hour, count in conn.execute(BUSY, asked, prepare=True):
+        viewers[viewer].hours[start_of_hour(hour)] = count
+
+
+def _write(conn: Connection[TupleRow], change: Change, weighing: Weighing) -> None:
+    if change.times:
+        moved = ((*key, times.watched, times.liked) for key, times in sorted(change.times.items()))
+        conn.execute(MOVE, columns(moved), prepare=True)
+    given = {"half_life": weighing.half_life_seconds, "most": weighing.neighbours}
+    if change.gained:
+        masses = _masses(change.gained.values())
+        gained = {"videos": texts(list(change.gained)), **masses}
+        conn.execute(GAIN.encode(), {**gained, **given}, prepare=True)
+    if change.pairs:
+        ones, others = columns(change.pairs)
+        pairs = {"ones": ones, "others": others, **_masses(change.pairs.values())}
+        grown = conn.execute(PAIR.encode(), {**pairs, **given}, prepare=True).fetchall()
+        _prune(conn, [video for (video,) in grown], weighing)
+
+
+def _masses(masses: Iterable[Mass]) -> dict[str, list[float]]:
+    weights, times = zip(*((mass.weight, mass.as_of) for mass in masses), strict=True)
+    return {"weights": list(weights), "times": list(times)}
+
+
+def _prune(conn: Connection[TupleRow], videos: Sequence[str], weighing: Weighing) -> None:
+    if videos:
+        given = {
+            "videos": texts(videos),
+            "most": weighing.neighbours,
+            "half_life": weighing.half_life_seconds,
+            "exponent": weighing.popularity_exponent,
+        }
+        conn.execute(PRUNE, given, prepare=True)

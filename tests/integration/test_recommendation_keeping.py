@@ -1,0 +1,236 @@
+"""Who engaged with what, and what that ties together: against an oracle in plain Python."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import combinations
+from random import Random
+from uuid import UUID
+
+import pytest
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from projections.analytics.migrating import migrate
+from projections.recommendations.keeping import keep, rank_categories
+from projections.recommendations.pairing import Engagement
+from projections.recommendations.weighing import Kind, Weighing
+
+NOW = datetime(2026, 3, 14, 15, 26, 53, tzinfo=UTC)
+WEIGHING = Weighing()
+LONG_AGO = timedelta(days=400)
+
+Weights = dict[tuple[str, str], float]
+
+
+@pytest.fixture
+def tables(conn: Connection[TupleRow]) -> Connection[TupleRow]:
+    """A database with the tables of the analytics."""
+    migrate(conn)
+    return conn
+
+
+def video(number: int) -> str:
+    return str(UUID(int=number))
+
+
+def watched(viewer: str, number: int, ago: timedelta = timedelta()) -> Engagement:
+    return Engagement(viewer, video(number), Kind.WATCHED, NOW - ago)
+
+
+def liked(viewer: str, number: int, ago: timedelta = timedelta()) -> Engagement:
+    return Engagement(viewer, video(number), Kind.LIKED, NOW - ago)
+
+
+def take(
+    conn: Connection[TupleRow], batch: Sequence[Engagement], weighing: Weighing = WEIGHING
+) -> frozenset[str]:
+    """Keep a batch as the keeper does."""
+    with conn.transaction():
+        return keep(conn, batch, weighing)
+
+
+def faded(weight: float, at: datetime, weighing: Weighing = WEIGHING) -> float:
+    return float(weight * 2 ** ((at - NOW) / weighing.half_life))
+
+
+def neighbours(conn: Connection[TupleRow]) -> Weights:
+    """The weights of now."""
+    rows = conn.execute(
+        "SELECT video_id::text, neighbour_id::text, weight, as_of FROM analytics.neighbours"
+    )
+    return {
+        (one, other): faded(weight, datetime.fromtimestamp(as_of, UTC))
+        for one, other, weight, as_of in rows
+    }
+
+
+def totals(conn: Connection[TupleRow]) -> dict[str, float]:
+    rows = conn.execute("SELECT video_id::text, weight, as_of FROM analytics.engagement")
+    return {one: faded(weight, datetime.fromtimestamp(at, UTC)) for one, weight, at in rows}
+
+
+def history(random: Random, size: int = 150) -> list[Engagement]:
+    """Of eight viewers and fifteen videos, each kind of engagement once."""
+    found = {
+        (f"viewer-{random.randrange(8)}", video(random.randrange(15)), random.choice([*Kind])):
+            timedelta(seconds=random.randrange(int(LONG_AGO.total_seconds())))
+        for _ in range(size)
+    }  # fmt: skip
+    return [Engagement(*key, NOW - ago) for key, ago in found.items()]
+
+
+def oracle(events: Sequence[Engagement]) -> tuple[Weights, dict[str, float]]:
+    """Each two engagements of a viewer, and each engagement alone."""
+    pairs: Weights = defaultdict(float)
+    alone: dict[str, float] = defaultdict(float)
+    for one, other in combinations(events, 2):
+        if one.viewer == other.viewer and one.video_id != other.video_id:
+            weight = WEIGHING.of(one.kind) * WEIGHING.of(other.kind)
+            weight = faded(weight, max(one.at, other.at))
+            pairs[one.video_id, other.video_id] += weight
+            pairs[other.video_id, one.video_id] += weight
+    for event in events:
+        alone[event.video_id] += faded(WEIGHING.of(event.kind), event.at)
+    return pairs, alone
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_order_any_batches_any_repetition(tables: Connection[TupleRow], seed: int) -> None:
+    random = Random(seed)
+    events = history(random)
+    coming = [*events, *random.choices(events, k=60)]
+    random.shuffle(coming)
+    while coming:
+        cut = random.choice([1, 7, 40])
+        take(tables, coming[:cut])
+        coming = coming[cut:]
+    pairs, alone = oracle(events)
+    assert neighbours(tables) == pytest.approx(pairs)
+    assert totals(tables) == pytest.approx(alone)
+    assert_counted(tables)
+
+
+def assert_counted(conn: Connection[TupleRow]) -> None:
+    """Each video knows how many neighbours it has."""
+    wrong = conn.execute(
+        "SELECT video_id, neighbours FROM analytics.engagement AS e WHERE neighbours <> "
+        "(SELECT count(*) FROM analytics.neighbours AS n WHERE n.video_id = e.video_id)"
+    ).fetchall()
+    assert wrong == []
+
+
+def test_the_latest_time_is_kept(tables: Connection[TupleRow]) -> None:
+    day = timedelta(days=1)
+    assert take(tables, [watched("ann", 1, 2 * day)]) == {"ann"}
+    assert take(tables, [watched("ann", 1, day), liked("ann", 1, day)]) == {"ann"}
+    assert take(tables, [watched("ann", 1, 3 * day)]) == frozenset()
+    found = tables.execute("SELECT viewer, video_id::text, at FROM analytics.watched").fetchall()
+    assert found == [("ann", video(1), NOW - day)]
+
+
+def test_what_is_watched_again_weighs_no_more(tables: Connection[TupleRow]) -> None:
+    take(tables, [watched("ann", 1), watched("ann", 2)])
+    before = neighbours(tables)
+    for seconds in range(1, 50):
+        take(tables, [watched("ann", 1, timedelta(seconds=-seconds))])
+    assert neighbours(tables) == before
+
+
+def test_only_the_last_videos_are_paired(tables: Connection[TupleRow]) -> None:
+    weighing = Weighing(paired_with=3)
+    hours = [timedelta(hours=100 - number) for number in range(8)]
+    take(tables, [watched("ann", number, hours[number]) for number in range(4)], weighing)
+    take(tables, [watched("ann", 7, hours[7])], weighing)
+    paired = {other for one, other in neighbours(tables) if one == video(7)}
+    assert paired == {video(1), video(2), video(3)}
+
+
+def test_whoever_watches_without_end_costs_no_more(tables: Connection[TupleRow]) -> None:
+    """Neither in pairs of one event, nor in those of an hour."""
+    weighing = Weighing(paired_with=5, paired_per_hour=10)
+    begun = NOW.replace(minute=0, second=0)
+    events = [
+        Engagement("bot", video(number), Kind.WATCHED, begun + timedelta(seconds=number))
+        for number in range(300)
+    ]
+    for at in range(0, 300, 60):
+        take(tables, events[at : at + 60], weighing)
+    assert len(neighbours(tables)) == 2 * (1 + 2 + 3 + 4 + 5 * 5)
+    (count,) = tables.execute("SELECT count(*) FROM analytics.watched").fetchone() or (0,)
+    assert count == 300
+    # The next hour is another one.
+    later = Engagement("bot", video(301), Kind.WATCHED, begun + timedelta(hours=1))
+    take(tables, [later], weighing)
+    assert len([one for one, _ in neighbours(tables) if one == video(301)]) == 5
+
+
+def test_the_best_neighbours_are_kept(tables: Connection[TupleRow]) -> None:
+    weighing = Weighing(neighbours=5, popularity_exponent=0.0)
+    strong = range(1, 5)
+    for viewer in range(3):
+        name = f"fan-{viewer}"
+        take(tables, [watched(name, 0), *(liked(name, each) for each in strong)], weighing)
+    for number in range(10, 40):
+        take(tables, [watched(f"v-{number}", 0), watched(f"v-{number}", number)], weighing)
+        assert_counted(tables)
+        kept = {other for one, other in neighbours(tables) if one == video(0)}
+        assert len(kept) <= 10
+        assert kept >= {video(each) for each in strong}
+
+
+def test_what_is_everywhere_is_cut_first(tables: Connection[TupleRow]) -> None:
+    """With weights that are alike, the neighbour that few others watch is the nearer one."""
+    weighing = Weighing(neighbours=2, popularity_exponent=0.5)
+    take(tables, [watched(f"v-{number}", 9) for number in range(50)], weighing)
+    take(tables, [watched("ann", 9), watched("ann", 1), watched("ann", 2)], weighing)
+    take(tables, [watched("ann", 3), watched("ann", 4), watched("ann", 5)], weighing)
+    kept = {other for one, other in neighbours(tables) if one == video(1)}
+    assert len(kept) == 2
+    assert video(9) not in kept
+
+
+def test_removed_neighbours_are_cut_first(tables: Connection[TupleRow]) -> None:
+    weighing = Weighing(neighbours=2)
+    tables.execute(
+        "INSERT INTO analytics.videos (video_id, owner, completed_at, removed) "
+        "VALUES (%s, 'o', now(), true)",
+        (video(2),),
+    )
+    take(tables, [liked("bob", 1), liked("bob", 2)], weighing)
+    for number in range(3, 8):
+        take(tables, [watched(f"v-{number}", 1), watched(f"v-{number}", number)], weighing)
+    assert video(2) not in {other for one, other in neighbours(tables) if one == video(1)}
+
+
+def test_short_half_lives_neither_overflow_nor_vanish(tables: Connection[TupleRow]) -> None:
+    weighing = Weighing(half_life=timedelta(minutes=1), neighbours=1)
+    old = timedelta(days=3650)
+    take(tables, [watched("ann", 1, old), watched("ann", 2, old), watched("ann", 3, old)], weighing)
+    take(tables, [watched("bob", 1), watched("bob", 2), watched("bob", 4)], weighing)
+    take(tables, [watched("eve", 1, old), watched("eve", 4, old)], weighing)
+    rows = tables.execute("SELECT min(weight), max(weight) FROM analytics.neighbours").fetchone()
+    assert rows is not None
+    assert 0 < rows[0] <= rows[1] < 10
+
+
+def test_categories_are_ranked(tables: Connection[TupleRow]) -> None:
+    rows = [
+        (video(number), "art" if number < 4 else "music", number == 2) for number in range(1, 6)
+    ]
+    with tables.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO analytics.videos (video_id, owner, category, completed_at, removed) "
+            "VALUES (%s, 'owner', %s, now(), %s)",
+            rows,
+        )
+    take(tables, [watched(f"v-{number}", number) for number in range(1, 5)])
+    take(tables, [liked("ann", 3), liked("ann", 2), watched("bob", 4, LONG_AGO)])
+    for _ in range(2):
+        rank_categories(tables, WEIGHING)
+    found = tables.execute(
+        "SELECT category, place, video_id::text FROM analytics.category_tops ORDER BY 1, 2"
+    ).fetchall()
+    assert found == [("art", 1, video(3)), ("art", 2, video(1)), ("music", 1, video(4))]

@@ -1,0 +1,1 @@
+"""Keeps what recommendations are made of."""

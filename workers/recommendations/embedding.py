@@ -1,0 +1,183 @@
+"""Keeps an embedding of each video's text, for whoever looks for videos like others.
+
+What is embedded is compared with the catalog by its digest, so that whatever was missed, in an
+outage or before there was a model, is made up for in the next round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from uuid import UUID
+
+import psycopg
+import structlog
+
+from infra import metrics
+from infra.llm import BadAnswer, Embedder, LanguageModelError, RejectedRequest
+from infra.llm.embeddings import MAX_TEXTS
+from infra.llm.errors import ProviderFailed
+from projections.catalog import Catalog
+from projections.recommendations.embedding_table import (
+    Embedded,
+    forget_removed,
+    outdated,
+    prepare,
+    put,
+)
+from projections.recommendations.texts import Digested, Text, page, texts_of
+from workers.leading import Lead, connected, leading
+
+log = structlog.get_logger(__name__)
+
+JOB = "embedding"
+VIDEOS_AT_ONCE = 500
+# A text that any model embeds; when that fails too, the others' content is not the reason.
+PROBE = "A video."
+LONGEST_PAUSE_SECONDS = 600.0
+
+
+class Upkeep:
+    """Embeds what is new or has changed, round by round; a round goes on where the last failed.
+
+    `catalog` is a connection to the read models, `kept` the active process's own to the analytics.
+    """
+
+    def __init__(self, embedder: Embedder, models: Catalog, catalog: Lead, kept: Lead) -> None:
+        self._embedder = embedder
+        self._models = models
+        self._catalog = catalog
+        self._kept = kept
+        self._after = 0
+        self._at_once = MAX_TEXTS
+
+    async def lacking(self) -> str | None:
+        """Have the table; or what the database lacks for it. Raises psycopg.Error."""
+        return await self._kept.do(prepare, self._embedder.model, self._embedder.dimensions)
+
+    async def run(self) -> int:
+        """One round; how many texts it dealt with. Raises LanguageModelError, psycopg.Error."""
+        await self._kept.do(forget_removed)
+        done = 0
+        while videos := await self._catalog.do(page, self._models, self._after, VIDEOS_AT_ONCE):
+            missing = await self._kept.do(outdated, videos)
+            done += await self._embed([each for each in videos if each.video_id in missing])
+            self._after = videos[-1].position
+        self._after = 0
+        return done
+
+    async def _embed(self, videos: Sequence[Digested]) -> int:
+        at = 0
+        while batch := videos[at : at + self._at_once]:
+            try:
+                await self._embed_batch([each.video_id for each in batch])
+            except ProviderFailed:
+                self._failed(batch)
+                raise
+            at += len(batch)
+            self._after = batch[-1].position
+            self._at_once = min(2 * self._at_once, MAX_TEXTS)
+        return len(videos)
+
+    def _failed(self, batch: Sequence[Digested]) -> None:
+        """Ask for less the next time; a text that fails alone must not hold up the others."""
+        if len(batch) == 1:
+            self._after = batch[0].position
+        self._at_once = max(len(batch) // 2, 1)
+
+    async def _embed_batch(self, videos: Sequence[UUID]) -> None:
+        texts = await self._catalog.do(texts_of, self._models, videos)
+        # None when they have all been removed since.
+        if texts:
+            embedded = await self._vectors(texts)
+            await self._kept.do(put, embedded)
+            for each in embedded:
+                metrics.EMBEDDINGS.labels("rejected" if each.rejected else "made").inc()
+
+    async def _vectors(self, texts: Sequence[Text]) -> list[Embedded]:
+        try:
+            return await self._asked(texts)
+        except (BadAnswer, RejectedRequest) as error:
+            # Raises when it is the model, or what it is asked for, that is wrong.
+            await self._embedder.embed([PROBE])
+            return await self._apart(texts, error)
+
+    async def _apart(self, texts: Sequence[Text], error: LanguageModelError) -> list[Embedded]:
+        """What becomes of each of these texts, which the provider did not take together."""
+        if len(texts) == 1:
+            (text,) = texts
+            log.warning("text_rejected", video_id=str(text.video_id), outcome=error.outcome)
+            return [Embedded(text.video_id, text.digest, None, error.outcome)]
+        found: list[Embedded] = []
+        middle = len(texts) // 2
+        for half in (texts[:middle], texts[middle:]):
+            try:
+                found += await self._asked(half)
+            except (BadAnswer, RejectedRequest) as again:
+                found += await self._apart(half, again)
+        return found
+
+    async def _asked(self, texts: Sequence[Text]) -> list[Embedded]:
+        vectors = await self._embedder.embed([each.text for each in texts])
+        return [
+            Embedded(text.video_id, text.digest, vector)
+            for text, vector in zip(texts, vectors, strict=True)
+        ]
+
+
+async def keep_embedding(
+    embedder: Embedder,
+    models: Catalog,
+    *,
+    database_url: str,
+    analytics_url: str,
+    interval_seconds: float = 60.0,
+) -> None:
+    """Do a round now and every `interval_seconds`, until cancelled; one process at a time does.
+
+    Where the analytics' database can't have embeddings that is told once, and looked at again.
+    """
+    while True:
+        try:
+            async with (
+                leading(analytics_url, JOB) as kept,
+                connected(database_url, JOB) as catalog,
+            ):
+                await _keep(Upkeep(embedder, models, catalog, kept), interval_seconds)
+        except psycopg.Error as error:
+            metrics.EMBEDDING_FAILURES.labels("database").inc()
+            log.warning("embedding_postponed", error=f"{type(error).__name__}: {error}")
+            await asyncio.sleep(interval_seconds)
+
+
+async def _keep(upkeep: Upkeep, interval_seconds: float) -> None:
+    told: str | None = None
+    failures = 0
+    while True:
+        lacking = await upkeep.lacking()
+        if lacking is not None:
+            if lacking != told:
+                log.warning("embeddings_unavailable", reason=lacking)
+            told = lacking
+            await asyncio.sleep(LONGEST_PAUSE_SECONDS)
+            continue
+        failures, pause = await _round(upkeep, interval_seconds, failures)
+        await asyncio.sleep(pause)
+
+
+async def _round(upkeep: Upkeep, interval_seconds: float, failures: int) -> tuple[int, float]:
+    """One round after so many that failed: how many those are now, and the pause that follows."""
+    try:
+        done = await upkeep.run()
+    except LanguageModelError as error:
+        metrics.EMBEDDING_FAILURES.labels("provider").inc()
+        log.warning("embedding_postponed", error=f"{type(error).__name__}: {error}")
+        return failures + 1, _pause(interval_seconds, failures, error)
+    log.debug("embedding_done", texts=done)
+    return 0, interval_seconds
+
+
+def _pause(interval_seconds: float, failures: int, error: LanguageModelError) -> float:
+    """An eighth of the interval after the first failure, and twice as much after each other."""
+    grown = interval_seconds * 2.0 ** (min(failures, 20) - 3)
+    return max(min(grown, LONGEST_PAUSE_SECONDS), error.retry_after or 0.0)
