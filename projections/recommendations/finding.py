@@ -61,7 +61,7 @@ ORDER BY place, array_position(%(categories)s::text[], v.category) LIMIT %(limit
 FIRST_OF_EACH: LiteralString = f"""
 SELECT v.video_id, v.category FROM analytics.category_tops AS t
 JOIN analytics.videos AS v ON v.video_id = t.video_id AND v.category = t.category
-WHERE place <= 5 AND {ELIGIBLE} ORDER BY place, v.category LIMIT %(limit)s
+WHERE {ELIGIBLE} ORDER BY place, t.category LIMIT %(limit)s
 """
 THESE: LiteralString = f"""
 SELECT v.video_id, v.category FROM analytics.videos AS v
