@@ -29,7 +29,7 @@ from infra.counters import AsyncCounters
 from infra.http import create_app
 from infra.settings import Role
 from projections.analytics.trending import Formula, Trending
-from projections.analytics.trending_cache import Lifetimes, TrendingCache
+from projections.analytics.trending_cache import TrendingCache, lifetimes_from
 from projections.replaying.counter_rebuild import NAME as COUNTERS
 from projections.waiting import Waiting
 from readapi.audit.integrity import Integrity
@@ -125,7 +125,7 @@ async def _analytics(parts: Parts, stack: AsyncExitStack) -> AnalyticsQueries:
     await pool.open()
     stack.push_async_callback(pool.close)
     trending = Trending(Formula.from_settings(parts.settings))
-    cache = TrendingCache(parts.redis, Lifetimes.from_settings(parts.settings))
+    cache = TrendingCache(parts.redis, lifetimes_from(parts.settings))
     return AnalyticsQueries(pool, trending, cache)
 
 

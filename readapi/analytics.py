@@ -86,13 +86,13 @@ async def list_trending(
 ) -> Response:
     ranking, cached = await queries.analytics.ranking(window, limit, category)
     async with queries.reading(fresh, *queries.projections) as conn:
-        rows = await queries.catalog.videos(conn, [each.video_id for each in ranking.items])
+        rows = await queries.catalog.videos(conn, [each.video_id for each in ranking.value])
         # What was removed since the ranking was made leaves no gap.
-        ranked = [each for each in ranking.items if each.video_id in rows]
+        ranked = [each for each in ranking.value if each.video_id in rows]
         shown = await present(queries, conn, [rows[each.video_id] for each in ranked], caller)
     pairs = zip(ranked, shown, strict=True)
     items = [_item(place, each, video) for place, (each, video) in enumerate(pairs, start=1)]
-    body = TrendingVideos(items=items, generated_at=ranking.generated_at, cached=cached)
+    body = TrendingVideos(items=items, generated_at=ranking.at, cached=cached)
     return tagged(body, weak_tag(items), if_none_match)
 
 

@@ -29,6 +29,7 @@ from projections.analytics.trending_cache import Lifetimes, TrendingCache
 from projections.audit.index import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
+from projections.kept import Lifetimes
 from projections.likes import Likes
 from projections.operations import Operations
 from projections.waiting import Waiting

@@ -17,11 +17,11 @@ from infra.redis import embedded_redis
 from projections.analytics.trending import Ranked
 from projections.analytics.trending_cache import (
     Invalidation,
-    Lifetimes,
     TrendingCache,
     key_of,
 )
 from projections.analytics.windows import Window
+from projections.kept import Lifetimes
 from tests.integration.redis_servers import RedisServer, redis_servers
 
 SECOND = timedelta(seconds=1)
@@ -63,7 +63,7 @@ def test_what_is_kept_is_what_was_made(server: FakeServer) -> None:
     async def ask() -> None:
         maker = Maker()
         made, cached = await maker.cache(server).get(Window.WEEK, 10, None, maker)
-        assert (cached, made.generated_at) == (False, BEGIN)
+        assert (cached, made.at) == (False, BEGIN)
         kept, cached = await maker.cache(server).get(Window.WEEK, 10, None, maker)
         assert (cached, kept) == (True, made)
 
@@ -109,7 +109,7 @@ def test_those_who_ask_together_have_it_made_once(server: FakeServer) -> None:
         cache = maker.cache(server)
         before = metrics.value("backlot_trending_lookups_total", outcome="shared")
         work = [cache.get(Window.WEEK, 10, None, maker) for _ in range(50)]
-        rankings = {ranking.items for ranking, _ in await asyncio.gather(*work)}
+        rankings = {ranking.value for ranking, _ in await asyncio.gather(*work)}
         assert (maker.made, len(rankings)) == (1, 1)
         shared = metrics.value("backlot_trending_lookups_total", outcome="shared")
         assert shared - before == 49
