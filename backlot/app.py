@@ -28,6 +28,7 @@ from infra.codec import EventMapper
 from infra.counters import AsyncCounters
 from infra.http import create_app
 from infra.settings import Role
+from projections.analytics.rebuilding import NAME as ANALYTICS
 from projections.analytics.trending import Formula, Trending
 from projections.analytics.trending_cache import TrendingCache, lifetimes_from
 from projections.replaying.counter_rebuild import NAME as COUNTERS
@@ -189,7 +190,7 @@ def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
         public_url=settings.configured_public_url,
         finalize_lock_seconds=settings.finalize_lock_seconds,
         finalize_wait_seconds=settings.finalize_wait_seconds,
-        projections=frozenset(parts.models.by_name()) | {COUNTERS},
+        projections=frozenset(parts.models.by_name()) | {COUNTERS, ANALYTICS},
     )
 
 

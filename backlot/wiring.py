@@ -6,6 +6,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import timedelta
 from threading import Event
 
 import psycopg
@@ -35,6 +36,7 @@ from infra.seals import (
 )
 from infra.settings import Role, Settings
 from projections.analytics.migrating import migrate
+from projections.analytics.rebuilding import Means
 from projections.audit.index import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
@@ -171,6 +173,12 @@ def open_counters(settings: Settings, stack: ExitStack) -> Counters | None:
     return Counters(client, settings.like_counter_ttl_seconds)
 
 
+def analytics_means(settings: Settings, database_url: str) -> Means:
+    """What the analytics are verified and mended with."""
+    repeat = timedelta(seconds=settings.view_repeat_seconds)
+    return Means(settings.analytics_url(database_url), repeat)
+
+
 def _run_projections(
     settings: Settings,
     database_url: str,
@@ -205,7 +213,16 @@ def _carry_out_operations(
     """Have what operators ask for done here; replays in processes of their own."""
     command = [sys.executable, "-m", "backlot", "projections", "carry-out"]
     children = Children(command, {"DATABASE_URL": database_url})
-    tools = Tools(database_url, models.by_name(), EventMapper(), tell_nobody, Event(), counters)
+    analytics = analytics_means(settings, database_url)
+    tools = Tools(
+        database_url,
+        models.by_name(),
+        EventMapper(),
+        tell_nobody,
+        Event(),
+        counters,
+        analytics,
+    )
     moved = host.follow(models.operations.name)
     auto = settings.projection_auto_replay
     executor = Executor(recorder, models.operations, tools, children, moved, auto_replay=auto)

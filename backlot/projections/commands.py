@@ -82,14 +82,19 @@ def replay(
 ) -> None:
     """Build it again beside the live copy, compare, switch; goes on with an unfinished one.
 
-    `counters` are the like counters in Redis. Exit code 3: the copies differ, and the replay waits
-    for `backlot projections confirm`.
+    `counters` are the like counters in Redis; `analytics` are mended where they are. Exit code 3:
+    something differs, and nothing was changed; the copies wait for `backlot projections confirm`.
     """
     from backlot.projections.runs import carry, rebuild_counters
 
     if name == "counters":
         rebuild_counters(given(reason=reason), as_json=as_json)
         return
+    if name == "analytics":
+        from backlot.projections.analytics import rebuild
+
+        parameters = given(to=to, yes=yes, reason=reason)
+        raise typer.Exit(rebuild("replay", parameters, detach=detach, as_json=as_json))
     parameters = given(to=to, yes=yes, workers=workers, reason=reason)
     raise typer.Exit(carry("replay", name, parameters, yes=yes, detach=detach, as_json=as_json))
 
@@ -119,6 +124,10 @@ def verify(
     from backlot.projections.operating import operating
     from backlot.projections.runs import verify_all
 
+    if name == "analytics":
+        from backlot.projections.analytics import rebuild
+
+        raise typer.Exit(rebuild("verify", given(reason=reason), detach=False, as_json=as_json))
     with operating(load_settings()) as operator:
         names = _names(operator, name, every=every)
         lines, data, equal = verify_all(operator, names, given(reason=reason))

@@ -6,7 +6,7 @@ What is done, and how, is in `projections/operating/`: the same as what is asked
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from threading import Event
@@ -19,7 +19,7 @@ from psycopg.rows import TupleRow
 
 from backlot.database import database_url
 from backlot.recorded import operator_name
-from backlot.wiring import ReadModels, open_counters
+from backlot.wiring import ReadModels, analytics_means, open_counters
 from domain.operation import Members, Outcome
 from infra.codec import EventMapper
 from infra.counters import Counters
@@ -28,10 +28,13 @@ from infra.event_store import GroupCommitRecorder, open_recorder
 from infra.operations import load, recording
 from infra.settings import Settings
 from projections import positions
+from projections.analytics.rebuilding import NAME as ANALYTICS
+from projections.analytics.rebuilding import Means
 from projections.connecting import connect
-from projections.operating.acting import Ended, Tools
+from projections.operating.acting import Ended, Tools, say_no
 from projections.operating.actions import carry_out
 from projections.projection import Projection
+from projections.proving.compare import Difference
 from projections.replaying.counter_rebuild import NAME as COUNTERS
 from projections.replaying.progress import Report, tell_nobody
 
@@ -59,6 +62,7 @@ class Operator:
     models: dict[str, Projection]
     mapper: EventMapper
     counters: Counters | None
+    analytics: Means
     stopping: Event = field(default_factory=Event)
 
     def projection(self, name: str) -> Projection:
@@ -69,25 +73,38 @@ class Operator:
             raise NoSuchProjection(f"there is no projection {name!r}; there are {names}")
         return found
 
-    def tools(self, report: Report = tell_nobody) -> Tools:
+    def tools(
+        self, report: Report = tell_nobody, agrees: Callable[[Difference], bool] = say_no
+    ) -> Tools:
         """What actions are carried out with here."""
         return Tools(
-            self.url, self.models, self.mapper, report, self.stopping, counters=self.counters
+            self.url,
+            self.models,
+            self.mapper,
+            report,
+            self.stopping,
+            counters=self.counters,
+            analytics=self.analytics,
+            agrees=agrees,
         )
 
     def do(
         self, action: str, name: str, parameters: Members, report: Report = tell_nobody
     ) -> Ended:
         """Carry out an action that ends by itself, and record it; raises NotDone."""
-        if name != COUNTERS:
+        return require_done(self.attempt(action, name, parameters, self.tools(report)))
+
+    def attempt(self, action: str, name: str, parameters: Members, tools: Tools) -> Ended:
+        """The same, however it ends."""
+        if name not in (COUNTERS, ANALYTICS):
             self.projection(name)
         with recording(self.recorder, self.actor, action, name, parameters) as running:
             operation = load(self.recorder, running.operation_id)
-            ended = carry_out(self.conn, self.tools(report), operation)
+            ended = carry_out(self.conn, tools, operation)
             if ended is None:
                 raise NotDone(f"{action} {name} is not over")
             running.outcome, running.result = ended
-        return require_done(ended)
+        return ended
 
 
 def require_done(ended: Ended) -> Ended:
@@ -112,7 +129,10 @@ def operating(settings: Settings) -> Iterator[Operator]:
             stack.callback(recorder.datastore.close)
             models = ReadModels.make().by_name()
             counters = open_counters(settings, stack)
-            yield Operator(operator_name(), url, conn, recorder, models, EventMapper(), counters)
+            analytics = analytics_means(settings, url)
+            yield Operator(
+                operator_name(), url, conn, recorder, models, EventMapper(), counters, analytics
+            )
     except (psycopg.OperationalError, psycopg.InterfaceError, PersistenceError) as error:
         raise DatabaseAway(
             f"the database does not answer: {' '.join(str(error).split())}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -61,6 +63,15 @@ class ReplayScreen:
         if (progress.state, quarter) != self._told or long_ago:
             self._told, self._told_at = (progress.state, quarter), time.monotonic()
             self.say(f"{described}, position {progress.position}/{progress.target}, {told}")
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Leave the terminal to somebody else meanwhile."""
+        self._bar.stop()
+        try:
+            yield
+        finally:
+            self._bar.start()
 
     def say(self, text: str) -> None:
         """One line, above the bar if there is one."""

@@ -14,8 +14,10 @@ from domain.operation import Members, Operation, Outcome
 from infra.codec import EventMapper
 from infra.counters import Counters
 from infra.errors import OperatorError
+from projections.analytics.rebuilding import Means
 from projections.likes import Likes
 from projections.projection import Projection
+from projections.proving.compare import Difference
 from projections.replaying.counter_rebuild import renewing
 from projections.replaying.progress import Report
 from projections.replaying.rows import Replay
@@ -32,11 +34,17 @@ class Refused(OperatorError):
     """It is not possible, and nothing was done; the text says why."""
 
 
+def say_no(difference: Difference) -> bool:
+    """For where nobody can be asked."""
+    return False
+
+
 @dataclass(frozen=True)
 class Tools:
     """What actions are carried out with; `models` are the live projections by name.
 
     `report` hears how far a replay is. `counters` are those in Redis, where one is configured.
+    `agrees` is asked whether what differs in the `analytics` is to be mended.
     """
 
     database_url: str
@@ -45,6 +53,8 @@ class Tools:
     report: Report
     stopping: Event
     counters: Counters | None = None
+    analytics: Means | None = None
+    agrees: Callable[[Difference], bool] = say_no
 
     @property
     def likes(self) -> Likes | None:

@@ -12,7 +12,9 @@ from psycopg.rows import TupleRow
 from domain.operation import Operation, Outcome
 from infra.errors import OperatorError
 from projections import positions
+from projections.analytics.rebuilding import NAME as ANALYTICS
 from projections.operating.acting import Act, Ended, Refused, Tools
+from projections.operating.analytics_actions import rebuild_analytics
 from projections.operating.replay_actions import PURPOSES, begun, replay, replay_of
 from projections.parking.deciding import discard, park_and_go_on
 from projections.parking.retrying import retry
@@ -23,6 +25,9 @@ from projections.replaying.counter_rebuild import rebuild
 from projections.replaying.rows import Replay
 
 Action = Callable[[Act], Ended | None]
+
+# What is no projection, and so has no copies that are begun beforehand.
+OTHERS = frozenset({COUNTERS, ANALYTICS})
 
 LONG = frozenset({"replay", "verify", "rollback", "completeness", "retry"})
 
@@ -36,12 +41,14 @@ def carry_out(conn: Connection[TupleRow], tools: Tools, operation: Operation) ->
         return Ended(Outcome.FAILED, {"error": "Who began it ended before it was done."})
     if operation.subject == COUNTERS and operation.action == "replay":
         return _rebuild_counters(conn, tools)
+    if operation.subject == ANALYTICS:
+        return rebuild_analytics(conn, tools, operation)
     return _act(ACTIONS[operation.action], conn, tools, operation)
 
 
 def prepare(conn: Connection[TupleRow], tools: Tools, operation: Operation) -> Ended | None:
     """Begin what takes long, so that what is asked for next finds it begun; None if it could be."""
-    if operation.action not in PURPOSES or operation.subject == COUNTERS:
+    if operation.action not in PURPOSES or operation.subject in OTHERS:
         return None
     return _act(_begin, conn, tools, operation)
 

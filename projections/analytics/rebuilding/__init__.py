@@ -1,0 +1,5 @@
+"""What the event log tells of the analytics, built aside, compared, and mended where it differs."""
+
+from projections.analytics.rebuilding.rebuild import NAME, Found, Means, Rebuild, Stopped
+
+__all__ = ["NAME", "Found", "Means", "Rebuild", "Stopped"]

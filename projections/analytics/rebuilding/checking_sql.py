@@ -1,0 +1,168 @@
+"""The SQL that compares a day of the analytics with what it should be, and mends it.
+
+`wrong_rows` are rows that the event log tells otherwise; `wrong_keys` what is derived from rows.
+"""
+
+from __future__ import annotations
+
+from projections.analytics.rollups import COLUMNS
+
+SUMS = {"video_hourly": "counted_hourly", "video_daily": "counted_daily"}
+
+TABLES = b"""
+CREATE TEMPORARY TABLE wrong_rows (kind text NOT NULL, event_id uuid NOT NULL, at timestamptz)
+    ON COMMIT DELETE ROWS;
+CREATE TEMPORARY TABLE wrong_keys ("table" text NOT NULL, kind text NOT NULL,
+    video_id uuid NOT NULL, bucket timestamptz, viewer text COLLATE "C") ON COMMIT DELETE ROWS;
+CREATE TEMPORARY TABLE counted_hourly (bucket timestamptz NOT NULL, video_id uuid NOT NULL,
+    views bigint, trending_views bigint, likes bigint, comments bigint, shares bigint,
+    watch_seconds double precision, trending_watch_seconds double precision)
+    ON COMMIT DELETE ROWS;
+CREATE TEMPORARY VIEW counted_daily AS
+    SELECT date_trunc('day', bucket, 'UTC') AS bucket, video_id, sum(views)::bigint AS views,
+           sum(trending_views)::bigint AS trending_views, sum(likes)::bigint AS likes,
+           sum(comments)::bigint AS comments, sum(shares)::bigint AS shares,
+           sum(watch_seconds) AS watch_seconds,
+           sum(trending_watch_seconds) AS trending_watch_seconds
+    FROM counted_hourly GROUP BY 1, 2;
+CREATE TEMPORARY TABLE wrong_videos (video_id uuid PRIMARY KEY)
+"""
+
+KIND = """
+CASE WHEN {kept} IS NULL THEN 'missing' WHEN {right} IS NULL THEN 'extra' ELSE 'different' END
+"""
+DAY = """ "timestamp" >= %(since)s AND "timestamp" < %(until)s """
+
+# What is not stored is missing once its keeper has passed it; what is stored was told by some
+# event, unless that can't be read now.
+WRONG_ROWS = f"""
+INSERT INTO wrong_rows (kind, event_id, at)
+SELECT {KIND.format(kept="kept.video_id", right="told.video_id")}, event_id, "timestamp"
+FROM (SELECT * FROM told_rows WHERE {DAY}) AS told
+FULL JOIN (SELECT * FROM analytics.video_analytics
+           WHERE event_type IN ('like', 'comment') AND {DAY}) AS kept USING (event_id, "timestamp")
+WHERE (kept.video_id, kept.user_id, kept.event_type, kept.metadata)
+      IS DISTINCT FROM (told.video_id, told.user_id, told.event_type, told.metadata)
+  AND (kept.video_id IS NOT NULL OR told.position <= %(due)s)
+  AND NOT EXISTS (SELECT FROM told_unreadable AS u WHERE u.event_id = kept.event_id)
+""".encode()
+
+# The rows as they should be: where some are wrong, the sums of the others are right.
+RIGHT_ROWS = f"""
+SELECT video_id, user_id, event_type, "timestamp", metadata
+FROM analytics.video_analytics AS kept
+WHERE event_type IN ('view', 'like', 'comment', 'watch_time', 'share') AND {DAY}
+  AND NOT EXISTS (SELECT FROM wrong_rows AS w
+                  WHERE w.event_id = kept.event_id AND w.at = kept."timestamp")
+UNION ALL
+SELECT video_id, user_id, event_type, "timestamp", metadata
+FROM told_rows AS told JOIN wrong_rows AS w ON w.event_id = told.event_id
+WHERE w.kind <> 'extra' AND w.at = told."timestamp" AND {DAY}
+"""
+COUNT = f"""
+INSERT INTO counted_hourly (bucket, video_id, {COLUMNS})
+SELECT date_trunc('hour', "timestamp", 'UTC'), video_id,
+       count(*) FILTER (WHERE event_type = 'view' AND (metadata->>'counts')::boolean),
+       count(*) FILTER (WHERE event_type = 'view' AND (metadata->>'counts')::boolean
+                          AND NOT (metadata->>'own')::boolean),
+       coalesce(sum((metadata->>'delta')::bigint) FILTER (WHERE event_type = 'like'), 0),
+       coalesce(sum((metadata->>'delta')::bigint) FILTER (WHERE event_type = 'comment'), 0),
+       count(*) FILTER (WHERE event_type = 'share'),
+       coalesce(sum((metadata->>'seconds')::double precision)
+           FILTER (WHERE event_type = 'watch_time'), 0),
+       coalesce(sum((metadata->>'seconds')::double precision)
+           FILTER (WHERE event_type = 'watch_time' AND NOT (metadata->>'own')::boolean), 0)
+FROM ({RIGHT_ROWS}) AS r GROUP BY 1, 2
+""".encode()
+
+WHOLE = "views, trending_views, likes, comments, shares"
+# Sums of doubles depend on the order of their addends.
+SECONDS = " OR ".join(
+    f"abs(kept.{name} - counted.{name}) > 1e-6 + 1e-9 * abs(counted.{name})"
+    for name in ("watch_seconds", "trending_watch_seconds")
+)
+WRONG_SUMS = f"""
+INSERT INTO wrong_keys ("table", kind, video_id, bucket)
+SELECT '{{table}}', {KIND.format(kept="kept.views", right="counted.views")}, video_id, bucket
+FROM {{counted}} AS counted
+FULL JOIN (SELECT * FROM analytics.{{table}}
+           WHERE bucket >= %(since)s AND bucket < %(until)s) AS kept USING (video_id, bucket)
+WHERE ({", ".join(f"kept.{name}" for name in WHOLE.split(", "))})
+      IS DISTINCT FROM ({", ".join(f"counted.{name}" for name in WHOLE.split(", "))})
+   OR {SECONDS}
+"""
+DROP_SUMS = """
+DELETE FROM analytics.{table} AS kept USING wrong_keys AS w
+WHERE w."table" = '{table}' AND kept.video_id = w.video_id AND kept.bucket = w.bucket
+"""
+PUT_SUMS = f"""
+INSERT INTO analytics.{{table}} (bucket, video_id, {COLUMNS})
+SELECT bucket, video_id, {COLUMNS} FROM {{counted}} JOIN wrong_keys AS w USING (video_id, bucket)
+WHERE w."table" = '{{table}}' AND w.kind <> 'extra'
+"""
+
+VIEWED = f"""
+SELECT DISTINCT video_id, coalesce(user_id, 'session:' || (metadata->>'session')) AS viewer
+FROM ({RIGHT_ROWS}) AS r WHERE event_type = 'view'
+"""
+DIGEST = """
+count(*), coalesce(sum(hashtextextended(viewer, uuid_hash_extended(video_id, 0))), 0)
+"""
+VIEWERS_BY_DAY = f"SELECT day, {DIGEST} FROM analytics.video_viewers GROUP BY day".encode()
+VIEWERS_OF_DAY = f"SELECT {DIGEST} FROM ({VIEWED}) AS viewed".encode()
+WRONG_VIEWERS = f"""
+INSERT INTO wrong_keys ("table", kind, video_id, bucket, viewer)
+SELECT 'video_viewers', {KIND.format(kept="kept.day", right="viewed.day")}, video_id, %(since)s,
+       viewer
+FROM (SELECT *, %(day)s::date AS day FROM ({VIEWED}) AS v) AS viewed
+FULL JOIN (SELECT * FROM analytics.video_viewers WHERE day = %(day)s) AS kept
+    USING (video_id, viewer)
+WHERE kept.day IS NULL OR viewed.day IS NULL
+""".encode()
+DROP_VIEWERS = b"""
+DELETE FROM analytics.video_viewers AS kept USING wrong_keys AS w
+WHERE w."table" = 'video_viewers' AND w.kind = 'extra' AND kept.day = %(day)s
+  AND kept.video_id = w.video_id AND kept.viewer = w.viewer
+"""
+PUT_VIEWERS = b"""
+INSERT INTO analytics.video_viewers (video_id, day, viewer)
+SELECT video_id, %(day)s, viewer FROM wrong_keys
+WHERE "table" = 'video_viewers' AND kind = 'missing'
+"""
+
+# Whatever lies under the id of an event of the log is what its row has become.
+DROP_ROWS = f"""
+DELETE FROM analytics.video_analytics AS kept USING wrong_rows AS w
+WHERE kept.event_id = w.event_id AND kept."timestamp" = w.at AND {DAY}
+""".encode()
+PUT_ROWS = f"""
+INSERT INTO analytics.video_analytics
+    (event_id, video_id, user_id, event_type, "timestamp", metadata)
+SELECT event_id, video_id, user_id, event_type, "timestamp", metadata
+FROM told_rows JOIN wrong_rows AS w USING (event_id)
+WHERE w.kind <> 'extra' AND w.at = "timestamp" AND {DAY}
+""".encode()
+FORGET_ROWS = b"DELETE FROM wrong_rows"
+
+WRONG_VIDEOS = f"""
+INSERT INTO wrong_keys ("table", kind, video_id)
+SELECT 'videos', {KIND.format(kept="kept.owner", right="told.owner")}, video_id
+FROM told_videos AS told FULL JOIN analytics.videos AS kept USING (video_id)
+WHERE (kept.owner, kept.category, kept.completed_at, kept.removed, kept.duration_seconds)
+      IS DISTINCT FROM
+      (told.owner, told.category, told.completed_at, told.removed, told.duration_seconds)
+""".encode()
+KEEP_VIDEOS = b"INSERT INTO wrong_videos SELECT video_id FROM wrong_keys ON CONFLICT DO NOTHING"
+
+COUNT_ROWS = b"SELECT kind, count(*) FROM wrong_rows GROUP BY kind"
+COUNT_KEYS = b'SELECT kind, count(*) FROM wrong_keys WHERE "table" = %b GROUP BY kind'
+NAME_ROWS = b"SELECT kind, event_id, at FROM wrong_rows ORDER BY at, event_id LIMIT %b"
+NAME_KEYS = b"""
+SELECT DISTINCT kind, video_id, bucket FROM wrong_keys WHERE "table" = %b
+ORDER BY bucket, video_id LIMIT %b
+"""
+
+
+def of(statement: str, table: str, counted: str) -> bytes:
+    """A statement about one of the SUMS."""
+    return statement.format(table=table, counted=counted).encode()

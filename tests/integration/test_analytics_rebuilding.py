@@ -1,0 +1,210 @@
+"""The analytics compared with the event log, and mended: nothing of the telemetry is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from threading import Event, Thread
+
+import pytest
+
+from projections.analytics.migrating import Shape
+from projections.analytics.rebuilding import Stopped
+from tests.integration.analytics_support import migrated, timescale_database
+from tests.integration.projection_support import Writer, rows
+from tests.integration.rebuilding_support import Site, site
+
+ROWS = "analytics.video_analytics"
+LIKES = "event_type IN ('like', 'comment')"
+ONE_LIKE = (
+    f"event_id = (SELECT event_id FROM {ROWS} WHERE event_type = 'like' ORDER BY event_id LIMIT 1)"
+)
+ONE_VIEW = ONE_LIKE.replace("'like'", "'view'")
+ADD_LIKE = f"""
+INSERT INTO {ROWS}
+SELECT gen_random_uuid(), video_id, user_id, event_type, "timestamp", metadata FROM {ROWS}
+WHERE {ONE_LIKE}
+"""
+ONE_VIDEO = "video_id = (SELECT min(video_id::text)::uuid FROM analytics.videos)"
+TOLD = "SELECT count(*) FROM backlot_events WHERE topic ~ '^(video_likes|comment)'"
+ADD_SUMS = """
+INSERT INTO {daily} SELECT bucket, gen_random_uuid(), 1, 1, 1, 1, 1, 1, 1 FROM {daily} LIMIT 1
+"""
+ADD_VIEWERS = """
+INSERT INTO analytics.video_viewers
+SELECT gen_random_uuid(), day, viewer FROM analytics.video_viewers
+"""
+STRANGER = "INSERT INTO analytics.videos (video_id, owner) SELECT gen_random_uuid(), 'zoe'"
+
+
+@pytest.fixture(params=list(Shape))
+def told(request: pytest.FixtureRequest, database_url: str, writer: Writer) -> Iterator[Site]:
+    """A history that was taken in, in each shape; nothing runs any more."""
+    if request.param is Shape.PLAIN:
+        with site(database_url, database_url, Shape.PLAIN, writer) as opened:
+            yield opened
+        return
+    with timescale_database() as url:
+        assert migrated(url).shape is Shape.TIMESCALE
+        with site(database_url, url, Shape.TIMESCALE, writer) as opened:
+            yield opened
+
+
+def views(told: Site) -> list[tuple[object, ...]]:
+    query = f"SELECT event_id, metadata FROM analytics.video_analytics WHERE NOT {LIKES}"
+    return sorted(rows(told.url, query), key=str)
+
+
+def test_what_was_taken_in_does_not_differ(told: Site) -> None:
+    before = told.contents()
+    assert before["video_analytics"]
+    assert told.verify() == {}
+    assert told.replay() == {}
+    assert told.contents() == before
+
+
+@pytest.mark.parametrize(
+    ("statement", "differs"),
+    [
+        (f"DELETE FROM {ROWS} WHERE {ONE_LIKE}", (1, 0, 0)),
+        (f"DELETE FROM {ROWS} WHERE {LIKES}", (21, 0, 0)),
+        (f"UPDATE {ROWS} SET metadata = '{{\"delta\": 7}}' WHERE {ONE_LIKE}", (0, 0, 1)),
+        (f"UPDATE {ROWS} SET user_id = 'mallory' WHERE {ONE_LIKE}", (0, 0, 1)),
+        (f"UPDATE {ROWS} SET event_type = 'comment' WHERE {ONE_LIKE}", (0, 0, 1)),
+        (f"UPDATE {ROWS} SET event_type = 'share' WHERE {ONE_LIKE}", (1, 0, 0)),
+        (ADD_LIKE, (0, 1, 0)),
+        # A view that was made a like is told again as what it was.
+        (f"UPDATE {ROWS} SET event_type = 'like' WHERE {ONE_VIEW}", (0, 1, 0)),
+    ],
+)
+def test_rows_of_the_event_log(told: Site, statement: str, differs: tuple[int, int, int]) -> None:
+    before = told.contents()
+    assert told.sql(statement)
+    found = told.verify()
+    assert found.pop("video_analytics") == differs
+    if told.shape is Shape.PLAIN and ONE_VIEW not in statement:
+        # The sums were right, and are.
+        assert found == {}
+    assert told.replay()["video_analytics"] == differs
+    assert told.contents() == before
+    assert told.verify() == {}
+
+
+@pytest.mark.parametrize(
+    ("statement", "differs"),
+    [
+        (f"UPDATE analytics.videos SET owner = 'zoe' WHERE {ONE_VIDEO}", (0, 0, 1)),
+        (f"UPDATE analytics.videos SET category = NULL WHERE {ONE_VIDEO}", (0, 0, 1)),
+        (f"UPDATE analytics.videos SET removed = NOT removed WHERE {ONE_VIDEO}", (0, 0, 1)),
+        (f"UPDATE analytics.videos SET completed_at = now() WHERE {ONE_VIDEO}", (0, 0, 1)),
+        ("UPDATE analytics.videos SET duration_seconds = 1", (0, 0, 3)),
+        (f"DELETE FROM analytics.videos WHERE {ONE_VIDEO}", (1, 0, 0)),
+        (STRANGER, (0, 1, 0)),
+    ],
+)
+def test_what_is_known_of_the_videos(
+    told: Site, statement: str, differs: tuple[int, int, int]
+) -> None:
+    before = told.contents()
+    assert told.sql(statement)
+    told.recount()
+    assert told.verify() == {"videos": differs}
+    assert told.replay() == {"videos": differs}
+    assert told.contents() == before
+
+
+@pytest.mark.parametrize(
+    ("statement", "table", "differs"),
+    [
+        ("UPDATE {hourly} SET views = views + 1", "video_hourly", "different"),
+        ("UPDATE {hourly} SET trending_watch_seconds = 5", "video_hourly", "different"),
+        ("DELETE FROM {hourly}", "video_hourly", "missing"),
+        ("UPDATE {daily} SET likes = likes - 1", "video_daily", "different"),
+        ("DELETE FROM {daily}", "video_daily", "missing"),
+        (ADD_SUMS, "video_daily", "extra"),
+        ("DELETE FROM analytics.video_viewers", "video_viewers", "missing"),
+        ("UPDATE analytics.video_viewers SET viewer = viewer || 'x'", "video_viewers", "missing"),
+        (ADD_VIEWERS, "video_viewers", "extra"),
+    ],
+)
+def test_what_follows_from_the_rows(told: Site, statement: str, table: str, differs: str) -> None:
+    before = told.contents()
+    assert told.sql(statement.format(**told.rollups()))
+    kinds = ("missing", "extra", "different")
+    assert told.verify()[table][kinds.index(differs)] > 0
+    told.replay()
+    assert told.contents() == before
+    assert told.verify() == {}
+
+
+def test_views_are_no_less_when_all_else_is_lost(told: Site) -> None:
+    before, kept = told.contents(), views(told)
+    told.sql(f"DELETE FROM {ROWS} WHERE {LIKES}")
+    for table in ("videos", "video_viewers"):
+        told.sql(f"DELETE FROM analytics.{table}")
+    told.replay()
+    assert views(told) == kept
+    assert told.contents() == before
+
+
+def test_what_was_not_taken_in_yet_is_not_missing(told: Site) -> None:
+    """And it is counted once, whoever comes first."""
+    told.tell(2)
+    assert told.verify() == {}
+    told.sql(f"DELETE FROM {ROWS} WHERE {ONE_LIKE}")
+    assert told.replay()["video_analytics"] == (1, 0, 0)
+    told.take_in()
+    assert told.verify() == {}
+
+
+def test_of_what_nobody_can_read_nothing_is_claimed(told: Site) -> None:
+    before = told.contents()
+    ((topic,),) = rows(told.log_url, "SELECT min(topic) FROM backlot_events WHERE topic ~ '^video'")
+    damage = "UPDATE backlot_events SET state = 'no JSON' WHERE topic = %s RETURNING 1"
+    assert rows(told.log_url, damage, [topic])
+    assert told.verify() == {}
+    assert told.replay() == {}
+    assert told.contents() == before
+
+
+def test_the_first_differences_are_named(told: Site) -> None:
+    ((event_id,),) = rows(told.url, f"DELETE FROM {ROWS} WHERE {ONE_LIKE} RETURNING event_id")
+    with told.rebuilding() as rebuild:
+        (key,) = [
+            key.as_dict()
+            for key in rebuild.compare().difference.keys
+            if key.table == "video_analytics"
+        ]
+    assert key["kind"] == "missing"
+    assert key["key"]["event_id"] == str(event_id)
+
+
+def test_it_ends_when_it_is_to(told: Site) -> None:
+    stopping = Event()
+    stopping.set()
+    with told.rebuilding(stopping=stopping) as rebuild, pytest.raises(Stopped):
+        rebuild.compare()
+
+
+def test_reads_and_ingest_go_on(told: Site) -> None:
+    """Nothing differs while it comes in, and what is mended meanwhile is counted once."""
+    done = Event()
+
+    def tell() -> None:
+        for seed in range(2, 6):
+            told.tell(seed)
+        done.set()
+
+    told.sql(f"DELETE FROM {ROWS} WHERE {LIKES}")
+    with told.taking_in():
+        thread = Thread(target=tell, name="telling")
+        thread.start()
+        told.replay()
+        looks = 0
+        while not done.is_set() or looks < 3:
+            assert told.verify() == {}
+            looks += 1
+        thread.join()
+    told.take_in()
+    assert told.verify() == {}
+    ((count,),) = rows(told.url, f"SELECT count(*) FROM {ROWS} WHERE {LIKES}")
+    assert [(count,)] == rows(told.log_url, TOLD)
