@@ -7,9 +7,8 @@ order in which they become visible, so that whoever follows it can't skip one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, LiteralString
+from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -74,8 +73,7 @@ SELECT backlot_take_telemetry(%b::uuid[], %b::text[], %b::uuid[], %b::text[], %b
 VIEWS = "SELECT video_id, views FROM backlot_views WHERE video_id = ANY(%b)"
 
 
-@dataclass(frozen=True, slots=True)
-class TelemetryEvent:
+class TelemetryEvent(NamedTuple):
     """One thing that a viewer did; `details` hold the rest of the published value.
 
     `correlation_id` names the request that told it.

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+import orjson
 from eventsourcing.persistence import MapperDeserialisationError
 from psycopg import Connection
 from psycopg.rows import TupleRow
+from psycopg.types.json import set_json_loads
 
 from domain.model import Aggregate
 from infra.codec import EventMapper
@@ -110,6 +112,7 @@ class TelemetryFeed:
             return Stretch((), (), after, head)
         limits = (after, head, self._topics, self._batch_events)
         with conn.cursor(binary=True) as cursor:
+            set_json_loads(orjson.loads, cursor)
             rows = cursor.execute(READ_TELEMETRY, limits, prepare=True).fetchall()
         messages: list[Message] = []
         unreadable: list[Unreadable] = []

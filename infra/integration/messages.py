@@ -206,17 +206,30 @@ def from_telemetry(position: int, event: TelemetryEvent) -> Message:
     )
 
 
+class Fields(NamedTuple):
+    """The fields of a value by name, in the order in which they are told."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+
+
+def _fields(kind: type[Value]) -> Fields:
+    required = values.required(kind)
+    names = kind.__annotations__
+    return Fields(
+        tuple(name for name in names if name in required),
+        tuple(name for name in names if name not in required),
+    )
+
+
 # Looked up once: telemetry comes in thousands.
-TELEMETRY_VALUES = {
-    topic: (tuple(topics.TOPICS[topic].__annotations__), values.required(topics.TOPICS[topic]))
-    for topic in topics.TELEMETRY
-}
+TELEMETRY_FIELDS = {topic: _fields(topics.TOPICS[topic]) for topic in topics.TELEMETRY}
 
 
 def _telemetry_value(event: TelemetryEvent, at: datetime) -> Value:
-    if event.topic not in TELEMETRY_VALUES:
+    if event.topic not in TELEMETRY_FIELDS:
         raise NotPublishable(f"There is no telemetry named {event.topic!r}.")
-    names, required = TELEMETRY_VALUES[event.topic]
+    required, optional = TELEMETRY_FIELDS[event.topic]
     told: dict[str, Any] = {
         **event.details,
         "id": event.event_id,
@@ -224,11 +237,16 @@ def _telemetry_value(event: TelemetryEvent, at: datetime) -> Value:
         "userId": event.user_id,
         "timestamp": at,
     }
-    if not required <= told.keys():
-        missing = ", ".join(sorted(required - told.keys()))
-        raise NotPublishable(f"{event.topic} {event.event_id} lacks {missing}.")
     # A promise holds what it names, and nothing that happens to lie beside it.
-    return cast("Value", {name: told[name] for name in names if name in told})
+    try:
+        value = {name: told[name] for name in required}
+    except KeyError:
+        missing = ", ".join(sorted(set(required) - told.keys()))
+        raise NotPublishable(f"{event.topic} {event.event_id} lacks {missing}.") from None
+    for name in optional:
+        if name in told:
+            value[name] = told[name]
+    return cast("Value", value)
 
 
 def _json(value: Value) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -60,7 +59,7 @@ def test_what_was_taken_is_there_with_all_that_was_said(database: str) -> None:
     taken = [
         event(VIEWED, sessionId="s-1"),
         event(WATCH_TIME, sessionId="s-1", seconds=12.5),
-        replace(event(SHARED, channel="mail ✉ \"'\\"), user_id=None),
+        event(SHARED, channel="mail ✉ \"'\\")._replace(user_id=None),
     ]
 
     async def scenario(telemetry: Telemetry) -> None:
