@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import structlog
 from psycopg import Connection
-from psycopg.errors import LockNotAvailable
+from psycopg.errors import DeadlockDetected, LockNotAvailable
 from psycopg.rows import TupleRow
 
 from infra import metrics
@@ -22,8 +22,8 @@ log = structlog.get_logger(__name__)
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
-# What else refreshes the same hours, such as a policy, is waited for this long; then a policy's
-# next run does it.
+# What else refreshes or compresses the same hours, such as a policy, is waited for this long; then
+# a policy's next run does it.
 PATIENCE_SECONDS, FIRST_PAUSE_SECONDS = 10.0, 0.02
 
 LOCK = b"SELECT pg_advisory_lock(7104878, 7)"
@@ -79,7 +79,7 @@ def _refresh(
     while True:
         try:
             conn.execute(REFRESH, given)
-        except LockNotAvailable:
+        except (LockNotAvailable, DeadlockDetected):
             if time.monotonic() > deadline:
                 raise
             time.sleep(pause)

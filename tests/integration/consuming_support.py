@@ -107,6 +107,10 @@ class KafkaStage:
                 self._places[feed.name] = stretch.until
                 await self.publish([outgoing(message) for message in stretch.messages])
 
+    def forget(self) -> None:
+        """Publish everything again, beside what comes anew."""
+        self._places.clear()
+
     async def publish(self, messages: Sequence[Outgoing]) -> None:
         publisher = Publisher(self.options)
         await publisher.start()

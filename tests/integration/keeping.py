@@ -10,10 +10,12 @@ from datetime import timedelta
 from uuid import UUID
 
 from infra.codec import EventMapper
+from infra.kafka import KafkaOptions
 from infra.telemetry import Telemetry, TelemetryEvent
 from tests.integration.analytics_support import REPEAT, Event, when
 from workers.analytics import uploads
 from workers.analytics.keeper import Analytics, AnalyticsVideos, tell_nobody
+from workers.consuming.kafka import KafkaSource
 from workers.consuming.keeping import KeeperRunner
 from workers.consuming.log import LogSource
 from workers.consuming.messages import Keeper, Source
@@ -89,8 +91,15 @@ async def record(url: str, events: Sequence[Event]) -> None:
     await telemetry.close()
 
 
-async def _run(log_url: str, url: str) -> None:
-    async with keeping(log_url, url=url):
+def from_kafka(servers: str) -> SourceOf:
+    """The topics of a cluster, also a few messages at a time."""
+    options = KafkaOptions((servers,))
+    return lambda topics, wake: KafkaSource(topics, options, batch_messages=20)
+
+
+async def _run(log_url: str, url: str, servers: str | None = None) -> None:
+    source_of = from_log if servers is None else from_kafka(servers)
+    async with keeping(log_url, url=url, source_of=source_of):
         sys.stderr.write("ready\n")
         sys.stderr.flush()
         await asyncio.Event().wait()

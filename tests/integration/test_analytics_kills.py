@@ -16,12 +16,14 @@ from uuid import UUID
 import psycopg
 
 from infra import metrics
+from infra.kafka import KafkaOptions
 from infra.postgres import EmbeddedPostgres
 from tests.integration.analytics_support import Event, History, expect, history, oracle
-from tests.integration.consuming_support import run, until
-from tests.integration.keeping import keeping, record
+from tests.integration.consuming_support import KafkaStage, run, until
+from tests.integration.keeping import SourceOf, from_kafka, from_log, keeping, record
 from tests.integration.projection_support import Writer, rows
 from tests.integration.test_analytics_keeping import TELEMETRY, count, installed
+from tests.kafka_cluster import kafka_cluster
 
 EVENTS, KILLS = 4_000, 10
 
@@ -39,10 +41,11 @@ def busy(video_ids: list[UUID]) -> History:
     return History(events, dict.fromkeys(video_ids, ("ann", None)))
 
 
-def start(url: str) -> subprocess.Popen[str]:
-    """Both keepers in a process of their own, once it stands ready."""
+def start(*args: str) -> subprocess.Popen[str]:
+    """Both keepers in a process of their own, once it stands ready: of a log, into a database,
+    and from Kafka if its servers are given."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.keeping", url, url],
+        [sys.executable, "-m", "tests.integration.keeping", *args],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -53,37 +56,78 @@ def start(url: str) -> subprocess.Popen[str]:
     return process
 
 
+def kill(thread: Thread, kills: int, *args: str) -> set[int]:
+    """Start keepers and kill them again, at least while the thread writes; returns how many rows
+    there were each time."""
+    chance, grown = random.Random(9), {0}
+    thread.start()
+    while kills > 0 or thread.is_alive():
+        process, before = start(*args), count(args[1])
+        # Most have begun to count, however slow the machine is.
+        patience = time.monotonic() + chance.choice([0.3, 5.0, 5.0])
+        while count(args[1]) == before and time.monotonic() < patience:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait(20)
+        assert process.stderr is not None
+        process.stderr.close()
+        kills -= 1
+        grown.add(count(args[1]))
+    thread.join()
+    return grown
+
+
+def finish(log_url: str, url: str, told: History, source_of: SourceOf = from_log) -> None:
+    """Have the rest counted by keepers that nobody kills."""
+
+    async def the_rest() -> None:
+        async with keeping(log_url, url=url, source_of=source_of):
+            await until(lambda: count(url) == len(told.events))
+            await until(lambda: len(rows(url, "SELECT 1 FROM analytics.videos")) == 3)
+
+    run(the_rest)
+
+
 def test_killed_at_random_they_count_everything_once(database_url: str, writer: Writer) -> None:
     installed(database_url)
     told = busy([writer.video("ann").id for _ in range(3)])
-    chance, kills, grown = random.Random(9), 0, set()
 
     def write() -> None:
         for at in range(0, len(told.events), 50):
             asyncio.run(record(database_url, told.events[at : at + 50]))
             time.sleep(0.15)
 
-    thread = Thread(target=write, name="writing")
-    thread.start()
-    while kills < KILLS or thread.is_alive():
-        process = start(database_url)
-        time.sleep(chance.uniform(0.1, 0.7))
-        process.send_signal(signal.SIGKILL)
-        process.wait(20)
-        assert process.stderr is not None
-        process.stderr.close()
-        kills += 1
-        grown.add(count(database_url))
-    thread.join()
-
-    async def the_rest() -> None:
-        async with keeping(database_url):
-            await until(lambda: count(database_url) == len(told.events))
-            await until(lambda: len(rows(database_url, "SELECT 1 FROM analytics.videos")) == 3)
-
+    grown = kill(Thread(target=write, name="writing"), KILLS, database_url, database_url)
     # Some were killed after a commit of theirs, and before the next.
     assert len(grown) > 3
-    run(the_rest)
+    finish(database_url, database_url, told)
+    expect(database_url, oracle(told), told.events)
+
+
+def test_killed_at_kafka_they_count_everything_once(database_url: str, writer: Writer) -> None:
+    installed(database_url)
+    told = busy([writer.video("ann").id for _ in range(3)])
+    with kafka_cluster() as cluster:
+        servers = cluster.bootstrap_servers
+        stage = KafkaStage(database_url, writer, KafkaOptions((servers,)))
+
+        async def publish(at: int) -> None:
+            await record(database_url, told.events[at : at + 50])
+            if at % 500 == 0:
+                # As a relay that was killed: all of it comes again.
+                stage.forget()
+            await stage.published()
+
+        def write() -> None:
+            for at in range(0, len(told.events), 50):
+                asyncio.run(publish(at))
+                time.sleep(0.1)
+
+        writing = Thread(target=write, name="writing")
+        grown = kill(writing, KILLS, database_url, database_url, servers)
+        assert len(grown) > 3
+        finish(database_url, database_url, told, from_kafka(servers))
     expect(database_url, oracle(told), told.events)
 
 

@@ -226,3 +226,10 @@ def test_one_process_at_a_time(conn: Connection[TupleRow]) -> None:
         assert prune(conn, DAYS, NOW) == {}
         other.execute("SELECT pg_advisory_unlock(7104878, 8)")
     assert "sessions" in prune(conn, DAYS, NOW)
+
+
+def test_what_may_have_gone_since_then_is_gone(conn: Connection[TupleRow]) -> None:
+    prune(conn, DAYS, NOW)
+    # Five days later, at once with the longer time; the policies have gone on meanwhile.
+    prune(conn, 400, NOW + 5 * DAY)
+    assert kept(conn).floor == floor_of(DAYS - 5)
