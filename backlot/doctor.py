@@ -13,7 +13,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from backlot.database import NothingRuns
-from backlot.doctor_analytics import analytics
+from backlot.doctor_analytics import analytics, embeddings
 from backlot.doctor_outside import kafka, language_model, tasks
 from backlot.doctor_part import PATIENCE_SECONDS, Kind, Part
 from backlot.projections.lines import in_trouble
@@ -56,6 +56,7 @@ def examine() -> list[Part]:
         kafka(settings),
         tasks(settings),
         language_model(settings),
+        embeddings(settings),
         _auth(settings),
         _api(settings),
     ]

@@ -1,4 +1,4 @@
-"""What `backlot doctor` and `/readyz` say of the analytics: what they stand on."""
+"""What `backlot doctor` and `/readyz` say of the analytics: what they stand on, what they hold."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from infra.data_folder import DataFolderError, cluster_path
 from infra.postgres import PostgresError, running_url
 from infra.settings import Settings
 from projections.analytics.migrating import State, state
+from projections.recommendations import embedding_table
 
 NOT_MADE = "not made yet; a start with any role makes them"
+NOT_EMBEDDED = "not made yet; a process with the role consumers makes them"
 
 
 def analytics(settings: Settings) -> Part:
@@ -29,6 +31,32 @@ def analytics(settings: Settings) -> Part:
     host = conninfo_to_dict(url).get("host", "") if own else None
     shown = f"postgresql://{host}" if host else None
     return Part("analytics", _kind(settings), shown, True, str(found or NOT_MADE))
+
+
+def embeddings(settings: Settings) -> Part:
+    """Whether there is all that embeddings need, and how many there are."""
+    if settings.embedding_model is None:
+        detail = "none: recommendations do without (EMBEDDING_MODEL)"
+        return Part("embeddings", "embedded", None, True, detail)
+    if not settings.has_llm:
+        detail = "EMBEDDING_MODEL: needs OPENAI_API_KEY or OPENAI_BASE_URL"
+        return Part("embeddings", "external", None, False, detail)
+    try:
+        url = _url(settings)
+        if url is None:
+            return Part("embeddings", "external", None, True, "not running; `make up` starts it")
+        return _embeddings(url)
+    except (psycopg.Error, DataFolderError, PostgresError, OSError) as error:
+        # Whose fault that is stands in the line of the analytics.
+        return Part("embeddings", "external", None, True, f"not known: {type(error).__name__}")
+
+
+def _embeddings(url: str) -> Part:
+    with psycopg.connect(url, autocommit=True, connect_timeout=PATIENCE_SECONDS) as conn:
+        lacking = embedding_table.lack(conn)
+        found = embedding_table.state(conn)
+    detail = lacking or str(found or NOT_EMBEDDED)
+    return Part("embeddings", "external", None, lacking is None, detail)
 
 
 def look(url: str) -> State | None:

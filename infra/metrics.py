@@ -489,6 +489,19 @@ TRENDING_SETTLE_FAILURES = Counter(
     registry=REGISTRY,
 )
 
+EMBEDDINGS = Counter(
+    "backlot_embeddings",
+    "Texts of videos that were embedded (made), or that the provider does not take (rejected).",
+    ("outcome",),
+    registry=REGISTRY,
+)
+EMBEDDING_FAILURES = Counter(
+    "backlot_embedding_failures",
+    "Times that embeddings could not be kept up to date, and it was tried later, by what failed.",
+    ("step",),
+    registry=REGISTRY,
+)
+
 
 def render() -> bytes:
     """All metrics in the Prometheus text format, to be sent with ``CONTENT_TYPE``."""

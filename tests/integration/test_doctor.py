@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -20,6 +21,8 @@ from backlot.doctor_part import Part
 from infra.data_folder import DataFolder
 from infra.postgres import EmbeddedPostgres
 from projections.analytics.migrating import migrate
+from projections.recommendations import embedding_table
+from projections.recommendations.embedding_table import Embedded
 
 
 @pytest.fixture
@@ -172,3 +175,34 @@ class TestAnalytics:
         found = part("analytics")
         assert not found.ok
         assert "hunter2" not in str(found.as_dict())
+
+
+class TestEmbeddings:
+    @pytest.fixture(autouse=True)
+    def _a_model(self, folder: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TIMESCALE_URL", database_url)
+        monkeypatch.setenv("EMBEDDING_MODEL", "places")
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+
+    def test_of_a_database_that_has_them(self, database_url: str) -> None:
+        assert part("embeddings").detail.startswith("not made yet")
+        with psycopg.connect(database_url, autocommit=True) as conn:
+            migrate(conn)
+            embedding_table.prepare(conn, "places", 4)
+            done = [Embedded(uuid4(), b"", [1.0] * 4), Embedded(uuid4(), b"", None, "rejected")]
+            embedding_table.put(conn, done)
+        found = part("embeddings")
+        assert found.ok
+        assert found.detail == "places, 4 dimensions: 1 texts embedded, 1 rejected"
+
+    def test_what_is_lacking_has_to_be_mended(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(embedding_table, "EXTENSION", b"SELECT false, NULL, false")
+        found = part("embeddings")
+        assert not found.ok
+        assert "no pgvector" in found.detail
+
+    def test_a_model_without_a_provider(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("OPENAI_API_KEY")
+        found = part("embeddings")
+        assert not found.ok
+        assert "OPENAI_BASE_URL" in found.detail
