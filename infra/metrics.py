@@ -502,6 +502,18 @@ EMBEDDING_FAILURES = Counter(
     registry=REGISTRY,
 )
 
+RECOMMENDATION_PICKS = Counter(
+    "backlot_recommendation_picks",
+    "Videos that language models named (kept, unknown, duplicate, surplus), and reason_dropped.",
+    ("outcome",),
+    registry=REGISTRY,
+)
+RECOMMENDATION_BUDGET_FAILURES = Counter(
+    "backlot_recommendation_budget_failures",
+    "Times that Redis did not answer for the budgets of the language model's calls.",
+    registry=REGISTRY,
+)
+
 
 def render() -> bytes:
     """All metrics in the Prometheus text format, to be sent with ``CONTENT_TYPE``."""

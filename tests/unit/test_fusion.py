@@ -19,7 +19,7 @@ from projections.recommendations.fusion import RankedByModel, fuse
 from projections.recommendations.model import Recommended
 
 MOST = 60
-ROUNDS = 400
+ROUNDS = 200
 LENGTHS = [(n, named) for n in (5, 11, 15, 20, 30, MOST) for named in {5, min(10, n), n}]
 Gains = Sequence[float]
 

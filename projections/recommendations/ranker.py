@@ -1,0 +1,152 @@
+"""Has a language model order the candidates, and believes none of its answer without a look."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable
+
+import structlog
+from redis.asyncio import Redis
+
+from infra import metrics
+from infra.llm import BadAnswer, LanguageModel, LanguageModelError, TimedOut, make_language_model
+from infra.settings import Settings
+from projections.recommendations.budget import Budget
+from projections.recommendations.fusion import RankedByModel
+from projections.recommendations.model import Material
+from projections.recommendations.prompt import (
+    PROMPT_VERSION,
+    SYSTEM,
+    Pick,
+    Question,
+    answer_form,
+    question,
+)
+from projections.recommendations.reason import shown
+
+log = structlog.get_logger(__name__)
+
+PURPOSE = "recommend"
+# A sentence of twelve words takes about twenty, an id and the form as many; the rest is room.
+TOKENS_PER_PICK = 60
+TOKENS_OF_FORM = 50
+
+Asked = asyncio.Task[list[RankedByModel]]
+
+
+class NothingUsable(BadAnswer):
+    """The model named no candidate at all."""
+
+    outcome = "useless"
+    retryable = True
+
+
+class Ranker:
+    """Asks `model` of a language model; to be used from one event loop."""
+
+    def __init__(self, llm: LanguageModel, model: str, budget: Budget | None = None) -> None:
+        """Without a budget any number of calls is made."""
+        self._llm = llm
+        self._model = model
+        self._budget = budget
+        self._running: set[Asked] = set()
+
+    async def rank(
+        self, material: Material, limit: int, seconds: float | None = None
+    ) -> list[RankedByModel]:
+        """Up to `limit` (and MOST_PICKS) of the candidates, the best for the user first.
+
+        Takes up to `seconds`; then TimedOut. Each is a candidate of `material` and named once. No
+        call is made for candidates that nothing is known of: empty. Raises LanguageModelError,
+        BudgetSpent and NothingUsable among them.
+        """
+        asked = question(material, limit)
+        if not asked.candidates:
+            return []
+        if seconds is not None and seconds <= 0:
+            raise TimedOut("There is no time left to ask the language model.")
+        call = asyncio.create_task(self._ask(asked, material.profile.user_id))
+        self._running.add(call)
+        call.add_done_callback(self._ended)
+        # Not cancelled when it is late, or when nobody waits any more: it is paid for already, and
+        # the circuit breaker has to learn that the provider is slow.
+        await asyncio.wait({call}, timeout=seconds)
+        if not call.done():
+            raise TimedOut("The language model did not answer in time.")
+        return call.result()
+
+    async def aclose(self) -> None:
+        """Give up what is on its way, and close the connections."""
+        for call in self._running:
+            call.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._llm.aclose()
+
+    async def _ask(self, asked: Question, user_id: str) -> list[RankedByModel]:
+        if self._budget is None:
+            return await self._call(asked)
+        async with self._budget.call(user_id):
+            return await self._call(asked)
+
+    async def _call(self, asked: Question) -> list[RankedByModel]:
+        parsed = await self._llm.parse(
+            SYSTEM,
+            asked.text,
+            answer_form(len(asked.candidates)),
+            model=self._model,
+            purpose=PURPOSE,
+            max_output_tokens=TOKENS_OF_FORM + TOKENS_PER_PICK * asked.limit,
+        )
+        found = checked(parsed.answer.picks, asked)
+        if not found:
+            raise NothingUsable("The language model named none of the candidates.")
+        return found
+
+    def _ended(self, call: Asked) -> None:
+        self._running.discard(call)
+        error = None if call.cancelled() else call.exception()
+        # Failures of the provider were told where they were seen.
+        if error is not None and not isinstance(error, LanguageModelError):
+            log.error("recommendation_call_broke", exc_info=error)
+
+
+def checked(picks: Iterable[Pick], asked: Question) -> list[RankedByModel]:
+    """The candidates that a model named, each once and `limit` at most, with reasons to show."""
+    found: dict[str, RankedByModel] = {}
+    outcomes: Counter[str] = Counter()
+    for pick in picks:
+        outcome = _outcome(pick, asked, found)
+        if outcome == "kept":
+            reason = shown(pick.reason)
+            found[pick.id] = RankedByModel(asked.candidates[pick.id], reason)
+            outcomes["reason_dropped"] += reason is None
+        outcomes[outcome] += 1
+    for outcome, count in outcomes.items():
+        metrics.RECOMMENDATION_PICKS.labels(outcome).inc(count)
+    if outcomes.keys() - {"kept"}:
+        log.info("recommendation_picks_dropped", prompt=PROMPT_VERSION, **outcomes)
+    return list(found.values())
+
+
+def _outcome(pick: Pick, asked: Question, found: dict[str, RankedByModel]) -> str:
+    if pick.id not in asked.candidates:
+        return "unknown"
+    if pick.id in found:
+        return "duplicate"
+    return "kept" if len(found) < asked.limit else "surplus"
+
+
+def make_ranker(settings: Settings, redis: Redis) -> Ranker | None:
+    """The configured one; None where no language model is, or where none is to be asked.
+
+    Its way to the provider is its own: a provider that is too slow for somebody who waits may be
+    fast enough for tasks. Raises SettingsError for a key that can't be sent.
+    """
+    if not settings.recommendations_llm:
+        return None
+    seconds = min(settings.recommendations_timeout_seconds, settings.llm_timeout_seconds)
+    llm = make_language_model(settings.model_copy(update={"llm_timeout_seconds": seconds}))
+    if llm is None:
+        return None
+    return Ranker(llm, settings.recommendations_model, Budget.from_settings(settings, redis))
