@@ -163,7 +163,7 @@ def _jobs(parts: Parts, bus: CommandBus) -> list[Coroutine[Any, Any, None]]:
         keep_house(parts.recorder, settings.idempotency_ttl_hours, parts.database_url),
         keep_expiring(expiry, settings.expiry_interval_seconds),
         keep_settling(
-            parts.analytics_url, settings.trending_recent_hours, settings.trending_settle_seconds
+            parts.analytics_url, Formula.from_settings(settings), settings.trending_settle_seconds
         ),
         keep_pruning(parts.analytics_url, settings.analytics_retention_days),
     ]

@@ -11,32 +11,33 @@ import structlog
 
 from infra import metrics
 from infra.connecting import open_connection
+from projections.analytics.formula import Formula
 from projections.analytics.settling import settle
 from projections.analytics.windows import Window
 
 log = structlog.get_logger(__name__)
 
 
-async def keep_settling(analytics_url: str, recent_hours: int, interval_seconds: float) -> None:
+async def keep_settling(analytics_url: str, formula: Formula, interval_seconds: float) -> None:
     """Settle now and every `interval_seconds`, until cancelled.
 
     While that fails, rankings are made from the rollups themselves: right, and slower.
     """
     while True:
         try:
-            await asyncio.to_thread(settle_once, analytics_url, recent_hours)
+            await asyncio.to_thread(settle_once, analytics_url, formula)
         except psycopg.Error as error:
             metrics.TRENDING_SETTLE_FAILURES.inc()
             log.warning("trending_not_settled", error=f"{type(error).__name__}: {error}")
         await asyncio.sleep(interval_seconds)
 
 
-def settle_once(analytics_url: str, recent_hours: int) -> None:
+def settle_once(analytics_url: str, formula: Formula) -> None:
     """Settle every window as it is now; raises psycopg.Error."""
     started = time.perf_counter()
     with open_connection(analytics_url, "trending") as conn:
         now = datetime.now(UTC)
-        done = [settle(conn, each, recent_hours=recent_hours, now=now) for each in Window]
+        done = [settle(conn, each, formula=formula, now=now) for each in Window]
     if all(done):
         seconds = time.perf_counter() - started
         metrics.TRENDING_SETTLE_SECONDS.set(seconds)

@@ -36,7 +36,9 @@ FROM (
 GROUP BY video_id
 """
 
-# A row for each video, and the few hours that are not settled: all of them are recent.
+OF_VIDEOS: LiteralString = " AND video_id = ANY (%(videos)s)"
+# A row for each video, and the few hours that are not settled: all of them are recent. Of all
+# videos, or of some.
 FROM_SETTLED: LiteralString = """
 SELECT video_id,
        coalesce(settled.views, 0) + coalesce(newest.views, 0) AS views,
@@ -47,12 +49,16 @@ SELECT video_id,
        coalesce(recent_likes, 0) + coalesce(newest.likes, 0) AS recent_likes,
        coalesce(recent_comments, 0) + coalesce(newest.comments, 0) AS recent_comments,
        coalesce(recent_minutes, 0) + coalesce(newest.minutes, 0) AS recent_minutes
-FROM (SELECT * FROM analytics.trending_sums WHERE time_range = %(time_range)s) AS settled
+FROM (
+    SELECT video_id, views, likes, comments, minutes,
+           recent_views, recent_likes, recent_comments, recent_minutes
+    FROM analytics.trending_sums WHERE time_range = %(time_range)s{of_videos}
+) AS settled
 FULL JOIN (
     SELECT video_id, sum(trending_views)::float8 AS views, sum(likes)::float8 AS likes,
            sum(comments)::float8 AS comments, sum(trending_watch_seconds) / 60 AS minutes
     FROM analytics.video_hourly
-    WHERE bucket >= %(settled_until)s AND bucket < %(until)s
+    WHERE bucket >= %(settled_until)s AND bucket < %(until)s{of_videos}
     GROUP BY video_id
 ) AS newest USING (video_id)
 """

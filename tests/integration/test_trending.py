@@ -14,9 +14,10 @@ import pytest
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
+from projections.analytics.formula import Formula
 from projections.analytics.migrating import Shape
 from projections.analytics.settling import settle
-from projections.analytics.trending import Formula, Ranked, Trending
+from projections.analytics.trending import Ranked, Trending
 from projections.analytics.windows import Window
 from tests.integration.trending_support import (
     HOUR,
@@ -80,7 +81,7 @@ def test_it_agrees_with_the_formula_in_plain_python(
     for window in Window:
         for formula in (USUAL, UNUSUAL):
             if settled:
-                assert settle(both_shapes, window, recent_hours=formula.recent_hours, now=now)
+                assert settle(both_shapes, window, formula=formula, now=now)
             for category in (None, "art"):
                 found = ranking(both_shapes, window, formula, now=now, category=category)
                 wanted = expected_ranking(films, deeds, window, formula, now, category)
@@ -193,17 +194,29 @@ def test_no_event_is_read(analytics: Connection[TupleRow]) -> None:
 
 def test_sums_are_settled_but_for_the_newest_hours(analytics: Connection[TupleRow]) -> None:
     film, hour = Film(A, NOW), NOW.replace(minute=0, second=0)
-    write(analytics, [film], [Deed(film, "view", at) for at in (hour - 9 * HOUR, hour - HOUR)])
-    settle(analytics, Window.WEEK, recent_hours=24, now=NOW)
-    late, newest = Deed(film, "view", hour - 2 * HOUR), Deed(film, "view", hour)
     old = [Deed(film, "view", at) for at in (hour - 9 * HOUR, hour - HOUR)]
-    new = [*old, newest, Deed(film, "view", hour - HOUR / 2)]
+    write(analytics, [film], old)
+    settle(analytics, Window.WEEK, formula=USUAL, now=NOW)
+    late, newest = Deed(film, "view", hour - HOUR / 2), Deed(film, "view", hour)
+    new = [*old, newest, Deed(film, "view", NOW)]
     write(analytics, [film], new)
     assert [(item.views, item.recency_boost) for item in ranking(analytics)] == [(4, 4)]
     write(analytics, [film], [*new, late])
     assert [item.views for item in ranking(analytics)] == [4]
-    settle(analytics, Window.WEEK, recent_hours=24, now=NOW)
+    settle(analytics, Window.WEEK, formula=USUAL, now=NOW)
     assert [item.views for item in ranking(analytics)] == [5]
+
+
+@pytest.mark.parametrize(("minutes", "views"), [(9, 2), (10, 1)])
+def test_an_hour_that_just_ended_is_not_settled_yet(
+    analytics: Connection[TupleRow], minutes: int, views: int
+) -> None:
+    film, now = Film(A, NOW), NOW.replace(minute=minutes)
+    before = [Deed(film, "view", now - 2 * HOUR)]
+    write(analytics, [film], before)
+    settle(analytics, Window.WEEK, formula=USUAL, now=now)
+    write(analytics, [film], [*before, Deed(film, "view", now - HOUR / 2)])
+    assert [item.views for item in ranking(analytics, now=now)] == [views]
 
 
 def test_sums_are_used_for_one_more_hour_and_then_no_longer(
@@ -211,7 +224,7 @@ def test_sums_are_used_for_one_more_hour_and_then_no_longer(
 ) -> None:
     film, hour = Film(A, NOW), NOW.replace(minute=0, second=0)
     write(analytics, [film], [Deed(film, "view", hour - 24 * HOUR), Deed(film, "view", NOW)])
-    settle(analytics, Window.WEEK, recent_hours=24, now=NOW)
+    settle(analytics, Window.WEEK, formula=USUAL, now=NOW)
     analytics.execute("DELETE FROM analytics.video_hourly WHERE bucket < %s", (hour - HOUR,))
     views = [ranking(analytics, now=NOW + n * HOUR)[0].views for n in range(3)]
     assert views == [2, 2, 1]
@@ -222,7 +235,7 @@ def test_what_left_the_window_leaves_the_sums(analytics: Connection[TupleRow]) -
     film, hour = Film(A, NOW), NOW.replace(minute=0, second=0)
     write(analytics, [film], [Deed(film, "view", hour - 168 * HOUR)])
     for hours, kept in ((0, 1), (1, 0)):
-        settle(analytics, Window.WEEK, recent_hours=24, now=NOW + hours * HOUR)
+        settle(analytics, Window.WEEK, formula=USUAL, now=NOW + hours * HOUR)
         count = analytics.execute("SELECT count(*) FROM analytics.trending_sums").fetchone()
         assert count == (kept,)
 
@@ -230,16 +243,16 @@ def test_what_left_the_window_leaves_the_sums(analytics: Connection[TupleRow]) -
 def test_settling_writes_only_what_changed(analytics: Connection[TupleRow]) -> None:
     films, deeds = random_history(3)
     write(analytics, films, deeds)
-    settle(analytics, Window.ALL, recent_hours=24, now=NOW)
+    settle(analytics, Window.ALL, formula=USUAL, now=NOW)
     versions = "SELECT xmin::text, video_id FROM analytics.trending_sums ORDER BY video_id"
     before = analytics.execute(versions).fetchall()
-    settle(analytics, Window.ALL, recent_hours=24, now=NOW)
+    settle(analytics, Window.ALL, formula=USUAL, now=NOW)
     assert analytics.execute(versions).fetchall() == before
     assert len(before) > 1
 
 
 def test_one_process_settles_at_a_time(analytics: Connection[TupleRow]) -> None:
     with psycopg.connect(analytics.info.dsn) as other:
-        assert settle(other, Window.WEEK, recent_hours=24, now=NOW)
+        assert settle(other, Window.WEEK, formula=USUAL, now=NOW)
         other.execute("SELECT pg_advisory_xact_lock(7104878, 6)")
-        assert not settle(analytics, Window.WEEK, recent_hours=24, now=NOW)
+        assert not settle(analytics, Window.WEEK, formula=USUAL, now=NOW)

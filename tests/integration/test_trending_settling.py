@@ -12,6 +12,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from infra import metrics
+from projections.analytics.formula import Formula
 from tests.integration.trending_support import Deed, Film, analytics_database, write
 from workers.trending import keep_settling
 
@@ -22,7 +23,7 @@ FAILURES = "backlot_trending_settle_failures_total"
 
 def settling(url: str, *, until: Callable[[], bool]) -> None:
     async def run() -> None:
-        job = asyncio.create_task(keep_settling(url, 24, 0.05))
+        job = asyncio.create_task(keep_settling(url, Formula(), 0.05))
         async with asyncio.timeout(10):
             while not until():  # noqa: ASYNC110 - tables tell nobody
                 await asyncio.sleep(0.02)

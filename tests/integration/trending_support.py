@@ -16,9 +16,9 @@ import pytest
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from projections.analytics.formula import Formula
 from projections.analytics.migrating import Shape, migrate, state
 from projections.analytics.refreshing import refresh
-from projections.analytics.trending import Formula
 from projections.analytics.windows import LENGTHS, Window
 from tests.integration.analytics_support import timescale_database
 

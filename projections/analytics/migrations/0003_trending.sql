@@ -11,6 +11,9 @@ CREATE TABLE analytics.trending_sums (
     recent_likes double precision NOT NULL,
     recent_comments double precision NOT NULL,
     recent_minutes double precision NOT NULL,
+    -- Orders the videos at any time, by the formula that `trending_settled` tells; NULL where there
+    -- are no points.
+    sort_key double precision,
     PRIMARY KEY (time_range, video_id)) PARTITION BY LIST (time_range);
 CREATE UNLOGGED TABLE analytics.trending_sums_7d
     PARTITION OF analytics.trending_sums FOR VALUES IN ('7d');
@@ -18,9 +21,14 @@ CREATE UNLOGGED TABLE analytics.trending_sums_30d
     PARTITION OF analytics.trending_sums FOR VALUES IN ('30d');
 CREATE UNLOGGED TABLE analytics.trending_sums_all
     PARTITION OF analytics.trending_sums FOR VALUES IN ('all');
+CREATE INDEX trending_sums_sort_key ON analytics.trending_sums (time_range, sort_key)
+    WHERE sort_key IS NOT NULL;
 
--- Of which time the sums are: the window's end, and what counted as recent in it.
+-- Of which time the sums are: the hour in which the window ends, and since when nothing is in them;
+-- what counted as recent, and what weighed how much.
 CREATE UNLOGGED TABLE analytics.trending_settled (
     time_range text COLLATE "C" PRIMARY KEY,
     hour timestamptz NOT NULL,
-    recent_hours int NOT NULL);
+    until timestamptz NOT NULL,
+    recent_hours int NOT NULL,
+    formula jsonb NOT NULL);

@@ -1,0 +1,194 @@
+"""A ranking from the few videos that can be in it is the ranking of all of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from projections.analytics.formula import Formula
+from projections.analytics.migrating import Shape
+from projections.analytics.settling import settle
+from projections.analytics.windows import Window
+from tests.integration.test_trending import UNUSUAL, USUAL, ranking
+from tests.integration.trending_support import (
+    HOUR,
+    NOW,
+    Deed,
+    Film,
+    analytics_database,
+    analytics_of,
+    expected_ranking,
+    write,
+)
+
+OLD = NOW - timedelta(days=2)
+JUST_NOW = NOW.replace(minute=1)
+# What a video would have if it was looked at.
+ABSURD = b"UPDATE analytics.trending_sums SET views = 1e9 WHERE video_id = ANY (%s)"
+
+
+@pytest.fixture
+def analytics(database_url: str) -> Iterator[Connection[TupleRow]]:
+    with analytics_database(database_url) as conn:
+        yield conn
+
+
+@pytest.fixture(params=list(Shape))
+def both_shapes(request: pytest.FixtureRequest) -> Iterator[Connection[TupleRow]]:
+    with analytics_of(request.param, request) as conn:
+        yield conn
+
+
+def films_of(count: int) -> list[Film]:
+    return [Film(UUID(int=n), NOW - timedelta(days=1)) for n in range(1, count + 1)]
+
+
+def views(film: Film, count: int) -> list[Deed]:
+    return [Deed(film, "view", OLD)] * count
+
+
+def descending(films: Sequence[Film]) -> list[Deed]:
+    """Each has three views less than the one before."""
+    return [deed for n, film in enumerate(films) for deed in views(film, 3 * (len(films) - n))]
+
+
+def settled(conn: Connection[TupleRow], films: Sequence[Film], deeds: Sequence[Deed]) -> None:
+    write(conn, films, deeds)
+    assert settle(conn, Window.WEEK, formula=USUAL, now=NOW)
+
+
+def first(conn: Connection[TupleRow], limit: int, category: str | None = None) -> list[UUID]:
+    return [item.video_id for item in ranking(conn, limit=limit, category=category)]
+
+
+def crowd(rng: random.Random) -> tuple[list[Film], list[Deed]]:
+    """Many videos, a few far ahead or all alike, and much that happened just now."""
+    ages = [timedelta(hours=-1), HOUR, timedelta(days=3), timedelta(days=30)]
+    films = [
+        Film(
+            UUID(int=rng.getrandbits(128)),
+            None if rng.random() < 0.05 else NOW - rng.choice(ages),
+            rng.choice(["art", "nature", "nature"]),
+            rng.random() < 0.1,
+        )
+        for _ in range(rng.randint(40, 150))
+    ]
+    skew = rng.choice([1, 4, 12])
+    deeds = []
+    for _ in range(rng.randint(300, 1500)):
+        film = films[int(len(films) * rng.random() ** skew)]
+        kind = rng.choice(["view", "like", "comment", "watch_time"])
+        age = rng.choice([HOUR, HOUR, 24 * HOUR, 168 * HOUR]) * rng.random()
+        value = rng.choice([1.0, -1.0]) if kind in ("like", "comment") else rng.randint(1, 600)
+        deeds.append(Deed(film, kind, NOW - age, value))
+    return films, deeds
+
+
+@pytest.mark.parametrize("settled_by", [USUAL, replace(UNUSUAL, recent_hours=24)])
+@pytest.mark.parametrize("seed", range(5))
+def test_it_agrees_with_the_formula_in_plain_python(
+    both_shapes: Connection[TupleRow], seed: int, settled_by: Formula
+) -> None:
+    rng = random.Random(seed)
+    films, deeds = crowd(rng)
+    write(both_shapes, films, deeds)
+    for window in (Window.WEEK, Window.ALL):
+        assert settle(both_shapes, window, formula=settled_by, now=NOW)
+        for category in (None, "art"):
+            wanted = expected_ranking(films, deeds, window, USUAL, NOW, category)
+            for limit in (1, 2, 7):
+                found = ranking(both_shapes, window, limit=limit, category=category)
+                assert [item.video_id for item in found] == [video for video, _ in wanted[:limit]]
+                assert [item.score for item in found] == pytest.approx(
+                    [score for _, score in wanted[:limit]]
+                )
+
+
+def test_who_cannot_be_at_the_top_is_not_looked_at(analytics: Connection[TupleRow]) -> None:
+    films = films_of(20)
+    settled(analytics, films, descending(films))
+    top = [film.video_id for film in films]
+    analytics.execute(ABSURD, (top[10:],))
+    assert first(analytics, 2) == top[:2]
+    # More than they are: all are looked at, and those have a thousand million views.
+    assert first(analytics, 20)[:10] == top[10:]
+
+
+def test_what_came_just_now_brings_anyone_to_the_top(analytics: Connection[TupleRow]) -> None:
+    films = films_of(20)
+    deeds = descending(films)
+    settled(analytics, films, deeds)
+    new = Film(UUID(int=99), NOW)
+    risen = [Deed(film, "view", JUST_NOW) for film in [new, films[-1]] for _ in range(70)]
+    write(analytics, [*films, new], [*deeds, *risen])
+    # 140 points of this day, one without its age; they lead with 60.
+    assert first(analytics, 2) == [new.video_id, films[-1].video_id]
+
+
+def test_what_is_missing_may_have_come_in_two_hours(analytics: Connection[TupleRow]) -> None:
+    now = NOW.replace(minute=5)
+    films = films_of(20)
+    deeds = descending(films)
+    write(analytics, films, deeds)
+    assert settle(analytics, Window.WEEK, formula=USUAL, now=now)
+    # The second has 57 points, the last leader 33, the one after it 30 and twice 14 of this day.
+    halves = [Deed(films[10], "view", at) for at in (now, now - HOUR / 2) for _ in range(7)]
+    write(analytics, films, [*deeds, *halves])
+    found = ranking(analytics, limit=2, now=now)
+    assert [item.video_id for item in found] == [films[0].video_id, films[10].video_id]
+
+
+def test_equal_scores_beyond_the_leaders_are_ordered(analytics: Connection[TupleRow]) -> None:
+    films = films_of(30)
+    random.Random(1).shuffle(films)
+    settled(analytics, films, [deed for film in films for deed in views(film, 2)])
+    assert first(analytics, 3) == [UUID(int=n) for n in (1, 2, 3)]
+
+
+def test_leaders_may_fall_behind_the_rest(analytics: Connection[TupleRow]) -> None:
+    films = films_of(20)
+    deeds = descending(films)
+    settled(analytics, films, deeds)
+    fallen = [Deed(film, "like", JUST_NOW, -1) for film in films[:10] for _ in range(9)]
+    write(analytics, films, [*deeds, *fallen])
+    assert first(analytics, 2) == [film.video_id for film in films[10:12]]
+
+
+def test_who_was_completed_since_is_as_old_as_it_is(analytics: Connection[TupleRow]) -> None:
+    films = films_of(20)
+    late = Film(UUID(int=99), None)
+    deeds = [*descending(films), *views(late, 100)]
+    settled(analytics, [*films, late], deeds)
+    assert first(analytics, 2) == [films[0].video_id, films[1].video_id]
+    write(analytics, [*films, replace(late, completed_at=NOW)], deeds)
+    assert first(analytics, 2) == [late.video_id, films[0].video_id]
+
+
+def test_a_category_far_behind_and_videos_removed_since(analytics: Connection[TupleRow]) -> None:
+    films = films_of(60)
+    films[58:] = [replace(film, category="art") for film in films[58:]]
+    deeds = descending(films)
+    settled(analytics, films, deeds)
+    assert first(analytics, 1, "art") == [films[58].video_id]
+    write(analytics, [replace(film, removed=True) for film in films[:55]] + films[55:], deeds)
+    assert first(analytics, 2) == [films[55].video_id, films[56].video_id]
+    assert first(analytics, 1, "art") == [films[58].video_id]
+
+
+def test_keys_of_a_very_short_half_life_are_not_relied_on(
+    analytics: Connection[TupleRow],
+) -> None:
+    short = replace(USUAL, half_life_hours=1e-3)
+    films = films_of(20)
+    write(analytics, films, descending(films))
+    assert settle(analytics, Window.WEEK, formula=short, now=NOW)
+    found = [item.video_id for item in ranking(analytics, formula=short, limit=2)]
+    wanted = expected_ranking(films, descending(films), Window.WEEK, short)
+    assert found == [video for video, _ in wanted[:2]]
