@@ -17,14 +17,19 @@ from psycopg.rows import TupleRow, class_row
 
 from projections.recommendations.weighing import Weighing
 
+# Looked up by key for each candidate, whatever the planner thinks: hence OFFSET 0.
 ELIGIBLE: LiteralString = """
-    NOT v.removed AND v.completed_at IS NOT NULL AND v.owner <> %(viewer)s
-    AND v.video_id <> ALL (%(known)s)
-    AND NOT EXISTS (SELECT FROM analytics.engaged AS e
-                    WHERE e.viewer = %(viewer)s AND e.video_id = v.video_id)
+CROSS JOIN LATERAL (
+    SELECT v.video_id, v.category FROM analytics.videos AS v
+    WHERE v.video_id = candidate AND NOT v.removed AND v.completed_at IS NOT NULL
+      AND v.owner <> %(viewer)s AND v.video_id <> ALL (%(known)s)
+      AND NOT EXISTS (SELECT FROM analytics.engaged AS e
+                      WHERE e.viewer = %(viewer)s AND e.video_id = candidate)
+    OFFSET 0) AS video
 """
 # In logarithms, since weights of long ago are too small for their own; a video's is divided by a
 # power of how much both videos were engaged with. The sum's order is fixed, for its last digits.
+# The best are looked at first, until there are enough.
 NEIGHBOURS: LiteralString = f"""
 WITH seeds AS (SELECT * FROM unnest(%(seeds)s::uuid[], %(shares)s::float8[]) AS s (seed, share)),
 scored AS (
@@ -39,12 +44,11 @@ scored AS (
     JOIN analytics.engagement AS mine ON mine.video_id = seed
     JOIN analytics.engagement AS its ON its.video_id = n.neighbour_id),
 summed AS (
-    SELECT neighbour_id, sum(score ORDER BY seed) AS score,
+    SELECT neighbour_id AS candidate, sum(score ORDER BY seed) AS score,
            (array_agg(seed ORDER BY score DESC, seed))[1] AS because
-    FROM scored GROUP BY neighbour_id)
-SELECT v.video_id, v.category, score, because
-FROM summed JOIN analytics.videos AS v ON v.video_id = neighbour_id
-WHERE {ELIGIBLE} ORDER BY score DESC, v.video_id LIMIT %(limit)s
+    FROM scored GROUP BY neighbour_id ORDER BY 2 DESC, 1 OFFSET 0)
+SELECT video_id, category, score, because FROM summed {ELIGIBLE}
+ORDER BY score DESC, candidate LIMIT %(limit)s
 """
 SHARES = b"""
 SELECT category, sum(share ORDER BY video_id) AS share
@@ -53,19 +57,22 @@ JOIN analytics.videos USING (video_id)
 WHERE category IS NOT NULL GROUP BY category ORDER BY share DESC, category
 """
 TOPS: LiteralString = f"""
-SELECT v.video_id, v.category FROM analytics.category_tops AS t
-JOIN analytics.videos AS v ON v.video_id = t.video_id AND v.category = t.category
-WHERE t.category = ANY (%(categories)s) AND {ELIGIBLE}
-ORDER BY place, array_position(%(categories)s::text[], v.category) LIMIT %(limit)s
+SELECT video.video_id, video.category
+FROM (SELECT video_id AS candidate, category, place FROM analytics.category_tops
+      WHERE category = ANY (%(categories)s)
+      ORDER BY place, array_position(%(categories)s::text[], category) OFFSET 0) AS top {ELIGIBLE}
+WHERE video.category = top.category
+ORDER BY place, array_position(%(categories)s::text[], top.category) LIMIT %(limit)s
 """
 FIRST_OF_EACH: LiteralString = f"""
-SELECT v.video_id, v.category FROM analytics.category_tops AS t
-JOIN analytics.videos AS v ON v.video_id = t.video_id AND v.category = t.category
-WHERE {ELIGIBLE} ORDER BY place, t.category LIMIT %(limit)s
+SELECT video.video_id, video.category
+FROM (SELECT video_id AS candidate, category, place FROM analytics.category_tops
+      ORDER BY place, category OFFSET 0) AS top {ELIGIBLE}
+WHERE video.category = top.category
+ORDER BY place, top.category LIMIT %(limit)s
 """
 THESE: LiteralString = f"""
-SELECT v.video_id, v.category FROM analytics.videos AS v
-WHERE v.video_id = ANY (%(asked)s) AND {ELIGIBLE}
+SELECT video_id, category FROM unnest(%(asked)s::uuid[]) AS asked (candidate) {ELIGIBLE}
 """
 
 

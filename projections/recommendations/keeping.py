@@ -5,13 +5,13 @@ What is given again changes nothing: a viewer's engagement of one kind with a vi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import LiteralString
 
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from infra.arrays import texts
+from infra.arrays import array, texts
 from projections.analytics.windows import start_of_hour
 from projections.projection import columns
 from projections.recommendations.pairing import (
@@ -66,7 +66,8 @@ SELECT * FROM unnest(%(videos)s::uuid[], %(weights)s::float8[], %(times)s::float
     AS gained (video_id, weight, as_of) ORDER BY video_id
 ON CONFLICT (video_id) DO UPDATE SET {MERGE}
 """
-# `xmax` of a row that was inserted is 0. Gives the videos that have too many neighbours now.
+# `xmax` of a row that was inserted is 0. Gives the videos that have too many neighbours now. To be
+# planned each time: a plan for any number of rows reads whole tables for a few.
 PAIR: LiteralString = f"""
 WITH pairs AS (
     SELECT * FROM unnest(%(ones)s::uuid[], %(others)s::uuid[], %(weights)s::float8[],
@@ -84,24 +85,24 @@ grown AS (
     RETURNING e.video_id, e.neighbours)
 SELECT video_id::text FROM grown WHERE neighbours > 2 * %(most)s
 """
-# By the weight that a reader sees; what was removed goes first.
+# By the weight that a reader sees; what was removed goes first. Rows are found by their `ctid`:
+# nobody moves them meanwhile, since who writes here holds the lock.
 PRUNE = b"""
-WITH cut AS (
-    DELETE FROM analytics.neighbours AS n USING (
-        SELECT video_id, neighbour_id, row_number() OVER (
-            PARTITION BY video_id ORDER BY gone, strength DESC, neighbour_id) AS place
-        FROM (
-            SELECT n.video_id, neighbour_id, coalesce(v.removed, false) AS gone,
-                   ln(n.weight) + n.as_of * ln(2) / %(half_life)s::float8
-                   - %(exponent)s::float8
-                     * (ln(e.weight) + e.as_of * ln(2) / %(half_life)s::float8) AS strength
-            FROM unnest(%(videos)s::uuid[]) AS asked (video_id)
-            JOIN analytics.neighbours AS n USING (video_id)
-            JOIN analytics.engagement AS e ON e.video_id = n.neighbour_id
-            LEFT JOIN analytics.videos AS v ON v.video_id = n.neighbour_id) AS weighed
-    ) AS ranked
-    WHERE n.video_id = ranked.video_id AND n.neighbour_id = ranked.neighbour_id
-      AND place > %(most)s)
+WITH ranked AS (
+    SELECT place_of, row_number() OVER (
+        PARTITION BY video_id ORDER BY gone, strength DESC, neighbour_id) AS place
+    FROM (
+        SELECT n.ctid AS place_of, n.video_id, neighbour_id, coalesce(v.removed, false) AS gone,
+               ln(n.weight) + n.as_of * ln(2) / %(half_life)s::float8
+               - %(exponent)s::float8
+                 * (ln(e.weight) + e.as_of * ln(2) / %(half_life)s::float8) AS strength
+        FROM unnest(%(videos)s::uuid[]) AS asked (video_id)
+        JOIN analytics.neighbours AS n USING (video_id)
+        JOIN analytics.engagement AS e ON e.video_id = n.neighbour_id
+        LEFT JOIN analytics.videos AS v ON v.video_id = n.neighbour_id) AS weighed),
+cut AS (
+    DELETE FROM analytics.neighbours WHERE ctid = ANY (ARRAY (
+        SELECT place_of FROM ranked WHERE place > %(most)s)))
 UPDATE analytics.engagement SET neighbours = %(most)s WHERE video_id = ANY (%(videos)s::uuid[])
 """
 CLEAR_TOPS = b"DELETE FROM analytics.category_tops"
@@ -173,10 +174,11 @@ def _recall(
 ) -> None:
     """The last videos of those who have something new, and how busy they are."""
     names = list({event.viewer for event in fresh})
-    given = texts(names), weighing.paired_with + 1
-    for viewer, video_id, *times, at in conn.execute(LAST, given, prepare=True):
-        viewers[viewer].times.setdefault(video_id, Times(*times))
-        viewers[viewer].recent.append((at, video_id))
+    with conn.cursor(binary=True) as cursor:
+        cursor.execute(LAST, (texts(names), weighing.paired_with + 1), prepare=True)
+        for viewer, video_id, watched, liked, at in cursor.fetchall():
+            viewers[viewer].times.setdefault(video_id, Times(watched, liked))
+            viewers[viewer].recent.append((at, video_id))
     for name in names:
         viewers[name].recent.sort()
     hours = {(event.viewer, start_of_hour(event.at)) for event in fresh}
@@ -197,13 +199,16 @@ def _write(conn: Connection[TupleRow], change: Change, weighing: Weighing) -> No
     if change.pairs:
         ones, others = columns(change.pairs)
         pairs = {"ones": ones, "others": others, **_masses(change.pairs.values())}
-        grown = conn.execute(PAIR.encode(), {**pairs, **given}, prepare=True).fetchall()
+        grown = conn.execute(PAIR.encode(), {**pairs, **given}, prepare=False).fetchall()
         _prune(conn, [video for (video,) in grown], weighing)
 
 
-def _masses(masses: Iterable[Mass]) -> dict[str, list[float]]:
-    weights, times = zip(*((mass.weight, mass.as_of) for mass in masses), strict=True)
-    return {"weights": list(weights), "times": list(times)}
+def _masses(masses: Collection[Mass]) -> dict[str, str]:
+    """Arrays as literals, which psycopg's dumpers take far longer for."""
+    return {
+        "weights": array([repr(mass.weight) for mass in masses]),
+        "times": array([repr(mass.as_of) for mass in masses]),
+    }
 
 
 def _prune(conn: Connection[TupleRow], videos: Sequence[str], weighing: Weighing) -> None:
@@ -214,4 +219,4 @@ def _prune(conn: Connection[TupleRow], videos: Sequence[str], weighing: Weighing
             "half_life": weighing.half_life_seconds,
             "exponent": weighing.popularity_exponent,
         }
-        conn.execute(PRUNE, given, prepare=True)
+        conn.execute(PRUNE, given, prepare=False)

@@ -7,15 +7,16 @@ decays from the later of the two times: the sum is the same whichever came first
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from projections.analytics.windows import start_of_hour
 from projections.recommendations.weighing import Kind, Weighing
 
 MOST_HALVINGS = 1000.0
+
+K = TypeVar("K")
 
 
 class Engagement(NamedTuple):
@@ -31,23 +32,15 @@ class Engagement(NamedTuple):
 class Mass:
     """A weight as it was at a time (seconds since 1970); it halves with each half-life."""
 
-    weight: float = 0.0
-    as_of: float = float("-inf")
+    weight: float
+    as_of: float
 
     def add(self, weight: float, at: float, half_life: float) -> None:
         """Take in another weight of its own time; in which order makes no difference."""
         if at > self.as_of:
             self.weight, weight = weight, self.weight
             self.as_of, at = at, self.as_of
-        if weight:
-            self.weight += weight * 2.0 ** -min((self.as_of - at) / half_life, MOST_HALVINGS)
-
-
-class Pair(NamedTuple):
-    """Two videos, the lesser id first."""
-
-    one: str
-    other: str
+        self.weight += weight * 2.0 ** -min((self.as_of - at) / half_life, MOST_HALVINGS)
 
 
 @dataclass(slots=True)
@@ -71,15 +64,15 @@ class Times:
             self.watched = at
         return True
 
-    def each(self) -> Iterator[tuple[Kind, datetime]]:
-        for kind in Kind:
-            at = self.of(kind)
-            if at is not None:
-                yield kind, at
+    def each(self) -> list[tuple[Kind, datetime]]:
+        both = (Kind.WATCHED, self.watched), (Kind.LIKED, self.liked)
+        return [(kind, at) for kind, at in both if at is not None]
 
 
 Key = tuple[str, str]
 """A viewer and a video."""
+Pair = tuple[str, str]
+"""Two videos, the lesser id first."""
 
 
 @dataclass(slots=True)
@@ -112,6 +105,15 @@ class Change:
     pairs: dict[Pair, Mass] = field(default_factory=dict)
 
 
+def add(masses: dict[K, Mass], key: K, weight: float, at: float, half_life: float) -> None:
+    """Add to one of many masses."""
+    mass = masses.get(key)
+    if mass is None:
+        masses[key] = Mass(weight, at)
+    else:
+        mass.add(weight, at, half_life)
+
+
 class Pairing:
     """Takes engagements in one by one."""
 
@@ -136,17 +138,15 @@ class Pairing:
     def _count(self, viewer: Viewer, event: Engagement) -> None:
         weighing, hour = self._weighing, start_of_hour(event.at)
         weight, at = weighing.of(event.kind), event.at.timestamp()
-        gained = self.change.gained.setdefault(event.video_id, Mass())
-        gained.add(weight, at, weighing.half_life_seconds)
+        add(self.change.gained, event.video_id, weight, at, weighing.half_life_seconds)
         viewer.hours[hour] = viewer.hours.get(hour, 0) + 1
         if viewer.hours[hour] <= weighing.paired_per_hour:
             for other in viewer.others(event.video_id, weighing.paired_with):
                 self._pair(event.video_id, other, weight, at, viewer.times[other])
 
     def _pair(self, video_id: str, other: str, weight: float, at: float, times: Times) -> None:
-        pair = Pair(video_id, other) if video_id < other else Pair(other, video_id)
-        mass = self.change.pairs.setdefault(pair, Mass())
-        half_life = self._weighing.half_life_seconds
+        pair = (video_id, other) if video_id < other else (other, video_id)
+        weighing = self._weighing
         for kind, then in times.each():
-            later = max(at, then.timestamp())
-            mass.add(weight * self._weighing.of(kind), later, half_life)
+            both, later = weight * weighing.of(kind), max(at, then.timestamp())
+            add(self.change.pairs, pair, both, later, weighing.half_life_seconds)

@@ -1,0 +1,149 @@
+"""What a question for candidates costs, and one more engagement, as the tables grow."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from statistics import median, quantiles
+from uuid import UUID
+
+import uvloop
+from psycopg import AsyncConnection, Connection
+from psycopg.rows import TupleRow
+
+from benchmarks.bench import Bench, medians
+from benchmarks.engaging import Size, fill_engagements
+from benchmarks.results import Comparison, Side
+from projections.analytics.trending import Ranked
+from projections.connecting import connect
+from projections.likes import Likes
+from projections.recommendations.candidates import candidates_for
+from projections.recommendations.keeping import keep
+from projections.recommendations.pairing import Engagement
+from projections.recommendations.profile import profile_of
+from projections.recommendations.weighing import Kind, Weighing
+
+MILLISECONDS, MICROSECONDS = 1e3, 1e6
+# As many as a keeper takes at once when it is a few seconds behind.
+BATCH = 1_000
+WEIGHING = Weighing()
+ASKED, KEPT = "profile and candidates", "keeping one engagement"
+TRENDING = 20
+NEIGHBOURS = b"""
+SELECT (SELECT count(*) FROM analytics.neighbours),
+       (SELECT max(found) FROM (SELECT count(*) AS found FROM analytics.neighbours
+                                GROUP BY video_id) AS counted),
+       pg_total_relation_size('analytics.neighbours')
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A database with so many engagements until `now`."""
+
+    size: Size
+    now: datetime
+    conn: Connection[TupleRow]
+    asking: AsyncConnection[TupleRow]
+
+    def called(self, what: str) -> str:
+        return f"{what}, {self.size.engagements:,} engagements"
+
+
+def run(bench: Bench) -> list[Comparison]:
+    """Times of one question in ms (p99 beside the median), and of one engagement in µs.
+
+    The questions are of users who have all watched and liked; nothing is cached. The engagements
+    are of such users too, in batches as a keeper takes them, and nearly all of videos that are new
+    to them.
+    """
+    few = Size(bench.size(10_000, 400), bench.size(1_000, 20), bench.size(50_000, 1_000))
+    many = Size(bench.size(100_000, 800), bench.size(100_000, 40), bench.size(5_000_000, 2_000))
+    rounds, calls, batches = bench.size(5, 2), bench.size(200, 5), bench.size(10, 1)
+    with ExitStack() as stack:
+        runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+        small, large = (_filled(bench, runner, stack, size) for size in (few, many))
+        contenders: dict[str, Callable[[int], dict[str, float]]] = {}
+        for place in (small, large):
+            contenders[place.called(ASKED)] = partial(_asked, runner, place, calls)
+            contenders[place.called(KEPT)] = partial(_kept, place, batches)
+        found = bench.interleave(rounds, contenders)
+        bound = _bounded(large)
+    sides = {
+        name: Side(name, [each["value"] for each in notes], medians(list(notes)))
+        for name, notes in found.items()
+    }
+    grown = (
+        Comparison(
+            "recommending", unit, sides[large.called(what)], sides[small.called(what)], at_most=most
+        )
+        for what, unit, most in ((ASKED, "ms", None), (KEPT, "µs", 1.5))
+    )
+    return [*grown, bound]
+
+
+def _filled(bench: Bench, runner: asyncio.Runner, stack: ExitStack, size: Size) -> Place:
+    url, now = bench.database(), datetime.now(UTC)
+    fill_engagements(url, size, now, WEIGHING)
+    conn = stack.enter_context(connect(url, "bench"))
+    asking = runner.run(AsyncConnection.connect(url, autocommit=True))
+    stack.callback(lambda: runner.run(asking.close()))
+    return Place(size, now, conn, asking)
+
+
+def _asked(runner: asyncio.Runner, place: Place, calls: int, _round: int) -> dict[str, float]:
+    likes = Likes()
+    trending = [
+        Ranked(number + 1, UUID(int=number), 1.0, 0, 0, 0, 0, 0, 0) for number in range(TRENDING)
+    ]
+
+    async def one() -> float:
+        user = f"user-{random.randrange(place.size.users)}"
+        started = time.perf_counter()
+        profile = await profile_of(place.asking, likes, place.asking, user)
+        found = await candidates_for(place.asking, profile, trending, weighing=WEIGHING)
+        took = (time.perf_counter() - started) * MILLISECONDS
+        if not found:
+            raise RuntimeError(f"There is no candidate for {user}.")
+        return took
+
+    async def go() -> list[float]:
+        return [await one() for _ in range(calls)]
+
+    times = runner.run(go())
+    most = quantiles(times, n=100, method="inclusive")[98]
+    return {"value": median(times), "p99": most}
+
+
+def _kept(place: Place, batches: int, round_: int) -> dict[str, float]:
+    times = []
+    for number in range(batches):
+        at = place.now + timedelta(minutes=round_ * batches + number)
+        batch = [
+            Engagement(
+                f"user-{random.randrange(place.size.users)}",
+                str(UUID(int=random.randrange(place.size.videos))),
+                Kind.WATCHED,
+                at,
+            )
+            for _ in range(BATCH)
+        ]
+        started = time.perf_counter()
+        with place.conn.transaction():
+            keep(place.conn, batch, WEIGHING)
+        times.append((time.perf_counter() - started) / BATCH * MICROSECONDS)
+    return {"value": median(times), "slowest batch": max(times)}
+
+
+def _bounded(place: Place) -> Comparison:
+    rows, most, size = place.conn.execute(NEIGHBOURS).fetchone() or (0, 0, 0)
+    notes = {"rows": float(rows), "MB": size / 1e6, "bytes per video": size / place.size.videos}
+    ours = Side("most neighbours of a video", [float(most)], notes)
+    bound = Side("the bound", [2.0 * WEIGHING.neighbours])
+    return Comparison("recommending", "neighbours", ours, bound, at_most=1.0)
