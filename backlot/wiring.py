@@ -175,8 +175,14 @@ def open_counters(settings: Settings, stack: ExitStack) -> Counters | None:
 
 def analytics_means(settings: Settings, database_url: str) -> Means:
     """What the analytics are verified and mended with."""
-    repeat = timedelta(seconds=settings.view_repeat_seconds)
-    return Means(settings.analytics_url(database_url), repeat)
+    # A batch is complete by then, and what follows it is refreshed.
+    settled = 2 * settings.analytics_flush_seconds + 5
+    return Means(
+        settings.analytics_url(database_url),
+        timedelta(seconds=settings.view_repeat_seconds),
+        arrival_seconds=60 + 4 * settled,
+        settle_seconds=settled,
+    )
 
 
 def _run_projections(

@@ -80,18 +80,21 @@ def alone(conn: Connection[TupleRow], shape: Shape) -> Iterator[None]:
 
 def mend_rows(
     conn: Connection[TupleRow], log_conn: Connection[TupleRow], store: Store, day: Day
-) -> None:
+) -> list[datetime]:
     """Make likes and comments what the event log tells.
 
     What it tells nothing of is removed; where that was telemetry, it is counted as that again.
+    Returns the times of what counts otherwise by that.
     """
     conn.execute(sql.DROP_ROWS, day.parameters)
     conn.execute(sql.PUT_ROWS, day.parameters)
+    times: list[datetime] = []
     last = NOBODY
     while extra := [id_ for (id_,) in conn.execute(EXTRA, (last, MANY)).fetchall()]:
         last = extra[-1]
-        store.add(conn, _telemetry(log_conn, extra))
+        times += store.add(conn, _telemetry(log_conn, extra)).times
     conn.execute(sql.FORGET_ROWS)
+    return times
 
 
 def mend_derived(conn: Connection[TupleRow], shape: Shape, day: Day) -> None:

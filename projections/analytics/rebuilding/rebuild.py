@@ -8,10 +8,10 @@ and ingest go on, and whoever is killed leaves days that are right and days as t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from threading import Event
 
 from psycopg import Connection, IsolationLevel
@@ -20,6 +20,7 @@ from psycopg.rows import TupleRow
 from infra.codec import EventMapper
 from projections.analytics.migrating import Shape, state
 from projections.analytics.rebuilding import checking, checking_sql, mending, places
+from projections.analytics.rebuilding.arriving import Arrival, Means
 from projections.analytics.rebuilding.aside import Aside
 from projections.analytics.rebuilding.checking import Day, Digest
 from projections.analytics.rebuilding.places import NotTakenIn
@@ -40,20 +41,6 @@ UNKNOWN = (-1, 0)
 
 class Stopped(Exception):
     """This process is to end; whoever goes on begins from the start."""
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """Where the analytics are kept, and how they are counted.
-
-    `repeat` is how long a view stands for its repetitions, `arrival_seconds` how long is waited for
-    what is on its way, and `settle_seconds` without change after which nothing more is expected.
-    """
-
-    url: str
-    repeat: timedelta
-    arrival_seconds: float = 60.0
-    settle_seconds: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +88,12 @@ class Rebuild:
         self._started = time.monotonic()
         conn.execute(checking_sql.TABLES)
         self._aside = Aside(log_conn, conn, mapper)
-        # Where Kafka brings events, what was recorded by now is waited for.
         self._goal = self._aside.head()
+        self._arrival = Arrival(log_conn, conn, means, self._goal)
 
     def compare(self) -> Found:
         """Find what differs, and change nothing. Raises NotTakenIn, and Stopped."""
-        self._await_relayed()
+        self._arrival.await_relay(self._waiting)
         self._aside.read_rows(self._reading)
         self._aside.read_videos(self._known_until(), self._reading)
         videos = self._compare_videos()
@@ -118,7 +105,7 @@ class Rebuild:
             self._compare_day(since, differing, viewers.get(since.date(), NO_VIEWERS))
             self._tell(ReplayState.COMPARING, number, len(every))
         self._settle(differing)
-        return Found(self._due(), self._aside.events, videos, differing)
+        return Found(self._arrival.due(), self._aside.events, videos, differing)
 
     def mend(self, found: Found) -> int:
         """Make what differs what it should be; returns in how many places it still does.
@@ -137,15 +124,16 @@ class Rebuild:
         return self._left(found)
 
     def _mend_day(self, since: datetime) -> None:
-        day, differs = Day(since, self._due()), checking.nothing_differs()
+        day, differs = Day(since, self._arrival.due()), checking.nothing_differs()
         with mending.alone(self._conn, self._shape):
             self._aside.read_rows()
             checking.compare_rows(self._conn, day, differs)
-            mending.mend_rows(self._conn, self._log_conn, self._store, day)
+            times = mending.mend_rows(self._conn, self._log_conn, self._store, day)
             checking.compare_derived(self._conn, day, differs, UNKNOWN)
             mending.mend_derived(self._conn, self._shape, day)
         if self._shape is Shape.TIMESCALE:
             mending.refresh_day(self._conn, day, datetime.now(UTC))
+            refresh(self._conn, times, datetime.now(UTC))
 
     def _left(self, found: Found) -> int:
         left: dict[datetime, Difference] = {}
@@ -168,7 +156,7 @@ class Rebuild:
         """Look at a day, and put it among those that differ, or take it away from them."""
         found = checking.nothing_differs()
         with self._snapshot():
-            day = Day(since, self._due())
+            day = Day(since, self._arrival.due())
             # Up to its end: what is stored in the snapshot was recorded before it.
             self._aside.read_rows()
             checking.compare_rows(self._conn, day, found)
@@ -195,7 +183,7 @@ class Rebuild:
             if time.monotonic() - changed > self._means.settle_seconds:
                 return
             if time.monotonic() - begun > self._means.arrival_seconds:
-                self._refuse_to_wait(differing.values())
+                self._arrival.give_up(differing.values())
                 return
             self._tell(ReplayState.COMPARING, len(differing) - len(waiting), len(differing))
             time.sleep(LOOK_SECONDS)
@@ -208,50 +196,14 @@ class Rebuild:
     def _may_come(self, found: Difference) -> bool:
         """Whether this may be right in a moment, by itself."""
         sums = any(table.table in checking_sql.SUMS for table in found.tables)
-        return (self._shape is Shape.TIMESCALE and sums) or self._misses(found)
-
-    def _misses(self, found: Difference) -> bool:
-        missing = any(table.missing for table in found.tables if table.table == checking.ROWS)
-        return missing and self._rows_taken().by_kafka
-
-    def _refuse_to_wait(self, found: Iterable[Difference]) -> None:
-        if any(self._misses(each) for each in found):
-            raise NotTakenIn(
-                "Events are still coming in through Kafka: wait until the lag of the consumer "
-                f"`{NAME}` is 0 (`backlot_consumer_lag_messages`), and ask again."
-            )
-
-    def _await_relayed(self) -> None:
-        """Wait until what was recorded before the start is in Kafka, where that brings it."""
-        deadline = time.monotonic() + self._means.arrival_seconds
-        while self._rows_taken().by_kafka:
-            if not places.is_active(self._conn, places.ROWS):
-                raise NotTakenIn(
-                    "No process takes the events in that Kafka brings: start one with the role "
-                    "`consumers`, and ask again."
-                )
-            relayed = places.relayed(self._log_conn)
-            if relayed >= self._goal:
-                return
-            if time.monotonic() > deadline:
-                raise NotTakenIn(
-                    f"The relay is at position {relayed} of {self._goal}: what was recorded is "
-                    "not in Kafka yet. See that Kafka and a process with the role `relay` run."
-                )
-            self._tell(ReplayState.BUILDING, 0, self._goal)
-            time.sleep(LOOK_SECONDS)
-
-    def _rows_taken(self) -> places.Taken:
-        return places.taken(self._conn, places.ROWS)
-
-    def _due(self) -> int:
-        """The position up to which likes and comments have to be stored."""
-        found = self._rows_taken()
-        return self._goal if found.by_kafka else found.position
+        return (self._shape is Shape.TIMESCALE and sums) or self._arrival.misses(found)
 
     def _known_until(self) -> int:
         """The position up to which the videos are known; they are read from the log itself."""
         return places.taken(self._conn, places.VIDEOS).position
+
+    def _waiting(self) -> None:
+        self._tell(ReplayState.BUILDING, 0, self._goal)
 
     def _reading(self, position: int) -> None:
         self._tell(ReplayState.BUILDING, position, max(self._goal, position))

@@ -1,0 +1,198 @@
+"""`backlot projections verify|replay analytics`, asked over HTTP too, and killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import psycopg
+import pytest
+
+from backlot.cli import main
+from backlot.wiring import ReadModels
+from domain.operation import Members, Operation, Outcome
+from projections.analytics.migrating import Shape
+from projections.connecting import connect
+from projections.install import install
+from tests.e2e.program import OWN_VARIABLES, PROJECT
+from tests.integration.operating import Desk, desk, executing
+from tests.integration.projection_support import Writer, eventually, rows
+from tests.integration.rebuilding_support import Site, site
+
+ROWS = "analytics.video_analytics"
+LIKES = "event_type IN ('like', 'comment')"
+FAR = "analytics.video_analytics (event_id, video_id, event_type, timestamp, metadata)"
+BLOCKED = "SELECT pid FROM pg_stat_activity WHERE application_name = 'backlot analytics rebuild'"
+WAITING = BLOCKED + " AND wait_event_type = 'Lock'"
+ASIDE = "SELECT count(*) FROM pg_class WHERE relpersistence = 't'"
+
+
+class Ran(NamedTuple):
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.out)
+
+
+Backlot = Callable[..., Ran]
+
+
+@pytest.fixture
+def told(database_url: str, writer: Writer) -> Iterator[Site]:
+    with connect(database_url, "test") as conn:
+        install(conn, ReadModels.make().all())
+    with site(database_url, database_url, Shape.PLAIN, writer) as opened:
+        yield opened
+
+
+@pytest.fixture
+def root(database_url: str) -> Iterator[Desk]:
+    with desk(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def backlot(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Backlot:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+
+    def run(*words: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["backlot", "projections", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return Ran(int(str(ended.value.code)), said.out, said.err)
+
+    return run
+
+
+YES = ("replay", {"yes": True})
+
+
+def asked(root: Desk) -> list[tuple[str, Members]]:
+    """What the log says was asked for."""
+    return [
+        (event.action, event.parameters)
+        for event in root.events()
+        if isinstance(event, Operation.Requested)
+    ]
+
+
+def ends(root: Desk) -> list[str]:
+    """How the log says it ended."""
+    return [event.outcome for event in root.events() if isinstance(event, Operation.Finished)]
+
+
+class TestCommandLine:
+    def test_nothing_differs(self, backlot: Backlot, told: Site, root: Desk) -> None:
+        for action in ("verify", "replay"):
+            code, out, err = backlot(action, "analytics")
+            assert code == 0
+            assert out.splitlines()[1] == "no row differs"
+            assert f"{action} analytics: comparing" in err
+        assert [event.subject for event in root.events()] == ["analytics"] * 4
+
+    def test_what_differs_is_named_and_mended(
+        self, backlot: Backlot, told: Site, root: Desk
+    ) -> None:
+        before = told.contents()
+        ((event_id,),) = rows(
+            told.url,
+            f"DELETE FROM {ROWS} WHERE event_id = (SELECT event_id FROM {ROWS} WHERE {LIKES} "
+            "LIMIT 1) RETURNING event_id",
+        )
+        code, out, _ = backlot("verify", "analytics", "--reason", "a test")
+        assert code == 1
+        assert "1 row differs" in out
+        assert f"video_analytics: event_id={event_id}" in out
+        found = backlot("replay", "analytics", "--json")
+        assert (found.code, found.data["state"]) == (3, "cancelled")
+        assert found.data["difference"]["total"] == 1
+        assert told.verify()
+        found = backlot("replay", "analytics", "--yes", "--json")
+        assert (found.code, found.data["state"]) == (0, "mended")
+        assert told.contents() == before
+        assert asked(root) == [("verify", {"reason": "a test"}), ("replay", {}), YES]
+        assert ends(root) == [Outcome.DONE, Outcome.CANCELLED, Outcome.DONE]
+
+    def test_what_there_is_not(self, backlot: Backlot, told: Site) -> None:
+        code, out, err = backlot("pause", "analytics")
+        assert (code, out) == (1, "")
+        assert "there is no pause" in err
+        code, out, err = backlot("replay", "analytics", "--to", "3")
+        assert (code, out) == (1, "")
+        assert "no look at their past" in err
+
+    def test_nothing_was_taken_in(self, backlot: Backlot, database_url: str) -> None:
+        with connect(database_url, "test") as conn:
+            install(conn, ReadModels.make().all())
+        with desk(database_url):
+            code, _, err = backlot("verify", "analytics")
+        assert code == 1
+        assert "There are no analytics yet" in err
+
+
+def test_over_http(told: Site, root: Desk) -> None:
+    before = told.contents()
+    with executing(told.url):
+        told.sql(f"DELETE FROM {ROWS} WHERE {LIKES}")
+        found = root.done("verify", "analytics")
+        assert found["difference"]["total"] == 21
+        assert len(found["difference"]["keys"]) == 20
+        outcome, _ = root.end(root.ask("replay", "analytics"))
+        assert outcome is Outcome.CANCELLED
+        assert root.done("replay", "analytics", yes=True)["state"] == "mended"
+        outcome, result = root.end(root.ask("rollback", "analytics"))
+        assert outcome is Outcome.REFUSED
+        assert "there is no rollback" in str(result["reason"])
+    assert told.contents() == before
+
+
+def test_killed_in_the_middle(told: Site) -> None:
+    """Days that were mended stay so, the others stay as they were, and nothing else stays."""
+    before = told.contents()
+    for days in (2, 1):
+        told.sql(
+            f"INSERT INTO {FAR} SELECT gen_random_uuid(), min(video_id::text)::uuid, 'like',"
+            f" now() - interval '{days} days', '{{}}' FROM analytics.videos"
+        )
+    lock = (
+        f"SELECT FROM {ROWS} WHERE event_type = 'like' AND metadata = '{{}}' "
+        "AND timestamp > now() - interval '36 hours'"
+    )
+    with psycopg.connect(told.url) as holding:
+        assert holding.execute(f"{lock} FOR UPDATE".encode()).rowcount == 1
+        process = launch(told.url, "replay", "analytics", "--yes")
+        eventually(lambda: rows(told.url, WAITING), 30)
+        process.send_signal(signal.SIGKILL)
+        process.wait(20)
+    # What it waited for it gets, and then there is nobody to go on.
+    eventually(lambda: not rows(told.url, BLOCKED), 30)
+    assert told.verify()["video_analytics"] == (0, 1, 0)
+    assert rows(told.url, ASIDE) == [(0,)]
+    assert told.replay()["video_analytics"] == (0, 1, 0)
+    assert told.contents() == before
+
+
+def launch(database_url: str, *words: str) -> subprocess.Popen[bytes]:
+    """The command as a process of its own."""
+    foreign = {name: text for name, text in os.environ.items() if name not in OWN_VARIABLES}
+    return subprocess.Popen(
+        [sys.executable, "-m", "backlot", "projections", *words],
+        env={**foreign, "DATABASE_URL": database_url, "PYTHONPATH": str(PROJECT)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
