@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager
 from uuid import UUID
 
 import psycopg
@@ -16,6 +16,7 @@ from psycopg.rows import TupleRow
 
 from infra import metrics
 from projections.poison import describe
+from workers.consuming.ahead import Ahead
 from workers.consuming.messages import Dead, Fetched, Keeper, Place, Poison, Received, Source
 from workers.consuming.running import Runner, Write
 from workers.leading import Lead, connected
@@ -42,7 +43,7 @@ class KeeperRunner(Runner):
 
         `database_url` is where the rows are kept, `log_url` where the event log is.
         """
-        super().__init__(database_url, keeper.name, source, poll_seconds=poll_seconds)
+        super().__init__(database_url, keeper.name, Ahead(source), poll_seconds=poll_seconds)
         self._keeper = keeper
         self._log_url = log_url
         self._batch_events = batch_events
@@ -53,8 +54,7 @@ class KeeperRunner(Runner):
         await lead.do(self._keeper.prepare)
 
     def _reading(self, lead: Lead) -> AbstractAsyncContextManager[Lead]:
-        if self._log_url == self._database_url:
-            return nullcontext(lead)
+        # Not the one that stores, even where both are in one database: it reads on meanwhile.
         return connected(self._log_url, f"consumer {self._name}, reading")
 
     async def _next(self) -> Fetched:
