@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from statistics import median
 from typing import Any
@@ -16,6 +17,7 @@ import orjson
 import psycopg
 import uvloop
 
+from backlot.serving import calm_garbage_collector
 from benchmarks.bench import Bench
 from benchmarks.results import Comparison, Side
 from infra import telemetry
@@ -71,10 +73,26 @@ def run(bench: Bench) -> list[Comparison]:
     def bare(_: int) -> float:
         return events / copied(prepared(bench.database()), told)
 
-    rates = bench.interleave(rounds, {OURS: ours, BARE: bare, WHOLE: whole})
+    with calm():
+        rates = bench.interleave(rounds, {OURS: ours, BARE: bare, WHOLE: whole})
     notes = {"from the telemetry on": median(rates[WHOLE])}
     sides = Side(OURS, rates[OURS], notes), Side(BARE, rates[BARE])
     return [Comparison("ingesting", "events/s", *sides, at_least=0.4)]
+
+
+@contextmanager
+def calm() -> Iterator[None]:
+    """The garbage collector as in a process of Backlot, for all sides.
+
+    It would go through the whole history again and again, which no such process has in memory.
+    """
+    before = gc.get_threshold()
+    calm_garbage_collector()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
 
 
 class Handed:
