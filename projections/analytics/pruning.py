@@ -68,7 +68,8 @@ def prune(conn: Connection[TupleRow], days: int, now: datetime) -> Mapping[str, 
         kept = retention.keep(conn, days, now)
         if found.shape is Shape.TIMESCALE:
             _tell_policies(conn, kept, now)
-        for table, old in (OLD if found.shape is Shape.TIMESCALE else OLD | OLD_PLAIN).items():
+        tables = OLD if found.shape is Shape.TIMESCALE else {**OLD, **OLD_PLAIN}
+        for table, old in tables.items():
             gone[table] = _delete(conn, table, old, kept.floor)
     return gone
 

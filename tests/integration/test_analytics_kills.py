@@ -18,8 +18,8 @@ import psycopg
 from infra import metrics
 from infra.kafka import KafkaOptions
 from infra.postgres import EmbeddedPostgres
-from tests.integration.analytics_support import Event, History, expect, history, oracle
-from tests.integration.consuming_support import KafkaStage, run, until
+from tests.integration.analytics_support import Event, History, expect, history, migrated, oracle
+from tests.integration.consuming_support import KafkaStage, held, run, until, waits
 from tests.integration.keeping import SourceOf, from_kafka, from_log, keeping, record
 from tests.integration.projection_support import Writer, rows
 from tests.integration.test_analytics_keeping import TELEMETRY, count, installed
@@ -59,23 +59,38 @@ def start(*args: str) -> subprocess.Popen[str]:
 def kill(thread: Thread, kills: int, *args: str) -> set[int]:
     """Start keepers and kill them again, at least while the thread writes; returns how many rows
     there were each time."""
+    migrated(args[1])
     chance, grown = random.Random(9), {0}
     thread.start()
     while kills > 0 or thread.is_alive():
-        process, before = start(*args), count(args[1])
-        # Most have begun to count, however slow the machine is.
-        patience = time.monotonic() + chance.choice([0.3, 5.0, 5.0])
-        while count(args[1]) == before and time.monotonic() < patience:
-            time.sleep(0.01)
+        process = start(*args)
         time.sleep(chance.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.wait(20)
+        chance.choice([at_any_time, within_a_batch])(args[1], process)
         assert process.stderr is not None
         process.stderr.close()
         kills -= 1
         grown.add(count(args[1]))
     thread.join()
     return grown
+
+
+def at_any_time(url: str, process: subprocess.Popen[str]) -> None:
+    """Kill it once something was counted, however slow the machine is, or after a while."""
+    before, patience = count(url), time.monotonic() + 3
+    while count(url) == before and time.monotonic() < patience:
+        time.sleep(0.01)
+    process.kill()
+    process.wait(20)
+
+
+def within_a_batch(url: str, process: subprocess.Popen[str]) -> None:
+    """Kill it when its rows are written and its sessions are not, so that it has not committed."""
+    patience = time.monotonic() + 3
+    with held(url, "analytics.sessions"):
+        while not waits(url) and time.monotonic() < patience:
+            time.sleep(0.01)
+        process.kill()
+        process.wait(20)
 
 
 def finish(log_url: str, url: str, told: History, source_of: SourceOf = from_log) -> None:
@@ -114,8 +129,8 @@ def test_killed_at_kafka_they_count_everything_once(database_url: str, writer: W
 
         async def publish(at: int) -> None:
             await record(database_url, told.events[at : at + 50])
-            if at % 500 == 0:
-                # As a relay that was killed: all of it comes again.
+            if at == 1000:
+                # As a relay that was killed: all of it comes again, and what is lost later doesn't.
                 stage.forget()
             await stage.published()
 

@@ -4,7 +4,6 @@ oracle in plain Python, on both shapes."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from random import Random
 from typing import Any
@@ -37,6 +36,7 @@ from tests.integration.analytics_support import (
     oracle,
     timescale_database,
 )
+from tests.integration.projection_support import rows
 
 EMPTY = (
     "TRUNCATE analytics.video_analytics, analytics.video_hourly, analytics.video_daily, "
@@ -54,6 +54,9 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
         return
     with timescale_database() as found:
         assert migrated(found).shape is Shape.TIMESCALE
+        # A policy that compresses the chunk of a late row may make its transaction the victim of a
+        # deadlock: the keepers try again, these tests don't.
+        rows(found, "SELECT _timescaledb_functions.stop_background_workers()")
         yield found
 
 
@@ -138,9 +141,7 @@ def test_what_comes_late_is_counted(conn: Connection[TupleRow], url: str) -> Non
         ).fetchall()
         assert len(chunks) > 10
         for chunk in chunks:
-            # The policy has begun with it, too.
-            with suppress(psycopg.errors.DuplicateObject):
-                conn.execute("SELECT compress_chunk(%s, if_not_compressed => true)", chunk)
+            conn.execute("SELECT compress_chunk(%s, if_not_compressed => true)", chunk)
     add(conn, late)
     add(conn, told.events)
     expect(url, oracle(told), told.events)
