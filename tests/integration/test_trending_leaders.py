@@ -182,6 +182,21 @@ def test_a_category_far_behind_and_videos_removed_since(analytics: Connection[Tu
     assert first(analytics, 1, "art") == [films[58].video_id]
 
 
+def test_few_of_a_category_lead_and_one_far_behind_rises(
+    analytics: Connection[TupleRow],
+) -> None:
+    films = [
+        replace(f, category="art" if n in (48, 58) else None) for n, f in enumerate(films_of(60))
+    ]
+    deeds = descending(films)
+    settled(analytics, films, deeds)
+    assert first(analytics, 1, "art") == [films[48].video_id]
+    # The one has 36 points; the other, beyond all that are looked at, 6 and twice 16.
+    risen = [Deed(films[58], "view", JUST_NOW)] * 16
+    write(analytics, films, [*deeds, *risen])
+    assert first(analytics, 1, "art") == [films[58].video_id]
+
+
 def test_keys_of_a_very_short_half_life_are_not_relied_on(
     analytics: Connection[TupleRow],
 ) -> None:
