@@ -1,0 +1,130 @@
+"""Orders candidates without asking anybody: by how near they are to the user, and what trends.
+
+The order under which a language model's answer can't sink, and what is shown without one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from projections.recommendations.model import Candidate, Material, Recommended, Source
+
+TITLE_LENGTH = 60
+"""In characters: a reason is a line beside a thumbnail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What each signal weighs.
+
+        score = (anybody + Σ weight · signal) · (unknown + trending)^popularity
+
+    The sum is how well a video fits the user, the power how likely anybody is to watch it now:
+    multiplied, as a likelihood is with a prior. `anybody` is the fit of what nothing ties to the
+    user, `unknown` stands for the popularity of what does not trend.
+
+    The n-th video of a category (n = 0, 1, …) has its score divided by 1 + n · repeat, as in
+    maximal marginal relevance (Carbonell and Goldstein, 1998) with a similarity of 1 within a
+    category and 0 between categories. Who is new has shown no taste, and gets more variety.
+    """
+
+    neighbour: float = 1.0
+    similar: float = 0.5
+    same_category: float = 0.5
+    anybody: float = 0.1
+    unknown: float = 0.1
+    popularity: float = 0.7
+    repeat: float = 0.02
+    repeat_for_new: float = 1.0
+
+    def parts(self, candidate: Candidate) -> dict[str, float]:
+        """What ties a candidate to the user, and how much of each."""
+        return {
+            "neighbour": self.neighbour * candidate.neighbour,
+            "similar": self.similar * candidate.similar,
+            "same_category": self.same_category * candidate.same_category,
+        }
+
+    def score(self, candidate: Candidate) -> float:
+        fit = self.anybody + sum(self.parts(candidate).values())
+        return float(fit * (self.unknown + candidate.trending) ** self.popularity)
+
+
+WEIGHTS = Weights()
+
+
+def blend(material: Material, *, limit: int, weights: Weights = WEIGHTS) -> list[Recommended]:
+    """The first `limit` candidates, best first; scores never rise, equal ones are ordered by id."""
+    is_new = material.profile.is_empty
+    repeat = weights.repeat_for_new if is_new else weights.repeat
+    scored = sorted(
+        ((weights.score(each), each) for each in material.candidates),
+        key=lambda pair: (-pair[0], pair[1].video_id),
+    )
+    found: list[Recommended] = []
+    for score, candidate in _varied(scored, repeat):
+        if len(found) >= limit:
+            break
+        reason = _reason(candidate, material, weights)
+        found.append(Recommended(candidate.video_id, score, reason))
+    return found
+
+
+def source_of(material: Material) -> Source:
+    """What the blend has to go by: TRENDING where nothing ties a candidate to the user."""
+    tied = any(each.neighbour or each.similar or each.same_category for each in material.candidates)
+    return Source.BLEND if tied and not material.profile.is_empty else Source.TRENDING
+
+
+def _varied(
+    scored: Sequence[tuple[float, Candidate]], repeat: float
+) -> Iterator[tuple[float, Candidate]]:
+    """All of them with lowered scores, best first; those without a category repeat nothing."""
+    queues: dict[str | UUID, deque[tuple[float, Candidate]]] = defaultdict(deque)
+    for score, candidate in scored:
+        queues[candidate.category or candidate.video_id].append((score, candidate))
+    given = dict.fromkeys(queues, 0)
+
+    def lowered(key: str | UUID) -> float:
+        return queues[key][0][0] / (1 + given[key] * repeat)
+
+    while queues:
+        key = min(queues, key=lambda each: (-lowered(each), queues[each][0][1].video_id))
+        score = lowered(key)
+        yield score, queues[key].popleft()[1]
+        given[key] += 1
+        if not queues[key]:
+            del queues[key]
+
+
+def _reason(candidate: Candidate, material: Material, weights: Weights) -> str:
+    """Names what ties the candidate to the user most, in a line for people."""
+    parts = weights.parts(candidate)
+    most = max(parts, key=lambda name: parts[name])
+    if parts[most] < weights.anybody:
+        return "Trending this week" if candidate.trending else "Something else to watch"
+    if most == "neighbour":
+        return _because(candidate.because, material)
+    if most == "similar":
+        return "Similar to what you watched"
+    category = _line(candidate.category or "")
+    return f"Popular in {category} right now" if candidate.trending else f"More in {category}"
+
+
+def _because(video_id: UUID | None, material: Material) -> str:
+    liked = any(each.video_id == video_id for each in material.profile.liked)
+    verb = "liked" if liked else "watched"
+    described = material.described.get(video_id) if video_id else None
+    if described is None or not (title := _line(described.title)):
+        return f"Because of what you {verb}"
+    return f"Because you {verb} “{title}”"
+
+
+def _line(title: str) -> str:
+    """A title on one line, without characters that can't be seen or turn the text around."""
+    shown = "".join(each if each.isprintable() else " " for each in title)
+    whole = " ".join(shown.split())
+    return whole if len(whole) <= TITLE_LENGTH else f"{whole[: TITLE_LENGTH - 1].rstrip()}…"
