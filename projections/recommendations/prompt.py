@@ -19,14 +19,14 @@ from projections.recommendations.excerpt import cut, plain
 from projections.recommendations.model import Described, Engaged, Material
 
 PROMPT_VERSION = "recommendations.v1"
-"""Told with each answer: change it with every change of a text below."""
+"""Logged with answers that are not as asked for: change it with every change of a text below."""
 
 MOST_WATCHED = 20
 MOST_LIKED = 10
 MOST_TRENDING = 20
 MOST_CANDIDATES = 60
 MOST_PICKS = 20
-"""A model writes for about as many seconds as it names fives of videos, each with a reason."""
+"""Naming one, with a reason, takes a model a fifth of a second or more."""
 MOST_CHARACTERS = 32_000
 """Of a whole question: about 8,000 tokens of English."""
 REASON_WORDS = 12

@@ -120,7 +120,8 @@ def checked(picks: Iterable[Pick], asked: Question) -> list[RankedByModel]:
         if outcome == "kept":
             reason = shown(pick.reason)
             found[pick.id] = RankedByModel(asked.candidates[pick.id], reason)
-            outcomes["reason_dropped"] += reason is None
+            if reason is None:
+                outcomes["reason_dropped"] += 1
         outcomes[outcome] += 1
     for outcome, count in outcomes.items():
         metrics.RECOMMENDATION_PICKS.labels(outcome).inc(count)

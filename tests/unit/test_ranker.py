@@ -94,7 +94,9 @@ def counted(outcome: str) -> float:
 
 async def test_an_order_is_that_of_the_model() -> None:
     model = Model(("c3", REASON), ("c1", f" {REASON} "), ("c8", REASON))
-    assert await rank(model) == [film(3), film(1), film(8)]
+    with capture_logs() as logs:
+        assert await rank(model) == [film(3), film(1), film(8)]
+    assert logs == []
     assert model.asked[0]["limit"] == 5
     assert model.limits == [TOKENS_OF_FORM + 5 * TOKENS_PER_PICK]
 
