@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from threading import Event, Thread
 
+import psycopg
 import pytest
 
 from projections.analytics.migrating import Shape
 from projections.analytics.rebuilding import Stopped
+from projections.analytics.storing import LOCK
 from tests.integration.analytics_support import migrated, timescale_database
-from tests.integration.projection_support import Writer, rows
+from tests.integration.projection_support import Writer, eventually, rows
 from tests.integration.rebuilding_support import Site, site
 
 ROWS = "analytics.video_analytics"
@@ -18,6 +20,10 @@ LIKES = "event_type IN ('like', 'comment')"
 ONE_LIKE = (
     f"event_id = (SELECT event_id FROM {ROWS} WHERE event_type = 'like' ORDER BY event_id LIMIT 1)"
 )
+WAITING = """
+SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 5 AND NOT granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 ONE_VIEW = ONE_LIKE.replace("'like'", "'view'")
 ADD_LIKE = f"""
 INSERT INTO {ROWS}
@@ -208,3 +214,15 @@ def test_reads_and_ingest_go_on(told: Site) -> None:
     assert told.verify() == {}
     ((count,),) = rows(told.url, f"SELECT count(*) FROM {ROWS} WHERE {LIKES}")
     assert [(count,)] == rows(told.log_url, TOLD)
+
+
+def test_nobody_else_stores_while_a_day_is_mended(told: Site) -> None:
+    told.sql(f"DELETE FROM {ROWS} WHERE {LIKES}")
+    with psycopg.connect(told.url) as storing:
+        storing.execute(LOCK)
+        thread = Thread(target=told.replay, name="mending")
+        thread.start()
+        eventually(lambda: rows(told.url, WAITING), 20)
+        assert rows(told.url, f"SELECT count(*) FROM {ROWS} WHERE {LIKES}") == [(0,)]
+    thread.join()
+    assert told.verify() == {}
