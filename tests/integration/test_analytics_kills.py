@@ -146,6 +146,14 @@ def test_killed_at_kafka_they_count_everything_once(database_url: str, writer: W
     expect(database_url, oracle(told), told.events)
 
 
+def answers(url: str) -> bool:
+    """Whether the database takes connections (again)."""
+    try:
+        return bool(rows(url, "SELECT 1"))
+    except psycopg.OperationalError:
+        return False
+
+
 def test_the_database_goes_down_under_them(short_dir: Path) -> None:
     with EmbeddedPostgres(short_dir / "analytics") as server:
         with psycopg.connect(server.url, autocommit=True) as conn:
@@ -165,6 +173,7 @@ def test_the_database_goes_down_under_them(short_dir: Path) -> None:
                 assert server.pid is not None
                 os.kill(server.pid, signal.SIGKILL)
                 await until(lambda: metrics.value("backlot_postgres_restarts_total") > before)
+                await until(lambda: answers(url), 60)
                 await record(url, told.events[half:])
                 await until(lambda: count(url) == len(told.events), 60)
                 await until(lambda: len(rows(url, "SELECT 1 FROM analytics.videos")) == 3)

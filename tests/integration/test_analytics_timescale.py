@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event as Flag
@@ -113,9 +114,10 @@ def test_killed_at_random_they_count_everything_once(
     def write() -> None:
         for at in range(0, len(happened.events), 60):
             asyncio.run(record(database_url, happened.events[at : at + 60]))
+            time.sleep(0.3)
 
     grown = kill(Thread(target=write, name="writing"), 6, database_url, counted)
-    assert len(grown) > 3
+    assert len(grown) > 2
     finish(database_url, counted, happened)
     # Whoever was killed before it had refreshed has left that to the policies.
     with psycopg.connect(counted, autocommit=True) as conn:
