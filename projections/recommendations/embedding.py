@@ -15,7 +15,7 @@ MOST_SEEDS = 5
 # How wide the index is searched: at 20,000 videos that finds 99 of the 100 nearest. And it goes on
 # behind videos that can't be shown until there are enough, or pgvector's own limit is reached.
 SEARCH = b"""
-SET LOCAL hnsw.ef_search = 64;
+SET LOCAL hnsw.ef_search = 100;
 SET LOCAL hnsw.iterative_scan = strict_order
 """
 # The limit stands in the text, since the planner has to know it to choose the index.

@@ -179,7 +179,7 @@ class TestTheTable:
         self, shop: Shop, conn: Connection[TupleRow]
     ) -> None:
         assert prepare(conn, MODEL, 2000) is None
-        put(conn, [Embedded(uuid4(), b"", unit([0.001] * 1999 + [1e-30]))])
+        put(conn, [Embedded(uuid4(), b"", unit([0.001] * 2000))])
 
     @pytest.mark.parametrize(
         ("found", "reason"),
