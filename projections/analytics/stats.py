@@ -57,6 +57,8 @@ SELECT day, count(*) FROM viewed GROUP BY day
 UNION ALL
 SELECT NULL, count(*) FROM (SELECT viewer FROM viewed GROUP BY viewer) AS viewers
 """
+# Who viewed before this is not kept any more.
+FLOOR = b"SELECT floor FROM analytics.retention"
 EARLIEST = b"SELECT min(bucket) FROM analytics.video_daily WHERE video_id = %s AND bucket <= %s"
 
 
@@ -137,7 +139,12 @@ async def stats_of(
     series = await _series(conn, BY_DAYS if bucket is Bucket.DAY else BY_HOURS, given)
     days, viewers = await _viewers(conn, given)
     if bucket is Bucket.DAY:
-        series = [replace(each, unique_viewers=days.get(each.at.date(), 0)) for each in series]
+        cursor = await conn.execute(FLOOR)
+        ((floor,),) = await cursor.fetchall()
+        series = [
+            replace(each, unique_viewers=days.get(each.at.date(), 0)) if each.at >= floor else each
+            for each in series
+        ]
     return Stats(_totals(series, since, viewers), series)
 
 

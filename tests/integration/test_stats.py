@@ -15,6 +15,7 @@ from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
 from projections.analytics.migrating import Shape
+from projections.analytics.pruning import prune
 from projections.analytics.stats import (
     LENGTHS,
     Bucket,
@@ -128,6 +129,19 @@ def test_a_video_that_nobody_saw_has_a_series_of_zeros(analytics: Connection[Tup
     assert found.totals == nothing
     assert list(found.series) == [replace(nothing, at=day) for day in days]
     assert found.series[0].at.tzinfo is UTC
+
+
+def test_who_viewed_is_not_told_of_days_whose_viewers_are_gone(
+    both_shapes: Connection[TupleRow],
+) -> None:
+    film = Film(UUID(int=1), NOW - timedelta(days=62))
+    deeds = [Deed(film, "view", NOW - timedelta(days=age)) for age in (61, 60, 59)]
+    write(both_shapes, [film], deeds)
+    prune(both_shapes, 60, NOW)
+    found = stats(both_shapes, film, Range.ALL)
+    assert [point.views for point in found.series[:4]] == [0, 1, 1, 1]
+    assert [point.unique_viewers for point in found.series[:4]] == [None, None, 1, 1]
+    assert (found.totals.views, found.totals.unique_viewers) == (3, 1)
 
 
 def test_hours_of_all_times_are_refused(analytics: Connection[TupleRow]) -> None:
