@@ -28,15 +28,15 @@ from infra.codec import EventMapper
 from infra.counters import AsyncCounters
 from infra.http import create_app
 from infra.settings import Role
+from projections.analytics.formula import Formula
 from projections.analytics.rebuilding import NAME as ANALYTICS
-from projections.analytics.trending import Formula, Trending
-from projections.analytics.trending_cache import TrendingCache, lifetimes_from
 from projections.replaying.counter_rebuild import NAME as COUNTERS
 from projections.waiting import Waiting
 from readapi.audit.integrity import Integrity
 from readapi.counts import LikeCounts
 from readapi.figures import AnalyticsQueries
 from readapi.live import LiveCounts
+from readapi.recommending import open_recommendations
 from workers.analytics.pruning import keep_pruning
 from workers.expiry import Expiry, keep_expiring
 from workers.housekeeping import keep_house
@@ -103,6 +103,17 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
     live = LiveCounts(pool, counts)
     parts.endings.append(live.close)
     stack.push_async_callback(live.close)
+    analytics = await AnalyticsQueries.open(parts.settings, parts.analytics_url, parts.redis)
+    stack.push_async_callback(analytics.aclose)
+    recommendations = open_recommendations(
+        parts.settings,
+        parts.redis,
+        pool,
+        analytics,
+        likes=parts.models.likes,
+        catalog=parts.models.catalog,
+    )
+    stack.push_async_callback(recommendations.aclose)
     return readapi.app.Queries(
         pool=pool,
         catalog=parts.models.catalog,
@@ -116,18 +127,9 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
         objects=parts.objects,
         views=telemetry.Views(),
         mapper=EventMapper(),
-        analytics=await _analytics(parts, stack),
+        analytics=analytics,
+        recommendations=recommendations,
     )
-
-
-async def _analytics(parts: Parts, stack: AsyncExitStack) -> AnalyticsQueries:
-    # A pool of its own: a ranking takes far longer than a look at a video.
-    pool = readapi.app.make_pool(parts.analytics_url, max_size=4)
-    await pool.open()
-    stack.push_async_callback(pool.close)
-    trending = Trending(Formula.from_settings(parts.settings))
-    cache = TrendingCache(parts.redis, lifetimes_from(parts.settings))
-    return AnalyticsQueries(pool, trending, cache)
 
 
 def _integrity(parts: Parts, stack: AsyncExitStack) -> Integrity:

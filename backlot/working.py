@@ -14,14 +14,19 @@ from infra.codec import EventMapper
 from infra.kafka import KafkaOptions
 from infra.settings import Role
 from infra.tasks import FailedTask, Resources, TaskWorker, make_broker, task_queues
-from projections.analytics.trending_cache import Invalidation
+from projections.analytics import trending_cache
+from projections.recommendations import cache
+from projections.recommendations.weighing import Weighing
 from workers.analytics import uploads
 from workers.analytics.keeper import Analytics, AnalyticsVideos
 from workers.consuming.kafka import KafkaSource
 from workers.consuming.keeping import BEHIND_EVENTS, KeeperRunner
-from workers.consuming.log import LogSource
+from workers.consuming.log import BATCH_EVENTS, LogSource
 from workers.consuming.messages import Consumer, Keeper, Source
 from workers.consuming.runner import ConsumerRunner
+from workers.recommendations.keeper import Recommendations
+from workers.recommendations.opening import open_preparing
+from workers.recommendations.preparing import Preparing, keep_preparing
 from workers.relay import Relay
 from workers.speech.consumer import SpeechConsumer
 from workers.speech.opening import media_urls, open_speech, wanted
@@ -66,8 +71,11 @@ async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:
     @asynccontextmanager
     async def open_means() -> AsyncIterator[Means]:
         with media_urls(settings, parts.objects) as media_url:
-            async with open_translation(settings, bus, parts.redis) as translation:
-                yield Means(translation, open_speech(settings, bus, media_url))
+            async with (
+                open_translation(settings, bus, parts.redis) as translation,
+                open_preparing(settings, parts.database_url, parts.redis) as recommendations,
+            ):
+                yield Means(translation, open_speech(settings, bus, media_url), recommendations)
 
     async def on_dead(failed: FailedTask) -> None:
         await give_up(resources.get(), failed)
@@ -118,6 +126,10 @@ def _consume(
     )
     job = keep_sweeping(sweep, parts.database_url, settings.translation_sweep_seconds)
     in_background(job, stack)
+    if settings.recommendations_precompute_seconds:
+        preparing = Preparing(tasks.prepare_recommendations, task_queues(settings))
+        seconds = settings.recommendations_precompute_seconds
+        in_background(keep_preparing(preparing, parts.analytics_url, seconds), stack)
 
 
 def _keep_analytics(
@@ -125,18 +137,14 @@ def _keep_analytics(
 ) -> None:
     settings = parts.settings
     repeat = timedelta(seconds=settings.view_repeat_seconds)
-    analytics = Analytics(repeat, counted=Invalidation(parts.redis).touch)
-    source: Source
-    if kafka is None:
-        source = LogSource(
-            analytics.topics,
-            wake=waker.subscribe(),
-            mapper=EventMapper(),
-            batch_events=BEHIND_EVENTS,
-        )
-    else:
-        source = KafkaSource(analytics.topics, kafka, batch_messages=BEHIND_EVENTS)
-    _keep(parts, analytics, source, stack)
+    rankings = trending_cache.Invalidation(parts.redis)
+    profiles = cache.Invalidation(parts.redis, settings)
+    keepers: list[Keeper] = [
+        Analytics(repeat, counted=rankings.touch),
+        Recommendations(Weighing.from_settings(settings), changed=profiles.touch),
+    ]
+    for keeper in keepers:
+        _keep(parts, keeper, _source(keeper, kafka, waker, BEHIND_EVENTS), stack)
     feed = uploads.feed(EventMapper(), BEHIND_EVENTS)
     following = LogSource(
         uploads.TOPICS, wake=waker.subscribe(), mapper=EventMapper(), following=[feed]
@@ -158,8 +166,14 @@ def _keep(parts: Parts, keeper: Keeper, source: Source, stack: AsyncExitStack) -
     in_background(runner.run(), stack)
 
 
-def _source(consumer: Consumer, kafka: KafkaOptions | None, waker: Waker) -> Source:
+def _source(
+    consumer: Consumer | Keeper,
+    kafka: KafkaOptions | None,
+    waker: Waker,
+    at_once: int = BATCH_EVENTS,
+) -> Source:
     """Kafka where it is configured, else the event log itself."""
     if kafka is not None:
-        return KafkaSource(consumer.topics, kafka)
-    return LogSource(consumer.topics, wake=waker.subscribe(), mapper=EventMapper())
+        return KafkaSource(consumer.topics, kafka, batch_messages=at_once)
+    wake = waker.subscribe()
+    return LogSource(consumer.topics, wake=wake, mapper=EventMapper(), batch_events=at_once)

@@ -288,6 +288,45 @@ class TrendingVideos(Wire):
     cached: bool
 
 
+class VideoReference(Wire):
+    """A video by its id, and what it is called."""
+
+    video_id: Annotated[UUID, Field(examples=[VIDEO_ID])]
+    title: str
+
+
+class Recommendation(Wire):
+    """A video that the user may like, and why; the higher the score the earlier."""
+
+    video: VideoReference
+    reason: Annotated[str, Field(examples=["Because you watched “Tides”"])]
+    score: float
+
+
+class RecommendedVideo(Wire):
+    """The same with all that is known of the video."""
+
+    video: Video
+    reason: str
+    score: float
+
+
+class Recommendations(Wire):
+    """The best first. `source` is what ordered them: the first of these that could."""
+
+    source: Literal["llm", "blend", "trending"]
+    cached: bool
+    items: list[Recommendation]
+
+
+class RecommendedVideos(Wire):
+    """The same with all that is known of the videos."""
+
+    source: Literal["llm", "blend", "trending"]
+    cached: bool
+    items: list[RecommendedVideo]
+
+
 class ProblemDetails(BaseModel):
     """RFC 9457: what went wrong and what to do. More members depend on `type`."""
 

@@ -489,6 +489,18 @@ TRENDING_SETTLE_FAILURES = Counter(
     registry=REGISTRY,
 )
 
+RECOMMENDATION_PICKS = Counter(
+    "backlot_recommendation_picks",
+    "Videos that language models named (kept, unknown, duplicate, surplus), and reason_dropped.",
+    ("outcome",),
+    registry=REGISTRY,
+)
+RECOMMENDATION_BUDGET_FAILURES = Counter(
+    "backlot_recommendation_budget_failures",
+    "Times that Redis did not answer for the budgets of the language model's calls.",
+    registry=REGISTRY,
+)
+
 EMBEDDINGS = Counter(
     "backlot_embeddings",
     "Texts of videos that were embedded (made), or that the provider does not take (rejected).",
@@ -499,18 +511,6 @@ EMBEDDING_FAILURES = Counter(
     "backlot_embedding_failures",
     "Times that embeddings could not be kept up to date, and it was tried later, by what failed.",
     ("step",),
-    registry=REGISTRY,
-)
-
-RECOMMENDATION_PICKS = Counter(
-    "backlot_recommendation_picks",
-    "Videos that language models named (kept, unknown, duplicate, surplus), and reason_dropped.",
-    ("outcome",),
-    registry=REGISTRY,
-)
-RECOMMENDATION_BUDGET_FAILURES = Counter(
-    "backlot_recommendation_budget_failures",
-    "Times that Redis did not answer for the budgets of the language model's calls.",
     registry=REGISTRY,
 )
 
@@ -527,3 +527,27 @@ def value(name: str, **labels: str) -> float:
     """
     sample = REGISTRY.get_sample_value(name, labels)
     return 0.0 if sample is None else sample
+
+
+RECOMMENDATIONS_MADE = Counter(
+    "backlot_recommendations_made",
+    "Recommendations of one user that were made, by what ordered them (llm, blend, trending).",
+    ("source",),
+    registry=REGISTRY,
+)
+RECOMMENDATION_FAILURES = Counter(
+    "backlot_recommendation_failures",
+    "Times that a database did not answer, so that what trends was recommended.",
+    registry=REGISTRY,
+)
+RECOMMENDATION_LOOKUPS = Counter(
+    "backlot_recommendation_lookups",
+    "Recommendations that were asked for: from the cache, made, or shared with their maker.",
+    ("outcome",),
+    registry=REGISTRY,
+)
+RECOMMENDATION_CACHE_FAILURES = Counter(
+    "backlot_recommendation_cache_failures",
+    "Times that Redis did not answer for their cache, or held what can't be read.",
+    registry=REGISTRY,
+)

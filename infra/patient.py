@@ -1,4 +1,4 @@
-"""A Redis that may be away: after a failure it is left alone for a while, and nobody waits for it."""
+"""A Redis that may be away: after a failure it is left alone for a while, so that nobody waits."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ AWAY_SECONDS = 5.0
 
 
 class PatientRedis:
-    """For what may be missing; `name` stands in the log, `failures` counts."""
+    """For what may be missing; `name` begins what is logged, `failures` counts."""
 
     def __init__(self, redis: Redis, name: str, failures: Counter) -> None:
         self._redis = redis
-        self._name = name
+        self._away, self._back = f"{name}_away", f"{name}_back"
         self._failures = failures
         self._silent = False
         self._left_alone_until = 0.0
@@ -40,7 +40,7 @@ class PatientRedis:
             return None
         if self._silent:
             self._silent = False
-            log.info(f"{self._name}_back")
+            log.info(self._back)
         return answer
 
     def _failed(self, error: Exception) -> None:
@@ -48,4 +48,4 @@ class PatientRedis:
         self._left_alone_until = time.monotonic() + AWAY_SECONDS
         if not self._silent:
             self._silent = True
-            log.warning(f"{self._name}_away", error=f"{type(error).__name__}: {error}")
+            log.warning(self._away, error=f"{type(error).__name__}: {error}")

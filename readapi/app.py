@@ -21,6 +21,7 @@ from readapi import (
     likes,
     operations,
     projections,
+    recommendations,
     uploads,
 )
 from readapi.audit import integrity
@@ -46,6 +47,7 @@ log = structlog.get_logger(__name__)
 def routers() -> list[APIRouter]:
     """Every query of the contract."""
     return [
+        recommendations.router,
         catalog.router,
         likes.router,
         comments.router,

@@ -9,12 +9,16 @@ from uuid import UUID
 
 from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
+from redis.asyncio import Redis
 
+from infra.settings import Settings
+from projections.analytics.formula import Formula
 from projections.analytics.stats import Bucket, Range, Stats, stats_of
 from projections.analytics.trending import Ranked, Trending
-from projections.analytics.trending_cache import Ranking, TrendingCache
+from projections.analytics.trending_cache import Ranking, TrendingCache, lifetimes_from
 from projections.analytics.windows import Window
 from projections.waiting import Pool
+from readapi.pool import make_pool
 
 
 class AnalyticsUnavailable(Exception):
@@ -25,9 +29,22 @@ class AnalyticsQueries:
     """Stats and trending, where the analytics are kept; to be used from one event loop."""
 
     def __init__(self, pool: Pool, trending: Trending, cache: TrendingCache) -> None:
-        self._pool = pool
+        self.pool = pool
         self._trending = trending
         self._cache = cache
+
+    @classmethod
+    async def open(cls, settings: Settings, url: str, redis: Redis) -> AnalyticsQueries:
+        """With connections to the analytics at `url` and rankings kept in `redis`."""
+        # A pool of its own: a ranking takes far longer than a look at a video.
+        pool = make_pool(url, max_size=4)
+        await pool.open()
+        cache = TrendingCache(redis, lifetimes_from(settings))
+        return cls(pool, Trending(Formula.from_settings(settings)), cache)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self.pool.close()
 
     async def ranking(
         self, window: Window, limit: int, category: str | None
@@ -56,7 +73,7 @@ class AnalyticsQueries:
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[AsyncConnection[TupleRow]]:
         try:
-            async with self._pool.connection() as conn:
+            async with self.pool.connection() as conn:
                 yield conn
         except (OperationalError, InterfaceError) as error:
             raise AnalyticsUnavailable(str(error)) from error

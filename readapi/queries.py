@@ -22,6 +22,7 @@ from projections.likes import Likes
 from projections.operations import Operations
 from projections.overview import Rates
 from projections.projection import Projection
+from projections.recommendations.cache import RecommendationCache
 from projections.waiting import Pool, Waiting
 from readapi.counts import LikeCounts
 from readapi.figures import AnalyticsQueries
@@ -96,6 +97,7 @@ class Queries:
     views: ViewCounts
     mapper: EventMapper
     analytics: AnalyticsQueries
+    recommendations: RecommendationCache
     rates: Rates = field(default_factory=Rates)
 
     @property

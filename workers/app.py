@@ -14,6 +14,7 @@ from infra.redis import open_redis
 from infra.settings import Settings, load_settings
 from infra.tasks import FailedTask, Resources, configure
 from infra.tasks.broker import broker_url
+from workers.recommendations.opening import open_preparing
 from workers.speech.opening import media_urls, open_speech
 from workers.tasks import Means, declare, give_up
 from workers.translation.opening import open_translation
@@ -49,8 +50,11 @@ async def open_means() -> AsyncIterator[Means]:
     redis = open_redis(settings.redis_url)
     try:
         with media_urls(settings) as media_url:
-            async with open_translation(settings, bus, redis) as translation:
-                yield Means(translation, open_speech(settings, bus, media_url))
+            async with (
+                open_translation(settings, bus, redis) as translation,
+                open_preparing(settings, DATABASE_URL, redis) as recommendations,
+            ):
+                yield Means(translation, open_speech(settings, bus, media_url), recommendations)
     finally:
         await bus.close()
         await redis.aclose()

@@ -12,7 +12,8 @@ import structlog
 from dramatiq import Actor, Broker
 
 from infra.tasks import FailedTask, current_origin
-from infra.tasks.queues import SPEECH, TRANSLATION
+from infra.tasks.queues import RECOMMENDATIONS, SPEECH, TRANSLATION
+from projections.recommendations.cache import RecommendationCache
 from workers.speech.task import SpeechTranscription
 from workers.translation.task import CommentTranslation
 
@@ -20,6 +21,9 @@ log = structlog.get_logger(__name__)
 
 TRANSLATE_COMMENT = "translate_comment"
 TRANSCRIBE_VIDEO = "transcribe_video"
+PREPARE_RECOMMENDATIONS = "prepare_recommendations"
+# Dramatiq takes the lowest number first; 0 is the default.
+LATER = 10
 # The transcriber gives up after half an hour of its own; before that it may wait for another one.
 SPEECH_LIMIT_MS = 4 * 3600 * 1000
 
@@ -30,6 +34,7 @@ class Means:
 
     translation: CommentTranslation
     speech: SpeechTranscription | None
+    recommendations: RecommendationCache | None
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Tasks:
 
     translate_comment: Actor[..., Any]
     transcribe_video: Actor[..., Any]
+    prepare_recommendations: Actor[..., Any]
 
 
 def declare(broker: Broker, means: Callable[[], Means]) -> Tasks:
@@ -57,7 +63,22 @@ def declare(broker: Broker, means: Callable[[], Means]) -> Tasks:
         else:
             await speech.run(UUID(video_id), current_origin())
 
-    return Tasks(translate_comment, transcribe_video)
+    @dramatiq.actor(
+        actor_name=PREPARE_RECOMMENDATIONS,
+        queue_name=RECOMMENDATIONS,
+        broker=broker,
+        priority=LATER,
+        max_retries=0,
+    )
+    async def prepare_recommendations(users: list[str]) -> None:
+        recommendations = means().recommendations
+        if recommendations is None:
+            log.warning("recommendations_not_made", error="RECOMMENDATIONS_PRECOMPUTE_SECONDS is 0")
+            return
+        for user in users:
+            await recommendations.get(user)
+
+    return Tasks(translate_comment, transcribe_video, prepare_recommendations)
 
 
 async def give_up(means: Means, failed: FailedTask) -> None:

@@ -11,7 +11,8 @@ from infra.tasks.errors import UnknownQueue
 
 TRANSLATION: Final = "translation"
 SPEECH: Final = "speech"
-QUEUES: Final = (TRANSLATION, SPEECH)
+RECOMMENDATIONS: Final = "recommendations"
+QUEUES: Final = (TRANSLATION, SPEECH, RECOMMENDATIONS)
 
 
 class KnownQueues(Middleware):

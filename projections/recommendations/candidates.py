@@ -36,28 +36,40 @@ async def candidates_for(
 ) -> list[Candidate]:
     """At most `limit` candidates, each once; the sources take turns, each with its best first.
 
-    The first 20 of `trending` are looked at; `similar` are videos whose texts are like those of
-    the profile, each from 0 to 1. For a new user the categories take turns.
+    The first 20 of `trending` are candidates; the rest tells how popular the others are. `similar`
+    are videos whose texts are like those of the profile, each from 0 to 1. For a new user the
+    categories take turns.
     """
     seeds = seeds_of(profile, weighing)
     finder = Finder(conn, profile.user_id, seeds, weighing)
     near = await finder.neighbours(limit)
     shares = await finder.shares()
     tops = await _tops(finder, list(islice(shares, MOST_CATEGORIES)), limit)
-    trend = [each.video_id for each in trending[:MOST_TRENDING]]
+    trend = [each.video_id for each in trending]
     alike = {video: min(max(value, 0.0), 1.0) for video, value in similar}
-    these = await finder.these([*trend, *alike])
+    these = await finder.these([*trend[:MOST_TRENDING], *alike])
     found = {each.video_id: each for each in [*these, *tops, *near]}
     sources = [
         [each.video_id for each in near],
         [each.video_id for each in tops],
         sorted(alike, key=lambda video: (-alike[video], video)),
-        trend,
+        trend[:MOST_TRENDING],
     ]
     signals = Signals.of(near, shares, tops, trend, alike)
     chosen = islice(take_turns(sources, found), limit)
     candidates = [signals.candidate(found[video]) for video in chosen]
     return vary(candidates) if profile.is_empty else candidates
+
+
+async def those_allowed(
+    conn: AsyncConnection[TupleRow],
+    profile: Profile,
+    videos: Sequence[UUID],
+    weighing: Weighing = WEIGHING,
+) -> set[UUID]:
+    """Those of the videos that may be recommended to the user at all."""
+    finder = Finder(conn, profile.user_id, seeds_of(profile, weighing), weighing)
+    return {each.video_id for each in await finder.these(videos)}
 
 
 async def _tops(finder: Finder, categories: Sequence[str], limit: int) -> list[Found]:

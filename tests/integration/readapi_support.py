@@ -23,9 +23,11 @@ from infra.http import create_app
 from infra.objects import FolderStore
 from infra.position import encode_position
 from infra.redis import connect_redis, embedded_redis
+from infra.settings import Settings
+from projections.analytics.formula import Formula
 from projections.analytics.migrating import migrate
-from projections.analytics.trending import Formula, Trending
-from projections.analytics.trending_cache import Lifetimes, TrendingCache
+from projections.analytics.trending import Trending
+from projections.analytics.trending_cache import TrendingCache
 from projections.audit.index import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
@@ -37,6 +39,7 @@ from readapi.app import Queries, make_pool, routers, translate
 from readapi.counts import LikeCounts
 from readapi.figures import AnalyticsQueries
 from readapi.live import LiveCounts
+from readapi.recommending import open_recommendations
 from tests.integration.projection_support import Writer, hosting
 
 SECRET = "a secret of the tests, long enough for HS256"
@@ -48,7 +51,14 @@ T = TypeVar("T")
 class Site:
     """A read API, the log that it shows, and an object store; used from one event loop."""
 
-    def __init__(self, database_url: str, folder: Path, redis_url: str | None = None) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        folder: Path,
+        redis_url: str | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self.settings = settings or Settings()
         self.database_url = database_url
         self.redis_url = redis_url
         self.writer = Writer(database_url)
@@ -82,7 +92,10 @@ class Site:
             objects=self.objects,
             views=telemetry.Views(),
             mapper=EventMapper(),
-            analytics=await self._open_analytics(),
+            analytics=(analytics := await self._open_analytics()),
+            recommendations=open_recommendations(
+                self.settings, self.rankings, pool, analytics, likes=Likes(), catalog=Catalog()
+            ),
         )
 
     async def _open_analytics(self) -> AnalyticsQueries:
@@ -98,6 +111,7 @@ class Site:
     def close(self) -> None:
         self.run(self.client.aclose())
         self.run(self.queries.live.close())
+        self.run(self.queries.recommendations.aclose())
         self.run(self.rankings.aclose())
         self.run(self.analytics_pool.close())
         self.run(self.queries.pool.close())

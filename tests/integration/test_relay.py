@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -68,8 +67,8 @@ def test_everything_is_told_under_its_topic(url: str, writer: Writer, cluster: M
         await watch(
             url,
             SEEN,
-            replace(SEEN, event_id=uuid4(), topic="video.watch_time", details=details),
-            replace(SEEN, event_id=uuid4(), topic="video.shared", details={"channel": "mail"}),
+            SEEN._replace(event_id=uuid4(), topic="video.watch_time", details=details),
+            SEEN._replace(event_id=uuid4(), topic="video.shared", details={"channel": "mail"}),
         )
         async with (
             relaying(url, cluster.bootstrap_servers),

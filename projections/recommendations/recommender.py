@@ -1,0 +1,194 @@
+"""What to recommend to a user: from a language model, else from the blend, else what trends.
+
+There is an answer within the time limit as long as the database answers, and it says what made it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from uuid import UUID
+
+import structlog
+from psycopg import AsyncConnection
+from psycopg import Error as DatabaseError
+from psycopg.rows import TupleRow
+
+from infra import metrics
+from infra.llm.errors import LanguageModelError
+from projections.analytics.trending import Ranked
+from projections.catalog import Catalog, VideoRow
+from projections.likes import Likes
+from projections.recommendations.blend import blend, source_of
+from projections.recommendations.budget import BudgetSpent
+from projections.recommendations.candidates import candidates_for, those_allowed
+from projections.recommendations.describing import describe
+from projections.recommendations.embedding import nearest
+from projections.recommendations.fusion import fuse
+from projections.recommendations.model import (
+    Candidate,
+    Material,
+    Profile,
+    Recommended,
+    Source,
+)
+from projections.recommendations.profile import profile_of
+from projections.recommendations.ranker import Ranker
+from projections.recommendations.weighing import Weighing
+from projections.waiting import Pool
+
+log = structlog.get_logger(__name__)
+
+MOST = 50
+"""So many are made, whoever asks for fewer."""
+MOST_SIMILAR = 20
+
+NEW = "New"
+# Above every position: the log counts in bigint.
+END_OF_LOG = 2**63 - 1
+
+Conn = AsyncConnection[TupleRow]
+Trend = Callable[[], Awaitable[Sequence[Ranked]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendations:
+    """The best first; `whole` unless something failed that may work again soon."""
+
+    source: Source
+    items: tuple[Recommended, ...]
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the databases know; `newest` fills up what the material has too few of."""
+
+    material: Material
+    newest: Sequence[UUID]
+    whole: bool
+
+
+class Recommender:
+    """Makes recommendations; to be used from one event loop.
+
+    `pool` leads to the read models, `analytics` to the analytics; `trend` gives what trends.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        analytics: Pool,
+        *,
+        likes: Likes,
+        catalog: Catalog,
+        trend: Trend,
+        ranker: Ranker | None,
+        seconds: float,
+        weighing: Weighing,
+    ) -> None:
+        self._pool, self._analytics = pool, analytics
+        self._likes, self._catalog = likes, catalog
+        self._trend, self._ranker = trend, ranker
+        self._seconds, self._weighing = seconds, weighing
+
+    async def recommend(self, user_id: str) -> Recommendations:
+        """Up to MOST videos for a user, fewer only where there are no more."""
+        deadline = time.monotonic() + self._seconds
+        trending = await self._trend()
+        found = await self._find(user_id, trending)
+        material = found.material
+        blended = blend(material, limit=len(material.candidates))
+        made = Recommendations(source_of(material), tuple(blended), found.whole)
+        if found.whole and self._ranker is not None and blended:
+            made = await self._asked(self._ranker, material, made, deadline)
+        metrics.RECOMMENDATIONS_MADE.labels(made.source.value).inc()
+        known = {each.video_id for each in made.items}
+        new = (Recommended(video, 0.0, NEW) for video in found.newest if video not in known)
+        return replace(made, items=(*made.items, *new)[:MOST])
+
+    async def aclose(self) -> None:
+        """Give up what is asked of a language model, and close its connections."""
+        if self._ranker is not None:
+            await self._ranker.aclose()
+
+    async def _asked(
+        self, ranker: Ranker, material: Material, made: Recommendations, deadline: float
+    ) -> Recommendations:
+        """The same in the language model's order, if there is one in time."""
+        try:
+            ranked = await ranker.rank(material, MOST, deadline - time.monotonic())
+        except LanguageModelError as error:
+            log.info("recommended_without_model", outcome=error.outcome)
+            # A budget that is spent today will be so in a minute.
+            return replace(made, whole=isinstance(error, BudgetSpent))
+        if not ranked:
+            return made
+        return Recommendations(Source.LLM, tuple(fuse(made.items, ranked)), whole=True)
+
+    async def _find(self, user_id: str, trending: Sequence[Ranked]) -> Found:
+        """What is known of the user and of what may be recommended; else only what trends."""
+        try:
+            async with self._pool.connection() as conn, self._analytics.connection() as analytics:
+                return await self._look(conn, analytics, user_id, trending)
+        except DatabaseError as error:
+            metrics.RECOMMENDATION_FAILURES.inc()
+            log.warning("recommended_by_trend", error=f"{type(error).__name__}: {error}")
+            material = Material(Profile(user_id), _by_trend(trending))
+            return Found(material, await self._others_newest(user_id), whole=False)
+
+    async def _look(
+        self, conn: Conn, analytics: Conn, user_id: str, trending: Sequence[Ranked]
+    ) -> Found:
+        profile = await profile_of(analytics, self._likes, conn, user_id)
+        similar = await nearest(analytics, _latest(profile), limit=MOST_SIMILAR)
+        candidates = await candidates_for(
+            analytics, profile, trending, similar=similar, weighing=self._weighing
+        )
+        described = await describe(conn, self._catalog, _all(profile, candidates))
+        # What the catalog no longer has, the analytics may not have heard of.
+        there = [each for each in candidates if each.video_id in described]
+        newest: Sequence[UUID] = ()
+        if len(there) < MOST:
+            newest = await self._newest(conn, analytics, profile)
+        return Found(Material(profile, there, described), newest, whole=True)
+
+    async def _newest(self, conn: Conn, analytics: Conn, profile: Profile) -> list[UUID]:
+        """Videos that may be recommended for nothing but being new, the newest first."""
+        asked = [row.video_id for row in await self._newest_rows(conn)]
+        allowed = await those_allowed(analytics, profile, asked, self._weighing)
+        return [video for video in asked if video in allowed]
+
+    async def _others_newest(self, user_id: str) -> list[UUID]:
+        """The newest that are not the user's own, if the catalog at least answers."""
+        try:
+            async with self._pool.connection() as conn:
+                rows = await self._newest_rows(conn)
+        except DatabaseError:
+            return []
+        return [row.video_id for row in rows if row.owner != user_id]
+
+    async def _newest_rows(self, conn: Conn) -> list[VideoRow]:
+        return await self._catalog.page(
+            conn, owner=None, category=None, before=END_OF_LOG, limit=MOST
+        )
+
+
+def _latest(profile: Profile) -> list[UUID]:
+    """The videos of the profile, the newest engagement first."""
+    engaged = sorted(chain(profile.liked, profile.watched), key=lambda each: each.at, reverse=True)
+    return list(dict.fromkeys(each.video_id for each in engaged))
+
+
+def _all(profile: Profile, candidates: Sequence[Candidate]) -> list[UUID]:
+    known = (each.video_id for each in chain(profile.watched, profile.liked))
+    return list(dict.fromkeys(chain((each.video_id for each in candidates), known)))
+
+
+def _by_trend(trending: Sequence[Ranked]) -> list[Candidate]:
+    return [
+        Candidate(each.video_id, None, trending=1 - place / len(trending))
+        for place, each in enumerate(trending)
+    ]

@@ -1,0 +1,127 @@
+"""What a user may like to watch next."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+from pydantic import AfterValidator
+
+from infra.auth import Identity
+from infra.contract import (
+    Recommendation,
+    Recommendations,
+    RecommendedVideo,
+    RecommendedVideos,
+    VideoReference,
+)
+from infra.http import Caller, Problem, problems, wire
+from projections.catalog import VideoRow
+from projections.recommendations import recommender
+from projections.recommendations.model import Recommended
+from readapi.catalog import present
+from readapi.paging import storable
+from readapi.queries import Fresh, Freshness, Queries, Read
+
+DEFAULT_LIMIT = 10
+
+OfUser = Annotated[
+    str | None,
+    Query(
+        alias="userId",
+        min_length=1,
+        max_length=128,
+        description="Whose; default: the caller. Somebody else's are for the role `admin`.",
+    ),
+    AfterValidator(storable),
+]
+SoMany = Annotated[
+    int, Query(ge=1, le=recommender.MOST, description="How many at most.", alias="limit")
+]
+ANSWERS = problems(401, 403, 422, 503)
+
+router = APIRouter(tags=["recommendations"])
+
+
+@router.get(
+    "/recommendations",
+    response_model=Recommendations,
+    responses=ANSWERS,
+    summary="Which videos a user may like, and why",
+)
+async def list_recommendations(
+    queries: Read,
+    fresh: Fresh,
+    caller: Caller,
+    user_id: OfUser = None,
+    limit: SoMany = DEFAULT_LIMIT,
+) -> Response:
+    whose = _whose(user_id, caller)
+    await _wait(queries, fresh)
+    made, cached = await queries.recommendations.get(whose)
+    async with queries.reading(fresh, queries.catalog) as conn:
+        shown = await _there(queries, conn, made.items, limit)
+    items = [
+        Recommendation(
+            video=VideoReference(video_id=row.video_id, title=row.title),
+            reason=each.reason,
+            score=each.score,
+        )
+        for each, row in shown
+    ]
+    return wire(Recommendations(source=made.source.value, cached=cached, items=items))
+
+
+# Before `/videos/{video_id}`, which would take the word for an id.
+@router.get(
+    "/videos/recommendations",
+    response_model=RecommendedVideos,
+    responses=ANSWERS,
+    summary="The same, with all that is known of the videos",
+)
+async def list_recommended_videos(
+    queries: Read,
+    fresh: Fresh,
+    caller: Caller,
+    user_id: OfUser = None,
+    limit: SoMany = DEFAULT_LIMIT,
+) -> Response:
+    whose = _whose(user_id, caller)
+    await _wait(queries, fresh)
+    made, cached = await queries.recommendations.get(whose)
+    async with queries.reading(fresh, *queries.projections) as conn:
+        shown = await _there(queries, conn, made.items, limit)
+        videos = await present(queries, conn, [row for _, row in shown], caller)
+    items = [
+        RecommendedVideo(video=video, reason=each.reason, score=each.score)
+        for (each, _), video in zip(shown, videos, strict=True)
+    ]
+    return wire(RecommendedVideos(source=made.source.value, cached=cached, items=items))
+
+
+def _whose(user_id: str | None, caller: Identity) -> str:
+    """Raises Problem 403 for somebody else's."""
+    if user_id is None or user_id == caller.user_id:
+        return caller.user_id
+    if not caller.is_admin:
+        raise Problem(403, "forbidden", "These are somebody else's: ask for your own.")
+    return user_id
+
+
+async def _wait(queries: Queries, fresh: Freshness) -> None:
+    """Until what they are made of has come as far as was asked; raises ReadModelBehind."""
+    if fresh.position > 0:
+        async with queries.reading(fresh, *queries.projections):
+            pass
+
+
+async def _there(
+    queries: Queries, conn: AsyncConnection[TupleRow], made: tuple[Recommended, ...], limit: int
+) -> list[tuple[Recommended, VideoRow]]:
+    """The first of them that are still there: what was removed since leaves no gap."""
+    ids: list[UUID] = [each.video_id for each in made]
+    rows = await queries.catalog.videos(conn, ids)
+    return [(each, rows[each.video_id]) for each in made if each.video_id in rows][:limit]

@@ -1,0 +1,38 @@
+"""Opens what tasks make recommendations with: connections of their own, on their event loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from redis.asyncio import Redis
+
+from infra.settings import Settings
+from projections.catalog import Catalog
+from projections.likes import Likes
+from projections.recommendations.cache import RecommendationCache
+from readapi.app import make_pool
+from readapi.figures import AnalyticsQueries
+from readapi.recommending import open_recommendations
+
+
+@asynccontextmanager
+async def open_preparing(
+    settings: Settings, database_url: str, redis: Redis
+) -> AsyncIterator[RecommendationCache | None]:
+    """Recommendations as the query API makes them; None where none are made in advance."""
+    if not settings.recommendations_precompute_seconds:
+        yield None
+        return
+    async with AsyncExitStack() as stack:
+        pool = make_pool(database_url, max_size=4)
+        await pool.open()
+        stack.push_async_callback(pool.close)
+        url = settings.analytics_url(database_url)
+        analytics = await AnalyticsQueries.open(settings, url, redis)
+        stack.push_async_callback(analytics.aclose)
+        made = open_recommendations(
+            settings, redis, pool, analytics, likes=Likes(), catalog=Catalog()
+        )
+        stack.push_async_callback(made.aclose)
+        yield made

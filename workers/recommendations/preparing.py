@@ -1,0 +1,65 @@
+"""Has recommendations of active users made before they ask, in tasks of a few users each."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import structlog
+from dramatiq import Actor
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from infra.tasks import BrokerAway, enqueue
+from infra.tasks.letters import TaskQueues
+from infra.tasks.queues import RECOMMENDATIONS
+from workers.leading import leading
+
+log = structlog.get_logger(__name__)
+
+# Who has watched something within this time.
+ACTIVE = timedelta(days=1)
+ACTIVE_USERS = b"""
+SELECT DISTINCT user_id FROM analytics.video_analytics
+WHERE event_type = 'view' AND "timestamp" >= %s AND user_id IS NOT NULL
+"""
+USERS_PER_TASK = 10
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """Sends a task for every few active users, while none waits: the queue never grows."""
+
+    prepare_recommendations: Actor[..., Any]
+    queues: TaskQueues
+
+    def run(self, conn: Connection[TupleRow]) -> int:
+        """Returns for how many users. Raises BrokerAway, psycopg.Error."""
+        if any(d.waiting or d.delayed for d in self.queues.depths() if d.queue == RECOMMENDATIONS):
+            return 0
+        turn, sent = f"recommendations-{uuid4()}", 0
+        with conn.transaction(), conn.cursor("active_users") as cursor:
+            cursor.execute(ACTIVE_USERS, (datetime.now(UTC) - ACTIVE,))
+            while users := [user for (user,) in cursor.fetchmany(USERS_PER_TASK)]:
+                task = self.prepare_recommendations
+                enqueue(task, users, correlation_id=turn, causation_id=turn)
+                sent += len(users)
+        return sent
+
+
+async def keep_preparing(preparing: Preparing, analytics_url: str, interval_seconds: float) -> None:
+    """Do so again and again, until cancelled; one process at a time does."""
+    while True:
+        try:
+            async with leading(analytics_url, "recommendations in advance") as lead:
+                while True:
+                    await asyncio.sleep(interval_seconds)
+                    users = await lead.do(preparing.run)
+                    log.debug("recommendations_asked_for", users=users)
+        except (psycopg.Error, BrokerAway) as error:
+            log.warning("recommendations_postponed", error=f"{type(error).__name__}: {error}")
+            await asyncio.sleep(interval_seconds)
