@@ -12,8 +12,8 @@ from psycopg.rows import TupleRow
 
 # The newest say most of what comes next, and each costs a search of the index.
 MOST_SEEDS = 5
-# How wide the index is searched: at 20,000 videos that finds 99 of the 100 nearest. And it goes on
-# behind videos that can't be shown until there are enough, or pgvector's own limit is reached.
+# How wide the index is searched: among 20,000 videos that found all of the 20 nearest. And it goes
+# on behind videos that can't be shown until there are enough, or pgvector's own limit is reached.
 SEARCH = b"""
 SET LOCAL hnsw.ef_search = 100;
 SET LOCAL hnsw.iterative_scan = strict_order
