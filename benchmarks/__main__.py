@@ -23,6 +23,8 @@ from benchmarks import (
     memory,
     parts,
     projecting,
+    recommendations,
+    recommending,
     relaying,
     replaying,
     sealing,
@@ -52,6 +54,8 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Comparison]]] = {
     "languages": languages.run,
     "translating": translating.run,
     "trending": trending.run,
+    "recommending": recommending.run,
+    "recommendations": recommendations.run,
 }
 LATEST = Path(__file__).parent / "results" / "latest.json"
 WIDTH = 110

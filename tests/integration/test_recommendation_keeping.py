@@ -132,11 +132,19 @@ def test_the_latest_time_is_kept(tables: Connection[TupleRow]) -> None:
 
 
 def test_what_is_watched_again_weighs_no_more(tables: Connection[TupleRow]) -> None:
-    take(tables, [watched("ann", 1), watched("ann", 2)])
-    before = neighbours(tables)
-    for seconds in range(1, 50):
-        take(tables, [watched("ann", 1, timedelta(seconds=-seconds))])
-    assert neighbours(tables) == before
+    """Neither in a batch of its own, nor in the same one, nor long after others were watched."""
+    weighing = Weighing(paired_with=3)
+    begun = [watched("ann", number, timedelta(hours=100 - number)) for number in range(8)]
+    again = [watched("ann", 0, timedelta(hours=ago)) for ago in (50, 49, 48)]
+    take(tables, begun, weighing)
+    before = neighbours(tables), totals(tables)
+    for each in again:
+        take(tables, [each], weighing)
+    take(tables, again + [watched("ann", 0, timedelta(hours=1))] * 2, weighing)
+    assert (neighbours(tables), totals(tables)) == before
+    tables.execute("TRUNCATE analytics.engaged, analytics.neighbours, analytics.engagement")
+    take(tables, [*begun, *again], weighing)
+    assert (neighbours(tables), totals(tables)) == before
 
 
 def test_only_the_last_videos_are_paired(tables: Connection[TupleRow]) -> None:
@@ -184,12 +192,12 @@ def test_the_best_neighbours_are_kept(tables: Connection[TupleRow]) -> None:
 def test_what_is_everywhere_is_cut_first(tables: Connection[TupleRow]) -> None:
     """With weights that are alike, the neighbour that few others watch is the nearer one."""
     weighing = Weighing(neighbours=2, popularity_exponent=0.5)
-    take(tables, [watched(f"v-{number}", 9) for number in range(50)], weighing)
-    take(tables, [watched("ann", 9), watched("ann", 1), watched("ann", 2)], weighing)
+    take(tables, [watched(f"v-{number}", 0) for number in range(50)], weighing)
+    take(tables, [watched("ann", 0), watched("ann", 1), watched("ann", 2)], weighing)
     take(tables, [watched("ann", 3), watched("ann", 4), watched("ann", 5)], weighing)
     kept = {other for one, other in neighbours(tables) if one == video(1)}
     assert len(kept) == 2
-    assert video(9) not in kept
+    assert video(0) not in kept
 
 
 def test_removed_neighbours_are_cut_first(tables: Connection[TupleRow]) -> None:
