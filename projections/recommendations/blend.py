@@ -37,7 +37,7 @@ class Weights:
     anybody: float = 0.1
     unknown: float = 0.1
     popularity: float = 0.7
-    repeat: float = 0.02
+    repeat: float = 0.01
     repeat_for_new: float = 1.0
 
     def parts(self, candidate: Candidate) -> dict[str, float]:

@@ -100,13 +100,13 @@ def test_no_more_than_asked_for_are_given_and_none_of_nothing() -> None:
 
 def test_another_category_comes_before_one_more_that_is_hardly_better() -> None:
     music = [candidate(number, "music", neighbour=0.8) for number in range(3)]
-    assert order(*music, candidate(9, "sport", neighbour=0.79)) == [0, 9, 1, 2]
+    assert order(*music, candidate(9, "sport", neighbour=0.795)) == [0, 9, 1, 2]
     assert order(*music, candidate(9, "sport", neighbour=0.4)) == [0, 1, 2, 9]
 
 
 def test_videos_without_a_category_are_not_more_of_the_same() -> None:
     untold = [candidate(number, neighbour=0.8) for number in range(3)]
-    assert order(*untold, candidate(9, "sport", neighbour=0.79)) == [0, 1, 2, 9]
+    assert order(*untold, candidate(9, "sport", neighbour=0.795)) == [0, 1, 2, 9]
 
 
 def test_who_is_new_gets_what_trends_varied_by_category() -> None:

@@ -1,0 +1,86 @@
+"""Brings a history into a database, through the keepers that a running Backlot has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any
+from uuid import UUID, uuid5
+
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from benchmarks.community import Film, History, View
+from domain.upload import Upload
+from infra.integration import topics
+from projections.connecting import connect
+from projections.recommendations.keeping import rank_categories
+from projections.recommendations.weighing import Weighing
+from workers.analytics.keeper import Analytics, AnalyticsVideos
+from workers.consuming.messages import Keeper, Raw, Received
+from workers.recommendations.keeper import Recommendations
+
+BATCH = 2_000
+REPEAT = timedelta(hours=1)
+NAMES = UUID(int=0xB1E)
+
+
+def remember(url: str, history: History, weighing: Weighing) -> None:
+    """Hand all of it to the keepers, in order of time, as messages from the log would be."""
+    uploads = [message for film in history.films for message in _uploaded(film)]
+    views = [message for view in history.views for message in _done(view)]
+    views.sort(key=lambda message: str(message.value.get("ts") or message.value["timestamp"]))
+    with connect(url, "bench") as conn:
+        _keep(conn, AnalyticsVideos(REPEAT), uploads)
+        _keep(conn, Analytics(REPEAT), views)
+        _keep(conn, Recommendations(weighing), views)
+        rank_categories(conn, weighing)
+        conn.execute(b"ANALYZE")
+
+
+def _keep(conn: Connection[TupleRow], keeper: Keeper, messages: Iterable[Received]) -> None:
+    keeper.prepare(conn)
+    wanted = [message for message in messages if message.topic in keeper.topics]
+    for batch in _batches(wanted):
+        with conn.transaction():
+            keeper.store(conn, batch)
+
+
+def _batches(messages: Sequence[Received]) -> Iterator[list[Received]]:
+    left = iter(messages)
+    while batch := list(islice(left, BATCH)):
+        yield batch
+
+
+def _uploaded(film: Film) -> Iterator[Received]:
+    """Begun and completed at once."""
+    value = {"id": str(film.video_id), "at": film.since.isoformat(), "owner": film.owner}
+    for kind in (Upload.Started, Upload.Completed):
+        yield _message(kind.TOPIC, {**value, "category": film.category, "duration": None})
+
+
+def _done(view: View) -> Iterator[Received]:
+    told = {"videoId": str(view.video_id), "userId": view.user}
+    after = view.at + timedelta(seconds=view.seconds or 0)
+    if view.seconds is not None:
+        session = {**told, "sessionId": str(view.session)}
+        yield _happened(topics.VIDEO_VIEWED, view, {**session, "timestamp": _iso(view.at)})
+        watched = {**session, "timestamp": _iso(after), "seconds": view.seconds}
+        yield _happened(topics.VIDEO_WATCH_TIME, view, watched)
+    if view.liked:
+        yield _happened(topics.VIDEO_LIKED, view, {**told, "action": "like", "ts": _iso(after)})
+
+
+def _happened(topic: str, view: View, value: Mapping[str, Any]) -> Received:
+    return _message(topic, {"id": str(uuid5(view.session, topic)), **value})
+
+
+def _message(topic: str, value: Mapping[str, Any]) -> Received:
+    id_ = uuid5(NAMES, f"{topic} {value['id']}")
+    raw = Raw(topic, ("history", 0), 0)
+    return Received(id_, topic, str(value["id"]), value, 0, None, lambda: raw)
+
+
+def _iso(at: datetime) -> str:
+    return at.isoformat(timespec="microseconds")
