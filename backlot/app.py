@@ -27,6 +27,7 @@ from infra import telemetry
 from infra.codec import EventMapper
 from infra.counters import AsyncCounters
 from infra.http import create_app
+from infra.llm import make_embedder
 from infra.settings import Role
 from projections.analytics.formula import Formula
 from projections.analytics.rebuilding import NAME as ANALYTICS
@@ -41,6 +42,7 @@ from workers.analytics.pruning import keep_pruning
 from workers.expiry import Expiry, keep_expiring
 from workers.housekeeping import keep_house
 from workers.likes import keep_reconciling
+from workers.recommendations.embedding import keep_embedding
 from workers.sealing import keep_sealing
 from workers.trending import keep_settling
 
@@ -87,6 +89,7 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
         if Role.COMMANDS in parts.settings.roles:
             app.state.commands = _commands(parts, bus, stack)
         if Role.WORKERS in parts.settings.roles:
+            _embed(parts, stack)
             for job in _jobs(parts, bus):
                 in_background(job, stack)
         await start_working(parts, bus, stack)
@@ -175,6 +178,20 @@ def _jobs(parts: Parts, bus: CommandBus) -> list[Coroutine[Any, Any, None]]:
         likes, interval = parts.models.likes, settings.like_reconcile_seconds
         jobs.append(keep_reconciling(parts.database_url, likes, parts.counters, interval))
     return jobs
+
+
+def _embed(parts: Parts, stack: AsyncExitStack) -> None:
+    """Keep the embeddings of the videos' texts, where a model for them is configured."""
+    embedder = make_embedder(parts.settings)
+    if embedder is not None:
+        stack.push_async_callback(embedder.aclose)
+        job = keep_embedding(
+            embedder,
+            parts.models.catalog,
+            database_url=parts.database_url,
+            analytics_url=parts.analytics_url,
+        )
+        in_background(job, stack)
 
 
 def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:

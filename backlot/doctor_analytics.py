@@ -13,7 +13,7 @@ from projections.analytics.migrating import State, state
 from projections.recommendations import embedding_table
 
 NOT_MADE = "not made yet; a start with any role makes them"
-NOT_EMBEDDED = "not made yet; a process with the role consumers makes them"
+NOT_EMBEDDED = "not made yet; a process with the role workers makes them"
 
 
 def analytics(settings: Settings) -> Part:

@@ -28,8 +28,8 @@ FOLDER = Path(__file__).with_name("migrations")
 NAME = re.compile(r"(?P<version>\d{4})_\w+(?:\.(?P<shape>plain|timescale))?\.sql")
 
 # Held by the session, since it has to outlast the transaction of each file.
-LOCK = b"SELECT pg_advisory_lock(7104878, 4)"
-UNLOCK = b"SELECT pg_advisory_unlock(7104878, 4)"
+LOCK = b"SELECT pg_advisory_lock(7104878, 10)"
+UNLOCK = b"SELECT pg_advisory_unlock(7104878, 10)"
 LEDGER = b"""
 CREATE SCHEMA IF NOT EXISTS analytics;
 CREATE TABLE IF NOT EXISTS analytics.shape (

@@ -24,7 +24,7 @@ from projections.recommendations.pairing import (
 )
 from projections.recommendations.weighing import Weighing
 
-LOCK = b"SELECT pg_advisory_xact_lock(7104878, 7)"
+LOCK = b"SELECT pg_advisory_xact_lock(7104878, 9)"
 KNOWN = b"""
 SELECT viewer, video_id::text, watched_at, liked_at
 FROM unnest(%s::text[], %s::uuid[]) AS asked (viewer, video_id)
