@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from math import log2
+from pathlib import Path
 from random import Random
 from uuid import UUID
 
 import pytest
 
 from benchmarks.community import Community, Film, History, Shape, View, dirichlet, make_community
+from benchmarks.exported import exported
 from benchmarks.judging import Question, Split, by_chance, by_taste, by_trend, judge, split
+from benchmarks.log import AT, VIDEOS, columns, like_event, uploads
 from benchmarks.measures import coverage, ndcg, recall
+from infra.archive.lines import event_line, header_line
+from infra.archive.plan import ExportFormat, Plan
+from infra.archive.reading import ExportUnusable
+from infra.privacy import PayloadMode
+from infra.seals.chain import StoredRow
 
 UNTIL = datetime(2026, 3, 14, tzinfo=UTC)
 SHAPE = Shape(users=60, videos=80, topics=6, days=14)
@@ -121,3 +129,25 @@ def test_without_anything_to_find_there_is_no_measure() -> None:
     for measure in (ndcg, recall):
         with pytest.raises(ValueError, match="nothing to find"):
             measure([A], set())
+
+
+def written(path: Path, events: int, mode: PayloadMode = PayloadMode.FULL) -> Path:
+    """An export of the videos and so many likes, a fifth of them taken back."""
+    stored = [*uploads(), *(like_event(index) for index in range(events))]
+    rows = [StoredRow(number, *columns(event)) for number, event in enumerate(stored, 1)]
+    plan = Plan(ExportFormat.JSONL, mode, 1, len(rows), 0, 0)
+    path.write_bytes(header_line(plan) + b"".join(event_line(row, mode) for row in rows))
+    return path
+
+
+def test_an_export_tells_who_likes_what(tmp_path: Path) -> None:
+    history = exported(written(tmp_path / "log.jsonl", 500))
+    assert {film.video_id for film in history.films} == set(VIDEOS)
+    assert {(film.title, film.since) for film in history.films} == {("A video", AT)}
+    assert len(history.views) == 400
+    assert all(each.liked and each.seconds is None for each in history.views)
+
+
+def test_an_export_without_names_can_not_be_judged_by(tmp_path: Path) -> None:
+    with pytest.raises(ExportUnusable):
+        exported(written(tmp_path / "log.jsonl", 5, PayloadMode.MASKED))
