@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import timedelta
 
 from pydantic import TypeAdapter
@@ -12,7 +13,7 @@ from infra import metrics
 from infra.patient import PatientRedis
 from infra.settings_recommendations import RecommendationSettings
 from projections.kept import Kept, Lifetimes, Made, renew
-from projections.recommendations.recommender import Recommendations, Recommender
+from projections.recommendations.recommender import MOST, Recommendations, Recommender
 
 PREFIX = "user:recommendations:"
 ENGAGED_PREFIX = "recommendations:engaged:"
@@ -64,14 +65,19 @@ class RecommendationCache:
     async def get(self, user_id: str) -> tuple[Recommendations, bool]:
         """A user's recommendations, and whether they were kept; made once for all who ask.
 
-        Never raises RedisError; raises psycopg.Error where not even the trend is known.
+        Where there are few, what is newest follows, as it is now. Never raises RedisError.
         """
         made, cached = await self._kept.get(
             PREFIX + user_id,
             ENGAGED_PREFIX + user_id,
             lambda _: self._recommender.recommend(user_id),
         )
-        return made.value, cached
+        items = made.value.items
+        if len(items) < MOST:
+            known = {each.video_id for each in items}
+            newest = await self._recommender.newest(user_id)
+            items = (*items, *(each for each in newest if each.video_id not in known))[:MOST]
+        return replace(made.value, items=items), cached
 
     async def aclose(self) -> None:
         """Give up what is being made with a language model."""

@@ -6,7 +6,7 @@ There is an answer within the time limit as long as the database answers, and it
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from uuid import UUID
@@ -19,7 +19,7 @@ from psycopg.rows import TupleRow
 from infra import metrics
 from infra.llm.errors import LanguageModelError
 from projections.analytics.trending import Ranked
-from projections.catalog import Catalog, VideoRow
+from projections.catalog import Catalog
 from projections.likes import Likes
 from projections.recommendations.blend import blend, source_of
 from projections.recommendations.budget import BudgetSpent
@@ -62,15 +62,6 @@ class Recommendations:
     whole: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What the databases know; `newest` fills up what the material has too few of."""
-
-    material: Material
-    newest: Sequence[UUID]
-    whole: bool
-
-
 class Recommender:
     """Makes recommendations; to be used from one event loop.
 
@@ -95,19 +86,29 @@ class Recommender:
         self._seconds, self._weighing = seconds, weighing
 
     async def recommend(self, user_id: str) -> Recommendations:
-        """Up to MOST videos for a user, fewer only where there are no more."""
+        """Up to MOST videos for a user; fewer, or none, where little has happened yet."""
         deadline = time.monotonic() + self._seconds
-        trending = await self._trend()
-        found = await self._find(user_id, trending)
-        material = found.material
+        material, whole = await self._material(user_id, await self._trend())
         blended = blend(material, limit=len(material.candidates))
-        made = Recommendations(source_of(material), tuple(blended), found.whole)
-        if found.whole and self._ranker is not None and blended:
+        made = Recommendations(source_of(material), tuple(blended), whole)
+        if whole and self._ranker is not None and blended:
             made = await self._asked(self._ranker, material, made, deadline)
         metrics.RECOMMENDATIONS_MADE.labels(made.source.value).inc()
-        known = {each.video_id for each in made.items}
-        new = (Recommended(video, 0.0, NEW) for video in found.newest if video not in known)
-        return replace(made, items=(*made.items, *new)[:MOST])
+        return replace(made, items=made.items[:MOST])
+
+    async def newest(self, user_id: str) -> list[Recommended]:
+        """Up to MOST videos that may be recommended for nothing but being new, the newest first."""
+        try:
+            async with self._pool.connection() as conn:
+                rows = await self._catalog.page(
+                    conn, owner=None, category=None, before=END_OF_LOG, limit=MOST
+                )
+            asked = [row.video_id for row in rows if row.owner != user_id]
+            allowed = await self._allowed(user_id, asked)
+        except DatabaseError as error:
+            self._failed(error)
+            return []
+        return [Recommended(video, 0.0, NEW) for video in asked if video in allowed]
 
     async def aclose(self) -> None:
         """Give up what is asked of a language model, and close its connections."""
@@ -128,20 +129,18 @@ class Recommender:
             return made
         return Recommendations(Source.LLM, tuple(fuse(made.items, ranked)), whole=True)
 
-    async def _find(self, user_id: str, trending: Sequence[Ranked]) -> Found:
+    async def _material(self, user_id: str, trending: Sequence[Ranked]) -> tuple[Material, bool]:
         """What is known of the user and of what may be recommended; else only what trends."""
         try:
             async with self._pool.connection() as conn, self._analytics.connection() as analytics:
-                return await self._look(conn, analytics, user_id, trending)
+                return await self._look(conn, analytics, user_id, trending), True
         except DatabaseError as error:
-            metrics.RECOMMENDATION_FAILURES.inc()
-            log.warning("recommended_by_trend", error=f"{type(error).__name__}: {error}")
-            material = Material(Profile(user_id), _by_trend(trending))
-            return Found(material, await self._others_newest(user_id), whole=False)
+            self._failed(error)
+            return Material(Profile(user_id), _by_trend(trending)), False
 
     async def _look(
         self, conn: Conn, analytics: Conn, user_id: str, trending: Sequence[Ranked]
-    ) -> Found:
+    ) -> Material:
         profile = await profile_of(analytics, self._likes, conn, user_id)
         similar = await nearest(analytics, _latest(profile), limit=MOST_SIMILAR)
         candidates = await candidates_for(
@@ -150,30 +149,20 @@ class Recommender:
         described = await describe(conn, self._catalog, _all(profile, candidates))
         # What the catalog no longer has, the analytics may not have heard of.
         there = [each for each in candidates if each.video_id in described]
-        newest: Sequence[UUID] = ()
-        if len(there) < MOST:
-            newest = await self._newest(conn, analytics, profile)
-        return Found(Material(profile, there, described), newest, whole=True)
+        return Material(profile, there, described)
 
-    async def _newest(self, conn: Conn, analytics: Conn, profile: Profile) -> list[UUID]:
-        """Videos that may be recommended for nothing but being new, the newest first."""
-        asked = [row.video_id for row in await self._newest_rows(conn)]
-        allowed = await those_allowed(analytics, profile, asked, self._weighing)
-        return [video for video in asked if video in allowed]
-
-    async def _others_newest(self, user_id: str) -> list[UUID]:
-        """The newest that are not the user's own, if the catalog at least answers."""
+    async def _allowed(self, user_id: str, videos: Sequence[UUID]) -> Collection[UUID]:
+        """Those that the user has not seen; all while nobody can tell."""
         try:
-            async with self._pool.connection() as conn:
-                rows = await self._newest_rows(conn)
-        except DatabaseError:
-            return []
-        return [row.video_id for row in rows if row.owner != user_id]
+            async with self._analytics.connection() as conn:
+                return await those_allowed(conn, Profile(user_id), videos, self._weighing)
+        except DatabaseError as error:
+            self._failed(error)
+            return videos
 
-    async def _newest_rows(self, conn: Conn) -> list[VideoRow]:
-        return await self._catalog.page(
-            conn, owner=None, category=None, before=END_OF_LOG, limit=MOST
-        )
+    def _failed(self, error: DatabaseError) -> None:
+        metrics.RECOMMENDATION_FAILURES.inc()
+        log.warning("recommended_by_trend", error=f"{type(error).__name__}: {error}")
 
 
 def _latest(profile: Profile) -> list[UUID]:
