@@ -8,8 +8,10 @@ from types import MappingProxyType
 from uuid import UUID
 
 from benchmarks.community import new_id
+from benchmarks.measures import DEPTH
 from projections.recommendations.fusion import RankedByModel, fuse
 from projections.recommendations.model import Recommended
+from projections.recommendations.prompt import MOST_PICKS
 
 Hostile = Callable[[Sequence[UUID], Random], Sequence[UUID]]
 """Makes of the blend's order what a model answers."""
@@ -32,6 +34,11 @@ def invented(blended: Sequence[UUID], chance: Random) -> list[UUID]:
     return [id_ for video in shuffled(blended, chance) for id_ in (new_id(chance), video, video)]
 
 
+def spiteful(blended: Sequence[UUID], _: Random) -> list[UUID]:
+    """What the blend would show kept for the end."""
+    return [*blended[DEPTH:], *blended[:DEPTH]]
+
+
 def deceived(blended: Sequence[UUID], _: Random) -> list[UUID]:
     """The last of the blend first, as their titles demanded, then the others as they were."""
     return [*blended[-DECEIVERS:], *blended[:-DECEIVERS]]
@@ -41,6 +48,7 @@ HOSTILE: Mapping[str, Hostile] = MappingProxyType(
     {
         "fused with a random order": shuffled,
         "fused with the reversed order": reversed_,
+        "fused with all but its first ten": spiteful,
         "fused with invented ids": invented,
         "fused with what titles demand": deceived,
     }
@@ -50,10 +58,10 @@ HOSTILE: Mapping[str, Hostile] = MappingProxyType(
 def fused(
     blended: Sequence[Sequence[Recommended]], hostile: Hostile, seed: int
 ) -> list[list[UUID]]:
-    """What users get when the model answers so."""
+    """What users get when the model answers so, cut where an answer is cut."""
     chance, answers = Random(seed), []
     for order in blended:
-        ranked = hostile([each.video_id for each in order], chance)
+        ranked = hostile([each.video_id for each in order], chance)[:MOST_PICKS]
         told = fuse(order, [RankedByModel(video, "You will love this") for video in ranked])
         answers.append([each.video_id for each in told])
     return answers

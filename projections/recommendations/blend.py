@@ -33,10 +33,10 @@ class Weights:
 
     neighbour: float = 1.0
     similar: float = 0.5
-    same_category: float = 0.5
+    same_category: float = 0.4
     anybody: float = 0.1
-    unknown: float = 0.1
-    popularity: float = 0.7
+    unknown: float = 0.2
+    popularity: float = 0.5
     repeat: float = 0.01
     repeat_for_new: float = 1.0
 
