@@ -110,7 +110,8 @@ def test_ndcg_is_the_gain_of_the_places_over_the_best_that_could_be() -> None:
     assert ndcg([C, A], {A}, depth=1) == 0
 
 
-def test_a_video_that_is_listed_twice_is_found_once() -> None:
+def test_a_video_that_is_listed_twice_is_found_once_and_where_it_stands_first() -> None:
+    assert ndcg([A, A], {A}) == 1
     assert ndcg([A, A], {A, B}) < 1
     assert recall([A, A], {A, B}) == 0.5
 
