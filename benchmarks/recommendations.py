@@ -36,7 +36,7 @@ from benchmarks.measures import DEPTH
 from benchmarks.remembering import remember
 from benchmarks.results import Comparison, Side
 from infra.errors import OperatorError
-from infra.llm import make_language_model
+from infra.llm import LanguageModelError, make_language_model
 from infra.settings import Settings, load_settings
 from projections.recommendations.blend import blend
 from projections.recommendations.fusion import fuse
@@ -104,12 +104,19 @@ async def _asked(
     llm = make_language_model(settings)
     if llm is None:
         raise RuntimeError("there is a provider")
-    ranker, answers = Ranker(llm, settings.recommendations_model), []
+    ranker, failed = Ranker(llm, settings.recommendations_model), 0
+    answers: list[Sequence[Recommended]] = []
     try:
         for material, order in list(zip(known, blended, strict=True))[:ASKED]:
-            answers.append(fuse(order, await ranker.rank(material, DEPTH)))
+            try:
+                answers.append(fuse(order, await ranker.rank(material, DEPTH)))
+            except LanguageModelError:
+                # As users have it then.
+                answers.append(order)
+                failed += 1
     finally:
         await ranker.aclose()
+    say(f"the language model was asked {len(answers)} times, {failed} times in vain")
     asked = Split(told.at, told.past, told.questions[:ASKED])
     alone = f"{BLEND}, the same users"
     return {
