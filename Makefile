@@ -26,7 +26,7 @@ demo: $(STAMPS)/run ## Play the demo, on a server of its own when none answers
 	@exec $(BIN)/backlot demo --start $(ARGS)
 
 test: $(STAMPS)/dev ## Run all tests; ARGS="-k likes" for some
-	@exec $(BIN)/pytest $(ARGS)
+	@exec $(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
 check: $(STAMPS)/dev ## Lint, formatting, types, import rules: what CI runs before the tests
 	$(BIN)/ruff check .
