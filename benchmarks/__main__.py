@@ -24,6 +24,7 @@ from benchmarks import (
     parts,
     projecting,
     recommendations,
+    recommended,
     recommending,
     relaying,
     replaying,
@@ -55,6 +56,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Comparison]]] = {
     "translating": translating.run,
     "trending": trending.run,
     "recommending": recommending.run,
+    "recommended": recommended.run,
     "recommendations": recommendations.run,
 }
 LATEST = Path(__file__).parent / "results" / "latest.json"

@@ -69,15 +69,23 @@ class Clients:
     def noop(self, server: Server, number: int) -> tuple[float, dict[str, float]]:
         return self._load(server.served, ["/noop"], number)[0]
 
-    def get(self, server: Server, number: int, path: str) -> tuple[float, dict[str, float]]:
-        """Read without a token; `{}` in the path stands for a video."""
+    def get(
+        self, server: Server, number: int, path: str, *, known: bool = False
+    ) -> tuple[float, dict[str, float]]:
+        """Read, with a token where `known`; `{}` in the path stands for a video."""
         paths = [path.format(video) for video in VIDEOS]
-        return self._load(server.served, paths, number, method="GET")[0]
+        return self._load(server.served, paths, number, method="GET", known=known)[0]
 
     def _load(
-        self, served: Served, paths: list[str], seed: int, method: str = "POST"
+        self,
+        served: Served,
+        paths: list[str],
+        seed: int,
+        *,
+        method: str = "POST",
+        known: bool = True,
     ) -> tuple[tuple[float, dict[str, float]], int]:
-        tokens = self.tokens if method == "POST" else []
+        tokens = self.tokens if known else []
         order = Order(
             served.port, paths, tokens, seed, self.warmup_seconds, self.seconds, method=method
         )
