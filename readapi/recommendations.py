@@ -54,8 +54,8 @@ router = APIRouter(tags=["recommendations"])
 )
 async def list_recommendations(
     queries: Read,
-    fresh: Fresh,
     caller: Caller,
+    fresh: Fresh,
     user_id: OfUser = None,
     limit: SoMany = DEFAULT_LIMIT,
 ) -> Response:
@@ -84,8 +84,8 @@ async def list_recommendations(
 )
 async def list_recommended_videos(
     queries: Read,
-    fresh: Fresh,
     caller: Caller,
+    fresh: Fresh,
     user_id: OfUser = None,
     limit: SoMany = DEFAULT_LIMIT,
 ) -> Response:

@@ -87,7 +87,7 @@ def test_a_token_for_auditors_reads_masked(server: Program, story: dict[str, str
 
 def test_people_read_lines(server: Program, story: dict[str, str]) -> None:
     for arguments in (
-        ["list", "--aggregate", "comment"],
+        ["list", "--stream", story["comment"]],
         ["stream", story["video"]],
         ["state", story["comment"]],
         ["trace", "audit-comment"],
