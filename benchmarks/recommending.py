@@ -66,7 +66,7 @@ def run(bench: Bench) -> list[Comparison]:
     PostgreSQL's cache holds less of.
     """
     tiny = Size(bench.size(10_000, 400), bench.size(1_000, 20), bench.size(50_000, 1_000))
-    few = Size(bench.size(100_000, 800), bench.size(100_000, 40), bench.size(500_000, 800))
+    few = Size(bench.size(100_000, 800), bench.size(10_000, 20), bench.size(500_000, 1_000))
     many = Size(bench.size(100_000, 800), bench.size(100_000, 40), bench.size(5_000_000, 2_000))
     rounds, calls, batches = bench.size(5, 2), bench.size(200, 5), bench.size(10, 1)
     with ExitStack() as stack:
