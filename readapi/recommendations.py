@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from pydantic import AfterValidator
 
-from infra.auth import Identity
 from infra.contract import (
     Recommendation,
     Recommendations,
@@ -20,8 +19,9 @@ from infra.contract import (
 )
 from infra.http import Caller, Problem, problems, wire
 from projections.catalog import VideoRow
-from projections.recommendations import recommender
 from projections.recommendations.model import Recommended
+from projections.recommendations.recommender import MOST
+from projections.recommendations.recommender import Recommendations as Made
 from readapi.catalog import present
 from readapi.paging import storable
 from readapi.queries import Fresh, Freshness, Queries, Read
@@ -38,10 +38,20 @@ OfUser = Annotated[
     ),
     AfterValidator(storable),
 ]
-SoMany = Annotated[
-    int, Query(ge=1, le=recommender.MOST, description="How many at most.", alias="limit")
-]
+SoMany = Annotated[int, Query(ge=1, le=MOST, description="How many at most.", alias="limit")]
 ANSWERS = problems(401, 403, 422, 503)
+
+
+async def whose(caller: Caller, user_id: OfUser = None) -> str:
+    """The user that is asked about; raises Problem 403 for somebody else."""
+    if user_id is None or user_id == caller.user_id:
+        return caller.user_id
+    if not caller.is_admin:
+        raise Problem(403, "forbidden", "These are somebody else's: ask for your own.")
+    return user_id
+
+
+Whose = Annotated[str, Depends(whose)]
 
 router = APIRouter(tags=["recommendations"])
 
@@ -53,15 +63,9 @@ router = APIRouter(tags=["recommendations"])
     summary="Which videos a user may like, and why",
 )
 async def list_recommendations(
-    queries: Read,
-    caller: Caller,
-    fresh: Fresh,
-    user_id: OfUser = None,
-    limit: SoMany = DEFAULT_LIMIT,
+    queries: Read, user_id: Whose, fresh: Fresh, limit: SoMany = DEFAULT_LIMIT
 ) -> Response:
-    whose = _whose(user_id, caller)
-    await _wait(queries, fresh)
-    made, cached = await queries.recommendations.get(whose)
+    made, cached = await _made(queries, user_id, fresh)
     async with queries.reading(fresh, queries.catalog) as conn:
         shown = await _there(queries, conn, made.items, limit)
     items = [
@@ -85,13 +89,11 @@ async def list_recommendations(
 async def list_recommended_videos(
     queries: Read,
     caller: Caller,
+    user_id: Whose,
     fresh: Fresh,
-    user_id: OfUser = None,
     limit: SoMany = DEFAULT_LIMIT,
 ) -> Response:
-    whose = _whose(user_id, caller)
-    await _wait(queries, fresh)
-    made, cached = await queries.recommendations.get(whose)
+    made, cached = await _made(queries, user_id, fresh)
     async with queries.reading(fresh, *queries.projections) as conn:
         shown = await _there(queries, conn, made.items, limit)
         videos = await present(queries, conn, [row for _, row in shown], caller)
@@ -102,20 +104,15 @@ async def list_recommended_videos(
     return wire(RecommendedVideos(source=made.source.value, cached=cached, items=items))
 
 
-def _whose(user_id: str | None, caller: Identity) -> str:
-    """Raises Problem 403 for somebody else's."""
-    if user_id is None or user_id == caller.user_id:
-        return caller.user_id
-    if not caller.is_admin:
-        raise Problem(403, "forbidden", "These are somebody else's: ask for your own.")
-    return user_id
+async def _made(queries: Queries, user_id: str, fresh: Freshness) -> tuple[Made, bool]:
+    """What is recommended, once that is as fresh as was asked; and whether it was kept.
 
-
-async def _wait(queries: Queries, fresh: Freshness) -> None:
-    """Until what they are made of has come as far as was asked; raises ReadModelBehind."""
+    Raises ReadModelBehind.
+    """
     if fresh.position > 0:
         async with queries.reading(fresh, *queries.projections):
             pass
+    return await queries.recommendations.get(user_id)
 
 
 async def _there(

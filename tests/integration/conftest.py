@@ -17,6 +17,7 @@ from infra.postgres import EmbeddedPostgres
 from projections.connecting import connect
 from tests.integration.event_log import recording
 from tests.integration.projection_support import Writer
+from tests.openai_server import OpenAIServer, openai_server
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +27,20 @@ def processes() -> Iterator[ProcessPoolExecutor]:
         for ready in [pool.submit(time.sleep, 0.5) for _ in range(2)]:
             ready.result()
         yield pool
+
+
+@pytest.fixture(scope="session")
+def running() -> Iterator[OpenAIServer]:
+    """A server that speaks OpenAI's API."""
+    with openai_server() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: OpenAIServer) -> OpenAIServer:
+    """The same, without what earlier tests asked it and told it to answer."""
+    running.forget()
+    return running
 
 
 @pytest.fixture(scope="session")

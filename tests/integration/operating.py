@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,18 @@ from tests.integration.projection_support import POLL_SECONDS, eventually
 
 MAPPER = EventMapper()
 CHILD = (sys.executable, "-m", "backlot", "projections", "carry-out")
+
+
+class Ran(NamedTuple):
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.out)
 
 
 class Desk(NamedTuple):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
 
 import psycopg
 import pytest
@@ -20,7 +18,7 @@ from projections.analytics.migrating import Shape
 from projections.connecting import connect
 from projections.install import install
 from tests.e2e.program import OWN_VARIABLES, PROJECT
-from tests.integration.operating import Desk, desk, executing
+from tests.integration.operating import Desk, Ran, desk, executing
 from tests.integration.projection_support import Writer, eventually, rows
 from tests.integration.rebuilding_support import Site, site
 
@@ -30,18 +28,6 @@ FAR = "analytics.video_analytics (event_id, video_id, event_type, timestamp, met
 BLOCKED = "SELECT pid FROM pg_stat_activity WHERE application_name = 'backlot analytics rebuild'"
 WAITING = BLOCKED + " AND wait_event_type = 'Lock'"
 ASIDE = "SELECT count(*) FROM pg_class WHERE relpersistence = 't'"
-
-
-class Ran(NamedTuple):
-    """How a command ended, and what it said."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        return json.loads(self.out)
 
 
 Backlot = Callable[..., Ran]

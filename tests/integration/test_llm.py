@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from contextlib import suppress
 from email.utils import formatdate
 
@@ -31,7 +30,7 @@ from tests.integration.llm_calls import (
     failure,
     model_of,
 )
-from tests.openai_server import Answer, OpenAIServer, openai_server
+from tests.openai_server import Answer, OpenAIServer
 from tests.support import unused_port
 
 pytestmark = pytest.mark.anyio
@@ -40,18 +39,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[OpenAIServer]:
-    with openai_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: OpenAIServer) -> OpenAIServer:
-    running.forget()
-    return running
 
 
 async def test_a_call_is_one_request_with_a_strict_schema(server: OpenAIServer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from math import hypot
 from typing import Any
@@ -26,7 +26,7 @@ from infra.llm import (
 )
 from infra.settings import load_settings
 from tests import openai_server as server_of
-from tests.openai_server import Answer, Call, OpenAIServer, embedded, openai_server, vector_of
+from tests.openai_server import Answer, Call, OpenAIServer, embedded, vector_of
 
 pytestmark = pytest.mark.anyio
 
@@ -47,18 +47,6 @@ FAILURES: dict[str, tuple[Answer, type[LanguageModelError]]] = {
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[OpenAIServer]:
-    with openai_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: OpenAIServer) -> OpenAIServer:
-    running.forget()
-    return running
 
 
 @asynccontextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 
 import pytest
 from structlog.testing import capture_logs
@@ -13,7 +12,7 @@ from infra import metrics
 from infra.llm import BreakerOpen, TooManyCalls
 from tests import openai_server as server_of
 from tests.integration.llm_calls import FAILURES, HAPPY, ask, counted, failing, failure, model_of
-from tests.openai_server import OpenAIServer, openai_server
+from tests.openai_server import OpenAIServer
 
 pytestmark = pytest.mark.anyio
 
@@ -21,18 +20,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[OpenAIServer]:
-    with openai_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: OpenAIServer) -> OpenAIServer:
-    running.forget()
-    return running
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "hang up"])

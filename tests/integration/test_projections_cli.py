@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -26,6 +25,7 @@ from projections.replaying.rows import replays
 from tests.e2e.program import OWN_VARIABLES, PROJECT
 from tests.integration.operating import (
     Desk,
+    Ran,
     desk,
     executing,
     replay_state,
@@ -43,18 +43,6 @@ from tests.integration.projection_support import (
 from tests.integration.redis_servers import redis_servers
 
 ME = f"operator:{getpass.getuser()}"
-
-
-class Ran(NamedTuple):
-    """How a command ended, and what it said."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        return json.loads(self.out)
 
 
 Backlot = Callable[..., Ran]

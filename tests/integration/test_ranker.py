@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID
 
@@ -23,7 +23,7 @@ from projections.recommendations.prompt import SYSTEM
 from projections.recommendations.ranker import NothingUsable, Ranker, make_ranker
 from tests import openai_server as server_of
 from tests.integration.llm_calls import FAILURES, RETRYABLE, failure
-from tests.openai_server import Answer, Call, OpenAIServer, openai_server
+from tests.openai_server import Answer, Call, OpenAIServer
 from tests.recommending import ORDERS, USER, described, films, material_of
 
 pytestmark = pytest.mark.anyio
@@ -39,18 +39,6 @@ HTTP_FAILURES = {name: kind for name, kind in FAILURES.items() if name != "other
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[OpenAIServer]:
-    with openai_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: OpenAIServer) -> OpenAIServer:
-    running.forget()
-    return running
 
 
 @asynccontextmanager

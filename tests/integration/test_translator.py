@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -17,7 +17,7 @@ from infra.llm import (
 from infra.redis import embedded_redis
 from infra.settings import Settings
 from tests import openai_server as server_of
-from tests.openai_server import Answer, Call, OpenAIServer, openai_server
+from tests.openai_server import Answer, Call, OpenAIServer
 from workers.translation.cache import TranslationCache
 from workers.translation.prompt import instructions
 from workers.translation.translator import NotKept, Translation, Translator
@@ -37,18 +37,6 @@ INJECTIONS = [
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[OpenAIServer]:
-    with openai_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: OpenAIServer) -> OpenAIServer:
-    running.forget()
-    return running
 
 
 @pytest.fixture
