@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 from psycopg import Connection
 from psycopg.errors import InsufficientPrivilege, UndefinedTable
+from psycopg.pq import TransactionStatus
 
 from infra.errors import OperatorError
 from projections.poison import describe
@@ -116,7 +117,8 @@ def migrate(conn: Connection[Any]) -> State:
             _apply(conn, migration)
         found = state(conn)
     finally:
-        if not conn.closed:
+        # Whoever is stopped within a statement can't send another one; its session ends anyway.
+        if conn.info.transaction_status is TransactionStatus.IDLE:
             conn.execute(UNLOCK)
     if found is None:
         raise UnknownMigration("The schema `analytics` was dropped while it was being made.")
