@@ -20,6 +20,8 @@ from domain.model import Aggregate
 from infra.codec import EventMapper, topics_of
 from projections.projection import Recorded
 
+# Above every position, which are bigint.
+END_OF_LOG = 2**63 - 1
 CHANNEL = "backlot_events"
 HURRY = "hurry"
 """What who waits for a read model says on the channel."""

@@ -9,9 +9,10 @@ from typing import Annotated, TypeVar
 
 from fastapi import Query
 
+from projections.log import END_OF_LOG
+
 T = TypeVar("T")
 
-END = 2**63 - 1
 Cursor = Annotated[
     str | None,
     Query(description="`nextCursor` of the page before; none: the first page.", max_length=100),
@@ -42,7 +43,7 @@ def encode_cursor(kind: str, position: int) -> str:
 def decode_cursor(kind: str, cursor: str | None) -> int:
     """The position after which the page begins, from the newest on; raises InvalidCursor."""
     if cursor is None:
-        return END
+        return END_OF_LOG
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         decoded = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")

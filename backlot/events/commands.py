@@ -76,7 +76,8 @@ def list_events(
 ) -> None:
     """Events by any of what is known of them; all conditions together."""
     from backlot.events.inspecting import inspect, parse_time
-    from projections.audit.search import END, Search
+    from projections.audit.search import Search
+    from projections.log import END_OF_LOG
 
     search = Search(
         stream=stream,
@@ -87,7 +88,7 @@ def list_events(
         since=parse_time("--from", since),
         until=parse_time("--to", until),
         after=after,
-        before=END if before is None else before,
+        before=END_OF_LOG if before is None else before,
         newest_first=order is Order.DESC,
     )
     lines = Lines(as_json=as_json)

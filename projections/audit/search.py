@@ -16,9 +16,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from projections.audit.index import BLOCK_POSITIONS, Audit
-from projections.log import Stored
-
-END = 2**63 - 1
+from projections.log import END_OF_LOG, Stored
 
 # Every page is read along an index. The planner must not think otherwise while a table is small,
 # nor compile what takes a millisecond.
@@ -79,7 +77,7 @@ class Search:
     since: datetime | None = None
     until: datetime | None = None
     after: int = 0
-    before: int = END
+    before: int = END_OF_LOG
     newest_first: bool = True
 
 

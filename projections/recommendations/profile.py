@@ -9,6 +9,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, class_row
 
 from projections.likes import Likes
+from projections.log import END_OF_LOG
 from projections.recommendations.model import Engaged, Profile
 
 MOST_WATCHED, MOST_LIKED = 20, 10
@@ -20,8 +21,6 @@ LIKED_AT = b"""
 SELECT video_id, liked_at FROM analytics.engaged
 WHERE viewer = %s AND video_id = ANY (%s) AND liked_at IS NOT NULL
 """
-# Above every position: the log counts in bigint.
-NEWEST = 2**63 - 1
 
 
 async def profile_of(
@@ -38,7 +37,7 @@ async def profile_of(
     async with analytics_conn.cursor(row_factory=class_row(Engaged)) as cursor:
         await cursor.execute(WATCHED, (user_id, MOST_WATCHED))
         watched = await cursor.fetchall()
-    standing = await likes.liked_page(main_conn, user_id, NEWEST, MOST_LIKED)
+    standing = await likes.liked_page(main_conn, user_id, END_OF_LOG, MOST_LIKED)
     times = await _liked_at(analytics_conn, user_id, [like.video_id for like in standing])
     now = datetime.now(UTC)
     liked = [Engaged(like.video_id, times.get(like.video_id, now)) for like in standing]

@@ -21,6 +21,7 @@ from infra.llm.errors import LanguageModelError
 from projections.analytics.trending import Ranked
 from projections.catalog import Catalog
 from projections.likes import Likes
+from projections.log import END_OF_LOG
 from projections.recommendations.blend import blend, source_of
 from projections.recommendations.budget import BudgetSpent
 from projections.recommendations.candidates import candidates_for, those_allowed
@@ -46,8 +47,6 @@ MOST = 50
 MOST_SIMILAR = 20
 
 NEW = "New"
-# Above every position: the log counts in bigint.
-END_OF_LOG = 2**63 - 1
 
 Conn = AsyncConnection[TupleRow]
 Trend = Callable[[], Awaitable[Sequence[Ranked]]]

@@ -14,7 +14,8 @@ from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 from infra.contract import VIDEO_ID, Page
 from infra.http import Auditor, Problem, problems, wire
 from infra.privacy import PayloadMode
-from projections.audit.search import END, Search
+from projections.audit.search import Search
+from projections.log import END_OF_LOG
 from readapi.audit.inspector import Inspector, Moment
 from readapi.audit.shapes import (
     AuditEvent,
@@ -28,7 +29,7 @@ from readapi.queries import Freshness, Queries, Read
 
 DEFAULT_LIMIT = 50
 Limit = Annotated[int, Query(description="How many items at most.", ge=1, le=200)]
-Position = Annotated[int, Path(ge=1, lt=END, description="From 1.", examples=[1])]
+Position = Annotated[int, Path(ge=1, lt=END_OF_LOG, description="From 1.", examples=[1])]
 MAX_NAME = 200
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(storable)]
 
@@ -87,8 +88,10 @@ def wanted(
     until: Annotated[
         Time | None, Query(alias="to", description="Recorded before this time.")
     ] = None,
-    after: Annotated[int, Query(ge=0, lt=END, description="After this position.")] = 0,
-    before: Annotated[int, Query(ge=1, le=END, description="Before this position.")] = END,
+    after: Annotated[int, Query(ge=0, lt=END_OF_LOG, description="After this position.")] = 0,
+    before: Annotated[
+        int, Query(ge=1, le=END_OF_LOG, description="Before this position.")
+    ] = END_OF_LOG,
     order: Annotated[
         Literal["asc", "desc"], Query(description="By position; `desc` is newest first.")
     ] = "desc",
@@ -110,7 +113,7 @@ def wanted(
 
 def moment(
     version: Annotated[
-        int | None, Query(alias="atVersion", ge=1, lt=END, description="Up to this version.")
+        int | None, Query(alias="atVersion", ge=1, lt=END_OF_LOG, description="Up to this version.")
     ] = None,
     time: Annotated[
         Time | None, Query(alias="atTime", description="Up to this time, included.")

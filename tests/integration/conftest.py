@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -12,10 +13,12 @@ import pytest
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from backlot.cli import main
 from infra.event_store import GroupCommitRecorder
 from infra.postgres import EmbeddedPostgres
 from projections.connecting import connect
 from tests.integration.event_log import recording
+from tests.integration.operating import Backlot, Desk, Ran, desk
 from tests.integration.projection_support import Writer
 from tests.openai_server import OpenAIServer, openai_server
 
@@ -87,3 +90,26 @@ def conn(database_url: str) -> Iterator[Connection[TupleRow]]:
     """A connection to this test's own database, as projections have it."""
     with connect(database_url, "test") as opened:
         yield opened
+
+
+@pytest.fixture
+def root(database_url: str) -> Iterator[Desk]:
+    with desk(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def backlot(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Backlot:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+
+    def run(*words: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["backlot", "projections", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return Ran(int(str(ended.value.code)), said.out, said.err)
+
+    return run

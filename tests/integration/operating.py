@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from threading import Event
 from typing import Any, NamedTuple
@@ -44,6 +44,9 @@ class Ran(NamedTuple):
     @property
     def data(self) -> Any:
         return json.loads(self.out)
+
+
+Backlot = Callable[..., Ran]
 
 
 class Desk(NamedTuple):

@@ -6,19 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import psycopg
 import pytest
 
-from backlot.cli import main
 from backlot.wiring import ReadModels
 from domain.operation import Members, Operation, Outcome
 from projections.analytics.migrating import Shape
 from projections.connecting import connect
 from projections.install import install
 from tests.e2e.program import OWN_VARIABLES, PROJECT
-from tests.integration.operating import Desk, Ran, desk, executing
+from tests.integration.operating import Backlot, Desk, desk, executing
 from tests.integration.projection_support import Writer, eventually, rows
 from tests.integration.rebuilding_support import Site, site
 
@@ -30,38 +29,12 @@ WAITING = BLOCKED + " AND wait_event_type = 'Lock'"
 ASIDE = "SELECT count(*) FROM pg_class WHERE relpersistence = 't'"
 
 
-Backlot = Callable[..., Ran]
-
-
 @pytest.fixture
 def told(database_url: str, writer: Writer) -> Iterator[Site]:
     with connect(database_url, "test") as conn:
         install(conn, ReadModels.make().all())
     with site(database_url, database_url, Shape.PLAIN, writer) as opened:
         yield opened
-
-
-@pytest.fixture
-def root(database_url: str) -> Iterator[Desk]:
-    with desk(database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def backlot(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Backlot:
-    monkeypatch.setenv("DATABASE_URL", database_url)
-
-    def run(*words: str) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["backlot", "projections", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return Ran(int(str(ended.value.code)), said.out, said.err)
-
-    return run
 
 
 YES = ("replay", {"yes": True})

@@ -18,8 +18,9 @@ from infra.codec import EventMapper
 from infra.postgres import EmbeddedPostgres
 from projections.audit.events import Entry, aggregate_of, read_entry, type_of
 from projections.audit.index import Audit
-from projections.audit.search import END, Found, Search, find
+from projections.audit.search import Found, Search, find
 from projections.install import install
+from projections.log import END_OF_LOG
 from tests.integration.audit_support import (
     ACTORS,
     AT,
@@ -73,7 +74,7 @@ def some_search(chance: random.Random) -> Search:
         since=AT + timedelta(minutes=minutes) if maybe(0.3) else None,
         until=AT + timedelta(minutes=minutes + chance.randint(1, 400)) if maybe(0.3) else None,
         after=chance.randint(0, COUNT) if maybe(0.2) else 0,
-        before=chance.randint(1, COUNT) if maybe(0.2) else END,
+        before=chance.randint(1, COUNT) if maybe(0.2) else END_OF_LOG,
         newest_first=maybe(0.5),
     )
 
@@ -114,7 +115,7 @@ def test_a_search_finds_what_a_look_at_every_event_finds(searched_url: str, inde
 def test_pages_stay_in_order_while_events_arrive(database_url: str) -> None:
     append(database_url, [by_ann(stream, n) for n in range(1, 6) for stream in STREAMS])
     index(database_url)
-    count, seen, bound = 5 * len(STREAMS), list[int](), END
+    count, seen, bound = 5 * len(STREAMS), list[int](), END_OF_LOG
     for version in range(6, 20):
         found = ask(database_url, partial(_page, Search(actor="ann", before=bound)))
         seen += [stored.position for stored in found.events]

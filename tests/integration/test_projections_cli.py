@@ -8,14 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
 import psycopg
 import pytest
 
-from backlot.cli import main
 from backlot.wiring import ReadModels
 from domain.operation import Operation, Outcome
 from infra.counters import Counter, Counters
@@ -24,9 +23,8 @@ from projections.connecting import connect
 from projections.replaying.rows import replays
 from tests.e2e.program import OWN_VARIABLES, PROJECT
 from tests.integration.operating import (
+    Backlot,
     Desk,
-    Ran,
-    desk,
     executing,
     replay_state,
     standing_still,
@@ -45,15 +43,6 @@ from tests.integration.redis_servers import redis_servers
 ME = f"operator:{getpass.getuser()}"
 
 
-Backlot = Callable[..., Ran]
-
-
-@pytest.fixture
-def root(database_url: str) -> Iterator[Desk]:
-    with desk(database_url) as opened:
-        yield opened
-
-
 @pytest.fixture
 def liked(database_url: str) -> Iterator[Writer]:
     """A log with likes, which all projections have applied; nothing runs any more."""
@@ -64,23 +53,6 @@ def liked(database_url: str) -> Iterator[Writer]:
         caught_up(database_url, [model.schema for model in models], writer.head)
     yield writer
     writer.close()
-
-
-@pytest.fixture
-def backlot(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Backlot:
-    monkeypatch.setenv("DATABASE_URL", database_url)
-
-    def run(*words: str) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["backlot", "projections", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return Ran(int(str(ended.value.code)), said.out, said.err)
-
-    return run
 
 
 def launch(database_url: str, *words: str) -> subprocess.Popen[str]:
