@@ -6,7 +6,8 @@ process; an advisory lock on the connection that applies lets only one at a time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from threading import Event
 from uuid import UUID
 
@@ -55,9 +56,8 @@ def carry_on(
     OperationalError when the database is away: then it can be carried on later. Whatever else
     goes wrong ends the replay as failed.
     """
-    with connect(database_url, "replay") as conn:
+    with connect(database_url, "replay") as conn, _claimed(conn, replay_id):
         conn.execute("SET statement_timeout = 0")
-        _claim(conn, replay_id)
         replay = find(conn, replay_id)
         projection = models[replay.name]
         if replay.version != projection.version:
@@ -102,8 +102,14 @@ def rollback(
     )
 
 
-def _claim(conn: Connection[TupleRow], replay_id: int) -> None:
+@contextmanager
+def _claimed(conn: Connection[TupleRow], replay_id: int) -> Iterator[None]:
+    """Hold the lock of this replay; raises ReplayElsewhere where another process holds it."""
     key = (LOCK_CLASS, lock_key(f"replay {replay_id}"))
     row = conn.execute("SELECT pg_try_advisory_lock(%s, %s)", key).fetchone()
     if row is None or not row[0]:
         raise ReplayElsewhere(f"Another process works on replay {replay_id}.")
+    yield
+    # Said, not left to the end of the connection: the server may notice that only later, and
+    # whoever carries on meanwhile would be told that another process is at it.
+    conn.execute("SELECT pg_advisory_unlock(%s, %s)", key)
