@@ -14,7 +14,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test check format bench lock clean
+.PHONY: help up demo test chaos check format bench lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -25,8 +25,14 @@ up: $(STAMPS)/run ## Start Backlot: http://127.0.0.1:8000, data in ./.backlot (s
 demo: $(STAMPS)/run ## Play the demo, on a server of its own when none answers
 	@exec $(BIN)/backlot demo --start $(ARGS)
 
-test: $(STAMPS)/dev ## Run all tests; ARGS="-k likes" for some
-	@exec $(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
+# In another order each time; the first lines tell its seed, for ARGS="--randomly-seed=…".
+SHARED := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
+test: $(STAMPS)/dev ## Run the tests; ARGS="-k likes" for some
+	@exec $(BIN)/pytest $(SHARED) -m "not chaos" $(ARGS)
+
+chaos: $(STAMPS)/dev ## Run the long tests, which kill at random and send whatever comes to mind
+	@exec $(BIN)/pytest $(SHARED) -m chaos $(ARGS)
 
 check: $(STAMPS)/dev ## Lint, formatting, types, import rules: what CI runs before the tests
 	$(BIN)/ruff check .

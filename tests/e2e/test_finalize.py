@@ -61,6 +61,7 @@ def check_completed_once(program: Program, brink: Brink) -> None:
     assert brink.played() == brink.content
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_at_every_step_on_the_folder(on_folder: Program, step: str) -> None:
     brink = on_the_brink(on_folder)
@@ -69,6 +70,7 @@ def test_killed_at_every_step_on_the_folder(on_folder: Program, step: str) -> No
     assert lying_in_folder(on_folder, brink.upload_id) == (1, 0)
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("step", [step for step in STEPS if step != WITHIN_THE_STORE])
 def test_killed_at_every_step_on_s3(on_s3: Program, s3: S3Server, step: str) -> None:
     content = MP4 * (5 * MIB // len(MP4) + 2)

@@ -28,6 +28,8 @@ from tests.e2e.videos import upload
 from tests.integration.event_log import logged
 from tests.integration.redis_servers import RedisServer, redis_servers
 
+pytestmark = pytest.mark.chaos
+
 CLIENTS, VIDEOS = 50, 4
 SECONDS = float(os.environ.get("COUNTERS_SECONDS", "15"))
 # Printed on failure; set it to have the same dice again.

@@ -32,6 +32,8 @@ from tests.e2e.videos import read, upload
 from tests.kafka_cluster import MockCluster, kafka_cluster
 from tests.openai_server import OpenAIServer, openai_server
 
+pytestmark = pytest.mark.chaos
+
 ROLES = tuple(str(role) for role in Role if role is not Role.WORKERS)
 VICTIMS = ("relay", "consumers", "tasks")
 COMMENTS, TEXTS, KILLS, THREADS = 2_000, 400, 12, 8

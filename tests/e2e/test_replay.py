@@ -150,6 +150,7 @@ def program(make_program: Callable[..., Program]) -> Program:
     return make_program().start()
 
 
+@pytest.mark.chaos
 def test_clients_do_not_notice_ten_replays_and_rollbacks(program: Program) -> None:
     alice = program.client("alice")
     videos = [upload(alice, category="art") for _ in range(VIDEOS)]

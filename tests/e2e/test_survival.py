@@ -26,6 +26,8 @@ from tests.e2e.videos import (
     upload,
 )
 
+pytestmark = pytest.mark.chaos
+
 MakeProgram = Callable[..., Program]
 SMALL_PARTS = {"PART_SIZE_BYTES": "4096", "MAX_UPLOAD_BYTES": "40960000"}
 

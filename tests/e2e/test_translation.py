@@ -134,6 +134,7 @@ def test_a_task_that_was_given_up_is_found_again(
     wait_for(lambda: "translations_swept" in program.complained)
 
 
+@pytest.mark.chaos
 def test_killed_again_and_again_every_comment_ends(
     program: Program, provider: OpenAIServer
 ) -> None:

@@ -14,6 +14,7 @@ from threading import Thread
 from uuid import UUID
 
 import psycopg
+import pytest
 
 from infra import metrics
 from infra.kafka import KafkaOptions
@@ -24,6 +25,8 @@ from tests.integration.keeping import SourceOf, from_kafka, from_log, keeping, r
 from tests.integration.projection_support import Writer, rows
 from tests.integration.test_analytics_keeping import TELEMETRY, count, installed
 from tests.kafka_cluster import kafka_cluster
+
+pytestmark = pytest.mark.chaos
 
 EVENTS, KILLS = 4_000, 10
 

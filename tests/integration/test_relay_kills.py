@@ -12,11 +12,15 @@ from contextlib import contextmanager
 from threading import Event, Thread
 from uuid import uuid4
 
+import pytest
+
 from domain.comment import Comment
 from tests.integration.consuming_support import run, until
 from tests.integration.projection_support import Writer, origin
 from tests.integration.relay_support import Topics, expected_ids, installed, relayed, relaying
 from tests.kafka_cluster import MockCluster, kafka_cluster
+
+pytestmark = pytest.mark.chaos
 
 COMMENTS, EDITS = 12, 400
 KILLS = 10

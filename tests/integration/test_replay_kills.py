@@ -33,6 +33,8 @@ from tests.integration.replay_support import (
     replayed,
 )
 
+pytestmark = pytest.mark.chaos
+
 ROOT = Path(__file__).parents[2]
 SEED = int(os.environ.get("REPLAY_SEED", Random().randrange(10**6)))
 LEDGER = "SELECT block, applied, positions FROM projections.ledger WHERE schema = %s ORDER BY 1"

@@ -16,6 +16,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
+import pytest
 from psycopg import AsyncConnection
 
 from domain.comment import Comment
@@ -28,6 +29,8 @@ from projections.replaying.replay import rollback
 from projections.replaying.rows import ReplayOptions, ReplayState
 from tests.integration.projection_support import Writer, caught_up, eventually, hosting, origin
 from tests.integration.replay_support import replayed
+
+pytestmark = pytest.mark.chaos
 
 END = 2**62
 FAR = datetime(9000, 1, 1, tzinfo=UTC)
