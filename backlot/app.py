@@ -29,6 +29,7 @@ from infra.counters import AsyncCounters
 from infra.http import create_app
 from infra.llm import make_embedder
 from infra.settings import Role
+from infra.viewers import ViewerKeys
 from projections.analytics.formula import Formula
 from projections.analytics.rebuilding import NAME as ANALYTICS
 from projections.replaying.counter_rebuild import NAME as COUNTERS
@@ -165,7 +166,12 @@ def _jobs(parts: Parts, bus: CommandBus) -> list[Coroutine[Any, Any, None]]:
         idle=timedelta(days=settings.upload_idle_days),
     )
     jobs = [
-        keep_house(parts.recorder, settings.idempotency_ttl_hours, parts.database_url),
+        keep_house(
+            parts.recorder,
+            settings.idempotency_ttl_hours,
+            parts.database_url,
+            timedelta(seconds=settings.view_repeat_seconds),
+        ),
         keep_expiring(expiry, settings.expiry_interval_seconds),
         keep_settling(
             parts.analytics_url, Formula.from_settings(settings), settings.trending_settle_seconds
@@ -196,7 +202,8 @@ def _embed(parts: Parts, stack: AsyncExitStack) -> None:
 
 def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
     settings = parts.settings
-    taken = telemetry.Telemetry(parts.database_url)
+    repeat = timedelta(seconds=settings.view_repeat_seconds)
+    taken = telemetry.Telemetry(parts.database_url, repeat=repeat)
     taken.open()
     stack.push_async_callback(taken.close)
     return Services(
@@ -210,6 +217,7 @@ def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
         finalize_lock_seconds=settings.finalize_lock_seconds,
         finalize_wait_seconds=settings.finalize_wait_seconds,
         projections=frozenset(parts.models.by_name()) | {COUNTERS, ANALYTICS},
+        viewers=ViewerKeys(parts.database_url) if settings.anonymous_viewers else None,
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 from uuid import UUID, uuid4, uuid5
 
 from fastapi import Depends, Request, Response
@@ -18,11 +19,20 @@ from domain.model import Origin
 from infra.auth import Identity
 from infra.contract import Wire
 from infra.event_store import Answer
-from infra.http import Problem, header, request_id_of, require_identity, wire
+from infra.http import (
+    Problem,
+    client_address,
+    header,
+    maybe_identity,
+    request_id_of,
+    require_identity,
+    wire,
+)
 from infra.locks import Redlock
 from infra.objects import ObjectStore
 from infra.position import encode_position
 from infra.telemetry import Telemetry
+from infra.viewers import ViewerKeys
 
 W = TypeVar("W", bound=Wire)
 R = TypeVar("R")
@@ -36,7 +46,7 @@ class Services:
     """What the routers of the command API stand on; made by the wiring.
 
     `projections` are the names of the read models. `ending` has the uploads that a request of this
-    process is about to complete or abort.
+    process is about to complete or abort. Without `viewers` only users may watch.
     """
 
     bus: CommandBus
@@ -49,6 +59,7 @@ class Services:
     finalize_lock_seconds: float
     finalize_wait_seconds: float
     projections: frozenset[str]
+    viewers: ViewerKeys | None = None
     ending: dict[UUID, asyncio.Event] = field(default_factory=dict)
 
 
@@ -80,6 +91,19 @@ class Reply(Command[W]):
         return self.body
 
 
+@dataclass(frozen=True, slots=True)
+class Kept(Generic[W]):
+    """What is kept of an answer. The rest expires, and is made anew each time it is told."""
+
+    facts: W
+    status: int
+    headers: Mapping[str, str]
+
+    def told(self, body: Wire) -> Response:
+        """The answer with all that belongs to it."""
+        return wire(body, self.status, self.headers)
+
+
 class Execute:
     """Executes commands for one request, as its caller."""
 
@@ -91,6 +115,11 @@ class Execute:
     @property
     def actor(self) -> str:
         return self.identity.user_id
+
+    @property
+    def user_id(self) -> str | None:
+        """The caller's name; None of one who has none."""
+        return None if self.identity.anonymous else self.actor
 
     @property
     def correlation_id(self) -> str:
@@ -116,6 +145,13 @@ class Execute:
             return _repeat(outcome)
         return wire(outcome.answer, status, _position(outcome.position))
 
+    async def keep(self, command: Command[W], kind: type[W], status: int = 200) -> Kept[W]:
+        """The same for an answer that lacks what expires: what is kept of it, now or since then."""
+        outcome = await self._run(command, await self._key(status))
+        if isinstance(outcome, Answer):
+            return _kept(outcome, kind)
+        return Kept(outcome.answer, status, _position(outcome.position))
+
     async def value(self, command: Command[R]) -> R:
         """The command's own answer, for a request that goes on after it."""
         outcome = await self._run(command, None)
@@ -125,6 +161,15 @@ class Execute:
 
     async def recall(self) -> Response | None:
         """The answer that a repeat of an idempotent request gets before anything is done for it."""
+        answer = await self._recalled()
+        return None if answer is None else _repeat(answer)
+
+    async def kept(self, kind: type[W]) -> Kept[W] | None:
+        """The same for an answer of which only a part is kept."""
+        answer = await self._recalled()
+        return None if answer is None else _kept(answer, kind)
+
+    async def _recalled(self) -> Answer | None:
         key = await self._key(200)
         if key is None:
             return None
@@ -132,7 +177,7 @@ class Execute:
             outcome = await self._run(Recall(), key)
         except NotAnsweredYet:
             return None
-        return _repeat(outcome) if isinstance(outcome, Answer) else None
+        return outcome if isinstance(outcome, Answer) else None
 
     async def _run(self, command: Command[R], key: IdempotencyKey | None) -> Executed[R] | Answer:
         return await self.services.bus.execute(
@@ -162,8 +207,16 @@ def _position(position: int) -> dict[str, str]:
 
 
 def _repeat(answer: Answer) -> Response:
-    headers = {**_position(answer.position), "Idempotency-Replayed": "true"}
-    return Response(answer.body, answer.status, headers, "application/json")
+    return Response(answer.body, answer.status, _repeat_headers(answer), "application/json")
+
+
+def _kept(answer: Answer, kind: type[W]) -> Kept[W]:
+    facts = kind.model_validate_json(answer.body)
+    return Kept(facts, answer.status, _repeat_headers(answer))
+
+
+def _repeat_headers(answer: Answer) -> dict[str, str]:
+    return {**_position(answer.position), "Idempotency-Replayed": "true"}
 
 
 # For routes with a body: who has no token is told so before what is wrong with the body.
@@ -176,3 +229,22 @@ async def executor(request: Request) -> Execute:
     Called by the routes themselves: as a FastAPI dependency it would cost a seventh of the request.
     """
     return Execute(request, await require_identity(request))
+
+
+async def require_viewer(request: Request) -> Identity:
+    """Who watches: a user, or a viewer without a name where those may; else 401."""
+    identity = await maybe_identity(request)
+    viewers: ViewerKeys | None = request.app.state.commands.viewers
+    if identity is not None or viewers is None:
+        return identity or await require_identity(request)
+    client = header(request.scope, b"user-agent") or ""
+    key = await viewers.key(client_address(request.scope), client)
+    return Identity(key, frozenset(), anonymous=True)
+
+
+VIEWER_FIRST = [Depends(require_viewer)]
+
+
+async def viewer_executor(request: Request) -> Execute:
+    """The same for what viewers do who need no name everywhere."""
+    return Execute(request, await require_viewer(request))

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 from fastapi import APIRouter, Request, Response
 
 from commands.command import Aggregates, Command
-from commands.endpoint import TOKEN_FIRST, Execute, Reply, executor
+from commands.endpoint import TOKEN_FIRST, Execute, Reply, Services, executor
 from domain.errors import Conflict, Invalid
 from domain.model import Origin
 from domain.upload import Status, Upload, object_key, part_layout
@@ -45,7 +45,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class StartUpload(Command[contract.UploadStarted]):
+class StartUpload(Command[contract.UploadBegun]):
     """Begin an upload whose place in the object store is prepared; `answer` tells the client."""
 
     upload_id: UUID
@@ -53,12 +53,12 @@ class StartUpload(Command[contract.UploadStarted]):
     part_size_bytes: int
     object_key: str
     store_upload_id: str
-    answer: contract.UploadStarted
+    answer: contract.UploadBegun
 
     def streams(self) -> Sequence[UUID]:
         return (self.upload_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> contract.UploadStarted:
+    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> contract.UploadBegun:
         aggregates.get(Upload, self.upload_id).start(
             origin,
             **self.details.model_dump(),
@@ -97,28 +97,38 @@ router = APIRouter(prefix="/uploads", tags=["uploads"], dependencies=TOKEN_FIRST
 )
 async def start_upload(body: contract.StartUpload, request: Request) -> Response:
     execute = await executor(request)
-    repeated = await execute.recall()
-    if repeated is not None:
-        return repeated
-    services = execute.services
+    begun = await execute.kept(contract.UploadBegun)
+    if begun is None:
+        command = await _prepared(body, execute.services)
+        begun = await execute.keep(command, contract.UploadBegun, status=201)
+    facts = await execute.value(LookAtUpload(begun.facts.upload_id))
+    return begun.told(
+        contract.UploadStarted(**begun.facts.model_dump(), parts=_first_urls(facts, execute))
+    )
+
+
+async def _prepared(body: contract.StartUpload, services: Services) -> StartUpload:
+    """The command that begins an upload, for which the object store is ready."""
     if body.size_bytes > services.max_upload_bytes:
         raise Invalid(f"`sizeBytes`: at most {services.max_upload_bytes} bytes.", field="sizeBytes")
     upload_id = uuid4()
     key = object_key(upload_id)
     part_bytes, count = part_layout(body.size_bytes, services.part_size_bytes)
-    store_upload_id = await services.objects.begin(key)
-    sizes = [part_bytes] * (count - 1) + [body.size_bytes - part_bytes * (count - 1)]
-    facts = Facts(upload_id, Status.STARTED, key, store_upload_id, body.size_bytes, sizes)
-    answer = contract.UploadStarted(
+    answer = contract.UploadBegun(
         upload_id=upload_id,
         video_id=upload_id,
         status="started",
         part_size_bytes=part_bytes,
         part_count=count,
-        parts=part_urls(facts, range(1, min(count, FIRST_URLS) + 1), execute),
     )
-    command = StartUpload(upload_id, body, part_bytes, key, store_upload_id, answer)
-    return await execute(command, status=201)
+    return StartUpload(upload_id, body, part_bytes, key, await services.objects.begin(key), answer)
+
+
+def _first_urls(facts: Facts, execute: Execute) -> list[contract.PartUrl]:
+    """The first URLs of an upload; of one that has ended, whose parts are gone, none."""
+    if facts.status is not Status.STARTED:
+        return []
+    return part_urls(facts, range(1, min(len(facts.part_sizes), FIRST_URLS) + 1), execute)
 
 
 @router.post(
@@ -131,7 +141,9 @@ async def more_part_urls(upload_id: UUID, body: contract.PartNumbers, request: R
     execute = await executor(request)
     facts = await execute.value(LookAtUpload(upload_id))
     require_under_way(facts)
-    return await execute(Reply(contract.PartUrls(parts=part_urls(facts, body.numbers, execute))))
+    urls = contract.PartUrls(parts=part_urls(facts, body.numbers, execute))
+    asked = await execute.keep(Reply(body), contract.PartNumbers)
+    return asked.told(urls)
 
 
 def part_urls(facts: Facts, numbers: Iterable[int], execute: Execute) -> list[contract.PartUrl]:

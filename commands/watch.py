@@ -11,11 +11,11 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 
 from commands.command import Aggregates, Command
-from commands.endpoint import TOKEN_FIRST, Execute, Reply, executor
+from commands.endpoint import VIEWER_FIRST, Execute, Reply, viewer_executor
 from domain.model import Origin
 from domain.text import check_text
 from domain.upload import Upload, object_key
-from infra.contract import Accepted, Share, WatchSession, WatchTime
+from infra.contract import Accepted, Share, Watching, WatchSession, WatchTime
 from infra.http import problems
 from infra.telemetry import SHARED, VIEWED, WATCH_TIME, TelemetryEvent
 
@@ -43,7 +43,7 @@ class LookAtVideo(Command[Media]):
         return Media(upload.content_type, upload.filename)
 
 
-router = APIRouter(prefix="/videos/{video_id}", tags=["watching"], dependencies=TOKEN_FIRST)
+router = APIRouter(prefix="/videos/{video_id}", tags=["watching"], dependencies=VIEWER_FIRST)
 accepted: dict[str, Any] = {
     "status_code": 202,
     "response_model": Accepted,
@@ -58,29 +58,28 @@ accepted: dict[str, Any] = {
     summary="Get a URL that plays, and a session",
 )
 async def watch(video_id: UUID, request: Request) -> Response:
-    execute = await executor(request)
-    repeated = await execute.recall()
-    if repeated is not None:
-        return repeated
+    execute = await viewer_executor(request)
     media = await execute.value(LookAtVideo(video_id))
-    session = execute.fresh_id("session")
+    watching = await execute.kept(Watching)
+    if watching is None:
+        session = await _view(execute, video_id)
+        watching = await execute.keep(Reply(Watching(session_id=session)), Watching)
     signed = execute.services.objects.get_url(
         object_key(video_id), media.content_type, media.filename, execute.base_url
     )
-    await _record(execute, VIEWED, video_id, {"sessionId": str(session)})
-    return await execute(Reply(WatchSession(url=signed.url, session_id=session)))
+    return watching.told(WatchSession(url=signed.url, session_id=watching.facts.session_id))
 
 
 @router.post("/watch-time", summary="Report seconds watched", **accepted)
 async def watch_time(video_id: UUID, body: WatchTime, request: Request) -> Response:
-    execute = await executor(request)
+    execute = await viewer_executor(request)
     details = {"sessionId": str(body.session_id), "seconds": body.seconds}
     return await _accept(execute, WATCH_TIME, video_id, details)
 
 
 @router.post("/share", summary="Report a share", **accepted)
 async def share(video_id: UUID, request: Request, body: Share | None = None) -> Response:
-    execute = await executor(request)
+    execute = await viewer_executor(request)
     channel = body.channel if body else None
     if channel is not None:
         check_text(channel, "channel", max_length=50)
@@ -94,19 +93,27 @@ async def _accept(
     if repeated is not None:
         return repeated
     await execute.value(LookAtVideo(video_id))
-    await _record(execute, topic, video_id, details)
+    await execute.services.telemetry.record(_event(execute, topic, video_id, details))
     return await execute(Reply(Accepted()), status=202)
 
 
-async def _record(execute: Execute, topic: str, video_id: UUID, details: Mapping[str, Any]) -> None:
-    await execute.services.telemetry.record(
-        TelemetryEvent(
-            execute.fresh_id(topic),
-            topic,
-            video_id,
-            execute.actor,
-            datetime.now(UTC),
-            details,
-            execute.correlation_id,
-        )
+async def _view(execute: Execute, video_id: UUID) -> UUID:
+    """The session in which the caller watches: a new one, or the one that they are in."""
+    session = execute.fresh_id("session")
+    details = {"sessionId": str(session)}
+    event = _event(execute, VIEWED, video_id, details)._replace(viewer=execute.actor)
+    return await execute.services.telemetry.record(event) or session
+
+
+def _event(
+    execute: Execute, topic: str, video_id: UUID, details: Mapping[str, Any]
+) -> TelemetryEvent:
+    return TelemetryEvent(
+        execute.fresh_id(topic),
+        topic,
+        video_id,
+        execute.user_id,
+        datetime.now(UTC),
+        details,
+        execute.correlation_id,
     )

@@ -50,10 +50,14 @@ class InvalidToken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A verified caller: the token's ``sub`` and ``roles``."""
+    """A verified caller: the token's ``sub`` and ``roles``.
+
+    An anonymous one has no token; a key that nobody can guess stands in place of the user id.
+    """
 
     user_id: str
     roles: frozenset[str]
+    anonymous: bool = False
 
     @property
     def is_admin(self) -> bool:

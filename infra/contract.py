@@ -60,14 +60,19 @@ class PartUrl(Wire):
     expires_at: datetime
 
 
-class UploadStarted(Wire):
-    """A begun upload, with the URLs of its first (up to 100) parts."""
+class UploadBegun(Wire):
+    """A begun upload, without what expires."""
 
     upload_id: UUID
     video_id: UUID
     status: Literal["started"]
     part_size_bytes: int
     part_count: int
+
+
+class UploadStarted(UploadBegun):
+    """A begun upload, with the URLs of its first (up to 100) parts."""
+
     parts: list[PartUrl]
 
 
@@ -202,11 +207,16 @@ class CommentDeleted(Wire):
     status: Literal["deleted"]
 
 
-class WatchSession(Wire):
+class Watching(Wire):
+    """The session under which watch time is reported."""
+
+    session_id: UUID
+
+
+class WatchSession(Watching):
     """Where the video plays, and the session under which watch time is reported."""
 
     url: str
-    session_id: UUID
 
 
 class WatchTime(Wire):

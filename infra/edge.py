@@ -194,6 +194,12 @@ def header(scope: Scope, name: bytes) -> str | None:
     return None if value is None else value.decode("latin-1")
 
 
+def client_address(scope: Scope) -> str:
+    """The address that the request comes from: behind a proxy, the proxy's; '' on a socket file."""
+    host, _ = scope.get("client") or ("", 0)
+    return str(host)
+
+
 def _request_id(scope: Scope) -> str:
     given = header(scope, b"x-request-id")
     if given and len(given) <= 128 and given.isascii() and given.isprintable():

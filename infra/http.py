@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI, Request, Response
 
 from infra.auth import Authenticator, Identity, InvalidToken, KeysUnavailable
 from infra.contract import ProblemDetails, Wire
-from infra.edge import DirectRoute, Edge, EdgedApp, header, hot
+from infra.edge import DirectRoute, Edge, EdgedApp, client_address, header, hot
 from infra.problems import (
     FRAMEWORK,
     TITLES,
@@ -32,9 +32,11 @@ __all__ = [
     "DirectRoute",
     "MaybeCaller",
     "Problem",
+    "client_address",
     "create_app",
     "header",
     "hot",
+    "maybe_identity",
     "problems",
     "request_id_of",
     "require_identity",

@@ -33,6 +33,7 @@ class AnalyticsSettings(BaseSettings):
         default=5.0, alias="ANALYTICS_FLUSH_SECONDS", le=3600
     )
     view_repeat_seconds: PositiveInt = Field(default=3600, alias="VIEW_REPEAT_SECONDS")
+    anonymous_viewers: bool = Field(default=False, alias="ANONYMOUS_VIEWERS")
     # Rankings and stats look at the hours of 30 days; what comes late is counted for 10 days less.
     analytics_retention_days: int = Field(
         default=730, alias="ANALYTICS_RETENTION_DAYS", ge=60, le=36_500

@@ -2,12 +2,16 @@
 
 Acknowledged once committed; many arrive, so they are inserted in batches. `seq` counts them in the
 order in which they become visible, so that whoever follows it can't skip one.
+
+Here it is decided what a view is, once and for all who count: a session is one viewer's watching of
+one video, and holds one view. Whoever watches again before `repeat` is over goes on with the
+session; nothing new is recorded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
@@ -16,6 +20,7 @@ import psycopg
 from psycopg import AsyncConnection, Connection, Cursor
 from psycopg_pool import ConnectionPool
 
+from infra import viewers
 from infra.batching import Batcher
 
 VIEWED = "video.viewed"
@@ -39,18 +44,57 @@ TABLES: tuple[LiteralString, ...] = (
         ADD COLUMN IF NOT EXISTS seq bigint GENERATED ALWAYS AS IDENTITY,
         ADD COLUMN IF NOT EXISTS correlation_id text""",
     "CREATE UNIQUE INDEX IF NOT EXISTS backlot_telemetry_seq ON backlot_telemetry (seq)",
-    # Under a lock that is held until the commit: what has a lower `seq` is visible by then.
+    # The session in which each viewer of a video is, and when it began. By the clock of the
+    # database: the processes' clocks differ.
+    """CREATE TABLE IF NOT EXISTS backlot_view_sessions (
+        video_id uuid NOT NULL,
+        viewer text COLLATE "C" NOT NULL,
+        session text NOT NULL,
+        began_at timestamptz NOT NULL,
+        PRIMARY KEY (video_id, viewer)) WITH (fillfactor = 70)""",
+    # Under a lock that is held until the commit: what has a lower `seq` is visible by then. (A
+    # database may hold this function with fewer parameters, too: that of the releases before.)
     """CREATE OR REPLACE FUNCTION backlot_take_telemetry(ids uuid[], topics text[], videos uuid[],
-        users text[], times timestamptz[], details text[], correlations text[]) RETURNS void
+        users text[], times timestamptz[], details text[], correlations text[], viewers text[],
+        repeat interval) RETURNS text[]
     LANGUAGE plpgsql AS $body$
+    DECLARE
+        told record;
+        kept text;
+        sessions text[] := array_fill(NULL::text, ARRAY[cardinality(ids)]);
     BEGIN
         PERFORM pg_advisory_xact_lock(7104878, 2);
+        FOR told IN
+            SELECT id, video, viewer, detail::jsonb->>'sessionId' AS session, place::int AS place
+            FROM unnest(ids, topics, videos, details, viewers)
+                WITH ORDINALITY AS e(id, topic, video, detail, viewer, place)
+            WHERE topic = 'video.viewed' AND viewer IS NOT NULL
+            ORDER BY e.place
+        LOOP
+            SELECT t.details->>'sessionId' INTO kept
+            FROM backlot_telemetry AS t WHERE t.event_id = told.id;
+            IF NOT FOUND THEN
+                INSERT INTO backlot_view_sessions AS s (video_id, viewer, session, began_at)
+                VALUES (told.video, told.viewer, told.session, clock_timestamp())
+                ON CONFLICT (video_id, viewer) DO UPDATE
+                SET session = excluded.session, began_at = excluded.began_at
+                WHERE s.began_at <= excluded.began_at - repeat
+                RETURNING s.session INTO kept;
+                IF NOT FOUND THEN
+                    SELECT s.session INTO kept FROM backlot_view_sessions AS s
+                    WHERE s.video_id = told.video AND s.viewer = told.viewer;
+                    ids[told.place] := NULL;
+                END IF;
+            END IF;
+            sessions[told.place] := kept;
+        END LOOP;
         WITH taken AS (
             INSERT INTO backlot_telemetry
                 (event_id, topic, video_id, user_id, happened_at, details, correlation_id)
             SELECT id, topic, video, "user", at, detail::jsonb, correlation
             FROM unnest(ids, topics, videos, users, times, details, correlations)
                 WITH ORDINALITY AS e(id, topic, video, "user", at, detail, correlation, place)
+            WHERE id IS NOT NULL
             ORDER BY place
             ON CONFLICT DO NOTHING
             RETURNING backlot_telemetry.topic, video_id)
@@ -59,16 +103,23 @@ TABLES: tuple[LiteralString, ...] = (
         ORDER BY video_id
         ON CONFLICT (video_id) DO UPDATE SET views = v.views + excluded.views;
         PERFORM pg_notify('backlot_telemetry', '');
+        RETURN sessions;
     END
     $body$""",
+    *viewers.TABLES,
 )
 
 CHANNEL = "backlot_telemetry"
 
 INSERT = """
 SELECT backlot_take_telemetry(%b::uuid[], %b::text[], %b::uuid[], %b::text[], %b::timestamptz[],
-                              %b::text[], %b::text[])
+                              %b::text[], %b::text[], %b::text[], %b::interval)
 """
+# Under the lock of those who take telemetry, so that none of them loses the session that it is at.
+FORGET: tuple[LiteralString, ...] = (
+    "SELECT pg_advisory_xact_lock(7104878, 2)",
+    "DELETE FROM backlot_view_sessions WHERE began_at <= clock_timestamp() - %b::interval",
+)
 
 VIEWS = "SELECT video_id, views FROM backlot_views WHERE video_id = ANY(%b)"
 
@@ -76,7 +127,8 @@ VIEWS = "SELECT video_id, views FROM backlot_views WHERE video_id = ANY(%b)"
 class TelemetryEvent(NamedTuple):
     """One thing that a viewer did; `details` hold the rest of the published value.
 
-    `correlation_id` names the request that told it.
+    `correlation_id` names the request that told it. `viewer` says of a view who views, as far as
+    one viewer can be told from another: without it each view begins a session.
     """
 
     event_id: UUID
@@ -86,12 +138,15 @@ class TelemetryEvent(NamedTuple):
     happened_at: datetime
     details: Mapping[str, Any]
     correlation_id: str | None = None
+    viewer: str | None = None
 
 
 class Telemetry:
     """Takes telemetry into PostgreSQL, each event once by its id."""
 
-    def __init__(self, database_url: str, *, max_batch: int = 1_000) -> None:
+    def __init__(self, database_url: str, *, repeat: timedelta, max_batch: int = 1_000) -> None:
+        """`repeat` is how long a viewer who watches again goes on with the same session."""
+        self._repeat = repeat
         self._pool = ConnectionPool(
             database_url,
             min_size=1,
@@ -101,29 +156,33 @@ class Telemetry:
             kwargs={"autocommit": True},
             check=ConnectionPool.check_connection,
         )
-        self._batcher: Batcher[TelemetryEvent, None] = Batcher(
+        self._batcher: Batcher[TelemetryEvent, UUID | None] = Batcher(
             self._insert, name="telemetry", max_batch=max_batch, max_waiting=50_000
         )
 
     def open(self) -> None:
         self._pool.open()
 
-    async def record(self, event: TelemetryEvent) -> None:
-        """Return once the event is durable. Raises psycopg.Error when the database is away."""
-        await self._batcher.submit(event)
+    async def record(self, event: TelemetryEvent) -> UUID | None:
+        """Return once the event is durable: for a view, the session that its viewer is in.
+
+        Raises psycopg.Error when the database is away.
+        """
+        return await self._batcher.submit(event)
 
     async def close(self) -> None:
         await self._batcher.close()
         self._pool.close()
 
-    def _insert(self, events: Sequence[TelemetryEvent]) -> Sequence[BaseException | None]:
+    def _insert(self, events: Sequence[TelemetryEvent]) -> Sequence[UUID | BaseException | None]:
+        given = (*_columns(events), self._repeat)
         try:
             with self._pool.connection() as conn:
-                conn.execute(INSERT, _columns(events), prepare=True)
+                ((sessions,),) = conn.execute(INSERT, given, prepare=True).fetchall()
         except psycopg.DataError as error:
             # What can't be stored must not take its batch with it.
             return [error] if len(events) == 1 else [self._insert([one])[0] for one in events]
-        return [None] * len(events)
+        return [None if session is None else UUID(session) for session in sessions]
 
 
 def _columns(events: Sequence[TelemetryEvent]) -> tuple[list[Any], ...]:
@@ -135,6 +194,7 @@ def _columns(events: Sequence[TelemetryEvent]) -> tuple[list[Any], ...]:
         [event.happened_at for event in events],
         [orjson.dumps(event.details).decode() for event in events],
         [event.correlation_id for event in events],
+        [event.viewer for event in events],
     )
 
 
@@ -143,6 +203,14 @@ def install(conn: Connection[Any]) -> None:
     with conn.transaction():
         for statement in TABLES:
             conn.execute(statement)
+
+
+def forget_sessions(conn: Connection[Any], repeat: timedelta) -> int:
+    """Forget the sessions that nobody can go on with; returns how many."""
+    lock, delete = FORGET
+    with conn.transaction():
+        conn.execute(lock)
+        return conn.execute(delete, (repeat,)).rowcount
 
 
 class Views:

@@ -3,6 +3,7 @@ that counts it in plain Python."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -18,9 +19,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from projections.analytics.migrating import State, migrate
+from projections.analytics.migrating import Shape, State, migrate
+from projections.analytics.rules import row_of
+from projections.analytics.storing import Store
 from projections.connecting import connect
 from tests.integration.projection_support import rows
+from workers.following import TelemetryFeed
 
 NOW = datetime.now(UTC)
 REPEAT = timedelta(hours=1)
@@ -52,6 +56,15 @@ def migrated(url: str) -> State:
     """Make the tables of the analytics."""
     with connect(url, "test") as conn:
         return migrate(conn)
+
+
+def stored_from(url: str, topics: frozenset[str]) -> None:
+    """Count what the telemetry holds of these topics, as the keeper does from the event log."""
+    feed = TelemetryFeed(topics, batch_events=1_000)
+    with connect(url, "test") as conn, conn.transaction():
+        messages = feed.read(conn, 0).messages
+        told = [row_of(each.topic, each.id, json.loads(each.value), NOW) for each in messages]
+        Store(Shape.PLAIN, REPEAT).add(conn, told)
 
 
 @dataclass

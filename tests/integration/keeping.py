@@ -79,7 +79,7 @@ async def keeping(
 
 async def record(url: str, events: Sequence[Event]) -> None:
     """Take the views, reports and shares of a history into the telemetry, in that order."""
-    telemetry = Telemetry(url)
+    telemetry = Telemetry(url, repeat=REPEAT)
     telemetry.open()
     for event in events:
         topic, id_, value = event

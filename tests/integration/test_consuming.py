@@ -12,6 +12,7 @@ import pytest
 from infra import metrics, telemetry
 from infra.codec import event_id
 from infra.kafka import KafkaOptions
+from tests.integration.analytics_support import REPEAT
 from tests.integration.consuming_support import (
     TERMINATE,
     VIDEO,
@@ -100,7 +101,7 @@ def test_a_message_tells_what_was_recorded(stage: Stage) -> None:
 def test_telemetry_comes_too(stage: Stage) -> None:
     async def scenario() -> None:
         tasks = Tasks(topics=frozenset(("video.viewed", "comment.created")))
-        taken = telemetry.Telemetry(stage.database_url)
+        taken = telemetry.Telemetry(stage.database_url, repeat=REPEAT)
         taken.open()
         session, now = uuid4(), origin().at
         seen = telemetry.TelemetryEvent(

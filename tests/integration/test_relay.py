@@ -14,6 +14,7 @@ from infra import metrics
 from infra.codec import event_id
 from infra.integration import TOPICS
 from infra.telemetry import Telemetry, TelemetryEvent
+from tests.integration.analytics_support import REPEAT
 from tests.integration.consuming_support import VIDEO, run, until
 from tests.integration.projection_support import Writer, origin, rows
 from tests.integration.relay_support import Topics, installed, relayed, relaying
@@ -37,7 +38,7 @@ def url(database_url: str, writer: Writer) -> str:
 
 
 async def watch(url: str, *events: TelemetryEvent) -> None:
-    telemetry = Telemetry(url)
+    telemetry = Telemetry(url, repeat=REPEAT)
     telemetry.open()
     for event in events:
         await telemetry.record(event)

@@ -1,19 +1,32 @@
-"""Views, watch time and shares: acknowledged once durable, each counted once."""
+"""Views, watch time and shares: acknowledged once durable, each counted once; a viewer within the
+window too."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 
-from infra.telemetry import SHARED, VIEWED, WATCH_TIME, Telemetry, TelemetryEvent, Views, install
+from infra.integration.topics import TELEMETRY
+from infra.telemetry import (
+    SHARED,
+    VIEWED,
+    WATCH_TIME,
+    Telemetry,
+    TelemetryEvent,
+    Views,
+    forget_sessions,
+    install,
+)
+from tests.integration.analytics_support import REPEAT, migrated, stored_from
 from tests.integration.event_log import rows
+from tests.real_inputs import RealInput, each
 
 VIDEO = UUID("5f0c2f0a-7f0e-4a3c-9a39-1c6a54f2b7aa")
 AT = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
@@ -32,7 +45,7 @@ def event(topic: str = VIEWED, video: UUID = VIDEO, **details: Any) -> Telemetry
 
 def run(database: str, scenario: Callable[[Telemetry], Coroutine[Any, Any, None]]) -> None:
     async def opened() -> None:
-        telemetry = Telemetry(database)
+        telemetry = Telemetry(database, repeat=REPEAT)
         telemetry.open()
         try:
             await scenario(telemetry)
@@ -63,14 +76,14 @@ def test_what_was_taken_is_there_with_all_that_was_said(database: str) -> None:
     ]
 
     async def scenario(telemetry: Telemetry) -> None:
-        for each in taken:
-            await telemetry.record(each)
+        for one in taken:
+            await telemetry.record(one)
             assert rows(
                 database,
                 "SELECT event_id, topic, video_id, user_id, happened_at, details "
                 "FROM backlot_telemetry WHERE event_id = %s",
-                [each.event_id],
-            ) == [(each.event_id, each.topic, VIDEO, each.user_id, AT, each.details)]
+                [one.event_id],
+            ) == [(one.event_id, one.topic, VIDEO, one.user_id, AT, one.details)]
 
     run(database, scenario)
 
@@ -163,3 +176,117 @@ def test_several_may_install_at_once(database_url: str) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(start, range(8))) == [None] * 8
+
+
+OLD = "UPDATE backlot_view_sessions SET began_at = began_at - %s RETURNING 1"
+FUNCTION_BEFORE = """
+CREATE FUNCTION backlot_take_telemetry(uuid[], text[], uuid[], text[], timestamptz[], text[],
+                                       text[])
+RETURNS void LANGUAGE sql AS 'SELECT NULL::void'
+"""
+
+
+def view(who: str, video: UUID = VIDEO) -> TelemetryEvent:
+    """What `POST /watch` records of a viewer; `-client` is one without a name."""
+    user = None if who.startswith("-") else who
+    taken = event(VIEWED, video, sessionId=str(uuid4()))
+    return taken._replace(user_id=user, viewer=who, happened_at=datetime.now(UTC))
+
+
+def pass_by(database: str, seconds: int) -> None:
+    """Let every session have begun so much earlier."""
+    rows(database, OLD, [timedelta(seconds=seconds)])
+
+
+@each("watches")
+def test_a_viewer_within_the_window_is_one_view_wherever_it_is_told(
+    database: str, real: RealInput
+) -> None:
+    """By the counter, by the telemetry that all consumers follow, and by the analytics."""
+
+    async def scenario(telemetry: Telemetry) -> None:
+        sessions = set()
+        for step in real.text.split():
+            if step.startswith("+"):
+                pass_by(database, int(step))
+            else:
+                sessions.add(await telemetry.record(view(step)))
+        assert len(sessions) == int(real.right)
+
+    run(database, scenario)
+    right = int(real.right)
+    migrated(database)
+    stored_from(database, TELEMETRY)
+    assert views(database, VIDEO) == {VIDEO: right}
+    assert rows(database, "SELECT count(*) FROM backlot_telemetry") == [(right,)]
+    assert rows(database, "SELECT sum(views)::int FROM analytics.video_hourly") == [(right,)]
+
+
+def test_replicas_that_take_a_viewers_view_at_once_count_one(database: str) -> None:
+    async def scenario(telemetry: Telemetry) -> None:
+        others = [Telemetry(database, repeat=REPEAT) for _ in range(3)]
+        for other in others:
+            other.open()
+        taken = [one.record(view("bob")) for one in (telemetry, *others) for _ in range(25)]
+        sessions = await asyncio.gather(*taken)
+        assert len(set(sessions)) == 1
+        for other in others:
+            await other.close()
+
+    run(database, scenario)
+    assert views(database, VIDEO) == {VIDEO: 1}
+
+
+def test_each_video_has_its_own_window(database: str) -> None:
+    other = uuid4()
+
+    async def scenario(telemetry: Telemetry) -> None:
+        taken = [view("bob"), view("bob", other), view("bob")]
+        first, second, again = [await telemetry.record(one) for one in taken]
+        assert first == again != second
+
+    run(database, scenario)
+    assert views(database, VIDEO, other) == {VIDEO: 1, other: 1}
+
+
+def test_a_view_that_is_told_again_keeps_its_session_even_after_the_window(database: str) -> None:
+    same = view("bob")
+
+    async def scenario(telemetry: Telemetry) -> None:
+        told = await telemetry.record(same)
+        pass_by(database, 4000)
+        assert await telemetry.record(same) == told == UUID(same.details["sessionId"])
+        assert await telemetry.record(view("bob")) != told
+
+    run(database, scenario)
+    assert views(database, VIDEO) == {VIDEO: 2}
+
+
+def test_a_session_outlives_every_process_and_is_forgotten_after_its_window(database: str) -> None:
+    found: list[UUID | None] = []
+
+    async def scenario(telemetry: Telemetry) -> None:
+        found.append(await telemetry.record(view("bob")))
+
+    run(database, scenario)
+    with psycopg.connect(database, autocommit=True) as conn:
+        assert forget_sessions(conn, REPEAT) == 0
+        run(database, scenario)
+        pass_by(database, 4000)
+        assert forget_sessions(conn, REPEAT) == 1
+    run(database, scenario)
+    assert (found[0] == found[1], found[1] == found[2]) == (True, False)
+    assert views(database, VIDEO) == {VIDEO: 2}
+
+
+def test_a_database_of_an_earlier_release_counts_on(database_url: str) -> None:
+    """While it is upgraded its processes may still call the function of before."""
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute(FUNCTION_BEFORE)
+        install(conn)
+
+    async def scenario(telemetry: Telemetry) -> None:
+        await asyncio.gather(*(telemetry.record(view("bob")) for _ in range(3)))
+
+    run(database_url, scenario)
+    assert views(database_url, VIDEO) == {VIDEO: 1}

@@ -14,6 +14,7 @@ import pytest
 from infra.integration.topics import TELEMETRY
 from infra.telemetry import INSERT, Telemetry, TelemetryEvent, install
 from projections.connecting import connect
+from tests.integration.analytics_support import REPEAT
 from tests.integration.event_log import eventually, rows
 from workers.following import TelemetryFeed
 
@@ -38,7 +39,7 @@ def write(database: str, events: list[TelemetryEvent]) -> None:
     """Record them with a connection of its own, a transaction each."""
 
     async def scenario() -> None:
-        telemetry = Telemetry(database)
+        telemetry = Telemetry(database, repeat=REPEAT)
         telemetry.open()
         for each in events:
             await telemetry.record(each)
@@ -82,6 +83,8 @@ def test_who_has_begun_first_is_seen_first(database: str) -> None:
         [slow.happened_at],
         ["{}"],
         [None],
+        [None],
+        REPEAT,
     ]
     with ThreadPoolExecutor(1) as pool, psycopg.connect(database) as conn:
         conn.execute(INSERT, columns)
