@@ -146,6 +146,9 @@ class Authenticator:
                 options={
                     "require": ["exp", "sub"],
                     "verify_exp": False,
+                    # When a token was made says nothing of its validity (RFC 7519, 4.1.6), and a
+                    # provider's clock may be ahead of ours; `nbf` is what holds one back.
+                    "verify_iat": False,
                     "verify_aud": self._audience is not None,
                 },
             )
@@ -154,15 +157,12 @@ class Authenticator:
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
             # PyJWT lets these out for headers and claims of unexpected shapes.
             raise InvalidToken("token is malformed") from error
-        self._check_expiry(claims["exp"])
-        return claims
-
-    def _check_expiry(self, exp: object) -> None:
-        if isinstance(exp, bool) or not isinstance(exp, int | float) or not abs(exp) < 1e15:
-            raise InvalidToken("exp must be a time in seconds")
+        _require_time("exp", claims["exp"])
+        _require_time("iat", claims.get("iat", 0))
         # No leeway here: a remembered token must end at the same moment as an unseen one.
-        if exp <= self._clock():
+        if claims["exp"] <= self._clock():
             raise InvalidToken("token has expired")
+        return claims
 
     def _keep(self, token: str, identity: Identity, exp: float) -> None:
         until = min(exp, self._clock() + REMEMBER_SECONDS)
@@ -220,6 +220,11 @@ def read_or_make_secret(path: Path) -> str:
         os.fsync(file.fileno())
     draft.rename(path)
     return path.read_text().strip()
+
+
+def _require_time(claim: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
+        raise InvalidToken(f"{claim} must be a time in seconds")
 
 
 def _identity(claims: dict[str, Any]) -> Identity:

@@ -28,6 +28,8 @@ from infra.auth import (
     read_or_make_secret,
 )
 from infra.settings import SettingsError, load_settings
+from tests.real_inputs import RealInput, each
+from tests.support import claims_at
 
 SECRET = "a secret of at least thirty-two bytes"
 ANOTHER = "another secret of thirty-two bytes and more"
@@ -88,6 +90,15 @@ def test_an_ordinary_viewer_is_no_operator() -> None:
 )
 def test_claims_that_prove_nothing(claims: dict[str, Any], reason: str) -> None:
     assert re.search(reason, refusal(signed(claims)))
+
+
+@each("token_times")
+def test_times_of_tokens(real: RealInput) -> None:
+    token = signed(claims_at(real.text, time.time()))
+    if real.right == "accepted":
+        assert authenticator().authenticate(token).user_id == "alice"
+    else:
+        assert refusal(token)
 
 
 def test_a_user_id_may_be_128_characters_of_any_script() -> None:
