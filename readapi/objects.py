@@ -15,7 +15,7 @@ from starlette.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
 from infra.http import Problem, problems
-from infra.objects import FolderStore, ObjectFile
+from infra.objects import FolderStore, ObjectFile, disposition, safe_content_type
 from infra.objects.problems import as_problems
 
 SINGLE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
@@ -78,10 +78,11 @@ def _answer(request: Request, found: ObjectFile, query: ObjectQuery) -> Response
     return ObjectResponse(
         found.path,
         headers=headers,
-        media_type=query.content_type,
+        # Also of a URL that was signed before types were looked at.
+        media_type=safe_content_type(query.content_type),
         filename=query.filename,
         stat_result=found.stat,
-        content_disposition_type="inline",
+        content_disposition_type=disposition(query.content_type),
         byte_range=_wanted_range(request, etag, found),
     )
 
