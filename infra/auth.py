@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from domain.text import is_name
 from infra.jwks import KeysUnavailable, RemoteKeys
 from infra.settings import Settings, SettingsError
 
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 MAX_TOKEN_LENGTH = 8192
+MAX_USER_ID_LENGTH = 128
 CLOCK_SKEW_SECONDS = 10
 # A token stays remembered for at most this long, so that a withdrawn key stops working.
 REMEMBER_SECONDS = 300.0
@@ -229,9 +231,11 @@ def _require_time(claim: str, value: object) -> None:
 
 def _identity(claims: dict[str, Any]) -> Identity:
     user_id, roles = claims["sub"], claims.get("roles", [])
-    # Control characters and lone surrogates are valid JSON, but PostgreSQL cannot store them.
-    if not isinstance(user_id, str) or not 1 <= len(user_id) <= 128 or not user_id.isprintable():
-        raise InvalidToken("sub must be 1 to 128 printable characters")
+    if not isinstance(user_id, str) or not is_name(user_id, MAX_USER_ID_LENGTH):
+        raise InvalidToken(
+            f"sub must be 1 to {MAX_USER_ID_LENGTH} characters that can be seen, without control "
+            "characters, ends of lines and changes of direction"
+        )
     if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
         raise InvalidToken("roles must be a list of strings")
     return Identity(user_id, frozenset(roles))

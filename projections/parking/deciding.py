@@ -9,6 +9,7 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from domain.text import shows
 from infra.errors import OperatorError
 from projections import positions
 from projections.log import CHANNEL
@@ -88,5 +89,5 @@ def park_and_go_on(
 
 
 def _demand(reason: str) -> None:
-    if not reason.strip():
+    if not shows(reason):
         raise NoReason("Say why: the reason is kept with the event.")

@@ -80,6 +80,18 @@ def test_a_token_is_valid_by_its_times(
         problem(answer, 401, "unauthenticated")
 
 
+@each("user_ids")
+def test_a_user_id_can_be_seen_and_misleads_nobody(
+    server: Program, nobody: httpx.Client, film: str, real: RealInput
+) -> None:
+    headers = {"Authorization": f"Bearer {signed(server, sub=real.text)}"}
+    posted = nobody.post(f"/videos/{film}/comments", json={"content": "x"}, headers=headers)
+    if real.right == "accepted":
+        assert read(posted)["userId"] == real.text
+    else:
+        problem(posted, 401, "unauthenticated")
+
+
 FILM = {"title": "x", "filename": "x", "contentType": "video/mp4", "sizeBytes": 1}
 
 
