@@ -50,12 +50,15 @@ class ObjectQuery(BaseModel):
 
 
 def router(store: FolderStore) -> APIRouter:
-    """`GET` and `HEAD /objects/{key}`."""
+    """`GET /objects/{key}`."""
     api = APIRouter(tags=["objects"])
-    documented: dict[str, Any] = {"response_class": Response, "responses": ANSWERS}
 
-    @api.head("/objects/{key:path}", summary="Look at an object", **documented)
-    @api.get("/objects/{key:path}", summary="Play or download an object", **documented)
+    @api.get(
+        "/objects/{key:path}",
+        summary="Play or download an object",
+        response_class=Response,
+        responses=ANSWERS,
+    )
     async def get_object(
         request: Request, key: Key, query: Annotated[ObjectQuery, Query()]
     ) -> Response:
@@ -119,7 +122,7 @@ def _wanted_range(request: Request, etag: str, found: ObjectFile) -> tuple[int, 
     """First and last byte asked for, or None for the whole object. Raises Problem 416."""
     asked = SINGLE_RANGE.fullmatch(request.headers.get("range", ""))
     fresh = (etag, formatdate(found.stat.st_mtime, usegmt=True))
-    if asked is None or request.method != "GET" or asked.groups() == ("", ""):
+    if asked is None or asked.groups() == ("", ""):
         return None
     if request.headers.get("if-range", etag) not in fresh:
         return None
