@@ -85,6 +85,10 @@ def change(upload: Upload) -> None:
     upload.change_details(BOB, **CHANGED)
 
 
+def change_to(**changes: Any) -> Any:
+    return lambda upload: upload.change_details(BOB, **{**CHANGED, **changes})
+
+
 class TestStart:
     def test_the_actor_becomes_the_owner(self) -> None:
         upload = given(Upload).when(start()).then(STARTED)
@@ -128,10 +132,7 @@ class TestStart:
     @each("texts", "nothing")
     def test_details_change_to_nothing_unseen(self, real: RealInput) -> None:
         for field in ("title", "category"):
-            changes = {**CHANGED, field: real.text}
-            changed = given(Upload, STARTED, COMPLETED).when(
-                lambda upload, changes=changes: upload.change_details(BOB, **changes)
-            )
+            changed = given(Upload, STARTED, COMPLETED).when(change_to(**{field: real.text}))
             changed.refused(Invalid, "text that can be seen", field=field)
 
     @each("media_types")
