@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import httpx
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
+from pydantic import SecretStr
 
 from backlot.database import NothingRuns
 from backlot.doctor_analytics import analytics, embeddings
 from backlot.doctor_outside import kafka, language_model, tasks
-from backlot.doctor_part import PATIENCE_SECONDS, Kind, Part
+from backlot.doctor_part import PATIENCE_SECONDS, Kind, Part, failing
 from backlot.projections.lines import in_trouble
 from backlot.projections.reading import read_statuses
 from backlot.redis_probe import probe
@@ -37,6 +38,9 @@ from infra.postgres_cluster import MAJOR, check_major
 from infra.settings import Role, Settings, SettingsError, load_settings
 
 NOT_RUNNING = "not running; `make up` starts it"
+SEE_DATABASE = "start it, or see DATABASE_URL"
+OTHER_FOLDER = "mend it, or set BACKLOT_DATA_DIR to another folder"
+SEE_S3 = "see S3_ENDPOINT_URL, S3_BUCKET and the credentials"
 
 
 def examine() -> list[Part]:
@@ -44,7 +48,8 @@ def examine() -> list[Part]:
     try:
         settings = load_settings()
     except SettingsError as error:
-        return [Part("settings", "embedded", None, False, str(error))]
+        remedy = "set it in the environment as `.env.example` says"
+        return [failing("settings", "embedded", None, str(error), remedy)]
     return [
         _settings(settings),
         _embedded_database(settings) if settings.embedded_database else _database(settings),
@@ -89,7 +94,7 @@ def _database(settings: Settings) -> Part:
     try:
         return Part("database", "external", masked(url), True, f"PostgreSQL {_version(url)}")
     except psycopg.Error as error:
-        return Part("database", "external", masked(url), False, _one_line(error))
+        return failing("database", "external", masked(url), _one_line(error), SEE_DATABASE)
 
 
 def _embedded_database(settings: Settings) -> Part:
@@ -100,9 +105,9 @@ def _embedded_database(settings: Settings) -> Part:
         check_major(cluster)
         url = running_url(cluster)
     except (DataFolderError, PostgresError) as error:
-        return Part("database", "embedded", None, False, str(error))
+        return failing("database", "embedded", None, str(error), OTHER_FOLDER)
     except OSError as error:
-        return Part("database", "embedded", None, False, f"{cluster}: {error.strerror}")
+        return failing("database", "embedded", None, f"{cluster}: {error.strerror}", OTHER_FOLDER)
     if url is None:
         state = f"PostgreSQL {MAJOR} in {cluster}" if cluster.exists() else f"{folder} is not made"
         return Part("database", "embedded", None, True, f"{state}; {NOT_RUNNING}")
@@ -114,7 +119,8 @@ def _running_database(url: str, holder: int | None) -> Part:
         version = f"PostgreSQL {_version(url)}"
     except psycopg.Error as error:
         if holder is not None:
-            return Part("database", "embedded", url, False, _one_line(error))
+            restart = f"see its log, or stop Backlot (pid {holder}) and `make up`"
+            return failing("database", "embedded", url, _one_line(error), restart)
         return Part("database", "embedded", None, True, f"stopped uncleanly; {NOT_RUNNING}")
     whose = (
         f"of Backlot (pid {holder})" if holder else "left by a killed Backlot; `make up` ends it"
@@ -131,11 +137,10 @@ def _projections(settings: Settings) -> Part:
     except (OperatorError, OSError) as error:
         # What is wrong with the database itself stands in the line above.
         return Part("projections", kind, None, True, f"not known: {error}")
-    told = [(each, trouble) for each in found if (trouble := in_trouble(each))]
+    told = [f"{each.name}: {trouble}" for each in found if (trouble := in_trouble(each))]
     busy = [each.name for each in found if each.replay and not each.replay.finished_at]
-    detail = "; ".join(f"{each.name}: {trouble}" for each, trouble in told)
     running = f"{len(found)} in order" + (f", replaying {', '.join(busy)}" if busy else "")
-    return Part("projections", kind, None, not told, detail or running)
+    return Part("projections", kind, None, not told, "; ".join(told) or running)
 
 
 def _objects(settings: Settings) -> Part:
@@ -149,9 +154,9 @@ def _s3(settings: Settings) -> Part:
             url = store.url
             store.probe()
     except ObjectStoreUnavailable as error:
-        return Part("objects", "external", url, False, error.cause)
+        return failing("objects", "external", url, error.cause, SEE_S3)
     except OperatorError as error:
-        return Part("objects", "external", url, False, str(error))
+        return failing("objects", "external", url, str(error), SEE_S3)
     return Part("objects", "external", url, True, "the bucket answers")
 
 
@@ -159,7 +164,8 @@ def _folder(settings: Settings) -> Part:
     path = objects_path(settings.data_dir.absolute())
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     if not os.access(there, os.W_OK | os.X_OK):
-        return Part("objects", "embedded", path.as_uri(), False, f"{there} is not writable")
+        wrong, remedy = f"{there} is not writable", f"chown it to who runs Backlot: {there}"
+        return failing("objects", "embedded", path.as_uri(), wrong, remedy)
     free = shutil.disk_usage(there).free / 1e9
     made = "" if path.exists() else "made at the first start, "
     return Part("objects", "embedded", path.as_uri(), True, f"{made}{free:.1f} GB free")
@@ -168,12 +174,18 @@ def _folder(settings: Settings) -> Part:
 def _redis(settings: Settings) -> Part:
     if settings.redis_url is None:
         return Part("redis", "embedded", None, True, "in the process, made at each start")
-    return Part("redis", "external", *probe([settings.redis_url]))
+    return _redis_servers("redis", [settings.redis_url], "start it, or see REDIS_URL")
+
+
+def _redis_servers(name: str, urls: Sequence[SecretStr], remedy: str) -> Part:
+    url, ok, detail = probe(urls)
+    return Part(name, "external", url, ok, detail if ok else f"{detail}; {remedy}")
 
 
 def _locks(settings: Settings) -> Part:
     if settings.redlock_urls:
-        return Part("locks", "external", *probe(settings.redlock_urls))
+        remedy = "start them, or see REDLOCK_URLS: independent servers, each named once"
+        return _redis_servers("locks", settings.redlock_urls, remedy)
     kind: Kind = "embedded" if settings.redis_url is None else "external"
     return Part("locks", kind, None, True, "on the redis above")
 
@@ -189,14 +201,15 @@ def _auth(settings: Settings) -> Part:
         keys = RemoteKeys(settings.jwt_jwks_url, settings.jwt_algorithms).count()
         return Part("auth", "external", settings.jwt_jwks_url, True, f"{keys} keys, {algorithms}")
     except (SettingsError, KeysUnavailable) as error:
-        return Part("auth", "external", settings.jwt_jwks_url, False, str(error))
+        remedy = "see JWT_JWKS_URL, JWT_PUBLIC_KEY and JWT_ALGORITHMS"
+        return failing("auth", "external", settings.jwt_jwks_url, str(error), remedy)
 
 
 def _local_auth(secret: Path) -> Part:
     if not secret.exists():
         return Part("auth", "embedded", None, True, "local secret, made at the first start")
     if secret.stat().st_mode & 0o077:
-        return Part("auth", "embedded", None, False, f"others can read it: chmod 600 {secret}")
+        return failing("auth", "embedded", None, "others can read it", f"chmod 600 {secret}")
     return Part("auth", "embedded", None, True, "local secret; `backlot token` mints")
 
 
@@ -210,18 +223,19 @@ def _api(settings: Settings) -> Part:
     except httpx.ConnectError:
         return _silent_api(url, lock_holder(settings.data_dir.absolute()))
     except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
-        reason = f"another program answers on port {settings.port}: set BACKLOT_PORT"
-        return Part("api", "embedded", url, False, reason)
+        wrong = f"another program answers on port {settings.port}"
+        return failing("api", "embedded", url, wrong, "set BACKLOT_PORT")
     if answer.status_code == httpx.codes.OK:
         return Part("api", "embedded", url, True, "ready")
-    return Part("api", "embedded", url, False, f"not ready: {', '.join(broken)}")
+    wrong, remedy = f"not ready: {', '.join(broken)}", f"mend these; GET {url}/readyz says why"
+    return failing("api", "embedded", url, wrong, remedy)
 
 
 def _silent_api(url: str, holder: int | None) -> Part:
     if holder is None:
         return Part("api", "embedded", url, True, NOT_RUNNING)
-    detail = f"pid {holder} holds the data folder but does not answer here: see BACKLOT_PORT"
-    return Part("api", "embedded", url, False, detail)
+    wrong = f"pid {holder} holds the data folder but does not answer here"
+    return failing("api", "embedded", url, wrong, "see its log, or BACKLOT_PORT")
 
 
 def _version(url: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from backlot.doctor_part import PATIENCE_SECONDS, Kind, Part
+from backlot.doctor_part import PATIENCE_SECONDS, Kind, Part, failing
 from infra.data_folder import DataFolderError, cluster_path
 from infra.postgres import PostgresError, running_url
 from infra.settings import Settings
@@ -13,6 +13,7 @@ from projections.analytics.migrating import State, state
 from projections.recommendations import embedding_table
 
 NOT_MADE = "not made yet; a start with any role makes them"
+WITHOUT = "install it, or unset EMBEDDING_MODEL"
 NOT_EMBEDDED = "not made yet; a process with the role workers makes them"
 
 
@@ -26,8 +27,10 @@ def analytics(settings: Settings) -> Part:
         found = look(url)
     except (psycopg.Error, DataFolderError, PostgresError, OSError) as error:
         # What is wrong with the database of everything else stands in its own line.
-        told = " ".join(str(error).split())
-        return Part("analytics", _kind(settings), None, own is None, f"not known: {told}")
+        told = f"not known: {' '.join(str(error).split())}"
+        if own is None:
+            return Part("analytics", _kind(settings), None, True, told)
+        return failing("analytics", _kind(settings), None, told, "start it, or see TIMESCALE_URL")
     host = conninfo_to_dict(url).get("host", "") if own else None
     shown = f"postgresql://{host}" if host else None
     return Part("analytics", _kind(settings), shown, True, str(found or NOT_MADE))
@@ -39,8 +42,8 @@ def embeddings(settings: Settings) -> Part:
         detail = "none: recommendations do without (EMBEDDING_MODEL)"
         return Part("embeddings", "embedded", None, True, detail)
     if not settings.has_llm:
-        detail = "EMBEDDING_MODEL: needs OPENAI_API_KEY or OPENAI_BASE_URL"
-        return Part("embeddings", "external", None, False, detail)
+        wrong = "EMBEDDING_MODEL: needs OPENAI_API_KEY or OPENAI_BASE_URL"
+        return failing("embeddings", "external", None, wrong, "set one of these")
     try:
         url = _url(settings)
         if url is None:
@@ -55,8 +58,9 @@ def _embeddings(url: str) -> Part:
     with psycopg.connect(url, autocommit=True, connect_timeout=PATIENCE_SECONDS) as conn:
         lacking = embedding_table.lack(conn)
         found = embedding_table.state(conn)
-    detail = lacking or str(found or NOT_EMBEDDED)
-    return Part("embeddings", "external", None, lacking is None, detail)
+    if lacking is not None:
+        return failing("embeddings", "external", None, lacking, WITHOUT)
+    return Part("embeddings", "external", None, True, str(found or NOT_EMBEDDED))
 
 
 def look(url: str) -> State | None:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from backlot.doctor_part import PATIENCE_SECONDS, Part
+from backlot.doctor_part import PATIENCE_SECONDS, Part, failing
 from infra.settings import Settings
 from infra.tasks import BrokerAway, task_queues
 
@@ -28,7 +28,10 @@ def kafka(settings: Settings) -> Part:
             errors.append(f"{server}: {error.strerror or error}")
     up = len(servers) - len(errors)
     detail = "; ".join([f"{up} of {len(servers)} bootstrap servers answer", *errors])
-    return Part("kafka", "external", ",".join(servers), up > 0, detail)
+    if up == 0:
+        remedy = "start them, or see KAFKA_BOOTSTRAP_SERVERS"
+        return failing("kafka", "external", ",".join(servers), detail, remedy)
+    return Part("kafka", "external", ",".join(servers), True, detail)
 
 
 def tasks(settings: Settings) -> Part:
@@ -39,7 +42,8 @@ def tasks(settings: Settings) -> Part:
     try:
         depths = task_queues(settings).depths()
     except BrokerAway as error:
-        return Part("tasks", "external", None, False, str(error))
+        remedy = "start it, or see TASK_BROKER_URL and REDIS_URL"
+        return failing("tasks", "external", None, str(error), remedy)
     dead = sum(depth.dead for depth in depths)
     waiting = sum(depth.waiting + depth.delayed for depth in depths)
     where = "on the redis above" if url is None else ""
@@ -59,9 +63,10 @@ def language_model(settings: Settings) -> Part:
     try:
         answer = httpx.get(f"{url}/models", headers=headers, timeout=PATIENCE_SECONDS)
     except httpx.HTTPError as error:
-        return Part("llm", "external", url, False, f"does not answer: {type(error).__name__}")
+        wrong = f"does not answer: {type(error).__name__}"
+        return failing("llm", "external", url, wrong, "start it, or see OPENAI_BASE_URL")
     if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        return Part("llm", "external", url, False, "does not take the key: see OPENAI_API_KEY")
+        return failing("llm", "external", url, "does not take the key", "see OPENAI_API_KEY")
     return Part("llm", "external", url, True, f"answers; {settings.translation_model} translates")
 
 

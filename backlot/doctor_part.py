@@ -23,3 +23,8 @@ class Part:
     def as_dict(self) -> dict[str, Any]:
         """The part as ``doctor --json`` prints it."""
         return asdict(self)
+
+
+def failing(name: str, kind: Kind, url: str | None, wrong: str, remedy: str) -> Part:
+    """A part that an operator has to mend: what is wrong, and what to do about it."""
+    return Part(name, kind, url, False, f"{wrong.rstrip('.')}; {remedy}")

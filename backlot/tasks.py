@@ -6,14 +6,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backlot.output import Json, show
+from backlot.output import Json, given, show
 from infra.settings import load_settings
 
 if TYPE_CHECKING:
-    from infra.tasks.letters import TaskQueues
+    from collections.abc import Sequence
+
+    from infra.tasks.letters import TaskQueues, Wanted
 
 app = typer.Typer(help="Background tasks: queues and dead letters.", no_args_is_help=True)
 
+MOST = 1_000_000
+
+OneTask = Annotated[str | None, typer.Argument(help="The id of a dead task.", show_default=False)]
+Every = Annotated[bool, typer.Option("--all", help="All that are dead.")]
+AllLike = Annotated[
+    str | None,
+    typer.Option("--all-like", metavar="ID", help="All of the actor and the error of that one."),
+]
 Queue = Annotated[str | None, typer.Option("--queue", help="Only this queue; default: all.")]
 
 
@@ -56,27 +66,82 @@ def dead(
 
 @app.command()
 def redrive(
-    task: Annotated[
-        str | None, typer.Argument(help="The id of a dead task.", show_default=False)
-    ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All that are dead.")] = False,
+    task: OneTask = None,
+    every: Every = False,
+    all_like: AllLike = None,
     queue: Queue = None,
     as_json: Json = False,
 ) -> None:
     """Send dead tasks once more, with all their attempts before them."""
-    from infra.tasks.errors import NoSuchDeadTask
-
-    if (task is None) == (not every):
-        raise NoSuchDeadTask("name one dead task, or say --all")
-    queues = _queues()
-    sent = [each for name in _names(queue) for each in queues.redrive(name, task)]
-    if task is not None and not sent:
-        raise NoSuchDeadTask(f"no dead task {task}: `backlot tasks dead` lists them")
+    queues, names = _queues(), _names(queue)
+    wanted = _wanted(queues, names, task, all_like, every=every)
+    sent = [each for name in names for each in queues.redrive(name, wanted)]
+    _require_found(task, sent)
     show(
         "\n".join(f"sent again: {each}" for each in sent) or "no task is dead",
         {"sent": sent},
         as_json,
     )
+
+
+@app.command()
+def discard(
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is recorded.")],
+    task: OneTask = None,
+    every: Every = False,
+    all_like: AllLike = None,
+    queue: Queue = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Give dead tasks up for good; the log keeps who did, when, why, and which they were."""
+    from backlot.database import database_url
+    from backlot.recorded import recorded
+
+    settings = load_settings()
+    queues, names = _queues(), _names(queue)
+    wanted = _wanted(queues, names, task, all_like, every=every)
+    if not yes:
+        typer.confirm("Give these tasks up for good?", abort=True, err=True)
+    asked = given(task=task, allLike=all_like, queue=queue, reason=reason)
+    with recorded(database_url(settings), "discard-tasks", "dead tasks", asked) as running:
+        found = [each for name in names for each in queues.discard(name, wanted)]
+        _require_found(task, found)
+        gone = [{"id": each.id, "queue": each.queue, "actor": each.actor} for each in found]
+        running.result = {"discarded": len(found), "tasks": gone}
+    show(f"{len(found)} given up", {"discarded": [each.id for each in found]}, as_json)
+
+
+def _wanted(
+    queues: TaskQueues,
+    names: Sequence[str],
+    task: str | None,
+    all_like: str | None,
+    *,
+    every: bool,
+) -> Wanted:
+    """Which dead tasks are meant. Raises NoSuchDeadTask unless that is said in one way."""
+    from infra.tasks import letters
+    from infra.tasks.errors import NoSuchDeadTask
+
+    if [task is not None, all_like is not None, every].count(True) != 1:
+        raise NoSuchDeadTask("name one dead task, or say --all, or --all-like one")
+    if task is not None:
+        return letters.named(task)
+    if all_like is None:
+        return letters.every
+    dead = (each for name in names for each in queues.dead(name, MOST))
+    one = next((each for each in dead if each.id == all_like), None)
+    if one is None:
+        raise NoSuchDeadTask(f"no dead task {all_like}: `backlot tasks dead` lists them")
+    return letters.like(one)
+
+
+def _require_found(task: str | None, found: Sequence[object]) -> None:
+    from infra.tasks.errors import NoSuchDeadTask
+
+    if task is not None and not found:
+        raise NoSuchDeadTask(f"no dead task {task}: `backlot tasks dead` lists them")
 
 
 def _queues() -> TaskQueues:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Request, Response
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from commands.command import Aggregates, Command
 from commands.endpoint import executor
@@ -44,6 +44,16 @@ class Justified(Wire):
     reason: Reason
 
 
+class Park(Justified):
+    """Why it goes on without the event that it stopped in front of.
+
+    `allLike`, the position of that event: also without whatever the log holds now of its topic and
+    fails with its error.
+    """
+
+    all_like: Position | None = None
+
+
 class Replay(Because):
     """Up to which position (default: the end of the log, then it takes the live copy's place).
 
@@ -69,19 +79,37 @@ class Look(Because):
 
 
 class Retry(Because):
-    """Which parked event is tried again; none: all of them.
+    """Which parked event is tried again, or that and all like it; none: all that wait.
 
-    `force`: also where later events of its stream were applied in the meantime.
+    `allLike`: those of the topic and the error of the event at that position. `force`: also where
+    later events of its stream were applied in the meantime.
     """
 
     position: Position | None = None
+    all_like: Position | None = None
     force: Flag | None = None
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> Self:
+        if self.position is not None and self.all_like is not None:
+            raise ValueError("name one event by `position`, or say `allLike`, not both")
+        return self
 
 
 class Discard(Justified):
-    """Which parked event is left out for good."""
+    """Which parked event is left out for good, or that and all like it.
 
-    position: Position
+    `allLike`: those of the topic and the error of the event at that position.
+    """
+
+    position: Position | None = None
+    all_like: Position | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.position is None) == (self.all_like is None):
+            raise ValueError("name one event by `position`, or say `allLike`")
+        return self
 
 
 class OperationRequested(Wire):
@@ -172,7 +200,7 @@ async def drop_look(name: Name, request: Request, body: Look) -> Response:
 
 
 @router.post("/park", summary="Set aside the event that it stopped in front of", **requested)
-async def park(name: Name, request: Request, body: Justified) -> Response:
+async def park(name: Name, request: Request, body: Park) -> Response:
     return await _request(request, "park", name, body)
 
 

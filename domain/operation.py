@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from domain.errors import Conflict, Invalid, NotFound
 from domain.model import Aggregate, Origin
+from domain.text import shows
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,49}")
 SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -74,7 +75,7 @@ class Operation(Aggregate):
         """Ask for an action; the same again records nothing.
 
         Raises Conflict for another request under the same id, and Invalid for one that is too
-        large to be kept.
+        large to be kept, or whose `reason` says nothing.
         """
         if self.version > 0:
             if (self.action, self.subject, self.parameters) != (action, subject, parameters):
@@ -91,6 +92,8 @@ class Operation(Aggregate):
                 f"`parameters` have at most {MAX_JSON_CHARACTERS} storable characters of JSON.",
                 field="parameters",
             )
+        if not shows(str(parameters.get("reason", "none given"))):
+            raise Invalid("`reason` needs some text that can be seen.", field="reason")
         fields = {"action": action, "subject": subject, "parameters": parameters}
         self.record(self.Requested, origin, **fields)
 

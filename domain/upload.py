@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
-from domain.errors import Conflict, Invalid, NotAllowed, NotFound
+from domain.errors import Conflict, NotAllowed, NotFound
+from domain.media_type import check_film_type
 from domain.model import Aggregate, Origin, Personal, Upcast
 from domain.text import check_text
 
 MAX_PARTS = 10_000
 MEBIBYTE = 1024 * 1024
 MAX_TRANSCRIPT = 100_000
-MEDIA_TYPE = re.compile(r"(video|audio)/[A-Za-z0-9][A-Za-z0-9.+-]{0,80}")
 
 
 class Status(StrEnum):
@@ -181,8 +180,7 @@ class Upload(Aggregate):
             return
         check_details(title, description, category)
         check_text(filename, "filename", max_length=255)
-        if not MEDIA_TYPE.fullmatch(content_type):
-            raise Invalid("`contentType` has to be video/… or audio/….", field="contentType")
+        check_film_type(content_type)
         self.record(
             self.Started,
             origin,

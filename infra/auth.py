@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from domain.text import is_name
 from infra.jwks import KeysUnavailable, RemoteKeys
 from infra.settings import Settings, SettingsError
 
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 MAX_TOKEN_LENGTH = 8192
+MAX_USER_ID_LENGTH = 128
 CLOCK_SKEW_SECONDS = 10
 # A token stays remembered for at most this long, so that a withdrawn key stops working.
 REMEMBER_SECONDS = 300.0
@@ -150,6 +152,9 @@ class Authenticator:
                 options={
                     "require": ["exp", "sub"],
                     "verify_exp": False,
+                    # When a token was made says nothing of its validity (RFC 7519, 4.1.6), and a
+                    # provider's clock may be ahead of ours; `nbf` is what holds one back.
+                    "verify_iat": False,
                     "verify_aud": self._audience is not None,
                 },
             )
@@ -158,15 +163,12 @@ class Authenticator:
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
             # PyJWT lets these out for headers and claims of unexpected shapes.
             raise InvalidToken("token is malformed") from error
-        self._check_expiry(claims["exp"])
-        return claims
-
-    def _check_expiry(self, exp: object) -> None:
-        if isinstance(exp, bool) or not isinstance(exp, int | float) or not abs(exp) < 1e15:
-            raise InvalidToken("exp must be a time in seconds")
+        _require_time("exp", claims["exp"])
+        _require_time("iat", claims.get("iat", 0))
         # No leeway here: a remembered token must end at the same moment as an unseen one.
-        if exp <= self._clock():
+        if claims["exp"] <= self._clock():
             raise InvalidToken("token has expired")
+        return claims
 
     def _keep(self, token: str, identity: Identity, exp: float) -> None:
         until = min(exp, self._clock() + REMEMBER_SECONDS)
@@ -226,11 +228,18 @@ def read_or_make_secret(path: Path) -> str:
     return path.read_text().strip()
 
 
+def _require_time(claim: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
+        raise InvalidToken(f"{claim} must be a time in seconds")
+
+
 def _identity(claims: dict[str, Any]) -> Identity:
     user_id, roles = claims["sub"], claims.get("roles", [])
-    # Control characters and lone surrogates are valid JSON, but PostgreSQL cannot store them.
-    if not isinstance(user_id, str) or not 1 <= len(user_id) <= 128 or not user_id.isprintable():
-        raise InvalidToken("sub must be 1 to 128 printable characters")
+    if not isinstance(user_id, str) or not is_name(user_id, MAX_USER_ID_LENGTH):
+        raise InvalidToken(
+            f"sub must be 1 to {MAX_USER_ID_LENGTH} characters that can be seen, without control "
+            "characters, ends of lines and changes of direction"
+        )
     if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
         raise InvalidToken("roles must be a list of strings")
     return Identity(user_id, frozenset(roles))

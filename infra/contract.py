@@ -46,7 +46,7 @@ class StartUpload(Wire):
 
     title: Title
     filename: Annotated[str, Field(min_length=1, max_length=255, examples=["rain.mp4"])]
-    content_type: Annotated[str, Field(max_length=100, examples=["video/mp4"])]
+    content_type: Annotated[str, Field(max_length=200, examples=["video/mp4"])]
     size_bytes: Annotated[int, Field(ge=1, strict=True, examples=[10_485_760])]
     description: Description | None = None
     category: Category | None = None

@@ -6,6 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any, TypeVar, cast
 from uuid import UUID
@@ -27,6 +28,9 @@ CLOSE = {"Connection": "close"}
 REMEMBERED_PATHS = 10_000
 HEADERS = "backlot.headers"
 GUARDED = "backlot.guarded"
+ASKED = "backlot.method"
+# Defined for GET alone (RFC 9110, 14.2): a HEAD is told of the whole.
+FOR_RANGES = (b"range", b"if-range")
 SHORTCUT = "backlot_shortcut"
 
 Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -67,6 +71,29 @@ def _id_in(route: APIRoute, path: str) -> UUID | None:
         return UUID(match[1]) if match else None
     except ValueError:
         return None
+
+
+class HeadersSent(Exception):
+    """All that a HEAD asks for is sent, so whatever answers may stop."""
+
+
+def as_get(scope: Scope) -> Scope:
+    """The GET whose headers a HEAD asks for."""
+    headers = [pair for pair in scope["headers"] if pair[0] not in FOR_RANGES]
+    return {**scope, "method": "GET", ASKED: "HEAD", "headers": headers}
+
+
+def without_body(send: Send) -> Send:
+    """Sends the headers of an answer, then ends it and raises HeadersSent."""
+
+    async def send_headers(message: Message) -> None:
+        if message["type"] != "http.response.body":
+            await send(message)
+            return
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        raise HeadersSent
+
+    return send_headers
 
 
 class Edge:
@@ -121,7 +148,8 @@ class Edge:
         return Problem(500, "internal", detail)
 
     def _measure(self, scope: Scope, status: int, seconds: float) -> None:
-        method = scope["method"] if scope["method"] in METHODS else "other"
+        asked = scope.get(ASKED, scope["method"])
+        method = asked if asked in METHODS else "other"
         route = getattr(scope.get("route"), "path", "unmatched")
         metrics.HTTP.observe(method, route, status, seconds)
         if REQUESTS.isEnabledFor(logging.DEBUG):
@@ -148,7 +176,8 @@ class EdgeLayer:
 class EdgedApp(FastAPI):
     """An application behind the edge, which calls the endpoints of hot routes itself.
 
-    The framework's own layers and its search for the route cost more than a whole like.
+    The framework's own layers and its search for the route cost more than a whole like. A HEAD is
+    answered as the GET of its path, without a body (RFC 9110, 9.3.2).
     """
 
     def __init__(self, edge: Edge, **options: Any) -> None:
@@ -159,6 +188,13 @@ class EdgedApp(FastAPI):
         self.add_middleware(EdgeLayer, edge=edge)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            with suppress(HeadersSent):
+                await self._serve(as_get(scope), receive, without_body(send))
+        else:
+            await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self._find(scope["method"], scope["path"]) if scope["type"] == "http" else None
         if answer is None:
             await super().__call__(scope, receive, send)

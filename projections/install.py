@@ -10,6 +10,7 @@ from psycopg import Connection
 from psycopg.sql import SQL, Identifier
 
 from projections import drift, ledger
+from projections.parking import orders
 from projections.positions import INSTALL_LOCK, LOCK_CLASS, TABLES
 from projections.projection import Projection
 from projections.replaying import rows as replays
@@ -25,6 +26,7 @@ def install(conn: Connection[Any], projections: Iterable[Projection]) -> None:
     with conn.transaction():
         conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK_CLASS, INSTALL_LOCK))
         conn.execute(TABLES)
+        conn.execute(orders.TABLE)
         conn.execute(ledger.TABLE)
         conn.execute(drift.TABLE)
         conn.execute(replays.TABLES)

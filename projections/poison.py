@@ -11,6 +11,7 @@ from psycopg.rows import TupleRow
 from projections import ledger, positions
 from projections.connecting import is_outage
 from projections.log import Log, Stored, Window
+from projections.parking import orders
 from projections.positions import Place
 from projections.projection import Projection
 
@@ -39,8 +40,8 @@ def apply_one_by_one(
     """Apply a window that failed as a whole, each event under a savepoint, in one transaction.
 
     A culprit is parked, or the projection stops in front of it, by its policy, or as an operator
-    decided for the live copy. Raises what is not an event's fault: an outage, or
-    positions.Superseded.
+    decided for the live copy, or ordered for all events like it. Raises what is not an event's
+    fault: an outage, or positions.Superseded.
     """
     result = Outcome()
     with conn.transaction(), conn.cursor(binary=True) as cursor:
@@ -89,13 +90,24 @@ def _may_park(
         return False
     # Otherwise nobody could rebuild a copy that an operator has led past an event.
     decided = positions.is_decided(cursor, projection.name, stored.position)
-    return decided or projection.on_poison == "park"
+    ordered = decided or _order(cursor, projection, stored, error) is not None
+    return ordered or projection.on_poison == "park"
+
+
+def _order(
+    cursor: Cursor[TupleRow], projection: Projection, stored: Stored, error: Exception
+) -> orders.Order | None:
+    return orders.find(cursor, projection.name, stored.topic, stored.position, describe(error))
 
 
 def _park(
     cursor: Cursor[TupleRow], projection: Projection, stored: Stored, error: Exception
 ) -> None:
-    positions.park(cursor, projection.schema, stored.position, describe(error))
+    schema, position = projection.schema, stored.position
+    positions.park(cursor, schema, position, describe(error))
+    decided = positions.is_decided(cursor, schema, position)
+    if not decided and (order := _order(cursor, projection, stored, error)):
+        positions.say_why(cursor, schema, position, *order)
     _log("projection_event_parked", projection, stored, error)
 
 

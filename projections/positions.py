@@ -94,6 +94,11 @@ SET error = excluded.error, attempts = parked.attempts + 1, parked_at = now(),
     status = excluded.status
 """
 
+SAY_WHY = b"""
+UPDATE projections.parked SET decided_by = %s, decided_at = now(), reason = %s
+WHERE schema = %s AND position = %s
+"""
+
 DECIDED = b"""
 SELECT FROM projections.parked WHERE schema = %s AND position = %s AND decided_by IS NOT NULL
 """
@@ -205,6 +210,11 @@ def stop(
 def park(cursor: Cursor[Any], schema: str, position: int, error: str) -> None:
     """Set an event aside, with what went wrong."""
     cursor.execute(PARK, {"position": position, "error": error, "schema": schema})
+
+
+def say_why(cursor: Cursor[Any], schema: str, position: int, actor: str, reason: str) -> None:
+    """Keep with an event that is set aside who wanted that, and why."""
+    cursor.execute(SAY_WHY, (actor, reason, schema, position))
 
 
 def is_decided(cursor: Cursor[Any], name: str, position: int) -> bool:

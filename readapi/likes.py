@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from infra.contract import LikeState
 from infra.http import TOKEN_OPTIONAL, MaybeCaller, header, hot, problems, wire
@@ -21,6 +24,20 @@ EVENT_STREAM: dict[int | str, dict[str, Any]] = {
     },
     **problems(404, 422, 503),
 }
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; their source is closed however the answer ends, also after a HEAD."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+        super().__init__(events, headers=headers)
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._events):
+            await super().__call__(scope, receive, send)
 
 
 # What makes an answer depend on more than the counter.
@@ -63,11 +80,9 @@ async def get_like(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCal
     responses=EVENT_STREAM,
     summary="Follow the number of likes as it changes",
 )
-async def follow(video_id: UUID, queries: Read, fresh: Fresh) -> StreamingResponse:
+async def follow(video_id: UUID, queries: Read, fresh: Fresh) -> EventStream:
     async with queries.reading(fresh, queries.catalog, queries.likes) as conn:
         await require_video(queries, conn, video_id)
     live = queries.live
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(
-        live.stream(live.watch(video_id)), media_type="text/event-stream", headers=headers
-    )
+    return EventStream(live.stream(live.watch(video_id)), headers)

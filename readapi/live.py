@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from uuid import UUID
 
 import orjson
@@ -75,7 +75,7 @@ class LiveCounts:
         self._watches.discard(watch)
         metrics.LIVE_WATCHERS.set(len(self._watches))
 
-    async def stream(self, watch: Watch) -> AsyncIterator[bytes]:
+    async def stream(self, watch: Watch) -> AsyncGenerator[bytes, None]:
         """The events of one client, until it goes or the server stops."""
         try:
             yield f"retry: {RETRY_MS}\n\n".encode()

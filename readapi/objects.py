@@ -15,7 +15,7 @@ from starlette.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
 from infra.http import Problem, problems
-from infra.objects import FolderStore, ObjectFile
+from infra.objects import FolderStore, ObjectFile, disposition, safe_content_type
 from infra.objects.problems import as_problems
 
 SINGLE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
@@ -50,12 +50,15 @@ class ObjectQuery(BaseModel):
 
 
 def router(store: FolderStore) -> APIRouter:
-    """`GET` and `HEAD /objects/{key}`."""
+    """`GET /objects/{key}`."""
     api = APIRouter(tags=["objects"])
-    documented: dict[str, Any] = {"response_class": Response, "responses": ANSWERS}
 
-    @api.head("/objects/{key:path}", summary="Look at an object", **documented)
-    @api.get("/objects/{key:path}", summary="Play or download an object", **documented)
+    @api.get(
+        "/objects/{key:path}",
+        summary="Play or download an object",
+        response_class=Response,
+        responses=ANSWERS,
+    )
     async def get_object(
         request: Request, key: Key, query: Annotated[ObjectQuery, Query()]
     ) -> Response:
@@ -78,10 +81,11 @@ def _answer(request: Request, found: ObjectFile, query: ObjectQuery) -> Response
     return ObjectResponse(
         found.path,
         headers=headers,
-        media_type=query.content_type,
+        # Also of a URL that was signed before types were looked at.
+        media_type=safe_content_type(query.content_type),
         filename=query.filename,
         stat_result=found.stat,
-        content_disposition_type="inline",
+        content_disposition_type=disposition(query.content_type),
         byte_range=_wanted_range(request, etag, found),
     )
 
@@ -118,7 +122,7 @@ def _wanted_range(request: Request, etag: str, found: ObjectFile) -> tuple[int, 
     """First and last byte asked for, or None for the whole object. Raises Problem 416."""
     asked = SINGLE_RANGE.fullmatch(request.headers.get("range", ""))
     fresh = (etag, formatdate(found.stat.st_mtime, usegmt=True))
-    if asked is None or request.method != "GET" or asked.groups() == ("", ""):
+    if asked is None or asked.groups() == ("", ""):
         return None
     if request.headers.get("if-range", etag) not in fresh:
         return None

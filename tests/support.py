@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import socket
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -44,3 +46,12 @@ def unused_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def claims_at(written: str, now: float) -> dict[str, Any]:
+    """Claims of a token in JSON, where "now+30" stands for the time half a minute after `now`."""
+    claims = json.loads(written)
+    for name, value in claims.items():
+        if relative := re.fullmatch(r"now([+-][0-9.]+)?", str(value)):
+            claims[name] = now + float(relative[1] or 0)
+    return dict(claims)

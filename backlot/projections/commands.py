@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backlot.output import Json, show
+from backlot.output import Json, given, show
 from backlot.projections import parked
 from infra.errors import OperatorError
 from infra.settings import MAX_REPLAY_WORKERS, load_settings
@@ -208,11 +208,6 @@ def carry_out(operation_id: str) -> None:
     from backlot.projections.carrying import run_operation
 
     run_operation(load_settings(), UUID(operation_id))
-
-
-def given(**parameters: object) -> dict[str, object]:
-    """Those that were given: what is not said is not recorded."""
-    return {name: value for name, value in parameters.items() if value not in (None, False)}
 
 
 def _names(operator: Operator, name: str | None, *, every: bool) -> Sequence[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from projections.parking.deciding import remedy
 from projections.replaying.rows import Purpose, Replay, ReplayState
 from readapi.projection_status import ProjectionStatus, ReplayStatus
 
@@ -41,16 +42,29 @@ def as_lines(found: ProjectionStatus) -> Iterator[str]:
 
 
 def in_trouble(found: ProjectionStatus) -> str | None:
-    """What an operator has to do about a projection; None when it is in order."""
+    """What is wrong with a projection, where, and what to do; None when it is in order."""
     replay = found.replay
     if replay is not None and replay.finished_at is None:
+        where = f"at position {replay.position}"
         if replay.error is not None:
-            return f"its replay stopped: {replay.error}"
+            again = f"`backlot projections resume {found.name} --replay` tries again"
+            return f"its replay stopped {where}: {replay.error}; {again}, {_given_up(found.name)}"
         if replay.state == ReplayState.WAITING and not replay.paused:
-            return f"its replay differs: `backlot projections confirm {found.name}`, or `cancel`"
+            yes = f"`backlot projections confirm {found.name}` switches"
+            return f"its replay differs {where}; {yes}, {_given_up(found.name)}"
     elif found.status == "outdated":
-        return f"replay needed: `backlot projections replay {found.name}`"
-    return found.error if found.status == "stopped" else None
+        return (
+            f"replay needed, its rows are of another version at position {found.position}: "
+            f"`backlot projections replay {found.name}`"
+        )
+    if found.status != "stopped":
+        return None
+    at = found.error_position or found.position
+    return f"stopped at position {at}: {found.error}; {remedy(found.name)}"
+
+
+def _given_up(name: str) -> str:
+    return f"`backlot projections cancel {name}` gives it up"
 
 
 def _short(replay: ReplayStatus) -> str:

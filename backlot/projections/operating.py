@@ -18,7 +18,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from backlot.database import database_url
-from backlot.recorded import operator_name
+from backlot.recorded import operator_name, recordable
 from backlot.wiring import ReadModels, analytics_means, open_counters
 from domain.operation import Members, Outcome
 from infra.codec import EventMapper
@@ -98,7 +98,10 @@ class Operator:
         """The same, however it ends."""
         if name not in (COUNTERS, ANALYTICS):
             self.projection(name)
-        with recording(self.recorder, self.actor, action, name, parameters) as running:
+        with (
+            recordable(),
+            recording(self.recorder, self.actor, action, name, parameters) as running,
+        ):
             operation = load(self.recorder, running.operation_id)
             ended = carry_out(self.conn, tools, operation)
             if ended is None:

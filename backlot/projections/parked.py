@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from backlot.output import Json, show
+from backlot.output import Json, given, show
+from domain.operation import Members
+from infra.errors import OperatorError
 from infra.settings import load_settings
 
 app = typer.Typer(help="Events that could not be applied.", no_args_is_help=True)
@@ -17,8 +19,22 @@ Position = Annotated[int, typer.Argument(min=1, help="The event's position.", sh
 Which = Annotated[
     int | None, typer.Argument(min=1, help="The event's position; default: all that wait.")
 ]
+OrAlike = Annotated[int | None, typer.Argument(min=1, help="The event's position.")]
+AllLike = Annotated[
+    int | None,
+    typer.Option(
+        "--all-like",
+        min=1,
+        metavar="POSITION",
+        help="All of the topic and the error of the event at that position.",
+    ),
+]
 Why = Annotated[str, typer.Option("--reason", help="Why; it is kept with the event.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
+
+
+class NotOne(OperatorError):
+    """An event and all that are like one were named, or neither."""
 
 
 @app.callback()
@@ -65,6 +81,7 @@ def show_parked(name: Name, position: Position, as_json: Json = False) -> None:
 def retry(
     name: Name,
     position: Which = None,
+    all_like: AllLike = None,
     force: Annotated[
         bool, typer.Option("--force", help="Also behind later events of its stream.")
     ] = False,
@@ -73,10 +90,11 @@ def retry(
     """Try to apply them after all. Exit code 1: some could not be."""
     from backlot.projections.operating import operating
 
+    if position is not None and all_like is not None:
+        raise NotOne("name one event by its position, or say --all-like, not both")
     with operating(load_settings()) as operator:
-        asked = {"position": position, "force": force or None}
-        given: dict[str, object] = {k: v for k, v in asked.items() if v is not None}
-        result = operator.do("retry", name, given).result
+        asked = given(position=position, allLike=all_like, force=force)
+        result = operator.do("retry", name, asked).result
     events = result["events"] if isinstance(result["events"], list) else []
     lines = [f"{event['position']:>10}  {event['outcome']}" for event in events]
     show("\n".join(lines) or "nothing is set aside", result, as_json)
@@ -85,26 +103,45 @@ def retry(
 
 @app.command()
 def discard(
-    name: Name, position: Position, reason: Why, yes: Yes = False, as_json: Json = False
+    name: Name,
+    reason: Why,
+    position: OrAlike = None,
+    all_like: AllLike = None,
+    yes: Yes = False,
+    as_json: Json = False,
 ) -> None:
-    """Leave one out for good; it stays listed, with who, when and why."""
+    """Leave them out for good; they stay listed, with who, when and why."""
+    if (position is None) == (all_like is None):
+        raise NotOne("name one event by its position, or say --all-like")
+    which = (
+        f"the event at {position}" if all_like is None else f"all events like that at {all_like}"
+    )
     if not yes:
-        typer.confirm(f"Leave the event at {position} out of {name}?", abort=True, err=True)
-    _do("discard", name, {"position": position, "reason": reason}, as_json)
+        typer.confirm(f"Leave {which} out of {name}?", abort=True, err=True)
+    result = _do("discard", name, given(position=position, allLike=all_like, reason=reason))
+    count = f"{result['discarded']} events" if all_like else f"position {position}"
+    show(f"discard {name}: done, {count}", {"outcome": "done", **result}, as_json)
 
 
 @app.command()
-def park(name: Name, reason: Why, yes: Yes = False, as_json: Json = False) -> None:
-    """Set aside the event that it stopped in front of, and let it go on without."""
+def park(
+    name: Name, reason: Why, all_like: AllLike = None, yes: Yes = False, as_json: Json = False
+) -> None:
+    """Set aside the event that it stopped in front of, and let it go on without.
+
+    With --all-like, also whatever of the log as it is now fails in the same way.
+    """
+    which = f"all events like that at {all_like}" if all_like else "that event"
     if not yes:
-        typer.confirm(f"Let {name} go on without that event?", abort=True, err=True)
-    _do("park", name, {"reason": reason}, as_json)
+        typer.confirm(f"Let {name} go on without {which}?", abort=True, err=True)
+    result = _do("park", name, given(allLike=all_like, reason=reason))
+    told = [f"park {name}: done, position {result['position']}"]
+    told += [str(result[member]) for member in ("note", "error") if member in result]
+    show("\n".join(told), {"outcome": "done", **result}, as_json)
 
 
-def _do(action: str, name: str, parameters: dict[str, object], as_json: bool) -> None:
+def _do(action: str, name: str, parameters: dict[str, object]) -> Members:
     from backlot.projections.operating import operating
 
     with operating(load_settings()) as operator:
-        ended = operator.do(action, name, parameters)
-    told = {"outcome": str(ended.outcome), **ended.result}
-    show(f"{action} {name}: {ended.outcome}, position {ended.result['position']}", told, as_json)
+        return operator.do(action, name, parameters).result

@@ -8,15 +8,10 @@ import typer
 
 from backlot.output import Json, show
 from backlot.topics import dead
-from infra.errors import OperatorError
 from infra.settings import load_settings
 
 app = typer.Typer(help="Published topics, their consumers, dead messages.", no_args_is_help=True)
 app.add_typer(dead.app, name="dead")
-
-
-class NothingNamed(OperatorError):
-    """Neither some dead messages nor all of them."""
 
 
 @app.callback()
@@ -59,10 +54,9 @@ def undelivered(
 
 @app.command()
 def redrive(
-    ids: Annotated[
-        list[int] | None, typer.Argument(help="Of dead messages.", show_default=False)
-    ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All, or all of a consumer.")] = False,
+    ids: dead.Ids = None,
+    every: dead.Every = False,
+    all_like: dead.AllLike = None,
     consumer: dead.OfConsumer = None,
     topic: dead.OfTopic = None,
     as_json: Json = False,
@@ -71,8 +65,8 @@ def redrive(
     from backlot.topics.reading import looking
     from workers.consuming.dead import redrive as ask
 
-    if bool(ids) == every:
-        raise NothingNamed("name dead messages by their ids, or say --all")
+    dead.require_choice(ids, every=every, all_like=all_like)
     with looking(load_settings()) as conn:
-        count = ask(conn, ids=ids or None, consumer=consumer, topic=topic)
+        chosen = dead.chosen(conn, ids, all_like)
+        count = ask(conn, ids=chosen, consumer=consumer, topic=topic)
     show(f"{count} to be driven again", {"redriven": count}, as_json)

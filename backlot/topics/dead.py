@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backlot.output import Json, show
+from backlot.output import Json, given, show
 from infra.errors import OperatorError
 from infra.settings import load_settings
+
+if TYPE_CHECKING:
+    from psycopg import Connection
 
 app = typer.Typer(help="Messages that could not be handled.", no_args_is_help=True)
 
@@ -17,8 +20,22 @@ OfConsumer = Annotated[str | None, typer.Option("--consumer", help="Only of this
 OfTopic = Annotated[str | None, typer.Option("--topic", help="Only of this topic.")]
 
 
+Ids = Annotated[list[int] | None, typer.Argument(help="Of dead messages.", show_default=False)]
+Every = Annotated[bool, typer.Option("--all", help="All, or all of a consumer.")]
+AllLike = Annotated[
+    int | None,
+    typer.Option(
+        "--all-like", metavar="ID", help="All of the consumer, topic and error of that one."
+    ),
+]
+
+
 class NoSuchMessage(OperatorError):
     """No dead message has that id."""
+
+
+class NothingNamed(OperatorError):
+    """Neither some dead messages, nor all of them, nor all like one; or two of these."""
 
 
 @app.callback()
@@ -66,3 +83,53 @@ def show_dead(
         for key, value in told.items()
     ]
     show("\n".join(lines), told, as_json)
+
+
+@app.command()
+def discard(
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is recorded.")],
+    ids: Ids = None,
+    every: Every = False,
+    all_like: AllLike = None,
+    consumer: OfConsumer = None,
+    topic: OfTopic = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Give dead messages up for good; the log keeps who did, when, why, and what they were."""
+    from backlot.database import database_url
+    from backlot.recorded import recorded
+    from backlot.topics.reading import looking
+    from workers.consuming.dead import discard as give_up
+
+    require_choice(ids, every=every, all_like=all_like)
+    settings = load_settings()
+    with looking(settings) as conn:
+        wanted = chosen(conn, ids, all_like)
+        if not yes:
+            typer.confirm("Give these messages up for good?", abort=True, err=True)
+        asked = given(ids=ids, allLike=all_like, consumer=consumer, topic=topic, reason=reason)
+        with recorded(database_url(settings), "discard-dead", "dead messages", asked) as running:
+            found = give_up(conn, ids=wanted, consumer=consumer, topic=topic)
+            if ids and not found:
+                raise NoSuchMessage(f"no dead message has the id {', '.join(map(str, ids))}")
+            running.result = {"discarded": len(found), "messages": [e.place() for e in found]}
+    show(f"{len(found)} given up", {"discarded": len(found)}, as_json)
+
+
+def require_choice(ids: list[int] | None, *, every: bool, all_like: int | None) -> None:
+    """Raise NothingNamed unless it is said in one way which dead messages are meant."""
+    if [bool(ids), every, all_like is not None].count(True) != 1:
+        raise NothingNamed("name dead messages by their ids, or say --all, or --all-like one")
+
+
+def chosen(conn: Connection[Any], ids: list[int] | None, all_like: int | None) -> list[int] | None:
+    """The ids that are meant; None for all of them. Raises NoSuchMessage."""
+    from workers.consuming.dead import alike
+
+    if all_like is None:
+        return ids
+    found = alike(conn, all_like)
+    if not found:
+        raise NoSuchMessage(f"no dead message has the id {all_like}")
+    return found

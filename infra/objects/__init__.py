@@ -29,6 +29,8 @@ from infra.objects.port import (
     PartRef,
     SignedUrl,
     StoredObject,
+    disposition,
+    safe_content_type,
 )
 from infra.objects.signing import BadSignature, UrlExpired, UrlRefused
 
@@ -58,5 +60,7 @@ __all__ = [
     "StoredObject",
     "UrlExpired",
     "UrlRefused",
+    "disposition",
     "read_checksums",
+    "safe_content_type",
 ]

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
-from typing import Protocol
+from typing import Literal, Protocol
+
+from domain.media_type import PLAYED_BY_BROWSERS, film_type
+from domain.text import shows, without_misleading
 
 MAX_PARTS = 10_000
 KEY = re.compile(r"videos/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 PART_ETAG = re.compile(r"[0-9a-f]{32}")
 # S3 promises no more of an ETag: with a key of KMS, for one, it is no MD5.
 OPAQUE_ETAG = re.compile(r"[!#-~]{1,128}")
-CONTENT_TYPE = re.compile(r"[a-z]+/[A-Za-z0-9][A-Za-z0-9.+-]{0,80}")
+BYTES = "application/octet-stream"
 
 
 class ObjectStoreError(Exception):
@@ -189,12 +192,17 @@ def multipart_etag(refs: Sequence[PartRef]) -> str:
 
 
 def safe_content_type(content_type: str) -> str:
-    """The type if it fits into a header as it stands, else `application/octet-stream`."""
-    return content_type if CONTENT_TYPE.fullmatch(content_type) else "application/octet-stream"
+    """The film's type without parameters, else `application/octet-stream`."""
+    return film_type(content_type) or BYTES
+
+
+def disposition(content_type: str) -> Literal["inline", "attachment"]:
+    """Whether a browser may show what it is sent (RFC 6266): only what one of them can play."""
+    return "inline" if film_type(content_type) in PLAYED_BY_BROWSERS else "attachment"
 
 
 def safe_filename(filename: str) -> str:
-    """The last component without control characters, at most 150 characters; `video` if empty."""
+    """The last component without what misleads, at most 150 characters; `video` if none is left."""
     last = re.split(r"[/\\]", filename)[-1]
-    printable = "".join(c for c in last if c.isprintable()).strip(". ")
-    return printable[-150:] or "video"
+    harmless = without_misleading(last).strip(". ")[-150:]
+    return harmless if shows(harmless) else "video"

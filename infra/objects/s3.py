@@ -25,6 +25,7 @@ from infra.objects.port import (
     bare_etag,
     check_key,
     check_part,
+    disposition,
     ordered_refs,
     safe_content_type,
     safe_filename,
@@ -94,7 +95,7 @@ class S3Store:
         name = quote(safe_filename(filename), safe="", errors="replace")
         query = {
             "response-content-type": safe_content_type(content_type),
-            "response-content-disposition": f"inline; filename*=UTF-8''{name}",
+            "response-content-disposition": f"{disposition(content_type)}; filename*=UTF-8''{name}",
         }
         return self._sign("GET", key, query, {})
 

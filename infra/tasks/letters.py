@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from dramatiq import Message
 from dramatiq.errors import DecodeError
 
+from infra.errors import fault_of
 from infra.tasks.errors import BrokerAway
 from infra.tasks.failed import FailedTask, failed_task
 
@@ -30,6 +31,26 @@ class Depth:
         return counts if self.taken is None else {**counts, "taken": self.taken}
 
 
+Wanted = Callable[[FailedTask], bool]
+"""Says of a dead letter whether it is meant."""
+
+
+def every(task: FailedTask) -> bool:
+    """All of them are meant."""
+    return True
+
+
+def named(task_id: str) -> Wanted:
+    """Only the task of this id is meant."""
+    return lambda task: task.id == task_id
+
+
+def like(one: FailedTask) -> Wanted:
+    """All are meant that are of the actor of one and failed as it did."""
+    what = one.actor, fault_of(one.error)
+    return lambda task: (task.actor, fault_of(task.error)) == what
+
+
 class TaskQueues(Protocol):
     """The queues of `infra.tasks.queues`; each method raises BrokerAway."""
 
@@ -39,11 +60,14 @@ class TaskQueues(Protocol):
     def dead(self, queue: str, limit: int) -> list[FailedTask]:
         """Dead letters, oldest first."""
 
-    def redrive(self, queue: str, task_id: str | None) -> list[str]:
-        """Send dead letters once more, with all attempts before them; all without a `task_id`.
+    def redrive(self, queue: str, wanted: Wanted) -> list[str]:
+        """Send dead letters once more, with all attempts before them.
 
         Returns the ids. One that can't be read stays. A crash midway may send one twice.
         """
+
+    def discard(self, queue: str, wanted: Wanted) -> list[FailedTask]:
+        """Give dead letters up for good, also those that can't be read; returns what they were."""
 
 
 def read(queue: str, key: str, data: bytes) -> tuple[FailedTask, Message[Any] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from dramatiq import Message
@@ -11,7 +12,7 @@ from dramatiq.common import dq_name, xq_name
 
 from infra.tasks.errors import ExtraMissing
 from infra.tasks.failed import FailedTask
-from infra.tasks.letters import Depth, away, read, revived
+from infra.tasks.letters import Depth, Wanted, away, read, revived
 from infra.tasks.queues import QUEUES
 
 try:
@@ -90,8 +91,26 @@ class RabbitmqTaskQueues:
                 found.append(got[1])
         return found
 
-    def redrive(self, queue: str, task_id: str | None) -> list[str]:
-        sent: list[str] = []
+    def redrive(self, queue: str, wanted: Wanted) -> list[str]:
+        def send(channel: BlockingChannel, task: FailedTask, message: Message[Any] | None) -> bool:
+            if message is None or not wanted(task):
+                return False
+            lasting = pika.BasicProperties(delivery_mode=2)
+            channel.basic_publish("", queue, revived(message).encode(), lasting, mandatory=True)
+            return True
+
+        return [task.id for task in self._take(queue, send)]
+
+    def discard(self, queue: str, wanted: Wanted) -> list[FailedTask]:
+        return self._take(queue, lambda channel, task, message: wanted(task))
+
+    def _take(
+        self,
+        queue: str,
+        take: Callable[[BlockingChannel, FailedTask, Message[Any] | None], bool],
+    ) -> list[FailedTask]:
+        """The dead letters that `take` took; the others are back once the connection ends."""
+        taken: list[FailedTask] = []
         with away(AMQPConnectionError, AMQPChannelError), self._connect() as connection:
             channel = connection.channel()
             channel.confirm_delivery()
@@ -100,13 +119,10 @@ class RabbitmqTaskQueues:
                 if got is None:
                     break
                 tag, task, message = got
-                if message is not None and task_id in (None, task.id):
-                    body = revived(message).encode()
-                    lasting = pika.BasicProperties(delivery_mode=2)
-                    channel.basic_publish("", queue, body, lasting, mandatory=True)
+                if take(channel, task, message):
                     channel.basic_ack(tag)
-                    sent.append(task.id)
-        return sent
+                    taken.append(task)
+        return taken
 
     def _depth(self, queue: str) -> Depth:
         names = queue, dq_name(queue), xq_name(queue)

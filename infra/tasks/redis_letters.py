@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from dramatiq import Message
@@ -9,7 +10,7 @@ from dramatiq.common import dq_name, xq_name
 from redis import Redis, RedisError
 
 from infra.tasks.failed import FailedTask
-from infra.tasks.letters import Depth, away, read, revived
+from infra.tasks.letters import Depth, Wanted, away, read, revived
 from infra.tasks.queues import QUEUES
 from infra.tasks.redis_broker import NAMESPACE
 
@@ -44,24 +45,32 @@ class RedisTaskQueues:
 
     def dead(self, queue: str, limit: int) -> list[FailedTask]:
         with away(RedisError):
-            return [task for _, task, _ in self._letters(queue, 0, limit - 1)]
+            keys = self._keys(queue, 0, limit - 1)
+            return [task for _, task, _ in self._letters(queue, keys)]
 
-    def redrive(self, queue: str, task_id: str | None) -> list[str]:
-        sent: list[str] = []
+    def redrive(self, queue: str, wanted: Wanted) -> list[str]:
+        def send(key: str, task: FailedTask, message: Message[Any] | None) -> bool:
+            return message is not None and wanted(task) and self._send(queue, key, message)
+
+        return [task.id for task in self._take(queue, send)]
+
+    def discard(self, queue: str, wanted: Wanted) -> list[FailedTask]:
+        def drop(key: str, task: FailedTask, message: Message[Any] | None) -> bool:
+            return wanted(task) and self._drop(queue, key)
+
+        return self._take(queue, drop)
+
+    def _take(
+        self, queue: str, take: Callable[[str, FailedTask, Message[Any] | None], bool]
+    ) -> list[FailedTask]:
+        """The dead letters that `take` took out of the queue; what dies meanwhile is not asked."""
+        taken: list[FailedTask] = []
         with away(RedisError):
-            # What dies meanwhile is not sent again and again.
-            total = int(self._client.zcard(_key(xq_name(queue))))
-            kept = 0
-            while len(sent) + kept < total:
-                page = self._letters(queue, kept, kept + PAGE - 1)
-                if not page:
-                    break
-                for key, task, message in page:
-                    if message is None or task_id not in (None, task.id):
-                        kept += 1
-                    elif self._send(queue, key, message):
-                        sent.append(task.id)
-        return sent
+            keys = self._keys(queue, 0, -1)
+            for start in range(0, len(keys), PAGE):
+                page = self._letters(queue, keys[start : start + PAGE])
+                taken += [task for key, task, message in page if take(key, task, message)]
+        return taken
 
     def _depth(self, queue: str) -> Depth:
         with self._client.pipeline() as pipe:
@@ -72,15 +81,19 @@ class RedisTaskQueues:
             waiting, messages, delayed, dead = pipe.execute()
         return Depth(queue, waiting, delayed, dead, taken=messages - waiting)
 
+    def _keys(self, queue: str, first: int, last: int) -> list[str]:
+        found = cast("list[bytes]", self._client.zrange(_key(xq_name(queue)), first, last))
+        return [key.decode() for key in found]
+
     def _letters(
-        self, queue: str, first: int, last: int
+        self, queue: str, keys: list[str]
     ) -> list[tuple[str, FailedTask, Message[Any] | None]]:
-        keys = cast("list[bytes]", self._client.zrange(_key(xq_name(queue)), first, last))
         if not keys:
             return []
         found = cast("list[bytes | None]", self._client.hmget(f"{_key(xq_name(queue))}.msgs", keys))
-        ids = [key.decode() for key in keys]
-        return [(key, *read(queue, key, data or b"")) for key, data in zip(ids, found, strict=True)]
+        return [
+            (key, *read(queue, key, data or b"")) for key, data in zip(keys, found, strict=True)
+        ]
 
     def _send(self, queue: str, key: str, message: Message[Any]) -> bool:
         message = revived(message)
@@ -88,3 +101,10 @@ class RedisTaskQueues:
         keys = [_key(xq_name(queue)), f"{_key(xq_name(queue))}.msgs"]
         keys += [_key(queue), f"{_key(queue)}.msgs"]
         return bool(self._redrive(keys=keys, args=[key, message.encode()]))
+
+    def _drop(self, queue: str, key: str) -> bool:
+        with self._client.pipeline() as pipe:
+            pipe.zrem(_key(xq_name(queue)), key)
+            pipe.hdel(f"{_key(xq_name(queue))}.msgs", key)
+            dropped, _ = pipe.execute()
+        return bool(dropped)

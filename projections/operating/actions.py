@@ -9,14 +9,16 @@ from types import MappingProxyType
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from domain.operation import Operation, Outcome
+from domain.operation import Members, Operation, Outcome
 from infra.errors import OperatorError
 from projections import positions
 from projections.analytics.rebuilding import NAME as ANALYTICS
 from projections.operating.acting import Act, Ended, Refused, Tools
 from projections.operating.analytics_actions import rebuild_analytics
 from projections.operating.replay_actions import PURPOSES, begun, replay, replay_of
-from projections.parking.deciding import discard, park_and_go_on
+from projections.operating.restart import await_restart
+from projections.parking.deciding import discard, discard_all, park_and_go_on, remedy
+from projections.parking.parked import alike
 from projections.parking.retrying import retry
 from projections.proving.completeness import completeness
 from projections.replaying import asking as replay_operations
@@ -93,7 +95,23 @@ def _pause(act: Act) -> Ended:
 def _resume(act: Act) -> Ended:
     if act.flag("replay"):
         return _of(replay_operations.resume(act.conn, act.name))
-    return _changed(positions.resume(act.conn, act.projection.schema))
+    seen = positions.look(act.conn, act.projection.schema)
+    if seen is None or not positions.resume(act.conn, act.projection.schema):
+        return _changed(False)
+    again = _since(act, seen.position)
+    ended = Outcome.FAILED if "error" in again else Outcome.DONE
+    return Ended(ended, {"changed": True, **again})
+
+
+def _since(act: Act, before: int) -> Members:
+    """What there is to say of a projection that was let go on: that it stopped again, and why."""
+    name = act.name
+    seen, doubt = await_restart(act.conn, act.projection.schema, before, act.tools.stopping)
+    if seen is not None and seen.stopped:
+        at = seen.error_position
+        told = f"{name} has stopped again, at position {at}: {seen.error}; {remedy(name)}"
+        return {"stoppedAt": at, "error": told}
+    return {} if doubt is None else {"note": doubt}
 
 
 def _cancel(act: Act) -> Ended:
@@ -132,28 +150,39 @@ def _completeness(act: Act) -> Ended:
 
 
 def _park(act: Act) -> Ended:
-    actor = act.operation.requested_by
-    found = park_and_go_on(act.conn, act.projection, reason=act.text("reason"), actor=actor)
-    return Ended(Outcome.DONE, {"position": found.position})
+    reason, actor = act.text("reason"), act.operation.requested_by
+    found = park_and_go_on(
+        act.conn, act.projection, reason=reason, actor=actor, all_like=act.number("allLike")
+    )
+    return Ended(Outcome.DONE, {"position": found.position, **_since(act, found.position)})
 
 
 def _retry(act: Act) -> Ended:
-    position = act.number("position")
-    chosen = None if position is None else [position]
     mapper, force = act.tools.mapper, act.flag("force")
-    results = retry(act.conn, act.projection, chosen, mapper=mapper, force=force)
+    results = retry(act.conn, act.projection, _chosen(act), mapper=mapper, force=force)
     counted = Counter(str(result.outcome) for result in results)
     events = [{"position": r.position, "outcome": str(r.outcome)} for r in results]
     return Ended(Outcome.DONE, {**counted, "events": events})
 
 
+def _chosen(act: Act) -> list[int] | None:
+    """The parked events that are named by position or as all like one; None when none is named."""
+    position, like = act.number("position"), act.number("allLike")
+    if like is not None:
+        return alike(act.conn, act.projection.schema, like)
+    return None if position is None else [position]
+
+
 def _discard(act: Act) -> Ended:
-    position, actor = act.number("position"), act.operation.requested_by
-    if position is None:
+    chosen, schema = _chosen(act), act.projection.schema
+    why: dict[str, str] = {"reason": act.text("reason"), "actor": act.operation.requested_by}
+    if chosen is None:
         raise Refused("Say which event: its position.")
-    schema = act.projection.schema
-    discard(act.conn, schema, position, reason=act.text("reason"), actor=actor)
-    return Ended(Outcome.DONE, {"position": position})
+    if act.number("allLike") is None:
+        discard(act.conn, schema, chosen[0], **why)
+        return Ended(Outcome.DONE, {"position": chosen[0]})
+    found = discard_all(act.conn, schema, chosen, **why)
+    return Ended(Outcome.DONE, {"discarded": len(found), "positions": found})
 
 
 ACTIONS: Mapping[str, Action] = MappingProxyType(

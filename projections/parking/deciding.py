@@ -5,13 +5,17 @@ Nothing is ever forgotten by it: the row stays, with who decided, when and why.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from domain.text import shows
 from infra.errors import OperatorError
 from projections import positions
 from projections.log import CHANNEL
+from projections.parking import orders
 from projections.parking.parked import NotParked, Parked, find
 from projections.projection import Projection, RangeProjection
 
@@ -20,15 +24,11 @@ log = structlog.get_logger(__name__)
 DISCARD = b"""
 UPDATE projections.parked
 SET status = 'discarded', decided_by = %s, decided_at = now(), reason = %s
-WHERE schema = %s AND position = %s AND status = 'parked'
+WHERE schema = %s AND position = ANY (%s) AND status = 'parked' RETURNING position
 """
 STOPPED = b"""
 SELECT error_position, error FROM projections.state
 WHERE schema = %s AND status = 'stopped' AND position = error_position - 1 FOR NO KEY UPDATE
-"""
-SAY_WHY = b"""
-UPDATE projections.parked SET decided_by = %s, decided_at = now(), reason = %s
-WHERE schema = %s AND position = %s
 """
 GO_ON = b"""
 UPDATE projections.state
@@ -46,6 +46,14 @@ class NoReason(OperatorError):
     """An event is left out only for a reason that is written down."""
 
 
+def remedy(name: str) -> str:
+    """What an operator does about a projection that stands in front of an event it can't apply."""
+    return (
+        f"remove the cause and `backlot projections resume {name}`, or go on without the event: "
+        f"`backlot projections parked park {name} --reason …`"
+    )
+
+
 def discard(
     conn: Connection[TupleRow], schema: str, position: int, *, reason: str, actor: str
 ) -> Parked:
@@ -53,22 +61,37 @@ def discard(
 
     Raises NotParked, and NoReason where none is given.
     """
+    if not discard_all(conn, schema, [position], reason=reason, actor=actor):
+        raise NotParked(f"No event of {schema} waits for a decision at position {position}.")
+    return find(conn, schema, position)
+
+
+def discard_all(
+    conn: Connection[TupleRow], schema: str, positions: Sequence[int], *, reason: str, actor: str
+) -> list[int]:
+    """The same with several; returns those that waited for a decision. Raises NoReason."""
     _demand(reason)
     with conn.transaction():
-        found = conn.execute(DISCARD, (actor, reason, schema, position)).rowcount
-        if not found:
-            raise NotParked(f"No event of {schema} waits for a decision at position {position}.")
+        values = (actor, reason, schema, list(positions))
+        found = sorted(position for (position,) in conn.execute(DISCARD, values))
         conn.execute(b"SELECT pg_notify(%s, '')", (CHANNEL,))
+    for position in found:
         log.warning("projection_event_discarded", projection=schema, position=position, actor=actor)
-        return find(conn, schema, position)
+    return found
 
 
 def park_and_go_on(
-    conn: Connection[TupleRow], projection: Projection, *, reason: str, actor: str
+    conn: Connection[TupleRow],
+    projection: Projection,
+    *,
+    reason: str,
+    actor: str,
+    all_like: int | None = None,
 ) -> Parked:
     """Park the event that a projection stopped in front of, and let it run behind that.
 
-    Raises NotStopped, and NoReason where none is given.
+    `all_like` is that event's position, to have every event parked that is in the log now, of its
+    topic, and fails with its error. Raises NotStopped, and NoReason where none is given.
     """
     _demand(reason)
     name, schema = projection.name, projection.schema
@@ -79,8 +102,12 @@ def park_and_go_on(
         if row is None:
             raise NotStopped(f"{schema} is not stopped in front of an event.")
         position, error = row
+        if all_like not in (None, position):
+            raise NotStopped(f"{schema} is stopped in front of {position}, not of {all_like}.")
         positions.park(cursor, schema, position, error)
-        cursor.execute(SAY_WHY, (actor, reason, schema, position))
+        positions.say_why(cursor, schema, position, actor, reason)
+        if all_like is not None:
+            orders.give(cursor, name, position, error, reason=reason, actor=actor)
         cursor.execute(GO_ON, (schema,))
         cursor.execute(b"SELECT pg_notify(%s, '')", (CHANNEL,))
         log.warning("projection_event_parked", projection=name, position=position, actor=actor)
@@ -88,5 +115,5 @@ def park_and_go_on(
 
 
 def _demand(reason: str) -> None:
-    if not reason.strip():
+    if not shows(reason):
         raise NoReason("Say why: the reason is kept with the event.")

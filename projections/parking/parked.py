@@ -14,7 +14,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow, class_row
 
 from infra.codec import EventMapper
-from infra.errors import OperatorError
+from infra.errors import OperatorError, fault_of
 from infra.privacy import PayloadMode, mask_actor, present
 from projections.log import READ_ONE, Stored
 from projections.poison import describe
@@ -33,6 +33,7 @@ AND p.position > %(after)s AND (%(status)s::text IS NULL OR p.status = %(status)
 ORDER BY p.position LIMIT %(limit)s
 """
 AT = " AND p.position = %(position)s"
+OF_TOPIC = " AND p.status = 'parked' AND e.topic = %(topic)s ORDER BY p.position"
 
 
 class ParkedStatus(StrEnum):
@@ -118,6 +119,18 @@ def find(conn: Connection[TupleRow], schema: str, position: int) -> Parked:
     if found is None:
         raise NotParked(f"{schema} has set no event aside at position {position}.")
     return found
+
+
+def alike(conn: Connection[TupleRow], schema: str, position: int) -> list[int]:
+    """Where events wait that are of the topic of the one at a position and failed as it did.
+
+    It is among them if it waits itself. Raises NotParked.
+    """
+    like = find(conn, schema, position)
+    with conn.cursor(row_factory=class_row(Parked)) as cursor:
+        values = {"schema": schema, "topic": like.topic}
+        waiting = cursor.execute((SELECT + OF_TOPIC).encode(), values).fetchall()
+    return [each.position for each in waiting if fault_of(each.error) == fault_of(like.error)]
 
 
 def show(

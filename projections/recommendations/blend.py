@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from projections.recommendations.excerpt import plain
 from projections.recommendations.model import Candidate, Material, Recommended, Source
 
 TITLE_LENGTH = 60
@@ -125,6 +126,5 @@ def _because(video_id: UUID | None, material: Material) -> str:
 
 def _line(title: str) -> str:
     """A title on one line, without characters that can't be seen or turn the text around."""
-    shown = "".join(each if each.isprintable() else " " for each in title)
-    whole = " ".join(shown.split())
+    whole = plain(title)
     return whole if len(whole) <= TITLE_LENGTH else f"{whole[: TITLE_LENGTH - 1].rstrip()}…"

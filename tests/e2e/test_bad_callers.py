@@ -16,6 +16,8 @@ from tests.e2e import plain
 from tests.e2e.program import Program
 from tests.e2e.videos import problem, read
 from tests.e2e.wire import Wire
+from tests.real_inputs import RealInput, each
+from tests.support import claims_at
 
 
 def claims(**changes: Any) -> dict[str, Any]:
@@ -64,6 +66,30 @@ def wrong_tokens(server: Program) -> dict[str, str]:
         "tampered": f"Bearer {tampered(server)}",
         "huge": f"Bearer {'x' * 9_000}.x.x",
     }
+
+
+@each("token_times")
+def test_a_token_is_valid_by_its_times(
+    server: Program, nobody: httpx.Client, real: RealInput
+) -> None:
+    token = signed(server, **claims_at(real.text, time.time()))
+    answer = nobody.get("/videos/liked", headers={"Authorization": f"Bearer {token}"})
+    if real.right == "accepted":
+        assert read(answer)["items"] == []
+    else:
+        problem(answer, 401, "unauthenticated")
+
+
+@each("user_ids")
+def test_a_user_id_can_be_seen_and_misleads_nobody(
+    server: Program, nobody: httpx.Client, film: str, real: RealInput
+) -> None:
+    headers = {"Authorization": f"Bearer {signed(server, sub=real.text)}"}
+    posted = nobody.post(f"/videos/{film}/comments", json={"content": "x"}, headers=headers)
+    if real.right == "accepted":
+        assert read(posted)["userId"] == real.text
+    else:
+        problem(posted, 401, "unauthenticated")
 
 
 FILM = {"title": "x", "filename": "x", "contentType": "video/mp4", "sizeBytes": 1}

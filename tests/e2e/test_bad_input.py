@@ -12,9 +12,17 @@ import pytest
 from tests.e2e.load import Request, together
 from tests.e2e.program import Program
 from tests.e2e.videos import problem, read
+from tests.real_inputs import RealInput, each
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 BODY_LIMIT = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def commented(server: Program, film: str) -> str:
+    """The id of a comment of Alice's."""
+    posted = server.client("alice").post(f"/videos/{film}/comments", json={"content": "first"})
+    return str(read(posted)["commentId"])
 
 
 @pytest.mark.parametrize(
@@ -104,13 +112,42 @@ def test_a_comment_that_is_none(alice: httpx.Client, film: str, content: object)
     assert len(found["detail"]) < 500
 
 
-@pytest.mark.parametrize("content", ["🎬" * 10_000, "\u202e\ufeff\u0007", "\\u0000", "'; --"])
+@pytest.mark.parametrize("content", ["🎬" * 10_000, "\u202e\ufeff\u0007x", "\\u0000", "'; --"])
 def test_a_comment_that_is_odd_but_one(alice: httpx.Client, film: str, content: str) -> None:
     posted = alice.post(f"/videos/{film}/comments", json={"content": content})
     assert posted.status_code == 201
     headers = {"Backlot-Min-Position": posted.headers["Backlot-Position"]}
     listed = read(alice.get(f"/videos/{film}/comments", params={"limit": 1}, headers=headers))
     assert listed["items"][0]["content"] == content
+
+
+@each("texts")
+def test_a_comment_has_to_show_something(
+    alice: httpx.Client, film: str, commented: str, real: RealInput
+) -> None:
+    body = {"content": real.text}
+    posted = alice.post(f"/videos/{film}/comments", json=body)
+    edited = alice.patch(f"/comments/{commented}", json=body)
+    if real.right == "nothing":
+        assert "content" in problem(posted, 422, "invalid")["detail"]
+        assert "content" in problem(edited, 422, "invalid")["detail"]
+    else:
+        assert (posted.status_code, posted.json()["content"]) == (201, real.text)
+        assert (edited.status_code, edited.json()["content"]) == (200, real.text)
+
+
+@each("texts", "nothing")
+def test_details_that_show_nothing(
+    alice: httpx.Client, server: Program, film: str, real: RealInput
+) -> None:
+    upload = {"title": "T", "filename": "f.mp4", "contentType": "video/mp4", "sizeBytes": 10}
+    for field in ("title", "category", "filename"):
+        problem(alice.post("/uploads", json={**upload, field: real.text}), 422, "invalid")
+    for field in ("title", "category"):
+        problem(alice.patch(f"/videos/{film}", json={field: real.text}), 422, "invalid")
+    problem(alice.post(f"/videos/{film}/share", json={"channel": real.text}), 422, "invalid")
+    root = server.client("root", admin=True)
+    problem(root.post("/projections/likes/resume", json={"reason": real.text}), 422, "invalid")
 
 
 @pytest.mark.parametrize(

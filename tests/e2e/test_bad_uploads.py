@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from urllib.parse import unquote
+
 import httpx
 import pytest
 
+from domain.text import shows
 from tests.e2e import plain
-from tests.e2e.videos import MP4, pieces, problem, read, send_parts, start
+from tests.e2e.videos import MP4, pieces, problem, read, send_parts, start, upload
+from tests.real_inputs import RealInput, each
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
@@ -27,6 +32,41 @@ def test_an_upload_of_nothing_sensible(alice: httpx.Client, field: str, value: o
     body = {"title": "T", "filename": "f.mp4", "contentType": "video/mp4", "sizeBytes": 10}
     found = problem(alice.post("/uploads", json={**body, field: value}), 422)
     assert field in found["detail"]
+
+
+@each("media_types")
+def test_a_film_is_played_as_what_it_is(alice: httpx.Client, real: RealInput) -> None:
+    if real.right == "refused":
+        body = {"title": "T", "filename": "f.mp4", "contentType": real.text, "sizeBytes": 1}
+        assert "contentType" in problem(alice.post("/uploads", json=body), 422)["detail"]
+        return
+    film = upload(alice, b"x", contentType=real.text)
+    played = plain.get(read(alice.post(f"/videos/{film}/watch"))["url"])
+    assert played.headers["Content-Type"] == real.right
+    assert played.headers["X-Content-Type-Options"] == "nosniff"
+
+
+@each("file_names")
+def test_a_film_keeps_its_name_as_far_as_that_is_harmless(
+    alice: httpx.Client, real: RealInput
+) -> None:
+    body = {"title": "T", "filename": real.text, "contentType": "video/mp4", "sizeBytes": 1}
+    if not shows(real.text):
+        problem(alice.post("/uploads", json=body), 422, "invalid")
+        return
+    film = upload(alice, b"x", filename=real.text)
+    played = plain.get(read(alice.post(f"/videos/{film}/watch"))["url"])
+    kind, name = played.headers["Content-Disposition"].split("; ", 1)
+    assert (kind, unquote(re.sub(r"^filename(\*=utf-8''|=\")|\"$", "", name))) == (
+        "inline",
+        real.right,
+    )
+
+
+def test_what_no_browser_plays_is_saved(alice: httpx.Client) -> None:
+    film = upload(alice, b"x", filename="tape.avi", contentType="video/x-msvideo")
+    played = plain.get(read(alice.post(f"/videos/{film}/watch"))["url"])
+    assert played.headers["Content-Disposition"] == 'attachment; filename="tape.avi"'
 
 
 @pytest.mark.parametrize(

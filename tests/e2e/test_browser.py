@@ -98,7 +98,7 @@ def test_a_film_that_is_really_a_page_runs_no_script(
     server: Program, alice: httpx.Client, watched: Watched
 ) -> None:
     script = b"<body><script>document.title = 'it ran'</script>"
-    film = upload(alice, script, filename="film.html", contentType="video/html")
+    film = upload(alice, script, filename="film.html")
     page = watched.page
     with contextlib.suppress(Error):
         page.goto(read(alice.post(f"/videos/{film}/watch"))["url"])

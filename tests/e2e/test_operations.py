@@ -163,6 +163,10 @@ class TestCallers:
             ("drop-look", {}),
             ("discard", {"position": 1}),
             ("discard", {"reason": "why not"}),
+            ("discard", {"position": 1, "allLike": 1, "reason": "why not"}),
+            ("discard", {"allLike": 0, "reason": "why not"}),
+            ("retry", {"position": 1, "allLike": 1}),
+            ("park", {"allLike": "1", "reason": "why not"}),
         ]:
             answer = root.post(f"/projections/likes/{action}", json=body)
             assert answer.status_code == 422, (action, body)

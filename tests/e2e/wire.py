@@ -38,6 +38,10 @@ class Wire:
         response.close()
         return found
 
+    def all_bytes(self) -> bytes:
+        """Everything that comes until the program ends the connection."""
+        return b"".join(iter(lambda: self._socket.recv(65_536), b""))
+
     def is_silent(self) -> bool:
         """Whether the program ends the connection without a word."""
         return self._socket.recv(1) == b""

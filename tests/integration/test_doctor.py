@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -16,6 +18,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from backlot import doctor
 from backlot.doctor import examine
 from backlot.doctor_part import Part
 from infra.data_folder import DataFolder
@@ -23,6 +26,8 @@ from infra.postgres import EmbeddedPostgres
 from projections.analytics.migrating import migrate
 from projections.recommendations import embedding_table
 from projections.recommendations.embedding_table import Embedded
+
+FIELDS = [field.name for field in fields(Part)]
 
 
 @pytest.fixture
@@ -100,6 +105,59 @@ def test_what_answers_at_the_port(
         api = part("api")
     assert api.ok is ok
     assert detail in api.detail
+
+
+def test_whatever_fails_has_a_remedy() -> None:
+    """`failing` asks for one; so no part is made as failed without it."""
+    calls = [
+        node
+        for path in Path(doctor.__file__).parent.glob("doctor*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+    ]
+    parts = [call for call in calls if ast.unparse(call.func) == "Part" and len(call.args) > 1]
+    flags = [ast.unparse(call.args[FIELDS.index("ok")]) for call in parts]
+    assert flags.count("True") > 10
+    assert flags.count("False") == 1, "only `failing` itself"
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "remedy"),
+    [
+        ("settings", {"BACKLOT_PORT": "much"}, "set it in the environment"),
+        ("database", {"DATABASE_URL": "postgresql://127.0.0.1:1/none"}, "see DATABASE_URL"),
+        ("analytics", {"TIMESCALE_URL": "postgresql://127.0.0.1:1/none"}, "see TIMESCALE_URL"),
+        (
+            "objects",
+            {
+                "S3_BUCKET": "films",
+                "S3_ENDPOINT_URL": "http://127.0.0.1:1",
+                "AWS_ACCESS_KEY_ID": "nobody",
+                "AWS_SECRET_ACCESS_KEY": "nothing",
+            },
+            "see S3_ENDPOINT_URL",
+        ),
+        ("redis", {"REDIS_URL": "redis://127.0.0.1:1"}, "see REDIS_URL"),
+        ("locks", {"REDLOCK_URLS": "redis://127.0.0.1:1"}, "see REDLOCK_URLS"),
+        ("tasks", {"REDIS_URL": "redis://127.0.0.1:1"}, "see TASK_BROKER_URL"),
+        ("kafka", {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}, "see KAFKA_BOOTSTRAP_SERVERS"),
+        ("llm", {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}, "see OPENAI_BASE_URL"),
+        ("embeddings", {"EMBEDDING_MODEL": "small"}, "set one of these"),
+        ("auth", {"JWT_JWKS_URL": "http://127.0.0.1:1/keys"}, "see JWT_JWKS_URL"),
+    ],
+)
+def test_what_fails_says_what_to_do(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    variables: dict[str, str],
+    remedy: str,
+) -> None:
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    found = part(name)
+    assert not found.ok
+    assert remedy in found.detail
 
 
 class TestLanguageModel:

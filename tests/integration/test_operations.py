@@ -169,6 +169,9 @@ class TestExecutor:
             ("discard", "likes", {"position": 1, "reason": "why not"}, "position 1"),
             ("discard", "likes", {"reason": "why not"}, "which event"),
             ("retry", "audit", {}, "replay it"),
+            ("park", "likes", {"reason": "why not", "allLike": 9}, "not stopped"),
+            ("discard", "likes", {"allLike": 9, "reason": "why not"}, "position 9"),
+            ("retry", "likes", {"allLike": 9}, "position 9"),
         ]
         with executing(root.database_url):
             for action, subject, parameters, reason in wishes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 import pytest
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
@@ -9,15 +11,29 @@ from psycopg.rows import TupleRow
 from infra import metrics
 from infra.privacy import PayloadMode
 from projections.install import create, install
-from projections.parking.deciding import NoReason, NotStopped, discard, park_and_go_on
-from projections.parking.parked import NotParked, ParkedStatus, find, parked, show
+from projections.parking.deciding import (
+    NoReason,
+    NotStopped,
+    discard,
+    discard_all,
+    park_and_go_on,
+)
+from projections.parking.parked import NotParked, ParkedStatus, alike, find, parked, show
 from projections.parking.retrying import CannotRetry, retry
 from projections.positions import look
 from projections.projection import RangeProjection
 from projections.proving.compare import compare
 from projections.proving.completeness import completeness
 from projections.runner import State
-from tests.integration.parking_support import PARKED, VIDEO, advance_once, outcomes, parked_tally
+from tests.integration.parking_support import (
+    PARKED,
+    VIDEO,
+    Parking,
+    advance,
+    advance_once,
+    outcomes,
+    parked_tally,
+)
 from tests.integration.projection_support import (
     Tally,
     Writer,
@@ -137,6 +153,68 @@ def test_a_stopped_projection_parks_and_goes_on(
             park_and_go_on(conn, tally, reason="again", actor="root")
     assert seen(database_url) == [1, 3]
     assert completeness(conn, tally).complete
+
+
+def test_events_like_one_are_those_of_its_topic_and_error(
+    conn: Connection[TupleRow], writer: Writer
+) -> None:
+    """Ids and numbers differ from event to event, and so do the lines after the first one."""
+    tally = Parking()
+    tally.poison = {
+        "viewer-1": ValueError(f"no video {uuid4()} at 7\nrow 1"),
+        "viewer-2": ValueError(f"no video {uuid4()} at 12\nrow 2"),
+        "viewer-3": ValueError("no viewer"),
+        "viewer-4": KeyError("no video"),
+    }
+    writer.like(VIDEO, "viewer-1", "viewer-2", "viewer-3", "viewer-4")
+    writer.unlike(VIDEO, "viewer-1")
+    advance(conn, writer, tally)
+    assert [event.position for event in parked(conn, "tally")] == [1, 2, 3, 4, 5]
+    assert alike(conn, "tally", 1) == alike(conn, "tally", 2) == [1, 2]
+    assert alike(conn, "tally", 3) == [3]
+    assert alike(conn, "tally", 5) == [5]
+    assert discard_all(conn, "tally", [1, 2, 9], reason="test data", actor="root") == [1, 2]
+    assert alike(conn, "tally", 1) == []
+    with pytest.raises(NotParked):
+        alike(conn, "tally", 9)
+    with pytest.raises(NoReason):
+        discard_all(conn, "tally", [3], reason="\u200b", actor="root")
+
+
+def test_all_that_fail_as_one_did_are_parked_while_it_goes_on(
+    conn: Connection[TupleRow], writer: Writer, database_url: str
+) -> None:
+    tally = Tally()
+    broken = [f"viewer-{n}" for n in (2, 4, 5, 8)]
+    tally.poison = {viewer: ValueError(f"bad row {uuid4()}") for viewer in broken}
+    tally.poison["viewer-7"] = ValueError("another matter")
+    writer.like(VIDEO, *(f"viewer-{n}" for n in range(1, 10)))
+    with hosting(database_url, tally, poll_seconds=30.0) as host:
+        eventually(lambda: host.status()[0].state is State.STOPPED)
+        with pytest.raises(NotStopped, match="stopped in front of 2, not of 4"):
+            park_and_go_on(conn, tally, reason="known", actor="root", all_like=4)
+        park_and_go_on(conn, tally, reason="known", actor="root", all_like=2)
+        eventually(lambda: position_of_stop(database_url) == 7)
+        park_and_go_on(conn, tally, reason="rare", actor="olga")
+        caught_up(database_url, ["tally"], 9)
+        # What comes later is another decision.
+        tally.poison["viewer-10"] = ValueError(f"bad row {uuid4()}")
+        writer.like(VIDEO, "viewer-10")
+        eventually(lambda: position_of_stop(database_url) == 10)
+    assert [(e.position, e.decided_by, e.reason) for e in parked(conn, "tally")] == [
+        (2, "root", "known"),
+        (4, "root", "known"),
+        (5, "root", "known"),
+        (7, "olga", "rare"),
+        (8, "root", "known"),
+    ]
+    assert seen(database_url) == [1, 3, 6, 9]
+    assert completeness(conn, tally).complete
+
+
+def position_of_stop(database_url: str) -> int | None:
+    ((found,),) = rows(database_url, "SELECT error_position FROM projections.state")
+    return None if found is None else int(found)
 
 
 def test_what_was_decided_holds_for_a_copy_that_is_built_beside(

@@ -15,6 +15,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from backlot.doctor import examine
 from backlot.wiring import ReadModels
 from domain.operation import Operation, Outcome
 from infra.counters import Counter, Counters
@@ -296,6 +297,113 @@ class TestParked:
         code, _, err = backlot("parked", "park", "likes", "--reason", "again", "--yes")
         assert code == 1
         assert "not stopped" in err
+
+
+UNREADABLE = "UPDATE backlot_events SET state = '{}' WHERE topic = %s RETURNING 1"
+
+
+class TestStopped:
+    """Likes of three viewers, whose events nobody can read any more."""
+
+    @pytest.fixture
+    def stopped(self, database_url: str, writer: Writer) -> Iterator[Writer]:
+        model = ReadModels.make().likes
+        writer.like(writer.video().id, "ann", "bob", "eve")
+        rows(database_url, UNREADABLE.replace("%s", "'video_likes.liked.v1'"))
+        with hosting(database_url, *ReadModels.make().all(), poll_seconds=30.0):
+            eventually(lambda: _state(database_url, model.name) == ("stopped", 3))
+            yield writer
+
+    def test_resume_does_not_say_done_when_it_stops_again(
+        self, backlot: Backlot, root: Desk, stopped: Writer
+    ) -> None:
+        code, out, err = backlot("resume", "likes")
+        assert (code, out) == (1, "")
+        assert "has stopped again, at position 3: MapperDeserialisationError" in err
+        assert "`backlot projections parked park likes --reason" in err
+        (ended,) = _operations(root)
+        assert (ended.outcome, ended.result["stoppedAt"]) == (Outcome.FAILED, 3)
+
+    def test_park_tells_where_it_stops_next(
+        self, backlot: Backlot, root: Desk, stopped: Writer
+    ) -> None:
+        told = backlot("parked", "park", "likes", "--reason", "lost", "--yes", "--json").data
+        assert (told["position"], told["stoppedAt"]) == (3, 4)
+        wrong = backlot("parked", "park", "likes", "--reason", "x", "--yes", "--all-like", "3")
+        assert (wrong.code, wrong.err) == (
+            1,
+            "backlot: likes is stopped in front of 4, not of 3.\n",
+        )
+
+    def test_all_like_one_are_parked_retried_and_discarded(
+        self, backlot: Backlot, root: Desk, stopped: Writer
+    ) -> None:
+        parked = backlot("parked", "park", "likes", "--reason", "lost", "--yes", "--all-like", "3")
+        assert (parked.code, parked.out) == (0, "park likes: done, position 3\n")
+        caught_up(root.database_url, ["likes"], stopped.head)
+        items = backlot("parked", "list", "likes", "--json").data["items"]
+        assert [(item["position"], item["reason"]) for item in items] == [
+            (3, "lost"),
+            (4, "lost"),
+            (5, "lost"),
+        ]
+        retried = backlot("parked", "retry", "likes", "--all-like", "4", "--json")
+        assert [event["position"] for event in retried.data["events"]] == [3, 4, 5]
+        assert retried.code == 1
+        words = ["parked", "discard", "likes", "--all-like", "5", "--reason", "gone", "--yes"]
+        assert backlot(*words).out == "discard likes: done, 3 events\n"
+        assert backlot("completeness", "likes").code == 0
+        (discarded,) = (each for each in _operations(root) if each.action == "discard")
+        assert discarded.parameters == {"allLike": 5, "reason": "gone"}
+        assert discarded.result == {"discarded": 3, "positions": [3, 4, 5]}
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["discard", "likes", "--reason", "x", "--yes"],
+            ["discard", "likes", "3", "--all-like", "3", "--reason", "x", "--yes"],
+            ["retry", "likes", "3", "--all-like", "3"],
+            ["discard", "likes", "3", "--reason", "\u2800", "--yes"],
+        ],
+    )
+    def test_what_is_not_said_clearly_is_not_done(
+        self, backlot: Backlot, root: Desk, stopped: Writer, words: list[str]
+    ) -> None:
+        code, out, err = backlot("parked", *words)
+        assert (code, out) == (1, "")
+        assert "name one event" in err or "text that can be seen" in err
+        assert _operations(root) == []
+
+    def test_doctor_says_where_and_what_to_do(
+        self, stopped: Writer, database_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("DATABASE_URL", database_url)
+        (part,) = (part for part in examine() if part.name == "projections")
+        assert not part.ok
+        assert "likes: stopped at position 3: MapperDeserialisationError" in part.detail
+        assert "`backlot projections resume likes`" in part.detail
+
+
+@pytest.mark.usefixtures("liked")
+def test_resume_says_when_nobody_goes_on(backlot: Backlot, root: Desk, liked: Writer) -> None:
+    assert backlot("pause", "likes").code == 0
+    liked.like(liked.video().id, "zoe")
+    said = backlot("resume", "likes")
+    assert said.code == 0
+    assert "no process runs it now" in said.out
+    assert backlot("resume", "likes", "--json").data == {"outcome": "done", "changed": False}
+
+
+def _operations(root: Desk) -> list[Operation]:
+    """All that the log knows, though other events in it can't be read."""
+    query = "SELECT originator_id FROM backlot_events WHERE topic = 'operation.requested.v1'"
+    return [root.operation(operation_id) for (operation_id,) in rows(root.database_url, query)]
+
+
+def _state(database_url: str, schema: str) -> tuple[str, int | None]:
+    query = f"SELECT status, error_position FROM projections.state WHERE schema = '{schema}'"
+    found = rows(database_url, query)
+    return found[0] if found else ("", None)
 
 
 class TestCounters:

@@ -22,7 +22,7 @@ from infra.redis import embedded_server
 from infra.tasks import BrokerAway, current_origin
 from infra.tasks.broker import task_queues
 from infra.tasks.failed import FailedTask
-from infra.tasks.letters import Depth, TaskQueues
+from infra.tasks.letters import Depth, TaskQueues, Wanted
 from infra.tasks.queues import SPEECH, TRANSLATION
 from projections.comments import Comments
 from projections.install import install
@@ -65,7 +65,10 @@ class Queues:
     def dead(self, queue: str, limit: int) -> list[FailedTask]:
         return []
 
-    def redrive(self, queue: str, task_id: str | None) -> list[str]:
+    def redrive(self, queue: str, wanted: Wanted) -> list[str]:
+        return []
+
+    def discard(self, queue: str, wanted: Wanted) -> list[FailedTask]:
         return []
 
 

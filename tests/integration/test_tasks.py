@@ -18,7 +18,7 @@ from infra.settings import Settings
 from infra.tasks import BrokerAway, FailedTask, Origin, Postponed, Resources, current_origin
 from infra.tasks.broker import task_queues
 from infra.tasks.errors import ResourcesUnavailable
-from infra.tasks.letters import TaskQueues
+from infra.tasks.letters import TaskQueues, every, like, named
 from infra.tasks.queues import TRANSLATION
 from tests.integration.rabbitmq_server import rabbitmq_server
 from tests.integration.redis_servers import redis_servers
@@ -135,12 +135,38 @@ def test_after_the_last_attempt_the_program_is_told_once_and_the_letter_kept(
             sent, TRANSLATION, "fail", ("c1",), 3, "ValueError: no good: 3", letter.failed_at,
             "req-1", "event-1",
         )  # fmt: skip
-        assert queues.redrive(TRANSLATION, "another") == []
-        assert queues.redrive(TRANSLATION, sent) == [sent]
+        assert queues.redrive(TRANSLATION, named("another")) == []
+        assert queues.redrive(TRANSLATION, named(sent)) == [sent]
         until(lambda: len(tries) == 4)
         until(lambda: state(queues)["waiting"] == 0)
     assert state(queues) | {"taken": 0} == {"waiting": 0, "taken": 0, "delayed": 0, "dead": 0}
     assert len(toy.dead) == 1
+
+
+def test_dead_letters_like_one_are_handled_together(settings: Settings, queues: TaskQueues) -> None:
+    async def fail(comment: str) -> None:
+        raise ValueError("odd" if comment == "odd" else f"no good: {len(comment)}")
+
+    async def other(comment: str) -> None:
+        raise ValueError("no good: 1")
+
+    toy = Toy(settings)
+    toy.actor(fail)
+    toy.actor(other)
+    first, second = toy.send("fail", "a"), toy.send("fail", "bb")
+    odd, another = toy.send("fail", "odd"), toy.send("other", "a")
+    with toy.working():
+        until(lambda: state(queues)["dead"] == 4)
+    letters = {letter.id: letter for letter in queues.dead(TRANSLATION, 10)}
+    assert queues.discard(TRANSLATION, named("another")) == []
+    assert {task.id for task in queues.discard(TRANSLATION, like(letters[first]))} == {
+        first,
+        second,
+    }
+    assert {letter.id for letter in queues.dead(TRANSLATION, 10)} == {odd, another}
+    assert queues.redrive(TRANSLATION, like(letters[odd])) == [odd]
+    assert [task.id for task in queues.discard(TRANSLATION, every)] == [another]
+    assert state(queues)["dead"] == 0
 
 
 def test_a_task_that_can_not_be_recorded_as_dead_is_tried_again(
@@ -293,7 +319,9 @@ def test_what_can_not_be_read_becomes_a_dead_letter_and_stops_nobody() -> None:
     (letter,) = queues.dead(TRANSLATION, 1)
     assert letter.id == "x"
     assert letter.error.startswith("can't be read")
-    assert queues.redrive(TRANSLATION, None) == []
+    assert queues.redrive(TRANSLATION, every) == []
+    assert [task.id for task in queues.discard(TRANSLATION, named("x"))] == ["x"]
+    assert state(queues)["dead"] == 0
 
 
 def test_resources_are_opened_before_and_closed_after_the_tasks(settings: Settings) -> None:

@@ -12,9 +12,11 @@ import psycopg
 import pytest
 
 from backlot.cli import main
+from domain.operation import Operation
 from infra import telemetry
 from infra.integration import TOPICS
 from tests.integration.consuming_support import VIDEO, LogStage, Tasks, consuming, run, until
+from tests.integration.operating import desk
 from tests.integration.projection_support import Writer, rows
 from workers import relay_places, topics
 from workers.relay_places import Undelivered
@@ -143,13 +145,73 @@ def test_a_dead_message_is_driven_again(stage: LogStage, backlot: Backlot) -> No
     )
 
 
-@pytest.mark.parametrize("words", [(), ("1", "--all")])
+@pytest.mark.parametrize("words", [(), ("1", "--all"), ("1", "--all-like", "1")])
 def test_what_to_drive_again_has_to_be_said(
     stage: LogStage, backlot: Backlot, words: tuple[str, ...]
 ) -> None:
     refused = backlot("topics", "redrive", *words)
     assert refused.code == 1
-    assert refused.err == "backlot: name dead messages by their ids, or say --all\n"
+    assert refused.err.startswith("backlot: name dead messages by their ids, or say --all")
+
+
+def test_dead_messages_are_given_up_with_a_reason(stage: LogStage, backlot: Backlot) -> None:
+    with_dead(stage, "bad", "worse", "worst")
+    first, second, third = backlot("topics", "dead", "list", "--json").data["items"]
+    words = ("topics", "dead", "discard", str(first["id"]), "--reason", "spam", "--yes")
+    assert backlot(*words, "--json").data == {"discarded": 1}
+    again = backlot(*words)
+    assert (again.code, again.err) == (1, f"backlot: no dead message has the id {first['id']}\n")
+    left = backlot("topics", "dead", "list", "--json").data["items"]
+    assert left == [second, third]
+    requested, finished, *_ = _operations(stage)
+    assert isinstance(requested, Operation.Requested)
+    assert isinstance(finished, Operation.Finished)
+    assert (requested.action, requested.subject) == ("discard-dead", "dead messages")
+    assert requested.parameters == {"ids": [first["id"]], "reason": "spam"}
+    kept = ("id", "consumer", "topic", "source", "partition", "position", "messageId")
+    assert finished.outcome == "done"
+    assert finished.result == {
+        "discarded": 1,
+        "messages": [{name: first[name] for name in kept}],
+    }
+
+
+def test_dead_messages_like_one_are_handled_together(stage: LogStage, backlot: Backlot) -> None:
+    with_dead(stage, "bad", "worse", "worst")
+    first, second, third = backlot("topics", "dead", "list", "--json").data["items"]
+    rows(
+        stage.database_url,
+        f"UPDATE backlot_dead_messages SET reason = 'another' WHERE id = {third['id']} RETURNING 1",
+    )
+    like = ("--all-like", str(second["id"]))
+    assert backlot("topics", "redrive", *like, "--json").data == {"redriven": 2}
+    discard = ("topics", "dead", "discard", "--reason", "spam", "--yes")
+    assert backlot(*discard, *like, "--json").data == {"discarded": 2}
+    (left,) = backlot("topics", "dead", "list", "--json").data["items"]
+    assert (left["id"], left["status"]) == (third["id"], "dead")
+    assert backlot(*discard, *like).err == f"backlot: no dead message has the id {second['id']}\n"
+    assert backlot(*discard, "--all", "--consumer", "other").out == "0 given up\n"
+    assert backlot(*discard, "--all").out == "1 given up\n"
+    assert first["id"] not in [each["id"] for each in [left]]
+
+
+@pytest.mark.parametrize(
+    "words", [("--reason", "x"), ("1", "--all", "--reason", "x"), ("--all", "--reason", "\u3164")]
+)
+def test_what_is_given_up_and_why_has_to_be_said(
+    stage: LogStage, backlot: Backlot, words: tuple[str, ...]
+) -> None:
+    with_dead(stage, "bad")
+    refused = backlot("topics", "dead", "discard", "--yes", *words)
+    assert refused.code == 1
+    assert "name dead messages" in refused.err or "text that can be seen" in refused.err
+    assert len(backlot("topics", "dead", "list", "--json").data["items"]) == 1
+    assert backlot("topics", "dead", "discard", "1", "--yes").code == 2
+
+
+def _operations(stage: LogStage) -> list[Operation.Event]:
+    with desk(stage.database_url) as found:
+        return found.events()
 
 
 def test_what_could_not_be_published_is_told(stage: LogStage, backlot: Backlot) -> None:

@@ -19,6 +19,7 @@ from infra.codec import EventMapper, event_id
 from infra.settings import Settings, load_settings
 from infra.tasks import make_broker
 from infra.tasks.broker import task_queues
+from infra.tasks.letters import every
 from infra.tasks.queues import TRANSLATION
 from projections.connecting import connect
 from tests.integration.buses import decided
@@ -157,7 +158,7 @@ def test_given_up_after_the_last_attempt_and_translated_when_it_is_driven_again(
         assert desk.reason(comment) == ("overloaded", "correlation")
         assert len(desk.provider.calls) == 1 + desk.settings.task_max_retries
         desk.provider.forget()
-        assert desk.queues.redrive(TRANSLATION, None) != []
+        assert desk.queues.redrive(TRANSLATION, every) != []
         eventually(lambda: desk.ends(comment, "translated"), 60)
     assert desk.dead() == []
     assert len(desk.provider.calls) == 1

@@ -9,6 +9,7 @@ import pytest
 
 from domain.comment import MAX_LENGTH, Comment
 from domain.errors import Invalid, NotAllowed, NotFound
+from tests.real_inputs import RealInput, each
 from tests.unit.given_when_then import AT, by, fact, given
 
 ANN, BOB, TRANSLATOR = by("ann"), by("bob"), by("translation")
@@ -65,6 +66,17 @@ def skip(revision: int) -> Any:
 
 
 class TestText:
+    @each("texts")
+    def test_a_text_has_to_show_something(self, real: RealInput) -> None:
+        posted = given(Comment).when(post(real.text))
+        edited = given(Comment, POSTED).when(edit(real.text))
+        if real.right == "nothing":
+            posted.refused(Invalid, "text that can be seen", field="content")
+            edited.refused(Invalid, "text that can be seen", field="content")
+        else:
+            posted.then(fact(Comment.Posted, ANN, **KEYS, content=real.text))
+            edited.then(fact(Comment.Edited, ANN, **KEYS, content=real.text))
+
     def test_the_actor_becomes_the_author(self) -> None:
         comment = given(Comment).when(post("¡Qué bonito!")).then(POSTED)
         assert (comment.author, comment.video_id, comment.posted_at) == ("ann", VIDEO, AT)

@@ -8,6 +8,7 @@ import pytest
 
 from domain.errors import Conflict, Invalid, NotFound
 from domain.operation import MAX_JSON_CHARACTERS, Members, Operation, Outcome, cut
+from tests.real_inputs import RealInput, each
 from tests.unit.given_when_then import by, fact, given
 
 ANN, HOST = by("ann"), by("projections")
@@ -59,6 +60,11 @@ class TestRequest:
     )
     def test_what_cannot_be_kept_is_refused(self, changes: Any, field: str) -> None:
         given(Operation).when(request(**changes)).refused(Invalid, f"`{field}`", field=field)
+
+    @each("texts", "nothing")
+    def test_a_reason_has_to_say_something(self, real: RealInput) -> None:
+        unsaid = given(Operation).when(request(parameters={"reason": real.text}))
+        unsaid.refused(Invalid, "text that can be seen", field="reason")
 
 
 class TestFinish:

@@ -160,11 +160,19 @@ class TestLines:
             ({}, None),
             ({"status": "paused"}, None),
             ({"status": "outdated"}, "replay needed"),
-            ({"status": "stopped", "error": "it broke"}, "it broke"),
+            (
+                {"status": "stopped", "error": "it broke", "error_position": 7},
+                "stopped at position 7: it broke; remove the cause and `backlot projections resume",
+            ),
+            ({"status": "outdated"}, "at position 1000: `backlot projections replay likes`"),
+            ({"replay": {"state": ReplayState.WAITING}}, "differs at position 400"),
             ({"replay": {"state": ReplayState.BUILDING}}, None),
             ({"status": "outdated", "replay": {"state": ReplayState.BUILDING}}, None),
             ({"replay": {"state": ReplayState.WAITING}}, "confirm likes"),
-            ({"replay": {"error": "it broke", "paused": True}}, "its replay stopped: it broke"),
+            (
+                {"replay": {"error": "it broke", "paused": True}},
+                "stopped at position 400: it broke; `backlot projections resume likes --replay`",
+            ),
             ({"replay": {"state": ReplayState.FAILED, "finished_at": AT, "error": "x"}}, None),
         ],
     )

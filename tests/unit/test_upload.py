@@ -19,6 +19,7 @@ from domain.upload import (
     object_key,
     part_layout,
 )
+from tests.real_inputs import RealInput, each
 from tests.unit.given_when_then import AT, STREAM, Fact, by, fact, given
 
 ANN, BOB, SYSTEM = by("ann"), by("bob"), by("housekeeping")
@@ -84,6 +85,10 @@ def change(upload: Upload) -> None:
     upload.change_details(BOB, **CHANGED)
 
 
+def change_to(**changes: Any) -> Any:
+    return lambda upload: upload.change_details(BOB, **{**CHANGED, **changes})
+
+
 class TestStart:
     def test_the_actor_becomes_the_owner(self) -> None:
         upload = given(Upload).when(start()).then(STARTED)
@@ -113,6 +118,31 @@ class TestStart:
     )
     def test_refuses(self, field: str, value: str, message: str, named: str) -> None:
         given(Upload).when(start(**{field: value})).refused(Invalid, message, field=named)
+
+    @each("texts")
+    def test_texts_that_show_nothing(self, real: RealInput) -> None:
+        for field in ("title", "category", "filename"):
+            started = given(Upload).when(start(**{field: real.text}))
+            if real.right == "nothing":
+                started.refused(Invalid, "text that can be seen", field=field)
+            else:
+                expected = {**DETAILS, field: real.text}
+                started.then(fact(Upload.Started, ANN, owner="ann", **expected))
+
+    @each("texts", "nothing")
+    def test_details_change_to_nothing_unseen(self, real: RealInput) -> None:
+        for field in ("title", "category"):
+            changed = given(Upload, STARTED, COMPLETED).when(change_to(**{field: real.text}))
+            changed.refused(Invalid, "text that can be seen", field=field)
+
+    @each("media_types")
+    def test_films_only(self, real: RealInput) -> None:
+        started = given(Upload).when(start(content_type=real.text))
+        if real.right == "refused":
+            started.refused(Invalid, "`contentType` has to be", field="contentType")
+        else:
+            expected = {**DETAILS, "content_type": real.text}
+            started.then(fact(Upload.Started, ANN, owner="ann", **expected))
 
     @pytest.mark.parametrize(
         "changes",

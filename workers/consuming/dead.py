@@ -1,4 +1,4 @@
-"""Dead messages as operators see them, and how they ask for one to be handled after all."""
+"""Dead messages as operators see them, have them handled after all, or give them up."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from uuid import UUID
 from psycopg import Connection
 from psycopg.rows import class_row
 
+from infra.errors import fault_of
+
 COLUMNS = (
     "id, consumer, topic, source, partition, position, message_id, key, value, headers, reason, "
     "attempts, status, died_at"
 )
+PLACE = ("id", "consumer", "topic", "source", "partition", "position", "messageId")
 LIST = f"""
 SELECT {COLUMNS} FROM backlot_dead_messages
 WHERE id > %(after)s AND consumer = coalesce(%(consumer)s, consumer)
@@ -22,11 +25,15 @@ WHERE id > %(after)s AND consumer = coalesce(%(consumer)s, consumer)
 ORDER BY id LIMIT %(limit)s
 """.encode()
 SHOW = f"SELECT {COLUMNS} FROM backlot_dead_messages WHERE id = %s".encode()
-REDRIVE = b"""
-UPDATE backlot_dead_messages SET status = 'redrive'
+OF_TOPIC = b"""
+SELECT id, reason FROM backlot_dead_messages WHERE consumer = %s AND topic = %s ORDER BY id
+"""
+CHOSEN = """
 WHERE consumer = coalesce(%(consumer)s, consumer) AND topic = coalesce(%(topic)s, topic)
   AND id = ANY (coalesce(%(ids)s::bigint[], ARRAY[id]))
 """
+REDRIVE = f"UPDATE backlot_dead_messages SET status = 'redrive' {CHOSEN}".encode()
+DISCARD = f"DELETE FROM backlot_dead_messages {CHOSEN} RETURNING {COLUMNS}".encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,11 @@ class Buried:
     attempts: int
     status: str
     died_at: datetime
+
+    def place(self) -> dict[str, Any]:
+        """Which message it was, and where it lies: what is kept of one that was given up."""
+        told = self.as_dict()
+        return {name: told[name] for name in PLACE}
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; a value that is no UTF-8 has its other bytes escaped."""
@@ -92,6 +104,18 @@ def show(conn: Connection[Any], id_: int) -> Buried | None:
         return cursor.execute(SHOW, (id_,)).fetchone()
 
 
+def alike(conn: Connection[Any], id_: int) -> list[int]:
+    """The dead messages of the consumer, topic and error of one, which is among them.
+
+    None when there is no such message.
+    """
+    like = show(conn, id_)
+    if like is None:
+        return []
+    found = conn.execute(OF_TOPIC, (like.consumer, like.topic)).fetchall()
+    return [id_ for id_, reason in found if fault_of(reason) == fault_of(like.reason)]
+
+
 def redrive(
     conn: Connection[Any],
     *,
@@ -103,5 +127,24 @@ def redrive(
 
     What is handled then is no longer listed; what is not, is dead again.
     """
-    values = {"ids": None if ids is None else list(ids), "consumer": consumer, "topic": topic}
-    return conn.execute(REDRIVE, values).rowcount
+    return conn.execute(REDRIVE, _chosen(ids, consumer, topic)).rowcount
+
+
+def discard(
+    conn: Connection[Any],
+    *,
+    ids: Sequence[int] | None = None,
+    consumer: str | None = None,
+    topic: str | None = None,
+) -> list[Buried]:
+    """Give them up for good; returns what they were, by their ids.
+
+    In Kafka the copy in `<topic>.dlq` stays until the retention of that topic.
+    """
+    with conn.cursor(row_factory=class_row(Buried)) as cursor:
+        found = cursor.execute(DISCARD, _chosen(ids, consumer, topic)).fetchall()
+    return sorted(found, key=lambda each: each.id)
+
+
+def _chosen(ids: Sequence[int] | None, consumer: str | None, topic: str | None) -> dict[str, Any]:
+    return {"ids": None if ids is None else list(ids), "consumer": consumer, "topic": topic}

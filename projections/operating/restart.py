@@ -1,0 +1,70 @@
+"""What a projection does once an operator has let it go on: it moves, or stops again."""
+
+from __future__ import annotations
+
+import time
+from threading import Event
+from typing import NamedTuple
+
+from psycopg import Connection
+from psycopg.rows import TupleRow, class_row
+
+from projections.positions import LOCK_CLASS, Status, lock_key
+
+PATIENCE_SECONDS = 10.0
+LOOK_SECONDS = 0.02
+NOBODY = "no process runs it now; one with the role `projections` goes on with it"
+STILL = "it is still at its next events"
+
+LOOK = b"""
+SELECT position, status, error, error_position,
+       (SELECT coalesce(max(notification_id), 0) FROM public.backlot_events) AS head,
+       EXISTS (SELECT FROM pg_locks
+               WHERE locktype = 'advisory' AND granted AND classid = %s AND objid = %s
+                     AND database = (SELECT oid FROM pg_database
+                                     WHERE datname = current_database())) AS active
+FROM projections.state WHERE schema = %s
+"""
+
+
+class Seen(NamedTuple):
+    """A copy as it stands, and whether any process runs it."""
+
+    position: int
+    status: str
+    error: str | None
+    error_position: int | None
+    head: int
+    active: bool
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it stands in front of an event that it can't apply."""
+        return self.status == Status.STOPPED
+
+    def has_gone_on(self, before: int) -> bool:
+        """Whether it has applied something since it stood there, or has nothing to apply."""
+        return self.position > before or self.position >= self.head
+
+
+def await_restart(
+    conn: Connection[TupleRow], schema: str, before: int, stopping: Event
+) -> tuple[Seen | None, str | None]:
+    """Wait until a copy that was let go on at `before` moves or stops again; ten seconds at most.
+
+    Returns what was seen last (None without such a copy), and why no more can be said of it.
+    """
+    until = time.monotonic() + PATIENCE_SECONDS
+    while (seen := _look(conn, schema)) is not None:
+        if seen.stopped or seen.has_gone_on(before) or seen.status == Status.PAUSED:
+            return seen, None
+        if not seen.active:
+            return seen, NOBODY
+        if time.monotonic() > until or stopping.wait(LOOK_SECONDS):
+            return seen, STILL
+    return None, None
+
+
+def _look(conn: Connection[TupleRow], schema: str) -> Seen | None:
+    with conn.cursor(row_factory=class_row(Seen)) as cursor:
+        return cursor.execute(LOOK, (LOCK_CLASS, lock_key(schema), schema)).fetchone()
