@@ -26,6 +26,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 CLOSE = {"Connection": "close"}
 REMEMBERED_PATHS = 10_000
 HEADERS = "backlot.headers"
+ADDED = "backlot.added"
 GUARDED = "backlot.guarded"
 SHORTCUT = "backlot_shortcut"
 
@@ -95,7 +96,8 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), stamp]
+                added = scope.get(ADDED, {}).items()
+                message["headers"] = [*message.get("headers", ()), stamp, *added]
             await send(message)
 
         limited = not (self._unlimited and scope["path"].startswith(self._unlimited))
@@ -192,6 +194,11 @@ def header(scope: Scope, name: bytes) -> str | None:
     """A header of the request by its name in lower case; of several the first one."""
     value: bytes | None = scope[HEADERS].get(name)
     return None if value is None else value.decode("latin-1")
+
+
+def add_header(scope: Scope, name: bytes, value: str) -> None:
+    """Have the answer carry a header, whatever it is; the first value of a name stays."""
+    scope.setdefault(ADDED, {}).setdefault(name, value.encode("latin-1"))
 
 
 def _request_id(scope: Scope) -> str:
