@@ -64,7 +64,8 @@ async def freshness(
         str | None,
         Header(
             alias="Backlot-Min-Position",
-            description="A `Backlot-Position` received before: the answer includes that command.",
+            description="A `Backlot-Position` received before: the answer includes that command. "
+            "Where an upgrade keeps it from that, `Backlot-Stale-Position` says how far it is.",
             max_length=MAX_TOKEN_LENGTH,
         ),
     ] = None,
