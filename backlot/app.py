@@ -125,7 +125,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
         comments=parts.models.comments,
         operations=parts.models.operations,
         audit=parts.models.audit,
-        waiting=Waiting(pool),
+        waiting=Waiting(pool, parts.models.all()),
         counts=counts,
         live=live,
         objects=parts.objects,

@@ -27,6 +27,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 CLOSE = {"Connection": "close"}
 REMEMBERED_PATHS = 10_000
 HEADERS = "backlot.headers"
+ADDED = "backlot.added"
 GUARDED = "backlot.guarded"
 ASKED = "backlot.method"
 # Defined for GET alone (RFC 9110, 14.2): a HEAD is told of the whole.
@@ -122,7 +123,8 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), stamp]
+                added = scope.get(ADDED, {}).items()
+                message["headers"] = [*message.get("headers", ()), stamp, *added]
             await send(message)
 
         limited = not (self._unlimited and scope["path"].startswith(self._unlimited))
@@ -234,6 +236,11 @@ def client_address(scope: Scope) -> str:
     """The address that the request comes from: behind a proxy, the proxy's; '' on a socket file."""
     host, _ = scope.get("client") or ("", 0)
     return str(host)
+
+
+def add_header(scope: Scope, name: bytes, value: str) -> None:
+    """Have the answer carry a header, whatever it is; the first value of a name stays."""
+    scope.setdefault(ADDED, {}).setdefault(name, value.encode("latin-1"))
 
 
 def _request_id(scope: Scope) -> str:

@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI, Request, Response
 
 from infra.auth import Authenticator, Identity, InvalidToken, KeysUnavailable
 from infra.contract import ProblemDetails, Wire
-from infra.edge import DirectRoute, Edge, EdgedApp, client_address, header, hot
+from infra.edge import DirectRoute, Edge, EdgedApp, add_header, client_address, header, hot
 from infra.problems import (
     FRAMEWORK,
     TITLES,
@@ -32,6 +32,7 @@ __all__ = [
     "DirectRoute",
     "MaybeCaller",
     "Problem",
+    "add_header",
     "client_address",
     "create_app",
     "header",

@@ -134,6 +134,11 @@ REPLAY_SECONDS = Gauge(
     registry=REGISTRY,
 )
 
+STALE_ANSWERS = Counter(
+    "backlot_stale_answers",
+    "Answers older than was asked for, since no process can feed a read model before its replay.",
+    registry=REGISTRY,
+)
 COUNTERS_PUBLISHED = Counter(
     "backlot_like_counters_published",
     "Like counters put into Redis.",

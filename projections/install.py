@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 def install(conn: Connection[Any], projections: Iterable[Projection]) -> None:
     """Make what is not there yet. What an older version made is replaced only while it is empty.
 
+    What a newer version made stays, empty or not.
+
     Runs in one transaction of its own, or within the caller's.
     """
     with conn.transaction():
@@ -42,7 +44,7 @@ def _install(conn: Connection[Any], projection: Projection) -> None:
     found = row.fetchone()
     if found is None:
         create(conn, projection)
-    elif found[0] != projection.version and found[1] == 0:
+    elif found[0] < projection.version and found[1] == 0:
         log.info("projection_recreated", projection=projection.name, version=projection.version)
         drop(conn, projection.schema)
         create(conn, projection)

@@ -54,6 +54,9 @@ class Projection(ABC):
     # each makes an end of what it is about, whatever comes before or after it.
     by_stream: ClassVar[bool] = False
     absorbing: ClassVar[tuple[type[Aggregate.Event], ...]] = ()
+    # The same read model as earlier releases made it, each a class with its own `version`, `tables`
+    # and `apply`: a live copy of theirs goes on until a replay has built the new one.
+    former: ClassVar[tuple[type[Projection], ...]] = ()
 
     def __init__(self, schema: str | None = None) -> None:
         """`schema` names the PostgreSQL schema of this copy; the live copy's is the name."""
@@ -63,6 +66,17 @@ class Projection(ABC):
     def beside(self, schema: str) -> Self:
         """The same projection for another copy."""
         return type(self)(schema)
+
+    @property
+    def versions(self) -> frozenset[int]:
+        """The versions of live copies that this release can apply events to."""
+        return frozenset({self.version, *(kind.version for kind in self.former)})
+
+    def of_version(self, version: int) -> Projection | None:
+        """What applies events to a copy of that version; None where this release lacks the code."""
+        if version == self.version:
+            return self
+        return next((kind(self.schema) for kind in self.former if kind.version == version), None)
 
     @abstractmethod
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:

@@ -35,6 +35,7 @@ MEASURE_AGE_SECONDS = 1.0
 LOOK_ASIDE_SECONDS = 1.0
 STOP_SECONDS = 10.0
 OUTDATED = "version changed: replay needed"
+GOES_ON = "version {} goes on until then"
 NOT_INSTALLED = "its tables are gone: a restart makes them anew"
 
 
@@ -48,6 +49,12 @@ class State(StrEnum):
     STOPPED = "stopped"
     OUTDATED = "outdated"
     UNAVAILABLE = "unavailable"
+
+
+def why_outdated(projection: Projection, version: int) -> str:
+    """What is said of a live copy of another version than this program's."""
+    fed = version in projection.versions
+    return f"{OUTDATED}; {GOES_ON.format(version)}" if fed else OUTDATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +99,9 @@ class Runner:
     ) -> None:
         self._database_url = database_url
         self._projection = projection
-        self._applier = Applier(projection, mapper=mapper, batch_events=batch_events)
+        self._mapper = mapper
+        self._batch_events = batch_events
+        self._applier = self._applier_of(projection)
         self._wake = wake
         self._hurry = hurry
         self._followers: list[Event] = []
@@ -152,9 +161,11 @@ class Runner:
         """Compete for the lock, and follow the log while holding it; returns when stopping."""
         while not self._stopping.is_set():
             seen = positions.look(conn, self._projection.schema)
-            if seen is None or seen.version != self._projection.version:
+            fed = self._projection.of_version(seen.version) if seen else None
+            if fed is None:
                 self._enter(State.OUTDATED, detail=OUTDATED if seen else NOT_INSTALLED)
             elif self._try_lock(conn):
+                self._applier = self._applier_of(fed)
                 self._follow(conn)
                 self._unlock(conn)
                 continue
@@ -162,6 +173,9 @@ class Runner:
                 self._enter(State.STANDBY)
             self._backoff.reset()
             self._stopping.wait(TAKEOVER_SECONDS)
+
+    def _applier_of(self, fed: Projection) -> Applier:
+        return Applier(fed, mapper=self._mapper, batch_events=self._batch_events)
 
     def _try_lock(self, conn: Connection[TupleRow]) -> bool:
         key = (LOCK_CLASS, lock_key(self._projection.schema))
@@ -173,8 +187,8 @@ class Runner:
         conn.execute("SELECT pg_advisory_unlock(%s, %s)", key)
 
     def _follow(self, conn: Connection[TupleRow]) -> None:
-        """Apply what comes, until stopping or until the copy is no longer of our version."""
-        schema = self._projection.schema
+        """Apply what comes, until stopping or until the copy is of another version."""
+        schema, version = self._projection.schema, self._applier.projection.version
         if positions.retry(conn, schema):
             log.info("projection_retries", projection=self._projection.name)
         self._look_aside(conn)
@@ -185,7 +199,7 @@ class Runner:
             if self._stopping.is_set():
                 return
             seen = positions.look(conn, schema)
-            if seen is None or seen.version != self._projection.version:
+            if seen is None or seen.version != version:
                 return
             self._report(conn, seen)
             self._backoff.reset()
@@ -223,12 +237,13 @@ class Runner:
         if time.monotonic() - self._looked_aside >= LOOK_ASIDE_SECONDS:
             self._look_aside(conn)
         self._gauges.progress(seen.position, lag, seconds)
+        outdated = seen.status == Status.RUNNING and seen.version != self._projection.version
         self._enter(
-            State(seen.status),
+            State.OUTDATED if outdated else State(seen.status),
             position=seen.position,
             lag_events=lag,
             lag_seconds=seconds,
-            detail=seen.error,
+            detail=why_outdated(self._projection, seen.version) if outdated else seen.error,
         )
 
     def _look_aside(self, conn: Connection[TupleRow]) -> None:

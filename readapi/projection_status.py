@@ -16,7 +16,7 @@ from infra.contract import Wire
 from projections.overview import Copy, Progress, Rates, overview
 from projections.projection import Projection
 from projections.replaying.rows import Replay, replays_async
-from projections.runner import OUTDATED
+from projections.runner import why_outdated
 
 Kind = Literal["live", "previous", "building", "look", "verifying", "superseded"]
 
@@ -101,7 +101,7 @@ async def statuses(
     rates: Rates,
 ) -> dict[str, ProjectionStatus]:
     """Every projection that is installed, by name; `projections` are those of this program."""
-    versions = {projection.name: projection.version for projection in projections}
+    models = {projection.name: projection for projection in projections}
     found = await overview(conn, mapper)
     latest = {replay.name: replay for replay in reversed(await replays_async(conn))}
     copies: dict[str, list[Copy]] = {}
@@ -110,7 +110,7 @@ async def statuses(
     return {
         progress.copy.name: _present(
             progress,
-            versions.get(progress.copy.name),
+            models.get(progress.copy.name),
             copies[progress.copy.name],
             latest.get(progress.copy.name),
             rates,
@@ -122,13 +122,13 @@ async def statuses(
 
 def _present(
     progress: Progress,
-    version: int | None,
+    model: Projection | None,
     copies: Sequence[Copy],
     replay: Replay | None,
     rates: Rates,
 ) -> ProjectionStatus:
     copy = progress.copy
-    outdated = version is not None and version != copy.version
+    outdated = model is not None and model.version != copy.version
     return ProjectionStatus(
         name=copy.name,
         version=copy.version,
@@ -139,7 +139,7 @@ def _present(
         lag_seconds=progress.lag_seconds,
         rate=rates.of(copy),
         parked=copy.parked,
-        error=OUTDATED if outdated else copy.error,
+        error=why_outdated(model, copy.version) if model and outdated else copy.error,
         error_position=copy.error_position,
         updated_at=copy.updated_at,
         copies=[_present_copy(each) for each in copies],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
@@ -13,8 +13,9 @@ from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 
 from infra.codec import EventMapper
+from infra.http import add_header
 from infra.objects import ObjectStore
-from infra.position import decode_position
+from infra.position import decode_position, encode_position
 from projections.audit.index import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
@@ -31,6 +32,7 @@ from readapi.live import LiveCounts
 DEFAULT_TIMEOUT_MS = 2_000
 MAX_TIMEOUT_MS = 30_000
 MAX_TOKEN_LENGTH = 200
+STALE = b"backlot-stale-position"
 
 
 class ReadModelUnavailable(Exception):
@@ -46,18 +48,24 @@ class ViewCounts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """How far in the log an answer has to be, and how long it may wait for that (seconds)."""
+    """How far in the log an answer has to be, and how long it may wait for that (seconds).
+
+    `admit` hears how far the answer is, where that is less and can't be changed.
+    """
 
     position: int = 0
     timeout_seconds: float = DEFAULT_TIMEOUT_MS / 1000
+    admit: Callable[[int], None] = lambda position: None
 
 
 async def freshness(
+    request: Request,
     backlot_min_position: Annotated[
         str | None,
         Header(
             alias="Backlot-Min-Position",
-            description="A `Backlot-Position` received before: the answer includes that command.",
+            description="A `Backlot-Position` received before: the answer includes that command. "
+            "Where an upgrade keeps it from that, `Backlot-Stale-Position` says how far it is.",
             max_length=MAX_TOKEN_LENGTH,
         ),
     ] = None,
@@ -74,7 +82,12 @@ async def freshness(
     if backlot_min_position is None:
         return Freshness()
     timeout_seconds = min(backlot_timeout_ms, MAX_TIMEOUT_MS) / 1000
-    return Freshness(decode_position(backlot_min_position), timeout_seconds)
+
+    def admit(position: int) -> None:
+        # What is read later in the same request is never older, so the first one counts.
+        add_header(request.scope, STALE, encode_position(position))
+
+    return Freshness(decode_position(backlot_min_position), timeout_seconds, admit)
 
 
 Fresh = Annotated[Freshness, Depends(freshness)]
@@ -116,13 +129,17 @@ class Queries:
     ) -> AsyncIterator[AsyncConnection[TupleRow]]:
         """A connection, once these projections have come as far as was asked.
 
+        Where no process can feed one of them, the answer is admitted to be older than that.
         Raises ReadModelBehind, and ReadModelUnavailable when the database is away, now or while
         the connection is used.
         """
         try:
             if fresh.position > 0:
                 schemas = [projection.schema for projection in projections]
-                await self.waiting.until(schemas, fresh.position, fresh.timeout_seconds)
+                seconds = fresh.timeout_seconds
+                reached = await self.waiting.until(schemas, fresh.position, seconds)
+                if reached is not None:
+                    fresh.admit(reached)
             async with self.pool.connection() as conn:
                 yield conn
         except (OperationalError, InterfaceError) as error:

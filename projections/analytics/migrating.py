@@ -184,7 +184,8 @@ def _pending(conn: Connection[Any], wanted: Sequence[Migration]) -> list[Migrati
     for version, told in applied.items():
         if known.get(version) != told:
             raise UnknownMigration(
-                f"Version {version} of the schema `analytics` ({told[0]}) is not this release's."
+                f"Version {version} of the schema `analytics` ({told[0]}) is not this release's: "
+                "start the release that made it, or restore a backup from before."
             )
     return [each for each in wanted if each.version not in applied]
 

@@ -143,7 +143,7 @@ class Executor:
         """What may have to be done; the replays also tell, when the read model is being rebuilt."""
         replays = [replay.operation_id for replay in under_way(conn)]
         model = positions.look(conn, self._operations.schema)
-        if model is None or model.version != self._operations.version:
+        if model is None or model.version not in self._operations.versions:
             return replays
         return list(dict.fromkeys([*self._operations.unfinished(conn), *replays]))
 

@@ -12,16 +12,25 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from infra.errors import OperatorError
+from projections import positions
 from projections.ledger import BLOCK_POSITIONS
 from projections.projection import Projection
 from projections.proving.accounts import Block, blocks_of, explain
 
-# A planner that may read the whole log, for as long as that takes.
-SESSION = b"SET LOCAL enable_seqscan = on; SET LOCAL statement_timeout = 0"
+# One moment for all that is read, and a planner that may read the whole log, however long it takes.
+SESSION = b"""
+SET TRANSACTION ISOLATION LEVEL REPEATABLE READ;
+SET LOCAL enable_seqscan = on;
+SET LOCAL statement_timeout = 0
+"""
 
 
 class NoSuchCopy(OperatorError):
     """The copy that is asked for is not in the database."""
+
+
+class UnknownVersion(OperatorError):
+    """The copy was made by another release, which knew what it wants; this one doesn't."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +117,12 @@ def completeness(conn: Connection[TupleRow], projection: Projection) -> Complete
     """Account for every position of one copy, which may be running; changes nothing.
 
     What is provable: events left out and events counted too often hide each other only within one
-    block, in equal number and with equal sums of positions. Raises NoSuchCopy.
+    block, in equal number and with equal sums of positions. Raises NoSuchCopy, and UnknownVersion.
     """
     with conn.transaction(force_rollback=True):
         conn.execute(SESSION)
+        projection = _of_its_version(conn, projection)
         blocks = blocks_of(conn, projection)
-        if not blocks:
-            raise NoSuchCopy(f"There is no copy {projection.schema} of {projection.name}.")
         first = blocks[0]
         result = Completeness(
             projection.name, projection.schema, first.position, first.accounted_after
@@ -128,6 +136,20 @@ def completeness(conn: Connection[TupleRow], projection: Projection) -> Complete
                     )
     result.skipped -= result.unaccounted
     return result
+
+
+def _of_its_version(conn: Connection[TupleRow], projection: Projection) -> Projection:
+    """What wants the events of this copy, which may be an older version of the projection."""
+    seen = positions.look(conn, projection.schema)
+    if seen is None:
+        raise NoSuchCopy(f"There is no copy {projection.schema} of {projection.name}.")
+    found = projection.of_version(seen.version)
+    if found is None:
+        raise UnknownVersion(
+            f"{projection.schema} is of version {seen.version}, and this release does not know "
+            f"which events that wants: replay {projection.name}."
+        )
+    return found
 
 
 def _add(result: Completeness, block: Block) -> None:

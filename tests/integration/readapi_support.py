@@ -86,7 +86,7 @@ class Site:
             comments=Comments(),
             operations=Operations(),
             audit=Audit(),
-            waiting=Waiting(pool),
+            waiting=Waiting(pool, (Catalog(), Likes(), Comments(), Operations(), Audit())),
             counts=counts,
             live=LiveCounts(pool, counts),
             objects=self.objects,

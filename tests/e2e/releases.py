@@ -1,0 +1,49 @@
+"""Another release of the program: a copy of its source with a read model of a newer version."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tests.e2e.program import PROJECT
+
+PACKAGES = ("backlot", "commands", "domain", "infra", "projections", "readapi", "workers")
+CHANGED = PROJECT / "projections" / "likes.py"
+
+# The likes of the next release: another version, one more table, one more topic. The class that
+# was there is what made the copy of this release.
+NEXT_LIKES = '''
+from domain.comment import Comment
+
+Former = Likes
+
+
+class Likes(Former):
+    """The likes, and who talks about the video."""
+
+    version = 2
+    events = (*Former.events, Comment.Posted)
+    tables = TABLES + ";CREATE TABLE {{schema}}.talks (position bigint PRIMARY KEY)"
+    former = {former}
+
+    def apply(self, batch, cursor):
+        talks = [recorded for recorded in batch if isinstance(recorded.event, Comment.Posted)]
+        likes = [recorded for recorded in batch if recorded not in talks]
+        if talks:
+            query = self.sql("INSERT INTO {{schema}}.talks SELECT unnest(%b::bigint[])")
+            cursor.execute(query, columns([(position,) for position, _ in talks]))
+        if likes:
+            super().apply(likes, cursor)
+'''
+
+
+def next_release(folder: Path, *, carries: bool) -> Path:
+    """Where its source is; `carries`: it can still feed the copy that this release has made."""
+    for package in PACKAGES:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(PROJECT / package, folder / package, ignore=ignored)
+    changed = folder / CHANGED.relative_to(PROJECT)
+    changed.write_text(
+        changed.read_text() + NEXT_LIKES.format(former="(Former,)" if carries else "()")
+    )
+    return folder
