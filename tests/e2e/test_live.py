@@ -35,6 +35,21 @@ def test_a_page_sees_likes_as_they_come(server: Program) -> None:
             assert next(seen) == number
 
 
+def test_a_removed_video_ends_its_streams_with_one_last_event(server: Program) -> None:
+    owner = server.client("owner")
+    video = upload(owner)
+    with (
+        plain.client(base_url=server.url) as page,
+        page.stream("GET", f"/videos/{video}/events") as stream,
+    ):
+        lines = stream.iter_lines()
+        assert next(counts(lines)) == 0
+        assert owner.delete(f"/videos/{video}").is_success
+        told = [line for line in lines if line]
+    assert told == ["event: removed", f'data: {{"videoId":"{video}"}}']
+    assert plain.get(f"{server.url}/videos/{video}/events").status_code == 404
+
+
 def test_open_streams_do_not_hold_up_the_end(make_program: Callable[..., Program]) -> None:
     program = make_program().start()
     video = upload(program.client("owner"))
