@@ -20,6 +20,7 @@ from infra.language.words import words
 from infra.llm import Parsed
 from infra.llm.port import Answer
 from infra.settings import load_settings
+from tests.real_inputs import RealInput, each
 
 
 class SilentModel:
@@ -41,7 +42,12 @@ class SilentModel:
         """Nothing is open."""
 
 
-NASTY = ["a@", "@", "a.", "x/", "a.a", "ha", "ha ", "www.", "http://", "#", "aab", "ㅋ", "\u0301"]
+NO_WORDS, ASKED = "no_words", "asked"
+NASTY = [
+    "a@", "@", "a.", "x/", "a.a", "ha", "ha ", "www.", "http://", "#", "aab", "ㅋ", "\u0301",
+    "https://a.", "https://", "пример.", "@пример", "a@b.", ":a", "ha\u094d", "\u0939\u093e",
+    "#最", "/東",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -70,6 +76,27 @@ NASTY = ["a@", "@", "a.", "x/", "a.a", "ha", "ha ", "www.", "http://", "#", "aab
 )
 def test_words_are_what_is_left(text: str, left: str) -> None:
     assert words(text) == left
+
+
+@each("comments", NO_WORDS)
+def test_a_comment_of_other_things_has_no_words(real: RealInput) -> None:
+    assert words(real.text) == ""
+
+
+@each("comments")
+def test_who_is_asked_about_a_comment(real: RealInput) -> None:
+    """No words; or a language that the detector knows; or one about which the model is asked."""
+    settings = load_settings({})
+    found = run(make_detector(settings, None).detect, real.text)
+    if real.right == NO_WORDS:
+        assert found is None
+    elif real.right == ASKED:
+        assert words(real.text)
+        sure = found is not None and found.confidence >= settings.language_target_confidence
+        assert not (sure and found and found.language == settings.translation_target_language)
+    else:
+        assert found is not None
+        assert found.language == real.right
 
 
 @pytest.mark.parametrize("piece", NASTY)
