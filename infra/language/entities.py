@@ -34,7 +34,7 @@ UNSPACED_DOMAINS = "中国|中國|香港|台湾|台灣|公司|网络|網絡|在�
 USUAL_DOMAINS = "com|org|net|edu|gov|info|tv|io|gg|app|dev"
 LINK = re.compile(
     rf"https?://(?:(?:[\w-]+\.)+(?:{UNSPACED_DOMAINS}){BODY}*|{BODY}+)"
-    rf"|(?<![A-Za-z0-9_@./-])(?:www\.{BODY}+|(?:[a-z0-9-]+\.)+"
+    rf"|(?<![{LATIN}@./-])(?:www\.{BODY}+|(?:[{LATIN_LETTERS}-]+\.)+"
     rf"(?:[a-z]{{2,}}/{BODY}*|(?:{USUAL_DOMAINS})(?![{LATIN}-])))"
     rf"|(?<![{SPACED}@./-])(?:[{SPACED}-]+\.)+[{SPACED}]{{2,}}/{BODY}*",
     re.IGNORECASE,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from itertools import pairwise
 
 from infra.language.emoji import EMOJI
 from infra.language.entities import prose
@@ -30,6 +31,12 @@ KANA = "\u3040"
 """From here on, letters are syllables or words: kana, Han, Hangul."""
 # Scripts whose words may have a single letter wherever they stand.
 WORD_A_LETTER = ("CJK", "HANGUL")
+JAPANESE = frozenset(("CJK", "HIRAGANA", "KATAKANA"))
+# Laughter, right behind a sentence in Japanese or before one.
+WWW = re.compile(
+    "(?<=[\u3040-\u30ff\u3400-\u9fff])w+(?![a-z])|(?<![a-z])w{2,}(?=[\u3040-\u30ff\u3400-\u9fff])",
+    re.IGNORECASE,
+)
 
 
 class _Letters(dict[int, str]):
@@ -57,7 +64,7 @@ def words(text: str) -> str:
     out, as are line breaks; `sooooo` becomes `so`.
     """
     said = prose(unicodedata.normalize("NFKC", EMOJI.sub(" ", text)))
-    letters = SHORTCODE.sub(" ", said).translate(_LETTERS).split()
+    letters = WWW.sub(" ", SHORTCODE.sub(" ", said)).translate(_LETTERS).split()
     spoken = [ELONGATED.sub(r"\1", word) for word in letters if _is_spoken(word)]
     spoken = _without_limbs(spoken)
     if all(map(is_exclamation, spoken)) or _too_short(spoken):
@@ -70,15 +77,22 @@ def _is_spoken(word: str) -> bool:
 
 
 def _without_limbs(spoken: list[str]) -> list[str]:
-    """The words without single letters of scripts that nothing else is written in.
+    """The words without those of single letters in a script that nothing else is written in.
 
     They are limbs of kaomoji, such as `(づ｡◕‿‿◕｡)づ`.
     """
-    lone = {word for word in spoken if len(word) == 1}
-    if all(map(str.isascii, lone)):
+    if all(map(str.isascii, spoken)):
         return spoken
-    written = {script(word[0]) for word in spoken if len(word) > 1}.union(WORD_A_LETTER)
-    return [word for word in spoken if word not in lone or script(word) in written]
+    scripts = [[script(char) for char in word if char not in INSIDE_WORDS] for word in spoken]
+    written = {one for each in scripts if not _is_limb(each) for one in each}.union(WORD_A_LETTER)
+    return [word for word, each in zip(spoken, scripts, strict=True) if written.issuperset(each)]
+
+
+def _is_limb(scripts: list[str]) -> bool:
+    """Whether no two letters side by side are of one script; 見て is a word all the same."""
+    if len(scripts) > 1 and JAPANESE.issuperset(scripts):
+        return False
+    return all(one != following for one, following in pairwise(scripts))
 
 
 def _too_short(spoken: list[str]) -> bool:
