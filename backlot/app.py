@@ -104,7 +104,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
     ttl = parts.settings.like_counter_ttl_seconds
     counters = AsyncCounters(parts.redis, ttl) if parts.counters else None
     counts = LikeCounts(parts.models.likes, counters)
-    live = LiveCounts(pool, counts)
+    live = LiveCounts(pool, parts.models.catalog, counts)
     parts.endings.append(live.close)
     stack.push_async_callback(live.close)
     analytics = await AnalyticsQueries.open(parts.settings, parts.analytics_url, parts.redis)

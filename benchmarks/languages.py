@@ -9,17 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.bench import Bench, say
-from benchmarks.detecting import BARE, LLM, TEXT, WHISPER, Told, labelled
+from benchmarks.detecting import BARE, LLM, TEXT, WHISPER, Guess, Labelled, Told, labelled
 from benchmarks.processes import ROOT, ProcessFailed, command
 from benchmarks.results import Comparison, Side
 from infra import whisper
+from infra.language.words import words
 from infra.settings import load_settings
 
 NONE = "und"
 """The label of comments that must be abstained from."""
+PLAIN = ("plain", "wordless")
+"""The kinds that accuracy is told of; no detector knows romanised Hindi."""
+TARGET = "en"
 NAMES = {
     TEXT: "text detector",
-    BARE: "its model alone: unprepared, no least confidence",
+    BARE: "fastText alone: unprepared, no least confidence",
     LLM: "language model",
     WHISPER: "Whisper's decoder",
 }
@@ -55,8 +59,34 @@ def score(truth: Sequence[str], found: Sequence[str | None]) -> Score:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Percent of comments of all kinds, as a detector decides whose translation is asked for."""
+
+    missed: float
+    """Of those in other languages: taken for the target's, and so never translated."""
+    asked: float
+    """Of those in the target language: a language model is asked about them, for nothing."""
+
+
+def reach(comments: Sequence[Labelled], guesses: Sequence[Guess], least: float) -> Reach:
+    """Who is taken for English with at least this confidence; both in the same order."""
+    asked, missed = [], []
+    for comment, guess in zip(comments, guesses, strict=True):
+        is_target = guess is not None and guess[0] == TARGET and guess[1] >= least
+        if comment.language == TARGET:
+            asked.append(not is_target and bool(words(comment.text)))
+        elif comment.language != NONE:
+            missed.append(is_target)
+    return Reach(missed=_percent(missed), asked=_percent(asked))
+
+
+def _percent(flags: Sequence[bool]) -> float:
+    return 100 * sum(flags) / max(len(flags), 1)
+
+
 def run(bench: Bench) -> list[Comparison]:
-    """Percent of wrong and of right answers and µs, against the default's model as it comes.
+    """Percent of wrong and of right answers and µs, against a well-known model as it comes.
 
     Another detector is measured where it can be had: the language model and Whisper when the
     environment says which (OPENAI_API_KEY or OPENAI_BASE_URL, WHISPER_MODEL).
@@ -115,8 +145,10 @@ def _misled(kind: str, told: Told, every: int) -> Side:
 
 
 def _right(kind: str, told: Told, every: int) -> Side:
-    result = _score(told, every)
+    result, reached = _score(told, every), _reach(told, every)
     notes = {
+        "% of others taken for English": reached.missed,
+        "% of English asked about": reached.asked,
         "% wrong": result.wrong,
         "% abstained": result.abstained,
         "% of the wordless answered": result.answered,
@@ -130,4 +162,13 @@ def _pace(kind: str, told: Told) -> Side:
 
 
 def _score(told: Told, every: int) -> Score:
-    return score([language for language, _ in labelled()][::every], told["languages"])
+    pairs = zip(labelled()[::every], told["guesses"], strict=True)
+    plain = [
+        (comment.language, guess and guess[0]) for comment, guess in pairs if comment.kind in PLAIN
+    ]
+    return score(*zip(*plain, strict=True))
+
+
+def _reach(told: Told, every: int) -> Reach:
+    least = load_settings({}).language_target_confidence
+    return reach(labelled()[::every], told["guesses"], least)

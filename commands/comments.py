@@ -37,16 +37,31 @@ class PostComment(Command[contract.Comment]):
 
 
 @dataclass(frozen=True)
-class EditComment(Command[contract.Comment]):
-    """Replace the text of one's own comment."""
+class FindVideo(Command[UUID]):
+    """Look up which video a comment is on; records nothing."""
 
     comment_id: UUID
-    content: str
 
     def streams(self) -> Sequence[UUID]:
         return (self.comment_id,)
 
+    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> UUID:
+        return aggregates.get(Comment, self.comment_id).require_posted()
+
+
+@dataclass(frozen=True)
+class EditComment(Command[contract.Comment]):
+    """Replace the text of one's own comment, as long as people can see its video."""
+
+    comment_id: UUID
+    video_id: UUID
+    content: str
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.video_id, self.comment_id)
+
     def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> contract.Comment:
+        aggregates.get(Upload, self.video_id).require_video()
         comment = aggregates.get(Comment, self.comment_id)
         comment.edit(self.content, origin)
         return as_seen(comment)
@@ -74,6 +89,8 @@ def as_seen(comment: Comment) -> contract.Comment:
         user_id=comment.author,
         content=comment.content,
         language=comment.language,
+        confidence=comment.confidence,
+        translated_text=comment.translated_text,
         translation_status=comment.translation_status,
         edited=comment.revision > 1,
         created_at=comment.posted_at,
@@ -103,7 +120,8 @@ async def post_comment(video_id: UUID, body: contract.WriteComment, request: Req
 )
 async def edit_comment(comment_id: UUID, body: contract.WriteComment, request: Request) -> Response:
     execute = await executor(request)
-    return await execute(EditComment(comment_id, body.content))
+    video_id = await execute.value(FindVideo(comment_id))
+    return await execute(EditComment(comment_id, video_id, body.content))
 
 
 @router.delete(

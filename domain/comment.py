@@ -51,8 +51,8 @@ class Comment(Aggregate):
         def apply(self, comment: Comment) -> None:
             comment.content = self.content
             comment.revision += 1
-            comment.language = None
-            comment.translation = None
+            comment.language = comment.confidence = None
+            comment.translation = comment.translated_text = None
             comment.translation_status = "pending"
 
     class Deleted(Event):
@@ -76,7 +76,7 @@ class Comment(Aggregate):
         target_language: str
 
         def apply(self, comment: Comment) -> None:
-            comment.language = self.language
+            comment.language, comment.confidence = self.language, self.confidence
             if self.language == self.target_language:
                 comment.translation_status = "not_needed"
 
@@ -90,6 +90,8 @@ class Comment(Aggregate):
         prompt_version: str
 
         def apply(self, comment: Comment) -> None:
+            comment.language = comment.language or self.original_language
+            comment.translated_text = self.translated_text
             comment.translation = (self.target_language, self.model, self.prompt_version)
             comment.translation_status = "translated"
 
@@ -119,6 +121,8 @@ class Comment(Aggregate):
         self.revision = 0
         self.posted_at = BEGINNING
         self.language: str | None = None
+        self.confidence: float | None = None
+        self.translated_text: str | None = None
         self.translation: tuple[str, str, str] | None = None
         self.translation_status: TranslationStatus = "pending"
         self.deleted = False
@@ -206,6 +210,12 @@ class Comment(Aggregate):
                 self.TranslationSkipped, origin, revision=revision, needed=needed, reason=reason
             )
 
+    def require_posted(self) -> UUID:
+        """The video that the comment is on; raise NotFound unless the comment stands."""
+        if self.video_id is None or self.deleted:
+            raise NotFound("There is no such comment.")
+        return self.video_id
+
     def _record(self, event: type[Event], origin: Origin, **fields: Any) -> None:
         self.record(event, origin, video_id=self.video_id, author=self.author, **fields)
 
@@ -213,7 +223,6 @@ class Comment(Aggregate):
         return not self.deleted and revision == self.revision
 
     def _require_author(self, origin: Origin) -> None:
-        if self.version == 0 or self.deleted:
-            raise NotFound("There is no such comment.")
+        self.require_posted()
         if origin.actor != self.author:
             raise NotAllowed("Only its author can change a comment.")

@@ -108,7 +108,10 @@ class TranslationSettings(BaseSettings):
     language_detector: Annotated[Literal["text", "llm", "whisper"], Lower] = Field(
         default="text", alias="LANGUAGE_DETECTOR"
     )
-    language_min_confidence: float = Field(default=0.5, alias="LANGUAGE_MIN_CONFIDENCE", ge=0, le=1)
+    language_min_confidence: float = Field(default=0.7, alias="LANGUAGE_MIN_CONFIDENCE", ge=0, le=1)
+    language_target_confidence: float = Field(
+        default=0.75, alias="LANGUAGE_TARGET_CONFIDENCE", ge=0, le=1
+    )
     whisper_model: str = Field(default="base", alias="WHISPER_MODEL", min_length=1)
     speech_transcription: Annotated[Literal["auto", "on", "off"], Lower] = Field(
         default="auto", alias="SPEECH_TRANSCRIPTION"

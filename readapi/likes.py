@@ -19,7 +19,8 @@ from readapi.queries import Fresh, Queries, Read
 router = APIRouter(tags=["likes"])
 EVENT_STREAM: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": 'Server-sent events `likes`, with data such as `{"likesCount": 5}`',
+        "description": 'Server-sent events `likes`, with data such as `{"likesCount": 5}`, '
+        "and a last one, `removed`, when the video is",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     },
     **problems(404, 422, 503),

@@ -1,9 +1,9 @@
-"""Live counts for pages: server-sent events with a video's likes as they change."""
+"""Live counts for pages: server-sent events with a video's likes, until it is removed."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from uuid import UUID
 
 import orjson
@@ -13,6 +13,7 @@ from psycopg_pool import PoolTimeout
 
 from infra import metrics
 from infra.http import Problem
+from projections.catalog import Catalog
 from projections.waiting import Pool
 from readapi.counts import LikeCounts
 
@@ -27,11 +28,12 @@ MAX_WATCHERS = 10_000
 
 
 class Watch:
-    """One client's view of one video: the newest count, and whether it has been told."""
+    """One client's view of one video: the newest count or its end, and whether that was told."""
 
     def __init__(self, video_id: UUID) -> None:
         self.video_id = video_id
         self.count: int | None = None
+        self.removed = False
         self.changed = asyncio.Event()
 
     def tell(self, count: int) -> None:
@@ -39,12 +41,18 @@ class Watch:
             self.count = count
             self.changed.set()
 
+    def end(self) -> None:
+        """The video was removed."""
+        self.removed = True
+        self.changed.set()
+
 
 class LiveCounts:
     """Looks at all watched videos together, a few times a second, while anybody watches."""
 
-    def __init__(self, pool: Pool, counts: LikeCounts) -> None:
+    def __init__(self, pool: Pool, catalog: Catalog, counts: LikeCounts) -> None:
         self._pool = pool
+        self._catalog = catalog
         self._counts = counts
         self._watches: set[Watch] = set()
         self._poller: asyncio.Task[None] | None = None
@@ -76,7 +84,7 @@ class LiveCounts:
         metrics.LIVE_WATCHERS.set(len(self._watches))
 
     async def stream(self, watch: Watch) -> AsyncGenerator[bytes, None]:
-        """The events of one client, until it goes or the server stops."""
+        """The events of one client, until it goes, the video is removed, or the server stops."""
         try:
             yield f"retry: {RETRY_MS}\n\n".encode()
             while not self._closing.is_set():
@@ -87,9 +95,11 @@ class LiveCounts:
                     yield b": still here\n\n"
                     continue
                 watch.changed.clear()
+                if watch.removed:
+                    yield _event("removed", {"videoId": watch.video_id})
+                    return
                 if watch.count is not None and not self._closing.is_set():
-                    data = orjson.dumps({"likesCount": watch.count})
-                    yield b"event: likes\ndata: " + data + b"\n\n"
+                    yield _event("likes", {"likesCount": watch.count})
         finally:
             self.leave(watch)
 
@@ -108,9 +118,19 @@ class LiveCounts:
     async def _look(self) -> None:
         videos = list({watch.video_id for watch in self._watches})
         counts = await self._counts.hot(videos)
+        # Those whose counter is gone, with the video or with Redis.
         missing = [video for video in videos if video not in counts]
+        removed: set[UUID] = set()
         if missing:
             async with self._pool.connection() as conn:
                 counts |= await self._counts.read(conn, missing)
+                removed = set(missing) - (await self._catalog.videos(conn, missing)).keys()
         for watch in list(self._watches):
-            watch.tell(counts.get(watch.video_id, 0))
+            if watch.video_id in removed:
+                watch.end()
+            elif watch.video_id in counts:
+                watch.tell(counts[watch.video_id])
+
+
+def _event(kind: str, data: Mapping[str, object]) -> bytes:
+    return b"event: " + kind.encode() + b"\ndata: " + orjson.dumps(data) + b"\n\n"

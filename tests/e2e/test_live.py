@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 
 import httpx
 
@@ -33,6 +34,22 @@ def test_a_page_sees_likes_as_they_come(server: Program) -> None:
         for number, viewer in enumerate(("ann", "bob", "cid"), start=1):
             assert server.client(viewer).put(f"/videos/{video}/like").is_success
             assert next(seen) == number
+
+
+def test_a_removed_video_ends_its_streams_with_one_last_event(server: Program) -> None:
+    owner = server.client("owner")
+    video = upload(owner)
+    with (
+        plain.client(base_url=server.url) as page,
+        page.stream("GET", f"/videos/{video}/events") as stream,
+    ):
+        lines = stream.iter_lines()
+        assert next(counts(lines)) == 0
+        assert owner.delete(f"/videos/{video}").is_success
+        # A few heartbeats without it would mean that the stream goes on.
+        told = [line for line in islice(lines, 16) if line and not line.startswith(":")]
+    assert told == ["event: removed", f'data: {{"videoId":"{video}"}}']
+    assert plain.get(f"{server.url}/videos/{video}/events").status_code == 404
 
 
 def test_open_streams_do_not_hold_up_the_end(make_program: Callable[..., Program]) -> None:

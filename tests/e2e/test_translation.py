@@ -11,8 +11,9 @@ import httpx
 import pytest
 
 from tests.e2e.program import Program, wait_for
-from tests.e2e.videos import everything, read, upload
-from tests.openai_server import OpenAIServer, openai_server, status
+from tests.e2e.videos import everything, problem, read, upload
+from tests.openai_server import OpenAIServer, openai_server, status, translated
+from tests.real_inputs import real_inputs
 
 FINAL = {"translated", "not_needed", "failed", "skipped"}
 SOON = {
@@ -83,6 +84,47 @@ def test_from_post_to_translation_and_to_the_audit(program: Program) -> None:
     trace = admin.get(f"/audit/trace/{edited.headers['X-Request-Id']}").text
     assert "comment.edited.v1" in trace
     assert "comment.translated.v1" in trace
+
+
+def test_real_comments_are_translated_where_they_say_something(
+    program: Program, provider: OpenAIServer
+) -> None:
+    provider.otherwise = lambda call: translated(f"[en] {call.text}", "hi")
+    bob = program.client("bob")
+    video = upload(bob)
+    posted = {post(bob, video, one.text): one for one in real_inputs("comments")}
+    wait_for(lambda: all_final(bob, video, len(posted)), 120)
+    found = comments(bob, video)
+    for comment, one in posted.items():
+        shown, calls = found[comment], provider.by_text[one.text]
+        if one.right in ("no_words", "en"):
+            assert (shown["translationStatus"], calls) == ("not_needed", 0), one
+        else:
+            assert shown.get("translatedText") == f"[en] {one.text}", one
+            assert one.right in ("asked", shown["language"]), one
+
+
+def test_comments_of_a_removed_video_cost_nothing_and_take_no_edits(
+    program: Program, provider: OpenAIServer
+) -> None:
+    ann, bob = program.client("ann"), program.client("bob")
+    video = upload(ann)
+    text = "¡Qué bonito es este vídeo, señores!"
+    comment = post(bob, video, text)
+    wait_for(lambda: all_final(bob, video, 1))
+    [shown] = comments(bob, video).values()
+    assert shown["translationStatus"] == "translated"
+    assert read(bob.patch(f"/comments/{comment}", json={"content": text})) == shown
+    assert read(ann.delete(f"/videos/{video}"))
+    calls = len(provider.calls)
+    for answer in (
+        bob.post(f"/videos/{video}/comments", json={"content": "Otra cosa"}),
+        bob.patch(f"/comments/{comment}", json={"content": "Otra cosa distinta, amigos"}),
+        bob.patch(f"/comments/{comment}", json={"content": text}),
+        ann.patch(f"/comments/{comment}", json={"content": "Otra cosa distinta, amigos"}),
+    ):
+        assert problem(answer, 404)["detail"] == "There is no such video."
+    assert len(provider.calls) == calls
 
 
 def test_without_a_language_model(make_program: Callable[..., Program]) -> None:

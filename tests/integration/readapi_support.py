@@ -88,7 +88,7 @@ class Site:
             audit=Audit(),
             waiting=Waiting(pool, (Catalog(), Likes(), Comments(), Operations(), Audit())),
             counts=counts,
-            live=LiveCounts(pool, counts),
+            live=LiveCounts(pool, Catalog(), counts),
             objects=self.objects,
             views=telemetry.Views(),
             mapper=EventMapper(),

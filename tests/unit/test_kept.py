@@ -1,5 +1,7 @@
 """What a translation has to keep, seen in texts of many scripts."""
 
+# ruff: noqa: RUF001 - texts in many scripts
+
 from __future__ import annotations
 
 import random
@@ -9,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.translation.emoji import emoji_of
+from infra.language.emoji import emoji_of
+from tests.real_inputs import RealInput, each
 from workers.translation.kept import lost_in, missing
 
 LINKS = [
@@ -41,6 +44,31 @@ def joined(things: list[str], breaks: list[str]) -> str:
 @given(st.text())
 def test_a_text_keeps_itself(text: str) -> None:
     assert missing(text, text) == []
+
+
+@each("comments")
+def test_a_comment_is_kept_with_something_before_it(real: RealInput) -> None:
+    assert missing(real.text, f"[en] {real.text}") == []
+
+
+@pytest.mark.parametrize(
+    ("source", "translation"),
+    [
+        ("https://t.co/x，我很喜欢这个视频谢谢", "https://t.co/x, I like this video a lot, thanks"),
+        ("这个视频在example.com/上也有，画质更好", "This video is on example.com too, and sharper"),
+        ("@tanakaさん、ありがとうございます！", "Thank you, @tanaka!"),
+        ("@小明这个视频真的很好看啊", "@小明 this video is really good"),
+        ("#最高この動画は本当に面白かったです", "The best! This video was really fun"),
+        ("#最高 この動画は本当に面白かったです", "#最高 This video was really fun"),
+        ("https://t.co/xشكرا جزيلا", "https://t.co/x thanks a lot"),
+        ("Danke @bob, siehe https://a.b/c", "@bobさん、ありがとう。https://a.b/cを見てください"),
+        ("Danke @小明", "谢谢@小明你真好"),
+    ],
+)
+def test_a_translation_may_part_what_a_script_without_spaces_joins(
+    source: str, translation: str
+) -> None:
+    assert missing(source, translation) == []
 
 
 @given(comments(), st.randoms(use_true_random=False))
@@ -77,6 +105,13 @@ def test_whatever_is_left_out_is_missed(
         ("me@example.com", "me@example.com", []),
         ("@bob你好", "Hello @bob", []),
         ("\uff20bob \uff03標籤", "@bob #標籤", []),
+        ("看 https://a.b/c看看。", "Look at https://a.b/cd.", ["https://a.b/c", "nothing new"]),
+        (
+            "@小明这个视频真的很好看啊",
+            "@小红 this video is good",
+            ["nothing new, but there was @小红"],
+        ),
+        ("@bob @bobby", "@bobby @bobby", ["@bob"]),
         ("hola", "hi @everyone", ["nothing new, but there was @everyone"]),
         ("hola", "hi, see https://evil.example", ["nothing new, but there was https://evil."]),
         ("👍👍👍", "👍👍", ["👍 exactly 3 times"]),

