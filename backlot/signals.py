@@ -99,7 +99,7 @@ class Stop:
         if not self.asked:
             if self._earlier:
                 os.close(self._write)
-        elif (outer := self._outer) is not None:
+        elif (outer := self._outer) is not None and not outer.asked:
             # What is left to do is to end: the next Ctrl-C is the second one there too.
             outer.note(signal.SIGINT)
 

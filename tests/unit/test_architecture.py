@@ -72,8 +72,12 @@ ONLY_THERE = {
     "signal.signal": SIGNALS,
     "asyncio.run": SIGNALS,
 }
-# A timer of `threading`, not a task.
-OTHERS = {("infra/tasks/stopping.py", "self._timer.cancel")}
+# No tasks: a timer of `threading`, a replay; and processes whose parent decides.
+OTHERS = {
+    ("infra/tasks/stopping.py", "self._timer.cancel"),
+    ("projections/operating/actions.py", "replay_operations.cancel"),
+    ("projections/replaying/partitions.py", "signal.signal"),
+}
 
 
 def calls_that_lose_stops(path: Path) -> Iterator[str]:
