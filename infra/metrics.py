@@ -548,7 +548,7 @@ RECOMMENDATION_LOOKUPS = Counter(
 )
 STOPS_OVERDUE = Counter(
     "backlot_stops_overdue",
-    "Tasks, threads and processes that did not end in time when they were asked to (see the log).",
+    "Tasks and threads that did not end in time when they were asked to; the log names them.",
     ("kind",),
     registry=REGISTRY,
 )
