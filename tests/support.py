@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
+
+from infra.cancellation import cancel
 
 INSTALL = {
     "chromium": "apt-get install chromium",
@@ -44,3 +47,11 @@ def unused_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+async def ended(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel them until they are done; raises what one of them has failed with."""
+    assert await cancel(*tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.result()
