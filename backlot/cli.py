@@ -21,6 +21,7 @@ from typer.exceptions import TyperException
 
 from backlot import events, likes, projections, tasks, topics
 from backlot.output import Json, show
+from backlot.signals import INTERRUPTED, Stop
 from infra.errors import OperatorError
 from infra.settings import Settings, load_settings
 
@@ -236,11 +237,12 @@ def main() -> None:
     # Until a command configures logging: what is printed is data, and logs are not.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
-        code = app(prog_name="backlot", standalone_mode=False)
+        with Stop(raises=True):
+            code = app(prog_name="backlot", standalone_mode=False)
     except (OperatorError, TyperException) as error:
         message = error.format_message() if isinstance(error, TyperException) else str(error)
         typer.echo(f"backlot: {' '.join(message.split())}", err=True)
         sys.exit(error.exit_code)
-    except typer.Abort:
-        sys.exit(130)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)

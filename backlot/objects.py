@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import ExitStack
 
 from fastapi import APIRouter
 
 import commands.objects
 import readapi.objects
+from backlot.signals import run
 from infra.data_folder import DataFolder
 from infra.errors import OperatorError
 from infra.objects import FolderStore, ObjectStore, ObjectStoreUnavailable
@@ -52,7 +52,7 @@ def _open_folder(settings: Settings, folder: DataFolder, secret: str) -> FolderS
     if Role.COMMANDS in settings.roles:
         # Only the process that takes uploads may sweep up what a crash left of them.
         try:
-            asyncio.run(store.recover())
+            run(store.recover())
         except ObjectStoreUnavailable as error:
             raise OperatorError(error.cause) from error
     return store

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 from redis import RedisError
 
+from backlot.signals import run
 from infra.redis import connect_redis, server_of
 
 
@@ -31,7 +32,7 @@ class Server(NamedTuple):
 
 def probe(urls: Sequence[SecretStr]) -> Probe:
     """Ask all the servers, each for a second or two."""
-    found = asyncio.run(_ask_all([url.get_secret_value() for url in urls]))
+    found = run(_ask_all([url.get_secret_value() for url in urls]))
     servers = [server for server in found if isinstance(server, Server)]
     complaints = [complaint for complaint in found if isinstance(complaint, str)]
     runs = [server.run_id for server in servers]

@@ -80,7 +80,6 @@ def serving(app: FastAPI, **options: Any) -> uvicorn.Config:
         server_header=False,
         # BACKLOT_PUBLIC_URL says where clients are sent; nothing else is taken from a proxy.
         proxy_headers=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
         **options,
     )
 

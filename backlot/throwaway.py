@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 
+from backlot.signals import last_word
 from infra.errors import OperatorError
 from infra.settings import Settings
 
@@ -62,8 +63,9 @@ def _started(settings: Settings) -> Iterator[None]:
         start_new_session=True,
     )
     try:
-        _await_ready(process, settings.local_url)
-        yield
+        with last_word(process.terminate):
+            _await_ready(process, settings.local_url)
+            yield
     finally:
         stop(process)
 

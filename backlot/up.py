@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
-from types import FrameType
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 
 import structlog
 import uvicorn
 
 from backlot.app import make_app
 from backlot.health import check
-from backlot.serving import calm_garbage_collector, serving
+from backlot.serving import GRACE_SECONDS, calm_garbage_collector, serving
+from backlot.signals import STOP_SECONDS, STOPS, Stop
 from backlot.wiring import Parts, open_parts
+from infra.cancellation import cancel
 from infra.errors import OperatorError
 from infra.logging import configure_logging
 from infra.settings import Settings
 
 log = structlog.get_logger(__name__)
-
-Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
 
 class PortTaken(OperatorError):
@@ -34,56 +32,71 @@ def run_up(settings: Settings) -> int:
     """Start, serve until SIGINT or SIGTERM, and stop everything; returns the exit code."""
     configure_logging(settings)
     print("starting Backlot …", file=sys.stderr)
-    with ExitStack() as stack:
-        _on_signals(_stop)
+    seconds = STOP_SECONDS + settings.task_stop_seconds
+    with Stop(_tell, numbers=STOPS, seconds=seconds) as stop:
         try:
-            return _serve(settings, stack)
-        except Stopped:
-            return 0
-        finally:
-            # From here on everything is stopped anyway; a second Ctrl-C must not cut it short.
-            _on_signals(signal.SIG_IGN)
+            with ExitStack() as stack:
+                return _serve(settings, stack, stop)
+        except (OperatorError, KeyboardInterrupt):
+            # A start that is broken off fails somewhere.
+            if stop.asked:
+                return 0
+            raise
 
 
-def _serve(settings: Settings, stack: ExitStack) -> int:
+def _tell() -> None:
+    print("stopping …", file=sys.stderr)
+
+
+def _serve(settings: Settings, stack: ExitStack, stop: Stop) -> int:
     listener = stack.enter_context(_listen(settings))
-    parts = open_parts(settings, stack)
+    parts = open_parts(settings, stack, gives_up=lambda: stop.asked)
+    if stop.asked:
+        return 0
     calm_garbage_collector()
-    config = serving(make_app(parts))
-    server = Server(config, parts)
+    server = Server(serving(make_app(parts)), parts, stop)
     server.run(sockets=[listener])
     return 0 if server.started else 1
 
 
-class Stopped(BaseException):
-    """SIGINT or SIGTERM came; everything that was started is stopped on the way out."""
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    # While it serves, uvicorn takes the signals, and raises them again when it has ended.
-    raise Stopped
-
-
-def _on_signals(handler: Handler) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
-
-
 class Server(uvicorn.Server):
-    """Says on standard output that it is ready, once every part has answered."""
+    """Says on standard output that it is ready, once every part has answered.
 
-    def __init__(self, config: uvicorn.Config, parts: Parts) -> None:
+    It runs until `stop` is asked for: uvicorn's own handlers would wait again for whoever presses
+    Ctrl-C twice.
+    """
+
+    def __init__(self, config: uvicorn.Config, parts: Parts, stop: Stop) -> None:
         super().__init__(config)
         self._parts = parts
+        self._stop = stop
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        print("stopping …", file=sys.stderr)
-        super().handle_exit(sig, frame)
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().serve(sockets)
+        finally:
+            # `asyncio.run` would cancel them once, and wait for ever.
+            await cancel(*asyncio.all_tasks() - {asyncio.current_task()})
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._stop.asked
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for end in self._parts.endings:
             await end()
         await super().shutdown(sockets)
+
+    async def _wait_tasks_to_complete(self) -> None:
+        try:
+            async with asyncio.timeout(GRACE_SECONDS):
+                await super()._wait_tasks_to_complete()
+        except TimeoutError:
+            log.warning("requests_cut_off", requests=len(self.server_state.tasks))
+            await cancel(*self.server_state.tasks)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -15,6 +15,7 @@ from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
 from backlot.objects import open_objects
+from backlot.signals import last_word
 from infra import seals, telemetry
 from infra.auth import Authenticator, make_authenticator, read_or_make_secret
 from infra.codec import EventMapper
@@ -104,17 +105,20 @@ class Parts:
     proofs: Proofs = field(default_factory=Proofs)
 
 
-def open_parts(settings: Settings, stack: ExitStack) -> Parts:
+def open_parts(
+    settings: Settings, stack: ExitStack, *, gives_up: Callable[[], bool] = lambda: False
+) -> Parts:
     """Start what the settings ask for; `stack` stops it again, in reverse order.
 
-    Raises OperatorError with one clear line when a part can't start.
+    Raises OperatorError with one clear line when a part can't start, and where one that takes long
+    was broken off because of `gives_up`.
     """
     folder = stack.enter_context(DataFolder(settings.data_dir))
     secret = read_or_make_secret(folder.secret)
     # First what is quick to find wrong: PostgreSQL takes seconds to start, and to stop again.
     objects = open_objects(settings, folder, secret, stack)
     seal_key, proofs = configured_key(settings), configured_proofs(settings)
-    database_url = _database(settings, folder, stack)
+    database_url = _database(settings, folder, stack, gives_up)
     models = ReadModels.make()
     recorder = open_recorder(database_url)
     stack.callback(recorder.datastore.close)
@@ -236,9 +240,13 @@ def _carry_out_operations(
     stack.callback(executor.stop)
 
 
-def _database(settings: Settings, folder: DataFolder, stack: ExitStack) -> str:
+def _database(
+    settings: Settings, folder: DataFolder, stack: ExitStack, gives_up: Callable[[], bool]
+) -> str:
     if settings.database_url is None:
-        return stack.enter_context(EmbeddedPostgres(folder.postgres)).url
+        server = EmbeddedPostgres(folder.postgres, gives_up=gives_up)
+        stack.enter_context(last_word(server.part_with))
+        return stack.enter_context(server).url
     url = settings.database_url.get_secret_value()
     _reached(url, "DATABASE_URL").close()
     return url

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
+import structlog
+
 from backlot.wiring import Parts
 from commands.bus import CommandBus
+from infra import metrics
+from infra.cancellation import cancel
 from infra.codec import EventMapper
 from infra.kafka import KafkaOptions
 from infra.settings import Role
@@ -36,6 +40,8 @@ from workers.translation.opening import open_translation
 from workers.translation.sweep import Sweep, keep_sweeping
 from workers.waking import Waker
 
+log = structlog.get_logger(__name__)
+
 
 async def start_working(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> None:
     """Start what the roles of this process are; `stack` ends it, and loses nothing by that."""
@@ -54,14 +60,17 @@ async def start_working(parts: Parts, bus: CommandBus, stack: AsyncExitStack) ->
 
 
 def in_background(job: Coroutine[Any, Any, None], stack: AsyncExitStack) -> None:
-    """Run a job without an end until `stack` is closed."""
-    stack.push_async_callback(_end, asyncio.create_task(job))
+    """Run a job without an end until `stack` is closed; one that breaks is told of at once."""
+    task = asyncio.create_task(job)
+    task.add_done_callback(_tell_broken)
+    stack.push_async_callback(cancel, task)
 
 
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+def _tell_broken(task: asyncio.Task[None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        metrics.JOBS_BROKEN.inc()
+        log.error("job_broke", job=getattr(task.get_coro(), "__qualname__", ""), exc_info=error)
 
 
 async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:

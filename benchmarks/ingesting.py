@@ -21,6 +21,7 @@ from backlot.serving import calm_garbage_collector
 from benchmarks.bench import Bench
 from benchmarks.results import Comparison, Side
 from infra import telemetry
+from infra.cancellation import cancel
 from infra.codec import EventMapper
 from infra.event_store import open_recorder
 from infra.integration import from_telemetry
@@ -173,9 +174,7 @@ async def keep(url: str, source: Source, events: int) -> float:
             await _until(conn, events, started + MOST_SECONDS)
             return time.perf_counter() - started
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await cancel(task)
 
 
 def copied(url: str, told: Sequence[Event]) -> float:

@@ -16,6 +16,7 @@ from benchmarks.kafka_server import kafka_server
 from benchmarks.log import comment_event
 from benchmarks.results import Comparison, Side
 from infra import telemetry
+from infra.cancellation import cancel
 from infra.codec import EventMapper
 from infra.integration import TOPICS
 from infra.kafka import KafkaOptions, Outgoing
@@ -82,10 +83,7 @@ async def relay(url: str, address: str, until: int) -> float:
             await _until(conn, until, started + MOST_SECONDS)
             return time.perf_counter() - started
         finally:
-            for task in tasks:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+            await cancel(*tasks)
 
 
 async def publish(messages: Sequence[Outgoing], address: str) -> float:

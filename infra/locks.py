@@ -12,16 +12,16 @@ import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import structlog
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from infra import metrics
+from infra.cancellation import cancel, to_the_end
 from infra.lock_nodes import LockNodes, Votes
 from infra.redis import ANSWER_SECONDS, connect_redis
-from infra.shielding import to_the_end
 
 log = structlog.get_logger(__name__)
 
@@ -234,9 +234,5 @@ def kind_of(key: str) -> str:
 
 
 async def _end(lease: Lease, keeping: asyncio.Task[None]) -> None:
-    keeping.cancel()
-    try:
-        with suppress(asyncio.CancelledError):
-            await keeping
-    finally:
-        await lease.release()
+    await cancel(keeping)
+    await lease.release()

@@ -551,6 +551,17 @@ RECOMMENDATION_LOOKUPS = Counter(
     ("outcome",),
     registry=REGISTRY,
 )
+STOPS_OVERDUE = Counter(
+    "backlot_stops_overdue",
+    "Tasks and threads that did not end in time when they were asked to; the log names them.",
+    ("kind",),
+    registry=REGISTRY,
+)
+JOBS_BROKEN = Counter(
+    "backlot_jobs_broken",
+    "Background jobs that ended by an error of their own, and run no more until a restart.",
+    registry=REGISTRY,
+)
 RECOMMENDATION_CACHE_FAILURES = Counter(
     "backlot_recommendation_cache_failures",
     "Times that Redis did not answer for their cache, or held what can't be read.",

@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
 from types import TracebackType
@@ -67,11 +68,13 @@ class EmbeddedPostgres:
         *,
         settings: Mapping[str, str] | None = None,
         start_seconds: float = 300.0,
+        gives_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``start_seconds`` bounds a start, crash recovery included."""
+        """``start_seconds`` bounds a start, crash recovery included; ``gives_up`` ends it early."""
         self.cluster = cluster.resolve()
         self._settings = {**SETTINGS, **(settings or {})}
         self._start_seconds = start_seconds
+        self._gives_up = gives_up
         self._process: subprocess.Popen[bytes] | None = None
         self._sockets = self.cluster
         self._stopping = Event()
@@ -118,7 +121,7 @@ class EmbeddedPostgres:
         files.end_strays(self.cluster, self._sockets)
         atexit.register(self.stop)
         try:
-            self._launch(user)
+            self._launch(user, self._gives_up)
             self._make_database()
         except BaseException:
             self.stop()
@@ -140,6 +143,16 @@ class EmbeddedPostgres:
             if self._sockets != self.cluster and self._sockets.is_dir():
                 self._sockets.rmdir()
         atexit.unregister(self.stop)
+
+    def part_with(self) -> None:
+        """Have the server stop by itself, after a checkpoint, without waiting for that.
+
+        For a process that ends at once: it takes no lock and never blocks.
+        """
+        process = self._process
+        if process is not None and process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGINT)
 
     def __enter__(self) -> Self:
         self.start()
@@ -167,7 +180,7 @@ class EmbeddedPostgres:
         if self.log_file.exists() and self.log_file.stat().st_size > LOG_LIMIT_BYTES:
             self.log_file.rename(self.log_file.with_suffix(".log.1"))
 
-    def _launch(self, user: RunAs) -> None:
+    def _launch(self, user: RunAs, gives_up: Callable[[], bool] = lambda: False) -> None:
         settings = {**self._settings, "unix_socket_directories": str(self._sockets)}
         arguments = [f"--{name}={value}" for name, value in settings.items()]
         with self.log_file.open("ab") as output:
@@ -184,14 +197,16 @@ class EmbeddedPostgres:
                 cwd="/",
                 **user.as_arguments(),
             )
-        self._await_answer(self._process, offset)
+        self._await_answer(self._process, offset, gives_up)
         self._ready.set()
         log.info("postgres_ready", pid=self._process.pid)
 
-    def _await_answer(self, process: subprocess.Popen[bytes], offset: int) -> None:
+    def _await_answer(
+        self, process: subprocess.Popen[bytes], offset: int, gives_up: Callable[[], bool]
+    ) -> None:
         started = time.monotonic()
         report_at = started + REPORT_SECONDS
-        while not self._stopping.is_set():
+        while not (self._stopping.is_set() or gives_up()):
             try:
                 psycopg.connect(self.url_of("postgres"), connect_timeout=5).close()
                 return

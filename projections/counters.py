@@ -19,6 +19,7 @@ from redis import RedisError
 
 from domain.video_likes import VideoLikes
 from infra import metrics
+from infra.cancellation import join
 from infra.codec import EventMapper
 from infra.counters import GONE, Counter, Counters
 from projections.connecting import Backoff, connect
@@ -95,8 +96,7 @@ class CounterPublisher:
         """End after what is being put; the rest is put at the next start."""
         self._stopping.set()
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_SECONDS)
+        join(self._thread, STOP_SECONDS)
 
     def _run(self) -> None:
         backoff = Backoff()

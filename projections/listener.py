@@ -13,6 +13,7 @@ from psycopg import Connection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
+from infra.cancellation import join
 from projections.connecting import Backoff, connect
 from projections.log import CHANNEL, HURRY
 
@@ -51,8 +52,7 @@ class Listener:
     def stop(self) -> None:
         """Return when the thread has ended; safe before a start."""
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        join(self._thread)
 
     def _run(self) -> None:
         backoff = Backoff()

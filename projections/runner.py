@@ -16,6 +16,7 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from infra.cancellation import join
 from infra.codec import EventMapper
 from projections import positions
 from projections.applying import Applier
@@ -131,10 +132,7 @@ class Runner:
     def stop(self) -> None:
         """Finish the transaction at hand and end; what was applied is committed."""
         self.ask_to_stop()
-        if self._thread.is_alive():
-            self._thread.join(STOP_SECONDS)
-        if self._thread.is_alive():
-            log.warning("projection_slow_stop", projection=self._projection.name)
+        join(self._thread, STOP_SECONDS)
         self._gauges.withdraw()
 
     def status(self) -> RunnerStatus:

@@ -12,6 +12,7 @@ from psycopg import Error
 from psycopg_pool import PoolTimeout
 
 from infra import metrics
+from infra.cancellation import cancel
 from infra.http import Problem
 from projections.catalog import Catalog
 from projections.waiting import Pool
@@ -64,8 +65,7 @@ class LiveCounts:
         for watch in self._watches:
             watch.changed.set()
         if self._poller is not None:
-            self._poller.cancel()
-            await asyncio.gather(self._poller, return_exceptions=True)
+            await cancel(self._poller)
 
     def watch(self, video_id: UUID) -> Watch:
         """Begin to follow a video; raises Problem 503 when too many do. End with `leave`."""

@@ -16,6 +16,13 @@ from psycopg import sql
 
 from infra.postgres import EmbeddedPostgres
 from infra.settings import Settings
+from tests.leftovers import (  # noqa: F401 - hooks of pytest
+    pytest_configure,
+    pytest_fixture_setup,
+    pytest_runtest_makereport,
+    pytest_runtest_protocol,
+    pytest_sessionstart,
+)
 from tests.support import unused_port
 
 OWN_VARIABLES = tuple(str(field.alias) for field in Settings.model_fields.values())

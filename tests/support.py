@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -10,6 +11,8 @@ import socket
 from typing import Any, NoReturn
 
 import pytest
+
+from infra.cancellation import cancel
 
 INSTALL = {
     "chromium": "apt-get install chromium",
@@ -55,3 +58,11 @@ def claims_at(written: str, now: float) -> dict[str, Any]:
         if relative := re.fullmatch(r"now([+-][0-9.]+)?", str(value)):
             claims[name] = now + float(relative[1] or 0)
     return dict(claims)
+
+
+async def ended(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel them until they are done; raises what one of them has failed with."""
+    assert await cancel(*tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.result()

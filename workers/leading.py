@@ -14,7 +14,7 @@ from zlib import crc32
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from infra.shielding import to_the_end
+from infra.cancellation import to_the_end
 from projections.connecting import connect
 
 P = ParamSpec("P")

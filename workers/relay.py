@@ -14,10 +14,12 @@ import psycopg
 import structlog
 
 from infra import metrics
+from infra.cancellation import cancel, to_the_end, together
 from infra.codec import EventMapper
 from infra.integration import TOPICS, Message
 from infra.kafka import KafkaAway, KafkaOptions, Outgoing, Publisher, Sent
 from projections.connecting import Backoff
+from projections.poison import describe
 from workers import relay_places
 from workers.following import Feed, Stretch, feeds
 from workers.leading import Lead, leading
@@ -69,10 +71,10 @@ class Relay:
             try:
                 async with leading(self._database_url, "relay") as lead:
                     await self._lead(lead)
-            except* (psycopg.Error, relay_places.Superseded) as errors:
-                self._failed("database", errors)
-            except* Exception as errors:
-                self._failed("other", errors)
+            except (psycopg.Error, relay_places.Superseded) as error:
+                self._failed("database", error)
+            except Exception as error:
+                self._failed("other", error)
                 log.exception("relay_broke")
             await asyncio.sleep(self._backoff.next())
 
@@ -81,9 +83,7 @@ class Relay:
         self._places = await lead.do(relay_places.begin)
         log.info("relay_active", places=self._places)
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._measure(lead))
-                group.create_task(self._keep_publishing(lead))
+            await together(self._measure(lead), self._keep_publishing(lead))
         finally:
             for feed in self._feeds:
                 metrics.RELAY_LAG.remove(feed.name)
@@ -98,14 +98,12 @@ class Relay:
             )
             try:
                 await publisher.start()
-                async with asyncio.TaskGroup() as group:
-                    for feed in self._feeds:
-                        group.create_task(self._follow(feed, lead, publisher))
-            except* KafkaAway as errors:
-                self._failed("kafka", errors)
-                await publisher.abandon()
+                await together(*(self._follow(feed, lead, publisher) for feed in self._feeds))
+            except KafkaAway as error:
+                self._failed("kafka", error)
+                await to_the_end(publisher.abandon())
             finally:
-                await publisher.stop()
+                await to_the_end(publisher.stop())
             await asyncio.sleep(self._backoff.next())
 
     async def _follow(self, feed: Feed, lead: Lead, publisher: Publisher) -> None:
@@ -131,9 +129,8 @@ class Relay:
         finally:
             if before is not None:
                 before.sent.forget()
-            ahead.cancel()
             # Whatever it found, or failed with: what comes next reads it again.
-            await asyncio.gather(ahead, return_exceptions=True)
+            await cancel(ahead)
 
     async def _settle(
         self, feed: Feed, on_its_way: OnItsWay, lead: Lead, publisher: Publisher
@@ -164,9 +161,9 @@ class Relay:
     def _place(self, feed: Feed) -> int:
         return self._places.get(feed.name, 0)
 
-    def _failed(self, step: str, errors: BaseExceptionGroup[BaseException]) -> None:
+    def _failed(self, step: str, error: Exception) -> None:
         metrics.RELAY_FAILURES.labels(step).inc()
-        log.warning("relay_interrupted", step=step, error=_first(errors))
+        log.warning("relay_interrupted", step=step, error=describe(error))
 
 
 class OnItsWay(NamedTuple):
@@ -204,11 +201,3 @@ def _age(stretch: Stretch) -> float:
     if stretch.oldest is None:
         return 0.0
     return max(0.0, (datetime.now(UTC) - stretch.oldest).total_seconds())
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> str:
-    """What the first of them says, in one line."""
-    first = errors.exceptions[0]
-    if isinstance(first, BaseExceptionGroup):
-        return _first(first)
-    return f"{type(first).__name__}: {' '.join(str(first).split())}"

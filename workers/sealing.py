@@ -8,6 +8,7 @@ import psycopg
 import structlog
 
 from infra import metrics
+from infra.cancellation import to_the_end
 from infra.seals import LogBroken, Sealer
 
 log = structlog.get_logger(__name__)
@@ -32,15 +33,9 @@ async def keep_sealing(sealer: Sealer, block_seconds: float) -> None:
 
 async def _turn(sealer: Sealer) -> int | None:
     """How many seals were made; None when it failed, which the metric and the log tell."""
-    turn = asyncio.create_task(asyncio.to_thread(sealer.turn))
     try:
-        return await asyncio.shield(turn)
-    except asyncio.CancelledError:
         # The thread can't be stopped, and its connection must not be closed under it.
-        await asyncio.wait([turn])
-        if (error := turn.exception()) is not None:
-            log.warning("sealing_interrupted", error=repr(error))
-        raise
+        return await to_the_end(asyncio.to_thread(sealer.turn))
     except LogBroken as error:
         metrics.SEAL_FAILURES.labels("log").inc()
         log.error("log_not_whole", error=str(error))

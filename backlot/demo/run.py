@@ -23,6 +23,7 @@ from backlot.demo.report import Line, Report
 from backlot.demo.screen import show
 from backlot.demo.script import cast
 from backlot.screen import BYTES, Screen
+from backlot.signals import run
 from infra.auth import mint_token
 from infra.settings import Settings
 
@@ -37,7 +38,7 @@ def run_demo(url: str, *, settings: Settings, viewers: int = 25, as_json: bool =
     0 when everything that was read back is what was done, else 1. Raises OperatorError when
     there is no Backlot at `url`, or none that takes this machine's tokens.
     """
-    report = asyncio.run(_run(url, settings, viewers))
+    report = run(_run(url, settings, viewers))
     if as_json:
         print(json.dumps(report.as_dict(), ensure_ascii=False))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -11,6 +10,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from backlot.database import database_url
+from backlot.signals import run
 from infra.codec import EventMapper
 from infra.errors import OperatorError
 from infra.privacy import PayloadMode
@@ -32,7 +32,7 @@ def inspect(mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) ->
     """The answer to a question about the log; raises NotInspected and NothingRuns."""
     url = database_url(load_settings())
     try:
-        return asyncio.run(_ask(url, mode, question))
+        return run(_ask(url, mode, question))
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
         raise NotInspected(
             "the audit's index is not there yet: start this version of Backlot on it once"

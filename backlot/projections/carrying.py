@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 from contextlib import ExitStack, closing
 from threading import Event
-from types import FrameType
 from uuid import UUID
 
 import structlog
 from eventsourcing.persistence import PersistenceError
 
 from backlot.database import database_url
+from backlot.signals import STOPS, Stop
 from backlot.wiring import ReadModels, analytics_means, open_counters
 from infra.codec import EventMapper
 from infra.event_store import open_recorder
@@ -32,13 +31,9 @@ def run_operation(settings: Settings, operation_id: UUID) -> None:
     configure_logging(settings)
     stopping = Event()
     watch_parent(stopping)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopping.set()
-
-    signal.signal(signal.SIGTERM, stop)
     try:
-        _perform(settings, operation_id, stopping)
+        with Stop(stopping.set, numbers=STOPS):
+            _perform(settings, operation_id, stopping)
     except Exception as error:
         if not (is_outage(error) or isinstance(error, PersistenceError)):
             raise

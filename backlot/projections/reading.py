@@ -9,6 +9,7 @@ from psycopg import AsyncConnection
 
 from backlot.database import database_url
 from backlot.projections.operating import DatabaseAway
+from backlot.signals import run
 from backlot.wiring import ReadModels
 from infra.codec import EventMapper
 from infra.settings import Settings
@@ -24,7 +25,7 @@ def read_statuses(settings: Settings, *, twice: bool = False) -> dict[str, Proje
     Raises DatabaseAway.
     """
     try:
-        return asyncio.run(_read(database_url(settings), twice=twice))
+        return run(_read(database_url(settings), twice=twice))
     except psycopg.errors.UndefinedTable as error:
         raise DatabaseAway("its tables are not there yet: start Backlot on it once") from error
     except psycopg.Error as error:

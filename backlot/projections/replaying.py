@@ -5,15 +5,13 @@ Whatever ends this process, the database knows how far the replay is. Ctrl-C let
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 from uuid import UUID, uuid4
 
 from backlot.projections.operating import NotDone, Operator, require_done
 from backlot.projections.replay_screen import ReplayScreen
+from backlot.signals import Stop
 from domain.operation import Members, Operation, Outcome
 from infra.operations import claim, describe, finish, load, release, request
 from projections import positions
@@ -96,7 +94,8 @@ class Replaying:
         return Purpose(self._action)
 
     def _follow(self, operation_id: UUID) -> Replay:
-        with ReplayScreen(f"{self._action} {self._name}") as screen, self._heeding_ctrl_c():
+        title = f"{self._action} {self._name}"
+        with ReplayScreen(title) as screen, Stop(self._operator.stopping.set):
             while True:
                 self._work(operation_id, screen)
                 replay = replay_of(self._conn, operation_id)
@@ -153,20 +152,6 @@ class Replaying:
         eta = (target - replay.position) / rate if rate > 0 else None
         events = replay.events_applied
         return Progress(self._name, replay.state, replay.position, target, events, rate, eta)
-
-    @contextmanager
-    def _heeding_ctrl_c(self) -> Iterator[None]:
-        """The first Ctrl-C asks to stop; the second one ends the program."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            self._operator.stopping.set()
-
-        before = signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
 
 def _asks(replay: Replay) -> bool:

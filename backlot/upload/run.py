@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import mimetypes
 import os
 import time
@@ -16,13 +15,13 @@ import jwt
 from backlot.calls import CallFailed, Patience
 from backlot.output import show
 from backlot.screen import Screen
+from backlot.signals import INTERRUPTED, run
 from backlot.upload.api import UploadApi
 from backlot.upload.file import LocalFile
 from backlot.upload.memory import Memory, state_folder
 from backlot.upload.problems import UploadFailed
 from backlot.upload.session import Session, Uploaded, Wishes
 
-INTERRUPTED = 130
 # Outlasts a server's restart: two minutes at most, and whatever pauses the server asks for.
 PATIENCE = Patience(attempts=12, first=0.5, longest=15.0, longest_told=300.0)
 AGAIN = "run the same command again to send only the rest"
@@ -70,7 +69,7 @@ def run_upload(
     screen, started = Screen(), time.perf_counter()
     with LocalFile(path) as file:
         try:
-            found = asyncio.run(_run(file, target, named, screen, parallel, resume))
+            found = run(_run(file, target, named, screen, parallel, resume))
         except KeyboardInterrupt:
             screen.say(f"interrupted: {AGAIN}{'' if resume else ', without --no-resume'}")
             return INTERRUPTED

@@ -15,6 +15,7 @@ from backlot.upload.api import UploadApi
 from backlot.upload.file import LocalFile
 from backlot.upload.problems import UploadFailed
 from infra import contract
+from infra.cancellation import together
 
 URLS_AT_ONCE = 100
 # A part is not begun under an URL that may end before it arrives.
@@ -148,13 +149,7 @@ class Transfer:
                 self._etags[number] = await self._part(number)
                 self._urls.done(number)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self._parallel):
-                    group.create_task(work())
-        except ExceptionGroup as failures:
-            # The first one ended the others.
-            raise failures.exceptions[0] from None
+        await together(*(work() for _ in range(self._parallel)))
 
     async def _part(self, number: int) -> str:
         """The part's ETag, from the store if it holds these very bytes, else by sending them."""

@@ -129,7 +129,8 @@ class Reader:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(consumer.stop(), STOP_SECONDS)
+                async with asyncio.timeout(STOP_SECONDS):
+                    await consumer.stop()
 
     def _end(self, partition: Partition) -> int:
         return self._consumer.highwater(TopicPartition(*partition)) or 0

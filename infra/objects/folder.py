@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from anyio import CancelScope
-
+from infra.cancellation import to_the_end
 from infra.objects.checksums import Checksum
 from infra.objects.disk import Disk, join_files, move_new_folder, sync_folder
 from infra.objects.parts import PartFile, PartSpool, holding_parts, publish_part
@@ -103,8 +102,7 @@ class FolderStore:
             etag = await PartSpool(self._disk, spool, size, checksums).receive(chunks)
             return await self._disk.run(self._publish, spool, folder_name, number, etag, size)
         except BaseException:
-            with CancelScope(shield=True):
-                await self._disk.run(spool.unlink, True)
+            await to_the_end(self._disk.run(spool.unlink, True))
             raise
 
     async def list_parts(self, key: str, store_upload_id: str) -> list[Part]:

@@ -9,8 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from anyio import CancelScope
-
+from infra.cancellation import to_the_end
 from infra.objects.checksums import ALGORITHMS, CONTENT_MD5, Checksum
 from infra.objects.disk import NEW_FILE, Disk, start_writeback, sync_folder, write_all
 from infra.objects.port import ObjectStoreError, Part
@@ -152,8 +151,7 @@ class PartSpool:
             await asyncio.shield(writing)
         finally:
             # The file must not be closed under a thread that is still writing.
-            with CancelScope(shield=True):
-                await asyncio.gather(writing, return_exceptions=True)
+            await to_the_end(asyncio.gather(writing, return_exceptions=True))
 
     async def _blocks(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[list[bytes]]:
         """The chunks as they came, in lists of a block's size: joining them would copy them."""

@@ -7,7 +7,7 @@ from asyncio.subprocess import PIPE, Process
 from contextlib import suppress
 from dataclasses import dataclass
 
-from anyio import CancelScope
+from infra.cancellation import to_the_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,5 +37,4 @@ async def _end(process: Process) -> None:
     if process.returncode is None:
         with suppress(ProcessLookupError):
             process.kill()
-        with CancelScope(shield=True):
-            await process.communicate()
+        await to_the_end(process.communicate())

@@ -4,17 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from dramatiq import Broker, Worker
 from dramatiq.asyncio import EventLoopThread, set_event_loop_thread
 from dramatiq.middleware import AsyncIO
 
+from infra.cancellation import together
 from infra.tasks.errors import ResourcesUnavailable
+
+R = TypeVar("R")
 
 START_SECONDS = 10.0
 
 
-class BorrowedLoop(EventLoopThread):
+class TaskLoop(EventLoopThread):
+    """Runs coroutines of tasks; one that is interrupted is cancelled until it is done.
+
+    The stock one cancels it once, and runs it beside its repetition if that is lost.
+    """
+
+    def run_coroutine(self, coro: Awaitable[R]) -> R:
+        return super().run_coroutine(_whole(coro))
+
+
+async def _whole(work: Awaitable[R]) -> R:
+    async def awaited() -> R:
+        return await work
+
+    (result,) = await together(awaited())
+    return result
+
+
+class BorrowedLoop(TaskLoop):
     """Runs coroutines on a loop that somebody else started, and will stop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -35,7 +58,7 @@ class EventLoop(AsyncIO):
         if self._loop is not None:
             set_event_loop_thread(BorrowedLoop(self._loop))
             return
-        thread = EventLoopThread(self.logger)
+        thread = TaskLoop(self.logger)
         # A process whose worker could not start must end, or nobody starts another.
         thread.daemon = True
         try:

@@ -9,13 +9,14 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 from dramatiq import Broker, Worker
 from dramatiq.asyncio import EventLoopThread, get_event_loop_thread
 from dramatiq.middleware import Middleware
 
+from infra.cancellation import cancel
 from infra.tasks.errors import ResourcesUnavailable
 
 log = structlog.get_logger(__name__)
@@ -33,6 +34,7 @@ class Resources(Middleware, Generic[T]):
         self._value: T | None = None
         self._closing: asyncio.Event | None = None
         self._holding: Future[None] | None = None
+        self._task: asyncio.Task[Any] | None = None
 
     def get(self) -> T:
         """The opened value. Raises ResourcesUnavailable where no worker runs."""
@@ -47,7 +49,8 @@ class Resources(Middleware, Generic[T]):
         try:
             self._value = opened.result(OPEN_SECONDS)
         except Exception as error:
-            self._holding.cancel()
+            if self._task is not None:
+                asyncio.run_coroutine_threadsafe(cancel(self._task), loop)
             raise ResourcesUnavailable(f"{type(error).__name__}: {error}") from error
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
@@ -60,7 +63,7 @@ class Resources(Middleware, Generic[T]):
 
     async def _hold(self, opened: Future[T]) -> None:
         """Open and close in one task, as context managers with task groups or scopes demand."""
-        self._closing = asyncio.Event()
+        self._task, self._closing = asyncio.current_task(), asyncio.Event()
         try:
             async with self._open() as value:
                 opened.set_result(value)

@@ -8,6 +8,9 @@ from dramatiq import Broker, Worker
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Middleware, Shutdown, raise_thread_exception
 
+# Longer than Dramatiq waits for an interrupted coroutine.
+AGAIN_SECONDS = 2.0
+
 
 def was_interrupted(exception: BaseException | None) -> bool:
     """Whether the task ended because its process stops, at once or after a slow clean-up."""
@@ -43,14 +46,19 @@ class GraceThenInterrupt(Middleware):
         self._busy.discard(threading.get_ident())
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        self._timer = threading.Timer(self._grace_seconds, self._interrupt)
-        self._timer.daemon = True
-        self._timer.start()
+        self._interrupt_after(self._grace_seconds)
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
+    def _interrupt_after(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._interrupt)
+        self._timer.daemon = True
+        self._timer.start()
+
     def _interrupt(self) -> None:
         for thread_id in tuple(self._busy):
             raise_thread_exception(thread_id, Shutdown)
+        # An exception that is raised in the midst of anything may be lost, as in a `__del__`.
+        self._interrupt_after(AGAIN_SECONDS)

@@ -16,6 +16,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from domain.operation import Members, Operation, Outcome
+from infra.cancellation import join
 from infra.event_store import GroupCommitRecorder
 from infra.operations import claim, describe, finish, load, release, request
 from projections import positions
@@ -107,10 +108,7 @@ class Executor:
         """Have everything stop where it is; it goes on when some process starts again."""
         self._stopping.set()
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_SECONDS)
-        if self._thread.is_alive():
-            log.warning("operations_slow_stop")
+        join(self._thread, STOP_SECONDS)
 
     def _run(self) -> None:
         backoff = Backoff()

@@ -10,6 +10,7 @@ import structlog
 from redis.asyncio import Redis
 
 from infra import metrics
+from infra.cancellation import cancel
 from infra.llm import BadAnswer, LanguageModel, LanguageModelError, TimedOut, make_language_model
 from infra.settings import Settings
 from projections.recommendations.budget import Budget
@@ -78,9 +79,7 @@ class Ranker:
 
     async def aclose(self) -> None:
         """Give up what is on its way, and close the connections."""
-        for call in self._running:
-            call.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await cancel(*self._running)
         await self._llm.aclose()
 
     async def _ask(self, asked: Question, user_id: str) -> list[RankedByModel]:

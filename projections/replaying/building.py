@@ -15,6 +15,7 @@ from eventsourcing.persistence import MapperDeserialisationError
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from infra.cancellation import join
 from projections.applying import Applier, Step
 from projections.connecting import connect, is_outage
 from projections.log import Window
@@ -63,7 +64,7 @@ class ReadAhead:
         traceback: TracebackType | None,
     ) -> None:
         self._ended.set()
-        self._thread.join()
+        join(self._thread)
 
     def __iter__(self) -> Iterator[Ahead]:
         """The windows up to the goal; raises what reading raised, such as OperationalError."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -118,10 +120,13 @@ def test_all_pages_come_as_lines(server: Program, story: dict[str, str]) -> None
     assert len(positions) >= 5
 
 
-@pytest.fixture
-def follow(server: Program) -> Callable[[], subprocess.Popen[str]]:
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
+@contextmanager
+def following(server: Program, *, ignored: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """`events tail -f`; `ignored`: started as a shell starts what is behind `&`."""
+    handler = signal.SIG_IGN if ignored else signal.default_int_handler
+    earlier = signal.signal(signal.SIGINT, handler)
+    try:
+        tail = subprocess.Popen(
             [sys.executable, "-m", "backlot", "events", "tail", "-n", "1", "-f", "--json"],
             cwd=server.home,
             env=server.environment(),
@@ -129,28 +134,53 @@ def follow(server: Program) -> Callable[[], subprocess.Popen[str]]:
             stderr=subprocess.PIPE,
             text=True,
         )
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+    with tail:
+        try:
+            yield tail
+        finally:
+            tail.kill()
 
-    return start
+
+def heard(tail: subprocess.Popen[str]) -> Any:
+    """The next event that it prints."""
+    assert tail.stdout is not None
+    return json.loads(tail.stdout.readline())
 
 
-def test_tail_follows_until_ctrl_c(
-    server: Program, story: dict[str, str], follow: Callable[[], subprocess.Popen[str]]
-) -> None:
-    tail = follow()
-    try:
-        assert tail.stdout is not None
-        first = json.loads(tail.stdout.readline())
-        bob, seen, began = server.client("bob"), [], time.monotonic()
+@pytest.mark.parametrize("ignored", [False, True])
+def test_tail_follows_until_ctrl_c(server: Program, story: dict[str, str], ignored: bool) -> None:
+    with following(server, ignored=ignored) as tail:
+        first = heard(tail)
+        bob, seen, began = server.client(f"bob-{ignored}"), [], time.monotonic()
         for _ in range(3):
             read(bob.post(f"/videos/{story['video']}/like"))
-            seen.append(json.loads(tail.stdout.readline()))
+            seen.append(heard(tail))
         assert time.monotonic() - began < 20
         assert [each["position"] for each in seen] == [first["position"] + n for n in (1, 2, 3)]
-        assert {each["actor"] for each in seen} == {"bob"}
-    finally:
+        assert {each["actor"] for each in seen} == {f"bob-{ignored}"}
         tail.send_signal(signal.SIGINT)
-    out, err = tail.communicate(timeout=20)
-    assert (tail.returncode, out, err) == (0, "", "")
+        out, err = tail.communicate(timeout=20)
+        assert (tail.returncode, out, err) == (0, "", "")
+
+
+def test_tail_ends_whenever_ctrl_c_comes(server: Program, story: dict[str, str]) -> None:
+    """In the midst of a wait, of a query, of an event that is just printed."""
+    chance, path = random.Random(17), f"/videos/{story['video']}/like"
+    bob = server.client("bob")
+    with following(server) as first, following(server) as second, following(server) as third:
+        tails = [first, second, third]
+        for tail in tails:
+            heard(tail)
+        for tail in tails:
+            read(bob.post(path))
+            time.sleep(chance.uniform(0, 0.005))
+            tail.send_signal(signal.SIGINT)
+        for tail in tails:
+            out, err = tail.communicate(timeout=20)
+            assert (tail.returncode, err) == (0, "")
+            assert all(json.loads(line) for line in out.splitlines())
 
 
 def test_the_index_catches_up(server: Program, story: dict[str, str], admin: httpx.Client) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -166,18 +167,65 @@ def test_a_stop_is_clean_and_keeps_everything(
     assert program.stop() == 0
 
 
-def test_a_stop_waits_for_what_was_begun(make_program: MakeProgram) -> None:
-    program = make_program().start()
+@contextmanager
+def half_a_part(program: Program) -> Iterator[socket.socket]:
+    """A connection over which the first two of four bytes of a part have come."""
     url = read(program.client("owner").post("/uploads", json=UPLOAD))["parts"][0]["url"]
     with socket.create_connection(("127.0.0.1", program.port), timeout=20) as connection:
         head = b"PUT %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n"
         connection.sendall(head % httpx.URL(url).raw_path + b"12")
         wait_for(lambda: any((program.data / "objects" / "tmp").iterdir()))
+        yield connection
+
+
+def test_a_stop_waits_for_what_was_begun(make_program: MakeProgram) -> None:
+    program = make_program().start()
+    with half_a_part(program) as connection:
         program.process.send_signal(signal.SIGTERM)
         wait_for(lambda: not answers(program.port))
         connection.sendall(b"34")
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
     assert program.wait() == 0
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_ctrl_c_ends_it_at_once_and_nothing_is_lost(
+    make_program: MakeProgram, first: signal.Signals
+) -> None:
+    program = make_program().start()
+    owner = program.client("owner")
+    video = upload(owner)
+    with half_a_part(program):
+        program.process.send_signal(first)
+        wait_for(lambda: "stopping …" in program.complained)
+        # It waits for the rest of the part, for ten seconds.
+        assert program.process.poll() is None
+        program.process.send_signal(signal.SIGINT)
+        assert program.wait() == 130
+    # PostgreSQL was told, and shuts down by itself.
+    wait_for(lambda: program.servers() == [])
+    assert not (program.data / "postgres" / "postmaster.pid").exists()
+    assert "Traceback" not in program.complained
+    program.start()
+    assert read(program.client("owner").get(f"/videos/{video}"))["videoId"] == video
+    assert program.stop() == 0
+
+
+def test_a_stop_that_is_lost_is_asked_for_again(make_program: MakeProgram) -> None:
+    program = make_program()
+    program.module = "tests.e2e.losing"
+    program.start()
+    owner = program.client("owner")
+    video = upload(owner)
+    with owner.stream("GET", f"/videos/{video}/events") as live:
+        assert next(live.iter_lines()).startswith("retry:")
+        program.process.send_signal(signal.SIGTERM)
+        assert program.wait() == 0
+    assert program.servers() == []
+    assert program.complained.count("lost by Waker._listen") == 2
+    assert program.complained.count("lost by woken") >= 2
+    assert "stop_overdue" not in program.complained
+    assert "Traceback" not in program.complained
 
 
 UPLOAD = {"title": "Four", "filename": "four.mp4", "contentType": "video/mp4", "sizeBytes": 4}

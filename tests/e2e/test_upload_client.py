@@ -81,19 +81,14 @@ class Client:
         return {**self.program.environment(), "XDG_STATE_HOME": str(self.state)}
 
     def start(self, *options: str) -> Started:
-        # Whoever runs the tests may have Ctrl-C ignored; a terminal has not.
-        earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            return subprocess.Popen(
-                self.command("--json", *options),
-                cwd=self.film.parent,
-                env=self.environment(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        finally:
-            signal.signal(signal.SIGINT, earlier)
+        return subprocess.Popen(
+            self.command("--json", *options),
+            cwd=self.film.parent,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def stopped_in_the_middle(self, sign: signal.Signals) -> tuple[int, str, str]:
         """Exit code and output of a run that got a signal after so many parts."""

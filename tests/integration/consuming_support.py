@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
 from uuid import UUID, uuid4
 
@@ -17,6 +17,7 @@ from infra.integration import TOPICS as TOPICS_OF_ALL
 from infra.kafka import KafkaOptions, Outgoing, Publisher
 from projections.connecting import connect
 from tests.integration.projection_support import Writer, rows
+from tests.support import ended
 from workers.consuming.kafka import KafkaSource
 from workers.consuming.log import LogSource
 from workers.consuming.messages import Consumer, Poison, Received, Source
@@ -128,10 +129,7 @@ async def consuming(stage: Stage, consumer: Consumer) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        await ended(*tasks)
 
 
 async def until(condition: Callable[[], Any], seconds: float = 15.0) -> None:

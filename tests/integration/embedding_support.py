@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from projections.install import install
 from projections.recommendations.embedding import nearest
 from tests.integration.projection_support import rows
 from tests.openai_server import vector_of
+from tests.support import ended
 from workers.leading import connected, leading
 from workers.recommendations.embedding import JOB, Upkeep, keep_embedding
 
@@ -125,9 +126,7 @@ class Shop:
         try:
             yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await ended(task)
             await embedder.aclose()
 
 

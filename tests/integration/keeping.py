@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from uuid import UUID
 
@@ -13,6 +13,7 @@ from infra.codec import EventMapper
 from infra.kafka import KafkaOptions
 from infra.telemetry import Telemetry, TelemetryEvent
 from tests.integration.analytics_support import REPEAT, Event, when
+from tests.support import ended
 from workers.analytics import uploads
 from workers.analytics.keeper import Analytics, AnalyticsVideos, tell_nobody
 from workers.consuming.kafka import KafkaSource
@@ -71,10 +72,7 @@ async def keeping(
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        await ended(*tasks)
 
 
 async def record(url: str, events: Sequence[Event]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
@@ -15,6 +15,7 @@ from infra.codec import EventMapper, event_id
 from infra.integration import TOPICS
 from infra.kafka import KafkaOptions, Reader, Record
 from tests.integration.projection_support import rows
+from tests.support import ended
 from workers.relay import Relay
 from workers.waking import Waker
 
@@ -38,10 +39,7 @@ async def relaying(database_url: str, servers: str, **options: Any) -> AsyncIter
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        await ended(*tasks)
 
 
 class Topics:

@@ -31,6 +31,7 @@ from tests.integration.event_log import eventually, recording
 from tests.integration.expiring import NOW, Place, gone, run, send
 from tests.integration.projection_support import hosting
 from tests.integration.s3_server import BUCKET, S3Server, s3_server, s3_store
+from tests.support import ended
 from workers.expiry import keep_expiring
 
 pytestmark = pytest.mark.anyio
@@ -205,7 +206,7 @@ async def test_the_job_goes_on_after_outages_and_defects(
     with capture_logs() as logs:
         task = asyncio.create_task(keep_expiring(job, 0.01))
         await asyncio.to_thread(eventually, lambda: runs("done") > before["done"])
-        task.cancel()
+        await ended(task)
     assert (runs("postponed"), runs("broke")) == (before["postponed"] + 1, before["broke"] + 1)
     told = [line["event"] for line in logs if line["log_level"] in ("warning", "error")]
     assert told == ["expiry_postponed", "expiry_broke"]

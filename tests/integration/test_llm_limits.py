@@ -13,6 +13,7 @@ from infra.llm import BreakerOpen, TooManyCalls
 from tests import openai_server as server_of
 from tests.integration.llm_calls import FAILURES, HAPPY, ask, counted, failing, failure, model_of
 from tests.openai_server import OpenAIServer
+from tests.support import ended
 
 pytestmark = pytest.mark.anyio
 
@@ -87,6 +88,5 @@ async def test_a_cancelled_trial_leaves_the_breaker_to_the_next_one(server: Open
         await asyncio.sleep(0.1)
         trial = asyncio.create_task(ask(model))
         await asyncio.sleep(0.1)
-        trial.cancel()
-        await asyncio.gather(trial, return_exceptions=True)
+        await ended(trial)
         assert (await ask(model)).answer.mood == "happy"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -31,6 +31,7 @@ from tests.integration.consuming_support import (
 from tests.integration.keeping import record
 from tests.integration.projection_support import Writer, rows
 from tests.kafka_cluster import kafka_cluster
+from tests.support import ended
 from workers.consuming import ledger
 from workers.consuming.keeping import KeeperRunner
 from workers.recommendations import keeper as keepers
@@ -80,10 +81,7 @@ async def keeping(stage: Stage) -> AsyncIterator[list[str]]:
     try:
         yield told
     finally:
-        for task in tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        await ended(*tasks)
 
 
 def view(video: UUID, user: str | None, minutes_ago: int = 0) -> Event:

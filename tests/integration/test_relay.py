@@ -19,6 +19,7 @@ from tests.integration.consuming_support import VIDEO, run, until
 from tests.integration.projection_support import Writer, origin, rows
 from tests.integration.relay_support import Topics, installed, relayed, relaying
 from tests.kafka_cluster import MockCluster, kafka_cluster
+from tests.support import ended
 
 SEEN = TelemetryEvent(
     uuid4(), "video.viewed", VIDEO, "ann", datetime.now(UTC), {"sessionId": str(uuid4())}, "asked"
@@ -249,8 +250,7 @@ def test_one_of_two_relays_and_the_other_takes_over(
                 assert len(told.records) == 21
             writer.comment(VIDEO)
             await told.until(22)
-            second.cancel()
-            await asyncio.wait([second])
+            await ended(second)
 
     async def linger(url: str, servers: str) -> None:
         async with relaying(url, servers):

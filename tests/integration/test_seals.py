@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -32,6 +32,7 @@ from tests.integration.sealing import (
     sealer,
     verify,
 )
+from tests.support import ended
 from workers.sealing import keep_sealing
 
 
@@ -135,10 +136,7 @@ def test_two_sealers_at_once_leave_one_chain(database_url: str) -> None:
         await asyncio.to_thread(eventually, lambda: verify(database_url).sealed_to == 100)
         await asyncio.to_thread(make_log, database_url, 1)
         await asyncio.to_thread(eventually, lambda: verify(database_url).unsealed == 0)
-        for task in tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        await ended(*tasks)
 
     asyncio.run(both())
     report = verify(database_url)
@@ -202,9 +200,7 @@ def test_a_failure_is_a_metric_and_sealing_goes_on_after_it(
             "UPDATE backlot_events SET notification_id = 12 WHERE notification_id = 99",
         )
         await asyncio.to_thread(eventually, lambda: verify(database_url).unsealed == 0)
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await ended(task)
 
     asyncio.run(mended())
     assert verify(database_url).sealed_to == 12

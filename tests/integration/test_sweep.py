@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import LiteralString
 from uuid import UUID, uuid4
@@ -30,6 +29,7 @@ from projections.log import Log
 from tests.integration.consuming_support import until as until_async
 from tests.integration.projection_support import Writer
 from tests.integration.task_support import Toy, quick_settings, until
+from tests.support import ended
 from workers.translation.sweep import Sweep, keep_sweeping
 
 OVERDUE = timedelta(minutes=5)
@@ -233,9 +233,7 @@ def test_it_goes_on_when_the_broker_was_away(desk: Desk) -> None:
         swept = metrics.value("backlot_translations_swept_total")
         task = asyncio.create_task(keep_sweeping(sweep, desk.database_url, 0.05))
         await until_async(lambda: metrics.value("backlot_translations_swept_total") > swept)
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await ended(task)
 
     with capture_logs() as logs:
         asyncio.run(scenario())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -14,6 +13,7 @@ from psycopg.rows import TupleRow
 from infra import metrics
 from projections.analytics.formula import Formula
 from tests.integration.trending_support import Deed, Film, analytics_database, write
+from tests.support import ended
 from workers.trending import keep_settling
 
 FILM = Film(UUID(int=1), datetime.now(UTC))
@@ -27,9 +27,7 @@ def settling(url: str, *, until: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
             while not until():  # noqa: ASYNC110 - tables tell nobody
                 await asyncio.sleep(0.02)
-        job.cancel()
-        with suppress(asyncio.CancelledError):
-            await job
+        await ended(job)
 
     asyncio.run(run())
 

@@ -56,3 +56,45 @@ def test_a_module_says_why_it_exists(path: Path) -> None:
     tree = ast.parse(path.read_text())
     if tree.body:
         assert ast.get_docstring(tree), f"{path.relative_to(ROOT)} has no docstring"
+
+
+ENDS = "infra/cancellation.py"
+SIGNALS = "backlot/signals.py"
+# How a stop can be lost, and the one place that may do it nevertheless.
+ONLY_THERE = {
+    # A task that is cancelled once may have lost that: `await cancel(task)`.
+    "cancel": ENDS,
+    # On Python 3.11 it loses a cancellation that arrives as its inner wait ends: `timeout`.
+    "asyncio.wait_for": "",
+    # Cancels its tasks once, however often it is cancelled: `together`.
+    "asyncio.TaskGroup": "",
+    # An exception that is raised wherever the program happens to be: `Stop`, and `run`.
+    "signal.signal": SIGNALS,
+    "asyncio.run": SIGNALS,
+}
+# No tasks: a timer of `threading`, a replay; and processes whose parent decides.
+OTHERS = {
+    ("infra/tasks/stopping.py", "self._timer.cancel"),
+    ("projections/operating/actions.py", "replay_operations.cancel"),
+    ("projections/replaying/partitions.py", "signal.signal"),
+}
+
+
+def calls_that_lose_stops(path: Path) -> Iterator[str]:
+    file = str(path.relative_to(ROOT))
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            name = ast.unparse(node.func)
+            for known in {name, node.func.attr} & ONLY_THERE.keys():
+                if ONLY_THERE[known] != file and (file, name) not in OTHERS:
+                    yield f"{file}:{node.lineno} {name}"
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_stop_is_asked_for_in_one_place(path: Path) -> None:
+    assert list(calls_that_lose_stops(path)) == []
+
+
+def test_a_call_that_may_lose_a_stop_is_found() -> None:
+    found = {call.split()[1] for call in calls_that_lose_stops(ROOT / "tests/unit/test_leases.py")}
+    assert "task.cancel" in found

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 
-from infra.shielding import to_the_end
+from infra.cancellation import cancel
 from projections.poison import describe
 from workers.consuming.messages import Dead, Fetched, Place, Raw, Received, Source
 from workers.leading import Lead
@@ -46,9 +46,9 @@ class Ahead:
         """Forget what was read ahead: whoever starts again begins behind what is written down."""
         reading, self._next = self._next, None
         if reading is not None:
-            reading.cancel()
-            await to_the_end(asyncio.wait([reading]))
-            error = None if reading.cancelled() else reading.exception()
+            await cancel(reading)
+            ended = reading.done() and not reading.cancelled()
+            error = reading.exception() if ended else None
             if isinstance(error, Exception):
                 log.info("read_ahead_failed", source=self.kind, error=describe(error))
         await self._source.stop()

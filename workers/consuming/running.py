@@ -14,6 +14,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from infra import metrics
+from infra.cancellation import to_the_end
 from projections.connecting import Backoff, is_outage
 from projections.poison import describe
 from workers.consuming import ledger
@@ -89,7 +90,7 @@ class Runner(ABC):
                     if time.monotonic() - self._looked >= LOOK_SECONDS:
                         await self._look_aside(lead)
             finally:
-                await self._source.stop()
+                await to_the_end(self._source.stop())
                 self._withdraw()
 
     async def _deal_with(self, lead: Lead, fetched: Fetched) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import structlog
 
 from infra import metrics
+from infra.cancellation import together
 from infra.language.codes import iso_639_1
 from infra.llm import LanguageModel, LanguageModelError
 from workers.translation.kept import Lost, lost_in
@@ -72,7 +72,8 @@ class Translator:
         it is. Raises LanguageModelError, NotKept among them.
         """
         parts = pieces(text, PIECE_CHARACTERS)
-        done = await _all([self._piece(part, source) for part in parts])
+        # When one fails the others end: they would cost for nothing.
+        done = await together(*(self._piece(part, source) for part in parts))
         language = self._language_of(done)
         whole = text if language == self._target else "".join(piece.text for piece in done)
         # Each piece is right by itself; a link that was cut in two may not be.
@@ -132,17 +133,6 @@ class Translator:
         others = Counter({each: weights[each] for each in weights if each != self._target})
         most = (others or weights).most_common(1)
         return most[0][0] if most else None
-
-
-async def _all(work: Sequence[Coroutine[object, object, Piece]]) -> list[Piece]:
-    """The results of all; when one fails the others are cancelled: they would cost for nothing."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _kinds(lost: Sequence[Lost]) -> str:

@@ -1,0 +1,46 @@
+"""The program, whose waits lose cancellations as those of Python 3.11 do, each task's first two.
+
+Run as `python -m tests.e2e.losing up`. It tells on standard error what was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+from backlot.cli import main
+from readapi.live import LiveCounts
+from workers.consuming import log
+from workers.waking import Waker, woken
+
+LOSSES = 2
+_lost: Counter[asyncio.Task[Any] | None] = Counter()
+
+
+def losing(work: Callable[..., Any]) -> Callable[..., Any]:
+    """A coroutine that returns instead of raising a cancellation that may be lost."""
+
+    async def lossy(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await work(*args, **kwargs)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if _lost[task] >= LOSSES:
+                raise
+            _lost[task] += 1
+            sys.stderr.write(f"lost by {work.__qualname__}\n")
+
+    return lossy
+
+
+if __name__ == "__main__":
+    with (
+        patch.object(log, "woken", losing(woken)),
+        patch.object(Waker, "_listen", losing(Waker._listen)),
+        patch.object(LiveCounts, "_look", losing(LiveCounts._look)),
+    ):
+        main()
