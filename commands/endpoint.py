@@ -246,5 +246,5 @@ VIEWER_FIRST = [Depends(require_viewer)]
 
 
 async def viewer_executor(request: Request) -> Execute:
-    """The same for what viewers do who need no name everywhere."""
+    """Executes commands as the viewer of this request, who may have no name; else 401."""
     return Execute(request, await require_viewer(request))
