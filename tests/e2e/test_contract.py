@@ -61,7 +61,7 @@ def test_every_answer_is_documented(
         },
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     answered = {line for line in seen.read_text().splitlines() if line[-3] == "2"}
