@@ -13,6 +13,8 @@ from starlette.types import Scope
 
 from infra.contract import ProblemDetails
 
+# What pydantic puts before the words of a rule that is our own.
+OWN_RULE = "Value error, "
 PROBLEM_JSON = "application/problem+json"
 TITLES = {
     400: ("unreadable", "The request can't be read"),
@@ -91,7 +93,10 @@ def request_id_of(scope: Scope) -> str:
 def _validation_problem(error: RequestValidationError) -> Problem:
     """Unreadable JSON is 400; a readable body or parameter that breaks a rule is 422."""
     errors = [
-        {"field": ".".join(str(part) for part in item["loc"][1:]), "message": item["msg"]}
+        {
+            "field": ".".join(str(part) for part in item["loc"][1:]),
+            "message": item["msg"].removeprefix(OWN_RULE),
+        }
         for item in error.errors()
     ]
     if any(item["type"] == "json_invalid" for item in error.errors()):

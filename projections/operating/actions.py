@@ -31,6 +31,7 @@ Action = Callable[[Act], Ended | None]
 # What is no projection, and so has no copies that are begun beforehand.
 OTHERS = frozenset({COUNTERS, ANALYTICS})
 
+CARRIED_ON = "a process with the role `projections`, or the command `replay`, goes on with it"
 LONG = frozenset({"replay", "verify", "rollback", "completeness", "retry"})
 
 
@@ -94,7 +95,8 @@ def _pause(act: Act) -> Ended:
 
 def _resume(act: Act) -> Ended:
     if act.flag("replay"):
-        return _of(replay_operations.resume(act.conn, act.name))
+        ended = _of(replay_operations.resume(act.conn, act.name))
+        return Ended(Outcome.DONE, {**ended.result, "note": CARRIED_ON})
     seen = positions.look(act.conn, act.projection.schema)
     if seen is None or not positions.resume(act.conn, act.projection.schema):
         return _changed(False)
