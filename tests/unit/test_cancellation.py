@@ -6,7 +6,8 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+from weakref import WeakSet
 
 import pytest
 from structlog.testing import capture_logs
@@ -29,7 +30,10 @@ def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 class Loser:
     """A coroutine that loses so many cancellations, as `asyncio.wait_for` of Python 3.11 does."""
 
+    made: ClassVar[WeakSet[Loser]] = WeakSet()
+
     def __init__(self, losses: float) -> None:
+        self.made.add(self)
         self.losses = losses
         self.lost = 0
         self.ended = False
@@ -59,7 +63,15 @@ def overdue(kind: str) -> float:
 
 
 def played(scenario: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    return asyncio.run(scenario())
+    async def guarded() -> T:
+        try:
+            return await scenario()
+        finally:
+            # A test that fails must not wait for them for ever.
+            for loser in Loser.made:
+                loser.losses = 0
+
+    return asyncio.run(guarded())
 
 
 @pytest.mark.parametrize("losses", LOSSES)
