@@ -17,6 +17,7 @@ from psycopg import AsyncConnection, Connection, Cursor
 from psycopg_pool import ConnectionPool
 
 from infra.batching import Batcher
+from infra.connecting import SHORT_WORK, Limits, thread_pool
 
 VIEWED = "video.viewed"
 WATCH_TIME = "video.watch_time"
@@ -91,16 +92,11 @@ class TelemetryEvent(NamedTuple):
 class Telemetry:
     """Takes telemetry into PostgreSQL, each event once by its id."""
 
-    def __init__(self, database_url: str, *, max_batch: int = 1_000) -> None:
-        self._pool = ConnectionPool(
-            database_url,
-            min_size=1,
-            max_size=1,
-            open=False,
-            timeout=5.0,
-            kwargs={"autocommit": True},
-            check=ConnectionPool.check_connection,
-        )
+    def __init__(
+        self, database_url: str, *, max_batch: int = 1_000, limits: Limits = SHORT_WORK
+    ) -> None:
+        check = ConnectionPool.check_connection
+        self._pool = thread_pool(database_url, "telemetry", limits, size=1, check=check)
         self._batcher: Batcher[TelemetryEvent, None] = Batcher(
             self._insert, name="telemetry", max_batch=max_batch, max_waiting=50_000
         )
