@@ -97,7 +97,7 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
 
 
 async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
-    pool = readapi.app.make_pool(parts.database_url)
+    pool = readapi.app.make_pool(parts.database_url, limits=parts.limits)
     await pool.open()
     stack.push_async_callback(pool.close)
     ttl = parts.settings.like_counter_ttl_seconds
@@ -196,7 +196,7 @@ def _embed(parts: Parts, stack: AsyncExitStack) -> None:
 
 def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
     settings = parts.settings
-    taken = telemetry.Telemetry(parts.database_url)
+    taken = telemetry.Telemetry(parts.database_url, limits=parts.limits)
     taken.open()
     stack.push_async_callback(taken.close)
     return Services(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from backlot.projections.lines import in_trouble
 from backlot.projections.reading import read_statuses
 from backlot.redis_probe import probe
 from infra.auth import KeysUnavailable, make_authenticator
+from infra.connecting import UNHURRIED, explained, is_silence, open_connection
 from infra.data_folder import (
     DataFolderError,
     check_format,
@@ -45,21 +47,24 @@ def examine() -> list[Part]:
         settings = load_settings()
     except SettingsError as error:
         return [Part("settings", "embedded", None, False, str(error))]
-    return [
-        _settings(settings),
-        _embedded_database(settings) if settings.embedded_database else _database(settings),
-        _projections(settings),
-        analytics(settings),
-        _objects(settings),
-        _redis(settings),
-        _locks(settings),
-        kafka(settings),
-        tasks(settings),
-        language_model(settings),
-        embeddings(settings),
-        _auth(settings),
-        _api(settings),
-    ]
+    looks = (
+        _settings,
+        _embedded_database if settings.embedded_database else _database,
+        _projections,
+        analytics,
+        _objects,
+        _redis,
+        _locks,
+        kafka,
+        tasks,
+        language_model,
+        embeddings,
+        _auth,
+        _api,
+    )
+    # All at once: where several don't answer, nobody waits for one after the other.
+    with ThreadPoolExecutor(len(looks)) as threads:
+        return list(threads.map(lambda look: look(settings), looks))
 
 
 def as_lines(parts: Iterable[Part]) -> Iterator[str]:
@@ -89,7 +94,7 @@ def _database(settings: Settings) -> Part:
     try:
         return Part("database", "external", masked(url), True, f"PostgreSQL {_version(url)}")
     except psycopg.Error as error:
-        return Part("database", "external", masked(url), False, _one_line(error))
+        return Part("database", "external", masked(url), False, explained(error))
 
 
 def _embedded_database(settings: Settings) -> Part:
@@ -113,8 +118,8 @@ def _running_database(url: str, holder: int | None) -> Part:
     try:
         version = f"PostgreSQL {_version(url)}"
     except psycopg.Error as error:
-        if holder is not None:
-            return Part("database", "embedded", url, False, _one_line(error))
+        if holder is not None or is_silence(error):
+            return Part("database", "embedded", url, False, explained(error))
         return Part("database", "embedded", None, True, f"stopped uncleanly; {NOT_RUNNING}")
     whose = (
         f"of Backlot (pid {holder})" if holder else "left by a killed Backlot; `make up` ends it"
@@ -209,6 +214,8 @@ def _api(settings: Settings) -> Part:
         broken = [name for name, part in answer.json()["parts"].items() if not part["ok"]]
     except httpx.ConnectError:
         return _silent_api(url, lock_holder(settings.data_dir.absolute()))
+    except httpx.TimeoutException:
+        return Part("api", "embedded", url, False, _hung_api(settings))
     except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
         reason = f"another program answers on port {settings.port}: set BACKLOT_PORT"
         return Part("api", "embedded", url, False, reason)
@@ -224,10 +231,13 @@ def _silent_api(url: str, holder: int | None) -> Part:
     return Part("api", "embedded", url, False, detail)
 
 
+def _hung_api(settings: Settings) -> str:
+    holder = lock_holder(settings.data_dir.absolute())
+    who = "something" if holder is None else f"pid {holder}"
+    took = f"{who} took the connection on port {settings.port}"
+    return f"it hangs: {took}, and said nothing for {PATIENCE_SECONDS} s"
+
+
 def _version(url: str) -> str:
-    with psycopg.connect(url, connect_timeout=PATIENCE_SECONDS) as connection:
+    with open_connection(url, "doctor", UNHURRIED) as connection:
         return connection.info.parameter_status("server_version") or "of unknown version"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

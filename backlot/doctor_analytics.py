@@ -5,7 +5,8 @@ from __future__ import annotations
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from backlot.doctor_part import PATIENCE_SECONDS, Kind, Part
+from backlot.doctor_part import Kind, Part
+from infra.connecting import UNHURRIED, Limits, explained, open_connection
 from infra.data_folder import DataFolderError, cluster_path
 from infra.postgres import PostgresError, running_url
 from infra.settings import Settings
@@ -26,8 +27,9 @@ def analytics(settings: Settings) -> Part:
         found = look(url)
     except (psycopg.Error, DataFolderError, PostgresError, OSError) as error:
         # What is wrong with the database of everything else stands in its own line.
-        told = " ".join(str(error).split())
-        return Part("analytics", _kind(settings), None, own is None, f"not known: {told}")
+        return Part(
+            "analytics", _kind(settings), None, own is None, f"not known: {explained(error)}"
+        )
     host = conninfo_to_dict(url).get("host", "") if own else None
     shown = f"postgresql://{host}" if host else None
     return Part("analytics", _kind(settings), shown, True, str(found or NOT_MADE))
@@ -52,16 +54,16 @@ def embeddings(settings: Settings) -> Part:
 
 
 def _embeddings(url: str) -> Part:
-    with psycopg.connect(url, autocommit=True, connect_timeout=PATIENCE_SECONDS) as conn:
+    with open_connection(url, "doctor", UNHURRIED) as conn:
         lacking = embedding_table.lack(conn)
         found = embedding_table.state(conn)
     detail = lacking or str(found or NOT_EMBEDDED)
     return Part("embeddings", "external", None, lacking is None, detail)
 
 
-def look(url: str) -> State | None:
+def look(url: str, limits: Limits = UNHURRIED) -> State | None:
     """What the analytics of that database stand on; raises psycopg.Error."""
-    with psycopg.connect(url, autocommit=True, connect_timeout=PATIENCE_SECONDS) as conn:
+    with open_connection(url, "doctor", limits) as conn:
         return state(conn)
 
 

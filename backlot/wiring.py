@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from threading import Event
 
-import psycopg
 import structlog
+from psycopg import Connection, OperationalError
 from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
@@ -18,6 +18,7 @@ from backlot.objects import open_objects
 from infra import seals, telemetry
 from infra.auth import Authenticator, make_authenticator, read_or_make_secret
 from infra.codec import EventMapper
+from infra.connecting import Limits, explained, open_connection
 from infra.counters import Counters
 from infra.data_folder import DataFolder
 from infra.errors import OperatorError
@@ -54,8 +55,6 @@ from workers import topics
 
 log = structlog.get_logger(__name__)
 
-CONNECT_SECONDS = 5
-
 
 class DatabaseUnreachable(OperatorError):
     """The configured PostgreSQL does not take this program's connection."""
@@ -89,6 +88,7 @@ class Parts:
     settings: Settings
     database_url: str
     analytics_url: str
+    limits: Limits
     authenticator: Authenticator
     objects: ObjectStore
     recorder: GroupCommitRecorder
@@ -116,9 +116,10 @@ def open_parts(settings: Settings, stack: ExitStack) -> Parts:
     seal_key, proofs = configured_key(settings), configured_proofs(settings)
     database_url = _database(settings, folder, stack)
     models = ReadModels.make()
-    recorder = open_recorder(database_url)
+    limits = Limits.from_settings(settings)
+    recorder = open_recorder(database_url, limits=limits)
     stack.callback(recorder.datastore.close)
-    with psycopg.connect(database_url, autocommit=True) as conn:
+    with open_connection(database_url, "installation") as conn:
         telemetry.install(conn)
         seals.install(conn)
         install(conn, models.all())
@@ -139,6 +140,7 @@ def open_parts(settings: Settings, stack: ExitStack) -> Parts:
         settings,
         database_url,
         analytics_url,
+        limits,
         authenticator,
         objects,
         recorder,
@@ -244,10 +246,10 @@ def _database(settings: Settings, folder: DataFolder, stack: ExitStack) -> str:
     return url
 
 
-def _reached(url: str, setting: str) -> psycopg.Connection[TupleRow]:
+def _reached(url: str, setting: str) -> Connection[TupleRow]:
     try:
-        return psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS)
-    except psycopg.OperationalError as error:
+        return open_connection(url, "installation")
+    except OperationalError as error:
         raise DatabaseUnreachable(
-            f"{setting}: PostgreSQL can't be reached there: {' '.join(str(error).split())}"
+            f"{setting}: PostgreSQL can't be reached there: {explained(error)}"
         ) from error

@@ -87,6 +87,8 @@ class Limits:
 
 
 SHORT_WORK = Limits()
+# An operator at the command line, who looks through a long log.
+UNHURRIED = Limits(statement=60.0)
 LONG_WORK = Limits(statement=0)
 
 
@@ -94,9 +96,13 @@ class DatabaseSilent(OperationalError):
     """PostgreSQL took a statement and says nothing; what becomes of the statement is not known."""
 
 
-def is_silence(error: BaseException | None) -> bool:
-    """Whether PostgreSQL did not say no, but nothing; trying again at once does not help then."""
-    return isinstance(error, DatabaseSilent | ConnectionTimeout | PoolTimeout)
+def is_silence(error: BaseException) -> bool:
+    """Whether PostgreSQL did not say no, but nothing; trying again at once does not help then.
+
+    Of an error of the event-sourcing library, its cause tells.
+    """
+    silences = (DatabaseSilent, ConnectionTimeout, PoolTimeout)
+    return isinstance(error, silences) or isinstance(error.__cause__, silences)
 
 
 def explained(error: Exception) -> str:

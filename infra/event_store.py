@@ -182,7 +182,7 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
                 with self.connection() as conn:
                     return work(conn, retrying)
             except (OperationalError, InterfaceError) as error:
-                if is_silence(error.__cause__) or time.monotonic() > deadline:
+                if is_silence(error) or time.monotonic() > deadline:
                     raise
                 log.warning(retried, error=str(error))
                 retrying = True

@@ -9,13 +9,14 @@ import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from psycopg import AsyncConnection, Error
+from psycopg import Error
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from infra.connecting import LiveAsyncConnection
 from projections.log import CHANNEL, HURRY
 
-Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
+Pool = AsyncConnectionPool[LiveAsyncConnection[TupleRow]]
 
 POLL_SECONDS = 0.01
 # Even who does not want to wait gets one look.
