@@ -98,7 +98,11 @@ class Telemetry:
         check = ConnectionPool.check_connection
         self._pool = thread_pool(database_url, "telemetry", limits, size=1, check=check)
         self._batcher: Batcher[TelemetryEvent, None] = Batcher(
-            self._insert, name="telemetry", max_batch=max_batch, max_waiting=50_000
+            self._insert,
+            name="telemetry",
+            max_batch=max_batch,
+            max_waiting=50_000,
+            outages=(psycopg.OperationalError, psycopg.InterfaceError),
         )
 
     def open(self) -> None:
