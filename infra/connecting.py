@@ -7,14 +7,17 @@ said after connecting, because pgbouncer refuses the start-up parameter `options
 A server that hangs (a stopped process, a full disk) goes on acknowledging packets, and its own
 time-outs do not fire; so the time that it stays silent is measured here. Short work has a limit.
 Work that may take long asks a silent server for another connection: one that gives it is alive.
+While a server is known to be silent, one at a time asks it, and the others are told at once: what
+needs several answers does not wait several times, and a server that comes back does not find
+hundreds of connections that nobody wants any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from time import monotonic
 from typing import Any, Self, TypeVar
 
@@ -38,6 +41,9 @@ GRACE_SECONDS = 1.0
 SILENCE_SECONDS = 5.0
 # How often psycopg looks up while it waits.
 INTERVAL_SECONDS = 0.1
+# How long a silent server is left alone, and how long who then asks it may take to find out.
+PAUSE_SECONDS = 1.0
+TRIAL_SECONDS = 5.0
 # After an outage of any length, who wants a connection next has a new one tried at once.
 RECONNECT_SECONDS = 3.0
 
@@ -112,10 +118,53 @@ def explained(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+class Server:
+    """Whether a PostgreSQL said nothing lately: a circuit breaker for the whole process."""
+
+    def __init__(self) -> None:
+        self._silent = False
+        self._until = 0.0
+
+    def ask(self) -> None:
+        """Raise DatabaseSilent where it was silent a moment ago, or somebody else tries it now."""
+        if self._silent:
+            if monotonic() < self._until:
+                raise DatabaseSilent("PostgreSQL said nothing a moment ago")
+            self._until = monotonic() + TRIAL_SECONDS
+
+    def missed(self, purpose: str, seconds: float) -> None:
+        """It took a connection or a statement, and said nothing for so long."""
+        metrics.DATABASE_SILENCES.inc()
+        if not self._silent:
+            log.error("database_silent", connection=purpose, seconds=seconds)
+        self._silent, self._until = True, monotonic() + PAUSE_SECONDS
+
+    def answered(self) -> None:
+        """It did say something."""
+        if self._silent:
+            self._silent = False
+            log.info("database_answers")
+
+
+@cache
+def server_at(database_url: str) -> Server:
+    """What this process knows of the server there."""
+    return Server()
+
+
 class LiveConnection(Connection[Row]):
     """A thread's connection that is closed once the server does not answer on it."""
 
     limits = LONG_WORK
+    server: Server
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        """The same as psycopg's; DatabaseSilent at once where the server is known to be silent."""
+        with _newcomer(conninfo, kwargs) as server:
+            conn = super().connect(conninfo, **kwargs)
+        conn.server = server
+        return conn
 
     def wait(
         self, gen: PQGen[T], interval: float = INTERVAL_SECONDS, timeout: float | None = None
@@ -123,20 +172,31 @@ class LiveConnection(Connection[Row]):
         # Who waits for notifications says for how long, and silence is nothing bad then.
         watched = gen if timeout is not None else _heard(gen, self.limits.silence, self._missed)
         try:
-            return super().wait(watched, interval, timeout)
+            result = super().wait(watched, interval, timeout)
         except DatabaseSilent:
             self.pgconn.finish()
             raise
+        self.server.answered()
+        return result
 
     def _missed(self) -> None:
         if self.limits.statement or not _lives(self.info):
-            raise _silent(self.info, self.limits)
+            raise _silent(self.server, self.info, self.limits)
 
 
 class LiveAsyncConnection(AsyncConnection[Row]):
     """The same on an event loop, for short work only."""
 
-    limits = Limits()
+    limits = SHORT_WORK
+    server: Server
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        """The same as psycopg's; DatabaseSilent at once where the server is known to be silent."""
+        with _newcomer(conninfo, kwargs) as server:
+            conn = await super().connect(conninfo, **kwargs)
+        conn.server = server
+        return conn
 
     async def wait(  # psycopg's signature
         self,
@@ -146,13 +206,23 @@ class LiveAsyncConnection(AsyncConnection[Row]):
     ) -> T:
         watched = gen if timeout is not None else _heard(gen, self.limits.silence, self._missed)
         try:
-            return await super().wait(watched, interval, timeout)
+            result = await super().wait(watched, interval, timeout)
         except DatabaseSilent:
             self.pgconn.finish()
             raise
+        self.server.answered()
+        return result
 
     def _missed(self) -> None:
-        raise _silent(self.info, self.limits)
+        raise _silent(self.server, self.info, self.limits)
+
+
+class ThreadPool(ConnectionPool[LiveConnection[Any]]):
+    """Connections that threads share; who wants one of a silent server is told so at once."""
+
+    def getconn(self, timeout: float | None = None) -> LiveConnection[Any]:
+        server_at(self.conninfo).ask()
+        return super().getconn(timeout)
 
 
 def open_connection(
@@ -197,12 +267,12 @@ def thread_pool(
     session: bytes = b"",
     row_factory: RowFactory[Any] = tuple_row,
     check: Callable[[LiveConnection[Any]], None] | None = None,
-) -> ConnectionPool[LiveConnection[Any]]:
+) -> ThreadPool:
     """Connections that threads share, not opened yet; `session` is more SQL that each begins with.
 
     Who gets none within the limit has PoolTimeout, which is an OperationalError.
     """
-    return ConnectionPool(
+    return ThreadPool(
         database_url,
         connection_class=LiveConnection,
         kwargs={**parameters(purpose, limits), "row_factory": row_factory},
@@ -287,8 +357,18 @@ def _lives(info: psycopg.ConnectionInfo) -> bool:
     return True
 
 
-def _silent(info: psycopg.ConnectionInfo, limits: Limits) -> DatabaseSilent:
-    metrics.DATABASE_SILENCES.inc()
-    purpose = info.get_parameters().get("application_name")
-    log.error("database_silent", connection=purpose, seconds=limits.silence)
+@contextmanager
+def _newcomer(database_url: str, parameters: Mapping[str, Any]) -> Iterator[Server]:
+    server = server_at(database_url)
+    server.ask()
+    try:
+        yield server
+    except ConnectionTimeout:
+        server.missed(parameters["application_name"], parameters["connect_timeout"])
+        raise
+    server.answered()
+
+
+def _silent(server: Server, info: psycopg.ConnectionInfo, limits: Limits) -> DatabaseSilent:
+    server.missed(info.get_parameters().get("application_name", ""), limits.silence)
     return DatabaseSilent(f"PostgreSQL took a statement and said nothing for {limits.silence:g} s")

@@ -16,11 +16,14 @@ from infra.connecting import (
     LiveAsyncConnection,
     begin_async,
     parameters,
+    server_at,
 )
 
 
 class LivePool(AsyncConnectionPool[LiveAsyncConnection[TupleRow]]):
     """A pool whose clients don't notice that the server was restarted while they were idle.
+
+    Who wants a connection of a silent server is told so at once.
 
     The library's own check costs every query a round trip, and pauses for a second after each lost
     connection.
@@ -30,6 +33,7 @@ class LivePool(AsyncConnectionPool[LiveAsyncConnection[TupleRow]]):
         self,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> LiveAsyncConnection[TupleRow]:
+        server_at(self.conninfo).ask()
         while True:
             conn = await super().getconn(timeout)
             if not await _is_lost(conn):
