@@ -18,7 +18,7 @@ from backlot.objects import open_objects
 from infra import seals, telemetry
 from infra.auth import Authenticator, make_authenticator, read_or_make_secret
 from infra.codec import EventMapper
-from infra.connecting import Limits, explained, open_connection
+from infra.connecting import SHORT_WORK, Limits, explained, open_connection
 from infra.counters import Counters
 from infra.data_folder import DataFolder
 from infra.errors import OperatorError
@@ -88,7 +88,6 @@ class Parts:
     settings: Settings
     database_url: str
     analytics_url: str
-    limits: Limits
     authenticator: Authenticator
     objects: ObjectStore
     recorder: GroupCommitRecorder
@@ -102,6 +101,7 @@ class Parts:
     endings: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     sealer: Sealer | None = None
     proofs: Proofs = field(default_factory=Proofs)
+    limits: Limits = SHORT_WORK
 
 
 def open_parts(settings: Settings, stack: ExitStack) -> Parts:
@@ -140,7 +140,6 @@ def open_parts(settings: Settings, stack: ExitStack) -> Parts:
         settings,
         database_url,
         analytics_url,
-        limits,
         authenticator,
         objects,
         recorder,
@@ -151,6 +150,7 @@ def open_parts(settings: Settings, stack: ExitStack) -> Parts:
         counters,
         sealer=_sealer(settings, database_url, seal_key),
         proofs=proofs,
+        limits=limits,
     )
 
 
