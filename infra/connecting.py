@@ -48,6 +48,7 @@ TRIAL_SECONDS = 5.0
 RECONNECT_SECONDS = 3.0
 
 SESSION = b"""
+SET statement_timeout = %d;
 SET TimeZone = 'UTC';
 SET DateStyle = 'ISO, MDY';
 SET IntervalStyle = 'postgres';
@@ -58,7 +59,6 @@ SET standard_conforming_strings = on;
 SET array_nulls = on;
 SET default_transaction_isolation = 'read committed';
 SET lock_timeout = 0;
-SET statement_timeout = %d;
 SELECT set_config('search_path', concat_ws(', ', 'public',
                   nullif(current_setting('search_path'), '')), false)
 """

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+import psutil
 import pytest
 
 INSTALL = {
@@ -44,3 +47,20 @@ def unused_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+@contextmanager
+def hung(postmaster: int) -> Iterator[None]:
+    """Stop a PostgreSQL and its children in the middle of what they do, as SIGSTOP does."""
+    server = psutil.Process(postmaster)
+    # The postmaster first: it would make new children.
+    server.suspend()
+    stopped = [server, *server.children(recursive=True)]
+    for process in stopped[1:]:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in stopped:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
