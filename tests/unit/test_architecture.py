@@ -56,3 +56,23 @@ def test_a_module_says_why_it_exists(path: Path) -> None:
     tree = ast.parse(path.read_text())
     if tree.body:
         assert ast.get_docstring(tree), f"{path.relative_to(ROOT)} has no docstring"
+
+
+# The embedded server is asked whether it runs, before there is anything to say to a session.
+MAY_CONNECT = {"infra/connecting.py", "infra/postgres.py"}
+CONNECTS = {
+    "psycopg.connect",
+    "Connection.connect",
+    "AsyncConnection.connect",
+    "ConnectionPool",
+    "AsyncConnectionPool",
+}
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda path: path.name)
+def test_connections_to_postgresql_are_made_in_one_place(path: Path) -> None:
+    if str(path.relative_to(ROOT)) in MAY_CONNECT:
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in CONNECTS, f"{path.name}:{node.lineno}"
