@@ -125,12 +125,15 @@ class Server:
         self._silent = False
         self._until = 0.0
 
-    def ask(self) -> None:
-        """Raise DatabaseSilent where it was silent a moment ago, or somebody else tries it now."""
-        if self._silent:
-            if monotonic() < self._until:
-                raise DatabaseSilent("PostgreSQL said nothing a moment ago")
-            self._until = monotonic() + TRIAL_SECONDS
+    def check(self) -> None:
+        """Raise DatabaseSilent where it was silent a moment ago, or somebody tries it now."""
+        if self._silent and monotonic() < self._until:
+            raise DatabaseSilent("PostgreSQL said nothing a moment ago")
+
+    def attempt(self) -> None:
+        """The same, for who is about to connect: of a silent server, nobody else does meanwhile."""
+        self.check()
+        self._until = monotonic() + TRIAL_SECONDS
 
     def missed(self, purpose: str, seconds: float) -> None:
         """It took a connection or a statement, and said nothing for so long."""
@@ -221,7 +224,7 @@ class ThreadPool(ConnectionPool[LiveConnection[Any]]):
     """Connections that threads share; who wants one of a silent server is told so at once."""
 
     def getconn(self, timeout: float | None = None) -> LiveConnection[Any]:
-        server_at(self.conninfo).ask()
+        server_at(self.conninfo).check()
         return super().getconn(timeout)
 
 
@@ -360,7 +363,7 @@ def _lives(info: psycopg.ConnectionInfo) -> bool:
 @contextmanager
 def _newcomer(database_url: str, parameters: Mapping[str, Any]) -> Iterator[Server]:
     server = server_at(database_url)
-    server.ask()
+    server.attempt()
     try:
         yield server
     except ConnectionTimeout:
