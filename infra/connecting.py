@@ -114,7 +114,7 @@ def is_silence(error: BaseException) -> bool:
 def explained(error: Exception) -> str:
     """What is wrong with the database, in one line for operators."""
     if is_silence(error):
-        return f"it hangs, or the network to it does: {error}"
+        return f"it hangs, or is no PostgreSQL, or can't be reached: {error}"
     return " ".join(str(error).split())
 
 
