@@ -98,7 +98,7 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
 
 
 async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
-    pool = readapi.app.make_pool(parts.database_url)
+    pool = readapi.app.make_pool(parts.database_url, limits=parts.limits)
     await pool.open()
     stack.push_async_callback(pool.close)
     ttl = parts.settings.like_counter_ttl_seconds
@@ -203,7 +203,7 @@ def _embed(parts: Parts, stack: AsyncExitStack) -> None:
 def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
     settings = parts.settings
     repeat = timedelta(seconds=settings.view_repeat_seconds)
-    taken = telemetry.Telemetry(parts.database_url, repeat=repeat)
+    taken = telemetry.Telemetry(parts.database_url, repeat=repeat, limits=parts.limits)
     taken.open()
     stack.push_async_callback(taken.close)
     return Services(

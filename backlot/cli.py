@@ -24,6 +24,7 @@ from backlot.output import Json, show
 from backlot.signals import INTERRUPTED, Stop
 from infra.errors import OperatorError
 from infra.settings import Settings, load_settings
+from infra.utc import rfc3339
 
 # Longer than any upload takes; the token never leaves the process but to the server.
 UPLOAD_LIFETIME = timedelta(days=7)
@@ -106,7 +107,7 @@ def token(
     given = {"admin": admin, "auditor": auditor}
     roles = [role for role, wanted in given.items() if wanted]
     minted = _local_token(load_settings(), user, lifetime, roles)
-    expires = (datetime.now(UTC) + lifetime).isoformat(timespec="seconds")
+    expires = rfc3339(datetime.now(UTC) + lifetime, "seconds")
     show(minted, {"token": minted, "userId": user, "roles": roles, "expiresAt": expires}, as_json)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from backlot.projections.lines import in_trouble
 from backlot.projections.reading import read_statuses
 from backlot.redis_probe import probe
 from infra.auth import KeysUnavailable, make_authenticator
+from infra.connecting import UNHURRIED, explained, is_silence, open_connection
 from infra.data_folder import (
     DataFolderError,
     check_format,
@@ -50,21 +52,24 @@ def examine() -> list[Part]:
     except SettingsError as error:
         remedy = "set it in the environment as `.env.example` says"
         return [failing("settings", "embedded", None, str(error), remedy)]
-    return [
-        _settings(settings),
-        _embedded_database(settings) if settings.embedded_database else _database(settings),
-        _projections(settings),
-        analytics(settings),
-        _objects(settings),
-        _redis(settings),
-        _locks(settings),
-        kafka(settings),
-        tasks(settings),
-        language_model(settings),
-        embeddings(settings),
-        _auth(settings),
-        _api(settings),
-    ]
+    looks = (
+        _settings,
+        _embedded_database if settings.embedded_database else _database,
+        _projections,
+        analytics,
+        _objects,
+        _redis,
+        _locks,
+        kafka,
+        tasks,
+        language_model,
+        embeddings,
+        _auth,
+        _api,
+    )
+    # All at once: where several don't answer, nobody waits for one after the other.
+    with ThreadPoolExecutor(len(looks)) as threads:
+        return list(threads.map(lambda look: look(settings), looks))
 
 
 def as_lines(parts: Iterable[Part]) -> Iterator[str]:
@@ -94,7 +99,7 @@ def _database(settings: Settings) -> Part:
     try:
         return Part("database", "external", masked(url), True, f"PostgreSQL {_version(url)}")
     except psycopg.Error as error:
-        return failing("database", "external", masked(url), _one_line(error), SEE_DATABASE)
+        return failing("database", "external", masked(url), explained(error), SEE_DATABASE)
 
 
 def _embedded_database(settings: Settings) -> Part:
@@ -118,9 +123,10 @@ def _running_database(url: str, holder: int | None) -> Part:
     try:
         version = f"PostgreSQL {_version(url)}"
     except psycopg.Error as error:
-        if holder is not None:
-            restart = f"see its log, or stop Backlot (pid {holder}) and `make up`"
-            return failing("database", "embedded", url, _one_line(error), restart)
+        if holder is not None or is_silence(error):
+            whose = f"stop Backlot (pid {holder})" if holder else "end what a killed Backlot left"
+            remedy = f"see its log, or {whose} and `make up`"
+            return failing("database", "embedded", url, explained(error), remedy)
         return Part("database", "embedded", None, True, f"stopped uncleanly; {NOT_RUNNING}")
     whose = (
         f"of Backlot (pid {holder})" if holder else "left by a killed Backlot; `make up` ends it"
@@ -222,6 +228,8 @@ def _api(settings: Settings) -> Part:
         broken = [name for name, part in answer.json()["parts"].items() if not part["ok"]]
     except httpx.ConnectError:
         return _silent_api(url, lock_holder(settings.data_dir.absolute()))
+    except httpx.TimeoutException:
+        return failing("api", "embedded", url, _hung_api(settings), "see its log, or stop it")
     except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
         wrong = f"another program answers on port {settings.port}"
         return failing("api", "embedded", url, wrong, "set BACKLOT_PORT")
@@ -238,10 +246,13 @@ def _silent_api(url: str, holder: int | None) -> Part:
     return failing("api", "embedded", url, wrong, "see its log, or BACKLOT_PORT")
 
 
+def _hung_api(settings: Settings) -> str:
+    holder = lock_holder(settings.data_dir.absolute())
+    who = "something" if holder is None else f"pid {holder}"
+    took = f"{who} took the connection on port {settings.port}"
+    return f"it hangs: {took}, and said nothing for {PATIENCE_SECONDS} s"
+
+
 def _version(url: str) -> str:
-    with psycopg.connect(url, connect_timeout=PATIENCE_SECONDS) as connection:
+    with open_connection(url, "doctor", UNHURRIED) as connection:
         return connection.info.parameter_status("server_version") or "of unknown version"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

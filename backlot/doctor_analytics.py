@@ -5,7 +5,8 @@ from __future__ import annotations
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from backlot.doctor_part import PATIENCE_SECONDS, Kind, Part, failing
+from backlot.doctor_part import Kind, Part, failing
+from infra.connecting import UNHURRIED, Limits, explained, open_connection
 from infra.data_folder import DataFolderError, cluster_path
 from infra.postgres import PostgresError, running_url
 from infra.settings import Settings
@@ -27,7 +28,7 @@ def analytics(settings: Settings) -> Part:
         found = look(url)
     except (psycopg.Error, DataFolderError, PostgresError, OSError) as error:
         # What is wrong with the database of everything else stands in its own line.
-        told = f"not known: {' '.join(str(error).split())}"
+        told = f"not known: {explained(error)}"
         if own is None:
             return Part("analytics", _kind(settings), None, True, told)
         return failing("analytics", _kind(settings), None, told, "start it, or see TIMESCALE_URL")
@@ -55,7 +56,7 @@ def embeddings(settings: Settings) -> Part:
 
 
 def _embeddings(url: str) -> Part:
-    with psycopg.connect(url, autocommit=True, connect_timeout=PATIENCE_SECONDS) as conn:
+    with open_connection(url, "doctor", UNHURRIED) as conn:
         lacking = embedding_table.lack(conn)
         found = embedding_table.state(conn)
     if lacking is not None:
@@ -63,9 +64,9 @@ def _embeddings(url: str) -> Part:
     return Part("embeddings", "external", None, True, str(found or NOT_EMBEDDED))
 
 
-def look(url: str) -> State | None:
+def look(url: str, limits: Limits = UNHURRIED) -> State | None:
     """What the analytics of that database stand on; raises psycopg.Error."""
-    with psycopg.connect(url, autocommit=True, connect_timeout=PATIENCE_SECONDS) as conn:
+    with open_connection(url, "doctor", limits) as conn:
         return state(conn)
 
 

@@ -6,24 +6,30 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from eventsourcing.persistence import PersistenceError
 from fastapi import APIRouter, Response
 
 from backlot.doctor_analytics import NOT_MADE, look
 from backlot.wiring import Parts
 from infra import metrics
+from infra.connecting import Limits, explained, open_connection
 from infra.contract import Readiness
+from infra.flights import Flights
 from infra.http import wire
 from projections.operating.replay_actions import under_way
 from projections.replaying.rows import Replay
 
 CHECK_SECONDS = 2.0
+# Threads that look at the database end with the check that they are for.
+LIMITS = Limits(connect=2, statement=1.0)
+NOT_READY = {"Retry-After": "1"}
 DIFFERS = "its copy differs from the live one: it waits for `confirm` or `cancel`"
 
 
 def operations(parts: Parts) -> APIRouter:
     """The routes of operations."""
     router = APIRouter(tags=["operations"])
+    # However many ask, a part that does not answer is asked once at a time.
+    checks: Flights[Readiness] = Flights()
 
     @router.get("/healthz", summary="The process lives")
     async def healthz() -> dict[str, str]:
@@ -36,8 +42,8 @@ def operations(parts: Parts) -> APIRouter:
         summary="Every part answers",
     )
     async def readyz() -> Response:
-        readiness = await check(parts)
-        return wire(readiness, 200 if readiness.ready else 503)
+        readiness = (await checks.join("parts", lambda: check(parts))).result
+        return wire(readiness) if readiness.ready else wire(readiness, 503, NOT_READY)
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def prometheus() -> Response:
@@ -47,17 +53,24 @@ def operations(parts: Parts) -> APIRouter:
 
 
 async def check(parts: Parts) -> Readiness:
-    """Ask every part whether it is in order; each has 2 s to answer.
+    """Ask every part, all at once, whether it is in order; each has 2 s to answer.
 
     Not ready is who can't do its work; a projection that stopped is told, but the rest goes on.
     """
+    (database, replays), objects, redis, locks, analytics = await asyncio.gather(
+        _database(parts),
+        _state(parts.objects.check),
+        _state(parts.redis.ping),
+        _state(parts.locks.check),
+        _analytics(parts),
+    )
     states = {
-        "database": await _state(lambda: asyncio.to_thread(parts.recorder.max_notification_id)),
-        "objects": await _state(parts.objects.check),
+        "database": database,
+        "objects": objects,
         # Redis may vanish: what can't do without it says so, and the rest goes on.
-        "redis": await _state(parts.redis.ping) | {"serves": True},
-        "locks": await _state(parts.locks.check) | {"serves": True},
-        "analytics": await _analytics(parts) | {"serves": True},
+        "redis": redis | {"serves": True},
+        "locks": locks | {"serves": True},
+        "analytics": analytics | {"serves": True},
     }
     for runner in parts.host.status() if parts.host else ():
         states[f"projection {runner.name}"] = {
@@ -68,9 +81,20 @@ async def check(parts: Parts) -> Readiness:
             "lagEvents": runner.lag_events,
             "detail": runner.detail,
         }
-    states |= await _replays(parts) if parts.host else {}
+    states |= {f"replay {replay.name}": _told(replay) for replay in replays if parts.host}
     ready = all(state.pop("serves", state["ok"]) for state in states.values())
     return Readiness(ready=ready, parts=states)
+
+
+async def _database(parts: Parts) -> tuple[dict[str, Any], list[Replay]]:
+    """The database's state, and the replays under way: told where one asks, or can't go on."""
+    found: list[Replay] = []
+
+    def look() -> None:
+        with open_connection(parts.database_url, "readiness", LIMITS) as conn:
+            found.extend(under_way(conn))
+
+    return await _state(lambda: asyncio.to_thread(look)), found
 
 
 async def _analytics(parts: Parts) -> dict[str, Any]:
@@ -78,26 +102,10 @@ async def _analytics(parts: Parts) -> dict[str, Any]:
     found: list[str] = []
 
     async def ask() -> None:
-        found.append(str(await asyncio.to_thread(look, parts.analytics_url) or NOT_MADE))
+        found.append(str(await asyncio.to_thread(look, parts.analytics_url, LIMITS) or NOT_MADE))
 
     answer = await _state(ask)
     return answer | {"detail": found[0]} if found else answer
-
-
-async def _replays(parts: Parts) -> dict[str, dict[str, Any]]:
-    """Replays under way; one that asks, or stands before an event that it can't apply, is told."""
-
-    def look() -> list[Replay]:
-        with parts.recorder.connection() as conn:
-            return under_way(conn)
-
-    try:
-        async with asyncio.timeout(CHECK_SECONDS):
-            found = await asyncio.to_thread(look)
-    except (PersistenceError, TimeoutError):
-        # The database has a line of its own.
-        return {}
-    return {f"replay {replay.name}": _told(replay) for replay in found}
 
 
 def _told(replay: Replay) -> dict[str, Any]:
@@ -116,6 +124,8 @@ async def _state(ask: Callable[[], Awaitable[object]]) -> dict[str, Any]:
     try:
         async with asyncio.timeout(CHECK_SECONDS):
             await ask()
+    except TimeoutError:
+        return {"ok": False, "detail": f"it hangs: no answer within {CHECK_SECONDS:g} s"}
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
-        return {"ok": False, "detail": f"{type(error).__name__}: {error}"}
+        return {"ok": False, "detail": f"{type(error).__name__}: {explained(error)}"}
     return {"ok": True}

@@ -8,6 +8,7 @@ import typer
 
 from backlot.output import Json, given, show
 from infra.settings import load_settings
+from infra.utc import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +57,7 @@ def dead(
     found = [task for name in _names(queue) for task in queues.dead(name, limit)]
     lines = []
     for task in found:
-        when = task.failed_at.isoformat(timespec="seconds") if task.failed_at else "-"
+        when = rfc3339(task.failed_at, "seconds") if task.failed_at else "-"
         what = f"{task.actor}({', '.join(repr(arg) for arg in task.args)})"
         lines.append(f"{task.id}  {when}  {task.queue}  {what}  {task.attempts} attempts")
         lines.append(f"    {task.error}")

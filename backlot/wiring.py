@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from threading import Event
 
-import psycopg
 import structlog
+from psycopg import Connection, OperationalError
 from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
@@ -19,6 +19,7 @@ from backlot.signals import last_word
 from infra import seals, telemetry
 from infra.auth import Authenticator, make_authenticator, read_or_make_secret
 from infra.codec import EventMapper
+from infra.connecting import SHORT_WORK, Limits, explained, open_connection
 from infra.counters import Counters
 from infra.data_folder import DataFolder
 from infra.errors import OperatorError
@@ -54,8 +55,6 @@ from projections.replaying.progress import tell_nobody
 from workers import topics
 
 log = structlog.get_logger(__name__)
-
-CONNECT_SECONDS = 5
 
 
 class DatabaseUnreachable(OperatorError):
@@ -103,6 +102,7 @@ class Parts:
     endings: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     sealer: Sealer | None = None
     proofs: Proofs = field(default_factory=Proofs)
+    limits: Limits = SHORT_WORK
 
 
 def open_parts(
@@ -120,9 +120,10 @@ def open_parts(
     seal_key, proofs = configured_key(settings), configured_proofs(settings)
     database_url = _database(settings, folder, stack, gives_up)
     models = ReadModels.make()
-    recorder = open_recorder(database_url)
+    limits = Limits.from_settings(settings)
+    recorder = open_recorder(database_url, limits=limits)
     stack.callback(recorder.datastore.close)
-    with psycopg.connect(database_url, autocommit=True) as conn:
+    with open_connection(database_url, "installation") as conn:
         telemetry.install(conn)
         seals.install(conn)
         install(conn, models.all())
@@ -153,6 +154,7 @@ def open_parts(
         counters,
         sealer=_sealer(settings, database_url, seal_key),
         proofs=proofs,
+        limits=limits,
     )
 
 
@@ -252,10 +254,10 @@ def _database(
     return url
 
 
-def _reached(url: str, setting: str) -> psycopg.Connection[TupleRow]:
+def _reached(url: str, setting: str) -> Connection[TupleRow]:
     try:
-        return psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS)
-    except psycopg.OperationalError as error:
+        return open_connection(url, "installation")
+    except OperationalError as error:
         raise DatabaseUnreachable(
-            f"{setting}: PostgreSQL can't be reached there: {' '.join(str(error).split())}"
+            f"{setting}: PostgreSQL can't be reached there: {explained(error)}"
         ) from error

@@ -14,7 +14,7 @@ from commands import catalog, comments, finalize, likes, operations, uploads, wa
 from commands.bus import Contended, KeyReused
 from commands.finalize_lock import UploadFinalizing
 from domain.errors import Conflict, DomainError, Invalid, NotAllowed, NotFound
-from infra.batching import QueueFull
+from infra.batching import NotBegun, QueueFull
 from infra.http import Problem
 from infra.locks import LocksUnavailable
 from infra.objects import NoSuchUpload, ObjectStoreUnavailable, PartMismatch
@@ -71,6 +71,12 @@ translate: dict[type[Exception], Callable[[Any], Problem]] = {
     Invalid: _refusal(422, "invalid"),
     QueueFull: lambda _: Problem(
         503, "overloaded", "Too many commands wait; try again soon.", headers=RETRY_SOON
+    ),
+    NotBegun: lambda _: Problem(
+        503,
+        "store-unavailable",
+        "The event store does not answer; nothing was recorded. Send it again.",
+        headers=RETRY_SOON,
     ),
     PersistenceError: _store_away,
     MapperDeserialisationError: _unreadable,

@@ -10,7 +10,11 @@ from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import structlog
-from eventsourcing.persistence import MapperDeserialisationError
+from eventsourcing.persistence import (
+    InterfaceError,
+    MapperDeserialisationError,
+    OperationalError,
+)
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
@@ -73,7 +77,11 @@ class CommandBus:
         self._clock = clock
         self._cache: OrderedDict[UUID, Aggregate] = OrderedDict()
         self._batcher: Batcher[Request, Executed[Any] | Answer] = Batcher(
-            self._process, name="commands", max_batch=max_batch, max_waiting=max_waiting
+            self._process,
+            name="commands",
+            max_batch=max_batch,
+            max_waiting=max_waiting,
+            outages=(OperationalError, InterfaceError),
         )
 
     async def execute(
@@ -88,9 +96,9 @@ class CommandBus:
         """Decide the command, and return once its events are durable.
 
         With an idempotency key that was used before: the stored Answer. Raises DomainError when a
-        rule refuses it, Contended when other processes kept winning, QueueFull when too many wait,
-        and the library's PersistenceError when the store is away: then nothing is known of the
-        outcome, and the client may repeat it with the same key.
+        rule refuses it, Contended when other processes kept winning, QueueFull when too many wait
+        or the store is away already, and the library's PersistenceError when the store goes away:
+        then nothing is known of the outcome, and the client may repeat it with the same key.
         """
         request = Request(command, actor, correlation_id, causation_id or correlation_id, key)
         return await self._batcher.submit(request)

@@ -21,12 +21,17 @@ class QueueFull(Exception):
     """More work waits than may; the caller should come back later."""
 
 
+class NotBegun(QueueFull):
+    """Nothing was done about it, since the work before it met an outage; come back later."""
+
+
 class Batcher(Generic[T, R]):
     """Hands items, in the order of their arrival, to `process` in one thread, batch by batch.
 
     `process` gets 1 to `max_batch` items and returns for each its result or the exception that its
-    submitter shall see. An exception that it raises goes to the whole batch. To be used from one
-    event loop.
+    submitter shall see. An exception that it raises goes to the whole batch. Where one of them is
+    among the `outages`, who already waits is told NotBegun: the next batch would only take as long
+    to find the same. To be used from one event loop.
     """
 
     def __init__(
@@ -36,8 +41,10 @@ class Batcher(Generic[T, R]):
         name: str,
         max_batch: int,
         max_waiting: int,
+        outages: tuple[type[Exception], ...] = (),
     ) -> None:
         self._process = process
+        self._outages = outages
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
@@ -103,6 +110,14 @@ class Batcher(Generic[T, R]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
+        if any(isinstance(result, self._outages) for result in results):
+            self._send_away()
         # What those ask next who were just answered shares the batch.
         gather = min(GATHER_SECONDS_EACH * len(batch), MOST_GATHER_SECONDS)
         loop.call_later(gather, self._start, loop)
+
+    def _send_away(self) -> None:
+        while self._waiting:
+            _, future = self._waiting.popleft()
+            if not future.done():
+                future.set_exception(NotBegun())

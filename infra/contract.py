@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from domain.comment import TranslationStatus
@@ -22,6 +22,16 @@ ETag = Annotated[
     str, Field(min_length=1, max_length=256, examples=['"9bb58f26192e4ba00f01e2e7b136bbd8"'])
 ]
 VIDEO_ID = "5f0c2f0a-7f0e-4a3c-9a39-1c6a54f2b7aa"
+
+
+def _in_utc(time: datetime) -> datetime:
+    if time.utcoffset() != timedelta(0):
+        raise ValueError("must be in UTC")
+    return time
+
+
+Time = Annotated[datetime, AfterValidator(_in_utc)]
+"""A time on the wire: RFC 3339 in UTC, which ends with `Z`. Any other zone is a fault of ours."""
 
 
 class Wire(BaseModel):
@@ -57,7 +67,7 @@ class PartUrl(Wire):
 
     number: int
     url: str
-    expires_at: datetime
+    expires_at: Time
 
 
 class UploadBegun(Wire):
@@ -158,7 +168,7 @@ class Video(Wire):
     status: str
     duration_seconds: float | None = None
     spoken_language: str | None = None
-    created_at: datetime
+    created_at: Time
     likes: int
     comments: int
     views: int
@@ -197,7 +207,7 @@ class Comment(Wire):
     translated_text: str | None = None
     translation_status: TranslationStatus
     edited: bool
-    created_at: datetime
+    created_at: Time
 
 
 class CommentDeleted(Wire):
@@ -256,7 +266,7 @@ class Figures(Wire):
 class FiguresAt(Figures):
     """The figures of the bucket that begins `at`."""
 
-    at: datetime
+    at: Time
 
 
 class VideoStats(Wire):
@@ -265,7 +275,7 @@ class VideoStats(Wire):
     video_id: Annotated[UUID, Field(examples=[VIDEO_ID])]
     time_range: Literal["24h", "7d", "30d", "all"]
     bucket: Literal["hour", "day"]
-    since: datetime
+    since: Time
     totals: Figures
     series: list[FiguresAt]
 
@@ -294,7 +304,7 @@ class TrendingVideos(Wire):
     """The ranking as it was at `generated_at`; the videos are shown as they are now."""
 
     items: list[TrendingVideo]
-    generated_at: datetime
+    generated_at: Time
     cached: bool
 
 

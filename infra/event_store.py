@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from uuid import UUID
 
 import structlog
@@ -26,11 +26,11 @@ from eventsourcing.postgres import (
     PostgresTrackingRecorder,
 )
 from psycopg import Connection, Cursor
-from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import DictRow, TupleRow, tuple_row
+from psycopg.rows import DictRow, TupleRow, dict_row, tuple_row
 from psycopg.sql import SQL, Identifier, Literal
 
 from infra.arrays import array
+from infra.connecting import SHORT_WORK, Limits, is_silence, open_connection, thread_pool, unhurried
 from infra.event_store_sql import (
     APPEND_FUNCTION,
     APPEND_REST_FUNCTION,
@@ -57,6 +57,10 @@ __all__ = [
     "Save",
     "open_recorder",
 ]
+
+# Every query of this store is keyed. The planner must not think otherwise while the table is still
+# small, because the append function's plan is kept while the table grows.
+SESSION = b"; SET enable_seqscan = off"
 
 LOCK_CLASS = 0x6C6F67  # "log": our class of advisory locks, beside those of the projections.
 
@@ -132,6 +136,11 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
             if statement is not self._create_index:
                 curs.execute(statement, prepare=False)
 
+    def install(self, conn: Connection[Any]) -> None:
+        """Create the tables where they are missing, on a connection that may take its time."""
+        with conn.transaction(), conn.cursor(row_factory=dict_row) as cursor:
+            self._create_table(cursor)
+
     def insert_events(
         self, stored_events: Sequence[StoredEvent], **kwargs: Any
     ) -> Sequence[int] | None:
@@ -162,7 +171,10 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         return self._patiently("append_retried", work)
 
     def _patiently(self, retried: str, work: Callable[[Connection[Any], bool], T]) -> T:
-        """Do the work, and again on lost connections for up to 5 s; told whether it is a retry."""
+        """Do the work, and again on lost connections for up to 5 s; told whether it is a retry.
+
+        Not on a database that says nothing: it has had the time that a request has.
+        """
         deadline = time.monotonic() + RETRY_SECONDS
         retrying = False
         while True:
@@ -170,7 +182,7 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
                 with self.connection() as conn:
                     return work(conn, retrying)
             except (OperationalError, InterfaceError) as error:
-                if time.monotonic() > deadline:
+                if is_silence(error) or time.monotonic() > deadline:
                     raise
                 log.warning(retried, error=str(error))
                 retrying = True
@@ -241,7 +253,7 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
 
     def forget_answers(self, older_than_hours: float) -> int:
         """Delete idempotency answers past their lifetime; returns how many."""
-        with self.connection() as conn:
+        with self.connection() as conn, unhurried(conn):
             cursor = conn.execute(
                 self._sql(
                     "DELETE FROM {schema}.{answers} "
@@ -279,29 +291,18 @@ class GroupCommitFactory(PostgresFactory):
 
 
 def open_recorder(
-    database_url: str, *, pool_size: int = 2, name: str = "backlot"
+    database_url: str,
+    *,
+    pool_size: int = 2,
+    name: str = "backlot",
+    limits: Limits = SHORT_WORK,
 ) -> GroupCommitRecorder:
     """A recorder on the database at a libpq URL; creates its tables when they are not there."""
-    known = ("dbname", "host", "port", "user", "password")
-    options = conninfo_to_dict(database_url)
-    factory = GroupCommitFactory(
-        {
-            **{f"POSTGRES_{key.upper()}": str(options.get(key) or "") for key in known},
-            "POSTGRES_PORT": str(options.get("port") or 5432),
-            "POSTGRES_POOL_SIZE": str(pool_size),
-            "POSTGRES_CONNECT_TIMEOUT": "5",
-        }
+    datastore = PostgresDatastore(dbname="", host="", port="", user="", password="")
+    datastore.pool = thread_pool(  # type: ignore[assignment]  # the library's fetches passwords
+        database_url, "events", limits, size=pool_size, session=SESSION, row_factory=dict_row
     )
-    datastore = factory.datastore
-    # Every query of this store is keyed. The planner must not think otherwise while the table is
-    # still small, because the append function's plan is kept while the table grows.
-    session = f"{options.pop('options', '')} -c enable_seqscan=off".strip()
-    more = {key: value for key, value in options.items() if key not in known}
-    datastore.pool.kwargs = {
-        **cast("dict[str, Any]", datastore.pool.kwargs),
-        **more,
-        "options": session,
-    }
     recorder = GroupCommitRecorder(datastore, events_table_name=f"{name}_events")
-    recorder.create_table()
+    with open_connection(database_url, "installation") as conn:
+        recorder.install(conn)
     return recorder

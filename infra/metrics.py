@@ -182,6 +182,12 @@ POSTGRES_RESTARTS = Counter(
     registry=REGISTRY,
 )
 
+DATABASE_SILENCES = Counter(
+    "backlot_database_silences",
+    "Connections given up because PostgreSQL took a statement and did not answer.",
+    registry=REGISTRY,
+)
+
 OBJECT_STORE_FAILURES = Counter(
     "backlot_object_store_failures",
     "Times that the object store could not do what was asked (disk, network).",

@@ -107,6 +107,11 @@ class Settings(TranslationSettings, AnalyticsSettings, RecommendationSettings):
     database_url: Annotated[SecretStr | None, AfterValidator(postgres_url)] = Field(
         default=None, alias="DATABASE_URL"
     )
+    database_connect_seconds: int = Field(default=3, alias="DATABASE_CONNECT_SECONDS", ge=2, le=60)
+    database_pool_seconds: PositiveFloat = Field(default=4.0, alias="DATABASE_POOL_SECONDS", le=60)
+    database_statement_seconds: PositiveFloat = Field(
+        default=3.0, alias="DATABASE_STATEMENT_SECONDS", le=300
+    )
     redis_url: Annotated[SecretStr | None, AfterValidator(redis_address)] = Field(
         default=None, alias="REDIS_URL"
     )

@@ -22,6 +22,7 @@ from psycopg_pool import ConnectionPool
 
 from infra import viewers
 from infra.batching import Batcher
+from infra.connecting import SHORT_WORK, Limits, thread_pool
 
 VIEWED = "video.viewed"
 WATCH_TIME = "video.watch_time"
@@ -144,20 +145,24 @@ class TelemetryEvent(NamedTuple):
 class Telemetry:
     """Takes telemetry into PostgreSQL, each event once by its id."""
 
-    def __init__(self, database_url: str, *, repeat: timedelta, max_batch: int = 1_000) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        repeat: timedelta,
+        max_batch: int = 1_000,
+        limits: Limits = SHORT_WORK,
+    ) -> None:
         """`repeat` is how long a viewer who watches again goes on with the same session."""
         self._repeat = repeat
-        self._pool = ConnectionPool(
-            database_url,
-            min_size=1,
-            max_size=1,
-            open=False,
-            timeout=5.0,
-            kwargs={"autocommit": True},
-            check=ConnectionPool.check_connection,
-        )
+        check = ConnectionPool.check_connection
+        self._pool = thread_pool(database_url, "telemetry", limits, size=1, check=check)
         self._batcher: Batcher[TelemetryEvent, UUID | None] = Batcher(
-            self._insert, name="telemetry", max_batch=max_batch, max_waiting=50_000
+            self._insert,
+            name="telemetry",
+            max_batch=max_batch,
+            max_waiting=50_000,
+            outages=(psycopg.OperationalError, psycopg.InterfaceError),
         )
 
     def open(self) -> None:

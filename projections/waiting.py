@@ -11,11 +11,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import structlog
-from psycopg import AsyncConnection, Error
+from psycopg import Error
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from infra import metrics
+from infra.connecting import LiveAsyncConnection
 from projections.log import CHANNEL, HURRY
 from projections.overview import ACTIVE
 from projections.positions import LOCK_CLASS, lock_key
@@ -23,7 +24,7 @@ from projections.projection import Projection
 
 log = structlog.get_logger(__name__)
 
-Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
+Pool = AsyncConnectionPool[LiveAsyncConnection[TupleRow]]
 
 POLL_SECONDS = 0.01
 # Even who does not want to wait gets one look.
@@ -133,7 +134,7 @@ class Waiting:
         return schema in self._versions and version not in self._versions[schema]
 
     async def _without_runner(
-        self, conn: AsyncConnection[TupleRow], schemas: Collection[str]
+        self, conn: LiveAsyncConnection[TupleRow], schemas: Collection[str]
     ) -> dict[str, float]:
         """Those copies that no process runs, with the moment at which that was seen first."""
         held = {key for (key,) in await (await conn.execute(ACTIVE, (LOCK_CLASS,))).fetchall()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import datetime
 from typing import Annotated, Literal, TypeVar
 from uuid import UUID
 
@@ -14,7 +13,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from pydantic import Field
 
-from infra.contract import Page, Wire
+from infra.contract import Page, Time, Wire
 from infra.http import Admin, Problem, problems, wire
 from projections.connecting import connect
 from projections.parking.parked import parked
@@ -73,10 +72,10 @@ class ParkedEvent(Wire):
     version: int | None = None
     error: str
     attempts: int
-    parked_at: datetime
+    parked_at: Time
     status: Literal["parked", "discarded"]
     decided_by: str | None = None
-    decided_at: datetime | None = None
+    decided_at: Time | None = None
     reason: str | None = None
 
 

@@ -11,6 +11,7 @@ from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
+from infra.connecting import Limits
 from infra.settings import Settings
 from projections.analytics.formula import Formula
 from projections.analytics.stats import Bucket, Range, Stats, stats_of
@@ -37,7 +38,7 @@ class AnalyticsQueries:
     async def open(cls, settings: Settings, url: str, redis: Redis) -> AnalyticsQueries:
         """With connections to the analytics at `url` and rankings kept in `redis`."""
         # A pool of its own: a ranking takes far longer than a look at a video.
-        pool = make_pool(url, max_size=4)
+        pool = make_pool(url, max_size=4, limits=Limits.from_settings(settings))
         await pool.open()
         cache = TrendingCache(redis, lifetimes_from(settings))
         return cls(pool, Trending(Formula.from_settings(settings)), cache)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Response
 
 from domain.operation import Members
-from infra.contract import Wire
+from infra.contract import Time, Wire
 from infra.http import Admin, Problem, problems, wire
 from projections.operations import OperationRow
 from readapi.queries import Fresh, Read
@@ -31,10 +30,10 @@ class OperationStatus(Wire):
     parameters: Members
     status: Status
     requested_by: str
-    requested_at: datetime
+    requested_at: Time
     correlation_id: str
     result: Members | None = None
-    finished_at: datetime | None = None
+    finished_at: Time | None = None
 
 
 router = APIRouter(prefix="/operations", tags=["projections"])

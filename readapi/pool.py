@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import select
+from functools import partial
 
 from psycopg import AsyncConnection, OperationalError
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from infra.connecting import (
+    RECONNECT_SECONDS,
+    SHORT_WORK,
+    Limits,
+    LiveAsyncConnection,
+    begin_async,
+    parameters,
+    server_at,
+)
 
-class LivePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
+
+class LivePool(AsyncConnectionPool[LiveAsyncConnection[TupleRow]]):
     """A pool whose clients don't notice that the server was restarted while they were idle.
+
+    Who wants a connection of a silent server is told so at once.
 
     The library's own check costs every query a round trip, and pauses for a second after each lost
     connection.
@@ -19,7 +32,8 @@ class LivePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
     async def getconn(  # the library's signature
         self,
         timeout: float | None = None,  # noqa: ASYNC109
-    ) -> AsyncConnection[TupleRow]:
+    ) -> LiveAsyncConnection[TupleRow]:
+        server_at(self.conninfo).check()
         while True:
             conn = await super().getconn(timeout)
             if not await _is_lost(conn):
@@ -40,18 +54,20 @@ async def _is_lost(conn: AsyncConnection[TupleRow]) -> bool:
     return False
 
 
-def make_pool(database_url: str, *, max_size: int = 10, timeout_seconds: float = 5.0) -> LivePool:
+def make_pool(database_url: str, *, max_size: int = 10, limits: Limits = SHORT_WORK) -> LivePool:
     """Not opened yet: `await pool.open()` in the application's event loop.
 
-    A query waits up to `timeout_seconds` for a connection; then the pool raises PoolTimeout.
+    A query that gets no connection within the limit has PoolTimeout, and one that gets no answer
+    another OperationalError.
     """
     return LivePool(
         database_url,
+        connection_class=LiveAsyncConnection,
+        kwargs=parameters("queries", limits),
+        configure=partial(begin_async, limits=limits),
         min_size=min(2, max_size),
         max_size=max_size,
-        timeout=timeout_seconds,
-        # After an outage of any length, the next query tries again at once.
-        reconnect_timeout=3.0,
+        timeout=limits.pool,
+        reconnect_timeout=RECONNECT_SECONDS,
         open=False,
-        kwargs={"autocommit": True, "application_name": "backlot queries", "connect_timeout": 5},
     )

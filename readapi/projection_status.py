@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -12,7 +11,7 @@ from psycopg import AsyncConnection
 from pydantic import Field
 
 from infra.codec import EventMapper
-from infra.contract import Wire
+from infra.contract import Time, Wire
 from projections.overview import Copy, Progress, Rates, overview
 from projections.projection import Projection
 from projections.replaying.rows import Replay, replays_async
@@ -61,9 +60,9 @@ class ReplayStatus(Wire):
     eta_seconds: float | None = None
     workers: int
     requested_by: str
-    started_at: datetime
-    updated_at: datetime
-    finished_at: datetime | None = None
+    started_at: Time
+    updated_at: Time
+    finished_at: Time | None = None
     difference: dict[str, Any] | None = None
     error: str | None = None
 
@@ -89,7 +88,7 @@ class ProjectionStatus(Wire):
     parked: int
     error: str | None = None
     error_position: int | None = None
-    updated_at: datetime
+    updated_at: Time
     copies: list[CopyStatus]
     replay: ReplayStatus | None = None
 

@@ -8,8 +8,11 @@ import os
 import re
 import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
+import psutil
 import pytest
 
 from infra.cancellation import cancel
@@ -66,3 +69,20 @@ async def ended(*tasks: asyncio.Task[Any]) -> None:
     for task in tasks:
         if not task.cancelled():
             task.result()
+
+
+@contextmanager
+def hung(postmaster: int) -> Iterator[None]:
+    """Stop a PostgreSQL and its children in the middle of what they do, as SIGSTOP does."""
+    server = psutil.Process(postmaster)
+    # The postmaster first: it would make new children.
+    server.suspend()
+    stopped = [server, *server.children(recursive=True)]
+    for process in stopped[1:]:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in stopped:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from commands.bus import CommandBus
+from infra.connecting import Limits
 from infra.errors import OperatorError
 from infra.event_store import open_recorder
 from infra.redis import open_redis
@@ -45,7 +46,7 @@ except OperatorError as wrong:
 @asynccontextmanager
 async def open_means() -> AsyncIterator[Means]:
     """Opened on the tasks' event loop, in each process after the fork."""
-    recorder = open_recorder(DATABASE_URL)
+    recorder = open_recorder(DATABASE_URL, limits=Limits.from_settings(settings))
     bus = CommandBus(recorder, retries=settings.command_retries)
     redis = open_redis(settings.redis_url)
     try:

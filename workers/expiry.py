@@ -16,7 +16,6 @@ from uuid import UUID, uuid4
 import psycopg
 import structlog
 from eventsourcing.persistence import PersistenceError
-from psycopg import AsyncConnection
 
 from commands.batch import Executed
 from commands.bus import CommandBus
@@ -26,6 +25,7 @@ from commands.finalize_lock import lock_key
 from domain.upload import Status
 from infra import metrics
 from infra.batching import QueueFull
+from infra.connecting import open_async_connection
 from infra.locks import LocksUnavailable, LockTaken, Redlock
 from infra.objects import NoSuchUpload, ObjectStore, ObjectStoreUnavailable, OpenUpload
 from projections.catalog import Catalog, UploadRow
@@ -97,9 +97,7 @@ class Expiry:
 
     async def _candidates(self, before: datetime) -> AsyncIterator[UploadRow]:
         last = UUID(int=0)
-        async with await AsyncConnection.connect(
-            self._database_url, autocommit=True, application_name="backlot expiry"
-        ) as conn:
+        async with await open_async_connection(self._database_url, "expiry") as conn:
             while rows := await self._catalog.under_way(conn, before, last, ROWS_AT_ONCE):
                 for row in rows:
                     yield row

@@ -11,6 +11,7 @@ from psycopg.rows import class_row
 
 from infra.integration import TOPICS, dead_letters
 from infra.integration.topics import TELEMETRY
+from infra.utc import rfc3339
 from workers import relay_places
 from workers.consuming import ledger
 
@@ -47,7 +48,7 @@ class Relayed:
         return self.head - (self.position or 0)
 
     def as_dict(self) -> dict[str, Any]:
-        updated = None if self.updated_at is None else self.updated_at.isoformat()
+        updated = None if self.updated_at is None else rfc3339(self.updated_at)
         return {
             "source": self.source,
             "position": self.position,
@@ -69,7 +70,7 @@ class ConsumerPlace:
     dead: int
 
     def as_dict(self) -> dict[str, Any]:
-        told = {**asdict(self), "updatedAt": self.updated_at.isoformat()}
+        told = {**asdict(self), "updatedAt": rfc3339(self.updated_at)}
         del told["updated_at"]
         return told
 
@@ -94,7 +95,7 @@ class SetAside:
             "reason": self.reason,
             "messageId": self.message_id,
             "key": self.key,
-            "noticedAt": self.noticed_at.isoformat(),
+            "noticedAt": rfc3339(self.noticed_at),
         }
 
 

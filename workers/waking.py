@@ -11,6 +11,7 @@ from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
 from infra import telemetry
+from infra.connecting import open_async_connection
 from projections.connecting import Backoff
 from projections.log import CHANNEL
 
@@ -39,12 +40,7 @@ class Waker:
         backoff = Backoff()
         while True:
             try:
-                async with await AsyncConnection.connect(
-                    self._database_url,
-                    autocommit=True,
-                    application_name="backlot waker",
-                    connect_timeout=5,
-                ) as conn:
+                async with await open_async_connection(self._database_url, "waker") as conn:
                     await self._listen(conn, backoff)
             except (OperationalError, InterfaceError) as error:
                 log.warning("waker_disconnected", error=" ".join(str(error).split()))

@@ -7,19 +7,17 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 import psycopg
-from psycopg import AsyncConnection
 
 from backlot.database import database_url
 from backlot.signals import run
 from infra.codec import EventMapper
+from infra.connecting import UNHURRIED, explained, open_async_connection
 from infra.errors import OperatorError
 from infra.privacy import PayloadMode
 from infra.settings import load_settings
 from projections.audit.index import Audit
 from readapi.audit.inspector import Inspector, NotRecorded
 from readapi.paging import InvalidCursor
-
-CONNECT_SECONDS = 5
 
 T = TypeVar("T")
 
@@ -38,7 +36,7 @@ def inspect(mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) ->
             "the audit's index is not there yet: start this version of Backlot on it once"
         ) from error
     except psycopg.Error as error:
-        raise NotInspected(f"the database does not answer: {error}") from error
+        raise NotInspected(f"the database does not answer: {explained(error)}") from error
     except UnicodeEncodeError as error:
         raise NotInspected("what was asked for is not text in UTF-8") from error
     except (NotRecorded, InvalidCursor) as error:
@@ -46,9 +44,7 @@ def inspect(mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) ->
 
 
 async def _ask(url: str, mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) -> T:
-    async with await AsyncConnection.connect(
-        url, autocommit=True, application_name="backlot events", connect_timeout=CONNECT_SECONDS
-    ) as conn:
+    async with await open_async_connection(url, "events", UNHURRIED) as conn:
         return await question(Inspector(conn, Audit(), EventMapper(), mode))
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from infra.utc import rfc3339
 from readapi.audit.shapes import (
     AggregateState,
     AuditEvent,
@@ -38,10 +39,10 @@ def day_of(event: AuditEvent) -> str:
 
 def event_line(event: AuditEvent) -> str:
     """Position, time (UTC), type, actor and stream; `!` marks what can't be read."""
-    time = f"{event.recorded_at:%H:%M:%S}" if event.recorded_at else "?"
+    time = f"{event.recorded_at:%H:%M:%S}Z" if event.recorded_at else "?"
     kind = cut(("! " if event.error else "") + event.type, 27)
-    actor = cut(event.actor or "", 13)
-    return f"{event.position:>8}  {time:<8}  {kind:<27}  {actor:<13}  {event.stream_id}"
+    actor = cut(event.actor or "", 12)
+    return f"{event.position:>8}  {time:<9}  {kind:<27}  {actor:<12}  {event.stream_id}"
 
 
 def step_lines(step: StreamEvent) -> Iterator[str]:
@@ -130,7 +131,7 @@ def cut(text: str, width: int) -> str:
 
 
 def _at(time: datetime | None) -> str:
-    return f"{time:%Y-%m-%d %H:%M:%S}" if time else "unknown time"
+    return rfc3339(time, "seconds") if time else "unknown time"
 
 
 def _ref(event: EventRef | None) -> str:

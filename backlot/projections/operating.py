@@ -22,6 +22,7 @@ from backlot.recorded import operator_name, recordable
 from backlot.wiring import ReadModels, analytics_means, open_counters
 from domain.operation import Members, Outcome
 from infra.codec import EventMapper
+from infra.connecting import explained
 from infra.counters import Counters
 from infra.errors import OperatorError
 from infra.event_store import GroupCommitRecorder, open_recorder
@@ -137,9 +138,7 @@ def operating(settings: Settings) -> Iterator[Operator]:
                 operator_name(), url, conn, recorder, models, EventMapper(), counters, analytics
             )
     except (psycopg.OperationalError, psycopg.InterfaceError, PersistenceError) as error:
-        raise DatabaseAway(
-            f"the database does not answer: {' '.join(str(error).split())}"
-        ) from error
+        raise DatabaseAway(f"the database does not answer: {explained(error)}") from error
 
 
 def _require_tables(conn: Connection[TupleRow]) -> None:

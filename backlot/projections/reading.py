@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 
 import psycopg
-from psycopg import AsyncConnection
 
 from backlot.database import database_url
 from backlot.projections.operating import DatabaseAway
 from backlot.signals import run
 from backlot.wiring import ReadModels
 from infra.codec import EventMapper
+from infra.connecting import UNHURRIED, explained, open_async_connection
 from infra.settings import Settings
 from projections.overview import LOOK_SECONDS, Rates
 from readapi.projection_status import ProjectionStatus, statuses
-
-CONNECT_SECONDS = 5
 
 
 def read_statuses(settings: Settings, *, twice: bool = False) -> dict[str, ProjectionStatus]:
@@ -29,15 +27,12 @@ def read_statuses(settings: Settings, *, twice: bool = False) -> dict[str, Proje
     except psycopg.errors.UndefinedTable as error:
         raise DatabaseAway("its tables are not there yet: start Backlot on it once") from error
     except psycopg.Error as error:
-        reason = " ".join(str(error).split())
-        raise DatabaseAway(f"the database does not answer: {reason}") from error
+        raise DatabaseAway(f"the database does not answer: {explained(error)}") from error
 
 
 async def _read(url: str, *, twice: bool) -> dict[str, ProjectionStatus]:
     models, mapper, rates = ReadModels.make().all(), EventMapper(), Rates()
-    async with await AsyncConnection.connect(
-        url, autocommit=True, application_name="backlot operator", connect_timeout=CONNECT_SECONDS
-    ) as conn:
+    async with await open_async_connection(url, "operator", UNHURRIED) as conn:
         found = await statuses(conn, models, mapper, rates)
         if twice:
             await asyncio.sleep(LOOK_SECONDS)

@@ -10,7 +10,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from backlot.database import database_url
-from infra.connecting import open_connection
+from infra.connecting import explained, open_connection
 from infra.errors import OperatorError
 from infra.settings import Settings
 
@@ -29,5 +29,4 @@ def looking(settings: Settings) -> Iterator[Connection[TupleRow]]:
     except psycopg.errors.UndefinedTable as error:
         raise DatabaseAway("its tables are not there yet: start Backlot on it once") from error
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        reason = " ".join(str(error).split())
-        raise DatabaseAway(f"the database does not answer: {reason}") from error
+        raise DatabaseAway(f"the database does not answer: {explained(error)}") from error

@@ -165,4 +165,4 @@ def _integer(value: object) -> int:
 
 
 def _line(said: Mapping[str, object]) -> bytes:
-    return orjson.dumps(said, option=orjson.OPT_APPEND_NEWLINE)
+    return orjson.dumps(said, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)

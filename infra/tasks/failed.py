@@ -11,6 +11,7 @@ from dramatiq import Message
 from dramatiq.broker import MessageProxy
 
 from infra.tasks.correlation import origin_of
+from infra.utc import rfc3339
 
 ERROR_CHARACTERS = 300
 
@@ -38,7 +39,7 @@ class FailedTask:
             "args": list(self.args),
             "attempts": self.attempts,
             "error": self.error,
-            "failedAt": self.failed_at.isoformat() if self.failed_at else None,
+            "failedAt": rfc3339(self.failed_at) if self.failed_at else None,
             "correlationId": self.correlation_id,
             "causationId": self.causation_id,
         }

@@ -126,7 +126,7 @@ def fields(aggregate: Aggregate) -> Values:
     """The public fields of an aggregate, as JSON values."""
     public = {name: value for name, value in vars(aggregate).items() if not name.startswith("_")}
     values: Values = orjson.loads(
-        orjson.dumps(public, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+        orjson.dumps(public, default=_plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z)
     )
     return values
 

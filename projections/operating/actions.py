@@ -101,8 +101,8 @@ def _resume(act: Act) -> Ended:
     if seen is None or not positions.resume(act.conn, act.projection.schema):
         return _changed(False)
     again = _since(act, seen.position)
-    ended = Outcome.FAILED if "error" in again else Outcome.DONE
-    return Ended(ended, {"changed": True, **again})
+    outcome = Outcome.FAILED if "error" in again else Outcome.DONE
+    return Ended(outcome, {"changed": True, **again})
 
 
 def _since(act: Act, before: int) -> Members:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -16,6 +16,7 @@ from psycopg.rows import TupleRow, class_row
 from infra.codec import EventMapper
 from infra.errors import OperatorError, fault_of
 from infra.privacy import PayloadMode, mask_actor, present
+from infra.utc import rfc3339
 from projections.log import READ_ONE, Stored
 from projections.poison import describe
 
@@ -170,5 +171,5 @@ def _camel(name: str) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat()
+        return rfc3339(value)
     return str(value) if isinstance(value, UUID) else value

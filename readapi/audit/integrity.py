@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import Field
 
 from infra import seals
-from infra.contract import Wire
+from infra.contract import Time, Wire
 from infra.http import Admin, Problem, problems, wire
 from infra.seals import AnchorsUnusable, Proofs, Verification
 from readapi.queries import ReadModelUnavailable
@@ -42,7 +42,7 @@ class LogIntegrity(Wire):
     """
 
     ok: bool
-    verified_at: datetime
+    verified_at: Time
     complete: bool
     first: int = Field(alias="from")
     events: int

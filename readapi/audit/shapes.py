@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime
+from datetime import date
 from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import Field
 
-from infra.contract import VIDEO_ID, Wire
+from infra.contract import VIDEO_ID, Time, Wire
 from infra.privacy import PayloadMode
 
 EVENT_ID = "c5a2b7e0-52d9-5b8e-9c3c-6e1f0a3d4b5c"
@@ -28,7 +28,7 @@ class AuditEvent(Wire):
     topic: Annotated[str, Field(examples=["comment.posted.v1"])]
     type: Annotated[str, Field(examples=["comment.posted"])]
     aggregate: Annotated[str, Field(examples=["comment"])]
-    recorded_at: datetime | None = None
+    recorded_at: Time | None = None
     actor: Annotated[str | None, Field(examples=["alice"])] = None
     correlation_id: str | None = None
     causation_id: str | None = None
@@ -84,8 +84,8 @@ class AggregateState(Wire):
     aggregate: Annotated[str, Field(examples=["upload"])]
     id: UUID
     version: int
-    created_on: datetime | None = None
-    modified_on: datetime | None = None
+    created_on: Time | None = None
+    modified_on: Time | None = None
     fields: Annotated[
         dict[str, object] | None, Field(examples=[{"title": "Rain", "status": "completed"}])
     ] = None
@@ -116,7 +116,7 @@ class TraceNode(Wire):
     stream_id: UUID | None = None
     version: int | None = None
     actor: str | None = None
-    at: datetime | None = None
+    at: Time | None = None
     note: str | None = None
     children: list[TraceNode]
 
@@ -165,8 +165,8 @@ class AuditStats(Wire):
     events: int
     streams: int
     unreadable: int
-    first_at: datetime | None = None
-    last_at: datetime | None = None
+    first_at: Time | None = None
+    last_at: Time | None = None
     state_bytes: int
     table_bytes: int
     index_bytes: int

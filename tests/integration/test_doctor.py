@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
 import socket
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 from uuid import uuid4
 
@@ -21,11 +22,13 @@ import pytest
 from backlot import doctor
 from backlot.doctor import examine
 from backlot.doctor_part import Part
+from infra.connecting import server_at
 from infra.data_folder import DataFolder
 from infra.postgres import EmbeddedPostgres
 from projections.analytics.migrating import migrate
 from projections.recommendations import embedding_table
 from projections.recommendations.embedding_table import Embedded
+from tests.support import hung
 
 FIELDS = [field.name for field in fields(Part)]
 
@@ -158,6 +161,88 @@ def test_what_fails_says_what_to_do(
     found = part(name)
     assert not found.ok
     assert remedy in found.detail
+
+
+def test_a_program_that_hangs_is_told_from_another_one(
+    folder: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "PATIENCE_SECONDS", 0.2)
+    # The kernel takes the connection for it; nobody ever reads from it.
+    with socket.create_server(("127.0.0.1", free_port)):
+        api = part("api")
+    assert not api.ok
+    assert api.detail.startswith("it hangs: something took the connection")
+    with DataFolder(folder), socket.create_server(("127.0.0.1", free_port)):
+        assert f"it hangs: pid {os.getpid()} took the connection" in part("api").detail
+
+
+class TestHungDatabase:
+    @pytest.fixture(autouse=True)
+    def _forgotten(self) -> Iterator[None]:
+        yield
+        server_at.cache_clear()
+
+    def test_an_embedded_one(self, folder: Path) -> None:
+        with DataFolder(folder) as data, EmbeddedPostgres(data.postgres) as server:
+            assert server.pid is not None
+            with hung(server.pid):
+                found = {each.name: each for each in examine()}
+        assert not found["database"].ok
+        assert found["database"].detail.startswith("it hangs")
+        # Whose fault it is stands in one line.
+        for other in ("projections", "analytics"):
+            assert found[other].ok
+            assert "not known" in found[other].detail
+
+    def test_one_that_a_killed_program_left(self, folder: Path) -> None:
+        with DataFolder(folder) as data:
+            server = EmbeddedPostgres(data.postgres)
+            server.start()
+        assert server.pid is not None
+        with hung(server.pid):
+            assert part("database").detail.startswith("it hangs")
+        server.stop()
+
+    def test_another_program_there_is_told_from_it(
+        self, free_port: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("DATABASE_URL", f"postgresql://backlot@127.0.0.1:{free_port}/backlot")
+        with refusing(free_port):
+            database = part("database")
+        assert not database.ok
+        assert "invalid response" in database.detail
+        assert "hangs" not in database.detail
+
+    def test_none_there_is_told_from_it(
+        self, free_port: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("DATABASE_URL", f"postgresql://backlot@127.0.0.1:{free_port}/backlot")
+        database = part("database")
+        assert not database.ok
+        assert "refused" in database.detail
+
+
+@contextmanager
+def refusing(port: int) -> Iterator[None]:
+    """A server that answers whatever it is told with an error of HTTP."""
+    over = Event()
+
+    def serve(listener: socket.socket) -> None:
+        while not over.is_set():
+            connected, _ = listener.accept()
+            with connected:
+                if connected.recv(8):
+                    connected.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        thread = Thread(target=serve, args=(listener,))
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            socket.create_connection(("127.0.0.1", port)).close()
+            thread.join()
 
 
 class TestLanguageModel:

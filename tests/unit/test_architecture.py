@@ -98,3 +98,23 @@ def test_a_stop_is_asked_for_in_one_place(path: Path) -> None:
 def test_a_call_that_may_lose_a_stop_is_found() -> None:
     found = {call.split()[1] for call in calls_that_lose_stops(ROOT / "tests/unit/test_leases.py")}
     assert "task.cancel" in found
+
+
+# The embedded server is asked whether it runs, before there is anything to say to a session.
+MAY_CONNECT = {"infra/connecting.py", "infra/postgres.py"}
+CONNECTS = {
+    "psycopg.connect",
+    "Connection.connect",
+    "AsyncConnection.connect",
+    "ConnectionPool",
+    "AsyncConnectionPool",
+}
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda path: path.name)
+def test_connections_to_postgresql_are_made_in_one_place(path: Path) -> None:
+    if str(path.relative_to(ROOT)) in MAY_CONNECT:
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in CONNECTS, f"{path.name}:{node.lineno}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from infra.batching import Batcher, QueueFull
+from infra.batching import Batcher, NotBegun, QueueFull
 
 
 class Refused(Exception):
@@ -23,8 +23,10 @@ class Worker:
         self.threads: set[str] = set()
         self.gate = threading.Event()
         self.gate.set()
+        self.entered = threading.Event()
 
     def __call__(self, items: Sequence[int]) -> Sequence[int | BaseException]:
+        self.entered.set()
         self.gate.wait(10)
         self.batches.append(list(items))
         self.threads.add(threading.current_thread().name)
@@ -158,6 +160,31 @@ def test_work_is_done_even_when_the_submitter_goes_away(worker: Worker) -> None:
         worker.gate.set()
         assert await stays == 4
         assert worker.batches == [[1, 2]]
+        await batches.close()
+
+    asyncio.run(scenario())
+
+
+class Away(Exception):
+    """Nothing can be done for anybody."""
+
+
+def test_an_outage_sends_away_who_already_waits(worker: Worker) -> None:
+    def process(items: Sequence[int]) -> Sequence[int | BaseException]:
+        worker(items)
+        return [Away() if item == 7 else item for item in items]
+
+    async def scenario() -> None:
+        batches = Batcher(process, name="test", max_batch=2, max_waiting=100, outages=(Away,))
+        worker.gate.clear()
+        first = await submit(batches, 6, 7)
+        await asyncio.to_thread(worker.entered.wait)
+        later = await submit(batches, 8, 9, 10)
+        worker.gate.set()
+        told = await asyncio.gather(*first, *later, return_exceptions=True)
+        assert [type(each) for each in told] == [int, Away, NotBegun, NotBegun, NotBegun]
+        assert worker.batches == [[6, 7]]
+        assert await batches.submit(11) == 11
         await batches.close()
 
     asyncio.run(scenario())

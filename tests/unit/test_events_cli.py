@@ -106,7 +106,7 @@ def test_a_stream_tells_its_changes() -> None:
     fold = Fold(stored.stream_id)
     step = fold.add(read_entry(MAPPER, stored))
     lines = list(step_lines(as_step(step, PayloadMode.FULL)))
-    assert lines[0].startswith(f"v1  {stored.position}  2026-11-22 09:30:15  comment.posted  ann")
+    assert lines[0].startswith(f"v1  {stored.position}  2026-11-22T09:30:15Z  comment.posted  ann")
     assert "    revision: null → 1" in lines
     state = list(state_lines(as_state(fold, PayloadMode.FULL)))
     assert state[0] == f"comment {stored.stream_id}, version 1"
@@ -117,9 +117,9 @@ def test_a_tree_is_drawn() -> None:
     root = tree("request", [entry(3, "request", "request"), entry(5, "request", "lost")])
     trace = as_trace("request", Trace(root, 2, truncated=True), PayloadMode.FULL)
     assert list(trace_lines(trace)) == [
-        "request request  2026-11-22 09:30:03",
-        "├── 3  comment.deleted.v1  2026-11-22 09:30:03  ann",
-        "└── 5  comment.deleted.v1  2026-11-22 09:30:05  ann",
+        "request request  2026-11-22T09:30:03Z",
+        "├── 3  comment.deleted.v1  2026-11-22T09:30:03Z  ann",
+        "└── 5  comment.deleted.v1  2026-11-22T09:30:05Z  ann",
         "    (its cause lost is not before it in this trace)",
         "only the first 2 events are shown: `events list --correlation` has all",
     ]

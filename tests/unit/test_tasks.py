@@ -47,7 +47,7 @@ def test_a_dead_letter_tells_what_failed_how_often_and_why() -> None:
         "args": ["c1", 2],
         "attempts": 6,
         "error": "ValueError: no",
-        "failedAt": "2023-11-14T22:13:20+00:00",
+        "failedAt": "2023-11-14T22:13:20Z",
         "correlationId": "req-1",
         "causationId": "event-1",
     }

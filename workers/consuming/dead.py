@@ -12,6 +12,7 @@ from psycopg import Connection
 from psycopg.rows import class_row
 
 from infra.errors import fault_of
+from infra.utc import rfc3339
 
 COLUMNS = (
     "id, consumer, topic, source, partition, position, message_id, key, value, headers, reason, "
@@ -78,7 +79,7 @@ class Buried:
             "reason": self.reason,
             "attempts": self.attempts,
             "status": self.status,
-            "diedAt": self.died_at.isoformat(),
+            "diedAt": rfc3339(self.died_at),
             "headers": dict(self.headers),
             "value": value,
         }

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from redis.asyncio import Redis
 
+from infra.connecting import Limits
 from infra.settings import Settings
 from projections.catalog import Catalog
 from projections.likes import Likes
@@ -25,7 +26,8 @@ async def open_preparing(
         yield None
         return
     async with AsyncExitStack() as stack:
-        pool = make_pool(database_url, max_size=4)
+        limits = Limits.from_settings(settings)
+        pool = make_pool(database_url, max_size=4, limits=limits)
         await pool.open()
         stack.push_async_callback(pool.close)
         url = settings.analytics_url(database_url)

@@ -11,6 +11,7 @@ from typing import Any
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from infra.utc import rfc3339
 from projections.analytics.rebuilding import checking_sql as sql
 from projections.proving.compare import NAMED_KEYS, Difference, DifferentKey, Kind, TableDifference
 
@@ -48,7 +49,7 @@ def compare_rows(conn: Connection[TupleRow], day: Day, found: Difference) -> Non
         return
     found.tables.append(_table(ROWS, counts))
     for kind, event_id, at in conn.execute(sql.NAME_ROWS, (NAMED_KEYS,)).fetchall():
-        key = {"event_id": str(event_id), "timestamp": at.isoformat()}
+        key: dict[str, str | None] = {"event_id": str(event_id), "timestamp": rfc3339(at)}
         found.keys.append(DifferentKey(ROWS, key, Kind(kind), None, None))
 
 
@@ -101,7 +102,7 @@ def _tell_keys(conn: Connection[TupleRow], table: str, found: Difference) -> Non
         # Viewers are counted and not named: they are people.
         key: dict[str, str | None] = {"video_id": str(video_id)}
         if bucket is not None:
-            key["bucket"] = bucket.isoformat()
+            key["bucket"] = rfc3339(bucket)
         found.keys.append(DifferentKey(table, key, Kind(kind), None, None))
 
 
