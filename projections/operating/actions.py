@@ -95,14 +95,14 @@ def _pause(act: Act) -> Ended:
 
 def _resume(act: Act) -> Ended:
     if act.flag("replay"):
-        ended = _of(replay_operations.resume(act.conn, act.name))
-        return Ended(Outcome.DONE, {**ended.result, "note": CARRIED_ON})
+        told = _of(replay_operations.resume(act.conn, act.name)).result
+        return Ended(Outcome.DONE, {**told, "note": CARRIED_ON})
     seen = positions.look(act.conn, act.projection.schema)
     if seen is None or not positions.resume(act.conn, act.projection.schema):
         return _changed(False)
     again = _since(act, seen.position)
-    ended = Outcome.FAILED if "error" in again else Outcome.DONE
-    return Ended(ended, {"changed": True, **again})
+    outcome = Outcome.FAILED if "error" in again else Outcome.DONE
+    return Ended(outcome, {"changed": True, **again})
 
 
 def _since(act: Act, before: int) -> Members:

@@ -61,7 +61,7 @@ def test_every_answer_is_documented(
         },
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=240,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     answered = {line for line in seen.read_text().splitlines() if line[-3] == "2"}
