@@ -95,8 +95,8 @@ def _pause(act: Act) -> Ended:
 
 def _resume(act: Act) -> Ended:
     if act.flag("replay"):
-        ended = _of(replay_operations.resume(act.conn, act.name))
-        return Ended(Outcome.DONE, {**ended.result, "note": CARRIED_ON})
+        told = _of(replay_operations.resume(act.conn, act.name)).result
+        return Ended(Outcome.DONE, {**told, "note": CARRIED_ON})
     seen = positions.look(act.conn, act.projection.schema)
     if seen is None or not positions.resume(act.conn, act.projection.schema):
         return _changed(False)

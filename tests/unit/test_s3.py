@@ -89,7 +89,7 @@ def test_a_play_url_fixes_type_and_name() -> None:
     assert query["response-content-disposition"] == "inline; filename*=UTF-8''%C3%A9%20%22x%22.mp4"
     odd = query_of(store().get_url(KEY, "text/html; charset=utf-8", "", "").url)
     assert odd["response-content-type"] == "application/octet-stream"
-    assert odd["response-content-disposition"] == "inline; filename*=UTF-8''video"
+    assert odd["response-content-disposition"] == "attachment; filename*=UTF-8''video"
 
 
 @pytest.mark.parametrize(
