@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
 
 from infra.data_folder import FORMAT
+from infra.telemetry import Telemetry, TelemetryEvent
 from tests.e2e.program import Program, wait_for
 from tests.e2e.videos import read, see, upload
+from tests.integration.redis_servers import redis_servers
 from tests.support import unused_port
 
 MakeProgram = Callable[..., Program]
@@ -226,6 +231,40 @@ def test_a_stop_that_is_lost_is_asked_for_again(make_program: MakeProgram) -> No
     assert program.complained.count("lost by woken") >= 2
     assert "stop_overdue" not in program.complained
     assert "Traceback" not in program.complained
+
+
+@pytest.mark.parametrize("module", ["backlot", "tests.e2e.losing"])
+def test_consumers_on_a_real_redis_end_each_time(
+    make_program: MakeProgram, database_url: str, tmp_path: Path, module: str
+) -> None:
+    """They are stopped while they count views, and tell Redis of each batch."""
+    with redis_servers(1, tmp_path) as (redis,):
+        program = make_program(
+            BACKLOT_ROLES="consumers",
+            DATABASE_URL=database_url,
+            REDIS_URL=redis.url,
+            JWT_SECRET="of these consumers, long enough to sign",
+            ANALYTICS_FLUSH_SECONDS="0.01",
+        )
+        program.module = module
+        for _ in range(3):
+            program.start()
+            asyncio.run(watch(database_url, views=50))
+            assert program.stop() == 0
+            assert "stop_overdue" not in program.complained
+            assert ("lost by woken" in program.complained) == (module != "backlot")
+
+
+async def watch(database_url: str, views: int) -> None:
+    """Record views, as the API does."""
+    telemetry = Telemetry(database_url)
+    telemetry.open()
+    for number in range(views):
+        details = {"sessionId": str(uuid4())}
+        at = datetime.now(UTC)
+        viewed = TelemetryEvent(uuid4(), "video.viewed", uuid4(), f"viewer-{number}", at, details)
+        await telemetry.record(viewed)
+    await telemetry.close()
 
 
 UPLOAD = {"title": "Four", "filename": "four.mp4", "contentType": "video/mp4", "sizeBytes": 4}
