@@ -114,7 +114,7 @@ class Execute:
         outcome = await self._run(command, await self._key(status))
         if isinstance(outcome, Answer):
             return _repeat(outcome)
-        return wire(outcome.answer, status, _position(outcome.position))
+        return wire(outcome.answer, status, _position(outcome))
 
     async def value(self, command: Command[R]) -> R:
         """The command's own answer, for a request that goes on after it."""
@@ -157,12 +157,12 @@ class Execute:
         return IdempotencyKey(key, digest, lambda body: (status, body.to_json()))
 
 
-def _position(position: int) -> dict[str, str]:
-    return {"Backlot-Position": encode_position(position)}
+def _position(outcome: Executed[Any] | Answer) -> dict[str, str]:
+    return {"Backlot-Position": encode_position(outcome.position, outcome.telemetry)}
 
 
 def _repeat(answer: Answer) -> Response:
-    headers = {**_position(answer.position), "Idempotency-Replayed": "true"}
+    headers = {**_position(answer), "Idempotency-Replayed": "true"}
     return Response(answer.body, answer.status, headers, "application/json")
 
 

@@ -14,6 +14,7 @@ from uuid import UUID
 import orjson
 import psycopg
 from psycopg import AsyncConnection, Connection, Cursor
+from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
 from infra.batching import Batcher
@@ -39,6 +40,9 @@ TABLES: tuple[LiteralString, ...] = (
         ADD COLUMN IF NOT EXISTS seq bigint GENERATED ALWAYS AS IDENTITY,
         ADD COLUMN IF NOT EXISTS correlation_id text""",
     "CREATE UNIQUE INDEX IF NOT EXISTS backlot_telemetry_seq ON backlot_telemetry (seq)",
+    # Whether somebody has watched a video.
+    """CREATE INDEX IF NOT EXISTS backlot_telemetry_viewed ON backlot_telemetry (user_id, video_id)
+        WHERE topic = 'video.viewed' AND user_id IS NOT NULL""",
     # Under a lock that is held until the commit: what has a lower `seq` is visible by then.
     """CREATE OR REPLACE FUNCTION backlot_take_telemetry(ids uuid[], topics text[], videos uuid[],
         users text[], times timestamptz[], details text[], correlations text[]) RETURNS void
@@ -70,6 +74,7 @@ SELECT backlot_take_telemetry(%b::uuid[], %b::text[], %b::uuid[], %b::text[], %b
                               %b::text[], %b::text[])
 """
 
+HEAD = "SELECT coalesce(max(seq), 0) FROM backlot_telemetry"
 VIEWS = "SELECT video_id, views FROM backlot_views WHERE video_id = ANY(%b)"
 
 
@@ -143,6 +148,12 @@ def install(conn: Connection[Any]) -> None:
     with conn.transaction():
         for statement in TABLES:
             conn.execute(statement)
+
+
+def head(cursor: Cursor[TupleRow]) -> int:
+    """The position of the newest event; all of lower positions can be read by then."""
+    ((newest,),) = cursor.execute(HEAD, prepare=True).fetchall()
+    return int(newest)
 
 
 class Views:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from psycopg.rows import TupleRow
 
 from infra.codec import EventMapper
 from infra.objects import ObjectStore
-from infra.position import decode_position
+from infra.position import Position, decode_position
 from projections.audit.index import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
@@ -23,7 +24,7 @@ from projections.operations import Operations
 from projections.overview import Rates
 from projections.projection import Projection
 from projections.recommendations.cache import RecommendationCache
-from projections.waiting import Pool, Waiting
+from projections.waiting import Freshness, Pool, Waiting
 from readapi.counts import LikeCounts
 from readapi.figures import AnalyticsQueries
 from readapi.live import LiveCounts
@@ -42,14 +43,6 @@ class ViewCounts(Protocol):
 
     async def views(self, conn: AsyncConnection[Any], video_ids: Sequence[UUID]) -> dict[UUID, int]:
         """The number of views of each of these videos that has any."""
-
-
-@dataclass(frozen=True, slots=True)
-class Freshness:
-    """How far in the log an answer has to be, and how long it may wait for that (seconds)."""
-
-    position: int = 0
-    timeout_seconds: float = DEFAULT_TIMEOUT_MS / 1000
 
 
 async def freshness(
@@ -74,7 +67,7 @@ async def freshness(
     if backlot_min_position is None:
         return Freshness()
     timeout_seconds = min(backlot_timeout_ms, MAX_TIMEOUT_MS) / 1000
-    return Freshness(decode_position(backlot_min_position), timeout_seconds)
+    return Freshness(decode_position(backlot_min_position), time.monotonic() + timeout_seconds)
 
 
 Fresh = Annotated[Freshness, Depends(freshness)]
@@ -120,9 +113,10 @@ class Queries:
         the connection is used.
         """
         try:
-            if fresh.position > 0:
-                schemas = [projection.schema for projection in projections]
-                await self.waiting.until(schemas, fresh.position, fresh.timeout_seconds)
+            if fresh.is_asked:
+                wanted = Position(fresh.position.events)
+                schemas = {projection.schema: wanted for projection in projections}
+                await self.waiting.until(schemas, fresh.seconds_left)
             async with self.pool.connection() as conn:
                 yield conn
         except (OperationalError, InterfaceError) as error:
