@@ -24,7 +24,7 @@ from projections.likes import Likes
 from projections.log import END_OF_LOG
 from projections.recommendations.blend import blend, source_of
 from projections.recommendations.budget import BudgetSpent
-from projections.recommendations.candidates import candidates_for, those_allowed
+from projections.recommendations.candidates import candidates_for, engaged_with
 from projections.recommendations.describing import describe
 from projections.recommendations.embedding import nearest
 from projections.recommendations.fusion import fuse
@@ -105,8 +105,8 @@ class Recommender:
             for _ in range(MOST_PAGES):
                 rows = await self._page(before)
                 asked = [row.video_id for row in rows if row.owner != user_id]
-                allowed = await self._allowed(user_id, asked)
-                found += [video for video in asked if video in allowed]
+                known = await self._engaged_with(user_id, asked)
+                found += [video for video in asked if video not in known]
                 if len(found) >= MOST or len(rows) < MOST:
                     break
                 before = rows[-1].completed_position
@@ -161,14 +161,14 @@ class Recommender:
         there = [each for each in candidates if each.video_id in described]
         return Material(profile, there, described)
 
-    async def _allowed(self, user_id: str, videos: Sequence[UUID]) -> Collection[UUID]:
-        """Those that the user has not seen; all while nobody can tell."""
+    async def _engaged_with(self, user_id: str, videos: Sequence[UUID]) -> Collection[UUID]:
+        """Those that the user has seen; none while nobody can tell."""
         try:
             async with self._analytics.connection() as conn:
-                return await those_allowed(conn, Profile(user_id), videos, self._weighing)
+                return await engaged_with(conn, user_id, videos)
         except DatabaseError as error:
             self._failed(error)
-            return videos
+            return ()
 
     def _failed(self, error: DatabaseError) -> None:
         metrics.RECOMMENDATION_FAILURES.inc()

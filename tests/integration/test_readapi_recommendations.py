@@ -196,7 +196,7 @@ def test_what_was_removed_leaves_no_gap(place: Place) -> None:
     gone = {"Near": near, "Third": third}[first]
     gone.remove(origin("owner"))
     place.site.writer.save(gone)
-    body = place.ask(limit=1)
+    body = place.ask(limit=1, fresh=False)
     assert (body["cached"], titles(body)) == (True, [second])
 
 
