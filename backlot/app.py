@@ -107,7 +107,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
     live = LiveCounts(pool, parts.models.catalog, counts)
     parts.endings.append(live.close)
     stack.push_async_callback(live.close)
-    analytics = await AnalyticsQueries.open(parts.settings, parts.analytics_url, parts.redis)
+    analytics = await AnalyticsQueries.open(parts.settings, parts.analytics_url, parts.redis, pool)
     stack.push_async_callback(analytics.aclose)
     recommendations = open_recommendations(
         parts.settings,
@@ -148,6 +148,7 @@ def _bus(parts: Parts) -> CommandBus:
     return CommandBus(
         parts.recorder,
         lookups=_lookups(parts.models),
+        telemetry=telemetry.head,
         max_batch=settings.command_batch_max,
         max_waiting=settings.command_queue_max,
         retries=settings.command_retries,

@@ -153,15 +153,17 @@ def _keep_analytics(
         Recommendations(Weighing.from_settings(settings), changed=profiles.touch),
     ]
     for keeper in keepers:
-        _keep(parts, keeper, _source(keeper, kafka, waker, BEHIND_EVENTS), stack)
+        _keep(parts, keeper, _source(keeper, kafka, waker, BEHIND_EVENTS), waker, stack)
     feed = uploads.feed(EventMapper(), BEHIND_EVENTS)
     following = LogSource(
         uploads.TOPICS, wake=waker.subscribe(), mapper=EventMapper(), following=[feed]
     )
-    _keep(parts, AnalyticsVideos(repeat), following, stack)
+    _keep(parts, AnalyticsVideos(repeat), following, waker, stack)
 
 
-def _keep(parts: Parts, keeper: Keeper, source: Source, stack: AsyncExitStack) -> None:
+def _keep(
+    parts: Parts, keeper: Keeper, source: Source, waker: Waker, stack: AsyncExitStack
+) -> None:
     settings = parts.settings
     runner = KeeperRunner(
         parts.analytics_url,
@@ -171,6 +173,7 @@ def _keep(parts: Parts, keeper: Keeper, source: Source, stack: AsyncExitStack) -
         batch_events=settings.analytics_batch_events,
         flush_seconds=settings.analytics_flush_seconds,
         poll_seconds=settings.projection_poll_seconds,
+        hurried=waker.hurried(),
     )
     in_background(runner.run(), stack)
 
@@ -183,6 +186,6 @@ def _source(
 ) -> Source:
     """Kafka where it is configured, else the event log itself."""
     if kafka is not None:
-        return KafkaSource(consumer.topics, kafka, batch_messages=at_once)
+        return KafkaSource(consumer.topics, kafka, batch_messages=at_once, hurried=waker.hurried())
     wake = waker.subscribe()
     return LogSource(consumer.topics, wake=wake, mapper=EventMapper(), batch_events=at_once)

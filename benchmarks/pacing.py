@@ -79,7 +79,7 @@ async def _like(
     ended = time.perf_counter()
     answer.raise_for_status()
     delays.answered.append((ended - started) * 1000)
-    waiting[decode_position(answer.headers["Backlot-Position"])] = ended
+    waiting[decode_position(answer.headers["Backlot-Position"]).events] = ended
 
 
 async def _watch(look: Look, waiting: dict[int, float], delays: Delays, count: int) -> None:

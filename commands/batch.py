@@ -41,10 +41,14 @@ class IdempotencyKey:
 
 @dataclass(frozen=True, slots=True)
 class Executed(Generic[R]):
-    """A decided command: its answer, and the position from which on its effect can be read."""
+    """A decided command: its answer, and the position from which on its effect can be read.
+
+    `telemetry` is the head of the telemetry as the command found it.
+    """
 
     answer: R
     position: int
+    telemetry: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -58,10 +62,16 @@ class Request:
     key: IdempotencyKey | None = None
     streams: Sequence[UUID] = field(init=False)
     conflicts: int = 0
+    telemetry: int = 0
     outcome: Executed[Any] | Answer | BaseException | None = None
 
     def __post_init__(self) -> None:
         self.streams = self.command.streams()
+
+    def settle(self, result: Any, position: int) -> None:
+        """Give the outcome: what the command answered at this position, or its failure."""
+        failed = isinstance(result, BaseException)
+        self.outcome = result if failed else Executed(result, position, self.telemetry)
 
 
 @dataclass(slots=True, eq=False)
@@ -91,8 +101,7 @@ class Group:
         the store kept with them.
         """
         for request, result in self.results:
-            failed = isinstance(result, BaseException)
-            request.outcome = result if failed else Executed(result, positions.stop - 1)
+            request.settle(result, positions.stop - 1)
 
     def add(self, decided: Decided) -> None:
         """Take in what one command wants recorded."""
@@ -136,7 +145,7 @@ class Round:
         decided = self._decided(request, slots, found)
         failed = isinstance(decided.result, BaseException)
         if not (tied or decided.changed or decided.answers):
-            request.outcome = decided.result if failed else Executed(decided.result, self._head)
+            request.settle(decided.result, self._head)
             return
         group = self._join(tied)
         if failed and decided.changed:

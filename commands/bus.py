@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
@@ -46,6 +47,7 @@ class Loaded(NamedTuple):
     slots: dict[UUID, Slot]
     answers: dict[tuple[str, str], Answer]
     head: int
+    telemetry: int
     found: dict[int, Any]
 
 
@@ -62,6 +64,7 @@ class CommandBus:
         recorder: GroupCommitRecorder,
         *,
         lookups: Mapping[type[Command[Any]], Lookup] | None = None,
+        telemetry: Callable[[Cursor[TupleRow]], int] = lambda _: 0,
         mapper: EventMapper | None = None,
         max_batch: int = 256,
         max_waiting: int = 10_000,
@@ -69,8 +72,10 @@ class CommandBus:
         remember: int = 50_000,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        """`telemetry` reads the head of what is recorded beside the log: a position has both."""
         self._recorder = recorder
         self._lookups = dict(lookups or {})
+        self._telemetry = telemetry
         self._mapper = mapper or EventMapper()
         self._retries = retries
         self._remember = remember
@@ -129,6 +134,7 @@ class CommandBus:
         loaded = self._load(now)
         this = Round(loaded.slots, loaded.head, self._clock(), self._mapper)
         for index, request in enumerate(now):
+            request.telemetry = loaded.telemetry
             request.outcome = _outcome_before(request, loaded)
             if request.outcome is None:
                 this.decide(request, loaded.found.get(index))
@@ -151,8 +157,8 @@ class CommandBus:
             for stream, slot in slots.items()
         ]
         keys = [(request.actor, request.key.key) for request in requests if request.key]
-        rows, kept, head, found = self._recorder.fetch(
-            wanted, keys, lambda cursor: self._look_up(cursor, requests)
+        rows, kept, head, (telemetry, found) = self._recorder.fetch(
+            wanted, keys, lambda cursor: (self._telemetry(cursor), self._look_up(cursor, requests))
         )
         for stream, version, topic, state in rows:
             slot = slots[stream]
@@ -167,7 +173,7 @@ class CommandBus:
             else:
                 slot.aggregate = event.mutate(slot.aggregate)
         answers = {(answer.actor, answer.key): answer for answer in kept}
-        return Loaded(slots, answers, head, found)
+        return Loaded(slots, answers, head, telemetry, found)
 
     def _look_up(self, cursor: Cursor[TupleRow], requests: Sequence[Request]) -> dict[int, Any]:
         by_type: dict[type[Command[Any]], list[int]] = {}
@@ -236,7 +242,7 @@ def _outcome_before(request: Request, loaded: Loaded) -> Answer | Exception | No
         broken = (loaded.slots[stream].broken for stream in request.streams)
         return next(filter(None, broken), None)
     if answer.request_hash == request.key.request_hash:
-        return answer
+        return replace(answer, telemetry=loaded.telemetry)
     return KeyReused("This Idempotency-Key was used for another request; choose a new one.")
 
 

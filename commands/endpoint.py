@@ -143,14 +143,14 @@ class Execute:
         outcome = await self._run(command, await self._key(status))
         if isinstance(outcome, Answer):
             return _repeat(outcome)
-        return wire(outcome.answer, status, _position(outcome.position))
+        return wire(outcome.answer, status, _position(outcome))
 
     async def keep(self, command: Command[W], kind: type[W], status: int = 200) -> Kept[W]:
         """The same for an answer that lacks what expires: what is kept of it, now or since then."""
         outcome = await self._run(command, await self._key(status))
         if isinstance(outcome, Answer):
             return _kept(outcome, kind)
-        return Kept(outcome.answer, status, _position(outcome.position))
+        return Kept(outcome.answer, status, _position(outcome))
 
     async def value(self, command: Command[R]) -> R:
         """The command's own answer, for a request that goes on after it."""
@@ -202,8 +202,8 @@ class Execute:
         return IdempotencyKey(key, digest, lambda body: (status, body.to_json()))
 
 
-def _position(position: int) -> dict[str, str]:
-    return {"Backlot-Position": encode_position(position)}
+def _position(outcome: Executed[Any] | Answer) -> dict[str, str]:
+    return {"Backlot-Position": encode_position(outcome.position, outcome.telemetry)}
 
 
 def _repeat(answer: Answer) -> Response:
@@ -216,7 +216,7 @@ def _kept(answer: Answer, kind: type[W]) -> Kept[W]:
 
 
 def _repeat_headers(answer: Answer) -> dict[str, str]:
-    return {**_position(answer.position), "Idempotency-Replayed": "true"}
+    return {**_position(answer), "Idempotency-Replayed": "true"}
 
 
 # For routes with a body: who has no token is told so before what is wrong with the body.

@@ -450,6 +450,11 @@ TRENDING_LOOKUPS = Counter(
     ("outcome",),
     registry=REGISTRY,
 )
+TRENDING_BEHIND_CATALOG = Counter(
+    "backlot_trending_behind_catalog",
+    "Rankings made without a removal or a new category that the analytics did not know in time.",
+    registry=REGISTRY,
+)
 TRENDING_CACHE_FAILURES = Counter(
     "backlot_trending_cache_failures",
     "Times that Redis did not answer for the cache of rankings, or held what can't be read.",

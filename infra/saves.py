@@ -16,7 +16,10 @@ NO_ANSWERS = ("{}",) * 6
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a caller was told, kept under its idempotency key together with the events."""
+    """What a caller was told, kept under its idempotency key together with the events.
+
+    `telemetry` is not kept: it is the head of the telemetry when the answer is given.
+    """
 
     actor: str
     key: str
@@ -24,6 +27,7 @@ class Answer:
     status: int
     body: bytes
     position: int = 0
+    telemetry: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from uuid import UUID
 import orjson
 import psycopg
 from psycopg import AsyncConnection, Connection, Cursor
+from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
 from infra import viewers
@@ -53,6 +54,9 @@ TABLES: tuple[LiteralString, ...] = (
         session text NOT NULL,
         began_at timestamptz NOT NULL,
         PRIMARY KEY (video_id, viewer)) WITH (fillfactor = 70)""",
+    # Whether somebody has watched a video.
+    """CREATE INDEX IF NOT EXISTS backlot_telemetry_viewed ON backlot_telemetry (user_id, video_id)
+        WHERE topic = 'video.viewed' AND user_id IS NOT NULL""",
     # Under a lock that is held until the commit: what has a lower `seq` is visible by then. (A
     # database may hold this function with fewer parameters, too: that of the releases before.)
     """CREATE OR REPLACE FUNCTION backlot_take_telemetry(ids uuid[], topics text[], videos uuid[],
@@ -122,6 +126,7 @@ FORGET: tuple[LiteralString, ...] = (
     "DELETE FROM backlot_view_sessions WHERE began_at <= clock_timestamp() - %b::interval",
 )
 
+HEAD = "SELECT coalesce(max(seq), 0) FROM backlot_telemetry"
 VIEWS = "SELECT video_id, views FROM backlot_views WHERE video_id = ANY(%b)"
 
 
@@ -216,6 +221,12 @@ def forget_sessions(conn: Connection[Any], repeat: timedelta) -> int:
     with conn.transaction():
         conn.execute(lock)
         return conn.execute(delete, (repeat,)).rowcount
+
+
+def head(cursor: Cursor[TupleRow]) -> int:
+    """The position of the newest event; all of lower positions can be read by then."""
+    ((newest,),) = cursor.execute(HEAD, prepare=True).fetchall()
+    return int(newest)
 
 
 class Views:

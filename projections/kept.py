@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 
 from infra.flights import Flights
 from infra.patient import PatientRedis
+from infra.position import BEGINNING, Position
 
 log = structlog.get_logger(__name__)
 
@@ -26,11 +27,30 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class Made(Generic[V]):
-    """What was made at a time; `generation` is what there was to make it of by then, if known."""
+    """What was made at a time; `generation` is what there was to make it of by then, if known.
+
+    What was recorded up to `includes` is in it.
+    """
 
     value: V
     at: datetime
     generation: str | None
+    edition: int | None = None
+    includes: Position = BEGINNING
+
+    def meets(self, needs: Needs) -> bool:
+        """Whether it can be the answer, if it is not too old."""
+        same = needs.edition is None or needs.edition == self.edition
+        return same and self.includes.covers(needs.position)
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What an answer must be, however new it is: of an edition if one is given, and include a
+    position."""
+
+    edition: int | None = None
+    position: Position = BEGINNING
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +59,9 @@ class Lifetimes:
 
     kept: timedelta
     unsettled: timedelta
+
+
+ANYTHING = Needs()
 
 
 class Kept(Generic[V]):
@@ -64,7 +87,11 @@ class Kept(Generic[V]):
         self._flights: Flights[tuple[Made[V], bool]] = Flights()
 
     async def get(
-        self, key: str, generation_key: str, make: Callable[[datetime], Awaitable[V]]
+        self,
+        key: str,
+        generation_key: str,
+        make: Callable[[datetime], Awaitable[V]],
+        needs: Needs = ANYTHING,
     ) -> tuple[Made[V], bool]:
         """An answer, and whether it was kept; else `make` makes it, of the time that it is given.
 
@@ -73,21 +100,25 @@ class Kept(Generic[V]):
         """
 
         async def find_or_make() -> tuple[Made[V], bool]:
-            return await self._find_or_make(key, generation_key, make)
+            return await self._find_or_make(key, generation_key, make, needs)
 
-        found, shared = await self._flights.join(key, find_or_make)
+        found, shared = await self._flights.join(f"{key} {needs}", find_or_make)
         self._lookups.labels("shared" if shared else "cache" if found[1] else "made").inc()
         return found
 
     async def _find_or_make(
-        self, key: str, generation_key: str, make: Callable[[datetime], Awaitable[V]]
+        self,
+        key: str,
+        generation_key: str,
+        make: Callable[[datetime], Awaitable[V]],
+        needs: Needs,
     ) -> tuple[Made[V], bool]:
         # Read before it is made: what comes meanwhile may be in it or not.
         generation, kept = await self._look(key, generation_key)
         now = self._clock()
-        if kept is not None and self._holds(kept, generation, now):
+        if kept is not None and kept.meets(needs) and self._holds(kept, generation, now):
             return kept, True
-        made = Made(await make(now), now, generation)
+        made = Made(await make(now), now, generation, needs.edition, needs.position)
         lifetime = self._lifetimes(made.value).kept
         value = self._form.dump_json(made)
         await self._redis.ask(lambda redis: redis.set(key, value, px=lifetime))

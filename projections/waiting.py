@@ -1,4 +1,4 @@
-"""Lets a query wait until the read models show what its client has already been told.
+"""Lets a query wait until what it is made from holds what its client has already been told.
 
 One poller serves everybody who waits in this process, and only while somebody waits.
 """
@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from psycopg import Error
+from psycopg.errors import UndefinedTable
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from infra import metrics
 from infra.connecting import LiveAsyncConnection
+from infra.position import BEGINNING, Position
 from projections.log import CHANNEL, HURRY
 from projections.overview import ACTIVE
 from projections.positions import LOCK_CLASS, lock_key
@@ -29,65 +32,97 @@ Pool = AsyncConnectionPool[LiveAsyncConnection[TupleRow]]
 POLL_SECONDS = 0.01
 # Even who does not want to wait gets one look.
 SHORTEST_WAIT_SECONDS = 0.1
+# A call may come just before what is waited for can be read (from Kafka, say): hence again.
+CALL_SECONDS = 0.1
 CALL = b"SELECT pg_notify(%s, %s)"
-POSITIONS = b"SELECT schema, position, version FROM projections.state"
+READ_MODELS = b"SELECT schema, position, 0, version FROM projections.state"
 # A process of the release before that takes over from another one needs less.
 UNFED_SECONDS = 2.0
 
 
 class ReadModelBehind(Exception):
-    """The position was not reached in time. `positions` says how far each projection is."""
+    """A position was not reached in time.
 
-    def __init__(self, wanted: int, positions: Mapping[str, int]) -> None:
+    `wanted` and `positions` say how far everything that was waited for should be, and is.
+    """
+
+    def __init__(self, wanted: Mapping[str, Position], positions: Mapping[str, Position]) -> None:
         super().__init__("The read model has not come that far yet; try again.")
-        self.wanted = wanted
+        self.wanted = dict(wanted)
         self.positions = dict(positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """What an answer has to include, and until when it may wait for that (by `time.monotonic`).
+
+    `admit` hears how far in the log the answer is, where that is less and can't be changed.
+    """
+
+    position: Position = BEGINNING
+    deadline: float = 0.0
+    admit: Callable[[int], None] = lambda position: None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the client said so, rather than take what there is."""
+        return self.position != BEGINNING
+
+    @property
+    def seconds_left(self) -> float:
+        return self.deadline - time.monotonic()
+
+
+WHATEVER_THERE_IS = Freshness()
 
 
 @dataclass(slots=True, eq=False)
 class Wait:
-    """Somebody who waits for all of `names` to reach `position`."""
+    """Somebody who waits for each of these names to reach its position."""
 
-    names: Collection[str]
-    position: int
+    wanted: Mapping[str, Position]
     reached: asyncio.Future[None]
 
 
 class Waiting:
-    """Waits for positions; to be used from one event loop."""
+    """Waits for read models, or for consumers; to be used from one event loop."""
 
     def __init__(
         self,
         pool: Pool,
         projections: Iterable[Projection] = (),
         *,
+        query: bytes = READ_MODELS,
+        log_pool: Pool | None = None,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
-        """`projections` are those of this program: it can tell which copies it can't feed.
+        """`query` says on `pool` how far each is; they are called where the log is.
 
-        Whatever else is waited for is taken to be fed by somebody.
+        `projections` are those of this program: it can tell which copies it can't feed. Whatever
+        else is waited for is taken to be fed by somebody.
         """
         self._pool = pool
+        self._query = query
+        self._log_pool = log_pool or pool
         self._versions = {each.schema: each.versions for each in projections}
         # Copies of versions that this program can't feed, and since when nobody else does either.
         self._unfed: dict[str, float] = {}
         self._poll_seconds = poll_seconds
         self._waits: set[Wait] = set()
-        self._positions: dict[str, int] = {}
+        self._positions: Mapping[str, Position] = {}
         self._poller: asyncio.Task[None] | None = None
-        # Whether somebody has begun to wait since the runners were told to hurry.
+        # Whether somebody has begun to wait since they were told to hurry, and when that was.
         self._uncalled = False
+        self._called = float("-inf")
 
-    async def until(
-        self, names: Collection[str], position: int, timeout_seconds: float
-    ) -> int | None:
-        """Return when every projection in `names` (by schema) has applied `position`.
+    async def until(self, wanted: Mapping[str, Position], timeout_seconds: float) -> int | None:
+        """Return when each of these (by schema, or by consumer) has taken its position in.
 
         A copy that no process can feed until its replay has ended is not waited for: then this
-        returns how far the one that is farthest behind has come; otherwise None. Raises
+        returns how far in the log the one that is farthest behind has come; otherwise None. Raises
         ReadModelBehind after the timeout, and what the database raises when it is away.
         """
-        wait = Wait(names, position, asyncio.get_running_loop().create_future())
+        wait = Wait(wanted, asyncio.get_running_loop().create_future())
         self._waits.add(wait)
         self._uncalled = True
         if self._poller is None:
@@ -97,20 +132,21 @@ class Waiting:
                 await wait.reached
         except TimeoutError as error:
             if not self._is_over(wait, self._unfed):
-                known = {name: self._positions.get(name, 0) for name in names}
-                raise ReadModelBehind(position, known) from error
+                raise ReadModelBehind(wanted, {name: self._at(name) for name in wanted}) from error
         finally:
             self._waits.discard(wait)
-        reached = min((self._positions.get(name, 0) for name in names), default=position)
-        if reached >= position:
+        behind = [self._at(name).events for name in wanted if not self._covers(name, wanted[name])]
+        if not behind:
             return None
         metrics.STALE_ANSWERS.inc()
-        return reached
+        return min(behind)
 
     async def _poll(self) -> None:
         try:
             while self._waits:
                 await self._look()
+                self._release()
+                await self._call()
                 if self._waits:
                     await asyncio.sleep(self._poll_seconds)
         except Error as error:
@@ -120,18 +156,21 @@ class Waiting:
 
     async def _look(self) -> None:
         async with self._pool.connection() as conn:
-            rows = await (await conn.execute(POSITIONS)).fetchall()
-            self._positions = {schema: position for schema, position, _ in rows}
-            foreign = [schema for schema, _, version in rows if self._lacks(schema, version)]
+            rows = await _read(conn, self._query)
+            self._positions = {name: Position(*numbers) for name, *numbers, _ in rows}
+            foreign = [name for name, *_, version in rows if self._lacks(name, version)]
             self._unfed = await self._without_runner(conn, foreign) if foreign else {}
-            self._release()
-            if self._uncalled and self._waits:
-                self._uncalled = False
+
+    async def _call(self) -> None:
+        """Have what is waited for hurry."""
+        if self._waits and (self._uncalled or time.monotonic() - self._called >= CALL_SECONDS):
+            self._uncalled, self._called = False, time.monotonic()
+            async with self._log_pool.connection() as conn:
                 await conn.execute(CALL, (CHANNEL, HURRY))
 
-    def _lacks(self, schema: str, version: int) -> bool:
+    def _lacks(self, name: str, version: int | None) -> bool:
         """Whether it is a copy of a projection of this program that this one can't feed."""
-        return schema in self._versions and version not in self._versions[schema]
+        return name in self._versions and version not in self._versions[name]
 
     async def _without_runner(
         self, conn: LiveAsyncConnection[TupleRow], schemas: Collection[str]
@@ -141,7 +180,8 @@ class Waiting:
         now = time.monotonic()
         unfed = {s: self._unfed.get(s, now) for s in schemas if lock_key(s) not in held}
         for schema in unfed.keys() - self._unfed.keys():
-            log.warning("read_model_unfed", projection=schema, position=self._positions[schema])
+            position = self._at(schema).events
+            log.warning("read_model_unfed", projection=schema, position=position)
         return unfed
 
     def _release(self) -> None:
@@ -154,13 +194,27 @@ class Waiting:
                     wait.reached.set_result(None)
 
     def _is_over(self, wait: Wait, standing: Collection[str]) -> bool:
-        """Whether each of its projections has come as far as is wanted, or stands still."""
+        """Whether each that is waited for has come as far as is wanted, or stands still."""
         return all(
-            self._positions.get(name, -1) >= wait.position or name in standing
-            for name in wait.names
+            name in standing or self._covers(name, position)
+            for name, position in wait.wanted.items()
         )
+
+    def _covers(self, name: str, position: Position) -> bool:
+        return name in self._positions and self._positions[name].covers(position)
+
+    def _at(self, name: str) -> Position:
+        return self._positions.get(name, BEGINNING)
 
     def _fail(self, error: Error) -> None:
         for wait in self._waits:
             if not wait.reached.done():
                 wait.reached.set_exception(error)
+
+
+async def _read(conn: LiveAsyncConnection[TupleRow], query: bytes) -> list[tuple[Any, ...]]:
+    """What the query finds; nothing where none has ever begun."""
+    try:
+        return await (await conn.execute(query)).fetchall()
+    except UndefinedTable:
+        return []

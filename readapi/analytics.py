@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 
+from infra.auth import Identity
 from infra.contract import (
     Figures,
     FiguresAt,
@@ -19,11 +20,15 @@ from infra.contract import (
 from infra.http import TOKEN_OPTIONAL, MaybeCaller, problems, wire
 from projections.analytics.stats import Bucket, Counts, Range
 from projections.analytics.trending import Ranked
+from projections.analytics.trending_cache import Ranking
 from projections.analytics.windows import Window
+from projections.catalog import VideoRow
+from projections.waiting import Freshness
 from readapi.catalog import InCategory, present, require_video
 from readapi.etags import IfNoneMatch, tagged, weak_tag
+from readapi.figures import AnalyticsUnavailable
 from readapi.paging import DEFAULT_LIMIT, Limit
-from readapi.queries import Fresh, Read
+from readapi.queries import Fresh, Queries, Read
 
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "As the client knows it"}}
 
@@ -36,6 +41,9 @@ InBuckets = Annotated[
     ),
 ]
 InWindow = Annotated[Window, Query(alias="timeRange", description="What counts: until now.")]
+
+# So many that are gone are left out of a ranking while the analytics don't know that.
+MOST_GONE = 200
 
 router = APIRouter(tags=["analytics"])
 
@@ -56,7 +64,9 @@ async def get_stats(
     bucket = bucket or (Bucket.HOUR if range_ is Range.DAY else Bucket.DAY)
     async with queries.reading(fresh, queries.catalog) as conn:
         video = await require_video(queries, conn, video_id)
-    stats = await queries.analytics.stats(video_id, range_, bucket, began=video.completed_at)
+    stats = await queries.analytics.stats(
+        video_id, range_, bucket, began=video.completed_at, fresh=fresh
+    )
     body = VideoStats(
         video_id=video_id,
         time_range=range_.value,
@@ -84,16 +94,55 @@ async def list_trending(
     category: InCategory = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    ranking, cached = await queries.analytics.ranking(window, limit, category)
-    async with queries.reading(fresh, *queries.projections) as conn:
-        rows = await queries.catalog.videos(conn, [each.video_id for each in ranking.value])
-        # What was removed since the ranking was made leaves no gap.
-        ranked = [each for each in ranking.value if each.video_id in rows]
-        shown = await present(queries, conn, [rows[each.video_id] for each in ranked], caller)
-    pairs = zip(ranked, shown, strict=True)
+    listed = Listed(window, limit, category)
+    ranking, cached, pairs = await _ranked(queries, listed, fresh, caller)
     items = [_item(place, each, video) for place, (each, video) in enumerate(pairs, start=1)]
     body = TrendingVideos(items=items, generated_at=ranking.at, cached=cached)
     return tagged(body, weak_tag(items), if_none_match)
+
+
+Shown = tuple[Ranking, bool, list[tuple[Ranked, Video]]]
+"""A ranking, whether it was kept, and those of it that are there."""
+
+
+class Listed(NamedTuple):
+    """What was asked for."""
+
+    window: Window
+    limit: int
+    category: str | None
+
+    def has(self, row: VideoRow | None) -> bool:
+        """Whether the video is there, and belongs in it, as it is now."""
+        return row is not None and self.category in (None, row.category)
+
+
+async def _ranked(
+    queries: Queries, listed: Listed, fresh: Freshness, caller: Identity | None
+) -> Shown:
+    """What is shown of the ranking.
+
+    Where it has what the catalog knows to be gone, those behind take its place. Raises
+    ReadModelBehind, AnalyticsUnavailable and ReadModelUnavailable.
+    """
+    gone: set[UUID] = set()
+    found: Shown | None = None
+    while True:
+        try:
+            ranking, cached = await queries.analytics.ranking(*listed, fresh=fresh, without=gone)
+        except AnalyticsUnavailable:
+            if found is None:
+                raise
+            # With a gap it is better than nothing.
+            return found
+        async with queries.reading(fresh, *queries.projections) as conn:
+            rows = await queries.catalog.videos(conn, [each.video_id for each in ranking.value])
+            there = [each for each in ranking.value if listed.has(rows.get(each.video_id))]
+            shown = await present(queries, conn, [rows[each.video_id] for each in there], caller)
+        found = ranking, cached, list(zip(there, shown, strict=True))
+        if len(there) == len(ranking.value) or len(gone) >= MOST_GONE:
+            return found
+        gone |= {each.video_id for each in ranking.value} - {each.video_id for each in there}
 
 
 def _figures(counts: Counts) -> dict[str, Any]:

@@ -31,13 +31,12 @@ from readapi.figures import AnalyticsUnavailable
 from readapi.paging import InvalidCursor
 from readapi.pool import make_pool
 from readapi.queries import (
-    Freshness,
     Queries,
     ReadModelUnavailable,
     ViewCounts,
 )
 
-__all__ = ["Freshness", "Queries", "ViewCounts", "make_pool", "routers", "translate"]
+__all__ = ["Queries", "ViewCounts", "make_pool", "routers", "translate"]
 
 RETRY_SOON = {"Retry-After": "1"}
 
@@ -62,13 +61,14 @@ def routers() -> list[APIRouter]:
 
 
 def _behind(error: ReadModelBehind) -> Problem:
+    events, telemetry = (max(numbers) for numbers in zip(*error.wanted.values(), strict=True))
     return Problem(
         503,
         "read-model-behind",
         str(error),
         headers=RETRY_SOON,
-        wanted=encode_position(error.wanted),
-        positions={name: encode_position(at) for name, at in error.positions.items()},
+        wanted=encode_position(events, telemetry),
+        positions={name: encode_position(*at) for name, at in error.positions.items()},
     )
 
 

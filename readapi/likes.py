@@ -64,7 +64,7 @@ async def hot_count(video_id: UUID, request: Request) -> Response | None:
 @hot(hot_count)
 async def get_like(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCaller) -> Response:
     if caller is None:
-        counts = await queries.counts.hot([video_id], fresh.position)
+        counts = await queries.counts.hot([video_id], fresh.position.events)
         if video_id in counts:
             return wire(LikeState(likes_count=counts[video_id]))
     async with queries.reading(fresh, queries.catalog, queries.likes) as conn:

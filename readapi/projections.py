@@ -8,8 +8,9 @@ from fastapi import APIRouter, Path, Response
 
 from infra.contract import Page
 from infra.http import Admin, Problem, problems, wire
+from projections.waiting import Freshness
 from readapi.projection_status import ProjectionStatus, statuses
-from readapi.queries import Freshness, Queries, Read
+from readapi.queries import Queries, Read
 
 NO_PROJECTION = "There is no such projection."
 

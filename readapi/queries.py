@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
@@ -15,7 +16,7 @@ from psycopg.rows import TupleRow
 from infra.codec import EventMapper
 from infra.http import add_header
 from infra.objects import ObjectStore
-from infra.position import decode_position, encode_position
+from infra.position import Position, decode_position, encode_position
 from projections.audit.index import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
@@ -24,7 +25,7 @@ from projections.operations import Operations
 from projections.overview import Rates
 from projections.projection import Projection
 from projections.recommendations.cache import RecommendationCache
-from projections.waiting import Pool, Waiting
+from projections.waiting import Freshness, Pool, Waiting
 from readapi.counts import LikeCounts
 from readapi.figures import AnalyticsQueries
 from readapi.live import LiveCounts
@@ -44,18 +45,6 @@ class ViewCounts(Protocol):
 
     async def views(self, conn: AsyncConnection[Any], video_ids: Sequence[UUID]) -> dict[UUID, int]:
         """The number of views of each of these videos that has any."""
-
-
-@dataclass(frozen=True, slots=True)
-class Freshness:
-    """How far in the log an answer has to be, and how long it may wait for that (seconds).
-
-    `admit` hears how far the answer is, where that is less and can't be changed.
-    """
-
-    position: int = 0
-    timeout_seconds: float = DEFAULT_TIMEOUT_MS / 1000
-    admit: Callable[[int], None] = lambda position: None
 
 
 async def freshness(
@@ -87,7 +76,8 @@ async def freshness(
         # What is read later in the same request is never older, so the first one counts.
         add_header(request.scope, STALE, encode_position(position))
 
-    return Freshness(decode_position(backlot_min_position), timeout_seconds, admit)
+    deadline = time.monotonic() + timeout_seconds
+    return Freshness(decode_position(backlot_min_position), deadline, admit)
 
 
 Fresh = Annotated[Freshness, Depends(freshness)]
@@ -134,10 +124,10 @@ class Queries:
         the connection is used.
         """
         try:
-            if fresh.position > 0:
-                schemas = [projection.schema for projection in projections]
-                seconds = fresh.timeout_seconds
-                reached = await self.waiting.until(schemas, fresh.position, seconds)
+            if fresh.is_asked:
+                wanted = Position(fresh.position.events)
+                schemas = {projection.schema: wanted for projection in projections}
+                reached = await self.waiting.until(schemas, fresh.seconds_left)
                 if reached is not None:
                     fresh.admit(reached)
             async with self.pool.connection() as conn:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from typing import Annotated
-from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Response
-from psycopg import AsyncConnection
-from psycopg.rows import TupleRow
 from pydantic import AfterValidator
 
 from infra.contract import (
@@ -18,13 +15,13 @@ from infra.contract import (
     VideoReference,
 )
 from infra.http import Caller, Problem, problems, wire
-from projections.catalog import VideoRow
-from projections.recommendations.model import Recommended
+from projections.recommendations.display import display
+from projections.recommendations.model import Recommendations as Made
 from projections.recommendations.recommender import MOST
-from projections.recommendations.recommender import Recommendations as Made
+from projections.waiting import Freshness
 from readapi.catalog import present
 from readapi.paging import storable
-from readapi.queries import Fresh, Freshness, Queries, Read
+from readapi.queries import Fresh, Queries, Read
 
 DEFAULT_LIMIT = 10
 
@@ -67,7 +64,7 @@ async def list_recommendations(
 ) -> Response:
     made, cached = await _made(queries, user_id, fresh)
     async with queries.reading(fresh, queries.catalog) as conn:
-        shown = await _there(queries, conn, made.items, limit)
+        shown = await display(conn, queries.catalog, user_id, made, limit)
     items = [
         Recommendation(
             video=VideoReference(video_id=row.video_id, title=row.title),
@@ -95,7 +92,7 @@ async def list_recommended_videos(
 ) -> Response:
     made, cached = await _made(queries, user_id, fresh)
     async with queries.reading(fresh, *queries.projections) as conn:
-        shown = await _there(queries, conn, made.items, limit)
+        shown = await display(conn, queries.catalog, user_id, made, limit)
         videos = await present(queries, conn, [row for _, row in shown], caller)
     items = [
         RecommendedVideo(video=video, reason=each.reason, score=each.score)
@@ -109,16 +106,7 @@ async def _made(queries: Queries, user_id: str, fresh: Freshness) -> tuple[Made,
 
     Raises ReadModelBehind.
     """
-    if fresh.position > 0:
+    if fresh.is_asked:
         async with queries.reading(fresh, *queries.projections):
             pass
-    return await queries.recommendations.get(user_id)
-
-
-async def _there(
-    queries: Queries, conn: AsyncConnection[TupleRow], made: tuple[Recommended, ...], limit: int
-) -> list[tuple[Recommended, VideoRow]]:
-    """The first of them that are still there: what was removed since leaves no gap."""
-    ids: list[UUID] = [each.video_id for each in made]
-    rows = await queries.catalog.videos(conn, ids)
-    return [(each, rows[each.video_id]) for each in made if each.video_id in rows][:limit]
+    return await queries.recommendations.get(user_id, fresh)

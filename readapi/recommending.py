@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from redis.asyncio import Redis
 
 from infra.settings import Settings
+from projections import consumers
 from projections.analytics.trending import Ranked
 from projections.analytics.windows import Window
 from projections.catalog import Catalog
@@ -15,7 +16,7 @@ from projections.recommendations.cache import RecommendationCache
 from projections.recommendations.ranker import make_ranker
 from projections.recommendations.recommender import MOST, Recommender
 from projections.recommendations.weighing import Weighing
-from projections.waiting import Pool
+from projections.waiting import Freshness, Pool
 from readapi.figures import AnalyticsQueries, AnalyticsUnavailable
 
 
@@ -30,9 +31,10 @@ def open_recommendations(
 ) -> RecommendationCache:
     """Recommendations from these connections; to be closed before them. Raises SettingsError."""
 
-    async def trend() -> Sequence[Ranked]:
+    async def trend(fresh: Freshness) -> Sequence[Ranked]:
         try:
-            ranking, _ = await analytics.ranking(Window.WEEK, MOST, None)
+            await analytics.wait(fresh, consumers.ENGAGED, consumers.COUNTS, consumers.VIDEOS)
+            ranking, _ = await analytics.ranking(Window.WEEK, MOST, None, fresh=fresh)
         except AnalyticsUnavailable:
             return ()
         return ranking.value

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from psycopg import Connection
+from psycopg.errors import UndefinedTable
 from psycopg.rows import TupleRow
 
 # The lock: CREATE … IF NOT EXISTS races with itself when several processes start at once.
@@ -68,6 +69,14 @@ def begin(conn: Connection[TupleRow]) -> dict[str, int]:
     """How far each source is published; at first, nothing is."""
     conn.execute(BEGIN)
     return dict(conn.execute(READ).fetchall())
+
+
+def published(conn: Connection[TupleRow]) -> list[tuple[str, int]]:
+    """How far each source is published; none where no relay has ever run."""
+    try:
+        return conn.execute(READ, prepare=True).fetchall()
+    except UndefinedTable:
+        return []
 
 
 def move(

@@ -1,4 +1,8 @@
-"""Wakes the followers of this process when something was recorded: one connection for all."""
+"""Wakes the followers of this process when something was recorded: one connection for all.
+
+A notification that says `hurry` comes from somebody who waits for what a follower makes: then it
+also cuts short the time in which it lets events gather.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from psycopg.sql import SQL, Identifier
 from infra import telemetry
 from infra.connecting import open_async_connection
 from projections.connecting import Backoff
-from projections.log import CHANNEL
+from projections.log import CHANNEL, HURRY
 
 log = structlog.get_logger(__name__)
 
@@ -28,12 +32,19 @@ class Waker:
     def __init__(self, database_url: str) -> None:
         self._database_url = database_url
         self._subscribers: list[asyncio.Event] = []
+        self._hurried: list[asyncio.Event] = []
 
     def subscribe(self) -> asyncio.Event:
         """An event that is set when something was recorded."""
         wake = asyncio.Event()
         self._subscribers.append(wake)
         return wake
+
+    def hurried(self) -> asyncio.Event:
+        """An event that is set when somebody waits; by then those that were subscribed are, too."""
+        hurry = asyncio.Event()
+        self._hurried.append(hurry)
+        return hurry
 
     async def run(self) -> None:
         """Listen until cancelled, again and again where the database goes away."""
@@ -53,8 +64,11 @@ class Waker:
         # Something may have been recorded while nobody listened.
         self._wake_all()
         while True:
-            async for _ in conn.notifies(timeout=LOOK_UP_SECONDS, stop_after=1):
+            async for note in conn.notifies(timeout=LOOK_UP_SECONDS, stop_after=1):
                 self._wake_all()
+                if note.payload == HURRY:
+                    for hurry in self._hurried:
+                        hurry.set()
             await asyncio.sleep(GATHER_SECONDS)
 
     def _wake_all(self) -> None:

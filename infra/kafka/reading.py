@@ -124,6 +124,26 @@ class Reader:
         """How many messages lie behind what was read, as far as the brokers have told."""
         return sum(max(0, self._end(each) - self._offsets.get(each, 0)) for each in self._assigned)
 
+    async def ends(self) -> dict[Partition, int]:
+        """Where the partitions that are read end now; raises KafkaAway.
+
+        None of them where a topic is not known yet: something may lie in it.
+        """
+        if {each.topic for each in self._assigned} != set(self._topics):
+            return {}
+        try:
+            found = await self._consumer.end_offsets(
+                [TopicPartition(*each) for each in self._assigned]
+            )
+        except KafkaError as error:
+            raise KafkaAway(describe(error)) from error
+        self._checked = time.monotonic()
+        return {Partition(*where): end for where, end in found.items()}
+
+    def has_read(self, ends: Mapping[Partition, int]) -> bool:
+        """Whether all that lay before these ends was read."""
+        return all(self._offsets.get(each, 0) >= end for each, end in ends.items())
+
     async def stop(self) -> None:
         """Disconnect; safe before a start."""
         consumer, self._consumer = self._consumer, None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import LiteralString
+from typing import Any, LiteralString
 
 from infra.settings_analytics import AnalyticsSettings
 
@@ -40,6 +40,7 @@ RECENT_HOUR: LiteralString = "%(recent_boost)s::float8 * " + POINTS.format(
 
 LISTED: LiteralString = "NOT video.removed AND video.completed_at IS NOT NULL"
 IN_CATEGORY: LiteralString = " AND video.category = %(category)s"
+NONE_OF: LiteralString = " AND video.video_id <> ALL (%(without)s)"
 
 # Rounded where it orders: sums of fractions differ in their last digits from plan to plan.
 # Above 2^-1000, because power() refuses what is too small for it.
@@ -74,6 +75,12 @@ FROM (SELECT * FROM scored
       ORDER BY round(score * 1e6) DESC, views DESC, video_id LIMIT %(limit)s) AS top
 ORDER BY rank
 """
+
+
+def narrowed(given: Mapping[str, Any]) -> LiteralString:
+    """What is asked of listed videos beside: `given` has `category` or None, maybe `without`."""
+    in_category: LiteralString = IN_CATEGORY if given["category"] is not None else ""
+    return in_category + NONE_OF if given.get("without") else in_category
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from projections.analytics.formula import BASE, IN_CATEGORY, LISTED, RECENT_HOUR
+from projections.analytics.formula import BASE, LISTED, RECENT_HOUR, narrowed
 from projections.analytics.windows import HOUR
 
 # The logarithm of what the settled sums score at any time, but for what is the same for all. A
@@ -66,8 +66,8 @@ class Leaders:
 async def leading(
     conn: AsyncConnection[TupleRow], limit: int, given: dict[str, Any], half_life_hours: float
 ) -> Leaders:
-    """A few times `limit` videos; `given` has `time_range`, `now`, and `category` or None."""
-    listed = LISTED + (IN_CATEGORY if given["category"] is not None else "")
+    """A few times `limit` videos; `given` has `time_range`, `now`, and what `narrowed` asks."""
+    listed = LISTED + narrowed(given)
     given = {**given, "leaders": LEADERS * limit, "looked_at": LOOKED_AT * limit}
     cursor = await conn.execute(LEADING.format(listed=listed).encode(), given)
     rows = await cursor.fetchall()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
@@ -11,7 +11,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, class_row
 
-from projections.analytics.formula import IN_CATEGORY, RANKED, SCORED, Formula
+from projections.analytics.formula import RANKED, SCORED, Formula, narrowed
 from projections.analytics.leaders import SHORTEST_HALF_LIFE_HOURS, leading, rising
 from projections.analytics.settling import settled
 from projections.analytics.sums import FROM_ROLLUPS, FROM_SETTLED, OF_VIDEOS
@@ -51,15 +51,17 @@ class Trending:
         limit: int,
         now: datetime,
         category: str | None = None,
+        without: Collection[UUID] = (),
     ) -> list[Ranked]:
-        """The first `limit` videos at the time `now`, of one category if given.
+        """The first `limit` videos at the time `now`, of one category if given, but for some.
 
         Equal scores are ordered by views, then by id. A video without points is not listed, nor is
         one that was removed.
         """
         edges = edges_of(window, now, self.formula.recent_hours)
         given: dict[str, Any] = {**self.formula.weights(), **edges.parameters()}
-        given |= {"time_range": window.value, "now": now, "limit": limit, "category": category}
+        given |= {"time_range": window.value, "now": now, "limit": limit}
+        given |= {"category": category, "without": list(without)}
         async with conn.transaction():
             await conn.execute(ONE_STATE)
             kept = await settled(conn, window, formula=self.formula, now=now)
@@ -95,7 +97,7 @@ class Trending:
     async def _rank(
         self, conn: AsyncConnection[TupleRow], sums: LiteralString, given: dict[str, Any]
     ) -> list[Ranked]:
-        scored = SCORED + (IN_CATEGORY if given["category"] is not None else "")
+        scored = SCORED + narrowed(given)
         query = f"WITH sums AS ({sums}), scored AS ({scored}) {RANKED}"
         async with conn.cursor(row_factory=class_row(Ranked)) as cursor:
             await cursor.execute(query.encode(), given)

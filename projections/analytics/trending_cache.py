@@ -13,7 +13,7 @@ from infra.patient import PatientRedis
 from infra.settings_analytics import AnalyticsSettings
 from projections.analytics.trending import Ranked
 from projections.analytics.windows import Window
-from projections.kept import Kept, Lifetimes, Made, renew
+from projections.kept import ANYTHING, Kept, Lifetimes, Made, Needs, renew
 
 PREFIX = "trending:"
 GENERATION = "trending:generation"
@@ -71,7 +71,12 @@ class TrendingCache:
         )
 
     async def get(
-        self, window: Window, limit: int, category: str | None, make: Make
+        self,
+        window: Window,
+        limit: int,
+        category: str | None,
+        make: Make,
+        needs: Needs = ANYTHING,
     ) -> tuple[Ranking, bool]:
         """A ranking, and whether it was kept; else `make` makes it, of the time that it is given.
 
@@ -82,7 +87,7 @@ class TrendingCache:
         async def made(now: datetime) -> tuple[Ranked, ...]:
             return tuple(await make(now))
 
-        return await self._kept.get(key_of(window, limit, category), GENERATION, made)
+        return await self._kept.get(key_of(window, limit, category), GENERATION, made, needs)
 
 
 def _patient(redis: Redis) -> PatientRedis:

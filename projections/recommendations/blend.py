@@ -70,7 +70,7 @@ def blend(material: Material, *, limit: int, weights: Weights = WEIGHTS) -> list
         if len(found) >= limit:
             break
         reason = _reason(candidate, material, weights)
-        found.append(Recommended(candidate.video_id, score, reason))
+        found.append(Recommended(candidate.video_id, score, reason, candidate.because))
     return found
 
 

@@ -12,8 +12,10 @@ from redis.asyncio import Redis
 from infra import metrics
 from infra.patient import PatientRedis
 from infra.settings_recommendations import RecommendationSettings
-from projections.kept import Kept, Lifetimes, Made, renew
-from projections.recommendations.recommender import MOST, Recommendations, Recommender
+from projections.kept import Kept, Lifetimes, Made, Needs, renew
+from projections.recommendations.model import Recommendations
+from projections.recommendations.recommender import MOST, Recommender
+from projections.waiting import WHATEVER_THERE_IS, Freshness
 
 PREFIX = "user:recommendations:"
 ENGAGED_PREFIX = "recommendations:engaged:"
@@ -62,21 +64,25 @@ class RecommendationCache:
             unreadable=metrics.RECOMMENDATION_CACHE_FAILURES,
         )
 
-    async def get(self, user_id: str) -> tuple[Recommendations, bool]:
+    async def get(
+        self, user_id: str, fresh: Freshness = WHATEVER_THERE_IS
+    ) -> tuple[Recommendations, bool]:
         """A user's recommendations, and whether they were kept; made once for all who ask.
 
-        Where there are few, what is newest follows, as it is now. Never raises RedisError.
+        Some may be seen or removed by now: that is for `display` to tell. Where there are few, what
+        is newest follows, as it is now. Raises ReadModelBehind, and never RedisError.
         """
         made, cached = await self._kept.get(
             PREFIX + user_id,
             ENGAGED_PREFIX + user_id,
-            lambda _: self._recommender.recommend(user_id),
+            lambda _: self._recommender.recommend(user_id, fresh),
+            Needs(position=fresh.position),
         )
         items = made.value.items
         if len(items) < MOST:
             known = {each.video_id for each in items}
             newest = await self._recommender.newest(user_id)
-            items = (*items, *(each for each in newest if each.video_id not in known))[:MOST]
+            items = (*items, *(each for each in newest if each.video_id not in known))
         return replace(made.value, items=items), cached
 
     async def aclose(self) -> None:

@@ -22,6 +22,10 @@ MOST, MOST_TRENDING, MOST_CATEGORIES = 60, 20, 3
 TURNS = (3, 1, 1, 1)
 WEIGHING = Weighing()
 
+ENGAGED_WITH = b"""
+SELECT video_id FROM analytics.engaged WHERE viewer = %s AND video_id = ANY (%s)
+"""
+
 K = TypeVar("K")
 
 
@@ -61,15 +65,12 @@ async def candidates_for(
     return vary(candidates) if profile.is_empty else candidates
 
 
-async def those_allowed(
-    conn: AsyncConnection[TupleRow],
-    profile: Profile,
-    videos: Sequence[UUID],
-    weighing: Weighing = WEIGHING,
+async def engaged_with(
+    conn: AsyncConnection[TupleRow], user_id: str, videos: Sequence[UUID]
 ) -> set[UUID]:
-    """Those of the videos that may be recommended to the user at all."""
-    finder = Finder(conn, profile.user_id, seeds_of(profile, weighing), weighing)
-    return {each.video_id for each in await finder.these(videos)}
+    """Those of the videos that the user is known to have watched or liked."""
+    cursor = await conn.execute(ENGAGED_WITH, (user_id, list(videos)))
+    return {video for (video,) in await cursor.fetchall()}
 
 
 async def _tops(finder: Finder, categories: Sequence[str], limit: int) -> list[Found]:

@@ -7,7 +7,7 @@ outperforms Condorcet and individual rank learning methods", SIGIR 2009.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from projections.recommendations.model import Recommended
@@ -44,15 +44,18 @@ def fuse(blended: Sequence[Recommended], ranked: Sequence[RankedByModel]) -> lis
     reasons = _named(blended, ranked)
     ranks = _ranks([*reasons, *(each.video_id for each in blended if each.video_id not in reasons)])
     scored = [
-        Recommended(
-            each.video_id,
-            _score(rank, ranks[each.video_id]),
-            reasons.get(each.video_id) or each.reason,
-        )
+        _worded(each, _score(rank, ranks[each.video_id]), reasons.get(each.video_id))
         for rank, each in enumerate(blended, 1)
     ]
     # The sort is stable.
     return sorted(scored, key=lambda each: -each.score)
+
+
+def _worded(each: Recommended, score: float, reason: str | None) -> Recommended:
+    """The same with its new score, and with the model's reason if there is one."""
+    if reason is None:
+        return replace(each, score=score)
+    return Recommended(each.video_id, score, reason, by_model=True)
 
 
 def _named(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -57,11 +57,30 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Recommended:
-    """A video in its place: the higher its score the earlier; `reason` is for people."""
+    """A video in its place: the higher its score the earlier; `reason` is for people.
+
+    `because` is the video whose title the reason tells, if it does; `by_model` whether a language
+    model has worded it.
+    """
 
     video_id: UUID
     score: float
     reason: str
+    because: UUID | None = None
+    by_model: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendations:
+    """The best first; `whole` unless something failed that may work again soon.
+
+    `told` are title and category, as they were, of the videos that the reasons may name.
+    """
+
+    source: Source
+    items: tuple[Recommended, ...]
+    whole: bool
+    told: Mapping[UUID, tuple[str, str | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

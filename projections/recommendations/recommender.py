@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from uuid import UUID
 
@@ -19,12 +19,12 @@ from psycopg.rows import TupleRow
 from infra import metrics
 from infra.llm.errors import LanguageModelError
 from projections.analytics.trending import Ranked
-from projections.catalog import Catalog
+from projections.catalog import Catalog, VideoRow
 from projections.likes import Likes
 from projections.log import END_OF_LOG
 from projections.recommendations.blend import blend, source_of
 from projections.recommendations.budget import BudgetSpent
-from projections.recommendations.candidates import candidates_for, those_allowed
+from projections.recommendations.candidates import candidates_for, engaged_with
 from projections.recommendations.describing import describe
 from projections.recommendations.embedding import nearest
 from projections.recommendations.fusion import fuse
@@ -32,39 +32,34 @@ from projections.recommendations.model import (
     Candidate,
     Material,
     Profile,
+    Recommendations,
     Recommended,
     Source,
 )
 from projections.recommendations.profile import profile_of
 from projections.recommendations.ranker import Ranker
 from projections.recommendations.weighing import Weighing
-from projections.waiting import Pool
+from projections.waiting import Freshness, Pool
 
 log = structlog.get_logger(__name__)
 
 MOST = 50
-"""So many are made, whoever asks for fewer."""
+"""So many are shown at most; more are made, for those that are seen or removed meanwhile."""
 MOST_SIMILAR = 20
+MOST_PAGES = 5
+"""Of the catalog, to look for what is new."""
 
 NEW = "New"
 
 Conn = AsyncConnection[TupleRow]
-Trend = Callable[[], Awaitable[Sequence[Ranked]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Recommendations:
-    """The best first; `whole` unless something failed that may work again soon."""
-
-    source: Source
-    items: tuple[Recommended, ...]
-    whole: bool
+Trend = Callable[[Freshness], Awaitable[Sequence[Ranked]]]
 
 
 class Recommender:
     """Makes recommendations; to be used from one event loop.
 
-    `pool` leads to the read models, `analytics` to the analytics; `trend` gives what trends.
+    `pool` leads to the read models, `analytics` to the analytics; `trend` gives what trends, once
+    the analytics are as fresh as was asked.
     """
 
     def __init__(
@@ -84,30 +79,46 @@ class Recommender:
         self._trend, self._ranker = trend, ranker
         self._seconds, self._weighing = seconds, weighing
 
-    async def recommend(self, user_id: str) -> Recommendations:
-        """Up to MOST videos for a user; fewer, or none, where little has happened yet."""
+    async def recommend(self, user_id: str, fresh: Freshness) -> Recommendations:
+        """Videos for a user; few, or none, where little has happened yet.
+
+        Raises ReadModelBehind.
+        """
+        trending = await self._trend(fresh)
         deadline = time.monotonic() + self._seconds
-        material, whole = await self._material(user_id, await self._trend())
+        material, whole = await self._material(user_id, trending)
         blended = blend(material, limit=len(material.candidates))
-        made = Recommendations(source_of(material), tuple(blended), whole)
+        made = Recommendations(source_of(material), tuple(blended), whole, _told(material))
         if whole and self._ranker is not None and blended:
             made = await self._asked(self._ranker, material, made, deadline)
         metrics.RECOMMENDATIONS_MADE.labels(made.source.value).inc()
-        return replace(made, items=made.items[:MOST])
+        return made
 
     async def newest(self, user_id: str) -> list[Recommended]:
-        """Up to MOST videos that may be recommended for nothing but being new, the newest first."""
+        """MOST or some more that may be recommended for nothing but being new, the newest first.
+
+        Fewer where there are not so many, or where the user has seen what came of late.
+        """
+        found: list[UUID] = []
+        before = END_OF_LOG
         try:
-            async with self._pool.connection() as conn:
-                rows = await self._catalog.page(
-                    conn, owner=None, category=None, before=END_OF_LOG, limit=MOST
-                )
-            asked = [row.video_id for row in rows if row.owner != user_id]
-            allowed = await self._allowed(user_id, asked)
+            for _ in range(MOST_PAGES):
+                rows = await self._page(before)
+                asked = [row.video_id for row in rows if row.owner != user_id]
+                known = await self._engaged_with(user_id, asked)
+                found += [video for video in asked if video not in known]
+                if len(found) >= MOST or len(rows) < MOST:
+                    break
+                before = rows[-1].completed_position
         except DatabaseError as error:
             self._failed(error)
-            return []
-        return [Recommended(video, 0.0, NEW) for video in asked if video in allowed]
+        return [Recommended(video, 0.0, NEW) for video in found]
+
+    async def _page(self, before: int) -> Sequence[VideoRow]:
+        async with self._pool.connection() as conn:
+            return await self._catalog.page(
+                conn, owner=None, category=None, before=before, limit=MOST
+            )
 
     async def aclose(self) -> None:
         """Give up what is asked of a language model, and close its connections."""
@@ -126,7 +137,7 @@ class Recommender:
             return replace(made, whole=isinstance(error, BudgetSpent))
         if not ranked:
             return made
-        return Recommendations(Source.LLM, tuple(fuse(made.items, ranked)), whole=True)
+        return replace(made, source=Source.LLM, items=tuple(fuse(made.items, ranked)))
 
     async def _material(self, user_id: str, trending: Sequence[Ranked]) -> tuple[Material, bool]:
         """What is known of the user and of what may be recommended; else only what trends."""
@@ -150,14 +161,14 @@ class Recommender:
         there = [each for each in candidates if each.video_id in described]
         return Material(profile, there, described)
 
-    async def _allowed(self, user_id: str, videos: Sequence[UUID]) -> Collection[UUID]:
-        """Those that the user has not seen; all while nobody can tell."""
+    async def _engaged_with(self, user_id: str, videos: Sequence[UUID]) -> Collection[UUID]:
+        """Those that the user has seen; none while nobody can tell."""
         try:
             async with self._analytics.connection() as conn:
-                return await those_allowed(conn, Profile(user_id), videos, self._weighing)
+                return await engaged_with(conn, user_id, videos)
         except DatabaseError as error:
             self._failed(error)
-            return videos
+            return ()
 
     def _failed(self, error: DatabaseError) -> None:
         metrics.RECOMMENDATION_FAILURES.inc()
@@ -173,6 +184,10 @@ def _latest(profile: Profile) -> list[UUID]:
 def _all(profile: Profile, candidates: Sequence[Candidate]) -> list[UUID]:
     known = (each.video_id for each in chain(profile.watched, profile.liked))
     return list(dict.fromkeys(chain((each.video_id for each in candidates), known)))
+
+
+def _told(material: Material) -> dict[UUID, tuple[str, str | None]]:
+    return {video: (each.title, each.category) for video, each in material.described.items()}
 
 
 def _by_trend(trending: Sequence[Ranked]) -> list[Candidate]:

@@ -16,6 +16,7 @@ from infra.http import Auditor, Problem, problems, wire
 from infra.privacy import PayloadMode
 from projections.audit.search import Search
 from projections.log import END_OF_LOG
+from projections.waiting import Freshness
 from readapi.audit.inspector import Inspector, Moment
 from readapi.audit.shapes import (
     AuditEvent,
@@ -25,7 +26,7 @@ from readapi.audit.shapes import (
     TraceTree,
 )
 from readapi.paging import Cursor, storable
-from readapi.queries import Freshness, Queries, Read
+from readapi.queries import Queries, Read
 
 DEFAULT_LIMIT = 50
 Limit = Annotated[int, Query(description="How many items at most.", ge=1, le=200)]

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -257,7 +257,7 @@ def test_consumers_on_a_real_redis_end_each_time(
 
 async def watch(database_url: str, views: int) -> None:
     """Record views, as the API does."""
-    telemetry = Telemetry(database_url)
+    telemetry = Telemetry(database_url, repeat=timedelta(hours=1))
     telemetry.open()
     for number in range(views):
         details = {"sessionId": str(uuid4())}

@@ -61,6 +61,7 @@ async def keeping(
             batch_events=batch_events,
             flush_seconds=flush_seconds,
             poll_seconds=0.2,
+            hurried=waker.hurried(),
         )
 
     runners = [

@@ -24,6 +24,7 @@ from infra.objects import FolderStore
 from infra.position import encode_position
 from infra.redis import connect_redis, embedded_redis
 from infra.settings import Settings
+from projections import consumers
 from projections.analytics.formula import Formula
 from projections.analytics.migrating import migrate
 from projections.analytics.trending import Trending
@@ -34,13 +35,14 @@ from projections.comments import Comments
 from projections.kept import Lifetimes
 from projections.likes import Likes
 from projections.operations import Operations
-from projections.waiting import Waiting
+from projections.waiting import Pool, Waiting
 from readapi.app import Queries, make_pool, routers, translate
 from readapi.counts import LikeCounts
 from readapi.figures import AnalyticsQueries
 from readapi.live import LiveCounts
 from readapi.recommending import open_recommendations
 from tests.integration.projection_support import Writer, hosting
+from workers.consuming import ledger
 
 SECRET = "a secret of the tests, long enough for HS256"
 COUNTER_TTL = 600
@@ -67,6 +69,9 @@ class Site:
         with psycopg.connect(database_url, autocommit=True) as conn:
             telemetry.install(conn)
             migrate(conn)
+            ledger.install(conn)
+        # Whether consumers are pretended to have taken in what was written.
+        self.counting = True
         self._loop = asyncio.Runner()
         self.queries = self.run(self._open())
         self.app = make_app(self.queries)
@@ -92,18 +97,18 @@ class Site:
             objects=self.objects,
             views=telemetry.Views(),
             mapper=EventMapper(),
-            analytics=(analytics := await self._open_analytics()),
+            analytics=(analytics := await self._open_analytics(pool)),
             recommendations=open_recommendations(
                 self.settings, self.rankings, pool, analytics, likes=Likes(), catalog=Catalog()
             ),
         )
 
-    async def _open_analytics(self) -> AnalyticsQueries:
+    async def _open_analytics(self, log_pool: Pool) -> AnalyticsQueries:
         self.analytics_pool = make_pool(self.database_url, max_size=2)
         await self.analytics_pool.open()
         self.rankings = self.redis or embedded_redis(FakeServer(version=(7, 4)))
         cache = TrendingCache(self.rankings, Lifetimes(timedelta(minutes=5), UNSETTLED))
-        return AnalyticsQueries(self.analytics_pool, Trending(Formula()), cache)
+        return AnalyticsQueries(self.analytics_pool, log_pool, Trending(Formula()), cache)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run(work)
@@ -131,11 +136,20 @@ class Site:
         """A query that includes everything written so far (unless not `fresh`)."""
         sent = dict(headers or {})
         if fresh:
+            if self.counting:
+                self.take_in(self.writer.head)
             sent.setdefault("Backlot-Min-Position", encode_position(self.writer.head))
         if user is not None:
             token = mint_token(SECRET, user, ["admin"] if admin else [])
             sent["Authorization"] = f"Bearer {token}"
         return self.run(self.client.get(path, headers=sent, params=params))
+
+    def take_in(self, position: int, telemetry: int = 0) -> None:
+        """Say of every consumer of the analytics that it has come so far."""
+        places = {("events", 0): position, ("telemetry", 0): telemetry}
+        with psycopg.connect(self.database_url, autocommit=True) as conn:
+            for name in (consumers.COUNTS, consumers.VIDEOS, consumers.ENGAGED):
+                ledger.settle(conn, name, (), (), places)
 
     def view(self, video: Upload, times: int) -> None:
         with psycopg.connect(self.database_url, autocommit=True) as conn:

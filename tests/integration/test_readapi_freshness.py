@@ -10,7 +10,7 @@ from threading import Timer
 import psycopg
 import pytest
 
-from infra.position import decode_position, encode_position
+from infra.position import Position, decode_position, encode_position
 from projections.positions import pause, resume
 from tests.integration.projection_support import eventually, rows
 from tests.integration.readapi_support import Site, serving
@@ -64,10 +64,10 @@ def test_behind_is_told_with_positions(site: Site) -> None:
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     body = answer.json()
     assert body["type"] == "read-model-behind"
-    assert decode_position(body["wanted"]) == here + 1
+    assert decode_position(body["wanted"]).events == here + 1
     assert {k: decode_position(v) for k, v in body["positions"].items()} == {
-        "catalog": here + 1,
-        "likes": here,
+        "catalog": Position(here + 1),
+        "likes": Position(here),
     }
 
 

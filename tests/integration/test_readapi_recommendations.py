@@ -9,20 +9,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
 
 from domain.upload import Upload
+from infra.integration.topics import VIDEO_VIEWED
+from infra.position import encode_position
 from infra.settings import Settings
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
 from projections.recommendations.cache import ENGAGED_PREFIX, PREFIX, Invalidation
+from projections.recommendations.display import PLAIN
 from projections.recommendations.keeping import keep
 from projections.recommendations.pairing import Engagement
 from projections.recommendations.weighing import Kind, Weighing
 from tests import openai_server
+from tests.integration.keeping import record
 from tests.integration.projection_support import hosting, origin
 from tests.integration.readapi_support import Site
 from tests.openai_server import Answer, Call, OpenAIServer
@@ -196,8 +201,88 @@ def test_what_was_removed_leaves_no_gap(place: Place) -> None:
     gone = {"Near": near, "Third": third}[first]
     gone.remove(origin("owner"))
     place.site.writer.save(gone)
-    body = place.ask(limit=1)
+    body = place.ask(limit=1, fresh=False)
     assert (body["cached"], titles(body)) == (True, [second])
+
+
+def changed(place: Place, video: Upload, title: str, category: str = "art") -> None:
+    video.change_details(origin("owner"), title=title, description=None, category=category)
+    place.site.writer.save(video)
+
+
+def kept_items(place: Place) -> dict[str, str]:
+    """Titles and reasons of what was kept, once the catalog shows what was written."""
+    assert place.site.get("/videos").status_code == 200
+    body = place.ask(fresh=False)
+    assert body["cached"] is True
+    return {each["video"]["title"]: each["reason"] for each in body["items"]}
+
+
+def near_seen(place: Place) -> tuple[Upload, Upload, Upload]:
+    """One that ann has seen, and two that are recommended because of it."""
+    seen, near, third = (place.video(each) for each in ("Seen", "Near", "Third"))
+    place.watch("bob", seen, near, third)
+    place.watch("ann", seen)
+    assert {each["reason"] for each in place.ask()["items"]} == {"Because you watched “Seen”"}
+    return seen, near, third
+
+
+def test_a_reason_does_not_repeat_a_title_of_before(place: Place) -> None:
+    seen, _, _ = near_seen(place)
+    changed(place, seen, "Seen, with sound")
+    assert kept_items(place) == {"Near": PLAIN, "Third": PLAIN}
+
+
+def test_a_reason_does_not_repeat_the_title_of_what_was_removed(place: Place) -> None:
+    seen, _, _ = near_seen(place)
+    seen.remove(origin("owner"))
+    place.site.writer.save(seen)
+    assert kept_items(place) == {"Near": PLAIN, "Third": PLAIN}
+
+
+@pytest.mark.parametrize(("title", "category"), [("Nearer", "art"), ("Near", "nature")])
+def test_what_has_changed_is_shown_as_it_is_now(place: Place, title: str, category: str) -> None:
+    _, near, _ = near_seen(place)
+    changed(place, near, title, category)
+    assert kept_items(place) == {title: PLAIN, "Third": "Because you watched “Seen”"}
+
+
+def test_what_is_seen_by_now_is_not_among_what_was_kept(place: Place) -> None:
+    """By the records themselves: no consumer runs here at all."""
+    _, near, third = near_seen(place)
+    place.site.writer.like(near.id, "ann")
+    assert set(kept_items(place)) == {"Third"}
+    place.site.writer.unlike(near.id, "ann")
+    assert set(kept_items(place)) == {"Third"}
+    value = {"videoId": str(third.id), "userId": "ann", "sessionId": str(uuid4())}
+    value["timestamp"] = datetime.now(UTC).isoformat()
+    place.site.run(record(place.site.database_url, [(VIDEO_VIEWED, uuid4(), value)]))
+    assert kept_items(place) == {}
+    # Others' deeds are theirs.
+    assert titles(place.ask("cat")) != []
+
+
+def test_a_later_position_has_them_made_again(place: Place) -> None:
+    near_seen(place)
+    assert place.ask()["cached"] is True
+    place.site.writer.like(place.video("Liked").id, "ann")
+    body = place.ask()
+    assert body["cached"] is False
+    assert "Liked" not in titles(body)
+    assert place.ask()["cached"] is True
+
+
+def test_before_the_consumers_have_it_there_is_no_answer(place: Place) -> None:
+    near_seen(place)
+    place.site.counting = False
+    position = place.site.writer.like(place.video("Liked").id, "ann")
+    answer = place.site.get(ALL, "ann", headers={"Backlot-Timeout-Ms": "100"})
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    body = answer.json()
+    assert (body["type"], body["wanted"]) == ("read-model-behind", encode_position(position))
+    assert "recommendations" in body["positions"]
+    # Without a position, what was kept will do.
+    assert place.ask(fresh=False)["cached"] is True
 
 
 def test_a_new_site_recommends_what_is_new(place: Place) -> None:
@@ -226,6 +311,19 @@ def test_the_model_orders_and_says_why(asking: Place, provider: OpenAIServer) ->
     assert len(provider.calls) == 1
     # The whole blend is still there.
     assert sorted(titles(body)) == sorted(asked)
+
+
+def test_the_models_words_go_with_the_texts_that_it_read(
+    asking: Place, provider: OpenAIServer
+) -> None:
+    seen = asking.video("Watched once")
+    expected = watched(asking)
+    asking.watch("ann", seen)
+    provider.otherwise = backwards
+    assert {each["reason"] for each in asking.ask()["items"]} == {"The model's."}
+    changed(asking, seen, "Watched twice")
+    assert kept_items(asking) == dict.fromkeys(expected, PLAIN)
+    assert len(provider.calls) == 1
 
 
 def test_nobody_else_is_in_the_prompt(asking: Place, provider: OpenAIServer) -> None:

@@ -13,6 +13,7 @@ from fakeredis import FakeServer
 from structlog.testing import capture_logs
 
 from infra import metrics
+from infra.position import Position
 from infra.redis import embedded_redis
 from projections.analytics.trending import Ranked
 from projections.analytics.trending_cache import (
@@ -21,7 +22,7 @@ from projections.analytics.trending_cache import (
     key_of,
 )
 from projections.analytics.windows import Window
-from projections.kept import Lifetimes
+from projections.kept import Lifetimes, Needs
 from tests.integration.redis_servers import RedisServer, redis_servers
 
 SECOND = timedelta(seconds=1)
@@ -113,6 +114,63 @@ def test_those_who_ask_together_have_it_made_once(server: FakeServer) -> None:
         assert (maker.made, len(rankings)) == (1, 1)
         shared = metrics.value("backlot_trending_lookups_total", outcome="shared")
         assert shared - before == 49
+
+    asyncio.run(ask())
+
+
+HELD = Needs(edition=3, position=Position(5, 7))
+
+
+@pytest.mark.parametrize(
+    ("needs", "cached"),
+    [
+        (Needs(), True),
+        (HELD, True),
+        (Needs(3, Position(4, 7)), True),
+        (Needs(3, Position(0, 0)), True),
+        (Needs(3, Position(6, 7)), False),
+        (Needs(3, Position(5, 8)), False),
+        (Needs(4, Position(5, 7)), False),
+        (Needs(2), False),
+        # Nobody can tell which edition is the present one.
+        (Needs(None, Position(5, 7)), True),
+    ],
+)
+def test_what_is_kept_holds_for_what_it_includes(
+    server: FakeServer, needs: Needs, cached: bool
+) -> None:
+    async def ask() -> None:
+        maker = Maker()
+        await maker.cache(server).get(Window.WEEK, 10, None, maker, HELD)
+        # In another process.
+        found = await maker.cache(server).get(Window.WEEK, 10, None, maker, needs)
+        assert found[1] is cached
+        if not cached:
+            assert (await maker.cache(server).get(Window.WEEK, 10, None, maker, needs))[1] is True
+
+    asyncio.run(ask())
+
+
+def test_what_an_older_release_kept_includes_nothing_for_sure(server: FakeServer) -> None:
+    async def ask() -> None:
+        maker = Maker()
+        at = BEGIN.isoformat()
+        older = b'{"value":[],"at":"%b","generation":null}' % at.encode()
+        await embedded_redis(server).set(key_of(Window.WEEK, 10, None), older)
+        assert (await maker.cache(server).get(Window.WEEK, 10, None, maker))[1] is True
+        assert (await maker.cache(server).get(Window.WEEK, 10, None, maker, HELD))[1] is False
+
+    asyncio.run(ask())
+
+
+def test_who_needs_more_does_not_share_what_is_being_made(server: FakeServer) -> None:
+    async def ask() -> None:
+        maker = Maker()
+        cache = maker.cache(server)
+        needs = [Needs(3), Needs(3), HELD, Needs(4)]
+        work = [cache.get(Window.WEEK, 10, None, maker, each) for each in needs]
+        await asyncio.gather(*work)
+        assert maker.made == 3
 
     asyncio.run(ask())
 

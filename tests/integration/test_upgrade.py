@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 from backlot.wiring import ReadModels
 from domain.comment import Comment
 from infra.metrics import STALE_ANSWERS
-from infra.position import decode_position
+from infra.position import Position, decode_position
 from projections import waiting as waits
 from projections.install import create, install
 from projections.likes import TABLES, Likes
@@ -208,6 +208,11 @@ def test_events_of_an_unknown_version_are_not_accounted(database_url: str, write
 Case = Callable[[Waiting], Awaitable[None]]
 
 
+def at(position: int, *schemas: str) -> dict[str, Position]:
+    """These read models, at a position of the log."""
+    return dict.fromkeys(schemas, Position(position))
+
+
 def wait(database_url: str, release: Projection, case: Case) -> None:
     async def main() -> None:
         async with make_pool(database_url, max_size=3) as pool:
@@ -233,8 +238,8 @@ class TestWaiting:
 
         async def case(waiting: Waiting) -> None:
             for seconds in (0.0, 60.0, 60.0):
-                assert await waiting.until(["likes"], writer.head, seconds) == stood
-            assert await waiting.until(["likes"], stood, 60.0) is None
+                assert await waiting.until(at(writer.head, "likes"), seconds) == stood
+            assert await waiting.until(at(stood, "likes"), 60.0) is None
 
         wait(database_url, reader, case)
 
@@ -247,13 +252,13 @@ class TestWaiting:
         writer.like(video, "second")
 
         async def case(waiting: Waiting) -> None:
-            asked = asyncio.create_task(waiting.until(["likes"], writer.head, 60.0))
+            asked = asyncio.create_task(waiting.until(at(writer.head, "likes"), 60.0))
             await asyncio.to_thread(eventually, lambda: waiting._unfed)
             with hosting(database_url, Likes()):
                 assert await asked is None
                 monkeypatch.setattr(waits, "UNFED_SECONDS", 0.0)
                 with pytest.raises(ReadModelBehind):
-                    await waiting.until(["likes"], writer.head + 1, 0.2)
+                    await waiting.until(at(writer.head + 1, "likes"), 0.2)
 
         wait(database_url, Forgetful(), case)
 
@@ -266,7 +271,7 @@ class TestWaiting:
 
         async def case(waiting: Waiting) -> None:
             with pytest.raises(ReadModelBehind):
-                await waiting.until(["likes"], writer.head, 0.2)
+                await waiting.until(at(writer.head, "likes"), 0.2)
 
         wait(database_url, release, case)
 
@@ -279,9 +284,9 @@ class TestWaiting:
 
         async def case(waiting: Waiting) -> None:
             with pytest.raises(ReadModelBehind):
-                await waiting.until(["likes", "tally"], writer.head, 0.2)
+                await waiting.until(at(writer.head, "likes", "tally"), 0.2)
             with hosting(database_url, Tally()):
-                assert await waiting.until(["likes", "tally"], writer.head, 60.0) == stood
+                assert await waiting.until(at(writer.head, "likes", "tally"), 60.0) == stood
 
         wait(database_url, Forgetful(), case)
 
@@ -306,7 +311,7 @@ def test_an_answer_says_that_it_is_older_until_the_replay_has_ended(site: Site) 
     for asked in (path, f"{path}/like", "/videos", "/videos/liked"):
         answer = site.get(asked, "bob")
         assert answer.status_code == 200, answer.text
-        assert decode_position(answer.headers[STALE]) == stood
+        assert decode_position(answer.headers[STALE]) == Position(stood)
     assert STALE_ANSWERS._value.get() == counted + 4
     # What is not made from it is as new as ever, and who does not ask is not told.
     assert STALE not in site.get(f"{path}/comments").headers

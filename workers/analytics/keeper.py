@@ -10,6 +10,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from infra import metrics
+from projections import consumers
 from projections.analytics import videos
 from projections.analytics.migrating import Shape, migrate
 from projections.analytics.refreshing import refresh
@@ -67,7 +68,7 @@ class _Keeper:
 class Analytics(_Keeper):
     """Counts views, watch time, shares, likes and comments."""
 
-    name = "analytics"
+    name = consumers.COUNTS
     topics = TOPICS
 
     def store(self, conn: Connection[TupleRow], batch: Sequence[Received]) -> None:
@@ -78,7 +79,7 @@ class Analytics(_Keeper):
 class AnalyticsVideos(_Keeper):
     """Knows the videos, and corrects what was counted before they were known."""
 
-    name = "analytics_videos"
+    name = consumers.VIDEOS
     topics = uploads.TOPICS
 
     def store(self, conn: Connection[TupleRow], batch: Sequence[Received]) -> None:

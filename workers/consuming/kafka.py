@@ -1,9 +1,16 @@
-"""Messages from Kafka: every partition of the topics, from offsets that PostgreSQL keeps."""
+"""Messages from Kafka: every partition of the topics, from offsets that PostgreSQL keeps.
+
+Who waits for a position of the log is told through the relay: what that had published lay in the
+topics by the time that it had written so down, so that whoever has read them to their ends since
+has all of it.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -14,13 +21,26 @@ from pydantic import ValidationError
 from infra.integration import dead_letters
 from infra.integration.topics import adapter_of
 from infra.kafka import KafkaOptions, Outgoing, Partition, Publisher, Reader, Record
+from projections.consumers import BY_KAFKA
 from workers.consuming.messages import Dead, Fetched, Place, Raw, Received, Unreadable
 from workers.leading import Lead
+from workers.relay_places import published
 
 log = structlog.get_logger(__name__)
 
 BATCH_MESSAGES = 500
 LOOK_SECONDS = 10.0
+# How long a read goes on that nobody cuts short, and how often the relay is looked at for nobody.
+READ_SECONDS = 0.1
+RELAY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """Up to where the relay had published, as places; it is all before these ends of the topics."""
+
+    places: Mapping[Place, int]
+    ends: Mapping[Partition, int]
 
 
 class KafkaSource:
@@ -34,7 +54,13 @@ class KafkaSource:
         options: KafkaOptions,
         *,
         batch_messages: int = BATCH_MESSAGES,
+        hurried: asyncio.Event | None = None,
     ) -> None:
+        """With `hurried`, which is set while somebody waits, it tells positions of the log too."""
+        self._hurried = hurried
+        self._lead: Lead | None = None
+        self._relayed: Relayed | None = None
+        self._relay_seen = 0.0
         self._topics = topics
         self._options = options
         self._batch_messages = batch_messages
@@ -47,14 +73,17 @@ class KafkaSource:
             for (topic, number), offset in places.items()
             if topic in self._topics
         }
+        self._lead, self._relayed = lead, None
         await self._reader.start(offsets)
 
     async def fetch(self, at_most_seconds: float) -> Fetched:
+        await self._look_at_relay()
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._reader.look_for_partitions()
             self._looked = time.monotonic()
+        at_most_seconds = min(at_most_seconds, READ_SECONDS) if self._hurried else at_most_seconds
         records = await self._reader.read(at_most_seconds, self._batch_messages)
-        return _fetched(records, self._reader.lag())
+        return _fetched(records, self._through(), self._reader.lag())
 
     async def reread(self, raw: Raw) -> Received:
         return parse(raw)
@@ -74,6 +103,26 @@ class KafkaSource:
 
     async def stop(self) -> None:
         await self._reader.stop()
+
+    async def _look_at_relay(self) -> None:
+        """Know how far it is; while somebody waits, each time that it has gone on."""
+        if self._hurried is None or self._lead is None:
+            return
+        if self._hurried.is_set():
+            self._hurried.clear()
+        elif time.monotonic() - self._relay_seen < RELAY_SECONDS:
+            return
+        self._relay_seen = time.monotonic()
+        places = {(BY_KAFKA[source], 0): at for source, at in await self._lead.do(published)}
+        if places and (self._relayed is None or places != self._relayed.places):
+            # In this order: what is published later lies behind these ends.
+            ends = await self._reader.ends()
+            self._relayed = Relayed(places, ends) if ends else None
+
+    def _through(self) -> Mapping[Place, int]:
+        """The places up to which everything was read, once it was."""
+        relayed = self._relayed
+        return relayed.places if relayed and self._reader.has_read(relayed.ends) else {}
 
 
 def parse(raw: Raw) -> Received:
@@ -110,7 +159,7 @@ def dead_letter(consumer: str, dead: Dead) -> Outgoing:
     return Outgoing(dead_letters(raw.topic), key, raw.value, headers)
 
 
-def _fetched(records: Sequence[Record], lag: int) -> Fetched:
+def _fetched(records: Sequence[Record], through: Mapping[Place, int], lag: int) -> Fetched:
     received: list[Received] = []
     dead: list[Dead] = []
     for record in records:
@@ -122,7 +171,7 @@ def _fetched(records: Sequence[Record], lag: int) -> Fetched:
     places = {
         (record.partition.topic, record.partition.number): record.offset + 1 for record in records
     }
-    return Fetched(received, dead, places, lag, _age(records))
+    return Fetched(received, dead, {**places, **through}, lag, _age(records))
 
 
 def _raw(record: Record) -> Raw:

@@ -5,6 +5,7 @@ What comes again after a crash was either stored with the places, or not at all.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -38,12 +39,16 @@ class KeeperRunner(Runner):
         batch_events: int,
         flush_seconds: float,
         poll_seconds: float = 1.0,
+        hurried: asyncio.Event | None = None,
     ) -> None:
         """A batch ends with `batch_events` messages, or `flush_seconds` after its first one.
 
+        It ends at once while somebody waits for it, which `hurried` tells.
         `database_url` is where the rows are kept, `log_url` where the event log is.
         """
-        super().__init__(database_url, keeper.name, Ahead(source), poll_seconds=poll_seconds)
+        super().__init__(
+            database_url, keeper.name, Ahead(source), poll_seconds=poll_seconds, hurried=hurried
+        )
         self._keeper = keeper
         self._log_url = log_url
         self._batch_events = batch_events
@@ -60,7 +65,7 @@ class KeeperRunner(Runner):
     async def _next(self) -> Fetched:
         fetched = await super()._next()
         flush_at = time.monotonic() + self._flush_seconds
-        while not fetched.is_empty:
+        while not (fetched.is_empty or self._hurried.is_set()):
             wanted = max(self._batch_events, BEHIND_EVENTS if fetched.lag else 0)
             left = flush_at - time.monotonic()
             if left <= 0 or len(fetched.received) + len(fetched.dead) >= wanted:

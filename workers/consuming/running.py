@@ -35,13 +35,23 @@ class Runner(ABC):
     """One consumer on its source, active in one process at a time."""
 
     def __init__(
-        self, database_url: str, name: str, source: Source, *, poll_seconds: float = 1.0
+        self,
+        database_url: str,
+        name: str,
+        source: Source,
+        *,
+        poll_seconds: float = 1.0,
+        hurried: asyncio.Event | None = None,
     ) -> None:
-        """`poll_seconds` is how late it may be where a notification was lost."""
+        """`poll_seconds` is how late it may be where a notification was lost.
+
+        `hurried` is set while somebody waits for what is made of what was recorded.
+        """
         self._database_url = database_url
         self._name = name
         self._source = source
         self._poll_seconds = min(poll_seconds, LOOK_SECONDS)
+        self._hurried = hurried or asyncio.Event()
         self._backoff = Backoff()
         self._looked = 0.0
         self._unwritten: dict[Place, int] = {}
@@ -85,8 +95,12 @@ class Runner(ABC):
                 log.info("consumer_active", consumer=self._name, source=self._source.kind)
                 while True:
                     fetched = await self._next()
+                    hurried = self._hurried.is_set()
+                    self._hurried.clear()
                     self._backoff.reset()
                     await self._deal_with(lead, fetched)
+                    if hurried:
+                        await self._write_places(lead)
                     if time.monotonic() - self._looked >= LOOK_SECONDS:
                         await self._look_aside(lead)
             finally:
@@ -118,10 +132,13 @@ class Runner(ABC):
         wanted = await lead.do(ledger.wanted, self._name, REDRIVE_MESSAGES)
         if wanted:
             await self._redrive(lead, wanted)
+        await self._write_places(lead)
+        metrics.CONSUMER_DEAD.labels(self._name).set(await lead.do(ledger.count_dead, self._name))
+
+    async def _write_places(self, lead: Lead) -> None:
         if self._unwritten:
             await lead.do(ledger.settle, self._name, (), (), self._unwritten)
             self._unwritten = {}
-        metrics.CONSUMER_DEAD.labels(self._name).set(await lead.do(ledger.count_dead, self._name))
 
     async def _redrive(self, lead: Lead, wanted: Sequence[Raw]) -> None:
         readable: list[Received] = []

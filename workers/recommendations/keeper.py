@@ -14,6 +14,7 @@ from psycopg.rows import TupleRow
 from infra.integration import topics
 from projections.analytics.migrating import migrate
 from projections.analytics.rules import NotCountable, Row, row_of
+from projections.consumers import ENGAGED
 from projections.poison import describe
 from projections.recommendations.keeping import keep, rank_categories
 from projections.recommendations.pairing import Engagement
@@ -44,7 +45,7 @@ async def tell_nobody(viewers: frozenset[str]) -> None:
 class Recommendations:
     """Keeps what known viewers engage with; shares its database with the analytics."""
 
-    name = "recommendations"
+    name = ENGAGED
     topics = frozenset(KINDS)
 
     def __init__(self, weighing: Weighing, *, changed: Tell = tell_nobody) -> None:

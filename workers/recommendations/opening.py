@@ -31,7 +31,7 @@ async def open_preparing(
         await pool.open()
         stack.push_async_callback(pool.close)
         url = settings.analytics_url(database_url)
-        analytics = await AnalyticsQueries.open(settings, url, redis)
+        analytics = await AnalyticsQueries.open(settings, url, redis, pool)
         stack.push_async_callback(analytics.aclose)
         made = open_recommendations(
             settings, redis, pool, analytics, likes=Likes(), catalog=Catalog()

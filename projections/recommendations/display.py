@@ -1,0 +1,55 @@
+"""What is shown of recommendations that were made before: as the videos, and the user, are now."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from projections.catalog import Catalog, VideoRow
+from projections.recommendations.history import seen_or_gone
+from projections.recommendations.model import Recommendations, Recommended
+
+PLAIN = "Picked for you"
+"""In the place of a reason that tells what is no longer so."""
+
+Shown = tuple[Recommended, VideoRow]
+
+
+async def display(
+    conn: AsyncConnection[TupleRow],
+    catalog: Catalog,
+    user_id: str,
+    made: Recommendations,
+    limit: int,
+) -> list[Shown]:
+    """The first of them that can still be recommended: those behind fill the gaps.
+
+    Nothing that was removed, that is the user's own, or that the user has watched or liked by now.
+    """
+    videos = [each.video_id for each in made.items]
+    rows = await catalog.videos(conn, [*videos, *made.told])
+    out = await seen_or_gone(conn, user_id, videos)
+    out |= {video for video, row in rows.items() if row.owner == user_id}
+    there = [each for each in made.items if each.video_id in rows and each.video_id not in out]
+    changed = {
+        video
+        for video, told in made.told.items()
+        if video not in rows or told != (rows[video].title, rows[video].category)
+    }
+    profile_changed = not changed.issubset(videos)
+    return [
+        (_as_now(each, changed, profile_changed), rows[each.video_id]) for each in there[:limit]
+    ]
+
+
+def _as_now(each: Recommended, changed: Collection[UUID], profile_changed: bool) -> Recommended:
+    """The same, without a reason that may repeat what its videos were called before."""
+    # A language model has read the texts of the whole profile.
+    stale = each.by_model and profile_changed
+    if stale or each.video_id in changed or each.because in changed:
+        return replace(each, reason=PLAIN)
+    return each
