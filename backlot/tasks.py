@@ -6,31 +6,35 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from backlot import names
+from backlot.group import group
+from backlot.layout import table
 from backlot.output import Json, show
 from infra.settings import load_settings
 
 if TYPE_CHECKING:
     from infra.tasks.letters import TaskQueues
 
-app = typer.Typer(help="Background tasks: queues and dead letters.", no_args_is_help=True)
+app = group("Background tasks: queues and dead letters.")
 
-Queue = Annotated[str | None, typer.Option("--queue", help="Only this queue; default: all.")]
-
-
-@app.callback()
-def tasks() -> None:
-    """Background tasks: queues and dead letters."""
+Queue = Annotated[
+    str | None,
+    typer.Option(
+        "--queue",
+        help="Only this queue; default: all.",
+        autocompletion=names.completion(names.queues),
+    ),
+]
 
 
 @app.command(name="list")
 def list_queues(as_json: Json = False) -> None:
     """The queues: how many tasks wait, run, wait for their next attempt, are dead."""
     found = _queues().depths()
-    lines = [f"{'queue':<14}{'waiting':>9}{'taken':>9}{'delayed':>9}{'dead':>9}"]
-    for depth in found:
-        taken = "-" if depth.taken is None else depth.taken
-        counts = f"{depth.waiting:>9}{taken:>9}{depth.delayed:>9}{depth.dead:>9}"
-        lines.append(f"{depth.queue:<14}{counts}")
+    rows = [
+        (e.queue, e.waiting, "-" if e.taken is None else e.taken, e.delayed, e.dead) for e in found
+    ]
+    lines = table(("queue", "waiting", "taken", "delayed", "dead"), rows)
     items = [{"queue": depth.queue, **depth.by_state()} for depth in found]
     show("\n".join(lines), {"items": items}, as_json)
 
@@ -88,8 +92,4 @@ def _queues() -> TaskQueues:
 def _names(queue: str | None) -> tuple[str, ...]:
     from infra.tasks.queues import QUEUES
 
-    if queue is None:
-        return QUEUES
-    if queue not in QUEUES:
-        raise typer.BadParameter(f"{queue!r} is none of {', '.join(QUEUES)}", param_hint="--queue")
-    return (queue,)
+    return QUEUES if queue is None else (names.require("queue", queue, QUEUES),)

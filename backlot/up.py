@@ -17,7 +17,7 @@ from backlot.app import make_app
 from backlot.health import check
 from backlot.serving import calm_garbage_collector, serving
 from backlot.wiring import Parts, open_parts
-from infra.errors import OperatorError
+from infra.errors import ExitCode, OperatorError
 from infra.logging import configure_logging
 from infra.settings import Settings
 
@@ -39,7 +39,7 @@ def run_up(settings: Settings) -> int:
         try:
             return _serve(settings, stack)
         except Stopped:
-            return 0
+            return ExitCode.DONE
         finally:
             # From here on everything is stopped anyway; a second Ctrl-C must not cut it short.
             _on_signals(signal.SIG_IGN)
@@ -52,7 +52,7 @@ def _serve(settings: Settings, stack: ExitStack) -> int:
     config = serving(make_app(parts))
     server = Server(config, parts)
     server.run(sockets=[listener])
-    return 0 if server.started else 1
+    return ExitCode.DONE if server.started else ExitCode.FAILED
 
 
 class Stopped(BaseException):

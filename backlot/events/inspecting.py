@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import TypeVar
 
 import psycopg
@@ -50,16 +49,3 @@ async def _ask(url: str, mode: PayloadMode, question: Callable[[Inspector], Awai
         url, autocommit=True, application_name="backlot events", connect_timeout=CONNECT_SECONDS
     ) as conn:
         return await question(Inspector(conn, Audit(), EventMapper(), mode))
-
-
-def parse_time(option: str, text: str | None) -> datetime | None:
-    """A time in ISO 8601, in UTC unless it says otherwise; raises NotInspected."""
-    if text is None:
-        return None
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise NotInspected(
-            f"{option}: {text!r} is not a time such as 2026-11-22 or 2026-11-22T09:30:15+01:00"
-        ) from None
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)

@@ -7,23 +7,28 @@ from typing import Annotated
 
 import typer
 
+from backlot import names
+from backlot.group import group
+from backlot.layout import table
 from backlot.output import Json, show
+from backlot.question import Yes, require_yes
+from infra.errors import ExitCode
 from infra.settings import load_settings
 
-app = typer.Typer(help="Events that could not be applied.", no_args_is_help=True)
+app = group("Events that could not be applied.")
 
-Name = Annotated[str, typer.Argument(help="The projection.", show_default=False)]
+ITS_NAME = typer.Argument(
+    help="The projection.",
+    show_default=False,
+    callback=names.projection,
+    autocompletion=names.completion(names.projections),
+)
+Name = Annotated[str, ITS_NAME]
 Position = Annotated[int, typer.Argument(min=1, help="The event's position.", show_default=False)]
 Which = Annotated[
     int | None, typer.Argument(min=1, help="The event's position; default: all that wait.")
 ]
 Why = Annotated[str, typer.Option("--reason", help="Why; it is kept with the event.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
-
-
-@app.callback()
-def parked() -> None:
-    """Events that could not be applied."""
 
 
 @app.command(name="list")
@@ -40,8 +45,9 @@ def list_parked(
     with operating(load_settings()) as operator:
         schema = operator.projection(name).schema
         found = page(operator.conn, schema, after=after, limit=limit)
-    lines = [f"{e.position:>10}  {e.status:<9}  {e.topic}  {e.error}" for e in found]
-    text = "\n".join(lines) or "nothing is set aside"
+    rows = [(e.position, e.status, e.topic, e.error) for e in found]
+    lines = table(("position", "status", "topic", "error"), rows)
+    text = "\n".join(lines) if rows else "nothing is set aside"
     show(text, {"items": [each.as_dict() for each in found]}, as_json)
 
 
@@ -80,7 +86,8 @@ def retry(
     events = result["events"] if isinstance(result["events"], list) else []
     lines = [f"{event['position']:>10}  {event['outcome']}" for event in events]
     show("\n".join(lines) or "nothing is set aside", result, as_json)
-    raise typer.Exit(0 if all(event["outcome"] == "applied" for event in events) else 1)
+    applied = all(event["outcome"] == "applied" for event in events)
+    raise typer.Exit(ExitCode.DONE if applied else ExitCode.NOT_WELL)
 
 
 @app.command()
@@ -88,16 +95,14 @@ def discard(
     name: Name, position: Position, reason: Why, yes: Yes = False, as_json: Json = False
 ) -> None:
     """Leave one out for good; it stays listed, with who, when and why."""
-    if not yes:
-        typer.confirm(f"Leave the event at {position} out of {name}?", abort=True, err=True)
+    require_yes(f"Leave the event at {position} out of {name}?", yes=yes)
     _do("discard", name, {"position": position, "reason": reason}, as_json)
 
 
 @app.command()
 def park(name: Name, reason: Why, yes: Yes = False, as_json: Json = False) -> None:
     """Set aside the event that it stopped in front of, and let it go on without."""
-    if not yes:
-        typer.confirm(f"Let {name} go on without that event?", abort=True, err=True)
+    require_yes(f"Let {name} go on without that event?", yes=yes)
     _do("park", name, {"reason": reason}, as_json)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,15 +12,13 @@ from backlot.projections.lines import differences, told
 from backlot.projections.operating import Operator, operating
 from backlot.projections.replay_screen import ReplayScreen
 from backlot.projections.replaying import Interrupted, Replaying
+from backlot.question import agrees
 from domain.operation import Members
+from infra.errors import ExitCode
 from infra.settings import load_settings
 from projections import positions
 from projections.replaying.rows import Replay, ReplayState
 from readapi.projection_status import present_replay
-
-FAILED = 1
-UNCONFIRMED = 3
-INTERRUPTED = 130
 
 
 class Verified(NamedTuple):
@@ -37,22 +34,23 @@ def carry(
 ) -> int:
     """Replay or roll back, here or in another process; the exit code.
 
-    3 for a replay that waits to be confirmed, 1 for one that rests otherwise or did not succeed.
+    UNCONFIRMED for a replay that waits, FAILED for one that rests otherwise or did not succeed.
     """
     with operating(load_settings()) as operator:
         replaying = Replaying(operator, action, name, parameters)
         if detach:
             operation = str(replaying.detach())
             show(f"requested: operation {operation}", {"operationId": operation}, as_json)
-            return 0
+            return ExitCode.DONE
         found = _run(replaying, yes=yes)
         lines = [told(found)]
         if found.result is not None and found.result["differs"]:
             lines += differences(found.result)
         show("\n".join(lines), _as_dict(operator, found), as_json)
     if not found.finished:
-        return FAILED if found.paused else UNCONFIRMED
-    return FAILED if found.state in (ReplayState.CANCELLED, ReplayState.FAILED) else 0
+        return ExitCode.FAILED if found.paused else ExitCode.UNCONFIRMED
+    gone = found.state in (ReplayState.CANCELLED, ReplayState.FAILED)
+    return ExitCode.FAILED if gone else ExitCode.DONE
 
 
 def verify_all(operator: Operator, names: Sequence[str], parameters: Members) -> Verified:
@@ -80,15 +78,12 @@ def _run(replaying: Replaying, *, yes: bool) -> Replay:
         return replaying.run(lambda found: yes or _agreed(found))
     except Interrupted as interrupted:
         typer.echo(f"backlot: {interrupted}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
 def _agreed(found: Replay) -> bool:
-    """Whether the operator, having seen what differs, wants the switch; nobody there: no."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    typer.echo("\n".join(differences(found.result)), err=True)
-    return typer.confirm(f"Switch {found.name} to the new copy?", err=True)
+    """Whether the operator, having seen what differs, wants the switch."""
+    return agrees(f"Switch {found.name} to the new copy?", *differences(found.result))
 
 
 def _as_dict(operator: Operator, found: Replay) -> dict[str, Any]:

@@ -6,24 +6,31 @@ import json
 from typing import Annotated
 
 import typer
+from psycopg import Connection
+from psycopg.rows import TupleRow
 
+from backlot import names
+from backlot.group import Listing, group
+from backlot.layout import table
 from backlot.output import Json, show
 from infra.errors import OperatorError
 from infra.settings import load_settings
 
-app = typer.Typer(help="Messages that could not be handled.", no_args_is_help=True)
+app = group("Messages that could not be handled; the list of them.", Listing)
 
 OfConsumer = Annotated[str | None, typer.Option("--consumer", help="Only of this consumer.")]
-OfTopic = Annotated[str | None, typer.Option("--topic", help="Only of this topic.")]
+OfTopic = Annotated[
+    str | None,
+    typer.Option(
+        "--topic",
+        help="Only of this topic.",
+        autocompletion=names.completion(names.published),
+    ),
+]
 
 
 class NoSuchMessage(OperatorError):
     """No dead message has that id."""
-
-
-@app.callback()
-def dead() -> None:
-    """Messages that could not be handled."""
 
 
 @app.command(name="list")
@@ -39,11 +46,11 @@ def list_dead(
     from workers.consuming.dead import buried
 
     with looking(load_settings()) as conn:
+        require_known(conn, consumer, topic)
         found = buried(conn, consumer=consumer, topic=topic, after=after, limit=limit)
-    lines = [
-        f"{e.id:>8}  {e.consumer:<12}  {e.topic:<18}  {e.status:<7}  {e.reason}" for e in found
-    ]
-    text = "\n".join(lines) or "nothing is dead"
+    rows = [(e.id, e.consumer, e.topic, e.status, e.reason) for e in found]
+    lines = table(("id", "consumer", "topic", "status", "reason"), rows)
+    text = "\n".join(lines) if rows else "nothing is dead"
     show(text, {"items": [each.as_dict() for each in found]}, as_json)
 
 
@@ -66,3 +73,14 @@ def show_dead(
         for key, value in told.items()
     ]
     show("\n".join(lines), told, as_json)
+
+
+def require_known(conn: Connection[TupleRow], consumer: str | None, topic: str | None) -> None:
+    """Raise UnknownName for a consumer that never ran, and a topic that nothing is published to."""
+    from workers.consuming.dead import consumers_and_topics
+
+    consumers, topics = consumers_and_topics(conn)
+    if consumer is not None:
+        names.require("consumer", consumer, consumers)
+    if topic is not None:
+        names.require("topic", topic, topics | names.published())

@@ -21,8 +21,8 @@ from backlot.upload.file import LocalFile
 from backlot.upload.memory import Memory, state_folder
 from backlot.upload.problems import UploadFailed
 from backlot.upload.session import Session, Uploaded, Wishes
+from infra.errors import ExitCode
 
-INTERRUPTED = 130
 # Outlasts a server's restart: two minutes at most, and whatever pauses the server asks for.
 PATIENCE = Patience(attempts=12, first=0.5, longest=15.0, longest_told=300.0)
 AGAIN = "run the same command again to send only the rest"
@@ -73,10 +73,10 @@ def run_upload(
             found = asyncio.run(_run(file, target, named, screen, parallel, resume))
         except KeyboardInterrupt:
             screen.say(f"interrupted: {AGAIN}{'' if resume else ', without --no-resume'}")
-            return INTERRUPTED
+            return ExitCode.INTERRUPTED
         seconds = time.perf_counter() - started
         _tell(found, file, target.url, seconds, as_json=as_json, say=screen.say)
-    return 0
+    return ExitCode.DONE
 
 
 async def _run(
