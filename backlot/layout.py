@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import zip_longest
 
-from rich.cells import cell_len, chop_cells, set_cell_size
+from rich.cells import cell_len, set_cell_size
 
-UNLIMITED = sys.maxsize
+# What stands for no limit; rich takes no larger numbers.
+UNLIMITED = 100_000
 GAP = "  "
+# Columns that the last cell of a row needs.
+LEAST = 24
 NUMBER = re.compile(r"[0-9][0-9,.]*")
 NO_NUMBER = ("-", "never")
-# What stands around a change in a long text.
-AROUND = 20
 
 
 def width() -> int:
@@ -32,19 +33,23 @@ def width() -> int:
 def table(
     headings: Sequence[str], rows: Iterable[Sequence[object]], columns: int | None = None
 ) -> Iterator[str]:
-    """Rows under their headings, numbers to the right.
+    """Rows under their headings, numbers to the right; what a terminal would obey is replaced.
 
-    Where that does not fit, each row is a block of lines, each a heading and its cell.
+    What is too wide for that has its last column broken between words; where no room is left for
+    one, each row is a block of lines, each a heading and its cell.
     """
-    texts = [[str(cell) for cell in row] for row in rows]
-    sizes = [max(map(cell_len, column)) for column in zip(headings, *texts, strict=True)]
-    if sum(sizes) + len(GAP) * (len(sizes) - 1) > (width() if columns is None else columns):
-        yield from _blocks(headings, texts)
+    limit = width() if columns is None else columns
+    texts = [[printable(" ".join(str(cell).split())) for cell in row] for row in rows]
+    *sizes, last = (max(map(cell_len, column)) for column in zip(headings, *texts, strict=True))
+    room = limit - sum(sizes) - len(GAP) * len(sizes)
+    words = " ".join(row[-1] for row in (headings, *texts)).split()
+    if room < max(min(last, LEAST), *map(cell_len, words)):
+        yield from _blocks(headings, texts, limit)
         return
+    sizes.append(min(last, room))
     right = [_counts(column) for column in zip(*texts, strict=True)] or [False] * len(sizes)
     for line in (headings, *texts):
-        cells = zip(line, sizes, right, strict=True)
-        yield GAP.join(_filled(*cell) for cell in cells).rstrip()
+        yield from _lines(line, sizes, right)
 
 
 def flow(cells: Iterable[str], columns: int | None = None) -> Iterator[str]:
@@ -54,31 +59,46 @@ def flow(cells: Iterable[str], columns: int | None = None) -> Iterator[str]:
     for cell in cells:
         if line and cell_len(f"{line}{GAP}{cell.rstrip()}") > limit:
             yield line.rstrip()
-            *full, line = chop_cells(cell.strip(), max(limit - len(GAP), 1)) or [""]
+            *full, last = _wrapped(cell, limit - len(GAP))
             yield from (GAP + part for part in full)
-            line = GAP + line
+            line = GAP + last
         else:
             line = f"{line}{GAP}{cell}" if line else cell
     yield line.rstrip()
 
 
-def changed(old: str, new: str) -> tuple[str, str]:
-    """Two texts without the long parts that they begin or end with alike."""
-    first = _alike(old, new)
-    last = min(_alike(old[::-1], new[::-1]), len(old) - first, len(new) - first)
-    start, end = max(first - AROUND, 0), max(last - AROUND, 0)
-    # Where leaving out saves nothing, everything is shown.
-    start, end = (0 if left <= 1 else left for left in (start, end))
-    return _excerpt(old, start, end), _excerpt(new, start, end)
+def printable(text: str) -> str:
+    """The text without anything that a terminal would obey."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
-def _blocks(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def _lines(cells: Sequence[str], sizes: Sequence[int], right: Sequence[bool]) -> Iterator[str]:
+    """A row, with its last cell in as many lines as it takes."""
+    *before, last = cells
+    aligned = [_filled(*each) for each in zip(before, sizes, right, strict=False)]
+    for number, part in enumerate(_wrapped(last, sizes[-1])):
+        if number:
+            aligned = [" " * size for size in sizes[:-1]]
+        yield GAP.join([*aligned, _filled(part, sizes[-1], right[-1])]).rstrip()
+
+
+def _blocks(headings: Sequence[str], rows: Sequence[Sequence[str]], limit: int) -> Iterator[str]:
     named = max(map(cell_len, headings))
     for number, row in enumerate(rows):
         if number:
             yield ""
         for heading, cell in zip(headings, row, strict=True):
-            yield f"{set_cell_size(heading, named)}{GAP}{cell}".rstrip()
+            first, *more = _wrapped(cell, limit - named - len(GAP))
+            yield f"{set_cell_size(heading, named)}{GAP}{first}".rstrip()
+            yield from (f"{' ' * named}{GAP}{part}" for part in more)
+
+
+def _wrapped(text: str, size: int) -> list[str]:
+    """The text in lines of that many columns, broken between words only: ids stay whole."""
+    if cell_len(text) <= size:
+        return [text]
+    words = textwrap.wrap(text, max(size, 1), break_long_words=False, break_on_hyphens=False)
+    return words or [""]
 
 
 def _counts(cells: Sequence[str]) -> bool:
@@ -87,16 +107,5 @@ def _counts(cells: Sequence[str]) -> bool:
 
 
 def _filled(text: str, size: int, right: bool) -> str:
-    space = " " * (size - cell_len(text))
+    space = " " * max(size - cell_len(text), 0)
     return space + text if right else text + space
-
-
-def _alike(one: str, other: str) -> int:
-    """How many characters two texts have in common at their beginning."""
-    pairs = zip_longest(one, other)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), len(one))
-
-
-def _excerpt(text: str, start: int, end: int) -> str:
-    before, after = "…" if start else "", "…" if end else ""
-    return f"{before}{text[start : len(text) - end]}{after}"

@@ -10,6 +10,7 @@ from backlot import names
 from backlot.group import group
 from backlot.layout import table
 from backlot.output import Json, show
+from infra.errors import UsageError
 from infra.settings import load_settings
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def redrive(
     from infra.tasks.errors import NoSuchDeadTask
 
     if (task is None) == (not every):
-        raise NoSuchDeadTask("name one dead task, or say --all")
+        raise UsageError("name one dead task, or say --all")
     queues = _queues()
     sent = [each for name in _names(queue) for each in queues.redrive(name, task)]
     if task is not None and not sent:

@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 
 from backlot.database import database_url
 from infra.codec import EventMapper
-from infra.errors import OperatorError
+from infra.errors import OperatorError, UsageError
 from infra.privacy import PayloadMode
 from infra.settings import load_settings
 from projections.audit.index import Audit
@@ -28,7 +28,7 @@ class NotInspected(OperatorError):
 
 
 def inspect(mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) -> T:
-    """The answer to a question about the log; raises NotInspected and NothingRuns."""
+    """The answer to a question about the log; raises UsageError, NotInspected, NothingRuns."""
     url = database_url(load_settings())
     try:
         return asyncio.run(_ask(url, mode, question))
@@ -40,8 +40,10 @@ def inspect(mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) ->
         raise NotInspected(f"the database does not answer: {error}") from error
     except UnicodeEncodeError as error:
         raise NotInspected("what was asked for is not text in UTF-8") from error
-    except (NotRecorded, InvalidCursor) as error:
+    except NotRecorded as error:
         raise NotInspected(str(error)) from error
+    except InvalidCursor as error:
+        raise UsageError(str(error)) from error
 
 
 async def _ask(url: str, mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) -> T:

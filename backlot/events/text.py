@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from datetime import datetime
 from io import StringIO
 
-from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from backlot.layout import changed, flow, table, width
+from backlot.change import change_lines
+from backlot.layout import flow, printable, table, width
 from readapi.audit.shapes import (
     AggregateState,
     AuditEvent,
@@ -27,11 +27,6 @@ from readapi.audit.shapes import (
     TraceTree,
 )
 
-MAX_VALUE = 300
-# Longer values stand below each other, so that one sees what differs.
-SHORT = 40
-# What rich takes for the width of something without one.
-WIDEST = 100_000
 SHOWN_DAYS = 14
 
 
@@ -58,19 +53,6 @@ def step_lines(step: StreamEvent, columns: int | None = None) -> Iterator[str]:
         yield f"    ! {printable(step.error)}"
     for name, change in (step.changed or {}).items():
         yield from change_lines(f"    {name}", change["from"], change["to"], columns)
-
-
-def change_lines(name: str, old: object, new: object, columns: int | None = None) -> Iterator[str]:
-    """One value and what it became: in one line, or below each other where that does not fit."""
-    if isinstance(old, str) and isinstance(new, str):
-        old, new = changed(old, new)
-    before, after = _value(old), _value(new)
-    line = f"{name}: {before} → {after}"
-    if max(map(len, (before, after))) <= SHORT and cell_len(line) <= (columns or width()):
-        yield line
-        return
-    indent = " " * (len(name) - len(name.lstrip()))
-    yield from (f"{name}:", f"{indent}  - {before}", f"{indent}  + {after}")
 
 
 def state_lines(state: AggregateState) -> Iterator[str]:
@@ -137,11 +119,6 @@ def stats_lines(stats: AuditStats) -> Iterator[str]:
     yield from _counts("day (UTC)", days)
 
 
-def printable(text: str) -> str:
-    """The text without anything that a terminal would obey."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
 def _at(time: datetime | None) -> str:
     return f"{time:%Y-%m-%d %H:%M:%S}" if time else "unknown time"
 
@@ -153,12 +130,6 @@ def _ref(event: EventRef | None) -> str:
 def _json(value: object, indent: int | None = None) -> str:
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     return "\n".join(printable(line) for line in text.split("\n"))
-
-
-def _value(value: object) -> str:
-    text = _json(value)
-    more = len(text) - MAX_VALUE
-    return text if more <= 0 else f"{text[:MAX_VALUE]}… ({more:,} more characters)"
 
 
 def _node_text(node: TraceNode) -> Text:
@@ -177,8 +148,7 @@ def _counts(title: str, counts: list[tuple[str, int]]) -> Iterator[str]:
 
 
 def _rendered(tree: Tree) -> Iterator[str]:
-    columns = min(width(), WIDEST)
-    console = Console(file=StringIO(), width=columns, color_system=None, highlight=False)
+    console = Console(file=StringIO(), width=width(), color_system=None, highlight=False)
     with console.capture() as captured:
         console.print(tree)
     for line in captured.get().splitlines():

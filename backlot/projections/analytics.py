@@ -31,29 +31,36 @@ def rebuild(action: str, parameters: Members, *, detach: bool, as_json: bool) ->
             operation = str(operation_id)
             show(f"requested: operation {operation}", {"operationId": operation}, as_json)
             return ExitCode.DONE
-        ended = _carry_out(operator, action, parameters)
+        ended, found = _carry_out(operator, action, parameters)
     result: dict[str, Any] = dict(ended.result)
-    show("\n".join([_told(result), *differences(result["difference"])]), result, as_json)
+    show("\n".join([_told(result), *differences(found)]), result, as_json)
     if ended.outcome is Outcome.CANCELLED:
         return ExitCode.UNCONFIRMED
     differs = action == "verify" and result["difference"]["differs"]
     return ExitCode.NOT_WELL if differs else ExitCode.DONE
 
 
-def _carry_out(operator: Operator, action: str, parameters: Members) -> Ended:
+def _carry_out(
+    operator: Operator, action: str, parameters: Members
+) -> tuple[Ended, dict[str, Any]]:
+    """How it ended, and what was found to differ, with the values."""
+    found: list[Difference] = []
     with ReplayScreen(f"{action} {NAME}") as screen:
 
         def agrees(difference: Difference) -> bool:
             with screen.resting():
                 return _agreed(difference)
 
-        ended = operator.attempt(action, NAME, parameters, operator.tools(screen, agrees))
-    return ended if ended.outcome is Outcome.CANCELLED else require_done(ended)
+        ended = operator.attempt(
+            action, NAME, parameters, operator.tools(screen, agrees, found.append)
+        )
+    done = ended if ended.outcome is Outcome.CANCELLED else require_done(ended)
+    return done, found[-1].as_dict(values=True)
 
 
 def _agreed(difference: Difference) -> bool:
     """Whether the operator, having seen what differs, wants it mended."""
-    return agrees(f"Mend the {NAME}?", *differences(difference.as_dict()))
+    return agrees(f"Mend the {NAME}?", *differences(difference.as_dict(values=True)))
 
 
 def _told(result: Members) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from backlot.layout import table
+from backlot.change import change_lines
+from backlot.layout import printable, table
 from projections.replaying.rows import Purpose, Replay, ReplayState
 from readapi.projection_status import ProjectionStatus, ReplayStatus
 
@@ -103,9 +104,16 @@ def differences(difference: Mapping[str, Any] | None) -> Iterator[str]:
         yield from (f"  {each['table']}: {what}" for what in each["structure"])
     for key in difference["keys"][:SHOWN_KEYS]:
         named = ", ".join(f"{column}={value}" for column, value in key["key"].items())
-        yield f"  {key['table']}: {named} is {key['kind']}"
+        yield printable(f"  {key['table']}: {named} is {key['kind']}{_columns(key)}")
+        for column, values in sorted(key.get("changes", {}).items()):
+            yield from change_lines(f"    {column}", *values)
     if total > min(len(difference["keys"]), SHOWN_KEYS):
         yield "  … and more: `--json` names up to 100"
+
+
+def _columns(key: Mapping[str, Any]) -> str:
+    """The columns that differ, where nobody knows their values any more."""
+    return f" in {', '.join(key['columns'])}" if "columns" in key and "changes" not in key else ""
 
 
 def accounted(found: Mapping[str, Any]) -> Iterator[str]:

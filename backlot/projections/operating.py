@@ -67,7 +67,10 @@ class Operator:
         return self.models[require("projection", name, self.models)]
 
     def tools(
-        self, report: Report = tell_nobody, agrees: Callable[[Difference], bool] = say_no
+        self,
+        report: Report = tell_nobody,
+        agrees: Callable[[Difference], bool] = say_no,
+        compared: Callable[[Difference], None] = tell_nobody,
     ) -> Tools:
         """What actions are carried out with here."""
         return Tools(
@@ -79,6 +82,7 @@ class Operator:
             counters=self.counters,
             analytics=self.analytics,
             agrees=agrees,
+            compared=compared,
         )
 
     def do(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import typer
 
 from backlot.output import show
-from backlot.projections.lines import differences, told
+from backlot.projections.lines import told
 from backlot.projections.operating import Operator, operating
 from backlot.projections.replay_screen import ReplayScreen
 from backlot.projections.replaying import Interrupted, Replaying
@@ -45,7 +45,7 @@ def carry(
         found = _run(replaying, yes=yes)
         lines = [told(found)]
         if found.result is not None and found.result["differs"]:
-            lines += differences(found.result)
+            lines += replaying.differences(found)
         show("\n".join(lines), _as_dict(operator, found), as_json)
     if not found.finished:
         return ExitCode.FAILED if found.paused else ExitCode.UNCONFIRMED
@@ -59,8 +59,9 @@ def verify_all(operator: Operator, names: Sequence[str], parameters: Members) ->
     data: list[dict[str, Any]] = []
     equal = True
     for name in names:
-        found = _run(Replaying(operator, "verify", name, parameters), yes=True)
-        lines += [told(found), *differences(found.result)]
+        replaying = Replaying(operator, "verify", name, parameters)
+        found = _run(replaying, yes=True)
+        lines += [told(found), *replaying.differences(found)]
         data.append({"name": name, **_as_dict(operator, found)})
         equal &= found.result is not None and not found.result["differs"]
     return Verified(lines, data, equal)
@@ -75,15 +76,15 @@ def rebuild_counters(parameters: Members, *, as_json: bool) -> None:
 
 def _run(replaying: Replaying, *, yes: bool) -> Replay:
     try:
-        return replaying.run(lambda found: yes or _agreed(found))
+        return replaying.run(lambda found: yes or _agreed(replaying, found))
     except Interrupted as interrupted:
         typer.echo(f"backlot: {interrupted}", err=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
-def _agreed(found: Replay) -> bool:
+def _agreed(replaying: Replaying, found: Replay) -> bool:
     """Whether the operator, having seen what differs, wants the switch."""
-    return agrees(f"Switch {found.name} to the new copy?", *differences(found.result))
+    return agrees(f"Switch {found.name} to the new copy?", *replaying.differences(found))
 
 
 def _as_dict(operator: Operator, found: Replay) -> dict[str, Any]:

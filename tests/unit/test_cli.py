@@ -112,7 +112,7 @@ def test_tokens_of_an_identity_provider_are_not_minted_here(
 ) -> None:
     monkeypatch.setenv("JWT_JWKS_URL", "https://id.example/jwks.json")
     code, _, err = backlot("token", "--user", "bob")
-    assert code == 1
+    assert code == 4
     assert "identity provider" in err
 
 

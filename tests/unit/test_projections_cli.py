@@ -120,7 +120,7 @@ class TestCommands:
         self, backlot: Callable[..., Ran], words: list[str]
     ) -> None:
         code, out, err = backlot(*words)
-        assert (code, out) == (1, "")
+        assert (code, out) == (4, "")
         assert err.startswith("backlot: nothing runs in ")
         assert err.count("\n") == 1
 
