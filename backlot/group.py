@@ -18,7 +18,9 @@ class Group(TyperGroup):
     unnamed = "--help"
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, args if self._named(ctx, args) else [self.unnamed, *args])
+        # A shell that completes what is typed so far may still get a command.
+        unnamed = not (ctx.resilient_parsing or self._named(ctx, args))
+        return super().parse_args(ctx, [self.unnamed, *args] if unnamed else args)
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -47,8 +47,8 @@ def dead(
     as_json: Json = False,
 ) -> None:
     """The tasks that were given up: what they were, how often they were tried, and why."""
-    queues = _queues()
-    found = [task for name in _names(queue) for task in queues.dead(name, limit)]
+    wanted, queues = _names(queue), _queues()
+    found = [task for name in wanted for task in queues.dead(name, limit)]
     lines = []
     for task in found:
         when = task.failed_at.isoformat(timespec="seconds") if task.failed_at else "-"
@@ -73,8 +73,8 @@ def redrive(
 
     if (task is None) == (not every):
         raise UsageError("name one dead task, or say --all")
-    queues = _queues()
-    sent = [each for name in _names(queue) for each in queues.redrive(name, task)]
+    wanted, queues = _names(queue), _queues()
+    sent = [each for name in wanted for each in queues.redrive(name, task)]
     if task is not None and not sent:
         raise NoSuchDeadTask(f"no dead task {task}: `backlot tasks dead` lists them")
     show(

@@ -22,7 +22,8 @@ def show(report: Report) -> None:
     ]
     title = f"Backlot's first day, at {report.url}"
     framed = _framed(title, rows)
-    if console.measure(framed).maximum <= console.width:
+    anywhere = console.options.update(max_width=layout.UNLIMITED)
+    if console.measure(framed, options=anywhere).maximum <= console.width:
         console.print(framed)
     else:
         _say(console, title, *layout.table(HEADINGS, rows, console.width))

@@ -209,7 +209,9 @@ def test_partitions_are_read_once_with_their_table(conn: Connection[TupleRow]) -
 
 def test_the_columns_that_differ_are_told_with_both_values(conn: Connection[TupleRow]) -> None:
     both(conn, "CREATE TABLE $.t (id int PRIMARY KEY, likes int, note text, at timestamptz)")
-    conn.execute("INSERT INTO one.t VALUES (1, 3, 'said', now()), (2, 5, NULL, NULL), (3, 1, '', NULL)")
+    conn.execute(
+        "INSERT INTO one.t VALUES (1, 3, 'said', now()), (2, 5, NULL, NULL), (3, 1, '', NULL)"
+    )
     conn.execute("INSERT INTO two.t SELECT * FROM one.t WHERE id < 3")
     conn.execute("UPDATE two.t SET likes = 4, note = 'meant' WHERE id = 1")
     conn.execute("UPDATE two.t SET note = '' WHERE id = 2")

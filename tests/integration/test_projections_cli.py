@@ -224,12 +224,15 @@ class TestChecking:
         code, out, _ = backlot("verify", "likes")
         assert code == 1
         assert "counts: video_id=" in out
-        assert "is different" in out
+        assert "is different\n    likes: 77 → 3" in out
         assert count(root.database_url) == 77
         told = backlot("verify", "--all", "--json")
         assert told.code == 1
         differing = [each["name"] for each in told.data["items"] if each["difference"]["differs"]]
         assert differing == ["likes"]
+        (item,) = (each for each in told.data["items"] if each["name"] == "likes")
+        (key,) = item["difference"]["keys"]
+        assert (key["columns"], "changes" in key) == (["likes"], False)
         names = rows(root.database_url, "SELECT schema FROM projections.state ORDER BY 1")
         assert [name for (name,) in names] == sorted(ReadModels.make().by_name())
 
@@ -291,7 +294,12 @@ class TestParked:
                 "UPDATE projections.state SET status = 'stopped', error = 'it broke', "
                 "error_position = position + 1 WHERE schema = 'likes'"
             )
+        listed = backlot("list")
+        assert listed.code == 1
+        assert "likes: it broke" in listed.out
+        assert backlot("list", "--json").code == 1
         assert backlot("parked", "park", "likes", "--reason", "an alert", "--yes").code == 0
+        assert backlot("list").code == 0
         assert position(root.database_url, "likes") == at + 1
         code, _, err = backlot("parked", "park", "likes", "--reason", "again", "--yes")
         assert code == 4

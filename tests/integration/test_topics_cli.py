@@ -118,6 +118,18 @@ def test_dead_messages_are_listed_and_shown(stage: LogStage, backlot: Backlot) -
     assert "position: 2" in backlot("topics", "dead", "show", str(items[1]["id"])).out
     for words in (("--topic", "comment.edited"), ("--after", "99")):
         assert backlot("topics", "dead", "list", *words).out == "nothing is dead\n"
+    for words, near in (
+        (("--topic", "comment.edite"), "comment.edited"),
+        (
+            ("--consumer", "task"),
+            "tasks",
+        ),
+    ):
+        refused = backlot("topics", "dead", "list", *words)
+        assert (refused.code, near in refused.err) == (2, True)
+        assert backlot("topics", "redrive", "--all", *words).err == refused.err
+    for words in ((), ("--limit", "2"), ("--consumer", "tasks")):
+        assert backlot("topics", "dead", *words) == backlot("topics", "dead", "list", *words)
     missing = backlot("topics", "dead", "show", "99")
     assert (missing.code, missing.err) == (4, "backlot: no dead message has the id 99\n")
 
