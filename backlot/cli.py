@@ -99,7 +99,10 @@ def demo(
     viewers: Annotated[int, typer.Option(min=1, max=10_000, help="How many people watch.")] = 25,
     as_json: Json = False,
 ) -> None:
-    """Upload a short video to a running server and play a small community around it."""
+    """Upload a short video to a running server and play a small community around it.
+
+    Exit code 1: something that was read back is not what was done.
+    """
     settings = load_settings()
     from backlot.demo import run_demo
     from backlot.throwaway import running_server
@@ -183,9 +186,9 @@ def upload(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Say what is configured, what is embedded and what answers; exit 1 when a part is broken.
+    """Say what is configured, what is embedded and what answers.
 
-    An embedded part that is merely not started is not broken.
+    Exit code 1: a part is broken. An embedded part that is merely not started is not.
     """
     from backlot.doctor import as_lines, examine
 

@@ -49,15 +49,16 @@ def list_projections(as_json: Json = False) -> None:
 
 @app.command(name="show")
 def show_projection(name: Name, as_json: Json = False) -> None:
-    """One projection with its copies, its rate and its replay."""
+    """One projection with its copies, its rate and its replay. Exit code 1: it needs help."""
     from backlot.names import require
-    from backlot.projections.lines import as_lines
+    from backlot.projections.lines import as_lines, in_trouble
     from backlot.projections.reading import read_statuses
 
     statuses = read_statuses(load_settings(), twice=True)
     found = statuses[require("projection", name, statuses)]
     told = found.model_dump(mode="json", by_alias=True, exclude_none=True)
     show("\n".join(as_lines(found)), told, as_json)
+    raise typer.Exit(ExitCode.NOT_WELL if in_trouble(found) else ExitCode.DONE)
 
 
 @app.command()

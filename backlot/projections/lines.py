@@ -83,7 +83,8 @@ def told(replay: Replay) -> str:
             case _:
                 return f"{name}: {replay.state}{f': {replay.error}' if replay.error else ''}"
     if replay.state is ReplayState.WAITING:
-        yes = f"`backlot projections confirm {name}` switches"
+        again = f"`backlot projections replay {name} --yes`"
+        yes = f"{again} or `backlot projections confirm {name}` switches"
         no = f"`backlot projections cancel {name}` gives the new one up"
         return f"{name}: the copies differ {at}, and nothing was switched; {yes}, {no}"
     on = f"`backlot projections replay {name}` goes on, `backlot projections cancel {name}` ends it"
