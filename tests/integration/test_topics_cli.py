@@ -128,8 +128,8 @@ def test_dead_messages_are_listed_and_shown(stage: LogStage, backlot: Backlot) -
         refused = backlot("topics", "dead", "list", *words)
         assert (refused.code, near in refused.err) == (2, True)
         assert backlot("topics", "redrive", "--all", *words).err == refused.err
-    for words in ((), ("--limit", "2"), ("--consumer", "tasks")):
-        assert backlot("topics", "dead", *words) == backlot("topics", "dead", "list", *words)
+    for options in ((), ("--limit", "2"), ("--consumer", "tasks")):
+        assert backlot("topics", "dead", *options) == backlot("topics", "dead", "list", *options)
     missing = backlot("topics", "dead", "show", "99")
     assert (missing.code, missing.err) == (4, "backlot: no dead message has the id 99\n")
 
