@@ -9,8 +9,10 @@ import getpass
 import re
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -20,21 +22,23 @@ import typer
 from typer.exceptions import TyperException
 
 from backlot import events, likes, projections, tasks, topics
+from backlot.group import Group
 from backlot.output import Json, show
-from backlot.signals import INTERRUPTED, Stop
-from infra.errors import OperatorError
+from backlot.signals import Stop
+from backlot.times import SIZES
+from infra.errors import ExitCode, OperatorError, UsageError
 from infra.settings import Settings, load_settings
 from infra.utc import rfc3339
 
 # Longer than any upload takes; the token never leaves the process but to the server.
 UPLOAD_LIFETIME = timedelta(days=7)
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 app = typer.Typer(
     name="backlot",
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="The engagement back end of a video platform. Settings are environment variables: "
     "see .env.example.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -47,14 +51,34 @@ app.add_typer(topics.app, name="topics")
 app.add_typer(tasks.app, name="tasks")
 
 
-class CommandError(OperatorError):
+class CommandError(UsageError):
     """A command that cannot be carried out as it was given."""
 
 
-@app.callback(invoke_without_command=True)
-def _root(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+class NoSecret(OperatorError):
+    """Nothing here can sign a token."""
+
+
+class BenchmarksMissing(OperatorError):
+    """This is an installation without them."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"backlot {version('backlot')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """What comes before every command."""
 
 
 @app.command()
@@ -77,7 +101,10 @@ def demo(
     viewers: Annotated[int, typer.Option(min=1, max=10_000, help="How many people watch.")] = 25,
     as_json: Json = False,
 ) -> None:
-    """Upload a short video to a running server and play a small community around it."""
+    """Upload a short video to a running server and play a small community around it.
+
+    Exit code 1: something that was read back is not what was done.
+    """
     settings = load_settings()
     from backlot.demo import run_demo
     from backlot.throwaway import running_server
@@ -161,23 +188,23 @@ def upload(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Say what is configured, what is embedded and what answers; exit 1 when a part is broken.
+    """Say what is configured, what is embedded and what answers.
 
-    An embedded part that is merely not started is not broken.
+    Exit code 1: a part is broken. An embedded part that is merely not started is not.
     """
     from backlot.doctor import as_lines, examine
 
     parts = examine()
     text = "\n".join(as_lines(parts))
     show(text, {"parts": [part.as_dict() for part in parts]}, as_json)
-    raise typer.Exit(0 if all(part.ok for part in parts) else 1)
+    raise typer.Exit(ExitCode.DONE if all(part.ok for part in parts) else ExitCode.NOT_WELL)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
     """Run the benchmarks of a source checkout; arguments are passed on to them."""
     if find_spec("benchmarks") is None or find_spec("benchmarks.__main__") is None:
-        raise CommandError(
+        raise BenchmarksMissing(
             "the benchmarks are not installed: run `make bench` in a source checkout"
         )
     command = [sys.executable, "-m", "benchmarks", *context.args]
@@ -189,27 +216,27 @@ def parse_ttl(text: str) -> timedelta:
     match = re.fullmatch(r"([1-9][0-9]{0,8})([smhd])", text.strip())
     if match is None:
         raise CommandError(f"--ttl: {text!r} is not a duration such as 90s, 30m, 1h or 7d")
-    lifetime = timedelta(**{UNITS[match[2]]: int(match[1])})
+    lifetime = int(match[1]) * SIZES[match[2]]
     if lifetime > timedelta(days=3660):
         raise CommandError("--ttl: at most ten years")
     return lifetime
 
 
 def signing_secret(settings: Settings) -> str:
-    """The secret that local tokens are signed with. Raises CommandError when there is none."""
+    """The secret that local tokens are signed with. Raises NoSecret when there is none."""
     from infra.data_folder import secret_path
 
     if settings.jwt_secret is not None:
         return settings.jwt_secret.get_secret_value()
     if not settings.local_auth:
-        raise CommandError("tokens come from your identity provider: JWT_SECRET is not set")
+        raise NoSecret("tokens come from your identity provider: JWT_SECRET is not set")
     path = secret_path(settings.data_dir)
     try:
         return path.read_text().strip()
     except FileNotFoundError:
-        raise CommandError(f"no secret in {settings.data_dir} yet: start `make up` once") from None
+        raise NoSecret(f"no secret in {settings.data_dir} yet: start `make up` once") from None
     except OSError as error:
-        raise CommandError(f"the secret {path} cannot be read: {error.strerror}") from error
+        raise NoSecret(f"the secret {path} cannot be read: {error.strerror}") from error
 
 
 def _local_token(
@@ -237,13 +264,20 @@ def main() -> None:
     """Run the command line; expected failures are one line on stderr and a non-zero exit."""
     # Until a command configures logging: what is printed is data, and logs are not.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    sys.exit(_run())
+
+
+def _run() -> int:
     try:
         with Stop(raises=True):
             code = app(prog_name="backlot", standalone_mode=False)
     except (OperatorError, TyperException) as error:
         message = error.format_message() if isinstance(error, TyperException) else str(error)
         typer.echo(f"backlot: {' '.join(message.split())}", err=True)
-        sys.exit(error.exit_code)
+        return ExitCode.USAGE if isinstance(error, TyperException) else error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        sys.exit(INTERRUPTED)
-    sys.exit(code if isinstance(code, int) else 0)
+        return ExitCode.INTERRUPTED
+    except Exception:  # noqa: BLE001 - Python's own code would be 1: something was found.
+        traceback.print_exc()
+        return ExitCode.FAILED
+    return code if isinstance(code, int) else ExitCode.DONE

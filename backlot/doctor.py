@@ -18,6 +18,7 @@ from backlot.database import NothingRuns
 from backlot.doctor_analytics import analytics, embeddings
 from backlot.doctor_outside import kafka, language_model, tasks
 from backlot.doctor_part import PATIENCE_SECONDS, Kind, Part, failing
+from backlot.layout import flow
 from backlot.projections.lines import in_trouble
 from backlot.projections.reading import read_statuses
 from backlot.redis_probe import probe
@@ -73,11 +74,11 @@ def examine() -> list[Part]:
 
 
 def as_lines(parts: Iterable[Part]) -> Iterator[str]:
-    """The report for a terminal, one part a line."""
+    """The report for a terminal, one part a line where that fits."""
     for part in parts:
         state = "ok  " if part.ok else "FAIL"
-        url = f"  {part.url}" if part.url else ""
-        yield f"{state}  {part.name:<11} {part.kind:<9}{url}  {part.detail}"
+        url = [part.url] if part.url else []
+        yield from flow([f"{state}  {part.name:<11} {part.kind:<9}", *url, part.detail])
 
 
 def masked(url: str) -> str:

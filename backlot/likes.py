@@ -8,24 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backlot.database import database_url
+from backlot.group import group
 from backlot.output import Json, show
-from infra.errors import OperatorError
+from infra.errors import ExitCode, OperatorError
 from infra.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from infra.counters import Counters
     from projections.drift import Drift, Reconciled
 
-app = typer.Typer(help="The like counters in Redis.", no_args_is_help=True)
+app = group("The like counters in Redis.")
 
 
 class NotReconciled(OperatorError):
     """The counters could not be compared."""
-
-
-@app.callback()
-def likes() -> None:
-    """The like counters in Redis."""
 
 
 @app.command()
@@ -35,7 +31,7 @@ def reconcile(
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Compare all like counters with the read model; exit 1 when some differed."""
+    """Compare all like counters with the read model. Exit code 1: some differed."""
     result = _reconcile(load_settings(), repair=repair)
     lines = [f"{result.compared} counters compared, {len(result.drifted)} differed"]
     lines += [_line(drift, repair=repair) for drift in result.drifted]
@@ -45,7 +41,7 @@ def reconcile(
         "drifted": [_as_dict(drift) for drift in result.drifted],
     }
     show("\n".join(lines), told, as_json)
-    raise typer.Exit(1 if result.drifted else 0)
+    raise typer.Exit(ExitCode.NOT_WELL if result.drifted else ExitCode.DONE)
 
 
 def _reconcile(settings: Settings, *, repair: bool) -> Reconciled:

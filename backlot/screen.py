@@ -20,11 +20,13 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 BYTES = "bytes"
 QUARTERS = 4
 LINE_SECONDS = 30.0
+ROOM_FOR_BAR = 80
 
 
 class Act(Protocol):
@@ -50,12 +52,25 @@ class Screen:
         if not self._console.is_terminal:
             yield Lines(self, title, total, unit)
             return
-        columns: tuple[ProgressColumn, ...] = (MofNCompleteColumn(), Rate(unit))
+        columns: tuple[ProgressColumn, ...] = (
+            MofNCompleteColumn(table_column=Column()),
+            Rate(unit),
+        )
         if unit == BYTES:
             columns = (DownloadColumn(), TransferSpeedColumn())
-        shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
+        shown = (said("{task.description}"), *bar(self._console), *columns, TimeRemainingColumn())
         with Progress(*shown, console=self._console) as progress:
             yield Bar(progress, progress.add_task(title, total=total))
+
+
+def said(text: str) -> TextColumn:
+    """A part of a progress display that takes several lines where one is too short for it."""
+    return TextColumn(text, table_column=Column())
+
+
+def bar(console: Console) -> tuple[ProgressColumn, ...]:
+    """The bar, where the numbers beside it leave room for one."""
+    return (BarColumn(),) if console.width >= ROOM_FOR_BAR else ()
 
 
 class Rate(ProgressColumn):

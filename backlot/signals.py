@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 import structlog
 
+from infra.errors import ExitCode
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -28,8 +30,6 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
-INTERRUPTED = 128 + signal.SIGINT
-OVERDUE = 70
 # Longer than anything that runs may take to stop: what is not done by then never will be.
 STOP_SECONDS = 60.0
 SHOW_CURSOR = b"\x1b[?25h"
@@ -134,10 +134,10 @@ class Stop:
             log.exception("stop_not_told")
         while select.select([self._read], [], [], max(0.0, deadline - time.monotonic()))[0]:
             if os.read(self._read, 1) == bytes([signal.SIGINT]):
-                _end(INTERRUPTED)
+                _end(ExitCode.INTERRUPTED)
         threads = sorted(thread.name for thread in threading.enumerate())
         log.error("stop_overdue", kind="process", seconds=self._seconds, threads=threads)
-        _end(OVERDUE)
+        _end(ExitCode.OVERDUE)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

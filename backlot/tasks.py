@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from backlot import names
+from backlot.group import group
+from backlot.layout import table
 from backlot.output import Json, given, show
+from backlot.question import Yes, require_yes
+from infra.errors import UsageError
 from infra.settings import load_settings
 from infra.utc import rfc3339
 
@@ -15,7 +20,7 @@ if TYPE_CHECKING:
 
     from infra.tasks.letters import TaskQueues, Wanted
 
-app = typer.Typer(help="Background tasks: queues and dead letters.", no_args_is_help=True)
+app = group("Background tasks: queues and dead letters.")
 
 MOST = 1_000_000
 
@@ -25,23 +30,24 @@ AllLike = Annotated[
     str | None,
     typer.Option("--all-like", metavar="ID", help="All of the actor and the error of that one."),
 ]
-Queue = Annotated[str | None, typer.Option("--queue", help="Only this queue; default: all.")]
-
-
-@app.callback()
-def tasks() -> None:
-    """Background tasks: queues and dead letters."""
+Queue = Annotated[
+    str | None,
+    typer.Option(
+        "--queue",
+        help="Only this queue; default: all.",
+        autocompletion=names.completion(names.queues),
+    ),
+]
 
 
 @app.command(name="list")
 def list_queues(as_json: Json = False) -> None:
     """The queues: how many tasks wait, run, wait for their next attempt, are dead."""
     found = _queues().depths()
-    lines = [f"{'queue':<14}{'waiting':>9}{'taken':>9}{'delayed':>9}{'dead':>9}"]
-    for depth in found:
-        taken = "-" if depth.taken is None else depth.taken
-        counts = f"{depth.waiting:>9}{taken:>9}{depth.delayed:>9}{depth.dead:>9}"
-        lines.append(f"{depth.queue:<14}{counts}")
+    rows = [
+        (e.queue, e.waiting, "-" if e.taken is None else e.taken, e.delayed, e.dead) for e in found
+    ]
+    lines = table(("queue", "waiting", "taken", "delayed", "dead"), rows)
     items = [{"queue": depth.queue, **depth.by_state()} for depth in found]
     show("\n".join(lines), {"items": items}, as_json)
 
@@ -53,8 +59,8 @@ def dead(
     as_json: Json = False,
 ) -> None:
     """The tasks that were given up: what they were, how often they were tried, and why."""
-    queues = _queues()
-    found = [task for name in _names(queue) for task in queues.dead(name, limit)]
+    wanted, queues = _names(queue), _queues()
+    found = [task for name in wanted for task in queues.dead(name, limit)]
     lines = []
     for task in found:
         when = rfc3339(task.failed_at, "seconds") if task.failed_at else "-"
@@ -74,9 +80,9 @@ def redrive(
     as_json: Json = False,
 ) -> None:
     """Send dead tasks once more, with all their attempts before them."""
-    queues, names = _queues(), _names(queue)
-    wanted = _wanted(queues, names, task, all_like, every=every)
-    sent = [each for name in names for each in queues.redrive(name, wanted)]
+    named, queues = _names(queue), _queues()
+    wanted = _wanted(queues, named, task, all_like, every=every)
+    sent = [each for name in named for each in queues.redrive(name, wanted)]
     _require_found(task, sent)
     show(
         "\n".join(f"sent again: {each}" for each in sent) or "no task is dead",
@@ -92,7 +98,7 @@ def discard(
     every: Every = False,
     all_like: AllLike = None,
     queue: Queue = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Give dead tasks up for good; the log keeps who did, when, why, and which they were."""
@@ -100,13 +106,12 @@ def discard(
     from backlot.recorded import recorded
 
     settings = load_settings()
-    queues, names = _queues(), _names(queue)
-    wanted = _wanted(queues, names, task, all_like, every=every)
-    if not yes:
-        typer.confirm("Give these tasks up for good?", abort=True, err=True)
+    named, queues = _names(queue), _queues()
+    wanted = _wanted(queues, named, task, all_like, every=every)
+    require_yes("Give these tasks up for good?", yes=yes)
     asked = given(task=task, allLike=all_like, queue=queue, reason=reason)
     with recorded(database_url(settings), "discard-tasks", "dead tasks", asked) as running:
-        found = [each for name in names for each in queues.discard(name, wanted)]
+        found = [each for name in named for each in queues.discard(name, wanted)]
         _require_found(task, found)
         gone = [{"id": each.id, "queue": each.queue, "actor": each.actor} for each in found]
         running.result = {"discarded": len(found), "tasks": gone}
@@ -115,23 +120,23 @@ def discard(
 
 def _wanted(
     queues: TaskQueues,
-    names: Sequence[str],
+    named: Sequence[str],
     task: str | None,
     all_like: str | None,
     *,
     every: bool,
 ) -> Wanted:
-    """Which dead tasks are meant. Raises NoSuchDeadTask unless that is said in one way."""
+    """Which dead tasks are meant. Raises UsageError unless that is said in one way."""
     from infra.tasks import letters
     from infra.tasks.errors import NoSuchDeadTask
 
     if [task is not None, all_like is not None, every].count(True) != 1:
-        raise NoSuchDeadTask("name one dead task, or say --all, or --all-like one")
+        raise UsageError("name one dead task, or say --all, or --all-like one")
     if task is not None:
         return letters.named(task)
     if all_like is None:
         return letters.every
-    dead = (each for name in names for each in queues.dead(name, MOST))
+    dead = (each for name in named for each in queues.dead(name, MOST))
     one = next((each for each in dead if each.id == all_like), None)
     if one is None:
         raise NoSuchDeadTask(f"no dead task {all_like}: `backlot tasks dead` lists them")
@@ -154,8 +159,4 @@ def _queues() -> TaskQueues:
 def _names(queue: str | None) -> tuple[str, ...]:
     from infra.tasks.queues import QUEUES
 
-    if queue is None:
-        return QUEUES
-    if queue not in QUEUES:
-        raise typer.BadParameter(f"{queue!r} is none of {', '.join(QUEUES)}", param_hint="--queue")
-    return (queue,)
+    return QUEUES if queue is None else (names.require("queue", queue, QUEUES),)

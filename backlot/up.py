@@ -17,7 +17,7 @@ from backlot.serving import GRACE_SECONDS, calm_garbage_collector, serving
 from backlot.signals import STOP_SECONDS, STOPS, Stop
 from backlot.wiring import Parts, open_parts
 from infra.cancellation import cancel
-from infra.errors import OperatorError
+from infra.errors import ExitCode, OperatorError
 from infra.logging import configure_logging
 from infra.settings import Settings
 
@@ -40,7 +40,7 @@ def run_up(settings: Settings) -> int:
         except (OperatorError, KeyboardInterrupt):
             # A start that is broken off fails somewhere.
             if stop.asked:
-                return 0
+                return ExitCode.DONE
             raise
 
 
@@ -56,7 +56,7 @@ def _serve(settings: Settings, stack: ExitStack, stop: Stop) -> int:
     calm_garbage_collector()
     server = Server(serving(make_app(parts)), parts, stop)
     server.run(sockets=[listener])
-    return 0 if server.started else 1
+    return ExitCode.DONE if server.started else ExitCode.FAILED
 
 
 class Server(uvicorn.Server):

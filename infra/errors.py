@@ -1,10 +1,31 @@
-"""The failures an operator can mend: told in one line, never as a traceback."""
+"""The failures an operator can mend, told in one line, and the exit codes of every command."""
 
 from __future__ import annotations
 
 import re
+from enum import IntEnum
 
 VARYING = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9]+", re.IGNORECASE)
+
+
+class ExitCode(IntEnum):
+    """How a command ended; `docs/cli.md` explains each to whoever writes scripts."""
+
+    DONE = 0
+    NOT_WELL = 1
+    """It looked, and something is not as it should be."""
+    USAGE = 2
+    """The command or a setting is wrong; nothing was done."""
+    UNCONFIRMED = 3
+    """Nobody has agreed to what it was about to do; nothing was changed."""
+    FAILED = 4
+    """It could not look, or could not do it."""
+    OVERDUE = 70
+    """It was asked to stop, did not in time, and was ended by force."""
+    INTERRUPTED = 130
+    """Ctrl-C."""
+    CUT_OFF = 141
+    """Whoever read its output went away."""
 
 
 class OperatorError(Exception):
@@ -13,7 +34,13 @@ class OperatorError(Exception):
     The command line prints the text after ``backlot:`` and exits with ``exit_code``.
     """
 
-    exit_code = 1
+    exit_code = ExitCode.FAILED
+
+
+class UsageError(OperatorError):
+    """A command or a setting that makes no sense as it was given; nothing was done."""
+
+    exit_code = ExitCode.USAGE
 
 
 def fault_of(error: str) -> str:

@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from infra.errors import OperatorError
+from infra.errors import UsageError
 from infra.setting_types import (
     BareUrl,
     CommaSet,
@@ -59,10 +59,8 @@ EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - recognised, not bound
 JwtAlgorithm = Literal["HS256", "RS256", "ES256"]
 
 
-class SettingsError(OperatorError):
+class SettingsError(UsageError):
     """A setting that is present but wrong; the text names its environment variable."""
-
-    exit_code = 2
 
 
 class Role(StrEnum):

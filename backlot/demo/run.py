@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 
 from backlot.calls import CallFailed
-from backlot.cli import CommandError, signing_secret
+from backlot.cli import NoSecret, signing_secret
 from backlot.demo.calls import DemoFailed, Meter, Person
 from backlot.demo.clips import make_clips
 from backlot.demo.lanes import Lanes
@@ -25,6 +25,7 @@ from backlot.demo.script import cast
 from backlot.screen import BYTES, Screen
 from backlot.signals import run
 from infra.auth import mint_token
+from infra.errors import ExitCode
 from infra.settings import Settings
 
 STUDIO = "studio"
@@ -45,7 +46,7 @@ def run_demo(url: str, *, settings: Settings, viewers: int = 25, as_json: bool =
         show(report)
     for mismatch in report.mismatches:
         print(f"differs: {mismatch}", file=sys.stderr)
-    return 0 if report.ok else 1
+    return ExitCode.DONE if report.ok else ExitCode.NOT_WELL
 
 
 async def _run(url: str, settings: Settings, viewers: int) -> Report:
@@ -122,7 +123,7 @@ class Door:
         self._http, self._meter, self._settings = http, meter, settings
         try:
             self._secret = signing_secret(settings)
-        except CommandError as error:
+        except NoSecret as error:
             raise DemoFailed(f"the demo can't make tokens for its viewers: {error}") from error
 
     def enter(self, name: str) -> Person:

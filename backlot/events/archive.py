@@ -16,7 +16,7 @@ from backlot.recorded import recorded
 from backlot.screen import Screen
 from domain.operation import Members
 from infra.archive.plan import ExportFormat
-from infra.errors import OperatorError
+from infra.errors import ExitCode, OperatorError
 from infra.privacy import PayloadMode
 from infra.settings import Settings, load_settings
 
@@ -88,7 +88,7 @@ def import_events(
     anchors: Anchors = None,
     as_json: Json = False,
 ) -> None:
-    """Fill an empty store with an export, all or nothing, and verify what is then there."""
+    """Fill an empty store with an export, all or nothing, and verify it. Exit code 1: a fault."""
     from infra import seals
     from infra.archive import import_log, read_header
     from infra.codec import EventMapper
@@ -116,7 +116,7 @@ def import_events(
     with recorded(database_url(settings), "import", "events", {"file": str(file)}) as running:
         running.result = report.as_dict()
     show(f"imported {file}\n{_summary(report)}", {"file": str(file), **report.as_dict()}, as_json)
-    raise typer.Exit(0 if report.ok else 1)
+    raise typer.Exit(ExitCode.DONE if report.ok else ExitCode.NOT_WELL)
 
 
 def verify(
@@ -127,7 +127,7 @@ def verify(
     anchors: Anchors = None,
     as_json: Json = False,
 ) -> None:
-    """Recompute the seal chain; name the first altered, missing or added event (exit code 1)."""
+    """Recompute the seal chain. Exit code 1: an event is altered, missing or added."""
     settings = load_settings()
     proofs, screen = _proofs(settings, public_key, anchors), Screen()
     if file is not None:
@@ -140,7 +140,7 @@ def verify(
             report = _verify_database(conn, proofs, screen)
             running.result = report.as_dict()
     show(_summary(report), report.as_dict(), as_json)
-    raise typer.Exit(0 if report.ok else 1)
+    raise typer.Exit(ExitCode.DONE if report.ok else ExitCode.NOT_WELL)
 
 
 def _verify_file(file: Path, proofs: Proofs, screen: Screen) -> Report:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
 
+from backlot import names
 from backlot.events import archive
 from backlot.events.output import Lines, show_json, show_lines
+from backlot.group import group
 from backlot.output import Json
+from backlot.times import moment
+from infra.errors import OperatorError
 from infra.privacy import PayloadMode
 
 if TYPE_CHECKING:
@@ -29,27 +34,29 @@ class Order(StrEnum):
     DESC = "desc"
 
 
-app = typer.Typer(help="The event log: list, follow, show, trace, export.", no_args_is_help=True)
+app = group("The event log: list, follow, show, trace, export.")
 
 Mode = Annotated[
     PayloadMode, typer.Option("--payload", help="What is shown of contents and of who acted.")
 ]
 Stream = Annotated[UUID | None, typer.Option(help="Only this stream's.")]
-Aggregate = Annotated[str | None, typer.Option(help="Such as comment.")]
+Aggregate = Annotated[
+    str | None,
+    typer.Option(help="Such as comment.", autocompletion=names.completion(names.aggregates)),
+]
 Types = Annotated[
     list[str] | None,
-    typer.Option("--type", help="A topic with or without its version; several: any of them."),
+    typer.Option(
+        "--type",
+        help="A topic with or without its version; several: any of them.",
+        autocompletion=names.completion(names.event_types),
+    ),
 ]
 Actor = Annotated[str | None, typer.Option(help="Who acted.")]
 Correlation = Annotated[str | None, typer.Option(help="Of one request.")]
 StreamId = Annotated[UUID, typer.Argument(help="The stream, which is its aggregate's id.")]
 AtVersion = Annotated[int | None, typer.Option(min=1, help="Up to this version.")]
-AtTime = Annotated[str | None, typer.Option(help="Up to this time, included.")]
-
-
-@app.callback()
-def events() -> None:
-    """The event log: list, follow, show, trace, export."""
+AtTime = Annotated[str | None, typer.Option(help="Up to this time, included, as for `list`.")]
 
 
 @app.command(name="list")
@@ -60,7 +67,10 @@ def list_events(
     actor: Actor = None,
     correlation: Correlation = None,
     since: Annotated[
-        str | None, typer.Option("--from", help="At or after this time (ISO 8601, else UTC).")
+        str | None,
+        typer.Option(
+            "--from", help="At or after this time: yesterday, 1h (ago), 2026-11-22 (UTC)."
+        ),
     ] = None,
     until: Annotated[str | None, typer.Option("--to", help="Before this time.")] = None,
     after: Annotated[int, typer.Option(min=0, help="After this position.")] = 0,
@@ -75,18 +85,19 @@ def list_events(
     as_json: Json = False,
 ) -> None:
     """Events by any of what is known of them; all conditions together."""
-    from backlot.events.inspecting import inspect, parse_time
+    from backlot.events.inspecting import inspect
     from projections.audit.search import Search
     from projections.log import END_OF_LOG
 
+    now = datetime.now(UTC)
     search = Search(
         stream=stream,
-        aggregate=aggregate,
-        types=types or (),
+        aggregate=_known_aggregate(aggregate),
+        types=_known_types(types),
         actor=actor,
         correlation_id=correlation,
-        since=parse_time("--from", since),
-        until=parse_time("--to", until),
+        since=moment("--from", since, now),
+        until=moment("--to", until, now),
         after=after,
         before=END_OF_LOG if before is None else before,
         newest_first=order is Order.DESC,
@@ -116,7 +127,10 @@ def list_events(
 
 @app.command()
 def tail(
-    number: Annotated[int, typer.Option("--lines", "-n", min=0, max=1000)] = 20,
+    number: Annotated[
+        int,
+        typer.Option("--limit", "--lines", "-n", min=0, max=1000, help="How many to begin with."),
+    ] = 20,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")
     ] = False,
@@ -132,7 +146,7 @@ def tail(
     from backlot.events.inspecting import inspect
     from projections.audit.search import Search
 
-    search = Search(stream, aggregate, types or (), actor, correlation)
+    search = Search(stream, _known_aggregate(aggregate), _known_types(types), actor, correlation)
     lines = Lines(as_json=as_json)
 
     async def print_tail(inspector: Inspector) -> None:
@@ -177,17 +191,17 @@ def show_stream(
     from backlot.events.text import state_lines, step_lines
     from projections.audit.streams import Fold
 
-    moment = _moment(at_version, at_time)
+    at = _moment(at_version, at_time)
 
     async def print_stream(inspector: Inspector) -> None:
         if as_json:
-            show_json(await inspector.stream(stream_id, moment, sys.maxsize))
+            show_json(await inspector.stream(stream_id, at, sys.maxsize))
             return
         number, fold = 0, Fold(stream_id)
-        async for step in inspector.steps(fold, moment):
+        async for step in inspector.steps(fold, at):
             show_lines(step_lines(step))
             number += 1
-        inspector.require(fold, moment, number)
+        inspector.require(fold, at, number)
         show_lines(["", *state_lines(inspector.told(fold))])
 
     inspect(payload, print_stream)
@@ -205,8 +219,8 @@ def show_state(
     from backlot.events.inspecting import inspect
     from backlot.events.text import state_lines
 
-    moment = _moment(at_version, at_time)
-    found = inspect(payload, lambda inspector: inspector.state(stream_id, moment))
+    at = _moment(at_version, at_time)
+    found = inspect(payload, lambda inspector: inspector.state(stream_id, at))
     show_json(found) if as_json else show_lines(state_lines(found))
 
 
@@ -235,10 +249,36 @@ def show_stats(as_json: Json = False) -> None:
 
 
 def _moment(at_version: int | None, at_time: str | None) -> Moment:
-    from backlot.events.inspecting import parse_time
     from readapi.audit.inspector import Moment
 
-    return Moment(at_version, parse_time("--at-time", at_time))
+    return Moment(at_version, moment("--at-time", at_time, datetime.now(UTC)))
+
+
+def _known_types(types: list[str] | None) -> list[str]:
+    """The types that were named, each known; raises UnknownName."""
+    known = names.event_types()
+    if not known.issuperset(types or ()):
+        # Of a release that was rolled back, or not this one's.
+        known |= names.types_of(_recorded_topics())
+    return [names.require("type of event", each, known) for each in types or ()]
+
+
+def _known_aggregate(kind: str | None) -> str | None:
+    if kind is None or kind in (known := names.aggregates()):
+        return kind
+    recorded = {topic.partition(".")[0] for topic in _recorded_topics()}
+    return names.require("kind of aggregate", kind, known | recorded)
+
+
+def _recorded_topics() -> list[str]:
+    """The topics that the log has, where it can be asked."""
+    from backlot.events.inspecting import inspect
+
+    try:
+        found = inspect(PayloadMode.NONE, lambda inspector: inspector.stats())
+    except OperatorError:
+        return []
+    return [each.topic for each in found.topics]
 
 
 archive.register(app)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import TypeVar
 
 import psycopg
@@ -12,7 +11,7 @@ from backlot.database import database_url
 from backlot.signals import run
 from infra.codec import EventMapper
 from infra.connecting import UNHURRIED, explained, open_async_connection
-from infra.errors import OperatorError
+from infra.errors import OperatorError, UsageError
 from infra.privacy import PayloadMode
 from infra.settings import load_settings
 from projections.audit.index import Audit
@@ -27,7 +26,7 @@ class NotInspected(OperatorError):
 
 
 def inspect(mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) -> T:
-    """The answer to a question about the log; raises NotInspected and NothingRuns."""
+    """The answer to a question about the log; raises UsageError, NotInspected, NothingRuns."""
     url = database_url(load_settings())
     try:
         return run(_ask(url, mode, question))
@@ -39,23 +38,12 @@ def inspect(mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) ->
         raise NotInspected(f"the database does not answer: {explained(error)}") from error
     except UnicodeEncodeError as error:
         raise NotInspected("what was asked for is not text in UTF-8") from error
-    except (NotRecorded, InvalidCursor) as error:
+    except NotRecorded as error:
         raise NotInspected(str(error)) from error
+    except InvalidCursor as error:
+        raise UsageError(str(error)) from error
 
 
 async def _ask(url: str, mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) -> T:
     async with await open_async_connection(url, "events", UNHURRIED) as conn:
         return await question(Inspector(conn, Audit(), EventMapper(), mode))
-
-
-def parse_time(option: str, text: str | None) -> datetime | None:
-    """A time in ISO 8601, in UTC unless it says otherwise; raises NotInspected."""
-    if text is None:
-        return None
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise NotInspected(
-            f"{option}: {text!r} is not a time such as 2026-11-22 or 2026-11-22T09:30:15+01:00"
-        ) from None
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Lines:
-    """Prints events one by one: a line each, under the day on which they were recorded."""
+    """Prints events one by one: under the day on which they were recorded."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -23,7 +23,7 @@ class Lines:
 
     def tell(self, event: AuditEvent) -> None:
         """Print an event."""
-        from backlot.events.text import day_of, event_line
+        from backlot.events.text import day_of, event_lines
 
         if self._as_json:
             typer.echo(event.to_json())
@@ -31,7 +31,7 @@ class Lines:
         if (day := day_of(event)) != self._day:
             self._day = day
             typer.echo(day)
-        typer.echo(event_line(event))
+        show_lines(event_lines(event))
 
 
 def show_json(found: Wire) -> None:

@@ -1,4 +1,4 @@
-"""The audit's answers in lines for people, at most 100 columns wide.
+"""The audit's answers in lines for people, as wide as their terminal.
 
 What was recorded may be anything, so nothing of it reaches the terminal as a control character.
 """
@@ -11,10 +11,11 @@ from datetime import datetime
 from io import StringIO
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from backlot.change import change_lines
+from backlot.layout import flow, printable, table, width
 from infra.utc import rfc3339
 from readapi.audit.shapes import (
     AggregateState,
@@ -27,8 +28,6 @@ from readapi.audit.shapes import (
     TraceTree,
 )
 
-WIDTH = 100
-MAX_VALUE = 36
 SHOWN_DAYS = 14
 
 
@@ -37,22 +36,24 @@ def day_of(event: AuditEvent) -> str:
     return f"{event.recorded_at:%Y-%m-%d}" if event.recorded_at else "unknown day"
 
 
-def event_line(event: AuditEvent) -> str:
+def event_lines(event: AuditEvent, columns: int | None = None) -> Iterator[str]:
     """Position, time (UTC), type, actor and stream; `!` marks what can't be read."""
     time = f"{event.recorded_at:%H:%M:%S}Z" if event.recorded_at else "?"
-    kind = cut(("! " if event.error else "") + event.type, 27)
-    actor = cut(event.actor or "", 12)
-    return f"{event.position:>8}  {time:<9}  {kind:<27}  {actor:<12}  {event.stream_id}"
+    kind = printable(("! " if event.error else "") + event.type)
+    actor = printable(event.actor or "")
+    cells = (f"{event.position:>8}", f"{time:<9}", f"{kind:<27}", f"{actor:<13}")
+    return flow((*cells, str(event.stream_id)), columns)
 
 
-def step_lines(step: StreamEvent) -> Iterator[str]:
-    """An event of a stream, and each field that it changed."""
-    who = f"  {printable(step.actor)}" if step.actor else ""
-    yield f"v{step.version}  {step.position}  {_at(step.recorded_at)}  {printable(step.type)}{who}"
+def step_lines(step: StreamEvent, columns: int | None = None) -> Iterator[str]:
+    """An event of a stream, and each field that it changed; of long texts the changed part."""
+    place = (f"v{step.version}", str(step.position), _at(step.recorded_at))
+    who = (printable(step.actor),) if step.actor else ()
+    yield from flow((*place, printable(step.type), *who), columns)
     if step.error:
         yield f"    ! {printable(step.error)}"
     for name, change in (step.changed or {}).items():
-        yield f"    {name}: {_value(change['from'])} → {_value(change['to'])}"
+        yield from change_lines(f"    {name}", change["from"], change["to"], columns)
 
 
 def state_lines(state: AggregateState) -> Iterator[str]:
@@ -119,17 +120,6 @@ def stats_lines(stats: AuditStats) -> Iterator[str]:
     yield from _counts("day (UTC)", days)
 
 
-def printable(text: str) -> str:
-    """The text without anything that a terminal would obey."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
-def cut(text: str, width: int) -> str:
-    """The text in a column of that many characters."""
-    text = printable(text)
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
 def _at(time: datetime | None) -> str:
     return rfc3339(time, "seconds") if time else "unknown time"
 
@@ -143,10 +133,6 @@ def _json(value: object, indent: int | None = None) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
-def _value(value: object) -> str:
-    return cut(json.dumps(value, ensure_ascii=False), MAX_VALUE)
-
-
 def _node_text(node: TraceNode) -> Text:
     if node.kind == "request":
         return Text(f"request {printable(node.id)}  {_at(node.at)}")
@@ -156,18 +142,15 @@ def _node_text(node: TraceNode) -> Text:
 
 
 def _counts(title: str, counts: list[tuple[str, int]]) -> Iterator[str]:
-    table = Table(box=None, pad_edge=False)
-    table.add_column(title, min_width=30)
-    table.add_column("events", justify="right")
-    for name, events in counts:
-        table.add_row(Text(printable(name) or "(none)"), f"{events:,}")
     yield ""
-    yield from _rendered(table)
+    yield from table(
+        (title, "events"), [(printable(name) or "(none)", f"{count:,}") for name, count in counts]
+    )
 
 
-def _rendered(what: Tree | Table) -> Iterator[str]:
-    console = Console(file=StringIO(), width=WIDTH, color_system=None, highlight=False)
+def _rendered(tree: Tree) -> Iterator[str]:
+    console = Console(file=StringIO(), width=width(), color_system=None, highlight=False)
     with console.capture() as captured:
-        console.print(what)
+        console.print(tree)
     for line in captured.get().splitlines():
         yield line.rstrip()

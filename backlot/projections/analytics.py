@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 from uuid import uuid4
-
-import typer
 
 from backlot.output import show
 from backlot.projections.lines import differences
 from backlot.projections.operating import Operator, operating, require_done
 from backlot.projections.replay_screen import ReplayScreen
-from backlot.projections.runs import UNCONFIRMED
+from backlot.question import agrees
 from domain.operation import Members, Outcome
+from infra.errors import ExitCode
 from infra.operations import request
 from infra.settings import load_settings
 from projections.analytics.rebuilding import NAME
 from projections.operating.acting import Ended
 from projections.proving.compare import Difference
 
-DIFFERS = 1
-
 
 def rebuild(action: str, parameters: Members, *, detach: bool, as_json: bool) -> int:
     """Verify or replay the analytics; the exit code.
 
-    1 where a verification finds a difference, 3 for a replay that nobody has agreed to.
+    NOT_WELL where a verification finds a difference, UNCONFIRMED for a replay that nobody wanted.
     """
     with operating(load_settings()) as operator:
         if detach:
@@ -34,32 +30,37 @@ def rebuild(action: str, parameters: Members, *, detach: bool, as_json: bool) ->
             request(operator.recorder, operation_id, operator.actor, action, NAME, parameters)
             operation = str(operation_id)
             show(f"requested: operation {operation}", {"operationId": operation}, as_json)
-            return 0
-        ended = _carry_out(operator, action, parameters)
+            return ExitCode.DONE
+        ended, found = _carry_out(operator, action, parameters)
     result: dict[str, Any] = dict(ended.result)
-    show("\n".join([_told(result), *differences(result["difference"])]), result, as_json)
+    show("\n".join([_told(result), *differences(found)]), result, as_json)
     if ended.outcome is Outcome.CANCELLED:
-        return UNCONFIRMED
-    return DIFFERS if action == "verify" and result["difference"]["differs"] else 0
+        return ExitCode.UNCONFIRMED
+    differs = action == "verify" and result["difference"]["differs"]
+    return ExitCode.NOT_WELL if differs else ExitCode.DONE
 
 
-def _carry_out(operator: Operator, action: str, parameters: Members) -> Ended:
+def _carry_out(
+    operator: Operator, action: str, parameters: Members
+) -> tuple[Ended, dict[str, Any]]:
+    """How it ended, and what was found to differ, with the values."""
+    found: list[Difference] = []
     with ReplayScreen(f"{action} {NAME}") as screen:
 
         def agrees(difference: Difference) -> bool:
             with screen.resting():
                 return _agreed(difference)
 
-        ended = operator.attempt(action, NAME, parameters, operator.tools(screen, agrees))
-    return ended if ended.outcome is Outcome.CANCELLED else require_done(ended)
+        ended = operator.attempt(
+            action, NAME, parameters, operator.tools(screen, agrees, found.append)
+        )
+    done = ended if ended.outcome is Outcome.CANCELLED else require_done(ended)
+    return done, found[-1].as_dict(values=True)
 
 
 def _agreed(difference: Difference) -> bool:
-    """Whether the operator, having seen what differs, wants it mended; nobody there: no."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    typer.echo("\n".join(differences(difference.as_dict())), err=True)
-    return typer.confirm(f"Mend the {NAME}?", err=True)
+    """Whether the operator, having seen what differs, wants it mended."""
+    return agrees(f"Mend the {NAME}?", *differences(difference.as_dict(values=True)))
 
 
 def _told(result: Members) -> str:

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from backlot.group import group
 from backlot.output import Json, given, show
 from backlot.projections import parked
-from infra.errors import OperatorError
+from backlot.projections.parked import Name
+from backlot.question import Yes, require_yes
+from infra.errors import ExitCode, UsageError
 from infra.settings import MAX_REPLAY_WORKERS, load_settings
 
 if TYPE_CHECKING:
@@ -16,54 +19,46 @@ if TYPE_CHECKING:
 
     from backlot.projections.operating import Operator
 
-DIFFERS = 1
-
-app = typer.Typer(help="Read models: state, replay, verify, rollback.", no_args_is_help=True)
+app = group("Read models: state, replay, verify, rollback.")
 app.add_typer(parked.app, name="parked")
 
-Name = Annotated[str, typer.Argument(help="The projection.", show_default=False)]
-OrAll = Annotated[str | None, typer.Argument(help="The projection.", show_default=False)]
+OrAll = Annotated[str | None, parked.ITS_NAME]
 All = Annotated[bool, typer.Option("--all", help="Every projection.")]
 Reason = Annotated[str | None, typer.Option(help="Why, for whoever reads the log later.")]
 OfReplay = Annotated[bool, typer.Option("--replay", help="Its replay, not the projection itself.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
 Detach = Annotated[
     bool, typer.Option("--detach", help="Leave it to a running Backlot, and return at once.")
 ]
 
 
-class NothingNamed(OperatorError):
+class NothingNamed(UsageError):
     """Neither one projection nor all of them."""
-
-
-@app.callback()
-def projections() -> None:
-    """Read models: state, replay, verify, rollback."""
 
 
 @app.command(name="list")
 def list_projections(as_json: Json = False) -> None:
-    """All projections: status, position, lag, parked events, replay."""
-    from backlot.projections.lines import as_table
+    """All projections: status, position, lag, parked events. Exit code 1: one needs help."""
+    from backlot.projections.lines import as_table, in_trouble
     from backlot.projections.reading import read_statuses
 
     found = read_statuses(load_settings()).values()
     items = [each.model_dump(mode="json", by_alias=True, exclude_none=True) for each in found]
     show("\n".join(as_table(found)), {"items": items}, as_json)
+    raise typer.Exit(ExitCode.NOT_WELL if any(map(in_trouble, found)) else ExitCode.DONE)
 
 
 @app.command(name="show")
 def show_projection(name: Name, as_json: Json = False) -> None:
-    """One projection with its copies, its rate and its replay."""
-    from backlot.projections.lines import as_lines
-    from backlot.projections.operating import NoSuchProjection
+    """One projection with its copies, its rate and its replay. Exit code 1: it needs help."""
+    from backlot.names import require
+    from backlot.projections.lines import as_lines, in_trouble
     from backlot.projections.reading import read_statuses
 
-    found = read_statuses(load_settings(), twice=True).get(name)
-    if found is None:
-        raise NoSuchProjection(f"there is no projection {name!r}")
+    statuses = read_statuses(load_settings(), twice=True)
+    found = statuses[require("projection", name, statuses)]
     told = found.model_dump(mode="json", by_alias=True, exclude_none=True)
     show("\n".join(as_lines(found)), told, as_json)
+    raise typer.Exit(ExitCode.NOT_WELL if in_trouble(found) else ExitCode.DONE)
 
 
 @app.command()
@@ -110,8 +105,7 @@ def rollback(
     """Bring the previous copy up to date, and make it the live one again."""
     from backlot.projections.runs import carry
 
-    if not yes:
-        typer.confirm(f"Switch {name} back to its previous copy?", abort=True, err=True)
+    require_yes(f"Switch {name} back to its previous copy?", yes=yes)
     parameters = given(reason=reason)
     raise typer.Exit(carry("rollback", name, parameters, yes=True, detach=detach, as_json=as_json))
 
@@ -132,7 +126,7 @@ def verify(
         names = _names(operator, name, every=every)
         lines, data, equal = verify_all(operator, names, given(reason=reason))
     show("\n".join(lines), {"items": data} if every else data[0], as_json)
-    raise typer.Exit(0 if equal else DIFFERS)
+    raise typer.Exit(ExitCode.DONE if equal else ExitCode.NOT_WELL)
 
 
 @app.command()
@@ -150,7 +144,8 @@ def completeness(
         ]
     lines = [line for each in data for line in accounted(each)]
     show("\n".join(lines), {"items": data} if every else data[0], as_json)
-    raise typer.Exit(0 if all(each["complete"] for each in data) else DIFFERS)
+    complete = all(each["complete"] for each in data)
+    raise typer.Exit(ExitCode.DONE if complete else ExitCode.NOT_WELL)
 
 
 @app.command()
@@ -184,8 +179,7 @@ def confirm(name: Name, reason: Reason = None, as_json: Json = False) -> None:
 @app.command(name="drop-old")
 def drop_old(name: Name, yes: Yes = False, reason: Reason = None, as_json: Json = False) -> None:
     """Remove the previous copy, which `rollback` would go back to."""
-    if not yes:
-        typer.confirm(f"Remove the previous copy of {name}?", abort=True, err=True)
+    require_yes(f"Remove the previous copy of {name}?", yes=yes)
     _do("drop-old", name, given(reason=reason), as_json)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from backlot.change import change_lines
+from backlot.layout import printable, table
 from projections.parking.deciding import remedy
 from projections.replaying.rows import Purpose, Replay, ReplayState
 from readapi.projection_status import ProjectionStatus, ReplayStatus
@@ -12,15 +14,17 @@ from readapi.projection_status import ProjectionStatus, ReplayStatus
 SHOWN_KEYS = 20
 
 
-def as_table(found: Iterable[ProjectionStatus]) -> Iterator[str]:
-    """All projections, one a line."""
-    yield f"{'projection':<12} {'status':<9} {'position':>10} {'lag':>8} {'parked':>6}  replay"
-    for each in found:
-        replay = _short(each.replay) if each.replay and not each.replay.finished_at else "-"
-        yield (
-            f"{each.name:<12} {each.status:<9} {each.position:>10} {each.lag_events:>8} "
-            f"{each.parked:>6}  {replay}"
-        )
+def as_table(found: Collection[ProjectionStatus]) -> Iterator[str]:
+    """All projections, one a line, and below what some of them need."""
+    headings = ("projection", "status", "position", "lag", "parked", "replay")
+    yield from table(headings, map(_row, found))
+    needs = {each.name: in_trouble(each) for each in found}
+    yield from (f"{name}: {need}" for name, need in needs.items() if need)
+
+
+def _row(each: ProjectionStatus) -> tuple[object, ...]:
+    replay = _short(each.replay) if each.replay and not each.replay.finished_at else "-"
+    return each.name, each.status, each.position, each.lag_events, each.parked, replay
 
 
 def as_lines(found: ProjectionStatus) -> Iterator[str]:
@@ -93,7 +97,8 @@ def told(replay: Replay) -> str:
             case _:
                 return f"{name}: {replay.state}{f': {replay.error}' if replay.error else ''}"
     if replay.state is ReplayState.WAITING:
-        yes = f"`backlot projections confirm {name}` switches"
+        again = f"`backlot projections replay {name} --yes`"
+        yes = f"{again} or `backlot projections confirm {name}` switches"
         no = f"`backlot projections cancel {name}` gives the new one up"
         return f"{name}: the copies differ {at}, and nothing was switched; {yes}, {no}"
     on = f"`backlot projections replay {name}` goes on, `backlot projections cancel {name}` ends it"
@@ -110,13 +115,20 @@ def differences(difference: Mapping[str, Any] | None) -> Iterator[str]:
         return
     total = difference["total"]
     yield "1 row differs" if total == 1 else f"{total} rows differ"
-    for table in difference["tables"]:
-        yield from (f"  {table['table']}: {what}" for what in table["structure"])
+    for each in difference["tables"]:
+        yield from (f"  {each['table']}: {what}" for what in each["structure"])
     for key in difference["keys"][:SHOWN_KEYS]:
         named = ", ".join(f"{column}={value}" for column, value in key["key"].items())
-        yield f"  {key['table']}: {named} is {key['kind']}"
+        yield printable(f"  {key['table']}: {named} is {key['kind']}{_columns(key)}")
+        for column, values in sorted(key.get("changes", {}).items()):
+            yield from change_lines(f"    {column}", *values)
     if total > min(len(difference["keys"]), SHOWN_KEYS):
         yield "  … and more: `--json` names up to 100"
+
+
+def _columns(key: Mapping[str, Any]) -> str:
+    """The columns that differ, where nobody knows their values any more."""
+    return f" in {', '.join(key['columns'])}" if "columns" in key and "changes" not in key else ""
 
 
 def accounted(found: Mapping[str, Any]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from backlot.database import database_url
+from backlot.names import require
 from backlot.recorded import operator_name, recordable
 from backlot.wiring import ReadModels, analytics_means, open_counters
 from domain.operation import Members, Outcome
@@ -38,10 +39,6 @@ from projections.projection import Projection
 from projections.proving.compare import Difference
 from projections.replaying.counter_rebuild import NAME as COUNTERS
 from projections.replaying.progress import Report, tell_nobody
-
-
-class NoSuchProjection(OperatorError):
-    """The name is not that of a projection of this program."""
 
 
 class NotDone(OperatorError):
@@ -67,15 +64,14 @@ class Operator:
     stopping: Event = field(default_factory=Event)
 
     def projection(self, name: str) -> Projection:
-        """The live projection of that name; raises NoSuchProjection."""
-        found = self.models.get(name)
-        if found is None:
-            names = ", ".join(sorted(self.models))
-            raise NoSuchProjection(f"there is no projection {name!r}; there are {names}")
-        return found
+        """The live projection of that name; raises UnknownName."""
+        return self.models[require("projection", name, self.models)]
 
     def tools(
-        self, report: Report = tell_nobody, agrees: Callable[[Difference], bool] = say_no
+        self,
+        report: Report = tell_nobody,
+        agrees: Callable[[Difference], bool] = say_no,
+        compared: Callable[[Difference], None] = tell_nobody,
     ) -> Tools:
         """What actions are carried out with here."""
         return Tools(
@@ -87,6 +83,7 @@ class Operator:
             counters=self.counters,
             analytics=self.analytics,
             agrees=agrees,
+            compared=compared,
         )
 
     def do(

@@ -7,14 +7,24 @@ from typing import Annotated
 
 import typer
 
+from backlot import names
+from backlot.group import group
+from backlot.layout import table
 from backlot.output import Json, given, show
+from backlot.question import Yes, require_yes
 from domain.operation import Members
-from infra.errors import OperatorError
+from infra.errors import ExitCode, UsageError
 from infra.settings import load_settings
 
-app = typer.Typer(help="Events that could not be applied.", no_args_is_help=True)
+app = group("Events that could not be applied.")
 
-Name = Annotated[str, typer.Argument(help="The projection.", show_default=False)]
+ITS_NAME = typer.Argument(
+    help="The projection.",
+    show_default=False,
+    callback=names.projection,
+    autocompletion=names.completion(names.projections),
+)
+Name = Annotated[str, ITS_NAME]
 Position = Annotated[int, typer.Argument(min=1, help="The event's position.", show_default=False)]
 Which = Annotated[
     int | None, typer.Argument(min=1, help="The event's position; default: all that wait.")
@@ -30,16 +40,10 @@ AllLike = Annotated[
     ),
 ]
 Why = Annotated[str, typer.Option("--reason", help="Why; it is kept with the event.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
 
 
-class NotOne(OperatorError):
+class NotOne(UsageError):
     """An event and all that are like one were named, or neither."""
-
-
-@app.callback()
-def parked() -> None:
-    """Events that could not be applied."""
 
 
 @app.command(name="list")
@@ -56,8 +60,9 @@ def list_parked(
     with operating(load_settings()) as operator:
         schema = operator.projection(name).schema
         found = page(operator.conn, schema, after=after, limit=limit)
-    lines = [f"{e.position:>10}  {e.status:<9}  {e.topic}  {e.error}" for e in found]
-    text = "\n".join(lines) or "nothing is set aside"
+    rows = [(e.position, e.status, e.topic, e.error) for e in found]
+    lines = table(("position", "status", "topic", "error"), rows)
+    text = "\n".join(lines) if rows else "nothing is set aside"
     show(text, {"items": [each.as_dict() for each in found]}, as_json)
 
 
@@ -98,7 +103,8 @@ def retry(
     events = result["events"] if isinstance(result["events"], list) else []
     lines = [f"{event['position']:>10}  {event['outcome']}" for event in events]
     show("\n".join(lines) or "nothing is set aside", result, as_json)
-    raise typer.Exit(0 if all(event["outcome"] == "applied" for event in events) else 1)
+    applied = all(event["outcome"] == "applied" for event in events)
+    raise typer.Exit(ExitCode.DONE if applied else ExitCode.NOT_WELL)
 
 
 @app.command()
@@ -116,8 +122,7 @@ def discard(
     which = (
         f"the event at {position}" if all_like is None else f"all events like that at {all_like}"
     )
-    if not yes:
-        typer.confirm(f"Leave {which} out of {name}?", abort=True, err=True)
+    require_yes(f"Leave {which} out of {name}?", yes=yes)
     result = _do("discard", name, given(position=position, allLike=all_like, reason=reason))
     count = f"{result['discarded']} events" if all_like else f"position {position}"
     show(f"discard {name}: done, {count}", {"outcome": "done", **result}, as_json)
@@ -132,8 +137,7 @@ def park(
     With --all-like, also whatever of the log as it is now fails in the same way.
     """
     which = f"all events like that at {all_like}" if all_like else "that event"
-    if not yes:
-        typer.confirm(f"Let {name} go on without {which}?", abort=True, err=True)
+    require_yes(f"Let {name} go on without {which}?", yes=yes)
     result = _do("park", name, given(allLike=all_like, reason=reason))
     told = [f"park {name}: done, position {result['position']}"]
     told += [str(result[member]) for member in ("note", "error") if member in result]

@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import Progress, TaskProgressColumn
 
+from backlot.screen import bar, said
 from projections.replaying import progress as replay_progress
 
 QUARTERS = 4
@@ -24,10 +25,10 @@ class ReplayScreen:
         self._title = title
         self._console = Console(stderr=True)
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            said("{task.description}"),
+            *bar(self._console),
             TaskProgressColumn(),
-            TextColumn("{task.fields[told]}"),
+            said("{task.fields[told]}"),
             console=self._console,
             disable=not self._console.is_terminal,
         )

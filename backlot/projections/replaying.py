@@ -6,9 +6,10 @@ Whatever ends this process, the database knows how far the replay is. Ctrl-C let
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from uuid import UUID, uuid4
 
+from backlot.projections.lines import differences
 from backlot.projections.operating import NotDone, Operator, require_done
 from backlot.projections.replay_screen import ReplayScreen
 from backlot.signals import Stop
@@ -16,9 +17,10 @@ from domain.operation import Members, Operation, Outcome
 from infra.operations import claim, describe, finish, load, release, request
 from projections import positions
 from projections.connecting import is_outage
-from projections.operating.acting import Ended
+from projections.operating.acting import Ended, Tools
 from projections.operating.actions import carry_out
 from projections.operating.replay_actions import replay_of
+from projections.proving.compare import Difference
 from projections.replaying.progress import Progress
 from projections.replaying.rows import Purpose, Replay, ReplayState, unfinished
 
@@ -41,6 +43,7 @@ class Replaying:
         self._action, self._name = action, name
         self._parameters = parameters
         self._worked_here = False
+        self._compared: Difference | None = None
 
     def detach(self) -> UUID:
         """Ask for it, and leave it to a process with the role `projections`; the operation's id."""
@@ -63,6 +66,14 @@ class Replaying:
                 self._operator.do("confirm", self._name, {})
         finally:
             release(self._conn, new_id)
+
+    def differences(self, replay: Replay) -> Iterator[str]:
+        """What the replay's comparison found, in lines; with the values, if it was made here."""
+        found = self._compared
+        return differences(replay.result if found is None else found.as_dict(values=True))
+
+    def _hear(self, found: Difference) -> None:
+        self._compared = found
 
     def _request(self, new_id: UUID) -> UUID:
         operator = self._operator
@@ -123,11 +134,14 @@ class Replaying:
 
     def _attempt(self, operation: Operation, screen: ReplayScreen) -> Ended | None:
         try:
-            return carry_out(self._conn, self._operator.tools(screen), operation)
+            return carry_out(self._conn, self._tools(screen), operation)
         except Exception as error:
             if not is_outage(error):
                 self._finish(operation.id, Ended(Outcome.FAILED, {"error": describe(error)}))
             raise
+
+    def _tools(self, screen: ReplayScreen) -> Tools:
+        return self._operator.tools(screen, compared=self._hear)
 
     def _finish(self, operation_id: UUID, ended: Ended) -> None:
         finish(self._operator.recorder, operation_id, *ended, self._operator.actor)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import typer
 
 from backlot.output import show
-from backlot.projections.lines import differences, told
+from backlot.projections.lines import told
 from backlot.projections.operating import Operator, operating
 from backlot.projections.replay_screen import ReplayScreen
 from backlot.projections.replaying import Interrupted, Replaying
+from backlot.question import agrees
 from domain.operation import Members
+from infra.errors import ExitCode
 from infra.settings import load_settings
 from projections import positions
 from projections.replaying.rows import Replay, ReplayState
 from readapi.projection_status import present_replay
-
-FAILED = 1
-UNCONFIRMED = 3
-INTERRUPTED = 130
 
 
 class Verified(NamedTuple):
@@ -37,22 +34,23 @@ def carry(
 ) -> int:
     """Replay or roll back, here or in another process; the exit code.
 
-    3 for a replay that waits to be confirmed, 1 for one that rests otherwise or did not succeed.
+    UNCONFIRMED for a replay that waits, FAILED for one that rests otherwise or did not succeed.
     """
     with operating(load_settings()) as operator:
         replaying = Replaying(operator, action, name, parameters)
         if detach:
             operation = str(replaying.detach())
             show(f"requested: operation {operation}", {"operationId": operation}, as_json)
-            return 0
+            return ExitCode.DONE
         found = _run(replaying, yes=yes)
         lines = [told(found)]
         if found.result is not None and found.result["differs"]:
-            lines += differences(found.result)
+            lines += replaying.differences(found)
         show("\n".join(lines), _as_dict(operator, found), as_json)
     if not found.finished:
-        return FAILED if found.paused else UNCONFIRMED
-    return FAILED if found.state in (ReplayState.CANCELLED, ReplayState.FAILED) else 0
+        return ExitCode.FAILED if found.paused else ExitCode.UNCONFIRMED
+    gone = found.state in (ReplayState.CANCELLED, ReplayState.FAILED)
+    return ExitCode.FAILED if gone else ExitCode.DONE
 
 
 def verify_all(operator: Operator, names: Sequence[str], parameters: Members) -> Verified:
@@ -61,8 +59,9 @@ def verify_all(operator: Operator, names: Sequence[str], parameters: Members) ->
     data: list[dict[str, Any]] = []
     equal = True
     for name in names:
-        found = _run(Replaying(operator, "verify", name, parameters), yes=True)
-        lines += [told(found), *differences(found.result)]
+        replaying = Replaying(operator, "verify", name, parameters)
+        found = _run(replaying, yes=True)
+        lines += [told(found), *replaying.differences(found)]
         data.append({"name": name, **_as_dict(operator, found)})
         equal &= found.result is not None and not found.result["differs"]
     return Verified(lines, data, equal)
@@ -77,18 +76,15 @@ def rebuild_counters(parameters: Members, *, as_json: bool) -> None:
 
 def _run(replaying: Replaying, *, yes: bool) -> Replay:
     try:
-        return replaying.run(lambda found: yes or _agreed(found))
+        return replaying.run(lambda found: yes or _agreed(replaying, found))
     except Interrupted as interrupted:
         typer.echo(f"backlot: {interrupted}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
-def _agreed(found: Replay) -> bool:
-    """Whether the operator, having seen what differs, wants the switch; nobody there: no."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    typer.echo("\n".join(differences(found.result)), err=True)
-    return typer.confirm(f"Switch {found.name} to the new copy?", err=True)
+def _agreed(replaying: Replaying, found: Replay) -> bool:
+    """Whether the operator, having seen what differs, wants the switch."""
+    return agrees(f"Switch {found.name} to the new copy?", *replaying.differences(found))
 
 
 def _as_dict(operator: Operator, found: Replay) -> dict[str, Any]:

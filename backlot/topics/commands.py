@@ -6,17 +6,14 @@ from typing import Annotated
 
 import typer
 
+from backlot.group import group
+from backlot.layout import table
 from backlot.output import Json, show
 from backlot.topics import dead
 from infra.settings import load_settings
 
-app = typer.Typer(help="Published topics, their consumers, dead messages.", no_args_is_help=True)
+app = group("Published topics, their consumers, dead messages.")
 app.add_typer(dead.app, name="dead")
-
-
-@app.callback()
-def topics() -> None:
-    """Published topics, their consumers, dead messages."""
 
 
 @app.command(name="list")
@@ -47,8 +44,9 @@ def undelivered(
 
     with looking(load_settings()) as conn:
         found = overview.undelivered(conn, limit)
-    lines = [f"{e.source:<9}  {e.position:>10}  {e.topic}  {e.reason}" for e in found]
-    text = "\n".join(lines) or "everything could be published"
+    rows = [(e.source, e.position, e.topic, e.reason) for e in found]
+    lines = table(("source", "position", "topic", "reason"), rows)
+    text = "\n".join(lines) if rows else "everything could be published"
     show(text, {"items": [each.as_dict() for each in found]}, as_json)
 
 
@@ -67,6 +65,7 @@ def redrive(
 
     dead.require_choice(ids, every=every, all_like=all_like)
     with looking(load_settings()) as conn:
+        dead.require_known(conn, consumer, topic)
         chosen = dead.chosen(conn, ids, all_like)
         count = ask(conn, ids=chosen, consumer=consumer, topic=topic)
     show(f"{count} to be driven again", {"redriven": count}, as_json)

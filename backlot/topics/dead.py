@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from psycopg import Connection
+from psycopg.rows import TupleRow
 
+from backlot import names
+from backlot.group import Listing, group
+from backlot.layout import table
 from backlot.output import Json, given, show
-from infra.errors import OperatorError
+from backlot.question import Yes, require_yes
+from infra.errors import OperatorError, UsageError
 from infra.settings import load_settings
 
-if TYPE_CHECKING:
-    from psycopg import Connection
-
-app = typer.Typer(help="Messages that could not be handled.", no_args_is_help=True)
+app = group("Messages that could not be handled; the list of them.", Listing)
 
 OfConsumer = Annotated[str | None, typer.Option("--consumer", help="Only of this consumer.")]
-OfTopic = Annotated[str | None, typer.Option("--topic", help="Only of this topic.")]
+OfTopic = Annotated[
+    str | None,
+    typer.Option(
+        "--topic",
+        help="Only of this topic.",
+        autocompletion=names.completion(names.published),
+    ),
+]
 
 
 Ids = Annotated[list[int] | None, typer.Argument(help="Of dead messages.", show_default=False)]
@@ -34,13 +44,8 @@ class NoSuchMessage(OperatorError):
     """No dead message has that id."""
 
 
-class NothingNamed(OperatorError):
+class NothingNamed(UsageError):
     """Neither some dead messages, nor all of them, nor all like one; or two of these."""
-
-
-@app.callback()
-def dead() -> None:
-    """Messages that could not be handled."""
 
 
 @app.command(name="list")
@@ -56,11 +61,11 @@ def list_dead(
     from workers.consuming.dead import buried
 
     with looking(load_settings()) as conn:
+        require_known(conn, consumer, topic)
         found = buried(conn, consumer=consumer, topic=topic, after=after, limit=limit)
-    lines = [
-        f"{e.id:>8}  {e.consumer:<12}  {e.topic:<18}  {e.status:<7}  {e.reason}" for e in found
-    ]
-    text = "\n".join(lines) or "nothing is dead"
+    rows = [(e.id, e.consumer, e.topic, e.status, e.reason) for e in found]
+    lines = table(("id", "consumer", "topic", "status", "reason"), rows)
+    text = "\n".join(lines) if rows else "nothing is dead"
     show(text, {"items": [each.as_dict() for each in found]}, as_json)
 
 
@@ -93,7 +98,7 @@ def discard(
     all_like: AllLike = None,
     consumer: OfConsumer = None,
     topic: OfTopic = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Give dead messages up for good; the log keeps who did, when, why, and what they were."""
@@ -105,9 +110,9 @@ def discard(
     require_choice(ids, every=every, all_like=all_like)
     settings = load_settings()
     with looking(settings) as conn:
+        require_known(conn, consumer, topic)
         wanted = chosen(conn, ids, all_like)
-        if not yes:
-            typer.confirm("Give these messages up for good?", abort=True, err=True)
+        require_yes("Give these messages up for good?", yes=yes)
         asked = given(ids=ids, allLike=all_like, consumer=consumer, topic=topic, reason=reason)
         with recorded(database_url(settings), "discard-dead", "dead messages", asked) as running:
             found = give_up(conn, ids=wanted, consumer=consumer, topic=topic)
@@ -133,3 +138,14 @@ def chosen(conn: Connection[Any], ids: list[int] | None, all_like: int | None) -
     if not found:
         raise NoSuchMessage(f"no dead message has the id {all_like}")
     return found
+
+
+def require_known(conn: Connection[TupleRow], consumer: str | None, topic: str | None) -> None:
+    """Raise UnknownName for a consumer that never ran, and a topic that nothing is published to."""
+    from workers.consuming.dead import consumers_and_topics
+
+    consumers, topics = consumers_and_topics(conn)
+    if consumer is not None:
+        names.require("consumer", consumer, consumers)
+    if topic is not None:
+        names.require("topic", topic, topics | names.published())

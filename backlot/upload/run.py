@@ -15,12 +15,13 @@ import jwt
 from backlot.calls import CallFailed, Patience
 from backlot.output import show
 from backlot.screen import Screen
-from backlot.signals import INTERRUPTED, run
+from backlot.signals import run
 from backlot.upload.api import UploadApi
 from backlot.upload.file import LocalFile
 from backlot.upload.memory import Memory, state_folder
 from backlot.upload.problems import UploadFailed
 from backlot.upload.session import Session, Uploaded, Wishes
+from infra.errors import ExitCode
 
 # Outlasts a server's restart: two minutes at most, and whatever pauses the server asks for.
 PATIENCE = Patience(attempts=12, first=0.5, longest=15.0, longest_told=300.0)
@@ -72,10 +73,10 @@ def run_upload(
             found = run(_run(file, target, named, screen, parallel, resume))
         except KeyboardInterrupt:
             screen.say(f"interrupted: {AGAIN}{'' if resume else ', without --no-resume'}")
-            return INTERRUPTED
+            return ExitCode.INTERRUPTED
         seconds = time.perf_counter() - started
         _tell(found, file, target.url, seconds, as_json=as_json, say=screen.say)
-    return 0
+    return ExitCode.DONE
 
 
 async def _run(

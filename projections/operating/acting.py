@@ -19,7 +19,7 @@ from projections.likes import Likes
 from projections.projection import Projection
 from projections.proving.compare import Difference
 from projections.replaying.counter_rebuild import renewing
-from projections.replaying.progress import Report
+from projections.replaying.progress import Report, tell_nobody
 from projections.replaying.rows import Replay
 
 
@@ -44,7 +44,8 @@ class Tools:
     """What actions are carried out with; `models` are the live projections by name.
 
     `report` hears how far a replay is. `counters` are those in Redis, where one is configured.
-    `agrees` is asked whether what differs in the `analytics` is to be mended.
+    `agrees` is asked whether what differs in the `analytics` is to be mended. `compared` hears
+    what a comparison found, with the values, which are kept nowhere.
     """
 
     database_url: str
@@ -55,6 +56,7 @@ class Tools:
     counters: Counters | None = None
     analytics: Means | None = None
     agrees: Callable[[Difference], bool] = say_no
+    compared: Callable[[Difference], None] = tell_nobody
 
     @property
     def likes(self) -> Likes | None:

@@ -54,6 +54,7 @@ def rebuild_analytics(
 
 def _carry_out(rebuild: Rebuild, tools: Tools, operation: Operation) -> Ended:
     found = rebuild.compare()
+    tools.compared(found.difference)
     result = _as_result(found)
     if operation.action == "verify" or not found.difference.differs:
         return Ended(Outcome.DONE, {"state": "verified", **result})

@@ -120,4 +120,5 @@ def _carry_on(tools: Tools, replay: Replay) -> Replay:
         stopping=tools.stopping,
         mapper=tools.mapper,
         after_switch=tools.after_switch,
+        compared=tools.compared,
     )

@@ -6,6 +6,7 @@ whose digests agree is done after one pass over each copy; only one that differs
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -44,18 +45,28 @@ class TableDigest:
 
 @dataclass(frozen=True, slots=True)
 class DifferentKey:
-    """A row that differs: its primary key (without one, all columns) and each copy's digest."""
+    """A row that differs: its primary key (without one, all columns) and each copy's digest.
+
+    `changes` are the columns that differ, each with the live copy's value and the other one's.
+    """
 
     table: str
     key: dict[str, str | None]
     kind: Kind
     live: str | None
     other: str | None
+    changes: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self, *, values: bool = False) -> dict[str, Any]:
+        """For JSON; values are for the eyes of an operator, and nowhere kept: people wrote them."""
+        told: dict[str, Any] = {"table": self.table, "key": self.key, "kind": str(self.kind)}
         digests = {"live": self.live, "other": self.other}
-        told = {name: digest for name, digest in digests.items() if digest is not None}
-        return {"table": self.table, "key": self.key, "kind": str(self.kind), **told}
+        told |= {name: digest for name, digest in digests.items() if digest is not None}
+        if self.changes:
+            told["columns"] = sorted(self.changes)
+        if self.changes and values:
+            told["changes"] = self.changes
+        return told
 
 
 @dataclass(slots=True)
@@ -112,15 +123,15 @@ class Difference:
         """Per table: the live copy's digest and the other one's."""
         return {table.table: (table.live, table.other) for table in self.tables}
 
-    def as_dict(self) -> dict[str, Any]:
-        """As the command line's --json and the HTTP API tell it."""
+    def as_dict(self, *, values: bool = False) -> dict[str, Any]:
+        """As the command line's --json and the HTTP API tell it; with `values` for people."""
         return {
             "live": self.live,
             "other": self.other,
             "differs": self.differs,
             "total": self.total,
             "tables": [table.as_dict() for table in self.tables],
-            "keys": [key.as_dict() for key in self.keys],
+            "keys": [key.as_dict(values=values) for key in self.keys],
         }
 
 
@@ -183,10 +194,11 @@ def _digest(conn: Connection[TupleRow], comparison: Comparison, side: int) -> Ta
 
 
 def _named(table: str, columns: list[str], row: TupleRow) -> DifferentKey:
-    key, live, other, missing, extra = row
+    key, live, other, missing, extra, changes = row
     kind = Kind.MISSING if missing else Kind.EXTRA if extra else Kind.DIFFERENT
-    digests = [None if value is None else _hex(value) for value in (live, other)]
-    return DifferentKey(table, dict(zip(columns, key, strict=True)), kind, *digests)
+    ours, theirs = (None if value is None else _hex(value) for value in (live, other))
+    named = dict(zip(columns, key, strict=True))
+    return DifferentKey(table, named, kind, ours, theirs, changes or {})
 
 
 def _row(conn: Connection[TupleRow], query: Composed) -> TupleRow:

@@ -51,7 +51,23 @@ SELECT coalesce(sum(missing), 0)::bigint, coalesce(sum(extra), 0)::bigint,
        count(*) FILTER (WHERE missing = 0 AND extra = 0)
 FROM ({differing}) AS d""")
 FIRST = SQL("""
-SELECT key, live, other, missing, extra FROM ({differing}) AS d ORDER BY {order} LIMIT {limit}""")
+SELECT key, live, other, missing, extra, NULL FROM ({differing}) AS d
+ORDER BY {order} LIMIT {limit}""")
+# Columns by name with the two values, where two rows have them otherwise; NULL without two rows.
+CHANGES = """
+(SELECT jsonb_object_agg(one.key, jsonb_build_array(one.value, two.value))
+ FROM jsonb_each(to_jsonb({one})) AS one JOIN jsonb_each(to_jsonb({two})) AS two USING (key)
+ WHERE one.value::text IS DISTINCT FROM two.value::text)"""
+FIRST_BY_KEY = SQL(
+    """
+SELECT d.key, d.live, d.other, d.missing, d.extra, """
+    + CHANGES.format(one="l", two="o")
+    + """
+FROM (SELECT * FROM ({differing}) AS d ORDER BY {order} LIMIT {limit}) AS d
+LEFT JOIN {live} l ON ({live_key}) = ({aliases})
+LEFT JOIN {other} o ON ({other_key}) = ({aliases})
+ORDER BY {aliases}"""
+)
 
 
 class Comparison:
@@ -74,9 +90,20 @@ class Comparison:
         return COUNT.format(differing=self._differing())
 
     def first(self, limit: int) -> Composed:
-        """The first differing keys: key, live hash, other hash, rows missing, rows extra."""
+        """The first differing keys: key, live and other hash, rows missing and extra, changes."""
         order = _listed(self._aliases or [Identifier("key")])
-        return FIRST.format(differing=self._differing(), order=order, limit=Literal(limit))
+        what = {"differing": self._differing(), "order": order, "limit": Literal(limit)}
+        if not self.key:
+            return FIRST.format(**what)
+        live, other = self._tables
+        return FIRST_BY_KEY.format(
+            **what,
+            live=live,
+            other=other,
+            live_key=_listed([Identifier("l", column) for column in self.key]),
+            other_key=_listed([Identifier("o", column) for column in self.key]),
+            aliases=_listed([SQL("d.{}").format(alias) for alias in self._aliases]),
+        )
 
     def _differing(self) -> Composed:
         live, other = self._tables

@@ -34,8 +34,8 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
-def tell_nobody(progress: Progress) -> None:
-    """For who does not want to hear of progress."""
+def tell_nobody(news: object) -> None:
+    """For who does not want to hear of it."""
 
 
 class Telling:

@@ -18,6 +18,7 @@ from infra.codec import EventMapper
 from projections.connecting import connect
 from projections.positions import LOCK_CLASS, lock_key
 from projections.projection import Projection
+from projections.proving.compare import Difference
 from projections.replaying.asking import OtherVersion, begin
 from projections.replaying.progress import Report, tell_nobody
 from projections.replaying.rows import (
@@ -48,6 +49,7 @@ def carry_on(
     mapper: EventMapper | None = None,
     batch_events: int = BATCH_EVENTS,
     after_switch: Callable[[Replay], None] | None = None,
+    compared: Callable[[Difference], None] = tell_nobody,
 ) -> Replay:
     """Work on a replay from where it stands until it has ended, is paused or waits for an answer.
 
@@ -66,7 +68,12 @@ def carry_on(
                 f"program makes version {projection.version}."
             )
         means = Means(
-            database_url, mapper or EventMapper(), batch_events, report, stopping or Event()
+            database_url,
+            mapper or EventMapper(),
+            batch_events,
+            report,
+            stopping or Event(),
+            compared,
         )
         replay = Work(conn, replay, projection.beside(replay.schema), means).run()
     if replay.state is ReplayState.SWITCHED and after_switch is not None:

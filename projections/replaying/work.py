@@ -17,7 +17,7 @@ from projections.connecting import is_outage
 from projections.poison import describe
 from projections.positions import Status
 from projections.projection import Projection
-from projections.proving.compare import compare
+from projections.proving.compare import Difference, compare
 from projections.replaying import partitions
 from projections.replaying.asking import discard
 from projections.replaying.building import build
@@ -36,13 +36,17 @@ TABLES_OF = (
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What a replay is worked on with; `report` hears of progress, `stopping` ends the work."""
+    """What a replay is worked on with; `report` hears of progress, `stopping` ends the work.
+
+    `compared` hears what the comparison found.
+    """
 
     database_url: str
     mapper: EventMapper
     batch_events: int
     report: Report
     stopping: Event
+    compared: Callable[[Difference], None]
 
 
 class Work:
@@ -105,6 +109,7 @@ class Work:
                 self._conn, self._replay, look(reader, copy).position, self._replay.rate or 0
             )
             difference = compare(reader, self._replay.name, copy)
+        self._means.compared(difference)
         told = difference.as_dict()
         if difference.differs:
             log.warning("replay_differs", projection=self._replay.name, rows=difference.total)

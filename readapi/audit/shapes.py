@@ -1,4 +1,4 @@
-"""The audit's answers: the same shapes over HTTP and from `backlot events --json`."""
+"""The audit's answers: the same shapes over HTTP and from `backlot events list --json`."""
 
 from __future__ import annotations
 

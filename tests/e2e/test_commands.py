@@ -103,7 +103,7 @@ def test_a_demo_without_a_server_is_one_line(make_program: MakeProgram) -> None:
     program = make_program()
     program.home.mkdir()
     ended = program.run("demo")
-    assert (ended.returncode, ended.stdout) == (1, "")
+    assert (ended.returncode, ended.stdout) == (4, "")
     assert ended.stderr == f"backlot: no server at {program.url}: start one with `make up`\n"
 
 
@@ -113,7 +113,7 @@ def test_a_demo_with_a_strangers_tokens_is_one_line(
     stranger = make_program(JWT_SECRET="x" * 40)
     stranger.home.mkdir()
     ended = stranger.run("demo", "--url", server.url)
-    assert (ended.returncode, ended.stdout) == (1, "")
+    assert (ended.returncode, ended.stdout) == (4, "")
     assert ended.stderr.startswith(f"backlot: the server at {server.url} refuses")
     assert ended.stderr.count("\n") == 1
 

@@ -128,8 +128,8 @@ UPLOAD = {"title": "Four", "filename": "four.mp4", "contentType": "video/mp4", "
 @pytest.mark.parametrize(
     ("changed", "code", "told"),
     [
-        ({"S3_BUCKET": "elsewhere"}, 1, "there is no such bucket"),
-        ({"S3_ENDPOINT_URL": "http://127.0.0.1:{free}"}, 1, "check S3_ENDPOINT_URL"),
+        ({"S3_BUCKET": "elsewhere"}, 4, "there is no such bucket"),
+        ({"S3_ENDPOINT_URL": "http://127.0.0.1:{free}"}, 4, "check S3_ENDPOINT_URL"),
         ({"S3_SECRET_ACCESS_KEY": ""}, 2, "set both or neither"),
         ({"PART_SIZE_BYTES": "1048576"}, 2, "PART_SIZE_BYTES: S3 takes parts of at least"),
     ],

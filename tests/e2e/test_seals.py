@@ -78,6 +78,6 @@ def test_without_the_role_workers_nothing_is_sealed(make_program: Callable[..., 
 
 def test_a_key_that_can_not_be_used_stops_the_start(make_program: Callable[..., Program]) -> None:
     program = make_program(SEAL_KEY_FILE="/nowhere/key.pem").launch()
-    assert program.wait() == 1
+    assert program.wait() == 4
     assert "backlot: the key file /nowhere/key.pem can't be read" in program.complained
     assert program.servers() == []

@@ -25,7 +25,7 @@ from tests.support import unused_port
 MakeProgram = Callable[..., Program]
 
 
-def refused(program: Program, *said: str, code: int = 1) -> None:
+def refused(program: Program, *said: str, code: int = 4) -> None:
     """The program ends at once, with one line that says all of this."""
     assert program.launch().wait() == code
     assert program.said == ""

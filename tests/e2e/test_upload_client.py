@@ -198,7 +198,7 @@ def test_a_file_that_changes_is_told_and_the_upload_given_up(client: Client) -> 
         file.write(b"other")
     client.gate.open()
     out, err = started.communicate(timeout=30)
-    assert (started.returncode, out) == (1, "")
+    assert (started.returncode, out) == (4, "")
     changed = f"{client.film} changed while it was uploaded: upload it again once it is whole"
     assert err.splitlines()[-1] == f"backlot: {changed}"
     alice = client.program.client("alice")
@@ -217,7 +217,7 @@ def test_what_can_not_be_uploaded_is_one_line(server: Program, tmp_path: Path) -
         ((str(film), "--url", "http://127.0.0.1:1"), "no server at http://127.0.0.1:1 ("),
     ):
         ended = server.run("upload", *words, XDG_STATE_HOME=str(tmp_path / "state"))
-        assert (ended.returncode, ended.stdout) == (1, "")
+        assert (ended.returncode, ended.stdout) == (4, "")
         assert ended.stderr.startswith("backlot: ")
         assert why in ended.stderr
         assert ended.stderr.count("\n") == 1

@@ -88,10 +88,10 @@ class TestCommandLine:
 
     def test_what_there_is_not(self, backlot: Backlot, told: Site) -> None:
         code, out, err = backlot("pause", "analytics")
-        assert (code, out) == (1, "")
+        assert (code, out) == (4, "")
         assert "there is no pause" in err
         code, out, err = backlot("replay", "analytics", "--to", "3")
-        assert (code, out) == (1, "")
+        assert (code, out) == (4, "")
         assert "no look at their past" in err
 
     def test_nothing_was_taken_in(self, backlot: Backlot, database_url: str) -> None:
@@ -99,7 +99,7 @@ class TestCommandLine:
             install(conn, ReadModels.make().all())
         with desk(database_url):
             code, _, err = backlot("verify", "analytics")
-        assert code == 1
+        assert code == 4
         assert "There are no analytics yet" in err
 
 

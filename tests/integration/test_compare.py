@@ -205,3 +205,21 @@ def test_partitions_are_read_once_with_their_table(conn: Connection[TupleRow]) -
     conn.execute("UPDATE one.t SET a = 2")
     difference = compare(conn, "one", "two")
     assert named(difference) == [("t", {"id": "1"}, Kind.DIFFERENT)]
+
+
+def test_the_columns_that_differ_are_told_with_both_values(conn: Connection[TupleRow]) -> None:
+    both(conn, "CREATE TABLE $.t (id int PRIMARY KEY, likes int, note text, at timestamptz)")
+    conn.execute(
+        "INSERT INTO one.t VALUES (1, 3, 'said', now()), (2, 5, NULL, NULL), (3, 1, '', NULL)"
+    )
+    conn.execute("INSERT INTO two.t SELECT * FROM one.t WHERE id < 3")
+    conn.execute("UPDATE two.t SET likes = 4, note = 'meant' WHERE id = 1")
+    conn.execute("UPDATE two.t SET note = '' WHERE id = 2")
+    first, second, extra = compare(conn, "one", "two").keys
+    assert first.changes == {"likes": [3, 4], "note": ["said", "meant"]}
+    assert second.changes == {"note": [None, ""]}
+    assert extra.changes == {}
+    assert first.as_dict()["columns"] == ["likes", "note"]
+    assert "said" not in str(first.as_dict()), "what people wrote is kept nowhere"
+    assert first.as_dict(values=True)["changes"] == first.changes
+    assert "columns" not in extra.as_dict()

@@ -95,7 +95,7 @@ class TestReading:
     def test_what_there_is_not(self, backlot: Backlot) -> None:
         for words in (["show", "nothing"], ["replay", "nothing"], ["pause", "nothing"]):
             code, out, err = backlot(*words)
-            assert (code, out) == (1, "")
+            assert (code, out) == (2, "")
             assert err.startswith("backlot: there is no projection 'nothing'")
             assert err.count("\n") == 1
 
@@ -155,7 +155,7 @@ class TestReplay:
     @pytest.mark.usefixtures("liked")
     def test_what_is_refused_is_recorded_and_told(self, backlot: Backlot, root: Desk) -> None:
         code, out, err = backlot("rollback", "likes", "--yes")
-        assert (code, out) == (1, "")
+        assert (code, out) == (4, "")
         assert err == "backlot: likes has no previous copy to go back to.\n"
         assert root.operation(root.events()[0].originator_id).outcome is Outcome.REFUSED
 
@@ -210,7 +210,7 @@ class TestReplay:
         spoil(root.database_url)
         assert backlot("replay", "likes").code == 3
         code, _, err = backlot("verify", "likes")
-        assert code == 1
+        assert code == 4
         assert "another replay under way (switch, waiting)" in err
         assert backlot("cancel", "likes").code == 0
         assert backlot("replay", "likes", "--detach", "--json").data["operationId"]
@@ -225,12 +225,15 @@ class TestChecking:
         code, out, _ = backlot("verify", "likes")
         assert code == 1
         assert "counts: video_id=" in out
-        assert "is different" in out
+        assert "is different\n    likes: 77 → 3" in out
         assert count(root.database_url) == 77
         told = backlot("verify", "--all", "--json")
         assert told.code == 1
         differing = [each["name"] for each in told.data["items"] if each["difference"]["differs"]]
         assert differing == ["likes"]
+        (item,) = (each for each in told.data["items"] if each["name"] == "likes")
+        (key,) = item["difference"]["keys"]
+        assert (key["columns"], "changes" in key) == (["likes"], False)
         names = rows(root.database_url, "SELECT schema FROM projections.state ORDER BY 1")
         assert [name for (name,) in names] == sorted(ReadModels.make().by_name())
 
@@ -244,7 +247,7 @@ class TestChecking:
     @pytest.mark.parametrize("words", [["verify"], ["verify", "likes", "--all"], ["completeness"]])
     def test_one_or_all(self, backlot: Backlot, words: list[str]) -> None:
         code, out, err = backlot(*words)
-        assert (code, out, err) == (1, "", "backlot: name one projection, or say --all\n")
+        assert (code, out, err) == (2, "", "backlot: name one projection, or say --all\n")
 
 
 @pytest.mark.usefixtures("liked")
@@ -292,10 +295,15 @@ class TestParked:
                 "UPDATE projections.state SET status = 'stopped', error = 'it broke', "
                 "error_position = position + 1 WHERE schema = 'likes'"
             )
+        listed = backlot("list")
+        assert listed.code == 1
+        assert "likes: it broke" in listed.out
+        assert backlot("list", "--json").code == 1
         assert backlot("parked", "park", "likes", "--reason", "an alert", "--yes").code == 0
+        assert backlot("list").code == 0
         assert position(root.database_url, "likes") == at + 1
         code, _, err = backlot("parked", "park", "likes", "--reason", "again", "--yes")
-        assert code == 1
+        assert code == 4
         assert "not stopped" in err
 
 
@@ -410,7 +418,7 @@ class TestCounters:
     @pytest.mark.usefixtures("liked")
     def test_without_a_redis_there_are_none(self, backlot: Backlot, root: Desk) -> None:
         code, out, err = backlot("replay", "counters")
-        assert (code, out) == (1, "")
+        assert (code, out) == (4, "")
         assert "REDIS_URL is not set" in err
         assert [event.subject for event in root.events()] == ["counters", "counters"]
 

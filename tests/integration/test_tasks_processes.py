@@ -186,7 +186,7 @@ def test_in_process_tasks_can_not_be_seen_from_outside(
     monkeypatch.setattr(sys, "argv", ["backlot", "tasks", "list"])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code == 1
+    assert ended.value.code == 4
     assert "inside the running server" in capsys.readouterr().err
 
 

@@ -118,10 +118,22 @@ def test_dead_messages_are_listed_and_shown(stage: LogStage, backlot: Backlot) -
     assert shown == items[1]
     assert "it can't be handled" in backlot("topics", "dead", "list").out
     assert "position: 2" in backlot("topics", "dead", "show", str(items[1]["id"])).out
-    for words in (("--topic", "comment.edited"), ("--consumer", "other"), ("--after", "99")):
+    for words in (("--topic", "comment.edited"), ("--after", "99")):
         assert backlot("topics", "dead", "list", *words).out == "nothing is dead\n"
+    for words, near in (
+        (("--topic", "comment.edite"), "comment.edited"),
+        (
+            ("--consumer", "task"),
+            "tasks",
+        ),
+    ):
+        refused = backlot("topics", "dead", "list", *words)
+        assert (refused.code, near in refused.err) == (2, True)
+        assert backlot("topics", "redrive", "--all", *words).err == refused.err
+    for options in ((), ("--limit", "2"), ("--consumer", "tasks")):
+        assert backlot("topics", "dead", *options) == backlot("topics", "dead", "list", *options)
     missing = backlot("topics", "dead", "show", "99")
-    assert (missing.code, missing.err) == (1, "backlot: no dead message has the id 99\n")
+    assert (missing.code, missing.err) == (4, "backlot: no dead message has the id 99\n")
 
 
 def test_a_dead_message_is_driven_again(stage: LogStage, backlot: Backlot) -> None:
@@ -150,7 +162,7 @@ def test_what_to_drive_again_has_to_be_said(
     stage: LogStage, backlot: Backlot, words: tuple[str, ...]
 ) -> None:
     refused = backlot("topics", "redrive", *words)
-    assert refused.code == 1
+    assert refused.code == 2
     assert refused.err.startswith("backlot: name dead messages by their ids, or say --all")
 
 
@@ -227,7 +239,7 @@ def test_what_could_not_be_published_is_told(stage: LogStage, backlot: Backlot) 
 
 def test_a_database_without_tables_is_one_line(backlot: Backlot) -> None:
     refused = backlot("topics", "list")
-    assert refused.code == 1
+    assert refused.code == 4
     assert refused.err == "backlot: its tables are not there yet: start Backlot on it once\n"
 
 

@@ -6,15 +6,25 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-from backlot.cli import CommandError, main, parse_ttl
+from backlot import question
+from backlot.cli import CommandError, app, main, parse_ttl
 from infra.auth import make_authenticator, read_or_make_secret
 from infra.data_folder import secret_path
-from infra.settings import load_settings
+from infra.settings import Settings, load_settings
+from tests.real_inputs import RealInput, each
+
+PROJECT = Path(__file__).parents[2]
+NO_ID = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture
@@ -46,6 +56,167 @@ def backlot(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Run:
     return Run(capsys, monkeypatch)
+
+
+GROUPS = ["events", "likes", "projections", "projections parked", "tasks", "topics"]
+
+
+def commands() -> Iterator[str]:
+    """Every group and command, the hidden ones included."""
+    todo: list[tuple[str, Any]] = [("", typer.main.get_command(app))]
+    while todo:
+        path, command = todo.pop()
+        yield path
+        inner = getattr(command, "commands", {})
+        todo += [(f"{path} {name}".strip(), each) for name, each in inner.items()]
+
+
+@pytest.mark.parametrize("path", sorted(commands()))
+@pytest.mark.parametrize("asked", ["-h", "--help"])
+def test_help_is_at_every_level(backlot: Run, path: str, asked: str) -> None:
+    code, out, err = backlot(*path.split(), asked)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: backlot {path}".strip())
+    assert "-h, --help" in out
+
+
+@pytest.mark.parametrize("path", GROUPS)
+def test_a_group_without_a_command_explains_itself(backlot: Run, path: str) -> None:
+    assert backlot(*path.split()) == backlot(*path.split(), "--help")
+
+
+@pytest.mark.parametrize("asked", ["--version", "-V"])
+def test_the_version_is_that_of_the_package(backlot: Run, asked: str) -> None:
+    declared = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
+    assert backlot(asked) == (0, f"backlot {declared}\n", "")
+
+
+@each("names")
+def test_a_name_that_nothing_has_is_answered_with_near_ones(backlot: Run, real: RealInput) -> None:
+    code, out, err = backlot(*real.text.split())
+    assert (code, out) == (2, ""), real.why
+    assert real.right in err
+    assert err.count("\n") == 1
+
+
+def told(backlot: Run, *option_and_text: str) -> int:
+    """The exit code of `backlot events` with a time, which has to fit what it says."""
+    code, out, err = backlot("events", *option_and_text)
+    assert out == ""
+    assert ("is not a time such as" in err, "nothing runs in" in err) == (code == 2, code == 4)
+    return code
+
+
+@each("times")
+def test_a_time_at_the_command_line(backlot: Run, real: RealInput) -> None:
+    assert told(backlot, "list", "--from", real.text) == (2 if real.right == "refused" else 4)
+
+
+@pytest.mark.parametrize(
+    "option", [["list", "--to"], ["state", NO_ID, "--at-time"], ["stream", NO_ID, "--at-time"]]
+)
+def test_a_time_is_read_the_same_wherever_one_is_taken(backlot: Run, option: list[str]) -> None:
+    assert told(backlot, *option, "2 days ago") == 4
+    assert told(backlot, *option, "soon") == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("projections", "rollback", "likes"),
+        ("projections", "drop-old", "likes"),
+        ("projections", "parked", "park", "likes", "--reason", "x"),
+        ("projections", "parked", "discard", "likes", "7", "--reason", "x"),
+    ],
+)
+def test_a_question_that_nobody_can_answer_is_not_asked(
+    backlot: Run, words: tuple[str, ...]
+) -> None:
+    code, out, err = backlot(*words)
+    assert (code, out) == (2, "")
+    assert "say --yes" in err
+    assert err.count("\n") == 1
+    code, _, err = backlot(*words, "--yes")
+    assert (code, "nothing runs" in err) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "said"),
+    [
+        ("y\n", 4, "nothing runs"),
+        ("n\n", 3, "nothing was changed"),
+        ("\n", 3, "nothing was"),
+        ("", 130, ""),
+    ],
+)
+def test_a_question_on_a_terminal_is_answered(
+    backlot: Run, monkeypatch: pytest.MonkeyPatch, answer: str, code: int, said: str
+) -> None:
+    monkeypatch.setattr(question, "_terminal", lambda: True)
+    monkeypatch.setattr(sys, "stdin", StringIO(answer))
+    ended, out, err = backlot("projections", "drop-old", "likes")
+    assert (ended, out.strip()) == (code, "")
+    assert err.startswith("Remove the previous copy of likes? [y/N]:")
+    assert said in err
+
+
+def test_what_breaks_is_not_taken_for_a_finding(
+    backlot: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Settings:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("backlot.likes.load_settings", broken)
+    code, out, err = backlot("likes", "reconcile")
+    assert (code, out) == (4, "")
+    assert "ZeroDivisionError" in err
+
+
+def test_whoever_stops_reading_is_not_taken_for_a_finding(folder: Path) -> None:
+    command = [sys.executable, "-m", "backlot", "projections", "--help"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ran = subprocess.run(
+            command, check=False, stdout=writing, stderr=subprocess.PIPE, cwd=PROJECT
+        )
+    finally:
+        os.close(writing)
+    assert (ran.returncode, ran.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("backlot ev", {"events"}),
+        ("backlot projections re", {"replay", "resume"}),
+        ("backlot projections replay li", {"likes"}),
+        ("backlot projections parked list c", {"catalog", "comments", "counters"}),
+        ("backlot projections replay likes --wor", {"--workers"}),
+        ("backlot events list --aggregate v", {"video_likes"}),
+        ("backlot events tail --type comment.p", {"comment.posted", "comment.posted.v1"}),
+        ("backlot events export --format ", {"jsonl", "cloudevents", "parquet"}),
+        ("backlot topics dead ", {"list", "show"}),
+        ("backlot topics dead list --topic comment.c", {"comment.created"}),
+        ("backlot tasks dead --queue t", {"translation"}),
+    ],
+)
+def test_a_shell_completes(
+    backlot: Run, monkeypatch: pytest.MonkeyPatch, words: str, offered: set[str]
+) -> None:
+    monkeypatch.setenv("_BACKLOT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+    code, out, err = backlot()
+    assert (code, set(out.split()), err) == (0, offered, "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how(backlot: Run, monkeypatch: pytest.MonkeyPatch, shell: str) -> None:
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    code, out, err = backlot("--show-completion", shell)
+    assert (code, err) == (0, "")
+    assert "_BACKLOT_COMPLETE" in out
 
 
 def test_without_a_command_it_explains_itself(backlot: Run) -> None:
@@ -112,7 +283,7 @@ def test_tokens_of_an_identity_provider_are_not_minted_here(
 ) -> None:
     monkeypatch.setenv("JWT_JWKS_URL", "https://id.example/jwks.json")
     code, _, err = backlot("token", "--user", "bob")
-    assert code == 1
+    assert code == 4
     assert "identity provider" in err
 
 
@@ -194,7 +365,7 @@ def test_python_dash_m_is_the_same_program(folder: Path) -> None:
         capture_output=True,
         text=True,
         env=dict(os.environ),
-        cwd=Path(__file__).parents[2],
+        cwd=PROJECT,
     )
     assert ran.returncode == 2
     assert ran.stderr == "backlot: Missing option '--user'.\n"

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
 from backlot.cli import main
-from backlot.events.inspecting import NotInspected, parse_time
 from backlot.events.text import (
-    cut,
     day_of,
     detail_lines,
-    event_line,
+    event_lines,
     state_lines,
     stats_lines,
     step_lines,
     trace_lines,
 )
+from backlot.layout import printable
 from infra.privacy import PayloadMode
 from projections.audit.causes import Surroundings, Trace, tree
 from projections.audit.events import read_entry
 from projections.audit.streams import Fold
 from readapi.audit.present import as_detail, as_event, as_state, as_step, as_trace
-from readapi.audit.shapes import AuditEvent, AuditStats, TopicCount
+from readapi.audit.shapes import AuditEvent, AuditStats, StreamEvent, TopicCount
 from tests.unit.audited import AT, MAPPER, TOPICS, entry, golden
 
-WIDTH = 100
+WIDTH, NARROW = 100, 40
 ESCAPE = "\x1b]0;owned\x07\x9b31m"
 STATS = AuditStats(
     head=7,
@@ -52,10 +50,12 @@ STATS = AuditStats(
 @pytest.mark.parametrize("topic", TOPICS)
 def test_a_line_holds_every_event(topic: str) -> None:
     event = as_event(read_entry(MAPPER, golden(topic)), PayloadMode.FULL)
-    line = event_line(event)
-    assert len(line) <= WIDTH
+    (line,) = event_lines(event, WIDTH)
     assert event.type in line
     assert str(event.stream_id) in line
+    narrow = list(event_lines(event, NARROW))
+    assert max(map(len, narrow)) <= NARROW
+    assert " ".join(" ".join(narrow).split()) == " ".join(line.split())
     assert day_of(event) == "2026-11-22"
 
 
@@ -74,11 +74,11 @@ def odd() -> AuditEvent:
     )
 
 
-def test_what_nobody_can_read_still_fits_and_commands_no_terminal() -> None:
-    line = event_line(odd())
-    assert len(line) <= WIDTH
-    assert line.isprintable()
-    assert "! " in line
+def test_what_nobody_can_read_is_shown_whole_and_commands_no_terminal() -> None:
+    lines = list(event_lines(odd(), WIDTH))
+    assert all(line.isprintable() for line in lines)
+    shown = " ".join(" ".join(lines).split())
+    assert f"! {printable(ESCAPE * 20)} {printable(ESCAPE * 9)} " in shown
     assert day_of(odd()) == "unknown day"
 
 
@@ -133,20 +133,22 @@ def test_counts_say_what_is_behind_and_what_is_unreadable() -> None:
     assert "the audit's index is 2 events behind" in text
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"), [("short", "short"), ("long text", "long …"), ("a\nb", "a\ufffdb")]
-)
-def test_a_column_is_filled_and_not_overrun(text: str, shown: str) -> None:
-    assert cut(text, 6) == shown
-
-
-def test_a_time_is_in_utc_unless_it_says_otherwise() -> None:
-    day = datetime(2026, 11, 22, tzinfo=UTC)
-    assert parse_time("--from", None) is None
-    assert parse_time("--from", "2026-11-22") == day
-    assert parse_time("--from", "2026-11-22T01:00:00+02:00") == day - timedelta(hours=1)
-    with pytest.raises(NotInspected, match=r"--from: 'now' is not a time such as"):
-        parse_time("--from", "now")
+def test_of_an_edited_text_the_part_that_changed_is_told() -> None:
+    before, after = "Before. " * 40, " And after." * 40
+    step = StreamEvent.model_validate(
+        {
+            **as_event(
+                read_entry(MAPPER, golden("comment.edited.v1")), PayloadMode.FULL
+            ).model_dump(),
+            "changed": {"content": {"from": f"{before}old{after}", "to": f"{before}new{after}"}},
+        }
+    )
+    lines = list(step_lines(step, 80))
+    assert lines[1:] == [
+        "    content:",
+        '      - "…re. Before. Before. old And after. And afte…"',
+        '      + "…re. Before. Before. new And after. And afte…"',
+    ]
 
 
 @pytest.mark.parametrize(

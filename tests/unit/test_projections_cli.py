@@ -120,7 +120,7 @@ class TestCommands:
         self, backlot: Callable[..., Ran], words: list[str]
     ) -> None:
         code, out, err = backlot(*words)
-        assert (code, out) == (1, "")
+        assert (code, out) == (4, "")
         assert err.startswith("backlot: nothing runs in ")
         assert err.count("\n") == 1
 
@@ -146,6 +146,26 @@ class TestLines:
         assert heading.split()[0] == "projection"
         assert line.split()[:5] == ["likes", "running", "1000", "0", "2"]
         assert "switch building at 400/1000, 50 positions/s, 12 s left" in line
+
+    def test_what_one_needs_stands_below(self) -> None:
+        stopped = status(name="audit", status="stopped", error="it broke")
+        lines = list(as_table([status(), stopped]))
+        assert len(lines) == 4
+        assert lines[3].startswith("audit: it broke")
+
+    def test_columns_that_differ_have_their_values_where_somebody_knows_them(self) -> None:
+        key = {"table": "counts", "key": {"video_id": "7"}, "kind": "different"}
+        found = {"differs": True, "total": 1, "tables": []}
+        known = {**key, "columns": ["likes"], "changes": {"likes": [77, 3]}}
+        assert list(differences({**found, "keys": [known]})) == [
+            "1 row differs",
+            "  counts: video_id=7 is different",
+            "    likes: 77 → 3",
+        ]
+        kept = {**key, "columns": ["likes", "position"]}
+        assert list(differences({**found, "keys": [kept]}))[1:] == [
+            "  counts: video_id=7 is different in likes, position"
+        ]
 
     def test_one(self) -> None:
         found = status(error="it broke", error_position=7, rate=3.0)

@@ -39,7 +39,9 @@ def test_a_token_that_the_server_refuses(server: FakeUploads, upload: Upload, st
 
 
 def test_a_token_and_a_user_contradict(upload: Upload) -> None:
-    assert "already says who uploads" in upload("--token", "t", "--user", "u").complaint
+    ran = upload("--token", "t", "--user", "u")
+    assert (ran.code, ran.out) == (2, "")
+    assert "already says who uploads" in ran.err
 
 
 @pytest.mark.parametrize("ending", [".mkv", ".MP4", ".m4a", ".ts", ".webm", ".flac"])

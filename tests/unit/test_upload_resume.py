@@ -79,7 +79,7 @@ def test_a_start_whose_answer_got_lost_does_not_hold_other_details(
     server: FakeUploads, upload: Upload
 ) -> None:
     server.lost["POST /uploads"] = 1
-    assert upload().code == 1
+    assert upload().code == 4
     assert upload("--title", "Another").code == 0
     assert [kept.body["title"] for kept in server.uploads.values()] == ["film.mp4", "Another"]
 

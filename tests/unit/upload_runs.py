@@ -22,7 +22,7 @@ class Ran:
     @property
     def complaint(self) -> str:
         """The one line that says what is wrong."""
-        assert (self.code, self.out) == (1, "")
+        assert (self.code, self.out) == (4, "")
         lines = [line for line in self.err.splitlines() if line.startswith("backlot: ")]
         assert len(lines) == 1
         assert "Traceback" not in self.err

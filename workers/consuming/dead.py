@@ -26,6 +26,11 @@ WHERE id > %(after)s AND consumer = coalesce(%(consumer)s, consumer)
 ORDER BY id LIMIT %(limit)s
 """.encode()
 SHOW = f"SELECT {COLUMNS} FROM backlot_dead_messages WHERE id = %s".encode()
+NAMES = b"""
+SELECT array_agg(consumer), array_agg(topic) FILTER (WHERE topic IS NOT NULL)
+FROM (SELECT consumer, topic FROM backlot_dead_messages
+      UNION SELECT consumer, NULL FROM backlot_consumer_places) AS found
+"""
 OF_TOPIC = b"""
 SELECT id, reason FROM backlot_dead_messages WHERE consumer = %s AND topic = %s ORDER BY id
 """
@@ -83,6 +88,12 @@ class Buried:
             "headers": dict(self.headers),
             "value": value,
         }
+
+
+def consumers_and_topics(conn: Connection[Any]) -> tuple[frozenset[str], frozenset[str]]:
+    """The consumers that have ever run, and the topics of their dead messages."""
+    ((consumers, topics),) = conn.execute(NAMES).fetchall()
+    return frozenset(consumers or ()), frozenset(topics or ())
 
 
 def buried(

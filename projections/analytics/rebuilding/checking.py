@@ -48,9 +48,9 @@ def compare_rows(conn: Connection[TupleRow], day: Day, found: Difference) -> Non
     if not counts:
         return
     found.tables.append(_table(ROWS, counts))
-    for kind, event_id, at in conn.execute(sql.NAME_ROWS, (NAMED_KEYS,)).fetchall():
+    for kind, event_id, at, changes in conn.execute(sql.NAME_ROWS, (NAMED_KEYS,)).fetchall():
         key: dict[str, str | None] = {"event_id": str(event_id), "timestamp": rfc3339(at)}
-        found.keys.append(DifferentKey(ROWS, key, Kind(kind), None, None))
+        found.keys.append(DifferentKey(ROWS, key, Kind(kind), None, None, changes or {}))
 
 
 def compare_derived(
@@ -98,12 +98,13 @@ def _tell_keys(conn: Connection[TupleRow], table: str, found: Difference) -> Non
     if not counts:
         return
     found.tables.append(_table(table, counts))
-    for kind, video_id, bucket in conn.execute(sql.NAME_KEYS, (table, NAMED_KEYS)).fetchall():
+    named = conn.execute(sql.NAME_KEYS, (table, NAMED_KEYS)).fetchall()
+    for kind, video_id, bucket, changes in named:
         # Viewers are counted and not named: they are people.
         key: dict[str, str | None] = {"video_id": str(video_id)}
         if bucket is not None:
             key["bucket"] = rfc3339(bucket)
-        found.keys.append(DifferentKey(table, key, Kind(kind), None, None))
+        found.keys.append(DifferentKey(table, key, Kind(kind), None, None, changes or {}))
 
 
 def _table(name: str, counts: Mapping[str, int]) -> TableDifference:

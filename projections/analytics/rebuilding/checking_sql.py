@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 from projections.analytics.rollups import COLUMNS
+from projections.proving.comparing_sql import CHANGES
 
 SUMS = {"video_hourly": "counted_hourly", "video_daily": "counted_daily"}
 
 TABLES = b"""
-CREATE TEMPORARY TABLE wrong_rows (kind text NOT NULL, event_id uuid NOT NULL, at timestamptz)
-    ON COMMIT DELETE ROWS;
+CREATE TEMPORARY TABLE wrong_rows (kind text NOT NULL, event_id uuid NOT NULL, at timestamptz,
+    changes jsonb) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE wrong_keys ("table" text NOT NULL, kind text NOT NULL,
-    video_id uuid NOT NULL, bucket timestamptz, viewer text COLLATE "C") ON COMMIT DELETE ROWS;
+    video_id uuid NOT NULL, bucket timestamptz, viewer text COLLATE "C",
+    changes jsonb) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE counted_hourly (bucket timestamptz NOT NULL, video_id uuid NOT NULL,
     views bigint, trending_views bigint, likes bigint, comments bigint, shares bigint,
     watch_seconds double precision, trending_watch_seconds double precision)
@@ -36,8 +38,9 @@ DAY = """ "timestamp" >= %(since)s AND "timestamp" < %(until)s """
 # What is not stored is missing once its keeper has passed it; what is stored was told by some
 # event, unless that can't be read now.
 WRONG_ROWS = f"""
-INSERT INTO wrong_rows (kind, event_id, at)
-SELECT {KIND.format(kept="kept.video_id", right="told.video_id")}, event_id, "timestamp"
+INSERT INTO wrong_rows (kind, event_id, at, changes)
+SELECT {KIND.format(kept="kept.video_id", right="told.video_id")}, event_id, "timestamp",
+       {CHANGES.format(one="kept", two="told")}
 FROM (SELECT * FROM told_rows WHERE {DAY}) AS told
 FULL JOIN (SELECT * FROM analytics.video_analytics
            WHERE event_type IN ('like', 'comment') AND {DAY}) AS kept USING (event_id, "timestamp")
@@ -82,8 +85,9 @@ SECONDS = " OR ".join(
     for name in ("watch_seconds", "trending_watch_seconds")
 )
 WRONG_SUMS = f"""
-INSERT INTO wrong_keys ("table", kind, video_id, bucket)
-SELECT '{{table}}', {KIND.format(kept="kept.views", right="counted.views")}, video_id, bucket
+INSERT INTO wrong_keys ("table", kind, video_id, bucket, changes)
+SELECT '{{table}}', {KIND.format(kept="kept.views", right="counted.views")}, video_id, bucket,
+       {CHANGES.format(one="kept", two="counted")}
 FROM {{counted}} AS counted
 FULL JOIN (SELECT * FROM analytics.{{table}}
            WHERE bucket >= %(since)s AND bucket < %(until)s) AS kept USING (video_id, bucket)
@@ -145,8 +149,9 @@ WHERE w.kind <> 'extra' AND w.at = "timestamp" AND {DAY}
 FORGET_ROWS = b"DELETE FROM wrong_rows"
 
 WRONG_VIDEOS = f"""
-INSERT INTO wrong_keys ("table", kind, video_id)
-SELECT 'videos', {KIND.format(kept="kept.owner", right="told.owner")}, video_id
+INSERT INTO wrong_keys ("table", kind, video_id, changes)
+SELECT 'videos', {KIND.format(kept="kept.owner", right="told.owner")}, video_id,
+       {CHANGES.format(one="kept", two="told")}
 FROM told_videos AS told FULL JOIN analytics.videos AS kept USING (video_id)
 WHERE (kept.owner, kept.category, kept.completed_at, kept.removed, kept.duration_seconds)
       IS DISTINCT FROM
@@ -156,9 +161,9 @@ KEEP_VIDEOS = b"INSERT INTO wrong_videos SELECT video_id FROM wrong_keys ON CONF
 
 COUNT_ROWS = b"SELECT kind, count(*) FROM wrong_rows GROUP BY kind"
 COUNT_KEYS = b'SELECT kind, count(*) FROM wrong_keys WHERE "table" = %b GROUP BY kind'
-NAME_ROWS = b"SELECT kind, event_id, at FROM wrong_rows ORDER BY at, event_id LIMIT %b"
+NAME_ROWS = b"SELECT kind, event_id, at, changes FROM wrong_rows ORDER BY at, event_id LIMIT %b"
 NAME_KEYS = b"""
-SELECT DISTINCT kind, video_id, bucket FROM wrong_keys WHERE "table" = %b
+SELECT DISTINCT kind, video_id, bucket, changes FROM wrong_keys WHERE "table" = %b
 ORDER BY bucket, video_id LIMIT %b
 """
 
