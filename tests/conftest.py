@@ -16,14 +16,10 @@ from psycopg import sql
 
 from infra.postgres import EmbeddedPostgres
 from infra.settings import Settings
-from tests.leftovers import (  # noqa: F401 - hooks of pytest
-    pytest_configure,
-    pytest_fixture_setup,
-    pytest_runtest_makereport,
-    pytest_runtest_protocol,
-    pytest_sessionstart,
-)
 from tests.support import unused_port
+
+# Not imported here: hooks of a conftest are not called for what has the scope of the session.
+pytest_plugins = ["tests.leftovers"]
 
 OWN_VARIABLES = tuple(str(field.alias) for field in Settings.model_fields.values())
 _numbers = count(1)
@@ -34,6 +30,8 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No setting of whoever runs the tests, and no logging that an earlier test set up."""
     for name in OWN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    # How wide the terminal is; a runner of tests in several processes may say so.
+    monkeypatch.delenv("COLUMNS", raising=False)
     structlog.contextvars.clear_contextvars()
     yield
     structlog.reset_defaults()

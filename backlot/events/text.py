@@ -41,7 +41,7 @@ def event_lines(event: AuditEvent, columns: int | None = None) -> Iterator[str]:
     time = f"{event.recorded_at:%H:%M:%S}Z" if event.recorded_at else "?"
     kind = printable(("! " if event.error else "") + event.type)
     actor = printable(event.actor or "")
-    cells = (f"{event.position:>8}", f"{time:<9}", f"{kind:<27}", f"{actor:<13}")
+    cells = (f"{event.position:>8}", f"{time:<9}", f"{kind:<27}", f"{actor:<12}")
     return flow((*cells, str(event.stream_id)), columns)
 
 

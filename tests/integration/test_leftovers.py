@@ -73,7 +73,7 @@ def test_nor_is_the_last():
     gc.collect()
 """
 SHARED = """
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="SCOPE")
 def shared():
     with subprocess.Popen(SLEEP, stdout=-1) as process:
         yield process
@@ -111,6 +111,12 @@ def test_what_a_failed_test_leaves_fails_no_other(tmp_path: Path, left: str) -> 
         assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"
 
 
-def test_what_is_shared_stays(tmp_path: Path) -> None:
-    told, out = outcome(tmp_path, SHARED)
+@pytest.mark.parametrize("scope", ["module", "session"])
+def test_what_is_shared_stays(tmp_path: Path, scope: str) -> None:
+    told, out = outcome(tmp_path, SHARED.replace("SCOPE", scope))
     assert told == "1 failed, 1 passed", out
+
+
+def test_it_is_a_plugin_here(pytestconfig: pytest.Config) -> None:
+    """As hooks of a conftest it would end what the whole session shares."""
+    assert pytestconfig.pluginmanager.has_plugin("tests.leftovers")

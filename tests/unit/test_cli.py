@@ -196,7 +196,7 @@ def test_whoever_stops_reading_is_not_taken_for_a_finding(folder: Path) -> None:
         ("backlot events list --aggregate v", {"video_likes"}),
         ("backlot events tail --type comment.p", {"comment.posted", "comment.posted.v1"}),
         ("backlot events export --format ", {"jsonl", "cloudevents", "parquet"}),
-        ("backlot topics dead ", {"list", "show"}),
+        ("backlot topics dead ", {"discard", "list", "show"}),
         ("backlot topics dead list --topic comment.c", {"comment.created"}),
         ("backlot tasks dead --queue t", {"translation"}),
     ],

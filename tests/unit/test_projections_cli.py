@@ -151,7 +151,7 @@ class TestLines:
         stopped = status(name="audit", status="stopped", error="it broke")
         lines = list(as_table([status(), stopped]))
         assert len(lines) == 4
-        assert lines[3].startswith("audit: it broke")
+        assert lines[3].startswith("audit: stopped at position 1000: it broke")
 
     def test_columns_that_differ_have_their_values_where_somebody_knows_them(self) -> None:
         key = {"table": "counts", "key": {"video_id": "7"}, "kind": "different"}
