@@ -8,6 +8,7 @@ from psycopg.rows import TupleRow
 
 from infra import metrics
 from infra.privacy import PayloadMode
+from infra.utc import rfc3339
 from projections.install import create, install
 from projections.parking.deciding import NoReason, NotStopped, discard, park_and_go_on
 from projections.parking.parked import NotParked, ParkedStatus, find, parked, show
@@ -54,7 +55,7 @@ def test_the_list_says_what_is_parked(conn: Connection[TupleRow], tally: Tally) 
         "version": 1,
         "error": "ValueError: two",
         "attempts": 1,
-        "parkedAt": two.parked_at.isoformat(),
+        "parkedAt": rfc3339(two.parked_at),
         "status": "parked",
     }
     assert parked(conn, "tally", after=2) == [four]
