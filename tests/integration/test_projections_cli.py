@@ -297,7 +297,7 @@ class TestParked:
             )
         listed = backlot("list")
         assert listed.code == 1
-        assert "likes: it broke" in listed.out
+        assert f"likes: stopped at position {at + 1}: it broke" in listed.out
         assert backlot("list", "--json").code == 1
         assert backlot("parked", "park", "likes", "--reason", "an alert", "--yes").code == 0
         assert backlot("list").code == 0
@@ -339,7 +339,7 @@ class TestStopped:
         assert (told["position"], told["stoppedAt"]) == (3, 4)
         wrong = backlot("parked", "park", "likes", "--reason", "x", "--yes", "--all-like", "3")
         assert (wrong.code, wrong.err) == (
-            1,
+            4,
             "backlot: likes is stopped in front of 4, not of 3.\n",
         )
 

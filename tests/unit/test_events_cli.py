@@ -27,7 +27,7 @@ from readapi.audit.present import as_detail, as_event, as_state, as_step, as_tra
 from readapi.audit.shapes import AuditEvent, AuditStats, StreamEvent, TopicCount
 from tests.unit.audited import AT, MAPPER, TOPICS, entry, golden
 
-WIDTH, NARROW = 100, 40
+WIDTH, NARROW = 101, 40
 ESCAPE = "\x1b]0;owned\x07\x9b31m"
 STATS = AuditStats(
     head=7,
