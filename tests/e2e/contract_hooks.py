@@ -18,11 +18,20 @@ import schemathesis
 from infra.objects.checksums import ALGORITHMS
 from tests.e2e import plain
 from tests.e2e.videos import read, send_parts, start, upload
+from tests.real_inputs import real_inputs
 
 # A stream of a video that exists has no end; tests/e2e/test_live.py reads one.
 ENDLESS = "/videos/{video_id}/events"
 # What is sent to signed URLs, which take a part of this size only.
 PART = b"0"
+# Members of bodies, and the kinds of real inputs that are tried in each.
+REAL = {
+    "title": ["texts"],
+    "category": ["texts"],
+    "content": ["texts", "comments"],
+    "filename": ["file_names"],
+    "contentType": ["media_types"],
+}
 # Under which everything that is made here is found in the audit.
 CONVERSATION = "contract"
 
@@ -104,6 +113,23 @@ def _is_uuid(text: object) -> bool:
 
 
 world = World()
+
+
+@schemathesis.hook
+def before_add_examples(context: schemathesis.HookContext, examples: list[Any]) -> None:
+    """Try what real users have sent, one input at a time, in the member that it is for."""
+    given = [one for one in examples if isinstance(one.body, dict)]
+    for example in given[:1]:
+        examples += [
+            example.operation.Case(
+                body={**example.body, member: real.text},
+                path_parameters=dict(example.path_parameters),
+                media_type=example.media_type,
+            )
+            for member in sorted(example.body.keys() & REAL.keys())
+            for kind in REAL[member]
+            for real in real_inputs(kind)
+        ]
 
 
 @schemathesis.hook
