@@ -14,6 +14,7 @@ from uuid import UUID
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra import metrics
@@ -188,6 +189,14 @@ class EdgedApp(FastAPI):
         self._hot: list[tuple[APIRoute, Hot]] | None = None
         self._find = lru_cache(REMEMBERED_PATHS)(self._search)
         self.add_middleware(EdgeLayer, edge=edge)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """The framework's layers, without the one that tells what breaks in plain text.
+
+        That is the edge's, also of a hot route that left its request to the framework.
+        """
+        stack = super().build_middleware_stack()
+        return stack.app if isinstance(stack, ServerErrorMiddleware) else stack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "HEAD":
