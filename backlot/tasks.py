@@ -80,8 +80,9 @@ def redrive(
     as_json: Json = False,
 ) -> None:
     """Send dead tasks once more, with all their attempts before them."""
+    _require_choice(task, all_like, every=every)
     named, queues = _names(queue), _queues()
-    wanted = _wanted(queues, named, task, all_like, every=every)
+    wanted = _wanted(queues, named, task, all_like)
     sent = [each for name in named for each in queues.redrive(name, wanted)]
     _require_found(task, sent)
     show(
@@ -105,9 +106,10 @@ def discard(
     from backlot.database import database_url
     from backlot.recorded import recorded
 
+    _require_choice(task, all_like, every=every)
     settings = load_settings()
     named, queues = _names(queue), _queues()
-    wanted = _wanted(queues, named, task, all_like, every=every)
+    wanted = _wanted(queues, named, task, all_like)
     require_yes("Give these tasks up for good?", yes=yes)
     asked = given(task=task, allLike=all_like, queue=queue, reason=reason)
     with recorded(database_url(settings), "discard-tasks", "dead tasks", asked) as running:
@@ -118,20 +120,19 @@ def discard(
     show(f"{len(found)} given up", {"discarded": [each.id for each in found]}, as_json)
 
 
+def _require_choice(task: str | None, all_like: str | None, *, every: bool) -> None:
+    """Raise UsageError unless it is said in one way which dead tasks are meant."""
+    if [task is not None, all_like is not None, every].count(True) != 1:
+        raise UsageError("name one dead task, or say --all, or --all-like one")
+
+
 def _wanted(
-    queues: TaskQueues,
-    named: Sequence[str],
-    task: str | None,
-    all_like: str | None,
-    *,
-    every: bool,
+    queues: TaskQueues, named: Sequence[str], task: str | None, all_like: str | None
 ) -> Wanted:
-    """Which dead tasks are meant. Raises UsageError unless that is said in one way."""
+    """Which dead tasks are meant; raises NoSuchDeadTask where none is like that one."""
     from infra.tasks import letters
     from infra.tasks.errors import NoSuchDeadTask
 
-    if [task is not None, all_like is not None, every].count(True) != 1:
-        raise UsageError("name one dead task, or say --all, or --all-like one")
     if task is not None:
         return letters.named(task)
     if all_like is None:

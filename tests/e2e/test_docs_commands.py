@@ -47,7 +47,10 @@ ENDS = {
     "projections rollback likes": {2},
     "tasks dead": {4},
     "tasks list": {4},
+    "tasks discard": {2},
     "tasks redrive": {2},
+    "topics dead discard": {2},
+    "topics redrive": {2},
 }
 
 

@@ -15,6 +15,7 @@ import httpx
 import psycopg
 import pytest
 
+from infra.errors import ExitCode
 from tests.e2e import plain
 from tests.e2e.program import Program, wait_for
 from tests.e2e.videos import problem, read, upload
@@ -143,7 +144,7 @@ def check_commands_of_operators(program: Program) -> None:
     assert "another program" not in parts["api"]["detail"]
     for words in (["projections", "list"], ["events", "stats"], ["topics", "list"]):
         ran = program.run(*words)
-        assert ran.returncode == 1
+        assert ran.returncode == ExitCode.FAILED
         assert "it hangs" in ran.stderr.splitlines()[-1]
 
 
