@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from time import monotonic
+from traceback import clear_frames
 from typing import Any, Self, TypeVar
 
 import psycopg
@@ -353,11 +354,20 @@ def _lives(info: psycopg.ConnectionInfo) -> bool:
     url = make_conninfo(info.dsn, password=info.password or None)
     try:
         psycopg.connect(url, **parameters("watch", LONG_WORK)).close()
-    except ConnectionTimeout:
+    except ConnectionTimeout as error:
+        _let_go(error)
         return False
     except OperationalError:
         return True
     return True
+
+
+def _let_go(error: ConnectionTimeout) -> None:
+    """Close the half-made connection, which psycopg's frames hold in a cycle with the error.
+
+    A server that comes back would keep a session for it until the collector finds the cycle.
+    """
+    clear_frames(error.__traceback__)
 
 
 @contextmanager
@@ -366,7 +376,8 @@ def _newcomer(database_url: str, parameters: Mapping[str, Any]) -> Iterator[Serv
     server.attempt()
     try:
         yield server
-    except ConnectionTimeout:
+    except ConnectionTimeout as error:
+        _let_go(error)
         server.missed(parameters["application_name"], parameters["connect_timeout"])
         raise
     server.answered()

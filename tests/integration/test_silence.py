@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -64,6 +65,14 @@ def url(server: EmbeddedPostgres) -> Iterator[str]:
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connecting, "SILENCE_SECONDS", 0.5)
     monkeypatch.setattr(connecting, "PAUSE_SECONDS", 0.2)
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """As in a server, whose collector hardly ever looks at what is old."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def pid_of(server: EmbeddedPostgres) -> int:
@@ -192,6 +201,20 @@ class TestNewcomers:
         assert [entry["event"] for entry in logs] == ["database_answers"]
         for _ in range(3):
             open_connection(url, "test").close()
+
+    def test_who_gives_up_leaves_no_session(
+        self, server: EmbeddedPostgres, url: str, without_collector: None
+    ) -> None:
+        with hung(pid_of(server)), pytest.raises(ConnectionTimeout):
+            open_connection(url, "gone")
+        eventually(lambda: sessions(url) == 0)
+
+    def test_nor_on_an_event_loop(
+        self, server: EmbeddedPostgres, url: str, without_collector: None
+    ) -> None:
+        with hung(pid_of(server)), pytest.raises(ConnectionTimeout):
+            asyncio.run(open_async_connection(url, "gone", BRIEF))
+        eventually(lambda: sessions(url) == 0)
 
     def test_an_answer_on_an_old_connection_counts(
         self, server: EmbeddedPostgres, url: str, monkeypatch: pytest.MonkeyPatch
