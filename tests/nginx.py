@@ -17,7 +17,7 @@ from tests.composition import PROJECT
 from tests.support import requires, unused_port
 
 CONFIGURATION = PROJECT / "deploy" / "nginx.conf"
-START_SECONDS = 10.0
+START_SECONDS = 60.0
 API, MEDIA, ITSELF = "8080", "9000", "127.0.0.1:8081"
 # Root's nginx would work as another user, who may not enter the folders of these tests.
 DIRECTIVES = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")

@@ -25,7 +25,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-START_SECONDS = 10.0
+START_SECONDS = 60.0
 PATH = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"
 

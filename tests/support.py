@@ -17,6 +17,9 @@ import pytest
 
 from infra.cancellation import cancel
 
+# A test waits for conditions; this only ends one whose condition never comes, however busy the
+# machine is.
+DEADLINE_SECONDS = 180.0
 INSTALL = {
     "chromium": "apt-get install chromium",
     "ffmpeg": "apt-get install ffmpeg",

@@ -28,7 +28,7 @@ from tests.integration.s3_server import s3_server
 from tests.nginx import Proxy, running_nginx
 from tests.support import requires, unused_port
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 PROGRAMS = {name: [sys.executable, "-m", name] for name in ("backlot", "dramatiq")}
 
 
@@ -105,7 +105,7 @@ class RoleProcess:
             env=self._environment(),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=360,
         )
 
     def kill(self) -> None:

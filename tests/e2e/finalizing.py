@@ -18,7 +18,7 @@ from tests.e2e.recorded import Recorded
 from tests.e2e.videos import MP4, read, send_parts, start
 
 RETRY_SECONDS = 0.1
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 180.0
 LATER = {"upload-finalizing": 409, "locks-unavailable": 503, "store-unavailable": 503}
 
 

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Condition, Thread
 from urllib.parse import parse_qs, urlsplit
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 PASSED_ON = ("Authorization", "Content-Type", "Content-MD5", "Host", "Idempotency-Key")
 TURNED_AWAY = b'{"type": "unavailable", "detail": "turned away"}'
 

@@ -21,9 +21,8 @@ from infra.data_folder import cluster_path, secret_path
 from infra.postgres import running_url
 from infra.settings import Settings
 from tests.e2e import plain
+from tests.support import DEADLINE_SECONDS
 
-START_SECONDS = 60.0
-STOP_SECONDS = 30.0
 PROJECT = Path(__file__).parents[2]
 OWN_VARIABLES = {str(made.alias) for made in Settings.model_fields.values()}
 
@@ -97,7 +96,7 @@ class Program:
     def start(self) -> Self:
         """Launch, and return once it says that it is ready."""
         self.launch()
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + DEADLINE_SECONDS
         while f"ready: {self.url}\n" not in self.said:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise NotStarted(self.complained)
@@ -113,7 +112,7 @@ class Program:
             env={**self.environment(), **variables},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=2 * DEADLINE_SECONDS,
         )
 
     def environment(self) -> dict[str, str]:
@@ -144,7 +143,7 @@ class Program:
 
     def wait(self) -> int:
         """Its exit code, once it has ended."""
-        return self.process.wait(STOP_SECONDS)
+        return self.process.wait(DEADLINE_SECONDS)
 
     def stop(self, sign: signal.Signals = signal.SIGTERM) -> int:
         """End it in order; returns its exit code."""
@@ -176,7 +175,7 @@ class Program:
         return found
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS) -> None:
     """Return once the condition holds; fails when it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -20,6 +20,7 @@ from infra.data_folder import secret_path
 from tests.e2e import plain
 from tests.e2e.program import Program, wait_for
 from tests.e2e.videos import read, upload
+from tests.support import DEADLINE_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +162,7 @@ def test_tail_follows_until_ctrl_c(server: Program, story: dict[str, str], ignor
         assert [each["position"] for each in seen] == [first["position"] + n for n in (1, 2, 3)]
         assert {each["actor"] for each in seen} == {f"bob-{ignored}"}
         tail.send_signal(signal.SIGINT)
-        out, err = tail.communicate(timeout=20)
+        out, err = tail.communicate(timeout=DEADLINE_SECONDS)
         assert (tail.returncode, out, err) == (0, "", "")
 
 
@@ -178,7 +179,7 @@ def test_tail_ends_whenever_ctrl_c_comes(server: Program, story: dict[str, str])
             time.sleep(chance.uniform(0, 0.005))
             tail.send_signal(signal.SIGINT)
         for tail in tails:
-            out, err = tail.communicate(timeout=20)
+            out, err = tail.communicate(timeout=DEADLINE_SECONDS)
             assert (tail.returncode, err) == (0, "")
             assert all(json.loads(line) for line in out.split("\n")[:-1])
 

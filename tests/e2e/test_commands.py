@@ -70,7 +70,7 @@ def test_the_demo_shows_a_bar_on_a_terminal(server: Program, no_ffmpeg: dict[str
     )
     os.close(theirs)
     shown = everything_on(ours)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=180)
     assert process.returncode == 0
     assert json.loads(out)["ok"]
     assert "━" in shown

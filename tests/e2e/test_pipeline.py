@@ -115,7 +115,7 @@ def test_processes_die_and_nothing_is_lost(system: System) -> None:
         posted = [id_ for ids in pool.map(write, range(THREADS)) for id_ in ids]
         deaths = killing.result()
     assert len(set(posted)) == COMMENTS
-    wait_for(lambda: statuses(system, video) == {"translated": COMMENTS}, 120)
+    wait_for(lambda: statuses(system, video) == {"translated": COMMENTS})
     # A call is repeated only where the process that made it was killed.
     asked = {text: system.provider.by_text[text] for text in set(wanted)}
     assert min(asked.values()) == 1
@@ -146,7 +146,7 @@ def published_in_order(system: System) -> str:
         for topic, stored in topics.items():
             rows = conn.execute(EVENTS, (stored,)).fetchall()
             expected[topic] = {str(event_id(stream, version)) for _, stream, version in rows}
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while True:
         told = asyncio.run(everything(system, set(topics)))
         missing = {topic: len(ids - {each.id for each in told}) for topic, ids in expected.items()}
@@ -206,7 +206,7 @@ def test_kafka_is_down_and_posting_goes_on(system: System) -> None:
         assert re.search(r'^backlot_relay_lag_events\{source="events"\} [1-9]', page, re.MULTILINE)
     finally:
         system.kafka.come_up()
-    wait_for(lambda: statuses(system, video) == {"translated": 20}, 90)
+    wait_for(lambda: statuses(system, video) == {"translated": 20})
     assert published_in_order(system) == ""
 
 
@@ -225,4 +225,4 @@ def test_redis_hangs_and_posting_goes_on(system: System) -> None:
         assert 'backlot_consumer_failures_total{consumer="translation",step="handler"}' in page
     finally:
         server.resume()
-    wait_for(lambda: statuses(system, video) == {"translated": 20}, 90)
+    wait_for(lambda: statuses(system, video) == {"translated": 20})

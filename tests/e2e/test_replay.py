@@ -141,7 +141,7 @@ def asked(root: httpx.Client, action: str, name: str) -> str:
 
 def ended(root: httpx.Client, operation_id: str) -> dict[str, Any]:
     path = f"/operations/{operation_id}"
-    wait_for(lambda: "finishedAt" in root.get(path).text, 60)
+    wait_for(lambda: "finishedAt" in root.get(path).text)
     return read(root.get(path))
 
 

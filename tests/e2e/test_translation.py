@@ -93,7 +93,7 @@ def test_real_comments_are_translated_where_they_say_something(
     bob = program.client("bob")
     video = upload(bob)
     posted = {post(bob, video, one.text): one for one in real_inputs("comments")}
-    wait_for(lambda: all_final(bob, video, len(posted)), 120)
+    wait_for(lambda: all_final(bob, video, len(posted)))
     found = comments(bob, video)
     for comment, one in posted.items():
         shown, calls = found[comment], provider.by_text[one.text]
@@ -199,7 +199,7 @@ def test_killed_again_and_again_every_comment_ends(
     with ThreadPoolExecutor(8) as pool:
         writing = [pool.submit(write, number) for number in range(count)]
         for _ in range(3):
-            wait_for(lambda: len(provider.calls) > 5, 60)
+            wait_for(lambda: len(provider.calls) > 5)
             program.kill()
             provider.calls.clear()
             program.start()
@@ -207,8 +207,8 @@ def test_killed_again_and_again_every_comment_ends(
             each.result()
     reader = program.client("bob")
     # A post whose answer was lost with the program may have been repeated.
-    wait_for(lambda: len(comments(reader, video)) >= count, 60)
-    wait_for(lambda: all_final(reader, video, len(comments(reader, video))), 120)
+    wait_for(lambda: len(comments(reader, video)) >= count)
+    wait_for(lambda: all_final(reader, video, len(comments(reader, video))))
     found = comments(reader, video)
     assert set(posted) <= found.keys()
     assert Counter(item["translationStatus"] for item in found.values()) == {

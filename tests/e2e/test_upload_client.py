@@ -96,7 +96,7 @@ class Client:
         started = self.start()
         self.gate.wait_until_full()
         started.send_signal(sign)
-        out, err = started.communicate(timeout=30)
+        out, err = started.communicate(timeout=180)
         self.gate.drop()
         return started.returncode, out, err
 
@@ -197,7 +197,7 @@ def test_a_file_that_changes_is_told_and_the_upload_given_up(client: Client) -> 
     with client.film.open("r+b") as file:
         file.write(b"other")
     client.gate.open()
-    out, err = started.communicate(timeout=30)
+    out, err = started.communicate(timeout=180)
     assert (started.returncode, out) == (4, "")
     changed = f"{client.film} changed while it was uploaded: upload it again once it is whole"
     assert err.splitlines()[-1] == f"backlot: {changed}"
@@ -240,7 +240,7 @@ def test_a_terminal_shows_a_bar_and_then_where_the_video_is(
     )
     os.close(theirs)
     shown = everything_on(ours)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=180)
     assert process.returncode == 0
     assert "━" in shown
     assert "2.0/2.0 MB" in shown

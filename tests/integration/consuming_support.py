@@ -17,7 +17,7 @@ from infra.integration import TOPICS as TOPICS_OF_ALL
 from infra.kafka import KafkaOptions, Outgoing, Publisher
 from projections.connecting import connect
 from tests.integration.projection_support import Writer, rows
-from tests.support import ended
+from tests.support import DEADLINE_SECONDS, ended
 from workers.consuming.kafka import KafkaSource
 from workers.consuming.log import LogSource
 from workers.consuming.messages import Consumer, Poison, Received, Source
@@ -132,7 +132,7 @@ async def consuming(stage: Stage, consumer: Consumer) -> AsyncIterator[None]:
         await ended(*tasks)
 
 
-async def until(condition: Callable[[], Any], seconds: float = 15.0) -> None:
+async def until(condition: Callable[[], Any], seconds: float = DEADLINE_SECONDS) -> None:
     """Wait until it holds; fails when it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -18,6 +18,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
 from infra.event_store import LOCK_CLASS, GroupCommitFactory, GroupCommitRecorder, open_recorder
+from tests.support import DEADLINE_SECONDS
 
 Rows = list[tuple[Any, ...]]
 
@@ -71,7 +72,7 @@ def logged(database_url: str) -> dict[int, StoredEvent]:
     return {row[0]: StoredEvent(*row[1:]) for row in found}
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+def eventually(condition: Callable[[], Any], seconds: float = DEADLINE_SECONDS) -> None:
     """Wait until it holds; fails when it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -29,6 +29,7 @@ from projections.replaying.rows import Replay, replays
 from tests.e2e.program import OWN_VARIABLES, PROJECT
 from tests.integration.event_log import logged, recording
 from tests.integration.projection_support import POLL_SECONDS, eventually
+from tests.support import DEADLINE_SECONDS
 
 MAPPER = EventMapper()
 CHILD = (sys.executable, "-m", "backlot", "projections", "carry-out")
@@ -66,7 +67,7 @@ class Desk(NamedTuple):
     def operation(self, operation_id: UUID) -> Operation:
         return load(self.recorder, operation_id)
 
-    def end(self, operation_id: UUID, seconds: float = 30.0) -> tuple[Outcome, Members]:
+    def end(self, operation_id: UUID, seconds: float = DEADLINE_SECONDS) -> tuple[Outcome, Members]:
         """How it ended, once it has."""
         eventually(lambda: self.operation(operation_id).outcome, seconds)
         found = self.operation(operation_id)
@@ -132,7 +133,7 @@ def working_on(operation_id: UUID) -> list[psutil.Process]:
 
 def await_process(operation_id: UUID) -> psutil.Process:
     """The process that carries it out, once there is one."""
-    eventually(lambda: working_on(operation_id), 20)
+    eventually(lambda: working_on(operation_id))
     return working_on(operation_id)[0]
 
 

@@ -23,6 +23,7 @@ from infra.codec import EventMapper
 from infra.event_store import Save, open_recorder
 from projections.host import ProjectionHost
 from projections.projection import Batch, Projection, columns
+from tests.support import DEADLINE_SECONDS
 
 POLL_SECONDS = 0.2
 
@@ -160,7 +161,7 @@ def position(database_url: str, schema: str) -> int:
     return int(found[0][0]) if found else -1
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+def eventually(condition: Callable[[], Any], seconds: float = DEADLINE_SECONDS) -> None:
     """Wait until it holds; fails with its source's name when it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

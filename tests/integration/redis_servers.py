@@ -17,7 +17,7 @@ from redis.retry import Retry
 from infra.redis import connect_redis
 from tests.support import requires, unused_port
 
-START_SECONDS = 10.0
+START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 ATTEMPTS = 5
 

@@ -15,7 +15,7 @@ from infra.codec import EventMapper, event_id
 from infra.integration import TOPICS
 from infra.kafka import KafkaOptions, Reader, Record
 from tests.integration.projection_support import rows
-from tests.support import ended
+from tests.support import DEADLINE_SECONDS, ended
 from workers.relay import Relay
 from workers.waking import Waker
 
@@ -56,7 +56,7 @@ class Topics:
     async def __aexit__(self, *_: object) -> None:
         await self._reader.stop()
 
-    async def until(self, count: int, seconds: float = 20.0) -> None:
+    async def until(self, count: int, seconds: float = DEADLINE_SECONDS) -> None:
         """Read until there are that many different messages."""
         async with asyncio.timeout(seconds):
             while len(set(self.ids)) < count:

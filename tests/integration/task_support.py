@@ -16,7 +16,7 @@ from infra.tasks import FailedTask, Resources, TaskWorker, enqueue, make_broker
 from infra.tasks.failed import OnDead
 from infra.tasks.queues import TRANSLATION
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 180.0
 QUICK = {
     "TASK_THREADS": "2",
     "TASK_MAX_RETRIES": "2",

@@ -134,11 +134,11 @@ def test_killed_in_the_middle(told: Site) -> None:
     with psycopg.connect(told.url) as holding:
         assert holding.execute(f"{lock} FOR UPDATE".encode()).rowcount == 1
         process = launch(told.url, "replay", "analytics", "--yes")
-        eventually(lambda: rows(told.url, WAITING), 30)
+        eventually(lambda: rows(told.url, WAITING))
         process.send_signal(signal.SIGKILL)
         process.wait(20)
     # What it waited for it gets, and then there is nobody to go on.
-    eventually(lambda: not rows(told.url, BLOCKED), 30)
+    eventually(lambda: not rows(told.url, BLOCKED))
     assert told.verify()["video_analytics"] == (0, 1, 0)
     assert rows(told.url, ASIDE) == [(0,)]
     assert told.replay()["video_analytics"] == (0, 1, 0)

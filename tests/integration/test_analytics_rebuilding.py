@@ -222,7 +222,7 @@ def test_nobody_else_stores_while_a_day_is_mended(told: Site) -> None:
         storing.execute(LOCK)
         thread = Thread(target=told.replay, name="mending")
         thread.start()
-        eventually(lambda: rows(told.url, WAITING), 20)
+        eventually(lambda: rows(told.url, WAITING))
         assert rows(told.url, f"SELECT count(*) FROM {ROWS} WHERE {LIKES}") == [(0,)]
     thread.join()
     assert told.verify() == {}

@@ -28,6 +28,7 @@ from tests.integration.embedding_support import (
     embedder_of,
 )
 from tests.openai_server import Answer, Call, embedded, openai_server
+from tests.support import DEADLINE_SECONDS
 
 PROVIDER = ("backlot_embedding_failures_total", "provider")
 DATABASE = ("backlot_embedding_failures_total", "database")
@@ -58,7 +59,7 @@ def failed(what: tuple[str, str]) -> float:
     return metrics.value(name, step=step)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - tables tell nobody
             await asyncio.sleep(0.02)
@@ -361,7 +362,7 @@ def test_killed_in_the_middle_it_goes_on(shop: Shop, conn: Connection[TupleRow])
         for _ in range(3):
             calls = len(server.calls)
             process = subprocess.Popen([sys.executable, "-c", WORKER, shop.url, server.url])
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + DEADLINE_SECONDS
             while len(server.calls) < calls + 2:
                 assert process.poll() is None
                 assert time.monotonic() < deadline

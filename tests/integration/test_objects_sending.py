@@ -15,7 +15,7 @@ import pytest
 from infra.objects import NoSuchUpload, Part
 from tests.integration.object_sending import sending
 from tests.integration.object_server import ObjectServer, folder_store, object_server
-from tests.support import unavailable
+from tests.support import DEADLINE_SECONDS, unavailable
 
 MIB = 1024 * 1024
 
@@ -31,7 +31,7 @@ def server(root: Path) -> Iterator[ObjectServer]:
         yield server
 
 
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+def until(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS) -> None:
     """Wait for it; fails when it does not come."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -205,7 +205,7 @@ class TestExecutor:
             rows(root.database_url, "UPDATE likes.counts SET likes = 77 RETURNING 1")
             rows(root.database_url, "DELETE FROM likes.likes WHERE viewer = 'ann' RETURNING 1")
             operation_id = root.ask("replay", "likes")
-            eventually(lambda: replay_state(root, state="waiting", paused=False), 20)
+            eventually(lambda: replay_state(root, state="waiting", paused=False))
             assert root.operation(operation_id).outcome is None
             assert rows(root.database_url, "SELECT likes FROM likes.counts") == [(77,)]
             root.done("confirm", "likes")
@@ -226,7 +226,7 @@ class TestExecutor:
                 await_process(operation_id)
                 eventually(lambda: replay_state(root))
                 root.done("pause", "likes", replay=True)
-            eventually(lambda: not working_on(operation_id), 20)
+            eventually(lambda: not working_on(operation_id))
             time.sleep(PAUSE_SECONDS + POLL_SECONDS)
             assert not working_on(operation_id), "it does not rest"
             assert root.operation(operation_id).outcome is None
@@ -249,9 +249,9 @@ class TestExecutor:
                 first = await_process(operation_id)
                 eventually(lambda: replay_state(root))
                 first.kill()
-                eventually(lambda: {p.pid for p in working_on(operation_id)} - {first.pid}, 20)
+                eventually(lambda: {p.pid for p in working_on(operation_id)} - {first.pid})
             assert root.end(operation_id)[0] is Outcome.DONE
-            eventually(lambda: not working_on(operation_id), 20)
+            eventually(lambda: not working_on(operation_id))
         assert len(root.events(operation_id)) == 2
         with connect(root.database_url, "test") as conn:
             assert len(replays(conn, "likes")) == 1
@@ -333,7 +333,7 @@ class TestExecutor:
             executing(root.database_url, auto_replay=True),
             executing(root.database_url, auto_replay=True),
         ):
-            eventually(lambda: replay_state(root, state="switched"), 20)
+            eventually(lambda: replay_state(root, state="switched"))
             (requested,) = [
                 event
                 for event in root.events()

@@ -165,9 +165,9 @@ class TestReplay:
     ) -> None:
         with standing_still(root.database_url, "likes"):
             process = launch(root.database_url, "replay", "likes")
-            eventually(lambda: replay_state(root) is not None, 20)
+            eventually(lambda: replay_state(root) is not None)
             process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=180)
         assert process.returncode == 130
         assert "stays where it is" in err
         assert "projections cancel likes" in err
@@ -184,7 +184,7 @@ class TestReplay:
         with executing(root.database_url):
             with standing_still(root.database_url, "likes"):
                 process = launch(root.database_url, "replay", "likes", "--yes")
-                eventually(lambda: replay_state(root) is not None, 20)
+                eventually(lambda: replay_state(root) is not None)
                 process.kill()
                 process.communicate()
             (operation_id,) = {event.originator_id for event in root.events()}
@@ -196,11 +196,11 @@ class TestReplay:
         with executing(root.database_url):
             with standing_still(root.database_url, "likes"):
                 operation_id = root.ask("replay", "likes")
-                eventually(lambda: working_on(operation_id), 20)
+                eventually(lambda: working_on(operation_id))
                 process = launch(root.database_url, "replay", "likes", "--json")
                 assert process.stderr is not None
                 assert process.stderr.readline().startswith("replay likes: ")
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=180)
         assert process.returncode == 0, err
         assert json.loads(out)["operationId"] == str(operation_id)
         assert {event.originator_id for event in root.events()} == {operation_id}

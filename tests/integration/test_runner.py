@@ -129,7 +129,7 @@ def test_takeover_from_a_runner_that_lost_its_connection(database_url: str, writ
             writer.like(VIDEO, "viewer-1", "viewer-2")
             assert first.entered.wait(5)
             terminate(database_url, holder)
-            eventually(lambda: two.status()[0].state is State.RUNNING, 3)
+            eventually(lambda: two.status()[0].state is State.RUNNING)
             caught_up(database_url, ["tally"], writer.head)
             # Only now does the first one go on with its batch, on a connection that is gone.
             first.go_on.set()
@@ -149,7 +149,7 @@ def test_a_host_that_stops_hands_over(database_url: str, writer: Writer) -> None
         eventually(lambda: {h.status()[0].state for h in (one, two)} == {"running", "standby"})
         leader, other = (one, two) if one.status()[0].state is State.RUNNING else (two, one)
         leader.stop()
-        eventually(lambda: other.status()[0].state is State.RUNNING, 3)
+        eventually(lambda: other.status()[0].state is State.RUNNING)
         writer.like(VIDEO, "viewer-1")
         caught_up(database_url, ["tally"], writer.head)
     assert seen(database_url) == [1]
@@ -269,13 +269,13 @@ def test_pause_and_resume_from_another_process(database_url: str, writer: Writer
         eventually(lambda: host.status()[0].state is State.RUNNING)
         assert pause(operator, "tally")
         assert not pause(operator, "tally")
-        eventually(lambda: host.status()[0].state is State.PAUSED, 2)
+        eventually(lambda: host.status()[0].state is State.PAUSED)
         writer.like(VIDEO, "viewer-1")
         time.sleep(0.2)
         assert seen(database_url) == []
         assert resume(operator, "tally")
         assert not resume(operator, "tally")
-        eventually(lambda: seen(database_url) == [1], 2)
+        eventually(lambda: seen(database_url) == [1])
         assert not pause(operator, "unknown")
 
 
@@ -413,7 +413,7 @@ def test_heals_when_postgres_was_killed(short_dir: Path) -> None:
                 assert server.pid is not None
                 os.kill(server.pid, signal.SIGKILL)
                 eventually(lambda: host.status()[0].state is State.UNAVAILABLE)
-                eventually(lambda: host.status()[0].state is State.RUNNING, 30)
+                eventually(lambda: host.status()[0].state is State.RUNNING)
                 writer.recorder.datastore.pool.check()
                 writer.like(VIDEO, f"viewer-{round_}-after")
                 caught_up(server.url, ["tally", "likes"], writer.head)

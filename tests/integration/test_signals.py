@@ -92,7 +92,7 @@ def running(
 
 def end(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     """Its exit code, and what it has said since it was ready."""
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=180)
     return process.returncode, out.splitlines()
 
 

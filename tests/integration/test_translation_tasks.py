@@ -142,7 +142,7 @@ def test_every_comment_of_a_batch_is_translated(desk: Desk) -> None:
     comments = [desk.comment(f"{SPANISH} {number}") for number in range(20)]
     consumed(desk, *comments)
     with desk.working():
-        eventually(lambda: all(desk.ends(each, "translated") for each in comments), 60)
+        eventually(lambda: all(desk.ends(each, "translated") for each in comments))
     assert len(desk.provider.calls) == 20
 
 
@@ -153,13 +153,13 @@ def test_given_up_after_the_last_attempt_and_translated_when_it_is_driven_again(
     comment = desk.comment()
     consumed(desk, comment)
     with desk.working():
-        eventually(lambda: len(desk.dead()) == 1, 60)
+        eventually(lambda: len(desk.dead()) == 1)
         assert desk.kinds(comment) == ["posted", "translation_failed"]
         assert desk.reason(comment) == ("overloaded", "correlation")
         assert len(desk.provider.calls) == 1 + desk.settings.task_max_retries
         desk.provider.forget()
         assert desk.queues.redrive(TRANSLATION, every) != []
-        eventually(lambda: desk.ends(comment, "translated"), 60)
+        eventually(lambda: desk.ends(comment, "translated"))
     assert desk.dead() == []
     assert len(desk.provider.calls) == 1
 
@@ -169,7 +169,7 @@ def test_what_would_fail_again_is_no_dead_letter(desk: Desk) -> None:
     comment = desk.comment()
     consumed(desk, comment)
     with desk.working():
-        eventually(lambda: desk.ends(comment, "translation_failed"), 60)
+        eventually(lambda: desk.ends(comment, "translation_failed"))
         eventually(lambda: not any(each.taken for each in desk.queues.depths()))
     assert desk.reason(comment)[0] == "refused"
     assert len(desk.provider.calls) == 1
@@ -195,4 +195,4 @@ def test_nothing_counts_as_handled_while_the_broker_is_away(desk: Desk) -> None:
 
     run(scenario)
     with desk.working():
-        eventually(lambda: desk.ends(comment, "translated"), 60)
+        eventually(lambda: desk.ends(comment, "translated"))
