@@ -79,7 +79,11 @@ def test_50_finalizers_over_3_processes_get_one_answer(
     site: Site, brink: Brink, slow: Callable[[float], None], seconds: float
 ) -> None:
     slow(seconds)
-    answers = site.at_once([("POST", f"{brink.path}/complete")] * RIVALS)
+    answers: list[httpx.Response] = []
+    # On a busy machine some are told to come again, as documented; and they do.
+    while (missing := RIVALS - len(answers)) > 0:
+        told = site.at_once([("POST", f"{brink.path}/complete")] * missing)
+        answers += [answer for answer in told if not is_later(answer)]
     assert [answer.status_code for answer in answers] == [200] * RIVALS
     assert site.asked(brink.upload_id) == ["list", "complete"]
     check_completed_once(site, brink, answers)

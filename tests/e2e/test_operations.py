@@ -125,9 +125,15 @@ def test_a_database_that_dies_in_the_middle_costs_only_time(make_program: Make) 
 
 def at_work(operation_id: str) -> psutil.Process:
     """The process that carries it out, once it has begun."""
-    wait_for(lambda: bool(working_on(UUID(operation_id))))
-    (process,) = working_on(UUID(operation_id))
-    return process
+    found: list[psutil.Process] = []
+
+    def alone() -> bool:
+        # Others may have begun too, and find that it is taken.
+        found[:] = working_on(UUID(operation_id))
+        return len(found) == 1
+
+    wait_for(alone)
+    return found[0]
 
 
 class TestCallers:

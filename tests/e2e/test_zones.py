@@ -48,6 +48,14 @@ def program(short_dir: Path, database: str) -> Iterator[Program]:
         program.clean_up()
 
 
+@pytest.fixture(scope="module")
+def recorded(program: Program) -> None:
+    """Something in the log, whatever ran before."""
+    operator = program.client("root", admin=True)
+    upload(program.client("alice"))
+    wait_for(lambda: operator.get("/audit/events/1").status_code == 200)
+
+
 def zones_in(text: str) -> set[str]:
     """What stands behind the times in a text, up to six characters."""
     return {found["zone"].rstrip('",)')[:1] for found in TIME.finditer(text)}
@@ -98,7 +106,9 @@ def test_commands_and_queries_tell_utc(program: Program) -> None:
     ],
     ids=" ".join,
 )
-def test_every_time_at_the_command_line_has_its_zone(program: Program, words: list[str]) -> None:
+def test_every_time_at_the_command_line_has_its_zone(
+    program: Program, recorded: None, words: list[str]
+) -> None:
     ran = program.run(*words)
     assert ran.returncode == 0, ran.stderr
     assert zones_in(ran.stdout) <= {"Z", "+"}

@@ -49,9 +49,9 @@ LEFT = {
     loop.run_until_complete(asyncio.sleep(0))
 """,
     "a thread that raises later": """
-    may = threading.Event()
     def later():
-        may.wait(0.2)
+        while "test_fails" in os.environ.get("PYTEST_CURRENT_TEST", ""):
+            time.sleep(0.01)
         raise ValueError("later")
     threading.Thread(target=later).start()
 """,
