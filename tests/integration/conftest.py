@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -13,12 +12,11 @@ import pytest
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from backlot.cli import main
 from infra.event_store import GroupCommitRecorder
 from infra.postgres import EmbeddedPostgres
 from projections.connecting import connect
 from tests.integration.event_log import recording
-from tests.integration.operating import Backlot, Desk, Ran, desk
+from tests.integration.operating import Backlot, Desk, desk, in_group
 from tests.integration.projection_support import Writer
 from tests.openai_server import OpenAIServer, openai_server
 
@@ -103,13 +101,4 @@ def backlot(
     database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Backlot:
     monkeypatch.setenv("DATABASE_URL", database_url)
-
-    def run(*words: str) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["backlot", "projections", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return Ran(int(str(ended.value.code)), said.out, said.err)
-
-    return run
+    return in_group("projections", monkeypatch, capsys)

@@ -13,7 +13,9 @@ from uuid import UUID, uuid4
 
 import psutil
 import psycopg
+import pytest
 
+from backlot.cli import main
 from backlot.wiring import ReadModels
 from domain.operation import Members, Operation, Outcome
 from infra.codec import EventMapper
@@ -48,6 +50,22 @@ class Ran(NamedTuple):
 
 
 Backlot = Callable[..., Ran]
+
+
+def in_group(
+    group: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Backlot:
+    """Runs commands of one group in this process: `backlot <group> …`."""
+
+    def run(*words: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["backlot", group, *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return Ran(int(str(ended.value.code)), said.out, said.err)
+
+    return run
 
 
 class Desk(NamedTuple):

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from backlot.cli import main
 from domain.operation import Operation
 from infra.errors import ExitCode
 from infra.tasks.broker import task_queues
 from infra.tasks.queues import TRANSLATION
-from tests.integration.operating import Backlot, Ran, desk
+from tests.integration.operating import Backlot, desk, in_group
 from tests.integration.redis_servers import redis_servers
 from tests.integration.task_support import Toy, quick_settings, until
 
@@ -35,16 +33,7 @@ def backlot(
 ) -> Backlot:
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("TASK_BROKER_URL", redis_url)
-
-    def run(*words: str) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["backlot", "tasks", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return Ran(int(str(ended.value.code)), said.out, said.err)
-
-    return run
+    return in_group("tasks", monkeypatch, capsys)
 
 
 @pytest.fixture
