@@ -15,6 +15,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY backlot backlot
 COPY commands commands
 COPY domain domain
+COPY engine engine
 COPY infra infra
 COPY projections projections
 COPY readapi readapi

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.e2e.program import PROJECT
 
-PACKAGES = ("backlot", "commands", "domain", "infra", "projections", "readapi", "workers")
+PACKAGES = ("backlot", "commands", "domain", "engine", "infra", "projections", "readapi", "workers")
 CHANGED = PROJECT / "projections" / "likes.py"
 
 # The likes of the next release: another version, one more table, one more topic. The class that

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("backlot", "commands", "domain", "infra", "projections", "readapi", "workers")
+PACKAGES = ("backlot", "commands", "domain", "engine", "infra", "projections", "readapi", "workers")
 DOMAIN_MAY_IMPORT = {"domain", "eventsourcing.domain"}
 CLOCKS_AND_CHANCE = {"random", "secrets", "time", "os", "socket", "subprocess", "threading"}
 CLOCK_READS = {"now", "utcnow", "today", "uuid1", "uuid4"}

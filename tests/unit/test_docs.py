@@ -126,7 +126,7 @@ def slugs_in_code() -> Iterator[tuple[str, int]]:
     """Every problem type that the source names, with its status."""
     yield from ((slug, status) for status, (slug, _) in TITLES.items())
     yield from ((slug, status) for status, slug in PROBLEMS.values())
-    for package in ("commands", "readapi", "infra", "backlot"):
+    for package in ("commands", "readapi", "engine", "infra", "backlot"):
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") in PROBLEM_MAKERS:
