@@ -10,11 +10,11 @@ from fastapi import APIRouter, Response
 
 from backlot.doctor_analytics import NOT_MADE, look
 from backlot.wiring import Parts
-from infra import metrics
 from infra.connecting import Limits, explained, open_connection
 from infra.contract import Readiness
 from infra.flights import Flights
 from infra.http import wire
+from infra.metrics import CONTENT_TYPE, render
 from projections.operating.replay_actions import under_way
 from projections.replaying.rows import Replay
 
@@ -47,7 +47,7 @@ def operations(parts: Parts) -> APIRouter:
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def prometheus() -> Response:
-        return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
+        return Response(render(), media_type=CONTENT_TYPE)
 
     return router
 

@@ -12,10 +12,10 @@ import structlog
 
 from backlot.wiring import Parts
 from commands.bus import CommandBus
-from infra import metrics
 from infra.cancellation import cancel
 from infra.codec import EventMapper
 from infra.kafka import KafkaOptions
+from infra.metrics import counter
 from infra.settings import Role
 from infra.tasks import FailedTask, Resources, TaskWorker, make_broker, task_queues
 from projections.analytics import trending_cache
@@ -41,6 +41,11 @@ from workers.translation.sweep import Sweep, keep_sweeping
 from workers.waking import Waker
 
 log = structlog.get_logger(__name__)
+
+JOBS_BROKEN = counter(
+    "backlot_jobs_broken",
+    "Background jobs that ended by an error of their own, and run no more until a restart.",
+)
 
 
 async def start_working(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> None:
@@ -69,7 +74,7 @@ def in_background(job: Coroutine[Any, Any, None], stack: AsyncExitStack) -> None
 def _tell_broken(task: asyncio.Task[None]) -> None:
     error = None if task.cancelled() else task.exception()
     if error is not None:
-        metrics.JOBS_BROKEN.inc()
+        JOBS_BROKEN.inc()
         log.error("job_broke", job=getattr(task.get_coro(), "__qualname__", ""), exc_info=error)
 
 

@@ -23,14 +23,41 @@ from commands.batch import Executed, Group, IdempotencyKey, Request, Round
 from commands.command import Command, Lookup, Slot
 from domain.errors import Conflict, DomainError
 from domain.model import Aggregate
-from infra import metrics
 from infra.batching import Batcher
 from infra.codec import EventMapper
 from infra.event_store import Answer, GroupCommitRecorder
+from infra.metrics import SIZES, counter, gauge, histogram
 
 log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
+
+COMMANDS = counter(
+    "backlot_commands",
+    "Commands decided, by type and outcome (accepted, repeated, refused, conflict, failed).",
+    ("command", "outcome"),
+)
+COMMAND_BATCH_SIZE = histogram(
+    "backlot_command_batch_size",
+    "Commands executed in one transaction.",
+    buckets=SIZES,
+)
+COMMAND_BATCH_SECONDS = histogram(
+    "backlot_command_batch_seconds",
+    "Time to load, decide and commit one batch of commands.",
+)
+COMMAND_QUEUE = gauge(
+    "backlot_command_queue",
+    "Commands waiting for their batch.",
+)
+EVENTS_APPENDED = counter(
+    "backlot_events_appended",
+    "Events committed to the event store.",
+)
+APPEND_CONFLICTS = counter(
+    "backlot_append_conflicts",
+    "Saves refused because another writer was first at the same stream version.",
+)
 
 
 class Contended(Conflict):
@@ -116,7 +143,7 @@ class CommandBus:
         self, requests: Sequence[Request]
     ) -> Sequence[Executed[Any] | Answer | BaseException]:
         started = time.perf_counter()
-        metrics.COMMAND_QUEUE.set(len(self._batcher))
+        COMMAND_QUEUE.set(len(self._batcher))
         waiting = list(requests)
         try:
             while waiting:
@@ -199,11 +226,11 @@ class CommandBus:
             else:
                 group.settle(outcome)
                 appended += len(outcome)
-        metrics.EVENTS_APPENDED.inc(appended)
+        EVENTS_APPENDED.inc(appended)
         return failed
 
     def _count_conflict(self, group: Group) -> None:
-        metrics.APPEND_CONFLICTS.inc()
+        APPEND_CONFLICTS.inc()
         for request, _ in group.results:
             request.conflicts += 1
             if request.conflicts > self._retries:
@@ -247,11 +274,11 @@ def _outcome_before(request: Request, loaded: Loaded) -> Answer | Exception | No
 
 
 def _measure(requests: Sequence[Request], seconds: float) -> None:
-    metrics.COMMAND_BATCH_SIZE.observe(len(requests))
-    metrics.COMMAND_BATCH_SECONDS.observe(seconds)
+    COMMAND_BATCH_SIZE.observe(len(requests))
+    COMMAND_BATCH_SECONDS.observe(seconds)
     kinds = Counter((type(request.command).__name__, _kind(request)) for request in requests)
     for (command, kind), count in kinds.items():
-        metrics.COMMANDS.labels(command, kind).inc(count)
+        COMMANDS.labels(command, kind).inc(count)
 
 
 def _kind(request: Request) -> str:

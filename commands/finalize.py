@@ -21,8 +21,9 @@ from commands.uploads import Facts, LookAtUpload, require_under_way
 from domain.errors import DomainError
 from domain.model import Origin
 from domain.upload import Status, Upload
-from infra import contract, metrics
+from infra import contract
 from infra.http import problems
+from infra.metrics import counter
 from infra.objects import (
     NoSuchUpload,
     ObjectStore,
@@ -36,6 +37,11 @@ from infra.objects import (
 log = structlog.get_logger(__name__)
 
 ENDED: frozenset[Status | None] = frozenset({Status.ABORTED, Status.EXPIRED, Status.REMOVED})
+
+UPLOADS_SUPERSEDED = counter(
+    "backlot_uploads_superseded",
+    "Completions that came after the upload had been ended otherwise; their object was dropped.",
+)
 
 
 @dataclass(frozen=True)
@@ -236,7 +242,7 @@ def _check_parts(facts: Facts, arrived: Sequence[Part], named: set[int]) -> None
 async def _drop_unless_wanted(facts: Facts, execute: Execute) -> None:
     """Take back an object that was made of an upload which somebody else had ended."""
     if await execute.value(StatusOf(facts.upload_id)) in ENDED:
-        metrics.UPLOADS_SUPERSEDED.inc()
+        UPLOADS_SUPERSEDED.inc()
         log.warning("finalized_too_late", upload_id=str(facts.upload_id))
         await drop(execute.services.objects, facts.object_key, facts.store_upload_id)
 

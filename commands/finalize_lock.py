@@ -16,13 +16,27 @@ from commands.endpoint import Execute
 from commands.uploads import Facts, LookAtUpload
 from domain.errors import Conflict
 from domain.upload import Status
-from infra import metrics
 from infra.locks import Lease, LocksUnavailable, LockTaken
+from infra.metrics import counter, histogram
 
 log = structlog.get_logger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.01
 LONGEST_PAUSE_SECONDS = 0.2
+
+UPLOAD_LOCK_WAIT_SECONDS = histogram(
+    "backlot_upload_lock_wait_seconds",
+    "Time until a request to complete or abort an upload had its lock, its answer or a refusal.",
+)
+UPLOAD_LOCK_REFUSALS = counter(
+    "backlot_upload_lock_refusals",
+    "Requests to complete or abort an upload that did not get its lock (taken, unavailable).",
+    ("reason",),
+)
+UPLOAD_LOCKS_LOST = counter(
+    "backlot_upload_locks_lost",
+    "Locks on uploads that could not be kept until their work was done.",
+)
 
 
 def lock_key(upload_id: UUID) -> str:
@@ -64,11 +78,11 @@ async def alone(execute: Execute, upload_id: UUID) -> AsyncIterator[Held]:
             held = await _enter(stack, execute, upload_id)
         except (UploadFinalizing, LocksUnavailable) as error:
             reason = "taken" if isinstance(error, UploadFinalizing) else "unavailable"
-            metrics.UPLOAD_LOCK_REFUSALS.labels(reason).inc()
+            UPLOAD_LOCK_REFUSALS.labels(reason).inc()
             log.warning("finalize_lock_refused", upload_id=str(upload_id), reason=reason)
             raise
         finally:
-            metrics.UPLOAD_LOCK_WAIT_SECONDS.observe(time.monotonic() - started)
+            UPLOAD_LOCK_WAIT_SECONDS.observe(time.monotonic() - started)
         yield held
 
 

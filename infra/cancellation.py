@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import structlog
 from anyio import CancelScope
 
-from infra import metrics
+from infra.metrics import counter
 
 log = structlog.get_logger(__name__)
 
@@ -25,6 +25,12 @@ T = TypeVar("T")
 # Longer than a clean-up takes, as a rule; what has to be finished runs `to_the_end`.
 AGAIN_SECONDS = 0.5
 END_SECONDS = 15.0
+
+STOPS_OVERDUE = counter(
+    "backlot_stops_overdue",
+    "Tasks and threads that did not end in time when they were asked to; the log names them.",
+    ("kind",),
+)
 
 
 async def cancel(*tasks: asyncio.Task[Any], seconds: float = END_SECONDS) -> bool:
@@ -102,5 +108,5 @@ def _look_at(task: asyncio.Future[Any]) -> BaseException | None:
 
 
 def _tell_overdue(kind: str, name: str) -> None:
-    metrics.STOPS_OVERDUE.labels(kind).inc()
+    STOPS_OVERDUE.labels(kind).inc()
     log.error("stop_overdue", kind=kind, name=name)

@@ -31,7 +31,7 @@ from psycopg.errors import ConnectionTimeout
 from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from infra import metrics
+from infra.metrics import counter
 from infra.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -65,6 +65,11 @@ SELECT set_config('search_path', concat_ws(', ', 'public',
 """
 
 T = TypeVar("T")
+
+DATABASE_SILENCES = counter(
+    "backlot_database_silences",
+    "Connections given up because PostgreSQL took a statement and did not answer.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +143,7 @@ class Server:
 
     def missed(self, purpose: str, seconds: float) -> None:
         """It took a connection or a statement, and said nothing for so long."""
-        metrics.DATABASE_SILENCES.inc()
+        DATABASE_SILENCES.inc()
         if not self._silent:
             log.error("database_silent", connection=purpose, seconds=seconds)
         self._silent, self._until = True, monotonic() + PAUSE_SECONDS

@@ -11,7 +11,7 @@ import structlog
 from redis import RedisError
 from redis.asyncio import Redis
 
-from infra import metrics
+from infra.metrics import counter
 from infra.redis import address
 
 log = structlog.get_logger(__name__)
@@ -33,6 +33,12 @@ EXTEND = """
 if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) end
 return 0
 """
+
+LOCK_NODE_FAILURES = counter(
+    "backlot_lock_node_failures",
+    "Questions that a lock node did not answer in time, by node (host:port, or embedded).",
+    ("node",),
+)
 
 
 class Votes(NamedTuple):
@@ -89,7 +95,7 @@ class LockNode:
             self._turns.release()
 
     def _fell_silent(self, error: Exception) -> None:
-        metrics.LOCK_NODE_FAILURES.labels(self.name).inc()
+        LOCK_NODE_FAILURES.labels(self.name).inc()
         if not self._silent:
             self._silent = True
             log.warning("lock_node_silent", node=self.name, error=repr(error))

@@ -18,9 +18,9 @@ import structlog
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from infra import metrics
 from infra.cancellation import cancel, to_the_end
 from infra.lock_nodes import LockNodes, Votes
+from infra.metrics import SECONDS, counter, histogram
 from infra.redis import ANSWER_SECONDS, connect_redis
 
 log = structlog.get_logger(__name__)
@@ -28,6 +28,23 @@ log = structlog.get_logger(__name__)
 # Redis expires keys with a precision of a millisecond; the rest is for small lifetimes.
 EXPIRY_PRECISION = 0.002
 LONGEST_HOLD_SECONDS = 3600.0
+
+LOCK_ACQUISITIONS = counter(
+    "backlot_lock_acquisitions",
+    "Attempts to get a lock, by what it is for and outcome (acquired, taken, unavailable).",
+    ("lock", "outcome"),
+)
+LOCK_HOLD_SECONDS = histogram(
+    "backlot_lock_hold_seconds",
+    "Time that a lock was held, by what it is for.",
+    ("lock",),
+    buckets=(*SECONDS, 30.0, 60.0, 300.0),
+)
+LOCK_LEASES_LOST = counter(
+    "backlot_lock_leases_lost",
+    "Locks that were lost while they were held, by what they are for.",
+    ("lock",),
+)
 
 
 class LockError(Exception):
@@ -104,7 +121,7 @@ class Lease:
         """Count and log the loss, once."""
         if not self._given_up:
             self._given_up = True
-            metrics.LOCK_LEASES_LOST.labels(kind_of(self.key)).inc()
+            LOCK_LEASES_LOST.labels(kind_of(self.key)).inc()
             log.warning("lock_lost", key=self.key, reason=reason)
 
     def _explain(self, votes: Votes) -> None:
@@ -153,7 +170,7 @@ class Redlock:
             yield lease
         finally:
             await to_the_end(_end(lease, keeping))
-            metrics.LOCK_HOLD_SECONDS.labels(kind_of(key)).observe(self._clock() - acquired)
+            LOCK_HOLD_SECONDS.labels(kind_of(key)).observe(self._clock() - acquired)
 
     async def check(self) -> None:
         """Raise LocksUnavailable unless a quorum of nodes answers."""
@@ -173,11 +190,11 @@ class Redlock:
             except LockError as error:
                 left = deadline - self._clock()
                 if left <= 0:
-                    metrics.LOCK_ACQUISITIONS.labels(kind_of(key), error.outcome).inc()
+                    LOCK_ACQUISITIONS.labels(kind_of(key), error.outcome).inc()
                     raise
                 await asyncio.sleep(min(left, self._pause()))
             else:
-                metrics.LOCK_ACQUISITIONS.labels(kind_of(key), "acquired").inc()
+                LOCK_ACQUISITIONS.labels(kind_of(key), "acquired").inc()
                 return lease
 
     async def _try(self, key: str, ttl: float) -> Lease:

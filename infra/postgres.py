@@ -20,7 +20,7 @@ import structlog
 from psycopg import sql
 
 from infra import postgres_cluster as files
-from infra.metrics import POSTGRES_RESTARTS
+from infra.metrics import counter
 from infra.postgres_user import PostgresError, RunAs, make_reachable, make_readable, run_as
 
 __all__ = ["EmbeddedPostgres", "PostgresError", "running_url"]
@@ -54,6 +54,11 @@ SETTINGS: Mapping[str, str] = {
     "log_checkpoints": "off",
     "log_line_prefix": "%m [%p] ",
 }
+
+POSTGRES_RESTARTS = counter(
+    "backlot_postgres_restarts",
+    "Times that the embedded PostgreSQL died and was started again.",
+)
 
 
 class EmbeddedPostgres:

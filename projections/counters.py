@@ -18,10 +18,10 @@ from psycopg.rows import TupleRow
 from redis import RedisError
 
 from domain.video_likes import VideoLikes
-from infra import metrics
 from infra.cancellation import join
 from infra.codec import EventMapper
 from infra.counters import GONE, Counter, Counters
+from infra.metrics import counter, gauge
 from projections.connecting import Backoff, connect
 from projections.likes import Likes
 from projections.log import Log, Stored
@@ -44,6 +44,19 @@ LEFT JOIN {schema}.removed r ON r.video_id = v.id
 WHERE s.schema = %b
 """
 HEAD = b"SELECT coalesce(max(notification_id), 0) FROM public.backlot_events"
+
+COUNTERS_PUBLISHED = counter(
+    "backlot_like_counters_published",
+    "Like counters put into Redis.",
+)
+COUNTER_LAG_EVENTS = gauge(
+    "backlot_like_counters_lag_events",
+    "Positions between the likes' read model and the counters in Redis.",
+)
+COUNTER_FAILURES = counter(
+    "backlot_like_counter_failures",
+    "Times that like counters could not be put or read because a part was away.",
+)
 
 
 def counted(
@@ -110,7 +123,7 @@ class CounterPublisher:
                 log.exception("like_counters_broke")
             else:
                 return
-            metrics.COUNTER_FAILURES.inc()
+            COUNTER_FAILURES.inc()
             self._stopping.wait(backoff.next())
 
     def _follow(self, conn: Connection[TupleRow], backoff: Backoff) -> None:
@@ -118,7 +131,7 @@ class CounterPublisher:
             self._wake.clear()
             lag = self.advance(conn)
             backoff.reset()
-            metrics.COUNTER_LAG_EVENTS.set(lag)
+            COUNTER_LAG_EVENTS.set(lag)
             if lag == 0:
                 self._wake.wait(POLL_SECONDS)
 
@@ -132,7 +145,7 @@ class CounterPublisher:
         changed = {video for stored in window.events if (video := self._video(stored))}
         _, now = counted(conn, self._likes, changed)
         self._counters.publish(now.items(), window.until)
-        metrics.COUNTERS_PUBLISHED.inc(len(now))
+        COUNTERS_PUBLISHED.inc(len(now))
         return position - window.until
 
     def _video(self, stored: Stored) -> UUID | None:

@@ -13,8 +13,8 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from infra import metrics
 from infra.counters import Counter, Counters
+from infra.metrics import counter, gauge
 from projections.counters import counted
 from projections.likes import Likes
 
@@ -40,6 +40,15 @@ INSERT INTO projections.like_drift
     (video_id, counter, counter_position, likes, position, repaired)
 VALUES (%s, %s, %s, %s, %s, %s)
 """
+
+COUNTER_DRIFT = gauge(
+    "backlot_like_counters_drifting",
+    "Like counters that differed from the read model when they were last compared.",
+)
+COUNTERS_DRIFTED = counter(
+    "backlot_like_counters_drifted",
+    "Like counters that were found to differ from the read model.",
+)
 
 
 class CountersBehind(Exception):
@@ -96,7 +105,7 @@ def reconcile(
     if repair:
         # Whoever asks next, or the next like, puts the right one.
         counters.drop([drift.video_id for drift in result.drifted])
-    metrics.COUNTER_DRIFT.set(len(result.drifted))
+    COUNTER_DRIFT.set(len(result.drifted))
     return result
 
 
@@ -123,7 +132,7 @@ def _await(counters: Counters, position: int, seconds: float) -> None:
 
 def _report(conn: Connection[TupleRow], drift: Drift, repair: bool) -> None:
     held, truth = drift.counter, drift.truth
-    metrics.COUNTERS_DRIFTED.inc()
+    COUNTERS_DRIFTED.inc()
     log.error(
         "like_counter_drifted",
         videoId=str(drift.video_id),

@@ -17,8 +17,8 @@ from psycopg.errors import UndefinedTable
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from infra import metrics
 from infra.connecting import LiveAsyncConnection
+from infra.metrics import counter
 from infra.position import BEGINNING, Position
 from projections.log import CHANNEL, HURRY
 from projections.overview import ACTIVE
@@ -38,6 +38,11 @@ CALL = b"SELECT pg_notify(%s, %s)"
 READ_MODELS = b"SELECT schema, position, 0, version FROM projections.state"
 # A process of the release before that takes over from another one needs less.
 UNFED_SECONDS = 2.0
+
+STALE_ANSWERS = counter(
+    "backlot_stale_answers",
+    "Answers older than was asked for, since no process can feed a read model before its replay.",
+)
 
 
 class ReadModelBehind(Exception):
@@ -138,7 +143,7 @@ class Waiting:
         behind = [self._at(name).events for name in wanted if not self._covers(name, wanted[name])]
         if not behind:
             return None
-        metrics.STALE_ANSWERS.inc()
+        STALE_ANSWERS.inc()
         return min(behind)
 
     async def _poll(self) -> None:

@@ -11,15 +11,21 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from redis import RedisError
 
-from infra import metrics
 from infra.counters import GONE, AsyncCounters, Counter
-from projections.counters import counted_async
+from infra.metrics import counter
+from projections.counters import COUNTER_FAILURES, counted_async
 from projections.likes import Likes
 
 log = structlog.get_logger(__name__)
 
 # After a failure Redis is left alone for so long: then a dead one costs a query nothing.
 REST_SECONDS = 1.0
+
+COUNTER_READS = counter(
+    "backlot_like_counter_reads",
+    "Counts asked for, by where the answer came from (redis, filled, database).",
+    ("source",),
+)
 
 
 class LikeCounts:
@@ -44,7 +50,7 @@ class LikeCounts:
             return {}
         pairs = zip(videos, held, strict=True)
         found = {video: counter.likes for video, counter in pairs if counter is not None}
-        metrics.COUNTER_READS.labels("redis").inc(len(found))
+        COUNTER_READS.labels("redis").inc(len(found))
         return {video: count for video, count in found.items() if count != GONE}
 
     async def read(
@@ -52,9 +58,9 @@ class LikeCounts:
     ) -> dict[UUID, int]:
         """The counts of these videos in the read model; missing counters are filled on the way."""
         _, counters = await counted_async(conn, self._likes, videos)
-        for video, counter in counters.items():
-            filled = await self._fill(video, counter)
-            metrics.COUNTER_READS.labels("filled" if filled else "database").inc()
+        for video, count in counters.items():
+            filled = await self._fill(video, count)
+            COUNTER_READS.labels("filled" if filled else "database").inc()
         return {video: max(0, counter.likes) for video, counter in counters.items()}
 
     async def _fill(self, video: UUID, counter: Counter) -> bool:
@@ -68,5 +74,5 @@ class LikeCounts:
 
     def _rest(self, error: Exception) -> None:
         self._rest_until = time.monotonic() + REST_SECONDS
-        metrics.COUNTER_FAILURES.inc()
+        COUNTER_FAILURES.inc()
         log.warning("like_counters_unavailable", error=f"{type(error).__name__}: {error}")

@@ -12,8 +12,8 @@ from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
-from infra import metrics
 from infra.connecting import Limits
+from infra.metrics import counter
 from infra.position import Position
 from infra.settings import Settings
 from projections import consumers
@@ -32,6 +32,11 @@ log = structlog.get_logger(__name__)
 
 # How long a ranking waits for the analytics to learn what was just removed or moved.
 LISTING_SECONDS = 1.0
+
+TRENDING_BEHIND_CATALOG = counter(
+    "backlot_trending_behind_catalog",
+    "Rankings made without a removal or a new category that the analytics did not know in time.",
+)
 
 
 class AnalyticsUnavailable(Exception):
@@ -152,7 +157,7 @@ class AnalyticsQueries:
                 await self._consumers.until({consumers.VIDEOS: Position(changed)}, seconds)
         except ReadModelBehind as behind:
             self._given_up = changed
-            metrics.TRENDING_BEHIND_CATALOG.inc()
+            TRENDING_BEHIND_CATALOG.inc()
             log.warning("ranking_behind_catalog", position=changed, reached=behind.positions)
         return True
 

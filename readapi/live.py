@@ -11,9 +11,9 @@ import structlog
 from psycopg import Error
 from psycopg_pool import PoolTimeout
 
-from infra import metrics
 from infra.cancellation import cancel
 from infra.http import Problem
+from infra.metrics import gauge
 from projections.catalog import Catalog
 from projections.waiting import Pool
 from readapi.counts import LikeCounts
@@ -26,6 +26,11 @@ COALESCE_SECONDS = 0.3
 HEARTBEAT_SECONDS = 15.0
 RETRY_MS = 2_000
 MAX_WATCHERS = 10_000
+
+LIVE_WATCHERS = gauge(
+    "backlot_live_watchers",
+    "Clients that follow a video's counts as they change.",
+)
 
 
 class Watch:
@@ -74,14 +79,14 @@ class LiveCounts:
             raise Problem(503, "unavailable", detail, headers={"Retry-After": "30"})
         watch = Watch(video_id)
         self._watches.add(watch)
-        metrics.LIVE_WATCHERS.set(len(self._watches))
+        LIVE_WATCHERS.set(len(self._watches))
         if self._poller is None:
             self._poller = asyncio.create_task(self._poll())
         return watch
 
     def leave(self, watch: Watch) -> None:
         self._watches.discard(watch)
-        metrics.LIVE_WATCHERS.set(len(self._watches))
+        LIVE_WATCHERS.set(len(self._watches))
 
     async def stream(self, watch: Watch) -> AsyncGenerator[bytes, None]:
         """The events of one client, until it goes, the video is removed, or the server stops."""

@@ -23,10 +23,10 @@ from commands.command import Command
 from commands.finalize import ExpireUpload, FinishUpload, StatusOf, drop
 from commands.finalize_lock import lock_key
 from domain.upload import Status
-from infra import metrics
 from infra.batching import QueueFull
 from infra.connecting import open_async_connection
 from infra.locks import LocksUnavailable, LockTaken, Redlock
+from infra.metrics import counter
 from infra.objects import NoSuchUpload, ObjectStore, ObjectStoreUnavailable, OpenUpload
 from projections.catalog import Catalog, UploadRow
 
@@ -40,6 +40,17 @@ LOCK_SECONDS = 60.0
 KEPT = "kept"
 ROWS_AT_ONCE = 500
 OUTAGES = (PersistenceError, psycopg.Error, ObjectStoreUnavailable, LocksUnavailable, QueueFull)
+
+UPLOADS_TIDIED = counter(
+    "backlot_uploads_tidied",
+    "Abandoned uploads: expired; finished, because their object stood; swept from the store.",
+    ("how",),
+)
+EXPIRY_RUNS = counter(
+    "backlot_expiry_runs",
+    "Runs of the job that expires uploads, by outcome (done, elsewhere, postponed, broke).",
+    ("outcome",),
+)
 
 
 class Expiry:
@@ -91,7 +102,7 @@ class Expiry:
             how = "failed"
             log.exception("upload_not_tidied", upload=name)
         if how != KEPT:
-            metrics.UPLOADS_TIDIED.labels(how).inc()
+            UPLOADS_TIDIED.labels(how).inc()
             log.info("upload_tidied", upload=name, how=how)
         return how
 
@@ -147,7 +158,7 @@ class Expiry:
 async def keep_expiring(expiry: Expiry, interval_seconds: float) -> None:
     """Run it again and again, until cancelled; whatever goes wrong, there is a next time."""
     while True:
-        metrics.EXPIRY_RUNS.labels(await _run(expiry)).inc()
+        EXPIRY_RUNS.labels(await _run(expiry)).inc()
         await asyncio.sleep(interval_seconds)
 
 

@@ -10,9 +10,9 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from redis import RedisError
 
-from infra import metrics
 from infra.counters import Counters
 from projections.connecting import connect
+from projections.counters import COUNTER_FAILURES
 from projections.drift import CountersBehind, Reconciled, reconcile
 from projections.likes import Likes
 
@@ -32,7 +32,7 @@ async def keep_reconciling(
         try:
             result = await asyncio.to_thread(reconcile_once, database_url, likes, counters)
         except (psycopg.Error, RedisError, CountersBehind) as error:
-            metrics.COUNTER_FAILURES.inc()
+            COUNTER_FAILURES.inc()
             log.warning("likes_not_reconciled", error=f"{type(error).__name__}: {error}")
         else:
             if result is not None:

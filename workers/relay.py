@@ -13,11 +13,11 @@ from typing import NamedTuple
 import psycopg
 import structlog
 
-from infra import metrics
 from infra.cancellation import cancel, to_the_end, together
 from infra.codec import EventMapper
 from infra.integration import TOPICS, Message
 from infra.kafka import KafkaAway, KafkaOptions, Outgoing, Publisher, Sent
+from infra.metrics import counter, gauge
 from projections.connecting import Backoff
 from projections.poison import describe
 from workers import relay_places
@@ -33,6 +33,32 @@ GATHER_SECONDS = 0.01
 MEASURE_SECONDS = 1.0
 # Enough to find the oldest message that waits, few enough to look every second.
 MEASURE_EVENTS = 100
+
+RELAYED = counter(
+    "backlot_relay_messages",
+    "Messages that Kafka has acknowledged, by topic.",
+    ("topic",),
+)
+RELAY_LAG = gauge(
+    "backlot_relay_lag_events",
+    "Positions between the end of what is followed (events, telemetry) and what is published.",
+    ("source",),
+)
+RELAY_LAG_SECONDS = gauge(
+    "backlot_relay_lag_seconds",
+    "Age of the oldest message that is not published; 0 when it is caught up.",
+    ("source",),
+)
+RELAY_FAILURES = counter(
+    "backlot_relay_failures",
+    "Times that the relay could not go on, and tried again later (kafka, database, other).",
+    ("step",),
+)
+RELAY_UNDELIVERED = counter(
+    "backlot_relay_undelivered",
+    "Messages that can't be published at all, and were set aside, by topic.",
+    ("topic",),
+)
 
 
 class Relay:
@@ -86,8 +112,8 @@ class Relay:
             await together(self._measure(lead), self._keep_publishing(lead))
         finally:
             for feed in self._feeds:
-                metrics.RELAY_LAG.remove(feed.name)
-                metrics.RELAY_LAG_SECONDS.remove(feed.name)
+                RELAY_LAG.remove(feed.name)
+                RELAY_LAG_SECONDS.remove(feed.name)
 
     async def _keep_publishing(self, lead: Lead) -> None:
         while True:
@@ -154,15 +180,15 @@ class Relay:
             for feed in self._measured:
                 place = self._place(feed)
                 stretch = await lead.do(feed.read, place)
-                metrics.RELAY_LAG.labels(feed.name).set(stretch.head - place)
-                metrics.RELAY_LAG_SECONDS.labels(feed.name).set(_age(stretch))
+                RELAY_LAG.labels(feed.name).set(stretch.head - place)
+                RELAY_LAG_SECONDS.labels(feed.name).set(_age(stretch))
             await asyncio.sleep(MEASURE_SECONDS)
 
     def _place(self, feed: Feed) -> int:
         return self._places.get(feed.name, 0)
 
     def _failed(self, step: str, error: Exception) -> None:
-        metrics.RELAY_FAILURES.labels(step).inc()
+        RELAY_FAILURES.labels(step).inc()
         log.warning("relay_interrupted", step=step, error=describe(error))
 
 
@@ -184,9 +210,9 @@ def _count(stretch: Stretch, refused: set[int], undelivered: list[Undelivered]) 
         if index not in refused:
             told[message.topic] = told.get(message.topic, 0) + 1
     for topic, count in told.items():
-        metrics.RELAYED.labels(topic).inc(count)
+        RELAYED.labels(topic).inc(count)
     for each in undelivered:
-        metrics.RELAY_UNDELIVERED.labels(each.topic).inc()
+        RELAY_UNDELIVERED.labels(each.topic).inc()
         log.error(
             "message_undelivered", topic=each.topic, position=each.position, reason=each.reason
         )

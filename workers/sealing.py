@@ -7,9 +7,9 @@ import asyncio
 import psycopg
 import structlog
 
-from infra import metrics
 from infra.cancellation import to_the_end
 from infra.seals import LogBroken, Sealer
+from infra.seals.sealer import SEAL_FAILURES
 
 log = structlog.get_logger(__name__)
 
@@ -37,12 +37,12 @@ async def _turn(sealer: Sealer) -> int | None:
         # The thread can't be stopped, and its connection must not be closed under it.
         return await to_the_end(asyncio.to_thread(sealer.turn))
     except LogBroken as error:
-        metrics.SEAL_FAILURES.labels("log").inc()
+        SEAL_FAILURES.labels("log").inc()
         log.error("log_not_whole", error=str(error))
     except psycopg.Error as error:
-        metrics.SEAL_FAILURES.labels("database").inc()
+        SEAL_FAILURES.labels("database").inc()
         log.warning("sealing_interrupted", error=" ".join(str(error).split()))
     except Exception:
-        metrics.SEAL_FAILURES.labels("other").inc()
+        SEAL_FAILURES.labels("other").inc()
         log.exception("sealing_broke")
     return None

@@ -9,13 +9,22 @@ from datetime import UTC, datetime
 import psycopg
 import structlog
 
-from infra import metrics
 from infra.connecting import open_connection
+from infra.metrics import counter, gauge
 from projections.analytics.formula import Formula
 from projections.analytics.settling import settle
 from projections.analytics.windows import Window
 
 log = structlog.get_logger(__name__)
+
+TRENDING_SETTLE_SECONDS = gauge(
+    "backlot_trending_settle_seconds",
+    "How long the last settling of trending's sums took in this process.",
+)
+TRENDING_SETTLE_FAILURES = counter(
+    "backlot_trending_settle_failures",
+    "Times that trending's sums could not be settled; rankings are then made from the rollups.",
+)
 
 
 async def keep_settling(analytics_url: str, formula: Formula, interval_seconds: float) -> None:
@@ -27,7 +36,7 @@ async def keep_settling(analytics_url: str, formula: Formula, interval_seconds: 
         try:
             await asyncio.to_thread(settle_once, analytics_url, formula)
         except psycopg.Error as error:
-            metrics.TRENDING_SETTLE_FAILURES.inc()
+            TRENDING_SETTLE_FAILURES.inc()
             log.warning("trending_not_settled", error=f"{type(error).__name__}: {error}")
         await asyncio.sleep(interval_seconds)
 
@@ -40,5 +49,5 @@ def settle_once(analytics_url: str, formula: Formula) -> None:
         done = [settle(conn, each, formula=formula, now=now) for each in Window]
     if all(done):
         seconds = time.perf_counter() - started
-        metrics.TRENDING_SETTLE_SECONDS.set(seconds)
+        TRENDING_SETTLE_SECONDS.set(seconds)
         log.debug("trending_settled", seconds=seconds)

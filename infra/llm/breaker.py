@@ -12,10 +12,16 @@ from enum import StrEnum
 
 import structlog
 
-from infra import metrics
 from infra.llm.errors import BreakerOpen, LanguageModelError
+from infra.metrics import gauge
 
 log = structlog.get_logger(__name__)
+
+LLM_BREAKER_STATE = gauge(
+    "backlot_llm_breaker_state",
+    "1 for the state of the circuit breaker before the language model (closed, open, half-open).",
+    ("state",),
+)
 
 
 class State(StrEnum):
@@ -101,4 +107,4 @@ class CircuitBreaker:
     def _become(self, state: State) -> None:
         self._state = state
         for each in State:
-            metrics.LLM_BREAKER_STATE.labels(each).set(each is state)
+            LLM_BREAKER_STATE.labels(each).set(each is state)

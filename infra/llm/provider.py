@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from infra import metrics
 from infra.llm.breaker import CircuitBreaker
 from infra.llm.errors import LanguageModelError, Malformed, NotCalled, TimedOut
 from infra.llm.failures import failure_of
 from infra.llm.pace import Pace
 from infra.llm.usage import Usage, count_usage, usage_of
+from infra.metrics import SECONDS, counter, histogram
 from infra.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -30,6 +30,18 @@ OPENAI = "https://api.openai.com/v1"
 CONNECT_SECONDS = 5.0
 # A server of one's own may need no key, but the SDK does.
 NO_KEY = "none"
+
+LLM_CALLS = counter(
+    "backlot_llm_calls",
+    "Calls of language models, by purpose and outcome (answered, or what went wrong).",
+    ("purpose", "outcome"),
+)
+LLM_SECONDS = histogram(
+    "backlot_llm_seconds",
+    "Time of one call of a language model, without waiting for its turn.",
+    ("purpose",),
+    buckets=(*SECONDS, 30.0, 60.0),
+)
 
 
 class Provider:
@@ -69,7 +81,7 @@ class Provider:
         try:
             self._breaker.check()
             await self._pace.turn(self._timeout)
-            with self._breaker.attempt(), metrics.LLM_SECONDS.labels(purpose).time():
+            with self._breaker.attempt(), LLM_SECONDS.labels(purpose).time():
                 response = await self._sent(send)
                 usage = usage_of(response.content)
                 count_usage(usage, model, self._prices.get(model))
@@ -77,7 +89,7 @@ class Provider:
         except LanguageModelError as error:
             _report(error, purpose, model)
             raise
-        metrics.LLM_CALLS.labels(purpose, "answered").inc()
+        LLM_CALLS.labels(purpose, "answered").inc()
         return answer, usage
 
     async def aclose(self) -> None:
@@ -150,7 +162,7 @@ def _checked(
 
 
 def _report(error: LanguageModelError, purpose: str, model: str) -> None:
-    metrics.LLM_CALLS.labels(purpose, error.outcome).inc()
+    LLM_CALLS.labels(purpose, error.outcome).inc()
     # While the breaker is open that was said once, when it opened.
     tell = log.debug if isinstance(error, NotCalled) else log.warning
     tell("llm_call_failed", purpose=purpose, model=model, outcome=error.outcome, error=str(error))

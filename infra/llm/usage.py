@@ -6,9 +6,20 @@ from typing import NamedTuple
 
 import orjson
 
-from infra import metrics
+from infra.metrics import counter
 
 MILLION = 1_000_000
+
+LLM_TOKENS = counter(
+    "backlot_llm_tokens",
+    "Tokens that providers counted, by model and direction (input, output).",
+    ("model", "direction"),
+)
+LLM_COST_USD = counter(
+    "backlot_llm_cost_usd",
+    "What those tokens cost in US dollars, for models with a price in LLM_PRICES.",
+    ("model",),
+)
 
 
 class Usage(NamedTuple):
@@ -32,8 +43,8 @@ def usage_of(body: bytes) -> Usage:
 
 def count_usage(usage: Usage, model: str, price: tuple[float, float] | None) -> None:
     """Count the tokens, and their cost where the model's price is known (per million tokens)."""
-    metrics.LLM_TOKENS.labels(model, "input").inc(max(usage.input_tokens, 0))
-    metrics.LLM_TOKENS.labels(model, "output").inc(max(usage.output_tokens, 0))
+    LLM_TOKENS.labels(model, "input").inc(max(usage.input_tokens, 0))
+    LLM_TOKENS.labels(model, "output").inc(max(usage.output_tokens, 0))
     if price is not None:
         cost = usage.input_tokens * price[0] + usage.output_tokens * price[1]
-        metrics.LLM_COST_USD.labels(model).inc(max(cost, 0.0) / MILLION)
+        LLM_COST_USD.labels(model).inc(max(cost, 0.0) / MILLION)

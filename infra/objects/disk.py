@@ -14,8 +14,7 @@ from typing import TypeVar
 import structlog
 from anyio import to_thread
 
-from infra import metrics
-from infra.objects.port import ObjectStoreUnavailable
+from infra.objects.port import OBJECT_STORE_FAILURES, ObjectStoreUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +54,7 @@ class Disk:
             return await to_thread.run_sync(work, *args)
         except OSError as error:
             reason = _REMEDIES.get(error.errno or 0, str(error))
-            metrics.OBJECT_STORE_FAILURES.inc()
+            OBJECT_STORE_FAILURES.inc()
             log.error("object_folder_unusable", folder=str(self.root), reason=reason)
             cause = f"The object folder {self.root} can't be used: {reason}."
             raise ObjectStoreUnavailable(cause) from error

@@ -10,8 +10,7 @@ from typing import TypeVar
 
 import structlog
 
-from infra import metrics
-from infra.objects.port import NoSuchUpload, ObjectStoreUnavailable
+from infra.objects.port import OBJECT_STORE_FAILURES, NoSuchUpload, ObjectStoreUnavailable
 from infra.objects.s3_answers import S3Error, code_of, unavailable
 from infra.objects.s3_client import THREADS
 
@@ -42,7 +41,7 @@ class S3Calls:
         try:
             return await loop.run_in_executor(self._threads, self._in_time, asked, work, *args)
         except ObjectStoreUnavailable as error:
-            metrics.OBJECT_STORE_FAILURES.inc()
+            OBJECT_STORE_FAILURES.inc()
             log.error("s3_unusable", doing=work.__name__.strip("_"), reason=error.cause)
             raise
 

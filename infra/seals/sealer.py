@@ -15,8 +15,8 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from infra import metrics
 from infra.errors import OperatorError
+from infra.metrics import counter, gauge
 from infra.seals.anchors import AnchorStore, AnchorsUnusable
 from infra.seals.chain import HASH_BYTES, NO_SEAL, Seal, seal_hash
 from infra.seals.signing import SealKey
@@ -45,6 +45,24 @@ POSITIONS = b"""
 SELECT notification_id FROM public.backlot_events
 WHERE notification_id > %s ORDER BY notification_id LIMIT %s
 """
+
+SEALS = counter(
+    "backlot_seals",
+    "Seals made over blocks of the event log.",
+)
+SEAL_POSITION = gauge(
+    "backlot_seal_position",
+    "Position up to which the event log is sealed, as the process that seals it knows it.",
+)
+SEAL_LAG_EVENTS = gauge(
+    "backlot_seal_lag_events",
+    "Positions between the end of the event log and the newest seal.",
+)
+SEAL_FAILURES = counter(
+    "backlot_seal_failures",
+    "Times that a seal could not be made or anchored (database, log, anchoring, other).",
+    ("step",),
+)
 
 
 class LogBroken(OperatorError):
@@ -125,8 +143,8 @@ class Sealer:
         """How many events the next block may have; 0 when none is due."""
         sealed = last.last if last else 0
         lag = head(conn) - sealed
-        metrics.SEAL_POSITION.set(sealed)
-        metrics.SEAL_LAG_EVENTS.set(lag)
+        SEAL_POSITION.set(sealed)
+        SEAL_LAG_EVENTS.set(lag)
         if lag <= 0:
             self._waiting_since = None
             return 0
@@ -154,7 +172,7 @@ class Sealer:
         )
         insert_seal(conn, seal)
         self._waiting_since = None
-        metrics.SEALS.inc()
+        SEALS.inc()
         log.debug("sealed", number=seal.number, first=first, last=until)
         return seal
 
@@ -171,7 +189,7 @@ class Sealer:
                 self._anchored = until
         except AnchorsUnusable as error:
             self._anchored = None
-            metrics.SEAL_FAILURES.labels("anchoring").inc()
+            SEAL_FAILURES.labels("anchoring").inc()
             log.warning("seals_not_anchored", error=str(error))
 
     def _known_anchors(self, anchors: AnchorStore, last: Seal) -> int:
@@ -179,7 +197,7 @@ class Sealer:
         number = anchors.last_number()
         if number > last.number:
             # The log was restored from a backup, or cut off: verifying will say so from now on.
-            metrics.SEAL_FAILURES.labels("anchoring").inc()
+            SEAL_FAILURES.labels("anchoring").inc()
             log.error("anchors_ahead_of_seals", anchored=number, sealed=last.number)
         return number
 

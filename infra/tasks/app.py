@@ -11,8 +11,8 @@ from dramatiq import Broker, Worker
 from dramatiq.middleware import Middleware
 from prometheus_client import start_http_server
 
-from infra import metrics
 from infra.logging import configure_logging
+from infra.metrics import REGISTRY
 from infra.settings import Settings
 from infra.tasks.broker import make_broker
 from infra.tasks.failed import OnDead
@@ -44,7 +44,7 @@ class MetricsPage(Middleware):
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
         try:
-            self._server, _ = start_http_server(self._port, self._host, metrics.REGISTRY)
+            self._server, _ = start_http_server(self._port, self._host, REGISTRY)
         except OSError as error:
             log.warning("metrics_not_served", port=self._port, error=str(error))
 

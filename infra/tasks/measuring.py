@@ -10,7 +10,7 @@ from dramatiq import Broker, Worker
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Middleware
 
-from infra import metrics
+from infra.metrics import SECONDS, counter, gauge, histogram
 from infra.tasks.errors import BrokerAway, Postponed
 from infra.tasks.letters import TaskQueues
 from infra.tasks.stopping import was_interrupted
@@ -18,6 +18,28 @@ from infra.tasks.stopping import was_interrupted
 log = structlog.get_logger(__name__)
 
 DEPTH_SECONDS = 5.0
+
+TASKS = counter(
+    "backlot_tasks",
+    "Attempts at tasks, by actor and outcome (done, retried, postponed, returned, dead, skipped).",
+    ("actor", "outcome"),
+)
+TASK_SECONDS = histogram(
+    "backlot_task_seconds",
+    "How long an attempt at a task takes, by actor.",
+    ("actor",),
+    buckets=(*SECONDS, 30.0, 60.0, 120.0),
+)
+TASKS_RUNNING = gauge(
+    "backlot_tasks_running",
+    "Tasks that this process runs right now, by actor.",
+    ("actor",),
+)
+TASK_QUEUE = gauge(
+    "backlot_task_queue",
+    "Tasks in a queue of the broker, by state (waiting, taken, delayed, dead).",
+    ("queue", "state"),
+)
 
 
 class Measured(Middleware):
@@ -28,7 +50,7 @@ class Measured(Middleware):
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         self._started[message.message_id] = time.perf_counter()
-        metrics.TASKS_RUNNING.labels(message.actor_name).inc()
+        TASKS_RUNNING.labels(message.actor_name).inc()
 
     def after_process_message(
         self,
@@ -40,22 +62,22 @@ class Measured(Middleware):
     ) -> None:
         self._ended(message)
         if not message.failed:
-            metrics.TASKS.labels(message.actor_name, _outcome(exception)).inc()
+            TASKS.labels(message.actor_name, _outcome(exception)).inc()
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         self._ended(message)
-        metrics.TASKS.labels(message.actor_name, "skipped").inc()
+        TASKS.labels(message.actor_name, "skipped").inc()
 
     def after_nack(self, broker: Broker, message: MessageProxy) -> None:
         # Here also come the messages that no actor takes.
         known = message.actor_name in broker.actors
-        metrics.TASKS.labels(message.actor_name if known else "unknown", "dead").inc()
+        TASKS.labels(message.actor_name if known else "unknown", "dead").inc()
 
     def _ended(self, message: MessageProxy) -> None:
         started = self._started.pop(message.message_id, None)
         if started is not None:
-            metrics.TASKS_RUNNING.labels(message.actor_name).dec()
-            metrics.TASK_SECONDS.labels(message.actor_name).observe(time.perf_counter() - started)
+            TASKS_RUNNING.labels(message.actor_name).dec()
+            TASK_SECONDS.labels(message.actor_name).observe(time.perf_counter() - started)
 
 
 def _outcome(exception: BaseException | None) -> str:
@@ -84,7 +106,7 @@ class QueueGauges(Middleware):
             try:
                 for depth in self._queues.depths():
                     for state, count in depth.by_state().items():
-                        metrics.TASK_QUEUE.labels(depth.queue, state).set(count)
+                        TASK_QUEUE.labels(depth.queue, state).set(count)
             except BrokerAway as error:
                 log.warning("task_queues_not_seen", error=str(error))
             if self._stopping.wait(DEPTH_SECONDS):

@@ -13,7 +13,7 @@ from dramatiq.common import compute_backoff
 from dramatiq.errors import BrokerConnectionError
 from dramatiq.middleware import Retries as StockRetries
 
-from infra import metrics
+from infra.metrics import counter
 from infra.settings import Settings
 from infra.tasks.errors import Postponed
 from infra.tasks.failed import FailedTask, OnDead, failed_task, in_one_line
@@ -22,6 +22,12 @@ from infra.tasks.stopping import was_interrupted
 log = structlog.get_logger(__name__)
 
 AWAY_SECONDS = 1.0
+
+TASK_DEAD_HOOK_FAILURES = counter(
+    "backlot_task_dead_hook_failures",
+    "Times that giving up a task could not be recorded; it is tried again instead.",
+    ("actor",),
+)
 
 
 class Retries(StockRetries):
@@ -85,7 +91,7 @@ class Retries(StockRetries):
         try:
             self._tell(failed)
         except Exception as error:  # noqa: BLE001 - the program's; whatever it is, it is told
-            metrics.TASK_DEAD_HOOK_FAILURES.labels(failed.actor).inc()
+            TASK_DEAD_HOOK_FAILURES.labels(failed.actor).inc()
             log.warning("task_not_given_up", actor=failed.actor, error=in_one_line(error))
             return False
         told = {"attempts": failed.attempts, "error": failed.error, "args": failed.args}

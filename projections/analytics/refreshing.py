@@ -14,7 +14,7 @@ from psycopg import Connection
 from psycopg.errors import DeadlockDetected, LockNotAvailable
 from psycopg.rows import TupleRow
 
-from infra import metrics
+from infra.metrics import counter
 from projections.analytics.retention import kept
 from projections.poison import describe
 
@@ -29,6 +29,11 @@ PATIENCE_SECONDS, FIRST_PAUSE_SECONDS = 10.0, 0.02
 LOCK = b"SELECT pg_advisory_lock(7104878, 7)"
 UNLOCK = b"SELECT pg_advisory_unlock(7104878, 7)"
 REFRESH = b"CALL refresh_continuous_aggregate(%b, %b::timestamptz, %b::timestamptz)"
+
+ANALYTICS_REFRESH_FAILURES = counter(
+    "backlot_analytics_refresh_failures",
+    "Times that late events could not be brought into TimescaleDB's rollups at once.",
+)
 
 
 def refresh(conn: Connection[TupleRow], times: Iterable[datetime], now: datetime) -> None:
@@ -46,7 +51,7 @@ def refresh(conn: Connection[TupleRow], times: Iterable[datetime], now: datetime
             since = kept(conn).refreshed_since(now)
             _bring_in(conn, [at for at in late if at >= since], hour)
     except psycopg.Error as error:
-        metrics.ANALYTICS_REFRESH_FAILURES.inc()
+        ANALYTICS_REFRESH_FAILURES.inc()
         log.warning("analytics_refresh_failed", error=describe(error))
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
-from infra import metrics
+from infra.metrics import counter
 from infra.patient import PatientRedis
 from infra.settings_analytics import AnalyticsSettings
 from projections.analytics.trending import Ranked
@@ -22,6 +22,16 @@ GENERATION = "trending:generation"
 Ranking = Made[tuple[Ranked, ...]]
 FORM: TypeAdapter[Ranking] = TypeAdapter(Ranking)
 Make = Callable[[datetime], Awaitable[list[Ranked]]]
+
+TRENDING_LOOKUPS = counter(
+    "backlot_trending_lookups",
+    "Rankings that were asked for: from the cache, made, or shared with whoever had it made.",
+    ("outcome",),
+)
+TRENDING_CACHE_FAILURES = counter(
+    "backlot_trending_cache_failures",
+    "Times that Redis did not answer for the cache of rankings, or held what can't be read.",
+)
 
 
 def lifetimes_from(settings: AnalyticsSettings) -> Lifetimes:
@@ -65,8 +75,8 @@ class TrendingCache:
             _patient(redis),
             FORM,
             lambda _: lifetimes,
-            lookups=metrics.TRENDING_LOOKUPS,
-            unreadable=metrics.TRENDING_CACHE_FAILURES,
+            lookups=TRENDING_LOOKUPS,
+            unreadable=TRENDING_CACHE_FAILURES,
             clock=clock,
         )
 
@@ -91,4 +101,4 @@ class TrendingCache:
 
 
 def _patient(redis: Redis) -> PatientRedis:
-    return PatientRedis(redis, "trending_cache", metrics.TRENDING_CACHE_FAILURES)
+    return PatientRedis(redis, "trending_cache", TRENDING_CACHE_FAILURES)

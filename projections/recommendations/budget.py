@@ -17,8 +17,9 @@ from typing import cast
 import structlog
 from redis.asyncio import Redis
 
-from infra import metrics
 from infra.llm.errors import NotCalled
+from infra.llm.provider import LLM_CALLS
+from infra.metrics import counter
 from infra.patient import PatientRedis
 from infra.settings_recommendations import RecommendationSettings
 
@@ -46,6 +47,11 @@ end
 """
 # Longer than the day, for processes whose clocks differ.
 KEY_SECONDS = 2 * 86_400
+
+RECOMMENDATION_BUDGET_FAILURES = counter(
+    "backlot_recommendation_budget_failures",
+    "Times that Redis did not answer for the budgets of the language model's calls.",
+)
 
 
 class BudgetSpent(NotCalled):
@@ -108,9 +114,7 @@ class Budget:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """The most calls of a day (UTC), for each user and for all of them."""
-        self._redis = PatientRedis(
-            redis, "recommendation_budget", metrics.RECOMMENDATION_BUDGET_FAILURES
-        )
+        self._redis = PatientRedis(redis, "recommendation_budget", RECOMMENDATION_BUDGET_FAILURES)
         self._most = (for_all, per_user)
         self._clock = clock
         self._take = redis.register_script(TAKE)
@@ -162,7 +166,7 @@ class Budget:
         if not spent:
             return
         error = SPENT[spent - 1]
-        metrics.LLM_CALLS.labels("recommend", error.outcome).inc()
+        LLM_CALLS.labels("recommend", error.outcome).inc()
         now = self._clock().astimezone(UTC)
         if error is BudgetSpent and self._told != now.date():
             self._told = now.date()

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
-from infra import metrics
+from infra.metrics import counter
 from infra.patient import PatientRedis
 from infra.settings_recommendations import RecommendationSettings
 from projections.kept import Kept, Lifetimes, Made, Needs, renew
@@ -24,6 +24,16 @@ ENGAGED_PREFIX = "recommendations:engaged:"
 LACKING_SECONDS = 30
 
 FORM: TypeAdapter[Made[Recommendations]] = TypeAdapter(Made[Recommendations])
+
+RECOMMENDATION_LOOKUPS = counter(
+    "backlot_recommendation_lookups",
+    "Recommendations that were asked for: from the cache, made, or shared with their maker.",
+    ("outcome",),
+)
+RECOMMENDATION_CACHE_FAILURES = counter(
+    "backlot_recommendation_cache_failures",
+    "Times that Redis did not answer for their cache, or held what can't be read.",
+)
 
 
 class Invalidation:
@@ -60,8 +70,8 @@ class RecommendationCache:
             _patient(redis),
             FORM,
             lambda made: self._whole if made.whole else self._lacking,
-            lookups=metrics.RECOMMENDATION_LOOKUPS,
-            unreadable=metrics.RECOMMENDATION_CACHE_FAILURES,
+            lookups=RECOMMENDATION_LOOKUPS,
+            unreadable=RECOMMENDATION_CACHE_FAILURES,
         )
 
     async def get(
@@ -91,4 +101,4 @@ class RecommendationCache:
 
 
 def _patient(redis: Redis) -> PatientRedis:
-    return PatientRedis(redis, "recommendation_cache", metrics.RECOMMENDATION_CACHE_FAILURES)
+    return PatientRedis(redis, "recommendation_cache", RECOMMENDATION_CACHE_FAILURES)

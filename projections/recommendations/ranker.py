@@ -9,9 +9,9 @@ from collections.abc import Iterable
 import structlog
 from redis.asyncio import Redis
 
-from infra import metrics
 from infra.cancellation import cancel
 from infra.llm import BadAnswer, LanguageModel, LanguageModelError, TimedOut, make_language_model
+from infra.metrics import counter
 from infra.settings import Settings
 from projections.recommendations.budget import Budget
 from projections.recommendations.fusion import RankedByModel
@@ -34,6 +34,12 @@ TOKENS_PER_PICK = 60
 TOKENS_OF_FORM = 50
 
 Asked = asyncio.Task[list[RankedByModel]]
+
+RECOMMENDATION_PICKS = counter(
+    "backlot_recommendation_picks",
+    "Videos that language models named (kept, unknown, duplicate, surplus), and reason_dropped.",
+    ("outcome",),
+)
 
 
 class NothingUsable(BadAnswer):
@@ -123,7 +129,7 @@ def checked(picks: Iterable[Pick], asked: Question) -> list[RankedByModel]:
                 outcomes["reason_dropped"] += 1
         outcomes[outcome] += 1
     for outcome, count in outcomes.items():
-        metrics.RECOMMENDATION_PICKS.labels(outcome).inc(count)
+        RECOMMENDATION_PICKS.labels(outcome).inc(count)
     if outcomes.keys() - {"kept"}:
         log.info("recommendation_picks_dropped", prompt=PROMPT_VERSION, **outcomes)
     return list(found.values())

@@ -16,8 +16,8 @@ from psycopg import AsyncConnection
 from psycopg import Error as DatabaseError
 from psycopg.rows import TupleRow
 
-from infra import metrics
 from infra.llm.errors import LanguageModelError
+from infra.metrics import counter
 from projections.analytics.trending import Ranked
 from projections.catalog import Catalog, VideoRow
 from projections.likes import Likes
@@ -53,6 +53,16 @@ NEW = "New"
 
 Conn = AsyncConnection[TupleRow]
 Trend = Callable[[Freshness], Awaitable[Sequence[Ranked]]]
+
+RECOMMENDATIONS_MADE = counter(
+    "backlot_recommendations_made",
+    "Recommendations of one user that were made, by what ordered them (llm, blend, trending).",
+    ("source",),
+)
+RECOMMENDATION_FAILURES = counter(
+    "backlot_recommendation_failures",
+    "Times that a database did not answer, so that what trends was recommended.",
+)
 
 
 class Recommender:
@@ -91,7 +101,7 @@ class Recommender:
         made = Recommendations(source_of(material), tuple(blended), whole, _told(material))
         if whole and self._ranker is not None and blended:
             made = await self._asked(self._ranker, material, made, deadline)
-        metrics.RECOMMENDATIONS_MADE.labels(made.source.value).inc()
+        RECOMMENDATIONS_MADE.labels(made.source.value).inc()
         return made
 
     async def newest(self, user_id: str) -> list[Recommended]:
@@ -171,7 +181,7 @@ class Recommender:
             return ()
 
     def _failed(self, error: DatabaseError) -> None:
-        metrics.RECOMMENDATION_FAILURES.inc()
+        RECOMMENDATION_FAILURES.inc()
         log.warning("recommended_by_trend", error=f"{type(error).__name__}: {error}")
 
 

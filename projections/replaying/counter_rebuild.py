@@ -16,10 +16,9 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from redis import RedisError
 
-from infra import metrics
 from infra.counters import Counters
 from projections.connecting import connect
-from projections.counters import HEAD, WINDOW_EVENTS, counted
+from projections.counters import COUNTER_FAILURES, HEAD, WINDOW_EVENTS, counted
 from projections.likes import Likes
 from projections.replaying.progress import Progress, Report, tell_nobody
 from projections.replaying.rows import Replay, ReplayState
@@ -82,7 +81,7 @@ def renewing(database_url: str, likes: Likes, counters: Counters) -> Callable[[R
             with connect(database_url, "like counters") as conn:
                 done = renew(conn, likes, counters)
         except RedisError as error:
-            metrics.COUNTER_FAILURES.inc()
+            COUNTER_FAILURES.inc()
             log.warning("like_counters_not_renewed", error=f"{type(error).__name__}: {error}")
         else:
             log.info("like_counters_renewed", counters=done)

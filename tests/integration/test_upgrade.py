@@ -15,7 +15,6 @@ from psycopg.rows import TupleRow
 
 from backlot.wiring import ReadModels
 from domain.comment import Comment
-from infra.metrics import STALE_ANSWERS
 from infra.position import Position, decode_position
 from projections import waiting as waits
 from projections.install import create, install
@@ -25,7 +24,7 @@ from projections.projection import Batch, Projection
 from projections.proving.completeness import UnknownVersion, completeness
 from projections.replaying.rows import ReplayOptions, ReplayState
 from projections.runner import GOES_ON, State
-from projections.waiting import ReadModelBehind, Waiting
+from projections.waiting import STALE_ANSWERS, ReadModelBehind, Waiting
 from readapi.pool import make_pool
 from tests.integration.operating import Desk, executing
 from tests.integration.projection_support import (

@@ -2,7 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from backlot.up import Server
+from commands.bus import COMMANDS
 from infra import metrics
+from infra.edge import HTTP
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.txt"
+
+
+def declared() -> Iterator[str]:
+    """Name, type and labels of each metric; the library has them in attributes of two shapes."""
+    for collector in metrics.REGISTRY._collector_to_names:
+        own: Any = collector
+        if hasattr(own, "_labelnames"):
+            yield " ".join([own._name, own._type, *own._labelnames])
+    for family in HTTP.collect():
+        own = family
+        yield " ".join([own.name, own.type, *own._labelnames])
+
+
+def test_the_metrics_are_those_that_dashboards_and_alerts_know() -> None:
+    assert Server, "whatever serves is imported, and its metrics with it"
+    assert sorted(declared()) == GOLDEN.read_text().splitlines()
 
 
 def test_the_page_names_what_operators_watch() -> None:
@@ -19,6 +44,6 @@ def test_the_page_names_what_operators_watch() -> None:
 
 def test_a_sample_can_be_read_before_and_after() -> None:
     before = metrics.value("backlot_commands_total", command="LikeVideo", outcome="accepted")
-    metrics.COMMANDS.labels("LikeVideo", "accepted").inc(2)
+    COMMANDS.labels("LikeVideo", "accepted").inc(2)
     after = metrics.value("backlot_commands_total", command="LikeVideo", outcome="accepted")
     assert after - before == 2

@@ -9,7 +9,7 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from infra import metrics
+from infra.metrics import counter
 from projections import consumers
 from projections.analytics import videos
 from projections.analytics.migrating import Shape, migrate
@@ -22,6 +22,20 @@ from workers.consuming.messages import Poison, Received
 from workers.leading import Lead
 
 log = structlog.get_logger(__name__)
+
+ANALYTICS_EVENTS = counter(
+    "backlot_analytics_events",
+    "Events that were counted, each once, by type (view, like, comment, watch_time, share).",
+    ("type",),
+)
+ANALYTICS_RECOUNTED = counter(
+    "backlot_analytics_recounted",
+    "Counted events that count otherwise since something came later that lies before them.",
+)
+ANALYTICS_TOO_LATE = counter(
+    "backlot_analytics_too_late",
+    "Events that were not counted, since they came when their time was about to be pruned.",
+)
 
 
 async def tell_nobody() -> None:
@@ -52,9 +66,9 @@ class _Keeper:
         """Bring late events into the rollups, where these are not kept by the storing itself."""
         last, self._last = self._last, Stored()
         for kind, count in last.fresh.items():
-            metrics.ANALYTICS_EVENTS.labels(kind).inc(count)
-        metrics.ANALYTICS_RECOUNTED.inc(last.changed)
-        metrics.ANALYTICS_TOO_LATE.inc(last.too_late)
+            ANALYTICS_EVENTS.labels(kind).inc(count)
+        ANALYTICS_RECOUNTED.inc(last.changed)
+        ANALYTICS_TOO_LATE.inc(last.too_late)
         if self._shape is Shape.TIMESCALE:
             await lead.do(refresh, last.times, datetime.now(UTC))
         if last.times:

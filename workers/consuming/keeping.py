@@ -15,7 +15,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from infra import metrics
+from engine.metrics import CONSUMER_FAILURES
 from projections.poison import describe
 from workers.consuming.ahead import Ahead
 from workers.consuming.messages import Dead, Fetched, Keeper, Place, Poison, Received, Source
@@ -88,7 +88,7 @@ class KeeperRunner(Runner):
                 found = [Dead(fresh.pop(poison.message.id).raw, poison.reason, poison.message.id)]
             except (psycopg.DataError, psycopg.IntegrityError):
                 found = await self._culprits(lead, fresh)
-            metrics.CONSUMER_FAILURES.labels(self._name, "handler").inc()
+            CONSUMER_FAILURES.labels(self._name, "handler").inc()
             await self._bury(found)
             buried += found
         await self._keeper.stored(lead)

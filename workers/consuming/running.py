@@ -13,7 +13,14 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from infra import metrics
+from engine.metrics import (
+    CONSUMED,
+    CONSUMER_DEAD,
+    CONSUMER_DIED,
+    CONSUMER_FAILURES,
+    CONSUMER_LAG,
+    CONSUMER_LAG_SECONDS,
+)
 from infra.cancellation import to_the_end
 from projections.connecting import Backoff, is_outage
 from projections.poison import describe
@@ -108,8 +115,8 @@ class Runner(ABC):
                 self._withdraw()
 
     async def _deal_with(self, lead: Lead, fetched: Fetched) -> None:
-        metrics.CONSUMER_LAG.labels(self._name).set(fetched.lag + len(fetched.received))
-        metrics.CONSUMER_LAG_SECONDS.labels(self._name).set(fetched.lag_seconds)
+        CONSUMER_LAG.labels(self._name).set(fetched.lag + len(fetched.received))
+        CONSUMER_LAG_SECONDS.labels(self._name).set(fetched.lag_seconds)
         self._unwritten |= fetched.places
         if not fetched.is_empty:
             moved = dict(self._unwritten)
@@ -122,9 +129,9 @@ class Runner(ABC):
             handled, dead = await self._work(lead, fetched.received, fetched.dead, write)
             self._unwritten = {}
             self._count(handled, dead)
-        metrics.CONSUMER_LAG.labels(self._name).set(fetched.lag)
+        CONSUMER_LAG.labels(self._name).set(fetched.lag)
         if fetched.lag == 0:
-            metrics.CONSUMER_LAG_SECONDS.labels(self._name).set(0)
+            CONSUMER_LAG_SECONDS.labels(self._name).set(0)
 
     async def _look_aside(self, lead: Lead) -> None:
         """What need not be done for every batch: redrives, positions without messages, a gauge."""
@@ -133,7 +140,7 @@ class Runner(ABC):
         if wanted:
             await self._redrive(lead, wanted)
         await self._write_places(lead)
-        metrics.CONSUMER_DEAD.labels(self._name).set(await lead.do(ledger.count_dead, self._name))
+        CONSUMER_DEAD.labels(self._name).set(await lead.do(ledger.count_dead, self._name))
 
     async def _write_places(self, lead: Lead) -> None:
         if self._unwritten:
@@ -178,19 +185,19 @@ class Runner(ABC):
 
     def _failed(self, error: Exception, step: str = "source") -> dict[str, str]:
         """Count a failure; returns what the log is to say of it."""
-        metrics.CONSUMER_FAILURES.labels(self._name, step).inc()
+        CONSUMER_FAILURES.labels(self._name, step).inc()
         return {"consumer": self._name, "step": step, "error": describe(error)}
 
     def _withdraw(self) -> None:
         """Whoever is active next tells how far the consumer is."""
-        for gauge in (metrics.CONSUMER_LAG, metrics.CONSUMER_LAG_SECONDS, metrics.CONSUMER_DEAD):
+        for gauge in (CONSUMER_LAG, CONSUMER_LAG_SECONDS, CONSUMER_DEAD):
             gauge.remove(self._name)
 
     def _count(self, handled: Sequence[Received], dead: Sequence[Dead]) -> None:
         for topic, count in Counter(message.topic for message in handled).items():
-            metrics.CONSUMED.labels(self._name, topic).inc(count)
+            CONSUMED.labels(self._name, topic).inc(count)
         for topic, count in Counter(each.raw.topic for each in dead).items():
-            metrics.CONSUMER_DIED.labels(self._name, topic).inc(count)
+            CONSUMER_DIED.labels(self._name, topic).inc(count)
 
 
 def shown(error: Exception) -> Exception | None:

@@ -13,10 +13,10 @@ from uuid import UUID
 import psycopg
 import structlog
 
-from infra import metrics
 from infra.llm import BadAnswer, Embedder, LanguageModelError, RejectedRequest
 from infra.llm.embeddings import MAX_TEXTS
 from infra.llm.errors import ProviderFailed
+from infra.metrics import counter
 from projections.catalog import Catalog
 from projections.recommendations.embedding_table import (
     Embedded,
@@ -35,6 +35,17 @@ VIDEOS_AT_ONCE = 500
 # A text that any model embeds; when that fails too, the others' content is not the reason.
 PROBE = "A video."
 LONGEST_PAUSE_SECONDS = 600.0
+
+EMBEDDINGS = counter(
+    "backlot_embeddings",
+    "Texts of videos that were embedded (made), or that the provider does not take (rejected).",
+    ("outcome",),
+)
+EMBEDDING_FAILURES = counter(
+    "backlot_embedding_failures",
+    "Times that embeddings could not be kept up to date, and it was tried later, by what failed.",
+    ("step",),
+)
 
 
 class Upkeep:
@@ -92,7 +103,7 @@ class Upkeep:
             embedded = await self._vectors(texts)
             await self._kept.do(put, embedded)
             for each in embedded:
-                metrics.EMBEDDINGS.labels("rejected" if each.rejected else "made").inc()
+                EMBEDDINGS.labels("rejected" if each.rejected else "made").inc()
 
     async def _vectors(self, texts: Sequence[Text]) -> list[Embedded]:
         try:
@@ -145,7 +156,7 @@ async def keep_embedding(
             ):
                 await _keep(Upkeep(embedder, models, catalog, kept), interval_seconds)
         except psycopg.Error as error:
-            metrics.EMBEDDING_FAILURES.labels("database").inc()
+            EMBEDDING_FAILURES.labels("database").inc()
             log.warning("embedding_postponed", error=f"{type(error).__name__}: {error}")
             await asyncio.sleep(interval_seconds)
 
@@ -170,7 +181,7 @@ async def _round(upkeep: Upkeep, interval_seconds: float, failures: int) -> tupl
     try:
         done = await upkeep.run()
     except LanguageModelError as error:
-        metrics.EMBEDDING_FAILURES.labels("provider").inc()
+        EMBEDDING_FAILURES.labels("provider").inc()
         log.warning("embedding_postponed", error=f"{type(error).__name__}: {error}")
         return failures + 1, _pause(interval_seconds, failures, error)
     log.debug("embedding_done", texts=done)

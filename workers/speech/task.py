@@ -9,7 +9,7 @@ import structlog
 
 from commands.bus import CommandBus
 from commands.speech import FindUnheard, RecordSpeech
-from infra import metrics
+from infra.metrics import counter
 from infra.speech import SpeechError, Transcriber
 from infra.tasks import Origin
 from workers.executing import execute
@@ -17,6 +17,12 @@ from workers.executing import execute
 log = structlog.get_logger(__name__)
 
 ACTOR = "transcription"
+
+TRANSCRIPTS = counter(
+    "backlot_transcripts",
+    "Videos that a task has dealt with: done, failed, nothing_to_do.",
+    ("outcome",),
+)
 
 
 class SpeechTranscription:
@@ -36,7 +42,7 @@ class SpeechTranscription:
         model = self._transcriber.name
         key = await execute(self._bus, FindUnheard(video_id, model), ACTOR, origin)
         if key is None:
-            metrics.TRANSCRIPTS.labels("nothing_to_do").inc()
+            TRANSCRIPTS.labels("nothing_to_do").inc()
             return
         try:
             heard = await self._transcriber.transcribe(self._media_url(key))
@@ -44,8 +50,8 @@ class SpeechTranscription:
             if error.retryable:
                 raise
             log.warning("video_not_transcribed", video_id=str(video_id), error=str(error))
-            metrics.TRANSCRIPTS.labels("failed").inc()
+            TRANSCRIPTS.labels("failed").inc()
             return
         record = RecordSpeech(video_id, heard.language, heard.text, heard.duration_seconds, model)
         await execute(self._bus, record, ACTOR, origin)
-        metrics.TRANSCRIPTS.labels("done").inc()
+        TRANSCRIPTS.labels("done").inc()

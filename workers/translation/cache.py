@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from redis.asyncio import Redis
 
-from infra import metrics
 from infra.flights import Flights
 from infra.locks import LocksUnavailable, LockTaken, make_redlock
+from infra.metrics import counter
 from infra.settings_translation import TranslationSettings
 from workers.translation.kept import missing
 from workers.translation.store import TranslationStore
@@ -36,6 +36,12 @@ LOCK_SECONDS = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
 
 Make = Callable[[], Awaitable[Translation]]
+
+TRANSLATION_LOOKUPS = counter(
+    "backlot_translation_lookups",
+    "Translations asked for, by where they came from (cache, shared, made, failed).",
+    ("outcome",),
+)
 
 
 class Found(NamedTuple):
@@ -90,14 +96,14 @@ class TranslationCache:
             found = await self._join(own_key, make)
             # Where it does not fit even now, `make` does not look, and there is no better one.
             fitted = self._fitted(found.translation, text) or found.translation
-        metrics.TRANSLATION_LOOKUPS.labels(found.how).inc()
+        TRANSLATION_LOOKUPS.labels(found.how).inc()
         return fitted
 
     async def _join(self, key: str, make: Make) -> Found:
         try:
             found, shared = await self._flights.join(key, lambda: self._find_or_make(key, make))
         except Exception:
-            metrics.TRANSLATION_LOOKUPS.labels("failed").inc()
+            TRANSLATION_LOOKUPS.labels("failed").inc()
             raise
         return Found(found.translation, "shared") if shared else found
 

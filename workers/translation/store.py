@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from redis import RedisError
 from redis.asyncio import Redis
 
-from infra import metrics
+from infra.metrics import counter
 from workers.translation.prompt import PROMPT_VERSION
 from workers.translation.translator import Translation
 
@@ -22,6 +22,11 @@ R = TypeVar("R")
 FORM = TypeAdapter(Translation)
 # A Redis that hangs takes a second of each comment: it is left alone for so long.
 AWAY_SECONDS = 5.0
+
+TRANSLATION_CACHE_FAILURES = counter(
+    "backlot_translation_cache_failures",
+    "Times that the translation cache could not be asked, or held something unreadable.",
+)
 
 
 class TranslationStore:
@@ -49,7 +54,7 @@ class TranslationStore:
         try:
             found = FORM.validate_json(value)
         except ValidationError:
-            metrics.TRANSLATION_CACHE_FAILURES.inc()
+            TRANSLATION_CACHE_FAILURES.inc()
             log.warning("translation_cache_unreadable", key=key)
             return None
         return found if found.prompt_version == PROMPT_VERSION else None
@@ -61,7 +66,7 @@ class TranslationStore:
 
     def failed(self, error: Exception) -> None:
         """Leave Redis alone for a while; logged when it begins, not for each comment."""
-        metrics.TRANSLATION_CACHE_FAILURES.inc()
+        TRANSLATION_CACHE_FAILURES.inc()
         self._left_alone_until = self._clock() + AWAY_SECONDS
         if not self._silent:
             self._silent = True

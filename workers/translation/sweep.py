@@ -14,7 +14,7 @@ from dramatiq import Actor
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from infra import metrics
+from infra.metrics import counter
 from infra.tasks import BrokerAway, enqueue
 from infra.tasks.letters import TaskQueues
 from infra.tasks.queues import TRANSLATION
@@ -27,6 +27,11 @@ log = structlog.get_logger(__name__)
 AT_ONCE = 500
 # What failed is tried again for so long; later an operator has to say so.
 TRY_AGAIN = timedelta(days=1)
+
+TRANSLATIONS_SWEPT = counter(
+    "backlot_translations_swept",
+    "Tasks sent again for comments that waited for too long.",
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Sweep:
 
     def _send(self, comment_id: UUID, sweep: str) -> None:
         enqueue(self.translate_comment, str(comment_id), correlation_id=sweep, causation_id=sweep)
-        metrics.TRANSLATIONS_SWEPT.inc()
+        TRANSLATIONS_SWEPT.inc()
 
 
 async def keep_sweeping(sweep: Sweep, database_url: str, interval_seconds: float) -> None:

@@ -24,10 +24,10 @@ from commands.translation import (
     Skipped,
     Translated,
 )
-from infra import metrics
 from infra.language import Detection, Detector
 from infra.language.words import words
 from infra.llm.errors import LanguageModelError, NotCalled, ProviderFailed
+from infra.metrics import counter
 from infra.tasks import FailedTask, Origin, Postponed
 from workers.executing import execute
 from workers.translation.cache import TranslationCache
@@ -52,6 +52,12 @@ PASSING = tuple(
 )
 
 Finding = tuple[Detected | None, Outcome | None]
+
+TRANSLATIONS = counter(
+    "backlot_translations",
+    "Comments that a task has dealt with, by the status that they have now, or gone, done_before.",
+    ("outcome",),
+)
 
 
 def _kinds(of: type[LanguageModelError]) -> Iterator[type[LanguageModelError]]:
@@ -91,16 +97,16 @@ class CommentTranslation:
         """
         text = await self._execute(FindText(comment_id), origin)
         if text is not None and text.status in FINAL:
-            metrics.TRANSLATIONS.labels("done_before").inc()
+            TRANSLATIONS.labels("done_before").inc()
             return
         # A removed video takes its comments with it: nobody pays for what nobody reads.
         if text is None or not await self._execute(IsSeen(text.video_id), origin):
-            metrics.TRANSLATIONS.labels("gone").inc()
+            TRANSLATIONS.labels("gone").inc()
             return
         detected, outcome = await self._find_out(text.content)
         record = RecordTranslation(comment_id, text.revision, self._target, detected, outcome)
         status = await self._execute(record, origin)
-        metrics.TRANSLATIONS.labels(status or "gone").inc()
+        TRANSLATIONS.labels(status or "gone").inc()
 
     async def give_up(self, comment_id: UUID, failed: FailedTask) -> None:
         """Record that the comment's task was given up."""
@@ -111,7 +117,7 @@ class CommentTranslation:
         reason = REASONS.get(failed.error.partition(":")[0], BROKEN)
         record = RecordTranslation(comment_id, text.revision, self._target, outcome=Failed(reason))
         await self._execute(record, origin)
-        metrics.TRANSLATIONS.labels("failed").inc()
+        TRANSLATIONS.labels("failed").inc()
 
     async def _find_out(self, content: str) -> Finding:
         if not words(content):

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import structlog
 
-from infra import metrics
 from infra.cancellation import together
 from infra.language.codes import iso_639_1
 from infra.llm import LanguageModel, LanguageModelError
+from infra.metrics import counter
 from workers.translation.kept import Lost, lost_in
 from workers.translation.pieces import pieces
 from workers.translation.prompt import PROMPT_VERSION, TranslatedComment, instructions, question
@@ -26,6 +26,12 @@ PIECE_CHARACTERS = 1_500
 TOKENS_PER_CHARACTER = 4
 TOKENS_OF_FORM = 200
 EMPTY = Lost("text", "a translation; there was none")
+
+TRANSLATIONS_CHECKED = counter(
+    "backlot_translations_checked",
+    "Answers of translators, by whether what had to be kept was (kept, asked_again, not_kept).",
+    ("outcome",),
+)
 
 
 class NotKept(LanguageModelError):
@@ -99,9 +105,9 @@ class Translator:
             answer = await self._call(text, question(text, source, [each.what for each in lost]))
             lost = self._lost(text, answer)
             if not lost:
-                metrics.TRANSLATIONS_CHECKED.labels("kept").inc()
+                TRANSLATIONS_CHECKED.labels("kept").inc()
                 return answer
-            metrics.TRANSLATIONS_CHECKED.labels(outcome).inc()
+            TRANSLATIONS_CHECKED.labels(outcome).inc()
             log.info("translation_not_kept", kinds=_kinds(lost), outcome=outcome)
         raise _not_kept(lost)
 
