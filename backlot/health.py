@@ -11,7 +11,7 @@ from fastapi import APIRouter, Response
 from backlot.doctor_analytics import NOT_MADE, look
 from backlot.wiring import Parts
 from infra.connecting import Limits, explained, open_connection
-from infra.contract import Readiness
+from infra.contract import Wire
 from infra.flights import Flights
 from infra.http import wire
 from infra.metrics import CONTENT_TYPE, render
@@ -23,6 +23,13 @@ CHECK_SECONDS = 2.0
 LIMITS = Limits(connect=2, statement=1.0)
 NOT_READY = {"Retry-After": "1"}
 DIFFERS = "its copy differs from the live one: it waits for `confirm` or `cancel`"
+
+
+class Readiness(Wire):
+    """Whether every part answers, and what each says."""
+
+    ready: bool
+    parts: dict[str, Any]
 
 
 def operations(parts: Parts) -> APIRouter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import structlog
@@ -12,13 +12,29 @@ from fastapi import APIRouter, Request, Response
 
 from commands.command import Aggregates, Command
 from commands.endpoint import TOKEN_FIRST, executor
+from commands.upload_shapes import Category, Description, Title
 from domain.model import BEGINNING, Origin
 from domain.upload import Upload, object_key
-from infra.contract import ChangeDetails, Video, VideoRemoved
+from infra.contract import Video, Wire
 from infra.http import problems
 from infra.objects import ObjectStoreError
 
 log = structlog.get_logger(__name__)
+
+
+class ChangeDetails(Wire):
+    """New details; a field that is left out stays, `null` clears description or category."""
+
+    title: Title | None = None
+    description: Description | None = None
+    category: Category | None = None
+
+
+class VideoRemoved(Wire):
+    """The video is gone from every read."""
+
+    video_id: UUID
+    status: Literal["removed"]
 
 
 class Engagement(NamedTuple):

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Request, Response
+from pydantic import Field
 
 from commands.command import Aggregates, Command
 from commands.endpoint import TOKEN_FIRST, executor
 from domain.comment import Comment
 from domain.model import Origin
 from domain.upload import Upload
-from infra import contract
+from infra.contract import Comment as SeenComment
+from infra.contract import Wire
 from infra.http import problems
+
+Content = Annotated[str, Field(min_length=1, max_length=10_000, examples=["¡Qué bonito!"])]
+
+
+class WriteComment(Wire):
+    """The text of a comment."""
+
+    content: Content
+
+
+class CommentDeleted(Wire):
+    """The comment is gone from every read."""
+
+    comment_id: UUID
+    status: Literal["deleted"]
 
 
 @dataclass(frozen=True)
-class PostComment(Command[contract.Comment]):
+class PostComment(Command[SeenComment]):
     """Post a comment under an id that was never used."""
 
     comment_id: UUID
@@ -29,7 +46,7 @@ class PostComment(Command[contract.Comment]):
     def streams(self) -> Sequence[UUID]:
         return (self.video_id, self.comment_id)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> contract.Comment:
+    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> SeenComment:
         aggregates.get(Upload, self.video_id).require_video()
         comment = aggregates.get(Comment, self.comment_id)
         comment.post(self.video_id, self.content, origin)
@@ -50,7 +67,7 @@ class FindVideo(Command[UUID]):
 
 
 @dataclass(frozen=True)
-class EditComment(Command[contract.Comment]):
+class EditComment(Command[SeenComment]):
     """Replace the text of one's own comment, as long as people can see its video."""
 
     comment_id: UUID
@@ -60,7 +77,7 @@ class EditComment(Command[contract.Comment]):
     def streams(self) -> Sequence[UUID]:
         return (self.video_id, self.comment_id)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> contract.Comment:
+    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> SeenComment:
         aggregates.get(Upload, self.video_id).require_video()
         comment = aggregates.get(Comment, self.comment_id)
         comment.edit(self.content, origin)
@@ -68,7 +85,7 @@ class EditComment(Command[contract.Comment]):
 
 
 @dataclass(frozen=True)
-class DeleteComment(Command[contract.CommentDeleted]):
+class DeleteComment(Command[CommentDeleted]):
     """Take one's own comment out of every read."""
 
     comment_id: UUID
@@ -76,14 +93,14 @@ class DeleteComment(Command[contract.CommentDeleted]):
     def streams(self) -> Sequence[UUID]:
         return (self.comment_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> contract.CommentDeleted:
+    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> CommentDeleted:
         aggregates.get(Comment, self.comment_id).delete(origin)
-        return contract.CommentDeleted(comment_id=self.comment_id, status="deleted")
+        return CommentDeleted(comment_id=self.comment_id, status="deleted")
 
 
-def as_seen(comment: Comment) -> contract.Comment:
+def as_seen(comment: Comment) -> SeenComment:
     """The comment as its author gets it back."""
-    return contract.Comment(
+    return SeenComment(
         comment_id=comment.id,
         video_id=comment.video_id,
         user_id=comment.author,
@@ -103,22 +120,22 @@ router = APIRouter(tags=["comments"], dependencies=TOKEN_FIRST)
 @router.post(
     "/videos/{video_id}/comments",
     status_code=201,
-    response_model=contract.Comment,
+    response_model=SeenComment,
     responses=problems(400, 401, 404, 409, 413, 422, 503),
     summary="Post a comment",
 )
-async def post_comment(video_id: UUID, body: contract.WriteComment, request: Request) -> Response:
+async def post_comment(video_id: UUID, body: WriteComment, request: Request) -> Response:
     execute = await executor(request)
     return await execute(PostComment(uuid4(), video_id, body.content), status=201)
 
 
 @router.patch(
     "/comments/{comment_id}",
-    response_model=contract.Comment,
+    response_model=SeenComment,
     responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
     summary="Edit one's own comment",
 )
-async def edit_comment(comment_id: UUID, body: contract.WriteComment, request: Request) -> Response:
+async def edit_comment(comment_id: UUID, body: WriteComment, request: Request) -> Response:
     execute = await executor(request)
     video_id = await execute.value(FindVideo(comment_id))
     return await execute(EditComment(comment_id, video_id, body.content))
@@ -126,7 +143,7 @@ async def edit_comment(comment_id: UUID, body: contract.WriteComment, request: R
 
 @router.delete(
     "/comments/{comment_id}",
-    response_model=contract.CommentDeleted,
+    response_model=CommentDeleted,
     responses=problems(401, 403, 404, 409, 422, 503),
     summary="Delete one's own comment",
 )

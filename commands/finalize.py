@@ -17,11 +17,12 @@ from fastapi import APIRouter, Request, Response
 from commands.command import Aggregates, Command
 from commands.endpoint import TOKEN_FIRST, Execute, executor
 from commands.finalize_lock import Held, alone
+from commands.upload_shapes import CompleteUpload as CompleteUploadBody
+from commands.upload_shapes import UploadAborted, UploadCompleted, UploadedPart
 from commands.uploads import Facts, LookAtUpload, require_under_way
 from domain.errors import DomainError
 from domain.model import Origin
 from domain.upload import Status, Upload
-from infra import contract
 from infra.http import problems
 from infra.metrics import counter
 from infra.objects import (
@@ -45,7 +46,7 @@ UPLOADS_SUPERSEDED = counter(
 
 
 @dataclass(frozen=True)
-class CompleteUpload(Command[contract.UploadCompleted]):
+class CompleteUpload(Command[UploadCompleted]):
     """Record that the object stands; what was completed before keeps its first answer."""
 
     upload_id: UUID
@@ -54,9 +55,7 @@ class CompleteUpload(Command[contract.UploadCompleted]):
     def streams(self) -> Sequence[UUID]:
         return (self.upload_id,)
 
-    def decide(
-        self, aggregates: Aggregates, origin: Origin, found: Any
-    ) -> contract.UploadCompleted:
+    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> UploadCompleted:
         upload = aggregates.get(Upload, self.upload_id)
         upload.require_known()
         upload.require_owner(origin.actor)
@@ -65,7 +64,7 @@ class CompleteUpload(Command[contract.UploadCompleted]):
 
 
 @dataclass(frozen=True)
-class TellCompletion(Command[contract.UploadCompleted]):
+class TellCompletion(Command[UploadCompleted]):
     """The answer of a completion that is recorded; records nothing."""
 
     upload_id: UUID
@@ -73,17 +72,15 @@ class TellCompletion(Command[contract.UploadCompleted]):
     def streams(self) -> Sequence[UUID]:
         return (self.upload_id,)
 
-    def decide(
-        self, aggregates: Aggregates, origin: Origin, found: Any
-    ) -> contract.UploadCompleted:
+    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> UploadCompleted:
         upload = aggregates.get(Upload, self.upload_id)
         upload.require_known()
         upload.require_owner(origin.actor)
         return _completion(upload)
 
 
-def _completion(upload: Upload) -> contract.UploadCompleted:
-    return contract.UploadCompleted(
+def _completion(upload: Upload) -> UploadCompleted:
+    return UploadCompleted(
         upload_id=upload.id,
         video_id=upload.id,
         status="completed",
@@ -93,7 +90,7 @@ def _completion(upload: Upload) -> contract.UploadCompleted:
 
 
 @dataclass(frozen=True)
-class AbortUpload(Command[contract.UploadAborted]):
+class AbortUpload(Command[UploadAborted]):
     """Give the upload up."""
 
     upload_id: UUID
@@ -101,12 +98,12 @@ class AbortUpload(Command[contract.UploadAborted]):
     def streams(self) -> Sequence[UUID]:
         return (self.upload_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> contract.UploadAborted:
+    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> UploadAborted:
         upload = aggregates.get(Upload, self.upload_id)
         upload.require_known()
         upload.require_owner(origin.actor)
         upload.abort(origin)
-        return contract.UploadAborted(status="aborted")
+        return UploadAborted(status="aborted")
 
 
 @dataclass(frozen=True)
@@ -161,12 +158,12 @@ router = APIRouter(prefix="/uploads", tags=["uploads"], dependencies=TOKEN_FIRST
 
 @router.post(
     "/{upload_id}/complete",
-    response_model=contract.UploadCompleted,
+    response_model=UploadCompleted,
     responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
     summary="Complete the upload",
 )
 async def complete_upload(
-    upload_id: UUID, request: Request, body: contract.CompleteUpload | None = None
+    upload_id: UUID, request: Request, body: CompleteUploadBody | None = None
 ) -> Response:
     execute = await executor(request)
     repeated = await execute.recall()
@@ -194,7 +191,7 @@ async def complete_upload(
 
 @router.delete(
     "/{upload_id}",
-    response_model=contract.UploadAborted,
+    response_model=UploadAborted,
     responses=problems(401, 403, 404, 409, 422, 503),
     summary="Abort the upload",
 )
@@ -207,9 +204,7 @@ async def abort_upload(upload_id: UUID, request: Request) -> Response:
         return answer
 
 
-async def _assemble(
-    held: Held, named: Sequence[contract.UploadedPart], store: ObjectStore
-) -> StoredObject:
+async def _assemble(held: Held, named: Sequence[UploadedPart], store: ObjectStore) -> StoredObject:
     """Join the parts in the store; raises PartMismatch unless exactly the declared file arrived."""
     facts = held.facts
     refs = [PartRef(part.number, part.etag) for part in named]

@@ -11,10 +11,11 @@ from fastapi import APIRouter, Request, Response
 
 from commands.command import Aggregates, Command
 from commands.endpoint import TOKEN_FIRST, Execute, Reply, Services, executor
+from commands.upload_shapes import PartNumbers, PartUrl, PartUrls, UploadBegun, UploadStarted
+from commands.upload_shapes import StartUpload as StartUploadBody
 from domain.errors import Conflict, Invalid
 from domain.model import Origin
 from domain.upload import Status, Upload, object_key, part_layout
-from infra import contract
 from infra.http import problems
 
 FIRST_URLS = 100
@@ -45,20 +46,20 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class StartUpload(Command[contract.UploadBegun]):
+class StartUpload(Command[UploadBegun]):
     """Begin an upload whose place in the object store is prepared; `answer` tells the client."""
 
     upload_id: UUID
-    details: contract.StartUpload
+    details: StartUploadBody
     part_size_bytes: int
     object_key: str
     store_upload_id: str
-    answer: contract.UploadBegun
+    answer: UploadBegun
 
     def streams(self) -> Sequence[UUID]:
         return (self.upload_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> contract.UploadBegun:
+    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> UploadBegun:
         aggregates.get(Upload, self.upload_id).start(
             origin,
             **self.details.model_dump(),
@@ -91,30 +92,28 @@ router = APIRouter(prefix="/uploads", tags=["uploads"], dependencies=TOKEN_FIRST
 @router.post(
     "",
     status_code=201,
-    response_model=contract.UploadStarted,
+    response_model=UploadStarted,
     responses=problems(400, 401, 409, 413, 422, 503),
     summary="Start an upload",
 )
-async def start_upload(body: contract.StartUpload, request: Request) -> Response:
+async def start_upload(body: StartUploadBody, request: Request) -> Response:
     execute = await executor(request)
-    begun = await execute.kept(contract.UploadBegun)
+    begun = await execute.kept(UploadBegun)
     if begun is None:
         command = await _prepared(body, execute.services)
-        begun = await execute.keep(command, contract.UploadBegun, status=201)
+        begun = await execute.keep(command, UploadBegun, status=201)
     facts = await execute.value(LookAtUpload(begun.facts.upload_id))
-    return begun.told(
-        contract.UploadStarted(**begun.facts.model_dump(), parts=_first_urls(facts, execute))
-    )
+    return begun.told(UploadStarted(**begun.facts.model_dump(), parts=_first_urls(facts, execute)))
 
 
-async def _prepared(body: contract.StartUpload, services: Services) -> StartUpload:
+async def _prepared(body: StartUploadBody, services: Services) -> StartUpload:
     """The command that begins an upload, for which the object store is ready."""
     if body.size_bytes > services.max_upload_bytes:
         raise Invalid(f"`sizeBytes`: at most {services.max_upload_bytes} bytes.", field="sizeBytes")
     upload_id = uuid4()
     key = object_key(upload_id)
     part_bytes, count = part_layout(body.size_bytes, services.part_size_bytes)
-    answer = contract.UploadBegun(
+    answer = UploadBegun(
         upload_id=upload_id,
         video_id=upload_id,
         status="started",
@@ -124,7 +123,7 @@ async def _prepared(body: contract.StartUpload, services: Services) -> StartUplo
     return StartUpload(upload_id, body, part_bytes, key, await services.objects.begin(key), answer)
 
 
-def _first_urls(facts: Facts, execute: Execute) -> list[contract.PartUrl]:
+def _first_urls(facts: Facts, execute: Execute) -> list[PartUrl]:
     """The first URLs of an upload; of one that has ended, whose parts are gone, none."""
     if facts.status is not Status.STARTED:
         return []
@@ -133,20 +132,20 @@ def _first_urls(facts: Facts, execute: Execute) -> list[contract.PartUrl]:
 
 @router.post(
     "/{upload_id}/part-urls",
-    response_model=contract.PartUrls,
+    response_model=PartUrls,
     responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
     summary="More part URLs",
 )
-async def more_part_urls(upload_id: UUID, body: contract.PartNumbers, request: Request) -> Response:
+async def more_part_urls(upload_id: UUID, body: PartNumbers, request: Request) -> Response:
     execute = await executor(request)
     facts = await execute.value(LookAtUpload(upload_id))
     require_under_way(facts)
-    urls = contract.PartUrls(parts=part_urls(facts, body.numbers, execute))
-    asked = await execute.keep(Reply(body), contract.PartNumbers)
+    urls = PartUrls(parts=part_urls(facts, body.numbers, execute))
+    asked = await execute.keep(Reply(body), PartNumbers)
     return asked.told(urls)
 
 
-def part_urls(facts: Facts, numbers: Iterable[int], execute: Execute) -> list[contract.PartUrl]:
+def part_urls(facts: Facts, numbers: Iterable[int], execute: Execute) -> list[PartUrl]:
     """Signed URLs of these parts, in the order asked; raises Invalid for a number out of range."""
     urls = []
     for number in dict.fromkeys(numbers):
@@ -162,7 +161,7 @@ def part_urls(facts: Facts, numbers: Iterable[int], execute: Execute) -> list[co
             facts.part_sizes[number - 1],
             execute.base_url,
         )
-        urls.append(contract.PartUrl(number=number, url=signed.url, expires_at=signed.expires_at))
+        urls.append(PartUrl(number=number, url=signed.url, expires_at=signed.expires_at))
     return urls
 
 

@@ -5,19 +5,53 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
+from pydantic import Field
 
 from commands.command import Aggregates, Command
 from commands.endpoint import VIEWER_FIRST, Execute, Reply, viewer_executor
 from domain.model import Origin
 from domain.text import check_text
 from domain.upload import Upload, object_key
-from infra.contract import Accepted, Share, Watching, WatchSession, WatchTime
+from infra.contract import Wire
 from infra.http import problems
 from infra.telemetry import SHARED, VIEWED, WATCH_TIME, TelemetryEvent
+
+
+class Watching(Wire):
+    """The session under which watch time is reported."""
+
+    session_id: UUID
+
+
+class WatchSession(Watching):
+    """Where the video plays, and the session under which watch time is reported."""
+
+    url: str
+
+
+class WatchTime(Wire):
+    """Seconds watched since the last report of this session."""
+
+    session_id: UUID
+    seconds: Annotated[
+        float, Field(gt=0, le=86_400, strict=True, allow_inf_nan=False, examples=[12.5])
+    ]
+
+
+class Share(Wire):
+    """Where the video was shared to."""
+
+    channel: Annotated[str, Field(min_length=1, max_length=50, examples=["mail"])] | None = None
+
+
+class Accepted(Wire):
+    """Durably taken; counted soon."""
+
+    status: Literal["accepted"] = "accepted"
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ import structlog
 from fastapi import Depends, FastAPI, Request, Response
 
 from infra.auth import Authenticator, Identity, InvalidToken, KeysUnavailable
-from infra.contract import ProblemDetails, Wire
+from infra.contract import Wire
 from infra.edge import DirectRoute, Edge, EdgedApp, add_header, client_address, header, hot
 from infra.problems import (
     FRAMEWORK,
     TITLES,
     Make,
     Problem,
+    ProblemDetails,
     explain,
     problem_response,
     problems,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Scope
-
-from infra.contract import ProblemDetails
 
 # What pydantic puts before the words of a rule that is our own.
 OWN_RULE = "Value error, "
@@ -31,6 +30,18 @@ TITLES = {
     500: ("internal", "Something broke on our side"),
     503: ("unavailable", "A needed part is down"),
 }
+
+
+class ProblemDetails(BaseModel):
+    """RFC 9457: what went wrong and what to do. More members depend on `type`."""
+
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+
+    type: Annotated[str, Field(examples=["not-found"])]
+    title: Annotated[str, Field(examples=["Not found"])]
+    status: Annotated[int, Field(examples=[404])]
+    detail: Annotated[str, Field(examples=["There is no such video."])]
+    request_id: Annotated[str | None, Field(alias="requestId")] = None
 
 
 class Problem(Exception):

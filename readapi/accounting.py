@@ -13,13 +13,13 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from pydantic import Field
 
-from infra.contract import Page, Time, Wire
+from infra.contract import Time, Wire
 from infra.http import Admin, Problem, problems, wire
 from projections.connecting import connect
 from projections.parking.parked import parked
 from projections.projection import Projection
 from projections.proving.completeness import completeness
-from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, cut, decode_cursor
+from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, Page, cut, decode_cursor
 from readapi.queries import Queries, Read, ReadModelUnavailable
 
 T = TypeVar("T")

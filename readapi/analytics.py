@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
+from pydantic import Field
 
 from infra.auth import Identity
-from infra.contract import (
-    Figures,
-    FiguresAt,
-    TrendingComponents,
-    TrendingVideo,
-    TrendingVideos,
-    Video,
-    VideoStats,
-)
+from infra.contract import VIDEO_ID, Time, Video, Wire
 from infra.http import TOKEN_OPTIONAL, MaybeCaller, problems, wire
 from projections.analytics.stats import Bucket, Counts, Range
 from projections.analytics.trending import Ranked
@@ -44,6 +37,65 @@ InWindow = Annotated[Window, Query(alias="timeRange", description="What counts: 
 
 # So many that are gone are left out of a ranking while the analytics don't know that.
 MOST_GONE = 200
+
+
+class Figures(Wire):
+    """What happened in some time; likes and comments are net of those taken back or deleted."""
+
+    views: int
+    unique_viewers: Annotated[
+        int | None, Field(description="By whole days and in totals; hours don't have them.")
+    ] = None
+    likes: int
+    comments: int
+    shares: int
+    watch_minutes: float
+
+
+class FiguresAt(Figures):
+    """The figures of the bucket that begins `at`."""
+
+    at: Time
+
+
+class VideoStats(Wire):
+    """How a video did since `since`; the series has a point for every bucket and adds up."""
+
+    video_id: Annotated[UUID, Field(examples=[VIDEO_ID])]
+    time_range: Literal["24h", "7d", "30d", "all"]
+    bucket: Literal["hour", "day"]
+    since: Time
+    totals: Figures
+    series: list[FiguresAt]
+
+
+class TrendingComponents(Wire):
+    """Where a score comes from, in points: the sum of all but `age_penalty`, less that."""
+
+    views: float
+    likes: float
+    comments: float
+    watch_minutes: float
+    recency_boost: Annotated[float, Field(description="What counts again because it is recent.")]
+    age_penalty: Annotated[float, Field(description="What the video's age has taken away.")]
+
+
+class TrendingVideo(Wire):
+    """A video that trends, and why."""
+
+    rank: int
+    score: float
+    components: TrendingComponents
+    video: Video
+
+
+class TrendingVideos(Wire):
+    """The ranking as it was at `generated_at`; the videos are shown as they are now."""
+
+    items: list[TrendingVideo]
+    generated_at: Time
+    cached: bool
+
 
 router = APIRouter(tags=["analytics"])
 

@@ -11,10 +11,10 @@ from psycopg import AsyncConnection
 from pydantic import AfterValidator
 
 from infra.auth import Identity
-from infra.contract import Page, Video
+from infra.contract import Video
 from infra.http import TOKEN_OPTIONAL, Caller, MaybeCaller, Problem, problems, wire
 from projections.catalog import VideoRow
-from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, cut, decode_cursor, storable
+from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, Page, cut, decode_cursor, storable
 from readapi.queries import Fresh, Queries, Read
 
 NO_VIDEO = "There is no such video."

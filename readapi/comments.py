@@ -6,11 +6,11 @@ from uuid import UUID
 
 from fastapi import APIRouter, Response
 
-from infra.contract import Comment, Page
+from infra.contract import Comment
 from infra.http import problems, wire
 from projections.comments import CommentRow
 from readapi.catalog import require_video
-from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, cut, decode_cursor
+from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, Page, cut, decode_cursor
 from readapi.queries import Fresh, Read
 
 router = APIRouter(tags=["comments"])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Generic, TypeVar
 
 from fastapi import Query
 
+from infra.contract import Wire
 from projections.log import END_OF_LOG
 
 T = TypeVar("T")
@@ -19,6 +20,13 @@ Cursor = Annotated[
 ]
 Limit = Annotated[int, Query(description="How many items at most.", ge=1, le=100)]
 DEFAULT_LIMIT = 20
+
+
+class Page(Wire, Generic[T]):
+    """A part of a list; `next_cursor` asks for the following one and is missing on the last."""
+
+    items: list[T]
+    next_cursor: str | None = None
 
 
 def storable(text: str | None) -> str | None:

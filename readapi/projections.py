@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 
-from infra.contract import Page
 from infra.http import Admin, Problem, problems, wire
 from projections.waiting import Freshness
+from readapi.paging import Page
 from readapi.projection_status import ProjectionStatus, statuses
 from readapi.queries import Queries, Read
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
+from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Response
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
-from infra.contract import (
-    Recommendation,
-    Recommendations,
-    RecommendedVideo,
-    RecommendedVideos,
-    VideoReference,
-)
+from infra.contract import VIDEO_ID, Video, Wire
 from infra.http import Caller, Problem, problems, wire
 from projections.recommendations.display import display
 from projections.recommendations.model import Recommendations as Made
@@ -37,6 +32,45 @@ OfUser = Annotated[
 ]
 SoMany = Annotated[int, Query(ge=1, le=MOST, description="How many at most.", alias="limit")]
 ANSWERS = problems(401, 403, 422, 503)
+
+
+class VideoReference(Wire):
+    """A video by its id, and what it is called."""
+
+    video_id: Annotated[UUID, Field(examples=[VIDEO_ID])]
+    title: str
+
+
+class Recommendation(Wire):
+    """A video that the user may like, and why; the higher the score the earlier."""
+
+    video: VideoReference
+    reason: Annotated[str, Field(examples=["Because you watched “Tides”"])]
+    score: float
+
+
+class RecommendedVideo(Wire):
+    """The same with all that is known of the video."""
+
+    video: Video
+    reason: str
+    score: float
+
+
+class Recommendations(Wire):
+    """The best first. `source` is what ordered them: the first of these that could."""
+
+    source: Literal["llm", "blend", "trending"]
+    cached: bool
+    items: list[Recommendation]
+
+
+class RecommendedVideos(Wire):
+    """The same with all that is known of the videos."""
+
+    source: Literal["llm", "blend", "trending"]
+    cached: bool
+    items: list[RecommendedVideo]
 
 
 async def whose(caller: Caller, user_id: OfUser = None) -> str:

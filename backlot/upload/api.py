@@ -12,9 +12,10 @@ import httpx
 from pydantic import ValidationError
 
 from backlot.calls import CallFailed, Note, Patience, may_pass, persist
-from infra import contract
+from commands.upload_shapes import PartUrl, PartUrls, UploadCompleted, UploadedPart, UploadStarted
+from infra.contract import UploadStatus, Wire
 
-W = TypeVar("W", bound=contract.Wire)
+W = TypeVar("W", bound=Wire)
 Details = dict[str, str | int]
 """The body that begins an upload."""
 
@@ -47,14 +48,14 @@ class UploadApi:
         self._authorization = {"Authorization": f"Bearer {token}"}
         self._met = False
 
-    async def start(self, details: Details, key: str) -> contract.UploadStarted:
+    async def start(self, details: Details, key: str) -> UploadStarted:
         """Begin; the same details under the same key begin the same upload."""
         headers = {"Idempotency-Key": key}
         answer = await self._call("POST", "/uploads", headers, json=details)
         self.position = answer.headers.get("Backlot-Position", self.position)
-        return _read(contract.UploadStarted, answer)
+        return _read(UploadStarted, answer)
 
-    async def status(self, upload_id: UUID) -> contract.UploadStatus | None:
+    async def status(self, upload_id: UUID) -> UploadStatus | None:
         """How the upload stands; None when this user has no such upload there."""
         path = f"/uploads/{upload_id}"
         fresh = {"Backlot-Min-Position": self.position or "", "Backlot-Timeout-Ms": FRESH_MS}
@@ -70,13 +71,13 @@ class UploadApi:
             if failure.status in GONE:
                 return None
             raise
-        return _read(contract.UploadStatus, answer)
+        return _read(UploadStatus, answer)
 
-    async def part_urls(self, upload_id: UUID, numbers: Sequence[int]) -> list[contract.PartUrl]:
+    async def part_urls(self, upload_id: UUID, numbers: Sequence[int]) -> list[PartUrl]:
         """Where to send these parts (at most 1,000)."""
         path = f"/uploads/{upload_id}/part-urls"
         answer = await self._call("POST", path, json={"numbers": list(numbers)})
-        return _read(contract.PartUrls, answer).parts
+        return _read(PartUrls, answer).parts
 
     async def send_part(
         self,
@@ -107,9 +108,7 @@ class UploadApi:
             raise CallFailed(call, "the answer has no ETag, so the part can't be named")
         return etag
 
-    async def complete(
-        self, upload_id: UUID, parts: Sequence[contract.UploadedPart]
-    ) -> contract.UploadCompleted:
+    async def complete(self, upload_id: UUID, parts: Sequence[UploadedPart]) -> UploadCompleted:
         """Join the parts; waits while another request does the same."""
         path = f"/uploads/{upload_id}/complete"
         body = {"parts": [part.model_dump(by_alias=True) for part in parts]}
@@ -122,7 +121,7 @@ class UploadApi:
                     raise
                 await asyncio.sleep(self._patience.pause(2, failure.told_pause))
             else:
-                return _read(contract.UploadCompleted, answer)
+                return _read(UploadCompleted, answer)
 
     async def abort(self, upload_id: UUID) -> None:
         """Give the upload up, so that the server need not keep its parts."""

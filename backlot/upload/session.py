@@ -15,7 +15,8 @@ from backlot.upload.file import LocalFile
 from backlot.upload.memory import Begun, Memory
 from backlot.upload.problems import FileChanged, UploadEnded, UploadFailed
 from backlot.upload.transfer import Plan, Transfer
-from infra import contract
+from commands.upload_shapes import UploadCompleted
+from infra.contract import UploadStatus
 
 ENDED = frozenset({httpx.codes.NOT_FOUND, httpx.codes.CONFLICT})
 
@@ -35,7 +36,7 @@ class Wishes:
 class Uploaded:
     """A completed upload; `parts_sent` are those of this run."""
 
-    video: contract.UploadCompleted
+    video: UploadCompleted
     parts: int
     parts_sent: int
     resumed: bool
@@ -75,7 +76,7 @@ class Session:
 
     async def _find(
         self, begun: Begun, upload_id: UUID, named: Mapping[str, str]
-    ) -> contract.UploadStatus | None:
+    ) -> UploadStatus | None:
         """The remembered upload, if it is under way or done."""
         self._api.position = begun.position
         status = await self._api.status(upload_id)
@@ -91,7 +92,7 @@ class Session:
                 )
         return status
 
-    async def _go_on(self, status: contract.UploadStatus) -> Uploaded:
+    async def _go_on(self, status: UploadStatus) -> Uploaded:
         plan = Plan.resumed(status)
         if status.status == "completed":
             self._screen.say("an earlier run came as far as completing it")
@@ -130,7 +131,7 @@ class Session:
         self._memory.forget()
         return Uploaded(video, plan.part_count, transfer.parts_sent, resumed)
 
-    async def _look_again(self, upload_id: UUID, failure: CallFailed) -> contract.UploadCompleted:
+    async def _look_again(self, upload_id: UUID, failure: CallFailed) -> UploadCompleted:
         """What another run made of the upload meanwhile; raises the failure if nothing."""
         if failure.status not in ENDED:
             raise failure

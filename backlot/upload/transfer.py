@@ -14,8 +14,9 @@ from backlot.calls import CallFailed
 from backlot.upload.api import UploadApi
 from backlot.upload.file import LocalFile
 from backlot.upload.problems import UploadFailed
-from infra import contract
+from commands.upload_shapes import PartUrl, UploadCompleted, UploadedPart, UploadStarted
 from infra.cancellation import together
+from infra.contract import ArrivedPart, UploadStatus
 
 URLS_AT_ONCE = 100
 # A part is not begun under an URL that may end before it arrives.
@@ -31,17 +32,17 @@ class Plan:
     size: int
     part_bytes: int
     part_count: int
-    arrived: Mapping[int, contract.ArrivedPart] = field(default_factory=dict)
-    urls: Iterable[contract.PartUrl] = ()
+    arrived: Mapping[int, ArrivedPart] = field(default_factory=dict)
+    urls: Iterable[PartUrl] = ()
 
     @classmethod
-    def begun(cls, started: contract.UploadStarted, size: int) -> Plan:
+    def begun(cls, started: UploadStarted, size: int) -> Plan:
         """Everything is still to be sent."""
         layout = (started.part_size_bytes, started.part_count)
         return cls(started.upload_id, size, *layout, urls=started.parts)
 
     @classmethod
-    def resumed(cls, status: contract.UploadStatus) -> Plan:
+    def resumed(cls, status: UploadStatus) -> Plan:
         """Some parts have arrived."""
         arrived = {part.number: part for part in status.parts}
         layout = (status.size_bytes, status.part_size_bytes, status.part_count)
@@ -110,7 +111,7 @@ class Transfer:
         self._etags: dict[int, str] = {}
         self.parts_sent = 0
 
-    async def run(self) -> contract.UploadCompleted:
+    async def run(self) -> UploadCompleted:
         """Send, complete, and return what stands in the store.
 
         Raises FileChanged, UploadFailed and CallFailed; what has arrived stays there.
@@ -127,11 +128,10 @@ class Transfer:
                 await self._send(lost)
         return await self._complete()
 
-    async def _complete(self) -> contract.UploadCompleted:
+    async def _complete(self) -> UploadCompleted:
         self._file.check_unchanged()
         parts = [
-            contract.UploadedPart(number=number, etag=etag)
-            for number, etag in sorted(self._etags.items())
+            UploadedPart(number=number, etag=etag) for number, etag in sorted(self._etags.items())
         ]
         done = await self._api.complete(self._plan.upload_id, parts)
         if done.size_bytes != self._file.size:

@@ -11,7 +11,6 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from infra.codec import EventMapper
-from infra.contract import Page
 from infra.privacy import PayloadMode
 from projections.audit.causes import at_position, surroundings, trace
 from projections.audit.events import read_entry
@@ -30,7 +29,7 @@ from readapi.audit.shapes import (
     StreamHistory,
     TraceTree,
 )
-from readapi.paging import decode_cursor, encode_cursor
+from readapi.paging import Page, decode_cursor, encode_cursor
 
 
 class NotRecorded(Exception):

@@ -11,7 +11,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
-from infra.contract import VIDEO_ID, Page
+from infra.contract import VIDEO_ID
 from infra.http import Auditor, Problem, problems, wire
 from infra.privacy import PayloadMode
 from projections.audit.search import Search
@@ -25,7 +25,7 @@ from readapi.audit.shapes import (
     StreamHistory,
     TraceTree,
 )
-from readapi.paging import Cursor, storable
+from readapi.paging import Cursor, Page, storable
 from readapi.queries import Queries, Read
 
 DEFAULT_LIMIT = 50

@@ -11,7 +11,8 @@ from zoneinfo import ZoneInfo
 import pytest
 from pydantic import ValidationError
 
-from infra.contract import PartUrl, Time, Wire
+from commands.upload_shapes import PartUrl
+from infra.contract import Time, Wire
 from infra.utc import rfc3339
 
 NOON = datetime(2026, 7, 1, 12, 0, 0, 250_000, tzinfo=UTC)
