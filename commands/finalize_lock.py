@@ -61,6 +61,7 @@ class Held:
     def require_lock(self) -> None:
         """Raise UploadFinalizing when others may have taken the lock in the meantime."""
         if self.lease is not None and self.lease.lost:
+            UPLOAD_LOCKS_LOST.inc()
             log.warning("finalize_gave_way", upload_id=str(self.facts.upload_id))
             raise UploadFinalizing
 

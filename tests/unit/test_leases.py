@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from uuid import uuid4
 
 import pytest
 
+from commands.finalize_lock import Held, UploadFinalizing
+from commands.uploads import Facts
+from domain.upload import Status
 from infra import metrics
 from infra.locks import Redlock
 from tests.unit.lock_nodes import KEY, Clock, Gate, Nodes, nodes_of
@@ -223,3 +227,15 @@ async def test_nothing_runs_on_after_the_block(nodes: Nodes) -> None:
         async with nodes.redlock().hold(KEY, 30.0):
             assert len(asyncio.all_tasks() - before) == 1
     assert asyncio.all_tasks() == before
+
+
+async def test_a_lost_lock_on_an_upload_gives_way_and_is_counted(nodes: Nodes) -> None:
+    clock, name = Clock(), "backlot_upload_locks_lost_total"
+    async with nodes.redlock(clock=clock).hold(KEY, 60.0) as lease:
+        held = Held(Facts(uuid4(), Status.STARTED, "key", "id", 1, [1]), lease)
+        held.require_lock()
+        before = metrics.value(name)
+        clock.now += 60
+        with pytest.raises(UploadFinalizing):
+            held.require_lock()
+        assert metrics.value(name) == before + 1
