@@ -50,7 +50,7 @@ from workers.trending import keep_settling
 
 def make_app(parts: Parts) -> FastAPI:
     """The HTTP application with the routers of the roles that this process has."""
-    roles = parts.settings.roles
+    roles = parts.settings.server.roles
     routers: list[APIRouter] = []
     translate: dict[type[Exception], Callable[[Any], Any]] = {}
     # Commands first: routes are tried in order, and likes are what comes most.
@@ -63,7 +63,7 @@ def make_app(parts: Parts) -> FastAPI:
     app = create_app(
         title="Backlot",
         authenticator=parts.authenticator,
-        body_limit=parts.settings.body_limit_bytes,
+        body_limit=parts.settings.server.body_limit_bytes,
         translate=translate,
         unlimited=("/objects/",),
         lifespan=lambda app: _lifespan(app, parts),
@@ -82,14 +82,14 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(parts.redis.aclose)
         stack.push_async_callback(parts.locks.aclose)
-        if Role.QUERIES in parts.settings.roles:
+        if Role.QUERIES in parts.settings.server.roles:
             app.state.queries = await _queries(parts, stack)
             app.state.integrity = _integrity(parts, stack)
         bus = _bus(parts)
         stack.push_async_callback(bus.close)
-        if Role.COMMANDS in parts.settings.roles:
+        if Role.COMMANDS in parts.settings.server.roles:
             app.state.commands = _commands(parts, bus, stack)
-        if Role.WORKERS in parts.settings.roles:
+        if Role.WORKERS in parts.settings.server.roles:
             _embed(parts, stack)
             for job in _jobs(parts, bus):
                 in_background(job, stack)
@@ -98,19 +98,23 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
 
 
 async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
+    settings = parts.settings
     pool = readapi.app.make_pool(parts.database_url, limits=parts.limits)
     await pool.open()
     stack.push_async_callback(pool.close)
-    ttl = parts.settings.like_counter_ttl_seconds
+    ttl = settings.likes.counter_ttl_seconds
     counters = AsyncCounters(parts.redis, ttl) if parts.counters else None
     counts = LikeCounts(parts.models.likes, counters)
     live = LiveCounts(pool, parts.models.catalog, counts)
     parts.endings.append(live.close)
     stack.push_async_callback(live.close)
-    analytics = await AnalyticsQueries.open(parts.settings, parts.analytics_url, parts.redis, pool)
+    analytics = await AnalyticsQueries.open(
+        settings.trending, parts.analytics_url, parts.redis, pool, parts.limits
+    )
     stack.push_async_callback(analytics.aclose)
     recommendations = open_recommendations(
-        parts.settings,
+        settings.recommendations,
+        settings.llm,
         parts.redis,
         pool,
         analytics,
@@ -149,9 +153,9 @@ def _bus(parts: Parts) -> CommandBus:
         parts.recorder,
         lookups=_lookups(parts.models),
         telemetry=telemetry.head,
-        max_batch=settings.command_batch_max,
-        max_waiting=settings.command_queue_max,
-        retries=settings.command_retries,
+        max_batch=settings.commands.batch_max,
+        max_waiting=settings.commands.queue_max,
+        retries=settings.commands.retries,
     )
 
 
@@ -164,32 +168,34 @@ def _jobs(parts: Parts, bus: CommandBus) -> list[Coroutine[Any, Any, None]]:
         locks=parts.locks,
         catalog=parts.models.catalog,
         database_url=parts.database_url,
-        idle=timedelta(days=settings.upload_idle_days),
+        idle=timedelta(days=settings.uploads.idle_days),
     )
     jobs = [
         keep_house(
             parts.recorder,
-            settings.idempotency_ttl_hours,
+            settings.commands.idempotency_ttl_hours,
             parts.database_url,
-            timedelta(seconds=settings.view_repeat_seconds),
+            settings.watch.view_repeat,
         ),
-        keep_expiring(expiry, settings.expiry_interval_seconds),
+        keep_expiring(expiry, settings.uploads.expiry_interval_seconds),
         keep_settling(
-            parts.analytics_url, Formula.from_settings(settings), settings.trending_settle_seconds
+            parts.analytics_url,
+            Formula.from_settings(settings.trending),
+            settings.trending.settle_seconds,
         ),
-        keep_pruning(parts.analytics_url, settings.analytics_retention_days),
+        keep_pruning(parts.analytics_url, settings.analytics.retention_days),
     ]
     if parts.sealer is not None:
-        jobs.append(keep_sealing(parts.sealer, settings.seal_seconds))
+        jobs.append(keep_sealing(parts.sealer, settings.seals.block_seconds))
     if parts.counters is not None:
-        likes, interval = parts.models.likes, settings.like_reconcile_seconds
+        likes, interval = parts.models.likes, settings.likes.reconcile_seconds
         jobs.append(keep_reconciling(parts.database_url, likes, parts.counters, interval))
     return jobs
 
 
 def _embed(parts: Parts, stack: AsyncExitStack) -> None:
     """Keep the embeddings of the videos' texts, where a model for them is configured."""
-    embedder = make_embedder(parts.settings)
+    embedder = make_embedder(parts.settings.embeddings, parts.settings.llm)
     if embedder is not None:
         stack.push_async_callback(embedder.aclose)
         job = keep_embedding(
@@ -203,7 +209,7 @@ def _embed(parts: Parts, stack: AsyncExitStack) -> None:
 
 def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
     settings = parts.settings
-    repeat = timedelta(seconds=settings.view_repeat_seconds)
+    repeat = settings.watch.view_repeat
     taken = telemetry.Telemetry(parts.database_url, repeat=repeat, limits=parts.limits)
     taken.open()
     stack.push_async_callback(taken.close)
@@ -212,13 +218,13 @@ def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
         objects=parts.objects,
         locks=parts.locks,
         telemetry=taken,
-        part_size_bytes=settings.part_size_bytes,
-        max_upload_bytes=settings.max_upload_bytes,
-        public_url=settings.configured_public_url,
-        finalize_lock_seconds=settings.finalize_lock_seconds,
-        finalize_wait_seconds=settings.finalize_wait_seconds,
+        part_size_bytes=settings.uploads.part_size_bytes,
+        max_upload_bytes=settings.uploads.max_bytes,
+        public_url=settings.server.configured_public_url,
+        finalize_lock_seconds=settings.uploads.finalize_lock_seconds,
+        finalize_wait_seconds=settings.uploads.finalize_wait_seconds,
         projections=frozenset(parts.models.by_name()) | {COUNTERS, ANALYTICS},
-        viewers=ViewerKeys(parts.database_url) if settings.anonymous_viewers else None,
+        viewers=ViewerKeys(parts.database_url) if settings.watch.anonymous_viewers else None,
     )
 
 

@@ -110,10 +110,10 @@ def demo(
     from backlot.throwaway import running_server
 
     if url is not None or not start:
-        target = (url or settings.public_url).rstrip("/")
+        target = (url or settings.server.public_url).rstrip("/")
         raise typer.Exit(run_demo(target, settings=settings, viewers=viewers, as_json=as_json))
     with running_server(settings) as own:
-        code = run_demo(own.local_url, settings=own, viewers=viewers, as_json=as_json)
+        code = run_demo(own.server.local_url, settings=own, viewers=viewers, as_json=as_json)
     if own is not settings:
         typer.echo("Its own server is stopped again; `make up` first keeps one running.", err=True)
     raise typer.Exit(code)
@@ -177,7 +177,7 @@ def upload(
     }
     code = run_upload(
         file,
-        Target((url or settings.public_url).rstrip("/"), token.strip()),
+        Target((url or settings.server.public_url).rstrip("/"), token.strip()),
         named={name: said for name, said in details.items() if said is not None},
         parallel=parallel,
         resume=resume,
@@ -226,15 +226,16 @@ def signing_secret(settings: Settings) -> str:
     """The secret that local tokens are signed with. Raises NoSecret when there is none."""
     from infra.data_folder import secret_path
 
-    if settings.jwt_secret is not None:
-        return settings.jwt_secret.get_secret_value()
-    if not settings.local_auth:
+    if settings.auth.secret is not None:
+        return settings.auth.secret.get_secret_value()
+    if not settings.auth.local:
         raise NoSecret("tokens come from your identity provider: JWT_SECRET is not set")
-    path = secret_path(settings.data_dir)
+    folder = settings.server.data_dir
+    path = secret_path(folder)
     try:
         return path.read_text().strip()
     except FileNotFoundError:
-        raise NoSecret(f"no secret in {settings.data_dir} yet: start `make up` once") from None
+        raise NoSecret(f"no secret in {folder} yet: start `make up` once") from None
     except OSError as error:
         raise NoSecret(f"the secret {path} cannot be read: {error.strerror}") from error
 
@@ -244,7 +245,7 @@ def _local_token(
 ) -> str:
     from infra.auth import InvalidToken, mint_token
 
-    issuer, audience = settings.jwt_issuer, settings.jwt_audience
+    issuer, audience = settings.auth.issuer, settings.auth.audience
     try:
         return mint_token(
             signing_secret(settings), user, roles, lifetime, issuer=issuer, audience=audience

@@ -15,9 +15,9 @@ def database_url(settings: Settings) -> str:
     from infra.data_folder import cluster_path
     from infra.postgres import running_url
 
-    if settings.database_url is not None:
-        return settings.database_url.get_secret_value()
-    url = running_url(cluster_path(settings.data_dir))
+    if settings.database.url is not None:
+        return settings.database.url.get_secret_value()
+    url = running_url(cluster_path(settings.server.data_dir))
     if url is None:
-        raise NothingRuns(f"nothing runs in {settings.data_dir}: start `make up` first")
+        raise NothingRuns(f"nothing runs in {settings.server.data_dir}: start `make up` first")
     return url

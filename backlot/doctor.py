@@ -55,7 +55,7 @@ def examine() -> list[Part]:
         return [failing("settings", "embedded", None, str(error), remedy)]
     looks = (
         _settings,
-        _embedded_database if settings.embedded_database else _database,
+        _embedded_database if settings.database.embedded else _database,
         _projections,
         analytics,
         _objects,
@@ -90,13 +90,12 @@ def masked(url: str) -> str:
 
 
 def _settings(settings: Settings) -> Part:
-    fields = type(settings).model_fields
-    names = sorted(str(fields[name].alias) for name in settings.model_fields_set)
-    return Part("settings", "embedded", None, True, f"set: {', '.join(names) or 'none'}")
+    names = ", ".join(sorted(settings.given()))
+    return Part("settings", "embedded", None, True, f"set: {names or 'none'}")
 
 
 def _database(settings: Settings) -> Part:
-    url = settings.database_url.get_secret_value() if settings.database_url else ""
+    url = settings.database.url.get_secret_value() if settings.database.url else ""
     try:
         return Part("database", "external", masked(url), True, f"PostgreSQL {_version(url)}")
     except psycopg.Error as error:
@@ -104,7 +103,7 @@ def _database(settings: Settings) -> Part:
 
 
 def _embedded_database(settings: Settings) -> Part:
-    folder = settings.data_dir.absolute()
+    folder = settings.server.data_dir.absolute()
     cluster = cluster_path(folder)
     try:
         check_format(folder)
@@ -136,7 +135,7 @@ def _running_database(url: str, holder: int | None) -> Part:
 
 
 def _projections(settings: Settings) -> Part:
-    kind: Kind = "embedded" if settings.embedded_database else "external"
+    kind: Kind = "embedded" if settings.database.embedded else "external"
     try:
         found = read_statuses(settings).values()
     except NothingRuns:
@@ -151,13 +150,13 @@ def _projections(settings: Settings) -> Part:
 
 
 def _objects(settings: Settings) -> Part:
-    return _folder(settings) if settings.s3_bucket is None else _s3(settings)
+    return _folder(settings) if settings.objects.bucket is None else _s3(settings)
 
 
 def _s3(settings: Settings) -> Part:
-    url = settings.s3_endpoint_url
+    url = settings.objects.endpoint_url
     try:
-        with closing(make_s3(settings)) as store:
+        with closing(make_s3(settings.objects)) as store:
             url = store.url
             store.probe()
     except ObjectStoreUnavailable as error:
@@ -168,7 +167,7 @@ def _s3(settings: Settings) -> Part:
 
 
 def _folder(settings: Settings) -> Part:
-    path = objects_path(settings.data_dir.absolute())
+    path = objects_path(settings.server.data_dir.absolute())
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     if not os.access(there, os.W_OK | os.X_OK):
         wrong, remedy = f"{there} is not writable", f"chown it to who runs Backlot: {there}"
@@ -179,9 +178,9 @@ def _folder(settings: Settings) -> Part:
 
 
 def _redis(settings: Settings) -> Part:
-    if settings.redis_url is None:
+    if settings.redis.url is None:
         return Part("redis", "embedded", None, True, "in the process, made at each start")
-    return _redis_servers("redis", [settings.redis_url], "start it, or see REDIS_URL")
+    return _redis_servers("redis", [settings.redis.url], "start it, or see REDIS_URL")
 
 
 def _redis_servers(name: str, urls: Sequence[SecretStr], remedy: str) -> Part:
@@ -190,26 +189,26 @@ def _redis_servers(name: str, urls: Sequence[SecretStr], remedy: str) -> Part:
 
 
 def _locks(settings: Settings) -> Part:
-    if settings.redlock_urls:
+    if settings.redis.lock_urls:
         remedy = "start them, or see REDLOCK_URLS: independent servers, each named once"
-        return _redis_servers("locks", settings.redlock_urls, remedy)
-    kind: Kind = "embedded" if settings.redis_url is None else "external"
+        return _redis_servers("locks", settings.redis.lock_urls, remedy)
+    kind: Kind = "embedded" if settings.redis.url is None else "external"
     return Part("locks", kind, None, True, "on the redis above")
 
 
 def _auth(settings: Settings) -> Part:
-    if settings.local_auth:
-        return _local_auth(secret_path(settings.data_dir.absolute()))
-    algorithms = ", ".join(sorted(settings.jwt_algorithms))
+    if settings.auth.local:
+        return _local_auth(secret_path(settings.server.data_dir.absolute()))
+    algorithms = ", ".join(sorted(settings.auth.algorithms))
     try:
-        if settings.jwt_jwks_url is None:
-            make_authenticator(settings)
+        if settings.auth.jwks_url is None:
+            make_authenticator(settings.auth)
             return Part("auth", "external", None, True, f"tokens signed with {algorithms}")
-        keys = RemoteKeys(settings.jwt_jwks_url, settings.jwt_algorithms).count()
-        return Part("auth", "external", settings.jwt_jwks_url, True, f"{keys} keys, {algorithms}")
+        keys = RemoteKeys(settings.auth.jwks_url, settings.auth.algorithms).count()
+        return Part("auth", "external", settings.auth.jwks_url, True, f"{keys} keys, {algorithms}")
     except (SettingsError, KeysUnavailable) as error:
         remedy = "see JWT_JWKS_URL, JWT_PUBLIC_KEY and JWT_ALGORITHMS"
-        return failing("auth", "external", settings.jwt_jwks_url, str(error), remedy)
+        return failing("auth", "external", settings.auth.jwks_url, str(error), remedy)
 
 
 def _local_auth(secret: Path) -> Part:
@@ -221,18 +220,18 @@ def _local_auth(secret: Path) -> Part:
 
 
 def _api(settings: Settings) -> Part:
-    url = settings.local_url
-    if settings.roles == {Role.TASKS}:
+    url = settings.server.local_url
+    if settings.server.roles == {Role.TASKS}:
         return Part("api", "embedded", None, True, "none: this process only runs tasks")
     try:
         answer = httpx.get(f"{url}/readyz", timeout=PATIENCE_SECONDS, trust_env=False)
         broken = [name for name, part in answer.json()["parts"].items() if not part["ok"]]
     except httpx.ConnectError:
-        return _silent_api(url, lock_holder(settings.data_dir.absolute()))
+        return _silent_api(url, lock_holder(settings.server.data_dir.absolute()))
     except httpx.TimeoutException:
         return failing("api", "embedded", url, _hung_api(settings), "see its log, or stop it")
     except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
-        wrong = f"another program answers on port {settings.port}"
+        wrong = f"another program answers on port {settings.server.port}"
         return failing("api", "embedded", url, wrong, "set BACKLOT_PORT")
     if answer.status_code == httpx.codes.OK:
         return Part("api", "embedded", url, True, "ready")
@@ -248,9 +247,9 @@ def _silent_api(url: str, holder: int | None) -> Part:
 
 
 def _hung_api(settings: Settings) -> str:
-    holder = lock_holder(settings.data_dir.absolute())
+    holder = lock_holder(settings.server.data_dir.absolute())
     who = "something" if holder is None else f"pid {holder}"
-    took = f"{who} took the connection on port {settings.port}"
+    took = f"{who} took the connection on port {settings.server.port}"
     return f"it hangs: {took}, and said nothing for {PATIENCE_SECONDS} s"
 
 

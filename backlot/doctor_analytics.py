@@ -20,7 +20,7 @@ NOT_EMBEDDED = "not made yet; a process with the role workers makes them"
 
 def analytics(settings: Settings) -> Part:
     """Whether the tables are there, and on plain PostgreSQL or on TimescaleDB."""
-    own = settings.timescale_url
+    own = settings.analytics.timescale_url
     try:
         url = _url(settings)
         if url is None:
@@ -39,10 +39,10 @@ def analytics(settings: Settings) -> Part:
 
 def embeddings(settings: Settings) -> Part:
     """Whether there is all that embeddings need, and how many there are."""
-    if settings.embedding_model is None:
+    if settings.embeddings.model is None:
         detail = "none: recommendations do without (EMBEDDING_MODEL)"
         return Part("embeddings", "embedded", None, True, detail)
-    if not settings.has_llm:
+    if not settings.llm.configured:
         wrong = "EMBEDDING_MODEL: needs OPENAI_API_KEY or OPENAI_BASE_URL"
         return failing("embeddings", "external", None, wrong, "set one of these")
     try:
@@ -71,12 +71,12 @@ def look(url: str, limits: Limits = UNHURRIED) -> State | None:
 
 
 def _url(settings: Settings) -> str | None:
-    for configured in (settings.timescale_url, settings.database_url):
+    for configured in (settings.analytics.timescale_url, settings.database.url):
         if configured is not None:
             return configured.get_secret_value()
-    return running_url(cluster_path(settings.data_dir.absolute()))
+    return running_url(cluster_path(settings.server.data_dir.absolute()))
 
 
 def _kind(settings: Settings) -> Kind:
-    embedded = settings.timescale_url is None and settings.embedded_database
+    embedded = settings.analytics.timescale_url is None and settings.database.embedded
     return "embedded" if embedded else "external"

@@ -16,7 +16,7 @@ OPENAI = "https://api.openai.com/v1"
 
 def kafka(settings: Settings) -> Part:
     """Whether one of the brokers takes a connection."""
-    servers = settings.kafka_bootstrap_servers
+    servers = settings.kafka.bootstrap_servers
     if not servers:
         return Part("kafka", "embedded", None, True, "not set: consumers follow the event log")
     errors = []
@@ -36,11 +36,11 @@ def kafka(settings: Settings) -> Part:
 
 def tasks(settings: Settings) -> Part:
     """The task queues, where other processes can see them."""
-    url = settings.task_broker_url
-    if url is None and settings.redis_url is None:
+    url = settings.tasks.own_broker_url
+    if settings.tasks.broker_url is None:
         return Part("tasks", "embedded", None, True, "in the process; lost tasks are found again")
     try:
-        depths = task_queues(settings).depths()
+        depths = task_queues(settings.tasks).depths()
     except BrokerAway as error:
         remedy = "start it, or see TASK_BROKER_URL and REDIS_URL"
         return failing("tasks", "external", None, str(error), remedy)
@@ -54,11 +54,11 @@ def tasks(settings: Settings) -> Part:
 
 def language_model(settings: Settings) -> Part:
     """Whether the language model's server answers, and takes the key."""
-    if not settings.has_llm:
+    if not settings.llm.configured:
         detail = "none: comments in other languages are skipped (OPENAI_API_KEY, OPENAI_BASE_URL)"
         return Part("llm", "embedded", None, True, detail)
-    url = settings.openai_base_url or OPENAI
-    key = settings.openai_api_key
+    url = settings.llm.base_url or OPENAI
+    key = settings.llm.api_key
     headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
     try:
         answer = httpx.get(f"{url}/models", headers=headers, timeout=PATIENCE_SECONDS)
@@ -67,7 +67,7 @@ def language_model(settings: Settings) -> Part:
         return failing("llm", "external", url, wrong, "start it, or see OPENAI_BASE_URL")
     if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         return failing("llm", "external", url, "does not take the key", "see OPENAI_API_KEY")
-    return Part("llm", "external", url, True, f"answers; {settings.translation_model} translates")
+    return Part("llm", "external", url, True, f"answers; {settings.translation.model} translates")
 
 
 def _address(url: str) -> str:

@@ -12,7 +12,7 @@ from backlot.signals import run
 from infra.data_folder import DataFolder
 from infra.errors import OperatorError
 from infra.objects import FolderStore, ObjectStore, ObjectStoreUnavailable
-from infra.objects.choosing import make_s3, now, url_ttl
+from infra.objects.choosing import make_s3, now
 from infra.settings import Role, Settings
 
 
@@ -23,11 +23,11 @@ def open_objects(
 
     Raises OperatorError with one clear line when the folder or the bucket is of no use.
     """
-    if settings.s3_bucket is None:
+    if settings.objects.bucket is None:
         return _open_folder(settings, folder, secret)
-    store = make_s3(settings)
+    store = make_s3(settings.objects)
     stack.callback(store.close)
-    if settings.roles != {Role.PROJECTIONS}:
+    if settings.server.roles != {Role.PROJECTIONS}:
         try:
             store.probe()
         except ObjectStoreUnavailable as error:
@@ -48,8 +48,8 @@ def object_routers(store: ObjectStore, roles: frozenset[Role]) -> list[APIRouter
 
 
 def _open_folder(settings: Settings, folder: DataFolder, secret: str) -> FolderStore:
-    store = FolderStore(folder.objects, secret.encode(), url_ttl(settings), now)
-    if Role.COMMANDS in settings.roles:
+    store = FolderStore(folder.objects, secret.encode(), settings.objects.url_ttl, now)
+    if Role.COMMANDS in settings.server.roles:
         # Only the process that takes uploads may sweep up what a crash left of them.
         try:
             run(store.recover())

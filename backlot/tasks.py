@@ -154,7 +154,7 @@ def _require_found(task: str | None, found: Sequence[object]) -> None:
 def _queues() -> TaskQueues:
     from infra.tasks.broker import shared_queues
 
-    return shared_queues(load_settings())
+    return shared_queues(load_settings().tasks)
 
 
 def _names(queue: str | None) -> tuple[str, ...]:

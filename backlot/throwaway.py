@@ -33,15 +33,16 @@ def running_server(settings: Settings) -> Iterator[Settings]:
 
     A server of our own uses the configured data folder, or a temporary one when none is set.
     """
-    if _answers(settings.local_url):
+    if _answers(settings.server.local_url):
         yield settings
         return
     with ExitStack() as stack:
-        changes: dict[str, object] = {"port": _free_port(settings.port), "host": "127.0.0.1"}
-        if "data_dir" not in settings.model_fields_set:
+        changes: dict[str, object] = {"port": _free_port(settings.server.port), "host": "127.0.0.1"}
+        if "data_dir" not in settings.server.model_fields_set:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="backlot-demo-"))
             changes["data_dir"] = Path(folder, "data")
-        own = settings.model_copy(update=changes)
+        server = settings.server.model_copy(update=changes)
+        own = settings.model_copy(update={"server": server})
         stack.enter_context(_started(own))
         yield own
 
@@ -51,9 +52,9 @@ def _started(settings: Settings) -> Iterator[None]:
     environment = {
         "LOG_LEVEL": "warning",
         **os.environ,
-        "BACKLOT_HOST": settings.host,
-        "BACKLOT_PORT": str(settings.port),
-        "BACKLOT_DATA_DIR": str(settings.data_dir),
+        "BACKLOT_HOST": settings.server.host,
+        "BACKLOT_PORT": str(settings.server.port),
+        "BACKLOT_DATA_DIR": str(settings.server.data_dir),
     }
     # Its own session: Ctrl-C ends the demo first, and the server is then stopped from here.
     process = subprocess.Popen(
@@ -64,7 +65,7 @@ def _started(settings: Settings) -> Iterator[None]:
     )
     try:
         with last_word(process.terminate):
-            _await_ready(process, settings.local_url)
+            _await_ready(process, settings.server.local_url)
             yield
     finally:
         stop(process)

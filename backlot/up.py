@@ -19,7 +19,7 @@ from backlot.wiring import Parts, open_parts
 from infra.cancellation import cancel
 from infra.errors import ExitCode, OperatorError
 from infra.logging import configure_logging
-from infra.settings import Settings
+from infra.settings import ServerSettings, Settings
 
 log = structlog.get_logger(__name__)
 
@@ -30,9 +30,9 @@ class PortTaken(OperatorError):
 
 def run_up(settings: Settings) -> int:
     """Start, serve until SIGINT or SIGTERM, and stop everything; returns the exit code."""
-    configure_logging(settings)
+    configure_logging(settings.logs)
     print("starting Backlot …", file=sys.stderr)
-    seconds = STOP_SECONDS + settings.task_stop_seconds
+    seconds = STOP_SECONDS + settings.tasks.stop_seconds
     with Stop(_tell, numbers=STOPS, seconds=seconds) as stop:
         try:
             with ExitStack() as stack:
@@ -49,7 +49,7 @@ def _tell() -> None:
 
 
 def _serve(settings: Settings, stack: ExitStack, stop: Stop) -> int:
-    listener = stack.enter_context(_listen(settings))
+    listener = stack.enter_context(_listen(settings.server))
     parts = open_parts(settings, stack, gives_up=lambda: stop.asked)
     if stop.asked:
         return 0
@@ -115,10 +115,10 @@ class Server(uvicorn.Server):
         except Exception:
             log.exception("readiness_check_broke")
             raise
-        print(f"ready: {self._parts.settings.local_url}", flush=True)
+        print(f"ready: {self._parts.settings.server.local_url}", flush=True)
 
 
-def _listen(settings: Settings) -> socket.socket:
+def _listen(settings: ServerSettings) -> socket.socket:
     """The listening socket; taken before anything is started, so that a clash costs nothing."""
     try:
         return socket.create_server(

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import timedelta
 from threading import Event
 
 import structlog
@@ -113,14 +112,14 @@ def open_parts(
     Raises OperatorError with one clear line when a part can't start, and where one that takes long
     was broken off because of `gives_up`.
     """
-    folder = stack.enter_context(DataFolder(settings.data_dir))
+    folder = stack.enter_context(DataFolder(settings.server.data_dir))
     secret = read_or_make_secret(folder.secret)
     # First what is quick to find wrong: PostgreSQL takes seconds to start, and to stop again.
     objects = open_objects(settings, folder, secret, stack)
-    seal_key, proofs = configured_key(settings), configured_proofs(settings)
+    seal_key, proofs = configured_key(settings.seals), configured_proofs(settings.seals)
     database_url = _database(settings, folder, stack, gives_up)
     models = ReadModels.make()
-    limits = Limits.from_settings(settings)
+    limits = Limits.from_settings(settings.database)
     recorder = open_recorder(database_url, limits=limits)
     stack.callback(recorder.datastore.close)
     with open_connection(database_url, "installation") as conn:
@@ -128,18 +127,18 @@ def open_parts(
         seals.install(conn)
         install(conn, models.all())
         topics.install(conn)
-    analytics_url = settings.analytics_url(database_url)
+    analytics_url = settings.analytics.url(database_url)
     with _reached(analytics_url, "TIMESCALE_URL") as conn:
         migrate(conn)
     counters = open_counters(settings, stack)
     host = None
-    if Role.PROJECTIONS in settings.roles:
+    if Role.PROJECTIONS in settings.server.roles:
         host = _run_projections(settings, database_url, models, counters, stack)
         _carry_out_operations(settings, database_url, models, recorder, host, counters, stack)
         host.start()
-    authenticator = make_authenticator(settings, secret)
-    redis = open_redis(settings.redis_url)
-    locks = make_redlock(redis, settings.redlock_urls)
+    authenticator = make_authenticator(settings.auth, secret)
+    redis = open_redis(settings.redis.url)
+    locks = make_redlock(redis, settings.redis.lock_urls)
     return Parts(
         settings,
         database_url,
@@ -159,33 +158,33 @@ def open_parts(
 
 
 def _sealer(settings: Settings, database_url: str, key: SealKey | None) -> Sealer | None:
-    if Role.WORKERS not in settings.roles:
+    if Role.WORKERS not in settings.server.roles:
         return None
     return Sealer(
         database_url,
-        block_events=settings.seal_block_events,
-        block_seconds=settings.seal_seconds,
+        block_events=settings.seals.block_events,
+        block_seconds=settings.seals.block_seconds,
         key=key,
-        anchors=configured_anchors(settings),
+        anchors=configured_anchors(settings.seals),
     )
 
 
 def open_counters(settings: Settings, stack: ExitStack) -> Counters | None:
     """The like counters of the Redis that is configured, if one is."""
-    if settings.redis_url is None:
+    if settings.redis.url is None:
         return None
-    client = connect_blocking_redis(settings.redis_url.get_secret_value())
+    client = connect_blocking_redis(settings.redis.url.get_secret_value())
     stack.callback(client.close)
-    return Counters(client, settings.like_counter_ttl_seconds)
+    return Counters(client, settings.likes.counter_ttl_seconds)
 
 
 def analytics_means(settings: Settings, database_url: str) -> Means:
     """What the analytics are verified and mended with."""
     # A batch is complete by then, and what follows it is refreshed.
-    settled = 2 * settings.analytics_flush_seconds + 5
+    settled = 2 * settings.analytics.flush_seconds + 5
     return Means(
-        settings.analytics_url(database_url),
-        timedelta(seconds=settings.view_repeat_seconds),
+        settings.analytics.url(database_url),
+        settings.watch.view_repeat,
         arrival_seconds=60 + 4 * settled,
         settle_seconds=settled,
     )
@@ -201,8 +200,8 @@ def _run_projections(
     host = ProjectionHost(
         database_url,
         models.all(),
-        batch_events=settings.projection_batch_events,
-        poll_seconds=settings.projection_poll_seconds,
+        batch_events=settings.projections.batch_events,
+        poll_seconds=settings.projections.poll_seconds,
     )
     if counters is not None:
         moved = host.follow(models.likes.name)
@@ -236,7 +235,7 @@ def _carry_out_operations(
         analytics,
     )
     moved = host.follow(models.operations.name)
-    auto = settings.projection_auto_replay
+    auto = settings.projections.auto_replay
     executor = Executor(recorder, models.operations, tools, children, moved, auto_replay=auto)
     executor.start()
     stack.callback(executor.stop)
@@ -245,11 +244,11 @@ def _carry_out_operations(
 def _database(
     settings: Settings, folder: DataFolder, stack: ExitStack, gives_up: Callable[[], bool]
 ) -> str:
-    if settings.database_url is None:
+    if settings.database.url is None:
         server = EmbeddedPostgres(folder.postgres, gives_up=gives_up)
         stack.enter_context(last_word(server.part_with))
         return stack.enter_context(server).url
-    url = settings.database_url.get_secret_value()
+    url = settings.database.url.get_secret_value()
     _reached(url, "DATABASE_URL").close()
     return url
 

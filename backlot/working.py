@@ -50,11 +50,11 @@ JOBS_BROKEN = counter(
 
 async def start_working(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> None:
     """Start what the roles of this process are; `stack` ends it, and loses nothing by that."""
-    roles = parts.settings.roles
+    roles = parts.settings.server.roles
     waker = Waker(parts.database_url)
     if roles & {Role.RELAY, Role.CONSUMERS}:
         in_background(waker.run(), stack)
-    kafka = KafkaOptions.from_settings(parts.settings)
+    kafka = KafkaOptions.from_settings(parts.settings.kafka)
     if Role.RELAY in roles and kafka is not None:
         in_background(_relay(parts, kafka, waker).run(), stack)
     if roles & {Role.CONSUMERS, Role.TASKS}:
@@ -84,22 +84,26 @@ async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:
 
     @asynccontextmanager
     async def open_means() -> AsyncIterator[Means]:
-        with media_urls(settings, parts.objects) as media_url:
+        with media_urls(settings.objects, parts.objects, settings.server.local_url) as media_url:
             async with (
-                open_translation(settings, bus, parts.redis) as translation,
+                open_translation(
+                    settings.translation, settings.llm, bus, parts.redis
+                ) as translation,
                 open_preparing(settings, parts.database_url, parts.redis) as recommendations,
             ):
-                yield Means(translation, open_speech(settings, bus, media_url), recommendations)
+                yield Means(
+                    translation, open_speech(settings.speech, bus, media_url), recommendations
+                )
 
     async def on_dead(failed: FailedTask) -> None:
         await give_up(resources.get(), failed)
 
     resources = Resources(open_means)
     loop = asyncio.get_running_loop()
-    broker = make_broker(settings, on_dead=on_dead, resources=resources, loop=loop)
+    broker = make_broker(settings.tasks, on_dead=on_dead, resources=resources, loop=loop)
     tasks = declare(broker, resources.get)
-    if Role.TASKS in settings.roles:
-        worker = TaskWorker(broker, settings)
+    if Role.TASKS in settings.server.roles:
+        worker = TaskWorker(broker, settings.tasks)
         await asyncio.to_thread(worker.start)
         stack.push_async_callback(asyncio.to_thread, worker.stop)
     else:
@@ -114,8 +118,8 @@ def _relay(parts: Parts, kafka: KafkaOptions, waker: Waker) -> Relay:
         kafka,
         waker=waker,
         mapper=EventMapper(),
-        batch_events=settings.relay_batch_events,
-        poll_seconds=settings.projection_poll_seconds,
+        batch_events=settings.kafka.relay_batch_events,
+        poll_seconds=settings.projections.poll_seconds,
     )
 
 
@@ -124,25 +128,25 @@ def _consume(
 ) -> None:
     settings = parts.settings
     consumers: list[Consumer] = [TranslationConsumer(tasks.translate_comment)]
-    if wanted(settings):
+    if wanted(settings.speech):
         consumers.append(SpeechConsumer(tasks.transcribe_video))
     for consumer in consumers:
         source = _source(consumer, kafka, waker)
-        poll = settings.projection_poll_seconds
+        poll = settings.projections.poll_seconds
         runner = ConsumerRunner(parts.database_url, consumer, source, poll_seconds=poll)
         in_background(runner.run(), stack)
     sweep = Sweep(
         parts.models.comments,
         tasks.translate_comment,
-        task_queues(settings),
-        overdue=timedelta(seconds=settings.translation_overdue_seconds),
-        can_translate=settings.has_llm,
+        task_queues(settings.tasks),
+        overdue=timedelta(seconds=settings.translation.overdue_seconds),
+        can_translate=settings.llm.configured,
     )
-    job = keep_sweeping(sweep, parts.database_url, settings.translation_sweep_seconds)
+    job = keep_sweeping(sweep, parts.database_url, settings.translation.sweep_seconds)
     in_background(job, stack)
-    if settings.recommendations_precompute_seconds:
-        preparing = Preparing(tasks.prepare_recommendations, task_queues(settings))
-        seconds = settings.recommendations_precompute_seconds
+    if settings.recommendations.precompute_seconds:
+        preparing = Preparing(tasks.prepare_recommendations, task_queues(settings.tasks))
+        seconds = settings.recommendations.precompute_seconds
         in_background(keep_preparing(preparing, parts.analytics_url, seconds), stack)
 
 
@@ -150,12 +154,12 @@ def _keep_analytics(
     parts: Parts, kafka: KafkaOptions | None, waker: Waker, stack: AsyncExitStack
 ) -> None:
     settings = parts.settings
-    repeat = timedelta(seconds=settings.view_repeat_seconds)
+    repeat = settings.watch.view_repeat
     rankings = trending_cache.Invalidation(parts.redis)
-    profiles = cache.Invalidation(parts.redis, settings)
+    profiles = cache.Invalidation(parts.redis, settings.recommendations)
     keepers: list[Keeper] = [
         Analytics(repeat, counted=rankings.touch),
-        Recommendations(Weighing.from_settings(settings), changed=profiles.touch),
+        Recommendations(Weighing.from_settings(settings.recommendations), changed=profiles.touch),
     ]
     for keeper in keepers:
         _keep(parts, keeper, _source(keeper, kafka, waker, BEHIND_EVENTS), waker, stack)
@@ -175,9 +179,9 @@ def _keep(
         keeper,
         source,
         log_url=parts.database_url,
-        batch_events=settings.analytics_batch_events,
-        flush_seconds=settings.analytics_flush_seconds,
-        poll_seconds=settings.projection_poll_seconds,
+        batch_events=settings.analytics.batch_events,
+        flush_seconds=settings.analytics.flush_seconds,
+        poll_seconds=settings.projections.poll_seconds,
         hurried=waker.hurried(),
     )
     in_background(runner.run(), stack)

@@ -84,7 +84,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Exit code 1 when a target was missed or a benchmark failed; a quick run misses none."""
     options = parse(arguments)
-    configure_logging(load_settings({"LOG_LEVEL": "error"}))
+    configure_logging(load_settings({"LOG_LEVEL": "error"}).logs)
     # Else a stopped run would leave its servers behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -89,14 +89,14 @@ def make_app(settings: Settings, database_url: str, *, look: bool) -> FastAPI:
             kwargs={"prepare_threshold": 0},
         ) as pool:
             app.state.pool = pool
-            app.state.redis = open_redis(settings.redis_url)
+            app.state.redis = open_redis(settings.redis.url)
             yield
             await app.state.redis.aclose()
 
     app = create_app(
         title="CRUD",
-        authenticator=make_authenticator(settings),
-        body_limit=settings.body_limit_bytes,
+        authenticator=make_authenticator(settings.auth),
+        body_limit=settings.server.body_limit_bytes,
         translate={},
         lifespan=lifespan,
     )
@@ -106,7 +106,7 @@ def make_app(settings: Settings, database_url: str, *, look: bool) -> FastAPI:
         async with request.app.state.pool.connection() as conn:
             liked = await toggle(conn, video_id, caller.user_id, look=look)
             delta = 1 if liked else -1
-            if settings.redis_url is None:
+            if settings.redis.url is None:
                 return LikeState(has_liked=liked, likes_count=await count(conn, video_id, delta))
         # The plan's hot counter; a job of its own brings it into the rows now and then.
         likes = await request.app.state.redis.incrby(f"video:likes:{video_id}", delta)
@@ -132,4 +132,4 @@ if __name__ == "__main__":
     app = make_app(settings, os.environ["DATABASE_URL"], look=not tight)
     if tight:
         calm_garbage_collector()
-    uvicorn.Server(serving(app, host=settings.host, port=settings.port)).run()
+    uvicorn.Server(serving(app, host=settings.server.host, port=settings.server.port)).run()

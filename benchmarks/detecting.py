@@ -90,7 +90,7 @@ async def detect_all(kind: str, rounds: int, every: int) -> Told:
 
 def _ours(kind: str) -> Detect:
     settings = load_settings({**os.environ, "LANGUAGE_DETECTOR": kind})
-    detector = make_detector(settings, make_language_model(settings))
+    detector = make_detector(settings.translation, make_language_model(settings.llm))
 
     async def detect(text: str) -> Guess:
         found = await detector.detect(text)

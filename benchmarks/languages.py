@@ -109,7 +109,7 @@ def run(bench: Bench) -> list[Comparison]:
 
 
 def _others() -> list[str]:
-    has_llm = load_settings(os.environ).has_llm
+    has_llm = load_settings(os.environ).llm.configured
     has_whisper = whisper.is_installed() and "WHISPER_MODEL" in os.environ
     return [kind for kind, is_there in ((LLM, has_llm), (WHISPER, has_whisper)) if is_there]
 
@@ -170,5 +170,5 @@ def _score(told: Told, every: int) -> Score:
 
 
 def _reach(told: Told, every: int) -> Reach:
-    least = load_settings({}).language_target_confidence
+    least = load_settings({}).translation.target_confidence
     return reach(labelled()[::every], told["guesses"], least)

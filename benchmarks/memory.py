@@ -67,5 +67,5 @@ def _memory() -> dict[str, Any]:
 
 if __name__ == "__main__":
     # Logs to stderr: standard output carries the answers.
-    configure_logging(load_settings({"LOG_LEVEL": "warning"}))
+    configure_logging(load_settings({"LOG_LEVEL": "warning"}).logs)
     serve(sys.argv[1], sys.stdin)

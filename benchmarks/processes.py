@@ -52,7 +52,7 @@ def command(module: str, *arguments: str) -> list[str]:
 
 def environment(**settings: str) -> dict[str, str]:
     """The caller's environment without any Backlot setting but these."""
-    own = {str(info.alias) for info in Settings.model_fields.values()}
+    own = Settings.variables()
     kept = {name: value for name, value in os.environ.items() if name not in own}
     return {**kept, "PYTHONPATH": str(ROOT), **settings}
 

@@ -89,7 +89,7 @@ def measured(url: str, told: Split, seed: int, community: Community | None = Non
         answers[TASTE] = by_taste(told, community)
     scores = {name: judge(told, each) for name, each in answers.items()}
     settings = load_settings(os.environ)
-    if settings.has_llm:
+    if settings.llm.configured:
         scores |= uvloop.run(_asked(settings, told, known, blended))
     return scores
 
@@ -101,10 +101,10 @@ async def _asked(
     blended: Sequence[Sequence[Recommended]],
 ) -> Found:
     """The language model's order fused with the blend, and the blend for the same users alone."""
-    llm = make_language_model(settings)
+    llm = make_language_model(settings.llm)
     if llm is None:
         raise RuntimeError("there is a provider")
-    ranker, failed = Ranker(llm, settings.recommendations_model), 0
+    ranker, failed = Ranker(llm, settings.recommendations.model), 0
     answers: list[Sequence[Recommended]] = []
     try:
         for material, order in list(zip(known, blended, strict=True))[:ASKED]:

@@ -75,7 +75,7 @@ async def relay(url: str, address: str, until: int) -> float:
             KafkaOptions((address,)),
             waker=waker,
             mapper=EventMapper(),
-            batch_events=load_settings({}).relay_batch_events,
+            batch_events=load_settings({}).kafka.relay_batch_events,
         )
         started = time.perf_counter()
         tasks = [asyncio.create_task(waker.run()), asyncio.create_task(relaying.run())]

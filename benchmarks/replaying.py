@@ -221,5 +221,5 @@ def _peak() -> float:
 
 if __name__ == "__main__":
     # Logs to stderr: standard output carries the answer.
-    configure_logging(load_settings({"LOG_LEVEL": "warning"}))
+    configure_logging(load_settings({"LOG_LEVEL": "warning"}).logs)
     serve(sys.argv[1], int(sys.argv[2]))

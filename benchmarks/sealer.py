@@ -24,10 +24,10 @@ async def serve(sealer: Sealer, block_seconds: float) -> None:
 
 def make_sealer(url: str) -> Sealer:
     """A sealer with the default settings."""
-    settings = load_settings({})
-    return Sealer(url, block_events=settings.seal_block_events, block_seconds=settings.seal_seconds)
+    seals = load_settings({}).seals
+    return Sealer(url, block_events=seals.block_events, block_seconds=seals.block_seconds)
 
 
 if __name__ == "__main__":
-    configure_logging(load_settings({"LOG_LEVEL": "error"}))
-    asyncio.run(serve(make_sealer(sys.argv[1]), load_settings({}).seal_seconds))
+    configure_logging(load_settings({"LOG_LEVEL": "error"}).logs)
+    asyncio.run(serve(make_sealer(sys.argv[1]), load_settings({}).seals.block_seconds))

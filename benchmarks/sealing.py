@@ -123,5 +123,5 @@ def _lag(url: str) -> int:
 
 def _await_sealed(url: str) -> None:
     """The next round must not have to make up for this one; an unfinished block may stay."""
-    while _lag(url) >= load_settings({}).seal_block_events:
+    while _lag(url) >= load_settings({}).seals.block_events:
         time.sleep(0.1)

@@ -125,10 +125,10 @@ async def _calls(provider: OpenAIServer, count: int) -> float:
     """Translate as many texts with the same number of calls at once; seconds."""
     numbers = iter(range(count))
     settings = load_settings({"OPENAI_BASE_URL": provider.url, "LLM_CALLS_PER_MINUTE": "1000000"})
-    llm = make_language_model(settings)
+    llm = make_language_model(settings.llm)
     if llm is None:
         raise RuntimeError("there is a provider")
-    translator = Translator(llm, settings.translation_model, "en")
+    translator = Translator(llm, settings.translation.model, "en")
 
     async def work() -> None:
         for number in numbers:

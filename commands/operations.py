@@ -21,7 +21,7 @@ from domain.model import Origin
 from domain.operation import Members, Operation
 from infra.contract import Wire
 from infra.http import problems, require_admin
-from infra.settings import MAX_REPLAY_WORKERS
+from infra.settings.features import MAX_REPLAY_WORKERS
 
 MAX_POSITION = 2**63 - 1
 

@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from domain.text import is_name
 from infra.jwks import KeysUnavailable, RemoteKeys
-from infra.settings import Settings, SettingsError
+from infra.settings import SettingsError
+from infra.settings.adapters import AuthSettings
 
 __all__ = [
     "Authenticator",
@@ -178,7 +179,7 @@ class Authenticator:
                 self._verified.popitem(last=False)
 
 
-def make_authenticator(settings: Settings, local_secret: str | None = None) -> Authenticator:
+def make_authenticator(settings: AuthSettings, local_secret: str | None = None) -> Authenticator:
     """The authenticator that the settings ask for.
 
     ``local_secret`` is used when no ``JWT_*`` key is set. Raises SettingsError for a public key
@@ -186,8 +187,8 @@ def make_authenticator(settings: Settings, local_secret: str | None = None) -> A
     """
     return Authenticator(
         _keys(settings, local_secret),
-        issuer=settings.jwt_issuer,
-        audience=settings.jwt_audience,
+        issuer=settings.issuer,
+        audience=settings.audience,
     )
 
 
@@ -261,14 +262,14 @@ def _reason(error: jwt.PyJWTError) -> str:
     return "token is malformed or signed with an unknown key"
 
 
-def _keys(settings: Settings, local_secret: str | None) -> Keys:
-    algorithms = sorted(settings.jwt_algorithms)
-    if settings.jwt_jwks_url is not None:
-        return RemoteKeys(settings.jwt_jwks_url, algorithms)
-    if settings.jwt_public_key is not None:
-        return _public_key(settings.jwt_public_key, settings.configured_jwt_algorithms)
-    if settings.jwt_secret is not None:
-        return OneKey(settings.jwt_secret.get_secret_value(), algorithms)
+def _keys(settings: AuthSettings, local_secret: str | None) -> Keys:
+    algorithms = sorted(settings.algorithms)
+    if settings.jwks_url is not None:
+        return RemoteKeys(settings.jwks_url, algorithms)
+    if settings.public_key is not None:
+        return _public_key(settings.public_key, settings.configured_algorithms)
+    if settings.secret is not None:
+        return OneKey(settings.secret.get_secret_value(), algorithms)
     if local_secret is None:
         raise SettingsError("JWT_SECRET: not set, and there is no local secret to use instead")
     return OneKey(local_secret, algorithms)

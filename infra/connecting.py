@@ -32,7 +32,7 @@ from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from infra.metrics import counter
-from infra.settings import Settings
+from infra.settings.adapters import DatabaseSettings
 
 log = structlog.get_logger(__name__)
 
@@ -84,12 +84,12 @@ class Limits:
     statement: float = 3.0
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
+    def from_settings(cls, settings: DatabaseSettings) -> Self:
         """What the settings give requests."""
         return cls(
-            settings.database_connect_seconds,
-            settings.database_pool_seconds,
-            settings.database_statement_seconds,
+            settings.connect_seconds,
+            settings.pool_seconds,
+            settings.statement_seconds,
         )
 
     @property

@@ -14,7 +14,7 @@ import orjson
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from infra.settings import Settings
+from infra.settings.adapters import LogSettings
 
 # They would otherwise tell each connection or statement at INFO, and the OpenAI SDK each comment
 # that it sends at DEBUG.
@@ -24,16 +24,14 @@ QUIET = (
 )  # fmt: skip
 
 
-def configure_logging(settings: Settings, stream: TextIO | None = None) -> None:
+def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
     """Send structlog and the standard library's loggers to stderr, in the configured format.
 
     Start uvicorn with ``log_config=None``, so that it leaves its loggers alone.
     """
     stream = stream or sys.stderr
-    as_json = settings.log_format == "json" or (
-        settings.log_format == "auto" and not stream.isatty()
-    )
-    level = getattr(logging, settings.log_level.upper())
+    as_json = settings.format == "json" or (settings.format == "auto" and not stream.isatty())
+    level = getattr(logging, settings.level.upper())
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

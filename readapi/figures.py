@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from infra.connecting import Limits
 from infra.metrics import counter
 from infra.position import Position
-from infra.settings import Settings
+from infra.settings.features import TrendingSettings
 from projections import consumers
 from projections.analytics.formula import Formula
 from projections.analytics.listing import Listing, changed_after, listing
@@ -61,11 +61,11 @@ class AnalyticsQueries:
 
     @classmethod
     async def open(
-        cls, settings: Settings, url: str, redis: Redis, log_pool: Pool
+        cls, settings: TrendingSettings, url: str, redis: Redis, log_pool: Pool, limits: Limits
     ) -> AnalyticsQueries:
         """With connections to the analytics at `url` and rankings kept in `redis`."""
         # A pool of its own: a ranking takes far longer than a look at a video.
-        pool = make_pool(url, max_size=4, limits=Limits.from_settings(settings))
+        pool = make_pool(url, max_size=4, limits=limits)
         await pool.open()
         cache = TrendingCache(redis, lifetimes_from(settings))
         return cls(pool, log_pool, Trending(Formula.from_settings(settings)), cache)

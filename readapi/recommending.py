@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from redis.asyncio import Redis
 
-from infra.settings import Settings
+from infra.settings.adapters import LanguageModelSettings
+from infra.settings.features import RecommendationSettings
 from projections import consumers
 from projections.analytics.trending import Ranked
 from projections.analytics.windows import Window
@@ -21,7 +22,8 @@ from readapi.figures import AnalyticsQueries, AnalyticsUnavailable
 
 
 def open_recommendations(
-    settings: Settings,
+    settings: RecommendationSettings,
+    llm: LanguageModelSettings,
     redis: Redis,
     pool: Pool,
     analytics: AnalyticsQueries,
@@ -45,8 +47,8 @@ def open_recommendations(
         likes=likes,
         catalog=catalog,
         trend=trend,
-        ranker=make_ranker(settings, redis),
-        seconds=settings.recommendations_timeout_seconds,
+        ranker=make_ranker(settings, llm, redis),
+        seconds=settings.timeout_seconds,
         weighing=Weighing.from_settings(settings),
     )
     return RecommendationCache(redis, recommender, settings)

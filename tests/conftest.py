@@ -21,7 +21,7 @@ from tests.support import unused_port
 # Not imported here: hooks of a conftest are not called for what has the scope of the session.
 pytest_plugins = ["tests.leftovers"]
 
-OWN_VARIABLES = tuple(str(field.alias) for field in Settings.model_fields.values())
+OWN_VARIABLES = tuple(Settings.variables())
 _numbers = count(1)
 
 

@@ -14,7 +14,6 @@ from infra.event_store import open_recorder
 from infra.redis import open_redis
 from infra.settings import Settings, load_settings
 from infra.tasks import FailedTask, Resources, configure
-from infra.tasks.broker import broker_url
 from workers.recommendations.opening import open_preparing
 from workers.speech.opening import media_urls, open_speech
 from workers.tasks import Means, declare, give_up
@@ -28,12 +27,12 @@ class NothingShared(OperatorError):
 def _read_settings() -> tuple[Settings, str]:
     """The settings, and the database's URL among them. Raises OperatorError."""
     settings = load_settings()
-    if settings.database_url is None or broker_url(settings) is None:
+    if settings.database.url is None or settings.tasks.broker_url is None:
         raise NothingShared(
             "DATABASE_URL and REDIS_URL (or TASK_BROKER_URL): set them to what the other processes "
             "use; without servers, run `backlot up`, which runs the tasks too"
         )
-    return settings, settings.database_url.get_secret_value()
+    return settings, settings.database.url.get_secret_value()
 
 
 try:
@@ -46,16 +45,18 @@ except OperatorError as wrong:
 @asynccontextmanager
 async def open_means() -> AsyncIterator[Means]:
     """Opened on the tasks' event loop, in each process after the fork."""
-    recorder = open_recorder(DATABASE_URL, limits=Limits.from_settings(settings))
-    bus = CommandBus(recorder, retries=settings.command_retries)
-    redis = open_redis(settings.redis_url)
+    recorder = open_recorder(DATABASE_URL, limits=Limits.from_settings(settings.database))
+    bus = CommandBus(recorder, retries=settings.commands.retries)
+    redis = open_redis(settings.redis.url)
     try:
-        with media_urls(settings) as media_url:
+        with media_urls(settings.objects) as media_url:
             async with (
-                open_translation(settings, bus, redis) as translation,
+                open_translation(settings.translation, settings.llm, bus, redis) as translation,
                 open_preparing(settings, DATABASE_URL, redis) as recommendations,
             ):
-                yield Means(translation, open_speech(settings, bus, media_url), recommendations)
+                yield Means(
+                    translation, open_speech(settings.speech, bus, media_url), recommendations
+                )
     finally:
         await bus.close()
         await redis.aclose()

@@ -132,8 +132,8 @@ class Door:
             self._secret,
             name,
             ttl=TOKEN_LIFETIME,
-            issuer=self._settings.jwt_issuer,
-            audience=self._settings.jwt_audience,
+            issuer=self._settings.auth.issuer,
+            audience=self._settings.auth.audience,
         )
         return Person(self._http, self._meter, name, token)
 

@@ -19,6 +19,7 @@ from infra.archive.plan import ExportFormat
 from infra.errors import ExitCode, OperatorError
 from infra.privacy import PayloadMode
 from infra.settings import Settings, load_settings
+from infra.settings.features import SealSettings
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -95,7 +96,7 @@ def import_events(
     from infra.event_store import open_recorder
 
     settings = load_settings()
-    proofs, header = _proofs(settings, public_key, anchors), read_header(file)
+    proofs, header = _proofs(settings.seals, public_key, anchors), read_header(file)
     screen, topics = Screen(), frozenset(EventMapper().shapes)
     with _connected(settings, "import", install=False) as conn:
         open_recorder(database_url(settings)).datastore.close()
@@ -129,7 +130,7 @@ def verify(
 ) -> None:
     """Recompute the seal chain. Exit code 1: an event is altered, missing or added."""
     settings = load_settings()
-    proofs, screen = _proofs(settings, public_key, anchors), Screen()
+    proofs, screen = _proofs(settings.seals, public_key, anchors), Screen()
     if file is not None:
         report = _verify_file(file, proofs, screen)
     else:
@@ -176,11 +177,11 @@ def _verify_database(conn: Connection[TupleRow], proofs: Proofs, screen: Screen)
     return report
 
 
-def _proofs(settings: Settings, public_key: Path | None, anchors: Path | None) -> Proofs:
+def _proofs(settings: SealSettings, public_key: Path | None, anchors: Path | None) -> Proofs:
     from infra.seals import Proofs, configured_proofs
 
     if public_key is not None:
-        settings = settings.model_copy(update={"seal_public_key_file": public_key})
+        settings = settings.model_copy(update={"public_key_file": public_key})
     configured = configured_proofs(settings)
     return configured if anchors is None else Proofs(configured.public_keys, anchors)
 

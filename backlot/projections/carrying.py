@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 def run_operation(settings: Settings, operation_id: UUID) -> None:
     """Carry it out until it is over, or rests, or the parent is gone, or the database is away."""
-    configure_logging(settings)
+    configure_logging(settings.logs)
     stopping = Event()
     watch_parent(stopping)
     try:

@@ -12,7 +12,8 @@ from backlot.projections import parked
 from backlot.projections.parked import Name
 from backlot.question import Yes, require_yes
 from infra.errors import ExitCode, UsageError
-from infra.settings import MAX_REPLAY_WORKERS, load_settings
+from infra.settings import load_settings
+from infra.settings.features import MAX_REPLAY_WORKERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

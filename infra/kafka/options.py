@@ -7,7 +7,7 @@ import ssl
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.settings import Settings
+from infra.settings.adapters import KafkaSettings
 
 RETRY_MS = 200
 
@@ -30,16 +30,16 @@ class KafkaOptions:
     password: str | None = field(default=None, repr=False)
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> KafkaOptions | None:
+    def from_settings(cls, settings: KafkaSettings) -> KafkaOptions | None:
         """What is configured; None where there is no Kafka."""
-        if not settings.kafka_bootstrap_servers:
+        if not settings.bootstrap_servers:
             return None
-        secret = settings.kafka_sasl_password
+        secret = settings.sasl_password
         return cls(
-            settings.kafka_bootstrap_servers,
-            settings.kafka_security_protocol,
-            settings.kafka_sasl_mechanism,
-            settings.kafka_sasl_username,
+            settings.bootstrap_servers,
+            settings.security_protocol,
+            settings.sasl_mechanism,
+            settings.sasl_username,
             None if secret is None else secret.get_secret_value(),
         )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from infra.llm.errors import Malformed, Refused
 from infra.llm.port import Answer, LanguageModel, Parsed
 from infra.llm.provider import Provider, make_provider
-from infra.settings import Settings
+from infra.settings.adapters import LanguageModelSettings
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -58,7 +58,7 @@ class OpenAIModel:
         await self._provider.aclose()
 
 
-def make_language_model(settings: Settings) -> LanguageModel | None:
+def make_language_model(settings: LanguageModelSettings) -> LanguageModel | None:
     """The configured model, or None where there is neither a key nor a URL.
 
     Raises SettingsError for a key that can't be sent.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from infra.llm.errors import Malformed
 from infra.llm.provider import Provider, make_provider
-from infra.settings import Settings
+from infra.settings.adapters import EmbeddingSettings, LanguageModelSettings
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -90,17 +90,17 @@ class OpenAIEmbedder:
         return vectors
 
 
-def make_embedder(settings: Settings) -> Embedder | None:
+def make_embedder(settings: EmbeddingSettings, llm: LanguageModelSettings) -> Embedder | None:
     """The configured one, or None without EMBEDDING_MODEL, or without a key and a URL.
 
     Raises SettingsError for a key that can't be sent.
     """
-    if settings.embedding_model is None:
+    if settings.model is None:
         return None
-    provider = make_provider(settings)
+    provider = make_provider(llm)
     if provider is None:
         return None
-    return OpenAIEmbedder(provider, settings.embedding_model, settings.embedding_dimensions)
+    return OpenAIEmbedder(provider, settings.model, settings.dimensions)
 
 
 def batches(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -15,7 +15,8 @@ from infra.llm.failures import failure_of
 from infra.llm.pace import Pace
 from infra.llm.usage import Usage, count_usage, usage_of
 from infra.metrics import SECONDS, counter, histogram
-from infra.settings import Settings, SettingsError
+from infra.settings import SettingsError
+from infra.settings.adapters import LanguageModelSettings
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -111,19 +112,19 @@ class Provider:
             raise TimedOut("The language model did not answer in time.") from None
 
 
-def make_provider(settings: Settings) -> Provider | None:
+def make_provider(settings: LanguageModelSettings) -> Provider | None:
     """The configured one, or None where there is neither a key nor a URL.
 
     Raises SettingsError for a key that can't be sent.
     """
-    if not settings.has_llm:
+    if not settings.configured:
         return None
     from openai import AsyncOpenAI, Timeout
 
-    seconds = settings.llm_timeout_seconds
+    seconds = settings.timeout_seconds
     client = AsyncOpenAI(
         api_key=_key(settings),
-        base_url=settings.openai_base_url or OPENAI,
+        base_url=settings.base_url or OPENAI,
         timeout=Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)),
         # Retries are the task's, so that one failure is one call.
         max_retries=0,
@@ -131,16 +132,16 @@ def make_provider(settings: Settings) -> Provider | None:
     return Provider(
         client,
         timeout=seconds,
-        breaker=CircuitBreaker(settings.llm_breaker_failures, settings.llm_breaker_seconds),
-        pace=Pace(settings.llm_calls_per_minute),
-        prices=settings.llm_prices,
+        breaker=CircuitBreaker(settings.breaker_failures, settings.breaker_seconds),
+        pace=Pace(settings.calls_per_minute),
+        prices=settings.prices,
     )
 
 
-def _key(settings: Settings) -> str:
-    if settings.openai_api_key is None:
+def _key(settings: LanguageModelSettings) -> str:
+    if settings.api_key is None:
         return NO_KEY
-    key = settings.openai_api_key.get_secret_value().strip()
+    key = settings.api_key.get_secret_value().strip()
     if not key.isascii() or not key.isprintable():
         raise SettingsError("OPENAI_API_KEY: has characters that no key has; copy it again")
     return key

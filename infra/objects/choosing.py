@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from infra.settings import Settings
+from infra.settings.adapters import ObjectSettings
 
 if TYPE_CHECKING:
     from infra.objects.s3 import S3Store
 
 
-def make_s3(settings: Settings, *, for_clients: bool = True) -> S3Store:
+def make_s3(settings: ObjectSettings, *, for_clients: bool = True) -> S3Store:
     """The store of the S3_* settings; calls nobody yet. Raises OperatorError without credentials.
 
     Its URLs are for clients, or else for this program itself, which may reach the store elsewhere.
@@ -21,22 +21,17 @@ def make_s3(settings: Settings, *, for_clients: bool = True) -> S3Store:
     from infra.objects.s3 import S3Store
     from infra.objects.s3_client import S3Place
 
-    secret = settings.s3_secret_access_key
+    secret = settings.secret_access_key
     place = S3Place(
-        bucket=settings.s3_bucket or "",
-        endpoint_url=settings.s3_endpoint_url,
-        public_endpoint_url=settings.s3_public_endpoint_url if for_clients else None,
-        region=settings.s3_region,
-        access_key_id=settings.s3_access_key_id,
+        bucket=settings.bucket or "",
+        endpoint_url=settings.endpoint_url,
+        public_endpoint_url=settings.public_endpoint_url if for_clients else None,
+        region=settings.region,
+        access_key_id=settings.access_key_id,
         secret_access_key=secret.get_secret_value() if secret else None,
-        addressing_style=settings.s3_addressing_style,
+        addressing_style=settings.addressing_style,
     )
-    return S3Store(place, url_ttl(settings), now)
-
-
-def url_ttl(settings: Settings) -> timedelta:
-    """How long a signed URL works."""
-    return timedelta(seconds=settings.url_ttl_seconds)
+    return S3Store(place, settings.url_ttl, now)
 
 
 def now() -> datetime:

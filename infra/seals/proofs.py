@@ -8,7 +8,7 @@ from pathlib import Path
 
 from infra.seals.anchors import Anchor, FileAnchors, read_anchors
 from infra.seals.signing import PublicKeys, SealKey, read_public_keys, read_seal_key
-from infra.settings import Settings
+from infra.settings.features import SealSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +32,21 @@ class Proofs:
         return read_anchors(self.anchors)
 
 
-def configured_proofs(settings: Settings) -> Proofs:
+def configured_proofs(settings: SealSettings) -> Proofs:
     """What the settings name. Raises KeyUnusable."""
     keys = None
-    if settings.seal_public_key_file is not None:
-        keys = read_public_keys(settings.seal_public_key_file)
-    elif settings.seal_key_file is not None:
-        keys = read_seal_key(settings.seal_key_file).public
-    return Proofs(keys, settings.seal_anchor, before_first=True)
+    if settings.public_key_file is not None:
+        keys = read_public_keys(settings.public_key_file)
+    elif settings.key_file is not None:
+        keys = read_seal_key(settings.key_file).public
+    return Proofs(keys, settings.anchor, before_first=True)
 
 
-def configured_key(settings: Settings) -> SealKey | None:
+def configured_key(settings: SealSettings) -> SealKey | None:
     """What new seals are signed with. Raises KeyUnusable."""
-    return None if settings.seal_key_file is None else read_seal_key(settings.seal_key_file)
+    return None if settings.key_file is None else read_seal_key(settings.key_file)
 
 
-def configured_anchors(settings: Settings) -> FileAnchors | None:
+def configured_anchors(settings: SealSettings) -> FileAnchors | None:
     """Where new seals are anchored."""
-    return None if settings.seal_anchor is None else FileAnchors(settings.seal_anchor)
+    return None if settings.anchor is None else FileAnchors(settings.anchor)

@@ -28,9 +28,9 @@ def configure(
     resources: Resources[Any] | None = None,
 ) -> Broker:
     """Logs as everywhere, and the broker that `dramatiq` finds; metrics at the setting's port."""
-    configure_logging(settings)
-    broker = make_broker(settings, on_dead=on_dead, resources=resources)
-    broker.add_middleware(MetricsPage(settings.host, settings.port))
+    configure_logging(settings.logs)
+    broker = make_broker(settings.tasks, on_dead=on_dead, resources=resources)
+    broker.add_middleware(MetricsPage(settings.server.host, settings.server.port))
     dramatiq.set_broker(broker)
     return broker
 

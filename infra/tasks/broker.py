@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from redis import Redis
 
 from infra.redis import connect_blocking_redis, embedded_server
-from infra.settings import Settings
+from infra.settings.adapters import TaskSettings
 from infra.tasks.correlation import Correlation
 from infra.tasks.errors import NoSharedBroker
 from infra.tasks.event_loop import EventLoop
@@ -34,7 +34,7 @@ LIMIT_CHECK_MS = 200
 
 
 def make_broker(
-    settings: Settings,
+    settings: TaskSettings,
     *,
     on_dead: OnDead | None = None,
     resources: Resources[Any] | None = None,
@@ -50,9 +50,9 @@ def make_broker(
     return broker
 
 
-def shared_queues(settings: Settings) -> TaskQueues:
+def shared_queues(settings: TaskSettings) -> TaskQueues:
     """The queues as any process can see them. Raises NoSharedBroker when there is no server."""
-    if broker_url(settings) is None:
+    if settings.broker_url is None:
         raise NoSharedBroker(
             "the tasks live inside the running server, and end with it: look at its /metrics, or "
             "set TASK_BROKER_URL or REDIS_URL"
@@ -60,23 +60,18 @@ def shared_queues(settings: Settings) -> TaskQueues:
     return task_queues(settings)
 
 
-def broker_url(settings: Settings) -> SecretStr | None:
-    """The broker's server; None for the one inside this process."""
-    return settings.task_broker_url or settings.redis_url
-
-
-def _bare_broker(settings: Settings) -> Broker:
-    url = broker_url(settings)
+def _bare_broker(settings: TaskSettings) -> Broker:
+    url = settings.broker_url
     if url is not None and _is_rabbitmq(url):
         from infra.tasks.rabbitmq import TaskRabbitmqBroker
 
         return TaskRabbitmqBroker(url.get_secret_value())
-    return TaskRedisBroker(_client(url), heartbeat_seconds=settings.task_heartbeat_seconds)
+    return TaskRedisBroker(_client(url), heartbeat_seconds=settings.heartbeat_seconds)
 
 
-def task_queues(settings: Settings) -> TaskQueues:
+def task_queues(settings: TaskSettings) -> TaskQueues:
     """The queues of the configured broker; those inside this process without one."""
-    url = broker_url(settings)
+    url = settings.broker_url
     if url is not None and _is_rabbitmq(url):
         from infra.tasks.rabbitmq import RabbitmqTaskQueues
 
@@ -97,7 +92,7 @@ def _client(url: SecretStr | None) -> Redis:
 
 
 def _middleware(
-    settings: Settings,
+    settings: TaskSettings,
     on_dead: OnDead | None,
     resources: Resources[Any] | None,
     loop: asyncio.AbstractEventLoop | None,
@@ -116,6 +111,6 @@ def _middleware(
         Correlation(),
         Measured(),
         Retries(settings, on_dead),
-        TimeLimit(time_limit=settings.task_time_limit_seconds * 1000, interval=LIMIT_CHECK_MS),
-        GraceThenInterrupt(settings.task_stop_seconds),
+        TimeLimit(time_limit=settings.time_limit_seconds * 1000, interval=LIMIT_CHECK_MS),
+        GraceThenInterrupt(settings.stop_seconds),
     ]

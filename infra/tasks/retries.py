@@ -14,7 +14,7 @@ from dramatiq.errors import BrokerConnectionError
 from dramatiq.middleware import Retries as StockRetries
 
 from infra.metrics import counter
-from infra.settings import Settings
+from infra.settings.adapters import TaskSettings
 from infra.tasks.errors import Postponed
 from infra.tasks.failed import FailedTask, OnDead, failed_task, in_one_line
 from infra.tasks.stopping import was_interrupted
@@ -37,11 +37,11 @@ class Retries(StockRetries):
     the broker. An actor's options (`max_retries`, `min_backoff`, `max_backoff`, `throws`) count.
     """
 
-    def __init__(self, settings: Settings, on_dead: OnDead | None = None) -> None:
+    def __init__(self, settings: TaskSettings, on_dead: OnDead | None = None) -> None:
         super().__init__(
-            max_retries=settings.task_max_retries,
-            min_backoff=round(settings.task_min_backoff_seconds * 1000),
-            max_backoff=round(settings.task_max_backoff_seconds * 1000),
+            max_retries=settings.max_retries,
+            min_backoff=round(settings.min_backoff_seconds * 1000),
+            max_backoff=round(settings.max_backoff_seconds * 1000),
         )
         self._on_dead = on_dead
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dramatiq import Broker, Worker
 
-from infra.settings import Settings
+from infra.settings.adapters import TaskSettings
 
 # Beyond the grace: for interrupted tasks to clean up, and to be put back.
 MARGIN_SECONDS = 5.0
@@ -16,10 +16,10 @@ class TaskWorker:
     Actors are declared before it starts.
     """
 
-    def __init__(self, broker: Broker, settings: Settings) -> None:
+    def __init__(self, broker: Broker, settings: TaskSettings) -> None:
         self._broker = broker
-        self._worker = Worker(broker, worker_threads=settings.task_threads)
-        self._stop_seconds = settings.task_stop_seconds + MARGIN_SECONDS
+        self._worker = Worker(broker, worker_threads=settings.threads)
+        self._stop_seconds = settings.stop_seconds + MARGIN_SECONDS
 
     def start(self) -> None:
         """Take tasks from now on. Raises ResourcesUnavailable."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
-from infra.settings_analytics import AnalyticsSettings
+from infra.settings.features import TrendingSettings
 
 POINTS: LiteralString = (
     "(%(view_weight)s::float8 * {views} + %(like_weight)s::float8 * {likes}"
@@ -96,15 +96,15 @@ class Formula:
     half_life_hours: float = 168.0
 
     @classmethod
-    def from_settings(cls, settings: AnalyticsSettings) -> Formula:
+    def from_settings(cls, settings: TrendingSettings) -> Formula:
         return cls(
-            view_weight=settings.trending_view_weight,
-            like_weight=settings.trending_like_weight,
-            comment_weight=settings.trending_comment_weight,
-            watch_minute_weight=settings.trending_watch_minute_weight,
-            recent_hours=settings.trending_recent_hours,
-            recent_boost=settings.trending_recent_boost,
-            half_life_hours=settings.trending_half_life_hours,
+            view_weight=settings.view_weight,
+            like_weight=settings.like_weight,
+            comment_weight=settings.comment_weight,
+            watch_minute_weight=settings.watch_minute_weight,
+            recent_hours=settings.recent_hours,
+            recent_boost=settings.recent_boost,
+            half_life_hours=settings.half_life_hours,
         )
 
     def weights(self) -> Mapping[str, float]:

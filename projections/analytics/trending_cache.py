@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from infra.metrics import counter
 from infra.patient import PatientRedis
-from infra.settings_analytics import AnalyticsSettings
+from infra.settings.features import TrendingSettings
 from projections.analytics.trending import Ranked
 from projections.analytics.windows import Window
 from projections.kept import ANYTHING, Kept, Lifetimes, Made, Needs, renew
@@ -34,11 +34,11 @@ TRENDING_CACHE_FAILURES = counter(
 )
 
 
-def lifetimes_from(settings: AnalyticsSettings) -> Lifetimes:
+def lifetimes_from(settings: TrendingSettings) -> Lifetimes:
     """How long rankings are kept."""
     return Lifetimes(
-        timedelta(seconds=settings.trending_cache_ttl_seconds),
-        timedelta(seconds=settings.trending_invalidate_seconds),
+        timedelta(seconds=settings.cache_ttl_seconds),
+        timedelta(seconds=settings.invalidate_seconds),
     )
 
 

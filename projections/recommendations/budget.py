@@ -21,7 +21,7 @@ from infra.llm.errors import NotCalled
 from infra.llm.provider import LLM_CALLS
 from infra.metrics import counter
 from infra.patient import PatientRedis
-from infra.settings_recommendations import RecommendationSettings
+from infra.settings.features import RecommendationSettings
 
 log = structlog.get_logger(__name__)
 
@@ -126,8 +126,8 @@ class Budget:
     def from_settings(cls, settings: RecommendationSettings, redis: Redis) -> Budget:
         return cls(
             redis,
-            per_user=settings.recommendations_user_calls_per_day,
-            for_all=settings.recommendations_calls_per_day,
+            per_user=settings.user_calls_per_day,
+            for_all=settings.calls_per_day,
         )
 
     @asynccontextmanager

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from infra.metrics import counter
 from infra.patient import PatientRedis
-from infra.settings_recommendations import RecommendationSettings
+from infra.settings.features import RecommendationSettings
 from projections.kept import Kept, Lifetimes, Made, Needs, renew
 from projections.recommendations.model import Recommendations
 from projections.recommendations.recommender import MOST, Recommender
@@ -42,7 +42,7 @@ class Invalidation:
     def __init__(self, redis: Redis, settings: RecommendationSettings) -> None:
         self._redis = _patient(redis)
         # Forgotten after whatever was made before it.
-        self._lifetime = timedelta(seconds=2 * settings.recommendations_cache_ttl_seconds)
+        self._lifetime = timedelta(seconds=2 * settings.cache_ttl_seconds)
 
     async def touch(self, users: Collection[str]) -> None:
         """Call it after each commit. One round trip; never raises RedisError.
@@ -61,8 +61,8 @@ class RecommendationCache:
     ) -> None:
         self._recommender = recommender
         self._whole = Lifetimes(
-            timedelta(seconds=settings.recommendations_cache_ttl_seconds),
-            timedelta(seconds=settings.recommendations_invalidate_seconds),
+            timedelta(seconds=settings.cache_ttl_seconds),
+            timedelta(seconds=settings.invalidate_seconds),
         )
         lacking = min(self._whole.kept, timedelta(seconds=LACKING_SECONDS))
         self._lacking = Lifetimes(lacking, min(lacking, self._whole.unsettled))

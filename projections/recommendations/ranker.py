@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 from infra.cancellation import cancel
 from infra.llm import BadAnswer, LanguageModel, LanguageModelError, TimedOut, make_language_model
 from infra.metrics import counter
-from infra.settings import Settings
+from infra.settings.adapters import LanguageModelSettings
+from infra.settings.features import RecommendationSettings
 from projections.recommendations.budget import Budget
 from projections.recommendations.fusion import RankedByModel
 from projections.recommendations.model import Material
@@ -143,16 +144,18 @@ def _outcome(pick: Pick, asked: Question, found: dict[str, RankedByModel]) -> st
     return "kept" if len(found) < asked.limit else "surplus"
 
 
-def make_ranker(settings: Settings, redis: Redis) -> Ranker | None:
+def make_ranker(
+    settings: RecommendationSettings, llm_settings: LanguageModelSettings, redis: Redis
+) -> Ranker | None:
     """The configured one; None where no language model is, or where none is to be asked.
 
     Its way to the provider is its own: a provider that is too slow for somebody who waits may be
     fast enough for tasks. Raises SettingsError for a key that can't be sent.
     """
-    if not settings.recommendations_llm:
+    if not settings.use_llm:
         return None
-    seconds = min(settings.recommendations_timeout_seconds, settings.llm_timeout_seconds)
-    llm = make_language_model(settings.model_copy(update={"llm_timeout_seconds": seconds}))
+    seconds = min(settings.timeout_seconds, llm_settings.timeout_seconds)
+    llm = make_language_model(llm_settings.model_copy(update={"timeout_seconds": seconds}))
     if llm is None:
         return None
-    return Ranker(llm, settings.recommendations_model, Budget.from_settings(settings, redis))
+    return Ranker(llm, settings.model, Budget.from_settings(settings, redis))

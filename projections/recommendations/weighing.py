@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 
-from infra.settings_recommendations import RecommendationSettings
+from infra.settings.features import RecommendationSettings
 
 
 class Kind(StrEnum):
@@ -39,7 +39,7 @@ class Weighing:
 
     @classmethod
     def from_settings(cls, settings: RecommendationSettings) -> Weighing:
-        return cls(half_life=timedelta(days=settings.recommendations_half_life_days))
+        return cls(half_life=timedelta(days=settings.half_life_days))
 
     @property
     def half_life_seconds(self) -> float:

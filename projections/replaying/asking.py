@@ -12,7 +12,7 @@ from psycopg import Connection
 from psycopg.errors import UniqueViolation
 from psycopg.rows import TupleRow
 
-from infra.settings import MAX_REPLAY_WORKERS
+from infra.settings.features import MAX_REPLAY_WORKERS
 from projections import positions
 from projections.install import create, drop
 from projections.positions import INSTALL_LOCK, LOCK_CLASS, Seen

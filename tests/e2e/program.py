@@ -24,7 +24,7 @@ from tests.e2e import plain
 from tests.support import DEADLINE_SECONDS
 
 PROJECT = Path(__file__).parents[2]
-OWN_VARIABLES = {str(made.alias) for made in Settings.model_fields.values()}
+OWN_VARIABLES = Settings.variables()
 
 
 class NotStarted(Exception):

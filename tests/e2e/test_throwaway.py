@@ -21,27 +21,27 @@ def settings(short_dir: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_server_of_its_own_lives_for_the_block(settings: Settings) -> None:
     with running_server(settings) as own:
-        assert httpx.get(f"{own.local_url}/readyz").status_code == 200
-        assert lock_holder(own.data_dir) is not None
+        assert httpx.get(f"{own.server.local_url}/readyz").status_code == 200
+        assert lock_holder(own.server.data_dir) is not None
         with running_server(own) as same:
             assert same == own
-    assert not own.data_dir.exists()
+    assert not own.server.data_dir.exists()
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{own.local_url}/readyz")
+        httpx.get(f"{own.server.local_url}/readyz")
 
 
 def test_another_port_is_taken_when_the_usual_one_is_not_free(settings: Settings) -> None:
     with socket.socket() as stranger:
-        stranger.bind(("127.0.0.1", settings.port))
+        stranger.bind(("127.0.0.1", settings.server.port))
         with running_server(settings) as own:
-            assert own.port != settings.port
+            assert own.server.port != settings.server.port
 
 
 def test_a_configured_folder_is_used_and_kept(short_dir: Path, free_port: int) -> None:
     folder = short_dir / "kept"
     given = {"BACKLOT_PORT": str(free_port), "BACKLOT_DATA_DIR": str(folder)}
     with running_server(load_settings(given)) as own:
-        assert own.data_dir == folder
+        assert own.server.data_dir == folder
     assert (folder / "backlot-format").exists()
 
 

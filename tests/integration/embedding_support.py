@@ -144,6 +144,7 @@ def embedder_of(server_url: str, **changes: str) -> Embedder:
         "LLM_CALLS_PER_MINUTE": "60000",
         **changes,
     }
-    made = make_embedder(load_settings(values))
+    settings = load_settings(values)
+    made = make_embedder(settings.embeddings, settings.llm)
     assert made is not None
     return made

@@ -24,7 +24,7 @@ from infra.llm import (
     Unreachable,
     make_language_model,
 )
-from infra.settings import Settings
+from infra.settings import load_settings
 from tests import openai_server as server_of
 from tests.openai_server import Answer
 
@@ -92,7 +92,7 @@ def counted(outcome: str) -> float:
 @asynccontextmanager
 async def model_of(url: str, **changes: str) -> AsyncIterator[LanguageModel]:
     values = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": url, "LLM_TIMEOUT_SECONDS": "5", **changes}
-    made = make_language_model(Settings(_env_file=None, **values))  # type: ignore[arg-type]
+    made = make_language_model(load_settings(values).llm)
     assert made is not None
     try:
         yield made

@@ -23,7 +23,7 @@ from infra.http import create_app
 from infra.objects import FolderStore
 from infra.position import encode_position
 from infra.redis import connect_redis, embedded_redis
-from infra.settings import Settings
+from infra.settings import Settings, load_settings
 from projections import consumers
 from projections.analytics.formula import Formula
 from projections.analytics.migrating import migrate
@@ -60,7 +60,7 @@ class Site:
         redis_url: str | None = None,
         settings: Settings | None = None,
     ) -> None:
-        self.settings = settings or Settings()
+        self.settings = settings or load_settings({})
         self.database_url = database_url
         self.redis_url = redis_url
         self.writer = Writer(database_url)
@@ -99,7 +99,13 @@ class Site:
             mapper=EventMapper(),
             analytics=(analytics := await self._open_analytics(pool)),
             recommendations=open_recommendations(
-                self.settings, self.rankings, pool, analytics, likes=Likes(), catalog=Catalog()
+                self.settings.recommendations,
+                self.settings.llm,
+                self.rankings,
+                pool,
+                analytics,
+                likes=Likes(),
+                catalog=Catalog(),
             ),
         )
 

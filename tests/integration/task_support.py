@@ -11,7 +11,8 @@ from typing import Any
 import dramatiq
 from dramatiq import Actor
 
-from infra.settings import Settings, load_settings
+from infra.settings import load_settings
+from infra.settings.adapters import TaskSettings
 from infra.tasks import FailedTask, Resources, TaskWorker, enqueue, make_broker
 from infra.tasks.failed import OnDead
 from infra.tasks.queues import TRANSLATION
@@ -30,10 +31,10 @@ QUICK = {
 Work = Callable[..., Awaitable[None]]
 
 
-def quick_settings(url: str | None, **changed: str) -> Settings:
+def quick_settings(url: str | None, **changed: str) -> TaskSettings:
     """Short pauses and few threads; without a URL the broker is in this process."""
     where = {} if url is None else {"TASK_BROKER_URL": url}
-    return load_settings({**QUICK, **where, **changed})
+    return load_settings({**QUICK, **where, **changed}).tasks
 
 
 class Toy:
@@ -41,7 +42,7 @@ class Toy:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: TaskSettings,
         *,
         resources: Resources[Any] | None = None,
         on_dead: OnDead | None = None,

@@ -28,7 +28,7 @@ def server(_server: OpenAIServer) -> OpenAIServer:
 
 @pytest.fixture
 async def llm(server: OpenAIServer) -> AsyncIterator[LanguageModel]:
-    made = make_language_model(load_settings({"OPENAI_BASE_URL": server.url}))
+    made = make_language_model(load_settings({"OPENAI_BASE_URL": server.url}).llm)
     assert made is not None
     yield made
     await made.aclose()

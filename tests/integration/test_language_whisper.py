@@ -52,7 +52,7 @@ class TestWhisperDetector(DetectorContract):
 
 def test_a_model_is_named_without_its_folder(model: str) -> None:
     settings = load_settings({"LANGUAGE_DETECTOR": "whisper", "WHISPER_MODEL": model})
-    assert make_detector(settings, None).name == "openai-whisper/untrained.pt"
+    assert make_detector(settings.translation, None).name == "openai-whisper/untrained.pt"
 
 
 def test_a_text_is_scored_as_the_decoder_predicts_it(model: str) -> None:
@@ -102,4 +102,4 @@ def test_an_unknown_name_is_told_with_those_there_are() -> None:
 def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whisper, "is_installed", lambda: False)
     with pytest.raises(WhisperMissing, match=r"LANGUAGE_DETECTOR=whisper .*backlot\[whisper\]"):
-        make_detector(load_settings({"LANGUAGE_DETECTOR": "whisper"}), None)
+        make_detector(load_settings({"LANGUAGE_DETECTOR": "whisper"}).translation, None)

@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 
 from infra import metrics
 from infra.llm import Parsed, TimedOut, Unauthorized, Unreachable, make_language_model
-from infra.settings import Settings, SettingsError
+from infra.settings import SettingsError
+from infra.settings.adapters import LanguageModelSettings
 from tests import openai_server as server_of
 from tests.integration.llm_calls import (
     FAILURES,
@@ -179,12 +180,12 @@ async def test_a_server_that_does_not_count_tokens_is_fine(server: OpenAIServer)
 
 
 def test_without_key_and_url_there_is_no_model() -> None:
-    assert make_language_model(Settings(_env_file=None)) is None
+    assert make_language_model(LanguageModelSettings()) is None
 
 
 async def test_a_server_of_ones_own_needs_no_key(server: OpenAIServer) -> None:
     server.script(HAPPY)
-    settings = Settings(_env_file=None, OPENAI_BASE_URL=server.url)
+    settings = LanguageModelSettings(OPENAI_BASE_URL=server.url)
     model = make_language_model(settings)
     assert model is not None
     await ask(model)
@@ -195,7 +196,7 @@ async def test_a_server_of_ones_own_needs_no_key(server: OpenAIServer) -> None:
 @pytest.mark.parametrize("key", ["sk-é", "sk-\x00a", "sk-a\nb"])
 def test_a_key_that_can_not_be_sent_stops_the_start(key: str) -> None:
     with pytest.raises(SettingsError, match=r"^OPENAI_API_KEY: ") as raised:
-        make_language_model(Settings(_env_file=None, OPENAI_API_KEY=key))
+        make_language_model(LanguageModelSettings(OPENAI_API_KEY=key))
     assert key not in str(raised.value)
 
 

@@ -58,7 +58,8 @@ async def embedder_of(server: OpenAIServer, **changes: str) -> AsyncIterator[Emb
         "LLM_TIMEOUT_SECONDS": "5",
         **changes,
     }
-    made = make_embedder(load_settings(values))
+    settings = load_settings(values)
+    made = make_embedder(settings.embeddings, settings.llm)
     assert made is not None
     try:
         yield made

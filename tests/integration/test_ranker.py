@@ -15,7 +15,7 @@ from fakeredis import FakeServer
 from infra import metrics
 from infra.llm import BreakerOpen, LanguageModelError, TimedOut
 from infra.redis import embedded_redis
-from infra.settings import Settings
+from infra.settings import load_settings
 from projections.recommendations.budget import UserBudgetSpent
 from projections.recommendations.fusion import RankedByModel, fuse
 from projections.recommendations.model import Recommended
@@ -45,7 +45,8 @@ def anyio_backend() -> str:
 async def ranker_of(server: OpenAIServer, **changes: str) -> AsyncIterator[Ranker]:
     values = {"OPENAI_BASE_URL": server.url, "LLM_CALLS_PER_MINUTE": "60000", **changes}
     redis = embedded_redis(FakeServer(version=(7, 4)))
-    made = make_ranker(Settings(_env_file=None, **values), redis)  # type: ignore[arg-type]
+    settings = load_settings(values)
+    made = make_ranker(settings.recommendations, settings.llm, redis)
     assert made is not None
     try:
         yield made
@@ -234,5 +235,5 @@ async def test_tokens_and_cost_are_counted_of_answers_of_no_use_too(server: Open
     "values", [{}, {"OPENAI_API_KEY": "sk-test", "RECOMMENDATIONS_LLM": "false"}]
 )
 def test_without_a_model_nobody_ranks(values: dict[str, str]) -> None:
-    settings = Settings(_env_file=None, **values)  # type: ignore[arg-type]
-    assert make_ranker(settings, embedded_redis()) is None
+    settings = load_settings(values)
+    assert make_ranker(settings.recommendations, settings.llm, embedded_redis()) is None

@@ -17,7 +17,7 @@ import pytest
 from domain.upload import Upload
 from infra.integration.topics import VIDEO_VIEWED
 from infra.position import encode_position
-from infra.settings import Settings
+from infra.settings import Settings, load_settings
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
@@ -61,8 +61,9 @@ class Place:
             for number, each in enumerate(videos)
         ]
         with self.connected() as conn, conn.transaction():
-            changed = keep(conn, told, Weighing.from_settings(self.settings))
-        self.site.run(Invalidation(self.site.rankings, self.settings).touch(changed))
+            changed = keep(conn, told, Weighing.from_settings(self.settings.recommendations))
+        invalidation = Invalidation(self.site.rankings, self.settings.recommendations)
+        self.site.run(invalidation.touch(changed))
 
     def ask(self, user: str = "ann", path: str = ALL, **params: Any) -> dict[str, Any]:
         answer = self.site.get(path, user, **params)
@@ -84,7 +85,7 @@ def settings_of(**more: str) -> Settings:
         "RECOMMENDATIONS_TIMEOUT_SECONDS": str(SECONDS),
         **more,
     }
-    return Settings.model_validate(given)
+    return load_settings(given)
 
 
 def serving(database_url: str, folder: Path, settings: Settings) -> Iterator[Place]:

@@ -120,9 +120,9 @@ def test_anchors_count_from_when_there_are_any(
     site: Site, database_url: str, tmp_path: Path
 ) -> None:
     settings = load_settings({"SEAL_ANCHOR": f"file:{tmp_path / 'anchors.jsonl'}"})
-    site.app.state.integrity = Integrity(database_url, configured_proofs(settings), TOPICS)
+    site.app.state.integrity = Integrity(database_url, configured_proofs(settings.seals), TOPICS)
     assert ask(site)["anchored"] == 0
-    seal_all(database_url, anchors=configured_anchors(settings))
+    seal_all(database_url, anchors=configured_anchors(settings.seals))
     assert ask(site, full="true")["anchored"] == 3
 
 

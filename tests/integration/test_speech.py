@@ -182,9 +182,8 @@ async def test_a_program_is_gone_when_nobody_waits_for_it() -> None:
 async def test_an_untrained_model_hears_something(film: Path, tmp_path: Path) -> None:
     needs_whisper()
     model = save_untrained(tmp_path / "untrained.pt")
-    transcriber = make_transcriber(
-        load_settings({"WHISPER_MODEL": model, "SPEECH_TRANSCRIPTION": "on"})
-    )
+    settings = load_settings({"WHISPER_MODEL": model, "SPEECH_TRANSCRIPTION": "on"})
+    transcriber = make_transcriber(settings.speech)
     assert transcriber is not None
     heard = await transcriber.transcribe(film)
     assert isinstance(heard, Transcript)
@@ -210,7 +209,7 @@ async def test_speech_is_transcribed_where_it_can_be(
 ) -> None:
     monkeypatch.setattr(whisper, "is_installed", lambda: here)
     monkeypatch.setattr(ffmpeg, "missing", list)
-    settings = load_settings({"SPEECH_TRANSCRIPTION": setting})
+    settings = load_settings({"SPEECH_TRANSCRIPTION": setting}).speech
     assert available(settings) is transcribes
     assert (make_transcriber(settings) is not None) is transcribes
 
@@ -219,4 +218,4 @@ async def test_on_without_what_it_needs_names_all_of_it(monkeypatch: pytest.Monk
     monkeypatch.setattr(whisper, "is_installed", lambda: False)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SpeechUnavailable, match=r"backlot\[whisper\].* and ffmpeg and ffprobe"):
-        available(load_settings({"SPEECH_TRANSCRIPTION": "on"}))
+        available(load_settings({"SPEECH_TRANSCRIPTION": "on"}).speech)

@@ -101,21 +101,21 @@ def test_this_program_reads_the_store_where_it_reaches_it() -> None:
             "S3_SECRET_ACCESS_KEY": "secret",
         }
     )
-    with media_urls(settings) as media_url:
+    with media_urls(settings.objects) as media_url:
         assert media_url is not None
         assert media_url(f"videos/{uuid4()}").startswith("http://minio:9000/media/videos/")
-    with media_urls(load_settings({})) as nowhere:
+    with media_urls(load_settings({}).objects) as nowhere:
         assert nowhere is None
 
 
 def test_off(writer: Writer) -> None:
     settings = load_settings({"SPEECH_TRANSCRIPTION": "off"})
-    assert not wanted(settings)
+    assert not wanted(settings.speech)
 
     async def scenario() -> None:
         async with open_bus(writer.recorder) as bus:
-            assert open_speech(settings, bus, str) is None
+            assert open_speech(settings.speech, bus, str) is None
 
     asyncio.run(scenario())
     # Another process may have Whisper where this one has not.
-    assert wanted(load_settings({"SPEECH_TRANSCRIPTION": "on"}))
+    assert wanted(load_settings({"SPEECH_TRANSCRIPTION": "on"}).speech)

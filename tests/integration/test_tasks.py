@@ -14,7 +14,7 @@ from fakeredis import FakeRedis
 from infra import metrics
 from infra.logging import CORRELATION_ID
 from infra.redis import embedded_server
-from infra.settings import Settings
+from infra.settings.adapters import TaskSettings
 from infra.tasks import BrokerAway, FailedTask, Origin, Postponed, Resources, current_origin
 from infra.tasks.broker import task_queues
 from infra.tasks.errors import ResourcesUnavailable
@@ -58,12 +58,12 @@ def _empty(url: str) -> None:
 
 
 @pytest.fixture
-def settings(url: str | None) -> Settings:
+def settings(url: str | None) -> TaskSettings:
     return quick_settings(url)
 
 
 @pytest.fixture
-def queues(settings: Settings) -> TaskQueues:
+def queues(settings: TaskSettings) -> TaskQueues:
     return task_queues(settings)
 
 
@@ -75,7 +75,7 @@ def state(queues: TaskQueues) -> dict[str, int]:
     return next(each.by_state() for each in queues.depths() if each.queue == TRANSLATION)
 
 
-def test_a_task_knows_its_arguments_and_where_it_comes_from(settings: Settings) -> None:
+def test_a_task_knows_its_arguments_and_where_it_comes_from(settings: TaskSettings) -> None:
     seen: list[tuple[object, ...]] = []
 
     async def tell(*args: object) -> None:
@@ -92,7 +92,7 @@ def test_a_task_knows_its_arguments_and_where_it_comes_from(settings: Settings) 
     assert metrics.value("backlot_task_seconds_count", actor="tell") >= 1
 
 
-def test_a_failure_is_tried_again_after_a_pause_that_grows_to_a_cap(settings: Settings) -> None:
+def test_a_failure_is_tried_again_after_a_pause_that_grows_to_a_cap(settings: TaskSettings) -> None:
     at: list[float] = []
 
     async def recover() -> None:
@@ -114,7 +114,7 @@ def test_a_failure_is_tried_again_after_a_pause_that_grows_to_a_cap(settings: Se
 
 
 def test_after_the_last_attempt_the_program_is_told_once_and_the_letter_kept(
-    settings: Settings, queues: TaskQueues
+    settings: TaskSettings, queues: TaskQueues
 ) -> None:
     tries: list[str] = []
 
@@ -143,7 +143,9 @@ def test_after_the_last_attempt_the_program_is_told_once_and_the_letter_kept(
     assert len(toy.dead) == 1
 
 
-def test_dead_letters_like_one_are_handled_together(settings: Settings, queues: TaskQueues) -> None:
+def test_dead_letters_like_one_are_handled_together(
+    settings: TaskSettings, queues: TaskQueues
+) -> None:
     async def fail(comment: str) -> None:
         raise ValueError("odd" if comment == "odd" else f"no good: {len(comment)}")
 
@@ -170,7 +172,7 @@ def test_dead_letters_like_one_are_handled_together(settings: Settings, queues: 
 
 
 def test_a_task_that_can_not_be_recorded_as_dead_is_tried_again(
-    settings: Settings, queues: TaskQueues
+    settings: TaskSettings, queues: TaskQueues
 ) -> None:
     told: list[FailedTask] = []
 
@@ -193,7 +195,7 @@ def test_a_task_that_can_not_be_recorded_as_dead_is_tried_again(
     assert now - failures == 1
 
 
-def test_a_postponed_task_keeps_its_attempts(settings: Settings) -> None:
+def test_a_postponed_task_keeps_its_attempts(settings: TaskSettings) -> None:
     calls: list[None] = []
 
     async def wait_for_llm() -> None:
@@ -210,7 +212,7 @@ def test_a_postponed_task_keeps_its_attempts(settings: Settings) -> None:
     assert toy.dead == []
 
 
-def test_a_task_over_its_time_is_cancelled_and_counts_as_failed(settings: Settings) -> None:
+def test_a_task_over_its_time_is_cancelled_and_counts_as_failed(settings: TaskSettings) -> None:
     cleaned: list[None] = []
 
     async def hang() -> None:
@@ -229,7 +231,7 @@ def test_a_task_over_its_time_is_cancelled_and_counts_as_failed(settings: Settin
 
 
 def test_stopping_lets_running_tasks_end_and_leaves_the_rest(
-    settings: Settings, queues: TaskQueues
+    settings: TaskSettings, queues: TaskQueues
 ) -> None:
     started: list[int] = []
     ended: list[int] = []
@@ -282,7 +284,7 @@ def test_what_outlasts_the_grace_is_given_back_with_its_attempts(
 
 
 def test_a_message_for_no_actor_becomes_a_dead_letter(
-    settings: Settings, queues: TaskQueues
+    settings: TaskSettings, queues: TaskQueues
 ) -> None:
     sender, worker = Toy(settings), Toy(settings)
 
@@ -324,7 +326,7 @@ def test_what_can_not_be_read_becomes_a_dead_letter_and_stops_nobody() -> None:
     assert state(queues)["dead"] == 0
 
 
-def test_resources_are_opened_before_and_closed_after_the_tasks(settings: Settings) -> None:
+def test_resources_are_opened_before_and_closed_after_the_tasks(settings: TaskSettings) -> None:
     story: list[str] = []
 
     @asynccontextmanager
@@ -350,7 +352,7 @@ def test_resources_are_opened_before_and_closed_after_the_tasks(settings: Settin
         resources.get()
 
 
-def test_without_its_resources_a_worker_does_not_start(settings: Settings) -> None:
+def test_without_its_resources_a_worker_does_not_start(settings: TaskSettings) -> None:
     async def refuse() -> None:
         raise ConnectionError("the database is away")
 

@@ -71,7 +71,10 @@ class Desk:
     async def _with_translation(self, recorder: GroupCommitRecorder, scenario: Scenario) -> None:
         settings = load_settings(self.settings)
         redis = embedded_redis()
-        async with open_bus(recorder) as bus, open_translation(settings, bus, redis) as translation:
+        async with (
+            open_bus(recorder) as bus,
+            open_translation(settings.translation, settings.llm, bus, redis) as translation,
+        ):
             await scenario(translation)
         await redis.aclose()
 

@@ -67,8 +67,8 @@ class Desk:
             "LLM_BREAKER_FAILURES": "50",
         }
         self.settings: Settings = load_settings(self.variables)
-        self.queues = task_queues(self.settings)
-        self.broker: Broker = make_broker(self.settings)
+        self.queues = task_queues(self.settings.tasks)
+        self.broker: Broker = make_broker(self.settings.tasks)
         self.tasks = declare(self.broker, nowhere)
 
     @property
@@ -156,7 +156,7 @@ def test_given_up_after_the_last_attempt_and_translated_when_it_is_driven_again(
         eventually(lambda: len(desk.dead()) == 1)
         assert desk.kinds(comment) == ["posted", "translation_failed"]
         assert desk.reason(comment) == ("overloaded", "correlation")
-        assert len(desk.provider.calls) == 1 + desk.settings.task_max_retries
+        assert len(desk.provider.calls) == 1 + desk.settings.tasks.max_retries
         desk.provider.forget()
         assert desk.queues.redrive(TRANSLATION, every) != []
         eventually(lambda: desk.ends(comment, "translated"))

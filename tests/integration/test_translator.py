@@ -15,7 +15,7 @@ from infra.llm import (
     make_language_model,
 )
 from infra.redis import embedded_redis
-from infra.settings import Settings
+from infra.settings import load_settings
 from tests import openai_server as server_of
 from tests.openai_server import Answer, Call, OpenAIServer
 from workers.translation.cache import TranslationCache
@@ -42,7 +42,7 @@ def anyio_backend() -> str:
 @pytest.fixture
 async def llm(server: OpenAIServer) -> AsyncIterator[LanguageModel]:
     values = {"OPENAI_BASE_URL": server.url, "LLM_CALLS_PER_MINUTE": "60000"}
-    made = make_language_model(Settings(_env_file=None, **values))  # type: ignore[arg-type]
+    made = make_language_model(load_settings(values).llm)
     assert made is not None
     yield made
     await made.aclose()

@@ -21,8 +21,8 @@ settings = load_settings()
 
 @asynccontextmanager
 async def _open() -> AsyncIterator[Redis]:
-    assert settings.task_broker_url is not None
-    client = connect_redis(settings.task_broker_url.get_secret_value())
+    assert settings.tasks.own_broker_url is not None
+    client = connect_redis(settings.tasks.own_broker_url.get_secret_value())
     await client.rpush(TOLD, f"open {os.getpid()}")
     yield client
     await client.rpush(TOLD, f"close {os.getpid()}")

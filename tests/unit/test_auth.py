@@ -38,7 +38,7 @@ EC_KEY = ec.generate_private_key(ec.SECP256R1())
 
 
 def authenticator(**env: str) -> Authenticator:
-    return make_authenticator(load_settings(env), local_secret=SECRET)
+    return make_authenticator(load_settings(env).auth, local_secret=SECRET)
 
 
 def signed(claims: Mapping[str, Any], key: Any = SECRET, algorithm: str = "HS256") -> str:

@@ -261,7 +261,7 @@ def test_a_token_is_accepted_by_the_server_of_that_folder(backlot: Run, folder: 
     secret = read_or_make_secret(secret_path(folder))
     code, out, _ = backlot("token", "--user", "alice", "--admin", "--ttl", "5m")
     assert code == 0
-    identity = make_authenticator(load_settings({}), secret).authenticate(out.strip())
+    identity = make_authenticator(load_settings({}).auth, secret).authenticate(out.strip())
     assert (identity.user_id, identity.is_admin) == ("alice", True)
 
 
@@ -274,7 +274,7 @@ def test_a_token_carries_the_configured_issuer_and_audience(
     _, out, _ = backlot("token", "--user", "bob", "--json")
     printed = json.loads(out)
     assert printed["userId"] == "bob"
-    subject = make_authenticator(load_settings(settings))
+    subject = make_authenticator(load_settings(settings).auth)
     assert subject.authenticate(printed["token"]).user_id == "bob"
 
 

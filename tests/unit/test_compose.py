@@ -31,7 +31,7 @@ COMPOSITION = read_composition()
 SERVICES = list(COMPOSITION.services.values())
 ROLES = list(COMPOSITION.roles.values())
 LASTING = [service for service in SERVICES if service.name != "minio-init"]
-ALIASES = {str(field.alias) for field in Settings.model_fields.values()}
+ALIASES = Settings.variables()
 HTTP_PATHS = {"/healthz", "/metrics"}
 
 
@@ -50,12 +50,12 @@ def test_each_role_is_one_service_of_its_name() -> None:
 def test_the_variables_are_settings_that_are_accepted(service: Service) -> None:
     assert set(service.environment) <= ALIASES
     settings = load_settings(service.environment)
-    assert settings.roles == {Role(service.name)}
-    assert not settings.embedded_database
-    assert not settings.local_auth
-    assert settings.s3_bucket is not None
-    assert settings.redis_url is not None
-    assert settings.kafka_bootstrap_servers
+    assert settings.server.roles == {Role(service.name)}
+    assert not settings.database.embedded
+    assert not settings.auth.local
+    assert settings.objects.bucket is not None
+    assert settings.redis.url is not None
+    assert settings.kafka.bootstrap_servers
 
 
 @pytest.mark.parametrize("service", ROLES, ids=named)
@@ -100,11 +100,11 @@ def test_tasks_get_the_threads_and_the_time_that_the_settings_say() -> None:
     for variables in (SECRETS, {**SECRETS, "TASK_THREADS": "3"}):
         tasks = read_composition(variables).services["tasks"]
         options, settings = _dramatiq_options(tasks.words[1:]), load_settings(tasks.environment)
-        assert int(options["threads"]) == settings.task_threads
+        assert int(options["threads"]) == settings.tasks.threads
         # Each process would serve its metrics at the same port.
         assert options["processes"] == "1"
         patience = int(options["worker_shutdown_timeout"]) / 1000
-        assert settings.task_stop_seconds < patience < seconds(tasks.given["stop_grace_period"])
+        assert settings.tasks.stop_seconds < patience < seconds(tasks.given["stop_grace_period"])
 
 
 @pytest.mark.parametrize("service", SERVICES, ids=named)
@@ -221,7 +221,7 @@ def test_the_bucket_s_policy_is_of_the_bucket() -> None:
 
 def test_unfinished_uploads_outlive_backlot_s_patience() -> None:
     kept = COMPOSITION.services["minio"].environment["MINIO_API_STALE_UPLOADS_EXPIRY"]
-    assert seconds(kept) > load_settings(ROLES[0].environment).upload_idle_days * 86_400
+    assert seconds(kept) > load_settings(ROLES[0].environment).uploads.idle_days * 86_400
 
 
 def test_redis_never_evicts_a_task() -> None:

@@ -109,7 +109,7 @@ def paths(tmp_path: Path) -> dict[str, Any]:
     store = FolderStore(tmp_path, SECRET.encode(), timedelta(1), lambda: datetime.now(UTC))
     unused: Any = None
     models = ReadModels(Catalog(), Likes(), Comments(), Operations(), Audit())
-    authenticator = make_authenticator(settings, SECRET)
+    authenticator = make_authenticator(settings.auth, SECRET)
     parts = Parts(
         settings, "", "", authenticator, store, unused, models, None, unused, unused, None
     )

@@ -29,7 +29,8 @@ def test_a_call_is_bounded_in_texts_and_characters(lengths: list[int], expected:
 
 @pytest.mark.parametrize("given", [{}, {"EMBEDDING_MODEL": "places"}, {"OPENAI_API_KEY": "sk-1"}])
 def test_it_takes_a_model_and_a_provider(given: dict[str, str]) -> None:
-    assert make_embedder(load_settings(given)) is None
+    settings = load_settings(given)
+    assert make_embedder(settings.embeddings, settings.llm) is None
 
 
 def test_tokens_of_embeddings_are_input() -> None:

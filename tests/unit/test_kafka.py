@@ -21,11 +21,11 @@ SECURE = {
 
 
 def test_without_servers_there_is_no_kafka() -> None:
-    assert KafkaOptions.from_settings(load_settings({})) is None
+    assert KafkaOptions.from_settings(load_settings({}).kafka) is None
 
 
 def test_what_is_configured_reaches_the_client() -> None:
-    options = KafkaOptions.from_settings(load_settings(SECURE))
+    options = KafkaOptions.from_settings(load_settings(SECURE).kafka)
     assert options is not None
     told = options.client()
     assert told["bootstrap_servers"] == ["one:9092", "two:9092"]

@@ -87,13 +87,13 @@ def test_a_comment_of_other_things_has_no_words(real: RealInput) -> None:
 def test_who_is_asked_about_a_comment(real: RealInput) -> None:
     """No words; or a language that the detector knows; or one about which the model is asked."""
     settings = load_settings({})
-    found = run(make_detector(settings, None).detect, real.text)
+    found = run(make_detector(settings.translation, None).detect, real.text)
     if real.right == NO_WORDS:
         assert found is None
     elif real.right == ASKED:
         assert words(real.text)
-        sure = found is not None and found.confidence >= settings.language_target_confidence
-        assert not (sure and found and found.language == settings.translation_target_language)
+        sure = found is not None and found.confidence >= settings.translation.target_confidence
+        assert not (sure and found and found.language == settings.translation.target_language)
     else:
         assert found is not None
         assert found.language == real.right
@@ -198,12 +198,12 @@ def test_each_model_knows_what_the_other_does_not(text: str, language: str) -> N
 
 
 def test_the_default_is_the_text_detector() -> None:
-    assert isinstance(make_detector(load_settings({}), None), TextDetector)
+    assert isinstance(make_detector(load_settings({}).translation, None), TextDetector)
 
 
 def test_the_least_confidence_is_a_setting() -> None:
     lax, strict = (
-        make_detector(load_settings({"LANGUAGE_MIN_CONFIDENCE": least}), None)
+        make_detector(load_settings({"LANGUAGE_MIN_CONFIDENCE": least}).translation, None)
         for least in ("0", "1")
     )
     assert run(lax.detect, "Minunat") is not None
@@ -212,11 +212,11 @@ def test_the_least_confidence_is_a_setting() -> None:
 
 def test_the_llm_detector_is_named_after_its_model() -> None:
     settings = load_settings({"LANGUAGE_DETECTOR": "llm", "TRANSLATION_MODEL": "tongues"})
-    detector = make_detector(settings, SilentModel())
+    detector = make_detector(settings.translation, SilentModel())
     assert isinstance(detector, LlmDetector)
     assert detector.name == "llm/tongues"
 
 
 def test_the_llm_detector_needs_a_language_model() -> None:
     with pytest.raises(NoDetector, match="OPENAI_API_KEY"):
-        make_detector(load_settings({"LANGUAGE_DETECTOR": "llm"}), None)
+        make_detector(load_settings({"LANGUAGE_DETECTOR": "llm"}).translation, None)

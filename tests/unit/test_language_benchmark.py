@@ -84,7 +84,7 @@ def test_the_default_misses_hardly_any_and_asks_about_few(
 ) -> None:
     half = [(one, guess) for one, guess in found if one.is_held_out == held_out]
     comments, guesses = zip(*half, strict=True)
-    result = reach(comments, guesses, load_settings({}).language_target_confidence)
+    result = reach(comments, guesses, load_settings({}).translation.target_confidence)
     assert result.missed < 0.5
     assert result.asked < 25
 

@@ -30,7 +30,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 
 def started(**env: str) -> io.StringIO:
     stream = io.StringIO()
-    configure_logging(load_settings(env), stream)
+    configure_logging(load_settings(env).logs, stream)
     return stream
 
 

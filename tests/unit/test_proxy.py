@@ -64,7 +64,7 @@ def test_its_files_are_where_nginx_looks() -> None:
 
 def test_backlot_refuses_large_bodies_before_the_proxy_does() -> None:
     (most,) = re.findall(r"client_max_body_size (\d+)m;", CONFIGURATION)
-    assert int(most) * 1024 * 1024 > load_settings({}).body_limit_bytes
+    assert int(most) * 1024 * 1024 > load_settings({}).server.body_limit_bytes
 
 
 def test_live_counts_are_never_silent_for_too_long() -> None:

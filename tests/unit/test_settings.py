@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from infra.settings import Role, Settings, SettingsError, load_settings
 
@@ -13,24 +14,24 @@ LONG = "s" * 32
 
 def test_nothing_set_is_the_embedded_shape() -> None:
     settings = load_settings({})
-    assert settings.embedded_database
-    assert settings.local_auth
-    assert settings.roles == set(Role)
-    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
-    assert settings.public_url == "http://127.0.0.1:8000"
-    assert settings.jwt_algorithms == {"HS256"}
+    assert settings.database.embedded
+    assert settings.auth.local
+    assert settings.server.roles == set(Role)
+    assert (settings.server.host, settings.server.port) == ("127.0.0.1", 8000)
+    assert settings.server.public_url == "http://127.0.0.1:8000"
+    assert settings.auth.algorithms == {"HS256"}
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
     documented = (Path(__file__).parents[2] / ".env.example").read_text()
-    for field in Settings.model_fields.values():
-        assert f"\n# {field.alias}=" in documented, f"{field.alias} is not in .env.example"
+    for variable in Settings.variables():
+        assert f"\n# {variable}=" in documented, f"{variable} is not in .env.example"
     values = dict(
         line.removeprefix("# ").split("=", 1)
         for line in documented.splitlines()
         if line.startswith("# ") and "=" in line and line[2].isupper()
     )
-    assert set(values) == {field.alias for field in Settings.model_fields.values()}
+    assert set(values) == Settings.variables()
     assert load_settings(values) == load_settings({})
 
 
@@ -47,20 +48,54 @@ def test_the_process_environment_is_read(monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / ".env").write_text("BACKLOT_PORT=8123\nLOG_LEVEL=debug\n")
     monkeypatch.setenv("BACKLOT_PORT", "9000")
     settings = load_settings()
-    assert (settings.port, settings.log_level) == (9000, "debug")
+    assert (settings.server.port, settings.logs.level) == (9000, "debug")
+
+
+def test_names_of_variables_are_read_in_any_case(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("log_level=debug\nbacklot_port=8123\n")
+    monkeypatch.setenv("BACKLOT_PORT", "")
+    settings = load_settings()
+    assert (settings.server.port, settings.logs.level) == (8123, "debug")
+
+
+def test_what_is_set_is_known_by_its_variable() -> None:
+    given = {"REDIS_URL": "redis://one", "BACKLOT_PORT": "8123", "LOG_LEVEL": "", "PATH": "/bin"}
+    assert load_settings(given).given() == {"REDIS_URL", "BACKLOT_PORT"}
+
+
+def test_a_wrong_variable_of_two_groups_is_told_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"REDIS_URL": "http://cache"})
+    assert str(caught.value).count("REDIS_URL") == 1
+
+
+def test_tasks_go_through_redis_unless_another_broker_is_named() -> None:
+    redis, rabbitmq = {"REDIS_URL": "redis://one"}, {"TASK_BROKER_URL": "amqp://two"}
+    for given, url in [(redis, "redis://one"), (redis | rabbitmq, "amqp://two")]:
+        broker = load_settings(given).tasks.broker_url
+        assert broker is not None
+        assert broker.get_secret_value() == url
+
+
+def test_a_group_does_not_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        load_settings({}).server.port = 1  # type: ignore[misc]
 
 
 def test_lists_are_separated_by_commas() -> None:
     settings = load_settings({"BACKLOT_ROLES": "commands, queries"})
-    assert settings.roles == {Role.COMMANDS, Role.QUERIES}
+    assert settings.server.roles == {Role.COMMANDS, Role.QUERIES}
 
 
 def test_lock_nodes_are_separated_by_commas() -> None:
     urls = "redis://:hunter2@one:6379, rediss://two"
     settings = load_settings({"REDLOCK_URLS": urls, "REDIS_URL": "redis://one"})
-    assert [url.get_secret_value() for url in settings.redlock_urls] == urls.split(", ")
+    assert [url.get_secret_value() for url in settings.redis.lock_urls] == urls.split(", ")
     assert "hunter2" not in repr(settings)
-    assert load_settings({}).redlock_urls == ()
+    assert load_settings({}).redis.lock_urls == ()
 
 
 @pytest.mark.parametrize(
@@ -72,12 +107,12 @@ def test_lock_nodes_are_separated_by_commas() -> None:
     ],
 )
 def test_the_public_url_follows_the_host(host: str, url: str) -> None:
-    assert load_settings({"BACKLOT_HOST": host}).public_url == url
+    assert load_settings({"BACKLOT_HOST": host}).server.public_url == url
 
 
 def test_a_configured_public_url_loses_its_slash() -> None:
     settings = load_settings({"BACKLOT_PUBLIC_URL": "https://media.example/"})
-    assert settings.public_url == "https://media.example"
+    assert settings.server.public_url == "https://media.example"
 
 
 @pytest.mark.parametrize(
@@ -138,8 +173,8 @@ S3 = {"S3_BUCKET": "media", "S3_ACCESS_KEY_ID": "AKID", "S3_SECRET_ACCESS_KEY": 
 
 def test_a_bucket_and_nothing_else_is_enough_on_aws() -> None:
     settings = load_settings({"S3_BUCKET": "media"})
-    assert (settings.s3_bucket, settings.s3_endpoint_url) == ("media", None)
-    assert load_settings({**S3, "S3_ENDPOINT_URL": "http://minio:9000/"}).s3_endpoint_url == (
+    assert (settings.objects.bucket, settings.objects.endpoint_url) == ("media", None)
+    assert load_settings({**S3, "S3_ENDPOINT_URL": "http://minio:9000/"}).objects.endpoint_url == (
         "http://minio:9000"
     )
 

@@ -11,6 +11,7 @@ from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Shutdown
 
 from infra.settings import load_settings
+from infra.settings.adapters import TaskSettings
 from infra.tasks import make_broker
 from infra.tasks.broker import shared_queues
 from infra.tasks.errors import ExtraMissing, NoSharedBroker, UnknownQueue
@@ -86,7 +87,7 @@ def test_counts_that_a_broker_does_not_tell_are_left_out() -> None:
 
 
 def test_an_actor_can_not_use_a_queue_that_nobody_watches() -> None:
-    broker = make_broker(load_settings({}))
+    broker = make_broker(TaskSettings())
 
     async def lost() -> None: ...
 
@@ -96,21 +97,21 @@ def test_an_actor_can_not_use_a_queue_that_nobody_watches() -> None:
 
 def test_redis_carries_the_tasks_unless_another_broker_is_named() -> None:
     for given in ({}, {"REDIS_URL": "redis://localhost"}, {"TASK_BROKER_URL": "rediss://other"}):
-        assert isinstance(make_broker(load_settings(given)), TaskRedisBroker)
+        assert isinstance(make_broker(load_settings(given).tasks), TaskRedisBroker)
     with pytest.raises(NoSharedBroker, match="inside the running server"):
-        shared_queues(load_settings({}))
+        shared_queues(TaskSettings())
 
 
 def test_rabbitmq_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pika", None)
     monkeypatch.delitem(sys.modules, "infra.tasks.rabbitmq", raising=False)
     with pytest.raises(ExtraMissing, match=r"backlot\[rabbitmq\]"):
-        make_broker(load_settings({"TASK_BROKER_URL": "amqp://localhost"}))
+        make_broker(load_settings({"TASK_BROKER_URL": "amqp://localhost"}).tasks)
 
 
 def test_the_pause_doubles_with_jitter_up_to_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     backoff = {"TASK_MIN_BACKOFF_SECONDS": "1", "TASK_MAX_BACKOFF_SECONDS": "10"}
-    settings = load_settings({**backoff, "TASK_MAX_RETRIES": "9"})
+    settings = load_settings({**backoff, "TASK_MAX_RETRIES": "9"}).tasks
     broker, pauses = make_broker(settings), []
 
     async def work() -> None: ...

@@ -22,19 +22,25 @@ async def open_preparing(
     settings: Settings, database_url: str, redis: Redis
 ) -> AsyncIterator[RecommendationCache | None]:
     """Recommendations as the query API makes them; None where none are made in advance."""
-    if not settings.recommendations_precompute_seconds:
+    if not settings.recommendations.precompute_seconds:
         yield None
         return
     async with AsyncExitStack() as stack:
-        limits = Limits.from_settings(settings)
+        limits = Limits.from_settings(settings.database)
         pool = make_pool(database_url, max_size=4, limits=limits)
         await pool.open()
         stack.push_async_callback(pool.close)
-        url = settings.analytics_url(database_url)
-        analytics = await AnalyticsQueries.open(settings, url, redis, pool)
+        url = settings.analytics.url(database_url)
+        analytics = await AnalyticsQueries.open(settings.trending, url, redis, pool, limits)
         stack.push_async_callback(analytics.aclose)
         made = open_recommendations(
-            settings, redis, pool, analytics, likes=Likes(), catalog=Catalog()
+            settings.recommendations,
+            settings.llm,
+            redis,
+            pool,
+            analytics,
+            likes=Likes(),
+            catalog=Catalog(),
         )
         stack.push_async_callback(made.aclose)
         yield made

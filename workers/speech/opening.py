@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from commands.bus import CommandBus
 from infra.objects import ObjectStore
 from infra.objects.choosing import make_s3
-from infra.settings import Settings
+from infra.settings.adapters import ObjectSettings, SpeechSettings
 from infra.speech import available, make_transcriber
 from workers.speech.task import SpeechTranscription
 
@@ -16,15 +16,15 @@ MediaUrl = Callable[[str], str]
 MEDIA_TYPE, MEDIA_NAME = "application/octet-stream", "media"
 
 
-def wanted(settings: Settings) -> bool:
+def wanted(settings: SpeechSettings) -> bool:
     """Whether uploads are to be transcribed, here or by another process."""
-    return settings.speech_transcription == "on" or (
-        settings.speech_transcription == "auto" and available(settings)
+    return settings.transcription == "on" or (
+        settings.transcription == "auto" and available(settings)
     )
 
 
 def open_speech(
-    settings: Settings, bus: CommandBus, media_url: MediaUrl | None
+    settings: SpeechSettings, bus: CommandBus, media_url: MediaUrl | None
 ) -> SpeechTranscription | None:
     """What transcribes, where Whisper and the objects are at hand; raises OperatorError."""
     transcriber = None if media_url is None else make_transcriber(settings)
@@ -34,13 +34,14 @@ def open_speech(
 
 
 @contextmanager
-def media_urls(settings: Settings, here: ObjectStore | None = None) -> Iterator[MediaUrl | None]:
+def media_urls(
+    settings: ObjectSettings, here: ObjectStore | None = None, base_url: str = ""
+) -> Iterator[MediaUrl | None]:
     """Where this process reads objects: S3 as it reaches it, else the store that is here."""
-    if settings.s3_bucket is not None:
+    if settings.bucket is not None:
         with closing(make_s3(settings, for_clients=False)) as store:
             yield lambda key: store.get_url(key, MEDIA_TYPE, MEDIA_NAME, "").url
     elif here is not None:
-        base = settings.local_url
-        yield lambda key: here.get_url(key, MEDIA_TYPE, MEDIA_NAME, base).url
+        yield lambda key: here.get_url(key, MEDIA_TYPE, MEDIA_NAME, base_url).url
     else:
         yield None

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from infra.flights import Flights
 from infra.locks import LocksUnavailable, LockTaken, make_redlock
 from infra.metrics import counter
-from infra.settings_translation import TranslationSettings
+from infra.settings.features import TranslationSettings
 from workers.translation.kept import missing
 from workers.translation.store import TranslationStore
 from workers.translation.translator import Translation
@@ -27,8 +27,8 @@ from workers.translation.translator import Translation
 PREFIX = "comment:translation:"
 # Not `<key>:lock`: the metrics of locks count by what stands before the last colon.
 LOCK_PREFIX = "comment:translation:lock:"
-DEFAULT_MODEL = str(TranslationSettings.model_fields["translation_model"].default)
-DEFAULT_TARGET = str(TranslationSettings.model_fields["translation_target_language"].default)
+DEFAULT_MODEL = str(TranslationSettings.model_fields["model"].default)
+DEFAULT_TARGET = str(TranslationSettings.model_fields["target_language"].default)
 
 # How long a lock outlives a process that died; while the work goes on it is extended.
 LOCK_SECONDS = 10.0

@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 from commands.bus import CommandBus
 from infra.language import make_detector
 from infra.llm import make_language_model
-from infra.settings import Settings
+from infra.settings.adapters import LanguageModelSettings
+from infra.settings.features import TranslationSettings
 from workers.translation.cache import TranslationCache
 from workers.translation.task import CommentTranslation
 from workers.translation.translator import Translator
@@ -21,12 +22,15 @@ log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def open_translation(
-    settings: Settings, bus: CommandBus, redis: Redis
+    settings: TranslationSettings,
+    llm_settings: LanguageModelSettings,
+    bus: CommandBus,
+    redis: Redis,
 ) -> AsyncIterator[CommentTranslation]:
     """Everything that one process needs to translate; raises OperatorError."""
-    llm = make_language_model(settings)
-    ttl = settings.translation_cache_ttl_seconds
-    model, target = settings.translation_model, settings.translation_target_language
+    llm = make_language_model(llm_settings)
+    ttl = settings.cache_ttl_seconds
+    model, target = settings.model, settings.target_language
     if llm is None:
         log.info("translation_skipped", reason="neither OPENAI_API_KEY nor OPENAI_BASE_URL is set")
     try:
@@ -36,7 +40,7 @@ async def open_translation(
             translator=None if llm is None else Translator(llm, model, target),
             cache=TranslationCache(redis, ttl, model=model, target=target),
             target=target,
-            target_confidence=settings.language_target_confidence,
+            target_confidence=settings.target_confidence,
         )
     finally:
         if llm is not None:

@@ -1,4 +1,7 @@
-"""What the values of settings may look like: each check says what is wrong in a few words."""
+"""Groups of settings, and what their values may look like.
+
+Each check says in a few words what is wrong, and never repeats a secret.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,19 @@ from urllib.parse import urlsplit
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import AfterValidator, BeforeValidator, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr
 
 MIN_SECRET_BYTES = 32
+BROKERS = ("redis://", "rediss://", "amqp://", "amqps://")
+
+
+class SettingsGroup(BaseModel):
+    """The settings of one part; the alias of each field is its environment variable.
+
+    Two groups may read the same variable.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", validate_default=True)
 
 
 def split_commas(value: object) -> object:
@@ -104,6 +117,51 @@ def anchor_file(value: object) -> object:
     return Path(value.removeprefix("file:")).expanduser()
 
 
+def broker_address(value: SecretStr | None) -> SecretStr | None:
+    if value is None:
+        return None
+    url = value.get_secret_value()
+    if not url.startswith(BROKERS):
+        raise ValueError(f"must start with one of {', '.join(BROKERS)}")
+    return redis_address(value) if url.startswith("redis") else value
+
+
+def host_and_port(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError(f"must be host:port, or several of them with commas; not {value!r}")
+    return values
+
+
+def prices(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    found = {}
+    for item in filter(None, (word.strip() for word in value.split(","))):
+        model, _, both = item.rpartition("=")
+        dear, _, dearer = both.partition("/")
+        try:
+            found[model] = (float(dear), float(dearer))
+        except ValueError:
+            model = ""
+        if not model:
+            raise ValueError("must read model=input/output,… in dollars per million tokens")
+    return found
+
+
 CommaSet = BeforeValidator(split_commas)
+Lower = BeforeValidator(lower)
 BareUrl = Annotated[str | None, AfterValidator(bare_url)]
 HttpUrl = Annotated[str | None, AfterValidator(http_url)]
+PostgresUrl = Annotated[SecretStr | None, AfterValidator(postgres_url)]
+RedisUrl = Annotated[SecretStr | None, AfterValidator(redis_address)]
+BrokerUrl = Annotated[SecretStr | None, AfterValidator(broker_address)]
+LockNodes = Annotated[tuple[SecretStr, ...], CommaSet, AfterValidator(lock_nodes)]
+Servers = Annotated[tuple[str, ...], CommaSet, AfterValidator(host_and_port)]
+Secret = Annotated[SecretStr | None, AfterValidator(long_secret)]
+PublicKey = Annotated[str | None, AfterValidator(pem)]
+Prices = Annotated[dict[str, tuple[float, float]], BeforeValidator(prices)]
+"""US dollars per million tokens of input and output, by model."""
+FilePath = Annotated[Path | None, AfterValidator(expanded)]
+AnchorFile = Annotated[Path | None, BeforeValidator(anchor_file)]

@@ -1,0 +1,188 @@
+"""Everything that can be configured, read once from the environment: a group for each part.
+
+A part gets its own group and no other. What differs between the embedded and the production shape
+is decided from these values alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from dotenv import dotenv_values
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from infra.errors import UsageError
+from infra.settings.adapters import (
+    AuthSettings,
+    DatabaseSettings,
+    EmbeddingSettings,
+    KafkaSettings,
+    LanguageModelSettings,
+    LogSettings,
+    ObjectSettings,
+    RedisSettings,
+    SpeechSettings,
+    TaskSettings,
+)
+from infra.settings.features import (
+    MIB,
+    AnalyticsSettings,
+    CommandSettings,
+    LikeSettings,
+    ProjectionSettings,
+    RecommendationSettings,
+    SealSettings,
+    TranslationSettings,
+    TrendingSettings,
+    UploadSettings,
+    WatchSettings,
+)
+from infra.settings.values import CommaSet, HttpUrl, SettingsGroup
+
+MIN_S3_PART_BYTES = 5 * MIB
+MAY_HOLD_SECRETS = (
+    "DATABASE_URL", "REDIS_URL", "REDLOCK_URLS", "JWT_SECRET", "JWT_PUBLIC_KEY", "S3_ENDPOINT_URL",
+    "S3_PUBLIC_ENDPOINT_URL", "TASK_BROKER_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL",
+    "KAFKA_SASL_PASSWORD", "TIMESCALE_URL",
+)  # fmt: skip
+EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - recognised, not bound
+
+
+class SettingsError(UsageError):
+    """A setting that is present but wrong; the text names its environment variable."""
+
+
+class Role(StrEnum):
+    """A part of Backlot that a process can run."""
+
+    COMMANDS = "commands"
+    QUERIES = "queries"
+    PROJECTIONS = "projections"
+    WORKERS = "workers"
+    RELAY = "relay"
+    CONSUMERS = "consumers"
+    TASKS = "tasks"
+
+
+def _some_roles(value: frozenset[Role]) -> frozenset[Role]:
+    if not value:
+        raise ValueError(f"name at least one of {', '.join(Role)}")
+    return value
+
+
+class ServerSettings(SettingsGroup):
+    """What this process runs, where it listens, and where it keeps its data."""
+
+    host: str = Field(default="127.0.0.1", alias="BACKLOT_HOST")
+    port: int = Field(default=8000, alias="BACKLOT_PORT", ge=1, le=65535)
+    data_dir: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
+        default=Path(".backlot"), alias="BACKLOT_DATA_DIR"
+    )
+    configured_public_url: HttpUrl = Field(default=None, alias="BACKLOT_PUBLIC_URL")
+    roles: Annotated[frozenset[Role], CommaSet, AfterValidator(_some_roles)] = Field(
+        default=frozenset(Role), alias="BACKLOT_ROLES"
+    )
+    body_limit_bytes: int = Field(default=MIB, alias="BODY_LIMIT_BYTES", ge=1024)
+
+    @property
+    def public_url(self) -> str:
+        """Where clients reach Backlot, without a trailing slash; part URLs start with it."""
+        if self.configured_public_url is not None:
+            return self.configured_public_url
+        return self.local_url
+
+    @property
+    def local_url(self) -> str:
+        """Where this machine reaches Backlot, whatever proxy stands before it."""
+        host = "127.0.0.1" if self.host in EVERY_ADDRESS else self.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+
+class Settings(SettingsGroup):
+    """One process's configuration; ``.env.example`` documents each variable.
+
+    An unset service means its embedded part: no ``DATABASE_URL`` starts PostgreSQL in the data
+    folder, no ``JWT_*`` key makes a local secret there.
+    """
+
+    server: ServerSettings
+    database: DatabaseSettings
+    redis: RedisSettings
+    objects: ObjectSettings
+    auth: AuthSettings
+    logs: LogSettings
+    uploads: UploadSettings
+    likes: LikeSettings
+    commands: CommandSettings
+    projections: ProjectionSettings
+    seals: SealSettings
+    kafka: KafkaSettings
+    tasks: TaskSettings
+    llm: LanguageModelSettings
+    translation: TranslationSettings
+    speech: SpeechSettings
+    watch: WatchSettings
+    analytics: AnalyticsSettings
+    trending: TrendingSettings
+    recommendations: RecommendationSettings
+    embeddings: EmbeddingSettings
+
+    @model_validator(mode="after")
+    def _parts_that_s3_takes(self) -> Self:
+        size = self.uploads.part_size_bytes
+        if self.objects.bucket is not None and size < MIN_S3_PART_BYTES:
+            told = f"S3 takes parts of at least {MIN_S3_PART_BYTES} bytes"
+            raise ValueError(f"PART_SIZE_BYTES: {told} (got {size})")
+        return self
+
+    @classmethod
+    def variables(cls) -> set[str]:
+        """Return every environment variable that is a setting."""
+        groups: list[Any] = [field.annotation for field in cls.model_fields.values()]
+        return {str(field.alias) for group in groups for field in group.model_fields.values()}
+
+    def given(self) -> set[str]:
+        """Return the environment variables that are set."""
+        groups: list[SettingsGroup] = [getattr(self, name) for name in type(self).model_fields]
+        return {
+            str(type(group).model_fields[field].alias)
+            for group in groups
+            for field in group.model_fields_set
+        }
+
+
+def load_settings(env: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings from ``env``, or from the environment and ``.env`` when it is None.
+
+    Raise SettingsError with one line that names each wrong variable; secrets are not repeated.
+    """
+    given = _environment() if env is None else env
+    present = {name: value for name, value in given.items() if value}
+    try:
+        return Settings.model_validate(dict.fromkeys(Settings.model_fields, present))
+    except ValidationError as error:
+        # Groups that read the same variable find the same fault in it.
+        faults = dict.fromkeys(_explain(item) for item in error.errors())
+        raise SettingsError("; ".join(faults)) from None
+
+
+def _environment() -> dict[str, str]:
+    """The variables of ``.env`` and of the process, which win; names in any case."""
+    sources = (dotenv_values(".env"), os.environ)
+    return {name.upper(): value for source in sources for name, value in source.items() if value}
+
+
+def _explain(item: ErrorDetails) -> str:
+    message = item["msg"].removeprefix("Value error, ")
+    # The group's name, then the variable's; a check of several variables names them itself.
+    if len(item["loc"]) < 2:
+        return message
+    name = str(item["loc"][1])
+    message = message[:1].lower() + message[1:]
+    secret = name in MAY_HOLD_SECRETS
+    return f"{name}: {message}" + ("" if secret else f" (got {item['input']!r})")

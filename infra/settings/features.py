@@ -1,0 +1,164 @@
+"""Settings of what the program does: a group for each feature, and for the event log's parts."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from infra.settings.values import AnchorFile, FilePath, Lower, PostgresUrl, SettingsGroup
+
+MIB = 1024 * 1024
+# What object stores take: so many parts, of so many bytes at most.
+MAX_PARTS = 10_000
+MAX_PART_BYTES = 5 * 1024**3
+# So many processes may share one replay.
+MAX_REPLAY_WORKERS = 32
+# So that no sum overflows.
+MAX_WEIGHT = 1e6
+
+
+class CommandSettings(SettingsGroup):
+    """The batches in which commands are executed."""
+
+    batch_max: PositiveInt = Field(default=256, alias="COMMAND_BATCH_MAX")
+    queue_max: PositiveInt = Field(default=10_000, alias="COMMAND_QUEUE_MAX")
+    retries: int = Field(default=5, alias="COMMAND_RETRIES", ge=0)
+    idempotency_ttl_hours: PositiveInt = Field(default=24, alias="IDEMPOTENCY_TTL_HOURS")
+
+
+class ProjectionSettings(SettingsGroup):
+    """How read models follow the event log."""
+
+    batch_events: PositiveInt = Field(default=5000, alias="PROJECTION_BATCH_EVENTS")
+    poll_seconds: PositiveFloat = Field(default=1.0, alias="PROJECTION_POLL_SECONDS")
+    auto_replay: bool = Field(default=True, alias="PROJECTION_AUTO_REPLAY")
+
+
+class SealSettings(SettingsGroup):
+    """How the event log is sealed, signed and anchored outside."""
+
+    block_events: int = Field(default=1000, alias="SEAL_BLOCK_EVENTS", ge=1, le=10_000)
+    block_seconds: PositiveFloat = Field(default=5.0, alias="SEAL_SECONDS", le=3600)
+    key_file: FilePath = Field(default=None, alias="SEAL_KEY_FILE")
+    public_key_file: FilePath = Field(default=None, alias="SEAL_PUBLIC_KEY_FILE")
+    anchor: AnchorFile = Field(default=None, alias="SEAL_ANCHOR")
+
+
+class UploadSettings(SettingsGroup):
+    """Sizes of uploads, how they are completed, and when they expire."""
+
+    part_size_bytes: int = Field(
+        default=8 * MIB, alias="PART_SIZE_BYTES", ge=1024, le=5 * 1024 * MIB
+    )
+    max_bytes: int = Field(
+        default=64 * 1024 * MIB, alias="MAX_UPLOAD_BYTES", ge=1, le=MAX_PARTS * MAX_PART_BYTES
+    )
+    idle_days: PositiveFloat = Field(default=7.0, alias="UPLOAD_IDLE_DAYS", le=3650)
+    expiry_interval_seconds: PositiveFloat = Field(default=3600.0, alias="EXPIRY_INTERVAL_SECONDS")
+    finalize_lock_seconds: float = Field(
+        default=60.0, alias="FINALIZE_LOCK_SECONDS", ge=0.1, le=3600
+    )
+    finalize_wait_seconds: float = Field(default=2.0, alias="FINALIZE_WAIT_SECONDS", ge=0, le=60)
+
+
+class LikeSettings(SettingsGroup):
+    """The like counters in Redis."""
+
+    counter_ttl_seconds: PositiveInt = Field(default=3600, alias="LIKE_COUNTER_TTL_SECONDS")
+    reconcile_seconds: PositiveFloat = Field(default=300.0, alias="LIKE_RECONCILE_SECONDS")
+
+
+class WatchSettings(SettingsGroup):
+    """What counts as one view, and whether views are taken without a token."""
+
+    view_repeat_seconds: PositiveInt = Field(default=3600, alias="VIEW_REPEAT_SECONDS")
+    anonymous_viewers: bool = Field(default=False, alias="ANONYMOUS_VIEWERS")
+
+    @property
+    def view_repeat(self) -> timedelta:
+        """Within this time a viewer's views of a video are one."""
+        return timedelta(seconds=self.view_repeat_seconds)
+
+
+class TranslationSettings(SettingsGroup):
+    """How the language of comments is found, and how they are translated."""
+
+    model: str = Field(default="gpt-4o-mini", alias="TRANSLATION_MODEL", min_length=1)
+    target_language: str = Field(
+        default="en", alias="TRANSLATION_TARGET_LANGUAGE", pattern=r"^[a-z]{2}$"
+    )
+    cache_ttl_seconds: PositiveInt = Field(default=86_400, alias="TRANSLATION_CACHE_TTL_SECONDS")
+    sweep_seconds: PositiveFloat = Field(default=60.0, alias="TRANSLATION_SWEEP_SECONDS")
+    overdue_seconds: PositiveFloat = Field(default=300.0, alias="TRANSLATION_OVERDUE_SECONDS")
+    detector: Annotated[Literal["text", "llm", "whisper"], Lower] = Field(
+        default="text", alias="LANGUAGE_DETECTOR"
+    )
+    min_confidence: float = Field(default=0.7, alias="LANGUAGE_MIN_CONFIDENCE", ge=0, le=1)
+    target_confidence: float = Field(default=0.75, alias="LANGUAGE_TARGET_CONFIDENCE", ge=0, le=1)
+    whisper_model: str = Field(default="base", alias="WHISPER_MODEL", min_length=1)
+
+
+class AnalyticsSettings(SettingsGroup):
+    """Where the analytics are kept, how they are taken in, and for how long."""
+
+    timescale_url: PostgresUrl = Field(default=None, alias="TIMESCALE_URL")
+    batch_events: PositiveInt = Field(default=100, alias="ANALYTICS_BATCH_EVENTS", le=100_000)
+    flush_seconds: PositiveFloat = Field(default=5.0, alias="ANALYTICS_FLUSH_SECONDS", le=3600)
+    # Rankings and stats look at the hours of 30 days; what comes late is counted for 10 days less.
+    retention_days: int = Field(default=730, alias="ANALYTICS_RETENTION_DAYS", ge=60, le=36_500)
+
+    def url(self, database_url: str) -> str:
+        """Where the analytics are kept: a database of their own, or the one of everything else."""
+        return self.timescale_url.get_secret_value() if self.timescale_url else database_url
+
+
+class TrendingSettings(SettingsGroup):
+    """What makes a video trend, and how long a ranking is kept."""
+
+    view_weight: NonNegativeFloat = Field(default=1.0, alias="TRENDING_VIEW_WEIGHT", le=MAX_WEIGHT)
+    like_weight: NonNegativeFloat = Field(default=5.0, alias="TRENDING_LIKE_WEIGHT", le=MAX_WEIGHT)
+    comment_weight: NonNegativeFloat = Field(
+        default=3.0, alias="TRENDING_COMMENT_WEIGHT", le=MAX_WEIGHT
+    )
+    watch_minute_weight: NonNegativeFloat = Field(
+        default=0.1, alias="TRENDING_WATCH_MINUTE_WEIGHT", le=MAX_WEIGHT
+    )
+    recent_hours: PositiveInt = Field(default=24, alias="TRENDING_RECENT_HOURS", le=168)
+    recent_boost: float = Field(default=2.0, alias="TRENDING_RECENT_BOOST", ge=1, le=MAX_WEIGHT)
+    half_life_hours: PositiveFloat = Field(
+        default=168.0, alias="TRENDING_HALF_LIFE_HOURS", allow_inf_nan=False
+    )
+    cache_ttl_seconds: PositiveInt = Field(
+        default=300, alias="TRENDING_CACHE_TTL_SECONDS", le=86_400
+    )
+    invalidate_seconds: PositiveFloat = Field(
+        default=5.0, alias="TRENDING_INVALIDATE_SECONDS", le=3600
+    )
+    # Sums are used for an hour after theirs at most.
+    settle_seconds: PositiveFloat = Field(default=300.0, alias="TRENDING_SETTLE_SECONDS", le=1800)
+
+
+class RecommendationSettings(SettingsGroup):
+    """Who orders recommendations, what that may cost, and how long they are kept."""
+
+    model: str = Field(default="gpt-4o-mini", alias="RECOMMENDATIONS_MODEL", min_length=1)
+    use_llm: bool = Field(default=True, alias="RECOMMENDATIONS_LLM")
+    timeout_seconds: PositiveFloat = Field(
+        default=5.0, alias="RECOMMENDATIONS_TIMEOUT_SECONDS", le=60
+    )
+    cache_ttl_seconds: PositiveInt = Field(
+        default=3600, alias="RECOMMENDATIONS_CACHE_TTL_SECONDS", le=86_400
+    )
+    invalidate_seconds: PositiveFloat = Field(
+        default=10.0, alias="RECOMMENDATIONS_INVALIDATE_SECONDS", le=3600
+    )
+    user_calls_per_day: PositiveInt = Field(default=24, alias="RECOMMENDATIONS_USER_CALLS_PER_DAY")
+    calls_per_day: PositiveInt = Field(default=10_000, alias="RECOMMENDATIONS_CALLS_PER_DAY")
+    precompute_seconds: float = Field(
+        default=0.0, alias="RECOMMENDATIONS_PRECOMPUTE_SECONDS", ge=0, le=86_400
+    )
+    half_life_days: PositiveFloat = Field(
+        default=30.0, alias="RECOMMENDATIONS_HALF_LIFE_DAYS", le=3650
+    )
