@@ -18,8 +18,8 @@ from infra.codec import EventMapper
 from infra.kafka import KafkaOptions
 from infra.settings import Role
 from infra.tasks import FailedTask, Resources, TaskWorker, make_broker, task_queues
-from projections.analytics import trending_cache
-from projections.recommendations import cache
+from projections.analytics.trending_cache import TrendingInvalidation
+from projections.recommendations.cache import RecommendationInvalidation
 from projections.recommendations.weighing import Weighing
 from workers.analytics import uploads
 from workers.analytics.keeper import Analytics, AnalyticsVideos
@@ -146,8 +146,8 @@ def _keep_analytics(
 ) -> None:
     settings = parts.settings
     repeat = timedelta(seconds=settings.view_repeat_seconds)
-    rankings = trending_cache.Invalidation(parts.redis)
-    profiles = cache.Invalidation(parts.redis, settings)
+    rankings = TrendingInvalidation(parts.redis)
+    profiles = RecommendationInvalidation(parts.redis, settings)
     keepers: list[Keeper] = [
         Analytics(repeat, counted=rankings.touch),
         Recommendations(Weighing.from_settings(settings), changed=profiles.touch),

@@ -4,14 +4,15 @@ while it fails. Whatever is asked of it goes this one way."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
 from infra import metrics
-from infra.llm.breaker import CircuitBreaker
-from infra.llm.errors import LanguageModelError, Malformed, NotCalled, TimedOut
+from infra.circuit_breaker import CircuitBreaker, CircuitState
+from infra.llm.errors import BreakerOpen, LanguageModelError, Malformed, NotCalled, TimedOut
 from infra.llm.failures import failure_of
 from infra.llm.pace import Pace
 from infra.llm.usage import Usage, count_usage, usage_of
@@ -32,6 +33,41 @@ CONNECT_SECONDS = 5.0
 NO_KEY = "none"
 
 
+class LanguageModelBreaker(CircuitBreaker):
+    """Opens after `failures` of the provider in a row, for `seconds`, or longer if it says so.
+
+    An answer that can't be used is no failure of the provider.
+    """
+
+    def __init__(
+        self, failures: int, seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(seconds, failures=failures, clock=clock)
+        self._failures = failures
+        self._show()
+
+    def refusal(self, retry_after: float | None) -> Exception:
+        return BreakerOpen(
+            f"The language model has failed {self._failures} times in a row and is left alone.",
+            retry_after=retry_after,
+        )
+
+    def blames(self, error: BaseException) -> bool | None:
+        return error.provider_failed if isinstance(error, LanguageModelError) else None
+
+    def changed(self, before: CircuitState, error: BaseException | None) -> None:
+        self._show()
+        if self.state is CircuitState.CLOSED:
+            log.info("llm_breaker_closed")
+        elif error is not None:
+            seconds = round(self.seconds_left, 3)
+            log.warning("llm_breaker_opened", seconds=seconds, error=str(error))
+
+    def _show(self) -> None:
+        for each in CircuitState:
+            metrics.LLM_BREAKER_STATE.labels(each).set(each is self.state)
+
+
 class Provider:
     """Any server that speaks the OpenAI API; to be used from one event loop.
 
@@ -43,7 +79,7 @@ class Provider:
         client: AsyncOpenAI,
         *,
         timeout: float,
-        breaker: CircuitBreaker,
+        breaker: LanguageModelBreaker,
         pace: Pace,
         prices: dict[str, tuple[float, float]],
     ) -> None:
@@ -119,7 +155,7 @@ def make_provider(settings: Settings) -> Provider | None:
     return Provider(
         client,
         timeout=seconds,
-        breaker=CircuitBreaker(settings.llm_breaker_failures, settings.llm_breaker_seconds),
+        breaker=LanguageModelBreaker(settings.llm_breaker_failures, settings.llm_breaker_seconds),
         pace=Pace(settings.llm_calls_per_minute),
         prices=settings.llm_prices,
     )

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from infra import metrics
 from infra.llm.errors import NotCalled
-from infra.patient import PatientRedis
+from infra.redis import OptionalRedis
 from infra.settings_recommendations import RecommendationSettings
 
 log = structlog.get_logger(__name__)
@@ -108,7 +108,7 @@ class Budget:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """The most calls of a day (UTC), for each user and for all of them."""
-        self._redis = PatientRedis(
+        self._redis = OptionalRedis(
             redis, "recommendation_budget", metrics.RECOMMENDATION_BUDGET_FAILURES
         )
         self._most = (for_all, per_user)

@@ -21,7 +21,11 @@ from infra.settings import Settings
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
-from projections.recommendations.cache import ENGAGED_PREFIX, PREFIX, Invalidation
+from projections.recommendations.cache import (
+    ENGAGED_PREFIX,
+    PREFIX,
+    RecommendationInvalidation,
+)
 from projections.recommendations.display import PLAIN
 from projections.recommendations.keeping import keep
 from projections.recommendations.pairing import Engagement
@@ -62,7 +66,7 @@ class Place:
         ]
         with self.connected() as conn, conn.transaction():
             changed = keep(conn, told, Weighing.from_settings(self.settings))
-        self.site.run(Invalidation(self.site.rankings, self.settings).touch(changed))
+        self.site.run(RecommendationInvalidation(self.site.rankings, self.settings).touch(changed))
 
     def ask(self, user: str = "ann", path: str = ALL, **params: Any) -> dict[str, Any]:
         answer = self.site.get(path, user, **params)
