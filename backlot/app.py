@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -17,12 +17,13 @@ from backlot.docs import mount_docs
 from backlot.health import operations
 from backlot.objects import object_routers
 from backlot.wiring import Parts, ReadModels
-from backlot.working import in_background, start_working
+from backlot.working import start_job, start_working
 from commands.bus import CommandBus
 from commands.catalog import ChangeVideo, Engagement
 from commands.command import Command, Lookup
 from commands.endpoint import Services
 from commands.likes import ChangeLike
+from engine.schedule import Job
 from infra import telemetry
 from infra.codec import EventMapper
 from infra.counters import AsyncCounters
@@ -39,13 +40,13 @@ from readapi.counts import LikeCounts
 from readapi.figures import AnalyticsQueries
 from readapi.live import LiveCounts
 from readapi.recommending import open_recommendations
-from workers.analytics.pruning import keep_pruning
-from workers.expiry import Expiry, keep_expiring
-from workers.housekeeping import keep_house
-from workers.likes import keep_reconciling
-from workers.recommendations.embedding import keep_embedding
-from workers.sealing import keep_sealing
-from workers.trending import keep_settling
+from workers.analytics.pruning import pruning_job
+from workers.expiry import Expiry, expiry_job
+from workers.housekeeping import housekeeping_job
+from workers.likes import reconcile_job
+from workers.recommendations.embedding import embedding_job
+from workers.sealing import sealing_job
+from workers.trending import settling_job
 
 
 def make_app(parts: Parts) -> FastAPI:
@@ -92,7 +93,7 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
         if Role.WORKERS in parts.settings.roles:
             _embed(parts, stack)
             for job in _jobs(parts, bus):
-                in_background(job, stack)
+                start_job(job, stack)
         await start_working(parts, bus, stack)
         yield
 
@@ -155,7 +156,7 @@ def _bus(parts: Parts) -> CommandBus:
     )
 
 
-def _jobs(parts: Parts, bus: CommandBus) -> list[Coroutine[Any, Any, None]]:
+def _jobs(parts: Parts, bus: CommandBus) -> list[Job]:
     """What the workers' role does on a schedule."""
     settings = parts.settings
     expiry = Expiry(
@@ -167,23 +168,23 @@ def _jobs(parts: Parts, bus: CommandBus) -> list[Coroutine[Any, Any, None]]:
         idle=timedelta(days=settings.upload_idle_days),
     )
     jobs = [
-        keep_house(
+        housekeeping_job(
             parts.recorder,
             settings.idempotency_ttl_hours,
             parts.database_url,
             timedelta(seconds=settings.view_repeat_seconds),
         ),
-        keep_expiring(expiry, settings.expiry_interval_seconds),
-        keep_settling(
+        expiry_job(expiry, settings.expiry_interval_seconds),
+        settling_job(
             parts.analytics_url, Formula.from_settings(settings), settings.trending_settle_seconds
         ),
-        keep_pruning(parts.analytics_url, settings.analytics_retention_days),
+        pruning_job(parts.analytics_url, settings.analytics_retention_days),
     ]
     if parts.sealer is not None:
-        jobs.append(keep_sealing(parts.sealer, settings.seal_seconds))
+        jobs.append(sealing_job(parts.sealer, settings.seal_seconds))
     if parts.counters is not None:
         likes, interval = parts.models.likes, settings.like_reconcile_seconds
-        jobs.append(keep_reconciling(parts.database_url, likes, parts.counters, interval))
+        jobs.append(reconcile_job(parts.database_url, likes, parts.counters, interval))
     return jobs
 
 
@@ -192,13 +193,13 @@ def _embed(parts: Parts, stack: AsyncExitStack) -> None:
     embedder = make_embedder(parts.settings)
     if embedder is not None:
         stack.push_async_callback(embedder.aclose)
-        job = keep_embedding(
+        job = embedding_job(
             embedder,
             parts.models.catalog,
             database_url=parts.database_url,
             analytics_url=parts.analytics_url,
         )
-        in_background(job, stack)
+        start_job(job, stack)
 
 
 def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:

@@ -12,6 +12,7 @@ import structlog
 
 from backlot.wiring import Parts
 from commands.bus import CommandBus
+from engine.schedule import Job, run_job
 from infra import metrics
 from infra.cancellation import cancel
 from infra.codec import EventMapper
@@ -30,14 +31,14 @@ from workers.consuming.messages import Consumer, Keeper, Source
 from workers.consuming.runner import ConsumerRunner
 from workers.recommendations.keeper import Recommendations
 from workers.recommendations.opening import open_preparing
-from workers.recommendations.preparing import Preparing, keep_preparing
+from workers.recommendations.preparing import Preparation, preparation_job
 from workers.relay import Relay
 from workers.speech.consumer import SpeechConsumer
 from workers.speech.opening import media_urls, open_speech, wanted
 from workers.tasks import Means, Tasks, declare, give_up
 from workers.translation.consumer import TranslationConsumer
 from workers.translation.opening import open_translation
-from workers.translation.sweep import Sweep, keep_sweeping
+from workers.translation.sweep import Sweep, sweep_job
 from workers.waking import Waker
 
 log = structlog.get_logger(__name__)
@@ -59,9 +60,16 @@ async def start_working(parts: Parts, bus: CommandBus, stack: AsyncExitStack) ->
             _keep_analytics(parts, kafka, waker, stack)
 
 
-def in_background(job: Coroutine[Any, Any, None], stack: AsyncExitStack) -> None:
-    """Run a job without an end until `stack` is closed; one that breaks is told of at once."""
-    task = asyncio.create_task(job)
+def start_job(job: Job, stack: AsyncExitStack) -> None:
+    """Run a scheduled job until `stack` is closed."""
+    in_background(run_job(job), stack, name=job.name)
+
+
+def in_background(
+    work: Coroutine[Any, Any, None], stack: AsyncExitStack, *, name: str | None = None
+) -> None:
+    """Run work without an end until `stack` is closed; if it breaks, that is logged at once."""
+    task = asyncio.create_task(work, name=name or getattr(work, "__qualname__", None))
     task.add_done_callback(_tell_broken)
     stack.push_async_callback(cancel, task)
 
@@ -70,7 +78,7 @@ def _tell_broken(task: asyncio.Task[None]) -> None:
     error = None if task.cancelled() else task.exception()
     if error is not None:
         metrics.JOBS_BROKEN.inc()
-        log.error("job_broke", job=getattr(task.get_coro(), "__qualname__", ""), exc_info=error)
+        log.error("job_broke", job=task.get_name(), exc_info=error)
 
 
 async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:
@@ -133,12 +141,12 @@ def _consume(
         overdue=timedelta(seconds=settings.translation_overdue_seconds),
         can_translate=settings.has_llm,
     )
-    job = keep_sweeping(sweep, parts.database_url, settings.translation_sweep_seconds)
-    in_background(job, stack)
+    job = sweep_job(sweep, parts.database_url, settings.translation_sweep_seconds)
+    start_job(job, stack)
     if settings.recommendations_precompute_seconds:
-        preparing = Preparing(tasks.prepare_recommendations, task_queues(settings))
+        preparation = Preparation(tasks.prepare_recommendations, task_queues(settings))
         seconds = settings.recommendations_precompute_seconds
-        in_background(keep_preparing(preparing, parts.analytics_url, seconds), stack)
+        start_job(preparation_job(preparation, parts.analytics_url, seconds), stack)
 
 
 def _keep_analytics(

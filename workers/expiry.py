@@ -6,7 +6,6 @@ one end, and what follows from it in the object store can be repeated.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -23,6 +22,7 @@ from commands.command import Command
 from commands.finalize import ExpireUpload, FinishUpload, StatusOf, drop
 from commands.finalize_lock import lock_key
 from domain.upload import Status
+from engine.schedule import Job, repeat
 from infra import metrics
 from infra.batching import QueueFull
 from infra.connecting import open_async_connection
@@ -144,11 +144,13 @@ class Expiry:
         return outcome.answer
 
 
-async def keep_expiring(expiry: Expiry, interval_seconds: float) -> None:
-    """Run it again and again, until cancelled; whatever goes wrong, there is a next time."""
-    while True:
+def expiry_job(expiry: Expiry, every: float) -> Job:
+    """Return the job that looks again and again; whatever goes wrong, there is a next time."""
+
+    async def run() -> None:
         metrics.EXPIRY_RUNS.labels(await _run(expiry)).inc()
-        await asyncio.sleep(interval_seconds)
+
+    return Job("expiry", every, repeat(run))
 
 
 async def _run(expiry: Expiry) -> str:
