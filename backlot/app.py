@@ -19,10 +19,10 @@ from backlot.objects import object_routers
 from backlot.wiring import Parts, ReadModels
 from backlot.working import start_job, start_working
 from commands.bus import CommandBus
-from commands.catalog import ChangeVideo, Engagement
-from commands.command import Command, Lookup
+from commands.catalog import EngagementCounts, EngagementOf
+from commands.command import Lookup, Reader
 from commands.endpoint import Services
-from commands.likes import ChangeLike
+from commands.likes import LikesOfOthers
 from engine.schedule import Job
 from infra import telemetry
 from infra.codec import EventMapper
@@ -148,7 +148,7 @@ def _bus(parts: Parts) -> CommandBus:
     settings = parts.settings
     return CommandBus(
         parts.recorder,
-        lookups=_lookups(parts.models),
+        readers=_readers(parts.models),
         telemetry=telemetry.head,
         max_batch=settings.command_batch_max,
         max_waiting=settings.command_queue_max,
@@ -223,20 +223,22 @@ def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
     )
 
 
-def _lookups(models: ReadModels) -> dict[type[Command[Any]], Lookup]:
-    """What answers of commands include of the read models, which commands may not import."""
+def _readers(models: ReadModels) -> dict[type[Lookup[Any]], Reader]:
+    """Return what answers the commands' lookups from the read models, which they may not import."""
 
-    def others(cursor: Cursor[TupleRow], wishes: Sequence[ChangeLike]) -> list[int]:
-        return models.likes.others(cursor, [(wish.video_id, wish.viewer) for wish in wishes])
+    def others(cursor: Cursor[TupleRow], lookups: Sequence[LikesOfOthers]) -> list[int]:
+        return models.likes.others(cursor, [(each.video_id, each.viewer) for each in lookups])
 
-    def engagement(cursor: Cursor[TupleRow], changes: Sequence[ChangeVideo]) -> list[Engagement]:
-        videos = [change.video_id for change in changes]
+    def engagement(
+        cursor: Cursor[TupleRow], lookups: Sequence[EngagementOf]
+    ) -> list[EngagementCounts]:
+        videos = [each.video_id for each in lookups]
         likes = models.likes.others(cursor, [(video, "") for video in videos])
         comments = models.comments.counts_of(cursor, videos)
         views = telemetry.Views().of(cursor, videos)
         return [
-            Engagement(count, comments.get(video, 0), views.get(video, 0))
+            EngagementCounts(count, comments.get(video, 0), views.get(video, 0))
             for video, count in zip(videos, likes, strict=True)
         ]
 
-    return {ChangeLike: others, ChangeVideo: engagement}
+    return {LikesOfOthers: others, EngagementOf: engagement}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Request, Response
 
-from commands.command import Aggregates, Command
+from commands.command import Aggregates, Command, Lookup
 from commands.endpoint import TOKEN_FIRST, executor
 from domain.model import BEGINNING, Origin
 from domain.upload import Upload, object_key
@@ -21,7 +21,7 @@ from infra.objects import ObjectStoreError
 log = structlog.get_logger(__name__)
 
 
-class Engagement(NamedTuple):
+class EngagementCounts(NamedTuple):
     """How many likes, comments and views a video has."""
 
     likes: int
@@ -30,8 +30,19 @@ class Engagement(NamedTuple):
 
 
 @dataclass(frozen=True)
+class EngagementOf(Lookup[EngagementCounts]):
+    """The engagement of a video, as its owner gets it back with a change."""
+
+    video_id: UUID
+
+    @property
+    def default(self) -> EngagementCounts:
+        return EngagementCounts(0, 0, 0)
+
+
+@dataclass(frozen=True)
 class ChangeVideo(Command[Video]):
-    """Set the details named in `changes`; `found` is the video's engagement."""
+    """Set the details named in `changes`."""
 
     video_id: UUID
     changes: dict[str, str | None]
@@ -40,7 +51,10 @@ class ChangeVideo(Command[Video]):
     def streams(self) -> Sequence[UUID]:
         return (self.video_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Engagement | None) -> Video:
+    def lookups(self) -> Sequence[EngagementOf]:
+        return (EngagementOf(self.video_id),)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> Video:
         upload = aggregates.get(Upload, self.video_id)
         _require_right(upload, origin, self.as_admin)
         upload.change_details(
@@ -49,7 +63,7 @@ class ChangeVideo(Command[Video]):
             description=self.changes.get("description", upload.description),
             category=self.changes.get("category", upload.category),
         )
-        return as_seen(upload, found or Engagement(0, 0, 0))
+        return as_seen(upload, aggregates.look_up(EngagementOf(self.video_id)))
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,7 @@ class RemoveVideo(Command[VideoRemoved]):
     def streams(self) -> Sequence[UUID]:
         return (self.video_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> VideoRemoved:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> VideoRemoved:
         upload = aggregates.get(Upload, self.video_id)
         _require_right(upload, origin, self.as_admin)
         upload.remove(origin)
@@ -75,7 +89,7 @@ def _require_right(upload: Upload, origin: Origin, as_admin: bool) -> None:
         upload.require_owner(origin.actor)
 
 
-def as_seen(upload: Upload, engagement: Engagement) -> Video:
+def as_seen(upload: Upload, engagement: EngagementCounts) -> Video:
     """The video as its owner gets it back after a change."""
     return Video(
         video_id=upload.id,

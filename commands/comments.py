@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Request, Response
 
 from commands.command import Aggregates, Command
 from commands.endpoint import TOKEN_FIRST, executor
+from commands.queries import FindVideoOfComment
 from domain.comment import Comment
 from domain.model import Origin
 from domain.upload import Upload
@@ -29,24 +29,11 @@ class PostComment(Command[contract.Comment]):
     def streams(self) -> Sequence[UUID]:
         return (self.video_id, self.comment_id)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> contract.Comment:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> contract.Comment:
         aggregates.get(Upload, self.video_id).require_video()
         comment = aggregates.get(Comment, self.comment_id)
         comment.post(self.video_id, self.content, origin)
         return as_seen(comment)
-
-
-@dataclass(frozen=True)
-class FindVideo(Command[UUID]):
-    """Look up which video a comment is on; records nothing."""
-
-    comment_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.comment_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> UUID:
-        return aggregates.get(Comment, self.comment_id).require_posted()
 
 
 @dataclass(frozen=True)
@@ -60,7 +47,7 @@ class EditComment(Command[contract.Comment]):
     def streams(self) -> Sequence[UUID]:
         return (self.video_id, self.comment_id)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> contract.Comment:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> contract.Comment:
         aggregates.get(Upload, self.video_id).require_video()
         comment = aggregates.get(Comment, self.comment_id)
         comment.edit(self.content, origin)
@@ -76,7 +63,7 @@ class DeleteComment(Command[contract.CommentDeleted]):
     def streams(self) -> Sequence[UUID]:
         return (self.comment_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> contract.CommentDeleted:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> contract.CommentDeleted:
         aggregates.get(Comment, self.comment_id).delete(origin)
         return contract.CommentDeleted(comment_id=self.comment_id, status="deleted")
 
@@ -120,7 +107,7 @@ async def post_comment(video_id: UUID, body: contract.WriteComment, request: Req
 )
 async def edit_comment(comment_id: UUID, body: contract.WriteComment, request: Request) -> Response:
     execute = await executor(request)
-    video_id = await execute.value(FindVideo(comment_id))
+    video_id = await execute.value(FindVideoOfComment(comment_id))
     return await execute(EditComment(comment_id, video_id, body.content))
 
 

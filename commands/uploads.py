@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Request, Response
 
 from commands.command import Aggregates, Command
 from commands.endpoint import TOKEN_FIRST, Execute, Reply, Services, executor
+from commands.queries import FindUpload, UploadFacts
 from domain.errors import Conflict, Invalid
 from domain.model import Origin
 from domain.upload import Status, Upload, object_key, part_layout
@@ -18,30 +18,6 @@ from infra import contract
 from infra.http import problems
 
 FIRST_URLS = 100
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What an upload is, apart from the live aggregate."""
-
-    upload_id: UUID
-    status: Status
-    object_key: str
-    store_upload_id: str
-    size_bytes: int
-    part_sizes: Sequence[int]
-
-    @classmethod
-    def of(cls, upload: Upload) -> Self:
-        """The facts of an upload that is known."""
-        return cls(
-            upload.id,
-            upload.status or Status.STARTED,
-            upload.object_key,
-            upload.store_upload_id,
-            upload.size_bytes,
-            [upload.part_bytes(number + 1) for number in range(upload.part_count)],
-        )
 
 
 @dataclass(frozen=True)
@@ -58,7 +34,7 @@ class StartUpload(Command[contract.UploadBegun]):
     def streams(self) -> Sequence[UUID]:
         return (self.upload_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> contract.UploadBegun:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> contract.UploadBegun:
         aggregates.get(Upload, self.upload_id).start(
             origin,
             **self.details.model_dump(),
@@ -67,22 +43,6 @@ class StartUpload(Command[contract.UploadBegun]):
             store_upload_id=self.store_upload_id,
         )
         return self.answer
-
-
-@dataclass(frozen=True)
-class LookAtUpload(Command[Facts]):
-    """The owner's look at the upload as it stands in the log; records nothing."""
-
-    upload_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.upload_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> Facts:
-        upload = aggregates.get(Upload, self.upload_id)
-        upload.require_known()
-        upload.require_owner(origin.actor)
-        return Facts.of(upload)
 
 
 router = APIRouter(prefix="/uploads", tags=["uploads"], dependencies=TOKEN_FIRST)
@@ -101,7 +61,7 @@ async def start_upload(body: contract.StartUpload, request: Request) -> Response
     if begun is None:
         command = await _prepared(body, execute.services)
         begun = await execute.keep(command, contract.UploadBegun, status=201)
-    facts = await execute.value(LookAtUpload(begun.facts.upload_id))
+    facts = await execute.value(FindUpload(begun.facts.upload_id))
     return begun.told(
         contract.UploadStarted(**begun.facts.model_dump(), parts=_first_urls(facts, execute))
     )
@@ -124,7 +84,7 @@ async def _prepared(body: contract.StartUpload, services: Services) -> StartUplo
     return StartUpload(upload_id, body, part_bytes, key, await services.objects.begin(key), answer)
 
 
-def _first_urls(facts: Facts, execute: Execute) -> list[contract.PartUrl]:
+def _first_urls(facts: UploadFacts, execute: Execute) -> list[contract.PartUrl]:
     """The first URLs of an upload; of one that has ended, whose parts are gone, none."""
     if facts.status is not Status.STARTED:
         return []
@@ -139,14 +99,16 @@ def _first_urls(facts: Facts, execute: Execute) -> list[contract.PartUrl]:
 )
 async def more_part_urls(upload_id: UUID, body: contract.PartNumbers, request: Request) -> Response:
     execute = await executor(request)
-    facts = await execute.value(LookAtUpload(upload_id))
+    facts = await execute.value(FindUpload(upload_id))
     require_under_way(facts)
     urls = contract.PartUrls(parts=part_urls(facts, body.numbers, execute))
     asked = await execute.keep(Reply(body), contract.PartNumbers)
     return asked.told(urls)
 
 
-def part_urls(facts: Facts, numbers: Iterable[int], execute: Execute) -> list[contract.PartUrl]:
+def part_urls(
+    facts: UploadFacts, numbers: Iterable[int], execute: Execute
+) -> list[contract.PartUrl]:
     """Signed URLs of these parts, in the order asked; raises Invalid for a number out of range."""
     urls = []
     for number in dict.fromkeys(numbers):
@@ -166,7 +128,7 @@ def part_urls(facts: Facts, numbers: Iterable[int], execute: Execute) -> list[co
     return urls
 
 
-def require_under_way(facts: Facts) -> None:
+def require_under_way(facts: UploadFacts) -> None:
     """Raise Conflict with the state unless parts may still be sent."""
     if facts.status is not Status.STARTED:
         raise Conflict(f"The upload is {facts.status}.", uploadStatus=facts.status)

@@ -19,8 +19,9 @@ from eventsourcing.persistence import PersistenceError
 from commands.batch import Executed
 from commands.bus import CommandBus
 from commands.command import Command
-from commands.finalize import ExpireUpload, FinishUpload, StatusOf, drop
+from commands.finalize import ExpireUpload, FinishUpload, drop
 from commands.finalize_lock import lock_key
+from commands.queries import FindUploadStatus
 from domain.upload import Status
 from engine.schedule import Job, repeat
 from infra import metrics
@@ -132,7 +133,7 @@ class Expiry:
     async def _sweep(self, upload: OpenUpload) -> str:
         """Drop what the store still has of an upload that is not under way in the log."""
         upload_id = UUID(upload.key.removeprefix("videos/"))
-        if await self._execute(StatusOf(upload_id)) is Status.STARTED:
+        if await self._execute(FindUploadStatus(upload_id)) is Status.STARTED:
             return KEPT
         await self._objects.abort(upload.key, upload.store_upload_id)
         return "swept"

@@ -42,7 +42,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
 Make = Callable[[], Awaitable[Translation]]
 
 
-class Lookup(NamedTuple):
+class LookupResult(NamedTuple):
     """A translation, and where it comes from: `cache`, `made`, or `shared` with another caller."""
 
     translation: Translation
@@ -68,7 +68,7 @@ class TranslationCache:
         )
         self._lifetime = timedelta(milliseconds=max(round(ttl * 1000), 1))
         self._locks = make_redlock(redis, ())
-        self._flights: SingleFlight[Lookup] = SingleFlight()
+        self._flights: SingleFlight[LookupResult] = SingleFlight()
         self._target = target
         usual = (model, target) == (DEFAULT_MODEL, DEFAULT_TARGET)
         self._suffix = "" if usual else f":{model}:{target}"
@@ -102,20 +102,20 @@ class TranslationCache:
         metrics.TRANSLATION_LOOKUPS.labels(found.source).inc()
         return fitted
 
-    async def _join(self, key: str, make: Make) -> Lookup:
+    async def _join(self, key: str, make: Make) -> LookupResult:
         try:
             found, shared = await self._flights.join(key, lambda: self._find_or_make(key, make))
         except Exception:
             metrics.TRANSLATION_LOOKUPS.labels("failed").inc()
             raise
-        return Lookup(found.translation, "shared") if shared else found
+        return LookupResult(found.translation, "shared") if shared else found
 
-    async def _find_or_make(self, key: str, make: Make) -> Lookup:
+    async def _find_or_make(self, key: str, make: Make) -> LookupResult:
         pause = FIRST_PAUSE
         while True:
             cached = await self._load(key)
             if cached is not None:
-                return Lookup(cached, "cache")
+                return LookupResult(cached, "cache")
             async with AsyncExitStack() as stack:
                 if await self._may_begin(stack, key):
                     return await self._make(key, make)
@@ -136,14 +136,14 @@ class TranslationCache:
             self._redis.failed(error)
         return True
 
-    async def _make(self, key: str, make: Make) -> Lookup:
+    async def _make(self, key: str, make: Make) -> LookupResult:
         # Somebody may have made it between our look and our lock.
         cached = await self._load(key)
         if cached is not None:
-            return Lookup(cached, "cache")
+            return LookupResult(cached, "cache")
         made = await make()
         await self._store(key, made)
-        return Lookup(made, "made")
+        return LookupResult(made, "made")
 
     async def _load(self, key: str) -> Translation | None:
         """Return the cached translation, if it was made with the present prompt."""
