@@ -25,7 +25,7 @@ from commands.endpoint import Services
 from commands.likes import LikesOfOthers
 from engine.schedule import Job
 from infra import telemetry
-from infra.codec import EventMapper
+from infra.codec import MAPPER
 from infra.counters import AsyncCounters
 from infra.http import create_app
 from infra.llm import make_embedder
@@ -131,14 +131,13 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
         live=live,
         objects=parts.objects,
         views=telemetry.Views(),
-        mapper=EventMapper(),
         analytics=analytics,
         recommendations=recommendations,
     )
 
 
 def _integrity(parts: Parts, stack: AsyncExitStack) -> Integrity:
-    known_topics = frozenset(EventMapper().shapes)
+    known_topics = MAPPER.topics
     integrity = Integrity(parts.database_url, parts.proofs, known_topics)
     stack.push_async_callback(integrity.close)
     return integrity

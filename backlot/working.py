@@ -15,7 +15,7 @@ from commands.bus import CommandBus
 from engine.schedule import Job, run_job
 from infra import metrics
 from infra.cancellation import cancel
-from infra.codec import EventMapper
+from infra.codec import MAPPER
 from infra.kafka import KafkaOptions
 from infra.settings import Role
 from infra.tasks import FailedTask, Resources, TaskWorker, make_broker, task_queues
@@ -116,7 +116,7 @@ def _relay(parts: Parts, kafka: KafkaOptions, waker: Waker) -> Relay:
         parts.database_url,
         kafka,
         waker=waker,
-        mapper=EventMapper(),
+        mapper=MAPPER,
         batch_events=settings.relay_batch_events,
         poll_seconds=settings.projection_poll_seconds,
     )
@@ -162,10 +162,8 @@ def _keep_analytics(
     ]
     for keeper in keepers:
         _keep(parts, keeper, _source(keeper, kafka, waker, BEHIND_EVENTS), waker, stack)
-    feed = uploads.feed(EventMapper(), BEHIND_EVENTS)
-    following = LogSource(
-        uploads.TOPICS, wake=waker.subscribe(), mapper=EventMapper(), following=[feed]
-    )
+    feed = uploads.feed(BEHIND_EVENTS)
+    following = LogSource(uploads.TOPICS, wake=waker.subscribe(), mapper=MAPPER, following=[feed])
     _keep(parts, AnalyticsVideos(repeat), following, waker, stack)
 
 
@@ -196,4 +194,4 @@ def _source(
     if kafka is not None:
         return KafkaSource(consumer.topics, kafka, batch_messages=at_once, hurried=waker.hurried())
     wake = waker.subscribe()
-    return LogSource(consumer.topics, wake=wake, mapper=EventMapper(), batch_events=at_once)
+    return LogSource(consumer.topics, wake=wake, mapper=MAPPER, batch_events=at_once)

@@ -25,7 +25,7 @@ from domain.errors import Conflict, DomainError
 from domain.model import Aggregate
 from infra import metrics
 from infra.batching import Batcher
-from infra.codec import EventMapper
+from infra.codec import MAPPER, EventMapper
 from infra.event_store import Answer, GroupCommitRecorder
 
 log = structlog.get_logger(__name__)
@@ -65,7 +65,7 @@ class CommandBus:
         *,
         readers: Mapping[type[Lookup[Any]], Reader] | None = None,
         telemetry: Callable[[Cursor[TupleRow]], int] = lambda _: 0,
-        mapper: EventMapper | None = None,
+        mapper: EventMapper = MAPPER,
         max_batch: int = 256,
         max_waiting: int = 10_000,
         retries: int = 5,
@@ -79,7 +79,7 @@ class CommandBus:
         self._recorder = recorder
         self._readers = dict(readers or {})
         self._telemetry = telemetry
-        self._mapper = mapper or EventMapper()
+        self._mapper = mapper
         self._retries = retries
         self._remember = remember
         self._clock = clock

@@ -18,7 +18,6 @@ from domain.upload import Upload
 from infra import telemetry
 from infra.auth import Authenticator, OneKey, mint_token
 from infra.cache import Lifetimes
-from infra.codec import EventMapper
 from infra.counters import AsyncCounters
 from infra.http import create_app
 from infra.objects import FolderStore
@@ -96,7 +95,6 @@ class Site:
             live=LiveCounts(pool, Catalog(), counts),
             objects=self.objects,
             views=telemetry.Views(),
-            mapper=EventMapper(),
             analytics=(analytics := await self._open_analytics(pool)),
             recommendations=open_recommendations(
                 self.settings, self.rankings, pool, analytics, likes=Likes(), catalog=Catalog()
