@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -17,14 +17,15 @@ from backlot.docs import mount_docs
 from backlot.health import operations
 from backlot.objects import object_routers
 from backlot.wiring import Parts, ReadModels
-from backlot.working import in_background, start_working
+from backlot.working import start_job, start_working
 from commands.bus import CommandBus
-from commands.catalog import ChangeVideo, Engagement
-from commands.command import Command, Lookup
+from commands.catalog import EngagementCounts, EngagementOf
+from commands.command import Lookup, Reader
 from commands.endpoint import Services
-from commands.likes import ChangeLike
+from commands.likes import LikesOfOthers
+from engine.schedule import Job
 from infra import telemetry
-from infra.codec import EventMapper
+from infra.codec import MAPPER
 from infra.counters import AsyncCounters
 from infra.http import create_app
 from infra.llm import make_embedder
@@ -39,13 +40,13 @@ from readapi.counts import LikeCounts
 from readapi.figures import AnalyticsQueries
 from readapi.live import LiveCounts
 from readapi.recommending import open_recommendations
-from workers.analytics.pruning import keep_pruning
-from workers.expiry import Expiry, keep_expiring
-from workers.housekeeping import keep_house
-from workers.likes import keep_reconciling
-from workers.recommendations.embedding import keep_embedding
-from workers.sealing import keep_sealing
-from workers.trending import keep_settling
+from workers.analytics.pruning import pruning_job
+from workers.expiry import Expiry, expiry_job
+from workers.housekeeping import housekeeping_job
+from workers.likes import reconcile_job
+from workers.recommendations.embedding import embedding_job
+from workers.sealing import sealing_job
+from workers.trending import settling_job
 
 
 def make_app(parts: Parts) -> FastAPI:
@@ -92,7 +93,7 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
         if Role.WORKERS in parts.settings.server.roles:
             _embed(parts, stack)
             for job in _jobs(parts, bus):
-                in_background(job, stack)
+                start_job(job, stack)
         await start_working(parts, bus, stack)
         yield
 
@@ -134,14 +135,13 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
         live=live,
         objects=parts.objects,
         views=telemetry.Views(),
-        mapper=EventMapper(),
         analytics=analytics,
         recommendations=recommendations,
     )
 
 
 def _integrity(parts: Parts, stack: AsyncExitStack) -> Integrity:
-    known_topics = frozenset(EventMapper().shapes)
+    known_topics = MAPPER.topics
     integrity = Integrity(parts.database_url, parts.proofs, known_topics)
     stack.push_async_callback(integrity.close)
     return integrity
@@ -151,7 +151,7 @@ def _bus(parts: Parts) -> CommandBus:
     settings = parts.settings
     return CommandBus(
         parts.recorder,
-        lookups=_lookups(parts.models),
+        readers=_readers(parts.models),
         telemetry=telemetry.head,
         max_batch=settings.commands.batch_max,
         max_waiting=settings.commands.queue_max,
@@ -159,7 +159,7 @@ def _bus(parts: Parts) -> CommandBus:
     )
 
 
-def _jobs(parts: Parts, bus: CommandBus) -> list[Coroutine[Any, Any, None]]:
+def _jobs(parts: Parts, bus: CommandBus) -> list[Job]:
     """What the workers' role does on a schedule."""
     settings = parts.settings
     expiry = Expiry(
@@ -171,25 +171,25 @@ def _jobs(parts: Parts, bus: CommandBus) -> list[Coroutine[Any, Any, None]]:
         idle=timedelta(days=settings.uploads.idle_days),
     )
     jobs = [
-        keep_house(
+        housekeeping_job(
             parts.recorder,
             settings.commands.idempotency_ttl_hours,
             parts.database_url,
             settings.watch.view_repeat,
         ),
-        keep_expiring(expiry, settings.uploads.expiry_interval_seconds),
-        keep_settling(
+        expiry_job(expiry, settings.uploads.expiry_interval_seconds),
+        settling_job(
             parts.analytics_url,
             Formula.from_settings(settings.trending),
             settings.trending.settle_seconds,
         ),
-        keep_pruning(parts.analytics_url, settings.analytics.retention_days),
+        pruning_job(parts.analytics_url, settings.analytics.retention_days),
     ]
     if parts.sealer is not None:
-        jobs.append(keep_sealing(parts.sealer, settings.seals.block_seconds))
+        jobs.append(sealing_job(parts.sealer, settings.seals.block_seconds))
     if parts.counters is not None:
         likes, interval = parts.models.likes, settings.likes.reconcile_seconds
-        jobs.append(keep_reconciling(parts.database_url, likes, parts.counters, interval))
+        jobs.append(reconcile_job(parts.database_url, likes, parts.counters, interval))
     return jobs
 
 
@@ -198,13 +198,13 @@ def _embed(parts: Parts, stack: AsyncExitStack) -> None:
     embedder = make_embedder(parts.settings.embeddings, parts.settings.llm)
     if embedder is not None:
         stack.push_async_callback(embedder.aclose)
-        job = keep_embedding(
+        job = embedding_job(
             embedder,
             parts.models.catalog,
             database_url=parts.database_url,
             analytics_url=parts.analytics_url,
         )
-        in_background(job, stack)
+        start_job(job, stack)
 
 
 def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
@@ -228,20 +228,22 @@ def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
     )
 
 
-def _lookups(models: ReadModels) -> dict[type[Command[Any]], Lookup]:
-    """What answers of commands include of the read models, which commands may not import."""
+def _readers(models: ReadModels) -> dict[type[Lookup[Any]], Reader]:
+    """Return what answers the commands' lookups from the read models, which they may not import."""
 
-    def others(cursor: Cursor[TupleRow], wishes: Sequence[ChangeLike]) -> list[int]:
-        return models.likes.others(cursor, [(wish.video_id, wish.viewer) for wish in wishes])
+    def others(cursor: Cursor[TupleRow], lookups: Sequence[LikesOfOthers]) -> list[int]:
+        return models.likes.others(cursor, [(each.video_id, each.viewer) for each in lookups])
 
-    def engagement(cursor: Cursor[TupleRow], changes: Sequence[ChangeVideo]) -> list[Engagement]:
-        videos = [change.video_id for change in changes]
+    def engagement(
+        cursor: Cursor[TupleRow], lookups: Sequence[EngagementOf]
+    ) -> list[EngagementCounts]:
+        videos = [each.video_id for each in lookups]
         likes = models.likes.others(cursor, [(video, "") for video in videos])
         comments = models.comments.counts_of(cursor, videos)
         views = telemetry.Views().of(cursor, videos)
         return [
-            Engagement(count, comments.get(video, 0), views.get(video, 0))
+            EngagementCounts(count, comments.get(video, 0), views.get(video, 0))
             for video, count in zip(videos, likes, strict=True)
         ]
 
-    return {ChangeLike: others, ChangeVideo: engagement}
+    return {LikesOfOthers: others, EngagementOf: engagement}

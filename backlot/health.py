@@ -10,9 +10,9 @@ from fastapi import APIRouter, Response
 
 from backlot.doctor_analytics import NOT_MADE, look
 from backlot.wiring import Parts
+from infra.cache import SingleFlight
 from infra.connecting import Limits, explained, open_connection
 from infra.contract import Wire
-from infra.flights import Flights
 from infra.http import wire
 from infra.metrics import CONTENT_TYPE, render
 from projections.operating.replay_actions import under_way
@@ -36,7 +36,7 @@ def operations(parts: Parts) -> APIRouter:
     """The routes of operations."""
     router = APIRouter(tags=["operations"])
     # However many ask, a part that does not answer is asked once at a time.
-    checks: Flights[Readiness] = Flights()
+    checks: SingleFlight[Readiness] = SingleFlight()
 
     @router.get("/healthz", summary="The process lives")
     async def healthz() -> dict[str, str]:

@@ -64,9 +64,9 @@ def aggregates() -> frozenset[str]:
 
 def topics() -> frozenset[str]:
     """Topics of events, of whatever version."""
-    from infra.codec import EventMapper
+    from infra.codec import MAPPER
 
-    return frozenset(EventMapper().shapes)
+    return MAPPER.topics
 
 
 def event_types() -> frozenset[str]:

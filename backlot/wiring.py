@@ -17,7 +17,7 @@ from backlot.objects import open_objects
 from backlot.signals import last_word
 from infra import seals, telemetry
 from infra.auth import Authenticator, make_authenticator, read_or_make_secret
-from infra.codec import EventMapper
+from infra.codec import MAPPER
 from infra.connecting import SHORT_WORK, Limits, explained, open_connection
 from infra.counters import Counters
 from infra.data_folder import DataFolder
@@ -205,7 +205,7 @@ def _run_projections(
     )
     if counters is not None:
         moved = host.follow(models.likes.name)
-        publisher = CounterPublisher(database_url, models.likes, counters, moved, EventMapper())
+        publisher = CounterPublisher(database_url, models.likes, counters, moved, MAPPER)
         publisher.start()
         stack.callback(publisher.stop)
     stack.callback(host.stop)
@@ -228,7 +228,6 @@ def _carry_out_operations(
     tools = Tools(
         database_url,
         models.by_name(),
-        EventMapper(),
         tell_nobody,
         Event(),
         counters,

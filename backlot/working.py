@@ -12,14 +12,15 @@ import structlog
 
 from backlot.wiring import Parts
 from commands.bus import CommandBus
+from engine.schedule import Job, run_job
 from infra.cancellation import cancel
-from infra.codec import EventMapper
+from infra.codec import MAPPER
 from infra.kafka import KafkaOptions
 from infra.metrics import counter
 from infra.settings import Role
 from infra.tasks import FailedTask, Resources, TaskWorker, make_broker, task_queues
-from projections.analytics import trending_cache
-from projections.recommendations import cache
+from projections.analytics.trending_cache import TrendingInvalidation
+from projections.recommendations.cache import RecommendationInvalidation
 from projections.recommendations.weighing import Weighing
 from workers.analytics import uploads
 from workers.analytics.keeper import Analytics, AnalyticsVideos
@@ -30,14 +31,14 @@ from workers.consuming.messages import Consumer, Keeper, Source
 from workers.consuming.runner import ConsumerRunner
 from workers.recommendations.keeper import Recommendations
 from workers.recommendations.opening import open_preparing
-from workers.recommendations.preparing import Preparing, keep_preparing
+from workers.recommendations.preparing import Preparation, preparation_job
 from workers.relay import Relay
 from workers.speech.consumer import SpeechConsumer
 from workers.speech.opening import media_urls, open_speech, wanted
 from workers.tasks import Means, Tasks, declare, give_up
 from workers.translation.consumer import TranslationConsumer
 from workers.translation.opening import open_translation
-from workers.translation.sweep import Sweep, keep_sweeping
+from workers.translation.sweep import Sweep, sweep_job
 from workers.waking import Waker
 
 log = structlog.get_logger(__name__)
@@ -64,9 +65,16 @@ async def start_working(parts: Parts, bus: CommandBus, stack: AsyncExitStack) ->
             _keep_analytics(parts, kafka, waker, stack)
 
 
-def in_background(job: Coroutine[Any, Any, None], stack: AsyncExitStack) -> None:
-    """Run a job without an end until `stack` is closed; one that breaks is told of at once."""
-    task = asyncio.create_task(job)
+def start_job(job: Job, stack: AsyncExitStack) -> None:
+    """Run a scheduled job until `stack` is closed."""
+    in_background(run_job(job), stack, name=job.name)
+
+
+def in_background(
+    work: Coroutine[Any, Any, None], stack: AsyncExitStack, *, name: str | None = None
+) -> None:
+    """Run work without an end until `stack` is closed; if it breaks, that is logged at once."""
+    task = asyncio.create_task(work, name=name or getattr(work, "__qualname__", None))
     task.add_done_callback(_tell_broken)
     stack.push_async_callback(cancel, task)
 
@@ -75,7 +83,7 @@ def _tell_broken(task: asyncio.Task[None]) -> None:
     error = None if task.cancelled() else task.exception()
     if error is not None:
         JOBS_BROKEN.inc()
-        log.error("job_broke", job=getattr(task.get_coro(), "__qualname__", ""), exc_info=error)
+        log.error("job_broke", job=task.get_name(), exc_info=error)
 
 
 async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:
@@ -117,7 +125,7 @@ def _relay(parts: Parts, kafka: KafkaOptions, waker: Waker) -> Relay:
         parts.database_url,
         kafka,
         waker=waker,
-        mapper=EventMapper(),
+        mapper=MAPPER,
         batch_events=settings.kafka.relay_batch_events,
         poll_seconds=settings.projections.poll_seconds,
     )
@@ -142,12 +150,12 @@ def _consume(
         overdue=timedelta(seconds=settings.translation.overdue_seconds),
         can_translate=settings.llm.configured,
     )
-    job = keep_sweeping(sweep, parts.database_url, settings.translation.sweep_seconds)
-    in_background(job, stack)
+    job = sweep_job(sweep, parts.database_url, settings.translation.sweep_seconds)
+    start_job(job, stack)
     if settings.recommendations.precompute_seconds:
-        preparing = Preparing(tasks.prepare_recommendations, task_queues(settings.tasks))
+        preparation = Preparation(tasks.prepare_recommendations, task_queues(settings.tasks))
         seconds = settings.recommendations.precompute_seconds
-        in_background(keep_preparing(preparing, parts.analytics_url, seconds), stack)
+        start_job(preparation_job(preparation, parts.analytics_url, seconds), stack)
 
 
 def _keep_analytics(
@@ -155,18 +163,16 @@ def _keep_analytics(
 ) -> None:
     settings = parts.settings
     repeat = settings.watch.view_repeat
-    rankings = trending_cache.Invalidation(parts.redis)
-    profiles = cache.Invalidation(parts.redis, settings.recommendations)
+    rankings = TrendingInvalidation(parts.redis)
+    profiles = RecommendationInvalidation(parts.redis, settings.recommendations)
     keepers: list[Keeper] = [
         Analytics(repeat, counted=rankings.touch),
         Recommendations(Weighing.from_settings(settings.recommendations), changed=profiles.touch),
     ]
     for keeper in keepers:
         _keep(parts, keeper, _source(keeper, kafka, waker, BEHIND_EVENTS), waker, stack)
-    feed = uploads.feed(EventMapper(), BEHIND_EVENTS)
-    following = LogSource(
-        uploads.TOPICS, wake=waker.subscribe(), mapper=EventMapper(), following=[feed]
-    )
+    feed = uploads.feed(BEHIND_EVENTS)
+    following = LogSource(uploads.TOPICS, wake=waker.subscribe(), mapper=MAPPER, following=[feed])
     _keep(parts, AnalyticsVideos(repeat), following, waker, stack)
 
 
@@ -197,4 +203,4 @@ def _source(
     if kafka is not None:
         return KafkaSource(consumer.topics, kafka, batch_messages=at_once, hurried=waker.hurried())
     wake = waker.subscribe()
-    return LogSource(consumer.topics, wake=wake, mapper=EventMapper(), batch_events=at_once)
+    return LogSource(consumer.topics, wake=wake, mapper=MAPPER, batch_events=at_once)

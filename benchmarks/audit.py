@@ -21,7 +21,6 @@ from benchmarks import like
 from benchmarks.bench import Bench, say
 from benchmarks.results import Comparison, Side
 from infra.auth import mint_token
-from infra.codec import EventMapper
 from infra.event_store import open_recorder
 from projections.applying import Applier
 from projections.audit.causes import at_position
@@ -128,7 +127,7 @@ def fill(url: str, events: int) -> None:
 def index(url: str, events: int) -> float:
     """Take the whole log into the audit's index, as its runner does; events/s."""
     audit = Audit()
-    applier = Applier(audit, mapper=EventMapper(), batch_events=BATCH_EVENTS)
+    applier = Applier(audit, batch_events=BATCH_EVENTS)
     with connect(url, "benchmark") as conn:
         install(conn, [audit])
         started = time.perf_counter()

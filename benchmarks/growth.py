@@ -19,7 +19,7 @@ from benchmarks.log import VIDEOS, first_likes
 from benchmarks.projecting import await_position, projecting
 from benchmarks.results import Comparison, Side
 from commands.bus import CommandBus
-from commands.likes import ChangeLike, Wish
+from commands.likes import ChangeLike, LikesOfOthers, Wish
 from infra.event_store import GroupCommitRecorder, Save, open_recorder
 from projections.likes import Likes
 
@@ -87,13 +87,13 @@ def _likes(runner: asyncio.Runner, recorder: GroupCommitRecorder, count: int, nu
 async def _execute(recorder: GroupCommitRecorder, wishes: Sequence[ChangeLike]) -> None:
     likes = Likes()
 
-    def others(cursor: Cursor[TupleRow], some: Sequence[ChangeLike]) -> list[int]:
-        return likes.others(cursor, [(wish.video_id, wish.viewer) for wish in some])
+    def others(cursor: Cursor[TupleRow], lookups: Sequence[LikesOfOthers]) -> list[int]:
+        return likes.others(cursor, [(each.video_id, each.viewer) for each in lookups])
 
     async def work(mine: Sequence[ChangeLike]) -> None:
         for wish in mine:
             await bus.execute(wish, actor=wish.viewer, correlation_id="bench")
 
-    bus = CommandBus(recorder, lookups={ChangeLike: others})
+    bus = CommandBus(recorder, readers={LikesOfOthers: others})
     await asyncio.gather(*(work(wishes[i::CALLERS]) for i in range(CALLERS)))
     await bus.close()

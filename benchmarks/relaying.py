@@ -56,7 +56,7 @@ def read(url: str) -> list[Outgoing]:
     """All messages of a log."""
     with connect(url, "bench") as conn:
         telemetry.install(conn)
-        (feed, _) = feeds(TOPICS, mapper=EventMapper(), batch_events=5_000)
+        (feed, _) = feeds(TOPICS, batch_events=5_000)
         found: list[Outgoing] = []
         after = 0
         while (stretch := feed.read(conn, after)).until > after:

@@ -31,7 +31,6 @@ from benchmarks.pacing import Delays, paced_likes
 from benchmarks.processes import ProcessFailed, command, environment
 from benchmarks.results import Comparison, Side
 from infra.auth import mint_token
-from infra.codec import EventMapper
 from infra.logging import configure_logging
 from infra.settings import load_settings
 from projections import positions
@@ -96,7 +95,7 @@ def bring_up(url: str, model: Projection, events: int) -> None:
     conn: Connection[TupleRow]
     with connect(url, "bench") as conn:
         install(conn, [model])
-        applier = Applier(model, mapper=EventMapper(), batch_events=BATCH_EVENTS)
+        applier = Applier(model, batch_events=BATCH_EVENTS)
         while (seen := positions.look(conn, model.schema)) and seen.position < events:
             applier.advance(conn, seen.position, events)
 
@@ -112,7 +111,7 @@ def replay(url: str, model: Projection, workers: int = 1) -> float:
 
 def read_and_decode(url: str, model: Projection, events: int) -> float:
     """Seconds to read the same log in the same windows, and decode it, and nothing else."""
-    log = Log(model.events, mapper=EventMapper(), batch_events=BATCH_EVENTS)
+    log = Log(model.events, batch_events=BATCH_EVENTS)
     conn: Connection[TupleRow]
     with connect(url, "bench") as conn:
         started, position = time.perf_counter(), 0

@@ -6,17 +6,18 @@ import asyncio
 import signal
 import sys
 
+from engine.schedule import run_job
 from infra.logging import configure_logging
 from infra.seals import Sealer
 from infra.settings import load_settings
-from workers.sealing import keep_sealing
+from workers.sealing import sealing_job
 
 READY = "ready"
 
 
 async def serve(sealer: Sealer, block_seconds: float) -> None:
     """Until SIGTERM."""
-    task = asyncio.ensure_future(keep_sealing(sealer, block_seconds))
+    task = asyncio.ensure_future(run_job(sealing_job(sealer, block_seconds)))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     print(READY, flush=True)
     await asyncio.wait([task])

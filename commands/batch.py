@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import structlog
 from eventsourcing.persistence import StoredEvent
 
-from commands.command import Aggregates, Command, Slot
+from commands.command import Aggregates, Command, Lookup, Query, Slot
 from domain.errors import DomainError
 from domain.model import Origin
 from infra.codec import EventMapper
@@ -129,20 +130,25 @@ class Round:
     """Decides commands one after the other; `groups` then holds what is to be recorded."""
 
     def __init__(
-        self, slots: Mapping[UUID, Slot], head: int, at: datetime, mapper: EventMapper
+        self,
+        slots: Mapping[UUID, Slot],
+        head: int,
+        at: datetime,
+        mapper: EventMapper,
+        answers: Mapping[Lookup[Any], Any] = MappingProxyType({}),
     ) -> None:
         self._slots = slots
         self._head = head
         self._at = at
         self._mapper = mapper
-        self._aggregates = Aggregates(slots)
+        self._aggregates = Aggregates(slots, answers)
         self.groups: list[Group] = []
 
-    def decide(self, request: Request, found: Any) -> None:
+    def decide(self, request: Request) -> None:
         """Decide one command; unless it depends on what is not recorded yet, settle it at once."""
         slots = [self._slots[stream] for stream in request.streams]
         tied = [slot.group for slot in slots if slot.group]
-        decided = self._decided(request, slots, found)
+        decided = self._decided(request, slots)
         failed = isinstance(decided.result, BaseException)
         if not (tied or decided.changed or decided.answers):
             request.settle(decided.result, self._head)
@@ -156,13 +162,15 @@ class Round:
             group.results.append((request, decided.result))
         group.add(decided)
 
-    def _decided(self, request: Request, slots: Sequence[Slot], found: Any) -> Decided:
+    def _decided(self, request: Request, slots: Sequence[Slot]) -> Decided:
         origin = Origin(request.actor, self._at, request.correlation_id, request.causation_id)
         changed: list[Slot] = []
         failure: Exception
         try:
-            result = request.command.decide(self._aggregates, origin, found)
+            result = request.command.decide(self._aggregates, origin)
             changed = [slot for slot in slots if slot.has_changed()]
+            if changed and isinstance(request.command, Query):
+                raise TypeError("A query records nothing.")
             events = [self._mapper.to_stored_event(e) for slot in changed for e in slot.collect()]
             answers = [_answer(request, request.key, result)] if request.key else ()
             return Decided(result, changed, events, answers)

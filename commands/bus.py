@@ -20,11 +20,11 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from commands.batch import Executed, Group, IdempotencyKey, Request, Round
-from commands.command import Command, Lookup, Slot
+from commands.command import Command, Lookup, Reader, Slot
 from domain.errors import Conflict, DomainError
 from domain.model import Aggregate
 from infra.batching import Batcher
-from infra.codec import EventMapper
+from infra.codec import MAPPER, EventMapper
 from infra.event_store import Answer, GroupCommitRecorder
 from infra.metrics import SIZES, counter, gauge, histogram
 
@@ -75,7 +75,7 @@ class Loaded(NamedTuple):
     answers: dict[tuple[str, str], Answer]
     head: int
     telemetry: int
-    found: dict[int, Any]
+    found: dict[Lookup[Any], Any]
 
 
 class CommandBus:
@@ -90,20 +90,23 @@ class CommandBus:
         self,
         recorder: GroupCommitRecorder,
         *,
-        lookups: Mapping[type[Command[Any]], Lookup] | None = None,
+        readers: Mapping[type[Lookup[Any]], Reader] | None = None,
         telemetry: Callable[[Cursor[TupleRow]], int] = lambda _: 0,
-        mapper: EventMapper | None = None,
+        mapper: EventMapper = MAPPER,
         max_batch: int = 256,
         max_waiting: int = 10_000,
         retries: int = 5,
         remember: int = 50_000,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`telemetry` reads the head of what is recorded beside the log: a position has both."""
+        """`readers` answer the commands' lookups, by their type; without one, the default holds.
+
+        `telemetry` reads the head of what is recorded beside the log: a position has both.
+        """
         self._recorder = recorder
-        self._lookups = dict(lookups or {})
+        self._readers = dict(readers or {})
         self._telemetry = telemetry
-        self._mapper = mapper or EventMapper()
+        self._mapper = mapper
         self._retries = retries
         self._remember = remember
         self._clock = clock
@@ -159,12 +162,12 @@ class CommandBus:
         """Load, decide and record once; returns the requests that have to be decided again."""
         now, later = _one_per_key(requests)
         loaded = self._load(now)
-        this = Round(loaded.slots, loaded.head, self._clock(), self._mapper)
-        for index, request in enumerate(now):
+        this = Round(loaded.slots, loaded.head, self._clock(), self._mapper, loaded.found)
+        for request in now:
             request.telemetry = loaded.telemetry
             request.outcome = _outcome_before(request, loaded)
             if request.outcome is None:
-                this.decide(request, loaded.found.get(index))
+                this.decide(request)
         failed = self._record(this.groups)
         for group in failed:
             for slot in group.changed:
@@ -202,15 +205,17 @@ class CommandBus:
         answers = {(answer.actor, answer.key): answer for answer in kept}
         return Loaded(slots, answers, head, telemetry, found)
 
-    def _look_up(self, cursor: Cursor[TupleRow], requests: Sequence[Request]) -> dict[int, Any]:
-        by_type: dict[type[Command[Any]], list[int]] = {}
-        for index, request in enumerate(requests):
-            if type(request.command) in self._lookups:
-                by_type.setdefault(type(request.command), []).append(index)
-        found: dict[int, Any] = {}
-        for kind, indexes in by_type.items():
-            values = self._lookups[kind](cursor, [requests[index].command for index in indexes])
-            found.update(zip(indexes, values, strict=True))
+    def _look_up(
+        self, cursor: Cursor[TupleRow], requests: Sequence[Request]
+    ) -> dict[Lookup[Any], Any]:
+        by_type: dict[type[Lookup[Any]], list[Lookup[Any]]] = {}
+        for request in requests:
+            for lookup in request.command.lookups():
+                if type(lookup) in self._readers:
+                    by_type.setdefault(type(lookup), []).append(lookup)
+        found: dict[Lookup[Any], Any] = {}
+        for kind, lookups in by_type.items():
+            found.update(zip(lookups, self._readers[kind](cursor, lookups), strict=True))
         return found
 
     def _record(self, groups: Sequence[Group]) -> list[Group]:

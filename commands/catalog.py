@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Request, Response
 
-from commands.command import Aggregates, Command
+from commands.command import Aggregates, Command, Lookup
 from commands.endpoint import TOKEN_FIRST, executor
 from commands.upload_shapes import Category, Description, Title
 from domain.model import BEGINNING, Origin
@@ -37,7 +37,7 @@ class VideoRemoved(Wire):
     status: Literal["removed"]
 
 
-class Engagement(NamedTuple):
+class EngagementCounts(NamedTuple):
     """How many likes, comments and views a video has."""
 
     likes: int
@@ -46,8 +46,19 @@ class Engagement(NamedTuple):
 
 
 @dataclass(frozen=True)
+class EngagementOf(Lookup[EngagementCounts]):
+    """The engagement of a video, as its owner gets it back with a change."""
+
+    video_id: UUID
+
+    @property
+    def default(self) -> EngagementCounts:
+        return EngagementCounts(0, 0, 0)
+
+
+@dataclass(frozen=True)
 class ChangeVideo(Command[Video]):
-    """Set the details named in `changes`; `found` is the video's engagement."""
+    """Set the details named in `changes`."""
 
     video_id: UUID
     changes: dict[str, str | None]
@@ -56,7 +67,10 @@ class ChangeVideo(Command[Video]):
     def streams(self) -> Sequence[UUID]:
         return (self.video_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Engagement | None) -> Video:
+    def lookups(self) -> Sequence[EngagementOf]:
+        return (EngagementOf(self.video_id),)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> Video:
         upload = aggregates.get(Upload, self.video_id)
         _require_right(upload, origin, self.as_admin)
         upload.change_details(
@@ -65,7 +79,7 @@ class ChangeVideo(Command[Video]):
             description=self.changes.get("description", upload.description),
             category=self.changes.get("category", upload.category),
         )
-        return as_seen(upload, found or Engagement(0, 0, 0))
+        return as_seen(upload, aggregates.look_up(EngagementOf(self.video_id)))
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,7 @@ class RemoveVideo(Command[VideoRemoved]):
     def streams(self) -> Sequence[UUID]:
         return (self.video_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> VideoRemoved:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> VideoRemoved:
         upload = aggregates.get(Upload, self.video_id)
         _require_right(upload, origin, self.as_admin)
         upload.remove(origin)
@@ -91,7 +105,7 @@ def _require_right(upload: Upload, origin: Origin, as_admin: bool) -> None:
         upload.require_owner(origin.actor)
 
 
-def as_seen(upload: Upload, engagement: Engagement) -> Video:
+def as_seen(upload: Upload, engagement: EngagementCounts) -> Video:
     """The video as its owner gets it back after a change."""
     return Video(
         video_id=upload.id,

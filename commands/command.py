@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
@@ -15,10 +16,24 @@ from psycopg.rows import TupleRow
 from domain.model import Aggregate, Origin
 
 R = TypeVar("R")
+F = TypeVar("F")
 A = TypeVar("A", bound=Aggregate)
 
-Lookup = Callable[[Cursor[TupleRow], Sequence[Any]], Sequence[Any]]
-"""Reads for many commands of one type, in one query, what their answers include beside streams."""
+
+class Lookup(ABC, Generic[F]):
+    """A question whose answer a command's own answer includes, and which no stream holds.
+
+    A subclass is a port: the bus gets a reader for it, which answers many lookups in one query.
+    """
+
+    @property
+    @abstractmethod
+    def default(self) -> F:
+        """The answer on a bus without a reader."""
+
+
+Reader = Callable[[Cursor[TupleRow], Sequence[Any]], Sequence[Any]]
+"""Returns the answers to lookups of one type, in their order."""
 
 
 class Slot:
@@ -44,10 +59,18 @@ class Slot:
 
 
 class Aggregates:
-    """The aggregates of a batch: each command sees what those before it decided."""
+    """The aggregates of a batch: each command sees what those before it decided.
 
-    def __init__(self, slots: Mapping[UUID, Slot]) -> None:
+    Beside them are the answers to the commands' lookups.
+    """
+
+    def __init__(
+        self,
+        slots: Mapping[UUID, Slot],
+        answers: Mapping[Lookup[Any], Any] = MappingProxyType({}),
+    ) -> None:
         self._slots = slots
+        self._answers = answers
 
     def get(self, aggregate: type[A], stream_id: UUID) -> A:
         """The aggregate of a stream that the command declared; blank (version 0) when it is new."""
@@ -63,6 +86,11 @@ class Aggregates:
             slot.aggregate = blank
         return blank
 
+    def look_up(self, lookup: Lookup[F]) -> F:
+        """Return the answer to a lookup that the command declared."""
+        answer: F = self._answers.get(lookup, lookup.default)
+        return answer
+
 
 @dataclass(frozen=True)
 class Command(ABC, Generic[R]):
@@ -70,12 +98,23 @@ class Command(ABC, Generic[R]):
 
     @abstractmethod
     def streams(self) -> Sequence[UUID]:
-        """The streams to load; `decide` may touch no others."""
+        """Return the streams to load; `decide` may touch no others."""
+
+    def lookups(self) -> Sequence[Lookup[Any]]:
+        """Return what has to be looked up beside the streams."""
+        return ()
 
     @abstractmethod
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> R:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> R:
         """Check the rules, let the aggregates record, and return the answer.
 
-        `found` is what the lookup registered for this command type read, else None. May run more
-        than once (after a conflict), each time on freshly loaded aggregates. Raises DomainError.
+        May run more than once (after a conflict), each time on freshly loaded aggregates. Raise
+        DomainError.
         """
+
+
+class Query(Command[R]):
+    """A question to the log. The bus decides it like a command, and it records nothing.
+
+    So it sees what is recorded now, and not what a read model has reached.
+    """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Request, Response
@@ -12,6 +12,7 @@ from pydantic import Field
 
 from commands.command import Aggregates, Command
 from commands.endpoint import TOKEN_FIRST, executor
+from commands.queries import FindVideoOfComment
 from domain.comment import Comment
 from domain.model import Origin
 from domain.upload import Upload
@@ -46,24 +47,11 @@ class PostComment(Command[SeenComment]):
     def streams(self) -> Sequence[UUID]:
         return (self.video_id, self.comment_id)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> SeenComment:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> SeenComment:
         aggregates.get(Upload, self.video_id).require_video()
         comment = aggregates.get(Comment, self.comment_id)
         comment.post(self.video_id, self.content, origin)
         return as_seen(comment)
-
-
-@dataclass(frozen=True)
-class FindVideo(Command[UUID]):
-    """Look up which video a comment is on; records nothing."""
-
-    comment_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.comment_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> UUID:
-        return aggregates.get(Comment, self.comment_id).require_posted()
 
 
 @dataclass(frozen=True)
@@ -77,7 +65,7 @@ class EditComment(Command[SeenComment]):
     def streams(self) -> Sequence[UUID]:
         return (self.video_id, self.comment_id)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> SeenComment:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> SeenComment:
         aggregates.get(Upload, self.video_id).require_video()
         comment = aggregates.get(Comment, self.comment_id)
         comment.edit(self.content, origin)
@@ -93,7 +81,7 @@ class DeleteComment(Command[CommentDeleted]):
     def streams(self) -> Sequence[UUID]:
         return (self.comment_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> CommentDeleted:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> CommentDeleted:
         aggregates.get(Comment, self.comment_id).delete(origin)
         return CommentDeleted(comment_id=self.comment_id, status="deleted")
 
@@ -137,7 +125,7 @@ async def post_comment(video_id: UUID, body: WriteComment, request: Request) -> 
 )
 async def edit_comment(comment_id: UUID, body: WriteComment, request: Request) -> Response:
     execute = await executor(request)
-    video_id = await execute.value(FindVideo(comment_id))
+    video_id = await execute.value(FindVideoOfComment(comment_id))
     return await execute(EditComment(comment_id, video_id, body.content))
 
 

@@ -13,7 +13,7 @@ from fastapi import Depends, Request, Response
 
 from commands.batch import Executed, IdempotencyKey
 from commands.bus import CommandBus
-from commands.command import Aggregates, Command
+from commands.command import Aggregates, Command, Query
 from domain.errors import DomainError
 from domain.model import Origin
 from infra.auth import Identity
@@ -68,18 +68,18 @@ class NotAnsweredYet(DomainError):
 
 
 @dataclass(frozen=True)
-class Recall(Command[Wire]):
+class Recall(Query[Wire]):
     """Asks only for the answer kept under the key; there are no rules to check."""
 
     def streams(self) -> tuple[()]:
         return ()
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> Wire:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> Wire:
         raise NotAnsweredYet("No answer is kept under this key.")
 
 
 @dataclass(frozen=True)
-class Reply(Command[W]):
+class Reply(Query[W]):
     """An answer that records nothing but itself, under the request's idempotency key."""
 
     body: W
@@ -87,7 +87,7 @@ class Reply(Command[W]):
     def streams(self) -> tuple[()]:
         return ()
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> W:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> W:
         return self.body
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
 import structlog
@@ -17,9 +16,10 @@ from fastapi import APIRouter, Request, Response
 from commands.command import Aggregates, Command
 from commands.endpoint import TOKEN_FIRST, Execute, executor
 from commands.finalize_lock import Held, alone
+from commands.queries import FindCompletion, FindUpload, FindUploadStatus, UploadFacts, completion
 from commands.upload_shapes import CompleteUpload as CompleteUploadBody
 from commands.upload_shapes import UploadAborted, UploadCompleted, UploadedPart
-from commands.uploads import Facts, LookAtUpload, require_under_way
+from commands.uploads import require_under_way
 from domain.errors import DomainError
 from domain.model import Origin
 from domain.upload import Status, Upload
@@ -55,38 +55,12 @@ class CompleteUpload(Command[UploadCompleted]):
     def streams(self) -> Sequence[UUID]:
         return (self.upload_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> UploadCompleted:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> UploadCompleted:
         upload = aggregates.get(Upload, self.upload_id)
         upload.require_known()
         upload.require_owner(origin.actor)
         upload.complete(self.stored.size, self.stored.etag, origin)
-        return _completion(upload)
-
-
-@dataclass(frozen=True)
-class TellCompletion(Command[UploadCompleted]):
-    """The answer of a completion that is recorded; records nothing."""
-
-    upload_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.upload_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> UploadCompleted:
-        upload = aggregates.get(Upload, self.upload_id)
-        upload.require_known()
-        upload.require_owner(origin.actor)
-        return _completion(upload)
-
-
-def _completion(upload: Upload) -> UploadCompleted:
-    return UploadCompleted(
-        upload_id=upload.id,
-        video_id=upload.id,
-        status="completed",
-        size_bytes=upload.size_bytes,
-        etag=upload.etag,
-    )
+        return completion(upload)
 
 
 @dataclass(frozen=True)
@@ -98,7 +72,7 @@ class AbortUpload(Command[UploadAborted]):
     def streams(self) -> Sequence[UUID]:
         return (self.upload_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> UploadAborted:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> UploadAborted:
         upload = aggregates.get(Upload, self.upload_id)
         upload.require_known()
         upload.require_owner(origin.actor)
@@ -115,7 +89,7 @@ class ExpireUpload(Command[bool]):
     def streams(self) -> Sequence[UUID]:
         return (self.upload_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> bool:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> bool:
         upload = aggregates.get(Upload, self.upload_id)
         was_under_way = upload.status is Status.STARTED
         upload.expire(origin)
@@ -132,25 +106,12 @@ class FinishUpload(Command[bool]):
     def streams(self) -> Sequence[UUID]:
         return (self.upload_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> bool:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> bool:
         upload = aggregates.get(Upload, self.upload_id)
         was_under_way = upload.status is Status.STARTED
         if was_under_way:
             upload.complete(self.stored.size, self.stored.etag, origin)
         return was_under_way
-
-
-@dataclass(frozen=True)
-class StatusOf(Command[Status | None]):
-    """The system's own look at an upload, None when it never began; records nothing."""
-
-    upload_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.upload_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> Status | None:
-        return aggregates.get(Upload, self.upload_id).status
 
 
 router = APIRouter(prefix="/uploads", tags=["uploads"], dependencies=TOKEN_FIRST)
@@ -171,15 +132,15 @@ async def complete_upload(
         return repeated
     async with alone(execute, upload_id) as held:
         if held.facts.status is Status.COMPLETED:
-            return await execute(TellCompletion(upload_id))
+            return await execute(FindCompletion(upload_id))
         require_under_way(held.facts)
         try:
             stored = await _assemble(held, body.parts if body else [], execute.services.objects)
         except (NoSuchUpload, PartMismatch):
             # Perhaps because it was ended meanwhile: then that end is the answer.
-            facts = await execute.value(LookAtUpload(upload_id))
+            facts = await execute.value(FindUpload(upload_id))
             if facts.status is Status.COMPLETED:
-                return await execute(TellCompletion(upload_id))
+                return await execute(FindCompletion(upload_id))
             require_under_way(facts)
             raise
         try:
@@ -224,7 +185,7 @@ async def _assemble(held: Held, named: Sequence[UploadedPart], store: ObjectStor
     return await store.complete(facts.object_key, facts.store_upload_id, refs)
 
 
-def _check_parts(facts: Facts, arrived: Sequence[Part], named: set[int]) -> None:
+def _check_parts(facts: UploadFacts, arrived: Sequence[Part], named: set[int]) -> None:
     sizes = {part.number: part.size for part in arrived}
     expected = dict(enumerate(facts.part_sizes, start=1))
     missing = [number for number in expected if number not in sizes or number not in named]
@@ -234,9 +195,9 @@ def _check_parts(facts: Facts, arrived: Sequence[Part], named: set[int]) -> None
         raise PartMismatch(missing, sorted(wrong))
 
 
-async def _drop_unless_wanted(facts: Facts, execute: Execute) -> None:
+async def _drop_unless_wanted(facts: UploadFacts, execute: Execute) -> None:
     """Take back an object that was made of an upload which somebody else had ended."""
-    if await execute.value(StatusOf(facts.upload_id)) in ENDED:
+    if await execute.value(FindUploadStatus(facts.upload_id)) in ENDED:
         UPLOADS_SUPERSEDED.inc()
         log.warning("finalized_too_late", upload_id=str(facts.upload_id))
         await drop(execute.services.objects, facts.object_key, facts.store_upload_id)

@@ -13,7 +13,7 @@ from uuid import UUID
 import structlog
 
 from commands.endpoint import Execute
-from commands.uploads import Facts, LookAtUpload
+from commands.queries import FindUpload, UploadFacts
 from domain.errors import Conflict
 from domain.upload import Status
 from infra.locks import Lease, LocksUnavailable, LockTaken
@@ -55,7 +55,7 @@ class UploadFinalizing(Conflict):
 class Held:
     """An upload as it was seen under its lock, or without one because it has ended."""
 
-    facts: Facts
+    facts: UploadFacts
     lease: Lease | None
 
     def require_lock(self) -> None:
@@ -71,7 +71,7 @@ async def alone(execute: Execute, upload_id: UUID) -> AsyncIterator[Held]:
     """The upload as it stands; while it is under way, nobody else ends it within the block.
 
     Waits a little for whoever holds it, and then sees what became of it. Raises UploadFinalizing
-    when that takes too long, LocksUnavailable, and what `LookAtUpload` raises.
+    when that takes too long, LocksUnavailable, and what `FindUpload` raises.
     """
     async with AsyncExitStack() as stack:
         started = time.monotonic()
@@ -92,7 +92,7 @@ async def _enter(stack: AsyncExitStack, execute: Execute, upload_id: UUID) -> He
     ending = execute.services.ending
     deadline = time.monotonic() + execute.services.finalize_wait_seconds
     while (rival := ending.get(upload_id)) is not None:
-        facts = await execute.value(LookAtUpload(upload_id))
+        facts = await execute.value(FindUpload(upload_id))
         if facts.status is not Status.STARTED:
             return Held(facts, None)
         await _end_of(rival, deadline)
@@ -116,7 +116,7 @@ async def _compete(
     services = execute.services
     pause = FIRST_PAUSE_SECONDS
     while True:
-        facts = await execute.value(LookAtUpload(upload_id))
+        facts = await execute.value(FindUpload(upload_id))
         if facts.status is not Status.STARTED:
             return Held(facts, None)
         try:
@@ -128,4 +128,4 @@ async def _compete(
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - only spreads
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         else:
-            return Held(await execute.value(LookAtUpload(upload_id)), lease)
+            return Held(await execute.value(FindUpload(upload_id)), lease)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
-from commands.command import Aggregates, Command
+from commands.command import Aggregates, Command, Lookup
 from commands.endpoint import executor
 from domain.model import Origin
 from domain.upload import Upload
@@ -28,25 +28,43 @@ class Wish(StrEnum):
 
 
 @dataclass(frozen=True)
+class LikesOfOthers(Lookup[int]):
+    """How many viewers beside this one like the video."""
+
+    video_id: UUID
+    viewer: str
+
+    @property
+    def default(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
 class ChangeLike(Command[LikeState]):
-    """One viewer's wish for one video. `found` is the number of likes of all other viewers."""
+    """One viewer's wish for one video."""
 
     video_id: UUID
     viewer: str
     wish: Wish
     likes_id: UUID = field(init=False)
+    others: LikesOfOthers = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "likes_id", stream_id(self.video_id, self.viewer))
+        object.__setattr__(self, "others", LikesOfOthers(self.video_id, self.viewer))
 
     def streams(self) -> Sequence[UUID]:
         return (self.video_id, self.likes_id)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: int | None) -> LikeState:
+    def lookups(self) -> Sequence[LikesOfOthers]:
+        return (self.others,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> LikeState:
         aggregates.get(Upload, self.video_id).require_video()
         likes = aggregates.get(VideoLikes, self.likes_id)
         getattr(likes, self.wish)(self.video_id, self.viewer, origin)
-        return LikeState(has_liked=likes.liked, likes_count=(found or 0) + likes.liked)
+        others = aggregates.look_up(self.others)
+        return LikeState(has_liked=likes.liked, likes_count=others + likes.liked)
 
 
 router = APIRouter(tags=["likes"], route_class=DirectRoute)

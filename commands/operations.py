@@ -131,7 +131,7 @@ class RequestOperation(Command[OperationRequested]):
     def streams(self) -> Sequence[UUID]:
         return (self.operation_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> OperationRequested:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> OperationRequested:
         operation = aggregates.get(Operation, self.operation_id)
         operation.request(self.action, self.subject, self.parameters, origin)
         return OperationRequested(operation_id=self.operation_id)

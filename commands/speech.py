@@ -4,28 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
 from commands.command import Aggregates, Command
 from domain.model import Origin
-from domain.upload import Status, Upload
-
-
-@dataclass(frozen=True)
-class FindUnheard(Command[str | None]):
-    """The object key of a video that `model` has not heard; else None. Records nothing."""
-
-    video_id: UUID
-    model: str
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.video_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> str | None:
-        upload = aggregates.get(Upload, self.video_id)
-        heard = upload.transcribed_by == self.model
-        return None if heard or upload.status is not Status.COMPLETED else upload.object_key
+from domain.upload import Upload
 
 
 @dataclass(frozen=True)
@@ -41,7 +24,7 @@ class RecordSpeech(Command[None]):
     def streams(self) -> Sequence[UUID]:
         return (self.video_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> None:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> None:
         aggregates.get(Upload, self.video_id).transcribe(
             self.spoken_language, self.transcript, self.duration_seconds, self.model, origin
         )

@@ -4,53 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
 from commands.command import Aggregates, Command
 from domain.comment import Comment, TranslationStatus
 from domain.model import Origin
-from domain.upload import Status, Upload
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A comment that stands, in its present revision."""
-
-    video_id: UUID
-    revision: int
-    content: str
-    status: TranslationStatus
-
-
-@dataclass(frozen=True)
-class FindText(Command[Text | None]):
-    """Look up a comment in the log; None when there is none, or not any more. Records nothing."""
-
-    comment_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.comment_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> Text | None:
-        comment = aggregates.get(Comment, self.comment_id)
-        if comment.video_id is None or comment.deleted:
-            return None
-        status = comment.translation_status
-        return Text(comment.video_id, comment.revision, comment.content, status)
-
-
-@dataclass(frozen=True)
-class IsSeen(Command[bool]):
-    """Whether there is such a video, for people to see; records nothing."""
-
-    video_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.video_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> bool:
-        return aggregates.get(Upload, self.video_id).status is Status.COMPLETED
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +65,7 @@ class RecordTranslation(Command[TranslationStatus | None]):
     def streams(self) -> Sequence[UUID]:
         return (self.comment_id,)
 
-    def decide(
-        self, aggregates: Aggregates, origin: Origin, found: Any
-    ) -> TranslationStatus | None:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> TranslationStatus | None:
         comment = aggregates.get(Comment, self.comment_id)
         if comment.version == 0 or comment.deleted:
             return None

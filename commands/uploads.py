@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Request, Response
 
 from commands.command import Aggregates, Command
 from commands.endpoint import TOKEN_FIRST, Execute, Reply, Services, executor
+from commands.queries import FindUpload, UploadFacts
 from commands.upload_shapes import PartNumbers, PartUrl, PartUrls, UploadBegun, UploadStarted
 from commands.upload_shapes import StartUpload as StartUploadBody
 from domain.errors import Conflict, Invalid
@@ -19,30 +19,6 @@ from domain.upload import Status, Upload, object_key, part_layout
 from infra.http import problems
 
 FIRST_URLS = 100
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What an upload is, apart from the live aggregate."""
-
-    upload_id: UUID
-    status: Status
-    object_key: str
-    store_upload_id: str
-    size_bytes: int
-    part_sizes: Sequence[int]
-
-    @classmethod
-    def of(cls, upload: Upload) -> Self:
-        """The facts of an upload that is known."""
-        return cls(
-            upload.id,
-            upload.status or Status.STARTED,
-            upload.object_key,
-            upload.store_upload_id,
-            upload.size_bytes,
-            [upload.part_bytes(number + 1) for number in range(upload.part_count)],
-        )
 
 
 @dataclass(frozen=True)
@@ -59,7 +35,7 @@ class StartUpload(Command[UploadBegun]):
     def streams(self) -> Sequence[UUID]:
         return (self.upload_id,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> UploadBegun:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> UploadBegun:
         aggregates.get(Upload, self.upload_id).start(
             origin,
             **self.details.model_dump(),
@@ -68,22 +44,6 @@ class StartUpload(Command[UploadBegun]):
             store_upload_id=self.store_upload_id,
         )
         return self.answer
-
-
-@dataclass(frozen=True)
-class LookAtUpload(Command[Facts]):
-    """The owner's look at the upload as it stands in the log; records nothing."""
-
-    upload_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.upload_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> Facts:
-        upload = aggregates.get(Upload, self.upload_id)
-        upload.require_known()
-        upload.require_owner(origin.actor)
-        return Facts.of(upload)
 
 
 router = APIRouter(prefix="/uploads", tags=["uploads"], dependencies=TOKEN_FIRST)
@@ -102,7 +62,7 @@ async def start_upload(body: StartUploadBody, request: Request) -> Response:
     if begun is None:
         command = await _prepared(body, execute.services)
         begun = await execute.keep(command, UploadBegun, status=201)
-    facts = await execute.value(LookAtUpload(begun.facts.upload_id))
+    facts = await execute.value(FindUpload(begun.facts.upload_id))
     return begun.told(UploadStarted(**begun.facts.model_dump(), parts=_first_urls(facts, execute)))
 
 
@@ -123,7 +83,7 @@ async def _prepared(body: StartUploadBody, services: Services) -> StartUpload:
     return StartUpload(upload_id, body, part_bytes, key, await services.objects.begin(key), answer)
 
 
-def _first_urls(facts: Facts, execute: Execute) -> list[PartUrl]:
+def _first_urls(facts: UploadFacts, execute: Execute) -> list[PartUrl]:
     """The first URLs of an upload; of one that has ended, whose parts are gone, none."""
     if facts.status is not Status.STARTED:
         return []
@@ -138,14 +98,14 @@ def _first_urls(facts: Facts, execute: Execute) -> list[PartUrl]:
 )
 async def more_part_urls(upload_id: UUID, body: PartNumbers, request: Request) -> Response:
     execute = await executor(request)
-    facts = await execute.value(LookAtUpload(upload_id))
+    facts = await execute.value(FindUpload(upload_id))
     require_under_way(facts)
     urls = PartUrls(parts=part_urls(facts, body.numbers, execute))
     asked = await execute.keep(Reply(body), PartNumbers)
     return asked.told(urls)
 
 
-def part_urls(facts: Facts, numbers: Iterable[int], execute: Execute) -> list[PartUrl]:
+def part_urls(facts: UploadFacts, numbers: Iterable[int], execute: Execute) -> list[PartUrl]:
     """Signed URLs of these parts, in the order asked; raises Invalid for a number out of range."""
     urls = []
     for number in dict.fromkeys(numbers):
@@ -165,7 +125,7 @@ def part_urls(facts: Facts, numbers: Iterable[int], execute: Execute) -> list[Pa
     return urls
 
 
-def require_under_way(facts: Facts) -> None:
+def require_under_way(facts: UploadFacts) -> None:
     """Raise Conflict with the state unless parts may still be sent."""
     if facts.status is not Status.STARTED:
         raise Conflict(f"The upload is {facts.status}.", uploadStatus=facts.status)

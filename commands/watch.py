@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -11,11 +10,10 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from commands.command import Aggregates, Command
 from commands.endpoint import VIEWER_FIRST, Execute, Reply, viewer_executor
-from domain.model import Origin
+from commands.queries import FindVideoFile
 from domain.text import check_text
-from domain.upload import Upload, object_key
+from domain.upload import object_key
 from infra.contract import Wire
 from infra.http import problems
 from infra.telemetry import SHARED, VIEWED, WATCH_TIME, TelemetryEvent
@@ -54,29 +52,6 @@ class Accepted(Wire):
     status: Literal["accepted"] = "accepted"
 
 
-@dataclass(frozen=True)
-class Media:
-    """What a player needs to know about a video's file."""
-
-    content_type: str
-    filename: str
-
-
-@dataclass(frozen=True)
-class LookAtVideo(Command[Media]):
-    """Whether there is such a video, and of which kind; records nothing."""
-
-    video_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.video_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> Media:
-        upload = aggregates.get(Upload, self.video_id)
-        upload.require_video()
-        return Media(upload.content_type, upload.filename)
-
-
 router = APIRouter(prefix="/videos/{video_id}", tags=["watching"], dependencies=VIEWER_FIRST)
 accepted: dict[str, Any] = {
     "status_code": 202,
@@ -93,7 +68,7 @@ accepted: dict[str, Any] = {
 )
 async def watch(video_id: UUID, request: Request) -> Response:
     execute = await viewer_executor(request)
-    media = await execute.value(LookAtVideo(video_id))
+    media = await execute.value(FindVideoFile(video_id))
     watching = await execute.kept(Watching)
     if watching is None:
         session = await _view(execute, video_id)
@@ -126,7 +101,7 @@ async def _accept(
     repeated = await execute.recall()
     if repeated is not None:
         return repeated
-    await execute.value(LookAtVideo(video_id))
+    await execute.value(FindVideoFile(video_id))
     await execute.services.telemetry.record(_event(execute, topic, video_id, details))
     return await execute(Reply(Accepted()), status=202)
 

@@ -104,6 +104,11 @@ class EventMapper(Mapper[UUID]):
         object.__setattr__(event, "__dict__", payload)
         return event
 
+    @property
+    def topics(self) -> frozenset[str]:
+        """Every topic that this mapper can read."""
+        return frozenset(self.shapes)
+
 
 def event_id(stream_id: UUID, version: int) -> UUID:
     """An event's name outside: `uuid5(stream id, version)`, the same whenever it is told again."""
@@ -138,3 +143,7 @@ def _conversions(event: type[Aggregate.Event]) -> Iterable[tuple[str, Callable[[
         for candidate in get_args(annotation) if optional else (annotation,):
             if candidate in FROM_JSON:
                 yield name, FROM_JSON[candidate]
+
+
+MAPPER = EventMapper()
+"""Reads and writes every event of this program; it has no state."""

@@ -31,6 +31,7 @@ from psycopg.errors import ConnectionTimeout
 from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from infra.circuit_breaker import CircuitBreaker, CircuitState
 from infra.metrics import counter
 from infra.settings.adapters import DatabaseSettings
 
@@ -124,55 +125,48 @@ def explained(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-class Server:
-    """Whether a PostgreSQL said nothing lately: a circuit breaker for the whole process."""
+class DatabaseBreaker(CircuitBreaker):
+    """Whether a PostgreSQL said nothing lately, for the whole process."""
 
     def __init__(self) -> None:
-        self._silent = False
-        self._until = 0.0
+        super().__init__(PAUSE_SECONDS, trial_seconds=TRIAL_SECONDS)
 
-    def check(self) -> None:
-        """Raise DatabaseSilent where it was silent a moment ago, or somebody tries it now."""
-        if self._silent and monotonic() < self._until:
-            raise DatabaseSilent("PostgreSQL said nothing a moment ago")
+    def refusal(self, retry_after: float | None) -> Exception:
+        return DatabaseSilent("PostgreSQL said nothing a moment ago")
 
-    def attempt(self) -> None:
-        """The same, for who is about to connect: of a silent server, nobody else does meanwhile."""
-        self.check()
-        self._until = monotonic() + TRIAL_SECONDS
+    def blames(self, error: BaseException) -> bool | None:
+        return True if isinstance(error, ConnectionTimeout) else None
+
+    def changed(self, before: CircuitState, error: BaseException | None) -> None:
+        if self.state is CircuitState.CLOSED:
+            log.info("database_answers")
 
     def missed(self, purpose: str, seconds: float) -> None:
-        """It took a connection or a statement, and said nothing for so long."""
+        """Count that the server took a connection or a statement, and said nothing for so long."""
         DATABASE_SILENCES.inc()
-        if not self._silent:
+        if self.state is CircuitState.CLOSED:
             log.error("database_silent", connection=purpose, seconds=seconds)
-        self._silent, self._until = True, monotonic() + PAUSE_SECONDS
-
-    def answered(self) -> None:
-        """It did say something."""
-        if self._silent:
-            self._silent = False
-            log.info("database_answers")
+        self.fail()
 
 
 @cache
-def server_at(database_url: str) -> Server:
-    """What this process knows of the server there."""
-    return Server()
+def breaker_of(database_url: str) -> DatabaseBreaker:
+    """Return what this process knows of the server there."""
+    return DatabaseBreaker()
 
 
 class LiveConnection(Connection[Row]):
     """A thread's connection that is closed once the server does not answer on it."""
 
     limits = LONG_WORK
-    server: Server
+    breaker: DatabaseBreaker
 
     @classmethod
     def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
         """The same as psycopg's; DatabaseSilent at once where the server is known to be silent."""
-        with _newcomer(conninfo, kwargs) as server:
+        with _newcomer(conninfo, kwargs) as breaker:
             conn = super().connect(conninfo, **kwargs)
-        conn.server = server
+        conn.breaker = breaker
         return conn
 
     def wait(
@@ -185,26 +179,26 @@ class LiveConnection(Connection[Row]):
         except DatabaseSilent:
             self.pgconn.finish()
             raise
-        self.server.answered()
+        self.breaker.succeed()
         return result
 
     def _missed(self) -> None:
         if self.limits.statement or not _lives(self.info):
-            raise _silent(self.server, self.info, self.limits)
+            raise _silent(self.breaker, self.info, self.limits)
 
 
 class LiveAsyncConnection(AsyncConnection[Row]):
     """The same on an event loop, for short work only."""
 
     limits = SHORT_WORK
-    server: Server
+    breaker: DatabaseBreaker
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
         """The same as psycopg's; DatabaseSilent at once where the server is known to be silent."""
-        with _newcomer(conninfo, kwargs) as server:
+        with _newcomer(conninfo, kwargs) as breaker:
             conn = await super().connect(conninfo, **kwargs)
-        conn.server = server
+        conn.breaker = breaker
         return conn
 
     async def wait(  # psycopg's signature
@@ -219,18 +213,18 @@ class LiveAsyncConnection(AsyncConnection[Row]):
         except DatabaseSilent:
             self.pgconn.finish()
             raise
-        self.server.answered()
+        self.breaker.succeed()
         return result
 
     def _missed(self) -> None:
-        raise _silent(self.server, self.info, self.limits)
+        raise _silent(self.breaker, self.info, self.limits)
 
 
 class ThreadPool(ConnectionPool[LiveConnection[Any]]):
     """Connections that threads share; who wants one of a silent server is told so at once."""
 
     def getconn(self, timeout: float | None = None) -> LiveConnection[Any]:
-        server_at(self.conninfo).check()
+        breaker_of(self.conninfo).check()
         return super().getconn(timeout)
 
 
@@ -376,18 +370,23 @@ def _let_go(error: ConnectionTimeout) -> None:
 
 
 @contextmanager
-def _newcomer(database_url: str, parameters: Mapping[str, Any]) -> Iterator[Server]:
-    server = server_at(database_url)
-    server.attempt()
+def _newcomer(database_url: str, parameters: Mapping[str, Any]) -> Iterator[DatabaseBreaker]:
+    breaker = breaker_of(database_url)
+    trial = breaker.enter()
     try:
-        yield server
+        yield breaker
     except ConnectionTimeout as error:
         _let_go(error)
-        server.missed(parameters["application_name"], parameters["connect_timeout"])
+        breaker.missed(parameters["application_name"], parameters["connect_timeout"])
         raise
-    server.answered()
+    except BaseException:
+        breaker.leave(trial)
+        raise
+    breaker.succeed()
 
 
-def _silent(server: Server, info: psycopg.ConnectionInfo, limits: Limits) -> DatabaseSilent:
-    server.missed(info.get_parameters().get("application_name", ""), limits.silence)
+def _silent(
+    breaker: DatabaseBreaker, info: psycopg.ConnectionInfo, limits: Limits
+) -> DatabaseSilent:
+    breaker.missed(info.get_parameters().get("application_name", ""), limits.silence)
     return DatabaseSilent(f"PostgreSQL took a statement and said nothing for {limits.silence:g} s")

@@ -16,8 +16,8 @@ from typing import Any, LiteralString, NamedTuple
 
 from psycopg import Connection
 
+from infra.cache import SingleFlight
 from infra.connecting import open_connection
-from infra.flights import Flights
 
 SALT_BYTES = 32
 
@@ -53,7 +53,7 @@ class ViewerKeys:
         self._database_url = database_url
         self._clock = clock
         self._salt: Salt | None = None
-        self._reading: Flights[Salt] = Flights()
+        self._reading: SingleFlight[Salt] = SingleFlight()
 
     async def key(self, address: str, client: str) -> str:
         """The key of whoever comes from this address with this client today, in hexadecimal.

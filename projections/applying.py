@@ -12,7 +12,7 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from infra.codec import EventMapper
+from infra.codec import MAPPER, EventMapper
 from projections import ledger
 from projections.connecting import is_outage
 from projections.log import Log, Window
@@ -42,7 +42,7 @@ class Applier:
         self,
         projection: Projection,
         *,
-        mapper: EventMapper,
+        mapper: EventMapper = MAPPER,
         batch_events: int,
         place: Place | None = None,
         log: Log | None = None,

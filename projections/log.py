@@ -17,7 +17,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from domain.model import Aggregate
-from infra.codec import EventMapper, topics_of
+from infra.codec import MAPPER, EventMapper, topics_of
 from projections.projection import Recorded
 
 # Above every position, which are bigint.
@@ -82,7 +82,7 @@ class Log:
         self,
         wanted: Iterable[type[Aggregate.Event]],
         *,
-        mapper: EventMapper,
+        mapper: EventMapper = MAPPER,
         batch_events: int,
         part: Part | None = None,
     ) -> None:
@@ -117,10 +117,10 @@ class Log:
         """When the event at a position was recorded; None when it can't be read."""
         with conn.cursor(binary=True) as cursor:
             row = cursor.execute(READ_ONE, (position,)).fetchone()
-        return recorded_at(self._mapper, Stored(*row)) if row else None
+        return recorded_at(Stored(*row), self._mapper) if row else None
 
 
-def recorded_at(mapper: EventMapper, stored: Stored) -> datetime | None:
+def recorded_at(stored: Stored, mapper: EventMapper = MAPPER) -> datetime | None:
     """When a stored event was recorded; None when it can't be read."""
     try:
         return mapper.decode(*stored[1:]).timestamp

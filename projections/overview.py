@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, class_row
 
-from infra.codec import EventMapper
 from projections.log import READ_ONE, Stored, recorded_at
 from projections.positions import LOCK_CLASS, lock_key
 
@@ -77,7 +76,7 @@ class Rates:
         return self._rates.get(copy.schema)
 
 
-async def overview(conn: AsyncConnection[TupleRow], mapper: EventMapper) -> list[Progress]:
+async def overview(conn: AsyncConnection[TupleRow]) -> list[Progress]:
     """All copies of all projections, by schema."""
     async with conn.cursor(row_factory=class_row(Copy)) as cursor:
         await cursor.execute(COPIES)
@@ -88,17 +87,17 @@ async def overview(conn: AsyncConnection[TupleRow], mapper: EventMapper) -> list
         Progress(
             copy,
             copy.head - copy.position,
-            await _lag_seconds(conn, copy, mapper),
+            await _lag_seconds(conn, copy),
             lock_key(copy.schema) in held,
         )
         for copy in copies
     ]
 
 
-async def _lag_seconds(conn: AsyncConnection[TupleRow], copy: Copy, mapper: EventMapper) -> float:
+async def _lag_seconds(conn: AsyncConnection[TupleRow], copy: Copy) -> float:
     """Age of the oldest event that was not applied; where unreadable, since when it stands."""
     if copy.position >= copy.head:
         return 0.0
     row = await (await conn.execute(READ_ONE, (copy.position + 1,))).fetchone()
-    since = recorded_at(mapper, Stored(*row)) if row else None
+    since = recorded_at(Stored(*row)) if row else None
     return max(0.0, (datetime.now(UTC) - (since or copy.updated_at)).total_seconds())

@@ -12,6 +12,7 @@ from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
+from infra.cache import Cached, Requirement
 from infra.connecting import Limits
 from infra.metrics import counter
 from infra.position import Position
@@ -24,7 +25,6 @@ from projections.analytics.trending import Ranked, Trending
 from projections.analytics.trending_cache import Ranking, TrendingCache, lifetimes_from
 from projections.analytics.windows import Window
 from projections.catalog import Catalog
-from projections.kept import Made, Needs
 from projections.waiting import WHATEVER_THERE_IS, Freshness, Pool, ReadModelBehind, Waiting
 from readapi.pool import make_pool
 
@@ -111,9 +111,9 @@ class AnalyticsQueries:
 
         if without:
             now = datetime.now(UTC)
-            return Made(tuple(await make(now)), now, None), False
-        needs = Needs(await self._edition(fresh), fresh.position)
-        return await self._cache.get(window, limit, category, make, needs)
+            return Cached(tuple(await make(now)), now, None), False
+        wanted = Requirement(await self._edition(fresh), fresh.position)
+        return await self._cache.get(window, limit, category, make, wanted)
 
     async def stats(
         self, video_id: UUID, range_: Range, bucket: Bucket, *, began: datetime, fresh: Freshness

@@ -15,8 +15,8 @@ from infra.connecting import (
     Limits,
     LiveAsyncConnection,
     begin_async,
+    breaker_of,
     parameters,
-    server_at,
 )
 
 
@@ -33,7 +33,7 @@ class LivePool(AsyncConnectionPool[LiveAsyncConnection[TupleRow]]):
         self,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> LiveAsyncConnection[TupleRow]:
-        server_at(self.conninfo).check()
+        breaker_of(self.conninfo).check()
         while True:
             conn = await super().getconn(timeout)
             if not await _is_lost(conn):

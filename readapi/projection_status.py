@@ -10,7 +10,6 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from pydantic import Field
 
-from infra.codec import EventMapper
 from infra.contract import Time, Wire
 from projections.overview import Copy, Progress, Rates, overview
 from projections.projection import Projection
@@ -96,12 +95,11 @@ class ProjectionStatus(Wire):
 async def statuses(
     conn: AsyncConnection[Any],
     projections: Sequence[Projection],
-    mapper: EventMapper,
     rates: Rates,
 ) -> dict[str, ProjectionStatus]:
     """Every projection that is installed, by name; `projections` are those of this program."""
     models = {projection.name: projection for projection in projections}
-    found = await overview(conn, mapper)
+    found = await overview(conn)
     latest = {replay.name: replay for replay in reversed(await replays_async(conn))}
     copies: dict[str, list[Copy]] = {}
     for progress in found:

@@ -45,4 +45,4 @@ async def get_projection(name: Name, queries: Read, caller: Admin) -> Response:
 
 async def _statuses(queries: Queries) -> dict[str, ProjectionStatus]:
     async with queries.reading(Freshness()) as conn:
-        return await statuses(conn, queries.models, queries.mapper, queries.rates)
+        return await statuses(conn, queries.models, queries.rates)

@@ -13,7 +13,6 @@ from fastapi import Depends, Header, Request
 from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 
-from infra.codec import EventMapper
 from infra.http import add_header
 from infra.objects import ObjectStore
 from infra.position import Position, decode_position, encode_position
@@ -98,7 +97,6 @@ class Queries:
     live: LiveCounts
     objects: ObjectStore
     views: ViewCounts
-    mapper: EventMapper
     analytics: AnalyticsQueries
     recommendations: RecommendationCache
     rates: Rates = field(default_factory=Rates)

@@ -6,7 +6,6 @@ one end, and what follows from it in the object store can be repeated.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -20,9 +19,11 @@ from eventsourcing.persistence import PersistenceError
 from commands.batch import Executed
 from commands.bus import CommandBus
 from commands.command import Command
-from commands.finalize import ExpireUpload, FinishUpload, StatusOf, drop
+from commands.finalize import ExpireUpload, FinishUpload, drop
 from commands.finalize_lock import lock_key
+from commands.queries import FindUploadStatus
 from domain.upload import Status
+from engine.schedule import Job, repeat
 from infra.batching import QueueFull
 from infra.connecting import open_async_connection
 from infra.locks import LocksUnavailable, LockTaken, Redlock
@@ -143,7 +144,7 @@ class Expiry:
     async def _sweep(self, upload: OpenUpload) -> str:
         """Drop what the store still has of an upload that is not under way in the log."""
         upload_id = UUID(upload.key.removeprefix("videos/"))
-        if await self._execute(StatusOf(upload_id)) is Status.STARTED:
+        if await self._execute(FindUploadStatus(upload_id)) is Status.STARTED:
             return KEPT
         await self._objects.abort(upload.key, upload.store_upload_id)
         return "swept"
@@ -155,11 +156,13 @@ class Expiry:
         return outcome.answer
 
 
-async def keep_expiring(expiry: Expiry, interval_seconds: float) -> None:
-    """Run it again and again, until cancelled; whatever goes wrong, there is a next time."""
-    while True:
+def expiry_job(expiry: Expiry, every: float) -> Job:
+    """Return the job that looks again and again; whatever goes wrong, there is a next time."""
+
+    async def run() -> None:
         EXPIRY_RUNS.labels(await _run(expiry)).inc()
-        await asyncio.sleep(interval_seconds)
+
+    return Job("expiry", every, repeat(run))
 
 
 async def _run(expiry: Expiry) -> str:

@@ -18,7 +18,7 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import set_json_loads
 
 from domain.model import Aggregate
-from infra.codec import EventMapper
+from infra.codec import MAPPER, EventMapper
 from infra.integration import Message, NotPublishable, events_for, from_event, from_telemetry
 from infra.integration.topics import TELEMETRY
 from infra.telemetry import TelemetryEvent
@@ -75,7 +75,7 @@ class EventFeed:
         self,
         events: Iterable[type[Aggregate.Event]],
         *,
-        mapper: EventMapper,
+        mapper: EventMapper = MAPPER,
         batch_events: int,
         tell: Callable[[int, Aggregate.Event], Message] = from_event,
     ) -> None:
@@ -126,7 +126,9 @@ class TelemetryFeed:
         return Stretch(messages, unreadable, until, head)
 
 
-def feeds(topics: Collection[str], *, mapper: EventMapper, batch_events: int) -> list[Feed]:
+def feeds(
+    topics: Collection[str], *, mapper: EventMapper = MAPPER, batch_events: int
+) -> list[Feed]:
     """What has to be followed for all these topics."""
     found: list[Feed] = []
     if events := events_for(topics):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import psycopg
 import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 from redis import RedisError
 
+from engine.schedule import Job, Outage, in_thread, repeat
 from infra.counters import Counters
 from projections.connecting import connect
 from projections.counters import COUNTER_FAILURES
@@ -23,21 +22,18 @@ LOCK_CLASS = 0x6C696B65  # "like": our class of advisory locks.
 RECONCILE_LOCK = 1
 
 
-async def keep_reconciling(
-    database_url: str, likes: Likes, counters: Counters, interval_seconds: float
-) -> None:
-    """Reconcile every `interval_seconds`, until cancelled; what is away now is compared later."""
-    while True:
-        await asyncio.sleep(interval_seconds)
-        try:
-            result = await asyncio.to_thread(reconcile_once, database_url, likes, counters)
-        except (psycopg.Error, RedisError, CountersBehind) as error:
-            COUNTER_FAILURES.inc()
-            log.warning("likes_not_reconciled", error=f"{type(error).__name__}: {error}")
-        else:
-            if result is not None:
-                drifted = len(result.drifted)
-                log.info("likes_reconciled", compared=result.compared, drifted=drifted)
+def reconcile_job(database_url: str, likes: Likes, counters: Counters, every: float) -> Job:
+    """Return the job that compares the counters every so often; not at once, while they fill."""
+
+    async def run() -> None:
+        result = await in_thread(reconcile_once, database_url, likes, counters)
+        if result is not None:
+            drifted = len(result.drifted)
+            log.info("likes_reconciled", compared=result.compared, drifted=drifted)
+
+    errors = (psycopg.Error, RedisError, CountersBehind)
+    outage = Outage("likes_not_reconciled", errors, COUNTER_FAILURES)
+    return Job("likes reconcile", every, repeat(run), outage, at_once=False)
 
 
 def reconcile_once(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import psycopg
 import structlog
 
-from infra.cancellation import to_the_end
+from engine.schedule import Job, Run, in_thread
 from infra.seals import LogBroken, Sealer
 from infra.seals.sealer import SEAL_FAILURES
 
@@ -17,25 +18,31 @@ LONGEST_PAUSE_SECONDS = 1.0
 AFTER_FAILURE_SECONDS = 5.0
 
 
-async def keep_sealing(sealer: Sealer, block_seconds: float) -> None:
-    """Seal what is due, again and again, until cancelled; what was missed is made up for."""
-    pause = min(block_seconds / 2, LONGEST_PAUSE_SECONDS)
-    try:
-        while True:
-            made = await _turn(sealer)
-            if made == 0:
-                await asyncio.sleep(pause)
-            elif made is None:
-                await asyncio.sleep(AFTER_FAILURE_SECONDS)
-    finally:
-        sealer.close()
+def sealing_job(sealer: Sealer, block_seconds: float) -> Job:
+    """Return the job that seals what is due; what was missed is made up for without a pause."""
+
+    @asynccontextmanager
+    async def session() -> AsyncIterator[Run]:
+        try:
+            yield lambda: _pause_after_turn(sealer)
+        finally:
+            sealer.close()
+
+    return Job("sealing", min(block_seconds / 2, LONGEST_PAUSE_SECONDS), session)
+
+
+async def _pause_after_turn(sealer: Sealer) -> float | None:
+    made = await _turn(sealer)
+    if made is None:
+        return AFTER_FAILURE_SECONDS
+    return 0.0 if made else None
 
 
 async def _turn(sealer: Sealer) -> int | None:
-    """How many seals were made; None when it failed, which the metric and the log tell."""
+    """Return how many seals were made; None when it failed, which the metric and the log tell."""
     try:
         # The thread can't be stopped, and its connection must not be closed under it.
-        return await to_the_end(asyncio.to_thread(sealer.turn))
+        return await in_thread(sealer.turn)
     except LogBroken as error:
         SEAL_FAILURES.labels("log").inc()
         log.error("log_not_whole", error=str(error))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from datetime import UTC, datetime
+from functools import partial
 
 import psycopg
 import structlog
 
+from engine.schedule import Job, Outage, in_thread, repeat
 from infra.connecting import open_connection
 from infra.metrics import counter, gauge
 from projections.analytics.formula import Formula
@@ -27,22 +28,18 @@ TRENDING_SETTLE_FAILURES = counter(
 )
 
 
-async def keep_settling(analytics_url: str, formula: Formula, interval_seconds: float) -> None:
-    """Settle now and every `interval_seconds`, until cancelled.
+def settling_job(analytics_url: str, formula: Formula, every: float) -> Job:
+    """Return the job that settles every window.
 
-    While that fails, rankings are made from the rollups themselves: right, and slower.
+    While that fails, rankings are computed from the rollups themselves: right, and slower.
     """
-    while True:
-        try:
-            await asyncio.to_thread(settle_once, analytics_url, formula)
-        except psycopg.Error as error:
-            TRENDING_SETTLE_FAILURES.inc()
-            log.warning("trending_not_settled", error=f"{type(error).__name__}: {error}")
-        await asyncio.sleep(interval_seconds)
+    outage = Outage("trending_not_settled", (psycopg.Error,), TRENDING_SETTLE_FAILURES)
+    run = partial(in_thread, settle_once, analytics_url, formula)
+    return Job("trending settling", every, repeat(run), outage)
 
 
 def settle_once(analytics_url: str, formula: Formula) -> None:
-    """Settle every window as it is now; raises psycopg.Error."""
+    """Settle every window as it is now. Raise psycopg.Error."""
     started = time.perf_counter()
     with open_connection(analytics_url, "trending") as conn:
         now = datetime.now(UTC)

@@ -92,12 +92,12 @@ def import_events(
     """Fill an empty store with an export, all or nothing, and verify it. Exit code 1: a fault."""
     from infra import seals
     from infra.archive import import_log, read_header
-    from infra.codec import EventMapper
+    from infra.codec import MAPPER
     from infra.event_store import open_recorder
 
     settings = load_settings()
     proofs, header = _proofs(settings.seals, public_key, anchors), read_header(file)
-    screen, topics = Screen(), frozenset(EventMapper().shapes)
+    screen, topics = Screen(), MAPPER.topics
     with _connected(settings, "import", install=False) as conn:
         open_recorder(database_url(settings)).datastore.close()
         seals.install(conn)
@@ -146,7 +146,7 @@ def verify(
 
 def _verify_file(file: Path, proofs: Proofs, screen: Screen) -> Report:
     from infra.archive import read_header, verify_export
-    from infra.codec import EventMapper
+    from infra.codec import MAPPER
 
     with LateBar(screen, "verifying") as bar:
         header = read_header(file)
@@ -155,14 +155,14 @@ def _verify_file(file: Path, proofs: Proofs, screen: Screen) -> Report:
             file,
             public_keys=proofs.public_keys,
             anchors=proofs.open_anchors(),
-            known_topics=frozenset(EventMapper().shapes),
+            known_topics=MAPPER.topics,
             on_progress=bar.advance,
         )
 
 
 def _verify_database(conn: Connection[TupleRow], proofs: Proofs, screen: Screen) -> Report:
     from infra import seals
-    from infra.codec import EventMapper
+    from infra.codec import MAPPER
 
     with LateBar(screen, "verifying") as bar:
         bar.begin(seals.head(conn))
@@ -170,7 +170,7 @@ def _verify_database(conn: Connection[TupleRow], proofs: Proofs, screen: Screen)
             conn,
             public_keys=proofs.public_keys,
             anchors=proofs.open_anchors(),
-            known_topics=frozenset(EventMapper().shapes),
+            known_topics=MAPPER.topics,
             on_progress=bar.advance,
         )
     seals.keep(conn, report)

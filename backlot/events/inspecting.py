@@ -9,7 +9,6 @@ import psycopg
 
 from backlot.database import database_url
 from backlot.signals import run
-from infra.codec import EventMapper
 from infra.connecting import UNHURRIED, explained, open_async_connection
 from infra.errors import OperatorError, UsageError
 from infra.privacy import PayloadMode
@@ -46,4 +45,4 @@ def inspect(mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) ->
 
 async def _ask(url: str, mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) -> T:
     async with await open_async_connection(url, "events", UNHURRIED) as conn:
-        return await question(Inspector(conn, Audit(), EventMapper(), mode))
+        return await question(Inspector(conn, Audit(), mode))

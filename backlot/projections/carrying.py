@@ -12,7 +12,6 @@ from eventsourcing.persistence import PersistenceError
 from backlot.database import database_url
 from backlot.signals import STOPS, Stop
 from backlot.wiring import ReadModels, analytics_means, open_counters
-from infra.codec import EventMapper
 from infra.event_store import open_recorder
 from infra.logging import configure_logging
 from infra.operations import describe
@@ -52,5 +51,5 @@ def _perform(settings: Settings, operation_id: UUID, stopping: Event) -> None:
         counters = open_counters(settings, stack)
         models = ReadModels.make().by_name()
         analytics = analytics_means(settings, url)
-        tools = Tools(url, models, EventMapper(), tell_nobody, stopping, counters, analytics)
+        tools = Tools(url, models, tell_nobody, stopping, counters, analytics)
         perform(conn, recorder, tools, operation_id)

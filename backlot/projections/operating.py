@@ -22,7 +22,6 @@ from backlot.names import require
 from backlot.recorded import operator_name, recordable
 from backlot.wiring import ReadModels, analytics_means, open_counters
 from domain.operation import Members, Outcome
-from infra.codec import EventMapper
 from infra.connecting import explained
 from infra.counters import Counters
 from infra.errors import OperatorError
@@ -58,7 +57,6 @@ class Operator:
     conn: Connection[TupleRow]
     recorder: GroupCommitRecorder
     models: dict[str, Projection]
-    mapper: EventMapper
     counters: Counters | None
     analytics: Means
     stopping: Event = field(default_factory=Event)
@@ -77,7 +75,6 @@ class Operator:
         return Tools(
             self.url,
             self.models,
-            self.mapper,
             report,
             self.stopping,
             counters=self.counters,
@@ -131,9 +128,7 @@ def operating(settings: Settings) -> Iterator[Operator]:
             models = ReadModels.make().by_name()
             counters = open_counters(settings, stack)
             analytics = analytics_means(settings, url)
-            yield Operator(
-                operator_name(), url, conn, recorder, models, EventMapper(), counters, analytics
-            )
+            yield Operator(operator_name(), url, conn, recorder, models, counters, analytics)
     except (psycopg.OperationalError, psycopg.InterfaceError, PersistenceError) as error:
         raise DatabaseAway(f"the database does not answer: {explained(error)}") from error
 

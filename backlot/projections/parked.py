@@ -13,6 +13,7 @@ from backlot.layout import table
 from backlot.output import Json, given, show
 from backlot.question import Yes, require_yes
 from domain.operation import Members
+from infra.codec import MAPPER
 from infra.errors import ExitCode, UsageError
 from infra.settings import load_settings
 
@@ -74,7 +75,7 @@ def show_parked(name: Name, position: Position, as_json: Json = False) -> None:
 
     with operating(load_settings()) as operator:
         schema = operator.projection(name).schema
-        found = look(operator.conn, schema, position, mapper=operator.mapper).as_dict()
+        found = look(operator.conn, schema, position, mapper=MAPPER).as_dict()
     lines = [
         f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
         for key, value in found.items()

@@ -10,7 +10,6 @@ from backlot.database import database_url
 from backlot.projections.operating import DatabaseAway
 from backlot.signals import run
 from backlot.wiring import ReadModels
-from infra.codec import EventMapper
 from infra.connecting import UNHURRIED, explained, open_async_connection
 from infra.settings import Settings
 from projections.overview import LOOK_SECONDS, Rates
@@ -31,10 +30,10 @@ def read_statuses(settings: Settings, *, twice: bool = False) -> dict[str, Proje
 
 
 async def _read(url: str, *, twice: bool) -> dict[str, ProjectionStatus]:
-    models, mapper, rates = ReadModels.make().all(), EventMapper(), Rates()
+    models, rates = ReadModels.make().all(), Rates()
     async with await open_async_connection(url, "operator", UNHURRIED) as conn:
-        found = await statuses(conn, models, mapper, rates)
+        found = await statuses(conn, models, rates)
         if twice:
             await asyncio.sleep(LOOK_SECONDS)
-            found = await statuses(conn, models, mapper, rates)
+            found = await statuses(conn, models, rates)
         return found

@@ -1,6 +1,5 @@
 """How this program calls a language model; importing this does not import the OpenAI SDK."""
 
-from infra.llm.breaker import CircuitBreaker
 from infra.llm.client import OpenAIModel, make_language_model
 from infra.llm.embeddings import Embedder, OpenAIEmbedder, make_embedder
 from infra.llm.errors import (
@@ -20,14 +19,14 @@ from infra.llm.errors import (
 )
 from infra.llm.pace import Pace
 from infra.llm.port import LanguageModel, Parsed
-from infra.llm.provider import Provider, make_provider
+from infra.llm.provider import LanguageModelBreaker, Provider, make_provider
 
 __all__ = [
     "BadAnswer",
     "BreakerOpen",
-    "CircuitBreaker",
     "Embedder",
     "LanguageModel",
+    "LanguageModelBreaker",
     "LanguageModelError",
     "Malformed",
     "OpenAIEmbedder",

@@ -4,17 +4,18 @@ while it fails. Whatever is asked of it goes this one way."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from infra.llm.breaker import CircuitBreaker
-from infra.llm.errors import LanguageModelError, Malformed, NotCalled, TimedOut
+from infra.circuit_breaker import CircuitBreaker, CircuitState
+from infra.llm.errors import BreakerOpen, LanguageModelError, Malformed, NotCalled, TimedOut
 from infra.llm.failures import failure_of
 from infra.llm.pace import Pace
 from infra.llm.usage import Usage, count_usage, usage_of
-from infra.metrics import SECONDS, counter, histogram
+from infra.metrics import SECONDS, counter, gauge, histogram
 from infra.settings import SettingsError
 from infra.settings.adapters import LanguageModelSettings
 
@@ -45,6 +46,48 @@ LLM_SECONDS = histogram(
 )
 
 
+LLM_BREAKER_STATE = gauge(
+    "backlot_llm_breaker_state",
+    "1 for the state of the circuit breaker before the language model (closed, open, half-open).",
+    ("state",),
+)
+
+
+class LanguageModelBreaker(CircuitBreaker):
+    """Opens after `failures` of the provider in a row, for `seconds`, or longer if it says so.
+
+    An answer that can't be used is no failure of the provider.
+    """
+
+    def __init__(
+        self, failures: int, seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(seconds, failures=failures, clock=clock)
+        self._failures = failures
+        self._show()
+
+    def refusal(self, retry_after: float | None) -> Exception:
+        return BreakerOpen(
+            f"The language model has failed {self._failures} times in a row and is left alone.",
+            retry_after=retry_after,
+        )
+
+    def blames(self, error: BaseException) -> bool | None:
+        return error.provider_failed if isinstance(error, LanguageModelError) else None
+
+    def changed(self, before: CircuitState, error: BaseException | None) -> None:
+        self._show()
+        if self.state is CircuitState.CLOSED:
+            log.info("llm_breaker_closed")
+        elif error is not None:
+            seconds = round(self.seconds_left, 3)
+            log.warning("llm_breaker_opened", seconds=seconds, error=str(error))
+
+    def _show(self) -> None:
+        for each in CircuitState:
+            LLM_BREAKER_STATE.labels(each).set(each is self.state)
+
+
 class Provider:
     """Any server that speaks the OpenAI API; to be used from one event loop.
 
@@ -56,7 +99,7 @@ class Provider:
         client: AsyncOpenAI,
         *,
         timeout: float,
-        breaker: CircuitBreaker,
+        breaker: LanguageModelBreaker,
         pace: Pace,
         prices: dict[str, tuple[float, float]],
     ) -> None:
@@ -132,7 +175,7 @@ def make_provider(settings: LanguageModelSettings) -> Provider | None:
     return Provider(
         client,
         timeout=seconds,
-        breaker=CircuitBreaker(settings.breaker_failures, settings.breaker_seconds),
+        breaker=LanguageModelBreaker(settings.breaker_failures, settings.breaker_seconds),
         pace=Pace(settings.calls_per_minute),
         prices=settings.prices,
     )

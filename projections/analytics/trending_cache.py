@@ -1,4 +1,4 @@
-"""Rankings are kept in Redis for a few minutes, and made once for all who ask meanwhile."""
+"""Rankings are cached in Redis for a few minutes, and computed once for all who ask meanwhile."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ from datetime import UTC, datetime, timedelta
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
+from infra.cache import (
+    ANY_VALUE,
+    Cached,
+    Generations,
+    Lifetimes,
+    ReadThroughCache,
+    Requirement,
+)
 from infra.metrics import counter
-from infra.patient import PatientRedis
+from infra.redis import OptionalRedis
 from infra.settings.features import TrendingSettings
 from projections.analytics.trending import Ranked
 from projections.analytics.windows import Window
-from projections.kept import ANYTHING, Kept, Lifetimes, Made, Needs, renew
 
 PREFIX = "trending:"
 GENERATION = "trending:generation"
-"""Another value each time that something new was counted."""
+"""Holds another value each time that something new was counted."""
 
-Ranking = Made[tuple[Ranked, ...]]
+Ranking = Cached[tuple[Ranked, ...]]
 FORM: TypeAdapter[Ranking] = TypeAdapter(Ranking)
-Make = Callable[[datetime], Awaitable[list[Ranked]]]
+Compute = Callable[[datetime], Awaitable[list[Ranked]]]
 
 TRENDING_LOOKUPS = counter(
     "backlot_trending_lookups",
@@ -35,7 +42,7 @@ TRENDING_CACHE_FAILURES = counter(
 
 
 def lifetimes_from(settings: TrendingSettings) -> Lifetimes:
-    """How long rankings are kept."""
+    """Return how long rankings are cached."""
     return Lifetimes(
         timedelta(seconds=settings.cache_ttl_seconds),
         timedelta(seconds=settings.invalidate_seconds),
@@ -43,23 +50,24 @@ def lifetimes_from(settings: TrendingSettings) -> Lifetimes:
 
 
 def key_of(window: Window, limit: int, category: str | None) -> str:
-    """Where a ranking lies."""
+    """Return the key of a ranking in Redis."""
     whole = f"{PREFIX}{window}:{limit}"
     return whole if category is None else f"{whole}:{category}"
 
 
-class Invalidation:
+class TrendingInvalidation:
     """Tells all processes that something new was counted; to be used from one event loop."""
 
     def __init__(self, redis: Redis) -> None:
-        self._redis = _patient(redis)
+        self._generations = Generations(_optional(redis))
 
     async def touch(self) -> None:
-        """Call it after each commit. One command; never raises RedisError.
+        """Begin a generation of rankings; to be called after each commit.
 
-        A ranking older than TRENDING_INVALIDATE_SECONDS is then made anew when it is asked for.
+        A ranking older than TRENDING_INVALIDATE_SECONDS is then computed anew when it is asked
+        for. Never raises RedisError.
         """
-        await renew(self._redis, [GENERATION], None)
+        await self._generations.renew([GENERATION])
 
 
 class TrendingCache:
@@ -71,8 +79,8 @@ class TrendingCache:
         lifetimes: Lifetimes,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._kept: Kept[tuple[Ranked, ...]] = Kept(
-            _patient(redis),
+        self._cache: ReadThroughCache[tuple[Ranked, ...]] = ReadThroughCache(
+            _optional(redis),
             FORM,
             lambda _: lifetimes,
             lookups=TRENDING_LOOKUPS,
@@ -85,20 +93,19 @@ class TrendingCache:
         window: Window,
         limit: int,
         category: str | None,
-        make: Make,
-        needs: Needs = ANYTHING,
+        compute: Compute,
+        wanted: Requirement = ANY_VALUE,
     ) -> tuple[Ranking, bool]:
-        """A ranking, and whether it was kept; else `make` makes it, of the time that it is given.
+        """Return a ranking, and whether it was cached; else `compute` makes it as of a given time.
 
-        Who asks while it is being made gets the same, and the same failure. Never raises
-        RedisError.
+        Concurrent callers share one computation and its failure. Never raises RedisError.
         """
 
-        async def made(now: datetime) -> tuple[Ranked, ...]:
-            return tuple(await make(now))
+        async def ranked(now: datetime) -> tuple[Ranked, ...]:
+            return tuple(await compute(now))
 
-        return await self._kept.get(key_of(window, limit, category), GENERATION, made, needs)
+        return await self._cache.get(key_of(window, limit, category), GENERATION, ranked, wanted)
 
 
-def _patient(redis: Redis) -> PatientRedis:
-    return PatientRedis(redis, "trending_cache", TRENDING_CACHE_FAILURES)
+def _optional(redis: Redis) -> OptionalRedis:
+    return OptionalRedis(redis, "trending_cache", TRENDING_CACHE_FAILURES)

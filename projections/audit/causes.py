@@ -10,7 +10,7 @@ from typing import Literal, LiteralString, NamedTuple
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from infra.codec import EventMapper, event_id
+from infra.codec import event_id
 from projections.audit.events import Entry, read_entry
 from projections.audit.index import Audit
 from projections.audit.search import PLANNING, Search, find
@@ -123,15 +123,13 @@ async def _cause(conn: AsyncConnection[TupleRow], audit: Audit, entry: Entry) ->
     return Cause("unknown", cause)
 
 
-async def trace(
-    conn: AsyncConnection[TupleRow], audit: Audit, mapper: EventMapper, correlation_id: str
-) -> Trace | None:
+async def trace(conn: AsyncConnection[TupleRow], audit: Audit, correlation_id: str) -> Trace | None:
     """The tree of a conversation's first 1,000 events; None when there is no such conversation."""
     wanted = Search(correlation_id=correlation_id, newest_first=False)
     found = await find(conn, audit, wanted, MAX_TRACED)
     if not found.events:
         return None
-    entries = [read_entry(mapper, stored) for stored in found.events]
+    entries = [read_entry(stored) for stored in found.events]
     root = tree(correlation_id, entries)
     return Trace(root, len(entries), truncated=found.following is not None)
 

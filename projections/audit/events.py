@@ -10,7 +10,7 @@ import orjson
 from eventsourcing.persistence import MapperDeserialisationError
 
 from domain.model import Aggregate
-from infra.codec import EventMapper
+from infra.codec import MAPPER
 from projections.log import Stored
 
 VERSION = re.compile(r"\.v[0-9]+$")
@@ -45,7 +45,7 @@ def aggregate_of(topic: str) -> str:
     return topic.partition(".")[0]
 
 
-def read_entry(mapper: EventMapper, stored: Stored) -> Entry:
+def read_entry(stored: Stored) -> Entry:
     """Make what can be made of a stored event; never fails."""
     content = _object(stored.state)
     told = content or {}
@@ -56,15 +56,15 @@ def read_entry(mapper: EventMapper, stored: Stored) -> Entry:
         _text(told.get("actor")),
         _text(told.get("correlation_id")),
         _text(told.get("causation_id")),
-        *_decode(mapper, stored),
+        *_decode(stored),
     )
 
 
 def _decode(
-    mapper: EventMapper, stored: Stored
+    stored: Stored,
 ) -> tuple[Aggregate.Event | None, MapperDeserialisationError | None]:
     try:
-        return mapper.decode(*stored[1:]), None
+        return MAPPER.decode(*stored[1:]), None
     except MapperDeserialisationError as error:
         return None, error
 

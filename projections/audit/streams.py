@@ -13,7 +13,6 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from domain.model import Aggregate
-from infra.codec import EventMapper
 from projections.audit.events import Entry, aggregate_of, read_entry
 from projections.log import Stored
 
@@ -94,7 +93,6 @@ class Fold:
 
 async def follow(
     conn: AsyncConnection[TupleRow],
-    mapper: EventMapper,
     fold: Fold,
     *,
     at_version: int | None = None,
@@ -107,7 +105,7 @@ async def follow(
     version = BEFORE_ALL
     while chunk := await _chunk(conn, fold.stream_id, version):
         for stored in chunk:
-            entry = read_entry(mapper, stored)
+            entry = read_entry(stored)
             if at_version is not None and stored.version > at_version:
                 return
             if at_time is not None and entry.recorded_at and entry.recorded_at > at_time:

@@ -11,7 +11,6 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from domain.operation import Members, Operation, Outcome
-from infra.codec import EventMapper
 from infra.counters import Counters
 from infra.errors import OperatorError
 from projections.analytics.rebuilding import Means
@@ -50,7 +49,6 @@ class Tools:
 
     database_url: str
     models: Mapping[str, Projection]
-    mapper: EventMapper
     report: Report
     stopping: Event
     counters: Counters | None = None

@@ -10,6 +10,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from domain.operation import Members, Operation, Outcome
+from infra.codec import MAPPER
 from infra.errors import OperatorError
 from projections import positions
 from projections.analytics.rebuilding import NAME as ANALYTICS
@@ -160,8 +161,8 @@ def _park(act: Act) -> Ended:
 
 
 def _retry(act: Act) -> Ended:
-    mapper, force = act.tools.mapper, act.flag("force")
-    results = retry(act.conn, act.projection, _chosen(act), mapper=mapper, force=force)
+    force = act.flag("force")
+    results = retry(act.conn, act.projection, _chosen(act), mapper=MAPPER, force=force)
     counted = Counter(str(result.outcome) for result in results)
     events = [{"position": r.position, "outcome": str(r.outcome)} for r in results]
     return Ended(Outcome.DONE, {**counted, "events": events})

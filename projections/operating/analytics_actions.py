@@ -41,7 +41,6 @@ def rebuild_analytics(
                 conn,
                 own,
                 tools.analytics,
-                mapper=tools.mapper,
                 report=tools.report,
                 stopping=tools.stopping,
             )

@@ -118,7 +118,6 @@ def _carry_on(tools: Tools, replay: Replay) -> Replay:
         tools.models,
         report=tools.report,
         stopping=tools.stopping,
-        mapper=tools.mapper,
         after_switch=tools.after_switch,
         compared=tools.compared,
     )

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from infra.llm.errors import NotCalled
 from infra.llm.provider import LLM_CALLS
 from infra.metrics import counter
-from infra.patient import PatientRedis
+from infra.redis import OptionalRedis
 from infra.settings.features import RecommendationSettings
 
 log = structlog.get_logger(__name__)
@@ -114,7 +114,7 @@ class Budget:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """The most calls of a day (UTC), for each user and for all of them."""
-        self._redis = PatientRedis(redis, "recommendation_budget", RECOMMENDATION_BUDGET_FAILURES)
+        self._redis = OptionalRedis(redis, "recommendation_budget", RECOMMENDATION_BUDGET_FAILURES)
         self._most = (for_all, per_user)
         self._clock = clock
         self._take = redis.register_script(TAKE)

@@ -1,4 +1,4 @@
-"""A user's recommendations are kept in Redis for an hour, until the user likes or watches more."""
+"""A user's recommendations are cached in Redis for an hour, until the user engages with more."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from datetime import timedelta
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
+from infra.cache import Cached, Generations, Lifetimes, ReadThroughCache, Requirement
 from infra.metrics import counter
-from infra.patient import PatientRedis
+from infra.redis import OptionalRedis
 from infra.settings.features import RecommendationSettings
-from projections.kept import Kept, Lifetimes, Made, Needs, renew
 from projections.recommendations.model import Recommendations
 from projections.recommendations.recommender import MOST, Recommender
 from projections.waiting import WHATEVER_THERE_IS, Freshness
 
 PREFIX = "user:recommendations:"
 ENGAGED_PREFIX = "recommendations:engaged:"
-"""Another value each time that the user has engaged with something."""
-# How long an answer is kept that lacks what failed.
+"""Before a user's id: a key that holds another value each time the user engages with something."""
+# How long an answer is cached that lacks what failed.
 LACKING_SECONDS = 30
 
-FORM: TypeAdapter[Made[Recommendations]] = TypeAdapter(Made[Recommendations])
+FORM: TypeAdapter[Cached[Recommendations]] = TypeAdapter(Cached[Recommendations])
 
 RECOMMENDATION_LOOKUPS = counter(
     "backlot_recommendation_lookups",
@@ -36,21 +36,22 @@ RECOMMENDATION_CACHE_FAILURES = counter(
 )
 
 
-class Invalidation:
+class RecommendationInvalidation:
     """Tells all processes whose profile has changed; to be used from one event loop."""
 
     def __init__(self, redis: Redis, settings: RecommendationSettings) -> None:
-        self._redis = _patient(redis)
-        # Forgotten after whatever was made before it.
-        self._lifetime = timedelta(seconds=2 * settings.cache_ttl_seconds)
+        # Forgotten after whatever was computed before it.
+        lifetime = timedelta(seconds=2 * settings.cache_ttl_seconds)
+        self._generations = Generations(_optional(redis), lifetime)
 
     async def touch(self, users: Collection[str]) -> None:
-        """Call it after each commit. One round trip; never raises RedisError.
+        """Begin a generation of these users' recommendations; to be called after each commit.
 
-        Recommendations older than RECOMMENDATIONS_INVALIDATE_SECONDS are then made anew when they
-        are asked for: somebody who goes from video to video has them made now and then only.
+        Recommendations older than RECOMMENDATIONS_INVALIDATE_SECONDS are then computed anew when
+        they are asked for: a user who goes from video to video has that done now and then only.
+        One round trip; never raises RedisError.
         """
-        await renew(self._redis, [ENGAGED_PREFIX + user for user in users], self._lifetime)
+        await self._generations.renew([ENGAGED_PREFIX + user for user in users])
 
 
 class RecommendationCache:
@@ -64,10 +65,10 @@ class RecommendationCache:
             timedelta(seconds=settings.cache_ttl_seconds),
             timedelta(seconds=settings.invalidate_seconds),
         )
-        lacking = min(self._whole.kept, timedelta(seconds=LACKING_SECONDS))
-        self._lacking = Lifetimes(lacking, min(lacking, self._whole.unsettled))
-        self._kept: Kept[Recommendations] = Kept(
-            _patient(redis),
+        lacking = min(self._whole.longest, timedelta(seconds=LACKING_SECONDS))
+        self._lacking = Lifetimes(lacking, min(lacking, self._whole.outdated))
+        self._cache: ReadThroughCache[Recommendations] = ReadThroughCache(
+            _optional(redis),
             FORM,
             lambda made: self._whole if made.whole else self._lacking,
             lookups=RECOMMENDATION_LOOKUPS,
@@ -77,16 +78,17 @@ class RecommendationCache:
     async def get(
         self, user_id: str, fresh: Freshness = WHATEVER_THERE_IS
     ) -> tuple[Recommendations, bool]:
-        """A user's recommendations, and whether they were kept; made once for all who ask.
+        """Return a user's recommendations, and whether they were cached.
 
-        Some may be seen or removed by now: that is for `display` to tell. Where there are few, what
-        is newest follows, as it is now. Raises ReadModelBehind, and never RedisError.
+        Concurrent callers share one computation. Some videos may be seen or removed by now: that
+        is for `display` to tell. Where there are few, the newest videos follow, as they are now.
+        Raises ReadModelBehind, and never RedisError.
         """
-        made, cached = await self._kept.get(
+        made, cached = await self._cache.get(
             PREFIX + user_id,
             ENGAGED_PREFIX + user_id,
             lambda _: self._recommender.recommend(user_id, fresh),
-            Needs(position=fresh.position),
+            Requirement(position=fresh.position),
         )
         items = made.value.items
         if len(items) < MOST:
@@ -96,9 +98,9 @@ class RecommendationCache:
         return replace(made.value, items=items), cached
 
     async def aclose(self) -> None:
-        """Give up what is being made with a language model."""
+        """Give up what is being computed with a language model."""
         await self._recommender.aclose()
 
 
-def _patient(redis: Redis) -> PatientRedis:
-    return PatientRedis(redis, "recommendation_cache", RECOMMENDATION_CACHE_FAILURES)
+def _optional(redis: Redis) -> OptionalRedis:
+    return OptionalRedis(redis, "recommendation_cache", RECOMMENDATION_CACHE_FAILURES)

@@ -19,7 +19,6 @@ from psycopg import Connection, Cursor, OperationalError
 from psycopg.errors import DeadlockDetected
 from psycopg.rows import TupleRow
 
-from infra.codec import EventMapper
 from projections.applying import Applier
 from projections.connecting import connect, is_outage
 from projections.log import Log, Part
@@ -106,24 +105,23 @@ class Sharing:
     replay: Replay
     copy: Projection
     goal: int
-    mapper: EventMapper
     batch_events: int
 
     def applier(self, part: Part) -> Applier:
         """What applies a part's streams, but not what comes last."""
         wanted = [event for event in self.copy.events if event not in self.copy.absorbing]
         place = PartPlace(self.replay.id, part.number, self.copy.schema)
-        events = Log(wanted, mapper=self.mapper, batch_events=self.batch_events, part=part)
+        events = Log(wanted, batch_events=self.batch_events, part=part)
         return self._applier(events, place)
 
     def last(self) -> Applier:
         """What applies the events that come when all parts are done."""
-        events = Log(self.copy.absorbing, mapper=self.mapper, batch_events=self.batch_events)
+        events = Log(self.copy.absorbing, batch_events=self.batch_events)
         return self._applier(events, None)
 
     def _applier(self, events: Log, place: PartPlace | None) -> Applier:
         size = self.batch_events
-        return Applier(self.copy, mapper=self.mapper, batch_events=size, place=place, log=events)
+        return Applier(self.copy, batch_events=size, place=place, log=events)
 
 
 class Orders:

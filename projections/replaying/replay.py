@@ -14,7 +14,6 @@ from uuid import UUID
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from infra.codec import EventMapper
 from projections.connecting import connect
 from projections.positions import LOCK_CLASS, lock_key
 from projections.projection import Projection
@@ -46,7 +45,6 @@ def carry_on(
     *,
     report: Report = tell_nobody,
     stopping: Event | None = None,
-    mapper: EventMapper | None = None,
     batch_events: int = BATCH_EVENTS,
     after_switch: Callable[[Replay], None] | None = None,
     compared: Callable[[Difference], None] = tell_nobody,
@@ -69,7 +67,6 @@ def carry_on(
             )
         means = Means(
             database_url,
-            mapper or EventMapper(),
             batch_events,
             report,
             stopping or Event(),
@@ -89,7 +86,6 @@ def rollback(
     operation_id: UUID,
     report: Report = tell_nobody,
     stopping: Event | None = None,
-    mapper: EventMapper | None = None,
     after_switch: Callable[[Replay], None] | None = None,
 ) -> Replay:
     """Bring the previous copy up to date and make it the live one again; raises as `begin` does."""
@@ -104,7 +100,6 @@ def rollback(
         {projection.name: projection},
         report=report,
         stopping=stopping,
-        mapper=mapper,
         after_switch=after_switch,
     )
 

@@ -11,7 +11,6 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
-from infra.codec import EventMapper
 from projections.applying import Applier
 from projections.connecting import is_outage
 from projections.poison import describe
@@ -42,7 +41,6 @@ class Means:
     """
 
     database_url: str
-    mapper: EventMapper
     batch_events: int
     report: Report
     stopping: Event
@@ -59,7 +57,7 @@ class Work:
         self._replay = replay
         self._copy = copy
         self._means = means
-        self._applier = Applier(copy, mapper=means.mapper, batch_events=means.batch_events)
+        self._applier = Applier(copy, batch_events=means.batch_events)
 
     def run(self) -> Replay:
         """Step after step until there is nothing to do for now; raises what an outage raises."""
@@ -142,7 +140,7 @@ class Work:
         conn, means = self._conn, self._means
         goal = partitions.prepare(conn, self._replay, self._stretch()[1])
         sharing = partitions.Sharing(
-            means.database_url, self._replay, self._copy, goal, means.mapper, means.batch_events
+            means.database_url, self._replay, self._copy, goal, means.batch_events
         )
         told = self._telling(partitions.behind(conn, self._replay), goal)
         partitions.build_parts(conn, sharing, told)

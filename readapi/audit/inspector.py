@@ -10,7 +10,6 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from infra.codec import EventMapper
 from infra.privacy import PayloadMode
 from projections.audit.causes import at_position, surroundings, trace
 from projections.audit.events import read_entry
@@ -50,7 +49,6 @@ class Inspector:
 
     conn: AsyncConnection[TupleRow]
     audit: Audit
-    mapper: EventMapper
     mode: PayloadMode
 
     async def events(
@@ -61,7 +59,7 @@ class Inspector:
         if cursor is not None:
             search = _beyond(search, decode_cursor(kind, cursor))
         found = await find(self.conn, self.audit, search, limit)
-        items = [as_event(read_entry(self.mapper, stored), self.mode) for stored in found.events]
+        items = [as_event(read_entry(stored), self.mode) for stored in found.events]
         following = None if found.following is None else encode_cursor(kind, found.following)
         return Page[AuditEvent](items=items, next_cursor=following)
 
@@ -72,14 +70,14 @@ class Inspector:
     async def arriving(self, search: Search, after: int) -> AsyncIterator[AuditEvent]:
         """The events after a position that match, each once, as they come; without an end."""
         async for stored in arriving(self.conn, self.audit, search, after):
-            yield as_event(read_entry(self.mapper, stored), self.mode)
+            yield as_event(read_entry(stored), self.mode)
 
     async def event(self, position: int) -> AuditEventDetail:
         """The event at a position; raises NotRecorded."""
         stored = await at_position(self.conn, position)
         if stored is None:
             raise NotRecorded(f"There is no event at position {position}.")
-        entry = read_entry(self.mapper, stored)
+        entry = read_entry(stored)
         around = await surroundings(self.conn, self.audit, entry)
         return as_detail(entry, around, self.mode)
 
@@ -124,7 +122,7 @@ class Inspector:
 
     async def trace(self, correlation_id: str) -> TraceTree:
         """The tree of a conversation; raises NotRecorded."""
-        found = await trace(self.conn, self.audit, self.mapper, correlation_id)
+        found = await trace(self.conn, self.audit, correlation_id)
         if found is None:
             raise NotRecorded("No event has that correlation id.")
         return as_trace(correlation_id, found, self.mode)
@@ -144,7 +142,7 @@ class Inspector:
             raise NotRecorded(f"Stream {fold.stream_id} has {events} versions only.")
 
     def _follow(self, fold: Fold, moment: Moment) -> AsyncIterator[Step]:
-        return follow(self.conn, self.mapper, fold, at_version=moment.version, at_time=moment.time)
+        return follow(self.conn, fold, at_version=moment.version, at_time=moment.time)
 
 
 def _beyond(search: Search, position: int) -> Search:

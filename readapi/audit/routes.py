@@ -128,7 +128,7 @@ def moment(
 async def inspecting(queries: Queries, mode: PayloadMode) -> AsyncIterator[Inspector]:
     """An inspector on a connection of its own; raises ReadModelUnavailable."""
     async with queries.reading(Freshness()) as conn:
-        yield Inspector(conn, queries.audit, queries.mapper, mode)
+        yield Inspector(conn, queries.audit, mode)
 
 
 @router.get(

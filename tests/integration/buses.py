@@ -36,7 +36,7 @@ class Toggle(Command[bool]):
     def streams(self) -> Sequence[UUID]:
         return (self.stream,)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> bool:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> bool:
         likes = aggregates.get(VideoLikes, self.stream)
         likes.toggle(self.stream, origin.actor, origin)
         if self.error is not None:
@@ -51,7 +51,7 @@ class Look(Command[str]):
     def streams(self) -> tuple[()]:
         return ()
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> str:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> str:
         return "seen"
 
 

@@ -103,7 +103,7 @@ class KafkaStage:
 
     async def published(self) -> None:
         with connect(self.database_url, "test") as conn:
-            for feed in feeds(TOPICS_OF_ALL, mapper=EventMapper(), batch_events=1000):
+            for feed in feeds(TOPICS_OF_ALL, batch_events=1000):
                 stretch = feed.read(conn, self._places.get(feed.name, 0))
                 self._places[feed.name] = stretch.until
                 await self.publish([outgoing(message) for message in stretch.messages])

@@ -11,6 +11,7 @@ from uuid import UUID
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
+from engine.schedule import run_job
 from infra.llm import Embedder, LanguageModelError
 from infra.llm.embeddings import make_embedder
 from infra.settings import load_settings
@@ -23,7 +24,7 @@ from tests.integration.projection_support import rows
 from tests.openai_server import vector_of
 from tests.support import ended
 from workers.leading import connected, leading
-from workers.recommendations.embedding import JOB, Upkeep, keep_embedding
+from workers.recommendations.embedding import JOB, Upkeep, embedding_job
 
 MODEL, DIMENSIONS = "places", 16
 KEPT = "SELECT video_id, rejected FROM analytics.embeddings"
@@ -115,14 +116,14 @@ class Shop:
     @asynccontextmanager
     async def keeping(self, embedder: Embedder) -> AsyncIterator[None]:
         """The job as it runs in a process."""
-        job = keep_embedding(
+        job = embedding_job(
             embedder,
             self.catalog,
             database_url=self.url,
             analytics_url=self.url,
-            interval_seconds=0.05,
+            every=0.05,
         )
-        task = asyncio.create_task(job)
+        task = asyncio.create_task(run_job(job))
         try:
             yield
         finally:

@@ -47,7 +47,7 @@ async def keeping(
     waker = Waker(log_url)
     analytics = Analytics(repeat, counted=counted)
     known = AnalyticsVideos(repeat)
-    feed = uploads.feed(EventMapper(), 100)
+    feed = uploads.feed(100)
     following = LogSource(
         known.topics, wake=waker.subscribe(), mapper=EventMapper(), following=[feed]
     )

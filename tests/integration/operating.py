@@ -127,7 +127,7 @@ def executing(
         children = Children(
             command, {**environment, "DATABASE_URL": database_url, "PYTHONPATH": str(PROJECT)}
         )
-        tools = Tools(database_url, models.by_name(), MAPPER, tell_nobody, Event())
+        tools = Tools(database_url, models.by_name(), tell_nobody, Event())
         moved = host.follow("operations")
         executor = Executor(
             recorder, models.operations, tools, children, moved, auto_replay=auto_replay

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from domain.upload import Upload
 from infra import telemetry
 from infra.auth import Authenticator, OneKey, mint_token
-from infra.codec import EventMapper
+from infra.cache import Lifetimes
 from infra.counters import AsyncCounters
 from infra.http import create_app
 from infra.objects import FolderStore
@@ -32,7 +32,6 @@ from projections.analytics.trending_cache import TrendingCache
 from projections.audit.index import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
-from projections.kept import Lifetimes
 from projections.likes import Likes
 from projections.operations import Operations
 from projections.waiting import Pool, Waiting
@@ -96,7 +95,6 @@ class Site:
             live=LiveCounts(pool, Catalog(), counts),
             objects=self.objects,
             views=telemetry.Views(),
-            mapper=EventMapper(),
             analytics=(analytics := await self._open_analytics(pool)),
             recommendations=open_recommendations(
                 self.settings.recommendations,

@@ -15,7 +15,6 @@ from uuid import UUID
 import psycopg
 
 from infra import telemetry
-from infra.codec import EventMapper
 from projections.analytics.migrating import Shape
 from projections.analytics.rebuilding import Found, Means, Rebuild
 from projections.analytics.refreshing import refresh
@@ -134,7 +133,6 @@ class Site:
                 log_conn,
                 conn,
                 means or Means(self.url, REPEAT, arrival_seconds=5, settle_seconds=1),
-                mapper=EventMapper(),
                 report=tell_nobody,
                 stopping=stopping or Event(),
             )

@@ -12,7 +12,6 @@ import psycopg
 import pytest
 
 from infra import telemetry
-from infra.codec import EventMapper
 from infra.kafka import KafkaOptions
 from projections.analytics.rebuilding import Means, Rebuild
 from projections.analytics.rebuilding.places import NotTakenIn
@@ -57,9 +56,7 @@ def liked(database_url: str, writer: Writer) -> UUID:
 def verify(url: str, arrival_seconds: float = 20.0) -> dict[str, tuple[int, int, int]]:
     means = Means(url, REPEAT, arrival_seconds=arrival_seconds, settle_seconds=3.0)
     with closing(connect(url, "test")) as log_conn, closing(connect(url, "test")) as conn:
-        rebuild = Rebuild(
-            log_conn, conn, means, mapper=EventMapper(), report=tell_nobody, stopping=Event()
-        )
+        rebuild = Rebuild(log_conn, conn, means, report=tell_nobody, stopping=Event())
         return counts(rebuild.compare())
 
 

@@ -12,7 +12,6 @@ import pytest
 from eventsourcing.persistence import StoredEvent
 from psycopg import AsyncConnection
 
-from infra.codec import EventMapper
 from projections.audit.events import Entry, read_entry
 from projections.audit.following import arriving, head_of
 from projections.audit.index import Audit
@@ -54,8 +53,7 @@ def test_a_rebuilt_index_is_equal(database_url: str, batch: int) -> None:
 def test_it_holds_what_a_look_at_each_event_gives(database_url: str) -> None:
     append(database_url, random_log(5, 400))
     index(database_url)
-    mapper = EventMapper()
-    wanted = [_indexed(read_entry(mapper, stored)) for stored in log_of(database_url)]
+    wanted = [_indexed(read_entry(stored)) for stored in log_of(database_url)]
     found = contents(database_url)
     assert found["events"] == wanted
     assert sum(int(str(row[1])) for row in found["topics"]) == 400

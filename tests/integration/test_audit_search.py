@@ -97,7 +97,7 @@ def test_a_search_finds_what_a_look_at_every_event_finds(searched_url: str, inde
     with psycopg.connect(searched_url, autocommit=True) as conn:
         install(conn, [AUDIT])
     index(searched_url, indexed, batch=97)
-    entries = [read_entry(MAPPER, stored) for stored in log_of(searched_url)]
+    entries = [read_entry(stored) for stored in log_of(searched_url)]
     chance = random.Random(indexed)
     searches = [some_search(chance) for _ in range(400)]
 

@@ -22,7 +22,7 @@ import pytest
 from backlot import doctor
 from backlot.doctor import examine
 from backlot.doctor_part import Part
-from infra.connecting import server_at
+from infra.connecting import breaker_of
 from infra.data_folder import DataFolder
 from infra.postgres import EmbeddedPostgres
 from projections.analytics.migrating import migrate
@@ -180,7 +180,7 @@ class TestHungDatabase:
     @pytest.fixture(autouse=True)
     def _forgotten(self) -> Iterator[None]:
         yield
-        server_at.cache_clear()
+        breaker_of.cache_clear()
 
     def test_an_embedded_one(self, folder: Path) -> None:
         with DataFolder(folder) as data, EmbeddedPostgres(data.postgres) as server:

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 
 from domain.model import Origin
 from domain.upload import object_key
+from engine.schedule import run_job
 from infra import metrics
 from infra.locks import LockTaken
 from infra.objects import (
@@ -32,7 +33,7 @@ from tests.integration.expiring import NOW, Place, gone, run, send
 from tests.integration.projection_support import hosting
 from tests.integration.s3_server import BUCKET, S3Server, s3_server, s3_store
 from tests.support import ended
-from workers.expiry import keep_expiring
+from workers.expiry import expiry_job
 
 pytestmark = pytest.mark.anyio
 
@@ -204,7 +205,7 @@ async def test_the_job_goes_on_after_outages_and_defects(
     monkeypatch.setattr(place.store, "list_uploads", list_uploads)
     before = {how: runs(how) for how in ("postponed", "broke", "done")}
     with capture_logs() as logs:
-        task = asyncio.create_task(keep_expiring(job, 0.01))
+        task = asyncio.create_task(run_job(expiry_job(job, 0.01)))
         await asyncio.to_thread(eventually, lambda: runs("done") > before["done"])
         await ended(task)
     assert (runs("postponed"), runs("broke")) == (before["postponed"] + 1, before["broke"] + 1)

@@ -25,7 +25,6 @@ from projections.operations import Operations
 from projections.replaying.progress import tell_nobody
 from projections.replaying.rows import replays
 from tests.integration.operating import (
-    MAPPER,
     Desk,
     await_process,
     desk,
@@ -270,7 +269,7 @@ class TestExecutor:
 
     def test_what_another_has_claimed_is_not_done_twice(self, root: Desk) -> None:
         models = ReadModels.make()
-        tools = Tools(root.database_url, models.by_name(), MAPPER, tell_nobody, Event())
+        tools = Tools(root.database_url, models.by_name(), tell_nobody, Event())
         with (
             hosting(root.database_url, *models.all()),
             connect(root.database_url, "one") as one,

@@ -14,7 +14,7 @@ import pytest
 
 from domain.upload import Upload
 from infra.position import encode_position
-from projections.analytics.trending_cache import GENERATION, Invalidation
+from projections.analytics.trending_cache import GENERATION, TrendingInvalidation
 from tests.integration.projection_support import origin
 from tests.integration.readapi_support import UNSETTLED, Site, serving
 from tests.integration.trending_support import Deed, Film, write
@@ -104,7 +104,7 @@ def test_a_ranking_is_kept_until_something_new_is_counted(site: Site) -> None:
     time.sleep(UNSETTLED.total_seconds())
     kept = site.get(TRENDING).json()
     assert kept == made | {"cached": True}
-    site.run(Invalidation(site.rankings).touch())
+    site.run(TrendingInvalidation(site.rankings).touch())
     again = site.get(TRENDING).json()
     assert again["cached"] is False
     assert again["generatedAt"] > made["generatedAt"]
@@ -114,9 +114,9 @@ def test_a_ranking_is_kept_until_something_new_is_counted(site: Site) -> None:
 def test_new_events_have_it_made_again_at_most_every_few_seconds(site: Site) -> None:
     video = site.writer.video()
     happened(site, (video, 3))
-    site.run(Invalidation(site.rankings).touch())
+    site.run(TrendingInvalidation(site.rankings).touch())
     assert site.get(TRENDING).json()["cached"] is False
-    site.run(Invalidation(site.rankings).touch())
+    site.run(TrendingInvalidation(site.rankings).touch())
     assert site.get(TRENDING).json()["cached"] is True
     time.sleep(UNSETTLED.total_seconds())
     # What came last is not forgotten, although nothing came after it.
@@ -126,7 +126,7 @@ def test_new_events_have_it_made_again_at_most_every_few_seconds(site: Site) -> 
 def test_rankings_have_keys_of_their_own_and_expire(site: Site) -> None:
     site.get(TRENDING)
     site.get(TRENDING, timeRange="all", limit=7, category="art")
-    site.run(Invalidation(site.rankings).touch())
+    site.run(TrendingInvalidation(site.rankings).touch())
 
     async def kept() -> tuple[set[Any], int]:
         redis = site.rankings

@@ -21,7 +21,11 @@ from infra.settings import Settings, load_settings
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
-from projections.recommendations.cache import ENGAGED_PREFIX, PREFIX, Invalidation
+from projections.recommendations.cache import (
+    ENGAGED_PREFIX,
+    PREFIX,
+    RecommendationInvalidation,
+)
 from projections.recommendations.display import PLAIN
 from projections.recommendations.keeping import keep
 from projections.recommendations.pairing import Engagement
@@ -62,8 +66,11 @@ class Place:
         ]
         with self.connected() as conn, conn.transaction():
             changed = keep(conn, told, Weighing.from_settings(self.settings.recommendations))
-        invalidation = Invalidation(self.site.rankings, self.settings.recommendations)
-        self.site.run(invalidation.touch(changed))
+        self.site.run(
+            RecommendationInvalidation(self.site.rankings, self.settings.recommendations).touch(
+                changed
+            )
+        )
 
     def ask(self, user: str = "ann", path: str = ALL, **params: Any) -> dict[str, Any]:
         answer = self.site.get(path, user, **params)

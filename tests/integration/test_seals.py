@@ -17,6 +17,7 @@ from eventsourcing.persistence import StoredEvent
 from psycopg.rows import TupleRow
 
 from benchmarks.log import fill
+from engine.schedule import run_job
 from infra import metrics, seals
 from infra.event_store import open_recorder
 from infra.seals import FileAnchors, LogBroken, Seal, StoredRow, leaf, read_anchors
@@ -33,7 +34,7 @@ from tests.integration.sealing import (
     verify,
 )
 from tests.support import ended
-from workers.sealing import keep_sealing
+from workers.sealing import sealing_job
 
 
 def chain(database_url: str) -> list[Seal]:
@@ -132,7 +133,7 @@ def test_two_sealers_at_once_leave_one_chain(database_url: str) -> None:
     two = [sealer(database_url), sealer(database_url)]
 
     async def both() -> None:
-        tasks = [asyncio.create_task(keep_sealing(one, 0.02)) for one in two]
+        tasks = [asyncio.create_task(run_job(sealing_job(one, 0.02))) for one in two]
         await asyncio.to_thread(eventually, lambda: verify(database_url).sealed_to == 100)
         await asyncio.to_thread(make_log, database_url, 1)
         await asyncio.to_thread(eventually, lambda: verify(database_url).unsealed == 0)
@@ -191,7 +192,7 @@ def test_a_failure_is_a_metric_and_sealing_goes_on_after_it(
     before = metrics.value("backlot_seal_failures_total", step="log")
 
     async def mended() -> None:
-        task = asyncio.create_task(keep_sealing(sealer(database_url), 0.02))
+        task = asyncio.create_task(run_job(sealing_job(sealer(database_url), 0.02)))
         told = "backlot_seal_failures_total"
         await asyncio.to_thread(eventually, lambda: metrics.value(told, step="log") > before)
         await asyncio.to_thread(

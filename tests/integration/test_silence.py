@@ -27,10 +27,10 @@ from infra.batching import NotBegun
 from infra.connecting import (
     DatabaseSilent,
     Limits,
+    breaker_of,
     is_silence,
     open_async_connection,
     open_connection,
-    server_at,
     thread_pool,
     unhurried,
 )
@@ -58,7 +58,7 @@ def server(short_dir: Path) -> Iterator[EmbeddedPostgres]:
 def url(server: EmbeddedPostgres) -> Iterator[str]:
     yield server.url
     # What this process knows of the server must not reach the next test.
-    server_at.cache_clear()
+    breaker_of.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from domain.comment import Comment
 from domain.model import Origin
+from engine.schedule import run_job
 from infra import metrics
 from infra.redis import embedded_server
 from infra.tasks import BrokerAway, current_origin
@@ -30,7 +31,7 @@ from tests.integration.consuming_support import until as until_async
 from tests.integration.projection_support import Writer
 from tests.integration.task_support import Toy, quick_settings, until
 from tests.support import ended
-from workers.translation.sweep import Sweep, keep_sweeping
+from workers.translation.sweep import Sweep, sweep_job
 
 OVERDUE = timedelta(minutes=5)
 RECENTLY, LONG_AGO = timedelta(minutes=10), timedelta(hours=25)
@@ -231,7 +232,7 @@ def test_it_goes_on_when_the_broker_was_away(desk: Desk) -> None:
 
     async def scenario() -> None:
         swept = metrics.value("backlot_translations_swept_total")
-        task = asyncio.create_task(keep_sweeping(sweep, desk.database_url, 0.05))
+        task = asyncio.create_task(run_job(sweep_job(sweep, desk.database_url, 0.05)))
         await until_async(lambda: metrics.value("backlot_translations_swept_total") > swept)
         await ended(task)
 

@@ -10,7 +10,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from commands.comments import EditComment
-from commands.translation import Failed, FindText, RecordTranslation, Text
+from commands.queries import CommentText, FindCommentText
+from commands.translation import Failed, RecordTranslation
 from infra.event_store import GroupCommitRecorder
 from infra.language import TextDetector
 from infra.llm import LanguageModelError
@@ -85,11 +86,11 @@ class Desk:
         stored = [e for e in logged(self.database_url).values() if e.originator_id == comment][-1]
         return vars(self.writer.mapper.to_domain_event(stored))
 
-    def text(self, comment: UUID) -> Text | None:
-        async def look() -> Text | None:
+    def text(self, comment: UUID) -> CommentText | None:
+        async def look() -> CommentText | None:
             async with open_bus(self.writer.recorder) as bus:
-                found: Any = await execute(bus, FindText(comment))
-                answer: Text | None = found.answer
+                found: Any = await execute(bus, FindCommentText(comment))
+                answer: CommentText | None = found.answer
                 return answer
 
         return asyncio.run(look())

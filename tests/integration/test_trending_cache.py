@@ -13,20 +13,20 @@ from fakeredis import FakeServer
 from structlog.testing import capture_logs
 
 from infra import metrics
+from infra.cache import Lifetimes, Requirement
 from infra.position import Position
 from infra.redis import embedded_redis
 from projections.analytics.trending import Ranked
 from projections.analytics.trending_cache import (
-    Invalidation,
     TrendingCache,
+    TrendingInvalidation,
     key_of,
 )
 from projections.analytics.windows import Window
-from projections.kept import Lifetimes, Needs
 from tests.integration.redis_servers import RedisServer, redis_servers
 
 SECOND = timedelta(seconds=1)
-LIFETIMES = Lifetimes(kept=300 * SECOND, unsettled=5 * SECOND)
+LIFETIMES = Lifetimes(longest=300 * SECOND, outdated=5 * SECOND)
 BEGIN = datetime(2026, 3, 14, 15, tzinfo=UTC)
 
 
@@ -81,7 +81,7 @@ def test_how_long_it_holds(server: FakeServer, age: int, touched: bool, cached: 
         cache = maker.cache(server)
         await cache.get(Window.WEEK, 10, None, maker)
         if touched:
-            await Invalidation(embedded_redis(server)).touch()
+            await TrendingInvalidation(embedded_redis(server)).touch()
         maker.now += age * SECOND
         assert (await cache.get(Window.WEEK, 10, None, maker))[1] is cached
 
@@ -94,7 +94,7 @@ def test_what_was_counted_while_it_was_made_has_it_made_again(server: FakeServer
         cache = maker.cache(server)
 
         async def interrupted(now: datetime) -> list[Ranked]:
-            await Invalidation(embedded_redis(server)).touch()
+            await TrendingInvalidation(embedded_redis(server)).touch()
             return await maker(now)
 
         await cache.get(Window.WEEK, 10, None, interrupted)
@@ -118,26 +118,26 @@ def test_those_who_ask_together_have_it_made_once(server: FakeServer) -> None:
     asyncio.run(ask())
 
 
-HELD = Needs(edition=3, position=Position(5, 7))
+HELD = Requirement(edition=3, position=Position(5, 7))
 
 
 @pytest.mark.parametrize(
     ("needs", "cached"),
     [
-        (Needs(), True),
+        (Requirement(), True),
         (HELD, True),
-        (Needs(3, Position(4, 7)), True),
-        (Needs(3, Position(0, 0)), True),
-        (Needs(3, Position(6, 7)), False),
-        (Needs(3, Position(5, 8)), False),
-        (Needs(4, Position(5, 7)), False),
-        (Needs(2), False),
+        (Requirement(3, Position(4, 7)), True),
+        (Requirement(3, Position(0, 0)), True),
+        (Requirement(3, Position(6, 7)), False),
+        (Requirement(3, Position(5, 8)), False),
+        (Requirement(4, Position(5, 7)), False),
+        (Requirement(2), False),
         # Nobody can tell which edition is the present one.
-        (Needs(None, Position(5, 7)), True),
+        (Requirement(None, Position(5, 7)), True),
     ],
 )
 def test_what_is_kept_holds_for_what_it_includes(
-    server: FakeServer, needs: Needs, cached: bool
+    server: FakeServer, needs: Requirement, cached: bool
 ) -> None:
     async def ask() -> None:
         maker = Maker()
@@ -167,7 +167,7 @@ def test_who_needs_more_does_not_share_what_is_being_made(server: FakeServer) ->
     async def ask() -> None:
         maker = Maker()
         cache = maker.cache(server)
-        needs = [Needs(3), Needs(3), HELD, Needs(4)]
+        needs = [Requirement(3), Requirement(3), HELD, Requirement(4)]
         work = [cache.get(Window.WEEK, 10, None, maker, each) for each in needs]
         await asyncio.gather(*work)
         assert maker.made == 3
@@ -209,7 +209,7 @@ def test_without_redis_it_is_made_each_time(redis_server: RedisServer, hanging: 
     async def ask() -> None:
         maker = Maker()
         redis = redis_server.client()
-        cache, invalidation = TrendingCache(redis, LIFETIMES), Invalidation(redis)
+        cache, invalidation = TrendingCache(redis, LIFETIMES), TrendingInvalidation(redis)
         assert (await cache.get(Window.WEEK, 10, None, maker))[1] is False
         assert (await cache.get(Window.WEEK, 10, None, maker))[1] is True
         redis_server.pause() if hanging else redis_server.kill()

@@ -35,6 +35,4 @@ def entry(position: int, correlation: str, cause: str | None, *, version: int = 
         "causation_id": cause,
     }
     stream = UUID(int=position)
-    return read_entry(
-        MAPPER, Stored(position, stream, version, "comment.deleted.v1", orjson.dumps(told))
-    )
+    return read_entry(Stored(position, stream, version, "comment.deleted.v1", orjson.dumps(told)))

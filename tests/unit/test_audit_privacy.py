@@ -43,10 +43,10 @@ def personal_fields(event: type[Aggregate.Event]) -> list[str]:
 
 def everything_told(stored: Stored, mode: PayloadMode) -> str:
     """All answers in which the event occurs, as they go over the wire."""
-    entry = read_entry(MAPPER, stored)
+    entry = read_entry(stored)
     fold = Fold(stored.stream_id)
     # As if it were the stream's first, whatever the golden file says.
-    step = fold.add(read_entry(MAPPER, stored._replace(version=1)))
+    step = fold.add(read_entry(stored._replace(version=1)))
     around = Surroundings(stored, stored, None, [stored])
     trace = Trace(tree("correlation", [entry]), 1, truncated=False)
     answers = [
@@ -98,17 +98,17 @@ def test_a_message_that_quotes_a_value_is_for_admins() -> None:
     stored = golden("comment.posted.v1")
     payload = {**json.loads(stored.state), "timestamp": SECRET}
     broken = stored._replace(state=orjson.dumps(payload))
-    error = as_event(read_entry(MAPPER, broken), PayloadMode.FULL).error
+    error = as_event(read_entry(broken), PayloadMode.FULL).error
     assert error is not None
     assert SECRET in error
     for mode in HIDING:
         assert SECRET not in everything_told(broken, mode)
-        hidden = as_event(read_entry(MAPPER, broken), mode)
+        hidden = as_event(read_entry(broken), mode)
         assert hidden.error == "can't be read: ValueError"
 
 
 def test_masked_keeps_the_structure() -> None:
-    event = as_event(read_entry(MAPPER, golden("comment.posted.v1")), PayloadMode.MASKED)
+    event = as_event(read_entry(golden("comment.posted.v1")), PayloadMode.MASKED)
     assert event.actor == "<string 3>"
     assert event.payload == {
         "video_id": "<string 36>",
@@ -118,7 +118,7 @@ def test_masked_keeps_the_structure() -> None:
 
 
 def test_none_tells_the_envelope_only() -> None:
-    told = as_event(read_entry(MAPPER, golden("comment.posted.v1")), PayloadMode.NONE)
+    told = as_event(read_entry(golden("comment.posted.v1")), PayloadMode.NONE)
     assert set(json.loads(told.to_json())) == {
         "position",
         "id",
@@ -137,6 +137,6 @@ def test_none_tells_the_envelope_only() -> None:
 def test_an_empty_value_stays_in_what_is_told() -> None:
     stored = golden("upload.details_changed.v1")
     payload = {**json.loads(stored.state), "category": None}
-    entry = read_entry(MAPPER, stored._replace(state=orjson.dumps(payload)))
+    entry = read_entry(stored._replace(state=orjson.dumps(payload)))
     told = json.loads(as_event(entry, PayloadMode.FULL).to_json())
     assert told["payload"]["category"] is None

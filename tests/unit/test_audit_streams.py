@@ -76,7 +76,7 @@ def by_the_library(events: Sequence[Stored]) -> Aggregate:
 def test_each_version_is_what_the_library_folds(events: list[Stored]) -> None:
     fold = Fold(STREAM)
     for number, stored in enumerate(events, 1):
-        fold.add(read_entry(MAPPER, stored))
+        fold.add(read_entry(stored))
         wanted = by_the_library(events[:number])
         assert fold.aggregate is not None
         public = {k: v for k, v in vars(fold.aggregate).items() if k != "_created_on"}
@@ -87,7 +87,7 @@ def test_each_version_is_what_the_library_folds(events: list[Stored]) -> None:
 
 def test_changes_are_those_between_the_versions() -> None:
     fold = Fold(STREAM)
-    steps = [fold.add(read_entry(MAPPER, stored)) for stored in comment()]
+    steps = [fold.add(read_entry(stored)) for stored in comment()]
     assert steps[0].changes is not None
     assert steps[0].changes["content"] == Change(None, "Bonito")
     assert steps[0].changes["revision"] == Change(None, 1)
@@ -109,7 +109,7 @@ def test_changes_are_those_between_the_versions() -> None:
 
 def test_it_is_told_as_the_contract_names_things() -> None:
     fold = Fold(STREAM)
-    step = [fold.add(read_entry(MAPPER, stored)) for stored in upload()][-1]
+    step = [fold.add(read_entry(stored)) for stored in upload()][-1]
     told = json.loads(as_step(step, PayloadMode.FULL).to_json())
     assert told["changed"] == {
         "title": {"from": "Rain", "to": "Sun"},
@@ -140,7 +140,7 @@ def test_from_an_unreadable_event_on_nothing_is_guessed(
     events = comment()
     events[1] = events[1]._replace(**broken)  # type: ignore[arg-type]
     fold = Fold(STREAM)
-    steps = [fold.add(read_entry(MAPPER, stored)) for stored in events]
+    steps = [fold.add(read_entry(stored)) for stored in events]
     assert [step.changes is not None for step in steps] == [True, False, False, False, False]
     state = as_state(fold, PayloadMode.FULL)
     assert state.version == 1
@@ -154,6 +154,6 @@ def test_an_event_of_another_aggregate_is_not_taken_for_one_of_this() -> None:
     events = comment()
     foreign = upload()[1]._replace(version=2)
     fold = Fold(STREAM)
-    fold.add(read_entry(MAPPER, events[0]))
-    assert fold.add(read_entry(MAPPER, foreign)).changes is None
+    fold.add(read_entry(events[0]))
+    assert fold.add(read_entry(foreign)).changes is None
     assert fold.error is not None

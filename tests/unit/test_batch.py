@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from commands.batch import Executed, Group, IdempotencyKey, Request, Round
-from commands.command import Aggregates, Command, Slot
+from commands.command import Aggregates, Command, Query, Slot
 from domain.comment import Comment
 from domain.errors import Conflict
 from domain.model import Aggregate, Origin
@@ -39,12 +39,17 @@ class Do(Command[Any]):
     def streams(self) -> Sequence[UUID]:
         return (*self.toggles, *self.reads)
 
-    def decide(self, aggregates: Aggregates, origin: Origin, found: Any) -> Any:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> Any:
         for stream in self.toggles:
             aggregates.get(VideoLikes, stream).toggle(stream, self.viewer, origin)
         if self.error is not None:
             raise self.error.with_traceback(None)
         return {stream: aggregates.get(VideoLikes, stream).liked for stream in self.streams()}
+
+
+@dataclass(frozen=True)
+class Ask(Do, Query[Any]):
+    """The same as a query, which must not toggle."""
 
 
 def request(command: Command[Any], key: IdempotencyKey | None = None) -> Request:
@@ -60,7 +65,7 @@ def decide(*requests: Request, known: dict[UUID, Aggregate] | None = None) -> li
     this = Round(slots, HEAD, AT, MAPPER)
     with capture_logs() as logs:
         for each in requests:
-            this.decide(each, None)
+            this.decide(each)
     assert {entry["event"] for entry in logs} <= {"command_broke"}
     return this.groups
 
@@ -161,6 +166,14 @@ class TestFailures:
         assert isinstance(changes.outcome, ZeroDivisionError)
         assert isinstance(reads.outcome, ZeroDivisionError)
         assert [group.void for group in groups] == [True]
+
+    def test_a_query_that_records_is_refused_and_leaves_nothing(self) -> None:
+        asks, other = request(Ask((A,))), request(Do((B,)))
+        groups = decide(asks, other)
+        assert isinstance(asks.outcome, TypeError)
+        assert [(group.void, places(group)) for group in groups] == [(True, []), (False, [(B, 1)])]
+        assert decide(reads := request(Ask(reads=(A,)))) == []
+        assert reads.outcome == Executed({A: False}, HEAD)
 
 
 class TestKinds:

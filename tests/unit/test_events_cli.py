@@ -25,7 +25,7 @@ from projections.audit.events import read_entry
 from projections.audit.streams import Fold
 from readapi.audit.present import as_detail, as_event, as_state, as_step, as_trace
 from readapi.audit.shapes import AuditEvent, AuditStats, StreamEvent, TopicCount
-from tests.unit.audited import AT, MAPPER, TOPICS, entry, golden
+from tests.unit.audited import AT, TOPICS, entry, golden
 
 WIDTH, NARROW = 101, 40
 ESCAPE = "\x1b]0;owned\x07\x9b31m"
@@ -49,7 +49,7 @@ STATS = AuditStats(
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_a_line_holds_every_event(topic: str) -> None:
-    event = as_event(read_entry(MAPPER, golden(topic)), PayloadMode.FULL)
+    event = as_event(read_entry(golden(topic)), PayloadMode.FULL)
     (line,) = event_lines(event, WIDTH)
     assert event.type in line
     assert str(event.stream_id) in line
@@ -88,7 +88,7 @@ def test_nothing_recorded_reaches_the_terminal_as_a_command() -> None:
         topic="comment.posted.v1",
         state=golden("comment.posted.v1").state.replace(b"bonito", b"\\u001b]0;x\\u0007\xc2\x9b"),
     )
-    read = read_entry(MAPPER, stored)
+    read = read_entry(stored)
     fold = Fold(stored.stream_id)
     step = as_step(fold.add(read), PayloadMode.FULL)
     around = Surroundings(stored, None, None, [stored._replace(topic=ESCAPE)])
@@ -104,7 +104,7 @@ def test_nothing_recorded_reaches_the_terminal_as_a_command() -> None:
 def test_a_stream_tells_its_changes() -> None:
     stored = golden("comment.posted.v1")
     fold = Fold(stored.stream_id)
-    step = fold.add(read_entry(MAPPER, stored))
+    step = fold.add(read_entry(stored))
     lines = list(step_lines(as_step(step, PayloadMode.FULL)))
     assert lines[0].startswith(f"v1  {stored.position}  2026-11-22T09:30:15Z  comment.posted  ann")
     assert "    revision: null → 1" in lines
@@ -137,9 +137,7 @@ def test_of_an_edited_text_the_part_that_changed_is_told() -> None:
     before, after = "Before. " * 40, " And after." * 40
     step = StreamEvent.model_validate(
         {
-            **as_event(
-                read_entry(MAPPER, golden("comment.edited.v1")), PayloadMode.FULL
-            ).model_dump(),
+            **as_event(read_entry(golden("comment.edited.v1")), PayloadMode.FULL).model_dump(),
             "changed": {"content": {"from": f"{before}old{after}", "to": f"{before}new{after}"}},
         }
     )

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from infra.flights import Flights, Landed
+from infra.cache import FlightResult, SingleFlight
 
 pytestmark = pytest.mark.anyio
 
@@ -38,25 +38,25 @@ async def settle() -> None:
 
 
 async def test_those_who_ask_meanwhile_share_the_result() -> None:
-    flights, work = Flights[int](), Work()
+    flights, work = SingleFlight[int](), Work()
     asking = [asyncio.create_task(flights.join("a", work)) for _ in range(1000)]
     await settle()
     work.may_end.set()
     landed = await asyncio.gather(*asking)
-    assert landed == [Landed(1, shared=False)] + 999 * [Landed(1, shared=True)]
+    assert landed == [FlightResult(1, shared=False)] + 999 * [FlightResult(1, shared=True)]
     # Nothing is kept: the next one begins anew.
-    assert await flights.join("a", work) == Landed(2, shared=False)
+    assert await flights.join("a", work) == FlightResult(2, shared=False)
 
 
 async def test_other_keys_are_other_work() -> None:
-    flights, work = Flights[int](), Work()
+    flights, work = SingleFlight[int](), Work()
     work.may_end.set()
     await asyncio.gather(flights.join("a", work), flights.join("b", work))
     assert work.begun == 2
 
 
 async def test_a_failure_is_shared_and_not_kept() -> None:
-    flights, work = Flights[int](), Work(ConnectionError("away"))
+    flights, work = SingleFlight[int](), Work(ConnectionError("away"))
     asking = [asyncio.create_task(flights.join("a", work)) for _ in range(1000)]
     await settle()
     work.may_end.set()
@@ -69,7 +69,7 @@ async def test_a_failure_is_shared_and_not_kept() -> None:
 
 
 async def test_when_the_first_one_is_cancelled_one_other_begins_anew() -> None:
-    flights, work = Flights[int](), Work()
+    flights, work = SingleFlight[int](), Work()
     first, *others = [asyncio.create_task(flights.join("a", work)) for _ in range(100)]
     await settle()
     first.cancel()
@@ -80,7 +80,7 @@ async def test_when_the_first_one_is_cancelled_one_other_begins_anew() -> None:
 
 
 async def test_a_follower_that_is_cancelled_takes_nobody_along() -> None:
-    flights, work = Flights[int](), Work()
+    flights, work = SingleFlight[int](), Work()
     first, second, third = [asyncio.create_task(flights.join("a", work)) for _ in range(3)]
     await settle()
     second.cancel()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -10,8 +12,8 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from commands.command import Aggregates, Slot
-from commands.likes import ChangeLike, Wish
+from commands.command import Aggregates, Lookup, Slot
+from commands.likes import ChangeLike, LikesOfOthers, Wish
 from domain.comment import Comment
 from domain.errors import NotFound
 from domain.model import Aggregate
@@ -65,10 +67,13 @@ class TestDomain:
         assert stream_id(VIDEO, "ann") == UUID("b3150aa9-b06f-5296-9819-56079b8daea6")
 
 
-def known(*aggregates: Aggregate) -> Aggregates:
+def known(
+    *aggregates: Aggregate, found: Mapping[Lookup[Any], Any] = MappingProxyType({})
+) -> Aggregates:
     """What a like of the video declares, as far as it is known."""
     slots = {stream: Slot(None) for stream in (VIDEO, stream_id(VIDEO, "ann"))}
-    return Aggregates({**slots, **{aggregate.id: Slot(aggregate) for aggregate in aggregates}})
+    slots |= {aggregate.id: Slot(aggregate) for aggregate in aggregates}
+    return Aggregates(slots, found)
 
 
 def video() -> Upload:
@@ -103,8 +108,11 @@ class TestCommand:
     def test_the_answer_counts_the_callers_own_action(
         self, wishes: list[Wish], others: int | None, expected: LikeState
     ) -> None:
-        aggregates = known(video())
-        answers = [ChangeLike(VIDEO, "ann", w).decide(aggregates, ANN, others) for w in wishes]
+        found: dict[Lookup[Any], Any] = (
+            {} if others is None else {LikesOfOthers(VIDEO, "ann"): others}
+        )
+        aggregates = known(video(), found=found)
+        answers = [ChangeLike(VIDEO, "ann", w).decide(aggregates, ANN) for w in wishes]
         assert answers[-1] == expected
 
     def test_it_declares_the_streams_that_it_touches(self) -> None:
@@ -118,5 +126,5 @@ class TestCommand:
         comment.post(UUID(int=2), "A comment's id is not a video's.", ANN)
         for aggregates in (known(), known(Upload.blank(VIDEO)), known(removed), known(comment)):
             with pytest.raises(NotFound):
-                ChangeLike(VIDEO, "ann", Wish.LIKE).decide(aggregates, ANN, None)
+                ChangeLike(VIDEO, "ann", Wish.LIKE).decide(aggregates, ANN)
             assert not aggregates.get(VideoLikes, stream_id(VIDEO, "ann")).liked

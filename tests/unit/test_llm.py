@@ -7,16 +7,16 @@ from contextlib import suppress
 
 import pytest
 
+from infra.circuit_breaker import CircuitState
 from infra.llm import (
     BreakerOpen,
-    CircuitBreaker,
+    LanguageModelBreaker,
     Overloaded,
     Pace,
     Refused,
     Throttled,
     TooManyCalls,
 )
-from infra.llm.breaker import State
 from infra.llm.usage import Usage, usage_of
 
 pytestmark = pytest.mark.anyio
@@ -41,44 +41,44 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def breaker(clock: Clock) -> CircuitBreaker:
-    return CircuitBreaker(3, 30.0, clock)
+def breaker(clock: Clock) -> LanguageModelBreaker:
+    return LanguageModelBreaker(3, 30.0, clock)
 
 
-def call(breaker: CircuitBreaker, error: Exception | None = None) -> None:
+def call(breaker: LanguageModelBreaker, error: Exception | None = None) -> None:
     """One call that fails with `error`, or answers."""
     with suppress(Overloaded, Refused, Throttled), breaker.attempt():
         if error is not None:
             raise error
 
 
-def state(breaker: CircuitBreaker) -> State:
+def state(breaker: LanguageModelBreaker) -> CircuitState:
     """Asked anew each time; mypy would take the first answer for all."""
     return breaker.state
 
 
-def fail(breaker: CircuitBreaker, times: int) -> None:
+def fail(breaker: LanguageModelBreaker, times: int) -> None:
     for _ in range(times):
         call(breaker, Overloaded("500"))
 
 
-def test_it_opens_after_failures_in_a_row_only(breaker: CircuitBreaker) -> None:
+def test_it_opens_after_failures_in_a_row_only(breaker: LanguageModelBreaker) -> None:
     fail(breaker, 2)
     call(breaker)
     fail(breaker, 2)
-    assert state(breaker) is State.CLOSED
+    assert state(breaker) is CircuitState.CLOSED
     fail(breaker, 1)
-    assert state(breaker) is State.OPEN
+    assert state(breaker) is CircuitState.OPEN
 
 
-def test_an_answer_of_no_use_is_an_answer(breaker: CircuitBreaker) -> None:
+def test_an_answer_of_no_use_is_an_answer(breaker: LanguageModelBreaker) -> None:
     fail(breaker, 2)
     call(breaker, Refused("no"))
     fail(breaker, 2)
-    assert state(breaker) is State.CLOSED
+    assert state(breaker) is CircuitState.CLOSED
 
 
-def test_while_it_is_open_it_says_for_how_long(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_while_it_is_open_it_says_for_how_long(breaker: LanguageModelBreaker, clock: Clock) -> None:
     fail(breaker, 3)
     clock.now += 10
     with pytest.raises(BreakerOpen) as raised:
@@ -89,7 +89,7 @@ def test_while_it_is_open_it_says_for_how_long(breaker: CircuitBreaker, clock: C
 
 
 def test_a_provider_that_names_a_longer_time_is_left_alone_for_it(
-    breaker: CircuitBreaker, clock: Clock
+    breaker: LanguageModelBreaker, clock: Clock
 ) -> None:
     for _ in range(3):
         call(breaker, Throttled("429", 100.0))
@@ -100,38 +100,38 @@ def test_a_provider_that_names_a_longer_time_is_left_alone_for_it(
     breaker.check()
 
 
-def test_one_call_tries_and_the_others_wait(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_one_call_tries_and_the_others_wait(breaker: LanguageModelBreaker, clock: Clock) -> None:
     fail(breaker, 3)
     clock.now += 30
     with breaker.attempt():
-        assert state(breaker) is State.HALF_OPEN
+        assert state(breaker) is CircuitState.HALF_OPEN
         with pytest.raises(BreakerOpen):
             breaker.check()
         with pytest.raises(BreakerOpen):
             call(breaker)
-    assert state(breaker) is State.CLOSED
+    assert state(breaker) is CircuitState.CLOSED
     fail(breaker, 2)
-    assert state(breaker) is State.CLOSED
+    assert state(breaker) is CircuitState.CLOSED
 
 
-def test_a_failed_trial_opens_it_again_at_once(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_a_failed_trial_opens_it_again_at_once(breaker: LanguageModelBreaker, clock: Clock) -> None:
     fail(breaker, 3)
     clock.now += 30
     fail(breaker, 1)
-    assert state(breaker) is State.OPEN
+    assert state(breaker) is CircuitState.OPEN
     clock.now += 29
     with pytest.raises(BreakerOpen):
         breaker.check()
 
 
 def test_what_was_on_its_way_when_it_opened_decides_nothing(
-    breaker: CircuitBreaker, clock: Clock
+    breaker: LanguageModelBreaker, clock: Clock
 ) -> None:
     with breaker.attempt():
         fail(breaker, 3)
-    assert state(breaker) is State.OPEN
+    assert state(breaker) is CircuitState.OPEN
 
-    breaker = CircuitBreaker(3, 30.0, clock)
+    breaker = LanguageModelBreaker(3, 30.0, clock)
     with suppress(Overloaded), breaker.attempt():
         fail(breaker, 3)
         clock.now += 20
@@ -142,15 +142,15 @@ def test_what_was_on_its_way_when_it_opened_decides_nothing(
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, KeyError])
 def test_a_trial_that_tells_nothing_leaves_it_to_the_next(
-    breaker: CircuitBreaker, clock: Clock, error: type[BaseException]
+    breaker: LanguageModelBreaker, clock: Clock, error: type[BaseException]
 ) -> None:
     fail(breaker, 3)
     clock.now += 30
     with pytest.raises(error), breaker.attempt():
         raise error
-    assert state(breaker) is State.OPEN
+    assert state(breaker) is CircuitState.OPEN
     call(breaker)
-    assert state(breaker) is State.CLOSED
+    assert state(breaker) is CircuitState.CLOSED
 
 
 @pytest.mark.parametrize(("per_minute", "at_once"), [(60, 1), (600, 10), (6000, 100), (6, 1)])

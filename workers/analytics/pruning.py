@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
+from functools import partial
 
 import psycopg
 import structlog
 
+from engine.schedule import Job, Outage, in_thread, repeat
 from infra.connecting import open_connection
 from infra.metrics import counter
 from projections.analytics.pruning import prune
@@ -27,21 +28,15 @@ ANALYTICS_PRUNE_FAILURES = counter(
 )
 
 
-async def keep_pruning(
-    analytics_url: str, days: int, interval_seconds: float = INTERVAL_SECONDS
-) -> None:
-    """Take away what is older than `days` now and every hour, until cancelled."""
-    while True:
-        try:
-            await asyncio.to_thread(prune_once, analytics_url, days)
-        except psycopg.Error as error:
-            ANALYTICS_PRUNE_FAILURES.inc()
-            log.warning("analytics_not_pruned", error=f"{type(error).__name__}: {error}")
-        await asyncio.sleep(interval_seconds)
+def pruning_job(analytics_url: str, days: int, every: float = INTERVAL_SECONDS) -> Job:
+    """Return the job that removes what is older than `days`."""
+    outage = Outage("analytics_not_pruned", (psycopg.Error,), ANALYTICS_PRUNE_FAILURES)
+    run = partial(in_thread, prune_once, analytics_url, days)
+    return Job("analytics pruning", every, repeat(run), outage)
 
 
 def prune_once(analytics_url: str, days: int) -> None:
-    """Take away what is older than that now; raises psycopg.Error."""
+    """Remove what is older than `days` now. Raise psycopg.Error."""
     with open_connection(analytics_url, "pruning") as conn:
         gone = prune(conn, days, datetime.now(UTC))
     for table, rows in gone.items():

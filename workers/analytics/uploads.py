@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from infra.codec import EventMapper
 from projections.analytics.uploads import TOPICS, message, told
 from projections.analytics.videos import WRITES
 from workers.following import EventFeed
@@ -10,6 +9,6 @@ from workers.following import EventFeed
 __all__ = ["TOPICS", "feed", "told"]
 
 
-def feed(mapper: EventMapper, batch_events: int) -> EventFeed:
+def feed(batch_events: int) -> EventFeed:
     """What happens to uploads, for the analytics alone."""
-    return EventFeed(WRITES, mapper=mapper, batch_events=batch_events, tell=message)
+    return EventFeed(WRITES, batch_events=batch_events, tell=message)

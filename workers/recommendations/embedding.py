@@ -6,13 +6,14 @@ outage or before there was a model, is made up for in the next round.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from uuid import UUID
 
 import psycopg
 import structlog
 
+from engine.schedule import Job, Outage, Run
 from infra.llm import BadAnswer, Embedder, LanguageModelError, RejectedRequest
 from infra.llm.embeddings import MAX_TEXTS
 from infra.llm.errors import ProviderFailed
@@ -136,56 +137,61 @@ class Upkeep:
         ]
 
 
-async def keep_embedding(
+class Rounds:
+    """Rounds of the upkeep while this process does the job; a failure is followed by a pause."""
+
+    def __init__(self, upkeep: Upkeep, every: float) -> None:
+        self._upkeep = upkeep
+        self._every = every
+        self._told: str | None = None
+        self._failures = 0
+
+    async def run(self) -> float:
+        """Do one round, and return the seconds until the next one. Raise psycopg.Error.
+
+        Where the analytics' database can't have embeddings that is logged once.
+        """
+        lacking = await self._upkeep.lacking()
+        if lacking is None:
+            return await self._round()
+        if lacking != self._told:
+            log.warning("embeddings_unavailable", reason=lacking)
+        self._told = lacking
+        return LONGEST_PAUSE_SECONDS
+
+    async def _round(self) -> float:
+        try:
+            done = await self._upkeep.run()
+        except LanguageModelError as error:
+            EMBEDDING_FAILURES.labels("provider").inc()
+            log.warning("embedding_postponed", error=f"{type(error).__name__}: {error}")
+            self._failures += 1
+            return _pause(self._every, self._failures - 1, error)
+        log.debug("embedding_done", texts=done)
+        self._failures = 0
+        return self._every
+
+
+def embedding_job(
     embedder: Embedder,
     models: Catalog,
     *,
     database_url: str,
     analytics_url: str,
-    interval_seconds: float = 60.0,
-) -> None:
-    """Do a round now and every `interval_seconds`, until cancelled; one process at a time does.
+    every: float = 60.0,
+) -> Job:
+    """Return the job that does round after round; one process at a time does."""
 
-    Where the analytics' database can't have embeddings that is told once, and looked at again.
-    """
-    while True:
-        try:
-            async with (
-                leading(analytics_url, JOB) as kept,
-                connected(database_url, JOB) as catalog,
-            ):
-                await _keep(Upkeep(embedder, models, catalog, kept), interval_seconds)
-        except psycopg.Error as error:
-            EMBEDDING_FAILURES.labels("database").inc()
-            log.warning("embedding_postponed", error=f"{type(error).__name__}: {error}")
-            await asyncio.sleep(interval_seconds)
+    @asynccontextmanager
+    async def session() -> AsyncIterator[Run]:
+        async with (
+            leading(analytics_url, JOB) as kept,
+            connected(database_url, JOB) as catalog,
+        ):
+            yield Rounds(Upkeep(embedder, models, catalog, kept), every).run
 
-
-async def _keep(upkeep: Upkeep, interval_seconds: float) -> None:
-    told: str | None = None
-    failures = 0
-    while True:
-        lacking = await upkeep.lacking()
-        if lacking is not None:
-            if lacking != told:
-                log.warning("embeddings_unavailable", reason=lacking)
-            told = lacking
-            await asyncio.sleep(LONGEST_PAUSE_SECONDS)
-            continue
-        failures, pause = await _round(upkeep, interval_seconds, failures)
-        await asyncio.sleep(pause)
-
-
-async def _round(upkeep: Upkeep, interval_seconds: float, failures: int) -> tuple[int, float]:
-    """One round after so many that failed: how many those are now, and the pause that follows."""
-    try:
-        done = await upkeep.run()
-    except LanguageModelError as error:
-        EMBEDDING_FAILURES.labels("provider").inc()
-        log.warning("embedding_postponed", error=f"{type(error).__name__}: {error}")
-        return failures + 1, _pause(interval_seconds, failures, error)
-    log.debug("embedding_done", texts=done)
-    return 0, interval_seconds
+    failures = EMBEDDING_FAILURES.labels("database")
+    return Job(JOB, every, session, Outage("embedding_postponed", (psycopg.Error,), failures))
 
 
 def _pause(interval_seconds: float, failures: int, error: LanguageModelError) -> float:

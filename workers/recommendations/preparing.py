@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,10 +15,11 @@ from dramatiq import Actor
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.schedule import Job, Outage, Run
 from infra.tasks import BrokerAway, enqueue
 from infra.tasks.letters import TaskQueues
 from infra.tasks.queues import RECOMMENDATIONS
-from workers.leading import leading
+from workers.leading import Lead, leading
 
 log = structlog.get_logger(__name__)
 
@@ -31,14 +33,14 @@ USERS_PER_TASK = 10
 
 
 @dataclass(frozen=True)
-class Preparing:
+class Preparation:
     """Sends a task for every few active users, while none waits: the queue never grows."""
 
     prepare_recommendations: Actor[..., Any]
     queues: TaskQueues
 
     def run(self, conn: Connection[TupleRow]) -> int:
-        """Returns for how many users. Raises BrokerAway, psycopg.Error."""
+        """Send the tasks; return for how many users. Raise BrokerAway, psycopg.Error."""
         if any(d.waiting or d.delayed for d in self.queues.depths() if d.queue == RECOMMENDATIONS):
             return 0
         turn, sent = f"recommendations-{uuid4()}", 0
@@ -51,15 +53,17 @@ class Preparing:
         return sent
 
 
-async def keep_preparing(preparing: Preparing, analytics_url: str, interval_seconds: float) -> None:
-    """Do so again and again, until cancelled; one process at a time does."""
-    while True:
-        try:
-            async with leading(analytics_url, "recommendations in advance") as lead:
-                while True:
-                    await asyncio.sleep(interval_seconds)
-                    users = await lead.do(preparing.run)
-                    log.debug("recommendations_asked_for", users=users)
-        except (psycopg.Error, BrokerAway) as error:
-            log.warning("recommendations_postponed", error=f"{type(error).__name__}: {error}")
-            await asyncio.sleep(interval_seconds)
+def preparation_job(preparation: Preparation, analytics_url: str, every: float) -> Job:
+    """Return the job that sends the tasks; one process at a time does."""
+
+    async def run(lead: Lead) -> None:
+        users = await lead.do(preparation.run)
+        log.debug("recommendations_asked_for", users=users)
+
+    @asynccontextmanager
+    async def session() -> AsyncIterator[Run]:
+        async with leading(analytics_url, "recommendations in advance") as lead:
+            yield lambda: run(lead)
+
+    outage = Outage("recommendations_postponed", (psycopg.Error, BrokerAway))
+    return Job("recommendations in advance", every, session, outage, at_once=False)

@@ -8,7 +8,8 @@ from uuid import UUID
 import structlog
 
 from commands.bus import CommandBus
-from commands.speech import FindUnheard, RecordSpeech
+from commands.queries import FindUntranscribed
+from commands.speech import RecordSpeech
 from infra.metrics import counter
 from infra.speech import SpeechError, Transcriber
 from infra.tasks import Origin
@@ -40,7 +41,7 @@ class SpeechTranscription:
         succeed; a video that can't be heard stays without a transcript.
         """
         model = self._transcriber.name
-        key = await execute(self._bus, FindUnheard(video_id, model), ACTOR, origin)
+        key = await execute(self._bus, FindUntranscribed(video_id, model), ACTOR, origin)
         if key is None:
             TRANSCRIPTS.labels("nothing_to_do").inc()
             return

@@ -12,21 +12,25 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from datetime import timedelta
 from typing import NamedTuple
 
+from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
-from infra.flights import Flights
+from infra.cache import RedisValues, SingleFlight
 from infra.locks import LocksUnavailable, LockTaken, make_redlock
 from infra.metrics import counter
+from infra.redis import OptionalRedis
 from infra.settings.features import TranslationSettings
 from workers.translation.kept import missing
-from workers.translation.store import TranslationStore
+from workers.translation.prompt import PROMPT_VERSION
 from workers.translation.translator import Translation
 
 PREFIX = "comment:translation:"
 # Not `<key>:lock`: the metrics of locks count by what stands before the last colon.
 LOCK_PREFIX = "comment:translation:lock:"
+FORM = TypeAdapter(Translation)
 DEFAULT_MODEL = str(TranslationSettings.model_fields["model"].default)
 DEFAULT_TARGET = str(TranslationSettings.model_fields["target_language"].default)
 
@@ -37,6 +41,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
 
 Make = Callable[[], Awaitable[Translation]]
 
+TRANSLATION_CACHE_FAILURES = counter(
+    "backlot_translation_cache_failures",
+    "Times that the translation cache could not be asked, or held something unreadable.",
+)
 TRANSLATION_LOOKUPS = counter(
     "backlot_translation_lookups",
     "Translations asked for, by where they came from (cache, shared, made, failed).",
@@ -44,11 +52,11 @@ TRANSLATION_LOOKUPS = counter(
 )
 
 
-class Found(NamedTuple):
-    """A translation, and how it was come by: `cache`, `made`, or `shared` with its maker."""
+class LookupResult(NamedTuple):
+    """A translation, and where it comes from: `cache`, `made`, or `shared` with another caller."""
 
     translation: Translation
-    how: str
+    source: str
 
 
 class TranslationCache:
@@ -63,31 +71,36 @@ class TranslationCache:
     def __init__(
         self, redis: Redis, ttl: float, *, model: str = DEFAULT_MODEL, target: str = DEFAULT_TARGET
     ) -> None:
-        self._store = TranslationStore(redis, ttl)
+        failures = TRANSLATION_CACHE_FAILURES
+        self._redis = OptionalRedis(redis, "translation_cache", failures)
+        self._values: RedisValues[Translation] = RedisValues(
+            self._redis, FORM, unreadable=failures, event="translation_cache_unreadable"
+        )
+        self._lifetime = timedelta(milliseconds=max(round(ttl * 1000), 1))
         self._locks = make_redlock(redis, ())
-        self._flights: Flights[Found] = Flights()
+        self._flights: SingleFlight[LookupResult] = SingleFlight()
         self._target = target
         usual = (model, target) == (DEFAULT_MODEL, DEFAULT_TARGET)
         self._suffix = "" if usual else f":{model}:{target}"
 
     async def get(self, text: str) -> Translation | None:
-        """The cached translation, if there is one that fits; never raises RedisError."""
+        """Return the cached translation, if there is one that fits; never raises RedisError."""
         for key in self._keys(text):
-            found = await self._store.load(key)
+            found = await self._load(key)
             if found is not None and (fitted := self._fitted(found, text)):
                 return fitted
         return None
 
     async def put(self, text: str, translation: Translation) -> None:
-        """Keep a translation of the text; never raises RedisError."""
-        await self._store.save(self._keys(text)[0], translation)
+        """Cache a translation of the text; never raises RedisError."""
+        await self._store(self._keys(text)[0], translation)
 
     async def once(self, text: str, make: Make) -> Translation:
-        """The cached translation, or what `make` makes: one call for all who ask meanwhile.
+        """Return the cached translation, or what `make` makes: one call for all callers meanwhile.
 
-        In this process a failure goes to all who wait for it; it is not kept, so whoever asks later
-        tries again. Another process waits for the value, and takes over when the lock is gone.
-        Never raises RedisError.
+        In this process a failure goes to all who wait for it; it is not cached, so whoever asks
+        later tries again. Another process waits for the value, and takes over when the lock is
+        gone. Never raises RedisError.
         """
         shared_key, own_key = self._keys(text)
         found = await self._join(shared_key, make)
@@ -96,23 +109,23 @@ class TranslationCache:
             found = await self._join(own_key, make)
             # Where it does not fit even now, `make` does not look, and there is no better one.
             fitted = self._fitted(found.translation, text) or found.translation
-        TRANSLATION_LOOKUPS.labels(found.how).inc()
+        TRANSLATION_LOOKUPS.labels(found.source).inc()
         return fitted
 
-    async def _join(self, key: str, make: Make) -> Found:
+    async def _join(self, key: str, make: Make) -> LookupResult:
         try:
             found, shared = await self._flights.join(key, lambda: self._find_or_make(key, make))
         except Exception:
             TRANSLATION_LOOKUPS.labels("failed").inc()
             raise
-        return Found(found.translation, "shared") if shared else found
+        return LookupResult(found.translation, "shared") if shared else found
 
-    async def _find_or_make(self, key: str, make: Make) -> Found:
+    async def _find_or_make(self, key: str, make: Make) -> LookupResult:
         pause = FIRST_PAUSE
         while True:
-            cached = await self._store.load(key)
+            cached = await self._load(key)
             if cached is not None:
-                return Found(cached, "cache")
+                return LookupResult(cached, "cache")
             async with AsyncExitStack() as stack:
                 if await self._may_begin(stack, key):
                     return await self._make(key, make)
@@ -122,7 +135,7 @@ class TranslationCache:
 
     async def _may_begin(self, stack: AsyncExitStack, key: str) -> bool:
         """Whether this process holds the lock now, or there is no lock to be had."""
-        if self._store.away:
+        if self._redis.away:
             return True
         lock = LOCK_PREFIX + _digest(key)
         try:
@@ -130,17 +143,25 @@ class TranslationCache:
         except LockTaken:
             return False
         except LocksUnavailable as error:
-            self._store.failed(error)
+            self._redis.failed(error)
         return True
 
-    async def _make(self, key: str, make: Make) -> Found:
+    async def _make(self, key: str, make: Make) -> LookupResult:
         # Somebody may have made it between our look and our lock.
-        cached = await self._store.load(key)
+        cached = await self._load(key)
         if cached is not None:
-            return Found(cached, "cache")
+            return LookupResult(cached, "cache")
         made = await make()
-        await self._store.save(key, made)
-        return Found(made, "made")
+        await self._store(key, made)
+        return LookupResult(made, "made")
+
+    async def _load(self, key: str) -> Translation | None:
+        """Return the cached translation, if it was made with the present prompt."""
+        found = await self._values.load(key)
+        return found if found is not None and found.prompt_version == PROMPT_VERSION else None
+
+    async def _store(self, key: str, translation: Translation) -> None:
+        await self._values.store(key, translation, self._lifetime)
 
     def _keys(self, text: str) -> tuple[str, str]:
         """Where all texts of the same normal form look, and where only this one does."""

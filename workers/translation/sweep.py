@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,12 +15,13 @@ from dramatiq import Actor
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.schedule import Job, Outage, Run
 from infra.metrics import counter
 from infra.tasks import BrokerAway, enqueue
 from infra.tasks.letters import TaskQueues
 from infra.tasks.queues import TRANSLATION
 from projections.comments import Comments
-from workers.leading import leading
+from workers.leading import Lead, leading
 from workers.translation.task import NO_LANGUAGE_MODEL, PASSING
 
 log = structlog.get_logger(__name__)
@@ -49,7 +51,7 @@ class Sweep:
     can_translate: bool
 
     def run(self, conn: Connection[TupleRow]) -> int:
-        """Send the tasks that are missing; returns how many. Raises BrokerAway, psycopg.Error."""
+        """Send the tasks that are missing; return how many. Raise BrokerAway, psycopg.Error."""
         if any(d.waiting or d.delayed for d in self.queues.depths() if d.queue == TRANSLATION):
             return 0
         reasons = (*PASSING, NO_LANGUAGE_MODEL) if self.can_translate else PASSING
@@ -64,16 +66,18 @@ class Sweep:
         TRANSLATIONS_SWEPT.inc()
 
 
-async def keep_sweeping(sweep: Sweep, database_url: str, interval_seconds: float) -> None:
-    """Sweep again and again, until cancelled; one process at a time does."""
-    while True:
-        try:
-            async with leading(database_url, "translation sweep") as lead:
-                while True:
-                    await asyncio.sleep(interval_seconds)
-                    sent = await lead.do(sweep.run)
-                    if sent:
-                        log.warning("translations_swept", comments=sent)
-        except (psycopg.Error, BrokerAway) as error:
-            log.warning("sweep_postponed", error=f"{type(error).__name__}: {error}")
-            await asyncio.sleep(interval_seconds)
+def sweep_job(sweep: Sweep, database_url: str, every: float) -> Job:
+    """Return the job that sweeps; one process at a time does."""
+
+    async def run(lead: Lead) -> None:
+        sent = await lead.do(sweep.run)
+        if sent:
+            log.warning("translations_swept", comments=sent)
+
+    @asynccontextmanager
+    async def session() -> AsyncIterator[Run]:
+        async with leading(database_url, "translation sweep") as lead:
+            yield lambda: run(lead)
+
+    outage = Outage("sweep_postponed", (psycopg.Error, BrokerAway))
+    return Job("translation sweep", every, session, outage, at_once=False)

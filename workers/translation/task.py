@@ -14,11 +14,10 @@ import structlog
 
 from commands.bus import CommandBus
 from commands.command import Command
+from commands.queries import FindCommentText, FindVisibility
 from commands.translation import (
     Detected,
     Failed,
-    FindText,
-    IsSeen,
     Outcome,
     RecordTranslation,
     Skipped,
@@ -95,12 +94,12 @@ class CommentTranslation:
         LanguageModelError when another attempt may succeed; whatever else a language model does
         is recorded as a failure.
         """
-        text = await self._execute(FindText(comment_id), origin)
+        text = await self._execute(FindCommentText(comment_id), origin)
         if text is not None and text.status in FINAL:
             TRANSLATIONS.labels("done_before").inc()
             return
         # A removed video takes its comments with it: nobody pays for what nobody reads.
-        if text is None or not await self._execute(IsSeen(text.video_id), origin):
+        if text is None or not await self._execute(FindVisibility(text.video_id), origin):
             TRANSLATIONS.labels("gone").inc()
             return
         detected, outcome = await self._find_out(text.content)
@@ -111,7 +110,7 @@ class CommentTranslation:
     async def give_up(self, comment_id: UUID, failed: FailedTask) -> None:
         """Record that the comment's task was given up."""
         origin = Origin(failed.correlation_id, failed.causation_id)
-        text = await self._execute(FindText(comment_id), origin)
+        text = await self._execute(FindCommentText(comment_id), origin)
         if text is None:
             return
         reason = REASONS.get(failed.error.partition(":")[0], BROKEN)

@@ -15,7 +15,7 @@ from eventsourcing.persistence import MapperDeserialisationError
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from infra.codec import EventMapper, event_id
+from infra.codec import event_id
 from infra.integration import events_for, from_event
 from projections.analytics import uploads
 from projections.analytics.rules import TOPICS, NotCountable, Row, row_of
@@ -59,14 +59,12 @@ class Aside:
     Nothing is claimed of an event that can't be read or counted: its row, if there is one, stays.
     """
 
-    def __init__(
-        self, log_conn: Connection[TupleRow], conn: Connection[TupleRow], mapper: EventMapper
-    ) -> None:
+    def __init__(self, log_conn: Connection[TupleRow], conn: Connection[TupleRow]) -> None:
         """`log_conn` is where the events are, `conn` where the analytics are."""
         self._log_conn = log_conn
         self._conn = conn
-        self._rows = Log(events_for(TOPICS), mapper=mapper, batch_events=WINDOW_EVENTS)
-        self._videos = Log(WRITES, mapper=mapper, batch_events=WINDOW_EVENTS)
+        self._rows = Log(events_for(TOPICS), batch_events=WINDOW_EVENTS)
+        self._videos = Log(WRITES, batch_events=WINDOW_EVENTS)
         self._rows_until = self._videos_until = 0
         self.events = 0
         conn.execute(TABLES)

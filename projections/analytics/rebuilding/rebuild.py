@@ -17,7 +17,6 @@ from threading import Event
 from psycopg import Connection, IsolationLevel
 from psycopg.rows import TupleRow
 
-from infra.codec import EventMapper
 from projections.analytics.migrating import Shape, state
 from projections.analytics.rebuilding import checking, checking_sql, mending, places
 from projections.analytics.rebuilding.arriving import Arrival, Means
@@ -72,7 +71,6 @@ class Rebuild:
         conn: Connection[TupleRow],
         means: Means,
         *,
-        mapper: EventMapper,
         report: Report,
         stopping: Event,
     ) -> None:
@@ -87,7 +85,7 @@ class Rebuild:
         self._report, self._stopping = report, stopping
         self._started = time.monotonic()
         conn.execute(checking_sql.TABLES)
-        self._aside = Aside(log_conn, conn, mapper)
+        self._aside = Aside(log_conn, conn)
         self._goal = self._aside.head()
         self._arrival = Arrival(log_conn, conn, means, self._goal)
 

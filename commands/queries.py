@@ -1,0 +1,191 @@
+"""What routes and tasks ask the log before they act: queries, which record nothing.
+
+They see every command that was acknowledged before; read models may lag behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+from uuid import UUID
+
+from commands.command import Aggregates, Query
+from commands.upload_shapes import UploadCompleted
+from domain.comment import Comment, TranslationStatus
+from domain.model import Origin
+from domain.upload import Status, Upload
+
+
+@dataclass(frozen=True)
+class UploadFacts:
+    """What an upload is, apart from the live aggregate."""
+
+    upload_id: UUID
+    status: Status
+    object_key: str
+    store_upload_id: str
+    size_bytes: int
+    part_sizes: Sequence[int]
+
+    @classmethod
+    def of(cls, upload: Upload) -> Self:
+        """Return the facts of an upload that is known."""
+        return cls(
+            upload.id,
+            upload.status or Status.STARTED,
+            upload.object_key,
+            upload.store_upload_id,
+            upload.size_bytes,
+            [upload.part_bytes(number + 1) for number in range(upload.part_count)],
+        )
+
+
+@dataclass(frozen=True)
+class FindUpload(Query[UploadFacts]):
+    """Return an upload's facts to its owner; refuse anybody else."""
+
+    upload_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.upload_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> UploadFacts:
+        return UploadFacts.of(_owned(aggregates, self.upload_id, origin))
+
+
+@dataclass(frozen=True)
+class FindCompletion(Query[UploadCompleted]):
+    """Return the answer of a completion that is recorded."""
+
+    upload_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.upload_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> UploadCompleted:
+        return completion(_owned(aggregates, self.upload_id, origin))
+
+
+@dataclass(frozen=True)
+class FindUploadStatus(Query[Status | None]):
+    """Return the status of anybody's upload to the system; None when it never began."""
+
+    upload_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.upload_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> Status | None:
+        return aggregates.get(Upload, self.upload_id).status
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """What a player needs to know about a video's file."""
+
+    content_type: str
+    filename: str
+
+
+@dataclass(frozen=True)
+class FindVideoFile(Query[VideoFile]):
+    """Return the file of a video that people can see; refuse any other."""
+
+    video_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.video_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> VideoFile:
+        upload = aggregates.get(Upload, self.video_id)
+        upload.require_video()
+        return VideoFile(upload.content_type, upload.filename)
+
+
+@dataclass(frozen=True)
+class FindVisibility(Query[bool]):
+    """Return whether there is such a video, for people to see."""
+
+    video_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.video_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> bool:
+        return aggregates.get(Upload, self.video_id).status is Status.COMPLETED
+
+
+@dataclass(frozen=True)
+class FindUntranscribed(Query[str | None]):
+    """Return the object key of a video that `model` has not transcribed; else None."""
+
+    video_id: UUID
+    model: str
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.video_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> str | None:
+        upload = aggregates.get(Upload, self.video_id)
+        transcribed = upload.transcribed_by == self.model
+        wanted = upload.status is Status.COMPLETED and not transcribed
+        return upload.object_key if wanted else None
+
+
+@dataclass(frozen=True)
+class FindVideoOfComment(Query[UUID]):
+    """Return which video a comment is on; refuse where there is no such comment."""
+
+    comment_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.comment_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> UUID:
+        return aggregates.get(Comment, self.comment_id).require_posted()
+
+
+@dataclass(frozen=True, slots=True)
+class CommentText:
+    """A comment that stands, in its present revision."""
+
+    video_id: UUID
+    revision: int
+    content: str
+    status: TranslationStatus
+
+
+@dataclass(frozen=True)
+class FindCommentText(Query[CommentText | None]):
+    """Return a comment's text; None when there is none, or not any more."""
+
+    comment_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.comment_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> CommentText | None:
+        comment = aggregates.get(Comment, self.comment_id)
+        if comment.video_id is None or comment.deleted:
+            return None
+        status = comment.translation_status
+        return CommentText(comment.video_id, comment.revision, comment.content, status)
+
+
+def completion(upload: Upload) -> UploadCompleted:
+    """Return the answer to the completion of an upload."""
+    return UploadCompleted(
+        upload_id=upload.id,
+        video_id=upload.id,
+        status="completed",
+        size_bytes=upload.size_bytes,
+        etag=upload.etag,
+    )
+
+
+def _owned(aggregates: Aggregates, upload_id: UUID, origin: Origin) -> Upload:
+    upload = aggregates.get(Upload, upload_id)
+    upload.require_known()
+    upload.require_owner(origin.actor)
+    return upload

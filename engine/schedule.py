@@ -1,0 +1,84 @@
+"""Jobs: what a process does every so often, declared as data and run by one loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+import structlog
+from prometheus_client import Counter
+
+from infra.cancellation import to_the_end
+
+log = structlog.get_logger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Run = Callable[[], Awaitable[float | None]]
+"""One run of a job; it may return the seconds until the next one."""
+
+Session = Callable[[], AbstractAsyncContextManager[Run]]
+"""Opens what the runs of a job share, such as its leader lock, and gives what runs each time."""
+
+
+@dataclass(frozen=True)
+class Outage:
+    """Errors that pass: each is logged as a warning and counted, and the job is tried again."""
+
+    event: str
+    errors: tuple[type[Exception], ...]
+    failures: Counter | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """Work that is done every `every` seconds.
+
+    The first run comes at once, or after that time unless `at_once`. After an outage the session is
+    opened anew. Any other error ends the job.
+    """
+
+    name: str
+    every: float
+    session: Session
+    outage: Outage | None = None
+    at_once: bool = True
+
+
+def repeat(run: Run) -> Session:
+    """Return the session of a job whose runs share nothing."""
+    return lambda: nullcontext(run)
+
+
+async def run_job(job: Job) -> None:
+    """Run a job again and again until cancelled; a run that is under way then is finished."""
+    pause = 0.0 if job.at_once else job.every
+    errors = job.outage.errors if job.outage is not None else ()
+    while True:
+        try:
+            async with job.session() as run:
+                while True:
+                    await asyncio.sleep(pause)
+                    asked = await run()
+                    pause = job.every if asked is None else asked
+        except errors as error:
+            _tell(job.outage, error)
+            await asyncio.sleep(job.every)
+            pause = 0.0
+
+
+async def in_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Return the result of `work`, done in a thread; it is finished even when this is cancelled."""
+    return await to_the_end(asyncio.to_thread(work, *args, **kwargs))
+
+
+def _tell(outage: Outage | None, error: Exception) -> None:
+    if outage is None:
+        return
+    if outage.failures is not None:
+        outage.failures.inc()
+    log.warning(outage.event, error=f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -1,0 +1,247 @@
+"""A read-through cache in Redis whose misses are computed once for all callers.
+
+What is cached here saves work and nothing else: without Redis, every value is computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Generic, NamedTuple, TypeVar
+
+import structlog
+from prometheus_client import Counter
+from pydantic import TypeAdapter, ValidationError
+from redis.asyncio import Redis
+
+from infra.position import BEGINNING, Position
+from infra.redis import OptionalRedis
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+
+class FlightResult(NamedTuple, Generic[T]):
+    """A result, and whether another caller had it computed."""
+
+    result: T
+    shared: bool
+
+
+class SingleFlight(Generic[T]):
+    """Work by key, which is done once for all who ask for it meanwhile; for one event loop."""
+
+    def __init__(self) -> None:
+        self._flights: dict[str, asyncio.Future[FlightResult[T] | None]] = {}
+
+    async def join(self, key: str, work: Callable[[], Awaitable[T]]) -> FlightResult[T]:
+        """Return the result of `work`, or of the call under way for this key.
+
+        Its failure is shared too: callers that all tried again at once would only repeat it. When
+        the caller that does the work is cancelled, one of the others begins anew.
+        """
+        while (flight := self._flights.get(key)) is not None:
+            # Shielded: a caller that goes away must not take the others' result along.
+            result = await asyncio.shield(flight)
+            if result is not None:
+                return result
+        return await self._lead(key, work)
+
+    async def _lead(self, key: str, work: Callable[[], Awaitable[T]]) -> FlightResult[T]:
+        flight: asyncio.Future[FlightResult[T] | None] = asyncio.get_running_loop().create_future()
+        self._flights[key] = flight
+        try:
+            result = await work()
+        except Exception as error:
+            flight.set_exception(error)
+            # It is raised here anyway; asyncio must not complain when nobody else waits for it.
+            flight.exception()
+            raise
+        else:
+            flight.set_result(FlightResult(result, shared=True))
+            return FlightResult(result, shared=False)
+        finally:
+            del self._flights[key]
+            if not flight.done():
+                flight.set_result(None)
+
+
+class RedisValues(Generic[V]):
+    """Values of one type in a Redis that may be away: then there are none. No RedisError leaves."""
+
+    def __init__(
+        self, redis: OptionalRedis, form: TypeAdapter[V], *, unreadable: Counter, event: str
+    ) -> None:
+        """A value that can't be read is counted in `unreadable` and logged as `event`."""
+        self.redis = redis
+        self._form = form
+        self._unreadable = unreadable
+        self._event = event
+
+    async def load(self, key: str) -> V | None:
+        """Return the value at the key, None where there is none that can be read."""
+
+        async def get(redis: Redis) -> bytes | None:
+            # Clients here answer bytes; redis-py types both kinds.
+            found: bytes | None = await redis.get(key)  # type: ignore[assignment]
+            return found
+
+        return self.parse(key, await self.redis.ask(get))
+
+    async def store(self, key: str, value: V, lifetime: timedelta) -> None:
+        """Put the value at the key, or do nothing while Redis is away."""
+        text = self._form.dump_json(value)
+        await self.redis.ask(lambda redis: redis.set(key, text, px=lifetime))
+
+    def parse(self, key: str, text: bytes | None) -> V | None:
+        """Return the value that was read from the key, None where it can't be understood."""
+        if text is None:
+            return None
+        try:
+            return self._form.validate_json(text)
+        except ValidationError:
+            self._unreadable.inc()
+            # What stands behind the last colon may be a person's id.
+            log.warning(self._event, key=key.rpartition(":")[0])
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Cached(Generic[V]):
+    """A value, when it was computed, and of what.
+
+    `generation` is what the key of the generation held before the computation, if that is known.
+    The value includes what was recorded up to `includes`.
+    """
+
+    value: V
+    at: datetime
+    generation: str | None
+    edition: int | None = None
+    includes: Position = BEGINNING
+
+    def meets(self, wanted: Requirement) -> bool:
+        """Return whether this can be the answer, as long as it is not too old."""
+        same = wanted.edition is None or wanted.edition == self.edition
+        return same and self.includes.covers(wanted.position)
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """What a caller asks of a value beside its age: an edition, if given, and a position."""
+
+    edition: int | None = None
+    position: Position = BEGINNING
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """How long a value holds, and for how long once another generation has begun."""
+
+    longest: timedelta
+    outdated: timedelta
+
+
+ANY_VALUE = Requirement()
+
+
+class ReadThroughCache(Generic[V]):
+    """Values of one kind, for this process and its peers; to be used from one event loop."""
+
+    def __init__(
+        self,
+        redis: OptionalRedis,
+        form: TypeAdapter[Cached[V]],
+        lifetimes: Callable[[V], Lifetimes],
+        *,
+        lookups: Counter,
+        unreadable: Counter,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`lookups` counts outcomes (cache, made, shared), `unreadable` what can't be read."""
+        self._values = RedisValues(redis, form, unreadable=unreadable, event="kept_unreadable")
+        self._lifetimes = lifetimes
+        self._lookups = lookups
+        self._clock = clock
+        self._flights: SingleFlight[tuple[Cached[V], bool]] = SingleFlight()
+
+    async def get(
+        self,
+        key: str,
+        generation_key: str,
+        compute: Callable[[datetime], Awaitable[V]],
+        wanted: Requirement = ANY_VALUE,
+    ) -> tuple[Cached[V], bool]:
+        """Return a value, and whether it was cached; else `compute` makes it as of a given time.
+
+        A value of another generation than that at `generation_key` holds for a while only.
+        Concurrent callers share one computation and its failure. Never raises RedisError.
+        """
+
+        async def read_through() -> tuple[Cached[V], bool]:
+            return await self._read_through(key, generation_key, compute, wanted)
+
+        found, shared = await self._flights.join(f"{key} {wanted}", read_through)
+        self._lookups.labels("shared" if shared else "cache" if found[1] else "made").inc()
+        return found
+
+    async def _read_through(
+        self,
+        key: str,
+        generation_key: str,
+        compute: Callable[[datetime], Awaitable[V]],
+        wanted: Requirement,
+    ) -> tuple[Cached[V], bool]:
+        # The generation is read first: what changes during the computation may be in it or not.
+        generation, cached = await self._look(key, generation_key)
+        now = self._clock()
+        if cached is not None and cached.meets(wanted) and self._holds(cached, generation, now):
+            return cached, True
+        made = Cached(await compute(now), now, generation, wanted.edition, wanted.position)
+        await self._values.store(key, made, self._lifetimes(made.value).longest)
+        return made, False
+
+    def _holds(self, cached: Cached[V], generation: str | None, now: datetime) -> bool:
+        lifetimes, age = self._lifetimes(cached.value), now - cached.at
+        current = cached.generation == generation
+        return age < (lifetimes.longest if current else lifetimes.outdated)
+
+    async def _look(self, key: str, generation_key: str) -> tuple[str | None, Cached[V] | None]:
+        async def look(redis: Redis) -> list[bytes | None]:
+            # Not MGET: the two keys need not be in one slot of a cluster.
+            async with redis.pipeline(transaction=False) as pipe:
+                _ = pipe.get(generation_key)
+                _ = pipe.get(key)
+                found: list[bytes | None] = await pipe.execute()
+                return found
+
+        generation, value = await self._values.redis.ask(look) or (None, None)
+        return generation.decode() if generation else None, self._values.parse(key, value)
+
+
+class Generations:
+    """Begins new generations, for all processes; to be used from one event loop."""
+
+    def __init__(self, redis: OptionalRedis, lifetime: timedelta | None = None) -> None:
+        """A generation is forgotten after `lifetime`: longer than any value of it is cached."""
+        self._redis = redis
+        self._lifetime = lifetime
+
+    async def renew(self, keys: Iterable[str]) -> None:
+        """Begin a generation at each key, in one round trip. Never raises RedisError.
+
+        What was computed of the generations before is soon computed anew.
+        """
+
+        async def set_all(redis: Redis) -> None:
+            async with redis.pipeline(transaction=False) as pipe:
+                for key in keys:
+                    _ = pipe.set(key, secrets.token_hex(8), px=self._lifetime)
+                await pipe.execute()
+
+        await self._redis.ask(set_all)
