@@ -29,13 +29,13 @@ from workers.consuming.keeping import BEHIND_EVENTS, KeeperRunner
 from workers.consuming.log import BATCH_EVENTS, LogSource
 from workers.consuming.messages import Consumer, Keeper, Source
 from workers.consuming.runner import ConsumerRunner
-from workers.recommendations.keeper import Recommendations
+from workers.recommendations.keeper import EngagementKeeper
 from workers.recommendations.opening import open_preparing
 from workers.recommendations.preparing import Preparation, preparation_job
 from workers.relay import Relay
 from workers.speech.consumer import SpeechConsumer
 from workers.speech.opening import media_urls, open_speech, wanted
-from workers.tasks import Means, Tasks, declare, give_up
+from workers.tasks import TaskMeans, Tasks, declare, give_up
 from workers.translation.consumer import TranslationConsumer
 from workers.translation.opening import open_translation
 from workers.translation.sweep import Sweep, sweep_job
@@ -86,13 +86,13 @@ async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:
     settings = parts.settings
 
     @asynccontextmanager
-    async def open_means() -> AsyncIterator[Means]:
+    async def open_means() -> AsyncIterator[TaskMeans]:
         with media_urls(settings, parts.objects) as media_url:
             async with (
                 open_translation(settings, bus, parts.redis) as translation,
                 open_preparing(settings, parts.database_url, parts.redis) as recommendations,
             ):
-                yield Means(translation, open_speech(settings, bus, media_url), recommendations)
+                yield TaskMeans(translation, open_speech(settings, bus, media_url), recommendations)
 
     async def on_dead(failed: FailedTask) -> None:
         await give_up(resources.get(), failed)
@@ -158,7 +158,7 @@ def _keep_analytics(
     profiles = RecommendationInvalidation(parts.redis, settings)
     keepers: list[Keeper] = [
         Analytics(repeat, counted=rankings.touch),
-        Recommendations(Weighing.from_settings(settings), changed=profiles.touch),
+        EngagementKeeper(Weighing.from_settings(settings), changed=profiles.touch),
     ]
     for keeper in keepers:
         _keep(parts, keeper, _source(keeper, kafka, waker, BEHIND_EVENTS), waker, stack)

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 
 from commands.command import Aggregates, Command
 from commands.endpoint import TOKEN_FIRST, Execute, executor
-from commands.finalize_lock import Held, alone
+from commands.finalize_lock import HeldUpload, alone
 from commands.queries import FindCompletion, FindUpload, FindUploadStatus, UploadFacts, completion
 from commands.uploads import require_under_way
 from domain.errors import DomainError
@@ -159,7 +159,7 @@ async def abort_upload(upload_id: UUID, request: Request) -> Response:
 
 
 async def _assemble(
-    held: Held, named: Sequence[contract.UploadedPart], store: ObjectStore
+    held: HeldUpload, named: Sequence[contract.UploadedPart], store: ObjectStore
 ) -> StoredObject:
     """Join the parts in the store; raises PartMismatch unless exactly the declared file arrived."""
     facts = held.facts

@@ -16,7 +16,7 @@ from infra.contract import (
 )
 from infra.http import Caller, Problem, problems, wire
 from projections.recommendations.display import display
-from projections.recommendations.model import Recommendations as Made
+from projections.recommendations.model import RankedRecommendations as Made
 from projections.recommendations.recommender import MOST
 from projections.waiting import Freshness
 from readapi.catalog import present

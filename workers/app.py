@@ -17,7 +17,7 @@ from infra.tasks import FailedTask, Resources, configure
 from infra.tasks.broker import broker_url
 from workers.recommendations.opening import open_preparing
 from workers.speech.opening import media_urls, open_speech
-from workers.tasks import Means, declare, give_up
+from workers.tasks import TaskMeans, declare, give_up
 from workers.translation.opening import open_translation
 
 
@@ -44,7 +44,7 @@ except OperatorError as wrong:
 
 
 @asynccontextmanager
-async def open_means() -> AsyncIterator[Means]:
+async def open_means() -> AsyncIterator[TaskMeans]:
     """Opened on the tasks' event loop, in each process after the fork."""
     recorder = open_recorder(DATABASE_URL, limits=Limits.from_settings(settings))
     bus = CommandBus(recorder, retries=settings.command_retries)
@@ -55,7 +55,7 @@ async def open_means() -> AsyncIterator[Means]:
                 open_translation(settings, bus, redis) as translation,
                 open_preparing(settings, DATABASE_URL, redis) as recommendations,
             ):
-                yield Means(translation, open_speech(settings, bus, media_url), recommendations)
+                yield TaskMeans(translation, open_speech(settings, bus, media_url), recommendations)
     finally:
         await bus.close()
         await redis.aclose()
