@@ -22,7 +22,7 @@ import typer
 from typer.exceptions import TyperException
 
 from backlot import events, likes, projections, tasks, topics
-from backlot.group import Group
+from backlot.group import CommandGroup
 from backlot.output import Json, show
 from backlot.signals import Stop
 from backlot.times import SIZES
@@ -35,7 +35,7 @@ UPLOAD_LIFETIME = timedelta(days=7)
 
 app = typer.Typer(
     name="backlot",
-    cls=Group,
+    cls=CommandGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="The engagement back end of a video platform. Settings are environment variables: "
     "see .env.example.",

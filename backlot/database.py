@@ -10,6 +10,10 @@ class NothingRuns(OperatorError):
     """The embedded database is not started."""
 
 
+class DatabaseAway(OperatorError):
+    """The database does not answer, or is not one of Backlot's."""
+
+
 def database_url(settings: Settings) -> str:
     """The libpq URL of the database; raises NothingRuns when the embedded one does not run."""
     from infra.data_folder import cluster_path

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from backlot.database import NothingRuns
 from backlot.doctor_analytics import analytics, embeddings
 from backlot.doctor_outside import kafka, language_model, tasks
-from backlot.doctor_part import PATIENCE_SECONDS, Kind, Part, failing
+from backlot.doctor_part import PATIENCE_SECONDS, DoctorPart, Kind, failing
 from backlot.layout import flow
 from backlot.projections.lines import in_trouble
 from backlot.projections.reading import read_statuses
@@ -46,7 +46,7 @@ OTHER_FOLDER = "mend it, or set BACKLOT_DATA_DIR to another folder"
 SEE_S3 = "see S3_ENDPOINT_URL, S3_BUCKET and the credentials"
 
 
-def examine() -> list[Part]:
+def examine() -> list[DoctorPart]:
     """Look at every part; unreadable settings are the only part then."""
     try:
         settings = load_settings()
@@ -73,7 +73,7 @@ def examine() -> list[Part]:
         return list(threads.map(lambda look: look(settings), looks))
 
 
-def as_lines(parts: Iterable[Part]) -> Iterator[str]:
+def as_lines(parts: Iterable[DoctorPart]) -> Iterator[str]:
     """The report for a terminal, one part a line where that fits."""
     for part in parts:
         state = "ok  " if part.ok else "FAIL"
@@ -89,20 +89,20 @@ def masked(url: str) -> str:
     return f"postgresql://{user}{known.get('host', '')}{port}/{known.get('dbname', '')}"
 
 
-def _settings(settings: Settings) -> Part:
+def _settings(settings: Settings) -> DoctorPart:
     names = ", ".join(sorted(settings.given()))
-    return Part("settings", "embedded", None, True, f"set: {names or 'none'}")
+    return DoctorPart("settings", "embedded", None, True, f"set: {names or 'none'}")
 
 
-def _database(settings: Settings) -> Part:
+def _database(settings: Settings) -> DoctorPart:
     url = settings.database.url.get_secret_value() if settings.database.url else ""
     try:
-        return Part("database", "external", masked(url), True, f"PostgreSQL {_version(url)}")
+        return DoctorPart("database", "external", masked(url), True, f"PostgreSQL {_version(url)}")
     except psycopg.Error as error:
         return failing("database", "external", masked(url), explained(error), SEE_DATABASE)
 
 
-def _embedded_database(settings: Settings) -> Part:
+def _embedded_database(settings: Settings) -> DoctorPart:
     folder = settings.server.data_dir.absolute()
     cluster = cluster_path(folder)
     try:
@@ -115,11 +115,11 @@ def _embedded_database(settings: Settings) -> Part:
         return failing("database", "embedded", None, f"{cluster}: {error.strerror}", OTHER_FOLDER)
     if url is None:
         state = f"PostgreSQL {MAJOR} in {cluster}" if cluster.exists() else f"{folder} is not made"
-        return Part("database", "embedded", None, True, f"{state}; {NOT_RUNNING}")
+        return DoctorPart("database", "embedded", None, True, f"{state}; {NOT_RUNNING}")
     return _running_database(url, lock_holder(folder))
 
 
-def _running_database(url: str, holder: int | None) -> Part:
+def _running_database(url: str, holder: int | None) -> DoctorPart:
     try:
         version = f"PostgreSQL {_version(url)}"
     except psycopg.Error as error:
@@ -127,33 +127,33 @@ def _running_database(url: str, holder: int | None) -> Part:
             whose = f"stop Backlot (pid {holder})" if holder else "end what a killed Backlot left"
             remedy = f"see its log, or {whose} and `make up`"
             return failing("database", "embedded", url, explained(error), remedy)
-        return Part("database", "embedded", None, True, f"stopped uncleanly; {NOT_RUNNING}")
+        return DoctorPart("database", "embedded", None, True, f"stopped uncleanly; {NOT_RUNNING}")
     whose = (
         f"of Backlot (pid {holder})" if holder else "left by a killed Backlot; `make up` ends it"
     )
-    return Part("database", "embedded", url, True, f"{version}, running, {whose}")
+    return DoctorPart("database", "embedded", url, True, f"{version}, running, {whose}")
 
 
-def _projections(settings: Settings) -> Part:
+def _projections(settings: Settings) -> DoctorPart:
     kind: Kind = "embedded" if settings.database.embedded else "external"
     try:
         found = read_statuses(settings).values()
     except NothingRuns:
-        return Part("projections", kind, None, True, NOT_RUNNING)
+        return DoctorPart("projections", kind, None, True, NOT_RUNNING)
     except (OperatorError, OSError) as error:
         # What is wrong with the database itself stands in the line above.
-        return Part("projections", kind, None, True, f"not known: {error}")
+        return DoctorPart("projections", kind, None, True, f"not known: {error}")
     told = [f"{each.name}: {trouble}" for each in found if (trouble := in_trouble(each))]
     busy = [each.name for each in found if each.replay and not each.replay.finished_at]
     running = f"{len(found)} in order" + (f", replaying {', '.join(busy)}" if busy else "")
-    return Part("projections", kind, None, not told, "; ".join(told) or running)
+    return DoctorPart("projections", kind, None, not told, "; ".join(told) or running)
 
 
-def _objects(settings: Settings) -> Part:
+def _objects(settings: Settings) -> DoctorPart:
     return _folder(settings) if settings.objects.bucket is None else _s3(settings)
 
 
-def _s3(settings: Settings) -> Part:
+def _s3(settings: Settings) -> DoctorPart:
     url = settings.objects.endpoint_url
     try:
         with closing(make_s3(settings.objects)) as store:
@@ -163,10 +163,10 @@ def _s3(settings: Settings) -> Part:
         return failing("objects", "external", url, error.cause, SEE_S3)
     except OperatorError as error:
         return failing("objects", "external", url, str(error), SEE_S3)
-    return Part("objects", "external", url, True, "the bucket answers")
+    return DoctorPart("objects", "external", url, True, "the bucket answers")
 
 
-def _folder(settings: Settings) -> Part:
+def _folder(settings: Settings) -> DoctorPart:
     path = objects_path(settings.server.data_dir.absolute())
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     if not os.access(there, os.W_OK | os.X_OK):
@@ -174,55 +174,57 @@ def _folder(settings: Settings) -> Part:
         return failing("objects", "embedded", path.as_uri(), wrong, remedy)
     free = shutil.disk_usage(there).free / 1e9
     made = "" if path.exists() else "made at the first start, "
-    return Part("objects", "embedded", path.as_uri(), True, f"{made}{free:.1f} GB free")
+    return DoctorPart("objects", "embedded", path.as_uri(), True, f"{made}{free:.1f} GB free")
 
 
-def _redis(settings: Settings) -> Part:
+def _redis(settings: Settings) -> DoctorPart:
     if settings.redis.url is None:
-        return Part("redis", "embedded", None, True, "in the process, made at each start")
+        return DoctorPart("redis", "embedded", None, True, "in the process, made at each start")
     return _redis_servers("redis", [settings.redis.url], "start it, or see REDIS_URL")
 
 
-def _redis_servers(name: str, urls: Sequence[SecretStr], remedy: str) -> Part:
+def _redis_servers(name: str, urls: Sequence[SecretStr], remedy: str) -> DoctorPart:
     url, ok, detail = probe(urls)
-    return Part(name, "external", url, ok, detail if ok else f"{detail}; {remedy}")
+    return DoctorPart(name, "external", url, ok, detail if ok else f"{detail}; {remedy}")
 
 
-def _locks(settings: Settings) -> Part:
+def _locks(settings: Settings) -> DoctorPart:
     if settings.redis.lock_urls:
         remedy = "start them, or see REDLOCK_URLS: independent servers, each named once"
         return _redis_servers("locks", settings.redis.lock_urls, remedy)
     kind: Kind = "embedded" if settings.redis.url is None else "external"
-    return Part("locks", kind, None, True, "on the redis above")
+    return DoctorPart("locks", kind, None, True, "on the redis above")
 
 
-def _auth(settings: Settings) -> Part:
+def _auth(settings: Settings) -> DoctorPart:
     if settings.auth.local:
         return _local_auth(secret_path(settings.server.data_dir.absolute()))
     algorithms = ", ".join(sorted(settings.auth.algorithms))
     try:
         if settings.auth.jwks_url is None:
             make_authenticator(settings.auth)
-            return Part("auth", "external", None, True, f"tokens signed with {algorithms}")
+            return DoctorPart("auth", "external", None, True, f"tokens signed with {algorithms}")
         keys = RemoteKeys(settings.auth.jwks_url, settings.auth.algorithms).count()
-        return Part("auth", "external", settings.auth.jwks_url, True, f"{keys} keys, {algorithms}")
+        return DoctorPart(
+            "auth", "external", settings.auth.jwks_url, True, f"{keys} keys, {algorithms}"
+        )
     except (SettingsError, KeysUnavailable) as error:
         remedy = "see JWT_JWKS_URL, JWT_PUBLIC_KEY and JWT_ALGORITHMS"
         return failing("auth", "external", settings.auth.jwks_url, str(error), remedy)
 
 
-def _local_auth(secret: Path) -> Part:
+def _local_auth(secret: Path) -> DoctorPart:
     if not secret.exists():
-        return Part("auth", "embedded", None, True, "local secret, made at the first start")
+        return DoctorPart("auth", "embedded", None, True, "local secret, made at the first start")
     if secret.stat().st_mode & 0o077:
         return failing("auth", "embedded", None, "others can read it", f"chmod 600 {secret}")
-    return Part("auth", "embedded", None, True, "local secret; `backlot token` mints")
+    return DoctorPart("auth", "embedded", None, True, "local secret; `backlot token` mints")
 
 
-def _api(settings: Settings) -> Part:
+def _api(settings: Settings) -> DoctorPart:
     url = settings.server.local_url
     if settings.server.roles == {Role.TASKS}:
-        return Part("api", "embedded", None, True, "none: this process only runs tasks")
+        return DoctorPart("api", "embedded", None, True, "none: this process only runs tasks")
     try:
         answer = httpx.get(f"{url}/readyz", timeout=PATIENCE_SECONDS, trust_env=False)
         broken = [name for name, part in answer.json()["parts"].items() if not part["ok"]]
@@ -234,14 +236,14 @@ def _api(settings: Settings) -> Part:
         wrong = f"another program answers on port {settings.server.port}"
         return failing("api", "embedded", url, wrong, "set BACKLOT_PORT")
     if answer.status_code == httpx.codes.OK:
-        return Part("api", "embedded", url, True, "ready")
+        return DoctorPart("api", "embedded", url, True, "ready")
     wrong, remedy = f"not ready: {', '.join(broken)}", f"mend these; GET {url}/readyz says why"
     return failing("api", "embedded", url, wrong, remedy)
 
 
-def _silent_api(url: str, holder: int | None) -> Part:
+def _silent_api(url: str, holder: int | None) -> DoctorPart:
     if holder is None:
-        return Part("api", "embedded", url, True, NOT_RUNNING)
+        return DoctorPart("api", "embedded", url, True, NOT_RUNNING)
     wrong = f"pid {holder} holds the data folder but does not answer here"
     return failing("api", "embedded", url, wrong, "see its log, or BACKLOT_PORT")
 

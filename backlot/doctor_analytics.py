@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from backlot.doctor_part import Kind, Part, failing
+from backlot.doctor_part import DoctorPart, Kind, failing
 from infra.connecting import UNHURRIED, Limits, explained, open_connection
 from infra.data_folder import DataFolderError, cluster_path
 from infra.postgres import PostgresError, running_url
@@ -18,50 +18,56 @@ WITHOUT = "install it, or unset EMBEDDING_MODEL"
 NOT_EMBEDDED = "not made yet; a process with the role workers makes them"
 
 
-def analytics(settings: Settings) -> Part:
+def analytics(settings: Settings) -> DoctorPart:
     """Whether the tables are there, and on plain PostgreSQL or on TimescaleDB."""
     own = settings.analytics.timescale_url
     try:
         url = _url(settings)
         if url is None:
-            return Part("analytics", "embedded", None, True, "not running; `make up` starts it")
+            return DoctorPart(
+                "analytics", "embedded", None, True, "not running; `make up` starts it"
+            )
         found = look(url)
     except (psycopg.Error, DataFolderError, PostgresError, OSError) as error:
         # What is wrong with the database of everything else stands in its own line.
         told = f"not known: {explained(error)}"
         if own is None:
-            return Part("analytics", _kind(settings), None, True, told)
+            return DoctorPart("analytics", _kind(settings), None, True, told)
         return failing("analytics", _kind(settings), None, told, "start it, or see TIMESCALE_URL")
     host = conninfo_to_dict(url).get("host", "") if own else None
     shown = f"postgresql://{host}" if host else None
-    return Part("analytics", _kind(settings), shown, True, str(found or NOT_MADE))
+    return DoctorPart("analytics", _kind(settings), shown, True, str(found or NOT_MADE))
 
 
-def embeddings(settings: Settings) -> Part:
+def embeddings(settings: Settings) -> DoctorPart:
     """Whether there is all that embeddings need, and how many there are."""
     if settings.embeddings.model is None:
         detail = "none: recommendations do without (EMBEDDING_MODEL)"
-        return Part("embeddings", "embedded", None, True, detail)
+        return DoctorPart("embeddings", "embedded", None, True, detail)
     if not settings.llm.configured:
         wrong = "EMBEDDING_MODEL: needs OPENAI_API_KEY or OPENAI_BASE_URL"
         return failing("embeddings", "external", None, wrong, "set one of these")
     try:
         url = _url(settings)
         if url is None:
-            return Part("embeddings", "external", None, True, "not running; `make up` starts it")
+            return DoctorPart(
+                "embeddings", "external", None, True, "not running; `make up` starts it"
+            )
         return _embeddings(url)
     except (psycopg.Error, DataFolderError, PostgresError, OSError) as error:
         # Whose fault that is stands in the line of the analytics.
-        return Part("embeddings", "external", None, True, f"not known: {type(error).__name__}")
+        return DoctorPart(
+            "embeddings", "external", None, True, f"not known: {type(error).__name__}"
+        )
 
 
-def _embeddings(url: str) -> Part:
+def _embeddings(url: str) -> DoctorPart:
     with open_connection(url, "doctor", UNHURRIED) as conn:
         lacking = embedding_table.lack(conn)
         found = embedding_table.state(conn)
     if lacking is not None:
         return failing("embeddings", "external", None, lacking, WITHOUT)
-    return Part("embeddings", "external", None, True, str(found or NOT_EMBEDDED))
+    return DoctorPart("embeddings", "external", None, True, str(found or NOT_EMBEDDED))
 
 
 def look(url: str, limits: Limits = UNHURRIED) -> State | None:

@@ -7,18 +7,20 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from backlot.doctor_part import PATIENCE_SECONDS, Part, failing
+from backlot.doctor_part import PATIENCE_SECONDS, DoctorPart, failing
 from infra.settings import Settings
 from infra.tasks import BrokerAway, task_queues
 
 OPENAI = "https://api.openai.com/v1"
 
 
-def kafka(settings: Settings) -> Part:
+def kafka(settings: Settings) -> DoctorPart:
     """Whether one of the brokers takes a connection."""
     servers = settings.kafka.bootstrap_servers
     if not servers:
-        return Part("kafka", "embedded", None, True, "not set: consumers follow the event log")
+        return DoctorPart(
+            "kafka", "embedded", None, True, "not set: consumers follow the event log"
+        )
     errors = []
     for server in servers:
         host, _, port = server.rpartition(":")
@@ -31,14 +33,16 @@ def kafka(settings: Settings) -> Part:
     if up == 0:
         remedy = "start them, or see KAFKA_BOOTSTRAP_SERVERS"
         return failing("kafka", "external", ",".join(servers), detail, remedy)
-    return Part("kafka", "external", ",".join(servers), True, detail)
+    return DoctorPart("kafka", "external", ",".join(servers), True, detail)
 
 
-def tasks(settings: Settings) -> Part:
+def tasks(settings: Settings) -> DoctorPart:
     """The task queues, where other processes can see them."""
     url = settings.tasks.own_broker_url
     if settings.tasks.broker_url is None:
-        return Part("tasks", "embedded", None, True, "in the process; lost tasks are found again")
+        return DoctorPart(
+            "tasks", "embedded", None, True, "in the process; lost tasks are found again"
+        )
     try:
         depths = task_queues(settings.tasks).depths()
     except BrokerAway as error:
@@ -49,14 +53,14 @@ def tasks(settings: Settings) -> Part:
     where = "on the redis above" if url is None else ""
     shown = None if url is None else _address(url.get_secret_value())
     counts = f"{waiting} waiting, {dead} dead"
-    return Part("tasks", "external", shown, True, ", ".join(filter(None, (where, counts))))
+    return DoctorPart("tasks", "external", shown, True, ", ".join(filter(None, (where, counts))))
 
 
-def language_model(settings: Settings) -> Part:
+def language_model(settings: Settings) -> DoctorPart:
     """Whether the language model's server answers, and takes the key."""
     if not settings.llm.configured:
         detail = "none: comments in other languages are skipped (OPENAI_API_KEY, OPENAI_BASE_URL)"
-        return Part("llm", "embedded", None, True, detail)
+        return DoctorPart("llm", "embedded", None, True, detail)
     url = settings.llm.base_url or OPENAI
     key = settings.llm.api_key
     headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
@@ -67,7 +71,9 @@ def language_model(settings: Settings) -> Part:
         return failing("llm", "external", url, wrong, "start it, or see OPENAI_BASE_URL")
     if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         return failing("llm", "external", url, "does not take the key", "see OPENAI_API_KEY")
-    return Part("llm", "external", url, True, f"answers; {settings.translation.model} translates")
+    return DoctorPart(
+        "llm", "external", url, True, f"answers; {settings.translation.model} translates"
+    )
 
 
 def _address(url: str) -> str:

@@ -11,7 +11,7 @@ Kind = Literal["embedded", "external"]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class DoctorPart:
     """One line of the report. ``ok`` is False only for something that an operator has to mend."""
 
     name: str
@@ -25,6 +25,6 @@ class Part:
         return asdict(self)
 
 
-def failing(name: str, kind: Kind, url: str | None, wrong: str, remedy: str) -> Part:
+def failing(name: str, kind: Kind, url: str | None, wrong: str, remedy: str) -> DoctorPart:
     """A part that an operator has to mend: what is wrong, and what to do about it."""
-    return Part(name, kind, url, False, f"{wrong.rstrip('.')}; {remedy}")
+    return DoctorPart(name, kind, url, False, f"{wrong.rstrip('.')}; {remedy}")

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from infra.errors import ExitCode
 
 
-class Group(TyperGroup):
+class CommandGroup(TyperGroup):
     """Without a command it explains itself."""
 
     unnamed = "--help"
@@ -37,7 +37,7 @@ class Group(TyperGroup):
         return bool(args)
 
 
-class Listing(Group):
+class ListingGroup(CommandGroup):
     """Without a command it is its `list`, with the options of that."""
 
     unnamed = "list"
@@ -46,7 +46,7 @@ class Listing(Group):
         return bool(args) and (not args[0].startswith("-") or args[0] in ctx.help_option_names)
 
 
-def group(about: str, kind: type[Group] = Group) -> typer.Typer:
+def group(about: str, kind: type[CommandGroup] = CommandGroup) -> typer.Typer:
     """A group of commands, a sentence about them, and what it does without a command."""
     return typer.Typer(cls=kind, help=about, callback=_begin, rich_markup_mode=None)
 

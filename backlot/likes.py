@@ -69,14 +69,14 @@ def _reconcile(settings: Settings, *, repair: bool) -> Reconciled:
 
 def _compare(url: str, counters: Counters, *, repair: bool) -> Reconciled | None:
     from backlot.recorded import recorded
-    from domain.operation import Outcome
+    from domain.operation import OperationOutcome
     from projections.likes import Likes
     from workers.likes import reconcile_once
 
     with recorded(url, "reconcile", "likes", {"repair": repair}) as running:
         result = reconcile_once(url, Likes(), counters, repair=repair)
         if result is None:
-            running.outcome = Outcome.REFUSED
+            running.outcome = OperationOutcome.REFUSED
         else:
             running.result = {"compared": result.compared, "drifted": len(result.drifted)}
     return result

@@ -22,7 +22,7 @@ class Probe(NamedTuple):
     detail: str
 
 
-class Server(NamedTuple):
+class ProbedRedis(NamedTuple):
     """One that answered; `run_id` is what it calls itself until it restarts."""
 
     name: str
@@ -33,7 +33,7 @@ class Server(NamedTuple):
 def probe(urls: Sequence[SecretStr]) -> Probe:
     """Ask all the servers, each for a second or two."""
     found = run(_ask_all([url.get_secret_value() for url in urls]))
-    servers = [server for server in found if isinstance(server, Server)]
+    servers = [server for server in found if isinstance(server, ProbedRedis)]
     complaints = [complaint for complaint in found if isinstance(complaint, str)]
     runs = [server.run_id for server in servers]
     same = [server.name for server in servers if runs.count(server.run_id) > 1]
@@ -46,11 +46,11 @@ def probe(urls: Sequence[SecretStr]) -> Probe:
     return Probe(shown, not complaints, "; ".join(filter(None, [detail, *complaints])))
 
 
-async def _ask_all(urls: Sequence[str]) -> Sequence[Server | str]:
+async def _ask_all(urls: Sequence[str]) -> Sequence[ProbedRedis | str]:
     return await asyncio.gather(*(_ask(url) for url in urls))
 
 
-async def _ask(url: str) -> Server | str:
+async def _ask(url: str) -> ProbedRedis | str:
     client = connect_redis(url)
     try:
         told = await client.info("server")
@@ -58,7 +58,7 @@ async def _ask(url: str) -> Server | str:
         return f"{server_of(url)}: {' '.join(str(error).split())}"
     finally:
         await client.aclose()
-    return Server(server_of(url), str(told["redis_version"]), str(told["run_id"]))
+    return ProbedRedis(server_of(url), str(told["redis_version"]), str(told["run_id"]))
 
 
 def _masked(url: str) -> str:

@@ -50,7 +50,7 @@ class Screen:
     def act(self, title: str, total: int, unit: str) -> Iterator[Act]:
         """`total` is how many steps the work has; `unit` is what a step is called."""
         if not self._console.is_terminal:
-            yield Lines(self, title, total, unit)
+            yield ProgressLines(self, title, total, unit)
             return
         columns: tuple[ProgressColumn, ...] = (
             MofNCompleteColumn(table_column=Column()),
@@ -97,7 +97,7 @@ class Bar:
         self._progress.update(self._task, advance=steps)
 
 
-class Lines:
+class ProgressLines:
     """An act elsewhere: a line at each quarter, and after a while without one."""
 
     def __init__(self, screen: Screen, title: str, total: int, unit: str) -> None:

@@ -37,7 +37,7 @@ from infra.seals import (
 )
 from infra.settings import Role, Settings
 from projections.analytics.migrating import migrate
-from projections.analytics.rebuilding import Means
+from projections.analytics.rebuilding import AnalyticsMeans
 from projections.audit.index import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
@@ -178,11 +178,11 @@ def open_counters(settings: Settings, stack: ExitStack) -> Counters | None:
     return Counters(client, settings.likes.counter_ttl_seconds)
 
 
-def analytics_means(settings: Settings, database_url: str) -> Means:
+def analytics_means(settings: Settings, database_url: str) -> AnalyticsMeans:
     """What the analytics are verified and mended with."""
     # A batch is complete by then, and what follows it is refreshed.
     settled = 2 * settings.analytics.flush_seconds + 5
-    return Means(
+    return AnalyticsMeans(
         settings.analytics.url(database_url),
         settings.watch.view_repeat,
         arrival_seconds=60 + 4 * settled,

@@ -29,13 +29,13 @@ from workers.consuming.keeping import BEHIND_EVENTS, KeeperRunner
 from workers.consuming.log import BATCH_EVENTS, LogSource
 from workers.consuming.messages import Consumer, Keeper, Source
 from workers.consuming.runner import ConsumerRunner
-from workers.recommendations.keeper import Recommendations
+from workers.recommendations.keeper import EngagementKeeper
 from workers.recommendations.opening import open_preparing
 from workers.recommendations.preparing import Preparation, preparation_job
 from workers.relay import Relay
 from workers.speech.consumer import SpeechConsumer
 from workers.speech.opening import media_urls, open_speech, wanted
-from workers.tasks import Means, Tasks, declare, give_up
+from workers.tasks import TaskMeans, Tasks, declare, give_up
 from workers.translation.consumer import TranslationConsumer
 from workers.translation.opening import open_translation
 from workers.translation.sweep import Sweep, sweep_job
@@ -91,7 +91,7 @@ async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:
     settings = parts.settings
 
     @asynccontextmanager
-    async def open_means() -> AsyncIterator[Means]:
+    async def open_means() -> AsyncIterator[TaskMeans]:
         with media_urls(settings.objects, parts.objects, settings.server.local_url) as media_url:
             async with (
                 open_translation(
@@ -99,7 +99,7 @@ async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:
                 ) as translation,
                 open_preparing(settings, parts.database_url, parts.redis) as recommendations,
             ):
-                yield Means(
+                yield TaskMeans(
                     translation, open_speech(settings.speech, bus, media_url), recommendations
                 )
 
@@ -167,7 +167,7 @@ def _keep_analytics(
     profiles = RecommendationInvalidation(parts.redis, settings.recommendations)
     keepers: list[Keeper] = [
         Analytics(repeat, counted=rankings.touch),
-        Recommendations(Weighing.from_settings(settings.recommendations), changed=profiles.touch),
+        EngagementKeeper(Weighing.from_settings(settings.recommendations), changed=profiles.touch),
     ]
     for keeper in keepers:
         _keep(parts, keeper, _source(keeper, kafka, waker, BEHIND_EVENTS), waker, stack)

@@ -17,7 +17,7 @@ from benchmarks.results import Comparison
 from infra.auth import mint_token
 from projections.recommendations.keeping import keep, rank_categories
 from projections.recommendations.pairing import Engagement
-from projections.recommendations.weighing import Kind, Weighing
+from projections.recommendations.weighing import EngagementKind, Weighing
 
 PATH = "/recommendations?limit=10"
 KEPT, MADE = "GET recommendations, kept", "GET recommendations, made for each request"
@@ -84,7 +84,9 @@ def fill(url: str, viewers: int) -> None:
         for number in range(NEIGHBOURS_OF):
             seen = chance.sample(videos, WATCHED)
             at = now - timedelta(minutes=number)
-            told = [Engagement(f"other-{number}", video, Kind.WATCHED, at) for video in seen]
+            told = [
+                Engagement(f"other-{number}", video, EngagementKind.WATCHED, at) for video in seen
+            ]
             with conn.transaction():
                 keep(conn, told, Weighing())
         conn.execute(SEEN, (videos, len(videos), now, viewers, WATCHED))

@@ -27,7 +27,7 @@ from projections.recommendations.candidates import candidates_for
 from projections.recommendations.keeping import keep
 from projections.recommendations.pairing import Engagement
 from projections.recommendations.profile import profile_of
-from projections.recommendations.weighing import Kind, Weighing
+from projections.recommendations.weighing import EngagementKind, Weighing
 
 MILLISECONDS, MICROSECONDS = 1e3, 1e6
 # As many as a keeper takes at once when it is a few seconds behind.
@@ -142,7 +142,7 @@ def _kept(place: Place, batches: int, round_: int) -> dict[str, float]:
             Engagement(
                 f"user-{random.randrange(place.size.users)}",
                 str(UUID(int=random.randrange(place.size.videos))),
-                Kind.WATCHED,
+                EngagementKind.WATCHED,
                 at,
             )
             for _ in range(BATCH)

@@ -19,7 +19,7 @@ from projections.recommendations.keeping import rank_categories
 from projections.recommendations.weighing import Weighing
 from workers.analytics.keeper import Analytics, AnalyticsVideos
 from workers.consuming.messages import Keeper, Raw, Received
-from workers.recommendations.keeper import Recommendations
+from workers.recommendations.keeper import EngagementKeeper
 
 BATCH = 2_000
 REPEAT = timedelta(hours=1)
@@ -34,7 +34,7 @@ def remember(url: str, history: History, weighing: Weighing) -> None:
     with connect(url, "bench") as conn:
         _keep(conn, AnalyticsVideos(REPEAT), uploads)
         _keep(conn, Analytics(REPEAT), views)
-        _keep(conn, Recommendations(weighing), views)
+        _keep(conn, EngagementKeeper(weighing), views)
         rank_categories(conn, weighing)
         conn.execute(b"ANALYZE")
 

@@ -21,7 +21,7 @@ from commands.command import Aggregates, Command, Lookup, Query, Slot
 from domain.errors import DomainError
 from domain.model import Origin
 from infra.codec import EventMapper
-from infra.event_store import Answer, Save
+from infra.event_store import Save, StoredAnswer
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +64,7 @@ class Request:
     streams: Sequence[UUID] = field(init=False)
     conflicts: int = 0
     telemetry: int = 0
-    outcome: Executed[Any] | Answer | BaseException | None = None
+    outcome: Executed[Any] | StoredAnswer | BaseException | None = None
 
     def __post_init__(self) -> None:
         self.streams = self.command.streams()
@@ -82,7 +82,7 @@ class Group:
     results: list[tuple[Request, Any]] = field(default_factory=list)
     changed: list[Slot] = field(default_factory=list)
     events: list[StoredEvent] = field(default_factory=list)
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[StoredAnswer] = field(default_factory=list)
     void: bool = False
 
     def absorb(self, other: Group) -> None:
@@ -123,7 +123,7 @@ class Decided:
     result: Any
     changed: Sequence[Slot]
     events: Sequence[StoredEvent] = ()
-    answers: Sequence[Answer] = ()
+    answers: Sequence[StoredAnswer] = ()
 
 
 class Round:
@@ -196,6 +196,6 @@ class Round:
         return first
 
 
-def _answer(request: Request, key: IdempotencyKey, result: Any) -> Answer:
+def _answer(request: Request, key: IdempotencyKey, result: Any) -> StoredAnswer:
     status, body = key.render(result)
-    return Answer(request.actor, key.key, key.request_hash, status, body)
+    return StoredAnswer(request.actor, key.key, key.request_hash, status, body)

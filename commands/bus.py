@@ -25,7 +25,7 @@ from domain.errors import Conflict, DomainError
 from domain.model import Aggregate
 from infra.batching import Batcher
 from infra.codec import MAPPER, EventMapper
-from infra.event_store import Answer, GroupCommitRecorder
+from infra.event_store import GroupCommitRecorder, StoredAnswer
 from infra.metrics import SIZES, counter, gauge, histogram
 
 log = structlog.get_logger(__name__)
@@ -72,7 +72,7 @@ class Loaded(NamedTuple):
     """What a round knows before it decides."""
 
     slots: dict[UUID, Slot]
-    answers: dict[tuple[str, str], Answer]
+    answers: dict[tuple[str, str], StoredAnswer]
     head: int
     telemetry: int
     found: dict[Lookup[Any], Any]
@@ -111,7 +111,7 @@ class CommandBus:
         self._remember = remember
         self._clock = clock
         self._cache: OrderedDict[UUID, Aggregate] = OrderedDict()
-        self._batcher: Batcher[Request, Executed[Any] | Answer] = Batcher(
+        self._batcher: Batcher[Request, Executed[Any] | StoredAnswer] = Batcher(
             self._process,
             name="commands",
             max_batch=max_batch,
@@ -127,7 +127,7 @@ class CommandBus:
         correlation_id: str,
         causation_id: str | None = None,
         key: IdempotencyKey | None = None,
-    ) -> Executed[R] | Answer:
+    ) -> Executed[R] | StoredAnswer:
         """Decide the command, and return once its events are durable.
 
         With an idempotency key that was used before: the stored Answer. Raises DomainError when a
@@ -144,7 +144,7 @@ class CommandBus:
 
     def _process(
         self, requests: Sequence[Request]
-    ) -> Sequence[Executed[Any] | Answer | BaseException]:
+    ) -> Sequence[Executed[Any] | StoredAnswer | BaseException]:
         started = time.perf_counter()
         COMMAND_QUEUE.set(len(self._batcher))
         waiting = list(requests)
@@ -267,7 +267,7 @@ def _one_per_key(requests: Sequence[Request]) -> tuple[list[Request], list[Reque
     return now, later
 
 
-def _outcome_before(request: Request, loaded: Loaded) -> Answer | Exception | None:
+def _outcome_before(request: Request, loaded: Loaded) -> StoredAnswer | Exception | None:
     """What is settled without deciding: a kept answer, a reused key, a stream nobody can read."""
     answer = loaded.answers.get((request.actor, request.key.key)) if request.key else None
     if answer is None or request.key is None:
@@ -290,7 +290,7 @@ def _kind(request: Request) -> str:
     match request.outcome:
         case Executed():
             return "accepted"
-        case Answer():
+        case StoredAnswer():
             return "repeated"
         case Contended():
             return "conflict"

@@ -18,7 +18,7 @@ from domain.errors import DomainError
 from domain.model import Origin
 from infra.auth import Identity
 from infra.contract import Wire
-from infra.event_store import Answer
+from infra.event_store import StoredAnswer
 from infra.http import (
     Problem,
     client_address,
@@ -92,7 +92,7 @@ class Reply(Query[W]):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept(Generic[W]):
+class KeptAnswer(Generic[W]):
     """What is kept of an answer. The rest expires, and is made anew each time it is told."""
 
     facts: W
@@ -141,21 +141,21 @@ class Execute:
     async def __call__(self, command: Command[W], status: int = 200) -> Response:
         """The HTTP answer to the command, or the kept one where the request is a repeat."""
         outcome = await self._run(command, await self._key(status))
-        if isinstance(outcome, Answer):
+        if isinstance(outcome, StoredAnswer):
             return _repeat(outcome)
         return wire(outcome.answer, status, _position(outcome))
 
-    async def keep(self, command: Command[W], kind: type[W], status: int = 200) -> Kept[W]:
+    async def keep(self, command: Command[W], kind: type[W], status: int = 200) -> KeptAnswer[W]:
         """The same for an answer that lacks what expires: what is kept of it, now or since then."""
         outcome = await self._run(command, await self._key(status))
-        if isinstance(outcome, Answer):
+        if isinstance(outcome, StoredAnswer):
             return _kept(outcome, kind)
-        return Kept(outcome.answer, status, _position(outcome))
+        return KeptAnswer(outcome.answer, status, _position(outcome))
 
     async def value(self, command: Command[R]) -> R:
         """The command's own answer, for a request that goes on after it."""
         outcome = await self._run(command, None)
-        if isinstance(outcome, Answer):
+        if isinstance(outcome, StoredAnswer):
             raise TypeError("Only a request with a key has a kept answer.")
         return outcome.answer
 
@@ -164,12 +164,12 @@ class Execute:
         answer = await self._recalled()
         return None if answer is None else _repeat(answer)
 
-    async def kept(self, kind: type[W]) -> Kept[W] | None:
+    async def kept(self, kind: type[W]) -> KeptAnswer[W] | None:
         """The same for an answer of which only a part is kept."""
         answer = await self._recalled()
         return None if answer is None else _kept(answer, kind)
 
-    async def _recalled(self) -> Answer | None:
+    async def _recalled(self) -> StoredAnswer | None:
         key = await self._key(200)
         if key is None:
             return None
@@ -177,9 +177,11 @@ class Execute:
             outcome = await self._run(Recall(), key)
         except NotAnsweredYet:
             return None
-        return outcome if isinstance(outcome, Answer) else None
+        return outcome if isinstance(outcome, StoredAnswer) else None
 
-    async def _run(self, command: Command[R], key: IdempotencyKey | None) -> Executed[R] | Answer:
+    async def _run(
+        self, command: Command[R], key: IdempotencyKey | None
+    ) -> Executed[R] | StoredAnswer:
         return await self.services.bus.execute(
             command,
             actor=self.actor,
@@ -202,20 +204,20 @@ class Execute:
         return IdempotencyKey(key, digest, lambda body: (status, body.to_json()))
 
 
-def _position(outcome: Executed[Any] | Answer) -> dict[str, str]:
+def _position(outcome: Executed[Any] | StoredAnswer) -> dict[str, str]:
     return {"Backlot-Position": encode_position(outcome.position, outcome.telemetry)}
 
 
-def _repeat(answer: Answer) -> Response:
+def _repeat(answer: StoredAnswer) -> Response:
     return Response(answer.body, answer.status, _repeat_headers(answer), "application/json")
 
 
-def _kept(answer: Answer, kind: type[W]) -> Kept[W]:
+def _kept(answer: StoredAnswer, kind: type[W]) -> KeptAnswer[W]:
     facts = kind.model_validate_json(answer.body)
-    return Kept(facts, answer.status, _repeat_headers(answer))
+    return KeptAnswer(facts, answer.status, _repeat_headers(answer))
 
 
-def _repeat_headers(answer: Answer) -> dict[str, str]:
+def _repeat_headers(answer: StoredAnswer) -> dict[str, str]:
     return {**_position(answer), "Idempotency-Replayed": "true"}
 
 

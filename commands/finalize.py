@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 
 from commands.command import Aggregates, Command
 from commands.endpoint import TOKEN_FIRST, Execute, executor
-from commands.finalize_lock import Held, alone
+from commands.finalize_lock import HeldUpload, alone
 from commands.queries import FindCompletion, FindUpload, FindUploadStatus, UploadFacts, completion
 from commands.upload_shapes import CompleteUpload as CompleteUploadBody
 from commands.upload_shapes import UploadAborted, UploadCompleted, UploadedPart
@@ -165,7 +165,9 @@ async def abort_upload(upload_id: UUID, request: Request) -> Response:
         return answer
 
 
-async def _assemble(held: Held, named: Sequence[UploadedPart], store: ObjectStore) -> StoredObject:
+async def _assemble(
+    held: HeldUpload, named: Sequence[UploadedPart], store: ObjectStore
+) -> StoredObject:
     """Join the parts in the store; raises PartMismatch unless exactly the declared file arrived."""
     facts = held.facts
     refs = [PartRef(part.number, part.etag) for part in named]

@@ -52,7 +52,7 @@ class UploadFinalizing(Conflict):
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldUpload:
     """An upload as it was seen under its lock, or without one because it has ended."""
 
     facts: UploadFacts
@@ -67,7 +67,7 @@ class Held:
 
 
 @asynccontextmanager
-async def alone(execute: Execute, upload_id: UUID) -> AsyncIterator[Held]:
+async def alone(execute: Execute, upload_id: UUID) -> AsyncIterator[HeldUpload]:
     """The upload as it stands; while it is under way, nobody else ends it within the block.
 
     Waits a little for whoever holds it, and then sees what became of it. Raises UploadFinalizing
@@ -87,14 +87,14 @@ async def alone(execute: Execute, upload_id: UUID) -> AsyncIterator[Held]:
         yield held
 
 
-async def _enter(stack: AsyncExitStack, execute: Execute, upload_id: UUID) -> Held:
+async def _enter(stack: AsyncExitStack, execute: Execute, upload_id: UUID) -> HeldUpload:
     """Of the requests in this process one at a time competes; the others wait for its end."""
     ending = execute.services.ending
     deadline = time.monotonic() + execute.services.finalize_wait_seconds
     while (rival := ending.get(upload_id)) is not None:
         facts = await execute.value(FindUpload(upload_id))
         if facts.status is not Status.STARTED:
-            return Held(facts, None)
+            return HeldUpload(facts, None)
         await _end_of(rival, deadline)
     done = ending[upload_id] = asyncio.Event()
     stack.callback(done.set)
@@ -112,13 +112,13 @@ async def _end_of(rival: asyncio.Event, deadline: float) -> None:
 
 async def _compete(
     stack: AsyncExitStack, execute: Execute, upload_id: UUID, deadline: float
-) -> Held:
+) -> HeldUpload:
     services = execute.services
     pause = FIRST_PAUSE_SECONDS
     while True:
         facts = await execute.value(FindUpload(upload_id))
         if facts.status is not Status.STARTED:
-            return Held(facts, None)
+            return HeldUpload(facts, None)
         try:
             holding = services.locks.hold(lock_key(upload_id), services.finalize_lock_seconds)
             lease = await stack.enter_async_context(holding)
@@ -128,4 +128,4 @@ async def _compete(
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - only spreads
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         else:
-            return Held(await execute.value(FindUpload(upload_id)), lease)
+            return HeldUpload(await execute.value(FindUpload(upload_id)), lease)

@@ -21,7 +21,7 @@ class Detected:
 
 
 @dataclass(frozen=True, slots=True)
-class Translated:
+class TranslatedText:
     """The text in the target language, and what made it."""
 
     original_language: str
@@ -45,7 +45,7 @@ class Skipped:
     reason: str
 
 
-Outcome = Translated | Failed | Skipped
+Outcome = TranslatedText | Failed | Skipped
 
 
 @dataclass(frozen=True)

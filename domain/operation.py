@@ -19,7 +19,7 @@ Members = dict[str, object]
 """A JSON object."""
 
 
-class Outcome(StrEnum):
+class OperationOutcome(StrEnum):
     """How an operation ended: `failed` is a fault of ours, `refused` was never possible."""
 
     DONE = "done"
@@ -59,7 +59,7 @@ class Operation(Aggregate):
         result: dict[str, object]
 
         def apply(self, operation: Operation) -> None:
-            operation.outcome = Outcome(self.outcome)
+            operation.outcome = OperationOutcome(self.outcome)
             operation.result = self.result
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Operation(Aggregate):
         self.parameters: Members = {}
         self.requested_by = ""
         self.correlation_id = ""
-        self.outcome: Outcome | None = None
+        self.outcome: OperationOutcome | None = None
         self.result: Members = {}
 
     def request(self, action: str, subject: str, parameters: Members, origin: Origin) -> None:
@@ -97,7 +97,7 @@ class Operation(Aggregate):
         fields = {"action": action, "subject": subject, "parameters": parameters}
         self.record(self.Requested, origin, **fields)
 
-    def finish(self, outcome: Outcome, result: Members, origin: Origin) -> None:
+    def finish(self, outcome: OperationOutcome, result: Members, origin: Origin) -> None:
         """Tell how it ended; what ended already records nothing. Raises NotFound before a request.
 
         A result that is too large to be kept is cut to its first members, and says so.

@@ -41,7 +41,7 @@ class JSONCodec(Transcoder):
         return orjson.loads(data)
 
 
-class Shape(NamedTuple):
+class EventShape(NamedTuple):
     """How to make an event of one topic: its class, its upcast, its fields, those to convert."""
 
     event: type[Aggregate.Event]
@@ -59,10 +59,10 @@ class EventMapper(Mapper[UUID]):
 
     def __init__(self, aggregates: Iterable[type[Aggregate]] = AGGREGATES) -> None:
         super().__init__(JSONCodec())
-        self.shapes: dict[str, Shape] = {}
+        self.shapes: dict[str, EventShape] = {}
         for aggregate in aggregates:
             for event in events_of(aggregate):
-                shape = Shape(event, None, payload_fields(event), tuple(_conversions(event)))
+                shape = EventShape(event, None, payload_fields(event), tuple(_conversions(event)))
                 self.shapes[event.TOPIC] = shape
                 for old_topic, upcast in event.UPCASTS.items():
                     self.shapes[old_topic] = shape._replace(upcast=upcast)

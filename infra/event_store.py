@@ -38,7 +38,7 @@ from infra.event_store_sql import (
     CREATE_EVENTS,
 )
 from infra.group_commit import GroupCommit
-from infra.saves import Answer, Appended, Save, arguments, columns, outcomes
+from infra.saves import Appended, Save, StoredAnswer, arguments, columns, outcomes
 
 log = structlog.get_logger(__name__)
 
@@ -49,12 +49,12 @@ T = TypeVar("T")
 
 __all__ = [
     "LOCK_CLASS",
-    "Answer",
     "Appended",
     "GroupCommitFactory",
     "GroupCommitProcessRecorder",
     "GroupCommitRecorder",
     "Save",
+    "StoredAnswer",
     "open_recorder",
 ]
 
@@ -228,7 +228,7 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         streams: Sequence[tuple[UUID, int]],
         answers: Sequence[tuple[str, str]],
         also: Callable[[Cursor[TupleRow]], T],
-    ) -> tuple[list[TupleRow], list[Answer], int, T]:
+    ) -> tuple[list[TupleRow], list[StoredAnswer], int, T]:
         """What a batch of commands needs to be decided, read in one go.
 
         `also` reads what answers need beside the streams. Then come the answers kept under
@@ -238,13 +238,15 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         """
         wanted = (array(s.hex for s, _ in streams), array(str(after) for _, after in streams))
 
-        def work(conn: Connection[Any], again: bool) -> tuple[list[TupleRow], list[Answer], int, T]:
+        def work(
+            conn: Connection[Any], again: bool
+        ) -> tuple[list[TupleRow], list[StoredAnswer], int, T]:
             with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
                 extra = also(cursor)
-                kept: list[Answer] = []
+                kept: list[StoredAnswer] = []
                 if answers:
                     cursor.execute(self.select_answers_statement, columns(answers), prepare=True)
-                    kept = [Answer(*row) for row in cursor.fetchall()]
+                    kept = [StoredAnswer(*row) for row in cursor.fetchall()]
                 cursor.execute(self.select_streams_statement, wanted, prepare=True)
                 (_, head, *_), *rows = cursor.fetchall()
                 return rows, kept, head, extra

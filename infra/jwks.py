@@ -9,6 +9,8 @@ from typing import Any
 import jwt
 import structlog
 
+from infra.circuit_breaker import CircuitBreaker, CircuitState
+
 FETCH_TIMEOUT_SECONDS = 5.0
 KEYS_LIFESPAN_SECONDS = 600.0
 RETRY_SECONDS = 5.0
@@ -18,6 +20,22 @@ log = structlog.get_logger(__name__)
 
 class KeysUnavailable(Exception):
     """The key server did not give its keys: nobody can be told apart until it does."""
+
+
+class KeyServerBreaker(CircuitBreaker):
+    """During an outage each caller would wait for its own time-out: they fail at once instead."""
+
+    def refusal(self, retry_after: float | None) -> Exception:
+        return KeysUnavailable("the key server did not answer a moment ago")
+
+    def blames(self, error: BaseException) -> bool | None:
+        if isinstance(error, jwt.PyJWTError):
+            # It did answer, and knows no such key.
+            return False
+        return True if isinstance(error, KeysUnavailable) else None
+
+    def changed(self, before: CircuitState, error: BaseException | None) -> None:
+        """Each failure is logged where it happens."""
 
 
 class RemoteKeys:
@@ -34,8 +52,7 @@ class RemoteKeys:
             url, lifespan=KEYS_LIFESPAN_SECONDS, timeout=FETCH_TIMEOUT_SECONDS
         )
         self._algorithms = frozenset(algorithms)
-        self._clock = clock
-        self._retry_at = 0.0
+        self._breaker = KeyServerBreaker(RETRY_SECONDS, clock=clock)
 
     def find(self, token: str) -> tuple[Any, Sequence[str]]:
         """The key that the token names, and the one algorithm that this key is for."""
@@ -55,21 +72,18 @@ class RemoteKeys:
             raise self._unavailable(error) from error
 
     def _key(self, kid: str) -> jwt.PyJWK:
-        # During an outage each caller would wait for its own timeout: fail at once instead.
-        if self._clock() < self._retry_at:
-            raise KeysUnavailable("the key server did not answer a moment ago")
-        try:
-            known = self._client.match_kid(self._client.get_signing_keys(), kid)
-        except (jwt.PyJWTError, OSError, ValueError) as error:
-            raise self._unavailable(error) from error
-        if known is not None:
-            return known
-        try:
-            return self._client.get_signing_key(kid)
-        except (jwt.PyJWKClientConnectionError, OSError, ValueError) as error:
-            raise self._unavailable(error) from error
+        with self._breaker.attempt():
+            try:
+                known = self._client.match_kid(self._client.get_signing_keys(), kid)
+            except (jwt.PyJWTError, OSError, ValueError) as error:
+                raise self._unavailable(error) from error
+            if known is not None:
+                return known
+            try:
+                return self._client.get_signing_key(kid)
+            except (jwt.PyJWKClientConnectionError, OSError, ValueError) as error:
+                raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> KeysUnavailable:
-        self._retry_at = self._clock() + RETRY_SECONDS
         log.error("jwks_unavailable", url=self._client.uri, error=str(error))
         return KeysUnavailable(f"no signing keys from {self._client.uri}")

@@ -19,7 +19,7 @@ from eventsourcing.persistence import PersistenceError
 from psycopg import Connection
 
 from domain.model import Aggregate, Origin
-from domain.operation import Members, Operation, Outcome
+from domain.operation import Members, Operation, OperationOutcome
 from infra.codec import EventMapper, event_id
 from infra.event_store import GroupCommitRecorder
 from infra.saves import Save
@@ -80,7 +80,11 @@ def request(
 
 
 def finish(
-    recorder: GroupCommitRecorder, operation_id: UUID, outcome: Outcome, result: Members, actor: str
+    recorder: GroupCommitRecorder,
+    operation_id: UUID,
+    outcome: OperationOutcome,
+    result: Members,
+    actor: str,
 ) -> None:
     """Record how it ended, unless somebody did already; caused by the request's event."""
     saved = False
@@ -106,7 +110,7 @@ class Recording:
     """An operation under way: what its `finished` event will say unless an error ends it."""
 
     operation_id: UUID
-    outcome: Outcome = Outcome.DONE
+    outcome: OperationOutcome = OperationOutcome.DONE
     result: Members = field(default_factory=dict)
 
 
@@ -142,7 +146,11 @@ def recording(
 def _finish_broken(
     recorder: GroupCommitRecorder, running: Recording, actor: str, error: BaseException
 ) -> None:
-    outcome = Outcome.CANCELLED if isinstance(error, KeyboardInterrupt) else Outcome.FAILED
+    outcome = (
+        OperationOutcome.CANCELLED
+        if isinstance(error, KeyboardInterrupt)
+        else OperationOutcome.FAILED
+    )
     result = {**running.result, "error": describe(error)}
     try:
         if load(recorder, running.operation_id).version > 0:

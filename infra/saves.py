@@ -15,7 +15,7 @@ NO_ANSWERS = ("{}",) * 6
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StoredAnswer:
     """What a caller was told, kept under its idempotency key together with the events.
 
     `telemetry` is not kept: it is the head of the telemetry when the answer is given.
@@ -35,7 +35,7 @@ class Save:
     """Events that are recorded together or not at all, with the answers that they led to."""
 
     events: Sequence[StoredEvent]
-    answers: Sequence[Answer] = ()
+    answers: Sequence[StoredAnswer] = ()
 
     def keys(self) -> set[Any]:
         """What must not exist yet; raises IntegrityError when the save contradicts itself."""

@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 from infra.codec import MAPPER, EventMapper
 from projections import ledger
 from projections.connecting import is_outage
-from projections.log import Log, Window
+from projections.log import Log, LogWindow
 from projections.poison import apply_one_by_one, describe
 from projections.positions import CopyPlace, Place, Superseded
 from projections.projection import Batch, Projection, RangeProjection
@@ -72,11 +72,13 @@ class Applier:
                 raise
             return self.sort_out(conn, before, window, error)
 
-    def decode(self, window: Window) -> Batch:
+    def decode(self, window: LogWindow) -> Batch:
         """The window's events in their newest shape; raises MapperDeserialisationError."""
         return [self.log.decode(stored) for stored in window.events]
 
-    def apply(self, conn: Connection[TupleRow], before: int, window: Window, batch: Batch) -> Step:
+    def apply(
+        self, conn: Connection[TupleRow], before: int, window: LogWindow, batch: Batch
+    ) -> Step:
         """Apply a window as a whole; raises whatever the projection does on an event it can't."""
         projection = self.projection
         with conn.cursor(binary=True) as cursor:
@@ -91,7 +93,7 @@ class Applier:
         return Step(window.until, len(batch))
 
     def sort_out(
-        self, conn: Connection[TupleRow], before: int, window: Window, error: Exception
+        self, conn: Connection[TupleRow], before: int, window: LogWindow, error: Exception
     ) -> Step:
         """Apply a window that broke as a whole event by event, each by the projection's policy."""
         name = self.projection.name

@@ -60,7 +60,7 @@ class Stored(NamedTuple):
     state: bytes
 
 
-class Part(NamedTuple):
+class StreamShare(NamedTuple):
     """One of `of` parts of all streams, by number (from 0): for who shares the log with others."""
 
     number: int
@@ -68,7 +68,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class LogWindow:
     """The wanted events of a stretch of the log, which ends with the position `until`."""
 
     events: list[Stored]
@@ -84,14 +84,14 @@ class Log:
         *,
         mapper: EventMapper = MAPPER,
         batch_events: int,
-        part: Part | None = None,
+        part: StreamShare | None = None,
     ) -> None:
         self._part = part
         self._topics = [topic for event in wanted for topic in topics_of(event)]
         self._mapper = mapper
         self._batch_events = batch_events
 
-    def read(self, conn: Connection[TupleRow], after: int, head: int) -> Window:
+    def read(self, conn: Connection[TupleRow], after: int, head: int) -> LogWindow:
         """The next wanted events, at most `batch_events` and about 16 MiB of them.
 
         The window reaches at most ten batches far, so that no read takes long however rare the
@@ -106,7 +106,7 @@ class Log:
         events = [Stored(*row) for row in rows]
         cut = len(events) >= self._batch_events
         cut |= sum(len(event.state) for event in events) >= MAX_WINDOW_BYTES
-        return Window(events, events[-1].position if cut else until)
+        return LogWindow(events, events[-1].position if cut else until)
 
     def decode(self, stored: Stored) -> Recorded:
         """The event in its newest shape; raises MapperDeserialisationError."""

@@ -45,7 +45,7 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class CopyProgress:
     """A copy, how far it lags (positions; seconds), and whether any process runs it."""
 
     copy: Copy
@@ -76,7 +76,7 @@ class Rates:
         return self._rates.get(copy.schema)
 
 
-async def overview(conn: AsyncConnection[TupleRow]) -> list[Progress]:
+async def overview(conn: AsyncConnection[TupleRow]) -> list[CopyProgress]:
     """All copies of all projections, by schema."""
     async with conn.cursor(row_factory=class_row(Copy)) as cursor:
         await cursor.execute(COPIES)
@@ -84,7 +84,7 @@ async def overview(conn: AsyncConnection[TupleRow]) -> list[Progress]:
     locks = await (await conn.execute(ACTIVE, (LOCK_CLASS,))).fetchall()
     held = {key for (key,) in locks}
     return [
-        Progress(
+        CopyProgress(
             copy,
             copy.head - copy.position,
             await _lag_seconds(conn, copy),

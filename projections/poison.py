@@ -10,7 +10,7 @@ from psycopg.rows import TupleRow
 
 from projections import ledger, positions
 from projections.connecting import is_outage
-from projections.log import Log, Stored, Window
+from projections.log import Log, LogWindow, Stored
 from projections.parking import orders
 from projections.positions import Place
 from projections.projection import Projection
@@ -21,7 +21,7 @@ MAX_ERROR_LENGTH = 2_000
 
 
 @dataclass(slots=True)
-class Outcome:
+class BatchOutcome:
     """What became of a batch that was applied event by event: the positions of each kind."""
 
     applied: list[int] = field(default_factory=list)
@@ -35,15 +35,15 @@ def apply_one_by_one(
     place: Place,
     events: Log,
     before: int,
-    window: Window,
-) -> Outcome:
+    window: LogWindow,
+) -> BatchOutcome:
     """Apply a window that failed as a whole, each event under a savepoint, in one transaction.
 
     A culprit is parked, or the projection stops in front of it, by its policy, or as an operator
     decided for the live copy, or ordered for all events like it. Raises what is not an event's
     fault: an outage, or positions.Superseded.
     """
-    result = Outcome()
+    result = BatchOutcome()
     with conn.transaction(), conn.cursor(binary=True) as cursor:
         place.hold(cursor, before)
         for stored in window.events:

@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 from pydantic import Field
 
 from infra.contract import Time, Wire
-from projections.overview import Copy, Progress, Rates, overview
+from projections.overview import Copy, CopyProgress, Rates, overview
 from projections.projection import Projection
 from projections.replaying.rows import Replay, replays_async
 from projections.runner import why_outdated
@@ -118,7 +118,7 @@ async def statuses(
 
 
 def _present(
-    progress: Progress,
+    progress: CopyProgress,
     model: Projection | None,
     copies: Sequence[Copy],
     replay: Replay | None,

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 from infra.contract import VIDEO_ID, Video, Wire
 from infra.http import Caller, Problem, problems, wire
 from projections.recommendations.display import display
-from projections.recommendations.model import Recommendations as Made
+from projections.recommendations.model import RankedRecommendations as Made
 from projections.recommendations.recommender import MOST
 from projections.waiting import Freshness
 from readapi.catalog import present

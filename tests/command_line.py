@@ -10,7 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from backlot.cli import app
-from backlot.group import Listing
+from backlot.group import ListingGroup
 
 # Said once for all commands, not for each.
 EVERYWHERE = {"--help", "-h", "--json"}
@@ -53,7 +53,7 @@ def readable(words: tuple[str, ...]) -> bool:
     while rest and rest[0] in getattr(command, "commands", {}):
         command = command.commands[rest.pop(0)]
     if hasattr(command, "commands"):
-        return isinstance(command, Listing) or rest != []
+        return isinstance(command, ListingGroup) or rest != []
     try:
         command.make_context("backlot", rest)
     except TyperException:

@@ -16,7 +16,7 @@ from infra.settings import Settings, load_settings
 from infra.tasks import FailedTask, Resources, configure
 from workers.recommendations.opening import open_preparing
 from workers.speech.opening import media_urls, open_speech
-from workers.tasks import Means, declare, give_up
+from workers.tasks import TaskMeans, declare, give_up
 from workers.translation.opening import open_translation
 
 
@@ -43,7 +43,7 @@ except OperatorError as wrong:
 
 
 @asynccontextmanager
-async def open_means() -> AsyncIterator[Means]:
+async def open_means() -> AsyncIterator[TaskMeans]:
     """Opened on the tasks' event loop, in each process after the fork."""
     recorder = open_recorder(DATABASE_URL, limits=Limits.from_settings(settings.database))
     bus = CommandBus(recorder, retries=settings.commands.retries)
@@ -54,7 +54,7 @@ async def open_means() -> AsyncIterator[Means]:
                 open_translation(settings.translation, settings.llm, bus, redis) as translation,
                 open_preparing(settings, DATABASE_URL, redis) as recommendations,
             ):
-                yield Means(
+                yield TaskMeans(
                     translation, open_speech(settings.speech, bus, media_url), recommendations
                 )
     finally:

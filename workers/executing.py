@@ -11,14 +11,14 @@ from commands.batch import Executed
 from commands.bus import CommandBus
 from commands.command import Command
 from infra.batching import QueueFull
-from infra.tasks import Origin, Postponed
+from infra.tasks import Postponed, TaskOrigin
 
 R = TypeVar("R")
 
 STORE_SECONDS = 5.0
 
 
-async def execute(bus: CommandBus, command: Command[R], actor: str, origin: Origin) -> R:
+async def execute(bus: CommandBus, command: Command[R], actor: str, origin: TaskOrigin) -> R:
     """What the command answers. Raises Postponed when the event store is away or overrun."""
     correlation = origin.correlation_id or actor
     causation = origin.causation_id or correlation

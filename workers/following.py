@@ -34,7 +34,7 @@ ORDER BY seq LIMIT %b
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
+class UnreadableRecord:
     """Something recorded that makes no message, with what is wrong with it."""
 
     topic: str
@@ -47,7 +47,7 @@ class Stretch:
     """What lies behind a position, up to `until`; `head` is the end as it was seen before."""
 
     messages: Sequence[Message]
-    unreadable: Sequence[Unreadable]
+    unreadable: Sequence[UnreadableRecord]
     until: int
     head: int
 
@@ -88,12 +88,12 @@ class EventFeed:
             return Stretch((), (), after, head)
         window = self._log.read(conn, after, head)
         messages: list[Message] = []
-        unreadable: list[Unreadable] = []
+        unreadable: list[UnreadableRecord] = []
         for stored in window.events:
             try:
                 messages.append(self._tell(*self._log.decode(stored)))
             except (MapperDeserialisationError, NotPublishable) as error:
-                unreadable.append(Unreadable(stored.topic, stored.position, str(error)))
+                unreadable.append(UnreadableRecord(stored.topic, stored.position, str(error)))
         return Stretch(messages, unreadable, window.until, head)
 
 
@@ -115,13 +115,13 @@ class TelemetryFeed:
             set_json_loads(orjson.loads, cursor)
             rows = cursor.execute(READ_TELEMETRY, limits, prepare=True).fetchall()
         messages: list[Message] = []
-        unreadable: list[Unreadable] = []
+        unreadable: list[UnreadableRecord] = []
         for seq, *fields in rows:
             event = TelemetryEvent(*fields)
             try:
                 messages.append(from_telemetry(seq, event))
             except NotPublishable as error:
-                unreadable.append(Unreadable(event.topic, seq, str(error)))
+                unreadable.append(UnreadableRecord(event.topic, seq, str(error)))
         until = rows[-1][0] if len(rows) >= self._batch_events else head
         return Stretch(messages, unreadable, until, head)
 

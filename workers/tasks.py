@@ -29,7 +29,7 @@ SPEECH_LIMIT_MS = 4 * 3600 * 1000
 
 
 @dataclass(frozen=True)
-class Means:
+class TaskMeans:
     """What the tasks of one process share."""
 
     translation: CommentTranslation
@@ -46,7 +46,7 @@ class Tasks:
     prepare_recommendations: Actor[..., Any]
 
 
-def declare(broker: Broker, means: Callable[[], Means]) -> Tasks:
+def declare(broker: Broker, means: Callable[[], TaskMeans]) -> Tasks:
     """Declare every task at the broker; `means` is asked when one runs."""
 
     @dramatiq.actor(actor_name=TRANSLATE_COMMENT, queue_name=TRANSLATION, broker=broker)
@@ -81,7 +81,7 @@ def declare(broker: Broker, means: Callable[[], Means]) -> Tasks:
     return Tasks(translate_comment, transcribe_video, prepare_recommendations)
 
 
-async def give_up(means: Means, failed: FailedTask) -> None:
+async def give_up(means: TaskMeans, failed: FailedTask) -> None:
     """Record what it means that a task was given up."""
     if failed.actor == TRANSLATE_COMMENT:
         await means.translation.give_up(UUID(failed.args[0]), failed)

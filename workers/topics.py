@@ -35,7 +35,7 @@ ORDER BY source, position LIMIT %s
 
 
 @dataclass(frozen=True, slots=True)
-class Relayed:
+class RelayProgress:
     """How far a source is published; no position where no relay has ever run."""
 
     source: str
@@ -117,9 +117,9 @@ def topics() -> list[dict[str, str]]:
     ]
 
 
-def relayed(conn: Connection[Any]) -> list[Relayed]:
+def relayed(conn: Connection[Any]) -> list[RelayProgress]:
     """How far each source is published."""
-    with conn.cursor(row_factory=class_row(Relayed)) as cursor:
+    with conn.cursor(row_factory=class_row(RelayProgress)) as cursor:
         return cursor.execute(RELAY).fetchall()
 
 

@@ -12,10 +12,10 @@ import httpx
 from backlot.calls import CallFailed
 from backlot.demo.calls import Person
 from backlot.demo.clips import Clip
-from backlot.demo.script import SECOND_THOUGHT, Afterthought, Liking, Role, Visit
+from backlot.demo.script import SECOND_THOUGHT, Afterthought, Liking, ViewerRole, Visit
 from backlot.upload.api import Details
 from backlot.upload.file import LocalFile
-from backlot.upload.transfer import Plan, Transfer
+from backlot.upload.transfer import Transfer, TransferPlan
 
 PEOPLE_AT_ONCE = 16
 FIRST_BYTES = 64 * 1024
@@ -72,17 +72,19 @@ async def upload(studio: Person, clip: Clip, sent: Callable[[int], None]) -> Fil
     }
     with LocalFile(clip.path) as file:
         started = await studio.uploads.start(details, str(uuid4()))
-        plan = Plan.begun(started, file.size)
+        plan = TransferPlan.begun(started, file.size)
         done = await Transfer(studio.uploads, file, plan, progress=sent).run()
         beginning = b"".join([block async for block in file.blocks(0, min(FIRST_BYTES, file.size))])
     return Film(clip, str(done.video_id), done.size_bytes, plan.part_count, beginning)
 
 
-async def play(roles: list[Role], enter: Callable[[str], Person], stage: Stage) -> list[Person]:
+async def play(
+    roles: list[ViewerRole], enter: Callable[[str], Person], stage: Stage
+) -> list[Person]:
     """Everybody plays their role, many at once; returns the people, in the order of the roles."""
     at_once = asyncio.Semaphore(PEOPLE_AT_ONCE)
 
-    async def appear(role: Role) -> Person:
+    async def appear(role: ViewerRole) -> Person:
         async with at_once:
             person = enter(role.name)
             for visit in role.visits:

@@ -12,7 +12,7 @@ MOST_LISTS = 50
 
 
 @dataclass(frozen=True)
-class Counts:
+class ReadBackCounts:
     """What the query API says about one video."""
 
     views: int
@@ -20,7 +20,7 @@ class Counts:
     comments: int
 
 
-async def read_back(studio: Person, people: Sequence[Person], stage: Stage) -> list[Counts]:
+async def read_back(studio: Person, people: Sequence[Person], stage: Stage) -> list[ReadBackCounts]:
     """The counts of each film; whatever differs from what was done is noted on the stage."""
     await _close(studio, stage.films, len(people))
     counts = [await _film(studio, film, stage) for film in stage.films]
@@ -39,11 +39,11 @@ async def _close(studio: Person, films: Sequence[Film], viewers: int) -> None:
         await studio.command("PATCH", f"/videos/{film.video_id}", {"description": told})
 
 
-async def _film(studio: Person, film: Film, stage: Stage) -> Counts:
+async def _film(studio: Person, film: Film, stage: Stage) -> ReadBackCounts:
     path, title = f"/videos/{film.video_id}", film.clip.title
     video = await studio.query(path)
-    found = Counts(video["views"], video["likes"], video["comments"])
-    done = Counts(film.views, len(film.likers), len(film.comments))
+    found = ReadBackCounts(video["views"], video["likes"], video["comments"])
+    done = ReadBackCounts(film.views, len(film.likers), len(film.comments))
     stage.expect(title, done, found)
     comments = {item["commentId"]: item["content"] for item in await studio.all(f"{path}/comments")}
     if comments != film.comments:

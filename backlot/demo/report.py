@@ -23,7 +23,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Report:
+class DemoReport:
     """What happened; `mismatches` is empty when everything read back is what was done."""
 
     url: str

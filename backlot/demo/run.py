@@ -18,8 +18,8 @@ from backlot.demo.calls import DemoFailed, Meter, Person
 from backlot.demo.clips import make_clips
 from backlot.demo.lanes import Lanes
 from backlot.demo.play import PEOPLE_AT_ONCE, Film, Stage, play, upload
-from backlot.demo.readback import Counts, read_back
-from backlot.demo.report import Line, Report
+from backlot.demo.readback import ReadBackCounts, read_back
+from backlot.demo.report import DemoReport, Line
 from backlot.demo.screen import show
 from backlot.demo.script import cast
 from backlot.screen import BYTES, Screen
@@ -49,7 +49,7 @@ def run_demo(url: str, *, settings: Settings, viewers: int = 25, as_json: bool =
     return ExitCode.DONE if report.ok else ExitCode.NOT_WELL
 
 
-async def _run(url: str, settings: Settings, viewers: int) -> Report:
+async def _run(url: str, settings: Settings, viewers: int) -> DemoReport:
     started = time.perf_counter()
     meter, screen = Meter(), Screen()
     try:
@@ -64,7 +64,7 @@ async def _run(url: str, settings: Settings, viewers: int) -> Report:
     except CallFailed as error:
         raise DemoFailed(f"the demo was broken off: {error}") from error
     languages = sorted(set[str]().union(*(film.languages for film in films)))
-    return Report(
+    return DemoReport(
         url=url,
         viewers=viewers,
         lines=[_line(url, film, found) for film, found in zip(films, counts, strict=True)],
@@ -150,7 +150,7 @@ async def _premiere(studio: Person, screen: Screen) -> list[Film]:
 
 async def _first_day(
     films: list[Film], viewers: int, door: Door, screen: Screen
-) -> tuple[Stage, list[Counts]]:
+) -> tuple[Stage, list[ReadBackCounts]]:
     roles = cast(viewers, len(films))
     visits = sum(len(role.visits) for role in roles)
     with screen.act("watching", visits, "visits") as act:
@@ -160,7 +160,7 @@ async def _first_day(
     return stage, await read_back(door.enter(STUDIO), people, stage)
 
 
-def _line(url: str, film: Film, found: Counts) -> Line:
+def _line(url: str, film: Film, found: ReadBackCounts) -> Line:
     path = f"{url}/videos/{film.video_id}"
     return Line(
         video_id=film.video_id,

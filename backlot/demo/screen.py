@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from backlot import layout
-from backlot.demo.report import Report
+from backlot.demo.report import DemoReport
 
 HEADINGS = ("video", "MB", "parts", "views", "likes", "comments")
 
 
-def show(report: Report) -> None:
+def show(report: DemoReport) -> None:
     """The summary, on standard output."""
     console = Console(width=layout.width())
     rows = [

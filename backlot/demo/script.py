@@ -81,17 +81,17 @@ class Visit:
 
 
 @dataclass(frozen=True)
-class Role:
+class ViewerRole:
     """One viewer, and what they do one after the other."""
 
     name: str
     visits: tuple[Visit, ...]
 
 
-def cast(viewers: int, videos: int) -> list[Role]:
+def cast(viewers: int, videos: int) -> list[ViewerRole]:
     """The roles of `viewers` people, each of whom watches every one of the videos."""
     return [
-        Role(name_of(number), tuple(_visit(number, video) for video in range(videos)))
+        ViewerRole(name_of(number), tuple(_visit(number, video) for video in range(videos)))
         for number in range(viewers)
     ]
 

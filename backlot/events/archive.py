@@ -62,10 +62,10 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write the events to a file; after an interruption the same command goes on."""
-    from infra.archive import Wish, export_log
+    from infra.archive import ExportRequest, export_log
 
     settings, screen = load_settings(), Screen()
-    wish = Wish(export_format, payload, first, last)
+    wish = ExportRequest(export_format, payload, first, last)
     asked: Members = {"file": str(file), "format": str(export_format), "payload": str(payload)}
     with (
         _connected(settings, "export") as conn,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PAGE = 200
 
 
-class Order(StrEnum):
+class SortOrder(StrEnum):
     """By position."""
 
     ASC = "asc"
@@ -75,7 +75,7 @@ def list_events(
     until: Annotated[str | None, typer.Option("--to", help="Before this time.")] = None,
     after: Annotated[int, typer.Option(min=0, help="After this position.")] = 0,
     before: Annotated[int | None, typer.Option(min=1, help="Before this position.")] = None,
-    order: Annotated[Order, typer.Option(help="desc: newest first.")] = Order.DESC,
+    order: Annotated[SortOrder, typer.Option(help="desc: newest first.")] = SortOrder.DESC,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 50,
     cursor: Annotated[str | None, typer.Option(help="Where the page before ended.")] = None,
     everything: Annotated[
@@ -100,7 +100,7 @@ def list_events(
         until=moment("--to", until, now),
         after=after,
         before=END_OF_LOG if before is None else before,
-        newest_first=order is Order.DESC,
+        newest_first=order is SortOrder.DESC,
     )
     lines = Lines(as_json=as_json)
 

@@ -10,7 +10,7 @@ from backlot.projections.lines import differences
 from backlot.projections.operating import Operator, operating, require_done
 from backlot.projections.replay_screen import ReplayScreen
 from backlot.question import agrees
-from domain.operation import Members, Outcome
+from domain.operation import Members, OperationOutcome
 from infra.errors import ExitCode
 from infra.operations import request
 from infra.settings import load_settings
@@ -34,7 +34,7 @@ def rebuild(action: str, parameters: Members, *, detach: bool, as_json: bool) ->
         ended, found = _carry_out(operator, action, parameters)
     result: dict[str, Any] = dict(ended.result)
     show("\n".join([_told(result), *differences(found)]), result, as_json)
-    if ended.outcome is Outcome.CANCELLED:
+    if ended.outcome is OperationOutcome.CANCELLED:
         return ExitCode.UNCONFIRMED
     differs = action == "verify" and result["difference"]["differs"]
     return ExitCode.NOT_WELL if differs else ExitCode.DONE
@@ -54,7 +54,7 @@ def _carry_out(
         ended = operator.attempt(
             action, NAME, parameters, operator.tools(screen, agrees, found.append)
         )
-    done = ended if ended.outcome is Outcome.CANCELLED else require_done(ended)
+    done = ended if ended.outcome is OperationOutcome.CANCELLED else require_done(ended)
     return done, found[-1].as_dict(values=True)
 
 

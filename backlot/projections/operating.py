@@ -17,11 +17,11 @@ from eventsourcing.persistence import PersistenceError
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from backlot.database import database_url
+from backlot.database import DatabaseAway, database_url
 from backlot.names import require
 from backlot.recorded import operator_name, recordable
 from backlot.wiring import ReadModels, analytics_means, open_counters
-from domain.operation import Members, Outcome
+from domain.operation import Members, OperationOutcome
 from infra.connecting import explained
 from infra.counters import Counters
 from infra.errors import OperatorError
@@ -30,7 +30,7 @@ from infra.operations import load, recording
 from infra.settings import Settings
 from projections import positions
 from projections.analytics.rebuilding import NAME as ANALYTICS
-from projections.analytics.rebuilding import Means
+from projections.analytics.rebuilding import AnalyticsMeans
 from projections.connecting import connect
 from projections.operating.acting import Ended, Tools, say_no
 from projections.operating.actions import carry_out
@@ -44,10 +44,6 @@ class NotDone(OperatorError):
     """The action was refused, or failed; the text says why."""
 
 
-class DatabaseAway(OperatorError):
-    """The database does not answer, or is not one of Backlot's."""
-
-
 @dataclass(frozen=True)
 class Operator:
     """Who acts, and on what; `stopping` ends what takes long."""
@@ -58,7 +54,7 @@ class Operator:
     recorder: GroupCommitRecorder
     models: dict[str, Projection]
     counters: Counters | None
-    analytics: Means
+    analytics: AnalyticsMeans
     stopping: Event = field(default_factory=Event)
 
     def projection(self, name: str) -> Projection:
@@ -107,7 +103,7 @@ class Operator:
 
 def require_done(ended: Ended) -> Ended:
     """The end of what was done; raises NotDone for any other."""
-    if ended.outcome is not Outcome.DONE:
+    if ended.outcome is not OperationOutcome.DONE:
         told = ended.result.get("reason") or ended.result.get("error") or str(ended.outcome)
         raise NotDone(str(told))
     return ended

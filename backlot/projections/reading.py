@@ -6,8 +6,7 @@ import asyncio
 
 import psycopg
 
-from backlot.database import database_url
-from backlot.projections.operating import DatabaseAway
+from backlot.database import DatabaseAway, database_url
 from backlot.signals import run
 from backlot.wiring import ReadModels
 from infra.connecting import UNHURRIED, explained, open_async_connection

@@ -13,7 +13,7 @@ from backlot.projections.lines import differences
 from backlot.projections.operating import NotDone, Operator, require_done
 from backlot.projections.replay_screen import ReplayScreen
 from backlot.signals import Stop
-from domain.operation import Members, Operation, Outcome
+from domain.operation import Members, Operation, OperationOutcome
 from infra.operations import claim, describe, finish, load, release, request
 from projections import positions
 from projections.connecting import is_outage
@@ -137,7 +137,9 @@ class Replaying:
             return carry_out(self._conn, self._tools(screen), operation)
         except Exception as error:
             if not is_outage(error):
-                self._finish(operation.id, Ended(Outcome.FAILED, {"error": describe(error)}))
+                self._finish(
+                    operation.id, Ended(OperationOutcome.FAILED, {"error": describe(error)})
+                )
             raise
 
     def _tools(self, screen: ReplayScreen) -> Tools:
@@ -145,7 +147,7 @@ class Replaying:
 
     def _finish(self, operation_id: UUID, ended: Ended) -> None:
         finish(self._operator.recorder, operation_id, *ended, self._operator.actor)
-        if ended.outcome is Outcome.REFUSED:
+        if ended.outcome is OperationOutcome.REFUSED:
             require_done(ended)
 
     def _interrupted(self) -> Interrupted:

@@ -10,14 +10,14 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from backlot import names
-from backlot.group import Listing, group
+from backlot.group import ListingGroup, group
 from backlot.layout import table
 from backlot.output import Json, given, show
 from backlot.question import Yes, require_yes
 from infra.errors import OperatorError, UsageError
 from infra.settings import load_settings
 
-app = group("Messages that could not be handled; the list of them.", Listing)
+app = group("Messages that could not be handled; the list of them.", ListingGroup)
 
 OfConsumer = Annotated[str | None, typer.Option("--consumer", help="Only of this consumer.")]
 OfTopic = Annotated[
@@ -44,7 +44,7 @@ class NoSuchMessage(OperatorError):
     """No dead message has that id."""
 
 
-class NothingNamed(UsageError):
+class NoMessageNamed(UsageError):
     """Neither some dead messages, nor all of them, nor all like one; or two of these."""
 
 
@@ -125,7 +125,7 @@ def discard(
 def require_choice(ids: list[int] | None, *, every: bool, all_like: int | None) -> None:
     """Raise NothingNamed unless it is said in one way which dead messages are meant."""
     if [bool(ids), every, all_like is not None].count(True) != 1:
-        raise NothingNamed("name dead messages by their ids, or say --all, or --all-like one")
+        raise NoMessageNamed("name dead messages by their ids, or say --all, or --all-like one")
 
 
 def chosen(conn: Connection[Any], ids: list[int] | None, all_like: int | None) -> list[int] | None:

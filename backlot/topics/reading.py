@@ -9,14 +9,9 @@ import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from backlot.database import database_url
+from backlot.database import DatabaseAway, database_url
 from infra.connecting import explained, open_connection
-from infra.errors import OperatorError
 from infra.settings import Settings
-
-
-class DatabaseAway(OperatorError):
-    """The database does not answer, or is not one of Backlot's."""
 
 
 @contextmanager

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from backlot.layout import table
 from workers import topics
-from workers.topics import ConsumerPlace, Relayed
+from workers.topics import ConsumerPlace, RelayProgress
 
 
-def as_lines(relay: Sequence[Relayed], consumers: Sequence[ConsumerPlace]) -> list[str]:
+def as_lines(relay: Sequence[RelayProgress], consumers: Sequence[ConsumerPlace]) -> list[str]:
     """Three short tables: topics, the relay, consumers."""
     rows = [(each["topic"], each["source"], each["deadLetters"]) for each in topics.topics()]
     lines = [*table(("topic", "made from", "dead letters"), rows), ""]
@@ -21,5 +21,5 @@ def as_lines(relay: Sequence[Relayed], consumers: Sequence[ConsumerPlace]) -> li
     return lines
 
 
-def _published(each: Relayed) -> tuple[object, ...]:
+def _published(each: RelayProgress) -> tuple[object, ...]:
     return each.source, each.position if each.updated_at else "never", each.head, each.lag

@@ -20,7 +20,7 @@ from backlot.upload.api import UploadApi
 from backlot.upload.file import LocalFile
 from backlot.upload.memory import Memory, state_folder
 from backlot.upload.problems import UploadFailed
-from backlot.upload.session import Session, Uploaded, Wishes
+from backlot.upload.session import Uploaded, UploadSession, Wishes
 from infra.errors import ExitCode
 
 # Outlasts a server's restart: two minutes at most, and whatever pauses the server asks for.
@@ -93,7 +93,7 @@ async def _run(
     memory = Memory(state_folder(os.environ), file, target.url, user, screen.say)
     async with _client(target.url) as http:
         api = UploadApi(http, target.token, patience=PATIENCE, note=Notes(screen.say))
-        session = Session(api, file, memory, screen, parallel=parallel)
+        session = UploadSession(api, file, memory, screen, parallel=parallel)
         try:
             return await session.run(wishes, resume=resume)
         except CallFailed as failure:
@@ -155,7 +155,7 @@ class Notes:
             self._say(f"{failure}; trying again")
 
 
-def _explained(failure: CallFailed, url: str, session: Session) -> UploadFailed:
+def _explained(failure: CallFailed, url: str, session: UploadSession) -> UploadFailed:
     if session.under_way:
         return UploadFailed(f"broken off: {failure}; {AGAIN}")
     if failure.status is None and failure.passing:

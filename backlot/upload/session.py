@@ -14,7 +14,7 @@ from backlot.upload.api import Details, UploadApi
 from backlot.upload.file import LocalFile
 from backlot.upload.memory import Begun, Memory
 from backlot.upload.problems import FileChanged, UploadEnded, UploadFailed
-from backlot.upload.transfer import Plan, Transfer
+from backlot.upload.transfer import Transfer, TransferPlan
 from commands.upload_shapes import UploadCompleted
 from infra.contract import UploadStatus
 
@@ -42,7 +42,7 @@ class Uploaded:
     resumed: bool
 
 
-class Session:
+class UploadSession:
     """One run of the client, for one file. `under_way`: parts of it may have arrived."""
 
     def __init__(
@@ -93,7 +93,7 @@ class Session:
         return status
 
     async def _go_on(self, status: UploadStatus) -> Uploaded:
-        plan = Plan.resumed(status)
+        plan = TransferPlan.resumed(status)
         if status.status == "completed":
             self._screen.say("an earlier run came as far as completing it")
             video = await self._api.complete(plan.upload_id, [])
@@ -102,7 +102,7 @@ class Session:
         self._screen.say(f"resuming: {len(plan.arrived)} of {plan.part_count} parts have arrived")
         return await self._transfer(plan, resumed=True)
 
-    async def _begin(self, begun: Begun) -> Plan:
+    async def _begin(self, begun: Begun) -> TransferPlan:
         """Remembered before it is asked for, so that a crash begins no second upload."""
         self._memory.remember(begun)
         try:
@@ -113,9 +113,9 @@ class Session:
             raise
         known = {"upload_id": started.upload_id, "position": self._api.position}
         self._memory.remember(begun.model_copy(update=known))
-        return Plan.begun(started, self._file.size)
+        return TransferPlan.begun(started, self._file.size)
 
-    async def _transfer(self, plan: Plan, *, resumed: bool) -> Uploaded:
+    async def _transfer(self, plan: TransferPlan, *, resumed: bool) -> Uploaded:
         self.under_way = True
         with self._screen.act("uploading", plan.size, BYTES) as act:
             transfer = Transfer(

@@ -25,7 +25,7 @@ ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class Plan:
+class TransferPlan:
     """An upload under way; sizes in bytes, `arrived` and `urls` as far as they are known."""
 
     upload_id: UUID
@@ -36,13 +36,13 @@ class Plan:
     urls: Iterable[PartUrl] = ()
 
     @classmethod
-    def begun(cls, started: UploadStarted, size: int) -> Plan:
+    def begun(cls, started: UploadStarted, size: int) -> TransferPlan:
         """Everything is still to be sent."""
         layout = (started.part_size_bytes, started.part_count)
         return cls(started.upload_id, size, *layout, urls=started.parts)
 
     @classmethod
-    def resumed(cls, status: UploadStatus) -> Plan:
+    def resumed(cls, status: UploadStatus) -> TransferPlan:
         """Some parts have arrived."""
         arrived = {part.number: part for part in status.parts}
         layout = (status.size_bytes, status.part_size_bytes, status.part_count)
@@ -54,10 +54,10 @@ class Plan:
         return offset, min(self.part_bytes, self.size - offset)
 
 
-class PartUrls:
+class PartUrlSupply:
     """Hands out an URL per try, asking for many at once."""
 
-    def __init__(self, api: UploadApi, plan: Plan) -> None:
+    def __init__(self, api: UploadApi, plan: TransferPlan) -> None:
         self._api, self._upload_id = api, plan.upload_id
         self._known = {url.number: url for url in plan.urls}
         numbers = range(1, plan.part_count + 1)
@@ -99,7 +99,7 @@ class Transfer:
         self,
         api: UploadApi,
         file: LocalFile,
-        plan: Plan,
+        plan: TransferPlan,
         *,
         parallel: int = 4,
         progress: Callable[[int], None] = unseen,
@@ -107,7 +107,7 @@ class Transfer:
         self._api, self._file, self._plan = api, file, plan
         self._parallel, self._progress = parallel, progress
         self._arrived = dict(plan.arrived)
-        self._urls = PartUrls(api, plan)
+        self._urls = PartUrlSupply(api, plan)
         self._etags: dict[int, str] = {}
         self.parts_sent = 0
 

@@ -15,8 +15,8 @@ from psycopg.rows import TupleRow
 from infra.archive.plan import (
     ExportFormat,
     ExportRefused,
+    ExportRequest,
     Plan,
-    Wish,
     make_plan,
     plan_from_json,
 )
@@ -35,7 +35,7 @@ Begun = Callable[[Plan, int], None]
 def export_log(
     conn: Connection[TupleRow],
     path: Path,
-    wish: Wish,
+    wish: ExportRequest,
     *,
     on_begun: Begun = lambda plan, done: None,
     on_progress: Callable[[int], None] = lambda events: None,
@@ -72,7 +72,7 @@ def _writer(partial: Path, plan: Plan) -> Writer:
 
 
 @contextmanager
-def _planned(conn: Connection[TupleRow], path: Path, wish: Wish) -> Iterator[Plan]:
+def _planned(conn: Connection[TupleRow], path: Path, wish: ExportRequest) -> Iterator[Plan]:
     """The plan that was begun, or a new one, for this process alone; removed once fulfilled."""
     kept = path.with_name(f"{path.name}.partial.json")
     if path.exists():

@@ -32,7 +32,7 @@ class ExportFormat(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ExportRequest:
     """What somebody wants exported; without `first` and `last`, the log as it is now."""
 
     format: ExportFormat = ExportFormat.JSONL
@@ -64,7 +64,7 @@ class Plan:
         """Whether the export holds the exact bytes, so that it can be verified and imported."""
         return self.format is ExportFormat.JSONL and self.payload is PayloadMode.FULL
 
-    def fulfils(self, wish: Wish) -> bool:
+    def fulfils(self, wish: ExportRequest) -> bool:
         """Whether it is what is wanted, though the log may have grown since."""
         last = self.last if wish.last is None else wish.last
         asked = (wish.format, wish.payload, wish.first or 1, last)
@@ -82,7 +82,7 @@ def plan_from_json(text: bytes) -> Plan:
     return Plan(ExportFormat(said["format"]), PayloadMode(said["payload"]), *numbers)
 
 
-def make_plan(conn: Connection[TupleRow], wish: Wish) -> Plan:
+def make_plan(conn: Connection[TupleRow], wish: ExportRequest) -> Plan:
     """What the wish means for the log as it is now. Raises ExportRefused."""
     end = head(conn)
     if wish.last is not None and wish.last > end:

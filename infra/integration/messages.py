@@ -89,7 +89,7 @@ def _comment_edited(id_: UUID, event: Comment.Edited) -> values.CommentEdited:
     }
 
 
-def _comment_deleted(id_: UUID, event: Comment.Deleted) -> values.CommentDeleted:
+def _comment_deleted(id_: UUID, event: Comment.Deleted) -> values.CommentDeletedValue:
     return {
         "id": id_,
         "commentId": event.originator_id,
@@ -119,7 +119,7 @@ def _like_changed(id_: UUID, event: VideoLikes.Event) -> values.LikeChanged:
     }
 
 
-def _upload_completed(id_: UUID, event: Upload.Completed) -> values.UploadCompleted:
+def _upload_completed(id_: UUID, event: Upload.Completed) -> values.UploadCompletedValue:
     return {
         "id": id_,
         "uploadId": event.originator_id,
@@ -131,7 +131,7 @@ def _upload_completed(id_: UUID, event: Upload.Completed) -> values.UploadComple
     }
 
 
-def _upload_aborted(id_: UUID, event: Upload.Event) -> values.UploadAborted:
+def _upload_aborted(id_: UUID, event: Upload.Event) -> values.UploadAbortedValue:
     return {
         "id": id_,
         "uploadId": event.originator_id,

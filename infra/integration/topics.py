@@ -22,15 +22,15 @@ UPLOAD_ABORTED = "upload.aborted"
 TOPICS: dict[str, type[Value]] = {
     COMMENT_CREATED: values.CommentCreated,
     COMMENT_EDITED: values.CommentEdited,
-    COMMENT_DELETED: values.CommentDeleted,
+    COMMENT_DELETED: values.CommentDeletedValue,
     COMMENT_TRANSLATED: values.CommentTranslated,
     VIDEO_LIKED: values.LikeChanged,
     VIDEO_UNLIKED: values.LikeChanged,
     VIDEO_VIEWED: values.VideoViewed,
     VIDEO_WATCH_TIME: values.VideoWatchTime,
     VIDEO_SHARED: values.VideoShared,
-    UPLOAD_COMPLETED: values.UploadCompleted,
-    UPLOAD_ABORTED: values.UploadAborted,
+    UPLOAD_COMPLETED: values.UploadCompletedValue,
+    UPLOAD_ABORTED: values.UploadAbortedValue,
 }
 TELEMETRY = frozenset((VIDEO_VIEWED, VIDEO_WATCH_TIME, VIDEO_SHARED))
 

@@ -30,7 +30,7 @@ class CommentEdited(CommentCreated):
     """A comment has another text."""
 
 
-class CommentDeleted(Value):
+class CommentDeletedValue(Value):
     """A comment is gone from every read."""
 
     commentId: UUID
@@ -83,7 +83,7 @@ class VideoShared(Watched, total=False):
     channel: str
 
 
-class UploadEnded(Value):
+class UploadEndedValue(Value):
     """An upload came to an end; `userId` is its owner."""
 
     uploadId: UUID
@@ -92,14 +92,14 @@ class UploadEnded(Value):
     ts: datetime
 
 
-class UploadCompleted(UploadEnded):
+class UploadCompletedValue(UploadEndedValue):
     """An upload became a video of `sizeBytes`."""
 
     sizeBytes: int
     etag: str
 
 
-class UploadAborted(UploadEnded):
+class UploadAbortedValue(UploadEndedValue):
     """An upload was given up by its owner, or nobody went on with it until it expired."""
 
     reason: Literal["requested", "expired"]

@@ -7,7 +7,7 @@ transaction of Kafka is needed.
 from __future__ import annotations
 
 from infra.kafka.options import KafkaAway, KafkaOptions
-from infra.kafka.publishing import Outgoing, Publisher, Refused, Sent
+from infra.kafka.publishing import Outgoing, Publisher, RefusedMessage, Sent
 from infra.kafka.reading import Partition, Reader, Record
 
 __all__ = [
@@ -18,6 +18,6 @@ __all__ = [
     "Publisher",
     "Reader",
     "Record",
-    "Refused",
+    "RefusedMessage",
     "Sent",
 ]

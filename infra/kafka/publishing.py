@@ -37,7 +37,7 @@ class Outgoing(NamedTuple):
     headers: Headers
 
 
-class Refused(NamedTuple):
+class RefusedMessage(NamedTuple):
     """A message, by its number in what was to be published, that Kafka will never take, and why."""
 
     number: int
@@ -63,7 +63,7 @@ class Sent(NamedTuple):
     """Messages on their way, by their numbers, and those that were refused at once."""
 
     waiting: list[tuple[int, Future[Any]]]
-    refused: list[Refused]
+    refused: list[RefusedMessage]
 
     def forget(self) -> None:
         """Wait for none of it: else whoever is told of one failure is warned of all the others."""
@@ -112,7 +112,7 @@ class Publisher:
             raise KafkaAway(describe(error)) from error
         self._producer = producer
 
-    async def publish(self, messages: Sequence[Outgoing]) -> list[Refused]:
+    async def publish(self, messages: Sequence[Outgoing]) -> list[RefusedMessage]:
         """Return once every message is acknowledged, but for those that Kafka refuses.
 
         Raises KafkaAway: then any of them may have been published, and all have to be again, by
@@ -129,7 +129,7 @@ class Publisher:
                     try:
                         one = await self._producer.send(topic, value, key=key, headers=headers)
                     except MessageSizeTooLargeError as error:
-                        sent.refused.append(Refused(number, describe(error)))
+                        sent.refused.append(RefusedMessage(number, describe(error)))
                     else:
                         sent.waiting.append((number, one))
         except (KafkaError, TimeoutError) as error:
@@ -137,7 +137,7 @@ class Publisher:
             raise KafkaAway(describe(error)) from error
         return sent
 
-    async def acknowledged(self, sent: Sent) -> list[Refused]:
+    async def acknowledged(self, sent: Sent) -> list[RefusedMessage]:
         """Return once all that was sent is acknowledged, but for what Kafka refuses.
 
         Raises KafkaAway as `publish` does.
@@ -148,7 +148,7 @@ class Publisher:
                     try:
                         await one
                     except MessageSizeTooLargeError as error:
-                        sent.refused.append(Refused(number, describe(error)))
+                        sent.refused.append(RefusedMessage(number, describe(error)))
         except (KafkaError, TimeoutError) as error:
             raise KafkaAway(describe(error)) from error
         finally:

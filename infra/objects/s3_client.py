@@ -11,7 +11,7 @@ from botocore.config import Config
 
 from infra.errors import OperatorError
 from infra.objects.s3_answers import S3Error
-from infra.objects.s3_signing import Keys
+from infra.objects.s3_signing import AccessKeys
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -60,10 +60,10 @@ class S3Session:
             )
         self._credentials = found
 
-    def keys(self) -> Keys:
+    def keys(self) -> AccessKeys:
         """What to sign with now; temporary credentials are renewed by botocore when due."""
         now = self._credentials.get_frozen_credentials()
-        return Keys(now.access_key or "", now.secret_key or "", now.token)
+        return AccessKeys(now.access_key or "", now.secret_key or "", now.token)
 
     def client(self, *, connect: float = 3, read: float = 30, attempts: int = 3) -> S3Client:
         """A client with these timeouts in seconds for each of its attempts."""

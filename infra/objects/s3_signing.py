@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 ALGORITHM = "AWS4-HMAC-SHA256"
 
 
-class Keys(NamedTuple):
+class AccessKeys(NamedTuple):
     """Credentials of one moment; `token` comes with temporary ones."""
 
     access_key: str
@@ -42,7 +42,7 @@ class S3UrlSigner:
         query: Mapping[str, str],
         *,
         headers: Mapping[str, str],
-        keys: Keys,
+        keys: AccessKeys,
         at: datetime,
         ttl: timedelta,
     ) -> str:

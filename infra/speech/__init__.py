@@ -13,10 +13,9 @@ from infra.speech.port import (
     TranscriptionFailed,
     TranscriptionTimedOut,
 )
-from infra.speech.whisper import Limits, WhisperTranscriber
+from infra.speech.whisper import TranscriptionLimits, WhisperTranscriber
 
 __all__ = [
-    "Limits",
     "MediaTooLarge",
     "MediaUnreadable",
     "Segment",
@@ -25,6 +24,7 @@ __all__ = [
     "Transcriber",
     "Transcript",
     "TranscriptionFailed",
+    "TranscriptionLimits",
     "TranscriptionTimedOut",
     "WhisperTranscriber",
     "available",

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from infra.speech.port import MediaUnreadable
-from infra.speech.programs import Ended, run
+from infra.speech.programs import ProgramExit, run
 
 PROGRAMS = ("ffmpeg", "ffprobe")
 SAMPLE_RATE = 16_000
@@ -87,7 +87,7 @@ def _input(source: str) -> list[str]:
     return ["-protocol_whitelist", "file", "-format_whitelist", FORMATS, "-i", file]
 
 
-def _check(ended: Ended, source: str) -> None:
+def _check(ended: ProgramExit, source: str) -> None:
     """A URL carries its own permission, and is not to be told."""
     if ended.code != 0:
         reason = ended.complaint.replace(source, "the medium").replace("file:the", "the")

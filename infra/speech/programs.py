@@ -11,7 +11,7 @@ from infra.cancellation import to_the_end
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class ProgramExit:
     """How a program ended, and what it said."""
 
     code: int
@@ -20,7 +20,7 @@ class Ended:
     """The last line that it wrote to its standard error."""
 
 
-async def run(*command: str) -> Ended:
+async def run(*command: str) -> ProgramExit:
     """Run a program to its end; one that is cancelled is killed. Raises OSError, not found."""
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=PIPE
@@ -30,7 +30,7 @@ async def run(*command: str) -> Ended:
     finally:
         await _end(process)
     lines = errors.decode(errors="replace").strip().splitlines()
-    return Ended(process.returncode or 0, output, lines[-1] if lines else "")
+    return ProgramExit(process.returncode or 0, output, lines[-1] if lines else "")
 
 
 async def _end(process: Process) -> None:

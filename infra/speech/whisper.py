@@ -24,7 +24,7 @@ from infra.speech.programs import run
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class TranscriptionLimits:
     """What is done for one medium at most."""
 
     media_bytes: int = 16 * 1024**3
@@ -47,11 +47,11 @@ class _Heard(BaseModel):
 class WhisperTranscriber:
     """One medium at a time: listening takes all cores."""
 
-    def __init__(self, model: str, limits: Limits | None = None) -> None:
+    def __init__(self, model: str, limits: TranscriptionLimits | None = None) -> None:
         """Raises WhisperMissing without the extra; the model is loaded for each medium."""
         whisper.require("SPEECH_TRANSCRIPTION=on")
         self._model = model
-        self._limits = limits or Limits()
+        self._limits = limits or TranscriptionLimits()
         self._turn = asyncio.Lock()
         self.name = whisper.name_of(model)
 

@@ -5,7 +5,7 @@ A task runs at least once; whoever writes one makes running it twice harmless.
 
 from infra.tasks.app import configure
 from infra.tasks.broker import make_broker, task_queues
-from infra.tasks.correlation import Origin, current_origin
+from infra.tasks.correlation import TaskOrigin, current_origin
 from infra.tasks.errors import BrokerAway, Postponed
 from infra.tasks.failed import FailedTask
 from infra.tasks.resources import Resources
@@ -15,9 +15,9 @@ from infra.tasks.worker import TaskWorker
 __all__ = [
     "BrokerAway",
     "FailedTask",
-    "Origin",
     "Postponed",
     "Resources",
+    "TaskOrigin",
     "TaskWorker",
     "configure",
     "current_origin",

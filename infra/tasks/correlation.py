@@ -12,25 +12,25 @@ from dramatiq.middleware import Middleware
 from infra.logging import CORRELATION_ID
 
 
-class Origin(NamedTuple):
+class TaskOrigin(NamedTuple):
     """What a command that the task issues is recorded with."""
 
     correlation_id: str | None
     causation_id: str | None
 
 
-NOWHERE = Origin(None, None)
-_ORIGIN: ContextVar[Origin] = ContextVar("task_origin", default=NOWHERE)
+NOWHERE = TaskOrigin(None, None)
+_ORIGIN: ContextVar[TaskOrigin] = ContextVar("task_origin", default=NOWHERE)
 
 
-def current_origin() -> Origin:
+def current_origin() -> TaskOrigin:
     """Where the running task comes from; nowhere outside of one."""
     return _ORIGIN.get()
 
 
-def origin_of(options: dict[str, Any]) -> Origin:
+def origin_of(options: dict[str, Any]) -> TaskOrigin:
     """The same, of a message that may not run here at all."""
-    return Origin(options.get("correlation_id"), options.get("causation_id"))
+    return TaskOrigin(options.get("correlation_id"), options.get("causation_id"))
 
 
 class Correlation(Middleware):

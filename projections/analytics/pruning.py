@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow
 
 from projections.analytics import retention
 from projections.analytics.migrating import Shape, state
-from projections.analytics.retention import REFRESHED, Kept
+from projections.analytics.retention import REFRESHED, Retention
 
 log = structlog.get_logger(__name__)
 
@@ -84,7 +84,7 @@ def _alone(conn: Connection[TupleRow]) -> Iterator[bool]:
             conn.execute(UNLOCK)
 
 
-def _tell_policies(conn: Connection[TupleRow], kept: Kept, now: datetime) -> None:
+def _tell_policies(conn: Connection[TupleRow], kept: Retention, now: datetime) -> None:
     within = f"{(now - kept.going(now) - REFRESHED).days} days"
     after = f"{kept.days} days"
     with conn.transaction():

@@ -27,7 +27,7 @@ RETURNING days, floor
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Retention:
     """Rows go after `days`; those before `floor`, the start of a day (UTC), are gone for good."""
 
     days: int
@@ -46,18 +46,18 @@ class Kept:
         return self.going(now) + REFRESHED
 
 
-def kept(conn: Connection[Any]) -> Kept:
+def kept(conn: Connection[Any]) -> Retention:
     """What the database keeps now; raises psycopg.Error."""
     return _told(conn, KEPT)
 
 
-def keep(conn: Connection[Any], days: int, now: datetime) -> Kept:
+def keep(conn: Connection[Any], days: int, now: datetime) -> Retention:
     """Have rows kept for so many days from now on; raises psycopg.Error."""
     return _told(conn, KEEP, now, days, days)
 
 
-def _told(conn: Connection[Any], query: bytes, *given: Any) -> Kept:
+def _told(conn: Connection[Any], query: bytes, *given: Any) -> Retention:
     row = conn.execute(query, given).fetchone()
     if row is None:
         raise LookupError("analytics.retention is empty: its one row was made with it")
-    return Kept(row[0], row[1].astimezone(UTC))
+    return Retention(row[0], row[1].astimezone(UTC))

@@ -55,7 +55,7 @@ def in_order(row: Row) -> tuple[datetime, str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Video:
+class WatchedVideo:
     """What the rules ask of a video; None is what nobody knows."""
 
     owner: str | None = None
@@ -71,7 +71,7 @@ class Session:
     last_report: datetime | None = None
     watched: float = 0.0
 
-    def decide(self, row: Row, video: Video, repeat: timedelta) -> Metadata:
+    def decide(self, row: Row, video: WatchedVideo, repeat: timedelta) -> Metadata:
         """What counts of the session's next event in order, as it is kept beside it.
 
         The owner's own is kept, and is no part of trending.

@@ -12,7 +12,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from projections.analytics.days import by_days
-from projections.analytics.rules import VIEW, Metadata, Row, Session, Video, in_order
+from projections.analytics.rules import VIEW, Metadata, Row, Session, WatchedVideo, in_order
 
 Key = tuple[str, str]
 """A video and a session."""
@@ -50,7 +50,7 @@ WHERE video_id = ANY (%b::uuid[])
 """
 
 
-UNKNOWN = Video()
+UNKNOWN = WatchedVideo()
 
 Kept = tuple[Row, Metadata]
 """A row, and what is kept beside it."""
@@ -144,7 +144,9 @@ class Judging:
         _save(conn, self._known)
         return self._changes
 
-    def _again(self, key: Key, state: Known, video: Video, repeat: timedelta) -> Iterator[Kept]:
+    def _again(
+        self, key: Key, state: Known, video: WatchedVideo, repeat: timedelta
+    ) -> Iterator[Kept]:
         """The same, for a session that begins anew; notes what changes of what is stored."""
         stored = self._stored.get(key, ())
         state.session = state.as_before(self._since, stored)
@@ -209,12 +211,12 @@ def _history(
     return found
 
 
-def _videos(conn: Connection[TupleRow], ids: Collection[str]) -> dict[str, Video]:
+def _videos(conn: Connection[TupleRow], ids: Collection[str]) -> dict[str, WatchedVideo]:
     if not ids:
         return {}
     with conn.cursor(binary=True) as cursor:
         found = cursor.execute(VIDEOS, (list(ids),), prepare=True).fetchall()
-    return {id_: Video(owner, duration) for id_, owner, duration in found}
+    return {id_: WatchedVideo(owner, duration) for id_, owner, duration in found}
 
 
 def _columns(keys: Collection[Key]) -> list[list[str]]:

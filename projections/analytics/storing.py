@@ -48,7 +48,7 @@ AT_ONCE = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredBatch:
     """What was new, by type; how many stored events count otherwise now; when each of all these
     happened; and how many came too late to be counted."""
 
@@ -65,19 +65,19 @@ class Store:
         self._shape = shape
         self._repeat = repeat
 
-    def add(self, conn: Connection[TupleRow], rows: Iterable[Row]) -> Stored:
+    def add(self, conn: Connection[TupleRow], rows: Iterable[Row]) -> StoredBatch:
         """Store what is not stored yet. Has to run in a transaction, which then holds a lock."""
         since = self._begin(conn)
         told = list(rows)
         timely = [row for row in told if row.at >= since]
         fresh = _fresh(conn, timely)
-        stored = self._store(conn, fresh, (), since) if fresh else Stored()
+        stored = self._store(conn, fresh, (), since) if fresh else StoredBatch()
         return replace(stored, too_late=len(told) - len(timely))
 
-    def recount(self, conn: Connection[TupleRow], again: Collection[Key]) -> Stored:
+    def recount(self, conn: Connection[TupleRow], again: Collection[Key]) -> StoredBatch:
         """Go through sessions again whose video is better known now."""
         since = self._begin(conn)
-        return self._store(conn, (), again, since) if again else Stored()
+        return self._store(conn, (), again, since) if again else StoredBatch()
 
     def _begin(self, conn: Connection[TupleRow]) -> datetime:
         """Let nobody else store; tells since when counts may change."""
@@ -92,7 +92,7 @@ class Store:
         fresh: Sequence[Row],
         again: Collection[Key],
         since: datetime,
-    ) -> Stored:
+    ) -> StoredBatch:
         judging, deltas = Judging(conn, fresh, again, since=since), Deltas()
         kept = chain(_without_session(fresh), judging.decide(self._repeat))
         _copy(conn, deltas.counting(kept) if self._shape is Shape.PLAIN else kept)
@@ -103,7 +103,7 @@ class Store:
             deltas.correct(changes)
             deltas.write(conn)
         times = [*(row.at for row in fresh), *(change.row.at for change in changes)]
-        return Stored(Counter(row.event_type for row in fresh), len(changes), times)
+        return StoredBatch(Counter(row.event_type for row in fresh), len(changes), times)
 
 
 def _fresh(conn: Connection[TupleRow], rows: Iterable[Row]) -> list[Row]:

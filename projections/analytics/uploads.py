@@ -14,7 +14,7 @@ from domain.upload import Upload
 from infra.codec import event_id
 from infra.integration import Message
 from infra.integration.messages import EVENTS_SOURCE
-from projections.analytics.videos import WRITES, Told
+from projections.analytics.videos import WRITES, UploadChange
 
 KINDS: Mapping[str, type[Aggregate.Event]] = {event.TOPIC: event for event in WRITES}
 TOPICS = frozenset(KINDS)
@@ -41,7 +41,7 @@ def message(position: int, event: Aggregate.Event) -> Message:
     )
 
 
-def told(topic: str, value: Mapping[str, Any]) -> Told:
+def told(topic: str, value: Mapping[str, Any]) -> UploadChange:
     """What such a message says."""
     at = datetime.fromisoformat(value["at"])
-    return Told(KINDS[topic], {**value, "id": UUID(value["id"]), "at": at})
+    return UploadChange(KINDS[topic], {**value, "id": UUID(value["id"]), "at": at})

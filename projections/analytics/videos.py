@@ -15,7 +15,7 @@ from domain.model import Aggregate
 from domain.upload import Upload
 from projections.analytics.days import by_days
 from projections.analytics.sessions import Key
-from projections.analytics.storing import LOCK, Store, Stored
+from projections.analytics.storing import LOCK, Store, StoredBatch
 
 START = b"""
 INSERT INTO analytics.videos (video_id, owner, category)
@@ -45,7 +45,7 @@ SELECT video_id::text, session::text FROM analytics.sessions WHERE video_id = AN
 """
 
 
-class Told(NamedTuple):
+class UploadChange(NamedTuple):
     """What an event of an upload says, by the names that the statements use."""
 
     kind: type[Aggregate.Event]
@@ -65,7 +65,7 @@ WRITES: Mapping[type[Aggregate.Event], bytes] = MappingProxyType(
 )
 
 
-def apply(conn: Connection[TupleRow], store: Store, batch: Sequence[Told]) -> Stored:
+def apply(conn: Connection[TupleRow], store: Store, batch: Sequence[UploadChange]) -> StoredBatch:
     """Take in what is said of videos, in order, and correct what was counted without knowing it.
 
     Has to run in a transaction; the same again changes nothing.
@@ -78,7 +78,7 @@ def apply(conn: Connection[TupleRow], store: Store, batch: Sequence[Told]) -> St
     return store.recount(conn, _owners(conn, begun) | _keys(conn, SESSIONS, measured))
 
 
-def _ids(batch: Sequence[Told], kind: type[Aggregate.Event]) -> list[UUID]:
+def _ids(batch: Sequence[UploadChange], kind: type[Aggregate.Event]) -> list[UUID]:
     return [told.values["id"] for told in batch if told.kind is kind]
 
 

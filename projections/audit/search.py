@@ -81,14 +81,16 @@ class Search:
     newest_first: bool = True
 
 
-class Found(NamedTuple):
+class EventPage(NamedTuple):
     """A page of events in order; `following` is the last position where more of them follow."""
 
     events: list[Stored]
     following: int | None
 
 
-async def find(conn: AsyncConnection[TupleRow], audit: Audit, search: Search, limit: int) -> Found:
+async def find(
+    conn: AsyncConnection[TupleRow], audit: Audit, search: Search, limit: int
+) -> EventPage:
     """The first `limit` events that match, newest or oldest first."""
     values = {
         "schema": audit.schema,
@@ -112,7 +114,7 @@ async def find(conn: AsyncConnection[TupleRow], audit: Audit, search: Search, li
     shown = rows[:limit]
     # A position that is indexed and no longer in the log is for the integrity check to tell.
     events = [Stored(*row) for row in shown if row[1] is not None]
-    return Found(events, shown[-1][0] if len(rows) > limit else None)
+    return EventPage(events, shown[-1][0] if len(rows) > limit else None)
 
 
 def statement(search: Search) -> LiteralString:

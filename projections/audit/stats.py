@@ -43,7 +43,7 @@ GROUP BY 1, 2
 
 
 @dataclass(slots=True)
-class Stats:
+class LogStats:
     """What the log holds up to position `head`; sizes in bytes.
 
     `unreadable` events tell no time. `days` are the last 366 (UTC) that have events.
@@ -77,12 +77,12 @@ class Stats:
         self.first_at, self.last_at = min(known, default=None), max(known, default=None)
 
 
-async def stats(conn: AsyncConnection[TupleRow], audit: Audit) -> Stats:
+async def stats(conn: AsyncConnection[TupleRow], audit: Audit) -> LogStats:
     """Count; takes as long as there are topics, days and events that are not indexed yet."""
     async with conn.transaction(), conn.cursor(binary=True) as cursor:
         await cursor.execute(SNAPSHOT)
         await cursor.execute(PLANNING)
-        result = Stats(*(await _rows(cursor, SIZES, (audit.schema,)))[0])
+        result = LogStats(*(await _rows(cursor, SIZES, (audit.schema,)))[0])
         for topic in await _rows(cursor, audit.sql(TOPICS)):
             result.add(*topic)
         for day, events in await _rows(cursor, audit.sql(DAYS), {"days": MAX_DAYS}):
@@ -93,7 +93,7 @@ async def stats(conn: AsyncConnection[TupleRow], audit: Audit) -> Stats:
     return result
 
 
-def _add_tail(result: Stats, rows: Iterable[TupleRow]) -> None:
+def _add_tail(result: LogStats, rows: Iterable[TupleRow]) -> None:
     for topic, day, events, streams, size, unreadable, first_at, last_at in rows:
         result.add(topic, events, streams, size, unreadable)
         result.widen(first_at, last_at)

@@ -28,7 +28,7 @@ ORDER BY originator_version LIMIT %s
 Values = Mapping[str, object]
 
 
-class Change(NamedTuple):
+class FieldChange(NamedTuple):
     """A field of an aggregate before and after an event, as JSON values."""
 
     before: object
@@ -36,11 +36,11 @@ class Change(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StreamStep:
     """An event and what it changed; `changes` is None from the first unreadable event on."""
 
     entry: Entry
-    changes: Mapping[str, Change] | None
+    changes: Mapping[str, FieldChange] | None
 
 
 class ForeignEvent(Exception):
@@ -64,21 +64,21 @@ class Fold:
         """The last version that could be applied."""
         return self.aggregate.version if self.aggregate is not None else 0
 
-    def add(self, entry: Entry) -> Step:
+    def add(self, entry: Entry) -> StreamStep:
         """Apply the next event, unless one before it could not be."""
         self.kind = self.kind or aggregate_of(entry.stored.topic or "")
         if self.error is None:
             self.error = entry.error
         if self.error is not None or entry.event is None:
-            return Step(entry, None)
+            return StreamStep(entry, None)
         before = self.fields
         try:
             self._apply(entry.event)
         # Whatever an event of another aggregate, or a gap in the versions, leads to.
         except Exception as error:  # noqa: BLE001
             self.error = error
-            return Step(entry, None)
-        return Step(entry, _changes(before, self.fields))
+            return StreamStep(entry, None)
+        return StreamStep(entry, _changes(before, self.fields))
 
     def _apply(self, event: Aggregate.Event) -> None:
         if self.aggregate is None:
@@ -97,7 +97,7 @@ async def follow(
     *,
     at_version: int | None = None,
     at_time: datetime | None = None,
-) -> AsyncIterator[Step]:
+) -> AsyncIterator[StreamStep]:
     """Each event of the fold's stream, once it is applied, up to a version and up to a time.
 
     The fold then holds the aggregate as it stood there. The stream is read in chunks.
@@ -133,10 +133,10 @@ def _plain(value: object) -> object:
     return sorted(value, key=str) if isinstance(value, set | frozenset) else str(value)
 
 
-def _changes(before: Values, after: Values) -> dict[str, Change]:
+def _changes(before: Values, after: Values) -> dict[str, FieldChange]:
     names = [*before, *(name for name in after if name not in before)]
     return {
-        name: Change(before.get(name), after.get(name))
+        name: FieldChange(before.get(name), after.get(name))
         for name in names
         if before.get(name) != after.get(name)
     }

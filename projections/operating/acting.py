@@ -10,10 +10,10 @@ from typing import NamedTuple
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from domain.operation import Members, Operation, Outcome
+from domain.operation import Members, Operation, OperationOutcome
 from infra.counters import Counters
 from infra.errors import OperatorError
-from projections.analytics.rebuilding import Means
+from projections.analytics.rebuilding import AnalyticsMeans
 from projections.likes import Likes
 from projections.projection import Projection
 from projections.proving.compare import Difference
@@ -25,11 +25,11 @@ from projections.replaying.rows import Replay
 class Ended(NamedTuple):
     """How an operation ended, and what came of it."""
 
-    outcome: Outcome
+    outcome: OperationOutcome
     result: Members
 
 
-class Refused(OperatorError):
+class OperationRefused(OperatorError):
     """It is not possible, and nothing was done; the text says why."""
 
 
@@ -52,7 +52,7 @@ class Tools:
     report: Report
     stopping: Event
     counters: Counters | None = None
-    analytics: Means | None = None
+    analytics: AnalyticsMeans | None = None
     agrees: Callable[[Difference], bool] = say_no
     compared: Callable[[Difference], None] = tell_nobody
 
@@ -71,7 +71,7 @@ class Tools:
 
 
 @dataclass(frozen=True)
-class Act:
+class OperationContext:
     """An operation at work: with what it is done, and on which projection."""
 
     tools: Tools

@@ -9,12 +9,12 @@ from types import MappingProxyType
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from domain.operation import Members, Operation, Outcome
+from domain.operation import Members, Operation, OperationOutcome
 from infra.codec import MAPPER
 from infra.errors import OperatorError
 from projections import positions
 from projections.analytics.rebuilding import NAME as ANALYTICS
-from projections.operating.acting import Act, Ended, Refused, Tools
+from projections.operating.acting import Ended, OperationContext, OperationRefused, Tools
 from projections.operating.analytics_actions import rebuild_analytics
 from projections.operating.replay_actions import PURPOSES, begun, replay, replay_of
 from projections.operating.restart import await_restart
@@ -27,7 +27,7 @@ from projections.replaying.counter_rebuild import NAME as COUNTERS
 from projections.replaying.counter_rebuild import rebuild
 from projections.replaying.rows import Replay
 
-Action = Callable[[Act], Ended | None]
+Action = Callable[[OperationContext], Ended | None]
 
 # What is no projection, and so has no copies that are begun beforehand.
 OTHERS = frozenset({COUNTERS, ANALYTICS})
@@ -42,7 +42,7 @@ def carry_out(conn: Connection[TupleRow], tools: Tools, operation: Operation) ->
     What is not possible is an end of its own. Raises whatever else goes wrong.
     """
     if operation.action not in ACTIONS:
-        return Ended(Outcome.FAILED, {"error": "Who began it ended before it was done."})
+        return Ended(OperationOutcome.FAILED, {"error": "Who began it ended before it was done."})
     if operation.subject == COUNTERS and operation.action == "replay":
         return _rebuild_counters(conn, tools)
     if operation.subject == ANALYTICS:
@@ -63,17 +63,19 @@ def _act(
     try:
         projection = tools.models.get(operation.subject)
         if projection is None:
-            raise Refused(f"There is no projection {operation.subject}.")
-        return action(Act(tools, conn, operation, projection))
+            raise OperationRefused(f"There is no projection {operation.subject}.")
+        return action(OperationContext(tools, conn, operation, projection))
     except OperatorError as error:
-        return Ended(Outcome.REFUSED, {"reason": str(error)})
+        return Ended(OperationOutcome.REFUSED, {"reason": str(error)})
 
 
 def _rebuild_counters(conn: Connection[TupleRow], tools: Tools) -> Ended:
     if tools.counters is None or tools.likes is None:
-        return Ended(Outcome.REFUSED, {"reason": "There are no counters: REDIS_URL is not set."})
+        return Ended(
+            OperationOutcome.REFUSED, {"reason": "There are no counters: REDIS_URL is not set."}
+        )
     done = rebuild(conn, tools.likes, tools.counters, tools.report)
-    return Ended(Outcome.DONE, {"counters": done})
+    return Ended(OperationOutcome.DONE, {"counters": done})
 
 
 def is_long(conn: Connection[TupleRow], operation: Operation) -> bool:
@@ -82,31 +84,31 @@ def is_long(conn: Connection[TupleRow], operation: Operation) -> bool:
     return operation.action in LONG and (found is None or not found.finished)
 
 
-def _begin(act: Act) -> None:
+def _begin(act: OperationContext) -> None:
     begun(act)
 
 
-def _pause(act: Act) -> Ended:
+def _pause(act: OperationContext) -> Ended:
     if act.flag("replay"):
         return _of(replay_operations.pause(act.conn, act.name))
     if act.name == "operations":
-        raise Refused("Without it, nobody would see the request to resume it.")
+        raise OperationRefused("Without it, nobody would see the request to resume it.")
     return _changed(positions.pause(act.conn, act.projection.schema))
 
 
-def _resume(act: Act) -> Ended:
+def _resume(act: OperationContext) -> Ended:
     if act.flag("replay"):
         told = _of(replay_operations.resume(act.conn, act.name)).result
-        return Ended(Outcome.DONE, {**told, "note": CARRIED_ON})
+        return Ended(OperationOutcome.DONE, {**told, "note": CARRIED_ON})
     seen = positions.look(act.conn, act.projection.schema)
     if seen is None or not positions.resume(act.conn, act.projection.schema):
         return _changed(False)
     again = _since(act, seen.position)
-    outcome = Outcome.FAILED if "error" in again else Outcome.DONE
+    outcome = OperationOutcome.FAILED if "error" in again else OperationOutcome.DONE
     return Ended(outcome, {"changed": True, **again})
 
 
-def _since(act: Act, before: int) -> Members:
+def _since(act: OperationContext, before: int) -> Members:
     """What there is to say of a projection that was let go on: that it stopped again, and why."""
     name = act.name
     seen, doubt = await_restart(act.conn, act.projection.schema, before, act.tools.stopping)
@@ -117,58 +119,58 @@ def _since(act: Act, before: int) -> Members:
     return {} if doubt is None else {"note": doubt}
 
 
-def _cancel(act: Act) -> Ended:
+def _cancel(act: OperationContext) -> Ended:
     return _of(replay_operations.cancel(act.conn, act.name))
 
 
-def _confirm(act: Act) -> Ended:
+def _confirm(act: OperationContext) -> Ended:
     return _of(replay_operations.confirm(act.conn, act.name))
 
 
 def _of(found: Replay) -> Ended:
-    return Ended(Outcome.DONE, {"replay": found.id, "position": found.position})
+    return Ended(OperationOutcome.DONE, {"replay": found.id, "position": found.position})
 
 
 def _changed(changed: bool) -> Ended:
     """Whether it was otherwise before; asking twice does no harm."""
-    return Ended(Outcome.DONE, {"changed": changed})
+    return Ended(OperationOutcome.DONE, {"changed": changed})
 
 
-def _drop_old(act: Act) -> Ended:
+def _drop_old(act: OperationContext) -> Ended:
     replay_operations.drop_old(act.conn, act.name)
-    return Ended(Outcome.DONE, {})
+    return Ended(OperationOutcome.DONE, {})
 
 
-def _drop_look(act: Act) -> Ended:
+def _drop_look(act: OperationContext) -> Ended:
     position = act.number("position")
     if position is None:
-        raise Refused("Say which look: its position.")
+        raise OperationRefused("Say which look: its position.")
     schema = f"{replay_operations.LOOK.format(act.name)}{position}"
     replay_operations.drop_look(act.conn, schema)
-    return Ended(Outcome.DONE, {"position": position})
+    return Ended(OperationOutcome.DONE, {"position": position})
 
 
-def _completeness(act: Act) -> Ended:
-    return Ended(Outcome.DONE, completeness(act.conn, act.projection).as_dict())
+def _completeness(act: OperationContext) -> Ended:
+    return Ended(OperationOutcome.DONE, completeness(act.conn, act.projection).as_dict())
 
 
-def _park(act: Act) -> Ended:
+def _park(act: OperationContext) -> Ended:
     reason, actor = act.text("reason"), act.operation.requested_by
     found = park_and_go_on(
         act.conn, act.projection, reason=reason, actor=actor, all_like=act.number("allLike")
     )
-    return Ended(Outcome.DONE, {"position": found.position, **_since(act, found.position)})
+    return Ended(OperationOutcome.DONE, {"position": found.position, **_since(act, found.position)})
 
 
-def _retry(act: Act) -> Ended:
+def _retry(act: OperationContext) -> Ended:
     force = act.flag("force")
     results = retry(act.conn, act.projection, _chosen(act), mapper=MAPPER, force=force)
     counted = Counter(str(result.outcome) for result in results)
     events = [{"position": r.position, "outcome": str(r.outcome)} for r in results]
-    return Ended(Outcome.DONE, {**counted, "events": events})
+    return Ended(OperationOutcome.DONE, {**counted, "events": events})
 
 
-def _chosen(act: Act) -> list[int] | None:
+def _chosen(act: OperationContext) -> list[int] | None:
     """The parked events that are named by position or as all like one; None when none is named."""
     position, like = act.number("position"), act.number("allLike")
     if like is not None:
@@ -176,16 +178,16 @@ def _chosen(act: Act) -> list[int] | None:
     return None if position is None else [position]
 
 
-def _discard(act: Act) -> Ended:
+def _discard(act: OperationContext) -> Ended:
     chosen, schema = _chosen(act), act.projection.schema
     why: dict[str, str] = {"reason": act.text("reason"), "actor": act.operation.requested_by}
     if chosen is None:
-        raise Refused("Say which event: its position.")
+        raise OperationRefused("Say which event: its position.")
     if act.number("allLike") is None:
         discard(act.conn, schema, chosen[0], **why)
-        return Ended(Outcome.DONE, {"position": chosen[0]})
+        return Ended(OperationOutcome.DONE, {"position": chosen[0]})
     found = discard_all(act.conn, schema, chosen, **why)
-    return Ended(Outcome.DONE, {"discarded": len(found), "positions": found})
+    return Ended(OperationOutcome.DONE, {"discarded": len(found), "positions": found})
 
 
 ACTIONS: Mapping[str, Action] = MappingProxyType(

@@ -11,7 +11,7 @@ from contextlib import closing
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from domain.operation import Members, Operation, Outcome
+from domain.operation import Members, Operation, OperationOutcome
 from infra.errors import OperatorError
 from projections.analytics.rebuilding import NAME, Found, Rebuild, Stopped
 from projections.connecting import connect
@@ -31,10 +31,10 @@ def rebuild_analytics(
     """
     if tools.analytics is None or operation.action not in ACTIONS:
         reason = f"The analytics can be verified and replayed; there is no {operation.action}."
-        return Ended(Outcome.REFUSED, {"reason": reason})
+        return Ended(OperationOutcome.REFUSED, {"reason": reason})
     if "to" in operation.parameters:
         reason = "The analytics are mended where they are: there is no look at their past."
-        return Ended(Outcome.REFUSED, {"reason": reason})
+        return Ended(OperationOutcome.REFUSED, {"reason": reason})
     try:
         with closing(connect(tools.analytics.url, "analytics rebuild")) as own:
             rebuild = Rebuild(
@@ -48,7 +48,7 @@ def rebuild_analytics(
     except Stopped:
         return None
     except OperatorError as error:
-        return Ended(Outcome.REFUSED, {"reason": str(error)})
+        return Ended(OperationOutcome.REFUSED, {"reason": str(error)})
 
 
 def _carry_out(rebuild: Rebuild, tools: Tools, operation: Operation) -> Ended:
@@ -56,15 +56,15 @@ def _carry_out(rebuild: Rebuild, tools: Tools, operation: Operation) -> Ended:
     tools.compared(found.difference)
     result = _as_result(found)
     if operation.action == "verify" or not found.difference.differs:
-        return Ended(Outcome.DONE, {"state": "verified", **result})
+        return Ended(OperationOutcome.DONE, {"state": "verified", **result})
     if operation.parameters.get("yes") is not True and not tools.agrees(found.difference):
         reason = "What is stored differs, and nothing was changed; `yes` mends it."
-        return Ended(Outcome.CANCELLED, {"state": "cancelled", "reason": reason, **result})
+        return Ended(OperationOutcome.CANCELLED, {"state": "cancelled", "reason": reason, **result})
     left = rebuild.mend(found)
     if left:
         error = f"{left} rows differ still, or again; verify tells which."
-        return Ended(Outcome.FAILED, {"state": "failed", "error": error, **result})
-    return Ended(Outcome.DONE, {"state": "mended", **result})
+        return Ended(OperationOutcome.FAILED, {"state": "failed", "error": error, **result})
+    return Ended(OperationOutcome.DONE, {"state": "mended", **result})
 
 
 def _as_result(found: Found) -> Members:

@@ -15,7 +15,7 @@ from eventsourcing.persistence import PersistenceError
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from domain.operation import Members, Operation, Outcome
+from domain.operation import Members, Operation, OperationOutcome
 from infra.cancellation import join
 from infra.event_store import GroupCommitRecorder
 from infra.operations import claim, describe, finish, load, release, request
@@ -72,7 +72,7 @@ def _attempt(
         if is_outage(error) or isinstance(error, PersistenceError):
             raise
         log.exception("operation_broke", id=str(operation.id), action=operation.action)
-        return Ended(Outcome.FAILED, {"error": describe(error)})
+        return Ended(OperationOutcome.FAILED, {"error": describe(error)})
 
 
 class Executor:
@@ -185,4 +185,4 @@ class Executor:
 
     def _give_up(self, operation_id: UUID) -> None:
         error = f"{MAX_CRASHES} processes died over it; the log has their last words"
-        finish(self._recorder, operation_id, Outcome.FAILED, {"error": error}, ACTOR)
+        finish(self._recorder, operation_id, OperationOutcome.FAILED, {"error": error}, ACTOR)

@@ -9,8 +9,8 @@ from uuid import UUID
 from psycopg import Connection
 from psycopg.rows import TupleRow, tuple_row
 
-from domain.operation import Members, Operation, Outcome
-from projections.operating.acting import Act, Ended, Tools
+from domain.operation import Members, Operation, OperationOutcome
+from projections.operating.acting import Ended, OperationContext, Tools
 from projections.replaying.asking import begin
 from projections.replaying.replay import ReplayElsewhere, carry_on
 from projections.replaying.rows import Purpose, Replay, ReplayOptions, ReplayState, find
@@ -22,7 +22,7 @@ PURPOSES = MappingProxyType(
     {"replay": Purpose.SWITCH, "verify": Purpose.VERIFY, "rollback": Purpose.ROLLBACK}
 )
 OUTCOMES = MappingProxyType(
-    {ReplayState.CANCELLED: Outcome.CANCELLED, ReplayState.FAILED: Outcome.FAILED}
+    {ReplayState.CANCELLED: OperationOutcome.CANCELLED, ReplayState.FAILED: OperationOutcome.FAILED}
 )
 
 
@@ -56,7 +56,7 @@ def rests(conn: Connection[TupleRow], tools: Tools, operation: Operation) -> boo
     return replay.rests or not _is_ours(tools, replay)
 
 
-def begun(act: Act) -> Replay:
+def begun(act: OperationContext) -> Replay:
     """The operation's replay, begun now unless it was before; raises ReplayError."""
     found = replay_of(act.conn, act.operation.id)
     if found is not None:
@@ -70,7 +70,7 @@ def begun(act: Act) -> Replay:
     )
 
 
-def replay(act: Act) -> Ended | None:
+def replay(act: OperationContext) -> Ended | None:
     """Begin the operation's replay, or go on with it; None when it rests. Raises ReplayError."""
     found = begun(act)
     if not found.finished and _is_ours(act.tools, found):
@@ -95,10 +95,10 @@ def ended(replay: Replay) -> Ended:
     if replay.result is not None:
         told = ("differs", "total", "tables")
         result["difference"] = {name: replay.result[name] for name in told}
-    return Ended(OUTCOMES.get(replay.state, Outcome.DONE), result)
+    return Ended(OUTCOMES.get(replay.state, OperationOutcome.DONE), result)
 
 
-def _options(act: Act) -> ReplayOptions:
+def _options(act: OperationContext) -> ReplayOptions:
     purpose, to = PURPOSES[act.operation.action], act.number("to")
     if purpose is Purpose.SWITCH and to is not None:
         purpose = Purpose.LOOK

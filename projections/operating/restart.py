@@ -27,7 +27,7 @@ FROM projections.state WHERE schema = %s
 """
 
 
-class Seen(NamedTuple):
+class ObservedCopy(NamedTuple):
     """A copy as it stands, and whether any process runs it."""
 
     position: int
@@ -49,7 +49,7 @@ class Seen(NamedTuple):
 
 def await_restart(
     conn: Connection[TupleRow], schema: str, before: int, stopping: Event
-) -> tuple[Seen | None, str | None]:
+) -> tuple[ObservedCopy | None, str | None]:
     """Wait until a copy that was let go on at `before` moves or stops again; ten seconds at most.
 
     Returns what was seen last (None without such a copy), and why no more can be said of it.
@@ -65,6 +65,6 @@ def await_restart(
     return None, None
 
 
-def _look(conn: Connection[TupleRow], schema: str) -> Seen | None:
-    with conn.cursor(row_factory=class_row(Seen)) as cursor:
+def _look(conn: Connection[TupleRow], schema: str) -> ObservedCopy | None:
+    with conn.cursor(row_factory=class_row(ObservedCopy)) as cursor:
         return cursor.execute(LOOK, (LOCK_CLASS, lock_key(schema), schema)).fetchone()

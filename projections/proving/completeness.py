@@ -34,7 +34,7 @@ class UnknownVersion(OperatorError):
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class UnaccountedBlock:
     """A block that is not accounted for; first and last position belong to it.
 
     `parked` counts all that were set aside, the discarded too.
@@ -77,7 +77,7 @@ class Completeness:
     skipped: int = 0
     parked: int = 0
     discarded: int = 0
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[UnaccountedBlock] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -160,9 +160,9 @@ def _add(result: Completeness, block: Block) -> None:
     result.skipped += block.events - block.wanted
 
 
-def _fault(number: int, block: Block, detail: str) -> Fault:
+def _fault(number: int, block: Block, detail: str) -> UnaccountedBlock:
     first = number * BLOCK_POSITIONS + 1
     # A block beyond the copy's position has no events that are wanted yet.
     last = number * BLOCK_POSITIONS + (block.expected or BLOCK_POSITIONS)
     aside = block.parked + block.discarded
-    return Fault(number, first, last, block.wanted, block.applied, aside, detail)
+    return UnaccountedBlock(number, first, last, block.wanted, block.applied, aside, detail)

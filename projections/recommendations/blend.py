@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from projections.recommendations.excerpt import plain
-from projections.recommendations.model import Candidate, Material, Recommended, Source
+from projections.recommendations.model import Candidate, Material, RecommendationSource, Recommended
 
 TITLE_LENGTH = 60
 """In characters: a reason is a line beside a thumbnail."""
@@ -74,10 +74,14 @@ def blend(material: Material, *, limit: int, weights: Weights = WEIGHTS) -> list
     return found
 
 
-def source_of(material: Material) -> Source:
+def source_of(material: Material) -> RecommendationSource:
     """What the blend has to go by: TRENDING where nothing ties a candidate to the user."""
     tied = any(each.neighbour or each.similar or each.same_category for each in material.candidates)
-    return Source.BLEND if tied and not material.profile.is_empty else Source.TRENDING
+    return (
+        RecommendationSource.BLEND
+        if tied and not material.profile.is_empty
+        else RecommendationSource.TRENDING
+    )
 
 
 def _varied(

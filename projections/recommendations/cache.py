@@ -13,7 +13,7 @@ from infra.cache import Cached, Generations, Lifetimes, ReadThroughCache, Requir
 from infra.metrics import counter
 from infra.redis import OptionalRedis
 from infra.settings.features import RecommendationSettings
-from projections.recommendations.model import Recommendations
+from projections.recommendations.model import RankedRecommendations
 from projections.recommendations.recommender import MOST, Recommender
 from projections.waiting import WHATEVER_THERE_IS, Freshness
 
@@ -23,7 +23,7 @@ ENGAGED_PREFIX = "recommendations:engaged:"
 # How long an answer is cached that lacks what failed.
 LACKING_SECONDS = 30
 
-FORM: TypeAdapter[Cached[Recommendations]] = TypeAdapter(Cached[Recommendations])
+FORM: TypeAdapter[Cached[RankedRecommendations]] = TypeAdapter(Cached[RankedRecommendations])
 
 RECOMMENDATION_LOOKUPS = counter(
     "backlot_recommendation_lookups",
@@ -67,7 +67,7 @@ class RecommendationCache:
         )
         lacking = min(self._whole.longest, timedelta(seconds=LACKING_SECONDS))
         self._lacking = Lifetimes(lacking, min(lacking, self._whole.outdated))
-        self._cache: ReadThroughCache[Recommendations] = ReadThroughCache(
+        self._cache: ReadThroughCache[RankedRecommendations] = ReadThroughCache(
             _optional(redis),
             FORM,
             lambda made: self._whole if made.whole else self._lacking,
@@ -77,7 +77,7 @@ class RecommendationCache:
 
     async def get(
         self, user_id: str, fresh: Freshness = WHATEVER_THERE_IS
-    ) -> tuple[Recommendations, bool]:
+    ) -> tuple[RankedRecommendations, bool]:
         """Return a user's recommendations, and whether they were cached.
 
         Concurrent callers share one computation. Some videos may be seen or removed by now: that

@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from projections.analytics.trending import Ranked
-from projections.recommendations.finding import Finder, Found
+from projections.recommendations.finding import Finder, FoundVideo
 from projections.recommendations.model import Candidate, Profile
 from projections.recommendations.weighing import Weighing
 
@@ -73,7 +73,7 @@ async def engaged_with(
     return {video for (video,) in await cursor.fetchall()}
 
 
-async def _tops(finder: Finder, categories: Sequence[str], limit: int) -> list[Found]:
+async def _tops(finder: Finder, categories: Sequence[str], limit: int) -> list[FoundVideo]:
     if categories:
         return await finder.tops(categories, limit)
     return await finder.first_of_each(limit)
@@ -127,9 +127,9 @@ class Signals:
     @classmethod
     def of(
         cls,
-        near: Sequence[Found],
+        near: Sequence[FoundVideo],
         shares: Mapping[str, float],
-        tops: Sequence[Found],
+        tops: Sequence[FoundVideo],
         trend: Sequence[UUID],
         alike: Mapping[UUID, float],
     ) -> Signals:
@@ -142,7 +142,7 @@ class Signals:
             similar=alike,
         )
 
-    def candidate(self, found: Found) -> Candidate:
+    def candidate(self, found: FoundVideo) -> Candidate:
         video, share = found.video_id, self.shares.get(found.category or "", 0.0)
         return Candidate(
             video,

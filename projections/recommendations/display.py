@@ -11,7 +11,7 @@ from psycopg.rows import TupleRow
 
 from projections.catalog import Catalog, VideoRow
 from projections.recommendations.history import seen_or_gone
-from projections.recommendations.model import Recommendations, Recommended
+from projections.recommendations.model import RankedRecommendations, Recommended
 
 PLAIN = "Picked for you"
 """In the place of a reason that tells what is no longer so."""
@@ -23,7 +23,7 @@ async def display(
     conn: AsyncConnection[TupleRow],
     catalog: Catalog,
     user_id: str,
-    made: Recommendations,
+    made: RankedRecommendations,
     limit: int,
 ) -> list[Shown]:
     """The first of them that can still be recommended: those behind fill the gaps.

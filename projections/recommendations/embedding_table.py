@@ -86,7 +86,7 @@ WHERE v.video_id = e.video_id AND v.removed
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class EmbeddingState:
     """Whose embeddings are there, and how many texts have one or were rejected."""
 
     model: str
@@ -142,13 +142,13 @@ def prepare(conn: Connection[TupleRow], model: str, dimensions: int) -> str | No
     return None
 
 
-def state(conn: Connection[Any]) -> State | None:
+def state(conn: Connection[Any]) -> EmbeddingState | None:
     """What is there now; None where nothing is."""
     try:
         row = conn.execute(STATE).fetchone()
     except UndefinedTable:
         return None
-    return State(*row) if row else None
+    return EmbeddingState(*row) if row else None
 
 
 def outdated(conn: Connection[TupleRow], videos: Sequence[Digested]) -> set[UUID]:

@@ -76,7 +76,7 @@ SELECT video_id, category FROM unnest(%(asked)s::uuid[]) AS asked (candidate) {E
 """
 
 
-class Found(NamedTuple):
+class FoundVideo(NamedTuple):
     """A video that may be recommended; `score` and `because` where it is a neighbour."""
 
     video_id: UUID
@@ -108,7 +108,7 @@ class Finder:
             "exponent": weighing.popularity_exponent,
         }
 
-    async def neighbours(self, limit: int) -> list[Found]:
+    async def neighbours(self, limit: int) -> list[FoundVideo]:
         """The nearest to all of the profile together, the nearest first."""
         return await self._find(NEIGHBOURS, limit=limit) if self._seeds else []
 
@@ -119,19 +119,19 @@ class Finder:
         cursor = await self._conn.execute(SHARES, self._given)
         return dict(await cursor.fetchall())
 
-    async def tops(self, categories: Sequence[str], limit: int) -> list[Found]:
+    async def tops(self, categories: Sequence[str], limit: int) -> list[FoundVideo]:
         """The most engaged with of these categories, which take turns."""
         return await self._find(TOPS, categories=list(categories), limit=limit)
 
-    async def first_of_each(self, limit: int) -> list[Found]:
+    async def first_of_each(self, limit: int) -> list[FoundVideo]:
         """The most engaged with of every category; the categories take turns."""
         return await self._find(FIRST_OF_EACH, limit=limit)
 
-    async def these(self, videos: Sequence[UUID]) -> list[Found]:
+    async def these(self, videos: Sequence[UUID]) -> list[FoundVideo]:
         """Those of these videos that may be recommended."""
         return await self._find(THESE, asked=list(videos))
 
-    async def _find(self, query: LiteralString, **more: Any) -> list[Found]:
-        async with self._conn.cursor(row_factory=class_row(Found)) as cursor:
+    async def _find(self, query: LiteralString, **more: Any) -> list[FoundVideo]:
+        async with self._conn.cursor(row_factory=class_row(FoundVideo)) as cursor:
             await cursor.execute(query.encode(), {**self._given, **more})
             return await cursor.fetchall()

@@ -15,10 +15,10 @@ from infra.arrays import array, texts
 from projections.analytics.windows import start_of_hour
 from projections.projection import columns
 from projections.recommendations.pairing import (
-    Change,
     Engagement,
     Mass,
     Pairing,
+    PairingChange,
     Times,
     Viewer,
 )
@@ -187,7 +187,7 @@ def _recall(
         viewers[viewer].hours[start_of_hour(hour)] = count
 
 
-def _write(conn: Connection[TupleRow], change: Change, weighing: Weighing) -> None:
+def _write(conn: Connection[TupleRow], change: PairingChange, weighing: Weighing) -> None:
     if change.times:
         moved = ((*key, times.watched, times.liked) for key, times in sorted(change.times.items()))
         conn.execute(MOVE, columns(moved), prepare=True)

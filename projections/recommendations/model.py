@@ -9,7 +9,7 @@ from enum import StrEnum
 from uuid import UUID
 
 
-class Source(StrEnum):
+class RecommendationSource(StrEnum):
     """What made an answer; the first one that could."""
 
     LLM = "llm"
@@ -71,13 +71,13 @@ class Recommended:
 
 
 @dataclass(frozen=True, slots=True)
-class Recommendations:
+class RankedRecommendations:
     """The best first; `whole` unless something failed that may work again soon.
 
     `told` are title and category, as they were, of the videos that the reasons may name.
     """
 
-    source: Source
+    source: RecommendationSource
     items: tuple[Recommended, ...]
     whole: bool
     told: Mapping[UUID, tuple[str, str | None]] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import NamedTuple, TypeVar
 
 from projections.analytics.windows import start_of_hour
-from projections.recommendations.weighing import Kind, Weighing
+from projections.recommendations.weighing import EngagementKind, Weighing
 
 MOST_HALVINGS = 1000.0
 
@@ -24,7 +24,7 @@ class Engagement(NamedTuple):
 
     viewer: str
     video_id: str
-    kind: Kind
+    kind: EngagementKind
     at: datetime
 
 
@@ -50,22 +50,22 @@ class Times:
     watched: datetime | None = None
     liked: datetime | None = None
 
-    def of(self, kind: Kind) -> datetime | None:
-        return self.liked if kind is Kind.LIKED else self.watched
+    def of(self, kind: EngagementKind) -> datetime | None:
+        return self.liked if kind is EngagementKind.LIKED else self.watched
 
-    def move(self, kind: Kind, at: datetime) -> bool:
+    def move(self, kind: EngagementKind, at: datetime) -> bool:
         """Go on to a later time; whether it was later."""
         before = self.of(kind)
         if before is not None and before >= at:
             return False
-        if kind is Kind.LIKED:
+        if kind is EngagementKind.LIKED:
             self.liked = at
         else:
             self.watched = at
         return True
 
-    def each(self) -> list[tuple[Kind, datetime]]:
-        both = (Kind.WATCHED, self.watched), (Kind.LIKED, self.liked)
+    def each(self) -> list[tuple[EngagementKind, datetime]]:
+        both = (EngagementKind.WATCHED, self.watched), (EngagementKind.LIKED, self.liked)
         return [(kind, at) for kind, at in both if at is not None]
 
 
@@ -97,7 +97,7 @@ class Viewer:
 
 
 @dataclass(slots=True)
-class Change:
+class PairingChange:
     """What a batch comes to: times that moved, what videos gained, what brings them together."""
 
     times: dict[Key, Times] = field(default_factory=dict)
@@ -121,7 +121,7 @@ class Pairing:
         """`viewers` know the times of all videos that come, and enough of the last ones."""
         self._weighing = weighing
         self._viewers = viewers
-        self.change = Change()
+        self.change = PairingChange()
 
     def take(self, event: Engagement) -> None:
         """The first of its kind counts; each further one only moves the time."""

@@ -32,9 +32,9 @@ from projections.recommendations.model import (
     Candidate,
     Material,
     Profile,
-    Recommendations,
+    RankedRecommendations,
+    RecommendationSource,
     Recommended,
-    Source,
 )
 from projections.recommendations.profile import profile_of
 from projections.recommendations.ranker import Ranker
@@ -89,7 +89,7 @@ class Recommender:
         self._trend, self._ranker = trend, ranker
         self._seconds, self._weighing = seconds, weighing
 
-    async def recommend(self, user_id: str, fresh: Freshness) -> Recommendations:
+    async def recommend(self, user_id: str, fresh: Freshness) -> RankedRecommendations:
         """Videos for a user; few, or none, where little has happened yet.
 
         Raises ReadModelBehind.
@@ -98,7 +98,7 @@ class Recommender:
         deadline = time.monotonic() + self._seconds
         material, whole = await self._material(user_id, trending)
         blended = blend(material, limit=len(material.candidates))
-        made = Recommendations(source_of(material), tuple(blended), whole, _told(material))
+        made = RankedRecommendations(source_of(material), tuple(blended), whole, _told(material))
         if whole and self._ranker is not None and blended:
             made = await self._asked(self._ranker, material, made, deadline)
         RECOMMENDATIONS_MADE.labels(made.source.value).inc()
@@ -136,8 +136,8 @@ class Recommender:
             await self._ranker.aclose()
 
     async def _asked(
-        self, ranker: Ranker, material: Material, made: Recommendations, deadline: float
-    ) -> Recommendations:
+        self, ranker: Ranker, material: Material, made: RankedRecommendations, deadline: float
+    ) -> RankedRecommendations:
         """The same in the language model's order, if there is one in time."""
         try:
             ranked = await ranker.rank(material, MOST, deadline - time.monotonic())
@@ -147,7 +147,7 @@ class Recommender:
             return replace(made, whole=isinstance(error, BudgetSpent))
         if not ranked:
             return made
-        return replace(made, source=Source.LLM, items=tuple(fuse(made.items, ranked)))
+        return replace(made, source=RecommendationSource.LLM, items=tuple(fuse(made.items, ranked)))
 
     async def _material(self, user_id: str, trending: Sequence[Ranked]) -> tuple[Material, bool]:
         """What is known of the user and of what may be recommended; else only what trends."""

@@ -9,7 +9,7 @@ from enum import StrEnum
 from infra.settings.features import RecommendationSettings
 
 
-class Kind(StrEnum):
+class EngagementKind(StrEnum):
     """How a viewer engaged with a video."""
 
     WATCHED = "watched"
@@ -45,6 +45,6 @@ class Weighing:
     def half_life_seconds(self) -> float:
         return self.half_life.total_seconds()
 
-    def of(self, kind: Kind) -> float:
+    def of(self, kind: EngagementKind) -> float:
         """What one engagement of this kind weighs."""
-        return self.liked if kind is Kind.LIKED else self.watched
+        return self.liked if kind is EngagementKind.LIKED else self.watched

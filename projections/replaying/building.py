@@ -18,7 +18,7 @@ from psycopg.rows import TupleRow
 from infra.cancellation import join
 from projections.applying import Applier, Step
 from projections.connecting import connect, is_outage
-from projections.log import Window
+from projections.log import LogWindow
 from projections.positions import Superseded
 from projections.projection import Batch, RangeProjection
 
@@ -26,7 +26,7 @@ LOOK_UP_SECONDS = 0.2
 TURN_SECONDS = 0.0005
 
 
-class Pace(Protocol):
+class Pacer(Protocol):
     """Hears of progress, and says whether to go on."""
 
     def at(self, position: int) -> bool:
@@ -34,11 +34,11 @@ class Pace(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Ahead:
+class PrefetchedWindow:
     """A window with its events, or with what kept them from being decoded."""
 
     before: int
-    window: Window
+    window: LogWindow
     batch: Batch | Exception
 
 
@@ -49,7 +49,7 @@ class ReadAhead:
         self._database_url = database_url
         self._applier = applier
         self._before, self._goal = before, goal
-        self._queue: Queue[Ahead | Exception | None] = Queue(maxsize=1)
+        self._queue: Queue[PrefetchedWindow | Exception | None] = Queue(maxsize=1)
         self._ended = Event()
         self._thread = Thread(target=self._run, name="replay reader", daemon=True)
 
@@ -66,7 +66,7 @@ class ReadAhead:
         self._ended.set()
         join(self._thread)
 
-    def __iter__(self) -> Iterator[Ahead]:
+    def __iter__(self) -> Iterator[PrefetchedWindow]:
         """The windows up to the goal; raises what reading raised, such as OperationalError."""
         while (ahead := self._queue.get()) is not None:
             if isinstance(ahead, Exception):
@@ -86,17 +86,17 @@ class ReadAhead:
         before = self._before
         while before < self._goal and not self._ended.is_set():
             window = self._applier.log.read(conn, before, self._goal)
-            self._put(Ahead(before, window, self._decoded(window)))
+            self._put(PrefetchedWindow(before, window, self._decoded(window)))
             before = window.until
 
-    def _decoded(self, window: Window) -> Batch | Exception:
+    def _decoded(self, window: LogWindow) -> Batch | Exception:
         try:
             return self._applier.decode(window)
         except MapperDeserialisationError as error:
             # Which event it was is found, and dealt with, by whoever applies.
             return error
 
-    def _put(self, ahead: Ahead | Exception | None) -> None:
+    def _put(self, ahead: PrefetchedWindow | Exception | None) -> None:
         while not self._ended.is_set():
             try:
                 self._queue.put(ahead, timeout=LOOK_UP_SECONDS)
@@ -111,7 +111,7 @@ def build(
     applier: Applier,
     before: int,
     goal: int,
-    pace: Pace,
+    pace: Pacer,
 ) -> int:
     """Apply the log after `before` up to `goal`; returns where it ended.
 
@@ -144,7 +144,7 @@ def _quick_turns() -> Iterator[None]:
         sys.setswitchinterval(usual)
 
 
-def _apply(conn: Connection[TupleRow], applier: Applier, ahead: Ahead) -> Step:
+def _apply(conn: Connection[TupleRow], applier: Applier, ahead: PrefetchedWindow) -> Step:
     before, window, batch = ahead.before, ahead.window, ahead.batch
     if isinstance(batch, Exception):
         return applier.sort_out(conn, before, window, batch)
@@ -159,7 +159,7 @@ def _apply(conn: Connection[TupleRow], applier: Applier, ahead: Ahead) -> Step:
 
 
 def _build_ranges(
-    conn: Connection[TupleRow], applier: Applier, position: int, goal: int, pace: Pace
+    conn: Connection[TupleRow], applier: Applier, position: int, goal: int, pace: Pacer
 ) -> int:
     while position < goal:
         step = applier.advance(conn, position, goal)

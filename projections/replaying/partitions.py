@@ -21,11 +21,11 @@ from psycopg.rows import TupleRow
 
 from projections.applying import Applier
 from projections.connecting import connect, is_outage
-from projections.log import Log, Part
+from projections.log import Log, StreamShare
 from projections.poison import describe
 from projections.positions import Status, Superseded
 from projections.projection import Projection
-from projections.replaying.building import Pace, build
+from projections.replaying.building import Pacer, build
 from projections.replaying.rows import Replay
 from projections.replaying.switching import advance_to, look
 
@@ -107,7 +107,7 @@ class Sharing:
     goal: int
     batch_events: int
 
-    def applier(self, part: Part) -> Applier:
+    def applier(self, part: StreamShare) -> Applier:
         """What applies a part's streams, but not what comes last."""
         wanted = [event for event in self.copy.events if event not in self.copy.absorbing]
         place = PartPlace(self.replay.id, part.number, self.copy.schema)
@@ -155,7 +155,7 @@ def _parts(conn: Connection[TupleRow], replay: Replay) -> list[tuple[int, int]]:
     return [(row[0], row[1]) for row in conn.execute(PARTS, (replay.id,)).fetchall()]
 
 
-def build_parts(conn: Connection[TupleRow], sharing: Sharing, pace: Pace) -> None:
+def build_parts(conn: Connection[TupleRow], sharing: Sharing, pace: Pacer) -> None:
     """Build all parts until they are at the goal, `pace` says to end, or one of them stops.
 
     Raises PartFailed, and OperationalError when a process has lost the database.
@@ -165,7 +165,7 @@ def build_parts(conn: Connection[TupleRow], sharing: Sharing, pace: Pace) -> Non
     count = sharing.replay.workers
     processes: list[BaseProcess] = [
         context.Process(
-            target=work, args=(sharing, Part(number, count), stopping, faults), daemon=True
+            target=work, args=(sharing, StreamShare(number, count), stopping, faults), daemon=True
         )
         for number in range(count)
     ]
@@ -178,7 +178,7 @@ def build_parts(conn: Connection[TupleRow], sharing: Sharing, pace: Pace) -> Non
     _raise_fault(processes, faults)
 
 
-def finish(conn: Connection[TupleRow], sharing: Sharing, pace: Pace) -> bool:
+def finish(conn: Connection[TupleRow], sharing: Sharing, pace: Pacer) -> bool:
     """Apply what comes last and move the copy itself to the goal; False when told to end before.
 
     Raises CopyStopped.
@@ -197,7 +197,7 @@ def _watch(
     replay: Replay,
     processes: Sequence[BaseProcess],
     stopping: Event,
-    pace: Pace,
+    pace: Pacer,
 ) -> None:
     while any(process.is_alive() for process in processes):
         for process in processes:
@@ -227,7 +227,7 @@ def _raise_fault(processes: Sequence[BaseProcess], faults: Faults) -> None:
         raise PartFailed(f"A process that built a part ended with exit code {codes[0]}.")
 
 
-def work(sharing: Sharing, part: Part, stopping: Event, faults: Faults) -> None:
+def work(sharing: Sharing, part: StreamShare, stopping: Event, faults: Faults) -> None:
     """A process: build one part. An error that is not an event's is told, and ends it with 1."""
     # Ctrl-C reaches the whole group; who gave the orders decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -241,7 +241,7 @@ def work(sharing: Sharing, part: Part, stopping: Event, faults: Faults) -> None:
         raise SystemExit(1) from error
 
 
-def _build(conn: Connection[TupleRow], sharing: Sharing, part: Part, orders: Orders) -> None:
+def _build(conn: Connection[TupleRow], sharing: Sharing, part: StreamShare, orders: Orders) -> None:
     applier = sharing.applier(part)
     while True:
         row = conn.execute(POSITION, (sharing.replay.id, part.number)).fetchone()

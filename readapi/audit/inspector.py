@@ -17,7 +17,7 @@ from projections.audit.following import arriving, head_of
 from projections.audit.index import Audit
 from projections.audit.search import Search, find
 from projections.audit.stats import stats
-from projections.audit.streams import Fold, Step, follow
+from projections.audit.streams import Fold, StreamStep, follow
 from readapi.audit.present import as_detail, as_event, as_state, as_stats, as_step, as_trace
 from readapi.audit.shapes import (
     AggregateState,
@@ -141,7 +141,7 @@ class Inspector:
         if moment.version is not None and moment.time is None and moment.version > events:
             raise NotRecorded(f"Stream {fold.stream_id} has {events} versions only.")
 
-    def _follow(self, fold: Fold, moment: Moment) -> AsyncIterator[Step]:
+    def _follow(self, fold: Fold, moment: Moment) -> AsyncIterator[StreamStep]:
         return follow(self.conn, fold, at_version=moment.version, at_time=moment.time)
 
 

@@ -13,8 +13,8 @@ from infra.codec import event_id
 from infra.privacy import PayloadMode, mask_actor, present
 from projections.audit.causes import Cause, Node, Surroundings, Trace
 from projections.audit.events import Entry, aggregate_of, type_of
-from projections.audit.stats import Stats
-from projections.audit.streams import Change, Fold, Step
+from projections.audit.stats import LogStats
+from projections.audit.streams import FieldChange, Fold, StreamStep
 from projections.log import Stored
 from readapi.audit.shapes import (
     AggregateCount,
@@ -48,7 +48,7 @@ def as_detail(entry: Entry, around: Surroundings, mode: PayloadMode) -> AuditEve
     )
 
 
-def as_step(step: Step, mode: PayloadMode) -> StreamEvent:
+def as_step(step: StreamStep, mode: PayloadMode) -> StreamEvent:
     """An event of a stream with its changes."""
     changed = None if step.changes is None else _changed(step.changes, mode)
     return StreamEvent(**_event(step.entry, mode), changed=changed)
@@ -79,7 +79,7 @@ def as_trace(correlation_id: str, trace: Trace, mode: PayloadMode) -> TraceTree:
     )
 
 
-def as_stats(stats: Stats) -> AuditStats:
+def as_stats(stats: LogStats) -> AuditStats:
     """Counts, the most frequent first and the newest day first."""
     aggregates: Counter[str] = Counter()
     for topic, events in stats.topics.items():
@@ -141,7 +141,7 @@ def _explain(error: Exception, mode: PayloadMode) -> str:
 
 
 def _changed(
-    changes: Mapping[str, Change], mode: PayloadMode
+    changes: Mapping[str, FieldChange], mode: PayloadMode
 ) -> dict[str, dict[str, object]] | None:
     shown: dict[str, dict[str, object]] = {}
     for name, change in changes.items():

@@ -7,7 +7,7 @@ from typing import Any
 
 from infra import seals
 from infra.archive import (
-    Wish,
+    ExportRequest,
     export_log,
     import_log,
     verify_export,
@@ -20,9 +20,11 @@ KEY = new_key()
 SEALED, EVENTS = 60, 64
 
 
-def export(database_url: str, path: Path, wish: Wish | None = None, **options: Any) -> None:
+def export(
+    database_url: str, path: Path, wish: ExportRequest | None = None, **options: Any
+) -> None:
     with seals.connect(database_url, "test") as conn:
-        export_log(conn, path, wish or Wish(), **options)
+        export_log(conn, path, wish or ExportRequest(), **options)
 
 
 def check(path: Path, public_keys: PublicKeys | None = None) -> Report:

@@ -18,7 +18,7 @@ from domain.model import Aggregate, Origin
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
 from infra.codec import EventMapper
-from infra.event_store import Answer, GroupCommitRecorder
+from infra.event_store import GroupCommitRecorder, StoredAnswer
 from tests.integration.event_log import logged, pass_gate, recording
 
 R = TypeVar("R")
@@ -106,7 +106,7 @@ async def open_bus(recorder: GroupCommitRecorder, **options: Any) -> AsyncIterat
 
 async def execute(
     bus: CommandBus, command: Command[R], actor: str = "ann", key: IdempotencyKey | None = None
-) -> Executed[R] | Answer:
+) -> Executed[R] | StoredAnswer:
     return await bus.execute(command, actor=actor, correlation_id="correlation", key=key)
 
 

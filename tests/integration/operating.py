@@ -17,7 +17,7 @@ import pytest
 
 from backlot.cli import main
 from backlot.wiring import ReadModels
-from domain.operation import Members, Operation, Outcome
+from domain.operation import Members, Operation, OperationOutcome
 from infra.codec import EventMapper
 from infra.event_store import GroupCommitRecorder
 from infra.operations import load, request
@@ -85,7 +85,9 @@ class Desk(NamedTuple):
     def operation(self, operation_id: UUID) -> Operation:
         return load(self.recorder, operation_id)
 
-    def end(self, operation_id: UUID, seconds: float = DEADLINE_SECONDS) -> tuple[Outcome, Members]:
+    def end(
+        self, operation_id: UUID, seconds: float = DEADLINE_SECONDS
+    ) -> tuple[OperationOutcome, Members]:
         """How it ended, once it has."""
         eventually(lambda: self.operation(operation_id).outcome, seconds)
         found = self.operation(operation_id)
@@ -95,7 +97,7 @@ class Desk(NamedTuple):
     def done(self, action: str, subject: str, **parameters: object) -> dict[str, Any]:
         """Have it done; what came of it."""
         outcome, result = self.end(self.ask(action, subject, parameters))
-        assert outcome is Outcome.DONE, result
+        assert outcome is OperationOutcome.DONE, result
         return result
 
     def events(self, operation_id: UUID | None = None) -> list[Operation.Event]:

@@ -16,7 +16,7 @@ import psycopg
 
 from infra import telemetry
 from projections.analytics.migrating import Shape
-from projections.analytics.rebuilding import Found, Means, Rebuild
+from projections.analytics.rebuilding import AnalyticsMeans, Found, Rebuild
 from projections.analytics.refreshing import refresh
 from projections.analytics.storing import Store
 from projections.connecting import connect
@@ -123,7 +123,7 @@ class Site:
 
     @contextmanager
     def rebuilding(
-        self, means: Means | None = None, stopping: Event | None = None
+        self, means: AnalyticsMeans | None = None, stopping: Event | None = None
     ) -> Iterator[Rebuild]:
         with (
             closing(connect(self.log_url, "test")) as log_conn,
@@ -132,7 +132,7 @@ class Site:
             yield Rebuild(
                 log_conn,
                 conn,
-                means or Means(self.url, REPEAT, arrival_seconds=5, settle_seconds=1),
+                means or AnalyticsMeans(self.url, REPEAT, arrival_seconds=5, settle_seconds=1),
                 report=tell_nobody,
                 stopping=stopping or Event(),
             )

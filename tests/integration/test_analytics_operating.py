@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from backlot.wiring import ReadModels
-from domain.operation import Members, Operation, Outcome
+from domain.operation import Members, Operation, OperationOutcome
 from projections.analytics.migrating import Shape
 from projections.connecting import connect
 from projections.install import install
@@ -84,7 +84,11 @@ class TestCommandLine:
         assert (found.code, found.data["state"]) == (0, "mended")
         assert told.contents() == before
         assert asked(root) == [("verify", {"reason": "a test"}), ("replay", {}), YES]
-        assert ends(root) == [Outcome.DONE, Outcome.CANCELLED, Outcome.DONE]
+        assert ends(root) == [
+            OperationOutcome.DONE,
+            OperationOutcome.CANCELLED,
+            OperationOutcome.DONE,
+        ]
 
     def test_what_there_is_not(self, backlot: Backlot, told: Site) -> None:
         code, out, err = backlot("pause", "analytics")
@@ -111,10 +115,10 @@ def test_over_http(told: Site, root: Desk) -> None:
         assert found["difference"]["total"] == 21
         assert len(found["difference"]["keys"]) == 20
         outcome, _ = root.end(root.ask("replay", "analytics"))
-        assert outcome is Outcome.CANCELLED
+        assert outcome is OperationOutcome.CANCELLED
         assert root.done("replay", "analytics", yes=True)["state"] == "mended"
         outcome, result = root.end(root.ask("rollback", "analytics"))
-        assert outcome is Outcome.REFUSED
+        assert outcome is OperationOutcome.REFUSED
         assert "there is no rollback" in str(result["reason"])
     assert told.contents() == before
 

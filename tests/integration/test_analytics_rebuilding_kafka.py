@@ -13,7 +13,7 @@ import pytest
 
 from infra import telemetry
 from infra.kafka import KafkaOptions
-from projections.analytics.rebuilding import Means, Rebuild
+from projections.analytics.rebuilding import AnalyticsMeans, Rebuild
 from projections.analytics.rebuilding.places import NotTakenIn
 from projections.connecting import connect
 from projections.replaying.progress import tell_nobody
@@ -54,7 +54,7 @@ def liked(database_url: str, writer: Writer) -> UUID:
 
 
 def verify(url: str, arrival_seconds: float = 20.0) -> dict[str, tuple[int, int, int]]:
-    means = Means(url, REPEAT, arrival_seconds=arrival_seconds, settle_seconds=3.0)
+    means = AnalyticsMeans(url, REPEAT, arrival_seconds=arrival_seconds, settle_seconds=3.0)
     with closing(connect(url, "test")) as log_conn, closing(connect(url, "test")) as conn:
         rebuild = Rebuild(log_conn, conn, means, report=tell_nobody, stopping=Event())
         return counts(rebuild.compare())

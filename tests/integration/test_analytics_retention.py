@@ -18,7 +18,7 @@ from projections.analytics.pruning import prune
 from projections.analytics.refreshing import refresh
 from projections.analytics.retention import COUNTED, kept
 from projections.analytics.rules import row_of
-from projections.analytics.storing import Store, Stored
+from projections.analytics.storing import Store, StoredBatch
 from projections.connecting import connect
 from tests.integration.analytics_support import (
     COLUMNS,
@@ -66,7 +66,7 @@ def shape_of(conn: Connection[TupleRow]) -> Shape:
     return Shape(shape)
 
 
-def add(conn: Connection[TupleRow], events: Sequence[Event]) -> Stored:
+def add(conn: Connection[TupleRow], events: Sequence[Event]) -> StoredBatch:
     with conn.transaction():
         rows = [row_of(*event, NOW) for event in events]
         stored = Store(shape_of(conn), REPEAT).add(conn, rows)

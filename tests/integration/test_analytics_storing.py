@@ -22,8 +22,8 @@ from projections.analytics import videos
 from projections.analytics.migrating import Shape
 from projections.analytics.refreshing import refresh
 from projections.analytics.rules import row_of
-from projections.analytics.storing import Store, Stored
-from projections.analytics.videos import Told
+from projections.analytics.storing import Store, StoredBatch
+from projections.analytics.videos import UploadChange
 from projections.connecting import connect
 from tests.integration.analytics_support import (
     NOW,
@@ -66,7 +66,7 @@ def conn(url: str) -> Iterator[Connection[TupleRow]]:
         yield opened
 
 
-def add(conn: Connection[TupleRow], events: Sequence[Event]) -> Stored:
+def add(conn: Connection[TupleRow], events: Sequence[Event]) -> StoredBatch:
     """Store messages as the keeper does."""
     shape = migrated_shape(conn)
     with conn.transaction():
@@ -76,7 +76,7 @@ def add(conn: Connection[TupleRow], events: Sequence[Event]) -> Stored:
     return stored
 
 
-def tell(conn: Connection[TupleRow], told: Sequence[Told]) -> None:
+def tell(conn: Connection[TupleRow], told: Sequence[UploadChange]) -> None:
     shape = migrated_shape(conn)
     with conn.transaction():
         stored = videos.apply(conn, Store(shape, REPEAT), told)
@@ -89,14 +89,14 @@ def migrated_shape(conn: Connection[TupleRow]) -> Shape:
     return Shape(shape)
 
 
-def known(told: History) -> list[Told]:
+def known(told: History) -> list[UploadChange]:
     """Each video's beginning and its length."""
     found = []
     for id_, (owner, length) in told.videos.items():
         values: dict[str, Any] = {"id": id_, "owner": owner, "category": None, "at": NOW}
-        found.append(Told(Upload.Started, values))
+        found.append(UploadChange(Upload.Started, values))
         if length is not None:
-            found.append(Told(Upload.SpeechTranscribed, values | {"duration": length}))
+            found.append(UploadChange(Upload.SpeechTranscribed, values | {"duration": length}))
     return found
 
 

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from infra.archive import ExportRefused, ExportUnusable, ImportRefused, Wish
+from infra.archive import ExportRefused, ExportRequest, ExportUnusable, ImportRefused
 from infra.postgres import EmbeddedPostgres
 from infra.privacy import PayloadMode
 from projections.catalog import Catalog
@@ -119,7 +119,7 @@ def test_a_part_of_the_log_is_verified_too(
     log_url: str, tmp_path: Path, first: int, last: int
 ) -> None:
     path = tmp_path / "part.jsonl"
-    export(log_url, path, Wish(first=first, last=last))
+    export(log_url, path, ExportRequest(first=first, last=last))
     report = check(path)
     assert (report.ok, report.first, report.events) == (True, first, last - first + 1)
     assert report.unsealed == max(0, last - max(first - 1, SEALED))
@@ -140,7 +140,7 @@ def test_without_the_exact_bytes_nothing_can_be_verified(
     log_url: str, tmp_path: Path, empty_url: str, payload: PayloadMode
 ) -> None:
     path = tmp_path / "log.jsonl"
-    export(log_url, path, Wish(payload=payload))
+    export(log_url, path, ExportRequest(payload=payload))
     assert b"viewer-" not in path.read_bytes()
     with pytest.raises(ExportUnusable, match=f"--payload {payload}"):
         check(path)
@@ -163,7 +163,7 @@ def test_only_an_empty_store_and_a_whole_log_are_taken(
 ) -> None:
     with pytest.raises(ImportRefused, match="not empty"):
         import_into(log_url, exported)
-    export(log_url, tmp_path / "part.jsonl", Wish(first=5))
+    export(log_url, tmp_path / "part.jsonl", ExportRequest(first=5))
     with pytest.raises(ImportRefused, match="position 5"):
         import_into(empty_url, tmp_path / "part.jsonl")
 
@@ -175,6 +175,6 @@ def test_an_export_never_overwrites(log_url: str, exported: Path) -> None:
 
 def test_positions_that_are_not_there_can_not_be_exported(log_url: str, tmp_path: Path) -> None:
     with pytest.raises(ExportRefused, match="ends at position 64"):
-        export(log_url, tmp_path / "log.jsonl", Wish(last=65))
+        export(log_url, tmp_path / "log.jsonl", ExportRequest(last=65))
     with pytest.raises(ExportRefused, match="behind the last"):
-        export(log_url, tmp_path / "log.jsonl", Wish(first=70))
+        export(log_url, tmp_path / "log.jsonl", ExportRequest(first=70))

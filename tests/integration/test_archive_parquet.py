@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pyarrow.parquet import read_table
 
-from infra.archive import ExportFormat, Wish
+from infra.archive import ExportFormat, ExportRequest
 from infra.archive.parquet import ParquetMissing
 from infra.privacy import PayloadMode
 from tests.integration.archiving import export, make_signed_log
@@ -26,7 +26,7 @@ def test_without_the_library_it_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ParquetMissing, match=r"pip install 'backlot\[parquet\]'"):
-        export(log_url, tmp_path / "log", Wish(ExportFormat.PARQUET))
+        export(log_url, tmp_path / "log", ExportRequest(ExportFormat.PARQUET))
 
 
 @pytest.mark.parametrize("payload", list(PayloadMode))
@@ -34,7 +34,7 @@ def test_events_are_columns(
     log_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, payload: PayloadMode
 ) -> None:
     monkeypatch.setattr("infra.archive.parquet.PART_EVENTS", 25)
-    export(log_url, tmp_path / "log", Wish(ExportFormat.PARQUET, payload))
+    export(log_url, tmp_path / "log", ExportRequest(ExportFormat.PARQUET, payload))
     parts = sorted((tmp_path / "log").iterdir())
     assert [part.name for part in parts] == [f"part-00000{n}.parquet" for n in (1, 2, 3)]
     found = [record for part in parts for record in read_table(part).to_pylist()]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.log import fill
-from infra.archive import ExportFormat, ExportRefused, Wish
+from infra.archive import ExportFormat, ExportRefused, ExportRequest
 from infra.privacy import PayloadMode
 from tests.integration.archiving import (
     check,
@@ -37,7 +37,7 @@ def test_killed_and_resumed_an_export_is_identical(
     seal_all(database_url, block_events=1_000)
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     partial = tmp_path / "torn.partial"
-    export(database_url, whole, Wish(export_format))
+    export(database_url, whole, ExportRequest(export_format))
     size = whole.stat().st_size
     killed = 0
     for part in (0.1, 0.4, 0.8):
@@ -54,7 +54,7 @@ def test_killed_and_resumed_an_export_is_identical(
         seal_all(database_url)
     assert killed or export_format is ExportFormat.PARQUET
     if not torn.exists():
-        export(database_url, torn, Wish(export_format))
+        export(database_url, torn, ExportRequest(export_format))
     assert content_of(torn) == content_of(whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["torn", "whole"]
 
@@ -63,9 +63,9 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from infra import seals
-from infra.archive import ExportFormat, Wish, export_log
+from infra.archive import ExportFormat, ExportRequest, export_log
 with seals.connect(sys.argv[1], "test") as conn:
-    export_log(conn, Path(sys.argv[2]), Wish(ExportFormat(sys.argv[3])))
+    export_log(conn, Path(sys.argv[2]), ExportRequest(ExportFormat(sys.argv[3])))
 """
 
 
@@ -88,7 +88,7 @@ def test_an_export_is_continued_only_as_it_was_begun(log_url: str, tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):
         export(log_url, path, on_progress=give_up)
     with pytest.raises(ExportRefused, match="begun as jsonl with payload full, positions 1 to 64"):
-        export(log_url, path, Wish(payload=PayloadMode.NONE))
+        export(log_url, path, ExportRequest(payload=PayloadMode.NONE))
     begun: list[int] = []
     export(log_url, path, on_begun=lambda plan, done: begun.append(done))
     assert begun == [64]

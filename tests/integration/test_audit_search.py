@@ -18,7 +18,7 @@ from infra.codec import EventMapper
 from infra.postgres import EmbeddedPostgres
 from projections.audit.events import Entry, aggregate_of, read_entry, type_of
 from projections.audit.index import Audit
-from projections.audit.search import Found, Search, find
+from projections.audit.search import EventPage, Search, find
 from projections.install import install
 from projections.log import END_OF_LOG
 from tests.integration.audit_support import (
@@ -101,7 +101,7 @@ def test_a_search_finds_what_a_look_at_every_event_finds(searched_url: str, inde
     chance = random.Random(indexed)
     searches = [some_search(chance) for _ in range(400)]
 
-    async def find_all(conn: AsyncConnection[TupleRow]) -> list[Found]:
+    async def find_all(conn: AsyncConnection[TupleRow]) -> list[EventPage]:
         return [await find(conn, AUDIT, search, 40) for search in searches]
 
     for search, found in zip(searches, ask(searched_url, find_all), strict=True):
@@ -144,5 +144,5 @@ def by_ann(stream: UUID, version: int) -> StoredEvent:
     return StoredEvent(stream, version, "comment.posted.v1", body(AT, "ann", "request"))
 
 
-async def _page(search: Search, conn: AsyncConnection[TupleRow], limit: int = 7) -> Found:
+async def _page(search: Search, conn: AsyncConnection[TupleRow], limit: int = 7) -> EventPage:
     return await find(conn, AUDIT, search, limit)

@@ -21,7 +21,7 @@ import pytest
 
 from backlot import doctor
 from backlot.doctor import examine
-from backlot.doctor_part import Part
+from backlot.doctor_part import DoctorPart
 from infra.connecting import breaker_of
 from infra.data_folder import DataFolder
 from infra.postgres import EmbeddedPostgres
@@ -30,7 +30,7 @@ from projections.recommendations import embedding_table
 from projections.recommendations.embedding_table import Embedded
 from tests.support import hung
 
-FIELDS = [field.name for field in fields(Part)]
+FIELDS = [field.name for field in fields(DoctorPart)]
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def folder(short_dir: Path, monkeypatch: pytest.MonkeyPatch, free_port: int) -> 
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def part(name: str) -> Part:
+def part(name: str) -> DoctorPart:
     (found,) = (part for part in examine() if part.name == name)
     return found
 
@@ -118,7 +118,9 @@ def test_whatever_fails_has_a_remedy() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call)
     ]
-    parts = [call for call in calls if ast.unparse(call.func) == "Part" and len(call.args) > 1]
+    parts = [
+        call for call in calls if ast.unparse(call.func) == "DoctorPart" and len(call.args) > 1
+    ]
     flags = [ast.unparse(call.args[FIELDS.index("ok")]) for call in parts]
     assert flags.count("True") > 10
     assert flags.count("False") == 1, "only `failing` itself"

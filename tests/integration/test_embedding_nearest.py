@@ -166,7 +166,7 @@ class TestTheTable:
         for model, dimensions in (("other", DIMENSIONS), ("other", 24)):
             assert prepare(conn, model, dimensions) is None
             found = embedding_table.state(conn)
-            assert found == embedding_table.State(model, dimensions, 0, 0)
+            assert found == embedding_table.EmbeddingState(model, dimensions, 0, 0)
             put(conn, [Embedded(uuid4(), b"", [1.0] * dimensions)])
 
     def test_what_was_dropped_is_made_again(self, shop: Shop, conn: Connection[TupleRow]) -> None:

@@ -133,7 +133,7 @@ class TestTexts:
         for other in (FakeEmbedder("other"), FakeEmbedder("other", 24)):
             assert rounds(shop, other, 2) == [2, 0]
             found = state(conn)
-            assert found == embedding_table.State(other.model, other.dimensions, 2, 0)
+            assert found == embedding_table.EmbeddingState(other.model, other.dimensions, 2, 0)
 
 
 class TestRemoval:

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from commands.batch import Executed, IdempotencyKey
 from commands.bus import CommandBus, KeyReused
 from domain.errors import Conflict
-from infra.event_store import Answer, GroupCommitRecorder, Save
+from infra.event_store import GroupCommitRecorder, Save, StoredAnswer
 from tests.integration.buses import Look, Toggle, alternating, decided, execute, open_bus, with_bus
 from tests.integration.event_log import (
     appends_wait,
@@ -31,10 +31,10 @@ def key(name: str = "key-1", body: bytes = b"body") -> IdempotencyKey:
     return IdempotencyKey(name, digest, lambda answer: (201, repr(answer).encode()))
 
 
-def kept(position: int, answer: Any = True, actor: str = "ann") -> Answer:
+def kept(position: int, answer: Any = True, actor: str = "ann") -> StoredAnswer:
     """The stored answer of a toggle."""
     digest = hashlib.sha256(b"body").digest()
-    return Answer(actor, "key-1", digest, 201, repr(answer).encode(), position)
+    return StoredAnswer(actor, "key-1", digest, 201, repr(answer).encode(), position)
 
 
 def answers(log_url: str) -> list[tuple[Any, ...]]:
@@ -85,7 +85,7 @@ class TestRepeats:
                     )
                 )
             for first, second in zip(outcomes[::2], outcomes[1::2], strict=True):
-                assert {type(first), type(second)} == {Executed, Answer}
+                assert {type(first), type(second)} == {Executed, StoredAnswer}
                 assert first.position == second.position
 
         asyncio.run(scenario())

@@ -14,7 +14,7 @@ import pytest
 from backlot.recorded import recorded
 from backlot.wiring import ReadModels
 from domain.errors import Invalid
-from domain.operation import Members, Operation, Outcome
+from domain.operation import Members, Operation, OperationOutcome
 from infra.codec import event_id
 from infra.operations import claim, finish, recording, release
 from projections.connecting import connect
@@ -68,10 +68,10 @@ class TestRecording:
 
     def test_a_command_names_who_gives_it(self, root: Desk) -> None:
         with recorded(root.database_url, "reconcile", "likes", {"repair": True}) as running:
-            running.outcome = Outcome.REFUSED
+            running.outcome = OperationOutcome.REFUSED
         requested, finished = root.events()
         assert requested.actor == finished.actor == f"operator:{getpass.getuser()}"
-        assert root.operation(running.operation_id).outcome is Outcome.REFUSED
+        assert root.operation(running.operation_id).outcome is OperationOutcome.REFUSED
 
     @pytest.mark.parametrize(
         ("error", "outcome"),
@@ -110,7 +110,7 @@ class TestRecording:
 
     def test_many_who_finish_at_once_record_one_end(self, root: Desk) -> None:
         operation_id = root.ask("verify", "likes")
-        ends = list(Outcome) * 4
+        ends = list(OperationOutcome) * 4
         with ThreadPoolExecutor(len(ends)) as pool:
             list(pool.map(lambda end: finish(root.recorder, operation_id, end, {}, "host"), ends))
         assert [type(event) for event in root.events()] == [
@@ -123,7 +123,7 @@ class TestReadModel:
     def test_what_was_asked_and_what_came_of_it(self, root: Desk) -> None:
         model = Operations()
         asked = [root.ask("pause", "likes", {"reason": "ça va"}), root.ask("verify", "likes")]
-        finish(root.recorder, asked[0], Outcome.DONE, {"changed": True}, "host")
+        finish(root.recorder, asked[0], OperationOutcome.DONE, {"changed": True}, "host")
         with hosting(root.database_url, model), connect(root.database_url, "test") as conn:
             caught_up(root.database_url, ["operations"], 3)
             assert model.unfinished(conn) == [asked[1]]
@@ -142,7 +142,7 @@ class TestExecutor:
     def test_what_is_asked_for_is_done_and_told(self, root: Desk, writer: Writer) -> None:
         with executing(root.database_url):
             operation_id = root.ask("pause", "likes", {"reason": "looking"}, actor="ann")
-            assert root.end(operation_id) == (Outcome.DONE, {"changed": True})
+            assert root.end(operation_id) == (OperationOutcome.DONE, {"changed": True})
             requested, finished = root.events(operation_id)
             assert (requested.actor, finished.actor) == ("ann", "projections")
             assert finished.correlation_id == requested.correlation_id
@@ -175,7 +175,7 @@ class TestExecutor:
         with executing(root.database_url):
             for action, subject, parameters, reason in wishes:
                 outcome, result = root.end(root.ask(action, subject, parameters))
-                assert outcome is Outcome.REFUSED, action
+                assert outcome is OperationOutcome.REFUSED, action
                 assert reason in str(result["reason"])
 
     def test_a_replay_runs_in_a_process_of_its_own(self, root: Desk, writer: Writer) -> None:
@@ -209,7 +209,7 @@ class TestExecutor:
             assert rows(root.database_url, "SELECT likes FROM likes.counts") == [(77,)]
             root.done("confirm", "likes")
             outcome, result = root.end(operation_id)
-            assert (outcome, result["state"]) == (Outcome.DONE, "switched")
+            assert (outcome, result["state"]) == (OperationOutcome.DONE, "switched")
             assert rows(root.database_url, "SELECT likes FROM likes.counts") == [(2,)]
             told = str([vars(event) for event in root.events()])
             assert "ann" not in told, "the log of operations names viewers"
@@ -234,7 +234,7 @@ class TestExecutor:
                 await_process(operation_id)
                 root.done("cancel", "likes")
             outcome, result = root.end(operation_id)
-            assert (outcome, result["state"]) == (Outcome.CANCELLED, "cancelled")
+            assert (outcome, result["state"]) == (OperationOutcome.CANCELLED, "cancelled")
             assert position(root.database_url, "likes__next") == -1
 
     def test_one_whose_process_is_killed_goes_on_in_another_and_ends_once(
@@ -249,7 +249,7 @@ class TestExecutor:
                 eventually(lambda: replay_state(root))
                 first.kill()
                 eventually(lambda: {p.pid for p in working_on(operation_id)} - {first.pid})
-            assert root.end(operation_id)[0] is Outcome.DONE
+            assert root.end(operation_id)[0] is OperationOutcome.DONE
             eventually(lambda: not working_on(operation_id))
         assert len(root.events(operation_id)) == 2
         with connect(root.database_url, "test") as conn:
@@ -289,7 +289,7 @@ class TestExecutor:
         operation_id = root.ask("export", "log")
         with executing(root.database_url):
             outcome, result = root.end(operation_id)
-        assert outcome is Outcome.FAILED
+        assert outcome is OperationOutcome.FAILED
         assert "ended before" in str(result["error"])
 
     def test_processes_that_die_again_and_again_end_it(
@@ -298,7 +298,7 @@ class TestExecutor:
         monkeypatch.setattr("projections.operating.children.PAUSE_SECONDS", 0.01)
         with executing(root.database_url, command=("false",)):
             outcome, result = root.end(root.ask("completeness", "likes"))
-        assert outcome is Outcome.FAILED
+        assert outcome is OperationOutcome.FAILED
         assert "3 processes died" in str(result["error"])
 
     def test_a_stop_lets_the_child_stop_and_a_start_goes_on(
@@ -313,7 +313,7 @@ class TestExecutor:
                 eventually(lambda: replay_state(root))
         assert not child.is_running()
         with executing(root.database_url):
-            assert root.end(operation_id)[0] is Outcome.DONE
+            assert root.end(operation_id)[0] is OperationOutcome.DONE
 
     @pytest.mark.parametrize("name", ["likes", "operations"])
     def test_what_an_older_release_has_made_is_built_again_at_the_start(
@@ -339,7 +339,7 @@ class TestExecutor:
                 if isinstance(event, Operation.Requested) and event.action == "replay"
             ]
             assert (requested.actor, requested.subject) == ("system", name)
-            assert root.end(requested.originator_id)[0] is Outcome.DONE
+            assert root.end(requested.originator_id)[0] is OperationOutcome.DONE
             caught_up(root.database_url, [name], writer.head)
 
 

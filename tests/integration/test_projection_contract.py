@@ -11,7 +11,7 @@ from psycopg.rows import TupleRow
 from structlog.testing import capture_logs
 
 from backlot.wiring import ReadModels
-from domain.operation import Operation, Outcome
+from domain.operation import Operation, OperationOutcome
 from projections.applying import Applier
 from projections.install import create, install
 from projections.positions import look
@@ -33,7 +33,7 @@ def operate(writer: Writer, count: int) -> None:
         operation = Operation.blank(uuid4())
         operation.request("pause", "likes", {"n": n}, origin("root"))
         if n % 2:
-            operation.finish(Outcome.DONE, {}, origin("root"))
+            operation.finish(OperationOutcome.DONE, {}, origin("root"))
         writer.save(operation)
 
 

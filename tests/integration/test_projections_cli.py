@@ -17,7 +17,7 @@ import pytest
 
 from backlot.doctor import examine
 from backlot.wiring import ReadModels
-from domain.operation import Operation, Outcome
+from domain.operation import Operation, OperationOutcome
 from infra.counters import Counter, Counters
 from infra.redis import connect_blocking_redis
 from projections.connecting import connect
@@ -142,7 +142,7 @@ class TestReplay:
         assert count(root.database_url) == 3
         replay, confirmed = root.events()[0].originator_id, root.events()[1].originator_id
         assert [event.action for event in root.events(confirmed)] == ["confirm", "confirm"]
-        assert root.operation(replay).outcome is Outcome.DONE
+        assert root.operation(replay).outcome is OperationOutcome.DONE
 
     @pytest.mark.usefixtures("liked")
     def test_a_yes_given_before(self, backlot: Backlot, root: Desk) -> None:
@@ -157,7 +157,7 @@ class TestReplay:
         code, out, err = backlot("rollback", "likes", "--yes")
         assert (code, out) == (4, "")
         assert err == "backlot: likes has no previous copy to go back to.\n"
-        assert root.operation(root.events()[0].originator_id).outcome is Outcome.REFUSED
+        assert root.operation(root.events()[0].originator_id).outcome is OperationOutcome.REFUSED
 
     @pytest.mark.usefixtures("liked")
     def test_ctrl_c_lets_it_rest_and_the_same_command_goes_on(
@@ -189,7 +189,7 @@ class TestReplay:
                 process.communicate()
             (operation_id,) = {event.originator_id for event in root.events()}
             outcome, result = root.end(operation_id)
-        assert (outcome, result["state"]) == (Outcome.DONE, "switched")
+        assert (outcome, result["state"]) == (OperationOutcome.DONE, "switched")
 
     @pytest.mark.usefixtures("liked")
     def test_one_that_another_process_carries_out_is_followed(self, root: Desk) -> None:
@@ -330,7 +330,7 @@ class TestStopped:
         assert "has stopped again, at position 3: MapperDeserialisationError" in err
         assert "`backlot projections parked park likes --reason" in err
         (ended,) = _operations(root)
-        assert (ended.outcome, ended.result["stoppedAt"]) == (Outcome.FAILED, 3)
+        assert (ended.outcome, ended.result["stoppedAt"]) == (OperationOutcome.FAILED, 3)
 
     def test_park_tells_where_it_stops_next(
         self, backlot: Backlot, root: Desk, stopped: Writer

@@ -29,7 +29,7 @@ from projections.recommendations.cache import (
 from projections.recommendations.display import PLAIN
 from projections.recommendations.keeping import keep
 from projections.recommendations.pairing import Engagement
-from projections.recommendations.weighing import Kind, Weighing
+from projections.recommendations.weighing import EngagementKind, Weighing
 from tests import openai_server
 from tests.integration.keeping import record
 from tests.integration.projection_support import hosting, origin
@@ -61,7 +61,9 @@ class Place:
     def watch(self, viewer: str, *videos: Upload) -> None:
         now = datetime.now(UTC) - timedelta(minutes=len(videos))
         told = [
-            Engagement(viewer, str(each.id), Kind.WATCHED, now + timedelta(minutes=number))
+            Engagement(
+                viewer, str(each.id), EngagementKind.WATCHED, now + timedelta(minutes=number)
+            )
             for number, each in enumerate(videos)
         ]
         with self.connected() as conn, conn.transaction():

@@ -21,7 +21,7 @@ from projections.recommendations.keeping import keep, rank_categories
 from projections.recommendations.model import Candidate, Engaged, Profile
 from projections.recommendations.pairing import Engagement
 from projections.recommendations.profile import profile_of
-from projections.recommendations.weighing import Kind, Weighing
+from projections.recommendations.weighing import EngagementKind, Weighing
 from tests.integration.projection_support import Writer, caught_up, hosting
 
 T = TypeVar("T")
@@ -55,7 +55,9 @@ class World:
                 rows,
             )
 
-    def watch(self, viewer: str, *numbers: int, kind: Kind = Kind.WATCHED) -> None:
+    def watch(
+        self, viewer: str, *numbers: int, kind: EngagementKind = EngagementKind.WATCHED
+    ) -> None:
         """One after another, the last one now."""
         with self.conn.transaction():
             keep(
@@ -68,7 +70,7 @@ class World:
             )
 
     def like(self, viewer: str, *numbers: int) -> None:
-        self.watch(viewer, *numbers, kind=Kind.LIKED)
+        self.watch(viewer, *numbers, kind=EngagementKind.LIKED)
 
     def ask(self, work: Callable[[AsyncConnection[TupleRow]], Awaitable[T]]) -> T:
         async def go() -> T:
@@ -238,12 +240,12 @@ def test_the_profile(world: World, writer: Writer) -> None:
     writer.unlike(ids[11], "ann")
     writer.like(ids[3], "bob")
     events = [
-        Engagement("ann", str(each), Kind.WATCHED, NOW - timedelta(hours=place))
+        Engagement("ann", str(each), EngagementKind.WATCHED, NOW - timedelta(hours=place))
         for place, each in enumerate(ids)
     ]
     with world.conn.transaction():
         keep(world.conn, [*events, events[5]._replace(viewer="bob")], WEIGHING)
-        keep(world.conn, [events[10]._replace(kind=Kind.LIKED)], WEIGHING)
+        keep(world.conn, [events[10]._replace(kind=EngagementKind.LIKED)], WEIGHING)
     with hosting(world.url, likes):
         caught_up(world.url, ["likes"], writer.head)
 

@@ -35,7 +35,7 @@ from tests.support import ended
 from workers.consuming import ledger
 from workers.consuming.keeping import KeeperRunner
 from workers.recommendations import keeper as keepers
-from workers.recommendations.keeper import Recommendations
+from workers.recommendations.keeper import EngagementKeeper
 from workers.waking import Waker
 
 ENGAGED = (
@@ -67,7 +67,7 @@ async def keeping(stage: Stage) -> AsyncIterator[list[str]]:
         told.extend(sorted(viewers))
 
     waker = Waker(stage.database_url)
-    recommendations = Recommendations(Weighing(), changed=tell)
+    recommendations = EngagementKeeper(Weighing(), changed=tell)
     runner = KeeperRunner(
         stage.database_url,
         recommendations,

@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 from projections.analytics.migrating import migrate
 from projections.recommendations.keeping import keep, rank_categories
 from projections.recommendations.pairing import Engagement
-from projections.recommendations.weighing import Kind, Weighing
+from projections.recommendations.weighing import EngagementKind, Weighing
 
 NOW = datetime(2026, 3, 14, 15, 26, 53, tzinfo=UTC)
 WEIGHING = Weighing()
@@ -37,11 +37,11 @@ def video(number: int) -> str:
 
 
 def watched(viewer: str, number: int, ago: timedelta = timedelta()) -> Engagement:
-    return Engagement(viewer, video(number), Kind.WATCHED, NOW - ago)
+    return Engagement(viewer, video(number), EngagementKind.WATCHED, NOW - ago)
 
 
 def liked(viewer: str, number: int, ago: timedelta = timedelta()) -> Engagement:
-    return Engagement(viewer, video(number), Kind.LIKED, NOW - ago)
+    return Engagement(viewer, video(number), EngagementKind.LIKED, NOW - ago)
 
 
 def take(
@@ -74,8 +74,9 @@ def totals(conn: Connection[TupleRow]) -> dict[str, float]:
 
 def history(random: Random, size: int = 150) -> list[Engagement]:
     """Of eight viewers and fifteen videos, each kind of engagement once."""
+    kinds = [*EngagementKind]
     found = {
-        (f"viewer-{random.randrange(8)}", video(random.randrange(15)), random.choice([*Kind])):
+        (f"viewer-{random.randrange(8)}", video(random.randrange(15)), random.choice(kinds)):
             timedelta(seconds=random.randrange(int(LONG_AGO.total_seconds())))
         for _ in range(size)
     }  # fmt: skip
@@ -161,7 +162,7 @@ def test_whoever_watches_without_end_costs_no_more(tables: Connection[TupleRow])
     weighing = Weighing(paired_with=5, paired_per_hour=10)
     begun = NOW.replace(minute=0, second=0)
     events = [
-        Engagement("bot", video(number), Kind.WATCHED, begun + timedelta(seconds=number))
+        Engagement("bot", video(number), EngagementKind.WATCHED, begun + timedelta(seconds=number))
         for number in range(300)
     ]
     for at in range(0, 300, 60):
@@ -170,7 +171,7 @@ def test_whoever_watches_without_end_costs_no_more(tables: Connection[TupleRow])
     (count,) = tables.execute("SELECT count(*) FROM analytics.watched").fetchone() or (0,)
     assert count == 300
     # The next hour is another one.
-    later = Engagement("bot", video(301), Kind.WATCHED, begun + timedelta(hours=1))
+    later = Engagement("bot", video(301), EngagementKind.WATCHED, begun + timedelta(hours=1))
     take(tables, [later], weighing)
     assert len([one for one, _ in neighbours(tables) if one == video(301)]) == 5
 

@@ -17,12 +17,12 @@ import pytest
 from infra import whisper
 from infra.settings import load_settings
 from infra.speech import (
-    Limits,
     MediaTooLarge,
     MediaUnreadable,
     SpeechUnavailable,
     Transcript,
     TranscriptionFailed,
+    TranscriptionLimits,
     TranscriptionTimedOut,
     WhisperTranscriber,
     available,
@@ -160,13 +160,13 @@ async def test_a_film_without_sound_has_an_empty_transcript(mute_film: Path) -> 
 @pytest.mark.usefixtures("installed")
 async def test_a_film_over_the_limit_of_bytes_is_refused(film: Path) -> None:
     with pytest.raises(MediaTooLarge):
-        await WhisperTranscriber("base", Limits(media_bytes=100)).transcribe(film)
+        await WhisperTranscriber("base", TranscriptionLimits(media_bytes=100)).transcribe(film)
 
 
 @pytest.mark.usefixtures("installed")
 async def test_work_over_the_limit_of_time_is_ended(film: Path) -> None:
     with pytest.raises(TranscriptionTimedOut):
-        await WhisperTranscriber("base", Limits(work_seconds=0.02)).transcribe(film)
+        await WhisperTranscriber("base", TranscriptionLimits(work_seconds=0.02)).transcribe(film)
     assert [child.name() for child in psutil.Process().children() if "ff" in child.name()] == []
 
 

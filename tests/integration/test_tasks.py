@@ -15,7 +15,14 @@ from infra import metrics
 from infra.logging import CORRELATION_ID
 from infra.redis import embedded_server
 from infra.settings.adapters import TaskSettings
-from infra.tasks import BrokerAway, FailedTask, Origin, Postponed, Resources, current_origin
+from infra.tasks import (
+    BrokerAway,
+    FailedTask,
+    Postponed,
+    Resources,
+    TaskOrigin,
+    current_origin,
+)
 from infra.tasks.broker import task_queues
 from infra.tasks.errors import ResourcesUnavailable
 from infra.tasks.letters import TaskQueues, every, like, named
@@ -86,8 +93,8 @@ def test_a_task_knows_its_arguments_and_where_it_comes_from(settings: TaskSettin
     toy.send("tell", "c1", 2)
     with toy.working():
         until(lambda: count("tell", "done") > before)
-    assert seen == [(("c1", 2), Origin("req-1", "event-1"), "req-1")]
-    assert current_origin() == Origin(None, None)
+    assert seen == [(("c1", 2), TaskOrigin("req-1", "event-1"), "req-1")]
+    assert current_origin() == TaskOrigin(None, None)
     assert metrics.value("backlot_tasks_running", actor="tell") == 0
     assert metrics.value("backlot_task_seconds_count", actor="tell") >= 1
 

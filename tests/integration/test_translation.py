@@ -17,7 +17,7 @@ from infra.language import TextDetector
 from infra.llm import LanguageModelError
 from infra.redis import embedded_redis
 from infra.settings import load_settings
-from infra.tasks import FailedTask, Origin, Postponed
+from infra.tasks import FailedTask, Postponed, TaskOrigin
 from tests.integration.buses import decided, execute, open_bus
 from tests.integration.event_log import logged
 from tests.integration.projection_support import Writer, origin
@@ -35,7 +35,7 @@ from workers.translation.opening import open_translation
 from workers.translation.task import CommentTranslation
 
 SPANISH = "¡Qué bonito es este vídeo, muchas gracias! https://example.org/a 🎬"
-ORIGIN = Origin("conversation", "cause")
+ORIGIN = TaskOrigin("conversation", "cause")
 
 Scenario = Callable[[CommentTranslation], Coroutine[Any, Any, None]]
 

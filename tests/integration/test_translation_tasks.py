@@ -32,7 +32,7 @@ from tests.integration.task_support import until as eventually
 from tests.openai_server import OpenAIServer, openai_server, refusal, status
 from tests.support import unused_port
 from workers.consuming import ledger
-from workers.tasks import Means, declare
+from workers.tasks import TaskMeans, declare
 from workers.translation.consumer import TranslationConsumer
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ PROGRAM = Path(sys.executable).with_name("dramatiq")
 SPANISH = "¡Qué bonito es este vídeo, muchas gracias a todos!"
 
 
-def nowhere() -> Means:
+def nowhere() -> TaskMeans:
     raise AssertionError("nothing runs here")
 
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from projections.analytics.rules import NotCountable, Row, Session, Video, row_of
+from projections.analytics.rules import NotCountable, Row, Session, WatchedVideo, row_of
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -25,9 +25,9 @@ def report(seconds: float, reported: float, user: str | None = "bob") -> Row:
     return Row(str(uuid4()), VIDEO, user, "watch_time", at, {}, SESSION, reported)
 
 
-def counted(*rows: Row, video: Video | None = None) -> list[Any]:
+def counted(*rows: Row, video: WatchedVideo | None = None) -> list[Any]:
     session = Session()
-    found = [session.decide(row, video or Video(), HOUR) for row in rows]
+    found = [session.decide(row, video or WatchedVideo(), HOUR) for row in rows]
     return [each.get("counts", each.get("seconds")) for each in found]
 
 
@@ -48,16 +48,16 @@ def test_nobody_has_watched_before_viewing() -> None:
 
 
 def test_no_session_has_watched_more_than_there_is() -> None:
-    long = Video(duration_seconds=15.0)
+    long = WatchedVideo(duration_seconds=15.0)
     rows = (view(0), report(10, 10), report(20, 10), report(30, 10))
     assert counted(*rows, video=long) == [True, 10, 5, 0]
 
 
 def test_the_owner_s_own_is_told_apart() -> None:
-    session, video = Session(), Video(owner="ann")
+    session, video = Session(), WatchedVideo(owner="ann")
     owns = [session.decide(each, video, HOUR)["own"] for each in (view(0, "ann"), view(1, None))]
     assert owns == [True, False]
-    assert not Session().decide(view(0, None), Video(), HOUR)["own"]
+    assert not Session().decide(view(0, None), WatchedVideo(), HOUR)["own"]
 
 
 def message(topic: str = "video.watch_time", **changed: Any) -> Row:

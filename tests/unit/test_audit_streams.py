@@ -16,7 +16,7 @@ from domain.upload import Upload
 from infra.codec import EventMapper
 from infra.privacy import PayloadMode
 from projections.audit.events import read_entry
-from projections.audit.streams import Change, Fold, fields
+from projections.audit.streams import FieldChange, Fold, fields
 from projections.log import Stored
 from readapi.audit.present import as_state, as_step
 from tests.unit.given_when_then import STREAM, by
@@ -89,22 +89,22 @@ def test_changes_are_those_between_the_versions() -> None:
     fold = Fold(STREAM)
     steps = [fold.add(read_entry(stored)) for stored in comment()]
     assert steps[0].changes is not None
-    assert steps[0].changes["content"] == Change(None, "Bonito")
-    assert steps[0].changes["revision"] == Change(None, 1)
+    assert steps[0].changes["content"] == FieldChange(None, "Bonito")
+    assert steps[0].changes["revision"] == FieldChange(None, 1)
     assert steps[1].changes == {
-        "content": Change("Bonito", "Bonita"),
-        "revision": Change(1, 2),
+        "content": FieldChange("Bonito", "Bonita"),
+        "revision": FieldChange(1, 2),
     }
     assert steps[2].changes == {
-        "language": Change(None, "es"),
-        "confidence": Change(None, 0.9),
+        "language": FieldChange(None, "es"),
+        "confidence": FieldChange(None, 0.9),
     }
     assert steps[3].changes == {
-        "translated_text": Change(None, "Pretty"),
-        "translation": Change(None, ["en", "model", "prompt"]),
-        "translation_status": Change("pending", "translated"),
+        "translated_text": FieldChange(None, "Pretty"),
+        "translation": FieldChange(None, ["en", "model", "prompt"]),
+        "translation_status": FieldChange("pending", "translated"),
     }
-    assert steps[4].changes == {"deleted": Change(False, True)}
+    assert steps[4].changes == {"deleted": FieldChange(False, True)}
 
 
 def test_it_is_told_as_the_contract_names_things() -> None:

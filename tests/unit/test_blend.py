@@ -16,7 +16,7 @@ from projections.recommendations.model import (
     Engaged,
     Material,
     Profile,
-    Source,
+    RecommendationSource,
 )
 
 AT = datetime(2026, 3, 14, tzinfo=UTC)
@@ -119,15 +119,18 @@ def test_who_is_new_gets_what_trends_varied_by_category() -> None:
 
 
 def test_the_source_is_what_there_was_to_go_by() -> None:
-    def source(profile: Profile, *candidates: Candidate) -> Source:
+    def source(profile: Profile, *candidates: Candidate) -> RecommendationSource:
         return source_of(Material(profile, candidates))
 
-    assert source(KNOWN, candidate(1, trending=1), candidate(2, neighbour=0.1)) is Source.BLEND
-    assert source(KNOWN, candidate(1, same_category=0.1)) is Source.BLEND
-    assert source(KNOWN, candidate(1, similar=0.1)) is Source.BLEND
-    assert source(KNOWN, candidate(1, trending=1)) is Source.TRENDING
-    assert source(NEW, candidate(1, same_category=0.5)) is Source.TRENDING
-    assert source(KNOWN) is Source.TRENDING
+    assert (
+        source(KNOWN, candidate(1, trending=1), candidate(2, neighbour=0.1))
+        is RecommendationSource.BLEND
+    )
+    assert source(KNOWN, candidate(1, same_category=0.1)) is RecommendationSource.BLEND
+    assert source(KNOWN, candidate(1, similar=0.1)) is RecommendationSource.BLEND
+    assert source(KNOWN, candidate(1, trending=1)) is RecommendationSource.TRENDING
+    assert source(NEW, candidate(1, same_category=0.5)) is RecommendationSource.TRENDING
+    assert source(KNOWN) is RecommendationSource.TRENDING
 
 
 @pytest.mark.parametrize(

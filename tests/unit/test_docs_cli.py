@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from backlot.group import Listing
+from backlot.group import ListingGroup
 from infra.errors import ExitCode
 from tests.command_line import described, every_command, tree
 from tests.docs_commands import ROOT, Named, in_messages, in_pages
@@ -61,7 +61,7 @@ def read(words: tuple[str, ...]) -> None:
         return
     while rest and rest[0] in getattr(command, "commands", {}):
         command = command.commands[rest.pop(0)]
-    if isinstance(command, Listing) and rest and rest[0].startswith("-"):
+    if isinstance(command, ListingGroup) and rest and rest[0].startswith("-"):
         command = command.commands["list"]
     assert not (rest and hasattr(command, "commands")), f"No such command: {' '.join(words)}"
     if rest:

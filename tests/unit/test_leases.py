@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from commands.finalize_lock import Held, UploadFinalizing
+from commands.finalize_lock import HeldUpload, UploadFinalizing
 from commands.queries import UploadFacts
 from domain.upload import Status
 from infra import metrics
@@ -232,7 +232,7 @@ async def test_nothing_runs_on_after_the_block(nodes: Nodes) -> None:
 async def test_a_lost_lock_on_an_upload_gives_way_and_is_counted(nodes: Nodes) -> None:
     clock, name = Clock(), "backlot_upload_locks_lost_total"
     async with nodes.redlock(clock=clock).hold(KEY, 60.0) as lease:
-        held = Held(UploadFacts(uuid4(), Status.STARTED, "key", "id", 1, [1]), lease)
+        held = HeldUpload(UploadFacts(uuid4(), Status.STARTED, "key", "id", 1, [1]), lease)
         held.require_lock()
         before = metrics.value(name)
         clock.now += 60

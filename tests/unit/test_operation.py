@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from domain.errors import Conflict, Invalid, NotFound
-from domain.operation import MAX_JSON_CHARACTERS, Members, Operation, Outcome, cut
+from domain.operation import MAX_JSON_CHARACTERS, Members, Operation, OperationOutcome, cut
 from tests.real_inputs import RealInput, each
 from tests.unit.given_when_then import by, fact, given
 
@@ -24,7 +24,7 @@ def request(**changes: Any) -> Any:
     return lambda operation: operation.request(**asked, origin=ANN)
 
 
-def finish(outcome: Outcome = Outcome.DONE, **result: Any) -> Any:
+def finish(outcome: OperationOutcome = OperationOutcome.DONE, **result: Any) -> Any:
     return lambda operation: operation.finish(outcome, result, HOST)
 
 
@@ -70,12 +70,12 @@ class TestRequest:
 class TestFinish:
     def test_what_came_of_it(self) -> None:
         operation = given(Operation, REQUESTED).when(finish(position=7)).then(DONE)
-        assert (operation.outcome, operation.result) == (Outcome.DONE, {"position": 7})
+        assert (operation.outcome, operation.result) == (OperationOutcome.DONE, {"position": 7})
 
-    @pytest.mark.parametrize("outcome", list(Outcome))
-    def test_the_first_end_stands(self, outcome: Outcome) -> None:
+    @pytest.mark.parametrize("outcome", list(OperationOutcome))
+    def test_the_first_end_stands(self, outcome: OperationOutcome) -> None:
         operation = given(Operation, REQUESTED, DONE).when(finish(outcome, error="late")).then()
-        assert operation.outcome is Outcome.DONE
+        assert operation.outcome is OperationOutcome.DONE
 
     def test_nothing_ends_that_was_not_requested(self) -> None:
         given(Operation).when(finish()).refused(NotFound, "no such operation")

@@ -18,7 +18,7 @@ from infra.objects.port import Part
 from infra.objects.s3 import S3Store
 from infra.objects.s3_answers import is_made_of, refuse_mismatch, unavailable
 from infra.objects.s3_client import S3Misconfigured, S3Place
-from infra.objects.s3_signing import Keys, S3UrlSigner
+from infra.objects.s3_signing import AccessKeys, S3UrlSigner
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, 700_000, UTC)
 KEY = "videos/0b0e5b3e-59a5-4c0b-8f0e-0d6f0f1b2c3d"
@@ -47,7 +47,7 @@ def test_a_signature_is_the_one_that_botocore_makes(method: str, token: str | No
         KEY,
         query,
         headers=headers,
-        keys=Keys("AKID", "secret", token),
+        keys=AccessKeys("AKID", "secret", token),
         at=NOW,
         ttl=timedelta(minutes=10),
     )

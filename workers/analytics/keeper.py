@@ -15,7 +15,7 @@ from projections.analytics import videos
 from projections.analytics.migrating import Shape, migrate
 from projections.analytics.refreshing import refresh
 from projections.analytics.rules import TOPICS, NotCountable, Row, row_of
-from projections.analytics.storing import Store, Stored
+from projections.analytics.storing import Store, StoredBatch
 from projections.poison import describe
 from workers.analytics import uploads
 from workers.consuming.messages import Poison, Received
@@ -55,7 +55,7 @@ class _Keeper:
         self._repeat = repeat
         self._counted = counted
         self._shape = Shape.PLAIN
-        self._last = Stored()
+        self._last = StoredBatch()
 
     def prepare(self, conn: Connection[TupleRow]) -> None:
         found = migrate(conn)
@@ -64,7 +64,7 @@ class _Keeper:
 
     async def stored(self, lead: Lead) -> None:
         """Bring late events into the rollups, where these are not kept by the storing itself."""
-        last, self._last = self._last, Stored()
+        last, self._last = self._last, StoredBatch()
         for kind, count in last.fresh.items():
             ANALYTICS_EVENTS.labels(kind).inc(count)
         ANALYTICS_RECOUNTED.inc(last.changed)

@@ -126,5 +126,5 @@ def _fetched(found: Mapping[str, Stretch], messages: Sequence[Received]) -> Fetc
     )
 
 
-def _dead(feed: str, item: following.Unreadable) -> Dead:
+def _dead(feed: str, item: following.UnreadableRecord) -> Dead:
     return Dead(Raw(item.topic, (feed, 0), item.position), item.error)

@@ -18,7 +18,7 @@ from projections.consumers import ENGAGED
 from projections.poison import describe
 from projections.recommendations.keeping import keep, rank_categories
 from projections.recommendations.pairing import Engagement
-from projections.recommendations.weighing import Kind, Weighing
+from projections.recommendations.weighing import EngagementKind, Weighing
 from workers.consuming.messages import Poison, Received
 from workers.leading import Lead
 
@@ -26,10 +26,10 @@ log = structlog.get_logger(__name__)
 
 # An unlike takes nothing back: what the like brought together decays. It is followed only since
 # the viewer's profile changes by it.
-KINDS: Mapping[str, Kind | None] = MappingProxyType(
+KINDS: Mapping[str, EngagementKind | None] = MappingProxyType(
     {
-        topics.VIDEO_VIEWED: Kind.WATCHED,
-        topics.VIDEO_LIKED: Kind.LIKED,
+        topics.VIDEO_VIEWED: EngagementKind.WATCHED,
+        topics.VIDEO_LIKED: EngagementKind.LIKED,
         topics.VIDEO_UNLIKED: None,
     }
 )
@@ -42,7 +42,7 @@ async def tell_nobody(viewers: frozenset[str]) -> None:
     """Nobody wants to know whose profile changed."""
 
 
-class Recommendations:
+class EngagementKeeper:
     """Keeps what known viewers engage with; shares its database with the analytics."""
 
     name = ENGAGED
@@ -80,7 +80,7 @@ class Recommendations:
                 self._ranked_at = time.monotonic()
 
 
-def _row(message: Received, now: datetime) -> tuple[Kind | None, Row]:
+def _row(message: Received, now: datetime) -> tuple[EngagementKind | None, Row]:
     try:
         return KINDS[message.topic], row_of(message.topic, message.id, message.value, now)
     except NotCountable as error:

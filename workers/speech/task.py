@@ -12,7 +12,7 @@ from commands.queries import FindUntranscribed
 from commands.speech import RecordSpeech
 from infra.metrics import counter
 from infra.speech import SpeechError, Transcriber
-from infra.tasks import Origin
+from infra.tasks import TaskOrigin
 from workers.executing import execute
 
 log = structlog.get_logger(__name__)
@@ -34,7 +34,7 @@ class SpeechTranscription:
     ) -> None:
         self._bus, self._transcriber, self._media_url = bus, transcriber, media_url
 
-    async def run(self, video_id: UUID, origin: Origin) -> None:
+    async def run(self, video_id: UUID, origin: TaskOrigin) -> None:
         """Transcribe the video, unless this model has heard it or it is gone.
 
         Raises Postponed when the event store is away, and SpeechError when another attempt may

@@ -21,13 +21,13 @@ from commands.translation import (
     Outcome,
     RecordTranslation,
     Skipped,
-    Translated,
+    TranslatedText,
 )
 from infra.language import Detection, Detector
 from infra.language.words import words
 from infra.llm.errors import LanguageModelError, NotCalled, ProviderFailed
 from infra.metrics import counter
-from infra.tasks import FailedTask, Origin, Postponed
+from infra.tasks import FailedTask, Postponed, TaskOrigin
 from workers.executing import execute
 from workers.translation.cache import TranslationCache
 from workers.translation.translator import Translation, Translator
@@ -87,7 +87,7 @@ class CommentTranslation:
         self._translator, self._cache, self._target = translator, cache, target
         self._target_confidence = target_confidence
 
-    async def run(self, comment_id: UUID, origin: Origin) -> None:
+    async def run(self, comment_id: UUID, origin: TaskOrigin) -> None:
         """Translate the comment as it stands, unless that is done.
 
         Raises Postponed when what it needs is away through no fault of the comment, and
@@ -109,7 +109,7 @@ class CommentTranslation:
 
     async def give_up(self, comment_id: UUID, failed: FailedTask) -> None:
         """Record that the comment's task was given up."""
-        origin = Origin(failed.correlation_id, failed.causation_id)
+        origin = TaskOrigin(failed.correlation_id, failed.causation_id)
         text = await self._execute(FindCommentText(comment_id), origin)
         if text is None:
             return
@@ -171,7 +171,7 @@ class CommentTranslation:
         language = detected.language if detected else made.source_language
         if language is None:
             return None, Skipped(False, NO_LANGUAGE)
-        return detected, Translated(language, made.text, made.model, made.prompt_version)
+        return detected, TranslatedText(language, made.text, made.model, made.prompt_version)
 
-    async def _execute(self, command: Command[R], origin: Origin) -> R:
+    async def _execute(self, command: Command[R], origin: TaskOrigin) -> R:
         return await execute(self._bus, command, ACTOR, origin)

@@ -18,7 +18,7 @@ LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class AnalyticsMeans:
     """Where the analytics are kept, and how they are counted.
 
     `repeat` is how long a view stands for its repetitions, `arrival_seconds` how long is waited for
@@ -39,7 +39,7 @@ class Arrival:
         self,
         log_conn: Connection[TupleRow],
         conn: Connection[TupleRow],
-        means: Means,
+        means: AnalyticsMeans,
         goal: int,
     ) -> None:
         self._log_conn, self._conn = log_conn, conn

@@ -20,7 +20,7 @@ from infra.integration import events_for, from_event
 from projections.analytics import uploads
 from projections.analytics.rules import TOPICS, NotCountable, Row, row_of
 from projections.analytics.videos import WRITES
-from projections.log import Log, Stored, Window
+from projections.log import Log, LogWindow, Stored
 
 WINDOW_EVENTS = 5_000
 
@@ -90,14 +90,14 @@ class Aside:
             if pace is not None:
                 pace(window.until)
 
-    def _windows(self, log: Log, after: int, until: int) -> Iterator[Window]:
+    def _windows(self, log: Log, after: int, until: int) -> Iterator[LogWindow]:
         while after < until:
             window = log.read(self._log_conn, after, until)
             yield window
             self.events += len(window.events)
             after = window.until
 
-    def _write_rows(self, window: Window) -> None:
+    def _write_rows(self, window: LogWindow) -> None:
         unreadable: list[UUID] = []
         now = datetime.now(UTC)
         with self._conn.cursor() as cursor, cursor.copy(COPY) as copy:
@@ -118,7 +118,7 @@ class Aside:
         except (MapperDeserialisationError, NotCountable):
             return None
 
-    def _write_videos(self, window: Window) -> None:
+    def _write_videos(self, window: LogWindow) -> None:
         with self._conn.pipeline():
             for stored in window.events:
                 try:

@@ -19,7 +19,7 @@ from psycopg.rows import TupleRow
 
 from projections.analytics.migrating import Shape, state
 from projections.analytics.rebuilding import checking, checking_sql, mending, places
-from projections.analytics.rebuilding.arriving import Arrival, Means
+from projections.analytics.rebuilding.arriving import AnalyticsMeans, Arrival
 from projections.analytics.rebuilding.aside import Aside
 from projections.analytics.rebuilding.checking import Day, Digest
 from projections.analytics.rebuilding.places import NotTakenIn
@@ -69,7 +69,7 @@ class Rebuild:
         self,
         log_conn: Connection[TupleRow],
         conn: Connection[TupleRow],
-        means: Means,
+        means: AnalyticsMeans,
         *,
         report: Report,
         stopping: Event,
