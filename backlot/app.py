@@ -32,6 +32,7 @@ from infra.settings import Role
 from infra.viewers import ViewerKeys
 from projections.analytics.formula import Formula
 from projections.analytics.rebuilding import NAME as ANALYTICS
+from projections.operating.executor import STOP_SECONDS
 from projections.replaying.counter_rebuild import NAME as COUNTERS
 from projections.waiting import Waiting
 from readapi.audit.integrity import Integrity
@@ -80,6 +81,9 @@ def make_app(parts: Parts) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
+        # Longer than the children take that carry operations out.
+        for background in (parts.notifications.run, *parts.background):
+            in_background(background(), stack, seconds=STOP_SECONDS)
         stack.push_async_callback(parts.redis.aclose)
         stack.push_async_callback(parts.locks.aclose)
         if Role.QUERIES in parts.settings.roles:

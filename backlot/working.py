@@ -12,8 +12,12 @@ import structlog
 
 from backlot.wiring import Parts
 from commands.bus import CommandBus
+from engine.messages import Consumer, Keeper
+from engine.notifications import EVENTS
+from engine.sources import BEHIND_EVENTS, MessageSource
+from engine.subscription import Subscription
 from infra import metrics
-from infra.cancellation import cancel
+from infra.cancellation import END_SECONDS, cancel
 from infra.codec import EventMapper
 from infra.kafka import KafkaOptions
 from infra.settings import Role
@@ -24,21 +28,18 @@ from projections.recommendations.weighing import Weighing
 from workers.analytics import uploads
 from workers.analytics.keeper import Analytics, AnalyticsVideos
 from workers.consuming.kafka import KafkaSource
-from workers.consuming.keeping import BEHIND_EVENTS, KeeperRunner
 from workers.consuming.log import BATCH_EVENTS, LogSource
-from workers.consuming.messages import Consumer, Keeper, Source
-from workers.consuming.runner import ConsumerRunner
+from workers.consuming.subscriptions import subscribe_consumer, subscribe_keeper
 from workers.recommendations.keeper import Recommendations
 from workers.recommendations.opening import open_preparing
 from workers.recommendations.preparing import Preparing, keep_preparing
-from workers.relay import Relay
+from workers.relay import subscribe_relay
 from workers.speech.consumer import SpeechConsumer
 from workers.speech.opening import media_urls, open_speech, wanted
 from workers.tasks import Means, Tasks, declare, give_up
 from workers.translation.consumer import TranslationConsumer
 from workers.translation.opening import open_translation
 from workers.translation.sweep import Sweep, keep_sweeping
-from workers.waking import Waker
 
 log = structlog.get_logger(__name__)
 
@@ -46,24 +47,23 @@ log = structlog.get_logger(__name__)
 async def start_working(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> None:
     """Start what the roles of this process are; `stack` ends it, and loses nothing by that."""
     roles = parts.settings.roles
-    waker = Waker(parts.database_url)
-    if roles & {Role.RELAY, Role.CONSUMERS}:
-        in_background(waker.run(), stack)
     kafka = KafkaOptions.from_settings(parts.settings)
     if Role.RELAY in roles and kafka is not None:
-        in_background(_relay(parts, kafka, waker).run(), stack)
+        in_background(_relay(parts, kafka).run(), stack)
     if roles & {Role.CONSUMERS, Role.TASKS}:
         tasks = await _tasks(parts, bus, stack)
         if Role.CONSUMERS in roles:
-            _consume(parts, tasks, kafka, waker, stack)
-            _keep_analytics(parts, kafka, waker, stack)
+            _consume(parts, tasks, kafka, stack)
+            _keep_analytics(parts, kafka, stack)
 
 
-def in_background(job: Coroutine[Any, Any, None], stack: AsyncExitStack) -> None:
+def in_background(
+    job: Coroutine[Any, Any, None], stack: AsyncExitStack, *, seconds: float = END_SECONDS
+) -> None:
     """Run a job without an end until `stack` is closed; one that breaks is told of at once."""
     task = asyncio.create_task(job)
     task.add_done_callback(_tell_broken)
-    stack.push_async_callback(cancel, task)
+    stack.push_async_callback(cancel, task, seconds=seconds)
 
 
 def _tell_broken(task: asyncio.Task[None]) -> None:
@@ -102,30 +102,28 @@ async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:
     return tasks
 
 
-def _relay(parts: Parts, kafka: KafkaOptions, waker: Waker) -> Relay:
+def _relay(parts: Parts, kafka: KafkaOptions) -> Subscription[Any]:
     settings = parts.settings
-    return Relay(
+    return subscribe_relay(
         parts.database_url,
         kafka,
-        waker=waker,
+        notifications=parts.notifications,
         mapper=EventMapper(),
         batch_events=settings.relay_batch_events,
         poll_seconds=settings.projection_poll_seconds,
     )
 
 
-def _consume(
-    parts: Parts, tasks: Tasks, kafka: KafkaOptions | None, waker: Waker, stack: AsyncExitStack
-) -> None:
+def _consume(parts: Parts, tasks: Tasks, kafka: KafkaOptions | None, stack: AsyncExitStack) -> None:
     settings = parts.settings
     consumers: list[Consumer] = [TranslationConsumer(tasks.translate_comment)]
     if wanted(settings):
         consumers.append(SpeechConsumer(tasks.transcribe_video))
     for consumer in consumers:
-        source = _source(consumer, kafka, waker)
+        source = _source(parts, consumer, kafka)
         poll = settings.projection_poll_seconds
-        runner = ConsumerRunner(parts.database_url, consumer, source, poll_seconds=poll)
-        in_background(runner.run(), stack)
+        subscription = subscribe_consumer(parts.database_url, consumer, source, poll_seconds=poll)
+        in_background(subscription.run(), stack)
     sweep = Sweep(
         parts.models.comments,
         tasks.translate_comment,
@@ -141,9 +139,7 @@ def _consume(
         in_background(keep_preparing(preparing, parts.analytics_url, seconds), stack)
 
 
-def _keep_analytics(
-    parts: Parts, kafka: KafkaOptions | None, waker: Waker, stack: AsyncExitStack
-) -> None:
+def _keep_analytics(parts: Parts, kafka: KafkaOptions | None, stack: AsyncExitStack) -> None:
     settings = parts.settings
     repeat = timedelta(seconds=settings.view_repeat_seconds)
     rankings = trending_cache.Invalidation(parts.redis)
@@ -153,19 +149,16 @@ def _keep_analytics(
         Recommendations(Weighing.from_settings(settings), changed=profiles.touch),
     ]
     for keeper in keepers:
-        _keep(parts, keeper, _source(keeper, kafka, waker, BEHIND_EVENTS), waker, stack)
+        _keep(parts, keeper, _source(parts, keeper, kafka, BEHIND_EVENTS), stack)
     feed = uploads.feed(EventMapper(), BEHIND_EVENTS)
-    following = LogSource(
-        uploads.TOPICS, wake=waker.subscribe(), mapper=EventMapper(), following=[feed]
-    )
-    _keep(parts, AnalyticsVideos(repeat), following, waker, stack)
+    wake = parts.notifications.subscribe(EVENTS)
+    following = LogSource(uploads.TOPICS, wake=wake, mapper=EventMapper(), following=[feed])
+    _keep(parts, AnalyticsVideos(repeat), following, stack)
 
 
-def _keep(
-    parts: Parts, keeper: Keeper, source: Source, waker: Waker, stack: AsyncExitStack
-) -> None:
+def _keep(parts: Parts, keeper: Keeper, source: MessageSource, stack: AsyncExitStack) -> None:
     settings = parts.settings
-    runner = KeeperRunner(
+    subscription = subscribe_keeper(
         parts.analytics_url,
         keeper,
         source,
@@ -173,19 +166,20 @@ def _keep(
         batch_events=settings.analytics_batch_events,
         flush_seconds=settings.analytics_flush_seconds,
         poll_seconds=settings.projection_poll_seconds,
-        hurried=waker.hurried(),
+        hurried=parts.notifications.hurried(),
     )
-    in_background(runner.run(), stack)
+    in_background(subscription.run(), stack)
 
 
 def _source(
+    parts: Parts,
     consumer: Consumer | Keeper,
     kafka: KafkaOptions | None,
-    waker: Waker,
     at_once: int = BATCH_EVENTS,
-) -> Source:
+) -> MessageSource:
     """Kafka where it is configured, else the event log itself."""
     if kafka is not None:
-        return KafkaSource(consumer.topics, kafka, batch_messages=at_once, hurried=waker.hurried())
-    wake = waker.subscribe()
+        hurried = parts.notifications.hurried()
+        return KafkaSource(consumer.topics, kafka, batch_messages=at_once, hurried=hurried)
+    wake = parts.notifications.subscribe()
     return LogSource(consumer.topics, wake=wake, mapper=EventMapper(), batch_events=at_once)

@@ -13,9 +13,9 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from pydantic import Field
 
+from engine.connections import connect
 from infra.contract import Page, Time, Wire
 from infra.http import Admin, Problem, problems, wire
-from projections.connecting import connect
 from projections.parking.parked import parked
 from projections.projection import Projection
 from projections.proving.completeness import completeness

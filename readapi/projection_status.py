@@ -14,8 +14,8 @@ from infra.codec import EventMapper
 from infra.contract import Time, Wire
 from projections.overview import Copy, Progress, Rates, overview
 from projections.projection import Projection
+from projections.projection_subscription import why_outdated
 from projections.replaying.rows import Replay, replays_async
-from projections.runner import why_outdated
 
 Kind = Literal["live", "previous", "building", "look", "verifying", "superseded"]
 

@@ -16,14 +16,13 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from infra import metrics
+from infra.advisory_locks import Lock, try_lock
 from infra.errors import OperatorError
 from infra.seals.anchors import AnchorStore, AnchorsUnusable
 from infra.seals.chain import HASH_BYTES, NO_SEAL, Seal, seal_hash
 from infra.seals.signing import SealKey
 from infra.seals.tables import (
     LEAF,
-    LOCK_CLASS,
-    SEALING_LOCK,
     connect,
     head,
     insert_seal,
@@ -100,10 +99,7 @@ class Sealer:
         if self._conn is not None:
             return self._conn
         conn = connect(self._database_url, "sealing")
-        row = conn.execute(
-            "SELECT pg_try_advisory_lock(%s, %s)", (LOCK_CLASS, SEALING_LOCK)
-        ).fetchone()
-        if row is None or not row[0]:
+        if not try_lock(conn, Lock.SEALING):
             conn.close()
             return None
         log.info("sealing_began", key_id=self._key.key_id if self._key else None)

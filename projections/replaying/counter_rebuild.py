@@ -16,9 +16,9 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from redis import RedisError
 
+from engine.connections import connect
 from infra import metrics
 from infra.counters import Counters
-from projections.connecting import connect
 from projections.counters import HEAD, WINDOW_EVENTS, counted
 from projections.likes import Likes
 from projections.replaying.progress import Progress, Report, tell_nobody

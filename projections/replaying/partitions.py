@@ -19,11 +19,11 @@ from psycopg import Connection, Cursor, OperationalError
 from psycopg.errors import DeadlockDetected
 from psycopg.rows import TupleRow
 
+from engine.connections import connect, is_outage
 from infra.codec import EventMapper
+from infra.errors import describe
 from projections.applying import Applier
-from projections.connecting import connect, is_outage
 from projections.log import Log, Part
-from projections.poison import describe
 from projections.positions import Status, Superseded
 from projections.projection import Projection
 from projections.replaying.building import Pace, build

@@ -15,11 +15,11 @@ from eventsourcing.persistence import StoredEvent
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from engine.connections import connect
 from infra.codec import EventMapper
 from projections import positions
 from projections.applying import Applier
 from projections.audit.index import Audit
-from projections.connecting import connect
 from projections.install import install
 from projections.log import Stored
 from tests.integration.event_log import recording

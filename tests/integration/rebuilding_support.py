@@ -14,13 +14,13 @@ from uuid import UUID
 
 import psycopg
 
+from engine.connections import connect
 from infra import telemetry
 from infra.codec import EventMapper
 from projections.analytics.migrating import Shape
 from projections.analytics.rebuilding import Found, Means, Rebuild
 from projections.analytics.refreshing import refresh
 from projections.analytics.storing import Store
-from projections.connecting import connect
 from projections.replaying.progress import tell_nobody
 from tests.integration.analytics_support import REPEAT, history
 from tests.integration.keeping import keeping, record

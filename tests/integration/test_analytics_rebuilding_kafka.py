@@ -11,12 +11,12 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from engine.connections import connect
 from infra import telemetry
 from infra.codec import EventMapper
 from infra.kafka import KafkaOptions
 from projections.analytics.rebuilding import Means, Rebuild
 from projections.analytics.rebuilding.places import NotTakenIn
-from projections.connecting import connect
 from projections.replaying.progress import tell_nobody
 from tests.integration.analytics_support import REPEAT
 from tests.integration.consuming_support import KafkaStage, until

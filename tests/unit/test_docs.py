@@ -111,7 +111,7 @@ def paths(tmp_path: Path) -> dict[str, Any]:
     models = ReadModels(Catalog(), Likes(), Comments(), Operations(), Audit())
     authenticator = make_authenticator(settings, SECRET)
     parts = Parts(
-        settings, "", "", authenticator, store, unused, models, None, unused, unused, None
+        settings, "", "", authenticator, store, unused, models, unused, None, unused, unused, None
     )
     found: dict[str, Any] = make_app(parts).openapi()["paths"]
     return found

@@ -9,17 +9,17 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.connections import ThreadedConnection
+from engine.messages import Poison, Received
 from infra import metrics
+from infra.errors import describe
 from projections import consumers
 from projections.analytics import videos
 from projections.analytics.migrating import Shape, migrate
 from projections.analytics.refreshing import refresh
 from projections.analytics.rules import TOPICS, NotCountable, Row, row_of
 from projections.analytics.storing import Store, Stored
-from projections.poison import describe
 from workers.analytics import uploads
-from workers.consuming.messages import Poison, Received
-from workers.leading import Lead
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +48,7 @@ class _Keeper:
         log.info("analytics_ready", on=str(found))
         self._shape = found.shape
 
-    async def stored(self, lead: Lead) -> None:
+    async def stored(self, conn: ThreadedConnection) -> None:
         """Bring late events into the rollups, where these are not kept by the storing itself."""
         last, self._last = self._last, Stored()
         for kind, count in last.fresh.items():
@@ -56,7 +56,7 @@ class _Keeper:
         metrics.ANALYTICS_RECOUNTED.inc(last.changed)
         metrics.ANALYTICS_TOO_LATE.inc(last.too_late)
         if self._shape is Shape.TIMESCALE:
-            await lead.do(refresh, last.times, datetime.now(UTC))
+            await conn.do(refresh, last.times, datetime.now(UTC))
         if last.times:
             await self._counted()
 

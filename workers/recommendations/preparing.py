@@ -14,10 +14,10 @@ from dramatiq import Actor
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.leader_lock import leading
 from infra.tasks import BrokerAway, enqueue
 from infra.tasks.letters import TaskQueues
 from infra.tasks.queues import RECOMMENDATIONS
-from workers.leading import leading
 
 log = structlog.get_logger(__name__)
 
@@ -55,10 +55,10 @@ async def keep_preparing(preparing: Preparing, analytics_url: str, interval_seco
     """Do so again and again, until cancelled; one process at a time does."""
     while True:
         try:
-            async with leading(analytics_url, "recommendations in advance") as lead:
+            async with leading(analytics_url, "recommendations in advance") as conn:
                 while True:
                     await asyncio.sleep(interval_seconds)
-                    users = await lead.do(preparing.run)
+                    users = await conn.do(preparing.run)
                     log.debug("recommendations_asked_for", users=users)
         except (psycopg.Error, BrokerAway) as error:
             log.warning("recommendations_postponed", error=f"{type(error).__name__}: {error}")

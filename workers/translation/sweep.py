@@ -14,12 +14,12 @@ from dramatiq import Actor
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.leader_lock import leading
 from infra import metrics
 from infra.tasks import BrokerAway, enqueue
 from infra.tasks.letters import TaskQueues
 from infra.tasks.queues import TRANSLATION
 from projections.comments import Comments
-from workers.leading import leading
 from workers.translation.task import NO_LANGUAGE_MODEL, PASSING
 
 log = structlog.get_logger(__name__)
@@ -63,10 +63,10 @@ async def keep_sweeping(sweep: Sweep, database_url: str, interval_seconds: float
     """Sweep again and again, until cancelled; one process at a time does."""
     while True:
         try:
-            async with leading(database_url, "translation sweep") as lead:
+            async with leading(database_url, "translation sweep") as conn:
                 while True:
                     await asyncio.sleep(interval_seconds)
-                    sent = await lead.do(sweep.run)
+                    sent = await conn.do(sweep.run)
                     if sent:
                         log.warning("translations_swept", comments=sent)
         except (psycopg.Error, BrokerAway) as error:
