@@ -32,7 +32,6 @@ from infra.settings import Role
 from infra.viewers import ViewerKeys
 from projections.analytics.formula import Formula
 from projections.analytics.rebuilding import NAME as ANALYTICS
-from projections.operating.executor import STOP_SECONDS
 from projections.replaying.counter_rebuild import NAME as COUNTERS
 from projections.waiting import Waiting
 from readapi.audit.integrity import Integrity
@@ -47,6 +46,9 @@ from workers.likes import keep_reconciling
 from workers.recommendations.embedding import keep_embedding
 from workers.sealing import keep_sealing
 from workers.trending import keep_settling
+
+# An operation at hand stops within 30 seconds, and its children within 15 more.
+LONGEST_STOP_SECONDS = 50.0
 
 
 def make_app(parts: Parts) -> FastAPI:
@@ -81,9 +83,8 @@ def make_app(parts: Parts) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
-        # Longer than the children take that carry operations out.
         for background in (parts.notifications.run, *parts.background):
-            in_background(background(), stack, seconds=STOP_SECONDS)
+            in_background(background(), stack, seconds=LONGEST_STOP_SECONDS)
         stack.push_async_callback(parts.redis.aclose)
         stack.push_async_callback(parts.locks.aclose)
         if Role.QUERIES in parts.settings.roles:

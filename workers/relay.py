@@ -46,9 +46,10 @@ class RelayCheckpoint:
 
     def prepare(self, conn: Connection[TupleRow]) -> None:
         relay_places.install(conn)
+        relay_places.begin(conn)
 
     def look(self, conn: Connection[TupleRow]) -> Mapping[Place, int]:
-        return {(source, 0): position for source, position in relay_places.begin(conn).items()}
+        return {(source, 0): position for source, position in relay_places.published(conn)}
 
 
 class Relay(Handler[FeedBatch[Outgoing]]):
