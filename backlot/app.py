@@ -17,7 +17,7 @@ from backlot.docs import mount_docs
 from backlot.health import operations
 from backlot.objects import object_routers
 from backlot.wiring import Parts, ReadModels
-from backlot.working import start_job, start_working
+from backlot.working import in_background, start_job, start_working
 from commands.bus import CommandBus
 from commands.catalog import EngagementCounts, EngagementOf
 from commands.command import Lookup, Reader
@@ -47,6 +47,9 @@ from workers.likes import reconcile_job
 from workers.recommendations.embedding import embedding_job
 from workers.sealing import sealing_job
 from workers.trending import settling_job
+
+# An operation at hand stops within 30 seconds, and its children within 15 more.
+LONGEST_STOP_SECONDS = 50.0
 
 
 def make_app(parts: Parts) -> FastAPI:
@@ -81,6 +84,8 @@ def make_app(parts: Parts) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
+        for background in (parts.notifications.run, *parts.background):
+            in_background(background(), stack, seconds=LONGEST_STOP_SECONDS)
         stack.push_async_callback(parts.redis.aclose)
         stack.push_async_callback(parts.locks.aclose)
         if Role.QUERIES in parts.settings.server.roles:

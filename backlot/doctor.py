@@ -22,7 +22,7 @@ from backlot.layout import flow
 from backlot.projections.lines import in_trouble
 from backlot.projections.reading import read_statuses
 from backlot.redis_probe import probe
-from infra.auth import KeysUnavailable, make_authenticator
+from infra.auth import make_authenticator
 from infra.connecting import UNHURRIED, explained, is_silence, open_connection
 from infra.data_folder import (
     DataFolderError,
@@ -33,11 +33,12 @@ from infra.data_folder import (
     secret_path,
 )
 from infra.errors import OperatorError
-from infra.jwks import RemoteKeys
+from infra.jwks import KeysUnavailable, RemoteKeys
 from infra.objects import ObjectStoreUnavailable
 from infra.objects.choosing import make_s3
-from infra.postgres import PostgresError, running_url
+from infra.postgres import running_url
 from infra.postgres_cluster import MAJOR, check_major
+from infra.postgres_user import PostgresError
 from infra.settings import Role, Settings, SettingsError, load_settings
 
 NOT_RUNNING = "not running; `make up` starts it"

@@ -8,7 +8,8 @@ from psycopg.conninfo import conninfo_to_dict
 from backlot.doctor_part import DoctorPart, Kind, failing
 from infra.connecting import UNHURRIED, Limits, explained, open_connection
 from infra.data_folder import DataFolderError, cluster_path
-from infra.postgres import PostgresError, running_url
+from infra.postgres import running_url
+from infra.postgres_user import PostgresError
 from infra.settings import Settings
 from projections.analytics.migrating import State, state
 from projections.recommendations import embedding_table

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event
+from typing import Any
 
 import structlog
 from psycopg import Connection, OperationalError
@@ -15,6 +17,7 @@ from redis.asyncio import Redis
 
 from backlot.objects import open_objects
 from backlot.signals import last_word
+from engine.notifications import Notifications
 from infra import seals, telemetry
 from infra.auth import Authenticator, make_authenticator, read_or_make_secret
 from infra.codec import MAPPER
@@ -41,8 +44,7 @@ from projections.analytics.rebuilding import AnalyticsMeans
 from projections.audit.index import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
-from projections.counters import CounterPublisher
-from projections.host import ProjectionHost
+from projections.counters import subscribe_counters
 from projections.install import install
 from projections.likes import Likes
 from projections.operating.acting import Tools
@@ -50,10 +52,14 @@ from projections.operating.children import Children
 from projections.operating.executor import Executor
 from projections.operations import Operations
 from projections.projection import Projection
+from projections.projection_subscription import ProjectionHost
 from projections.replaying.progress import tell_nobody
 from workers import topics
 
 log = structlog.get_logger(__name__)
+
+
+Background = Callable[[], Coroutine[Any, Any, None]]
 
 
 class DatabaseUnreachable(OperatorError):
@@ -92,11 +98,14 @@ class Parts:
     objects: ObjectStore
     recorder: GroupCommitRecorder
     models: ReadModels
+    notifications: Notifications
     host: ProjectionHost | None
     redis: Redis
     locks: Redlock
     # Without a Redis that the processes share, counts come from the read model.
     counters: Counters | None
+    # What runs for as long as the process serves.
+    background: list[Background] = field(default_factory=list)
     # What must end before the server waits for its last answers: streams without an end.
     endings: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     sealer: Sealer | None = None
@@ -132,10 +141,21 @@ def open_parts(
         migrate(conn)
     counters = open_counters(settings, stack)
     host = None
+    notifications = Notifications(database_url)
+    background: list[Background] = []
     if Role.PROJECTIONS in settings.server.roles:
-        host = _run_projections(settings, database_url, models, counters, stack)
-        _carry_out_operations(settings, database_url, models, recorder, host, counters, stack)
-        host.start()
+        host = ProjectionHost(
+            database_url,
+            models.all(),
+            notifications,
+            batch_events=settings.projections.batch_events,
+            poll_seconds=settings.projections.poll_seconds,
+        )
+        background = [
+            host.run,
+            *_counting(database_url, models, host, counters),
+            _carrying_out(settings, database_url, models, recorder, host, counters),
+        ]
     authenticator = make_authenticator(settings.auth, secret)
     redis = open_redis(settings.redis.url)
     locks = make_redlock(redis, settings.redis.lock_urls)
@@ -147,10 +167,12 @@ def open_parts(
         objects,
         recorder,
         models,
+        notifications,
         host,
         redis,
         locks,
         counters,
+        background=background,
         sealer=_sealer(settings, database_url, seal_key),
         proofs=proofs,
         limits=limits,
@@ -190,37 +212,25 @@ def analytics_means(settings: Settings, database_url: str) -> AnalyticsMeans:
     )
 
 
-def _run_projections(
-    settings: Settings,
-    database_url: str,
-    models: ReadModels,
-    counters: Counters | None,
-    stack: ExitStack,
-) -> ProjectionHost:
-    host = ProjectionHost(
-        database_url,
-        models.all(),
-        batch_events=settings.projections.batch_events,
-        poll_seconds=settings.projections.poll_seconds,
-    )
-    if counters is not None:
-        moved = host.follow(models.likes.name)
-        publisher = CounterPublisher(database_url, models.likes, counters, moved, MAPPER)
-        publisher.start()
-        stack.callback(publisher.stop)
-    stack.callback(host.stop)
-    return host
+def _counting(
+    database_url: str, models: ReadModels, host: ProjectionHost, counters: Counters | None
+) -> list[Background]:
+    """Keep the like counters, where the processes share a Redis."""
+    if counters is None:
+        return []
+    moved = host.follow(models.likes.name)
+    counting = subscribe_counters(database_url, models.likes, counters, moved, MAPPER)
+    return [counting.run]
 
 
-def _carry_out_operations(
+def _carrying_out(
     settings: Settings,
     database_url: str,
     models: ReadModels,
     recorder: GroupCommitRecorder,
     host: ProjectionHost,
     counters: Counters | None,
-    stack: ExitStack,
-) -> None:
+) -> Background:
     """Have what operators ask for done here; replays in processes of their own."""
     command = [sys.executable, "-m", "backlot", "projections", "carry-out"]
     children = Children(command, {"DATABASE_URL": database_url})
@@ -233,11 +243,9 @@ def _carry_out_operations(
         counters,
         analytics,
     )
-    moved = host.follow(models.operations.name)
     auto = settings.projections.auto_replay
-    executor = Executor(recorder, models.operations, tools, children, moved, auto_replay=auto)
-    executor.start()
-    stack.callback(executor.stop)
+    executor = Executor(recorder, models.operations, tools, children, auto_replay=auto)
+    return partial(executor.run, host.follow(models.operations.name))
 
 
 def _database(

@@ -12,8 +12,12 @@ import structlog
 
 from backlot.wiring import Parts
 from commands.bus import CommandBus
+from engine.messages import Consumer, Keeper
+from engine.notifications import EVENTS
 from engine.schedule import Job, run_job
-from infra.cancellation import cancel
+from engine.sources import BEHIND_EVENTS, MessageSource
+from engine.subscription import Subscription
+from infra.cancellation import END_SECONDS, cancel
 from infra.codec import MAPPER
 from infra.kafka import KafkaOptions
 from infra.metrics import counter
@@ -25,21 +29,21 @@ from projections.recommendations.weighing import Weighing
 from workers.analytics import uploads
 from workers.analytics.keeper import Analytics, AnalyticsVideos
 from workers.consuming.kafka import KafkaSource
-from workers.consuming.keeping import BEHIND_EVENTS, KeeperRunner
 from workers.consuming.log import BATCH_EVENTS, LogSource
-from workers.consuming.messages import Consumer, Keeper, Source
-from workers.consuming.runner import ConsumerRunner
+from workers.consuming.subscriptions import subscribe_consumer, subscribe_keeper
 from workers.recommendations.keeper import EngagementKeeper
 from workers.recommendations.opening import open_preparing
-from workers.recommendations.preparing import Preparation, preparation_job
-from workers.relay import Relay
+from workers.recommendations.preparing import (
+    Preparation,
+    preparation_job,
+)
+from workers.relay import subscribe_relay
 from workers.speech.consumer import SpeechConsumer
 from workers.speech.opening import media_urls, open_speech, wanted
 from workers.tasks import TaskMeans, Tasks, declare, give_up
 from workers.translation.consumer import TranslationConsumer
 from workers.translation.opening import open_translation
 from workers.translation.sweep import Sweep, sweep_job
-from workers.waking import Waker
 
 log = structlog.get_logger(__name__)
 
@@ -52,17 +56,14 @@ JOBS_BROKEN = counter(
 async def start_working(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> None:
     """Start what the roles of this process are; `stack` ends it, and loses nothing by that."""
     roles = parts.settings.server.roles
-    waker = Waker(parts.database_url)
-    if roles & {Role.RELAY, Role.CONSUMERS}:
-        in_background(waker.run(), stack)
     kafka = KafkaOptions.from_settings(parts.settings.kafka)
     if Role.RELAY in roles and kafka is not None:
-        in_background(_relay(parts, kafka, waker).run(), stack)
+        in_background(_relay(parts, kafka).run(), stack)
     if roles & {Role.CONSUMERS, Role.TASKS}:
         tasks = await _tasks(parts, bus, stack)
         if Role.CONSUMERS in roles:
-            _consume(parts, tasks, kafka, waker, stack)
-            _keep_analytics(parts, kafka, waker, stack)
+            _consume(parts, tasks, kafka, stack)
+            _keep_analytics(parts, kafka, stack)
 
 
 def start_job(job: Job, stack: AsyncExitStack) -> None:
@@ -71,12 +72,16 @@ def start_job(job: Job, stack: AsyncExitStack) -> None:
 
 
 def in_background(
-    work: Coroutine[Any, Any, None], stack: AsyncExitStack, *, name: str | None = None
+    work: Coroutine[Any, Any, None],
+    stack: AsyncExitStack,
+    *,
+    name: str | None = None,
+    seconds: float = END_SECONDS,
 ) -> None:
     """Run work without an end until `stack` is closed; if it breaks, that is logged at once."""
     task = asyncio.create_task(work, name=name or getattr(work, "__qualname__", None))
     task.add_done_callback(_tell_broken)
-    stack.push_async_callback(cancel, task)
+    stack.push_async_callback(cancel, task, seconds=seconds)
 
 
 def _tell_broken(task: asyncio.Task[None]) -> None:
@@ -119,30 +124,28 @@ async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:
     return tasks
 
 
-def _relay(parts: Parts, kafka: KafkaOptions, waker: Waker) -> Relay:
+def _relay(parts: Parts, kafka: KafkaOptions) -> Subscription[Any]:
     settings = parts.settings
-    return Relay(
+    return subscribe_relay(
         parts.database_url,
         kafka,
-        waker=waker,
+        notifications=parts.notifications,
         mapper=MAPPER,
         batch_events=settings.kafka.relay_batch_events,
         poll_seconds=settings.projections.poll_seconds,
     )
 
 
-def _consume(
-    parts: Parts, tasks: Tasks, kafka: KafkaOptions | None, waker: Waker, stack: AsyncExitStack
-) -> None:
+def _consume(parts: Parts, tasks: Tasks, kafka: KafkaOptions | None, stack: AsyncExitStack) -> None:
     settings = parts.settings
     consumers: list[Consumer] = [TranslationConsumer(tasks.translate_comment)]
     if wanted(settings.speech):
         consumers.append(SpeechConsumer(tasks.transcribe_video))
     for consumer in consumers:
-        source = _source(consumer, kafka, waker)
+        source = _source(parts, consumer, kafka)
         poll = settings.projections.poll_seconds
-        runner = ConsumerRunner(parts.database_url, consumer, source, poll_seconds=poll)
-        in_background(runner.run(), stack)
+        subscription = subscribe_consumer(parts.database_url, consumer, source, poll_seconds=poll)
+        in_background(subscription.run(), stack)
     sweep = Sweep(
         parts.models.comments,
         tasks.translate_comment,
@@ -158,9 +161,7 @@ def _consume(
         start_job(preparation_job(preparation, parts.analytics_url, seconds), stack)
 
 
-def _keep_analytics(
-    parts: Parts, kafka: KafkaOptions | None, waker: Waker, stack: AsyncExitStack
-) -> None:
+def _keep_analytics(parts: Parts, kafka: KafkaOptions | None, stack: AsyncExitStack) -> None:
     settings = parts.settings
     repeat = settings.watch.view_repeat
     rankings = TrendingInvalidation(parts.redis)
@@ -170,17 +171,16 @@ def _keep_analytics(
         EngagementKeeper(Weighing.from_settings(settings.recommendations), changed=profiles.touch),
     ]
     for keeper in keepers:
-        _keep(parts, keeper, _source(keeper, kafka, waker, BEHIND_EVENTS), waker, stack)
+        _keep(parts, keeper, _source(parts, keeper, kafka, BEHIND_EVENTS), stack)
     feed = uploads.feed(BEHIND_EVENTS)
-    following = LogSource(uploads.TOPICS, wake=waker.subscribe(), mapper=MAPPER, following=[feed])
-    _keep(parts, AnalyticsVideos(repeat), following, waker, stack)
+    wake = parts.notifications.subscribe(EVENTS)
+    following = LogSource(uploads.TOPICS, wake=wake, mapper=MAPPER, following=[feed])
+    _keep(parts, AnalyticsVideos(repeat), following, stack)
 
 
-def _keep(
-    parts: Parts, keeper: Keeper, source: Source, waker: Waker, stack: AsyncExitStack
-) -> None:
+def _keep(parts: Parts, keeper: Keeper, source: MessageSource, stack: AsyncExitStack) -> None:
     settings = parts.settings
-    runner = KeeperRunner(
+    subscription = subscribe_keeper(
         parts.analytics_url,
         keeper,
         source,
@@ -188,19 +188,20 @@ def _keep(
         batch_events=settings.analytics.batch_events,
         flush_seconds=settings.analytics.flush_seconds,
         poll_seconds=settings.projections.poll_seconds,
-        hurried=waker.hurried(),
+        hurried=parts.notifications.hurried(),
     )
-    in_background(runner.run(), stack)
+    in_background(subscription.run(), stack)
 
 
 def _source(
+    parts: Parts,
     consumer: Consumer | Keeper,
     kafka: KafkaOptions | None,
-    waker: Waker,
     at_once: int = BATCH_EVENTS,
-) -> Source:
+) -> MessageSource:
     """Kafka where it is configured, else the event log itself."""
     if kafka is not None:
-        return KafkaSource(consumer.topics, kafka, batch_messages=at_once, hurried=waker.hurried())
-    wake = waker.subscribe()
+        hurried = parts.notifications.hurried()
+        return KafkaSource(consumer.topics, kafka, batch_messages=at_once, hurried=hurried)
+    wake = parts.notifications.subscribe()
     return LogSource(consumer.topics, wake=wake, mapper=MAPPER, batch_events=at_once)

@@ -18,7 +18,8 @@ from benchmarks.log import columns, first_likes
 from benchmarks.results import Comparison, Side
 from benchmarks.stock import stock_recorder
 from infra.batching import Batcher
-from infra.event_store import GroupCommitRecorder, Save, open_recorder
+from infra.event_store import GroupCommitRecorder, open_recorder
+from infra.saves import Save
 
 CALLERS = 64
 OURS_THREADS, STOCK = "ours, 64 threads", "stock recorder, 64 threads"

@@ -20,6 +20,7 @@ from psycopg import AsyncConnection
 from benchmarks import like
 from benchmarks.bench import Bench, say
 from benchmarks.results import Comparison, Side
+from engine.connections import connect
 from infra.auth import mint_token
 from infra.event_store import open_recorder
 from projections.applying import Applier
@@ -27,7 +28,6 @@ from projections.audit.causes import at_position
 from projections.audit.index import Audit
 from projections.audit.search import Search, find
 from projections.audit.stats import stats
-from projections.connecting import connect
 from projections.install import install
 from projections.positions import pause, resume
 

@@ -25,7 +25,8 @@ from psycopg_pool import AsyncConnectionPool
 from backlot.serving import calm_garbage_collector, serving
 from infra.auth import make_authenticator
 from infra.contract import LikeState
-from infra.http import Caller, Problem, create_app
+from infra.http import Caller, create_app
+from infra.problems import Problem
 from infra.redis import open_redis
 from infra.settings import Settings, load_settings
 

@@ -20,7 +20,8 @@ from benchmarks.projecting import await_position, projecting
 from benchmarks.results import Comparison, Side
 from commands.bus import CommandBus
 from commands.likes import ChangeLike, LikesOfOthers, Wish
-from infra.event_store import GroupCommitRecorder, Save, open_recorder
+from infra.event_store import GroupCommitRecorder, open_recorder
+from infra.saves import Save
 from projections.likes import Likes
 
 MICROSECONDS = 1e6

@@ -20,6 +20,9 @@ import uvloop
 from backlot.serving import calm_garbage_collector
 from benchmarks.bench import Bench
 from benchmarks.results import Comparison, Side
+from engine.connections import ThreadedConnection, connect
+from engine.messages import Dead, Fetched, Place, Raw, Received, Unreadable
+from engine.sources import BEHIND_EVENTS, MessageSource
 from infra import telemetry
 from infra.cancellation import cancel
 from infra.codec import EventMapper
@@ -28,12 +31,9 @@ from infra.integration import from_telemetry
 from projections.analytics.migrating import migrate
 from projections.analytics.rules import TOPICS
 from projections.analytics.storing import COPY
-from projections.connecting import connect
 from workers.analytics.keeper import Analytics
-from workers.consuming.keeping import BEHIND_EVENTS, KeeperRunner
 from workers.consuming.log import LogSource, received
-from workers.consuming.messages import Dead, Fetched, Place, Raw, Received, Source, Unreadable
-from workers.leading import Lead
+from workers.consuming.subscriptions import subscribe_keeper
 
 OURS = "ours: rows, rollups, viewers, sessions, places"
 BARE = "bare COPY of the raw rows"
@@ -105,7 +105,7 @@ class Handed:
         self._messages = messages
         self._at = 0
 
-    async def start(self, lead: Lead, places: Mapping[Place, int]) -> None:
+    async def start(self, conn: ThreadedConnection, places: Mapping[Place, int]) -> None:
         self._at = places.get(TELEMETRY, 0)
 
     async def fetch(self, at_most_seconds: float) -> Fetched:
@@ -163,10 +163,12 @@ def prepared(url: str, told: Sequence[Event] = ()) -> str:
     return url
 
 
-async def keep(url: str, source: Source, events: int) -> float:
+async def keep(url: str, source: MessageSource, events: int) -> float:
     """Count all that the source gives, as in a process of Backlot; seconds, the start included."""
     keeper = Analytics(timedelta(hours=1))
-    runner = KeeperRunner(url, keeper, source, log_url=url, batch_events=100, flush_seconds=0.01)
+    runner = subscribe_keeper(
+        url, keeper, source, log_url=url, batch_events=100, flush_seconds=0.01
+    )
     with psycopg.connect(url, autocommit=True) as conn:
         started = time.perf_counter()
         task = asyncio.create_task(runner.run())

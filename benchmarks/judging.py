@@ -15,7 +15,8 @@ from psycopg import AsyncConnection
 
 from benchmarks.community import Community, History, View
 from benchmarks.measures import DEPTH, coverage, ndcg, recall
-from projections.analytics.trending import Formula, Ranked, Trending
+from projections.analytics.formula import Formula
+from projections.analytics.trending import Ranked, Trending
 from projections.analytics.windows import Window
 from projections.recommendations.candidates import candidates_for
 from projections.recommendations.model import Described, Engaged, Material, Profile

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 
 import psycopg
 from psycopg import Connection
@@ -13,10 +15,13 @@ from psycopg.rows import TupleRow
 from benchmarks import stock
 from benchmarks.bench import Bench
 from benchmarks.results import Comparison, Side
-from projections.host import ProjectionHost
-from projections.install import create, drop
+from engine.connections import connect
+from engine.notifications import Notifications
+from engine.subscription import State
+from infra.cancellation import cancel
+from projections.install import create, drop, install
 from projections.likes import Likes
-from projections.runner import State
+from projections.projection_subscription import ProjectionHost
 
 OURS, STOCK = "ours, batches with their position", "stock ProjectionRunner, a commit per event"
 LOOK_SECONDS = 0.02
@@ -54,12 +59,25 @@ def from_nothing(url: str, events: int) -> float:
 @contextmanager
 def projecting(url: str, likes: Likes) -> Iterator[ProjectionHost]:
     """The projection as a process of Backlot runs it."""
-    host = ProjectionHost(url, [likes])
-    host.start()
+    with connect(url, "bench") as conn:
+        install(conn, [likes])
+    notifications = Notifications(url)
+    host = ProjectionHost(url, [likes], notifications)
+    loop, done = asyncio.new_event_loop(), asyncio.Event()
+
+    async def work() -> None:
+        tasks = [asyncio.create_task(job) for job in (notifications.run(), host.run())]
+        await done.wait()
+        await cancel(*tasks)
+
+    thread = Thread(target=loop.run_until_complete, args=(work(),))
+    thread.start()
     try:
         yield host
     finally:
-        host.stop()
+        loop.call_soon_threadsafe(done.set)
+        thread.join()
+        loop.close()
 
 
 def await_position(conn: Connection[TupleRow], host: ProjectionHost, position: int) -> None:

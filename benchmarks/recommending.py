@@ -20,8 +20,8 @@ from psycopg.rows import TupleRow
 from benchmarks.bench import Bench, medians
 from benchmarks.engaging import Size, fill_engagements
 from benchmarks.results import Comparison, Side
+from engine.connections import connect
 from projections.analytics.trending import Ranked
-from projections.connecting import connect
 from projections.likes import Likes
 from projections.recommendations.candidates import candidates_for
 from projections.recommendations.keeping import keep

@@ -15,6 +15,8 @@ from benchmarks.bench import Bench
 from benchmarks.kafka_server import kafka_server
 from benchmarks.log import comment_event
 from benchmarks.results import Comparison, Side
+from engine.connections import connect
+from engine.notifications import Notifications
 from infra import telemetry
 from infra.cancellation import cancel
 from infra.codec import EventMapper
@@ -22,10 +24,8 @@ from infra.integration import TOPICS
 from infra.kafka import KafkaOptions, Outgoing
 from infra.kafka.publishing import BATCH_BYTES, LINGER_MS
 from infra.settings import load_settings
-from projections.connecting import connect
 from workers.following import feeds
-from workers.relay import Relay, outgoing
-from workers.waking import Waker
+from workers.relay import outgoing, subscribe_relay
 
 OURS, BARE = "ours, from the event log", "bare aiokafka producer, messages ready"
 LOOK_SECONDS = 0.01
@@ -69,16 +69,16 @@ async def relay(url: str, address: str, until: int) -> float:
     """Relay a whole log, as a process of Backlot does; seconds, the start included."""
     with psycopg.connect(url, autocommit=True) as conn:
         telemetry.install(conn)
-        waker = Waker(url)
-        relaying = Relay(
+        notifications = Notifications(url)
+        relaying = subscribe_relay(
             url,
             KafkaOptions((address,)),
-            waker=waker,
+            notifications=notifications,
             mapper=EventMapper(),
             batch_events=load_settings({}).kafka.relay_batch_events,
         )
         started = time.perf_counter()
-        tasks = [asyncio.create_task(waker.run()), asyncio.create_task(relaying.run())]
+        tasks = [asyncio.create_task(notifications.run()), asyncio.create_task(relaying.run())]
         try:
             await _until(conn, until, started + MOST_SECONDS)
             return time.perf_counter() - started

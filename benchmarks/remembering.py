@@ -13,12 +13,12 @@ from psycopg.rows import TupleRow
 
 from benchmarks.community import Film, History, View
 from domain.upload import Upload
+from engine.connections import connect
+from engine.messages import Keeper, Raw, Received
 from infra.integration import topics
-from projections.connecting import connect
 from projections.recommendations.keeping import rank_categories
 from projections.recommendations.weighing import Weighing
 from workers.analytics.keeper import Analytics, AnalyticsVideos
-from workers.consuming.messages import Keeper, Raw, Received
 from workers.recommendations.keeper import EngagementKeeper
 
 BATCH = 2_000

@@ -30,6 +30,7 @@ from benchmarks.log import comment_event, fill, like_event, upload_event
 from benchmarks.pacing import Delays, paced_likes
 from benchmarks.processes import ProcessFailed, command, environment
 from benchmarks.results import Comparison, Side
+from engine.connections import connect
 from infra.auth import mint_token
 from infra.logging import configure_logging
 from infra.settings import load_settings
@@ -37,7 +38,6 @@ from projections import positions
 from projections.applying import Applier
 from projections.catalog import Catalog
 from projections.comments import Comments
-from projections.connecting import connect
 from projections.install import create, install
 from projections.likes import Likes
 from projections.log import Log

@@ -15,9 +15,9 @@ from commands.bus import Contended, KeyReused
 from commands.finalize_lock import UploadFinalizing
 from domain.errors import Conflict, DomainError, Invalid, NotAllowed, NotFound
 from infra.batching import NotBegun, QueueFull
-from infra.http import Problem
 from infra.locks import LocksUnavailable
 from infra.objects import NoSuchUpload, ObjectStoreUnavailable, PartMismatch
+from infra.problems import Problem
 
 log = structlog.get_logger(__name__)
 

@@ -21,7 +21,7 @@ from commands.command import Aggregates, Command, Lookup, Query, Slot
 from domain.errors import DomainError
 from domain.model import Origin
 from infra.codec import EventMapper
-from infra.event_store import Save, StoredAnswer
+from infra.saves import Save, StoredAnswer
 
 log = structlog.get_logger(__name__)
 

@@ -25,8 +25,9 @@ from domain.errors import Conflict, DomainError
 from domain.model import Aggregate
 from infra.batching import Batcher
 from infra.codec import MAPPER, EventMapper
-from infra.event_store import GroupCommitRecorder, StoredAnswer
+from infra.event_store import GroupCommitRecorder
 from infra.metrics import SIZES, counter, gauge, histogram
+from infra.saves import StoredAnswer
 
 log = structlog.get_logger(__name__)
 

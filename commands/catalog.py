@@ -16,8 +16,8 @@ from commands.upload_shapes import Category, Description, Title
 from domain.model import BEGINNING, Origin
 from domain.upload import Upload, object_key
 from infra.contract import Video, Wire
-from infra.http import problems
 from infra.objects import ObjectStoreError
+from infra.problems import problems
 
 log = structlog.get_logger(__name__)
 

@@ -18,7 +18,7 @@ from domain.model import Origin
 from domain.upload import Upload
 from infra.contract import Comment as SeenComment
 from infra.contract import Wire
-from infra.http import problems
+from infra.problems import problems
 
 Content = Annotated[str, Field(min_length=1, max_length=10_000, examples=["¡Qué bonito!"])]
 

@@ -18,19 +18,13 @@ from domain.errors import DomainError
 from domain.model import Origin
 from infra.auth import Identity
 from infra.contract import Wire
-from infra.event_store import StoredAnswer
-from infra.http import (
-    Problem,
-    client_address,
-    header,
-    maybe_identity,
-    request_id_of,
-    require_identity,
-    wire,
-)
+from infra.edge import client_address, header
+from infra.http import maybe_identity, require_identity, wire
 from infra.locks import Redlock
 from infra.objects import ObjectStore
 from infra.position import encode_position
+from infra.problems import Problem, request_id_of
+from infra.saves import StoredAnswer
 from infra.telemetry import Telemetry
 from infra.viewers import ViewerKeys
 

@@ -23,7 +23,6 @@ from commands.uploads import require_under_way
 from domain.errors import DomainError
 from domain.model import Origin
 from domain.upload import Status, Upload
-from infra.http import problems
 from infra.metrics import counter
 from infra.objects import (
     NoSuchUpload,
@@ -34,6 +33,7 @@ from infra.objects import (
     PartRef,
     StoredObject,
 )
+from infra.problems import problems
 
 log = structlog.get_logger(__name__)
 

@@ -16,7 +16,8 @@ from domain.model import Origin
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
 from infra.contract import LikeState
-from infra.http import DirectRoute, problems
+from infra.edge import DirectRoute
+from infra.problems import problems
 
 
 class Wish(StrEnum):

@@ -13,7 +13,6 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from infra.http import problems
 from infra.objects import (
     FolderStore,
     PartCutOff,
@@ -24,6 +23,7 @@ from infra.objects import (
 )
 from infra.objects.checksums import ALGORITHMS
 from infra.objects.problems import as_problems
+from infra.problems import problems
 
 IDLE_SECONDS = 60.0
 # A refused part is not read to its end; only closing tells the client to stop sending.

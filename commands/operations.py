@@ -20,7 +20,8 @@ from domain.errors import NotFound
 from domain.model import Origin
 from domain.operation import Members, Operation
 from infra.contract import Wire
-from infra.http import problems, require_admin
+from infra.http import require_admin
+from infra.problems import problems
 from infra.settings.features import MAX_REPLAY_WORKERS
 
 MAX_POSITION = 2**63 - 1

@@ -16,7 +16,7 @@ from commands.upload_shapes import StartUpload as StartUploadBody
 from domain.errors import Conflict, Invalid
 from domain.model import Origin
 from domain.upload import Status, Upload, object_key, part_layout
-from infra.http import problems
+from infra.problems import problems
 
 FIRST_URLS = 100
 

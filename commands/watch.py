@@ -15,7 +15,7 @@ from commands.queries import FindVideoFile
 from domain.text import check_text
 from domain.upload import object_key
 from infra.contract import Wire
-from infra.http import problems
+from infra.problems import problems
 from infra.telemetry import SHARED, VIEWED, WATCH_TIME, TelemetryEvent
 
 

@@ -8,6 +8,9 @@ from enum import IntEnum
 VARYING = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9]+", re.IGNORECASE)
 
 
+MAX_ERROR_LENGTH = 2_000
+
+
 class ExitCode(IntEnum):
     """How a command ended; `docs/cli.md` explains each to whoever writes scripts."""
 
@@ -41,6 +44,12 @@ class UsageError(OperatorError):
     """A command or a setting that makes no sense as it was given; nothing was done."""
 
     exit_code = ExitCode.USAGE
+
+
+def describe(error: BaseException) -> str:
+    """An error in one storable text of at most 2,000 characters."""
+    text = f"{type(error).__name__}: {error}".replace("\x00", "\\0")
+    return text.encode(errors="replace").decode()[:MAX_ERROR_LENGTH]
 
 
 def fault_of(error: str) -> str:

@@ -29,6 +29,7 @@ from psycopg import Connection, Cursor
 from psycopg.rows import DictRow, TupleRow, dict_row, tuple_row
 from psycopg.sql import SQL, Identifier, Literal
 
+from infra.advisory_locks import Lock, LockClass, lock_in_transaction
 from infra.arrays import array
 from infra.connecting import SHORT_WORK, Limits, is_silence, open_connection, thread_pool, unhurried
 from infra.event_store_sql import (
@@ -48,7 +49,6 @@ RETRY_PAUSE_SECONDS = 0.1
 T = TypeVar("T")
 
 __all__ = [
-    "LOCK_CLASS",
     "Appended",
     "GroupCommitFactory",
     "GroupCommitProcessRecorder",
@@ -61,8 +61,6 @@ __all__ = [
 # Every query of this store is keyed. The planner must not think otherwise while the table is still
 # small, because the append function's plan is kept while the table grows.
 SESSION = b"; SET enable_seqscan = off"
-
-LOCK_CLASS = 0x6C6F67  # "log": our class of advisory locks, beside those of the projections.
 
 
 class GroupCommitRecorder(PostgresApplicationRecorder):
@@ -86,7 +84,7 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
             "append_rest": Identifier(f"{events_table_name}_append_rest"),
             "id_type": Identifier(datastore.originator_id_type),
             "channel": Literal(self.channel_name),
-            "lock_class": Literal(LOCK_CLASS),
+            "lock_class": Literal(int(LockClass.LOG)),
         }
         place = self.create_insert_function_statement_index - 1
         self._create_index = self.sql_create_statements[place]
@@ -123,7 +121,7 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
 
     def _create_table(self, curs: Cursor[DictRow]) -> None:
         # Several processes may start at once; CREATE … IF NOT EXISTS alone races with itself.
-        curs.execute(SQL("SELECT pg_advisory_xact_lock({}, 0)").format(Literal(LOCK_CLASS)))
+        lock_in_transaction(curs, Lock.EVENT_STORE_TABLES)
         row = curs.execute(
             "SELECT to_regclass(%s) IS NULL AS missing",
             (f'"{self.datastore.schema}"."{self.notification_id_index_name}"',),

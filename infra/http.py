@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import structlog
 from fastapi import Depends, FastAPI, Request, Response
 
-from infra.auth import Authenticator, Identity, InvalidToken, KeysUnavailable
+from infra.auth import Authenticator, Identity, InvalidToken
 from infra.contract import Wire
 from infra.edge import DirectRoute, Edge, EdgedApp, add_header, client_address, header, hot
+from infra.jwks import KeysUnavailable
 from infra.problems import (
     FRAMEWORK,
     TITLES,

@@ -6,7 +6,7 @@ finished and not claimed was left by a process that died, and another one can te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,33 +20,27 @@ from psycopg import Connection
 
 from domain.model import Aggregate, Origin
 from domain.operation import Members, Operation, OperationOutcome
+from infra.advisory_locks import operation_lock, try_lock, unlock
 from infra.codec import EventMapper, event_id
+from infra.errors import describe
 from infra.event_store import GroupCommitRecorder
 from infra.saves import Save
 
 log = structlog.get_logger(__name__)
 
-LOCK_CLASS = 0x6F706572  # "oper": our class of advisory locks.
 MAPPER = EventMapper((Operation,))
-MAX_ERROR_LENGTH = 2_000
 
 
 def claim(conn: Connection[Any], operation_id: UUID) -> bool:
     """Take the right to carry the operation out, for as long as the connection lives."""
-    row = conn.execute("SELECT pg_try_advisory_lock(%s, %s)", _key(operation_id)).fetchone()
-    return row is not None and bool(_only(row))
+    return try_lock(conn, operation_lock(operation_id))
 
 
 def release(conn: Connection[Any], operation_id: UUID) -> None:
     """Let others carry it out."""
     # A connection that is lost has lost its claims, too.
     with suppress(psycopg.OperationalError):
-        conn.execute("SELECT pg_advisory_unlock(%s, %s)", _key(operation_id))
-
-
-def lock_key(operation_id: UUID) -> int:
-    """The operation's advisory lock within our class (int4, from 0)."""
-    return operation_id.int & 0x7FFFFFFF
+        unlock(conn, operation_lock(operation_id))
 
 
 def load(recorder: GroupCommitRecorder, operation_id: UUID) -> Operation:
@@ -158,18 +152,3 @@ def _finish_broken(
     except PersistenceError as away:
         # The error itself is what its caller has to see; a host finishes the operation later.
         log.warning("operation_not_finished", id=str(running.operation_id), error=str(away))
-
-
-def describe(error: BaseException) -> str:
-    """An error in one storable text of at most 2,000 characters."""
-    text = f"{type(error).__name__}: {error}".replace("\x00", "\\0")
-    return text.encode(errors="replace").decode()[:MAX_ERROR_LENGTH]
-
-
-def _key(operation_id: UUID) -> tuple[int, int]:
-    return LOCK_CLASS, lock_key(operation_id)
-
-
-def _only(row: Mapping[str, Any] | tuple[Any, ...]) -> Any:
-    """The one value of a row, whatever the connection makes of rows."""
-    return next(iter(row.values() if isinstance(row, Mapping) else row))

@@ -22,6 +22,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
 from infra import viewers
+from infra.advisory_locks import Lock, lock_in_transaction
 from infra.batching import Batcher
 from infra.connecting import SHORT_WORK, Limits, thread_pool
 
@@ -29,9 +30,7 @@ VIEWED = "video.viewed"
 WATCH_TIME = "video.watch_time"
 SHARED = "video.shared"
 
-# The lock: CREATE … IF NOT EXISTS races with itself when several processes start at once.
 TABLES: tuple[LiteralString, ...] = (
-    "SELECT pg_advisory_xact_lock(7104878, 1)",
     """CREATE TABLE IF NOT EXISTS backlot_telemetry (
         event_id uuid PRIMARY KEY,
         topic text NOT NULL,
@@ -59,7 +58,7 @@ TABLES: tuple[LiteralString, ...] = (
         WHERE topic = 'video.viewed' AND user_id IS NOT NULL""",
     # Under a lock that is held until the commit: what has a lower `seq` is visible by then. (A
     # database may hold this function with fewer parameters, too: that of the releases before.)
-    """CREATE OR REPLACE FUNCTION backlot_take_telemetry(ids uuid[], topics text[], videos uuid[],
+    f"""CREATE OR REPLACE FUNCTION backlot_take_telemetry(ids uuid[], topics text[], videos uuid[],
         users text[], times timestamptz[], details text[], correlations text[], viewers text[],
         repeat interval) RETURNS text[]
     LANGUAGE plpgsql AS $body$
@@ -68,7 +67,7 @@ TABLES: tuple[LiteralString, ...] = (
         kept text;
         sessions text[] := array_fill(NULL::text, ARRAY[cardinality(ids)]);
     BEGIN
-        PERFORM pg_advisory_xact_lock(7104878, 2);
+        PERFORM pg_advisory_xact_lock({Lock.TELEMETRY.class_id:d}, {Lock.TELEMETRY.key});
         FOR told IN
             SELECT id, video, viewer, detail::jsonb->>'sessionId' AS session, place::int AS place
             FROM unnest(ids, topics, videos, details, viewers)
@@ -121,10 +120,7 @@ SELECT backlot_take_telemetry(%b::uuid[], %b::text[], %b::uuid[], %b::text[], %b
                               %b::text[], %b::text[], %b::text[], %b::interval)
 """
 # Under the lock of those who take telemetry, so that none of them loses the session that it is at.
-FORGET: tuple[LiteralString, ...] = (
-    "SELECT pg_advisory_xact_lock(7104878, 2)",
-    "DELETE FROM backlot_view_sessions WHERE began_at <= clock_timestamp() - %b::interval",
-)
+FORGET = "DELETE FROM backlot_view_sessions WHERE began_at <= clock_timestamp() - %b::interval"
 
 HEAD = "SELECT coalesce(max(seq), 0) FROM backlot_telemetry"
 VIEWS = "SELECT video_id, views FROM backlot_views WHERE video_id = ANY(%b)"
@@ -211,16 +207,17 @@ def _columns(events: Sequence[TelemetryEvent]) -> tuple[list[Any], ...]:
 def install(conn: Connection[Any]) -> None:
     """Create the tables where they are missing."""
     with conn.transaction():
+        # CREATE … IF NOT EXISTS races with itself when several processes start at once.
+        lock_in_transaction(conn, Lock.TELEMETRY_TABLES)
         for statement in TABLES:
             conn.execute(statement)
 
 
 def forget_sessions(conn: Connection[Any], repeat: timedelta) -> int:
     """Forget the sessions that nobody can go on with; returns how many."""
-    lock, delete = FORGET
     with conn.transaction():
-        conn.execute(lock)
-        return conn.execute(delete, (repeat,)).rowcount
+        lock_in_transaction(conn, Lock.TELEMETRY)
+        return conn.execute(FORGET, (repeat,)).rowcount
 
 
 def head(cursor: Cursor[TupleRow]) -> int:

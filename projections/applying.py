@@ -12,11 +12,12 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.connections import is_outage
 from infra.codec import MAPPER, EventMapper
+from infra.errors import describe
 from projections import ledger
-from projections.connecting import is_outage
 from projections.log import Log, LogWindow
-from projections.poison import apply_one_by_one, describe
+from projections.poison import apply_one_by_one
 from projections.positions import CopyPlace, Place, Superseded
 from projections.projection import Batch, Projection, RangeProjection
 
@@ -54,15 +55,27 @@ class Applier:
         self._batch_events = batch_events
 
     def advance(self, conn: Connection[TupleRow], before: int, head: int) -> Step:
-        """Apply the next window after `before`, at most up to `head`.
+        """Read and take in the next window after `before`, at most up to `head`; see `take_in`."""
+        return self.take_in(conn, before, self.read(conn, before, head))
+
+    def read(self, conn: Connection[TupleRow], before: int, head: int) -> LogWindow:
+        """Return the next window after `before`, at most up to `head`.
+
+        Without events where the projection reads the log by itself.
+        """
+        if isinstance(self.projection, RangeProjection):
+            return LogWindow([], min(head, before + self._batch_events))
+        return self.log.read(conn, before, head)
+
+    def take_in(self, conn: Connection[TupleRow], before: int, window: LogWindow) -> Step:
+        """Apply a window.
 
         An event that can't be applied is parked, or stops the copy, by the projection's policy.
-        Raises Superseded when the copy is no longer running at `before`, and what the database
+        Raise Superseded when the copy is no longer running at `before`, and what the database
         raises when it is away.
         """
         if isinstance(self.projection, RangeProjection):
-            return self._advance_range(conn, self.projection, before, head)
-        window = self.log.read(conn, before, head)
+            return self._take_in_range(conn, self.projection, before, window.until)
         try:
             return self.apply(conn, before, window, self.decode(window))
         except Superseded:
@@ -102,10 +115,9 @@ class Applier:
         until = window.until if result.stopped_at is None else result.stopped_at - 1
         return Step(until, len(result.applied), broken=True)
 
-    def _advance_range(
-        self, conn: Connection[TupleRow], projection: RangeProjection, before: int, head: int
+    def _take_in_range(
+        self, conn: Connection[TupleRow], projection: RangeProjection, before: int, until: int
     ) -> Step:
-        until = min(head, before + self._batch_events)
         try:
             with conn.transaction(), conn.cursor(binary=True) as cursor:
                 self.place.hold(cursor, before)

@@ -6,8 +6,8 @@ lost there, or was put while Redis was away, shows as a position that is behind,
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Sequence
-from threading import Event, Thread
 from typing import LiteralString
 from uuid import UUID
 
@@ -18,11 +18,13 @@ from psycopg.rows import TupleRow
 from redis import RedisError
 
 from domain.video_likes import VideoLikes
-from infra.cancellation import join
+from engine.connections import ThreadedConnection
+from engine.leader_lock import EveryProcess
+from engine.sources import Wakeups
+from engine.subscription import Handler, Subscription, Unkept
 from infra.codec import EventMapper
 from infra.counters import GONE, Counter, Counters
 from infra.metrics import counter, gauge
-from projections.connecting import Backoff, connect
 from projections.likes import Likes
 from projections.log import Log, Stored
 
@@ -32,7 +34,6 @@ WINDOW_EVENTS = 5_000
 # Where Redis has lost the position, fills of that moment may still be on their way.
 MARGIN_EVENTS = 10_000
 POLL_SECONDS = 0.5
-STOP_SECONDS = 10.0
 
 # One statement sees one moment: these counts are those at this position.
 COUNTED: LiteralString = """
@@ -86,54 +87,31 @@ def _as_counters(rows: Sequence[TupleRow]) -> tuple[int, dict[UUID, Counter]]:
     }
 
 
-class CounterPublisher:
-    """A thread that puts changed counts into Redis; several in several processes do no harm."""
+class CounterPublisher(Handler[None]):
+    """Puts changed counts into Redis; several in several processes do no harm."""
 
     def __init__(
-        self, database_url: str, likes: Likes, counters: Counters, wake: Event, mapper: EventMapper
+        self, likes: Likes, counters: Counters, wake: asyncio.Event, mapper: EventMapper
     ) -> None:
-        """`wake` is set when the read model has moved."""
-        self._database_url = database_url
+        """`wake` makes the subscription go on at once."""
         self._likes = likes
         self._counters = counters
         self._wake = wake
         self._log = Log(likes.events, mapper=mapper, batch_events=WINDOW_EVENTS)
-        self._stopping = Event()
-        self._thread = Thread(target=self._run, name="like counters", daemon=True)
-        self._behind_since: float | None = None
 
-    def start(self) -> None:
-        self._thread.start()
+    async def handle(self, conn: ThreadedConnection, batch: None) -> None:
+        lag = await conn.do(self.advance)
+        COUNTER_LAG_EVENTS.set(lag)
+        if lag > 0:
+            self._wake.set()
 
-    def stop(self) -> None:
-        """End after what is being put; the rest is put at the next start."""
-        self._stopping.set()
-        self._wake.set()
-        join(self._thread, STOP_SECONDS)
-
-    def _run(self) -> None:
-        backoff = Backoff()
-        while not self._stopping.is_set():
-            try:
-                with connect(self._database_url, "like counters") as conn:
-                    self._follow(conn, backoff)
-            except (OperationalError, InterfaceError, RedisError) as error:
-                log.warning("like_counters_interrupted", error=f"{type(error).__name__}: {error}")
-            except Exception:
-                log.exception("like_counters_broke")
-            else:
-                return
-            COUNTER_FAILURES.inc()
-            self._stopping.wait(backoff.next())
-
-    def _follow(self, conn: Connection[TupleRow], backoff: Backoff) -> None:
-        while not self._stopping.is_set():
-            self._wake.clear()
-            lag = self.advance(conn)
-            backoff.reset()
-            COUNTER_LAG_EVENTS.set(lag)
-            if lag == 0:
-                self._wake.wait(POLL_SECONDS)
+    def failed(self, error: Exception) -> None:
+        """Count and log what interrupted it."""
+        COUNTER_FAILURES.inc()
+        if isinstance(error, OperationalError | InterfaceError | RedisError):
+            log.warning("like_counters_interrupted", error=f"{type(error).__name__}: {error}")
+        else:
+            log.error("like_counters_broke", exc_info=error)
 
     def advance(self, conn: Connection[TupleRow]) -> int:
         """Put the next stretch of changes; returns how many positions remain."""
@@ -171,3 +149,20 @@ class CounterPublisher:
             self._counters.forget()
             published = None
         return max(0, position - MARGIN_EVENTS) if published is None else published
+
+
+def subscribe_counters(
+    database_url: str, likes: Likes, counters: Counters, moved: asyncio.Event, mapper: EventMapper
+) -> Subscription[None]:
+    """Return the subscription that keeps the counters; `moved` says that the read model has."""
+    publisher = CounterPublisher(likes, counters, moved, mapper)
+    return Subscription(
+        database_url,
+        "like counters",
+        source=Wakeups(moved),
+        checkpoint=Unkept(),
+        handler=publisher,
+        on_error=publisher.failed,
+        leader=EveryProcess(),
+        poll_seconds=POLL_SECONDS,
+    )

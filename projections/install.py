@@ -9,9 +9,10 @@ import structlog
 from psycopg import Connection
 from psycopg.sql import SQL, Identifier
 
+from infra.advisory_locks import Lock, lock_in_transaction
 from projections import drift, ledger
 from projections.parking import orders
-from projections.positions import INSTALL_LOCK, LOCK_CLASS, TABLES
+from projections.positions import TABLES
 from projections.projection import Projection
 from projections.replaying import rows as replays
 
@@ -26,7 +27,7 @@ def install(conn: Connection[Any], projections: Iterable[Projection]) -> None:
     Runs in one transaction of its own, or within the caller's.
     """
     with conn.transaction():
-        conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK_CLASS, INSTALL_LOCK))
+        lock_in_transaction(conn, Lock.PROJECTION_TABLES)
         conn.execute(TABLES)
         conn.execute(orders.TABLE)
         conn.execute(ledger.TABLE)

@@ -22,9 +22,6 @@ from projections.projection import Recorded
 
 # Above every position, which are bigint.
 END_OF_LOG = 2**63 - 1
-CHANNEL = "backlot_events"
-HURRY = "hurry"
-"""What who waits for a read model says on the channel."""
 WINDOW_BATCHES = 10
 MAX_WINDOW_BYTES = 16 * 1024 * 1024
 

@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow, class_row
 
 from domain.model import Aggregate
 from domain.operation import Members, Operation
-from infra.operations import LOCK_CLASS, lock_key
+from infra.advisory_locks import operation_lock
 from projections.projection import Batch, Projection, Write, write_by_kind
 
 TABLES: LiteralString = """
@@ -130,7 +130,8 @@ class Operations(Projection):
         self, conn: AsyncConnection[TupleRow], operation_id: UUID
     ) -> OperationRow | None:
         """One operation; None where nobody asked for it."""
-        values = {"class": LOCK_CLASS, "key": lock_key(operation_id), "id": operation_id}
+        class_id, key = operation_lock(operation_id)
+        values = {"class": int(class_id), "key": key, "id": operation_id}
         async with conn.cursor(row_factory=class_row(OperationRow)) as cursor:
             await cursor.execute(self.sql(BY_ID), values)
             return await cursor.fetchone()

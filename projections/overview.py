@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, class_row
 
+from infra.advisory_locks import LockClass, copy_lock
 from projections.log import READ_ONE, Stored, recorded_at
-from projections.positions import LOCK_CLASS, lock_key
 
 COPIES = b"""
 SELECT s.schema, s.name, s.version, s.position, s.status, s.error, s.error_position, s.updated_at,
@@ -81,14 +81,14 @@ async def overview(conn: AsyncConnection[TupleRow]) -> list[CopyProgress]:
     async with conn.cursor(row_factory=class_row(Copy)) as cursor:
         await cursor.execute(COPIES)
         copies = await cursor.fetchall()
-    locks = await (await conn.execute(ACTIVE, (LOCK_CLASS,))).fetchall()
+    locks = await (await conn.execute(ACTIVE, (int(LockClass.PROJECTION),))).fetchall()
     held = {key for (key,) in locks}
     return [
         CopyProgress(
             copy,
             copy.head - copy.position,
             await _lag_seconds(conn, copy),
-            lock_key(copy.schema) in held,
+            copy_lock(copy.schema).key in held,
         )
         for copy in copies
     ]

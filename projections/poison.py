@@ -8,16 +8,15 @@ import structlog
 from psycopg import Connection, Cursor, ProgrammingError
 from psycopg.rows import TupleRow
 
+from engine.connections import is_outage
+from infra.errors import describe
 from projections import ledger, positions
-from projections.connecting import is_outage
 from projections.log import Log, LogWindow, Stored
 from projections.parking import orders
 from projections.positions import Place
 from projections.projection import Projection
 
 log = structlog.get_logger(__name__)
-
-MAX_ERROR_LENGTH = 2_000
 
 
 @dataclass(slots=True)
@@ -121,9 +120,3 @@ def _log(what: str, projection: Projection, stored: Stored, error: Exception) ->
         error=describe(error),
         exc_info=error,
     )
-
-
-def describe(error: Exception) -> str:
-    """An error in one storable text of at most 2,000 characters."""
-    text = f"{type(error).__name__}: {error}".replace("\x00", "\\0")
-    return text[:MAX_ERROR_LENGTH]

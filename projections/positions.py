@@ -10,15 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
-from zlib import crc32
 
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow, class_row
 
-from projections.log import CHANNEL
-
-LOCK_CLASS = 0x70726F6A  # "proj": our class of advisory locks, beside that of the event store.
-INSTALL_LOCK = 0
+from engine.notifications import notify
 
 TABLES = b"""
 CREATE SCHEMA IF NOT EXISTS projections;
@@ -165,11 +161,6 @@ class Seen:
     head: int
 
 
-def lock_key(schema: str) -> int:
-    """The advisory lock of the copy's one active runner, within our class (positive int4)."""
-    return (crc32(schema.encode()) & 0x3FFFFFFF) + 1
-
-
 def look(conn: Connection[TupleRow], schema: str) -> Seen | None:
     """The state of one copy; None before it was installed."""
     with conn.cursor(row_factory=class_row(Seen)) as cursor:
@@ -236,12 +227,12 @@ def retry(conn: Connection[TupleRow], schema: str) -> bool:
 def pause(conn: Connection[Any], schema: str) -> bool:
     """Have the copy rest where it stands, in whichever process it runs; False if it did not run."""
     changed = conn.execute(PAUSE, (schema,)).rowcount == 1
-    conn.execute(b"SELECT pg_notify(%s, '')", (CHANNEL,))
+    notify(conn)
     return changed
 
 
 def resume(conn: Connection[Any], schema: str) -> bool:
     """Have a paused or stopped copy go on; False if it was neither."""
     changed = conn.execute(RUN, (schema, [Status.PAUSED, Status.STOPPED])).rowcount == 1
-    conn.execute(b"SELECT pg_notify(%s, '')", (CHANNEL,))
+    notify(conn)
     return changed

@@ -17,12 +17,12 @@ from psycopg.errors import UndefinedTable
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from engine.notifications import EVENTS, HURRY, NOTIFY
+from infra.advisory_locks import LockClass, copy_lock
 from infra.connecting import LiveAsyncConnection
 from infra.metrics import counter
 from infra.position import BEGINNING, Position
-from projections.log import CHANNEL, HURRY
 from projections.overview import ACTIVE
-from projections.positions import LOCK_CLASS, lock_key
 from projections.projection import Projection
 
 log = structlog.get_logger(__name__)
@@ -34,7 +34,6 @@ POLL_SECONDS = 0.01
 SHORTEST_WAIT_SECONDS = 0.1
 # A call may come just before what is waited for can be read (from Kafka, say): hence again.
 CALL_SECONDS = 0.1
-CALL = b"SELECT pg_notify(%s, %s)"
 READ_MODELS = b"SELECT schema, position, 0, version FROM projections.state"
 # A process of the release before that takes over from another one needs less.
 UNFED_SECONDS = 2.0
@@ -171,7 +170,7 @@ class Waiting:
         if self._waits and (self._uncalled or time.monotonic() - self._called >= CALL_SECONDS):
             self._uncalled, self._called = False, time.monotonic()
             async with self._log_pool.connection() as conn:
-                await conn.execute(CALL, (CHANNEL, HURRY))
+                await conn.execute(NOTIFY, (EVENTS, HURRY))
 
     def _lacks(self, name: str, version: int | None) -> bool:
         """Whether it is a copy of a projection of this program that this one can't feed."""
@@ -181,9 +180,10 @@ class Waiting:
         self, conn: LiveAsyncConnection[TupleRow], schemas: Collection[str]
     ) -> dict[str, float]:
         """Those copies that no process runs, with the moment at which that was seen first."""
-        held = {key for (key,) in await (await conn.execute(ACTIVE, (LOCK_CLASS,))).fetchall()}
+        active = await conn.execute(ACTIVE, (int(LockClass.PROJECTION),))
+        held = {key for (key,) in await active.fetchall()}
         now = time.monotonic()
-        unfed = {s: self._unfed.get(s, now) for s in schemas if lock_key(s) not in held}
+        unfed = {s: self._unfed.get(s, now) for s in schemas if copy_lock(s).key not in held}
         for schema in unfed.keys() - self._unfed.keys():
             position = self._at(schema).events
             log.warning("read_model_unfed", projection=schema, position=position)

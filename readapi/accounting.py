@@ -13,9 +13,10 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from pydantic import Field
 
+from engine.connections import connect
 from infra.contract import Time, Wire
-from infra.http import Admin, Problem, problems, wire
-from projections.connecting import connect
+from infra.http import Admin, wire
+from infra.problems import Problem, problems
 from projections.parking.parked import parked
 from projections.projection import Projection
 from projections.proving.completeness import completeness

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from infra.auth import Identity
 from infra.contract import VIDEO_ID, Time, Video, Wire
-from infra.http import TOKEN_OPTIONAL, MaybeCaller, problems, wire
+from infra.http import TOKEN_OPTIONAL, MaybeCaller, wire
+from infra.problems import problems
 from projections.analytics.stats import Bucket, Counts, Range
 from projections.analytics.trending import Ranked
 from projections.analytics.trending_cache import Ranking

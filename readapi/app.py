@@ -8,9 +8,9 @@ from typing import Any
 import structlog
 from fastapi import APIRouter
 
-from infra.http import Problem
 from infra.objects import ObjectStoreUnavailable
 from infra.position import InvalidPosition, encode_position
+from infra.problems import Problem
 from projections.analytics.stats import TooManyPoints
 from projections.waiting import ReadModelBehind
 from readapi import (

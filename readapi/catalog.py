@@ -12,7 +12,8 @@ from pydantic import AfterValidator
 
 from infra.auth import Identity
 from infra.contract import Video
-from infra.http import TOKEN_OPTIONAL, Caller, MaybeCaller, Problem, problems, wire
+from infra.http import TOKEN_OPTIONAL, Caller, MaybeCaller, wire
+from infra.problems import Problem, problems
 from projections.catalog import VideoRow
 from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, Page, cut, decode_cursor, storable
 from readapi.queries import Fresh, Queries, Read

@@ -7,7 +7,8 @@ from uuid import UUID
 from fastapi import APIRouter, Response
 
 from infra.contract import Comment
-from infra.http import problems, wire
+from infra.http import wire
+from infra.problems import problems
 from projections.comments import CommentRow
 from readapi.catalog import require_video
 from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, Page, cut, decode_cursor

@@ -12,7 +12,9 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from infra.contract import LikeState
-from infra.http import TOKEN_OPTIONAL, MaybeCaller, header, hot, problems, wire
+from infra.edge import header, hot
+from infra.http import TOKEN_OPTIONAL, MaybeCaller, wire
+from infra.problems import problems
 from readapi.catalog import require_video
 from readapi.queries import Fresh, Queries, Read
 

@@ -12,8 +12,8 @@ from psycopg import Error
 from psycopg_pool import PoolTimeout
 
 from infra.cancellation import cancel
-from infra.http import Problem
 from infra.metrics import gauge
+from infra.problems import Problem
 from projections.catalog import Catalog
 from projections.waiting import Pool
 from readapi.counts import LikeCounts

@@ -9,7 +9,8 @@ from fastapi import APIRouter, Response
 
 from domain.operation import Members
 from infra.contract import Time, Wire
-from infra.http import Admin, Problem, problems, wire
+from infra.http import Admin, wire
+from infra.problems import Problem, problems
 from projections.operations import OperationRow
 from readapi.queries import Fresh, Read
 

@@ -13,8 +13,8 @@ from pydantic import Field
 from infra.contract import Time, Wire
 from projections.overview import Copy, CopyProgress, Rates, overview
 from projections.projection import Projection
+from projections.projection_subscription import why_outdated
 from projections.replaying.rows import Replay, replays_async
-from projections.runner import why_outdated
 
 Kind = Literal["live", "previous", "building", "look", "verifying", "superseded"]
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 
-from infra.http import Admin, Problem, problems, wire
+from infra.http import Admin, wire
+from infra.problems import Problem, problems
 from projections.waiting import Freshness
 from readapi.paging import Page
 from readapi.projection_status import ProjectionStatus, statuses

@@ -13,7 +13,7 @@ from fastapi import Depends, Header, Request
 from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 
-from infra.http import add_header
+from infra.edge import add_header
 from infra.objects import ObjectStore
 from infra.position import Position, decode_position, encode_position
 from projections.audit.index import Audit

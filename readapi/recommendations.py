@@ -9,7 +9,8 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import AfterValidator, Field
 
 from infra.contract import VIDEO_ID, Video, Wire
-from infra.http import Caller, Problem, problems, wire
+from infra.http import Caller, wire
+from infra.problems import Problem, problems
 from projections.recommendations.display import display
 from projections.recommendations.model import RankedRecommendations as Made
 from projections.recommendations.recommender import MOST

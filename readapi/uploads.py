@@ -8,8 +8,9 @@ from fastapi import APIRouter, Response
 
 from infra.auth import Identity
 from infra.contract import ArrivedPart, UploadStatus
-from infra.http import Caller, Problem, problems, wire
+from infra.http import Caller, wire
 from infra.objects import NoSuchUpload, ObjectStore, Part
+from infra.problems import Problem, problems
 from projections.catalog import UploadRow
 from readapi.queries import Fresh, Read
 

@@ -6,10 +6,11 @@ complete, and who follows needs to keep nothing but it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import orjson
 from eventsourcing.persistence import MapperDeserialisationError
@@ -18,6 +19,9 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import set_json_loads
 
 from domain.model import Aggregate
+from engine.connections import ThreadedConnection
+from engine.messages import Place
+from engine.notifications import woken
 from infra.codec import MAPPER, EventMapper
 from infra.integration import Message, NotPublishable, events_for, from_event, from_telemetry
 from infra.integration.topics import TELEMETRY
@@ -31,6 +35,12 @@ SELECT seq, event_id, topic, video_id, user_id, happened_at, details, correlatio
 FROM public.backlot_telemetry WHERE seq > %b AND seq <= %b AND topic = ANY (%b::text[])
 ORDER BY seq LIMIT %b
 """
+
+
+# Where many write, what comes within this time shares a batch.
+GATHER_SECONDS = 0.02
+
+M = TypeVar("M")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +134,94 @@ class TelemetryFeed:
                 unreadable.append(UnreadableRecord(event.topic, seq, str(error)))
         until = rows[-1][0] if len(rows) >= self._batch_events else head
         return Stretch(messages, unreadable, until, head)
+
+
+@dataclass(frozen=True, slots=True)
+class Told(Generic[M]):
+    """A stretch of a feed, and its messages as somebody wants them."""
+
+    stretch: Stretch
+    messages: Sequence[M]
+
+    @property
+    def unreadable(self) -> Sequence[UnreadableRecord]:
+        return self.stretch.unreadable
+
+    @property
+    def until(self) -> int:
+        return self.stretch.until
+
+
+@dataclass(frozen=True, slots=True)
+class FeedBatch(Generic[M]):
+    """What lay behind the positions in each feed."""
+
+    by_feed: Mapping[str, Told[M]]
+
+    @property
+    def lag(self) -> int:
+        """How many positions lie behind it."""
+        return sum(each.stretch.head - each.until for each in self.by_feed.values())
+
+
+class FeedSource(Generic[M]):
+    """Follows feeds side by side, by position; `tell` makes of their messages what is wanted."""
+
+    def __init__(
+        self,
+        feeds: Sequence[Feed],
+        *,
+        wake: asyncio.Event,
+        tell: Callable[[str, Message], M],
+        gather_seconds: float = GATHER_SECONDS,
+    ) -> None:
+        self._feeds = {feed.name: feed for feed in feeds}
+        self._wake = wake
+        self._tell = tell
+        self._gather_seconds = gather_seconds
+        self._gathers = False
+        self._conn: ThreadedConnection | None = None
+        self._positions: dict[str, int] = {}
+
+    async def start(self, conn: ThreadedConnection, places: Mapping[Place, int]) -> None:
+        self._conn = conn
+        self._positions = {name: places.get((name, 0), 0) for name in self._feeds}
+        self._gathers = False
+        self._wake.set()
+
+    async def fetch(self, at_most_seconds: float) -> FeedBatch[M]:
+        if self._gathers:
+            await asyncio.sleep(self._gather_seconds)
+        await woken(self._wake, at_most_seconds)
+        batch = await self._started().do(self._read_all, dict(self._positions))
+        self._positions |= {name: each.until for name, each in batch.by_feed.items()}
+        self._gathers = batch.lag == 0
+        if batch.lag:
+            self._wake.set()
+        return batch
+
+    async def read(self, feed: str, after: int) -> Told[M] | None:
+        """Return what lies behind a position of a feed; None where that is not followed."""
+        if feed not in self._feeds:
+            return None
+        return await self._started().do(self._read, self._feeds[feed], after)
+
+    async def stop(self) -> None:
+        self._conn = None
+
+    def _started(self) -> ThreadedConnection:
+        if self._conn is None:
+            raise RuntimeError("The source was not started.")
+        return self._conn
+
+    def _read_all(self, conn: Connection[TupleRow], positions: Mapping[str, int]) -> FeedBatch[M]:
+        read = {name: self._read(conn, self._feeds[name], at) for name, at in positions.items()}
+        return FeedBatch(read)
+
+    def _read(self, conn: Connection[TupleRow], feed: Feed, after: int) -> Told[M]:
+        stretch = feed.read(conn, after)
+        # Here, in the thread: thousands of messages would hold up whatever else is served.
+        return Told(stretch, [self._tell(feed.name, message) for message in stretch.messages])
 
 
 def feeds(

@@ -8,18 +8,15 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from redis import RedisError
 
+from engine.connections import connect
 from engine.schedule import Job, Outage, in_thread, repeat
+from infra.advisory_locks import Lock, try_lock
 from infra.counters import Counters
-from projections.connecting import connect
 from projections.counters import COUNTER_FAILURES
 from projections.drift import CountersBehind, Reconciled, reconcile
 from projections.likes import Likes
 
 log = structlog.get_logger(__name__)
-
-LOCK = b"SELECT pg_try_advisory_lock(%s, %s)"
-LOCK_CLASS = 0x6C696B65  # "like": our class of advisory locks.
-RECONCILE_LOCK = 1
 
 
 def reconcile_job(database_url: str, likes: Likes, counters: Counters, every: float) -> Job:
@@ -42,7 +39,6 @@ def reconcile_once(
     """Compare all counters now, or None while another process does."""
     conn: Connection[TupleRow]
     with connect(database_url, "likes reconcile") as conn:
-        row = conn.execute(LOCK, (LOCK_CLASS, RECONCILE_LOCK)).fetchone()
-        if row is None or not row[0]:
+        if not try_lock(conn, Lock.LIKES_RECONCILIATION):
             return None
         return reconcile(conn, likes, counters, repair=repair)

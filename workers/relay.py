@@ -7,24 +7,30 @@ the same id. One process relays at a time, and another takes over when that one 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import psycopg
 import structlog
+from psycopg import Connection
+from psycopg.rows import TupleRow
 
-from infra.cancellation import cancel, to_the_end, together
+from engine.connections import Backoff, ThreadedConnection
+from engine.leader_lock import LeaderLock
+from engine.messages import Place
+from engine.notifications import Notifications
+from engine.sources import ReadAhead
+from engine.subscription import Handler, Restart, Subscription
+from infra.cancellation import to_the_end
 from infra.codec import EventMapper
+from infra.errors import describe
 from infra.integration import TOPICS, Message
 from infra.kafka import KafkaAway, KafkaOptions, Outgoing, Publisher, Sent
 from infra.metrics import counter, gauge
-from projections.connecting import Backoff
-from projections.poison import describe
 from workers import relay_places
-from workers.following import Feed, Stretch, feeds
-from workers.leading import Lead, leading
+from workers.following import Feed, FeedBatch, FeedSource, Stretch, Told, feeds
 from workers.relay_places import Undelivered
-from workers.waking import Waker, woken
 
 log = structlog.get_logger(__name__)
 
@@ -61,140 +67,169 @@ RELAY_UNDELIVERED = counter(
 )
 
 
-class Relay:
-    """Follows the event log and the telemetry: of each, at most three batches are in memory."""
+class RelayCheckpoint:
+    """How far each source is published."""
+
+    def prepare(self, conn: Connection[TupleRow]) -> None:
+        relay_places.install(conn)
+        relay_places.begin(conn)
+
+    def look(self, conn: Connection[TupleRow]) -> Mapping[Place, int]:
+        return {(source, 0): position for source, position in relay_places.published(conn)}
+
+
+class Relay(Handler[FeedBatch[Outgoing]]):
+    """Publishes batch after batch: while one is acknowledged, the next is sent and one is read."""
 
     def __init__(
-        self,
-        database_url: str,
-        options: KafkaOptions,
-        *,
-        waker: Waker,
-        mapper: EventMapper,
-        batch_events: int = 1000,
-        poll_seconds: float = 1.0,
-        acknowledged_seconds: float = 30.0,
-        max_message_bytes: int = 1024 * 1024,
+        self, open_publisher: Callable[[], Publisher], measured: Sequence[Feed], wake: asyncio.Event
     ) -> None:
-        """`poll_seconds` is how late it may be where a notification was lost.
-
-        After `acknowledged_seconds` without an answer Kafka counts as away.
-        """
-        self._database_url = database_url
-        self._options = options
-        self._feeds = feeds(TOPICS, mapper=mapper, batch_events=batch_events)
-        self._measured = feeds(TOPICS, mapper=mapper, batch_events=MEASURE_EVENTS)
-        self._wakes = {feed.name: waker.subscribe() for feed in self._feeds}
-        self._poll_seconds = poll_seconds
-        self._acknowledged_seconds = acknowledged_seconds
-        self._max_message_bytes = max_message_bytes
-        self._backoff = Backoff()
+        """`measured` are the feeds whose lag is told, `wake` makes the source look at once."""
+        self._open_publisher = open_publisher
+        self._measured = measured
+        self._wake = wake
+        self._publisher: Publisher | None = None
+        self._on_its_way: list[OnItsWay] = []
         self._places: dict[str, int] = {}
+        self._backoff = Backoff()
 
-    async def run(self) -> None:
-        """Relay until cancelled; goes on by itself after whatever stopped it."""
-        while True:
-            try:
-                async with leading(self._database_url, "relay") as lead:
-                    await self._lead(lead)
-            except (psycopg.Error, relay_places.Superseded) as error:
-                self._failed("database", error)
-            except Exception as error:
-                self._failed("other", error)
-                log.exception("relay_broke")
-            await asyncio.sleep(self._backoff.next())
-
-    async def _lead(self, lead: Lead) -> None:
-        await lead.do(relay_places.install)
-        self._places = await lead.do(relay_places.begin)
+    async def start(self, conn: ThreadedConnection) -> None:
+        self._places = await conn.do(relay_places.begin)
+        self._publisher = self._open_publisher()
+        try:
+            await self._publisher.start()
+        except KafkaAway as error:
+            await self._begin_again(self._publisher, error)
         log.info("relay_active", places=self._places)
-        try:
-            await together(self._measure(lead), self._keep_publishing(lead))
-        finally:
-            for feed in self._feeds:
-                RELAY_LAG.remove(feed.name)
-                RELAY_LAG_SECONDS.remove(feed.name)
 
-    async def _keep_publishing(self, lead: Lead) -> None:
-        while True:
-            publisher = Publisher(
-                self._options,
-                acknowledged_seconds=self._acknowledged_seconds,
-                max_message_bytes=self._max_message_bytes,
-            )
-            try:
-                await publisher.start()
-                await together(*(self._follow(feed, lead, publisher) for feed in self._feeds))
-            except KafkaAway as error:
-                self._failed("kafka", error)
-                await to_the_end(publisher.abandon())
-            finally:
-                await to_the_end(publisher.stop())
-            await asyncio.sleep(self._backoff.next())
-
-    async def _follow(self, feed: Feed, lead: Lead, publisher: Publisher) -> None:
-        """Publish stretch after stretch: while one is acknowledged, the next is read and sent."""
-        after = self._place(feed)
-        before: OnItsWay | None = None
-        ahead = asyncio.create_task(lead.do(feed.read, after))
+    async def handle(self, conn: ThreadedConnection, batch: FeedBatch[Outgoing]) -> None:
+        if self._publisher is None:
+            raise RuntimeError("It has not been started.")
+        before, self._on_its_way = self._on_its_way, []
         try:
-            while True:
-                stretch = await ahead
-                settled, before = before, None
-                if stretch.until > after:
-                    messages = [outgoing(message) for message in stretch.messages]
-                    before = OnItsWay(stretch, await publisher.send(messages))
-                elif settled is None:
-                    await woken(self._wakes[feed.name], self._poll_seconds)
-                else:
-                    await asyncio.sleep(GATHER_SECONDS)
-                after = stretch.until
-                ahead = asyncio.create_task(lead.do(feed.read, after))
-                if settled is not None:
-                    await self._settle(feed, settled, lead, publisher)
+            for name, told in batch.by_feed.items():
+                await self._send(self._publisher, name, told, before)
+            for each in before:
+                await self._settle(conn, self._publisher, each)
+        except KafkaAway as error:
+            await self._begin_again(self._publisher, error)
         finally:
-            if before is not None:
-                before.sent.forget()
-            # Whatever it found, or failed with: what comes next reads it again.
-            await cancel(ahead)
+            for each in before:
+                each.sent.forget()
+
+    async def stop(self) -> None:
+        for each in self._on_its_way:
+            each.sent.forget()
+        self._on_its_way = []
+        if self._publisher is not None:
+            await self._publisher.stop()
+
+    def beside(self, conn: ThreadedConnection) -> Sequence[Coroutine[Any, Any, None]]:
+        return [self._measure(conn)]
+
+    def failed(self, error: Exception) -> None:
+        """Count and log what stopped the relay."""
+        if isinstance(error, psycopg.Error | relay_places.Superseded):
+            _tell_failure("database", error)
+        else:
+            _tell_failure("other", error)
+            log.error("relay_broke", exc_info=error)
+
+    async def _begin_again(self, publisher: Publisher, error: KafkaAway) -> NoReturn:
+        _tell_failure("kafka", error)
+        await to_the_end(publisher.abandon())
+        raise Restart(self._backoff.next()) from error
+
+    async def _send(
+        self, publisher: Publisher, name: str, told: Told[Outgoing], before: list[OnItsWay]
+    ) -> None:
+        last = next((each.stretch.until for each in before if each.feed == name), None)
+        if told.until > (self._places.get(name, 0) if last is None else last):
+            sent = await publisher.send(told.messages)
+            self._on_its_way.append(OnItsWay(name, told.stretch, sent))
+            # So that it is settled soon, also where nothing comes behind it.
+            self._wake.set()
 
     async def _settle(
-        self, feed: Feed, on_its_way: OnItsWay, lead: Lead, publisher: Publisher
+        self, conn: ThreadedConnection, publisher: Publisher, on_its_way: OnItsWay
     ) -> None:
         """Once it is acknowledged, write down that it is published, and what could not be."""
-        stretch, sent = on_its_way
+        feed, stretch, sent = on_its_way
         refused = await publisher.acknowledged(sent)
         undelivered = [_undelivered(stretch.messages[each.number], each.reason) for each in refused]
         undelivered += [
             Undelivered(item.position, item.topic, item.error) for item in stretch.unreadable
         ]
-        place = self._place(feed)
-        await lead.do(relay_places.move, feed.name, place, stretch.until, undelivered)
-        self._places[feed.name] = stretch.until
+        before = self._places.get(feed, 0)
+        await conn.do(relay_places.move, feed, before, stretch.until, undelivered)
+        self._places[feed] = stretch.until
         self._backoff.reset()
         _count(stretch, {each.number for each in refused}, undelivered)
 
-    async def _measure(self, lead: Lead) -> None:
+    async def _measure(self, conn: ThreadedConnection) -> None:
         """Make the lag known every second, also while Kafka is away."""
-        while True:
+        try:
+            while True:
+                for feed in self._measured:
+                    place = self._places.get(feed.name, 0)
+                    stretch = await conn.do(feed.read, place)
+                    RELAY_LAG.labels(feed.name).set(stretch.head - place)
+                    RELAY_LAG_SECONDS.labels(feed.name).set(_age(stretch))
+                await asyncio.sleep(MEASURE_SECONDS)
+        finally:
             for feed in self._measured:
-                place = self._place(feed)
-                stretch = await lead.do(feed.read, place)
-                RELAY_LAG.labels(feed.name).set(stretch.head - place)
-                RELAY_LAG_SECONDS.labels(feed.name).set(_age(stretch))
-            await asyncio.sleep(MEASURE_SECONDS)
+                RELAY_LAG.remove(feed.name)
+                RELAY_LAG_SECONDS.remove(feed.name)
 
-    def _place(self, feed: Feed) -> int:
-        return self._places.get(feed.name, 0)
 
-    def _failed(self, step: str, error: Exception) -> None:
-        RELAY_FAILURES.labels(step).inc()
-        log.warning("relay_interrupted", step=step, error=describe(error))
+def subscribe_relay(
+    database_url: str,
+    options: KafkaOptions,
+    *,
+    notifications: Notifications,
+    mapper: EventMapper,
+    batch_events: int = 1000,
+    poll_seconds: float = 1.0,
+    acknowledged_seconds: float = 30.0,
+    max_message_bytes: int = 1024 * 1024,
+) -> Subscription[FeedBatch[Outgoing]]:
+    """Return the relay of the event log and the telemetry; of each, three batches are in memory.
+
+    `poll_seconds` is how late it may be where a notification was lost. After
+    `acknowledged_seconds` without an answer Kafka counts as away.
+    """
+    wake = notifications.subscribe()
+    source = FeedSource(
+        feeds(TOPICS, mapper=mapper, batch_events=batch_events),
+        wake=wake,
+        tell=lambda _, message: outgoing(message),
+        gather_seconds=GATHER_SECONDS,
+    )
+
+    def open_publisher() -> Publisher:
+        return Publisher(
+            options, acknowledged_seconds=acknowledged_seconds, max_message_bytes=max_message_bytes
+        )
+
+    measured = feeds(TOPICS, mapper=mapper, batch_events=MEASURE_EVENTS)
+    relay = Relay(open_publisher, measured, wake)
+    return Subscription(
+        database_url,
+        "relay",
+        source=ReadAhead(source),
+        checkpoint=RelayCheckpoint(),
+        handler=relay,
+        on_error=relay.failed,
+        leader=LeaderLock.of_job("relay"),
+        reading_url=database_url,
+        poll_seconds=poll_seconds,
+    )
 
 
 class OnItsWay(NamedTuple):
-    """A stretch that was sent, and what is to be acknowledged of it."""
+    """A stretch of a feed that was sent, and what is to be acknowledged of it."""
 
+    feed: str
     stretch: Stretch
     sent: Sent
 
@@ -202,6 +237,11 @@ class OnItsWay(NamedTuple):
 def outgoing(message: Message) -> Outgoing:
     """A message as it is put into its topic."""
     return Outgoing(message.topic, message.key.encode(), message.value, message.headers())
+
+
+def _tell_failure(step: str, error: Exception) -> None:
+    RELAY_FAILURES.labels(step).inc()
+    log.warning("relay_interrupted", step=step, error=describe(error))
 
 
 def _count(stretch: Stretch, refused: set[int], undelivered: list[Undelivered]) -> None:

@@ -11,9 +11,9 @@ from psycopg import Connection
 from psycopg.errors import UndefinedTable
 from psycopg.rows import TupleRow
 
-# The lock: CREATE … IF NOT EXISTS races with itself when several processes start at once.
+from infra.advisory_locks import Lock, lock_in_transaction
+
 TABLES = b"""
-SELECT pg_advisory_xact_lock(7104878, 4);
 CREATE TABLE IF NOT EXISTS backlot_relay (
     source text PRIMARY KEY,
     position bigint NOT NULL,
@@ -62,6 +62,8 @@ class Undelivered:
 def install(conn: Connection[Any]) -> None:
     """Create the tables where they are missing."""
     with conn.transaction():
+        # CREATE … IF NOT EXISTS races with itself when several processes start at once.
+        lock_in_transaction(conn, Lock.RELAY_TABLES)
         conn.execute(TABLES)
 
 

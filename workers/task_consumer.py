@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from dramatiq import Actor
 
+from engine.messages import Received
 from infra.tasks import enqueue
-from workers.consuming.messages import Received
 
 
 class TaskConsumer:

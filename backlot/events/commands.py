@@ -143,7 +143,11 @@ def tail(
     as_json: Json = False,
 ) -> None:
     """The newest events, oldest first; with --json one a line."""
+    from backlot.database import database_url
     from backlot.events.inspecting import inspect
+    from engine.notifications import EVENTS, Notifications
+    from infra.cancellation import together
+    from infra.settings import load_settings
     from projections.audit.search import Search
 
     search = Search(stream, _known_aggregate(aggregate), _known_types(types), actor, correlation)
@@ -156,8 +160,14 @@ def tail(
             for event in reversed(newest.items):
                 lines.tell(event)
         if follow:
-            async for event in inspector.arriving(search, head):
-                lines.tell(event)
+            notifications = Notifications(database_url(load_settings()))
+            wake = notifications.subscribe(EVENTS)
+
+            async def print_arriving() -> None:
+                async for event in inspector.arriving(search, head, wake):
+                    lines.tell(event)
+
+            await together(notifications.run(), print_arriving())
 
     # How one ends it.
     with suppress(KeyboardInterrupt):

@@ -12,11 +12,11 @@ from eventsourcing.persistence import PersistenceError
 from backlot.database import database_url
 from backlot.signals import STOPS, Stop
 from backlot.wiring import ReadModels, analytics_means, open_counters
+from engine.connections import connect, is_outage
+from infra.errors import describe
 from infra.event_store import open_recorder
 from infra.logging import configure_logging
-from infra.operations import describe
 from infra.settings import Settings
-from projections.connecting import connect, is_outage
 from projections.operating.acting import Tools
 from projections.operating.children import watch_parent
 from projections.operating.executor import perform

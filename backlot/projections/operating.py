@@ -22,6 +22,7 @@ from backlot.names import require
 from backlot.recorded import operator_name, recordable
 from backlot.wiring import ReadModels, analytics_means, open_counters
 from domain.operation import Members, OperationOutcome
+from engine.connections import connect
 from infra.connecting import explained
 from infra.counters import Counters
 from infra.errors import OperatorError
@@ -31,7 +32,6 @@ from infra.settings import Settings
 from projections import positions
 from projections.analytics.rebuilding import NAME as ANALYTICS
 from projections.analytics.rebuilding import AnalyticsMeans
-from projections.connecting import connect
 from projections.operating.acting import Ended, Tools, say_no
 from projections.operating.actions import carry_out
 from projections.projection import Projection

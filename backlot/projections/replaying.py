@@ -14,9 +14,10 @@ from backlot.projections.operating import NotDone, Operator, require_done
 from backlot.projections.replay_screen import ReplayScreen
 from backlot.signals import Stop
 from domain.operation import Members, Operation, OperationOutcome
-from infra.operations import claim, describe, finish, load, release, request
+from engine.connections import is_outage
+from infra.errors import describe
+from infra.operations import claim, finish, load, release, request
 from projections import positions
-from projections.connecting import is_outage
 from projections.operating.acting import Ended, Tools
 from projections.operating.actions import carry_out
 from projections.operating.replay_actions import replay_of

@@ -9,9 +9,9 @@ from pathlib import Path
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from infra.advisory_locks import LockClass
 from infra.archive.verify import ExportCheck
 from infra.errors import OperatorError
-from infra.event_store import LOCK_CLASS
 from infra.seals.anchors import Anchor
 from infra.seals.chain import Seal, StoredRow
 from infra.seals.report import Report
@@ -59,7 +59,7 @@ def import_log(
             f"{path} begins at position {check.header.first}: only a whole log can be imported"
         )
     with conn.transaction():
-        conn.execute(LOCK, (LOCK_CLASS,))
+        conn.execute(LOCK, (int(LockClass.LOG),))
         row = conn.execute(IS_EMPTY).fetchone()
         if row is None or not row[0]:
             raise ImportRefused("the store is not empty: import into a new database")

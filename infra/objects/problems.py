@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 
-from infra.http import Problem
 from infra.objects.checksums import ChecksumUnreadable, ChecksumUnsupported
 from infra.objects.parts import (
     ChecksumMismatch,
@@ -17,6 +16,7 @@ from infra.objects.parts import (
 )
 from infra.objects.port import NoSuchUpload, ObjectStoreError, ObjectStoreUnavailable
 from infra.objects.signing import BadSignature, UrlExpired
+from infra.problems import Problem
 
 RETRY_SOON = {"Retry-After": "5"}
 

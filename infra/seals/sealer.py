@@ -15,6 +15,7 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from infra.advisory_locks import Lock, try_lock
 from infra.errors import OperatorError
 from infra.metrics import counter, gauge
 from infra.seals.anchors import AnchorStore, AnchorsUnusable
@@ -22,8 +23,6 @@ from infra.seals.chain import HASH_BYTES, NO_SEAL, Seal, seal_hash
 from infra.seals.signing import SealKey
 from infra.seals.tables import (
     LEAF,
-    LOCK_CLASS,
-    SEALING_LOCK,
     connect,
     head,
     insert_seal,
@@ -118,10 +117,7 @@ class Sealer:
         if self._conn is not None:
             return self._conn
         conn = connect(self._database_url, "sealing")
-        row = conn.execute(
-            "SELECT pg_try_advisory_lock(%s, %s)", (LOCK_CLASS, SEALING_LOCK)
-        ).fetchone()
-        if row is None or not row[0]:
+        if not try_lock(conn, Lock.SEALING):
             conn.close()
             return None
         log.info("sealing_began", key_id=self._key.key_id if self._key else None)

@@ -8,11 +8,10 @@ from typing import Any, LiteralString
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from infra.advisory_locks import Lock, lock_in_transaction
 from infra.connecting import open_connection
 from infra.seals.chain import EVENT_TAG, Seal
 
-LOCK_CLASS = 0x7365616C  # "seal": our class of advisory locks.
-INSTALL_LOCK, SEALING_LOCK = 0, 1
 PAGE_SEALS = 20
 
 # EXTERNAL: hashes can't be compressed, so nobody should try. Verifications are kept as they were
@@ -70,7 +69,7 @@ def connect(database_url: str, purpose: str) -> Connection[TupleRow]:
 def install(conn: Connection[Any]) -> None:
     """Make the tables where they are missing."""
     with conn.transaction():
-        conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK_CLASS, INSTALL_LOCK))
+        lock_in_transaction(conn, Lock.SEAL_TABLES)
         row = conn.execute("SELECT to_regclass('public.backlot_verifications') IS NULL").fetchone()
         if row is None or row[0]:
             conn.execute(TABLES)

@@ -20,8 +20,8 @@ from psycopg import Connection
 from psycopg.errors import InsufficientPrivilege, UndefinedTable
 from psycopg.pq import TransactionStatus
 
-from infra.errors import OperatorError
-from projections.poison import describe
+from infra.advisory_locks import Lock, lock, unlock
+from infra.errors import OperatorError, describe
 
 log = structlog.get_logger(__name__)
 
@@ -29,8 +29,6 @@ FOLDER = Path(__file__).with_name("migrations")
 NAME = re.compile(r"(?P<version>\d{4})_\w+(?:\.(?P<shape>plain|timescale))?\.sql")
 
 # Held by the session, since it has to outlast the transaction of each file.
-LOCK = b"SELECT pg_advisory_lock(7104878, 10)"
-UNLOCK = b"SELECT pg_advisory_unlock(7104878, 10)"
 LEDGER = b"""
 CREATE SCHEMA IF NOT EXISTS analytics;
 CREATE TABLE IF NOT EXISTS analytics.shape (
@@ -109,7 +107,7 @@ def migrate(conn: Connection[Any]) -> State:
     Wants a connection in autocommit mode. Raises UnknownMigration where a newer or another release
     has been here, and psycopg.Error.
     """
-    conn.execute(LOCK)
+    lock(conn, Lock.ANALYTICS_MIGRATION)
     try:
         conn.execute(LEDGER)
         shape = _shape(conn)
@@ -119,7 +117,7 @@ def migrate(conn: Connection[Any]) -> State:
     finally:
         # Whoever is stopped within a statement can't send another one; its session ends anyway.
         if conn.info.transaction_status is TransactionStatus.IDLE:
-            conn.execute(UNLOCK)
+            unlock(conn, Lock.ANALYTICS_MIGRATION)
     if found is None:
         raise UnknownMigration("The schema `analytics` was dropped while it was being made.")
     return found

@@ -12,6 +12,7 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from infra.advisory_locks import Lock, try_lock, unlock
 from projections.analytics import retention
 from projections.analytics.migrating import Shape, state
 from projections.analytics.retention import REFRESHED, Retention
@@ -34,8 +35,6 @@ DELETE = """
 DELETE FROM analytics.{table} WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM analytics.{table} WHERE {old} LIMIT %(batch)s FOR UPDATE SKIP LOCKED))
 """
-LOCK = b"SELECT pg_try_advisory_lock(7104878, 8)"
-UNLOCK = b"SELECT pg_advisory_unlock(7104878, 8)"
 
 # The refresh first, and the drop an hour later: one that has begun with an older window would erase
 # the sums of what was dropped meanwhile.
@@ -76,12 +75,12 @@ def prune(conn: Connection[TupleRow], days: int, now: datetime) -> Mapping[str, 
 
 @contextmanager
 def _alone(conn: Connection[TupleRow]) -> Iterator[bool]:
-    (mine,) = conn.execute(LOCK).fetchone() or (False,)
+    mine = try_lock(conn, Lock.ANALYTICS_PRUNING)
     try:
         yield bool(mine)
     finally:
         if mine and not conn.closed:
-            conn.execute(UNLOCK)
+            unlock(conn, Lock.ANALYTICS_PRUNING)
 
 
 def _tell_policies(conn: Connection[TupleRow], kept: Retention, now: datetime) -> None:

@@ -14,9 +14,10 @@ from psycopg import Connection
 from psycopg.errors import DeadlockDetected, LockNotAvailable
 from psycopg.rows import TupleRow
 
+from infra.advisory_locks import Lock, lock, unlock
+from infra.errors import describe
 from infra.metrics import counter
 from projections.analytics.retention import kept
-from projections.poison import describe
 
 log = structlog.get_logger(__name__)
 
@@ -26,8 +27,6 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 # a policy's next run does it.
 PATIENCE_SECONDS, FIRST_PAUSE_SECONDS = 10.0, 0.02
 
-LOCK = b"SELECT pg_advisory_lock(7104878, 7)"
-UNLOCK = b"SELECT pg_advisory_unlock(7104878, 7)"
 REFRESH = b"CALL refresh_continuous_aggregate(%b, %b::timestamptz, %b::timestamptz)"
 
 ANALYTICS_REFRESH_FAILURES = counter(
@@ -67,12 +66,12 @@ def _bring_in(conn: Connection[TupleRow], late: list[datetime], hour: datetime) 
 @contextmanager
 def _alone(conn: Connection[TupleRow]) -> Iterator[None]:
     """Of the keepers: each of two refreshes of the same hours at once would refuse the other."""
-    conn.execute(LOCK)
+    lock(conn, Lock.ANALYTICS_REFRESH)
     try:
         yield
     finally:
         if not conn.closed:
-            conn.execute(UNLOCK)
+            unlock(conn, Lock.ANALYTICS_REFRESH)
 
 
 def _refresh(

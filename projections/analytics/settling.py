@@ -13,6 +13,7 @@ from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
+from infra.advisory_locks import Lock, try_lock_in_transaction
 from projections.analytics.formula import Formula
 from projections.analytics.leaders import SORT_KEY
 from projections.analytics.sums import FROM_ROLLUPS
@@ -49,7 +50,6 @@ WHERE time_range = %s AND recent_hours = %s
 """
 # How late most events are at most; an hour is settled once it has ended so long ago.
 LATE = timedelta(minutes=10)
-LOCK = b"SELECT pg_try_advisory_xact_lock(7104878, 6)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def settle(conn: Connection[TupleRow], window: Window, *, formula: Formula, now:
     given = {"time_range": window.value, **formula.weights(), **edges.parameters()}
     told = (window.value, hour, until, formula.recent_hours, Jsonb(formula.weights()))
     with conn.transaction():
-        (mine,) = conn.execute(LOCK).fetchone() or (False,)
+        mine = try_lock_in_transaction(conn, Lock.TRENDING_SETTLEMENT)
         if mine:
             conn.execute(SETTLE, given)
             conn.execute(TELL, told)

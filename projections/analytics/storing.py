@@ -15,13 +15,13 @@ import orjson
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from infra.advisory_locks import Lock, lock_in_transaction
 from projections.analytics import retention
 from projections.analytics.migrating import Shape
 from projections.analytics.rollups import Deltas
 from projections.analytics.rules import VIEW, Metadata, Row
 from projections.analytics.sessions import Judging, Kept, Key
 
-LOCK = b"SELECT pg_advisory_xact_lock(7104878, 5)"
 # Where rows are compressed: a statement may change as many as a batch wants.
 NO_LIMIT = b"SET LOCAL timescaledb.max_tuples_decompressed_per_dml_transaction = 0"
 STORED = b"""
@@ -81,7 +81,7 @@ class Store:
 
     def _begin(self, conn: Connection[TupleRow]) -> datetime:
         """Let nobody else store; tells since when counts may change."""
-        conn.execute(LOCK)
+        lock_in_transaction(conn, Lock.ANALYTICS_ROWS)
         if self._shape is Shape.TIMESCALE:
             conn.execute(NO_LIMIT)
         return retention.kept(conn).counted_since(datetime.now(UTC))

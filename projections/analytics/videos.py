@@ -13,9 +13,10 @@ from psycopg.rows import TupleRow
 
 from domain.model import Aggregate
 from domain.upload import Upload
+from infra.advisory_locks import Lock, lock_in_transaction
 from projections.analytics.days import by_days
 from projections.analytics.sessions import Key
-from projections.analytics.storing import LOCK, Store, StoredBatch
+from projections.analytics.storing import Store, StoredBatch
 
 START = b"""
 INSERT INTO analytics.videos (video_id, owner, category)
@@ -70,7 +71,7 @@ def apply(conn: Connection[TupleRow], store: Store, batch: Sequence[UploadChange
 
     Has to run in a transaction; the same again changes nothing.
     """
-    conn.execute(LOCK)
+    lock_in_transaction(conn, Lock.ANALYTICS_ROWS)
     for told in batch:
         conn.execute(WRITES[told.kind], told.values, prepare=True)
     begun = _ids(batch, Upload.Started)

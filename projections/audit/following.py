@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
-from psycopg.sql import SQL, Identifier
 
+from engine.notifications import woken
 from projections.audit.index import Audit
 from projections.audit.search import Search, find
-from projections.log import CHANNEL, Stored
+from projections.log import Stored
 
 # What a lost notification costs.
 POLL_SECONDS = 1.0
@@ -26,10 +27,16 @@ async def head_of(conn: AsyncConnection[TupleRow]) -> int:
 
 
 async def arriving(
-    conn: AsyncConnection[TupleRow], audit: Audit, search: Search, after: int
+    conn: AsyncConnection[TupleRow],
+    audit: Audit,
+    search: Search,
+    after: int,
+    wake: asyncio.Event,
 ) -> AsyncIterator[Stored]:
-    """The events after a position that match, as they come; it has no end."""
-    await conn.execute(SQL("LISTEN {}").format(Identifier(CHANNEL)))
+    """The events after a position that match, as they come; it has no end.
+
+    `wake` is set when something was recorded.
+    """
     wanted = replace(search, newest_first=False)
     while True:
         head = await head_of(conn)
@@ -38,5 +45,4 @@ async def arriving(
             for stored in page.events:
                 yield stored
             after = page.following or head
-        async for _ in conn.notifies(timeout=POLL_SECONDS, stop_after=1):
-            pass
+        await woken(wake, POLL_SECONDS)

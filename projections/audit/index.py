@@ -11,7 +11,7 @@ from typing import ClassVar, LiteralString
 from psycopg import Cursor, DataError, OperationalError
 from psycopg.rows import TupleRow
 
-from projections.connecting import is_outage
+from engine.connections import is_outage
 from projections.projection import RangeProjection
 
 BLOCK_POSITIONS = 1_000

@@ -12,9 +12,9 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from domain.operation import Members, Operation, OperationOutcome
+from engine.connections import connect
 from infra.errors import OperatorError
 from projections.analytics.rebuilding import NAME, Found, Rebuild, Stopped
-from projections.connecting import connect
 from projections.operating.acting import Ended, Tools
 from projections.proving.compare import Difference
 

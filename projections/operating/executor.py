@@ -6,8 +6,9 @@ process at a time, and another one goes on with it when that one dies.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
-from threading import Event, Thread
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -16,11 +17,15 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from domain.operation import Members, Operation, OperationOutcome
-from infra.cancellation import join
+from engine.connections import ThreadedConnection, in_thread, is_outage
+from engine.leader_lock import EveryProcess
+from engine.sources import Wakeups
+from engine.subscription import Handler, Subscription, Unkept
+from infra.cancellation import cancel, to_the_end
+from infra.errors import describe
 from infra.event_store import GroupCommitRecorder
-from infra.operations import claim, describe, finish, load, release, request
+from infra.operations import claim, finish, load, release, request
 from projections import positions
-from projections.connecting import Backoff, connect, is_outage
 from projections.operating.acting import Ended, Tools
 from projections.operating.actions import carry_out, is_long, prepare
 from projections.operating.children import Children
@@ -75,8 +80,8 @@ def _attempt(
         return Ended(OperationOutcome.FAILED, {"error": describe(error)})
 
 
-class Executor:
-    """A thread that looks for operations to carry out: short ones here, long ones in children."""
+class Executor(Handler[None]):
+    """Looks for operations to carry out: short ones here, long ones in children."""
 
     def __init__(
         self,
@@ -84,58 +89,61 @@ class Executor:
         operations: Operations,
         tools: Tools,
         children: Children,
-        wake: Event,
         *,
         auto_replay: bool,
     ) -> None:
-        """`wake` is set when the read model of the operations has moved in this process.
-
-        `auto_replay`: what an older version of the code has made is built again at the start.
-        """
+        """`auto_replay`: what an older version of the code has made is built again at the start."""
         self._recorder = recorder
         self._operations = operations
         self._tools = tools
         self._children = children
-        self._wake = wake
         self._auto_replay = auto_replay
-        self._stopping = tools.stopping
-        self._thread = Thread(target=self._run, name="operations", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
+    async def run(self, moved: asyncio.Event) -> None:
+        """Carry out what is asked for until cancelled; everything stops where it is then.
 
-    def stop(self) -> None:
-        """Have everything stop where it is; it goes on when some process starts again."""
-        self._stopping.set()
-        self._wake.set()
-        join(self._thread, STOP_SECONDS)
+        `moved` is set when the read model of the operations has moved in this process. What is
+        unfinished goes on when some process starts again.
+        """
+        subscription = Subscription(
+            self._tools.database_url,
+            "operations",
+            source=Wakeups(moved),
+            checkpoint=Unkept(),
+            handler=self,
+            on_error=self._failed,
+            # Each operation is claimed for itself.
+            leader=EveryProcess(),
+            poll_seconds=POLL_SECONDS,
+        )
+        work = asyncio.create_task(subscription.run())
+        try:
+            # A cancellation would wait for the operation at hand, which has to be told first.
+            await asyncio.wait([work])
+        finally:
+            self._tools.stopping.set()
+            await to_the_end(self._stop(work))
 
-    def _run(self) -> None:
-        backoff = Backoff()
-        while not self._stopping.is_set():
-            try:
-                with connect(self._tools.database_url, "operations") as conn:
-                    self._follow(conn, backoff)
-            # Whatever it is, operators have to be heard once it is over.
-            except Exception as error:
-                outage = is_outage(error) or isinstance(error, PersistenceError)
-                trace = None if outage else error
-                log.warning("operations_interrupted", error=describe(error), exc_info=trace)
-                self._stopping.wait(backoff.next())
-        self._children.stop()
+    async def _stop(self, work: asyncio.Task[Any]) -> None:
+        await cancel(work, seconds=STOP_SECONDS)
+        await in_thread(self._children.stop)
 
-    def _follow(self, conn: Connection[TupleRow], backoff: Backoff) -> None:
+    async def handle(self, conn: ThreadedConnection, batch: None) -> None:
+        await conn.do(self._attend_all)
+
+    def _failed(self, error: Exception) -> None:
+        outage = is_outage(error) or isinstance(error, PersistenceError)
+        trace = None if outage else error
+        log.warning("operations_interrupted", error=describe(error), exc_info=trace)
+
+    def _attend_all(self, conn: Connection[TupleRow]) -> None:
         if self._auto_replay:
             begin_for_outdated(conn, self._tools.models, requested_by=SYSTEM)
             self._auto_replay = False
-        while not self._stopping.is_set():
-            self._wake.clear()
-            self._children.reap()
-            for operation_id in self._open(conn):
-                if not self._stopping.is_set():
-                    self._attend(conn, operation_id)
-            backoff.reset()
-            self._wake.wait(POLL_SECONDS)
+        self._children.reap()
+        for operation_id in self._open(conn):
+            if not self._tools.stopping.is_set():
+                self._attend(conn, operation_id)
 
     def _open(self, conn: Connection[TupleRow]) -> Sequence[UUID]:
         """What may have to be done; the replays also tell, when the read model is being rebuilt."""

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from psycopg import Connection
 from psycopg.rows import TupleRow, class_row
 
-from projections.positions import LOCK_CLASS, Status, lock_key
+from infra.advisory_locks import copy_lock
+from projections.positions import Status
 
 PATIENCE_SECONDS = 10.0
 LOOK_SECONDS = 0.02
@@ -67,4 +68,5 @@ def await_restart(
 
 def _look(conn: Connection[TupleRow], schema: str) -> ObservedCopy | None:
     with conn.cursor(row_factory=class_row(ObservedCopy)) as cursor:
-        return cursor.execute(LOOK, (LOCK_CLASS, lock_key(schema), schema)).fetchone()
+        class_id, key = copy_lock(schema)
+        return cursor.execute(LOOK, (int(class_id), key, schema)).fetchone()

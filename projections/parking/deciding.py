@@ -12,9 +12,9 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from domain.text import shows
+from engine.notifications import notify
 from infra.errors import OperatorError
 from projections import positions
-from projections.log import CHANNEL
 from projections.parking import orders
 from projections.parking.parked import NotParked, Parked, find
 from projections.projection import Projection, RangeProjection
@@ -74,7 +74,7 @@ def discard_all(
     with conn.transaction():
         values = (actor, reason, schema, list(positions))
         found = sorted(position for (position,) in conn.execute(DISCARD, values))
-        conn.execute(b"SELECT pg_notify(%s, '')", (CHANNEL,))
+        notify(conn)
     for position in found:
         log.warning("projection_event_discarded", projection=schema, position=position, actor=actor)
     return found
@@ -109,7 +109,7 @@ def park_and_go_on(
         if all_like is not None:
             orders.give(cursor, name, position, error, reason=reason, actor=actor)
         cursor.execute(GO_ON, (schema,))
-        cursor.execute(b"SELECT pg_notify(%s, '')", (CHANNEL,))
+        notify(cursor)
         log.warning("projection_event_parked", projection=name, position=position, actor=actor)
     return find(conn, schema, position)
 

@@ -14,11 +14,10 @@ from psycopg import Connection
 from psycopg.rows import TupleRow, class_row
 
 from infra.codec import EventMapper
-from infra.errors import OperatorError, fault_of
+from infra.errors import OperatorError, describe, fault_of
 from infra.privacy import PayloadMode, mask_actor, present
 from infra.utc import rfc3339
 from projections.log import READ_ONE, Stored
-from projections.poison import describe
 
 PAGE_EVENTS = 100
 

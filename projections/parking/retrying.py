@@ -15,11 +15,12 @@ import structlog
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 
+from engine.notifications import notify
 from infra.codec import EventMapper, topics_of
-from infra.errors import OperatorError
+from infra.errors import OperatorError, describe
 from projections import ledger
-from projections.log import CHANNEL, Log, Stored
-from projections.poison import describe, try_event
+from projections.log import Log, Stored
+from projections.poison import try_event
 from projections.projection import Projection, RangeProjection
 
 log = structlog.get_logger(__name__)
@@ -151,7 +152,7 @@ class Trial:
             results = [self._one(cursor, held, position) for position in positions]
             applied = [r.position for r in results if r.outcome is Outcome.APPLIED]
             ledger.add(cursor, schema, sorted(at for at in applied if at > held.accounted_after))
-            cursor.execute(b"SELECT pg_notify(%s, '')", (CHANNEL,))
+            notify(cursor)
         return results
 
     def _hold(self, cursor: Cursor[TupleRow]) -> Held:

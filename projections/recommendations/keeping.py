@@ -11,6 +11,7 @@ from typing import LiteralString
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from infra.advisory_locks import Lock, lock_in_transaction
 from infra.arrays import array, texts
 from projections.analytics.windows import start_of_hour
 from projections.projection import columns
@@ -24,7 +25,6 @@ from projections.recommendations.pairing import (
 )
 from projections.recommendations.weighing import Weighing
 
-LOCK = b"SELECT pg_advisory_xact_lock(7104878, 9)"
 KNOWN = b"""
 SELECT viewer, video_id::text, watched_at, liked_at
 FROM unnest(%s::text[], %s::uuid[]) AS asked (viewer, video_id)
@@ -125,7 +125,7 @@ def keep(
 
     Has to run in a transaction, which then holds a lock.
     """
-    conn.execute(LOCK)
+    lock_in_transaction(conn, Lock.RECOMMENDATION_ROWS)
     if not batch:
         return frozenset()
     pairing = Pairing(weighing, _viewers(conn, batch, weighing))
@@ -142,7 +142,7 @@ def rank_categories(conn: Connection[TupleRow], weighing: Weighing) -> None:
     """
     given = {"half_life": weighing.half_life_seconds, "most": weighing.category_tops}
     with conn.transaction():
-        conn.execute(LOCK)
+        lock_in_transaction(conn, Lock.RECOMMENDATION_ROWS)
         conn.execute(CLEAR_TOPS)
         conn.execute(TOPS, given)
 

@@ -12,10 +12,11 @@ from psycopg import Connection
 from psycopg.errors import UniqueViolation
 from psycopg.rows import TupleRow
 
+from infra.advisory_locks import Lock, lock_in_transaction
 from infra.settings.features import MAX_REPLAY_WORKERS
 from projections import positions
 from projections.install import create, drop
-from projections.positions import INSTALL_LOCK, LOCK_CLASS, Seen
+from projections.positions import Seen
 from projections.projection import Projection
 from projections.replaying.rows import (
     NoReplay,
@@ -39,7 +40,6 @@ LOOK = "{}__at_"
 VERIFY = "{}__verify_"
 OLD = "{}__old_"
 
-LOCK_COPIES = "SELECT pg_advisory_xact_lock(%s, %s)"
 NEW_ID = "SELECT nextval(pg_get_serial_sequence('projections.replays', 'id'))"
 INSERT = """
 INSERT INTO projections.replays
@@ -92,7 +92,7 @@ def begin(
     if workers != options.workers:
         log.info("replay_serial", projection=name, reason="its events depend on each other")
     with conn.transaction():
-        conn.execute(LOCK_COPIES, (LOCK_CLASS, INSTALL_LOCK))
+        lock_in_transaction(conn, Lock.PROJECTION_TABLES)
         _check(conn, projection, options)
         (replay_id,) = conn.execute(NEW_ID).fetchone() or (0,)
         back = options.purpose is Purpose.ROLLBACK
@@ -180,7 +180,7 @@ def drop_look(conn: Connection[TupleRow], schema: str) -> None:
 def _drop_alone(conn: Connection[TupleRow], schema: str) -> None:
     """Drop a copy while nobody switches, who would rename it at the same moment."""
     with conn.transaction():
-        conn.execute(LOCK_COPIES, (LOCK_CLASS, INSTALL_LOCK))
+        lock_in_transaction(conn, Lock.PROJECTION_TABLES)
         drop(conn, schema)
 
 

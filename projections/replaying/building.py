@@ -15,9 +15,9 @@ from eventsourcing.persistence import MapperDeserialisationError
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.connections import connect, is_outage
 from infra.cancellation import join
 from projections.applying import Applier, Step
-from projections.connecting import connect, is_outage
 from projections.log import LogWindow
 from projections.positions import Superseded
 from projections.projection import Batch, RangeProjection

@@ -16,8 +16,8 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from redis import RedisError
 
+from engine.connections import connect
 from infra.counters import Counters
-from projections.connecting import connect
 from projections.counters import COUNTER_FAILURES, HEAD, WINDOW_EVENTS, counted
 from projections.likes import Likes
 from projections.replaying.progress import Progress, Report, tell_nobody

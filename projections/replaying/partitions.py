@@ -19,10 +19,10 @@ from psycopg import Connection, Cursor, OperationalError
 from psycopg.errors import DeadlockDetected
 from psycopg.rows import TupleRow
 
+from engine.connections import connect, is_outage
+from infra.errors import describe
 from projections.applying import Applier
-from projections.connecting import connect, is_outage
 from projections.log import Log, StreamShare
-from projections.poison import describe
 from projections.positions import Status, Superseded
 from projections.projection import Projection
 from projections.replaying.building import Pacer, build

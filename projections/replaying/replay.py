@@ -14,8 +14,8 @@ from uuid import UUID
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from projections.connecting import connect
-from projections.positions import LOCK_CLASS, lock_key
+from engine.connections import connect
+from infra.advisory_locks import replay_lock, try_lock, unlock
 from projections.projection import Projection
 from projections.proving.compare import Difference
 from projections.replaying.asking import OtherVersion, begin
@@ -107,11 +107,9 @@ def rollback(
 @contextmanager
 def _claimed(conn: Connection[TupleRow], replay_id: int) -> Iterator[None]:
     """Hold the lock of this replay; raises ReplayElsewhere where another process holds it."""
-    key = (LOCK_CLASS, lock_key(f"replay {replay_id}"))
-    row = conn.execute("SELECT pg_try_advisory_lock(%s, %s)", key).fetchone()
-    if row is None or not row[0]:
+    if not try_lock(conn, replay_lock(replay_id)):
         raise ReplayElsewhere(f"Another process works on replay {replay_id}.")
     yield
     # Said, not left to the end of the connection: the server may notice that only later, and
     # whoever carries on meanwhile would be told that another process is at it.
-    conn.execute("SELECT pg_advisory_unlock(%s, %s)", key)
+    unlock(conn, replay_lock(replay_id))

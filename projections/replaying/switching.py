@@ -16,12 +16,13 @@ from psycopg.errors import LockNotAvailable
 from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
+from engine.connections import connect
+from engine.notifications import notify
+from infra.advisory_locks import Lock, lock_in_transaction
 from projections import positions
 from projections.applying import Applier
-from projections.connecting import connect
 from projections.install import drop
-from projections.log import CHANNEL
-from projections.positions import INSTALL_LOCK, LOCK_CLASS, Seen, Status
+from projections.positions import Seen, Status
 from projections.replaying.asking import OLD, PREVIOUS
 from projections.replaying.rows import Replay, ReplayState, checkpoint, enter, find
 
@@ -97,7 +98,7 @@ def switch(conn: Connection[TupleRow], replay: Replay, applier: Applier) -> bool
     with conn.transaction():
         # What was answered by the new copy must not be forgotten in a crash.
         conn.execute("SET LOCAL synchronous_commit = on")
-        conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK_CLASS, INSTALL_LOCK))
+        lock_in_transaction(conn, Lock.PROJECTION_TABLES)
         conn.execute(LOCK_REPLAY, (replay.id,))
         if find(conn, replay.id).rests:
             return False
@@ -109,7 +110,7 @@ def switch(conn: Connection[TupleRow], replay: Replay, applier: Applier) -> bool
         if live.status == Status.PAUSED:
             positions.pause(conn, name)
         enter(conn, replay, ReplayState.SWITCHED)
-        conn.execute("SELECT pg_notify(%s, '')", (CHANNEL,))
+        notify(conn)
     _drop_superseded(conn, replay)
     return True
 

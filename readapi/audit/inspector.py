@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -67,9 +68,14 @@ class Inspector:
         """The position of the newest event; 0 when there is none."""
         return await head_of(self.conn)
 
-    async def arriving(self, search: Search, after: int) -> AsyncIterator[AuditEvent]:
-        """The events after a position that match, each once, as they come; without an end."""
-        async for stored in arriving(self.conn, self.audit, search, after):
+    async def arriving(
+        self, search: Search, after: int, wake: asyncio.Event
+    ) -> AsyncIterator[AuditEvent]:
+        """The events after a position that match, each once, as they come; without an end.
+
+        `wake` is set when something was recorded.
+        """
+        async for stored in arriving(self.conn, self.audit, search, after, wake):
             yield as_event(read_entry(stored), self.mode)
 
     async def event(self, position: int) -> AuditEventDetail:

@@ -15,7 +15,8 @@ from pydantic import Field
 
 from infra import seals
 from infra.contract import Time, Wire
-from infra.http import Admin, Problem, problems, wire
+from infra.http import Admin, wire
+from infra.problems import Problem, problems
 from infra.seals import AnchorsUnusable, Proofs, Verification
 from readapi.queries import ReadModelUnavailable
 

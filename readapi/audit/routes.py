@@ -12,8 +12,9 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
 from infra.contract import VIDEO_ID
-from infra.http import Auditor, Problem, problems, wire
+from infra.http import Auditor, wire
 from infra.privacy import PayloadMode
+from infra.problems import Problem, problems
 from projections.audit.search import Search
 from projections.log import END_OF_LOG
 from projections.waiting import Freshness

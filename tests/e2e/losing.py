@@ -13,9 +13,9 @@ from typing import Any
 from unittest.mock import patch
 
 from backlot.cli import main
+from engine.notifications import Notifications, woken
 from readapi.live import LiveCounts
-from workers.consuming import log
-from workers.waking import Waker, woken
+from workers import following
 
 LOSSES = 2
 _lost: Counter[asyncio.Task[Any] | None] = Counter()
@@ -39,8 +39,8 @@ def losing(work: Callable[..., Any]) -> Callable[..., Any]:
 
 if __name__ == "__main__":
     with (
-        patch.object(log, "woken", losing(woken)),
-        patch.object(Waker, "_listen", losing(Waker._listen)),
+        patch.object(following, "woken", losing(woken)),
+        patch.object(Notifications, "_listen", losing(Notifications._listen)),
         patch.object(LiveCounts, "_look", losing(LiveCounts._look)),
     ):
         main()

@@ -227,7 +227,7 @@ def test_a_stop_that_is_lost_is_asked_for_again(make_program: MakeProgram) -> No
         program.process.send_signal(signal.SIGTERM)
         assert program.wait() == 0
     assert program.servers() == []
-    assert program.complained.count("lost by Waker._listen") == 2
+    assert program.complained.count("lost by Notifications._listen") == 2
     assert program.complained.count("lost by woken") >= 2
     assert "stop_overdue" not in program.complained
     assert "Traceback" not in program.complained

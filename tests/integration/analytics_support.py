@@ -19,10 +19,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from engine.connections import connect
 from projections.analytics.migrating import Shape, State, migrate
 from projections.analytics.rules import row_of
 from projections.analytics.storing import Store
-from projections.connecting import connect
 from tests.integration.projection_support import rows
 from workers.following import TelemetryFeed
 

@@ -15,10 +15,10 @@ from eventsourcing.persistence import StoredEvent
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from engine.connections import connect
 from projections import positions
 from projections.applying import Applier
 from projections.audit.index import Audit
-from projections.connecting import connect
 from projections.install import install
 from projections.log import Stored
 from tests.integration.event_log import recording

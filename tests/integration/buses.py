@@ -18,7 +18,8 @@ from domain.model import Aggregate, Origin
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
 from infra.codec import EventMapper
-from infra.event_store import GroupCommitRecorder, StoredAnswer
+from infra.event_store import GroupCommitRecorder
+from infra.saves import StoredAnswer
 from tests.integration.event_log import logged, pass_gate, recording
 
 R = TypeVar("R")

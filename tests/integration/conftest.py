@@ -12,9 +12,9 @@ import pytest
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.connections import connect
 from infra.event_store import GroupCommitRecorder
 from infra.postgres import EmbeddedPostgres
-from projections.connecting import connect
 from tests.integration.event_log import recording
 from tests.integration.operating import Backlot, Desk, desk, in_group
 from tests.integration.projection_support import Writer

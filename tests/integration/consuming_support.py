@@ -11,20 +11,21 @@ from uuid import UUID, uuid4
 
 import psycopg
 
+from engine.connections import connect
+from engine.messages import Consumer, Poison, Received
+from engine.notifications import Notifications
+from engine.sources import MessageSource
 from infra import metrics
 from infra.codec import EventMapper
 from infra.integration import TOPICS as TOPICS_OF_ALL
 from infra.kafka import KafkaOptions, Outgoing, Publisher
-from projections.connecting import connect
 from tests.integration.projection_support import Writer, rows
 from tests.support import DEADLINE_SECONDS, ended
 from workers.consuming.kafka import KafkaSource
 from workers.consuming.log import LogSource
-from workers.consuming.messages import Consumer, Poison, Received, Source
-from workers.consuming.runner import ConsumerRunner
+from workers.consuming.subscriptions import subscribe_consumer
 from workers.following import feeds
 from workers.relay import outgoing
-from workers.waking import Waker
 
 TOPICS = frozenset(("comment.created", "comment.edited"))
 VIDEO = uuid4()
@@ -69,7 +70,7 @@ class Stage(Protocol):
     database_url: str
     writer: Writer
 
-    def source(self, topics: frozenset[str], wake: asyncio.Event) -> Source: ...
+    def source(self, topics: frozenset[str], wake: asyncio.Event) -> MessageSource: ...
 
     async def published(self) -> None:
         """Return when what was written can be consumed."""
@@ -82,7 +83,7 @@ class LogStage:
         self.database_url = database_url
         self.writer = writer
 
-    def source(self, topics: frozenset[str], wake: asyncio.Event) -> Source:
+    def source(self, topics: frozenset[str], wake: asyncio.Event) -> MessageSource:
         return LogSource(topics, wake=wake, mapper=EventMapper(), batch_events=50)
 
     async def published(self) -> None:
@@ -98,7 +99,7 @@ class KafkaStage:
         self.options = options
         self._places: dict[str, int] = {}
 
-    def source(self, topics: frozenset[str], wake: asyncio.Event) -> Source:
+    def source(self, topics: frozenset[str], wake: asyncio.Event) -> MessageSource:
         return KafkaSource(topics, self.options, batch_messages=50)
 
     async def published(self) -> None:
@@ -122,10 +123,10 @@ class KafkaStage:
 @asynccontextmanager
 async def consuming(stage: Stage, consumer: Consumer) -> AsyncIterator[None]:
     """The consumer, running as in a process of Backlot; ended as by a cancellation."""
-    waker = Waker(stage.database_url)
-    source = stage.source(consumer.topics, waker.subscribe())
-    runner = ConsumerRunner(stage.database_url, consumer, source, poll_seconds=0.2)
-    tasks = [asyncio.create_task(waker.run()), asyncio.create_task(runner.run())]
+    notifications = Notifications(stage.database_url)
+    source = stage.source(consumer.topics, notifications.subscribe())
+    runner = subscribe_consumer(stage.database_url, consumer, source, poll_seconds=0.2)
+    tasks = [asyncio.create_task(notifications.run()), asyncio.create_task(runner.run())]
     try:
         yield
     finally:

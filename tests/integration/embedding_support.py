@@ -11,19 +11,19 @@ from uuid import UUID
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
+from engine.connections import connect, connected
+from engine.leader_lock import leading
 from engine.schedule import run_job
 from infra.llm import Embedder, LanguageModelError
 from infra.llm.embeddings import make_embedder
 from infra.settings import load_settings
 from projections.analytics.migrating import migrate
 from projections.catalog import Catalog
-from projections.connecting import connect
 from projections.install import install
 from projections.recommendations.embedding import nearest
 from tests.integration.projection_support import rows
 from tests.openai_server import vector_of
 from tests.support import ended
-from workers.leading import connected, leading
 from workers.recommendations.embedding import JOB, Upkeep, embedding_job
 
 MODEL, DIMENSIONS = "places", 16

@@ -17,7 +17,8 @@ from eventsourcing.utils import Environment, get_topic
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
-from infra.event_store import LOCK_CLASS, GroupCommitFactory, GroupCommitRecorder, open_recorder
+from infra.advisory_locks import LockClass
+from infra.event_store import GroupCommitFactory, GroupCommitRecorder, open_recorder
 from tests.support import DEADLINE_SECONDS
 
 Rows = list[tuple[Any, ...]]
@@ -86,14 +87,14 @@ def lock_of_the_log(database_url: str) -> Iterator[psycopg.Connection[TupleRow]]
     with psycopg.connect(database_url) as conn:
         conn.execute(
             "SELECT pg_advisory_xact_lock(%s::int, 'backlot_events'::regclass::oid::int)",
-            (LOCK_CLASS,),
+            (int(LockClass.LOG),),
         )
         yield conn
 
 
 def appends_wait(database_url: str, count: int = 1) -> bool:
     """Whether so many appends wait for the lock of the log."""
-    return _waiting(database_url, LOCK_CLASS) >= count
+    return _waiting(database_url, int(LockClass.LOG)) >= count
 
 
 GATE = 1

@@ -9,6 +9,10 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from uuid import UUID
 
+from engine.messages import Fetched, Keeper
+from engine.notifications import Notifications
+from engine.sources import MessageSource
+from engine.subscription import Subscription
 from infra.codec import EventMapper
 from infra.kafka import KafkaOptions
 from infra.telemetry import Telemetry, TelemetryEvent
@@ -17,17 +21,15 @@ from tests.support import ended
 from workers.analytics import uploads
 from workers.analytics.keeper import Analytics, AnalyticsVideos, tell_nobody
 from workers.consuming.kafka import KafkaSource
-from workers.consuming.keeping import KeeperRunner
 from workers.consuming.log import LogSource
-from workers.consuming.messages import Keeper, Source
-from workers.waking import Waker
+from workers.consuming.subscriptions import subscribe_keeper
 
 DETAILS = ("sessionId", "seconds", "channel")
 
-SourceOf = Callable[[frozenset[str], asyncio.Event], Source]
+SourceOf = Callable[[frozenset[str], asyncio.Event], MessageSource]
 
 
-def from_log(topics: frozenset[str], wake: asyncio.Event) -> Source:
+def from_log(topics: frozenset[str], wake: asyncio.Event) -> MessageSource:
     """The log itself, a few events at a time, so that many batches are cut."""
     return LogSource(topics, wake=wake, mapper=EventMapper(), batch_events=20)
 
@@ -44,16 +46,16 @@ async def keeping(
     counted: Callable[[], Awaitable[None]] = tell_nobody,
 ) -> AsyncIterator[None]:
     """Both keepers, as in a process of Backlot; ended as by a cancellation."""
-    waker = Waker(log_url)
+    notifications = Notifications(log_url)
     analytics = Analytics(repeat, counted=counted)
     known = AnalyticsVideos(repeat)
     feed = uploads.feed(100)
     following = LogSource(
-        known.topics, wake=waker.subscribe(), mapper=EventMapper(), following=[feed]
+        known.topics, wake=notifications.subscribe(), mapper=EventMapper(), following=[feed]
     )
 
-    def runner(keeper: Keeper, source: Source) -> KeeperRunner:
-        return KeeperRunner(
+    def runner(keeper: Keeper, source: MessageSource) -> Subscription[Fetched]:
+        return subscribe_keeper(
             url or log_url,
             keeper,
             source,
@@ -61,14 +63,14 @@ async def keeping(
             batch_events=batch_events,
             flush_seconds=flush_seconds,
             poll_seconds=0.2,
-            hurried=waker.hurried(),
+            hurried=notifications.hurried(),
         )
 
     runners = [
-        runner(analytics, source_of(analytics.topics, waker.subscribe())),
+        runner(analytics, source_of(analytics.topics, notifications.subscribe())),
         runner(known, following),
     ]
-    jobs = [waker.run(), *(each.run() for each in runners)]
+    jobs = [notifications.run(), *(each.run() for each in runners)]
     tasks = [asyncio.create_task(job) for job in jobs]
     try:
         yield

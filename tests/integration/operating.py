@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from threading import Event
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
@@ -18,11 +19,10 @@ import pytest
 from backlot.cli import main
 from backlot.wiring import ReadModels
 from domain.operation import Members, Operation, OperationOutcome
+from engine.connections import connect
 from infra.codec import EventMapper
 from infra.event_store import GroupCommitRecorder
 from infra.operations import load, request
-from projections.connecting import connect
-from projections.host import ProjectionHost
 from projections.operating.acting import Tools
 from projections.operating.children import Children
 from projections.operating.executor import Executor
@@ -30,7 +30,7 @@ from projections.replaying.progress import tell_nobody
 from projections.replaying.rows import Replay, replays
 from tests.e2e.program import OWN_VARIABLES, PROJECT
 from tests.integration.event_log import logged, recording
-from tests.integration.projection_support import POLL_SECONDS, eventually
+from tests.integration.projection_support import ThreadedHost, eventually
 from tests.support import DEADLINE_SECONDS
 
 MAPPER = EventMapper()
@@ -124,20 +124,16 @@ def executing(
     with ExitStack() as stack:
         models = ReadModels.make()
         recorder = stack.enter_context(recording(database_url))
-        host = ProjectionHost(database_url, models.all(), poll_seconds=POLL_SECONDS)
+        host = ThreadedHost(database_url, models.all())
         environment = dict.fromkeys(OWN_VARIABLES & os.environ.keys(), "")
         children = Children(
             command, {**environment, "DATABASE_URL": database_url, "PYTHONPATH": str(PROJECT)}
         )
         tools = Tools(database_url, models.by_name(), tell_nobody, Event())
-        moved = host.follow("operations")
-        executor = Executor(
-            recorder, models.operations, tools, children, moved, auto_replay=auto_replay
-        )
+        executor = Executor(recorder, models.operations, tools, children, auto_replay=auto_replay)
+        host.jobs.append(partial(executor.run, host.follow("operations")))
         host.start()
         stack.callback(host.stop)
-        executor.start()
-        stack.callback(executor.stop)
         yield children
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
-from threading import Event
+from threading import Event, Thread
 from typing import Any, ClassVar, LiteralString
 from uuid import UUID, uuid4
 
@@ -19,11 +20,15 @@ from domain.comment import Comment
 from domain.model import Aggregate, Origin
 from domain.upload import Upload, object_key
 from domain.video_likes import VideoLikes, stream_id
+from engine.connections import connect
+from engine.notifications import Notifications
 from infra.codec import EventMapper
-from infra.event_store import Save, open_recorder
-from projections.host import ProjectionHost
+from infra.event_store import open_recorder
+from infra.saves import Save
+from projections.install import install
 from projections.projection import Batch, Projection, columns
-from tests.support import DEADLINE_SECONDS
+from projections.projection_subscription import ProjectionHost
+from tests.support import DEADLINE_SECONDS, ended
 
 POLL_SECONDS = 0.2
 
@@ -135,12 +140,50 @@ class Tally(Projection):
         self.batches.append(len(batch))
 
 
+class ThreadedHost(ProjectionHost):
+    """A host on an event loop of its own, in a thread, with what follows its projections."""
+
+    def __init__(
+        self, database_url: str, projections: Sequence[Projection], **options: Any
+    ) -> None:
+        notifications = Notifications(database_url)
+        super().__init__(
+            database_url,
+            projections,
+            notifications,
+            **{"poll_seconds": POLL_SECONDS, **options},
+        )
+        with connect(database_url, "projections") as conn:
+            install(conn, projections)
+        self.jobs: list[Callable[[], Coroutine[Any, Any, None]]] = [notifications.run, self.run]
+        self._loop = asyncio.new_event_loop()
+        self._asked = asyncio.Event()
+        self._thread = Thread(target=self._run, name="host")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End all jobs; what is being applied is finished."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._asked.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with closing(self._loop):
+            self._loop.run_until_complete(self._work())
+
+    async def _work(self) -> None:
+        tasks = [asyncio.create_task(job()) for job in self.jobs]
+        await self._asked.wait()
+        for task in reversed(tasks):
+            await ended(task)
+
+
 @contextmanager
-def hosting(
-    database_url: str, *projections: Projection, **options: Any
-) -> Iterator[ProjectionHost]:
+def hosting(database_url: str, *projections: Projection, **options: Any) -> Iterator[ThreadedHost]:
     """A started host, stopped at the end."""
-    host = ProjectionHost(database_url, projections, **{"poll_seconds": POLL_SECONDS, **options})
+    host = ThreadedHost(database_url, projections, **options)
     host.start()
     try:
         yield host

@@ -35,10 +35,12 @@ from projections.comments import Comments
 from projections.likes import Likes
 from projections.operations import Operations
 from projections.waiting import Pool, Waiting
-from readapi.app import Queries, make_pool, routers, translate
+from readapi.app import routers, translate
 from readapi.counts import LikeCounts
 from readapi.figures import AnalyticsQueries
 from readapi.live import LiveCounts
+from readapi.pool import make_pool
+from readapi.queries import Queries
 from readapi.recommending import open_recommendations
 from tests.integration.projection_support import Writer, hosting
 from workers.consuming import ledger

@@ -14,12 +14,12 @@ from uuid import UUID
 
 import psycopg
 
+from engine.connections import connect
 from infra import telemetry
 from projections.analytics.migrating import Shape
 from projections.analytics.rebuilding import AnalyticsMeans, Found, Rebuild
 from projections.analytics.refreshing import refresh
 from projections.analytics.storing import Store
-from projections.connecting import connect
 from projections.replaying.progress import tell_nobody
 from tests.integration.analytics_support import REPEAT, history
 from tests.integration.keeping import keeping, record

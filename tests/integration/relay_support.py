@@ -10,14 +10,15 @@ from typing import Any
 
 import psycopg
 
+from engine.notifications import Notifications
+from engine.subscription import Subscription
 from infra import telemetry
 from infra.codec import EventMapper, event_id
 from infra.integration import TOPICS
 from infra.kafka import KafkaOptions, Reader, Record
 from tests.integration.projection_support import rows
 from tests.support import DEADLINE_SECONDS, ended
-from workers.relay import Relay
-from workers.waking import Waker
+from workers.relay import subscribe_relay
 
 
 def installed(database_url: str) -> None:
@@ -25,17 +26,25 @@ def installed(database_url: str) -> None:
         telemetry.install(conn)
 
 
-def make_relay(database_url: str, servers: str, waker: Waker, **options: Any) -> Relay:
+def make_relay(
+    database_url: str, servers: str, notifications: Notifications, **options: Any
+) -> Subscription[Any]:
     given: dict[str, Any] = {"batch_events": 50, "poll_seconds": 0.2, **options}
-    return Relay(database_url, KafkaOptions((servers,)), waker=waker, mapper=EventMapper(), **given)
+    return subscribe_relay(
+        database_url,
+        KafkaOptions((servers,)),
+        notifications=notifications,
+        mapper=EventMapper(),
+        **given,
+    )
 
 
 @asynccontextmanager
 async def relaying(database_url: str, servers: str, **options: Any) -> AsyncIterator[None]:
     """A relay as in a process of Backlot; ended as by a cancellation."""
-    waker = Waker(database_url)
-    relay = make_relay(database_url, servers, waker, **options)
-    tasks = [asyncio.create_task(waker.run()), asyncio.create_task(relay.run())]
+    notifications = Notifications(database_url)
+    relay = make_relay(database_url, servers, notifications, **options)
+    tasks = [asyncio.create_task(notifications.run()), asyncio.create_task(relay.run())]
     try:
         yield
     finally:

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from random import Random
 from typing import Any
 from uuid import UUID, uuid4
-from zlib import crc32
 
 import psycopg
 import pytest
 
 from infra import telemetry
+from infra.advisory_locks import job_lock, lock
 from infra.kafka import KafkaOptions
 from infra.postgres import EmbeddedPostgres
 from tests.integration.analytics_support import Event, History, expect, history, oracle
@@ -33,7 +33,6 @@ from tests.integration.keeping import keeping, record
 from tests.integration.projection_support import Writer, origin, rows
 from tests.kafka_cluster import kafka_cluster
 from workers.consuming import ledger
-from workers.leading import LOCK_CLASS
 
 VIDEOS = "SELECT owner, category, removed FROM analytics.videos"
 TELEMETRY = ("video.viewed", "video.watch_time", "video.shared")
@@ -143,9 +142,8 @@ def test_the_owner_is_found_out_late(stage: Stage) -> None:
 @contextmanager
 def led_elsewhere(url: str, consumer: str) -> Iterator[None]:
     """Another process is active for that consumer meanwhile."""
-    key = crc32(f"consumer {consumer}".encode()) & 0x7FFFFFFF
     with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute("SELECT pg_advisory_lock(%s, %s)", (LOCK_CLASS, key))
+        lock(conn, job_lock(f"consumer {consumer}"))
         yield
 
 

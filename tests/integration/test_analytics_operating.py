@@ -13,8 +13,8 @@ import pytest
 
 from backlot.wiring import ReadModels
 from domain.operation import Members, Operation, OperationOutcome
+from engine.connections import connect
 from projections.analytics.migrating import Shape
-from projections.connecting import connect
 from projections.install import install
 from tests.e2e.program import OWN_VARIABLES, PROJECT
 from tests.integration.operating import Backlot, Desk, desk, executing

@@ -8,9 +8,9 @@ from threading import Event, Thread
 import psycopg
 import pytest
 
+from infra.advisory_locks import Lock, lock_in_transaction
 from projections.analytics.migrating import Shape
 from projections.analytics.rebuilding import Stopped
-from projections.analytics.storing import LOCK
 from tests.integration.analytics_support import migrated, timescale_database
 from tests.integration.projection_support import Writer, eventually, rows
 from tests.integration.rebuilding_support import Site, site
@@ -219,7 +219,7 @@ def test_reads_and_ingest_go_on(told: Site) -> None:
 def test_nobody_else_stores_while_a_day_is_mended(told: Site) -> None:
     told.sql(f"DELETE FROM {ROWS} WHERE {LIKES}")
     with psycopg.connect(told.url) as storing:
-        storing.execute(LOCK)
+        lock_in_transaction(storing, Lock.ANALYTICS_ROWS)
         thread = Thread(target=told.replay, name="mending")
         thread.start()
         eventually(lambda: rows(told.url, WAITING))

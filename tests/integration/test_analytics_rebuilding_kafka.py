@@ -11,11 +11,11 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from engine.connections import connect
 from infra import telemetry
 from infra.kafka import KafkaOptions
 from projections.analytics.rebuilding import AnalyticsMeans, Rebuild
 from projections.analytics.rebuilding.places import NotTakenIn
-from projections.connecting import connect
 from projections.replaying.progress import tell_nobody
 from tests.integration.analytics_support import REPEAT
 from tests.integration.consuming_support import KafkaStage, until

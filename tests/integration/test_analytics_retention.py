@@ -13,13 +13,13 @@ import pytest
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.connections import connect
 from projections.analytics.migrating import Shape
 from projections.analytics.pruning import prune
 from projections.analytics.refreshing import refresh
 from projections.analytics.retention import COUNTED, kept
 from projections.analytics.rules import row_of
 from projections.analytics.storing import Store, StoredBatch
-from projections.connecting import connect
 from tests.integration.analytics_support import (
     COLUMNS,
     NOW,

@@ -17,6 +17,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from domain.upload import Upload
+from engine.connections import connect
 from infra.postgres import EmbeddedPostgres
 from projections.analytics import videos
 from projections.analytics.migrating import Shape
@@ -24,7 +25,6 @@ from projections.analytics.refreshing import refresh
 from projections.analytics.rules import row_of
 from projections.analytics.storing import Store, StoredBatch
 from projections.analytics.videos import UploadChange
-from projections.connecting import connect
 from tests.integration.analytics_support import (
     NOW,
     REPEAT,

@@ -12,11 +12,12 @@ import pytest
 from eventsourcing.persistence import StoredEvent
 from psycopg import AsyncConnection
 
+from engine.notifications import EVENTS, Notifications
 from projections.audit.events import Entry, read_entry
 from projections.audit.following import arriving, head_of
 from projections.audit.index import Audit
 from projections.audit.search import Search
-from projections.host import ProjectionHost
+from projections.projection_subscription import ProjectionHost
 from tests.integration.audit_support import (
     AT,
     UNREADABLE,
@@ -28,6 +29,7 @@ from tests.integration.audit_support import (
 )
 from tests.integration.event_log import recording, rows
 from tests.integration.projection_support import caught_up, hosting
+from tests.support import ended
 
 TABLES = ("events", "topics", "days", "blocks")
 
@@ -96,6 +98,9 @@ async def _follow_beside(database_url: str, saves: int, writers: int) -> list[in
     """What a follower has seen once two writers have recorded everything."""
     loop = asyncio.get_running_loop()
     seen: list[int] = []
+    notifications = Notifications(database_url)
+    wake = notifications.subscribe(EVENTS)
+    listening = asyncio.create_task(notifications.run())
     async with await AsyncConnection.connect(database_url, autocommit=True) as conn:
         after = await head_of(conn)
         with ThreadPoolExecutor(writers) as pool:
@@ -104,11 +109,12 @@ async def _follow_beside(database_url: str, saves: int, writers: int) -> list[in
                 for _ in range(writers)
             ]
             async with asyncio.timeout(60):
-                async for stored in arriving(conn, Audit(), Search(actor="ann"), after):
+                async for stored in arriving(conn, Audit(), Search(actor="ann"), after, wake):
                     seen.append(stored.position)
                     if len(seen) == saves * writers:
                         break
             await asyncio.gather(*written)
+    await ended(listening)
     return seen
 
 

@@ -10,7 +10,7 @@ import pytest
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from projections.connecting import connect
+from engine.connections import connect
 from projections.install import create, install
 from projections.likes import Likes
 from projections.proving.compare import Difference, Kind, compare

@@ -10,6 +10,8 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
+from engine.notifications import Notifications
+from engine.sources import MessageSource
 from infra import telemetry
 from infra.kafka import KafkaOptions, Outgoing, Publisher
 from infra.position import Position
@@ -23,8 +25,6 @@ from tests.integration.relay_support import relayed, relaying
 from tests.kafka_cluster import kafka_cluster
 from workers.consuming import ledger
 from workers.consuming.kafka import KafkaSource
-from workers.consuming.messages import Source
-from workers.waking import Waker
 
 # Without the call, a batch would gather for as long.
 FLUSH_SECONDS = 600.0
@@ -82,11 +82,13 @@ async def waiting_at(url: str) -> AsyncIterator[Waiting]:
         await pool.close()
 
 
-def run(url: str, case: Case, source_of: SourceOf = from_log, waker: Waker | None = None) -> None:
+def run(
+    url: str, case: Case, source_of: SourceOf = from_log, notifications: Notifications | None = None
+) -> None:
     async def main() -> None:
         async with AsyncExitStack() as stack:
-            if waker is not None:
-                await stack.enter_async_context(background(waker.run()))
+            if notifications is not None:
+                await stack.enter_async_context(background(notifications.run()))
             await stack.enter_async_context(
                 keeping(url, source_of=source_of, flush_seconds=FLUSH_SECONDS)
             )
@@ -122,10 +124,10 @@ def test_consumers_of_the_log_hurry_for_who_waits(url: str, writer: Writer) -> N
 def test_consumers_of_kafka_say_what_they_have_of_the_log(url: str, writer: Writer) -> None:
     with kafka_cluster() as cluster:
         servers = cluster.bootstrap_servers
-        waker = Waker(url)
+        notifications = Notifications(url)
 
-        def source_of(topics: frozenset[str], wake: asyncio.Event) -> Source:
-            return KafkaSource(topics, KafkaOptions((servers,)), hurried=waker.hurried())
+        def source_of(topics: frozenset[str], wake: asyncio.Event) -> MessageSource:
+            return KafkaSource(topics, KafkaOptions((servers,)), hurried=notifications.hurried())
 
         async def case(waiting: Waiting) -> None:
             async with relaying(url, servers):
@@ -138,7 +140,7 @@ def test_consumers_of_kafka_say_what_they_have_of_the_log(url: str, writer: Writ
                 await waiting.until(counts(writer.head), 0.5)
             assert refused.value.positions[consumers.COUNTS].events <= behind < writer.head
 
-        run(url, case, source_of, waker)
+        run(url, case, source_of, notifications)
 
 
 async def publish(servers: str) -> None:

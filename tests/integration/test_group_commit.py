@@ -13,7 +13,8 @@ import pytest
 from eventsourcing.persistence import IntegrityError, StoredEvent
 
 from infra import group_commit
-from infra.event_store import GroupCommitRecorder, Save
+from infra.event_store import GroupCommitRecorder
+from infra.saves import Save
 from tests.integration.event_log import (
     appends_wait,
     events,

@@ -12,17 +12,17 @@ from uuid import UUID, uuid4
 import pytest
 import redis
 
+from engine.connections import connect
 from infra.codec import EventMapper
 from infra.counters import GONE, PUBLISHED, AsyncCounters, Counter, Counters, key_of
 from infra.redis import connect_blocking_redis
-from projections.connecting import connect
-from projections.counters import CounterPublisher
+from projections.counters import subscribe_counters
 from projections.drift import CountersBehind, reconcile
-from projections.host import ProjectionHost
 from projections.likes import Likes
+from projections.projection_subscription import ProjectionHost
 from projections.replaying.counter_rebuild import rebuild
 from tests.integration.projection_support import (
-    POLL_SECONDS,
+    ThreadedHost,
     Writer,
     eventually,
     origin,
@@ -55,15 +55,14 @@ def counters(client: redis.Redis) -> Counters:
 def publishing(database_url: str, counters: Counters) -> Iterator[ProjectionHost]:
     """The likes' projection and its counters, as the program runs them."""
     likes = Likes()
-    host = ProjectionHost(database_url, [likes], poll_seconds=POLL_SECONDS)
+    host = ThreadedHost(database_url, [likes])
     moved = host.follow(likes.name)
-    publisher = CounterPublisher(database_url, likes, counters, moved, EventMapper())
+    counting = subscribe_counters(database_url, likes, counters, moved, EventMapper())
+    host.jobs.append(counting.run)
     host.start()
-    publisher.start()
     try:
         yield host
     finally:
-        publisher.stop()
         host.stop()
 
 
@@ -207,7 +206,7 @@ def test_reconciling_waits_for_what_is_on_its_way(
         eventually(lambda: published(counters, writer))
     # The read model goes on, and nobody publishes.
     likes = Likes()
-    host = ProjectionHost(database_url, [likes], poll_seconds=POLL_SECONDS)
+    host = ThreadedHost(database_url, [likes])
     host.start()
     try:
         writer.like(video.id, "bob")

@@ -13,7 +13,8 @@ from eventsourcing.persistence import IntegrityError, OperationalError, StoredEv
 from structlog.testing import capture_logs
 
 from infra import event_store
-from infra.event_store import GroupCommitRecorder, Save
+from infra.event_store import GroupCommitRecorder
+from infra.saves import Save
 from tests.integration.event_log import (
     appends_wait,
     events,

@@ -15,9 +15,9 @@ from backlot.recorded import recorded
 from backlot.wiring import ReadModels
 from domain.errors import Invalid
 from domain.operation import Members, Operation, OperationOutcome
+from engine.connections import connect
 from infra.codec import event_id
 from infra.operations import claim, finish, recording, release
-from projections.connecting import connect
 from projections.operating.acting import Tools
 from projections.operating.children import PAUSE_SECONDS
 from projections.operating.executor import POLL_SECONDS, perform

@@ -8,6 +8,7 @@ import pytest
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 
+from engine.subscription import State
 from infra import metrics
 from infra.privacy import PayloadMode
 from infra.utc import rfc3339
@@ -25,7 +26,6 @@ from projections.positions import look
 from projections.projection import RangeProjection
 from projections.proving.compare import compare
 from projections.proving.completeness import completeness
-from projections.runner import State
 from tests.integration.parking_support import (
     PARKED,
     VIDEO,

@@ -16,8 +16,9 @@ import psycopg
 import pytest
 
 from infra import metrics
-from infra.postgres import EmbeddedPostgres, PostgresError
+from infra.postgres import EmbeddedPostgres
 from infra.postgres_cluster import stray_processes
+from infra.postgres_user import PostgresError
 
 OUTLIVED = """
 import os, sys

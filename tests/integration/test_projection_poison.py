@@ -8,10 +8,10 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
+from engine.subscription import State
 from infra import metrics
 from projections.likes import Likes
 from projections.positions import resume
-from projections.runner import State
 from tests.integration.projection_support import (
     Tally,
     Writer,

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from infra.position import Position
-from projections import runner
+from projections import projection_subscription
 from projections.install import install
 from projections.waiting import POLL_SECONDS, Pool, ReadModelBehind, Waiting
 from readapi.pool import make_pool
@@ -144,7 +144,7 @@ def test_a_runner_that_lets_events_gather_hurries_for_who_waits(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the call, the runner would rest for a minute after a window without its events."""
-    monkeypatch.setattr(runner, "GATHER_UNWANTED_SECONDS", 60.0)
+    monkeypatch.setattr(projection_subscription, "GATHER_UNWANTED_SECONDS", 60.0)
     writer = Writer(database_url)
 
     async def main() -> None:

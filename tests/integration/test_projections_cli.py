@@ -18,9 +18,9 @@ import pytest
 from backlot.doctor import examine
 from backlot.wiring import ReadModels
 from domain.operation import Operation, OperationOutcome
+from engine.connections import connect
 from infra.counters import Counter, Counters
 from infra.redis import connect_blocking_redis
-from projections.connecting import connect
 from projections.replaying.rows import replays
 from tests.e2e.program import OWN_VARIABLES, PROJECT
 from tests.integration.operating import (

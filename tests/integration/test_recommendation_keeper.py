@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
+from engine.notifications import Notifications
 from infra import telemetry
 from infra.kafka import KafkaOptions
 from projections.recommendations.weighing import Weighing
@@ -33,10 +34,9 @@ from tests.integration.projection_support import Writer, rows
 from tests.kafka_cluster import kafka_cluster
 from tests.support import ended
 from workers.consuming import ledger
-from workers.consuming.keeping import KeeperRunner
+from workers.consuming.subscriptions import subscribe_keeper
 from workers.recommendations import keeper as keepers
 from workers.recommendations.keeper import EngagementKeeper
-from workers.waking import Waker
 
 ENGAGED = (
     "SELECT viewer, video_id, watched_at IS NOT NULL, liked_at IS NOT NULL "
@@ -66,18 +66,18 @@ async def keeping(stage: Stage) -> AsyncIterator[list[str]]:
     async def tell(viewers: frozenset[str]) -> None:
         told.extend(sorted(viewers))
 
-    waker = Waker(stage.database_url)
+    notifications = Notifications(stage.database_url)
     recommendations = EngagementKeeper(Weighing(), changed=tell)
-    runner = KeeperRunner(
+    runner = subscribe_keeper(
         stage.database_url,
         recommendations,
-        stage.source(recommendations.topics, waker.subscribe()),
+        stage.source(recommendations.topics, notifications.subscribe()),
         log_url=stage.database_url,
         batch_events=25,
         flush_seconds=0.05,
         poll_seconds=0.2,
     )
-    tasks = [asyncio.create_task(job) for job in (waker.run(), runner.run())]
+    tasks = [asyncio.create_task(job) for job in (notifications.run(), runner.run())]
     try:
         yield told
     finally:

@@ -9,9 +9,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from engine.connections import connect
 from infra.counters import PUBLISHED, Counter, Counters
 from infra.redis import connect_blocking_redis
-from projections.connecting import connect
 from projections.likes import Likes
 from projections.replaying.counter_rebuild import rebuild, renewing
 from projections.replaying.progress import Progress

@@ -9,13 +9,13 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from domain.video_likes import VideoLikes
+from engine.subscription import State
 from projections.likes import TABLES, Likes
 from projections.projection import Batch
 from projections.replaying.asking import OtherVersion, resume
 from projections.replaying.outdated import begin_for_outdated, outdated
 from projections.replaying.replay import rollback
 from projections.replaying.rows import ReplayOptions, ReplayState
-from projections.runner import State
 from tests.integration.projection_support import (
     Writer,
     caught_up,

@@ -11,8 +11,8 @@ from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 from structlog.testing import capture_logs
 
+from engine.connections import connect
 from projections.catalog import Catalog
-from projections.connecting import connect
 from projections.likes import Likes
 from projections.parking.parked import show
 from projections.parking.retrying import Outcome, Retried, retry

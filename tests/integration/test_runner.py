@@ -12,13 +12,14 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from engine.subscription import State
 from infra import metrics
 from infra.postgres import EmbeddedPostgres
 from projections.install import install
 from projections.likes import Likes
 from projections.log import Log
 from projections.positions import pause, resume
-from projections.runner import OUTDATED, State
+from projections.projection_subscription import OUTDATED
 from tests.integration.projection_support import (
     Tally,
     Writer,

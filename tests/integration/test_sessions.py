@@ -13,10 +13,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from engine.connections import connect as connect_for_projections
 from infra.connecting import SHORT_WORK, open_async_connection, open_connection, thread_pool
 from infra.event_store import open_recorder
 from infra.seals import connect as connect_for_seals
-from projections.connecting import connect as connect_for_projections
 from readapi.pool import make_pool
 from tests.real_inputs import RealInput, each
 

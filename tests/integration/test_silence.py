@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from threading import Event
 from typing import Any
 from uuid import uuid4
 
@@ -22,6 +21,7 @@ from structlog.testing import capture_logs
 
 from commands.batch import Executed, IdempotencyKey
 from commands.bus import CommandBus
+from engine.notifications import Notifications
 from infra import connecting, metrics
 from infra.batching import NotBegun
 from infra.connecting import (
@@ -37,11 +37,10 @@ from infra.connecting import (
 from infra.event_store import GroupCommitRecorder, open_recorder
 from infra.postgres import EmbeddedPostgres
 from infra.telemetry import VIEWED, Telemetry, TelemetryEvent, install
-from projections.listener import Listener
 from readapi.pool import LivePool, make_pool
 from tests.integration.buses import Toggle, execute, execute_all, with_bus
 from tests.integration.event_log import eventually
-from tests.support import hung
+from tests.support import ended, hung
 
 BRIEF = Limits(connect=3, pool=2.0, statement=1.0)
 
@@ -169,13 +168,16 @@ class TestThreads:
             conn.execute("DROP DATABASE going")
 
     def test_who_waits_for_notifications_may_wait(self, url: str) -> None:
-        listener = Listener(url)
-        wake = listener.subscribe()
-        listener.start()
+        async def listen() -> None:
+            notifications = Notifications(url)
+            wake = notifications.subscribe()
+            listening = asyncio.create_task(notifications.run())
+            await wake.wait()
+            await asyncio.sleep(1.5)
+            await ended(listening)
+
         with capture_logs() as logs:
-            wake.wait()
-            Event().wait(1.5)
-        listener.stop()
+            asyncio.run(listen())
         assert logs == []
 
 

@@ -11,9 +11,9 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
+from engine.connections import connect
 from infra.integration.topics import TELEMETRY
 from infra.telemetry import INSERT, Telemetry, TelemetryEvent, install
-from projections.connecting import connect
 from tests.integration.analytics_support import REPEAT
 from tests.integration.event_log import eventually, rows
 from workers.following import TelemetryFeed

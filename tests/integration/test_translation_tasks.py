@@ -15,13 +15,13 @@ import pytest
 from dramatiq import Actor, Broker
 from structlog.testing import capture_logs
 
+from engine.connections import connect
 from infra.codec import EventMapper, event_id
 from infra.settings import Settings, load_settings
 from infra.tasks import make_broker
 from infra.tasks.broker import task_queues
 from infra.tasks.letters import every
 from infra.tasks.queues import TRANSLATION
-from projections.connecting import connect
 from tests.integration.buses import decided
 from tests.integration.consuming_support import LogStage, consuming, processed, run, until
 from tests.integration.event_log import logged

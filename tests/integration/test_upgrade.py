@@ -15,15 +15,16 @@ from psycopg.rows import TupleRow
 
 from backlot.wiring import ReadModels
 from domain.comment import Comment
+from engine.subscription import State
 from infra.position import Position, decode_position
 from projections import waiting as waits
 from projections.install import create, install
 from projections.likes import TABLES, Likes
 from projections.operations import Operations
 from projections.projection import Batch, Projection
+from projections.projection_subscription import GOES_ON
 from projections.proving.completeness import UnknownVersion, completeness
 from projections.replaying.rows import ReplayOptions, ReplayState
-from projections.runner import GOES_ON, State
 from projections.waiting import STALE_ANSWERS, ReadModelBehind, Waiting
 from readapi.pool import make_pool
 from tests.integration.operating import Desk, executing

@@ -8,9 +8,9 @@ from typing import cast
 
 import pytest
 
-from workers.consuming.ahead import Ahead
-from workers.consuming.messages import Dead, Fetched, Place, Raw, Received
-from workers.leading import Lead
+from engine.connections import ThreadedConnection
+from engine.messages import Dead, Fetched, Place, Raw, Received
+from engine.sources import ReadAhead
 
 PLACE = ("telemetry", 0)
 
@@ -26,7 +26,7 @@ class Counting:
         self.at = 0
         self.stopped = False
 
-    async def start(self, lead: Lead, places: Mapping[Place, int]) -> None:
+    async def start(self, conn: ThreadedConnection, places: Mapping[Place, int]) -> None:
         self.at = places.get(PLACE, 0)
 
     async def fetch(self, at_most_seconds: float) -> Fetched:
@@ -47,10 +47,12 @@ class Counting:
         self.stopped = True
 
 
-async def started(source: Counting, places: Mapping[Place, int] | None = None) -> Ahead:
-    ahead = Ahead(source)
+async def started(
+    source: Counting, places: Mapping[Place, int] | None = None
+) -> ReadAhead[Fetched]:
+    ahead = ReadAhead(source)
     # What it reads with is the source's affair.
-    await ahead.start(cast("Lead", None), places or {})
+    await ahead.start(cast("ThreadedConnection", None), places or {})
     return ahead
 
 
@@ -60,7 +62,7 @@ async def rest() -> None:
         await asyncio.sleep(0)
 
 
-async def read(ahead: Ahead) -> int:
+async def read(ahead: ReadAhead[Fetched]) -> int:
     return (await ahead.fetch(60.0)).places[PLACE]
 
 
@@ -99,7 +101,7 @@ def test_what_was_read_ahead_is_forgotten_at_the_stop() -> None:
         await ahead.stop()
         assert source.stopped
         # Nothing of it was stored.
-        await ahead.start(cast("Lead", None), {})
+        await ahead.start(cast("ThreadedConnection", None), {})
         assert await read(ahead) == 1
         await ahead.stop()
 

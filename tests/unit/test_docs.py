@@ -22,9 +22,9 @@ from domain.model import Aggregate, Personal
 from infra import metrics
 from infra.auth import make_authenticator
 from infra.codec import AGGREGATES, events_of, payload_fields, topics_of
-from infra.http import TITLES
 from infra.objects import FolderStore
 from infra.objects.problems import PROBLEMS
+from infra.problems import TITLES
 from infra.settings import load_settings
 from projections.audit.index import Audit
 from projections.catalog import Catalog
@@ -111,7 +111,7 @@ def paths(tmp_path: Path) -> dict[str, Any]:
     models = ReadModels(Catalog(), Likes(), Comments(), Operations(), Audit())
     authenticator = make_authenticator(settings.auth, SECRET)
     parts = Parts(
-        settings, "", "", authenticator, store, unused, models, None, unused, unused, None
+        settings, "", "", authenticator, store, unused, models, unused, None, unused, unused, None
     )
     found: dict[str, Any] = make_app(parts).openapi()["paths"]
     return found

@@ -10,7 +10,8 @@ from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
 from infra.auth import Authenticator
-from infra.http import create_app, hot
+from infra.edge import hot
+from infra.http import create_app
 
 
 async def ask_the_framework(stream: UUID, request: Request) -> Response | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from aiokafka.partitioner import DefaultPartitioner
 
+from engine.messages import Dead, Raw, Unreadable
 from infra.kafka import KafkaOptions
 from infra.kafka.publishing import partition_of
 from infra.settings import load_settings
 from workers.consuming.kafka import dead_letter, parse
-from workers.consuming.messages import Dead, Raw, Unreadable
 
 SECURE = {
     "KAFKA_BOOTSTRAP_SERVERS": "one:9092,two:9092",

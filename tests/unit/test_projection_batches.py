@@ -13,10 +13,10 @@ from domain.comment import Comment
 from domain.model import Aggregate, Origin
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
+from infra.advisory_locks import copy_lock
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes, sum_up
-from projections.positions import lock_key
 from projections.projection import Recorded, by_kind, columns
 
 VIDEOS = [UUID(int=n + 1) for n in range(3)]
@@ -95,8 +95,8 @@ def test_a_copy_writes_into_its_own_schema() -> None:
     copy = Likes("likes_next")
     assert (Likes().schema, copy.name, copy.schema) == ("likes", "likes", "likes_next")
     assert copy.sql("SELECT 1 FROM {schema}.counts") == b'SELECT 1 FROM "likes_next".counts'
-    assert lock_key("likes") != lock_key("likes_next")
-    assert 0 < lock_key("likes") < 2**31
+    assert copy_lock("likes").key != copy_lock("likes_next").key
+    assert 0 < copy_lock("likes").key < 2**31
 
 
 def test_each_projection_wants_what_it_can_write() -> None:

@@ -9,6 +9,9 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.connections import ThreadedConnection
+from engine.messages import Poison, Received
+from infra.errors import describe
 from infra.metrics import counter
 from projections import consumers
 from projections.analytics import videos
@@ -16,10 +19,7 @@ from projections.analytics.migrating import Shape, migrate
 from projections.analytics.refreshing import refresh
 from projections.analytics.rules import TOPICS, NotCountable, Row, row_of
 from projections.analytics.storing import Store, StoredBatch
-from projections.poison import describe
 from workers.analytics import uploads
-from workers.consuming.messages import Poison, Received
-from workers.leading import Lead
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +62,7 @@ class _Keeper:
         log.info("analytics_ready", on=str(found))
         self._shape = found.shape
 
-    async def stored(self, lead: Lead) -> None:
+    async def stored(self, conn: ThreadedConnection) -> None:
         """Bring late events into the rollups, where these are not kept by the storing itself."""
         last, self._last = self._last, StoredBatch()
         for kind, count in last.fresh.items():
@@ -70,7 +70,7 @@ class _Keeper:
         ANALYTICS_RECOUNTED.inc(last.changed)
         ANALYTICS_TOO_LATE.inc(last.too_late)
         if self._shape is Shape.TIMESCALE:
-            await lead.do(refresh, last.times, datetime.now(UTC))
+            await conn.do(refresh, last.times, datetime.now(UTC))
         if last.times:
             await self._counted()
 

@@ -18,12 +18,12 @@ import orjson
 import structlog
 from pydantic import ValidationError
 
+from engine.connections import ThreadedConnection
+from engine.messages import Dead, Fetched, Place, Raw, Received, Unreadable
 from infra.integration import dead_letters
 from infra.integration.topics import adapter_of
 from infra.kafka import KafkaOptions, Outgoing, Partition, Publisher, Reader, Record
 from projections.consumers import BY_KAFKA
-from workers.consuming.messages import Dead, Fetched, Place, Raw, Received, Unreadable
-from workers.leading import Lead
 from workers.relay_places import published
 
 log = structlog.get_logger(__name__)
@@ -58,7 +58,7 @@ class KafkaSource:
     ) -> None:
         """With `hurried`, which is set while somebody waits, it tells positions of the log too."""
         self._hurried = hurried
-        self._lead: Lead | None = None
+        self._conn: ThreadedConnection | None = None
         self._relayed: Relayed | None = None
         self._relay_seen = 0.0
         self._topics = topics
@@ -67,13 +67,13 @@ class KafkaSource:
         self._reader = Reader(options, topics)
         self._looked = 0.0
 
-    async def start(self, lead: Lead, places: Mapping[Place, int]) -> None:
+    async def start(self, conn: ThreadedConnection, places: Mapping[Place, int]) -> None:
         offsets = {
             Partition(topic, number): offset
             for (topic, number), offset in places.items()
             if topic in self._topics
         }
-        self._lead, self._relayed = lead, None
+        self._conn, self._relayed = conn, None
         await self._reader.start(offsets)
 
     async def fetch(self, at_most_seconds: float) -> Fetched:
@@ -106,14 +106,14 @@ class KafkaSource:
 
     async def _look_at_relay(self) -> None:
         """Know how far it is; while somebody waits, each time that it has gone on."""
-        if self._hurried is None or self._lead is None:
+        if self._hurried is None or self._conn is None:
             return
         if self._hurried.is_set():
             self._hurried.clear()
         elif time.monotonic() - self._relay_seen < RELAY_SECONDS:
             return
         self._relay_seen = time.monotonic()
-        places = {(BY_KAFKA[source], 0): at for source, at in await self._lead.do(published)}
+        places = {(BY_KAFKA[source], 0): at for source, at in await self._conn.do(published)}
         if places and (self._relayed is None or places != self._relayed.places):
             # In this order: what is published later lies behind these ends.
             ends = await self._reader.ends()

@@ -10,13 +10,12 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
-from workers.consuming.messages import Dead, Place, Raw, Received
+from engine.messages import Dead, Place, Raw, Received
+from infra.advisory_locks import Lock, lock_in_transaction
 
 KEEP_DAYS = 7
 
-# The lock: CREATE … IF NOT EXISTS races with itself when several processes start at once.
 TABLES = b"""
-SELECT pg_advisory_xact_lock(7104878, 3);
 CREATE TABLE IF NOT EXISTS backlot_consumer_places (
     consumer text NOT NULL,
     source text NOT NULL,
@@ -87,6 +86,8 @@ COUNT = b"SELECT count(*) FROM backlot_dead_messages WHERE consumer = %s"
 def install(conn: Connection[Any]) -> None:
     """Create the tables where they are missing."""
     with conn.transaction():
+        # CREATE … IF NOT EXISTS races with itself when several processes start at once.
+        lock_in_transaction(conn, Lock.CONSUMER_TABLES)
         conn.execute(TABLES)
 
 

@@ -13,6 +13,8 @@ from uuid import UUID
 import psycopg
 import structlog
 
+from engine.connections import ThreadedConnection, connected
+from engine.leader_lock import leading
 from engine.schedule import Job, Outage, Run
 from infra.llm import BadAnswer, Embedder, LanguageModelError, RejectedRequest
 from infra.llm.embeddings import MAX_TEXTS
@@ -27,7 +29,6 @@ from projections.recommendations.embedding_table import (
     put,
 )
 from projections.recommendations.texts import Digested, Text, page, texts_of
-from workers.leading import Lead, connected, leading
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +56,13 @@ class Upkeep:
     `catalog` is a connection to the read models, `kept` the active process's own to the analytics.
     """
 
-    def __init__(self, embedder: Embedder, models: Catalog, catalog: Lead, kept: Lead) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        models: Catalog,
+        catalog: ThreadedConnection,
+        kept: ThreadedConnection,
+    ) -> None:
         self._embedder = embedder
         self._models = models
         self._catalog = catalog

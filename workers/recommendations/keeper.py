@@ -11,16 +11,16 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.connections import ThreadedConnection
+from engine.messages import Poison, Received
+from infra.errors import describe
 from infra.integration import topics
 from projections.analytics.migrating import migrate
 from projections.analytics.rules import NotCountable, Row, row_of
 from projections.consumers import ENGAGED
-from projections.poison import describe
 from projections.recommendations.keeping import keep, rank_categories
 from projections.recommendations.pairing import Engagement
 from projections.recommendations.weighing import EngagementKind, Weighing
-from workers.consuming.messages import Poison, Received
-from workers.leading import Lead
 
 log = structlog.get_logger(__name__)
 
@@ -70,13 +70,13 @@ class EngagementKeeper:
         unliked = {row.user_id for kind, row in told if kind is None and row.user_id is not None}
         self._last = keep(conn, engaged, self._weighing) | unliked
 
-    async def stored(self, lead: Lead) -> None:
+    async def stored(self, conn: ThreadedConnection) -> None:
         """Tell whose profiles changed; rank the categories anew once a minute."""
         last, self._last = self._last, frozenset()
         if last:
             await self._changed(last)
             if time.monotonic() - self._ranked_at >= RANK_SECONDS:
-                await lead.do(rank_categories, self._weighing)
+                await conn.do(rank_categories, self._weighing)
                 self._ranked_at = time.monotonic()
 
 

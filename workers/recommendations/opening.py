@@ -12,8 +12,8 @@ from infra.settings import Settings
 from projections.catalog import Catalog
 from projections.likes import Likes
 from projections.recommendations.cache import RecommendationCache
-from readapi.app import make_pool
 from readapi.figures import AnalyticsQueries
+from readapi.pool import make_pool
 from readapi.recommending import open_recommendations
 
 

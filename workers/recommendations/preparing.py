@@ -15,11 +15,12 @@ from dramatiq import Actor
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.connections import ThreadedConnection
+from engine.leader_lock import leading
 from engine.schedule import Job, Outage, Run
 from infra.tasks import BrokerAway, enqueue
 from infra.tasks.letters import TaskQueues
 from infra.tasks.queues import RECOMMENDATIONS
-from workers.leading import Lead, leading
 
 log = structlog.get_logger(__name__)
 
@@ -56,14 +57,14 @@ class Preparation:
 def preparation_job(preparation: Preparation, analytics_url: str, every: float) -> Job:
     """Return the job that sends the tasks; one process at a time does."""
 
-    async def run(lead: Lead) -> None:
-        users = await lead.do(preparation.run)
+    async def run(conn: ThreadedConnection) -> None:
+        users = await conn.do(preparation.run)
         log.debug("recommendations_asked_for", users=users)
 
     @asynccontextmanager
     async def session() -> AsyncIterator[Run]:
-        async with leading(analytics_url, "recommendations in advance") as lead:
-            yield lambda: run(lead)
+        async with leading(analytics_url, "recommendations in advance") as conn:
+            yield lambda: run(conn)
 
     outage = Outage("recommendations_postponed", (psycopg.Error, BrokerAway))
     return Job("recommendations in advance", every, session, outage, at_once=False)

@@ -15,13 +15,14 @@ from dramatiq import Actor
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.connections import ThreadedConnection
+from engine.leader_lock import leading
 from engine.schedule import Job, Outage, Run
 from infra.metrics import counter
 from infra.tasks import BrokerAway, enqueue
 from infra.tasks.letters import TaskQueues
 from infra.tasks.queues import TRANSLATION
 from projections.comments import Comments
-from workers.leading import Lead, leading
 from workers.translation.task import NO_LANGUAGE_MODEL, PASSING
 
 log = structlog.get_logger(__name__)
@@ -69,15 +70,15 @@ class Sweep:
 def sweep_job(sweep: Sweep, database_url: str, every: float) -> Job:
     """Return the job that sweeps; one process at a time does."""
 
-    async def run(lead: Lead) -> None:
-        sent = await lead.do(sweep.run)
+    async def run(conn: ThreadedConnection) -> None:
+        sent = await conn.do(sweep.run)
         if sent:
             log.warning("translations_swept", comments=sent)
 
     @asynccontextmanager
     async def session() -> AsyncIterator[Run]:
-        async with leading(database_url, "translation sweep") as lead:
-            yield lambda: run(lead)
+        async with leading(database_url, "translation sweep") as conn:
+            yield lambda: run(conn)
 
     outage = Outage("sweep_postponed", (psycopg.Error, BrokerAway))
     return Job("translation sweep", every, session, outage, at_once=False)

@@ -11,15 +11,14 @@ import orjson
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from infra.advisory_locks import Lock, lock, lock_in_transaction, unlock
 from infra.integration import NotPublishable, from_telemetry
 from infra.telemetry import TelemetryEvent
 from projections.analytics.migrating import Shape
 from projections.analytics.rebuilding import checking_sql as sql
 from projections.analytics.rebuilding.checking import DAY, Day
-from projections.analytics.refreshing import LOCK as REFRESHING
-from projections.analytics.refreshing import UNLOCK as REFRESHED
 from projections.analytics.rules import NotCountable, Row, row_of
-from projections.analytics.storing import LOCK, Store
+from projections.analytics.storing import Store
 from projections.proving.comparing_sql import SESSION
 
 MANY = 1_000
@@ -74,7 +73,7 @@ def alone(conn: Connection[TupleRow], shape: Shape) -> Iterator[None]:
         conn.execute(DURABLE)
         if shape is Shape.TIMESCALE:
             conn.execute(UNBOUNDED)
-        conn.execute(LOCK)
+        lock_in_transaction(conn, Lock.ANALYTICS_ROWS)
         yield
 
 
@@ -140,7 +139,7 @@ def refresh_day(conn: Connection[TupleRow], day: Day, now: datetime) -> None:
     """
     hour = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     until = min(day.since + DAY, hour)
-    conn.execute(REFRESHING)
+    lock(conn, Lock.ANALYTICS_REFRESH)
     try:
         if day.since < until:
             conn.execute(REFRESH, ("analytics.video_hourly", day.since, until))
@@ -148,7 +147,7 @@ def refresh_day(conn: Connection[TupleRow], day: Day, now: datetime) -> None:
             conn.execute(REFRESH, ("analytics.video_daily", day.since, day.since + DAY))
     finally:
         if not conn.closed:
-            conn.execute(REFRESHED)
+            unlock(conn, Lock.ANALYTICS_REFRESH)
 
 
 def _telemetry(log_conn: Connection[TupleRow], ids: list[UUID]) -> Iterator[Row]:

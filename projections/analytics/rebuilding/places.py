@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from zlib import crc32
 
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from infra.advisory_locks import job_lock
 from infra.errors import OperatorError
 
 ROWS, VIDEOS = "analytics", "analytics_videos"
 IN_POSTGRESQL = frozenset({"events", "telemetry"})
-# The class of the locks that consumers hold while they are active.
-ACTIVE_CLASS = 0x776F726B
 
 KNOWN = b"SELECT to_regclass('backlot_consumer_places') IS NOT NULL"
 PLACES = b"SELECT source, position, updated_at FROM backlot_consumer_places WHERE consumer = %b"
@@ -61,6 +59,6 @@ def relayed(log_conn: Connection[TupleRow]) -> int:
 
 def is_active(conn: Connection[TupleRow], consumer: str) -> bool:
     """Whether any process runs the keeper at this moment."""
-    key = crc32(f"consumer {consumer}".encode()) & 0x7FFFFFFF
-    (found,) = conn.execute(ACTIVE, (ACTIVE_CLASS, key)).fetchone() or (False,)
+    class_id, key = job_lock(f"consumer {consumer}")
+    (found,) = conn.execute(ACTIVE, (int(class_id), key)).fetchone() or (False,)
     return bool(found)

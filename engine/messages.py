@@ -10,7 +10,7 @@ from uuid import UUID
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from workers.leading import Lead
+from engine.connections import ThreadedConnection
 
 Place = tuple[str, int]
 """A source and its partition: `("events", 0)`, or a topic of Kafka and its partition."""
@@ -129,26 +129,5 @@ class Keeper(Protocol):
 
     def store(self, conn: Connection[TupleRow], batch: Sequence[Received]) -> None: ...
 
-    async def stored(self, lead: Lead) -> None:
+    async def stored(self, conn: ThreadedConnection) -> None:
         """What is to be done once it is committed; a crash may leave it out."""
-
-
-class Source(Protocol):
-    """Where messages come from; one contract for the event log and for Kafka."""
-
-    kind: str
-
-    async def start(self, lead: Lead, places: Mapping[Place, int]) -> None:
-        """Begin behind the places that are written down; at the beginning where there is none."""
-
-    async def fetch(self, at_most_seconds: float) -> Fetched:
-        """What comes next, in order; empty when nothing came in that time."""
-
-    async def reread(self, raw: Raw) -> Received:
-        """A message that was dead, read again; raises Unreadable."""
-
-    async def bury(self, consumer: str, dead: Sequence[Dead]) -> None:
-        """Tell whoever watches the source; PostgreSQL keeps them in any case."""
-
-    async def stop(self) -> None:
-        """Let go of what `start` opened; safe before it and again."""

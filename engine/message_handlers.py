@@ -1,0 +1,330 @@
+"""Handlers of messages: each is handled once for all that is known, and none is lost.
+
+What can't be read or handled is a dead letter, kept with the reason until an operator has it
+handled after all, or gives it up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+from uuid import UUID
+
+import psycopg
+import structlog
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from engine.connections import Backoff, ThreadedConnection, is_outage
+from engine.messages import (
+    Consumer,
+    Dead,
+    Fetched,
+    Keeper,
+    Place,
+    Poison,
+    Raw,
+    Received,
+    Unreadable,
+)
+from engine.metrics import (
+    CONSUMED,
+    CONSUMER_DEAD,
+    CONSUMER_DIED,
+    CONSUMER_FAILURES,
+    CONSUMER_LAG,
+    CONSUMER_LAG_SECONDS,
+)
+from engine.sources import MessageSource
+from engine.subscription import Checkpoint, Handler
+from infra.errors import describe
+
+log = structlog.get_logger(__name__)
+
+REDRIVE_MESSAGES = 100
+
+Write = Callable[[Connection[TupleRow], Iterable[Received], Iterable[Dead]], None]
+"""Writes down what became of messages: those that were handled, and the dead ones."""
+
+
+class MessageCheckpoint(Checkpoint, Protocol):
+    """How far one consumer is, which messages it has handled, and which of them are dead."""
+
+    def known(self, conn: Connection[TupleRow], ids: Sequence[UUID]) -> set[UUID]:
+        """Return which of the messages were handled before."""
+
+    def settle(
+        self,
+        conn: Connection[TupleRow],
+        handled: Iterable[Received],
+        dead: Iterable[Dead],
+        moved: Mapping[Place, int],
+    ) -> None:
+        """Write down, in one transaction, what became of a batch, and how far the consumer is."""
+
+    def settle_redriven(
+        self, conn: Connection[TupleRow], handled: Iterable[Received], dead: Iterable[Dead]
+    ) -> None:
+        """Write down, in one transaction, what became of messages that were dead."""
+
+    def wanted(self, conn: Connection[TupleRow], limit: int) -> list[Raw]:
+        """Return dead messages that somebody wants to have handled after all."""
+
+    def count_dead(self, conn: Connection[TupleRow]) -> int:
+        """Return how many messages are dead."""
+
+
+class MessageHandler(Handler[Fetched]):
+    """What all handlers of messages do: write down what became of them, tell, and redrive."""
+
+    def __init__(
+        self,
+        name: str,
+        source: MessageSource,
+        checkpoint: MessageCheckpoint,
+        *,
+        hurried: asyncio.Event | None = None,
+    ) -> None:
+        """`hurried` is set while somebody waits for what is made of what was recorded."""
+        self._name = name
+        self._source = source
+        self._checkpoint = checkpoint
+        self._hurried = hurried or asyncio.Event()
+        self._unwritten: dict[Place, int] = {}
+
+    @abstractmethod
+    async def _work(
+        self,
+        conn: ThreadedConnection,
+        received: Sequence[Received],
+        dead: Sequence[Dead],
+        write: Write,
+    ) -> tuple[Sequence[Received], Sequence[Dead]]:
+        """Have messages handled and what became of them written; return it, `dead` included."""
+
+    async def start(self, conn: ThreadedConnection) -> None:
+        self._unwritten = {}
+        log.info("consumer_active", consumer=self._name, source=self._source.kind)
+
+    async def handle(self, conn: ThreadedConnection, batch: Fetched) -> None:
+        hurried = self._hurried.is_set()
+        self._hurried.clear()
+        CONSUMER_LAG.labels(self._name).set(batch.lag + len(batch.received))
+        CONSUMER_LAG_SECONDS.labels(self._name).set(batch.lag_seconds)
+        self._unwritten |= batch.places
+        if not batch.is_empty:
+            await self._settle(conn, batch)
+        CONSUMER_LAG.labels(self._name).set(batch.lag)
+        if batch.lag == 0:
+            CONSUMER_LAG_SECONDS.labels(self._name).set(0)
+        if hurried:
+            await self._write_places(conn)
+
+    async def _settle(self, conn: ThreadedConnection, batch: Fetched) -> None:
+        moved = dict(self._unwritten)
+
+        def write(
+            at: Connection[TupleRow], handled: Iterable[Received], dead: Iterable[Dead]
+        ) -> None:
+            self._checkpoint.settle(at, handled, dead, moved)
+
+        handled, dead = await self._work(conn, batch.received, batch.dead, write)
+        self._unwritten = {}
+        self._count(handled, dead)
+
+    async def look_aside(self, conn: ThreadedConnection) -> None:
+        """Redrive, write down places without messages, and count what is dead."""
+        wanted = await conn.do(self._checkpoint.wanted, REDRIVE_MESSAGES)
+        if wanted:
+            await self._redrive(conn, wanted)
+        await self._write_places(conn)
+        dead = await conn.do(self._checkpoint.count_dead)
+        CONSUMER_DEAD.labels(self._name).set(dead)
+
+    async def stop(self) -> None:
+        """Withdraw the gauges: whoever is active next tells how far the consumer is."""
+        for gauge in (CONSUMER_LAG, CONSUMER_LAG_SECONDS, CONSUMER_DEAD):
+            gauge.remove(self._name)
+
+    def failed(self, error: Exception, step: str = "source") -> None:
+        """Count and log what stopped the consumer, or its handling of a batch."""
+        CONSUMER_FAILURES.labels(self._name, step).inc()
+        log.warning(
+            "consumer_interrupted",
+            consumer=self._name,
+            step=step,
+            error=describe(error),
+            exc_info=None if is_outage(error) else error,
+        )
+
+    async def _write_places(self, conn: ThreadedConnection) -> None:
+        if self._unwritten:
+            await conn.do(self._checkpoint.settle, (), (), self._unwritten)
+            self._unwritten = {}
+
+    async def _redrive(self, conn: ThreadedConnection, wanted: Sequence[Raw]) -> None:
+        readable: list[Received] = []
+        unreadable: list[Dead] = []
+        for raw in wanted:
+            try:
+                readable.append(await self._source.reread(raw))
+            except Unreadable as error:
+                unreadable.append(Dead(raw, str(error)))
+
+        def write(
+            at: Connection[TupleRow], handled: Iterable[Received], dead: Iterable[Dead]
+        ) -> None:
+            dead = list(dead)
+            # Those that were handled before, however they died, need not be kept either.
+            poisonous = {each.id for each in dead if each.id is not None}
+            revived = [each for each in readable if each.id not in poisonous]
+            self._checkpoint.settle_redriven(at, revived, dead)
+
+        handled, dead = await self._work(conn, readable, unreadable, write)
+        log.info("consumer_redrove", consumer=self._name, handled=len(handled))
+        self._count(handled, dead)
+
+    async def _bury(self, dead: Sequence[Dead]) -> None:
+        if not dead:
+            return
+        for each in dead:
+            log.error(
+                "message_dead",
+                consumer=self._name,
+                topic=each.raw.topic,
+                position=each.raw.offset,
+                id=str(each.id),
+                reason=each.reason,
+            )
+        await self._source.bury(self._name, dead)
+
+    def _count(self, handled: Sequence[Received], dead: Sequence[Dead]) -> None:
+        for topic, count in Counter(message.topic for message in handled).items():
+            CONSUMED.labels(self._name, topic).inc(count)
+        for topic, count in Counter(each.raw.topic for each in dead).items():
+            CONSUMER_DIED.labels(self._name, topic).inc(count)
+
+
+class ConsumerHandler(MessageHandler):
+    """Has a consumer act, whose work lies outside of the database of its checkpoint.
+
+    What was handled is written down together with how far the consumer is; a crash before that
+    makes the same messages come again.
+    """
+
+    def __init__(
+        self, consumer: Consumer, source: MessageSource, checkpoint: MessageCheckpoint
+    ) -> None:
+        super().__init__(consumer.name, source, checkpoint)
+        self._consumer = consumer
+
+    async def _work(
+        self,
+        conn: ThreadedConnection,
+        received: Sequence[Received],
+        dead: Sequence[Dead],
+        write: Write,
+    ) -> tuple[Sequence[Received], Sequence[Dead]]:
+        handled, poison = await self._act(conn, received)
+        dead = [*dead, *poison]
+        await self._bury(dead)
+        await conn.do(write, handled, dead)
+        return handled, dead
+
+    async def _act(
+        self, conn: ThreadedConnection, received: Sequence[Received]
+    ) -> tuple[list[Received], list[Dead]]:
+        """Have what is new handled, however long that takes; return it, and what is poison."""
+        known = await conn.do(self._checkpoint.known, [each.id for each in received])
+        fresh = {each.id: each for each in received if each.id not in known}
+        dead: list[Dead] = []
+        backoff = Backoff()
+        while fresh:
+            try:
+                await self._consumer.handle(list(fresh.values()))
+                break
+            except Poison as poison:
+                culprit = fresh.pop(poison.message.id)
+                dead.append(Dead(culprit.raw, poison.reason, culprit.id))
+            except Exception as error:  # noqa: BLE001 - logged by `failed`, and tried again
+                self.failed(error, "handler")
+                await asyncio.sleep(backoff.next())
+        return list(fresh.values()), dead
+
+
+class KeeperHandler(MessageHandler):
+    """Has a keeper store rows, in the transaction that moves its checkpoint.
+
+    What comes again after a crash was either stored with the checkpoint, or not at all.
+    """
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        source: MessageSource,
+        checkpoint: MessageCheckpoint,
+        *,
+        hurried: asyncio.Event,
+    ) -> None:
+        super().__init__(keeper.name, source, checkpoint, hurried=hurried)
+        self._keeper = keeper
+
+    async def start(self, conn: ThreadedConnection) -> None:
+        await conn.do(self._keeper.prepare)
+        await super().start(conn)
+
+    async def _work(
+        self,
+        conn: ThreadedConnection,
+        received: Sequence[Received],
+        dead: Sequence[Dead],
+        write: Write,
+    ) -> tuple[Sequence[Received], Sequence[Dead]]:
+        fresh = {each.id: each for each in received}
+        buried = list(dead)
+        await self._bury(buried)
+        while True:
+            try:
+                await conn.do(self._store, list(fresh.values()), buried, write)
+                break
+            except Poison as poison:
+                found = [Dead(fresh.pop(poison.message.id).raw, poison.reason, poison.message.id)]
+            except (psycopg.DataError, psycopg.IntegrityError):
+                found = await self._culprits(conn, fresh)
+            CONSUMER_FAILURES.labels(self._name, "handler").inc()
+            await self._bury(found)
+            buried += found
+        await self._keeper.stored(conn)
+        return list(fresh.values()), buried
+
+    def _store(
+        self,
+        conn: Connection[TupleRow],
+        messages: Sequence[Received],
+        dead: Sequence[Dead],
+        write: Write,
+    ) -> None:
+        with conn.transaction():
+            self._keeper.store(conn, messages)
+            # Whether a message is known the rows themselves say.
+            write(conn, (), dead)
+
+    async def _culprits(self, conn: ThreadedConnection, fresh: dict[UUID, Received]) -> list[Dead]:
+        """Take out those that the database does not take even alone; raise when there is none."""
+        found: list[Dead] = []
+        for message in list(fresh.values()):
+            try:
+                await conn.do(self._try, message)
+            except (psycopg.DataError, psycopg.IntegrityError) as error:
+                found.append(Dead(message.raw, describe(error), message.id))
+                del fresh[message.id]
+        if not found:
+            raise RuntimeError(f"{self._name}: a batch can't be stored, each of its messages can")
+        return found
+
+    def _try(self, conn: Connection[TupleRow], message: Received) -> None:
+        with conn.transaction(force_rollback=True):
+            self._keeper.store(conn, [message])

@@ -1,0 +1,105 @@
+"""Wakes everything in a process that follows what is recorded: one LISTEN connection for all.
+
+A notification that says `hurry` comes from somebody who waits for what a subscription makes. Then
+it also cuts short the time in which the subscription lets events gather.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from contextlib import suppress
+from typing import Any
+
+import structlog
+from psycopg import AsyncConnection, Connection, Cursor, InterfaceError, OperationalError
+from psycopg.rows import TupleRow
+from psycopg.sql import SQL, Identifier
+
+from engine.connections import Backoff
+from infra import telemetry
+from infra.connecting import open_async_connection
+
+log = structlog.get_logger(__name__)
+
+EVENTS = "backlot_events"
+"""The channel of the event log, and of what operators change about who follows it."""
+CHANNELS = (EVENTS, telemetry.CHANNEL)
+HURRY = "hurry"
+"""What somebody who waits says on the channel of the event log."""
+NOTIFY = b"SELECT pg_notify(%s, %s)"
+
+# Notifications that arrive within this time after one are answered together.
+GATHER_SECONDS = 0.005
+LOOK_UP_SECONDS = 5.0
+
+
+def notify(conn: Connection[Any] | Cursor[Any]) -> None:
+    """Wake every subscription of every process, once the transaction is committed."""
+    conn.execute(NOTIFY, (EVENTS, ""))
+
+
+class Notifications:
+    """Sets the subscribed events at each notification; a lost one costs only a poll's delay.
+
+    To be used from one event loop. Subscribers come before `run`.
+    """
+
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
+        self._subscribers: dict[str, list[asyncio.Event]] = defaultdict(list)
+        self._hurried: list[asyncio.Event] = []
+
+    def subscribe(self, *channels: str) -> asyncio.Event:
+        """Return an event that is set when something came in these channels, or in any."""
+        wake = asyncio.Event()
+        for channel in channels or CHANNELS:
+            self._subscribers[channel].append(wake)
+        return wake
+
+    def hurried(self) -> asyncio.Event:
+        """Return an event that is set when somebody waits; after those of `subscribe` are."""
+        hurry = asyncio.Event()
+        self._hurried.append(hurry)
+        return hurry
+
+    async def run(self) -> None:
+        """Listen until cancelled, again and again where the database goes away."""
+        backoff = Backoff()
+        while True:
+            try:
+                async with await open_async_connection(self._database_url, "listener") as conn:
+                    await self._listen(conn, backoff)
+            except (OperationalError, InterfaceError) as error:
+                log.warning("listener_disconnected", error=" ".join(str(error).split()))
+                await asyncio.sleep(backoff.next())
+
+    async def _listen(self, conn: AsyncConnection[TupleRow], backoff: Backoff) -> None:
+        for channel in self._subscribers:
+            await conn.execute(SQL("LISTEN {}").format(Identifier(channel)))
+        backoff.reset()
+        # Something may have been recorded while nobody listened.
+        for channel in self._subscribers:
+            self._wake(channel)
+        while True:
+            hurry = False
+            async for note in conn.notifies(timeout=LOOK_UP_SECONDS, stop_after=1):
+                self._wake(note.channel)
+                hurry |= note.payload == HURRY
+            if hurry:
+                for event in self._hurried:
+                    event.set()
+            else:
+                await asyncio.sleep(GATHER_SECONDS)
+
+    def _wake(self, channel: str) -> None:
+        for wake in self._subscribers[channel]:
+            wake.set()
+
+
+async def woken(wake: asyncio.Event, at_most_seconds: float) -> None:
+    """Return when it is set, or after that time; clear it."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(at_most_seconds):
+            await wake.wait()
+    wake.clear()

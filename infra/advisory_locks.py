@@ -1,0 +1,115 @@
+"""Every advisory lock of the program: one registry of their numbers, and how each is taken.
+
+PostgreSQL tells advisory locks apart by two numbers alone, so a number that were used twice would
+make two jobs exclude each other. The numbers that exist never change: during a rolling upgrade, a
+process of the last release has to meet this one at the same lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+from zlib import crc32
+
+from psycopg import Connection, Cursor
+
+
+class LockClass(IntEnum):
+    """The first number: what a lock is about. Five of them spell a word in ASCII."""
+
+    LOG = 0x6C6F67
+    """The event store: key 0 for its tables, else the `oid` of the events table."""
+    PROJECTION = 0x70726F6A
+    """The copies of projections and the replays, by `copy_lock` and `replay_lock`."""
+    JOB = 0x776F726B
+    """Jobs that one process does at a time, by `job_lock`."""
+    LIKES = 0x6C696B65
+    SEALS = 0x7365616C
+    OPERATION = 0x6F706572
+    """Operations of operators, by `operation_lock`."""
+    SHARED = 7104878
+    """Everything that needs no class of its own."""
+
+
+class AdvisoryLock(NamedTuple):
+    """A lock by its two numbers, both positive int4."""
+
+    class_id: int
+    key: int
+
+
+class Lock:
+    """The locks whose key is fixed."""
+
+    EVENT_STORE_TABLES: Final = AdvisoryLock(LockClass.LOG, 0)
+    PROJECTION_TABLES: Final = AdvisoryLock(LockClass.PROJECTION, 0)
+    LIKES_RECONCILIATION: Final = AdvisoryLock(LockClass.LIKES, 1)
+    SEAL_TABLES: Final = AdvisoryLock(LockClass.SEALS, 0)
+    SEALING: Final = AdvisoryLock(LockClass.SEALS, 1)
+    TELEMETRY_TABLES: Final = AdvisoryLock(LockClass.SHARED, 1)
+    TELEMETRY: Final = AdvisoryLock(LockClass.SHARED, 2)
+    CONSUMER_TABLES: Final = AdvisoryLock(LockClass.SHARED, 3)
+    RELAY_TABLES: Final = AdvisoryLock(LockClass.SHARED, 4)
+    ANALYTICS_ROWS: Final = AdvisoryLock(LockClass.SHARED, 5)
+    TRENDING_SETTLEMENT: Final = AdvisoryLock(LockClass.SHARED, 6)
+    ANALYTICS_REFRESH: Final = AdvisoryLock(LockClass.SHARED, 7)
+    ANALYTICS_PRUNING: Final = AdvisoryLock(LockClass.SHARED, 8)
+    RECOMMENDATION_ROWS: Final = AdvisoryLock(LockClass.SHARED, 9)
+    ANALYTICS_MIGRATION: Final = AdvisoryLock(LockClass.SHARED, 10)
+
+
+def copy_lock(schema: str) -> AdvisoryLock:
+    """The lock of the one process that applies events to this copy of a projection."""
+    return AdvisoryLock(LockClass.PROJECTION, (crc32(schema.encode()) & 0x3FFFFFFF) + 1)
+
+
+def replay_lock(replay_id: int) -> AdvisoryLock:
+    """The lock of the one process that works on this replay."""
+    return copy_lock(f"replay {replay_id}")
+
+
+def job_lock(job: str) -> AdvisoryLock:
+    """The lock of the one process that does this job, such as `relay` or `consumer analytics`."""
+    return AdvisoryLock(LockClass.JOB, crc32(job.encode()) & 0x7FFFFFFF)
+
+
+def operation_lock(operation_id: UUID) -> AdvisoryLock:
+    """The lock of the one process that carries out this operation."""
+    return AdvisoryLock(LockClass.OPERATION, operation_id.int & 0x7FFFFFFF)
+
+
+def lock(conn: Connection[Any], which: AdvisoryLock) -> None:
+    """Take a lock for as long as the session lives, once it is free."""
+    conn.execute("SELECT pg_advisory_lock(%s, %s)", _numbers(which))
+
+
+def try_lock(conn: Connection[Any], which: AdvisoryLock) -> bool:
+    """Take a lock for as long as the session lives; False where another session holds it."""
+    return _told(conn.execute("SELECT pg_try_advisory_lock(%s, %s)", _numbers(which)))
+
+
+def unlock(conn: Connection[Any], which: AdvisoryLock) -> None:
+    """Let another session take the lock."""
+    conn.execute("SELECT pg_advisory_unlock(%s, %s)", _numbers(which))
+
+
+def lock_in_transaction(conn: Connection[Any] | Cursor[Any], which: AdvisoryLock) -> None:
+    """Take a lock until the transaction ends, once it is free."""
+    conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", _numbers(which))
+
+
+def try_lock_in_transaction(conn: Connection[Any], which: AdvisoryLock) -> bool:
+    """Take a lock until the transaction ends; False where another session holds it."""
+    return _told(conn.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", _numbers(which)))
+
+
+def _numbers(which: AdvisoryLock) -> tuple[int, int]:
+    return int(which.class_id), which.key
+
+
+def _told(cursor: Cursor[Any]) -> bool:
+    """The one value of a row, whatever the connection makes of rows."""
+    row = cursor.fetchone()
+    return row is not None and bool(next(iter(row.values() if isinstance(row, Mapping) else row)))
