@@ -13,12 +13,13 @@ import structlog
 from backlot.wiring import Parts
 from commands.bus import CommandBus
 from engine.messages import Consumer, Keeper
-from engine.notifications import EVENTS
+from engine.notifications import CHANNELS, EVENTS
 from engine.schedule import Job, run_job
 from engine.sources import BEHIND_EVENTS, MessageSource
 from engine.subscription import Subscription
 from infra.cancellation import END_SECONDS, cancel
 from infra.codec import MAPPER
+from infra.integration.topics import TELEMETRY
 from infra.kafka import KafkaOptions
 from infra.metrics import counter
 from infra.settings import Role
@@ -203,5 +204,6 @@ def _source(
     if kafka is not None:
         hurried = parts.notifications.hurried()
         return KafkaSource(consumer.topics, kafka, batch_messages=at_once, hurried=hurried)
-    wake = parts.notifications.subscribe()
+    channels = CHANNELS if TELEMETRY.intersection(consumer.topics) else (EVENTS,)
+    wake = parts.notifications.subscribe(*channels)
     return LogSource(consumer.topics, wake=wake, mapper=MAPPER, batch_events=at_once)

@@ -76,7 +76,7 @@ class Wakeups:
         """It holds nothing."""
 
 
-class ReadAhead(Source[L]):
+class Prefetch(Source[L]):
     """A source that reads on while what it gave is dealt with, wherever more waits.
 
     The database answers the one and stores the other. Places go with their batch: what was read

@@ -200,5 +200,10 @@ class Subscription(Generic[B]):
                     looked = time.monotonic()
                     await self._handler.look_aside(conn)
         finally:
-            await to_the_end(self._source.stop())
-            await to_the_end(self._handler.stop())
+            await to_the_end(self._stop())
+
+    async def _stop(self) -> None:
+        try:
+            await self._source.stop()
+        finally:
+            await self._handler.stop()

@@ -44,7 +44,7 @@ M = TypeVar("M")
 
 
 @dataclass(frozen=True, slots=True)
-class UnreadableRecord:
+class Unpublishable:
     """Something recorded that makes no message, with what is wrong with it."""
 
     topic: str
@@ -57,7 +57,7 @@ class Stretch:
     """What lies behind a position, up to `until`; `head` is the end as it was seen before."""
 
     messages: Sequence[Message]
-    unreadable: Sequence[UnreadableRecord]
+    unreadable: Sequence[Unpublishable]
     until: int
     head: int
 
@@ -98,12 +98,12 @@ class EventFeed:
             return Stretch((), (), after, head)
         window = self._log.read(conn, after, head)
         messages: list[Message] = []
-        unreadable: list[UnreadableRecord] = []
+        unreadable: list[Unpublishable] = []
         for stored in window.events:
             try:
                 messages.append(self._tell(*self._log.decode(stored)))
             except (MapperDeserialisationError, NotPublishable) as error:
-                unreadable.append(UnreadableRecord(stored.topic, stored.position, str(error)))
+                unreadable.append(Unpublishable(stored.topic, stored.position, str(error)))
         return Stretch(messages, unreadable, window.until, head)
 
 
@@ -125,26 +125,26 @@ class TelemetryFeed:
             set_json_loads(orjson.loads, cursor)
             rows = cursor.execute(READ_TELEMETRY, limits, prepare=True).fetchall()
         messages: list[Message] = []
-        unreadable: list[UnreadableRecord] = []
+        unreadable: list[Unpublishable] = []
         for seq, *fields in rows:
             event = TelemetryEvent(*fields)
             try:
                 messages.append(from_telemetry(seq, event))
             except NotPublishable as error:
-                unreadable.append(UnreadableRecord(event.topic, seq, str(error)))
+                unreadable.append(Unpublishable(event.topic, seq, str(error)))
         until = rows[-1][0] if len(rows) >= self._batch_events else head
         return Stretch(messages, unreadable, until, head)
 
 
 @dataclass(frozen=True, slots=True)
-class Told(Generic[M]):
+class FeedMessages(Generic[M]):
     """A stretch of a feed, and its messages as somebody wants them."""
 
     stretch: Stretch
     messages: Sequence[M]
 
     @property
-    def unreadable(self) -> Sequence[UnreadableRecord]:
+    def unreadable(self) -> Sequence[Unpublishable]:
         return self.stretch.unreadable
 
     @property
@@ -156,7 +156,7 @@ class Told(Generic[M]):
 class FeedBatch(Generic[M]):
     """What lay behind the positions in each feed."""
 
-    by_feed: Mapping[str, Told[M]]
+    by_feed: Mapping[str, FeedMessages[M]]
 
     @property
     def lag(self) -> int:
@@ -200,7 +200,7 @@ class FeedSource(Generic[M]):
             self._wake.set()
         return batch
 
-    async def read(self, feed: str, after: int) -> Told[M] | None:
+    async def read(self, feed: str, after: int) -> FeedMessages[M] | None:
         """Return what lies behind a position of a feed; None where that is not followed."""
         if feed not in self._feeds:
             return None
@@ -218,10 +218,12 @@ class FeedSource(Generic[M]):
         read = {name: self._read(conn, self._feeds[name], at) for name, at in positions.items()}
         return FeedBatch(read)
 
-    def _read(self, conn: Connection[TupleRow], feed: Feed, after: int) -> Told[M]:
+    def _read(self, conn: Connection[TupleRow], feed: Feed, after: int) -> FeedMessages[M]:
         stretch = feed.read(conn, after)
         # Here, in the thread: thousands of messages would hold up whatever else is served.
-        return Told(stretch, [self._tell(feed.name, message) for message in stretch.messages])
+        return FeedMessages(
+            stretch, [self._tell(feed.name, message) for message in stretch.messages]
+        )
 
 
 def feeds(

@@ -20,7 +20,7 @@ from engine.connections import Backoff, ThreadedConnection
 from engine.leader_lock import LeaderLock
 from engine.messages import Place
 from engine.notifications import Notifications
-from engine.sources import ReadAhead
+from engine.sources import Prefetch
 from engine.subscription import Handler, Restart, Subscription
 from infra.cancellation import to_the_end
 from infra.codec import EventMapper
@@ -29,7 +29,7 @@ from infra.integration import TOPICS, Message
 from infra.kafka import KafkaAway, KafkaOptions, Outgoing, Publisher, Sent
 from infra.metrics import counter, gauge
 from workers import relay_places
-from workers.following import Feed, FeedBatch, FeedSource, Stretch, Told, feeds
+from workers.following import Feed, FeedBatch, FeedMessages, FeedSource, Stretch, feeds
 from workers.relay_places import Undelivered
 
 log = structlog.get_logger(__name__)
@@ -141,7 +141,7 @@ class Relay(Handler[FeedBatch[Outgoing]]):
         raise Restart(self._backoff.next()) from error
 
     async def _send(
-        self, publisher: Publisher, name: str, told: Told[Outgoing], before: list[OnItsWay]
+        self, publisher: Publisher, name: str, told: FeedMessages[Outgoing], before: list[OnItsWay]
     ) -> None:
         last = next((each.stretch.until for each in before if each.feed == name), None)
         if told.until > (self._places.get(name, 0) if last is None else last):
@@ -216,7 +216,7 @@ def subscribe_relay(
     return Subscription(
         database_url,
         "relay",
-        source=ReadAhead(source),
+        source=Prefetch(source),
         checkpoint=RelayCheckpoint(),
         handler=relay,
         on_error=relay.failed,

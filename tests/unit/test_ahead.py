@@ -10,7 +10,7 @@ import pytest
 
 from engine.connections import ThreadedConnection
 from engine.messages import Dead, Fetched, Place, Raw, Received
-from engine.sources import ReadAhead
+from engine.sources import Prefetch
 
 PLACE = ("telemetry", 0)
 
@@ -47,10 +47,8 @@ class Counting:
         self.stopped = True
 
 
-async def started(
-    source: Counting, places: Mapping[Place, int] | None = None
-) -> ReadAhead[Fetched]:
-    ahead = ReadAhead(source)
+async def started(source: Counting, places: Mapping[Place, int] | None = None) -> Prefetch[Fetched]:
+    ahead = Prefetch(source)
     # What it reads with is the source's affair.
     await ahead.start(cast("ThreadedConnection", None), places or {})
     return ahead
@@ -62,7 +60,7 @@ async def rest() -> None:
         await asyncio.sleep(0)
 
 
-async def read(ahead: ReadAhead[Fetched]) -> int:
+async def read(ahead: Prefetch[Fetched]) -> int:
     return (await ahead.fetch(60.0)).places[PLACE]
 
 

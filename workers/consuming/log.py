@@ -13,8 +13,7 @@ from engine.connections import ThreadedConnection
 from engine.messages import Dead, Fetched, Place, Raw, Received, Unreadable
 from infra.codec import EventMapper
 from infra.integration import Message
-from workers import following
-from workers.following import Feed, FeedSource, Told, feeds
+from workers.following import Feed, FeedMessages, FeedSource, Unpublishable, feeds
 
 BATCH_EVENTS = 500
 
@@ -85,10 +84,10 @@ def _raw(feed: str, message: Message) -> Raw:
     return Raw(message.topic, (feed, 0), message.position, message.key, message.value, headers)
 
 
-def _age(found: Told[Received]) -> float:
+def _age(found: FeedMessages[Received]) -> float:
     oldest = found.stretch.oldest
     return (datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0
 
 
-def _dead(feed: str, item: following.UnreadableRecord) -> Dead:
+def _dead(feed: str, item: Unpublishable) -> Dead:
     return Dead(Raw(item.topic, (feed, 0), item.position), item.error)

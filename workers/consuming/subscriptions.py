@@ -12,7 +12,7 @@ from psycopg.rows import TupleRow
 from engine.leader_lock import LeaderLock
 from engine.message_handlers import ConsumerHandler, KeeperHandler
 from engine.messages import Consumer, Dead, Fetched, Keeper, Place, Raw, Received
-from engine.sources import Gathered, MessageSource, ReadAhead
+from engine.sources import Gathered, MessageSource, Prefetch
 from engine.subscription import LOOK_SECONDS, Subscription
 from workers.consuming import ledger
 
@@ -100,7 +100,7 @@ def subscribe_keeper(
         database_url,
         name,
         source=Gathered(
-            ReadAhead(source),
+            Prefetch(source),
             batch_events=batch_events,
             flush_seconds=flush_seconds,
             hurried=hurried,
