@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from backlot.objects import open_objects
 from backlot.signals import last_word
-from infra import seals, telemetry
+from engine.migrations import ENGINE, migrate
 from infra.auth import Authenticator, make_authenticator, read_or_make_secret
 from infra.codec import EventMapper
 from infra.connecting import SHORT_WORK, Limits, explained, open_connection
@@ -37,14 +37,14 @@ from infra.seals import (
     configured_proofs,
 )
 from infra.settings import Role, Settings
-from projections.analytics.migrating import migrate
+from projections.analytics import migrating as analytics
 from projections.analytics.rebuilding import Means
 from projections.audit.index import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.counters import CounterPublisher
 from projections.host import ProjectionHost
-from projections.install import install
+from projections.install import install, make_tables
 from projections.likes import Likes
 from projections.operating.acting import Tools
 from projections.operating.children import Children
@@ -52,7 +52,6 @@ from projections.operating.executor import Executor
 from projections.operations import Operations
 from projections.projection import Projection
 from projections.replaying.progress import tell_nobody
-from workers import topics
 
 log = structlog.get_logger(__name__)
 
@@ -121,16 +120,15 @@ def open_parts(
     database_url = _database(settings, folder, stack, gives_up)
     models = ReadModels.make()
     limits = Limits.from_settings(settings)
+    with open_connection(database_url, "installation") as conn:
+        make_tables(conn)
+        install(conn, models.all())
     recorder = open_recorder(database_url, limits=limits)
     stack.callback(recorder.datastore.close)
-    with open_connection(database_url, "installation") as conn:
-        telemetry.install(conn)
-        seals.install(conn)
-        install(conn, models.all())
-        topics.install(conn)
     analytics_url = settings.analytics_url(database_url)
     with _reached(analytics_url, "TIMESCALE_URL") as conn:
-        migrate(conn)
+        migrate(conn, ENGINE)
+        analytics.migrate(conn)
     counters = open_counters(settings, stack)
     host = None
     if Role.PROJECTIONS in settings.roles:

@@ -12,12 +12,12 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.checkpoints import Checkpoint, Superseded, of_copy
 from infra.codec import EventMapper
 from projections import ledger
 from projections.connecting import is_outage
 from projections.log import Log, Window
 from projections.poison import apply_one_by_one, describe
-from projections.positions import CopyPlace, Place, Superseded
 from projections.projection import Batch, Projection, RangeProjection
 
 log = structlog.get_logger(__name__)
@@ -44,12 +44,12 @@ class Applier:
         *,
         mapper: EventMapper,
         batch_events: int,
-        place: Place | None = None,
+        place: Checkpoint | None = None,
         log: Log | None = None,
     ) -> None:
         """`place` and `log` are the copy's row and its topics, unless it is built in parts."""
         self.projection = projection
-        self.place = place or CopyPlace(projection.schema, projection.version)
+        self.place = place or of_copy(projection.schema, projection.version)
         self.log = log or Log(projection.events, mapper=mapper, batch_events=batch_events)
         self._batch_events = batch_events
 

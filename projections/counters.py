@@ -22,6 +22,7 @@ from infra import metrics
 from infra.cancellation import join
 from infra.codec import EventMapper
 from infra.counters import GONE, Counter, Counters
+from infra.event_store import EVENTS
 from projections.connecting import Backoff, connect
 from projections.likes import Likes
 from projections.log import Log, Stored
@@ -37,13 +38,13 @@ STOP_SECONDS = 10.0
 # One statement sees one moment: these counts are those at this position.
 COUNTED: LiteralString = """
 SELECT s.position, v.id, coalesce(c.likes, 0), r.video_id IS NOT NULL
-FROM projections.state s
+FROM backlot_checkpoints s
 LEFT JOIN unnest(%b::uuid[]) AS v(id) ON true
 LEFT JOIN {schema}.counts c ON c.video_id = v.id
 LEFT JOIN {schema}.removed r ON r.video_id = v.id
-WHERE s.schema = %b
+WHERE s.kind = 'projection' AND s.subscription = %b
 """
-HEAD = b"SELECT coalesce(max(notification_id), 0) FROM public.backlot_events"
+HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
 
 
 def counted(

@@ -16,14 +16,14 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine import checkpoints, dead_letters
+from engine.checkpoints import LOCK_CLASS, Seen, Status, Superseded, lock_key
 from infra.cancellation import join
 from infra.codec import EventMapper
-from projections import positions
 from projections.applying import Applier
 from projections.connecting import Backoff, connect, is_outage
 from projections.gauges import Gauges
 from projections.poison import describe
-from projections.positions import LOCK_CLASS, Seen, Status, Superseded, lock_key
 from projections.projection import Projection
 from projections.replaying.rows import newest
 
@@ -158,7 +158,7 @@ class Runner:
     def _serve(self, conn: Connection[TupleRow]) -> None:
         """Compete for the lock, and follow the log while holding it; returns when stopping."""
         while not self._stopping.is_set():
-            seen = positions.look(conn, self._projection.schema)
+            seen = checkpoints.look(conn, self._projection.schema)
             fed = self._projection.of_version(seen.version) if seen else None
             if fed is None:
                 self._enter(State.OUTDATED, detail=OUTDATED if seen else NOT_INSTALLED)
@@ -187,7 +187,7 @@ class Runner:
     def _follow(self, conn: Connection[TupleRow]) -> None:
         """Apply what comes, until stopping or until the copy is of another version."""
         schema, version = self._projection.schema, self._applier.projection.version
-        if positions.retry(conn, schema):
+        if checkpoints.retry(conn, schema):
             log.info("projection_retries", projection=self._projection.name)
         self._look_aside(conn)
         while True:
@@ -196,7 +196,7 @@ class Runner:
             self._hurry.clear()
             if self._stopping.is_set():
                 return
-            seen = positions.look(conn, schema)
+            seen = checkpoints.look(conn, schema)
             if seen is None or seen.version != version:
                 return
             self._report(conn, seen)
@@ -247,7 +247,7 @@ class Runner:
     def _look_aside(self, conn: Connection[TupleRow]) -> None:
         """What other processes do here: operators retry what is parked, replays go on."""
         self._looked_aside = time.monotonic()
-        self._gauges.parked(positions.count_parked(conn, self._projection.schema))
+        self._gauges.parked(dead_letters.count_parked(conn, self._projection.schema))
         self._gauges.replay(newest(conn, self._projection.name))
 
     def _enter(

@@ -17,12 +17,12 @@ from psycopg.errors import UndefinedTable
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from engine.checkpoints import LOCK_CLASS, lock_key
 from infra import metrics
 from infra.connecting import LiveAsyncConnection
 from infra.position import BEGINNING, Position
 from projections.log import CHANNEL, HURRY
 from projections.overview import ACTIVE
-from projections.positions import LOCK_CLASS, lock_key
 from projections.projection import Projection
 
 log = structlog.get_logger(__name__)
@@ -35,7 +35,9 @@ SHORTEST_WAIT_SECONDS = 0.1
 # A call may come just before what is waited for can be read (from Kafka, say): hence again.
 CALL_SECONDS = 0.1
 CALL = b"SELECT pg_notify(%s, %s)"
-READ_MODELS = b"SELECT schema, position, 0, version FROM projections.state"
+READ_MODELS = b"""
+SELECT subscription, position, 0, version FROM backlot_checkpoints WHERE kind = 'projection'
+"""
 # A process of the release before that takes over from another one needs less.
 UNFED_SECONDS = 2.0
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import psycopg
 import structlog
 
+from engine.checkpoints import Superseded
+from engine.dead_letters import Rejected
 from infra import metrics
 from infra.cancellation import cancel, to_the_end, together
 from infra.codec import EventMapper
@@ -23,7 +25,6 @@ from projections.poison import describe
 from workers import relay_places
 from workers.following import Feed, Stretch, feeds
 from workers.leading import Lead, leading
-from workers.relay_places import Undelivered
 from workers.waking import Waker, woken
 
 log = structlog.get_logger(__name__)
@@ -71,7 +72,7 @@ class Relay:
             try:
                 async with leading(self._database_url, "relay") as lead:
                     await self._lead(lead)
-            except (psycopg.Error, relay_places.Superseded) as error:
+            except (psycopg.Error, Superseded) as error:
                 self._failed("database", error)
             except Exception as error:
                 self._failed("other", error)
@@ -79,7 +80,6 @@ class Relay:
             await asyncio.sleep(self._backoff.next())
 
     async def _lead(self, lead: Lead) -> None:
-        await lead.do(relay_places.install)
         self._places = await lead.do(relay_places.begin)
         log.info("relay_active", places=self._places)
         try:
@@ -138,9 +138,12 @@ class Relay:
         """Once it is acknowledged, write down that it is published, and what could not be."""
         stretch, sent = on_its_way
         refused = await publisher.acknowledged(sent)
-        undelivered = [_undelivered(stretch.messages[each.number], each.reason) for each in refused]
+        undelivered = [
+            _undelivered(feed.name, stretch.messages[each.number], each.reason) for each in refused
+        ]
         undelivered += [
-            Undelivered(item.position, item.topic, item.error) for item in stretch.unreadable
+            Rejected(feed.name, 0, item.position, item.topic, item.error)
+            for item in stretch.unreadable
         ]
         place = self._place(feed)
         await lead.do(relay_places.move, feed.name, place, stretch.until, undelivered)
@@ -178,7 +181,7 @@ def outgoing(message: Message) -> Outgoing:
     return Outgoing(message.topic, message.key.encode(), message.value, message.headers())
 
 
-def _count(stretch: Stretch, refused: set[int], undelivered: list[Undelivered]) -> None:
+def _count(stretch: Stretch, refused: set[int], undelivered: list[Rejected]) -> None:
     told: dict[str, int] = {}
     for index, message in enumerate(stretch.messages):
         if index not in refused:
@@ -188,13 +191,13 @@ def _count(stretch: Stretch, refused: set[int], undelivered: list[Undelivered]) 
     for each in undelivered:
         metrics.RELAY_UNDELIVERED.labels(each.topic).inc()
         log.error(
-            "message_undelivered", topic=each.topic, position=each.position, reason=each.reason
+            "message_undelivered", topic=each.topic, position=each.position, reason=each.error
         )
 
 
-def _undelivered(message: Message, reason: str) -> Undelivered:
-    place = message.position, message.topic, reason
-    return Undelivered(*place, message.id, message.key, message.value)
+def _undelivered(source: str, message: Message, reason: str) -> Rejected:
+    place = source, 0, message.position, message.topic, reason
+    return Rejected(*place, message.id, message.key, message.value)
 
 
 def _age(stretch: Stretch) -> float:

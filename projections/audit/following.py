@@ -9,6 +9,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
+from infra.event_store import EVENTS
 from projections.audit.index import Audit
 from projections.audit.search import Search, find
 from projections.log import CHANNEL, Stored
@@ -16,7 +17,7 @@ from projections.log import CHANNEL, Stored
 # What a lost notification costs.
 POLL_SECONDS = 1.0
 PAGE = 500
-HEAD = b"SELECT coalesce(max(notification_id), 0) FROM public.backlot_events"
+HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
 
 
 async def head_of(conn: AsyncConnection[TupleRow]) -> int:

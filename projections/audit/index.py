@@ -11,6 +11,7 @@ from typing import ClassVar, LiteralString
 from psycopg import Cursor, DataError, OperationalError
 from psycopg.rows import TupleRow
 
+from infra.event_store import EVENTS
 from projections.connecting import is_outage
 from projections.projection import RangeProjection
 
@@ -77,8 +78,8 @@ $body$
 """
 )
 
-STRETCH: LiteralString = """
-    FROM public.backlot_events
+STRETCH: LiteralString = f"""
+    FROM {EVENTS}
     WHERE notification_id > %(after)s AND notification_id <= %(until)s"""
 # Three times as fast, and raises for bytes that are no JSON.
 READ_FAST: LiteralString = (

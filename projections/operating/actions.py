@@ -10,8 +10,8 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from domain.operation import Members, Operation, Outcome
+from engine import checkpoints
 from infra.errors import OperatorError
-from projections import positions
 from projections.analytics.rebuilding import NAME as ANALYTICS
 from projections.operating.acting import Act, Ended, Refused, Tools
 from projections.operating.analytics_actions import rebuild_analytics
@@ -90,15 +90,15 @@ def _pause(act: Act) -> Ended:
         return _of(replay_operations.pause(act.conn, act.name))
     if act.name == "operations":
         raise Refused("Without it, nobody would see the request to resume it.")
-    return _changed(positions.pause(act.conn, act.projection.schema))
+    return _changed(checkpoints.pause(act.conn, act.projection.schema))
 
 
 def _resume(act: Act) -> Ended:
     if act.flag("replay"):
         told = _of(replay_operations.resume(act.conn, act.name)).result
         return Ended(Outcome.DONE, {**told, "note": CARRIED_ON})
-    seen = positions.look(act.conn, act.projection.schema)
-    if seen is None or not positions.resume(act.conn, act.projection.schema):
+    seen = checkpoints.look(act.conn, act.projection.schema)
+    if seen is None or not checkpoints.resume(act.conn, act.projection.schema):
         return _changed(False)
     again = _since(act, seen.position)
     outcome = Outcome.FAILED if "error" in again else Outcome.DONE

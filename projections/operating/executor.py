@@ -16,10 +16,10 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from domain.operation import Members, Operation, Outcome
+from engine import checkpoints
 from infra.cancellation import join
 from infra.event_store import GroupCommitRecorder
 from infra.operations import claim, describe, finish, load, release, request
-from projections import positions
 from projections.connecting import Backoff, connect, is_outage
 from projections.operating.acting import Ended, Tools
 from projections.operating.actions import carry_out, is_long, prepare
@@ -140,7 +140,7 @@ class Executor:
     def _open(self, conn: Connection[TupleRow]) -> Sequence[UUID]:
         """What may have to be done; the replays also tell, when the read model is being rebuilt."""
         replays = [replay.operation_id for replay in under_way(conn)]
-        model = positions.look(conn, self._operations.schema)
+        model = checkpoints.look(conn, self._operations.schema)
         if model is None or model.version not in self._operations.versions:
             return replays
         return list(dict.fromkeys([*self._operations.unfinished(conn), *replays]))

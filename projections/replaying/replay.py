@@ -14,9 +14,9 @@ from uuid import UUID
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.checkpoints import LOCK_CLASS, lock_key
 from infra.codec import EventMapper
 from projections.connecting import connect
-from projections.positions import LOCK_CLASS, lock_key
 from projections.projection import Projection
 from projections.proving.compare import Difference
 from projections.replaying.asking import OtherVersion, begin

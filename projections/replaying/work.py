@@ -11,11 +11,11 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
+from engine.checkpoints import Status
 from infra.codec import EventMapper
 from projections.applying import Applier
 from projections.connecting import is_outage
 from projections.poison import describe
-from projections.positions import Status
 from projections.projection import Projection
 from projections.proving.compare import Difference, compare
 from projections.replaying import partitions

@@ -15,8 +15,8 @@ from eventsourcing.persistence import StoredEvent
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from engine import checkpoints
 from infra.codec import EventMapper
-from projections import positions
 from projections.applying import Applier
 from projections.audit.index import Audit
 from projections.connecting import connect
@@ -94,7 +94,7 @@ def index(database_url: str, until: int | None = None, batch: int = 1_000) -> No
     with connect(database_url, "test") as conn:
         install(conn, [audit])
         applier = Applier(audit, mapper=EventMapper(), batch_events=batch)
-        seen = positions.look(conn, audit.schema)
+        seen = checkpoints.look(conn, audit.schema)
         assert seen is not None
         position, head = seen.position, seen.head if until is None else until
         while position < head:

@@ -23,6 +23,7 @@ from infra.codec import EventMapper
 from infra.event_store import Save, open_recorder
 from projections.host import ProjectionHost
 from projections.projection import Batch, Projection, columns
+from tests.integration.event_log import tables_made
 from tests.support import DEADLINE_SECONDS
 
 POLL_SECONDS = 0.2
@@ -36,6 +37,7 @@ class Writer:
     """Records what aggregates decide, as the command side does."""
 
     def __init__(self, database_url: str) -> None:
+        tables_made(database_url)
         self.recorder = open_recorder(database_url)
         self.mapper = EventMapper()
         self.likes: dict[tuple[UUID, str], VideoLikes] = {}
@@ -157,7 +159,9 @@ def rows(database_url: str, query: str, values: Sequence[Any] = ()) -> list[tupl
 
 
 def position(database_url: str, schema: str) -> int:
-    found = rows(database_url, "SELECT position FROM projections.state WHERE schema = %s", [schema])
+    found = rows(
+        database_url, "SELECT position FROM backlot_checkpoints WHERE subscription = %s", [schema]
+    )
     return int(found[0][0]) if found else -1
 
 

@@ -14,7 +14,6 @@ from uuid import UUID
 
 import psycopg
 
-from infra import telemetry
 from infra.codec import EventMapper
 from projections.analytics.migrating import Shape
 from projections.analytics.rebuilding import Found, Means, Rebuild
@@ -119,7 +118,9 @@ class Site:
             "telemetry": rows(self.log_url, "SELECT max(seq) FROM backlot_telemetry"),
         }
         wanted = {(name, position) for name, ((position,),) in heads.items()}
-        found = rows(self.url, "SELECT source, position FROM backlot_consumer_places")
+        found = rows(
+            self.url, "SELECT source, position FROM backlot_checkpoints WHERE kind = 'consumer'"
+        )
         return set(found) == wanted and len(found) == 3
 
     @contextmanager
@@ -177,8 +178,6 @@ def _rounded(value: Any) -> Any:
 @contextmanager
 def site(log_url: str, url: str, shape: Shape, writer: Writer) -> Iterator[Site]:
     """With a history that was taken in."""
-    with psycopg.connect(log_url, autocommit=True) as conn:
-        telemetry.install(conn)
     with psycopg.connect(url, autocommit=True) as conn:
         ledger.install(conn)
     opened = Site(log_url, url, shape, writer)

@@ -8,9 +8,6 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import psycopg
-
-from infra import telemetry
 from infra.codec import EventMapper, event_id
 from infra.integration import TOPICS
 from infra.kafka import KafkaOptions, Reader, Record
@@ -18,11 +15,6 @@ from tests.integration.projection_support import rows
 from tests.support import DEADLINE_SECONDS, ended
 from workers.relay import Relay
 from workers.waking import Waker
-
-
-def installed(database_url: str) -> None:
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        telemetry.install(conn)
 
 
 def make_relay(database_url: str, servers: str, waker: Waker, **options: Any) -> Relay:
@@ -84,7 +76,9 @@ class Topics:
 
 def relayed(database_url: str) -> dict[str, int]:
     """How far each source is published."""
-    return dict(rows(database_url, "SELECT source, position FROM backlot_relay"))
+    return dict(
+        rows(database_url, "SELECT source, position FROM backlot_checkpoints WHERE kind = 'relay'")
+    )
 
 
 def expected_ids(database_url: str, topics: Iterable[str]) -> set[str]:

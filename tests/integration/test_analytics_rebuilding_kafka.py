@@ -11,7 +11,6 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from infra import telemetry
 from infra.codec import EventMapper
 from infra.kafka import KafkaOptions
 from projections.analytics.rebuilding import Means, Rebuild
@@ -25,8 +24,6 @@ from tests.integration.projection_support import Writer, rows
 from tests.integration.rebuilding_support import counts
 from tests.integration.relay_support import relaying
 from tests.kafka_cluster import kafka_cluster
-from workers import relay_places
-from workers.consuming import ledger
 
 ROWS = "SELECT count(*) FROM analytics.video_analytics"
 ONE_LESS = """
@@ -45,10 +42,6 @@ def servers() -> Iterator[Servers]:
 @pytest.fixture
 def liked(database_url: str, writer: Writer) -> UUID:
     """A video with three likes, of which nothing was published yet."""
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        telemetry.install(conn)
-        ledger.install(conn)
-        relay_places.install(conn)
     video = writer.video().id
     writer.like(video, "ann", "bob", "eve")
     return video

@@ -21,7 +21,6 @@ from infra.tasks import make_broker
 from infra.tasks.broker import task_queues
 from infra.tasks.letters import every
 from infra.tasks.queues import TRANSLATION
-from projections.connecting import connect
 from tests.integration.buses import decided
 from tests.integration.consuming_support import LogStage, consuming, processed, run, until
 from tests.integration.event_log import logged
@@ -31,7 +30,6 @@ from tests.integration.task_support import QUICK
 from tests.integration.task_support import until as eventually
 from tests.openai_server import OpenAIServer, openai_server, refusal, status
 from tests.support import unused_port
-from workers.consuming import ledger
 from workers.tasks import Means, declare
 from workers.translation.consumer import TranslationConsumer
 
@@ -117,8 +115,6 @@ class Desk:
 def desk(database_url: str, writer: Writer, tmp_path: Path) -> Iterator[Desk]:
     with ExitStack() as stack:
         (server,) = stack.enter_context(redis_servers(1, tmp_path))
-        with connect(database_url, "test") as conn:
-            ledger.install(conn)
         provider = stack.enter_context(openai_server())
         opened = Desk(database_url, writer, server, provider, tmp_path / "tasks.log")
         stack.callback(opened.broker.close)

@@ -13,10 +13,10 @@ from domain.comment import Comment
 from domain.model import Aggregate, Origin
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
+from engine.checkpoints import lock_key
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes, sum_up
-from projections.positions import lock_key
 from projections.projection import Recorded, by_kind, columns
 
 VIDEOS = [UUID(int=n + 1) for n in range(3)]
