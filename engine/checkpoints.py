@@ -124,7 +124,7 @@ Partition = tuple[str, int]
 """A source and its partition: `("events", 0)`, or a topic of Kafka and its partition."""
 
 
-class Kind(StrEnum):
+class SubscriptionKind(StrEnum):
     """What has checkpoints and dead letters: a copy of a read model, a part of one, and so on."""
 
     PROJECTION = "projection"
@@ -152,7 +152,7 @@ class Checkpoint:
     Each method raises Superseded when it is no longer running at `before`.
     """
 
-    kind: Kind
+    kind: SubscriptionKind
     subscription: str
     version: int = 0
     source: str = "events"
@@ -197,12 +197,12 @@ class PartCheckpoint(Checkpoint):
 
 def of_copy(schema: str, version: int) -> Checkpoint:
     """Return the checkpoint of a copy of a projection."""
-    return Checkpoint(Kind.PROJECTION, schema, version)
+    return Checkpoint(SubscriptionKind.PROJECTION, schema, version)
 
 
 def of_part(schema: str, version: int, number: int) -> Checkpoint:
     """Return the checkpoint of a part, by number (from 0), of a copy that is being built."""
-    return PartCheckpoint(Kind.REPLAY, schema, version, partition=number)
+    return PartCheckpoint(SubscriptionKind.REPLAY, schema, version, partition=number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,13 +277,13 @@ def rename(conn: Connection[Any], schema: str, name: str) -> None:
 
 def drop(conn: Connection[Any], schema: str) -> None:
     """Forget a copy, and its parts."""
-    for kind in (Kind.REPLAY, Kind.PROJECTION):
+    for kind in (SubscriptionKind.REPLAY, SubscriptionKind.PROJECTION):
         conn.execute(DROP, (kind, schema))
 
 
 def drop_parts(conn: Connection[Any], schema: str) -> None:
     """Forget the parts of a copy; waits for the processes that are applying to them."""
-    conn.execute(DROP, (Kind.REPLAY, schema))
+    conn.execute(DROP, (SubscriptionKind.REPLAY, schema))
 
 
 def copies(conn: Connection[Any], projection: str, prefix: str) -> list[str]:
@@ -307,19 +307,23 @@ def parts(conn: Connection[Any], schema: str) -> list[tuple[int, int]]:
     return [(row[0], row[1]) for row in conn.execute(PARTS, (schema,)).fetchall()]
 
 
-def begin(conn: Connection[Any], kind: Kind, subscription: str, sources: Iterable[str]) -> None:
+def begin(
+    conn: Connection[Any], kind: SubscriptionKind, subscription: str, sources: Iterable[str]
+) -> None:
     """Begin a subscription at position 0 of each source where it has no checkpoint."""
     conn.execute(BEGIN, (kind, subscription, list(sources)))
 
 
-def positions(conn: Connection[Any], kind: Kind, subscription: str) -> dict[Partition, int]:
+def positions(
+    conn: Connection[Any], kind: SubscriptionKind, subscription: str
+) -> dict[Partition, int]:
     """Return how far a subscription has come in each partition of its sources."""
     rows = conn.execute(POSITIONS, (kind, subscription)).fetchall()
     return {(source, partition): position for source, partition, position in rows}
 
 
 def set_positions(
-    conn: Connection[Any], kind: Kind, subscription: str, moved: Mapping[Partition, int]
+    conn: Connection[Any], kind: SubscriptionKind, subscription: str, moved: Mapping[Partition, int]
 ) -> None:
     """Write down how far a subscription has come; one that only its leader calls."""
     if moved:

@@ -18,7 +18,7 @@ from psycopg import Connection, Cursor
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from engine.checkpoints import Kind
+from engine.checkpoints import SubscriptionKind
 from infra.errors import fault_of
 from infra.event_store import EVENTS
 from infra.utc import rfc3339
@@ -52,7 +52,10 @@ CHOSEN = """
 WHERE kind = %(kind)s AND subscription = coalesce(%(subscription)s, subscription)
   AND topic = coalesce(%(topic)s, topic) AND id = ANY (coalesce(%(ids)s::bigint[], ARRAY[id]))
 """
-REDRIVE = f"UPDATE backlot_dead_letters SET status = 'redrive' {CHOSEN}".encode()
+REDRIVE = f"""
+UPDATE backlot_dead_letters
+SET status = 'redrive', decided_by = %(actor)s, decided_at = now() {CHOSEN}
+""".encode()
 GIVE_UP = f"DELETE FROM backlot_dead_letters {CHOSEN} RETURNING {COLUMNS}".encode()
 WANTED = f"""
 SELECT {COLUMNS} FROM backlot_dead_letters
@@ -129,7 +132,7 @@ WHERE projection = %s AND topic = %s AND fault = %s AND until >= %s
 """
 
 
-class Status(StrEnum):
+class LetterStatus(StrEnum):
     """Whether a letter waits for a decision, is to be tried again, or was left out for good.
 
     An event that waits is `parked`, a message that waits is `dead`.
@@ -141,7 +144,7 @@ class Status(StrEnum):
     DISCARDED = "discarded"
 
 
-MESSAGES = (Status.DEAD, Status.REDRIVE)
+MESSAGES = (LetterStatus.DEAD, LetterStatus.REDRIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +212,7 @@ class DeadLetter:
         }
 
 
-class Order(NamedTuple):
+class ParkingOrder(NamedTuple):
     """An order to park whatever fails as one event did: who gave it, and why."""
 
     given_by: str
@@ -217,7 +220,7 @@ class Order(NamedTuple):
 
 
 def reject(
-    conn: Connection[Any], kind: Kind, subscription: str, rejected: Iterable[Rejected]
+    conn: Connection[Any], kind: SubscriptionKind, subscription: str, rejected: Iterable[Rejected]
 ) -> None:
     """Keep messages that could not be handled or published; one that comes again counts up."""
     for each in rejected:
@@ -235,7 +238,7 @@ def _storable(text: str) -> str:
 
 def letters(
     conn: Connection[Any],
-    kind: Kind,
+    kind: SubscriptionKind,
     *,
     subscription: str | None = None,
     topic: str | None = None,
@@ -249,13 +252,13 @@ def letters(
         return cursor.execute(LIST, values).fetchall()
 
 
-def show(conn: Connection[Any], kind: Kind, id_: int) -> DeadLetter | None:
+def show(conn: Connection[Any], kind: SubscriptionKind, id_: int) -> DeadLetter | None:
     """Return one dead letter; None when there is no such."""
     with conn.cursor(row_factory=class_row(DeadLetter)) as cursor:
         return cursor.execute(SHOW, (kind, id_)).fetchone()
 
 
-def alike(conn: Connection[Any], kind: Kind, id_: int) -> list[int]:
+def alike(conn: Connection[Any], kind: SubscriptionKind, id_: int) -> list[int]:
     """Return the ids of the letters of the subscription, topic and error of one, itself included.
 
     Empty when there is no such letter.
@@ -269,8 +272,9 @@ def alike(conn: Connection[Any], kind: Kind, id_: int) -> list[int]:
 
 def redrive(
     conn: Connection[Any],
-    kind: Kind,
+    kind: SubscriptionKind,
     *,
+    actor: str,
     ids: Sequence[int] | None = None,
     subscription: str | None = None,
     topic: str | None = None,
@@ -279,12 +283,13 @@ def redrive(
 
     What is handled then is no longer listed; what is not, is dead again.
     """
-    return conn.execute(REDRIVE, _chosen(kind, ids, subscription, topic)).rowcount
+    values = _chosen(kind, ids, subscription, topic) | {"actor": actor}
+    return conn.execute(REDRIVE, values).rowcount
 
 
 def give_up(
     conn: Connection[Any],
-    kind: Kind,
+    kind: SubscriptionKind,
     *,
     ids: Sequence[int] | None = None,
     subscription: str | None = None,
@@ -300,32 +305,44 @@ def give_up(
 
 
 def _chosen(
-    kind: Kind, ids: Sequence[int] | None, subscription: str | None, topic: str | None
+    kind: SubscriptionKind, ids: Sequence[int] | None, subscription: str | None, topic: str | None
 ) -> dict[str, Any]:
     chosen = None if ids is None else list(ids)
     return {"kind": kind, "ids": chosen, "subscription": subscription, "topic": topic}
 
 
-def wanted(conn: Connection[Any], kind: Kind, subscription: str, limit: int) -> list[DeadLetter]:
+def wanted(
+    conn: Connection[Any], kind: SubscriptionKind, subscription: str, limit: int
+) -> list[DeadLetter]:
     """Return the messages that an operator wants to have handled after all, the oldest first."""
     with conn.cursor(row_factory=class_row(DeadLetter)) as cursor:
         return cursor.execute(WANTED, (kind, subscription, limit)).fetchall()
 
 
 def revive(
-    conn: Connection[Any], kind: Kind, subscription: str, source: str, partition: int, position: int
+    conn: Connection[Any],
+    kind: SubscriptionKind,
+    subscription: str,
+    source: str,
+    partition: int,
+    position: int,
 ) -> None:
     """Forget a message that was dead and has been handled."""
     conn.execute(REVIVED, (kind, subscription, source, partition, position))
 
 
-def count(conn: Connection[Any], kind: Kind, subscription: str, statuses: Iterable[Status]) -> int:
+def count(
+    conn: Connection[Any],
+    kind: SubscriptionKind,
+    subscription: str,
+    statuses: Iterable[LetterStatus],
+) -> int:
     """Return how many letters of a subscription have one of these statuses."""
     row = conn.execute(COUNT, (kind, subscription, list(statuses))).fetchone()
     return int(row[0]) if row else 0
 
 
-def names(conn: Connection[Any], kind: Kind) -> tuple[frozenset[str], frozenset[str]]:
+def names(conn: Connection[Any], kind: SubscriptionKind) -> tuple[frozenset[str], frozenset[str]]:
     """Return the subscriptions that have ever run, and the topics of their dead letters."""
     ((subscriptions, topics),) = conn.execute(NAMES, {"kind": kind}).fetchall()
     return frozenset(subscriptions or ()), frozenset(topics or ())
@@ -348,7 +365,7 @@ def is_decided(cursor: Cursor[Any], name: str, position: int) -> bool:
 
 def count_parked(conn: Connection[Any], schema: str) -> int:
     """Return how many events of a copy are set aside and wait for a decision."""
-    return count(conn, Kind.PROJECTION, schema, [Status.PARKED])
+    return count(conn, SubscriptionKind.PROJECTION, schema, [LetterStatus.PARKED])
 
 
 def waiting(conn: Connection[Any], schema: str) -> list[int]:
@@ -366,7 +383,7 @@ def discard(
 
 def applied(cursor: Cursor[Any], schema: str, position: int) -> None:
     """Forget a parked event that has been applied after all."""
-    cursor.execute(REVIVED, (Kind.PROJECTION, schema, "events", 0, position))
+    cursor.execute(REVIVED, (SubscriptionKind.PROJECTION, schema, "events", 0, position))
 
 
 def failed_again(cursor: Cursor[Any], schema: str, position: int, error: str) -> None:
@@ -398,7 +415,7 @@ def order_parking(
 
 def parking_order(
     cursor: Cursor[Any], projection: str, topic: str, position: int, error: str
-) -> Order | None:
+) -> ParkingOrder | None:
     """Return the order to park events of this topic that fail with this error, if there is one."""
     row = cursor.execute(FIND_ORDER, (projection, topic, fault_of(error), position)).fetchone()
-    return None if row is None else Order(*row)
+    return None if row is None else ParkingOrder(*row)

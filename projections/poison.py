@@ -96,7 +96,7 @@ def _may_park(
 
 def _order(
     cursor: Cursor[TupleRow], projection: Projection, stored: Stored, error: Exception
-) -> dead_letters.Order | None:
+) -> dead_letters.ParkingOrder | None:
     fault = describe(error)
     return dead_letters.parking_order(cursor, projection.name, stored.topic, stored.position, fault)
 

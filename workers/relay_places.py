@@ -8,7 +8,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from engine import checkpoints, dead_letters
-from engine.checkpoints import Checkpoint, Kind
+from engine.checkpoints import Checkpoint, SubscriptionKind
 from engine.dead_letters import Rejected
 
 RELAY = "relay"
@@ -17,13 +17,13 @@ SOURCES = ("events", "telemetry")
 
 def begin(conn: Connection[TupleRow]) -> dict[str, int]:
     """Return how far each source is published; at first, nothing is."""
-    checkpoints.begin(conn, Kind.RELAY, RELAY, SOURCES)
+    checkpoints.begin(conn, SubscriptionKind.RELAY, RELAY, SOURCES)
     return published(conn)
 
 
 def published(conn: Connection[TupleRow]) -> dict[str, int]:
     """Return how far each source is published; empty where no relay has ever run."""
-    found = checkpoints.positions(conn, Kind.RELAY, RELAY)
+    found = checkpoints.positions(conn, SubscriptionKind.RELAY, RELAY)
     return {source: position for (source, _), position in found.items()}
 
 
@@ -36,5 +36,5 @@ def move(
 ) -> None:
     """Advance the checkpoint, and set aside what could not be published; raise Superseded."""
     with conn.transaction(), conn.cursor() as cursor:
-        dead_letters.reject(conn, Kind.RELAY, RELAY, undelivered)
-        Checkpoint(Kind.RELAY, RELAY, source=source).move(cursor, before, after)
+        dead_letters.reject(conn, SubscriptionKind.RELAY, RELAY, undelivered)
+        Checkpoint(SubscriptionKind.RELAY, RELAY, source=source).move(cursor, before, after)

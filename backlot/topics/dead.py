@@ -58,13 +58,18 @@ def list_dead(
 ) -> None:
     """What is set aside, the oldest first."""
     from backlot.topics.reading import looking
-    from engine.checkpoints import Kind
+    from engine.checkpoints import SubscriptionKind
     from engine.dead_letters import letters
 
     with looking(load_settings()) as conn:
         require_known(conn, consumer, topic)
         found = letters(
-            conn, Kind.CONSUMER, subscription=consumer, topic=topic, after=after, limit=limit
+            conn,
+            SubscriptionKind.CONSUMER,
+            subscription=consumer,
+            topic=topic,
+            after=after,
+            limit=limit,
         )
     rows = [(e.id, e.subscription, e.topic, e.status, e.error) for e in found]
     lines = table(("id", "consumer", "topic", "status", "reason"), rows)
@@ -80,10 +85,10 @@ def show_dead(
     """One of them: what it says, where it lay, what went wrong."""
     from backlot.topics.reading import looking
     from engine import dead_letters
-    from engine.checkpoints import Kind
+    from engine.checkpoints import SubscriptionKind
 
     with looking(load_settings()) as conn:
-        found = dead_letters.show(conn, Kind.CONSUMER, id_)
+        found = dead_letters.show(conn, SubscriptionKind.CONSUMER, id_)
     if found is None:
         raise NoSuchMessage(f"no dead message has the id {id_}")
     told = found.as_dict()
@@ -109,7 +114,7 @@ def discard(
     from backlot.database import database_url
     from backlot.recorded import recorded
     from backlot.topics.reading import looking
-    from engine.checkpoints import Kind
+    from engine.checkpoints import SubscriptionKind
     from engine.dead_letters import give_up
 
     require_choice(ids, every=every, all_like=all_like)
@@ -120,7 +125,9 @@ def discard(
         require_yes("Give these messages up for good?", yes=yes)
         asked = given(ids=ids, allLike=all_like, consumer=consumer, topic=topic, reason=reason)
         with recorded(database_url(settings), "discard-dead", "dead messages", asked) as running:
-            found = give_up(conn, Kind.CONSUMER, ids=wanted, subscription=consumer, topic=topic)
+            found = give_up(
+                conn, SubscriptionKind.CONSUMER, ids=wanted, subscription=consumer, topic=topic
+            )
             if ids and not found:
                 raise NoSuchMessage(f"no dead message has the id {', '.join(map(str, ids))}")
             running.result = {"discarded": len(found), "messages": [e.place() for e in found]}
@@ -135,12 +142,12 @@ def require_choice(ids: list[int] | None, *, every: bool, all_like: int | None) 
 
 def chosen(conn: Connection[Any], ids: list[int] | None, all_like: int | None) -> list[int] | None:
     """The ids that are meant; None for all of them. Raises NoSuchMessage."""
-    from engine.checkpoints import Kind
+    from engine.checkpoints import SubscriptionKind
     from engine.dead_letters import alike
 
     if all_like is None:
         return ids
-    found = alike(conn, Kind.CONSUMER, all_like)
+    found = alike(conn, SubscriptionKind.CONSUMER, all_like)
     if not found:
         raise NoSuchMessage(f"no dead message has the id {all_like}")
     return found
@@ -149,9 +156,9 @@ def chosen(conn: Connection[Any], ids: list[int] | None, all_like: int | None) -
 def require_known(conn: Connection[TupleRow], consumer: str | None, topic: str | None) -> None:
     """Raise UnknownName for a consumer that never ran, and a topic that nothing is published to."""
     from engine import dead_letters
-    from engine.checkpoints import Kind
+    from engine.checkpoints import SubscriptionKind
 
-    consumers, topics = dead_letters.names(conn, Kind.CONSUMER)
+    consumers, topics = dead_letters.names(conn, SubscriptionKind.CONSUMER)
     if consumer is not None:
         names.require("consumer", consumer, consumers)
     if topic is not None:

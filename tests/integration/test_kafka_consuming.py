@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from engine.checkpoints import Kind, set_positions
+from engine.checkpoints import SubscriptionKind, set_positions
 from infra import metrics
 from infra.kafka import KafkaOptions, Outgoing, Reader, Record
 from projections.connecting import connect
@@ -173,7 +173,7 @@ def test_an_offset_that_is_gone_means_the_beginning(stage: KafkaStage) -> None:
         tasks = Tasks()
         ends = {(TOPIC, partition): 1000 for partition in range(4)}
         with connect(stage.database_url, "test") as conn:
-            set_positions(conn, Kind.CONSUMER, "tasks", ends)
+            set_positions(conn, SubscriptionKind.CONSUMER, "tasks", ends)
         stage.writer.comment(VIDEO, content="one")
         await stage.published()
         async with consuming(stage, tasks):

@@ -16,7 +16,7 @@ import pytest
 from psycopg import Connection
 
 from engine import checkpoints, dead_letters
-from engine.checkpoints import Kind, Superseded, of_copy, of_part
+from engine.checkpoints import SubscriptionKind, Superseded, of_copy, of_part
 from engine.dead_letters import Rejected
 from engine.migrations import ENGINE, LOCK, LOG, MigrationSet, UnknownMigration, migrate
 from infra.event_store import GroupCommitRecorder, open_recorder
@@ -119,9 +119,9 @@ class TestMove:
         leave_behind(empty_database_url)
         migrated(empty_database_url)
         with psycopg.connect(empty_database_url, autocommit=True) as conn:
-            dead = dead_letters.letters(conn, Kind.CONSUMER)
-            parked = dead_letters.letters(conn, Kind.PROJECTION)
-            (lost,) = dead_letters.letters(conn, Kind.RELAY)
+            dead = dead_letters.letters(conn, SubscriptionKind.CONSUMER)
+            parked = dead_letters.letters(conn, SubscriptionKind.PROJECTION)
+            (lost,) = dead_letters.letters(conn, SubscriptionKind.RELAY)
         assert [each.as_dict() for each in dead] == [
             {
                 "id": 1,
@@ -174,7 +174,7 @@ class TestMove:
         migrated(empty_database_url)
         fresh = Rejected("events", 0, 30, "comment.created", "it broke")
         with psycopg.connect(empty_database_url, autocommit=True) as conn:
-            dead_letters.reject(conn, Kind.CONSUMER, "translation", [fresh])
+            dead_letters.reject(conn, SubscriptionKind.CONSUMER, "translation", [fresh])
         ids = rows(empty_database_url, "SELECT id FROM backlot_dead_letters ORDER BY id")
         assert ids == [(n,) for n in range(1, 7)]
 
@@ -371,13 +371,27 @@ class TestCheckpoints:
         assert (seen.position, seen.status) == (5, "running")
 
     def test_names_of_different_kinds_do_not_meet(self, conn: Connection[Any]) -> None:
-        checkpoints.set_positions(conn, Kind.CONSUMER, "tally", {("events", 0): 9})
-        assert checkpoints.positions(conn, Kind.CONSUMER, "tally") == {("events", 0): 9}
-        assert checkpoints.positions(conn, Kind.PROJECTION, "tally") == {("events", 0): 0}
+        checkpoints.set_positions(conn, SubscriptionKind.CONSUMER, "tally", {("events", 0): 9})
+        assert checkpoints.positions(conn, SubscriptionKind.CONSUMER, "tally") == {("events", 0): 9}
+        assert checkpoints.positions(conn, SubscriptionKind.PROJECTION, "tally") == {
+            ("events", 0): 0
+        }
 
     def test_what_is_begun_twice_stays_where_it_is(self, conn: Connection[Any]) -> None:
-        checkpoints.begin(conn, Kind.RELAY, "relay", ["events"])
-        checkpoints.set_positions(conn, Kind.RELAY, "relay", {("events", 0): 3})
-        checkpoints.begin(conn, Kind.RELAY, "relay", ["events", "telemetry"])
-        found = checkpoints.positions(conn, Kind.RELAY, "relay")
+        checkpoints.begin(conn, SubscriptionKind.RELAY, "relay", ["events"])
+        checkpoints.set_positions(conn, SubscriptionKind.RELAY, "relay", {("events", 0): 3})
+        checkpoints.begin(conn, SubscriptionKind.RELAY, "relay", ["events", "telemetry"])
+        found = checkpoints.positions(conn, SubscriptionKind.RELAY, "relay")
         assert found == {("events", 0): 3, ("telemetry", 0): 0}
+
+
+def test_whoever_has_a_message_handled_again_is_known(database_url: str) -> None:
+    dead = Rejected("events", 0, 30, "comment.created", "it broke")
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        dead_letters.reject(conn, SubscriptionKind.CONSUMER, "tasks", [dead])
+        (letter,) = dead_letters.letters(conn, SubscriptionKind.CONSUMER)
+        given: dict[str, Any] = {"actor": "root", "ids": [letter.id]}
+        assert dead_letters.redrive(conn, SubscriptionKind.RELAY, **given) == 0
+        assert dead_letters.redrive(conn, SubscriptionKind.CONSUMER, **given) == 1
+        (wanted,) = dead_letters.wanted(conn, SubscriptionKind.CONSUMER, "tasks", 10)
+    assert (wanted.id, wanted.status, wanted.decided_by) == (letter.id, "redrive", "root")

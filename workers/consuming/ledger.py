@@ -10,7 +10,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from engine import checkpoints, dead_letters
-from engine.checkpoints import Kind
+from engine.checkpoints import SubscriptionKind
 from engine.dead_letters import Rejected
 from engine.migrations import ENGINE, migrate
 from workers.consuming.messages import Dead, Place, Raw, Received
@@ -34,7 +34,7 @@ def install(conn: Connection[Any]) -> None:
 
 def places(conn: Connection[TupleRow], consumer: str) -> dict[Place, int]:
     """Return how far the consumer is in each source."""
-    return checkpoints.positions(conn, Kind.CONSUMER, consumer)
+    return checkpoints.positions(conn, SubscriptionKind.CONSUMER, consumer)
 
 
 def known(conn: Connection[TupleRow], consumer: str, ids: Sequence[UUID]) -> set[UUID]:
@@ -53,7 +53,7 @@ def settle(
     """Write down, in one transaction, what became of a batch, and how far the consumer is now."""
     with conn.transaction():
         _write(conn, consumer, handled, dead)
-        checkpoints.set_positions(conn, Kind.CONSUMER, consumer, moved)
+        checkpoints.set_positions(conn, SubscriptionKind.CONSUMER, consumer, moved)
 
 
 def settle_redriven(
@@ -65,7 +65,7 @@ def settle_redriven(
         _write(conn, consumer, revived, dead)
         for message in revived:
             raw = message.raw
-            dead_letters.revive(conn, Kind.CONSUMER, consumer, *raw.place, raw.offset)
+            dead_letters.revive(conn, SubscriptionKind.CONSUMER, consumer, *raw.place, raw.offset)
 
 
 def _write(
@@ -74,7 +74,7 @@ def _write(
     ids = [message.id for message in handled]
     if ids:
         conn.execute(HANDLED, (consumer, ids), prepare=True)
-    dead_letters.reject(conn, Kind.CONSUMER, consumer, map(_rejected, dead))
+    dead_letters.reject(conn, SubscriptionKind.CONSUMER, consumer, map(_rejected, dead))
 
 
 def _rejected(dead: Dead) -> Rejected:
@@ -85,7 +85,7 @@ def _rejected(dead: Dead) -> Rejected:
 
 def wanted(conn: Connection[TupleRow], consumer: str, limit: int) -> list[Raw]:
     """Dead messages of the consumer that somebody wants to have handled after all."""
-    found = dead_letters.wanted(conn, Kind.CONSUMER, consumer, limit)
+    found = dead_letters.wanted(conn, SubscriptionKind.CONSUMER, consumer, limit)
     return [
         Raw(
             each.topic or "",
@@ -101,7 +101,7 @@ def wanted(conn: Connection[TupleRow], consumer: str, limit: int) -> list[Raw]:
 
 def count_dead(conn: Connection[TupleRow], consumer: str) -> int:
     """Return how many messages of the consumer are dead."""
-    return dead_letters.count(conn, Kind.CONSUMER, consumer, dead_letters.MESSAGES)
+    return dead_letters.count(conn, SubscriptionKind.CONSUMER, consumer, dead_letters.MESSAGES)
 
 
 def forget_processed(conn: Connection[Any], older_than_days: int = KEEP_DAYS) -> int:
