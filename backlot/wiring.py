@@ -17,8 +17,8 @@ from redis.asyncio import Redis
 
 from backlot.objects import open_objects
 from backlot.signals import last_word
+from engine.migrations import ENGINE, migrate
 from engine.notifications import Notifications
-from infra import seals, telemetry
 from infra.auth import Authenticator, make_authenticator, read_or_make_secret
 from infra.codec import MAPPER
 from infra.connecting import SHORT_WORK, Limits, explained, open_connection
@@ -39,13 +39,13 @@ from infra.seals import (
     configured_proofs,
 )
 from infra.settings import Role, Settings
-from projections.analytics.migrating import migrate
+from projections.analytics import migrating as analytics
 from projections.analytics.rebuilding import AnalyticsMeans
 from projections.audit.index import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.counters import subscribe_counters
-from projections.install import install
+from projections.install import install, make_tables
 from projections.likes import Likes
 from projections.operating.acting import Tools
 from projections.operating.children import Children
@@ -54,7 +54,6 @@ from projections.operations import Operations
 from projections.projection import Projection
 from projections.projection_subscription import ProjectionHost
 from projections.replaying.progress import tell_nobody
-from workers import topics
 
 log = structlog.get_logger(__name__)
 
@@ -129,16 +128,15 @@ def open_parts(
     database_url = _database(settings, folder, stack, gives_up)
     models = ReadModels.make()
     limits = Limits.from_settings(settings.database)
+    with open_connection(database_url, "installation") as conn:
+        make_tables(conn)
+        install(conn, models.all())
     recorder = open_recorder(database_url, limits=limits)
     stack.callback(recorder.datastore.close)
-    with open_connection(database_url, "installation") as conn:
-        telemetry.install(conn)
-        seals.install(conn)
-        install(conn, models.all())
-        topics.install(conn)
     analytics_url = settings.analytics.url(database_url)
     with _reached(analytics_url, "TIMESCALE_URL") as conn:
-        migrate(conn)
+        migrate(conn, ENGINE)
+        analytics.migrate(conn)
     counters = open_counters(settings, stack)
     host = None
     notifications = Notifications(database_url)

@@ -103,7 +103,6 @@ class Raw:
 
     def __init__(self, url: str) -> None:
         # The same table with the same indexes.
-        open_recorder(url).datastore.close()
         self._conn = psycopg.connect(url, autocommit=True)
         self._position = 0
 

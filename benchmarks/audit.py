@@ -20,16 +20,15 @@ from psycopg import AsyncConnection
 from benchmarks import like
 from benchmarks.bench import Bench, say
 from benchmarks.results import Comparison, Side
+from engine.checkpoints import pause, resume
 from engine.connections import connect
 from infra.auth import mint_token
-from infra.event_store import open_recorder
 from projections.applying import Applier
 from projections.audit.causes import at_position
 from projections.audit.index import Audit
 from projections.audit.search import Search, find
 from projections.audit.stats import stats
 from projections.install import install
-from projections.positions import pause, resume
 
 PAGE = 50
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -59,7 +58,7 @@ FROM (SELECT n, 'actor-' || mod(n * 7919, %(actors)s) AS viewer,
 LOOK_SECONDS = 0.1
 BEHIND = b"""
 SELECT (SELECT max(notification_id) FROM backlot_events) - position
-FROM projections.state WHERE schema = 'audit'
+FROM backlot_checkpoints WHERE subscription = 'audit'
 """
 ON, OFF = "like, with the audit's index", "like, the audit's index paused"
 POINT = "one event by its position"
@@ -118,7 +117,6 @@ def beside_likes(bench: Bench) -> list[Comparison]:
 
 def fill(url: str, events: int) -> None:
     """A log of many kinds of events, made by PostgreSQL."""
-    open_recorder(url).datastore.close()
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(FILL, {"events": events, "actors": ACTORS})
         conn.execute("VACUUM (ANALYZE) backlot_events")

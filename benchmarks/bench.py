@@ -18,6 +18,7 @@ from psycopg import sql
 
 from benchmarks.log import fill, like_event
 from infra.postgres import EmbeddedPostgres
+from projections.install import make_tables
 
 T = TypeVar("T")
 
@@ -37,12 +38,15 @@ class Bench:
         return quick if self.quick else full
 
     def database(self, *, template: str = "template1") -> str:
-        """The URL of a new database, empty or a copy."""
+        """The URL of a new database with the tables of Backlot, empty or a copy."""
         name = f"bench_{next(self._numbers)}"
         statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
         with psycopg.connect(self.server.url, autocommit=True) as conn:
             conn.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
-        return self.server.url_of(name)
+        url = self.server.url_of(name)
+        with psycopg.connect(url, autocommit=True) as conn:
+            make_tables(conn)
+        return url
 
     def log(self, events: int, make: Callable[[int], StoredEvent] = like_event) -> str:
         """The URL of a new database whose event store holds that many events, as `make` gives."""

@@ -26,7 +26,6 @@ from engine.sources import BEHIND_EVENTS, MessageSource
 from infra import telemetry
 from infra.cancellation import cancel
 from infra.codec import EventMapper
-from infra.event_store import open_recorder
 from infra.integration import from_telemetry
 from projections.analytics.migrating import migrate
 from projections.analytics.rules import TOPICS
@@ -44,7 +43,7 @@ MOST_SECONDS = 600.0
 FILL = """
 COPY backlot_telemetry (event_id, topic, video_id, user_id, happened_at, details) FROM STDIN
 """
-DONE = "SELECT position FROM backlot_consumer_places WHERE source = 'telemetry'"
+DONE = "SELECT position FROM backlot_checkpoints WHERE kind = 'consumer' AND source = 'telemetry'"
 
 Event = tuple[UUID, str, UUID, str, datetime, dict[str, Any]]
 
@@ -152,9 +151,7 @@ def history(events: int) -> list[Event]:
 
 def prepared(url: str, told: Sequence[Event] = ()) -> str:
     """A database with all tables, in which so much is recorded and nothing counted."""
-    open_recorder(url).datastore.close()
     with psycopg.connect(url, autocommit=True) as conn:
-        telemetry.install(conn)
         migrate(conn)
         with conn.cursor() as cursor, cursor.copy(FILL) as copy:
             for *plain, details in told:

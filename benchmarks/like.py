@@ -28,7 +28,7 @@ PATHS = [f"/videos/{video}/like" for video in VIDEOS]
 CATCH_UP_SECONDS = 120.0
 
 BACKLOT_RECORDED = "SELECT max(notification_id) FROM backlot_events"
-BACKLOT_PROJECTED = "SELECT position FROM projections.state WHERE schema = 'likes'"
+BACKLOT_PROJECTED = "SELECT position FROM backlot_checkpoints WHERE subscription = 'likes'"
 CRUD_RECORDED = "SELECT count(*) FROM outbox"
 
 

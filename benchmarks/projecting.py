@@ -47,9 +47,8 @@ def from_nothing(url: str, events: int) -> float:
     """Build the likes from an empty copy up to that position; events/s, start included."""
     likes = Likes()
     with psycopg.connect(url, autocommit=True) as conn:
-        if conn.execute("SELECT to_regclass('projections.state')").fetchone() != (None,):
-            drop(conn, likes.schema)
-            create(conn, likes)
+        drop(conn, likes.schema)
+        create(conn, likes)
         started = time.perf_counter()
         with projecting(url, likes) as host:
             await_position(conn, host, events)
@@ -88,7 +87,7 @@ def await_position(conn: Connection[TupleRow], host: ProjectionHost, position: i
     deadline = time.monotonic() + MOST_SECONDS
     while time.monotonic() < deadline:
         row = conn.execute(
-            "SELECT position FROM projections.state WHERE schema = 'likes'"
+            "SELECT position FROM backlot_checkpoints WHERE subscription = 'likes'"
         ).fetchone()
         if row is not None and row[0] >= position:
             return

@@ -17,7 +17,6 @@ from benchmarks.log import comment_event
 from benchmarks.results import Comparison, Side
 from engine.connections import connect
 from engine.notifications import Notifications
-from infra import telemetry
 from infra.cancellation import cancel
 from infra.codec import EventMapper
 from infra.integration import TOPICS
@@ -30,7 +29,7 @@ from workers.relay import outgoing, subscribe_relay
 OURS, BARE = "ours, from the event log", "bare aiokafka producer, messages ready"
 LOOK_SECONDS = 0.01
 MOST_SECONDS = 300.0
-POSITION = "SELECT position FROM backlot_relay WHERE source = 'events'"
+POSITION = "SELECT position FROM backlot_checkpoints WHERE kind = 'relay' AND source = 'events'"
 
 
 def run(bench: Bench) -> list[Comparison]:
@@ -55,7 +54,6 @@ def run(bench: Bench) -> list[Comparison]:
 def read(url: str) -> list[Outgoing]:
     """All messages of a log."""
     with connect(url, "bench") as conn:
-        telemetry.install(conn)
         (feed, _) = feeds(TOPICS, batch_events=5_000)
         found: list[Outgoing] = []
         after = 0
@@ -68,7 +66,6 @@ def read(url: str) -> list[Outgoing]:
 async def relay(url: str, address: str, until: int) -> float:
     """Relay a whole log, as a process of Backlot does; seconds, the start included."""
     with psycopg.connect(url, autocommit=True) as conn:
-        telemetry.install(conn)
         notifications = Notifications(url)
         relaying = subscribe_relay(
             url,

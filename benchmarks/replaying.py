@@ -30,11 +30,11 @@ from benchmarks.log import comment_event, fill, like_event, upload_event
 from benchmarks.pacing import Delays, paced_likes
 from benchmarks.processes import ProcessFailed, command, environment
 from benchmarks.results import Comparison, Side
+from engine import checkpoints
 from engine.connections import connect
 from infra.auth import mint_token
 from infra.logging import configure_logging
 from infra.settings import load_settings
-from projections import positions
 from projections.applying import Applier
 from projections.catalog import Catalog
 from projections.comments import Comments
@@ -96,7 +96,7 @@ def bring_up(url: str, model: Projection, events: int) -> None:
     with connect(url, "bench") as conn:
         install(conn, [model])
         applier = Applier(model, batch_events=BATCH_EVENTS)
-        while (seen := positions.look(conn, model.schema)) and seen.position < events:
+        while (seen := checkpoints.look(conn, model.schema)) and seen.position < events:
             applier.advance(conn, seen.position, events)
 
 

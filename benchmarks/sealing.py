@@ -17,7 +17,6 @@ from benchmarks.log import first_likes
 from benchmarks.processes import ROOT, command, environment
 from benchmarks.results import Comparison, Side
 from benchmarks.sealer import make_sealer
-from infra import seals
 from infra.event_store import GroupCommitRecorder, open_recorder
 from infra.settings import load_settings
 from workers.sealing import LONGEST_PAUSE_SECONDS
@@ -107,8 +106,6 @@ def apart(url: str) -> Iterator[None]:
 def _recorder(url: str, stack: ExitStack) -> GroupCommitRecorder:
     recorder = open_recorder(url)
     stack.callback(recorder.datastore.close)
-    with psycopg.connect(url) as conn:
-        seals.install(conn)
     return recorder
 
 

@@ -20,7 +20,7 @@ class LockClass(IntEnum):
     """The first number: what a lock is about. Five of them spell a word in ASCII."""
 
     LOG = 0x6C6F67
-    """The event store: key 0 for its tables, else the `oid` of the events table."""
+    """The event store, by the `oid` of the events table."""
     PROJECTION = 0x70726F6A
     """The copies of projections and the replays, by `copy_lock` and `replay_lock`."""
     JOB = 0x776F726B
@@ -43,21 +43,16 @@ class AdvisoryLock(NamedTuple):
 class Lock:
     """The locks whose key is fixed."""
 
-    EVENT_STORE_TABLES: Final = AdvisoryLock(LockClass.LOG, 0)
     PROJECTION_TABLES: Final = AdvisoryLock(LockClass.PROJECTION, 0)
     LIKES_RECONCILIATION: Final = AdvisoryLock(LockClass.LIKES, 1)
-    SEAL_TABLES: Final = AdvisoryLock(LockClass.SEALS, 0)
     SEALING: Final = AdvisoryLock(LockClass.SEALS, 1)
-    TELEMETRY_TABLES: Final = AdvisoryLock(LockClass.SHARED, 1)
     TELEMETRY: Final = AdvisoryLock(LockClass.SHARED, 2)
-    CONSUMER_TABLES: Final = AdvisoryLock(LockClass.SHARED, 3)
-    RELAY_TABLES: Final = AdvisoryLock(LockClass.SHARED, 4)
     ANALYTICS_ROWS: Final = AdvisoryLock(LockClass.SHARED, 5)
     TRENDING_SETTLEMENT: Final = AdvisoryLock(LockClass.SHARED, 6)
     ANALYTICS_REFRESH: Final = AdvisoryLock(LockClass.SHARED, 7)
     ANALYTICS_PRUNING: Final = AdvisoryLock(LockClass.SHARED, 8)
     RECOMMENDATION_ROWS: Final = AdvisoryLock(LockClass.SHARED, 9)
-    ANALYTICS_MIGRATION: Final = AdvisoryLock(LockClass.SHARED, 10)
+    MIGRATION: Final = AdvisoryLock(LockClass.SHARED, 10)
 
 
 def copy_lock(schema: str) -> AdvisoryLock:

@@ -6,8 +6,10 @@ lock that is held until the commit, so they are in commit order and no reader ca
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -26,18 +28,11 @@ from eventsourcing.postgres import (
     PostgresTrackingRecorder,
 )
 from psycopg import Connection, Cursor
-from psycopg.rows import DictRow, TupleRow, dict_row, tuple_row
-from psycopg.sql import SQL, Identifier, Literal
+from psycopg.rows import TupleRow, dict_row, tuple_row
+from psycopg.sql import SQL, Composed, Identifier
 
-from infra.advisory_locks import Lock, LockClass, lock_in_transaction
 from infra.arrays import array
-from infra.connecting import SHORT_WORK, Limits, is_silence, open_connection, thread_pool, unhurried
-from infra.event_store_sql import (
-    APPEND_FUNCTION,
-    APPEND_REST_FUNCTION,
-    CREATE_ANSWERS,
-    CREATE_EVENTS,
-)
+from infra.connecting import SHORT_WORK, Limits, is_silence, thread_pool, unhurried
 from infra.group_commit import GroupCommit
 from infra.saves import Appended, Save, StoredAnswer, arguments, columns, outcomes
 
@@ -49,6 +44,8 @@ RETRY_PAUSE_SECONDS = 0.1
 T = TypeVar("T")
 
 __all__ = [
+    "EVENTS",
+    "EVENTS_CHANNEL",
     "Appended",
     "GroupCommitFactory",
     "GroupCommitProcessRecorder",
@@ -57,6 +54,12 @@ __all__ = [
     "StoredAnswer",
     "open_recorder",
 ]
+
+EVENTS_CHANNEL = "backlot_events"
+"""What PostgreSQL notifies of new events."""
+EVENTS = f"public.{EVENTS_CHANNEL}"
+"""The table of the event log, for SQL."""
+TABLES = Path(__file__).parents[1] / "engine" / "sql" / "0001_event_store.log.sql"
 
 # Every query of this store is keyed. The planner must not think otherwise while the table is still
 # small, because the append function's plan is kept while the table grows.
@@ -81,28 +84,16 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
             "table": Identifier(events_table_name),
             "answers": Identifier(self.answers_table_name),
             "append": Identifier(f"{events_table_name}_append"),
-            "append_rest": Identifier(f"{events_table_name}_append_rest"),
-            "id_type": Identifier(datastore.originator_id_type),
-            "channel": Literal(self.channel_name),
-            "lock_class": Literal(int(LockClass.LOG)),
         }
-        place = self.create_insert_function_statement_index - 1
-        self._create_index = self.sql_create_statements[place]
-        statements = (CREATE_EVENTS, CREATE_ANSWERS)
-        self.sql_create_statements = [
-            *(SQL(statement).format(**self.names) for statement in statements),
-            self._create_index,
-            SQL(APPEND_REST_FUNCTION).format(**self.names),
-            SQL(APPEND_FUNCTION).format(**self.names),
-        ]
+        self.sql_create_statements = [Composed([SQL(self._tables())])]
         self.append_statement = self._sql(
             "SELECT head, conflicts FROM {schema}.{append}("
-            "%s::int[], %s::{id_type}[], %s::bigint[], %b::text[], %b::bytea[], "
+            "%s::int[], %s::uuid[], %s::bigint[], %b::text[], %b::bytea[], "
             "%s::int[], %s::text[], %s::text[], %s::bytea[], %s::int[], %s::bytea[])"
         )
         self.select_streams_statement = self._sql(
             "SELECT NULL, coalesce(max(notification_id), 0), NULL, NULL FROM {schema}.{table} "
-            "UNION ALL SELECT e.* FROM unnest(%s::{id_type}[], %s::bigint[]) AS s(id, after) "
+            "UNION ALL SELECT e.* FROM unnest(%s::uuid[], %s::bigint[]) AS s(id, after) "
             "CROSS JOIN LATERAL (SELECT originator_id, originator_version, topic, state "
             "FROM {schema}.{table} WHERE originator_id = s.id AND originator_version > s.after "
             "ORDER BY originator_version) AS e"
@@ -119,25 +110,14 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         # As bytes: psycopg would put composed SQL together again for every execution.
         return SQL(statement).format(**self.names).as_bytes(None)
 
-    def _create_table(self, curs: Cursor[DictRow]) -> None:
-        # Several processes may start at once; CREATE … IF NOT EXISTS alone races with itself.
-        lock_in_transaction(curs, Lock.EVENT_STORE_TABLES)
-        row = curs.execute(
-            "SELECT to_regclass(%s) IS NULL AS missing",
-            (f'"{self.datastore.schema}"."{self.notification_id_index_name}"',),
-        ).fetchone()
-        if row is None or row["missing"]:
-            super()._create_table(curs)
-            return
-        # CREATE INDEX would wait for every writer, even where there is nothing to create.
-        for statement in self.sql_create_statements:
-            if statement is not self._create_index:
-                curs.execute(statement, prepare=False)
-
-    def install(self, conn: Connection[Any]) -> None:
-        """Create the tables where they are missing, on a connection that may take its time."""
-        with conn.transaction(), conn.cursor(row_factory=dict_row) as cursor:
-            self._create_table(cursor)
+    def _tables(self) -> str:
+        """Return the SQL that makes the log, with the names of this recorder."""
+        text = re.sub(
+            rf"\b{EVENTS}(\w*)",
+            rf'"{self.datastore.schema}"."{self.events_table_name}\1"',
+            TABLES.read_text(),
+        )
+        return text.replace(EVENTS_CHANNEL, self.events_table_name)
 
     def insert_events(
         self, stored_events: Sequence[StoredEvent], **kwargs: Any
@@ -297,12 +277,12 @@ def open_recorder(
     name: str = "backlot",
     limits: Limits = SHORT_WORK,
 ) -> GroupCommitRecorder:
-    """A recorder on the database at a libpq URL; creates its tables when they are not there."""
+    """A recorder on the database at a libpq URL, which has its tables already.
+
+    `engine.migrations` makes those of Backlot; tests that give another `name` create theirs.
+    """
     datastore = PostgresDatastore(dbname="", host="", port="", user="", password="")
     datastore.pool = thread_pool(  # type: ignore[assignment]  # the library's fetches passwords
         database_url, "events", limits, size=pool_size, session=SESSION, row_factory=dict_row
     )
-    recorder = GroupCommitRecorder(datastore, events_table_name=f"{name}_events")
-    with open_connection(database_url, "installation") as conn:
-        recorder.install(conn)
-    return recorder
+    return GroupCommitRecorder(datastore, events_table_name=f"{name}_events")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, LiteralString, NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -21,7 +21,6 @@ from psycopg import AsyncConnection, Connection, Cursor
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
-from infra import viewers
 from infra.advisory_locks import Lock, lock_in_transaction
 from infra.batching import Batcher
 from infra.connecting import SHORT_WORK, Limits, thread_pool
@@ -29,89 +28,6 @@ from infra.connecting import SHORT_WORK, Limits, thread_pool
 VIEWED = "video.viewed"
 WATCH_TIME = "video.watch_time"
 SHARED = "video.shared"
-
-TABLES: tuple[LiteralString, ...] = (
-    """CREATE TABLE IF NOT EXISTS backlot_telemetry (
-        event_id uuid PRIMARY KEY,
-        topic text NOT NULL,
-        video_id uuid NOT NULL,
-        user_id text,
-        happened_at timestamptz NOT NULL,
-        details jsonb NOT NULL)""",
-    """CREATE TABLE IF NOT EXISTS backlot_views (
-        video_id uuid PRIMARY KEY,
-        views bigint NOT NULL) WITH (fillfactor = 70)""",
-    """ALTER TABLE backlot_telemetry
-        ADD COLUMN IF NOT EXISTS seq bigint GENERATED ALWAYS AS IDENTITY,
-        ADD COLUMN IF NOT EXISTS correlation_id text""",
-    "CREATE UNIQUE INDEX IF NOT EXISTS backlot_telemetry_seq ON backlot_telemetry (seq)",
-    # The session in which each viewer of a video is, and when it began. By the clock of the
-    # database: the processes' clocks differ.
-    """CREATE TABLE IF NOT EXISTS backlot_view_sessions (
-        video_id uuid NOT NULL,
-        viewer text COLLATE "C" NOT NULL,
-        session text NOT NULL,
-        began_at timestamptz NOT NULL,
-        PRIMARY KEY (video_id, viewer)) WITH (fillfactor = 70)""",
-    # Whether somebody has watched a video.
-    """CREATE INDEX IF NOT EXISTS backlot_telemetry_viewed ON backlot_telemetry (user_id, video_id)
-        WHERE topic = 'video.viewed' AND user_id IS NOT NULL""",
-    # Under a lock that is held until the commit: what has a lower `seq` is visible by then. (A
-    # database may hold this function with fewer parameters, too: that of the releases before.)
-    f"""CREATE OR REPLACE FUNCTION backlot_take_telemetry(ids uuid[], topics text[], videos uuid[],
-        users text[], times timestamptz[], details text[], correlations text[], viewers text[],
-        repeat interval) RETURNS text[]
-    LANGUAGE plpgsql AS $body$
-    DECLARE
-        told record;
-        kept text;
-        sessions text[] := array_fill(NULL::text, ARRAY[cardinality(ids)]);
-    BEGIN
-        PERFORM pg_advisory_xact_lock({Lock.TELEMETRY.class_id:d}, {Lock.TELEMETRY.key});
-        FOR told IN
-            SELECT id, video, viewer, detail::jsonb->>'sessionId' AS session, place::int AS place
-            FROM unnest(ids, topics, videos, details, viewers)
-                WITH ORDINALITY AS e(id, topic, video, detail, viewer, place)
-            WHERE topic = 'video.viewed' AND viewer IS NOT NULL
-            ORDER BY e.place
-        LOOP
-            SELECT t.details->>'sessionId' INTO kept
-            FROM backlot_telemetry AS t WHERE t.event_id = told.id;
-            IF NOT FOUND THEN
-                INSERT INTO backlot_view_sessions AS s (video_id, viewer, session, began_at)
-                VALUES (told.video, told.viewer, told.session, clock_timestamp())
-                ON CONFLICT (video_id, viewer) DO UPDATE
-                SET session = excluded.session, began_at = excluded.began_at
-                WHERE s.began_at <= excluded.began_at - repeat
-                RETURNING s.session INTO kept;
-                IF NOT FOUND THEN
-                    SELECT s.session INTO kept FROM backlot_view_sessions AS s
-                    WHERE s.video_id = told.video AND s.viewer = told.viewer;
-                    ids[told.place] := NULL;
-                END IF;
-            END IF;
-            sessions[told.place] := kept;
-        END LOOP;
-        WITH taken AS (
-            INSERT INTO backlot_telemetry
-                (event_id, topic, video_id, user_id, happened_at, details, correlation_id)
-            SELECT id, topic, video, "user", at, detail::jsonb, correlation
-            FROM unnest(ids, topics, videos, users, times, details, correlations)
-                WITH ORDINALITY AS e(id, topic, video, "user", at, detail, correlation, place)
-            WHERE id IS NOT NULL
-            ORDER BY place
-            ON CONFLICT DO NOTHING
-            RETURNING backlot_telemetry.topic, video_id)
-        INSERT INTO backlot_views AS v (video_id, views)
-        SELECT video_id, count(*) FROM taken WHERE taken.topic = 'video.viewed' GROUP BY video_id
-        ORDER BY video_id
-        ON CONFLICT (video_id) DO UPDATE SET views = v.views + excluded.views;
-        PERFORM pg_notify('backlot_telemetry', '');
-        RETURN sessions;
-    END
-    $body$""",
-    *viewers.TABLES,
-)
 
 CHANNEL = "backlot_telemetry"
 
@@ -202,15 +118,6 @@ def _columns(events: Sequence[TelemetryEvent]) -> tuple[list[Any], ...]:
         [event.correlation_id for event in events],
         [event.viewer for event in events],
     )
-
-
-def install(conn: Connection[Any]) -> None:
-    """Create the tables where they are missing."""
-    with conn.transaction():
-        # CREATE … IF NOT EXISTS races with itself when several processes start at once.
-        lock_in_transaction(conn, Lock.TELEMETRY_TABLES)
-        for statement in TABLES:
-            conn.execute(statement)
 
 
 def forget_sessions(conn: Connection[Any], repeat: timedelta) -> int:

@@ -12,7 +12,7 @@ import hmac
 import secrets
 from collections.abc import Callable
 from datetime import UTC, date, datetime
-from typing import Any, LiteralString, NamedTuple
+from typing import Any, NamedTuple
 
 from psycopg import Connection
 
@@ -21,11 +21,6 @@ from infra.connecting import open_connection
 
 SALT_BYTES = 32
 
-TABLES: tuple[LiteralString, ...] = (
-    """CREATE TABLE IF NOT EXISTS backlot_viewer_salts (
-        day date PRIMARY KEY,
-        salt bytea NOT NULL)""",
-)
 # The day is that of the database's clock, for every process.
 MAKE = b"""
 INSERT INTO backlot_viewer_salts (day, salt) VALUES ((now() AT TIME ZONE 'UTC')::date, %b)

@@ -12,13 +12,13 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.checkpoints import Checkpoint, Superseded, of_copy
 from engine.connections import is_outage
 from infra.codec import MAPPER, EventMapper
 from infra.errors import describe
 from projections import ledger
 from projections.log import Log, LogWindow
 from projections.poison import apply_one_by_one
-from projections.positions import CopyPlace, Place, Superseded
 from projections.projection import Batch, Projection, RangeProjection
 
 log = structlog.get_logger(__name__)
@@ -45,12 +45,12 @@ class Applier:
         *,
         mapper: EventMapper = MAPPER,
         batch_events: int,
-        place: Place | None = None,
+        place: Checkpoint | None = None,
         log: Log | None = None,
     ) -> None:
         """`place` and `log` are the copy's row and its topics, unless it is built in parts."""
         self.projection = projection
-        self.place = place or CopyPlace(projection.schema, projection.version)
+        self.place = place or of_copy(projection.schema, projection.version)
         self.log = log or Log(projection.events, mapper=mapper, batch_events=batch_events)
         self._batch_events = batch_events
 

@@ -9,9 +9,9 @@ COUNTS, VIDEOS, ENGAGED = "analytics", "analytics_videos", "recommendations"
 BY_KAFKA = {"events": "kafka:events", "telemetry": "kafka:telemetry"}
 
 REACHED = b"""
-SELECT consumer,
+SELECT subscription,
        coalesce(max(position) FILTER (WHERE source IN ('events', 'kafka:events')), 0),
        coalesce(max(position) FILTER (WHERE source IN ('telemetry', 'kafka:telemetry')), 0),
        NULL::int
-FROM backlot_consumer_places GROUP BY consumer
+FROM backlot_checkpoints WHERE kind = 'consumer' GROUP BY subscription
 """

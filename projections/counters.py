@@ -24,6 +24,7 @@ from engine.sources import Wakeups
 from engine.subscription import Handler, Subscription, Unkept
 from infra.codec import EventMapper
 from infra.counters import GONE, Counter, Counters
+from infra.event_store import EVENTS
 from infra.metrics import counter, gauge
 from projections.likes import Likes
 from projections.log import Log, Stored
@@ -38,13 +39,13 @@ POLL_SECONDS = 0.5
 # One statement sees one moment: these counts are those at this position.
 COUNTED: LiteralString = """
 SELECT s.position, v.id, coalesce(c.likes, 0), r.video_id IS NOT NULL
-FROM projections.state s
+FROM backlot_checkpoints s
 LEFT JOIN unnest(%b::uuid[]) AS v(id) ON true
 LEFT JOIN {schema}.counts c ON c.video_id = v.id
 LEFT JOIN {schema}.removed r ON r.video_id = v.id
-WHERE s.schema = %b
+WHERE s.kind = 'projection' AND s.subscription = %b
 """
-HEAD = b"SELECT coalesce(max(notification_id), 0) FROM public.backlot_events"
+HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
 
 COUNTERS_PUBLISHED = counter(
     "backlot_like_counters_published",

@@ -24,17 +24,6 @@ WAIT_SECONDS = 5.0
 POLL_SECONDS = 0.05
 FILL_SECONDS = 0.5
 
-TABLE = b"""
-CREATE TABLE IF NOT EXISTS projections.like_drift (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    found_at timestamptz NOT NULL DEFAULT now(),
-    video_id uuid NOT NULL,
-    counter bigint NOT NULL,
-    counter_position bigint NOT NULL,
-    likes bigint NOT NULL,
-    position bigint NOT NULL,
-    repaired boolean NOT NULL)
-"""
 REPORT = """
 INSERT INTO projections.like_drift
     (video_id, counter, counter_position, likes, position, repaired)

@@ -10,29 +10,10 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from psycopg import Cursor
+from psycopg import Connection, Cursor
 
 BLOCK_POSITIONS = 10_000
 """Positions 1 to 10,000 are block 0, and so on: a million events cost a copy a hundred rows."""
-
-# `accounted_after`: up to there a copy was applied by a release that had no ledger.
-TABLE = b"""
-CREATE TABLE IF NOT EXISTS projections.ledger (
-    schema text NOT NULL REFERENCES projections.state ON UPDATE CASCADE ON DELETE CASCADE,
-    block bigint NOT NULL,
-    applied bigint NOT NULL,
-    positions numeric NOT NULL,
-    PRIMARY KEY (schema, block))
-WITH (fillfactor = 20);
-DO $upgrade$ BEGIN
-    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attname = 'accounted_after'
-                   AND attrelid = 'projections.state'::regclass) THEN
-        ALTER TABLE projections.state ADD accounted_after bigint NOT NULL DEFAULT 0;
-        UPDATE projections.state s SET accounted_after = position
-        WHERE NOT EXISTS (SELECT FROM projections.ledger l WHERE l.schema = s.schema);
-    END IF;
-END $upgrade$
-"""
 
 # In the order of the blocks, so that two who apply to one copy never wait for each other in turn.
 ADD = b"""
@@ -52,6 +33,9 @@ FROM (SELECT block, greatest(%(after)s, block * %(size)s) AS after,
 ON CONFLICT (schema, block) DO UPDATE
 SET applied = l.applied + excluded.applied, positions = l.positions + excluded.positions
 """
+
+RENAME = b"UPDATE projections.ledger SET schema = %s WHERE schema = %s"
+DROP = b"DELETE FROM projections.ledger WHERE schema = %s"
 
 
 def block_of(position: int) -> int:
@@ -83,3 +67,13 @@ def add_range(cursor: Cursor[Any], schema: str, after: int, until: int) -> None:
     if after < until:
         size = BLOCK_POSITIONS
         cursor.execute(ADD_RANGE, {"schema": schema, "after": after, "until": until, "size": size})
+
+
+def rename(conn: Connection[Any], schema: str, name: str) -> None:
+    """Have the accounts of a copy follow its schema."""
+    conn.execute(RENAME, (name, schema))
+
+
+def drop(conn: Connection[Any], schema: str) -> None:
+    """Forget the accounts of a copy."""
+    conn.execute(DROP, (schema,))

@@ -18,6 +18,7 @@ from psycopg.rows import TupleRow
 
 from domain.model import Aggregate
 from infra.codec import MAPPER, EventMapper, topics_of
+from infra.event_store import EVENTS
 from projections.projection import Recorded
 
 # Above every position, which are bigint.
@@ -25,26 +26,26 @@ END_OF_LOG = 2**63 - 1
 WINDOW_BATCHES = 10
 MAX_WINDOW_BYTES = 16 * 1024 * 1024
 
-READ = b"""
+READ = f"""
 SELECT notification_id, originator_id, originator_version, topic, state FROM (
     SELECT notification_id, originator_id, originator_version, topic, state,
            sum(octet_length(state)) OVER (ORDER BY notification_id) AS bytes
-    FROM public.backlot_events
+    FROM {EVENTS}
     WHERE notification_id > %b AND notification_id <= %b AND topic = ANY (%b::text[])
     ORDER BY notification_id
     LIMIT %b) AS e
 WHERE bytes - octet_length(state) < %b
-"""
+""".encode()
 # Ids of streams are random or hashes, so that their last byte spreads them evenly.
 READ_PART = READ.replace(
     b"ORDER BY notification_id\n",
     b"AND get_byte(uuid_send(originator_id), 15) %% %b = %b ORDER BY notification_id\n",
 )
 
-READ_ONE = b"""
+READ_ONE = f"""
 SELECT notification_id, originator_id, originator_version, topic, state
-FROM public.backlot_events WHERE notification_id = %s
-"""
+FROM {EVENTS} WHERE notification_id = %s
+""".encode()
 
 
 class Stored(NamedTuple):

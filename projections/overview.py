@@ -11,15 +11,17 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, class_row
 
 from infra.advisory_locks import LockClass, copy_lock
+from infra.event_store import EVENTS
 from projections.log import READ_ONE, Stored, recorded_at
 
-COPIES = b"""
-SELECT s.schema, s.name, s.version, s.position, s.status, s.error, s.error_position, s.updated_at,
-       (SELECT coalesce(max(notification_id), 0) FROM public.backlot_events) AS head,
-       (SELECT count(*) FROM projections.parked p
-        WHERE p.schema = s.schema AND p.status = 'parked') AS parked
-FROM projections.state s ORDER BY s.schema
-"""
+COPIES = f"""
+SELECT c.subscription AS schema, c.projection AS name, c.version, c.position, c.status, c.error,
+       c.error_position, c.updated_at,
+       (SELECT coalesce(max(notification_id), 0) FROM {EVENTS}) AS head,
+       (SELECT count(*) FROM backlot_dead_letters d
+        WHERE d.kind = c.kind AND d.subscription = c.subscription AND d.status = 'parked') AS parked
+FROM backlot_checkpoints c WHERE c.kind = 'projection' ORDER BY c.subscription
+""".encode()
 LOOK_SECONDS = 1.0
 ACTIVE = b"""
 SELECT objid::bigint FROM pg_locks

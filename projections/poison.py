@@ -8,12 +8,12 @@ import structlog
 from psycopg import Connection, Cursor, ProgrammingError
 from psycopg.rows import TupleRow
 
+from engine import dead_letters
+from engine.checkpoints import Checkpoint
 from engine.connections import is_outage
 from infra.errors import describe
-from projections import ledger, positions
+from projections import ledger
 from projections.log import Log, LogWindow, Stored
-from projections.parking import orders
-from projections.positions import Place
 from projections.projection import Projection
 
 log = structlog.get_logger(__name__)
@@ -31,7 +31,7 @@ class BatchOutcome:
 def apply_one_by_one(
     conn: Connection[TupleRow],
     projection: Projection,
-    place: Place,
+    place: Checkpoint,
     events: Log,
     before: int,
     window: LogWindow,
@@ -40,7 +40,7 @@ def apply_one_by_one(
 
     A culprit is parked, or the projection stops in front of it, by its policy, or as an operator
     decided for the live copy, or ordered for all events like it. Raises what is not an event's
-    fault: an outage, or positions.Superseded.
+    fault: an outage, or checkpoints.Superseded.
     """
     result = BatchOutcome()
     with conn.transaction(), conn.cursor(binary=True) as cursor:
@@ -88,25 +88,26 @@ def _may_park(
     if isinstance(error, ProgrammingError):
         return False
     # Otherwise nobody could rebuild a copy that an operator has led past an event.
-    decided = positions.is_decided(cursor, projection.name, stored.position)
+    decided = dead_letters.is_decided(cursor, projection.name, stored.position)
     ordered = decided or _order(cursor, projection, stored, error) is not None
     return ordered or projection.on_poison == "park"
 
 
 def _order(
     cursor: Cursor[TupleRow], projection: Projection, stored: Stored, error: Exception
-) -> orders.Order | None:
-    return orders.find(cursor, projection.name, stored.topic, stored.position, describe(error))
+) -> dead_letters.ParkingOrder | None:
+    fault = describe(error)
+    return dead_letters.parking_order(cursor, projection.name, stored.topic, stored.position, fault)
 
 
 def _park(
     cursor: Cursor[TupleRow], projection: Projection, stored: Stored, error: Exception
 ) -> None:
     schema, position = projection.schema, stored.position
-    positions.park(cursor, schema, position, describe(error))
-    decided = positions.is_decided(cursor, schema, position)
+    dead_letters.park(cursor, schema, position, describe(error))
+    decided = dead_letters.is_decided(cursor, schema, position)
     if not decided and (order := _order(cursor, projection, stored, error)):
-        positions.say_why(cursor, schema, position, *order)
+        dead_letters.say_why(cursor, schema, position, *order)
     _log("projection_event_parked", projection, stored, error)
 
 

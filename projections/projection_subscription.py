@@ -13,6 +13,8 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine import checkpoints, dead_letters
+from engine.checkpoints import Seen, Status, Superseded
 from engine.connections import ThreadedConnection, is_outage
 from engine.leader_lock import LeaderLock
 from engine.messages import Place
@@ -22,11 +24,9 @@ from infra.advisory_locks import copy_lock
 from infra.cancellation import together
 from infra.codec import EventMapper
 from infra.errors import describe
-from projections import positions
 from projections.applying import Applier, Step
 from projections.gauges import Gauges
 from projections.log import LogWindow
-from projections.positions import Seen, Status, Superseded
 from projections.projection import Projection
 from projections.replaying.rows import Replay, newest
 
@@ -85,7 +85,7 @@ class LiveCheckpoint:
         """The copies' tables are made before anything runs."""
 
     def look(self, conn: Connection[TupleRow]) -> Mapping[Place, int]:
-        seen = positions.look(conn, self._projection.schema)
+        seen = checkpoints.look(conn, self._projection.schema)
         if seen is None:
             raise Resting(State.OUTDATED, NOT_INSTALLED)
         fed = self._projection.of_version(seen.version)
@@ -96,7 +96,7 @@ class LiveCheckpoint:
 
     def see(self, conn: Connection[TupleRow]) -> Seen:
         """Return the row; raise Restart where it is that of a copy of another version now."""
-        seen = positions.look(conn, self._projection.schema)
+        seen = checkpoints.look(conn, self._projection.schema)
         if seen is None or seen.version != self.fed.version:
             raise Restart
         return seen
@@ -183,7 +183,7 @@ class ProjectionHandler(Handler[Turn]):
         return moved
 
     async def start(self, conn: ThreadedConnection) -> None:
-        if await conn.do(positions.retry, self._projection.schema):
+        if await conn.do(checkpoints.retry, self._projection.schema):
             log.info("projection_retries", projection=self._projection.name)
 
     async def handle(self, conn: ThreadedConnection, batch: Turn) -> None:
@@ -214,7 +214,7 @@ class ProjectionHandler(Handler[Turn]):
         )
 
     def _beside(self, conn: Connection[TupleRow]) -> tuple[int, Replay | None]:
-        parked = positions.count_parked(conn, self._projection.schema)
+        parked = dead_letters.count_parked(conn, self._projection.schema)
         return parked, newest(conn, self._projection.name)
 
     async def _take_in(self, conn: ThreadedConnection, seen: Seen, window: LogWindow) -> float:

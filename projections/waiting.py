@@ -34,7 +34,9 @@ POLL_SECONDS = 0.01
 SHORTEST_WAIT_SECONDS = 0.1
 # A call may come just before what is waited for can be read (from Kafka, say): hence again.
 CALL_SECONDS = 0.1
-READ_MODELS = b"SELECT schema, position, 0, version FROM projections.state"
+READ_MODELS = b"""
+SELECT subscription, position, 0, version FROM backlot_checkpoints WHERE kind = 'projection'
+"""
 # A process of the release before that takes over from another one needs less.
 UNFED_SECONDS = 2.0
 

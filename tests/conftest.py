@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from psycopg import sql
 
 from infra.postgres import EmbeddedPostgres
 from infra.settings import Settings
+from projections.install import make_tables
 from tests.support import unused_port
 
 # Not imported here: hooks of a conftest are not called for what has the scope of the session.
@@ -65,11 +67,36 @@ def postgres_url(postgres: EmbeddedPostgres) -> str:
     return postgres.url
 
 
-@pytest.fixture
-def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """The URL of an empty database that only this test uses."""
-    name = f"test_{os.getpid()}_{next(_numbers)}"
+@pytest.fixture(scope="session")
+def template(postgres: EmbeddedPostgres) -> str:
+    """The name of a database with the tables of the main database; tests get copies."""
+    name = f"template_{os.getpid()}"
     with psycopg.connect(postgres.url, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {} STRATEGY FILE_COPY").format(sql.Identifier(name)))
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    with psycopg.connect(postgres.url_of(name), autocommit=True) as conn:
+        make_tables(conn)
+    return name
+
+
+@contextmanager
+def _database(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
+    with psycopg.connect(postgres.url, autocommit=True) as admin:
+        admin.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
         yield postgres.url_of(name)
         admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """The URL of a database that only this test uses; its tables are there, and empty."""
+    with _database(postgres, template) as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """The URL of a database without tables that only this test uses."""
+    with _database(postgres, "template1") as url:
+        yield url

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
 from commands.bus import CommandBus
-from infra.connecting import Limits
+from engine.migrations import ENGINE, LOG, migrate
+from infra.connecting import Limits, open_connection
 from infra.errors import OperatorError
 from infra.event_store import open_recorder
 from infra.redis import open_redis
@@ -42,9 +44,16 @@ except OperatorError as wrong:
     sys.exit(f"workers.app: {wrong}")
 
 
+def _migrate() -> None:
+    """Make the tables of the log where no other process has started yet."""
+    with open_connection(DATABASE_URL, "installation") as conn:
+        migrate(conn, ENGINE, LOG)
+
+
 @asynccontextmanager
 async def open_means() -> AsyncIterator[TaskMeans]:
     """Opened on the tasks' event loop, in each process after the fork."""
+    await asyncio.to_thread(_migrate)
     recorder = open_recorder(DATABASE_URL, limits=Limits.from_settings(settings.database))
     bus = CommandBus(recorder, retries=settings.commands.retries)
     redis = open_redis(settings.redis.url)

@@ -23,12 +23,13 @@ from engine.connections import ThreadedConnection
 from engine.messages import Place
 from engine.notifications import woken
 from infra.codec import MAPPER, EventMapper
+from infra.event_store import EVENTS
 from infra.integration import Message, NotPublishable, events_for, from_event, from_telemetry
 from infra.integration.topics import TELEMETRY
 from infra.telemetry import TelemetryEvent
 from projections.log import Log
 
-EVENTS_HEAD = b"SELECT coalesce(max(notification_id), 0) FROM public.backlot_events"
+EVENTS_HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
 TELEMETRY_HEAD = b"SELECT coalesce(max(seq), 0) FROM public.backlot_telemetry"
 READ_TELEMETRY = b"""
 SELECT seq, event_id, topic, video_id, user_id, happened_at, details, correlation_id

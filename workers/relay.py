@@ -16,7 +16,9 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.checkpoints import Superseded
 from engine.connections import Backoff, ThreadedConnection
+from engine.dead_letters import Rejected
 from engine.leader_lock import LeaderLock
 from engine.messages import Place
 from engine.notifications import Notifications
@@ -30,7 +32,6 @@ from infra.kafka import KafkaAway, KafkaOptions, Outgoing, Publisher, Sent
 from infra.metrics import counter, gauge
 from workers import relay_places
 from workers.following import Feed, FeedBatch, FeedMessages, FeedSource, Stretch, feeds
-from workers.relay_places import Undelivered
 
 log = structlog.get_logger(__name__)
 
@@ -71,11 +72,10 @@ class RelayCheckpoint:
     """How far each source is published."""
 
     def prepare(self, conn: Connection[TupleRow]) -> None:
-        relay_places.install(conn)
         relay_places.begin(conn)
 
     def look(self, conn: Connection[TupleRow]) -> Mapping[Place, int]:
-        return {(source, 0): position for source, position in relay_places.published(conn)}
+        return {(source, 0): position for source, position in relay_places.published(conn).items()}
 
 
 class Relay(Handler[FeedBatch[Outgoing]]):
@@ -129,7 +129,7 @@ class Relay(Handler[FeedBatch[Outgoing]]):
 
     def failed(self, error: Exception) -> None:
         """Count and log what stopped the relay."""
-        if isinstance(error, psycopg.Error | relay_places.Superseded):
+        if isinstance(error, psycopg.Error | Superseded):
             _tell_failure("database", error)
         else:
             _tell_failure("other", error)
@@ -156,9 +156,11 @@ class Relay(Handler[FeedBatch[Outgoing]]):
         """Once it is acknowledged, write down that it is published, and what could not be."""
         feed, stretch, sent = on_its_way
         refused = await publisher.acknowledged(sent)
-        undelivered = [_undelivered(stretch.messages[each.number], each.reason) for each in refused]
+        undelivered = [
+            _undelivered(feed, stretch.messages[each.number], each.reason) for each in refused
+        ]
         undelivered += [
-            Undelivered(item.position, item.topic, item.error) for item in stretch.unreadable
+            Rejected(feed, 0, item.position, item.topic, item.error) for item in stretch.unreadable
         ]
         before = self._places.get(feed, 0)
         await conn.do(relay_places.move, feed, before, stretch.until, undelivered)
@@ -244,7 +246,7 @@ def _tell_failure(step: str, error: Exception) -> None:
     log.warning("relay_interrupted", step=step, error=describe(error))
 
 
-def _count(stretch: Stretch, refused: set[int], undelivered: list[Undelivered]) -> None:
+def _count(stretch: Stretch, refused: set[int], undelivered: list[Rejected]) -> None:
     told: dict[str, int] = {}
     for index, message in enumerate(stretch.messages):
         if index not in refused:
@@ -254,13 +256,13 @@ def _count(stretch: Stretch, refused: set[int], undelivered: list[Undelivered]) 
     for each in undelivered:
         RELAY_UNDELIVERED.labels(each.topic).inc()
         log.error(
-            "message_undelivered", topic=each.topic, position=each.position, reason=each.reason
+            "message_undelivered", topic=each.topic, position=each.position, reason=each.error
         )
 
 
-def _undelivered(message: Message, reason: str) -> Undelivered:
-    place = message.position, message.topic, reason
-    return Undelivered(*place, message.id, message.key, message.value)
+def _undelivered(source: str, message: Message, reason: str) -> Rejected:
+    place = source, 0, message.position, message.topic, reason
+    return Rejected(*place, message.id, message.key, message.value)
 
 
 def _age(stretch: Stretch) -> float:

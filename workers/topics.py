@@ -9,28 +9,29 @@ from typing import Any
 from psycopg import Connection
 from psycopg.rows import class_row
 
+from infra.event_store import EVENTS
 from infra.integration import TOPICS, dead_letters
 from infra.integration.topics import TELEMETRY
 from infra.utc import rfc3339
-from workers import relay_places
-from workers.consuming import ledger
 
 # A consumer's lag is known here where it follows the log; with Kafka its metric tells.
-RELAY = b"""
+RELAY = f"""
 WITH heads AS (
-    SELECT 'events' AS source, coalesce(max(notification_id), 0) AS head FROM public.backlot_events
+    SELECT 'events' AS source, coalesce(max(notification_id), 0) AS head FROM {EVENTS}
     UNION ALL SELECT 'telemetry', coalesce(max(seq), 0) FROM public.backlot_telemetry)
 SELECT h.source, r.position, h.head, r.updated_at
-FROM heads h LEFT JOIN backlot_relay r USING (source) ORDER BY h.source
-"""
+FROM heads h LEFT JOIN backlot_checkpoints r ON r.kind = 'relay' AND r.source = h.source
+ORDER BY h.source
+""".encode()
 CONSUMERS = b"""
-SELECT consumer, source, partition, position, updated_at,
-       (SELECT count(*) FROM backlot_dead_messages d WHERE d.consumer = p.consumer) AS dead
-FROM backlot_consumer_places p ORDER BY consumer, source, partition
+SELECT subscription AS consumer, source, partition, position, updated_at,
+       (SELECT count(*) FROM backlot_dead_letters d
+        WHERE d.kind = c.kind AND d.subscription = c.subscription) AS dead
+FROM backlot_checkpoints c WHERE kind = 'consumer' ORDER BY subscription, source, partition
 """
 UNDELIVERED = b"""
-SELECT source, position, topic, reason, message_id::text, key, noticed_at FROM backlot_undelivered
-ORDER BY source, position LIMIT %s
+SELECT source, position, topic, error AS reason, message_id::text, key, rejected_at AS noticed_at
+FROM backlot_dead_letters WHERE kind = 'relay' ORDER BY source, position LIMIT %s
 """
 
 
@@ -97,12 +98,6 @@ class SetAside:
             "key": self.key,
             "noticedAt": rfc3339(self.noticed_at),
         }
-
-
-def install(conn: Connection[Any]) -> None:
-    """Create the tables of both where they are missing."""
-    relay_places.install(conn)
-    ledger.install(conn)
 
 
 def topics() -> list[dict[str, str]]:

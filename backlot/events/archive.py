@@ -90,17 +90,13 @@ def import_events(
     as_json: Json = False,
 ) -> None:
     """Fill an empty store with an export, all or nothing, and verify it. Exit code 1: a fault."""
-    from infra import seals
     from infra.archive import import_log, read_header
     from infra.codec import MAPPER
-    from infra.event_store import open_recorder
 
     settings = load_settings()
     proofs, header = _proofs(settings.seals, public_key, anchors), read_header(file)
     screen, topics = Screen(), MAPPER.topics
-    with _connected(settings, "import", install=False) as conn:
-        open_recorder(database_url(settings)).datastore.close()
-        seals.install(conn)
+    with _connected(settings, "import") as conn:
         _refuse_old_read_models(conn)
         with LateBar(screen, "importing") as bar:
             bar.begin(header.last)
@@ -187,17 +183,15 @@ def _proofs(settings: SealSettings, public_key: Path | None, anchors: Path | Non
 
 
 @contextmanager
-def _connected(
-    settings: Settings, purpose: str, *, install: bool = True
-) -> Iterator[Connection[TupleRow]]:
+def _connected(settings: Settings, purpose: str) -> Iterator[Connection[TupleRow]]:
     import psycopg
 
+    from engine.migrations import ENGINE, LOG, migrate
     from infra import seals
 
     try:
         with seals.connect(database_url(settings), purpose) as conn:
-            if install:
-                seals.install(conn)
+            migrate(conn, ENGINE, LOG)
             yield conn
     except (psycopg.Error, OSError) as error:
         raise ArchiveError(f"{purpose} broken off: {' '.join(str(error).split())}") from error
@@ -211,11 +205,8 @@ def _refuse_old_read_models(conn: Connection[TupleRow]) -> None:
     if seals.head(conn) > 0:
         # A store that is not empty is refused anyhow, and that is then the reason.
         return
-    row = conn.execute("SELECT to_regclass('projections.state') IS NOT NULL").fetchone()
-    if row is None or not row[0]:
-        return
-    row = conn.execute("SELECT max(position) > 0 FROM projections.state").fetchone()
-    if row is not None and row[0]:
+    moved = "SELECT FROM backlot_checkpoints WHERE kind = 'projection' AND position > 0 LIMIT 1"
+    if conn.execute(moved).fetchone() is not None:
         raise ImportRefused("the read models are of another log: import into a new database")
 
 

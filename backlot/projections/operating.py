@@ -22,6 +22,7 @@ from backlot.names import require
 from backlot.recorded import operator_name, recordable
 from backlot.wiring import ReadModels, analytics_means, open_counters
 from domain.operation import Members, OperationOutcome
+from engine import checkpoints
 from engine.connections import connect
 from infra.connecting import explained
 from infra.counters import Counters
@@ -29,7 +30,6 @@ from infra.errors import OperatorError
 from infra.event_store import GroupCommitRecorder, open_recorder
 from infra.operations import load, recording
 from infra.settings import Settings
-from projections import positions
 from projections.analytics.rebuilding import NAME as ANALYTICS
 from projections.analytics.rebuilding import AnalyticsMeans
 from projections.operating.acting import Ended, Tools, say_no
@@ -132,7 +132,7 @@ def operating(settings: Settings) -> Iterator[Operator]:
 def _require_tables(conn: Connection[TupleRow]) -> None:
     """Raise DatabaseAway unless a process of this release has started on the database."""
     try:
-        positions.look(conn, "")
+        checkpoints.look(conn, "")
         conn.execute("SELECT FROM projections.replays LIMIT 0")
     except psycopg.errors.UndefinedTable as error:
         raise DatabaseAway("its tables are not there yet: start Backlot on it once") from error

@@ -14,10 +14,10 @@ from backlot.projections.operating import NotDone, Operator, require_done
 from backlot.projections.replay_screen import ReplayScreen
 from backlot.signals import Stop
 from domain.operation import Members, Operation, OperationOutcome
+from engine import checkpoints
 from engine.connections import is_outage
 from infra.errors import describe
 from infra.operations import claim, finish, load, release, request
-from projections import positions
 from projections.operating.acting import Ended, Tools
 from projections.operating.actions import carry_out
 from projections.operating.replay_actions import replay_of
@@ -163,7 +163,7 @@ class Replaying:
         )
 
     def _progress(self, replay: Replay) -> Progress:
-        live = positions.look(self._conn, self._name)
+        live = checkpoints.look(self._conn, self._name)
         target = replay.target or (live.head if live else replay.position)
         rate = replay.rate or 0.0
         eta = (target - replay.position) / rate if rate > 0 else None

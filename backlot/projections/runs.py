@@ -14,9 +14,9 @@ from backlot.projections.replay_screen import ReplayScreen
 from backlot.projections.replaying import Interrupted, Replaying
 from backlot.question import agrees
 from domain.operation import Members
+from engine import checkpoints
 from infra.errors import ExitCode
 from infra.settings import load_settings
-from projections import positions
 from projections.replaying.rows import Replay, ReplayState
 from readapi.projection_status import present_replay
 
@@ -88,6 +88,6 @@ def _agreed(replaying: Replaying, found: Replay) -> bool:
 
 
 def _as_dict(operator: Operator, found: Replay) -> dict[str, Any]:
-    live = positions.look(operator.conn, found.name)
+    live = checkpoints.look(operator.conn, found.name)
     presented = present_replay(found, live.head if live else found.position)
     return presented.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -60,12 +60,21 @@ def redrive(
     as_json: Json = False,
 ) -> None:
     """Give dead messages to their consumers again; those that can't be handled are dead again."""
+    from backlot.recorded import operator_name
     from backlot.topics.reading import looking
-    from workers.consuming.dead import redrive as ask
+    from engine import dead_letters
+    from engine.checkpoints import SubscriptionKind
 
     dead.require_choice(ids, every=every, all_like=all_like)
     with looking(load_settings()) as conn:
         dead.require_known(conn, consumer, topic)
         chosen = dead.chosen(conn, ids, all_like)
-        count = ask(conn, ids=chosen, consumer=consumer, topic=topic)
+        count = dead_letters.redrive(
+            conn,
+            SubscriptionKind.CONSUMER,
+            actor=operator_name(),
+            ids=chosen,
+            subscription=consumer,
+            topic=topic,
+        )
     show(f"{count} to be driven again", {"redriven": count}, as_json)

@@ -58,12 +58,20 @@ def list_dead(
 ) -> None:
     """What is set aside, the oldest first."""
     from backlot.topics.reading import looking
-    from workers.consuming.dead import buried
+    from engine.checkpoints import SubscriptionKind
+    from engine.dead_letters import letters
 
     with looking(load_settings()) as conn:
         require_known(conn, consumer, topic)
-        found = buried(conn, consumer=consumer, topic=topic, after=after, limit=limit)
-    rows = [(e.id, e.consumer, e.topic, e.status, e.reason) for e in found]
+        found = letters(
+            conn,
+            SubscriptionKind.CONSUMER,
+            subscription=consumer,
+            topic=topic,
+            after=after,
+            limit=limit,
+        )
+    rows = [(e.id, e.subscription, e.topic, e.status, e.error) for e in found]
     lines = table(("id", "consumer", "topic", "status", "reason"), rows)
     text = "\n".join(lines) if rows else "nothing is dead"
     show(text, {"items": [each.as_dict() for each in found]}, as_json)
@@ -76,10 +84,11 @@ def show_dead(
 ) -> None:
     """One of them: what it says, where it lay, what went wrong."""
     from backlot.topics.reading import looking
-    from workers.consuming.dead import show as look
+    from engine import dead_letters
+    from engine.checkpoints import SubscriptionKind
 
     with looking(load_settings()) as conn:
-        found = look(conn, id_)
+        found = dead_letters.show(conn, SubscriptionKind.CONSUMER, id_)
     if found is None:
         raise NoSuchMessage(f"no dead message has the id {id_}")
     told = found.as_dict()
@@ -105,7 +114,8 @@ def discard(
     from backlot.database import database_url
     from backlot.recorded import recorded
     from backlot.topics.reading import looking
-    from workers.consuming.dead import discard as give_up
+    from engine.checkpoints import SubscriptionKind
+    from engine.dead_letters import give_up
 
     require_choice(ids, every=every, all_like=all_like)
     settings = load_settings()
@@ -115,7 +125,9 @@ def discard(
         require_yes("Give these messages up for good?", yes=yes)
         asked = given(ids=ids, allLike=all_like, consumer=consumer, topic=topic, reason=reason)
         with recorded(database_url(settings), "discard-dead", "dead messages", asked) as running:
-            found = give_up(conn, ids=wanted, consumer=consumer, topic=topic)
+            found = give_up(
+                conn, SubscriptionKind.CONSUMER, ids=wanted, subscription=consumer, topic=topic
+            )
             if ids and not found:
                 raise NoSuchMessage(f"no dead message has the id {', '.join(map(str, ids))}")
             running.result = {"discarded": len(found), "messages": [e.place() for e in found]}
@@ -130,11 +142,12 @@ def require_choice(ids: list[int] | None, *, every: bool, all_like: int | None) 
 
 def chosen(conn: Connection[Any], ids: list[int] | None, all_like: int | None) -> list[int] | None:
     """The ids that are meant; None for all of them. Raises NoSuchMessage."""
-    from workers.consuming.dead import alike
+    from engine.checkpoints import SubscriptionKind
+    from engine.dead_letters import alike
 
     if all_like is None:
         return ids
-    found = alike(conn, all_like)
+    found = alike(conn, SubscriptionKind.CONSUMER, all_like)
     if not found:
         raise NoSuchMessage(f"no dead message has the id {all_like}")
     return found
@@ -142,9 +155,10 @@ def chosen(conn: Connection[Any], ids: list[int] | None, all_like: int | None) -
 
 def require_known(conn: Connection[TupleRow], consumer: str | None, topic: str | None) -> None:
     """Raise UnknownName for a consumer that never ran, and a topic that nothing is published to."""
-    from workers.consuming.dead import consumers_and_topics
+    from engine import dead_letters
+    from engine.checkpoints import SubscriptionKind
 
-    consumers, topics = consumers_and_topics(conn)
+    consumers, topics = dead_letters.names(conn, SubscriptionKind.CONSUMER)
     if consumer is not None:
         names.require("consumer", consumer, consumers)
     if topic is not None:

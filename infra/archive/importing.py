@@ -12,6 +12,7 @@ from psycopg.rows import TupleRow
 from infra.advisory_locks import LockClass
 from infra.archive.verify import ExportCheck
 from infra.errors import OperatorError
+from infra.event_store import EVENTS, EVENTS_CHANNEL
 from infra.seals.anchors import Anchor
 from infra.seals.chain import Seal, StoredRow
 from infra.seals.report import Report
@@ -20,18 +21,18 @@ from infra.seals.tables import insert_seal
 
 ITEMS_AT_ONCE = 2_000
 
-LOCK = b"SELECT pg_advisory_xact_lock(%s, 'public.backlot_events'::regclass::oid::int)"
-IS_EMPTY = b"""
-SELECT NOT EXISTS (SELECT FROM public.backlot_events)
+LOCK = f"SELECT pg_advisory_xact_lock(%s, '{EVENTS}'::regclass::oid::int)".encode()
+IS_EMPTY = f"""
+SELECT NOT EXISTS (SELECT FROM {EVENTS})
    AND NOT EXISTS (SELECT FROM public.backlot_seals)
-"""
-COPY = b"""
-COPY public.backlot_events
+""".encode()
+COPY = f"""
+COPY {EVENTS}
     (notification_id, originator_id, originator_version, topic, state)
 FROM STDIN (FORMAT binary)
-"""
+""".encode()
 COLUMN_TYPES = ("int8", "uuid", "int8", "text", "bytea")
-NOTIFY = b"SELECT pg_notify('backlot_events', '')"
+NOTIFY = f"SELECT pg_notify('{EVENTS_CHANNEL}', '')".encode()
 
 
 class ImportRefused(OperatorError):
@@ -67,7 +68,7 @@ def import_log(
         report = check.finish()
         if report.fault is not None:
             raise ImportRefused(f"{path}: {report.fault.detail} ({report.fault.kind})")
-        conn.execute("ANALYZE public.backlot_events")
+        conn.execute(f"ANALYZE {EVENTS}")
         conn.execute(NOTIFY)
     return report
 

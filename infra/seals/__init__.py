@@ -11,7 +11,7 @@ from infra.seals.results import Verification, keep, last_good_seal, latest
 from infra.seals.seal_check import SealCheck
 from infra.seals.sealer import LogBroken, Sealer
 from infra.seals.signing import KeyUnusable, PublicKeys, SealKey, read_public_keys, read_seal_key
-from infra.seals.tables import connect, head, install
+from infra.seals.tables import connect, head
 from infra.seals.verify import verify_database
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "configured_proofs",
     "connect",
     "head",
-    "install",
     "keep",
     "last_good_seal",
     "latest",

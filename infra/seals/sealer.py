@@ -17,6 +17,7 @@ from psycopg.rows import TupleRow
 
 from infra.advisory_locks import Lock, try_lock
 from infra.errors import OperatorError
+from infra.event_store import EVENTS
 from infra.metrics import counter, gauge
 from infra.seals.anchors import AnchorStore, AnchorsUnusable
 from infra.seals.chain import HASH_BYTES, NO_SEAL, Seal, seal_hash
@@ -37,13 +38,13 @@ ANCHORS_AT_ONCE = 100
 
 BLOCK = f"""
 SELECT count(*), min(position), max(position), string_agg(leaf, ''::bytea ORDER BY position)
-FROM (SELECT notification_id AS position, {LEAF} AS leaf FROM public.backlot_events
+FROM (SELECT notification_id AS position, {LEAF} AS leaf FROM {EVENTS}
       WHERE notification_id > %s ORDER BY notification_id LIMIT %s) AS e
 """.encode()
-POSITIONS = b"""
-SELECT notification_id FROM public.backlot_events
+POSITIONS = f"""
+SELECT notification_id FROM {EVENTS}
 WHERE notification_id > %s ORDER BY notification_id LIMIT %s
-"""
+""".encode()
 
 SEALS = counter(
     "backlot_seals",

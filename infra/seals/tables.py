@@ -3,40 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, LiteralString
 
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from infra.advisory_locks import Lock, lock_in_transaction
 from infra.connecting import open_connection
+from infra.event_store import EVENTS
 from infra.seals.chain import EVENT_TAG, Seal
 
 PAGE_SEALS = 20
-
-# EXTERNAL: hashes can't be compressed, so nobody should try. Verifications are kept as they were
-# answered, with the seal up to which a good one has proved the log.
-TABLES: LiteralString = """
-CREATE TABLE IF NOT EXISTS public.backlot_seals (
-    number bigint PRIMARY KEY,
-    first bigint NOT NULL,
-    last bigint NOT NULL,
-    leaves bytea NOT NULL,
-    hash bytea NOT NULL,
-    previous bytea NOT NULL,
-    signature bytea,
-    key_id text,
-    sealed_at timestamptz NOT NULL DEFAULT now());
-ALTER TABLE public.backlot_seals ALTER COLUMN leaves SET STORAGE EXTERNAL;
-CREATE TABLE IF NOT EXISTS public.backlot_verifications (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    verified_at timestamptz NOT NULL DEFAULT now(),
-    complete boolean NOT NULL,
-    ok boolean NOT NULL,
-    report jsonb NOT NULL,
-    seal bigint,
-    seal_hash bytea)
-"""
 
 TAG = f"'\\x{EVENT_TAG.hex()}'::bytea"
 # The encoding of `chain.leaf`; a test compares the two on odd data.
@@ -55,7 +30,7 @@ PAGE = f"""
 SELECT {COLUMNS} FROM public.backlot_seals
 WHERE number > %s AND number <= %s ORDER BY number LIMIT {PAGE_SEALS}
 """.encode()
-HEAD = b"SELECT coalesce(max(notification_id), 0) FROM public.backlot_events"
+HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
 
 
 def connect(database_url: str, purpose: str) -> Connection[TupleRow]:
@@ -64,15 +39,6 @@ def connect(database_url: str, purpose: str) -> Connection[TupleRow]:
     # Every query is keyed, and the planner must not think otherwise while the table is small.
     connection.execute("SET enable_seqscan = off; SET enable_bitmapscan = off")
     return connection
-
-
-def install(conn: Connection[Any]) -> None:
-    """Make the tables where they are missing."""
-    with conn.transaction():
-        lock_in_transaction(conn, Lock.SEAL_TABLES)
-        row = conn.execute("SELECT to_regclass('public.backlot_verifications') IS NULL").fetchone()
-        if row is None or row[0]:
-            conn.execute(TABLES)
 
 
 def head(conn: Connection[TupleRow]) -> int:

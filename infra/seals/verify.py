@@ -8,6 +8,7 @@ from uuid import UUID
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from infra.event_store import EVENTS
 from infra.seals.anchors import Anchor
 from infra.seals.chain import Seal, StoredRow
 from infra.seals.check import Check
@@ -27,23 +28,23 @@ HIGHEST = 2**63 - 1
 # By the whole row: should somebody have put two rows at one position, both are read.
 PAGE = f"""
 SELECT notification_id, originator_id, originator_version, topic, state
-FROM public.backlot_events
+FROM {EVENTS}
 WHERE notification_id >= %s AND notification_id <= %s
   AND (notification_id, originator_id, originator_version) > (%s, %s, %s)
 ORDER BY notification_id, originator_id, originator_version
 LIMIT {PAGE_ROWS}
 """.encode()
-ORPHAN = b"""
+ORPHAN = f"""
 SELECT e.notification_id, e.originator_id, e.originator_version, e.topic, e.state
-FROM public.backlot_events AS e
+FROM {EVENTS} AS e
 WHERE e.notification_id > %s AND e.notification_id <= %s AND NOT (
     e.originator_version = 1 OR EXISTS (
-        SELECT FROM public.backlot_events AS b
+        SELECT FROM {EVENTS} AS b
         WHERE b.originator_id = e.originator_id
           AND b.originator_version = e.originator_version - 1
           AND b.notification_id < e.notification_id))
 ORDER BY e.notification_id LIMIT 1
-"""
+""".encode()
 
 
 def verify_database(

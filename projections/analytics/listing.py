@@ -10,22 +10,25 @@ from psycopg.rows import TupleRow
 
 from domain.upload import Upload
 from infra.codec import topics_of
+from infra.event_store import EVENTS
 from projections.catalog import Catalog
 
 LISTING = b"""
-SELECT edition, (SELECT position FROM backlot_consumer_places
-                 WHERE consumer = 'analytics_videos' AND source = 'events')
+SELECT edition, (
+    SELECT position FROM backlot_checkpoints
+    WHERE kind = 'consumer' AND subscription = 'analytics_videos' AND source = 'events')
 FROM analytics.listing
 """
 # Bounded: where the analytics are further behind, a ranking can't wait for them.
-CHANGED = b"""
+CHANGED = f"""
 SELECT coalesce(max(position), 0) FROM (
-    SELECT notification_id AS position, topic FROM public.backlot_events
+    SELECT notification_id AS position, topic FROM {EVENTS}
     WHERE notification_id > least(
-        %s, (SELECT position FROM projections.state WHERE schema = %s))
+        %s, (SELECT position FROM backlot_checkpoints
+             WHERE kind = 'projection' AND subscription = %s))
     ORDER BY notification_id LIMIT 10000) AS newest
 WHERE topic = ANY (%s)
-"""
+""".encode()
 # An upload that was just completed has nothing to be ranked by.
 CHANGES = [*topics_of(Upload.DetailsChanged), *topics_of(Upload.Removed)]
 

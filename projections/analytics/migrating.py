@@ -6,39 +6,28 @@ keeps the shape that it began with.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import structlog
 from psycopg import Connection
 from psycopg.errors import InsufficientPrivilege, UndefinedTable
-from psycopg.pq import TransactionStatus
 
-from infra.advisory_locks import Lock, lock, unlock
-from infra.errors import OperatorError, describe
+from engine import migrations
+from engine.migrations import MigrationSet, UnknownMigration, migration_lock
+from infra.errors import describe
 
 log = structlog.get_logger(__name__)
 
-FOLDER = Path(__file__).with_name("migrations")
-NAME = re.compile(r"(?P<version>\d{4})_\w+(?:\.(?P<shape>plain|timescale))?\.sql")
+ANALYTICS = MigrationSet("analytics", Path(__file__).with_name("migrations"), "analytics")
 
-# Held by the session, since it has to outlast the transaction of each file.
-LEDGER = b"""
+SHAPES = b"""
 CREATE SCHEMA IF NOT EXISTS analytics;
 CREATE TABLE IF NOT EXISTS analytics.shape (
     single boolean PRIMARY KEY DEFAULT true CHECK (single),
-    shape text NOT NULL);
-CREATE TABLE IF NOT EXISTS analytics.migrations (
-    version int PRIMARY KEY,
-    name text NOT NULL,
-    digest text NOT NULL,
-    applied_at timestamptz NOT NULL DEFAULT now())
+    shape text NOT NULL)
 """
 # Looked at first: CREATE EXTENSION where it is not preloaded breaks the connection. The setting is
 # the loader's own, which anybody may see, unlike shared_preload_libraries. Under the other licence
@@ -66,23 +55,6 @@ class Shape(StrEnum):
     TIMESCALE = "timescale"
 
 
-class UnknownMigration(OperatorError):
-    """The tables were made by another release than this one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Migration:
-    """One file of SQL; its digest tells whether it is the one that was applied."""
-
-    version: int
-    name: str
-    text: bytes
-
-    @property
-    def digest(self) -> str:
-        return sha256(self.text).hexdigest()
-
-
 @dataclass(frozen=True, slots=True)
 class State:
     """What a database has: its shape, its version, the extension's version where it is there.
@@ -104,20 +76,13 @@ class State:
 def migrate(conn: Connection[Any]) -> State:
     """Bring the schema `analytics` up to date; many processes may do so at once, again and again.
 
-    Wants a connection in autocommit mode. Raises UnknownMigration where a newer or another release
-    has been here, and psycopg.Error.
+    `conn` has to be in autocommit mode. Raise UnknownMigration where a newer or another release has
+    been here, and psycopg.Error.
     """
-    lock(conn, Lock.ANALYTICS_MIGRATION)
-    try:
-        conn.execute(LEDGER)
-        shape = _shape(conn)
-        for migration in _pending(conn, migrations(shape)):
-            _apply(conn, migration)
+    with migration_lock(conn):
+        conn.execute(SHAPES)
+        migrations.migrate(conn, ANALYTICS, _shape(conn))
         found = state(conn)
-    finally:
-        # Whoever is stopped within a statement can't send another one; its session ends anyway.
-        if conn.info.transaction_status is TransactionStatus.IDLE:
-            unlock(conn, Lock.ANALYTICS_MIGRATION)
     if found is None:
         raise UnknownMigration("The schema `analytics` was dropped while it was being made.")
     return found
@@ -133,19 +98,6 @@ def state(conn: Connection[Any]) -> State | None:
         return None
     shape = Shape(row[0])
     return State(shape, row[1], row[2], shape is Shape.PLAIN and _usable(conn))
-
-
-@cache
-def migrations(shape: Shape) -> Sequence[Migration]:
-    """The files that make one shape, in order."""
-    found = []
-    for path in sorted(FOLDER.glob("*.sql")):
-        told = NAME.fullmatch(path.name)
-        if told is None:
-            raise ValueError(f"{path.name} is no name for a migration.")
-        if told["shape"] in (None, shape):
-            found.append(Migration(int(told["version"]), path.name, path.read_bytes()))
-    return found
 
 
 def _shape(conn: Connection[Any]) -> Shape:
@@ -173,26 +125,3 @@ def _extended(conn: Connection[Any]) -> bool:
         log.warning("timescaledb_refused", error=describe(error), using="plain tables")
         return False
     return _usable(conn)
-
-
-def _pending(conn: Connection[Any], wanted: Sequence[Migration]) -> list[Migration]:
-    rows = conn.execute(b"SELECT version, name, digest FROM analytics.migrations").fetchall()
-    applied = {version: (name, digest) for version, name, digest in rows}
-    known = {each.version: (each.name, each.digest) for each in wanted}
-    for version, told in applied.items():
-        if known.get(version) != told:
-            raise UnknownMigration(
-                f"Version {version} of the schema `analytics` ({told[0]}) is not this release's: "
-                "start the release that made it, or restore a backup from before."
-            )
-    return [each for each in wanted if each.version not in applied]
-
-
-def _apply(conn: Connection[Any], migration: Migration) -> None:
-    with conn.transaction():
-        conn.execute(migration.text)
-        conn.execute(
-            b"INSERT INTO analytics.migrations (version, name, digest) VALUES (%b, %b, %b)",
-            (migration.version, migration.name, migration.digest),
-        )
-    log.info("analytics_migrated", migration=migration.name)

@@ -11,6 +11,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from infra.codec import event_id
+from infra.event_store import EVENTS
 from projections.audit.events import Entry, read_entry
 from projections.audit.index import Audit
 from projections.audit.search import PLANNING, Search, find
@@ -22,20 +23,21 @@ MAX_EFFECTS = 100
 MAX_DEPTH = 50
 
 COLUMNS: LiteralString = "SELECT notification_id, originator_id, originator_version, topic, state "
-IN_STREAM: LiteralString = "FROM public.backlot_events WHERE originator_id = %s AND "
+IN_STREAM: LiteralString = f"FROM {EVENTS} WHERE originator_id = %s AND "
 BEFORE: LiteralString = "originator_version < %s ORDER BY originator_version DESC LIMIT 1"
 AFTER: LiteralString = "originator_version > %s ORDER BY originator_version LIMIT 1"
 CAUSED: LiteralString = (
     "WITH indexed AS (SELECT coalesce(max(position), 0) AS position "
-    "FROM projections.state WHERE schema = %(schema)s), found AS ("
+    "FROM backlot_checkpoints WHERE kind = 'projection' AND subscription = %(schema)s), "
+    "found AS ("
     "(SELECT position FROM {schema}.events WHERE causation_id = %(cause)s "
     "ORDER BY position LIMIT %(limit)s) UNION ALL "
-    "(SELECT notification_id FROM public.backlot_events AS b "
+    f"(SELECT notification_id FROM {EVENTS} AS b "
     "LEFT JOIN LATERAL {schema}.read(b.state) AS f ON true "
     "WHERE notification_id > (SELECT position FROM indexed) AND f.causation_id = %(cause)s "
     "ORDER BY notification_id LIMIT %(limit)s)) "
     + COLUMNS
-    + "FROM found JOIN public.backlot_events ON notification_id = position "
+    + f"FROM found JOIN {EVENTS} ON notification_id = position "
     "ORDER BY position LIMIT %(limit)s"
 )
 

@@ -10,6 +10,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from engine.notifications import woken
+from infra.event_store import EVENTS
 from projections.audit.index import Audit
 from projections.audit.search import Search, find
 from projections.log import Stored
@@ -17,7 +18,7 @@ from projections.log import Stored
 # What a lost notification costs.
 POLL_SECONDS = 1.0
 PAGE = 500
-HEAD = b"SELECT coalesce(max(notification_id), 0) FROM public.backlot_events"
+HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
 
 
 async def head_of(conn: AsyncConnection[TupleRow]) -> int:

@@ -12,6 +12,7 @@ from psycopg import Cursor, DataError, OperationalError
 from psycopg.rows import TupleRow
 
 from engine.connections import is_outage
+from infra.event_store import EVENTS
 from projections.projection import RangeProjection
 
 BLOCK_POSITIONS = 1_000
@@ -77,8 +78,8 @@ $body$
 """
 )
 
-STRETCH: LiteralString = """
-    FROM public.backlot_events
+STRETCH: LiteralString = f"""
+    FROM {EVENTS}
     WHERE notification_id > %(after)s AND notification_id <= %(until)s"""
 # Three times as fast, and raises for bytes that are no JSON.
 READ_FAST: LiteralString = (

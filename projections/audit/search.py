@@ -15,6 +15,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from infra.event_store import EVENTS
 from projections.audit.index import BLOCK_POSITIONS, Audit
 from projections.log import END_OF_LOG, Stored
 
@@ -28,7 +29,7 @@ SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan'
 INDEXED: LiteralString = """
 WITH indexed AS (
     SELECT coalesce(max(position), 0) AS position
-    FROM projections.state WHERE schema = %(schema)s)
+    FROM backlot_checkpoints WHERE kind = 'projection' AND subscription = %(schema)s)
 """
 TOPIC_IS: LiteralString = (
     "ARRAY[topic, regexp_replace(topic, '\\.v[0-9]+$', ''), split_part(topic, '.', 1)] "
@@ -47,7 +48,7 @@ BY_TOPIC: LiteralString = "SELECT e.position FROM (SELECT topic FROM {schema}.to
 OF_TOPIC: LiteralString = (
     ") AS t CROSS JOIN LATERAL (SELECT position FROM {schema}.events e WHERE e.topic = t.topic AND "
 )
-LOG: LiteralString = "SELECT notification_id AS position FROM public.backlot_events AS b "
+LOG: LiteralString = f"SELECT notification_id AS position FROM {EVENTS} AS b "
 WITH_CONTENT: LiteralString = "LEFT JOIN LATERAL {schema}.read(b.state) AS f ON true "
 NOT_INDEXED: LiteralString = "notification_id > (SELECT position FROM indexed) AND "
 OF_STREAM: LiteralString = "originator_id = %(stream)s AND "
@@ -55,9 +56,9 @@ LOG_WITHIN: LiteralString = "notification_id > %(after)s AND notification_id < %
 WITHIN: LiteralString = "position > %(after)s AND position < %(before)s"
 NEWEST: LiteralString = " ORDER BY position DESC LIMIT %(limit)s"
 OLDEST: LiteralString = " ORDER BY position LIMIT %(limit)s"
-ROWS: LiteralString = """
+ROWS: LiteralString = f"""
 SELECT found.position, originator_id, originator_version, topic, state
-FROM found LEFT JOIN public.backlot_events AS b ON notification_id = found.position
+FROM found LEFT JOIN {EVENTS} AS b ON notification_id = found.position
 ORDER BY found.position"""
 
 

@@ -11,6 +11,7 @@ from typing import Any, LiteralString
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import TupleRow
 
+from infra.event_store import EVENTS
 from projections.audit.index import TOPIC, Audit
 from projections.audit.search import PLANNING
 
@@ -18,24 +19,24 @@ MAX_DAYS = 366
 
 # All of it as of one moment.
 SNAPSHOT = b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
-SIZES = b"""
-SELECT (SELECT coalesce(max(notification_id), 0) FROM public.backlot_events), s.position,
-       pg_table_size('public.backlot_events'), pg_indexes_size('public.backlot_events'),
+SIZES = f"""
+SELECT (SELECT coalesce(max(notification_id), 0) FROM {EVENTS}), s.position,
+       pg_table_size('{EVENTS}'), pg_indexes_size('{EVENTS}'),
        (SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c
-        WHERE c.relnamespace = s.schema::regnamespace AND c.relkind = 'r')
-FROM projections.state s WHERE s.schema = %s
-"""
+        WHERE c.relnamespace = s.subscription::regnamespace AND c.relkind = 'r')
+FROM backlot_checkpoints s WHERE s.kind = 'projection' AND s.subscription = %s
+""".encode()
 TOPICS: LiteralString = "SELECT topic, events, streams, bytes, unreadable FROM {schema}.topics"
 DAYS: LiteralString = "SELECT day, events FROM {schema}.days ORDER BY day DESC LIMIT %(days)s"
 TIMES: LiteralString = "SELECT min(first_at), max(last_at) FROM {schema}.blocks"
 TAIL: LiteralString = (
     "SELECT "
     + TOPIC
-    + """, (f.recorded_at AT TIME ZONE 'UTC')::date, count(*),
+    + f""", (f.recorded_at AT TIME ZONE 'UTC')::date, count(*),
        count(*) FILTER (WHERE originator_version = 1),
        coalesce(sum(octet_length(state)), 0)::bigint,
        count(*) FILTER (WHERE f.recorded_at IS NULL), min(f.recorded_at), max(f.recorded_at)
-FROM public.backlot_events AS b LEFT JOIN LATERAL {schema}.read(b.state) AS f ON true
+FROM {EVENTS} AS b LEFT JOIN LATERAL {{schema}}.read(b.state) AS f ON true
 WHERE notification_id > %(indexed)s AND notification_id <= %(head)s
 GROUP BY 1, 2
 """

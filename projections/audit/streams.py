@@ -13,17 +13,18 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from domain.model import Aggregate
+from infra.event_store import EVENTS
 from projections.audit.events import Entry, aggregate_of, read_entry
 from projections.log import Stored
 
 CHUNK = 500
 BEFORE_ALL = -(2**63)
 
-READ_STREAM = b"""
+READ_STREAM = f"""
 SELECT notification_id, originator_id, originator_version, topic, state
-FROM public.backlot_events WHERE originator_id = %s AND originator_version > %s
+FROM {EVENTS} WHERE originator_id = %s AND originator_version > %s
 ORDER BY originator_version LIMIT %s
-"""
+""".encode()
 
 Values = Mapping[str, object]
 

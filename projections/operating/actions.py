@@ -10,9 +10,9 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from domain.operation import Members, Operation, OperationOutcome
+from engine import checkpoints
 from infra.codec import MAPPER
 from infra.errors import OperatorError
-from projections import positions
 from projections.analytics.rebuilding import NAME as ANALYTICS
 from projections.operating.acting import Ended, OperationContext, OperationRefused, Tools
 from projections.operating.analytics_actions import rebuild_analytics
@@ -93,15 +93,15 @@ def _pause(act: OperationContext) -> Ended:
         return _of(replay_operations.pause(act.conn, act.name))
     if act.name == "operations":
         raise OperationRefused("Without it, nobody would see the request to resume it.")
-    return _changed(positions.pause(act.conn, act.projection.schema))
+    return _changed(checkpoints.pause(act.conn, act.projection.schema))
 
 
 def _resume(act: OperationContext) -> Ended:
     if act.flag("replay"):
         told = _of(replay_operations.resume(act.conn, act.name)).result
         return Ended(OperationOutcome.DONE, {**told, "note": CARRIED_ON})
-    seen = positions.look(act.conn, act.projection.schema)
-    if seen is None or not positions.resume(act.conn, act.projection.schema):
+    seen = checkpoints.look(act.conn, act.projection.schema)
+    if seen is None or not checkpoints.resume(act.conn, act.projection.schema):
         return _changed(False)
     again = _since(act, seen.position)
     outcome = OperationOutcome.FAILED if "error" in again else OperationOutcome.DONE

@@ -17,6 +17,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from domain.operation import Members, Operation, OperationOutcome
+from engine import checkpoints
 from engine.connections import ThreadedConnection, in_thread, is_outage
 from engine.leader_lock import EveryProcess
 from engine.sources import Wakeups
@@ -25,7 +26,6 @@ from infra.cancellation import cancel, to_the_end
 from infra.errors import describe
 from infra.event_store import GroupCommitRecorder
 from infra.operations import claim, finish, load, release, request
-from projections import positions
 from projections.operating.acting import Ended, Tools
 from projections.operating.actions import carry_out, is_long, prepare
 from projections.operating.children import Children
@@ -148,7 +148,7 @@ class Executor(Handler[None]):
     def _open(self, conn: Connection[TupleRow]) -> Sequence[UUID]:
         """What may have to be done; the replays also tell, when the read model is being rebuilt."""
         replays = [replay.operation_id for replay in under_way(conn)]
-        model = positions.look(conn, self._operations.schema)
+        model = checkpoints.look(conn, self._operations.schema)
         if model is None or model.version not in self._operations.versions:
             return replays
         return list(dict.fromkeys([*self._operations.unfinished(conn), *replays]))

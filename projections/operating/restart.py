@@ -9,23 +9,24 @@ from typing import NamedTuple
 from psycopg import Connection
 from psycopg.rows import TupleRow, class_row
 
+from engine.checkpoints import Status
 from infra.advisory_locks import copy_lock
-from projections.positions import Status
+from infra.event_store import EVENTS
 
 PATIENCE_SECONDS = 10.0
 LOOK_SECONDS = 0.02
 NOBODY = "no process runs it now; one with the role `projections` goes on with it"
 STILL = "it is still at its next events"
 
-LOOK = b"""
+LOOK = f"""
 SELECT position, status, error, error_position,
-       (SELECT coalesce(max(notification_id), 0) FROM public.backlot_events) AS head,
+       (SELECT coalesce(max(notification_id), 0) FROM {EVENTS}) AS head,
        EXISTS (SELECT FROM pg_locks
                WHERE locktype = 'advisory' AND granted AND classid = %s AND objid = %s
                      AND database = (SELECT oid FROM pg_database
                                      WHERE datname = current_database())) AS active
-FROM projections.state WHERE schema = %s
-"""
+FROM backlot_checkpoints WHERE kind = 'projection' AND subscription = %s
+""".encode()
 
 
 class ObservedCopy(NamedTuple):

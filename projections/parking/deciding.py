@@ -12,30 +12,13 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from domain.text import shows
+from engine import checkpoints, dead_letters
 from engine.notifications import notify
 from infra.errors import OperatorError
-from projections import positions
-from projections.parking import orders
 from projections.parking.parked import NotParked, Parked, find
 from projections.projection import Projection, RangeProjection
 
 log = structlog.get_logger(__name__)
-
-DISCARD = b"""
-UPDATE projections.parked
-SET status = 'discarded', decided_by = %s, decided_at = now(), reason = %s
-WHERE schema = %s AND position = ANY (%s) AND status = 'parked' RETURNING position
-"""
-STOPPED = b"""
-SELECT error_position, error FROM projections.state
-WHERE schema = %s AND status = 'stopped' AND position = error_position - 1 FOR NO KEY UPDATE
-"""
-GO_ON = b"""
-UPDATE projections.state
-SET position = error_position, status = 'running', error = NULL, error_position = NULL,
-    updated_at = now()
-WHERE schema = %s
-"""
 
 
 class NotStopped(OperatorError):
@@ -71,10 +54,9 @@ def discard_all(
 ) -> list[int]:
     """The same with several; returns those that waited for a decision. Raises NoReason."""
     _demand(reason)
-    with conn.transaction():
-        values = (actor, reason, schema, list(positions))
-        found = sorted(position for (position,) in conn.execute(DISCARD, values))
-        notify(conn)
+    with conn.transaction(), conn.cursor() as cursor:
+        found = dead_letters.discard(cursor, schema, positions, actor=actor, reason=reason)
+        notify(cursor)
     for position in found:
         log.warning("projection_event_discarded", projection=schema, position=position, actor=actor)
     return found
@@ -98,18 +80,17 @@ def park_and_go_on(
     if isinstance(projection, RangeProjection):
         raise NotStopped(f"{name} is made from stretches of the log: no single event is at fault.")
     with conn.transaction(), conn.cursor() as cursor:
-        row = cursor.execute(STOPPED, (schema,)).fetchone()
-        if row is None:
+        culprit = checkpoints.culprit_of(cursor, schema)
+        if culprit is None:
             raise NotStopped(f"{schema} is not stopped in front of an event.")
-        position, error = row
+        position, error = culprit
         if all_like not in (None, position):
             raise NotStopped(f"{schema} is stopped in front of {position}, not of {all_like}.")
-        positions.park(cursor, schema, position, error)
-        positions.say_why(cursor, schema, position, actor, reason)
+        dead_letters.park(cursor, schema, position, error)
+        dead_letters.say_why(cursor, schema, position, actor, reason)
         if all_like is not None:
-            orders.give(cursor, name, position, error, reason=reason, actor=actor)
-        cursor.execute(GO_ON, (schema,))
-        notify(cursor)
+            dead_letters.order_parking(cursor, name, position, error, reason=reason, actor=actor)
+        checkpoints.skip(cursor, schema)
         log.warning("projection_event_parked", projection=name, position=position, actor=actor)
     return find(conn, schema, position)
 

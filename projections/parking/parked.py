@@ -15,18 +15,20 @@ from psycopg.rows import TupleRow, class_row
 
 from infra.codec import EventMapper
 from infra.errors import OperatorError, describe, fault_of
+from infra.event_store import EVENTS
 from infra.privacy import PayloadMode, mask_actor, present
 from infra.utc import rfc3339
 from projections.log import READ_ONE, Stored
 
 PAGE_EVENTS = 100
 
-SELECT = """
-SELECT p.schema, p.position, e.topic, e.originator_id AS stream_id, e.originator_version AS version,
-       p.error, p.attempts, p.parked_at, p.status, p.decided_by, p.decided_at, p.reason
-FROM projections.parked p
-LEFT JOIN public.backlot_events e ON e.notification_id = p.position
-WHERE p.schema = %(schema)s
+SELECT = f"""
+SELECT p.subscription AS schema, p.position, e.topic, e.originator_id AS stream_id,
+       e.originator_version AS version, p.error, p.attempts, p.rejected_at AS parked_at, p.status,
+       p.decided_by, p.decided_at, p.reason
+FROM backlot_dead_letters p
+LEFT JOIN {EVENTS} e ON e.notification_id = p.position
+WHERE p.kind = 'projection' AND p.subscription = %(schema)s
 """
 PAGE = """
 AND p.position > %(after)s AND (%(status)s::text IS NULL OR p.status = %(status)s)

@@ -15,9 +15,11 @@ import structlog
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 
+from engine import dead_letters
 from engine.notifications import notify
 from infra.codec import EventMapper, topics_of
 from infra.errors import OperatorError, describe
+from infra.event_store import EVENTS
 from projections import ledger
 from projections.log import Log, Stored
 from projections.poison import try_event
@@ -28,36 +30,31 @@ log = structlog.get_logger(__name__)
 CHUNK_EVENTS = 200
 """After so many the live copy gets its turn."""
 
-WAITING = b"""
-SELECT position FROM projections.parked WHERE schema = %s AND status = 'parked' ORDER BY position
-"""
 HOLD = b"""
-SELECT version, position, accounted_after FROM projections.state WHERE schema = %s
-FOR NO KEY UPDATE
+SELECT version, position, accounted_after FROM backlot_checkpoints
+WHERE kind = 'projection' AND subscription = %s FOR NO KEY UPDATE
 """
-EVENT = b"""
+EVENT = f"""
 SELECT e.notification_id, e.originator_id, e.originator_version, e.topic, e.state,
        EXISTS (
-           SELECT FROM public.backlot_events o
-           JOIN projections.parked q ON q.schema = p.schema AND q.position = o.notification_id
+           SELECT FROM {EVENTS} o
+           JOIN backlot_dead_letters q ON q.kind = p.kind AND q.subscription = p.subscription
+                                       AND q.position = o.notification_id
            WHERE o.originator_id = e.originator_id AND q.status = 'parked'
                  AND o.originator_version < e.originator_version),
        EXISTS (
-           SELECT FROM public.backlot_events o
+           SELECT FROM {EVENTS} o
            WHERE o.originator_id = e.originator_id AND o.topic = ANY (%(topics)s::text[])
                  AND o.originator_version > e.originator_version
                  AND o.notification_id <= %(reached)s
-                 AND NOT EXISTS (SELECT FROM projections.parked q
-                                 WHERE q.schema = p.schema AND q.position = o.notification_id))
-FROM projections.parked p JOIN public.backlot_events e ON e.notification_id = p.position
-WHERE p.schema = %(schema)s AND p.position = %(position)s AND p.position <= %(reached)s
+                 AND NOT EXISTS (SELECT FROM backlot_dead_letters q
+                                 WHERE q.kind = p.kind AND q.subscription = p.subscription
+                                       AND q.position = o.notification_id))
+FROM backlot_dead_letters p JOIN {EVENTS} e ON e.notification_id = p.position
+WHERE p.kind = 'projection' AND p.subscription = %(schema)s AND p.position = %(position)s
+      AND p.position <= %(reached)s
 FOR UPDATE OF p
-"""
-DONE = b"DELETE FROM projections.parked WHERE schema = %s AND position = %s"
-BROKE = b"""
-UPDATE projections.parked SET error = %s, attempts = attempts + 1
-WHERE schema = %s AND position = %s
-"""
+""".encode()
 ABSENT = "it is not parked, or not any more"
 BLOCKED = "an earlier event of its stream is parked: retry that first, or replay"
 OVERTAKEN = "later events of its stream were applied: a replay puts it in its place"
@@ -117,8 +114,7 @@ def retry(
         raise CannotRetry(f"{projection.name} is made from stretches of the log: replay it.")
     trial = Trial(conn, projection, mapper, force)
     if chosen is None:
-        waiting = conn.execute(WAITING, (projection.schema,)).fetchall()
-        results = trial.run([position for (position,) in waiting])
+        results = trial.run(dead_letters.waiting(conn, projection.schema))
         # What another retry or a decision has taken in the meantime was not asked for.
         return [result for result in results if result.outcome is not Outcome.ABSENT]
     return trial.run(sorted(set(chosen)))
@@ -186,9 +182,9 @@ class Trial:
             return Retried(position, Outcome.OVERTAKEN, OVERTAKEN)
         error = try_event(self._conn, cursor, self._projection, self._log, Stored(*columns))
         if error is None:
-            cursor.execute(DONE, (schema, position))
+            dead_letters.applied(cursor, schema, position)
             return Retried(position, Outcome.APPLIED)
-        cursor.execute(BROKE, (describe(error), schema, position))
+        dead_letters.failed_again(cursor, schema, position, describe(error))
         return Retried(position, Outcome.FAILED, describe(error))
 
     def _tell(self, result: Retried) -> None:

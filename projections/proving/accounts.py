@@ -9,12 +9,15 @@ from psycopg import Connection
 from psycopg.rows import TupleRow, class_row
 
 from infra.codec import topics_of
+from infra.event_store import EVENTS
 from projections.ledger import BLOCK_POSITIONS
 from projections.projection import Projection, RangeProjection
 
 # What was applied before there was a ledger counts as an event of the log, not as a wanted one.
-BLOCKS = b"""
-WITH copy AS (SELECT position, accounted_after FROM projections.state WHERE schema = %(schema)s),
+BLOCKS = f"""
+WITH copy AS (
+    SELECT position, accounted_after FROM backlot_checkpoints
+    WHERE kind = 'projection' AND subscription = %(schema)s),
 reached AS (
     SELECT generate_series(0, (position - 1) / %(size)s) AS block FROM copy WHERE position > 0),
 log AS (
@@ -23,7 +26,7 @@ log AS (
            sum(notification_id) FILTER (WHERE wanted) AS wanted_sum
     FROM (SELECT notification_id, notification_id > (SELECT accounted_after FROM copy)
                  AND (%(all)s OR topic = ANY (%(topics)s::text[])) AS wanted
-          FROM public.backlot_events
+          FROM {EVENTS}
           WHERE notification_id <= (SELECT position FROM copy)) AS e
     GROUP BY 1),
 ledger AS (
@@ -34,8 +37,9 @@ aside AS (
            count(*) FILTER (WHERE status = 'parked') AS parked,
            count(*) FILTER (WHERE status = 'discarded') AS discarded,
            sum(p.position) AS aside_sum
-    FROM projections.parked p, copy
-    WHERE schema = %(schema)s AND p.position > accounted_after GROUP BY 1)
+    FROM backlot_dead_letters p, copy
+    WHERE kind = 'projection' AND subscription = %(schema)s AND p.position > accounted_after
+    GROUP BY 1)
 SELECT position, accounted_after, block,
        greatest(least(position, (block + 1) * %(size)s) - block * %(size)s, 0) AS expected,
        coalesce(events, 0) AS events,
@@ -47,13 +51,14 @@ FROM copy LEFT JOIN (
     reached FULL JOIN log USING (block) FULL JOIN ledger USING (block) FULL JOIN aside USING (block)
 ) ON true
 ORDER BY block
-"""
+""".encode()
 
-SUSPECT = b"""
-SELECT (SELECT %(all)s OR topic = ANY (%(topics)s::text[]) FROM public.backlot_events
+SUSPECT = f"""
+SELECT (SELECT %(all)s OR topic = ANY (%(topics)s::text[]) FROM {EVENTS}
         WHERE notification_id = %(at)s),
-       (SELECT status FROM projections.parked WHERE schema = %(schema)s AND position = %(at)s)
-"""
+       (SELECT status FROM backlot_dead_letters
+        WHERE kind = 'projection' AND subscription = %(schema)s AND position = %(at)s)
+""".encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from typing import Any
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine import checkpoints
 from infra.errors import OperatorError
-from projections import positions
 from projections.ledger import BLOCK_POSITIONS
 from projections.projection import Projection
 from projections.proving.accounts import Block, blocks_of, explain
@@ -140,7 +140,7 @@ def completeness(conn: Connection[TupleRow], projection: Projection) -> Complete
 
 def _of_its_version(conn: Connection[TupleRow], projection: Projection) -> Projection:
     """What wants the events of this copy, which may be an older version of the projection."""
-    seen = positions.look(conn, projection.schema)
+    seen = checkpoints.look(conn, projection.schema)
     if seen is None:
         raise NoSuchCopy(f"There is no copy {projection.schema} of {projection.name}.")
     found = projection.of_version(seen.version)

@@ -12,17 +12,18 @@ from psycopg.rows import TupleRow
 from domain.upload import Upload
 from domain.video_likes import stream_id
 from infra.codec import topics_of
+from infra.event_store import EVENTS
 
 # Each by key. A stream of likes is there once there was a like, also where it was taken back.
-SETTLED = b"""
+SETTLED = f"""
 SELECT video_id FROM unnest(%(videos)s::uuid[], %(likes)s::uuid[]) AS asked (video_id, likes_id)
-WHERE EXISTS (SELECT FROM public.backlot_events AS e WHERE e.originator_id = likes_id)
-   OR EXISTS (SELECT FROM public.backlot_events AS e
+WHERE EXISTS (SELECT FROM {EVENTS} AS e WHERE e.originator_id = likes_id)
+   OR EXISTS (SELECT FROM {EVENTS} AS e
               WHERE e.originator_id = video_id AND e.topic = ANY (%(removed)s))
    OR EXISTS (SELECT FROM public.backlot_telemetry AS t
               WHERE t.topic = 'video.viewed' AND t.user_id = %(viewer)s
                 AND t.video_id = asked.video_id)
-"""
+""".encode()
 REMOVED = topics_of(Upload.Removed)
 
 

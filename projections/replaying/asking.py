@@ -12,11 +12,11 @@ from psycopg import Connection
 from psycopg.errors import UniqueViolation
 from psycopg.rows import TupleRow
 
+from engine import checkpoints
+from engine.checkpoints import Seen
 from infra.advisory_locks import Lock, lock_in_transaction
 from infra.settings.features import MAX_REPLAY_WORKERS
-from projections import positions
 from projections.install import create, drop
-from projections.positions import Seen
 from projections.projection import Projection
 from projections.replaying.rows import (
     NoReplay,
@@ -54,7 +54,6 @@ WHERE id = %s AND finished_at IS NULL
 CONFIRM = """
 UPDATE projections.replays SET confirmed = true, updated_at = clock_timestamp() WHERE id = %s
 """
-COPIES = "SELECT schema FROM projections.state WHERE name = %s AND starts_with(schema, %s)"
 
 
 class BadTarget(ReplayError):
@@ -122,7 +121,7 @@ def resume(conn: Connection[TupleRow], name: str) -> Replay:
     """Let a paused replay go on, in front of a bad event by trying it again; raises NoReplay."""
     replay = _unfinished(conn, name)
     with conn.transaction():
-        positions.retry(conn, replay.schema)
+        checkpoints.retry(conn, replay.schema)
         conn.execute(PAUSE, (False, replay.id))
     return find(conn, replay.id)
 
@@ -150,8 +149,8 @@ def discard(conn: Connection[TupleRow], replay: Replay) -> None:
     """Drop the copy that a replay has built; waits for what is just being applied to it."""
     with conn.transaction():
         # Whoever applies holds these until it commits, and finds them gone for its next step.
-        conn.execute("DELETE FROM projections.replay_partitions WHERE replay_id = %s", (replay.id,))
-        conn.execute("SELECT FROM projections.state WHERE schema = %s FOR UPDATE", (replay.schema,))
+        checkpoints.drop_parts(conn, replay.schema)
+        checkpoints.lock(conn, replay.schema)
         drop(conn, replay.schema)
 
 
@@ -161,7 +160,7 @@ def drop_old(conn: Connection[TupleRow], name: str) -> None:
     if replay is not None and replay.purpose is Purpose.ROLLBACK:
         raise ReplayUnderWay(f"{name} is being rolled back to that copy.")
     schema = PREVIOUS.format(name)
-    if positions.look(conn, schema) is None:
+    if checkpoints.look(conn, schema) is None:
         raise NoCopy(f"{name} has no previous copy.")
     _drop_alone(conn, schema)
 
@@ -169,7 +168,7 @@ def drop_old(conn: Connection[TupleRow], name: str) -> None:
 def drop_look(conn: Connection[TupleRow], schema: str) -> None:
     """Drop a look at the past, such as `likes__at_1000`; raises NoCopy, and ReplayUnderWay."""
     name, _, position = schema.rpartition("__at_")
-    if not name or not position.isdigit() or positions.look(conn, schema) is None:
+    if not name or not position.isdigit() or checkpoints.look(conn, schema) is None:
         raise NoCopy(f"There is no look {schema}.")
     replay = unfinished(conn, name)
     if replay is not None and replay.schema == schema:
@@ -187,7 +186,7 @@ def _drop_alone(conn: Connection[TupleRow], schema: str) -> None:
 def sweep(conn: Connection[TupleRow], name: str) -> None:
     """Drop what a crash has left behind: superseded copies, and those of ended replays."""
     for prefix in (NEXT, VERIFY, OLD):
-        for (schema,) in conn.execute(COPIES, (name, prefix.format(name))).fetchall():
+        for schema in checkpoints.copies(conn, name, prefix.format(name)):
             with conn.transaction():
                 drop(conn, schema)
 
@@ -203,7 +202,7 @@ def _check(conn: Connection[TupleRow], projection: Projection, options: ReplayOp
     name = projection.name
     if not 1 <= options.workers <= MAX_REPLAY_WORKERS:
         raise BadWorkers(f"The number of workers is from 1 to {MAX_REPLAY_WORKERS}.")
-    live = positions.look(conn, name)
+    live = checkpoints.look(conn, name)
     if live is None:
         raise NoCopy(f"{name} is not installed; it is when a process has started.")
     if options.purpose is Purpose.LOOK:
@@ -213,7 +212,7 @@ def _check(conn: Connection[TupleRow], projection: Projection, options: ReplayOp
     if options.purpose is Purpose.VERIFY:
         _require_version(live, projection, "live")
     if options.purpose is Purpose.ROLLBACK:
-        previous = positions.look(conn, PREVIOUS.format(name))
+        previous = checkpoints.look(conn, PREVIOUS.format(name))
         if previous is None:
             raise NoCopy(f"{name} has no previous copy to go back to.")
         _require_version(previous, projection, "previous")
@@ -222,7 +221,7 @@ def _check(conn: Connection[TupleRow], projection: Projection, options: ReplayOp
 def _check_look(conn: Connection[TupleRow], name: str, to: int | None, head: int) -> None:
     if to is None or not 1 <= to <= head:
         raise BadTarget(f"A look needs a position from 1 to {head}, the end of the log.")
-    if positions.look(conn, f"{LOOK.format(name)}{to}") is not None:
+    if checkpoints.look(conn, f"{LOOK.format(name)}{to}") is not None:
         raise BadTarget(f"There is a look at that position already: {LOOK.format(name)}{to}.")
 
 
@@ -252,6 +251,6 @@ def _make_copy(
     sweep(conn, projection.name)
     if back:
         # It may have been paused or stopped while it was the live one.
-        positions.resume(conn, schema)
+        checkpoints.resume(conn, schema)
     else:
         create(conn, projection.beside(schema))

@@ -15,11 +15,11 @@ from eventsourcing.persistence import MapperDeserialisationError
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.checkpoints import Superseded
 from engine.connections import connect, is_outage
 from infra.cancellation import join
 from projections.applying import Applier, Step
 from projections.log import LogWindow
-from projections.positions import Superseded
 from projections.projection import Batch, RangeProjection
 
 LOOK_UP_SECONDS = 0.2

@@ -9,7 +9,7 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from projections import positions
+from engine import checkpoints
 from projections.projection import Projection
 from projections.replaying.asking import begin, cancel
 from projections.replaying.rows import NoReplay, Replay, ReplayOptions, ReplayUnderWay, unfinished
@@ -23,7 +23,7 @@ def outdated(conn: Connection[TupleRow], models: Mapping[str, Projection]) -> li
     One that a newer version has made is not among them: a release that was not stopped yet must
     not take away what its successor has built. Going back is an operator's decision.
     """
-    copies = [(model, positions.look(conn, model.schema)) for model in models.values()]
+    copies = [(model, checkpoints.look(conn, model.schema)) for model in models.values()]
     return [model for model, copy in copies if copy and copy.version < model.version]
 
 

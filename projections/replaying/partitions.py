@@ -12,18 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
-from psycopg import Connection, Cursor, OperationalError
+from psycopg import Connection, OperationalError
 from psycopg.errors import DeadlockDetected
 from psycopg.rows import TupleRow
 
+from engine import checkpoints
+from engine.checkpoints import Checkpoint, Status, Superseded, of_part
 from engine.connections import connect, is_outage
 from infra.errors import describe
 from projections.applying import Applier
 from projections.log import Log, StreamShare
-from projections.positions import Status, Superseded
 from projections.projection import Projection
 from projections.replaying.building import Pacer, build
 from projections.replaying.rows import Replay
@@ -42,59 +43,9 @@ STOP_SECONDS = 10.0
 # What comes last is rare: between looks whether to end, so many positions.
 FINISH_POSITIONS = 1_000_000
 
-MAKE = """
-INSERT INTO projections.replay_partitions (replay_id, partition, target)
-SELECT %s, part, %s FROM generate_series(0, %s::int - 1) AS part ON CONFLICT DO NOTHING
-"""
-PARTS = """
-SELECT position, target FROM projections.replay_partitions WHERE replay_id = %s ORDER BY partition
-"""
-POSITION = """
-SELECT position FROM projections.replay_partitions WHERE replay_id = %s AND partition = %s
-"""
-FORGET = "DELETE FROM projections.replay_partitions WHERE replay_id = %s"
-HOLD = b"""
-SELECT FROM projections.replay_partitions
-WHERE replay_id = %s AND partition = %s AND position = %s FOR NO KEY UPDATE
-"""
-MOVE = b"""
-UPDATE projections.replay_partitions SET position = %s
-WHERE replay_id = %s AND partition = %s AND position = %s
-"""
-STOP = b"""
-UPDATE projections.state SET status = 'stopped', error = %s, error_position = %s
-WHERE schema = %s AND status = 'running'
-"""
-
 
 class PartFailed(Exception):
     """A process that built a part ended otherwise than it should."""
-
-
-@dataclass(frozen=True, slots=True)
-class PartPlace:
-    """The row of a part; raises Superseded as that of a copy does."""
-
-    replay_id: int
-    number: int
-    schema: str
-
-    def hold(self, cursor: Cursor[Any], before: int) -> None:
-        values = (self.replay_id, self.number, before)
-        self._require(cursor.execute(HOLD, values).rowcount, before)
-
-    def move(self, cursor: Cursor[Any], before: int, after: int) -> None:
-        values = (after, self.replay_id, self.number, before)
-        self._require(cursor.execute(MOVE, values).rowcount, before)
-
-    def stop(self, cursor: Cursor[Any], before: int, *, culprit: int, error: str) -> None:
-        """Halt the whole copy: the other parts are told by whoever watches over them."""
-        self.move(cursor, before, max(before, culprit - 1))
-        cursor.execute(STOP, (error, culprit, self.schema))
-
-    def _require(self, rows: int, before: int) -> None:
-        if rows != 1:
-            raise Superseded(f"Part {self.number} of {self.schema} is not at position {before}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +61,7 @@ class Sharing:
     def applier(self, part: StreamShare) -> Applier:
         """What applies a part's streams, but not what comes last."""
         wanted = [event for event in self.copy.events if event not in self.copy.absorbing]
-        place = PartPlace(self.replay.id, part.number, self.copy.schema)
+        place = of_part(self.copy.schema, self.copy.version, part.number)
         events = Log(wanted, batch_events=self.batch_events, part=part)
         return self._applier(events, place)
 
@@ -119,7 +70,7 @@ class Sharing:
         events = Log(self.copy.absorbing, batch_events=self.batch_events)
         return self._applier(events, None)
 
-    def _applier(self, events: Log, place: PartPlace | None) -> Applier:
+    def _applier(self, events: Log, place: Checkpoint | None) -> Applier:
         size = self.batch_events
         return Applier(self.copy, batch_events=size, place=place, log=events)
 
@@ -137,8 +88,9 @@ class Orders:
 
 def prepare(conn: Connection[TupleRow], replay: Replay, goal: int) -> int:
     """Make the parts' rows where there are none; returns the position that they are to reach."""
-    conn.execute(MAKE, (replay.id, goal, replay.workers))
-    return max(target for _, target in _parts(conn, replay))
+    return checkpoints.begin_parts(
+        conn, replay.schema, replay.version, count=replay.workers, target=goal
+    )
 
 
 def behind(conn: Connection[TupleRow], replay: Replay) -> int:
@@ -148,11 +100,7 @@ def behind(conn: Connection[TupleRow], replay: Replay) -> int:
 
 def positions_of(conn: Connection[TupleRow], replay: Replay) -> list[int]:
     """How far each part is, by number; none before they are made."""
-    return [position for position, _ in _parts(conn, replay)]
-
-
-def _parts(conn: Connection[TupleRow], replay: Replay) -> list[tuple[int, int]]:
-    return [(row[0], row[1]) for row in conn.execute(PARTS, (replay.id,)).fetchall()]
+    return [position for position, _ in checkpoints.parts(conn, replay.schema)]
 
 
 def build_parts(conn: Connection[TupleRow], sharing: Sharing, pace: Pacer) -> None:
@@ -188,7 +136,7 @@ def finish(conn: Connection[TupleRow], sharing: Sharing, pace: Pacer) -> bool:
         advance_to(conn, applier, min(sharing.goal, position + FINISH_POSITIONS))
         if not pace.at(sharing.goal):
             return False
-    conn.execute(FORGET, (sharing.replay.id,))
+    checkpoints.drop_parts(conn, schema)
     return True
 
 
@@ -244,11 +192,11 @@ def work(sharing: Sharing, part: StreamShare, stopping: Event, faults: Faults) -
 def _build(conn: Connection[TupleRow], sharing: Sharing, part: StreamShare, orders: Orders) -> None:
     applier = sharing.applier(part)
     while True:
-        row = conn.execute(POSITION, (sharing.replay.id, part.number)).fetchone()
-        if row is None:
+        before = dict(enumerate(positions_of(conn, sharing.replay))).get(part.number)
+        if before is None:
             raise Superseded("The replay was cancelled.")
         try:
-            build(sharing.database_url, conn, applier, row[0], sharing.goal, orders)
+            build(sharing.database_url, conn, applier, before, sharing.goal, orders)
         except DeadlockDetected:
             # Parts that sort out a bad event, one by one, may wait for each other's counts.
             continue

@@ -14,23 +14,20 @@ import structlog
 from psycopg import Connection, IsolationLevel
 from psycopg.errors import LockNotAvailable
 from psycopg.rows import TupleRow
-from psycopg.sql import SQL, Identifier
 
+from engine import checkpoints
+from engine.checkpoints import Seen, Status
 from engine.connections import connect
 from engine.notifications import notify
 from infra.advisory_locks import Lock, lock_in_transaction
-from projections import positions
 from projections.applying import Applier
-from projections.install import drop
-from projections.positions import Seen, Status
+from projections.install import drop, rename
 from projections.replaying.asking import OLD, PREVIOUS
 from projections.replaying.rows import Replay, ReplayState, checkpoint, enter, find
 
 log = structlog.get_logger(__name__)
 
-LOCK_LIVE = b"SELECT FROM projections.state WHERE schema = %s FOR UPDATE"
 LOCK_REPLAY = b"SELECT FROM projections.replays WHERE id = %s FOR UPDATE"
-RENAME_ROW = b"UPDATE projections.state SET schema = %s WHERE schema = %s"
 
 
 class LiveCopyGone(Exception):
@@ -62,7 +59,7 @@ def advance_to(conn: Connection[TupleRow], applier: Applier, goal: int) -> None:
 
 def look(conn: Connection[TupleRow], schema: str) -> Seen:
     """The state of a copy that has to be there; raises LiveCopyGone."""
-    seen = positions.look(conn, schema)
+    seen = checkpoints.look(conn, schema)
     if seen is None:
         raise LiveCopyGone(f"There is no copy {schema}.")
     return seen
@@ -81,7 +78,7 @@ def same_moment(
         reader.isolation_level = IsolationLevel.REPEATABLE_READ
         with reader.transaction():
             with connect(database_url, "replay") as holder, holder.transaction():
-                holder.execute(LOCK_LIVE, (applier.projection.name,))
+                checkpoints.lock(holder, applier.projection.name)
                 live = look(holder, applier.projection.name)
                 advance_to(conn, applier, live.position)
                 # The first statement fixes what the transaction sees.
@@ -102,13 +99,13 @@ def switch(conn: Connection[TupleRow], replay: Replay, applier: Applier) -> bool
         conn.execute(LOCK_REPLAY, (replay.id,))
         if find(conn, replay.id).rests:
             return False
-        conn.execute(LOCK_LIVE, (name,))
+        checkpoints.lock(conn, name)
         live = look(conn, name)
         advance_to(conn, applier, goal_of(live, replay))
         checkpoint(conn, replay, look(conn, replay.schema).position, replay.rate or 0)
         _swap(conn, replay)
         if live.status == Status.PAUSED:
-            positions.pause(conn, name)
+            checkpoints.pause(conn, name)
         enter(conn, replay, ReplayState.SWITCHED)
         notify(conn)
     _drop_superseded(conn, replay)
@@ -118,18 +115,12 @@ def switch(conn: Connection[TupleRow], replay: Replay, applier: Applier) -> bool
 def _swap(conn: Connection[TupleRow], replay: Replay) -> None:
     name, previous = replay.name, PREVIOUS.format(replay.name)
     aside = f"{name}__aside_{replay.id}"
-    _rename(conn, name, aside)
-    _rename(conn, replay.schema, name)
+    rename(conn, name, aside)
+    rename(conn, replay.schema, name)
     # A rollback has just taken the previous copy away; otherwise the older one makes room.
-    if positions.look(conn, previous) is not None:
-        _rename(conn, previous, _superseded(replay))
-    _rename(conn, aside, previous)
-
-
-def _rename(conn: Connection[TupleRow], schema: str, name: str) -> None:
-    renaming = SQL("ALTER SCHEMA {} RENAME TO {}")
-    conn.execute(renaming.format(Identifier(schema), Identifier(name)))
-    conn.execute(RENAME_ROW, (name, schema))
+    if checkpoints.look(conn, previous) is not None:
+        rename(conn, previous, _superseded(replay))
+    rename(conn, aside, previous)
 
 
 def _superseded(replay: Replay) -> str:

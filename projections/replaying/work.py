@@ -11,10 +11,10 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
+from engine.checkpoints import Status
 from engine.connections import is_outage
 from infra.errors import describe
 from projections.applying import Applier
-from projections.positions import Status
 from projections.projection import Projection
 from projections.proving.compare import Difference, compare
 from projections.replaying import partitions

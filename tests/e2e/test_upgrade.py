@@ -21,7 +21,7 @@ from tests.e2e.sharing import SECRET, Replica
 from tests.e2e.videos import read, upload
 from tests.support import unused_port
 
-VERSION = "SELECT version FROM projections.state WHERE schema = 'likes'"
+VERSION = "SELECT version FROM backlot_checkpoints WHERE subscription = 'likes'"
 STALE = "Backlot-Stale-Position"
 # So that a busy machine is no fault; what nobody can feed is answered long before.
 PATIENT = {"Backlot-Timeout-Ms": "30000"}

@@ -15,8 +15,8 @@ from eventsourcing.persistence import StoredEvent
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from engine import checkpoints
 from engine.connections import connect
-from projections import positions
 from projections.applying import Applier
 from projections.audit.index import Audit
 from projections.install import install
@@ -93,7 +93,7 @@ def index(database_url: str, until: int | None = None, batch: int = 1_000) -> No
     with connect(database_url, "test") as conn:
         install(conn, [audit])
         applier = Applier(audit, batch_events=batch)
-        seen = positions.look(conn, audit.schema)
+        seen = checkpoints.look(conn, audit.schema)
         assert seen is not None
         position, head = seen.position, seen.head if until is None else until
         while position < head:

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 
 import psycopg
 import pytest
-from psycopg import Connection
+from psycopg import Connection, sql
 from psycopg.rows import TupleRow
 
 from engine.connections import connect
@@ -45,20 +45,19 @@ def server(running: OpenAIServer) -> OpenAIServer:
 
 
 @pytest.fixture(scope="session")
-def log_database(postgres: EmbeddedPostgres) -> str:
+def log_database(postgres: EmbeddedPostgres, template: str) -> str:
     """A database with the tables of the event store."""
     with psycopg.connect(postgres.url, autocommit=True) as admin:
-        admin.execute("CREATE DATABASE test_log")
-    url = postgres.url_of("test_log")
-    with recording(url):
-        return url
+        create = sql.SQL("CREATE DATABASE test_log TEMPLATE {}")
+        admin.execute(create.format(sql.Identifier(template)))
+    return postgres.url_of("test_log")
 
 
 @pytest.fixture
 def log_url(log_database: str) -> str:
     """The URL of a database with an empty event log; far faster than a database of its own."""
     with psycopg.connect(log_database, autocommit=True) as conn:
-        conn.execute("TRUNCATE backlot_events, backlot_events_answers")
+        conn.execute("TRUNCATE backlot_events, backlot_events_answers, backlot_checkpoints")
     return log_database
 
 

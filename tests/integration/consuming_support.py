@@ -145,7 +145,7 @@ def place(database_url: str, consumer: str = "tasks") -> dict[tuple[str, int], i
     """How far the consumer is, as it is written down."""
     found = rows(
         database_url,
-        "SELECT source, partition, position FROM backlot_consumer_places WHERE consumer = %s",
+        "SELECT source, partition, position FROM backlot_checkpoints WHERE subscription = %s",
         [consumer],
     )
     return {(source, partition): position for source, partition, position in found}
@@ -159,8 +159,8 @@ def processed(database_url: str, consumer: str = "tasks") -> set[UUID]:
 def dead(database_url: str) -> list[tuple[Any, ...]]:
     return rows(
         database_url,
-        "SELECT consumer, topic, message_id, reason, attempts, status "
-        "FROM backlot_dead_messages ORDER BY id",
+        "SELECT subscription, topic, message_id, error, attempts, status "
+        "FROM backlot_dead_letters ORDER BY id",
     )
 
 
@@ -197,4 +197,4 @@ def failures(step: str, consumer: str = "tasks") -> float:
 
 def redrive(database_url: str) -> None:
     """Ask for all that is dead to be handled after all."""
-    rows(database_url, "UPDATE backlot_dead_messages SET status = 'redrive' RETURNING 1")
+    rows(database_url, "UPDATE backlot_dead_letters SET status = 'redrive' RETURNING 1")

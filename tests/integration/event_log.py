@@ -19,6 +19,7 @@ from psycopg.rows import TupleRow
 
 from infra.advisory_locks import LockClass
 from infra.event_store import GroupCommitFactory, GroupCommitRecorder, open_recorder
+from projections.install import make_tables
 from tests.support import DEADLINE_SECONDS
 
 Rows = list[tuple[Any, ...]]
@@ -48,9 +49,16 @@ def environment(database_url: str, name: str = "") -> Environment:
     )
 
 
+def tables_made(database_url: str) -> None:
+    """Make the tables of the main database where they are missing."""
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        make_tables(conn)
+
+
 @contextmanager
 def recording(database_url: str, **options: Any) -> Iterator[GroupCommitRecorder]:
     """A recorder of our own, closed at the end."""
+    tables_made(database_url)
     recorder = open_recorder(database_url, **options)
     try:
         yield recorder

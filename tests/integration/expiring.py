@@ -98,7 +98,7 @@ class Place:
     def projected(self) -> None:
         """Return once the read model has seen everything."""
         head = max(logged(self.database_url), default=0)
-        position = "SELECT position FROM projections.state"
+        position = "SELECT position FROM backlot_checkpoints"
         eventually(lambda: rows(self.database_url, position) == [(head,)])
 
     def history(self, upload: Upload) -> list[str]:

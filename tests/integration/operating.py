@@ -157,7 +157,9 @@ def await_process(operation_id: UUID) -> psutil.Process:
 def standing_still(database_url: str, schema: str) -> Iterator[None]:
     """Holds the row of a copy, so that nobody moves or switches it meanwhile."""
     with psycopg.connect(database_url) as conn:
-        conn.execute("SELECT FROM projections.state WHERE schema = %s FOR UPDATE", (schema,))
+        conn.execute(
+            "SELECT FROM backlot_checkpoints WHERE subscription = %s FOR UPDATE", (schema,)
+        )
         yield
 
 

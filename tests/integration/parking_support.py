@@ -7,15 +7,15 @@ from uuid import uuid4
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.checkpoints import look
 from projections.applying import Applier
 from projections.install import install
 from projections.parking.retrying import Retried
-from projections.positions import look
 from projections.projection import Projection
 from tests.integration.projection_support import Tally, Writer
 
 VIDEO = uuid4()
-PARKED = "SELECT position, status, attempts, error FROM projections.parked ORDER BY position"
+PARKED = "SELECT position, status, attempts, error FROM backlot_dead_letters ORDER BY position"
 
 
 class Parking(Tally):

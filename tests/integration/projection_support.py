@@ -28,6 +28,7 @@ from infra.saves import Save
 from projections.install import install
 from projections.projection import Batch, Projection, columns
 from projections.projection_subscription import ProjectionHost
+from tests.integration.event_log import tables_made
 from tests.support import DEADLINE_SECONDS, ended
 
 POLL_SECONDS = 0.2
@@ -41,6 +42,7 @@ class Writer:
     """Records what aggregates decide, as the command side does."""
 
     def __init__(self, database_url: str) -> None:
+        tables_made(database_url)
         self.recorder = open_recorder(database_url)
         self.mapper = EventMapper()
         self.likes: dict[tuple[UUID, str], VideoLikes] = {}
@@ -200,7 +202,9 @@ def rows(database_url: str, query: str, values: Sequence[Any] = ()) -> list[tupl
 
 
 def position(database_url: str, schema: str) -> int:
-    found = rows(database_url, "SELECT position FROM projections.state WHERE schema = %s", [schema])
+    found = rows(
+        database_url, "SELECT position FROM backlot_checkpoints WHERE subscription = %s", [schema]
+    )
     return int(found[0][0]) if found else -1
 
 

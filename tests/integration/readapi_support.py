@@ -68,9 +68,7 @@ class Site:
         ttl = timedelta(hours=1)
         self.objects = FolderStore(folder, SECRET.encode(), ttl, lambda: datetime.now(UTC))
         with psycopg.connect(database_url, autocommit=True) as conn:
-            telemetry.install(conn)
             migrate(conn)
-            ledger.install(conn)
         # Whether consumers are pretended to have taken in what was written.
         self.counting = True
         self._loop = asyncio.Runner()

@@ -15,7 +15,6 @@ from uuid import UUID
 import psycopg
 
 from engine.connections import connect
-from infra import telemetry
 from projections.analytics.migrating import Shape
 from projections.analytics.rebuilding import AnalyticsMeans, Found, Rebuild
 from projections.analytics.refreshing import refresh
@@ -118,7 +117,9 @@ class Site:
             "telemetry": rows(self.log_url, "SELECT max(seq) FROM backlot_telemetry"),
         }
         wanted = {(name, position) for name, ((position,),) in heads.items()}
-        found = rows(self.url, "SELECT source, position FROM backlot_consumer_places")
+        found = rows(
+            self.url, "SELECT source, position FROM backlot_checkpoints WHERE kind = 'consumer'"
+        )
         return set(found) == wanted and len(found) == 3
 
     @contextmanager
@@ -175,8 +176,6 @@ def _rounded(value: Any) -> Any:
 @contextmanager
 def site(log_url: str, url: str, shape: Shape, writer: Writer) -> Iterator[Site]:
     """With a history that was taken in."""
-    with psycopg.connect(log_url, autocommit=True) as conn:
-        telemetry.install(conn)
     with psycopg.connect(url, autocommit=True) as conn:
         ledger.install(conn)
     opened = Site(log_url, url, shape, writer)

@@ -8,22 +8,14 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import psycopg
-
 from engine.notifications import Notifications
 from engine.subscription import Subscription
-from infra import telemetry
 from infra.codec import EventMapper, event_id
 from infra.integration import TOPICS
 from infra.kafka import KafkaOptions, Reader, Record
 from tests.integration.projection_support import rows
 from tests.support import DEADLINE_SECONDS, ended
 from workers.relay import subscribe_relay
-
-
-def installed(database_url: str) -> None:
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        telemetry.install(conn)
 
 
 def make_relay(
@@ -93,7 +85,9 @@ class Topics:
 
 def relayed(database_url: str) -> dict[str, int]:
     """How far each source is published."""
-    return dict(rows(database_url, "SELECT source, position FROM backlot_relay"))
+    return dict(
+        rows(database_url, "SELECT source, position FROM backlot_checkpoints WHERE kind = 'relay'")
+    )
 
 
 def expected_ids(database_url: str, topics: Iterable[str]) -> set[str]:

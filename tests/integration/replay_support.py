@@ -73,7 +73,7 @@ def difference(database_url: str, one: str, other: str) -> Difference:
 
 def copies(database_url: str) -> list[str]:
     """The schemas of all copies; each has its row."""
-    known = rows(database_url, "SELECT schema FROM projections.state ORDER BY schema")
+    known = rows(database_url, "SELECT subscription FROM backlot_checkpoints ORDER BY subscription")
     found = rows(
         database_url,
         "SELECT nspname FROM pg_namespace WHERE nspname <> ALL (%s) AND nspname !~ '^pg_' "

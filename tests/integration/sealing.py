@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from infra import seals
 from infra.codec import EventMapper
-from infra.event_store import open_recorder
 from infra.seals import Report, Sealer, SealKey
+from tests.integration.event_log import tables_made
 from tests.integration.projection_support import Writer
 
 BLOCK = 10
@@ -39,10 +39,8 @@ def make_log(database_url: str, events: int) -> None:
 
 
 def install(database_url: str) -> None:
-    """The tables of the event store and of the seals."""
-    open_recorder(database_url).datastore.close()
-    with psycopg.connect(database_url) as conn:
-        seals.install(conn)
+    """Make the tables of the event store and of the seals."""
+    tables_made(database_url)
 
 
 def sealer(database_url: str, **options: Any) -> Sealer:

@@ -12,7 +12,6 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from infra import telemetry
 from infra.advisory_locks import job_lock, lock
 from infra.kafka import KafkaOptions
 from infra.postgres import EmbeddedPostgres
@@ -32,7 +31,6 @@ from tests.integration.consuming_support import (
 from tests.integration.keeping import keeping, record
 from tests.integration.projection_support import Writer, origin, rows
 from tests.kafka_cluster import kafka_cluster
-from workers.consuming import ledger
 
 VIDEOS = "SELECT owner, category, removed FROM analytics.videos"
 TELEMETRY = ("video.viewed", "video.watch_time", "video.shared")
@@ -40,7 +38,6 @@ TELEMETRY = ("video.viewed", "video.watch_time", "video.shared")
 
 @pytest.fixture(params=["log", "kafka"])
 def stage(request: pytest.FixtureRequest, database_url: str, writer: Writer) -> Iterator[Stage]:
-    installed(database_url)
     if request.param == "log":
         yield LogStage(database_url, writer)
         return
@@ -51,14 +48,7 @@ def stage(request: pytest.FixtureRequest, database_url: str, writer: Writer) -> 
 @pytest.fixture
 def plain(database_url: str, writer: Writer) -> str:
     """A database with an empty log."""
-    installed(database_url)
     return database_url
-
-
-def installed(url: str) -> None:
-    with psycopg.connect(url, autocommit=True) as conn:
-        telemetry.install(conn)
-        ledger.install(conn)
 
 
 def told(seed: int, videos: Sequence[UUID] = (), size: int = 150) -> History:
@@ -168,7 +158,7 @@ def test_rows_and_places_change_together(stage: Stage) -> None:
         async with keeping(url, source_of=stage.source):
             await until(lambda: count(url, PLACES) is not None)
             await until(lambda: bool(rows(url, "SELECT to_regclass('analytics.sessions')")[0][0]))
-            with held(url, "backlot_consumer_places"):
+            with held(url, "backlot_checkpoints"):
                 await record(url, events.events)
                 await stage.published()
                 await until(lambda: waits(url))
@@ -180,7 +170,7 @@ def test_rows_and_places_change_together(stage: Stage) -> None:
     run(scenario)
 
 
-PLACES = "SELECT count(*) FROM backlot_consumer_places"
+PLACES = "SELECT count(*) FROM backlot_checkpoints WHERE kind = 'consumer'"
 
 
 def test_what_comes_again_is_counted_once(stage: Stage) -> None:
@@ -192,7 +182,7 @@ def test_what_comes_again_is_counted_once(stage: Stage) -> None:
             async with keeping(url, source_of=stage.source):
                 await until(lambda: count(url) == len(events.events))
                 await until(lambda: bool(place(url, "analytics")))
-            rows(url, "DELETE FROM backlot_consumer_places RETURNING 1")
+            rows(url, "DELETE FROM backlot_checkpoints WHERE kind = 'consumer' RETURNING 1")
         async with keeping(url, source_of=stage.source):
             await until(lambda: bool(place(url, "analytics")))
         expect(url, oracle(events), events.events)

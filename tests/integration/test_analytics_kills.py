@@ -23,7 +23,7 @@ from tests.integration.analytics_support import Event, History, expect, history,
 from tests.integration.consuming_support import KafkaStage, held, run, until, waits
 from tests.integration.keeping import SourceOf, from_kafka, from_log, keeping, record
 from tests.integration.projection_support import Writer, rows
-from tests.integration.test_analytics_keeping import TELEMETRY, count, installed
+from tests.integration.test_analytics_keeping import TELEMETRY, count
 from tests.kafka_cluster import kafka_cluster
 
 pytestmark = pytest.mark.chaos
@@ -108,7 +108,6 @@ def finish(log_url: str, url: str, told: History, source_of: SourceOf = from_log
 
 
 def test_killed_at_random_they_count_everything_once(database_url: str, writer: Writer) -> None:
-    installed(database_url)
     told = busy([writer.video("ann").id for _ in range(3)])
 
     def write() -> None:
@@ -124,7 +123,6 @@ def test_killed_at_random_they_count_everything_once(database_url: str, writer: 
 
 
 def test_killed_at_kafka_they_count_everything_once(database_url: str, writer: Writer) -> None:
-    installed(database_url)
     told = busy([writer.video("ann").id for _ in range(3)])
     with kafka_cluster() as cluster:
         servers = cluster.bootstrap_servers
@@ -163,7 +161,6 @@ def test_the_database_goes_down_under_them(short_dir: Path) -> None:
             conn.execute("CREATE DATABASE counted")
         url = server.url_of("counted")
         writer = Writer(url)
-        installed(url)
         told = busy([writer.video("ann").id for _ in range(3)])
         writer.close()
         half = len(told.events) // 2

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from shutil import copytree
 from uuid import uuid4
 
 import psycopg
 import pytest
 from structlog.testing import capture_logs
 
+from engine.migrations import UnknownMigration
 from projections.analytics import migrating
-from projections.analytics.migrating import Shape, State, UnknownMigration, migrate, state
+from projections.analytics.migrating import ANALYTICS, Shape, State, migrate, state
 from tests.integration.analytics_support import timescale_database
 from tests.integration.projection_support import rows
 
@@ -42,12 +46,19 @@ def test_many_processes_may_make_it_at_once(database_url: str) -> None:
     assert len(found) == 1
 
 
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the files, which the test may change."""
+    folder = Path(copytree(ANALYTICS.folder, tmp_path / "migrations"))
+    monkeypatch.setattr(migrating, "ANALYTICS", replace(ANALYTICS, folder=folder))
+    return folder
+
+
 def test_a_failure_leaves_nothing_of_its_file(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = migrating.migrations(Shape.PLAIN)
-    broken = migrating.Migration(9, "0009_broken.sql", b"CREATE TABLE analytics.x (); SELECT 1/0")
-    monkeypatch.setattr(migrating, "migrations", lambda shape: [*whole, broken])
+    whole = ANALYTICS.files(Shape.PLAIN)
+    (copied / "0009_broken.sql").write_bytes(b"CREATE TABLE analytics.x (); SELECT 1/0")
     with pytest.raises(psycopg.errors.DivisionByZero):
         migrated(database_url)
     monkeypatch.undo()
@@ -56,17 +67,18 @@ def test_a_failure_leaves_nothing_of_its_file(
 
 
 def test_the_files_of_another_release_are_told(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     migrated(database_url)
-    other = migrating.migrations(Shape.PLAIN)[:-1]
-    monkeypatch.setattr(migrating, "migrations", lambda shape: other)
+    other = Path(copytree(ANALYTICS.folder, tmp_path / "other"))
+    (other / ANALYTICS.files(Shape.PLAIN)[-1].name).unlink()
+    monkeypatch.setattr(migrating, "ANALYTICS", replace(ANALYTICS, folder=other))
     with pytest.raises(UnknownMigration, match="not this release's"):
         migrated(database_url)
 
 
 def test_both_shapes_have_the_same_versions() -> None:
-    plain, timescale = (migrating.migrations(shape) for shape in Shape)
+    plain, timescale = (ANALYTICS.files(shape) for shape in Shape)
     assert [each.version for each in plain] == [each.version for each in timescale]
     assert [each.version for each in plain] == list(range(1, len(plain) + 1))
 
@@ -121,4 +133,4 @@ def test_the_other_licence_shows_when_the_extension_is_there(
         monkeypatch.setattr(migrating, "USABLE", migrating.USABLE.replace(asked, told))
         found = migrated(url)
         assert (found.shape, found.unused) == (Shape.PLAIN, False)
-        assert found.version == migrating.migrations(Shape.PLAIN)[-1].version
+        assert found.version == ANALYTICS.files(Shape.PLAIN)[-1].version

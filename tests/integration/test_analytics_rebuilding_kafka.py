@@ -12,7 +12,6 @@ import psycopg
 import pytest
 
 from engine.connections import connect
-from infra import telemetry
 from infra.kafka import KafkaOptions
 from projections.analytics.rebuilding import AnalyticsMeans, Rebuild
 from projections.analytics.rebuilding.places import NotTakenIn
@@ -24,8 +23,6 @@ from tests.integration.projection_support import Writer, rows
 from tests.integration.rebuilding_support import counts
 from tests.integration.relay_support import relaying
 from tests.kafka_cluster import kafka_cluster
-from workers import relay_places
-from workers.consuming import ledger
 
 ROWS = "SELECT count(*) FROM analytics.video_analytics"
 ONE_LESS = """
@@ -44,10 +41,6 @@ def servers() -> Iterator[Servers]:
 @pytest.fixture
 def liked(database_url: str, writer: Writer) -> UUID:
     """A video with three likes, of which nothing was published yet."""
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        telemetry.install(conn)
-        ledger.install(conn)
-        relay_places.install(conn)
     video = writer.video().id
     writer.like(video, "ann", "bob", "eve")
     return video

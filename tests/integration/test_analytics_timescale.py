@@ -27,7 +27,7 @@ from tests.integration.analytics_support import (
 from tests.integration.consuming_support import run, until
 from tests.integration.keeping import keeping, record
 from tests.integration.projection_support import Writer, rows
-from tests.integration.test_analytics_keeping import TELEMETRY, count, installed
+from tests.integration.test_analytics_keeping import TELEMETRY, count
 from tests.integration.test_analytics_kills import finish, kill
 
 POLICIES = """
@@ -85,7 +85,6 @@ def busy_policies(url: str, *kinds: str) -> Iterator[list[str]]:
 
 
 def test_late_events_beside_the_policies(database_url: str, writer: Writer, counted: str) -> None:
-    installed(database_url)
     happened = told(400, 40, [writer.video("ann").id for _ in range(3)])
     late = happened.events[::4]
     before = metrics.value("backlot_analytics_refresh_failures_total")
@@ -107,7 +106,6 @@ def test_late_events_beside_the_policies(database_url: str, writer: Writer, coun
 def test_killed_at_random_they_count_everything_once(
     database_url: str, writer: Writer, counted: str
 ) -> None:
-    installed(database_url)
     happened = told(1200, 3, [writer.video("ann").id for _ in range(3)])
     random.Random(5).shuffle(happened.events)
 

@@ -17,6 +17,7 @@ from projections.audit.events import Entry, read_entry
 from projections.audit.following import arriving, head_of
 from projections.audit.index import Audit
 from projections.audit.search import Search
+from projections.install import drop
 from projections.projection_subscription import ProjectionHost
 from tests.integration.audit_support import (
     AT,
@@ -46,8 +47,7 @@ def test_a_rebuilt_index_is_equal(database_url: str, batch: int) -> None:
     index(database_url)
     built = contents(database_url)
     with psycopg.connect(database_url, autocommit=True) as conn:
-        conn.execute("DROP SCHEMA audit CASCADE")
-        conn.execute("DELETE FROM projections.state")
+        drop(conn, "audit")
     index(database_url, batch=batch)
     assert contents(database_url) == built
 

@@ -45,7 +45,6 @@ def counts(difference: Difference) -> dict[str, tuple[int, int, int]]:
 @pytest.fixture
 def copies(conn: Connection[TupleRow]) -> None:
     """Two copies of likes with the same 50 rows, which lie in another order."""
-    conn.execute("CREATE TABLE public.backlot_events (notification_id bigint)")
     install(conn, [Likes()])
     create(conn, Likes("likes_next"))
     fill = "INSERT INTO {}.likes SELECT %s, 'viewer-' || n, n FROM generate_series(1, 50) n "

@@ -8,11 +8,11 @@ import pytest
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 
+from engine.checkpoints import look
 from projections import ledger
 from projections.applying import Applier
 from projections.catalog import Catalog
-from projections.install import create, install
-from projections.positions import look
+from projections.install import create, drop, install
 from projections.projection import Projection, RangeProjection
 from projections.proving.completeness import Completeness, NoSuchCopy, completeness
 from tests.integration.projection_support import Tally, Writer
@@ -139,7 +139,7 @@ def test_a_wrong_account_names_the_event_where_it_can(
 @pytest.mark.parametrize(
     ("lost", "block", "told"),
     [
-        ("projections.parked WHERE position = 12", 2, "position 12 was left out"),
+        ("backlot_dead_letters WHERE position = 12", 2, "position 12 was left out"),
         ("projections.ledger WHERE block = 3", 3, "2 more left out than counted too often"),
     ],
 )
@@ -154,7 +154,7 @@ def test_a_position_moved_over_an_event(
     conn: Connection[TupleRow], tally: Tally, writer: Writer
 ) -> None:
     left_out = writer.like(VIDEO, "eve")
-    conn.execute("UPDATE projections.state SET position = %s", (left_out,))
+    conn.execute("UPDATE backlot_checkpoints SET position = %s", (left_out,))
     writer.like(VIDEO, "mallory")
     result = advance(conn, writer, tally)
     assert faults(result) == {3: "position 16 was left out"}
@@ -172,7 +172,7 @@ def test_a_position_moved_over_an_event(
 def test_a_position_moved_back_so_that_events_are_applied_twice(
     conn: Connection[TupleRow], tally: Tally, writer: Writer
 ) -> None:
-    conn.execute("UPDATE projections.state SET position = 14")
+    conn.execute("UPDATE backlot_checkpoints SET position = 14")
     assert faults(completeness(conn, tally)) == {
         3: "position 15 is accounted, but the copy stands at 14"
     }
@@ -180,7 +180,7 @@ def test_a_position_moved_back_so_that_events_are_applied_twice(
 
 
 def test_a_position_beyond_the_log(conn: Connection[TupleRow], tally: Tally) -> None:
-    conn.execute("UPDATE projections.state SET position = 18")
+    conn.execute("UPDATE backlot_checkpoints SET position = 18")
     assert faults(completeness(conn, tally)) == {
         3: "the log has 3 of the 4 events up to there",
         4: "the log has 0 of the 2 events up to there",
@@ -188,7 +188,7 @@ def test_a_position_beyond_the_log(conn: Connection[TupleRow], tally: Tally) -> 
 
 
 def test_a_position_far_behind_what_was_applied(conn: Connection[TupleRow], tally: Tally) -> None:
-    conn.execute("UPDATE projections.state SET position = 4")
+    conn.execute("UPDATE backlot_checkpoints SET position = 4")
     result = completeness(conn, tally)
     assert list(faults(result)) == [1, 2, 3]
     assert [(f.first_position, f.last_position) for f in result.faults] == [
@@ -209,15 +209,13 @@ def test_a_copy_older_than_the_ledger(
     conn: Connection[TupleRow], tally: Tally, writer: Writer
 ) -> None:
     """What an older release applied is told apart from what is accounted since."""
-    conn.execute("DROP TABLE projections.ledger")
-    conn.execute("ALTER TABLE projections.state DROP accounted_after")
-    install(conn, [tally])
+    conn.execute("DELETE FROM projections.ledger")
+    conn.execute("UPDATE backlot_checkpoints SET accounted_after = position")
     writer.like(VIDEO, "eve")
     result = advance(conn, writer, tally)
     assert (result.complete, result.unaccounted, result.faults) == (False, 15, [])
     assert (result.events, result.applied, result.skipped, result.parked) == (16, 1, 0, 0)
     assert "up to 15" in (result.remedy or "")
-    conn.execute("DELETE FROM projections.state")
-    conn.execute("DROP SCHEMA tally CASCADE")
+    drop(conn, "tally")
     create(conn, tally)
     assert advance(conn, writer, tally).complete

@@ -7,12 +7,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from uuid import UUID, uuid4
 
-import psycopg
 import pytest
 
 from engine.notifications import Notifications
 from engine.sources import MessageSource
-from infra import telemetry
 from infra.kafka import KafkaOptions, Outgoing, Publisher
 from infra.position import Position
 from projections import consumers
@@ -23,7 +21,6 @@ from tests.integration.keeping import SourceOf, from_log, keeping, record
 from tests.integration.projection_support import Writer, rows
 from tests.integration.relay_support import relayed, relaying
 from tests.kafka_cluster import kafka_cluster
-from workers.consuming import ledger
 from workers.consuming.kafka import KafkaSource
 
 # Without the call, a batch would gather for as long.
@@ -35,9 +32,6 @@ Case = Callable[[Waiting], Coroutine[None, None, None]]
 
 @pytest.fixture
 def url(database_url: str) -> str:
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        telemetry.install(conn)
-        ledger.install(conn)
     return database_url
 
 

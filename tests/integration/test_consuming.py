@@ -37,9 +37,6 @@ from workers.consuming import ledger
 
 @pytest.fixture(params=["log", "kafka"])
 def stage(request: pytest.FixtureRequest, database_url: str, writer: Writer) -> Iterator[Stage]:
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        telemetry.install(conn)
-        ledger.install(conn)
     if request.param == "log":
         yield LogStage(database_url, writer)
         return
@@ -146,7 +143,10 @@ def test_a_message_that_comes_again_is_left_out(stage: Stage) -> None:
             await stage.published()
             await until(lambda: len(first.handled) == 2)
         # As after a switch between the log and Kafka, or where a relay was killed.
-        rows(stage.database_url, "DELETE FROM backlot_consumer_places RETURNING 1")
+        rows(
+            stage.database_url,
+            "DELETE FROM backlot_checkpoints WHERE kind = 'consumer' RETURNING 1",
+        )
         write(stage, "three")
         async with consuming(stage, second):
             await stage.published()
@@ -220,7 +220,7 @@ def test_a_dead_message_can_be_driven_again(stage: Stage) -> None:
             tasks.poison = {"worse"}
             rows(
                 stage.database_url,
-                "UPDATE backlot_dead_messages SET status = 'redrive' RETURNING 1",
+                "UPDATE backlot_dead_letters SET status = 'redrive' RETURNING 1",
             )
             await until(lambda: tasks.contents == ["bad"])
             await until(lambda: len(dead(stage.database_url)) == 1)

@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterator
 from uuid import uuid4
 
-import psycopg
 import pytest
 
-from infra import metrics, telemetry
+from engine.checkpoints import SubscriptionKind, set_positions
+from engine.connections import connect
+from infra import metrics
 from infra.kafka import KafkaOptions, Outgoing, Reader, Record
 from tests.integration.consuming_support import (
     VIDEO,
@@ -22,9 +23,8 @@ from tests.integration.consuming_support import (
     run,
     until,
 )
-from tests.integration.projection_support import Writer, rows
+from tests.integration.projection_support import Writer
 from tests.kafka_cluster import MockCluster, kafka_cluster
-from workers.consuming import ledger
 
 TOPIC = "comment.created"
 POSITION = [("position", b"7"), ("own", b"\x00\xff")]
@@ -38,9 +38,6 @@ def cluster() -> Iterator[MockCluster]:
 
 @pytest.fixture
 def stage(cluster: MockCluster, database_url: str, writer: Writer) -> KafkaStage:
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        telemetry.install(conn)
-        ledger.install(conn)
     return KafkaStage(database_url, writer, KafkaOptions((cluster.bootstrap_servers,)))
 
 
@@ -174,9 +171,9 @@ def test_offsets_lie_in_postgres(stage: KafkaStage) -> None:
 def test_an_offset_that_is_gone_means_the_beginning(stage: KafkaStage) -> None:
     async def scenario() -> None:
         tasks = Tasks()
-        query = "INSERT INTO backlot_consumer_places VALUES ('tasks', %s, %s, 1000) RETURNING 1"
-        for partition in range(4):
-            rows(stage.database_url, query, [TOPIC, partition])
+        ends = {(TOPIC, partition): 1000 for partition in range(4)}
+        with connect(stage.database_url, "test") as conn:
+            set_positions(conn, SubscriptionKind.CONSUMER, "tasks", ends)
         stage.writer.comment(VIDEO, content="one")
         await stage.published()
         async with consuming(stage, tasks):

@@ -323,7 +323,7 @@ class TestExecutor:
         with executing(root.database_url):
             root.done("pause", "comments")
             eventually(lambda: position(root.database_url, name) >= 5)
-        query = "UPDATE projections.state SET version = 0 WHERE schema = %s RETURNING 1"
+        query = "UPDATE backlot_checkpoints SET version = 0 WHERE subscription = %s RETURNING 1"
         rows(root.database_url, query, [name])
         with executing(root.database_url):
             root.done("resume", "comments") if name == "likes" else time.sleep(1)
@@ -344,6 +344,6 @@ class TestExecutor:
 
 
 def _status(root: Desk) -> str:
-    query = "SELECT status FROM projections.state WHERE schema = 'likes'"
+    query = "SELECT status FROM backlot_checkpoints WHERE subscription = 'likes'"
     ((found,),) = rows(root.database_url, query)
     return str(found)

@@ -8,11 +8,13 @@ import pytest
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 
+from engine.checkpoints import look
+from engine.connections import connect
 from engine.subscription import State
 from infra import metrics
 from infra.privacy import PayloadMode
 from infra.utc import rfc3339
-from projections.install import create, install
+from projections.install import create, make_tables
 from projections.parking.deciding import (
     NoReason,
     NotStopped,
@@ -22,10 +24,10 @@ from projections.parking.deciding import (
 )
 from projections.parking.parked import NotParked, ParkedStatus, alike, find, parked, show
 from projections.parking.retrying import CannotRetry, retry
-from projections.positions import look
 from projections.projection import RangeProjection
 from projections.proving.compare import compare
 from projections.proving.completeness import completeness
+from tests.integration.former_release import TABLES_BEFORE
 from tests.integration.parking_support import (
     PARKED,
     VIDEO,
@@ -214,7 +216,7 @@ def test_all_that_fail_as_one_did_are_parked_while_it_goes_on(
 
 
 def position_of_stop(database_url: str) -> int | None:
-    ((found,),) = rows(database_url, "SELECT error_position FROM projections.state")
+    ((found,),) = rows(database_url, "SELECT error_position FROM backlot_checkpoints")
     return None if found is None else int(found)
 
 
@@ -284,11 +286,17 @@ def test_what_cannot_be_tried_or_parked_says_why(
         park_and_go_on(conn, Stretches(), reason="anyway", actor="root")
 
 
-def test_a_database_of_an_older_release_gets_the_columns(
-    conn: Connection[TupleRow], tally: Tally, writer: Writer, database_url: str
-) -> None:
-    for column in ("status", "decided_by", "decided_at", "reason"):
-        conn.execute(f"ALTER TABLE projections.parked DROP {column}".encode())
-    install(conn, [tally])
-    assert rows(database_url, PARKED)[0] == (2, "parked", 1, "ValueError: two")
-    discard(conn, "tally", 2, reason="old", actor="root")
+def test_a_database_of_an_older_release_gets_the_columns(empty_database_url: str) -> None:
+    with connect(empty_database_url, "test") as conn:
+        conn.execute(TABLES_BEFORE)
+        for column in ("status", "decided_by", "decided_at", "reason"):
+            conn.execute(f"ALTER TABLE projections.parked DROP {column}".encode())
+        conn.execute(
+            "INSERT INTO projections.state (schema, name, version) VALUES ('tally', 'tally', 1)"
+        )
+        conn.execute(
+            "INSERT INTO projections.parked VALUES ('tally', 2, 'tally', 'ValueError: two')"
+        )
+        make_tables(conn)
+        assert rows(empty_database_url, PARKED)[0] == (2, "parked", 1, "ValueError: two")
+        discard(conn, "tally", 2, reason="old", actor="root")

@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 
 from backlot.wiring import ReadModels
 from domain.operation import Operation, OperationOutcome
+from engine.checkpoints import look
 from projections.applying import Applier
 from projections.install import create, install
-from projections.positions import look
 from projections.projection import Projection, RangeProjection
 from projections.proving.compare import compare
 from projections.proving.completeness import completeness

@@ -8,10 +8,10 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
+from engine.checkpoints import resume
 from engine.subscription import State
 from infra import metrics
 from projections.likes import Likes
-from projections.positions import resume
 from tests.integration.projection_support import (
     Tally,
     Writer,
@@ -64,7 +64,8 @@ def test_stops_in_front_of_the_culprit(
     assert (line["position"], line["projection"]) == (6, "tally")
     assert told in line["error"]
     stored = rows(
-        database_url, "SELECT status, error_position FROM projections.state WHERE schema = 'tally'"
+        database_url,
+        "SELECT status, error_position FROM backlot_checkpoints WHERE subscription = 'tally'",
     )
     assert stored == [("stopped", 6)]
 
@@ -111,7 +112,7 @@ def test_parks_the_culprits_and_goes_on(database_url: str, writer: Writer) -> No
     assert seen(database_url) == [1, 2, 4, 5, 6, 7, 9, 10]
     parked = rows(
         database_url,
-        "SELECT position, projection, error, attempts FROM projections.parked ORDER BY position",
+        "SELECT position, subscription, error, attempts FROM backlot_dead_letters ORDER BY 1",
     )
     assert parked == [
         (3, "tally", "ValueError: one", 1),
@@ -133,7 +134,7 @@ def test_a_broken_table_is_never_parked_away(database_url: str, writer: Writer) 
         resume_tally(database_url)
         caught_up(database_url, ["tally"], writer.head)
     assert (rows_before, seen(database_url)) == ([1], [1, 2])
-    assert rows(database_url, "SELECT * FROM projections.parked") == []
+    assert rows(database_url, "SELECT * FROM backlot_dead_letters") == []
 
 
 @pytest.mark.parametrize("state", [b"not json", b"{}", b'{"video_id": 7}'])
@@ -176,4 +177,4 @@ def test_an_outage_is_nobodys_poison(database_url: str, writer: Writer) -> None:
         tally.poison = {}
         caught_up(database_url, ["tally"], writer.head)
     assert seen(database_url) == list(range(1, 11))
-    assert rows(database_url, "SELECT * FROM projections.parked") == []
+    assert rows(database_url, "SELECT * FROM backlot_dead_letters") == []

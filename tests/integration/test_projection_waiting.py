@@ -29,7 +29,8 @@ def at(position: int) -> dict[str, Position]:
 def move(database_url: str, position: int, schema: str = "tally") -> None:
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute(
-            "UPDATE projections.state SET position = %s WHERE schema = %s", (position, schema)
+            "UPDATE backlot_checkpoints SET position = %s WHERE subscription = %s",
+            (position, schema),
         )
 
 

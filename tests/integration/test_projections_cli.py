@@ -234,7 +234,7 @@ class TestChecking:
         (item,) = (each for each in told.data["items"] if each["name"] == "likes")
         (key,) = item["difference"]["keys"]
         assert (key["columns"], "changes" in key) == (["likes"], False)
-        names = rows(root.database_url, "SELECT schema FROM projections.state ORDER BY 1")
+        names = rows(root.database_url, "SELECT subscription FROM backlot_checkpoints ORDER BY 1")
         assert [name for (name,) in names] == sorted(ReadModels.make().by_name())
 
     def test_completeness(self, backlot: Backlot, root: Desk) -> None:
@@ -257,8 +257,9 @@ class TestParked:
     ) -> None:
         with psycopg.connect(root.database_url, autocommit=True) as conn:
             conn.execute(
-                "INSERT INTO projections.parked (schema, position, projection, error) "
-                "VALUES ('likes', 3, 'likes', 'it broke'), ('likes', 4, 'likes', 'it broke')"
+                "INSERT INTO backlot_dead_letters (kind, subscription, position, error, status) "
+                "SELECT 'projection', 'likes', position, 'it broke', 'parked' "
+                "FROM unnest(ARRAY[3, 4]) AS position"
             )
             # As if they had never been applied.
             conn.execute(
@@ -292,8 +293,8 @@ class TestParked:
         at = position(root.database_url, "likes")
         with psycopg.connect(root.database_url, autocommit=True) as conn:
             conn.execute(
-                "UPDATE projections.state SET status = 'stopped', error = 'it broke', "
-                "error_position = position + 1 WHERE schema = 'likes'"
+                "UPDATE backlot_checkpoints SET status = 'stopped', error = 'it broke', "
+                "error_position = position + 1 WHERE subscription = 'likes'"
             )
         listed = backlot("list")
         assert listed.code == 1
@@ -409,7 +410,9 @@ def _operations(root: Desk) -> list[Operation]:
 
 
 def _state(database_url: str, schema: str) -> tuple[str, int | None]:
-    query = f"SELECT status, error_position FROM projections.state WHERE schema = '{schema}'"
+    query = (
+        f"SELECT status, error_position FROM backlot_checkpoints WHERE subscription = '{schema}'"
+    )
     found = rows(database_url, query)
     return found[0] if found else ("", None)
 

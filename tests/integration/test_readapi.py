@@ -12,12 +12,12 @@ import psycopg
 import pytest
 
 from domain.upload import Upload
+from engine.checkpoints import pause
 from infra.metrics import value
 from infra.objects import ObjectStoreUnavailable
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
-from projections.positions import pause
 from tests.integration.projection_support import origin, rows
 from tests.integration.readapi_support import Site, serving
 
@@ -258,7 +258,7 @@ def test_projections_for_operators(site: Site) -> None:
     site.writer.like(video.id, "bob")
     rows(
         site.database_url,
-        "UPDATE projections.state SET version = 7 WHERE schema = 'catalog' RETURNING 1",
+        "UPDATE backlot_checkpoints SET version = 7 WHERE subscription = 'catalog' RETURNING 1",
     )
     likes = site.get("/projections/likes", "root", admin=True).json()
     assert (likes["status"], likes["lagEvents"]) == ("paused", 1)

@@ -10,8 +10,8 @@ from threading import Timer
 import psycopg
 import pytest
 
+from engine.checkpoints import pause, resume
 from infra.position import Position, decode_position, encode_position
-from projections.positions import pause, resume
 from tests.integration.projection_support import eventually, rows
 from tests.integration.readapi_support import Site, serving
 

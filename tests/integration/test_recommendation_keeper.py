@@ -13,7 +13,6 @@ import psycopg
 import pytest
 
 from engine.notifications import Notifications
-from infra import telemetry
 from infra.kafka import KafkaOptions
 from projections.recommendations.weighing import Weighing
 from tests.integration.analytics_support import Event
@@ -33,7 +32,6 @@ from tests.integration.keeping import record
 from tests.integration.projection_support import Writer, rows
 from tests.kafka_cluster import kafka_cluster
 from tests.support import ended
-from workers.consuming import ledger
 from workers.consuming.subscriptions import subscribe_keeper
 from workers.recommendations import keeper as keepers
 from workers.recommendations.keeper import EngagementKeeper
@@ -48,9 +46,6 @@ NOW = datetime.now(UTC)
 
 @pytest.fixture(params=["log", "kafka"])
 def stage(request: pytest.FixtureRequest, database_url: str, writer: Writer) -> Iterator[Stage]:
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        telemetry.install(conn)
-        ledger.install(conn)
     if request.param == "log":
         yield LogStage(database_url, writer)
         return
@@ -157,7 +152,7 @@ def test_rows_and_places_change_together_and_what_comes_again_changes_nothing(
         events = [view(each, "bob", ago) for ago, each in enumerate(videos)]
         async with keeping(stage):
             await until(lambda: bool(found(url, "SELECT to_regclass('analytics.engaged')")[0][0]))
-            with held(url, "backlot_consumer_places"):
+            with held(url, "backlot_checkpoints"):
                 await record(url, events)
                 await stage.published()
                 await until(lambda: waits(url))
@@ -166,7 +161,7 @@ def test_rows_and_places_change_together_and_what_comes_again_changes_nothing(
             await until(lambda: len(found(url)) == 6)
         before = found(url, NEIGHBOURS)
         assert len(before) == 30
-        rows(url, "DELETE FROM backlot_consumer_places RETURNING 1")
+        rows(url, "DELETE FROM backlot_checkpoints WHERE kind = 'consumer' RETURNING 1")
         async with keeping(stage):
             await until(lambda: bool(place(url, "recommendations")))
         assert found(url, NEIGHBOURS) == before

@@ -17,7 +17,7 @@ from infra.telemetry import Telemetry, TelemetryEvent
 from tests.integration.analytics_support import REPEAT
 from tests.integration.consuming_support import VIDEO, run, until
 from tests.integration.projection_support import Writer, origin, rows
-from tests.integration.relay_support import Topics, installed, relayed, relaying
+from tests.integration.relay_support import Topics, relayed, relaying
 from tests.kafka_cluster import MockCluster, kafka_cluster
 from tests.support import ended
 
@@ -34,7 +34,6 @@ def cluster() -> Iterator[MockCluster]:
 
 @pytest.fixture
 def url(database_url: str, writer: Writer) -> str:
-    installed(database_url)
     return database_url
 
 
@@ -206,7 +205,9 @@ def test_what_is_too_large_is_set_aside_and_holds_up_nothing(
         ):
             await told.until(2)
             await until(lambda: relayed(url)["events"] == writer.head)
-        query = "SELECT source, topic, message_id, key FROM backlot_undelivered"
+        query = (
+            "SELECT source, topic, message_id, key FROM backlot_dead_letters WHERE kind = 'relay'"
+        )
         found = ("events", "comment.created", event_id(large.id, 1), str(large.id))
         assert rows(url, query) == [found]
         after = metrics.value("backlot_relay_undelivered_total", topic="comment.created")
@@ -226,7 +227,9 @@ def test_what_can_not_be_read_is_set_aside(url: str, writer: Writer, cluster: Mo
         ):
             await told.until(1)
             await until(lambda: relayed(url)["events"] == 2)
-        ((position, topic),) = rows(url, "SELECT position, topic FROM backlot_undelivered")
+        ((position, topic),) = rows(
+            url, "SELECT position, topic FROM backlot_dead_letters WHERE kind = 'relay'"
+        )
         assert (position, topic) == (1, "comment.posted.v1")
 
     run(scenario)

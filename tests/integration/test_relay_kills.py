@@ -17,7 +17,7 @@ import pytest
 from domain.comment import Comment
 from tests.integration.consuming_support import run, until
 from tests.integration.projection_support import Writer, origin
-from tests.integration.relay_support import Topics, expected_ids, installed, relayed, relaying
+from tests.integration.relay_support import Topics, expected_ids, relayed, relaying
 from tests.kafka_cluster import MockCluster, kafka_cluster
 
 pytestmark = pytest.mark.chaos
@@ -100,7 +100,6 @@ def test_killed_at_random_it_loses_nothing_and_keeps_the_order(
         for found in told.positions().values():
             assert found == sorted(found)
 
-    installed(database_url)
     with kafka_cluster() as cluster:
         with writing(writer) as over:
             kill_relays(database_url, cluster, over)

@@ -42,7 +42,7 @@ def test_a_replay_takes_the_place_of_the_live_copy(
         assert not replay.result["differs"]
         assert replay.position == writer.head
         assert not difference(database_url, name, f"{name}__previous").differs
-    found = rows(database_url, "SELECT schema, position FROM projections.state ORDER BY schema")
+    found = rows(database_url, "SELECT subscription, position FROM backlot_checkpoints ORDER BY 1")
     copies = [copy for name in sorted(NAMES) for copy in (name, f"{name}__previous")]
     assert found == [(copy, writer.head) for copy in copies]
 

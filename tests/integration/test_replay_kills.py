@@ -107,9 +107,7 @@ BEGIN
     END IF;
     RETURN NEW;
 END $$;
-CREATE TRIGGER kill BEFORE UPDATE OF position ON projections.state
-    FOR EACH ROW EXECUTE FUNCTION kill();
-CREATE TRIGGER kill BEFORE UPDATE OF position ON projections.replay_partitions
+CREATE TRIGGER kill BEFORE UPDATE OF position ON backlot_checkpoints
     FOR EACH ROW EXECUTE FUNCTION kill()
 """
 

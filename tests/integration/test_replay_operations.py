@@ -200,13 +200,13 @@ def test_who_confirms_beforehand_is_not_asked(database_url: str, video: UUID) ->
 @pytest.mark.parametrize("wrong", [0, 1])
 def test_verifying_changes_nothing(database_url: str, video: UUID, wrong: int) -> None:
     rows(database_url, f"UPDATE likes.counts SET likes = likes + {wrong} RETURNING 1")
-    before = rows(database_url, "SELECT * FROM projections.state")
+    before = rows(database_url, "SELECT * FROM backlot_checkpoints")
     replay = replayed(database_url, Likes(), VERIFY)
     assert replay.state is ReplayState.VERIFIED
     assert replay.schema == f"likes__verify_{replay.id}"
     assert replay.result is not None
     assert replay.result["total"] == wrong
-    assert rows(database_url, "SELECT * FROM projections.state") == before
+    assert rows(database_url, "SELECT * FROM backlot_checkpoints") == before
     assert likes_of(database_url, video) == 40 + wrong
 
 
@@ -290,12 +290,13 @@ def test_the_previous_copy_is_kept_until_it_is_dropped(database_url: str) -> Non
 
 @pytest.mark.usefixtures("video")
 def test_a_paused_projection_rests_on_after_the_switch(database_url: str, writer: Writer) -> None:
-    rows(database_url, "UPDATE projections.state SET status = 'paused' RETURNING 1")
+    rows(database_url, "UPDATE backlot_checkpoints SET status = 'paused' RETURNING 1")
     position = writer.head
     History(writer, 1).grow(5)
     assert replayed(database_url, Likes()).state is ReplayState.SWITCHED
     found = rows(
-        database_url, "SELECT status, position FROM projections.state WHERE schema = 'likes'"
+        database_url,
+        "SELECT status, position FROM backlot_checkpoints WHERE subscription = 'likes'",
     )
     assert found == [("paused", position)]
 

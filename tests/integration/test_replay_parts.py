@@ -35,7 +35,7 @@ def built(database_url: str, projection: Projection, to: int, **options: int) ->
     name = f"{projection.name}_{workers}_{batch_events}"
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute(f'ALTER SCHEMA "{replay.schema}" RENAME TO "{name}"'.encode())
-        conn.execute("DELETE FROM projections.state WHERE schema = %s", (replay.schema,))
+        conn.execute("DELETE FROM backlot_checkpoints WHERE subscription = %s", (replay.schema,))
     return name
 
 
@@ -51,7 +51,9 @@ def test_serial_parallel_and_live_are_the_same(database_url: str, writer: Writer
             )
             found = difference(database_url, name, copy)
             assert not found.differs, (SEED, copy, found.as_dict())
-    assert rows(database_url, "SELECT count(*) FROM projections.replay_partitions") == [(0,)]
+    assert rows(database_url, "SELECT count(*) FROM backlot_checkpoints WHERE kind = 'replay'") == [
+        (0,)
+    ]
 
 
 def test_what_is_built_in_parts_is_accounted_in_full(database_url: str, writer: Writer) -> None:

@@ -34,7 +34,7 @@ from tests.integration.replay_support import (
 )
 
 BAD = ("viewer-13", "viewer-17", "viewer-30")
-PARKED = "SELECT position FROM projections.parked WHERE schema = %s ORDER BY position"
+PARKED = "SELECT position FROM backlot_dead_letters WHERE subscription = %s ORDER BY position"
 LEDGER = "SELECT block, applied, positions FROM projections.ledger WHERE schema = %s"
 
 
@@ -175,7 +175,7 @@ def test_only_a_copy_of_the_own_version_is_verified_or_gone_back_to(
     # The release that made the previous copy can go back to it.
     back = rollback(database_url, Likes(), requested_by="olga", operation_id=asked)
     assert back.state is ReplayState.SWITCHED
-    assert rows(database_url, "SELECT version FROM projections.state ORDER BY schema") == [
+    assert rows(database_url, "SELECT version FROM backlot_checkpoints ORDER BY subscription") == [
         (1,),
         (2,),
     ]

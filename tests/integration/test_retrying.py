@@ -11,8 +11,10 @@ from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 from structlog.testing import capture_logs
 
+from engine import checkpoints
 from engine.connections import connect
 from projections.catalog import Catalog
+from projections.install import rename
 from projections.likes import Likes
 from projections.parking.parked import show
 from projections.parking.retrying import Outcome, Retried, retry
@@ -194,10 +196,10 @@ def test_a_retry_during_a_switch_is_of_the_new_copy(
 ) -> None:
     with connect(database_url, "test") as switching, ThreadPoolExecutor(1) as pool:
         with switching.transaction():
-            switching.execute("UPDATE projections.state SET schema = 'tally__previous'")
+            rename(switching, "tally", "tally__previous")
+            checkpoints.create(switching, "tally", "tally", 1)
             switching.execute(
-                "INSERT INTO projections.state (schema, name, version, position) "
-                "VALUES ('tally', 'tally', 1, 5)"
+                "UPDATE backlot_checkpoints SET position = 5 WHERE subscription = 'tally'"
             )
             attempt = pool.submit(retry, conn, Parking(), [2], mapper=writer.mapper)
             with pytest.raises(TimeoutError):

@@ -12,13 +12,13 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from engine.checkpoints import pause, resume
 from engine.subscription import State
 from infra import metrics
 from infra.postgres import EmbeddedPostgres
 from projections.install import install
 from projections.likes import Likes
 from projections.log import Log
-from projections.positions import pause, resume
 from projections.projection_subscription import OUTDATED
 from tests.integration.projection_support import (
     Tally,
@@ -92,7 +92,7 @@ BEGIN
     END IF;
     RETURN NEW;
 END $$;
-CREATE TRIGGER kill BEFORE UPDATE OF position ON projections.state
+CREATE TRIGGER kill BEFORE UPDATE OF position ON backlot_checkpoints
     FOR EACH ROW EXECUTE FUNCTION kill()
 """
 
@@ -306,7 +306,7 @@ def test_many_processes_install_at_once(database_url: str) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
-    assert rows(database_url, "SELECT count(*) FROM projections.state") == [(2,)]
+    assert rows(database_url, "SELECT count(*) FROM backlot_checkpoints") == [(2,)]
 
 
 class TallyTwo(Tally):
@@ -339,7 +339,7 @@ def test_another_version_of_an_empty_projection_is_made_anew(database_url: str) 
             "ORDER BY ordinal_position"
         ).fetchall()
         assert columns == [("viewer",), ("position",)]
-    assert rows(database_url, "SELECT version, position FROM projections.state") == [(2, 0)]
+    assert rows(database_url, "SELECT version, position FROM backlot_checkpoints") == [(2, 0)]
     writer.close()
 
 
@@ -395,9 +395,16 @@ def test_the_log_is_read_by_its_index(database_url: str, writer: Writer) -> None
         assert log.read(conn, 20, 20).events == []
 
 
+def renamed(database_url: str, table: str, name: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute(f"ALTER TABLE {table} RENAME TO {name}".encode())
+
+
 def test_waits_for_the_event_table_of_a_process_that_starts_later(database_url: str) -> None:
+    renamed(database_url, "backlot_events", "not_made_yet")
     with hosting(database_url, Tally()) as host:
         eventually(lambda: host.status()[0].state is State.UNAVAILABLE)
+        renamed(database_url, "not_made_yet", "backlot_events")
         writer = Writer(database_url)
         writer.like(VIDEO, "viewer-1")
         caught_up(database_url, ["tally"], 1)

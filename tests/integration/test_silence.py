@@ -36,7 +36,8 @@ from infra.connecting import (
 )
 from infra.event_store import GroupCommitRecorder, open_recorder
 from infra.postgres import EmbeddedPostgres
-from infra.telemetry import VIEWED, Telemetry, TelemetryEvent, install
+from infra.telemetry import VIEWED, Telemetry, TelemetryEvent
+from projections.install import make_tables
 from readapi.pool import LivePool, make_pool
 from tests.integration.buses import Toggle, execute, execute_all, with_bus
 from tests.integration.event_log import eventually
@@ -282,6 +283,7 @@ class TestLoops:
 def recorder(url: str) -> Iterator[GroupCommitRecorder]:
     opened = open_recorder(url, limits=BRIEF, name=f"log_{uuid4().hex[:8]}")
     with closing(opened.datastore):
+        opened.create_table()
         yield opened
 
 
@@ -351,7 +353,7 @@ class TestCommands:
 
     def test_telemetry_is_told_and_taken_again(self, server: EmbeddedPostgres, url: str) -> None:
         with psycopg.connect(url, autocommit=True) as conn:
-            install(conn)
+            make_tables(conn)
 
         def event() -> TelemetryEvent:
             return TelemetryEvent(uuid4(), VIEWED, uuid4(), None, datetime.now(UTC), {})

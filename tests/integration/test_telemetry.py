@@ -22,8 +22,8 @@ from infra.telemetry import (
     TelemetryEvent,
     Views,
     forget_sessions,
-    install,
 )
+from projections.install import make_tables
 from tests.integration.analytics_support import REPEAT, migrated, stored_from
 from tests.integration.event_log import rows
 from tests.real_inputs import RealInput, each
@@ -34,8 +34,6 @@ AT = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
 
 @pytest.fixture
 def database(database_url: str) -> str:
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        install(conn)
     return database_url
 
 
@@ -169,10 +167,10 @@ def test_closing_finishes_what_was_accepted(database: str) -> None:
     assert views(database, VIDEO) == {VIDEO: 50}
 
 
-def test_several_may_install_at_once(database_url: str) -> None:
+def test_several_may_install_at_once(empty_database_url: str) -> None:
     def start(_: int) -> None:
-        with psycopg.connect(database_url, autocommit=True) as conn:
-            install(conn)
+        with psycopg.connect(empty_database_url, autocommit=True) as conn:
+            make_tables(conn)
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(start, range(8))) == [None] * 8
@@ -279,14 +277,14 @@ def test_a_session_outlives_every_process_and_is_forgotten_after_its_window(data
     assert views(database, VIDEO) == {VIDEO: 2}
 
 
-def test_a_database_of_an_earlier_release_counts_on(database_url: str) -> None:
+def test_a_database_of_an_earlier_release_counts_on(empty_database_url: str) -> None:
     """While it is upgraded its processes may still call the function of before."""
-    with psycopg.connect(database_url, autocommit=True) as conn:
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
         conn.execute(FUNCTION_BEFORE)
-        install(conn)
+        make_tables(conn)
 
     async def scenario(telemetry: Telemetry) -> None:
         await asyncio.gather(*(telemetry.record(view("bob")) for _ in range(3)))
 
-    run(database_url, scenario)
-    assert views(database_url, VIDEO) == {VIDEO: 1}
+    run(empty_database_url, scenario)
+    assert views(empty_database_url, VIDEO) == {VIDEO: 1}

@@ -13,7 +13,8 @@ import pytest
 
 from engine.connections import connect
 from infra.integration.topics import TELEMETRY
-from infra.telemetry import INSERT, Telemetry, TelemetryEvent, install
+from infra.telemetry import INSERT, Telemetry, TelemetryEvent
+from projections.install import make_tables
 from tests.integration.analytics_support import REPEAT
 from tests.integration.event_log import eventually, rows
 from workers.following import TelemetryFeed
@@ -25,8 +26,6 @@ WRITERS, EVENTS = 4, 100
 
 @pytest.fixture
 def database(database_url: str) -> str:
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        install(conn)
     return database_url
 
 
@@ -96,8 +95,8 @@ def test_who_has_begun_first_is_seen_first(database: str) -> None:
     assert rows(database, "SELECT seq FROM backlot_telemetry ORDER BY seq") == [(1,), (2,)]
 
 
-def test_a_table_of_an_earlier_release_gets_its_order(database_url: str) -> None:
-    with psycopg.connect(database_url, autocommit=True) as conn:
+def test_a_table_of_an_earlier_release_gets_its_order(empty_database_url: str) -> None:
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
         conn.execute(
             "CREATE TABLE backlot_telemetry (event_id uuid PRIMARY KEY, topic text NOT NULL, "
             "video_id uuid NOT NULL, user_id text, happened_at timestamptz NOT NULL, "
@@ -108,12 +107,12 @@ def test_a_table_of_an_earlier_release_gets_its_order(database_url: str) -> None
             "gen_random_uuid(), NULL, now(), jsonb_build_object('sessionId', gen_random_uuid()) "
             "FROM generate_series(1, 3)"
         )
-        install(conn)
-        install(conn)
-    write(database_url, [event()])
+        make_tables(conn)
+        make_tables(conn)
+    write(empty_database_url, [event()])
     stop = Event()
     stop.set()
-    assert len(follow(database_url, stop)) == 4
+    assert len(follow(empty_database_url, stop)) == 4
 
 
 def _waits(database: str) -> bool:

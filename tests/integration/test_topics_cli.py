@@ -13,13 +13,12 @@ import pytest
 
 from backlot.cli import main
 from domain.operation import Operation
-from infra import telemetry
+from engine.dead_letters import Rejected
 from infra.integration import TOPICS
 from tests.integration.consuming_support import VIDEO, LogStage, Tasks, consuming, run, until
 from tests.integration.operating import desk
 from tests.integration.projection_support import Writer, rows
-from workers import relay_places, topics
-from workers.relay_places import Undelivered
+from workers import relay_places
 
 
 class Ran(NamedTuple):
@@ -61,9 +60,6 @@ def backlot(
 
 @pytest.fixture
 def stage(database_url: str, writer: Writer) -> LogStage:
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        telemetry.install(conn)
-        topics.install(conn)
     return LogStage(database_url, writer)
 
 
@@ -146,7 +142,7 @@ def test_a_dead_message_is_driven_again(stage: LogStage, backlot: Backlot) -> No
         async with consuming(stage, tasks):
             await until(lambda: tasks.contents == ["bad"])
             await until(
-                lambda: len(rows(stage.database_url, "SELECT id FROM backlot_dead_messages")) == 1
+                lambda: len(rows(stage.database_url, "SELECT id FROM backlot_dead_letters")) == 1
             )
 
     run(scenario)
@@ -193,7 +189,7 @@ def test_dead_messages_like_one_are_handled_together(stage: LogStage, backlot: B
     first, second, third = backlot("topics", "dead", "list", "--json").data["items"]
     rows(
         stage.database_url,
-        f"UPDATE backlot_dead_messages SET reason = 'another' WHERE id = {third['id']} RETURNING 1",
+        f"UPDATE backlot_dead_letters SET error = 'another' WHERE id = {third['id']} RETURNING 1",
     )
     like = ("--all-like", str(second["id"]))
     assert backlot("topics", "redrive", *like, "--json").data == {"redriven": 2}
@@ -235,14 +231,17 @@ def test_what_could_not_be_published_is_told(stage: LogStage, backlot: Backlot) 
     assert backlot("topics", "undelivered").out == "everything could be published\n"
     with psycopg.connect(stage.database_url, autocommit=True) as conn:
         relay_places.begin(conn)
-        lost = Undelivered(3, "comment.created", "it is too large")
+        lost = Rejected("events", 0, 3, "comment.created", "it is too large")
         relay_places.move(conn, "events", 0, 5, [lost])
     (item,) = backlot("topics", "undelivered", "--json").data["items"]
     assert (item["source"], item["position"], item["reason"]) == ("events", 3, "it is too large")
     assert "it is too large" in backlot("topics", "undelivered").out
 
 
-def test_a_database_without_tables_is_one_line(backlot: Backlot) -> None:
+def test_a_database_without_tables_is_one_line(
+    backlot: Backlot, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", empty_database_url)
     refused = backlot("topics", "list")
     assert refused.code == 4
     assert refused.err == "backlot: its tables are not there yet: start Backlot on it once\n"
@@ -265,5 +264,5 @@ def test_a_message_that_is_gone_stays_dead(stage: LogStage, backlot: Backlot) ->
 
 def attempts(stage: LogStage) -> list[int]:
     """How often each dead message was tried."""
-    found = rows(stage.database_url, "SELECT attempts FROM backlot_dead_messages ORDER BY id")
+    found = rows(stage.database_url, "SELECT attempts FROM backlot_dead_letters ORDER BY id")
     return [each for (each,) in found]

@@ -15,7 +15,6 @@ import pytest
 from dramatiq import Actor, Broker
 from structlog.testing import capture_logs
 
-from engine.connections import connect
 from infra.codec import EventMapper, event_id
 from infra.settings import Settings, load_settings
 from infra.tasks import make_broker
@@ -31,7 +30,6 @@ from tests.integration.task_support import QUICK
 from tests.integration.task_support import until as eventually
 from tests.openai_server import OpenAIServer, openai_server, refusal, status
 from tests.support import unused_port
-from workers.consuming import ledger
 from workers.tasks import TaskMeans, declare
 from workers.translation.consumer import TranslationConsumer
 
@@ -117,8 +115,6 @@ class Desk:
 def desk(database_url: str, writer: Writer, tmp_path: Path) -> Iterator[Desk]:
     with ExitStack() as stack:
         (server,) = stack.enter_context(redis_servers(1, tmp_path))
-        with connect(database_url, "test") as conn:
-            ledger.install(conn)
         provider = stack.enter_context(openai_server())
         opened = Desk(database_url, writer, server, provider, tmp_path / "tasks.log")
         stack.callback(opened.broker.close)

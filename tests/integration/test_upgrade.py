@@ -93,7 +93,9 @@ def made_by(database_url: str, writer: Writer, release: Projection) -> UUID:
 
 
 def version(database_url: str) -> int:
-    ((found,),) = rows(database_url, "SELECT version FROM projections.state WHERE schema = 'likes'")
+    ((found,),) = rows(
+        database_url, "SELECT version FROM backlot_checkpoints WHERE subscription = 'likes'"
+    )
     return int(found)
 
 
@@ -304,7 +306,7 @@ def test_an_answer_says_that_it_is_older_until_the_replay_has_ended(site: Site) 
     assert STALE not in site.get(path).headers
     rows(
         site.database_url,
-        "UPDATE projections.state SET version = 0 WHERE schema = 'likes' RETURNING 1",
+        "UPDATE backlot_checkpoints SET version = 0 WHERE subscription = 'likes' RETURNING 1",
     )
     site.writer.like(video, "bob")
     counted = STALE_ANSWERS._value.get()

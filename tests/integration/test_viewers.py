@@ -10,10 +10,8 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from infra.telemetry import install
 from infra.viewers import Salt, ViewerKeys, salt_of_today
 from tests.integration.event_log import rows
-from workers.consuming import ledger
 from workers.housekeeping import forget
 
 ADDRESS, CLIENT = "203.0.113.7", "VLC/3.0.20"
@@ -22,9 +20,6 @@ HOUR = timedelta(hours=1)
 
 @pytest.fixture
 def database(database_url: str) -> str:
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        install(conn)
-        ledger.install(conn)
     return database_url
 
 

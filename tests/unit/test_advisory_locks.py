@@ -40,21 +40,16 @@ JOBS = (
 )
 # What the last release takes: a process of it may run beside one of this.
 RELEASED = {
-    Lock.EVENT_STORE_TABLES: (0x6C6F67, 0),
     Lock.PROJECTION_TABLES: (0x70726F6A, 0),
     Lock.LIKES_RECONCILIATION: (0x6C696B65, 1),
-    Lock.SEAL_TABLES: (0x7365616C, 0),
     Lock.SEALING: (0x7365616C, 1),
-    Lock.TELEMETRY_TABLES: (7104878, 1),
     Lock.TELEMETRY: (7104878, 2),
-    Lock.CONSUMER_TABLES: (7104878, 3),
-    Lock.RELAY_TABLES: (7104878, 4),
     Lock.ANALYTICS_ROWS: (7104878, 5),
     Lock.TRENDING_SETTLEMENT: (7104878, 6),
     Lock.ANALYTICS_REFRESH: (7104878, 7),
     Lock.ANALYTICS_PRUNING: (7104878, 8),
     Lock.RECOMMENDATION_ROWS: (7104878, 9),
-    Lock.ANALYTICS_MIGRATION: (7104878, 10),
+    Lock.MIGRATION: (7104878, 10),
     job_lock("relay"): (0x776F726B, 0x5D3AE2B9),
     copy_lock("likes"): (0x70726F6A, 0x09CA4E7E),
     replay_lock(7): (0x70726F6A, 0x30BAFF60),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,3 +119,34 @@ def test_connections_to_postgresql_are_made_in_one_place(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
             assert ast.unparse(node.func) not in CONNECTS, f"{path.name}:{node.lineno}"
+
+
+NAMES_THE_LOG = "infra/event_store.py"
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_table_of_the_log_is_named_in_one_place(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
+            text = node.value if isinstance(node.value, str) else node.value.decode()
+            named = re.search(r"\bbacklot_events\b", text) is not None
+            assert not named or str(path.relative_to(ROOT)) == NAMES_THE_LOG, node.lineno
+
+
+# Whatever is not made from files: the records of these, the shape that decides which are applied,
+# what is as wide as the model that is configured, and what is only there while a check runs.
+MAKES_TABLES = {
+    "engine/migrations.py",
+    "projections/analytics/migrating.py",
+    "projections/analytics/rebuilding/aside.py",
+    "projections/analytics/rebuilding/checking_sql.py",
+    "projections/recommendations/embedding_table.py",
+}
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda path: str(path.relative_to(ROOT)))
+def test_tables_are_made_from_files_or_with_a_copy(path: Path) -> None:
+    if str(path.relative_to(ROOT)) in MAKES_TABLES:
+        return
+    made = re.findall(r"CREATE (?:TEMPORARY )?TABLE (?:IF NOT EXISTS )?(\S+)", path.read_text())
+    assert [name for name in made if not name.strip("{").startswith("schema}")] == []

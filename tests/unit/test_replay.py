@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from projections.positions import Seen
+from engine.checkpoints import Seen
 from projections.replaying.rows import FINAL, Purpose, Replay, ReplayState
 from projections.replaying.switching import goal_of
 

@@ -113,7 +113,8 @@ class KafkaSource:
         elif time.monotonic() - self._relay_seen < RELAY_SECONDS:
             return
         self._relay_seen = time.monotonic()
-        places = {(BY_KAFKA[source], 0): at for source, at in await self._conn.do(published)}
+        relayed = await self._conn.do(published)
+        places = {(BY_KAFKA[source], 0): at for source, at in relayed.items()}
         if places and (self._relayed is None or places != self._relayed.places):
             # In this order: what is published later lies behind these ends.
             ends = await self._reader.ends()

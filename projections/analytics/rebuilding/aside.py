@@ -16,6 +16,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from infra.codec import event_id
+from infra.event_store import EVENTS
 from infra.integration import events_for, from_event
 from projections.analytics import uploads
 from projections.analytics.rules import TOPICS, NotCountable, Row, row_of
@@ -24,7 +25,7 @@ from projections.log import Log, LogWindow, Stored
 
 WINDOW_EVENTS = 5_000
 
-HEAD = b"SELECT coalesce(max(notification_id), 0) FROM public.backlot_events"
+HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
 TABLES = b"""
 CREATE TEMPORARY TABLE told_rows (
     position bigint NOT NULL,

@@ -13,9 +13,12 @@ from infra.errors import OperatorError
 ROWS, VIDEOS = "analytics", "analytics_videos"
 IN_POSTGRESQL = frozenset({"events", "telemetry"})
 
-KNOWN = b"SELECT to_regclass('backlot_consumer_places') IS NOT NULL"
-PLACES = b"SELECT source, position, updated_at FROM backlot_consumer_places WHERE consumer = %b"
-RELAYED = b"SELECT position FROM backlot_relay WHERE source = 'events'"
+KNOWN = b"SELECT to_regclass('backlot_checkpoints') IS NOT NULL"
+PLACES = b"""
+SELECT source, position, updated_at FROM backlot_checkpoints
+WHERE kind = 'consumer' AND subscription = %b
+"""
+RELAYED = b"SELECT position FROM backlot_checkpoints WHERE kind = 'relay' AND source = 'events'"
 ACTIVE = b"""
 SELECT EXISTS (
     SELECT FROM pg_locks
