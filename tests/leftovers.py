@@ -39,7 +39,7 @@ class Leftovers:
         self.noting = True
         self._processes: list[subprocess.Popen[Any]] = []
         self._threads: list[threading.Thread] = []
-        self._known = set(multiprocessing.active_children())
+        self.known = set(multiprocessing.active_children())
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -55,7 +55,7 @@ class Leftovers:
         with _silence():
             for process in self._processes:
                 _end_process(process)
-            for child in set(multiprocessing.active_children()) - self._known:
+            for child in set(multiprocessing.active_children()) - self.known:
                 child.kill()
                 child.join()
             _abandoned.update(self._threads)
@@ -136,6 +136,7 @@ def pytest_fixture_setup(
         return (yield)
     finally:
         leftovers.noting = before
+        leftovers.known.update(multiprocessing.active_children())
 
 
 def _end_process(process: subprocess.Popen[Any]) -> None:
