@@ -20,12 +20,13 @@ from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
+from typing import Any
 from unittest.mock import patch
 
 from backlot.doctor import examine
 from backlot.up import run_up
+from tests.support import PROJECT
 
-PROJECT = Path(__file__).parents[1]
 # What these bring with them is there before the fork.
 IMPORTED = (examine, run_up)
 
@@ -99,7 +100,8 @@ def _run(
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         # What ends an interpreter; multiprocessing leaves it out.
-        threading._shutdown()
+        end_threads: Any = vars(threading)["_shutdown"]
+        end_threads()
         atexit._run_exitfuncs()
 
 
@@ -109,6 +111,6 @@ def _redirect(out: Path, err: Path) -> None:
         opened = os.open(path, os.O_RDWR | os.O_APPEND)
         os.dup2(opened, number)
         os.close(opened)
-    sys.stdin = sys.__stdin__ = os.fdopen(0, closefd=False)
-    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
-    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)

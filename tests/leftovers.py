@@ -50,6 +50,11 @@ class Leftovers:
         ):
             yield
 
+    def fail(self) -> None:
+        """The test has failed: nobody is told of what its threads raise from now on."""
+        self.failed = True
+        _abandoned.update(self._threads)
+
     def end(self) -> None:
         """End it all; nothing of that is told of."""
         with _silence():
@@ -120,7 +125,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.failed and _current:
-        _current[-1].failed = True
+        _current[-1].fail()
     return report
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
@@ -24,8 +24,8 @@ from infra.postgres_cluster import create
 from infra.postgres_user import make_reachable, run_as
 from infra.settings import Settings
 from tests.e2e import plain
-from tests.fork_server import PROJECT, ForkedProcess
-from tests.support import DEADLINE_SECONDS
+from tests.fork_server import ForkedProcess
+from tests.support import DEADLINE_SECONDS, PROJECT
 
 Process = ForkedProcess | subprocess.Popen[bytes]
 OWN_VARIABLES = {str(made.alias) for made in Settings.model_fields.values()}
@@ -208,11 +208,3 @@ def copy_cluster(template: Path, folder: Path) -> None:
         create(cluster, run_as(cluster))
     folder.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["cp", "-a", template, folder], check=True)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS) -> None:
-    """Return once the condition holds; fails when it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.02)

@@ -74,7 +74,7 @@ def check_completed_once(site: Site, brink: Brink, answers: list[httpx.Response]
     assert brink.played() == MP4
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.2])
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(0.2, marks=pytest.mark.chaos)])
 def test_50_finalizers_over_3_processes_get_one_answer(
     site: Site, brink: Brink, slow: Callable[[float], None], seconds: float
 ) -> None:
@@ -186,6 +186,7 @@ def test_of_an_abort_and_a_completion_at_once_one_wins(site: Site) -> None:
     assert wins == {True, False}
 
 
+@pytest.mark.chaos
 def test_lock_nodes_are_stopped_and_started_again_under_load(
     site: Site, nodes: list[RedisServer]
 ) -> None:

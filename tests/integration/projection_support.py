@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from threading import Event
@@ -23,7 +22,7 @@ from infra.codec import EventMapper
 from infra.event_store import Save, open_recorder
 from projections.host import ProjectionHost
 from projections.projection import Batch, Projection, columns
-from tests.support import DEADLINE_SECONDS
+from tests.support import eventually
 
 POLL_SECONDS = 0.2
 
@@ -159,14 +158,6 @@ def rows(database_url: str, query: str, values: Sequence[Any] = ()) -> list[tupl
 def position(database_url: str, schema: str) -> int:
     found = rows(database_url, "SELECT position FROM projections.state WHERE schema = %s", [schema])
     return int(found[0][0]) if found else -1
-
-
-def eventually(condition: Callable[[], Any], seconds: float = DEADLINE_SECONDS) -> None:
-    """Wait until it holds; fails with its source's name when it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "It did not come true in time."
-        time.sleep(0.005)
 
 
 def caught_up(database_url: str, schemas: Iterable[str], head: int) -> None:

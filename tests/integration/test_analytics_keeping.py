@@ -26,12 +26,12 @@ from tests.integration.consuming_support import (
     held,
     place,
     run,
-    until,
     waits,
 )
 from tests.integration.keeping import keeping, record
 from tests.integration.projection_support import Writer, origin, rows
 from tests.kafka_cluster import kafka_cluster
+from tests.support import until
 from workers.consuming import ledger
 from workers.leading import LOCK_CLASS
 

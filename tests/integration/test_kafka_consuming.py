@@ -20,10 +20,10 @@ from tests.integration.consuming_support import (
     place,
     redrive,
     run,
-    until,
 )
 from tests.integration.projection_support import Writer, rows
 from tests.kafka_cluster import MockCluster, kafka_cluster
+from tests.support import until
 from workers.consuming import ledger
 
 TOPIC = "comment.created"
