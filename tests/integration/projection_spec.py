@@ -54,7 +54,7 @@ class ProjectionSpec(Generic[P]):
         for copy in self._copies.values():
             query = SQL("SELECT {} FROM {}").format(
                 SQL(columns),
-                Identifier(copy.schema, table),  # type: ignore[arg-type]
+                Identifier(copy.schema, table),
             )
             found = self._conn.execute(query).fetchall()
             assert sorted(found, key=repr) == sorted(rows, key=repr), f"{copy.schema}.{table}"
