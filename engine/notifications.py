@@ -19,10 +19,11 @@ from psycopg.sql import SQL, Identifier
 from engine.connections import Backoff
 from infra import telemetry
 from infra.connecting import open_async_connection
+from infra.event_store import EVENTS_CHANNEL
 
 log = structlog.get_logger(__name__)
 
-EVENTS = "backlot_events"
+EVENTS = EVENTS_CHANNEL
 """The channel of the event log, and of what operators change about who follows it."""
 CHANNELS = (EVENTS, telemetry.CHANNEL)
 HURRY = "hurry"

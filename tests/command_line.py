@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import typer
@@ -25,9 +26,10 @@ class Described(NamedTuple):
     codes: tuple[int, ...]
 
 
+@cache
 def tree() -> Any:
     """The root of all commands."""
-    return typer.main.get_command(app)
+    return typer.main.get_group(app)
 
 
 def every_command() -> Iterator[tuple[str, Any]]:

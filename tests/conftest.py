@@ -7,12 +7,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import count
 from pathlib import Path
+from unittest.mock import patch
 
 import psycopg
 import pytest
 import structlog
+import typer.main
 from psycopg import sql
 
 from infra.postgres import EmbeddedPostgres
@@ -37,6 +40,13 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     structlog.contextvars.clear_contextvars()
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_command_tree() -> Iterator[None]:
+    """Building the tree of commands takes longer than most commands, and it never changes."""
+    with patch.object(typer.main, "get_command", cache(typer.main.get_command)):
+        yield
 
 
 @pytest.fixture

@@ -51,7 +51,8 @@ def in_messages() -> Iterator[Named]:
     """Each command that a text of the program names, docstrings included."""
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text())):
+            text = path.read_text()
+            for node in ast.walk(ast.parse(text)) if "`" in text else ():
                 if isinstance(node, ast.Constant | ast.JoinedStr):
                     yield from _spans(str(path.relative_to(ROOT)), _text(node))
 

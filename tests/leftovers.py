@@ -39,7 +39,7 @@ class Leftovers:
         self.noting = True
         self._processes: list[subprocess.Popen[Any]] = []
         self._threads: list[threading.Thread] = []
-        self._known = set(multiprocessing.active_children())
+        self.known = set(multiprocessing.active_children())
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -50,12 +50,17 @@ class Leftovers:
         ):
             yield
 
+    def fail(self) -> None:
+        """The test has failed: nobody is told of what its threads raise from now on."""
+        self.failed = True
+        _abandoned.update(self._threads)
+
     def end(self) -> None:
         """End it all; nothing of that is told of."""
         with _silence():
             for process in self._processes:
                 _end_process(process)
-            for child in set(multiprocessing.active_children()) - self._known:
+            for child in set(multiprocessing.active_children()) - self.known:
                 child.kill()
                 child.join()
             _abandoned.update(self._threads)
@@ -120,7 +125,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.failed and _current:
-        _current[-1].failed = True
+        _current[-1].fail()
     return report
 
 
@@ -136,6 +141,7 @@ def pytest_fixture_setup(
         return (yield)
     finally:
         leftovers.noting = before
+        leftovers.known.update(multiprocessing.active_children())
 
 
 def _end_process(process: subprocess.Popen[Any]) -> None:

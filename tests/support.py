@@ -8,8 +8,10 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
@@ -17,6 +19,7 @@ import pytest
 
 from infra.cancellation import cancel
 
+PROJECT = Path(__file__).parents[1]
 # A test waits for conditions; this only ends one whose condition never comes, however busy the
 # machine is.
 DEADLINE_SECONDS = 180.0
@@ -26,6 +29,32 @@ INSTALL = {
     "nginx": "apt-get install nginx-light",
     "redis-server": "apt-get install redis-server",
 }
+
+
+def eventually(condition: Callable[[], object], seconds: float = DEADLINE_SECONDS) -> None:
+    """Wait until the condition holds; fail when it does not in time."""
+    for pause in _pauses(seconds):
+        if condition():
+            return
+        time.sleep(pause)
+
+
+async def until(condition: Callable[[], object], seconds: float = DEADLINE_SECONDS) -> None:
+    """The same in an event loop, which goes on meanwhile; the condition may be awaitable."""
+    for pause in _pauses(seconds):
+        holds = condition()
+        if await holds if isinstance(holds, Awaitable) else holds:
+            return
+        await asyncio.sleep(pause)
+
+
+def _pauses(seconds: float) -> Iterator[float]:
+    """Longer and longer pauses, so that a long wait takes little from what it waits for."""
+    deadline, pause = time.monotonic() + seconds, 0.002
+    while True:
+        assert time.monotonic() < deadline, "The condition did not come true in time."
+        yield pause
+        pause = min(1.2 * pause, 0.03)
 
 
 def in_ci() -> bool:

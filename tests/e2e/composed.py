@@ -23,10 +23,10 @@ from infra.auth import mint_token
 from infra.settings import Role
 from tests.composition import PROJECT, Composition, Service, read_composition, seconds
 from tests.e2e import plain
-from tests.e2e.program import OWN_VARIABLES, NotStarted, wait_for
+from tests.e2e.program import OWN_VARIABLES, NotStarted
 from tests.integration.s3_server import s3_server
 from tests.nginx import Proxy, running_nginx
-from tests.support import requires, unused_port
+from tests.support import eventually, requires, unused_port
 
 START_SECONDS = 180.0
 PROGRAMS = {name: [sys.executable, "-m", name] for name in ("backlot", "dramatiq")}
@@ -152,11 +152,11 @@ class Composed:
         for role in roles:
             self.processes[role].launch()
         for role in roles:
-            wait_for(self.processes[role].is_healthy, START_SECONDS)
+            eventually(self.processes[role].is_healthy, START_SECONDS)
         if Role.WORKERS in roles:
             # In this S3 every unfinished upload is from 2010, so the first sweep would end one that
             # is not in the log yet.
-            wait_for(self.processes[Role.WORKERS].has_swept, START_SECONDS)
+            eventually(self.processes[Role.WORKERS].has_swept, START_SECONDS)
 
     def kill(self, role: str) -> None:
         self.processes[role].kill()

@@ -18,10 +18,13 @@ SMALL_PARTS = {"PART_SIZE_BYTES": str(16 * 1024), "MAX_UPLOAD_BYTES": str(10_000
 _numbers = count(1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(short_dir: Path) -> Iterator[Program]:
-    """The program that most tests share; at the end it must have stopped cleanly."""
-    program = Program(short_dir / "shared", unused_port(), SMALL_PARTS)
+    """The program that most tests of a module share; at the end it must have stopped cleanly.
+
+    One for the whole session would work all the while, also beside tests that have their own.
+    """
+    program = Program(short_dir / f"shared-{next(_numbers)}", unused_port(), SMALL_PARTS)
     try:
         yield program.start()
         assert program.stop() == 0
@@ -67,7 +70,7 @@ def video(alice: httpx.Client) -> str:
     return upload(alice)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def film(server: Program) -> str:
     """The id of a video for tests that do not care what else happens to it."""
     return upload(server.client("alice"))

@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Self
 
@@ -17,13 +18,16 @@ import httpx
 import psutil
 
 from infra.auth import mint_token
-from infra.data_folder import cluster_path, secret_path
+from infra.data_folder import FORMAT, FORMAT_FILE, cluster_path, secret_path
 from infra.postgres import running_url
+from infra.postgres_cluster import create
+from infra.postgres_user import make_reachable, run_as
 from infra.settings import Settings
 from tests.e2e import plain
-from tests.support import DEADLINE_SECONDS
+from tests.fork_server import ForkedProcess
+from tests.support import DEADLINE_SECONDS, PROJECT
 
-PROJECT = Path(__file__).parents[2]
+Process = ForkedProcess | subprocess.Popen[bytes]
 OWN_VARIABLES = Settings.variables()
 
 
@@ -39,7 +43,8 @@ class Program:
     port: int
     variables: dict[str, str] = field(default_factory=dict)
     module: str = "backlot"
-    _process: subprocess.Popen[bytes] | None = None
+    _process: Process | None = None
+    _runs: Iterator[int] = field(default_factory=count)
     _open: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -51,7 +56,7 @@ class Program:
         return self.home / "data"
 
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> Process:
         assert self._process is not None, "not launched"
         return self._process
 
@@ -82,19 +87,38 @@ class Program:
     def launch(self, *arguments: str) -> Self:
         """Run the program without waiting for anything; `up` unless told otherwise."""
         self.home.mkdir(parents=True, exist_ok=True)
-        with (self.home / "out").open("wb") as out, (self.home / "err").open("wb") as err:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", self.module, *(arguments or ("up",))],
-                cwd=self.home,
-                env=self.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-            )
+        self._process = self._begin(self.module, arguments or ("up",), {}, "out", "err")
         return self
 
+    def _begin(
+        self, module: str, arguments: Sequence[str], variables: dict[str, str], *files: str
+    ) -> Process:
+        """A process of this release, or of another one whose source the variables name."""
+        environment = {**self.environment(), **variables}
+        out, err = (self.home / name for name in files)
+        if environment["PYTHONPATH"] == str(PROJECT):
+            return ForkedProcess(
+                module, arguments, cwd=self.home, env=environment, stdout=out, stderr=err
+            )
+        with out.open("wb") as written, err.open("wb") as complained:
+            return subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                cwd=self.home,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=written,
+                stderr=complained,
+            )
+
     def start(self) -> Self:
-        """Launch, and return once it says that it is ready."""
+        """Launch, and return once it says that it is ready.
+
+        A new folder gets a copy of an empty cluster, which is what a launch would make there.
+        """
+        if not self.data.exists() and not {"DATABASE_URL", "BACKLOT_DATA_DIR"} & set(
+            self.variables
+        ):
+            copy_cluster(self.home.parent / "empty", self.data)
         self.launch()
         deadline = time.monotonic() + DEADLINE_SECONDS
         while f"ready: {self.url}\n" not in self.said:
@@ -105,15 +129,14 @@ class Program:
 
     def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Another command of the program, with the same settings and some more variables."""
-        return subprocess.run(
-            [sys.executable, "-m", "backlot", *arguments],
-            check=False,
-            cwd=self.home,
-            env={**self.environment(), **variables},
-            capture_output=True,
-            text=True,
-            timeout=2 * DEADLINE_SECONDS,
-        )
+        files = [f"run-{next(self._runs)}-{name}" for name in ("out", "err")]
+        process = self._begin("backlot", arguments, variables, *files)
+        try:
+            code = process.wait(2 * DEADLINE_SECONDS)
+        finally:
+            process.kill()
+        out, err = ((self.home / name).read_text() for name in files)
+        return subprocess.CompletedProcess(arguments, code, out, err)
 
     def environment(self) -> dict[str, str]:
         """The settings of this program, and nothing of who runs the tests."""
@@ -175,9 +198,13 @@ class Program:
         return found
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS) -> None:
-    """Return once the condition holds; fails when it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.02)
+def copy_cluster(template: Path, folder: Path) -> None:
+    """Make a data folder with an empty cluster; the template is made first when it is not there."""
+    if not template.exists():
+        template.mkdir(parents=True)
+        (template / FORMAT_FILE).write_text(f"{FORMAT}\n")
+        cluster = cluster_path(template)
+        make_reachable(cluster)
+        create(cluster, run_as(cluster))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cp", "-a", template, folder], check=True)

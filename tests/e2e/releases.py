@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tests.e2e.program import PROJECT
+from tests.support import PROJECT
 
 PACKAGES = ("backlot", "commands", "domain", "engine", "infra", "projections", "readapi", "workers")
 CHANGED = PROJECT / "projections" / "likes.py"

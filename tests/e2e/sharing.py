@@ -17,8 +17,8 @@ import psutil
 from backlot.demo.lanes import Lanes
 from infra.auth import mint_token
 from infra.data_folder import FORMAT, FORMAT_FILE, objects_path, secret_path
-from tests.e2e.program import Program, wait_for
-from tests.support import unused_port
+from tests.e2e.program import Program
+from tests.support import eventually, unused_port
 
 SECRET = "shared by all replicas of a test"
 
@@ -146,5 +146,5 @@ def paused_at(step: str, replica: Replica, path: str, user: str = "owner") -> As
     """A completion of which the whole process stands still at this step."""
     (replica.home / "halt").write_text(f"{step} SIGSTOP")
     asked = Asked(replica.client(user), "POST", f"{path}/complete")
-    wait_for(replica.is_paused)
+    eventually(replica.is_paused)
     return asked

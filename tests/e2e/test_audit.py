@@ -18,9 +18,9 @@ import pytest
 from infra.auth import mint_token
 from infra.data_folder import secret_path
 from tests.e2e import plain
-from tests.e2e.program import Program, wait_for
+from tests.e2e.program import Program
 from tests.e2e.videos import read, upload
-from tests.support import DEADLINE_SECONDS
+from tests.support import DEADLINE_SECONDS, eventually
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_the_index_catches_up(server: Program, story: dict[str, str], admin: htt
         counted = admin.get("/audit/stats").json()
         return bool(counted["indexed"] == counted["head"])
 
-    wait_for(caught_up)
+    eventually(caught_up)
     minted = mint_token(secret_path(server.data).read_text().strip(), "olga", ["admin"])
     listed = plain.get(f"{server.url}/projections", headers={"Authorization": f"Bearer {minted}"})
     assert "audit" in {each["name"] for each in listed.json()["items"]}

@@ -12,9 +12,9 @@ import pytest
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 from tests.e2e import plain
-from tests.e2e.program import Program, wait_for
+from tests.e2e.program import Program
 from tests.e2e.videos import read, upload
-from tests.support import requires
+from tests.support import eventually, requires
 
 SECONDS = 1000.0
 HAVE_CURRENT_DATA = 2
@@ -84,11 +84,11 @@ def test_a_film_plays(
     film = page.locator("video")
     film.wait_for(timeout=20 * SECONDS)
     # Asked from here: the film's own page may run no script, so it has no timers.
-    wait_for(lambda: film.evaluate("film => film.readyState") >= HAVE_CURRENT_DATA)
+    eventually(lambda: film.evaluate("film => film.readyState") >= HAVE_CURRENT_DATA)
     length, width = film.evaluate("film => [film.duration, film.videoWidth]")
     assert (round(length), width) == (4, 320)
     film.evaluate("film => { film.currentTime = 2.5 }")
-    wait_for(lambda: film.evaluate("film => !film.seeking && film.currentTime >= 2.5"))
+    eventually(lambda: film.evaluate("film => !film.seeking && film.currentTime >= 2.5"))
     page.screenshot(path=tmp_path / "film.png")
     assert watched.complaints == []
     assert watched.hosts == {f"127.0.0.1:{server.port}"}

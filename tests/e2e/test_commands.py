@@ -16,9 +16,9 @@ import pytest
 
 from backlot.demo.clips import bundled
 from tests.e2e import plain
-from tests.e2e.program import PROJECT, Program
+from tests.e2e.program import Program
 from tests.e2e.videos import read
-from tests.support import requires
+from tests.support import PROJECT, requires
 
 MakeProgram = Callable[..., Program]
 

@@ -16,11 +16,11 @@ from infra.postgres import EmbeddedPostgres
 from infra.settings import Role
 from tests.e2e import plain
 from tests.e2e.composed import Composed, composed
-from tests.e2e.program import wait_for
 from tests.e2e.videos import problem, read, see, start, upload
 from tests.integration.relay_support import Topics
 from tests.kafka_cluster import kafka_cluster
 from tests.openai_server import openai_server
+from tests.support import eventually
 
 ROLES = tuple(str(role) for role in Role)
 # These keep a page of metrics only.
@@ -146,7 +146,7 @@ def test_a_killed_side_comes_back_and_the_other_goes_on(
     problem(alice.get("/videos"), 503, "unavailable")
     assert read(bob.put(f"/videos/{video}/like"))["likesCount"] == 1
     system.start("queries")
-    wait_for(lambda: alice.get("/videos").status_code == 200)
+    eventually(lambda: alice.get("/videos").status_code == 200)
     system.kill("projections")
     answer = bob.post(f"/videos/{video}/comments", json={"content": "While nobody projects"})
     assert answer.status_code == 201
@@ -159,7 +159,7 @@ def test_a_comment_is_translated_by_a_task(alice: httpx.Client, bob: httpx.Clien
     video = upload(alice)
     text = "¡Qué película tan bonita!"
     see(bob, bob.post(f"/videos/{video}/comments", json={"content": text}))
-    wait_for(lambda: _first(bob, video)["translationStatus"] != "pending")
+    eventually(lambda: _first(bob, video)["translationStatus"] != "pending")
     comment = _first(bob, video)
     assert comment["translationStatus"] == "translated"
     assert comment["language"] == "es"
@@ -174,7 +174,7 @@ def test_what_came_while_nobody_worked_is_done_later(system: Composed, bob: http
     see(bob, bob.post(f"/videos/{video}/comments", json={"content": "¿Quién trabaja hoy aquí?"}))
     assert _first(bob, video)["translationStatus"] == "pending"
     system.start(*away)
-    wait_for(lambda: _first(bob, video)["translationStatus"] == "translated")
+    eventually(lambda: _first(bob, video)["translationStatus"] == "translated")
 
 
 def _first(client: httpx.Client, video: str) -> dict[str, object]:

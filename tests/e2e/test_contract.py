@@ -12,9 +12,9 @@ import pytest
 
 from tests.e2e import plain
 from tests.e2e.conftest import SMALL_PARTS
-from tests.e2e.program import PROJECT, Program
+from tests.e2e.program import Program
 from tests.real_inputs import real_inputs
-from tests.support import unused_port
+from tests.support import PROJECT, unused_port
 
 pytestmark = pytest.mark.chaos
 

@@ -16,9 +16,9 @@ from backlot.cli import main
 from backlot.demo.clips import bundled
 from tests.command_line import readable
 from tests.docs_commands import CORRELATION, ROOT, UUID, Named, in_pages, shell_blocks
-from tests.e2e.program import OWN_VARIABLES, Program, wait_for
+from tests.e2e.program import OWN_VARIABLES, Program
 from tests.e2e.videos import MP4, read, see, upload
-from tests.support import requires, unused_port
+from tests.support import eventually, requires, unused_port
 
 REQUEST = "0f4e-of-the-docs"
 # Whoever started one of them would wait, or change this machine; each has tests of its own.
@@ -86,7 +86,7 @@ def video(site: Program) -> str:
     headers = {"X-Request-Id": REQUEST}
     said = alice.post(f"/videos/{made}/comments", json={"content": "Nice."}, headers=headers)
     see(alice, said)
-    wait_for(lambda: caught_up(site))
+    eventually(lambda: caught_up(site))
     return made
 
 

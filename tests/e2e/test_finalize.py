@@ -11,10 +11,10 @@ import pytest
 from tests.e2e import plain
 from tests.e2e.finalizing import Brink, ends, lying_in_folder, on_the_brink
 from tests.e2e.halting import STEPS, WITHIN_THE_STORE
-from tests.e2e.program import Program, wait_for
+from tests.e2e.program import Program
 from tests.e2e.videos import MP4, pieces, problem, read, start
 from tests.integration.s3_server import BUCKET, S3Server, s3_server
-from tests.support import unused_port
+from tests.support import eventually, unused_port
 
 MIB = 1024 * 1024
 HALTING = "tests.e2e.halting"
@@ -111,11 +111,11 @@ def test_an_abandoned_upload_expires(make_program: Callable[..., Program]) -> No
     plain.put(part["url"], content=pieces(MP4, started)[0]).raise_for_status()
     assert [arrived["number"] for arrived in read(owner.get(path))["parts"]] == [1]
 
-    wait_for(lambda: read(owner.get(path))["status"] == "expired")
+    eventually(lambda: read(owner.get(path))["status"] == "expired")
     assert read(owner.get(path))["parts"] == []
     for refused in (owner.post(f"{path}/complete"), owner.delete(path)):
         assert problem(refused, 409, "conflict")["uploadStatus"] == "expired"
-    wait_for(lambda: lying_in_folder(program, started["uploadId"]) == (0, 0))
+    eventually(lambda: lying_in_folder(program, started["uploadId"]) == (0, 0))
     again = plain.put(part["url"], content=pieces(MP4, started)[0])
     problem(again, 404, "upload-gone")
     assert finished.played() == MP4

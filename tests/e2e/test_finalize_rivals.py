@@ -74,16 +74,24 @@ def check_completed_once(site: Site, brink: Brink, answers: list[httpx.Response]
     assert brink.played() == MP4
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.2])
+def completions(site: Site, brink: Brink, count: int, **headers: str) -> list[httpx.Response]:
+    """The answers to so many completions at once.
+
+    On a busy machine some are told to come again, as documented; and they do.
+    """
+    answers: list[httpx.Response] = []
+    while (missing := count - len(answers)) > 0:
+        told = site.at_once([("POST", f"{brink.path}/complete")] * missing, **headers)
+        answers += [answer for answer in told if not is_later(answer)]
+    return answers
+
+
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(0.2, marks=pytest.mark.chaos)])
 def test_50_finalizers_over_3_processes_get_one_answer(
     site: Site, brink: Brink, slow: Callable[[float], None], seconds: float
 ) -> None:
     slow(seconds)
-    answers: list[httpx.Response] = []
-    # On a busy machine some are told to come again, as documented; and they do.
-    while (missing := RIVALS - len(answers)) > 0:
-        told = site.at_once([("POST", f"{brink.path}/complete")] * missing)
-        answers += [answer for answer in told if not is_later(answer)]
+    answers = completions(site, brink, RIVALS)
     assert [answer.status_code for answer in answers] == [200] * RIVALS
     assert site.asked(brink.upload_id) == ["list", "complete"]
     check_completed_once(site, brink, answers)
@@ -104,13 +112,12 @@ def test_who_can_not_wait_longer_is_told_to_come_again(
 
 def test_an_idempotency_key_gives_everybody_the_stored_answer(site: Site, brink: Brink) -> None:
     key = f"finish-{next(_numbers)}"
-    asks = [("POST", f"{brink.path}/complete")] * 12
-    answers = site.at_once(asks, **{"Idempotency-Key": key})
+    answers = completions(site, brink, 12, **{"Idempotency-Key": key})
     assert {(answer.status_code, answer.content) for answer in answers} == {
         (200, answers[0].content)
     }
     replayed = [answer.headers.get("Idempotency-Replayed") for answer in answers]
-    assert replayed.count("true") == len(asks) - 1
+    assert replayed.count("true") == len(answers) - 1
     again = brink.complete(**{"Idempotency-Key": key})
     assert (again.content, again.headers["Idempotency-Replayed"]) == (answers[0].content, "true")
     check_completed_once(site, brink, answers)
@@ -186,6 +193,7 @@ def test_of_an_abort_and_a_completion_at_once_one_wins(site: Site) -> None:
     assert wins == {True, False}
 
 
+@pytest.mark.chaos
 def test_lock_nodes_are_stopped_and_started_again_under_load(
     site: Site, nodes: list[RedisServer]
 ) -> None:

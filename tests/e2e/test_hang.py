@@ -17,9 +17,9 @@ import pytest
 
 from infra.errors import ExitCode
 from tests.e2e import plain
-from tests.e2e.program import Program, wait_for
+from tests.e2e.program import Program
 from tests.e2e.videos import problem, read, upload
-from tests.support import hung, unused_port
+from tests.support import eventually, hung, unused_port
 
 Call = Callable[[], httpx.Response]
 # Nobody is left waiting: far beyond what the limits add up to, however slow the machine.
@@ -95,9 +95,9 @@ def check_unavailable(name: str, answer: httpx.Response) -> None:
 def check_back(program: Program, video: str) -> None:
     """Reads, commands and every part are as before."""
     client = program.client("bob")
-    wait_for(lambda: client.put(f"/videos/{video}/like").is_success)
-    wait_for(lambda: client.get(f"/videos/{video}/stats").is_success)
-    wait_for(lambda: all_in_order(program))
+    eventually(lambda: client.put(f"/videos/{video}/like").is_success)
+    eventually(lambda: client.get(f"/videos/{video}/stats").is_success)
+    eventually(lambda: all_in_order(program))
 
 
 def all_in_order(program: Program) -> bool:
@@ -168,9 +168,9 @@ def test_a_command_of_unknown_outcome_counts_once(program: Program, video: str) 
                 check_unavailable("comment", answer)
                 detail = answer.json()["detail"]
                 assert "not known" in detail or "nothing was recorded" in detail
-        wait_for(lambda: comment(keys[0]).is_success)
+        eventually(lambda: comment(keys[0]).is_success)
         assert all(answer.is_success for answer in threads.map(comment, keys))
-    wait_for(lambda: read(carol.get(f"/videos/{video}"))["comments"] == before + len(keys))
+    eventually(lambda: read(carol.get(f"/videos/{video}"))["comments"] == before + len(keys))
 
 
 def test_no_connection_is_left_behind(program: Program, video: str) -> None:
@@ -178,7 +178,7 @@ def test_no_connection_is_left_behind(program: Program, video: str) -> None:
         check_unavailable("video", plain.get(f"{program.url}/videos/{video}", timeout=60))
     check_back(program, video)
     # Pools have grown and grow again; who gave a connection up has not kept the old one.
-    wait_for(lambda: max(connections(program).values()) == 1)
+    eventually(lambda: max(connections(program).values()) == 1)
 
 
 def connections(program: Program) -> dict[str, int]:

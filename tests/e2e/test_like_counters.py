@@ -22,11 +22,11 @@ from infra.codec import EventMapper
 from infra.counters import Counter, Counters
 from infra.postgres import EmbeddedPostgres
 from infra.redis import connect_blocking_redis
-from tests.e2e.program import wait_for
 from tests.e2e.sharing import Replica, Site, running_site
 from tests.e2e.videos import upload
 from tests.integration.event_log import logged
 from tests.integration.redis_servers import RedisServer, redis_servers
+from tests.support import eventually
 
 pytestmark = pytest.mark.chaos
 
@@ -215,7 +215,7 @@ def test_counter_read_model_and_log_agree_after_all_that(
         raise trouble.error
     assert sum(viewer.acknowledged for viewer in viewers) > CLIENTS
     head = max(logged(site.first.database_url))
-    wait_for(lambda: _published(counters) >= head)
+    eventually(lambda: _published(counters) >= head)
     truth = folded(site.first)
     wished = Tally(UUID(v) for viewer in viewers for v, liked in viewer.liked.items() if liked)
     with psycopg.connect(site.first.database_url) as conn:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.e2e import plain
-from tests.e2e.program import PROJECT, Program
+from tests.e2e.program import Program
 from tests.e2e.videos import (
     MP4,
     everything,
@@ -24,7 +24,7 @@ from tests.e2e.videos import (
     start,
     upload,
 )
-from tests.support import requires
+from tests.support import PROJECT, requires
 
 
 def test_a_film_goes_in_by_parts_and_comes_out_the_same(alice: httpx.Client) -> None:

@@ -13,10 +13,11 @@ import psutil
 import psycopg
 import pytest
 
-from tests.e2e.program import Program, wait_for
+from tests.e2e.program import Program
 from tests.e2e.videos import read, upload
 from tests.integration.operating import desk, standing_still, working_on
 from tests.integration.projection_support import rows
+from tests.support import eventually
 
 POSTS = (
     "replay", "verify", "completeness", "pause", "resume", "cancel", "confirm", "rollback",
@@ -37,7 +38,7 @@ def ask(root: httpx.Client, action: str, name: str = "likes", **body: object) ->
 
 def ended(root: httpx.Client, operation_id: str) -> dict[str, Any]:
     """The operation, once it has ended."""
-    wait_for(lambda: "finishedAt" in root.get(f"/operations/{operation_id}").text)
+    eventually(lambda: "finishedAt" in root.get(f"/operations/{operation_id}").text)
     found = read(root.get(f"/operations/{operation_id}"))
     assert isinstance(found, dict)
     return found
@@ -98,8 +99,8 @@ class TestElsewhere:
             first, second = sorted(both, key=lambda each: each.process.pid != child.ppid())
             first.kill()
             # Nobody tells it: it sees that its parent is gone.
-            wait_for(lambda: not child.is_running())
-            wait_for(lambda: bool(working_on(UUID(operation_id))))
+            eventually(lambda: not child.is_running())
+            eventually(lambda: bool(working_on(UUID(operation_id))))
         assert ended(root, operation_id)["result"]["state"] == "switched"
         with desk(database_url) as log:
             assert len(log.events(UUID(operation_id))) == 2
@@ -115,9 +116,9 @@ def test_a_database_that_dies_in_the_middle_costs_only_time(make_program: Make) 
     with suppress(psycopg.OperationalError), standing_still(program.database_url, "likes"):
         operation_id = ask(root, "replay", yes=True)
         at_work(operation_id)
-        wait_for(lambda: "replay" in read(root.get("/projections/likes")))
+        eventually(lambda: "replay" in read(root.get("/projections/likes")))
         program.postmaster.kill()
-    wait_for(lambda: root.get("/readyz").status_code == 200)
+    eventually(lambda: root.get("/readyz").status_code == 200)
     found = ended(root, operation_id)
     assert (found["status"], found["result"]["state"]) == ("done", "switched")
     assert program.stop() == 0
@@ -132,7 +133,7 @@ def at_work(operation_id: str) -> psutil.Process:
         found[:] = working_on(UUID(operation_id))
         return len(found) == 1
 
-    wait_for(alone)
+    eventually(alone)
     return found[0]
 
 
@@ -200,7 +201,7 @@ def test_whatever_an_operator_has_to_know_is_told(make_program: Make) -> None:
     with psycopg.connect(program.database_url, autocommit=True) as conn:
         conn.execute("UPDATE likes.counts SET likes = 77")
     operation_id = ask(root, "replay", reason="a count is doubted")
-    wait_for(lambda: (replay_part(program) or {}).get("state") == "waiting")
+    eventually(lambda: (replay_part(program) or {}).get("state") == "waiting")
     part = replay_part(program)
     assert part is not None
     assert part["ok"] is False

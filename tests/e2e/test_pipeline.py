@@ -27,10 +27,10 @@ from infra.postgres import EmbeddedPostgres
 from infra.settings import Role
 from tests.e2e import plain
 from tests.e2e.composed import Composed, composed
-from tests.e2e.program import wait_for
 from tests.e2e.videos import read, upload
 from tests.kafka_cluster import MockCluster, kafka_cluster
 from tests.openai_server import OpenAIServer, openai_server
+from tests.support import eventually
 
 pytestmark = pytest.mark.chaos
 
@@ -115,7 +115,7 @@ def test_processes_die_and_nothing_is_lost(system: System) -> None:
         posted = [id_ for ids in pool.map(write, range(THREADS)) for id_ in ids]
         deaths = killing.result()
     assert len(set(posted)) == COMMENTS
-    wait_for(lambda: statuses(system, video) == {"translated": COMMENTS})
+    eventually(lambda: statuses(system, video) == {"translated": COMMENTS})
     # A call is repeated only where the process that made it was killed.
     asked = {text: system.provider.by_text[text] for text in set(wanted)}
     assert min(asked.values()) == 1
@@ -206,7 +206,7 @@ def test_kafka_is_down_and_posting_goes_on(system: System) -> None:
         assert re.search(r'^backlot_relay_lag_events\{source="events"\} [1-9]', page, re.MULTILINE)
     finally:
         system.kafka.come_up()
-    wait_for(lambda: statuses(system, video) == {"translated": 20})
+    eventually(lambda: statuses(system, video) == {"translated": 20})
     assert published_in_order(system) == ""
 
 
@@ -225,4 +225,4 @@ def test_redis_hangs_and_posting_goes_on(system: System) -> None:
         assert 'backlot_consumer_failures_total{consumer="translation",step="handler"}' in page
     finally:
         server.resume()
-    wait_for(lambda: statuses(system, video) == {"translated": 20})
+    eventually(lambda: statuses(system, video) == {"translated": 20})

@@ -8,9 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.program import Program, wait_for
+from tests.e2e.program import Program
 from tests.e2e.videos import read, see, upload
 from tests.openai_server import Answer, Call, OpenAIServer, answered, openai_server, status
+from tests.support import eventually
 
 SOON = {
     "ANALYTICS_FLUSH_SECONDS": "0.2",
@@ -44,12 +45,12 @@ def test_what_others_watch_is_recommended_over_a_kill(make_program: Callable[...
     owner, ann = program.client("owner"), program.client("ann")
     first, second, third = (upload(owner) for _ in range(3))
     # Nothing has happened: what is new, the newest first.
-    wait_for(lambda: ids(ask(ann)) == [third, second, first])
+    eventually(lambda: ids(ask(ann)) == [third, second, first])
     assert ask(ann)["source"] == "trending"
     for name in ("bob", "cat"):
         watch(program.client(name), first, second)
     watch(ann, first)
-    wait_for(lambda: ids(ask(ann))[:1] == [second])
+    eventually(lambda: ids(ask(ann))[:1] == [second])
     body = ask(ann)
     assert (body["source"], first in ids(body)) == ("blend", False)
     program.kill()
@@ -57,7 +58,7 @@ def test_what_others_watch_is_recommended_over_a_kill(make_program: Callable[...
     ann = program.client("ann")
     assert ids(ask(ann))[:1] == [second]
     see(ann, ann.put(f"/videos/{second}/like"))
-    wait_for(lambda: ids(ask(ann)) == [third])
+    eventually(lambda: ids(ask(ann)) == [third])
     assert ask(ann, limit=1)["cached"] is True
     bob = program.client("bob")
     assert bob.get("/recommendations", params={"userId": "ann"}).status_code == 403
@@ -77,11 +78,11 @@ def test_with_a_model_and_when_it_breaks(
     videos = [upload(owner) for _ in range(4)]
     watch(program.client("bob"), *videos)
     watch(ann, videos[0])
-    wait_for(lambda: ask(ann)["source"] == "llm")
+    eventually(lambda: ask(ann)["source"] == "llm")
     assert "It goes with what you watched." in {each["reason"] for each in ask(ann)["items"]}
     provider.otherwise = lambda call: status(500)
     watch(ann, videos[1])
-    wait_for(lambda: ask(ann)["source"] == "blend")
+    eventually(lambda: ask(ann)["source"] == "blend")
     assert sorted(ids(ask(ann))) == sorted(videos[2:])
     assert program.stop() == 0
 
@@ -96,7 +97,7 @@ def test_they_are_made_before_anybody_asks(make_program: Callable[..., Program])
         told = program.client().get("/metrics").text
         return 'backlot_recommendations_made_total{source="' in told
 
-    wait_for(made)
+    eventually(made)
     assert ask(ann)["cached"] is True
     assert program.stop() == 0
 

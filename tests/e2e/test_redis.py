@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.program import Program, wait_for
+from tests.e2e.program import Program
 from tests.e2e.videos import upload
 from tests.integration.redis_servers import RedisServer, redis_servers
+from tests.support import eventually
 
 
 @pytest.fixture
@@ -36,13 +37,13 @@ def test_redis_goes_and_comes_back(
     assert parts()["locks"]["ok"]
 
     redis.kill()
-    wait_for(lambda: not parts()["redis"]["ok"])
+    eventually(lambda: not parts()["redis"]["ok"])
     assert not parts()["locks"]["ok"]
     assert alice.put(f"/videos/{video}/like").is_success
     assert alice.get(f"/videos/{video}").is_success
 
     redis.start()
-    wait_for(lambda: bool(parts()["redis"]["ok"] and parts()["locks"]["ok"]))
+    eventually(lambda: bool(parts()["redis"]["ok"] and parts()["locks"]["ok"]))
     upload(alice)
     assert program.stop() == 0
     assert "lock_node_silent" in program.complained

@@ -11,8 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.program import Program, wait_for
+from tests.e2e.program import Program
 from tests.e2e.videos import everything, read, see, upload
+from tests.support import eventually
 
 ROUNDS = 10
 NAMES = ("catalog", "likes", "comments")
@@ -141,7 +142,7 @@ def asked(root: httpx.Client, action: str, name: str) -> str:
 
 def ended(root: httpx.Client, operation_id: str) -> dict[str, Any]:
     path = f"/operations/{operation_id}"
-    wait_for(lambda: "finishedAt" in root.get(path).text)
+    eventually(lambda: "finishedAt" in root.get(path).text)
     return read(root.get(path))
 
 

@@ -11,8 +11,9 @@ import psycopg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from tests.e2e.program import Program, wait_for
+from tests.e2e.program import Program
 from tests.e2e.videos import upload
+from tests.support import eventually
 
 
 def verified(program: Program) -> tuple[int, dict[str, Any]]:
@@ -48,11 +49,11 @@ def test_what_is_recorded_is_sealed_and_what_is_changed_is_named(
         SEAL_ANCHOR=f"file:{anchors}",
     ).start()
     like_often(program, 6)
-    wait_for(lambda: sealed_to(program) == 8)
+    eventually(lambda: sealed_to(program) == 8)
     like_often(program, 6)
     program.kill()
     program.start()
-    wait_for(lambda: sealed_to(program) == 16)
+    eventually(lambda: sealed_to(program) == 16)
     code, found = verified(program)
     # The verification itself is in the log, and may be sealed by now.
     assert (code, found["ok"], found["events"]) == (0, True, 17)

@@ -17,10 +17,10 @@ import pytest
 
 from infra.data_folder import FORMAT
 from infra.telemetry import Telemetry, TelemetryEvent
-from tests.e2e.program import Program, wait_for
+from tests.e2e.program import Program
 from tests.e2e.videos import read, see, upload
 from tests.integration.redis_servers import redis_servers
-from tests.support import unused_port
+from tests.support import eventually, unused_port
 
 MakeProgram = Callable[..., Program]
 
@@ -179,7 +179,7 @@ def half_a_part(program: Program) -> Iterator[socket.socket]:
     with socket.create_connection(("127.0.0.1", program.port), timeout=20) as connection:
         head = b"PUT %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n"
         connection.sendall(head % httpx.URL(url).raw_path + b"12")
-        wait_for(lambda: any((program.data / "objects" / "tmp").iterdir()))
+        eventually(lambda: any((program.data / "objects" / "tmp").iterdir()))
         yield connection
 
 
@@ -187,7 +187,7 @@ def test_a_stop_waits_for_what_was_begun(make_program: MakeProgram) -> None:
     program = make_program().start()
     with half_a_part(program) as connection:
         program.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: not answers(program.port))
+        eventually(lambda: not answers(program.port))
         connection.sendall(b"34")
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
     assert program.wait() == 0
@@ -202,13 +202,13 @@ def test_a_second_ctrl_c_ends_it_at_once_and_nothing_is_lost(
     video = upload(owner)
     with half_a_part(program):
         program.process.send_signal(first)
-        wait_for(lambda: "stopping …" in program.complained)
+        eventually(lambda: "stopping …" in program.complained)
         # It waits for the rest of the part, for ten seconds.
         assert program.process.poll() is None
         program.process.send_signal(signal.SIGINT)
         assert program.wait() == 130
     # PostgreSQL was told, and shuts down by itself.
-    wait_for(lambda: program.servers() == [])
+    eventually(lambda: program.servers() == [])
     assert not (program.data / "postgres" / "postmaster.pid").exists()
     assert "Traceback" not in program.complained
     program.start()
@@ -281,7 +281,7 @@ def test_a_stop_during_the_start_leaves_nothing_behind(
     make_program: MakeProgram, seconds: float
 ) -> None:
     program = make_program().launch()
-    wait_for(lambda: "starting Backlot" in program.complained)
+    eventually(lambda: "starting Backlot" in program.complained)
     time.sleep(seconds)
     program.stop()
     assert program.servers() == []

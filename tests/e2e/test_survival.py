@@ -13,7 +13,7 @@ import pytest
 from infra.data_folder import objects_path
 from tests.e2e import plain
 from tests.e2e.load import Load, together
-from tests.e2e.program import Program, wait_for
+from tests.e2e.program import Program
 from tests.e2e.recorded import Recorded
 from tests.e2e.videos import (
     MP4,
@@ -25,6 +25,7 @@ from tests.e2e.videos import (
     start,
     upload,
 )
+from tests.support import eventually
 
 pytestmark = pytest.mark.chaos
 
@@ -77,7 +78,7 @@ def test_commands_survive_the_end_of_postgres(
     load = Load(program, upload(program.client("owner")))
     load.run_through(lambda: kill(program), after=100, then=200)
 
-    wait_for(lambda: "\nbacklot_postgres_restarts_total 1.0\n" in metrics(program))
+    eventually(lambda: "\nbacklot_postgres_restarts_total 1.0\n" in metrics(program))
     for refusal in load.refusals:
         problem(refusal, 503)
         assert int(refusal.headers["Retry-After"]) >= 1
@@ -176,7 +177,7 @@ def half_sent(program: Program, part: dict[str, Any], piece: bytes) -> socket.so
     connection = socket.create_connection(("127.0.0.1", program.port), timeout=10)
     head = b"PUT %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
     connection.sendall(head % (target, len(piece)) + piece[: len(piece) // 2])
-    wait_for(lambda: leftovers(program) != [])
+    eventually(lambda: leftovers(program) != [])
     return connection
 
 

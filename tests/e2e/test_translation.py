@@ -10,10 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.program import Program, wait_for
+from tests.e2e.program import Program
 from tests.e2e.videos import everything, problem, read, upload
 from tests.openai_server import OpenAIServer, openai_server, status, translated
 from tests.real_inputs import real_inputs
+from tests.support import eventually
 
 FINAL = {"translated", "not_needed", "failed", "skipped"}
 SOON = {
@@ -60,7 +61,7 @@ def test_from_post_to_translation_and_to_the_audit(program: Program) -> None:
     spanish = post(bob, video, "¡Qué bonito es este vídeo, señores! 🎬 https://example.org")
     english = post(bob, video, "What a wonderful film this is, thank you very much")
     emoji = post(bob, video, "🎬🎬🎬")
-    wait_for(lambda: all_final(bob, video, 3))
+    eventually(lambda: all_final(bob, video, 3))
     found = comments(bob, video)
     assert found[spanish]["translationStatus"] == "translated"
     assert found[spanish]["language"] == "es"
@@ -74,7 +75,7 @@ def test_from_post_to_translation_and_to_the_audit(program: Program) -> None:
     edited = bob.patch(f"/comments/{spanish}", json={"content": "Otra cosa distinta, amigos míos"})
     assert read(edited)["translationStatus"] == "pending"
     anew = "[en] Otra cosa distinta, amigos míos"
-    wait_for(lambda: comments(bob, video)[spanish].get("translatedText") == anew)
+    eventually(lambda: comments(bob, video)[spanish].get("translatedText") == anew)
 
     admin = program.client("root", admin=True)
     stream = read(admin.get(f"/audit/streams/{spanish}"))["items"]
@@ -93,7 +94,7 @@ def test_real_comments_are_translated_where_they_say_something(
     bob = program.client("bob")
     video = upload(bob)
     posted = {post(bob, video, one.text): one for one in real_inputs("comments")}
-    wait_for(lambda: all_final(bob, video, len(posted)))
+    eventually(lambda: all_final(bob, video, len(posted)))
     found = comments(bob, video)
     for comment, one in posted.items():
         shown, calls = found[comment], provider.by_text[one.text]
@@ -111,7 +112,7 @@ def test_comments_of_a_removed_video_cost_nothing_and_take_no_edits(
     video = upload(ann)
     text = "¡Qué bonito es este vídeo, señores!"
     comment = post(bob, video, text)
-    wait_for(lambda: all_final(bob, video, 1))
+    eventually(lambda: all_final(bob, video, 1))
     [shown] = comments(bob, video).values()
     assert shown["translationStatus"] == "translated"
     assert read(bob.patch(f"/comments/{comment}", json={"content": text})) == shown
@@ -132,7 +133,7 @@ def test_without_a_language_model(make_program: Callable[..., Program]) -> None:
     bob = program.client("bob")
     video = upload(bob)
     comment = post(bob, video, "¡Qué bonito es este vídeo, señores!")
-    wait_for(lambda: all_final(bob, video, 1))
+    eventually(lambda: all_final(bob, video, 1))
     assert comments(bob, video)[comment]["translationStatus"] == "skipped"
     assert comments(bob, video)[comment]["language"] == "es"
     assert program.complained.count("translation_skipped") == 1
@@ -145,11 +146,11 @@ def test_a_provider_that_fails_for_a_while(program: Program, provider: OpenAISer
     provider.otherwise = lambda call: status(500)
     text = "Me gusta mucho esta película, de verdad"
     comment = post(bob, video, text)
-    wait_for(lambda: len(provider.calls) >= 2)
-    wait_for(lambda: comment in comments(bob, video))
+    eventually(lambda: len(provider.calls) >= 2)
+    eventually(lambda: comment in comments(bob, video))
     assert comments(bob, video)[comment]["translationStatus"] == "pending"
     provider.forget()
-    wait_for(lambda: all_final(bob, video, 1))
+    eventually(lambda: all_final(bob, video, 1))
     assert comments(bob, video)[comment]["translatedText"] == f"[en] {text}"
 
 
@@ -168,12 +169,12 @@ def test_a_task_that_was_given_up_is_found_again(
     def said(field: str) -> Any:
         return comments(bob, video).get(comment, {}).get(field)
 
-    wait_for(lambda: said("translationStatus") == "failed")
-    wait_for(lambda: "task_dead" in program.complained)
+    eventually(lambda: said("translationStatus") == "failed")
+    eventually(lambda: "task_dead" in program.complained)
     assert len(provider.calls) >= 2
     provider.forget()
-    wait_for(lambda: said("translatedText") == f"[en] {text}")
-    wait_for(lambda: "translations_swept" in program.complained)
+    eventually(lambda: said("translatedText") == f"[en] {text}")
+    eventually(lambda: "translations_swept" in program.complained)
 
 
 @pytest.mark.chaos
@@ -194,12 +195,12 @@ def test_killed_again_and_again_every_comment_ends(
                     posted.append(post(client, video, text))
                 return
             except (httpx.HTTPError, AssertionError):
-                wait_for(lambda: program.process.poll() is None)
+                eventually(lambda: program.process.poll() is None)
 
     with ThreadPoolExecutor(8) as pool:
         writing = [pool.submit(write, number) for number in range(count)]
         for _ in range(3):
-            wait_for(lambda: len(provider.calls) > 5)
+            eventually(lambda: len(provider.calls) > 5)
             program.kill()
             provider.calls.clear()
             program.start()
@@ -207,8 +208,8 @@ def test_killed_again_and_again_every_comment_ends(
             each.result()
     reader = program.client("bob")
     # A post whose answer was lost with the program may have been repeated.
-    wait_for(lambda: len(comments(reader, video)) >= count)
-    wait_for(lambda: all_final(reader, video, len(comments(reader, video))))
+    eventually(lambda: len(comments(reader, video)) >= count)
+    eventually(lambda: all_final(reader, video, len(comments(reader, video))))
     found = comments(reader, video)
     assert set(posted) <= found.keys()
     assert Counter(item["translationStatus"] for item in found.values()) == {

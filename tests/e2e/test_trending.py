@@ -9,7 +9,7 @@ import httpx
 
 from tests.e2e.program import Program
 from tests.e2e.videos import read, see, upload
-from tests.integration.projection_support import eventually
+from tests.support import eventually
 
 SOON = {"ANALYTICS_FLUSH_SECONDS": "0.2", "TRENDING_INVALIDATE_SECONDS": "0.2"}
 

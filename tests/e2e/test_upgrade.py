@@ -15,11 +15,11 @@ import psycopg
 import pytest
 
 from tests.e2e import plain
-from tests.e2e.program import Program, wait_for
+from tests.e2e.program import Program
 from tests.e2e.releases import next_release
 from tests.e2e.sharing import SECRET, Replica
 from tests.e2e.videos import read, upload
-from tests.support import unused_port
+from tests.support import eventually, unused_port
 
 VERSION = "SELECT version FROM backlot_checkpoints WHERE subscription = 'likes'"
 STALE = "Backlot-Stale-Position"
@@ -48,7 +48,7 @@ class Fleet:
         """Take a process out, let it answer what it has been asked, and stop it in order."""
         with self._lock:
             self._serving.remove(replica)
-        wait_for(lambda: self._busy[replica.port] == 0, SECONDS)
+        eventually(lambda: self._busy[replica.port] == 0, SECONDS)
         assert replica.stop() == 0
 
     @contextmanager
@@ -88,7 +88,7 @@ class Crowd:
     def go_on(self) -> None:
         """Return when everybody has done as much again; fails with what somebody complains of."""
         goal = self.rounds + ROUNDS
-        wait_for(lambda: self.rounds >= goal or bool(self.faults), SECONDS)
+        eventually(lambda: self.rounds >= goal or bool(self.faults), SECONDS)
         assert self.faults == []
 
     def _live(self, number: int) -> None:
@@ -175,6 +175,7 @@ def replay(program: Program) -> None:
         assert answer.status_code == 202, answer.text
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("carries", [True, False], ids=["code carried", "code gone"])
 def test_the_old_release_leaves_before_the_replay(
     release: Release, tmp_path: Path, database_url: str, carries: bool
@@ -192,7 +193,7 @@ def test_the_old_release_leaves_before_the_replay(
         crowd.go_on()
         assert live_version(database_url) == 1
         replay(new)
-        wait_for(is_live(database_url, 2), SECONDS)
+        eventually(is_live(database_url, 2), SECONDS)
         stale = crowd.stale
         assert (stale == 0) is carries
         crowd.go_on()
@@ -208,7 +209,7 @@ def test_the_new_release_replays_while_the_old_one_serves(
         crowd.go_on()
         new = release(next_release(tmp_path, carries=False))
         fleet.join(new)
-        wait_for(is_live(database_url, 2), SECONDS)
+        eventually(is_live(database_url, 2), SECONDS)
         crowd.go_on()
         fleet.leave(old)
         crowd.go_on()
@@ -222,7 +223,7 @@ def assert_all_is_there(program: Replica, crowd: Crowd) -> None:
     nobody = program.client()
     written = {"likes": len(crowd.likes), "comments": len(crowd.likes)}
     path = f"/videos/{crowd.video}"
-    wait_for(lambda: written.items() <= read(nobody.get(path)).items(), SECONDS)
+    eventually(lambda: written.items() <= read(nobody.get(path)).items(), SECONDS)
     for check in ("verify", "completeness"):
         told = program.run("projections", check, "likes")
         assert told.returncode == 0, told.stdout + told.stderr

@@ -19,11 +19,11 @@ import pytest
 
 from tests.e2e import plain
 from tests.e2e.gate import Gate, gate_to
-from tests.e2e.program import Program, wait_for
+from tests.e2e.program import Program
 from tests.e2e.test_commands import everything_on
 from tests.e2e.videos import read
 from tests.integration.s3_server import s3_server
-from tests.support import unused_port
+from tests.support import eventually, unused_port
 
 SIZE = 30_000_000
 PART_BYTES = 256 * 1024
@@ -168,7 +168,7 @@ def test_a_restart_of_the_server_is_waited_for(
     client.gate.wait_until_full()
     end(client.program)
     client.gate.open()
-    wait_for(lambda: client.gate.failures > 0)
+    eventually(lambda: client.gate.failures > 0)
     client.program.start()
     told = finish(started)
     assert client.gate.forget() == PARTS
@@ -202,7 +202,7 @@ def test_a_file_that_changes_is_told_and_the_upload_given_up(client: Client) -> 
     changed = f"{client.film} changed while it was uploaded: upload it again once it is whole"
     assert err.splitlines()[-1] == f"backlot: {changed}"
     alice = client.program.client("alice")
-    wait_for(lambda: read(alice.get(f"/uploads/{upload}"))["status"] == "aborted")
+    eventually(lambda: read(alice.get(f"/uploads/{upload}"))["status"] == "aborted")
     assert client.memories() == []
 
 

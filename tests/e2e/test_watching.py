@@ -10,11 +10,11 @@ import pytest
 
 from tests.e2e import plain
 from tests.e2e.conftest import SMALL_PARTS
-from tests.e2e.program import Program, wait_for
+from tests.e2e.program import Program
 from tests.e2e.videos import MP4, problem, read, send_parts, upload
 from tests.integration.event_log import rows
 from tests.real_inputs import RealInput, real_inputs
-from tests.support import unused_port
+from tests.support import eventually, unused_port
 
 SOON = {"ANALYTICS_FLUSH_SECONDS": "0.2", "TRENDING_INVALIDATE_SECONDS": "0.2"}
 # Time goes by in tests/integration/test_telemetry.py only.
@@ -72,8 +72,8 @@ def test_a_viewer_is_one_view_in_every_place(
     assert len({one["sessionId"] for one in told}) == right
     assert all(plain.get(one["url"]).content == MP4 for one in told[-2:])
     assert read(reader.get(f"/videos/{watched}"))["views"] == right
-    wait_for(lambda: views_in_stats(reader, watched) == right)
-    wait_for(lambda: views_in_trending(reader, watched) == right)
+    eventually(lambda: views_in_stats(reader, watched) == right)
+    eventually(lambda: views_in_trending(reader, watched) == right)
 
 
 def test_watch_time_without_a_name_is_that_of_the_session(
@@ -84,7 +84,7 @@ def test_watch_time_without_a_name_is_that_of_the_session(
     body = {"sessionId": session, "seconds": 1}
     for call, told in (("watch-time", body), ("share", {"channel": "mail"})):
         assert nobody.post(f"{path}/{call}", json=told).status_code == 202
-    wait_for(lambda: views_in_stats(nobody, watched) == 1)
+    eventually(lambda: views_in_stats(nobody, watched) == 1)
     for call in ("like", "comments"):
         problem(nobody.post(f"{path}/{call}", json={"content": "x"}), 401, "unauthenticated")
     headers = {"Authorization": "Bearer rubbish"}
@@ -122,7 +122,7 @@ def test_a_repeat_has_the_same_ids_and_urls_that_work(make_program: Callable[...
     begin_again(program, URL_TTL_SECONDS="1")
     before = asked.everything()
     assert asked.replayed == [None] * 3
-    wait_for(lambda: all(map(is_dead, asked.urls)))
+    eventually(lambda: all(map(is_dead, asked.urls)))
     begin_again(program, URL_TTL_SECONDS="3600")
     after = asked.everything()
     assert asked.replayed[3:] == ["true"] * 3

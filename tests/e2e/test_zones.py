@@ -12,10 +12,10 @@ import pytest
 from psycopg import sql
 
 from infra.postgres import EmbeddedPostgres
-from tests.e2e.program import Program, wait_for
+from tests.e2e.program import Program
 from tests.e2e.videos import read, see, upload
 from tests.real_inputs import real_inputs
-from tests.support import unused_port
+from tests.support import eventually, unused_port
 
 ZONES = {"PGTZ": "America/St_Johns", "TZ": "Asia/Kathmandu", "PGOPTIONS": "-c timezone=Asia/Tokyo"}
 TIME = re.compile(r"\d\d:\d\d:\d\d(?:\.\d+)?(?P<zone>\S{0,6})")
@@ -53,7 +53,7 @@ def recorded(program: Program) -> None:
     """Something in the log, whatever ran before."""
     operator = program.client("root", admin=True)
     upload(program.client("alice"))
-    wait_for(lambda: operator.get("/audit/events/1").status_code == 200)
+    eventually(lambda: operator.get("/audit/events/1").status_code == 200)
 
 
 def zones_in(text: str) -> set[str]:
@@ -82,7 +82,7 @@ def test_commands_and_queries_tell_utc(program: Program) -> None:
     for answer in told.values():
         assert zones_in(answer.text) == {"Z"}
     assert read(told["comments"])["items"][0]["content"] == "Schön, 見事だ"
-    wait_for(lambda: alice.get(f"/videos/{video}").json()["views"] == 1)
+    eventually(lambda: alice.get(f"/videos/{video}").json()["views"] == 1)
     answers = {answer.url.path: answer for answer in all_answers(program, video)}
     assert {answer.status_code for answer in answers.values()} <= {200, 404}
     found = {path: zones_in(answer.text) for path, answer in answers.items()}

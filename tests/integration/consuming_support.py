@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
@@ -20,7 +19,7 @@ from infra.codec import EventMapper
 from infra.integration import TOPICS as TOPICS_OF_ALL
 from infra.kafka import KafkaOptions, Outgoing, Publisher
 from tests.integration.projection_support import Writer, rows
-from tests.support import DEADLINE_SECONDS, ended
+from tests.support import ended
 from workers.consuming.kafka import KafkaSource
 from workers.consuming.log import LogSource
 from workers.consuming.subscriptions import subscribe_consumer
@@ -131,14 +130,6 @@ async def consuming(stage: Stage, consumer: Consumer) -> AsyncIterator[None]:
         yield
     finally:
         await ended(*tasks)
-
-
-async def until(condition: Callable[[], Any], seconds: float = DEADLINE_SECONDS) -> None:
-    """Wait until it holds; fails when it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "It did not come true in time."
-        await asyncio.sleep(0.01)
 
 
 def place(database_url: str, consumer: str = "tasks") -> dict[tuple[str, int], int]:

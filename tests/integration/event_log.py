@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from psycopg.rows import TupleRow
 from infra.advisory_locks import LockClass
 from infra.event_store import GroupCommitFactory, GroupCommitRecorder, open_recorder
 from projections.install import make_tables
-from tests.support import DEADLINE_SECONDS
+from tests.support import eventually
 
 Rows = list[tuple[Any, ...]]
 
@@ -79,14 +78,6 @@ def logged(database_url: str) -> dict[int, StoredEvent]:
         "FROM backlot_events ORDER BY notification_id",
     )
     return {row[0]: StoredEvent(*row[1:]) for row in found}
-
-
-def eventually(condition: Callable[[], Any], seconds: float = DEADLINE_SECONDS) -> None:
-    """Wait until it holds; fails when it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.002)
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from infra.objects import FolderStore, NoSuchUpload, ObjectStore, PartRef
 from infra.redis import embedded_redis
 from projections.catalog import Catalog
 from tests.integration.buses import decided, record
-from tests.integration.event_log import eventually, logged, recording, rows
+from tests.integration.event_log import logged, recording, rows
+from tests.support import eventually
 from workers.expiry import KEPT, Expiry
 
 IDLE = timedelta(days=7)

@@ -28,10 +28,10 @@ from projections.operating.children import Children
 from projections.operating.executor import Executor
 from projections.replaying.progress import tell_nobody
 from projections.replaying.rows import Replay, replays
-from tests.e2e.program import OWN_VARIABLES, PROJECT
+from tests.e2e.program import OWN_VARIABLES
 from tests.integration.event_log import logged, recording
-from tests.integration.projection_support import ThreadedHost, eventually
-from tests.support import DEADLINE_SECONDS
+from tests.integration.projection_support import ThreadedHost
+from tests.support import DEADLINE_SECONDS, PROJECT, eventually
 
 MAPPER = EventMapper()
 CHILD = (sys.executable, "-m", "backlot", "projections", "carry-out")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -29,7 +28,7 @@ from projections.install import install
 from projections.projection import Batch, Projection, columns
 from projections.projection_subscription import ProjectionHost
 from tests.integration.event_log import tables_made
-from tests.support import DEADLINE_SECONDS, ended
+from tests.support import ended, eventually
 
 POLL_SECONDS = 0.2
 
@@ -206,14 +205,6 @@ def position(database_url: str, schema: str) -> int:
         database_url, "SELECT position FROM backlot_checkpoints WHERE subscription = %s", [schema]
     )
     return int(found[0][0]) if found else -1
-
-
-def eventually(condition: Callable[[], Any], seconds: float = DEADLINE_SECONDS) -> None:
-    """Wait until it holds; fails with its source's name when it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "It did not come true in time."
-        time.sleep(0.005)
 
 
 def caught_up(database_url: str, schemas: Iterable[str], head: int) -> None:

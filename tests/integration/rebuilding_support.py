@@ -22,7 +22,8 @@ from projections.analytics.storing import Store
 from projections.replaying.progress import tell_nobody
 from tests.integration.analytics_support import REPEAT, history
 from tests.integration.keeping import keeping, record
-from tests.integration.projection_support import Writer, eventually, origin, rows
+from tests.integration.projection_support import Writer, origin, rows
+from tests.support import eventually
 from workers.consuming import ledger
 
 VIEWED = ("video.viewed", "video.watch_time", "video.shared")
@@ -109,7 +110,7 @@ class Site:
 
     async def _take_in(self) -> None:
         async with keeping(self.log_url, url=self.url):
-            await asyncio.to_thread(eventually, self._taken_in, 30)
+            await asyncio.to_thread(eventually, self._taken_in)
 
     def _taken_in(self) -> bool:
         heads = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -73,11 +72,3 @@ class Toy:
             yield
         finally:
             self.worker.stop()
-
-
-def until(true: Callable[[], object], seconds: float = WAIT_SECONDS) -> None:
-    """Wait for it, looking often."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)

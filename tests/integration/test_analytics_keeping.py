@@ -25,12 +25,12 @@ from tests.integration.consuming_support import (
     held,
     place,
     run,
-    until,
     waits,
 )
 from tests.integration.keeping import keeping, record
 from tests.integration.projection_support import Writer, origin, rows
 from tests.kafka_cluster import kafka_cluster
+from tests.support import until
 
 VIDEOS = "SELECT owner, category, removed FROM analytics.videos"
 TELEMETRY = ("video.viewed", "video.watch_time", "video.shared")

@@ -20,11 +20,12 @@ from infra import metrics
 from infra.kafka import KafkaOptions
 from infra.postgres import EmbeddedPostgres
 from tests.integration.analytics_support import Event, History, expect, history, migrated, oracle
-from tests.integration.consuming_support import KafkaStage, held, run, until, waits
+from tests.integration.consuming_support import KafkaStage, held, run, waits
 from tests.integration.keeping import SourceOf, from_kafka, from_log, keeping, record
 from tests.integration.projection_support import Writer, rows
 from tests.integration.test_analytics_keeping import TELEMETRY, count
 from tests.kafka_cluster import kafka_cluster
+from tests.support import until
 
 pytestmark = pytest.mark.chaos
 
@@ -173,9 +174,9 @@ def test_the_database_goes_down_under_them(short_dir: Path) -> None:
                 assert server.pid is not None
                 os.kill(server.pid, signal.SIGKILL)
                 await until(lambda: metrics.value("backlot_postgres_restarts_total") > before)
-                await until(lambda: answers(url), 60)
+                await until(lambda: answers(url))
                 await record(url, told.events[half:])
-                await until(lambda: count(url) == len(told.events), 60)
+                await until(lambda: count(url) == len(told.events))
                 await until(lambda: len(rows(url, "SELECT 1 FROM analytics.videos")) == 3)
 
         run(scenario)

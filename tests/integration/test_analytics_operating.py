@@ -16,10 +16,11 @@ from domain.operation import Members, Operation, OperationOutcome
 from engine.connections import connect
 from projections.analytics.migrating import Shape
 from projections.install import install
-from tests.e2e.program import OWN_VARIABLES, PROJECT
+from tests.e2e.program import OWN_VARIABLES
 from tests.integration.operating import Backlot, Desk, desk, executing
-from tests.integration.projection_support import Writer, eventually, rows
+from tests.integration.projection_support import Writer, rows
 from tests.integration.rebuilding_support import Site, site
+from tests.support import PROJECT, eventually
 
 ROWS = "analytics.video_analytics"
 LIKES = "event_type IN ('like', 'comment')"

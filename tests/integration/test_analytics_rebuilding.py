@@ -12,8 +12,9 @@ from infra.advisory_locks import Lock, lock_in_transaction
 from projections.analytics.migrating import Shape
 from projections.analytics.rebuilding import Stopped
 from tests.integration.analytics_support import migrated, timescale_database
-from tests.integration.projection_support import Writer, eventually, rows
+from tests.integration.projection_support import Writer, rows
 from tests.integration.rebuilding_support import Site, site
+from tests.support import eventually
 
 ROWS = "analytics.video_analytics"
 LIKES = "event_type IN ('like', 'comment')"

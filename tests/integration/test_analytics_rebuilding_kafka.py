@@ -17,12 +17,13 @@ from projections.analytics.rebuilding import AnalyticsMeans, Rebuild
 from projections.analytics.rebuilding.places import NotTakenIn
 from projections.replaying.progress import tell_nobody
 from tests.integration.analytics_support import REPEAT
-from tests.integration.consuming_support import KafkaStage, until
+from tests.integration.consuming_support import KafkaStage
 from tests.integration.keeping import keeping
 from tests.integration.projection_support import Writer, rows
 from tests.integration.rebuilding_support import counts
 from tests.integration.relay_support import relaying
 from tests.kafka_cluster import kafka_cluster
+from tests.support import until
 
 ROWS = "SELECT count(*) FROM analytics.video_analytics"
 ONE_LESS = """
@@ -69,7 +70,7 @@ def run(
             relaying(url, servers),
             keeping(url, source_of=source, flush_seconds=flush_seconds),
         ):
-            await until(lambda: taken_in(url, 3), 30)
+            await until(lambda: taken_in(url, 3))
             await scenario()
 
     asyncio.run(all_of_it())

@@ -24,11 +24,12 @@ from tests.integration.analytics_support import (
     oracle,
     timescale_database,
 )
-from tests.integration.consuming_support import run, until
+from tests.integration.consuming_support import run
 from tests.integration.keeping import keeping, record
 from tests.integration.projection_support import Writer, rows
 from tests.integration.test_analytics_keeping import TELEMETRY, count
 from tests.integration.test_analytics_kills import finish, kill
+from tests.support import until
 
 POLICIES = """
 SELECT job_id FROM timescaledb_information.jobs
@@ -84,7 +85,7 @@ def busy_policies(url: str, *kinds: str) -> Iterator[list[str]]:
         thread.join()
 
 
-def test_late_events_beside_the_policies(database_url: str, writer: Writer, counted: str) -> None:
+def test_late_events_beside_the_policies(counted: str, database_url: str, writer: Writer) -> None:
     happened = told(400, 40, [writer.video("ann").id for _ in range(3)])
     late = happened.events[::4]
     before = metrics.value("backlot_analytics_refresh_failures_total")
@@ -92,9 +93,9 @@ def test_late_events_beside_the_policies(database_url: str, writer: Writer, coun
     async def scenario() -> None:
         await record(database_url, [each for each in happened.events if each not in late])
         async with keeping(database_url, url=counted):
-            await until(lambda: count(counted) == len(happened.events) - len(late), 60)
+            await until(lambda: count(counted) == len(happened.events) - len(late))
             await record(database_url, late)
-            await until(lambda: count(counted) == len(happened.events), 60)
+            await until(lambda: count(counted) == len(happened.events))
             await until(lambda: len(rows(counted, "SELECT 1 FROM analytics.videos")) == 3)
 
     with busy_policies(counted, REFRESHING), busy_policies(counted, COMPRESSING):
@@ -103,8 +104,9 @@ def test_late_events_beside_the_policies(database_url: str, writer: Writer, coun
     expect(counted, oracle(happened), happened.events)
 
 
+@pytest.mark.chaos
 def test_killed_at_random_they_count_everything_once(
-    database_url: str, writer: Writer, counted: str
+    counted: str, database_url: str, writer: Writer
 ) -> None:
     happened = told(1200, 3, [writer.video("ann").id for _ in range(3)])
     random.Random(5).shuffle(happened.events)

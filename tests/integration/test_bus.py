@@ -32,11 +32,11 @@ from tests.integration.buses import (
 )
 from tests.integration.event_log import (
     appends_wait,
-    eventually,
     lock_of_the_log,
     logged,
     rows,
 )
+from tests.support import eventually
 
 
 def kill_idle(log_url: str) -> None:

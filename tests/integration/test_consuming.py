@@ -27,11 +27,11 @@ from tests.integration.consuming_support import (
     place,
     processed,
     run,
-    until,
     waits,
 )
 from tests.integration.projection_support import Writer, origin, rows
 from tests.kafka_cluster import kafka_cluster
+from tests.support import until
 from workers.consuming import ledger
 
 

@@ -28,7 +28,7 @@ from tests.integration.embedding_support import (
     embedder_of,
 )
 from tests.openai_server import Answer, Call, embedded, openai_server
-from tests.support import DEADLINE_SECONDS
+from tests.support import DEADLINE_SECONDS, until
 
 PROVIDER = ("backlot_embedding_failures_total", "provider")
 DATABASE = ("backlot_embedding_failures_total", "database")
@@ -57,12 +57,6 @@ def rounds(shop: Shop, embedder: FakeEmbedder, count: int = 1) -> list[int]:
 def failed(what: tuple[str, str]) -> float:
     name, step = what
     return metrics.value(name, step=step)
-
-
-async def until(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - tables tell nobody
-            await asyncio.sleep(0.02)
 
 
 def has(shop: Shop, video: UUID) -> bool:

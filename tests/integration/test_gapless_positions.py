@@ -26,11 +26,11 @@ from tests.integration.event_log import (
     appends_wait,
     environment,
     events,
-    eventually,
     gate,
     rows,
     write,
 )
+from tests.support import eventually
 
 Acknowledged = list[tuple[UUID, list[int]]]
 

@@ -18,12 +18,12 @@ from infra.saves import Save
 from tests.integration.event_log import (
     appends_wait,
     events,
-    eventually,
     lock_of_the_log,
     logged,
     recording,
     rows,
 )
+from tests.support import eventually
 
 Saved = Sequence[int] | None
 

@@ -20,11 +20,11 @@ from tests.integration.buses import Look, Toggle, alternating, decided, execute,
 from tests.integration.event_log import (
     appends_wait,
     events,
-    eventually,
     lock_of_the_log,
     logged,
     rows,
 )
+from tests.support import eventually
 
 
 def key(name: str = "key-1", body: bytes = b"body") -> IdempotencyKey:

@@ -21,10 +21,10 @@ from tests.integration.consuming_support import (
     place,
     redrive,
     run,
-    until,
 )
 from tests.integration.projection_support import Writer
 from tests.kafka_cluster import MockCluster, kafka_cluster
+from tests.support import until
 
 TOPIC = "comment.created"
 POSITION = [("position", b"7"), ("own", b"\x00\xff")]

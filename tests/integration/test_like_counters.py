@@ -24,12 +24,12 @@ from projections.replaying.counter_rebuild import rebuild
 from tests.integration.projection_support import (
     ThreadedHost,
     Writer,
-    eventually,
     origin,
     position,
     rows,
 )
 from tests.integration.redis_servers import RedisServer, redis_servers
+from tests.support import eventually
 
 TTL = 600
 

@@ -15,11 +15,13 @@ import pytest
 
 from infra.locks import LocksUnavailable, LockTaken, Redlock
 from tests.integration.redis_servers import RedisServer, redis_servers
+from tests.support import DEADLINE_SECONDS, PROJECT, until
 
 pytestmark = pytest.mark.anyio
 
 KEY = "test:thing:1"
-PROJECT = Path(__file__).parents[2]
+# A node that answers late because the machine is busy is none that hangs.
+PATIENCE = 10.0
 
 
 @pytest.fixture
@@ -41,7 +43,10 @@ class Rivals:
         self._stack = stack
 
     def redlock(self, **changes: Any) -> Redlock:
-        locks = Redlock([server.client() for server in self._servers], **changes)
+        clients = [server.client() for server in self._servers]
+        for client in clients:
+            client.connection_pool.connection_kwargs["socket_connect_timeout"] = PATIENCE
+        locks = Redlock(clients, **{"node_timeout": PATIENCE, **changes})
         self._stack.push_async_callback(locks.aclose)
         return locks
 
@@ -59,6 +64,16 @@ async def tokens(servers: list[RedisServer]) -> list[Any]:
         found.append(await client.get(KEY))
         await client.aclose()
     return found
+
+
+async def time_left(servers: list[RedisServer]) -> float:
+    """For how many seconds the node that keeps the lock longest will keep it."""
+    found = []
+    for server in servers:
+        client = server.client()
+        found.append(await client.pttl(KEY))
+        await client.aclose()
+    return float(max(found)) / 1000
 
 
 class Room:
@@ -104,7 +119,8 @@ async def test_one_of_three_nodes_is_not(servers: list[RedisServer], rivals: Riv
 async def test_a_node_that_hangs_costs_no_more_than_its_timeout(
     servers: list[RedisServer], rivals: Rivals
 ) -> None:
-    locks = rivals.redlock(node_timeout=0.2)
+    timeout = 1.0
+    locks = rivals.redlock(node_timeout=timeout)
     async with locks.hold(KEY, 30.0):
         pass
     servers[1].pause()
@@ -113,22 +129,26 @@ async def test_a_node_that_hangs_costs_no_more_than_its_timeout(
         async with locks.hold(KEY, 30.0) as lease:
             taken = time.monotonic() - started
             assert await lease.extend(30.0)
-        assert 0.2 <= taken < 0.8
-        assert time.monotonic() - started < 1.8
+        assert timeout <= taken < 4 * timeout
+        assert time.monotonic() - started < 9 * timeout
     servers[1].resume()
     started = time.monotonic()
     # What it was asked while it hung may still be done now: a key that expires, on one node only.
     async with locks.hold(KEY, 30.0):
-        assert time.monotonic() - started < 0.2
+        assert time.monotonic() - started < timeout
 
 
 HOLDER = """
 import asyncio, sys
+import structlog
 from infra.locks import Redlock
 from infra.redis import connect_redis
 
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+
 async def main():
-    async with Redlock([connect_redis(url) for url in sys.argv[2:]]).hold(sys.argv[1], 1.5):
+    locks = Redlock([connect_redis(url) for url in sys.argv[2:]], node_timeout=10.0)
+    async with locks.hold(sys.argv[1], 1.5, wait=180.0):
         print("held", flush=True)
         await asyncio.sleep(60)
 
@@ -153,8 +173,9 @@ async def test_the_lock_of_a_killed_holder_expires(
         holder.kill()
         await holder.wait()
     killed = time.monotonic()
-    async with rivals.redlock().hold(KEY, 30.0, wait=10.0):
-        assert 0.5 < time.monotonic() - killed < 2.0
+    assert await time_left(servers) <= 1.5
+    async with rivals.redlock().hold(KEY, 30.0, wait=DEADLINE_SECONDS):
+        assert time.monotonic() - killed > 0.5
 
 
 async def test_fifty_rivals_on_three_clients_take_turns(rivals: Rivals) -> None:
@@ -162,7 +183,7 @@ async def test_fifty_rivals_on_three_clients_take_turns(rivals: Rivals) -> None:
     room = Room()
 
     async def enter(number: int) -> None:
-        async with locks[number % 3].hold(KEY, 10.0, wait=60.0) as lease:
+        async with locks[number % 3].hold(KEY, 60.0, wait=DEADLINE_SECONDS) as lease:
             await room.visit()
             assert not lease.lost
 
@@ -170,6 +191,7 @@ async def test_fifty_rivals_on_three_clients_take_turns(rivals: Rivals) -> None:
     assert room.visits == 50
 
 
+@pytest.mark.chaos
 async def test_nodes_that_restart_under_load(servers: list[RedisServer], rivals: Rivals) -> None:
     """Each in turn; away for longer than a lock lasts, as redis.io asks of nodes that forget."""
     ttl, stopped = 0.8, False
@@ -203,8 +225,7 @@ async def test_a_lock_that_its_only_node_forgot_is_lost(
         async with locks.hold(KEY, 0.9) as lease:
             servers[0].kill()
             servers[0].start()
-            await asyncio.sleep(0.6)
-            assert lease.lost
+            await until(lambda: lease.lost)
 
 
 async def test_a_holder_that_was_paused_leaves_its_successor_alone(
@@ -212,9 +233,9 @@ async def test_a_holder_that_was_paused_leaves_its_successor_alone(
 ) -> None:
     paused, next_one = rivals.redlock(), rivals.redlock()
     async with AsyncExitStack() as stack:
-        async with paused.hold(KEY, 0.5) as lease:
+        async with paused.hold(KEY, 2.0) as lease:
             # The whole process stands still, so nothing extends the lock.
-            time.sleep(0.7)  # noqa: ASYNC251
+            time.sleep(2.2)  # noqa: ASYNC251
             assert lease.lost
             successor = await stack.enter_async_context(next_one.hold(KEY, 30.0))
             assert not await lease.extend(30.0)

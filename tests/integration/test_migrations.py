@@ -23,8 +23,9 @@ from infra.advisory_locks import Lock, lock
 from infra.event_store import GroupCommitRecorder, open_recorder
 from projections.install import PROJECTIONS, make_tables
 from projections.replaying.rows import find
-from tests.integration.event_log import events, eventually, rows
+from tests.integration.event_log import events, rows
 from tests.integration.former_release import MESSAGE, leave_behind
+from tests.support import eventually
 
 TABLES = """
 SELECT schemaname || '.' || tablename FROM pg_tables

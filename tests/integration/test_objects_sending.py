@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import md5
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from infra.objects import NoSuchUpload, Part
 from tests.integration.object_sending import sending
 from tests.integration.object_server import ObjectServer, folder_store, object_server
-from tests.support import DEADLINE_SECONDS, unavailable
+from tests.support import eventually, unavailable
 
 MIB = 1024 * 1024
 
@@ -29,14 +28,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(root: Path) -> Iterator[ObjectServer]:
     with object_server(root) as server:
         yield server
-
-
-def until(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS) -> None:
-    """Wait for it; fails when it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def head_of(url: str, *headers: str) -> bytes:
@@ -150,11 +141,11 @@ def test_a_torn_connection_leaves_nothing_but_the_earlier_part(
     before = upload.parts()
     with server.connect() as connection:
         connection.sendall(head_of(url, f"Content-Length: {4 * MIB}") + b"x" * (2 * MIB))
-        until(lambda: len(upload.spools()) == 1)
+        eventually(lambda: len(upload.spools()) == 1)
         if half_close:
             connection.shutdown(socket.SHUT_WR)
-            until(lambda: not upload.spools())
-    until(lambda: not upload.spools())
+            eventually(lambda: not upload.spools())
+    eventually(lambda: not upload.spools())
     assert upload.parts() == before
 
 
@@ -174,7 +165,7 @@ def test_a_kill_in_the_middle_of_a_part_loses_only_that_part(tmp_path: Path) -> 
         with server.connect() as connection:
             url = upload.url(4 * MIB, server.url, number=2)
             connection.sendall(head_of(url, f"Content-Length: {4 * MIB}") + bytes(2 * MIB))
-            until(lambda: any(spool.stat().st_size for spool in upload.spools()))
+            eventually(lambda: any(spool.stat().st_size for spool in upload.spools()))
             server.process.kill()
             server.process.wait()
     assert len(upload.spools()) == 1

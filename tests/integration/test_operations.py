@@ -36,11 +36,11 @@ from tests.integration.operating import (
 from tests.integration.projection_support import (
     Writer,
     caught_up,
-    eventually,
     hosting,
     position,
     rows,
 )
+from tests.support import eventually
 
 
 @pytest.fixture

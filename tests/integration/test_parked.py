@@ -41,11 +41,11 @@ from tests.integration.projection_support import (
     Tally,
     Writer,
     caught_up,
-    eventually,
     hosting,
     rows,
     seen,
 )
+from tests.support import eventually
 
 
 class Stretches(RangeProjection):

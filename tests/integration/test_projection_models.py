@@ -10,18 +10,25 @@ from uuid import UUID, uuid4
 import anyio
 import psycopg
 import pytest
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, Connection
+from psycopg.rows import TupleRow
 
+from domain.comment import Comment
+from domain.operation import Operation, OperationOutcome
 from domain.upload import Upload
+from projections.audit.index import Audit
 from projections.catalog import Catalog
 from projections.comments import CommentRow, Comments
 from projections.install import create, install
 from projections.likes import Likes
 from projections.log import Log
+from projections.operations import Operations
 from projections.projection import Projection
+from tests.integration.projection_spec import ProjectionSpec
 from tests.integration.projection_support import Writer, origin, rows
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Projection)
 END = 2**63 - 1
 
 
@@ -32,6 +39,21 @@ def writer(database_url: str) -> Iterator[Writer]:
         install(conn, [Catalog(), Likes(), Comments()])
     yield writer
     writer.close()
+
+
+class Spec:
+    """Specs on this test's own database."""
+
+    def __init__(self, conn: Connection[TupleRow], writer: Writer) -> None:
+        self._conn, self._writer = conn, writer
+
+    def __call__(self, projection: type[P]) -> ProjectionSpec[P]:
+        return ProjectionSpec(self._conn, self._writer, projection)
+
+
+@pytest.fixture
+def spec(conn: Connection[TupleRow], writer: Writer) -> Spec:
+    return Spec(conn, writer)
 
 
 def project(database_url: str, writer: Writer, projection: Projection, size: int = 1000) -> None:
@@ -65,33 +87,26 @@ def likes_rows(database_url: str, schema: str = "likes") -> tuple[object, object
     return kept, rows(database_url, f"SELECT * FROM {schema}.counts ORDER BY likes DESC")
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 1000])
-def test_likes_are_the_same_in_batches_of_any_size(
-    database_url: str, writer: Writer, size: int
-) -> None:
-    one, two = writer.video().id, writer.video().id
-    first = writer.like(one, "alice")
-    writer.unlike(one, "alice")
-    again = writer.like(one, "alice")
-    bob = writer.like(one, "bob")
-    writer.like(two, "bob")
-    writer.unlike(two, "bob")
-    project(database_url, writer, Likes(), size)
-    assert first < again
-    kept, counts = likes_rows(database_url)
-    assert kept == [(one, "alice", again), (one, "bob", bob)]
-    assert counts == [(one, 2), (two, 0)]
+def test_likes_are_the_same_in_batches_of_any_size(spec: Spec, writer: Writer) -> None:
+    one, two = uuid4(), uuid4()
+    likes = spec(Likes).given(
+        writer.wish("like", one, "alice"),
+        writer.wish("unlike", one, "alice"),
+        writer.wish("like", one, "alice"),
+        writer.wish("like", one, "bob"),
+        writer.wish("like", two, "bob"),
+        writer.wish("unlike", two, "bob"),
+    )
+    likes.then("likes", (one, "alice", 3), (one, "bob", 4)).then("counts", (one, 2), (two, 0))
 
 
-@pytest.mark.parametrize("size", [1, 3, 1000])
-def test_a_removed_video_leaves_nothing_behind(
-    database_url: str, writer: Writer, size: int
-) -> None:
+def test_a_removed_video_leaves_nothing_behind(spec: Spec, writer: Writer) -> None:
     video, other = writer.video(), writer.video()
     writer.like(video.id, "alice", "bob")
     writer.like(other.id, "alice")
     comment = writer.comment(video.id)
     kept = writer.comment(other.id)
+    models = likes, comments, catalog = spec(Likes), spec(Comments), spec(Catalog)
     video.remove(origin())
     writer.save(video)
     # Decided elsewhere before the removal was seen there, and recorded after it.
@@ -101,13 +116,12 @@ def test_a_removed_video_leaves_nothing_behind(
     comment.edit("late", origin("bob"))
     comment.delete(origin("bob"))
     writer.save(comment)
-    for projection in (Likes(), Comments(), Catalog()):
-        project(database_url, writer, projection, size)
-    assert rows(database_url, "SELECT video_id, viewer FROM likes.likes") == [(other.id, "alice")]
-    assert rows(database_url, "SELECT * FROM likes.counts") == [(other.id, 1)]
-    assert rows(database_url, "SELECT comment_id FROM comments.comments") == [(kept.id,)]
-    assert rows(database_url, "SELECT * FROM comments.counts") == [(other.id, 1)]
-    assert rows(database_url, "SELECT upload_id FROM catalog.uploads") == [(other.id,)]
+    for model in models:
+        model.given()
+    likes.then("likes", (other.id, "alice"), columns="video_id, viewer")
+    likes.then("counts", (other.id, 1))
+    comments.then("comments", (kept.id,), columns="comment_id").then("counts", (other.id, 1))
+    catalog.then("uploads", (other.id,), columns="upload_id")
 
 
 def test_others_counts_everybody_else(database_url: str, writer: Writer) -> None:
@@ -140,8 +154,7 @@ def test_who_likes_what_newest_first(database_url: str, writer: Writer) -> None:
     ask(database_url, query)
 
 
-@pytest.mark.parametrize("size", [1, 2, 1000])
-def test_the_catalog_follows_uploads(database_url: str, writer: Writer, size: int) -> None:
+def test_the_catalog_follows_uploads(spec: Spec, writer: Writer) -> None:
     started, video, aborted, expired = (
         writer.upload("alice", title="started"),
         writer.video("bob", title="before", description="said", category="nature"),
@@ -152,10 +165,8 @@ def test_the_catalog_follows_uploads(database_url: str, writer: Writer, size: in
     expired.expire(origin("housekeeping"))
     video.change_details(origin("bob"), title="after", description=None, category="cities")
     video.transcribe("es", "Llueve.", 61.5, "whisper/base", origin("transcription"))
-    writer.save(aborted, expired, video)
-    project(database_url, writer, catalog := Catalog(), size)
 
-    async def query(conn: AsyncConnection[Any]) -> None:
+    async def query(catalog: Catalog, conn: AsyncConnection[Any]) -> None:
         for upload, status in (
             (started, "started"),
             (video, "completed"),
@@ -178,7 +189,7 @@ def test_the_catalog_follows_uploads(database_url: str, writer: Writer, size: in
         assert (seen.owner, seen.completed_at) == ("bob", video.completed_at)
         assert (seen.spoken_language, seen.duration_seconds) == ("es", 61.5)
 
-    ask(database_url, query)
+    spec(Catalog).given().when(aborted, expired, video).asked(query)
 
 
 def test_pages_of_videos(database_url: str, writer: Writer) -> None:
@@ -214,8 +225,7 @@ def test_pages_of_videos(database_url: str, writer: Writer) -> None:
     ask(database_url, query)
 
 
-@pytest.mark.parametrize("size", [1, 2, 1000])
-def test_comments_and_their_language(database_url: str, writer: Writer, size: int) -> None:
+def test_comments_and_their_language(spec: Spec, writer: Writer) -> None:
     video = writer.video().id
     robot = origin("translator")
     plain, english, translated, failed, edited, deleted, skipped, emoji = (
@@ -233,10 +243,8 @@ def test_comments_and_their_language(database_url: str, writer: Writer, size: in
     deleted.delete(origin("bob"))
     skipped.skip_translation(1, True, "no-provider", robot)
     emoji.skip_translation(1, False, "no-words", robot)
-    writer.save(english, translated, failed, edited, deleted, skipped, emoji)
-    project(database_url, writer, comments := Comments(), size)
 
-    async def query(conn: AsyncConnection[Any]) -> None:
+    async def query(comments: Comments, conn: AsyncConnection[Any]) -> None:
         assert await comments.counts(conn, [video, uuid4()]) == {video: 7}
         found = await comments.page(conn, video, END, 10)
         assert [row.comment_id for row in found] == [
@@ -254,7 +262,50 @@ def test_comments_and_their_language(database_url: str, writer: Writer, size: in
         rest = await comments.page(conn, video, found[2].position, 10)
         assert rest == found[3:]
 
-    ask(database_url, query)
+    tended = english, translated, failed, edited, deleted, skipped, emoji
+    spec(Comments).given().when(*tended).asked(query)
+
+
+def test_an_operation_is_open_until_it_is_finished(spec: Spec) -> None:
+    one, two = Operation.blank(uuid4()), Operation.blank(uuid4())
+    for operation, action in ((one, "pause"), (two, "verify")):
+        operation.request(action, "likes", {"full": True}, origin("root"))
+    told = "operation_id, action, subject, parameters, requested_by, position, outcome, result"
+    asked = {"subject": "likes", "parameters": {"full": True}, "by": "root"}
+    open_ones = [(one.id, "pause", *asked.values(), 1), (two.id, "verify", *asked.values(), 2)]
+    operations = spec(Operations).given(one, two)
+    operations.then("operations", *((*row, None, None) for row in open_ones), columns=told)
+    one.finish(OperationOutcome.DONE, {"rows": 3}, origin("root"))
+    operations.when(one).then(
+        "operations",
+        (*open_ones[0], "done", {"rows": 3}),
+        (*open_ones[1], None, None),
+        columns=told,
+    )
+
+
+def test_the_index_of_the_audit_knows_every_event(spec: Spec, writer: Writer) -> None:
+    video, bob = uuid4(), origin("bob")
+    comment = Comment.blank(uuid4())
+    audit = spec(Audit).given(writer.wish("like", video, "alice"))
+    comment.post(video, "Bonito", bob)
+    comment.edit("Muy bonito", bob)
+    audit.when(comment, writer.wish("unlike", video, "alice"))
+    audit.then(
+        "events",
+        (1, "video_likes.liked.v1", "alice", "correlation", "causation"),
+        (2, "comment.posted.v1", "bob", "correlation", "causation"),
+        (3, "comment.edited.v1", "bob", "correlation", "causation"),
+        (4, "video_likes.unliked.v1", "alice", "correlation", "causation"),
+        columns="position, topic, actor, correlation_id, causation_id",
+    ).then(
+        "topics",
+        ("video_likes.liked.v1", 1, 1, 0),
+        ("comment.posted.v1", 1, 1, 0),
+        ("comment.edited.v1", 1, 0, 0),
+        ("video_likes.unliked.v1", 1, 0, 0),
+        columns="topic, events, streams, unreadable",
+    ).then("days", (4,), columns="sum(events)::int")
 
 
 def described(row: CommentRow) -> tuple[object, ...]:

@@ -16,11 +16,11 @@ from tests.integration.projection_support import (
     Tally,
     Writer,
     caught_up,
-    eventually,
     hosting,
     rows,
     seen,
 )
+from tests.support import eventually
 
 VIDEO = uuid4()
 VIEWERS = [f"viewer-{n}" for n in range(1, 11)]

@@ -22,7 +22,7 @@ from engine.connections import connect
 from infra.counters import Counter, Counters
 from infra.redis import connect_blocking_redis
 from projections.replaying.rows import replays
-from tests.e2e.program import OWN_VARIABLES, PROJECT
+from tests.e2e.program import OWN_VARIABLES
 from tests.integration.operating import (
     Backlot,
     Desk,
@@ -34,12 +34,12 @@ from tests.integration.operating import (
 from tests.integration.projection_support import (
     Writer,
     caught_up,
-    eventually,
     hosting,
     position,
     rows,
 )
 from tests.integration.redis_servers import redis_servers
+from tests.support import PROJECT, eventually
 
 ME = f"operator:{getpass.getuser()}"
 

@@ -12,8 +12,9 @@ import pytest
 
 from engine.checkpoints import pause, resume
 from infra.position import Position, decode_position, encode_position
-from tests.integration.projection_support import eventually, rows
+from tests.integration.projection_support import rows
 from tests.integration.readapi_support import Site, serving
+from tests.support import eventually
 
 
 @pytest.fixture

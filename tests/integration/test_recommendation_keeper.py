@@ -25,13 +25,12 @@ from tests.integration.consuming_support import (
     held,
     place,
     run,
-    until,
     waits,
 )
 from tests.integration.keeping import record
 from tests.integration.projection_support import Writer, rows
 from tests.kafka_cluster import kafka_cluster
-from tests.support import ended
+from tests.support import ended, until
 from workers.consuming.subscriptions import subscribe_keeper
 from workers.recommendations import keeper as keepers
 from workers.recommendations.keeper import EngagementKeeper

@@ -15,11 +15,11 @@ from infra.codec import event_id
 from infra.integration import TOPICS
 from infra.telemetry import Telemetry, TelemetryEvent
 from tests.integration.analytics_support import REPEAT
-from tests.integration.consuming_support import VIDEO, run, until
+from tests.integration.consuming_support import VIDEO, run
 from tests.integration.projection_support import Writer, origin, rows
 from tests.integration.relay_support import Topics, relayed, relaying
 from tests.kafka_cluster import MockCluster, kafka_cluster
-from tests.support import ended
+from tests.support import ended, until
 
 SEEN = TelemetryEvent(
     uuid4(), "video.viewed", VIDEO, "ann", datetime.now(UTC), {"sessionId": str(uuid4())}, "asked"

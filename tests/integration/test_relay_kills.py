@@ -15,10 +15,11 @@ from uuid import uuid4
 import pytest
 
 from domain.comment import Comment
-from tests.integration.consuming_support import run, until
+from tests.integration.consuming_support import run
 from tests.integration.projection_support import Writer, origin
 from tests.integration.relay_support import Topics, expected_ids, relayed, relaying
 from tests.kafka_cluster import MockCluster, kafka_cluster
+from tests.support import until
 
 pytestmark = pytest.mark.chaos
 

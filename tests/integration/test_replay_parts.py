@@ -39,18 +39,28 @@ def built(database_url: str, projection: Projection, to: int, **options: int) ->
     return name
 
 
-def test_serial_parallel_and_live_are_the_same(database_url: str, writer: Writer) -> None:
+@pytest.mark.parametrize(
+    ("seed", "events", "ways"),
+    [
+        (1, 150, [(3, 7)]),
+        pytest.param(SEED, 700, [(1, 13), (3, 7), (2, 20_000)], marks=pytest.mark.chaos),
+    ],
+    ids=["short", "long"],
+)
+def test_serial_parallel_and_live_are_the_same(
+    database_url: str, writer: Writer, seed: int, events: int, ways: list[tuple[int, int]]
+) -> None:
     """With removals, edits, likes taken back and given again, in batches of any size."""
-    print(f"REPLAY_SEED={SEED}")  # noqa: T201 - shown when the test fails
-    History(writer, SEED, videos=6, viewers=5).grow(700)
+    print(f"REPLAY_SEED={seed}")  # noqa: T201 - shown when the test fails
+    History(writer, seed, videos=6, viewers=5).grow(events)
     projected(database_url, writer, models())
     for name, projection in models().items():
-        for workers, batch_events in ((1, 13), (3, 7), (2, 20_000)):
+        for workers, batch_events in ways:
             copy = built(
                 database_url, projection, writer.head, workers=workers, batch_events=batch_events
             )
             found = difference(database_url, name, copy)
-            assert not found.differs, (SEED, copy, found.as_dict())
+            assert not found.differs, (seed, copy, found.as_dict())
     assert rows(database_url, "SELECT count(*) FROM backlot_checkpoints WHERE kind = 'replay'") == [
         (0,)
     ]

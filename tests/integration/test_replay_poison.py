@@ -19,7 +19,6 @@ from projections.replaying.rows import ReplayOptions, ReplayState
 from tests.integration.projection_support import (
     Writer,
     caught_up,
-    eventually,
     hosting,
     position,
     rows,
@@ -32,6 +31,7 @@ from tests.integration.replay_support import (
     difference,
     replayed,
 )
+from tests.support import eventually
 
 BAD = ("viewer-13", "viewer-17", "viewer-30")
 PARKED = "SELECT position FROM backlot_dead_letters WHERE subscription = %s ORDER BY position"

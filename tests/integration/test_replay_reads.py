@@ -27,8 +27,9 @@ from projections.likes import Likes
 from projections.projection import Projection
 from projections.replaying.replay import rollback
 from projections.replaying.rows import ReplayOptions, ReplayState
-from tests.integration.projection_support import Writer, caught_up, eventually, hosting, origin
+from tests.integration.projection_support import Writer, caught_up, hosting, origin
 from tests.integration.replay_support import replayed
+from tests.support import eventually
 
 pytestmark = pytest.mark.chaos
 

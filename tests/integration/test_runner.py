@@ -24,12 +24,12 @@ from tests.integration.projection_support import (
     Tally,
     Writer,
     caught_up,
-    eventually,
     hosting,
     position,
     rows,
     seen,
 )
+from tests.support import eventually
 
 VIDEO = uuid4()
 

@@ -22,7 +22,7 @@ from infra import metrics, seals
 from infra.event_store import open_recorder
 from infra.seals import FileAnchors, LogBroken, Seal, StoredRow, leaf, read_anchors
 from infra.seals.tables import seals as read_seals
-from tests.integration.event_log import eventually, lock_of_the_log, rows
+from tests.integration.event_log import lock_of_the_log, rows
 from tests.integration.sealing import (
     BLOCK,
     change,
@@ -33,7 +33,7 @@ from tests.integration.sealing import (
     sealer,
     verify,
 )
-from tests.support import ended
+from tests.support import ended, eventually
 from workers.sealing import sealing_job
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
@@ -40,8 +40,7 @@ from infra.telemetry import VIEWED, Telemetry, TelemetryEvent
 from projections.install import make_tables
 from readapi.pool import LivePool, make_pool
 from tests.integration.buses import Toggle, execute, execute_all, with_bus
-from tests.integration.event_log import eventually
-from tests.support import ended, hung
+from tests.support import ended, eventually, hung, until
 
 BRIEF = Limits(connect=3, pool=2.0, statement=1.0)
 
@@ -86,13 +85,6 @@ def sessions(url: str) -> int:
         query = "SELECT count(*) FROM pg_stat_activity WHERE client_port IS NOT NULL"
         (count,) = conn.execute(query).fetchone() or (0,)
         return int(count) - 1
-
-
-async def until(holds: Callable[[], Awaitable[bool]]) -> None:
-    """Return when it holds; fails when it does not within a minute."""
-    async with asyncio.timeout(60):
-        while not await holds():  # noqa: ASYNC110 - a database has no event of ours
-            await asyncio.sleep(0.05)
 
 
 class TestThreads:

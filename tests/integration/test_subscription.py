@@ -18,8 +18,7 @@ from engine.messages import Place
 from engine.notifications import EVENTS, HURRY, NOTIFY, Notifications
 from engine.subscription import Handler, Restart, Resting, State, Subscription
 from infra import telemetry
-from tests.integration.consuming_support import until
-from tests.support import ended
+from tests.support import ended, until
 
 NUMBERS: Place = ("numbers", 0)
 

@@ -27,10 +27,9 @@ from infra.tasks.queues import SPEECH, TRANSLATION
 from projections.comments import Comments
 from projections.install import install
 from projections.log import Log
-from tests.integration.consuming_support import until as until_async
 from tests.integration.projection_support import Writer
-from tests.integration.task_support import Toy, quick_settings, until
-from tests.support import ended
+from tests.integration.task_support import Toy, quick_settings
+from tests.support import ended, eventually, until
 from workers.translation.sweep import Sweep, sweep_job
 
 OVERDUE = timedelta(minutes=5)
@@ -131,8 +130,8 @@ class Desk:
         """Whether these tasks were waiting, and no others."""
         self.ran.clear()
         with self.toy.working():
-            until(lambda: len(self.ran) >= len(expected))
-            until(self.is_empty)
+            eventually(lambda: len(self.ran) >= len(expected))
+            eventually(self.is_empty)
         return sorted(self.ran) == sorted(expected)
 
     def is_empty(self) -> bool:
@@ -233,7 +232,7 @@ def test_it_goes_on_when_the_broker_was_away(desk: Desk) -> None:
     async def scenario() -> None:
         swept = metrics.value("backlot_translations_swept_total")
         task = asyncio.create_task(run_job(sweep_job(sweep, desk.database_url, 0.05)))
-        await until_async(lambda: metrics.value("backlot_translations_swept_total") > swept)
+        await until(lambda: metrics.value("backlot_translations_swept_total") > swept)
         await ended(task)
 
     with capture_logs() as logs:
@@ -241,4 +240,4 @@ def test_it_goes_on_when_the_broker_was_away(desk: Desk) -> None:
     told = [line["event"] for line in logs if line["event"].startswith(("sweep", "translations"))]
     assert told[0] == "sweep_postponed"
     with desk.toy.working():
-        until(lambda: lost in desk.ran)
+        eventually(lambda: lost in desk.ran)

@@ -29,7 +29,8 @@ from infra.tasks.letters import TaskQueues, every, like, named
 from infra.tasks.queues import TRANSLATION
 from tests.integration.rabbitmq_server import rabbitmq_server
 from tests.integration.redis_servers import redis_servers
-from tests.integration.task_support import Toy, quick_settings, until
+from tests.integration.task_support import Toy, quick_settings
+from tests.support import eventually
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_a_task_knows_its_arguments_and_where_it_comes_from(settings: TaskSettin
     toy.actor(tell)
     toy.send("tell", "c1", 2)
     with toy.working():
-        until(lambda: count("tell", "done") > before)
+        eventually(lambda: count("tell", "done") > before)
     assert seen == [(("c1", 2), TaskOrigin("req-1", "event-1"), "req-1")]
     assert current_origin() == TaskOrigin(None, None)
     assert metrics.value("backlot_tasks_running", actor="tell") == 0
@@ -111,7 +112,7 @@ def test_a_failure_is_tried_again_after_a_pause_that_grows_to_a_cap(settings: Ta
     toy.actor(recover)
     with toy.working():
         toy.send("recover")
-        until(lambda: count("recover", "done") > done)
+        eventually(lambda: count("recover", "done") > done)
     assert count("recover", "retried") - retried == 2
     first, second = at[1] - at[0], at[2] - at[1]
     assert first >= 0.2
@@ -134,7 +135,7 @@ def test_after_the_last_attempt_the_program_is_told_once_and_the_letter_kept(
     toy.actor(fail)
     with toy.working():
         sent = toy.send("fail", "c1")
-        until(lambda: state(queues)["dead"] == 1)
+        eventually(lambda: state(queues)["dead"] == 1)
         (letter,) = queues.dead(TRANSLATION, 10)
         assert toy.dead == [letter]
         assert letter.failed_at is not None
@@ -144,8 +145,8 @@ def test_after_the_last_attempt_the_program_is_told_once_and_the_letter_kept(
         )  # fmt: skip
         assert queues.redrive(TRANSLATION, named("another")) == []
         assert queues.redrive(TRANSLATION, named(sent)) == [sent]
-        until(lambda: len(tries) == 4)
-        until(lambda: state(queues)["waiting"] == 0)
+        eventually(lambda: len(tries) == 4)
+        eventually(lambda: state(queues)["waiting"] == 0)
     assert state(queues) | {"taken": 0} == {"waiting": 0, "taken": 0, "delayed": 0, "dead": 0}
     assert len(toy.dead) == 1
 
@@ -165,7 +166,7 @@ def test_dead_letters_like_one_are_handled_together(
     first, second = toy.send("fail", "a"), toy.send("fail", "bb")
     odd, another = toy.send("fail", "odd"), toy.send("other", "a")
     with toy.working():
-        until(lambda: state(queues)["dead"] == 4)
+        eventually(lambda: state(queues)["dead"] == 4)
     letters = {letter.id: letter for letter in queues.dead(TRANSLATION, 10)}
     assert queues.discard(TRANSLATION, named("another")) == []
     assert {task.id for task in queues.discard(TRANSLATION, like(letters[first]))} == {
@@ -196,7 +197,7 @@ def test_a_task_that_can_not_be_recorded_as_dead_is_tried_again(
     failures = metrics.value("backlot_task_dead_hook_failures_total", actor="hopeless")
     with toy.working():
         toy.send("hopeless")
-        until(lambda: state(queues)["dead"] == 1)
+        eventually(lambda: state(queues)["dead"] == 1)
     assert [each.attempts for each in told] == [1, 2]
     now = metrics.value("backlot_task_dead_hook_failures_total", actor="hopeless")
     assert now - failures == 1
@@ -214,7 +215,7 @@ def test_a_postponed_task_keeps_its_attempts(settings: TaskSettings) -> None:
     toy.actor(wait_for_llm)
     with toy.working():
         toy.send("wait_for_llm")
-        until(lambda: count("wait_for_llm", "done") > before)
+        eventually(lambda: count("wait_for_llm", "done") > before)
     assert len(calls) == 5
     assert toy.dead == []
 
@@ -232,7 +233,7 @@ def test_a_task_over_its_time_is_cancelled_and_counts_as_failed(settings: TaskSe
     toy.actor(hang, time_limit=300, max_retries=0)
     with toy.working():
         toy.send("hang")
-        until(lambda: toy.dead)
+        eventually(lambda: toy.dead)
     assert cleaned == [None]
     assert [each.error for each in toy.dead] == ["TimeLimitExceeded"]
 
@@ -253,9 +254,9 @@ def test_stopping_lets_running_tasks_end_and_leaves_the_rest(
     for number in range(6):
         toy.send("slow", number)
     with toy.working():
-        until(lambda: len(started) == 2)
+        eventually(lambda: len(started) == 2)
     assert sorted(ended) == sorted(started) == [0, 1]
-    until(lambda: state(queues)["waiting"] == 4)
+    eventually(lambda: state(queues)["waiting"] == 4)
     assert state(queues).get("taken", 0) == 0
 
 
@@ -280,12 +281,12 @@ def test_what_outlasts_the_grace_is_given_back_with_its_attempts(
         toy.actor(stubborn)
     with first.working():
         first.send("stubborn")
-        until(lambda: calls)
+        eventually(lambda: calls)
         asked = time.monotonic()
     assert time.monotonic() - asked < 5
     assert count("stubborn", "returned") - returned == 1
     with second.working():
-        until(lambda: count("stubborn", "done") > done)
+        eventually(lambda: count("stubborn", "done") > done)
     assert len(calls) == 2
     assert first.dead == second.dead == []
 
@@ -304,7 +305,7 @@ def test_a_message_for_no_actor_becomes_a_dead_letter(
     sender.send("gone")
     sender.broker.close()
     with worker.working():
-        until(lambda: state(queues)["dead"] == 1)
+        eventually(lambda: state(queues)["dead"] == 1)
     (letter,) = queues.dead(TRANSLATION, 1)
     assert (letter.actor, letter.error) == ("gone", "no actor has this name")
     assert worker.dead == []
@@ -323,8 +324,8 @@ def test_what_can_not_be_read_becomes_a_dead_letter_and_stops_nobody() -> None:
     toy.actor(next_one)
     toy.send("next_one")
     with toy.working():
-        until(lambda: state(queues)["dead"] == 1)
-        until(lambda: count("next_one", "done") > before)
+        eventually(lambda: state(queues)["dead"] == 1)
+        eventually(lambda: count("next_one", "done") > before)
     (letter,) = queues.dead(TRANSLATION, 1)
     assert letter.id == "x"
     assert letter.error.startswith("can't be read")
@@ -353,7 +354,7 @@ def test_resources_are_opened_before_and_closed_after_the_tasks(settings: TaskSe
     toy.actor(use)
     toy.send("use")
     with toy.working():
-        until(lambda: "use" in story)
+        eventually(lambda: "use" in story)
     assert story == ["open", "use", "close"]
     with pytest.raises(ResourcesUnavailable):
         resources.get()
@@ -401,6 +402,6 @@ async def test_tasks_may_run_on_a_loop_that_is_there_already() -> None:
     toy.actor(where)
     await asyncio.to_thread(toy.worker.start)
     await asyncio.to_thread(toy.send, "where")
-    await asyncio.to_thread(until, lambda: loops)
+    await asyncio.to_thread(eventually, lambda: loops)
     await asyncio.to_thread(toy.worker.stop)
     assert loops == [here]

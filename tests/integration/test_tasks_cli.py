@@ -15,7 +15,8 @@ from infra.tasks.broker import task_queues
 from infra.tasks.queues import TRANSLATION
 from tests.integration.operating import Backlot, desk, in_group
 from tests.integration.redis_servers import redis_servers
-from tests.integration.task_support import Toy, quick_settings, until
+from tests.integration.task_support import Toy, quick_settings
+from tests.support import eventually
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def dead(redis_url: str) -> list[str]:
     sent = [toy.send("fail", comment) for comment in ("a", "bb", "odd")]
     queues = task_queues(settings)
     with toy.working():
-        until(lambda: len(queues.dead(TRANSLATION, 10)) == 3)
+        eventually(lambda: len(queues.dead(TRANSLATION, 10)) == 3)
     return sent
 
 

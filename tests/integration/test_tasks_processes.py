@@ -20,8 +20,8 @@ import redis
 
 from backlot.cli import main
 from tests.integration.redis_servers import RedisServer, redis_servers
-from tests.integration.task_support import QUICK, Toy, quick_settings, until
-from tests.support import unused_port
+from tests.integration.task_support import QUICK, Toy, quick_settings
+from tests.support import eventually, unused_port
 
 # The thread that holds the delayed ones.
 LOST = r"connection error.*translation\.DQ|translation\.DQ.*connection error"
@@ -107,11 +107,11 @@ def program(server: RedisServer, tmp_path: Path) -> Program:
 def test_a_killed_process_loses_no_task(program: Program, sender: Sender) -> None:
     with program.running() as first:
         sender.send("linger", "a", 2)
-        until(lambda: "begin a" in sender.told())
+        eventually(lambda: "begin a" in sender.told())
         os.killpg(first.pid, signal.SIGKILL)
     assert "end a" not in sender.told()
     with program.running():
-        until(lambda: "end a" in sender.told(), 60)
+        eventually(lambda: "end a" in sender.told())
     assert sender.told().count("begin a") == 2
 
 
@@ -122,7 +122,7 @@ def test_sigterm_lets_short_tasks_end_and_returns_long_ones(
         sender.send("linger", "short", 1.5)
         sender.send("linger", "long", 8)
         sender.send("tell", "later")
-        until(lambda: {"begin short", "begin long"} <= set(sender.told()))
+        eventually(lambda: {"begin short", "begin long"} <= set(sender.told()))
         first.send_signal(signal.SIGTERM)
         assert first.wait(20) == 0
     told = sender.told()
@@ -130,8 +130,8 @@ def test_sigterm_lets_short_tasks_end_and_returns_long_ones(
     assert "end long" not in told
     assert told[-1].startswith("close "), "resources are closed last"
     with program.running():
-        until(lambda: "end long" in sender.told(), 30)
-        until(lambda: "later for req-1" in sender.told())
+        eventually(lambda: "end long" in sender.told())
+        eventually(lambda: "later for req-1" in sender.told())
     assert b"task_returned" in program.log.read_bytes()
 
 
@@ -146,8 +146,8 @@ def test_failures_back_off_die_once_and_are_seen_and_sent_again_by_operators(
     with program.running():
         sender.send("tell", "hello")
         sender.send("fail")
-        until(lambda: "dead fail after 3" in sender.told(), 30)
-        until(lambda: _backlot(capsys, "list")["items"][0]["dead"] == 1)
+        eventually(lambda: "dead fail after 3" in sender.told())
+        eventually(lambda: _backlot(capsys, "list")["items"][0]["dead"] == 1)
         (letter,) = _backlot(capsys, "dead")["items"]
         assert (letter["actor"], letter["attempts"]) == ("fail", 3)
         assert letter["error"] == "ValueError: always"
@@ -156,7 +156,7 @@ def test_failures_back_off_die_once_and_are_seen_and_sent_again_by_operators(
         _sees(program, r'backlot_tasks_total\{actor="fail",outcome="retried"\} 2.0')
         _sees(program, r'backlot_tasks_total\{actor="tell",outcome="done"\} 1.0')
         assert _backlot(capsys, "redrive", letter["id"])["sent"] == [letter["id"]]
-        until(lambda: sender.told().count("dead fail after 3") == 2, 30)
+        eventually(lambda: sender.told().count("dead fail after 3") == 2)
     lines = [json.loads(line) for line in program.log.read_text().splitlines()]
     dead = [line for line in lines if line.get("event") == "task_dead"]
     assert [line["correlationId"] for line in dead] == ["req-1", "req-1"]
@@ -169,15 +169,15 @@ def test_when_redis_comes_back_the_delayed_tasks_go_on(
     program = Program(server, tmp_path / "program.log", TASK_MAX_RETRIES="1", **pauses)
     with program.running():
         sender.send("fail")
-        until(lambda: b"task_retried" in program.log.read_bytes())
+        eventually(lambda: b"task_retried" in program.log.read_bytes())
         # Until the worker holds it in its memory: a poll of the delayed takes a second.
         time.sleep(1.3)
         server.pause()
-        until(lambda: re.search(LOST, program.log.read_text()), 30)
+        eventually(lambda: re.search(LOST, program.log.read_text()))
         server.resume()
-        until(lambda: "dead fail after 2" in sender.told(), 30)
+        eventually(lambda: "dead fail after 2" in sender.told())
         sender.send("tell", "after")
-        until(lambda: "after for req-1" in sender.told(), 30)
+        eventually(lambda: "after for req-1" in sender.told())
 
 
 def test_in_process_tasks_can_not_be_seen_from_outside(
@@ -201,4 +201,6 @@ def _backlot(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, list[
 
 
 def _sees(program: Program, pattern: str) -> None:
-    until(lambda: re.search(pattern, httpx.get(f"http://127.0.0.1:{program.port}/metrics").text))
+    eventually(
+        lambda: re.search(pattern, httpx.get(f"http://127.0.0.1:{program.port}/metrics").text)
+    )

@@ -16,7 +16,8 @@ from infra.integration.topics import TELEMETRY
 from infra.telemetry import INSERT, Telemetry, TelemetryEvent
 from projections.install import make_tables
 from tests.integration.analytics_support import REPEAT
-from tests.integration.event_log import eventually, rows
+from tests.integration.event_log import rows
+from tests.support import eventually
 from workers.following import TelemetryFeed
 
 SESSION = str(uuid4())

@@ -15,9 +15,10 @@ from backlot.cli import main
 from domain.operation import Operation
 from engine.dead_letters import Rejected
 from infra.integration import TOPICS
-from tests.integration.consuming_support import VIDEO, LogStage, Tasks, consuming, run, until
+from tests.integration.consuming_support import VIDEO, LogStage, Tasks, consuming, run
 from tests.integration.operating import desk
 from tests.integration.projection_support import Writer, rows
+from tests.support import until
 from workers import relay_places
 
 

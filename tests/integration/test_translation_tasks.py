@@ -22,14 +22,13 @@ from infra.tasks.broker import task_queues
 from infra.tasks.letters import every
 from infra.tasks.queues import TRANSLATION
 from tests.integration.buses import decided
-from tests.integration.consuming_support import LogStage, consuming, processed, run, until
+from tests.integration.consuming_support import LogStage, consuming, processed, run
 from tests.integration.event_log import logged
 from tests.integration.projection_support import Writer
 from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.integration.task_support import QUICK
-from tests.integration.task_support import until as eventually
 from tests.openai_server import OpenAIServer, openai_server, refusal, status
-from tests.support import unused_port
+from tests.support import eventually, until, unused_port
 from workers.tasks import TaskMeans, declare
 from workers.translation.consumer import TranslationConsumer
 

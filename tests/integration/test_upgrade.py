@@ -32,13 +32,13 @@ from tests.integration.projection_support import (
     Tally,
     Writer,
     caught_up,
-    eventually,
     hosting,
     position,
     rows,
 )
 from tests.integration.readapi_support import Site, serving
 from tests.integration.replay_support import SWITCH, connected, replayed
+from tests.support import eventually
 
 COLUMNS = """
 SELECT table_name, column_name, data_type FROM information_schema.columns WHERE table_schema = %s

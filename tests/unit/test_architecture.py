@@ -6,9 +6,8 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("backlot", "commands", "domain", "engine", "infra", "projections", "readapi", "workers")
@@ -17,8 +16,28 @@ CLOCKS_AND_CHANCE = {"random", "secrets", "time", "os", "socket", "subprocess", 
 CLOCK_READS = {"now", "utcnow", "today", "uuid1", "uuid4"}
 
 
-def sources(*packages: str) -> list[Path]:
-    return sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def sources(*packages: str) -> dict[str, ast.Module]:
+    """The syntax tree of each file of these packages, by its path in the project."""
+    paths = sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
+    return {str(path.relative_to(ROOT)): parsed(path) for path in paths}
+
+
+def nodes(*packages: str) -> Iterator[tuple[str, ast.AST]]:
+    """Each node of each file of these packages, with the file's path."""
+    for file, tree in sources(*packages).items():
+        for node in ast.walk(tree):
+            yield file, node
+
+
+def calls(*packages: str) -> Iterator[tuple[str, ast.Call]]:
+    for file, node in nodes(*packages):
+        if isinstance(node, ast.Call):
+            yield f"{file}:{node.lineno}", node
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -29,34 +48,45 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield node.module
 
 
-@pytest.mark.parametrize("path", sources("domain"), ids=lambda path: path.name)
-def test_the_domain_imports_only_the_library_and_the_standard_library(path: Path) -> None:
-    for module in imported(ast.parse(path.read_text())):
-        allowed = module.split(".")[0] in sys.stdlib_module_names or any(
-            module == name or module.startswith(f"{name}.") for name in DOMAIN_MAY_IMPORT
-        )
-        assert allowed, f"{path.name} imports {module}"
-        assert module.split(".")[0] not in CLOCKS_AND_CHANCE, f"{path.name} imports {module}"
+def may_be_imported_by_the_domain(module: str) -> bool:
+    top = module.split(".", maxsplit=1)[0]
+    allowed = top in sys.stdlib_module_names or any(
+        module == name or module.startswith(f"{name}.") for name in DOMAIN_MAY_IMPORT
+    )
+    return allowed and top not in CLOCKS_AND_CHANCE
 
 
-@pytest.mark.parametrize("path", sources("domain"), ids=lambda path: path.name)
-def test_the_domain_reads_no_clock_and_throws_no_dice(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            assert node.func.attr not in CLOCK_READS, f"{path.name}:{node.lineno}"
+def test_every_package_is_looked_at() -> None:
+    assert all(sources(package) for package in PACKAGES)
 
 
-@pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda path: str(path.relative_to(ROOT)))
-def test_business_rules_are_not_asserts(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
-        assert not isinstance(node, ast.Assert), f"{path.name}:{node.lineno}"
+def test_the_domain_imports_only_the_library_and_the_standard_library() -> None:
+    assert [
+        f"{file} imports {module}"
+        for file, tree in sources("domain").items()
+        for module in imported(tree)
+        if not may_be_imported_by_the_domain(module)
+    ] == []
 
 
-@pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_says_why_it_exists(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    if tree.body:
-        assert ast.get_docstring(tree), f"{path.relative_to(ROOT)} has no docstring"
+def test_the_domain_reads_no_clock_and_throws_no_dice() -> None:
+    assert [
+        place
+        for place, call in calls("domain")
+        if isinstance(call.func, ast.Attribute) and call.func.attr in CLOCK_READS
+    ] == []
+
+
+def test_business_rules_are_not_asserts() -> None:
+    found = [
+        f"{file}:{node.lineno}" for file, node in nodes(*PACKAGES) if isinstance(node, ast.Assert)
+    ]
+    assert found == []
+
+
+def test_a_module_says_why_it_exists() -> None:
+    modules = sources(*PACKAGES).items()
+    assert [file for file, tree in modules if tree.body and not ast.get_docstring(tree)] == []
 
 
 ENDS = "infra/cancellation.py"
@@ -81,9 +111,8 @@ OTHERS = {
 }
 
 
-def calls_that_lose_stops(path: Path) -> Iterator[str]:
-    file = str(path.relative_to(ROOT))
-    for node in ast.walk(ast.parse(path.read_text())):
+def calls_that_lose_stops(file: str, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             name = ast.unparse(node.func)
             for known in {name, node.func.attr} & ONLY_THERE.keys():
@@ -91,13 +120,14 @@ def calls_that_lose_stops(path: Path) -> Iterator[str]:
                     yield f"{file}:{node.lineno} {name}"
 
 
-@pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_stop_is_asked_for_in_one_place(path: Path) -> None:
-    assert list(calls_that_lose_stops(path)) == []
+def test_a_stop_is_asked_for_in_one_place() -> None:
+    modules = sources(*PACKAGES).items()
+    assert [call for file, tree in modules for call in calls_that_lose_stops(file, tree)] == []
 
 
 def test_a_call_that_may_lose_a_stop_is_found() -> None:
-    found = {call.split()[1] for call in calls_that_lose_stops(ROOT / "tests/unit/test_leases.py")}
+    file = "tests/unit/test_leases.py"
+    found = {call.split()[1] for call in calls_that_lose_stops(file, parsed(ROOT / file))}
     assert "task.cancel" in found
 
 
@@ -112,25 +142,23 @@ CONNECTS = {
 }
 
 
-@pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda path: path.name)
-def test_connections_to_postgresql_are_made_in_one_place(path: Path) -> None:
-    if str(path.relative_to(ROOT)) in MAY_CONNECT:
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call):
-            assert ast.unparse(node.func) not in CONNECTS, f"{path.name}:{node.lineno}"
+def test_connections_to_postgresql_are_made_in_one_place() -> None:
+    found = [place for place, call in calls(*PACKAGES) if ast.unparse(call.func) in CONNECTS]
+    assert [place for place in found if place.partition(":")[0] not in MAY_CONNECT] == []
 
 
 NAMES_THE_LOG = "infra/event_store.py"
 
 
-@pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_table_of_the_log_is_named_in_one_place(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
-            text = node.value if isinstance(node.value, str) else node.value.decode()
-            named = re.search(r"\bbacklot_events\b", text) is not None
-            assert not named or str(path.relative_to(ROOT)) == NAMES_THE_LOG, node.lineno
+def test_the_table_of_the_log_is_named_in_one_place() -> None:
+    found = {
+        file
+        for file, node in nodes(*PACKAGES)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str | bytes)
+        and re.search(r"\bbacklot_events\b", str(node.value))
+    }
+    assert found == {NAMES_THE_LOG}
 
 
 # Whatever is not made from files: the records of these, the shape that decides which are applied,
@@ -144,9 +172,16 @@ MAKES_TABLES = {
 }
 
 
-@pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda path: str(path.relative_to(ROOT)))
-def test_tables_are_made_from_files_or_with_a_copy(path: Path) -> None:
-    if str(path.relative_to(ROOT)) in MAKES_TABLES:
-        return
-    made = re.findall(r"CREATE (?:TEMPORARY )?TABLE (?:IF NOT EXISTS )?(\S+)", path.read_text())
-    assert [name for name in made if not name.strip("{").startswith("schema}")] == []
+def test_tables_are_made_from_files_or_with_a_copy() -> None:
+    made = [
+        (file, name)
+        for file in sources(*PACKAGES)
+        for name in re.findall(
+            r"CREATE (?:TEMPORARY )?TABLE (?:IF NOT EXISTS )?(\S+)", (ROOT / file).read_text()
+        )
+    ]
+    assert [
+        (file, name)
+        for file, name in made
+        if file not in MAKES_TABLES and not name.strip("{").startswith("schema}")
+    ] == []

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
+import typer.main
+from typer.main import get_command
 
 from backlot import question
-from backlot.cli import CommandError, app, main, parse_ttl
+from backlot.cli import CommandError, main, parse_ttl
 from infra.auth import make_authenticator, read_or_make_secret
 from infra.data_folder import secret_path
 from infra.settings import Settings, load_settings
+from tests.command_line import every_command
 from tests.real_inputs import RealInput, each
 
 PROJECT = Path(__file__).parents[2]
@@ -61,17 +59,7 @@ def backlot(
 GROUPS = ["events", "likes", "projections", "projections parked", "tasks", "topics"]
 
 
-def commands() -> Iterator[str]:
-    """Every group and command, the hidden ones included."""
-    todo: list[tuple[str, Any]] = [("", typer.main.get_command(app))]
-    while todo:
-        path, command = todo.pop()
-        yield path
-        inner = getattr(command, "commands", {})
-        todo += [(f"{path} {name}".strip(), each) for name, each in inner.items()]
-
-
-@pytest.mark.parametrize("path", sorted(commands()))
+@pytest.mark.parametrize("path", sorted(words for words, _ in every_command()))
 @pytest.mark.parametrize("asked", ["-h", "--help"])
 def test_help_is_at_every_level(backlot: Run, path: str, asked: str) -> None:
     code, out, err = backlot(*path.split(), asked)
@@ -172,19 +160,6 @@ def test_what_breaks_is_not_taken_for_a_finding(
     assert "ZeroDivisionError" in err
 
 
-def test_whoever_stops_reading_is_not_taken_for_a_finding(folder: Path) -> None:
-    command = [sys.executable, "-m", "backlot", "projections", "--help"]
-    reading, writing = os.pipe()
-    os.close(reading)
-    try:
-        ran = subprocess.run(
-            command, check=False, stdout=writing, stderr=subprocess.PIPE, cwd=PROJECT
-        )
-    finally:
-        os.close(writing)
-    assert (ran.returncode, ran.stderr) == (141, b"")
-
-
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
@@ -213,6 +188,8 @@ def test_a_shell_completes(
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_shell_is_told_how(backlot: Run, monkeypatch: pytest.MonkeyPatch, shell: str) -> None:
+    # What it offers depends on the shell that it finds when the commands are read.
+    monkeypatch.setattr(typer.main, "get_command", get_command)
     monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
     code, out, err = backlot("--show-completion", shell)
     assert (code, err) == (0, "")
@@ -356,16 +333,3 @@ def test_the_doctor_sees_a_folder_of_another_version(backlot: Run, folder: Path)
     code, out, _ = backlot("doctor")
     assert code == 1
     assert "format '7'" in out
-
-
-def test_python_dash_m_is_the_same_program(folder: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "backlot", "token"],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=dict(os.environ),
-        cwd=PROJECT,
-    )
-    assert ran.returncode == 2
-    assert ran.stderr == "backlot: Missing option '--user'.\n"

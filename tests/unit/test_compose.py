@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 import tomllib
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 from dramatiq.cli import make_argument_parser
@@ -250,29 +246,3 @@ def test_only_the_proxy_is_reached_from_outside() -> None:
     for text in COMPOSITION.services["proxy"].given["ports"]:
         assert text.startswith("127.0.0.1:"), "whoever opens it to others does so on purpose"
     assert COMPOSITION.services["proxy"].given["networks"] == ["edge"]
-
-
-@pytest.mark.parametrize(
-    ("variables", "told"),
-    [
-        ({}, "DATABASE_URL and REDIS_URL"),
-        ({"DATABASE_URL": "postgresql://db/backlot"}, "TASK_BROKER_URL"),
-        ({"REDIS_URL": "http://redis"}, "REDIS_URL: must start with redis://"),
-    ],
-)
-def test_a_process_of_tasks_without_its_servers_says_so_in_one_line(
-    tmp_path: Path, variables: dict[str, str], told: str
-) -> None:
-    kept = {name: value for name, value in os.environ.items() if name not in ALIASES}
-    ended = subprocess.run(
-        [sys.executable, "-c", "import workers.app"],
-        cwd=tmp_path,
-        env={**kept, "PYTHONPATH": str(PROJECT), **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    (line,) = ended.stderr.splitlines()
-    assert ended.returncode == 1
-    assert line.startswith("workers.app: ")
-    assert told in line

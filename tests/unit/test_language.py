@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import socket
 import time
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,7 +15,7 @@ from anyio import run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.language import Detection, LlmDetector, NoDetector, TextDetector, make_detector
+from infra.language import Detection, Detector, LlmDetector, NoDetector, TextDetector, make_detector
 from infra.language.codes import iso_639_1
 from infra.language.words import words
 from infra.llm import Parsed
@@ -40,6 +41,15 @@ class SilentModel:
 
     async def aclose(self) -> None:
         """Nothing is open."""
+
+
+# Their models take longer to load than to be asked.
+text_detector = cache(TextDetector)
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return make_detector(load_settings({}).translation, None)
 
 
 NO_WORDS, ASKED = "no_words", "asked"
@@ -84,10 +94,10 @@ def test_a_comment_of_other_things_has_no_words(real: RealInput) -> None:
 
 
 @each("comments")
-def test_who_is_asked_about_a_comment(real: RealInput) -> None:
+def test_who_is_asked_about_a_comment(detector: Detector, real: RealInput) -> None:
     """No words; or a language that the detector knows; or one about which the model is asked."""
     settings = load_settings({})
-    found = run(make_detector(settings.translation, None).detect, real.text)
+    found = run(detector.detect, real.text)
     if real.right == NO_WORDS:
         assert found is None
     elif real.right == ASKED:
@@ -157,7 +167,7 @@ def test_the_default_needs_neither_network_nor_disk(
 
 @pytest.mark.parametrize("text", ["来自成都的问候", "拍摄地点在哪里呀", "请问有字幕吗"])
 def test_a_clause_of_han_characters_is_no_unknown_word(text: str) -> None:
-    found = run(TextDetector(0.5).detect, text)
+    found = run(text_detector(0.5).detect, text)
     assert found is not None
     assert found.language == "zh"
 
@@ -192,7 +202,7 @@ def test_without_eld_fasttext_answers_alone(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_each_model_knows_what_the_other_does_not(text: str, language: str) -> None:
-    found = run(TextDetector(0.7).detect, text)
+    found = run(text_detector(0.7).detect, text)
     assert found is not None
     assert found.language == language
 

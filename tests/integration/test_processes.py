@@ -1,0 +1,66 @@
+"""The program as a process: what it prints, and the code that it ends with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.settings import Settings
+
+PROJECT = Path(__file__).parents[2]
+ALIASES = {str(field.alias) for field in Settings.model_fields.values()}
+
+
+def test_whoever_stops_reading_is_not_taken_for_a_finding() -> None:
+    command = [sys.executable, "-m", "backlot", "projections", "--help"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ran = subprocess.run(
+            command, check=False, stdout=writing, stderr=subprocess.PIPE, cwd=PROJECT
+        )
+    finally:
+        os.close(writing)
+    assert (ran.returncode, ran.stderr) == (141, b"")
+
+
+def test_python_dash_m_is_the_same_program() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "backlot", "token"],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+    )
+    assert ran.returncode == 2
+    assert ran.stderr == "backlot: Missing option '--user'.\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({}, "DATABASE_URL and REDIS_URL"),
+        ({"DATABASE_URL": "postgresql://db/backlot"}, "TASK_BROKER_URL"),
+        ({"REDIS_URL": "http://redis"}, "REDIS_URL: must start with redis://"),
+    ],
+)
+def test_a_process_of_tasks_without_its_servers_says_so_in_one_line(
+    tmp_path: Path, variables: dict[str, str], told: str
+) -> None:
+    kept = {name: value for name, value in os.environ.items() if name not in ALIASES}
+    ended = subprocess.run(
+        [sys.executable, "-c", "import workers.app"],
+        cwd=tmp_path,
+        env={**kept, "PYTHONPATH": str(PROJECT), **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    (line,) = ended.stderr.splitlines()
+    assert ended.returncode == 1
+    assert line.startswith("workers.app: ")
+    assert told in line
