@@ -36,8 +36,7 @@ class Breaker(CircuitBreaker):
         return LeftAlone(retry_after)
 
     def blames(self, error: BaseException) -> bool | None:
-        blamed: dict[type[BaseException], bool] = {OSError: True, LookupError: False}
-        return blamed.get(type(error))
+        return isinstance(error, OSError) if isinstance(error, OSError | LookupError) else None
 
     def changed(self, before: CircuitState, error: BaseException | None) -> None:
         self.changes.append((before, self.state))
