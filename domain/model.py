@@ -12,6 +12,8 @@ from uuid import UUID
 from eventsourcing.domain import AggregateEvent, BaseAggregate
 
 Upcast = Callable[[dict[str, Any]], None]
+EVENTS: dict[str, type[Aggregate.Event]] = {}
+"""Every event that an imported module declares, by its topics: the present one and the old ones."""
 BEGINNING = datetime.fromtimestamp(0, UTC)
 
 
@@ -73,6 +75,20 @@ class Aggregate(BaseAggregate[UUID]):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.Event.AGGREGATE = cls
+        for event in cls.events():
+            for topic in (event.TOPIC, *event.UPCASTS):
+                if topic in EVENTS:
+                    raise TypeError(f"{cls.__name__} declares the topic {topic} a second time.")
+                EVENTS[topic] = event
+
+    @classmethod
+    def events(cls) -> list[type[Aggregate.Event]]:
+        """The event classes that this aggregate declares, in their order in the file."""
+        return [
+            value
+            for name, value in vars(cls).items()
+            if name != "Event" and isinstance(value, type) and issubclass(value, Aggregate.Event)
+        ]
 
     @classmethod
     def blank(cls, stream_id: UUID) -> Self:

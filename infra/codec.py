@@ -19,13 +19,7 @@ from eventsourcing.persistence import (
     Transcoder,
 )
 
-from domain.comment import Comment
-from domain.model import Aggregate, Upcast
-from domain.operation import Operation
-from domain.upload import Upload
-from domain.video_likes import VideoLikes
-
-AGGREGATES: tuple[type[Aggregate], ...] = (Upload, Comment, VideoLikes, Operation)
+from domain.model import EVENTS, Aggregate, Upcast
 
 PLACE = frozenset(("originator_id", "originator_version"))
 FROM_JSON: dict[type, Callable[[str], Any]] = {UUID: UUID, datetime: datetime.fromisoformat}
@@ -51,21 +45,15 @@ class EventShape(NamedTuple):
 
 
 class EventMapper(Mapper[UUID]):
-    """The library's mapper for Backlot's own events; knows each topic, old and new.
+    """The library's mapper for events that an aggregate declares; knows each topic, old and new.
 
-    Raises MapperDeserialisationError for a topic that nobody declared and for a payload that
-    does not fit its event.
+    Raises MapperDeserialisationError for a topic that no imported module declares, and for a
+    payload that does not fit its event.
     """
 
-    def __init__(self, aggregates: Iterable[type[Aggregate]] = AGGREGATES) -> None:
+    def __init__(self) -> None:
         super().__init__(JSONCodec())
-        self.shapes: dict[str, EventShape] = {}
-        for aggregate in aggregates:
-            for event in events_of(aggregate):
-                shape = EventShape(event, None, payload_fields(event), tuple(_conversions(event)))
-                self.shapes[event.TOPIC] = shape
-                for old_topic, upcast in event.UPCASTS.items():
-                    self.shapes[old_topic] = shape._replace(upcast=upcast)
+        self._shapes: dict[str, EventShape] = {}
 
     def to_stored_event(self, domain_event: DomainEventProtocol[UUID]) -> StoredEvent:
         payload = dict(vars(domain_event))
@@ -85,7 +73,7 @@ class EventMapper(Mapper[UUID]):
     def decode(self, stream_id: UUID, version: int, topic: str, state: bytes) -> Aggregate.Event:
         """The event that these four columns hold, in its newest shape."""
         try:
-            shape = self.shapes[topic]
+            shape = self._shapes.get(topic) or self.shape(topic)
             payload = orjson.loads(state)
             if shape.upcast is not None:
                 shape.upcast(payload)
@@ -104,25 +92,25 @@ class EventMapper(Mapper[UUID]):
         object.__setattr__(event, "__dict__", payload)
         return event
 
+    def shape(self, topic: str) -> EventShape:
+        """Return how to make an event of this topic; raise KeyError where none is declared."""
+        event = EVENTS[topic]
+        shape = EventShape(
+            event, event.UPCASTS.get(topic), payload_fields(event), tuple(_conversions(event))
+        )
+        self._shapes[topic] = shape
+        return shape
+
     @property
     def topics(self) -> frozenset[str]:
         """Every topic that this mapper can read."""
-        return frozenset(self.shapes)
+        return frozenset(EVENTS)
 
 
 def event_id(stream_id: UUID, version: int) -> UUID:
     """An event's name outside: `uuid5(stream id, version)`, the same whenever it is told again."""
     digest = sha1(stream_id.bytes + b"%d" % version, usedforsecurity=False).digest()
     return UUID(bytes=digest[:16], version=5)
-
-
-def events_of(aggregate: type[Aggregate]) -> list[type[Aggregate.Event]]:
-    """The event classes that an aggregate declares, in their order in the file."""
-    return [
-        value
-        for name, value in vars(aggregate).items()
-        if name != "Event" and isinstance(value, type) and issubclass(value, Aggregate.Event)
-    ]
 
 
 def topics_of(event: type[Aggregate.Event]) -> list[str]:

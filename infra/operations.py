@@ -21,14 +21,12 @@ from psycopg import Connection
 from domain.model import Aggregate, Origin
 from domain.operation import Members, Operation, OperationOutcome
 from infra.advisory_locks import operation_lock, try_lock, unlock
-from infra.codec import EventMapper, event_id
+from infra.codec import MAPPER, event_id
 from infra.errors import describe
 from infra.event_store import GroupCommitRecorder
 from infra.saves import Save
 
 log = structlog.get_logger(__name__)
-
-MAPPER = EventMapper((Operation,))
 
 
 def claim(conn: Connection[Any], operation_id: UUID) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
+import pkgutil
 import re
 import shutil
 import socket
@@ -17,6 +19,8 @@ from typing import Any, NoReturn
 import psutil
 import pytest
 
+import domain
+from domain.model import Aggregate
 from infra.cancellation import cancel
 
 PROJECT = Path(__file__).parents[1]
@@ -118,3 +122,10 @@ def hung(postmaster: int) -> Iterator[None]:
         for process in stopped:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
+
+
+def aggregates() -> list[type[Aggregate]]:
+    """Every aggregate of the product, by its file and its place in that."""
+    for module in pkgutil.iter_modules(domain.__path__):
+        importlib.import_module(f"domain.{module.name}")
+    return [each for each in Aggregate.__subclasses__() if each.__module__.startswith("domain.")]

@@ -9,13 +9,13 @@ import psycopg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from infra import seals
-from infra.codec import EventMapper
+from infra.codec import MAPPER
 from infra.seals import Report, Sealer, SealKey
 from tests.integration.event_log import tables_made
 from tests.integration.projection_support import Writer
 
 BLOCK = 10
-TOPICS = frozenset(EventMapper().shapes)
+TOPICS = MAPPER.topics
 
 
 def new_key() -> SealKey:

@@ -8,14 +8,14 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 import orjson
 import pytest
 
-from domain.model import Aggregate, Personal
+from domain.model import EVENTS, Aggregate, Personal
 from infra.privacy import PayloadMode
 from projections.audit.causes import Surroundings, Trace, tree
 from projections.audit.events import read_entry
 from projections.audit.streams import Fold
 from projections.log import Stored
 from readapi.audit.present import as_detail, as_event, as_state, as_step, as_trace
-from tests.unit.audited import MAPPER, TOPICS, golden
+from tests.unit.audited import TOPICS, golden
 
 SECRET = "qx7-personal-value"
 HIDING = [PayloadMode.MASKED, PayloadMode.NONE]
@@ -23,7 +23,7 @@ HIDING = [PayloadMode.MASKED, PayloadMode.NONE]
 
 def marked(stored: Stored) -> Stored:
     """The event with a value that stands out in each personal field, and in whatever is text."""
-    event = MAPPER.shapes[stored.topic].event
+    event = EVENTS[stored.topic]
     payload = json.loads(stored.state)
     personal = personal_fields(event)
     assert personal

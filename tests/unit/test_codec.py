@@ -17,11 +17,12 @@ import pytest
 from eventsourcing.persistence import MapperDeserialisationError, StoredEvent
 
 from domain.model import Aggregate, Personal
-from infra.codec import AGGREGATES, EventMapper, events_of, topics_of
+from infra.codec import EventMapper, topics_of
+from tests.support import aggregates
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "events"
 MAPPER = EventMapper()
-EVENTS = [event for aggregate in AGGREGATES for event in events_of(aggregate)]
+EVENTS = [event for aggregate in aggregates() for event in aggregate.events()]
 TOPICS = [topic for event in EVENTS for topic in topics_of(event)]
 PRESENT_TOPICS = [event.TOPIC for event in EVENTS]
 
@@ -124,14 +125,21 @@ class TestUnreadable:
 class TestDeclarations:
     def test_topics_are_versioned_and_used_once(self) -> None:
         assert len(set(TOPICS)) == len(TOPICS)
-        for aggregate in AGGREGATES:
-            for event in events_of(aggregate):
+        for aggregate in aggregates():
+            for event in aggregate.events():
                 for topic in topics_of(event):
                     name, kind, version = topic.split(".")
                     assert name == aggregate.TOPIC  # type: ignore[attr-defined]
                     assert kind
                     assert version[0] == "v"
                     assert int(version[1:]) >= 1
+
+    def test_a_topic_can_not_be_declared_twice(self) -> None:
+        with pytest.raises(TypeError, match=r"Other declares the topic comment\.posted\.v1"):
+
+            class Other(Aggregate):
+                class Posted(Aggregate.Event):
+                    TOPIC = "comment.posted.v1"
 
     @pytest.mark.parametrize("event", EVENTS, ids=PRESENT_TOPICS)
     def test_every_event_says_who_when_and_why(self, event: type[Aggregate.Event]) -> None:

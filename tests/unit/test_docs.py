@@ -21,7 +21,7 @@ from backlot.wiring import Parts, ReadModels
 from domain.model import Aggregate, Personal
 from infra import metrics
 from infra.auth import make_authenticator
-from infra.codec import AGGREGATES, events_of, payload_fields, topics_of
+from infra.codec import payload_fields, topics_of
 from infra.objects import FolderStore
 from infra.objects.problems import PROBLEMS
 from infra.problems import TITLES
@@ -31,6 +31,7 @@ from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
 from projections.operations import Operations
+from tests.support import aggregates
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -86,7 +87,7 @@ def _told(hint: Any) -> tuple[str, str]:
 
 
 def test_every_event_is_described_field_by_field() -> None:
-    events = [event for aggregate in AGGREGATES for event in events_of(aggregate)]
+    events = [event for aggregate in aggregates() for event in aggregate.events()]
     assert documented() == {event.TOPIC: declared(event) for event in events}
     for topic in (topic for event in events for topic in topics_of(event)):
         assert f"`{topic}`" in page("events.md")
