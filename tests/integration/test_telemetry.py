@@ -146,14 +146,14 @@ def test_a_lost_connection_is_told_and_then_replaced(database: str) -> None:
     assert views(database, VIDEO) == {VIDEO: 2}
 
 
-def test_without_its_tables_everybody_is_told(database_url: str) -> None:
+def test_without_its_tables_everybody_is_told(empty_database_url: str) -> None:
     async def scenario(telemetry: Telemetry) -> None:
         outcomes = await asyncio.gather(
             *(telemetry.record(event()) for _ in range(3)), return_exceptions=True
         )
         assert [type(each) for each in outcomes] == [psycopg.errors.UndefinedFunction] * 3
 
-    run(database_url, scenario)
+    run(empty_database_url, scenario)
 
 
 def test_closing_finishes_what_was_accepted(database: str) -> None:
