@@ -130,12 +130,12 @@ class MessageHandler(Handler[Fetched]):
 
     async def look_aside(self, conn: ThreadedConnection) -> None:
         """Redrive, write down places without messages, and count what is dead."""
-        wanted = await conn.do(self._checkpoint.wanted, REDRIVE_MESSAGES)
+        wanted, dead = await conn.do(self._beside)
         if wanted:
             await self._redrive(conn, wanted)
-        await self._write_places(conn)
-        dead = await conn.do(self._checkpoint.count_dead)
+            _, dead = await conn.do(self._beside)
         metrics.CONSUMER_DEAD.labels(self._name).set(dead)
+        await self._write_places(conn)
 
     async def stop(self) -> None:
         """Withdraw the gauges: whoever is active next tells how far the consumer is."""
@@ -157,6 +157,10 @@ class MessageHandler(Handler[Fetched]):
         if self._unwritten:
             await conn.do(self._checkpoint.settle, (), (), self._unwritten)
             self._unwritten = {}
+
+    def _beside(self, conn: Connection[TupleRow]) -> tuple[list[Raw], int]:
+        wanted = self._checkpoint.wanted(conn, REDRIVE_MESSAGES)
+        return wanted, self._checkpoint.count_dead(conn)
 
     async def _redrive(self, conn: ThreadedConnection, wanted: Sequence[Raw]) -> None:
         readable: list[Received] = []
