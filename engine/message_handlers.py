@@ -31,7 +31,7 @@ from engine.messages import (
     Unreadable,
 )
 from engine.sources import MessageSource
-from engine.subscription import Checkpoint, Handler
+from engine.subscription import CheckpointReader, Handler
 from infra import metrics
 from infra.errors import describe
 
@@ -43,7 +43,7 @@ Write = Callable[[Connection[TupleRow], Iterable[Received], Iterable[Dead]], Non
 """Writes down what became of messages: those that were handled, and the dead ones."""
 
 
-class MessageCheckpoint(Checkpoint, Protocol):
+class MessageCheckpoint(CheckpointReader, Protocol):
     """How far one consumer is, which messages it has handled, and which of them are dead."""
 
     def known(self, conn: Connection[TupleRow], ids: Sequence[UUID]) -> set[UUID]:
