@@ -48,6 +48,8 @@ from workers.recommendations.embedding import embedding_job
 from workers.sealing import sealing_job
 from workers.trending import settling_job
 
+FOLLOWING = frozenset({Role.PROJECTIONS, Role.RELAY, Role.CONSUMERS})
+"""The roles that follow what is recorded."""
 # An operation at hand stops within 30 seconds, and its children within 15 more.
 LONGEST_STOP_SECONDS = 50.0
 
@@ -84,7 +86,9 @@ def make_app(parts: Parts) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
-        for background in (parts.notifications.run, *parts.background):
+        if parts.settings.roles & FOLLOWING:
+            in_background(parts.notifications.run(), stack)
+        for background in parts.background:
             in_background(background(), stack, seconds=LONGEST_STOP_SECONDS)
         stack.push_async_callback(parts.redis.aclose)
         stack.push_async_callback(parts.locks.aclose)

@@ -40,6 +40,8 @@ from engine.metrics import (
 )
 from engine.sources import MessageSource
 from engine.subscription import Checkpoint, Handler
+from engine.subscription import CheckpointReader, Handler
+from infra import metrics
 from infra.errors import describe
 
 log = structlog.get_logger(__name__)
@@ -50,7 +52,7 @@ Write = Callable[[Connection[TupleRow], Iterable[Received], Iterable[Dead]], Non
 """Writes down what became of messages: those that were handled, and the dead ones."""
 
 
-class MessageCheckpoint(Checkpoint, Protocol):
+class MessageCheckpoint(CheckpointReader, Protocol):
     """How far one consumer is, which messages it has handled, and which of them are dead."""
 
     def known(self, conn: Connection[TupleRow], ids: Sequence[UUID]) -> set[UUID]:
@@ -137,12 +139,12 @@ class MessageHandler(Handler[Fetched]):
 
     async def look_aside(self, conn: ThreadedConnection) -> None:
         """Redrive, write down places without messages, and count what is dead."""
-        wanted = await conn.do(self._checkpoint.wanted, REDRIVE_MESSAGES)
+        wanted, dead = await conn.do(self._beside)
         if wanted:
             await self._redrive(conn, wanted)
-        await self._write_places(conn)
-        dead = await conn.do(self._checkpoint.count_dead)
+            _, dead = await conn.do(self._beside)
         CONSUMER_DEAD.labels(self._name).set(dead)
+        await self._write_places(conn)
 
     async def stop(self) -> None:
         """Withdraw the gauges: whoever is active next tells how far the consumer is."""
@@ -164,6 +166,10 @@ class MessageHandler(Handler[Fetched]):
         if self._unwritten:
             await conn.do(self._checkpoint.settle, (), (), self._unwritten)
             self._unwritten = {}
+
+    def _beside(self, conn: Connection[TupleRow]) -> tuple[list[Raw], int]:
+        wanted = self._checkpoint.wanted(conn, REDRIVE_MESSAGES)
+        return wanted, self._checkpoint.count_dead(conn)
 
     async def _redrive(self, conn: ThreadedConnection, wanted: Sequence[Raw]) -> None:
         readable: list[Received] = []

@@ -43,7 +43,7 @@ def notify(conn: Connection[Any] | Cursor[Any]) -> None:
 class Notifications:
     """Sets the subscribed events at each notification; a lost one costs only a poll's delay.
 
-    To be used from one event loop. Subscribers come before `run`.
+    To be used from one event loop.
     """
 
     def __init__(self, database_url: str) -> None:
@@ -76,11 +76,12 @@ class Notifications:
                 await asyncio.sleep(backoff.next())
 
     async def _listen(self, conn: AsyncConnection[TupleRow], backoff: Backoff) -> None:
-        for channel in self._subscribers:
+        # All, whoever has subscribed yet.
+        for channel in CHANNELS:
             await conn.execute(SQL("LISTEN {}").format(Identifier(channel)))
         backoff.reset()
         # Something may have been recorded while nobody listened.
-        for channel in self._subscribers:
+        for channel in CHANNELS:
             self._wake(channel)
         while True:
             hurry = False

@@ -60,7 +60,7 @@ class Restart(Exception):
         self.pause_seconds = pause_seconds
 
 
-class Checkpoint(Protocol):
+class CheckpointReader(Protocol):
     """How far a subscription has come; it lies where its work does, and its handler moves it."""
 
     def prepare(self, conn: Connection[TupleRow]) -> None:
@@ -113,7 +113,7 @@ class Subscription(Generic[B]):
         name: str,
         *,
         source: Source[B],
-        checkpoint: Checkpoint,
+        checkpoint: CheckpointReader,
         handler: Handler[B],
         on_error: Callable[[Exception], None],
         leader: Leader,

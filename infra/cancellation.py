@@ -75,7 +75,11 @@ async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
 async def to_the_end(work: Awaitable[T]) -> T:
     """The result of `work`; a cancellation that comes meanwhile is raised when it has ended."""
     task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
+    try:
+        # By far most often nobody cancels: what is dear comes behind that.
+        return await asyncio.shield(task)
+    except asyncio.CancelledError as error:
+        cancelled = error
     # The scope is for those of anyio, which come again in every turn of the loop.
     with CancelScope(shield=True):
         while not task.done():
@@ -83,8 +87,6 @@ async def to_the_end(work: Awaitable[T]) -> T:
                 await asyncio.wait([task])
             except asyncio.CancelledError as error:
                 cancelled = error
-    if cancelled is None:
-        return task.result()
     if (failure := _look_at(task)) is not None:
         log.warning("cancelled_work_failed", error=repr(failure))
     raise cancelled

@@ -195,8 +195,9 @@ class FeedSource(Generic[M]):
             await asyncio.sleep(self._gather_seconds)
         await woken(self._wake, at_most_seconds)
         batch = await self._started().do(self._read_all, dict(self._positions))
-        self._positions |= {name: each.until for name, each in batch.by_feed.items()}
-        self._gathers = batch.lag == 0
+        reached = {name: each.until for name, each in batch.by_feed.items()}
+        self._gathers = batch.lag == 0 and reached != self._positions
+        self._positions = reached
         if batch.lag:
             self._wake.set()
         return batch

@@ -246,6 +246,20 @@ class TestNotifications:
 
         run(scenario)
 
+    def test_who_subscribes_later_is_woken_too(self, database_url: str) -> None:
+        async def scenario() -> None:
+            notifications = Notifications(database_url)
+            first = notifications.subscribe(EVENTS)
+            async with running(notifications.run()):
+                await first.wait()
+                late, hurry = notifications.subscribe(telemetry.CHANNEL), notifications.hurried()
+                with psycopg.connect(database_url, autocommit=True) as conn:
+                    conn.execute(NOTIFY, (telemetry.CHANNEL, ""))
+                    conn.execute(NOTIFY, (EVENTS, HURRY))
+                await until(lambda: late.is_set() and hurry.is_set())
+
+        run(scenario)
+
     def test_a_lost_connection_is_made_again_and_everybody_looks(self, database_url: str) -> None:
         async def scenario() -> None:
             notifications = Notifications(database_url)
