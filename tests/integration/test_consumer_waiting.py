@@ -21,6 +21,7 @@ from tests.integration.keeping import SourceOf, from_log, keeping, record
 from tests.integration.projection_support import Writer, rows
 from tests.integration.relay_support import relayed, relaying
 from tests.kafka_cluster import kafka_cluster
+from tests.support import DEADLINE_SECONDS
 from workers.consuming import ledger
 from workers.consuming.kafka import KafkaSource
 from workers.consuming.messages import Source
@@ -28,7 +29,7 @@ from workers.waking import Waker
 
 # Without the call, a batch would gather for as long.
 FLUSH_SECONDS = 600.0
-SECONDS = 30.0
+SECONDS = DEADLINE_SECONDS
 
 Case = Callable[[Waiting], Coroutine[None, None, None]]
 

@@ -167,7 +167,8 @@ def test_a_notification_wakes_at_once(database_url: str, writer: Writer) -> None
             writer.like(VIDEO, f"viewer-{n}")
             caught_up(database_url, ["tally"], writer.head)
             delays.append(time.perf_counter() - started)
-    assert sorted(delays)[10] < 0.1, sorted(delays)
+    # Far sooner than it would look by itself, however busy the machine is.
+    assert sorted(delays)[10] < 1.0, sorted(delays)
 
 
 def test_polling_serves_while_the_listener_is_gone(database_url: str, writer: Writer) -> None:

@@ -157,6 +157,7 @@ def test_failures_back_off_die_once_and_are_seen_and_sent_again_by_operators(
         _sees(program, r'backlot_tasks_total\{actor="tell",outcome="done"\} 1.0')
         assert _backlot(capsys, "redrive", letter["id"])["sent"] == [letter["id"]]
         eventually(lambda: sender.told().count("dead fail after 3") == 2)
+        eventually(lambda: program.log.read_bytes().count(b"task_dead") == 2)
     lines = [json.loads(line) for line in program.log.read_text().splitlines()]
     dead = [line for line in lines if line.get("event") == "task_dead"]
     assert [line["correlationId"] for line in dead] == ["req-1", "req-1"]
