@@ -13,9 +13,9 @@ import psycopg
 import pytest
 
 from infra.postgres import EmbeddedPostgres
-from tests.e2e.finalizing import Brink, ends, insist, is_later, lying_in_folder, on_the_brink
-from tests.e2e.halting import STEPS
-from tests.e2e.sharing import Site, paused_at, running_site
+from tests.e2e.brink import Brink, ends, insist, is_later, lying_in_folder, on_the_brink
+from tests.e2e.halted_program import STEPS
+from tests.e2e.replicas import Site, paused_at, running_site
 from tests.e2e.videos import MP4, problem, read
 from tests.integration.redis_servers import RedisServer, redis_servers
 
@@ -43,7 +43,7 @@ def site(short_dir: Path, postgres: EmbeddedPostgres, nodes: list[RedisServer]) 
         "FINALIZE_WAIT_SECONDS": str(WAIT_SECONDS),
     }
     url = make_database(postgres)
-    with running_site(short_dir / "site", 3, url, "tests.e2e.halting", variables) as site:
+    with running_site(short_dir / "site", 3, url, "tests.e2e.halted_program", variables) as site:
         yield site
 
 

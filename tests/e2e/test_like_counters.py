@@ -22,7 +22,7 @@ from infra.codec import EventMapper
 from infra.counters import Counter, Counters
 from infra.postgres import EmbeddedPostgres
 from infra.redis import connect_blocking_redis
-from tests.e2e.sharing import Replica, Site, running_site
+from tests.e2e.replicas import Replica, Site, running_site
 from tests.e2e.videos import upload
 from tests.integration.event_log import logged
 from tests.integration.redis_servers import RedisServer, redis_servers

@@ -218,7 +218,7 @@ def test_a_second_ctrl_c_ends_it_at_once_and_nothing_is_lost(
 
 def test_a_stop_that_is_lost_is_asked_for_again(make_program: MakeProgram) -> None:
     program = make_program()
-    program.module = "tests.e2e.losing"
+    program.module = "tests.e2e.lossy_program"
     program.start()
     owner = program.client("owner")
     video = upload(owner)
@@ -233,7 +233,7 @@ def test_a_stop_that_is_lost_is_asked_for_again(make_program: MakeProgram) -> No
     assert "Traceback" not in program.complained
 
 
-@pytest.mark.parametrize("module", ["backlot", "tests.e2e.losing"])
+@pytest.mark.parametrize("module", ["backlot", "tests.e2e.lossy_program"])
 def test_consumers_on_a_real_redis_end_each_time(
     make_program: MakeProgram, database_url: str, tmp_path: Path, module: str
 ) -> None:

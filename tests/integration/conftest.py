@@ -16,7 +16,7 @@ from infra.event_store import GroupCommitRecorder
 from infra.postgres import EmbeddedPostgres
 from projections.connecting import connect
 from tests.integration.event_log import recording
-from tests.integration.operating import Backlot, Desk, desk, in_group
+from tests.integration.operator_desk import Backlot, Desk, desk, in_group
 from tests.integration.projection_support import Writer
 from tests.openai_server import OpenAIServer, openai_server
 

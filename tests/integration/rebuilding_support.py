@@ -22,8 +22,8 @@ from projections.analytics.refreshing import refresh
 from projections.analytics.storing import Store
 from projections.connecting import connect
 from projections.replaying.progress import tell_nobody
+from tests.integration.analytics_keepers import keeping, record
 from tests.integration.analytics_support import REPEAT, history
-from tests.integration.keeping import keeping, record
 from tests.integration.projection_support import Writer, origin, rows
 from tests.support import eventually
 from workers.consuming import ledger

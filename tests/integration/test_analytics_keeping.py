@@ -16,6 +16,7 @@ import pytest
 from infra import telemetry
 from infra.kafka import KafkaOptions
 from infra.postgres import EmbeddedPostgres
+from tests.integration.analytics_keepers import keeping, record
 from tests.integration.analytics_support import Event, History, expect, history, oracle
 from tests.integration.consuming_support import (
     TERMINATE,
@@ -28,7 +29,6 @@ from tests.integration.consuming_support import (
     run,
     waits,
 )
-from tests.integration.keeping import keeping, record
 from tests.integration.projection_support import Writer, origin, rows
 from tests.kafka_cluster import kafka_cluster
 from tests.support import until

@@ -19,9 +19,9 @@ import pytest
 from infra import metrics
 from infra.kafka import KafkaOptions
 from infra.postgres import EmbeddedPostgres
+from tests.integration.analytics_keepers import SourceOf, from_kafka, from_log, keeping, record
 from tests.integration.analytics_support import Event, History, expect, history, migrated, oracle
 from tests.integration.consuming_support import KafkaStage, held, run, waits
-from tests.integration.keeping import SourceOf, from_kafka, from_log, keeping, record
 from tests.integration.projection_support import Writer, rows
 from tests.integration.test_analytics_keeping import TELEMETRY, count, installed
 from tests.kafka_cluster import kafka_cluster
@@ -49,7 +49,7 @@ def start(*args: str) -> subprocess.Popen[str]:
     """Both keepers in a process of their own, once it stands ready: of a log, into a database,
     and from Kafka if its servers are given."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.keeping", *args],
+        [sys.executable, "-m", "tests.integration.analytics_keepers", *args],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,

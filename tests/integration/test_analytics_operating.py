@@ -17,7 +17,7 @@ from projections.analytics.migrating import Shape
 from projections.connecting import connect
 from projections.install import install
 from tests.e2e.program import OWN_VARIABLES
-from tests.integration.operating import Backlot, Desk, desk, executing
+from tests.integration.operator_desk import Backlot, Desk, desk, executing
 from tests.integration.projection_support import Writer, rows
 from tests.integration.rebuilding_support import Site, site
 from tests.support import PROJECT, eventually

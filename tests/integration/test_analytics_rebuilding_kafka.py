@@ -18,9 +18,9 @@ from projections.analytics.rebuilding import Means, Rebuild
 from projections.analytics.rebuilding.places import NotTakenIn
 from projections.connecting import connect
 from projections.replaying.progress import tell_nobody
+from tests.integration.analytics_keepers import keeping
 from tests.integration.analytics_support import REPEAT
 from tests.integration.consuming_support import KafkaStage
-from tests.integration.keeping import keeping
 from tests.integration.projection_support import Writer, rows
 from tests.integration.rebuilding_support import counts
 from tests.integration.relay_support import relaying

@@ -16,8 +16,8 @@ from infra.position import Position
 from projections import consumers
 from projections.waiting import ReadModelBehind, Waiting
 from readapi.pool import make_pool
+from tests.integration.analytics_keepers import SourceOf, from_log, keeping, record
 from tests.integration.analytics_support import Event
-from tests.integration.keeping import SourceOf, from_log, keeping, record
 from tests.integration.projection_support import Writer, rows
 from tests.integration.relay_support import relayed, relaying
 from tests.kafka_cluster import kafka_cluster

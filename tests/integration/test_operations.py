@@ -24,7 +24,7 @@ from projections.operating.executor import POLL_SECONDS, perform
 from projections.operations import Operations
 from projections.replaying.progress import tell_nobody
 from projections.replaying.rows import replays
-from tests.integration.operating import (
+from tests.integration.operator_desk import (
     MAPPER,
     Desk,
     await_process,

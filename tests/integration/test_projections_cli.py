@@ -23,7 +23,7 @@ from infra.redis import connect_blocking_redis
 from projections.connecting import connect
 from projections.replaying.rows import replays
 from tests.e2e.program import OWN_VARIABLES
-from tests.integration.operating import (
+from tests.integration.operator_desk import (
     Backlot,
     Desk,
     executing,

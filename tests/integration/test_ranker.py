@@ -23,7 +23,7 @@ from projections.recommendations.ranker import NothingUsable, Ranker, make_ranke
 from tests import openai_server as server_of
 from tests.integration.llm_calls import FAILURES, RETRYABLE, failure
 from tests.openai_server import Answer, Call, OpenAIServer
-from tests.recommending import ORDERS, USER, described, films, material_of
+from tests.ranking_material import ORDERS, USER, described, films, material_of
 from tests.support import until
 
 pytestmark = pytest.mark.anyio

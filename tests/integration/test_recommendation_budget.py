@@ -23,7 +23,7 @@ from projections.recommendations.budget import (
     keys_of,
 )
 from tests.integration.redis_servers import RedisServer, redis_servers
-from tests.recommending import USER
+from tests.ranking_material import USER
 from tests.support import DEADLINE_SECONDS
 
 pytestmark = pytest.mark.anyio

@@ -42,7 +42,7 @@ LEDGER = "SELECT block, applied, positions FROM projections.ledger WHERE schema 
 
 def started(database_url: str, replay: Replay) -> subprocess.Popen[str]:
     """A process that works on the replay, from the moment when it begins to."""
-    command = [sys.executable, "-m", "tests.integration.carrying_on"]
+    command = [sys.executable, "-m", "tests.integration.replay_process"]
     arguments = [database_url, str(replay.id), "4"]
     process = subprocess.Popen(
         [*command, *arguments],

@@ -16,7 +16,7 @@ from domain.operation import Operation
 from infra import telemetry
 from infra.integration import TOPICS
 from tests.integration.consuming_support import VIDEO, LogStage, Tasks, consuming, run
-from tests.integration.operating import desk
+from tests.integration.operator_desk import desk
 from tests.integration.projection_support import Writer, rows
 from tests.support import until
 from workers import relay_places, topics

@@ -27,7 +27,7 @@ from projections.replaying.rows import ReplayOptions, ReplayState
 from projections.runner import GOES_ON, State
 from projections.waiting import ReadModelBehind, Waiting
 from readapi.pool import make_pool
-from tests.integration.operating import Desk, executing
+from tests.integration.operator_desk import Desk, executing
 from tests.integration.projection_support import (
     Tally,
     Writer,
