@@ -23,7 +23,7 @@ from projections.analytics.migrating import Shape, State, migrate
 from projections.analytics.rules import row_of
 from projections.analytics.storing import Store
 from projections.connecting import connect
-from tests.integration.projection_support import rows
+from tests.integration.event_log import rows
 from workers.following import TelemetryFeed
 
 NOW = datetime.now(UTC)

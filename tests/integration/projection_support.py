@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from threading import Event
 from typing import Any, ClassVar, LiteralString
 from uuid import UUID, uuid4
 
-import psycopg
 from eventsourcing.persistence import StoredEvent
 from psycopg import Cursor
 from psycopg.rows import TupleRow
@@ -22,6 +21,7 @@ from infra.codec import EventMapper
 from infra.event_store import Save, open_recorder
 from projections.host import ProjectionHost
 from projections.projection import Batch, Projection, columns
+from tests.integration.event_log import rows
 from tests.support import eventually
 
 POLL_SECONDS = 0.2
@@ -148,11 +148,6 @@ def hosting(
             if isinstance(projection, Tally):
                 projection.go_on.set()
         host.stop()
-
-
-def rows(database_url: str, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        return conn.execute(query.encode(), values).fetchall()
 
 
 def position(database_url: str, schema: str) -> int:

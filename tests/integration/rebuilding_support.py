@@ -24,7 +24,8 @@ from projections.connecting import connect
 from projections.replaying.progress import tell_nobody
 from tests.integration.analytics_keepers import keeping, record
 from tests.integration.analytics_support import REPEAT, history
-from tests.integration.projection_support import Writer, origin, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer, origin
 from tests.support import eventually
 from workers.consuming import ledger
 

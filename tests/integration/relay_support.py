@@ -14,7 +14,7 @@ from infra import telemetry
 from infra.codec import EventMapper, event_id
 from infra.integration import TOPICS
 from infra.kafka import KafkaOptions, Reader, Record
-from tests.integration.projection_support import rows
+from tests.integration.event_log import rows
 from tests.support import DEADLINE_SECONDS, ended
 from workers.relay import Relay
 from workers.waking import Waker

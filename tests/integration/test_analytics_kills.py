@@ -22,7 +22,8 @@ from infra.postgres import EmbeddedPostgres
 from tests.integration.analytics_keepers import SourceOf, from_kafka, from_log, keeping, record
 from tests.integration.analytics_support import Event, History, expect, history, migrated, oracle
 from tests.integration.consuming_support import KafkaStage, held, run, waits
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer
 from tests.integration.test_analytics_keeping import TELEMETRY, count, installed
 from tests.kafka_cluster import kafka_cluster
 from tests.support import until

@@ -12,7 +12,8 @@ from projections.analytics.migrating import Shape
 from projections.analytics.rebuilding import Stopped
 from projections.analytics.storing import LOCK
 from tests.integration.analytics_support import migrated, timescale_database
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer
 from tests.integration.rebuilding_support import Site, site
 from tests.support import eventually
 

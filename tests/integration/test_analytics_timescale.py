@@ -26,7 +26,8 @@ from tests.integration.analytics_support import (
     timescale_database,
 )
 from tests.integration.consuming_support import run
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer
 from tests.integration.test_analytics_keeping import TELEMETRY, count, installed
 from tests.integration.test_analytics_kills import finish, kill
 from tests.support import until

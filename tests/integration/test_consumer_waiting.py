@@ -18,7 +18,8 @@ from projections.waiting import ReadModelBehind, Waiting
 from readapi.pool import make_pool
 from tests.integration.analytics_keepers import SourceOf, from_log, keeping, record
 from tests.integration.analytics_support import Event
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer
 from tests.integration.relay_support import relayed, relaying
 from tests.kafka_cluster import kafka_cluster
 from tests.support import DEADLINE_SECONDS

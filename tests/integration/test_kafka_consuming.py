@@ -21,7 +21,8 @@ from tests.integration.consuming_support import (
     redrive,
     run,
 )
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer
 from tests.kafka_cluster import MockCluster, kafka_cluster
 from tests.support import until
 from workers.consuming import ledger

@@ -21,13 +21,8 @@ from projections.drift import CountersBehind, reconcile
 from projections.host import ProjectionHost
 from projections.likes import Likes
 from projections.replaying.counter_rebuild import rebuild
-from tests.integration.projection_support import (
-    POLL_SECONDS,
-    Writer,
-    origin,
-    position,
-    rows,
-)
+from tests.integration.event_log import rows
+from tests.integration.projection_support import POLL_SECONDS, Writer, origin, position
 from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.support import eventually
 

@@ -26,6 +26,7 @@ from projections.projection import RangeProjection
 from projections.proving.compare import compare
 from projections.proving.completeness import completeness
 from projections.runner import State
+from tests.integration.event_log import rows
 from tests.integration.parking_support import (
     PARKED,
     VIDEO,
@@ -35,14 +36,7 @@ from tests.integration.parking_support import (
     outcomes,
     parked_tally,
 )
-from tests.integration.projection_support import (
-    Tally,
-    Writer,
-    caught_up,
-    hosting,
-    rows,
-    seen,
-)
+from tests.integration.projection_support import Tally, Writer, caught_up, hosting, seen
 from tests.support import eventually
 
 

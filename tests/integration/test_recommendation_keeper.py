@@ -28,7 +28,8 @@ from tests.integration.consuming_support import (
     run,
     waits,
 )
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer
 from tests.kafka_cluster import kafka_cluster
 from tests.support import ended, until
 from workers.consuming import ledger

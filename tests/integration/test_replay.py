@@ -15,7 +15,8 @@ from projections.install import install
 from projections.likes import Likes
 from projections.projection import Batch
 from projections.replaying.rows import ReplayState
-from tests.integration.projection_support import Writer, caught_up, hosting, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer, caught_up, hosting
 from tests.integration.replay_support import (
     NAMES,
     SWITCH,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from projections.audit.index import Audit
 from projections.operations import Operations
-from tests.integration.projection_support import Writer, origin, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer, origin
 from tests.integration.redis_servers import redis_servers
 from tests.integration.replay_support import History, models, projected
 

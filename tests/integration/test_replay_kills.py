@@ -19,7 +19,8 @@ from projections.replaying.asking import resume
 from projections.replaying.progress import Progress
 from projections.replaying.replay import ReplayElsewhere
 from projections.replaying.rows import Replay, ReplayOptions, ReplayState, find
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer
 from tests.integration.replay_support import (
     VERIFY,
     History,

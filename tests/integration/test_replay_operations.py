@@ -30,7 +30,8 @@ from projections.replaying.rows import (
     ReplayUnderWay,
     replays,
 )
-from tests.integration.projection_support import Writer, caught_up, hosting, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer, caught_up, hosting
 from tests.integration.replay_support import (
     VERIFY,
     History,

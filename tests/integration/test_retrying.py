@@ -18,6 +18,7 @@ from projections.parking.parked import show
 from projections.parking.retrying import Outcome, Retried, retry
 from projections.projection import Batch
 from projections.proving.completeness import completeness
+from tests.integration.event_log import rows
 from tests.integration.parking_support import (
     PARKED,
     VIDEO,
@@ -26,15 +27,7 @@ from tests.integration.parking_support import (
     outcomes,
     parked_tally,
 )
-from tests.integration.projection_support import (
-    Tally,
-    Writer,
-    caught_up,
-    hosting,
-    position,
-    rows,
-    seen,
-)
+from tests.integration.projection_support import Tally, Writer, caught_up, hosting, position, seen
 
 
 class BrokenCatalog(Catalog):

@@ -19,15 +19,8 @@ from projections.likes import Likes
 from projections.log import Log
 from projections.positions import pause, resume
 from projections.runner import OUTDATED, State
-from tests.integration.projection_support import (
-    Tally,
-    Writer,
-    caught_up,
-    hosting,
-    position,
-    rows,
-    seen,
-)
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Tally, Writer, caught_up, hosting, position, seen
 from tests.support import eventually
 
 VIDEO = uuid4()

@@ -16,8 +16,9 @@ from domain.operation import Operation
 from infra import telemetry
 from infra.integration import TOPICS
 from tests.integration.consuming_support import VIDEO, LogStage, Tasks, consuming, run
+from tests.integration.event_log import rows
 from tests.integration.operator_desk import desk
-from tests.integration.projection_support import Writer, rows
+from tests.integration.projection_support import Writer
 from tests.support import until
 from workers import relay_places, topics
 from workers.relay_places import Undelivered
