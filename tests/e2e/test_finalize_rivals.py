@@ -18,6 +18,7 @@ from tests.e2e.halted_program import STEPS
 from tests.e2e.replicas import Site, paused_at, running_site
 from tests.e2e.videos import MP4, problem, read
 from tests.integration.redis_servers import RedisServer, redis_servers
+from tests.support import DEADLINE_SECONDS
 
 RIVALS = 50
 LOCK_SECONDS, WAIT_SECONDS = 1.0, 0.5
@@ -216,7 +217,7 @@ def test_lock_nodes_are_stopped_and_started_again_under_load(
     for worker in workers:
         worker.start()
     for _ in range(10):
-        assert done.acquire(timeout=20)
+        assert done.acquire(timeout=DEADLINE_SECONDS)
     for node in nodes[1:]:
         node.stop()
     time.sleep(1.0)
@@ -225,10 +226,10 @@ def test_lock_nodes_are_stopped_and_started_again_under_load(
     for node in nodes[1:]:
         node.start()
     for _ in range(10):
-        assert done.acquire(timeout=20)
+        assert done.acquire(timeout=DEADLINE_SECONDS)
     over.set()
     for worker in workers:
-        worker.join(30)
+        worker.join(DEADLINE_SECONDS)
     assert {answer.json()["type"] for answer in refusals} == {"locks-unavailable"}
     assert all(ends(site.first, brink.upload_id) == {"Completed": 1} for brink in brinks)
     assert "request_broke" not in site.first.complained

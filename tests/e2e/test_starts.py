@@ -20,7 +20,7 @@ from infra.telemetry import Telemetry, TelemetryEvent
 from tests.e2e.program import Program
 from tests.e2e.videos import read, see, upload
 from tests.integration.redis_servers import redis_servers
-from tests.support import eventually, unused_port
+from tests.support import DEADLINE_SECONDS, eventually, unused_port
 
 MakeProgram = Callable[..., Program]
 
@@ -176,7 +176,9 @@ def test_a_stop_is_clean_and_keeps_everything(
 def half_a_part(program: Program) -> Iterator[socket.socket]:
     """A connection over which the first two of four bytes of a part have come."""
     url = read(program.client("owner").post("/uploads", json=UPLOAD))["parts"][0]["url"]
-    with socket.create_connection(("127.0.0.1", program.port), timeout=20) as connection:
+    with socket.create_connection(
+        ("127.0.0.1", program.port), timeout=DEADLINE_SECONDS
+    ) as connection:
         head = b"PUT %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n"
         connection.sendall(head % httpx.URL(url).raw_path + b"12")
         eventually(lambda: any((program.data / "objects" / "tmp").iterdir()))

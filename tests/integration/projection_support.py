@@ -22,7 +22,7 @@ from infra.event_store import Save, open_recorder
 from projections.host import ProjectionHost
 from projections.projection import Batch, Projection, columns
 from tests.integration.event_log import rows
-from tests.support import eventually
+from tests.support import DEADLINE_SECONDS, eventually
 
 POLL_SECONDS = 0.2
 
@@ -130,7 +130,7 @@ class Tally(Projection):
             if fault is not None:
                 cursor.execute(fault)
         self.entered.set()
-        assert self.go_on.wait(20)
+        assert self.go_on.wait(DEADLINE_SECONDS)
         self.batches.append(len(batch))
 
 

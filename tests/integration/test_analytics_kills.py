@@ -26,7 +26,7 @@ from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer
 from tests.integration.test_analytics_keeping import TELEMETRY, count, installed
 from tests.kafka_cluster import kafka_cluster
-from tests.support import until
+from tests.support import DEADLINE_SECONDS, until
 
 pytestmark = pytest.mark.chaos
 
@@ -85,7 +85,7 @@ def at_any_time(url: str, process: subprocess.Popen[str]) -> None:
     while count(url) == before and time.monotonic() < patience:
         time.sleep(0.01)
     process.kill()
-    process.wait(20)
+    process.wait(DEADLINE_SECONDS)
 
 
 def within_a_batch(url: str, process: subprocess.Popen[str]) -> None:
@@ -95,7 +95,7 @@ def within_a_batch(url: str, process: subprocess.Popen[str]) -> None:
         while not waits(url) and time.monotonic() < patience:
             time.sleep(0.01)
         process.kill()
-        process.wait(20)
+        process.wait(DEADLINE_SECONDS)
 
 
 def finish(log_url: str, url: str, told: History, source_of: SourceOf = from_log) -> None:

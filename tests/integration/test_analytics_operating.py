@@ -18,7 +18,7 @@ from tests.integration.event_log import rows
 from tests.integration.operator_desk import Backlot, Desk, desk, executing, launch
 from tests.integration.projection_support import Writer
 from tests.integration.rebuilding_support import Site, site
-from tests.support import eventually
+from tests.support import DEADLINE_SECONDS, eventually
 
 ROWS = "analytics.video_analytics"
 LIKES = "event_type IN ('like', 'comment')"
@@ -135,7 +135,7 @@ def test_killed_in_the_middle(told: Site) -> None:
         process = launch(told.url, "replay", "analytics", "--yes", output=subprocess.DEVNULL)
         eventually(lambda: rows(told.url, WAITING))
         process.send_signal(signal.SIGKILL)
-        process.wait(20)
+        process.wait(DEADLINE_SECONDS)
     # What it waited for it gets, and then there is nobody to go on.
     eventually(lambda: not rows(told.url, BLOCKED))
     assert told.verify()["video_analytics"] == (0, 1, 0)

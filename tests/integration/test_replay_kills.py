@@ -33,6 +33,7 @@ from tests.integration.replay_support import (
     projected,
     replayed,
 )
+from tests.support import DEADLINE_SECONDS
 
 pytestmark = pytest.mark.chaos
 
@@ -93,7 +94,7 @@ def test_killed_at_random(
             time.sleep(random.uniform(0, patience))
             patience *= 1.5
             process.send_signal(signal.SIGKILL)
-            killed += process.wait(20) == -signal.SIGKILL
+            killed += process.wait(DEADLINE_SECONDS) == -signal.SIGKILL
             positions.append(present(database_url, replay).position)
         assert present(database_url, replay).state is ReplayState.SWITCHED, SEED
     assert_equal(database_url, name, f"REPLAY_SEED={SEED} killed at {positions}")

@@ -21,7 +21,7 @@ from projections.positions import pause, resume
 from projections.runner import OUTDATED, State
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Tally, Writer, caught_up, hosting, position, seen
-from tests.support import eventually
+from tests.support import DEADLINE_SECONDS, eventually
 
 VIDEO = uuid4()
 
@@ -68,7 +68,7 @@ def test_a_connection_killed_in_the_middle_of_a_batch(database_url: str, writer:
     with hosting(database_url, tally):
         for n in range(10):
             writer.like(VIDEO, f"viewer-{n}")
-        assert tally.entered.wait(5)
+        assert tally.entered.wait(DEADLINE_SECONDS)
         terminate(database_url, backends(database_url))
         tally.go_on.set()
         caught_up(database_url, ["tally"], writer.head)
@@ -120,7 +120,7 @@ def test_takeover_from_a_runner_that_lost_its_connection(database_url: str, writ
             eventually(lambda: two.status()[0].state is State.STANDBY)
             holder = [pid for pid in backends(database_url) if holds_lock(database_url, pid)]
             writer.like(VIDEO, "viewer-1", "viewer-2")
-            assert first.entered.wait(5)
+            assert first.entered.wait(DEADLINE_SECONDS)
             terminate(database_url, holder)
             eventually(lambda: two.status()[0].state is State.RUNNING)
             caught_up(database_url, ["tally"], writer.head)
@@ -218,7 +218,7 @@ def append_and_hold(database_url: str, writer: Writer, released: Event) -> None:
     empty: list[list[object]] = [[], [], [], [], [], []]
     with psycopg.connect(database_url) as conn:
         conn.execute(writer.recorder.append_statement, [*arguments, *empty])
-        assert released.wait(20)
+        assert released.wait(DEADLINE_SECONDS)
 
 
 def append_from_elsewhere(database_url: str) -> None:

@@ -8,6 +8,7 @@ from typing import cast
 
 import pytest
 
+from tests.support import DEADLINE_SECONDS
 from workers.consuming.ahead import Ahead
 from workers.consuming.messages import Dead, Fetched, Place, Raw, Received
 from workers.leading import Lead
@@ -137,7 +138,7 @@ def test_it_stops_in_the_middle_of_reading() -> None:
         assert await read(ahead) == 1
         source.at = source.head
         await rest()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await ahead.stop()
         assert source.stopped
 
