@@ -86,7 +86,7 @@ def make_app(parts: Parts) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
-        if parts.settings.roles & FOLLOWING:
+        if parts.settings.server.roles & FOLLOWING:
             in_background(parts.notifications.run(), stack)
         for background in parts.background:
             in_background(background(), stack, seconds=LONGEST_STOP_SECONDS)

@@ -39,9 +39,7 @@ from engine.metrics import (
     CONSUMER_LAG_SECONDS,
 )
 from engine.sources import MessageSource
-from engine.subscription import Checkpoint, Handler
 from engine.subscription import CheckpointReader, Handler
-from infra import metrics
 from infra.errors import describe
 
 log = structlog.get_logger(__name__)

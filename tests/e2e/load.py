@@ -13,6 +13,7 @@ import httpx
 
 from backlot.demo.lanes import Lanes
 from tests.e2e.program import Program
+from tests.support import DEADLINE_SECONDS
 
 RETRY_SECONDS = 0.05
 
@@ -148,4 +149,6 @@ class Load:
 
 
 def _http(program: Program, connections: int) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=program.url, transport=Lanes(connections), timeout=30)
+    return httpx.AsyncClient(
+        base_url=program.url, transport=Lanes(connections), timeout=DEADLINE_SECONDS
+    )

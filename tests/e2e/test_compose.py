@@ -20,7 +20,7 @@ from tests.e2e.videos import problem, read, see, start, upload
 from tests.integration.relay_support import Topics
 from tests.kafka_cluster import kafka_cluster
 from tests.openai_server import openai_server
-from tests.support import eventually
+from tests.support import DEADLINE_SECONDS, eventually
 
 ROLES = tuple(str(role) for role in Role)
 # These keep a page of metrics only.
@@ -189,7 +189,7 @@ def test_what_happens_is_published(system: Composed, kafka: str, bob: httpx.Clie
     wanted = {"upload.completed", "video.liked", "comment.created"}
 
     async def published() -> None:
-        async with Topics(kafka) as topics, asyncio.timeout(20):
+        async with Topics(kafka) as topics, asyncio.timeout(DEADLINE_SECONDS):
             while not wanted <= {r.partition.topic for r in topics.records if _of(r.value, video)}:
                 await topics.drain()
 

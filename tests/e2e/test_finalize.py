@@ -9,15 +9,15 @@ import httpx
 import pytest
 
 from tests.e2e import plain
-from tests.e2e.finalizing import Brink, ends, lying_in_folder, on_the_brink
-from tests.e2e.halting import STEPS, WITHIN_THE_STORE
+from tests.e2e.brink import Brink, ends, lying_in_folder, on_the_brink
+from tests.e2e.halted_program import STEPS, WITHIN_THE_STORE
 from tests.e2e.program import Program
 from tests.e2e.videos import MP4, pieces, problem, read, start
 from tests.integration.s3_server import BUCKET, S3Server, s3_server
 from tests.support import eventually, unused_port
 
 MIB = 1024 * 1024
-HALTING = "tests.e2e.halting"
+HALTING = "tests.e2e.halted_program"
 SMALL_PARTS = {"PART_SIZE_BYTES": "16384", "MAX_UPLOAD_BYTES": "16384000"}
 
 

@@ -13,11 +13,12 @@ import psycopg
 import pytest
 
 from infra.postgres import EmbeddedPostgres
-from tests.e2e.finalizing import Brink, ends, insist, is_later, lying_in_folder, on_the_brink
-from tests.e2e.halting import STEPS
-from tests.e2e.sharing import Site, paused_at, running_site
+from tests.e2e.brink import Brink, ends, insist, is_later, lying_in_folder, on_the_brink
+from tests.e2e.halted_program import STEPS
+from tests.e2e.replicas import Site, paused_at, running_site
 from tests.e2e.videos import MP4, problem, read
 from tests.integration.redis_servers import RedisServer, redis_servers
+from tests.support import DEADLINE_SECONDS
 
 RIVALS = 50
 LOCK_SECONDS, WAIT_SECONDS = 1.0, 0.5
@@ -43,7 +44,7 @@ def site(short_dir: Path, postgres: EmbeddedPostgres, nodes: list[RedisServer]) 
         "FINALIZE_WAIT_SECONDS": str(WAIT_SECONDS),
     }
     url = make_database(postgres)
-    with running_site(short_dir / "site", 3, url, "tests.e2e.halting", variables) as site:
+    with running_site(short_dir / "site", 3, url, "tests.e2e.halted_program", variables) as site:
         yield site
 
 
@@ -216,7 +217,7 @@ def test_lock_nodes_are_stopped_and_started_again_under_load(
     for worker in workers:
         worker.start()
     for _ in range(10):
-        assert done.acquire(timeout=20)
+        assert done.acquire(timeout=DEADLINE_SECONDS)
     for node in nodes[1:]:
         node.stop()
     time.sleep(1.0)
@@ -225,10 +226,10 @@ def test_lock_nodes_are_stopped_and_started_again_under_load(
     for node in nodes[1:]:
         node.start()
     for _ in range(10):
-        assert done.acquire(timeout=20)
+        assert done.acquire(timeout=DEADLINE_SECONDS)
     over.set()
     for worker in workers:
-        worker.join(30)
+        worker.join(DEADLINE_SECONDS)
     assert {answer.json()["type"] for answer in refusals} == {"locks-unavailable"}
     assert all(ends(site.first, brink.upload_id) == {"Completed": 1} for brink in brinks)
     assert "request_broke" not in site.first.complained

@@ -22,11 +22,11 @@ from infra.codec import EventMapper
 from infra.counters import Counter, Counters
 from infra.postgres import EmbeddedPostgres
 from infra.redis import connect_blocking_redis
-from tests.e2e.sharing import Replica, Site, running_site
+from tests.e2e.replicas import Replica, Site, running_site
 from tests.e2e.videos import upload
 from tests.integration.event_log import logged
 from tests.integration.redis_servers import RedisServer, redis_servers
-from tests.support import eventually
+from tests.support import DEADLINE_SECONDS, eventually
 
 pytestmark = pytest.mark.chaos
 
@@ -180,7 +180,7 @@ class Trouble(threading.Thread):
 
 async def live_together(site: Site, videos: list[str], trouble: Trouble) -> list[Viewer]:
     """Let all viewers live for a while, until each kind of trouble has come over them."""
-    async with httpx.AsyncClient(transport=Lanes(CLIENTS), timeout=30) as http:
+    async with httpx.AsyncClient(transport=Lanes(CLIENTS), timeout=DEADLINE_SECONDS) as http:
         viewers = [Viewer(number, site, videos, http) for number in range(CLIENTS)]
         until = time.monotonic() + SECONDS
 

@@ -15,8 +15,8 @@ import pytest
 
 from tests.e2e.program import Program
 from tests.e2e.videos import read, upload
-from tests.integration.operating import desk, standing_still, working_on
-from tests.integration.projection_support import rows
+from tests.integration.event_log import rows
+from tests.integration.operator_desk import desk, standing_still, working_on
 from tests.support import eventually
 
 POSTS = (

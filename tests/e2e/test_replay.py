@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.program import Program
 from tests.e2e.videos import everything, read, see, upload
-from tests.support import eventually
+from tests.support import DEADLINE_SECONDS, eventually
 
 ROUNDS = 10
 NAMES = ("catalog", "likes", "comments")
@@ -107,7 +107,7 @@ def busy(program: Program, videos: Sequence[str]) -> Iterator[Crowd]:
     finally:
         crowd.ended.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(DEADLINE_SECONDS)
 
 
 class Writing:

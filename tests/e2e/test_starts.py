@@ -20,7 +20,7 @@ from infra.telemetry import Telemetry, TelemetryEvent
 from tests.e2e.program import Program
 from tests.e2e.videos import read, see, upload
 from tests.integration.redis_servers import redis_servers
-from tests.support import eventually, unused_port
+from tests.support import DEADLINE_SECONDS, eventually, unused_port
 
 MakeProgram = Callable[..., Program]
 
@@ -176,7 +176,9 @@ def test_a_stop_is_clean_and_keeps_everything(
 def half_a_part(program: Program) -> Iterator[socket.socket]:
     """A connection over which the first two of four bytes of a part have come."""
     url = read(program.client("owner").post("/uploads", json=UPLOAD))["parts"][0]["url"]
-    with socket.create_connection(("127.0.0.1", program.port), timeout=20) as connection:
+    with socket.create_connection(
+        ("127.0.0.1", program.port), timeout=DEADLINE_SECONDS
+    ) as connection:
         head = b"PUT %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n"
         connection.sendall(head % httpx.URL(url).raw_path + b"12")
         eventually(lambda: any((program.data / "objects" / "tmp").iterdir()))
@@ -218,7 +220,7 @@ def test_a_second_ctrl_c_ends_it_at_once_and_nothing_is_lost(
 
 def test_a_stop_that_is_lost_is_asked_for_again(make_program: MakeProgram) -> None:
     program = make_program()
-    program.module = "tests.e2e.losing"
+    program.module = "tests.e2e.lossy_program"
     program.start()
     owner = program.client("owner")
     video = upload(owner)
@@ -233,7 +235,7 @@ def test_a_stop_that_is_lost_is_asked_for_again(make_program: MakeProgram) -> No
     assert "Traceback" not in program.complained
 
 
-@pytest.mark.parametrize("module", ["backlot", "tests.e2e.losing"])
+@pytest.mark.parametrize("module", ["backlot", "tests.e2e.lossy_program"])
 def test_consumers_on_a_real_redis_end_each_time(
     make_program: MakeProgram, database_url: str, tmp_path: Path, module: str
 ) -> None:

@@ -25,7 +25,7 @@ from tests.e2e.videos import (
     start,
     upload,
 )
-from tests.support import eventually
+from tests.support import DEADLINE_SECONDS, eventually
 
 pytestmark = pytest.mark.chaos
 
@@ -174,7 +174,7 @@ def send_rest(parts: list[dict[str, Any]], started: dict[str, Any]) -> None:
 def half_sent(program: Program, part: dict[str, Any], piece: bytes) -> socket.socket:
     """A connection on which only half of a part was sent, and has arrived."""
     target = httpx.URL(part["url"]).raw_path
-    connection = socket.create_connection(("127.0.0.1", program.port), timeout=10)
+    connection = socket.create_connection(("127.0.0.1", program.port), timeout=DEADLINE_SECONDS)
     head = b"PUT %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
     connection.sendall(head % (target, len(piece)) + piece[: len(piece) // 2])
     eventually(lambda: leftovers(program) != [])

@@ -17,7 +17,7 @@ import pytest
 from tests.e2e import plain
 from tests.e2e.program import Program
 from tests.e2e.releases import next_release
-from tests.e2e.sharing import SECRET, Replica
+from tests.e2e.replicas import SECRET, Replica
 from tests.e2e.videos import read, upload
 from tests.support import eventually, unused_port
 

@@ -6,13 +6,16 @@ import socket
 from http.client import HTTPResponse
 
 from tests.e2e.program import Program
+from tests.support import DEADLINE_SECONDS
 
 
 class Wire:
     """One bare connection to the program."""
 
     def __init__(self, program: Program) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", program.port), timeout=15)
+        self._socket = socket.create_connection(
+            ("127.0.0.1", program.port), timeout=DEADLINE_SECONDS
+        )
 
     def __enter__(self) -> Wire:
         return self

@@ -23,7 +23,7 @@ from engine.connections import connect
 from projections.analytics.migrating import Shape, State, migrate
 from projections.analytics.rules import row_of
 from projections.analytics.storing import Store
-from tests.integration.projection_support import rows
+from tests.integration.event_log import rows
 from workers.following import TelemetryFeed
 
 NOW = datetime.now(UTC)

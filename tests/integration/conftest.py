@@ -15,9 +15,11 @@ from psycopg.rows import TupleRow
 from engine.connections import connect
 from infra.event_store import GroupCommitRecorder
 from infra.postgres import EmbeddedPostgres
+from projections.analytics.migrating import Shape
 from tests.integration.event_log import recording
-from tests.integration.operating import Backlot, Desk, desk, in_group
+from tests.integration.operator_desk import Backlot, Desk, desk, in_group
 from tests.integration.projection_support import Writer
+from tests.integration.trending_support import analytics_database, analytics_of
 from tests.openai_server import OpenAIServer, openai_server
 
 
@@ -101,3 +103,17 @@ def backlot(
 ) -> Backlot:
     monkeypatch.setenv("DATABASE_URL", database_url)
     return in_group("projections", monkeypatch, capsys)
+
+
+@pytest.fixture
+def analytics(database_url: str) -> Iterator[Connection[TupleRow]]:
+    """A connection to analytics in this test's own database."""
+    with analytics_database(database_url) as conn:
+        yield conn
+
+
+@pytest.fixture(params=list(Shape))
+def both_shapes(request: pytest.FixtureRequest) -> Iterator[Connection[TupleRow]]:
+    """The same on PostgreSQL alone, and on TimescaleDB where there is one."""
+    with analytics_of(request.param, request) as conn:
+        yield conn

@@ -18,7 +18,8 @@ from infra import metrics
 from infra.codec import EventMapper
 from infra.integration import TOPICS as TOPICS_OF_ALL
 from infra.kafka import KafkaOptions, Outgoing, Publisher
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer
 from tests.support import ended
 from workers.consuming.kafka import KafkaSource
 from workers.consuming.log import LogSource

@@ -21,7 +21,7 @@ from projections.analytics.migrating import migrate
 from projections.catalog import Catalog
 from projections.install import install
 from projections.recommendations.embedding import nearest
-from tests.integration.projection_support import rows
+from tests.integration.event_log import rows
 from tests.openai_server import vector_of
 from tests.support import ended
 from workers.recommendations.embedding import JOB, Upkeep, embedding_job

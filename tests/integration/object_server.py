@@ -20,6 +20,7 @@ from infra.auth import Authenticator, OneKey
 from infra.http import create_app
 from infra.objects import FolderStore
 from readapi import objects as reading
+from tests.support import DEADLINE_SECONDS
 
 SECRET = b"signs the URLs of object tests"
 PROJECT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ class ObjectServer:
     def connect(self) -> socket.socket:
         """A bare connection, for what no HTTP client would send."""
         host, port = self.url.removeprefix("http://").split(":")
-        return socket.create_connection((host, int(port)), timeout=10)
+        return socket.create_connection((host, int(port)), timeout=DEADLINE_SECONDS)
 
     def peak_memory(self) -> int:
         """The largest resident size so far, in bytes (Linux)."""

@@ -25,6 +25,7 @@ from infra.objects import (
     StoredObject,
 )
 from tests.integration.object_upload import Upload, etag_of, ref
+from tests.support import DEADLINE_SECONDS
 
 # The smallest size that S3 takes for any part but the last.
 FIRST = b"first " * (5 * 1024 * 1024 // 6 + 1)
@@ -70,7 +71,7 @@ class ObjectStoreContract:
 
     @pytest.fixture
     def client(self) -> Iterator[httpx.Client]:
-        with httpx.Client(timeout=20) as client:
+        with httpx.Client(timeout=DEADLINE_SECONDS) as client:
             yield client
 
     @pytest.fixture

@@ -10,7 +10,6 @@ from threading import Event, Thread
 from typing import Any, ClassVar, LiteralString
 from uuid import UUID, uuid4
 
-import psycopg
 from eventsourcing.persistence import StoredEvent
 from psycopg import Cursor
 from psycopg.rows import TupleRow
@@ -27,8 +26,8 @@ from infra.saves import Save
 from projections.install import install
 from projections.projection import Batch, Projection, columns
 from projections.projection_subscription import ProjectionHost
-from tests.integration.event_log import tables_made
-from tests.support import ended, eventually
+from tests.integration.event_log import rows, tables_made
+from tests.support import DEADLINE_SECONDS, ended, eventually
 
 POLL_SECONDS = 0.2
 
@@ -137,7 +136,7 @@ class Tally(Projection):
             if fault is not None:
                 cursor.execute(fault)
         self.entered.set()
-        assert self.go_on.wait(20)
+        assert self.go_on.wait(DEADLINE_SECONDS)
         self.batches.append(len(batch))
 
 
@@ -193,11 +192,6 @@ def hosting(database_url: str, *projections: Projection, **options: Any) -> Iter
             if isinstance(projection, Tally):
                 projection.go_on.set()
         host.stop()
-
-
-def rows(database_url: str, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        return conn.execute(query.encode(), values).fetchall()
 
 
 def position(database_url: str, schema: str) -> int:

@@ -20,9 +20,10 @@ from projections.analytics.rebuilding import AnalyticsMeans, Found, Rebuild
 from projections.analytics.refreshing import refresh
 from projections.analytics.storing import Store
 from projections.replaying.progress import tell_nobody
+from tests.integration.analytics_keepers import keeping, record
 from tests.integration.analytics_support import REPEAT, history
-from tests.integration.keeping import keeping, record
-from tests.integration.projection_support import Writer, origin, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer, origin
 from tests.support import eventually
 from workers.consuming import ledger
 

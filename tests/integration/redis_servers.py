@@ -39,9 +39,11 @@ class RedisServer:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def client(self) -> Redis:
-        """A client as the program has it; whoever asks for it closes it."""
-        return connect_redis(self.url)
+    def client(self, **changes: float) -> Redis:
+        """A client as the program has it but for these timeouts; whoever asks for it closes it."""
+        client = connect_redis(self.url)
+        client.connection_pool.connection_kwargs.update(changes)
+        return client
 
     def start(self) -> None:
         """Return once this very process answers. Raises NotStarted."""

@@ -13,7 +13,7 @@ from engine.subscription import Subscription
 from infra.codec import EventMapper, event_id
 from infra.integration import TOPICS
 from infra.kafka import KafkaOptions, Reader, Record
-from tests.integration.projection_support import rows
+from tests.integration.event_log import rows
 from tests.support import DEADLINE_SECONDS, ended
 from workers.relay import subscribe_relay
 

@@ -22,7 +22,8 @@ from projections.proving.compare import Difference, compare
 from projections.replaying.asking import begin
 from projections.replaying.replay import carry_on
 from projections.replaying.rows import Purpose, Replay, ReplayOptions
-from tests.integration.projection_support import Writer, caught_up, hosting, origin, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer, caught_up, hosting, origin
 
 NAMES = ("catalog", "likes", "comments")
 SWITCH = ReplayOptions()

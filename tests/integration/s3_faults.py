@@ -11,6 +11,8 @@ from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.support import DEADLINE_SECONDS
+
 Answer = tuple[int, list[tuple[str, str]], bytes]
 
 ERROR: Answer = (200, [], b"<Error><Code>InternalError</Code><Message>Sorry.</Message></Error>")
@@ -65,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _pass  # noqa: N815 - the base's names
 
     def _forward(self, body: bytes) -> Answer:
-        connection = HTTPConnection(self.server.upstream, timeout=20)
+        connection = HTTPConnection(self.server.upstream, timeout=DEADLINE_SECONDS)
         connection.request(self.command, self.path, body, dict(self.headers))
         answer = connection.getresponse()
         found = (answer.status, answer.getheaders(), answer.read())

@@ -15,6 +15,7 @@ import pytest
 from infra.advisory_locks import job_lock, lock
 from infra.kafka import KafkaOptions
 from infra.postgres import EmbeddedPostgres
+from tests.integration.analytics_keepers import keeping, record
 from tests.integration.analytics_support import Event, History, expect, history, oracle
 from tests.integration.consuming_support import (
     TERMINATE,
@@ -27,8 +28,8 @@ from tests.integration.consuming_support import (
     run,
     waits,
 )
-from tests.integration.keeping import keeping, record
-from tests.integration.projection_support import Writer, origin, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer, origin
 from tests.kafka_cluster import kafka_cluster
 from tests.support import until
 

@@ -19,13 +19,14 @@ import pytest
 from infra import metrics
 from infra.kafka import KafkaOptions
 from infra.postgres import EmbeddedPostgres
+from tests.integration.analytics_keepers import SourceOf, from_kafka, from_log, keeping, record
 from tests.integration.analytics_support import Event, History, expect, history, migrated, oracle
 from tests.integration.consuming_support import KafkaStage, held, run, waits
-from tests.integration.keeping import SourceOf, from_kafka, from_log, keeping, record
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer
 from tests.integration.test_analytics_keeping import TELEMETRY, count
 from tests.kafka_cluster import kafka_cluster
-from tests.support import until
+from tests.support import DEADLINE_SECONDS, until
 
 pytestmark = pytest.mark.chaos
 
@@ -49,7 +50,7 @@ def start(*args: str) -> subprocess.Popen[str]:
     """Both keepers in a process of their own, once it stands ready: of a log, into a database,
     and from Kafka if its servers are given."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.keeping", *args],
+        [sys.executable, "-m", "tests.integration.analytics_keepers", *args],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -84,7 +85,7 @@ def at_any_time(url: str, process: subprocess.Popen[str]) -> None:
     while count(url) == before and time.monotonic() < patience:
         time.sleep(0.01)
     process.kill()
-    process.wait(20)
+    process.wait(DEADLINE_SECONDS)
 
 
 def within_a_batch(url: str, process: subprocess.Popen[str]) -> None:
@@ -94,7 +95,7 @@ def within_a_batch(url: str, process: subprocess.Popen[str]) -> None:
         while not waits(url) and time.monotonic() < patience:
             time.sleep(0.01)
         process.kill()
-        process.wait(20)
+        process.wait(DEADLINE_SECONDS)
 
 
 def finish(log_url: str, url: str, told: History, source_of: SourceOf = from_log) -> None:

@@ -18,7 +18,7 @@ from engine.migrations import UnknownMigration
 from projections.analytics import migrating
 from projections.analytics.migrating import ANALYTICS, Shape, State, migrate, state
 from tests.integration.analytics_support import timescale_database
-from tests.integration.projection_support import rows
+from tests.integration.event_log import rows
 
 TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'analytics'"
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 
 import psycopg
@@ -16,11 +14,11 @@ from domain.operation import Members, Operation, OperationOutcome
 from engine.connections import connect
 from projections.analytics.migrating import Shape
 from projections.install import install
-from tests.e2e.program import OWN_VARIABLES
-from tests.integration.operating import Backlot, Desk, desk, executing
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
+from tests.integration.operator_desk import Backlot, Desk, desk, executing, launch
+from tests.integration.projection_support import Writer
 from tests.integration.rebuilding_support import Site, site
-from tests.support import PROJECT, eventually
+from tests.support import DEADLINE_SECONDS, eventually
 
 ROWS = "analytics.video_analytics"
 LIKES = "event_type IN ('like', 'comment')"
@@ -138,25 +136,13 @@ def test_killed_in_the_middle(told: Site) -> None:
     )
     with psycopg.connect(told.url) as holding:
         assert holding.execute(f"{lock} FOR UPDATE".encode()).rowcount == 1
-        process = launch(told.url, "replay", "analytics", "--yes")
+        process = launch(told.url, "replay", "analytics", "--yes", output=subprocess.DEVNULL)
         eventually(lambda: rows(told.url, WAITING))
         process.send_signal(signal.SIGKILL)
-        process.wait(20)
+        process.wait(DEADLINE_SECONDS)
     # What it waited for it gets, and then there is nobody to go on.
     eventually(lambda: not rows(told.url, BLOCKED))
     assert told.verify()["video_analytics"] == (0, 1, 0)
     assert rows(told.url, ASIDE) == [(0,)]
     assert told.replay()["video_analytics"] == (0, 1, 0)
     assert told.contents() == before
-
-
-def launch(database_url: str, *words: str) -> subprocess.Popen[bytes]:
-    """The command as a process of its own."""
-    foreign = {name: text for name, text in os.environ.items() if name not in OWN_VARIABLES}
-    return subprocess.Popen(
-        [sys.executable, "-m", "backlot", "projections", *words],
-        env={**foreign, "DATABASE_URL": database_url, "PYTHONPATH": str(PROJECT)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from threading import Event, Thread
 
 import psycopg
@@ -12,7 +13,7 @@ from infra.advisory_locks import Lock, lock_in_transaction
 from projections.analytics.migrating import Shape
 from projections.analytics.rebuilding import Stopped
 from tests.integration.analytics_support import migrated, timescale_database
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
 from tests.integration.rebuilding_support import Site, site
 from tests.support import eventually
 
@@ -44,16 +45,16 @@ STRANGER = "INSERT INTO analytics.videos (video_id, owner) SELECT gen_random_uui
 
 
 @pytest.fixture(params=list(Shape))
-def told(request: pytest.FixtureRequest, database_url: str, writer: Writer) -> Iterator[Site]:
+def told(request: pytest.FixtureRequest) -> Iterator[Site]:
     """A history that was taken in, in each shape; nothing runs any more."""
-    if request.param is Shape.PLAIN:
-        with site(database_url, database_url, Shape.PLAIN, writer) as opened:
-            yield opened
-        return
-    with timescale_database() as url:
-        assert migrated(url).shape is Shape.TIMESCALE
-        with site(database_url, url, Shape.TIMESCALE, writer) as opened:
-            yield opened
+    shape: Shape = request.param
+    with ExitStack() as stack:
+        url = stack.enter_context(timescale_database()) if shape is Shape.TIMESCALE else None
+        # Not made before it is known whether there is a TimescaleDB.
+        log_url, writer = map(request.getfixturevalue, ("database_url", "writer"))
+        if url is not None:
+            assert migrated(url).shape is Shape.TIMESCALE
+        yield stack.enter_context(site(log_url, url or log_url, shape, writer))
 
 
 def views(told: Site) -> list[tuple[object, ...]]:

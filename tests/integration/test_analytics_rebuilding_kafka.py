@@ -16,10 +16,11 @@ from infra.kafka import KafkaOptions
 from projections.analytics.rebuilding import AnalyticsMeans, Rebuild
 from projections.analytics.rebuilding.places import NotTakenIn
 from projections.replaying.progress import tell_nobody
+from tests.integration.analytics_keepers import keeping
 from tests.integration.analytics_support import REPEAT
 from tests.integration.consuming_support import KafkaStage
-from tests.integration.keeping import keeping
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer
 from tests.integration.rebuilding_support import counts
 from tests.integration.relay_support import relaying
 from tests.kafka_cluster import kafka_cluster

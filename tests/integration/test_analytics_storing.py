@@ -36,7 +36,7 @@ from tests.integration.analytics_support import (
     oracle,
     timescale_database,
 )
-from tests.integration.projection_support import rows
+from tests.integration.event_log import rows
 
 EMPTY = (
     "TRUNCATE analytics.video_analytics, analytics.video_hourly, analytics.video_daily, "

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from infra import metrics
+from tests.integration.analytics_keepers import keeping, record
 from tests.integration.analytics_support import (
     Event,
     History,
@@ -25,8 +26,8 @@ from tests.integration.analytics_support import (
     timescale_database,
 )
 from tests.integration.consuming_support import run
-from tests.integration.keeping import keeping, record
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer
 from tests.integration.test_analytics_keeping import TELEMETRY, count
 from tests.integration.test_analytics_kills import finish, kill
 from tests.support import until

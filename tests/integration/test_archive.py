@@ -18,7 +18,7 @@ from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.install import install as install_projections
 from projections.likes import Likes
-from tests.integration.archiving import (
+from tests.integration.archive_support import (
     EVENTS,
     KEY,
     SEALED,
@@ -31,7 +31,7 @@ from tests.integration.archiving import (
 )
 from tests.integration.event_log import rows
 from tests.integration.projection_support import caught_up, hosting
-from tests.integration.sealing import install, make_log, new_key, seal_all, verify
+from tests.integration.seal_support import install, make_log, new_key, seal_all, verify
 
 
 @pytest.fixture

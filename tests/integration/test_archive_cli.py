@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from backlot.events.archive import register
 from infra.errors import OperatorError
 from infra.seals import FileAnchors, SealKey
-from tests.integration.sealing import change, make_log, seal_all
+from tests.integration.seal_support import change, make_log, seal_all
 
 Run = Callable[..., tuple[int, str]]
 

@@ -11,7 +11,7 @@ from pyarrow.parquet import read_table
 from infra.archive import ExportFormat, ExportRequest
 from infra.archive.parquet import ParquetMissing
 from infra.privacy import PayloadMode
-from tests.integration.archiving import export, make_signed_log
+from tests.integration.archive_support import export, make_signed_log
 from tests.integration.event_log import rows
 
 

@@ -13,12 +13,12 @@ import pytest
 from benchmarks.log import fill
 from infra.archive import ExportFormat, ExportRefused, ExportRequest
 from infra.privacy import PayloadMode
-from tests.integration.archiving import (
+from tests.integration.archive_support import (
     check,
     export,
     make_signed_log,
 )
-from tests.integration.sealing import make_log, seal_all
+from tests.integration.seal_support import make_log, seal_all
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from infra.archive import (
     verify_export,
 )
 from infra.seals import FileAnchors, Report, read_anchors
-from tests.integration.archiving import (
+from tests.integration.archive_support import (
     EVENTS,
     SEALED,
     check,
@@ -21,7 +21,7 @@ from tests.integration.archiving import (
     make_signed_log,
     named,
 )
-from tests.integration.sealing import TOPICS, seal_all, verify
+from tests.integration.seal_support import TOPICS, seal_all, verify
 
 
 @pytest.fixture

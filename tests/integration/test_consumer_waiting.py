@@ -16,16 +16,18 @@ from infra.position import Position
 from projections import consumers
 from projections.waiting import ReadModelBehind, Waiting
 from readapi.pool import make_pool
+from tests.integration.analytics_keepers import SourceOf, from_log, keeping, record
 from tests.integration.analytics_support import Event
-from tests.integration.keeping import SourceOf, from_log, keeping, record
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer
 from tests.integration.relay_support import relayed, relaying
 from tests.kafka_cluster import kafka_cluster
+from tests.support import DEADLINE_SECONDS
 from workers.consuming.kafka import KafkaSource
 
 # Without the call, a batch would gather for as long.
 FLUSH_SECONDS = 600.0
-SECONDS = 30.0
+SECONDS = DEADLINE_SECONDS
 
 Case = Callable[[Waiting], Coroutine[None, None, None]]
 

@@ -29,7 +29,8 @@ from tests.integration.consuming_support import (
     run,
     waits,
 )
-from tests.integration.projection_support import Writer, origin, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer, origin
 from tests.kafka_cluster import kafka_cluster
 from tests.support import until
 from workers.consuming import ledger

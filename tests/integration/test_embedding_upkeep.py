@@ -248,7 +248,7 @@ class TestFailures:
                     except TimedOut:
                         continue
 
-        asyncio.run(asyncio.wait_for(run(), 20))
+        asyncio.run(asyncio.wait_for(run(), DEADLINE_SECONDS))
         assert len(embedder.sent) < 1000
 
     def test_a_batch_is_kept_whole_or_not_at_all(
@@ -362,7 +362,7 @@ def test_killed_in_the_middle_it_goes_on(shop: Shop, conn: Connection[TupleRow])
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
-            process.wait(20)
+            process.wait(DEADLINE_SECONDS)
             seen.add(len(shop.kept))
         server.delay = 0.0
 

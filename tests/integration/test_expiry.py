@@ -29,7 +29,7 @@ from infra.objects import (
 from projections.catalog import Catalog
 from tests.integration.buses import record
 from tests.integration.event_log import recording
-from tests.integration.expiring import NOW, Place, gone, run, send
+from tests.integration.expiry_support import NOW, Place, gone, run, send
 from tests.integration.projection_support import hosting
 from tests.integration.s3_server import BUCKET, S3Server, s3_server, s3_store
 from tests.support import ended, eventually

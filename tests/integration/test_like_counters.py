@@ -21,13 +21,8 @@ from projections.drift import CountersBehind, reconcile
 from projections.likes import Likes
 from projections.projection_subscription import ProjectionHost
 from projections.replaying.counter_rebuild import rebuild
-from tests.integration.projection_support import (
-    ThreadedHost,
-    Writer,
-    origin,
-    position,
-    rows,
-)
+from tests.integration.event_log import rows
+from tests.integration.projection_support import ThreadedHost, Writer, origin, position
 from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.support import eventually
 

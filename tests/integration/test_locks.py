@@ -43,9 +43,7 @@ class Rivals:
         self._stack = stack
 
     def redlock(self, **changes: Any) -> Redlock:
-        clients = [server.client() for server in self._servers]
-        for client in clients:
-            client.connection_pool.connection_kwargs["socket_connect_timeout"] = PATIENCE
+        clients = [server.client(socket_connect_timeout=PATIENCE) for server in self._servers]
         locks = Redlock(clients, **{"node_timeout": PATIENCE, **changes})
         self._stack.push_async_callback(locks.aclose)
         return locks

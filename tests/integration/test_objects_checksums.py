@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from infra.objects.checksums import ALGORITHMS
-from tests.integration.object_sending import sending
 from tests.integration.object_server import ObjectServer, object_server
+from tests.integration.part_receiver import sending
 
 MIB = 1024 * 1024
 

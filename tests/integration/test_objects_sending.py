@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from infra.objects import NoSuchUpload, Part
-from tests.integration.object_sending import sending
 from tests.integration.object_server import ObjectServer, folder_store, object_server
+from tests.integration.part_receiver import sending
 from tests.support import eventually, unavailable
 
 MIB = 1024 * 1024

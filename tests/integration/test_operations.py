@@ -24,7 +24,8 @@ from projections.operating.executor import POLL_SECONDS, perform
 from projections.operations import Operations
 from projections.replaying.progress import tell_nobody
 from projections.replaying.rows import replays
-from tests.integration.operating import (
+from tests.integration.event_log import rows
+from tests.integration.operator_desk import (
     Desk,
     await_process,
     desk,
@@ -33,13 +34,7 @@ from tests.integration.operating import (
     standing_still,
     working_on,
 )
-from tests.integration.projection_support import (
-    Writer,
-    caught_up,
-    hosting,
-    position,
-    rows,
-)
+from tests.integration.projection_support import Writer, caught_up, hosting, position
 from tests.support import eventually
 
 

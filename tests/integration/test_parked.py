@@ -27,6 +27,7 @@ from projections.parking.retrying import CannotRetry, retry
 from projections.projection import RangeProjection
 from projections.proving.compare import compare
 from projections.proving.completeness import completeness
+from tests.integration.event_log import rows
 from tests.integration.former_release import TABLES_BEFORE
 from tests.integration.parking_support import (
     PARKED,
@@ -37,14 +38,7 @@ from tests.integration.parking_support import (
     outcomes,
     parked_tally,
 )
-from tests.integration.projection_support import (
-    Tally,
-    Writer,
-    caught_up,
-    hosting,
-    rows,
-    seen,
-)
+from tests.integration.projection_support import Tally, Writer, caught_up, hosting, seen
 from tests.support import eventually
 
 

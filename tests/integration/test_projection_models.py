@@ -24,8 +24,9 @@ from projections.likes import Likes
 from projections.log import Log
 from projections.operations import Operations
 from projections.projection import Projection
+from tests.integration.event_log import rows
 from tests.integration.projection_spec import ProjectionSpec
-from tests.integration.projection_support import Writer, origin, rows
+from tests.integration.projection_support import Writer, origin
 
 T = TypeVar("T")
 P = TypeVar("P", bound=Projection)

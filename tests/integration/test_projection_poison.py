@@ -12,14 +12,8 @@ from engine.checkpoints import resume
 from engine.subscription import State
 from infra import metrics
 from projections.likes import Likes
-from tests.integration.projection_support import (
-    Tally,
-    Writer,
-    caught_up,
-    hosting,
-    rows,
-    seen,
-)
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Tally, Writer, caught_up, hosting, seen
 from tests.support import eventually
 
 VIDEO = uuid4()

@@ -16,7 +16,8 @@ from projections import projection_subscription
 from projections.install import install
 from projections.waiting import POLL_SECONDS, Pool, ReadModelBehind, Waiting
 from readapi.pool import make_pool
-from tests.integration.projection_support import Tally, Writer, hosting, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Tally, Writer, hosting
 
 Case = Callable[[Waiting], Awaitable[None]]
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
@@ -22,24 +19,19 @@ from engine.connections import connect
 from infra.counters import Counter, Counters
 from infra.redis import connect_blocking_redis
 from projections.replaying.rows import replays
-from tests.e2e.program import OWN_VARIABLES
-from tests.integration.operating import (
+from tests.integration.event_log import rows
+from tests.integration.operator_desk import (
     Backlot,
     Desk,
     executing,
+    launch,
     replay_state,
     standing_still,
     working_on,
 )
-from tests.integration.projection_support import (
-    Writer,
-    caught_up,
-    hosting,
-    position,
-    rows,
-)
+from tests.integration.projection_support import Writer, caught_up, hosting, position
 from tests.integration.redis_servers import redis_servers
-from tests.support import PROJECT, eventually
+from tests.support import eventually
 
 ME = f"operator:{getpass.getuser()}"
 
@@ -54,19 +46,6 @@ def liked(database_url: str) -> Iterator[Writer]:
         caught_up(database_url, [model.schema for model in models], writer.head)
     yield writer
     writer.close()
-
-
-def launch(database_url: str, *words: str) -> subprocess.Popen[str]:
-    """The command as a process of its own."""
-    foreign = {name: text for name, text in os.environ.items() if name not in OWN_VARIABLES}
-    return subprocess.Popen(
-        [sys.executable, "-m", "backlot", "projections", *words],
-        env={**foreign, "DATABASE_URL": database_url, "PYTHONPATH": str(PROJECT)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def spoil(database_url: str) -> None:

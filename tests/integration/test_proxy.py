@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.nginx import Proxy, running_nginx
-from tests.support import unused_port
+from tests.support import DEADLINE_SECONDS, unused_port
 
 PROBLEM = "application/problem+json"
 
@@ -60,7 +60,7 @@ class Told(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"data: 1\n\n")
         self.wfile.flush()
-        self.go_on.wait(10)
+        self.go_on.wait(DEADLINE_SECONDS)
         self.wfile.write(b"data: 2\n\n")
 
     def log_request(self, *_: object) -> None:
@@ -94,7 +94,7 @@ def proxy(ports: dict[str, int], short_dir: Path) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def client(proxy: Proxy) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=proxy.url, trust_env=False, timeout=10) as client:
+    with httpx.Client(base_url=proxy.url, trust_env=False, timeout=DEADLINE_SECONDS) as client:
         yield client
 
 

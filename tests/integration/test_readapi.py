@@ -18,7 +18,8 @@ from infra.objects import ObjectStoreUnavailable
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
-from tests.integration.projection_support import origin, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import origin
 from tests.integration.readapi_support import Site, serving
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from engine.checkpoints import pause, resume
 from infra.position import Position, decode_position, encode_position
-from tests.integration.projection_support import rows
+from tests.integration.event_log import rows
 from tests.integration.readapi_support import Site, serving
 from tests.support import eventually
 

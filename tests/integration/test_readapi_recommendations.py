@@ -31,7 +31,7 @@ from projections.recommendations.keeping import keep
 from projections.recommendations.pairing import Engagement
 from projections.recommendations.weighing import EngagementKind, Weighing
 from tests import openai_server
-from tests.integration.keeping import record
+from tests.integration.analytics_keepers import record
 from tests.integration.projection_support import hosting, origin
 from tests.integration.readapi_support import Site
 from tests.openai_server import Answer, Call, OpenAIServer

@@ -23,7 +23,8 @@ from projections.recommendations.budget import (
     keys_of,
 )
 from tests.integration.redis_servers import RedisServer, redis_servers
-from tests.recommending import USER
+from tests.ranking_material import USER
+from tests.support import DEADLINE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +44,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 async def redis(server: RedisServer) -> AsyncIterator[Redis]:
-    client = server.client()
+    client = server.client(socket_connect_timeout=DEADLINE_SECONDS)
     yield client
     await client.aclose()
 

@@ -15,6 +15,7 @@ import pytest
 from engine.notifications import Notifications
 from infra.kafka import KafkaOptions
 from projections.recommendations.weighing import Weighing
+from tests.integration.analytics_keepers import record
 from tests.integration.analytics_support import Event
 from tests.integration.consuming_support import (
     TERMINATE,
@@ -27,8 +28,8 @@ from tests.integration.consuming_support import (
     run,
     waits,
 )
-from tests.integration.keeping import record
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer
 from tests.kafka_cluster import kafka_cluster
 from tests.support import ended, until
 from workers.consuming.subscriptions import subscribe_keeper

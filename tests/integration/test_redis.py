@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from backlot.redis_probe import probe
 from tests.integration.redis_servers import RedisServer, redis_servers
+from tests.support import DEADLINE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -41,7 +42,7 @@ async def fails_within(client: Redis, seconds: float) -> None:
 
 async def once_back(ask: Callable[[], Awaitable[R]]) -> R:
     """The answer of a server that has just begun to answer again."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while True:
         try:
             return await ask()

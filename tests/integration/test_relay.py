@@ -16,7 +16,8 @@ from infra.integration import TOPICS
 from infra.telemetry import Telemetry, TelemetryEvent
 from tests.integration.analytics_support import REPEAT
 from tests.integration.consuming_support import VIDEO, run
-from tests.integration.projection_support import Writer, origin, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer, origin
 from tests.integration.relay_support import Topics, relayed, relaying
 from tests.kafka_cluster import MockCluster, kafka_cluster
 from tests.support import ended, until

@@ -19,7 +19,7 @@ from tests.integration.consuming_support import run
 from tests.integration.projection_support import Writer, origin
 from tests.integration.relay_support import Topics, expected_ids, relayed, relaying
 from tests.kafka_cluster import MockCluster, kafka_cluster
-from tests.support import until
+from tests.support import DEADLINE_SECONDS, until
 
 pytestmark = pytest.mark.chaos
 
@@ -65,7 +65,7 @@ def start(database_url: str, servers: str) -> subprocess.Popen[str]:
 
 def end(process: subprocess.Popen[str], how: signal.Signals) -> None:
     process.send_signal(how)
-    process.wait(20)
+    process.wait(DEADLINE_SECONDS)
     assert process.stderr is not None
     process.stderr.close()
 

@@ -15,7 +15,8 @@ from projections.install import install
 from projections.likes import Likes
 from projections.projection import Batch
 from projections.replaying.rows import ReplayState
-from tests.integration.projection_support import Writer, caught_up, hosting, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer, caught_up, hosting
 from tests.integration.replay_support import (
     NAMES,
     SWITCH,
@@ -27,6 +28,7 @@ from tests.integration.replay_support import (
     projected,
     replayed,
 )
+from tests.support import DEADLINE_SECONDS
 
 
 @pytest.mark.parametrize("batch_events", [1, 7, 20_000])
@@ -105,7 +107,7 @@ class Gated(Likes):
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
         super().apply(batch, cursor)
         self.entered.set()
-        assert self.go_on.wait(20)
+        assert self.go_on.wait(DEADLINE_SECONDS)
 
 
 def test_no_switch_falls_into_the_middle_of_a_transaction(
@@ -118,12 +120,12 @@ def test_no_switch_falls_into_the_middle_of_a_transaction(
     gated = Gated()
     with hosting(database_url, gated):
         writer.like(video, "bob")
-        assert gated.entered.wait(10)
+        assert gated.entered.wait(DEADLINE_SECONDS)
         replaying = Thread(target=replayed, args=(database_url, Likes()))
         replaying.start()
         replaying.join(1)
         gated.go_on.set()
-        replaying.join(20)
+        replaying.join(DEADLINE_SECONDS)
         caught_up(database_url, ["likes"], writer.head)
     assert rows(database_url, "SELECT likes FROM likes.counts") == [(2,)]
     assert rows(database_url, "SELECT likes FROM likes__previous.counts") == [(2,)]

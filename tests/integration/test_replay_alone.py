@@ -9,7 +9,8 @@ from pathlib import Path
 
 from projections.audit.index import Audit
 from projections.operations import Operations
-from tests.integration.projection_support import Writer, origin, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer, origin
 from tests.integration.redis_servers import redis_servers
 from tests.integration.replay_support import History, models, projected
 
@@ -44,7 +45,7 @@ def test_everything_is_replayed_with_nobody_to_ask(database_url: str, tmp_path: 
     statuses = rows(database_url, "SELECT DISTINCT translation_status FROM comments.comments")
     assert {status for (status,) in statuses} >= {"translated", "failed", "skipped", "not_needed"}
     with redis_servers(1, tmp_path) as (server,):
-        command = [sys.executable, "-m", "tests.integration.replaying_alone"]
+        command = [sys.executable, "-m", "tests.integration.isolated_replay"]
         done = subprocess.run(
             [*command, database_url, server.url, str(server.port)],
             cwd=ROOT,

@@ -16,7 +16,8 @@ from projections.likes import Likes
 from projections.replaying.counter_rebuild import rebuild, renewing
 from projections.replaying.progress import Progress
 from projections.replaying.rows import ReplayOptions
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer
 from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.integration.replay_support import projected, replayed
 

@@ -19,7 +19,8 @@ from projections.replaying.asking import resume
 from projections.replaying.progress import Progress
 from projections.replaying.replay import ReplayElsewhere
 from projections.replaying.rows import Replay, ReplayOptions, ReplayState, find
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer
 from tests.integration.replay_support import (
     VERIFY,
     History,
@@ -32,6 +33,7 @@ from tests.integration.replay_support import (
     projected,
     replayed,
 )
+from tests.support import DEADLINE_SECONDS
 
 pytestmark = pytest.mark.chaos
 
@@ -42,7 +44,7 @@ LEDGER = "SELECT block, applied, positions FROM projections.ledger WHERE schema 
 
 def started(database_url: str, replay: Replay) -> subprocess.Popen[str]:
     """A process that works on the replay, from the moment when it begins to."""
-    command = [sys.executable, "-m", "tests.integration.carrying_on"]
+    command = [sys.executable, "-m", "tests.integration.replay_process"]
     arguments = [database_url, str(replay.id), "4"]
     process = subprocess.Popen(
         [*command, *arguments],
@@ -92,7 +94,7 @@ def test_killed_at_random(
             time.sleep(random.uniform(0, patience))
             patience *= 1.5
             process.send_signal(signal.SIGKILL)
-            killed += process.wait(20) == -signal.SIGKILL
+            killed += process.wait(DEADLINE_SECONDS) == -signal.SIGKILL
             positions.append(present(database_url, replay).position)
         assert present(database_url, replay).state is ReplayState.SWITCHED, SEED
     assert_equal(database_url, name, f"REPLAY_SEED={SEED} killed at {positions}")

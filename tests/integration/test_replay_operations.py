@@ -30,7 +30,8 @@ from projections.replaying.rows import (
     ReplayUnderWay,
     replays,
 )
-from tests.integration.projection_support import Writer, caught_up, hosting, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer, caught_up, hosting
 from tests.integration.replay_support import (
     VERIFY,
     History,
@@ -42,6 +43,7 @@ from tests.integration.replay_support import (
     projected,
     replayed,
 )
+from tests.support import DEADLINE_SECONDS
 
 LEDGER = "SELECT block, applied, positions FROM projections.ledger WHERE schema = %s ORDER BY 1"
 
@@ -147,7 +149,7 @@ def test_one_replay_of_a_projection_and_one_process_at_a_time(database_url: str)
 
     def wait(progress: Progress) -> None:
         entered.set()
-        assert go_on.wait(20)
+        assert go_on.wait(DEADLINE_SECONDS)
 
     replay = begun(database_url, Likes())
     with pytest.raises(ReplayUnderWay):
@@ -156,7 +158,7 @@ def test_one_replay_of_a_projection_and_one_process_at_a_time(database_url: str)
         target=carried_on, args=(database_url, replay, Likes()), kwargs={"report": wait}
     )
     worker.start()
-    assert entered.wait(20)
+    assert entered.wait(DEADLINE_SECONDS)
     with pytest.raises(ReplayElsewhere):
         carried_on(database_url, replay, Likes())
     go_on.set()

@@ -11,7 +11,8 @@ import pytest
 from projections.likes import Likes
 from projections.projection import Projection
 from projections.replaying.rows import Purpose, ReplayError, ReplayOptions, ReplayState
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer
 from tests.integration.replay_support import (
     History,
     begun,

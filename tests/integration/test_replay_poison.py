@@ -16,13 +16,8 @@ from projections.replaying.asking import OtherVersion, resume
 from projections.replaying.outdated import begin_for_outdated, outdated
 from projections.replaying.replay import rollback
 from projections.replaying.rows import ReplayOptions, ReplayState
-from tests.integration.projection_support import (
-    Writer,
-    caught_up,
-    hosting,
-    position,
-    rows,
-)
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Writer, caught_up, hosting, position
 from tests.integration.replay_support import (
     VERIFY,
     begun,

@@ -29,7 +29,7 @@ from projections.replaying.replay import rollback
 from projections.replaying.rows import ReplayOptions, ReplayState
 from tests.integration.projection_support import Writer, caught_up, hosting, origin
 from tests.integration.replay_support import replayed
-from tests.support import eventually
+from tests.support import DEADLINE_SECONDS, eventually
 
 pytestmark = pytest.mark.chaos
 
@@ -210,7 +210,7 @@ def living(community: Community, *threads: Thread) -> Iterator[None]:
     finally:
         community.stopping.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(DEADLINE_SECONDS)
 
 
 def test_readers_do_not_notice_ten_replays_and_rollbacks(database_url: str) -> None:

@@ -20,6 +20,7 @@ from projections.parking.parked import show
 from projections.parking.retrying import Outcome, Retried, retry
 from projections.projection import Batch
 from projections.proving.completeness import completeness
+from tests.integration.event_log import rows
 from tests.integration.parking_support import (
     PARKED,
     VIDEO,
@@ -28,15 +29,8 @@ from tests.integration.parking_support import (
     outcomes,
     parked_tally,
 )
-from tests.integration.projection_support import (
-    Tally,
-    Writer,
-    caught_up,
-    hosting,
-    position,
-    rows,
-    seen,
-)
+from tests.integration.projection_support import Tally, Writer, caught_up, hosting, position, seen
+from tests.support import DEADLINE_SECONDS
 
 
 class BrokenCatalog(Catalog):
@@ -182,12 +176,12 @@ def test_a_retry_waits_for_the_transaction_under_way(
         tally.entered.clear()
         tally.go_on.clear()
         writer.like(VIDEO, "eve")
-        assert tally.entered.wait(10)
+        assert tally.entered.wait(DEADLINE_SECONDS)
         attempt = pool.submit(retry, conn, Parking(), mapper=writer.mapper)
         with pytest.raises(TimeoutError):
             attempt.result(timeout=0.3)
         tally.go_on.set()
-        assert outcomes(attempt.result(timeout=10)) == {2: "applied", 4: "applied"}
+        assert outcomes(attempt.result(timeout=DEADLINE_SECONDS)) == {2: "applied", 4: "applied"}
     assert completeness(conn, tally).complete
 
 
@@ -205,7 +199,7 @@ def test_a_retry_during_a_switch_is_of_the_new_copy(
             with pytest.raises(TimeoutError):
                 attempt.result(timeout=0.3)
         # In the copy that has the name now, nothing is set aside.
-        assert outcomes(attempt.result(timeout=10)) == {2: "absent"}
+        assert outcomes(attempt.result(timeout=DEADLINE_SECONDS)) == {2: "absent"}
 
 
 def test_retries_beside_a_busy_live_copy_are_exact(

@@ -20,16 +20,9 @@ from projections.install import install
 from projections.likes import Likes
 from projections.log import Log
 from projections.projection_subscription import OUTDATED
-from tests.integration.projection_support import (
-    Tally,
-    Writer,
-    caught_up,
-    hosting,
-    position,
-    rows,
-    seen,
-)
-from tests.support import eventually
+from tests.integration.event_log import rows
+from tests.integration.projection_support import Tally, Writer, caught_up, hosting, position, seen
+from tests.support import DEADLINE_SECONDS, eventually
 
 VIDEO = uuid4()
 
@@ -76,7 +69,7 @@ def test_a_connection_killed_in_the_middle_of_a_batch(database_url: str, writer:
     with hosting(database_url, tally):
         for n in range(10):
             writer.like(VIDEO, f"viewer-{n}")
-        assert tally.entered.wait(5)
+        assert tally.entered.wait(DEADLINE_SECONDS)
         terminate(database_url, backends(database_url))
         tally.go_on.set()
         caught_up(database_url, ["tally"], writer.head)
@@ -128,7 +121,7 @@ def test_takeover_from_a_runner_that_lost_its_connection(database_url: str, writ
             eventually(lambda: two.status()[0].state is State.STANDBY)
             holder = [pid for pid in backends(database_url) if holds_lock(database_url, pid)]
             writer.like(VIDEO, "viewer-1", "viewer-2")
-            assert first.entered.wait(5)
+            assert first.entered.wait(DEADLINE_SECONDS)
             terminate(database_url, holder)
             eventually(lambda: two.status()[0].state is State.RUNNING)
             caught_up(database_url, ["tally"], writer.head)
@@ -168,7 +161,8 @@ def test_a_notification_wakes_at_once(database_url: str, writer: Writer) -> None
             writer.like(VIDEO, f"viewer-{n}")
             caught_up(database_url, ["tally"], writer.head)
             delays.append(time.perf_counter() - started)
-    assert sorted(delays)[10] < 0.1, sorted(delays)
+    # Far sooner than it would look by itself, however busy the machine is.
+    assert sorted(delays)[10] < 1.0, sorted(delays)
 
 
 def test_polling_serves_while_the_listener_is_gone(database_url: str, writer: Writer) -> None:
@@ -225,7 +219,7 @@ def append_and_hold(database_url: str, writer: Writer, released: Event) -> None:
     empty: list[list[object]] = [[], [], [], [], [], []]
     with psycopg.connect(database_url) as conn:
         conn.execute(writer.recorder.append_statement, [*arguments, *empty])
-        assert released.wait(20)
+        assert released.wait(DEADLINE_SECONDS)
 
 
 def append_from_elsewhere(database_url: str) -> None:

@@ -23,7 +23,7 @@ from infra.event_store import open_recorder
 from infra.seals import FileAnchors, LogBroken, Seal, StoredRow, leaf, read_anchors
 from infra.seals.tables import seals as read_seals
 from tests.integration.event_log import lock_of_the_log, rows
-from tests.integration.sealing import (
+from tests.integration.seal_support import (
     BLOCK,
     change,
     install,

@@ -16,7 +16,7 @@ from infra.seals import FileAnchors, Proofs, configured_anchors, configured_proo
 from infra.settings import load_settings
 from readapi.audit.integrity import Integrity
 from tests.integration.readapi_support import Site
-from tests.integration.sealing import TOPICS, change, make_log, new_key, seal_all
+from tests.integration.seal_support import TOPICS, change, make_log, new_key, seal_all
 
 OLD = "UPDATE backlot_verifications SET verified_at = now() - interval '2 hours'"
 ALTER = "UPDATE backlot_events SET state = 'x' WHERE notification_id = 7"

@@ -16,7 +16,7 @@ from benchmarks.log import fill
 from infra import seals
 from infra.seals import Fault
 from infra.seals.verify import PAGE_ROWS
-from tests.integration.sealing import change, make_log, place_of, seal_all, verify
+from tests.integration.seal_support import change, make_log, place_of, seal_all, verify
 
 EVENTS, SEALED = 48, 40
 STRANGER = UUID(int=0xBAD)

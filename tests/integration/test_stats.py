@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,7 +14,6 @@ import pytest
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
-from projections.analytics.migrating import Shape
 from projections.analytics.pruning import prune
 from projections.analytics.stats import (
     LENGTHS,
@@ -30,25 +29,11 @@ from tests.integration.trending_support import (
     NOW,
     Deed,
     Film,
-    analytics_database,
-    analytics_of,
     random_history,
     write,
 )
 
 EVERY = [(r, b) for r in Range for b in Bucket if (r, b) != (Range.ALL, Bucket.HOUR)]
-
-
-@pytest.fixture
-def analytics(database_url: str) -> Iterator[Connection[TupleRow]]:
-    with analytics_database(database_url) as conn:
-        yield conn
-
-
-@pytest.fixture(params=list(Shape))
-def both_shapes(request: pytest.FixtureRequest) -> Iterator[Connection[TupleRow]]:
-    with analytics_of(request.param, request) as conn:
-        yield conn
 
 
 def stats(

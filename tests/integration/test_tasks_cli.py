@@ -13,7 +13,7 @@ from domain.operation import Operation
 from infra.errors import ExitCode
 from infra.tasks.broker import task_queues
 from infra.tasks.queues import TRANSLATION
-from tests.integration.operating import Backlot, desk, in_group
+from tests.integration.operator_desk import Backlot, desk, in_group
 from tests.integration.redis_servers import redis_servers
 from tests.integration.task_support import Toy, quick_settings
 from tests.support import eventually

@@ -21,7 +21,7 @@ import redis
 from backlot.cli import main
 from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.integration.task_support import QUICK, Toy, quick_settings
-from tests.support import eventually, unused_port
+from tests.support import DEADLINE_SECONDS, eventually, unused_port
 
 # The thread that holds the delayed ones.
 LOST = r"connection error.*translation\.DQ|translation\.DQ.*connection error"
@@ -124,7 +124,7 @@ def test_sigterm_lets_short_tasks_end_and_returns_long_ones(
         sender.send("tell", "later")
         eventually(lambda: {"begin short", "begin long"} <= set(sender.told()))
         first.send_signal(signal.SIGTERM)
-        assert first.wait(20) == 0
+        assert first.wait(DEADLINE_SECONDS) == 0
     told = sender.told()
     assert "end short" in told
     assert "end long" not in told
@@ -157,6 +157,7 @@ def test_failures_back_off_die_once_and_are_seen_and_sent_again_by_operators(
         _sees(program, r'backlot_tasks_total\{actor="tell",outcome="done"\} 1.0')
         assert _backlot(capsys, "redrive", letter["id"])["sent"] == [letter["id"]]
         eventually(lambda: sender.told().count("dead fail after 3") == 2)
+        eventually(lambda: program.log.read_bytes().count(b"task_dead") == 2)
     lines = [json.loads(line) for line in program.log.read_text().splitlines()]
     dead = [line for line in lines if line.get("event") == "task_dead"]
     assert [line["correlationId"] for line in dead] == ["req-1", "req-1"]

@@ -16,8 +16,9 @@ from domain.operation import Operation
 from engine.dead_letters import Rejected
 from infra.integration import TOPICS
 from tests.integration.consuming_support import VIDEO, LogStage, Tasks, consuming, run
-from tests.integration.operating import desk
-from tests.integration.projection_support import Writer, rows
+from tests.integration.event_log import rows
+from tests.integration.operator_desk import desk
+from tests.integration.projection_support import Writer
 from tests.support import until
 from workers import relay_places
 

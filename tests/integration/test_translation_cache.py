@@ -19,7 +19,7 @@ from infra.llm import LanguageModelError, Throttled
 from infra.locks import Lease
 from infra.redis import embedded_redis
 from tests.integration.redis_servers import RedisServer, redis_servers
-from tests.integration.translating import MODEL, TTL, Provider, key_of, once, stored
+from tests.integration.translation_support import MODEL, TTL, Provider, key_of, once, stored
 from workers.translation.cache import LOCK_PREFIX, TranslationCache
 from workers.translation.prompt import PROMPT_VERSION
 from workers.translation.translator import Translation

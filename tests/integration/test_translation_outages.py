@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from infra import metrics
 from tests.integration.redis_servers import RedisServer, redis_servers
-from tests.integration.translating import MODEL, TTL, Provider, once
+from tests.integration.translation_support import MODEL, TTL, Provider, once
 from workers.translation.cache import TranslationCache
 from workers.translation.prompt import PROMPT_VERSION
 from workers.translation.translator import Translation

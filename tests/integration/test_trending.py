@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -15,7 +14,6 @@ from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
 from projections.analytics.formula import Formula
-from projections.analytics.migrating import Shape
 from projections.analytics.settling import settle
 from projections.analytics.trending import Ranked, Trending
 from projections.analytics.windows import Window
@@ -24,8 +22,6 @@ from tests.integration.trending_support import (
     NOW,
     Deed,
     Film,
-    analytics_database,
-    analytics_of,
     expected_ranking,
     random_history,
     write,
@@ -34,18 +30,6 @@ from tests.integration.trending_support import (
 A, B, C = (UUID(int=n) for n in (1, 2, 3))
 USUAL = Formula()
 UNUSUAL = Formula(0.5, 2.0, 7.0, 0.3, recent_hours=168, recent_boost=3.5, half_life_hours=10)
-
-
-@pytest.fixture
-def analytics(database_url: str) -> Iterator[Connection[TupleRow]]:
-    with analytics_database(database_url) as conn:
-        yield conn
-
-
-@pytest.fixture(params=list(Shape))
-def both_shapes(request: pytest.FixtureRequest) -> Iterator[Connection[TupleRow]]:
-    with analytics_of(request.param, request) as conn:
-        yield conn
 
 
 def ranking(

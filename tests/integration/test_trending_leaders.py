@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
@@ -13,7 +13,6 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from projections.analytics.formula import Formula
-from projections.analytics.migrating import Shape
 from projections.analytics.settling import settle
 from projections.analytics.windows import Window
 from tests.integration.test_trending import UNUSUAL, USUAL, ranking
@@ -22,8 +21,6 @@ from tests.integration.trending_support import (
     NOW,
     Deed,
     Film,
-    analytics_database,
-    analytics_of,
     expected_ranking,
     write,
 )
@@ -32,18 +29,6 @@ OLD = NOW - timedelta(days=2)
 JUST_NOW = NOW.replace(minute=1)
 # What a video would have if it was looked at.
 ABSURD = b"UPDATE analytics.trending_sums SET views = 1e9 WHERE video_id = ANY (%s)"
-
-
-@pytest.fixture
-def analytics(database_url: str) -> Iterator[Connection[TupleRow]]:
-    with analytics_database(database_url) as conn:
-        yield conn
-
-
-@pytest.fixture(params=list(Shape))
-def both_shapes(request: pytest.FixtureRequest) -> Iterator[Connection[TupleRow]]:
-    with analytics_of(request.param, request) as conn:
-        yield conn
 
 
 def films_of(count: int) -> list[Film]:

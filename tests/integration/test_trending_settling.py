@@ -14,7 +14,7 @@ from engine.schedule import run_job
 from infra import metrics
 from projections.analytics.formula import Formula
 from tests.integration.trending_support import Deed, Film, analytics_database, write
-from tests.support import ended
+from tests.support import DEADLINE_SECONDS, ended
 from workers.trending import settling_job
 
 FILM = Film(UUID(int=1), datetime.now(UTC))
@@ -25,7 +25,7 @@ FAILURES = "backlot_trending_settle_failures_total"
 def settling(url: str, *, until: Callable[[], bool]) -> None:
     async def run() -> None:
         job = asyncio.create_task(run_job(settling_job(url, Formula(), 0.05)))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             while not until():  # noqa: ASYNC110 - tables tell nobody
                 await asyncio.sleep(0.02)
         await ended(job)

@@ -27,15 +27,9 @@ from projections.proving.completeness import UnknownVersion, completeness
 from projections.replaying.rows import ReplayOptions, ReplayState
 from projections.waiting import STALE_ANSWERS, ReadModelBehind, Waiting
 from readapi.pool import make_pool
-from tests.integration.operating import Desk, executing
-from tests.integration.projection_support import (
-    Tally,
-    Writer,
-    caught_up,
-    hosting,
-    position,
-    rows,
-)
+from tests.integration.event_log import rows
+from tests.integration.operator_desk import Desk, executing
+from tests.integration.projection_support import Tally, Writer, caught_up, hosting, position
 from tests.integration.readapi_support import Site, serving
 from tests.integration.replay_support import SWITCH, connected, replayed
 from tests.support import eventually

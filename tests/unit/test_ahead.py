@@ -11,6 +11,7 @@ import pytest
 from engine.connections import ThreadedConnection
 from engine.messages import Dead, Fetched, Place, Raw, Received
 from engine.sources import Prefetch
+from tests.support import DEADLINE_SECONDS
 
 PLACE = ("telemetry", 0)
 
@@ -137,7 +138,7 @@ def test_it_stops_in_the_middle_of_reading() -> None:
         assert await read(ahead) == 1
         source.at = source.head
         await rest()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await ahead.stop()
         assert source.stopped
 

@@ -15,7 +15,7 @@ from projections.audit.events import read_entry
 from projections.audit.streams import Fold
 from projections.log import Stored
 from readapi.audit.present import as_detail, as_event, as_state, as_step, as_trace
-from tests.unit.audited import TOPICS, golden
+from tests.unit.audit_events import TOPICS, golden
 
 SECRET = "qx7-personal-value"
 HIDING = [PayloadMode.MASKED, PayloadMode.NONE]

@@ -9,7 +9,7 @@ from infra.codec import event_id
 from infra.privacy import PayloadMode
 from projections.audit.causes import MAX_DEPTH, Node, Trace, tree
 from readapi.audit.present import as_trace
-from tests.unit.audited import AT, entry
+from tests.unit.audit_events import AT, entry
 
 Shape = dict[int, "Shape"]
 

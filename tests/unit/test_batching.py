@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from infra.batching import Batcher, NotBegun, QueueFull
+from tests.support import DEADLINE_SECONDS
 
 
 class Refused(Exception):
@@ -27,7 +28,7 @@ class Worker:
 
     def __call__(self, items: Sequence[int]) -> Sequence[int | BaseException]:
         self.entered.set()
-        self.gate.wait(10)
+        self.gate.wait(DEADLINE_SECONDS)
         self.batches.append(list(items))
         self.threads.add(threading.current_thread().name)
         if 0 in items:

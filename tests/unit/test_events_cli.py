@@ -25,7 +25,7 @@ from projections.audit.events import read_entry
 from projections.audit.streams import Fold
 from readapi.audit.present import as_detail, as_event, as_state, as_step, as_trace
 from readapi.audit.shapes import AuditEvent, AuditStats, StreamEvent, TopicCount
-from tests.unit.audited import AT, TOPICS, entry, golden
+from tests.unit.audit_events import AT, TOPICS, entry, golden
 
 WIDTH, NARROW = 101, 40
 ESCAPE = "\x1b]0;owned\x07\x9b31m"

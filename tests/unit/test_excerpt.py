@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from projections.recommendations.excerpt import cut, plain
 from projections.recommendations.reason import LONGEST, shown
-from tests.recommending import ORDERS
+from tests.ranking_material import ORDERS
 
 UNSEEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
 FAMILY = "👨\u200d👩\u200d👧"

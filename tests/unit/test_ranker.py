@@ -23,7 +23,7 @@ from projections.recommendations.ranker import (
     NothingUsable,
     Ranker,
 )
-from tests.recommending import films, material_of
+from tests.ranking_material import films, material_of
 
 pytestmark = pytest.mark.anyio
 

@@ -23,7 +23,7 @@ from projections.recommendations.prompt import (
     answer_form,
     question,
 )
-from tests.recommending import ORDERS, USER, described, films, material_of
+from tests.ranking_material import ORDERS, USER, described, films, material_of
 
 UUID_FORM = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE)
 FIELDS = {"limit", "trending", "watched", "liked", "candidates"}

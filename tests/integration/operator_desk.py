@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -172,3 +173,16 @@ def replay_state(
             fits = state in (None, found.state) and paused in (None, found.paused)
             return found if fits else None
     return None
+
+
+def launch(database_url: str, *words: str, output: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    """A command about projections as a process of its own, and where it writes to."""
+    foreign = {name: text for name, text in os.environ.items() if name not in OWN_VARIABLES}
+    return subprocess.Popen(
+        [sys.executable, "-m", "backlot", "projections", *words],
+        env={**foreign, "DATABASE_URL": database_url, "PYTHONPATH": str(PROJECT)},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        text=True,
+    )

@@ -1,8 +1,8 @@
 """The program, halted by a signal at a chosen step of finalizing: a crash there, or a long pause.
 
-Run as `python -m tests.e2e.halting up`. A file `halt` in its working folder, `<step> <signal>`,
-halts it once; `slow`, in seconds, is how long the store takes to join. What the store is
-asked becomes a line in `asked`.
+Run as `python -m tests.e2e.halted_program up`. A file `halt` in its working folder,
+`<step> <signal>`, halts it once; `slow`, in seconds, is how long the store takes to join. What
+the store is asked becomes a line in `asked`.
 """
 
 from __future__ import annotations

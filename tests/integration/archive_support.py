@@ -14,7 +14,7 @@ from infra.archive import (
 )
 from infra.seals import Fault, PublicKeys, Report
 from tests.integration.event_log import rows
-from tests.integration.sealing import TOPICS, install, make_log, new_key, seal_all
+from tests.integration.seal_support import TOPICS, install, make_log, new_key, seal_all
 
 KEY = new_key()
 SEALED, EVENTS = 60, 64

@@ -1,6 +1,6 @@
 """The program, whose waits lose cancellations as those of Python 3.11 do, each task's first two.
 
-Run as `python -m tests.e2e.losing up`. It tells on standard error what was lost.
+Run as `python -m tests.e2e.lossy_program up`. It tells on standard error what was lost.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from backlot.demo.lanes import Lanes
 from infra.auth import mint_token
 from infra.data_folder import FORMAT, FORMAT_FILE, objects_path, secret_path
 from tests.e2e.program import Program
-from tests.support import eventually, unused_port
+from tests.support import DEADLINE_SECONDS, eventually, unused_port
 
 SECRET = "shared by all replicas of a test"
 
@@ -137,7 +137,7 @@ class Asked:
         self._answer = client.request(method, path)
 
     def answer(self) -> httpx.Response:
-        self._thread.join(30)
+        self._thread.join(DEADLINE_SECONDS)
         assert self._answer is not None, "no answer came"
         return self._answer
 
