@@ -1,0 +1,1 @@
+"""The console script, the composition of a process, and the commands of operators."""

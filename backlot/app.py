@@ -8,45 +8,62 @@ from datetime import timedelta
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
 from psycopg import Cursor
 from psycopg.rows import TupleRow
+from starlette.staticfiles import StaticFiles
 
 import commands.app
 import readapi.app
-from backlot.docs import mount_docs
+from backlot.bootstrap import Parts, ReadModels, object_routers
 from backlot.health import operations
-from backlot.objects import object_routers
-from backlot.wiring import Parts, ReadModels
-from backlot.working import in_background, start_job, start_working
-from commands.bus import CommandBus
+from backlot.roles import in_background, start_job, start_working
 from commands.catalog import EngagementCounts, EngagementOf
-from commands.command import Lookup, Reader
 from commands.endpoint import Services
 from commands.likes import LikesOfOthers
+from engine import telemetry
+from engine.codec import MAPPER
+from engine.command import Lookup, Reader
+from engine.command_bus import CommandBus
+from engine.freshness import Waiting
 from engine.schedule import Job
-from infra import telemetry
-from infra.codec import MAPPER
-from infra.counters import AsyncCounters
-from infra.http import create_app
-from infra.llm import make_embedder
+from engine.telemetry import ViewerKeys
+from infra.http.app import create_app
+from infra.llm.embeddings import make_embedder
 from infra.settings import Role
-from infra.viewers import ViewerKeys
-from projections.analytics.formula import Formula
-from projections.analytics.rebuilding import NAME as ANALYTICS
-from projections.replaying.counter_rebuild import NAME as COUNTERS
-from projections.waiting import Waiting
-from readapi.audit.integrity import Integrity
-from readapi.counts import LikeCounts
-from readapi.figures import AnalyticsQueries
-from readapi.live import LiveCounts
-from readapi.recommending import open_recommendations
-from workers.analytics.pruning import pruning_job
-from workers.expiry import Expiry, expiry_job
-from workers.housekeeping import housekeeping_job
+from projections.analytics.queries import AnalyticsQueries
+from projections.analytics.rebuild import NAME as ANALYTICS
+from projections.like_counters import NAME as COUNTERS
+from projections.like_counters import AsyncCounters
+from projections.recommendations.cache import open_recommendations
+from projections.trending.formula import Formula
+from readapi.audit.routes import Integrity
+from readapi.live_counts import LikeCounts, LiveCounts
+from workers.analytics import pruning_job
+from workers.embeddings import embedding_job
 from workers.likes import reconcile_job
-from workers.recommendations.embedding import embedding_job
-from workers.sealing import sealing_job
+from workers.maintenance import housekeeping_job, sealing_job
 from workers.trending import settling_job
+from workers.uploads import Expiry, expiry_job
+
+STATIC = "/docs/static"
+
+
+def mount_docs(app: FastAPI) -> None:
+    """Serve `/docs`; the document itself is at `/openapi.json`."""
+    app.mount(STATIC, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-static")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title=f"{app.title} API",
+            swagger_js_url=f"{STATIC}/swagger-ui-bundle.js",
+            swagger_css_url=f"{STATIC}/swagger-ui.css",
+            swagger_favicon_url=f"{STATIC}/favicon.png",
+        )
+
 
 FOLLOWING = frozenset({Role.PROJECTIONS, Role.RELAY, Role.CONSUMERS})
 """The roles that follow what is recorded."""

@@ -21,11 +21,12 @@ import structlog
 import typer
 from typer.exceptions import TyperException
 
-from backlot import events, likes, projections, tasks, topics
-from backlot.group import CommandGroup
+from backlot import likes, tasks, topics
+from backlot.arguments import SIZES, CommandGroup
+from backlot.events import commands
 from backlot.output import Json, show
+from backlot.projections import commands as projections
 from backlot.signals import Stop
-from backlot.times import SIZES
 from infra.errors import ExitCode, OperatorError, UsageError
 from infra.settings import Settings, load_settings
 from infra.utc import rfc3339
@@ -44,7 +45,7 @@ app = typer.Typer(
 )
 
 
-app.add_typer(events.app, name="events")
+app.add_typer(commands.app, name="events")
 app.add_typer(likes.app, name="likes")
 app.add_typer(projections.app, name="projections")
 app.add_typer(topics.app, name="topics")
@@ -106,8 +107,8 @@ def demo(
     Exit code 1: something that was read back is not what was done.
     """
     settings = load_settings()
-    from backlot.demo import run_demo
-    from backlot.throwaway import running_server
+    from backlot.demo.run import run_demo
+    from backlot.demo.server import running_server
 
     if url is not None or not start:
         target = (url or settings.server.public_url).rstrip("/")
@@ -162,7 +163,7 @@ def upload(
     as_json: Json = False,
 ) -> None:
     """Upload a file in parts; after an interruption the same command sends only the rest."""
-    from backlot.upload import Target, run_upload
+    from backlot.upload.run import Target, run_upload
 
     settings = load_settings()
     if token is None:
@@ -243,7 +244,7 @@ def signing_secret(settings: Settings) -> str:
 def _local_token(
     settings: Settings, user: str, lifetime: timedelta, roles: Sequence[str] = ()
 ) -> str:
-    from infra.auth import InvalidToken, mint_token
+    from infra.http.auth import InvalidToken, mint_token
 
     issuer, audience = settings.auth.issuer, settings.auth.audience
     try:

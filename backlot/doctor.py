@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import httpx
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
+from redis import RedisError
 
-from backlot.database import NothingRuns
-from backlot.doctor_analytics import analytics, embeddings
-from backlot.doctor_outside import kafka, language_model, tasks
-from backlot.doctor_part import PATIENCE_SECONDS, DoctorPart, Kind, failing
-from backlot.layout import flow
-from backlot.projections.lines import in_trouble
-from backlot.projections.reading import read_statuses
-from backlot.redis_probe import probe
-from infra.auth import make_authenticator
-from infra.connecting import UNHURRIED, explained, is_silence, open_connection
+from backlot.operator import NothingRuns
+from backlot.output import flow
+from backlot.part_status import PATIENCE_SECONDS, DoctorPart, Kind, analytics, embeddings, failing
+from backlot.projections.text import in_trouble, read_statuses
+from backlot.signals import run
 from infra.data_folder import (
     DataFolderError,
     check_format,
@@ -33,13 +33,139 @@ from infra.data_folder import (
     secret_path,
 )
 from infra.errors import OperatorError
-from infra.jwks import KeysUnavailable, RemoteKeys
-from infra.objects import ObjectStoreUnavailable
-from infra.objects.choosing import make_s3
-from infra.postgres import running_url
-from infra.postgres_cluster import MAJOR, check_major
-from infra.postgres_user import PostgresError
+from infra.http.auth import KeysUnavailable, RemoteKeys, make_authenticator
+from infra.objects.port import ObjectStoreUnavailable
+from infra.objects.s3 import make_s3
+from infra.postgres.cluster import MAJOR, PostgresError, check_major
+from infra.postgres.connection import UNHURRIED, explained, is_silence, open_connection
+from infra.postgres.embedded import running_url
+from infra.redis import connect_redis, server_of
 from infra.settings import Role, Settings, SettingsError, load_settings
+from infra.tasks.broker import task_queues
+from infra.tasks.errors import BrokerAway
+
+OPENAI = "https://api.openai.com/v1"
+
+
+def kafka(settings: Settings) -> DoctorPart:
+    """Whether one of the brokers takes a connection."""
+    servers = settings.kafka.bootstrap_servers
+    if not servers:
+        return DoctorPart(
+            "kafka", "embedded", None, True, "not set: consumers follow the event log"
+        )
+    errors = []
+    for server in servers:
+        host, _, port = server.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), PATIENCE_SECONDS).close()
+        except OSError as error:
+            errors.append(f"{server}: {error.strerror or error}")
+    up = len(servers) - len(errors)
+    detail = "; ".join([f"{up} of {len(servers)} bootstrap servers answer", *errors])
+    if up == 0:
+        remedy = "start them, or see KAFKA_BOOTSTRAP_SERVERS"
+        return failing("kafka", "external", ",".join(servers), detail, remedy)
+    return DoctorPart("kafka", "external", ",".join(servers), True, detail)
+
+
+def tasks(settings: Settings) -> DoctorPart:
+    """The task queues, where other processes can see them."""
+    url = settings.tasks.own_broker_url
+    if settings.tasks.broker_url is None:
+        return DoctorPart(
+            "tasks", "embedded", None, True, "in the process; lost tasks are found again"
+        )
+    try:
+        depths = task_queues(settings.tasks).depths()
+    except BrokerAway as error:
+        remedy = "start it, or see TASK_BROKER_URL and REDIS_URL"
+        return failing("tasks", "external", None, str(error), remedy)
+    dead = sum(depth.dead for depth in depths)
+    waiting = sum(depth.waiting + depth.delayed for depth in depths)
+    where = "on the redis above" if url is None else ""
+    shown = None if url is None else _address(url.get_secret_value())
+    counts = f"{waiting} waiting, {dead} dead"
+    return DoctorPart("tasks", "external", shown, True, ", ".join(filter(None, (where, counts))))
+
+
+def language_model(settings: Settings) -> DoctorPart:
+    """Whether the language model's server answers, and takes the key."""
+    if not settings.llm.configured:
+        detail = "none: comments in other languages are skipped (OPENAI_API_KEY, OPENAI_BASE_URL)"
+        return DoctorPart("llm", "embedded", None, True, detail)
+    url = settings.llm.base_url or OPENAI
+    key = settings.llm.api_key
+    headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
+    try:
+        answer = httpx.get(f"{url}/models", headers=headers, timeout=PATIENCE_SECONDS)
+    except httpx.HTTPError as error:
+        wrong = f"does not answer: {type(error).__name__}"
+        return failing("llm", "external", url, wrong, "start it, or see OPENAI_BASE_URL")
+    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        return failing("llm", "external", url, "does not take the key", "see OPENAI_API_KEY")
+    return DoctorPart(
+        "llm", "external", url, True, f"answers; {settings.translation.model} translates"
+    )
+
+
+def _address(url: str) -> str:
+    """A broker's URL without user and password."""
+    parts = urlsplit(url)
+    port = "" if parts.port is None else f":{parts.port}"
+    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+
+
+class Probe(NamedTuple):
+    """Where the servers are, without their passwords, and how they are."""
+
+    url: str
+    ok: bool
+    detail: str
+
+
+class ProbedRedis(NamedTuple):
+    """One that answered; `run_id` is what it calls itself until it restarts."""
+
+    name: str
+    version: str
+    run_id: str
+
+
+def probe(urls: Sequence[SecretStr]) -> Probe:
+    """Ask all the servers, each for a second or two."""
+    found = run(_ask_all([url.get_secret_value() for url in urls]))
+    servers = [server for server in found if isinstance(server, ProbedRedis)]
+    complaints = [complaint for complaint in found if isinstance(complaint, str)]
+    runs = [server.run_id for server in servers]
+    same = [server.name for server in servers if runs.count(server.run_id) > 1]
+    if same:
+        complaints.append(f"{' and '.join(same)} are the same server")
+    versions = ", ".join(sorted({server.version for server in servers}))
+    answering = f"{len(servers)} of {len(found)} answer" if len(found) > 1 else ""
+    detail = "; ".join(filter(None, [f"Redis {versions}" if versions else "", answering]))
+    shown = ", ".join(_masked(url.get_secret_value()) for url in urls)
+    return Probe(shown, not complaints, "; ".join(filter(None, [detail, *complaints])))
+
+
+async def _ask_all(urls: Sequence[str]) -> Sequence[ProbedRedis | str]:
+    return await asyncio.gather(*(_ask(url) for url in urls))
+
+
+async def _ask(url: str) -> ProbedRedis | str:
+    client = connect_redis(url)
+    try:
+        told = await client.info("server")
+    except RedisError as error:
+        return f"{server_of(url)}: {' '.join(str(error).split())}"
+    finally:
+        await client.aclose()
+    return ProbedRedis(server_of(url), str(told["redis_version"]), str(told["run_id"]))
+
+
+def _masked(url: str) -> str:
+    return f"{urlsplit(url).scheme}://{server_of(url)}"
+
 
 NOT_RUNNING = "not running; `make up` starts it"
 SEE_DATABASE = "start it, or see DATABASE_URL"

@@ -8,15 +8,15 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from backlot.doctor_analytics import NOT_MADE, look
-from backlot.wiring import Parts
+from backlot.bootstrap import Parts
+from backlot.part_status import NOT_MADE, look
+from engine.replay.records import Replay
 from infra.cache import SingleFlight
-from infra.connecting import Limits, explained, open_connection
-from infra.contract import Wire
-from infra.http import wire
+from infra.http.app import wire
+from infra.http.shapes import Wire
 from infra.metrics import CONTENT_TYPE, render
-from projections.operating.replay_actions import under_way
-from projections.replaying.rows import Replay
+from infra.postgres.connection import Limits, explained, open_connection
+from workers.operations.replays import under_way
 
 CHECK_SECONDS = 2.0
 # Threads that look at the database end with the check that they are for.

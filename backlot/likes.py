@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backlot.database import database_url
-from backlot.group import group
+from backlot.arguments import group
+from backlot.operator import database_url
 from backlot.output import Json, show
 from infra.errors import ExitCode, OperatorError
 from infra.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from infra.counters import Counters
-    from projections.drift import Drift, Reconciled
+    from projections.like_counters import Counters
+    from projections.like_reconciliation import Drift, Reconciled
 
 app = group("The like counters in Redis.")
 
@@ -49,8 +49,8 @@ def _reconcile(settings: Settings, *, repair: bool) -> Reconciled:
     from eventsourcing.persistence import PersistenceError
     from redis import RedisError
 
-    from backlot.wiring import open_counters
-    from projections.drift import CountersBehind
+    from backlot.bootstrap import open_counters
+    from projections.like_reconciliation import CountersBehind
 
     with ExitStack() as stack:
         counters = open_counters(settings, stack)
@@ -68,7 +68,7 @@ def _reconcile(settings: Settings, *, repair: bool) -> Reconciled:
 
 
 def _compare(url: str, counters: Counters, *, repair: bool) -> Reconciled | None:
-    from backlot.recorded import recorded
+    from backlot.operator import recorded
     from domain.operation import OperationOutcome
     from projections.likes import Likes
     from workers.likes import reconcile_once

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Annotated
 
 import typer
+from rich.cells import cell_len, set_cell_size
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -18,3 +25,151 @@ def show(text: str, data: object, as_json: bool) -> None:
 def given(**parameters: object) -> dict[str, object]:
     """Those that were given: what is not said is not recorded."""
     return {name: value for name, value in parameters.items() if value not in (None, False)}
+
+
+# What stands for no limit; rich takes no larger numbers.
+UNLIMITED = 100_000
+GAP = "  "
+# Columns that the last cell of a row needs.
+LEAST = 24
+NUMBER = re.compile(r"[0-9][0-9,.]*")
+NO_NUMBER = ("-", "never")
+
+
+def width() -> int:
+    """How many columns there are: `COLUMNS`, or the terminal's; elsewhere any number."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isdecimal() and int(told) > 0:
+        return int(told)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or UNLIMITED
+    except (OSError, ValueError):
+        return UNLIMITED
+
+
+def table(
+    headings: Sequence[str], rows: Iterable[Sequence[object]], columns: int | None = None
+) -> Iterator[str]:
+    """Rows under their headings, numbers to the right; what a terminal would obey is replaced.
+
+    What is too wide for that has its last column broken between words; where no room is left for
+    one, each row is a block of lines, each a heading and its cell.
+    """
+    limit = width() if columns is None else columns
+    texts = [[printable(" ".join(str(cell).split())) for cell in row] for row in rows]
+    *sizes, last = (max(map(cell_len, column)) for column in zip(headings, *texts, strict=True))
+    room = limit - sum(sizes) - len(GAP) * len(sizes)
+    words = " ".join(row[-1] for row in (headings, *texts)).split()
+    if room < max(min(last, LEAST), *map(cell_len, words)):
+        yield from _blocks(headings, texts, limit)
+        return
+    sizes.append(min(last, room))
+    right = [_counts(column) for column in zip(*texts, strict=True)] or [False] * len(sizes)
+    for line in (headings, *texts):
+        yield from _lines(line, sizes, right)
+
+
+def flow(cells: Iterable[str], columns: int | None = None) -> Iterator[str]:
+    """Cells side by side; those that don't fit go on in the next lines, a little to the right."""
+    limit = width() if columns is None else columns
+    line = ""
+    for cell in cells:
+        if line and cell_len(f"{line}{GAP}{cell.rstrip()}") > limit:
+            yield line.rstrip()
+            *full, last = _wrapped(cell, limit - len(GAP))
+            yield from (GAP + part for part in full)
+            line = GAP + last
+        else:
+            line = f"{line}{GAP}{cell}" if line else cell
+    yield line.rstrip()
+
+
+def printable(text: str) -> str:
+    """The text without anything that a terminal would obey."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def _lines(cells: Sequence[str], sizes: Sequence[int], right: Sequence[bool]) -> Iterator[str]:
+    """A row, with its last cell in as many lines as it takes."""
+    *before, last = cells
+    aligned = [_filled(*each) for each in zip(before, sizes, right, strict=False)]
+    for number, part in enumerate(_wrapped(last, sizes[-1])):
+        if number:
+            aligned = [" " * size for size in sizes[:-1]]
+        yield GAP.join([*aligned, _filled(part, sizes[-1], right[-1])]).rstrip()
+
+
+def _blocks(headings: Sequence[str], rows: Sequence[Sequence[str]], limit: int) -> Iterator[str]:
+    named = max(map(cell_len, headings))
+    for number, row in enumerate(rows):
+        if number:
+            yield ""
+        for heading, cell in zip(headings, row, strict=True):
+            first, *more = _wrapped(cell, limit - named - len(GAP))
+            yield f"{set_cell_size(heading, named)}{GAP}{first}".rstrip()
+            yield from (f"{' ' * named}{GAP}{part}" for part in more)
+
+
+def _wrapped(text: str, size: int) -> list[str]:
+    """The text in lines of that many columns, broken between words only: ids stay whole."""
+    if cell_len(text) <= size:
+        return [text]
+    words = textwrap.wrap(text, max(size, 1), break_long_words=False, break_on_hyphens=False)
+    return words or [""]
+
+
+def _counts(cells: Sequence[str]) -> bool:
+    numbers = [cell for cell in cells if cell not in NO_NUMBER]
+    return numbers != [] and all(map(NUMBER.fullmatch, numbers))
+
+
+def _filled(text: str, size: int, right: bool) -> str:
+    space = " " * max(size - cell_len(text), 0)
+    return space + text if right else text + space
+
+
+# Longer values stand below each other, so that one sees what differs.
+SHORT = 40
+MAX_VALUE = 300
+# What stands around a change in a long text.
+AROUND = 20
+
+
+def change_lines(name: str, old: object, new: object, columns: int | None = None) -> Iterator[str]:
+    """One value and what it became: in one line, or below each other where that does not fit."""
+    if isinstance(old, str) and isinstance(new, str):
+        old, new = changed(old, new)
+    before, after = _value(old), _value(new)
+    line = f"{name}: {before} → {after}"
+    if max(map(len, (before, after))) <= SHORT and cell_len(line) <= (columns or width()):
+        yield line
+        return
+    indent = " " * (len(name) - len(name.lstrip()))
+    yield from (f"{name}:", f"{indent}  - {before}", f"{indent}  + {after}")
+
+
+def changed(old: str, new: str) -> tuple[str, str]:
+    """Two texts without the long parts that they begin or end with alike."""
+    first = _alike(old, new)
+    last = min(_alike(old[::-1], new[::-1]), len(old) - first, len(new) - first)
+    start, end = max(first - AROUND, 0), max(last - AROUND, 0)
+    # Where leaving out saves nothing, everything is shown.
+    start, end = (0 if left <= 1 else left for left in (start, end))
+    return _excerpt(old, start, end), _excerpt(new, start, end)
+
+
+def _value(value: object) -> str:
+    text = printable(json.dumps(value, ensure_ascii=False))
+    more = len(text) - MAX_VALUE
+    return text if more <= 0 else f"{text[:MAX_VALUE]}… ({more:,} more characters)"
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    pairs = zip_longest(one, other)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), len(one))
+
+
+def _excerpt(text: str, start: int, end: int) -> str:
+    before, after = "…" if start else "", "…" if end else ""
+    return f"{before}{text[start : len(text) - end]}{after}"

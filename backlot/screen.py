@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Annotated, Protocol
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -22,6 +24,8 @@ from rich.progress import (
 )
 from rich.table import Column
 from rich.text import Text
+
+from infra.errors import ExitCode, OperatorError, UsageError
 
 BYTES = "bytes"
 QUARTERS = 4
@@ -113,3 +117,38 @@ class ProgressLines:
             self._quarter = max(quarter, self._quarter)
             self._told_at = time.monotonic()
             self._screen.say(f"{self._title}: {self._done}/{self._total} {self._unit}")
+
+
+Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
+
+
+class NobodyThere(UsageError):
+    """A question has to be asked, and no terminal is there for it."""
+
+
+class Declined(OperatorError):
+    """The answer was no, and nothing was done."""
+
+    exit_code = ExitCode.UNCONFIRMED
+
+
+def require_yes(question: str, *, yes: bool) -> None:
+    """Return when `--yes` was given or the answer is yes; raises NobodyThere and Declined."""
+    if yes:
+        return
+    if not _terminal():
+        raise NobodyThere(f"{question} There is no terminal to answer on: say --yes")
+    if not typer.confirm(question, err=True):
+        raise Declined("nothing was changed")
+
+
+def agrees(question: str, *about: str) -> bool:
+    """Whether somebody, having read the lines before it, answers yes; nobody there: no."""
+    if not _terminal():
+        return False
+    typer.echo("\n".join(about), err=True)
+    return typer.confirm(question, err=True)
+
+
+def _terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()

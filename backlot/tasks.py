@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backlot import names
-from backlot.group import group
-from backlot.layout import table
-from backlot.output import Json, given, show
-from backlot.question import Yes, require_yes
+from backlot import arguments
+from backlot.arguments import group
+from backlot.output import Json, given, show, table
+from backlot.screen import Yes, require_yes
 from infra.errors import UsageError
 from infra.settings import load_settings
 from infra.utc import rfc3339
@@ -18,7 +17,7 @@ from infra.utc import rfc3339
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from infra.tasks.letters import TaskQueues, Wanted
+    from infra.tasks.dead_letters import TaskQueues, Wanted
 
 app = group("Background tasks: queues and dead letters.")
 
@@ -35,7 +34,7 @@ Queue = Annotated[
     typer.Option(
         "--queue",
         help="Only this queue; default: all.",
-        autocompletion=names.completion(names.queues),
+        autocompletion=arguments.completion(arguments.queues),
     ),
 ]
 
@@ -103,8 +102,7 @@ def discard(
     as_json: Json = False,
 ) -> None:
     """Give dead tasks up for good; the log keeps who did, when, why, and which they were."""
-    from backlot.database import database_url
-    from backlot.recorded import recorded
+    from backlot.operator import database_url, recorded
 
     _require_choice(task, all_like, every=every)
     settings = load_settings()
@@ -130,18 +128,18 @@ def _wanted(
     queues: TaskQueues, named: Sequence[str], task: str | None, all_like: str | None
 ) -> Wanted:
     """Which dead tasks are meant; raises NoSuchDeadTask where none is like that one."""
-    from infra.tasks import letters
+    from infra.tasks import dead_letters
     from infra.tasks.errors import NoSuchDeadTask
 
     if task is not None:
-        return letters.named(task)
+        return dead_letters.named(task)
     if all_like is None:
-        return letters.every
+        return dead_letters.every
     dead = (each for name in named for each in queues.dead(name, MOST))
     one = next((each for each in dead if each.id == all_like), None)
     if one is None:
         raise NoSuchDeadTask(f"no dead task {all_like}: `backlot tasks dead` lists them")
-    return letters.like(one)
+    return dead_letters.like(one)
 
 
 def _require_found(task: str | None, found: Sequence[object]) -> None:
@@ -160,4 +158,4 @@ def _queues() -> TaskQueues:
 def _names(queue: str | None) -> tuple[str, ...]:
     from infra.tasks.queues import QUEUES
 
-    return QUEUES if queue is None else (names.require("queue", queue, QUEUES),)
+    return QUEUES if queue is None else (arguments.require("queue", queue, QUEUES),)

@@ -17,9 +17,9 @@ from benchmarks.bench import Bench
 from benchmarks.log import columns, first_likes
 from benchmarks.results import Comparison, Side
 from benchmarks.stock import stock_recorder
-from infra.batching import Batcher
-from infra.event_store import GroupCommitRecorder, open_recorder
-from infra.saves import Save
+from engine.event_store import GroupCommitRecorder, open_recorder
+from engine.group_commit import Save
+from infra.batcher import Batcher
 
 CALLERS = 64
 OURS_THREADS, STOCK = "ours, 64 threads", "stock recorder, 64 threads"

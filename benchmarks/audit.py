@@ -20,15 +20,14 @@ from psycopg import AsyncConnection
 from benchmarks import like
 from benchmarks.bench import Bench, say
 from benchmarks.results import Comparison, Side
+from engine.applier import Applier
 from engine.checkpoints import pause, resume
 from engine.connections import connect
-from infra.auth import mint_token
-from projections.applying import Applier
-from projections.audit.causes import at_position
-from projections.audit.index import Audit
-from projections.audit.search import Search, find
-from projections.audit.stats import stats
-from projections.install import install
+from engine.inspection.causes import at_position
+from engine.inspection.index import Audit
+from engine.inspection.search import Search, find, stats
+from engine.installation import install
+from infra.http.auth import mint_token
 
 PAGE = 50
 AT = datetime(2026, 1, 1, tzinfo=UTC)

@@ -17,8 +17,8 @@ from eventsourcing.persistence import StoredEvent
 from psycopg import sql
 
 from benchmarks.log import fill, like_event
-from infra.postgres import EmbeddedPostgres
-from projections.install import make_tables
+from engine.installation import make_tables
+from infra.postgres.embedded import EmbeddedPostgres
 
 T = TypeVar("T")
 

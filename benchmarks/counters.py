@@ -15,8 +15,8 @@ from benchmarks.like import PATHS, Clients, Server, backlot, crud, side
 from benchmarks.pacing import Delays, pace, percentiles
 from benchmarks.redis_server import redis_server
 from benchmarks.results import Comparison, Side
-from infra.auth import mint_token
-from infra.counters import PUBLISHED
+from infra.http.auth import mint_token
+from projections.like_counters import PUBLISHED
 
 LIKE, NOOP = "like, counters on", "no-op POST, same process"
 CRUD, CRUD_TIGHT = "like, CRUD as planned with Redis INCR", "like, CRUD as tight as it goes"

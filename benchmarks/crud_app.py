@@ -22,11 +22,11 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool
 
-from backlot.serving import calm_garbage_collector, serving
-from infra.auth import make_authenticator
-from infra.contract import LikeState
-from infra.http import Caller, create_app
-from infra.problems import Problem
+from backlot.up import calm_garbage_collector, serving
+from infra.http.app import Caller, create_app
+from infra.http.auth import make_authenticator
+from infra.http.problems import Problem
+from infra.http.shapes import LikeState
 from infra.redis import open_redis
 from infra.settings import Settings, load_settings
 

@@ -18,8 +18,8 @@ from zlib import crc32
 
 import psutil
 
-from infra.language import make_detector
-from infra.llm import make_language_model
+from infra.language.factory import make_detector
+from infra.llm.client import make_language_model
 from infra.settings import load_settings
 
 COMMENTS = Path(__file__).with_name("comments_by_language.tsv")

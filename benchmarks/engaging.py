@@ -8,11 +8,11 @@ from datetime import datetime
 import psycopg
 
 from benchmarks.bench import say
-from projections.analytics.migrating import migrate
-from projections.install import install
+from engine.installation import install
+from projections.analytics.schema import migrate
 from projections.likes import Likes
-from projections.recommendations.keeping import rank_categories
-from projections.recommendations.weighing import Weighing
+from projections.recommendations.co_occurrence import rank_categories
+from projections.recommendations.model import Weighing
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from uuid import UUID
 from benchmarks.community import Film, History, View
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
-from infra.archive.reading import read_header, read_rows
-from infra.codec import EventMapper
+from engine.archive.verification import read_header, read_rows
+from engine.codec import EventMapper
 
 WANTED = (Upload.Started, Upload.Completed, VideoLikes.Liked)
 TOPICS = frozenset(event.TOPIC for event in WANTED)

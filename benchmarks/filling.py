@@ -16,7 +16,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from benchmarks.bench import say
-from projections.analytics.migrating import migrate
+from projections.analytics.schema import migrate
 from projections.analytics.windows import DAY, start_of_day
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ import uvloop
 from benchmarks.bench import Bench, medians
 from benchmarks.processes import ProcessFailed, Served, serving
 from benchmarks.results import Comparison, Side
-from infra.auth import mint_token
+from infra.http.auth import mint_token
 
 CONTENT = bytes(64 * 1024)
 AT_ONCE = 16

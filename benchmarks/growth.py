@@ -18,10 +18,10 @@ from benchmarks.bench import Bench, say
 from benchmarks.log import VIDEOS, first_likes
 from benchmarks.projecting import await_position, projecting
 from benchmarks.results import Comparison, Side
-from commands.bus import CommandBus
 from commands.likes import ChangeLike, LikesOfOthers, Wish
-from infra.event_store import GroupCommitRecorder, open_recorder
-from infra.saves import Save
+from engine.command_bus import CommandBus
+from engine.event_store import GroupCommitRecorder, open_recorder
+from engine.group_commit import Save
 from projections.likes import Likes
 
 MICROSECONDS = 1e6

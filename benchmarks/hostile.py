@@ -9,9 +9,9 @@ from uuid import UUID
 
 from benchmarks.community import new_id
 from benchmarks.measures import DEPTH
-from projections.recommendations.fusion import RankedByModel, fuse
 from projections.recommendations.model import Recommended
 from projections.recommendations.prompt import MOST_PICKS
+from projections.recommendations.ranker import RankedByModel, fuse
 
 Hostile = Callable[[Sequence[UUID], Random], Sequence[UUID]]
 """Makes of the blend's order what a model answers."""

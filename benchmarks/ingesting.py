@@ -17,22 +17,22 @@ import orjson
 import psycopg
 import uvloop
 
-from backlot.serving import calm_garbage_collector
+from backlot.up import calm_garbage_collector
 from benchmarks.bench import Bench
 from benchmarks.results import Comparison, Side
+from engine import telemetry
+from engine.codec import EventMapper
 from engine.connections import ThreadedConnection, connect
 from engine.messages import Dead, Fetched, Place, Raw, Received, Unreadable
 from engine.sources import BEHIND_EVENTS, MessageSource
-from infra import telemetry
 from infra.cancellation import cancel
-from infra.codec import EventMapper
-from infra.integration import from_telemetry
-from projections.analytics.migrating import migrate
+from projections.analytics.ingest import COPY
 from projections.analytics.rules import TOPICS
-from projections.analytics.storing import COPY
-from workers.analytics.keeper import Analytics
-from workers.consuming.log import LogSource, received
-from workers.consuming.subscriptions import subscribe_keeper
+from projections.analytics.schema import migrate
+from projections.integration_events import from_telemetry
+from workers.analytics import Analytics
+from workers.consumers import subscribe_keeper
+from workers.feeds import LogSource, received
 
 OURS = "ours: rows, rollups, viewers, sessions, places"
 BARE = "bare COPY of the raw rows"

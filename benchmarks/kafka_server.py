@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from backlot.throwaway import stop
+from backlot.demo.server import stop
 from benchmarks.processes import STOP_SECONDS, ProcessFailed
 
 

@@ -18,8 +18,8 @@ from benchmarks.load import Order, Report
 from benchmarks.log import VIDEOS
 from benchmarks.processes import ProcessFailed, Served, command, environment, serving
 from benchmarks.results import Comparison, Side
-from infra.auth import mint_token
 from infra.errors import OperatorError
+from infra.http.auth import mint_token
 
 LIKE, NOOP = "like, all in one process", "no-op POST, same process"
 CRUD, CRUD_TIGHT = "like, CRUD with outbox as planned", "like, CRUD as tight as it goes"

@@ -11,7 +11,7 @@ from statistics import quantiles
 import httpx
 from psycopg import AsyncConnection
 
-from backlot.demo.lanes import Lanes
+from backlot.demo.client import Lanes
 from benchmarks.like import Server
 from benchmarks.log import VIDEOS
 from infra.position import decode_position

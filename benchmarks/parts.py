@@ -20,8 +20,8 @@ import httpx
 from benchmarks.bench import Bench, medians
 from benchmarks.processes import Served, serving
 from benchmarks.results import Comparison, Side
-from infra.auth import mint_token
 from infra.errors import OperatorError
+from infra.http.auth import mint_token
 
 MIB = 1024 * 1024
 PART_BYTES = 8 * MIB  # the default of PART_SIZE_BYTES

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from backlot.throwaway import stop
+from backlot.demo.server import stop
 from infra.errors import OperatorError
 from infra.settings import Settings
 

@@ -16,12 +16,12 @@ from benchmarks import stock
 from benchmarks.bench import Bench
 from benchmarks.results import Comparison, Side
 from engine.connections import connect
+from engine.installation import create, drop, install
 from engine.notifications import Notifications
+from engine.projection_subscription import ProjectionHost
 from engine.subscription import State
 from infra.cancellation import cancel
-from projections.install import create, drop, install
 from projections.likes import Likes
-from projections.projection_subscription import ProjectionHost
 
 OURS, STOCK = "ours, batches with their position", "stock ProjectionRunner, a commit per event"
 LOOK_SECONDS = 0.02

@@ -36,13 +36,12 @@ from benchmarks.measures import DEPTH
 from benchmarks.remembering import remember
 from benchmarks.results import Comparison, Side
 from infra.errors import OperatorError
-from infra.llm import LanguageModelError, make_language_model
+from infra.llm.client import make_language_model
+from infra.llm.errors import LanguageModelError
 from infra.settings import Settings, load_settings
 from projections.recommendations.blend import blend
-from projections.recommendations.fusion import fuse
-from projections.recommendations.model import Material, Recommended
-from projections.recommendations.ranker import Ranker
-from projections.recommendations.weighing import Weighing
+from projections.recommendations.model import Material, Recommended, Weighing
+from projections.recommendations.ranker import Ranker, fuse
 
 SEEDS = (301, 302, 303, 304, 305)
 """Not those by which the numbers of the blend were chosen."""

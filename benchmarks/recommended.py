@@ -14,10 +14,9 @@ from benchmarks.like import Clients, backlot, side
 from benchmarks.log import VIDEOS
 from benchmarks.redis_server import redis_server
 from benchmarks.results import Comparison
-from infra.auth import mint_token
-from projections.recommendations.keeping import keep, rank_categories
-from projections.recommendations.pairing import Engagement
-from projections.recommendations.weighing import EngagementKind, Weighing
+from infra.http.auth import mint_token
+from projections.recommendations.co_occurrence import Engagement, keep, rank_categories
+from projections.recommendations.model import EngagementKind, Weighing
 
 PATH = "/recommendations?limit=10"
 KEPT, MADE = "GET recommendations, kept", "GET recommendations, made for each request"

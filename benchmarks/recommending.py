@@ -21,13 +21,12 @@ from benchmarks.bench import Bench, medians
 from benchmarks.engaging import Size, fill_engagements
 from benchmarks.results import Comparison, Side
 from engine.connections import connect
-from projections.analytics.trending import Ranked
 from projections.likes import Likes
 from projections.recommendations.candidates import candidates_for
-from projections.recommendations.keeping import keep
-from projections.recommendations.pairing import Engagement
-from projections.recommendations.profile import profile_of
-from projections.recommendations.weighing import EngagementKind, Weighing
+from projections.recommendations.co_occurrence import Engagement, keep
+from projections.recommendations.model import EngagementKind, Weighing
+from projections.recommendations.recommender import profile_of
+from projections.trending.ranking import Ranked
 
 MILLISECONDS, MICROSECONDS = 1e3, 1e6
 # As many as a keeper takes at once when it is a few seconds behind.

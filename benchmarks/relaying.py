@@ -15,15 +15,14 @@ from benchmarks.bench import Bench
 from benchmarks.kafka_server import kafka_server
 from benchmarks.log import comment_event
 from benchmarks.results import Comparison, Side
+from engine.codec import EventMapper
 from engine.connections import connect
 from engine.notifications import Notifications
 from infra.cancellation import cancel
-from infra.codec import EventMapper
-from infra.integration import TOPICS
-from infra.kafka import KafkaOptions, Outgoing
-from infra.kafka.publishing import BATCH_BYTES, LINGER_MS
+from infra.kafka import BATCH_BYTES, LINGER_MS, KafkaOptions, Outgoing
 from infra.settings import load_settings
-from workers.following import feeds
+from projections.integration_events import TOPICS
+from workers.feeds import feeds
 from workers.relay import outgoing, subscribe_relay
 
 OURS, BARE = "ours, from the event log", "bare aiokafka producer, messages ready"

@@ -15,11 +15,11 @@ from benchmarks.community import Film, History, View
 from domain.upload import Upload
 from engine.connections import connect
 from engine.messages import Keeper, Raw, Received
-from infra.integration import topics
-from projections.recommendations.keeping import rank_categories
-from projections.recommendations.weighing import Weighing
-from workers.analytics.keeper import Analytics, AnalyticsVideos
-from workers.recommendations.keeper import EngagementKeeper
+from projections import integration_events
+from projections.recommendations.co_occurrence import rank_categories
+from projections.recommendations.model import Weighing
+from workers.analytics import Analytics, AnalyticsVideos
+from workers.recommendations import EngagementKeeper
 
 BATCH = 2_000
 REPEAT = timedelta(hours=1)
@@ -65,11 +65,15 @@ def _done(view: View) -> Iterator[Received]:
     after = view.at + timedelta(seconds=view.seconds or 0)
     if view.seconds is not None:
         session = {**told, "sessionId": str(view.session)}
-        yield _happened(topics.VIDEO_VIEWED, view, {**session, "timestamp": _iso(view.at)})
+        yield _happened(
+            integration_events.VIDEO_VIEWED, view, {**session, "timestamp": _iso(view.at)}
+        )
         watched = {**session, "timestamp": _iso(after), "seconds": view.seconds}
-        yield _happened(topics.VIDEO_WATCH_TIME, view, watched)
+        yield _happened(integration_events.VIDEO_WATCH_TIME, view, watched)
     if view.liked:
-        yield _happened(topics.VIDEO_LIKED, view, {**told, "action": "like", "ts": _iso(after)})
+        yield _happened(
+            integration_events.VIDEO_LIKED, view, {**told, "action": "like", "ts": _iso(after)}
+        )
 
 
 def _happened(topic: str, view: View, value: Mapping[str, Any]) -> Received:

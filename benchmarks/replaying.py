@@ -31,20 +31,20 @@ from benchmarks.pacing import Delays, paced_likes
 from benchmarks.processes import ProcessFailed, command, environment
 from benchmarks.results import Comparison, Side
 from engine import checkpoints
+from engine.applier import Applier
 from engine.connections import connect
-from infra.auth import mint_token
+from engine.installation import create, install
+from engine.log import Log
+from engine.projection import Projection
+from engine.replay.records import Replay, ReplayOptions, ReplayState
+from engine.replay.replay import BATCH_EVENTS, carry_on
+from engine.replay.requests import begin
+from infra.http.auth import mint_token
 from infra.logging import configure_logging
 from infra.settings import load_settings
-from projections.applying import Applier
 from projections.catalog import Catalog
 from projections.comments import Comments
-from projections.install import create, install
 from projections.likes import Likes
-from projections.log import Log
-from projections.projection import Projection
-from projections.replaying.asking import begin
-from projections.replaying.replay import BATCH_EVENTS, carry_on
-from projections.replaying.rows import Replay, ReplayOptions, ReplayState
 
 MIB = 1024 * 1024
 MODELS: list[tuple[type[Projection], Callable[[int], StoredEvent]]] = [

@@ -7,10 +7,10 @@ import signal
 import sys
 
 from engine.schedule import run_job
+from engine.seals.sealer import Sealer
 from infra.logging import configure_logging
-from infra.seals import Sealer
 from infra.settings import load_settings
-from workers.sealing import sealing_job
+from workers.maintenance import sealing_job
 
 READY = "ready"
 

@@ -10,16 +10,16 @@ from threading import Event, Thread
 
 import psycopg
 
-from backlot.throwaway import stop
+from backlot.demo.server import stop
 from benchmarks.append import CALLERS, by_tasks
 from benchmarks.bench import Bench, medians
 from benchmarks.log import first_likes
 from benchmarks.processes import ROOT, command, environment
 from benchmarks.results import Comparison, Side
 from benchmarks.sealer import make_sealer
-from infra.event_store import GroupCommitRecorder, open_recorder
+from engine.event_store import GroupCommitRecorder, open_recorder
 from infra.settings import load_settings
-from workers.sealing import LONGEST_PAUSE_SECONDS
+from workers.maintenance import LONGEST_PAUSE_SECONDS
 
 ALONE = "appends, nobody seals"
 BESIDE = "appends, sealed by the same process"

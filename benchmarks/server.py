@@ -11,9 +11,9 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from backlot.app import make_app
+from backlot.bootstrap import Parts
 from backlot.up import run_up
-from backlot.wiring import Parts
-from infra.contract import LikeState
+from infra.http.shapes import LikeState
 from infra.settings import load_settings
 
 LIKE = "/videos/{video_id}/like"

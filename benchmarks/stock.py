@@ -20,9 +20,9 @@ from psycopg.rows import tuple_row
 from psycopg.sql import SQL
 
 from domain.video_likes import VideoLikes
-from infra.codec import EventMapper, topics_of
-from projections.projection import Projection as OurProjection
-from projections.projection import Recorded
+from engine.codec import EventMapper, topics_of
+from engine.projection import Projection as OurProjection
+from engine.projection import Recorded
 
 LOOK_SECONDS = 0.02
 COUNTS = "CREATE TABLE IF NOT EXISTS stock_counts (video_id uuid PRIMARY KEY, likes bigint)"

@@ -22,12 +22,11 @@ from benchmarks.processes import Served, serving
 from benchmarks.redis_server import redis_server
 from benchmarks.results import Comparison, Side
 from domain.comment import Comment
-from infra.auth import mint_token
-from infra.llm import make_language_model
+from infra.http.auth import mint_token
+from infra.llm.client import make_language_model
 from infra.settings import load_settings
 from tests.openai_server import OpenAIServer, openai_server
-from workers.translation.prompt import TranslatedComment
-from workers.translation.translator import Translator
+from workers.translation.translator import TranslatedComment, Translator
 
 EMBEDDED, SHARED = "comments, all in one process", "comments, tasks in Redis"
 CALLS = "only the translator's calls"

@@ -10,14 +10,22 @@ import structlog
 from eventsourcing.persistence import MapperDeserialisationError, PersistenceError
 from fastapi import APIRouter
 
-from commands import catalog, comments, finalize, likes, operations, uploads, watch
-from commands.bus import Contended, KeyReused
-from commands.finalize_lock import UploadFinalizing
+from commands import (
+    catalog,
+    comments,
+    finalize,
+    likes,
+    operations,
+    uploads,
+    watch,
+)
+from commands.finalize import UploadFinalizing
 from domain.errors import Conflict, DomainError, Invalid, NotAllowed, NotFound
-from infra.batching import NotBegun, QueueFull
-from infra.locks import LocksUnavailable
-from infra.objects import NoSuchUpload, ObjectStoreUnavailable, PartMismatch
-from infra.problems import Problem
+from engine.command_bus import Contended, KeyReused
+from infra.batcher import NotBegun, QueueFull
+from infra.http.problems import Problem
+from infra.objects.port import NoSuchUpload, ObjectStoreUnavailable, PartMismatch
+from infra.redlock import LocksUnavailable
 
 log = structlog.get_logger(__name__)
 

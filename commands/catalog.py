@@ -10,14 +10,14 @@ from uuid import UUID
 import structlog
 from fastapi import APIRouter, Request, Response
 
-from commands.command import Aggregates, Command, Lookup
 from commands.endpoint import TOKEN_FIRST, executor
 from commands.upload_shapes import Category, Description, Title
 from domain.model import BEGINNING, Origin
 from domain.upload import Upload, object_key
-from infra.contract import Video, Wire
-from infra.objects import ObjectStoreError
-from infra.problems import problems
+from engine.command import Aggregates, Command, Lookup
+from infra.http.problems import problems
+from infra.http.shapes import Video, Wire
+from infra.objects.port import ObjectStoreError
 
 log = structlog.get_logger(__name__)
 

@@ -10,15 +10,15 @@ from uuid import UUID, uuid4
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from commands.command import Aggregates, Command
 from commands.endpoint import TOKEN_FIRST, executor
 from commands.queries import FindVideoOfComment
 from domain.comment import Comment
 from domain.model import Origin
 from domain.upload import Upload
-from infra.contract import Comment as SeenComment
-from infra.contract import Wire
-from infra.problems import problems
+from engine.command import Aggregates, Command
+from infra.http.problems import problems
+from infra.http.shapes import Comment as SeenComment
+from infra.http.shapes import Wire
 
 Content = Annotated[str, Field(min_length=1, max_length=10_000, examples=["¡Qué bonito!"])]
 

@@ -11,22 +11,20 @@ from uuid import UUID, uuid4, uuid5
 
 from fastapi import Depends, Request, Response
 
-from commands.batch import Executed, IdempotencyKey
-from commands.bus import CommandBus
-from commands.command import Aggregates, Command, Query
 from domain.errors import DomainError
 from domain.model import Origin
-from infra.auth import Identity
-from infra.contract import Wire
-from infra.edge import client_address, header
-from infra.http import maybe_identity, require_identity, wire
-from infra.locks import Redlock
-from infra.objects import ObjectStore
+from engine.command import Aggregates, Command, Query
+from engine.command_bus import CommandBus, Executed, IdempotencyKey
+from engine.group_commit import StoredAnswer
+from engine.telemetry import Telemetry, ViewerKeys
+from infra.http.app import maybe_identity, require_identity, wire
+from infra.http.auth import Identity
+from infra.http.edge import client_address, header
+from infra.http.problems import Problem, request_id_of
+from infra.http.shapes import Wire
+from infra.objects.port import ObjectStore
 from infra.position import encode_position
-from infra.problems import Problem, request_id_of
-from infra.saves import StoredAnswer
-from infra.telemetry import Telemetry
-from infra.viewers import ViewerKeys
+from infra.redlock import Redlock
 
 W = TypeVar("W", bound=Wire)
 R = TypeVar("R")

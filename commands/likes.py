@@ -10,14 +10,14 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
-from commands.command import Aggregates, Command, Lookup
 from commands.endpoint import executor
 from domain.model import Origin
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
-from infra.contract import LikeState
-from infra.edge import DirectRoute
-from infra.problems import problems
+from engine.command import Aggregates, Command, Lookup
+from infra.http.edge import DirectRoute
+from infra.http.problems import problems
+from infra.http.shapes import LikeState
 
 
 class Wish(StrEnum):

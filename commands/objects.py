@@ -13,17 +13,11 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from infra.objects import (
-    FolderStore,
-    PartCutOff,
-    PartStalled,
-    PartTooLarge,
-    PartTooShort,
-    read_checksums,
-)
-from infra.objects.checksums import ALGORITHMS
+from infra.http.problems import problems
+from infra.objects.disk import PartCutOff, PartStalled, PartTooLarge, PartTooShort
+from infra.objects.folder import FolderStore
+from infra.objects.port import ALGORITHMS, read_checksums
 from infra.objects.problems import as_problems
-from infra.problems import problems
 
 IDLE_SECONDS = 60.0
 # A refused part is not read to its end; only closing tells the client to stop sending.

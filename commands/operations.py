@@ -14,14 +14,14 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import Field, model_validator
 
-from commands.command import Aggregates, Command
 from commands.endpoint import executor
 from domain.errors import NotFound
 from domain.model import Origin
 from domain.operation import Members, Operation
-from infra.contract import Wire
-from infra.http import require_admin
-from infra.problems import problems
+from engine.command import Aggregates, Command
+from infra.http.app import require_admin
+from infra.http.problems import problems
+from infra.http.shapes import Wire
 from infra.settings.features import MAX_REPLAY_WORKERS
 
 MAX_POSITION = 2**63 - 1

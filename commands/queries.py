@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Self
 from uuid import UUID
 
-from commands.command import Aggregates, Query
 from commands.upload_shapes import UploadCompleted
 from domain.comment import Comment, TranslationStatus
 from domain.model import Origin
 from domain.upload import Status, Upload
+from engine.command import Aggregates, Query
 
 
 @dataclass(frozen=True)

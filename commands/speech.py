@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from commands.command import Aggregates, Command
 from domain.model import Origin
 from domain.upload import Upload
+from engine.command import Aggregates, Command
 
 
 @dataclass(frozen=True)

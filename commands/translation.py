@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from commands.command import Aggregates, Command
 from domain.comment import Comment, TranslationStatus
 from domain.model import Origin
+from engine.command import Aggregates, Command
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from infra.contract import Time, Wire
+from infra.http.shapes import Time, Wire
 
 Title = Annotated[str, Field(min_length=1, max_length=200, examples=["A walk in the rain"])]
 Description = Annotated[str, Field(max_length=5_000, examples=["Filmed in one take."])]

@@ -8,7 +8,6 @@ from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Request, Response
 
-from commands.command import Aggregates, Command
 from commands.endpoint import TOKEN_FIRST, Execute, Reply, Services, executor
 from commands.queries import FindUpload, UploadFacts
 from commands.upload_shapes import PartNumbers, PartUrl, PartUrls, UploadBegun, UploadStarted
@@ -16,7 +15,8 @@ from commands.upload_shapes import StartUpload as StartUploadBody
 from domain.errors import Conflict, Invalid
 from domain.model import Origin
 from domain.upload import Status, Upload, object_key, part_layout
-from infra.problems import problems
+from engine.command import Aggregates, Command
+from infra.http.problems import problems
 
 FIRST_URLS = 100
 

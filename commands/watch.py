@@ -14,9 +14,9 @@ from commands.endpoint import VIEWER_FIRST, Execute, Reply, viewer_executor
 from commands.queries import FindVideoFile
 from domain.text import check_text
 from domain.upload import object_key
-from infra.contract import Wire
-from infra.problems import problems
-from infra.telemetry import SHARED, VIEWED, WATCH_TIME, TelemetryEvent
+from engine.telemetry import SHARED, VIEWED, WATCH_TIME, TelemetryEvent
+from infra.http.problems import problems
+from infra.http.shapes import Wire
 
 
 class Watching(Wire):

@@ -15,8 +15,8 @@ from typing import Any
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow, class_row
 
+from engine.event_store import EVENTS
 from engine.notifications import notify
-from infra.event_store import EVENTS
 
 LOOK = f"""
 SELECT version, position, status, error, updated_at,

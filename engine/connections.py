@@ -16,7 +16,7 @@ from psycopg import Connection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 
 from infra.cancellation import to_the_end
-from infra.connecting import open_connection
+from infra.postgres.connection import open_connection
 
 P = ParamSpec("P")
 R = TypeVar("R")

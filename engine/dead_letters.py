@@ -19,8 +19,8 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from engine.checkpoints import SubscriptionKind
+from engine.event_store import EVENTS
 from infra.errors import fault_of
-from infra.event_store import EVENTS
 from infra.utc import rfc3339
 
 COLUMNS = (

@@ -16,10 +16,10 @@ from psycopg import AsyncConnection, Connection, Cursor, InterfaceError, Operati
 from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
+from engine import telemetry
 from engine.connections import Backoff
-from infra import telemetry
-from infra.connecting import open_async_connection
-from infra.event_store import EVENTS_CHANNEL
+from engine.event_store import EVENTS_CHANNEL
+from infra.postgres.connection import open_async_connection
 
 log = structlog.get_logger(__name__)
 

@@ -1,0 +1,1 @@
+"""Read models: what is read, made from the events alone, and made anew when that is wanted."""

@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow, class_row
 
 from domain.model import Aggregate
 from domain.upload import Upload
-from projections.projection import Batch, Projection, Write, write_by_kind
+from engine.projection import Batch, Projection, Write, write_by_kind
 
 # `completed_position` is where the upload became a video; it orders the lists.
 TABLES: LiteralString = """

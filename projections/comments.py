@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow, class_row
 from domain.comment import Comment
 from domain.model import Aggregate
 from domain.upload import Upload
-from projections.projection import Batch, Projection, Write, columns, writing_by_kind
+from engine.projection import Batch, Projection, Write, columns, writing_by_kind
 
 # `counts` holds the number of rows in `comments` per video; the video ids of `removed` get no
 # rows any more, since a comment may be recorded just after its video's removal.

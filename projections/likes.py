@@ -12,8 +12,8 @@ from psycopg.rows import TupleRow
 
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
-from infra.arrays import column
-from projections.projection import Batch, Projection, columns
+from engine.projection import Batch, Projection, columns
+from infra.postgres.connection import column
 
 # `likes` holds a row per standing like, `counts` their number per video; the video ids of
 # `removed` get no rows any more, since a like may be recorded just after its video's removal.

@@ -15,8 +15,8 @@ from psycopg.rows import TupleRow, class_row
 
 from domain.model import Aggregate
 from domain.operation import Members, Operation
+from engine.projection import Batch, Projection, Write, write_by_kind
 from infra.advisory_locks import operation_lock
-from projections.projection import Batch, Projection, Write, write_by_kind
 
 TABLES: LiteralString = """
 CREATE TABLE {schema}.operations (

@@ -2,27 +2,64 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from hashlib import blake2b
 from typing import Annotated, Any, Literal, NamedTuple
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Header, Query, Response
 from pydantic import Field
 
-from infra.auth import Identity
-from infra.contract import VIDEO_ID, Time, Video, Wire
-from infra.http import TOKEN_OPTIONAL, MaybeCaller, wire
-from infra.problems import problems
+from engine.freshness import Freshness
+from infra.http.app import TOKEN_OPTIONAL, MaybeCaller, wire
+from infra.http.auth import Identity
+from infra.http.problems import problems
+from infra.http.shapes import VIDEO_ID, Time, Video, Wire
+from projections.analytics.queries import AnalyticsUnavailable
 from projections.analytics.stats import Bucket, Counts, Range
-from projections.analytics.trending import Ranked
-from projections.analytics.trending_cache import Ranking
 from projections.analytics.windows import Window
 from projections.catalog import VideoRow
-from projections.waiting import Freshness
+from projections.trending.cache import Ranking
+from projections.trending.ranking import Ranked
 from readapi.catalog import InCategory, present, require_video
-from readapi.etags import IfNoneMatch, tagged, weak_tag
-from readapi.figures import AnalyticsUnavailable
 from readapi.paging import DEFAULT_LIMIT, Limit
 from readapi.queries import Fresh, Queries, Read
+
+TAG = re.compile(r'(?:W/)?("[^"]*")')
+IfNoneMatch = Annotated[
+    str | None,
+    Header(
+        alias="If-None-Match",
+        description="An `ETag` received before: the answer is 304 while nothing is new.",
+    ),
+]
+
+
+def weak_tag(parts: Iterable[Wire]) -> str:
+    """The tag of an answer that stands for these parts, whatever else it says."""
+    digest = blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part.to_json() + b"\n")
+    return f'W/"{digest.hexdigest()}"'
+
+
+def known(tag: str, if_none_match: str | None) -> bool:
+    """Whether the client has it, by the weak comparison."""
+    if if_none_match is None:
+        return False
+    if if_none_match.strip() == "*":
+        return True
+    return tag.removeprefix("W/") in TAG.findall(if_none_match)
+
+
+def tagged(body: Wire, tag: str, if_none_match: str | None) -> Response:
+    """The answer, or 304 without a body. It is asked for again each time, and is the caller's."""
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
+    if known(tag, if_none_match):
+        return Response(status_code=304, headers=headers)
+    return wire(body, headers=headers)
+
 
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "As the client knows it"}}
 

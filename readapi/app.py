@@ -8,33 +8,33 @@ from typing import Any
 import structlog
 from fastapi import APIRouter
 
-from infra.objects import ObjectStoreUnavailable
+from engine.freshness import ReadModelBehind
+from infra.http.problems import Problem
+from infra.objects.port import ObjectStoreUnavailable
 from infra.position import InvalidPosition, encode_position
-from infra.problems import Problem
+from infra.postgres.pool import make_pool
+from projections.analytics.queries import AnalyticsUnavailable
 from projections.analytics.stats import TooManyPoints
-from projections.waiting import ReadModelBehind
 from readapi import (
-    accounting,
     analytics,
     catalog,
     comments,
     likes,
     operations,
-    projections,
     recommendations,
     uploads,
 )
-from readapi.audit import integrity
+from readapi import (
+    operations as accounting,
+)
+from readapi import (
+    operations as projections,
+)
+from readapi.audit import routes
 from readapi.audit import routes as audit
 from readapi.audit.inspector import NotRecorded
-from readapi.figures import AnalyticsUnavailable
 from readapi.paging import InvalidCursor
-from readapi.pool import make_pool
-from readapi.queries import (
-    Queries,
-    ReadModelUnavailable,
-    ViewCounts,
-)
+from readapi.queries import Queries, ReadModelUnavailable, ViewCounts
 
 __all__ = ["Queries", "ViewCounts", "make_pool", "routers", "translate"]
 
@@ -52,10 +52,10 @@ def routers() -> list[APIRouter]:
         comments.router,
         analytics.router,
         uploads.router,
-        projections.router,
-        accounting.router,
+        projections.projections_router,
+        accounting.accounting_router,
         audit.router,
-        integrity.router,
+        routes.router,
         operations.router,
     ]
 

@@ -10,12 +10,20 @@ from fastapi import APIRouter, Query, Response
 from psycopg import AsyncConnection
 from pydantic import AfterValidator
 
-from infra.auth import Identity
-from infra.contract import Video
-from infra.http import TOKEN_OPTIONAL, Caller, MaybeCaller, wire
-from infra.problems import Problem, problems
+from infra.http.app import TOKEN_OPTIONAL, Caller, MaybeCaller, wire
+from infra.http.auth import Identity
+from infra.http.problems import Problem, problems
+from infra.http.shapes import Video
 from projections.catalog import VideoRow
-from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, Page, cut, decode_cursor, storable
+from readapi.paging import (
+    DEFAULT_LIMIT,
+    Cursor,
+    Limit,
+    Page,
+    cut,
+    decode_cursor,
+    storable,
+)
 from readapi.queries import Fresh, Queries, Read
 
 NO_VIDEO = "There is no such video."

@@ -6,9 +6,9 @@ from uuid import UUID
 
 from fastapi import APIRouter, Response
 
-from infra.contract import Comment
-from infra.http import wire
-from infra.problems import problems
+from infra.http.app import wire
+from infra.http.problems import problems
+from infra.http.shapes import Comment
 from projections.comments import CommentRow
 from readapi.catalog import require_video
 from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, Page, cut, decode_cursor

@@ -11,10 +11,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from infra.contract import LikeState
-from infra.edge import header, hot
-from infra.http import TOKEN_OPTIONAL, MaybeCaller, wire
-from infra.problems import problems
+from infra.http.app import TOKEN_OPTIONAL, MaybeCaller, wire
+from infra.http.edge import header, hot
+from infra.http.problems import problems
+from infra.http.shapes import LikeState
 from readapi.catalog import require_video
 from readapi.queries import Fresh, Queries, Read
 

@@ -14,9 +14,10 @@ from pydantic import BaseModel, Field
 from starlette.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
-from infra.objects import FolderStore, ObjectFile, disposition, safe_content_type
+from infra.http.problems import Problem, problems
+from infra.objects.folder import FolderStore, ObjectFile
+from infra.objects.port import disposition, safe_content_type
 from infra.objects.problems import as_problems
-from infra.problems import Problem, problems
 
 SINGLE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 SAFE_HEADERS = {

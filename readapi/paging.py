@@ -9,8 +9,8 @@ from typing import Annotated, Generic, TypeVar
 
 from fastapi import Query
 
-from infra.contract import Wire
-from projections.log import END_OF_LOG
+from engine.log import END_OF_LOG
+from infra.http.shapes import Wire
 
 T = TypeVar("T")
 

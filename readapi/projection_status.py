@@ -10,11 +10,11 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from pydantic import Field
 
-from infra.contract import Time, Wire
-from projections.overview import Copy, CopyProgress, Rates, overview
-from projections.projection import Projection
-from projections.projection_subscription import why_outdated
-from projections.replaying.rows import Replay, replays_async
+from engine.overview import Copy, CopyProgress, Rates, overview
+from engine.projection import Projection
+from engine.projection_subscription import why_outdated
+from engine.replay.records import Replay, replays_async
+from infra.http.shapes import Time, Wire
 
 Kind = Literal["live", "previous", "building", "look", "verifying", "superseded"]
 

@@ -13,21 +13,20 @@ from fastapi import Depends, Header, Request
 from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 
-from infra.edge import add_header
-from infra.objects import ObjectStore
+from engine.freshness import Freshness, Pool, Waiting
+from engine.inspection.index import Audit
+from engine.overview import Rates
+from engine.projection import Projection
+from infra.http.edge import add_header
+from infra.objects.port import ObjectStore
 from infra.position import Position, decode_position, encode_position
-from projections.audit.index import Audit
+from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
 from projections.operations import Operations
-from projections.overview import Rates
-from projections.projection import Projection
 from projections.recommendations.cache import RecommendationCache
-from projections.waiting import Freshness, Pool, Waiting
-from readapi.counts import LikeCounts
-from readapi.figures import AnalyticsQueries
-from readapi.live import LiveCounts
+from readapi.live_counts import LikeCounts, LiveCounts
 
 DEFAULT_TIMEOUT_MS = 2_000
 MAX_TIMEOUT_MS = 30_000

@@ -8,13 +8,13 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import AfterValidator, Field
 
-from infra.contract import VIDEO_ID, Video, Wire
-from infra.http import Caller, wire
-from infra.problems import Problem, problems
+from engine.freshness import Freshness
+from infra.http.app import Caller, wire
+from infra.http.problems import Problem, problems
+from infra.http.shapes import VIDEO_ID, Video, Wire
 from projections.recommendations.display import display
 from projections.recommendations.model import RankedRecommendations as Made
 from projections.recommendations.recommender import MOST
-from projections.waiting import Freshness
 from readapi.catalog import present
 from readapi.paging import storable
 from readapi.queries import Fresh, Queries, Read

@@ -6,11 +6,11 @@ from uuid import UUID
 
 from fastapi import APIRouter, Response
 
-from infra.auth import Identity
-from infra.contract import ArrivedPart, UploadStatus
-from infra.http import Caller, wire
-from infra.objects import NoSuchUpload, ObjectStore, Part
-from infra.problems import Problem, problems
+from infra.http.app import Caller, wire
+from infra.http.auth import Identity
+from infra.http.problems import Problem, problems
+from infra.http.shapes import ArrivedPart, UploadStatus
+from infra.objects.port import NoSuchUpload, ObjectStore, Part
 from projections.catalog import UploadRow
 from readapi.queries import Fresh, Read
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import typer
 from typer.exceptions import TyperException
 
+from backlot.arguments import ListingGroup
 from backlot.cli import app
-from backlot.group import ListingGroup
 
 # Said once for all commands, not for each.
 EVERYWHERE = {"--help", "-h", "--json"}

@@ -18,9 +18,9 @@ import structlog
 import typer.main
 from psycopg import sql
 
-from infra.postgres import EmbeddedPostgres
+from engine.installation import make_tables
+from infra.postgres.embedded import EmbeddedPostgres
 from infra.settings import Settings
-from projections.install import make_tables
 from tests.support import unused_port
 
 # Not imported here: hooks of a conftest are not called for what has the scope of the session.

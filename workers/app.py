@@ -8,18 +8,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from commands.bus import CommandBus
+from engine.command_bus import CommandBus
+from engine.event_store import open_recorder
 from engine.migrations import ENGINE, LOG, migrate
-from infra.connecting import Limits, open_connection
 from infra.errors import OperatorError
-from infra.event_store import open_recorder
+from infra.postgres.connection import Limits, open_connection
 from infra.redis import open_redis
 from infra.settings import Settings, load_settings
-from infra.tasks import FailedTask, Resources, configure
-from workers.recommendations.opening import open_preparing
-from workers.speech.opening import media_urls, open_speech
+from infra.tasks.dead_letters import FailedTask
+from infra.tasks.resources import Resources
+from infra.tasks.worker import configure
+from workers.recommendations import open_preparing
+from workers.speech import media_urls, open_speech
 from workers.tasks import TaskMeans, declare, give_up
-from workers.translation.opening import open_translation
+from workers.translation.task import open_translation
 
 
 class NothingShared(OperatorError):

@@ -11,9 +11,8 @@ from redis import RedisError
 from engine.connections import connect
 from engine.schedule import Job, Outage, in_thread, repeat
 from infra.advisory_locks import Lock, try_lock
-from infra.counters import Counters
-from projections.counters import COUNTER_FAILURES
-from projections.drift import CountersBehind, Reconciled, reconcile
+from projections.like_counters import COUNTER_FAILURES, Counters
+from projections.like_reconciliation import CountersBehind, Reconciled, reconcile
 from projections.likes import Likes
 
 log = structlog.get_logger(__name__)

@@ -7,7 +7,7 @@ the same id. One process relays at a time, and another takes over when that one 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, NoReturn
 
@@ -16,7 +16,9 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from engine.checkpoints import Superseded
+from engine import checkpoints, dead_letters
+from engine.checkpoints import Checkpoint, SubscriptionKind, Superseded
+from engine.codec import EventMapper
 from engine.connections import Backoff, ThreadedConnection
 from engine.dead_letters import Rejected
 from engine.leader_lock import LeaderLock
@@ -25,13 +27,40 @@ from engine.notifications import Notifications
 from engine.sources import Prefetch
 from engine.subscription import Handler, Restart, Subscription
 from infra.cancellation import to_the_end
-from infra.codec import EventMapper
 from infra.errors import describe
-from infra.integration import TOPICS, Message
 from infra.kafka import KafkaAway, KafkaOptions, Outgoing, Publisher, Sent
 from infra.metrics import counter, gauge
-from workers import relay_places
-from workers.following import Feed, FeedBatch, FeedMessages, FeedSource, Stretch, feeds
+from projections.integration_events import TOPICS, Message
+from workers.feeds import Feed, FeedBatch, FeedMessages, FeedSource, Stretch, feeds
+
+RELAY = "relay"
+SOURCES = ("events", "telemetry")
+
+
+def begin(conn: Connection[TupleRow]) -> dict[str, int]:
+    """Return how far each source is published; at first, nothing is."""
+    checkpoints.begin(conn, SubscriptionKind.RELAY, RELAY, SOURCES)
+    return published(conn)
+
+
+def published(conn: Connection[TupleRow]) -> dict[str, int]:
+    """Return how far each source is published; empty where no relay has ever run."""
+    found = checkpoints.positions(conn, SubscriptionKind.RELAY, RELAY)
+    return {source: position for (source, _), position in found.items()}
+
+
+def move(
+    conn: Connection[TupleRow],
+    source: str,
+    before: int,
+    after: int,
+    undelivered: Iterable[Rejected],
+) -> None:
+    """Advance the checkpoint, and set aside what could not be published; raise Superseded."""
+    with conn.transaction(), conn.cursor() as cursor:
+        dead_letters.reject(conn, SubscriptionKind.RELAY, RELAY, undelivered)
+        Checkpoint(SubscriptionKind.RELAY, RELAY, source=source).move(cursor, before, after)
+
 
 log = structlog.get_logger(__name__)
 
@@ -72,10 +101,10 @@ class RelayCheckpoint:
     """How far each source is published."""
 
     def prepare(self, conn: Connection[TupleRow]) -> None:
-        relay_places.begin(conn)
+        begin(conn)
 
     def look(self, conn: Connection[TupleRow]) -> Mapping[Place, int]:
-        return {(source, 0): position for source, position in relay_places.published(conn).items()}
+        return {(source, 0): position for source, position in published(conn).items()}
 
 
 class Relay(Handler[FeedBatch[Outgoing]]):
@@ -94,7 +123,7 @@ class Relay(Handler[FeedBatch[Outgoing]]):
         self._backoff = Backoff()
 
     async def start(self, conn: ThreadedConnection) -> None:
-        self._places = await conn.do(relay_places.begin)
+        self._places = await conn.do(begin)
         self._publisher = self._open_publisher()
         try:
             await self._publisher.start()
@@ -163,7 +192,7 @@ class Relay(Handler[FeedBatch[Outgoing]]):
             Rejected(feed, 0, item.position, item.topic, item.error) for item in stretch.unreadable
         ]
         before = self._places.get(feed, 0)
-        await conn.do(relay_places.move, feed, before, stretch.until, undelivered)
+        await conn.do(move, feed, before, stretch.until, undelivered)
         self._places[feed] = stretch.until
         self._backoff.reset()
         _count(stretch, {each.number for each in refused}, undelivered)

@@ -11,10 +11,11 @@ import dramatiq
 import structlog
 from dramatiq import Actor, Broker
 
-from infra.tasks import FailedTask, current_origin
+from infra.tasks.dead_letters import FailedTask
+from infra.tasks.messages import current_origin
 from infra.tasks.queues import RECOMMENDATIONS, SPEECH, TRANSLATION
 from projections.recommendations.cache import RecommendationCache
-from workers.speech.task import SpeechTranscription
+from workers.speech import SpeechTranscription
 from workers.translation.task import CommentTranslation
 
 log = structlog.get_logger(__name__)

@@ -9,10 +9,9 @@ from typing import Any
 from psycopg import Connection
 from psycopg.rows import class_row
 
-from infra.event_store import EVENTS
-from infra.integration import TOPICS, dead_letters
-from infra.integration.topics import TELEMETRY
+from engine.event_store import EVENTS
 from infra.utc import rfc3339
+from projections.integration_events import TELEMETRY, TOPICS, dead_letters
 
 # A consumer's lag is known here where it follows the log; with Kafka its metric tells.
 RELAY = f"""

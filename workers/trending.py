@@ -10,11 +10,11 @@ import psycopg
 import structlog
 
 from engine.schedule import Job, Outage, in_thread, repeat
-from infra.connecting import open_connection
 from infra.metrics import counter, gauge
-from projections.analytics.formula import Formula
-from projections.analytics.settling import settle
+from infra.postgres.connection import open_connection
 from projections.analytics.windows import Window
+from projections.trending.formula import Formula
+from projections.trending.sums import settle
 
 log = structlog.get_logger(__name__)
 

@@ -1,7 +1,1 @@
-"""`backlot demo`: a short film, a small community around it, and a check that it all counted."""
-
-from __future__ import annotations
-
-from backlot.demo.run import run_demo
-
-__all__ = ["run_demo"]
+"""The demo: a small community that uses a server, and a check of what it left there."""

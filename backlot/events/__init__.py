@@ -1,5 +1,1 @@
-"""`backlot events`: the log in the terminal, in files, and whether nobody altered it."""
-
-from backlot.events.commands import app
-
-__all__ = ["app"]
+"""`backlot events`: the event log on the command line."""

@@ -3,30 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from backlot.database import database_url
-from backlot.events.late_bar import LateBar
+from backlot.operator import database_url, recorded
 from backlot.output import Json, show
-from backlot.recorded import recorded
-from backlot.screen import Screen
+from backlot.screen import Act, Screen
 from domain.operation import Members
-from infra.archive.plan import ExportFormat
+from engine.archive.plan import ExportFormat
+from engine.privacy import PayloadMode
 from infra.errors import ExitCode, OperatorError
-from infra.privacy import PayloadMode
 from infra.settings import Settings, load_settings
 from infra.settings.features import SealSettings
+
+
+class LateBar:
+    """Shows nothing until `begin` says how many events there are."""
+
+    def __init__(self, screen: Screen, title: str) -> None:
+        self._screen, self._title = screen, title
+        self._stack = ExitStack()
+        self._act: Act | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def begin(self, total: int, done: int = 0) -> None:
+        """So many events in all, of which an earlier run has done some."""
+        if done:
+            self._screen.say(f"{self._title}: going on after {done:,} events")
+        if total > done:
+            act = self._screen.act(self._title, total - done, "events")
+            self._act = self._stack.enter_context(act)
+
+    def advance(self, steps: int) -> None:
+        if self._act is not None and steps:
+            self._act.advance(steps)
+
 
 if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
-    from infra.archive import Plan
-    from infra.seals import Proofs, Report
+    from engine.archive.plan import Plan
+    from engine.seals.anchors import Proofs
+    from engine.seals.chain import Report
 
 PublicKey = Annotated[
     Path | None,
@@ -62,7 +95,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write the events to a file; after an interruption the same command goes on."""
-    from infra.archive import ExportRequest, export_log
+    from engine.archive.plan import ExportRequest
+    from engine.archive.transfer import export_log
 
     settings, screen = load_settings(), Screen()
     wish = ExportRequest(export_format, payload, first, last)
@@ -90,8 +124,9 @@ def import_events(
     as_json: Json = False,
 ) -> None:
     """Fill an empty store with an export, all or nothing, and verify it. Exit code 1: a fault."""
-    from infra.archive import import_log, read_header
-    from infra.codec import MAPPER
+    from engine.archive.transfer import import_log
+    from engine.archive.verification import read_header
+    from engine.codec import MAPPER
 
     settings = load_settings()
     proofs, header = _proofs(settings.seals, public_key, anchors), read_header(file)
@@ -141,8 +176,8 @@ def verify(
 
 
 def _verify_file(file: Path, proofs: Proofs, screen: Screen) -> Report:
-    from infra.archive import read_header, verify_export
-    from infra.codec import MAPPER
+    from engine.archive.verification import read_header, verify_export
+    from engine.codec import MAPPER
 
     with LateBar(screen, "verifying") as bar:
         header = read_header(file)
@@ -157,24 +192,24 @@ def _verify_file(file: Path, proofs: Proofs, screen: Screen) -> Report:
 
 
 def _verify_database(conn: Connection[TupleRow], proofs: Proofs, screen: Screen) -> Report:
-    from infra import seals
-    from infra.codec import MAPPER
+    from engine.codec import MAPPER
+    from engine.seals import tables, verification
 
     with LateBar(screen, "verifying") as bar:
-        bar.begin(seals.head(conn))
-        report = seals.verify_database(
+        bar.begin(tables.head(conn))
+        report = verification.verify_database(
             conn,
             public_keys=proofs.public_keys,
             anchors=proofs.open_anchors(),
             known_topics=MAPPER.topics,
             on_progress=bar.advance,
         )
-    seals.keep(conn, report)
+    verification.keep(conn, report)
     return report
 
 
 def _proofs(settings: SealSettings, public_key: Path | None, anchors: Path | None) -> Proofs:
-    from infra.seals import Proofs, configured_proofs
+    from engine.seals.anchors import Proofs, configured_proofs
 
     if public_key is not None:
         settings = settings.model_copy(update={"public_key_file": public_key})
@@ -187,10 +222,10 @@ def _connected(settings: Settings, purpose: str) -> Iterator[Connection[TupleRow
     import psycopg
 
     from engine.migrations import ENGINE, LOG, migrate
-    from infra import seals
+    from engine.seals import tables
 
     try:
-        with seals.connect(database_url(settings), purpose) as conn:
+        with tables.connect(database_url(settings), purpose) as conn:
             migrate(conn, ENGINE, LOG)
             yield conn
     except (psycopg.Error, OSError) as error:
@@ -199,10 +234,10 @@ def _connected(settings: Settings, purpose: str) -> Iterator[Connection[TupleRow
 
 def _refuse_old_read_models(conn: Connection[TupleRow]) -> None:
     """Positions of another log must not be taken for positions of this one."""
-    from infra import seals
-    from infra.archive import ImportRefused
+    from engine.archive.transfer import ImportRefused
+    from engine.seals import tables
 
-    if seals.head(conn) > 0:
+    if tables.head(conn) > 0:
         # A store that is not empty is refused anyhow, and that is then the reason.
         return
     moved = "SELECT FROM backlot_checkpoints WHERE kind = 'projection' AND position > 0 LIMIT 1"

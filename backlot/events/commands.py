@@ -3,23 +3,66 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 from uuid import UUID
 
+import psycopg
 import typer
 
-from backlot import names
+from backlot import arguments
+from backlot.arguments import group, moment
 from backlot.events import archive
-from backlot.events.output import Lines, show_json, show_lines
-from backlot.group import group
-from backlot.output import Json
-from backlot.times import moment
-from infra.errors import OperatorError
-from infra.privacy import PayloadMode
+from backlot.operator import database_url
+from backlot.output import Json, show
+from backlot.signals import run
+from engine.inspection.index import Audit
+from engine.privacy import PayloadMode
+from infra.errors import OperatorError, UsageError
+from infra.postgres.connection import UNHURRIED, explained, open_async_connection
+from infra.settings import load_settings
+from readapi.audit.inspector import Inspector, NotRecorded
+from readapi.paging import InvalidCursor
+
+if TYPE_CHECKING:
+    from infra.http.shapes import Wire
+    from readapi.audit.shapes import AuditEvent
+
+
+class Lines:
+    """Prints events one by one: under the day on which they were recorded."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._day = ""
+
+    def tell(self, event: AuditEvent) -> None:
+        """Print an event."""
+        from backlot.events.text import day_of, event_lines
+
+        if self._as_json:
+            typer.echo(event.to_json())
+            return
+        if (day := day_of(event)) != self._day:
+            self._day = day
+            typer.echo(day)
+        show_lines(event_lines(event))
+
+
+def show_json(found: Wire) -> None:
+    """Print an answer exactly as HTTP gives it."""
+    show("", found.model_dump(mode="json", by_alias=True, exclude_none=True), as_json=True)
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Print lines."""
+    for line in lines:
+        typer.echo(line)
+
 
 if TYPE_CHECKING:
     from readapi.audit.inspector import Inspector, Moment
@@ -42,14 +85,16 @@ Mode = Annotated[
 Stream = Annotated[UUID | None, typer.Option(help="Only this stream's.")]
 Aggregate = Annotated[
     str | None,
-    typer.Option(help="Such as comment.", autocompletion=names.completion(names.aggregates)),
+    typer.Option(
+        help="Such as comment.", autocompletion=arguments.completion(arguments.aggregates)
+    ),
 ]
 Types = Annotated[
     list[str] | None,
     typer.Option(
         "--type",
         help="A topic with or without its version; several: any of them.",
-        autocompletion=names.completion(names.event_types),
+        autocompletion=arguments.completion(arguments.event_types),
     ),
 ]
 Actor = Annotated[str | None, typer.Option(help="Who acted.")]
@@ -85,9 +130,8 @@ def list_events(
     as_json: Json = False,
 ) -> None:
     """Events by any of what is known of them; all conditions together."""
-    from backlot.events.inspecting import inspect
-    from projections.audit.search import Search
-    from projections.log import END_OF_LOG
+    from engine.inspection.search import Search
+    from engine.log import END_OF_LOG
 
     now = datetime.now(UTC)
     search = Search(
@@ -143,12 +187,11 @@ def tail(
     as_json: Json = False,
 ) -> None:
     """The newest events, oldest first; with --json one a line."""
-    from backlot.database import database_url
-    from backlot.events.inspecting import inspect
+    from backlot.operator import database_url
+    from engine.inspection.search import Search
     from engine.notifications import EVENTS, Notifications
     from infra.cancellation import together
     from infra.settings import load_settings
-    from projections.audit.search import Search
 
     search = Search(stream, _known_aggregate(aggregate), _known_types(types), actor, correlation)
     lines = Lines(as_json=as_json)
@@ -181,7 +224,6 @@ def show_event(
     as_json: Json = False,
 ) -> None:
     """One event with its neighbours in its stream, its cause and its effects."""
-    from backlot.events.inspecting import inspect
     from backlot.events.text import detail_lines
 
     found = inspect(payload, lambda inspector: inspector.event(position))
@@ -197,9 +239,8 @@ def show_stream(
     as_json: Json = False,
 ) -> None:
     """A stream event by event with what each changed, and its state at the end of that."""
-    from backlot.events.inspecting import inspect
     from backlot.events.text import state_lines, step_lines
-    from projections.audit.streams import Fold
+    from engine.inspection.streams import Fold
 
     at = _moment(at_version, at_time)
 
@@ -226,7 +267,6 @@ def show_state(
     as_json: Json = False,
 ) -> None:
     """An aggregate as it stood at a version or a time; by default as it is."""
-    from backlot.events.inspecting import inspect
     from backlot.events.text import state_lines
 
     at = _moment(at_version, at_time)
@@ -241,7 +281,6 @@ def show_trace(
     as_json: Json = False,
 ) -> None:
     """Everything that a request led to, as a tree of cause and effect."""
-    from backlot.events.inspecting import inspect
     from backlot.events.text import trace_lines
 
     found = inspect(payload, lambda inspector: inspector.trace(correlation))
@@ -251,7 +290,6 @@ def show_trace(
 @app.command(name="stats")
 def show_stats(as_json: Json = False) -> None:
     """How many events of which kinds there are, and how large the log is."""
-    from backlot.events.inspecting import inspect
     from backlot.events.text import stats_lines
 
     found = inspect(PayloadMode.NONE, lambda inspector: inspector.stats())
@@ -266,23 +304,22 @@ def _moment(at_version: int | None, at_time: str | None) -> Moment:
 
 def _known_types(types: list[str] | None) -> list[str]:
     """The types that were named, each known; raises UnknownName."""
-    known = names.event_types()
+    known = arguments.event_types()
     if not known.issuperset(types or ()):
         # Of a release that was rolled back, or not this one's.
-        known |= names.types_of(_recorded_topics())
-    return [names.require("type of event", each, known) for each in types or ()]
+        known |= arguments.types_of(_recorded_topics())
+    return [arguments.require("type of event", each, known) for each in types or ()]
 
 
 def _known_aggregate(kind: str | None) -> str | None:
-    if kind is None or kind in (known := names.aggregates()):
+    if kind is None or kind in (known := arguments.aggregates()):
         return kind
     recorded = {topic.partition(".")[0] for topic in _recorded_topics()}
-    return names.require("kind of aggregate", kind, known | recorded)
+    return arguments.require("kind of aggregate", kind, known | recorded)
 
 
 def _recorded_topics() -> list[str]:
     """The topics that the log has, where it can be asked."""
-    from backlot.events.inspecting import inspect
 
     try:
         found = inspect(PayloadMode.NONE, lambda inspector: inspector.stats())
@@ -292,3 +329,34 @@ def _recorded_topics() -> list[str]:
 
 
 archive.register(app)
+
+
+T = TypeVar("T")
+
+
+class NotInspected(OperatorError):
+    """The log could not be asked, or holds nothing of what was asked for."""
+
+
+def inspect(mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) -> T:
+    """The answer to a question about the log; raises UsageError, NotInspected, NothingRuns."""
+    url = database_url(load_settings())
+    try:
+        return run(_ask(url, mode, question))
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+        raise NotInspected(
+            "the audit's index is not there yet: start this version of Backlot on it once"
+        ) from error
+    except psycopg.Error as error:
+        raise NotInspected(f"the database does not answer: {explained(error)}") from error
+    except UnicodeEncodeError as error:
+        raise NotInspected("what was asked for is not text in UTF-8") from error
+    except NotRecorded as error:
+        raise NotInspected(str(error)) from error
+    except InvalidCursor as error:
+        raise UsageError(str(error)) from error
+
+
+async def _ask(url: str, mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) -> T:
+    async with await open_async_connection(url, "events", UNHURRIED) as conn:
+        return await question(Inspector(conn, Audit(), mode))

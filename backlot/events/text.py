@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from backlot.change import change_lines
-from backlot.layout import flow, printable, table, width
+from backlot.output import change_lines, flow, printable, table, width
 from infra.utc import rfc3339
 from readapi.audit.shapes import (
     AggregateState,

@@ -1,5 +1,1 @@
-"""`backlot projections`: read models as operators see and change them."""
-
-from backlot.projections.commands import app
-
-__all__ = ["app"]
+"""`backlot projections`: read models on the command line."""

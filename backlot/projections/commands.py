@@ -2,28 +2,179 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import ExitStack, closing
+from threading import Event
 from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
 
+import structlog
 import typer
+from eventsourcing.persistence import PersistenceError
 
-from backlot.group import group
-from backlot.output import Json, given, show
-from backlot.projections import parked
-from backlot.projections.parked import Name
-from backlot.question import Yes, require_yes
-from infra.errors import ExitCode, UsageError
-from infra.settings import load_settings
+from backlot import arguments
+from backlot.arguments import group
+from backlot.bootstrap import ReadModels, analytics_means, open_counters
+from backlot.operator import database_url
+from backlot.output import Json, given, show, table
+from backlot.screen import Yes, require_yes
+from backlot.signals import STOPS, Stop
+from domain.operation import Members
+from engine.codec import MAPPER
+from engine.connections import connect, is_outage
+from engine.event_store import open_recorder
+from engine.replay.records import tell_nobody
+from infra.errors import ExitCode, UsageError, describe
+from infra.logging import configure_logging
+from infra.settings import Settings, load_settings
 from infra.settings.features import MAX_REPLAY_WORKERS
+from workers.operations.action import Tools
+from workers.operations.executor import perform, watch_parent
+
+parked_app = group("Events that could not be applied.")
+
+ITS_NAME = typer.Argument(
+    help="The projection.",
+    show_default=False,
+    callback=arguments.projection,
+    autocompletion=arguments.completion(arguments.projections),
+)
+Name = Annotated[str, ITS_NAME]
+Position = Annotated[int, typer.Argument(min=1, help="The event's position.", show_default=False)]
+Which = Annotated[
+    int | None, typer.Argument(min=1, help="The event's position; default: all that wait.")
+]
+OrAlike = Annotated[int | None, typer.Argument(min=1, help="The event's position.")]
+AllLike = Annotated[
+    int | None,
+    typer.Option(
+        "--all-like",
+        min=1,
+        metavar="POSITION",
+        help="All of the topic and the error of the event at that position.",
+    ),
+]
+Why = Annotated[str, typer.Option("--reason", help="Why; it is kept with the event.")]
+
+
+class NotOne(UsageError):
+    """An event and all that are like one were named, or neither."""
+
+
+@parked_app.command(name="list")
+def list_parked(
+    name: Name,
+    after: Annotated[int, typer.Option(min=0, help="Only behind this position.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """What is set aside, the discarded included, by position."""
+    from backlot.operator import operating
+    from engine.parked_events import parked as page
+
+    with operating(load_settings()) as operator:
+        schema = operator.projection(name).schema
+        found = page(operator.conn, schema, after=after, limit=limit)
+    rows = [(e.position, e.status, e.topic, e.error) for e in found]
+    lines = table(("position", "status", "topic", "error"), rows)
+    text = "\n".join(lines) if rows else "nothing is set aside"
+    show(text, {"items": [each.as_dict() for each in found]}, as_json)
+
+
+@parked_app.command(name="show")
+def show_parked(name: Name, position: Position, as_json: Json = False) -> None:
+    """One of them: what it says, what went wrong, and who decided what."""
+    from backlot.operator import operating
+    from engine.parked_events import show as look
+
+    with operating(load_settings()) as operator:
+        schema = operator.projection(name).schema
+        found = look(operator.conn, schema, position, mapper=MAPPER).as_dict()
+    lines = [
+        f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for key, value in found.items()
+    ]
+    show("\n".join(lines), found, as_json)
+
+
+@parked_app.command()
+def retry(
+    name: Name,
+    position: Which = None,
+    all_like: AllLike = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also behind later events of its stream.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Try to apply them after all. Exit code 1: some could not be."""
+    from backlot.operator import operating
+
+    if position is not None and all_like is not None:
+        raise NotOne("name one event by its position, or say --all-like, not both")
+    with operating(load_settings()) as operator:
+        asked = given(position=position, allLike=all_like, force=force)
+        result = operator.do("retry", name, asked).result
+    events = result["events"] if isinstance(result["events"], list) else []
+    lines = [f"{event['position']:>10}  {event['outcome']}" for event in events]
+    show("\n".join(lines) or "nothing is set aside", result, as_json)
+    applied = all(event["outcome"] == "applied" for event in events)
+    raise typer.Exit(ExitCode.DONE if applied else ExitCode.NOT_WELL)
+
+
+@parked_app.command()
+def discard(
+    name: Name,
+    reason: Why,
+    position: OrAlike = None,
+    all_like: AllLike = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Leave them out for good; they stay listed, with who, when and why."""
+    if (position is None) == (all_like is None):
+        raise NotOne("name one event by its position, or say --all-like")
+    which = (
+        f"the event at {position}" if all_like is None else f"all events like that at {all_like}"
+    )
+    require_yes(f"Leave {which} out of {name}?", yes=yes)
+    result = _decide("discard", name, given(position=position, allLike=all_like, reason=reason))
+    count = f"{result['discarded']} events" if all_like else f"position {position}"
+    show(f"discard {name}: done, {count}", {"outcome": "done", **result}, as_json)
+
+
+@parked_app.command()
+def park(
+    name: Name, reason: Why, all_like: AllLike = None, yes: Yes = False, as_json: Json = False
+) -> None:
+    """Set aside the event that it stopped in front of, and let it go on without.
+
+    With --all-like, also whatever of the log as it is now fails in the same way.
+    """
+    which = f"all events like that at {all_like}" if all_like else "that event"
+    require_yes(f"Let {name} go on without {which}?", yes=yes)
+    result = _decide("park", name, given(allLike=all_like, reason=reason))
+    told = [f"park {name}: done, position {result['position']}"]
+    told += [str(result[member]) for member in ("note", "error") if member in result]
+    show("\n".join(told), {"outcome": "done", **result}, as_json)
+
+
+def _decide(action: str, name: str, parameters: dict[str, object]) -> Members:
+    from backlot.operator import operating
+
+    with operating(load_settings()) as operator:
+        return operator.do(action, name, parameters).result
+
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backlot.projections.operating import Operator
+    from backlot.operator import Operator
 
 app = group("Read models: state, replay, verify, rollback.")
-app.add_typer(parked.app, name="parked")
+app.add_typer(parked_app, name="parked")
 
-OrAll = Annotated[str | None, parked.ITS_NAME]
+OrAll = Annotated[str | None, ITS_NAME]
 All = Annotated[bool, typer.Option("--all", help="Every projection.")]
 Reason = Annotated[str | None, typer.Option(help="Why, for whoever reads the log later.")]
 OfReplay = Annotated[bool, typer.Option("--replay", help="Its replay, not the projection itself.")]
@@ -39,8 +190,7 @@ class NothingNamed(UsageError):
 @app.command(name="list")
 def list_projections(as_json: Json = False) -> None:
     """All projections: status, position, lag, parked events. Exit code 1: one needs help."""
-    from backlot.projections.lines import as_table, in_trouble
-    from backlot.projections.reading import read_statuses
+    from backlot.projections.text import as_table, in_trouble, read_statuses
 
     found = read_statuses(load_settings()).values()
     items = [each.model_dump(mode="json", by_alias=True, exclude_none=True) for each in found]
@@ -51,9 +201,8 @@ def list_projections(as_json: Json = False) -> None:
 @app.command(name="show")
 def show_projection(name: Name, as_json: Json = False) -> None:
     """One projection with its copies, its rate and its replay. Exit code 1: it needs help."""
-    from backlot.names import require
-    from backlot.projections.lines import as_lines, in_trouble
-    from backlot.projections.reading import read_statuses
+    from backlot.arguments import require
+    from backlot.projections.text import as_lines, in_trouble, read_statuses
 
     statuses = read_statuses(load_settings(), twice=True)
     found = statuses[require("projection", name, statuses)]
@@ -81,13 +230,13 @@ def replay(
     `counters` are the like counters in Redis; `analytics` are mended where they are. Exit code 3:
     something differs, and nothing was changed; the copies wait for `backlot projections confirm`.
     """
-    from backlot.projections.runs import carry, rebuild_counters
+    from backlot.projections.replay import carry, rebuild_counters
 
     if name == "counters":
         rebuild_counters(given(reason=reason), as_json=as_json)
         return
     if name == "analytics":
-        from backlot.projections.analytics import rebuild
+        from backlot.projections.replay import rebuild
 
         parameters = given(to=to, yes=yes, reason=reason)
         raise typer.Exit(rebuild("replay", parameters, detach=detach, as_json=as_json))
@@ -104,7 +253,7 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Bring the previous copy up to date, and make it the live one again."""
-    from backlot.projections.runs import carry
+    from backlot.projections.replay import carry
 
     require_yes(f"Switch {name} back to its previous copy?", yes=yes)
     parameters = given(reason=reason)
@@ -116,11 +265,11 @@ def verify(
     name: OrAll = None, every: All = False, reason: Reason = None, as_json: Json = False
 ) -> None:
     """Build it again aside and compare; changes nothing. Exit code 1: some rows differ."""
-    from backlot.projections.operating import operating
-    from backlot.projections.runs import verify_all
+    from backlot.operator import operating
+    from backlot.projections.replay import verify_all
 
     if name == "analytics":
-        from backlot.projections.analytics import rebuild
+        from backlot.projections.replay import rebuild
 
         raise typer.Exit(rebuild("verify", given(reason=reason), detach=False, as_json=as_json))
     with operating(load_settings()) as operator:
@@ -135,8 +284,8 @@ def completeness(
     name: OrAll = None, every: All = False, reason: Reason = None, as_json: Json = False
 ) -> None:
     """Prove that no event was left out or counted twice. Exit code 1: one was."""
-    from backlot.projections.lines import accounted
-    from backlot.projections.operating import operating
+    from backlot.operator import operating
+    from backlot.projections.text import accounted
 
     with operating(load_settings()) as operator:
         data = [
@@ -200,8 +349,6 @@ def carry_out(operation_id: str) -> None:
     """Carry an operation out for the process that started this one, and stop when it ends."""
     from uuid import UUID
 
-    from backlot.projections.carrying import run_operation
-
     run_operation(load_settings(), UUID(operation_id))
 
 
@@ -212,9 +359,42 @@ def _names(operator: Operator, name: str | None, *, every: bool) -> Sequence[str
 
 
 def _do(action: str, name: str, parameters: dict[str, object], as_json: bool) -> None:
-    from backlot.projections.operating import operating
+    from backlot.operator import operating
 
     with operating(load_settings()) as operator:
         ended = operator.do(action, name, parameters)
     words = [f"{action} {name}: {ended.outcome}", *(f"{k} {v}" for k, v in ended.result.items())]
     show(", ".join(words), {"outcome": str(ended.outcome), **ended.result}, as_json)
+
+
+log = structlog.get_logger(__name__)
+
+
+def run_operation(settings: Settings, operation_id: UUID) -> None:
+    """Carry it out until it is over, or rests, or the parent is gone, or the database is away."""
+    configure_logging(settings.logs)
+    stopping = Event()
+    watch_parent(stopping)
+    try:
+        with Stop(stopping.set, numbers=STOPS):
+            _perform(settings, operation_id, stopping)
+    except Exception as error:
+        if not (is_outage(error) or isinstance(error, PersistenceError)):
+            raise
+        # It goes on where it stands, in another process, once the database is back.
+        log.warning("operation_interrupted", id=str(operation_id), error=describe(error))
+
+
+def _perform(settings: Settings, operation_id: UUID, stopping: Event) -> None:
+    url = database_url(settings)
+    recorder = open_recorder(url)
+    with (
+        ExitStack() as stack,
+        closing(recorder.datastore),
+        connect(url, "operation") as conn,
+    ):
+        counters = open_counters(settings, stack)
+        models = ReadModels.make().by_name()
+        analytics = analytics_means(settings, url)
+        tools = Tools(url, models, tell_nobody, stopping, counters, analytics)
+        perform(conn, recorder, tools, operation_id)

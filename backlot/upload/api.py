@@ -12,8 +12,15 @@ import httpx
 from pydantic import ValidationError
 
 from backlot.calls import CallFailed, Note, Patience, may_pass, persist
-from commands.upload_shapes import PartUrl, PartUrls, UploadCompleted, UploadedPart, UploadStarted
-from infra.contract import UploadStatus, Wire
+from commands.upload_shapes import (
+    PartUrl,
+    PartUrls,
+    UploadCompleted,
+    UploadedPart,
+    UploadStarted,
+)
+from infra.errors import OperatorError
+from infra.http.shapes import UploadStatus, Wire
 
 W = TypeVar("W", bound=Wire)
 Details = dict[str, str | int]
@@ -150,3 +157,15 @@ def _read(shape: type[W], answer: httpx.Response) -> W:
     except ValidationError as error:
         call = f"{answer.request.method} {answer.request.url.path}"
         raise CallFailed(call, "what answers is not Backlot") from error
+
+
+class UploadFailed(OperatorError):
+    """The file is not uploaded; the text says why, and what to do."""
+
+
+class FileChanged(UploadFailed):
+    """The file is no longer what the upload began with, so its parts don't make one file."""
+
+
+class UploadEnded(UploadFailed):
+    """The server no longer takes parts of this upload."""

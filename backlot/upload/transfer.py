@@ -11,12 +11,11 @@ from itertools import islice
 from uuid import UUID
 
 from backlot.calls import CallFailed
-from backlot.upload.api import UploadApi
+from backlot.upload.api import UploadApi, UploadFailed
 from backlot.upload.file import LocalFile
-from backlot.upload.problems import UploadFailed
 from commands.upload_shapes import PartUrl, UploadCompleted, UploadedPart, UploadStarted
 from infra.cancellation import together
-from infra.contract import ArrivedPart, UploadStatus
+from infra.http.shapes import ArrivedPart, UploadStatus
 
 URLS_AT_ONCE = 100
 # A part is not begun under an URL that may end before it arrives.

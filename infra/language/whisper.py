@@ -13,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from infra.language.codes import folded
-from infra.language.port import Detection
+from infra.language.detector import Detection, folded
 from infra.language.words import words
 from infra.whisper import WhisperUnusable, load, name_of, require
 

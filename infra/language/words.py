@@ -7,12 +7,145 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
+from types import MappingProxyType
 
-from infra.language.emoji import EMOJI
+from infra.language.detector import Detection
 from infra.language.entities import prose
-from infra.language.laughter import is_exclamation, is_laughter
-from infra.language.scripts import script
+
+# ruff: noqa: RUF001, RUF003 - letters of many scripts
+
+
+# Of at most two different letters, one of these among them: haha, jajajaj, ахахах, χαχα, חחחח.
+LAUGHING = frozenset("hjkxхкχחהهخհխჰ")
+LEAST_LAUGH = 4
+
+SIGNS = (
+    "[\u0901-\u0903\u093a-\u094f\u0981-\u0983\u09bc-\u09cd\u0a01-\u0a03\u0a3c-\u0a4d\u0a81-\u0a83"
+    "\u0abc-\u0acd\u0b82\u0bbe-\u0bcd\u0c00-\u0c04\u0c3e-\u0c4d\u0c81-\u0ccd\u0d00-\u0d03\u0d3e-\u0d4d]*"
+)
+# One or two letters again and again: kkkk, rsrsrs, lalala. Of syllables one, and not of Han:
+# 加油加油加油 and 좋아좋아좋아 say something.
+REPEATED = re.compile(rf"((?:[^\W\u3040-\U0010ffff]{SIGNS}){{1,2}}?)\1{{2,}}\w?")
+REPEATED_SYLLABLE = re.compile("([\u3040-\u30ff\uac00-\ud7a3])\\1{2,}")
+WITH_MORE_LETTERS = re.compile(r"[bmw]{0,2}[aeiou]{0,2}([hjx])+([aeiou])(?:\1+\2+)+\1*")
+TYPED_AT_RANDOM = re.compile(
+    r"a?(?:rs|wk|ks|sk|js|sj|hs|jd){2,}\w?|asdf\w*|(?!.*a.*a)[asdfghjkl]{7,}"
+)
+OF_THREE_LETTERS = re.compile(r"(?:[hjm]u[ae]|lo|ke){2,}[lk]?")
+INDIC = re.compile(rf"([\u0939\u09b9\u0bb9\u0c39\u0d39\u0cb9\u0ab9\u0a39]{SIGNS})\1+")
+THAI = re.compile("(?:(?:ฮ[\u0e48\u0e49]?า|[ฮอคห][\u0e34-\u0e39])ๆ*){2,}|ฮ[\u0e48\u0e49]?าๆ+")
+HANGUL = re.compile("푸?([하히호헤후흐크캬])\\1+")
+HAN = re.compile("[哈呵嘿嘻吼嗷啊噢哦嗯哇草笑]{2,}")
+KANA_LAUGHTER = re.compile(
+    "[あいうえわぎアイウエワギ]?[ゃャ]?([はひふへほハヒフヘホ])\\1+[っッー]*"
+)
+PATTERNS = (
+    REPEATED, REPEATED_SYLLABLE, WITH_MORE_LETTERS, TYPED_AT_RANDOM, OF_THREE_LETTERS,
+    INDIC, THAI, HANGUL, HAN, KANA_LAUGHTER,
+)  # fmt: skip
+
+# One laughing syllable: a word of some languages, but none where every word is one: ha ha ha.
+SYLLABLE = re.compile(
+    f"[hjx][aeiou]|х[аеиоы]|χ[αει]|ه[اهي]|ہا|ח[הא]|[\u0939\u09b9\u0bb9\u0c39\u0d39\u0cb9]{SIGNS}"
+)
+_EXCLAMATIONS = """
+ah aah aw aww eh gg hm hmm kek lmao lmfao lol lul oh ok okay omg ooh owo rofl uwu wow wtf xd xoxo
+yay вау кек лол ок омг واو لول
+"""
+EXCLAMATIONS = frozenset(_EXCLAMATIONS.split())
+
+
+def is_laughter(word: str) -> bool:
+    """Whether a word is laughter, or letters again and again."""
+    small = word.lower()
+    letters = frozenset(small)
+    of_two = len(small) >= LEAST_LAUGH and len(letters) <= 2 and not letters.isdisjoint(LAUGHING)
+    return of_two or any(pattern.fullmatch(small) for pattern in PATTERNS)
+
+
+def is_exclamation(word: str) -> bool:
+    """Whether a word needs no translation where nothing else is said: `wow`, `ha`, a letter."""
+    small = word.lower()
+    return len(small) == 1 or small in EXCLAMATIONS or SYLLABLE.fullmatch(small) is not None
+
+
+STYLE = "\ufe0f"
+# Characters with the property Emoji; those of Latin-1 and punctuation only where STYLE follows.
+PICTURES = (
+    "⌚⌛⌨⏏⏩-⏳⏸-⏺▪▫▶◀◻-◾☀-☄☎☑☔☕☘☝☠☢☣☦☪☮☯☸-☺♀♂♈-♓♟♠♣♥♦♨♻♾♿⚒-⚗⚙⚛⚜⚠⚡⚧⚪⚫⚰⚱⚽⚾⛄⛅⛈⛎⛏⛑⛓⛔⛩⛪⛰-⛵⛷-⛺⛽"
+    "✂✅✈-✍✏✒✔✖✝✡✨✳✴❄❇❌❎❓-❕❗❣❤\u2795-\u2797➡➰➿⤴⤵⬅-⬇⬛⬜⭐⭕"
+    "\U0001f004\U0001f0cf\U0001f170-\U0001f1e5\U0001f200-\U0001f3fa\U0001f400-\U0001faff"
+)
+STYLED = "©®‼⁉™\u2139↔-↪Ⓜ〰〽㊗㊙"
+SKIN = "\U0001f3fb-\U0001f3ff"
+FLAG = "[\U0001f1e6-\U0001f1ff]{2}"
+KEYCAP = f"[0-9#*]{STYLE}?\u20e3"
+# England, Scotland and Wales: a black flag with its name in invisible letters.
+REGION = "\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f"
+ONE = f"(?:[{PICTURES}{SKIN}]|[{STYLED}](?={STYLE})){STYLE}?[{SKIN}]?"
+EMOJI = re.compile(f"{FLAG}|{KEYCAP}|{REGION}|{ONE}(?:\u200d{ONE})*")
+
+
+def emoji_of(text: str) -> Iterator[str]:
+    """Each emoji in turn; the invisible mark of its style is left out: it comes and goes."""
+    return (found[0].replace(STYLE, "") for found in EMOJI.finditer(text))
+
+
+LANGUAGES = MappingProxyType(
+    {
+        "ARMENIAN": "hy",
+        "GEORGIAN": "ka",
+        "GREEK": "el",
+        "GUJARATI": "gu",
+        "GURMUKHI": "pa",
+        "HANGUL": "ko",
+        "HIRAGANA": "ja",
+        "KANNADA": "kn",
+        "KATAKANA": "ja",
+        "KHMER": "km",
+        "LAO": "lo",
+        "MALAYALAM": "ml",
+        "MYANMAR": "my",
+        "ORIYA": "or",
+        "SINHALA": "si",
+        "TAMIL": "ta",
+        "TELUGU": "te",
+        "THAANA": "dv",
+        "THAI": "th",
+        "TIBETAN": "bo",
+    }
+)
+KANA = ("HIRAGANA", "KATAKANA")
+LEAST_KANA = 2
+"""Letters that make the Chinese characters around them Japanese; の alone decorates brands."""
+
+
+def script(letter: str) -> str:
+    """Its script, as the name of a letter begins with it: LATIN, CJK, HANGUL."""
+    return unicodedata.name(letter, "").partition(" ")[0]
+
+
+def language_of_script(spoken: str) -> Detection | None:
+    """The language that most letters can only be of, with their share; None where none is.
+
+    None for Latin, Cyrillic, Arabic and the other scripts of several languages.
+    """
+    if spoken.isascii():
+        return None
+    letters = Counter(script(char) for char in spoken if char.isalpha())
+    languages = Counter[str]()
+    for name, count in letters.items():
+        if name in LANGUAGES:
+            languages[LANGUAGES[name]] += count
+    if sum(letters[kana] for kana in KANA) >= LEAST_KANA:
+        languages["ja"] += letters["CJK"]
+    [(language, count)] = languages.most_common(1) or [("", 0)]
+    share = count / max(letters.total(), 1)
+    return Detection(language, share) if share > 0.5 else None
+
 
 MIN_LETTERS = 3
 """Shorter texts are shared by many languages: `ok`, `no`, `xD`."""
@@ -27,7 +160,7 @@ SHORTCODE = re.compile(r"(?<![A-Za-z0-9:]):[A-Za-z][A-Za-z0-9_+-]*:(?![A-Za-z0-9
 INSIDE_WORDS = "'\u2019\u200c\u200d"
 LONE_JAMO = range(0x1100, 0x1200)
 """Parts of Korean syllables, which alone are laughter or tears."""
-KANA = "\u3040"
+FIRST_KANA = "\u3040"
 """From here on, letters are syllables or words: kana, Han, Hangul."""
 # Scripts whose words may have a single letter wherever they stand.
 WORD_A_LETTER = ("CJK", "HANGUL")
@@ -97,5 +230,5 @@ def _is_limb(scripts: list[str]) -> bool:
 
 def _too_short(spoken: list[str]) -> bool:
     letters = [char for word in spoken for char in word if char.isalpha()]
-    least = MIN_SYLLABLES if any(char >= KANA for char in letters) else MIN_LETTERS
+    least = MIN_SYLLABLES if any(char >= FIRST_KANA for char in letters) else MIN_LETTERS
     return len(letters) < least

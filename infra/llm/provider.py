@@ -4,20 +4,187 @@ while it fails. Whatever is asked of it goes this one way."""
 from __future__ import annotations
 
 import asyncio
+import email.utils
+import math
 import time
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+import orjson
 import structlog
 
 from infra.circuit_breaker import CircuitBreaker, CircuitState
-from infra.llm.errors import BreakerOpen, LanguageModelError, Malformed, NotCalled, TimedOut
-from infra.llm.failures import failure_of
-from infra.llm.pace import Pace
-from infra.llm.usage import Usage, count_usage, usage_of
+from infra.llm.errors import (
+    BreakerOpen,
+    LanguageModelError,
+    Malformed,
+    NotCalled,
+    Overloaded,
+    Refused,
+    RejectedRequest,
+    Throttled,
+    TimedOut,
+    TooManyCalls,
+    Truncated,
+    Unauthorized,
+    Unreachable,
+)
 from infra.metrics import SECONDS, counter, gauge, histogram
 from infra.settings import SettingsError
 from infra.settings.adapters import LanguageModelSettings
+
+MILLION = 1_000_000
+
+LLM_TOKENS = counter(
+    "backlot_llm_tokens",
+    "Tokens that providers counted, by model and direction (input, output).",
+    ("model", "direction"),
+)
+LLM_COST_USD = counter(
+    "backlot_llm_cost_usd",
+    "What those tokens cost in US dollars, for models with a price in LLM_PRICES.",
+    ("model",),
+)
+
+
+class Usage(NamedTuple):
+    """Tokens of one call; 0 where the provider did not say."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+def usage_of(body: bytes) -> Usage:
+    """What a response says that it took, whether its answer can be used or not."""
+    try:
+        usage = orjson.loads(body)["usage"]
+        # Embeddings have no output that would be counted.
+        answered = usage.get("completion_tokens", 0)
+        return Usage(int(usage["prompt_tokens"]), int(answered))
+    except (AttributeError, LookupError, TypeError, ValueError):
+        # Servers may leave it out, and an answer in no known form is told about elsewhere.
+        return Usage(0, 0)
+
+
+def count_usage(usage: Usage, model: str, price: tuple[float, float] | None) -> None:
+    """Count the tokens, and their cost where the model's price is known (per million tokens)."""
+    LLM_TOKENS.labels(model, "input").inc(max(usage.input_tokens, 0))
+    LLM_TOKENS.labels(model, "output").inc(max(usage.output_tokens, 0))
+    if price is not None:
+        cost = usage.input_tokens * price[0] + usage.output_tokens * price[1]
+        LLM_COST_USD.labels(model).inc(max(cost, 0.0) / MILLION)
+
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, OpenAIError
+
+# Worth telling, and known not to repeat anything: a provider's own words may.
+KNOWN_CODES = frozenset(
+    {
+        "context_length_exceeded",
+        "insufficient_quota",
+        "invalid_json_schema",
+        "model_not_found",
+        "rate_limit_exceeded",
+        "unsupported_parameter",
+        "unsupported_value",
+    }
+)
+COME_BACK = (408, 409, 425)
+# Nobody is made to wait longer, whatever a header says.
+LONGEST_RETRY_AFTER = 3600.0
+
+
+def failure_of(error: OpenAIError) -> LanguageModelError:
+    """What happened. Raise it `from None`: the SDK's text repeats what the provider said."""
+    import openai
+
+    if isinstance(error, openai.APIStatusError):
+        return _refused_status(error)
+    if isinstance(error, openai.APITimeoutError):
+        return TimedOut("The language model did not answer in time.")
+    if isinstance(error, openai.LengthFinishReasonError):
+        return Truncated("The language model's answer was cut off at its limit of tokens.")
+    if isinstance(error, openai.ContentFilterFinishReasonError):
+        return Refused("The provider's filter of contents stopped the answer.")
+    # What is left is a connection that broke, or an answer in no known form.
+    return Unreachable(f"The language model can't be reached: {_reason(error)}.")
+
+
+def _refused_status(error: APIStatusError) -> LanguageModelError:
+    status = error.status_code
+    known = f" ({error.code})" if error.code in KNOWN_CODES else ""
+    told = f"HTTP {status}{known}"
+    later = retry_after(error.response.headers)
+    if status == 429:
+        return Throttled(f"The language model takes no more calls now: {told}.", later)
+    if status >= 500 or status in COME_BACK:
+        return Overloaded(f"The language model failed: {told}.", later)
+    if status in (401, 403):
+        return Unauthorized(f"The language model did not accept OPENAI_API_KEY: {told}.")
+    return RejectedRequest(
+        f"The language model rejected the call: {told}; look at the model's name and at "
+        "OPENAI_BASE_URL."
+    )
+
+
+def _reason(error: OpenAIError) -> str:
+    # The SDK hides what httpx said; its class is safe to tell, and says most.
+    return type(error.__cause__ or error).__name__
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a Retry-After header asks for, as a number or a date; None without a sane one.
+
+    https://www.rfc-editor.org/rfc/rfc9110#field.retry-after
+    """
+    value = headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        parsed = email.utils.parsedate_tz(value)
+        if parsed is None:
+            return None
+        seconds = email.utils.mktime_tz(parsed) - time.time()
+    if math.isnan(seconds):
+        return None
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
+
+
+# Sums of fractions of a second are not exact; nobody is turned away for that.
+ROUNDING = 0.000_001
+
+
+class Pace:
+    """So many calls a minute; a second's worth of them (one at least) may be made at once.
+
+    To be used from one event loop; turns are given in the order of asking.
+    """
+
+    def __init__(self, calls_per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval = 60.0 / calls_per_minute
+        self._burst = max(1.0, calls_per_minute / 60.0) * self._interval
+        self._clock = clock
+        self._due = clock()
+
+    async def turn(self, most: float) -> None:
+        """Return when a call may be made; TooManyCalls at once when not within `most` seconds."""
+        pause = self._reserve(most)
+        if pause > 0:
+            await asyncio.sleep(pause)
+
+    def _reserve(self, most: float) -> float:
+        now = self._clock()
+        due = max(self._due, now)
+        pause = max(due + self._interval - self._burst - now, 0.0)
+        if pause > most + ROUNDING:
+            raise TooManyCalls(
+                "More calls of the language model wait than LLM_CALLS_PER_MINUTE lets through.",
+                retry_after=pause - most,
+            )
+        self._due = due + self._interval
+        return pause
+
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

@@ -17,10 +17,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from infra.cancellation import to_the_end
-from infra.objects.checksums import Checksum
-from infra.objects.disk import Disk, join_files, move_new_folder, sync_folder
-from infra.objects.parts import PartFile, PartSpool, holding_parts, publish_part
+from infra.objects.disk import (
+    Disk,
+    PartFile,
+    PartSpool,
+    holding_parts,
+    join_files,
+    move_new_folder,
+    publish_part,
+    sync_folder,
+)
 from infra.objects.port import (
+    Checksum,
     NoSuchUpload,
     ObjectStoreUnavailable,
     OpenUpload,
@@ -33,7 +41,7 @@ from infra.objects.port import (
     multipart_etag,
     ordered_refs,
 )
-from infra.objects.signing import UrlSigner
+from infra.objects.signed_urls import UrlSigner
 
 UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
 UPLOAD_FOLDER = re.compile(r"videos_([0-9a-f-]{36})_([0-9a-f]{32})")

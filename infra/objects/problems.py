@@ -6,17 +6,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 
-from infra.objects.checksums import ChecksumUnreadable, ChecksumUnsupported
-from infra.objects.parts import (
+from infra.http.problems import Problem
+from infra.objects.disk import (
     ChecksumMismatch,
     PartCutOff,
     PartStalled,
     PartTooLarge,
     PartTooShort,
 )
-from infra.objects.port import NoSuchUpload, ObjectStoreError, ObjectStoreUnavailable
-from infra.objects.signing import BadSignature, UrlExpired
-from infra.problems import Problem
+from infra.objects.port import (
+    ChecksumUnreadable,
+    ChecksumUnsupported,
+    NoSuchUpload,
+    ObjectStoreError,
+    ObjectStoreUnavailable,
+)
+from infra.objects.signed_urls import BadSignature, UrlExpired
 
 RETRY_SOON = {"Retry-After": "5"}
 

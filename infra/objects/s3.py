@@ -5,17 +5,24 @@ Bytes go between clients and the store by presigned URLs; only control passes th
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
+
+import structlog
 
 from infra.objects.port import (
     KEY,
+    OBJECT_STORE_FAILURES,
     OPAQUE_ETAG,
     NoSuchUpload,
+    ObjectStoreUnavailable,
     OpenUpload,
     Part,
     PartMismatch,
@@ -30,16 +37,68 @@ from infra.objects.port import (
     safe_content_type,
     safe_filename,
 )
-from infra.objects.s3_answers import (
+from infra.objects.s3_client import (
+    THREADS,
     S3Error,
+    S3Place,
+    S3Session,
+    S3UrlSigner,
     code_of,
     is_made_of,
     refuse_mismatch,
     stored_object,
+    unavailable,
 )
-from infra.objects.s3_calls import S3Calls
-from infra.objects.s3_client import S3Place, S3Session
-from infra.objects.s3_signing import S3UrlSigner
+from infra.settings.adapters import ObjectSettings
+
+log = structlog.get_logger(__name__)
+
+# How long a call may wait for a thread, in seconds; longer means that the store hangs.
+PATIENCE = 5.0
+
+T = TypeVar("T")
+
+
+class S3Calls:
+    """Runs calls to one bucket."""
+
+    def __init__(self, bucket: str, endpoint: str) -> None:
+        """Both are only for telling an operator what failed."""
+        self._bucket, self._endpoint = bucket, endpoint
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
+
+    def close(self) -> None:
+        """Take no more calls; those under way end by their timeouts."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self, work: Callable[..., T], *args: object) -> T:
+        """Do blocking work in a thread. Raises NoSuchUpload, and ObjectStoreUnavailable, told."""
+        asked = monotonic()
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, self._in_time, asked, work, *args)
+        except ObjectStoreUnavailable as error:
+            OBJECT_STORE_FAILURES.inc()
+            log.error("s3_unusable", doing=work.__name__.strip("_"), reason=error.cause)
+            raise
+
+    def here(self, work: Callable[..., T], *args: object) -> T:
+        """Do the work in this thread. Raises NoSuchUpload and ObjectStoreUnavailable."""
+        try:
+            return work(*args)
+        except S3Error as error:
+            if code_of(error) == "NoSuchUpload":
+                raise NoSuchUpload from error
+            raise unavailable(error, self._bucket, self._endpoint) from error
+
+    def _in_time(self, asked: float, work: Callable[..., T], *args: object) -> T:
+        # A store that hangs would otherwise gather a queue that outlives every caller.
+        if monotonic() - asked > PATIENCE:
+            raise ObjectStoreUnavailable(
+                f"All {THREADS} calls to {self._endpoint} hung for {PATIENCE:g} seconds."
+            )
+        return self.here(work, *args)
+
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -239,3 +298,34 @@ def _known(upload_id: str) -> str:
     if not UPLOAD_ID.fullmatch(upload_id):
         raise NoSuchUpload
     return upload_id
+
+
+if TYPE_CHECKING:
+    pass
+
+
+def make_s3(settings: ObjectSettings, *, for_clients: bool = True) -> S3Store:
+    """The store of the S3_* settings; calls nobody yet. Raises OperatorError without credentials.
+
+    Its URLs are for clients, or else for this program itself, which may reach the store elsewhere.
+    `close` it.
+    """
+    # boto3 takes a quarter of a second to import.
+    from infra.objects.s3_client import S3Place
+
+    secret = settings.secret_access_key
+    place = S3Place(
+        bucket=settings.bucket or "",
+        endpoint_url=settings.endpoint_url,
+        public_endpoint_url=settings.public_endpoint_url if for_clients else None,
+        region=settings.region,
+        access_key_id=settings.access_key_id,
+        secret_access_key=secret.get_secret_value() if secret else None,
+        addressing_style=settings.addressing_style,
+    )
+    return S3Store(place, settings.url_ttl, now)
+
+
+def now() -> datetime:
+    """The clock of the stores, in UTC."""
+    return datetime.now(UTC)

@@ -6,14 +6,48 @@ could make ffmpeg fetch other files, or call other hosts.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+from asyncio.subprocess import PIPE, Process
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from infra.cancellation import to_the_end
 from infra.speech.port import MediaUnreadable
-from infra.speech.programs import ProgramExit, run
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramExit:
+    """How a program ended, and what it said."""
+
+    code: int
+    output: bytes
+    complaint: str
+    """The last line that it wrote to its standard error."""
+
+
+async def run(*command: str) -> ProgramExit:
+    """Run a program to its end; one that is cancelled is killed. Raises OSError, not found."""
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=PIPE
+    )
+    try:
+        output, errors = await process.communicate()
+    finally:
+        await _end(process)
+    lines = errors.decode(errors="replace").strip().splitlines()
+    return ProgramExit(process.returncode or 0, output, lines[-1] if lines else "")
+
+
+async def _end(process: Process) -> None:
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await to_the_end(process.communicate())
+
 
 PROGRAMS = ("ffmpeg", "ffprobe")
 SAMPLE_RATE = 16_000

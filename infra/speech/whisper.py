@@ -11,16 +11,19 @@ from tempfile import TemporaryDirectory
 from pydantic import BaseModel
 
 from infra import whisper
-from infra.language.codes import iso_639_1
+from infra.errors import OperatorError
+from infra.language.detector import iso_639_1
+from infra.settings.adapters import SpeechSettings
 from infra.speech import ffmpeg
+from infra.speech.ffmpeg import run
 from infra.speech.port import (
     MediaTooLarge,
     Segment,
+    Transcriber,
     Transcript,
     TranscriptionFailed,
     TranscriptionTimedOut,
 )
-from infra.speech.programs import run
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ class WhisperTranscriber:
         return _transcript(heard, media.duration_seconds)
 
     async def _listen(self, samples: Path) -> _Heard:
-        module = "infra.speech.listening"
+        module = "infra.speech.recogniser"
         ended = await run(sys.executable, "-m", module, self._model, str(samples))
         if ended.code != 0:
             raise TranscriptionFailed(f"Whisper failed: {ended.complaint}")
@@ -90,3 +93,28 @@ def _transcript(heard: _Heard, duration_seconds: float | None) -> Transcript:
     said = tuple(part for part in parts if part.text)
     text = " ".join(part.text for part in said)
     return Transcript(iso_639_1(heard.language) if text else None, text, said, duration_seconds)
+
+
+class SpeechUnavailable(OperatorError):
+    """SPEECH_TRANSCRIPTION=on, and something for it is missing."""
+
+
+def available(settings: SpeechSettings) -> bool:
+    """Whether speech is transcribed here. Raises SpeechUnavailable when it should and can't be."""
+    if settings.transcription == "off":
+        return False
+    needed = _needed()
+    if needed and settings.transcription == "on":
+        raise SpeechUnavailable(f"SPEECH_TRANSCRIPTION=on needs {' and '.join(needed)}.")
+    return not needed
+
+
+def make_transcriber(settings: SpeechSettings) -> Transcriber | None:
+    """The transcriber, or None where speech is not transcribed. Raises as `available` does."""
+    return WhisperTranscriber(settings.whisper_model) if available(settings) else None
+
+
+def _needed() -> list[str]:
+    needed = [] if whisper.is_installed() else ["Whisper (`pip install 'backlot[whisper]'`)"]
+    programs = ffmpeg.missing()
+    return [*needed, f"{' and '.join(programs)} on the PATH"] if programs else needed

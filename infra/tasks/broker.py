@@ -8,27 +8,291 @@ program: it has its own queues, and its dead letters are a list that nobody can 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import logging
+import threading
+import time
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
-from dramatiq import Broker
-from dramatiq.middleware import Middleware, TimeLimit
+import structlog
+from dramatiq import Broker, Message, Worker
+from dramatiq.asyncio import EventLoopThread, get_event_loop_thread, set_event_loop_thread
+from dramatiq.broker import MessageProxy
+from dramatiq.common import compute_backoff
+from dramatiq.errors import BrokerConnectionError
+from dramatiq.middleware import AsyncIO, Middleware, TimeLimit
+from dramatiq.middleware import Retries as StockRetries
 from pydantic import SecretStr
 from redis import Redis
 
+from infra.cancellation import together
+from infra.metrics import SECONDS, counter, gauge, histogram
 from infra.redis import connect_blocking_redis, embedded_server
 from infra.settings.adapters import TaskSettings
-from infra.tasks.correlation import Correlation
-from infra.tasks.errors import NoSharedBroker
-from infra.tasks.event_loop import EventLoop
-from infra.tasks.failed import OnDead
-from infra.tasks.letters import TaskQueues
-from infra.tasks.measuring import Measured, QueueGauges
+from infra.tasks.dead_letters import FailedTask, OnDead, TaskQueues, failed_task, in_one_line
+from infra.tasks.errors import BrokerAway, NoSharedBroker, Postponed, ResourcesUnavailable
+from infra.tasks.messages import Correlation
 from infra.tasks.queues import KnownQueues
-from infra.tasks.redis_broker import TaskRedisBroker
-from infra.tasks.redis_letters import RedisTaskQueues
+from infra.tasks.redis import RedisTaskQueues, TaskRedisBroker
 from infra.tasks.resources import Resources
-from infra.tasks.retries import Retries
-from infra.tasks.stopping import GraceThenInterrupt
+from infra.tasks.shutdown import GraceThenInterrupt, was_interrupted
+
+R = TypeVar("R")
+
+START_SECONDS = 10.0
+
+
+class TaskLoop(EventLoopThread):
+    """Runs coroutines of tasks; one that is interrupted is cancelled until it is done.
+
+    The stock one cancels it once, and runs it beside its repetition if that is lost.
+    """
+
+    def run_coroutine(self, coro: Awaitable[R]) -> R:
+        return super().run_coroutine(_whole(coro))
+
+
+async def _whole(work: Awaitable[R]) -> R:
+    async def awaited() -> R:
+        return await work
+
+    (result,) = await together(awaited())
+    return result
+
+
+class BorrowedLoop(TaskLoop):
+    """Runs coroutines on a loop that somebody else started, and will stop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(logging.getLogger(__name__))
+        self.loop.close()
+        self.loop = loop
+
+
+class EventLoop(AsyncIO):
+    """As AsyncIO; with `loop`, tasks share connections with what else runs on it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        """Raises ResourcesUnavailable: the stock one would go on without a loop."""
+        if self._loop is not None:
+            set_event_loop_thread(BorrowedLoop(self._loop))
+            return
+        thread = TaskLoop(self.logger)
+        # A process whose worker could not start must end, or nobody starts another.
+        thread.daemon = True
+        try:
+            thread.start(timeout=START_SECONDS)
+        except RuntimeError as error:
+            raise ResourcesUnavailable(str(error)) from error
+        set_event_loop_thread(thread)
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        if self._loop is None:
+            super().after_worker_shutdown(broker, worker)
+        else:
+            set_event_loop_thread(None)
+
+
+log = structlog.get_logger(__name__)
+
+DEPTH_SECONDS = 5.0
+
+TASKS = counter(
+    "backlot_tasks",
+    "Attempts at tasks, by actor and outcome (done, retried, postponed, returned, dead, skipped).",
+    ("actor", "outcome"),
+)
+TASK_SECONDS = histogram(
+    "backlot_task_seconds",
+    "How long an attempt at a task takes, by actor.",
+    ("actor",),
+    buckets=(*SECONDS, 30.0, 60.0, 120.0),
+)
+TASKS_RUNNING = gauge(
+    "backlot_tasks_running",
+    "Tasks that this process runs right now, by actor.",
+    ("actor",),
+)
+TASK_QUEUE = gauge(
+    "backlot_task_queue",
+    "Tasks in a queue of the broker, by state (waiting, taken, delayed, dead).",
+    ("queue", "state"),
+)
+
+
+class Measured(Middleware):
+    """Counts attempts. It stands before Retries, so that it comes after it on the way out."""
+
+    def __init__(self) -> None:
+        self._started: dict[str, float] = {}
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        self._started[message.message_id] = time.perf_counter()
+        TASKS_RUNNING.labels(message.actor_name).inc()
+
+    def after_process_message(
+        self,
+        broker: Broker,
+        message: MessageProxy,
+        *,
+        result: object = None,
+        exception: BaseException | None = None,
+    ) -> None:
+        self._ended(message)
+        if not message.failed:
+            TASKS.labels(message.actor_name, _outcome(exception)).inc()
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        self._ended(message)
+        TASKS.labels(message.actor_name, "skipped").inc()
+
+    def after_nack(self, broker: Broker, message: MessageProxy) -> None:
+        # Here also come the messages that no actor takes.
+        known = message.actor_name in broker.actors
+        TASKS.labels(message.actor_name if known else "unknown", "dead").inc()
+
+    def _ended(self, message: MessageProxy) -> None:
+        started = self._started.pop(message.message_id, None)
+        if started is not None:
+            TASKS_RUNNING.labels(message.actor_name).dec()
+            TASK_SECONDS.labels(message.actor_name).observe(time.perf_counter() - started)
+
+
+def _outcome(exception: BaseException | None) -> str:
+    if exception is None:
+        return "done"
+    if was_interrupted(exception):
+        return "returned"
+    return "postponed" if isinstance(exception, Postponed) else "retried"
+
+
+class QueueGauges(Middleware):
+    """Looks at the queues every few seconds while a worker runs."""
+
+    def __init__(self, queues: TaskQueues) -> None:
+        self._queues = queues
+        self._stopping = threading.Event()
+
+    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        threading.Thread(target=self._watch, name="task-queue-gauges", daemon=True).start()
+
+    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        self._stopping.set()
+
+    def _watch(self) -> None:
+        while True:
+            try:
+                for depth in self._queues.depths():
+                    for state, count in depth.by_state().items():
+                        TASK_QUEUE.labels(depth.queue, state).set(count)
+            except BrokerAway as error:
+                log.warning("task_queues_not_seen", error=str(error))
+            if self._stopping.wait(DEPTH_SECONDS):
+                return
+
+
+AWAY_SECONDS = 1.0
+
+TASK_DEAD_HOOK_FAILURES = counter(
+    "backlot_task_dead_hook_failures",
+    "Times that giving up a task could not be recorded; it is tried again instead.",
+    ("actor",),
+)
+
+
+class Retries(StockRetries):
+    """Backs off exponentially, with jitter, up to a cap; after the last attempt `on_dead` is told.
+
+    The stock one loses the task when the broker is away at that moment, and keeps tracebacks in
+    the broker. An actor's options (`max_retries`, `min_backoff`, `max_backoff`, `throws`) count.
+    """
+
+    def __init__(self, settings: TaskSettings, on_dead: OnDead | None = None) -> None:
+        super().__init__(
+            max_retries=settings.max_retries,
+            min_backoff=round(settings.min_backoff_seconds * 1000),
+            max_backoff=round(settings.max_backoff_seconds * 1000),
+        )
+        self._on_dead = on_dead
+
+    def after_process_message(
+        self,
+        broker: Broker,
+        message: MessageProxy,
+        *,
+        result: object = None,
+        exception: BaseException | None = None,
+    ) -> None:
+        if exception is None:
+            return
+        if was_interrupted(exception):
+            log.info("task_returned", actor=message.actor_name, task=message.message_id)
+            send_again(broker, message, None)
+        elif isinstance(exception, Postponed):
+            log.info("task_postponed", actor=message.actor_name, reason=str(exception))
+            send_again(broker, message, exception.delay)
+        else:
+            self._count(message, exception)
+            self._decide(broker, message, exception)
+
+    def _count(self, message: MessageProxy, exception: BaseException) -> None:
+        message.options["retries"] = message.options.get("retries", 0) + 1
+        message.options["error"] = in_one_line(exception)
+        message.options["failed_at"] = round(time.time() * 1000)
+
+    def _decide(self, broker: Broker, message: MessageProxy, exception: BaseException) -> None:
+        options = broker.get_actor(message.actor_name).options
+        attempts, throws = message.options["retries"], options.get("throws")
+        hopeless = throws is not None and isinstance(exception, throws)
+        cap = options.get("max_backoff", self.max_backoff)
+        least = options.get("min_backoff", self.min_backoff)
+        _, delay = compute_backoff(attempts - 1, factor=least, max_backoff=cap)
+        if hopeless or attempts > options.get("max_retries", self.max_retries):
+            if self._bury(message):
+                return
+            delay = cap
+        told = {"attempts": attempts, "error": message.options["error"], "delay_ms": delay}
+        log.warning("task_retried", actor=message.actor_name, task=message.message_id, **told)
+        send_again(broker, message, delay)
+
+    def _bury(self, message: MessageProxy) -> bool:
+        """Whether it is dead now: not while the program can't record that it is."""
+        failed = failed_task(message)
+        try:
+            self._tell(failed)
+        except Exception as error:  # noqa: BLE001 - the program's; whatever it is, it is told
+            TASK_DEAD_HOOK_FAILURES.labels(failed.actor).inc()
+            log.warning("task_not_given_up", actor=failed.actor, error=in_one_line(error))
+            return False
+        told = {"attempts": failed.attempts, "error": failed.error, "args": failed.args}
+        log.error("task_dead", actor=failed.actor, task=failed.id, **told)
+        message.fail()
+        return True
+
+    def _tell(self, failed: FailedTask) -> None:
+        loop = get_event_loop_thread()
+        if self._on_dead is not None and loop is not None:
+            loop.run_coroutine(self._on_dead(failed))
+
+
+def send_again(broker: Broker, message: Message[Any] | MessageProxy, delay: int | None) -> None:
+    """Enqueue it once more, however long the broker is away: then it is acknowledged.
+
+    A process that ends meanwhile leaves it unacknowledged, and it comes again by itself.
+    """
+    while True:
+        try:
+            broker.enqueue(message, delay=delay)  # type: ignore[arg-type]  # a proxy does
+        except BrokerConnectionError as error:
+            log.warning("task_broker_away", error=in_one_line(error))
+            time.sleep(AWAY_SECONDS)
+        else:
+            return
+
 
 LIMIT_CHECK_MS = 200
 

@@ -10,9 +10,8 @@ from dramatiq import Message
 from dramatiq.broker import MessageProxy
 from dramatiq.common import dq_name, xq_name
 
+from infra.tasks.dead_letters import Depth, FailedTask, Wanted, away, read, revived
 from infra.tasks.errors import ExtraMissing
-from infra.tasks.failed import FailedTask
-from infra.tasks.letters import Depth, Wanted, away, read, revived
 from infra.tasks.queues import QUEUES
 
 try:
@@ -74,7 +73,7 @@ class TaskRabbitmqConsumer(_RabbitmqConsumer):
 
 
 class RabbitmqTaskQueues:
-    """`infra.tasks.letters.TaskQueues`, each call on a connection of its own."""
+    """`infra.tasks.dead_letters.TaskQueues`, each call on a connection of its own."""
 
     def __init__(self, url: str) -> None:
         self._parameters = _parameters(url)

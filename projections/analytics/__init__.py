@@ -1,1 +1,1 @@
-"""What happens around the videos, counted: raw rows, hourly and daily rollups, who viewed what."""
+"""Analytics: what happens around videos, counted by hour and day."""

@@ -7,14 +7,14 @@ whatever order they came in, however often, and cut into whatever batches.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
-from infra.integration import topics
+from projections import integration_events
 
 VIEW, LIKE, COMMENT, WATCH_TIME, SHARE = "view", "like", "comment", "watch_time", "share"
 
@@ -164,12 +164,34 @@ def _share(value: Mapping[str, Any]) -> tuple[Metadata, str | None, float]:
 
 
 KINDS: Mapping[str, tuple[str, str, Details]] = {
-    topics.VIDEO_VIEWED: (VIEW, "timestamp", _view),
-    topics.VIDEO_WATCH_TIME: (WATCH_TIME, "timestamp", _watch),
-    topics.VIDEO_SHARED: (SHARE, "timestamp", _share),
-    topics.VIDEO_LIKED: (LIKE, "ts", _delta(1)),
-    topics.VIDEO_UNLIKED: (LIKE, "ts", _delta(-1)),
-    topics.COMMENT_CREATED: (COMMENT, "ts", _delta(1)),
-    topics.COMMENT_DELETED: (COMMENT, "ts", _delta(-1)),
+    integration_events.VIDEO_VIEWED: (VIEW, "timestamp", _view),
+    integration_events.VIDEO_WATCH_TIME: (WATCH_TIME, "timestamp", _watch),
+    integration_events.VIDEO_SHARED: (SHARE, "timestamp", _share),
+    integration_events.VIDEO_LIKED: (LIKE, "ts", _delta(1)),
+    integration_events.VIDEO_UNLIKED: (LIKE, "ts", _delta(-1)),
+    integration_events.COMMENT_CREATED: (COMMENT, "ts", _delta(1)),
+    integration_events.COMMENT_DELETED: (COMMENT, "ts", _delta(-1)),
 }
 TOPICS = frozenset(KINDS)
+
+
+T = TypeVar("T")
+
+
+def by_days(
+    spans: Iterable[tuple[T, datetime, datetime]],
+) -> Iterator[tuple[list[T], datetime, datetime]]:
+    """Groups whose days (UTC) overlap, each with its first and its last time.
+
+    A span is something with the times of its beginning and its end.
+    """
+    group: list[T] = []
+    since = until = datetime.min.replace(tzinfo=UTC)
+    for each, first, last in sorted(spans, key=lambda span: span[1]):
+        if group and first.astimezone(UTC).date() > until.astimezone(UTC).date():
+            yield group, since, until
+            group = []
+        since, until = (since, max(until, last)) if group else (first, last)
+        group.append(each)
+    if group:
+        yield group, since, until

@@ -11,8 +11,15 @@ from typing import NamedTuple
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from projections.analytics.days import by_days
-from projections.analytics.rules import VIEW, Metadata, Row, Session, WatchedVideo, in_order
+from projections.analytics.rules import (
+    VIEW,
+    Metadata,
+    Row,
+    Session,
+    WatchedVideo,
+    by_days,
+    in_order,
+)
 
 Key = tuple[str, str]
 """A video and a session."""

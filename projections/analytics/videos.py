@@ -8,15 +8,18 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import orjson
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from domain.model import Aggregate
 from domain.upload import Upload
+from engine.codec import event_id
 from infra.advisory_locks import Lock, lock_in_transaction
-from projections.analytics.days import by_days
+from projections.analytics.ingest import Store, StoredBatch
+from projections.analytics.rules import by_days
 from projections.analytics.sessions import Key
-from projections.analytics.storing import Store, StoredBatch
+from projections.integration_events import EVENTS_SOURCE, Message
 
 START = b"""
 INSERT INTO analytics.videos (video_id, owner, category)
@@ -100,3 +103,34 @@ def _keys(
         return set()
     rows = conn.execute(query, (videos, *times)).fetchall()
     return {(video, session) for video, session in rows}
+
+
+KINDS: Mapping[str, type[Aggregate.Event]] = {event.TOPIC: event for event in WRITES}
+UPLOAD_TOPICS = frozenset(KINDS)
+
+
+def message(position: int, event: Aggregate.Event) -> Message:
+    """What is told of one of the events in WRITES, for the analytics alone."""
+    value = {
+        "id": event.originator_id,
+        "at": event.timestamp,
+        "owner": event.owner if isinstance(event, Upload.Event) else None,
+        "category": getattr(event, "category", None),
+        "duration": getattr(event, "duration_seconds", None),
+    }
+    return Message(
+        type(event).TOPIC,
+        event_id(event.originator_id, event.originator_version),
+        str(event.originator_id),
+        orjson.dumps(value),
+        position,
+        event.timestamp,
+        EVENTS_SOURCE,
+        event.correlation_id,
+    )
+
+
+def told(topic: str, value: Mapping[str, Any]) -> UploadChange:
+    """What such a message says."""
+    at = datetime.fromisoformat(value["at"])
+    return UploadChange(KINDS[topic], {**value, "id": UUID(value["id"]), "at": at})

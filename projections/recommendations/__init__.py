@@ -1,1 +1,1 @@
-"""Which videos a user may like: what is known of the user, candidates, their order, the reasons."""
+"""Recommendations: candidates, their order, and reasons that a user can read."""

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from projections.recommendations.excerpt import plain
 from projections.recommendations.model import Candidate, Material, RecommendationSource, Recommended
+from projections.recommendations.prompt import plain
 
 TITLE_LENGTH = 60
 """In characters: a reason is a line beside a thumbnail."""

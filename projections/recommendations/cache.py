@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
-from infra.cache import Cached, Generations, Lifetimes, ReadThroughCache, Requirement
+from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool
+from infra.cache import (
+    Cached,
+    Generations,
+    Lifetimes,
+    ReadThroughCache,
+    Requirement,
+)
 from infra.metrics import counter
 from infra.redis import OptionalRedis
+from infra.settings.adapters import LanguageModelSettings
 from infra.settings.features import RecommendationSettings
-from projections.recommendations.model import RankedRecommendations
+from projections import consumers
+from projections.analytics.queries import AnalyticsQueries, AnalyticsUnavailable
+from projections.analytics.windows import Window
+from projections.catalog import Catalog
+from projections.likes import Likes
+from projections.recommendations.model import RankedRecommendations, Weighing
+from projections.recommendations.ranker import make_ranker
 from projections.recommendations.recommender import MOST, Recommender
-from projections.waiting import WHATEVER_THERE_IS, Freshness
+from projections.trending.ranking import Ranked
 
 PREFIX = "user:recommendations:"
 ENGAGED_PREFIX = "recommendations:engaged:"
@@ -104,3 +118,36 @@ class RecommendationCache:
 
 def _optional(redis: Redis) -> OptionalRedis:
     return OptionalRedis(redis, "recommendation_cache", RECOMMENDATION_CACHE_FAILURES)
+
+
+def open_recommendations(
+    settings: RecommendationSettings,
+    llm: LanguageModelSettings,
+    redis: Redis,
+    pool: Pool,
+    analytics: AnalyticsQueries,
+    *,
+    likes: Likes,
+    catalog: Catalog,
+) -> RecommendationCache:
+    """Recommendations from these connections; to be closed before them. Raises SettingsError."""
+
+    async def trend(fresh: Freshness) -> Sequence[Ranked]:
+        try:
+            await analytics.wait(fresh, consumers.ENGAGED, consumers.COUNTS, consumers.VIDEOS)
+            ranking, _ = await analytics.ranking(Window.WEEK, MOST, None, fresh=fresh)
+        except AnalyticsUnavailable:
+            return ()
+        return ranking.value
+
+    recommender = Recommender(
+        pool,
+        analytics.pool,
+        likes=likes,
+        catalog=catalog,
+        trend=trend,
+        ranker=make_ranker(settings, llm, redis),
+        seconds=settings.timeout_seconds,
+        weighing=Weighing.from_settings(settings),
+    )
+    return RecommendationCache(redis, recommender, settings)

@@ -7,6 +7,8 @@ under ids that mean nothing outside the question. Nothing tells who the viewer i
 from __future__ import annotations
 
 import functools
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -15,8 +17,75 @@ from uuid import UUID
 import orjson
 from pydantic import BaseModel, WithJsonSchema, create_model
 
-from projections.recommendations.excerpt import cut, plain
 from projections.recommendations.model import Described, Engaged, Material
+
+ELLIPSIS = "…"
+# Letters or marks by their category, and yet blank: fillers of Hangul, a joiner, vowels of Khmer,
+# tags and selectors.
+BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\U000e0000-\U000e0fff]")
+# A few of these have uses; a long run is a message or a prank.
+RUN = re.compile("[\u200c\u200d\ufe00-\ufe0f]{3,}")
+JOINERS = "\u200c\u200d"
+SKIN_TONES = range(0x1F3FB, 0x1F400)
+FLAG_LETTERS = range(0x1F1E6, 0x1F200)
+LONGEST_GRAPHEME = 32
+
+
+def cut(line: str, limit: int) -> str:
+    """The beginning of a line, of at most `limit` characters, cut between words.
+
+    A word of more than half the limit is cut between graphemes
+    (https://www.unicode.org/reports/tr29/), as far as marks, joined emoji and flags go.
+    """
+    if len(line) <= limit:
+        return line
+    end = limit - len(ELLIPSIS)
+    space = line.rfind(" ", end // 2, end + 1)
+    return line[: space if space > 0 else _grapheme(line, end)].rstrip() + ELLIPSIS
+
+
+def plain(text: str) -> str:
+    """A text without line breaks, control characters, directions, and characters without a look."""
+    if not text.isprintable():
+        text = "".join(map(_kept, text))
+    if not text.isascii():
+        text = RUN.sub("", BLANK.sub("", text))
+    return " ".join(text.split())
+
+
+def _kept(char: str) -> str:
+    # Persian is written with one joiner, and families of emoji with the other.
+    if char.isprintable() or char in JOINERS:
+        return char
+    category = unicodedata.category(char)
+    if category == "Cn":
+        # Emoji that are newer than this Python.
+        return char
+    return "" if category in ("Cf", "Co", "Cs") else " "
+
+
+def _grapheme(line: str, end: int) -> int:
+    """The nearest place at or before `end` where no grapheme is cut; `end` if none is near."""
+    for place in range(end, max(end - LONGEST_GRAPHEME, 0), -1):
+        if not _joined(line, place):
+            return place
+    return end
+
+
+def _joined(line: str, place: int) -> bool:
+    before, after = line[place - 1], line[place]
+    if unicodedata.category(after)[0] == "M" or after in JOINERS or before in JOINERS:
+        return True
+    return ord(after) in SKIN_TONES or (ord(after) in FLAG_LETTERS and _odd_flag(line, place))
+
+
+def _odd_flag(line: str, place: int) -> bool:
+    """Whether the letters of flags before a place are an odd number: two of them are one flag."""
+    start = place
+    while start and ord(line[start - 1]) in FLAG_LETTERS:
+        start -= 1
+    return (place - start) % 2 == 1
+
 
 PROMPT_VERSION = "recommendations.v1"
 """Logged with answers that are not as asked for: change it with every change of a text below."""
@@ -174,3 +243,33 @@ def _lines(video: Described) -> Lines:
 def _entry(name: str, lines: Lines, detail: Mapping[str, int]) -> dict[str, str]:
     told = {field: cut(lines[field], most) for field, most in detail.items() if lines[field]}
     return {"id": name, **told}
+
+
+LONGEST = 120
+"""In characters; twelve words of English have about seventy."""
+
+FOREIGN = re.compile(
+    r"""
+    ://                                # a link
+    | \bwww\.
+    | \w[.。．｡]\w                     # a host's name, and so a file's, or a sentence run into one
+    | \b\w+\s*[\[({]?\s*\bdot\b        # a host's name in words
+    | [@<>\[\]{}\\|`*_~^=#\r\n\u2028\u2029]   # an address, markup, a tag, several lines
+    | (?:\d[\s().+/-]*){7,}            # a telephone's number
+    | \b[cw]\d{1,2}\b                  # an id of the question
+    """,  # noqa: RUF001 - the dots of other scripts end hosts' names too
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def shown(reason: str) -> str | None:
+    """The reason as one line; None if it can't be shown.
+
+    None for what is empty or too long, and for what holds a link, an address, a number to call,
+    markup, an id of the question, line breaks or unseen characters.
+    """
+    text = reason.strip()
+    if len(text) > LONGEST or FOREIGN.search(text) or not any(map(str.isalpha, text)):
+        return None
+    line = plain(text)
+    return line if line == " ".join(text.split()) else None

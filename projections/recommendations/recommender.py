@@ -8,38 +8,95 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import chain
+from typing import LiteralString
 from uuid import UUID
 
 import structlog
 from psycopg import AsyncConnection
 from psycopg import Error as DatabaseError
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, class_row
 
+from engine.freshness import Freshness, Pool
+from engine.log import END_OF_LOG
 from infra.llm.errors import LanguageModelError
 from infra.metrics import counter
-from projections.analytics.trending import Ranked
 from projections.catalog import Catalog, VideoRow
 from projections.likes import Likes
-from projections.log import END_OF_LOG
 from projections.recommendations.blend import blend, source_of
 from projections.recommendations.budget import BudgetSpent
 from projections.recommendations.candidates import candidates_for, engaged_with
-from projections.recommendations.describing import describe
-from projections.recommendations.embedding import nearest
-from projections.recommendations.fusion import fuse
+from projections.recommendations.embeddings import nearest
 from projections.recommendations.model import (
     Candidate,
+    Described,
+    Engaged,
     Material,
     Profile,
     RankedRecommendations,
     RecommendationSource,
     Recommended,
+    Weighing,
 )
-from projections.recommendations.profile import profile_of
-from projections.recommendations.ranker import Ranker
-from projections.recommendations.weighing import Weighing
-from projections.waiting import Freshness, Pool
+from projections.recommendations.ranker import Ranker, fuse
+from projections.trending.ranking import Ranked
+
+MOST_WATCHED, MOST_LIKED = 20, 10
+
+WATCHED = b"""
+SELECT video_id, at FROM analytics.watched WHERE viewer = %s ORDER BY at DESC, video_id LIMIT %s
+"""
+LIKED_AT = b"""
+SELECT video_id, liked_at FROM analytics.engaged
+WHERE viewer = %s AND video_id = ANY (%s) AND liked_at IS NOT NULL
+"""
+
+
+async def profile_of(
+    analytics_conn: AsyncConnection[TupleRow],
+    likes: Likes,
+    main_conn: AsyncConnection[TupleRow],
+    user_id: str,
+) -> Profile:
+    """The profile of a user; an empty one of a user of whom nothing is known.
+
+    `main_conn` is to the database of `likes`. A like that the analytics have not seen yet is taken
+    to be of now.
+    """
+    async with analytics_conn.cursor(row_factory=class_row(Engaged)) as cursor:
+        await cursor.execute(WATCHED, (user_id, MOST_WATCHED))
+        watched = await cursor.fetchall()
+    standing = await likes.liked_page(main_conn, user_id, END_OF_LOG, MOST_LIKED)
+    times = await _liked_at(analytics_conn, user_id, [like.video_id for like in standing])
+    now = datetime.now(UTC)
+    liked = [Engaged(like.video_id, times.get(like.video_id, now)) for like in standing]
+    return Profile(user_id, watched, liked)
+
+
+async def _liked_at(
+    conn: AsyncConnection[TupleRow], user_id: str, videos: list[UUID]
+) -> dict[UUID, datetime]:
+    cursor = await conn.execute(LIKED_AT, (user_id, videos))
+    return dict(await cursor.fetchall())
+
+
+# Far more than a prompt has room for; a transcript may be of hours.
+DESCRIBE: LiteralString = """
+SELECT upload_id AS video_id, title, left(description, 2000) AS description, category,
+       left(transcript, 2000) AS transcript, spoken_language
+FROM {schema}.uploads WHERE completed_position IS NOT NULL AND upload_id = ANY (%s)
+"""
+
+
+async def describe(
+    conn: AsyncConnection[TupleRow], catalog: Catalog, videos: Sequence[UUID]
+) -> dict[UUID, Described]:
+    """Those of the videos that are there, as they are called now."""
+    async with conn.cursor(row_factory=class_row(Described)) as cursor:
+        await cursor.execute(catalog.sql(DESCRIBE), (list(videos),))
+        return {each.video_id: each for each in await cursor.fetchall()}
+
 
 log = structlog.get_logger(__name__)
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Container
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+import psycopg
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
-from infra.contract import VIDEO_ID
-from infra.http import Auditor, wire
-from infra.privacy import PayloadMode
-from infra.problems import Problem, problems
-from projections.audit.search import Search
-from projections.log import END_OF_LOG
-from projections.waiting import Freshness
+from engine.freshness import Freshness
+from engine.inspection.search import Search
+from engine.log import END_OF_LOG
+from engine.privacy import PayloadMode
+from engine.seals import tables, verification
+from engine.seals.anchors import AnchorsUnusable, Proofs
+from engine.seals.verification import Verification
+from infra.http.app import Admin, Auditor, wire
+from infra.http.problems import Problem, problems
+from infra.http.shapes import VIDEO_ID, Time, Wire
 from readapi.audit.inspector import Inspector, Moment
 from readapi.audit.shapes import (
     AuditEvent,
@@ -27,7 +34,7 @@ from readapi.audit.shapes import (
     TraceTree,
 )
 from readapi.paging import Cursor, Page, storable
-from readapi.queries import Queries, Read
+from readapi.queries import Queries, Read, ReadModelUnavailable
 
 DEFAULT_LIMIT = 50
 Limit = Annotated[int, Query(description="How many items at most.", ge=1, le=200)]
@@ -45,7 +52,7 @@ def _is_written_out(value: object) -> object:
     return value
 
 
-Time = Annotated[AwareDatetime, BeforeValidator(_is_written_out)]
+WrittenTime = Annotated[AwareDatetime, BeforeValidator(_is_written_out)]
 
 router = APIRouter(prefix="/audit", tags=["audit"])
 
@@ -85,10 +92,10 @@ def wanted(
         Name | None, Query(alias="correlationId", description="Of one conversation.")
     ] = None,
     since: Annotated[
-        Time | None, Query(alias="from", description="Recorded at or after this time.")
+        WrittenTime | None, Query(alias="from", description="Recorded at or after this time.")
     ] = None,
     until: Annotated[
-        Time | None, Query(alias="to", description="Recorded before this time.")
+        WrittenTime | None, Query(alias="to", description="Recorded before this time.")
     ] = None,
     after: Annotated[int, Query(ge=0, lt=END_OF_LOG, description="After this position.")] = 0,
     before: Annotated[
@@ -118,7 +125,7 @@ def moment(
         int | None, Query(alias="atVersion", ge=1, lt=END_OF_LOG, description="Up to this version.")
     ] = None,
     time: Annotated[
-        Time | None, Query(alias="atTime", description="Up to this time, included.")
+        WrittenTime | None, Query(alias="atTime", description="Up to this time, included.")
     ] = None,
 ) -> Moment:
     """Up to where a stream is wanted."""
@@ -204,3 +211,127 @@ async def get_trace(
 async def get_stats(queries: Read, caller: Auditor) -> Response:
     async with inspecting(queries, PayloadMode.NONE) as inspector:
         return wire(await inspector.stats())
+
+
+STALE_AFTER = timedelta(hours=1)
+
+
+class LogFault(Wire):
+    """The first place where the log is not what was sealed."""
+
+    kind: str
+    detail: str
+    position: int | None = None
+    stream_id: UUID | None = None
+    version: int | None = None
+    seal: int | None = None
+
+
+class LogIntegrity(Wire):
+    """The result of a check of the log against its seals.
+
+    Positions `from` to `sealedTo` were compared; the `unsealed` events after them are not proved
+    yet. `complete` says that the check began at the first event; otherwise an earlier one had
+    found the positions before `from` good.
+    """
+
+    ok: bool
+    verified_at: Time
+    complete: bool
+    first: int = Field(alias="from")
+    events: int
+    sealed_to: int
+    seals: int
+    signed: int
+    anchored: int
+    unsealed: int
+    fault: LogFault | None = None
+
+
+class VerificationStopped(Exception):
+    """The process ends before the verification did."""
+
+
+class Integrity:
+    """Verifies in a thread of its own, one verification at a time in this process."""
+
+    def __init__(self, database_url: str, proofs: Proofs, known_topics: Container[str]) -> None:
+        self._database_url, self._proofs = database_url, proofs
+        self._known_topics = known_topics
+        self._one_at_a_time = asyncio.Lock()
+        self._began = -1.0
+        self._found: Verification | None = None
+        self._stopping = False
+
+    async def result(self, *, full: bool) -> Verification:
+        """The newest result, at most an hour old; `full` asks for one from the first event, now.
+
+        Who comes while another's verification runs gets its result, if it began after the call.
+        Raises psycopg.Error, AnchorsUnusable and VerificationStopped.
+        """
+        asked = time.monotonic()
+        async with self._one_at_a_time:
+            found = self._found if self._began >= asked else None
+            if found is not None and (found.complete or not full):
+                return found
+            self._began = time.monotonic()
+            self._found = await asyncio.to_thread(self._verify, full=full)
+            return self._found
+
+    async def close(self) -> None:
+        """End a verification that is running."""
+        self._stopping = True
+
+    def _verify(self, *, full: bool) -> Verification:
+        with tables.connect(self._database_url, "verification") as conn:
+            kept = None if full else verification.latest(conn)
+            if kept is not None and datetime.now(UTC) - kept.verified_at < STALE_AFTER:
+                return kept
+            report = verification.verify_database(
+                conn,
+                public_keys=self._proofs.public_keys,
+                anchors=self._proofs.open_anchors(),
+                known_topics=self._known_topics,
+                after=None if full else verification.last_good_seal(conn),
+                on_progress=self._go_on,
+            )
+            return verification.keep(conn, report)
+
+    def _go_on(self, rows: int) -> None:
+        if self._stopping:
+            raise VerificationStopped
+
+
+async def _integrity(request: Request) -> Integrity:
+    found: Integrity = request.app.state.integrity
+    return found
+
+
+@router.get(
+    "/verify",
+    response_model=LogIntegrity,
+    responses=problems(401, 403, 422, 503),
+    summary="Integrity of the event log",
+)
+async def verify_log(
+    caller: Admin,
+    integrity: Annotated[Integrity, Depends(_integrity)],
+    full: Annotated[
+        bool, Query(description="Check everything now, from the first event; may take minutes.")
+    ] = False,
+) -> Response:
+    """The newest result; when it is older than an hour, what came since is checked first."""
+    try:
+        found = await integrity.result(full=full)
+    except psycopg.OperationalError as error:
+        raise ReadModelUnavailable(str(error)) from error
+    except (AnchorsUnusable, VerificationStopped) as error:
+        detail = "The log can't be verified right now; the server's log says why."
+        headers = {"Retry-After": "60"}
+        raise Problem(503, "unavailable", detail, headers=headers) from error
+    return wire(_present(found))
+
+
+def _present(found: Verification) -> LogIntegrity:
+    said = {**found.report, "verifiedAt": found.verified_at, "complete": found.complete}
+    return LogIntegrity.model_validate(said)

@@ -8,8 +8,8 @@ from uuid import UUID
 
 from pydantic import Field
 
-from infra.contract import VIDEO_ID, Time, Wire
-from infra.privacy import PayloadMode
+from engine.privacy import PayloadMode
+from infra.http.shapes import VIDEO_ID, Time, Wire
 
 EVENT_ID = "c5a2b7e0-52d9-5b8e-9c3c-6e1f0a3d4b5c"
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import redis
 
-from infra.auth import mint_token
+from infra.http.auth import mint_token
 from infra.settings import Role
 from tests.composition import PROJECT, Composition, Service, read_composition, seconds
 from tests.e2e import plain

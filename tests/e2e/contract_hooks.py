@@ -15,7 +15,7 @@ from uuid import UUID
 
 import schemathesis
 
-from infra.objects.checksums import ALGORITHMS
+from infra.objects.port import ALGORITHMS
 from tests.e2e import plain
 from tests.e2e.videos import read, send_parts, start, upload
 from tests.real_inputs import real_inputs

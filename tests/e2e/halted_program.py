@@ -18,12 +18,13 @@ from typing import Any
 from unittest.mock import patch
 
 from backlot.cli import main
-from commands.bus import CommandBus
 from commands.finalize import CompleteUpload
-from infra.locks import Lease, Redlock
-from infra.objects import FolderStore, Part, PartRef, StoredObject
+from engine.command_bus import CommandBus
 from infra.objects.disk import move_new_folder
+from infra.objects.folder import FolderStore
+from infra.objects.port import Part, PartRef, StoredObject
 from infra.objects.s3 import S3Store
+from infra.redlock import Lease, Redlock
 
 STEPS = (
     "before the lock",

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from backlot.demo.lanes import Lanes
+from backlot.demo.client import Lanes
 from tests.e2e.program import Program
 from tests.support import DEADLINE_SECONDS
 

@@ -14,8 +14,8 @@ from unittest.mock import patch
 
 from backlot.cli import main
 from engine.notifications import Notifications, woken
-from readapi.live import LiveCounts
-from workers import following
+from readapi.live_counts import LiveCounts
+from workers import feeds
 
 LOSSES = 2
 _lost: Counter[asyncio.Task[Any] | None] = Counter()
@@ -39,7 +39,7 @@ def losing(work: Callable[..., Any]) -> Callable[..., Any]:
 
 if __name__ == "__main__":
     with (
-        patch.object(following, "woken", losing(woken)),
+        patch.object(feeds, "woken", losing(woken)),
         patch.object(Notifications, "_listen", losing(Notifications._listen)),
         patch.object(LiveCounts, "_look", losing(LiveCounts._look)),
     ):

@@ -17,11 +17,10 @@ from typing import Self
 import httpx
 import psutil
 
-from infra.auth import mint_token
 from infra.data_folder import FORMAT, FORMAT_FILE, cluster_path, secret_path
-from infra.postgres import running_url
-from infra.postgres_cluster import create
-from infra.postgres_user import make_reachable, run_as
+from infra.http.auth import mint_token
+from infra.postgres.cluster import create, make_reachable, run_as
+from infra.postgres.embedded import running_url
 from infra.settings import Settings
 from tests.e2e import plain
 from tests.fork_server import ForkedProcess

@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx
 import psutil
 
-from backlot.demo.lanes import Lanes
-from infra.auth import mint_token
+from backlot.demo.client import Lanes
 from infra.data_folder import FORMAT, FORMAT_FILE, objects_path, secret_path
+from infra.http.auth import mint_token
 from tests.e2e.program import Program
 from tests.support import DEADLINE_SECONDS, eventually, unused_port
 

@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.auth import mint_token
 from infra.data_folder import secret_path
+from infra.http.auth import mint_token
 from tests.e2e import plain
 from tests.e2e.program import Program
 from tests.e2e.videos import read, upload

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from backlot.demo.clips import bundled
+from backlot.demo.script import bundled
 from tests.e2e import plain
 from tests.e2e.program import Program
 from tests.e2e.videos import read

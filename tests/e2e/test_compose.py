@@ -12,7 +12,7 @@ import httpx
 import psycopg
 import pytest
 
-from infra.postgres import EmbeddedPostgres
+from infra.postgres.embedded import EmbeddedPostgres
 from infra.settings import Role
 from tests.e2e import plain
 from tests.e2e.composed import Composed, composed

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from backlot.cli import main
-from backlot.demo.clips import bundled
+from backlot.demo.script import bundled
 from tests.command_line import readable
 from tests.docs_commands import CORRELATION, ROOT, UUID, Named, in_pages, shell_blocks
 from tests.e2e.program import OWN_VARIABLES, Program

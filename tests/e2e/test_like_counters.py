@@ -17,11 +17,11 @@ import psycopg
 import pytest
 import redis
 
-from backlot.demo.lanes import Lanes
-from infra.codec import EventMapper
-from infra.counters import Counter, Counters
-from infra.postgres import EmbeddedPostgres
+from backlot.demo.client import Lanes
+from engine.codec import EventMapper
+from infra.postgres.embedded import EmbeddedPostgres
 from infra.redis import connect_blocking_redis
+from projections.like_counters import Counter, Counters
 from tests.e2e.replicas import Replica, Site, running_site
 from tests.e2e.videos import upload
 from tests.integration.event_log import logged

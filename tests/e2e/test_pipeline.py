@@ -21,9 +21,9 @@ import psycopg
 import pytest
 import redis
 
-from infra.codec import event_id
+from engine.codec import event_id
 from infra.kafka import KafkaOptions, Reader
-from infra.postgres import EmbeddedPostgres
+from infra.postgres.embedded import EmbeddedPostgres
 from infra.settings import Role
 from tests.e2e import plain
 from tests.e2e.composed import Composed, composed

@@ -15,8 +15,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from engine.telemetry import Telemetry, TelemetryEvent
 from infra.data_folder import FORMAT
-from infra.telemetry import Telemetry, TelemetryEvent
 from tests.e2e.program import Program
 from tests.e2e.videos import read, see, upload
 from tests.integration.redis_servers import redis_servers

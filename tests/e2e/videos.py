@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from backlot.demo.clips import bundled
+from backlot.demo.script import bundled
 from tests.e2e import plain
 
 MP4 = bundled().read_bytes()

@@ -9,20 +9,20 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from uuid import UUID
 
+from engine.codec import EventMapper
 from engine.messages import Fetched, Keeper
 from engine.notifications import Notifications
 from engine.sources import MessageSource
 from engine.subscription import Subscription
-from infra.codec import EventMapper
+from engine.telemetry import Telemetry, TelemetryEvent
 from infra.kafka import KafkaOptions
-from infra.telemetry import Telemetry, TelemetryEvent
 from tests.integration.analytics_support import REPEAT, Event, when
 from tests.support import ended
-from workers.analytics import uploads
-from workers.analytics.keeper import Analytics, AnalyticsVideos, tell_nobody
-from workers.consuming.kafka import KafkaSource
-from workers.consuming.log import LogSource
-from workers.consuming.subscriptions import subscribe_keeper
+from workers import analytics as uploads
+from workers.analytics import Analytics, AnalyticsVideos, tell_nobody
+from workers.consumers import subscribe_keeper
+from workers.feeds import LogSource
+from workers.kafka_source import KafkaSource
 
 DETAILS = ("sessionId", "seconds", "channel")
 

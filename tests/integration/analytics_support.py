@@ -20,11 +20,11 @@ import pytest
 from psycopg import sql
 
 from engine.connections import connect
-from projections.analytics.migrating import Shape, State, migrate
+from projections.analytics.ingest import Store
 from projections.analytics.rules import row_of
-from projections.analytics.storing import Store
+from projections.analytics.schema import Shape, State, migrate
 from tests.integration.event_log import rows
-from workers.following import TelemetryFeed
+from workers.feeds import TelemetryFeed
 
 NOW = datetime.now(UTC)
 REPEAT = timedelta(hours=1)

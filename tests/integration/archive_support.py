@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from infra import seals
-from infra.archive import (
-    ExportRequest,
-    export_log,
-    import_log,
-    verify_export,
-)
-from infra.seals import Fault, PublicKeys, Report
+from engine.archive.plan import ExportRequest
+from engine.archive.transfer import export_log, import_log
+from engine.archive.verification import verify_export
+from engine.seals import tables
+from engine.seals.chain import Fault, Report
+from engine.seals.signature import PublicKeys
 from tests.integration.event_log import rows
 from tests.integration.seal_support import TOPICS, install, make_log, new_key, seal_all
 
@@ -23,7 +21,7 @@ SEALED, EVENTS = 60, 64
 def export(
     database_url: str, path: Path, wish: ExportRequest | None = None, **options: Any
 ) -> None:
-    with seals.connect(database_url, "test") as conn:
+    with tables.connect(database_url, "test") as conn:
         export_log(conn, path, wish or ExportRequest(), **options)
 
 
@@ -33,7 +31,7 @@ def check(path: Path, public_keys: PublicKeys | None = None) -> Report:
 
 def import_into(database_url: str, path: Path, public_keys: PublicKeys | None = None) -> Report:
     install(database_url)
-    with seals.connect(database_url, "test") as conn:
+    with tables.connect(database_url, "test") as conn:
         return import_log(conn, path, public_keys=public_keys, known_topics=TOPICS)
 
 

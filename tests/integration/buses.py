@@ -10,16 +10,15 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
-from commands.batch import Executed, IdempotencyKey
-from commands.bus import CommandBus, Contended
-from commands.command import Aggregates, Command
 from commands.likes import ChangeLike, Wish
 from domain.model import Aggregate, Origin
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
-from infra.codec import EventMapper
-from infra.event_store import GroupCommitRecorder
-from infra.saves import StoredAnswer
+from engine.codec import EventMapper
+from engine.command import Aggregates, Command
+from engine.command_bus import CommandBus, Contended, Executed, IdempotencyKey
+from engine.event_store import GroupCommitRecorder
+from engine.group_commit import StoredAnswer
 from tests.integration.event_log import logged, pass_gate, recording
 
 R = TypeVar("R")

@@ -13,9 +13,9 @@ from psycopg import Connection, sql
 from psycopg.rows import TupleRow
 
 from engine.connections import connect
-from infra.event_store import GroupCommitRecorder
-from infra.postgres import EmbeddedPostgres
-from projections.analytics.migrating import Shape
+from engine.event_store import GroupCommitRecorder
+from infra.postgres.embedded import EmbeddedPostgres
+from projections.analytics.schema import Shape
 from tests.integration.event_log import recording
 from tests.integration.operator_desk import Backlot, Desk, desk, in_group
 from tests.integration.projection_support import Writer

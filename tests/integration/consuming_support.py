@@ -10,21 +10,20 @@ from uuid import UUID, uuid4
 
 import psycopg
 
+from engine.codec import EventMapper
 from engine.connections import connect
 from engine.messages import Consumer, Poison, Received
 from engine.notifications import Notifications
 from engine.sources import MessageSource
 from infra import metrics
-from infra.codec import EventMapper
-from infra.integration import TOPICS as TOPICS_OF_ALL
 from infra.kafka import KafkaOptions, Outgoing, Publisher
+from projections.integration_events import TOPICS as TOPICS_OF_ALL
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer
 from tests.support import ended
-from workers.consuming.kafka import KafkaSource
-from workers.consuming.log import LogSource
-from workers.consuming.subscriptions import subscribe_consumer
-from workers.following import feeds
+from workers.consumers import subscribe_consumer
+from workers.feeds import LogSource, feeds
+from workers.kafka_source import KafkaSource
 from workers.relay import outgoing
 
 TOPICS = frozenset(("comment.created", "comment.edited"))

@@ -6,8 +6,7 @@ import asyncio
 
 import pytest
 
-from infra.language import Detector
-from infra.language.codes import ISO_639_1
+from infra.language.detector import ISO_639_1, Detector
 
 SENTENCES = {
     "This is the best explanation that I have ever seen.": "en",

@@ -12,19 +12,19 @@ from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
 from engine.connections import connect, connected
+from engine.installation import install
 from engine.leader_lock import leading
 from engine.schedule import run_job
-from infra.llm import Embedder, LanguageModelError
-from infra.llm.embeddings import make_embedder
+from infra.llm.embeddings import Embedder, make_embedder
+from infra.llm.errors import LanguageModelError
 from infra.settings import load_settings
-from projections.analytics.migrating import migrate
+from projections.analytics.schema import migrate
 from projections.catalog import Catalog
-from projections.install import install
-from projections.recommendations.embedding import nearest
+from projections.recommendations.embeddings import nearest
 from tests.integration.event_log import rows
 from tests.openai_server import vector_of
 from tests.support import ended
-from workers.recommendations.embedding import JOB, Upkeep, embedding_job
+from workers.embeddings import JOB, Upkeep, embedding_job
 
 MODEL, DIMENSIONS = "places", 16
 KEPT = "SELECT video_id, rejected FROM analytics.embeddings"

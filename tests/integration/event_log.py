@@ -16,9 +16,9 @@ from eventsourcing.utils import Environment, get_topic
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
+from engine.event_store import GroupCommitFactory, GroupCommitRecorder, open_recorder
+from engine.installation import make_tables
 from infra.advisory_locks import LockClass
-from infra.event_store import GroupCommitFactory, GroupCommitRecorder, open_recorder
-from projections.install import make_tables
 from tests.support import eventually
 
 Rows = list[tuple[Any, ...]]

@@ -11,18 +11,19 @@ from uuid import uuid4
 import httpx
 from fakeredis import FakeServer
 
-from commands.bus import CommandBus
 from domain.model import Origin
 from domain.upload import Upload, object_key
-from infra.event_store import GroupCommitRecorder
-from infra.locks import Redlock
-from infra.objects import FolderStore, NoSuchUpload, ObjectStore, PartRef
+from engine.command_bus import CommandBus
+from engine.event_store import GroupCommitRecorder
+from infra.objects.folder import FolderStore
+from infra.objects.port import NoSuchUpload, ObjectStore, PartRef
 from infra.redis import embedded_redis
+from infra.redlock import Redlock
 from projections.catalog import Catalog
 from tests.integration.buses import decided, record
 from tests.integration.event_log import logged, recording, rows
 from tests.support import eventually
-from workers.expiry import KEPT, Expiry
+from workers.uploads import KEPT, Expiry
 
 IDLE = timedelta(days=7)
 NOW = datetime.now(UTC)

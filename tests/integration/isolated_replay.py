@@ -8,12 +8,11 @@ from __future__ import annotations
 import socket
 import sys
 
-from infra.counters import Counters
+from engine.inspection.index import Audit
 from infra.redis import connect_blocking_redis
-from projections.audit.index import Audit
+from projections.like_counters import Counters, renewing
 from projections.likes import Likes
 from projections.operations import Operations
-from projections.replaying.counter_rebuild import renewing
 from tests.integration.replay_support import VERIFY, models, replayed
 
 WAYS_OUT = ("socket.connect", "socket.sendto", "socket.getaddrinfo", "subprocess.Popen")

@@ -9,12 +9,11 @@ import pytest
 from pydantic import BaseModel
 
 from infra import metrics
-from infra.llm import (
-    LanguageModel,
+from infra.llm.client import LanguageModel, Parsed, make_language_model
+from infra.llm.errors import (
     LanguageModelError,
     Malformed,
     Overloaded,
-    Parsed,
     Refused,
     RejectedRequest,
     Throttled,
@@ -22,7 +21,6 @@ from infra.llm import (
     Truncated,
     Unauthorized,
     Unreachable,
-    make_language_model,
 )
 from infra.settings import load_settings
 from tests import openai_server as server_of

@@ -16,9 +16,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from commands import objects as writing
-from infra.auth import Authenticator, OneKey
-from infra.http import create_app
-from infra.objects import FolderStore
+from infra.http.app import create_app
+from infra.http.auth import Authenticator, OneKey
+from infra.objects.folder import FolderStore
 from readapi import objects as reading
 from tests.support import DEADLINE_SECONDS
 

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from infra.objects import (
+from infra.objects.port import (
     InvalidKey,
     NoSuchUpload,
     ObjectStore,

@@ -6,7 +6,7 @@ from hashlib import md5
 
 import httpx
 
-from infra.objects import ObjectStore, Part, PartRef, StoredObject
+from infra.objects.port import ObjectStore, Part, PartRef, StoredObject
 
 
 def ref(number: int, content: bytes) -> PartRef:

@@ -17,22 +17,20 @@ import psutil
 import psycopg
 import pytest
 
+from backlot.bootstrap import ReadModels
 from backlot.cli import main
-from backlot.wiring import ReadModels
 from domain.operation import Members, Operation, OperationOutcome
+from engine.codec import EventMapper
 from engine.connections import connect
-from infra.codec import EventMapper
-from infra.event_store import GroupCommitRecorder
-from infra.operations import load, request
-from projections.operating.acting import Tools
-from projections.operating.children import Children
-from projections.operating.executor import Executor
-from projections.replaying.progress import tell_nobody
-from projections.replaying.rows import Replay, replays
+from engine.event_store import GroupCommitRecorder
+from engine.operations import load, request
+from engine.replay.records import Replay, replays, tell_nobody
 from tests.e2e.program import OWN_VARIABLES
 from tests.integration.event_log import logged, recording
 from tests.integration.projection_support import ThreadedHost
 from tests.support import DEADLINE_SECONDS, PROJECT, eventually
+from workers.operations.action import Tools
+from workers.operations.executor import Children, Executor
 
 MAPPER = EventMapper()
 CHILD = (sys.executable, "-m", "backlot", "projections", "carry-out")

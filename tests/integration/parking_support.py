@@ -7,11 +7,11 @@ from uuid import uuid4
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.applier import Applier
 from engine.checkpoints import look
-from projections.applying import Applier
-from projections.install import install
-from projections.parking.retrying import Retried
-from projections.projection import Projection
+from engine.installation import install
+from engine.parked_events import Retried
+from engine.projection import Projection
 from tests.integration.projection_support import Tally, Writer
 
 VIDEO = uuid4()

@@ -7,7 +7,8 @@ from uuid import uuid4
 
 import anyio
 
-from infra.objects import FolderStore, Part
+from infra.objects.folder import FolderStore
+from infra.objects.port import Part
 from tests.integration.object_server import folder_store
 
 

@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
 from domain.model import Aggregate
-from projections.projection import Projection, RangeProjection, Recorded
+from engine.projection import Projection, RangeProjection, Recorded
 from tests.integration.projection_support import Writer
 
 P = TypeVar("P", bound=Projection)

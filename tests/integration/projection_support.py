@@ -18,14 +18,14 @@ from domain.comment import Comment
 from domain.model import Aggregate, Origin
 from domain.upload import Upload, object_key
 from domain.video_likes import VideoLikes, stream_id
+from engine.codec import EventMapper
 from engine.connections import connect
+from engine.event_store import open_recorder
+from engine.group_commit import Save
+from engine.installation import install
 from engine.notifications import Notifications
-from infra.codec import EventMapper
-from infra.event_store import open_recorder
-from infra.saves import Save
-from projections.install import install
-from projections.projection import Batch, Projection, columns
-from projections.projection_subscription import ProjectionHost
+from engine.projection import Batch, Projection, columns
+from engine.projection_subscription import ProjectionHost
 from tests.integration.event_log import rows, tables_made
 from tests.support import DEADLINE_SECONDS, ended, eventually
 

@@ -15,35 +15,34 @@ from fakeredis import FakeServer
 from fastapi import FastAPI
 
 from domain.upload import Upload
-from infra import telemetry
-from infra.auth import Authenticator, OneKey, mint_token
+from engine import telemetry
+from engine.freshness import Pool, Waiting
+from engine.inspection.index import Audit
 from infra.cache import Lifetimes
-from infra.counters import AsyncCounters
-from infra.http import create_app
-from infra.objects import FolderStore
+from infra.http.app import create_app
+from infra.http.auth import Authenticator, OneKey, mint_token
+from infra.objects.folder import FolderStore
 from infra.position import encode_position
+from infra.postgres.pool import make_pool
 from infra.redis import connect_redis, embedded_redis
 from infra.settings import Settings, load_settings
 from projections import consumers
-from projections.analytics.formula import Formula
-from projections.analytics.migrating import migrate
-from projections.analytics.trending import Trending
-from projections.analytics.trending_cache import TrendingCache
-from projections.audit.index import Audit
+from projections.analytics.queries import AnalyticsQueries
+from projections.analytics.schema import migrate
 from projections.catalog import Catalog
 from projections.comments import Comments
+from projections.like_counters import AsyncCounters
 from projections.likes import Likes
 from projections.operations import Operations
-from projections.waiting import Pool, Waiting
+from projections.recommendations.cache import open_recommendations
+from projections.trending.cache import TrendingCache
+from projections.trending.formula import Formula
+from projections.trending.ranking import Trending
 from readapi.app import routers, translate
-from readapi.counts import LikeCounts
-from readapi.figures import AnalyticsQueries
-from readapi.live import LiveCounts
-from readapi.pool import make_pool
+from readapi.live_counts import LikeCounts, LiveCounts
 from readapi.queries import Queries
-from readapi.recommending import open_recommendations
 from tests.integration.projection_support import Writer, hosting
-from workers.consuming import ledger
+from workers import consumers as ledger
 
 SECRET = "a secret of the tests, long enough for HS256"
 COUNTER_TTL = 600

@@ -15,17 +15,18 @@ from uuid import UUID
 import psycopg
 
 from engine.connections import connect
-from projections.analytics.migrating import Shape
-from projections.analytics.rebuilding import AnalyticsMeans, Found, Rebuild
-from projections.analytics.refreshing import refresh
-from projections.analytics.storing import Store
-from projections.replaying.progress import tell_nobody
+from engine.replay.records import tell_nobody
+from projections.analytics.arrival import AnalyticsMeans
+from projections.analytics.continuous_aggregates import refresh
+from projections.analytics.ingest import Store
+from projections.analytics.rebuild import Found, Rebuild
+from projections.analytics.schema import Shape
 from tests.integration.analytics_keepers import keeping, record
 from tests.integration.analytics_support import REPEAT, history
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer, origin
 from tests.support import eventually
-from workers.consuming import ledger
+from workers import consumers
 
 VIEWED = ("video.viewed", "video.watch_time", "video.shared")
 TABLES = ("video_analytics", "video_hourly", "video_daily", "video_viewers", "videos", "sessions")
@@ -179,7 +180,7 @@ def _rounded(value: Any) -> Any:
 def site(log_url: str, url: str, shape: Shape, writer: Writer) -> Iterator[Site]:
     """With a history that was taken in."""
     with psycopg.connect(url, autocommit=True) as conn:
-        ledger.install(conn)
+        consumers.install(conn)
     opened = Site(log_url, url, shape, writer)
     opened.tell(1)
     opened.take_in()

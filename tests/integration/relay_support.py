@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from engine.codec import EventMapper, event_id
 from engine.notifications import Notifications
 from engine.subscription import Subscription
-from infra.codec import EventMapper, event_id
-from infra.integration import TOPICS
 from infra.kafka import KafkaOptions, Reader, Record
+from projections.integration_events import TOPICS
 from tests.integration.event_log import rows
 from tests.support import DEADLINE_SECONDS, ended
 from workers.relay import subscribe_relay

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from projections.replaying.replay import carry_on
+from engine.replay.replay import carry_on
 from tests.integration.replay_support import models
 
 if __name__ == "__main__":

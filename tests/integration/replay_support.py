@@ -14,14 +14,14 @@ from psycopg.rows import TupleRow
 from domain.comment import Comment
 from domain.model import Aggregate
 from domain.upload import Upload
+from engine.comparison import Difference, compare
+from engine.projection import Projection
+from engine.replay.records import Purpose, Replay, ReplayOptions
+from engine.replay.replay import carry_on
+from engine.replay.requests import begin
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
-from projections.projection import Projection
-from projections.proving.compare import Difference, compare
-from projections.replaying.asking import begin
-from projections.replaying.replay import carry_on
-from projections.replaying.rows import Purpose, Replay, ReplayOptions
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer, caught_up, hosting, origin
 

@@ -8,9 +8,11 @@ from uuid import UUID, uuid4
 import psycopg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from infra import seals
-from infra.codec import MAPPER
-from infra.seals import Report, Sealer, SealKey
+from engine.codec import MAPPER
+from engine.seals import tables, verification
+from engine.seals.chain import Report
+from engine.seals.sealer import Sealer
+from engine.seals.signature import SealKey
 from tests.integration.event_log import tables_made
 from tests.integration.projection_support import Writer
 
@@ -62,8 +64,8 @@ def seal_all(database_url: str, **options: Any) -> int:
 
 
 def verify(database_url: str, **options: Any) -> Report:
-    with seals.connect(database_url, "test") as conn:
-        return seals.verify_database(conn, **{"known_topics": TOPICS, **options})
+    with tables.connect(database_url, "test") as conn:
+        return verification.verify_database(conn, **{"known_topics": TOPICS, **options})
 
 
 def change(database_url: str, statement: LiteralString, *values: object) -> None:

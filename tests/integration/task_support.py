@@ -12,9 +12,12 @@ from dramatiq import Actor
 
 from infra.settings import load_settings
 from infra.settings.adapters import TaskSettings
-from infra.tasks import FailedTask, Resources, TaskWorker, enqueue, make_broker
-from infra.tasks.failed import OnDead
+from infra.tasks.broker import make_broker
+from infra.tasks.dead_letters import FailedTask, OnDead
+from infra.tasks.messages import enqueue
 from infra.tasks.queues import TRANSLATION
+from infra.tasks.resources import Resources
+from infra.tasks.worker import TaskWorker
 
 WAIT_SECONDS = 180.0
 QUICK = {

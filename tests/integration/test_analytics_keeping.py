@@ -14,7 +14,7 @@ import pytest
 
 from infra.advisory_locks import job_lock, lock
 from infra.kafka import KafkaOptions
-from infra.postgres import EmbeddedPostgres
+from infra.postgres.embedded import EmbeddedPostgres
 from tests.integration.analytics_keepers import keeping, record
 from tests.integration.analytics_support import Event, History, expect, history, oracle
 from tests.integration.consuming_support import (

@@ -18,7 +18,7 @@ import pytest
 
 from infra import metrics
 from infra.kafka import KafkaOptions
-from infra.postgres import EmbeddedPostgres
+from infra.postgres.embedded import EmbeddedPostgres
 from tests.integration.analytics_keepers import SourceOf, from_kafka, from_log, keeping, record
 from tests.integration.analytics_support import Event, History, expect, history, migrated, oracle
 from tests.integration.consuming_support import KafkaStage, held, run, waits

@@ -15,8 +15,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from engine.migrations import UnknownMigration
-from projections.analytics import migrating
-from projections.analytics.migrating import ANALYTICS, Shape, State, migrate, state
+from projections.analytics import schema
+from projections.analytics.schema import ANALYTICS, Shape, State, migrate, state
 from tests.integration.analytics_support import timescale_database
 from tests.integration.event_log import rows
 
@@ -50,7 +50,7 @@ def test_many_processes_may_make_it_at_once(database_url: str) -> None:
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the files, which the test may change."""
     folder = Path(copytree(ANALYTICS.folder, tmp_path / "migrations"))
-    monkeypatch.setattr(migrating, "ANALYTICS", replace(ANALYTICS, folder=folder))
+    monkeypatch.setattr(schema, "ANALYTICS", replace(ANALYTICS, folder=folder))
     return folder
 
 
@@ -72,7 +72,7 @@ def test_the_files_of_another_release_are_told(
     migrated(database_url)
     other = Path(copytree(ANALYTICS.folder, tmp_path / "other"))
     (other / ANALYTICS.files(Shape.PLAIN)[-1].name).unlink()
-    monkeypatch.setattr(migrating, "ANALYTICS", replace(ANALYTICS, folder=other))
+    monkeypatch.setattr(schema, "ANALYTICS", replace(ANALYTICS, folder=other))
     with pytest.raises(UnknownMigration, match="not this release's"):
         migrated(database_url)
 
@@ -112,7 +112,7 @@ def test_no_superuser_is_needed_for_timescale() -> None:
 
 def test_who_may_not_make_the_extension_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     # Something else that only superusers may, as the extension is where it is not trusted.
-    monkeypatch.setattr(migrating, "EXTEND", b"CREATE ROLE never_made")
+    monkeypatch.setattr(schema, "EXTEND", b"CREATE ROLE never_made")
     with timescale_database() as url, as_plain_role(url) as owners, capture_logs() as logs:
         found = migrated(owners)
         assert (found.shape, found.extension, found.unused) == (Shape.PLAIN, None, True)
@@ -130,7 +130,7 @@ def test_the_other_licence_shows_when_the_extension_is_there(
             b"THEN 'apache' ELSE 'timescale' END)"
         )
         asked = b"coalesce(current_setting('timescaledb.license', true), 'timescale')"
-        monkeypatch.setattr(migrating, "USABLE", migrating.USABLE.replace(asked, told))
+        monkeypatch.setattr(schema, "USABLE", schema.USABLE.replace(asked, told))
         found = migrated(url)
         assert (found.shape, found.unused) == (Shape.PLAIN, False)
         assert found.version == ANALYTICS.files(Shape.PLAIN)[-1].version

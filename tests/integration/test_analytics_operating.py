@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from backlot.wiring import ReadModels
+from backlot.bootstrap import ReadModels
 from domain.operation import Members, Operation, OperationOutcome
 from engine.connections import connect
-from projections.analytics.migrating import Shape
-from projections.install import install
+from engine.installation import install
+from projections.analytics.schema import Shape
 from tests.integration.event_log import rows
 from tests.integration.operator_desk import Backlot, Desk, desk, executing, launch
 from tests.integration.projection_support import Writer

@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from infra.advisory_locks import Lock, lock_in_transaction
-from projections.analytics.migrating import Shape
-from projections.analytics.rebuilding import Stopped
+from projections.analytics.rebuild import Stopped
+from projections.analytics.schema import Shape
 from tests.integration.analytics_support import migrated, timescale_database
 from tests.integration.event_log import rows
 from tests.integration.rebuilding_support import Site, site

@@ -12,10 +12,10 @@ import psycopg
 import pytest
 
 from engine.connections import connect
+from engine.replay.records import tell_nobody
 from infra.kafka import KafkaOptions
-from projections.analytics.rebuilding import AnalyticsMeans, Rebuild
-from projections.analytics.rebuilding.places import NotTakenIn
-from projections.replaying.progress import tell_nobody
+from projections.analytics.arrival import AnalyticsMeans, NotTakenIn
+from projections.analytics.rebuild import Rebuild
 from tests.integration.analytics_keepers import keeping
 from tests.integration.analytics_support import REPEAT
 from tests.integration.consuming_support import KafkaStage

@@ -14,12 +14,11 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from engine.connections import connect
-from projections.analytics.migrating import Shape
-from projections.analytics.pruning import prune
-from projections.analytics.refreshing import refresh
-from projections.analytics.retention import COUNTED, kept
+from projections.analytics.continuous_aggregates import refresh
+from projections.analytics.ingest import Store, StoredBatch
+from projections.analytics.retention import COUNTED, kept, prune
 from projections.analytics.rules import row_of
-from projections.analytics.storing import Store, StoredBatch
+from projections.analytics.schema import Shape
 from tests.integration.analytics_support import (
     COLUMNS,
     NOW,

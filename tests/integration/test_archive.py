@@ -11,12 +11,14 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from infra.archive import ExportRefused, ExportRequest, ExportUnusable, ImportRefused
-from infra.postgres import EmbeddedPostgres
-from infra.privacy import PayloadMode
+from engine.archive.plan import ExportRefused, ExportRequest
+from engine.archive.transfer import ImportRefused
+from engine.archive.verification import ExportUnusable
+from engine.installation import install as install_projections
+from engine.privacy import PayloadMode
+from infra.postgres.embedded import EmbeddedPostgres
 from projections.catalog import Catalog
 from projections.comments import Comments
-from projections.install import install as install_projections
 from projections.likes import Likes
 from tests.integration.archive_support import (
     EVENTS,

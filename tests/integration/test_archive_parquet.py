@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pyarrow.parquet import read_table
 
-from infra.archive import ExportFormat, ExportRequest
-from infra.archive.parquet import ParquetMissing
-from infra.privacy import PayloadMode
+from engine.archive.plan import ExportFormat, ExportRequest
+from engine.archive.transfer import ParquetMissing
+from engine.privacy import PayloadMode
 from tests.integration.archive_support import export, make_signed_log
 from tests.integration.event_log import rows
 
@@ -33,7 +33,7 @@ def test_without_the_library_it_says_how_to_get_it(
 def test_events_are_columns(
     log_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, payload: PayloadMode
 ) -> None:
-    monkeypatch.setattr("infra.archive.parquet.PART_EVENTS", 25)
+    monkeypatch.setattr("engine.archive.transfer.PART_EVENTS", 25)
     export(log_url, tmp_path / "log", ExportRequest(ExportFormat.PARQUET, payload))
     parts = sorted((tmp_path / "log").iterdir())
     assert [part.name for part in parts] == [f"part-00000{n}.parquet" for n in (1, 2, 3)]

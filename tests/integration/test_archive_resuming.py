@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.log import fill
-from infra.archive import ExportFormat, ExportRefused, ExportRequest
-from infra.privacy import PayloadMode
+from engine.archive.plan import ExportFormat, ExportRefused, ExportRequest
+from engine.privacy import PayloadMode
 from tests.integration.archive_support import (
     check,
     export,

@@ -9,10 +9,9 @@ import orjson
 import psycopg
 import pytest
 
-from infra.archive import (
-    verify_export,
-)
-from infra.seals import FileAnchors, Report, read_anchors
+from engine.archive.verification import verify_export
+from engine.seals.anchors import FileAnchors, read_anchors
+from engine.seals.chain import Report
 from tests.integration.archive_support import (
     EVENTS,
     SEALED,

@@ -8,7 +8,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from infra.arrays import column
+from infra.postgres.connection import column
 
 TEXTS = [
     "plain",

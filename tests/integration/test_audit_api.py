@@ -15,10 +15,10 @@ import pytest
 from domain.comment import Comment
 from domain.model import Origin
 from domain.upload import Upload
-from infra.auth import mint_token
-from infra.codec import event_id
-from projections.audit.index import Audit
-from projections.install import install
+from engine.codec import event_id
+from engine.inspection.index import Audit
+from engine.installation import install
+from infra.http.auth import mint_token
 from tests.integration.audit_support import index
 from tests.integration.projection_support import origin
 from tests.integration.readapi_support import SECRET, Site

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from backlot.events.inspecting import NotInspected, inspect
-from infra.privacy import PayloadMode
+from backlot.events.commands import NotInspected, inspect
+from engine.privacy import PayloadMode
 from readapi.audit.shapes import AuditStats
 from tests.integration.audit_support import append, index, random_log
 from tests.integration.event_log import recording

@@ -12,13 +12,12 @@ import pytest
 from eventsourcing.persistence import StoredEvent
 from psycopg import AsyncConnection
 
+from engine.inspection.index import Audit
+from engine.inspection.search import Search, arriving, head_of
+from engine.inspection.streams import Entry, read_entry
+from engine.installation import drop
 from engine.notifications import EVENTS, Notifications
-from projections.audit.events import Entry, read_entry
-from projections.audit.following import arriving, head_of
-from projections.audit.index import Audit
-from projections.audit.search import Search
-from projections.install import drop
-from projections.projection_subscription import ProjectionHost
+from engine.projection_subscription import ProjectionHost
 from tests.integration.audit_support import (
     AT,
     UNREADABLE,

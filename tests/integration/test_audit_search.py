@@ -14,13 +14,13 @@ from eventsourcing.persistence import StoredEvent
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from infra.codec import EventMapper
-from infra.postgres import EmbeddedPostgres
-from projections.audit.events import Entry, aggregate_of, read_entry, type_of
-from projections.audit.index import Audit
-from projections.audit.search import EventPage, Search, find
-from projections.install import install
-from projections.log import END_OF_LOG
+from engine.codec import EventMapper
+from engine.inspection.index import Audit
+from engine.inspection.search import EventPage, Search, find
+from engine.inspection.streams import Entry, aggregate_of, read_entry, type_of
+from engine.installation import install
+from engine.log import END_OF_LOG
+from infra.postgres.embedded import EmbeddedPostgres
 from tests.integration.audit_support import (
     ACTORS,
     AT,

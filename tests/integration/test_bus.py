@@ -11,15 +11,15 @@ import pytest
 from eventsourcing.persistence import MapperDeserialisationError, OperationalError, StoredEvent
 from structlog.testing import capture_logs
 
-from commands.batch import Executed
-from commands.bus import CommandBus
 from commands.likes import Wish
 from domain.errors import Conflict, NotFound
 from domain.video_likes import stream_id
-from infra import event_store, metrics
-from infra.batching import QueueFull
-from infra.contract import LikeState
-from infra.event_store import GroupCommitRecorder
+from engine import event_store
+from engine.command_bus import CommandBus, Executed
+from engine.event_store import GroupCommitRecorder
+from infra import metrics
+from infra.batcher import QueueFull
+from infra.http.shapes import LikeState
 from tests.integration.buses import (
     Toggle,
     alternating,

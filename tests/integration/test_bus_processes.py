@@ -10,13 +10,13 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from commands.bus import CommandBus, Contended
 from commands.likes import Wish
 from domain.errors import NotFound
 from domain.upload import Upload
 from domain.video_likes import stream_id
+from engine.command_bus import CommandBus, Contended
+from engine.event_store import GroupCommitRecorder
 from infra import metrics
-from infra.event_store import GroupCommitRecorder
 from tests.integration.buses import (
     MAPPER,
     ORIGIN,

@@ -10,10 +10,10 @@ import pytest
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.comparison import Difference, Kind, compare
 from engine.connections import connect
-from projections.install import create, install
+from engine.installation import create, install
 from projections.likes import Likes
-from projections.proving.compare import Difference, Kind, compare
 
 LIKES = "INSERT INTO {0}.likes VALUES ('{1}', '{2}', {3})"
 VIDEO = UUID(int=1)

@@ -8,13 +8,13 @@ import pytest
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 
+from engine import ledger
+from engine.applier import Applier
 from engine.checkpoints import look
-from projections import ledger
-from projections.applying import Applier
+from engine.completeness import Completeness, NoSuchCopy, completeness
+from engine.installation import create, drop, install
+from engine.projection import Projection, RangeProjection
 from projections.catalog import Catalog
-from projections.install import create, drop, install
-from projections.projection import Projection, RangeProjection
-from projections.proving.completeness import Completeness, NoSuchCopy, completeness
 from tests.integration.projection_support import Tally, Writer
 
 VIDEO = uuid4()
@@ -39,8 +39,8 @@ class Everything(RangeProjection):
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of four positions, so that a short log has many."""
     monkeypatch.setattr(ledger, "BLOCK_POSITIONS", BLOCK)
-    monkeypatch.setattr("projections.proving.accounts.BLOCK_POSITIONS", BLOCK)
-    monkeypatch.setattr("projections.proving.completeness.BLOCK_POSITIONS", BLOCK)
+    monkeypatch.setattr("engine.completeness.BLOCK_POSITIONS", BLOCK)
+    monkeypatch.setattr("engine.completeness.BLOCK_POSITIONS", BLOCK)
 
 
 def advance(

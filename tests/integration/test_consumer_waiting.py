@@ -9,13 +9,13 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from engine.freshness import ReadModelBehind, Waiting
 from engine.notifications import Notifications
 from engine.sources import MessageSource
 from infra.kafka import KafkaOptions, Outgoing, Publisher
 from infra.position import Position
+from infra.postgres.pool import make_pool
 from projections import consumers
-from projections.waiting import ReadModelBehind, Waiting
-from readapi.pool import make_pool
 from tests.integration.analytics_keepers import SourceOf, from_log, keeping, record
 from tests.integration.analytics_support import Event
 from tests.integration.event_log import rows
@@ -23,7 +23,7 @@ from tests.integration.projection_support import Writer
 from tests.integration.relay_support import relayed, relaying
 from tests.kafka_cluster import kafka_cluster
 from tests.support import DEADLINE_SECONDS
-from workers.consuming.kafka import KafkaSource
+from workers.kafka_source import KafkaSource
 
 # Without the call, a batch would gather for as long.
 FLUSH_SECONDS = 600.0

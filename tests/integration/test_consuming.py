@@ -9,8 +9,9 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from infra import metrics, telemetry
-from infra.codec import event_id
+from engine import telemetry
+from engine.codec import event_id
+from infra import metrics
 from infra.kafka import KafkaOptions
 from tests.integration.analytics_support import REPEAT
 from tests.integration.consuming_support import (
@@ -33,7 +34,7 @@ from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer, origin
 from tests.kafka_cluster import kafka_cluster
 from tests.support import until
-from workers.consuming import ledger
+from workers import consumers
 
 
 @pytest.fixture(params=["log", "kafka"])
@@ -288,5 +289,5 @@ def test_what_was_handled_long_ago_is_forgotten(stage: Stage) -> None:
         [old, new],
     )
     with psycopg.connect(stage.database_url, autocommit=True) as conn:
-        assert ledger.forget_processed(conn) == 1
+        assert consumers.forget_processed(conn) == 1
     assert processed(stage.database_url) == {new}

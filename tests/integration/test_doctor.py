@@ -21,13 +21,13 @@ import pytest
 
 from backlot import doctor
 from backlot.doctor import examine
-from backlot.doctor_part import DoctorPart
-from infra.connecting import breaker_of
+from backlot.part_status import DoctorPart
 from infra.data_folder import DataFolder
-from infra.postgres import EmbeddedPostgres
-from projections.analytics.migrating import migrate
-from projections.recommendations import embedding_table
-from projections.recommendations.embedding_table import Embedded
+from infra.postgres.connection import breaker_of
+from infra.postgres.embedded import EmbeddedPostgres
+from projections.analytics.schema import migrate
+from projections.recommendations import embeddings
+from projections.recommendations.embeddings import Embedded
 from tests.support import hung
 
 FIELDS = [field.name for field in fields(DoctorPart)]
@@ -333,15 +333,15 @@ class TestEmbeddings:
         assert part("embeddings").detail.startswith("not made yet")
         with psycopg.connect(database_url, autocommit=True) as conn:
             migrate(conn)
-            embedding_table.prepare(conn, "places", 4)
+            embeddings.prepare(conn, "places", 4)
             done = [Embedded(uuid4(), b"", [1.0] * 4), Embedded(uuid4(), b"", None, "rejected")]
-            embedding_table.put(conn, done)
+            embeddings.put(conn, done)
         found = part("embeddings")
         assert found.ok
         assert found.detail == "places, 4 dimensions: 1 texts embedded, 1 rejected"
 
     def test_what_is_lacking_has_to_be_mended(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(embedding_table, "EXTENSION", b"SELECT false, NULL, false")
+        monkeypatch.setattr(embeddings, "EXTENSION", b"SELECT false, NULL, false")
         found = part("embeddings")
         assert not found.ok
         assert "no pgvector" in found.detail

@@ -13,9 +13,8 @@ import pytest
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from projections.recommendations import embedding, embedding_table
-from projections.recommendations.embedding import MOST_SEEDS
-from projections.recommendations.embedding_table import Embedded, prepare, put
+from projections.recommendations import embeddings
+from projections.recommendations.embeddings import MOST_SEEDS, Embedded, prepare, put
 from tests.integration.embedding_support import DIMENSIONS, MODEL, Shop
 
 Vectors = dict[UUID, list[float]]
@@ -79,7 +78,7 @@ def test_the_nearest_are_found(shop: Shop, conn: Connection[TupleRow], seeds: in
 
 def test_the_index_is_used(shop: Shop, conn: Connection[TupleRow]) -> None:
     vectors = placed(shop, conn, 1500, anywhere)
-    query = embedding.NEAREST.format(seeds=MOST_SEEDS, limit=20)
+    query = embeddings.NEAREST.format(seeds=MOST_SEEDS, limit=20)
     with psycopg.connect(shop.url) as plain:
         plan = plain.execute(f"EXPLAIN {query}".encode(), {"videos": list(vectors)[:3]}).fetchall()
     assert "embeddings_nearest" in str(plan)
@@ -150,7 +149,7 @@ def test_without_a_table_nothing_is_near_and_the_transaction_goes_on(
     async def within() -> None:
         async with await psycopg.AsyncConnection.connect(database_url) as opened:
             await opened.execute("SELECT 1")
-            assert await embedding.nearest(opened, [uuid4()], limit=5) == []
+            assert await embeddings.nearest(opened, [uuid4()], limit=5) == []
             await opened.execute("SELECT 1")
 
     asyncio.run(within())
@@ -165,13 +164,13 @@ class TestTheTable:
         assert len(shop.kept) == 3
         for model, dimensions in (("other", DIMENSIONS), ("other", 24)):
             assert prepare(conn, model, dimensions) is None
-            found = embedding_table.state(conn)
-            assert found == embedding_table.EmbeddingState(model, dimensions, 0, 0)
+            found = embeddings.state(conn)
+            assert found == embeddings.EmbeddingState(model, dimensions, 0, 0)
             put(conn, [Embedded(uuid4(), b"", [1.0] * dimensions)])
 
     def test_what_was_dropped_is_made_again(self, shop: Shop, conn: Connection[TupleRow]) -> None:
         conn.execute("DROP TABLE analytics.embeddings")
-        assert embedding_table.state(conn) is None
+        assert embeddings.state(conn) is None
         assert prepare(conn, MODEL, DIMENSIONS) is None
         assert shop.kept == {}
 
@@ -196,7 +195,7 @@ class TestTheTable:
         found: bytes,
         reason: str,
     ) -> None:
-        monkeypatch.setattr(embedding_table, "EXTENSION", found)
+        monkeypatch.setattr(embeddings, "EXTENSION", found)
         assert reason in str(prepare(conn, MODEL, DIMENSIONS))
 
     def test_a_user_who_may_not_make_the_extension_is_told(

@@ -18,9 +18,15 @@ from psycopg.rows import TupleRow
 from structlog.testing import capture_logs
 
 from infra import metrics
-from infra.llm import LanguageModelError, Malformed, Overloaded, RejectedRequest, TimedOut
-from projections.recommendations import embedding_table
-from projections.recommendations.embedding_table import state
+from infra.llm.errors import (
+    LanguageModelError,
+    Malformed,
+    Overloaded,
+    RejectedRequest,
+    TimedOut,
+)
+from projections.recommendations import embeddings
+from projections.recommendations.embeddings import state
 from tests import openai_server as server_of
 from tests.integration.embedding_support import (
     FakeEmbedder,
@@ -127,7 +133,7 @@ class TestTexts:
         for other in (FakeEmbedder("other"), FakeEmbedder("other", 24)):
             assert rounds(shop, other, 2) == [2, 0]
             found = state(conn)
-            assert found == embedding_table.EmbeddingState(other.model, other.dimensions, 2, 0)
+            assert found == embeddings.EmbeddingState(other.model, other.dimensions, 2, 0)
 
 
 class TestRemoval:
@@ -301,8 +307,8 @@ class TestFailures:
     def test_a_database_without_pgvector_is_told_once(
         self, shop: Shop, embedder: FakeEmbedder, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(embedding_table, "EXTENSION", b"SELECT false, NULL, false")
-        monkeypatch.setattr("workers.recommendations.embedding.LONGEST_PAUSE_SECONDS", 0.01)
+        monkeypatch.setattr(embeddings, "EXTENSION", b"SELECT false, NULL, false")
+        monkeypatch.setattr("workers.embeddings.LONGEST_PAUSE_SECONDS", 0.01)
         shop.video("Rain")
 
         async def run() -> None:

@@ -11,7 +11,11 @@ from eventsourcing.postgres import PostgresAggregateRecorder, PostgresTrackingRe
 from eventsourcing.tests import persistence as library
 from eventsourcing.utils import Environment
 
-from infra.event_store import GroupCommitFactory, GroupCommitProcessRecorder, GroupCommitRecorder
+from engine.event_store import (
+    GroupCommitFactory,
+    GroupCommitProcessRecorder,
+    GroupCommitRecorder,
+)
 from tests.integration.event_log import environment, events, recording
 
 

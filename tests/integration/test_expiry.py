@@ -19,13 +19,9 @@ from domain.model import Origin
 from domain.upload import object_key
 from engine.schedule import run_job
 from infra import metrics
-from infra.locks import LockTaken
-from infra.objects import (
-    FolderStore,
-    NoSuchUpload,
-    ObjectStore,
-    ObjectStoreUnavailable,
-)
+from infra.objects.folder import FolderStore
+from infra.objects.port import NoSuchUpload, ObjectStore, ObjectStoreUnavailable
+from infra.redlock import LockTaken
 from projections.catalog import Catalog
 from tests.integration.buses import record
 from tests.integration.event_log import recording
@@ -33,7 +29,7 @@ from tests.integration.expiry_support import NOW, Place, gone, run, send
 from tests.integration.projection_support import hosting
 from tests.integration.s3_server import BUCKET, S3Server, s3_server, s3_store
 from tests.support import ended, eventually
-from workers.expiry import expiry_job
+from workers.uploads import expiry_job
 
 pytestmark = pytest.mark.anyio
 

@@ -19,8 +19,8 @@ from eventsourcing.persistence import InfrastructureFactory, StoredEvent
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresFactory
 from psycopg.rows import TupleRow
 
-from infra.event_store import GroupCommitRecorder
-from infra.saves import Save, arguments
+from engine.event_store import GroupCommitRecorder
+from engine.group_commit import Save, arguments
 from tests.integration.event_log import (
     Tail,
     appends_wait,

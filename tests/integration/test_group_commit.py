@@ -12,9 +12,9 @@ import psycopg
 import pytest
 from eventsourcing.persistence import IntegrityError, StoredEvent
 
-from infra import group_commit
-from infra.event_store import GroupCommitRecorder
-from infra.saves import Save
+from engine import group_commit
+from engine.event_store import GroupCommitRecorder
+from engine.group_commit import Save
 from tests.integration.event_log import (
     appends_wait,
     events,

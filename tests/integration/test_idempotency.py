@@ -11,11 +11,10 @@ import pytest
 from eventsourcing.persistence import OperationalError
 from structlog.testing import capture_logs
 
-from commands.batch import Executed, IdempotencyKey
-from commands.bus import CommandBus, KeyReused
 from domain.errors import Conflict
-from infra.event_store import GroupCommitRecorder
-from infra.saves import Save, StoredAnswer
+from engine.command_bus import CommandBus, Executed, IdempotencyKey, KeyReused
+from engine.event_store import GroupCommitRecorder
+from engine.group_commit import Save, StoredAnswer
 from tests.integration.buses import Look, Toggle, alternating, decided, execute, open_bus, with_bus
 from tests.integration.event_log import (
     appends_wait,

@@ -13,8 +13,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from infra.auth import Authenticator, InvalidToken
-from infra.jwks import KeysUnavailable, RemoteKeys
+from infra.http.auth import Authenticator, InvalidToken, KeysUnavailable, RemoteKeys
 
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 EC_KEY = ec.generate_private_key(ec.SECP256R1())

@@ -7,8 +7,11 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from infra.language import Detection, Detector, LlmDetector, TextDetector
-from infra.llm import LanguageModel, Overloaded, make_language_model
+from infra.language.detector import Detection, Detector
+from infra.language.eld import TextDetector
+from infra.language.factory import LlmDetector
+from infra.llm.client import LanguageModel, make_language_model
+from infra.llm.errors import Overloaded
 from infra.settings import load_settings
 from tests.integration.detector_contract import SENTENCES, TrainedContract
 from tests.openai_server import Answer, Call, OpenAIServer, answered, openai_server, status

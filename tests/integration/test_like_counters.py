@@ -12,15 +12,22 @@ from uuid import UUID, uuid4
 import pytest
 import redis
 
+from engine.codec import EventMapper
 from engine.connections import connect
-from infra.codec import EventMapper
-from infra.counters import GONE, PUBLISHED, AsyncCounters, Counter, Counters, key_of
+from engine.projection_subscription import ProjectionHost
 from infra.redis import connect_blocking_redis
-from projections.counters import subscribe_counters
-from projections.drift import CountersBehind, reconcile
+from projections.like_counters import (
+    GONE,
+    PUBLISHED,
+    AsyncCounters,
+    Counter,
+    Counters,
+    key_of,
+    rebuild,
+    subscribe_counters,
+)
+from projections.like_reconciliation import CountersBehind, reconcile
 from projections.likes import Likes
-from projections.projection_subscription import ProjectionHost
-from projections.replaying.counter_rebuild import rebuild
 from tests.integration.event_log import rows
 from tests.integration.projection_support import ThreadedHost, Writer, origin, position
 from tests.integration.redis_servers import RedisServer, redis_servers

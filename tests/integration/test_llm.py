@@ -14,7 +14,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from infra import metrics
-from infra.llm import Parsed, TimedOut, Unauthorized, Unreachable, make_language_model
+from infra.llm.client import Parsed, make_language_model
+from infra.llm.errors import TimedOut, Unauthorized, Unreachable
 from infra.settings import SettingsError
 from infra.settings.adapters import LanguageModelSettings
 from tests import openai_server as server_of

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from infra import metrics
-from infra.llm import (
+from infra.llm.embeddings import Embedder, make_embedder
+from infra.llm.errors import (
     BreakerOpen,
-    Embedder,
     LanguageModelError,
     Malformed,
     Overloaded,
@@ -22,7 +22,6 @@ from infra.llm import (
     TimedOut,
     Unauthorized,
     Unreachable,
-    make_embedder,
 )
 from infra.settings import load_settings
 from tests import openai_server as server_of

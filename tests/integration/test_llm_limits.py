@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from infra import metrics
-from infra.llm import BreakerOpen, TooManyCalls
+from infra.llm.errors import BreakerOpen, TooManyCalls
 from tests import openai_server as server_of
 from tests.integration.llm_calls import FAILURES, HAPPY, ask, counted, failing, failure, model_of
 from tests.openai_server import OpenAIServer

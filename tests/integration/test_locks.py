@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from infra.locks import LocksUnavailable, LockTaken, Redlock
+from infra.redlock import LocksUnavailable, LockTaken, Redlock
 from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.support import DEADLINE_SECONDS, PROJECT, until
 

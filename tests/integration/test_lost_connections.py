@@ -12,9 +12,9 @@ import pytest
 from eventsourcing.persistence import IntegrityError, OperationalError, StoredEvent
 from structlog.testing import capture_logs
 
-from infra import event_store
-from infra.event_store import GroupCommitRecorder
-from infra.saves import Save
+from engine import event_store
+from engine.event_store import GroupCommitRecorder
+from engine.group_commit import Save
 from tests.integration.event_log import (
     appends_wait,
     events,

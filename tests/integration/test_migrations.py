@@ -18,11 +18,11 @@ from psycopg import Connection
 from engine import checkpoints, dead_letters
 from engine.checkpoints import SubscriptionKind, Superseded, of_copy, of_part
 from engine.dead_letters import Rejected
+from engine.event_store import GroupCommitRecorder, open_recorder
+from engine.installation import PROJECTIONS, make_tables
 from engine.migrations import ENGINE, LOG, MigrationSet, UnknownMigration, migrate
+from engine.replay.records import find
 from infra.advisory_locks import Lock, lock
-from infra.event_store import GroupCommitRecorder, open_recorder
-from projections.install import PROJECTIONS, make_tables
-from projections.replaying.rows import find
 from tests.integration.event_log import events, rows
 from tests.integration.former_release import MESSAGE, leave_behind
 from tests.support import eventually
@@ -62,7 +62,7 @@ KEPT = {
     "public.backlot_view_sessions": 1,
     "public.backlot_viewer_salts": 1,
     "public.processed_messages": 1,
-    "projections.ledger": 1,
+    "engine.ledger": 1,
     "projections.park_orders": 1,
     "projections.like_drift": 1,
     "projections.replays": 2,

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from infra.objects.checksums import ALGORITHMS
+from infra.objects.port import ALGORITHMS
 from tests.integration.object_server import ObjectServer, object_server
 from tests.integration.part_receiver import sending
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 
 from infra import metrics
-from infra.objects import ObjectStoreUnavailable
+from infra.objects.port import ObjectStoreUnavailable
 from tests.integration.object_server import folder_store
 
 pytestmark = pytest.mark.anyio

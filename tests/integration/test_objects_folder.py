@@ -14,15 +14,9 @@ from uuid import uuid4
 import pytest
 from anyio import from_thread
 
-from infra.objects import (
-    FolderStore,
-    NoSuchUpload,
-    Part,
-    PartMismatch,
-    PartRef,
-    disk,
-    folder,
-)
+from infra.objects import disk, folder
+from infra.objects.folder import FolderStore
+from infra.objects.port import NoSuchUpload, Part, PartMismatch, PartRef
 from tests.integration.object_server import ObjectServer, folder_store, object_server
 from tests.integration.object_store_contract import ObjectStoreContract
 from tests.integration.object_upload import ref

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from infra.objects import FolderStore
+from infra.objects.folder import FolderStore
 from tests.integration.object_server import folder_store, object_server
 from tests.integration.object_upload import etag_of, ref
 

@@ -14,14 +14,14 @@ import httpx
 import pytest
 
 from infra import metrics
-from infra.objects import (
+from infra.objects import s3
+from infra.objects import s3 as s3_calls
+from infra.objects.port import (
     NoSuchUpload,
     ObjectStoreUnavailable,
     OpenUpload,
     PartMismatch,
     StoredObject,
-    s3,
-    s3_calls,
 )
 from infra.objects.s3 import S3Store
 from infra.objects.s3_client import THREADS, S3Place

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from infra.objects import NoSuchUpload, Part
+from infra.objects.port import NoSuchUpload, Part
 from tests.integration.object_server import ObjectServer, folder_store, object_server
 from tests.integration.part_receiver import sending
 from tests.support import eventually, unavailable

@@ -11,19 +11,15 @@ from threading import Event
 
 import pytest
 
-from backlot.recorded import recorded
-from backlot.wiring import ReadModels
+from backlot.bootstrap import ReadModels
+from backlot.operator import recorded
 from domain.errors import Invalid
 from domain.operation import Members, Operation, OperationOutcome
+from engine.codec import event_id
 from engine.connections import connect
-from infra.codec import event_id
-from infra.operations import claim, finish, recording, release
-from projections.operating.acting import Tools
-from projections.operating.children import PAUSE_SECONDS
-from projections.operating.executor import POLL_SECONDS, perform
+from engine.operations import claim, finish, recording, release
+from engine.replay.records import replays, tell_nobody
 from projections.operations import Operations
-from projections.replaying.progress import tell_nobody
-from projections.replaying.rows import replays
 from tests.integration.event_log import rows
 from tests.integration.operator_desk import (
     Desk,
@@ -36,6 +32,8 @@ from tests.integration.operator_desk import (
 )
 from tests.integration.projection_support import Writer, caught_up, hosting, position
 from tests.support import eventually
+from workers.operations.action import Tools
+from workers.operations.executor import PAUSE_SECONDS, POLL_SECONDS, perform
 
 
 @pytest.fixture
@@ -290,7 +288,7 @@ class TestExecutor:
     def test_processes_that_die_again_and_again_end_it(
         self, root: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("projections.operating.children.PAUSE_SECONDS", 0.01)
+        monkeypatch.setattr("workers.operations.executor.PAUSE_SECONDS", 0.01)
         with executing(root.database_url, command=("false",)):
             outcome, result = root.end(root.ask("completeness", "likes"))
         assert outcome is OperationOutcome.FAILED

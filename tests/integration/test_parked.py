@@ -9,24 +9,30 @@ from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 
 from engine.checkpoints import look
+from engine.comparison import compare
+from engine.completeness import completeness
 from engine.connections import connect
-from engine.subscription import State
-from infra import metrics
-from infra.privacy import PayloadMode
-from infra.utc import rfc3339
-from projections.install import create, make_tables
-from projections.parking.deciding import (
+from engine.installation import create, make_tables
+from engine.parked_events import (
+    CannotRetry,
     NoReason,
+    NotParked,
     NotStopped,
+    ParkedStatus,
+    alike,
     discard,
     discard_all,
+    find,
     park_and_go_on,
+    parked,
+    retry,
+    show,
 )
-from projections.parking.parked import NotParked, ParkedStatus, alike, find, parked, show
-from projections.parking.retrying import CannotRetry, retry
-from projections.projection import RangeProjection
-from projections.proving.compare import compare
-from projections.proving.completeness import completeness
+from engine.privacy import PayloadMode
+from engine.projection import RangeProjection
+from engine.subscription import State
+from infra import metrics
+from infra.utc import rfc3339
 from tests.integration.event_log import rows
 from tests.integration.former_release import TABLES_BEFORE
 from tests.integration.parking_support import (

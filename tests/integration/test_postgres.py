@@ -16,9 +16,8 @@ import psycopg
 import pytest
 
 from infra import metrics
-from infra.postgres import EmbeddedPostgres
-from infra.postgres_cluster import stray_processes
-from infra.postgres_user import PostgresError
+from infra.postgres.cluster import PostgresError, stray_processes
+from infra.postgres.embedded import EmbeddedPostgres
 
 OUTLIVED = """
 import os, sys

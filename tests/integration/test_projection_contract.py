@@ -10,14 +10,14 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from structlog.testing import capture_logs
 
-from backlot.wiring import ReadModels
+from backlot.bootstrap import ReadModels
 from domain.operation import Operation, OperationOutcome
+from engine.applier import Applier
 from engine.checkpoints import look
-from projections.applying import Applier
-from projections.install import create, install
-from projections.projection import Projection, RangeProjection
-from projections.proving.compare import compare
-from projections.proving.completeness import completeness
+from engine.comparison import compare
+from engine.completeness import completeness
+from engine.installation import create, install
+from engine.projection import Projection, RangeProjection
 from tests.integration.projection_support import Writer, origin
 from tests.integration.replay_support import History
 

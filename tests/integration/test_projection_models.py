@@ -16,14 +16,14 @@ from psycopg.rows import TupleRow
 from domain.comment import Comment
 from domain.operation import Operation, OperationOutcome
 from domain.upload import Upload
-from projections.audit.index import Audit
+from engine.inspection.index import Audit
+from engine.installation import create, install
+from engine.log import Log
+from engine.projection import Projection
 from projections.catalog import Catalog
 from projections.comments import CommentRow, Comments
-from projections.install import create, install
 from projections.likes import Likes
-from projections.log import Log
 from projections.operations import Operations
-from projections.projection import Projection
 from tests.integration.event_log import rows
 from tests.integration.projection_spec import ProjectionSpec
 from tests.integration.projection_support import Writer, origin

@@ -11,11 +11,11 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from engine import projection_subscription
+from engine.freshness import POLL_SECONDS, Pool, ReadModelBehind, Waiting
+from engine.installation import install
 from infra.position import Position
-from projections import projection_subscription
-from projections.install import install
-from projections.waiting import POLL_SECONDS, Pool, ReadModelBehind, Waiting
-from readapi.pool import make_pool
+from infra.postgres.pool import make_pool
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Tally, Writer, hosting
 

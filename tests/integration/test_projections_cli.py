@@ -12,13 +12,13 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from backlot.bootstrap import ReadModels
 from backlot.doctor import examine
-from backlot.wiring import ReadModels
 from domain.operation import Operation, OperationOutcome
 from engine.connections import connect
-from infra.counters import Counter, Counters
+from engine.replay.records import replays
 from infra.redis import connect_blocking_redis
-from projections.replaying.rows import replays
+from projections.like_counters import Counter, Counters
 from tests.integration.event_log import rows
 from tests.integration.operator_desk import (
     Backlot,

@@ -12,14 +12,19 @@ import pytest
 from fakeredis import FakeServer
 
 from infra import metrics
-from infra.llm import BreakerOpen, LanguageModelError, TimedOut
+from infra.llm.errors import BreakerOpen, LanguageModelError, TimedOut
 from infra.redis import embedded_redis
 from infra.settings import load_settings
 from projections.recommendations.budget import UserBudgetSpent
-from projections.recommendations.fusion import RankedByModel, fuse
 from projections.recommendations.model import Recommended
 from projections.recommendations.prompt import SYSTEM
-from projections.recommendations.ranker import NothingUsable, Ranker, make_ranker
+from projections.recommendations.ranker import (
+    NothingUsable,
+    RankedByModel,
+    Ranker,
+    fuse,
+    make_ranker,
+)
 from tests import openai_server as server_of
 from tests.integration.llm_calls import FAILURES, RETRYABLE, failure
 from tests.openai_server import Answer, Call, OpenAIServer

@@ -14,7 +14,7 @@ import pytest
 from domain.upload import Upload
 from engine.checkpoints import pause
 from infra.metrics import value
-from infra.objects import ObjectStoreUnavailable
+from infra.objects.port import ObjectStoreUnavailable
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes

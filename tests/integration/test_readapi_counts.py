@@ -11,12 +11,11 @@ from uuid import UUID, uuid4
 import pytest
 
 from infra import metrics
-from infra.counters import GONE, Counter, Counters
 from infra.redis import connect_blocking_redis
 from projections.catalog import Catalog
+from projections.like_counters import GONE, Counter, Counters
 from projections.likes import Likes
-from readapi.counts import LikeCounts
-from readapi.live import LiveCounts
+from readapi.live_counts import LikeCounts, LiveCounts
 from tests.integration.projection_support import caught_up, hosting, origin
 from tests.integration.readapi_support import Site
 from tests.integration.redis_servers import RedisServer, redis_servers

@@ -15,21 +15,16 @@ import psycopg
 import pytest
 
 from domain.upload import Upload
-from infra.integration.topics import VIDEO_VIEWED
 from infra.position import encode_position
 from infra.settings import Settings, load_settings
 from projections.catalog import Catalog
 from projections.comments import Comments
+from projections.integration_events import VIDEO_VIEWED
 from projections.likes import Likes
-from projections.recommendations.cache import (
-    ENGAGED_PREFIX,
-    PREFIX,
-    RecommendationInvalidation,
-)
+from projections.recommendations.cache import ENGAGED_PREFIX, PREFIX, RecommendationInvalidation
+from projections.recommendations.co_occurrence import Engagement, keep
 from projections.recommendations.display import PLAIN
-from projections.recommendations.keeping import keep
-from projections.recommendations.pairing import Engagement
-from projections.recommendations.weighing import EngagementKind, Weighing
+from projections.recommendations.model import EngagementKind, Weighing
 from tests import openai_server
 from tests.integration.analytics_keepers import record
 from tests.integration.projection_support import hosting, origin

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from infra import metrics
-from infra.llm import BreakerOpen, Overloaded
+from infra.llm.errors import BreakerOpen, Overloaded
 from projections.recommendations.budget import (
     KEY_SECONDS,
     Budget,

@@ -13,15 +13,13 @@ import pytest
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
-from projections.analytics.migrating import migrate
-from projections.analytics.trending import Ranked
+from projections.analytics.schema import migrate
 from projections.likes import Likes
 from projections.recommendations.candidates import candidates_for
-from projections.recommendations.keeping import keep, rank_categories
-from projections.recommendations.model import Candidate, Engaged, Profile
-from projections.recommendations.pairing import Engagement
-from projections.recommendations.profile import profile_of
-from projections.recommendations.weighing import EngagementKind, Weighing
+from projections.recommendations.co_occurrence import Engagement, keep, rank_categories
+from projections.recommendations.model import Candidate, Engaged, EngagementKind, Profile, Weighing
+from projections.recommendations.recommender import profile_of
+from projections.trending.ranking import Ranked
 from tests.integration.projection_support import Writer, caught_up, hosting
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ import pytest
 
 from engine.notifications import Notifications
 from infra.kafka import KafkaOptions
-from projections.recommendations.weighing import Weighing
+from projections.recommendations.model import Weighing
 from tests.integration.analytics_keepers import record
 from tests.integration.analytics_support import Event
 from tests.integration.consuming_support import (
@@ -32,9 +32,9 @@ from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer
 from tests.kafka_cluster import kafka_cluster
 from tests.support import ended, until
-from workers.consuming.subscriptions import subscribe_keeper
-from workers.recommendations import keeper as keepers
-from workers.recommendations.keeper import EngagementKeeper
+from workers import recommendations as keepers
+from workers.consumers import subscribe_keeper
+from workers.recommendations import EngagementKeeper
 
 ENGAGED = (
     "SELECT viewer, video_id, watched_at IS NOT NULL, liked_at IS NOT NULL "

@@ -13,10 +13,9 @@ import pytest
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from projections.analytics.migrating import migrate
-from projections.recommendations.keeping import keep, rank_categories
-from projections.recommendations.pairing import Engagement
-from projections.recommendations.weighing import EngagementKind, Weighing
+from projections.analytics.schema import migrate
+from projections.recommendations.co_occurrence import Engagement, keep, rank_categories
+from projections.recommendations.model import EngagementKind, Weighing
 
 NOW = datetime(2026, 3, 14, 15, 26, 53, tzinfo=UTC)
 WEIGHING = Weighing()

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from redis import RedisError
 from redis.asyncio import Redis
 
-from backlot.redis_probe import probe
+from backlot.doctor import probe
 from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.support import DEADLINE_SECONDS
 

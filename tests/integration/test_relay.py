@@ -10,10 +10,10 @@ from uuid import uuid4
 
 import pytest
 
+from engine.codec import event_id
+from engine.telemetry import Telemetry, TelemetryEvent
 from infra import metrics
-from infra.codec import event_id
-from infra.integration import TOPICS
-from infra.telemetry import Telemetry, TelemetryEvent
+from projections.integration_events import TOPICS
 from tests.integration.analytics_support import REPEAT
 from tests.integration.consuming_support import VIDEO, run
 from tests.integration.event_log import rows

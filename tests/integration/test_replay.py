@@ -11,10 +11,10 @@ import pytest
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
-from projections.install import install
+from engine.installation import install
+from engine.projection import Batch
+from engine.replay.records import ReplayState
 from projections.likes import Likes
-from projections.projection import Batch
-from projections.replaying.rows import ReplayState
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer, caught_up, hosting
 from tests.integration.replay_support import (

@@ -7,7 +7,7 @@ import sys
 from itertools import cycle
 from pathlib import Path
 
-from projections.audit.index import Audit
+from engine.inspection.index import Audit
 from projections.operations import Operations
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer, origin

@@ -10,12 +10,10 @@ from uuid import UUID, uuid4
 import pytest
 
 from engine.connections import connect
-from infra.counters import PUBLISHED, Counter, Counters
+from engine.replay.records import Progress, ReplayOptions
 from infra.redis import connect_blocking_redis
+from projections.like_counters import PUBLISHED, Counter, Counters, rebuild, renewing
 from projections.likes import Likes
-from projections.replaying.counter_rebuild import rebuild, renewing
-from projections.replaying.progress import Progress
-from projections.replaying.rows import ReplayOptions
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer
 from tests.integration.redis_servers import RedisServer, redis_servers

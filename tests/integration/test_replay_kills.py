@@ -14,11 +14,10 @@ import psutil
 import pytest
 from psycopg import OperationalError
 
-from projections.projection import Projection
-from projections.replaying.asking import resume
-from projections.replaying.progress import Progress
-from projections.replaying.replay import ReplayElsewhere
-from projections.replaying.rows import Replay, ReplayOptions, ReplayState, find
+from engine.projection import Projection
+from engine.replay.records import Progress, Replay, ReplayOptions, ReplayState, find
+from engine.replay.replay import ReplayElsewhere
+from engine.replay.requests import resume
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer
 from tests.integration.replay_support import (

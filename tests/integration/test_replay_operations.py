@@ -7,9 +7,19 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from projections.likes import Likes
-from projections.replaying import progress as replay_progress
-from projections.replaying.asking import (
+from engine.replay import records as replay_progress
+from engine.replay.records import (
+    NoReplay,
+    Progress,
+    Purpose,
+    Replay,
+    ReplayOptions,
+    ReplayState,
+    ReplayUnderWay,
+    replays,
+)
+from engine.replay.replay import ReplayElsewhere, rollback
+from engine.replay.requests import (
     BadTarget,
     NoCopy,
     cancel,
@@ -19,17 +29,7 @@ from projections.replaying.asking import (
     pause,
     resume,
 )
-from projections.replaying.progress import Progress
-from projections.replaying.replay import ReplayElsewhere, rollback
-from projections.replaying.rows import (
-    NoReplay,
-    Purpose,
-    Replay,
-    ReplayOptions,
-    ReplayState,
-    ReplayUnderWay,
-    replays,
-)
+from projections.likes import Likes
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer, caught_up, hosting
 from tests.integration.replay_support import (
@@ -326,7 +326,7 @@ def test_an_unexpected_error_ends_the_replay(
     def fail(*_: object) -> None:
         raise ValueError("surprise")
 
-    monkeypatch.setattr("projections.replaying.work.compare", fail)
+    monkeypatch.setattr("engine.replay.replay.compare", fail)
     replay = replayed(database_url, Likes())
     assert (replay.state, replay.error) == (ReplayState.FAILED, "ValueError: surprise")
     assert copies(database_url) == ["likes"]

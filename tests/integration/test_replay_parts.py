@@ -8,9 +8,9 @@ from random import Random
 import psycopg
 import pytest
 
+from engine.projection import Projection
+from engine.replay.records import Purpose, ReplayError, ReplayOptions, ReplayState
 from projections.likes import Likes
-from projections.projection import Projection
-from projections.replaying.rows import Purpose, ReplayError, ReplayOptions, ReplayState
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer
 from tests.integration.replay_support import (

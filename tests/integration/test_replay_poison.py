@@ -9,13 +9,12 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from domain.video_likes import VideoLikes
+from engine.projection import Batch
+from engine.replay.records import ReplayOptions, ReplayState
+from engine.replay.replay import rollback
+from engine.replay.requests import OtherVersion, begin_for_outdated, outdated, resume
 from engine.subscription import State
 from projections.likes import TABLES, Likes
-from projections.projection import Batch
-from projections.replaying.asking import OtherVersion, resume
-from projections.replaying.outdated import begin_for_outdated, outdated
-from projections.replaying.replay import rollback
-from projections.replaying.rows import ReplayOptions, ReplayState
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer, caught_up, hosting, position
 from tests.integration.replay_support import (

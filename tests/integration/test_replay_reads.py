@@ -20,13 +20,13 @@ import pytest
 from psycopg import AsyncConnection
 
 from domain.comment import Comment
+from engine.projection import Projection
+from engine.replay.records import ReplayOptions, ReplayState
+from engine.replay.replay import rollback
 from projections.catalog import Catalog
 from projections.comments import Comments
-from projections.counters import counted
+from projections.like_counters import counted
 from projections.likes import Likes
-from projections.projection import Projection
-from projections.replaying.replay import rollback
-from projections.replaying.rows import ReplayOptions, ReplayState
 from tests.integration.projection_support import Writer, caught_up, hosting, origin
 from tests.integration.replay_support import replayed
 from tests.support import DEADLINE_SECONDS, eventually

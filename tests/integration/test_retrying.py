@@ -12,14 +12,13 @@ from psycopg.rows import TupleRow
 from structlog.testing import capture_logs
 
 from engine import checkpoints
+from engine.completeness import completeness
 from engine.connections import connect
+from engine.installation import rename
+from engine.parked_events import Outcome, Retried, retry, show
+from engine.projection import Batch
 from projections.catalog import Catalog
-from projections.install import rename
 from projections.likes import Likes
-from projections.parking.parked import show
-from projections.parking.retrying import Outcome, Retried, retry
-from projections.projection import Batch
-from projections.proving.completeness import completeness
 from tests.integration.event_log import rows
 from tests.integration.parking_support import (
     PARKED,

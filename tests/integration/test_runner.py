@@ -13,13 +13,13 @@ import psycopg
 import pytest
 
 from engine.checkpoints import pause, resume
+from engine.installation import install
+from engine.log import Log
+from engine.projection_subscription import OUTDATED
 from engine.subscription import State
 from infra import metrics
-from infra.postgres import EmbeddedPostgres
-from projections.install import install
+from infra.postgres.embedded import EmbeddedPostgres
 from projections.likes import Likes
-from projections.log import Log
-from projections.projection_subscription import OUTDATED
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Tally, Writer, caught_up, hosting, position, seen
 from tests.support import DEADLINE_SECONDS, eventually
@@ -370,7 +370,7 @@ def test_lag_is_told_in_seconds(database_url: str, writer: Writer) -> None:
 def test_a_window_is_bounded_in_bytes(
     database_url: str, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("projections.log.MAX_WINDOW_BYTES", 600)
+    monkeypatch.setattr("engine.log.MAX_WINDOW_BYTES", 600)
     writer.like(VIDEO, *(f"viewer-{n}" for n in range(10)))
     with hosting(database_url, tally := Tally()):
         caught_up(database_url, ["tally"], writer.head)

@@ -17,11 +17,14 @@ from eventsourcing.persistence import StoredEvent
 from psycopg.rows import TupleRow
 
 from benchmarks.log import fill
+from engine.event_store import open_recorder
 from engine.schedule import run_job
-from infra import metrics, seals
-from infra.event_store import open_recorder
-from infra.seals import FileAnchors, LogBroken, Seal, StoredRow, leaf, read_anchors
-from infra.seals.tables import seals as read_seals
+from engine.seals import tables
+from engine.seals.anchors import FileAnchors, read_anchors
+from engine.seals.chain import Seal, StoredRow, leaf
+from engine.seals.sealer import LogBroken
+from engine.seals.tables import seals as read_seals
+from infra import metrics
 from tests.integration.event_log import lock_of_the_log, rows
 from tests.integration.seal_support import (
     BLOCK,
@@ -34,11 +37,11 @@ from tests.integration.seal_support import (
     verify,
 )
 from tests.support import ended, eventually
-from workers.sealing import sealing_job
+from workers.maintenance import sealing_job
 
 
 def chain(database_url: str) -> list[Seal]:
-    with seals.connect(database_url, "test") as conn:
+    with tables.connect(database_url, "test") as conn:
         return list(read_seals(conn, 0, 1_000_000))
 
 
@@ -48,7 +51,7 @@ def ranges(database_url: str) -> list[tuple[int, int]]:
 
 @contextmanager
 def session(database_url: str) -> Iterator[psycopg.Connection[TupleRow]]:
-    with seals.connect(database_url, "test") as conn:
+    with tables.connect(database_url, "test") as conn:
         yield conn
 
 
@@ -185,7 +188,7 @@ def test_a_failure_is_a_metric_and_sealing_goes_on_after_it(
 ) -> None:
     make_log(database_url, 12)
     install(database_url)
-    monkeypatch.setattr("workers.sealing.AFTER_FAILURE_SECONDS", 0.02)
+    monkeypatch.setattr("workers.maintenance.AFTER_FAILURE_SECONDS", 0.02)
     change(
         database_url, "UPDATE backlot_events SET notification_id = 99 WHERE notification_id = 12"
     )

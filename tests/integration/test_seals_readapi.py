@@ -12,9 +12,9 @@ import httpx
 import psycopg
 import pytest
 
-from infra.seals import FileAnchors, Proofs, configured_anchors, configured_proofs
+from engine.seals.anchors import FileAnchors, Proofs, configured_anchors, configured_proofs
 from infra.settings import load_settings
-from readapi.audit.integrity import Integrity
+from readapi.audit.routes import Integrity
 from tests.integration.readapi_support import Site
 from tests.integration.seal_support import TOPICS, change, make_log, new_key, seal_all
 

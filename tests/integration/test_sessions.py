@@ -14,10 +14,15 @@ import pytest
 from psycopg import sql
 
 from engine.connections import connect as connect_for_projections
-from infra.connecting import SHORT_WORK, open_async_connection, open_connection, thread_pool
-from infra.event_store import open_recorder
-from infra.seals import connect as connect_for_seals
-from readapi.pool import make_pool
+from engine.event_store import open_recorder
+from engine.seals.tables import connect as connect_for_seals
+from infra.postgres.connection import (
+    SHORT_WORK,
+    open_async_connection,
+    open_connection,
+    thread_pool,
+)
+from infra.postgres.pool import make_pool
 from tests.real_inputs import RealInput, each
 
 # Of the role in this database, as `ALTER DATABASE … SET` is of all roles.

@@ -19,12 +19,15 @@ from psycopg.errors import ConnectionTimeout, QueryCanceled
 from psycopg_pool import PoolTimeout
 from structlog.testing import capture_logs
 
-from commands.batch import Executed, IdempotencyKey
-from commands.bus import CommandBus
+from engine.command_bus import CommandBus, Executed, IdempotencyKey
+from engine.event_store import GroupCommitRecorder, open_recorder
+from engine.installation import make_tables
 from engine.notifications import Notifications
-from infra import connecting, metrics
-from infra.batching import NotBegun
-from infra.connecting import (
+from engine.telemetry import VIEWED, Telemetry, TelemetryEvent
+from infra import metrics
+from infra.batcher import NotBegun
+from infra.postgres import connection
+from infra.postgres.connection import (
     DatabaseSilent,
     Limits,
     breaker_of,
@@ -34,11 +37,8 @@ from infra.connecting import (
     thread_pool,
     unhurried,
 )
-from infra.event_store import GroupCommitRecorder, open_recorder
-from infra.postgres import EmbeddedPostgres
-from infra.telemetry import VIEWED, Telemetry, TelemetryEvent
-from projections.install import make_tables
-from readapi.pool import LivePool, make_pool
+from infra.postgres.embedded import EmbeddedPostgres
+from infra.postgres.pool import LivePool, make_pool
 from tests.integration.buses import Toggle, execute, execute_all, with_bus
 from tests.support import ended, eventually, hung, until
 
@@ -62,8 +62,8 @@ def url(server: EmbeddedPostgres) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connecting, "SILENCE_SECONDS", 0.5)
-    monkeypatch.setattr(connecting, "PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "PAUSE_SECONDS", 0.2)
 
 
 @pytest.fixture
@@ -119,18 +119,18 @@ class TestThreads:
                 conn.execute("INSERT INTO t VALUES (1)")
             assert conn.closed
 
-    @pytest.mark.parametrize("limits", [connecting.LONG_WORK, BRIEF], ids=["long", "unhurried"])
+    @pytest.mark.parametrize("limits", [connection.LONG_WORK, BRIEF], ids=["long", "unhurried"])
     def test_long_work_takes_its_time_while_the_server_lives(
         self, url: str, limits: Limits, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = []
-        lives = connecting._lives
+        lives = connection._lives
 
         def ask(info: psycopg.ConnectionInfo) -> bool:
             asked.append(info)
             return lives(info)
 
-        monkeypatch.setattr(connecting, "_lives", ask)
+        monkeypatch.setattr(connection, "_lives", ask)
         with open_connection(url, "test", limits) as conn, unhurried(conn):
             # Three times as long as it takes to ask.
             conn.execute("SELECT pg_sleep(2)")
@@ -178,7 +178,7 @@ class TestNewcomers:
     def test_one_at_a_time_asks_and_the_others_are_told_at_once(
         self, server: EmbeddedPostgres, url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(connecting, "PAUSE_SECONDS", 600.0)
+        monkeypatch.setattr(connection, "PAUSE_SECONDS", 600.0)
         with hung(pid_of(server)):
             with pytest.raises(ConnectionTimeout):
                 open_connection(url, "test")
@@ -214,7 +214,7 @@ class TestNewcomers:
     def test_an_answer_on_an_old_connection_counts(
         self, server: EmbeddedPostgres, url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(connecting, "PAUSE_SECONDS", 600.0)
+        monkeypatch.setattr(connection, "PAUSE_SECONDS", 600.0)
         with open_connection(url, "test", BRIEF) as old:
             with hung(pid_of(server)), pytest.raises(ConnectionTimeout):
                 open_connection(url, "test")

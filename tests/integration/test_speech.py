@@ -16,19 +16,21 @@ import pytest
 
 from infra import whisper
 from infra.settings import load_settings
-from infra.speech import (
+from infra.speech import ffmpeg
+from infra.speech import ffmpeg as programs
+from infra.speech.port import (
     MediaTooLarge,
     MediaUnreadable,
-    SpeechUnavailable,
     Transcript,
     TranscriptionFailed,
-    TranscriptionLimits,
     TranscriptionTimedOut,
+)
+from infra.speech.whisper import (
+    SpeechUnavailable,
+    TranscriptionLimits,
     WhisperTranscriber,
     available,
-    ffmpeg,
     make_transcriber,
-    programs,
 )
 from tests.integration.whisper_models import needs_whisper, save_untrained
 from tests.support import requires

@@ -9,13 +9,12 @@ from uuid import UUID, uuid4
 import pytest
 
 from infra.settings import load_settings
-from infra.speech import MediaUnreadable, Transcript
-from infra.tasks import TaskOrigin
+from infra.speech.port import MediaUnreadable, Transcript
+from infra.tasks.messages import TaskOrigin
 from tests.integration.buses import decided, open_bus
 from tests.integration.event_log import logged
 from tests.integration.projection_support import Writer, origin
-from workers.speech.opening import media_urls, open_speech, wanted
-from workers.speech.task import SpeechTranscription
+from workers.speech import SpeechTranscription, media_urls, open_speech, wanted
 
 ORIGIN = TaskOrigin("conversation", "cause")
 SPOKEN = Transcript("es", "Llueve otra vez.", (), 61.5)

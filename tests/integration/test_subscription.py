@@ -12,12 +12,12 @@ import pytest
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine import telemetry
 from engine.connections import ThreadedConnection
 from engine.leader_lock import EveryProcess, Leader, LeaderLock
 from engine.messages import Place
 from engine.notifications import EVENTS, HURRY, NOTIFY, Notifications
 from engine.subscription import Handler, Restart, Resting, State, Subscription
-from infra import telemetry
 from tests.support import ended, until
 
 NUMBERS: Place = ("numbers", 0)

@@ -16,21 +16,21 @@ from structlog.testing import capture_logs
 
 from domain.comment import Comment
 from domain.model import Origin
+from engine.installation import install
+from engine.log import Log
 from engine.schedule import run_job
 from infra import metrics
 from infra.redis import embedded_server
-from infra.tasks import BrokerAway, current_origin
 from infra.tasks.broker import task_queues
-from infra.tasks.failed import FailedTask
-from infra.tasks.letters import Depth, TaskQueues, Wanted
+from infra.tasks.dead_letters import Depth, FailedTask, TaskQueues, Wanted
+from infra.tasks.errors import BrokerAway
+from infra.tasks.messages import current_origin
 from infra.tasks.queues import SPEECH, TRANSLATION
 from projections.comments import Comments
-from projections.install import install
-from projections.log import Log
 from tests.integration.projection_support import Writer
 from tests.integration.task_support import Toy, quick_settings
 from tests.support import ended, eventually, until
-from workers.translation.sweep import Sweep, sweep_job
+from workers.translation.task import Sweep, sweep_job
 
 OVERDUE = timedelta(minutes=5)
 RECENTLY, LONG_AGO = timedelta(minutes=10), timedelta(hours=25)

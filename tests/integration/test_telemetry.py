@@ -13,8 +13,8 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from infra.integration.topics import TELEMETRY
-from infra.telemetry import (
+from engine.installation import make_tables
+from engine.telemetry import (
     SHARED,
     VIEWED,
     WATCH_TIME,
@@ -23,7 +23,7 @@ from infra.telemetry import (
     Views,
     forget_sessions,
 )
-from projections.install import make_tables
+from projections.integration_events import TELEMETRY
 from tests.integration.analytics_support import REPEAT, migrated, stored_from
 from tests.integration.event_log import rows
 from tests.real_inputs import RealInput, each

@@ -12,13 +12,13 @@ import psycopg
 import pytest
 
 from engine.connections import connect
-from infra.integration.topics import TELEMETRY
-from infra.telemetry import INSERT, Telemetry, TelemetryEvent
-from projections.install import make_tables
+from engine.installation import make_tables
+from engine.telemetry import INSERT, Telemetry, TelemetryEvent
+from projections.integration_events import TELEMETRY
 from tests.integration.analytics_support import REPEAT
 from tests.integration.event_log import rows
 from tests.support import eventually
-from workers.following import TelemetryFeed
+from workers.feeds import TelemetryFeed
 
 SESSION = str(uuid4())
 AT = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)

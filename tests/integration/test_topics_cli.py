@@ -14,13 +14,13 @@ import pytest
 from backlot.cli import main
 from domain.operation import Operation
 from engine.dead_letters import Rejected
-from infra.integration import TOPICS
+from projections.integration_events import TOPICS
 from tests.integration.consuming_support import VIDEO, LogStage, Tasks, consuming, run
 from tests.integration.event_log import rows
 from tests.integration.operator_desk import desk
 from tests.integration.projection_support import Writer
 from tests.support import until
-from workers import relay_places
+from workers import relay as relay_places
 
 
 class Ran(NamedTuple):

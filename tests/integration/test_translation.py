@@ -12,12 +12,14 @@ import pytest
 from commands.comments import EditComment
 from commands.queries import CommentText, FindCommentText
 from commands.translation import Failed, RecordTranslation
-from infra.event_store import GroupCommitRecorder
-from infra.language import TextDetector
-from infra.llm import LanguageModelError
+from engine.event_store import GroupCommitRecorder
+from infra.language.eld import TextDetector
+from infra.llm.errors import LanguageModelError
 from infra.redis import embedded_redis
 from infra.settings import load_settings
-from infra.tasks import FailedTask, Postponed, TaskOrigin
+from infra.tasks.dead_letters import FailedTask
+from infra.tasks.errors import Postponed
+from infra.tasks.messages import TaskOrigin
 from tests.integration.buses import decided, execute, open_bus
 from tests.integration.event_log import logged
 from tests.integration.projection_support import Writer, origin
@@ -31,8 +33,7 @@ from tests.openai_server import (
     translated,
     truncated,
 )
-from workers.translation.opening import open_translation
-from workers.translation.task import CommentTranslation
+from workers.translation.task import CommentTranslation, open_translation
 
 SPANISH = "¡Qué bonito es este vídeo, muchas gracias! https://example.org/a 🎬"
 ORIGIN = TaskOrigin("conversation", "cause")

@@ -15,14 +15,13 @@ from structlog.testing import capture_logs
 
 import infra.redis
 from infra import metrics
-from infra.llm import LanguageModelError, Throttled
-from infra.locks import Lease
+from infra.llm.errors import LanguageModelError, Throttled
 from infra.redis import embedded_redis
+from infra.redlock import Lease
 from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.integration.translation_support import MODEL, TTL, Provider, key_of, once, stored
 from workers.translation.cache import LOCK_PREFIX, TranslationCache
-from workers.translation.prompt import PROMPT_VERSION
-from workers.translation.translator import Translation
+from workers.translation.translator import PROMPT_VERSION, Translation
 
 pytestmark = pytest.mark.anyio
 

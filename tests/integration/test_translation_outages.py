@@ -14,8 +14,7 @@ from infra import metrics
 from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.integration.translation_support import MODEL, TTL, Provider, once
 from workers.translation.cache import TranslationCache
-from workers.translation.prompt import PROMPT_VERSION
-from workers.translation.translator import Translation
+from workers.translation.translator import PROMPT_VERSION, Translation
 
 pytestmark = pytest.mark.anyio
 

@@ -15,11 +15,10 @@ import pytest
 from dramatiq import Actor, Broker
 from structlog.testing import capture_logs
 
-from infra.codec import EventMapper, event_id
+from engine.codec import EventMapper, event_id
 from infra.settings import Settings, load_settings
-from infra.tasks import make_broker
-from infra.tasks.broker import task_queues
-from infra.tasks.letters import every
+from infra.tasks.broker import make_broker, task_queues
+from infra.tasks.dead_letters import every
 from infra.tasks.queues import TRANSLATION
 from tests.integration.buses import decided
 from tests.integration.consuming_support import LogStage, consuming, processed, run
@@ -30,7 +29,7 @@ from tests.integration.task_support import QUICK
 from tests.openai_server import OpenAIServer, openai_server, refusal, status
 from tests.support import eventually, until, unused_port
 from workers.tasks import TaskMeans, declare
-from workers.translation.consumer import TranslationConsumer
+from workers.translation.task import TranslationConsumer
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).with_name("dramatiq")

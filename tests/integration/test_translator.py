@@ -7,20 +7,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from infra.llm import (
-    BreakerOpen,
-    LanguageModel,
-    LanguageModelError,
-    Overloaded,
-    make_language_model,
-)
+from infra.llm.client import LanguageModel, make_language_model
+from infra.llm.errors import BreakerOpen, LanguageModelError, Overloaded
 from infra.redis import embedded_redis
 from infra.settings import load_settings
 from tests import openai_server as server_of
 from tests.openai_server import Answer, Call, OpenAIServer
 from workers.translation.cache import TranslationCache
-from workers.translation.prompt import instructions
-from workers.translation.translator import NotKept, Translation, Translator
+from workers.translation.translator import NotKept, Translation, Translator, instructions
 
 pytestmark = pytest.mark.anyio
 

@@ -13,10 +13,10 @@ import pytest
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
-from projections.analytics.formula import Formula
-from projections.analytics.settling import settle
-from projections.analytics.trending import Ranked, Trending
 from projections.analytics.windows import Window
+from projections.trending.formula import Formula
+from projections.trending.ranking import Ranked, Trending
+from projections.trending.sums import settle
 from tests.integration.trending_support import (
     HOUR,
     NOW,

@@ -16,13 +16,9 @@ from infra import metrics
 from infra.cache import Lifetimes, Requirement
 from infra.position import Position
 from infra.redis import embedded_redis
-from projections.analytics.trending import Ranked
-from projections.analytics.trending_cache import (
-    TrendingCache,
-    TrendingInvalidation,
-    key_of,
-)
 from projections.analytics.windows import Window
+from projections.trending.cache import TrendingCache, TrendingInvalidation, key_of
+from projections.trending.ranking import Ranked
 from tests.integration.redis_servers import RedisServer, redis_servers
 
 SECOND = timedelta(seconds=1)

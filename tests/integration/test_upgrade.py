@@ -13,20 +13,20 @@ import pytest
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
-from backlot.wiring import ReadModels
+from backlot.bootstrap import ReadModels
 from domain.comment import Comment
+from engine import freshness as waits
+from engine.completeness import UnknownVersion, completeness
+from engine.freshness import STALE_ANSWERS, ReadModelBehind, Waiting
+from engine.installation import create, install
+from engine.projection import Batch, Projection
+from engine.projection_subscription import GOES_ON
+from engine.replay.records import ReplayOptions, ReplayState
 from engine.subscription import State
 from infra.position import Position, decode_position
-from projections import waiting as waits
-from projections.install import create, install
+from infra.postgres.pool import make_pool
 from projections.likes import TABLES, Likes
 from projections.operations import Operations
-from projections.projection import Batch, Projection
-from projections.projection_subscription import GOES_ON
-from projections.proving.completeness import UnknownVersion, completeness
-from projections.replaying.rows import ReplayOptions, ReplayState
-from projections.waiting import STALE_ANSWERS, ReadModelBehind, Waiting
-from readapi.pool import make_pool
 from tests.integration.event_log import rows
 from tests.integration.operator_desk import Desk, executing
 from tests.integration.projection_support import Tally, Writer, caught_up, hosting, position

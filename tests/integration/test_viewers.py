@@ -10,9 +10,9 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from infra.viewers import Salt, ViewerKeys, salt_of_today
+from engine.telemetry import Salt, ViewerKeys, salt_of_today
 from tests.integration.event_log import rows
-from workers.housekeeping import forget
+from workers.maintenance import forget
 
 ADDRESS, CLIENT = "203.0.113.7", "VLC/3.0.20"
 HOUR = timedelta(hours=1)

@@ -12,8 +12,11 @@ from redis.asyncio import Redis
 
 from infra.redis import connect_redis
 from infra.settings import load_settings
-from infra.tasks import FailedTask, Resources, configure, current_origin
+from infra.tasks.dead_letters import FailedTask
+from infra.tasks.messages import current_origin
 from infra.tasks.queues import TRANSLATION
+from infra.tasks.resources import Resources
+from infra.tasks.worker import configure
 
 TOLD = "told"
 settings = load_settings()

@@ -10,8 +10,7 @@ from collections.abc import Awaitable, Callable
 from redis.asyncio import Redis
 
 from workers.translation.cache import TranslationCache
-from workers.translation.prompt import PROMPT_VERSION
-from workers.translation.translator import Translation
+from workers.translation.translator import PROMPT_VERSION, Translation
 
 MODEL = "gpt-4o-mini"
 TTL = 60.0

@@ -9,9 +9,9 @@ from uuid import UUID
 
 import orjson
 
-from infra.codec import EventMapper
-from projections.audit.events import Entry, read_entry
-from projections.log import Stored
+from engine.codec import EventMapper
+from engine.inspection.streams import Entry, read_entry
+from engine.log import Stored
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "events"
 TOPICS = sorted(path.stem for path in GOLDEN.iterdir())

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from fakeredis import FakeServer
 from redis.asyncio import Redis
 
-from infra.locks import Redlock
 from infra.redis import embedded_redis
+from infra.redlock import Redlock
 
 KEY = "test:thing:1"
 

@@ -6,18 +6,10 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from uuid import UUID
 
-from infra.seals import (
-    Anchor,
-    Check,
-    Fault,
-    Report,
-    Seal,
-    SealKey,
-    StoredRow,
-    leaf,
-    seal_hash,
-)
-from infra.seals.chain import NO_SEAL
+from engine.seals.anchors import Anchor
+from engine.seals.chain import NO_SEAL, Fault, Report, Seal, StoredRow, leaf, seal_hash
+from engine.seals.check import Check
+from engine.seals.signature import SealKey
 
 AT = datetime(2026, 11, 25, 12, tzinfo=UTC)
 STREAM = UUID("5f0c2f0a-7f0e-4a3c-9a39-1c6a54f2b7aa")

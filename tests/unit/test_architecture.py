@@ -105,9 +105,9 @@ ONLY_THERE = {
 }
 # No tasks: a timer of `threading`, a replay; and processes whose parent decides.
 OTHERS = {
-    ("infra/tasks/stopping.py", "self._timer.cancel"),
-    ("projections/operating/actions.py", "replay_operations.cancel"),
-    ("projections/replaying/partitions.py", "signal.signal"),
+    ("infra/tasks/shutdown.py", "self._timer.cancel"),
+    ("workers/operations/actions.py", "replay_operations.cancel"),
+    ("engine/replay/build.py", "signal.signal"),
 }
 
 
@@ -132,7 +132,7 @@ def test_a_call_that_may_lose_a_stop_is_found() -> None:
 
 
 # The embedded server is asked whether it runs, before there is anything to say to a session.
-MAY_CONNECT = {"infra/connecting.py", "infra/postgres.py"}
+MAY_CONNECT = {"infra/postgres/connection.py", "infra/postgres/embedded.py"}
 CONNECTS = {
     "psycopg.connect",
     "Connection.connect",
@@ -147,7 +147,7 @@ def test_connections_to_postgresql_are_made_in_one_place() -> None:
     assert [place for place in found if place.partition(":")[0] not in MAY_CONNECT] == []
 
 
-NAMES_THE_LOG = "infra/event_store.py"
+NAMES_THE_LOG = "engine/event_store.py"
 
 
 def test_the_table_of_the_log_is_named_in_one_place() -> None:
@@ -165,10 +165,10 @@ def test_the_table_of_the_log_is_named_in_one_place() -> None:
 # what is as wide as the model that is configured, and what is only there while a check runs.
 MAKES_TABLES = {
     "engine/migrations.py",
-    "projections/analytics/migrating.py",
-    "projections/analytics/rebuilding/aside.py",
-    "projections/analytics/rebuilding/checking_sql.py",
-    "projections/recommendations/embedding_table.py",
+    "projections/analytics/schema.py",
+    "projections/analytics/rebuild.py",
+    "projections/analytics/comparison.py",
+    "projections/recommendations/embeddings.py",
 }
 
 

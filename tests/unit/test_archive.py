@@ -10,21 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.archive.lines import (
+from engine.archive.lines import (
+    LineWriter,
     cloud_event_line,
     event_line,
     header_line,
+    last_line,
     row_of,
     seal_line,
     seal_of,
 )
-from infra.archive.plan import ExportFormat, Plan, plan_from_json
-from infra.archive.reading import ExportUnusable, read_header, read_items
-from infra.archive.streams import TailStreams
-from infra.archive.writing import LineWriter, last_line
-from infra.codec import event_id
-from infra.privacy import PayloadMode
-from infra.seals import Seal, StoredRow
+from engine.archive.plan import ExportFormat, Plan, plan_from_json
+from engine.archive.verification import ExportUnusable, TailStreams, read_header, read_items
+from engine.codec import event_id
+from engine.privacy import PayloadMode
+from engine.seals.chain import Seal, StoredRow
 from tests.unit.sealed_logs import STREAM, chain_over, log_of
 from tests.unit.test_seals_proofs import KEY
 

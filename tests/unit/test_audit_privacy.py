@@ -9,12 +9,11 @@ import orjson
 import pytest
 
 from domain.model import EVENTS, Aggregate, Personal
-from infra.privacy import PayloadMode
-from projections.audit.causes import Surroundings, Trace, tree
-from projections.audit.events import read_entry
-from projections.audit.streams import Fold
-from projections.log import Stored
-from readapi.audit.present import as_detail, as_event, as_state, as_step, as_trace
+from engine.inspection.causes import Surroundings, Trace, tree
+from engine.inspection.streams import Fold, read_entry
+from engine.log import Stored
+from engine.privacy import PayloadMode
+from readapi.audit.inspector import as_detail, as_event, as_state, as_step, as_trace
 from tests.unit.audit_events import TOPICS, golden
 
 SECRET = "qx7-personal-value"

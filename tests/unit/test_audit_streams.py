@@ -13,12 +13,11 @@ from eventsourcing.persistence import StoredEvent
 from domain.comment import Comment
 from domain.model import Aggregate
 from domain.upload import Upload
-from infra.codec import EventMapper
-from infra.privacy import PayloadMode
-from projections.audit.events import read_entry
-from projections.audit.streams import FieldChange, Fold, fields
-from projections.log import Stored
-from readapi.audit.present import as_state, as_step
+from engine.codec import EventMapper
+from engine.inspection.streams import FieldChange, Fold, fields, read_entry
+from engine.log import Stored
+from engine.privacy import PayloadMode
+from readapi.audit.inspector import as_state, as_step
 from tests.unit.given_when_then import STREAM, by
 
 MAPPER = EventMapper()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from infra.codec import event_id
-from infra.privacy import PayloadMode
-from projections.audit.causes import MAX_DEPTH, Node, Trace, tree
-from readapi.audit.present import as_trace
+from engine.codec import event_id
+from engine.inspection.causes import MAX_DEPTH, Node, Trace, tree
+from engine.privacy import PayloadMode
+from readapi.audit.inspector import as_trace
 from tests.unit.audit_events import AT, entry
 
 Shape = dict[int, "Shape"]

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.auth import (
+from infra.http.auth import (
     Authenticator,
     Identity,
     InvalidToken,

@@ -13,13 +13,13 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from commands.batch import Executed, Group, IdempotencyKey, Request, Round
-from commands.command import Aggregates, Command, Query, Slot
 from domain.comment import Comment
 from domain.errors import Conflict
 from domain.model import Aggregate, Origin
 from domain.video_likes import VideoLikes
-from infra.codec import EventMapper
+from engine.codec import EventMapper
+from engine.command import Aggregates, Command, Query, Slot
+from engine.command_bus import Executed, Group, IdempotencyKey, Request, Round
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)
 A, B, C = (UUID(int=number) for number in (1, 2, 3))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from infra.batching import Batcher, NotBegun, QueueFull
+from infra.batcher import Batcher, NotBegun, QueueFull
 from tests.support import DEADLINE_SECONDS
 
 

@@ -13,10 +13,10 @@ import pytest
 import typer.main
 from typer.main import get_command
 
-from backlot import question
+from backlot import screen
 from backlot.cli import CommandError, main, parse_ttl
-from infra.auth import make_authenticator, read_or_make_secret
 from infra.data_folder import secret_path
+from infra.http.auth import make_authenticator, read_or_make_secret
 from infra.settings import Settings, load_settings
 from tests.command_line import every_command
 from tests.real_inputs import RealInput, each
@@ -140,7 +140,7 @@ def test_a_question_that_nobody_can_answer_is_not_asked(
 def test_a_question_on_a_terminal_is_answered(
     backlot: Run, monkeypatch: pytest.MonkeyPatch, answer: str, code: int, said: str
 ) -> None:
-    monkeypatch.setattr(question, "_terminal", lambda: True)
+    monkeypatch.setattr(screen, "_terminal", lambda: True)
     monkeypatch.setattr(sys, "stdin", StringIO(answer))
     ended, out, err = backlot("projections", "drop-old", "likes")
     assert (ended, out.strip()) == (code, "")

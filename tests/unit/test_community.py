@@ -16,11 +16,11 @@ from benchmarks.exported import exported
 from benchmarks.judging import Question, Split, by_chance, by_taste, by_trend, judge, split
 from benchmarks.log import AT, VIDEOS, columns, like_event, uploads
 from benchmarks.measures import coverage, ndcg, recall
-from infra.archive.lines import event_line, header_line
-from infra.archive.plan import ExportFormat, Plan
-from infra.archive.reading import ExportUnusable
-from infra.privacy import PayloadMode
-from infra.seals.chain import StoredRow
+from engine.archive.lines import event_line, header_line
+from engine.archive.plan import ExportFormat, Plan
+from engine.archive.verification import ExportUnusable
+from engine.privacy import PayloadMode
+from engine.seals.chain import StoredRow
 
 UNTIL = datetime(2026, 3, 14, tzinfo=UTC)
 SHAPE = Shape(users=60, videos=80, topics=6, days=14)

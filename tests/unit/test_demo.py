@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from backlot.demo import run, run_demo
-from backlot.demo.calls import DemoFailed, Meter
-from backlot.demo.clips import bundled, make_clips
-from backlot.demo.script import Afterthought, Liking, cast
+from backlot.demo import run
+from backlot.demo.client import DemoFailed, Meter
+from backlot.demo.run import run_demo
+from backlot.demo.script import Afterthought, Liking, bundled, cast, make_clips
 from infra.settings import Settings, load_settings
 from tests.unit.fake_backlot import URL, FakeBacklot
 

@@ -17,16 +17,16 @@ from uuid import UUID
 import pytest
 
 from backlot.app import make_app
-from backlot.wiring import Parts, ReadModels
+from backlot.bootstrap import Parts, ReadModels
 from domain.model import Aggregate, Personal
+from engine.codec import payload_fields, topics_of
+from engine.inspection.index import Audit
 from infra import metrics
-from infra.auth import make_authenticator
-from infra.codec import payload_fields, topics_of
-from infra.objects import FolderStore
+from infra.http.auth import make_authenticator
+from infra.http.problems import TITLES
+from infra.objects.folder import FolderStore
 from infra.objects.problems import PROBLEMS
-from infra.problems import TITLES
 from infra.settings import load_settings
-from projections.audit.index import Audit
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from backlot.group import ListingGroup
+from backlot.arguments import ListingGroup
 from infra.errors import ExitCode
 from tests.command_line import described, every_command, tree
 from tests.docs_commands import ROOT, Named, in_messages, in_pages

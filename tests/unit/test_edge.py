@@ -9,9 +9,9 @@ from fastapi import Request, Response
 from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
-from infra.auth import Authenticator
-from infra.edge import hot
-from infra.http import create_app
+from infra.http.app import create_app
+from infra.http.auth import Authenticator
+from infra.http.edge import hot
 
 
 async def ask_the_framework(stream: UUID, request: Request) -> Response | None:

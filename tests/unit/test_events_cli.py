@@ -18,12 +18,11 @@ from backlot.events.text import (
     step_lines,
     trace_lines,
 )
-from backlot.layout import printable
-from infra.privacy import PayloadMode
-from projections.audit.causes import Surroundings, Trace, tree
-from projections.audit.events import read_entry
-from projections.audit.streams import Fold
-from readapi.audit.present import as_detail, as_event, as_state, as_step, as_trace
+from backlot.output import printable
+from engine.inspection.causes import Surroundings, Trace, tree
+from engine.inspection.streams import Fold, read_entry
+from engine.privacy import PayloadMode
+from readapi.audit.inspector import as_detail, as_event, as_state, as_step, as_trace
 from readapi.audit.shapes import AuditEvent, AuditStats, StreamEvent, TopicCount
 from tests.unit.audit_events import AT, TOPICS, entry, golden
 

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from projections.recommendations.excerpt import cut, plain
-from projections.recommendations.reason import LONGEST, shown
+from projections.recommendations.prompt import LONGEST, cut, plain, shown
 from tests.ranking_material import ORDERS
 
 UNSEEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from projections.recommendations.fusion import RankedByModel, fuse
 from projections.recommendations.model import Recommended
+from projections.recommendations.ranker import RankedByModel, fuse
 
 MOST = 60
 ROUNDS = 200

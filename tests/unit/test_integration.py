@@ -16,19 +16,20 @@ from eventsourcing.persistence import StoredEvent
 
 from domain.model import Aggregate
 from domain.upload import Upload
-from infra.codec import EventMapper, event_id
-from infra.integration import (
+from engine.codec import EventMapper, event_id
+from engine.telemetry import TelemetryEvent
+from projections.integration_events import (
+    PUBLISHED,
+    TELEMETRY,
     TOPICS,
     Message,
     NotPublishable,
+    adapter_of,
     dead_letters,
     events_for,
     from_event,
     from_telemetry,
 )
-from infra.integration.messages import PUBLISHED
-from infra.integration.topics import TELEMETRY, adapter_of
-from infra.telemetry import TelemetryEvent
 
 FOLDER = Path(__file__).parents[1] / "golden"
 POSITION = 42

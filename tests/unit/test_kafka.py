@@ -6,10 +6,9 @@ import pytest
 from aiokafka.partitioner import DefaultPartitioner
 
 from engine.messages import Dead, Raw, Unreadable
-from infra.kafka import KafkaOptions
-from infra.kafka.publishing import partition_of
+from infra.kafka import KafkaOptions, partition_of
 from infra.settings import load_settings
-from workers.consuming.kafka import dead_letter, parse
+from workers.kafka_source import dead_letter, parse
 
 SECURE = {
     "KAFKA_BOOTSTRAP_SERVERS": "one:9092,two:9092",

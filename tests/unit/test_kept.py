@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.language.emoji import emoji_of
+from infra.language.words import emoji_of
 from tests.real_inputs import RealInput, each
-from workers.translation.kept import lost_in, missing
+from workers.translation.translator import lost_in, missing
 
 LINKS = [
     "https://youtu.be/dQw4w9WgXcQ?t=42", "http://example.com", "www.example.org/a-b_c",

@@ -9,7 +9,7 @@ from anyio import run
 
 from benchmarks.detecting import BARE, TEXT, Guess, Labelled, detect_all, labelled
 from benchmarks.languages import NONE, PLAIN, reach, score
-from infra.language.codes import ISO_639_1
+from infra.language.detector import ISO_639_1
 from infra.language.words import words
 from infra.settings import load_settings
 

@@ -10,8 +10,7 @@ from io import StringIO
 
 import pytest
 
-from backlot.change import MAX_VALUE, change_lines, changed
-from backlot.layout import UNLIMITED, flow, table, width
+from backlot.output import MAX_VALUE, UNLIMITED, change_lines, changed, flow, table, width
 
 HEADINGS = ("projection", "status", "position", "replay")
 ROWS = [

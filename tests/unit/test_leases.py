@@ -8,11 +8,11 @@ from uuid import uuid4
 
 import pytest
 
-from commands.finalize_lock import HeldUpload, UploadFinalizing
+from commands.finalize import HeldUpload, UploadFinalizing
 from commands.queries import UploadFacts
 from domain.upload import Status
 from infra import metrics
-from infra.locks import Redlock
+from infra.redlock import Redlock
 from tests.unit.lock_nodes import KEY, Clock, Gate, Nodes, nodes_of
 
 pytestmark = pytest.mark.anyio

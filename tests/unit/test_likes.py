@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from commands.command import Aggregates, Lookup, Slot
 from commands.likes import ChangeLike, LikesOfOthers, Wish
 from domain.comment import Comment
 from domain.errors import NotFound
 from domain.model import Aggregate
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
-from infra.contract import LikeState
+from engine.command import Aggregates, Lookup, Slot
+from infra.http.shapes import LikeState
 from tests.unit.given_when_then import by, fact, given
 
 ANN = by("ann")

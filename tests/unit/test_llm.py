@@ -8,16 +8,8 @@ from contextlib import suppress
 import pytest
 
 from infra.circuit_breaker import CircuitState
-from infra.llm import (
-    BreakerOpen,
-    LanguageModelBreaker,
-    Overloaded,
-    Pace,
-    Refused,
-    Throttled,
-    TooManyCalls,
-)
-from infra.llm.usage import Usage, usage_of
+from infra.llm.errors import BreakerOpen, Overloaded, Refused, Throttled, TooManyCalls
+from infra.llm.provider import LanguageModelBreaker, Pace, Usage, usage_of
 
 pytestmark = pytest.mark.anyio
 

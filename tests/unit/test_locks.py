@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from infra import metrics
-from infra.locks import LocksUnavailable, LockTaken, Redlock, kind_of, make_redlock
+from infra.redlock import LocksUnavailable, LockTaken, Redlock, kind_of, make_redlock
 from tests.unit.lock_nodes import KEY, Clock, Hanging, Nodes, Slow, nodes_of
 
 pytestmark = pytest.mark.anyio
@@ -135,7 +135,7 @@ async def test_a_node_that_hangs_costs_its_timeout(nodes: Nodes) -> None:
 async def test_a_crowd_in_this_process_is_not_taken_for_a_silent_node(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.lock_nodes.TURN_SECONDS", 30.0)
+    monkeypatch.setattr("infra.redlock.TURN_SECONDS", 30.0)
     locks = nodes.redlock()
 
     async def hold(number: int) -> None:
@@ -148,7 +148,7 @@ async def test_a_crowd_in_this_process_is_not_taken_for_a_silent_node(
 async def test_a_crowd_does_not_wait_for_a_node_that_hangs_one_after_the_other(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.lock_nodes.TURN_SECONDS", 0.2)
+    monkeypatch.setattr("infra.redlock.TURN_SECONDS", 0.2)
     clients: list[Redis] = nodes.clients()
     clients[1] = nodes.clients_of(Hanging)[1]
     locks = Redlock(clients, node_timeout=0.2)
@@ -200,7 +200,7 @@ async def test_waiting_ends_and_pauses_are_random(
         return None
 
     locks = nodes.redlock(clock=clock, chance=lambda: next(chances), retry_delay=0.1)
-    monkeypatch.setattr("infra.locks.asyncio.sleep", sleep)
+    monkeypatch.setattr("infra.redlock.asyncio.sleep", sleep)
     with pytest.raises(LockTaken):
         async with locks.hold(KEY, 30.0, wait=0.42):
             pytest.fail("held")

@@ -7,9 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from commands.bus import COMMANDS
+from engine.command_bus import COMMANDS
 from infra import metrics
-from infra.edge import HTTP
+from infra.http.edge import HTTP
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.txt"
 

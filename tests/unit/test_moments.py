@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from backlot.times import duration, moment
+from backlot.arguments import duration, moment
 from infra.errors import ExitCode, UsageError
 from tests.real_inputs import RealInput, each
 

@@ -12,27 +12,22 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from anyio import run
 
-from infra.objects import (
-    BadSignature,
+from infra.objects.disk import Disk, PartFile, write_all
+from infra.objects.port import (
+    ALGORITHMS,
     Checksum,
     ChecksumUnreadable,
     ObjectStoreUnavailable,
     PartMismatch,
     PartRef,
-    UrlExpired,
-    read_checksums,
-)
-from infra.objects.checksums import ALGORITHMS
-from infra.objects.disk import Disk, write_all
-from infra.objects.parts import PartFile
-from infra.objects.port import (
     disposition,
     multipart_etag,
     ordered_refs,
+    read_checksums,
     safe_content_type,
     safe_filename,
 )
-from infra.objects.signing import UrlSigner
+from infra.objects.signed_urls import BadSignature, UrlExpired, UrlSigner
 from tests.real_inputs import RealInput, each
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, 500_000, UTC)

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from domain.errors import Conflict, Invalid, NotFound
-from domain.operation import MAX_JSON_CHARACTERS, Members, Operation, OperationOutcome, cut
+from domain.operation import (
+    MAX_JSON_CHARACTERS,
+    Members,
+    Operation,
+    OperationOutcome,
+    cut,
+)
 from tests.real_inputs import RealInput, each
 from tests.unit.given_when_then import by, fact, given
 

@@ -13,11 +13,11 @@ from domain.comment import Comment
 from domain.model import Aggregate, Origin
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
+from engine.projection import Recorded, by_kind, columns
 from infra.advisory_locks import copy_lock
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes, sum_up
-from projections.projection import Recorded, by_kind, columns
 
 VIDEOS = [UUID(int=n + 1) for n in range(3)]
 VIEWERS = ["alice", "bob", "eve"]

@@ -12,11 +12,10 @@ from uuid import UUID
 import pytest
 
 from backlot.cli import main
-from backlot.projections.lines import as_lines, as_table, differences, in_trouble, told
-from backlot.projections.replay_screen import ReplayScreen
-from projections.overview import Copy, Rates
-from projections.replaying.progress import Progress
-from projections.replaying.rows import Purpose, Replay, ReplayState
+from backlot.projections.replay import ReplayScreen
+from backlot.projections.text import as_lines, as_table, differences, in_trouble, told
+from engine.overview import Copy, Rates
+from engine.replay.records import Progress, Purpose, Replay, ReplayState
 from readapi.projection_status import CopyStatus, ProjectionStatus, present_replay
 
 AT = datetime(2026, 11, 1, 12, 30, tzinfo=UTC)

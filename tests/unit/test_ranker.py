@@ -12,15 +12,15 @@ from pydantic import BaseModel
 from structlog.testing import capture_logs
 
 from infra import metrics
-from infra.llm import Overloaded, Parsed, TimedOut
-from infra.llm.port import Answer
-from projections.recommendations.fusion import RankedByModel
+from infra.llm.client import Answer, Parsed
+from infra.llm.errors import Overloaded, TimedOut
 from projections.recommendations.model import Material
 from projections.recommendations.prompt import MOST_PICKS, SYSTEM, answer_form
 from projections.recommendations.ranker import (
     TOKENS_OF_FORM,
     TOKENS_PER_PICK,
     NothingUsable,
+    RankedByModel,
     Ranker,
 )
 from tests.ranking_material import films, material_of

@@ -9,8 +9,8 @@ from uuid import UUID
 import pytest
 
 from engine.checkpoints import Seen
-from projections.replaying.rows import FINAL, Purpose, Replay, ReplayState
-from projections.replaying.switching import goal_of
+from engine.replay.cutover import goal_of
+from engine.replay.records import FINAL, Purpose, Replay, ReplayState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 REPLAY = Replay(

@@ -13,12 +13,17 @@ from botocore.auth import S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from infra.objects import PartMismatch, PartRef
-from infra.objects.port import Part
+from infra.objects.port import Part, PartMismatch, PartRef
 from infra.objects.s3 import S3Store
-from infra.objects.s3_answers import is_made_of, refuse_mismatch, unavailable
-from infra.objects.s3_client import S3Misconfigured, S3Place
-from infra.objects.s3_signing import AccessKeys, S3UrlSigner
+from infra.objects.s3_client import (
+    AccessKeys,
+    S3Misconfigured,
+    S3Place,
+    S3UrlSigner,
+    is_made_of,
+    refuse_mismatch,
+    unavailable,
+)
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, 700_000, UTC)
 KEY = "videos/0b0e5b3e-59a5-4c0b-8f0e-0d6f0f1b2c3d"

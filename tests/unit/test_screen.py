@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from backlot.projections.replay_screen import ReplayScreen
+from backlot.projections.replay import ReplayScreen
 from backlot.screen import BYTES, Screen
-from projections.replaying.progress import Progress
-from projections.replaying.rows import ReplayState
+from engine.replay.records import Progress, ReplayState
 
 BAR = "━"
 

@@ -15,17 +15,9 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from infra.seals import (
-    AnchorsUnusable,
-    Check,
-    FileAnchors,
-    KeyUnusable,
-    SealCheck,
-    SealKey,
-    read_anchors,
-    read_public_keys,
-    read_seal_key,
-)
+from engine.seals.anchors import AnchorsUnusable, FileAnchors, read_anchors
+from engine.seals.check import Check, SealCheck
+from engine.seals.signature import KeyUnusable, SealKey, read_public_keys, read_seal_key
 from tests.unit.sealed_logs import anchors_of, chain_over, checked, fault_of, log_of, named
 
 KEY = SealKey(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))

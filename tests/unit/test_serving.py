@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-from backlot.serving import FLUSH_BYTES, OneWrite
+from backlot.up import FLUSH_BYTES, OneWrite
 
 
 class Wire:

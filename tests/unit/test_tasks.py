@@ -12,14 +12,18 @@ from dramatiq.middleware import Shutdown
 
 from infra.settings import load_settings
 from infra.settings.adapters import TaskSettings
-from infra.tasks import make_broker
-from infra.tasks.broker import shared_queues
+from infra.tasks.broker import Retries, make_broker, shared_queues
+from infra.tasks.dead_letters import (
+    ERROR_CHARACTERS,
+    Depth,
+    failed_task,
+    in_one_line,
+    read,
+    revived,
+)
 from infra.tasks.errors import ExtraMissing, NoSharedBroker, UnknownQueue
-from infra.tasks.failed import ERROR_CHARACTERS, failed_task, in_one_line
-from infra.tasks.letters import Depth, read, revived
-from infra.tasks.redis_broker import TaskRedisBroker
-from infra.tasks.retries import Retries
-from infra.tasks.stopping import was_interrupted
+from infra.tasks.redis import TaskRedisBroker
+from infra.tasks.shutdown import was_interrupted
 
 FAILED: Message[None] = Message(
     "translation",

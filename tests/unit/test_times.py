@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from commands.upload_shapes import PartUrl
-from infra.contract import Time, Wire
+from infra.http.shapes import Time, Wire
 from infra.utc import rfc3339
 
 NOON = datetime(2026, 7, 1, 12, 0, 0, 250_000, tzinfo=UTC)

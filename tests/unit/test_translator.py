@@ -10,12 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.llm import Parsed, Throttled
-from infra.llm.port import Answer
-from workers.translation.kept import missing
-from workers.translation.pieces import pieces
-from workers.translation.prompt import PROMPT_VERSION, TranslatedComment, instructions, question
-from workers.translation.translator import PIECE_CHARACTERS, NotKept, Translation, Translator
+from infra.llm.client import Answer, Parsed
+from infra.llm.errors import Throttled
+from workers.translation.translator import (
+    PIECE_CHARACTERS,
+    PROMPT_VERSION,
+    NotKept,
+    TranslatedComment,
+    Translation,
+    Translator,
+    instructions,
+    missing,
+    pieces,
+    question,
+)
 
 pytestmark = pytest.mark.anyio
 

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from backlot.upload import file, run
-from backlot.upload.problems import FileChanged
-from infra.auth import mint_token
+from backlot.upload.api import FileChanged
+from infra.http.auth import mint_token
 from tests.unit.fake_uploads import CONTENT, SECRET, STORE, URL, FakeUploads, problem, xml
 from tests.unit.upload_runs import Upload
 

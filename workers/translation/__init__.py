@@ -1,1 +1,1 @@
-"""Comments in other languages: from their event to a recorded translation."""
+"""Translation: from a comment's event to a recorded translation."""

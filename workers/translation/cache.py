@@ -19,13 +19,11 @@ from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
 from infra.cache import RedisValues, SingleFlight
-from infra.locks import LocksUnavailable, LockTaken, make_redlock
 from infra.metrics import counter
 from infra.redis import OptionalRedis
+from infra.redlock import LocksUnavailable, LockTaken, make_redlock
 from infra.settings.features import TranslationSettings
-from workers.translation.kept import missing
-from workers.translation.prompt import PROMPT_VERSION
-from workers.translation.translator import Translation
+from workers.translation.translator import PROMPT_VERSION, Translation, missing
 
 PREFIX = "comment:translation:"
 # Not `<key>:lock`: the metrics of locks count by what stands before the last colon.

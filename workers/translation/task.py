@@ -6,14 +6,20 @@ counts only for the revision that it has read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypeVar
-from uuid import UUID
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
 
+import psycopg
 import structlog
+from dramatiq import Actor
+from psycopg import Connection
+from psycopg.rows import TupleRow
+from redis.asyncio import Redis
 
-from commands.bus import CommandBus
-from commands.command import Command
 from commands.queries import FindCommentText, FindVisibility
 from commands.translation import (
     Detected,
@@ -23,12 +29,26 @@ from commands.translation import (
     Skipped,
     TranslatedText,
 )
-from infra.language import Detection, Detector
+from engine.command import Command
+from engine.command_bus import CommandBus
+from engine.connections import ThreadedConnection
+from engine.leader_lock import leading
+from engine.schedule import Job, Outage, Run
+from infra.language.detector import Detection, Detector
+from infra.language.factory import make_detector
 from infra.language.words import words
+from infra.llm.client import make_language_model
 from infra.llm.errors import LanguageModelError, NotCalled, ProviderFailed
 from infra.metrics import counter
-from infra.tasks import FailedTask, Postponed, TaskOrigin
-from workers.executing import execute
+from infra.settings.adapters import LanguageModelSettings
+from infra.settings.features import TranslationSettings
+from infra.tasks.dead_letters import FailedTask, TaskQueues
+from infra.tasks.errors import BrokerAway, Postponed
+from infra.tasks.messages import TaskOrigin, enqueue
+from infra.tasks.queues import TRANSLATION
+from projections.comments import Comments
+from projections.integration_events import COMMENT_CREATED, COMMENT_EDITED
+from workers.task import TaskConsumer, execute
 from workers.translation.cache import TranslationCache
 from workers.translation.translator import Translation, Translator
 
@@ -175,3 +195,95 @@ class CommentTranslation:
 
     async def _execute(self, command: Command[R], origin: TaskOrigin) -> R:
         return await execute(self._bus, command, ACTOR, origin)
+
+
+class TranslationConsumer(TaskConsumer):
+    """Sends `translate_comment`."""
+
+    name = "translation"
+    topics = frozenset((COMMENT_CREATED, COMMENT_EDITED))
+    subject = "commentId"
+
+
+@asynccontextmanager
+async def open_translation(
+    settings: TranslationSettings,
+    llm_settings: LanguageModelSettings,
+    bus: CommandBus,
+    redis: Redis,
+) -> AsyncIterator[CommentTranslation]:
+    """Everything that one process needs to translate; raises OperatorError."""
+    llm = make_language_model(llm_settings)
+    ttl = settings.cache_ttl_seconds
+    model, target = settings.model, settings.target_language
+    if llm is None:
+        log.info("translation_skipped", reason="neither OPENAI_API_KEY nor OPENAI_BASE_URL is set")
+    try:
+        yield CommentTranslation(
+            bus=bus,
+            detector=make_detector(settings, llm),
+            translator=None if llm is None else Translator(llm, model, target),
+            cache=TranslationCache(redis, ttl, model=model, target=target),
+            target=target,
+            target_confidence=settings.target_confidence,
+        )
+    finally:
+        if llm is not None:
+            await llm.aclose()
+
+
+AT_ONCE = 500
+# What failed is tried again for so long; later an operator has to say so.
+TRY_AGAIN = timedelta(days=1)
+
+TRANSLATIONS_SWEPT = counter(
+    "backlot_translations_swept",
+    "Tasks sent again for comments that waited for too long.",
+)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Looks for comments that wait for longer than `overdue`, while no task waits.
+
+    As long as tasks wait, theirs may be among them.
+    """
+
+    comments: Comments
+    translate_comment: Actor[..., Any]
+    queues: TaskQueues
+    overdue: timedelta
+    # Whether a language model is there for what was skipped without one.
+    can_translate: bool
+
+    def run(self, conn: Connection[TupleRow]) -> int:
+        """Send the tasks that are missing; return how many. Raise BrokerAway, psycopg.Error."""
+        if any(d.waiting or d.delayed for d in self.queues.depths() if d.queue == TRANSLATION):
+            return 0
+        reasons = (*PASSING, NO_LANGUAGE_MODEL) if self.can_translate else PASSING
+        found = self.comments.untranslated(conn, self.overdue, reasons, TRY_AGAIN, AT_ONCE)
+        sweep = f"sweep-{uuid4()}"
+        for comment_id in found:
+            self._send(comment_id, sweep)
+        return len(found)
+
+    def _send(self, comment_id: UUID, sweep: str) -> None:
+        enqueue(self.translate_comment, str(comment_id), correlation_id=sweep, causation_id=sweep)
+        TRANSLATIONS_SWEPT.inc()
+
+
+def sweep_job(sweep: Sweep, database_url: str, every: float) -> Job:
+    """Return the job that sweeps; one process at a time does."""
+
+    async def run(conn: ThreadedConnection) -> None:
+        sent = await conn.do(sweep.run)
+        if sent:
+            log.warning("translations_swept", comments=sent)
+
+    @asynccontextmanager
+    async def session() -> AsyncIterator[Run]:
+        async with leading(database_url, "translation sweep") as conn:
+            yield lambda: run(conn)
+
+    outage = Outage("sweep_postponed", (psycopg.Error, BrokerAway))
+    return Job("translation sweep", every, session, outage, at_once=False)

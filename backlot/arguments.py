@@ -1,0 +1,211 @@
+"""Groups of commands, and what stands for none of theirs."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Collection, Iterable
+from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from infra.errors import ExitCode, UsageError
+
+
+class CommandGroup(TyperGroup):
+    """Without a command it explains itself."""
+
+    unnamed = "--help"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # A shell that completes what is typed so far may still get a command.
+        unnamed = not (ctx.resilient_parsing or self._named(ctx, args))
+        return super().parse_args(ctx, [self.unnamed, *args] if unnamed else args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            # Else the interpreter tries once more at its end, and complains.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(ExitCode.CUT_OFF) from None
+
+    def _named(self, ctx: Any, args: list[str]) -> bool:
+        return bool(args)
+
+
+class ListingGroup(CommandGroup):
+    """Without a command it is its `list`, with the options of that."""
+
+    unnamed = "list"
+
+    def _named(self, ctx: Any, args: list[str]) -> bool:
+        return bool(args) and (not args[0].startswith("-") or args[0] in ctx.help_option_names)
+
+
+def group(about: str, kind: type[CommandGroup] = CommandGroup) -> typer.Typer:
+    """A group of commands, a sentence about them, and what it does without a command."""
+    return typer.Typer(cls=kind, help=about, callback=_begin, rich_markup_mode=None)
+
+
+def _begin() -> None:
+    """Nothing; with it, one command alone is a group too."""
+
+
+SHOWN = 5
+ENOUGH = 12
+
+
+class UnknownName(UsageError):
+    """A name that nothing has; the text lists near ones."""
+
+
+def require(kind: str, name: str, names: Collection[str]) -> str:
+    """The name, where it is one of `names` of a `kind`; raises UnknownName."""
+    if name in names:
+        return name
+    found = near(name, names)
+    known = found or sorted(names)[:ENOUGH]
+    rest = "; did you mean {}?" if found else "; there are {}" if known else "; there are none"
+    raise UnknownName(f"there is no {kind} {name!r}{rest.format(', '.join(known))}")
+
+
+def near(name: str, names: Iterable[str]) -> list[str]:
+    """Those of `names` that are spelt like it or have it in them, the nearest first."""
+    spelt = {known.lower(): known for known in sorted(names)}
+    wanted = name.lower()
+    close = get_close_matches(wanted, spelt, n=SHOWN)
+    within = [known for known in spelt if len(wanted) > 2 and (wanted in known or known in wanted)]
+    return [spelt[known] for known in dict.fromkeys([*close, *within])][:SHOWN]
+
+
+def completion(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """What a shell offers for the beginning of such a name."""
+
+    def offered(incomplete: str) -> list[str]:
+        return sorted(name for name in names() if name.startswith(incomplete))
+
+    return offered
+
+
+def projections() -> frozenset[str]:
+    """Everything that `backlot projections` can be told to act on."""
+    from backlot.bootstrap import ReadModels
+    from projections.analytics.rebuild import NAME as ANALYTICS
+    from projections.like_counters import NAME as COUNTERS
+
+    return frozenset({*ReadModels.make().by_name(), ANALYTICS, COUNTERS})
+
+
+def projection(name: str | None) -> str | None:
+    """A parameter's callback: the name of a projection, or none given; raises UnknownName."""
+    return name if name is None else require("projection", name, projections())
+
+
+def aggregates() -> frozenset[str]:
+    """Kinds of aggregates, as topics begin with them."""
+    return frozenset(topic.partition(".")[0] for topic in topics())
+
+
+def topics() -> frozenset[str]:
+    """Topics of events, of whatever version."""
+    from engine.codec import MAPPER
+
+    return MAPPER.topics
+
+
+def event_types() -> frozenset[str]:
+    """What `--type` takes: a topic, a topic without its version, or a kind of aggregate."""
+    return types_of(topics())
+
+
+def types_of(found: Iterable[str]) -> frozenset[str]:
+    """The types of events under these topics."""
+    forms = (
+        (topic, topic.rpartition(".v")[0] or topic, topic.partition(".")[0]) for topic in found
+    )
+    return frozenset(form for each in forms for form in each)
+
+
+def published() -> frozenset[str]:
+    """Topics of messages that are published and consumed."""
+    from projections.integration_events import TOPICS
+
+    return frozenset(TOPICS)
+
+
+def queues() -> frozenset[str]:
+    """Queues of tasks."""
+    from infra.tasks.queues import QUEUES
+
+    return frozenset(QUEUES)
+
+
+UNITS = {
+    timedelta(seconds=1): ("s", "sec", "secs", "second", "seconds"),
+    timedelta(minutes=1): ("m", "min", "mins", "minute", "minutes"),
+    timedelta(hours=1): ("h", "hr", "hrs", "hour", "hours"),
+    timedelta(days=1): ("d", "day", "days"),
+    timedelta(weeks=1): ("w", "week", "weeks"),
+}
+SIZES = {word: size for size, words in UNITS.items() for word in words}
+AMOUNT = re.compile(r"([0-9]{1,9})\s*([a-z]+)\s*")
+# Midnights, in days from that of today.
+DAYS = {"yesterday": -1, "today": 0, "tomorrow": 1}
+ZONE = re.compile(r"\s+(?=[+-][0-9]|Z$)|\s*(?:UTC|GMT)$")
+EXAMPLES = "yesterday, 1h, 30m, 2d, 2026-11-22 or 2026-11-22T09:30:15+01:00"
+
+
+def moment(option: str, text: str | None, now: datetime) -> datetime | None:
+    """The time in UTC that an option names, None where it is not given; raises UsageError.
+
+    A duration is so long before `now`; a day is its midnight; without a zone it is in UTC.
+    """
+    if text is None:
+        return None
+    try:
+        return _moment(text.strip(), now.astimezone(UTC))
+    except (ValueError, OverflowError):
+        raise UsageError(f"{option}: {text!r} is not a time such as {EXAMPLES}") from None
+
+
+def duration(text: str) -> timedelta:
+    """How long 90s, 30m, 1h, 1h30m, 2d or 1w is. Raises ValueError and OverflowError."""
+    rest, total = text.strip().lower(), timedelta()
+    if not rest:
+        raise ValueError("no duration")
+    while rest:
+        match = AMOUNT.match(rest)
+        if match is None or match[2] not in SIZES:
+            raise ValueError(f"{text!r} is no duration")
+        total += int(match[1]) * SIZES[match[2]]
+        rest = rest[match.end() :]
+    return total
+
+
+def _moment(text: str, now: datetime) -> datetime:
+    word = text.lower()
+    if word == "now":
+        return now
+    if word in DAYS:
+        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        return midnight + timedelta(days=DAYS[word])
+    if word.startswith("@"):
+        return datetime.fromtimestamp(float(word[1:]), UTC)
+    if AMOUNT.match(word.removeprefix("-")):
+        return now - duration(word.removeprefix("-").removesuffix("ago"))
+    return _written_out(text.upper())
+
+
+def _written_out(text: str) -> datetime:
+    """A date, or a date and a time, in ISO 8601 or as this program prints them."""
+    joined = ZONE.sub(lambda found: "" if found[0].isspace() else "Z", text)
+    time = datetime.fromisoformat(joined)
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)

@@ -1,0 +1,143 @@
+"""The demo's HTTP client: one per person, each reading its own writes, all of them measured."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import cycle
+from typing import Any
+from uuid import uuid4
+
+import httpx
+
+from backlot.calls import CallFailed, Patience, persist
+from backlot.upload.api import UploadApi
+from infra.errors import OperatorError
+
+PATIENCE = Patience(attempts=4, first=0.2, longest=5.0, longest_told=5.0)
+# Longer than the server's default: a busy machine is no reason to fail a demo.
+WAIT_MS = "20000"
+
+
+class DemoFailed(OperatorError):
+    """The demo cannot be played; the text says what to do."""
+
+
+@dataclass
+class Meter:
+    """What was asked of the server, and how it went; durations in seconds."""
+
+    requests: int = 0
+    durations: list[float] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def percentile_ms(self, share: float) -> float:
+        """The duration that `share` (0 to 1) of the API calls did not exceed, in ms."""
+        if not self.durations:
+            return 0.0
+        ordered = sorted(self.durations)
+        return 1000 * ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+    async def count(self, _: httpx.Request) -> None:
+        """One more request goes out."""
+        self.requests += 1
+
+    def note(self, failure: CallFailed, _: float | None) -> None:
+        """One of them failed."""
+        self.errors[str(failure)] += 1
+
+
+class Person:
+    """One user of the server: a token, and how far in the log they have written."""
+
+    def __init__(self, http: httpx.AsyncClient, meter: Meter, name: str, token: str) -> None:
+        self.name = name
+        self.position: str | None = None
+        self._http = http
+        self._meter = meter
+        self._authorization = {"Authorization": f"Bearer {token}"}
+        self.uploads = UploadApi(http, token, patience=PATIENCE, note=meter.note)
+
+    async def command(
+        self, method: str, path: str, body: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Do something; a repeat after an outage carries the same key, so it counts once."""
+        headers = {**self._authorization}
+        if method == "POST":
+            headers["Idempotency-Key"] = str(uuid4())
+        answer = await self._call(method, path, headers, json=body)
+        self.position = answer.headers.get("Backlot-Position", self.position)
+        return _object(answer)
+
+    async def query(self, path: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Read, and see at least everything that this person has done."""
+        headers = {**self._authorization}
+        if self.position is not None:
+            headers |= {"Backlot-Min-Position": self.position, "Backlot-Timeout-Ms": WAIT_MS}
+        return _object(await self._call("GET", path, headers, params=params))
+
+    async def all(self, path: str) -> list[dict[str, Any]]:
+        """Every item of a list, page by page."""
+        items: list[dict[str, Any]] = []
+        params: dict[str, Any] | None = {"limit": 100}
+        while params is not None:
+            page = await self.query(path, params)
+            items += page["items"]
+            following = page.get("nextCursor")
+            params = {"limit": 100, "cursor": following} if following else None
+        return items
+
+    async def bytes(self, url: str, byte_range: str) -> httpx.Response:
+        """Fetch media: the URL is the permission. Not part of the measured calls."""
+        return await self._call("GET", url, {"Range": byte_range}, timed=False)
+
+    async def _call(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        *,
+        timed: bool = True,
+        **options: Any,
+    ) -> httpx.Response:
+        request = self._http.build_request(method, url, headers=headers, **options)
+
+        async def send() -> httpx.Response:
+            return await self._send(request, timed)
+
+        call = f"{method} {request.url.path}"
+        return await persist(call, send, PATIENCE, note=self._meter.note)
+
+    async def _send(self, request: httpx.Request, timed: bool) -> httpx.Response:
+        started = time.perf_counter()
+        answer = await self._http.send(request)
+        if timed:
+            self._meter.durations.append(time.perf_counter() - started)
+        return answer
+
+
+def _object(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        found = answer.json()
+    except ValueError as error:
+        raise CallFailed(answer.request.url.path, "the answer is not JSON") from error
+    if not isinstance(found, dict):
+        raise CallFailed(answer.request.url.path, "the answer is not a JSON object")
+    return found
+
+
+class Lanes(httpx.AsyncBaseTransport):
+    """Sends each request through the next of `count` pools."""
+
+    def __init__(self, count: int) -> None:
+        context = httpx.create_ssl_context(trust_env=False)
+        self._pools = [httpx.AsyncHTTPTransport(verify=context) for _ in range(count)]
+        self._turns = cycle(self._pools)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await next(self._turns).handle_async_request(request)
+
+    async def aclose(self) -> None:
+        for pool in self._pools:
+            await pool.aclose()

@@ -1,0 +1,1 @@
+"""The archive: exports of the event log to files, their verification and import."""

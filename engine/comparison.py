@@ -1,0 +1,398 @@
+"""Compares two copies of a projection inside PostgreSQL, and names the keys that differ.
+
+The rows never leave the server, so that it takes no memory here however much differs. A table
+whose digests agree is done after one pass over each copy; only one that differs is joined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from psycopg import Connection
+from psycopg.rows import TupleRow, class_row
+from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
+
+# A partition is read through the table that it belongs to.
+TABLES = b"""
+SELECT c.relname AS name,
+       ARRAY(SELECT ROW(a.attname, format_type(a.atttypid, a.atttypmod))
+             FROM pg_attribute a
+             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+             ORDER BY a.attname COLLATE "C") AS columns,
+       ARRAY(SELECT a.attname::text
+             FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place),
+                  pg_attribute a
+             WHERE i.indrelid = c.oid AND i.indisprimary
+                   AND a.attrelid = c.oid AND a.attnum = k.attnum
+             ORDER BY k.place) AS key
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+ORDER BY c.relname COLLATE "C"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table: its columns and their types by name, and the columns of its primary key, if any."""
+
+    name: str
+    columns: list[tuple[str, str]]
+    key: list[str]
+
+    def keyed_as(self, other: Table) -> bool:
+        """Whether both have the same primary key, of the same types."""
+        ours, theirs = dict(self.columns), dict(other.columns)
+        return (
+            self.key != []
+            and self.key == other.key
+            and all(ours[column] == theirs[column] for column in self.key)
+        )
+
+
+def tables_of(conn: Connection[TupleRow], schema: str) -> dict[str, Table]:
+    """The tables in a schema by name, in the order of their names."""
+    with conn.cursor(row_factory=class_row(Table)) as cursor:
+        return {table.name: table for table in cursor.execute(TABLES, (schema,)).fetchall()}
+
+
+def common_columns(one: Table, other: Table) -> list[str]:
+    """Columns that both have, by name, whatever their order in the table."""
+    theirs = dict(other.columns)
+    return [name for name, _ in one.columns if name in theirs]
+
+
+def differing_structure(live: Table, other: Table) -> list[str]:
+    """How the columns and the keys of two tables differ, a sentence each; [] if they don't."""
+    ours, theirs = dict(live.columns), dict(other.columns)
+    told = []
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name not in theirs:
+            told.append(f"column {name} is only in the live copy")
+        elif name not in ours:
+            told.append(f"column {name} is only in the other copy")
+        elif ours[name] != theirs[name]:
+            told.append(
+                f"column {name} is {ours[name]} in the live copy, {theirs[name]} in the other"
+            )
+    if live.key != other.key:
+        told.append(
+            f"the primary key is ({', '.join(live.key)}) in the live copy, "
+            f"({', '.join(other.key)}) in the other"
+        )
+    return told
+
+
+# The same texts wherever the comparison runs, and a planner that may read whole tables.
+SESSION = b"""
+SET LOCAL timezone = 'UTC';
+SET LOCAL datestyle = 'ISO, YMD';
+SET LOCAL intervalstyle = 'iso_8601';
+SET LOCAL bytea_output = 'hex';
+SET LOCAL extra_float_digits = 1;
+SET LOCAL enable_seqscan = on;
+SET LOCAL enable_bitmapscan = on;
+SET LOCAL work_mem = '64MB';
+SET LOCAL statement_timeout = 0
+"""
+
+# The sum does not depend on the order in which the rows lie.
+DIGEST = SQL("SELECT count(*), coalesce(sum({hash}), 0) FROM {table} t")
+
+# Both give a row per key that differs: its texts, its digests, and how many of its rows the live
+# copy lacks and how many only it has.
+BY_KEY = SQL("""
+SELECT ARRAY[{texts}]::text[] AS key, l.hash AS live, o.hash AS other,
+       (l.hash IS NULL)::int AS missing, (o.hash IS NULL)::int AS extra, {aliases}
+FROM (SELECT {columns}, {hash} AS hash FROM {live} t) l
+FULL JOIN (SELECT {columns}, {hash} AS hash FROM {other} t) o USING ({aliases})
+WHERE l.hash IS DISTINCT FROM o.hash""")
+BY_ROW = SQL("""
+SELECT key, l.hash AS live, o.hash AS other,
+       greatest(coalesce(o.rows, 0) - coalesce(l.rows, 0), 0) AS missing,
+       greatest(coalesce(l.rows, 0) - coalesce(o.rows, 0), 0) AS extra
+FROM (SELECT ARRAY[{texts}]::text[] AS key, min({hash}) AS hash, count(*) AS rows
+      FROM {live} t GROUP BY 1) l
+FULL JOIN (SELECT ARRAY[{texts}]::text[] AS key, min({hash}) AS hash, count(*) AS rows
+           FROM {other} t GROUP BY 1) o USING (key)
+WHERE l.rows IS DISTINCT FROM o.rows""")
+
+COUNT = SQL("""
+SELECT coalesce(sum(missing), 0)::bigint, coalesce(sum(extra), 0)::bigint,
+       count(*) FILTER (WHERE missing = 0 AND extra = 0)
+FROM ({differing}) AS d""")
+FIRST = SQL("""
+SELECT key, live, other, missing, extra, NULL FROM ({differing}) AS d
+ORDER BY {order} LIMIT {limit}""")
+# Columns by name with the two values, where two rows have them otherwise; NULL without two rows.
+CHANGES = """
+(SELECT jsonb_object_agg(one.key, jsonb_build_array(one.value, two.value))
+ FROM jsonb_each(to_jsonb({one})) AS one JOIN jsonb_each(to_jsonb({two})) AS two USING (key)
+ WHERE one.value::text IS DISTINCT FROM two.value::text)"""
+FIRST_BY_KEY = SQL(
+    """
+SELECT d.key, d.live, d.other, d.missing, d.extra, """
+    + CHANGES.format(one="l", two="o")
+    + """
+FROM (SELECT * FROM ({differing}) AS d ORDER BY {order} LIMIT {limit}) AS d
+LEFT JOIN {live} l ON ({live_key}) = ({aliases})
+LEFT JOIN {other} o ON ({other_key}) = ({aliases})
+ORDER BY {aliases}"""
+)
+
+
+class Comparison:
+    """The statements for one table that both copies have; rows are compared by common columns."""
+
+    def __init__(self, schemas: tuple[str, str], live: Table, other: Table) -> None:
+        columns = common_columns(live, other)
+        self.key = live.key if live.keyed_as(other) else []
+        self.named = self.key or columns
+        self._tables = [Identifier(schema, live.name) for schema in schemas]
+        self._aliases = [Identifier(f"k{place}") for place in range(len(self.key))]
+        self._hash = SQL("hashtextextended(ROW({})::text, 0)").format(_listed(_of_t(columns)))
+
+    def digest(self, side: int) -> Composed:
+        """Rows and the sum of their hashes: of the live copy (0) or the other one (1)."""
+        return DIGEST.format(hash=self._hash, table=self._tables[side])
+
+    def count(self) -> Composed:
+        """How many rows are missing, extra and different."""
+        return COUNT.format(differing=self._differing())
+
+    def first(self, limit: int) -> Composed:
+        """The first differing keys: key, live and other hash, rows missing and extra, changes."""
+        order = _listed(self._aliases or [Identifier("key")])
+        what = {"differing": self._differing(), "order": order, "limit": Literal(limit)}
+        if not self.key:
+            return FIRST.format(**what)
+        live, other = self._tables
+        return FIRST_BY_KEY.format(
+            **what,
+            live=live,
+            other=other,
+            live_key=_listed([Identifier("l", column) for column in self.key]),
+            other_key=_listed([Identifier("o", column) for column in self.key]),
+            aliases=_listed([SQL("d.{}").format(alias) for alias in self._aliases]),
+        )
+
+    def _differing(self) -> Composed:
+        live, other = self._tables
+        if not self.key:
+            texts = _listed(_texts(_of_t(self.named)))
+            return BY_ROW.format(texts=texts, hash=self._hash, live=live, other=other)
+        pairs = zip(_of_t(self.key), self._aliases, strict=True)
+        return BY_KEY.format(
+            texts=_listed(_texts(self._aliases)),
+            aliases=_listed(self._aliases),
+            columns=_listed([SQL("{} AS {}").format(column, alias) for column, alias in pairs]),
+            hash=self._hash,
+            live=live,
+            other=other,
+        )
+
+
+def _listed(parts: Sequence[Composable]) -> Composed:
+    return SQL(", ").join(parts)
+
+
+def _of_t(columns: list[str]) -> list[Composable]:
+    return [Identifier("t", column) for column in columns]
+
+
+def _texts(parts: Sequence[Composable]) -> list[Composable]:
+    return [SQL("{}::text").format(part) for part in parts]
+
+
+NAMED_KEYS = 100
+HASHES = 2**64
+ONLY_LIVE = "the table is only in the live copy"
+ONLY_OTHER = "the table is only in the other copy"
+
+
+class Kind(StrEnum):
+    """What is wrong with the live copy if the other one is right."""
+
+    MISSING = "missing"
+    EXTRA = "extra"
+    DIFFERENT = "different"
+
+
+@dataclass(frozen=True, slots=True)
+class TableDigest:
+    """What one copy's table holds: its number of rows, and a hash of all in whatever order."""
+
+    rows: int
+    digest: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "digest": self.digest}
+
+
+@dataclass(frozen=True, slots=True)
+class DifferentKey:
+    """A row that differs: its primary key (without one, all columns) and each copy's digest.
+
+    `changes` are the columns that differ, each with the live copy's value and the other one's.
+    """
+
+    table: str
+    key: dict[str, str | None]
+    kind: Kind
+    live: str | None
+    other: str | None
+    changes: Mapping[str, Sequence[object]] = field(default_factory=dict)
+
+    def as_dict(self, *, values: bool = False) -> dict[str, Any]:
+        """For JSON; values are for the eyes of an operator, and nowhere kept: people wrote them."""
+        told: dict[str, Any] = {"table": self.table, "key": self.key, "kind": str(self.kind)}
+        digests = {"live": self.live, "other": self.other}
+        told |= {name: digest for name, digest in digests.items() if digest is not None}
+        if self.changes:
+            told["columns"] = sorted(self.changes)
+        if self.changes and values:
+            told["changes"] = self.changes
+        return told
+
+
+@dataclass(slots=True)
+class TableDifference:
+    """What a table came to: rows that the live copy lacks, only it has, has otherwise.
+
+    `structure` says which columns differ; the digest of a copy without the table is None.
+    """
+
+    table: str
+    live: TableDigest | None = None
+    other: TableDigest | None = None
+    missing: int = 0
+    extra: int = 0
+    different: int = 0
+    structure: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        return self.missing + self.extra + self.different
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "table": self.table,
+            "live": self.live.as_dict() if self.live else None,
+            "other": self.other.as_dict() if self.other else None,
+            "missing": self.missing,
+            "extra": self.extra,
+            "different": self.different,
+            "structure": self.structure,
+        }
+
+
+@dataclass(slots=True)
+class Difference:
+    """Two copies compared: each table in the order of names, and the first keys that differ."""
+
+    live: str
+    other: str
+    tables: list[TableDifference] = field(default_factory=list)
+    keys: list[DifferentKey] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """How many rows differ, in all tables."""
+        return sum(table.total for table in self.tables)
+
+    @property
+    def differs(self) -> bool:
+        return self.total > 0 or any(table.structure for table in self.tables)
+
+    @property
+    def digests(self) -> dict[str, tuple[TableDigest | None, TableDigest | None]]:
+        """Per table: the live copy's digest and the other one's."""
+        return {table.table: (table.live, table.other) for table in self.tables}
+
+    def as_dict(self, *, values: bool = False) -> dict[str, Any]:
+        """As the command line's --json and the HTTP API tell it; with `values` for people."""
+        return {
+            "live": self.live,
+            "other": self.other,
+            "differs": self.differs,
+            "total": self.total,
+            "tables": [table.as_dict() for table in self.tables],
+            "keys": [key.as_dict(values=values) for key in self.keys],
+        }
+
+
+def compare(
+    conn: Connection[TupleRow], live_schema: str, other_schema: str, *, limit: int = NAMED_KEYS
+) -> Difference:
+    """Compare every table of two schemas; the first `limit` keys that differ are named.
+
+    For copies that are written meanwhile the caller opens a REPEATABLE READ transaction, so that
+    all is seen at one moment. Changes nothing, the caller's session included.
+    """
+    result = Difference(live_schema, other_schema)
+    with conn.transaction(force_rollback=True):
+        conn.execute(SESSION)
+        ours, theirs = tables_of(conn, live_schema), tables_of(conn, other_schema)
+        for name in sorted(ours.keys() | theirs.keys()):
+            sides = ours.get(name), theirs.get(name)
+            _compare_table(conn, result, sides, limit - len(result.keys))
+    return result
+
+
+def _compare_table(
+    conn: Connection[TupleRow],
+    result: Difference,
+    sides: tuple[Table | None, Table | None],
+    limit: int,
+) -> None:
+    live, other = sides
+    if live is not None and other is not None:
+        _compare_both(conn, result, live, other, limit)
+    elif live is not None:
+        digest = _digest(conn, Comparison((result.live, result.live), live, live), 0)
+        table = TableDifference(live.name, live=digest, extra=digest.rows, structure=[ONLY_LIVE])
+        result.tables.append(table)
+    elif other is not None:
+        digest = _digest(conn, Comparison((result.other, result.other), other, other), 0)
+        table = TableDifference(other.name, other=digest, missing=digest.rows)
+        table.structure = [ONLY_OTHER]
+        result.tables.append(table)
+
+
+def _compare_both(
+    conn: Connection[TupleRow], result: Difference, live: Table, other: Table, limit: int
+) -> None:
+    comparison = Comparison((result.live, result.other), live, other)
+    table = TableDifference(live.name, structure=differing_structure(live, other))
+    table.live, table.other = _digest(conn, comparison, 0), _digest(conn, comparison, 1)
+    result.tables.append(table)
+    if table.live == table.other:
+        return
+    table.missing, table.extra, table.different = _row(conn, comparison.count())
+    if limit > 0:
+        for row in conn.execute(comparison.first(limit)).fetchall():
+            result.keys.append(_named(live.name, comparison.named, row))
+
+
+def _digest(conn: Connection[TupleRow], comparison: Comparison, side: int) -> TableDigest:
+    rows, total = _row(conn, comparison.digest(side))
+    return TableDigest(rows, _hex(int(total)))
+
+
+def _named(table: str, columns: list[str], row: TupleRow) -> DifferentKey:
+    key, live, other, missing, extra, changes = row
+    kind = Kind.MISSING if missing else Kind.EXTRA if extra else Kind.DIFFERENT
+    ours, theirs = (None if value is None else _hex(value) for value in (live, other))
+    named = dict(zip(columns, key, strict=True))
+    return DifferentKey(table, named, kind, ours, theirs, changes or {})
+
+
+def _row(conn: Connection[TupleRow], query: Composed) -> TupleRow:
+    (row,) = conn.execute(query).fetchall()
+    return row
+
+
+def _hex(value: int) -> str:
+    return f"{value % HASHES:016x}"

@@ -1,0 +1,1 @@
+"""Inspection of the event log: an index of it, searches, streams, causes and effects."""

@@ -1,0 +1,105 @@
+"""What operators see of the projections, read from the database: true for every process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow, class_row
+
+from engine.event_store import EVENTS
+from engine.log import READ_ONE, Stored, recorded_at
+from infra.advisory_locks import LockClass, copy_lock
+
+COPIES = f"""
+SELECT c.subscription AS schema, c.projection AS name, c.version, c.position, c.status, c.error,
+       c.error_position, c.updated_at,
+       (SELECT coalesce(max(notification_id), 0) FROM {EVENTS}) AS head,
+       (SELECT count(*) FROM backlot_dead_letters d
+        WHERE d.kind = c.kind AND d.subscription = c.subscription AND d.status = 'parked') AS parked
+FROM backlot_checkpoints c WHERE c.kind = 'projection' ORDER BY c.subscription
+""".encode()
+LOOK_SECONDS = 1.0
+ACTIVE = b"""
+SELECT objid::bigint FROM pg_locks
+WHERE locktype = 'advisory' AND classid = %s AND granted
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One copy of a projection as the database knows it; the live one's schema is its name."""
+
+    schema: str
+    name: str
+    version: int
+    position: int
+    status: str
+    error: str | None
+    error_position: int | None
+    updated_at: datetime
+    head: int
+    parked: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopyProgress:
+    """A copy, how far it lags (positions; seconds), and whether any process runs it."""
+
+    copy: Copy
+    lag_events: int
+    lag_seconds: float
+    active: bool
+
+
+class Rates:
+    """How fast copies move: positions per second between two looks of this process.
+
+    The looks lie at least a second apart; before the second one, nothing is known.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._looks: dict[str, tuple[float, int]] = {}
+        self._rates: dict[str, float] = {}
+
+    def of(self, copy: Copy) -> float | None:
+        """The copy's rate, this being a look at it; None at the first one."""
+        now = self._clock()
+        at, position = self._looks.setdefault(copy.schema, (now, copy.position))
+        if now - at >= LOOK_SECONDS:
+            # Another copy that took the name may be anywhere; live ones don't go back.
+            self._rates[copy.schema] = max(0.0, (copy.position - position) / (now - at))
+            self._looks[copy.schema] = now, copy.position
+        return self._rates.get(copy.schema)
+
+
+async def overview(conn: AsyncConnection[TupleRow]) -> list[CopyProgress]:
+    """All copies of all projections, by schema."""
+    async with conn.cursor(row_factory=class_row(Copy)) as cursor:
+        await cursor.execute(COPIES)
+        copies = await cursor.fetchall()
+    locks = await (await conn.execute(ACTIVE, (int(LockClass.PROJECTION),))).fetchall()
+    held = {key for (key,) in locks}
+    return [
+        CopyProgress(
+            copy,
+            copy.head - copy.position,
+            await _lag_seconds(conn, copy),
+            copy_lock(copy.schema).key in held,
+        )
+        for copy in copies
+    ]
+
+
+async def _lag_seconds(conn: AsyncConnection[TupleRow], copy: Copy) -> float:
+    """Age of the oldest event that was not applied; where unreadable, since when it stands."""
+    if copy.position >= copy.head:
+        return 0.0
+    row = await (await conn.execute(READ_ONE, (copy.position + 1,))).fetchone()
+    since = recorded_at(Stored(*row)) if row else None
+    return max(0.0, (datetime.now(UTC) - (since or copy.updated_at)).total_seconds())

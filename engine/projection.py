@@ -1,0 +1,163 @@
+"""What a read model is: the events that it wants, its tables, how it applies, what can be asked.
+
+A projection lives in a PostgreSQL schema of its own and writes its SQL with `{schema}` in the
+place of that name, so that a second copy can be built beside the live one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, ClassVar, Literal, LiteralString, NamedTuple, Self
+
+from psycopg import Cursor
+from psycopg.rows import TupleRow
+from psycopg.sql import SQL, Identifier
+
+from domain.model import Aggregate
+from infra.postgres.connection import column
+
+OnPoison = Literal["stop", "park"]
+
+GATHER_SECONDS = 0.05
+
+
+class Recorded(NamedTuple):
+    """An event and its position in the log (from 1)."""
+
+    position: int
+    event: Aggregate.Event
+
+
+Batch = Sequence[Recorded]
+
+
+class Projection(ABC):
+    """A read model. Another `version` means that its rows have to be built again.
+
+    `on_poison` says what happens on an event that can't be applied: 'stop' halts this projection
+    there, 'park' sets the event aside and goes on.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    events: ClassVar[tuple[type[Aggregate.Event], ...]]
+    tables: ClassVar[LiteralString]
+    on_poison: OnPoison = "stop"
+    # Under load, events that arrive within this time share a transaction.
+    gather_seconds: ClassVar[float] = GATHER_SECONDS
+    # Whether that time ends at once when somebody waits for what they have written.
+    hurries: ClassVar[bool] = True
+    # Whether a replay may apply streams side by side: then rows do not depend on the order of
+    # events of different streams. Those of `absorbing` are applied once all the others have been;
+    # each makes an end of what it is about, whatever comes before or after it.
+    by_stream: ClassVar[bool] = False
+    absorbing: ClassVar[tuple[type[Aggregate.Event], ...]] = ()
+    # The same read model as earlier releases made it, each a class with its own `version`, `tables`
+    # and `apply`: a live copy of theirs goes on until a replay has built the new one.
+    former: ClassVar[tuple[type[Projection], ...]] = ()
+
+    def __init__(self, schema: str | None = None) -> None:
+        """`schema` names the PostgreSQL schema of this copy; the live copy's is the name."""
+        self.schema = schema or self.name
+        self._statements: dict[str, bytes] = {}
+
+    def beside(self, schema: str) -> Self:
+        """The same projection for another copy."""
+        return type(self)(schema)
+
+    @property
+    def versions(self) -> frozenset[int]:
+        """The versions of live copies that this release can apply events to."""
+        return frozenset({self.version, *(kind.version for kind in self.former)})
+
+    def of_version(self, version: int) -> Projection | None:
+        """What applies events to a copy of that version; None where this release lacks the code."""
+        if version == self.version:
+            return self
+        return next((kind(self.schema) for kind in self.former if kind.version == version), None)
+
+    @abstractmethod
+    def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
+        """Change the tables by these events, in order of position; the runner commits.
+
+        Whatever it raises, other than for a lost connection, makes the batch a poisonous one.
+        """
+
+    def sql(self, text: LiteralString) -> bytes:
+        """The statement for this copy's schema, made once per text."""
+        statement = self._statements.get(text)
+        if statement is None:
+            statement = SQL(text).format(schema=Identifier(self.schema)).as_bytes(None)
+            self._statements[text] = statement
+        return statement
+
+
+class RangeProjection(Projection):
+    """A read model that its own SQL makes from a stretch of the log, without decoding an event."""
+
+    events = ()
+
+    def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
+        """Never called: it has no events to be given."""
+        raise TypeError(f"{self.name} is made from stretches of the log")
+
+    @abstractmethod
+    def apply_range(self, after: int, until: int, cursor: Cursor[TupleRow]) -> None:
+        """Take in every event after position `after` up to `until`; the runner commits.
+
+        Whatever is stored there must be taken: there is no single event to be set aside.
+        """
+
+
+class Write(NamedTuple):
+    """How one kind of event is written: a statement over arrays, and an event's values in it."""
+
+    statement: LiteralString
+    values: Callable[[int, Any], tuple[Any, ...]]
+
+
+Writes = Mapping[type[Aggregate.Event], Write]
+
+
+def write_by_kind(
+    projection: Projection, writes: Writes, batch: Batch, cursor: Cursor[TupleRow]
+) -> None:
+    """Run each kind's statement on as many events at once as the order within streams admits."""
+    for _ in writing_by_kind(projection, writes, batch, cursor):
+        pass
+
+
+def writing_by_kind(
+    projection: Projection, writes: Writes, batch: Batch, cursor: Cursor[TupleRow]
+) -> Iterator[type[Aggregate.Event]]:
+    """The same, step by step.
+
+    Gives each kind when its statement has run, while the cursor holds what that returned.
+    """
+    for kind, group in by_kind(batch):
+        statement, values = writes[kind]
+        rows = (values(position, event) for position, event in group)
+        cursor.execute(projection.sql(statement), columns(rows))
+        yield kind
+
+
+def by_kind(batch: Batch) -> Iterator[tuple[type[Aggregate.Event], list[Recorded]]]:
+    """Events in groups of one class and one stream version.
+
+    The order within each stream is kept, that between streams is not, and no group holds two
+    events of one stream.
+    """
+
+    def step(recorded: Recorded) -> tuple[int, str]:
+        return recorded.event.originator_version, type(recorded.event).TOPIC
+
+    for _, group in groupby(sorted(batch, key=step), key=step):
+        events = list(group)
+        yield type(events[0].event), events
+
+
+def columns(rows: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Rows turned into one array per column, as `unnest` wants them."""
+    return [column(values) for values in zip(*rows, strict=True)]

@@ -1,0 +1,290 @@
+"""The replays: what was asked for, how far each has come, and what came of it.
+
+A row outlives the process that works on it, so that any process can go on, and operators see the
+same everywhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from threading import Event
+from typing import Any
+from uuid import UUID
+
+from psycopg import AsyncConnection, Connection
+from psycopg.rows import TupleRow, class_row
+from psycopg.types.json import Jsonb
+
+from infra.errors import OperatorError
+
+COLUMNS = b"""
+SELECT id, name, version, schema, purpose, target, workers, state, paused, confirmed, requested_by,
+       operation_id, started_at, updated_at, finished_at, position, events_applied, rate, error,
+       result
+FROM projections.replays
+"""
+BY_ID = COLUMNS + b"WHERE id = %s"
+UNFINISHED = COLUMNS + b"WHERE unfinished = %s"
+NEWEST = COLUMNS + b"WHERE name = %s ORDER BY id DESC LIMIT 1"
+ALL = COLUMNS + b"WHERE %s::text IS NULL OR name = %s ORDER BY id DESC"
+
+ENTER = b"""
+UPDATE projections.replays SET state = %(state)s, error = %(error)s, updated_at = clock_timestamp(),
+       result = coalesce(%(result)s, result),
+       finished_at = CASE WHEN %(finished)s THEN clock_timestamp() END
+WHERE id = %(id)s AND finished_at IS NULL
+"""
+# What was applied is read from the ledger, which is never behind or ahead of the rows.
+CHECKPOINT = b"""
+UPDATE projections.replays r
+SET position = %s, rate = %s, updated_at = clock_timestamp(),
+    events_applied = (SELECT coalesce(sum(l.applied), 0) FROM projections.ledger l
+                      WHERE l.schema = r.schema)
+WHERE id = %s AND finished_at IS NULL
+"""
+HALT = b"""
+UPDATE projections.replays SET paused = true, error = %s, updated_at = clock_timestamp()
+WHERE id = %s AND finished_at IS NULL
+"""
+
+
+class Purpose(StrEnum):
+    """What a copy is built for, or caught up for."""
+
+    SWITCH = "switch"
+    LOOK = "look"
+    VERIFY = "verify"
+    ROLLBACK = "rollback"
+
+
+class ReplayState(StrEnum):
+    """How far a replay is; one that waits does so until its difference is confirmed."""
+
+    BUILDING = "building"
+    CATCHING_UP = "catching-up"
+    COMPARING = "comparing"
+    WAITING = "waiting"
+    SWITCHED = "switched"
+    KEPT = "kept"
+    VERIFIED = "verified"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+FINAL = frozenset(
+    {
+        ReplayState.SWITCHED,
+        ReplayState.KEPT,
+        ReplayState.VERIFIED,
+        ReplayState.CANCELLED,
+        ReplayState.FAILED,
+    }
+)
+
+
+class ReplayError(OperatorError):
+    """A replay that can't be had, or not now; the text says why."""
+
+
+class ReplayUnderWay(ReplayError):
+    """The projection has an unfinished replay."""
+
+
+class NoReplay(ReplayError):
+    """There is none to act on."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayOptions:
+    """What is asked for: `to` is the position of a look at the past; `confirmed` asks nothing."""
+
+    purpose: Purpose = Purpose.SWITCH
+    to: int | None = None
+    workers: int = 1
+    confirmed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A replay's row. `schema` is the copy that it builds; `rate` is in positions per second.
+
+    `target` is None for a replay up to the live copy; `result` is a Difference as a dictionary.
+    """
+
+    id: int
+    name: str
+    version: int
+    schema: str
+    purpose: Purpose
+    target: int | None
+    workers: int
+    state: ReplayState
+    paused: bool
+    confirmed: bool
+    requested_by: str
+    operation_id: UUID
+    started_at: datetime
+    updated_at: datetime
+    finished_at: datetime | None
+    position: int
+    events_applied: int
+    rate: float | None
+    error: str | None
+    result: dict[str, Any] | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "purpose", Purpose(self.purpose))
+        object.__setattr__(self, "state", ReplayState(self.state))
+
+    @property
+    def finished(self) -> bool:
+        return self.finished_at is not None
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken: to its end, or to its last sign of life."""
+        return ((self.finished_at or self.updated_at) - self.started_at).total_seconds()
+
+    @property
+    def rests(self) -> bool:
+        """Whether there is nothing to do for now: it has ended, or waits for an operator."""
+        asks = self.state is ReplayState.WAITING and not self.confirmed
+        return self.finished or self.paused or asks
+
+
+def find(conn: Connection[TupleRow], replay_id: int) -> Replay:
+    """The replay with this number; raises NoReplay."""
+    with conn.cursor(row_factory=class_row(Replay)) as cursor:
+        found = cursor.execute(BY_ID, (replay_id,)).fetchone()
+    if found is None:
+        raise NoReplay(f"There is no replay {replay_id}.")
+    return found
+
+
+def unfinished(conn: Connection[TupleRow], name: str) -> Replay | None:
+    """The replay of this projection that has not ended, if there is one."""
+    with conn.cursor(row_factory=class_row(Replay)) as cursor:
+        return cursor.execute(UNFINISHED, (name,)).fetchone()
+
+
+def newest(conn: Connection[TupleRow], name: str) -> Replay | None:
+    """The projection's last replay, ended or not, if there was one."""
+    with conn.cursor(row_factory=class_row(Replay)) as cursor:
+        return cursor.execute(NEWEST, (name,)).fetchone()
+
+
+def replays(conn: Connection[TupleRow], name: str | None = None) -> list[Replay]:
+    """All replays, or those of one projection, newest first."""
+    with conn.cursor(row_factory=class_row(Replay)) as cursor:
+        return cursor.execute(ALL, (name, name)).fetchall()
+
+
+async def replays_async(
+    conn: AsyncConnection[TupleRow], name: str | None = None
+) -> Sequence[Replay]:
+    """The same for the query API."""
+    async with conn.cursor(row_factory=class_row(Replay)) as cursor:
+        await cursor.execute(ALL, (name, name))
+        return await cursor.fetchall()
+
+
+def enter(
+    conn: Connection[TupleRow],
+    replay: Replay,
+    state: ReplayState,
+    *,
+    error: str | None = None,
+    result: dict[str, Any] | None = None,
+) -> bool:
+    """Write down the next state; False when the replay was ended by somebody else meanwhile."""
+    values = {
+        "id": replay.id,
+        "state": str(state),
+        "error": error,
+        "result": None if result is None else Jsonb(result),
+        "finished": state in FINAL,
+    }
+    return conn.execute(ENTER, values).rowcount == 1
+
+
+def checkpoint(conn: Connection[TupleRow], replay: Replay, position: int, rate: float) -> None:
+    """Show how far it is, and how fast (positions per second)."""
+    conn.execute(CHECKPOINT, (position, rate, replay.id))
+
+
+def halt(conn: Connection[TupleRow], replay: Replay, error: str) -> None:
+    """Pause it because of an event that can't be applied; an operator decides how to go on."""
+    conn.execute(HALT, (error, replay.id))
+
+
+TELL_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a replay is. `events` were applied; `rate` is in positions per second.
+
+    `target` is the position that is to be reached; it moves while the log grows.
+    """
+
+    name: str
+    state: ReplayState
+    position: int
+    target: int
+    events: int
+    rate: float
+    eta_seconds: float | None
+
+
+Report = Callable[[Progress], None]
+
+
+def tell_nobody(news: object) -> None:
+    """For who does not want to hear of it."""
+
+
+class Telling:
+    """One stretch of a replay, from a position to a goal."""
+
+    def __init__(
+        self,
+        conn: Connection[TupleRow],
+        replay: Replay,
+        stretch: tuple[int, int],
+        report: Report,
+        stopping: Event,
+    ) -> None:
+        self._conn = conn
+        self._replay = replay
+        self._first, self._goal = stretch
+        self._report = report
+        self._stopping = stopping
+        self._started = self._told = time.monotonic()
+
+    def at(self, position: int) -> bool:
+        """Tell that it is at this position; False when the work is to end there.
+
+        That is when this process stops, and when the replay was paused or cancelled.
+        """
+        now = time.monotonic()
+        if self._stopping.is_set():
+            return False
+        if now - self._told < TELL_SECONDS:
+            return True
+        self._told = now
+        return self.tell(position)
+
+    def tell(self, position: int) -> bool:
+        """The same, whenever it was told before."""
+        seconds = time.monotonic() - self._started
+        rate = (position - self._first) / seconds if seconds > 0 else 0.0
+        checkpoint(self._conn, self._replay, position, rate)
+        seen = find(self._conn, self._replay.id)
+        eta = (self._goal - position) / rate if rate > 0 else None
+        state, events = seen.state, seen.events_applied
+        self._report(Progress(seen.name, state, position, self._goal, events, rate, eta))
+        return not seen.rests and not self._stopping.is_set()

@@ -1,0 +1,304 @@
+"""What operators do about replays: begin one, pause it, go on, confirm its difference, give it up.
+
+Nothing is built here: `replay.carry_on` does the work, in whichever process calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from uuid import UUID, uuid4
+
+import structlog
+from psycopg import Connection
+from psycopg.errors import UniqueViolation
+from psycopg.rows import TupleRow
+
+from engine import checkpoints
+from engine.checkpoints import Seen
+from engine.installation import create, drop
+from engine.projection import Projection
+from engine.replay.records import (
+    NoReplay,
+    Purpose,
+    Replay,
+    ReplayError,
+    ReplayOptions,
+    ReplayState,
+    ReplayUnderWay,
+    enter,
+    find,
+    unfinished,
+)
+from infra.advisory_locks import Lock, lock_in_transaction
+from infra.settings.features import MAX_REPLAY_WORKERS
+
+log = structlog.get_logger(__name__)
+
+
+PREVIOUS = "{}__previous"
+NEXT = "{}__next"
+LOOK = "{}__at_"
+VERIFY = "{}__verify_"
+OLD = "{}__old_"
+
+NEW_ID = "SELECT nextval(pg_get_serial_sequence('projections.replays', 'id'))"
+INSERT = """
+INSERT INTO projections.replays
+    (id, name, version, schema, purpose, target, workers, state, confirmed, requested_by,
+     operation_id)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+"""
+PAUSE = """
+UPDATE projections.replays SET paused = %s, error = NULL, updated_at = clock_timestamp()
+WHERE id = %s AND finished_at IS NULL
+"""
+CONFIRM = """
+UPDATE projections.replays SET confirmed = true, updated_at = clock_timestamp() WHERE id = %s
+"""
+
+
+class BadTarget(ReplayError):
+    """A position at which no look can be had."""
+
+
+class BadWorkers(ReplayError):
+    """A number of processes that is none, or too many."""
+
+
+class NoCopy(ReplayError):
+    """There is no such copy of a projection."""
+
+
+class OtherVersion(ReplayError):
+    """The copy was made by another version of the code than this one."""
+
+
+def begin(
+    conn: Connection[TupleRow],
+    projection: Projection,
+    options: ReplayOptions,
+    *,
+    requested_by: str,
+    operation_id: UUID,
+) -> Replay:
+    """Ask for a replay and make its empty copy; `projection` is the live one of this program.
+
+    Raises ReplayUnderWay when it has an unfinished one, BadTarget for a position outside the log,
+    BadWorkers, NoCopy without a live copy, or a previous one to go back to, and OtherVersion when
+    that, or the live copy that is to be verified, is not of this program's version.
+    """
+    name = projection.name
+    workers = options.workers if projection.by_stream else 1
+    if workers != options.workers:
+        log.info("replay_serial", projection=name, reason="its events depend on each other")
+    with conn.transaction():
+        lock_in_transaction(conn, Lock.PROJECTION_TABLES)
+        _check(conn, projection, options)
+        (replay_id,) = conn.execute(NEW_ID).fetchone() or (0,)
+        back = options.purpose is Purpose.ROLLBACK
+        state = ReplayState.CATCHING_UP if back else ReplayState.BUILDING
+        schema = _schema_of(name, options, replay_id)
+        values = (replay_id, name, projection.version, schema, options.purpose, options.to)
+        try:
+            conn.execute(
+                INSERT,
+                (*values, workers, state, options.confirmed or back, requested_by, operation_id),
+            )
+        except UniqueViolation:
+            raise ReplayUnderWay(f"{name} is being replayed; let that end, or cancel it.") from None
+        _make_copy(conn, projection, schema, back=back)
+    log.info("replay_begun", projection=name, replay=replay_id, purpose=str(options.purpose))
+    return find(conn, replay_id)
+
+
+def pause(conn: Connection[TupleRow], name: str) -> Replay:
+    """Have the projection's replay rest where it is; raises NoReplay."""
+    replay = _unfinished(conn, name)
+    conn.execute(PAUSE, (True, replay.id))
+    return find(conn, replay.id)
+
+
+def resume(conn: Connection[TupleRow], name: str) -> Replay:
+    """Let a paused replay go on, in front of a bad event by trying it again; raises NoReplay."""
+    replay = _unfinished(conn, name)
+    with conn.transaction():
+        checkpoints.retry(conn, replay.schema)
+        conn.execute(PAUSE, (False, replay.id))
+    return find(conn, replay.id)
+
+
+def confirm(conn: Connection[TupleRow], name: str) -> Replay:
+    """Let a replay switch although its copy differs from the live one; raises NoReplay."""
+    replay = _unfinished(conn, name)
+    conn.execute(CONFIRM, (replay.id,))
+    return find(conn, replay.id)
+
+
+def cancel(conn: Connection[TupleRow], name: str) -> Replay:
+    """Give the replay up and drop what it has built, wherever it is worked on; raises NoReplay."""
+    replay = _unfinished(conn, name)
+    with conn.transaction():
+        if not enter(conn, replay, ReplayState.CANCELLED):
+            raise NoReplay(f"The replay of {name} has just ended.")
+        if replay.purpose is not Purpose.ROLLBACK:
+            discard(conn, replay)
+    log.info("replay_cancelled", projection=name, replay=replay.id)
+    return find(conn, replay.id)
+
+
+def discard(conn: Connection[TupleRow], replay: Replay) -> None:
+    """Drop the copy that a replay has built; waits for what is just being applied to it."""
+    with conn.transaction():
+        # Whoever applies holds these until it commits, and finds them gone for its next step.
+        checkpoints.drop_parts(conn, replay.schema)
+        checkpoints.lock(conn, replay.schema)
+        drop(conn, replay.schema)
+
+
+def drop_old(conn: Connection[TupleRow], name: str) -> None:
+    """Drop the copy that `rollback` would go back to; raises NoCopy, and ReplayUnderWay."""
+    replay = unfinished(conn, name)
+    if replay is not None and replay.purpose is Purpose.ROLLBACK:
+        raise ReplayUnderWay(f"{name} is being rolled back to that copy.")
+    schema = PREVIOUS.format(name)
+    if checkpoints.look(conn, schema) is None:
+        raise NoCopy(f"{name} has no previous copy.")
+    _drop_alone(conn, schema)
+
+
+def drop_look(conn: Connection[TupleRow], schema: str) -> None:
+    """Drop a look at the past, such as `likes__at_1000`; raises NoCopy, and ReplayUnderWay."""
+    name, _, position = schema.rpartition("__at_")
+    if not name or not position.isdigit() or checkpoints.look(conn, schema) is None:
+        raise NoCopy(f"There is no look {schema}.")
+    replay = unfinished(conn, name)
+    if replay is not None and replay.schema == schema:
+        raise ReplayUnderWay(f"{schema} is being built; cancel that instead.")
+    _drop_alone(conn, schema)
+
+
+def _drop_alone(conn: Connection[TupleRow], schema: str) -> None:
+    """Drop a copy while nobody switches, who would rename it at the same moment."""
+    with conn.transaction():
+        lock_in_transaction(conn, Lock.PROJECTION_TABLES)
+        drop(conn, schema)
+
+
+def sweep(conn: Connection[TupleRow], name: str) -> None:
+    """Drop what a crash has left behind: superseded copies, and those of ended replays."""
+    for prefix in (NEXT, VERIFY, OLD):
+        for schema in checkpoints.copies(conn, name, prefix.format(name)):
+            with conn.transaction():
+                drop(conn, schema)
+
+
+def _unfinished(conn: Connection[TupleRow], name: str) -> Replay:
+    replay = unfinished(conn, name)
+    if replay is None:
+        raise NoReplay(f"{name} has no unfinished replay.")
+    return replay
+
+
+def _check(conn: Connection[TupleRow], projection: Projection, options: ReplayOptions) -> None:
+    name = projection.name
+    if not 1 <= options.workers <= MAX_REPLAY_WORKERS:
+        raise BadWorkers(f"The number of workers is from 1 to {MAX_REPLAY_WORKERS}.")
+    live = checkpoints.look(conn, name)
+    if live is None:
+        raise NoCopy(f"{name} is not installed; it is when a process has started.")
+    if options.purpose is Purpose.LOOK:
+        _check_look(conn, name, options.to, live.head)
+    elif options.to is not None:
+        raise BadTarget("A position is for a look at the past only.")
+    if options.purpose is Purpose.VERIFY:
+        _require_version(live, projection, "live")
+    if options.purpose is Purpose.ROLLBACK:
+        previous = checkpoints.look(conn, PREVIOUS.format(name))
+        if previous is None:
+            raise NoCopy(f"{name} has no previous copy to go back to.")
+        _require_version(previous, projection, "previous")
+
+
+def _check_look(conn: Connection[TupleRow], name: str, to: int | None, head: int) -> None:
+    if to is None or not 1 <= to <= head:
+        raise BadTarget(f"A look needs a position from 1 to {head}, the end of the log.")
+    if checkpoints.look(conn, f"{LOOK.format(name)}{to}") is not None:
+        raise BadTarget(f"There is a look at that position already: {LOOK.format(name)}{to}.")
+
+
+def _require_version(copy: Seen, projection: Projection, which: str) -> None:
+    if copy.version != projection.version:
+        raise OtherVersion(
+            f"The {which} copy of {projection.name} is of version {copy.version}, and this "
+            f"program makes version {projection.version}."
+        )
+
+
+def _schema_of(name: str, options: ReplayOptions, replay_id: int) -> str:
+    match options.purpose:
+        case Purpose.SWITCH:
+            return NEXT.format(name)
+        case Purpose.LOOK:
+            return f"{LOOK.format(name)}{options.to}"
+        case Purpose.VERIFY:
+            return f"{VERIFY.format(name)}{replay_id}"
+        case Purpose.ROLLBACK:
+            return PREVIOUS.format(name)
+
+
+def _make_copy(
+    conn: Connection[TupleRow], projection: Projection, schema: str, *, back: bool
+) -> None:
+    sweep(conn, projection.name)
+    if back:
+        # It may have been paused or stopped while it was the live one.
+        checkpoints.resume(conn, schema)
+    else:
+        create(conn, projection.beside(schema))
+
+
+def outdated(conn: Connection[TupleRow], models: Mapping[str, Projection]) -> list[Projection]:
+    """Those whose live copy was made by an older version of the code than this one.
+
+    One that a newer version has made is not among them: a release that was not stopped yet must
+    not take away what its successor has built. Going back is an operator's decision.
+    """
+    copies = [(model, checkpoints.look(conn, model.schema)) for model in models.values()]
+    return [model for model, copy in copies if copy and copy.version < model.version]
+
+
+def begin_for_outdated(
+    conn: Connection[TupleRow],
+    models: Mapping[str, Projection],
+    *,
+    requested_by: str,
+    new_id: Callable[[], UUID] = uuid4,
+) -> list[Replay]:
+    """Begin a replay for each that is outdated, which switches without a question.
+
+    An unfinished one of an older version is given up for it. Those that another process begins at
+    the same moment are left to that one.
+    """
+    begun = []
+    for projection in outdated(conn, models):
+        try:
+            _give_up_older(conn, projection)
+            begun.append(
+                begin(
+                    conn,
+                    projection,
+                    ReplayOptions(confirmed=True),
+                    requested_by=requested_by,
+                    operation_id=new_id(),
+                )
+            )
+        except (ReplayUnderWay, NoReplay) as reason:
+            log.info("replay_not_begun", projection=projection.name, reason=str(reason))
+    return begun
+
+
+def _give_up_older(conn: Connection[TupleRow], projection: Projection) -> None:
+    replay = unfinished(conn, projection.name)
+    if replay is not None and replay.version < projection.version:
+        log.warning("replay_given_up", projection=projection.name, version=replay.version)
+        cancel(conn, projection.name)

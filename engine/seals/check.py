@@ -1,0 +1,327 @@
+"""Checks a log against its seals, one row at a time, whatever they are read from.
+
+It computes every hash itself, in Python; what PostgreSQL computed for the seals is only compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Sequence
+
+from engine.seals.anchors import Anchor
+from engine.seals.chain import (
+    HASH_BYTES,
+    NO_SEAL,
+    Fault,
+    FaultKind,
+    Report,
+    Seal,
+    StoredRow,
+    Tail,
+    leaf,
+    seal_hash,
+)
+from engine.seals.signature import PublicKeys
+
+
+class SealCheck:
+    """Takes the seals in order.
+
+    With a public key, unsigned seals are accepted only before the first signed one, which covers
+    them, and at least one has to be signed: else whoever rewrites the chain would simply leave
+    the signatures out.
+    """
+
+    def __init__(
+        self,
+        public_keys: PublicKeys | None = None,
+        anchors: Iterator[Anchor] | None = None,
+        *,
+        ends_early: bool = False,
+    ) -> None:
+        """`ends_early` says that later seals may be anchored: an export is of an earlier day."""
+        self._keys, self._anchors = public_keys, anchors
+        self._ends_early = ends_early
+        self._before: Seal | None = None
+        self._from_start = True
+        self._first_number: int | None = 1
+        self._last_number: int | None = None
+        self._next_anchor = next(anchors, None) if anchors else None
+        self.count = self.signed = self.anchored = 0
+
+    def begin(
+        self, before: Seal | None, numbers: tuple[int, int] | None, *, from_start: bool
+    ) -> None:
+        """Where the chain begins: after a seal checked before, at its start, or at any seal.
+
+        `numbers` are those of the first and last seal that there should be, where that is known.
+        """
+        self._before, self._from_start = before, from_start
+        if before is not None:
+            self._first_number = before.number + 1
+        elif not from_start:
+            self._first_number = (numbers[0] if numbers else 0) or None
+        self._last_number = numbers[1] if numbers else None
+
+    def fault(self, seal: Seal) -> Fault | None:
+        """What is wrong with the next seal, if anything."""
+        found = (
+            self._chain_fault(seal)
+            or _hash_fault(seal)
+            or self._signature_fault(seal)
+            or self._anchor_fault(seal)
+        )
+        self._before = seal
+        self.count += 1
+        return found
+
+    @property
+    def next(self) -> int | None:
+        """The number that the next seal should have; None at the beginning of a part."""
+        return self._before.number + 1 if self._before else self._first_number
+
+    def finish(self) -> Fault | None:
+        """What is wrong with the chain's end."""
+        if self.next is not None and self.next <= (self._last_number or 0):
+            detail = f"seal {self.next} is gone: the last one should be {self._last_number}"
+            return Fault(FaultKind.SEAL_MISSING, detail, seal=self.next)
+        if self._keys is not None and self._before is not None and self.count and not self.signed:
+            return _unproved(self._before, "neither it nor any before it is signed")
+        return None if self._ends_early else _gone(self._next_anchor)
+
+    def _chain_fault(self, seal: Seal) -> Fault | None:
+        before, number = self._before, self.next
+        if number is not None and seal.number != number:
+            detail = f"seal {number} is gone: seal {seal.number} comes in its place"
+            first = before.last + 1 if before else None
+            return Fault(FaultKind.SEAL_MISSING, detail, first, seal=number)
+        if before is None and not self._from_start:
+            return None
+        previous, first = (before.hash, before.last + 1) if before else (NO_SEAL, 1)
+        if seal.previous != previous:
+            detail = f"seal {seal.number} does not continue the chain: it follows another seal"
+            return Fault(FaultKind.SEAL_MISSING, detail, first, seal=seal.number)
+        if seal.first != first:
+            detail = f"seal {seal.number} begins at position {seal.first}, not at {first}"
+            return Fault(FaultKind.SEAL_ALTERED, detail, first, seal=seal.number)
+        return None
+
+    def _signature_fault(self, seal: Seal) -> Fault | None:
+        if seal.signature is None:
+            if self._keys is None or not self.signed:
+                return None
+            return _unproved(seal, "it is not signed, though seals before it are")
+        self.signed += 1
+        if self._keys is None:
+            return None
+        why = self._keys.fault(seal.hash, seal.signature, seal.key_id)
+        return None if why is None else _unproved(seal, why)
+
+    def _anchor_fault(self, seal: Seal) -> Fault | None:
+        fault = None
+        while (anchor := self._next_anchor) is not None and anchor.number <= seal.number:
+            if anchor.number == seal.number:
+                self.anchored += 1
+                fault = fault or _differs(anchor, seal)
+            elif self._before is not None and anchor.number > self._before.number:
+                fault = fault or _gone(anchor)
+            self._next_anchor = next(self._anchors, None) if self._anchors else None
+        return fault
+
+
+def _gone(anchor: Anchor | None) -> Fault | None:
+    if anchor is None:
+        return None
+    detail = (
+        f"seal {anchor.number} over positions {anchor.first} to {anchor.last} is anchored "
+        "and no longer there"
+    )
+    return Fault(FaultKind.ANCHOR_DIFFERS, detail, anchor.first, seal=anchor.number)
+
+
+def _unproved(seal: Seal, why: str) -> Fault:
+    detail = f"seal {seal.number} over positions {seal.first} to {seal.last}: {why}"
+    return Fault(FaultKind.SIGNATURE_INVALID, detail, seal.first, seal=seal.number)
+
+
+def _hash_fault(seal: Seal) -> Fault | None:
+    whole = len(seal.leaves) == (seal.last - seal.first + 1) * HASH_BYTES
+    if whole and seal.hash == seal_hash(seal.previous, seal.first, seal.last, seal.leaves):
+        return None
+    detail = f"seal {seal.number} is not what its hash says"
+    return Fault(FaultKind.SEAL_ALTERED, detail, seal.first, seal=seal.number)
+
+
+def _differs(anchor: Anchor, seal: Seal) -> Fault | None:
+    if not anchor.differs_from(seal):
+        return None
+    detail = f"seal {seal.number} is not the one that was anchored: the chain was written anew"
+    return Fault(FaultKind.ANCHOR_DIFFERS, detail, seal.first, seal=seal.number)
+
+
+class Check:
+    """Takes the seals in order, after each the rows of its block, at last the unsealed rows.
+
+    Rows come ordered by position. Use `seal` and `row` for each, then `finish`.
+    """
+
+    def __init__(
+        self,
+        *,
+        first: int = 1,
+        until: int | None = None,
+        previous: Seal | None = None,
+        seals: SealCheck | None = None,
+        known_topics: Container[str] | None = None,
+        seal_numbers: tuple[int, int] | None = None,
+    ) -> None:
+        """The log has the positions `first` to `until` (None: as far as there are rows).
+
+        `previous` is the seal, checked before, that the first one has to follow; `seal_numbers`
+        are those of the first and last one that there should be, zeros for none.
+        """
+        self._first, self._until = first, until
+        self._seals = seals or SealCheck()
+        self._seals.begin(previous, seal_numbers, from_start=first == 1)
+        self._expected = first
+        self._seal: Seal | None = None
+        self._newest = previous
+        self._group: list[StoredRow] = []
+        self._tail = Tail(known_topics)
+        self._fault: Fault | None = None
+        self._events = 0
+
+    @property
+    def events(self) -> int:
+        """How many rows were looked at."""
+        return self._events
+
+    def seal(self, seal: Seal) -> None:
+        """The next seal; the rows of the one before it have all been given."""
+        self._end_block()
+        self._note(self._seals.fault(seal))
+        self._seal = self._newest = seal
+        if seal.first > self._expected:
+            # The chain has a hole, which was noted; its positions have nothing to compare with.
+            self._expected = seal.first
+
+    def row(self, row: StoredRow) -> None:
+        """The next row of the log."""
+        self._events += 1
+        if self._group and self._group[-1].position != row.position:
+            self._look()
+        self._group.append(row)
+
+    def damaged_row(self, detail: str) -> None:
+        """In place of the next row there is something that can't be read."""
+        if self._group:
+            self._look()
+        covered = self._seal is not None and self._expected <= self._seal.last
+        seal = self._number if covered else None
+        self._note(Fault(FaultKind.ALTERED, detail, self._expected, seal=seal))
+        self._expected += 1
+
+    def damaged_seal(self, detail: str) -> None:
+        """In place of the next seal there is something that can't be read."""
+        self._end_block()
+        self._note(Fault(FaultKind.SEAL_ALTERED, detail, self._expected, seal=self._seals.next))
+
+    def contradicted(self, row: StoredRow, detail: str) -> None:
+        """What was said beside the exact bytes of the row, just given, is not what they say."""
+        self._look()
+        self._note(_fault(FaultKind.ALTERED, detail, row, self._seal))
+
+    def finish(self, orphan: Fault | None = None) -> Report:
+        """The result; `orphan` is an unsealed event without the one before it in its stream."""
+        self._end_block()
+        self._note(self._tail.finish(self._expected, self._until, orphan))
+        self._note(self._seals.finish())
+        return Report(
+            first=self._first,
+            events=self._events,
+            sealed_to=self._newest.last if self._newest else 0,
+            seals=self._seals.count,
+            signed=self._seals.signed,
+            anchored=self._seals.anchored,
+            unsealed=self._tail.events,
+            fault=self._fault,
+            newest=self._newest,
+        )
+
+    def _look(self) -> None:
+        """Look at the rows at one position: as a rule a single one."""
+        group, self._group = self._group, []
+        position = group[0].position
+        if position < self._expected:
+            self._note(_added(group[0], "no event belongs there"))
+        elif self._until is not None and position > self._until:
+            self._note(_added(group[0], f"the log should end with position {self._until}"))
+        elif self._seal is None or position > self._seal.last:
+            self._end_seal()
+            self._tail.take(group, self._expected)
+            self._expected = position + 1
+        else:
+            if position > self._expected:
+                self._note(self._missing(self._expected, position - 1))
+            # One fault is enough: what comes after it is only counted.
+            if self._fault is None:
+                self._note(_compare(group, self._seal))
+            self._expected = position + 1
+
+    def _end_block(self) -> None:
+        if self._group:
+            self._look()
+        self._end_seal()
+
+    def _end_seal(self) -> None:
+        if self._seal is None:
+            return
+        last = self._seal.last if self._until is None else min(self._seal.last, self._until)
+        if self._expected <= last:
+            self._note(self._missing(self._expected, last))
+            self._expected = last + 1
+
+    def _missing(self, first: int, last: int) -> Fault:
+        more = f", with all up to {last}" if last > first else ""
+        detail = f"the event at position {first} is gone{more}: seal {self._number} covers it"
+        return Fault(FaultKind.MISSING, detail, first, seal=self._number)
+
+    @property
+    def _number(self) -> int | None:
+        return self._seal.number if self._seal else None
+
+    def _note(self, fault: Fault | None) -> None:
+        if self._fault is None:
+            self._fault = fault
+
+
+def _compare(group: Sequence[StoredRow], seal: Seal) -> Fault | None:
+    wanted = seal.leaf_at(group[0].position)
+    strange = [row for row in group if leaf(row) != wanted]
+    if len(group) > 1:
+        return _added(strange[0] if strange else group[1], "it has a second event", seal)
+    return _altered(strange[0], seal) if strange else None
+
+
+def _altered(row: StoredRow, seal: Seal) -> Fault:
+    moved_from = next(
+        (at for at in range(seal.first, seal.last + 1) if _stood_at(row, at, seal)), None
+    )
+    what = "is not the one that was sealed"
+    if moved_from is not None:
+        what = f"is the one that was sealed at position {moved_from}"
+    detail = f"the event at position {row.position} {what}"
+    return _fault(FaultKind.ALTERED, detail, row, seal)
+
+
+def _stood_at(row: StoredRow, position: int, seal: Seal) -> bool:
+    return leaf(row._replace(position=position)) == seal.leaf_at(position)
+
+
+def _added(row: StoredRow, why: str, seal: Seal | None = None) -> Fault:
+    detail = f"a row was added at position {row.position}: {why}"
+    return _fault(FaultKind.ADDED, detail, row, seal)
+
+
+def _fault(kind: FaultKind, detail: str, row: StoredRow, seal: Seal | None) -> Fault:
+    number = seal.number if seal else None
+    return Fault(kind, detail, row.position, row.stream_id, row.version, number)

@@ -1,0 +1,177 @@
+"""Verifies the log in the database against its seals, in memory that does not grow with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from psycopg import Connection
+from psycopg.rows import TupleRow, class_row
+from psycopg.types.json import Jsonb
+
+from engine.event_store import EVENTS
+from engine.seals.anchors import Anchor
+from engine.seals.chain import Fault, Report, Seal, StoredRow, orphaned
+from engine.seals.check import Check, SealCheck
+from engine.seals.signature import PublicKeys
+from engine.seals.tables import head, last_seal, seals
+
+Progress = Callable[[int], None]
+"""Is told how many more events were looked at."""
+
+PAGE_ROWS = 2_000
+LOWEST = -(2**63)
+HIGHEST = 2**63 - 1
+
+# By the whole row: should somebody have put two rows at one position, both are read.
+PAGE = f"""
+SELECT notification_id, originator_id, originator_version, topic, state
+FROM {EVENTS}
+WHERE notification_id >= %s AND notification_id <= %s
+  AND (notification_id, originator_id, originator_version) > (%s, %s, %s)
+ORDER BY notification_id, originator_id, originator_version
+LIMIT {PAGE_ROWS}
+""".encode()
+ORPHAN = f"""
+SELECT e.notification_id, e.originator_id, e.originator_version, e.topic, e.state
+FROM {EVENTS} AS e
+WHERE e.notification_id > %s AND e.notification_id <= %s AND NOT (
+    e.originator_version = 1 OR EXISTS (
+        SELECT FROM {EVENTS} AS b
+        WHERE b.originator_id = e.originator_id
+          AND b.originator_version = e.originator_version - 1
+          AND b.notification_id < e.notification_id))
+ORDER BY e.notification_id LIMIT 1
+""".encode()
+
+
+def verify_database(
+    conn: Connection[TupleRow],
+    *,
+    public_keys: PublicKeys | None = None,
+    anchors: Iterator[Anchor] | None = None,
+    known_topics: Container[str] | None = None,
+    after: Seal | None = None,
+    on_progress: Progress = lambda rows: None,
+) -> Report:
+    """Recompute the chain over the log as it is now, and name the first fault.
+
+    `after` is a seal up to which the log was verified before; only what follows is read.
+    `known_topics` are those that an unsealed event may have. Anchors must have been opened
+    (`read_anchors`) before the call.
+
+    What it can't find alone: whoever alters an event and recomputes its seal and all after it
+    leaves a chain that fits. Signatures show that (`public_keys`), since they can't be recomputed
+    without the private key, and so do anchors, since they lie elsewhere. A log and chain cut off
+    at the end are shown by anchors alone. Unsealed events are not proved at all.
+    """
+    newest, until = last_seal(conn), head(conn)
+    check = Check(
+        first=after.last + 1 if after else 1,
+        previous=after,
+        seals=SealCheck(public_keys, anchors),
+        known_topics=known_topics,
+    )
+    chain = seals(conn, after.number if after else LOWEST, newest.number if newest else 0)
+    reported = 0
+    for item in _merged(chain, rows_between(conn, after.last if after else None, until)):
+        if isinstance(item, StoredRow):
+            check.row(item)
+            continue
+        check.seal(item)
+        on_progress(check.events - reported)
+        reported = check.events
+    on_progress(check.events - reported)
+    sealed_to = newest.last if newest else 0
+    return check.finish(_first_orphan(conn, sealed_to, until))
+
+
+def _merged(chain: Iterator[Seal], rows: Iterator[StoredRow]) -> Iterator[Seal | StoredRow]:
+    """Each seal, and after it the rows up to its last position; then the rows that are left."""
+    row = next(rows, None)
+    for seal in chain:
+        yield seal
+        while row is not None and row.position <= seal.last:
+            yield row
+            row = next(rows, None)
+    if row is not None:
+        yield row
+        yield from rows
+
+
+def rows_between(conn: Connection[TupleRow], after: int | None, until: int) -> Iterator[StoredRow]:
+    """The log's rows behind `after` (None: also such as lie before position 1), by position."""
+    lowest = LOWEST if after is None else after + 1
+    place: tuple[int, UUID, int] = (lowest, UUID(int=0), LOWEST)
+    while True:
+        with conn.cursor(binary=True) as cursor:
+            page = cursor.execute(PAGE, (place[0], until, *place), prepare=True).fetchall()
+        yield from map(StoredRow._make, page)
+        if len(page) < PAGE_ROWS:
+            return
+        place = page[-1][:3]
+
+
+def _first_orphan(conn: Connection[TupleRow], after: int, until: int) -> Fault | None:
+    with conn.cursor(binary=True) as cursor:
+        row = cursor.execute(ORPHAN, (after, until)).fetchone()
+    return orphaned(StoredRow._make(row)) if row else None
+
+
+KEEP = b"""
+INSERT INTO public.backlot_verifications (complete, ok, report, seal, seal_hash)
+VALUES (%s, %s, %s, %s, %b)
+RETURNING verified_at, complete, report
+"""
+LATEST = b"""
+SELECT verified_at, complete, report FROM public.backlot_verifications ORDER BY id DESC LIMIT 1
+"""
+END_OF_LATEST = b"""
+SELECT seal, seal_hash FROM public.backlot_verifications ORDER BY id DESC LIMIT 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A kept result; `complete` when it began at the log's first event."""
+
+    verified_at: datetime
+    complete: bool
+    report: dict[str, object]
+
+
+def keep(conn: Connection[TupleRow], report: Report) -> Verification:
+    """Keep a result as of now."""
+    found = report.newest if report.ok else None
+    values = (
+        report.first == 1,
+        report.ok,
+        Jsonb(report.as_dict()),
+        found.number if found else None,
+        found.hash if found else None,
+    )
+    with conn.cursor(row_factory=class_row(Verification)) as cursor:
+        kept = cursor.execute(KEEP, values).fetchone()
+    if kept is None:
+        raise LookupError("a kept verification was not returned")
+    return kept
+
+
+def latest(conn: Connection[TupleRow]) -> Verification | None:
+    """The newest result, good or not; None when nothing was ever verified."""
+    with conn.cursor(row_factory=class_row(Verification)) as cursor:
+        return cursor.execute(LATEST).fetchone()
+
+
+def last_good_seal(conn: Connection[TupleRow]) -> Seal | None:
+    """The seal up to which the latest result found the log good, if it is still the same one.
+
+    After a fault there is none: until it is mended, every verification has to find it again.
+    """
+    row = conn.execute(END_OF_LATEST).fetchone()
+    if row is None or row[0] is None:
+        return None
+    found = next(seals(conn, row[0] - 1, row[0]), None)
+    return found if found is not None and found.hash == row[1] else None

@@ -1,0 +1,213 @@
+"""What viewers do beside deciding: views, watch time, shares. Not aggregates, but never lost.
+
+Acknowledged once committed; many arrive, so they are inserted in batches. `seq` counts them in the
+order in which they become visible, so that whoever follows it can't skip one.
+
+Here it is decided what a view is, once and for all who count: a session is one viewer's watching of
+one video, and holds one view. Whoever watches again before `repeat` is over goes on with the
+session; nothing new is recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import orjson
+import psycopg
+from psycopg import AsyncConnection, Connection, Cursor
+from psycopg.rows import TupleRow
+from psycopg_pool import ConnectionPool
+
+from infra.advisory_locks import Lock, lock_in_transaction
+from infra.batcher import Batcher
+from infra.cache import SingleFlight
+from infra.postgres.connection import SHORT_WORK, Limits, open_connection, thread_pool
+
+VIEWED = "video.viewed"
+WATCH_TIME = "video.watch_time"
+SHARED = "video.shared"
+
+CHANNEL = "backlot_telemetry"
+
+INSERT = """
+SELECT backlot_take_telemetry(%b::uuid[], %b::text[], %b::uuid[], %b::text[], %b::timestamptz[],
+                              %b::text[], %b::text[], %b::text[], %b::interval)
+"""
+# Under the lock of those who take telemetry, so that none of them loses the session that it is at.
+FORGET = "DELETE FROM backlot_view_sessions WHERE began_at <= clock_timestamp() - %b::interval"
+
+HEAD = "SELECT coalesce(max(seq), 0) FROM backlot_telemetry"
+VIEWS = "SELECT video_id, views FROM backlot_views WHERE video_id = ANY(%b)"
+
+
+class TelemetryEvent(NamedTuple):
+    """One thing that a viewer did; `details` hold the rest of the published value.
+
+    `correlation_id` names the request that told it. `viewer` says of a view who views, as far as
+    one viewer can be told from another: without it each view begins a session.
+    """
+
+    event_id: UUID
+    topic: str
+    video_id: UUID
+    user_id: str | None
+    happened_at: datetime
+    details: Mapping[str, Any]
+    correlation_id: str | None = None
+    viewer: str | None = None
+
+
+class Telemetry:
+    """Takes telemetry into PostgreSQL, each event once by its id."""
+
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        repeat: timedelta,
+        max_batch: int = 1_000,
+        limits: Limits = SHORT_WORK,
+    ) -> None:
+        """`repeat` is how long a viewer who watches again goes on with the same session."""
+        self._repeat = repeat
+        check = ConnectionPool.check_connection
+        self._pool = thread_pool(database_url, "telemetry", limits, size=1, check=check)
+        self._batcher: Batcher[TelemetryEvent, UUID | None] = Batcher(
+            self._insert,
+            name="telemetry",
+            max_batch=max_batch,
+            max_waiting=50_000,
+            outages=(psycopg.OperationalError, psycopg.InterfaceError),
+        )
+
+    def open(self) -> None:
+        self._pool.open()
+
+    async def record(self, event: TelemetryEvent) -> UUID | None:
+        """Return once the event is durable: for a view, the session that its viewer is in.
+
+        Raises psycopg.Error when the database is away.
+        """
+        return await self._batcher.submit(event)
+
+    async def close(self) -> None:
+        await self._batcher.close()
+        self._pool.close()
+
+    def _insert(self, events: Sequence[TelemetryEvent]) -> Sequence[UUID | BaseException | None]:
+        given = (*_columns(events), self._repeat)
+        try:
+            with self._pool.connection() as conn:
+                ((sessions,),) = conn.execute(INSERT, given, prepare=True).fetchall()
+        except psycopg.DataError as error:
+            # What can't be stored must not take its batch with it.
+            return [error] if len(events) == 1 else [self._insert([one])[0] for one in events]
+        return [None if session is None else UUID(session) for session in sessions]
+
+
+def _columns(events: Sequence[TelemetryEvent]) -> tuple[list[Any], ...]:
+    return (
+        [event.event_id for event in events],
+        [event.topic for event in events],
+        [event.video_id for event in events],
+        [event.user_id for event in events],
+        [event.happened_at for event in events],
+        [orjson.dumps(event.details).decode() for event in events],
+        [event.correlation_id for event in events],
+        [event.viewer for event in events],
+    )
+
+
+def forget_sessions(conn: Connection[Any], repeat: timedelta) -> int:
+    """Forget the sessions that nobody can go on with; returns how many."""
+    with conn.transaction():
+        lock_in_transaction(conn, Lock.TELEMETRY)
+        return conn.execute(FORGET, (repeat,)).rowcount
+
+
+def head(cursor: Cursor[TupleRow]) -> int:
+    """The position of the newest event; all of lower positions can be read by then."""
+    ((newest,),) = cursor.execute(HEAD, prepare=True).fetchall()
+    return int(newest)
+
+
+class Views:
+    """How often videos were viewed."""
+
+    async def views(self, conn: AsyncConnection[Any], video_ids: Sequence[UUID]) -> dict[UUID, int]:
+        """Views by video; videos that nobody viewed are missing."""
+        cursor = await conn.execute(VIEWS, (list(video_ids),))
+        return {row[0]: row[1] for row in await cursor.fetchall()}
+
+    def of(self, cursor: Cursor[Any], video_ids: Sequence[UUID]) -> dict[UUID, int]:
+        """The same, for the command bus."""
+        cursor.execute(VIEWS, (list(video_ids),), prepare=True)
+        return dict(cursor.fetchall())
+
+
+SALT_BYTES = 32
+
+# The day is that of the database's clock, for every process.
+MAKE = b"""
+INSERT INTO backlot_viewer_salts (day, salt) VALUES ((now() AT TIME ZONE 'UTC')::date, %b)
+ON CONFLICT DO NOTHING
+"""
+READ = b"""
+SELECT day, salt FROM backlot_viewer_salts WHERE day = (now() AT TIME ZONE 'UTC')::date
+"""
+FORGET_SALTS = b"DELETE FROM backlot_viewer_salts WHERE day < (now() AT TIME ZONE 'UTC')::date"
+
+
+class Salt(NamedTuple):
+    """What the keys of one day (UTC) are made with."""
+
+    day: date
+    salt: bytes
+
+
+class ViewerKeys:
+    """Makes the keys of one process; to be used from one event loop."""
+
+    def __init__(
+        self, database_url: str, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._database_url = database_url
+        self._clock = clock
+        self._salt: Salt | None = None
+        self._reading: SingleFlight[Salt] = SingleFlight()
+
+    async def key(self, address: str, client: str) -> str:
+        """The key of whoever comes from this address with this client today, in hexadecimal.
+
+        Raises psycopg.Error when the salt has to be read and the database is away.
+        """
+        if self._salt is None or self._salt.day != self._clock().date():
+            self._salt, _ = await self._reading.join("salt", self._read)
+        return hmac.digest(self._salt.salt, f"{address}\n{client}".encode(), "sha256").hex()
+
+    async def _read(self) -> Salt:
+        return await asyncio.to_thread(self._read_now)
+
+    def _read_now(self) -> Salt:
+        with open_connection(self._database_url, "viewers") as conn:
+            return salt_of_today(conn)
+
+
+def salt_of_today(conn: Connection[Any]) -> Salt:
+    """The salt that all processes use today, made if nobody has yet; those before it are gone."""
+    with conn.transaction():
+        forget_salts(conn)
+        conn.execute(MAKE, (secrets.token_bytes(SALT_BYTES),))
+        ((day, salt),) = conn.execute(READ).fetchall()
+    return Salt(day, salt)
+
+
+def forget_salts(conn: Connection[Any]) -> int:
+    """Delete the salts of the days that are over; returns how many."""
+    return conn.execute(FORGET_SALTS).rowcount

@@ -1,0 +1,1 @@
+"""HTTP: the application that both APIs are made with, its outer layer, callers and problems."""

@@ -1,0 +1,403 @@
+"""How Kafka is reached: addresses, encryption, passwords."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import ssl
+import time
+from asyncio import Future
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.partitioner import murmur2
+
+from infra.settings.adapters import KafkaSettings
+
+RETRY_MS = 200
+
+# It tells of every attempt, ten times a second; that Kafka is away is told as KafkaAway.
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+
+
+class KafkaAway(Exception):
+    """Kafka did not take or give something in time; trying again later helps."""
+
+
+@dataclass(frozen=True)
+class KafkaOptions:
+    """Where the brokers are, and how to speak to them; the password is not shown."""
+
+    bootstrap_servers: tuple[str, ...]
+    security_protocol: str = "PLAINTEXT"
+    sasl_mechanism: str = "PLAIN"
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_settings(cls, settings: KafkaSettings) -> KafkaOptions | None:
+        """What is configured; None where there is no Kafka."""
+        if not settings.bootstrap_servers:
+            return None
+        secret = settings.sasl_password
+        return cls(
+            settings.bootstrap_servers,
+            settings.security_protocol,
+            settings.sasl_mechanism,
+            settings.sasl_username,
+            None if secret is None else secret.get_secret_value(),
+        )
+
+    def client(self) -> dict[str, Any]:
+        """What aiokafka's clients take."""
+        encrypted = self.security_protocol.endswith("SSL")
+        return {
+            "bootstrap_servers": list(self.bootstrap_servers),
+            "client_id": "backlot",
+            "retry_backoff_ms": RETRY_MS,
+            "security_protocol": self.security_protocol,
+            "ssl_context": ssl.create_default_context() if encrypted else None,
+            "sasl_mechanism": self.sasl_mechanism,
+            "sasl_plain_username": self.username,
+            "sasl_plain_password": self.password,
+        }
+
+
+BATCH_BYTES = 256 * 1024
+MAX_MESSAGE_BYTES = 1024 * 1024
+LINGER_MS = 2
+# How long a broker may take for a request, and how long acknowledgements may keep us waiting.
+REQUEST_MS = 10_000
+ACKNOWLEDGED_SECONDS = 30.0
+STOP_SECONDS = 2.0
+
+Compression = Literal["gzip"]
+Headers = Sequence[tuple[str, bytes]]
+
+
+class Outgoing(NamedTuple):
+    """What is put into a topic."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class RefusedMessage(NamedTuple):
+    """A message, by its number in what was to be published, that Kafka will never take, and why."""
+
+    number: int
+    reason: str
+
+
+@lru_cache(maxsize=65_536)
+def _hash(key: bytes) -> int:
+    return int(murmur2(key)) & 0x7FFFFFFF
+
+
+def partition_of(key: bytes | None, every: Sequence[int], available: Sequence[int]) -> int:
+    """The partition of a key, as Kafka's own clients choose it; any one without a key.
+
+    aiokafka's own does the same, but works half as long on a key as on all the rest of a message.
+    """
+    if key is None:
+        return random.choice(available or every)  # noqa: S311 - nothing secret hangs on it
+    return every[_hash(key) % len(every)]
+
+
+class Sent(NamedTuple):
+    """Messages on their way, by their numbers, and those that were refused at once."""
+
+    waiting: list[tuple[int, Future[Any]]]
+    refused: list[RefusedMessage]
+
+    def forget(self) -> None:
+        """Wait for none of it: else whoever is told of one failure is warned of all the others."""
+        for _, one in self.waiting:
+            if not one.done():
+                one.add_done_callback(_look_at)
+            else:
+                _look_at(one)
+
+
+class Publisher:
+    """One idempotent producer; to be used from one event loop, started and stopped once."""
+
+    def __init__(
+        self,
+        options: KafkaOptions,
+        *,
+        compression: Compression | None = None,
+        acknowledged_seconds: float = ACKNOWLEDGED_SECONDS,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        self._options = options
+        self._acknowledged_seconds = acknowledged_seconds
+        self._limits = {
+            "compression_type": compression,
+            "max_request_size": max_message_bytes,
+        }
+        self._producer: Any = None
+
+    async def start(self) -> None:
+        """Connect; raises KafkaAway."""
+        producer = AIOKafkaProducer(
+            **self._options.client(),
+            **self._limits,
+            enable_idempotence=True,
+            acks="all",
+            linger_ms=LINGER_MS,
+            max_batch_size=BATCH_BYTES,
+            partitioner=partition_of,
+            request_timeout_ms=REQUEST_MS,
+        )
+        try:
+            await producer.start()
+        except KafkaError as error:
+            await producer.stop()
+            raise KafkaAway(describe(error)) from error
+        self._producer = producer
+
+    async def publish(self, messages: Sequence[Outgoing]) -> list[RefusedMessage]:
+        """Return once every message is acknowledged, but for those that Kafka refuses.
+
+        Raises KafkaAway: then any of them may have been published, and all have to be again, by
+        another publisher.
+        """
+        return await self.acknowledged(await self.send(messages))
+
+    async def send(self, messages: Sequence[Outgoing]) -> Sent:
+        """Put messages on their way, behind those of earlier calls; raises KafkaAway."""
+        sent = Sent([], [])
+        try:
+            async with asyncio.timeout(self._acknowledged_seconds):
+                for number, (topic, key, value, headers) in enumerate(messages):
+                    try:
+                        one = await self._producer.send(topic, value, key=key, headers=headers)
+                    except MessageSizeTooLargeError as error:
+                        sent.refused.append(RefusedMessage(number, describe(error)))
+                    else:
+                        sent.waiting.append((number, one))
+        except (KafkaError, TimeoutError) as error:
+            sent.forget()
+            raise KafkaAway(describe(error)) from error
+        return sent
+
+    async def acknowledged(self, sent: Sent) -> list[RefusedMessage]:
+        """Return once all that was sent is acknowledged, but for what Kafka refuses.
+
+        Raises KafkaAway as `publish` does.
+        """
+        try:
+            async with asyncio.timeout(self._acknowledged_seconds):
+                for number, one in sent.waiting:
+                    try:
+                        await one
+                    except MessageSizeTooLargeError as error:
+                        sent.refused.append(RefusedMessage(number, describe(error)))
+        except (KafkaError, TimeoutError) as error:
+            raise KafkaAway(describe(error)) from error
+        finally:
+            sent.forget()
+        return sent.refused
+
+    async def stop(self) -> None:
+        """Send what is left if that is quick, and disconnect; safe before a start."""
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS):
+                await producer.stop()
+                return
+        # It waits for brokers that are away, for as long as they are.
+        await _give_up(producer)
+
+    async def abandon(self) -> None:
+        """Disconnect, and send nothing any more: what failed has to be told before the rest."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _give_up(producer)
+
+
+async def _give_up(producer: Any) -> None:
+    # What its `stop` does, but for waiting until all is sent: aiokafka offers no way to give up.
+    producer._closed = True  # noqa: SLF001
+    await producer._sender.close()  # noqa: SLF001
+    await producer.client.close()
+
+
+def describe(error: BaseException) -> str:
+    """One line about what Kafka said, or did not say."""
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+def _look_at(sent: Future[Any]) -> None:
+    if not sent.cancelled():
+        sent.exception()
+
+
+log = structlog.get_logger(__name__)
+
+METADATA_MS = 60_000
+KNOW_TOPICS_SECONDS = 5.0
+# How often brokers that send nothing are asked whether they are there at all.
+CHECK_SECONDS = 5.0
+
+
+class Partition(NamedTuple):
+    """One partition of a topic."""
+
+    topic: str
+    number: int
+
+
+class Record(NamedTuple):
+    """A message as it lies in its topic; `timestamp` in seconds since 1970."""
+
+    partition: Partition
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+    timestamp: float
+
+
+class Reader:
+    """All partitions of some topics; to be used from one event loop, started and stopped once."""
+
+    def __init__(self, options: KafkaOptions, topics: Collection[str]) -> None:
+        self._options = options
+        self._topics = sorted(topics)
+        self._consumer: Any = None
+        self._offsets: dict[Partition, int] = {}
+        self._assigned: set[Partition] = set()
+        self._checked = 0.0
+
+    async def start(self, offsets: Mapping[Partition, int]) -> None:
+        """Connect, and begin at these offsets; a partition without one is read from its beginning.
+
+        So is one whose offset is gone. Raises KafkaAway.
+        """
+        self._offsets, self._assigned = dict(offsets), set()
+        self._consumer = AIOKafkaConsumer(
+            **self._options.client(),
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            request_timeout_ms=REQUEST_MS,
+            metadata_max_age_ms=METADATA_MS,
+        )
+        # Metadata comes for topics of which something is assigned.
+        self._consumer.assign([TopicPartition(topic, 0) for topic in self._topics])
+        try:
+            await self._consumer.start()
+        except KafkaError as error:
+            await self.stop()
+            raise KafkaAway(describe(error)) from error
+        await self._know_topics()
+        self.look_for_partitions()
+
+    def look_for_partitions(self) -> None:
+        """Take on the partitions that have come to be."""
+        found = {
+            Partition(topic, number)
+            for topic in self._topics
+            for number in self._consumer.partitions_for_topic(topic) or ()
+        }
+        if found <= self._assigned:
+            return
+        self._assigned |= found
+        self._consumer.assign([TopicPartition(*each) for each in sorted(self._assigned)])
+        for each in self._assigned:
+            if each in self._offsets:
+                self._consumer.seek(TopicPartition(*each), self._offsets[each])
+
+    async def read(self, at_most_seconds: float, max_records: int) -> Sequence[Record]:
+        """What comes next, in order within each partition; empty when nothing came in time.
+
+        Raises KafkaAway.
+        """
+        wait = int(at_most_seconds * 1000)
+        try:
+            found = await self._consumer.getmany(timeout_ms=wait, max_records=max_records)
+            if not found:
+                await self._check()
+        except KafkaError as error:
+            raise KafkaAway(describe(error)) from error
+        records = [
+            Record(
+                Partition(*where),
+                one.offset,
+                one.key,
+                one.value,
+                one.headers,
+                one.timestamp / 1000,
+            )
+            for where, batch in found.items()
+            for one in batch
+        ]
+        for record in records:
+            self._offsets[record.partition] = record.offset + 1
+        return records
+
+    def lag(self) -> int:
+        """How many messages lie behind what was read, as far as the brokers have told."""
+        return sum(max(0, self._end(each) - self._offsets.get(each, 0)) for each in self._assigned)
+
+    async def ends(self) -> dict[Partition, int]:
+        """Where the partitions that are read end now; raises KafkaAway.
+
+        None of them where a topic is not known yet: something may lie in it.
+        """
+        if {each.topic for each in self._assigned} != set(self._topics):
+            return {}
+        try:
+            found = await self._consumer.end_offsets(
+                [TopicPartition(*each) for each in self._assigned]
+            )
+        except KafkaError as error:
+            raise KafkaAway(describe(error)) from error
+        self._checked = time.monotonic()
+        return {Partition(*where): end for where, end in found.items()}
+
+    def has_read(self, ends: Mapping[Partition, int]) -> bool:
+        """Whether all that lay before these ends was read."""
+        return all(self._offsets.get(each, 0) >= end for each, end in ends.items())
+
+    async def stop(self) -> None:
+        """Disconnect; safe before a start."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    await consumer.stop()
+
+    def _end(self, partition: Partition) -> int:
+        return self._consumer.highwater(TopicPartition(*partition)) or 0
+
+    async def _know_topics(self) -> None:
+        deadline = time.monotonic() + KNOW_TOPICS_SECONDS
+        while missing := [
+            topic for topic in self._topics if self._consumer.partitions_for_topic(topic) is None
+        ]:
+            if time.monotonic() > deadline:
+                log.warning("topics_missing", topics=missing)
+                return
+            await asyncio.sleep(0.02)
+
+    async def _check(self) -> None:
+        """Raise KafkaError where silence means that nobody is there."""
+        if time.monotonic() - self._checked < CHECK_SECONDS or not self._assigned:
+            return
+        await self._consumer.end_offsets([TopicPartition(*each) for each in self._assigned])
+        self._checked = time.monotonic()

@@ -1,0 +1,418 @@
+"""How this program connects to PostgreSQL: every session the same, and no wait without an end.
+
+A session says all that could change a result, so that the server's, the role's and the
+environment's own wishes (`timezone`, `ALTER ROLE … SET`, `PGTZ`, `PGOPTIONS`) do not count. It is
+said after connecting, because pgbouncer refuses the start-up parameter `options`.
+
+A server that hangs (a stopped process, a full disk) goes on acknowledging packets, and its own
+time-outs do not fire; so the time that it stays silent is measured here. Short work has a limit.
+Work that may take long asks a silent server for another connection: one that gives it is alive.
+While a server is known to be silent, one at a time asks it, and the others are told at once: what
+needs several answers does not wait several times, and a server that comes back does not find
+hundreds of connections that nobody wants any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from time import monotonic
+from traceback import clear_frames
+from typing import Any, Self, TypeVar
+from uuid import UUID
+
+import psycopg
+import structlog
+from psycopg import AsyncConnection, Connection, OperationalError
+from psycopg.abc import PQGen
+from psycopg.conninfo import make_conninfo
+from psycopg.errors import ConnectionTimeout
+from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from infra.circuit_breaker import CircuitBreaker, CircuitState
+from infra.metrics import counter
+from infra.settings.adapters import DatabaseSettings
+
+log = structlog.get_logger(__name__)
+
+# The server cancels a statement at its limit; only one that does not even do that is silent.
+GRACE_SECONDS = 1.0
+# Long work: how long the server may say nothing before it is asked whether it lives.
+SILENCE_SECONDS = 5.0
+# How often psycopg looks up while it waits.
+INTERVAL_SECONDS = 0.1
+# How long a silent server is left alone, and how long who then asks it may take to find out.
+PAUSE_SECONDS = 1.0
+TRIAL_SECONDS = 5.0
+# After an outage of any length, who wants a connection next has a new one tried at once.
+RECONNECT_SECONDS = 3.0
+
+SESSION = b"""
+SET statement_timeout = %d;
+SET TimeZone = 'UTC';
+SET DateStyle = 'ISO, MDY';
+SET IntervalStyle = 'postgres';
+SET client_encoding = 'UTF8';
+SET bytea_output = 'hex';
+SET extra_float_digits = 1;
+SET standard_conforming_strings = on;
+SET array_nulls = on;
+SET default_transaction_isolation = 'read committed';
+SET lock_timeout = 0;
+SELECT set_config('search_path', concat_ws(', ', 'public',
+                  nullif(current_setting('search_path'), '')), false)
+"""
+
+T = TypeVar("T")
+
+DATABASE_SILENCES = counter(
+    "backlot_database_silences",
+    "Connections given up because PostgreSQL took a statement and did not answer.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long one waits for PostgreSQL, in seconds: a connection, a pool's free one, an answer.
+
+    `statement` 0: as long as the server lives.
+    """
+
+    connect: int = 3
+    pool: float = 4.0
+    statement: float = 3.0
+
+    @classmethod
+    def from_settings(cls, settings: DatabaseSettings) -> Self:
+        """What the settings give requests."""
+        return cls(
+            settings.connect_seconds,
+            settings.pool_seconds,
+            settings.statement_seconds,
+        )
+
+    @property
+    def silence(self) -> float:
+        """How long the server may say nothing while a statement runs."""
+        return self.statement + GRACE_SECONDS if self.statement else SILENCE_SECONDS
+
+
+SHORT_WORK = Limits()
+# An operator at the command line, who looks through a long log.
+UNHURRIED = Limits(statement=60.0)
+LONG_WORK = Limits(statement=0)
+
+
+class DatabaseSilent(OperationalError):
+    """PostgreSQL took a statement and says nothing; what becomes of the statement is not known."""
+
+
+def is_silence(error: BaseException) -> bool:
+    """Whether PostgreSQL did not say no, but nothing; trying again at once does not help then.
+
+    Of an error of the event-sourcing library, its cause tells.
+    """
+    silences = (DatabaseSilent, ConnectionTimeout, PoolTimeout)
+    return isinstance(error, silences) or isinstance(error.__cause__, silences)
+
+
+def explained(error: Exception) -> str:
+    """What is wrong with the database, in one line for operators."""
+    if is_silence(error):
+        return f"it hangs, or is no PostgreSQL, or can't be reached: {error}"
+    return " ".join(str(error).split())
+
+
+class DatabaseBreaker(CircuitBreaker):
+    """Whether a PostgreSQL said nothing lately, for the whole process."""
+
+    def __init__(self) -> None:
+        super().__init__(PAUSE_SECONDS, trial_seconds=TRIAL_SECONDS)
+
+    def refusal(self, retry_after: float | None) -> Exception:
+        return DatabaseSilent("PostgreSQL said nothing a moment ago")
+
+    def blames(self, error: BaseException) -> bool | None:
+        return True if isinstance(error, ConnectionTimeout) else None
+
+    def changed(self, before: CircuitState, error: BaseException | None) -> None:
+        if self.state is CircuitState.CLOSED:
+            log.info("database_answers")
+
+    def missed(self, purpose: str, seconds: float) -> None:
+        """Count that the server took a connection or a statement, and said nothing for so long."""
+        DATABASE_SILENCES.inc()
+        if self.state is CircuitState.CLOSED:
+            log.error("database_silent", connection=purpose, seconds=seconds)
+        self.fail()
+
+
+@cache
+def breaker_of(database_url: str) -> DatabaseBreaker:
+    """Return what this process knows of the server there."""
+    return DatabaseBreaker()
+
+
+class LiveConnection(Connection[Row]):
+    """A thread's connection that is closed once the server does not answer on it."""
+
+    limits = LONG_WORK
+    breaker: DatabaseBreaker
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        """The same as psycopg's; DatabaseSilent at once where the server is known to be silent."""
+        with _newcomer(conninfo, kwargs) as breaker:
+            conn = super().connect(conninfo, **kwargs)
+        conn.breaker = breaker
+        return conn
+
+    def wait(
+        self, gen: PQGen[T], interval: float = INTERVAL_SECONDS, timeout: float | None = None
+    ) -> T:
+        # Who waits for notifications says for how long, and silence is nothing bad then.
+        watched = gen if timeout is not None else _heard(gen, self.limits.silence, self._missed)
+        try:
+            result = super().wait(watched, interval, timeout)
+        except DatabaseSilent:
+            self.pgconn.finish()
+            raise
+        self.breaker.succeed()
+        return result
+
+    def _missed(self) -> None:
+        if self.limits.statement or not _lives(self.info):
+            raise _silent(self.breaker, self.info, self.limits)
+
+
+class LiveAsyncConnection(AsyncConnection[Row]):
+    """The same on an event loop, for short work only."""
+
+    limits = SHORT_WORK
+    breaker: DatabaseBreaker
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        """The same as psycopg's; DatabaseSilent at once where the server is known to be silent."""
+        with _newcomer(conninfo, kwargs) as breaker:
+            conn = await super().connect(conninfo, **kwargs)
+        conn.breaker = breaker
+        return conn
+
+    async def wait(  # psycopg's signature
+        self,
+        gen: PQGen[T],
+        interval: float = INTERVAL_SECONDS,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> T:
+        watched = gen if timeout is not None else _heard(gen, self.limits.silence, self._missed)
+        try:
+            result = await super().wait(watched, interval, timeout)
+        except DatabaseSilent:
+            self.pgconn.finish()
+            raise
+        self.breaker.succeed()
+        return result
+
+    def _missed(self) -> None:
+        raise _silent(self.breaker, self.info, self.limits)
+
+
+class ThreadPool(ConnectionPool[LiveConnection[Any]]):
+    """Connections that threads share; who wants one of a silent server is told so at once."""
+
+    def getconn(self, timeout: float | None = None) -> LiveConnection[Any]:
+        breaker_of(self.conninfo).check()
+        return super().getconn(timeout)
+
+
+def open_connection(
+    database_url: str, purpose: str, limits: Limits = LONG_WORK
+) -> LiveConnection[TupleRow]:
+    """A thread's connection in autocommit mode, named after its purpose; raises OperationalError.
+
+    Unless there are limits, a statement may take as long as it needs.
+    """
+    conn: LiveConnection[TupleRow] = LiveConnection.connect(
+        database_url, **parameters(purpose, limits)
+    )
+    try:
+        begin(conn, limits)
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
+async def open_async_connection(
+    database_url: str, purpose: str, limits: Limits = SHORT_WORK
+) -> LiveAsyncConnection[TupleRow]:
+    """The same on an event loop, for short work only."""
+    conn: LiveAsyncConnection[TupleRow] = await LiveAsyncConnection.connect(
+        database_url, **parameters(purpose, limits)
+    )
+    try:
+        await begin_async(conn, limits)
+    except BaseException:
+        await conn.close()
+        raise
+    return conn
+
+
+def thread_pool(
+    database_url: str,
+    purpose: str,
+    limits: Limits,
+    *,
+    size: int,
+    session: bytes = b"",
+    row_factory: RowFactory[Any] = tuple_row,
+    check: Callable[[LiveConnection[Any]], None] | None = None,
+) -> ThreadPool:
+    """Connections that threads share, not opened yet; `session` is more SQL that each begins with.
+
+    Who gets none within the limit has PoolTimeout, which is an OperationalError.
+    """
+    return ThreadPool(
+        database_url,
+        connection_class=LiveConnection,
+        kwargs={**parameters(purpose, limits), "row_factory": row_factory},
+        configure=partial(begin, limits=limits, session=session),
+        check=check,
+        min_size=size,
+        max_size=size,
+        timeout=limits.pool,
+        reconnect_timeout=RECONNECT_SECONDS,
+        open=False,
+    )
+
+
+@contextmanager
+def unhurried(conn: LiveConnection[Any]) -> Iterator[None]:
+    """A transaction whose statements may take as long as they need, on a connection with limits."""
+    limits, conn.limits = conn.limits, LONG_WORK
+    try:
+        with conn.transaction():
+            conn.execute("SET LOCAL statement_timeout = 0")
+            yield
+    finally:
+        conn.limits = limits
+
+
+def parameters(purpose: str, limits: Limits) -> dict[str, Any]:
+    """What libpq is told beside the URL. A vanished machine is noticed within half a minute."""
+    return {
+        "autocommit": True,
+        "application_name": f"backlot {purpose}",
+        "connect_timeout": limits.connect,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 4,
+        "tcp_user_timeout": 30_000,
+    }
+
+
+def begin(conn: LiveConnection[Any], limits: Limits, session: bytes = b"") -> None:
+    """Make a new connection a session of ours."""
+    conn.limits = limits
+    conn.execute(_session(limits) + session)
+
+
+async def begin_async(conn: LiveAsyncConnection[Any], limits: Limits) -> None:
+    """The same on an event loop."""
+    conn.limits = limits
+    await conn.execute(_session(limits))
+
+
+def _session(limits: Limits) -> bytes:
+    return SESSION % round(limits.statement * 1000)
+
+
+def _heard(gen: PQGen[T], seconds: float, missed: Callable[[], None]) -> PQGen[T]:
+    """psycopg's dialogue with the server; calls `missed` whenever it sent nothing for so long."""
+    try:
+        wanted = next(gen)
+        heard = monotonic()
+        while True:
+            ready = yield wanted
+            if ready:
+                heard = monotonic()
+            elif monotonic() - heard >= seconds:
+                missed()
+                heard = monotonic()
+            wanted = gen.send(ready)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+def _lives(info: psycopg.ConnectionInfo) -> bool:
+    """Whether the server still answers a newcomer, be it with a refusal."""
+    url = make_conninfo(info.dsn, password=info.password or None)
+    try:
+        psycopg.connect(url, **parameters("watch", LONG_WORK)).close()
+    except ConnectionTimeout as error:
+        _let_go(error)
+        return False
+    except OperationalError:
+        return True
+    return True
+
+
+def _let_go(error: ConnectionTimeout) -> None:
+    """Close the half-made connection, which psycopg's frames hold in a cycle with the error.
+
+    A server that comes back would keep a session for it until the collector finds the cycle.
+    """
+    clear_frames(error.__traceback__)
+
+
+@contextmanager
+def _newcomer(database_url: str, parameters: Mapping[str, Any]) -> Iterator[DatabaseBreaker]:
+    breaker = breaker_of(database_url)
+    trial = breaker.enter()
+    try:
+        yield breaker
+    except ConnectionTimeout as error:
+        _let_go(error)
+        breaker.missed(parameters["application_name"], parameters["connect_timeout"])
+        raise
+    except BaseException:
+        breaker.leave(trial)
+        raise
+    breaker.succeed()
+
+
+def _silent(
+    breaker: DatabaseBreaker, info: psycopg.ConnectionInfo, limits: Limits
+) -> DatabaseSilent:
+    breaker.missed(info.get_parameters().get("application_name", ""), limits.silence)
+    return DatabaseSilent(f"PostgreSQL took a statement and said nothing for {limits.silence:g} s")
+
+
+def array(items: Iterable[str]) -> str:
+    """An array literal of items that need no quotes."""
+    return "{" + ",".join(items) + "}"
+
+
+def column(values: Sequence[Any]) -> Any:
+    """Values of one column for `unnest(%b::type[])`: a literal where none needs to be escaped."""
+    kinds = set(map(type, values))
+    if kinds == {UUID}:
+        return array([b"".join([value.bytes for value in values]).hex(",", 16)])
+    if kinds == {int}:
+        return array(map(str, values))
+    if kinds == {str}:
+        return texts(values)
+    return list(values)
+
+
+def texts(values: Sequence[str]) -> str:
+    """An array literal of any texts."""
+    body = '","'.join(values)
+    if "\\" in body or body.count('"') != 2 * (len(values) - 1):
+        body = '","'.join(value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
+    return '{"' + body + '"}'

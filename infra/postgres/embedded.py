@@ -1,0 +1,286 @@
+"""The embedded PostgreSQL: started out of a wheel, healed when it dies, stopped cleanly."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from threading import Event, Lock, Thread
+from types import TracebackType
+from typing import Self
+from urllib.parse import quote
+
+import psycopg
+import structlog
+from psycopg import sql
+
+from infra.metrics import counter
+from infra.postgres import cluster as files
+from infra.postgres.cluster import PostgresError, RunAs, make_reachable, make_readable, run_as
+
+__all__ = ["EmbeddedPostgres", "PostgresError", "running_url"]
+
+DATABASE = "backlot"
+LOG_LIMIT_BYTES = 16 * 1024 * 1024
+WATCH_SECONDS = 0.1
+REPORT_SECONDS = 5.0
+
+log = structlog.get_logger(__name__)
+
+SETTINGS: Mapping[str, str] = {
+    "listen_addresses": "",
+    "unix_socket_permissions": "0700",
+    # An acknowledged command is on the disk.
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "full_page_writes": "on",
+    "max_connections": "100",
+    "shared_buffers": "256MB",
+    "work_mem": "16MB",
+    "maintenance_work_mem": "128MB",
+    # Fewer checkpoints, and so fewer full pages, in a log that is written all the time.
+    "max_wal_size": "2GB",
+    "checkpoint_timeout": "10min",
+    "wal_compression": "on",
+    "random_page_cost": "1.1",
+    "jit": "off",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_checkpoints": "off",
+    "log_line_prefix": "%m [%p] ",
+}
+
+POSTGRES_RESTARTS = counter(
+    "backlot_postgres_restarts",
+    "Times that the embedded PostgreSQL died and was started again.",
+)
+
+
+class EmbeddedPostgres:
+    """One PostgreSQL server on one folder, reached over a Unix socket only.
+
+    The caller makes sure that nobody else uses the folder (``DataFolder`` does).
+    """
+
+    def __init__(
+        self,
+        cluster: Path,
+        *,
+        settings: Mapping[str, str] | None = None,
+        start_seconds: float = 300.0,
+        gives_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``start_seconds`` bounds a start, crash recovery included; ``gives_up`` ends it early."""
+        self.cluster = cluster.resolve()
+        self._settings = {**SETTINGS, **(settings or {})}
+        self._start_seconds = start_seconds
+        self._gives_up = gives_up
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sockets = self.cluster
+        self._stopping = Event()
+        self._ready = Event()
+        self._stop_lock = Lock()
+        self._watcher: Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """How libpq and psycopg reach the database; the same after every restart."""
+        return self.url_of(DATABASE)
+
+    def url_of(self, database: str) -> str:
+        """The URL of another database on this server."""
+        return _url(str(self._sockets), database)
+
+    @property
+    def pid(self) -> int | None:
+        """The postmaster's pid, None while there is none."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the server answers; False while it is being restarted."""
+        return self._ready.is_set()
+
+    @property
+    def log_file(self) -> Path:
+        """What the server itself logs."""
+        return self.cluster / "postgres.log"
+
+    def start(self) -> None:
+        """Start and wait until the server answers; ends what a killed process left running.
+
+        Raises PostgresError when it cannot. A stopped instance is not started again: make another.
+        """
+        files.check_major(self.cluster)
+        try:
+            user = run_as(self.cluster)
+            self._prepare(user)
+        except OSError as error:
+            raise PostgresError(f"PostgreSQL cannot be prepared: {error}") from error
+        files.end_strays(self.cluster, self._sockets)
+        atexit.register(self.stop)
+        try:
+            self._launch(user, self._gives_up)
+            self._make_database()
+        except BaseException:
+            self.stop()
+            raise
+        self._watcher = Thread(target=self._watch, args=(user,), name="postgres", daemon=True)
+        self._watcher.start()
+
+    def stop(self) -> None:
+        """Stop the server after a checkpoint; safe to call twice and before a start."""
+        self._stopping.set()
+        with self._stop_lock:
+            if self._watcher is not None:
+                self._watcher.join()
+                self._watcher = None
+            self._ready.clear()
+            if self._process is not None:
+                _end(self._process)
+                self._process = None
+            if self._sockets != self.cluster and self._sockets.is_dir():
+                self._sockets.rmdir()
+        atexit.unregister(self.stop)
+
+    def part_with(self) -> None:
+        """Have the server stop by itself, after a checkpoint, without waiting for that.
+
+        For a process that ends at once: it takes no lock and never blocks.
+        """
+        process = self._process
+        if process is not None and process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGINT)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _prepare(self, user: RunAs) -> None:
+        self.cluster.parent.mkdir(parents=True, exist_ok=True)
+        if user.another:
+            make_readable(files.programs().parent)
+            make_reachable(self.cluster)
+        if not self.cluster.exists() or not any(self.cluster.iterdir()):
+            log.info("postgres_creating", folder=str(self.cluster))
+            files.create(self.cluster, user)
+        self._sockets = files.socket_folder(self.cluster, user)
+        if user.another:
+            make_reachable(self._sockets)
+        if self.log_file.exists() and self.log_file.stat().st_size > LOG_LIMIT_BYTES:
+            self.log_file.rename(self.log_file.with_suffix(".log.1"))
+
+    def _launch(self, user: RunAs, gives_up: Callable[[], bool] = lambda: False) -> None:
+        settings = {**self._settings, "unix_socket_directories": str(self._sockets)}
+        arguments = [f"--{name}={value}" for name, value in settings.items()]
+        with self.log_file.open("ab") as output:
+            offset = output.tell()
+            # Its own session: Ctrl-C in the console must not end it before its clients.
+            self._process = subprocess.Popen(
+                [files.programs() / "postgres", "-D", self.cluster, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                umask=0o077,
+                env=files.environment(),
+                cwd="/",
+                **user.as_arguments(),
+            )
+        self._await_answer(self._process, offset, gives_up)
+        self._ready.set()
+        log.info("postgres_ready", pid=self._process.pid)
+
+    def _await_answer(
+        self, process: subprocess.Popen[bytes], offset: int, gives_up: Callable[[], bool]
+    ) -> None:
+        started = time.monotonic()
+        report_at = started + REPORT_SECONDS
+        while not (self._stopping.is_set() or gives_up()):
+            try:
+                psycopg.connect(self.url_of("postgres"), connect_timeout=5).close()
+                return
+            except psycopg.OperationalError as error:
+                if process.poll() is not None:
+                    reason = files.failure_reason(self.log_file, offset)
+                    raise PostgresError(f"PostgreSQL did not start: {reason}") from error
+                if time.monotonic() > started + self._start_seconds:
+                    _end(process)
+                    raise PostgresError(
+                        f"PostgreSQL did not answer in {self._start_seconds:.0f} s: {error}"
+                    ) from error
+            if time.monotonic() > report_at:
+                report_at += REPORT_SECONDS
+                log.info("postgres_recovering", seconds=round(time.monotonic() - started))
+            self._stopping.wait(0.03)
+        raise PostgresError("PostgreSQL was stopped while it started")
+
+    def _make_database(self) -> None:
+        with psycopg.connect(self.url_of("postgres"), autocommit=True) as connection:
+            known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
+            if known.fetchone() is None:
+                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+
+    def _watch(self, user: RunAs) -> None:
+        while not self._stopping.wait(WATCH_SECONDS):
+            if self._process is not None and self._process.poll() is not None:
+                self._ready.clear()
+                POSTGRES_RESTARTS.inc()
+                log.error("postgres_died", status=self._process.returncode)
+                self._revive(user)
+
+    def _revive(self, user: RunAs) -> None:
+        while not self._stopping.is_set():
+            try:
+                # Backends outlive a killed postmaster for a moment and hold its shared memory.
+                files.end_strays(self.cluster, self._sockets, patience=0.5)
+                self._launch(user)
+                return
+            except (PostgresError, OSError) as error:
+                log.error("postgres_restart_failed", error=str(error))
+                self._stopping.wait(1.0)
+
+
+def running_url(cluster: Path) -> str | None:
+    """The URL of a server that says it runs on the cluster; None when it was stopped cleanly.
+
+    After a crash that server may be gone. Raises OSError when the cluster cannot be read.
+    """
+    try:
+        lines = (cluster / "postmaster.pid").read_text().splitlines()
+    except FileNotFoundError:
+        return None
+    # The fifth line is the socket's folder; a server that has just begun has not written it.
+    return _url(lines[4], DATABASE) if len(lines) > 4 else None
+
+
+def _url(sockets: str, database: str) -> str:
+    name, host = quote(database, safe=""), quote(sockets, safe="")
+    return f"postgresql://postgres@/{name}?host={host}&port=5432"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    # Fast, immediate, then by force: see "Shutting Down the Server" in PostgreSQL's manual.
+    for sign, seconds in ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 10.0)):
+        if process.poll() is not None:
+            return
+        os.kill(process.pid, sign)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            log.error("postgres_slow_stop", signal=sign.name, waited_seconds=seconds)

@@ -1,0 +1,167 @@
+"""What operators see of the queues and do about dead letters, whichever broker keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from dramatiq import Message
+from dramatiq.broker import MessageProxy
+from dramatiq.errors import DecodeError
+
+from infra.errors import fault_of
+from infra.tasks.errors import BrokerAway
+from infra.tasks.messages import origin_of
+from infra.utc import rfc3339
+
+ERROR_CHARACTERS = 300
+
+
+@dataclass(frozen=True)
+class FailedTask:
+    """One task after its last attempt; `attempts` counts the first one too."""
+
+    id: str
+    queue: str
+    actor: str
+    args: tuple[Any, ...]
+    attempts: int
+    error: str
+    failed_at: datetime | None
+    correlation_id: str | None
+    causation_id: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the command line prints it."""
+        return {
+            "id": self.id,
+            "queue": self.queue,
+            "actor": self.actor,
+            "args": list(self.args),
+            "attempts": self.attempts,
+            "error": self.error,
+            "failedAt": rfc3339(self.failed_at) if self.failed_at else None,
+            "correlationId": self.correlation_id,
+            "causationId": self.causation_id,
+        }
+
+
+OnDead = Callable[[FailedTask], Awaitable[None]]
+"""Runs where async actors run. While it fails the task is not dead: it is tried again later."""
+
+
+def failed_task(message: Message[Any] | MessageProxy) -> FailedTask:
+    """What the options of a message that failed tell; a message that nobody knew has no error."""
+    options = message.options
+    failed_at = options.get("failed_at")
+    origin = origin_of(options)
+    return FailedTask(
+        message.message_id,
+        message.queue_name,
+        message.actor_name,
+        message.args,
+        int(options.get("retries", 0)),
+        options.get("error", "no actor has this name"),
+        None if failed_at is None else datetime.fromtimestamp(failed_at / 1000, UTC),
+        origin.correlation_id,
+        origin.causation_id,
+    )
+
+
+def in_one_line(error: BaseException) -> str:
+    """What is kept of an error: its type and the beginning of its text, never a traceback."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:ERROR_CHARACTERS].removesuffix(": ")
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How many tasks a queue holds; None where the broker does not tell."""
+
+    queue: str
+    waiting: int
+    delayed: int
+    dead: int
+    taken: int | None = None
+
+    def by_state(self) -> dict[str, int]:
+        """The counts that are known."""
+        counts = {"waiting": self.waiting, "delayed": self.delayed, "dead": self.dead}
+        return counts if self.taken is None else {**counts, "taken": self.taken}
+
+
+Wanted = Callable[[FailedTask], bool]
+"""Says of a dead letter whether it is meant."""
+
+
+def every(task: FailedTask) -> bool:
+    """All of them are meant."""
+    return True
+
+
+def named(task_id: str) -> Wanted:
+    """Only the task of this id is meant."""
+    return lambda task: task.id == task_id
+
+
+def like(one: FailedTask) -> Wanted:
+    """All are meant that are of the actor of one and failed as it did."""
+    what = one.actor, fault_of(one.error)
+    return lambda task: (task.actor, fault_of(task.error)) == what
+
+
+class TaskQueues(Protocol):
+    """The queues of `infra.tasks.queues`; each method raises BrokerAway."""
+
+    def depths(self) -> list[Depth]:
+        """One for each queue."""
+
+    def dead(self, queue: str, limit: int) -> list[FailedTask]:
+        """Dead letters, oldest first."""
+
+    def redrive(self, queue: str, wanted: Wanted) -> list[str]:
+        """Send dead letters once more, with all attempts before them.
+
+        Returns the ids. One that can't be read stays. A crash midway may send one twice.
+        """
+
+    def discard(self, queue: str, wanted: Wanted) -> list[FailedTask]:
+        """Give dead letters up for good, also those that can't be read; returns what they were."""
+
+
+def read(queue: str, key: str, data: bytes) -> tuple[FailedTask, Message[Any] | None]:
+    """A dead letter; without its message when it can't be read."""
+    try:
+        message = Message.decode(data)
+    except DecodeError as error:
+        why = f"can't be read: {error.error}"
+        return FailedTask(key, queue, "", (), 0, why, None, None, None), None
+    return failed_task(message), message
+
+
+def revived(message: Message[Any]) -> Message[Any]:
+    """The message as it was before its first attempt."""
+    gone = ("retries", "error", "failed_at", "eta", "redis_message_id")
+    options = {key: value for key, value in message.options.items() if key not in gone}
+    return Message(
+        message.queue_name.removesuffix(".DQ"),
+        message.actor_name,
+        message.args,
+        message.kwargs,
+        options,
+        message_id=message.message_id,
+        message_timestamp=message.message_timestamp,
+    )
+
+
+@contextmanager
+def away(*errors: type[Exception]) -> Iterator[None]:
+    """Tell the client library's errors as BrokerAway."""
+    try:
+        yield
+    except errors as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise BrokerAway(f"the task broker is away: {text}") from error

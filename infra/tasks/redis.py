@@ -1,0 +1,254 @@
+"""Dramatiq's Redis broker, made to lose nothing when Redis goes away and comes back.
+
+The stock consumer takes a timeout for a bug of its own, and what it had fetched when the
+connection broke stays with this process, unseen, until the process ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any, cast
+
+import structlog
+from dramatiq import Message
+from dramatiq.broker import Consumer, MessageProxy
+from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
+from dramatiq.common import dq_name, xq_name
+from dramatiq.errors import ConnectionClosed, DecodeError
+from redis import Redis, RedisError
+
+from infra.tasks.dead_letters import Depth, FailedTask, Wanted, away, read, revived
+from infra.tasks.queues import QUEUES
+
+NAMESPACE = "backlot"
+# How long a new task may wait when nothing else does: the queue is polled, not pushed.
+POLL_MS = 100
+# Of a million commands so many look for dead workers: with the stock 1,000 an idle program
+# takes a quarter of an hour to find one.
+MAINTENANCE_CHANCE = 100_000
+# The dead letter keeps what was learned since the message was enqueued: the error, the attempts.
+REPLACE = """
+if redis.call("hexists", KEYS[1], ARGV[1]) == 1 then
+    redis.call("hset", KEYS[1], ARGV[1], ARGV[2])
+end
+"""
+
+log = structlog.get_logger(__name__)
+
+
+@contextmanager
+def _as_lost_connection() -> Iterator[None]:
+    """Redis away, slow, full or loading is all the same to whoever uses the broker."""
+    try:
+        yield
+    except RedisError as error:
+        raise ConnectionClosed(error) from None
+
+
+class TaskRedisBroker(RedisBroker):
+    """Raises ConnectionClosed for every failure of Redis, and takes back what was fetched."""
+
+    def __init__(self, client: Redis, *, heartbeat_seconds: float) -> None:
+        super().__init__(
+            client=client,
+            middleware=[],
+            namespace=NAMESPACE,
+            heartbeat_timeout=round(heartbeat_seconds * 1000),
+            maintenance_chance=MAINTENANCE_CHANCE,
+        )
+        self._replace = client.register_script(REPLACE)
+        self._in_hand: dict[str, set[str]] = {}
+        self._mutex = Lock()
+
+    @property
+    def consumer_class(self) -> type[TaskRedisConsumer]:
+        return TaskRedisConsumer
+
+    def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+        with _as_lost_connection():
+            return super().enqueue(message, delay=delay)
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
+        """A consumer, after what an earlier one had fetched and not passed on is put back."""
+        if queue_name == dq_name(queue_name):
+            # Dramatiq forgets the delayed messages that it held when the connection broke.
+            self._in_hand[queue_name] = set()
+        else:
+            timeout = min(timeout, POLL_MS)
+        with _as_lost_connection():
+            self._put_back(queue_name)
+        return super().consume(queue_name, prefetch, timeout)
+
+    def took(self, queue_name: str, redis_message_id: str) -> None:
+        """A message was passed on to a thread of this process."""
+        with self._mutex:
+            self._in_hand.setdefault(queue_name, set()).add(redis_message_id)
+
+    def gave(self, queue_name: str, redis_message_ids: Iterable[str]) -> None:
+        """Messages went back to Redis: done, dead or returned."""
+        with self._mutex:
+            self._in_hand.setdefault(queue_name, set()).difference_update(redis_message_ids)
+
+    def replace(self, queue_name: str, message: MessageProxy) -> None:
+        """Keep the message as it is now, if it still is this process's."""
+        key = f"{self.namespace}:{queue_name}.msgs"
+        self._replace(keys=[key], args=[message.options["redis_message_id"], message.encode()])
+
+    def bury(self, queue_name: str, data: bytes) -> None:
+        """Make a dead letter of what was fetched and can't be read."""
+        for each in self._stray(queue_name):
+            if self.client.hget(f"{self.namespace}:{queue_name}.msgs", each) == data:
+                self.do_nack(queue_name, each)
+
+    def close(self) -> None:
+        self.client.close()
+
+    def _put_back(self, queue_name: str) -> None:
+        stray = self._stray(queue_name)
+        if stray:
+            self.do_requeue(queue_name, *stray)
+
+    def _stray(self, queue_name: str) -> set[str]:
+        key = f"{self.namespace}:__acks__.{self.broker_id}.{queue_name}"
+        members = cast("set[bytes]", self.client.smembers(key))
+        fetched = {member.decode() for member in members}
+        with self._mutex:
+            return fetched - self._in_hand.get(queue_name, set())
+
+
+class TaskRedisConsumer(_RedisConsumer):
+    """Tells the broker which messages are in the hands of a thread."""
+
+    broker: TaskRedisBroker
+    queue_name: str
+
+    def __next__(self) -> MessageProxy | None:
+        with _as_lost_connection():
+            try:
+                message: MessageProxy | None = super().__next__()
+            except DecodeError as error:
+                log.error("task_unreadable", queue=self.queue_name, error=str(error.error))
+                self.broker.bury(self.queue_name, error.data)
+                return None
+        if message is not None:
+            self.broker.took(self.queue_name, message.options["redis_message_id"])
+        return message
+
+    def ack(self, message: MessageProxy) -> None:
+        with _as_lost_connection():
+            super().ack(message)
+        self._gave([message])
+
+    def nack(self, message: MessageProxy) -> None:
+        with _as_lost_connection():
+            self.broker.replace(self.queue_name, message)
+            super().nack(message)
+        self._gave([message])
+
+    def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        messages = list(messages)
+        with _as_lost_connection():
+            super().requeue(messages)
+        self._gave(messages)
+
+    def _gave(self, messages: list[MessageProxy]) -> None:
+        ids = [message.options["redis_message_id"] for message in messages]
+        self.broker.gave(self.queue_name, ids)
+
+
+# Enqueue and forget the dead letter in one step, unless it is gone already.
+REDRIVE = """
+local xq, xmsgs, q, msgs = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+if redis.call("zrem", xq, ARGV[1]) == 0 then
+    return 0
+end
+redis.call("hdel", xmsgs, ARGV[1])
+redis.call("hset", msgs, ARGV[1], ARGV[2])
+redis.call("rpush", q, ARGV[1])
+return 1
+"""
+PAGE = 500
+
+
+def _key(name: str) -> str:
+    return f"{NAMESPACE}:{name}"
+
+
+class RedisTaskQueues:
+    """`infra.tasks.dead_letters.TaskQueues` over a client of its own; close the client."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+        self._redrive = client.register_script(REDRIVE)
+
+    def depths(self) -> list[Depth]:
+        with away(RedisError):
+            return [self._depth(queue) for queue in QUEUES]
+
+    def dead(self, queue: str, limit: int) -> list[FailedTask]:
+        with away(RedisError):
+            keys = self._keys(queue, 0, limit - 1)
+            return [task for _, task, _ in self._letters(queue, keys)]
+
+    def redrive(self, queue: str, wanted: Wanted) -> list[str]:
+        def send(key: str, task: FailedTask, message: Message[Any] | None) -> bool:
+            return message is not None and wanted(task) and self._send(queue, key, message)
+
+        return [task.id for task in self._take(queue, send)]
+
+    def discard(self, queue: str, wanted: Wanted) -> list[FailedTask]:
+        def drop(key: str, task: FailedTask, message: Message[Any] | None) -> bool:
+            return wanted(task) and self._drop(queue, key)
+
+        return self._take(queue, drop)
+
+    def _take(
+        self, queue: str, take: Callable[[str, FailedTask, Message[Any] | None], bool]
+    ) -> list[FailedTask]:
+        """The dead letters that `take` took out of the queue; what dies meanwhile is not asked."""
+        taken: list[FailedTask] = []
+        with away(RedisError):
+            keys = self._keys(queue, 0, -1)
+            for start in range(0, len(keys), PAGE):
+                page = self._letters(queue, keys[start : start + PAGE])
+                taken += [task for key, task, message in page if take(key, task, message)]
+        return taken
+
+    def _depth(self, queue: str) -> Depth:
+        with self._client.pipeline() as pipe:
+            pipe.llen(_key(queue))
+            pipe.hlen(f"{_key(queue)}.msgs")
+            pipe.hlen(f"{_key(dq_name(queue))}.msgs")
+            pipe.zcard(_key(xq_name(queue)))
+            waiting, messages, delayed, dead = pipe.execute()
+        return Depth(queue, waiting, delayed, dead, taken=messages - waiting)
+
+    def _keys(self, queue: str, first: int, last: int) -> list[str]:
+        found = cast("list[bytes]", self._client.zrange(_key(xq_name(queue)), first, last))
+        return [key.decode() for key in found]
+
+    def _letters(
+        self, queue: str, keys: list[str]
+    ) -> list[tuple[str, FailedTask, Message[Any] | None]]:
+        if not keys:
+            return []
+        found = cast("list[bytes | None]", self._client.hmget(f"{_key(xq_name(queue))}.msgs", keys))
+        return [
+            (key, *read(queue, key, data or b"")) for key, data in zip(keys, found, strict=True)
+        ]
+
+    def _send(self, queue: str, key: str, message: Message[Any]) -> bool:
+        message = revived(message)
+        message.options["redis_message_id"] = key
+        keys = [_key(xq_name(queue)), f"{_key(xq_name(queue))}.msgs"]
+        keys += [_key(queue), f"{_key(queue)}.msgs"]
+        return bool(self._redrive(keys=keys, args=[key, message.encode()]))
+
+    def _drop(self, queue: str, key: str) -> bool:
+        with self._client.pipeline() as pipe:
+            pipe.zrem(_key(xq_name(queue)), key)
+            pipe.hdel(f"{_key(xq_name(queue))}.msgs", key)
+            dropped, _ = pipe.execute()
+        return bool(dropped)

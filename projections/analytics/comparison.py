@@ -1,0 +1,282 @@
+"""Compares one day of the analytics with what it should be, in the caller's transaction: inside
+PostgreSQL, so that it takes no memory here however much differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from engine.comparison import CHANGES, NAMED_KEYS, Difference, DifferentKey, Kind, TableDifference
+from infra.utc import rfc3339
+from projections.analytics.ingest import COLUMNS
+
+SUMS = {"video_hourly": "counted_hourly", "video_daily": "counted_daily"}
+
+TABLES = b"""
+CREATE TEMPORARY TABLE wrong_rows (kind text NOT NULL, event_id uuid NOT NULL, at timestamptz,
+    changes jsonb) ON COMMIT DELETE ROWS;
+CREATE TEMPORARY TABLE wrong_keys ("table" text NOT NULL, kind text NOT NULL,
+    video_id uuid NOT NULL, bucket timestamptz, viewer text COLLATE "C",
+    changes jsonb) ON COMMIT DELETE ROWS;
+CREATE TEMPORARY TABLE counted_hourly (bucket timestamptz NOT NULL, video_id uuid NOT NULL,
+    views bigint, trending_views bigint, likes bigint, comments bigint, shares bigint,
+    watch_seconds double precision, trending_watch_seconds double precision)
+    ON COMMIT DELETE ROWS;
+CREATE TEMPORARY VIEW counted_daily AS
+    SELECT date_trunc('day', bucket, 'UTC') AS bucket, video_id, sum(views)::bigint AS views,
+           sum(trending_views)::bigint AS trending_views, sum(likes)::bigint AS likes,
+           sum(comments)::bigint AS comments, sum(shares)::bigint AS shares,
+           sum(watch_seconds) AS watch_seconds,
+           sum(trending_watch_seconds) AS trending_watch_seconds
+    FROM counted_hourly GROUP BY 1, 2;
+CREATE TEMPORARY TABLE wrong_videos (video_id uuid PRIMARY KEY)
+"""
+
+KIND = """
+CASE WHEN {kept} IS NULL THEN 'missing' WHEN {right} IS NULL THEN 'extra' ELSE 'different' END
+"""
+DAY = """ "timestamp" >= %(since)s AND "timestamp" < %(until)s """
+
+# What is not stored is missing once its keeper has passed it; what is stored was told by some
+# event, unless that can't be read now.
+WRONG_ROWS = f"""
+INSERT INTO wrong_rows (kind, event_id, at, changes)
+SELECT {KIND.format(kept="kept.video_id", right="told.video_id")}, event_id, "timestamp",
+       {CHANGES.format(one="kept", two="told")}
+FROM (SELECT * FROM told_rows WHERE {DAY}) AS told
+FULL JOIN (SELECT * FROM analytics.video_analytics
+           WHERE event_type IN ('like', 'comment') AND {DAY}) AS kept USING (event_id, "timestamp")
+WHERE (kept.video_id, kept.user_id, kept.event_type, kept.metadata)
+      IS DISTINCT FROM (told.video_id, told.user_id, told.event_type, told.metadata)
+  AND (kept.video_id IS NOT NULL OR told.position <= %(due)s)
+  AND NOT EXISTS (SELECT FROM told_unreadable AS u WHERE u.event_id = kept.event_id)
+""".encode()
+
+# The rows as they should be: where some are wrong, the sums of the others are right.
+RIGHT_ROWS = f"""
+SELECT video_id, user_id, event_type, "timestamp", metadata
+FROM analytics.video_analytics AS kept
+WHERE event_type IN ('view', 'like', 'comment', 'watch_time', 'share') AND {DAY}
+  AND NOT EXISTS (SELECT FROM wrong_rows AS w
+                  WHERE w.event_id = kept.event_id AND w.at = kept."timestamp")
+UNION ALL
+SELECT video_id, user_id, event_type, "timestamp", metadata
+FROM told_rows AS told JOIN wrong_rows AS w ON w.event_id = told.event_id
+WHERE w.kind <> 'extra' AND w.at = told."timestamp" AND {DAY}
+"""
+COUNT = f"""
+INSERT INTO counted_hourly (bucket, video_id, {COLUMNS})
+SELECT date_trunc('hour', "timestamp", 'UTC'), video_id,
+       count(*) FILTER (WHERE event_type = 'view' AND (metadata->>'counts')::boolean),
+       count(*) FILTER (WHERE event_type = 'view' AND (metadata->>'counts')::boolean
+                          AND NOT (metadata->>'own')::boolean),
+       coalesce(sum((metadata->>'delta')::bigint) FILTER (WHERE event_type = 'like'), 0),
+       coalesce(sum((metadata->>'delta')::bigint) FILTER (WHERE event_type = 'comment'), 0),
+       count(*) FILTER (WHERE event_type = 'share'),
+       coalesce(sum((metadata->>'seconds')::double precision)
+           FILTER (WHERE event_type = 'watch_time'), 0),
+       coalesce(sum((metadata->>'seconds')::double precision)
+           FILTER (WHERE event_type = 'watch_time' AND NOT (metadata->>'own')::boolean), 0)
+FROM ({RIGHT_ROWS}) AS r GROUP BY 1, 2
+""".encode()
+
+WHOLE = "views, trending_views, likes, comments, shares"
+# Sums of doubles depend on the order of their addends.
+SECONDS = " OR ".join(
+    f"abs(kept.{name} - counted.{name}) > 1e-6 + 1e-9 * abs(counted.{name})"
+    for name in ("watch_seconds", "trending_watch_seconds")
+)
+WRONG_SUMS = f"""
+INSERT INTO wrong_keys ("table", kind, video_id, bucket, changes)
+SELECT '{{table}}', {KIND.format(kept="kept.views", right="counted.views")}, video_id, bucket,
+       {CHANGES.format(one="kept", two="counted")}
+FROM {{counted}} AS counted
+FULL JOIN (SELECT * FROM analytics.{{table}}
+           WHERE bucket >= %(since)s AND bucket < %(until)s) AS kept USING (video_id, bucket)
+WHERE ({", ".join(f"kept.{name}" for name in WHOLE.split(", "))})
+      IS DISTINCT FROM ({", ".join(f"counted.{name}" for name in WHOLE.split(", "))})
+   OR {SECONDS}
+"""
+DROP_SUMS = """
+DELETE FROM analytics.{table} AS kept USING wrong_keys AS w
+WHERE w."table" = '{table}' AND kept.video_id = w.video_id AND kept.bucket = w.bucket
+"""
+PUT_SUMS = f"""
+INSERT INTO analytics.{{table}} (bucket, video_id, {COLUMNS})
+SELECT bucket, video_id, {COLUMNS} FROM {{counted}} JOIN wrong_keys AS w USING (video_id, bucket)
+WHERE w."table" = '{{table}}' AND w.kind <> 'extra'
+"""
+
+VIEWED = f"""
+SELECT DISTINCT video_id, coalesce(user_id, 'session:' || (metadata->>'session')) AS viewer
+FROM ({RIGHT_ROWS}) AS r WHERE event_type = 'view'
+"""
+DIGEST = """
+count(*), coalesce(sum(hashtextextended(viewer, uuid_hash_extended(video_id, 0))), 0)
+"""
+VIEWERS_BY_DAY = f"SELECT day, {DIGEST} FROM analytics.video_viewers GROUP BY day".encode()
+VIEWERS_OF_DAY = f"SELECT {DIGEST} FROM ({VIEWED}) AS viewed".encode()
+WRONG_VIEWERS = f"""
+INSERT INTO wrong_keys ("table", kind, video_id, bucket, viewer)
+SELECT 'video_viewers', {KIND.format(kept="kept.day", right="viewed.day")}, video_id, %(since)s,
+       viewer
+FROM (SELECT *, %(day)s::date AS day FROM ({VIEWED}) AS v) AS viewed
+FULL JOIN (SELECT * FROM analytics.video_viewers WHERE day = %(day)s) AS kept
+    USING (video_id, viewer)
+WHERE kept.day IS NULL OR viewed.day IS NULL
+""".encode()
+DROP_VIEWERS = b"""
+DELETE FROM analytics.video_viewers AS kept USING wrong_keys AS w
+WHERE w."table" = 'video_viewers' AND w.kind = 'extra' AND kept.day = %(day)s
+  AND kept.video_id = w.video_id AND kept.viewer = w.viewer
+"""
+PUT_VIEWERS = b"""
+INSERT INTO analytics.video_viewers (video_id, day, viewer)
+SELECT video_id, %(day)s, viewer FROM wrong_keys
+WHERE "table" = 'video_viewers' AND kind = 'missing'
+"""
+
+# Whatever lies under the id of an event of the log is what its row has become.
+DROP_ROWS = f"""
+DELETE FROM analytics.video_analytics AS kept USING wrong_rows AS w
+WHERE kept.event_id = w.event_id AND kept."timestamp" = w.at AND {DAY}
+""".encode()
+PUT_ROWS = f"""
+INSERT INTO analytics.video_analytics
+    (event_id, video_id, user_id, event_type, "timestamp", metadata)
+SELECT event_id, video_id, user_id, event_type, "timestamp", metadata
+FROM told_rows JOIN wrong_rows AS w USING (event_id)
+WHERE w.kind <> 'extra' AND w.at = "timestamp" AND {DAY}
+""".encode()
+FORGET_ROWS = b"DELETE FROM wrong_rows"
+
+WRONG_VIDEOS = f"""
+INSERT INTO wrong_keys ("table", kind, video_id, changes)
+SELECT 'videos', {KIND.format(kept="kept.owner", right="told.owner")}, video_id,
+       {CHANGES.format(one="kept", two="told")}
+FROM told_videos AS told FULL JOIN analytics.videos AS kept USING (video_id)
+WHERE (kept.owner, kept.category, kept.completed_at, kept.removed, kept.duration_seconds)
+      IS DISTINCT FROM
+      (told.owner, told.category, told.completed_at, told.removed, told.duration_seconds)
+""".encode()
+KEEP_VIDEOS = b"INSERT INTO wrong_videos SELECT video_id FROM wrong_keys ON CONFLICT DO NOTHING"
+
+COUNT_ROWS = b"SELECT kind, count(*) FROM wrong_rows GROUP BY kind"
+COUNT_KEYS = b'SELECT kind, count(*) FROM wrong_keys WHERE "table" = %b GROUP BY kind'
+NAME_ROWS = b"SELECT kind, event_id, at, changes FROM wrong_rows ORDER BY at, event_id LIMIT %b"
+NAME_KEYS = b"""
+SELECT DISTINCT kind, video_id, bucket, changes FROM wrong_keys WHERE "table" = %b
+ORDER BY bucket, video_id LIMIT %b
+"""
+
+
+def of(statement: str, table: str, counted: str) -> bytes:
+    """A statement about one of the SUMS."""
+    return statement.format(table=table, counted=counted).encode()
+
+
+ONE_DAY = timedelta(days=1)
+ROWS, VIEWERS, VIDEOS = "video_analytics", "video_viewers", "videos"
+
+Digest = tuple[int, int]
+"""How many viewers, and a hash of them all."""
+Digests = Mapping[date, Digest]
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """A day (UTC), and the position of the log up to which its events have to be there."""
+
+    since: datetime
+    due: int
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        day = self.since.date()
+        return {"since": self.since, "until": self.since + ONE_DAY, "day": day, "due": self.due}
+
+
+def nothing_differs() -> Difference:
+    """The analytics beside what they should be, before anything was found."""
+    return Difference("analytics", "events")
+
+
+def compare_rows(conn: Connection[TupleRow], day: Day, found: Difference) -> None:
+    """Likes and comments, with what the event log tells of them."""
+    conn.execute(WRONG_ROWS, day.parameters)
+    counts: dict[str, int] = dict(conn.execute(COUNT_ROWS).fetchall())
+    if not counts:
+        return
+    found.tables.append(_table(ROWS, counts))
+    for kind, event_id, at, changes in conn.execute(NAME_ROWS, (NAMED_KEYS,)).fetchall():
+        key: dict[str, str | None] = {"event_id": str(event_id), "timestamp": rfc3339(at)}
+        found.keys.append(DifferentKey(ROWS, key, Kind(kind), None, None, changes or {}))
+
+
+def compare_derived(
+    conn: Connection[TupleRow], day: Day, found: Difference, viewers: Digest
+) -> None:
+    """Sums and viewers, with the rows as they should be; `viewers` is what was kept of them."""
+    conn.execute(COUNT, day.parameters)
+    for table, counted in SUMS.items():
+        conn.execute(of(WRONG_SUMS, table, counted), day.parameters)
+        _tell_keys(conn, table, found)
+    if _digest(conn, VIEWERS_OF_DAY, day) != viewers:
+        conn.execute(WRONG_VIEWERS, day.parameters)
+        _tell_keys(conn, VIEWERS, found)
+
+
+def compare_videos(conn: Connection[TupleRow], found: Difference) -> None:
+    """What is known of the videos, with what the event log tells; those are to be mended."""
+    conn.execute(WRONG_VIDEOS)
+    conn.execute(KEEP_VIDEOS)
+    _tell_keys(conn, VIDEOS, found)
+
+
+def viewers_by_day(conn: Connection[TupleRow]) -> dict[date, Digest]:
+    """A digest of the viewers of each day, in one pass over their table."""
+    return {day: (count, int(digest)) for day, count, digest in conn.execute(VIEWERS_BY_DAY)}
+
+
+def merged(found: Iterable[Difference]) -> Difference:
+    """Several differences as one: sums per table, and the first keys."""
+    whole = nothing_differs()
+    tables: dict[str, TableDifference] = {}
+    for each in found:
+        for table in each.tables:
+            total = tables.setdefault(table.table, TableDifference(table.table))
+            total.missing += table.missing
+            total.extra += table.extra
+            total.different += table.different
+        whole.keys += each.keys[: NAMED_KEYS - len(whole.keys)]
+    whole.tables = [tables[name] for name in sorted(tables)]
+    return whole
+
+
+def _tell_keys(conn: Connection[TupleRow], table: str, found: Difference) -> None:
+    counts: dict[str, int] = dict(conn.execute(COUNT_KEYS, (table,)).fetchall())
+    if not counts:
+        return
+    found.tables.append(_table(table, counts))
+    named = conn.execute(NAME_KEYS, (table, NAMED_KEYS)).fetchall()
+    for kind, video_id, bucket, changes in named:
+        # Viewers are counted and not named: they are people.
+        key: dict[str, str | None] = {"video_id": str(video_id)}
+        if bucket is not None:
+            key["bucket"] = rfc3339(bucket)
+        found.keys.append(DifferentKey(table, key, Kind(kind), None, None, changes or {}))
+
+
+def _table(name: str, counts: Mapping[str, int]) -> TableDifference:
+    missing, extra, different = (counts.get(str(kind), 0) for kind in Kind)
+    return TableDifference(name, missing=missing, extra=extra, different=different)
+
+
+def _digest(conn: Connection[TupleRow], query: bytes, day: Day) -> Digest:
+    count, digest = conn.execute(query, day.parameters).fetchone() or (0, 0)
+    return int(count), int(digest)

@@ -1,0 +1,379 @@
+"""Compares the analytics with the event log and with their own raw rows, and mends the difference.
+
+Views, watch time and shares have no other source than their rows: those are never removed. Each
+day is compared in one snapshot, and mended in one transaction in which nobody else stores; so reads
+and ingest go on, and whoever is killed leaves days that are right and days as they were.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from threading import Event
+from uuid import UUID
+
+import orjson
+from eventsourcing.persistence import MapperDeserialisationError
+from psycopg import Connection, IsolationLevel
+from psycopg.rows import TupleRow
+
+from engine.codec import event_id
+from engine.comparison import SESSION, Difference
+from engine.event_store import EVENTS
+from engine.log import Log, LogWindow, Stored
+from engine.replay.records import Progress, ReplayState, Report
+from projections.analytics import arrival, comparison, repair, videos
+from projections.analytics.arrival import AnalyticsMeans, Arrival, NotTakenIn
+from projections.analytics.comparison import Day, Digest
+from projections.analytics.continuous_aggregates import refresh
+from projections.analytics.ingest import Store
+from projections.analytics.retention import kept
+from projections.analytics.rules import AHEAD, TOPICS, NotCountable, Row, row_of
+from projections.analytics.schema import Shape, state
+from projections.analytics.videos import WRITES
+from projections.integration_events import events_for, from_event
+
+WINDOW_EVENTS = 5_000
+
+HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
+TABLES = b"""
+CREATE TEMPORARY TABLE told_rows (
+    position bigint NOT NULL,
+    event_id uuid NOT NULL,
+    video_id uuid NOT NULL,
+    user_id text COLLATE "C",
+    event_type text COLLATE "C" NOT NULL,
+    "timestamp" timestamptz NOT NULL,
+    metadata jsonb NOT NULL);
+CREATE INDEX ON told_rows ("timestamp");
+CREATE TEMPORARY TABLE told_unreadable (event_id uuid PRIMARY KEY);
+CREATE TEMPORARY TABLE told_videos (LIKE analytics.videos INCLUDING ALL)
+"""
+COPY = b"""
+COPY told_rows (position, event_id, video_id, user_id, event_type, "timestamp", metadata)
+FROM STDIN
+"""
+UNREADABLE = b"INSERT INTO told_unreadable SELECT unnest(%b::uuid[]) ON CONFLICT DO NOTHING"
+# The statements that keep the live table, on the one beside it.
+WRITES_ASIDE = {
+    kind: statement.replace(b"analytics.videos", b"told_videos")
+    for kind, statement in WRITES.items()
+}
+
+Pace = Callable[[int], None]
+"""Hears of the position that was read; raises what is to end the reading."""
+
+
+class Aside:
+    """What was told up to where the log was read: likes and comments, and apart from them uploads.
+
+    Nothing is claimed of an event that can't be read or counted: its row, if there is one, stays.
+    """
+
+    def __init__(self, log_conn: Connection[TupleRow], conn: Connection[TupleRow]) -> None:
+        """`log_conn` is where the events are, `conn` where the analytics are."""
+        self._log_conn = log_conn
+        self._conn = conn
+        self._rows = Log(events_for(TOPICS), batch_events=WINDOW_EVENTS)
+        self._videos = Log(WRITES, batch_events=WINDOW_EVENTS)
+        self._rows_until = self._videos_until = 0
+        self.events = 0
+        conn.execute(TABLES)
+
+    def head(self) -> int:
+        """The last position of the log."""
+        (head,) = self._log_conn.execute(HEAD).fetchone() or (0,)
+        return int(head)
+
+    def read_rows(self, pace: Pace | None = None) -> None:
+        """Go on with likes and comments to the end of the log."""
+        for window in self._windows(self._rows, self._rows_until, self.head()):
+            self._write_rows(window)
+            self._rows_until = window.until
+            if pace is not None:
+                pace(window.until)
+
+    def read_videos(self, until: int, pace: Pace | None = None) -> None:
+        """Go on with the uploads to a position, which must be where their keeper is."""
+        for window in self._windows(self._videos, self._videos_until, until):
+            self._write_videos(window)
+            self._videos_until = window.until
+            if pace is not None:
+                pace(window.until)
+
+    def _windows(self, log: Log, after: int, until: int) -> Iterator[LogWindow]:
+        while after < until:
+            window = log.read(self._log_conn, after, until)
+            yield window
+            self.events += len(window.events)
+            after = window.until
+
+    def _write_rows(self, window: LogWindow) -> None:
+        unreadable: list[UUID] = []
+        now = datetime.now(UTC)
+        with self._conn.cursor() as cursor, cursor.copy(COPY) as copy:
+            for stored in window.events:
+                row = self._row(stored, now)
+                if row is None:
+                    unreadable.append(event_id(stored.stream_id, stored.version))
+                else:
+                    kept = orjson.dumps(row.metadata).decode()
+                    copy.write_row((stored.position, *row[:5], kept))
+        if unreadable:
+            self._conn.execute(UNREADABLE, (unreadable,))
+
+    def _row(self, stored: Stored, now: datetime) -> Row | None:
+        try:
+            message = from_event(*self._rows.decode(stored))
+            return row_of(message.topic, message.id, orjson.loads(message.value), now)
+        except (MapperDeserialisationError, NotCountable):
+            return None
+
+    def _write_videos(self, window: LogWindow) -> None:
+        with self._conn.pipeline():
+            for stored in window.events:
+                try:
+                    message = videos.message(*self._videos.decode(stored))
+                except MapperDeserialisationError:
+                    # The keeper has set it aside, too.
+                    continue
+                told = videos.told(message.topic, orjson.loads(message.value))
+                self._conn.execute(WRITES_ASIDE[told.kind], told.values, prepare=True)
+
+
+DAY = timedelta(days=1)
+
+ROWS = {
+    # Per type, since that is how they are indexed.
+    Shape.PLAIN: b"""
+SELECT (SELECT min("timestamp") FROM analytics.video_analytics WHERE event_type = kind),
+       (SELECT max("timestamp") FROM analytics.video_analytics WHERE event_type = kind)
+FROM unnest(ARRAY['view', 'like', 'comment', 'watch_time', 'share']) AS kind
+""",
+    # By the chunks: to look into all of them takes a lock on each.
+    Shape.TIMESCALE: b"""
+SELECT range_start, range_end FROM timescaledb_information.chunks
+WHERE hypertable_schema = 'analytics' AND hypertable_name = 'video_analytics'
+""",
+}
+SPAN = b"""
+SELECT greatest(min(low), %(floor)s), least(max(high), %(ceiling)s) FROM (
+    SELECT min("timestamp"), max("timestamp") FROM told_rows
+    UNION ALL SELECT min(bucket), max(bucket) FROM analytics.video_daily
+    UNION ALL SELECT min(bucket), max(bucket) FROM analytics.video_hourly
+    UNION ALL (ROWS)) AS seen(low, high)
+"""
+
+
+def days(
+    conn: Connection[TupleRow], shape: Shape, viewed: Collection[date], now: datetime
+) -> list[datetime]:
+    """Every day (UTC) that can be compared: of older ones rows may be gone, or came too late.
+
+    `viewed` are days with viewers.
+    """
+    floor = _start(kept(conn).counted_since(now)) + DAY
+    ceiling = _start(now + AHEAD)
+    query = SPAN.replace(b"ROWS", ROWS[shape])
+    low, high = conn.execute(query, {"floor": floor, "ceiling": ceiling}).fetchone() or (None, None)
+    known = [at for at in (low, high) if at is not None]
+    known += [min(max(_midnight(day), floor), ceiling) for day in viewed]
+    if not known:
+        return []
+    first, last = _start(min(known)), _start(max(known))
+    return [first + DAY * number for number in range((last - first).days + 1)]
+
+
+def _start(at: datetime) -> datetime:
+    return at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+NAME = "analytics"
+LOOK_SECONDS = 0.5
+NO_VIEWERS = (0, 0)
+# Forces the comparison of each viewer of a day.
+UNKNOWN = (-1, 0)
+
+
+class Stopped(Exception):
+    """This process is to end; whoever goes on begins from the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a comparison came to: what is known of the videos, and each day that differs.
+
+    `position` is how far the analytics have taken in the log, of which `events` were read.
+    """
+
+    position: int
+    events: int
+    videos: Difference
+    days: Mapping[datetime, Difference]
+
+    @property
+    def difference(self) -> Difference:
+        return comparison.merged([self.videos, *(self.days[day] for day in sorted(self.days))])
+
+
+class Rebuild:
+    """The analytics as the event log tells them, beside those that there are.
+
+    What is built aside goes with the connection to the analytics, which nobody else may use.
+    """
+
+    def __init__(
+        self,
+        log_conn: Connection[TupleRow],
+        conn: Connection[TupleRow],
+        means: AnalyticsMeans,
+        *,
+        report: Report,
+        stopping: Event,
+    ) -> None:
+        """Raises NotTakenIn where there are no analytics yet."""
+        found = state(conn)
+        if found is None:
+            raise NotTakenIn("There are no analytics yet; a start with any role makes them.")
+        self._log_conn, self._conn = log_conn, conn
+        self._means = means
+        self._shape = found.shape
+        self._store = Store(found.shape, means.repeat)
+        self._report, self._stopping = report, stopping
+        self._started = time.monotonic()
+        conn.execute(comparison.TABLES)
+        self._aside = Aside(log_conn, conn)
+        self._goal = self._aside.head()
+        self._arrival = Arrival(log_conn, conn, means, self._goal)
+
+    def compare(self) -> Found:
+        """Find what differs, and change nothing. Raises NotTakenIn, and Stopped."""
+        self._arrival.await_relay(self._waiting)
+        self._aside.read_rows(self._reading)
+        self._aside.read_videos(self._known_until(), self._reading)
+        videos = self._compare_videos()
+        with self._snapshot():
+            viewers = comparison.viewers_by_day(self._conn)
+        every = days(self._conn, self._shape, viewers, datetime.now(UTC))
+        differing: dict[datetime, Difference] = {}
+        for number, since in enumerate(every, start=1):
+            self._compare_day(since, differing, viewers.get(since.date(), NO_VIEWERS))
+            self._tell(ReplayState.COMPARING, number, len(every))
+        self._settle(differing)
+        return Found(self._arrival.due(), self._aside.events, videos, differing)
+
+    def mend(self, found: Found) -> int:
+        """Make what differs what it should be; returns in how many places it still does.
+
+        Raises NotTakenIn, Stopped, and psycopg.Error.
+        """
+        for ids in repair.wrong_videos(self._conn):
+            with repair.alone(self._conn, self._shape):
+                self._aside.read_videos(self._known_until())
+                times = repair.mend_videos(self._conn, self._store, ids)
+            if self._shape is Shape.TIMESCALE:
+                refresh(self._conn, times, datetime.now(UTC))
+        for number, since in enumerate(sorted(found.days), start=1):
+            self._mend_day(since)
+            self._tell(ReplayState.CATCHING_UP, number, len(found.days))
+        return self._left(found)
+
+    def _mend_day(self, since: datetime) -> None:
+        day, differs = Day(since, self._arrival.due()), comparison.nothing_differs()
+        with repair.alone(self._conn, self._shape):
+            self._aside.read_rows()
+            comparison.compare_rows(self._conn, day, differs)
+            times = repair.mend_rows(self._conn, self._log_conn, self._store, day)
+            comparison.compare_derived(self._conn, day, differs, UNKNOWN)
+            repair.mend_derived(self._conn, self._shape, day)
+        if self._shape is Shape.TIMESCALE:
+            repair.refresh_day(self._conn, day, datetime.now(UTC))
+            refresh(self._conn, times, datetime.now(UTC))
+
+    def _left(self, found: Found) -> int:
+        left: dict[datetime, Difference] = {}
+        for since in found.days:
+            self._compare_day(since, left, UNKNOWN)
+        self._settle(left)
+        videos = self._compare_videos() if found.videos.differs else found.videos
+        return comparison.merged([videos, *left.values()]).total
+
+    def _compare_videos(self) -> Difference:
+        found = comparison.nothing_differs()
+        with self._snapshot():
+            self._aside.read_videos(self._known_until())
+            comparison.compare_videos(self._conn, found)
+        return found
+
+    def _compare_day(
+        self, since: datetime, differing: dict[datetime, Difference], viewers: Digest
+    ) -> None:
+        """Look at a day, and put it among those that differ, or take it away from them."""
+        found = comparison.nothing_differs()
+        with self._snapshot():
+            day = Day(since, self._arrival.due())
+            # Up to its end: what is stored in the snapshot was recorded before it.
+            self._aside.read_rows()
+            comparison.compare_rows(self._conn, day, found)
+            comparison.compare_derived(self._conn, day, found, viewers)
+        differing.pop(since, None)
+        if found.differs:
+            differing[since] = found
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """A transaction that sees one moment: rows, what follows from them, and the places."""
+        self._conn.isolation_level = IsolationLevel.REPEATABLE_READ
+        try:
+            with self._conn.transaction():
+                self._conn.execute(SESSION)
+                yield
+        finally:
+            self._conn.isolation_level = None
+
+    def _settle(self, differing: dict[datetime, Difference]) -> None:
+        """Take away what was only on its way: through Kafka, or into continuous aggregates."""
+        begun = changed = time.monotonic()
+        while waiting := [since for since, found in differing.items() if self._may_come(found)]:
+            if time.monotonic() - changed > self._means.settle_seconds:
+                return
+            if time.monotonic() - begun > self._means.arrival_seconds:
+                self._arrival.give_up(differing.values())
+                return
+            self._tell(ReplayState.COMPARING, len(differing) - len(waiting), len(differing))
+            time.sleep(LOOK_SECONDS)
+            before = dict(differing)
+            for since in waiting:
+                self._compare_day(since, differing, UNKNOWN)
+            if differing != before:
+                changed = time.monotonic()
+
+    def _may_come(self, found: Difference) -> bool:
+        """Whether this may be right in a moment, by itself."""
+        sums = any(table.table in comparison.SUMS for table in found.tables)
+        return (self._shape is Shape.TIMESCALE and sums) or self._arrival.misses(found)
+
+    def _known_until(self) -> int:
+        """The position up to which the videos are known; they are read from the log itself."""
+        return arrival.taken(self._conn, arrival.VIDEOS).position
+
+    def _waiting(self) -> None:
+        self._tell(ReplayState.BUILDING, 0, self._goal)
+
+    def _reading(self, position: int) -> None:
+        self._tell(ReplayState.BUILDING, position, max(self._goal, position))
+
+    def _tell(self, state: ReplayState, position: int, target: int) -> None:
+        if self._stopping.is_set():
+            raise Stopped
+        seconds = time.monotonic() - self._started
+        events = self._aside.events
+        rate = events / seconds if seconds > 0 else 0.0
+        self._report(Progress(NAME, state, position, target, events, rate, None))

@@ -1,1 +1,0 @@
-"""The audit of the log: an index that PostgreSQL makes, and what is asked of it."""

@@ -1,0 +1,405 @@
+"""Like counters in Redis: each is a count, and the position in the log that the count includes.
+
+A counter is only ever replaced by a newer one, so that telling one twice, late or out of order
+changes nothing, and whatever is missing can be filled in by whoever notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, LiteralString, NamedTuple, cast
+from uuid import UUID
+
+import redis.asyncio
+import structlog
+from eventsourcing.persistence import MapperDeserialisationError
+from psycopg import AsyncConnection, Connection, InterfaceError, OperationalError
+from psycopg.rows import TupleRow
+from redis import Redis, RedisError
+from redis.commands.core import Script
+
+from domain.video_likes import VideoLikes
+from engine.codec import EventMapper
+from engine.connections import ThreadedConnection, connect
+from engine.event_store import EVENTS
+from engine.leader_lock import EveryProcess
+from engine.log import Log, Stored
+from engine.replay.records import Progress, Replay, ReplayState, Report, tell_nobody
+from engine.sources import Wakeups
+from engine.subscription import Handler, Subscription, Unkept
+from infra.metrics import counter, gauge
+from projections.likes import Likes
+
+PREFIX = "video:likes:"
+PUBLISHED = "backlot:likes:published"
+"""The position up to which every change of a count has been put into its counter."""
+
+# KEYS: the counter. ARGV: count, position, seconds to live. One key, so any slot of a cluster.
+PUT = """
+local held = tonumber(redis.call('HGET', KEYS[1], 'position') or '-1')
+if held >= tonumber(ARGV[2]) then return 0 end
+redis.call('HSET', KEYS[1], 'count', ARGV[1], 'position', ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return 1
+"""
+# The same at an equal position too: for a read model that was built again.
+CORRECT = PUT.replace("held >= ", "held > ")
+ADVANCE = """
+if tonumber(redis.call('GET', KEYS[1]) or '-1') < tonumber(ARGV[1]) then
+    redis.call('SET', KEYS[1], ARGV[1])
+end
+"""
+GONE = -1
+"""The count of a removed video: nothing older can bring its counter back."""
+
+SCAN_KEYS = 1_000
+
+
+class Counter(NamedTuple):
+    """How many like a video, and the position in the log up to which that counts."""
+
+    likes: int
+    position: int
+
+
+def key_of(video_id: UUID) -> str:
+    """Where a video's counter lies."""
+    return f"{PREFIX}{video_id}"
+
+
+class Counters:
+    """The counters as their writer sees them; blocks, and raises redis.RedisError."""
+
+    def __init__(self, client: Redis, ttl_seconds: int) -> None:
+        """A counter that is not put for `ttl_seconds` expires."""
+        self._client = client
+        self._ttl = ttl_seconds
+        self._put = client.register_script(PUT)
+        self._correct = client.register_script(CORRECT)
+        self._advance = client.register_script(ADVANCE)
+
+    def published(self) -> int | None:
+        """How far counters are known to be right; None where nothing is known."""
+        value = cast("bytes | None", self._client.get(PUBLISHED))
+        return None if value is None else int(value)
+
+    def publish(self, counters: Iterable[tuple[UUID, Counter]], until: int) -> None:
+        """Put these counters, which hold every change up to a position, and say so."""
+        self.put(counters)
+        self._advance(keys=[PUBLISHED], args=[until])
+
+    def put(self, counters: Iterable[tuple[UUID, Counter]]) -> None:
+        """Put what is newer than what is there, in one pipeline."""
+        self._send(self._put, counters)
+
+    def correct(self, counters: Iterable[tuple[UUID, Counter]]) -> None:
+        """Put what is at least as new as what is there, which may have been counted wrongly."""
+        self._send(self._correct, counters)
+
+    def _send(self, script: Script, counters: Iterable[tuple[UUID, Counter]]) -> None:
+        with self._client.pipeline(transaction=False) as pipe:
+            for video_id, counter in counters:
+                script(keys=[key_of(video_id)], args=[*counter, self._ttl], client=pipe)
+            pipe.execute()
+
+    def get(self, videos: Sequence[UUID]) -> list[Counter | None]:
+        """The counters of these videos, None for those that are not there."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for video_id in videos:
+                pipe.hmget(key_of(video_id), "count", "position")
+            return [_counter(row) for row in pipe.execute()]
+
+    def all_videos(self) -> Iterable[list[UUID]]:
+        """The videos that have a counter, some at a time; foreign keys are passed over."""
+        cursor = 0
+        while True:
+            cursor, keys = cast(
+                "tuple[int, list[bytes]]",
+                self._client.scan(cursor, match=f"{PREFIX}*", count=SCAN_KEYS),
+            )
+            yield [video for key in keys if (video := _video(key)) is not None]
+            if cursor == 0:
+                return
+
+    def drop(self, videos: Sequence[UUID]) -> None:
+        """Forget these counters; they are filled in again when somebody asks."""
+        if videos:
+            self._client.delete(*map(key_of, videos))
+
+    def forget(self) -> None:
+        """Forget every counter: they belong to another log."""
+        self._client.delete(PUBLISHED)
+        for videos in self.all_videos():
+            self.drop(videos)
+
+
+class AsyncCounters:
+    """The counters as queries see them; raises redis.RedisError."""
+
+    def __init__(self, client: redis.asyncio.Redis, ttl_seconds: int) -> None:
+        self._client = client
+        self._ttl = ttl_seconds
+        self._put = client.register_script(PUT)
+
+    async def get(self, videos: Sequence[UUID]) -> tuple[list[Counter | None], int]:
+        """The counters of these videos, and how far all counters are known to be right."""
+        async with self._client.pipeline(transaction=False) as pipe:
+            # First: what is published while the counters are read only makes them newer.
+            _ = pipe.get(PUBLISHED)
+            for video_id in videos:
+                _ = pipe.hmget(key_of(video_id), "count", "position")
+            published, *rows = await pipe.execute()
+        return [_counter(row) for row in rows], int(published or 0)
+
+    async def fill(self, video_id: UUID, counter: Counter) -> bool:
+        """Put a counter that was missing; False if it may be stale by now, and is not there.
+
+        Between looking and putting, a newer counter may have come and gone. Then the position
+        published is newer than ours.
+        """
+        key = key_of(video_id)
+        if not await self._put(keys=[key], args=[*counter, self._ttl]):
+            return True
+        published = cast("bytes | None", await self._client.get(PUBLISHED))
+        if int(published or 0) <= counter.position:
+            return True
+        await self._client.delete(key)
+        return False
+
+
+def _counter(row: Any) -> Counter | None:
+    count, position = row
+    return None if count is None or position is None else Counter(int(count), int(position))
+
+
+def _video(key: bytes) -> UUID | None:
+    try:
+        return UUID(key.decode().removeprefix(PREFIX))
+    except ValueError:
+        return None
+
+
+log = structlog.get_logger(__name__)
+
+WINDOW_EVENTS = 5_000
+# Where Redis has lost the position, fills of that moment may still be on their way.
+MARGIN_EVENTS = 10_000
+POLL_SECONDS = 0.5
+
+# One statement sees one moment: these counts are those at this position.
+COUNTED: LiteralString = """
+SELECT s.position, v.id, coalesce(c.likes, 0), r.video_id IS NOT NULL
+FROM backlot_checkpoints s
+LEFT JOIN unnest(%b::uuid[]) AS v(id) ON true
+LEFT JOIN {schema}.counts c ON c.video_id = v.id
+LEFT JOIN {schema}.removed r ON r.video_id = v.id
+WHERE s.kind = 'projection' AND s.subscription = %b
+"""
+HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
+
+COUNTERS_PUBLISHED = counter(
+    "backlot_like_counters_published",
+    "Like counters put into Redis.",
+)
+COUNTER_LAG_EVENTS = gauge(
+    "backlot_like_counters_lag_events",
+    "Positions between the likes' read model and the counters in Redis.",
+)
+COUNTER_FAILURES = counter(
+    "backlot_like_counter_failures",
+    "Times that like counters could not be put or read because a part was away.",
+)
+
+
+def counted(
+    conn: Connection[TupleRow], likes: Likes, videos: Collection[UUID]
+) -> tuple[int, dict[UUID, Counter]]:
+    """How far the read model is, and what the counters of these videos have to be there."""
+    with conn.cursor(binary=True) as cursor:
+        cursor.execute(likes.sql(COUNTED), (list(videos), likes.schema), prepare=True)
+        return _as_counters(cursor.fetchall())
+
+
+async def counted_async(
+    conn: AsyncConnection[TupleRow], likes: Likes, videos: Collection[UUID]
+) -> tuple[int, dict[UUID, Counter]]:
+    """The same for queries."""
+    async with conn.cursor(binary=True) as cursor:
+        await cursor.execute(likes.sql(COUNTED), (list(videos), likes.schema))
+        return _as_counters(await cursor.fetchall())
+
+
+def _as_counters(rows: Sequence[TupleRow]) -> tuple[int, dict[UUID, Counter]]:
+    position: int = rows[0][0] if rows else 0
+    return position, {
+        video: Counter(GONE if removed else count, position)
+        for _, video, count, removed in rows
+        if video is not None
+    }
+
+
+class CounterPublisher(Handler[None]):
+    """Puts changed counts into Redis; several in several processes do no harm."""
+
+    def __init__(
+        self, likes: Likes, counters: Counters, wake: asyncio.Event, mapper: EventMapper
+    ) -> None:
+        """`wake` makes the subscription go on at once."""
+        self._likes = likes
+        self._counters = counters
+        self._wake = wake
+        self._log = Log(likes.events, mapper=mapper, batch_events=WINDOW_EVENTS)
+
+    async def handle(self, conn: ThreadedConnection, batch: None) -> None:
+        lag = await conn.do(self.advance)
+        COUNTER_LAG_EVENTS.set(lag)
+        if lag > 0:
+            self._wake.set()
+
+    def failed(self, error: Exception) -> None:
+        """Count and log what interrupted it."""
+        COUNTER_FAILURES.inc()
+        if isinstance(error, OperationalError | InterfaceError | RedisError):
+            log.warning("like_counters_interrupted", error=f"{type(error).__name__}: {error}")
+        else:
+            log.error("like_counters_broke", exc_info=error)
+
+    def advance(self, conn: Connection[TupleRow]) -> int:
+        """Put the next stretch of changes; returns how many positions remain."""
+        position, _ = counted(conn, self._likes, ())
+        after = self._start(conn, position)
+        if after >= position:
+            return 0
+        window = self._log.read(conn, after, position)
+        changed = {video for stored in window.events if (video := self._video(stored))}
+        _, now = counted(conn, self._likes, changed)
+        self._counters.publish(now.items(), window.until)
+        COUNTERS_PUBLISHED.inc(len(now))
+        return position - window.until
+
+    def _video(self, stored: Stored) -> UUID | None:
+        """Whose count an event may have changed; None where nobody can read it."""
+        try:
+            event = self._log.decode(stored).event
+        except MapperDeserialisationError:
+            # The read model has parked it; its count goes on without it.
+            return None
+        if isinstance(event, VideoLikes.Event):
+            return event.video_id
+        return event.originator_id
+
+    def _start(self, conn: Connection[TupleRow], position: int) -> int:
+        """The position after which counters may be stale."""
+        published = self._counters.published()
+        if published is not None and published > position:
+            (head,) = conn.execute(HEAD).fetchone() or (0,)
+            if published <= head:
+                # The read model is being rebuilt; until it is there, the counters are newer.
+                return position
+            log.warning("like_counters_of_another_log", published=published, head=head)
+            self._counters.forget()
+            published = None
+        return max(0, position - MARGIN_EVENTS) if published is None else published
+
+
+def subscribe_counters(
+    database_url: str, likes: Likes, counters: Counters, moved: asyncio.Event, mapper: EventMapper
+) -> Subscription[None]:
+    """Return the subscription that keeps the counters; `moved` says that the read model has."""
+    publisher = CounterPublisher(likes, counters, moved, mapper)
+    return Subscription(
+        database_url,
+        "like counters",
+        source=Wakeups(moved),
+        checkpoint=Unkept(),
+        handler=publisher,
+        on_error=publisher.failed,
+        leader=EveryProcess(),
+        poll_seconds=POLL_SECONDS,
+    )
+
+
+NAME = "counters"
+# A query that read the copy before the switch has put what it found into a missing counter by then.
+FILL_SECONDS = 0.5
+
+TOTAL: LiteralString = "SELECT count(*) FROM {schema}.counts"
+NEXT_VIDEOS: LiteralString = (
+    "SELECT video_id FROM {schema}.counts WHERE video_id > %s ORDER BY video_id LIMIT %s"
+)
+
+
+def rebuild(
+    conn: Connection[TupleRow], likes: Likes, counters: Counters, report: Report = tell_nobody
+) -> int:
+    """Put the counters of all videos that have or had likes; returns how many there are.
+
+    What is there for other videos is corrected too, and dropped where it belongs to another log.
+    `report` hears of progress in counters. Raises redis.RedisError and OperationalError.
+    """
+    started = time.monotonic()
+    (total,) = conn.execute(likes.sql(TOTAL)).fetchone() or (0,)
+    done = 0
+    for videos in _videos(conn, likes):
+        _correct(conn, likes, counters, videos)
+        done += len(videos)
+        report(_progress(done, total, time.monotonic() - started))
+    renew(conn, likes, counters)
+    log.info("like_counters_rebuilt", counters=done, seconds=time.monotonic() - started)
+    return done
+
+
+def renew(conn: Connection[TupleRow], likes: Likes, counters: Counters) -> int:
+    """Correct every counter that is in Redis, at equal positions too; returns how many there are.
+
+    Raises redis.RedisError and OperationalError.
+    """
+    done = 0
+    for videos in counters.all_videos():
+        held = zip(videos, counters.get(videos), strict=True)
+        (head,) = conn.execute(HEAD).fetchone() or (0,)
+        counters.drop([video for video, counter in held if counter and counter.position > head])
+        _correct(conn, likes, counters, videos)
+        done += len(videos)
+    return done
+
+
+def renewing(database_url: str, likes: Likes, counters: Counters) -> Callable[[Replay], None]:
+    """What has to be done after a switch; when Redis is away then, reconciling does it later."""
+
+    def after_switch(replay: Replay) -> None:
+        if replay.name != likes.name:
+            return
+        time.sleep(FILL_SECONDS)
+        try:
+            with connect(database_url, "like counters") as conn:
+                done = renew(conn, likes, counters)
+        except RedisError as error:
+            COUNTER_FAILURES.inc()
+            log.warning("like_counters_not_renewed", error=f"{type(error).__name__}: {error}")
+        else:
+            log.info("like_counters_renewed", counters=done)
+
+    return after_switch
+
+
+def _videos(conn: Connection[TupleRow], likes: Likes) -> Iterator[list[UUID]]:
+    last = UUID(int=0)
+    while rows := conn.execute(likes.sql(NEXT_VIDEOS), (last, WINDOW_EVENTS)).fetchall():
+        last = rows[-1][0]
+        yield [video for (video,) in rows]
+
+
+def _correct(
+    conn: Connection[TupleRow], likes: Likes, counters: Counters, videos: Iterable[UUID]
+) -> None:
+    _, now = counted(conn, likes, list(videos))
+    counters.correct(now.items())
+
+
+def _progress(done: int, total: int, seconds: float) -> Progress:
+    rate = done / seconds if seconds > 0 else 0.0
+    eta = max(0, total - done) / rate if rate > 0 else None
+    return Progress(NAME, ReplayState.BUILDING, done, max(total, done), done, rate, eta)

@@ -1,1 +1,0 @@
-"""Carries out what operators ask for, and has its end recorded."""

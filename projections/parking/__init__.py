@@ -1,1 +1,0 @@
-"""Events that could not be applied: shown, tried again, decided about."""

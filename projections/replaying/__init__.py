@@ -1,1 +1,0 @@
-"""Read models built again beside the live ones, compared, and switched in."""

@@ -1,0 +1,151 @@
+"""The keepers of the analytics: what happens around videos is counted, and what they are known."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import psycopg
+import structlog
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from engine.connections import ThreadedConnection
+from engine.messages import Poison, Received
+from engine.schedule import Job, Outage, in_thread, repeat
+from infra.errors import describe
+from infra.metrics import counter
+from infra.postgres.connection import open_connection
+from projections import consumers
+from projections.analytics import videos
+from projections.analytics import videos as uploads
+from projections.analytics.continuous_aggregates import refresh
+from projections.analytics.ingest import Store, StoredBatch
+from projections.analytics.retention import prune
+from projections.analytics.rules import TOPICS, NotCountable, Row, row_of
+from projections.analytics.schema import Shape, migrate
+from projections.analytics.videos import WRITES, message
+from workers.feeds import EventFeed
+
+
+def feed(batch_events: int) -> EventFeed:
+    """What happens to uploads, for the analytics alone."""
+    return EventFeed(WRITES, batch_events=batch_events, tell=message)
+
+
+log = structlog.get_logger(__name__)
+
+ANALYTICS_EVENTS = counter(
+    "backlot_analytics_events",
+    "Events that were counted, each once, by type (view, like, comment, watch_time, share).",
+    ("type",),
+)
+ANALYTICS_RECOUNTED = counter(
+    "backlot_analytics_recounted",
+    "Counted events that count otherwise since something came later that lies before them.",
+)
+ANALYTICS_TOO_LATE = counter(
+    "backlot_analytics_too_late",
+    "Events that were not counted, since they came when their time was about to be pruned.",
+)
+
+
+async def tell_nobody() -> None:
+    """Nobody wants to know that something was counted."""
+
+
+class _Keeper:
+    """Keeps the tables of one database, which all keepers of the analytics share."""
+
+    def __init__(
+        self, repeat: timedelta, *, counted: Callable[[], Awaitable[None]] = tell_nobody
+    ) -> None:
+        """`repeat` is how long a view of a session stands for its repetitions.
+
+        `counted` is called when counts have changed, and must not raise.
+        """
+        self._repeat = repeat
+        self._counted = counted
+        self._shape = Shape.PLAIN
+        self._last = StoredBatch()
+
+    def prepare(self, conn: Connection[TupleRow]) -> None:
+        found = migrate(conn)
+        log.info("analytics_ready", on=str(found))
+        self._shape = found.shape
+
+    async def stored(self, conn: ThreadedConnection) -> None:
+        """Bring late events into the rollups, where these are not kept by the storing itself."""
+        last, self._last = self._last, StoredBatch()
+        for kind, count in last.fresh.items():
+            ANALYTICS_EVENTS.labels(kind).inc(count)
+        ANALYTICS_RECOUNTED.inc(last.changed)
+        ANALYTICS_TOO_LATE.inc(last.too_late)
+        if self._shape is Shape.TIMESCALE:
+            await conn.do(refresh, last.times, datetime.now(UTC))
+        if last.times:
+            await self._counted()
+
+    @property
+    def _store(self) -> Store:
+        return Store(self._shape, self._repeat)
+
+
+class Analytics(_Keeper):
+    """Counts views, watch time, shares, likes and comments."""
+
+    name = consumers.COUNTS
+    topics = TOPICS
+
+    def store(self, conn: Connection[TupleRow], batch: Sequence[Received]) -> None:
+        now = datetime.now(UTC)
+        self._last = self._store.add(conn, [_row(message, now) for message in batch])
+
+
+class AnalyticsVideos(_Keeper):
+    """Knows the videos, and corrects what was counted before they were known."""
+
+    name = consumers.VIDEOS
+    topics = uploads.UPLOAD_TOPICS
+
+    def store(self, conn: Connection[TupleRow], batch: Sequence[Received]) -> None:
+        told = [uploads.told(message.topic, message.value) for message in batch]
+        self._last = videos.apply(conn, self._store, told)
+
+
+def _row(message: Received, now: datetime) -> Row:
+    try:
+        return row_of(message.topic, message.id, message.value, now)
+    except NotCountable as error:
+        raise Poison(message, describe(error)) from error
+
+
+INTERVAL_SECONDS = 3600.0
+
+ANALYTICS_PRUNED = counter(
+    "backlot_analytics_pruned",
+    "Rows of the analytics that were past the retention, by table, without dropped chunks.",
+    ("table",),
+)
+ANALYTICS_PRUNE_FAILURES = counter(
+    "backlot_analytics_prune_failures",
+    "Times that rows past the retention could not be taken away.",
+)
+
+
+def pruning_job(analytics_url: str, days: int, every: float = INTERVAL_SECONDS) -> Job:
+    """Return the job that removes what is older than `days`."""
+    outage = Outage("analytics_not_pruned", (psycopg.Error,), ANALYTICS_PRUNE_FAILURES)
+    run = partial(in_thread, prune_once, analytics_url, days)
+    return Job("analytics pruning", every, repeat(run), outage)
+
+
+def prune_once(analytics_url: str, days: int) -> None:
+    """Remove what is older than `days` now. Raise psycopg.Error."""
+    with open_connection(analytics_url, "pruning") as conn:
+        gone = prune(conn, days, datetime.now(UTC))
+    for table, rows in gone.items():
+        ANALYTICS_PRUNED.labels(table).inc(rows)
+    if sum(gone.values()):
+        log.info("analytics_pruned", **gone)

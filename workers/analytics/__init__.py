@@ -1,1 +1,0 @@
-"""Counts what is told: the keepers of the analytics."""

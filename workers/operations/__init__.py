@@ -1,0 +1,1 @@
+"""Operations: what operators ask for, carried out."""

@@ -1,0 +1,294 @@
+"""Carries out what operators asked for, in any process with the role `projections`.
+
+The log says what was asked, and a claim who is at it, so each operation is carried out by one
+process at a time, and another one goes on with it when that one dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from threading import Event, Thread
+from typing import Any
+from uuid import UUID
+
+import structlog
+from eventsourcing.persistence import PersistenceError
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from domain.operation import Members, Operation, OperationOutcome
+from engine import checkpoints
+from engine.connections import ThreadedConnection, in_thread, is_outage
+from engine.event_store import GroupCommitRecorder
+from engine.leader_lock import EveryProcess
+from engine.operations import claim, finish, load, release, request
+from engine.replay.requests import begin_for_outdated
+from engine.sources import Wakeups
+from engine.subscription import Handler, Subscription, Unkept
+from infra.cancellation import cancel, to_the_end
+from infra.errors import describe
+from projections.operations import Operations
+from workers.operations.action import Ended, Tools
+from workers.operations.actions import carry_out, is_long, prepare
+from workers.operations.replays import action_of, replay_of, rests, under_way
+
+log = structlog.get_logger(__name__)
+
+# The least time between two starts of a process for one operation.
+PAUSE_SECONDS = 1.0
+CHILD_STOP_SECONDS = 15.0
+MAX_CHILDREN = 4
+SLOW_EXIT = 70
+
+
+class Children:
+    """The processes at work here, by what they work on; used by one thread."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """`command` gets the id of what is to be done as its last argument."""
+        self._command = command
+        self._environment = {**os.environ, **environment}
+        self._running: dict[UUID, subprocess.Popen[bytes]] = {}
+        self._started: dict[UUID, float] = {}
+        self._crashes: Counter[UUID] = Counter()
+
+    def busy(self, work: UUID) -> bool:
+        """Whether a child is at it."""
+        return work in self._running
+
+    def may_start(self, work: UUID) -> bool:
+        """Whether there is room for one more, and nobody has only just been at it."""
+        latest = self._started.get(work)
+        rested = latest is None or time.monotonic() - latest > PAUSE_SECONDS
+        return len(self._running) < MAX_CHILDREN and rested
+
+    def start(self, work: UUID) -> None:
+        """Begin to work in a process of its own; raises OSError when there can be none."""
+        self._started[work] = time.monotonic()
+        self._running[work] = subprocess.Popen(
+            [*self._command, str(work)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env=self._environment,
+            # Its own session: Ctrl-C ends this process first, which then stops the child.
+            start_new_session=True,
+        )
+
+    def reap(self) -> None:
+        """Notice which have ended."""
+        for work, process in list(self._running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            self._close(process)
+            del self._running[work]
+            if code != 0:
+                self._crashes[work] += 1
+                log.error("operation_process_died", id=str(work), code=code)
+
+    def crashes(self, work: UUID) -> int:
+        """How many processes have died over it."""
+        return self._crashes[work]
+
+    def stop(self) -> None:
+        """Ask all to stop where they are, wait for that, and kill who takes too long."""
+        for process in self._running.values():
+            self._close(process)
+        deadline = time.monotonic() + CHILD_STOP_SECONDS
+        for work, process in self._running.items():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.warning("operation_process_killed", id=str(work))
+                process.kill()
+                process.wait()
+        self._running.clear()
+
+    def _close(self, process: subprocess.Popen[bytes]) -> None:
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+def watch_parent(stopping: Event, *, exit_seconds: float = CHILD_STOP_SECONDS) -> Thread:
+    """In a child: have `stopping` set when the parent is gone or closes the pipe.
+
+    Who does not stop within `exit_seconds` after that is ended by force.
+    """
+
+    def watch(end: Callable[[int], object] = os._exit) -> None:
+        # Past Python's buffer: its lock, held here, would break the interpreter's end.
+        os.read(sys.stdin.fileno(), 1)
+        stopping.set()
+        time.sleep(exit_seconds)
+        end(SLOW_EXIT)
+
+    thread = Thread(target=watch, name="parent", daemon=True)
+    thread.start()
+    return thread
+
+
+ACTOR = "projections"
+SYSTEM = "system"
+POLL_SECONDS = 0.5
+STOP_SECONDS = 30.0
+MAX_CRASHES = 3
+
+Step = Callable[[Connection[TupleRow], Tools, Operation], Ended | None]
+
+
+def perform(
+    conn: Connection[TupleRow], recorder: GroupCommitRecorder, tools: Tools, operation_id: UUID
+) -> bool:
+    """Carry an operation out, unless another process is at it; whether it is over now.
+
+    A fault of ours is recorded as its end. Raises what the database raises when it is away: then
+    the operation is as unfinished as before.
+    """
+    if not claim(conn, operation_id):
+        return False
+    try:
+        operation = load(recorder, operation_id)
+        if operation.version == 0 or operation.outcome is not None:
+            return True
+        ended = _attempt(carry_out, conn, tools, operation)
+        if ended is None:
+            return False
+        finish(recorder, operation_id, ended.outcome, ended.result, ACTOR)
+        log.info("operation_finished", id=str(operation_id), outcome=str(ended.outcome))
+        return True
+    finally:
+        release(conn, operation_id)
+
+
+def _attempt(
+    step: Step, conn: Connection[TupleRow], tools: Tools, operation: Operation
+) -> Ended | None:
+    try:
+        return step(conn, tools, operation)
+    except Exception as error:
+        if is_outage(error) or isinstance(error, PersistenceError):
+            raise
+        log.exception("operation_broke", id=str(operation.id), action=operation.action)
+        return Ended(OperationOutcome.FAILED, {"error": describe(error)})
+
+
+class Executor(Handler[None]):
+    """Looks for operations to carry out: short ones here, long ones in children."""
+
+    def __init__(
+        self,
+        recorder: GroupCommitRecorder,
+        operations: Operations,
+        tools: Tools,
+        children: Children,
+        *,
+        auto_replay: bool,
+    ) -> None:
+        """`auto_replay`: what an older version of the code has made is built again at the start."""
+        self._recorder = recorder
+        self._operations = operations
+        self._tools = tools
+        self._children = children
+        self._auto_replay = auto_replay
+
+    async def run(self, moved: asyncio.Event) -> None:
+        """Carry out what is asked for until cancelled; everything stops where it is then.
+
+        `moved` is set when the read model of the operations has moved in this process. What is
+        unfinished goes on when some process starts again.
+        """
+        subscription = Subscription(
+            self._tools.database_url,
+            "operations",
+            source=Wakeups(moved),
+            checkpoint=Unkept(),
+            handler=self,
+            on_error=self._failed,
+            # Each operation is claimed for itself.
+            leader=EveryProcess(),
+            poll_seconds=POLL_SECONDS,
+        )
+        work = asyncio.create_task(subscription.run())
+        try:
+            # A cancellation would wait for the operation at hand, which has to be told first.
+            await asyncio.wait([work])
+        finally:
+            self._tools.stopping.set()
+            await to_the_end(self._stop(work))
+
+    async def _stop(self, work: asyncio.Task[Any]) -> None:
+        await cancel(work, seconds=STOP_SECONDS)
+        await in_thread(self._children.stop)
+
+    async def handle(self, conn: ThreadedConnection, batch: None) -> None:
+        await conn.do(self._attend_all)
+
+    def _failed(self, error: Exception) -> None:
+        outage = is_outage(error) or isinstance(error, PersistenceError)
+        trace = None if outage else error
+        log.warning("operations_interrupted", error=describe(error), exc_info=trace)
+
+    def _attend_all(self, conn: Connection[TupleRow]) -> None:
+        if self._auto_replay:
+            begin_for_outdated(conn, self._tools.models, requested_by=SYSTEM)
+            self._auto_replay = False
+        self._children.reap()
+        for operation_id in self._open(conn):
+            if not self._tools.stopping.is_set():
+                self._attend(conn, operation_id)
+
+    def _open(self, conn: Connection[TupleRow]) -> Sequence[UUID]:
+        """What may have to be done; the replays also tell, when the read model is being rebuilt."""
+        replays = [replay.operation_id for replay in under_way(conn)]
+        model = checkpoints.look(conn, self._operations.schema)
+        if model is None or model.version not in self._operations.versions:
+            return replays
+        return list(dict.fromkeys([*self._operations.unfinished(conn), *replays]))
+
+    def _attend(self, conn: Connection[TupleRow], operation_id: UUID) -> None:
+        if self._children.busy(operation_id):
+            return
+        # The log decides: the read model may not know yet that it has ended.
+        operation = load(self._recorder, operation_id)
+        if operation.version == 0:
+            operation = self._record(conn, operation)
+        if operation.outcome is not None or rests(conn, self._tools, operation):
+            return
+        if not is_long(conn, operation):
+            perform(conn, self._recorder, self._tools, operation_id)
+        elif self._children.crashes(operation_id) >= MAX_CRASHES:
+            self._give_up(operation_id)
+        elif self._children.may_start(operation_id) and self._prepare(conn, operation):
+            # The child claims it for itself.
+            self._children.start(operation_id)
+
+    def _record(self, conn: Connection[TupleRow], operation: Operation) -> Operation:
+        """Record what was begun without a request: replays of what an older version has made."""
+        replay = replay_of(conn, operation.id)
+        if replay is None:
+            return operation
+        parameters: Members = {"reason": f"version {replay.version} of the code"}
+        what = action_of(replay), replay.name, parameters
+        return request(self._recorder, operation.id, replay.requested_by, *what)
+
+    def _prepare(self, conn: Connection[TupleRow], operation: Operation) -> bool:
+        """Begin it; False when it is refused, or another process is at it."""
+        if not claim(conn, operation.id):
+            return False
+        try:
+            ended = _attempt(prepare, conn, self._tools, operation)
+            if ended is not None:
+                finish(self._recorder, operation.id, *ended, ACTOR)
+            return ended is None
+        finally:
+            release(conn, operation.id)
+
+    def _give_up(self, operation_id: UUID) -> None:
+        error = f"{MAX_CRASHES} processes died over it; the log has their last words"
+        finish(self._recorder, operation_id, OperationOutcome.FAILED, {"error": error}, ACTOR)

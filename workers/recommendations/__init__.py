@@ -1,1 +1,0 @@
-"""Keeps what recommendations are made of."""

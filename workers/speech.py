@@ -1,0 +1,107 @@
+"""One task per video: hear what is said in it, and record that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from uuid import UUID
+
+import structlog
+
+from commands.queries import FindUntranscribed
+from commands.speech import RecordSpeech
+from engine.command_bus import CommandBus
+from infra.metrics import counter
+from infra.objects.port import ObjectStore
+from infra.objects.s3 import make_s3
+from infra.settings.adapters import ObjectSettings, SpeechSettings
+from infra.speech.port import SpeechError, Transcriber
+from infra.speech.whisper import available, make_transcriber
+from infra.tasks.messages import TaskOrigin
+from projections.integration_events import UPLOAD_COMPLETED
+from workers.task import TaskConsumer, execute
+
+log = structlog.get_logger(__name__)
+
+ACTOR = "transcription"
+
+TRANSCRIPTS = counter(
+    "backlot_transcripts",
+    "Videos that a task has dealt with: done, failed, nothing_to_do.",
+    ("outcome",),
+)
+
+
+class SpeechTranscription:
+    """Transcribes videos; `media_url` says where the object of a key can be read."""
+
+    def __init__(
+        self, bus: CommandBus, transcriber: Transcriber, media_url: Callable[[str], str]
+    ) -> None:
+        self._bus, self._transcriber, self._media_url = bus, transcriber, media_url
+
+    async def run(self, video_id: UUID, origin: TaskOrigin) -> None:
+        """Transcribe the video, unless this model has heard it or it is gone.
+
+        Raises Postponed when the event store is away, and SpeechError when another attempt may
+        succeed; a video that can't be heard stays without a transcript.
+        """
+        model = self._transcriber.name
+        key = await execute(self._bus, FindUntranscribed(video_id, model), ACTOR, origin)
+        if key is None:
+            TRANSCRIPTS.labels("nothing_to_do").inc()
+            return
+        try:
+            heard = await self._transcriber.transcribe(self._media_url(key))
+        except SpeechError as error:
+            if error.retryable:
+                raise
+            log.warning("video_not_transcribed", video_id=str(video_id), error=str(error))
+            TRANSCRIPTS.labels("failed").inc()
+            return
+        record = RecordSpeech(video_id, heard.language, heard.text, heard.duration_seconds, model)
+        await execute(self._bus, record, ACTOR, origin)
+        TRANSCRIPTS.labels("done").inc()
+
+
+class SpeechConsumer(TaskConsumer):
+    """Sends `transcribe_video`."""
+
+    name = "speech"
+    topics = frozenset((UPLOAD_COMPLETED,))
+    subject = "videoId"
+
+
+MediaUrl = Callable[[str], str]
+MEDIA_TYPE, MEDIA_NAME = "application/octet-stream", "media"
+
+
+def wanted(settings: SpeechSettings) -> bool:
+    """Whether uploads are to be transcribed, here or by another process."""
+    return settings.transcription == "on" or (
+        settings.transcription == "auto" and available(settings)
+    )
+
+
+def open_speech(
+    settings: SpeechSettings, bus: CommandBus, media_url: MediaUrl | None
+) -> SpeechTranscription | None:
+    """What transcribes, where Whisper and the objects are at hand; raises OperatorError."""
+    transcriber = None if media_url is None else make_transcriber(settings)
+    if transcriber is None or media_url is None:
+        return None
+    return SpeechTranscription(bus, transcriber, media_url)
+
+
+@contextmanager
+def media_urls(
+    settings: ObjectSettings, here: ObjectStore | None = None, base_url: str = ""
+) -> Iterator[MediaUrl | None]:
+    """Where this process reads objects: S3 as it reaches it, else the store that is here."""
+    if settings.bucket is not None:
+        with closing(make_s3(settings, for_clients=False)) as store:
+            yield lambda key: store.get_url(key, MEDIA_TYPE, MEDIA_NAME, "").url
+    elif here is not None:
+        yield lambda key: here.get_url(key, MEDIA_TYPE, MEDIA_NAME, base_url).url
+    else:
+        yield None

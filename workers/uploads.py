@@ -1,0 +1,183 @@
+"""Ends uploads that nobody goes on with, and frees the room that no upload needs.
+
+Any replica may run it. One at a time does; two at once would do no harm, because a stream admits
+one end, and what follows from it in the object store can be repeated.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+from uuid import UUID, uuid4
+
+import psycopg
+import structlog
+from eventsourcing.persistence import PersistenceError
+
+from commands.finalize import ExpireUpload, FinishUpload, drop, lock_key
+from commands.queries import FindUploadStatus
+from domain.upload import Status
+from engine.command import Command
+from engine.command_bus import CommandBus, Executed
+from engine.schedule import Job, repeat
+from infra.batcher import QueueFull
+from infra.metrics import counter
+from infra.objects.port import (
+    NoSuchUpload,
+    ObjectStore,
+    ObjectStoreUnavailable,
+    OpenUpload,
+)
+from infra.postgres.connection import open_async_connection
+from infra.redlock import LocksUnavailable, LockTaken, Redlock
+from projections.catalog import Catalog, UploadRow
+
+log = structlog.get_logger(__name__)
+
+R = TypeVar("R")
+
+ACTOR = "expiry"
+JOB_LOCK = "upload:expiry:job"
+LOCK_SECONDS = 60.0
+KEPT = "kept"
+ROWS_AT_ONCE = 500
+OUTAGES = (PersistenceError, psycopg.Error, ObjectStoreUnavailable, LocksUnavailable, QueueFull)
+
+UPLOADS_TIDIED = counter(
+    "backlot_uploads_tidied",
+    "Abandoned uploads: expired; finished, because their object stood; swept from the store.",
+    ("how",),
+)
+EXPIRY_RUNS = counter(
+    "backlot_expiry_runs",
+    "Runs of the job that expires uploads, by outcome (done, elsewhere, postponed, broke).",
+    ("outcome",),
+)
+
+
+class Expiry:
+    """Expires what was started, and got its latest part, longer ago than `idle`.
+
+    Asking for a state or for part URLs does not count: it leaves nothing behind, and a part that
+    follows does. The read model names the candidates, the store says when parts arrived, and the
+    log decides.
+    """
+
+    def __init__(
+        self,
+        *,
+        bus: CommandBus,
+        objects: ObjectStore,
+        locks: Redlock,
+        catalog: Catalog,
+        database_url: str,
+        idle: timedelta,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._bus, self._objects, self._locks = bus, objects, locks
+        self._catalog, self._database_url = catalog, database_url
+        self._idle, self._clock = idle, clock
+        self._run_id = ""
+
+    async def run(self) -> Counter[str]:
+        """Look once; how many uploads were expired, finished, swept, kept, and failed.
+
+        Raises LockTaken when another replica is at it, and whatever is in OUTAGES.
+        """
+        async with self._locks.hold(JOB_LOCK, LOCK_SECONDS):
+            self._run_id = f"expiry-{uuid4()}"
+            before = self._clock() - self._idle
+            done: Counter[str] = Counter()
+            async for row in self._candidates(before):
+                done[await self._tidied(str(row.upload_id), self._end(row, before))] += 1
+            for upload in await self._objects.list_uploads(before):
+                done[await self._tidied(upload.key, self._sweep(upload))] += 1
+            return done
+
+    async def _tidied(self, name: str, work: Awaitable[str]) -> str:
+        """What the work answers; one upload that nobody can handle must not keep the others."""
+        try:
+            how = await work
+        except OUTAGES:
+            raise
+        except Exception:
+            how = "failed"
+            log.exception("upload_not_tidied", upload=name)
+        if how != KEPT:
+            UPLOADS_TIDIED.labels(how).inc()
+            log.info("upload_tidied", upload=name, how=how)
+        return how
+
+    async def _candidates(self, before: datetime) -> AsyncIterator[UploadRow]:
+        last = UUID(int=0)
+        async with await open_async_connection(self._database_url, "expiry") as conn:
+            while rows := await self._catalog.under_way(conn, before, last, ROWS_AT_ONCE):
+                for row in rows:
+                    yield row
+                last = rows[-1].upload_id
+
+    async def _end(self, row: UploadRow, before: datetime) -> str:
+        if not await self._is_idle(row, before):
+            return KEPT
+        try:
+            async with self._locks.hold(lock_key(row.upload_id), LOCK_SECONDS):
+                standing = await self._objects.head(row.object_key)
+                if standing is not None:
+                    # A completion was cut off before its event; its owner need not repeat it.
+                    finished = await self._execute(FinishUpload(row.upload_id, standing))
+                    return "finished" if finished else KEPT
+                if not await self._execute(ExpireUpload(row.upload_id)):
+                    return KEPT
+                await drop(self._objects, row.object_key, row.store_upload_id)
+                return "expired"
+        except LockTaken:
+            # Somebody is just ending it.
+            return KEPT
+
+    async def _is_idle(self, row: UploadRow, before: datetime) -> bool:
+        try:
+            latest = await self._objects.last_arrival(row.object_key, row.store_upload_id)
+        except NoSuchUpload:
+            # The store gave it up by itself, or joined it for somebody who never came back.
+            return True
+        return latest is None or latest < before
+
+    async def _sweep(self, upload: OpenUpload) -> str:
+        """Drop what the store still has of an upload that is not under way in the log."""
+        upload_id = UUID(upload.key.removeprefix("videos/"))
+        if await self._execute(FindUploadStatus(upload_id)) is Status.STARTED:
+            return KEPT
+        await self._objects.abort(upload.key, upload.store_upload_id)
+        return "swept"
+
+    async def _execute(self, command: Command[R]) -> R:
+        outcome = await self._bus.execute(command, actor=ACTOR, correlation_id=self._run_id)
+        if not isinstance(outcome, Executed):
+            raise TypeError("Only a request with a key has a kept answer.")
+        return outcome.answer
+
+
+def expiry_job(expiry: Expiry, every: float) -> Job:
+    """Return the job that looks again and again; whatever goes wrong, there is a next time."""
+
+    async def run() -> None:
+        EXPIRY_RUNS.labels(await _run(expiry)).inc()
+
+    return Job("expiry", every, repeat(run))
+
+
+async def _run(expiry: Expiry) -> str:
+    try:
+        done = await expiry.run()
+    except LockTaken:
+        return "elsewhere"
+    except OUTAGES as error:
+        log.warning("expiry_postponed", error=f"{type(error).__name__}: {error}")
+        return "postponed"
+    except Exception:
+        log.exception("expiry_broke")
+        return "broke"
+    log.debug("expiry_done", **done)
+    return "done"
