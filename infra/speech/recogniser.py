@@ -1,4 +1,4 @@
-"""Whisper's recogniser, as a process of its own: `python -m infra.speech.listening MODEL FILE`.
+"""Whisper's recogniser, as a process of its own: `python -m infra.speech.recogniser MODEL FILE`.
 
 Its memory ends with it, and it can be stopped in the middle, which a thread can't.
 """
