@@ -52,6 +52,7 @@ from projections.analytics.arrival import AnalyticsMeans
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.like_counters import Counters, subscribe_counters
+from projections.like_reconciliation import DRIFT_TABLES
 from projections.likes import Likes
 from projections.operations import Operations
 from workers.operations.action import Tools
@@ -174,7 +175,7 @@ def open_parts(
     models = ReadModels.make()
     limits = Limits.from_settings(settings.database)
     with open_connection(database_url, "installation") as conn:
-        make_tables(conn)
+        make_tables(conn, DRIFT_TABLES)
         install(conn, models.all())
     recorder = open_recorder(database_url, limits=limits)
     stack.callback(recorder.datastore.close)

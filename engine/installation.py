@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -17,17 +16,15 @@ from infra.advisory_locks import Lock, lock_in_transaction
 
 log = structlog.get_logger(__name__)
 
-PROJECTIONS = MigrationSet("projections", Path(__file__).with_name("sql"), "projections")
-"""The tables of read models that belong to no copy."""
 
-
-def make_tables(conn: Connection[Any]) -> None:
-    """Make the tables of the main database, except those of the copies and of the analytics.
+def make_tables(conn: Connection[Any], *features: MigrationSet) -> None:
+    """Make the engine's tables in the main database, then those of features that belong to no copy.
 
     `conn` has to be in autocommit mode. Raise UnknownMigration, and psycopg.Error.
     """
     migrate(conn, ENGINE, LOG)
-    migrate(conn, PROJECTIONS)
+    for tables in features:
+        migrate(conn, tables)
 
 
 def install(conn: Connection[Any], projections: Iterable[Projection]) -> None:

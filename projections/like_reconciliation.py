@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from uuid import UUID
 
 import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.migrations import MigrationSet
 from infra.metrics import counter, gauge
 from projections.like_counters import Counter, Counters, counted
 from projections.likes import Likes
 
 log = structlog.get_logger(__name__)
+
+DRIFT_TABLES = MigrationSet("projections", Path(__file__).with_name("sql"), "projections")
+"""The table of the drift that was found; it belongs to no copy of the likes."""
 
 WAIT_SECONDS = 5.0
 POLL_SECONDS = 0.05

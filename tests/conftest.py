@@ -21,6 +21,7 @@ from psycopg import sql
 from engine.installation import make_tables
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.settings import Settings
+from projections.like_reconciliation import DRIFT_TABLES
 from tests.support import unused_port
 
 # Not imported here: hooks of a conftest are not called for what has the scope of the session.
@@ -84,7 +85,7 @@ def template(postgres: EmbeddedPostgres) -> str:
     with psycopg.connect(postgres.url, autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     with psycopg.connect(postgres.url_of(name), autocommit=True) as conn:
-        make_tables(conn)
+        make_tables(conn, DRIFT_TABLES)
     return name
 
 

@@ -19,6 +19,7 @@ from psycopg.rows import TupleRow
 from engine.event_store import GroupCommitFactory, GroupCommitRecorder, open_recorder
 from engine.installation import make_tables
 from infra.advisory_locks import LockClass
+from projections.like_reconciliation import DRIFT_TABLES
 from tests.support import eventually
 
 Rows = list[tuple[Any, ...]]
@@ -51,7 +52,7 @@ def environment(database_url: str, name: str = "") -> Environment:
 def tables_made(database_url: str) -> None:
     """Make the tables of the main database where they are missing."""
     with psycopg.connect(database_url, autocommit=True) as conn:
-        make_tables(conn)
+        make_tables(conn, DRIFT_TABLES)
 
 
 @contextmanager
