@@ -1,9 +1,8 @@
-"""Makes the copies of projections, and drops them; safe with many processes starting at once."""
+"""Make the tables of a database, and the copies of projections; safe in many processes at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -17,17 +16,15 @@ from infra.advisory_locks import Lock, lock_in_transaction
 
 log = structlog.get_logger(__name__)
 
-PROJECTIONS = MigrationSet("projections", Path(__file__).with_name("sql"), "projections")
-"""The tables of read models that belong to no copy."""
 
+def make_tables(conn: Connection[Any], *others: MigrationSet) -> None:
+    """Make the tables of the event log and of the engine, then those of the other sets.
 
-def make_tables(conn: Connection[Any]) -> None:
-    """Make the tables of the main database, except those of the copies and of the analytics.
-
-    `conn` has to be in autocommit mode. Raise UnknownMigration, and psycopg.Error.
+    The tables of copies are made by `install`. `conn` has to be in autocommit mode. Raise
+    UnknownMigration, and psycopg.Error.
     """
-    migrate(conn, ENGINE, LOG)
-    migrate(conn, PROJECTIONS)
+    for each in (ENGINE, *others):
+        migrate(conn, each, LOG)
 
 
 def install(conn: Connection[Any], projections: Iterable[Projection]) -> None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from uuid import UUID
 
 import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.migrations import MigrationSet
 from infra.metrics import counter, gauge
 from projections.like_counters import Counter, Counters, counted
 from projections.likes import Likes
@@ -22,6 +24,9 @@ log = structlog.get_logger(__name__)
 WAIT_SECONDS = 5.0
 POLL_SECONDS = 0.05
 FILL_SECONDS = 0.5
+
+TABLES = MigrationSet("projections", Path(__file__).with_name("sql"), "projections")
+"""The table of drifts, which belongs to no copy of the read model."""
 
 REPORT = """
 INSERT INTO projections.like_drift

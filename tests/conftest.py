@@ -80,11 +80,13 @@ def postgres_url(postgres: EmbeddedPostgres) -> str:
 @pytest.fixture(scope="session")
 def template(postgres: EmbeddedPostgres) -> str:
     """The name of a database with the tables of the main database; tests get copies."""
+    from backlot.bootstrap import TABLES
+
     name = f"template_{os.getpid()}"
     with psycopg.connect(postgres.url, autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     with psycopg.connect(postgres.url_of(name), autocommit=True) as conn:
-        make_tables(conn)
+        make_tables(conn, *TABLES)
     return name
 
 

@@ -62,7 +62,7 @@ def recording(database_url: str, **options: Any) -> Iterator[GroupCommitRecorder
     try:
         yield recorder
     finally:
-        recorder.datastore.close()
+        recorder.close()
 
 
 def rows(database_url: str, query: str, values: Sequence[Any] = ()) -> Rows:
