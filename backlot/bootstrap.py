@@ -47,12 +47,12 @@ from infra.postgres.embedded import EmbeddedPostgres
 from infra.redis import connect_blocking_redis, open_redis
 from infra.redlock import Redlock, make_redlock
 from infra.settings import Role, Settings
+from projections import like_reconciliation
 from projections.analytics import schema as analytics
 from projections.analytics.arrival import AnalyticsMeans
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.like_counters import Counters, subscribe_counters
-from projections.like_reconciliation import DRIFT_TABLES
 from projections.likes import Likes
 from projections.operations import Operations
 from workers.operations.action import Tools
@@ -105,6 +105,9 @@ log = structlog.get_logger(__name__)
 
 
 Background = Callable[[], Coroutine[Any, Any, None]]
+
+TABLES = (like_reconciliation.TABLES,)
+"""The tables of features in the main database that belong to no copy of a projection."""
 
 
 class DatabaseUnreachable(OperatorError):
@@ -175,10 +178,10 @@ def open_parts(
     models = ReadModels.make()
     limits = Limits.from_settings(settings.database)
     with open_connection(database_url, "installation") as conn:
-        make_tables(conn, DRIFT_TABLES)
+        make_tables(conn, *TABLES)
         install(conn, models.all())
     recorder = open_recorder(database_url, limits=limits)
-    stack.callback(recorder.datastore.close)
+    stack.callback(recorder.close)
     analytics_url = settings.analytics.url(database_url)
     with _reached(analytics_url, "TIMESCALE_URL") as conn:
         migrate(conn, ENGINE)

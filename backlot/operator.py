@@ -124,7 +124,7 @@ def operating(settings: Settings) -> Iterator[Operator]:
             conn = stack.enter_context(connect(url, "operator"))
             _require_tables(conn)
             recorder = open_recorder(url)
-            stack.callback(recorder.datastore.close)
+            stack.callback(recorder.close)
             models = ReadModels.make().by_name()
             counters = open_counters(settings, stack)
             analytics = analytics_means(settings, url)

@@ -16,10 +16,10 @@ import psycopg
 from eventsourcing.persistence import StoredEvent
 from psycopg import sql
 
+from backlot.bootstrap import TABLES
 from benchmarks.log import fill, like_event
 from engine.installation import make_tables
 from infra.postgres.embedded import EmbeddedPostgres
-from projections.like_reconciliation import DRIFT_TABLES
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class Bench:
             conn.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
         url = self.server.url_of(name)
         with psycopg.connect(url, autocommit=True) as conn:
-            make_tables(conn, DRIFT_TABLES)
+            make_tables(conn, *TABLES)
         return url
 
     def log(self, events: int, make: Callable[[int], StoredEvent] = like_event) -> str:

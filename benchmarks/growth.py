@@ -64,7 +64,7 @@ def _opened(bench: Bench, events: int) -> Iterator[GroupCommitRecorder]:
     try:
         yield recorder
     finally:
-        recorder.datastore.close()
+        recorder.close()
 
 
 def _appends(recorder: GroupCommitRecorder, count: int, number: int) -> float:

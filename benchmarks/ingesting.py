@@ -25,7 +25,7 @@ from engine.codec import EventMapper
 from engine.connections import ThreadedConnection, connect
 from engine.messages import Dead, Fetched, Place, Raw, Received, Unreadable
 from engine.sources import BEHIND_EVENTS, MessageSource
-from infra.cancellation import cancel
+from infra.cancellation import alongside
 from projections.analytics.ingest import COPY
 from projections.analytics.rules import TOPICS
 from projections.analytics.schema import migrate
@@ -168,12 +168,9 @@ async def keep(url: str, source: MessageSource, events: int) -> float:
     )
     with psycopg.connect(url, autocommit=True) as conn:
         started = time.perf_counter()
-        task = asyncio.create_task(runner.run())
-        try:
+        async with alongside(runner.run()):
             await _until(conn, events, started + MOST_SECONDS)
             return time.perf_counter() - started
-        finally:
-            await cancel(task)
 
 
 def copied(url: str, told: Sequence[Event]) -> float:

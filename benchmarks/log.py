@@ -93,7 +93,7 @@ def fill(url: str, events: int, make: Callable[[int], StoredEvent] = like_event)
     """
     recorder = open_recorder(url)
     before = recorder.max_notification_id() or 0
-    recorder.datastore.close()
+    recorder.close()
     videos = list(uploads())
     with psycopg.connect(url, autocommit=True) as conn:
         with conn.cursor() as cursor, cursor.copy(COPY) as copy:

@@ -20,7 +20,7 @@ from engine.installation import create, drop, install
 from engine.notifications import Notifications
 from engine.projection_subscription import ProjectionHost
 from engine.subscription import State
-from infra.cancellation import cancel
+from infra.cancellation import alongside
 from projections.likes import Likes
 
 OURS, STOCK = "ours, batches with their position", "stock ProjectionRunner, a commit per event"
@@ -65,9 +65,8 @@ def projecting(url: str, likes: Likes) -> Iterator[ProjectionHost]:
     loop, done = asyncio.new_event_loop(), asyncio.Event()
 
     async def work() -> None:
-        tasks = [asyncio.create_task(job) for job in (notifications.run(), host.run())]
-        await done.wait()
-        await cancel(*tasks)
+        async with alongside(notifications.run(), host.run()):
+            await done.wait()
 
     thread = Thread(target=loop.run_until_complete, args=(work(),))
     thread.start()

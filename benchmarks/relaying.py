@@ -18,7 +18,7 @@ from benchmarks.results import Comparison, Side
 from engine.codec import EventMapper
 from engine.connections import connect
 from engine.notifications import Notifications
-from infra.cancellation import cancel
+from infra.cancellation import alongside
 from infra.kafka import BATCH_BYTES, LINGER_MS, KafkaOptions, Outgoing
 from infra.settings import load_settings
 from projections.integration_events import TOPICS
@@ -74,12 +74,9 @@ async def relay(url: str, address: str, until: int) -> float:
             batch_events=load_settings({}).kafka.relay_batch_events,
         )
         started = time.perf_counter()
-        tasks = [asyncio.create_task(notifications.run()), asyncio.create_task(relaying.run())]
-        try:
+        async with alongside(notifications.run(), relaying.run()):
             await _until(conn, until, started + MOST_SECONDS)
             return time.perf_counter() - started
-        finally:
-            await cancel(*tasks)
 
 
 async def publish(messages: Sequence[Outgoing], address: str) -> float:

@@ -105,7 +105,7 @@ def apart(url: str) -> Iterator[None]:
 
 def _recorder(url: str, stack: ExitStack) -> GroupCommitRecorder:
     recorder = open_recorder(url)
-    stack.callback(recorder.datastore.close)
+    stack.callback(recorder.close)
     return recorder
 
 

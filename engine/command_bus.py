@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 from uuid import UUID
 
 import structlog
@@ -295,6 +295,28 @@ class CommandBus:
             outages=(OperationalError, InterfaceError),
         )
 
+    @overload
+    async def execute(
+        self,
+        command: Command[R],
+        *,
+        actor: str,
+        correlation_id: str,
+        causation_id: str | None = None,
+        key: None = None,
+    ) -> Executed[R]: ...
+
+    @overload
+    async def execute(
+        self,
+        command: Command[R],
+        *,
+        actor: str,
+        correlation_id: str,
+        causation_id: str | None = None,
+        key: IdempotencyKey | None,
+    ) -> Executed[R] | StoredAnswer: ...
+
     async def execute(
         self,
         command: Command[R],
@@ -306,7 +328,7 @@ class CommandBus:
     ) -> Executed[R] | StoredAnswer:
         """Decide the command, and return once its events are durable.
 
-        With an idempotency key that was used before: the stored Answer. Raises DomainError when a
+        With an idempotency key that was used before: the stored answer. Raise DomainError when a
         rule refuses it, Contended when other processes kept winning, QueueFull when too many wait
         or the store is away already, and the library's PersistenceError when the store goes away:
         then nothing is known of the outcome, and the client may repeat it with the same key.

@@ -203,6 +203,10 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         ).fetchone()
         return None if row is None else row["notification_id"]
 
+    def close(self) -> None:
+        """Close the connections of this recorder."""
+        self.datastore.close()
+
     def connection(self) -> Any:
         """A pooled connection in autocommit mode, its errors translated to the library's."""
         return self.datastore.get_connection()

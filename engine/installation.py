@@ -1,4 +1,4 @@
-"""Makes the copies of projections, and drops them; safe with many processes starting at once."""
+"""Make the tables of a database, and the copies of projections; safe in many processes at once."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from infra.advisory_locks import Lock, lock_in_transaction
 log = structlog.get_logger(__name__)
 
 
-def make_tables(conn: Connection[Any], *features: MigrationSet) -> None:
-    """Make the engine's tables in the main database, then those of features that belong to no copy.
+def make_tables(conn: Connection[Any], *others: MigrationSet) -> None:
+    """Make the tables of the event log and of the engine, then those of the other sets.
 
-    `conn` has to be in autocommit mode. Raise UnknownMigration, and psycopg.Error.
+    The tables of copies are made by `install`. `conn` has to be in autocommit mode. Raise
+    UnknownMigration, and psycopg.Error.
     """
-    migrate(conn, ENGINE, LOG)
-    for tables in features:
-        migrate(conn, tables)
+    for each in (ENGINE, *others):
+        migrate(conn, each, LOG)
 
 
 def install(conn: Connection[Any], projections: Iterable[Projection]) -> None:

@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 from engine import checkpoints, dead_letters
 from engine.applier import Applier, Step
 from engine.checkpoints import Seen, Status, Superseded
-from engine.codec import EventMapper
+from engine.codec import MAPPER, EventMapper
 from engine.connections import ThreadedConnection, is_outage
 from engine.leader_lock import LeaderLock
 from engine.log import LogWindow
@@ -396,14 +396,14 @@ class ProjectionHost:
         *,
         batch_events: int = 5000,
         poll_seconds: float = 1.0,
-        mapper: EventMapper | None = None,
+        mapper: EventMapper = MAPPER,
     ) -> None:
         """`batch_events` bounds a transaction, `poll_seconds` the delay when a NOTIFY is lost."""
         self._database_url = database_url
         self._notifications = notifications
         self._batch_events = batch_events
         self._poll_seconds = poll_seconds
-        self._mapper = mapper or EventMapper()
+        self._mapper = mapper
         self._handlers: dict[str, ProjectionHandler] = {}
         self._subscriptions = [self._subscribe(projection) for projection in projections]
 

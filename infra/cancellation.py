@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from contextlib import asynccontextmanager
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -70,6 +71,16 @@ async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
     for error in filter(None, map(_look_at, tasks)):
         raise error
     return [task.result() for task in tasks]
+
+
+@asynccontextmanager
+async def alongside(*work: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
+    """Run work that has no end beside the block, and cancel it when the block ends."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        yield
+    finally:
+        await cancel(*tasks)
 
 
 async def to_the_end(work: Awaitable[T]) -> T:

@@ -21,7 +21,6 @@ from psycopg import sql
 from engine.installation import make_tables
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.settings import Settings
-from projections.like_reconciliation import DRIFT_TABLES
 from tests.support import unused_port
 
 # Not imported here: hooks of a conftest are not called for what has the scope of the session.
@@ -81,11 +80,13 @@ def postgres_url(postgres: EmbeddedPostgres) -> str:
 @pytest.fixture(scope="session")
 def template(postgres: EmbeddedPostgres) -> str:
     """The name of a database with the tables of the main database; tests get copies."""
+    from backlot.bootstrap import TABLES
+
     name = f"template_{os.getpid()}"
     with psycopg.connect(postgres.url, autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     with psycopg.connect(postgres.url_of(name), autocommit=True) as conn:
-        make_tables(conn, DRIFT_TABLES)
+        make_tables(conn, *TABLES)
     return name
 
 

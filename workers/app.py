@@ -71,7 +71,7 @@ async def open_means() -> AsyncIterator[TaskMeans]:
     finally:
         await bus.close()
         await redis.aclose()
-        recorder.datastore.close()
+        recorder.close()
 
 
 resources: Final = Resources(open_means)

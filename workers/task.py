@@ -11,7 +11,7 @@ from dramatiq import Actor
 from eventsourcing.persistence import PersistenceError
 
 from engine.command import Command
-from engine.command_bus import CommandBus, Executed
+from engine.command_bus import CommandBus
 from engine.messages import Received
 from infra.batcher import QueueFull
 from infra.tasks.errors import Postponed
@@ -59,6 +59,4 @@ async def execute(bus: CommandBus, command: Command[R], actor: str, origin: Task
         )
     except (PersistenceError, psycopg.Error, QueueFull) as error:
         raise Postponed("the event store is away", STORE_SECONDS) from error
-    if not isinstance(outcome, Executed):
-        raise TypeError("Only a request with a key has a kept answer.")
     return outcome.answer

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import structlog
 from psycopg import Connection
@@ -262,29 +262,29 @@ def carry_on(
     return replay
 
 
-def rollback(
+def replay_now(
     database_url: str,
     projection: Projection,
+    options: ReplayOptions = ReplayOptions(),  # noqa: B008 - it is frozen
     *,
     requested_by: str,
-    operation_id: UUID,
+    operation_id: UUID | None = None,
     report: Report = tell_nobody,
     stopping: Event | None = None,
-    after_switch: Callable[[Replay], None] | None = None,
+    compared: Callable[[Difference], None] = tell_nobody,
 ) -> Replay:
-    """Bring the previous copy up to date and make it the live one again; raises as `begin` does."""
-    options = ReplayOptions(Purpose.ROLLBACK)
-    with connect(database_url, "rollback") as conn:
+    """Begin a replay, and work on it here; raise as `begin` and `carry_on` do."""
+    with connect(database_url, "replay request") as conn:
         replay = begin(
-            conn, projection, options, requested_by=requested_by, operation_id=operation_id
+            conn,
+            projection,
+            options,
+            requested_by=requested_by,
+            operation_id=operation_id or uuid4(),
         )
+    models = {projection.name: projection}
     return carry_on(
-        database_url,
-        replay.id,
-        {projection.name: projection},
-        report=report,
-        stopping=stopping,
-        after_switch=after_switch,
+        database_url, replay.id, models, report=report, stopping=stopping, compared=compared
     )
 
 

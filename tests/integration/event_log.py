@@ -19,7 +19,6 @@ from psycopg.rows import TupleRow
 from engine.event_store import GroupCommitFactory, GroupCommitRecorder, open_recorder
 from engine.installation import make_tables
 from infra.advisory_locks import LockClass
-from projections.like_reconciliation import DRIFT_TABLES
 from tests.support import eventually
 
 Rows = list[tuple[Any, ...]]
@@ -52,7 +51,7 @@ def environment(database_url: str, name: str = "") -> Environment:
 def tables_made(database_url: str) -> None:
     """Make the tables of the main database where they are missing."""
     with psycopg.connect(database_url, autocommit=True) as conn:
-        make_tables(conn, DRIFT_TABLES)
+        make_tables(conn)
 
 
 @contextmanager
@@ -63,7 +62,7 @@ def recording(database_url: str, **options: Any) -> Iterator[GroupCommitRecorder
     try:
         yield recorder
     finally:
-        recorder.datastore.close()
+        recorder.close()
 
 
 def rows(database_url: str, query: str, values: Sequence[Any] = ()) -> Rows:

@@ -47,7 +47,7 @@ class Writer:
         self.head = 0
 
     def close(self) -> None:
-        self.recorder.datastore.close()
+        self.recorder.close()
 
     def stored(self, *aggregates: Aggregate) -> list[StoredEvent]:
         return [

@@ -28,6 +28,7 @@ from tests.integration.projection_support import Writer, caught_up, hosting, ori
 NAMES = ("catalog", "likes", "comments")
 SWITCH = ReplayOptions()
 VERIFY = ReplayOptions(Purpose.VERIFY)
+BACK = ReplayOptions(Purpose.ROLLBACK)
 
 
 def models() -> dict[str, Projection]:

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from psycopg import Connection
 
+from backlot.bootstrap import TABLES
 from engine import checkpoints, dead_letters
 from engine.checkpoints import SubscriptionKind, Superseded, of_copy, of_part
 from engine.dead_letters import Rejected
@@ -23,12 +24,11 @@ from engine.installation import make_tables
 from engine.migrations import ENGINE, LOG, MigrationSet, UnknownMigration, migrate
 from engine.replay.records import find
 from infra.advisory_locks import Lock, lock
-from projections.like_reconciliation import DRIFT_TABLES
 from tests.integration.event_log import events, rows
 from tests.integration.former_release import MESSAGE, leave_behind
 from tests.support import eventually
 
-TABLES = """
+NAMES = """
 SELECT schemaname || '.' || tablename FROM pg_tables
 WHERE schemaname IN ('public', 'projections') ORDER BY 1
 """
@@ -63,7 +63,7 @@ KEPT = {
     "public.backlot_view_sessions": 1,
     "public.backlot_viewer_salts": 1,
     "public.processed_messages": 1,
-    "engine.ledger": 1,
+    "projections.ledger": 1,
     "projections.park_orders": 1,
     "projections.like_drift": 1,
     "projections.replays": 2,
@@ -72,11 +72,11 @@ KEPT = {
 
 def migrated(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as conn:
-        make_tables(conn, DRIFT_TABLES)
+        make_tables(conn, *TABLES)
 
 
 def tables(url: str) -> set[str]:
-    return {name for (name,) in rows(url, TABLES)}
+    return {name for (name,) in rows(url, NAMES)}
 
 
 def counted(url: str, names: Mapping[str, int]) -> dict[str, int]:
@@ -278,7 +278,7 @@ class TestMigrating:
             eventually(lambda: waits(empty_database_url))
             time.sleep(0.1)
             assert tables(empty_database_url) == set()
-            make_tables(first, DRIFT_TABLES)
+            make_tables(first, *TABLES)
             first.execute("SELECT pg_advisory_unlock_all()")
             second.result(timeout=30)
         assert "public.backlot_checkpoints" in tables(empty_database_url)
@@ -319,7 +319,7 @@ class TestMigrating:
         ):
             migrate(conn, changed, LOG)
 
-    @pytest.mark.parametrize("each", [ENGINE, DRIFT_TABLES], ids=lambda each: str(each.name))
+    @pytest.mark.parametrize("each", [ENGINE, *TABLES], ids=lambda each: str(each.name))
     def test_files_are_numbered_without_a_gap(self, each: MigrationSet) -> None:
         versions = [file.version for file in each.files(LOG)]
         assert versions == list(range(1, len(versions) + 1))
@@ -343,7 +343,7 @@ def test_a_recorder_of_another_name_makes_tables_of_its_own(database_url: str) -
         assert recorder.insert_events(events(2)) == [1, 2]
         _assert_apart(recorder, database_url)
     finally:
-        recorder.datastore.close()
+        recorder.close()
 
 
 def _assert_apart(recorder: GroupCommitRecorder, database_url: str) -> None:

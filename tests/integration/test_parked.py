@@ -33,7 +33,6 @@ from engine.projection import RangeProjection
 from engine.subscription import State
 from infra import metrics
 from infra.utc import rfc3339
-from projections.like_reconciliation import DRIFT_TABLES
 from tests.integration.event_log import rows
 from tests.integration.former_release import TABLES_BEFORE
 from tests.integration.parking_support import (
@@ -298,6 +297,6 @@ def test_a_database_of_an_older_release_gets_the_columns(empty_database_url: str
         conn.execute(
             "INSERT INTO projections.parked VALUES ('tally', 2, 'tally', 'ValueError: two')"
         )
-        make_tables(conn, DRIFT_TABLES)
+        make_tables(conn)
         assert rows(empty_database_url, PARKED)[0] == (2, "parked", 1, "ValueError: two")
         discard(conn, "tally", 2, reason="old", actor="root")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from threading import Event, Thread
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
@@ -18,7 +18,7 @@ from engine.replay.records import (
     ReplayUnderWay,
     replays,
 )
-from engine.replay.replay import ReplayElsewhere, rollback
+from engine.replay.replay import ReplayElsewhere
 from engine.replay.requests import (
     BadTarget,
     NoCopy,
@@ -33,6 +33,7 @@ from projections.likes import Likes
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer, caught_up, hosting
 from tests.integration.replay_support import (
+    BACK,
     VERIFY,
     History,
     begun,
@@ -71,7 +72,7 @@ def likes_of(database_url: str, video: UUID, schema: str = "likes") -> int:
 
 
 def rolled_back(database_url: str, projection: Likes) -> Replay:
-    return rollback(database_url, projection, requested_by="olga", operation_id=uuid4())
+    return replayed(database_url, projection, BACK)
 
 
 @pytest.mark.usefixtures("video")
@@ -269,7 +270,7 @@ def test_going_back_shows_the_newest_state(database_url: str, writer: Writer, vi
 @pytest.mark.usefixtures("video")
 def test_a_rollback_that_is_given_up_leaves_both_copies(database_url: str) -> None:
     replayed(database_url, Likes())
-    begun(database_url, Likes(), ReplayOptions(Purpose.ROLLBACK))
+    begun(database_url, Likes(), BACK)
     with connected(database_url) as conn:
         with pytest.raises(ReplayUnderWay):
             drop_old(conn, "likes")

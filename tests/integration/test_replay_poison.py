@@ -11,13 +11,13 @@ from psycopg.rows import TupleRow
 from domain.video_likes import VideoLikes
 from engine.projection import Batch
 from engine.replay.records import ReplayOptions, ReplayState
-from engine.replay.replay import rollback
 from engine.replay.requests import OtherVersion, begin_for_outdated, outdated, resume
 from engine.subscription import State
 from projections.likes import TABLES, Likes
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer, caught_up, hosting, position
 from tests.integration.replay_support import (
+    BACK,
     VERIFY,
     begun,
     carried_on,
@@ -163,11 +163,10 @@ def test_only_a_copy_of_the_own_version_is_verified_or_gone_back_to(
     with pytest.raises(OtherVersion):
         begun(database_url, LikesTwo(), VERIFY)
     replayed(database_url, LikesTwo())
-    asked = UUID(int=1)
     with pytest.raises(OtherVersion):
-        rollback(database_url, LikesTwo(), requested_by="olga", operation_id=asked)
+        replayed(database_url, LikesTwo(), BACK)
     # The release that made the previous copy can go back to it.
-    back = rollback(database_url, Likes(), requested_by="olga", operation_id=asked)
+    back = replayed(database_url, Likes(), BACK)
     assert back.state is ReplayState.SWITCHED
     assert rows(database_url, "SELECT version FROM backlot_checkpoints ORDER BY subscription") == [
         (1,),

@@ -22,13 +22,12 @@ from psycopg import AsyncConnection
 from domain.comment import Comment
 from engine.projection import Projection
 from engine.replay.records import ReplayOptions, ReplayState
-from engine.replay.replay import rollback
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.like_counters import counted
 from projections.likes import Likes
 from tests.integration.projection_support import Writer, caught_up, hosting, origin
-from tests.integration.replay_support import replayed
+from tests.integration.replay_support import BACK, replayed
 from tests.support import DEADLINE_SECONDS, eventually
 
 pytestmark = pytest.mark.chaos
@@ -240,7 +239,7 @@ def test_readers_do_not_notice_ten_replays_and_rollbacks(database_url: str) -> N
 def switch(database_url: str, projection: Projection, number: int) -> None:
     """Every other time from nothing, then back to the copy that was live before."""
     if number % 2:
-        replay = rollback(database_url, projection, requested_by="olga", operation_id=uuid4())
+        replay = replayed(database_url, projection, BACK)
     else:
         replay = replayed(database_url, projection, ReplayOptions(workers=3 if number == 4 else 1))
     assert replay.state is ReplayState.SWITCHED, replay

@@ -271,6 +271,6 @@ def test_stored_events_may_be_large(database_url: str) -> None:
     install(database_url)
     recorder = open_recorder(database_url)
     recorder.insert_events([StoredEvent(uuid4(), 1, "test.v1", b"x" * 3_000_000)])
-    recorder.datastore.close()
+    recorder.close()
     assert seal_all(database_url) == 1
     assert verify(database_url).ok

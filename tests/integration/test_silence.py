@@ -39,7 +39,6 @@ from infra.postgres.connection import (
 )
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.postgres.pool import LivePool, make_pool
-from projections.like_reconciliation import DRIFT_TABLES
 from tests.integration.buses import Toggle, execute, execute_all, with_bus
 from tests.support import ended, eventually, hung, until
 
@@ -346,7 +345,7 @@ class TestCommands:
 
     def test_telemetry_is_told_and_taken_again(self, server: EmbeddedPostgres, url: str) -> None:
         with psycopg.connect(url, autocommit=True) as conn:
-            make_tables(conn, DRIFT_TABLES)
+            make_tables(conn)
 
         def event() -> TelemetryEvent:
             return TelemetryEvent(uuid4(), VIEWED, uuid4(), None, datetime.now(UTC), {})

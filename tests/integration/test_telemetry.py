@@ -24,7 +24,6 @@ from engine.telemetry import (
     forget_sessions,
 )
 from projections.integration_events import TELEMETRY
-from projections.like_reconciliation import DRIFT_TABLES
 from tests.integration.analytics_support import REPEAT, migrated, stored_from
 from tests.integration.event_log import rows
 from tests.real_inputs import RealInput, each
@@ -171,7 +170,7 @@ def test_closing_finishes_what_was_accepted(database: str) -> None:
 def test_several_may_install_at_once(empty_database_url: str) -> None:
     def start(_: int) -> None:
         with psycopg.connect(empty_database_url, autocommit=True) as conn:
-            make_tables(conn, DRIFT_TABLES)
+            make_tables(conn)
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(start, range(8))) == [None] * 8
@@ -282,7 +281,7 @@ def test_a_database_of_an_earlier_release_counts_on(empty_database_url: str) -> 
     """While it is upgraded its processes may still call the function of before."""
     with psycopg.connect(empty_database_url, autocommit=True) as conn:
         conn.execute(FUNCTION_BEFORE)
-        make_tables(conn, DRIFT_TABLES)
+        make_tables(conn)
 
     async def scenario(telemetry: Telemetry) -> None:
         await asyncio.gather(*(telemetry.record(view("bob")) for _ in range(3)))

@@ -15,7 +15,6 @@ from engine.connections import connect
 from engine.installation import make_tables
 from engine.telemetry import INSERT, Telemetry, TelemetryEvent
 from projections.integration_events import TELEMETRY
-from projections.like_reconciliation import DRIFT_TABLES
 from tests.integration.analytics_support import REPEAT
 from tests.integration.event_log import rows
 from tests.support import eventually
@@ -109,8 +108,8 @@ def test_a_table_of_an_earlier_release_gets_its_order(empty_database_url: str) -
             "gen_random_uuid(), NULL, now(), jsonb_build_object('sessionId', gen_random_uuid()) "
             "FROM generate_series(1, 3)"
         )
-        make_tables(conn, DRIFT_TABLES)
-        make_tables(conn, DRIFT_TABLES)
+        make_tables(conn)
+        make_tables(conn)
     write(empty_database_url, [event()])
     stop = Event()
     stop.set()

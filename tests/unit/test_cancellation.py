@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from backlot.roles import in_background
 from infra import cancellation
-from infra.cancellation import cancel, join, to_the_end, together
+from infra.cancellation import alongside, cancel, join, to_the_end, together
 from infra.metrics import REGISTRY
 
 T = TypeVar("T")
@@ -81,6 +81,17 @@ def test_a_task_that_loses_cancellations_is_cancelled_until_it_is_done(losses: i
         task = await loser.started()
         assert await cancel(task)
         assert task.cancelled()
+        assert (loser.lost, loser.ended) == (losses, True)
+
+    played(scenario)
+
+
+@pytest.mark.parametrize("losses", LOSSES)
+def test_work_alongside_a_block_ends_with_it(losses: int) -> None:
+    async def scenario() -> None:
+        loser = Loser(losses)
+        async with alongside(loser.run()):
+            await loser.began.wait()
         assert (loser.lost, loser.ended) == (losses, True)
 
     played(scenario)
