@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 # Under load a batch waits for those that were just answered: as long as it takes to tell so many,
 # but no longer than a commit. A lone client waits for nobody.
 GATHER_SECONDS_EACH = 0.00004
 MOST_GATHER_SECONDS = 0.002
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class QueueFull(Exception):

@@ -20,8 +20,6 @@ from infra.metrics import counter
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-
 # Longer than a clean-up takes, as a rule; what has to be finished runs `to_the_end`.
 AGAIN_SECONDS = 0.5
 END_SECONDS = 15.0
@@ -31,6 +29,8 @@ STOPS_OVERDUE = counter(
     "Tasks and threads that did not end in time when they were asked to; the log names them.",
     ("kind",),
 )
+
+T = TypeVar("T")
 
 
 async def cancel(*tasks: asyncio.Task[Any], seconds: float = END_SECONDS) -> bool:

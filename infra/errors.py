@@ -7,7 +7,6 @@ from enum import IntEnum
 
 VARYING = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9]+", re.IGNORECASE)
 
-
 MAX_ERROR_LENGTH = 2_000
 
 

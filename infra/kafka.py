@@ -21,10 +21,28 @@ from aiokafka.partitioner import murmur2
 
 from infra.settings.adapters import KafkaSettings
 
+log = structlog.get_logger(__name__)
+
 RETRY_MS = 200
 
 # It tells of every attempt, ten times a second; that Kafka is away is told as KafkaAway.
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+
+BATCH_BYTES = 256 * 1024
+MAX_MESSAGE_BYTES = 1024 * 1024
+LINGER_MS = 2
+# How long a broker may take for a request, and how long acknowledgements may keep us waiting.
+REQUEST_MS = 10_000
+ACKNOWLEDGED_SECONDS = 30.0
+STOP_SECONDS = 2.0
+
+Compression = Literal["gzip"]
+Headers = Sequence[tuple[str, bytes]]
+
+METADATA_MS = 60_000
+KNOW_TOPICS_SECONDS = 5.0
+# How often brokers that send nothing are asked whether they are there at all.
+CHECK_SECONDS = 5.0
 
 
 class KafkaAway(Exception):
@@ -68,18 +86,6 @@ class KafkaOptions:
             "sasl_plain_username": self.username,
             "sasl_plain_password": self.password,
         }
-
-
-BATCH_BYTES = 256 * 1024
-MAX_MESSAGE_BYTES = 1024 * 1024
-LINGER_MS = 2
-# How long a broker may take for a request, and how long acknowledgements may keep us waiting.
-REQUEST_MS = 10_000
-ACKNOWLEDGED_SECONDS = 30.0
-STOP_SECONDS = 2.0
-
-Compression = Literal["gzip"]
-Headers = Sequence[tuple[str, bytes]]
 
 
 class Outgoing(NamedTuple):
@@ -244,14 +250,6 @@ def describe(error: BaseException) -> str:
 def _look_at(sent: Future[Any]) -> None:
     if not sent.cancelled():
         sent.exception()
-
-
-log = structlog.get_logger(__name__)
-
-METADATA_MS = 60_000
-KNOW_TOPICS_SECONDS = 5.0
-# How often brokers that send nothing are asked whether they are there at all.
-CHECK_SECONDS = 5.0
 
 
 class Partition(NamedTuple):

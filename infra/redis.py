@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-R = TypeVar("R")
-
 CONNECT_SECONDS = 0.5
 ANSWER_SECONDS = 1.0
 CONNECTIONS = 64
@@ -39,6 +37,8 @@ DEFAULT_PORT = 6379
 DATABASE = re.compile(r"/?[0-9]*")
 # A Redis that hangs takes a second of each question: after a failure it is left alone for so long.
 AWAY_SECONDS = 5.0
+
+R = TypeVar("R")
 
 
 class BadRedisUrl(ValueError):

@@ -50,6 +50,27 @@ LOCK_NODE_FAILURES = counter(
     ("node",),
 )
 
+# Redis expires keys with a precision of a millisecond; the rest is for small lifetimes.
+EXPIRY_PRECISION = 0.002
+LONGEST_HOLD_SECONDS = 3600.0
+
+LOCK_ACQUISITIONS = counter(
+    "backlot_lock_acquisitions",
+    "Attempts to get a lock, by what it is for and outcome (acquired, taken, unavailable).",
+    ("lock", "outcome"),
+)
+LOCK_HOLD_SECONDS = histogram(
+    "backlot_lock_hold_seconds",
+    "Time that a lock was held, by what it is for.",
+    ("lock",),
+    buckets=(*SECONDS, 30.0, 60.0, 300.0),
+)
+LOCK_LEASES_LOST = counter(
+    "backlot_lock_leases_lost",
+    "Locks that were lost while they were held, by what they are for.",
+    ("lock",),
+)
+
 
 class Votes(NamedTuple):
     """How many nodes did what they were asked, how many refused, and how many did not answer."""
@@ -157,28 +178,6 @@ class LockNodes:
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
-
-
-# Redis expires keys with a precision of a millisecond; the rest is for small lifetimes.
-EXPIRY_PRECISION = 0.002
-LONGEST_HOLD_SECONDS = 3600.0
-
-LOCK_ACQUISITIONS = counter(
-    "backlot_lock_acquisitions",
-    "Attempts to get a lock, by what it is for and outcome (acquired, taken, unavailable).",
-    ("lock", "outcome"),
-)
-LOCK_HOLD_SECONDS = histogram(
-    "backlot_lock_hold_seconds",
-    "Time that a lock was held, by what it is for.",
-    ("lock",),
-    buckets=(*SECONDS, 30.0, 60.0, 300.0),
-)
-LOCK_LEASES_LOST = counter(
-    "backlot_lock_leases_lost",
-    "Locks that were lost while they were held, by what they are for.",
-    ("lock",),
-)
 
 
 class LockError(Exception):

@@ -85,6 +85,27 @@ WHERE u.upload_id = e.id
 """
 REMOVE: LiteralString = "DELETE FROM {schema}.uploads WHERE upload_id = ANY (%b::uuid[])"
 
+UPLOAD: LiteralString = """
+SELECT upload_id, owner, status, size_bytes, part_size_bytes, object_key, store_upload_id
+FROM {schema}.uploads WHERE upload_id = %s
+"""
+UNDER_WAY: LiteralString = """
+SELECT upload_id, owner, status, size_bytes, part_size_bytes, object_key, store_upload_id
+FROM {schema}.uploads
+WHERE status = 'started' AND started_at < %s AND upload_id > %s
+ORDER BY upload_id LIMIT %s
+"""
+VIDEOS: LiteralString = """
+SELECT upload_id AS video_id, owner, status, title, description, category, completed_at,
+       completed_position, duration_seconds, spoken_language
+FROM {schema}.uploads
+"""
+BY_ID: LiteralString = "WHERE completed_position IS NOT NULL AND upload_id = ANY (%(ids)s)"
+BEFORE: LiteralString = "WHERE completed_position < %(before)s"
+OF_OWNER: LiteralString = " AND owner = %(owner)s"
+IN_CATEGORY: LiteralString = " AND category = %(category)s"
+NEWEST_FIRST: LiteralString = " ORDER BY completed_position DESC LIMIT %(limit)s"
+
 
 def _started(_: int, event: Upload.Started) -> tuple[Any, ...]:
     return (
@@ -131,27 +152,6 @@ WRITES: Mapping[type[Aggregate.Event], Write] = MappingProxyType(
         Upload.Removed: Write(REMOVE, _id),
     }
 )
-
-UPLOAD: LiteralString = """
-SELECT upload_id, owner, status, size_bytes, part_size_bytes, object_key, store_upload_id
-FROM {schema}.uploads WHERE upload_id = %s
-"""
-UNDER_WAY: LiteralString = """
-SELECT upload_id, owner, status, size_bytes, part_size_bytes, object_key, store_upload_id
-FROM {schema}.uploads
-WHERE status = 'started' AND started_at < %s AND upload_id > %s
-ORDER BY upload_id LIMIT %s
-"""
-VIDEOS: LiteralString = """
-SELECT upload_id AS video_id, owner, status, title, description, category, completed_at,
-       completed_position, duration_seconds, spoken_language
-FROM {schema}.uploads
-"""
-BY_ID: LiteralString = "WHERE completed_position IS NOT NULL AND upload_id = ANY (%(ids)s)"
-BEFORE: LiteralString = "WHERE completed_position < %(before)s"
-OF_OWNER: LiteralString = " AND owner = %(owner)s"
-IN_CATEGORY: LiteralString = " AND category = %(category)s"
-NEWEST_FIRST: LiteralString = " ORDER BY completed_position DESC LIMIT %(limit)s"
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,31 @@ WITH videos AS (SELECT unnest(%b::uuid[]) AS id),
 DELETE FROM {schema}.comments USING videos WHERE video_id = id
 """
 
+# Their statements tell by how much the number of each video's comments changes.
+COUNTED = (Comment.Posted, Comment.Deleted)
+
+COUNTS: LiteralString = "SELECT video_id, comments FROM {schema}.counts WHERE video_id = ANY (%s)"
+PAGE: LiteralString = """
+SELECT comment_id, video_id, position, author, content, edited, language, confidence,
+       translated_text, translation_status, created_at
+FROM {schema}.comments WHERE video_id = %s AND position < %s
+ORDER BY position DESC LIMIT %s
+"""
+
+# Those that wait for too long, oldest first, and those whose reason not to be translated may have
+# passed, if they are not too old.
+UNTRANSLATED: LiteralString = """
+(SELECT comment_id, written_at FROM {schema}.comments
+ WHERE translation_status = 'pending' AND written_at < now() - %(overdue)s
+ ORDER BY written_at LIMIT %(limit)s)
+UNION ALL
+(SELECT comment_id, written_at FROM {schema}.comments
+ WHERE translation_status IN ('failed', 'skipped') AND reason = ANY (%(reasons)s)
+       AND written_at BETWEEN now() - %(try_again)s AND now() - %(overdue)s
+ ORDER BY written_at LIMIT %(limit)s)
+ORDER BY written_at LIMIT %(limit)s
+"""
+
 
 def _posted(position: int, event: Comment.Posted) -> tuple[Any, ...]:
     return (
@@ -156,32 +181,6 @@ WRITES: Mapping[type[Aggregate.Event], Write] = MappingProxyType(
         Upload.Removed: Write(REMOVE, _id),
     }
 )
-
-# Their statements tell by how much the number of each video's comments changes.
-COUNTED = (Comment.Posted, Comment.Deleted)
-
-COUNTS: LiteralString = "SELECT video_id, comments FROM {schema}.counts WHERE video_id = ANY (%s)"
-PAGE: LiteralString = """
-SELECT comment_id, video_id, position, author, content, edited, language, confidence,
-       translated_text, translation_status, created_at
-FROM {schema}.comments WHERE video_id = %s AND position < %s
-ORDER BY position DESC LIMIT %s
-"""
-
-
-# Those that wait for too long, oldest first, and those whose reason not to be translated may have
-# passed, if they are not too old.
-UNTRANSLATED: LiteralString = """
-(SELECT comment_id, written_at FROM {schema}.comments
- WHERE translation_status = 'pending' AND written_at < now() - %(overdue)s
- ORDER BY written_at LIMIT %(limit)s)
-UNION ALL
-(SELECT comment_id, written_at FROM {schema}.comments
- WHERE translation_status IN ('failed', 'skipped') AND reason = ANY (%(reasons)s)
-       AND written_at BETWEEN now() - %(try_again)s AND now() - %(overdue)s
- ORDER BY written_at LIMIT %(limit)s)
-ORDER BY written_at LIMIT %(limit)s
-"""
 
 
 @dataclass(frozen=True, slots=True)

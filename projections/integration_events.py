@@ -19,6 +19,30 @@ from domain.video_likes import VideoLikes
 from engine.codec import event_id
 from engine.telemetry import TelemetryEvent
 
+COMMENT_CREATED = "comment.created"
+COMMENT_EDITED = "comment.edited"
+COMMENT_DELETED = "comment.deleted"
+COMMENT_TRANSLATED = "comment.translated"
+VIDEO_LIKED = "video.liked"
+VIDEO_UNLIKED = "video.unliked"
+VIDEO_VIEWED = "video.viewed"
+VIDEO_WATCH_TIME = "video.watch_time"
+VIDEO_SHARED = "video.shared"
+UPLOAD_COMPLETED = "upload.completed"
+UPLOAD_ABORTED = "upload.aborted"
+
+TELEMETRY = frozenset((VIDEO_VIEWED, VIDEO_WATCH_TIME, VIDEO_SHARED))
+
+DLQ = ".dlq"
+
+EVENTS_SOURCE = b"/backlot/events"
+TELEMETRY_SOURCE = b"/backlot/telemetry"
+
+SPECVERSION = ("ce_specversion", b"1.0")
+CONTENT_TYPE = ("content-type", b"application/json")
+
+Headers = list[tuple[str, bytes]]
+
 
 class Value(TypedDict):
     """What every value has: an id that is the same whenever it is told again."""
@@ -128,18 +152,6 @@ def adapter(kind: type[Value]) -> Adapter:
     return TypeAdapter(kind)
 
 
-COMMENT_CREATED = "comment.created"
-COMMENT_EDITED = "comment.edited"
-COMMENT_DELETED = "comment.deleted"
-COMMENT_TRANSLATED = "comment.translated"
-VIDEO_LIKED = "video.liked"
-VIDEO_UNLIKED = "video.unliked"
-VIDEO_VIEWED = "video.viewed"
-VIDEO_WATCH_TIME = "video.watch_time"
-VIDEO_SHARED = "video.shared"
-UPLOAD_COMPLETED = "upload.completed"
-UPLOAD_ABORTED = "upload.aborted"
-
 TOPICS: dict[str, type[Value]] = {
     COMMENT_CREATED: CommentCreated,
     COMMENT_EDITED: CommentEdited,
@@ -153,9 +165,6 @@ TOPICS: dict[str, type[Value]] = {
     UPLOAD_COMPLETED: UploadCompletedValue,
     UPLOAD_ABORTED: UploadAbortedValue,
 }
-TELEMETRY = frozenset((VIDEO_VIEWED, VIDEO_WATCH_TIME, VIDEO_SHARED))
-
-DLQ = ".dlq"
 
 
 def dead_letters(topic: str) -> str:
@@ -167,15 +176,6 @@ def dead_letters(topic: str) -> str:
 def adapter_of(topic: str) -> Adapter:
     """What checks a value of the topic; raises KeyError for a topic that is not published."""
     return adapter(TOPICS[topic])
-
-
-EVENTS_SOURCE = b"/backlot/events"
-TELEMETRY_SOURCE = b"/backlot/telemetry"
-
-SPECVERSION = ("ce_specversion", b"1.0")
-CONTENT_TYPE = ("content-type", b"application/json")
-
-Headers = list[tuple[str, bytes]]
 
 
 class NotPublishable(ValueError):

@@ -32,6 +32,8 @@ from engine.subscription import Handler, Subscription, Unkept
 from infra.metrics import counter, gauge
 from projections.likes import Likes
 
+log = structlog.get_logger(__name__)
+
 PREFIX = "video:likes:"
 PUBLISHED = "backlot:likes:published"
 """The position up to which every change of a count has been put into its counter."""
@@ -55,6 +57,44 @@ GONE = -1
 """The count of a removed video: nothing older can bring its counter back."""
 
 SCAN_KEYS = 1_000
+
+WINDOW_EVENTS = 5_000
+# Where Redis has lost the position, fills of that moment may still be on their way.
+MARGIN_EVENTS = 10_000
+POLL_SECONDS = 0.5
+
+# One statement sees one moment: these counts are those at this position.
+COUNTED: LiteralString = """
+SELECT s.position, v.id, coalesce(c.likes, 0), r.video_id IS NOT NULL
+FROM backlot_checkpoints s
+LEFT JOIN unnest(%b::uuid[]) AS v(id) ON true
+LEFT JOIN {schema}.counts c ON c.video_id = v.id
+LEFT JOIN {schema}.removed r ON r.video_id = v.id
+WHERE s.kind = 'projection' AND s.subscription = %b
+"""
+HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
+
+COUNTERS_PUBLISHED = counter(
+    "backlot_like_counters_published",
+    "Like counters put into Redis.",
+)
+COUNTER_LAG_EVENTS = gauge(
+    "backlot_like_counters_lag_events",
+    "Positions between the likes' read model and the counters in Redis.",
+)
+COUNTER_FAILURES = counter(
+    "backlot_like_counter_failures",
+    "Times that like counters could not be put or read because a part was away.",
+)
+
+NAME = "counters"
+# A query that read the copy before the switch has put what it found into a missing counter by then.
+FILL_SECONDS = 0.5
+
+TOTAL: LiteralString = "SELECT count(*) FROM {schema}.counts"
+NEXT_VIDEOS: LiteralString = (
+    "SELECT video_id FROM {schema}.counts WHERE video_id > %s ORDER BY video_id LIMIT %s"
+)
 
 
 class Counter(NamedTuple):
@@ -181,38 +221,6 @@ def _video(key: bytes) -> UUID | None:
         return None
 
 
-log = structlog.get_logger(__name__)
-
-WINDOW_EVENTS = 5_000
-# Where Redis has lost the position, fills of that moment may still be on their way.
-MARGIN_EVENTS = 10_000
-POLL_SECONDS = 0.5
-
-# One statement sees one moment: these counts are those at this position.
-COUNTED: LiteralString = """
-SELECT s.position, v.id, coalesce(c.likes, 0), r.video_id IS NOT NULL
-FROM backlot_checkpoints s
-LEFT JOIN unnest(%b::uuid[]) AS v(id) ON true
-LEFT JOIN {schema}.counts c ON c.video_id = v.id
-LEFT JOIN {schema}.removed r ON r.video_id = v.id
-WHERE s.kind = 'projection' AND s.subscription = %b
-"""
-HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
-
-COUNTERS_PUBLISHED = counter(
-    "backlot_like_counters_published",
-    "Like counters put into Redis.",
-)
-COUNTER_LAG_EVENTS = gauge(
-    "backlot_like_counters_lag_events",
-    "Positions between the likes' read model and the counters in Redis.",
-)
-COUNTER_FAILURES = counter(
-    "backlot_like_counter_failures",
-    "Times that like counters could not be put or read because a part was away.",
-)
-
-
 def counted(
     conn: Connection[TupleRow], likes: Likes, videos: Collection[UUID]
 ) -> tuple[int, dict[UUID, Counter]]:
@@ -319,16 +327,6 @@ def subscribe_counters(
         leader=EveryProcess(),
         poll_seconds=POLL_SECONDS,
     )
-
-
-NAME = "counters"
-# A query that read the copy before the switch has put what it found into a missing counter by then.
-FILL_SECONDS = 0.5
-
-TOTAL: LiteralString = "SELECT count(*) FROM {schema}.counts"
-NEXT_VIDEOS: LiteralString = (
-    "SELECT video_id FROM {schema}.counts WHERE video_id > %s ORDER BY video_id LIMIT %s"
-)
 
 
 def rebuild(

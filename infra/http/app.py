@@ -32,6 +32,8 @@ from infra.http.problems import (
 )
 from infra.http.shapes import Wire
 
+log = structlog.get_logger(__name__)
+
 __all__ = [
     "TITLES",
     "TOKEN_OPTIONAL",
@@ -53,7 +55,8 @@ __all__ = [
     "wire",
 ]
 
-log = structlog.get_logger(__name__)
+TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}
+"""`openapi_extra=` of a public call that tells a known caller more."""
 
 
 class JsonResponse(Response):
@@ -104,10 +107,6 @@ def create_app(
         app.add_exception_handler(kind, handler(make))
     app.openapi = _document(app)  # type: ignore[method-assign]
     return app
-
-
-TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}
-"""`openapi_extra=` of a public call that tells a known caller more."""
 
 
 async def maybe_identity(request: Request) -> Identity | None:

@@ -27,11 +27,17 @@ from infra.circuit_breaker import CircuitBreaker, CircuitState
 from infra.settings import SettingsError
 from infra.settings.adapters import AuthSettings
 
+log = structlog.get_logger(__name__)
+
 FETCH_TIMEOUT_SECONDS = 5.0
 KEYS_LIFESPAN_SECONDS = 600.0
 RETRY_SECONDS = 5.0
 
-log = structlog.get_logger(__name__)
+MAX_TOKEN_LENGTH = 8192
+MAX_USER_ID_LENGTH = 128
+CLOCK_SKEW_SECONDS = 10
+# A token stays remembered for at most this long, so that a withdrawn key stops working.
+REMEMBER_SECONDS = 300.0
 
 
 class KeysUnavailable(Exception):
@@ -114,12 +120,6 @@ __all__ = [
     "mint_token",
     "read_or_make_secret",
 ]
-
-MAX_TOKEN_LENGTH = 8192
-MAX_USER_ID_LENGTH = 128
-CLOCK_SKEW_SECONDS = 10
-# A token stays remembered for at most this long, so that a withdrawn key stops working.
-REMEMBER_SECONDS = 300.0
 
 
 class InvalidToken(Exception):

@@ -42,9 +42,9 @@ SHORTCUT = "backlot_shortcut"
 
 Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-
 Hot = Callable[[UUID, Request], Awaitable[Response | None]]
 """Answers a request for the one id in its path, or None: then it goes through the framework."""
+
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 

@@ -49,6 +49,9 @@ _REMEDIES = {
 # What the kernel answers when it can't copy between these two files by itself.
 _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 
+BLOCK_BYTES = 1024 * 1024
+PART_NAME = re.compile(r"(\d{5})-(\d+)-([0-9a-f]{32})-(\d+)")
+
 T = TypeVar("T")
 
 
@@ -193,10 +196,6 @@ def _copy_some(source: int, target: int, most: int) -> int:
     block = os.read(source, min(most, COPY_BYTES))
     write_all(target, block)
     return len(block)
-
-
-BLOCK_BYTES = 1024 * 1024
-PART_NAME = re.compile(r"(\d{5})-(\d+)-([0-9a-f]{32})-(\d+)")
 
 
 class PartRefused(ObjectStoreError):

@@ -30,6 +30,9 @@ OBJECT_STORE_FAILURES = counter(
     "Times that the object store could not do what was asked (disk, network).",
 )
 
+CONTENT_MD5 = "content-md5"
+S3_PREFIX = "x-amz-checksum-"
+
 
 class ObjectStoreError(Exception):
     """What the object store can refuse; the text is fit for a client."""
@@ -216,10 +219,6 @@ def safe_filename(filename: str) -> str:
     last = re.split(r"[/\\]", filename)[-1]
     harmless = without_misleading(last).strip(". ")[-150:]
     return harmless if shows(harmless) else "video"
-
-
-CONTENT_MD5 = "content-md5"
-S3_PREFIX = "x-amz-checksum-"
 
 
 class ChecksumUnreadable(ObjectStoreError):

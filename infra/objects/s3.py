@@ -51,10 +51,18 @@ from infra.objects.s3_client import (
 )
 from infra.settings.adapters import ObjectSettings
 
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+    from types_boto3_s3.type_defs import HeadObjectOutputTypeDef, PartTypeDef
+
 log = structlog.get_logger(__name__)
 
 # How long a call may wait for a thread, in seconds; longer means that the store hangs.
 PATIENCE = 5.0
+
+# An empty id would turn aborting an upload into deleting the object.
+UPLOAD_ID = re.compile(r"[!-~]{1,2048}")
+PAGE = 1000
 
 T = TypeVar("T")
 
@@ -98,15 +106,6 @@ class S3Calls:
                 f"All {THREADS} calls to {self._endpoint} hung for {PATIENCE:g} seconds."
             )
         return self.here(work, *args)
-
-
-if TYPE_CHECKING:
-    from types_boto3_s3 import S3Client
-    from types_boto3_s3.type_defs import HeadObjectOutputTypeDef, PartTypeDef
-
-# An empty id would turn aborting an upload into deleting the object.
-UPLOAD_ID = re.compile(r"[!-~]{1,2048}")
-PAGE = 1000
 
 
 class S3Store:
@@ -298,10 +297,6 @@ def _known(upload_id: str) -> str:
     if not UPLOAD_ID.fullmatch(upload_id):
         raise NoSuchUpload
     return upload_id
-
-
-if TYPE_CHECKING:
-    pass
 
 
 def make_s3(settings: ObjectSettings, *, for_clients: bool = True) -> S3Store:

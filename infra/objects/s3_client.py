@@ -26,7 +26,43 @@ from infra.objects.port import (
     multipart_etag,
 )
 
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+    from types_boto3_s3.type_defs import HeadObjectOutputTypeDef
+
 ALGORITHM = "AWS4-HMAC-SHA256"
+
+MIN_PART_BYTES = 5 * 1024 * 1024
+S3Error = (exceptions.ClientError, exceptions.BotoCoreError)
+
+_NO_CREDENTIALS = (
+    exceptions.NoCredentialsError,
+    exceptions.PartialCredentialsError,
+    exceptions.CredentialRetrievalError,
+)
+_UNREACHABLE = (
+    exceptions.ConnectionError,
+    exceptions.ConnectionClosedError,
+    exceptions.ReadTimeoutError,
+)
+# HEAD answers have no body to name the error in: there, the status is the code.
+_REMEDIES = {
+    "404": "there is no such bucket: make it, or set S3_BUCKET to another",
+    "NoSuchBucket": "there is no such bucket: make it, or set S3_BUCKET to another",
+    "301": "it lies in another region: set S3_REGION",
+    "PermanentRedirect": "it lies in another region: set S3_REGION",
+    "AuthorizationHeaderMalformed": "it lies in another region: set S3_REGION",
+    "403": "access is refused: check the S3 credentials and what they are allowed",
+    "AccessDenied": "access is refused: check what the S3 credentials are allowed",
+    "InvalidAccessKeyId": "there is no such key: check S3_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "the signature is refused: check S3_SECRET_ACCESS_KEY",
+    "ExpiredToken": "the S3 credentials have expired: renew them",
+    "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
+}
+
+THREADS = 32
+DEFAULT_REGION = "us-east-1"
+USUAL_PORTS = {"http": 80, "https": 443}
 
 
 class AccessKeys(NamedTuple):
@@ -107,38 +143,6 @@ def _mac(key: bytes, text: str) -> bytes:
     return hmac.digest(key, text.encode(), "sha256")
 
 
-if TYPE_CHECKING:
-    from types_boto3_s3.type_defs import HeadObjectOutputTypeDef
-
-MIN_PART_BYTES = 5 * 1024 * 1024
-S3Error = (exceptions.ClientError, exceptions.BotoCoreError)
-
-_NO_CREDENTIALS = (
-    exceptions.NoCredentialsError,
-    exceptions.PartialCredentialsError,
-    exceptions.CredentialRetrievalError,
-)
-_UNREACHABLE = (
-    exceptions.ConnectionError,
-    exceptions.ConnectionClosedError,
-    exceptions.ReadTimeoutError,
-)
-# HEAD answers have no body to name the error in: there, the status is the code.
-_REMEDIES = {
-    "404": "there is no such bucket: make it, or set S3_BUCKET to another",
-    "NoSuchBucket": "there is no such bucket: make it, or set S3_BUCKET to another",
-    "301": "it lies in another region: set S3_REGION",
-    "PermanentRedirect": "it lies in another region: set S3_REGION",
-    "AuthorizationHeaderMalformed": "it lies in another region: set S3_REGION",
-    "403": "access is refused: check the S3 credentials and what they are allowed",
-    "AccessDenied": "access is refused: check what the S3 credentials are allowed",
-    "InvalidAccessKeyId": "there is no such key: check S3_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "the signature is refused: check S3_SECRET_ACCESS_KEY",
-    "ExpiredToken": "the S3 credentials have expired: renew them",
-    "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
-}
-
-
 def code_of(error: Exception) -> str:
     """S3's own code for what it refused, the status where it gave none; '' for other failures."""
     if not isinstance(error, exceptions.ClientError):
@@ -191,14 +195,6 @@ def refuse_mismatch(refs: Sequence[PartRef], arrived: Sequence[Part], code: str)
         wrong += [part.number for part in named if part.size < MIN_PART_BYTES]
     if missing or wrong:
         raise PartMismatch(missing, sorted(set(wrong)))
-
-
-if TYPE_CHECKING:
-    from types_boto3_s3 import S3Client
-
-THREADS = 32
-DEFAULT_REGION = "us-east-1"
-USUAL_PORTS = {"http": 80, "https": 443}
 
 
 class S3Misconfigured(OperatorError):

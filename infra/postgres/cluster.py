@@ -27,9 +27,14 @@ import structlog
 
 from infra.errors import OperatorError
 
+log = structlog.get_logger(__name__)
+
 SERVICE_USER = "backlot"
 
-log = structlog.get_logger(__name__)
+MAJOR = 18
+# The longest path of a Unix socket is 104 bytes on macOS and 108 on Linux.
+SOCKET_PATH_LIMIT = 103
+SOCKET_NAME = ".s.PGSQL.5432"
 
 
 class PostgresError(OperatorError):
@@ -118,12 +123,6 @@ def make_readable(tree: Path) -> None:
             wanted = mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0)
             if wanted != mode:
                 path.chmod(wanted)
-
-
-MAJOR = 18
-# The longest path of a Unix socket is 104 bytes on macOS and 108 on Linux.
-SOCKET_PATH_LIMIT = 103
-SOCKET_NAME = ".s.PGSQL.5432"
 
 
 def programs() -> Path:

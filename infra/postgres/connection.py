@@ -66,12 +66,12 @@ SELECT set_config('search_path', concat_ws(', ', 'public',
                   nullif(current_setting('search_path'), '')), false)
 """
 
-T = TypeVar("T")
-
 DATABASE_SILENCES = counter(
     "backlot_database_silences",
     "Connections given up because PostgreSQL took a statement and did not answer.",
 )
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)

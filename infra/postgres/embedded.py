@@ -23,14 +23,14 @@ from infra.metrics import counter
 from infra.postgres import cluster as files
 from infra.postgres.cluster import PostgresError, RunAs, make_reachable, make_readable, run_as
 
+log = structlog.get_logger(__name__)
+
 __all__ = ["EmbeddedPostgres", "PostgresError", "running_url"]
 
 DATABASE = "backlot"
 LOG_LIMIT_BYTES = 16 * 1024 * 1024
 WATCH_SECONDS = 0.1
 REPORT_SECONDS = 5.0
-
-log = structlog.get_logger(__name__)
 
 SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",

@@ -18,6 +18,12 @@ from pydantic import BaseModel, ValidationError
 from infra.cancellation import to_the_end
 from infra.speech.port import MediaUnreadable
 
+PROGRAMS = ("ffmpeg", "ffprobe")
+SAMPLE_RATE = 16_000
+FORMATS = "mov,matroska,avi,flv,mpegts,mpeg,asf,ogg,wav,mp3,flac,aac"
+STALLED_MICROSECONDS = 30_000_000
+URLS = ("http://", "https://")
+
 
 @dataclass(frozen=True, slots=True)
 class ProgramExit:
@@ -47,13 +53,6 @@ async def _end(process: Process) -> None:
         with suppress(ProcessLookupError):
             process.kill()
         await to_the_end(process.communicate())
-
-
-PROGRAMS = ("ffmpeg", "ffprobe")
-SAMPLE_RATE = 16_000
-FORMATS = "mov,matroska,avi,flv,mpegts,mpeg,asf,ogg,wav,mp3,flac,aac"
-STALLED_MICROSECONDS = 30_000_000
-URLS = ("http://", "https://")
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,9 +37,45 @@ from infra.tasks.redis import RedisTaskQueues, TaskRedisBroker
 from infra.tasks.resources import Resources
 from infra.tasks.shutdown import GraceThenInterrupt, was_interrupted
 
-R = TypeVar("R")
+log = structlog.get_logger(__name__)
 
 START_SECONDS = 10.0
+
+DEPTH_SECONDS = 5.0
+
+TASKS = counter(
+    "backlot_tasks",
+    "Attempts at tasks, by actor and outcome (done, retried, postponed, returned, dead, skipped).",
+    ("actor", "outcome"),
+)
+TASK_SECONDS = histogram(
+    "backlot_task_seconds",
+    "How long an attempt at a task takes, by actor.",
+    ("actor",),
+    buckets=(*SECONDS, 30.0, 60.0, 120.0),
+)
+TASKS_RUNNING = gauge(
+    "backlot_tasks_running",
+    "Tasks that this process runs right now, by actor.",
+    ("actor",),
+)
+TASK_QUEUE = gauge(
+    "backlot_task_queue",
+    "Tasks in a queue of the broker, by state (waiting, taken, delayed, dead).",
+    ("queue", "state"),
+)
+
+AWAY_SECONDS = 1.0
+
+TASK_DEAD_HOOK_FAILURES = counter(
+    "backlot_task_dead_hook_failures",
+    "Times that giving up a task could not be recorded; it is tried again instead.",
+    ("actor",),
+)
+
+LIMIT_CHECK_MS = 200
+
+R = TypeVar("R")
 
 
 class TaskLoop(EventLoopThread):
@@ -95,33 +131,6 @@ class EventLoop(AsyncIO):
             super().after_worker_shutdown(broker, worker)
         else:
             set_event_loop_thread(None)
-
-
-log = structlog.get_logger(__name__)
-
-DEPTH_SECONDS = 5.0
-
-TASKS = counter(
-    "backlot_tasks",
-    "Attempts at tasks, by actor and outcome (done, retried, postponed, returned, dead, skipped).",
-    ("actor", "outcome"),
-)
-TASK_SECONDS = histogram(
-    "backlot_task_seconds",
-    "How long an attempt at a task takes, by actor.",
-    ("actor",),
-    buckets=(*SECONDS, 30.0, 60.0, 120.0),
-)
-TASKS_RUNNING = gauge(
-    "backlot_tasks_running",
-    "Tasks that this process runs right now, by actor.",
-    ("actor",),
-)
-TASK_QUEUE = gauge(
-    "backlot_task_queue",
-    "Tasks in a queue of the broker, by state (waiting, taken, delayed, dead).",
-    ("queue", "state"),
-)
 
 
 class Measured(Middleware):
@@ -193,15 +202,6 @@ class QueueGauges(Middleware):
                 log.warning("task_queues_not_seen", error=str(error))
             if self._stopping.wait(DEPTH_SECONDS):
                 return
-
-
-AWAY_SECONDS = 1.0
-
-TASK_DEAD_HOOK_FAILURES = counter(
-    "backlot_task_dead_hook_failures",
-    "Times that giving up a task could not be recorded; it is tried again instead.",
-    ("actor",),
-)
 
 
 class Retries(StockRetries):
@@ -292,9 +292,6 @@ def send_again(broker: Broker, message: Message[Any] | MessageProxy, delay: int 
             time.sleep(AWAY_SECONDS)
         else:
             return
-
-
-LIMIT_CHECK_MS = 200
 
 
 def make_broker(

@@ -22,6 +22,8 @@ from redis import Redis, RedisError
 from infra.tasks.dead_letters import Depth, FailedTask, Wanted, away, read, revived
 from infra.tasks.queues import QUEUES
 
+log = structlog.get_logger(__name__)
+
 NAMESPACE = "backlot"
 # How long a new task may wait when nothing else does: the queue is polled, not pushed.
 POLL_MS = 100
@@ -35,7 +37,18 @@ if redis.call("hexists", KEYS[1], ARGV[1]) == 1 then
 end
 """
 
-log = structlog.get_logger(__name__)
+# Enqueue and forget the dead letter in one step, unless it is gone already.
+REDRIVE = """
+local xq, xmsgs, q, msgs = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+if redis.call("zrem", xq, ARGV[1]) == 0 then
+    return 0
+end
+redis.call("hdel", xmsgs, ARGV[1])
+redis.call("hset", msgs, ARGV[1], ARGV[2])
+redis.call("rpush", q, ARGV[1])
+return 1
+"""
+PAGE = 500
 
 
 @contextmanager
@@ -156,20 +169,6 @@ class TaskRedisConsumer(_RedisConsumer):
     def _gave(self, messages: list[MessageProxy]) -> None:
         ids = [message.options["redis_message_id"] for message in messages]
         self.broker.gave(self.queue_name, ids)
-
-
-# Enqueue and forget the dead letter in one step, unless it is gone already.
-REDRIVE = """
-local xq, xmsgs, q, msgs = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-if redis.call("zrem", xq, ARGV[1]) == 0 then
-    return 0
-end
-redis.call("hdel", xmsgs, ARGV[1])
-redis.call("hset", msgs, ARGV[1], ARGV[2])
-redis.call("rpush", q, ARGV[1])
-return 1
-"""
-PAGE = 500
 
 
 def _key(name: str) -> str:

@@ -21,9 +21,10 @@ from infra.tasks.errors import ResourcesUnavailable
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
 OPEN_SECONDS = 60.0
 CLOSE_SECONDS = 30.0
+
+T = TypeVar("T")
 
 
 class Resources(Middleware, Generic[T]):

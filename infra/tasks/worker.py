@@ -19,6 +19,8 @@ from infra.tasks.broker import make_broker
 from infra.tasks.dead_letters import OnDead
 from infra.tasks.resources import Resources
 
+log = structlog.get_logger(__name__)
+
 # Beyond the grace: for interrupted tasks to clean up, and to be put back.
 MARGIN_SECONDS = 5.0
 
@@ -43,9 +45,6 @@ class TaskWorker:
         """Take no more, let the running ones end within the grace, and give back the rest."""
         self._worker.stop(timeout=round(self._stop_seconds * 1000))
         self._broker.close()
-
-
-log = structlog.get_logger(__name__)
 
 
 def configure(

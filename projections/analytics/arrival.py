@@ -32,6 +32,8 @@ SELECT EXISTS (
       AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
 """
 
+LOOK_SECONDS = 0.5
+
 
 class NotTakenIn(OperatorError):
     """There is nothing to compare with, or what was recorded is still on its way."""
@@ -70,9 +72,6 @@ def is_active(conn: Connection[TupleRow], consumer: str) -> bool:
     class_id, key = job_lock(f"consumer {consumer}")
     (found,) = conn.execute(ACTIVE, (int(class_id), key)).fetchone() or (False,)
     return bool(found)
-
-
-LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)

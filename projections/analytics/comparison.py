@@ -174,18 +174,17 @@ SELECT DISTINCT kind, video_id, bucket, changes FROM wrong_keys WHERE "table" = 
 ORDER BY bucket, video_id LIMIT %b
 """
 
-
-def of(statement: str, table: str, counted: str) -> bytes:
-    """A statement about one of the SUMS."""
-    return statement.format(table=table, counted=counted).encode()
-
-
 ONE_DAY = timedelta(days=1)
 ROWS, VIEWERS, VIDEOS = "video_analytics", "video_viewers", "videos"
 
 Digest = tuple[int, int]
 """How many viewers, and a hash of them all."""
 Digests = Mapping[date, Digest]
+
+
+def of(statement: str, table: str, counted: str) -> bytes:
+    """A statement about one of the SUMS."""
+    return statement.format(table=table, counted=counted).encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,30 @@ ADD_HOURLY, ADD_DAILY = (
     for table in ("video_hourly", "video_daily")
 )
 
+# Where rows are compressed: a statement may change as many as a batch wants.
+NO_LIMIT = b"SET LOCAL timescaledb.max_tuples_decompressed_per_dml_transaction = 0"
+STORED = b"""
+SELECT event_id::text FROM analytics.video_analytics
+WHERE event_id = ANY (%b::uuid[]) AND "timestamp" BETWEEN %b AND %b
+"""
+COPY = b"""
+COPY analytics.video_analytics (event_id, video_id, user_id, event_type, "timestamp", metadata)
+FROM STDIN
+"""
+# Row by row: a join would decompress all that lies between the first and the last of them.
+CHANGE = b"""
+UPDATE analytics.video_analytics SET metadata = %b::text::jsonb
+WHERE event_id = %b::uuid AND "timestamp" = %b AND event_type = %b
+"""
+CONTROLS = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
+VIEWERS = b"""
+INSERT INTO analytics.video_viewers (video_id, day, viewer)
+SELECT * FROM unnest(%b::uuid[], %b::date[], %b::text[])
+ON CONFLICT DO NOTHING
+"""
+# Rows in one piece of a COPY.
+AT_ONCE = 200
+
 
 class Deltas:
     """What a batch changes in the rollups; hours and days in UTC."""
@@ -102,31 +126,6 @@ def _add(conn: Connection[TupleRow], statement: bytes, sums: Mapping[Bucket, lis
 
 def _begin(hour: int) -> datetime:
     return datetime.fromordinal(hour // 24).replace(hour=hour % 24, tzinfo=UTC)
-
-
-# Where rows are compressed: a statement may change as many as a batch wants.
-NO_LIMIT = b"SET LOCAL timescaledb.max_tuples_decompressed_per_dml_transaction = 0"
-STORED = b"""
-SELECT event_id::text FROM analytics.video_analytics
-WHERE event_id = ANY (%b::uuid[]) AND "timestamp" BETWEEN %b AND %b
-"""
-COPY = b"""
-COPY analytics.video_analytics (event_id, video_id, user_id, event_type, "timestamp", metadata)
-FROM STDIN
-"""
-# Row by row: a join would decompress all that lies between the first and the last of them.
-CHANGE = b"""
-UPDATE analytics.video_analytics SET metadata = %b::text::jsonb
-WHERE event_id = %b::uuid AND "timestamp" = %b AND event_type = %b
-"""
-CONTROLS = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
-VIEWERS = b"""
-INSERT INTO analytics.video_viewers (video_id, day, viewer)
-SELECT * FROM unnest(%b::uuid[], %b::date[], %b::text[])
-ON CONFLICT DO NOTHING
-"""
-# Rows in one piece of a COPY.
-AT_ONCE = 200
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,35 @@ WRITES_ASIDE = {
 Pace = Callable[[int], None]
 """Hears of the position that was read; raises what is to end the reading."""
 
+DAY = timedelta(days=1)
+
+ROWS = {
+    # Per type, since that is how they are indexed.
+    Shape.PLAIN: b"""
+SELECT (SELECT min("timestamp") FROM analytics.video_analytics WHERE event_type = kind),
+       (SELECT max("timestamp") FROM analytics.video_analytics WHERE event_type = kind)
+FROM unnest(ARRAY['view', 'like', 'comment', 'watch_time', 'share']) AS kind
+""",
+    # By the chunks: to look into all of them takes a lock on each.
+    Shape.TIMESCALE: b"""
+SELECT range_start, range_end FROM timescaledb_information.chunks
+WHERE hypertable_schema = 'analytics' AND hypertable_name = 'video_analytics'
+""",
+}
+SPAN = b"""
+SELECT greatest(min(low), %(floor)s), least(max(high), %(ceiling)s) FROM (
+    SELECT min("timestamp"), max("timestamp") FROM told_rows
+    UNION ALL SELECT min(bucket), max(bucket) FROM analytics.video_daily
+    UNION ALL SELECT min(bucket), max(bucket) FROM analytics.video_hourly
+    UNION ALL (ROWS)) AS seen(low, high)
+"""
+
+NAME = "analytics"
+LOOK_SECONDS = 0.5
+NO_VIEWERS = (0, 0)
+# Forces the comparison of each viewer of a day.
+UNKNOWN = (-1, 0)
+
 
 class Aside:
     """What was told up to where the log was read: likes and comments, and apart from them uploads.
@@ -144,30 +173,6 @@ class Aside:
                 self._conn.execute(WRITES_ASIDE[told.kind], told.values, prepare=True)
 
 
-DAY = timedelta(days=1)
-
-ROWS = {
-    # Per type, since that is how they are indexed.
-    Shape.PLAIN: b"""
-SELECT (SELECT min("timestamp") FROM analytics.video_analytics WHERE event_type = kind),
-       (SELECT max("timestamp") FROM analytics.video_analytics WHERE event_type = kind)
-FROM unnest(ARRAY['view', 'like', 'comment', 'watch_time', 'share']) AS kind
-""",
-    # By the chunks: to look into all of them takes a lock on each.
-    Shape.TIMESCALE: b"""
-SELECT range_start, range_end FROM timescaledb_information.chunks
-WHERE hypertable_schema = 'analytics' AND hypertable_name = 'video_analytics'
-""",
-}
-SPAN = b"""
-SELECT greatest(min(low), %(floor)s), least(max(high), %(ceiling)s) FROM (
-    SELECT min("timestamp"), max("timestamp") FROM told_rows
-    UNION ALL SELECT min(bucket), max(bucket) FROM analytics.video_daily
-    UNION ALL SELECT min(bucket), max(bucket) FROM analytics.video_hourly
-    UNION ALL (ROWS)) AS seen(low, high)
-"""
-
-
 def days(
     conn: Connection[TupleRow], shape: Shape, viewed: Collection[date], now: datetime
 ) -> list[datetime]:
@@ -193,13 +198,6 @@ def _start(at: datetime) -> datetime:
 
 def _midnight(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
-
-
-NAME = "analytics"
-LOOK_SECONDS = 0.5
-NO_VIEWERS = (0, 0)
-# Forces the comparison of each viewer of a day.
-UNKNOWN = (-1, 0)
 
 
 class Stopped(Exception):

@@ -20,6 +20,8 @@ from psycopg.rows import TupleRow
 from infra.advisory_locks import Lock, try_lock, unlock
 from projections.analytics.schema import Shape, state
 
+log = structlog.get_logger(__name__)
+
 # Before rows go, what came late for them has so long to come into the rollups.
 COUNTED, REFRESHED = timedelta(days=10), timedelta(days=5)
 
@@ -31,6 +33,39 @@ SET floor = greatest(floor, date_trunc('day', %b::timestamptz
                                 - make_interval(days => least(days, %b::int)), 'UTC')),
     days = %b::int
 RETURNING days, floor
+"""
+
+BATCH_ROWS = 10_000
+OLD: Mapping[str, str] = {
+    "sessions": "latest < %(floor)s",
+    "video_viewers": "day < (%(floor)s::timestamptz AT TIME ZONE 'UTC')::date",
+}
+# Of the hypertable and of the continuous aggregate whole chunks are dropped, by the policies.
+OLD_PLAIN: Mapping[str, str] = {
+    "video_analytics": "event_type IN ('view', 'like', 'comment', 'watch_time', 'share') "
+    'AND "timestamp" < %(floor)s',
+    "video_hourly": "bucket < %(floor)s",
+}
+# Whoever stores may be at a session that goes on after all; neither waits for the other.
+DELETE = """
+DELETE FROM analytics.{table} WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM analytics.{table} WHERE {old} LIMIT %(batch)s FOR UPDATE SKIP LOCKED))
+"""
+
+# The refresh first, and the drop an hour later: one that has begun with an older window would erase
+# the sums of what was dropped meanwhile.
+REFRESH_WITHIN = b"""
+SELECT alter_job(job_id, config => jsonb_set(config, '{start_offset}', to_jsonb(%b::text)))
+FROM timescaledb_information.jobs
+WHERE hypertable_schema = 'analytics' AND proc_name = 'policy_refresh_continuous_aggregate'
+  AND (config->>'start_offset')::interval <> %b::interval
+"""
+DROP_AFTER = b"""
+SELECT alter_job(job_id, config => jsonb_set(config, '{drop_after}', to_jsonb(%b::text)),
+                 next_start => now() + interval '1 hour')
+FROM timescaledb_information.jobs
+WHERE hypertable_schema = 'analytics' AND proc_name = 'policy_retention'
+  AND (config->>'drop_after')::interval <> %b::interval
 """
 
 
@@ -69,42 +104,6 @@ def _told(conn: Connection[Any], query: bytes, *given: Any) -> Retention:
     if row is None:
         raise LookupError("analytics.retention is empty: its one row was made with it")
     return Retention(row[0], row[1].astimezone(UTC))
-
-
-log = structlog.get_logger(__name__)
-
-BATCH_ROWS = 10_000
-OLD: Mapping[str, str] = {
-    "sessions": "latest < %(floor)s",
-    "video_viewers": "day < (%(floor)s::timestamptz AT TIME ZONE 'UTC')::date",
-}
-# Of the hypertable and of the continuous aggregate whole chunks are dropped, by the policies.
-OLD_PLAIN: Mapping[str, str] = {
-    "video_analytics": "event_type IN ('view', 'like', 'comment', 'watch_time', 'share') "
-    'AND "timestamp" < %(floor)s',
-    "video_hourly": "bucket < %(floor)s",
-}
-# Whoever stores may be at a session that goes on after all; neither waits for the other.
-DELETE = """
-DELETE FROM analytics.{table} WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM analytics.{table} WHERE {old} LIMIT %(batch)s FOR UPDATE SKIP LOCKED))
-"""
-
-# The refresh first, and the drop an hour later: one that has begun with an older window would erase
-# the sums of what was dropped meanwhile.
-REFRESH_WITHIN = b"""
-SELECT alter_job(job_id, config => jsonb_set(config, '{start_offset}', to_jsonb(%b::text)))
-FROM timescaledb_information.jobs
-WHERE hypertable_schema = 'analytics' AND proc_name = 'policy_refresh_continuous_aggregate'
-  AND (config->>'start_offset')::interval <> %b::interval
-"""
-DROP_AFTER = b"""
-SELECT alter_job(job_id, config => jsonb_set(config, '{drop_after}', to_jsonb(%b::text)),
-                 next_start => now() + interval '1 hour')
-FROM timescaledb_information.jobs
-WHERE hypertable_schema = 'analytics' AND proc_name = 'policy_retention'
-  AND (config->>'drop_after')::interval <> %b::interval
-"""
 
 
 def prune(conn: Connection[TupleRow], days: int, now: datetime) -> Mapping[str, int]:

@@ -27,6 +27,8 @@ Metadata = Mapping[str, Any]
 Details = Callable[[Mapping[str, Any]], tuple[Metadata, str | None, float]]
 """What a message says beside the rest: metadata, session, reported seconds."""
 
+T = TypeVar("T")
+
 
 class NotCountable(ValueError):
     """A message says something that can't be counted."""
@@ -173,9 +175,6 @@ KINDS: Mapping[str, tuple[str, str, Details]] = {
     integration_events.COMMENT_DELETED: (COMMENT, "ts", _delta(-1)),
 }
 TOPICS = frozenset(KINDS)
-
-
-T = TypeVar("T")
 
 
 def by_days(

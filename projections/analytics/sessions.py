@@ -56,7 +56,6 @@ SELECT video_id::text, owner, duration_seconds FROM analytics.videos
 WHERE video_id = ANY (%b::uuid[])
 """
 
-
 UNKNOWN = WatchedVideo()
 
 Kept = tuple[Row, Metadata]

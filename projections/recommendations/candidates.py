@@ -75,6 +75,17 @@ THESE: LiteralString = f"""
 SELECT video_id, category FROM unnest(%(asked)s::uuid[]) AS asked (candidate) {ELIGIBLE}
 """
 
+MOST, MOST_TRENDING, MOST_CATEGORIES = 60, 20, 3
+# How many of each source are taken in turn: neighbours, categories, similar texts, trending.
+TURNS = (3, 1, 1, 1)
+WEIGHING = Weighing()
+
+ENGAGED_WITH = b"""
+SELECT video_id FROM analytics.engaged WHERE viewer = %s AND video_id = ANY (%s)
+"""
+
+K = TypeVar("K")
+
 
 class FoundVideo(NamedTuple):
     """A video that may be recommended; `score` and `because` where it is a neighbour."""
@@ -135,18 +146,6 @@ class Finder:
         async with self._conn.cursor(row_factory=class_row(FoundVideo)) as cursor:
             await cursor.execute(query.encode(), {**self._given, **more})
             return await cursor.fetchall()
-
-
-MOST, MOST_TRENDING, MOST_CATEGORIES = 60, 20, 3
-# How many of each source are taken in turn: neighbours, categories, similar texts, trending.
-TURNS = (3, 1, 1, 1)
-WEIGHING = Weighing()
-
-ENGAGED_WITH = b"""
-SELECT video_id FROM analytics.engaged WHERE viewer = %s AND video_id = ANY (%s)
-"""
-
-K = TypeVar("K")
 
 
 async def candidates_for(

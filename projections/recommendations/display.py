@@ -28,6 +28,11 @@ WHERE EXISTS (SELECT FROM {EVENTS} AS e WHERE e.originator_id = likes_id)
 """.encode()
 REMOVED = topics_of(Upload.Removed)
 
+PLAIN = "Picked for you"
+"""In the place of a reason that tells what is no longer so."""
+
+Shown = tuple[Recommended, VideoRow]
+
 
 async def seen_or_gone(
     conn: AsyncConnection[TupleRow], viewer: str, videos: Sequence[UUID]
@@ -44,12 +49,6 @@ async def seen_or_gone(
     }
     cursor = await conn.execute(SETTLED, given)
     return {video for (video,) in await cursor.fetchall()}
-
-
-PLAIN = "Picked for you"
-"""In the place of a reason that tells what is no longer so."""
-
-Shown = tuple[Recommended, VideoRow]
 
 
 async def display(

@@ -19,6 +19,8 @@ from psycopg.rows import TupleRow
 from engine.projection import columns
 from projections.catalog import Catalog
 
+log = structlog.get_logger(__name__)
+
 # So many characters are never more tokens than a model takes (8,191): a character has up to four
 # bytes, and a token has at least one.
 TEXT: LiteralString = """
@@ -36,39 +38,6 @@ SELECT upload_id AS video_id, {TEXT} AS text, {DIGEST} AS digest
 FROM {{schema}}.uploads WHERE completed_position IS NOT NULL AND upload_id = ANY (%s::uuid[])
 ORDER BY completed_position
 """
-
-
-class Digested(NamedTuple):
-    """A video as the catalog orders it, and the SHA-256 of its text."""
-
-    position: int
-    video_id: UUID
-    digest: bytes
-
-
-class Text(NamedTuple):
-    """A video's text, which may be cut, and its SHA-256."""
-
-    video_id: UUID
-    text: str
-    digest: bytes
-
-
-def page(
-    conn: Connection[TupleRow], catalog: Catalog, after: int, limit: int
-) -> Sequence[Digested]:
-    """The videos that were completed after that position, the oldest first."""
-    return [Digested(*row) for row in conn.execute(catalog.sql(PAGE), (after, limit)).fetchall()]
-
-
-def texts_of(
-    conn: Connection[TupleRow], catalog: Catalog, videos: Sequence[UUID]
-) -> Sequence[Text]:
-    """The texts of those that are there, the oldest first."""
-    return [Text(*row) for row in conn.execute(catalog.sql(THESE), (list(videos),)).fetchall()]
-
-
-log = structlog.get_logger(__name__)
 
 # Since this one an index is searched on until enough is found that may be shown.
 OLDEST = (0, 8)
@@ -132,6 +101,62 @@ FORGET = b"""
 DELETE FROM analytics.embeddings AS e USING analytics.videos AS v
 WHERE v.video_id = e.video_id AND v.removed
 """
+
+# The newest say most of what comes next, and each costs a search of the index.
+MOST_SEEDS = 5
+# How wide the index is searched: among 20,000 videos that found all of the 20 nearest. And it goes
+# on behind videos that can't be shown until there are enough, or pgvector's own limit is reached.
+SEARCH = b"""
+SET LOCAL hnsw.ef_search = 100;
+SET LOCAL hnsw.iterative_scan = strict_order
+"""
+# The limit stands in the text, since the planner has to know it to choose the index.
+NEAREST: LiteralString = """
+WITH seeds AS MATERIALIZED (
+    SELECT embedding FROM analytics.embeddings
+    WHERE video_id = ANY (%(videos)s) AND embedding IS NOT NULL
+    ORDER BY array_position(%(videos)s, video_id) LIMIT {seeds}),
+found AS (
+    SELECT near.* FROM seeds CROSS JOIN LATERAL (
+        SELECT e.video_id, e.embedding <=> seeds.embedding AS distance
+        FROM analytics.embeddings AS e
+        WHERE e.video_id <> ALL (%(videos)s)
+          AND EXISTS (SELECT FROM analytics.videos AS v WHERE v.video_id = e.video_id
+                      AND NOT v.removed AND v.completed_at IS NOT NULL)
+        ORDER BY e.embedding <=> seeds.embedding LIMIT {limit}) AS near)
+SELECT video_id, greatest(1 - min(distance), 0) AS similarity
+FROM found GROUP BY video_id ORDER BY similarity DESC, video_id LIMIT {limit}
+"""
+
+
+class Digested(NamedTuple):
+    """A video as the catalog orders it, and the SHA-256 of its text."""
+
+    position: int
+    video_id: UUID
+    digest: bytes
+
+
+class Text(NamedTuple):
+    """A video's text, which may be cut, and its SHA-256."""
+
+    video_id: UUID
+    text: str
+    digest: bytes
+
+
+def page(
+    conn: Connection[TupleRow], catalog: Catalog, after: int, limit: int
+) -> Sequence[Digested]:
+    """The videos that were completed after that position, the oldest first."""
+    return [Digested(*row) for row in conn.execute(catalog.sql(PAGE), (after, limit)).fetchall()]
+
+
+def texts_of(
+    conn: Connection[TupleRow], catalog: Catalog, videos: Sequence[UUID]
+) -> Sequence[Text]:
+    """The texts of those that are there, the oldest first."""
+    return [Text(*row) for row in conn.execute(catalog.sql(THESE), (list(videos),)).fetchall()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,33 +245,6 @@ def forget_removed(conn: Connection[TupleRow]) -> int:
 def _literal(vector: Sequence[float] | None) -> str | None:
     # Half precision keeps nothing behind the seventh digit.
     return None if vector is None else f"[{','.join(f'{number:.7f}' for number in vector)}]"
-
-
-# The newest say most of what comes next, and each costs a search of the index.
-MOST_SEEDS = 5
-# How wide the index is searched: among 20,000 videos that found all of the 20 nearest. And it goes
-# on behind videos that can't be shown until there are enough, or pgvector's own limit is reached.
-SEARCH = b"""
-SET LOCAL hnsw.ef_search = 100;
-SET LOCAL hnsw.iterative_scan = strict_order
-"""
-# The limit stands in the text, since the planner has to know it to choose the index.
-NEAREST: LiteralString = """
-WITH seeds AS MATERIALIZED (
-    SELECT embedding FROM analytics.embeddings
-    WHERE video_id = ANY (%(videos)s) AND embedding IS NOT NULL
-    ORDER BY array_position(%(videos)s, video_id) LIMIT {seeds}),
-found AS (
-    SELECT near.* FROM seeds CROSS JOIN LATERAL (
-        SELECT e.video_id, e.embedding <=> seeds.embedding AS distance
-        FROM analytics.embeddings AS e
-        WHERE e.video_id <> ALL (%(videos)s)
-          AND EXISTS (SELECT FROM analytics.videos AS v WHERE v.video_id = e.video_id
-                      AND NOT v.removed AND v.completed_at IS NOT NULL)
-        ORDER BY e.embedding <=> seeds.embedding LIMIT {limit}) AS near)
-SELECT video_id, greatest(1 - min(distance), 0) AS similarity
-FROM found GROUP BY video_id ORDER BY similarity DESC, video_id LIMIT {limit}
-"""
 
 
 async def nearest(

@@ -29,10 +29,23 @@ from projections.recommendations.prompt import (
     shown,
 )
 
+log = structlog.get_logger(__name__)
+
 K = 10
 """Added to each rank: the greater, the less the first places differ (the paper has 60)."""
 BLEND_WEIGHT = 0.75
 """The blend's share of a score; the model has the rest."""
+
+PURPOSE = "recommend"
+# A sentence of twelve words takes about twenty, an id and the form as many; the rest is room.
+TOKENS_PER_PICK = 60
+TOKENS_OF_FORM = 50
+
+RECOMMENDATION_PICKS = counter(
+    "backlot_recommendation_picks",
+    "Videos that language models named (kept, unknown, duplicate, surplus), and reason_dropped.",
+    ("outcome",),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +108,7 @@ def _score(in_blend: int, by_model: int) -> float:
     return BLEND_WEIGHT / (K + in_blend) + (1 - BLEND_WEIGHT) / (K + by_model)
 
 
-log = structlog.get_logger(__name__)
-
-PURPOSE = "recommend"
-# A sentence of twelve words takes about twenty, an id and the form as many; the rest is room.
-TOKENS_PER_PICK = 60
-TOKENS_OF_FORM = 50
-
 Asked = asyncio.Task[list[RankedByModel]]
-
-RECOMMENDATION_PICKS = counter(
-    "backlot_recommendation_picks",
-    "Videos that language models named (kept, unknown, duplicate, surplus), and reason_dropped.",
-    ("outcome",),
-)
 
 
 class NothingUsable(BadAnswer):

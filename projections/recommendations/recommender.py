@@ -42,6 +42,8 @@ from projections.recommendations.model import (
 from projections.recommendations.ranker import Ranker, fuse
 from projections.trending.ranking import Ranked
 
+log = structlog.get_logger(__name__)
+
 MOST_WATCHED, MOST_LIKED = 20, 10
 
 WATCHED = b"""
@@ -51,6 +53,34 @@ LIKED_AT = b"""
 SELECT video_id, liked_at FROM analytics.engaged
 WHERE viewer = %s AND video_id = ANY (%s) AND liked_at IS NOT NULL
 """
+
+# Far more than a prompt has room for; a transcript may be of hours.
+DESCRIBE: LiteralString = """
+SELECT upload_id AS video_id, title, left(description, 2000) AS description, category,
+       left(transcript, 2000) AS transcript, spoken_language
+FROM {schema}.uploads WHERE completed_position IS NOT NULL AND upload_id = ANY (%s)
+"""
+
+MOST = 50
+"""So many are shown at most; more are made, for those that are seen or removed meanwhile."""
+MOST_SIMILAR = 20
+MOST_PAGES = 5
+"""Of the catalog, to look for what is new."""
+
+NEW = "New"
+
+Conn = AsyncConnection[TupleRow]
+Trend = Callable[[Freshness], Awaitable[Sequence[Ranked]]]
+
+RECOMMENDATIONS_MADE = counter(
+    "backlot_recommendations_made",
+    "Recommendations of one user that were made, by what ordered them (llm, blend, trending).",
+    ("source",),
+)
+RECOMMENDATION_FAILURES = counter(
+    "backlot_recommendation_failures",
+    "Times that a database did not answer, so that what trends was recommended.",
+)
 
 
 async def profile_of(
@@ -81,14 +111,6 @@ async def _liked_at(
     return dict(await cursor.fetchall())
 
 
-# Far more than a prompt has room for; a transcript may be of hours.
-DESCRIBE: LiteralString = """
-SELECT upload_id AS video_id, title, left(description, 2000) AS description, category,
-       left(transcript, 2000) AS transcript, spoken_language
-FROM {schema}.uploads WHERE completed_position IS NOT NULL AND upload_id = ANY (%s)
-"""
-
-
 async def describe(
     conn: AsyncConnection[TupleRow], catalog: Catalog, videos: Sequence[UUID]
 ) -> dict[UUID, Described]:
@@ -96,30 +118,6 @@ async def describe(
     async with conn.cursor(row_factory=class_row(Described)) as cursor:
         await cursor.execute(catalog.sql(DESCRIBE), (list(videos),))
         return {each.video_id: each for each in await cursor.fetchall()}
-
-
-log = structlog.get_logger(__name__)
-
-MOST = 50
-"""So many are shown at most; more are made, for those that are seen or removed meanwhile."""
-MOST_SIMILAR = 20
-MOST_PAGES = 5
-"""Of the catalog, to look for what is new."""
-
-NEW = "New"
-
-Conn = AsyncConnection[TupleRow]
-Trend = Callable[[Freshness], Awaitable[Sequence[Ranked]]]
-
-RECOMMENDATIONS_MADE = counter(
-    "backlot_recommendations_made",
-    "Recommendations of one user that were made, by what ordered them (llm, blend, trending).",
-    ("source",),
-)
-RECOMMENDATION_FAILURES = counter(
-    "backlot_recommendation_failures",
-    "Times that a database did not answer, so that what trends was recommended.",
-)
 
 
 class Recommender:

@@ -32,6 +32,25 @@ __all__ = ["Formula", "Ranked", "Trending"]
 
 ONE_STATE = b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
+LISTING = b"""
+SELECT edition, (
+    SELECT position FROM backlot_checkpoints
+    WHERE kind = 'consumer' AND subscription = 'analytics_videos' AND source = 'events')
+FROM analytics.listing
+"""
+# Bounded: where the analytics are further behind, a ranking can't wait for them.
+CHANGED = f"""
+SELECT coalesce(max(position), 0) FROM (
+    SELECT notification_id AS position, topic FROM {EVENTS}
+    WHERE notification_id > least(
+        %s, (SELECT position FROM backlot_checkpoints
+             WHERE kind = 'projection' AND subscription = %s))
+    ORDER BY notification_id LIMIT 10000) AS newest
+WHERE topic = ANY (%s)
+""".encode()
+# An upload that was just completed has nothing to be ranked by.
+CHANGES = [*topics_of(Upload.DetailsChanged), *topics_of(Upload.Removed)]
+
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
@@ -113,26 +132,6 @@ class Trending:
         async with conn.cursor(row_factory=class_row(Ranked)) as cursor:
             await cursor.execute(query.encode(), given)
             return await cursor.fetchall()
-
-
-LISTING = b"""
-SELECT edition, (
-    SELECT position FROM backlot_checkpoints
-    WHERE kind = 'consumer' AND subscription = 'analytics_videos' AND source = 'events')
-FROM analytics.listing
-"""
-# Bounded: where the analytics are further behind, a ranking can't wait for them.
-CHANGED = f"""
-SELECT coalesce(max(position), 0) FROM (
-    SELECT notification_id AS position, topic FROM {EVENTS}
-    WHERE notification_id > least(
-        %s, (SELECT position FROM backlot_checkpoints
-             WHERE kind = 'projection' AND subscription = %s))
-    ORDER BY notification_id LIMIT 10000) AS newest
-WHERE topic = ANY (%s)
-""".encode()
-# An upload that was just completed has nothing to be ranked by.
-CHANGES = [*topics_of(Upload.DetailsChanged), *topics_of(Upload.Removed)]
 
 
 @dataclass(frozen=True, slots=True)

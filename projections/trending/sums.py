@@ -75,7 +75,6 @@ FULL JOIN (
 ) AS newest USING (video_id)
 """
 
-
 # The logarithm of what the settled sums score at any time, but for what is the same for all. A
 # video that is not completed yet may be of any age.
 SORT_KEY: LiteralString = f"""
@@ -112,6 +111,38 @@ LOOKED_AT = 50
 MOST_RISING = 1000
 # Above what sums and keys lose in their last digits, and the scores' six decimals.
 RELATIVE, ABSOLUTE = 1e-9, 2e-6
+
+# Only what changed is written: within an hour that is little.
+SETTLE = f"""
+WITH fresh AS MATERIALIZED (
+    SELECT sums.*, {SORT_KEY} AS sort_key
+    FROM ({FROM_ROLLUPS}) AS sums LEFT JOIN analytics.videos USING (video_id)
+), gone AS (
+    DELETE FROM analytics.trending_sums AS kept
+    WHERE time_range = %(time_range)s
+      AND NOT EXISTS (SELECT FROM fresh WHERE fresh.video_id = kept.video_id))
+INSERT INTO analytics.trending_sums AS kept
+SELECT %(time_range)s, fresh.* FROM fresh
+ON CONFLICT (time_range, video_id) DO UPDATE
+SET views = excluded.views, likes = excluded.likes, comments = excluded.comments,
+    minutes = excluded.minutes, recent_views = excluded.recent_views,
+    recent_likes = excluded.recent_likes, recent_comments = excluded.recent_comments,
+    recent_minutes = excluded.recent_minutes, sort_key = excluded.sort_key
+WHERE kept IS DISTINCT FROM excluded
+""".encode()
+TELL = b"""
+INSERT INTO analytics.trending_settled (time_range, hour, until, recent_hours, formula)
+VALUES (%s, %s, %s, %s, %s)
+ON CONFLICT (time_range) DO UPDATE
+SET hour = excluded.hour, until = excluded.until, recent_hours = excluded.recent_hours,
+    formula = excluded.formula
+"""
+SETTLED = b"""
+SELECT hour, until, formula FROM analytics.trending_settled
+WHERE time_range = %s AND recent_hours = %s
+"""
+# How late most events are at most; an hour is settled once it has ended so long ago.
+LATE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,39 +185,6 @@ async def rising(
     cursor = await conn.execute(RISING, {**given, "share": share, "most": MOST_RISING + 1})
     rows = await cursor.fetchall()
     return [video_id for (video_id,) in rows] if len(rows) <= MOST_RISING else None
-
-
-# Only what changed is written: within an hour that is little.
-SETTLE = f"""
-WITH fresh AS MATERIALIZED (
-    SELECT sums.*, {SORT_KEY} AS sort_key
-    FROM ({FROM_ROLLUPS}) AS sums LEFT JOIN analytics.videos USING (video_id)
-), gone AS (
-    DELETE FROM analytics.trending_sums AS kept
-    WHERE time_range = %(time_range)s
-      AND NOT EXISTS (SELECT FROM fresh WHERE fresh.video_id = kept.video_id))
-INSERT INTO analytics.trending_sums AS kept
-SELECT %(time_range)s, fresh.* FROM fresh
-ON CONFLICT (time_range, video_id) DO UPDATE
-SET views = excluded.views, likes = excluded.likes, comments = excluded.comments,
-    minutes = excluded.minutes, recent_views = excluded.recent_views,
-    recent_likes = excluded.recent_likes, recent_comments = excluded.recent_comments,
-    recent_minutes = excluded.recent_minutes, sort_key = excluded.sort_key
-WHERE kept IS DISTINCT FROM excluded
-""".encode()
-TELL = b"""
-INSERT INTO analytics.trending_settled (time_range, hour, until, recent_hours, formula)
-VALUES (%s, %s, %s, %s, %s)
-ON CONFLICT (time_range) DO UPDATE
-SET hour = excluded.hour, until = excluded.until, recent_hours = excluded.recent_hours,
-    formula = excluded.formula
-"""
-SETTLED = b"""
-SELECT hour, until, formula FROM analytics.trending_settled
-WHERE time_range = %s AND recent_hours = %s
-"""
-# How late most events are at most; an hour is settled once it has ended so long ago.
-LATE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, slots=True)
