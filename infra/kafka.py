@@ -1,4 +1,4 @@
-"""How Kafka is reached: addresses, encryption, passwords."""
+"""Kafka: an idempotent producer, and a reader of topics from given offsets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 from asyncio import Future
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -49,43 +48,20 @@ class KafkaAway(Exception):
     """Kafka did not take or give something in time; trying again later helps."""
 
 
-@dataclass(frozen=True)
-class KafkaOptions:
-    """Where the brokers are, and how to speak to them; the password is not shown."""
-
-    bootstrap_servers: tuple[str, ...]
-    security_protocol: str = "PLAINTEXT"
-    sasl_mechanism: str = "PLAIN"
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-
-    @classmethod
-    def from_settings(cls, settings: KafkaSettings) -> KafkaOptions | None:
-        """What is configured; None where there is no Kafka."""
-        if not settings.bootstrap_servers:
-            return None
-        secret = settings.sasl_password
-        return cls(
-            settings.bootstrap_servers,
-            settings.security_protocol,
-            settings.sasl_mechanism,
-            settings.sasl_username,
-            None if secret is None else secret.get_secret_value(),
-        )
-
-    def client(self) -> dict[str, Any]:
-        """What aiokafka's clients take."""
-        encrypted = self.security_protocol.endswith("SSL")
-        return {
-            "bootstrap_servers": list(self.bootstrap_servers),
-            "client_id": "backlot",
-            "retry_backoff_ms": RETRY_MS,
-            "security_protocol": self.security_protocol,
-            "ssl_context": ssl.create_default_context() if encrypted else None,
-            "sasl_mechanism": self.sasl_mechanism,
-            "sasl_plain_username": self.username,
-            "sasl_plain_password": self.password,
-        }
+def client_options(settings: KafkaSettings) -> dict[str, Any]:
+    """Return the options that aiokafka's producer and consumer share."""
+    encrypted = settings.security_protocol.endswith("SSL")
+    password = settings.sasl_password
+    return {
+        "bootstrap_servers": list(settings.bootstrap_servers),
+        "client_id": "backlot",
+        "retry_backoff_ms": RETRY_MS,
+        "security_protocol": settings.security_protocol,
+        "ssl_context": ssl.create_default_context() if encrypted else None,
+        "sasl_mechanism": settings.sasl_mechanism,
+        "sasl_plain_username": settings.sasl_username,
+        "sasl_plain_password": None if password is None else password.get_secret_value(),
+    }
 
 
 class Outgoing(NamedTuple):
@@ -139,13 +115,13 @@ class Publisher:
 
     def __init__(
         self,
-        options: KafkaOptions,
+        settings: KafkaSettings,
         *,
         compression: Compression | None = None,
         acknowledged_seconds: float = ACKNOWLEDGED_SECONDS,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
-        self._options = options
+        self._settings = settings
         self._acknowledged_seconds = acknowledged_seconds
         self._limits = {
             "compression_type": compression,
@@ -156,7 +132,7 @@ class Publisher:
     async def start(self) -> None:
         """Connect; raises KafkaAway."""
         producer = AIOKafkaProducer(
-            **self._options.client(),
+            **client_options(self._settings),
             **self._limits,
             enable_idempotence=True,
             acks="all",
@@ -273,8 +249,8 @@ class Record(NamedTuple):
 class Reader:
     """All partitions of some topics; to be used from one event loop, started and stopped once."""
 
-    def __init__(self, options: KafkaOptions, topics: Collection[str]) -> None:
-        self._options = options
+    def __init__(self, settings: KafkaSettings, topics: Collection[str]) -> None:
+        self._settings = settings
         self._topics = sorted(topics)
         self._consumer: Any = None
         self._offsets: dict[Partition, int] = {}
@@ -288,7 +264,7 @@ class Reader:
         """
         self._offsets, self._assigned = dict(offsets), set()
         self._consumer = AIOKafkaConsumer(
-            **self._options.client(),
+            **client_options(self._settings),
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="earliest",

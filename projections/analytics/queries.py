@@ -25,7 +25,7 @@ from infra.position import Position
 from infra.postgres.connection import Limits
 from infra.postgres.pool import make_pool
 from infra.settings.features import TrendingSettings
-from projections import consumers
+from projections.analytics.arrival import COUNTS_CONSUMER, REACHED, VIDEOS_CONSUMER
 from projections.analytics.stats import Bucket, Range, Stats, stats_of
 from projections.analytics.windows import Window
 from projections.catalog import Catalog
@@ -58,7 +58,7 @@ class AnalyticsQueries:
         self.pool = pool
         self._log_pool = log_pool
         self._models = Waiting(log_pool)
-        self._consumers = Waiting(pool, query=consumers.REACHED, log_pool=log_pool)
+        self._consumers = Waiting(pool, query=REACHED, log_pool=log_pool)
         self._trending = trending
         self._cache = cache
         # The last change of the listing that was waited for in vain: nobody waits for it again.
@@ -87,9 +87,9 @@ class AnalyticsQueries:
         if not fresh.is_asked:
             return
         wanted = dict.fromkeys(names, fresh.position)
-        if consumers.VIDEOS in wanted:
+        if VIDEOS_CONSUMER in wanted:
             # It follows the event log alone.
-            wanted[consumers.VIDEOS] = Position(fresh.position.events)
+            wanted[VIDEOS_CONSUMER] = Position(fresh.position.events)
         async with _reached():
             await self._consumers.until(wanted, fresh.seconds_left)
 
@@ -108,7 +108,7 @@ class AnalyticsQueries:
         """
 
         async def make(now: datetime) -> list[Ranked]:
-            await self.wait(fresh, consumers.COUNTS, consumers.VIDEOS)
+            await self.wait(fresh, COUNTS_CONSUMER, VIDEOS_CONSUMER)
             async with self._connection() as conn:
                 return await self._trending.rank(
                     conn, window, limit=limit, now=now, category=category, without=without
@@ -127,7 +127,7 @@ class AnalyticsQueries:
 
         Raises ReadModelBehind, AnalyticsUnavailable, and TooManyPoints for hours of all times.
         """
-        await self.wait(fresh, consumers.COUNTS, consumers.VIDEOS)
+        await self.wait(fresh, COUNTS_CONSUMER, VIDEOS_CONSUMER)
         now = datetime.now(UTC)
         async with self._connection() as conn:
             return await stats_of(conn, video_id, range_, bucket, began=began, now=now)
@@ -159,7 +159,7 @@ class AnalyticsQueries:
         try:
             async with _reached():
                 await self._models.until({Catalog.name: Position(changed)}, seconds)
-                await self._consumers.until({consumers.VIDEOS: Position(changed)}, seconds)
+                await self._consumers.until({VIDEOS_CONSUMER: Position(changed)}, seconds)
         except ReadModelBehind as behind:
             self._given_up = changed
             TRENDING_BEHIND_CATALOG.inc()

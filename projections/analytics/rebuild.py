@@ -25,8 +25,14 @@ from engine.comparison import SESSION, Difference
 from engine.event_store import EVENTS
 from engine.log import Log, LogWindow, Stored
 from engine.replay.records import Progress, ReplayState, Report
-from projections.analytics import arrival, comparison, repair, videos
-from projections.analytics.arrival import AnalyticsMeans, Arrival, NotTakenIn
+from projections.analytics import comparison, repair, videos
+from projections.analytics.arrival import (
+    VIDEOS_CONSUMER,
+    AnalyticsMeans,
+    Arrival,
+    NotTakenIn,
+    taken,
+)
 from projections.analytics.comparison import Day, Digest
 from projections.analytics.continuous_aggregates import refresh
 from projections.analytics.ingest import Store
@@ -360,7 +366,7 @@ class Rebuild:
 
     def _known_until(self) -> int:
         """The position up to which the videos are known; they are read from the log itself."""
-        return arrival.taken(self._conn, arrival.VIDEOS).position
+        return taken(self._conn, VIDEOS_CONSUMER).position
 
     def _waiting(self) -> None:
         self._tell(ReplayState.BUILDING, 0, self._goal)

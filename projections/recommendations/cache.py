@@ -21,7 +21,7 @@ from infra.metrics import counter
 from infra.redis import OptionalRedis
 from infra.settings.adapters import LanguageModelSettings
 from infra.settings.features import RecommendationSettings
-from projections import consumers
+from projections.analytics.arrival import COUNTS_CONSUMER, ENGAGED_CONSUMER, VIDEOS_CONSUMER
 from projections.analytics.queries import AnalyticsQueries, AnalyticsUnavailable
 from projections.analytics.windows import Window
 from projections.catalog import Catalog
@@ -134,7 +134,7 @@ def open_recommendations(
 
     async def trend(fresh: Freshness) -> Sequence[Ranked]:
         try:
-            await analytics.wait(fresh, consumers.ENGAGED, consumers.COUNTS, consumers.VIDEOS)
+            await analytics.wait(fresh, ENGAGED_CONSUMER, COUNTS_CONSUMER, VIDEOS_CONSUMER)
             ranking, _ = await analytics.ranking(Window.WEEK, MOST, None, fresh=fresh)
         except AnalyticsUnavailable:
             return ()
