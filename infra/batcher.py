@@ -57,7 +57,7 @@ class Batcher(Generic[T, R]):
         return len(self._waiting)
 
     async def submit(self, item: T) -> R:
-        """The result of `item`, once its batch is done; QueueFull at once when too many wait.
+        """Return the result of `item` once its batch is done; raise QueueFull when too many wait.
 
         Work that was submitted is done even when the submitter goes away.
         """

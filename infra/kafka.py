@@ -86,7 +86,7 @@ def _hash(key: bytes) -> int:
 
 
 def partition_of(key: bytes | None, every: Sequence[int], available: Sequence[int]) -> int:
-    """The partition of a key, as Kafka's own clients choose it; any one without a key.
+    """Return the partition of a key, as Kafka's own clients choose it; any one without a key.
 
     aiokafka's own does the same, but works half as long on a key as on all the rest of a message.
     """
@@ -130,7 +130,7 @@ class Publisher:
         self._producer: Any = None
 
     async def start(self) -> None:
-        """Connect; raises KafkaAway."""
+        """Connect; raise KafkaAway."""
         producer = AIOKafkaProducer(
             **client_options(self._settings),
             **self._limits,
@@ -151,13 +151,13 @@ class Publisher:
     async def publish(self, messages: Sequence[Outgoing]) -> list[RefusedMessage]:
         """Return once every message is acknowledged, but for those that Kafka refuses.
 
-        Raises KafkaAway: then any of them may have been published, and all have to be again, by
+        Raise KafkaAway: then any of them may have been published, and all have to be again, by
         another publisher.
         """
         return await self.acknowledged(await self.send(messages))
 
     async def send(self, messages: Sequence[Outgoing]) -> Sent:
-        """Put messages on their way, behind those of earlier calls; raises KafkaAway."""
+        """Put messages on their way, behind those of earlier calls; raise KafkaAway."""
         sent = Sent([], [])
         try:
             async with asyncio.timeout(self._acknowledged_seconds):
@@ -176,7 +176,7 @@ class Publisher:
     async def acknowledged(self, sent: Sent) -> list[RefusedMessage]:
         """Return once all that was sent is acknowledged, but for what Kafka refuses.
 
-        Raises KafkaAway as `publish` does.
+        Raise KafkaAway as `publish` does.
         """
         try:
             async with asyncio.timeout(self._acknowledged_seconds):
@@ -260,7 +260,7 @@ class Reader:
     async def start(self, offsets: Mapping[Partition, int]) -> None:
         """Connect, and begin at these offsets; a partition without one is read from its beginning.
 
-        So is one whose offset is gone. Raises KafkaAway.
+        So is one whose offset is gone. Raise KafkaAway.
         """
         self._offsets, self._assigned = dict(offsets), set()
         self._consumer = AIOKafkaConsumer(
@@ -297,9 +297,9 @@ class Reader:
                 self._consumer.seek(TopicPartition(*each), self._offsets[each])
 
     async def read(self, at_most_seconds: float, max_records: int) -> Sequence[Record]:
-        """What comes next, in order within each partition; empty when nothing came in time.
+        """Return what comes next, in order within each partition; empty when nothing came in time.
 
-        Raises KafkaAway.
+        Raise KafkaAway.
         """
         wait = int(at_most_seconds * 1000)
         try:
@@ -325,11 +325,11 @@ class Reader:
         return records
 
     def lag(self) -> int:
-        """How many messages lie behind what was read, as far as the brokers have told."""
+        """Return how many messages lie behind what was read, as far as the brokers have told."""
         return sum(max(0, self._end(each) - self._offsets.get(each, 0)) for each in self._assigned)
 
     async def ends(self) -> dict[Partition, int]:
-        """Where the partitions that are read end now; raises KafkaAway.
+        """Return where the partitions that are read end now; raise KafkaAway.
 
         None of them where a topic is not known yet: something may lie in it.
         """
@@ -345,7 +345,7 @@ class Reader:
         return {Partition(*where): end for where, end in found.items()}
 
     def has_read(self, ends: Mapping[Partition, int]) -> bool:
-        """Whether all that lay before these ends was read."""
+        """Return whether all that lay before these ends was read."""
         return all(self._offsets.get(each, 0) >= end for each, end in ends.items())
 
     async def stop(self) -> None:

@@ -104,7 +104,7 @@ class LockNode:
         return self.client.ping()
 
     async def answer(self, question: Question, seconds: float) -> bool | None:
-        """Whether the node did it; None when it failed or took longer than that."""
+        """Return whether the node did it; None when it failed or took longer than that."""
         try:
             async with self._turn(), asyncio.timeout(seconds):
                 done = bool(await question(self))
@@ -290,7 +290,7 @@ class Redlock:
 
     @asynccontextmanager
     async def hold(self, key: str, ttl: float, *, wait: float = 0.0) -> AsyncIterator[Lease]:
-        """Hold the lock `key` for the block; raises LockTaken or LocksUnavailable.
+        """Hold the lock `key` for the block; raise LockTaken or LocksUnavailable.
 
         Tried again for `wait` seconds (0: one try). The keys expire after `ttl` seconds when this
         process dies; until the block ends they are extended every third of it. They are always
@@ -379,7 +379,7 @@ def make_redlock(redis: Redis, urls: Sequence[SecretStr]) -> Redlock:
 
 
 def kind_of(key: str) -> str:
-    """What a lock is for, as metrics have it: the key without what follows its last colon."""
+    """Return the label of a lock in metrics: the key without what follows its last colon."""
     return key.rpartition(":")[0] or key
 
 

@@ -196,7 +196,7 @@ class Catalog(Projection):
         write_by_kind(self, WRITES, batch, cursor)
 
     async def upload(self, conn: AsyncConnection[TupleRow], upload_id: UUID) -> UploadRow | None:
-        """An upload in whatever state; None when it is unknown or its video was removed."""
+        """Return an upload in whatever state; None when it is unknown or its video was removed."""
         async with conn.cursor(row_factory=class_row(UploadRow)) as cursor:
             await cursor.execute(self.sql(UPLOAD), (upload_id,))
             return await cursor.fetchone()
@@ -212,7 +212,7 @@ class Catalog(Projection):
     async def videos(
         self, conn: AsyncConnection[TupleRow], ids: Sequence[UUID]
     ) -> dict[UUID, VideoRow]:
-        """Those of the ids that are videos and not removed."""
+        """Return those of the ids that are videos and not removed."""
         async with conn.cursor(row_factory=class_row(VideoRow)) as cursor:
             await cursor.execute(self.sql(VIDEOS + BY_ID), {"ids": list(ids)})
             return {row.video_id: row for row in await cursor.fetchall()}

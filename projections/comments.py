@@ -222,12 +222,12 @@ class Comments(Projection):
     async def counts(
         self, conn: AsyncConnection[TupleRow], videos: Sequence[UUID]
     ) -> dict[UUID, int]:
-        """The number of comments of each of these videos that has or had any."""
+        """Return the number of comments of each of these videos that has or had any."""
         rows = await conn.execute(self.sql(COUNTS), (list(videos),))
         return dict(await rows.fetchall())
 
     def counts_of(self, cursor: Cursor[TupleRow], videos: Sequence[UUID]) -> dict[UUID, int]:
-        """The same, for the command bus."""
+        """Return the same numbers to the command bus."""
         cursor.execute(self.sql(COUNTS), (list(videos),), prepare=True)
         return dict(cursor.fetchall())
 
@@ -251,7 +251,7 @@ class Comments(Projection):
     async def page(
         self, conn: AsyncConnection[TupleRow], video_id: UUID, before: int, limit: int
     ) -> list[CommentRow]:
-        """The video's comments posted before a position, newest first."""
+        """Return the video's comments posted before a position, newest first."""
         async with conn.cursor(row_factory=class_row(CommentRow)) as cursor:
             await cursor.execute(self.sql(PAGE), (video_id, before, limit))
             return await cursor.fetchall()

@@ -105,7 +105,7 @@ class Counter(NamedTuple):
 
 
 def key_of(video_id: UUID) -> str:
-    """Where a video's counter lies."""
+    """Return where a video's counter lies."""
     return f"{PREFIX}{video_id}"
 
 
@@ -121,7 +121,7 @@ class Counters:
         self._advance = client.register_script(ADVANCE)
 
     def published(self) -> int | None:
-        """How far counters are known to be right; None where nothing is known."""
+        """Return how far counters are known to be right; None where nothing is known."""
         value = cast("bytes | None", self._client.get(PUBLISHED))
         return None if value is None else int(value)
 
@@ -145,14 +145,14 @@ class Counters:
             pipe.execute()
 
     def get(self, videos: Sequence[UUID]) -> list[Counter | None]:
-        """The counters of these videos, None for those that are not there."""
+        """Return the counters of these videos, None for those that are not there."""
         with self._client.pipeline(transaction=False) as pipe:
             for video_id in videos:
                 pipe.hmget(key_of(video_id), "count", "position")
             return [_counter(row) for row in pipe.execute()]
 
     def all_videos(self) -> Iterable[list[UUID]]:
-        """The videos that have a counter, some at a time; foreign keys are passed over."""
+        """Return the videos that have a counter, some at a time; foreign keys are passed over."""
         cursor = 0
         while True:
             cursor, keys = cast(
@@ -184,7 +184,7 @@ class AsyncCounters:
         self._put = client.register_script(PUT)
 
     async def get(self, videos: Sequence[UUID]) -> tuple[list[Counter | None], int]:
-        """The counters of these videos, and how far all counters are known to be right."""
+        """Return the counters of these videos, and how far all counters are known to be right."""
         async with self._client.pipeline(transaction=False) as pipe:
             # First: what is published while the counters are read only makes them newer.
             _ = pipe.get(PUBLISHED)
@@ -224,7 +224,7 @@ def _video(key: bytes) -> UUID | None:
 def counted(
     conn: Connection[TupleRow], likes: Likes, videos: Collection[UUID]
 ) -> tuple[int, dict[UUID, Counter]]:
-    """How far the read model is, and what the counters of these videos have to be there."""
+    """Return how far the read model is, and what the counters of these videos have to be there."""
     with conn.cursor(binary=True) as cursor:
         cursor.execute(likes.sql(COUNTED), (list(videos), likes.schema), prepare=True)
         return _as_counters(cursor.fetchall())
@@ -233,7 +233,7 @@ def counted(
 async def counted_async(
     conn: AsyncConnection[TupleRow], likes: Likes, videos: Collection[UUID]
 ) -> tuple[int, dict[UUID, Counter]]:
-    """The same for queries."""
+    """Return the same as `counted`, on an event loop."""
     async with conn.cursor(binary=True) as cursor:
         await cursor.execute(likes.sql(COUNTED), (list(videos), likes.schema))
         return _as_counters(await cursor.fetchall())
@@ -275,7 +275,7 @@ class CounterPublisher(Handler[None]):
             log.error("like_counters_broke", exc_info=error)
 
     def advance(self, conn: Connection[TupleRow]) -> int:
-        """Put the next stretch of changes; returns how many positions remain."""
+        """Put the next stretch of changes; return how many positions remain."""
         position, _ = counted(conn, self._likes, ())
         after = self._start(conn, position)
         if after >= position:
@@ -299,7 +299,7 @@ class CounterPublisher(Handler[None]):
         return event.originator_id
 
     def _start(self, conn: Connection[TupleRow], position: int) -> int:
-        """The position after which counters may be stale."""
+        """Return the position after which counters may be stale."""
         published = self._counters.published()
         if published is not None and published > position:
             (head,) = conn.execute(HEAD).fetchone() or (0,)
@@ -332,7 +332,7 @@ def subscribe_counters(
 def rebuild(
     conn: Connection[TupleRow], likes: Likes, counters: Counters, report: Report = tell_nobody
 ) -> int:
-    """Put the counters of all videos that have or had likes; returns how many there are.
+    """Put the counters of all videos that have or had likes; return how many there are.
 
     What is there for other videos is corrected too, and dropped where it belongs to another log.
     `report` hears of progress in counters. Raises redis.RedisError and OperationalError.
@@ -350,7 +350,7 @@ def rebuild(
 
 
 def renew(conn: Connection[TupleRow], likes: Likes, counters: Counters) -> int:
-    """Correct every counter that is in Redis, at equal positions too; returns how many there are.
+    """Correct every counter that is in Redis, at equal positions too; return how many there are.
 
     Raises redis.RedisError and OperationalError.
     """
@@ -365,7 +365,7 @@ def renew(conn: Connection[TupleRow], likes: Likes, counters: Counters) -> int:
 
 
 def renewing(database_url: str, likes: Likes, counters: Counters) -> Callable[[Replay], None]:
-    """What has to be done after a switch; when Redis is away then, reconciling does it later."""
+    """Return the work after a cutover; reconciliation does it later when Redis is away."""
 
     def after_switch(replay: Replay) -> None:
         if replay.name != likes.name:

@@ -76,7 +76,7 @@ def reconcile(
 ) -> Reconciled:
     """Compare every counter that there is; write down and, unless told not to, mend what differs.
 
-    Raises CountersBehind when the publisher does not catch up within `wait_seconds`, and what
+    Raise CountersBehind when the publisher does not catch up within `wait_seconds`, and what
     Redis and the database raise when they are away.
     """
     result = Reconciled(repaired=repair)
@@ -103,7 +103,7 @@ def reconcile(
 
 
 def _lasting(counters: Counters, drifted: list[Drift]) -> list[Drift]:
-    """Those that are still so: a fill that came too late takes itself back within a moment."""
+    """Return the drifts that last: a fill that came too late takes itself back in a moment."""
     if not drifted:
         return []
     time.sleep(FILL_SECONDS)

@@ -123,7 +123,7 @@ class Operations(Projection):
         write_by_kind(self, WRITES, batch, cursor)
 
     def unfinished(self, conn: Connection[TupleRow]) -> list[UUID]:
-        """The ids of all operations that did not end yet, oldest first."""
+        """Return the ids of all operations that did not end yet, oldest first."""
         return [operation_id for (operation_id,) in conn.execute(self.sql(OPEN)).fetchall()]
 
     async def operation(

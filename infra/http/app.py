@@ -74,7 +74,7 @@ class JsonResponse(Response):
 
 
 def wire(body: Wire, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON response made straight from a contract shape."""
+    """Return a JSON response made straight from a contract shape."""
     return JsonResponse(body.to_json(), status, headers or {})
 
 
@@ -87,7 +87,7 @@ def create_app(
     unlimited: tuple[str, ...] = (),
     **options: Any,
 ) -> FastAPI:
-    """A FastAPI application behind the edge. `translate` maps exceptions to problems.
+    """Return a FastAPI application behind the edge. `translate` maps exceptions to problems.
 
     `unlimited` are path prefixes whose bodies are streamed and limit themselves.
     """
@@ -110,7 +110,7 @@ def create_app(
 
 
 async def maybe_identity(request: Request) -> Identity | None:
-    """Who calls, or None without a token; a token that proves nothing is refused (401)."""
+    """Return who calls, or None without a token; a token that proves nothing is refused (401)."""
     given = header(request.scope, b"authorization")
     if given is None:
         return None
@@ -121,7 +121,7 @@ async def maybe_identity(request: Request) -> Identity | None:
 
 
 async def require_identity(request: Request) -> Identity:
-    """Who calls; 401 without a token."""
+    """Return who calls; 401 without a token."""
     identity = await maybe_identity(request)
     if identity is None:
         raise _unauthenticated("This call needs a token: `Authorization: Bearer <token>`.")
@@ -129,7 +129,7 @@ async def require_identity(request: Request) -> Identity:
 
 
 async def require_admin(request: Request) -> Identity:
-    """An operator; 403 for everybody else."""
+    """Return an operator; 403 for everybody else."""
     identity = await require_identity(request)
     if not identity.is_admin:
         raise Problem(403, "forbidden", "This call needs the role `admin`.")
@@ -137,7 +137,7 @@ async def require_admin(request: Request) -> Identity:
 
 
 async def require_auditor(request: Request) -> Identity:
-    """Who may look into the event log: an auditor, or an operator; 403 for everybody else."""
+    """Return an auditor or an operator, who may look into the event log; 403 for anybody else."""
     identity = await require_identity(request)
     if not (identity.is_admin or "auditor" in identity.roles):
         raise Problem(403, "forbidden", "This call needs the role `auditor` or `admin`.")

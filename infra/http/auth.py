@@ -77,7 +77,7 @@ class RemoteKeys:
         self._breaker = KeyServerBreaker(RETRY_SECONDS, clock=clock)
 
     def find(self, token: str) -> tuple[Any, Sequence[str]]:
-        """The key that the token names, and the one algorithm that this key is for."""
+        """Return the key that the token names, and the one algorithm that this key is for."""
         kid = jwt.get_unverified_header(token).get("kid")
         if not isinstance(kid, str):
             raise jwt.InvalidTokenError("the token names no key")
@@ -87,7 +87,7 @@ class RemoteKeys:
         return key.key, [key.algorithm_name]
 
     def count(self) -> int:
-        """How many signing keys the server gives now; raises KeysUnavailable."""
+        """Return how many signing keys the server gives now; raise KeysUnavailable."""
         try:
             return len(self._client.get_signing_keys())
         except (jwt.PyJWTError, OSError, ValueError) as error:
@@ -191,7 +191,7 @@ class Authenticator:
         return isinstance(self._keys, RemoteKeys)
 
     def recall(self, token: str) -> Identity | None:
-        """The identity of a token verified before and still valid; never blocks."""
+        """Return the identity of a token verified before and still valid; never blocks."""
         with self._lock:
             entry = self._verified.get(token)
             if entry is None:
@@ -206,7 +206,7 @@ class Authenticator:
     def authenticate(self, token: str) -> Identity:
         """Verify signature, lifetime, issuer and audience.
 
-        Raises InvalidToken with the reason, or KeysUnavailable when the key server does not
+        Raise InvalidToken with the reason, or KeysUnavailable when the key server does not
         answer. May block on the network when ``may_block``: call it in a thread then.
         """
         identity = self.recall(token)
@@ -259,9 +259,9 @@ class Authenticator:
 
 
 def make_authenticator(settings: AuthSettings, local_secret: str | None = None) -> Authenticator:
-    """The authenticator that the settings ask for.
+    """Return the authenticator that the settings ask for.
 
-    ``local_secret`` is used when no ``JWT_*`` key is set. Raises SettingsError for a public key
+    ``local_secret`` is used when no ``JWT_*`` key is set. Raise SettingsError for a public key
     that cannot be used.
     """
     return Authenticator(
@@ -280,7 +280,7 @@ def mint_token(
     issuer: str | None = None,
     audience: str | None = None,
 ) -> str:
-    """A token for ``user_id``, signed with ``secret`` (HS256) and valid for ``ttl`` from now."""
+    """Return a token for ``user_id``, signed with ``secret`` (HS256), valid for ``ttl``."""
     now = int(time.time())
     claims: dict[str, Any] = {"sub": user_id, "iat": now, "exp": now + int(ttl.total_seconds())}
     claims["roles"] = sorted(roles)
@@ -293,7 +293,7 @@ def mint_token(
 
 
 def read_or_make_secret(path: Path) -> str:
-    """The local signing secret kept at ``path``, made on first use, readable by its owner only."""
+    """Return the local signing secret at ``path``; make it on first use, readable by its owner."""
     try:
         return path.read_text().strip()
     except FileNotFoundError:

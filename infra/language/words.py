@@ -126,7 +126,7 @@ WWW = re.compile(
 
 
 def is_laughter(word: str) -> bool:
-    """Whether a word is laughter, or letters again and again."""
+    """Return whether a word is laughter, or letters again and again."""
     small = word.lower()
     letters = frozenset(small)
     of_two = len(small) >= LEAST_LAUGH and len(letters) <= 2 and not letters.isdisjoint(LAUGHING)
@@ -134,13 +134,13 @@ def is_laughter(word: str) -> bool:
 
 
 def is_exclamation(word: str) -> bool:
-    """Whether a word needs no translation where nothing else is said: `wow`, `ha`, a letter."""
+    """Return whether a word alone needs no translation: `wow`, `ha`, a letter."""
     small = word.lower()
     return len(small) == 1 or small in EXCLAMATIONS or SYLLABLE.fullmatch(small) is not None
 
 
 def emoji_of(text: str) -> Iterator[str]:
-    """Each emoji in turn; the invisible mark of its style is left out: it comes and goes."""
+    """Yield each emoji in turn; the invisible mark of its style is left out: it comes and goes."""
     return (found[0].replace(STYLE, "") for found in EMOJI.finditer(text))
 
 
@@ -150,7 +150,7 @@ def script(letter: str) -> str:
 
 
 def language_of_script(spoken: str) -> Detection | None:
-    """The language that most letters can only be of, with their share; None where none is.
+    """Return the language that most letters can only be of, with their share; None where none is.
 
     None for Latin, Cyrillic, Arabic and the other scripts of several languages.
     """
@@ -187,7 +187,7 @@ _LETTERS = _Letters()
 
 
 def words(text: str) -> str:
-    """The words of a text with single spaces between them, or "" where there are none to go by.
+    """Return the words of a text with single spaces between, or "" where none tell anything.
 
     Links, addresses, mentions, hashtags, digits, punctuation, emoji, kaomoji and laughter are left
     out, as are line breaks; `sooooo` becomes `so`.
@@ -206,7 +206,7 @@ def _is_spoken(word: str) -> bool:
 
 
 def _without_limbs(spoken: list[str]) -> list[str]:
-    """The words without those of single letters in a script that nothing else is written in.
+    """Return the words without those of single letters in a script that nothing else is written in.
 
     They are limbs of kaomoji, such as `(づ｡◕‿‿◕｡)づ`.
     """
@@ -218,7 +218,7 @@ def _without_limbs(spoken: list[str]) -> list[str]:
 
 
 def _is_limb(scripts: list[str]) -> bool:
-    """Whether no two letters side by side are of one script; 見て is a word all the same."""
+    """Return whether no two letters side by side are of one script; 見て is a word all the same."""
     if len(scripts) > 1 and JAPANESE.issuperset(scripts):
         return False
     return all(one != following for one, following in pairwise(scripts))

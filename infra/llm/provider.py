@@ -106,7 +106,7 @@ class Usage(NamedTuple):
 
 
 def usage_of(body: bytes) -> Usage:
-    """What a response says that it took, whether its answer can be used or not."""
+    """Return what a response says that it took, whether its answer can be used or not."""
     try:
         usage = orjson.loads(body)["usage"]
         # Embeddings have no output that would be counted.
@@ -127,7 +127,7 @@ def count_usage(usage: Usage, model: str, price: tuple[float, float] | None) -> 
 
 
 def failure_of(error: OpenAIError) -> LanguageModelError:
-    """What happened. Raise it `from None`: the SDK's text repeats what the provider said."""
+    """Return what happened. Raise it `from None`: the SDK's text repeats what the provider said."""
     import openai
 
     if isinstance(error, openai.APIStatusError):
@@ -278,9 +278,9 @@ class Provider:
         model: str,
         purpose: str,
     ) -> tuple[Answer, Usage]:
-        """What `read` makes of the response to `send`, and what it took: one call.
+        """Return what `read` makes of the response to `send`, and what it took: one call.
 
-        An answer in another form than `read` expects is Malformed. Raises LanguageModelError.
+        An answer in another form than `read` expects is Malformed. Raise LanguageModelError.
         """
         try:
             self._breaker.check()
@@ -316,9 +316,9 @@ class Provider:
 
 
 def make_provider(settings: LanguageModelSettings) -> Provider | None:
-    """The configured one, or None where there is neither a key nor a URL.
+    """Return the configured provider, or None where there is neither a key nor a URL.
 
-    Raises SettingsError for a key that can't be sent.
+    Raise SettingsError for a key that can't be sent.
     """
     if not settings.configured:
         return None

@@ -80,7 +80,7 @@ class S3Calls:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, work: Callable[..., T], *args: object) -> T:
-        """Do blocking work in a thread. Raises NoSuchUpload, and ObjectStoreUnavailable, told."""
+        """Do blocking work in a thread. Raise NoSuchUpload, and ObjectStoreUnavailable, told."""
         asked = monotonic()
         loop = asyncio.get_running_loop()
         try:
@@ -91,7 +91,7 @@ class S3Calls:
             raise
 
     def here(self, work: Callable[..., T], *args: object) -> T:
-        """Do the work in this thread. Raises NoSuchUpload and ObjectStoreUnavailable."""
+        """Do the work in this thread. Raise NoSuchUpload and ObjectStoreUnavailable."""
         try:
             return work(*args)
         except S3Error as error:
@@ -112,7 +112,7 @@ class S3Store:
     """An ObjectStore whose URLs lead to S3; Backlot moves no bytes."""
 
     def __init__(self, place: S3Place, url_ttl: timedelta, clock: Callable[[], datetime]) -> None:
-        """Raises S3Misconfigured without credentials; calls nobody. `close` ends its threads."""
+        """Raise S3Misconfigured without credentials; calls nobody. `close` ends its threads."""
         session = S3Session(place)
         self._bucket, self._ttl, self._clock = place.bucket, url_ttl, clock
         self._client = session.client()
@@ -132,7 +132,7 @@ class S3Store:
         self._calls.close()
 
     def probe(self) -> None:
-        """Ask for the bucket, with retries, in this thread. Raises ObjectStoreUnavailable."""
+        """Ask for the bucket, with retries, in this thread. Raise ObjectStoreUnavailable."""
         self._calls.here(self._look_at_bucket, self._client)
 
     async def check(self) -> None:
@@ -144,7 +144,7 @@ class S3Store:
     def part_url(
         self, key: str, store_upload_id: str, number: int, size: int, base_url: str
     ) -> SignedUrl:
-        """The URL takes no body of another size: Content-Length is signed."""
+        """Return a URL that takes no body of another size: Content-Length is signed."""
         check_part(number, size)
         query = {"partNumber": str(number), "uploadId": store_upload_id}
         return self._sign("PUT", key, query, {"content-length": str(size)})
@@ -300,7 +300,7 @@ def _known(upload_id: str) -> str:
 
 
 def make_s3(settings: ObjectSettings, *, for_clients: bool = True) -> S3Store:
-    """The store of the S3_* settings; calls nobody yet. Raises OperatorError without credentials.
+    """Return the store of the S3_* settings, without a call; raise OperatorError without keys.
 
     Its URLs are for clients, or else for this program itself, which may reach the store elsewhere.
     `close` it.
@@ -322,5 +322,5 @@ def make_s3(settings: ObjectSettings, *, for_clients: bool = True) -> S3Store:
 
 
 def now() -> datetime:
-    """The clock of the stores, in UTC."""
+    """Return the clock of the stores, in UTC."""
     return datetime.now(UTC)

@@ -95,7 +95,7 @@ class S3UrlSigner:
         at: datetime,
         ttl: timedelta,
     ) -> str:
-        """A URL for one method on `key`; `headers` (lower case) have to be sent as they stand here.
+        """Return a URL for one method on `key`; `headers` (lower case) have to be sent as given.
 
         Algorithm: "Authenticating Requests: Using Query Parameters (AWS Signature Version 4)".
         """
@@ -151,7 +151,7 @@ def code_of(error: Exception) -> str:
 
 
 def unavailable(error: Exception, bucket: str, endpoint: str) -> ObjectStoreUnavailable:
-    """The port's error, its cause being one line that tells an operator what to do."""
+    """Return the port's error, its cause being one line that tells an operator what to do."""
     where = f"The S3 bucket {bucket} at {endpoint} can't be used"
     return ObjectStoreUnavailable(f"{where}: {_reason(error)}.")
 
@@ -171,7 +171,7 @@ def _one_line(error: Exception) -> str:
 
 
 def stored_object(key: str, found: HeadObjectOutputTypeDef) -> StoredObject:
-    """What HEAD tells, as the port tells it."""
+    """Return what HEAD tells, as the port tells it."""
     return StoredObject(key, found["ContentLength"], bare_etag(found["ETag"]))
 
 
@@ -218,7 +218,7 @@ class S3Session:
     """Makes the clients of one place; they all share its credentials."""
 
     def __init__(self, place: S3Place) -> None:
-        """Raises S3Misconfigured when there are no credentials or no readable configuration."""
+        """Raise S3Misconfigured when there are no credentials or no readable configuration."""
         self._place = place
         try:
             self._session = boto3.session.Session(
@@ -237,16 +237,16 @@ class S3Session:
         self._credentials = found
 
     def keys(self) -> AccessKeys:
-        """What to sign with now; temporary credentials are renewed by botocore when due."""
+        """Return what to sign with now; temporary credentials are renewed by botocore when due."""
         now = self._credentials.get_frozen_credentials()
         return AccessKeys(now.access_key or "", now.secret_key or "", now.token)
 
     def client(self, *, connect: float = 3, read: float = 30, attempts: int = 3) -> S3Client:
-        """A client with these timeouts in seconds for each of its attempts."""
+        """Return a client with these timeouts in seconds for each of its attempts."""
         return self._client(self._place.endpoint_url, connect, read, attempts)
 
     def public_bucket_url(self) -> str:
-        """The bucket as clients reach it: botocore's own choice of host and path.
+        """Return the bucket as clients reach it: botocore's own choice of host and path.
 
         The host is written as clients send it, since it is signed: small, without a usual port.
         """

@@ -93,7 +93,7 @@ class EmbeddedPostgres:
         return self.url_of(DATABASE)
 
     def url_of(self, database: str) -> str:
-        """The URL of another database on this server."""
+        """Return the URL of another database on this server."""
         return _url(str(self._sockets), database)
 
     @property
@@ -115,7 +115,7 @@ class EmbeddedPostgres:
     def start(self) -> None:
         """Start and wait until the server answers; ends what a killed process left running.
 
-        Raises PostgresError when it cannot. A stopped instance is not started again: make another.
+        Raise PostgresError when it cannot. A stopped instance is not started again: make another.
         """
         files.check_major(self.cluster)
         try:
@@ -257,9 +257,9 @@ class EmbeddedPostgres:
 
 
 def running_url(cluster: Path) -> str | None:
-    """The URL of a server that says it runs on the cluster; None when it was stopped cleanly.
+    """Return the URL of a server that says it runs on the cluster; None after a clean stop.
 
-    After a crash that server may be gone. Raises OSError when the cluster cannot be read.
+    After a crash that server may be gone. Raise OSError when the cluster cannot be read.
     """
     try:
         lines = (cluster / "postmaster.pid").read_text().splitlines()

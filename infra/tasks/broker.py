@@ -113,7 +113,7 @@ class EventLoop(AsyncIO):
         self._loop = loop
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Raises ResourcesUnavailable: the stock one would go on without a loop."""
+        """Raise ResourcesUnavailable: the stock one would go on without a loop."""
         if self._loop is not None:
             set_event_loop_thread(BorrowedLoop(self._loop))
             return
@@ -260,7 +260,7 @@ class Retries(StockRetries):
         send_again(broker, message, delay)
 
     def _bury(self, message: MessageProxy) -> bool:
-        """Whether it is dead now: not while the program can't record that it is."""
+        """Return whether it is dead now: not while the program can't record that it is."""
         failed = failed_task(message)
         try:
             self._tell(failed)
@@ -301,9 +301,9 @@ def make_broker(
     resources: Resources[Any] | None = None,
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> Broker:
-    """A broker for one worker, or for sending; close it. It connects when it is used.
+    """Return a broker for one worker, or for sending; close it. It connects when it is used.
 
-    `loop`: run async actors there, not on a loop of the worker's own. Raises ExtraMissing.
+    `loop`: run async actors there, not on a loop of the worker's own. Raise ExtraMissing.
     """
     broker = _bare_broker(settings)
     for each in _middleware(settings, on_dead, resources, loop):
@@ -312,7 +312,7 @@ def make_broker(
 
 
 def shared_queues(settings: TaskSettings) -> TaskQueues:
-    """The queues as any process can see them. Raises NoSharedBroker when there is no server."""
+    """Return the queues that any process can see; raise NoSharedBroker without a server."""
     if settings.broker_url is None:
         raise NoSharedBroker(
             "the tasks live inside the running server, and end with it: look at its /metrics, or "
@@ -331,7 +331,7 @@ def _bare_broker(settings: TaskSettings) -> Broker:
 
 
 def task_queues(settings: TaskSettings) -> TaskQueues:
-    """The queues of the configured broker; those inside this process without one."""
+    """Return the queues of the configured broker; those inside this process without one."""
     url = settings.broker_url
     if url is not None and _is_rabbitmq(url):
         from infra.tasks.rabbitmq import RabbitmqTaskQueues

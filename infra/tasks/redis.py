@@ -84,7 +84,7 @@ class TaskRedisBroker(RedisBroker):
             return super().enqueue(message, delay=delay)
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
-        """A consumer, after what an earlier one had fetched and not passed on is put back."""
+        """Return a consumer, after putting back what an earlier one had not passed on."""
         if queue_name == dq_name(queue_name):
             # Dramatiq forgets the delayed messages that it held when the connection broke.
             self._in_hand[queue_name] = set()
@@ -206,7 +206,7 @@ class RedisTaskQueues:
     def _take(
         self, queue: str, take: Callable[[str, FailedTask, Message[Any] | None], bool]
     ) -> list[FailedTask]:
-        """The dead letters that `take` took out of the queue; what dies meanwhile is not asked."""
+        """Return the dead letters that `take` took out; tasks that die meanwhile are not asked."""
         taken: list[FailedTask] = []
         with away(RedisError):
             keys = self._keys(queue, 0, -1)

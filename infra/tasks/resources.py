@@ -38,7 +38,7 @@ class Resources(Middleware, Generic[T]):
         self._task: asyncio.Task[Any] | None = None
 
     def get(self) -> T:
-        """The opened value. Raises ResourcesUnavailable where no worker runs."""
+        """Return the opened value. Raise ResourcesUnavailable where no worker runs."""
         if self._value is None:
             raise ResourcesUnavailable("a task asked for its resources outside of a worker")
         return self._value

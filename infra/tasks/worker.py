@@ -37,7 +37,7 @@ class TaskWorker:
         self._stop_seconds = settings.stop_seconds + MARGIN_SECONDS
 
     def start(self) -> None:
-        """Take tasks from now on. Raises ResourcesUnavailable."""
+        """Take tasks from now on. Raise ResourcesUnavailable."""
         self._broker.emit_after("process_boot")
         self._worker.start()
 

@@ -72,7 +72,7 @@ class Deltas:
         self._hourly: dict[Bucket, list[float]] = defaultdict(lambda: [0] * 5 + [0.0] * 2)
 
     def counting(self, kept: Iterable[Kept]) -> Iterator[Kept]:
-        """The same events, counted as they pass."""
+        """Yield the events again, and count each as it passes."""
         for row, metadata in kept:
             self._count(row, metadata, 1)
             yield row, metadata
@@ -101,7 +101,7 @@ class Deltas:
 
 
 def _values(kind: str, metadata: Metadata) -> Iterable[tuple[int, float]]:
-    """Which columns an event adds to, and how much."""
+    """Return which columns an event adds to, and how much."""
     if kind == VIEW:
         counts = int(metadata["counts"])
         return (VIEWS, counts), (TRENDING_VIEWS, counts * (not metadata["own"]))
@@ -188,7 +188,7 @@ class Store:
 
 
 def _fresh(conn: Connection[TupleRow], rows: Iterable[Row]) -> list[Row]:
-    """Those that are not stored, each once."""
+    """Return those that are not stored, each once."""
     by_id: dict[str, Row] = {}
     for row in rows:
         by_id.setdefault(row.event_id, row)
@@ -218,7 +218,7 @@ def _copy(conn: Connection[TupleRow], kept: Iterator[Kept]) -> None:
 
 
 def _line(row: Row, metadata: Metadata) -> str:
-    """A row in the text format of COPY; ids, types and times hold nothing to be escaped."""
+    """Return a row in the text format of COPY; ids, types and times hold nothing to be escaped."""
     event_id, video_id, user, kind, at = row[:5]
     told = "\\N" if user is None else _escaped(user)
     # Control characters are escaped in JSON already.

@@ -82,7 +82,7 @@ class AnalyticsQueries:
     async def wait(self, fresh: Freshness, *names: str) -> None:
         """Return when these consumers have taken in what an answer has to include.
 
-        Raises ReadModelBehind and AnalyticsUnavailable.
+        Raise ReadModelBehind and AnalyticsUnavailable.
         """
         if not fresh.is_asked:
             return
@@ -102,9 +102,9 @@ class AnalyticsQueries:
         fresh: Freshness = WHATEVER_THERE_IS,
         without: Collection[UUID] = (),
     ) -> tuple[Ranking, bool]:
-        """Who trends, and whether that was kept; one without some videos never is.
+        """Return who trends, and whether that was kept; one without some videos never is.
 
-        Raises ReadModelBehind and AnalyticsUnavailable.
+        Raise ReadModelBehind and AnalyticsUnavailable.
         """
 
         async def make(now: datetime) -> list[Ranked]:
@@ -123,9 +123,9 @@ class AnalyticsQueries:
     async def stats(
         self, video_id: UUID, range_: Range, bucket: Bucket, *, began: datetime, fresh: Freshness
     ) -> Stats:
-        """How a video did that there is since `began`.
+        """Return how a video did that there is since `began`.
 
-        Raises ReadModelBehind, AnalyticsUnavailable, and TooManyPoints for hours of all times.
+        Raise ReadModelBehind, AnalyticsUnavailable, and TooManyPoints for hours of all times.
         """
         await self.wait(fresh, COUNTS_CONSUMER, VIDEOS_CONSUMER)
         now = datetime.now(UTC)

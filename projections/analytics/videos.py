@@ -108,7 +108,7 @@ def _keys(
 
 
 def message(position: int, event: Aggregate.Event) -> Message:
-    """What is told of one of the events in WRITES, for the analytics alone."""
+    """Return what is told of one of the events in WRITES, for the analytics alone."""
     value = {
         "id": event.originator_id,
         "at": event.timestamp,
@@ -129,6 +129,6 @@ def message(position: int, event: Aggregate.Event) -> Message:
 
 
 def told(topic: str, value: Mapping[str, Any]) -> UploadChange:
-    """What such a message says."""
+    """Return what such a message says."""
     at = datetime.fromisoformat(value["at"])
     return UploadChange(KINDS[topic], {**value, "id": UUID(value["id"]), "at": at})

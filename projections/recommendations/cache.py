@@ -96,7 +96,7 @@ class RecommendationCache:
 
         Concurrent callers share one computation. Some videos may be seen or removed by now: that
         is for `display` to tell. Where there are few, the newest videos follow, as they are now.
-        Raises ReadModelBehind, and never RedisError.
+        Raise ReadModelBehind, and never RedisError.
         """
         made, cached = await self._cache.get(
             PREFIX + user_id,
@@ -130,7 +130,7 @@ def open_recommendations(
     likes: Likes,
     catalog: Catalog,
 ) -> RecommendationCache:
-    """Recommendations from these connections; to be closed before them. Raises SettingsError."""
+    """Recommendations from these connections; to be closed before them. Raise SettingsError."""
 
     async def trend(fresh: Freshness) -> Sequence[Ranked]:
         try:

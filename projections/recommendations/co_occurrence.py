@@ -189,7 +189,7 @@ class Viewer:
         del self.recent[:-most]
 
     def others(self, video_id: str, most: int) -> list[str]:
-        """The last videos beside this one, the latest first."""
+        """Return the last videos beside this one, the latest first."""
         return [video for _, video in reversed(self.recent) if video != video_id][:most]
 
 
@@ -281,7 +281,7 @@ def rank_categories(conn: Connection[TupleRow], weighing: Weighing) -> None:
 def _viewers(
     conn: Connection[TupleRow], batch: Sequence[Engagement], weighing: Weighing
 ) -> dict[str, Viewer]:
-    """What the pairing has to know of those who come in the batch."""
+    """Return what the pairing has to know of those who come in the batch."""
     viewers = {event.viewer: Viewer() for event in batch}
     keys = {(event.viewer, event.video_id) for event in batch}
     for viewer, video_id, *times in conn.execute(KNOWN, columns(keys), prepare=True):

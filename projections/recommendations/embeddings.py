@@ -148,14 +148,14 @@ class Text(NamedTuple):
 def page(
     conn: Connection[TupleRow], catalog: Catalog, after: int, limit: int
 ) -> Sequence[Digested]:
-    """The videos that were completed after that position, the oldest first."""
+    """Return the videos that were completed after that position, the oldest first."""
     return [Digested(*row) for row in conn.execute(catalog.sql(PAGE), (after, limit)).fetchall()]
 
 
 def texts_of(
     conn: Connection[TupleRow], catalog: Catalog, videos: Sequence[UUID]
 ) -> Sequence[Text]:
-    """The texts of those that are there, the oldest first."""
+    """Return the texts of those that are there, the oldest first."""
     return [Text(*row) for row in conn.execute(catalog.sql(THESE), (list(videos),)).fetchall()]
 
 
@@ -183,7 +183,7 @@ class Embedded(NamedTuple):
 
 
 def lack(conn: Connection[Any]) -> str | None:
-    """What the database lacks for embeddings; None where it can have them, or has."""
+    """Return what the database lacks for embeddings; None where it can have them, or has."""
     made, version, visible = conn.execute(EXTENSION).fetchone() or (False, None, False)
     if version is None:
         return "the server of the analytics' database has no pgvector"
@@ -195,7 +195,7 @@ def lack(conn: Connection[Any]) -> str | None:
 
 
 def prepare(conn: Connection[TupleRow], model: str, dimensions: int) -> str | None:
-    """Have the table for this model, empty when it was another's; returns what is lacking, if so.
+    """Have the table for this model, empty when it was another's; return what is lacking, if so.
 
     To be used by one process at a time. Raises psycopg.Error.
     """
@@ -217,7 +217,7 @@ def prepare(conn: Connection[TupleRow], model: str, dimensions: int) -> str | No
 
 
 def state(conn: Connection[Any]) -> EmbeddingState | None:
-    """What is there now; None where nothing is."""
+    """Return what is there now; None where nothing is."""
     try:
         row = conn.execute(STATE).fetchone()
     except UndefinedTable:
@@ -226,7 +226,7 @@ def state(conn: Connection[Any]) -> EmbeddingState | None:
 
 
 def outdated(conn: Connection[TupleRow], videos: Sequence[Digested]) -> set[UUID]:
-    """Those whose present text has no embedding and was not rejected either."""
+    """Return those whose present text has no embedding and was not rejected either."""
     given = ([each.video_id for each in videos], [each.digest for each in videos])
     return {video for (video,) in conn.execute(OUTDATED, given).fetchall()}
 
@@ -238,7 +238,7 @@ def put(conn: Connection[TupleRow], batch: Sequence[Embedded]) -> None:
 
 
 def forget_removed(conn: Connection[TupleRow]) -> int:
-    """Drop the embeddings of videos that were removed; returns how many."""
+    """Drop the embeddings of videos that were removed; return how many."""
     return conn.execute(FORGET).rowcount
 
 

@@ -96,7 +96,7 @@ FOREIGN = re.compile(
 
 
 def cut(line: str, limit: int) -> str:
-    """The beginning of a line, of at most `limit` characters, cut between words.
+    """Return the beginning of a line, of at most `limit` characters, cut between words.
 
     A word of more than half the limit is cut between graphemes
     (https://www.unicode.org/reports/tr29/), as far as marks, joined emoji and flags go.
@@ -109,7 +109,7 @@ def cut(line: str, limit: int) -> str:
 
 
 def plain(text: str) -> str:
-    """A text without line breaks, control characters, directions, and characters without a look."""
+    """Return a text without line breaks, controls, directions and invisible characters."""
     if not text.isprintable():
         text = "".join(map(_kept, text))
     if not text.isascii():
@@ -129,7 +129,7 @@ def _kept(char: str) -> str:
 
 
 def _grapheme(line: str, end: int) -> int:
-    """The nearest place at or before `end` where no grapheme is cut; `end` if none is near."""
+    """Return the nearest place up to `end` where no grapheme is cut; `end` if none is near."""
     for place in range(end, max(end - LONGEST_GRAPHEME, 0), -1):
         if not _joined(line, place):
             return place
@@ -144,7 +144,7 @@ def _joined(line: str, place: int) -> bool:
 
 
 def _odd_flag(line: str, place: int) -> bool:
-    """Whether the letters of flags before a place are an odd number: two of them are one flag."""
+    """Return whether an odd number of flag letters stands before a place: two make one flag."""
     start = place
     while start and ord(line[start - 1]) in FLAG_LETTERS:
         start -= 1
@@ -174,7 +174,7 @@ class Question:
 
 
 def candidate_id(number: int) -> str:
-    """The id of the candidate with this number, from 1."""
+    """Return the id of the candidate with this number, from 1."""
     return f"c{number}"
 
 
@@ -192,7 +192,7 @@ def answer_form(candidates: int) -> type[Picks]:
 
 
 def question(material: Material, limit: int) -> Question:
-    """The user message about a viewer; videos that nothing is known of are left out of it."""
+    """Return the user message about a viewer, without videos that nothing is known of."""
     described, profile = material.described, material.profile
     offered = [each for each in material.candidates if each.video_id in described]
     offered = offered[:MOST_CANDIDATES]
@@ -260,7 +260,7 @@ def _entry(name: str, lines: Lines, detail: Mapping[str, int]) -> dict[str, str]
 
 
 def shown(reason: str) -> str | None:
-    """The reason as one line; None if it can't be shown.
+    """Return the reason as one line; None if it can't be shown.
 
     None for what is empty or too long, and for what holds a link, an address, a number to call,
     markup, an id of the question, line breaks or unseen characters.

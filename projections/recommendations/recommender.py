@@ -89,7 +89,7 @@ async def profile_of(
     main_conn: AsyncConnection[TupleRow],
     user_id: str,
 ) -> Profile:
-    """The profile of a user; an empty one of a user of whom nothing is known.
+    """Return the profile of a user; an empty one of a user of whom nothing is known.
 
     `main_conn` is to the database of `likes`. A like that the analytics have not seen yet is taken
     to be of now.
@@ -114,7 +114,7 @@ async def _liked_at(
 async def describe(
     conn: AsyncConnection[TupleRow], catalog: Catalog, videos: Sequence[UUID]
 ) -> dict[UUID, Described]:
-    """Those of the videos that are there, as they are called now."""
+    """Return those of the videos that are there, as they are called now."""
     async with conn.cursor(row_factory=class_row(Described)) as cursor:
         await cursor.execute(catalog.sql(DESCRIBE), (list(videos),))
         return {each.video_id: each for each in await cursor.fetchall()}
@@ -147,7 +147,7 @@ class Recommender:
     async def recommend(self, user_id: str, fresh: Freshness) -> RankedRecommendations:
         """Videos for a user; few, or none, where little has happened yet.
 
-        Raises ReadModelBehind.
+        Raise ReadModelBehind.
         """
         trending = await self._trend(fresh)
         deadline = time.monotonic() + self._seconds
@@ -193,7 +193,7 @@ class Recommender:
     async def _asked(
         self, ranker: Ranker, material: Material, made: RankedRecommendations, deadline: float
     ) -> RankedRecommendations:
-        """The same in the language model's order, if there is one in time."""
+        """Return `made` in the language model's order, if there is one in time."""
         try:
             ranked = await ranker.rank(material, MOST, deadline - time.monotonic())
         except LanguageModelError as error:
@@ -205,7 +205,7 @@ class Recommender:
         return replace(made, source=RecommendationSource.LLM, items=tuple(fuse(made.items, ranked)))
 
     async def _material(self, user_id: str, trending: Sequence[Ranked]) -> tuple[Material, bool]:
-        """What is known of the user and of what may be recommended; else only what trends."""
+        """Return what is known of the user and the candidates; without a database, what trends."""
         try:
             async with self._pool.connection() as conn, self._analytics.connection() as analytics:
                 return await self._look(conn, analytics, user_id, trending), True
@@ -227,7 +227,7 @@ class Recommender:
         return Material(profile, there, described)
 
     async def _engaged_with(self, user_id: str, videos: Sequence[UUID]) -> Collection[UUID]:
-        """Those that the user has seen; none while nobody can tell."""
+        """Return those that the user has seen; none while nobody can tell."""
         try:
             async with self._analytics.connection() as conn:
                 return await engaged_with(conn, user_id, videos)
@@ -241,7 +241,7 @@ class Recommender:
 
 
 def _latest(profile: Profile) -> list[UUID]:
-    """The videos of the profile, the newest engagement first."""
+    """Return the videos of the profile, the newest engagement first."""
     engaged = sorted(chain(profile.liked, profile.watched), key=lambda each: each.at, reverse=True)
     return list(dict.fromkeys(each.video_id for each in engaged))
 

@@ -78,7 +78,7 @@ ORDER BY rank
 
 
 def narrowed(given: Mapping[str, Any]) -> LiteralString:
-    """What is asked of listed videos beside: `given` has `category` or None, maybe `without`."""
+    """Return the further conditions of listed videos, by `category` and `without` in `given`."""
     in_category: LiteralString = IN_CATEGORY if given["category"] is not None else ""
     return in_category + NONE_OF if given.get("without") else in_category
 
@@ -108,7 +108,7 @@ class Formula:
         )
 
     def weights(self) -> Mapping[str, float]:
-        """The parameters of the query that are the formula's."""
+        """Return the formula's parameters of the query."""
         return {
             "view_weight": self.view_weight,
             "like_weight": self.like_weight,

@@ -156,7 +156,7 @@ class Leaders:
 async def leading(
     conn: AsyncConnection[TupleRow], limit: int, given: dict[str, Any], half_life_hours: float
 ) -> Leaders:
-    """A few times `limit` videos; `given` has `time_range`, `now`, and what `narrowed` asks."""
+    """Return a few times `limit` videos; `given` has `time_range`, `now` and `narrowed`'s."""
     listed = LISTED + narrowed(given)
     given = {**given, "leaders": LEADERS * limit, "looked_at": LOOKED_AT * limit}
     cursor = await conn.execute(LEADING.format(listed=listed).encode(), given)
@@ -173,7 +173,7 @@ async def leading(
 async def rising(
     conn: AsyncConnection[TupleRow], rest: float, last_score: float, given: dict[str, Any]
 ) -> list[UUID] | None:
-    """Who may have got so much since the settling that `rest` and it are `last_score`, or more.
+    """Return the videos whose gain since the settling may lift `rest` to `last_score`.
 
     None where that can be too many to be looked up one by one. `given` has the formula's weights,
     and the hours that were not settled, from `settled_until` to `until`.
@@ -215,7 +215,7 @@ def settle(conn: Connection[TupleRow], window: Window, *, formula: Formula, now:
 async def settled(
     conn: AsyncConnection[TupleRow], window: Window, *, formula: Formula, now: datetime
 ) -> Settled | None:
-    """The sums that can be used now: of this hour, or of the one before while it is being settled.
+    """Return the usable sums: of this hour, or of the last while this one is being settled.
 
     To be used in a transaction that sees one state of the database.
     """
