@@ -123,10 +123,7 @@ class Publisher:
     ) -> None:
         self._settings = settings
         self._acknowledged_seconds = acknowledged_seconds
-        self._limits = {
-            "compression_type": compression,
-            "max_request_size": max_message_bytes,
-        }
+        self._limits = {"compression_type": compression, "max_request_size": max_message_bytes}
         self._producer: Any = None
 
     async def start(self) -> None:
@@ -310,12 +307,7 @@ class Reader:
             raise KafkaAway(describe(error)) from error
         records = [
             Record(
-                Partition(*where),
-                one.offset,
-                one.key,
-                one.value,
-                one.headers,
-                one.timestamp / 1000,
+                Partition(*where), one.offset, one.key, one.value, one.headers, one.timestamp / 1000
             )
             for where, batch in found.items()
             for one in batch

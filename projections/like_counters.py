@@ -74,10 +74,7 @@ WHERE s.kind = 'projection' AND s.subscription = %b
 """
 HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
 
-COUNTERS_PUBLISHED = counter(
-    "backlot_like_counters_published",
-    "Like counters put into Redis.",
-)
+COUNTERS_PUBLISHED = counter("backlot_like_counters_published", "Like counters put into Redis.")
 COUNTER_LAG_EVENTS = gauge(
     "backlot_like_counters_lag_events",
     "Positions between the likes' read model and the counters in Redis.",

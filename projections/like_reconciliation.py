@@ -39,8 +39,7 @@ COUNTER_DRIFT = gauge(
     "Like counters that differed from the read model when they were last compared.",
 )
 COUNTERS_DRIFTED = counter(
-    "backlot_like_counters_drifted",
-    "Like counters that were found to differ from the read model.",
+    "backlot_like_counters_drifted", "Like counters that were found to differ from the read model."
 )
 
 

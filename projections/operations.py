@@ -82,10 +82,7 @@ def _finished(_: int, event: Operation.Finished) -> tuple[Any, ...]:
 
 
 WRITES: Mapping[type[Aggregate.Event], Write] = MappingProxyType(
-    {
-        Operation.Requested: Write(REQUEST, _requested),
-        Operation.Finished: Write(FINISH, _finished),
-    }
+    {Operation.Requested: Write(REQUEST, _requested), Operation.Finished: Write(FINISH, _finished)}
 )
 
 

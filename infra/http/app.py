@@ -10,15 +10,7 @@ import structlog
 from fastapi import Depends, FastAPI, Request, Response
 
 from infra.http.auth import Authenticator, Identity, InvalidToken, KeysUnavailable
-from infra.http.edge import (
-    DirectRoute,
-    Edge,
-    EdgedApp,
-    add_header,
-    client_address,
-    header,
-    hot,
-)
+from infra.http.edge import DirectRoute, Edge, EdgedApp, add_header, client_address, header, hot
 from infra.http.problems import (
     FRAMEWORK,
     TITLES,
@@ -163,10 +155,7 @@ async def _verify(authenticator: Authenticator, token: str) -> Identity:
     except KeysUnavailable as error:
         log.warning("key_server_unavailable", error=str(error))
         raise Problem(
-            503,
-            "unavailable",
-            "Tokens can't be verified right now.",
-            headers={"Retry-After": "5"},
+            503, "unavailable", "Tokens can't be verified right now.", headers={"Retry-After": "5"}
         ) from error
 
 

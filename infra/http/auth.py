@@ -64,11 +64,7 @@ class RemoteKeys:
     """Finds a token's key by its ``kid``; unknown ones refetch at most every 30 seconds."""
 
     def __init__(
-        self,
-        url: str,
-        algorithms: Collection[str],
-        *,
-        clock: Callable[[], float] = time.monotonic,
+        self, url: str, algorithms: Collection[str], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._client = jwt.PyJWKClient(
             url, lifespan=KEYS_LIFESPAN_SECONDS, timeout=FETCH_TIMEOUT_SECONDS
@@ -265,9 +261,7 @@ def make_authenticator(settings: AuthSettings, local_secret: str | None = None) 
     that cannot be used.
     """
     return Authenticator(
-        _keys(settings, local_secret),
-        issuer=settings.issuer,
-        audience=settings.audience,
+        _keys(settings, local_secret), issuer=settings.issuer, audience=settings.audience
     )
 
 

@@ -74,15 +74,10 @@ class OpenAIModel:
     ) -> Parsed[Answer]:
         """As the port has it."""
 
-        def send(
-            client: AsyncOpenAI,
-        ) -> Awaitable[LegacyAPIResponse[ParsedChatCompletion[Answer]]]:
+        def send(client: AsyncOpenAI) -> Awaitable[LegacyAPIResponse[ParsedChatCompletion[Answer]]]:
             return client.chat.completions.with_raw_response.parse(
                 model=model,
-                messages=[
-                    {"role": "system", "content": system},
-                    {"role": "user", "content": user},
-                ],
+                messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
                 response_format=schema,
                 temperature=0,
                 max_completion_tokens=max_output_tokens,

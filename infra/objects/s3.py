@@ -189,13 +189,7 @@ class S3Store:
     ) -> SignedUrl:
         at = self._clock().astimezone(UTC).replace(microsecond=0)
         url = self._signer.sign(
-            method,
-            check_key(key),
-            query,
-            headers=headers,
-            keys=self._keys(),
-            at=at,
-            ttl=self._ttl,
+            method, check_key(key), query, headers=headers, keys=self._keys(), at=at, ttl=self._ttl
         )
         return SignedUrl(url, at + self._ttl)
 
@@ -217,10 +211,7 @@ class S3Store:
 
     def _arrived(self, key: str, upload_id: str) -> Iterator[PartTypeDef]:
         pages = self._client.get_paginator("list_parts").paginate(
-            Bucket=self._bucket,
-            Key=key,
-            UploadId=upload_id,
-            PaginationConfig={"PageSize": PAGE},
+            Bucket=self._bucket, Key=key, UploadId=upload_id, PaginationConfig={"PageSize": PAGE}
         )
         for page in pages:
             yield from page.get("Parts", [])

@@ -222,8 +222,7 @@ class S3Session:
         self._place = place
         try:
             self._session = boto3.session.Session(
-                aws_access_key_id=place.access_key_id,
-                aws_secret_access_key=place.secret_access_key,
+                aws_access_key_id=place.access_key_id, aws_secret_access_key=place.secret_access_key
             )
             self.region = place.region or self._session.region_name or DEFAULT_REGION
             found = self._session.get_credentials()

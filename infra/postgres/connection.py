@@ -88,11 +88,7 @@ class Limits:
     @classmethod
     def from_settings(cls, settings: DatabaseSettings) -> Self:
         """Return what the settings give requests."""
-        return cls(
-            settings.connect_seconds,
-            settings.pool_seconds,
-            settings.statement_seconds,
-        )
+        return cls(settings.connect_seconds, settings.pool_seconds, settings.statement_seconds)
 
     @property
     def silence(self) -> float:

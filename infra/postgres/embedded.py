@@ -56,8 +56,7 @@ SETTINGS: Mapping[str, str] = {
 }
 
 POSTGRES_RESTARTS = counter(
-    "backlot_postgres_restarts",
-    "Times that the embedded PostgreSQL died and was started again.",
+    "backlot_postgres_restarts", "Times that the embedded PostgreSQL died and was started again."
 )
 
 

@@ -55,9 +55,7 @@ TASK_SECONDS = histogram(
     buckets=(*SECONDS, 30.0, 60.0, 120.0),
 )
 TASKS_RUNNING = gauge(
-    "backlot_tasks_running",
-    "Tasks that this process runs right now, by actor.",
-    ("actor",),
+    "backlot_tasks_running", "Tasks that this process runs right now, by actor.", ("actor",)
 )
 TASK_QUEUE = gauge(
     "backlot_task_queue",

@@ -65,10 +65,7 @@ class Correlation(Middleware):
 
 
 def enqueue(
-    actor: Actor[..., Any],
-    *args: object,
-    correlation_id: str | None,
-    causation_id: str | None,
+    actor: Actor[..., Any], *args: object, correlation_id: str | None, causation_id: str | None
 ) -> str:
     """Send one task and return its id; it blocks, so call it in a thread.
 

@@ -104,9 +104,7 @@ class RabbitmqTaskQueues:
         return self._take(queue, lambda channel, task, message: wanted(task))
 
     def _take(
-        self,
-        queue: str,
-        take: Callable[[BlockingChannel, FailedTask, Message[Any] | None], bool],
+        self, queue: str, take: Callable[[BlockingChannel, FailedTask, Message[Any] | None], bool]
     ) -> list[FailedTask]:
         """Return the dead letters that `take` took; the rest is back once the connection ends."""
         taken: list[FailedTask] = []

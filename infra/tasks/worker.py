@@ -48,10 +48,7 @@ class TaskWorker:
 
 
 def configure(
-    settings: Settings,
-    *,
-    on_dead: OnDead | None = None,
-    resources: Resources[Any] | None = None,
+    settings: Settings, *, on_dead: OnDead | None = None, resources: Resources[Any] | None = None
 ) -> Broker:
     """Logs as everywhere, and the broker that `dramatiq` finds; metrics at the setting's port."""
     configure_logging(settings.logs)

@@ -12,13 +12,7 @@ from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
-from engine.freshness import (
-    WHATEVER_THERE_IS,
-    Freshness,
-    Pool,
-    ReadModelBehind,
-    Waiting,
-)
+from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool, ReadModelBehind, Waiting
 from infra.cache import Cached, Requirement
 from infra.metrics import counter
 from infra.position import Position

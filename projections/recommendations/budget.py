@@ -124,11 +124,7 @@ class Budget:
 
     @classmethod
     def from_settings(cls, settings: RecommendationSettings, redis: Redis) -> Budget:
-        return cls(
-            redis,
-            per_user=settings.user_calls_per_day,
-            for_all=settings.calls_per_day,
-        )
+        return cls(redis, per_user=settings.user_calls_per_day, for_all=settings.calls_per_day)
 
     @asynccontextmanager
     async def call(self, user_id: str) -> AsyncIterator[None]:

@@ -10,13 +10,7 @@ from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
 from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool
-from infra.cache import (
-    Cached,
-    Generations,
-    Lifetimes,
-    ReadThroughCache,
-    Requirement,
-)
+from infra.cache import Cached, Generations, Lifetimes, ReadThroughCache, Requirement
 from infra.metrics import counter
 from infra.redis import OptionalRedis
 from infra.settings.adapters import LanguageModelSettings

@@ -203,10 +203,7 @@ def question(material: Material, limit: int) -> Question:
         _known(profile.watched[:MOST_WATCHED], described),
         _known(profile.liked[:MOST_LIKED], described),
     )
-    fixed = {
-        "limit": most,
-        "trending": [ids[each.video_id] for each in trending[:MOST_TRENDING]],
-    }
+    fixed = {"limit": most, "trending": [ids[each.video_id] for each in trending[:MOST_TRENDING]]}
     lines = {video: _lines(described[video]) for video in {*history.names, *ids}}
     text = ""
     for detail in DETAILS:

@@ -20,10 +20,7 @@ POINTS: LiteralString = (
     " + %(comment_weight)s::float8 * {comments} + %(watch_minute_weight)s::float8 * {minutes})"
 )
 BOOST: LiteralString = "(%(recent_boost)s::float8 - 1) * " + POINTS.format(
-    views="recent_views",
-    likes="recent_likes",
-    comments="recent_comments",
-    minutes="recent_minutes",
+    views="recent_views", likes="recent_likes", comments="recent_comments", minutes="recent_minutes"
 )
 BASE: LiteralString = (
     POINTS.format(views="views", likes="likes", comments="comments", minutes="minutes")
