@@ -7,16 +7,44 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from uuid import UUID
 
 import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.migrations import MigrationSet
+from infra.metrics import counter, gauge
 from projections.like_counters import Counter, Counters, counted
 from projections.likes import Likes
 
 log = structlog.get_logger(__name__)
+
+TABLES = MigrationSet("projections", Path(__file__).with_name("sql"), "projections")
+"""The table of the drift that was found; it belongs to no copy of the likes."""
+
+WAIT_SECONDS = 5.0
+POLL_SECONDS = 0.05
+FILL_SECONDS = 0.5
+
+REPORT = """
+INSERT INTO projections.like_drift
+    (video_id, counter, counter_position, likes, position, repaired)
+VALUES (%s, %s, %s, %s, %s, %s)
+"""
+
+COUNTER_DRIFT = gauge(
+    "backlot_like_counters_drifting",
+    "Like counters that differed from the read model when they were last compared.",
+)
+COUNTERS_DRIFTED = counter(
+    "backlot_like_counters_drifted", "Like counters that were found to differ from the read model."
+)
+
+
+class CountersBehind(Exception):
+    """What the read model has is not in the counters yet, so that nothing can be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +75,7 @@ def reconcile(
 ) -> Reconciled:
     """Compare every counter that there is; write down and, unless told not to, mend what differs.
 
-    Raises CountersBehind when the publisher does not catch up within `wait_seconds`, and what
+    Raise CountersBehind when the publisher does not catch up within `wait_seconds`, and what
     Redis and the database raise when they are away.
     """
     result = Reconciled(repaired=repair)
@@ -74,7 +102,7 @@ def reconcile(
 
 
 def _lasting(counters: Counters, drifted: list[Drift]) -> list[Drift]:
-    """Those that are still so: a fill that came too late takes itself back within a moment."""
+    """Return the drifts that last: a fill that came too late takes itself back in a moment."""
     if not drifted:
         return []
     time.sleep(FILL_SECONDS)
