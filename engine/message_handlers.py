@@ -1,7 +1,7 @@
 """Handlers of messages: each is handled once for all that is known, and none is lost.
 
-What can't be read or handled is a dead letter, kept with the reason until an operator has it
-handled after all, or gives it up.
+What can't be read or handled is a dead letter with its reason, until an operator has it handled
+after all, or gives it up.
 """
 
 from __future__ import annotations
@@ -30,19 +30,43 @@ from engine.messages import (
     Received,
     Unreadable,
 )
-from engine.metrics import (
-    CONSUMED,
-    CONSUMER_DEAD,
-    CONSUMER_DIED,
-    CONSUMER_FAILURES,
-    CONSUMER_LAG,
-    CONSUMER_LAG_SECONDS,
-)
 from engine.sources import MessageSource
 from engine.subscription import CheckpointReader, Handler
 from infra.errors import describe
+from infra.metrics import counter, gauge
 
 log = structlog.get_logger(__name__)
+
+CONSUMED = counter(
+    "backlot_consumer_messages",
+    "Messages that a consumer has handled, by topic.",
+    ("consumer", "topic"),
+)
+CONSUMER_LAG = gauge(
+    "backlot_consumer_lag_messages",
+    "Positions of the log (with Kafka: messages) between its end and the consumer.",
+    ("consumer",),
+)
+CONSUMER_LAG_SECONDS = gauge(
+    "backlot_consumer_lag_seconds",
+    "Age of the oldest message that the consumer is at; 0 when it is caught up.",
+    ("consumer",),
+)
+CONSUMER_FAILURES = counter(
+    "backlot_consumer_failures",
+    "Times that a consumer could not go on, and tried again later (source, handler).",
+    ("consumer", "step"),
+)
+CONSUMER_DIED = counter(
+    "backlot_consumer_died",
+    "Messages that a consumer could not read or handle, and set aside.",
+    ("consumer", "topic"),
+)
+CONSUMER_DEAD = gauge(
+    "backlot_consumer_dead",
+    "Messages of the consumer that are set aside.",
+    ("consumer",),
+)
 
 REDRIVE_MESSAGES = 100
 
@@ -71,14 +95,14 @@ class MessageCheckpoint(CheckpointReader, Protocol):
         """Write down, in one transaction, what became of messages that were dead."""
 
     def wanted(self, conn: Connection[TupleRow], limit: int) -> list[Raw]:
-        """Return dead messages that somebody wants to have handled after all."""
+        """Return dead messages that an operator wants to have handled after all."""
 
     def count_dead(self, conn: Connection[TupleRow]) -> int:
         """Return how many messages are dead."""
 
 
 class MessageHandler(Handler[Fetched]):
-    """What all handlers of messages do: write down what became of them, tell, and redrive."""
+    """What all handlers of messages do: write down what became of them, measure, and redrive."""
 
     def __init__(
         self,
@@ -88,7 +112,7 @@ class MessageHandler(Handler[Fetched]):
         *,
         hurried: asyncio.Event | None = None,
     ) -> None:
-        """`hurried` is set while somebody waits for what is made of what was recorded."""
+        """`hurried` is set while a query waits for what the messages lead to."""
         self._name = name
         self._source = source
         self._checkpoint = checkpoint
@@ -145,9 +169,9 @@ class MessageHandler(Handler[Fetched]):
         await self._write_places(conn)
 
     async def stop(self) -> None:
-        """Withdraw the gauges: whoever is active next tells how far the consumer is."""
-        for gauge in (CONSUMER_LAG, CONSUMER_LAG_SECONDS, CONSUMER_DEAD):
-            gauge.remove(self._name)
+        """Withdraw the gauges: the process that is active next sets them."""
+        for each in (CONSUMER_LAG, CONSUMER_LAG_SECONDS, CONSUMER_DEAD):
+            each.remove(self._name)
 
     def failed(self, error: Exception, step: str = "source") -> None:
         """Count and log what stopped the consumer, or its handling of a batch."""
@@ -182,7 +206,7 @@ class MessageHandler(Handler[Fetched]):
             at: Connection[TupleRow], handled: Iterable[Received], dead: Iterable[Dead]
         ) -> None:
             dead = list(dead)
-            # Those that were handled before, however they died, need not be kept either.
+            # Those that were handled before, however they died, need not stay dead letters either.
             poisonous = {each.id for each in dead if each.id is not None}
             revived = [each for each in readable if each.id not in poisonous]
             self._checkpoint.settle_redriven(at, revived, dead)

@@ -11,9 +11,9 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from engine.connections import ThreadedConnection
+from engine.connections import ThreadedConnection, in_thread
 from engine.messages import Poison, Received
-from engine.schedule import Job, Outage, in_thread, repeat
+from engine.schedule import Job, Outage, repeat
 from infra.errors import describe
 from infra.metrics import counter
 from infra.postgres.connection import open_connection

@@ -8,8 +8,8 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from redis import RedisError
 
-from engine.connections import connect
-from engine.schedule import Job, Outage, in_thread, repeat
+from engine.connections import connect, in_thread
+from engine.schedule import Job, Outage, repeat
 from infra.advisory_locks import Lock, try_lock
 from projections.like_counters import COUNTER_FAILURES, Counters
 from projections.like_reconciliation import CountersBehind, Reconciled, reconcile

@@ -9,7 +9,8 @@ from functools import partial
 import psycopg
 import structlog
 
-from engine.schedule import Job, Outage, in_thread, repeat
+from engine.connections import in_thread
+from engine.schedule import Job, Outage, repeat
 from infra.metrics import counter, gauge
 from infra.postgres.connection import open_connection
 from projections.analytics.windows import Window

@@ -30,7 +30,7 @@ from engine.leader_lock import EveryProcess
 from engine.operations import claim, finish, load, release, request
 from engine.replay.requests import begin_for_outdated
 from engine.sources import Wakeups
-from engine.subscription import Handler, Subscription, Unkept
+from engine.subscription import Handler, NoCheckpoint, Subscription
 from infra.cancellation import cancel, to_the_end
 from infra.errors import describe
 from projections.operations import Operations
@@ -207,7 +207,7 @@ class Executor(Handler[None]):
             self._tools.database_url,
             "operations",
             source=Wakeups(moved),
-            checkpoint=Unkept(),
+            checkpoint=NoCheckpoint(),
             handler=self,
             on_error=self._failed,
             # Each operation is claimed for itself.
