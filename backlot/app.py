@@ -31,6 +31,7 @@ from engine.schedule import Job
 from engine.telemetry import ViewerKeys
 from infra.http.app import create_app
 from infra.llm.embeddings import make_embedder
+from infra.postgres.pool import make_pool
 from infra.settings import Role
 from projections.analytics.queries import AnalyticsQueries
 from projections.analytics.rebuild import NAME as ANALYTICS
@@ -40,6 +41,7 @@ from projections.recommendations.cache import open_recommendations
 from projections.trending.formula import Formula
 from readapi.audit.routes import Integrity
 from readapi.live_counts import LikeCounts, LiveCounts
+from readapi.queries import Queries
 from workers.analytics import pruning_job
 from workers.embeddings import embedding_job
 from workers.likes import reconcile_job
@@ -124,9 +126,9 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
         yield
 
 
-async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
+async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
     settings = parts.settings
-    pool = readapi.app.make_pool(parts.database_url, limits=parts.limits)
+    pool = make_pool(parts.database_url, limits=parts.limits)
     await pool.open()
     stack.push_async_callback(pool.close)
     ttl = settings.likes.counter_ttl_seconds
@@ -149,7 +151,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> readapi.app.Queries:
         catalog=parts.models.catalog,
     )
     stack.push_async_callback(recommendations.aclose)
-    return readapi.app.Queries(
+    return Queries(
         pool=pool,
         catalog=parts.models.catalog,
         likes=parts.models.likes,

@@ -23,6 +23,7 @@ from typer.exceptions import TyperException
 
 from backlot import likes, tasks, topics
 from backlot.arguments import SIZES, CommandGroup
+from backlot.database import signing_secret
 from backlot.events import commands
 from backlot.output import Json, show
 from backlot.projections import commands as projections
@@ -54,10 +55,6 @@ app.add_typer(tasks.app, name="tasks")
 
 class CommandError(UsageError):
     """A command that cannot be carried out as it was given."""
-
-
-class NoSecret(OperatorError):
-    """Nothing here can sign a token."""
 
 
 class BenchmarksMissing(OperatorError):
@@ -221,24 +218,6 @@ def parse_ttl(text: str) -> timedelta:
     if lifetime > timedelta(days=3660):
         raise CommandError("--ttl: at most ten years")
     return lifetime
-
-
-def signing_secret(settings: Settings) -> str:
-    """The secret that local tokens are signed with. Raises NoSecret when there is none."""
-    from infra.data_folder import secret_path
-
-    if settings.auth.secret is not None:
-        return settings.auth.secret.get_secret_value()
-    if not settings.auth.local:
-        raise NoSecret("tokens come from your identity provider: JWT_SECRET is not set")
-    folder = settings.server.data_dir
-    path = secret_path(folder)
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        raise NoSecret(f"no secret in {folder} yet: start `make up` once") from None
-    except OSError as error:
-        raise NoSecret(f"the secret {path} cannot be read: {error.strerror}") from error
 
 
 def _local_token(

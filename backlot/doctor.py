@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 from redis import RedisError
 
-from backlot.operator import NothingRuns
+from backlot.database import NothingRuns
 from backlot.output import flow
 from backlot.part_status import PATIENCE_SECONDS, DoctorPart, Kind, analytics, embeddings, failing
 from backlot.projections.text import in_trouble, read_statuses

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backlot.arguments import group
-from backlot.operator import database_url
+from backlot.database import database_url
 from backlot.output import Json, show
 from infra.errors import ExitCode, OperatorError
 from infra.settings import Settings, load_settings
@@ -68,7 +68,7 @@ def _reconcile(settings: Settings, *, repair: bool) -> Reconciled:
 
 
 def _compare(url: str, counters: Counters, *, repair: bool) -> Reconciled | None:
-    from backlot.operator import recorded
+    from backlot.database import recorded
     from domain.operation import OperationOutcome
     from projections.likes import Likes
     from workers.likes import reconcile_once

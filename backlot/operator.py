@@ -5,11 +5,9 @@ What is done, and how, is in `projections/operating/`: the same as what is asked
 
 from __future__ import annotations
 
-import getpass
 import logging
-import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from threading import Event
 
@@ -21,13 +19,18 @@ from psycopg.rows import TupleRow
 
 from backlot.arguments import require
 from backlot.bootstrap import ReadModels, analytics_means, open_counters
-from domain.errors import DomainError
+from backlot.database import (
+    DatabaseAway,
+    database_url,
+    operator_name,
+    recordable,
+)
 from domain.operation import Members, OperationOutcome
 from engine import checkpoints
 from engine.comparison import Difference
 from engine.connections import connect
 from engine.event_store import GroupCommitRecorder, open_recorder
-from engine.operations import Recording, load, recording
+from engine.operations import load, recording
 from engine.projection import Projection
 from engine.replay.records import Report, tell_nobody
 from infra.errors import OperatorError
@@ -39,66 +42,6 @@ from projections.like_counters import NAME as COUNTERS
 from projections.like_counters import Counters
 from workers.operations.action import Ended, Tools, say_no
 from workers.operations.actions import carry_out
-
-
-class NothingRuns(OperatorError):
-    """The embedded database is not started."""
-
-
-class DatabaseAway(OperatorError):
-    """The database does not answer, or is not one of Backlot's."""
-
-
-def database_url(settings: Settings) -> str:
-    """The libpq URL of the database; raises NothingRuns when the embedded one does not run."""
-    from infra.data_folder import cluster_path
-    from infra.postgres.embedded import running_url
-
-    if settings.database.url is not None:
-        return settings.database.url.get_secret_value()
-    url = running_url(cluster_path(settings.server.data_dir))
-    if url is None:
-        raise NothingRuns(f"nothing runs in {settings.server.data_dir}: start `make up` first")
-    return url
-
-
-class Unrecordable(OperatorError):
-    """What is asked for can't be recorded as it was said, so it is not done."""
-
-
-def operator_name() -> str:
-    """How the log names whoever gives commands on this machine: `operator:` and the login name."""
-    try:
-        return f"operator:{getpass.getuser()}"
-    except (OSError, KeyError, ImportError):
-        return f"operator:uid-{os.getuid()}"
-
-
-@contextmanager
-def recordable() -> Iterator[None]:
-    """Raise Unrecordable where the domain refuses an operation, such as for an empty reason."""
-    try:
-        yield
-    except DomainError as error:
-        raise Unrecordable(str(error)) from error
-
-
-@contextmanager
-def recorded(
-    database_url: str, action: str, subject: str, parameters: Members
-) -> Iterator[Recording]:
-    """Record a request, run the block, and record its end with the result that the block set.
-
-    Raises Unrecordable, the library's PersistenceError when the store is away, and whatever the
-    block raises.
-    """
-    recorder = open_recorder(database_url)
-    with (
-        closing(recorder.datastore),
-        recordable(),
-        recording(recorder, operator_name(), action, subject, parameters) as running,
-    ):
-        yield running
 
 
 class NotDone(OperatorError):

@@ -19,9 +19,9 @@ from engine.schedule import Job, run_job
 from engine.sources import BEHIND_EVENTS, MessageSource
 from engine.subscription import Subscription
 from infra.cancellation import END_SECONDS, cancel
-from infra.kafka import KafkaOptions
 from infra.metrics import counter
 from infra.settings import Role
+from infra.settings.adapters import KafkaSettings
 from infra.tasks.broker import make_broker, task_queues
 from infra.tasks.dead_letters import FailedTask
 from infra.tasks.resources import Resources
@@ -53,7 +53,7 @@ JOBS_BROKEN = counter(
 async def start_working(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> None:
     """Start what the roles of this process are; `stack` ends it, and loses nothing by that."""
     roles = parts.settings.server.roles
-    kafka = KafkaOptions.from_settings(parts.settings.kafka)
+    kafka = parts.settings.kafka if parts.settings.kafka.configured else None
     if Role.RELAY in roles and kafka is not None:
         in_background(_relay(parts, kafka).run(), stack)
     if roles & {Role.CONSUMERS, Role.TASKS}:
@@ -121,7 +121,7 @@ async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:
     return tasks
 
 
-def _relay(parts: Parts, kafka: KafkaOptions) -> Subscription[Any]:
+def _relay(parts: Parts, kafka: KafkaSettings) -> Subscription[Any]:
     settings = parts.settings
     return subscribe_relay(
         parts.database_url,
@@ -133,7 +133,9 @@ def _relay(parts: Parts, kafka: KafkaOptions) -> Subscription[Any]:
     )
 
 
-def _consume(parts: Parts, tasks: Tasks, kafka: KafkaOptions | None, stack: AsyncExitStack) -> None:
+def _consume(
+    parts: Parts, tasks: Tasks, kafka: KafkaSettings | None, stack: AsyncExitStack
+) -> None:
     settings = parts.settings
     consumers: list[Consumer] = [TranslationConsumer(tasks.translate_comment)]
     if wanted(settings.speech):
@@ -158,7 +160,7 @@ def _consume(parts: Parts, tasks: Tasks, kafka: KafkaOptions | None, stack: Asyn
         start_job(preparation_job(preparation, parts.analytics_url, seconds), stack)
 
 
-def _keep_analytics(parts: Parts, kafka: KafkaOptions | None, stack: AsyncExitStack) -> None:
+def _keep_analytics(parts: Parts, kafka: KafkaSettings | None, stack: AsyncExitStack) -> None:
     settings = parts.settings
     repeat = settings.watch.view_repeat
     rankings = TrendingInvalidation(parts.redis)
@@ -193,7 +195,7 @@ def _keep(parts: Parts, keeper: Keeper, source: MessageSource, stack: AsyncExitS
 def _source(
     parts: Parts,
     consumer: Consumer | Keeper,
-    kafka: KafkaOptions | None,
+    kafka: KafkaSettings | None,
     at_once: int = BATCH_EVENTS,
 ) -> MessageSource:
     """Kafka where it is configured, else the event log itself."""

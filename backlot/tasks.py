@@ -102,7 +102,7 @@ def discard(
     as_json: Json = False,
 ) -> None:
     """Give dead tasks up for good; the log keeps who did, when, why, and which they were."""
-    from backlot.operator import database_url, recorded
+    from backlot.database import database_url, recorded
 
     _require_choice(task, all_like, every=every)
     settings = load_settings()

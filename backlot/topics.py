@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Annotated, Any
 
-import psycopg
 import typer
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from backlot import arguments
 from backlot.arguments import ListingGroup, group
-from backlot.operator import DatabaseAway, database_url
+from backlot.database import database_url
 from backlot.output import Json, given, show, table
 from backlot.screen import Yes, require_yes
 from infra.errors import OperatorError, UsageError
-from infra.postgres.connection import explained, open_connection
-from infra.settings import Settings, load_settings
-from workers import topics
-from workers.topics import ConsumerPlace, RelayProgress
+from infra.settings import load_settings
 
 dead_app = group("Messages that could not be handled; the list of them.", ListingGroup)
 
@@ -63,6 +57,7 @@ def list_dead(
     as_json: Json = False,
 ) -> None:
     """What is set aside, the oldest first."""
+    from backlot.topic_text import looking
     from engine.checkpoints import SubscriptionKind
     from engine.dead_letters import letters
 
@@ -88,6 +83,7 @@ def show_dead(
     as_json: Json = False,
 ) -> None:
     """One of them: what it says, where it lay, what went wrong."""
+    from backlot.topic_text import looking
     from engine import dead_letters
     from engine.checkpoints import SubscriptionKind
 
@@ -115,7 +111,8 @@ def discard(
     as_json: Json = False,
 ) -> None:
     """Give dead messages up for good; the log keeps who did, when, why, and what they were."""
-    from backlot.operator import database_url, recorded
+    from backlot.database import recorded
+    from backlot.topic_text import looking
     from engine.checkpoints import SubscriptionKind
     from engine.dead_letters import give_up
 
@@ -176,6 +173,7 @@ app.add_typer(dead_app, name="dead")
 @app.command(name="list")
 def list_topics(as_json: Json = False) -> None:
     """The topics, how far each source is published and how far each consumer is."""
+    from backlot.topic_text import as_lines, looking
     from workers import topics as overview
 
     with looking(load_settings()) as conn:
@@ -194,6 +192,7 @@ def undelivered(
     as_json: Json = False,
 ) -> None:
     """What the relay could not publish at all, and why."""
+    from backlot.topic_text import looking
     from workers import topics as overview
 
     with looking(load_settings()) as conn:
@@ -214,7 +213,8 @@ def redrive(
     as_json: Json = False,
 ) -> None:
     """Give dead messages to their consumers again; those that can't be handled are dead again."""
-    from backlot.operator import operator_name
+    from backlot.database import operator_name
+    from backlot.topic_text import looking
     from engine import dead_letters
     from engine.checkpoints import SubscriptionKind
 
@@ -231,32 +231,3 @@ def redrive(
             topic=topic,
         )
     show(f"{count} to be driven again", {"redriven": count}, as_json)
-
-
-@contextmanager
-def looking(settings: Settings) -> Iterator[Connection[TupleRow]]:
-    """A connection to the database at hand; raises DatabaseAway, whenever it goes away."""
-    url = database_url(settings)
-    try:
-        with open_connection(url, "operator") as conn:
-            yield conn
-    except psycopg.errors.UndefinedTable as error:
-        raise DatabaseAway("its tables are not there yet: start Backlot on it once") from error
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        raise DatabaseAway(f"the database does not answer: {explained(error)}") from error
-
-
-def as_lines(relay: Sequence[RelayProgress], consumers: Sequence[ConsumerPlace]) -> list[str]:
-    """Three short tables: topics, the relay, consumers."""
-    rows = [(each["topic"], each["source"], each["deadLetters"]) for each in topics.topics()]
-    lines = [*table(("topic", "made from", "dead letters"), rows), ""]
-    lines += table(("published", "position", "head", "lag"), map(_published, relay))
-    if consumers:
-        headings = ("consumer", "source", "partition", "position", "dead")
-        places = [(e.consumer, e.source, e.partition, e.position, e.dead) for e in consumers]
-        lines += ["", *table(headings, places)]
-    return lines
-
-
-def _published(each: RelayProgress) -> tuple[object, ...]:
-    return each.source, each.position if each.updated_at else "never", each.head, each.lag

@@ -19,8 +19,9 @@ from engine.codec import EventMapper
 from engine.connections import connect
 from engine.notifications import Notifications
 from infra.cancellation import alongside
-from infra.kafka import BATCH_BYTES, LINGER_MS, KafkaOptions, Outgoing
+from infra.kafka import BATCH_BYTES, LINGER_MS, Outgoing
 from infra.settings import load_settings
+from infra.settings.adapters import KafkaSettings
 from projections.integration_events import TOPICS
 from workers.feeds import feeds
 from workers.relay import outgoing, subscribe_relay
@@ -68,7 +69,7 @@ async def relay(url: str, address: str, until: int) -> float:
         notifications = Notifications(url)
         relaying = subscribe_relay(
             url,
-            KafkaOptions((address,)),
+            KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(address,)),
             notifications=notifications,
             mapper=EventMapper(),
             batch_events=load_settings({}).kafka.relay_batch_events,

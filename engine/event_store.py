@@ -65,7 +65,7 @@ EVENTS_CHANNEL = "backlot_events"
 """What PostgreSQL notifies of new events."""
 EVENTS = f"public.{EVENTS_CHANNEL}"
 """The table of the event log, for SQL."""
-TABLES = Path(__file__).parents[1] / "engine" / "sql" / "0001_event_store.log.sql"
+TABLES = Path(__file__).with_name("sql") / "0001_event_store.log.sql"
 
 # Every query of this store is keyed. The planner must not think otherwise while the table is still
 # small, because the append function's plan is cached while the table grows.

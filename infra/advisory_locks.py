@@ -1,13 +1,14 @@
 """Every advisory lock of the program: one registry of their numbers, and how each is taken.
 
-PostgreSQL tells advisory locks apart by two numbers alone, so a number that were used twice would
+PostgreSQL tells advisory locks apart by two numbers alone, so a number that is used twice would
 make two jobs exclude each other. The numbers that exist never change: during a rolling upgrade, a
 process of the last release has to meet this one at the same lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -56,22 +57,22 @@ class Lock:
 
 
 def copy_lock(schema: str) -> AdvisoryLock:
-    """The lock of the one process that applies events to this copy of a projection."""
+    """Return the lock of the one process that applies events to this copy of a projection."""
     return AdvisoryLock(LockClass.PROJECTION, (crc32(schema.encode()) & 0x3FFFFFFF) + 1)
 
 
 def replay_lock(replay_id: int) -> AdvisoryLock:
-    """The lock of the one process that works on this replay."""
+    """Return the lock of the one process that works on this replay."""
     return copy_lock(f"replay {replay_id}")
 
 
 def job_lock(job: str) -> AdvisoryLock:
-    """The lock of the one process that does this job, such as `relay` or `consumer analytics`."""
+    """Return the lock of the one process that does a job: `relay`, `consumer analytics`."""
     return AdvisoryLock(LockClass.JOB, crc32(job.encode()) & 0x7FFFFFFF)
 
 
 def operation_lock(operation_id: UUID) -> AdvisoryLock:
-    """The lock of the one process that carries out this operation."""
+    """Return the lock of the one process that carries out this operation."""
     return AdvisoryLock(LockClass.OPERATION, operation_id.int & 0x7FFFFFFF)
 
 
@@ -90,6 +91,28 @@ def unlock(conn: Connection[Any], which: AdvisoryLock) -> None:
     conn.execute("SELECT pg_advisory_unlock(%s, %s)", _numbers(which))
 
 
+@contextmanager
+def held(conn: Connection[Any], which: AdvisoryLock) -> Iterator[None]:
+    """Hold a lock for the block, once it is free."""
+    lock(conn, which)
+    try:
+        yield
+    finally:
+        if not conn.closed:
+            unlock(conn, which)
+
+
+@contextmanager
+def held_if_free(conn: Connection[Any], which: AdvisoryLock) -> Iterator[bool]:
+    """Hold a lock for the block; yield False where another session holds it."""
+    mine = try_lock(conn, which)
+    try:
+        yield mine
+    finally:
+        if mine and not conn.closed:
+            unlock(conn, which)
+
+
 def lock_in_transaction(conn: Connection[Any] | Cursor[Any], which: AdvisoryLock) -> None:
     """Take a lock until the transaction ends, once it is free."""
     conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", _numbers(which))
@@ -105,6 +128,6 @@ def _numbers(which: AdvisoryLock) -> tuple[int, int]:
 
 
 def _told(cursor: Cursor[Any]) -> bool:
-    """The one value of a row, whatever the connection makes of rows."""
+    """Return the one value of a row, whatever the connection makes of rows."""
     row = cursor.fetchone()
     return row is not None and bool(next(iter(row.values() if isinstance(row, Mapping) else row)))

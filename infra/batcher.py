@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 # Under load a batch waits for those that were just answered: as long as it takes to tell so many,
 # but no longer than a commit. A lone client waits for nobody.
 GATHER_SECONDS_EACH = 0.00004
 MOST_GATHER_SECONDS = 0.002
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class QueueFull(Exception):
@@ -57,7 +57,7 @@ class Batcher(Generic[T, R]):
         return len(self._waiting)
 
     async def submit(self, item: T) -> R:
-        """The result of `item`, once its batch is done; QueueFull at once when too many wait.
+        """Return the result of `item` once its batch is done; raise QueueFull when too many wait.
 
         Work that was submitted is done even when the submitter goes away.
         """

@@ -21,8 +21,6 @@ from infra.metrics import counter
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-
 # Longer than a clean-up takes, as a rule; what has to be finished runs `to_the_end`.
 AGAIN_SECONDS = 0.5
 END_SECONDS = 15.0
@@ -32,6 +30,8 @@ STOPS_OVERDUE = counter(
     "Tasks and threads that did not end in time when they were asked to; the log names them.",
     ("kind",),
 )
+
+T = TypeVar("T")
 
 
 async def cancel(*tasks: asyncio.Task[Any], seconds: float = END_SECONDS) -> bool:
@@ -57,9 +57,9 @@ async def _cancel(tasks: tuple[asyncio.Task[Any], ...], deadline: float) -> bool
 
 
 async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
-    """The results of all, which run at once; when one fails, or this is cancelled, all end first.
+    """Return the results of all, which run at once; end all when one fails or this is cancelled.
 
-    Raises what the first of those that failed did. `asyncio.TaskGroup` cancels its tasks only
+    Raise what the first of those that failed did. `asyncio.TaskGroup` cancels its tasks only
     once, however often it is cancelled itself.
     """
     tasks = [asyncio.ensure_future(each) for each in work]
@@ -84,7 +84,7 @@ async def alongside(*work: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
 
 
 async def to_the_end(work: Awaitable[T]) -> T:
-    """The result of `work`; a cancellation that comes meanwhile is raised when it has ended."""
+    """Return the result of `work`; raise a cancellation that comes meanwhile once it has ended."""
     task = asyncio.ensure_future(work)
     try:
         # By far most often nobody cancels: what is dear comes behind that.
@@ -116,7 +116,7 @@ def join(thread: Thread, seconds: float = END_SECONDS) -> bool:
 
 
 def _look_at(task: asyncio.Future[Any]) -> BaseException | None:
-    """What a task failed with; asyncio complains of an error that nobody has looked at."""
+    """Return what a task failed with; asyncio complains of an error that nobody has looked at."""
     return task.exception() if task.done() and not task.cancelled() else None
 
 

@@ -30,7 +30,7 @@ class DataFolder:
     """A data folder that this process holds exclusively until ``close``."""
 
     def __init__(self, path: Path) -> None:
-        """Create, check and lock the folder. Raises DataFolderError with what to do about it."""
+        """Create, check and lock the folder. Raise DataFolderError with what to do about it."""
         self.path = path.absolute()
         check_format(self.path)
         self._create()
@@ -108,22 +108,22 @@ class DataFolder:
 
 
 def cluster_path(folder: Path) -> Path:
-    """Where a data folder keeps PostgreSQL's files."""
+    """Return where a data folder keeps PostgreSQL's files."""
     return folder / "postgres"
 
 
 def objects_path(folder: Path) -> Path:
-    """Where a data folder keeps media objects."""
+    """Return where a data folder keeps media objects."""
     return folder / "objects"
 
 
 def secret_path(folder: Path) -> Path:
-    """Where a data folder keeps its local signing secret."""
+    """Return where a data folder keeps its local signing secret."""
     return folder / "jwt-secret"
 
 
 def lock_holder(folder: Path) -> int | None:
-    """The pid of the process that holds the folder, None when nobody does; changes nothing."""
+    """Return the pid of the process that holds the folder, None when nobody does."""
     try:
         descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY)
     except OSError:

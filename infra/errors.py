@@ -7,7 +7,6 @@ from enum import IntEnum
 
 VARYING = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9]+", re.IGNORECASE)
 
-
 MAX_ERROR_LENGTH = 2_000
 
 
@@ -47,13 +46,13 @@ class UsageError(OperatorError):
 
 
 def describe(error: BaseException) -> str:
-    """An error in one storable text of at most 2,000 characters."""
+    """Return an error in one storable text of at most 2,000 characters."""
     text = f"{type(error).__name__}: {error}".replace("\x00", "\\0")
     return text.encode(errors="replace").decode()[:MAX_ERROR_LENGTH]
 
 
 def fault_of(error: str) -> str:
-    """The first line of an error without ids and numbers, which differ from event to event.
+    """Return the first line of an error without ids and numbers, which differ from event to event.
 
     What comes to the same text is taken for the same fault.
     """

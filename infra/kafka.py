@@ -1,4 +1,4 @@
-"""How Kafka is reached: addresses, encryption, passwords."""
+"""Kafka: an idempotent producer, and a reader of topics from given offsets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 from asyncio import Future
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -21,54 +20,12 @@ from aiokafka.partitioner import murmur2
 
 from infra.settings.adapters import KafkaSettings
 
+log = structlog.get_logger(__name__)
+
 RETRY_MS = 200
 
 # It tells of every attempt, ten times a second; that Kafka is away is told as KafkaAway.
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-
-
-class KafkaAway(Exception):
-    """Kafka did not take or give something in time; trying again later helps."""
-
-
-@dataclass(frozen=True)
-class KafkaOptions:
-    """Where the brokers are, and how to speak to them; the password is not shown."""
-
-    bootstrap_servers: tuple[str, ...]
-    security_protocol: str = "PLAINTEXT"
-    sasl_mechanism: str = "PLAIN"
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-
-    @classmethod
-    def from_settings(cls, settings: KafkaSettings) -> KafkaOptions | None:
-        """What is configured; None where there is no Kafka."""
-        if not settings.bootstrap_servers:
-            return None
-        secret = settings.sasl_password
-        return cls(
-            settings.bootstrap_servers,
-            settings.security_protocol,
-            settings.sasl_mechanism,
-            settings.sasl_username,
-            None if secret is None else secret.get_secret_value(),
-        )
-
-    def client(self) -> dict[str, Any]:
-        """What aiokafka's clients take."""
-        encrypted = self.security_protocol.endswith("SSL")
-        return {
-            "bootstrap_servers": list(self.bootstrap_servers),
-            "client_id": "backlot",
-            "retry_backoff_ms": RETRY_MS,
-            "security_protocol": self.security_protocol,
-            "ssl_context": ssl.create_default_context() if encrypted else None,
-            "sasl_mechanism": self.sasl_mechanism,
-            "sasl_plain_username": self.username,
-            "sasl_plain_password": self.password,
-        }
-
 
 BATCH_BYTES = 256 * 1024
 MAX_MESSAGE_BYTES = 1024 * 1024
@@ -80,6 +37,31 @@ STOP_SECONDS = 2.0
 
 Compression = Literal["gzip"]
 Headers = Sequence[tuple[str, bytes]]
+
+METADATA_MS = 60_000
+KNOW_TOPICS_SECONDS = 5.0
+# How often brokers that send nothing are asked whether they are there at all.
+CHECK_SECONDS = 5.0
+
+
+class KafkaAway(Exception):
+    """Kafka did not take or give something in time; trying again later helps."""
+
+
+def client_options(settings: KafkaSettings) -> dict[str, Any]:
+    """Return the options that aiokafka's producer and consumer share."""
+    encrypted = settings.security_protocol.endswith("SSL")
+    password = settings.sasl_password
+    return {
+        "bootstrap_servers": list(settings.bootstrap_servers),
+        "client_id": "backlot",
+        "retry_backoff_ms": RETRY_MS,
+        "security_protocol": settings.security_protocol,
+        "ssl_context": ssl.create_default_context() if encrypted else None,
+        "sasl_mechanism": settings.sasl_mechanism,
+        "sasl_plain_username": settings.sasl_username,
+        "sasl_plain_password": None if password is None else password.get_secret_value(),
+    }
 
 
 class Outgoing(NamedTuple):
@@ -104,7 +86,7 @@ def _hash(key: bytes) -> int:
 
 
 def partition_of(key: bytes | None, every: Sequence[int], available: Sequence[int]) -> int:
-    """The partition of a key, as Kafka's own clients choose it; any one without a key.
+    """Return the partition of a key, as Kafka's own clients choose it; any one without a key.
 
     aiokafka's own does the same, but works half as long on a key as on all the rest of a message.
     """
@@ -133,24 +115,21 @@ class Publisher:
 
     def __init__(
         self,
-        options: KafkaOptions,
+        settings: KafkaSettings,
         *,
         compression: Compression | None = None,
         acknowledged_seconds: float = ACKNOWLEDGED_SECONDS,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
-        self._options = options
+        self._settings = settings
         self._acknowledged_seconds = acknowledged_seconds
-        self._limits = {
-            "compression_type": compression,
-            "max_request_size": max_message_bytes,
-        }
+        self._limits = {"compression_type": compression, "max_request_size": max_message_bytes}
         self._producer: Any = None
 
     async def start(self) -> None:
-        """Connect; raises KafkaAway."""
+        """Connect; raise KafkaAway."""
         producer = AIOKafkaProducer(
-            **self._options.client(),
+            **client_options(self._settings),
             **self._limits,
             enable_idempotence=True,
             acks="all",
@@ -169,13 +148,13 @@ class Publisher:
     async def publish(self, messages: Sequence[Outgoing]) -> list[RefusedMessage]:
         """Return once every message is acknowledged, but for those that Kafka refuses.
 
-        Raises KafkaAway: then any of them may have been published, and all have to be again, by
+        Raise KafkaAway: then any of them may have been published, and all have to be again, by
         another publisher.
         """
         return await self.acknowledged(await self.send(messages))
 
     async def send(self, messages: Sequence[Outgoing]) -> Sent:
-        """Put messages on their way, behind those of earlier calls; raises KafkaAway."""
+        """Put messages on their way, behind those of earlier calls; raise KafkaAway."""
         sent = Sent([], [])
         try:
             async with asyncio.timeout(self._acknowledged_seconds):
@@ -194,7 +173,7 @@ class Publisher:
     async def acknowledged(self, sent: Sent) -> list[RefusedMessage]:
         """Return once all that was sent is acknowledged, but for what Kafka refuses.
 
-        Raises KafkaAway as `publish` does.
+        Raise KafkaAway as `publish` does.
         """
         try:
             async with asyncio.timeout(self._acknowledged_seconds):
@@ -246,14 +225,6 @@ def _look_at(sent: Future[Any]) -> None:
         sent.exception()
 
 
-log = structlog.get_logger(__name__)
-
-METADATA_MS = 60_000
-KNOW_TOPICS_SECONDS = 5.0
-# How often brokers that send nothing are asked whether they are there at all.
-CHECK_SECONDS = 5.0
-
-
 class Partition(NamedTuple):
     """One partition of a topic."""
 
@@ -275,8 +246,8 @@ class Record(NamedTuple):
 class Reader:
     """All partitions of some topics; to be used from one event loop, started and stopped once."""
 
-    def __init__(self, options: KafkaOptions, topics: Collection[str]) -> None:
-        self._options = options
+    def __init__(self, settings: KafkaSettings, topics: Collection[str]) -> None:
+        self._settings = settings
         self._topics = sorted(topics)
         self._consumer: Any = None
         self._offsets: dict[Partition, int] = {}
@@ -286,11 +257,11 @@ class Reader:
     async def start(self, offsets: Mapping[Partition, int]) -> None:
         """Connect, and begin at these offsets; a partition without one is read from its beginning.
 
-        So is one whose offset is gone. Raises KafkaAway.
+        So is one whose offset is gone. Raise KafkaAway.
         """
         self._offsets, self._assigned = dict(offsets), set()
         self._consumer = AIOKafkaConsumer(
-            **self._options.client(),
+            **client_options(self._settings),
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
@@ -323,9 +294,9 @@ class Reader:
                 self._consumer.seek(TopicPartition(*each), self._offsets[each])
 
     async def read(self, at_most_seconds: float, max_records: int) -> Sequence[Record]:
-        """What comes next, in order within each partition; empty when nothing came in time.
+        """Return what comes next, in order within each partition; empty when nothing came in time.
 
-        Raises KafkaAway.
+        Raise KafkaAway.
         """
         wait = int(at_most_seconds * 1000)
         try:
@@ -336,12 +307,7 @@ class Reader:
             raise KafkaAway(describe(error)) from error
         records = [
             Record(
-                Partition(*where),
-                one.offset,
-                one.key,
-                one.value,
-                one.headers,
-                one.timestamp / 1000,
+                Partition(*where), one.offset, one.key, one.value, one.headers, one.timestamp / 1000
             )
             for where, batch in found.items()
             for one in batch
@@ -351,11 +317,11 @@ class Reader:
         return records
 
     def lag(self) -> int:
-        """How many messages lie behind what was read, as far as the brokers have told."""
+        """Return how many messages lie behind what was read, as far as the brokers have told."""
         return sum(max(0, self._end(each) - self._offsets.get(each, 0)) for each in self._assigned)
 
     async def ends(self) -> dict[Partition, int]:
-        """Where the partitions that are read end now; raises KafkaAway.
+        """Return where the partitions that are read end now; raise KafkaAway.
 
         None of them where a topic is not known yet: something may lie in it.
         """
@@ -371,7 +337,7 @@ class Reader:
         return {Partition(*where): end for where, end in found.items()}
 
     def has_read(self, ends: Mapping[Partition, int]) -> bool:
-        """Whether all that lay before these ends was read."""
+        """Return whether all that lay before these ends was read."""
         return all(self._offsets.get(each, 0) >= end for each, end in ends.items())
 
     async def stop(self) -> None:

@@ -23,6 +23,12 @@ QUIET = (
     "uvicorn.access",
 )  # fmt: skip
 
+CORRELATION_ID: ContextVar[str | None] = ContextVar("correlation_id", default=None)
+"""Set for the length of a request, it puts ``correlationId`` into every line logged meanwhile.
+
+A variable of our own, and no context manager: either costs each request several microseconds.
+"""
+
 
 def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
     """Send structlog and the standard library's loggers to stderr, in the configured format.
@@ -49,13 +55,6 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
-
-
-CORRELATION_ID: ContextVar[str | None] = ContextVar("correlation_id", default=None)
-"""Set for the length of a request, it puts ``correlationId`` into every line logged meanwhile.
-
-A variable of our own, and no context manager: either costs each request several microseconds.
-"""
 
 
 def _correlate(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -20,7 +20,7 @@ class Position(NamedTuple):
     telemetry: int = 0
 
     def covers(self, other: Position) -> bool:
-        """Whether all that the other includes is included here."""
+        """Return whether all that the other includes is included here."""
         return self.events >= other.events and self.telemetry >= other.telemetry
 
 
@@ -28,13 +28,13 @@ BEGINNING = Position()
 
 
 def encode_position(events: int, telemetry: int = 0) -> str:
-    """The token for a position (from 0); it names its store, so that shards can be added."""
+    """Return the token for a position (from 0); it names its store, so that shards can be added."""
     numbers = f"{events}:{telemetry}" if telemetry else f"{events}"
     return base64.urlsafe_b64encode(f"{APPLICATION}:{numbers}".encode()).decode().rstrip("=")
 
 
 def decode_position(token: str) -> Position:
-    """The position in a token; raises InvalidPosition for anything else."""
+    """Return the position in a token; raise InvalidPosition for anything else."""
     try:
         padded = token.encode("ascii") + b"=" * (-len(token) % 4)
         name, *numbers = base64.b64decode(padded, altchars=b"-_", validate=True).decode().split(":")

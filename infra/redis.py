@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-R = TypeVar("R")
-
 CONNECT_SECONDS = 0.5
 ANSWER_SECONDS = 1.0
 CONNECTIONS = 64
@@ -40,13 +38,15 @@ DATABASE = re.compile(r"/?[0-9]*")
 # A Redis that hangs takes a second of each question: after a failure it is left alone for so long.
 AWAY_SECONDS = 5.0
 
+R = TypeVar("R")
+
 
 class BadRedisUrl(ValueError):
     """What can't be the URL of a Redis; the text does not repeat it: it may hold a secret."""
 
 
 def open_redis(url: SecretStr | None) -> Redis:
-    """A client for one event loop: of the server at `url`, or of the embedded one without it.
+    """Return a client for one event loop: of the server at `url`, or else of the embedded one.
 
     It connects when it is used; close it with `aclose()`. Commands answer bytes, and raise
     redis.RedisError after a second or two when Redis is away. None is repeated by itself: after
@@ -56,13 +56,13 @@ def open_redis(url: SecretStr | None) -> Redis:
 
 
 def connect_redis(url: str) -> Redis:
-    """A client of the server at a `redis://` or `rediss://` URL; raises BadRedisUrl."""
+    """Return a client of the server at a `redis://` or `rediss://` URL; raise BadRedisUrl."""
     check_redis_url(url)
     return Redis.from_pool(BlockingConnectionPool.from_url(url, **_manners()))
 
 
 def connect_blocking_redis(url: str) -> BlockingRedis:
-    """The same client for threads; raises BadRedisUrl."""
+    """Return the same client for threads; raise BadRedisUrl."""
     check_redis_url(url)
     manners = _manners() | {"retry": BlockingRetry(NoBackoff(), 0)}
     return BlockingRedis.from_pool(BlockingPool.from_url(url, **manners))
@@ -86,7 +86,7 @@ def check_redis_url(url: str) -> None:
 
 
 def embedded_redis(server: FakeServer | None = None) -> Redis:
-    """A client of a Redis inside this process: of the one that all share, or of `server`."""
+    """Return a client of a Redis inside this process: of the one that all share, or of `server`."""
     from fakeredis.aioredis import FakeAsyncRedisConnection
 
     pool = BlockingConnectionPool(
@@ -100,7 +100,7 @@ def embedded_redis(server: FakeServer | None = None) -> Redis:
 
 @functools.cache
 def embedded_server() -> FakeServer:
-    """The one Redis inside this process, for clients of every kind; it ends with the process."""
+    """Return the one Redis inside this process, for clients of every kind."""
     from fakeredis import FakeServer
 
     return FakeServer(version=(7, 4))
@@ -113,7 +113,7 @@ def server_of(url: str) -> str:
 
 
 def address(client: Redis) -> str:
-    """Where a client's Redis is, for logs and metrics: `host:port`, or `embedded`."""
+    """Return where a client's Redis is, for logs and metrics: `host:port`, or `embedded`."""
     known = client.connection_pool.connection_kwargs
     if "server" in known:
         return "embedded"

@@ -50,6 +50,27 @@ LOCK_NODE_FAILURES = counter(
     ("node",),
 )
 
+# Redis expires keys with a precision of a millisecond; the rest is for small lifetimes.
+EXPIRY_PRECISION = 0.002
+LONGEST_HOLD_SECONDS = 3600.0
+
+LOCK_ACQUISITIONS = counter(
+    "backlot_lock_acquisitions",
+    "Attempts to get a lock, by what it is for and outcome (acquired, taken, unavailable).",
+    ("lock", "outcome"),
+)
+LOCK_HOLD_SECONDS = histogram(
+    "backlot_lock_hold_seconds",
+    "Time that a lock was held, by what it is for.",
+    ("lock",),
+    buckets=(*SECONDS, 30.0, 60.0, 300.0),
+)
+LOCK_LEASES_LOST = counter(
+    "backlot_lock_leases_lost",
+    "Locks that were lost while they were held, by what they are for.",
+    ("lock",),
+)
+
 
 class Votes(NamedTuple):
     """How many nodes did what they were asked, how many refused, and how many did not answer."""
@@ -83,7 +104,7 @@ class LockNode:
         return self.client.ping()
 
     async def answer(self, question: Question, seconds: float) -> bool | None:
-        """Whether the node did it; None when it failed or took longer than that."""
+        """Return whether the node did it; None when it failed or took longer than that."""
         try:
             async with self._turn(), asyncio.timeout(seconds):
                 done = bool(await question(self))
@@ -157,28 +178,6 @@ class LockNodes:
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
-
-
-# Redis expires keys with a precision of a millisecond; the rest is for small lifetimes.
-EXPIRY_PRECISION = 0.002
-LONGEST_HOLD_SECONDS = 3600.0
-
-LOCK_ACQUISITIONS = counter(
-    "backlot_lock_acquisitions",
-    "Attempts to get a lock, by what it is for and outcome (acquired, taken, unavailable).",
-    ("lock", "outcome"),
-)
-LOCK_HOLD_SECONDS = histogram(
-    "backlot_lock_hold_seconds",
-    "Time that a lock was held, by what it is for.",
-    ("lock",),
-    buckets=(*SECONDS, 30.0, 60.0, 300.0),
-)
-LOCK_LEASES_LOST = counter(
-    "backlot_lock_leases_lost",
-    "Locks that were lost while they were held, by what they are for.",
-    ("lock",),
-)
 
 
 class LockError(Exception):
@@ -291,7 +290,7 @@ class Redlock:
 
     @asynccontextmanager
     async def hold(self, key: str, ttl: float, *, wait: float = 0.0) -> AsyncIterator[Lease]:
-        """Hold the lock `key` for the block; raises LockTaken or LocksUnavailable.
+        """Hold the lock `key` for the block; raise LockTaken or LocksUnavailable.
 
         Tried again for `wait` seconds (0: one try). The keys expire after `ttl` seconds when this
         process dies; until the block ends they are extended every third of it. They are always
@@ -380,7 +379,7 @@ def make_redlock(redis: Redis, urls: Sequence[SecretStr]) -> Redlock:
 
 
 def kind_of(key: str) -> str:
-    """What a lock is for, as metrics have it: the key without what follows its last colon."""
+    """Return the label of a lock in metrics: the key without what follows its last colon."""
     return key.rpartition(":")[0] or key
 
 

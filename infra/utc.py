@@ -6,5 +6,5 @@ from datetime import UTC, datetime
 
 
 def rfc3339(time: datetime, timespec: str = "auto") -> str:
-    """A time as text; `timespec` as `datetime.isoformat` has it."""
+    """Return a time as text; `timespec` as `datetime.isoformat` has it."""
     return time.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")

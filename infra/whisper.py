@@ -32,7 +32,7 @@ class WhisperUnusable(OperatorError):
 
 
 def is_installed() -> bool:
-    """Whether the extra is here. Another package is imported as `whisper` too: ask for the name."""
+    """Return whether the extra is here, by its name: another package is imported as `whisper`."""
     try:
         metadata.version("openai-whisper")
     except metadata.PackageNotFoundError:
@@ -41,22 +41,22 @@ def is_installed() -> bool:
 
 
 def require(setting: str) -> None:
-    """Raises WhisperMissing, which names the setting that asks for it."""
+    """Raise WhisperMissing, which names the setting that asks for it."""
     if not is_installed():
         raise WhisperMissing(setting)
 
 
 def name_of(model: str) -> str:
-    """What events call a model: its name, or that of its file without the folder."""
+    """Return what events call a model: its name, or that of its file without the folder."""
     return f"openai-whisper/{Path(model).name}"
 
 
 @cache
 def load(model: str) -> Whisper:
-    """The model with this name or in this file; takes seconds, and about its size in memory.
+    """Return the model with this name or in this file; takes seconds, and about its size in memory.
 
     A name is looked for in `~/.cache/whisper`, and downloaded to there when it is missing.
-    Raises WhisperUnusable.
+    Raise WhisperUnusable.
     """
     import whisper
 

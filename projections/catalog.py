@@ -85,6 +85,27 @@ WHERE u.upload_id = e.id
 """
 REMOVE: LiteralString = "DELETE FROM {schema}.uploads WHERE upload_id = ANY (%b::uuid[])"
 
+UPLOAD: LiteralString = """
+SELECT upload_id, owner, status, size_bytes, part_size_bytes, object_key, store_upload_id
+FROM {schema}.uploads WHERE upload_id = %s
+"""
+UNDER_WAY: LiteralString = """
+SELECT upload_id, owner, status, size_bytes, part_size_bytes, object_key, store_upload_id
+FROM {schema}.uploads
+WHERE status = 'started' AND started_at < %s AND upload_id > %s
+ORDER BY upload_id LIMIT %s
+"""
+VIDEOS: LiteralString = """
+SELECT upload_id AS video_id, owner, status, title, description, category, completed_at,
+       completed_position, duration_seconds, spoken_language
+FROM {schema}.uploads
+"""
+BY_ID: LiteralString = "WHERE completed_position IS NOT NULL AND upload_id = ANY (%(ids)s)"
+BEFORE: LiteralString = "WHERE completed_position < %(before)s"
+OF_OWNER: LiteralString = " AND owner = %(owner)s"
+IN_CATEGORY: LiteralString = " AND category = %(category)s"
+NEWEST_FIRST: LiteralString = " ORDER BY completed_position DESC LIMIT %(limit)s"
+
 
 def _started(_: int, event: Upload.Started) -> tuple[Any, ...]:
     return (
@@ -132,27 +153,6 @@ WRITES: Mapping[type[Aggregate.Event], Write] = MappingProxyType(
     }
 )
 
-UPLOAD: LiteralString = """
-SELECT upload_id, owner, status, size_bytes, part_size_bytes, object_key, store_upload_id
-FROM {schema}.uploads WHERE upload_id = %s
-"""
-UNDER_WAY: LiteralString = """
-SELECT upload_id, owner, status, size_bytes, part_size_bytes, object_key, store_upload_id
-FROM {schema}.uploads
-WHERE status = 'started' AND started_at < %s AND upload_id > %s
-ORDER BY upload_id LIMIT %s
-"""
-VIDEOS: LiteralString = """
-SELECT upload_id AS video_id, owner, status, title, description, category, completed_at,
-       completed_position, duration_seconds, spoken_language
-FROM {schema}.uploads
-"""
-BY_ID: LiteralString = "WHERE completed_position IS NOT NULL AND upload_id = ANY (%(ids)s)"
-BEFORE: LiteralString = "WHERE completed_position < %(before)s"
-OF_OWNER: LiteralString = " AND owner = %(owner)s"
-IN_CATEGORY: LiteralString = " AND category = %(category)s"
-NEWEST_FIRST: LiteralString = " ORDER BY completed_position DESC LIMIT %(limit)s"
-
 
 @dataclass(frozen=True, slots=True)
 class UploadRow:
@@ -196,7 +196,7 @@ class Catalog(Projection):
         write_by_kind(self, WRITES, batch, cursor)
 
     async def upload(self, conn: AsyncConnection[TupleRow], upload_id: UUID) -> UploadRow | None:
-        """An upload in whatever state; None when it is unknown or its video was removed."""
+        """Return an upload in whatever state; None when it is unknown or its video was removed."""
         async with conn.cursor(row_factory=class_row(UploadRow)) as cursor:
             await cursor.execute(self.sql(UPLOAD), (upload_id,))
             return await cursor.fetchone()
@@ -212,7 +212,7 @@ class Catalog(Projection):
     async def videos(
         self, conn: AsyncConnection[TupleRow], ids: Sequence[UUID]
     ) -> dict[UUID, VideoRow]:
-        """Those of the ids that are videos and not removed."""
+        """Return those of the ids that are videos and not removed."""
         async with conn.cursor(row_factory=class_row(VideoRow)) as cursor:
             await cursor.execute(self.sql(VIDEOS + BY_ID), {"ids": list(ids)})
             return {row.video_id: row for row in await cursor.fetchall()}

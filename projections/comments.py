@@ -108,6 +108,31 @@ WITH videos AS (SELECT unnest(%b::uuid[]) AS id),
 DELETE FROM {schema}.comments USING videos WHERE video_id = id
 """
 
+# Their statements tell by how much the number of each video's comments changes.
+COUNTED = (Comment.Posted, Comment.Deleted)
+
+COUNTS: LiteralString = "SELECT video_id, comments FROM {schema}.counts WHERE video_id = ANY (%s)"
+PAGE: LiteralString = """
+SELECT comment_id, video_id, position, author, content, edited, language, confidence,
+       translated_text, translation_status, created_at
+FROM {schema}.comments WHERE video_id = %s AND position < %s
+ORDER BY position DESC LIMIT %s
+"""
+
+# Those that wait for too long, oldest first, and those whose reason not to be translated may have
+# passed, if they are not too old.
+UNTRANSLATED: LiteralString = """
+(SELECT comment_id, written_at FROM {schema}.comments
+ WHERE translation_status = 'pending' AND written_at < now() - %(overdue)s
+ ORDER BY written_at LIMIT %(limit)s)
+UNION ALL
+(SELECT comment_id, written_at FROM {schema}.comments
+ WHERE translation_status IN ('failed', 'skipped') AND reason = ANY (%(reasons)s)
+       AND written_at BETWEEN now() - %(try_again)s AND now() - %(overdue)s
+ ORDER BY written_at LIMIT %(limit)s)
+ORDER BY written_at LIMIT %(limit)s
+"""
+
 
 def _posted(position: int, event: Comment.Posted) -> tuple[Any, ...]:
     return (
@@ -157,32 +182,6 @@ WRITES: Mapping[type[Aggregate.Event], Write] = MappingProxyType(
     }
 )
 
-# Their statements tell by how much the number of each video's comments changes.
-COUNTED = (Comment.Posted, Comment.Deleted)
-
-COUNTS: LiteralString = "SELECT video_id, comments FROM {schema}.counts WHERE video_id = ANY (%s)"
-PAGE: LiteralString = """
-SELECT comment_id, video_id, position, author, content, edited, language, confidence,
-       translated_text, translation_status, created_at
-FROM {schema}.comments WHERE video_id = %s AND position < %s
-ORDER BY position DESC LIMIT %s
-"""
-
-
-# Those that wait for too long, oldest first, and those whose reason not to be translated may have
-# passed, if they are not too old.
-UNTRANSLATED: LiteralString = """
-(SELECT comment_id, written_at FROM {schema}.comments
- WHERE translation_status = 'pending' AND written_at < now() - %(overdue)s
- ORDER BY written_at LIMIT %(limit)s)
-UNION ALL
-(SELECT comment_id, written_at FROM {schema}.comments
- WHERE translation_status IN ('failed', 'skipped') AND reason = ANY (%(reasons)s)
-       AND written_at BETWEEN now() - %(try_again)s AND now() - %(overdue)s
- ORDER BY written_at LIMIT %(limit)s)
-ORDER BY written_at LIMIT %(limit)s
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class CommentRow:
@@ -223,12 +222,12 @@ class Comments(Projection):
     async def counts(
         self, conn: AsyncConnection[TupleRow], videos: Sequence[UUID]
     ) -> dict[UUID, int]:
-        """The number of comments of each of these videos that has or had any."""
+        """Return the number of comments of each of these videos that has or had any."""
         rows = await conn.execute(self.sql(COUNTS), (list(videos),))
         return dict(await rows.fetchall())
 
     def counts_of(self, cursor: Cursor[TupleRow], videos: Sequence[UUID]) -> dict[UUID, int]:
-        """The same, for the command bus."""
+        """Return the same numbers to the command bus."""
         cursor.execute(self.sql(COUNTS), (list(videos),), prepare=True)
         return dict(cursor.fetchall())
 
@@ -252,7 +251,7 @@ class Comments(Projection):
     async def page(
         self, conn: AsyncConnection[TupleRow], video_id: UUID, before: int, limit: int
     ) -> list[CommentRow]:
-        """The video's comments posted before a position, newest first."""
+        """Return the video's comments posted before a position, newest first."""
         async with conn.cursor(row_factory=class_row(CommentRow)) as cursor:
             await cursor.execute(self.sql(PAGE), (video_id, before, limit))
             return await cursor.fetchall()

@@ -19,6 +19,30 @@ from domain.video_likes import VideoLikes
 from engine.codec import event_id
 from engine.telemetry import TelemetryEvent
 
+COMMENT_CREATED = "comment.created"
+COMMENT_EDITED = "comment.edited"
+COMMENT_DELETED = "comment.deleted"
+COMMENT_TRANSLATED = "comment.translated"
+VIDEO_LIKED = "video.liked"
+VIDEO_UNLIKED = "video.unliked"
+VIDEO_VIEWED = "video.viewed"
+VIDEO_WATCH_TIME = "video.watch_time"
+VIDEO_SHARED = "video.shared"
+UPLOAD_COMPLETED = "upload.completed"
+UPLOAD_ABORTED = "upload.aborted"
+
+TELEMETRY = frozenset((VIDEO_VIEWED, VIDEO_WATCH_TIME, VIDEO_SHARED))
+
+DLQ = ".dlq"
+
+EVENTS_SOURCE = b"/backlot/events"
+TELEMETRY_SOURCE = b"/backlot/telemetry"
+
+SPECVERSION = ("ce_specversion", b"1.0")
+CONTENT_TYPE = ("content-type", b"application/json")
+
+Headers = list[tuple[str, bytes]]
+
 
 class Value(TypedDict):
     """What every value has: an id that is the same whenever it is told again."""
@@ -119,26 +143,14 @@ Adapter = TypeAdapter[Value]
 
 
 def required_fields(kind: Any) -> frozenset[str]:
-    """The fields that a value of that kind can't do without."""
+    """Return the fields that a value of that kind can't do without."""
     return frozenset(kind.__required_keys__)
 
 
 def adapter(kind: type[Value]) -> Adapter:
-    """What checks a value that came from outside."""
+    """Return what checks a value that came from outside."""
     return TypeAdapter(kind)
 
-
-COMMENT_CREATED = "comment.created"
-COMMENT_EDITED = "comment.edited"
-COMMENT_DELETED = "comment.deleted"
-COMMENT_TRANSLATED = "comment.translated"
-VIDEO_LIKED = "video.liked"
-VIDEO_UNLIKED = "video.unliked"
-VIDEO_VIEWED = "video.viewed"
-VIDEO_WATCH_TIME = "video.watch_time"
-VIDEO_SHARED = "video.shared"
-UPLOAD_COMPLETED = "upload.completed"
-UPLOAD_ABORTED = "upload.aborted"
 
 TOPICS: dict[str, type[Value]] = {
     COMMENT_CREATED: CommentCreated,
@@ -153,29 +165,17 @@ TOPICS: dict[str, type[Value]] = {
     UPLOAD_COMPLETED: UploadCompletedValue,
     UPLOAD_ABORTED: UploadAbortedValue,
 }
-TELEMETRY = frozenset((VIDEO_VIEWED, VIDEO_WATCH_TIME, VIDEO_SHARED))
-
-DLQ = ".dlq"
 
 
 def dead_letters(topic: str) -> str:
-    """The topic beside a topic, where what a consumer could not read or handle is put."""
+    """Return the topic beside a topic, where what a consumer could not read or handle is put."""
     return topic + DLQ
 
 
 @cache
 def adapter_of(topic: str) -> Adapter:
-    """What checks a value of the topic; raises KeyError for a topic that is not published."""
+    """Return what checks a value of the topic; raise KeyError for a topic that is not published."""
     return adapter(TOPICS[topic])
-
-
-EVENTS_SOURCE = b"/backlot/events"
-TELEMETRY_SOURCE = b"/backlot/telemetry"
-
-SPECVERSION = ("ce_specversion", b"1.0")
-CONTENT_TYPE = ("content-type", b"application/json")
-
-Headers = list[tuple[str, bytes]]
 
 
 class NotPublishable(ValueError):
@@ -316,13 +316,13 @@ PUBLISHED: dict[type[Aggregate.Event], Told] = {
 
 
 def events_for(wanted: Iterable[str]) -> list[type[Aggregate.Event]]:
-    """The events that are told under one of these topics."""
+    """Return the events that are told under one of these topics."""
     names = frozenset(wanted)
     return [event for event, told in PUBLISHED.items() if told.topic in names]
 
 
 def from_event(position: int, event: Aggregate.Event) -> Message:
-    """The message that tells an event; raises NotPublishable for one that no topic tells."""
+    """Return the message that tells an event; raise NotPublishable for one that no topic tells."""
     told = PUBLISHED.get(type(event))
     if told is None:
         raise NotPublishable(f"No topic tells {type(event).TOPIC}.")
@@ -340,7 +340,7 @@ def from_event(position: int, event: Aggregate.Event) -> Message:
 
 
 def from_telemetry(position: int, event: TelemetryEvent) -> Message:
-    """The message that tells what a viewer did; raises NotPublishable where something is missing.
+    """Return the message of what a viewer did; raise NotPublishable where a field is missing.
 
     `position` is that in the order of the telemetry.
     """

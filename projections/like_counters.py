@@ -32,6 +32,8 @@ from engine.subscription import Handler, NoCheckpoint, Subscription
 from infra.metrics import counter, gauge
 from projections.likes import Likes
 
+log = structlog.get_logger(__name__)
+
 PREFIX = "video:likes:"
 PUBLISHED = "backlot:likes:published"
 """The position up to which every change of a count has been put into its counter."""
@@ -56,6 +58,41 @@ GONE = -1
 
 SCAN_KEYS = 1_000
 
+WINDOW_EVENTS = 5_000
+# Where Redis has lost the position, fills of that moment may still be on their way.
+MARGIN_EVENTS = 10_000
+POLL_SECONDS = 0.5
+
+# One statement sees one moment: these counts are those at this position.
+COUNTED: LiteralString = """
+SELECT s.position, v.id, coalesce(c.likes, 0), r.video_id IS NOT NULL
+FROM backlot_checkpoints s
+LEFT JOIN unnest(%b::uuid[]) AS v(id) ON true
+LEFT JOIN {schema}.counts c ON c.video_id = v.id
+LEFT JOIN {schema}.removed r ON r.video_id = v.id
+WHERE s.kind = 'projection' AND s.subscription = %b
+"""
+HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
+
+COUNTERS_PUBLISHED = counter("backlot_like_counters_published", "Like counters put into Redis.")
+COUNTER_LAG_EVENTS = gauge(
+    "backlot_like_counters_lag_events",
+    "Positions between the likes' read model and the counters in Redis.",
+)
+COUNTER_FAILURES = counter(
+    "backlot_like_counter_failures",
+    "Times that like counters could not be put or read because a part was away.",
+)
+
+NAME = "counters"
+# A query that read the copy before the switch has put what it found into a missing counter by then.
+FILL_SECONDS = 0.5
+
+TOTAL: LiteralString = "SELECT count(*) FROM {schema}.counts"
+NEXT_VIDEOS: LiteralString = (
+    "SELECT video_id FROM {schema}.counts WHERE video_id > %s ORDER BY video_id LIMIT %s"
+)
+
 
 class Counter(NamedTuple):
     """How many like a video, and the position in the log up to which that counts."""
@@ -65,7 +102,7 @@ class Counter(NamedTuple):
 
 
 def key_of(video_id: UUID) -> str:
-    """Where a video's counter lies."""
+    """Return where a video's counter lies."""
     return f"{PREFIX}{video_id}"
 
 
@@ -81,7 +118,7 @@ class Counters:
         self._advance = client.register_script(ADVANCE)
 
     def published(self) -> int | None:
-        """How far counters are known to be right; None where nothing is known."""
+        """Return how far counters are known to be right; None where nothing is known."""
         value = cast("bytes | None", self._client.get(PUBLISHED))
         return None if value is None else int(value)
 
@@ -105,14 +142,14 @@ class Counters:
             pipe.execute()
 
     def get(self, videos: Sequence[UUID]) -> list[Counter | None]:
-        """The counters of these videos, None for those that are not there."""
+        """Return the counters of these videos, None for those that are not there."""
         with self._client.pipeline(transaction=False) as pipe:
             for video_id in videos:
                 pipe.hmget(key_of(video_id), "count", "position")
             return [_counter(row) for row in pipe.execute()]
 
     def all_videos(self) -> Iterable[list[UUID]]:
-        """The videos that have a counter, some at a time; foreign keys are passed over."""
+        """Return the videos that have a counter, some at a time; foreign keys are passed over."""
         cursor = 0
         while True:
             cursor, keys = cast(
@@ -144,7 +181,7 @@ class AsyncCounters:
         self._put = client.register_script(PUT)
 
     async def get(self, videos: Sequence[UUID]) -> tuple[list[Counter | None], int]:
-        """The counters of these videos, and how far all counters are known to be right."""
+        """Return the counters of these videos, and how far all counters are known to be right."""
         async with self._client.pipeline(transaction=False) as pipe:
             # First: what is published while the counters are read only makes them newer.
             _ = pipe.get(PUBLISHED)
@@ -181,42 +218,10 @@ def _video(key: bytes) -> UUID | None:
         return None
 
 
-log = structlog.get_logger(__name__)
-
-WINDOW_EVENTS = 5_000
-# Where Redis has lost the position, fills of that moment may still be on their way.
-MARGIN_EVENTS = 10_000
-POLL_SECONDS = 0.5
-
-# One statement sees one moment: these counts are those at this position.
-COUNTED: LiteralString = """
-SELECT s.position, v.id, coalesce(c.likes, 0), r.video_id IS NOT NULL
-FROM backlot_checkpoints s
-LEFT JOIN unnest(%b::uuid[]) AS v(id) ON true
-LEFT JOIN {schema}.counts c ON c.video_id = v.id
-LEFT JOIN {schema}.removed r ON r.video_id = v.id
-WHERE s.kind = 'projection' AND s.subscription = %b
-"""
-HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
-
-COUNTERS_PUBLISHED = counter(
-    "backlot_like_counters_published",
-    "Like counters put into Redis.",
-)
-COUNTER_LAG_EVENTS = gauge(
-    "backlot_like_counters_lag_events",
-    "Positions between the likes' read model and the counters in Redis.",
-)
-COUNTER_FAILURES = counter(
-    "backlot_like_counter_failures",
-    "Times that like counters could not be put or read because a part was away.",
-)
-
-
 def counted(
     conn: Connection[TupleRow], likes: Likes, videos: Collection[UUID]
 ) -> tuple[int, dict[UUID, Counter]]:
-    """How far the read model is, and what the counters of these videos have to be there."""
+    """Return how far the read model is, and what the counters of these videos have to be there."""
     with conn.cursor(binary=True) as cursor:
         cursor.execute(likes.sql(COUNTED), (list(videos), likes.schema), prepare=True)
         return _as_counters(cursor.fetchall())
@@ -225,7 +230,7 @@ def counted(
 async def counted_async(
     conn: AsyncConnection[TupleRow], likes: Likes, videos: Collection[UUID]
 ) -> tuple[int, dict[UUID, Counter]]:
-    """The same for queries."""
+    """Return the same as `counted`, on an event loop."""
     async with conn.cursor(binary=True) as cursor:
         await cursor.execute(likes.sql(COUNTED), (list(videos), likes.schema))
         return _as_counters(await cursor.fetchall())
@@ -267,7 +272,7 @@ class CounterPublisher(Handler[None]):
             log.error("like_counters_broke", exc_info=error)
 
     def advance(self, conn: Connection[TupleRow]) -> int:
-        """Put the next stretch of changes; returns how many positions remain."""
+        """Put the next stretch of changes; return how many positions remain."""
         position, _ = counted(conn, self._likes, ())
         after = self._start(conn, position)
         if after >= position:
@@ -291,7 +296,7 @@ class CounterPublisher(Handler[None]):
         return event.originator_id
 
     def _start(self, conn: Connection[TupleRow], position: int) -> int:
-        """The position after which counters may be stale."""
+        """Return the position after which counters may be stale."""
         published = self._counters.published()
         if published is not None and published > position:
             (head,) = conn.execute(HEAD).fetchone() or (0,)
@@ -321,20 +326,10 @@ def subscribe_counters(
     )
 
 
-NAME = "counters"
-# A query that read the copy before the switch has put what it found into a missing counter by then.
-FILL_SECONDS = 0.5
-
-TOTAL: LiteralString = "SELECT count(*) FROM {schema}.counts"
-NEXT_VIDEOS: LiteralString = (
-    "SELECT video_id FROM {schema}.counts WHERE video_id > %s ORDER BY video_id LIMIT %s"
-)
-
-
 def rebuild(
     conn: Connection[TupleRow], likes: Likes, counters: Counters, report: Report = tell_nobody
 ) -> int:
-    """Put the counters of all videos that have or had likes; returns how many there are.
+    """Put the counters of all videos that have or had likes; return how many there are.
 
     What is there for other videos is corrected too, and dropped where it belongs to another log.
     `report` hears of progress in counters. Raises redis.RedisError and OperationalError.
@@ -352,7 +347,7 @@ def rebuild(
 
 
 def renew(conn: Connection[TupleRow], likes: Likes, counters: Counters) -> int:
-    """Correct every counter that is in Redis, at equal positions too; returns how many there are.
+    """Correct every counter that is in Redis, at equal positions too; return how many there are.
 
     Raises redis.RedisError and OperationalError.
     """
@@ -367,7 +362,7 @@ def renew(conn: Connection[TupleRow], likes: Likes, counters: Counters) -> int:
 
 
 def renewing(database_url: str, likes: Likes, counters: Counters) -> Callable[[Replay], None]:
-    """What has to be done after a switch; when Redis is away then, reconciling does it later."""
+    """Return the work after a cutover; reconciliation does it later when Redis is away."""
 
     def after_switch(replay: Replay) -> None:
         if replay.name != likes.name:

@@ -21,12 +21,12 @@ from projections.likes import Likes
 
 log = structlog.get_logger(__name__)
 
+TABLES = MigrationSet("projections", Path(__file__).with_name("sql"), "projections")
+"""The table of the drift that was found; it belongs to no copy of the likes."""
+
 WAIT_SECONDS = 5.0
 POLL_SECONDS = 0.05
 FILL_SECONDS = 0.5
-
-TABLES = MigrationSet("projections", Path(__file__).with_name("sql"), "projections")
-"""The table of drifts, which belongs to no copy of the read model."""
 
 REPORT = """
 INSERT INTO projections.like_drift
@@ -39,8 +39,7 @@ COUNTER_DRIFT = gauge(
     "Like counters that differed from the read model when they were last compared.",
 )
 COUNTERS_DRIFTED = counter(
-    "backlot_like_counters_drifted",
-    "Like counters that were found to differ from the read model.",
+    "backlot_like_counters_drifted", "Like counters that were found to differ from the read model."
 )
 
 
@@ -76,7 +75,7 @@ def reconcile(
 ) -> Reconciled:
     """Compare every counter that there is; write down and, unless told not to, mend what differs.
 
-    Raises CountersBehind when the publisher does not catch up within `wait_seconds`, and what
+    Raise CountersBehind when the publisher does not catch up within `wait_seconds`, and what
     Redis and the database raise when they are away.
     """
     result = Reconciled(repaired=repair)
@@ -103,7 +102,7 @@ def reconcile(
 
 
 def _lasting(counters: Counters, drifted: list[Drift]) -> list[Drift]:
-    """Those that are still so: a fill that came too late takes itself back within a moment."""
+    """Return the drifts that last: a fill that came too late takes itself back in a moment."""
     if not drifted:
         return []
     time.sleep(FILL_SECONDS)

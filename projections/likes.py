@@ -85,7 +85,7 @@ class Changes:
     removed: set[UUID] = field(default_factory=set)
 
     def without(self, videos: Collection[UUID]) -> Changes:
-        """The same, but nothing for these videos."""
+        """Return the changes without those of these videos."""
         if not videos:
             return self
         return Changes(
@@ -159,20 +159,20 @@ class Likes(Projection):
     async def counts(
         self, conn: AsyncConnection[TupleRow], videos: Sequence[UUID]
     ) -> dict[UUID, int]:
-        """The number of likes of each of these videos that has or had any."""
+        """Return the number of likes of each of these videos that has or had any."""
         rows = await conn.execute(self.sql(COUNTS), (list(videos),))
         return dict(await rows.fetchall())
 
     async def liked(
         self, conn: AsyncConnection[TupleRow], viewer: str, videos: Sequence[UUID]
     ) -> set[UUID]:
-        """Which of these videos the viewer likes."""
+        """Return which of these videos the viewer likes."""
         rows = await conn.execute(self.sql(LIKED), (list(videos), viewer))
         return {video for (video,) in await rows.fetchall()}
 
     async def liked_page(
         self, conn: AsyncConnection[TupleRow], viewer: str, before: int, limit: int
     ) -> list[LikedVideo]:
-        """The viewer's likes given before a position, newest first."""
+        """Return the viewer's likes given before a position, newest first."""
         rows = await conn.execute(self.sql(LIKED_PAGE), (viewer, before, limit))
         return [LikedVideo(*row) for row in await rows.fetchall()]

@@ -49,6 +49,19 @@ FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::timestamptz[]) AS e(id, outc
 WHERE o.operation_id = e.id
 """
 
+OPEN: LiteralString = """
+SELECT operation_id FROM {schema}.operations WHERE outcome IS NULL ORDER BY position
+"""
+BY_ID: LiteralString = """
+SELECT operation_id, action, subject, parameters, requested_by, requested_at, correlation_id,
+       outcome, result, finished_at,
+       EXISTS (SELECT FROM pg_locks
+               WHERE locktype = 'advisory' AND classid = %(class)s AND objid = %(key)s AND granted
+                     AND database = (SELECT oid FROM pg_database
+                                     WHERE datname = current_database())) AS claimed
+FROM {schema}.operations WHERE operation_id = %(id)s
+"""
+
 
 def _requested(position: int, event: Operation.Requested) -> tuple[Any, ...]:
     return (
@@ -69,24 +82,8 @@ def _finished(_: int, event: Operation.Finished) -> tuple[Any, ...]:
 
 
 WRITES: Mapping[type[Aggregate.Event], Write] = MappingProxyType(
-    {
-        Operation.Requested: Write(REQUEST, _requested),
-        Operation.Finished: Write(FINISH, _finished),
-    }
+    {Operation.Requested: Write(REQUEST, _requested), Operation.Finished: Write(FINISH, _finished)}
 )
-
-OPEN: LiteralString = """
-SELECT operation_id FROM {schema}.operations WHERE outcome IS NULL ORDER BY position
-"""
-BY_ID: LiteralString = """
-SELECT operation_id, action, subject, parameters, requested_by, requested_at, correlation_id,
-       outcome, result, finished_at,
-       EXISTS (SELECT FROM pg_locks
-               WHERE locktype = 'advisory' AND classid = %(class)s AND objid = %(key)s AND granted
-                     AND database = (SELECT oid FROM pg_database
-                                     WHERE datname = current_database())) AS claimed
-FROM {schema}.operations WHERE operation_id = %(id)s
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +120,7 @@ class Operations(Projection):
         write_by_kind(self, WRITES, batch, cursor)
 
     def unfinished(self, conn: Connection[TupleRow]) -> list[UUID]:
-        """The ids of all operations that did not end yet, oldest first."""
+        """Return the ids of all operations that did not end yet, oldest first."""
         return [operation_id for (operation_id,) in conn.execute(self.sql(OPEN)).fetchall()]
 
     async def operation(

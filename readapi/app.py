@@ -12,7 +12,6 @@ from engine.freshness import ReadModelBehind
 from infra.http.problems import Problem
 from infra.objects.port import ObjectStoreUnavailable
 from infra.position import InvalidPosition, encode_position
-from infra.postgres.pool import make_pool
 from projections.analytics.queries import AnalyticsUnavailable
 from projections.analytics.stats import TooManyPoints
 from readapi import (
@@ -24,19 +23,10 @@ from readapi import (
     recommendations,
     uploads,
 )
-from readapi import (
-    operations as accounting,
-)
-from readapi import (
-    operations as projections,
-)
-from readapi.audit import routes
 from readapi.audit import routes as audit
 from readapi.audit.inspector import NotRecorded
 from readapi.paging import InvalidCursor
-from readapi.queries import Queries, ReadModelUnavailable, ViewCounts
-
-__all__ = ["Queries", "ViewCounts", "make_pool", "routers", "translate"]
+from readapi.queries import ReadModelUnavailable
 
 RETRY_SOON = {"Retry-After": "1"}
 
@@ -52,10 +42,9 @@ def routers() -> list[APIRouter]:
         comments.router,
         analytics.router,
         uploads.router,
-        projections.projections_router,
-        accounting.accounting_router,
+        operations.projections_router,
+        operations.accounting_router,
         audit.router,
-        routes.router,
         operations.router,
     ]
 

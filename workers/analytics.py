@@ -17,9 +17,9 @@ from engine.schedule import Job, Outage, repeat
 from infra.errors import describe
 from infra.metrics import counter
 from infra.postgres.connection import open_connection
-from projections import consumers
 from projections.analytics import videos
 from projections.analytics import videos as uploads
+from projections.analytics.arrival import COUNTS_CONSUMER, VIDEOS_CONSUMER
 from projections.analytics.continuous_aggregates import refresh
 from projections.analytics.ingest import Store, StoredBatch
 from projections.analytics.retention import prune
@@ -95,7 +95,7 @@ class _Keeper:
 class Analytics(_Keeper):
     """Counts views, watch time, shares, likes and comments."""
 
-    name = consumers.COUNTS
+    name = COUNTS_CONSUMER
     topics = TOPICS
 
     def store(self, conn: Connection[TupleRow], batch: Sequence[Received]) -> None:
@@ -106,7 +106,7 @@ class Analytics(_Keeper):
 class AnalyticsVideos(_Keeper):
     """Knows the videos, and corrects what was counted before they were known."""
 
-    name = consumers.VIDEOS
+    name = VIDEOS_CONSUMER
     topics = uploads.UPLOAD_TOPICS
 
     def store(self, conn: Connection[TupleRow], batch: Sequence[Received]) -> None:

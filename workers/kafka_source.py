@@ -21,14 +21,14 @@ from pydantic import ValidationError
 from engine.connections import ThreadedConnection
 from engine.messages import Dead, Fetched, Place, Raw, Received, Unreadable
 from infra.kafka import (
-    KafkaOptions,
     Outgoing,
     Partition,
     Publisher,
     Reader,
     Record,
 )
-from projections.consumers import BY_KAFKA
+from infra.settings.adapters import KafkaSettings
+from projections.analytics.arrival import BY_KAFKA
 from projections.integration_events import adapter_of, dead_letters
 from workers.relay import published
 
@@ -57,7 +57,7 @@ class KafkaSource:
     def __init__(
         self,
         topics: frozenset[str],
-        options: KafkaOptions,
+        kafka: KafkaSettings,
         *,
         batch_messages: int = BATCH_MESSAGES,
         hurried: asyncio.Event | None = None,
@@ -68,9 +68,9 @@ class KafkaSource:
         self._relayed: Relayed | None = None
         self._relay_seen = 0.0
         self._topics = topics
-        self._options = options
+        self._kafka = kafka
         self._batch_messages = batch_messages
-        self._reader = Reader(options, topics)
+        self._reader = Reader(kafka, topics)
         self._looked = 0.0
 
     async def start(self, conn: ThreadedConnection, places: Mapping[Place, int]) -> None:
@@ -96,7 +96,7 @@ class KafkaSource:
 
     async def bury(self, consumer: str, dead: Sequence[Dead]) -> None:
         """Put them into the dead letters of their topics, with all that is known about each."""
-        publisher = Publisher(self._options)
+        publisher = Publisher(self._kafka)
         try:
             await publisher.start()
             refused = await publisher.publish([dead_letter(consumer, each) for each in dead])

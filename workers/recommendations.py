@@ -31,11 +31,11 @@ from infra.tasks.errors import BrokerAway
 from infra.tasks.messages import enqueue
 from infra.tasks.queues import RECOMMENDATIONS
 from projections import integration_events
+from projections.analytics.arrival import ENGAGED_CONSUMER
 from projections.analytics.queries import AnalyticsQueries
 from projections.analytics.rules import NotCountable, Row, row_of
 from projections.analytics.schema import migrate
 from projections.catalog import Catalog
-from projections.consumers import ENGAGED
 from projections.likes import Likes
 from projections.recommendations.cache import RecommendationCache, open_recommendations
 from projections.recommendations.co_occurrence import Engagement, keep, rank_categories
@@ -64,7 +64,7 @@ async def tell_nobody(viewers: frozenset[str]) -> None:
 class EngagementKeeper:
     """Keeps what known viewers engage with; shares its database with the analytics."""
 
-    name = ENGAGED
+    name = ENGAGED_CONSUMER
     topics = frozenset(KINDS)
 
     def __init__(self, weighing: Weighing, *, changed: Tell = tell_nobody) -> None:

@@ -28,8 +28,9 @@ from engine.sources import Prefetch
 from engine.subscription import Handler, Restart, Subscription
 from infra.cancellation import to_the_end
 from infra.errors import describe
-from infra.kafka import KafkaAway, KafkaOptions, Outgoing, Publisher, Sent
+from infra.kafka import KafkaAway, Outgoing, Publisher, Sent
 from infra.metrics import counter, gauge
+from infra.settings.adapters import KafkaSettings
 from projections.integration_events import TOPICS, Message
 from workers.feeds import Feed, FeedBatch, FeedMessages, FeedSource, Stretch, feeds
 
@@ -215,7 +216,7 @@ class Relay(Handler[FeedBatch[Outgoing]]):
 
 def subscribe_relay(
     database_url: str,
-    options: KafkaOptions,
+    kafka: KafkaSettings,
     *,
     notifications: Notifications,
     mapper: EventMapper,
@@ -239,7 +240,7 @@ def subscribe_relay(
 
     def open_publisher() -> Publisher:
         return Publisher(
-            options, acknowledged_seconds=acknowledged_seconds, max_message_bytes=max_message_bytes
+            kafka, acknowledged_seconds=acknowledged_seconds, max_message_bytes=max_message_bytes
         )
 
     measured = feeds(TOPICS, mapper=mapper, batch_events=MEASURE_EVENTS)

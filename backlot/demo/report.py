@@ -11,7 +11,7 @@ from rich.table import Table
 
 from backlot import output
 from backlot.demo.client import Person
-from backlot.demo.run import Film, Stage
+from backlot.demo.script import Film, Stage
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -16,14 +15,16 @@ from uuid import uuid4
 import httpx
 
 from backlot.calls import CallFailed
-from backlot.cli import NoSecret, signing_secret
+from backlot.database import NoSecret, signing_secret
 from backlot.demo.client import DemoFailed, Lanes, Meter, Person
 from backlot.demo.report import DemoReport, Line, ReadBackCounts, read_back, show
 from backlot.demo.script import (
     SECOND_THOUGHT,
     Afterthought,
     Clip,
+    Film,
     Liking,
+    Stage,
     ViewerRole,
     Visit,
     cast,
@@ -48,37 +49,6 @@ LIKE_CALLS: dict[Liking, tuple[str, ...]] = {
     Liking.TAKE_BACK: ("POST", "DELETE"),
     Liking.WAVER: ("POST", "POST", "POST"),
 }
-
-
-@dataclass
-class Film:
-    """An uploaded video, and what people did with it as far as it was acknowledged."""
-
-    clip: Clip
-    video_id: str
-    size_bytes: int
-    parts: int
-    beginning: bytes
-    play_url: str = ""
-    views: int = 0
-    shares: int = 0
-    likers: set[str] = field(default_factory=set)
-    comments: dict[str, str] = field(default_factory=dict)
-    languages: set[str] = field(default_factory=set)
-
-
-@dataclass
-class Stage:
-    """The films that are on, what did not go as it should, and whom to tell about each visit."""
-
-    films: list[Film]
-    visited: Callable[[], None]
-    surprises: list[str] = field(default_factory=list)
-
-    def expect(self, what: str, expected: object, found: object) -> None:
-        """Note it when the server says something else than what was done."""
-        if expected != found:
-            self.surprises.append(f"{what}: expected {expected!r}, found {found!r}")
 
 
 async def upload(studio: Person, clip: Clip, sent: Callable[[int], None]) -> Film:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
@@ -219,3 +219,34 @@ def _film(path: Path, picture: str, extra: Mapping[str, str]) -> tuple[Path, str
         complaint = (ended.stderr.strip().splitlines() or ["it said nothing"])[0]
         return bundled(), f"bundled (ffmpeg failed: {complaint})"
     return path, "made with ffmpeg"
+
+
+@dataclass
+class Film:
+    """An uploaded video, and what people did with it as far as it was acknowledged."""
+
+    clip: Clip
+    video_id: str
+    size_bytes: int
+    parts: int
+    beginning: bytes
+    play_url: str = ""
+    views: int = 0
+    shares: int = 0
+    likers: set[str] = field(default_factory=set)
+    comments: dict[str, str] = field(default_factory=dict)
+    languages: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Stage:
+    """The films that are on, what did not go as it should, and whom to tell about each visit."""
+
+    films: list[Film]
+    visited: Callable[[], None]
+    surprises: list[str] = field(default_factory=list)
+
+    def expect(self, what: str, expected: object, found: object) -> None:
+        """Note it when the server says something else than what was done."""
+        if expected != found:
+            self.surprises.append(f"{what}: expected {expected!r}, found {found!r}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from backlot.operator import database_url, recorded
+from backlot.database import database_url, recorded
 from backlot.output import Json, show
 from backlot.screen import Act, Screen
 from domain.operation import Members

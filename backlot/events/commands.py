@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
-import psycopg
 import typer
 
 from backlot import arguments
 from backlot.arguments import group, moment
+from backlot.database import database_url
 from backlot.events import archive
-from backlot.operator import database_url
 from backlot.output import Json, show
-from backlot.signals import run
-from engine.inspection.index import Audit
 from engine.privacy import PayloadMode
-from infra.errors import OperatorError, UsageError
-from infra.postgres.connection import UNHURRIED, explained, open_async_connection
+from infra.errors import OperatorError
 from infra.settings import load_settings
-from readapi.audit.inspector import Inspector, NotRecorded
-from readapi.paging import InvalidCursor
 
 if TYPE_CHECKING:
     from infra.http.shapes import Wire
+    from readapi.audit.inspector import Inspector
     from readapi.audit.shapes import AuditEvent
 
 
@@ -130,6 +125,7 @@ def list_events(
     as_json: Json = False,
 ) -> None:
     """Events by any of what is known of them; all conditions together."""
+    from backlot.events.text import inspect
     from engine.inspection.search import Search
     from engine.log import END_OF_LOG
 
@@ -187,11 +183,10 @@ def tail(
     as_json: Json = False,
 ) -> None:
     """The newest events, oldest first; with --json one a line."""
-    from backlot.operator import database_url
+    from backlot.events.text import inspect
     from engine.inspection.search import Search
     from engine.notifications import EVENTS, Notifications
     from infra.cancellation import together
-    from infra.settings import load_settings
 
     search = Search(stream, _known_aggregate(aggregate), _known_types(types), actor, correlation)
     lines = Lines(as_json=as_json)
@@ -224,7 +219,7 @@ def show_event(
     as_json: Json = False,
 ) -> None:
     """One event with its neighbours in its stream, its cause and its effects."""
-    from backlot.events.text import detail_lines
+    from backlot.events.text import detail_lines, inspect
 
     found = inspect(payload, lambda inspector: inspector.event(position))
     show_json(found) if as_json else show_lines(detail_lines(found))
@@ -239,7 +234,7 @@ def show_stream(
     as_json: Json = False,
 ) -> None:
     """A stream event by event with what each changed, and its state at the end of that."""
-    from backlot.events.text import state_lines, step_lines
+    from backlot.events.text import inspect, state_lines, step_lines
     from engine.inspection.streams import Fold
 
     at = _moment(at_version, at_time)
@@ -267,7 +262,7 @@ def show_state(
     as_json: Json = False,
 ) -> None:
     """An aggregate as it stood at a version or a time; by default as it is."""
-    from backlot.events.text import state_lines
+    from backlot.events.text import inspect, state_lines
 
     at = _moment(at_version, at_time)
     found = inspect(payload, lambda inspector: inspector.state(stream_id, at))
@@ -281,7 +276,7 @@ def show_trace(
     as_json: Json = False,
 ) -> None:
     """Everything that a request led to, as a tree of cause and effect."""
-    from backlot.events.text import trace_lines
+    from backlot.events.text import inspect, trace_lines
 
     found = inspect(payload, lambda inspector: inspector.trace(correlation))
     show_json(found) if as_json else show_lines(trace_lines(found))
@@ -290,7 +285,7 @@ def show_trace(
 @app.command(name="stats")
 def show_stats(as_json: Json = False) -> None:
     """How many events of which kinds there are, and how large the log is."""
-    from backlot.events.text import stats_lines
+    from backlot.events.text import inspect, stats_lines
 
     found = inspect(PayloadMode.NONE, lambda inspector: inspector.stats())
     show_json(found) if as_json else show_lines(stats_lines(found))
@@ -320,6 +315,7 @@ def _known_aggregate(kind: str | None) -> str | None:
 
 def _recorded_topics() -> list[str]:
     """The topics that the log has, where it can be asked."""
+    from backlot.events.text import inspect
 
     try:
         found = inspect(PayloadMode.NONE, lambda inspector: inspector.stats())
@@ -329,34 +325,3 @@ def _recorded_topics() -> list[str]:
 
 
 archive.register(app)
-
-
-T = TypeVar("T")
-
-
-class NotInspected(OperatorError):
-    """The log could not be asked, or holds nothing of what was asked for."""
-
-
-def inspect(mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) -> T:
-    """The answer to a question about the log; raises UsageError, NotInspected, NothingRuns."""
-    url = database_url(load_settings())
-    try:
-        return run(_ask(url, mode, question))
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
-        raise NotInspected(
-            "the audit's index is not there yet: start this version of Backlot on it once"
-        ) from error
-    except psycopg.Error as error:
-        raise NotInspected(f"the database does not answer: {explained(error)}") from error
-    except UnicodeEncodeError as error:
-        raise NotInspected("what was asked for is not text in UTF-8") from error
-    except NotRecorded as error:
-        raise NotInspected(str(error)) from error
-    except InvalidCursor as error:
-        raise UsageError(str(error)) from error
-
-
-async def _ask(url: str, mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) -> T:
-    async with await open_async_connection(url, "events", UNHURRIED) as conn:
-        return await question(Inspector(conn, Audit(), mode))

@@ -6,16 +6,26 @@ What was recorded may be anything, so nothing of it reaches the terminal as a co
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime
 from io import StringIO
+from typing import TypeVar
 
+import psycopg
 from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
+from backlot.database import database_url
 from backlot.output import change_lines, flow, printable, table, width
+from backlot.signals import run
+from engine.inspection.index import Audit
+from engine.privacy import PayloadMode
+from infra.errors import OperatorError, UsageError
+from infra.postgres.connection import UNHURRIED, explained, open_async_connection
+from infra.settings import load_settings
 from infra.utc import rfc3339
+from readapi.audit.inspector import Inspector, NotRecorded
 from readapi.audit.shapes import (
     AggregateState,
     AuditEvent,
@@ -26,6 +36,7 @@ from readapi.audit.shapes import (
     TraceNode,
     TraceTree,
 )
+from readapi.paging import InvalidCursor
 
 SHOWN_DAYS = 14
 
@@ -153,3 +164,34 @@ def _rendered(tree: Tree) -> Iterator[str]:
         console.print(tree)
     for line in captured.get().splitlines():
         yield line.rstrip()
+
+
+T = TypeVar("T")
+
+
+class NotInspected(OperatorError):
+    """The log could not be asked, or holds nothing of what was asked for."""
+
+
+def inspect(mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) -> T:
+    """The answer to a question about the log; raises UsageError, NotInspected, NothingRuns."""
+    url = database_url(load_settings())
+    try:
+        return run(_ask(url, mode, question))
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+        raise NotInspected(
+            "the audit's index is not there yet: start this version of Backlot on it once"
+        ) from error
+    except psycopg.Error as error:
+        raise NotInspected(f"the database does not answer: {explained(error)}") from error
+    except UnicodeEncodeError as error:
+        raise NotInspected("what was asked for is not text in UTF-8") from error
+    except NotRecorded as error:
+        raise NotInspected(str(error)) from error
+    except InvalidCursor as error:
+        raise UsageError(str(error)) from error
+
+
+async def _ask(url: str, mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) -> T:
+    async with await open_async_connection(url, "events", UNHURRIED) as conn:
+        return await question(Inspector(conn, Audit(), mode))

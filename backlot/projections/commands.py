@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack, closing
-from threading import Event
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
-import structlog
 import typer
-from eventsourcing.persistence import PersistenceError
 
 from backlot import arguments
 from backlot.arguments import group
-from backlot.bootstrap import ReadModels, analytics_means, open_counters
-from backlot.operator import database_url
 from backlot.output import Json, given, show, table
 from backlot.screen import Yes, require_yes
-from backlot.signals import STOPS, Stop
 from domain.operation import Members
 from engine.codec import MAPPER
-from engine.connections import connect, is_outage
-from engine.event_store import open_recorder
-from engine.replay.records import tell_nobody
-from infra.errors import ExitCode, UsageError, describe
-from infra.logging import configure_logging
-from infra.settings import Settings, load_settings
+from infra.errors import ExitCode, UsageError
+from infra.settings import load_settings
 from infra.settings.features import MAX_REPLAY_WORKERS
-from workers.operations.action import Tools
-from workers.operations.executor import perform, watch_parent
 
 parked_app = group("Events that could not be applied.")
 
@@ -347,7 +334,7 @@ def drop_look(
 @app.command(name="carry-out", hidden=True)
 def carry_out(operation_id: str) -> None:
     """Carry an operation out for the process that started this one, and stop when it ends."""
-    from uuid import UUID
+    from backlot.projections.replay import run_operation
 
     run_operation(load_settings(), UUID(operation_id))
 
@@ -365,36 +352,3 @@ def _do(action: str, name: str, parameters: dict[str, object], as_json: bool) ->
         ended = operator.do(action, name, parameters)
     words = [f"{action} {name}: {ended.outcome}", *(f"{k} {v}" for k, v in ended.result.items())]
     show(", ".join(words), {"outcome": str(ended.outcome), **ended.result}, as_json)
-
-
-log = structlog.get_logger(__name__)
-
-
-def run_operation(settings: Settings, operation_id: UUID) -> None:
-    """Carry it out until it is over, or rests, or the parent is gone, or the database is away."""
-    configure_logging(settings.logs)
-    stopping = Event()
-    watch_parent(stopping)
-    try:
-        with Stop(stopping.set, numbers=STOPS):
-            _perform(settings, operation_id, stopping)
-    except Exception as error:
-        if not (is_outage(error) or isinstance(error, PersistenceError)):
-            raise
-        # It goes on where it stands, in another process, once the database is back.
-        log.warning("operation_interrupted", id=str(operation_id), error=describe(error))
-
-
-def _perform(settings: Settings, operation_id: UUID, stopping: Event) -> None:
-    url = database_url(settings)
-    recorder = open_recorder(url)
-    with (
-        ExitStack() as stack,
-        closing(recorder.datastore),
-        connect(url, "operation") as conn,
-    ):
-        counters = open_counters(settings, stack)
-        models = ReadModels.make().by_name()
-        analytics = analytics_means(settings, url)
-        tools = Tools(url, models, tell_nobody, stopping, counters, analytics)
-        perform(conn, recorder, tools, operation_id)

@@ -4,38 +4,48 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from threading import Event
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from uuid import UUID, uuid4
 
+import structlog
 import typer
+from eventsourcing.persistence import PersistenceError
 from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.progress import TaskProgressColumn
 
+from backlot.bootstrap import ReadModels, analytics_means, open_counters
+from backlot.database import database_url
 from backlot.operator import NotDone, Operator, operating, require_done
 from backlot.output import show
 from backlot.projections.text import differences, told
 from backlot.screen import agrees, bar, said
-from backlot.signals import Stop
+from backlot.signals import STOPS, Stop
 from domain.operation import Members, Operation, OperationOutcome
 from engine import checkpoints
 from engine.comparison import Difference
-from engine.connections import is_outage
+from engine.connections import connect, is_outage
+from engine.event_store import open_recorder
 from engine.operations import claim, finish, load, release, request
 from engine.replay import records as replay_progress
-from engine.replay.records import Progress, Purpose, Replay, ReplayState, unfinished
+from engine.replay.records import Progress, Purpose, Replay, ReplayState, tell_nobody, unfinished
 from infra.errors import ExitCode, describe
-from infra.settings import load_settings
+from infra.logging import configure_logging
+from infra.settings import Settings, load_settings
 from projections.analytics.rebuild import NAME
 from readapi.projection_status import present_replay
 from workers.operations.action import Ended, Tools
 from workers.operations.actions import carry_out
+from workers.operations.executor import perform, watch_parent
 from workers.operations.replays import replay_of
 
 QUARTERS = 4
 LINE_SECONDS = 30.0
+
+log = structlog.get_logger(__name__)
 
 
 class ReplayScreen:
@@ -385,3 +395,33 @@ def _told(result: Members) -> str:
             return f"{NAME}: compared with {where}; nothing was changed, {yes}"
         case _:
             return f"{NAME}: compared with {where}"
+
+
+def run_operation(settings: Settings, operation_id: UUID) -> None:
+    """Carry it out until it is over, or rests, or the parent is gone, or the database is away."""
+    configure_logging(settings.logs)
+    stopping = Event()
+    watch_parent(stopping)
+    try:
+        with Stop(stopping.set, numbers=STOPS):
+            _perform(settings, operation_id, stopping)
+    except Exception as error:
+        if not (is_outage(error) or isinstance(error, PersistenceError)):
+            raise
+        # It goes on where it stands, in another process, once the database is back.
+        log.warning("operation_interrupted", id=str(operation_id), error=describe(error))
+
+
+def _perform(settings: Settings, operation_id: UUID, stopping: Event) -> None:
+    url = database_url(settings)
+    recorder = open_recorder(url)
+    with (
+        ExitStack() as stack,
+        closing(recorder.datastore),
+        connect(url, "operation") as conn,
+    ):
+        counters = open_counters(settings, stack)
+        models = ReadModels.make().by_name()
+        analytics = analytics_means(settings, url)
+        tools = Tools(url, models, tell_nobody, stopping, counters, analytics)
+        perform(conn, recorder, tools, operation_id)

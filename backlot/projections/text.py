@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from backlot.bootstrap import ReadModels
-from backlot.operator import DatabaseAway, database_url
+from backlot.database import DatabaseAway, database_url
 from backlot.output import change_lines, printable, table
 from backlot.signals import run
 from engine.overview import LOOK_SECONDS, Rates

@@ -10,15 +10,7 @@ import structlog
 from fastapi import Depends, FastAPI, Request, Response
 
 from infra.http.auth import Authenticator, Identity, InvalidToken, KeysUnavailable
-from infra.http.edge import (
-    DirectRoute,
-    Edge,
-    EdgedApp,
-    add_header,
-    client_address,
-    header,
-    hot,
-)
+from infra.http.edge import DirectRoute, Edge, EdgedApp, add_header, client_address, header, hot
 from infra.http.problems import (
     FRAMEWORK,
     TITLES,
@@ -31,6 +23,8 @@ from infra.http.problems import (
     request_id_of,
 )
 from infra.http.shapes import Wire
+
+log = structlog.get_logger(__name__)
 
 __all__ = [
     "TITLES",
@@ -53,7 +47,8 @@ __all__ = [
     "wire",
 ]
 
-log = structlog.get_logger(__name__)
+TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}
+"""`openapi_extra=` of a public call that tells a known caller more."""
 
 
 class JsonResponse(Response):
@@ -71,7 +66,7 @@ class JsonResponse(Response):
 
 
 def wire(body: Wire, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON response made straight from a contract shape."""
+    """Return a JSON response made straight from a contract shape."""
     return JsonResponse(body.to_json(), status, headers or {})
 
 
@@ -84,7 +79,7 @@ def create_app(
     unlimited: tuple[str, ...] = (),
     **options: Any,
 ) -> FastAPI:
-    """A FastAPI application behind the edge. `translate` maps exceptions to problems.
+    """Return a FastAPI application behind the edge. `translate` maps exceptions to problems.
 
     `unlimited` are path prefixes whose bodies are streamed and limit themselves.
     """
@@ -106,12 +101,8 @@ def create_app(
     return app
 
 
-TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}
-"""`openapi_extra=` of a public call that tells a known caller more."""
-
-
 async def maybe_identity(request: Request) -> Identity | None:
-    """Who calls, or None without a token; a token that proves nothing is refused (401)."""
+    """Return who calls, or None without a token; a token that proves nothing is refused (401)."""
     given = header(request.scope, b"authorization")
     if given is None:
         return None
@@ -122,7 +113,7 @@ async def maybe_identity(request: Request) -> Identity | None:
 
 
 async def require_identity(request: Request) -> Identity:
-    """Who calls; 401 without a token."""
+    """Return who calls; 401 without a token."""
     identity = await maybe_identity(request)
     if identity is None:
         raise _unauthenticated("This call needs a token: `Authorization: Bearer <token>`.")
@@ -130,7 +121,7 @@ async def require_identity(request: Request) -> Identity:
 
 
 async def require_admin(request: Request) -> Identity:
-    """An operator; 403 for everybody else."""
+    """Return an operator; 403 for everybody else."""
     identity = await require_identity(request)
     if not identity.is_admin:
         raise Problem(403, "forbidden", "This call needs the role `admin`.")
@@ -138,7 +129,7 @@ async def require_admin(request: Request) -> Identity:
 
 
 async def require_auditor(request: Request) -> Identity:
-    """Who may look into the event log: an auditor, or an operator; 403 for everybody else."""
+    """Return an auditor or an operator, who may look into the event log; 403 for anybody else."""
     identity = await require_identity(request)
     if not (identity.is_admin or "auditor" in identity.roles):
         raise Problem(403, "forbidden", "This call needs the role `auditor` or `admin`.")
@@ -164,10 +155,7 @@ async def _verify(authenticator: Authenticator, token: str) -> Identity:
     except KeysUnavailable as error:
         log.warning("key_server_unavailable", error=str(error))
         raise Problem(
-            503,
-            "unavailable",
-            "Tokens can't be verified right now.",
-            headers={"Retry-After": "5"},
+            503, "unavailable", "Tokens can't be verified right now.", headers={"Retry-After": "5"}
         ) from error
 
 

@@ -27,11 +27,17 @@ from infra.circuit_breaker import CircuitBreaker, CircuitState
 from infra.settings import SettingsError
 from infra.settings.adapters import AuthSettings
 
+log = structlog.get_logger(__name__)
+
 FETCH_TIMEOUT_SECONDS = 5.0
 KEYS_LIFESPAN_SECONDS = 600.0
 RETRY_SECONDS = 5.0
 
-log = structlog.get_logger(__name__)
+MAX_TOKEN_LENGTH = 8192
+MAX_USER_ID_LENGTH = 128
+CLOCK_SKEW_SECONDS = 10
+# A token stays remembered for at most this long, so that a withdrawn key stops working.
+REMEMBER_SECONDS = 300.0
 
 
 class KeysUnavailable(Exception):
@@ -58,11 +64,7 @@ class RemoteKeys:
     """Finds a token's key by its ``kid``; unknown ones refetch at most every 30 seconds."""
 
     def __init__(
-        self,
-        url: str,
-        algorithms: Collection[str],
-        *,
-        clock: Callable[[], float] = time.monotonic,
+        self, url: str, algorithms: Collection[str], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._client = jwt.PyJWKClient(
             url, lifespan=KEYS_LIFESPAN_SECONDS, timeout=FETCH_TIMEOUT_SECONDS
@@ -71,7 +73,7 @@ class RemoteKeys:
         self._breaker = KeyServerBreaker(RETRY_SECONDS, clock=clock)
 
     def find(self, token: str) -> tuple[Any, Sequence[str]]:
-        """The key that the token names, and the one algorithm that this key is for."""
+        """Return the key that the token names, and the one algorithm that this key is for."""
         kid = jwt.get_unverified_header(token).get("kid")
         if not isinstance(kid, str):
             raise jwt.InvalidTokenError("the token names no key")
@@ -81,7 +83,7 @@ class RemoteKeys:
         return key.key, [key.algorithm_name]
 
     def count(self) -> int:
-        """How many signing keys the server gives now; raises KeysUnavailable."""
+        """Return how many signing keys the server gives now; raise KeysUnavailable."""
         try:
             return len(self._client.get_signing_keys())
         except (jwt.PyJWTError, OSError, ValueError) as error:
@@ -114,12 +116,6 @@ __all__ = [
     "mint_token",
     "read_or_make_secret",
 ]
-
-MAX_TOKEN_LENGTH = 8192
-MAX_USER_ID_LENGTH = 128
-CLOCK_SKEW_SECONDS = 10
-# A token stays remembered for at most this long, so that a withdrawn key stops working.
-REMEMBER_SECONDS = 300.0
 
 
 class InvalidToken(Exception):
@@ -191,7 +187,7 @@ class Authenticator:
         return isinstance(self._keys, RemoteKeys)
 
     def recall(self, token: str) -> Identity | None:
-        """The identity of a token verified before and still valid; never blocks."""
+        """Return the identity of a token verified before and still valid; never blocks."""
         with self._lock:
             entry = self._verified.get(token)
             if entry is None:
@@ -206,7 +202,7 @@ class Authenticator:
     def authenticate(self, token: str) -> Identity:
         """Verify signature, lifetime, issuer and audience.
 
-        Raises InvalidToken with the reason, or KeysUnavailable when the key server does not
+        Raise InvalidToken with the reason, or KeysUnavailable when the key server does not
         answer. May block on the network when ``may_block``: call it in a thread then.
         """
         identity = self.recall(token)
@@ -259,15 +255,13 @@ class Authenticator:
 
 
 def make_authenticator(settings: AuthSettings, local_secret: str | None = None) -> Authenticator:
-    """The authenticator that the settings ask for.
+    """Return the authenticator that the settings ask for.
 
-    ``local_secret`` is used when no ``JWT_*`` key is set. Raises SettingsError for a public key
+    ``local_secret`` is used when no ``JWT_*`` key is set. Raise SettingsError for a public key
     that cannot be used.
     """
     return Authenticator(
-        _keys(settings, local_secret),
-        issuer=settings.issuer,
-        audience=settings.audience,
+        _keys(settings, local_secret), issuer=settings.issuer, audience=settings.audience
     )
 
 
@@ -280,7 +274,7 @@ def mint_token(
     issuer: str | None = None,
     audience: str | None = None,
 ) -> str:
-    """A token for ``user_id``, signed with ``secret`` (HS256) and valid for ``ttl`` from now."""
+    """Return a token for ``user_id``, signed with ``secret`` (HS256), valid for ``ttl``."""
     now = int(time.time())
     claims: dict[str, Any] = {"sub": user_id, "iat": now, "exp": now + int(ttl.total_seconds())}
     claims["roles"] = sorted(roles)
@@ -293,7 +287,7 @@ def mint_token(
 
 
 def read_or_make_secret(path: Path) -> str:
-    """The local signing secret kept at ``path``, made on first use, readable by its owner only."""
+    """Return the local signing secret at ``path``; make it on first use, readable by its owner."""
     try:
         return path.read_text().strip()
     except FileNotFoundError:

@@ -42,9 +42,9 @@ SHORTCUT = "backlot_shortcut"
 
 Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-
 Hot = Callable[[UUID, Request], Awaitable[Response | None]]
 """Answers a request for the one id in its path, or None: then it goes through the framework."""
+
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
@@ -85,7 +85,7 @@ class HeadersSent(Exception):
 
 
 def as_get(scope: Scope) -> Scope:
-    """The GET whose headers a HEAD asks for."""
+    """Return the GET whose headers a HEAD asks for."""
     headers = [pair for pair in scope["headers"] if pair[0] not in FOR_RANGES]
     return {**scope, "method": "GET", ASKED: "HEAD", "headers": headers}
 
@@ -253,7 +253,7 @@ class EdgedApp(FastAPI):
         self.add_middleware(EdgeLayer, edge=edge)
 
     def build_middleware_stack(self) -> ASGIApp:
-        """The framework's layers, without the one that tells what breaks in plain text.
+        """Return the framework's layers, without the one that tells what breaks in plain text.
 
         That is the edge's, also of a hot route that left its request to the framework.
         """
@@ -276,7 +276,7 @@ class EdgedApp(FastAPI):
         await self._edge.guard(scope, receive, send, answer)
 
     def _search(self, method: str, path: str) -> Answer | None:
-        """What answers at once, if a hot route has this method and path."""
+        """Return what answers at once, if a hot route has this method and path."""
         if self._hot is None:
             routes = [route for route in self.routes if isinstance(route, APIRoute)]
             self._hot = [(route, call) for route in routes if (call := _shortcut(route))]
@@ -298,13 +298,13 @@ class EdgedApp(FastAPI):
 
 
 def header(scope: Scope, name: bytes) -> str | None:
-    """A header of the request by its name in lower case; of several the first one."""
+    """Return a header of the request by its name in lower case; of several the first one."""
     value: bytes | None = scope[HEADERS].get(name)
     return None if value is None else value.decode("latin-1")
 
 
 def client_address(scope: Scope) -> str:
-    """The address that the request comes from: behind a proxy, the proxy's; '' on a socket file."""
+    """Return the address that sends the request, such as a proxy's; '' on a socket file."""
     host, _ = scope.get("client") or ("", 0)
     return str(host)
 

@@ -72,7 +72,7 @@ Make = Callable[[Any], Problem]
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses=` of a route that can answer these problems."""
+    """Return the `responses=` of a route that can answer these problems."""
     return {
         status: {
             "description": TITLES[status][1],
@@ -83,7 +83,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def problem_response(scope: Scope, problem: Problem) -> Response:
-    """The response of a problem; the request id is the one that the edge gave the request."""
+    """Return the response of a problem, with the request id that the edge gave the request."""
     body = ProblemDetails(
         type=problem.slug,
         title=TITLES.get(problem.status, TITLES[500])[1],
@@ -97,7 +97,7 @@ def problem_response(scope: Scope, problem: Problem) -> Response:
 
 
 def request_id_of(scope: Scope) -> str:
-    """The id of the request, which is also the correlation id of what it causes."""
+    """Return the id of the request, which is also the correlation id of what it causes."""
     return str(scope.get("request_id", ""))
 
 
@@ -118,7 +118,7 @@ def _validation_problem(error: RequestValidationError) -> Problem:
 
 
 def _is_not_json(request: Request, error: Any) -> bool:
-    """Whether a whole body was refused because its content type says that it is not JSON."""
+    """Return whether a whole body was refused because its content type says that it is not JSON."""
     return (
         isinstance(error, RequestValidationError)
         and any(item["loc"] == ("body",) for item in error.errors())
@@ -127,7 +127,7 @@ def _is_not_json(request: Request, error: Any) -> bool:
 
 
 def _allowed(request: Request) -> str:
-    """All methods that the path has; Starlette names only those of the route that it found."""
+    """Return all methods of the path; Starlette names only those of the route that it found."""
     methods: set[str] = set()
     for route in request.app.routes:
         match, _ = route.matches(request.scope)

@@ -35,7 +35,7 @@ FOLDED = {
 
 
 def folded(code: str) -> str:
-    """A model's code in the way of ISO 639-1: without script and region, `zh` for `zh-Hant`.
+    """Return a model's code in the way of ISO 639-1: without script and region, `zh` for `zh-Hant`.
 
     Both written forms of Norwegian are `no`: a comment rarely shows which it is.
     """
@@ -44,7 +44,7 @@ def folded(code: str) -> str:
 
 
 def iso_639_1(code: str) -> str | None:
-    """The ISO 639-1 code that a model's code stands for, None if there is none."""
+    """Return the ISO 639-1 code that a model's code stands for, None if there is none."""
     found = folded(code)
     return found if found in ISO_639_1 else None
 
@@ -61,7 +61,7 @@ class Detection:
 
     @classmethod
     def of(cls, code: str, confidence: float) -> Detection | None:
-        """What a model says in its own code; None for a language without an ISO 639-1 code."""
+        """Return what a model says in its own code; None for a language without ISO 639-1 code."""
         language = iso_639_1(code)
         return None if language is None else cls(language, min(max(confidence, 0.0), 1.0))
 
@@ -78,7 +78,7 @@ class Detector(Protocol):
         """Which model answers; recorded with each result."""
 
     async def detect(self, text: str) -> Detection | None:
-        """The language of the text; None where it has none, or none that is sure enough.
+        """Return the language of the text; None where it has none, or none that is sure enough.
 
         A text without words never has one: emoji, links, mentions, digits, laughter.
         """

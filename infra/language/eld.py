@@ -79,7 +79,7 @@ class TextDetector:
 
 
 def _may_be_several(word: str, ranked: Sequence[tuple[str, float]]) -> bool:
-    """Whether a word that stands alone may be of several languages; the likeliest come first."""
+    """Return whether a lone word may be of several languages; the likeliest come first."""
     lead = ranked[0][1] - (ranked[1][1] if len(ranked) > 1 else 0.0)
     return len(word) <= SHORT_WORD or lead < LEAST_LEAD
 
@@ -94,7 +94,7 @@ class FastText:
         self._loading = Lock()
 
     def scores(self, spoken: str) -> Scores:
-        """How probable each of the likeliest languages is; they sum up to 1 at most."""
+        """Return how probable each of the likeliest languages is; they sum up to 1 at most."""
         # It takes what stands between spaces for a word, and a clause of Han characters for one
         # that it has never seen.
         spaced = " ".join(HAN.sub(r" \1 ", spoken.lower()).split())
@@ -122,7 +122,7 @@ class Eld:
         self._loading = Lock()
 
     def scores(self, spoken: str) -> Scores:
-        """A score from 0 to 1 for each of the likeliest languages; they don't sum up to 1."""
+        """Return a score from 0 to 1 for each of the likeliest languages; the sum may not be 1."""
         found = self._model().detect_details(spoken).scores
         return {folded(code): score for code, score in found.items()}
 

@@ -61,33 +61,33 @@ MOST_DENSE, MOST_LOOSE = 6, 10
 
 
 def links(text: str) -> list[str]:
-    """Each link in turn, without the punctuation of the sentence around it."""
+    """Return each link in turn, without the punctuation of the sentence around it."""
     return [_link(found[0]) for found in LINK.finditer(text)]
 
 
 def without_links(text: str) -> str:
-    """The text with a space for each link."""
+    """Return the text with a space for each link."""
     return LINK.sub(lambda found: " " + found[0][len(_link(found[0])) :], text)
 
 
 def mentions(text: str) -> list[str]:
-    """Each `@name` of a text without links."""
+    """Return each `@name` of a text without links."""
     return _names(MENTION, text)
 
 
 def hashtags(text: str) -> list[str]:
-    """Each `#label` of a text without links."""
+    """Return each `#label` of a text without links."""
     return _names(HASHTAG, text)
 
 
 def occurrences(item: str, text: str) -> int:
-    """How often a link or a name stands in a text, whatever other script goes on behind it."""
+    """Return how often a link or a name stands in a text, whatever other script follows it."""
     goes_on = LATIN if re.search(f"[{LATIN_LETTERS}]$", item) else LATIN + SPACED
     return len(re.findall(rf"{re.escape(item)}(?![{goes_on}])", text))
 
 
 def prose(text: str) -> str:
-    """The text with a space for each link, address, mention and hashtag.
+    """Return the text with a space for each link, address, mention and hashtag.
 
     So is a short word in a path (`/wiki/東京`), where the script does not say whether it is one.
     """
@@ -103,7 +103,7 @@ def _names(pattern: re.Pattern[str], text: str) -> list[str]:
 
 
 def _is_name(run: str) -> bool:
-    """Whether it is short enough for a name; a longer one is a sentence without spaces."""
+    """Return whether it is short enough for a name; a longer one is a sentence without spaces."""
     letters = [char for char in run if char.isalpha()]
     return (
         sum(map(bool, map(DENSE.match, letters))) <= MOST_DENSE

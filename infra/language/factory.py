@@ -62,7 +62,7 @@ class NoDetector(OperatorError):
 
 
 def make_detector(settings: TranslationSettings, llm: LanguageModel | None) -> Detector:
-    """The configured one; loads nothing yet. Raises OperatorError when it lacks what it needs."""
+    """Return the configured detector, not loaded yet; raise OperatorError when it lacks a part."""
     least = settings.min_confidence
     if settings.detector == "whisper":
         from infra.language.whisper import WhisperDetector

@@ -31,7 +31,7 @@ class WhisperDetector:
     """One text at a time, in a thread of its own; the first one loads the model."""
 
     def __init__(self, model: str, min_confidence: float) -> None:
-        """Below `min_confidence` (0 to 1) it abstains. Raises WhisperMissing without the extra."""
+        """Below `min_confidence` (0 to 1) it abstains. Raise WhisperMissing without the extra."""
         require("LANGUAGE_DETECTOR=whisper")
         self._model = model
         self._min_confidence = min_confidence
@@ -39,7 +39,7 @@ class WhisperDetector:
         self.name = name_of(model)
 
     async def detect(self, text: str) -> Detection | None:
-        """As the port has it. Raises WhisperUnusable when the model can't be loaded."""
+        """As the port has it. Raise WhisperUnusable when the model can't be loaded."""
         spoken = words(text)
         if not spoken:
             return None
@@ -95,7 +95,7 @@ class SilentDecoder:
         return heard
 
     def shares(self, text: str) -> dict[str, float]:
-        """How probable each of Whisper's languages is, given the text; they sum up to 1.
+        """Return how probable each of Whisper's languages is, given the text; they sum up to 1.
 
         By Bayes' rule with all languages equally probable beforehand: the softmax over the
         log-probabilities of the whole text. The mean per token would give the same order, but
@@ -117,7 +117,7 @@ class SilentDecoder:
         return dict(zip(self._tokenizer.all_language_codes, shares, strict=True))
 
     def _scores(self, languages: Tensor, tokens: list[int]) -> Tensor:
-        """The log-probability of the tokens after each of these language tokens."""
+        """Return the log-probability of the tokens after each of these language tokens."""
         import torch
 
         tokenizer, device = self._tokenizer, self._model.device

@@ -17,7 +17,6 @@ from infra.language.entities import prose
 
 # ruff: noqa: RUF001, RUF003 - letters of many scripts
 
-
 # Of at most two different letters, one of these among them: haha, jajajaj, ахахах, χαχα, חחחח.
 LAUGHING = frozenset("hjkxхкχחהهخհխჰ")
 LEAST_LAUGH = 4
@@ -57,21 +56,6 @@ yay вау кек лол ок омг واو لول
 """
 EXCLAMATIONS = frozenset(_EXCLAMATIONS.split())
 
-
-def is_laughter(word: str) -> bool:
-    """Whether a word is laughter, or letters again and again."""
-    small = word.lower()
-    letters = frozenset(small)
-    of_two = len(small) >= LEAST_LAUGH and len(letters) <= 2 and not letters.isdisjoint(LAUGHING)
-    return of_two or any(pattern.fullmatch(small) for pattern in PATTERNS)
-
-
-def is_exclamation(word: str) -> bool:
-    """Whether a word needs no translation where nothing else is said: `wow`, `ha`, a letter."""
-    small = word.lower()
-    return len(small) == 1 or small in EXCLAMATIONS or SYLLABLE.fullmatch(small) is not None
-
-
 STYLE = "\ufe0f"
 # Characters with the property Emoji; those of Latin-1 and punctuation only where STYLE follows.
 PICTURES = (
@@ -87,12 +71,6 @@ KEYCAP = f"[0-9#*]{STYLE}?\u20e3"
 REGION = "\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f"
 ONE = f"(?:[{PICTURES}{SKIN}]|[{STYLED}](?={STYLE})){STYLE}?[{SKIN}]?"
 EMOJI = re.compile(f"{FLAG}|{KEYCAP}|{REGION}|{ONE}(?:\u200d{ONE})*")
-
-
-def emoji_of(text: str) -> Iterator[str]:
-    """Each emoji in turn; the invisible mark of its style is left out: it comes and goes."""
-    return (found[0].replace(STYLE, "") for found in EMOJI.finditer(text))
-
 
 LANGUAGES = MappingProxyType(
     {
@@ -122,31 +100,6 @@ KANA = ("HIRAGANA", "KATAKANA")
 LEAST_KANA = 2
 """Letters that make the Chinese characters around them Japanese; の alone decorates brands."""
 
-
-def script(letter: str) -> str:
-    """Its script, as the name of a letter begins with it: LATIN, CJK, HANGUL."""
-    return unicodedata.name(letter, "").partition(" ")[0]
-
-
-def language_of_script(spoken: str) -> Detection | None:
-    """The language that most letters can only be of, with their share; None where none is.
-
-    None for Latin, Cyrillic, Arabic and the other scripts of several languages.
-    """
-    if spoken.isascii():
-        return None
-    letters = Counter(script(char) for char in spoken if char.isalpha())
-    languages = Counter[str]()
-    for name, count in letters.items():
-        if name in LANGUAGES:
-            languages[LANGUAGES[name]] += count
-    if sum(letters[kana] for kana in KANA) >= LEAST_KANA:
-        languages["ja"] += letters["CJK"]
-    [(language, count)] = languages.most_common(1) or [("", 0)]
-    share = count / max(letters.total(), 1)
-    return Detection(language, share) if share > 0.5 else None
-
-
 MIN_LETTERS = 3
 """Shorter texts are shared by many languages: `ok`, `no`, `xD`."""
 MIN_SYLLABLES = 2
@@ -172,6 +125,49 @@ WWW = re.compile(
 )
 
 
+def is_laughter(word: str) -> bool:
+    """Return whether a word is laughter, or letters again and again."""
+    small = word.lower()
+    letters = frozenset(small)
+    of_two = len(small) >= LEAST_LAUGH and len(letters) <= 2 and not letters.isdisjoint(LAUGHING)
+    return of_two or any(pattern.fullmatch(small) for pattern in PATTERNS)
+
+
+def is_exclamation(word: str) -> bool:
+    """Return whether a word alone needs no translation: `wow`, `ha`, a letter."""
+    small = word.lower()
+    return len(small) == 1 or small in EXCLAMATIONS or SYLLABLE.fullmatch(small) is not None
+
+
+def emoji_of(text: str) -> Iterator[str]:
+    """Yield each emoji in turn; the invisible mark of its style is left out: it comes and goes."""
+    return (found[0].replace(STYLE, "") for found in EMOJI.finditer(text))
+
+
+def script(letter: str) -> str:
+    """Its script, as the name of a letter begins with it: LATIN, CJK, HANGUL."""
+    return unicodedata.name(letter, "").partition(" ")[0]
+
+
+def language_of_script(spoken: str) -> Detection | None:
+    """Return the language that most letters can only be of, with their share; None where none is.
+
+    None for Latin, Cyrillic, Arabic and the other scripts of several languages.
+    """
+    if spoken.isascii():
+        return None
+    letters = Counter(script(char) for char in spoken if char.isalpha())
+    languages = Counter[str]()
+    for name, count in letters.items():
+        if name in LANGUAGES:
+            languages[LANGUAGES[name]] += count
+    if sum(letters[kana] for kana in KANA) >= LEAST_KANA:
+        languages["ja"] += letters["CJK"]
+    [(language, count)] = languages.most_common(1) or [("", 0)]
+    share = count / max(letters.total(), 1)
+    return Detection(language, share) if share > 0.5 else None
+
+
 class _Letters(dict[int, str]):
     """For `str.translate`: letters and marks as they are, a space for all else.
 
@@ -191,7 +187,7 @@ _LETTERS = _Letters()
 
 
 def words(text: str) -> str:
-    """The words of a text with single spaces between them, or "" where there are none to go by.
+    """Return the words of a text with single spaces between, or "" where none tell anything.
 
     Links, addresses, mentions, hashtags, digits, punctuation, emoji, kaomoji and laughter are left
     out, as are line breaks; `sooooo` becomes `so`.
@@ -210,7 +206,7 @@ def _is_spoken(word: str) -> bool:
 
 
 def _without_limbs(spoken: list[str]) -> list[str]:
-    """The words without those of single letters in a script that nothing else is written in.
+    """Return the words without those of single letters in a script that nothing else is written in.
 
     They are limbs of kaomoji, such as `(づ｡◕‿‿◕｡)づ`.
     """
@@ -222,7 +218,7 @@ def _without_limbs(spoken: list[str]) -> list[str]:
 
 
 def _is_limb(scripts: list[str]) -> bool:
-    """Whether no two letters side by side are of one script; 見て is a word all the same."""
+    """Return whether no two letters side by side are of one script; 見て is a word all the same."""
     if len(scripts) > 1 and JAPANESE.issuperset(scripts):
         return False
     return all(one != following for one, following in pairwise(scripts))

@@ -38,7 +38,7 @@ class LanguageModel(Protocol):
         purpose: str,
         max_output_tokens: int,
     ) -> Parsed[Answer]:
-        """The answer of `model` to `user` under the instructions `system`, as a `schema`.
+        """Return the answer of `model` to `user` under the instructions `system`, as a `schema`.
 
         One call, never repeated by itself. `purpose` is what metrics count it under. Raises
         LanguageModelError.
@@ -74,15 +74,10 @@ class OpenAIModel:
     ) -> Parsed[Answer]:
         """As the port has it."""
 
-        def send(
-            client: AsyncOpenAI,
-        ) -> Awaitable[LegacyAPIResponse[ParsedChatCompletion[Answer]]]:
+        def send(client: AsyncOpenAI) -> Awaitable[LegacyAPIResponse[ParsedChatCompletion[Answer]]]:
             return client.chat.completions.with_raw_response.parse(
                 model=model,
-                messages=[
-                    {"role": "system", "content": system},
-                    {"role": "user", "content": user},
-                ],
+                messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
                 response_format=schema,
                 temperature=0,
                 max_completion_tokens=max_output_tokens,
@@ -99,9 +94,9 @@ class OpenAIModel:
 
 
 def make_language_model(settings: LanguageModelSettings) -> LanguageModel | None:
-    """The configured model, or None where there is neither a key nor a URL.
+    """Return the configured model, or None where there is neither a key nor a URL.
 
-    Raises SettingsError for a key that can't be sent.
+    Raise SettingsError for a key that can't be sent.
     """
     provider = make_provider(settings)
     return None if provider is None else OpenAIModel(provider)

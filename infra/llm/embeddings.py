@@ -36,7 +36,7 @@ class Embedder(Protocol):
         ...
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """A vector of length 1 for each text, in their order; none of them may be empty.
+        """Return a vector of length 1 for each text, in their order; none of them may be empty.
 
         All or nothing: raises LanguageModelError when one can't be had.
         """
@@ -91,9 +91,9 @@ class OpenAIEmbedder:
 
 
 def make_embedder(settings: EmbeddingSettings, llm: LanguageModelSettings) -> Embedder | None:
-    """The configured one, or None without EMBEDDING_MODEL, or without a key and a URL.
+    """Return the configured embedder, or None without EMBEDDING_MODEL, or without a key and a URL.
 
-    Raises SettingsError for a key that can't be sent.
+    Raise SettingsError for a key that can't be sent.
     """
     if settings.model is None:
         return None
@@ -104,7 +104,7 @@ def make_embedder(settings: EmbeddingSettings, llm: LanguageModelSettings) -> Em
 
 
 def batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    """The texts in their order, as many at once as one call takes; a longer one goes alone."""
+    """Yield the texts in order, as many at once as one call takes; a longer text goes alone."""
     batch: list[str] = []
     characters = 0
     for text in texts:
@@ -128,7 +128,7 @@ def _vectors(
 
 
 def _unit(vector: Sequence[float], dimensions: int) -> list[float]:
-    """The vector with length 1: only its direction means something."""
+    """Return the vector with length 1: only its direction means something."""
     if len(vector) != dimensions:
         raise Malformed(
             f"The embedding model's vectors have {len(vector)} dimensions, not the {dimensions} of "

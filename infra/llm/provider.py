@@ -33,6 +33,12 @@ from infra.metrics import SECONDS, counter, gauge, histogram
 from infra.settings import SettingsError
 from infra.settings.adapters import LanguageModelSettings
 
+if TYPE_CHECKING:
+    from openai import APIStatusError, AsyncOpenAI, OpenAIError
+    from openai._legacy_response import LegacyAPIResponse
+
+log = structlog.get_logger(__name__)
+
 MILLION = 1_000_000
 
 LLM_TOKENS = counter(
@@ -46,6 +52,51 @@ LLM_COST_USD = counter(
     ("model",),
 )
 
+# Worth telling, and known not to repeat anything: a provider's own words may.
+KNOWN_CODES = frozenset(
+    {
+        "context_length_exceeded",
+        "insufficient_quota",
+        "invalid_json_schema",
+        "model_not_found",
+        "rate_limit_exceeded",
+        "unsupported_parameter",
+        "unsupported_value",
+    }
+)
+COME_BACK = (408, 409, 425)
+# Nobody is made to wait longer, whatever a header says.
+LONGEST_RETRY_AFTER = 3600.0
+
+# Sums of fractions of a second are not exact; nobody is turned away for that.
+ROUNDING = 0.000_001
+
+OPENAI = "https://api.openai.com/v1"
+CONNECT_SECONDS = 5.0
+# A server of one's own may need no key, but the SDK does.
+NO_KEY = "none"
+
+LLM_CALLS = counter(
+    "backlot_llm_calls",
+    "Calls of language models, by purpose and outcome (answered, or what went wrong).",
+    ("purpose", "outcome"),
+)
+LLM_SECONDS = histogram(
+    "backlot_llm_seconds",
+    "Time of one call of a language model, without waiting for its turn.",
+    ("purpose",),
+    buckets=(*SECONDS, 30.0, 60.0),
+)
+
+LLM_BREAKER_STATE = gauge(
+    "backlot_llm_breaker_state",
+    "1 for the state of the circuit breaker before the language model (closed, open, half-open).",
+    ("state",),
+)
+
+Body = TypeVar("Body")
+Answer = TypeVar("Answer")
+
 
 class Usage(NamedTuple):
     """Tokens of one call; 0 where the provider did not say."""
@@ -55,7 +106,7 @@ class Usage(NamedTuple):
 
 
 def usage_of(body: bytes) -> Usage:
-    """What a response says that it took, whether its answer can be used or not."""
+    """Return what a response says that it took, whether its answer can be used or not."""
     try:
         usage = orjson.loads(body)["usage"]
         # Embeddings have no output that would be counted.
@@ -75,28 +126,8 @@ def count_usage(usage: Usage, model: str, price: tuple[float, float] | None) -> 
         LLM_COST_USD.labels(model).inc(max(cost, 0.0) / MILLION)
 
 
-if TYPE_CHECKING:
-    from openai import APIStatusError, OpenAIError
-
-# Worth telling, and known not to repeat anything: a provider's own words may.
-KNOWN_CODES = frozenset(
-    {
-        "context_length_exceeded",
-        "insufficient_quota",
-        "invalid_json_schema",
-        "model_not_found",
-        "rate_limit_exceeded",
-        "unsupported_parameter",
-        "unsupported_value",
-    }
-)
-COME_BACK = (408, 409, 425)
-# Nobody is made to wait longer, whatever a header says.
-LONGEST_RETRY_AFTER = 3600.0
-
-
 def failure_of(error: OpenAIError) -> LanguageModelError:
-    """What happened. Raise it `from None`: the SDK's text repeats what the provider said."""
+    """Return what happened. Raise it `from None`: the SDK's text repeats what the provider said."""
     import openai
 
     if isinstance(error, openai.APIStatusError):
@@ -151,10 +182,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
 
 
-# Sums of fractions of a second are not exact; nobody is turned away for that.
-ROUNDING = 0.000_001
-
-
 class Pace:
     """So many calls a minute; a second's worth of them (one at least) may be made at once.
 
@@ -184,40 +211,6 @@ class Pace:
             )
         self._due = due + self._interval
         return pause
-
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
-    from openai._legacy_response import LegacyAPIResponse
-
-log = structlog.get_logger(__name__)
-
-Body = TypeVar("Body")
-Answer = TypeVar("Answer")
-
-OPENAI = "https://api.openai.com/v1"
-CONNECT_SECONDS = 5.0
-# A server of one's own may need no key, but the SDK does.
-NO_KEY = "none"
-
-LLM_CALLS = counter(
-    "backlot_llm_calls",
-    "Calls of language models, by purpose and outcome (answered, or what went wrong).",
-    ("purpose", "outcome"),
-)
-LLM_SECONDS = histogram(
-    "backlot_llm_seconds",
-    "Time of one call of a language model, without waiting for its turn.",
-    ("purpose",),
-    buckets=(*SECONDS, 30.0, 60.0),
-)
-
-
-LLM_BREAKER_STATE = gauge(
-    "backlot_llm_breaker_state",
-    "1 for the state of the circuit breaker before the language model (closed, open, half-open).",
-    ("state",),
-)
 
 
 class LanguageModelBreaker(CircuitBreaker):
@@ -285,9 +278,9 @@ class Provider:
         model: str,
         purpose: str,
     ) -> tuple[Answer, Usage]:
-        """What `read` makes of the response to `send`, and what it took: one call.
+        """Return what `read` makes of the response to `send`, and what it took: one call.
 
-        An answer in another form than `read` expects is Malformed. Raises LanguageModelError.
+        An answer in another form than `read` expects is Malformed. Raise LanguageModelError.
         """
         try:
             self._breaker.check()
@@ -323,9 +316,9 @@ class Provider:
 
 
 def make_provider(settings: LanguageModelSettings) -> Provider | None:
-    """The configured one, or None where there is neither a key nor a URL.
+    """Return the configured provider, or None where there is neither a key nor a URL.
 
-    Raises SettingsError for a key that can't be sent.
+    Raise SettingsError for a key that can't be sent.
     """
     if not settings.configured:
         return None

@@ -49,6 +49,9 @@ _REMEDIES = {
 # What the kernel answers when it can't copy between these two files by itself.
 _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 
+BLOCK_BYTES = 1024 * 1024
+PART_NAME = re.compile(r"(\d{5})-(\d+)-([0-9a-f]{32})-(\d+)")
+
 T = TypeVar("T")
 
 
@@ -61,7 +64,7 @@ class Disk:
         self.root = root.resolve()
 
     async def run(self, work: Callable[..., T], *args: object) -> T:
-        """Do blocking work in a thread. Raises ObjectStoreUnavailable for an OSError."""
+        """Do blocking work in a thread. Raise ObjectStoreUnavailable for an OSError."""
         try:
             return await to_thread.run_sync(work, *args)
         except OSError as error:
@@ -72,7 +75,7 @@ class Disk:
             raise ObjectStoreUnavailable(cause) from error
 
     def inside(self, *names: str) -> Path:
-        """The path under the root. Raises OSError when a symbolic link on it leads elsewhere."""
+        """Return the path under the root; raise OSError when a symbolic link leads elsewhere."""
         path = self.root.joinpath(*names)
         if path.resolve() != path:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
@@ -89,7 +92,7 @@ class Disk:
         sync_folder(self.root)
 
     def probe(self) -> None:
-        """Write and remove a small file in every sub-folder. Raises OSError."""
+        """Write and remove a small file in every sub-folder. Raise OSError."""
         for area in self.AREAS:
             folder = self.inside(area)
             folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +103,7 @@ class Disk:
                 path.unlink(missing_ok=True)
 
     def scratch(self) -> Path:
-        """A new name in `tmp/`; nothing is there yet."""
+        """Return a new name in `tmp/`; nothing is there yet."""
         folder = self.inside("tmp")
         folder.mkdir(parents=True, exist_ok=True)
         return folder / secrets.token_hex(16)
@@ -159,7 +162,7 @@ def move_new_folder(source: Path, target: Path) -> None:
 def join_files(sources: Iterable[tuple[Path, int]], target: Path) -> None:
     """Write the new, synced file `target` out of files with their sizes in bytes, one by one.
 
-    Raises FileNotFoundError when a source is gone, OSError when one is shorter than told.
+    Raise FileNotFoundError when a source is gone, OSError when one is shorter than told.
     """
     descriptor = os.open(target, NEW_FILE, 0o600)
     try:
@@ -193,10 +196,6 @@ def _copy_some(source: int, target: int, most: int) -> int:
     block = os.read(source, min(most, COPY_BYTES))
     write_all(target, block)
     return len(block)
-
-
-BLOCK_BYTES = 1024 * 1024
-PART_NAME = re.compile(r"(\d{5})-(\d+)-([0-9a-f]{32})-(\d+)")
 
 
 class PartRefused(ObjectStoreError):
@@ -239,7 +238,7 @@ class PartFile:
 
     @classmethod
     def named(cls, path: Path) -> PartFile | None:
-        """The part that the file's name tells of, or None for a foreign file."""
+        """Return the part that the file's name tells of, or None for a foreign file."""
         found = PART_NAME.fullmatch(path.name)
         if found is None:
             return None
@@ -248,12 +247,12 @@ class PartFile:
 
     @classmethod
     def within(cls, folder: Path, number: int, turn: int, etag: str, size: int) -> PartFile:
-        """The file that such a part has in `folder`."""
+        """Return the file that such a part has in `folder`."""
         path = folder / f"{number:05d}-{turn}-{etag}-{size}"
         return cls(number, turn, etag, size, path)
 
     def is_whole(self) -> bool:
-        """Whether the file is as long as its name says. Raises FileNotFoundError."""
+        """Return whether the file is as long as its name says. Raise FileNotFoundError."""
         return self.path.stat().st_size == self.size
 
     @property
@@ -263,7 +262,7 @@ class PartFile:
 
 
 def scan_parts(folder: Path, only: int | None = None) -> list[PartFile]:
-    """All part files, or those of number `only`, in order. Raises FileNotFoundError."""
+    """Return all part files, or those of number `only`, in order. Raise FileNotFoundError."""
     prefix = "" if only is None else f"{only:05d}-"
     with os.scandir(folder) as entries:
         paths = [
@@ -275,14 +274,14 @@ def scan_parts(folder: Path, only: int | None = None) -> list[PartFile]:
 
 
 def holding_parts(folder: Path) -> dict[int, PartFile]:
-    """For each number the file that holds, in order of number. Raises FileNotFoundError."""
+    """For each number the file that holds, in order of number. Raise FileNotFoundError."""
     return {file.number: file for file in scan_parts(folder)}
 
 
 def publish_part(spool: Path, folder: Path, number: int, etag: str, size: int) -> Part:
     """Move a complete, synced file in as part `number`, in place of earlier ones.
 
-    Raises FileNotFoundError when the upload's folder is gone.
+    Raise FileNotFoundError when the upload's folder is gone.
     """
     earlier = scan_parts(folder, number)
     turn = earlier[-1].turn + 1 if earlier else 1
@@ -309,7 +308,7 @@ class PartSpool:
     async def receive(self, chunks: AsyncIterable[bytes]) -> str:
         """Write and sync the bytes, and return their MD5 in hex.
 
-        Raises PartTooLarge as soon as one byte too many comes, PartTooShort, ChecksumMismatch,
+        Raise PartTooLarge as soon as one byte too many comes, PartTooShort, ChecksumMismatch,
         ObjectStoreUnavailable and whatever `chunks` raises; the file is then of no use.
         """
         descriptor = await self._disk.run(os.open, self._path, NEW_FILE, 0o600)
@@ -335,7 +334,7 @@ class PartSpool:
             await to_the_end(asyncio.gather(writing, return_exceptions=True))
 
     async def _blocks(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[list[bytes]]:
-        """The chunks as they came, in lists of a block's size: joining them would copy them."""
+        """Yield the chunks as they came, in lists of a block's size: joining would copy them."""
         received, block, held = 0, [], 0
         async for chunk in chunks:
             received += len(chunk)

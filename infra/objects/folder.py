@@ -101,7 +101,7 @@ class FolderStore:
     ) -> Part:
         """Keep `chunks` as part `number` if they are `size` bytes with these checksums.
 
-        Raises NoSuchUpload, PartTooLarge, PartTooShort, ChecksumMismatch and whatever `chunks`
+        Raise NoSuchUpload, PartTooLarge, PartTooShort, ChecksumMismatch and whatever `chunks`
         raises; then nothing is kept, and an earlier part of that number stays.
         """
         folder_name = _folder_name(key, store_upload_id)
@@ -138,7 +138,7 @@ class FolderStore:
         return found.stored if found else None
 
     async def find(self, key: str) -> ObjectFile | None:
-        """The completed object's file, or None; it never changes, but it may be deleted."""
+        """Return the completed object's file, or None; it never changes, but it may be deleted."""
         return await self._disk.run(self._find, check_key(key))
 
     async def delete(self, key: str) -> None:
@@ -225,7 +225,7 @@ class FolderStore:
         return files
 
     def _join(self, key: str, files: list[PartFile], etag: str) -> None:
-        """Publish the object, unless another completion was first. Raises FileNotFoundError."""
+        """Publish the object, unless another completion was first. Raise FileNotFoundError."""
         videos = self._disk.inside("objects", key).parent
         videos.mkdir(parents=True, exist_ok=True)
         whole = self._disk.scratch()
@@ -254,7 +254,7 @@ class FolderStore:
 
 
 def _folder_name(key: str, upload_id: str) -> str:
-    """Raises InvalidKey, and NoSuchUpload for an id that can't be ours."""
+    """Raise InvalidKey, and NoSuchUpload for an id that can't be ours."""
     if not UPLOAD_ID.fullmatch(upload_id):
         raise NoSuchUpload
     return f"{check_key(key).replace('/', '_')}_{upload_id}"

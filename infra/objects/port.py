@@ -30,6 +30,9 @@ OBJECT_STORE_FAILURES = counter(
     "Times that the object store could not do what was asked (disk, network).",
 )
 
+CONTENT_MD5 = "content-md5"
+S3_PREFIX = "x-amz-checksum-"
+
 
 class ObjectStoreError(Exception):
     """What the object store can refuse; the text is fit for a client."""
@@ -126,16 +129,16 @@ class ObjectStore(Protocol):
     def part_url(
         self, key: str, store_upload_id: str, number: int, size: int, base_url: str
     ) -> SignedUrl:
-        """Where to PUT part `number` (1 to 10,000) of exactly `size` bytes."""
+        """Return where to PUT part `number` (1 to 10,000) of exactly `size` bytes."""
 
     async def list_parts(self, key: str, store_upload_id: str) -> list[Part]:
-        """The parts that arrived, by number. Raises NoSuchUpload."""
+        """Return the parts that arrived, by number. Raise NoSuchUpload."""
 
     async def last_arrival(self, key: str, store_upload_id: str) -> datetime | None:
-        """When the latest part arrived (UTC), None when none has. Raises NoSuchUpload."""
+        """Return when the latest part arrived (UTC), None when none has. Raise NoSuchUpload."""
 
     async def list_uploads(self, older_than: datetime) -> list[OpenUpload]:
-        """The uploads under way that were begun before this time, as far as the store tells.
+        """Return the uploads under way that were begun before this time, as far as the store tells.
 
         Those that changed since may be left out, and keys of another form are.
         """
@@ -145,7 +148,7 @@ class ObjectStore(Protocol):
     ) -> StoredObject:
         """Join the named parts, in order of number, into the object; again: the same answer.
 
-        Raises PartMismatch when parts are missing, double or of another ETag, NoSuchUpload when
+        Raise PartMismatch when parts are missing, double or of another ETag, NoSuchUpload when
         neither the upload nor the object is there.
         """
 
@@ -153,33 +156,33 @@ class ObjectStore(Protocol):
         """Drop the upload and its parts, if there are any; a completed object stays."""
 
     async def head(self, key: str) -> StoredObject | None:
-        """The completed object, or None."""
+        """Return the completed object, or None."""
 
     async def delete(self, key: str) -> None:
         """Drop the completed object, if there is one."""
 
     def get_url(self, key: str, content_type: str, filename: str, base_url: str) -> SignedUrl:
-        """Where to GET the object, which is then served with this type and file name."""
+        """Return where to GET the object, which is then served with this type and file name."""
 
     async def check(self) -> None:
         """Raise ObjectStoreUnavailable unless the store would take an upload now."""
 
 
 def check_key(key: str) -> str:
-    """The key itself; raises InvalidKey unless it reads `videos/<uuid>` in lower case."""
+    """Return the key itself; raise InvalidKey unless it reads `videos/<uuid>` in lower case."""
     if not KEY.fullmatch(key):
         raise InvalidKey("An object's key has to be videos/<uuid>.")
     return key
 
 
 def check_part(number: int, size: int) -> None:
-    """Raises InvalidKey for what can't be a part."""
+    """Raise InvalidKey for what can't be a part."""
     if not 1 <= number <= MAX_PARTS or size < 0:
         raise InvalidKey(f"A part has a number from 1 to {MAX_PARTS} and at least 0 bytes.")
 
 
 def ordered_refs(parts: Sequence[PartRef], etags: re.Pattern[str] = PART_ETAG) -> list[PartRef]:
-    """By number, ETags without quotes. Raises PartMismatch for none, doubles and no-ETags."""
+    """By number, ETags without quotes. Raise PartMismatch for none, doubles and no-ETags."""
     plain = (PartRef(part.number, bare_etag(part.etag)) for part in parts)
     refs = sorted(plain, key=lambda ref: ref.number)
     doubles = {one.number for one, next_one in pairwise(refs) if one.number == next_one.number}
@@ -202,24 +205,20 @@ def multipart_etag(refs: Sequence[PartRef]) -> str:
 
 
 def safe_content_type(content_type: str) -> str:
-    """The film's type without parameters, else `application/octet-stream`."""
+    """Return the film's type without parameters, else `application/octet-stream`."""
     return film_type(content_type) or BYTES
 
 
 def disposition(content_type: str) -> Literal["inline", "attachment"]:
-    """Whether a browser may show what it is sent (RFC 6266): only what one of them can play."""
+    """Return whether a browser may show the object (RFC 6266): only what a browser can play."""
     return "inline" if film_type(content_type) in PLAYED_BY_BROWSERS else "attachment"
 
 
 def safe_filename(filename: str) -> str:
-    """The last component without what misleads, at most 150 characters; `video` if none is left."""
+    """Return the last component without misleading characters, 150 at most, or else `video`."""
     last = re.split(r"[/\\]", filename)[-1]
     harmless = without_misleading(last).strip(". ")[-150:]
     return harmless if shows(harmless) else "video"
-
-
-CONTENT_MD5 = "content-md5"
-S3_PREFIX = "x-amz-checksum-"
 
 
 class ChecksumUnreadable(ObjectStoreError):
@@ -276,9 +275,9 @@ class Checksum:
 
 
 def read_checksums(headers: Iterable[tuple[str, str]]) -> list[Checksum]:
-    """The checksums among these headers, whose names are in lower case.
+    """Return the checksums among these headers, whose names are in lower case.
 
-    Raises ChecksumUnsupported for another `x-amz-checksum-*`, ChecksumUnreadable for a value
+    Raise ChecksumUnsupported for another `x-amz-checksum-*`, ChecksumUnreadable for a value
     that is not the base64 of as many bytes as the checksum has.
     """
     return [

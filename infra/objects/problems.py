@@ -7,13 +7,7 @@ from contextlib import contextmanager
 from types import MappingProxyType
 
 from infra.http.problems import Problem
-from infra.objects.disk import (
-    ChecksumMismatch,
-    PartCutOff,
-    PartStalled,
-    PartTooLarge,
-    PartTooShort,
-)
+from infra.objects.disk import ChecksumMismatch, PartCutOff, PartStalled, PartTooLarge, PartTooShort
 from infra.objects.port import (
     ChecksumUnreadable,
     ChecksumUnsupported,

@@ -51,10 +51,18 @@ from infra.objects.s3_client import (
 )
 from infra.settings.adapters import ObjectSettings
 
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+    from types_boto3_s3.type_defs import HeadObjectOutputTypeDef, PartTypeDef
+
 log = structlog.get_logger(__name__)
 
 # How long a call may wait for a thread, in seconds; longer means that the store hangs.
 PATIENCE = 5.0
+
+# An empty id would turn aborting an upload into deleting the object.
+UPLOAD_ID = re.compile(r"[!-~]{1,2048}")
+PAGE = 1000
 
 T = TypeVar("T")
 
@@ -72,7 +80,7 @@ class S3Calls:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, work: Callable[..., T], *args: object) -> T:
-        """Do blocking work in a thread. Raises NoSuchUpload, and ObjectStoreUnavailable, told."""
+        """Do blocking work in a thread. Raise NoSuchUpload, and ObjectStoreUnavailable, told."""
         asked = monotonic()
         loop = asyncio.get_running_loop()
         try:
@@ -83,7 +91,7 @@ class S3Calls:
             raise
 
     def here(self, work: Callable[..., T], *args: object) -> T:
-        """Do the work in this thread. Raises NoSuchUpload and ObjectStoreUnavailable."""
+        """Do the work in this thread. Raise NoSuchUpload and ObjectStoreUnavailable."""
         try:
             return work(*args)
         except S3Error as error:
@@ -100,20 +108,11 @@ class S3Calls:
         return self.here(work, *args)
 
 
-if TYPE_CHECKING:
-    from types_boto3_s3 import S3Client
-    from types_boto3_s3.type_defs import HeadObjectOutputTypeDef, PartTypeDef
-
-# An empty id would turn aborting an upload into deleting the object.
-UPLOAD_ID = re.compile(r"[!-~]{1,2048}")
-PAGE = 1000
-
-
 class S3Store:
     """An ObjectStore whose URLs lead to S3; Backlot moves no bytes."""
 
     def __init__(self, place: S3Place, url_ttl: timedelta, clock: Callable[[], datetime]) -> None:
-        """Raises S3Misconfigured without credentials; calls nobody. `close` ends its threads."""
+        """Raise S3Misconfigured without credentials; calls nobody. `close` ends its threads."""
         session = S3Session(place)
         self._bucket, self._ttl, self._clock = place.bucket, url_ttl, clock
         self._client = session.client()
@@ -133,7 +132,7 @@ class S3Store:
         self._calls.close()
 
     def probe(self) -> None:
-        """Ask for the bucket, with retries, in this thread. Raises ObjectStoreUnavailable."""
+        """Ask for the bucket, with retries, in this thread. Raise ObjectStoreUnavailable."""
         self._calls.here(self._look_at_bucket, self._client)
 
     async def check(self) -> None:
@@ -145,7 +144,7 @@ class S3Store:
     def part_url(
         self, key: str, store_upload_id: str, number: int, size: int, base_url: str
     ) -> SignedUrl:
-        """The URL takes no body of another size: Content-Length is signed."""
+        """Return a URL that takes no body of another size: Content-Length is signed."""
         check_part(number, size)
         query = {"partNumber": str(number), "uploadId": store_upload_id}
         return self._sign("PUT", key, query, {"content-length": str(size)})
@@ -190,13 +189,7 @@ class S3Store:
     ) -> SignedUrl:
         at = self._clock().astimezone(UTC).replace(microsecond=0)
         url = self._signer.sign(
-            method,
-            check_key(key),
-            query,
-            headers=headers,
-            keys=self._keys(),
-            at=at,
-            ttl=self._ttl,
+            method, check_key(key), query, headers=headers, keys=self._keys(), at=at, ttl=self._ttl
         )
         return SignedUrl(url, at + self._ttl)
 
@@ -218,10 +211,7 @@ class S3Store:
 
     def _arrived(self, key: str, upload_id: str) -> Iterator[PartTypeDef]:
         pages = self._client.get_paginator("list_parts").paginate(
-            Bucket=self._bucket,
-            Key=key,
-            UploadId=upload_id,
-            PaginationConfig={"PageSize": PAGE},
+            Bucket=self._bucket, Key=key, UploadId=upload_id, PaginationConfig={"PageSize": PAGE}
         )
         for page in pages:
             yield from page.get("Parts", [])
@@ -300,12 +290,8 @@ def _known(upload_id: str) -> str:
     return upload_id
 
 
-if TYPE_CHECKING:
-    pass
-
-
 def make_s3(settings: ObjectSettings, *, for_clients: bool = True) -> S3Store:
-    """The store of the S3_* settings; calls nobody yet. Raises OperatorError without credentials.
+    """Return the store of the S3_* settings, without a call; raise OperatorError without keys.
 
     Its URLs are for clients, or else for this program itself, which may reach the store elsewhere.
     `close` it.
@@ -327,5 +313,5 @@ def make_s3(settings: ObjectSettings, *, for_clients: bool = True) -> S3Store:
 
 
 def now() -> datetime:
-    """The clock of the stores, in UTC."""
+    """Return the clock of the stores, in UTC."""
     return datetime.now(UTC)

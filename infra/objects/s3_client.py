@@ -26,7 +26,43 @@ from infra.objects.port import (
     multipart_etag,
 )
 
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+    from types_boto3_s3.type_defs import HeadObjectOutputTypeDef
+
 ALGORITHM = "AWS4-HMAC-SHA256"
+
+MIN_PART_BYTES = 5 * 1024 * 1024
+S3Error = (exceptions.ClientError, exceptions.BotoCoreError)
+
+_NO_CREDENTIALS = (
+    exceptions.NoCredentialsError,
+    exceptions.PartialCredentialsError,
+    exceptions.CredentialRetrievalError,
+)
+_UNREACHABLE = (
+    exceptions.ConnectionError,
+    exceptions.ConnectionClosedError,
+    exceptions.ReadTimeoutError,
+)
+# HEAD answers have no body to name the error in: there, the status is the code.
+_REMEDIES = {
+    "404": "there is no such bucket: make it, or set S3_BUCKET to another",
+    "NoSuchBucket": "there is no such bucket: make it, or set S3_BUCKET to another",
+    "301": "it lies in another region: set S3_REGION",
+    "PermanentRedirect": "it lies in another region: set S3_REGION",
+    "AuthorizationHeaderMalformed": "it lies in another region: set S3_REGION",
+    "403": "access is refused: check the S3 credentials and what they are allowed",
+    "AccessDenied": "access is refused: check what the S3 credentials are allowed",
+    "InvalidAccessKeyId": "there is no such key: check S3_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "the signature is refused: check S3_SECRET_ACCESS_KEY",
+    "ExpiredToken": "the S3 credentials have expired: renew them",
+    "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
+}
+
+THREADS = 32
+DEFAULT_REGION = "us-east-1"
+USUAL_PORTS = {"http": 80, "https": 443}
 
 
 class AccessKeys(NamedTuple):
@@ -59,7 +95,7 @@ class S3UrlSigner:
         at: datetime,
         ttl: timedelta,
     ) -> str:
-        """A URL for one method on `key`; `headers` (lower case) have to be sent as they stand here.
+        """Return a URL for one method on `key`; `headers` (lower case) have to be sent as given.
 
         Algorithm: "Authenticating Requests: Using Query Parameters (AWS Signature Version 4)".
         """
@@ -107,38 +143,6 @@ def _mac(key: bytes, text: str) -> bytes:
     return hmac.digest(key, text.encode(), "sha256")
 
 
-if TYPE_CHECKING:
-    from types_boto3_s3.type_defs import HeadObjectOutputTypeDef
-
-MIN_PART_BYTES = 5 * 1024 * 1024
-S3Error = (exceptions.ClientError, exceptions.BotoCoreError)
-
-_NO_CREDENTIALS = (
-    exceptions.NoCredentialsError,
-    exceptions.PartialCredentialsError,
-    exceptions.CredentialRetrievalError,
-)
-_UNREACHABLE = (
-    exceptions.ConnectionError,
-    exceptions.ConnectionClosedError,
-    exceptions.ReadTimeoutError,
-)
-# HEAD answers have no body to name the error in: there, the status is the code.
-_REMEDIES = {
-    "404": "there is no such bucket: make it, or set S3_BUCKET to another",
-    "NoSuchBucket": "there is no such bucket: make it, or set S3_BUCKET to another",
-    "301": "it lies in another region: set S3_REGION",
-    "PermanentRedirect": "it lies in another region: set S3_REGION",
-    "AuthorizationHeaderMalformed": "it lies in another region: set S3_REGION",
-    "403": "access is refused: check the S3 credentials and what they are allowed",
-    "AccessDenied": "access is refused: check what the S3 credentials are allowed",
-    "InvalidAccessKeyId": "there is no such key: check S3_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "the signature is refused: check S3_SECRET_ACCESS_KEY",
-    "ExpiredToken": "the S3 credentials have expired: renew them",
-    "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
-}
-
-
 def code_of(error: Exception) -> str:
     """S3's own code for what it refused, the status where it gave none; '' for other failures."""
     if not isinstance(error, exceptions.ClientError):
@@ -147,7 +151,7 @@ def code_of(error: Exception) -> str:
 
 
 def unavailable(error: Exception, bucket: str, endpoint: str) -> ObjectStoreUnavailable:
-    """The port's error, its cause being one line that tells an operator what to do."""
+    """Return the port's error, its cause being one line that tells an operator what to do."""
     where = f"The S3 bucket {bucket} at {endpoint} can't be used"
     return ObjectStoreUnavailable(f"{where}: {_reason(error)}.")
 
@@ -167,7 +171,7 @@ def _one_line(error: Exception) -> str:
 
 
 def stored_object(key: str, found: HeadObjectOutputTypeDef) -> StoredObject:
-    """What HEAD tells, as the port tells it."""
+    """Return what HEAD tells, as the port tells it."""
     return StoredObject(key, found["ContentLength"], bare_etag(found["ETag"]))
 
 
@@ -193,14 +197,6 @@ def refuse_mismatch(refs: Sequence[PartRef], arrived: Sequence[Part], code: str)
         raise PartMismatch(missing, sorted(set(wrong)))
 
 
-if TYPE_CHECKING:
-    from types_boto3_s3 import S3Client
-
-THREADS = 32
-DEFAULT_REGION = "us-east-1"
-USUAL_PORTS = {"http": 80, "https": 443}
-
-
 class S3Misconfigured(OperatorError):
     """The settings name nothing that boto3 could use."""
 
@@ -222,12 +218,11 @@ class S3Session:
     """Makes the clients of one place; they all share its credentials."""
 
     def __init__(self, place: S3Place) -> None:
-        """Raises S3Misconfigured when there are no credentials or no readable configuration."""
+        """Raise S3Misconfigured when there are no credentials or no readable configuration."""
         self._place = place
         try:
             self._session = boto3.session.Session(
-                aws_access_key_id=place.access_key_id,
-                aws_secret_access_key=place.secret_access_key,
+                aws_access_key_id=place.access_key_id, aws_secret_access_key=place.secret_access_key
             )
             self.region = place.region or self._session.region_name or DEFAULT_REGION
             found = self._session.get_credentials()
@@ -241,16 +236,16 @@ class S3Session:
         self._credentials = found
 
     def keys(self) -> AccessKeys:
-        """What to sign with now; temporary credentials are renewed by botocore when due."""
+        """Return what to sign with now; temporary credentials are renewed by botocore when due."""
         now = self._credentials.get_frozen_credentials()
         return AccessKeys(now.access_key or "", now.secret_key or "", now.token)
 
     def client(self, *, connect: float = 3, read: float = 30, attempts: int = 3) -> S3Client:
-        """A client with these timeouts in seconds for each of its attempts."""
+        """Return a client with these timeouts in seconds for each of its attempts."""
         return self._client(self._place.endpoint_url, connect, read, attempts)
 
     def public_bucket_url(self) -> str:
-        """The bucket as clients reach it: botocore's own choice of host and path.
+        """Return the bucket as clients reach it: botocore's own choice of host and path.
 
         The host is written as clients send it, since it is signed: small, without a usual port.
         """

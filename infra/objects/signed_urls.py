@@ -50,12 +50,12 @@ class UrlSigner:
     def part_url(
         self, key: str, upload_id: str, number: int, size: int, base_url: str
     ) -> SignedUrl:
-        """A URL for one PUT of exactly `size` bytes. Raises InvalidKey for what can't be a part."""
+        """Return a URL for one PUT of exactly `size` bytes; raise InvalidKey."""
         check_part(number, size)
         return self._url("PUT", key, _part_query(upload_id, number, size), base_url)
 
     def get_url(self, key: str, content_type: str, filename: str, base_url: str) -> SignedUrl:
-        """A URL for GET and HEAD that fixes type and name; unsafe ones are made safe first."""
+        """Return a URL for GET and HEAD that fixes type and name, both made safe."""
         query = _get_query(safe_content_type(content_type), safe_filename(filename))
         return self._url("GET", key, query, base_url)
 

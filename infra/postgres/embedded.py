@@ -23,14 +23,14 @@ from infra.metrics import counter
 from infra.postgres import cluster as files
 from infra.postgres.cluster import PostgresError, RunAs, make_reachable, make_readable, run_as
 
+log = structlog.get_logger(__name__)
+
 __all__ = ["EmbeddedPostgres", "PostgresError", "running_url"]
 
 DATABASE = "backlot"
 LOG_LIMIT_BYTES = 16 * 1024 * 1024
 WATCH_SECONDS = 0.1
 REPORT_SECONDS = 5.0
-
-log = structlog.get_logger(__name__)
 
 SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
@@ -56,8 +56,7 @@ SETTINGS: Mapping[str, str] = {
 }
 
 POSTGRES_RESTARTS = counter(
-    "backlot_postgres_restarts",
-    "Times that the embedded PostgreSQL died and was started again.",
+    "backlot_postgres_restarts", "Times that the embedded PostgreSQL died and was started again."
 )
 
 
@@ -93,7 +92,7 @@ class EmbeddedPostgres:
         return self.url_of(DATABASE)
 
     def url_of(self, database: str) -> str:
-        """The URL of another database on this server."""
+        """Return the URL of another database on this server."""
         return _url(str(self._sockets), database)
 
     @property
@@ -115,7 +114,7 @@ class EmbeddedPostgres:
     def start(self) -> None:
         """Start and wait until the server answers; ends what a killed process left running.
 
-        Raises PostgresError when it cannot. A stopped instance is not started again: make another.
+        Raise PostgresError when it cannot. A stopped instance is not started again: make another.
         """
         files.check_major(self.cluster)
         try:
@@ -257,9 +256,9 @@ class EmbeddedPostgres:
 
 
 def running_url(cluster: Path) -> str | None:
-    """The URL of a server that says it runs on the cluster; None when it was stopped cleanly.
+    """Return the URL of a server that says it runs on the cluster; None after a clean stop.
 
-    After a crash that server may be gone. Raises OSError when the cluster cannot be read.
+    After a crash that server may be gone. Raise OSError when the cluster cannot be read.
     """
     try:
         lines = (cluster / "postmaster.pid").read_text().splitlines()

@@ -172,7 +172,7 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
 
 
 def _environment() -> dict[str, str]:
-    """The variables of ``.env`` and of the process, which win; names in any case."""
+    """Return the variables of ``.env`` and of the process, which win; names in any case."""
     sources = (dotenv_values(".env"), os.environ)
     return {name.upper(): value for source in sources for name, value in source.items() if value}
 

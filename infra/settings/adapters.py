@@ -167,6 +167,11 @@ class KafkaSettings(SettingsGroup):
             raise ValueError("KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD: set both for SASL")
         return self
 
+    @property
+    def configured(self) -> bool:
+        """Whether there is a Kafka."""
+        return bool(self.bootstrap_servers)
+
 
 class TaskSettings(SettingsGroup):
     """The broker of background tasks, and how they are run and tried again."""

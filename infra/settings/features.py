@@ -110,7 +110,7 @@ class AnalyticsSettings(SettingsGroup):
     retention_days: int = Field(default=730, alias="ANALYTICS_RETENTION_DAYS", ge=60, le=36_500)
 
     def url(self, database_url: str) -> str:
-        """Where the analytics are kept: a database of their own, or the one of everything else."""
+        """Return where the analytics are kept: a database of their own, or that of all else."""
         return self.timescale_url.get_secret_value() if self.timescale_url else database_url
 
 

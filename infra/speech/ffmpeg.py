@@ -18,6 +18,12 @@ from pydantic import BaseModel, ValidationError
 from infra.cancellation import to_the_end
 from infra.speech.port import MediaUnreadable
 
+PROGRAMS = ("ffmpeg", "ffprobe")
+SAMPLE_RATE = 16_000
+FORMATS = "mov,matroska,avi,flv,mpegts,mpeg,asf,ogg,wav,mp3,flac,aac"
+STALLED_MICROSECONDS = 30_000_000
+URLS = ("http://", "https://")
+
 
 @dataclass(frozen=True, slots=True)
 class ProgramExit:
@@ -30,7 +36,7 @@ class ProgramExit:
 
 
 async def run(*command: str) -> ProgramExit:
-    """Run a program to its end; one that is cancelled is killed. Raises OSError, not found."""
+    """Run a program to its end; one that is cancelled is killed. Raise OSError, not found."""
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=PIPE
     )
@@ -47,13 +53,6 @@ async def _end(process: Process) -> None:
         with suppress(ProcessLookupError):
             process.kill()
         await to_the_end(process.communicate())
-
-
-PROGRAMS = ("ffmpeg", "ffprobe")
-SAMPLE_RATE = 16_000
-FORMATS = "mov,matroska,avi,flv,mpegts,mpeg,asf,ogg,wav,mp3,flac,aac"
-STALLED_MICROSECONDS = 30_000_000
-URLS = ("http://", "https://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +79,12 @@ class _Probed(BaseModel):
 
 
 def missing() -> list[str]:
-    """The programs that are not installed."""
+    """Return the programs that are not installed."""
     return [program for program in PROGRAMS if shutil.which(program) is None]
 
 
 async def probe(source: str) -> Media:
-    """What it is. Raises MediaUnreadable."""
+    """Return what the medium is. Raise MediaUnreadable."""
     shown = "stream=codec_type:format=duration,size"
     ended = await run(
         "ffprobe", "-v", "error", "-show_entries", shown, "-of", "json", *_input(source)
@@ -102,7 +101,7 @@ async def probe(source: str) -> Media:
 async def decode(source: str, samples: Path, most_seconds: float) -> None:
     """Write the first sound track, up to `most_seconds` of it: 16 kHz, one channel, 16 bits.
 
-    Raises MediaUnreadable.
+    Raise MediaUnreadable.
     """
     ended = await run(
         *("ffmpeg", "-nostdin", "-v", "error", *_input(source)),

@@ -63,7 +63,7 @@ class Transcriber(Protocol):
         """Which model listens; recorded with each transcript."""
 
     async def transcribe(self, media: Path | str) -> Transcript:
-        """The transcript of a file, or of what an http(s) URL gives. Raises SpeechError.
+        """Return the transcript of a file, or of what an http(s) URL gives. Raise SpeechError.
 
         Cancelling it ends the work.
         """

@@ -1,4 +1,4 @@
-"""Whisper's recogniser, as a process of its own: `python -m infra.speech.listening MODEL FILE`.
+"""Whisper's recogniser, as a process of its own: `python -m infra.speech.recogniser MODEL FILE`.
 
 Its memory ends with it, and it can be stopped in the middle, which a thread can't.
 """
@@ -17,7 +17,7 @@ FULL_SCALE = 32_768.0
 
 
 def listen(model: str, samples: Path) -> dict[str, Any]:
-    """What is said in a file of 16-bit samples at 16 kHz: `language`, and `segments`."""
+    """Return what is said in a file of 16-bit samples at 16 kHz: `language`, and `segments`."""
     import torch
 
     sound = torch.frombuffer(bytearray(samples.read_bytes()), dtype=torch.int16) / FULL_SCALE

@@ -51,7 +51,7 @@ class WhisperTranscriber:
     """One medium at a time: listening takes all cores."""
 
     def __init__(self, model: str, limits: TranscriptionLimits | None = None) -> None:
-        """Raises WhisperMissing without the extra; the model is loaded for each medium."""
+        """Raise WhisperMissing without the extra; the model is loaded for each medium."""
         whisper.require("SPEECH_TRANSCRIPTION=on")
         self._model = model
         self._limits = limits or TranscriptionLimits()
@@ -100,7 +100,7 @@ class SpeechUnavailable(OperatorError):
 
 
 def available(settings: SpeechSettings) -> bool:
-    """Whether speech is transcribed here. Raises SpeechUnavailable when it should and can't be."""
+    """Return whether speech is transcribed; raise SpeechUnavailable when it should and can't be."""
     if settings.transcription == "off":
         return False
     needed = _needed()
@@ -110,7 +110,7 @@ def available(settings: SpeechSettings) -> bool:
 
 
 def make_transcriber(settings: SpeechSettings) -> Transcriber | None:
-    """The transcriber, or None where speech is not transcribed. Raises as `available` does."""
+    """Return the transcriber, None where speech is not transcribed. Raise as `available` does."""
     return WhisperTranscriber(settings.whisper_model) if available(settings) else None
 
 

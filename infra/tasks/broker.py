@@ -37,9 +37,43 @@ from infra.tasks.redis import RedisTaskQueues, TaskRedisBroker
 from infra.tasks.resources import Resources
 from infra.tasks.shutdown import GraceThenInterrupt, was_interrupted
 
-R = TypeVar("R")
+log = structlog.get_logger(__name__)
 
 START_SECONDS = 10.0
+
+DEPTH_SECONDS = 5.0
+
+TASKS = counter(
+    "backlot_tasks",
+    "Attempts at tasks, by actor and outcome (done, retried, postponed, returned, dead, skipped).",
+    ("actor", "outcome"),
+)
+TASK_SECONDS = histogram(
+    "backlot_task_seconds",
+    "How long an attempt at a task takes, by actor.",
+    ("actor",),
+    buckets=(*SECONDS, 30.0, 60.0, 120.0),
+)
+TASKS_RUNNING = gauge(
+    "backlot_tasks_running", "Tasks that this process runs right now, by actor.", ("actor",)
+)
+TASK_QUEUE = gauge(
+    "backlot_task_queue",
+    "Tasks in a queue of the broker, by state (waiting, taken, delayed, dead).",
+    ("queue", "state"),
+)
+
+AWAY_SECONDS = 1.0
+
+TASK_DEAD_HOOK_FAILURES = counter(
+    "backlot_task_dead_hook_failures",
+    "Times that giving up a task could not be recorded; it is tried again instead.",
+    ("actor",),
+)
+
+LIMIT_CHECK_MS = 200
+
+R = TypeVar("R")
 
 
 class TaskLoop(EventLoopThread):
@@ -77,7 +111,7 @@ class EventLoop(AsyncIO):
         self._loop = loop
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Raises ResourcesUnavailable: the stock one would go on without a loop."""
+        """Raise ResourcesUnavailable: the stock one would go on without a loop."""
         if self._loop is not None:
             set_event_loop_thread(BorrowedLoop(self._loop))
             return
@@ -95,33 +129,6 @@ class EventLoop(AsyncIO):
             super().after_worker_shutdown(broker, worker)
         else:
             set_event_loop_thread(None)
-
-
-log = structlog.get_logger(__name__)
-
-DEPTH_SECONDS = 5.0
-
-TASKS = counter(
-    "backlot_tasks",
-    "Attempts at tasks, by actor and outcome (done, retried, postponed, returned, dead, skipped).",
-    ("actor", "outcome"),
-)
-TASK_SECONDS = histogram(
-    "backlot_task_seconds",
-    "How long an attempt at a task takes, by actor.",
-    ("actor",),
-    buckets=(*SECONDS, 30.0, 60.0, 120.0),
-)
-TASKS_RUNNING = gauge(
-    "backlot_tasks_running",
-    "Tasks that this process runs right now, by actor.",
-    ("actor",),
-)
-TASK_QUEUE = gauge(
-    "backlot_task_queue",
-    "Tasks in a queue of the broker, by state (waiting, taken, delayed, dead).",
-    ("queue", "state"),
-)
 
 
 class Measured(Middleware):
@@ -195,15 +202,6 @@ class QueueGauges(Middleware):
                 return
 
 
-AWAY_SECONDS = 1.0
-
-TASK_DEAD_HOOK_FAILURES = counter(
-    "backlot_task_dead_hook_failures",
-    "Times that giving up a task could not be recorded; it is tried again instead.",
-    ("actor",),
-)
-
-
 class Retries(StockRetries):
     """Backs off exponentially, with jitter, up to a cap; after the last attempt `on_dead` is told.
 
@@ -260,7 +258,7 @@ class Retries(StockRetries):
         send_again(broker, message, delay)
 
     def _bury(self, message: MessageProxy) -> bool:
-        """Whether it is dead now: not while the program can't record that it is."""
+        """Return whether it is dead now: not while the program can't record that it is."""
         failed = failed_task(message)
         try:
             self._tell(failed)
@@ -294,9 +292,6 @@ def send_again(broker: Broker, message: Message[Any] | MessageProxy, delay: int 
             return
 
 
-LIMIT_CHECK_MS = 200
-
-
 def make_broker(
     settings: TaskSettings,
     *,
@@ -304,9 +299,9 @@ def make_broker(
     resources: Resources[Any] | None = None,
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> Broker:
-    """A broker for one worker, or for sending; close it. It connects when it is used.
+    """Return a broker for one worker, or for sending; close it. It connects when it is used.
 
-    `loop`: run async actors there, not on a loop of the worker's own. Raises ExtraMissing.
+    `loop`: run async actors there, not on a loop of the worker's own. Raise ExtraMissing.
     """
     broker = _bare_broker(settings)
     for each in _middleware(settings, on_dead, resources, loop):
@@ -315,7 +310,7 @@ def make_broker(
 
 
 def shared_queues(settings: TaskSettings) -> TaskQueues:
-    """The queues as any process can see them. Raises NoSharedBroker when there is no server."""
+    """Return the queues that any process can see; raise NoSharedBroker without a server."""
     if settings.broker_url is None:
         raise NoSharedBroker(
             "the tasks live inside the running server, and end with it: look at its /metrics, or "
@@ -334,7 +329,7 @@ def _bare_broker(settings: TaskSettings) -> Broker:
 
 
 def task_queues(settings: TaskSettings) -> TaskQueues:
-    """The queues of the configured broker; those inside this process without one."""
+    """Return the queues of the configured broker; those inside this process without one."""
     url = settings.broker_url
     if url is not None and _is_rabbitmq(url):
         from infra.tasks.rabbitmq import RabbitmqTaskQueues

@@ -54,7 +54,7 @@ OnDead = Callable[[FailedTask], Awaitable[None]]
 
 
 def failed_task(message: Message[Any] | MessageProxy) -> FailedTask:
-    """What the options of a message that failed tell; a message that nobody knew has no error."""
+    """Return what a failed message's options tell; a message that nobody knew has no error."""
     options = message.options
     failed_at = options.get("failed_at")
     origin = origin_of(options)
@@ -72,7 +72,7 @@ def failed_task(message: Message[Any] | MessageProxy) -> FailedTask:
 
 
 def in_one_line(error: BaseException) -> str:
-    """What is kept of an error: its type and the beginning of its text, never a traceback."""
+    """Return an error's type and the beginning of its text, never a traceback."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:ERROR_CHARACTERS].removesuffix(": ")
 
@@ -88,27 +88,27 @@ class Depth:
     taken: int | None = None
 
     def by_state(self) -> dict[str, int]:
-        """The counts that are known."""
+        """Return the counts that are known."""
         counts = {"waiting": self.waiting, "delayed": self.delayed, "dead": self.dead}
         return counts if self.taken is None else {**counts, "taken": self.taken}
 
 
 Wanted = Callable[[FailedTask], bool]
-"""Says of a dead letter whether it is meant."""
+"""Whether a dead letter is chosen."""
 
 
 def every(task: FailedTask) -> bool:
-    """All of them are meant."""
+    """Choose every dead letter."""
     return True
 
 
 def named(task_id: str) -> Wanted:
-    """Only the task of this id is meant."""
+    """Return the choice of the one dead letter with this id."""
     return lambda task: task.id == task_id
 
 
 def like(one: FailedTask) -> Wanted:
-    """All are meant that are of the actor of one and failed as it did."""
+    """Return the choice of all dead letters of one's actor that failed as it did."""
     what = one.actor, fault_of(one.error)
     return lambda task: (task.actor, fault_of(task.error)) == what
 
@@ -125,15 +125,15 @@ class TaskQueues(Protocol):
     def redrive(self, queue: str, wanted: Wanted) -> list[str]:
         """Send dead letters once more, with all attempts before them.
 
-        Returns the ids. One that can't be read stays. A crash midway may send one twice.
+        Return the ids. One that can't be read stays. A crash midway may send one twice.
         """
 
     def discard(self, queue: str, wanted: Wanted) -> list[FailedTask]:
-        """Give dead letters up for good, also those that can't be read; returns what they were."""
+        """Give dead letters up for good, also those that can't be read; return what they were."""
 
 
 def read(queue: str, key: str, data: bytes) -> tuple[FailedTask, Message[Any] | None]:
-    """A dead letter; without its message when it can't be read."""
+    """Return a dead letter; without its message when it can't be read."""
     try:
         message = Message.decode(data)
     except DecodeError as error:
@@ -143,7 +143,7 @@ def read(queue: str, key: str, data: bytes) -> tuple[FailedTask, Message[Any] | 
 
 
 def revived(message: Message[Any]) -> Message[Any]:
-    """The message as it was before its first attempt."""
+    """Return the message as it was before its first attempt."""
     gone = ("retries", "error", "failed_at", "eta", "redis_message_id")
     options = {key: value for key, value in message.options.items() if key not in gone}
     return Message(

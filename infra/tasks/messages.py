@@ -26,12 +26,12 @@ _ORIGIN: ContextVar[TaskOrigin] = ContextVar("task_origin", default=NOWHERE)
 
 
 def current_origin() -> TaskOrigin:
-    """Where the running task comes from; nowhere outside of one."""
+    """Return where the running task comes from; nowhere outside of one."""
     return _ORIGIN.get()
 
 
 def origin_of(options: dict[str, Any]) -> TaskOrigin:
-    """The same, of a message that may not run here at all."""
+    """Return the origin of a message, which may not run here at all."""
     return TaskOrigin(options.get("correlation_id"), options.get("causation_id"))
 
 
@@ -65,14 +65,11 @@ class Correlation(Middleware):
 
 
 def enqueue(
-    actor: Actor[..., Any],
-    *args: object,
-    correlation_id: str | None,
-    causation_id: str | None,
+    actor: Actor[..., Any], *args: object, correlation_id: str | None, causation_id: str | None
 ) -> str:
     """Send one task and return its id; it blocks, so call it in a thread.
 
-    The broker has the task when this returns. Raises BrokerAway within a few seconds otherwise.
+    The broker has the task when this returns. Raise BrokerAway within a few seconds otherwise.
     """
     try:
         message = actor.send_with_options(

@@ -104,11 +104,9 @@ class RabbitmqTaskQueues:
         return self._take(queue, lambda channel, task, message: wanted(task))
 
     def _take(
-        self,
-        queue: str,
-        take: Callable[[BlockingChannel, FailedTask, Message[Any] | None], bool],
+        self, queue: str, take: Callable[[BlockingChannel, FailedTask, Message[Any] | None], bool]
     ) -> list[FailedTask]:
-        """The dead letters that `take` took; the others are back once the connection ends."""
+        """Return the dead letters that `take` took; the rest is back once the connection ends."""
         taken: list[FailedTask] = []
         with away(AMQPConnectionError, AMQPChannelError), self._connect() as connection:
             channel = connection.channel()

@@ -22,6 +22,8 @@ from redis import Redis, RedisError
 from infra.tasks.dead_letters import Depth, FailedTask, Wanted, away, read, revived
 from infra.tasks.queues import QUEUES
 
+log = structlog.get_logger(__name__)
+
 NAMESPACE = "backlot"
 # How long a new task may wait when nothing else does: the queue is polled, not pushed.
 POLL_MS = 100
@@ -35,7 +37,18 @@ if redis.call("hexists", KEYS[1], ARGV[1]) == 1 then
 end
 """
 
-log = structlog.get_logger(__name__)
+# Enqueue and forget the dead letter in one step, unless it is gone already.
+REDRIVE = """
+local xq, xmsgs, q, msgs = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+if redis.call("zrem", xq, ARGV[1]) == 0 then
+    return 0
+end
+redis.call("hdel", xmsgs, ARGV[1])
+redis.call("hset", msgs, ARGV[1], ARGV[2])
+redis.call("rpush", q, ARGV[1])
+return 1
+"""
+PAGE = 500
 
 
 @contextmanager
@@ -71,7 +84,7 @@ class TaskRedisBroker(RedisBroker):
             return super().enqueue(message, delay=delay)
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
-        """A consumer, after what an earlier one had fetched and not passed on is put back."""
+        """Return a consumer, after putting back what an earlier one had not passed on."""
         if queue_name == dq_name(queue_name):
             # Dramatiq forgets the delayed messages that it held when the connection broke.
             self._in_hand[queue_name] = set()
@@ -158,20 +171,6 @@ class TaskRedisConsumer(_RedisConsumer):
         self.broker.gave(self.queue_name, ids)
 
 
-# Enqueue and forget the dead letter in one step, unless it is gone already.
-REDRIVE = """
-local xq, xmsgs, q, msgs = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-if redis.call("zrem", xq, ARGV[1]) == 0 then
-    return 0
-end
-redis.call("hdel", xmsgs, ARGV[1])
-redis.call("hset", msgs, ARGV[1], ARGV[2])
-redis.call("rpush", q, ARGV[1])
-return 1
-"""
-PAGE = 500
-
-
 def _key(name: str) -> str:
     return f"{NAMESPACE}:{name}"
 
@@ -207,7 +206,7 @@ class RedisTaskQueues:
     def _take(
         self, queue: str, take: Callable[[str, FailedTask, Message[Any] | None], bool]
     ) -> list[FailedTask]:
-        """The dead letters that `take` took out of the queue; what dies meanwhile is not asked."""
+        """Return the dead letters that `take` took out; tasks that die meanwhile are not asked."""
         taken: list[FailedTask] = []
         with away(RedisError):
             keys = self._keys(queue, 0, -1)

@@ -21,9 +21,10 @@ from infra.tasks.errors import ResourcesUnavailable
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
 OPEN_SECONDS = 60.0
 CLOSE_SECONDS = 30.0
+
+T = TypeVar("T")
 
 
 class Resources(Middleware, Generic[T]):
@@ -37,7 +38,7 @@ class Resources(Middleware, Generic[T]):
         self._task: asyncio.Task[Any] | None = None
 
     def get(self) -> T:
-        """The opened value. Raises ResourcesUnavailable where no worker runs."""
+        """Return the opened value. Raise ResourcesUnavailable where no worker runs."""
         if self._value is None:
             raise ResourcesUnavailable("a task asked for its resources outside of a worker")
         return self._value

@@ -13,7 +13,7 @@ AGAIN_SECONDS = 2.0
 
 
 def was_interrupted(exception: BaseException | None) -> bool:
-    """Whether the task ended because its process stops, at once or after a slow clean-up."""
+    """Return whether the task ended because its process stops, at once or after a slow clean-up."""
     ended = (exception, exception.__cause__ if exception is not None else None)
     return any(isinstance(each, Shutdown) for each in ended)
 

@@ -19,6 +19,8 @@ from infra.tasks.broker import make_broker
 from infra.tasks.dead_letters import OnDead
 from infra.tasks.resources import Resources
 
+log = structlog.get_logger(__name__)
+
 # Beyond the grace: for interrupted tasks to clean up, and to be put back.
 MARGIN_SECONDS = 5.0
 
@@ -35,7 +37,7 @@ class TaskWorker:
         self._stop_seconds = settings.stop_seconds + MARGIN_SECONDS
 
     def start(self) -> None:
-        """Take tasks from now on. Raises ResourcesUnavailable."""
+        """Take tasks from now on. Raise ResourcesUnavailable."""
         self._broker.emit_after("process_boot")
         self._worker.start()
 
@@ -45,14 +47,8 @@ class TaskWorker:
         self._broker.close()
 
 
-log = structlog.get_logger(__name__)
-
-
 def configure(
-    settings: Settings,
-    *,
-    on_dead: OnDead | None = None,
-    resources: Resources[Any] | None = None,
+    settings: Settings, *, on_dead: OnDead | None = None, resources: Resources[Any] | None = None
 ) -> Broker:
     """Logs as everywhere, and the broker that `dramatiq` finds; metrics at the setting's port."""
     configure_logging(settings.logs)

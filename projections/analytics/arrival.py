@@ -1,4 +1,4 @@
-"""What was recorded and is not stored yet is on its way: how much has to be there, and the wait."""
+"""How far the consumers of the analytics are, and the wait for what is on its way to them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,24 @@ from infra.advisory_locks import job_lock
 from infra.errors import OperatorError
 from projections.analytics import comparison
 
-ROWS, VIDEOS = "analytics", "analytics_videos"
+COUNTS_CONSUMER, VIDEOS_CONSUMER = "analytics", "analytics_videos"
+ENGAGED_CONSUMER = "recommendations"
+# With Kafka the checkpoints of a consumer are offsets. Beside them it keeps, under these sources,
+# the position of the log and of the telemetry up to which it has everything.
+BY_KAFKA = {"events": "kafka:events", "telemetry": "kafka:telemetry"}
 IN_POSTGRESQL = frozenset({"events", "telemetry"})
 
 KNOWN = b"SELECT to_regclass('backlot_checkpoints') IS NOT NULL"
-PLACES = b"""
+CHECKPOINTS = b"""
 SELECT source, position, updated_at FROM backlot_checkpoints
 WHERE kind = 'consumer' AND subscription = %b
+"""
+REACHED = b"""
+SELECT subscription,
+       coalesce(max(position) FILTER (WHERE source IN ('events', 'kafka:events')), 0),
+       coalesce(max(position) FILTER (WHERE source IN ('telemetry', 'kafka:telemetry')), 0),
+       NULL::int
+FROM backlot_checkpoints WHERE kind = 'consumer' GROUP BY subscription
 """
 RELAYED = b"SELECT position FROM backlot_checkpoints WHERE kind = 'relay' AND source = 'events'"
 ACTIVE = b"""
@@ -31,6 +42,8 @@ SELECT EXISTS (
       AND granted
       AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
 """
+
+LOOK_SECONDS = 0.5
 
 
 class NotTakenIn(OperatorError):
@@ -46,33 +59,30 @@ class Taken:
 
 
 def taken(conn: Connection[TupleRow], consumer: str) -> Taken:
-    """How far one of the keepers is; raises NotTakenIn where none has ever begun."""
+    """Return how far a consumer is; raise NotTakenIn where it has never begun."""
     (known,) = conn.execute(KNOWN).fetchone() or (False,)
-    found = conn.execute(PLACES, (consumer,)).fetchall() if known else []
+    found = conn.execute(CHECKPOINTS, (consumer,)).fetchall() if known else []
     if not found:
         raise NotTakenIn(
             "The analytics have not taken anything in yet; a process with the role `consumers` does"
         )
     position = max((at for source, at, _ in found if source == "events"), default=0)
-    # There may be places of the log from before, or of the topics.
-    latest, _, _ = max(found, key=lambda place: place[2])
+    # Checkpoints of the log and of the topics may stand side by side; the newest is in use.
+    latest, _, _ = max(found, key=lambda checkpoint: checkpoint[2])
     return Taken(position, latest not in IN_POSTGRESQL)
 
 
 def relayed_position(log_conn: Connection[TupleRow]) -> int:
-    """The position up to which events are published."""
+    """Return the position up to which the relay has published events."""
     (position,) = log_conn.execute(RELAYED).fetchone() or (0,)
     return int(position)
 
 
 def is_active(conn: Connection[TupleRow], consumer: str) -> bool:
-    """Whether any process runs the keeper at this moment."""
+    """Return whether any process runs the consumer at this moment."""
     class_id, key = job_lock(f"consumer {consumer}")
     (found,) = conn.execute(ACTIVE, (int(class_id), key)).fetchone() or (False,)
     return bool(found)
-
-
-LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +100,7 @@ class AnalyticsMeans:
 
 
 class Arrival:
-    """What came before `goal`: told by the keeper's place, or else waited for until Kafka has
-    brought it."""
+    """The events up to `goal`, which are stored or on their way through Kafka."""
 
     def __init__(
         self,
@@ -105,18 +114,18 @@ class Arrival:
         self._goal = goal
 
     def due(self) -> int:
-        """The position up to which likes and comments have to be stored."""
+        """Return the position up to which likes and comments have to be stored."""
         found = self._taken()
         return self._goal if found.by_kafka else found.position
 
     def await_relay(self, waiting: Callable[[], None]) -> None:
-        """Return once what was recorded before the start is published, where Kafka brings it.
+        """Return once the relay has published all up to `goal`, where Kafka brings it.
 
-        `waiting` is called now and then. Raises NotTakenIn.
+        Call `waiting` now and then. Raise NotTakenIn when the relay or the consumer does not work.
         """
         deadline = time.monotonic() + self._means.arrival_seconds
         while self._taken().by_kafka:
-            if not is_active(self._conn, ROWS):
+            if not is_active(self._conn, COUNTS_CONSUMER):
                 raise NotTakenIn(
                     "No process takes in what Kafka brings: start one with the role "
                     "`consumers`, and ask again."
@@ -133,17 +142,17 @@ class Arrival:
             time.sleep(LOOK_SECONDS)
 
     def misses(self, found: Difference) -> bool:
-        """Whether something is missing that Kafka may still bring."""
+        """Return whether something is missing that Kafka may still bring."""
         missing = any(table.missing for table in found.tables if table.table == comparison.ROWS)
         return missing and self._taken().by_kafka
 
     def give_up(self, found: Iterable[Difference]) -> None:
-        """What keeps changing was waited for long enough; raises NotTakenIn where it is coming."""
+        """Raise NotTakenIn where what was waited for long enough is still coming."""
         if any(self.misses(each) for each in found):
             raise NotTakenIn(
                 "Events are still coming in through Kafka: wait until the lag of the consumer "
-                f"`{ROWS}` is 0 (`backlot_consumer_lag_messages`), and ask again."
+                f"`{COUNTS_CONSUMER}` is 0 (`backlot_consumer_lag_messages`), and ask again."
             )
 
     def _taken(self) -> Taken:
-        return taken(self._conn, ROWS)
+        return taken(self._conn, COUNTS_CONSUMER)

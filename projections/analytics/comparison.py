@@ -1,11 +1,13 @@
-"""Compares one day of the analytics with what it should be, in the caller's transaction: inside
-PostgreSQL, so that it takes no memory here however much differs."""
+"""Compares one day of the analytics with what it should be, in the caller's transaction.
+
+PostgreSQL compares, so that this process needs no memory however much differs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from typing import Any
 
 from psycopg import Connection
@@ -14,6 +16,7 @@ from psycopg.rows import TupleRow
 from engine.comparison import CHANGES, NAMED_KEYS, Difference, DifferentKey, Kind, TableDifference
 from infra.utc import rfc3339
 from projections.analytics.ingest import COLUMNS
+from projections.analytics.windows import DAY
 
 SUMS = {"video_hourly": "counted_hourly", "video_daily": "counted_daily"}
 
@@ -40,7 +43,7 @@ CREATE TEMPORARY TABLE wrong_videos (video_id uuid PRIMARY KEY)
 KIND = """
 CASE WHEN {kept} IS NULL THEN 'missing' WHEN {right} IS NULL THEN 'extra' ELSE 'different' END
 """
-DAY = """ "timestamp" >= %(since)s AND "timestamp" < %(until)s """
+OF_DAY = """ "timestamp" >= %(since)s AND "timestamp" < %(until)s """
 
 # What is not stored is missing once its keeper has passed it; what is stored was told by some
 # event, unless that can't be read now.
@@ -48,9 +51,10 @@ WRONG_ROWS = f"""
 INSERT INTO wrong_rows (kind, event_id, at, changes)
 SELECT {KIND.format(kept="kept.video_id", right="told.video_id")}, event_id, "timestamp",
        {CHANGES.format(one="kept", two="told")}
-FROM (SELECT * FROM told_rows WHERE {DAY}) AS told
+FROM (SELECT * FROM told_rows WHERE {OF_DAY}) AS told
 FULL JOIN (SELECT * FROM analytics.video_analytics
-           WHERE event_type IN ('like', 'comment') AND {DAY}) AS kept USING (event_id, "timestamp")
+           WHERE event_type IN ('like', 'comment') AND {OF_DAY}) AS kept
+    USING (event_id, "timestamp")
 WHERE (kept.video_id, kept.user_id, kept.event_type, kept.metadata)
       IS DISTINCT FROM (told.video_id, told.user_id, told.event_type, told.metadata)
   AND (kept.video_id IS NOT NULL OR told.position <= %(due)s)
@@ -61,13 +65,13 @@ WHERE (kept.video_id, kept.user_id, kept.event_type, kept.metadata)
 RIGHT_ROWS = f"""
 SELECT video_id, user_id, event_type, "timestamp", metadata
 FROM analytics.video_analytics AS kept
-WHERE event_type IN ('view', 'like', 'comment', 'watch_time', 'share') AND {DAY}
+WHERE event_type IN ('view', 'like', 'comment', 'watch_time', 'share') AND {OF_DAY}
   AND NOT EXISTS (SELECT FROM wrong_rows AS w
                   WHERE w.event_id = kept.event_id AND w.at = kept."timestamp")
 UNION ALL
 SELECT video_id, user_id, event_type, "timestamp", metadata
 FROM told_rows AS told JOIN wrong_rows AS w ON w.event_id = told.event_id
-WHERE w.kind <> 'extra' AND w.at = told."timestamp" AND {DAY}
+WHERE w.kind <> 'extra' AND w.at = told."timestamp" AND {OF_DAY}
 """
 COUNT = f"""
 INSERT INTO counted_hourly (bucket, video_id, {COLUMNS})
@@ -144,14 +148,14 @@ WHERE "table" = 'video_viewers' AND kind = 'missing'
 # Whatever lies under the id of an event of the log is what its row has become.
 DROP_ROWS = f"""
 DELETE FROM analytics.video_analytics AS kept USING wrong_rows AS w
-WHERE kept.event_id = w.event_id AND kept."timestamp" = w.at AND {DAY}
+WHERE kept.event_id = w.event_id AND kept."timestamp" = w.at AND {OF_DAY}
 """.encode()
 PUT_ROWS = f"""
 INSERT INTO analytics.video_analytics
     (event_id, video_id, user_id, event_type, "timestamp", metadata)
 SELECT event_id, video_id, user_id, event_type, "timestamp", metadata
 FROM told_rows JOIN wrong_rows AS w USING (event_id)
-WHERE w.kind <> 'extra' AND w.at = "timestamp" AND {DAY}
+WHERE w.kind <> 'extra' AND w.at = "timestamp" AND {OF_DAY}
 """.encode()
 FORGET_ROWS = b"DELETE FROM wrong_rows"
 
@@ -174,18 +178,15 @@ SELECT DISTINCT kind, video_id, bucket, changes FROM wrong_keys WHERE "table" = 
 ORDER BY bucket, video_id LIMIT %b
 """
 
-
-def of(statement: str, table: str, counted: str) -> bytes:
-    """A statement about one of the SUMS."""
-    return statement.format(table=table, counted=counted).encode()
-
-
-ONE_DAY = timedelta(days=1)
 ROWS, VIEWERS, VIDEOS = "video_analytics", "video_viewers", "videos"
 
 Digest = tuple[int, int]
 """How many viewers, and a hash of them all."""
-Digests = Mapping[date, Digest]
+
+
+def of(statement: str, table: str, counted: str) -> bytes:
+    """Return a statement about one of the SUMS."""
+    return statement.format(table=table, counted=counted).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,16 +199,16 @@ class Day:
     @property
     def parameters(self) -> dict[str, Any]:
         day = self.since.date()
-        return {"since": self.since, "until": self.since + ONE_DAY, "day": day, "due": self.due}
+        return {"since": self.since, "until": self.since + DAY, "day": day, "due": self.due}
 
 
 def nothing_differs() -> Difference:
-    """The analytics beside what they should be, before anything was found."""
+    """Return the difference to begin with: nothing was found yet."""
     return Difference("analytics", "events")
 
 
 def compare_rows(conn: Connection[TupleRow], day: Day, found: Difference) -> None:
-    """Likes and comments, with what the event log tells of them."""
+    """Compare likes and comments with what the event log tells."""
     conn.execute(WRONG_ROWS, day.parameters)
     counts: dict[str, int] = dict(conn.execute(COUNT_ROWS).fetchall())
     if not counts:
@@ -221,7 +222,7 @@ def compare_rows(conn: Connection[TupleRow], day: Day, found: Difference) -> Non
 def compare_derived(
     conn: Connection[TupleRow], day: Day, found: Difference, viewers: Digest
 ) -> None:
-    """Sums and viewers, with the rows as they should be; `viewers` is what was kept of them."""
+    """Compare sums and viewers with the rows as they should be; `viewers` is the kept digest."""
     conn.execute(COUNT, day.parameters)
     for table, counted in SUMS.items():
         conn.execute(of(WRONG_SUMS, table, counted), day.parameters)
@@ -232,19 +233,19 @@ def compare_derived(
 
 
 def compare_videos(conn: Connection[TupleRow], found: Difference) -> None:
-    """What is known of the videos, with what the event log tells; those are to be mended."""
+    """Compare the videos with what the event log tells, and note those that are to be mended."""
     conn.execute(WRONG_VIDEOS)
     conn.execute(KEEP_VIDEOS)
     _tell_keys(conn, VIDEOS, found)
 
 
 def viewers_by_day(conn: Connection[TupleRow]) -> dict[date, Digest]:
-    """A digest of the viewers of each day, in one pass over their table."""
+    """Return a digest of the viewers of each day, in one pass over their table."""
     return {day: (count, int(digest)) for day, count, digest in conn.execute(VIEWERS_BY_DAY)}
 
 
 def merged(found: Iterable[Difference]) -> Difference:
-    """Several differences as one: sums per table, and the first keys."""
+    """Return several differences as one: the sums per table, and the first keys."""
     whole = nothing_differs()
     tables: dict[str, TableDifference] = {}
     for each in found:

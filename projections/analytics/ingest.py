@@ -40,6 +40,30 @@ ADD_HOURLY, ADD_DAILY = (
     for table in ("video_hourly", "video_daily")
 )
 
+# Where rows are compressed: a statement may change as many as a batch wants.
+NO_LIMIT = b"SET LOCAL timescaledb.max_tuples_decompressed_per_dml_transaction = 0"
+STORED = b"""
+SELECT event_id::text FROM analytics.video_analytics
+WHERE event_id = ANY (%b::uuid[]) AND "timestamp" BETWEEN %b AND %b
+"""
+COPY = b"""
+COPY analytics.video_analytics (event_id, video_id, user_id, event_type, "timestamp", metadata)
+FROM STDIN
+"""
+# Row by row: a join would decompress all that lies between the first and the last of them.
+CHANGE = b"""
+UPDATE analytics.video_analytics SET metadata = %b::text::jsonb
+WHERE event_id = %b::uuid AND "timestamp" = %b AND event_type = %b
+"""
+CONTROLS = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
+VIEWERS = b"""
+INSERT INTO analytics.video_viewers (video_id, day, viewer)
+SELECT * FROM unnest(%b::uuid[], %b::date[], %b::text[])
+ON CONFLICT DO NOTHING
+"""
+# Rows in one piece of a COPY.
+AT_ONCE = 200
+
 
 class Deltas:
     """What a batch changes in the rollups; hours and days in UTC."""
@@ -48,7 +72,7 @@ class Deltas:
         self._hourly: dict[Bucket, list[float]] = defaultdict(lambda: [0] * 5 + [0.0] * 2)
 
     def counting(self, kept: Iterable[Kept]) -> Iterator[Kept]:
-        """The same events, counted as they pass."""
+        """Yield the events again, and count each as it passes."""
         for row, metadata in kept:
             self._count(row, metadata, 1)
             yield row, metadata
@@ -77,7 +101,7 @@ class Deltas:
 
 
 def _values(kind: str, metadata: Metadata) -> Iterable[tuple[int, float]]:
-    """Which columns an event adds to, and how much."""
+    """Return which columns an event adds to, and how much."""
     if kind == VIEW:
         counts = int(metadata["counts"])
         return (VIEWS, counts), (TRENDING_VIEWS, counts * (not metadata["own"]))
@@ -102,31 +126,6 @@ def _add(conn: Connection[TupleRow], statement: bytes, sums: Mapping[Bucket, lis
 
 def _begin(hour: int) -> datetime:
     return datetime.fromordinal(hour // 24).replace(hour=hour % 24, tzinfo=UTC)
-
-
-# Where rows are compressed: a statement may change as many as a batch wants.
-NO_LIMIT = b"SET LOCAL timescaledb.max_tuples_decompressed_per_dml_transaction = 0"
-STORED = b"""
-SELECT event_id::text FROM analytics.video_analytics
-WHERE event_id = ANY (%b::uuid[]) AND "timestamp" BETWEEN %b AND %b
-"""
-COPY = b"""
-COPY analytics.video_analytics (event_id, video_id, user_id, event_type, "timestamp", metadata)
-FROM STDIN
-"""
-# Row by row: a join would decompress all that lies between the first and the last of them.
-CHANGE = b"""
-UPDATE analytics.video_analytics SET metadata = %b::text::jsonb
-WHERE event_id = %b::uuid AND "timestamp" = %b AND event_type = %b
-"""
-CONTROLS = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
-VIEWERS = b"""
-INSERT INTO analytics.video_viewers (video_id, day, viewer)
-SELECT * FROM unnest(%b::uuid[], %b::date[], %b::text[])
-ON CONFLICT DO NOTHING
-"""
-# Rows in one piece of a COPY.
-AT_ONCE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +188,7 @@ class Store:
 
 
 def _fresh(conn: Connection[TupleRow], rows: Iterable[Row]) -> list[Row]:
-    """Those that are not stored, each once."""
+    """Return those that are not stored, each once."""
     by_id: dict[str, Row] = {}
     for row in rows:
         by_id.setdefault(row.event_id, row)
@@ -219,7 +218,7 @@ def _copy(conn: Connection[TupleRow], kept: Iterator[Kept]) -> None:
 
 
 def _line(row: Row, metadata: Metadata) -> str:
-    """A row in the text format of COPY; ids, types and times hold nothing to be escaped."""
+    """Return a row in the text format of COPY; ids, types and times hold nothing to be escaped."""
     event_id, video_id, user, kind, at = row[:5]
     told = "\\N" if user is None else _escaped(user)
     # Control characters are escaped in JSON already.

@@ -12,20 +12,14 @@ from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
-from engine.freshness import (
-    WHATEVER_THERE_IS,
-    Freshness,
-    Pool,
-    ReadModelBehind,
-    Waiting,
-)
+from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool, ReadModelBehind, Waiting
 from infra.cache import Cached, Requirement
 from infra.metrics import counter
 from infra.position import Position
 from infra.postgres.connection import Limits
 from infra.postgres.pool import make_pool
 from infra.settings.features import TrendingSettings
-from projections import consumers
+from projections.analytics.arrival import COUNTS_CONSUMER, REACHED, VIDEOS_CONSUMER
 from projections.analytics.stats import Bucket, Range, Stats, stats_of
 from projections.analytics.windows import Window
 from projections.catalog import Catalog
@@ -58,7 +52,7 @@ class AnalyticsQueries:
         self.pool = pool
         self._log_pool = log_pool
         self._models = Waiting(log_pool)
-        self._consumers = Waiting(pool, query=consumers.REACHED, log_pool=log_pool)
+        self._consumers = Waiting(pool, query=REACHED, log_pool=log_pool)
         self._trending = trending
         self._cache = cache
         # The last change of the listing that was waited for in vain: nobody waits for it again.
@@ -82,14 +76,14 @@ class AnalyticsQueries:
     async def wait(self, fresh: Freshness, *names: str) -> None:
         """Return when these consumers have taken in what an answer has to include.
 
-        Raises ReadModelBehind and AnalyticsUnavailable.
+        Raise ReadModelBehind and AnalyticsUnavailable.
         """
         if not fresh.is_asked:
             return
         wanted = dict.fromkeys(names, fresh.position)
-        if consumers.VIDEOS in wanted:
+        if VIDEOS_CONSUMER in wanted:
             # It follows the event log alone.
-            wanted[consumers.VIDEOS] = Position(fresh.position.events)
+            wanted[VIDEOS_CONSUMER] = Position(fresh.position.events)
         async with _reached():
             await self._consumers.until(wanted, fresh.seconds_left)
 
@@ -102,13 +96,13 @@ class AnalyticsQueries:
         fresh: Freshness = WHATEVER_THERE_IS,
         without: Collection[UUID] = (),
     ) -> tuple[Ranking, bool]:
-        """Who trends, and whether that was kept; one without some videos never is.
+        """Return who trends, and whether that was kept; one without some videos never is.
 
-        Raises ReadModelBehind and AnalyticsUnavailable.
+        Raise ReadModelBehind and AnalyticsUnavailable.
         """
 
         async def make(now: datetime) -> list[Ranked]:
-            await self.wait(fresh, consumers.COUNTS, consumers.VIDEOS)
+            await self.wait(fresh, COUNTS_CONSUMER, VIDEOS_CONSUMER)
             async with self._connection() as conn:
                 return await self._trending.rank(
                     conn, window, limit=limit, now=now, category=category, without=without
@@ -123,11 +117,11 @@ class AnalyticsQueries:
     async def stats(
         self, video_id: UUID, range_: Range, bucket: Bucket, *, began: datetime, fresh: Freshness
     ) -> Stats:
-        """How a video did that there is since `began`.
+        """Return how a video did that there is since `began`.
 
-        Raises ReadModelBehind, AnalyticsUnavailable, and TooManyPoints for hours of all times.
+        Raise ReadModelBehind, AnalyticsUnavailable, and TooManyPoints for hours of all times.
         """
-        await self.wait(fresh, consumers.COUNTS, consumers.VIDEOS)
+        await self.wait(fresh, COUNTS_CONSUMER, VIDEOS_CONSUMER)
         now = datetime.now(UTC)
         async with self._connection() as conn:
             return await stats_of(conn, video_id, range_, bucket, began=began, now=now)
@@ -159,7 +153,7 @@ class AnalyticsQueries:
         try:
             async with _reached():
                 await self._models.until({Catalog.name: Position(changed)}, seconds)
-                await self._consumers.until({consumers.VIDEOS: Position(changed)}, seconds)
+                await self._consumers.until({VIDEOS_CONSUMER: Position(changed)}, seconds)
         except ReadModelBehind as behind:
             self._given_up = changed
             TRENDING_BEHIND_CATALOG.inc()

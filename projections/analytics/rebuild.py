@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from threading import Event
 from uuid import UUID
 
@@ -25,8 +25,14 @@ from engine.comparison import SESSION, Difference
 from engine.event_store import EVENTS
 from engine.log import Log, LogWindow, Stored
 from engine.replay.records import Progress, ReplayState, Report
-from projections.analytics import arrival, comparison, repair, videos
-from projections.analytics.arrival import AnalyticsMeans, Arrival, NotTakenIn
+from projections.analytics import comparison, repair, videos
+from projections.analytics.arrival import (
+    VIDEOS_CONSUMER,
+    AnalyticsMeans,
+    Arrival,
+    NotTakenIn,
+    taken,
+)
 from projections.analytics.comparison import Day, Digest
 from projections.analytics.continuous_aggregates import refresh
 from projections.analytics.ingest import Store
@@ -34,6 +40,7 @@ from projections.analytics.retention import kept
 from projections.analytics.rules import AHEAD, TOPICS, NotCountable, Row, row_of
 from projections.analytics.schema import Shape, state
 from projections.analytics.videos import WRITES
+from projections.analytics.windows import DAY, start_of_day
 from projections.integration_events import events_for, from_event
 
 WINDOW_EVENTS = 5_000
@@ -66,6 +73,33 @@ WRITES_ASIDE = {
 Pace = Callable[[int], None]
 """Hears of the position that was read; raises what is to end the reading."""
 
+ROWS = {
+    # Per type, since that is how they are indexed.
+    Shape.PLAIN: b"""
+SELECT (SELECT min("timestamp") FROM analytics.video_analytics WHERE event_type = kind),
+       (SELECT max("timestamp") FROM analytics.video_analytics WHERE event_type = kind)
+FROM unnest(ARRAY['view', 'like', 'comment', 'watch_time', 'share']) AS kind
+""",
+    # By the chunks: to look into all of them takes a lock on each.
+    Shape.TIMESCALE: b"""
+SELECT range_start, range_end FROM timescaledb_information.chunks
+WHERE hypertable_schema = 'analytics' AND hypertable_name = 'video_analytics'
+""",
+}
+SPAN = b"""
+SELECT greatest(min(low), %(floor)s), least(max(high), %(ceiling)s) FROM (
+    SELECT min("timestamp"), max("timestamp") FROM told_rows
+    UNION ALL SELECT min(bucket), max(bucket) FROM analytics.video_daily
+    UNION ALL SELECT min(bucket), max(bucket) FROM analytics.video_hourly
+    UNION ALL (ROWS)) AS seen(low, high)
+"""
+
+NAME = "analytics"
+LOOK_SECONDS = 0.5
+NO_VIEWERS = (0, 0)
+# Forces the comparison of each viewer of a day.
+UNKNOWN = (-1, 0)
+
 
 class Aside:
     """What was told up to where the log was read: likes and comments, and apart from them uploads.
@@ -84,7 +118,7 @@ class Aside:
         conn.execute(TABLES)
 
     def head(self) -> int:
-        """The last position of the log."""
+        """Return the last position of the log."""
         (head,) = self._log_conn.execute(HEAD).fetchone() or (0,)
         return int(head)
 
@@ -97,7 +131,7 @@ class Aside:
                 pace(window.until)
 
     def read_videos(self, until: int, pace: Pace | None = None) -> None:
-        """Go on with the uploads to a position, which must be where their keeper is."""
+        """Go on with the uploads to a position, which must be where their consumer is."""
         for window in self._windows(self._videos, self._videos_until, until):
             self._write_videos(window)
             self._videos_until = window.until
@@ -138,68 +172,30 @@ class Aside:
                 try:
                     message = videos.message(*self._videos.decode(stored))
                 except MapperDeserialisationError:
-                    # The keeper has set it aside, too.
+                    # The consumer has set it aside, too.
                     continue
                 told = videos.told(message.topic, orjson.loads(message.value))
                 self._conn.execute(WRITES_ASIDE[told.kind], told.values, prepare=True)
 
 
-DAY = timedelta(days=1)
-
-ROWS = {
-    # Per type, since that is how they are indexed.
-    Shape.PLAIN: b"""
-SELECT (SELECT min("timestamp") FROM analytics.video_analytics WHERE event_type = kind),
-       (SELECT max("timestamp") FROM analytics.video_analytics WHERE event_type = kind)
-FROM unnest(ARRAY['view', 'like', 'comment', 'watch_time', 'share']) AS kind
-""",
-    # By the chunks: to look into all of them takes a lock on each.
-    Shape.TIMESCALE: b"""
-SELECT range_start, range_end FROM timescaledb_information.chunks
-WHERE hypertable_schema = 'analytics' AND hypertable_name = 'video_analytics'
-""",
-}
-SPAN = b"""
-SELECT greatest(min(low), %(floor)s), least(max(high), %(ceiling)s) FROM (
-    SELECT min("timestamp"), max("timestamp") FROM told_rows
-    UNION ALL SELECT min(bucket), max(bucket) FROM analytics.video_daily
-    UNION ALL SELECT min(bucket), max(bucket) FROM analytics.video_hourly
-    UNION ALL (ROWS)) AS seen(low, high)
-"""
-
-
 def days(
     conn: Connection[TupleRow], shape: Shape, viewed: Collection[date], now: datetime
 ) -> list[datetime]:
-    """Every day (UTC) that can be compared: of older ones rows may be gone, or came too late.
+    """Return each day (UTC) that can be compared: older rows may be gone, or came too late.
 
     `viewed` are days with viewers.
     """
-    floor = _start(kept(conn).counted_since(now)) + DAY
-    ceiling = _start(now + AHEAD)
+    floor = start_of_day(kept(conn).counted_since(now)) + DAY
+    ceiling = start_of_day(now + AHEAD)
     query = SPAN.replace(b"ROWS", ROWS[shape])
     low, high = conn.execute(query, {"floor": floor, "ceiling": ceiling}).fetchone() or (None, None)
     known = [at for at in (low, high) if at is not None]
-    known += [min(max(_midnight(day), floor), ceiling) for day in viewed]
+    midnights = (datetime.combine(day, datetime.min.time(), UTC) for day in viewed)
+    known += [min(max(midnight, floor), ceiling) for midnight in midnights]
     if not known:
         return []
-    first, last = _start(min(known)), _start(max(known))
+    first, last = start_of_day(min(known)), start_of_day(max(known))
     return [first + DAY * number for number in range((last - first).days + 1)]
-
-
-def _start(at: datetime) -> datetime:
-    return at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-
-
-def _midnight(day: date) -> datetime:
-    return datetime(day.year, day.month, day.day, tzinfo=UTC)
-
-
-NAME = "analytics"
-LOOK_SECONDS = 0.5
-NO_VIEWERS = (0, 0)
-# Forces the comparison of each viewer of a day.
-UNKNOWN = (-1, 0)
 
 
 class Stopped(Exception):
@@ -238,7 +234,7 @@ class Rebuild:
         report: Report,
         stopping: Event,
     ) -> None:
-        """Raises NotTakenIn where there are no analytics yet."""
+        """Raise NotTakenIn where there are no analytics yet."""
         found = state(conn)
         if found is None:
             raise NotTakenIn("There are no analytics yet; a start with any role makes them.")
@@ -254,7 +250,7 @@ class Rebuild:
         self._arrival = Arrival(log_conn, conn, means, self._goal)
 
     def compare(self) -> Found:
-        """Find what differs, and change nothing. Raises NotTakenIn, and Stopped."""
+        """Find what differs, and change nothing. Raise NotTakenIn, and Stopped."""
         self._arrival.await_relay(self._waiting)
         self._aside.read_rows(self._reading)
         self._aside.read_videos(self._known_until(), self._reading)
@@ -270,9 +266,9 @@ class Rebuild:
         return Found(self._arrival.due(), self._aside.events, videos, differing)
 
     def mend(self, found: Found) -> int:
-        """Make what differs what it should be; returns in how many places it still does.
+        """Make what differs what it should be; return in how many places it still does.
 
-        Raises NotTakenIn, Stopped, and psycopg.Error.
+        Raise NotTakenIn, Stopped, and psycopg.Error.
         """
         for ids in repair.wrong_videos(self._conn):
             with repair.alone(self._conn, self._shape):
@@ -356,13 +352,13 @@ class Rebuild:
                 changed = time.monotonic()
 
     def _may_come(self, found: Difference) -> bool:
-        """Whether this may be right in a moment, by itself."""
+        """Return whether this may be right in a moment, by itself."""
         sums = any(table.table in comparison.SUMS for table in found.tables)
         return (self._shape is Shape.TIMESCALE and sums) or self._arrival.misses(found)
 
     def _known_until(self) -> int:
-        """The position up to which the videos are known; they are read from the log itself."""
-        return arrival.taken(self._conn, arrival.VIDEOS).position
+        """Return the position up to which the videos are known; they come from the log itself."""
+        return taken(self._conn, VIDEOS_CONSUMER).position
 
     def _waiting(self) -> None:
         self._tell(ReplayState.BUILDING, 0, self._goal)

@@ -1,4 +1,4 @@
-"""Mends what differs: a day, or some videos, in one transaction in which nobody else stores."""
+"""Mends what differs: a day, or some videos, in a transaction in which no consumer stores."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from psycopg.rows import TupleRow
 
 from engine.comparison import SESSION
 from engine.telemetry import TelemetryEvent
-from infra.advisory_locks import Lock, lock, lock_in_transaction, unlock
-from projections.analytics import comparison as sql
-from projections.analytics.comparison import ONE_DAY, Day
-from projections.analytics.ingest import Store
+from infra.advisory_locks import Lock, held, lock_in_transaction
+from projections.analytics import comparison
+from projections.analytics.comparison import Day
+from projections.analytics.ingest import NO_LIMIT, Store
 from projections.analytics.rules import NotCountable, Row, row_of
 from projections.analytics.schema import Shape
+from projections.analytics.windows import DAY, start_of_hour
 from projections.integration_events import NotPublishable, from_telemetry
 
 MANY = 1_000
@@ -26,7 +27,6 @@ VIDEOS_AT_ONCE = 500
 
 # What was mended has to outlast a crash, unlike what is taken in again by itself.
 DURABLE = b"SET LOCAL synchronous_commit = on"
-UNBOUNDED = b"SET LOCAL timescaledb.max_tuples_decompressed_per_dml_transaction = 0"
 
 EXTRA = b"""
 SELECT event_id FROM wrong_rows WHERE kind = 'extra' AND event_id > %b ORDER BY event_id LIMIT %b
@@ -67,12 +67,12 @@ REFRESH = b"CALL refresh_continuous_aggregate(%b, %b::timestamptz, %b::timestamp
 
 @contextmanager
 def alone(conn: Connection[TupleRow], shape: Shape) -> Iterator[None]:
-    """A transaction in which nobody else stores."""
+    """Open a transaction in which no consumer stores."""
     with conn.transaction():
         conn.execute(SESSION)
         conn.execute(DURABLE)
         if shape is Shape.TIMESCALE:
-            conn.execute(UNBOUNDED)
+            conn.execute(NO_LIMIT)
         lock_in_transaction(conn, Lock.ANALYTICS_ROWS)
         yield
 
@@ -80,34 +80,33 @@ def alone(conn: Connection[TupleRow], shape: Shape) -> Iterator[None]:
 def mend_rows(
     conn: Connection[TupleRow], log_conn: Connection[TupleRow], store: Store, day: Day
 ) -> list[datetime]:
-    """Make likes and comments what the event log tells.
+    """Make likes and comments what the event log tells; return the times whose counts change.
 
-    What it tells nothing of is removed; where that was telemetry, it is counted as that again.
-    Returns the times of what counts otherwise by that.
+    Remove rows of which the log tells nothing; count them again where they are telemetry.
     """
-    conn.execute(sql.DROP_ROWS, day.parameters)
-    conn.execute(sql.PUT_ROWS, day.parameters)
+    conn.execute(comparison.DROP_ROWS, day.parameters)
+    conn.execute(comparison.PUT_ROWS, day.parameters)
     times: list[datetime] = []
     last = NOBODY
     while extra := [id_ for (id_,) in conn.execute(EXTRA, (last, MANY)).fetchall()]:
         last = extra[-1]
         times += store.add(conn, _telemetry(log_conn, extra)).times
-    conn.execute(sql.FORGET_ROWS)
+    conn.execute(comparison.FORGET_ROWS)
     return times
 
 
 def mend_derived(conn: Connection[TupleRow], shape: Shape, day: Day) -> None:
-    """Make viewers, and sums that are no continuous aggregates, what the rows come to."""
-    conn.execute(sql.DROP_VIEWERS, day.parameters)
-    conn.execute(sql.PUT_VIEWERS, day.parameters)
+    """Make viewers, and sums in plain tables, what the rows come to."""
+    conn.execute(comparison.DROP_VIEWERS, day.parameters)
+    conn.execute(comparison.PUT_VIEWERS, day.parameters)
     if shape is Shape.PLAIN:
-        for table, counted in sql.SUMS.items():
-            conn.execute(sql.of(sql.DROP_SUMS, table, counted))
-            conn.execute(sql.of(sql.PUT_SUMS, table, counted))
+        for table, counted in comparison.SUMS.items():
+            conn.execute(comparison.of(comparison.DROP_SUMS, table, counted))
+            conn.execute(comparison.of(comparison.PUT_SUMS, table, counted))
 
 
 def wrong_videos(conn: Connection[TupleRow]) -> Iterator[list[UUID]]:
-    """The videos that differ, some at a time."""
+    """Yield the videos that differ, in batches."""
     last = NOBODY
     while rows := conn.execute(NEXT_VIDEOS, (last, VIDEOS_AT_ONCE)).fetchall():
         found = [video_id for (video_id,) in rows]
@@ -116,9 +115,9 @@ def wrong_videos(conn: Connection[TupleRow]) -> Iterator[list[UUID]]:
 
 
 def mend_videos(conn: Connection[TupleRow], store: Store, ids: list[UUID]) -> list[datetime]:
-    """Make these videos what the event log tells, and count again what was judged by them.
+    """Make these videos what the event log tells, and judge their sessions again.
 
-    Returns the times of what counts otherwise now.
+    Return the times whose counts change.
     """
     misjudged = [id_ for (id_,) in conn.execute(MISJUDGED, (ids,)).fetchall()]
     conn.execute(DROP_VIDEOS, (ids,))
@@ -132,31 +131,27 @@ def mend_videos(conn: Connection[TupleRow], store: Store, ids: list[UUID]) -> li
 
 
 def refresh_day(conn: Connection[TupleRow], day: Day, now: datetime) -> None:
-    """Make the continuous aggregates of a day anew; not in a transaction. Raises psycopg.Error.
+    """Refresh the continuous aggregates of a day; not in a transaction. Raise psycopg.Error.
 
-    The present hour and day are seen without it, and must not be refreshed: what comes for them
-    later would stay hidden.
+    The present hour and day need no refresh, and must have none: what comes for them later would
+    stay hidden.
     """
-    hour = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
-    until = min(day.since + ONE_DAY, hour)
-    lock(conn, Lock.ANALYTICS_REFRESH)
-    try:
+    hour, end = start_of_hour(now), day.since + DAY
+    until = min(end, hour)
+    with held(conn, Lock.ANALYTICS_REFRESH):
         if day.since < until:
             conn.execute(REFRESH, ("analytics.video_hourly", day.since, until))
-        if day.since + ONE_DAY <= hour:
-            conn.execute(REFRESH, ("analytics.video_daily", day.since, day.since + ONE_DAY))
-    finally:
-        if not conn.closed:
-            unlock(conn, Lock.ANALYTICS_REFRESH)
+        if end <= hour:
+            conn.execute(REFRESH, ("analytics.video_daily", day.since, end))
 
 
 def _telemetry(log_conn: Connection[TupleRow], ids: list[UUID]) -> Iterator[Row]:
-    """Those that are telemetry, as it was recorded."""
+    """Yield the rows of those events that are telemetry, as it was recorded."""
     now = datetime.now(UTC)
     for seq, *fields in log_conn.execute(TELEMETRY, (ids,)).fetchall():
         try:
             message = from_telemetry(seq, TelemetryEvent(*fields))
             yield row_of(message.topic, message.id, orjson.loads(message.value), now)
         except (NotPublishable, NotCountable):
-            # The keeper has set it aside, too.
+            # The consumer has set it aside, too.
             continue

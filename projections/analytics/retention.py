@@ -1,14 +1,13 @@
-"""How long what happened is kept one by one, and how far back counts may still change.
+"""How long single events are kept, and how far back counts may still change.
 
-Whatever is kept for less time is changed no more before it goes: a refresh of TimescaleDB's rollups
-over rows that are gone would erase their sums.
+Rows stop changing before they go: a refresh of TimescaleDB's rollups over rows that are gone would
+erase their sums.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,8 +16,10 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from infra.advisory_locks import Lock, try_lock, unlock
+from infra.advisory_locks import Lock, held_if_free
 from projections.analytics.schema import Shape, state
+
+log = structlog.get_logger(__name__)
 
 # Before rows go, what came late for them has so long to come into the rollups.
 COUNTED, REFRESHED = timedelta(days=10), timedelta(days=5)
@@ -32,46 +33,6 @@ SET floor = greatest(floor, date_trunc('day', %b::timestamptz
     days = %b::int
 RETURNING days, floor
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """Rows go after `days`; those before `floor`, the start of a day (UTC), are gone for good."""
-
-    days: int
-    floor: datetime
-
-    def going(self, now: datetime) -> datetime:
-        """What lies before this may go at any moment."""
-        return max(self.floor, now - timedelta(days=self.days))
-
-    def counted_since(self, now: datetime) -> datetime:
-        """What happened before this comes too late to be counted."""
-        return self.going(now) + COUNTED
-
-    def refreshed_since(self, now: datetime) -> datetime:
-        """Rollups of what happened before this stay as they are."""
-        return self.going(now) + REFRESHED
-
-
-def kept(conn: Connection[Any]) -> Retention:
-    """What the database keeps now; raises psycopg.Error."""
-    return _told(conn, KEPT)
-
-
-def keep(conn: Connection[Any], days: int, now: datetime) -> Retention:
-    """Have rows kept for so many days from now on; raises psycopg.Error."""
-    return _told(conn, KEEP, now, days, days)
-
-
-def _told(conn: Connection[Any], query: bytes, *given: Any) -> Retention:
-    row = conn.execute(query, given).fetchone()
-    if row is None:
-        raise LookupError("analytics.retention is empty: its one row was made with it")
-    return Retention(row[0], row[1].astimezone(UTC))
-
-
-log = structlog.get_logger(__name__)
 
 BATCH_ROWS = 10_000
 OLD: Mapping[str, str] = {
@@ -107,14 +68,51 @@ WHERE hypertable_schema = 'analytics' AND proc_name = 'policy_retention'
 """
 
 
-def prune(conn: Connection[TupleRow], days: int, now: datetime) -> Mapping[str, int]:
-    """Keep what happened in the last `days`; returns how many rows went, by table.
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Rows go after `days`; those before `floor`, the start of a day (UTC), are gone for good."""
 
-    Does nothing where another process is at it, or where there are no tables yet. Wants a
-    connection in autocommit mode; raises psycopg.Error.
+    days: int
+    floor: datetime
+
+    def going(self, now: datetime) -> datetime:
+        """Return the time before which rows may go at any moment."""
+        return max(self.floor, now - timedelta(days=self.days))
+
+    def counted_since(self, now: datetime) -> datetime:
+        """Return the time before which events come too late to be counted."""
+        return self.going(now) + COUNTED
+
+    def refreshed_since(self, now: datetime) -> datetime:
+        """Return the time before which rollups stay as they are."""
+        return self.going(now) + REFRESHED
+
+
+def kept(conn: Connection[Any]) -> Retention:
+    """Return what the database keeps now; raise psycopg.Error."""
+    return _told(conn, KEPT)
+
+
+def keep(conn: Connection[Any], days: int, now: datetime) -> Retention:
+    """Keep rows for so many days from now on; raise psycopg.Error."""
+    return _told(conn, KEEP, now, days, days)
+
+
+def _told(conn: Connection[Any], query: bytes, *given: Any) -> Retention:
+    row = conn.execute(query, given).fetchone()
+    if row is None:
+        raise LookupError("analytics.retention is empty: its one row was made with it")
+    return Retention(row[0], row[1].astimezone(UTC))
+
+
+def prune(conn: Connection[TupleRow], days: int, now: datetime) -> Mapping[str, int]:
+    """Keep what happened in the last `days`; return how many rows went, by table.
+
+    Do nothing where another process prunes, or where there are no tables yet. `conn` is in
+    autocommit mode. Raise psycopg.Error.
     """
     gone: Counter[str] = Counter()
-    with _alone(conn) as mine:
+    with held_if_free(conn, Lock.ANALYTICS_PRUNING) as mine:
         found = state(conn) if mine else None
         if found is None:
             return gone
@@ -125,16 +123,6 @@ def prune(conn: Connection[TupleRow], days: int, now: datetime) -> Mapping[str, 
         for table, old in tables.items():
             gone[table] = _delete(conn, table, old, kept.floor)
     return gone
-
-
-@contextmanager
-def _alone(conn: Connection[TupleRow]) -> Iterator[bool]:
-    mine = try_lock(conn, Lock.ANALYTICS_PRUNING)
-    try:
-        yield bool(mine)
-    finally:
-        if mine and not conn.closed:
-            unlock(conn, Lock.ANALYTICS_PRUNING)
 
 
 def _tell_policies(conn: Connection[TupleRow], kept: Retention, now: datetime) -> None:

@@ -27,6 +27,8 @@ Metadata = Mapping[str, Any]
 Details = Callable[[Mapping[str, Any]], tuple[Metadata, str | None, float]]
 """What a message says beside the rest: metadata, session, reported seconds."""
 
+T = TypeVar("T")
+
 
 class NotCountable(ValueError):
     """A message says something that can't be counted."""
@@ -72,7 +74,7 @@ class Session:
     watched: float = 0.0
 
     def decide(self, row: Row, video: WatchedVideo, repeat: timedelta) -> Metadata:
-        """What counts of the session's next event in order, as it is kept beside it.
+        """Return what counts of the session's next event in order, as it is kept beside it.
 
         The owner's own is kept, and is no part of trending.
         """
@@ -87,7 +89,7 @@ class Session:
         }
 
     def _view(self, at: datetime, repeat: timedelta) -> bool:
-        """A view counts unless one that counts was less than `repeat` before it."""
+        """Return whether a view counts: not if one that counts was less than `repeat` before it."""
         if self.first_view is None:
             self.first_view = at
         counts = self.counted_view is None or at - self.counted_view >= repeat
@@ -113,7 +115,7 @@ class Session:
 
 
 def row_of(topic: str, id_: UUID, value: Mapping[str, Any], now: datetime) -> Row:
-    """What a message of one of the TOPICS becomes; raises NotCountable."""
+    """Return what a message of one of the TOPICS becomes; raise NotCountable."""
     kind, time_field, details = KINDS[topic]
     try:
         at = _time(value[time_field], now)
@@ -124,7 +126,7 @@ def row_of(topic: str, id_: UUID, value: Mapping[str, Any], now: datetime) -> Ro
 
 
 def _id(told: str) -> str:
-    """A UUID as it is written everywhere here."""
+    """Return a UUID as it is written everywhere here."""
     return told if CANONICAL.fullmatch(told) else str(UUID(told))
 
 
@@ -173,9 +175,6 @@ KINDS: Mapping[str, tuple[str, str, Details]] = {
     integration_events.COMMENT_DELETED: (COMMENT, "ts", _delta(-1)),
 }
 TOPICS = frozenset(KINDS)
-
-
-T = TypeVar("T")
 
 
 def by_days(

@@ -89,7 +89,7 @@ def migrate(conn: Connection[Any]) -> State:
 
 
 def state(conn: Connection[Any]) -> State | None:
-    """What is there now; None where nothing is."""
+    """Return what is there now; None where nothing is."""
     try:
         row = conn.execute(STATE).fetchone()
     except UndefinedTable:
@@ -101,7 +101,7 @@ def state(conn: Connection[Any]) -> State | None:
 
 
 def _shape(conn: Connection[Any]) -> Shape:
-    """The shape of this database, chosen when its analytics begin."""
+    """Return the shape of this database, chosen when its analytics begin."""
     row = conn.execute(b"SELECT shape FROM analytics.shape").fetchone()
     if row is not None:
         return Shape(row[0])
@@ -112,7 +112,7 @@ def _shape(conn: Connection[Any]) -> Shape:
 
 
 def _usable(conn: Connection[Any]) -> bool:
-    """Whether the server has TimescaleDB with all that the analytics want of it."""
+    """Return whether the server has TimescaleDB with all that the analytics want of it."""
     (usable,) = conn.execute(USABLE).fetchone() or (False,)
     return bool(usable)
 

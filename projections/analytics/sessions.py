@@ -56,7 +56,6 @@ SELECT video_id::text, owner, duration_seconds FROM analytics.videos
 WHERE video_id = ANY (%b::uuid[])
 """
 
-
 UNKNOWN = WatchedVideo()
 
 Kept = tuple[Row, Metadata]
@@ -79,7 +78,7 @@ class Known:
     latest: datetime | None = None
 
     def is_late(self, rows: Iterable[Row]) -> bool:
-        """Whether one of these is not later than all that are known."""
+        """Return whether one of these is not later than all that are known."""
         latest = self.latest
         return latest is not None and any(row.at <= latest for row in rows)
 
@@ -134,7 +133,7 @@ class Judging:
         self._changes: list[Change] = []
 
     def decide(self, repeat: timedelta) -> Iterator[Kept]:
-        """Each new event with what is kept beside it; to be gone through to its end, once."""
+        """Yield each new event with what is kept beside it; to be gone through to its end, once."""
         for key, rows in self._new.items():
             state = self._known.setdefault(key, Known())
             decide, video = state.session.decide, self._videos.get(key[0], UNKNOWN)
@@ -147,14 +146,14 @@ class Judging:
             state.extend(rows[0].at, rows[-1].at)
 
     def save(self, conn: Connection[TupleRow]) -> Sequence[Change]:
-        """Remember the sessions; returns what of the stored counts otherwise now."""
+        """Remember the sessions; return what of the stored counts otherwise now."""
         _save(conn, self._known)
         return self._changes
 
     def _again(
         self, key: Key, state: Known, video: WatchedVideo, repeat: timedelta
     ) -> Iterator[Kept]:
-        """The same, for a session that begins anew; notes what changes of what is stored."""
+        """Yield the new events of a session that begins anew, and note which stored ones change."""
         stored = self._stored.get(key, ())
         state.session = state.as_before(self._since, stored)
         before = {row.event_id for row in stored}
@@ -201,7 +200,7 @@ def _save(conn: Connection[TupleRow], known: dict[Key, Known]) -> None:
 def _history(
     conn: Connection[TupleRow], keys: Collection[Key], known: dict[Key, Known], since: datetime
 ) -> dict[Key, list[Row]]:
-    """What is stored of these sessions since then, with what is counted of it so far."""
+    """Return what is stored of these sessions since then, with what is counted of it so far."""
     found: dict[Key, list[Row]] = defaultdict(list)
     spans = [
         (key, max(state.earliest, since), state.latest)

@@ -120,9 +120,9 @@ async def stats_of(
     began: datetime,
     now: datetime,
 ) -> Stats:
-    """The stats of a video that there is since `began`; of all hours, only the first may be cut.
+    """Return the stats of a video that exists since `began`; only the first hour may be cut.
 
-    Raises TooManyPoints for hours of all times.
+    Raise TooManyPoints for hours of all times.
     """
     if range_ is Range.ALL and bucket is Bucket.HOUR:
         raise TooManyPoints
@@ -170,7 +170,7 @@ async def _series(
 async def _viewers(
     conn: AsyncConnection[TupleRow], given: Mapping[str, Any]
 ) -> tuple[dict[date, int], int]:
-    """How many viewed on each day, and how many at all."""
+    """Return how many viewed on each day, and how many at all."""
     cursor = await conn.execute(VIEWERS, given)
     counted: dict[date | None, int] = dict(await cursor.fetchall())
     at_all = counted.pop(None, 0)

@@ -48,14 +48,6 @@ SESSIONS = b"""
 SELECT video_id::text, session::text FROM analytics.sessions WHERE video_id = ANY (%b::uuid[])
 """
 
-
-class UploadChange(NamedTuple):
-    """What an event of an upload says, by the names that the statements use."""
-
-    kind: type[Aggregate.Event]
-    values: Mapping[str, Any]
-
-
 WRITES: Mapping[type[Aggregate.Event], bytes] = MappingProxyType(
     {
         Upload.Started: START,
@@ -67,6 +59,16 @@ WRITES: Mapping[type[Aggregate.Event], bytes] = MappingProxyType(
         Upload.Removed: REMOVE,
     }
 )
+
+KINDS: Mapping[str, type[Aggregate.Event]] = {event.TOPIC: event for event in WRITES}
+UPLOAD_TOPICS = frozenset(KINDS)
+
+
+class UploadChange(NamedTuple):
+    """What an event of an upload says, by the names that the statements use."""
+
+    kind: type[Aggregate.Event]
+    values: Mapping[str, Any]
 
 
 def apply(conn: Connection[TupleRow], store: Store, batch: Sequence[UploadChange]) -> StoredBatch:
@@ -105,12 +107,8 @@ def _keys(
     return {(video, session) for video, session in rows}
 
 
-KINDS: Mapping[str, type[Aggregate.Event]] = {event.TOPIC: event for event in WRITES}
-UPLOAD_TOPICS = frozenset(KINDS)
-
-
 def message(position: int, event: Aggregate.Event) -> Message:
-    """What is told of one of the events in WRITES, for the analytics alone."""
+    """Return what is told of one of the events in WRITES, for the analytics alone."""
     value = {
         "id": event.originator_id,
         "at": event.timestamp,
@@ -131,6 +129,6 @@ def message(position: int, event: Aggregate.Event) -> Message:
 
 
 def told(topic: str, value: Mapping[str, Any]) -> UploadChange:
-    """What such a message says."""
+    """Return what such a message says."""
     at = datetime.fromisoformat(value["at"])
     return UploadChange(KINDS[topic], {**value, "id": UUID(value["id"]), "at": at})

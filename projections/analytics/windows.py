@@ -40,7 +40,7 @@ class Edges:
 
 
 def edges_of(window: Window, now: datetime, recent_hours: int) -> Edges:
-    """The window that ends `now`; the hours into which its bounds fall count whole.
+    """Return the window that ends `now`; the hours into which its bounds fall count whole.
 
     Recent is at most as long as the window.
     """
@@ -61,5 +61,5 @@ def start_of_day(at: datetime) -> datetime:
 
 
 def start_of_next_day(at: datetime) -> datetime:
-    """The first midnight (UTC) that is not before this time."""
+    """Return the first midnight (UTC) that is not before this time."""
     return start_of_day(at + DAY - timedelta(microseconds=1))

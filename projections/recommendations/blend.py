@@ -42,7 +42,7 @@ class Weights:
     repeat_for_new: float = 1.0
 
     def parts(self, candidate: Candidate) -> dict[str, float]:
-        """What ties a candidate to the user, and how much of each."""
+        """Return what ties a candidate to the user, and how much of each."""
         return {
             "neighbour": self.neighbour * candidate.neighbour,
             "similar": self.similar * candidate.similar,
@@ -58,7 +58,7 @@ WEIGHTS = Weights()
 
 
 def blend(material: Material, *, limit: int, weights: Weights = WEIGHTS) -> list[Recommended]:
-    """The first `limit` candidates, best first; scores never rise, equal ones are ordered by id."""
+    """Return the first `limit` candidates by falling score; equal scores are ordered by id."""
     is_new = material.profile.is_empty
     repeat = weights.repeat_for_new if is_new else weights.repeat
     scored = sorted(
@@ -75,7 +75,7 @@ def blend(material: Material, *, limit: int, weights: Weights = WEIGHTS) -> list
 
 
 def source_of(material: Material) -> RecommendationSource:
-    """What the blend has to go by: TRENDING where nothing ties a candidate to the user."""
+    """Return what the blend has to go by: TRENDING where nothing ties a candidate to the user."""
     tied = any(each.neighbour or each.similar or each.same_category for each in material.candidates)
     return (
         RecommendationSource.BLEND
@@ -87,7 +87,7 @@ def source_of(material: Material) -> RecommendationSource:
 def _varied(
     scored: Sequence[tuple[float, Candidate]], repeat: float
 ) -> Iterator[tuple[float, Candidate]]:
-    """All of them with lowered scores, best first; those without a category repeat nothing."""
+    """Yield all with lowered scores, best first; those without a category repeat nothing."""
     queues: dict[str | UUID, deque[tuple[float, Candidate]]] = defaultdict(deque)
     for score, candidate in scored:
         queues[candidate.category or candidate.video_id].append((score, candidate))
@@ -129,6 +129,6 @@ def _because(video_id: UUID | None, material: Material) -> str:
 
 
 def _line(title: str) -> str:
-    """A title on one line, without characters that can't be seen or turn the text around."""
+    """Return a title on one line, without characters that can't be seen or turn the text around."""
     whole = plain(title)
     return whole if len(whole) <= TITLE_LENGTH else f"{whole[: TITLE_LENGTH - 1].rstrip()}…"

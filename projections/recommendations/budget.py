@@ -70,7 +70,7 @@ SPENT: tuple[type[BudgetSpent], ...] = (BudgetSpent, UserBudgetSpent)
 
 
 def keys_of(day: date, user_id: str) -> list[str]:
-    """Where a day's calls are counted, and a user's of them: one slot of a cluster.
+    """Return where a day's calls are counted, and a user's of them: one slot of a cluster.
 
     `backlot:recommendations:{2026-03-14}:calls` and the same with the user's digest behind it.
     """
@@ -124,17 +124,13 @@ class Budget:
 
     @classmethod
     def from_settings(cls, settings: RecommendationSettings, redis: Redis) -> Budget:
-        return cls(
-            redis,
-            per_user=settings.user_calls_per_day,
-            for_all=settings.calls_per_day,
-        )
+        return cls(redis, per_user=settings.user_calls_per_day, for_all=settings.calls_per_day)
 
     @asynccontextmanager
     async def call(self, user_id: str) -> AsyncIterator[None]:
         """One call for a user, made in this block; it does not count if NotCalled leaves it.
 
-        Raises BudgetSpent, or UserBudgetSpent, instead of entering it. Never raises RedisError.
+        Raise BudgetSpent, or UserBudgetSpent, instead of entering it. Never raises RedisError.
         """
         own = self._of_today()
         keys = keys_of(own.day, user_id)

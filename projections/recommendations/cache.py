@@ -10,18 +10,12 @@ from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
 from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool
-from infra.cache import (
-    Cached,
-    Generations,
-    Lifetimes,
-    ReadThroughCache,
-    Requirement,
-)
+from infra.cache import Cached, Generations, Lifetimes, ReadThroughCache, Requirement
 from infra.metrics import counter
 from infra.redis import OptionalRedis
 from infra.settings.adapters import LanguageModelSettings
 from infra.settings.features import RecommendationSettings
-from projections import consumers
+from projections.analytics.arrival import COUNTS_CONSUMER, ENGAGED_CONSUMER, VIDEOS_CONSUMER
 from projections.analytics.queries import AnalyticsQueries, AnalyticsUnavailable
 from projections.analytics.windows import Window
 from projections.catalog import Catalog
@@ -96,7 +90,7 @@ class RecommendationCache:
 
         Concurrent callers share one computation. Some videos may be seen or removed by now: that
         is for `display` to tell. Where there are few, the newest videos follow, as they are now.
-        Raises ReadModelBehind, and never RedisError.
+        Raise ReadModelBehind, and never RedisError.
         """
         made, cached = await self._cache.get(
             PREFIX + user_id,
@@ -130,11 +124,11 @@ def open_recommendations(
     likes: Likes,
     catalog: Catalog,
 ) -> RecommendationCache:
-    """Recommendations from these connections; to be closed before them. Raises SettingsError."""
+    """Recommendations from these connections; to be closed before them. Raise SettingsError."""
 
     async def trend(fresh: Freshness) -> Sequence[Ranked]:
         try:
-            await analytics.wait(fresh, consumers.ENGAGED, consumers.COUNTS, consumers.VIDEOS)
+            await analytics.wait(fresh, ENGAGED_CONSUMER, COUNTS_CONSUMER, VIDEOS_CONSUMER)
             ranking, _ = await analytics.ranking(Window.WEEK, MOST, None, fresh=fresh)
         except AnalyticsUnavailable:
             return ()

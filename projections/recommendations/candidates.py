@@ -75,6 +75,17 @@ THESE: LiteralString = f"""
 SELECT video_id, category FROM unnest(%(asked)s::uuid[]) AS asked (candidate) {ELIGIBLE}
 """
 
+MOST, MOST_TRENDING, MOST_CATEGORIES = 60, 20, 3
+# How many of each source are taken in turn: neighbours, categories, similar texts, trending.
+TURNS = (3, 1, 1, 1)
+WEIGHING = Weighing()
+
+ENGAGED_WITH = b"""
+SELECT video_id FROM analytics.engaged WHERE viewer = %s AND video_id = ANY (%s)
+"""
+
+K = TypeVar("K")
+
 
 class FoundVideo(NamedTuple):
     """A video that may be recommended; `score` and `because` where it is a neighbour."""
@@ -109,44 +120,32 @@ class Finder:
         }
 
     async def neighbours(self, limit: int) -> list[FoundVideo]:
-        """The nearest to all of the profile together, the nearest first."""
+        """Return the nearest to all of the profile together, the nearest first."""
         return await self._find(NEIGHBOURS, limit=limit) if self._seeds else []
 
     async def shares(self) -> dict[str, float]:
-        """How much the profile is of each category, the greatest first."""
+        """Return how much the profile is of each category, the greatest first."""
         if not self._seeds:
             return {}
         cursor = await self._conn.execute(SHARES, self._given)
         return dict(await cursor.fetchall())
 
     async def tops(self, categories: Sequence[str], limit: int) -> list[FoundVideo]:
-        """The most engaged with of these categories, which take turns."""
+        """Return the most engaged with of these categories, which take turns."""
         return await self._find(TOPS, categories=list(categories), limit=limit)
 
     async def first_of_each(self, limit: int) -> list[FoundVideo]:
-        """The most engaged with of every category; the categories take turns."""
+        """Return the most engaged with of every category; the categories take turns."""
         return await self._find(FIRST_OF_EACH, limit=limit)
 
     async def these(self, videos: Sequence[UUID]) -> list[FoundVideo]:
-        """Those of these videos that may be recommended."""
+        """Return those of these videos that may be recommended."""
         return await self._find(THESE, asked=list(videos))
 
     async def _find(self, query: LiteralString, **more: Any) -> list[FoundVideo]:
         async with self._conn.cursor(row_factory=class_row(FoundVideo)) as cursor:
             await cursor.execute(query.encode(), {**self._given, **more})
             return await cursor.fetchall()
-
-
-MOST, MOST_TRENDING, MOST_CATEGORIES = 60, 20, 3
-# How many of each source are taken in turn: neighbours, categories, similar texts, trending.
-TURNS = (3, 1, 1, 1)
-WEIGHING = Weighing()
-
-ENGAGED_WITH = b"""
-SELECT video_id FROM analytics.engaged WHERE viewer = %s AND video_id = ANY (%s)
-"""
-
-K = TypeVar("K")
 
 
 async def candidates_for(
@@ -188,7 +187,7 @@ async def candidates_for(
 async def engaged_with(
     conn: AsyncConnection[TupleRow], user_id: str, videos: Sequence[UUID]
 ) -> set[UUID]:
-    """Those of the videos that the user is known to have watched or liked."""
+    """Return those of the videos that the user is known to have watched or liked."""
     cursor = await conn.execute(ENGAGED_WITH, (user_id, list(videos)))
     return {video for (video,) in await cursor.fetchall()}
 
@@ -200,7 +199,7 @@ async def _tops(finder: Finder, categories: Sequence[str], limit: int) -> list[F
 
 
 def seeds_of(profile: Profile, weighing: Weighing) -> dict[UUID, float]:
-    """How much each video of the profile says about what comes next; the newest says most."""
+    """Return how much each video of the profile tells of the next; the newest tells most."""
     seeds: dict[UUID, float] = {}
     for weight, engaged in ((weighing.watched, profile.watched), (weighing.liked, profile.liked)):
         for place, each in enumerate(engaged):
@@ -210,7 +209,7 @@ def seeds_of(profile: Profile, weighing: Weighing) -> dict[UUID, float]:
 
 
 def take_turns(sources: Sequence[Sequence[UUID]], wanted: Collection[UUID]) -> Iterator[UUID]:
-    """Each video that is wanted once, a few of each source in turn."""
+    """Yield each video that is wanted once, a few of each source in turn."""
     taken: set[UUID] = set()
     left = [iter([video for video in source if video in wanted]) for source in sources]
     before = -1
@@ -223,7 +222,7 @@ def take_turns(sources: Sequence[Sequence[UUID]], wanted: Collection[UUID]) -> I
 
 
 def vary(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The first of each category, then the second of each, and so on."""
+    """Return the first of each category, then the second of each, and so on."""
     seen: Counter[str | None] = Counter()
     turns = []
     for candidate in candidates:
@@ -276,7 +275,7 @@ class Signals:
 
 
 def normal(values: Mapping[K, float]) -> dict[K, float]:
-    """The same, with 1 for the greatest."""
+    """Return the values divided by the greatest of them."""
     most = max(values.values(), default=0.0)
     return {key: value / most for key, value in values.items()} if most else dict(values)
 

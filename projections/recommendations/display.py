@@ -28,11 +28,16 @@ WHERE EXISTS (SELECT FROM {EVENTS} AS e WHERE e.originator_id = likes_id)
 """.encode()
 REMOVED = topics_of(Upload.Removed)
 
+PLAIN = "Picked for you"
+"""In the place of a reason that tells what is no longer so."""
+
+Shown = tuple[Recommended, VideoRow]
+
 
 async def seen_or_gone(
     conn: AsyncConnection[TupleRow], viewer: str, videos: Sequence[UUID]
 ) -> set[UUID]:
-    """Those of the videos that the viewer ever watched or liked, and those that were removed.
+    """Return those of the videos that the viewer ever watched or liked, or that were removed.
 
     `conn` leads to the event log. Commands that were acknowledged are included.
     """
@@ -46,12 +51,6 @@ async def seen_or_gone(
     return {video for (video,) in await cursor.fetchall()}
 
 
-PLAIN = "Picked for you"
-"""In the place of a reason that tells what is no longer so."""
-
-Shown = tuple[Recommended, VideoRow]
-
-
 async def display(
     conn: AsyncConnection[TupleRow],
     catalog: Catalog,
@@ -59,7 +58,7 @@ async def display(
     made: RankedRecommendations,
     limit: int,
 ) -> list[Shown]:
-    """The first of them that can still be recommended: those behind fill the gaps.
+    """Return the first `limit` that can still be recommended: those behind fill the gaps.
 
     Nothing that was removed, that is the user's own, or that the user has watched or liked by now.
     """
@@ -80,7 +79,7 @@ async def display(
 
 
 def _as_now(each: Recommended, changed: Collection[UUID], profile_changed: bool) -> Recommended:
-    """The same, without a reason that may repeat what its videos were called before."""
+    """Return the recommendation without a reason that may repeat what its videos were called."""
     # A language model has read the texts of the whole profile.
     stale = each.by_model and profile_changed
     if stale or each.video_id in changed or each.because in changed:

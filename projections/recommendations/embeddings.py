@@ -19,6 +19,8 @@ from psycopg.rows import TupleRow
 from engine.projection import columns
 from projections.catalog import Catalog
 
+log = structlog.get_logger(__name__)
+
 # So many characters are never more tokens than a model takes (8,191): a character has up to four
 # bytes, and a token has at least one.
 TEXT: LiteralString = """
@@ -36,39 +38,6 @@ SELECT upload_id AS video_id, {TEXT} AS text, {DIGEST} AS digest
 FROM {{schema}}.uploads WHERE completed_position IS NOT NULL AND upload_id = ANY (%s::uuid[])
 ORDER BY completed_position
 """
-
-
-class Digested(NamedTuple):
-    """A video as the catalog orders it, and the SHA-256 of its text."""
-
-    position: int
-    video_id: UUID
-    digest: bytes
-
-
-class Text(NamedTuple):
-    """A video's text, which may be cut, and its SHA-256."""
-
-    video_id: UUID
-    text: str
-    digest: bytes
-
-
-def page(
-    conn: Connection[TupleRow], catalog: Catalog, after: int, limit: int
-) -> Sequence[Digested]:
-    """The videos that were completed after that position, the oldest first."""
-    return [Digested(*row) for row in conn.execute(catalog.sql(PAGE), (after, limit)).fetchall()]
-
-
-def texts_of(
-    conn: Connection[TupleRow], catalog: Catalog, videos: Sequence[UUID]
-) -> Sequence[Text]:
-    """The texts of those that are there, the oldest first."""
-    return [Text(*row) for row in conn.execute(catalog.sql(THESE), (list(videos),)).fetchall()]
-
-
-log = structlog.get_logger(__name__)
 
 # Since this one an index is searched on until enough is found that may be shown.
 OLDEST = (0, 8)
@@ -133,95 +102,6 @@ DELETE FROM analytics.embeddings AS e USING analytics.videos AS v
 WHERE v.video_id = e.video_id AND v.removed
 """
 
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingState:
-    """Whose embeddings are there, and how many texts have one or were rejected."""
-
-    model: str
-    dimensions: int
-    embedded: int
-    rejected: int
-
-    def __str__(self) -> str:
-        space = f"{self.model}, {self.dimensions} dimensions"
-        return f"{space}: {self.embedded} texts embedded, {self.rejected} rejected"
-
-
-class Embedded(NamedTuple):
-    """What became of a text: its vector, or why the provider does not take it."""
-
-    video_id: UUID
-    digest: bytes
-    vector: Sequence[float] | None
-    rejected: str | None = None
-
-
-def lack(conn: Connection[Any]) -> str | None:
-    """What the database lacks for embeddings; None where it can have them, or has."""
-    made, version, visible = conn.execute(EXTENSION).fetchone() or (False, None, False)
-    if version is None:
-        return "the server of the analytics' database has no pgvector"
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        return f"pgvector {version} is too old: version {'.'.join(map(str, OLDEST))} or newer"
-    if made and not visible:
-        return "pgvector lies in a schema that is not on the search_path"
-    return None
-
-
-def prepare(conn: Connection[TupleRow], model: str, dimensions: int) -> str | None:
-    """Have the table for this model, empty when it was another's; returns what is lacking, if so.
-
-    To be used by one process at a time. Raises psycopg.Error.
-    """
-    lacking = lack(conn)
-    if lacking is not None:
-        return lacking
-    try:
-        conn.execute(EXTEND)
-    except InsufficientPrivilege:
-        return "a superuser has to say CREATE EXTENSION vector in the analytics' database, once"
-    with conn.transaction():
-        conn.execute(SPACE)
-        present = conn.execute(PRESENT).fetchone()
-        if present != (model, dimensions):
-            conn.execute(MAKE.format(dimensions=dimensions).encode())
-            conn.execute(OCCUPY, (model, dimensions))
-            log.info("embeddings_begun", model=model, dimensions=dimensions, before=present)
-    return None
-
-
-def state(conn: Connection[Any]) -> EmbeddingState | None:
-    """What is there now; None where nothing is."""
-    try:
-        row = conn.execute(STATE).fetchone()
-    except UndefinedTable:
-        return None
-    return EmbeddingState(*row) if row else None
-
-
-def outdated(conn: Connection[TupleRow], videos: Sequence[Digested]) -> set[UUID]:
-    """Those whose present text has no embedding and was not rejected either."""
-    given = ([each.video_id for each in videos], [each.digest for each in videos])
-    return {video for (video,) in conn.execute(OUTDATED, given).fetchall()}
-
-
-def put(conn: Connection[TupleRow], batch: Sequence[Embedded]) -> None:
-    """Keep what became of these texts: all of them or none."""
-    rows = [(each.video_id, each.digest, _literal(each.vector), each.rejected) for each in batch]
-    conn.execute(PUT, columns(rows))
-
-
-def forget_removed(conn: Connection[TupleRow]) -> int:
-    """Drop the embeddings of videos that were removed; returns how many."""
-    return conn.execute(FORGET).rowcount
-
-
-def _literal(vector: Sequence[float] | None) -> str | None:
-    # Half precision keeps nothing behind the seventh digit.
-    return None if vector is None else f"[{','.join(f'{number:.7f}' for number in vector)}]"
-
-
 # The newest say most of what comes next, and each costs a search of the index.
 MOST_SEEDS = 5
 # How wide the index is searched: among 20,000 videos that found all of the 20 nearest. And it goes
@@ -247,6 +127,124 @@ found AS (
 SELECT video_id, greatest(1 - min(distance), 0) AS similarity
 FROM found GROUP BY video_id ORDER BY similarity DESC, video_id LIMIT {limit}
 """
+
+
+class Digested(NamedTuple):
+    """A video as the catalog orders it, and the SHA-256 of its text."""
+
+    position: int
+    video_id: UUID
+    digest: bytes
+
+
+class Text(NamedTuple):
+    """A video's text, which may be cut, and its SHA-256."""
+
+    video_id: UUID
+    text: str
+    digest: bytes
+
+
+def page(
+    conn: Connection[TupleRow], catalog: Catalog, after: int, limit: int
+) -> Sequence[Digested]:
+    """Return the videos that were completed after that position, the oldest first."""
+    return [Digested(*row) for row in conn.execute(catalog.sql(PAGE), (after, limit)).fetchall()]
+
+
+def texts_of(
+    conn: Connection[TupleRow], catalog: Catalog, videos: Sequence[UUID]
+) -> Sequence[Text]:
+    """Return the texts of those that are there, the oldest first."""
+    return [Text(*row) for row in conn.execute(catalog.sql(THESE), (list(videos),)).fetchall()]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingState:
+    """Whose embeddings are there, and how many texts have one or were rejected."""
+
+    model: str
+    dimensions: int
+    embedded: int
+    rejected: int
+
+    def __str__(self) -> str:
+        space = f"{self.model}, {self.dimensions} dimensions"
+        return f"{space}: {self.embedded} texts embedded, {self.rejected} rejected"
+
+
+class Embedded(NamedTuple):
+    """What became of a text: its vector, or why the provider does not take it."""
+
+    video_id: UUID
+    digest: bytes
+    vector: Sequence[float] | None
+    rejected: str | None = None
+
+
+def lack(conn: Connection[Any]) -> str | None:
+    """Return what the database lacks for embeddings; None where it can have them, or has."""
+    made, version, visible = conn.execute(EXTENSION).fetchone() or (False, None, False)
+    if version is None:
+        return "the server of the analytics' database has no pgvector"
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        return f"pgvector {version} is too old: version {'.'.join(map(str, OLDEST))} or newer"
+    if made and not visible:
+        return "pgvector lies in a schema that is not on the search_path"
+    return None
+
+
+def prepare(conn: Connection[TupleRow], model: str, dimensions: int) -> str | None:
+    """Have the table for this model, empty when it was another's; return what is lacking, if so.
+
+    To be used by one process at a time. Raises psycopg.Error.
+    """
+    lacking = lack(conn)
+    if lacking is not None:
+        return lacking
+    try:
+        conn.execute(EXTEND)
+    except InsufficientPrivilege:
+        return "a superuser has to say CREATE EXTENSION vector in the analytics' database, once"
+    with conn.transaction():
+        conn.execute(SPACE)
+        present = conn.execute(PRESENT).fetchone()
+        if present != (model, dimensions):
+            conn.execute(MAKE.format(dimensions=dimensions).encode())
+            conn.execute(OCCUPY, (model, dimensions))
+            log.info("embeddings_begun", model=model, dimensions=dimensions, before=present)
+    return None
+
+
+def state(conn: Connection[Any]) -> EmbeddingState | None:
+    """Return what is there now; None where nothing is."""
+    try:
+        row = conn.execute(STATE).fetchone()
+    except UndefinedTable:
+        return None
+    return EmbeddingState(*row) if row else None
+
+
+def outdated(conn: Connection[TupleRow], videos: Sequence[Digested]) -> set[UUID]:
+    """Return those whose present text has no embedding and was not rejected either."""
+    given = ([each.video_id for each in videos], [each.digest for each in videos])
+    return {video for (video,) in conn.execute(OUTDATED, given).fetchall()}
+
+
+def put(conn: Connection[TupleRow], batch: Sequence[Embedded]) -> None:
+    """Keep what became of these texts: all of them or none."""
+    rows = [(each.video_id, each.digest, _literal(each.vector), each.rejected) for each in batch]
+    conn.execute(PUT, columns(rows))
+
+
+def forget_removed(conn: Connection[TupleRow]) -> int:
+    """Drop the embeddings of videos that were removed; return how many."""
+    return conn.execute(FORGET).rowcount
+
+
+def _literal(vector: Sequence[float] | None) -> str | None:
+    # Half precision keeps nothing behind the seventh digit.
+    return None if vector is None else f"[{','.join(f'{number:.7f}' for number in vector)}]"
 
 
 async def nearest(

@@ -143,5 +143,5 @@ class Weighing:
         return self.half_life.total_seconds()
 
     def of(self, kind: EngagementKind) -> float:
-        """What one engagement of this kind weighs."""
+        """Return what one engagement of this kind weighs."""
         return self.liked if kind is EngagementKind.LIKED else self.watched

@@ -30,63 +30,6 @@ SKIN_TONES = range(0x1F3FB, 0x1F400)
 FLAG_LETTERS = range(0x1F1E6, 0x1F200)
 LONGEST_GRAPHEME = 32
 
-
-def cut(line: str, limit: int) -> str:
-    """The beginning of a line, of at most `limit` characters, cut between words.
-
-    A word of more than half the limit is cut between graphemes
-    (https://www.unicode.org/reports/tr29/), as far as marks, joined emoji and flags go.
-    """
-    if len(line) <= limit:
-        return line
-    end = limit - len(ELLIPSIS)
-    space = line.rfind(" ", end // 2, end + 1)
-    return line[: space if space > 0 else _grapheme(line, end)].rstrip() + ELLIPSIS
-
-
-def plain(text: str) -> str:
-    """A text without line breaks, control characters, directions, and characters without a look."""
-    if not text.isprintable():
-        text = "".join(map(_kept, text))
-    if not text.isascii():
-        text = RUN.sub("", BLANK.sub("", text))
-    return " ".join(text.split())
-
-
-def _kept(char: str) -> str:
-    # Persian is written with one joiner, and families of emoji with the other.
-    if char.isprintable() or char in JOINERS:
-        return char
-    category = unicodedata.category(char)
-    if category == "Cn":
-        # Emoji that are newer than this Python.
-        return char
-    return "" if category in ("Cf", "Co", "Cs") else " "
-
-
-def _grapheme(line: str, end: int) -> int:
-    """The nearest place at or before `end` where no grapheme is cut; `end` if none is near."""
-    for place in range(end, max(end - LONGEST_GRAPHEME, 0), -1):
-        if not _joined(line, place):
-            return place
-    return end
-
-
-def _joined(line: str, place: int) -> bool:
-    before, after = line[place - 1], line[place]
-    if unicodedata.category(after)[0] == "M" or after in JOINERS or before in JOINERS:
-        return True
-    return ord(after) in SKIN_TONES or (ord(after) in FLAG_LETTERS and _odd_flag(line, place))
-
-
-def _odd_flag(line: str, place: int) -> bool:
-    """Whether the letters of flags before a place are an odd number: two of them are one flag."""
-    start = place
-    while start and ord(line[start - 1]) in FLAG_LETTERS:
-        start -= 1
-    return (place - start) % 2 == 1
-
-
 PROMPT_VERSION = "recommendations.v1"
 """Logged with answers that are not as asked for: change it with every change of a text below."""
 
@@ -124,6 +67,89 @@ markup or emoji."""
 Lines = Mapping[str, str]
 Entries = list[dict[str, str]]
 
+# How many characters of each text are told: the first detail with which a question is short
+# enough is taken; with the last one each is.
+DETAILS: tuple[Mapping[str, int], ...] = (
+    {"title": 100, "category": 40, "description": 240, "transcript": 240},
+    {"title": 100, "category": 40, "description": 120, "transcript": 120},
+    {"title": 100, "category": 40, "description": 80},
+    {"title": 60, "category": 40},
+)
+# Of each text so much is read: what is unseen in it is gone then.
+READ_CHARACTERS = 500
+
+LONGEST = 120
+"""In characters; twelve words of English have about seventy."""
+
+FOREIGN = re.compile(
+    r"""
+    ://                                # a link
+    | \bwww\.
+    | \w[.。．｡]\w                     # a host's name, and so a file's, or a sentence run into one
+    | \b\w+\s*[\[({]?\s*\bdot\b        # a host's name in words
+    | [@<>\[\]{}\\|`*_~^=#\r\n\u2028\u2029]   # an address, markup, a tag, several lines
+    | (?:\d[\s().+/-]*){7,}            # a telephone's number
+    | \b[cw]\d{1,2}\b                  # an id of the question
+    """,  # noqa: RUF001 - the dots of other scripts end hosts' names too
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def cut(line: str, limit: int) -> str:
+    """Return the beginning of a line, of at most `limit` characters, cut between words.
+
+    A word of more than half the limit is cut between graphemes
+    (https://www.unicode.org/reports/tr29/), as far as marks, joined emoji and flags go.
+    """
+    if len(line) <= limit:
+        return line
+    end = limit - len(ELLIPSIS)
+    space = line.rfind(" ", end // 2, end + 1)
+    return line[: space if space > 0 else _grapheme(line, end)].rstrip() + ELLIPSIS
+
+
+def plain(text: str) -> str:
+    """Return a text without line breaks, controls, directions and invisible characters."""
+    if not text.isprintable():
+        text = "".join(map(_kept, text))
+    if not text.isascii():
+        text = RUN.sub("", BLANK.sub("", text))
+    return " ".join(text.split())
+
+
+def _kept(char: str) -> str:
+    # Persian is written with one joiner, and families of emoji with the other.
+    if char.isprintable() or char in JOINERS:
+        return char
+    category = unicodedata.category(char)
+    if category == "Cn":
+        # Emoji that are newer than this Python.
+        return char
+    return "" if category in ("Cf", "Co", "Cs") else " "
+
+
+def _grapheme(line: str, end: int) -> int:
+    """Return the nearest place up to `end` where no grapheme is cut; `end` if none is near."""
+    for place in range(end, max(end - LONGEST_GRAPHEME, 0), -1):
+        if not _joined(line, place):
+            return place
+    return end
+
+
+def _joined(line: str, place: int) -> bool:
+    before, after = line[place - 1], line[place]
+    if unicodedata.category(after)[0] == "M" or after in JOINERS or before in JOINERS:
+        return True
+    return ord(after) in SKIN_TONES or (ord(after) in FLAG_LETTERS and _odd_flag(line, place))
+
+
+def _odd_flag(line: str, place: int) -> bool:
+    """Return whether an odd number of flag letters stands before a place: two make one flag."""
+    start = place
+    while start and ord(line[start - 1]) in FLAG_LETTERS:
+        start -= 1
+    return (place - start) % 2 == 1
+
 
 class Pick(BaseModel):
     """A video that the model suggests, by its id in the question, and why."""
@@ -147,20 +173,8 @@ class Question:
     limit: int
 
 
-# How many characters of each text are told: the first detail with which a question is short
-# enough is taken; with the last one each is.
-DETAILS: tuple[Mapping[str, int], ...] = (
-    {"title": 100, "category": 40, "description": 240, "transcript": 240},
-    {"title": 100, "category": 40, "description": 120, "transcript": 120},
-    {"title": 100, "category": 40, "description": 80},
-    {"title": 60, "category": 40},
-)
-# Of each text so much is read: what is unseen in it is gone then.
-READ_CHARACTERS = 500
-
-
 def candidate_id(number: int) -> str:
-    """The id of the candidate with this number, from 1."""
+    """Return the id of the candidate with this number, from 1."""
     return f"c{number}"
 
 
@@ -178,7 +192,7 @@ def answer_form(candidates: int) -> type[Picks]:
 
 
 def question(material: Material, limit: int) -> Question:
-    """The user message about a viewer; videos that nothing is known of are left out of it."""
+    """Return the user message about a viewer, without videos that nothing is known of."""
     described, profile = material.described, material.profile
     offered = [each for each in material.candidates if each.video_id in described]
     offered = offered[:MOST_CANDIDATES]
@@ -189,10 +203,7 @@ def question(material: Material, limit: int) -> Question:
         _known(profile.watched[:MOST_WATCHED], described),
         _known(profile.liked[:MOST_LIKED], described),
     )
-    fixed = {
-        "limit": most,
-        "trending": [ids[each.video_id] for each in trending[:MOST_TRENDING]],
-    }
+    fixed = {"limit": most, "trending": [ids[each.video_id] for each in trending[:MOST_TRENDING]]}
     lines = {video: _lines(described[video]) for video in {*history.names, *ids}}
     text = ""
     for detail in DETAILS:
@@ -245,25 +256,8 @@ def _entry(name: str, lines: Lines, detail: Mapping[str, int]) -> dict[str, str]
     return {"id": name, **told}
 
 
-LONGEST = 120
-"""In characters; twelve words of English have about seventy."""
-
-FOREIGN = re.compile(
-    r"""
-    ://                                # a link
-    | \bwww\.
-    | \w[.。．｡]\w                     # a host's name, and so a file's, or a sentence run into one
-    | \b\w+\s*[\[({]?\s*\bdot\b        # a host's name in words
-    | [@<>\[\]{}\\|`*_~^=#\r\n\u2028\u2029]   # an address, markup, a tag, several lines
-    | (?:\d[\s().+/-]*){7,}            # a telephone's number
-    | \b[cw]\d{1,2}\b                  # an id of the question
-    """,  # noqa: RUF001 - the dots of other scripts end hosts' names too
-    re.VERBOSE | re.IGNORECASE,
-)
-
-
 def shown(reason: str) -> str | None:
-    """The reason as one line; None if it can't be shown.
+    """Return the reason as one line; None if it can't be shown.
 
     None for what is empty or too long, and for what holds a link, an address, a number to call,
     markup, an id of the question, line breaks or unseen characters.

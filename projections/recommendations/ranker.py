@@ -29,10 +29,23 @@ from projections.recommendations.prompt import (
     shown,
 )
 
+log = structlog.get_logger(__name__)
+
 K = 10
 """Added to each rank: the greater, the less the first places differ (the paper has 60)."""
 BLEND_WEIGHT = 0.75
 """The blend's share of a score; the model has the rest."""
+
+PURPOSE = "recommend"
+# A sentence of twelve words takes about twenty, an id and the form as many; the rest is room.
+TOKENS_PER_PICK = 60
+TOKENS_OF_FORM = 50
+
+RECOMMENDATION_PICKS = counter(
+    "backlot_recommendation_picks",
+    "Videos that language models named (kept, unknown, duplicate, surplus), and reason_dropped.",
+    ("outcome",),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +57,7 @@ class RankedByModel:
 
 
 def fuse(blended: Sequence[Recommended], ranked: Sequence[RankedByModel]) -> list[Recommended]:
-    """All of `blended`, in the order of BLEND_WEIGHT / (K + rank) of both orders added up.
+    """Return all of `blended`, in the order of BLEND_WEIGHT / (K + rank) of both orders added up.
 
     A video that the model left out follows the ones that it named, in the blend's order; one that
     the blend does not have, or that was named before, does not count. A reason of the model takes
@@ -69,7 +82,7 @@ def fuse(blended: Sequence[Recommended], ranked: Sequence[RankedByModel]) -> lis
 
 
 def _worded(each: Recommended, score: float, reason: str | None) -> Recommended:
-    """The same with its new score, and with the model's reason if there is one."""
+    """Return the recommendation with its new score, and with the model's reason if there is one."""
     if reason is None:
         return replace(each, score=score)
     return Recommended(each.video_id, score, reason, by_model=True)
@@ -78,7 +91,7 @@ def _worded(each: Recommended, score: float, reason: str | None) -> Recommended:
 def _named(
     blended: Sequence[Recommended], ranked: Sequence[RankedByModel]
 ) -> dict[UUID, str | None]:
-    """What the model said of each video of the blend, in its order; the first time counts."""
+    """Return the model's reason for each video of the blend, in its order; the first counts."""
     known = {each.video_id for each in blended}
     named: dict[UUID, str | None] = {}
     for each in ranked:
@@ -95,20 +108,7 @@ def _score(in_blend: int, by_model: int) -> float:
     return BLEND_WEIGHT / (K + in_blend) + (1 - BLEND_WEIGHT) / (K + by_model)
 
 
-log = structlog.get_logger(__name__)
-
-PURPOSE = "recommend"
-# A sentence of twelve words takes about twenty, an id and the form as many; the rest is room.
-TOKENS_PER_PICK = 60
-TOKENS_OF_FORM = 50
-
 Asked = asyncio.Task[list[RankedByModel]]
-
-RECOMMENDATION_PICKS = counter(
-    "backlot_recommendation_picks",
-    "Videos that language models named (kept, unknown, duplicate, surplus), and reason_dropped.",
-    ("outcome",),
-)
 
 
 class NothingUsable(BadAnswer):
@@ -134,7 +134,7 @@ class Ranker:
         """Up to `limit` (and MOST_PICKS) of the candidates, the best for the user first.
 
         Takes up to `seconds`; then TimedOut. Each is a candidate of `material` and named once. No
-        call is made for candidates that nothing is known of: empty. Raises LanguageModelError,
+        call is made for candidates that nothing is known of: empty. Raise LanguageModelError,
         BudgetSpent and NothingUsable among them.
         """
         asked = question(material, limit)
@@ -186,7 +186,7 @@ class Ranker:
 
 
 def checked(picks: Iterable[Pick], asked: Question) -> list[RankedByModel]:
-    """The candidates that a model named, each once and `limit` at most, with reasons to show."""
+    """Return the candidates that a model named, each once, `limit` at most, with their reasons."""
     found: dict[str, RankedByModel] = {}
     outcomes: Counter[str] = Counter()
     for pick in picks:
@@ -215,10 +215,10 @@ def _outcome(pick: Pick, asked: Question, found: dict[str, RankedByModel]) -> st
 def make_ranker(
     settings: RecommendationSettings, llm_settings: LanguageModelSettings, redis: Redis
 ) -> Ranker | None:
-    """The configured one; None where no language model is, or where none is to be asked.
+    """Return the configured ranker; None where no language model is, or where none is to be asked.
 
     Its way to the provider is its own: a provider that is too slow for somebody who waits may be
-    fast enough for tasks. Raises SettingsError for a key that can't be sent.
+    fast enough for tasks. Raise SettingsError for a key that can't be sent.
     """
     if not settings.use_llm:
         return None

@@ -42,6 +42,8 @@ from projections.recommendations.model import (
 from projections.recommendations.ranker import Ranker, fuse
 from projections.trending.ranking import Ranked
 
+log = structlog.get_logger(__name__)
+
 MOST_WATCHED, MOST_LIKED = 20, 10
 
 WATCHED = b"""
@@ -52,53 +54,12 @@ SELECT video_id, liked_at FROM analytics.engaged
 WHERE viewer = %s AND video_id = ANY (%s) AND liked_at IS NOT NULL
 """
 
-
-async def profile_of(
-    analytics_conn: AsyncConnection[TupleRow],
-    likes: Likes,
-    main_conn: AsyncConnection[TupleRow],
-    user_id: str,
-) -> Profile:
-    """The profile of a user; an empty one of a user of whom nothing is known.
-
-    `main_conn` is to the database of `likes`. A like that the analytics have not seen yet is taken
-    to be of now.
-    """
-    async with analytics_conn.cursor(row_factory=class_row(Engaged)) as cursor:
-        await cursor.execute(WATCHED, (user_id, MOST_WATCHED))
-        watched = await cursor.fetchall()
-    standing = await likes.liked_page(main_conn, user_id, END_OF_LOG, MOST_LIKED)
-    times = await _liked_at(analytics_conn, user_id, [like.video_id for like in standing])
-    now = datetime.now(UTC)
-    liked = [Engaged(like.video_id, times.get(like.video_id, now)) for like in standing]
-    return Profile(user_id, watched, liked)
-
-
-async def _liked_at(
-    conn: AsyncConnection[TupleRow], user_id: str, videos: list[UUID]
-) -> dict[UUID, datetime]:
-    cursor = await conn.execute(LIKED_AT, (user_id, videos))
-    return dict(await cursor.fetchall())
-
-
 # Far more than a prompt has room for; a transcript may be of hours.
 DESCRIBE: LiteralString = """
 SELECT upload_id AS video_id, title, left(description, 2000) AS description, category,
        left(transcript, 2000) AS transcript, spoken_language
 FROM {schema}.uploads WHERE completed_position IS NOT NULL AND upload_id = ANY (%s)
 """
-
-
-async def describe(
-    conn: AsyncConnection[TupleRow], catalog: Catalog, videos: Sequence[UUID]
-) -> dict[UUID, Described]:
-    """Those of the videos that are there, as they are called now."""
-    async with conn.cursor(row_factory=class_row(Described)) as cursor:
-        await cursor.execute(catalog.sql(DESCRIBE), (list(videos),))
-        return {each.video_id: each for each in await cursor.fetchall()}
-
-
-log = structlog.get_logger(__name__)
 
 MOST = 50
 """So many are shown at most; more are made, for those that are seen or removed meanwhile."""
@@ -120,6 +81,43 @@ RECOMMENDATION_FAILURES = counter(
     "backlot_recommendation_failures",
     "Times that a database did not answer, so that what trends was recommended.",
 )
+
+
+async def profile_of(
+    analytics_conn: AsyncConnection[TupleRow],
+    likes: Likes,
+    main_conn: AsyncConnection[TupleRow],
+    user_id: str,
+) -> Profile:
+    """Return the profile of a user; an empty one of a user of whom nothing is known.
+
+    `main_conn` is to the database of `likes`. A like that the analytics have not seen yet is taken
+    to be of now.
+    """
+    async with analytics_conn.cursor(row_factory=class_row(Engaged)) as cursor:
+        await cursor.execute(WATCHED, (user_id, MOST_WATCHED))
+        watched = await cursor.fetchall()
+    standing = await likes.liked_page(main_conn, user_id, END_OF_LOG, MOST_LIKED)
+    times = await _liked_at(analytics_conn, user_id, [like.video_id for like in standing])
+    now = datetime.now(UTC)
+    liked = [Engaged(like.video_id, times.get(like.video_id, now)) for like in standing]
+    return Profile(user_id, watched, liked)
+
+
+async def _liked_at(
+    conn: AsyncConnection[TupleRow], user_id: str, videos: list[UUID]
+) -> dict[UUID, datetime]:
+    cursor = await conn.execute(LIKED_AT, (user_id, videos))
+    return dict(await cursor.fetchall())
+
+
+async def describe(
+    conn: AsyncConnection[TupleRow], catalog: Catalog, videos: Sequence[UUID]
+) -> dict[UUID, Described]:
+    """Return those of the videos that are there, as they are called now."""
+    async with conn.cursor(row_factory=class_row(Described)) as cursor:
+        await cursor.execute(catalog.sql(DESCRIBE), (list(videos),))
+        return {each.video_id: each for each in await cursor.fetchall()}
 
 
 class Recommender:
@@ -149,7 +147,7 @@ class Recommender:
     async def recommend(self, user_id: str, fresh: Freshness) -> RankedRecommendations:
         """Videos for a user; few, or none, where little has happened yet.
 
-        Raises ReadModelBehind.
+        Raise ReadModelBehind.
         """
         trending = await self._trend(fresh)
         deadline = time.monotonic() + self._seconds
@@ -195,7 +193,7 @@ class Recommender:
     async def _asked(
         self, ranker: Ranker, material: Material, made: RankedRecommendations, deadline: float
     ) -> RankedRecommendations:
-        """The same in the language model's order, if there is one in time."""
+        """Return `made` in the language model's order, if there is one in time."""
         try:
             ranked = await ranker.rank(material, MOST, deadline - time.monotonic())
         except LanguageModelError as error:
@@ -207,7 +205,7 @@ class Recommender:
         return replace(made, source=RecommendationSource.LLM, items=tuple(fuse(made.items, ranked)))
 
     async def _material(self, user_id: str, trending: Sequence[Ranked]) -> tuple[Material, bool]:
-        """What is known of the user and of what may be recommended; else only what trends."""
+        """Return what is known of the user and the candidates; without a database, what trends."""
         try:
             async with self._pool.connection() as conn, self._analytics.connection() as analytics:
                 return await self._look(conn, analytics, user_id, trending), True
@@ -229,7 +227,7 @@ class Recommender:
         return Material(profile, there, described)
 
     async def _engaged_with(self, user_id: str, videos: Sequence[UUID]) -> Collection[UUID]:
-        """Those that the user has seen; none while nobody can tell."""
+        """Return those that the user has seen; none while nobody can tell."""
         try:
             async with self._analytics.connection() as conn:
                 return await engaged_with(conn, user_id, videos)
@@ -243,7 +241,7 @@ class Recommender:
 
 
 def _latest(profile: Profile) -> list[UUID]:
-    """The videos of the profile, the newest engagement first."""
+    """Return the videos of the profile, the newest engagement first."""
     engaged = sorted(chain(profile.liked, profile.watched), key=lambda each: each.at, reverse=True)
     return list(dict.fromkeys(each.video_id for each in engaged))
 

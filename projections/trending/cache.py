@@ -8,14 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
-from infra.cache import (
-    ANY_VALUE,
-    Cached,
-    Generations,
-    Lifetimes,
-    ReadThroughCache,
-    Requirement,
-)
+from infra.cache import ANY_VALUE, Cached, Generations, Lifetimes, ReadThroughCache, Requirement
 from infra.metrics import counter
 from infra.redis import OptionalRedis
 from infra.settings.features import TrendingSettings

@@ -20,10 +20,7 @@ POINTS: LiteralString = (
     " + %(comment_weight)s::float8 * {comments} + %(watch_minute_weight)s::float8 * {minutes})"
 )
 BOOST: LiteralString = "(%(recent_boost)s::float8 - 1) * " + POINTS.format(
-    views="recent_views",
-    likes="recent_likes",
-    comments="recent_comments",
-    minutes="recent_minutes",
+    views="recent_views", likes="recent_likes", comments="recent_comments", minutes="recent_minutes"
 )
 BASE: LiteralString = (
     POINTS.format(views="views", likes="likes", comments="comments", minutes="minutes")
@@ -78,7 +75,7 @@ ORDER BY rank
 
 
 def narrowed(given: Mapping[str, Any]) -> LiteralString:
-    """What is asked of listed videos beside: `given` has `category` or None, maybe `without`."""
+    """Return the further conditions of listed videos, by `category` and `without` in `given`."""
     in_category: LiteralString = IN_CATEGORY if given["category"] is not None else ""
     return in_category + NONE_OF if given.get("without") else in_category
 
@@ -108,7 +105,7 @@ class Formula:
         )
 
     def weights(self) -> Mapping[str, float]:
-        """The parameters of the query that are the formula's."""
+        """Return the formula's parameters of the query."""
         return {
             "view_weight": self.view_weight,
             "like_weight": self.like_weight,

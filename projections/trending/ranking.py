@@ -32,6 +32,25 @@ __all__ = ["Formula", "Ranked", "Trending"]
 
 ONE_STATE = b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
+LISTING = b"""
+SELECT edition, (
+    SELECT position FROM backlot_checkpoints
+    WHERE kind = 'consumer' AND subscription = 'analytics_videos' AND source = 'events')
+FROM analytics.listing
+"""
+# Bounded: where the analytics are further behind, a ranking can't wait for them.
+CHANGED = f"""
+SELECT coalesce(max(position), 0) FROM (
+    SELECT notification_id AS position, topic FROM {EVENTS}
+    WHERE notification_id > least(
+        %s, (SELECT position FROM backlot_checkpoints
+             WHERE kind = 'projection' AND subscription = %s))
+    ORDER BY notification_id LIMIT 10000) AS newest
+WHERE topic = ANY (%s)
+""".encode()
+# An upload that was just completed has nothing to be ranked by.
+CHANGES = [*topics_of(Upload.DetailsChanged), *topics_of(Upload.Removed)]
+
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
@@ -64,7 +83,7 @@ class Trending:
         category: str | None = None,
         without: Collection[UUID] = (),
     ) -> list[Ranked]:
-        """The first `limit` videos at the time `now`, of one category if given, but for some.
+        """Return the first `limit` videos at the time `now`, of a category if given, but `without`.
 
         Equal scores are ordered by views, then by id. A video without points is not listed, nor is
         one that was removed.
@@ -88,7 +107,7 @@ class Trending:
     async def _rank_leaders(
         self, conn: AsyncConnection[TupleRow], given: dict[str, Any]
     ) -> list[Ranked] | None:
-        """The same as of all videos, of the few that can be in it; None where that can be many."""
+        """Rank only the few videos that can be listed; return None where those can be many."""
         leaders = await leading(conn, given["limit"], given, self.formula.half_life_hours)
         ranked = await self._rank_of(conn, leaders.videos, given)
         last_score = ranked[-1].score if len(ranked) == given["limit"] else 0.0
@@ -115,26 +134,6 @@ class Trending:
             return await cursor.fetchall()
 
 
-LISTING = b"""
-SELECT edition, (
-    SELECT position FROM backlot_checkpoints
-    WHERE kind = 'consumer' AND subscription = 'analytics_videos' AND source = 'events')
-FROM analytics.listing
-"""
-# Bounded: where the analytics are further behind, a ranking can't wait for them.
-CHANGED = f"""
-SELECT coalesce(max(position), 0) FROM (
-    SELECT notification_id AS position, topic FROM {EVENTS}
-    WHERE notification_id > least(
-        %s, (SELECT position FROM backlot_checkpoints
-             WHERE kind = 'projection' AND subscription = %s))
-    ORDER BY notification_id LIMIT 10000) AS newest
-WHERE topic = ANY (%s)
-""".encode()
-# An upload that was just completed has nothing to be ranked by.
-CHANGES = [*topics_of(Upload.DetailsChanged), *topics_of(Upload.Removed)]
-
-
 @dataclass(frozen=True, slots=True)
 class Listing:
     """Another edition begins whenever a video may be listed otherwise than before.
@@ -147,7 +146,7 @@ class Listing:
 
 
 async def listing(conn: AsyncConnection[TupleRow]) -> Listing | None:
-    """The listing now, from the analytics; None where no consumer has ever begun."""
+    """Return the listing now, from the analytics; None where no consumer has ever begun."""
     try:
         cursor = await conn.execute(LISTING)
     except UndefinedTable:
@@ -157,7 +156,7 @@ async def listing(conn: AsyncConnection[TupleRow]) -> Listing | None:
 
 
 async def changed_after(conn: AsyncConnection[TupleRow], position: int) -> int:
-    """The position of the last change that the listing, or the catalog, does not know; else 0.
+    """Return the position of the last change that the listing or the catalog lacks, or 0.
 
     `conn` leads to the event log.
     """

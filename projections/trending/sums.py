@@ -75,7 +75,6 @@ FULL JOIN (
 ) AS newest USING (video_id)
 """
 
-
 # The logarithm of what the settled sums score at any time, but for what is the same for all. A
 # video that is not completed yet may be of any age.
 SORT_KEY: LiteralString = f"""
@@ -113,49 +112,6 @@ MOST_RISING = 1000
 # Above what sums and keys lose in their last digits, and the scores' six decimals.
 RELATIVE, ABSOLUTE = 1e-9, 2e-6
 
-
-@dataclass(frozen=True, slots=True)
-class Leaders:
-    """The first by what was settled; all others that can be listed have `rest` at most."""
-
-    videos: list[UUID]
-    rest: float
-
-
-async def leading(
-    conn: AsyncConnection[TupleRow], limit: int, given: dict[str, Any], half_life_hours: float
-) -> Leaders:
-    """A few times `limit` videos; `given` has `time_range`, `now`, and what `narrowed` asks."""
-    listed = LISTED + narrowed(given)
-    given = {**given, "leaders": LEADERS * limit, "looked_at": LOOKED_AT * limit}
-    cursor = await conn.execute(LEADING.format(listed=listed).encode(), given)
-    rows = await cursor.fetchall()
-    last = rows[-1] if len(rows) == LEADERS * limit else None
-    if last is None:
-        last = await (await conn.execute(NEXT, given)).fetchone()
-    decay = log(2) * given["now"].timestamp() / 3600 / half_life_hours
-    # Of a key without a bound it has none either.
-    rest = exp(min(max(last[-1] - decay, -690), 690)) if last else 0.0
-    return Leaders([video_id for video_id, _ in rows], rest)
-
-
-async def rising(
-    conn: AsyncConnection[TupleRow], rest: float, last_score: float, given: dict[str, Any]
-) -> list[UUID] | None:
-    """Who may have got so much since the settling that `rest` and it are `last_score`, or more.
-
-    None where that can be too many to be looked up one by one. `given` has the formula's weights,
-    and the hours that were not settled, from `settled_until` to `until`.
-    """
-    missing = last_score * (1 - RELATIVE) - rest * (1 + RELATIVE) - ABSOLUTE
-    if missing <= 0:
-        return None
-    share = missing * (1 - RELATIVE) * (HOUR / (given["until"] - given["settled_until"]))
-    cursor = await conn.execute(RISING, {**given, "share": share, "most": MOST_RISING + 1})
-    rows = await cursor.fetchall()
-    return [video_id for (video_id,) in rows] if len(rows) <= MOST_RISING else None
-
-
 # Only what changed is written: within an hour that is little.
 SETTLE = f"""
 WITH fresh AS MATERIALIZED (
@@ -190,6 +146,48 @@ LATE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, slots=True)
+class Leaders:
+    """The first by what was settled; all others that can be listed have `rest` at most."""
+
+    videos: list[UUID]
+    rest: float
+
+
+async def leading(
+    conn: AsyncConnection[TupleRow], limit: int, given: dict[str, Any], half_life_hours: float
+) -> Leaders:
+    """Return a few times `limit` videos; `given` has `time_range`, `now` and `narrowed`'s."""
+    listed = LISTED + narrowed(given)
+    given = {**given, "leaders": LEADERS * limit, "looked_at": LOOKED_AT * limit}
+    cursor = await conn.execute(LEADING.format(listed=listed).encode(), given)
+    rows = await cursor.fetchall()
+    last = rows[-1] if len(rows) == LEADERS * limit else None
+    if last is None:
+        last = await (await conn.execute(NEXT, given)).fetchone()
+    decay = log(2) * given["now"].timestamp() / 3600 / half_life_hours
+    # Of a key without a bound it has none either.
+    rest = exp(min(max(last[-1] - decay, -690), 690)) if last else 0.0
+    return Leaders([video_id for video_id, _ in rows], rest)
+
+
+async def rising(
+    conn: AsyncConnection[TupleRow], rest: float, last_score: float, given: dict[str, Any]
+) -> list[UUID] | None:
+    """Return the videos whose gain since the settling may lift `rest` to `last_score`.
+
+    None where that can be too many to be looked up one by one. `given` has the formula's weights,
+    and the hours that were not settled, from `settled_until` to `until`.
+    """
+    missing = last_score * (1 - RELATIVE) - rest * (1 + RELATIVE) - ABSOLUTE
+    if missing <= 0:
+        return None
+    share = missing * (1 - RELATIVE) * (HOUR / (given["until"] - given["settled_until"]))
+    cursor = await conn.execute(RISING, {**given, "share": share, "most": MOST_RISING + 1})
+    rows = await cursor.fetchall()
+    return [video_id for (video_id,) in rows] if len(rows) <= MOST_RISING else None
+
+
+@dataclass(frozen=True, slots=True)
 class Settled:
     """Sums of a window; what happened since `until` is not in them.
 
@@ -217,7 +215,7 @@ def settle(conn: Connection[TupleRow], window: Window, *, formula: Formula, now:
 async def settled(
     conn: AsyncConnection[TupleRow], window: Window, *, formula: Formula, now: datetime
 ) -> Settled | None:
-    """The sums that can be used now: of this hour, or of the one before while it is being settled.
+    """Return the usable sums: of this hour, or of the last while this one is being settled.
 
     To be used in a transaction that sees one state of the database.
     """

@@ -22,9 +22,10 @@ import pytest
 import redis
 
 from engine.codec import event_id
-from infra.kafka import KafkaOptions, Reader
+from infra.kafka import Reader
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.settings import Role
+from infra.settings.adapters import KafkaSettings
 from tests.e2e import plain
 from tests.e2e.composed import Composed, composed
 from tests.e2e.videos import read, upload
@@ -178,7 +179,9 @@ def out_of_order(told: list[Told]) -> str:
 
 async def everything(system: System, topics: set[str]) -> list[Told]:
     """Each message of the topics from their beginning."""
-    reader = Reader(KafkaOptions((system.kafka.bootstrap_servers,)), topics)
+    reader = Reader(
+        KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(system.kafka.bootstrap_servers,)), topics
+    )
     await reader.start({})
     told: list[Told] = []
     try:

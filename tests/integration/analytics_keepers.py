@@ -15,7 +15,7 @@ from engine.notifications import Notifications
 from engine.sources import MessageSource
 from engine.subscription import Subscription
 from engine.telemetry import Telemetry, TelemetryEvent
-from infra.kafka import KafkaOptions
+from infra.settings.adapters import KafkaSettings
 from tests.integration.analytics_support import REPEAT, Event, when
 from tests.support import ended
 from workers import analytics as uploads
@@ -94,7 +94,7 @@ async def record(url: str, events: Sequence[Event]) -> None:
 
 def from_kafka(servers: str) -> SourceOf:
     """The topics of a cluster, also a few messages at a time."""
-    options = KafkaOptions((servers,))
+    options = KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(servers,))
     return lambda topics, wake: KafkaSource(topics, options, batch_messages=20)
 
 

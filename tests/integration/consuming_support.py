@@ -16,7 +16,8 @@ from engine.messages import Consumer, Poison, Received
 from engine.notifications import Notifications
 from engine.sources import MessageSource
 from infra import metrics
-from infra.kafka import KafkaOptions, Outgoing, Publisher
+from infra.kafka import Outgoing, Publisher
+from infra.settings.adapters import KafkaSettings
 from projections.integration_events import TOPICS as TOPICS_OF_ALL
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer
@@ -92,7 +93,7 @@ class LogStage:
 class KafkaStage:
     """Kafka, with what is recorded published on demand."""
 
-    def __init__(self, database_url: str, writer: Writer, options: KafkaOptions) -> None:
+    def __init__(self, database_url: str, writer: Writer, options: KafkaSettings) -> None:
         self.database_url = database_url
         self.writer = writer
         self.options = options

@@ -26,7 +26,7 @@ from infra.position import encode_position
 from infra.postgres.pool import make_pool
 from infra.redis import connect_redis, embedded_redis
 from infra.settings import Settings, load_settings
-from projections import consumers
+from projections.analytics.arrival import COUNTS_CONSUMER, ENGAGED_CONSUMER, VIDEOS_CONSUMER
 from projections.analytics.queries import AnalyticsQueries
 from projections.analytics.schema import migrate
 from projections.catalog import Catalog
@@ -151,7 +151,7 @@ class Site:
         """Say of every consumer of the analytics that it has come so far."""
         places = {("events", 0): position, ("telemetry", 0): telemetry}
         with psycopg.connect(self.database_url, autocommit=True) as conn:
-            for name in (consumers.COUNTS, consumers.VIDEOS, consumers.ENGAGED):
+            for name in (COUNTS_CONSUMER, VIDEOS_CONSUMER, ENGAGED_CONSUMER):
                 ledger.settle(conn, name, (), (), places)
 
     def view(self, video: Upload, times: int) -> None:

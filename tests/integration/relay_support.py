@@ -11,7 +11,8 @@ from typing import Any
 from engine.codec import EventMapper, event_id
 from engine.notifications import Notifications
 from engine.subscription import Subscription
-from infra.kafka import KafkaOptions, Reader, Record
+from infra.kafka import Reader, Record
+from infra.settings.adapters import KafkaSettings
 from projections.integration_events import TOPICS
 from tests.integration.event_log import rows
 from tests.support import DEADLINE_SECONDS, ended
@@ -24,7 +25,7 @@ def make_relay(
     given: dict[str, Any] = {"batch_events": 50, "poll_seconds": 0.2, **options}
     return subscribe_relay(
         database_url,
-        KafkaOptions((servers,)),
+        KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(servers,)),
         notifications=notifications,
         mapper=EventMapper(),
         **given,
@@ -48,7 +49,7 @@ class Topics:
 
     def __init__(self, servers: str) -> None:
         self.records: list[Record] = []
-        self._reader = Reader(KafkaOptions((servers,)), TOPICS)
+        self._reader = Reader(KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(servers,)), TOPICS)
 
     async def __aenter__(self) -> Topics:
         await self._reader.start({})

@@ -13,8 +13,8 @@ import psycopg
 import pytest
 
 from infra.advisory_locks import job_lock, lock
-from infra.kafka import KafkaOptions
 from infra.postgres.embedded import EmbeddedPostgres
+from infra.settings.adapters import KafkaSettings
 from tests.integration.analytics_keepers import keeping, record
 from tests.integration.analytics_support import Event, History, expect, history, oracle
 from tests.integration.consuming_support import (
@@ -43,7 +43,11 @@ def stage(request: pytest.FixtureRequest, database_url: str, writer: Writer) -> 
         yield LogStage(database_url, writer)
         return
     with kafka_cluster() as cluster:
-        yield KafkaStage(database_url, writer, KafkaOptions((cluster.bootstrap_servers,)))
+        yield KafkaStage(
+            database_url,
+            writer,
+            KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(cluster.bootstrap_servers,)),
+        )
 
 
 @pytest.fixture

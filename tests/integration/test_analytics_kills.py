@@ -17,8 +17,8 @@ import psycopg
 import pytest
 
 from infra import metrics
-from infra.kafka import KafkaOptions
 from infra.postgres.embedded import EmbeddedPostgres
+from infra.settings.adapters import KafkaSettings
 from tests.integration.analytics_keepers import SourceOf, from_kafka, from_log, keeping, record
 from tests.integration.analytics_support import Event, History, expect, history, migrated, oracle
 from tests.integration.consuming_support import KafkaStage, held, run, waits
@@ -128,7 +128,7 @@ def test_killed_at_kafka_they_count_everything_once(database_url: str, writer: W
     told = busy([writer.video("ann").id for _ in range(3)])
     with kafka_cluster() as cluster:
         servers = cluster.bootstrap_servers
-        stage = KafkaStage(database_url, writer, KafkaOptions((servers,)))
+        stage = KafkaStage(database_url, writer, KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(servers,)))
 
         async def publish(at: int) -> None:
             await record(database_url, told.events[at : at + 50])

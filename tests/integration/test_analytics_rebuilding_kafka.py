@@ -13,7 +13,7 @@ import pytest
 
 from engine.connections import connect
 from engine.replay.records import tell_nobody
-from infra.kafka import KafkaOptions
+from infra.settings.adapters import KafkaSettings
 from projections.analytics.arrival import AnalyticsMeans, NotTakenIn
 from projections.analytics.rebuild import Rebuild
 from tests.integration.analytics_keepers import keeping
@@ -64,7 +64,7 @@ def run(
     flush_seconds: float = 0.05,
 ) -> None:
     """With a relay and keepers, once the likes were taken in."""
-    source = KafkaStage(url, writer, KafkaOptions((servers,))).source
+    source = KafkaStage(url, writer, KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(servers,))).source
 
     async def all_of_it() -> None:
         async with (
@@ -115,7 +115,9 @@ def test_without_a_relay_or_a_keeper_nobody_can_tell(
     with pytest.raises(NotTakenIn, match="role `consumers`"):
         verify(database_url)
     writer.like(liked, "dan")
-    source = KafkaStage(database_url, writer, KafkaOptions((servers,))).source
+    source = KafkaStage(
+        database_url, writer, KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(servers,))
+    ).source
 
     async def without_a_relay() -> None:
         async with keeping(database_url, source_of=source):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from backlot.events.commands import NotInspected, inspect
+from backlot.events.text import NotInspected, inspect
 from engine.privacy import PayloadMode
 from readapi.audit.shapes import AuditStats
 from tests.integration.audit_support import append, index, random_log

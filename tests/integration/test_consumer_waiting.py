@@ -12,10 +12,11 @@ import pytest
 from engine.freshness import ReadModelBehind, Waiting
 from engine.notifications import Notifications
 from engine.sources import MessageSource
-from infra.kafka import KafkaOptions, Outgoing, Publisher
+from infra.kafka import Outgoing, Publisher
 from infra.position import Position
 from infra.postgres.pool import make_pool
-from projections import consumers
+from infra.settings.adapters import KafkaSettings
+from projections.analytics.arrival import COUNTS_CONSUMER, REACHED, VIDEOS_CONSUMER
 from tests.integration.analytics_keepers import SourceOf, from_log, keeping, record
 from tests.integration.analytics_support import Event
 from tests.integration.event_log import rows
@@ -53,7 +54,7 @@ def counted(url: str) -> dict[str, int]:
 
 
 def counts(events: int, telemetry: int = 0) -> dict[str, Position]:
-    return {consumers.COUNTS: Position(events, telemetry)}
+    return {COUNTS_CONSUMER: Position(events, telemetry)}
 
 
 @asynccontextmanager
@@ -73,7 +74,7 @@ async def waiting_at(url: str) -> AsyncIterator[Waiting]:
     pool = make_pool(url, max_size=3)
     await pool.open()
     try:
-        yield Waiting(pool, query=consumers.REACHED)
+        yield Waiting(pool, query=REACHED)
     finally:
         await pool.close()
 
@@ -106,7 +107,7 @@ async def seen(waiting: Waiting, url: str, writer: Writer) -> None:
     # Also where nothing in between was for this consumer.
     writer.comment(uuid4())
     writer.video("alice")
-    both = {**counts(writer.head), consumers.VIDEOS: Position(writer.head)}
+    both = {**counts(writer.head), VIDEOS_CONSUMER: Position(writer.head)}
     await waiting.until(both, SECONDS)
 
 
@@ -123,7 +124,11 @@ def test_consumers_of_kafka_say_what_they_have_of_the_log(url: str, writer: Writ
         notifications = Notifications(url)
 
         def source_of(topics: frozenset[str], wake: asyncio.Event) -> MessageSource:
-            return KafkaSource(topics, KafkaOptions((servers,)), hurried=notifications.hurried())
+            return KafkaSource(
+                topics,
+                KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(servers,)),
+                hurried=notifications.hurried(),
+            )
 
         async def case(waiting: Waiting) -> None:
             async with relaying(url, servers):
@@ -134,13 +139,13 @@ def test_consumers_of_kafka_say_what_they_have_of_the_log(url: str, writer: Writ
             await publish(servers)
             with pytest.raises(ReadModelBehind) as refused:
                 await waiting.until(counts(writer.head), 0.5)
-            assert refused.value.positions[consumers.COUNTS].events <= behind < writer.head
+            assert refused.value.positions[COUNTS_CONSUMER].events <= behind < writer.head
 
         run(url, case, source_of, notifications)
 
 
 async def publish(servers: str) -> None:
-    publisher = Publisher(KafkaOptions((servers,)))
+    publisher = Publisher(KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(servers,)))
     await publisher.start()
     await publisher.publish([Outgoing("video.liked", b"key", b"not ours", [])])
     await publisher.stop()

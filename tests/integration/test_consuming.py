@@ -12,7 +12,7 @@ import pytest
 from engine import telemetry
 from engine.codec import event_id
 from infra import metrics
-from infra.kafka import KafkaOptions
+from infra.settings.adapters import KafkaSettings
 from tests.integration.analytics_support import REPEAT
 from tests.integration.consuming_support import (
     TERMINATE,
@@ -43,7 +43,7 @@ def stage(request: pytest.FixtureRequest, database_url: str, writer: Writer) -> 
         yield LogStage(database_url, writer)
         return
     with kafka_cluster() as cluster:
-        options = KafkaOptions((cluster.bootstrap_servers,))
+        options = KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(cluster.bootstrap_servers,))
         yield KafkaStage(database_url, writer, options)
 
 

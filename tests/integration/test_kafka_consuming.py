@@ -11,7 +11,8 @@ import pytest
 from engine.checkpoints import SubscriptionKind, set_positions
 from engine.connections import connect
 from infra import metrics
-from infra.kafka import KafkaOptions, Outgoing, Reader, Record
+from infra.kafka import Outgoing, Reader, Record
+from infra.settings.adapters import KafkaSettings
 from tests.integration.consuming_support import (
     VIDEO,
     KafkaStage,
@@ -38,7 +39,9 @@ def cluster() -> Iterator[MockCluster]:
 
 @pytest.fixture
 def stage(cluster: MockCluster, database_url: str, writer: Writer) -> KafkaStage:
-    return KafkaStage(database_url, writer, KafkaOptions((cluster.bootstrap_servers,)))
+    return KafkaStage(
+        database_url, writer, KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(cluster.bootstrap_servers,))
+    )
 
 
 def value(**changes: object) -> bytes:

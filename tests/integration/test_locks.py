@@ -139,7 +139,7 @@ async def test_a_node_that_hangs_costs_no_more_than_its_timeout(
 HOLDER = """
 import asyncio, sys
 import structlog
-from infra.locks import Redlock
+from infra.redlock import Redlock
 from infra.redis import connect_redis
 
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))

@@ -12,7 +12,7 @@ from threading import Event
 import pytest
 
 from backlot.bootstrap import ReadModels
-from backlot.operator import recorded
+from backlot.database import recorded
 from domain.errors import Invalid
 from domain.operation import Members, Operation, OperationOutcome
 from engine.codec import event_id

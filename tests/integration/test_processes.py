@@ -12,7 +12,7 @@ import pytest
 from infra.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
-ALIASES = {str(field.alias) for field in Settings.model_fields.values()}
+ALIASES = Settings.variables()
 
 
 def test_whoever_stops_reading_is_not_taken_for_a_finding() -> None:
@@ -64,3 +64,12 @@ def test_a_process_of_tasks_without_its_servers_says_so_in_one_line(
     assert ended.returncode == 1
     assert line.startswith("workers.app: ")
     assert told in line
+
+
+def test_the_command_line_loads_no_feature_before_a_command_needs_it() -> None:
+    loaded = "import sys, backlot.cli; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    ended = subprocess.run(
+        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True, cwd=PROJECT
+    )
+    heavy = {"commands", "fastapi", "projections", "readapi", "workers", "aiokafka", "openai"}
+    assert heavy.intersection(ended.stdout.split()) == set()

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from engine.notifications import Notifications
-from infra.kafka import KafkaOptions
+from infra.settings.adapters import KafkaSettings
 from projections.recommendations.model import Weighing
 from tests.integration.analytics_keepers import record
 from tests.integration.analytics_support import Event
@@ -50,7 +50,11 @@ def stage(request: pytest.FixtureRequest, database_url: str, writer: Writer) -> 
         yield LogStage(database_url, writer)
         return
     with kafka_cluster() as cluster:
-        yield KafkaStage(database_url, writer, KafkaOptions((cluster.bootstrap_servers,)))
+        yield KafkaStage(
+            database_url,
+            writer,
+            KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(cluster.bootstrap_servers,)),
+        )
 
 
 @asynccontextmanager

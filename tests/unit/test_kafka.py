@@ -6,7 +6,7 @@ import pytest
 from aiokafka.partitioner import DefaultPartitioner
 
 from engine.messages import Dead, Raw, Unreadable
-from infra.kafka import KafkaOptions, partition_of
+from infra.kafka import client_options, partition_of
 from infra.settings import load_settings
 from workers.kafka_source import dead_letter, parse
 
@@ -20,13 +20,13 @@ SECURE = {
 
 
 def test_without_servers_there_is_no_kafka() -> None:
-    assert KafkaOptions.from_settings(load_settings({}).kafka) is None
+    assert not load_settings({}).kafka.configured
 
 
 def test_what_is_configured_reaches_the_client() -> None:
-    options = KafkaOptions.from_settings(load_settings(SECURE).kafka)
-    assert options is not None
-    told = options.client()
+    options = load_settings(SECURE).kafka
+    assert options.configured
+    told = client_options(options)
     assert told["bootstrap_servers"] == ["one:9092", "two:9092"]
     assert (told["security_protocol"], told["sasl_mechanism"]) == ("SASL_SSL", "SCRAM-SHA-512")
     assert (told["sasl_plain_username"], told["sasl_plain_password"]) == ("backlot", "a secret")
@@ -35,7 +35,7 @@ def test_what_is_configured_reaches_the_client() -> None:
 
 
 def test_in_the_clear_nothing_is_encrypted() -> None:
-    assert KafkaOptions(("one:9092",)).client()["ssl_context"] is None
+    assert client_options(load_settings({}).kafka)["ssl_context"] is None
 
 
 @pytest.mark.parametrize("partitions", [1, 4, 12])

@@ -1,0 +1,97 @@
+"""The database at hand, the local secret, and how a command of an operator is recorded."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from domain.errors import DomainError
+from domain.operation import Members
+from engine.event_store import open_recorder
+from engine.operations import Recording, recording
+from infra.errors import OperatorError
+from infra.settings import Settings
+
+
+class NoSecret(OperatorError):
+    """Nothing here can sign a token."""
+
+
+class NothingRuns(OperatorError):
+    """The embedded database is not started."""
+
+
+class DatabaseAway(OperatorError):
+    """The database does not answer, or is not one of Backlot's."""
+
+
+def database_url(settings: Settings) -> str:
+    """The libpq URL of the database; raises NothingRuns when the embedded one does not run."""
+    from infra.data_folder import cluster_path
+    from infra.postgres.embedded import running_url
+
+    if settings.database.url is not None:
+        return settings.database.url.get_secret_value()
+    url = running_url(cluster_path(settings.server.data_dir))
+    if url is None:
+        raise NothingRuns(f"nothing runs in {settings.server.data_dir}: start `make up` first")
+    return url
+
+
+class Unrecordable(OperatorError):
+    """What is asked for can't be recorded as it was said, so it is not done."""
+
+
+def operator_name() -> str:
+    """How the log names whoever gives commands on this machine: `operator:` and the login name."""
+    try:
+        return f"operator:{getpass.getuser()}"
+    except (OSError, KeyError, ImportError):
+        return f"operator:uid-{os.getuid()}"
+
+
+@contextmanager
+def recordable() -> Iterator[None]:
+    """Raise Unrecordable where the domain refuses an operation, such as for an empty reason."""
+    try:
+        yield
+    except DomainError as error:
+        raise Unrecordable(str(error)) from error
+
+
+@contextmanager
+def recorded(
+    database_url: str, action: str, subject: str, parameters: Members
+) -> Iterator[Recording]:
+    """Record a request, run the block, and record its end with the result that the block set.
+
+    Raises Unrecordable, the library's PersistenceError when the store is away, and whatever the
+    block raises.
+    """
+    recorder = open_recorder(database_url)
+    with (
+        closing(recorder.datastore),
+        recordable(),
+        recording(recorder, operator_name(), action, subject, parameters) as running,
+    ):
+        yield running
+
+
+def signing_secret(settings: Settings) -> str:
+    """Return the secret that local tokens are signed with. Raise NoSecret where there is none."""
+    from infra.data_folder import secret_path
+
+    if settings.auth.secret is not None:
+        return settings.auth.secret.get_secret_value()
+    if not settings.auth.local:
+        raise NoSecret("tokens come from your identity provider: JWT_SECRET is not set")
+    folder = settings.server.data_dir
+    path = secret_path(folder)
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        raise NoSecret(f"no secret in {folder} yet: start `make up` once") from None
+    except OSError as error:
+        raise NoSecret(f"the secret {path} cannot be read: {error.strerror}") from error
