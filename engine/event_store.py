@@ -49,18 +49,6 @@ RETRY_PAUSE_SECONDS = 0.1
 
 T = TypeVar("T")
 
-__all__ = [
-    "EVENTS",
-    "EVENTS_CHANNEL",
-    "Appended",
-    "GroupCommitFactory",
-    "GroupCommitProcessRecorder",
-    "GroupCommitRecorder",
-    "Save",
-    "StoredAnswer",
-    "open_recorder",
-]
-
 EVENTS_CHANNEL = "backlot_events"
 """What PostgreSQL notifies of new events."""
 EVENTS = f"public.{EVENTS_CHANNEL}"

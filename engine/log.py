@@ -26,6 +26,8 @@ END_OF_LOG = 2**63 - 1
 WINDOW_BATCHES = 10
 MAX_WINDOW_BYTES = 16 * 1024 * 1024
 
+HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
+
 READ = f"""
 SELECT notification_id, originator_id, originator_version, topic, state FROM (
     SELECT notification_id, originator_id, originator_version, topic, state,

@@ -19,7 +19,7 @@ from psycopg.rows import TupleRow
 
 from engine.event_store import EVENTS
 from engine.inspection.index import BLOCK_POSITIONS, TOPIC, Audit
-from engine.log import END_OF_LOG, Stored
+from engine.log import END_OF_LOG, HEAD, Stored
 from engine.notifications import woken
 
 # Every page is read along an index. The planner must not think otherwise while a table is small,
@@ -94,7 +94,6 @@ GROUP BY 1, 2
 # What a lost notification costs.
 POLL_SECONDS = 1.0
 PAGE = 500
-HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ class ReplayElsewhere(ReplayError):
     """Another process works on this replay."""
 
 
-class Work:
+class ReplayWork:
     """One process's work on one replay, of which it alone has the right to change the copy."""
 
     def __init__(
@@ -255,7 +255,7 @@ def carry_on(
             stopping or Event(),
             compared,
         )
-        replay = Work(conn, replay, projection.beside(replay.schema), means).run()
+        replay = ReplayWork(conn, replay, projection.beside(replay.schema), means).run()
     if replay.state is ReplayState.SWITCHED and after_switch is not None:
         after_switch(replay)
     return replay

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from engine.event_store import EVENTS
+from engine.log import HEAD
 from engine.seals.chain import EVENT_TAG, Seal
 from infra.postgres.connection import open_connection
 
@@ -30,7 +30,6 @@ PAGE = f"""
 SELECT {COLUMNS} FROM public.backlot_seals
 WHERE number > %s AND number <= %s ORDER BY number LIMIT {PAGE_SEALS}
 """.encode()
-HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
 
 
 def connect(database_url: str, purpose: str) -> Connection[TupleRow]:
