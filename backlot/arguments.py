@@ -97,11 +97,9 @@ def completion(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]
 
 def projections() -> frozenset[str]:
     """Everything that `backlot projections` can be told to act on."""
-    from backlot.bootstrap import ReadModels
-    from projections.analytics.rebuild import NAME as ANALYTICS
-    from projections.like_counters import NAME as COUNTERS
+    from backlot.features import replayable
 
-    return frozenset({*ReadModels.make().by_name(), ANALYTICS, COUNTERS})
+    return replayable()
 
 
 def projection(name: str | None) -> str | None:
@@ -116,9 +114,11 @@ def aggregates() -> frozenset[str]:
 
 def topics() -> frozenset[str]:
     """Topics of events, of whatever version."""
-    from engine.codec import MAPPER
+    from backlot.features import FEATURES
+    from engine.codec import topics_of
 
-    return MAPPER.topics
+    events = (e for feature in FEATURES for each in feature.aggregates for e in each.events())
+    return frozenset(topic for event in events for topic in topics_of(event))
 
 
 def event_types() -> frozenset[str]:

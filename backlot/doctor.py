@@ -20,8 +20,9 @@ from pydantic import SecretStr
 from redis import RedisError
 
 from backlot.database import NothingRuns
+from backlot.features import FEATURES
 from backlot.output import flow
-from backlot.part_status import PATIENCE_SECONDS, DoctorPart, Kind, analytics, embeddings, failing
+from backlot.part_status import PATIENCE_SECONDS, DoctorPart, Kind, analytics, failing
 from backlot.projections.text import in_trouble, read_statuses
 from backlot.signals import run
 from infra.data_folder import (
@@ -43,8 +44,6 @@ from infra.redis import connect_redis, server_of
 from infra.settings import Role, Settings, SettingsError, load_settings
 from infra.tasks.broker import task_queues
 from infra.tasks.errors import BrokerAway
-
-OPENAI = "https://api.openai.com/v1"
 
 
 def kafka(settings: Settings) -> DoctorPart:
@@ -87,26 +86,6 @@ def tasks(settings: Settings) -> DoctorPart:
     shown = None if url is None else _address(url.get_secret_value())
     counts = f"{waiting} waiting, {dead} dead"
     return DoctorPart("tasks", "external", shown, True, ", ".join(filter(None, (where, counts))))
-
-
-def language_model(settings: Settings) -> DoctorPart:
-    """Whether the language model's server answers, and takes the key."""
-    if not settings.llm.configured:
-        detail = "none: comments in other languages are skipped (OPENAI_API_KEY, OPENAI_BASE_URL)"
-        return DoctorPart("llm", "embedded", None, True, detail)
-    url = settings.llm.base_url or OPENAI
-    key = settings.llm.api_key
-    headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
-    try:
-        answer = httpx.get(f"{url}/models", headers=headers, timeout=PATIENCE_SECONDS)
-    except httpx.HTTPError as error:
-        wrong = f"does not answer: {type(error).__name__}"
-        return failing("llm", "external", url, wrong, "start it, or see OPENAI_BASE_URL")
-    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        return failing("llm", "external", url, "does not take the key", "see OPENAI_API_KEY")
-    return DoctorPart(
-        "llm", "external", url, True, f"answers; {settings.translation.model} translates"
-    )
 
 
 def _address(url: str) -> str:
@@ -190,8 +169,7 @@ def examine() -> list[DoctorPart]:
         _locks,
         kafka,
         tasks,
-        language_model,
-        embeddings,
+        *(check for feature in FEATURES for check in feature.checks),
         _auth,
         _api,
     )

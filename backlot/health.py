@@ -8,7 +8,6 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from backlot.bootstrap import Parts
 from backlot.part_status import NOT_MADE, look
 from engine.replay.records import Replay
 from infra.cache import SingleFlight
@@ -17,6 +16,7 @@ from infra.http.shapes import Wire
 from infra.metrics import CONTENT_TYPE, render
 from infra.postgres.connection import Limits, explained, open_connection
 from workers.operations.replays import under_way
+from workers.parts import Parts
 
 CHECK_SECONDS = 2.0
 # Threads that look at the database end with the check that they are for.

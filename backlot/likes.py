@@ -49,8 +49,8 @@ def _reconcile(settings: Settings, *, repair: bool) -> Reconciled:
     from eventsourcing.persistence import PersistenceError
     from redis import RedisError
 
-    from backlot.bootstrap import open_counters
     from projections.like_reconciliation import CountersBehind
+    from workers.likes import open_counters
 
     with ExitStack() as stack:
         counters = open_counters(settings, stack)

@@ -18,13 +18,13 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from backlot.arguments import require
-from backlot.bootstrap import ReadModels, analytics_means, open_counters
 from backlot.database import (
     DatabaseAway,
     database_url,
     operator_name,
     recordable,
 )
+from backlot.features import read_models
 from domain.operation import Members, OperationOutcome
 from engine import checkpoints
 from engine.comparison import Difference
@@ -40,6 +40,8 @@ from projections.analytics.arrival import AnalyticsMeans
 from projections.analytics.rebuild import NAME as ANALYTICS
 from projections.like_counters import NAME as COUNTERS
 from projections.like_counters import Counters
+from workers.analytics import analytics_means
+from workers.likes import open_counters
 from workers.operations.action import Ended, Tools, say_no
 from workers.operations.actions import carry_out
 
@@ -125,7 +127,7 @@ def operating(settings: Settings) -> Iterator[Operator]:
             _require_tables(conn)
             recorder = open_recorder(url)
             stack.callback(recorder.close)
-            models = ReadModels.make().by_name()
+            models = read_models().by_name()
             counters = open_counters(settings, stack)
             analytics = analytics_means(settings, url)
             yield Operator(operator_name(), url, conn, recorder, models, counters, analytics)

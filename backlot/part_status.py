@@ -1,10 +1,11 @@
-"""One line of what `backlot doctor` reports."""
+"""One line of what `backlot doctor` reports, and those about what features stand on."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import httpx
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
@@ -13,10 +14,11 @@ from infra.postgres.cluster import PostgresError
 from infra.postgres.connection import UNHURRIED, Limits, explained, open_connection
 from infra.postgres.embedded import running_url
 from infra.settings import Settings
-from projections.analytics.schema import State, state
+from projections.analytics.schema import SchemaState, state
 from projections.recommendations import embeddings as embedding_table
 
 PATIENCE_SECONDS = 5
+OPENAI = "https://api.openai.com/v1"
 
 Kind = Literal["embedded", "external"]
 
@@ -67,6 +69,26 @@ def analytics(settings: Settings) -> DoctorPart:
     return DoctorPart("analytics", _kind(settings), shown, True, str(found or NOT_MADE))
 
 
+def language_model(settings: Settings) -> DoctorPart:
+    """Whether the language model's server answers, and takes the key."""
+    if not settings.llm.configured:
+        detail = "none: comments in other languages are skipped (OPENAI_API_KEY, OPENAI_BASE_URL)"
+        return DoctorPart("llm", "embedded", None, True, detail)
+    url = settings.llm.base_url or OPENAI
+    key = settings.llm.api_key
+    headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
+    try:
+        answer = httpx.get(f"{url}/models", headers=headers, timeout=PATIENCE_SECONDS)
+    except httpx.HTTPError as error:
+        wrong = f"does not answer: {type(error).__name__}"
+        return failing("llm", "external", url, wrong, "start it, or see OPENAI_BASE_URL")
+    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        return failing("llm", "external", url, "does not take the key", "see OPENAI_API_KEY")
+    return DoctorPart(
+        "llm", "external", url, True, f"answers; {settings.translation.model} translates"
+    )
+
+
 def embeddings(settings: Settings) -> DoctorPart:
     """Whether there is all that embeddings need, and how many there are."""
     if settings.embeddings.model is None:
@@ -98,7 +120,7 @@ def _embeddings(url: str) -> DoctorPart:
     return DoctorPart("embeddings", "external", None, True, str(found or NOT_EMBEDDED))
 
 
-def look(url: str, limits: Limits = UNHURRIED) -> State | None:
+def look(url: str, limits: Limits = UNHURRIED) -> SchemaState | None:
     """What the analytics of that database stand on; raises psycopg.Error."""
     with open_connection(url, "doctor", limits) as conn:
         return state(conn)

@@ -16,13 +16,14 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from backlot.app import make_app
-from backlot.bootstrap import Parts, open_parts
+from backlot.bootstrap import open_parts
 from backlot.health import check
 from backlot.signals import STOP_SECONDS, STOPS, Stop
 from infra.cancellation import cancel
 from infra.errors import ExitCode, OperatorError
 from infra.logging import configure_logging
 from infra.settings import ServerSettings, Settings
+from workers.parts import Parts
 
 GRACE_SECONDS = 10
 FLUSH_BYTES = 64 * 1024

@@ -16,7 +16,7 @@ import psycopg
 from eventsourcing.persistence import StoredEvent
 from psycopg import sql
 
-from backlot.bootstrap import TABLES
+from backlot.features import TABLES
 from benchmarks.log import fill, like_event
 from engine.installation import make_tables
 from infra.postgres.embedded import EmbeddedPostgres

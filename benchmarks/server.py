@@ -11,10 +11,10 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from backlot.app import make_app
-from backlot.bootstrap import Parts
 from backlot.up import run_up
 from infra.http.shapes import LikeState
 from infra.settings import load_settings
+from workers.parts import Parts
 
 LIKE = "/videos/{video_id}/like"
 

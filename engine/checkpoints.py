@@ -127,7 +127,7 @@ class SubscriptionKind(StrEnum):
     RELAY = "relay"
 
 
-class Status(StrEnum):
+class CheckpointStatus(StrEnum):
     """What an operator or a poison event decided; it holds for every process."""
 
     RUNNING = "running"
@@ -219,7 +219,7 @@ def look(conn: Connection[TupleRow], schema: str) -> Seen | None:
 
 def retry(conn: Connection[TupleRow], schema: str) -> bool:
     """Let a copy that a poison event stopped try again; return whether it was stopped."""
-    return conn.execute(RUN, (schema, [Status.STOPPED])).rowcount == 1
+    return conn.execute(RUN, (schema, [CheckpointStatus.STOPPED])).rowcount == 1
 
 
 def pause(conn: Connection[Any], schema: str) -> bool:
@@ -231,7 +231,10 @@ def pause(conn: Connection[Any], schema: str) -> bool:
 
 def resume(conn: Connection[Any], schema: str) -> bool:
     """Have a paused or stopped copy go on; return False if it was neither."""
-    changed = conn.execute(RUN, (schema, [Status.PAUSED, Status.STOPPED])).rowcount == 1
+    changed = (
+        conn.execute(RUN, (schema, [CheckpointStatus.PAUSED, CheckpointStatus.STOPPED])).rowcount
+        == 1
+    )
     notify(conn)
     return changed
 

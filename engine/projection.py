@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, ClassVar, Literal, LiteralString, NamedTuple, Self
+from typing import Any, ClassVar, Literal, LiteralString, NamedTuple, Self, TypeVar, cast
 
 from psycopg import Cursor
 from psycopg.rows import TupleRow
@@ -105,6 +105,26 @@ class Projection(ABC):
             statement = SQL(text).format(schema=Identifier(self.schema)).as_bytes(None)
             self._statements[text] = statement
         return statement
+
+
+P = TypeVar("P", bound=Projection)
+
+
+class ReadModels:
+    """The live read models of a program, each found by its class."""
+
+    def __init__(self, kinds: Iterable[type[Projection]]) -> None:
+        self._models = {kind: kind() for kind in kinds}
+
+    def __getitem__(self, kind: type[P]) -> P:
+        """Return the read model of this class; raise KeyError where the program has none."""
+        return cast("P", self._models[kind])
+
+    def all(self) -> tuple[Projection, ...]:
+        return tuple(self._models.values())
+
+    def by_name(self) -> dict[str, Projection]:
+        return {projection.name: projection for projection in self.all()}
 
 
 class RangeProjection(Projection):

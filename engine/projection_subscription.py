@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 
 from engine import checkpoints, dead_letters
 from engine.applier import Applier, Step
-from engine.checkpoints import Seen, Status, Superseded
+from engine.checkpoints import CheckpointStatus, Seen, Superseded
 from engine.codec import MAPPER, EventMapper
 from engine.connections import ThreadedConnection, is_outage
 from engine.leader_lock import LeaderLock
@@ -269,7 +269,7 @@ class LiveCopySource:
 
     def _read(self, conn: Connection[TupleRow]) -> Turn:
         seen = self._checkpoint.see(conn)
-        if seen.status != Status.RUNNING or seen.head == seen.position:
+        if seen.status != CheckpointStatus.RUNNING or seen.head == seen.position:
             return Turn(seen, None)
         return Turn(seen, self.applier.read(conn, seen.position, seen.head))
 
@@ -351,7 +351,9 @@ class ProjectionHandler(Handler[Turn]):
         lag = seen.head - seen.position
         seconds = await self._lag_seconds(conn, seen) if lag else 0.0
         self._gauges.progress(seen.position, lag, seconds)
-        outdated = seen.status == Status.RUNNING and seen.version != self._projection.version
+        outdated = (
+            seen.status == CheckpointStatus.RUNNING and seen.version != self._projection.version
+        )
         self._enter(
             SubscriptionStatus(
                 self.status.name,

@@ -117,7 +117,7 @@ async def get_projection(name: Name, queries: Read, caller: Admin) -> Response:
 
 async def _statuses(queries: Queries) -> dict[str, ProjectionStatus]:
     async with queries.reading(Freshness()) as conn:
-        return await statuses(conn, queries.models, queries.rates)
+        return await statuses(conn, queries.models.all(), queries.rates)
 
 
 T = TypeVar("T")
@@ -208,10 +208,10 @@ async def list_parked(
 
 
 def _require(queries: Queries, name: str) -> Projection:
-    for projection in queries.models:
-        if projection.name == name:
-            return projection
-    raise Problem(404, "not-found", "There is no such projection.")
+    projection = queries.models.by_name().get(name)
+    if projection is None:
+        raise Problem(404, "not-found", "There is no such projection.")
+    return projection
 
 
 async def _ask(queries: Queries, question: Callable[[Connection[TupleRow]], T]) -> T:

@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 from engine.freshness import Freshness, Pool, Waiting
 from engine.inspection.index import Audit
 from engine.overview import Rates
-from engine.projection import Projection
+from engine.projection import Projection, ReadModels
 from infra.http.edge import add_header
 from infra.objects.port import ObjectStore
 from infra.position import Position, decode_position, encode_position
@@ -86,11 +86,7 @@ class Queries:
     """The services of the read API, found by its routers in `app.state.queries`."""
 
     pool: Pool
-    catalog: Catalog
-    likes: Likes
-    comments: Comments
-    operations: Operations
-    audit: Audit
+    models: ReadModels
     waiting: Waiting
     counts: LikeCounts
     live: LiveCounts
@@ -101,14 +97,29 @@ class Queries:
     rates: Rates = field(default_factory=Rates)
 
     @property
+    def catalog(self) -> Catalog:
+        return self.models[Catalog]
+
+    @property
+    def likes(self) -> Likes:
+        return self.models[Likes]
+
+    @property
+    def comments(self) -> Comments:
+        return self.models[Comments]
+
+    @property
+    def operations(self) -> Operations:
+        return self.models[Operations]
+
+    @property
+    def audit(self) -> Audit:
+        return self.models[Audit]
+
+    @property
     def projections(self) -> tuple[Projection, ...]:
         """What videos are shown from."""
         return (self.catalog, self.likes, self.comments)
-
-    @property
-    def models(self) -> tuple[Projection, ...]:
-        """All read models of this program."""
-        return (*self.projections, self.operations, self.audit)
 
     @asynccontextmanager
     async def reading(

@@ -80,7 +80,7 @@ def postgres_url(postgres: EmbeddedPostgres) -> str:
 @pytest.fixture(scope="session")
 def template(postgres: EmbeddedPostgres) -> str:
     """The name of a database with the tables of the main database; tests get copies."""
-    from backlot.bootstrap import TABLES
+    from backlot.features import TABLES
 
     name = f"template_{os.getpid()}"
     with psycopg.connect(postgres.url, autocommit=True) as admin:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -11,22 +11,31 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from engine.codec import MAPPER
+from engine.command_bus import CommandBus
 from engine.connections import ThreadedConnection, in_thread
-from engine.messages import Poison, Received
+from engine.messages import Fetched, Poison, Received
+from engine.notifications import EVENTS
 from engine.schedule import Job, Outage, repeat
+from engine.sources import BEHIND_EVENTS
+from engine.subscription import Subscription
 from infra.errors import describe
 from infra.metrics import counter
 from infra.postgres.connection import open_connection
+from infra.settings import Settings
 from projections.analytics import videos
 from projections.analytics import videos as uploads
-from projections.analytics.arrival import COUNTS_CONSUMER, VIDEOS_CONSUMER
+from projections.analytics.arrival import COUNTS_CONSUMER, VIDEOS_CONSUMER, AnalyticsMeans
 from projections.analytics.continuous_aggregates import refresh
 from projections.analytics.ingest import Store, StoredBatch
 from projections.analytics.retention import prune
 from projections.analytics.rules import TOPICS, NotCountable, Row, row_of
 from projections.analytics.schema import Shape, migrate
 from projections.analytics.videos import WRITES, message
-from workers.feeds import EventFeed
+from projections.trending.cache import TrendingInvalidation
+from workers.feeds import EventFeed, LogSource
+from workers.parts import Parts
+from workers.tasks import Tasks
 
 
 def feed(batch_events: int) -> EventFeed:
@@ -149,3 +158,31 @@ def prune_once(analytics_url: str, days: int) -> None:
         ANALYTICS_PRUNED.labels(table).inc(rows)
     if sum(gone.values()):
         log.info("analytics_pruned", **gone)
+
+
+def analytics_means(settings: Settings, database_url: str) -> AnalyticsMeans:
+    """Return what the analytics are verified and mended with."""
+    # A batch is complete by then, and what follows it is refreshed.
+    settled = 2 * settings.analytics.flush_seconds + 5
+    return AnalyticsMeans(
+        settings.analytics.url(database_url),
+        settings.watch.view_repeat,
+        arrival_seconds=60 + 4 * settled,
+        settle_seconds=settled,
+    )
+
+
+def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[Fetched]]:
+    """Count what happens; know the videos, which only the event log tells all of."""
+    repeat = parts.settings.watch.view_repeat
+    yield parts.keep(Analytics(repeat, counted=TrendingInvalidation(parts.redis).touch))
+    wake = parts.notifications.subscribe(EVENTS)
+    source = LogSource(
+        uploads.UPLOAD_TOPICS, wake=wake, mapper=MAPPER, following=[feed(BEHIND_EVENTS)]
+    )
+    yield parts.keep(AnalyticsVideos(repeat), source)
+
+
+def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
+    """Remove what is past its retention."""
+    yield pruning_job(parts.analytics_url, parts.settings.analytics.retention_days)

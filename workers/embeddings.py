@@ -6,17 +6,18 @@ outage or before there was a model, is made up for in the next round.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID
 
 import psycopg
 import structlog
 
+from engine.command_bus import CommandBus
 from engine.connections import ThreadedConnection, connected
 from engine.leader_lock import leading
 from engine.schedule import Job, Outage, Run
-from infra.llm.embeddings import MAX_TEXTS, Embedder
+from infra.llm.embeddings import MAX_TEXTS, Embedder, make_embedder
 from infra.llm.errors import BadAnswer, LanguageModelError, ProviderFailed, RejectedRequest
 from infra.metrics import counter
 from projections.catalog import Catalog
@@ -31,6 +32,7 @@ from projections.recommendations.embeddings import (
     put,
     texts_of,
 )
+from workers.parts import Parts
 
 log = structlog.get_logger(__name__)
 
@@ -179,6 +181,19 @@ class Rounds:
         log.debug("embedding_done", texts=done)
         self._failures = 0
         return self._every
+
+
+def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
+    """Keep the embeddings of the videos' texts, where a model for them is configured."""
+    embedder = make_embedder(parts.settings.embeddings, parts.settings.llm)
+    if embedder is not None:
+        parts.closings.append(embedder.aclose)
+        yield embedding_job(
+            embedder,
+            parts.models[Catalog],
+            database_url=parts.database_url,
+            analytics_url=parts.analytics_url,
+        )
 
 
 def embedding_job(

@@ -1,21 +1,68 @@
-"""The scheduled comparison of the like counters with the read model; one replica at a time."""
+"""The like counters at work: kept, compared with the read model, and counts for commands."""
 
 from __future__ import annotations
 
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
 import psycopg
 import structlog
-from psycopg import Connection
+from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 from redis import RedisError
 
+from commands.likes import LikesOfOthers
+from engine.codec import MAPPER
+from engine.command import Lookup, Reader
+from engine.command_bus import CommandBus
 from engine.connections import connect, in_thread
+from engine.projection import ReadModels
+from engine.projection_subscription import ProjectionHost
 from engine.schedule import Job, Outage, repeat
 from infra.advisory_locks import Lock, try_lock
-from projections.like_counters import COUNTER_FAILURES, Counters
+from infra.redis import connect_blocking_redis
+from infra.settings import Settings
+from projections.like_counters import COUNTER_FAILURES, Counters, subscribe_counters
 from projections.like_reconciliation import CountersBehind, Reconciled, reconcile
 from projections.likes import Likes
+from workers.parts import Parts
 
 log = structlog.get_logger(__name__)
+
+
+def open_counters(settings: Settings, stack: ExitStack) -> Counters | None:
+    """Return the like counters of the Redis that is configured, if one is."""
+    if settings.redis.url is None:
+        return None
+    client = connect_blocking_redis(settings.redis.url.get_secret_value())
+    stack.callback(client.close)
+    return Counters(client, settings.likes.counter_ttl_seconds)
+
+
+def reactors(parts: Parts, host: ProjectionHost) -> Iterator[Coroutine[Any, Any, None]]:
+    """Keep the like counters, where the processes share a Redis."""
+    if parts.counters is not None:
+        likes = parts.models[Likes]
+        moved = host.follow(likes.name)
+        yield subscribe_counters(parts.database_url, likes, parts.counters, moved, MAPPER).run()
+
+
+def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
+    """Compare the like counters, where the processes share a Redis."""
+    if parts.counters is not None:
+        every = parts.settings.likes.reconcile_seconds
+        yield reconcile_job(parts.database_url, parts.models[Likes], parts.counters, every)
+
+
+def lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:
+    """Return what answers the lookups of commands about likes."""
+
+    def others(cursor: Cursor[TupleRow], lookups: Sequence[LikesOfOthers]) -> list[int]:
+        pairs = [(each.video_id, each.viewer) for each in lookups]
+        return models[Likes].others(cursor, pairs)
+
+    return {LikesOfOthers: others}
 
 
 def reconcile_job(database_url: str, likes: Likes, counters: Counters, every: float) -> Job:

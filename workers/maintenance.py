@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
@@ -12,16 +12,29 @@ from eventsourcing.persistence import PersistenceError
 
 from engine import telemetry
 from engine import telemetry as viewers
+from engine.command_bus import CommandBus
 from engine.connections import in_thread
 from engine.event_store import GroupCommitRecorder
 from engine.schedule import Job, Outage, Run, repeat
 from engine.seals.sealer import SEAL_FAILURES, LogBroken, Sealer
 from infra.postgres.connection import open_connection
 from workers import consumers
+from workers.parts import Parts
 
 log = structlog.get_logger(__name__)
 
 INTERVAL_SECONDS = 600.0
+
+
+def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
+    """Forget what is past its lifetime."""
+    settings = parts.settings
+    yield housekeeping_job(
+        parts.recorder,
+        settings.commands.idempotency_ttl_hours,
+        parts.database_url,
+        settings.watch.view_repeat,
+    )
 
 
 def housekeeping_job(
@@ -58,6 +71,12 @@ def forget(database_url: str, repeat: timedelta) -> dict[str, int]:
 
 LONGEST_PAUSE_SECONDS = 1.0
 AFTER_FAILURE_SECONDS = 5.0
+
+
+def sealing_jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
+    """Seal the log, where this process has what seals it."""
+    if parts.sealer is not None:
+        yield sealing_job(parts.sealer, parts.settings.seals.block_seconds)
 
 
 def sealing_job(sealer: Sealer, block_seconds: float) -> Job:

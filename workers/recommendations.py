@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import psycopg
@@ -20,12 +20,14 @@ from redis.asyncio import Redis
 
 from engine.connections import ThreadedConnection
 from engine.leader_lock import leading
-from engine.messages import Poison, Received
+from engine.messages import Fetched, Poison, Received
 from engine.schedule import Job, Outage, Run
+from engine.subscription import Subscription
 from infra.errors import describe
 from infra.postgres.connection import Limits
 from infra.postgres.pool import make_pool
 from infra.settings import Settings
+from infra.tasks.broker import task_queues
 from infra.tasks.dead_letters import TaskQueues
 from infra.tasks.errors import BrokerAway
 from infra.tasks.messages import enqueue
@@ -37,9 +39,17 @@ from projections.analytics.rules import NotCountable, Row, row_of
 from projections.analytics.schema import migrate
 from projections.catalog import Catalog
 from projections.likes import Likes
-from projections.recommendations.cache import RecommendationCache, open_recommendations
+from projections.recommendations.cache import (
+    RecommendationCache,
+    RecommendationInvalidation,
+    open_recommendations,
+)
 from projections.recommendations.co_occurrence import Engagement, keep, rank_categories
 from projections.recommendations.model import EngagementKind, Weighing
+
+if TYPE_CHECKING:
+    from workers.parts import Parts
+    from workers.tasks import Tasks
 
 log = structlog.get_logger(__name__)
 
@@ -179,3 +189,19 @@ async def open_preparing(
         )
         stack.push_async_callback(made.aclose)
         yield made
+
+
+def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[Fetched]]:
+    """Keep what viewers engage with."""
+    settings = parts.settings.recommendations
+    profiles = RecommendationInvalidation(parts.redis, settings)
+    yield parts.keep(EngagementKeeper(Weighing.from_settings(settings), changed=profiles.touch))
+
+
+def sweeps(parts: Parts, tasks: Tasks) -> Iterator[Job]:
+    """Have recommendations made in advance, where that is wanted."""
+    seconds = parts.settings.recommendations.precompute_seconds
+    if seconds:
+        queues = task_queues(parts.settings.tasks)
+        preparation = Preparation(tasks.prepare_recommendations, queues)
+        yield preparation_job(preparation, parts.analytics_url, seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
@@ -11,6 +12,8 @@ import structlog
 from commands.queries import FindUntranscribed
 from commands.speech import RecordSpeech
 from engine.command_bus import CommandBus
+from engine.messages import Fetched
+from engine.subscription import Subscription
 from infra.metrics import counter
 from infra.objects.port import ObjectStore
 from infra.objects.s3 import make_s3
@@ -20,6 +23,10 @@ from infra.speech.whisper import available, make_transcriber
 from infra.tasks.messages import TaskOrigin
 from projections.integration_events import UPLOAD_COMPLETED
 from workers.task import TaskConsumer, execute
+
+if TYPE_CHECKING:
+    from workers.parts import Parts
+    from workers.tasks import Tasks
 
 log = structlog.get_logger(__name__)
 
@@ -105,3 +112,9 @@ def media_urls(
         yield lambda key: here.get_url(key, MEDIA_TYPE, MEDIA_NAME, base_url).url
     else:
         yield None
+
+
+def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[Fetched]]:
+    """Have completed videos transcribed, where that is wanted."""
+    if wanted(parts.settings.speech):
+        yield parts.consume(SpeechConsumer(tasks.transcribe_video))

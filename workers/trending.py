@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 
 import psycopg
 import structlog
 
+from engine.command_bus import CommandBus
 from engine.connections import in_thread
 from engine.schedule import Job, Outage, repeat
 from infra.metrics import counter, gauge
@@ -16,6 +18,7 @@ from infra.postgres.connection import open_connection
 from projections.analytics.windows import Window
 from projections.trending.formula import Formula
 from projections.trending.sums import settle
+from workers.parts import Parts
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +30,13 @@ TRENDING_SETTLE_FAILURES = counter(
     "backlot_trending_settle_failures",
     "Times that trending's sums could not be settled; rankings are then made from the rollups.",
 )
+
+
+def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
+    """Settle trending's sums."""
+    settings = parts.settings.trending
+    formula = Formula.from_settings(settings)
+    yield settling_job(parts.analytics_url, formula, settings.settle_seconds)
 
 
 def settling_job(analytics_url: str, formula: Formula, every: float) -> Job:

@@ -1,27 +1,32 @@
-"""Ends uploads that nobody goes on with, and frees the room that no upload needs.
+"""Ends uploads that nobody goes on with, and tells commands how videos engage.
 
-Any replica may run it. One at a time does; two at once would do no harm, because a stream admits
-one end, and what follows from it in the object store can be repeated.
+Any replica may run the job. One at a time does; two at once would do no harm, because a stream
+admits one end, and what follows from it in the object store can be repeated.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import psycopg
 import structlog
 from eventsourcing.persistence import PersistenceError
+from psycopg import Cursor
+from psycopg.rows import TupleRow
 
+from commands.catalog import EngagementCounts, EngagementOf
 from commands.finalize import ExpireUpload, FinishUpload, drop, lock_key
 from commands.queries import FindUploadStatus
 from domain.upload import Status
-from engine.command import Command
+from engine.command import Command, Lookup, Reader
 from engine.command_bus import CommandBus
+from engine.projection import ReadModels
 from engine.schedule import Job, repeat
+from engine.telemetry import Views
 from infra.batcher import QueueFull
 from infra.metrics import counter
 from infra.objects.port import (
@@ -33,6 +38,9 @@ from infra.objects.port import (
 from infra.postgres.connection import open_async_connection
 from infra.redlock import LocksUnavailable, LockTaken, Redlock
 from projections.catalog import Catalog, UploadRow
+from projections.comments import Comments
+from projections.likes import Likes
+from workers.parts import Parts
 
 log = structlog.get_logger(__name__)
 
@@ -179,3 +187,35 @@ async def _run(expiry: Expiry) -> str:
         return "broke"
     log.debug("expiry_done", **done)
     return "done"
+
+
+def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
+    """Expire uploads."""
+    settings = parts.settings.uploads
+    expiry = Expiry(
+        bus=bus,
+        objects=parts.objects,
+        locks=parts.locks,
+        catalog=parts.models[Catalog],
+        database_url=parts.database_url,
+        idle=timedelta(days=settings.idle_days),
+    )
+    yield expiry_job(expiry, settings.expiry_interval_seconds)
+
+
+def lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:
+    """Return what answers the lookups of commands about videos."""
+
+    def engagement(
+        cursor: Cursor[TupleRow], lookups: Sequence[EngagementOf]
+    ) -> list[EngagementCounts]:
+        videos = [each.video_id for each in lookups]
+        likes = models[Likes].others(cursor, [(video, "") for video in videos])
+        comments = models[Comments].counts_of(cursor, videos)
+        views = Views().of(cursor, videos)
+        return [
+            EngagementCounts(count, comments.get(video, 0), views.get(video, 0))
+            for video, count in zip(videos, likes, strict=True)
+        ]
+
+    return {EngagementOf: engagement}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
+from backlot import arguments
 from backlot.database import database_url, recorded
 from backlot.output import Json, show
 from backlot.screen import Act, Screen
@@ -126,11 +127,10 @@ def import_events(
     """Fill an empty store with an export, all or nothing, and verify it. Exit code 1: a fault."""
     from engine.archive.transfer import import_log
     from engine.archive.verification import read_header
-    from engine.codec import MAPPER
 
     settings = load_settings()
     proofs, header = _proofs(settings.seals, public_key, anchors), read_header(file)
-    screen, topics = Screen(), MAPPER.topics
+    screen, topics = Screen(), arguments.topics()
     with _connected(settings, "import") as conn:
         _refuse_old_read_models(conn)
         with LateBar(screen, "importing") as bar:
@@ -177,7 +177,6 @@ def verify(
 
 def _verify_file(file: Path, proofs: Proofs, screen: Screen) -> Report:
     from engine.archive.verification import read_header, verify_export
-    from engine.codec import MAPPER
 
     with LateBar(screen, "verifying") as bar:
         header = read_header(file)
@@ -186,13 +185,12 @@ def _verify_file(file: Path, proofs: Proofs, screen: Screen) -> Report:
             file,
             public_keys=proofs.public_keys,
             anchors=proofs.open_anchors(),
-            known_topics=MAPPER.topics,
+            known_topics=arguments.topics(),
             on_progress=bar.advance,
         )
 
 
 def _verify_database(conn: Connection[TupleRow], proofs: Proofs, screen: Screen) -> Report:
-    from engine.codec import MAPPER
     from engine.seals import tables, verification
 
     with LateBar(screen, "verifying") as bar:
@@ -201,7 +199,7 @@ def _verify_database(conn: Connection[TupleRow], proofs: Proofs, screen: Screen)
             conn,
             public_keys=proofs.public_keys,
             anchors=proofs.open_anchors(),
-            known_topics=MAPPER.topics,
+            known_topics=arguments.topics(),
             on_progress=bar.advance,
         )
     verification.keep(conn, report)

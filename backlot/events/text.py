@@ -17,6 +17,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from backlot.database import database_url
+from backlot.features import read_models
 from backlot.output import change_lines, flow, printable, table, width
 from backlot.signals import run
 from engine.inspection.index import Audit
@@ -194,4 +195,4 @@ def inspect(mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) ->
 
 async def _ask(url: str, mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) -> T:
     async with await open_async_connection(url, "events", UNHURRIED) as conn:
-        return await question(Inspector(conn, Audit(), mode))
+        return await question(Inspector(conn, read_models()[Audit], mode))

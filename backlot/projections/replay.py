@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.progress import TaskProgressColumn
 
-from backlot.bootstrap import ReadModels, analytics_means, open_counters
 from backlot.database import database_url
+from backlot.features import read_models
 from backlot.operator import NotDone, Operator, operating, require_done
 from backlot.output import show
 from backlot.projections.text import differences, told
@@ -37,6 +37,8 @@ from infra.logging import configure_logging
 from infra.settings import Settings, load_settings
 from projections.analytics.rebuild import NAME
 from readapi.projection_status import present_replay
+from workers.analytics import analytics_means
+from workers.likes import open_counters
 from workers.operations.action import Ended, Tools
 from workers.operations.actions import carry_out
 from workers.operations.executor import perform, watch_parent
@@ -421,7 +423,7 @@ def _perform(settings: Settings, operation_id: UUID, stopping: Event) -> None:
         connect(url, "operation") as conn,
     ):
         counters = open_counters(settings, stack)
-        models = ReadModels.make().by_name()
+        models = read_models().by_name()
         analytics = analytics_means(settings, url)
         tools = Tools(url, models, tell_nobody, stopping, counters, analytics)
         perform(conn, recorder, tools, operation_id)

@@ -8,8 +8,8 @@ from typing import Any
 
 import psycopg
 
-from backlot.bootstrap import ReadModels
 from backlot.database import DatabaseAway, database_url
+from backlot.features import read_models
 from backlot.output import change_lines, printable, table
 from backlot.signals import run
 from engine.overview import LOOK_SECONDS, Rates
@@ -167,7 +167,7 @@ def read_statuses(settings: Settings, *, twice: bool = False) -> dict[str, Proje
 
 
 async def _read(url: str, *, twice: bool) -> dict[str, ProjectionStatus]:
-    models, rates = ReadModels.make().all(), Rates()
+    models, rates = read_models().all(), Rates()
     async with await open_async_connection(url, "operator", UNHURRIED) as conn:
         found = await statuses(conn, models, rates)
         if twice:

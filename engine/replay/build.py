@@ -26,7 +26,7 @@ from psycopg.rows import TupleRow
 
 from engine import checkpoints
 from engine.applier import Applier, Step
-from engine.checkpoints import Checkpoint, Status, Superseded, of_part
+from engine.checkpoints import Checkpoint, CheckpointStatus, Superseded, of_part
 from engine.connections import connect, is_outage
 from engine.log import Log, LogWindow, StreamShare
 from engine.projection import Batch, Projection, RangeProjection
@@ -299,7 +299,7 @@ def _watch(
     while any(process.is_alive() for process in processes):
         for process in processes:
             process.join(LOOK_SECONDS / len(processes))
-        stopped = look(conn, replay.schema).status == Status.STOPPED
+        stopped = look(conn, replay.schema).status == CheckpointStatus.STOPPED
         failed = any(process.exitcode for process in processes)
         if not pace.at(behind(conn, replay)) or stopped or failed:
             stopping.set()

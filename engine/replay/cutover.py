@@ -17,7 +17,7 @@ from psycopg.rows import TupleRow
 
 from engine import checkpoints
 from engine.applier import Applier
-from engine.checkpoints import Seen, Status
+from engine.checkpoints import CheckpointStatus, Seen
 from engine.connections import connect
 from engine.installation import drop, rename
 from engine.notifications import notify
@@ -44,7 +44,7 @@ def goal_of(live: Seen, replay: Replay) -> int:
     As far as that one, so that nothing goes back, and no farther, so that both agree on what a
     position holds; but one that does not move by itself any more is no measure.
     """
-    moves = live.version == replay.version and live.status != Status.STOPPED
+    moves = live.version == replay.version and live.status != CheckpointStatus.STOPPED
     return live.position if moves else max(live.position, live.head)
 
 
@@ -52,7 +52,7 @@ def advance_to(conn: Connection[TupleRow], applier: Applier, goal: int) -> None:
     """Apply what is missing up to a position; raise CopyStopped, and Superseded."""
     schema = applier.projection.schema
     while (seen := look(conn, schema)).position < goal:
-        if seen.status == Status.STOPPED:
+        if seen.status == CheckpointStatus.STOPPED:
             raise CopyStopped(seen.error)
         applier.advance(conn, seen.position, goal)
 
@@ -104,7 +104,7 @@ def switch(conn: Connection[TupleRow], replay: Replay, applier: Applier) -> bool
         advance_to(conn, applier, goal_of(live, replay))
         checkpoint(conn, replay, look(conn, replay.schema).position, replay.rate or 0)
         _swap(conn, replay)
-        if live.status == Status.PAUSED:
+        if live.status == CheckpointStatus.PAUSED:
             checkpoints.pause(conn, name)
         enter(conn, replay, ReplayState.SWITCHED)
         notify(conn)

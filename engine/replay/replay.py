@@ -18,7 +18,7 @@ from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
 from engine.applier import Applier
-from engine.checkpoints import Status
+from engine.checkpoints import CheckpointStatus
 from engine.comparison import Difference, compare
 from engine.connections import connect, is_outage
 from engine.projection import Projection
@@ -197,7 +197,7 @@ class ReplayWork:
 
     def _require_running(self) -> None:
         seen = look(self._conn, self._replay.schema)
-        if seen.status == Status.STOPPED:
+        if seen.status == CheckpointStatus.STOPPED:
             raise CopyStopped(seen.error)
 
     def _analyze(self) -> None:

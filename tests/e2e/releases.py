@@ -1,8 +1,9 @@
-"""Another release of the program: a copy of its source with a read model of a newer version."""
+"""Other releases of the program: copies of its source, to be changed."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.support import PROJECT
@@ -46,4 +47,15 @@ def next_release(folder: Path, *, carries: bool) -> Path:
     changed.write_text(
         changed.read_text() + NEXT_LIKES.format(former="(Former,)" if carries else "()")
     )
+    return folder
+
+
+def copy_of_source(folder: Path) -> Path:
+    """Copy the whole source, without what tools and programs leave beside it."""
+
+    def left_out(_: str, names: Iterable[str]) -> set[str]:
+        hidden = {name for name in names if name.startswith(".") and name != ".env.example"}
+        return hidden | {"__pycache__"}
+
+    shutil.copytree(PROJECT, folder, ignore=left_out)
     return folder

@@ -17,14 +17,15 @@ import psutil
 import psycopg
 import pytest
 
-from backlot.bootstrap import ReadModels
 from backlot.cli import main
+from backlot.features import read_models
 from domain.operation import Members, Operation, OperationOutcome
 from engine.codec import EventMapper
 from engine.connections import connect
 from engine.event_store import GroupCommitRecorder
 from engine.operations import load, request
 from engine.replay.records import Replay, replays, tell_nobody
+from projections.operations import Operations
 from tests.e2e.program import OWN_VARIABLES
 from tests.integration.event_log import logged, recording
 from tests.integration.projection_support import ThreadedHost
@@ -121,7 +122,7 @@ def executing(
 ) -> Iterator[Children]:
     """All projections of the program, and an executor, as one process has them."""
     with ExitStack() as stack:
-        models = ReadModels.make()
+        models = read_models()
         recorder = stack.enter_context(recording(database_url))
         host = ThreadedHost(database_url, models.all())
         environment = dict.fromkeys(OWN_VARIABLES & os.environ.keys(), "")
@@ -129,7 +130,7 @@ def executing(
             command, {**environment, "DATABASE_URL": database_url, "PYTHONPATH": str(PROJECT)}
         )
         tools = Tools(database_url, models.by_name(), tell_nobody, Event())
-        executor = Executor(recorder, models.operations, tools, children, auto_replay=auto_replay)
+        executor = Executor(recorder, models[Operations], tools, children, auto_replay=auto_replay)
         host.jobs.append(partial(executor.run, host.follow("operations")))
         host.start()
         stack.callback(host.stop)

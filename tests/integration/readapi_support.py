@@ -14,10 +14,10 @@ import psycopg
 from fakeredis import FakeServer
 from fastapi import FastAPI
 
+from backlot.features import FEATURES, read_models
 from domain.upload import Upload
 from engine import telemetry
 from engine.freshness import Pool, Waiting
-from engine.inspection.index import Audit
 from infra.cache import Lifetimes
 from infra.http.app import create_app
 from infra.http.auth import Authenticator, OneKey, mint_token
@@ -33,13 +33,12 @@ from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.like_counters import AsyncCounters
 from projections.likes import Likes
-from projections.operations import Operations
 from projections.recommendations.cache import open_recommendations
 from projections.trending.cache import TrendingCache
 from projections.trending.formula import Formula
 from projections.trending.ranking import Trending
-from readapi.app import routers, translate
 from readapi.live_counts import LikeCounts, LiveCounts
+from readapi.problems import translate
 from readapi.queries import Queries
 from tests.integration.projection_support import Writer, hosting
 from workers import consumers as ledger
@@ -84,12 +83,8 @@ class Site:
         counts = LikeCounts(Likes(), counters)
         return Queries(
             pool=pool,
-            catalog=Catalog(),
-            likes=Likes(),
-            comments=Comments(),
-            operations=Operations(),
-            audit=Audit(),
-            waiting=Waiting(pool, (Catalog(), Likes(), Comments(), Operations(), Audit())),
+            models=read_models(),
+            waiting=Waiting(pool, read_models().all()),
             counts=counts,
             live=LiveCounts(pool, Catalog(), counts),
             objects=self.objects,
@@ -167,7 +162,7 @@ def make_app(queries: Queries) -> FastAPI:
         translate=translate,
     )
     app.state.queries = queries
-    for router in routers():
+    for router in (router for feature in FEATURES for router in feature.queries):
         app.include_router(router)
     return app
 

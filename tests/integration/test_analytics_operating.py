@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from backlot.bootstrap import ReadModels
+from backlot.features import read_models
 from domain.operation import Members, Operation, OperationOutcome
 from engine.connections import connect
 from engine.installation import install
@@ -31,7 +31,7 @@ ASIDE = "SELECT count(*) FROM pg_class WHERE relpersistence = 't'"
 @pytest.fixture
 def told(database_url: str, writer: Writer) -> Iterator[Site]:
     with connect(database_url, "test") as conn:
-        install(conn, ReadModels.make().all())
+        install(conn, read_models().all())
     with site(database_url, database_url, Shape.PLAIN, writer) as opened:
         yield opened
 
@@ -99,7 +99,7 @@ class TestCommandLine:
 
     def test_nothing_was_taken_in(self, backlot: Backlot, database_url: str) -> None:
         with connect(database_url, "test") as conn:
-            install(conn, ReadModels.make().all())
+            install(conn, read_models().all())
         with desk(database_url):
             code, _, err = backlot("verify", "analytics")
         assert code == 4

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from psycopg import Connection
 
-from backlot.bootstrap import TABLES
+from backlot.features import TABLES
 from engine import checkpoints, dead_letters
 from engine.checkpoints import SubscriptionKind, Superseded, of_copy, of_part
 from engine.dead_letters import Rejected

@@ -11,8 +11,8 @@ from threading import Event
 
 import pytest
 
-from backlot.bootstrap import ReadModels
 from backlot.database import recorded
+from backlot.features import read_models
 from domain.errors import Invalid
 from domain.operation import Members, Operation, OperationOutcome
 from engine.codec import event_id
@@ -261,7 +261,7 @@ class TestExecutor:
         assert root.operation(running.operation_id).result == {"by": "ann"}
 
     def test_what_another_has_claimed_is_not_done_twice(self, root: Desk) -> None:
-        models = ReadModels.make()
+        models = read_models()
         tools = Tools(root.database_url, models.by_name(), tell_nobody, Event())
         with (
             hosting(root.database_url, *models.all()),

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.codec import topics_of
 from infra.settings import Settings
+from tests.support import aggregates
 
 PROJECT = Path(__file__).parents[2]
 ALIASES = Settings.variables()
@@ -73,3 +75,20 @@ def test_the_command_line_loads_no_feature_before_a_command_needs_it() -> None:
     )
     heavy = {"commands", "fastapi", "projections", "readapi", "workers", "aiokafka", "openai"}
     assert heavy.intersection(ended.stdout.split()) == set()
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        "from backlot.arguments import topics; print(*topics())",
+        "import backlot.events.text, engine.codec; print(*engine.codec.MAPPER.topics)",
+    ],
+)
+def test_a_command_that_reads_the_log_knows_every_event(known: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", known], capture_output=True, text=True, check=True, cwd=PROJECT
+    )
+    topics = {
+        topic for kind in aggregates() for event in kind.events() for topic in topics_of(event)
+    }
+    assert set(ended.stdout.split()) == topics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_type_hints
 from uuid import uuid4
 
 import pytest
@@ -10,7 +9,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from structlog.testing import capture_logs
 
-from backlot.bootstrap import ReadModels
+from backlot.features import read_models
 from domain.operation import Operation, OperationOutcome
 from engine.applier import Applier
 from engine.checkpoints import look
@@ -21,7 +20,7 @@ from engine.projection import Projection, RangeProjection
 from tests.integration.projection_support import Writer, origin
 from tests.integration.replay_support import History
 
-PROJECTIONS: list[type[Projection]] = list(get_type_hints(ReadModels).values())
+PROJECTIONS: list[type[Projection]] = list(map(type, read_models().all()))
 SEEDS = (1, 2, 3, 4)
 STAGES = 4
 STEPS = 120

@@ -12,13 +12,14 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from backlot.bootstrap import ReadModels
 from backlot.doctor import examine
+from backlot.features import read_models
 from domain.operation import Operation, OperationOutcome
 from engine.connections import connect
 from engine.replay.records import replays
 from infra.redis import connect_blocking_redis
 from projections.like_counters import Counter, Counters
+from projections.likes import Likes
 from tests.integration.event_log import rows
 from tests.integration.operator_desk import (
     Backlot,
@@ -41,7 +42,7 @@ def liked(database_url: str) -> Iterator[Writer]:
     """A log with likes, which all projections have applied; nothing runs any more."""
     writer = Writer(database_url)
     writer.like(writer.video().id, "ann", "bob", "eve")
-    models = ReadModels.make().all()
+    models = read_models().all()
     with hosting(database_url, *models):
         caught_up(database_url, [model.schema for model in models], writer.head)
     yield writer
@@ -62,7 +63,7 @@ def count(database_url: str) -> int:
 class TestReading:
     def test_all_and_one(self, backlot: Backlot) -> None:
         told = backlot("list", "--json").data["items"]
-        assert [item["name"] for item in told] == sorted(ReadModels.make().by_name())
+        assert [item["name"] for item in told] == sorted(read_models().by_name())
         one = backlot("show", "likes", "--json").data
         assert one.pop("rate") == 0.0
         listed = next(item for item in told if item["name"] == "likes")
@@ -214,7 +215,7 @@ class TestChecking:
         (key,) = item["difference"]["keys"]
         assert (key["columns"], "changes" in key) == (["likes"], False)
         names = rows(root.database_url, "SELECT subscription FROM backlot_checkpoints ORDER BY 1")
-        assert [name for (name,) in names] == sorted(ReadModels.make().by_name())
+        assert [name for (name,) in names] == sorted(read_models().by_name())
 
     def test_completeness(self, backlot: Backlot, root: Desk) -> None:
         assert backlot("completeness", "--all").code == 0
@@ -295,10 +296,10 @@ class TestStopped:
 
     @pytest.fixture
     def stopped(self, database_url: str, writer: Writer) -> Iterator[Writer]:
-        model = ReadModels.make().likes
+        model = read_models()[Likes]
         writer.like(writer.video().id, "ann", "bob", "eve")
         rows(database_url, UNREADABLE.replace("%s", "'video_likes.liked.v1'"))
-        with hosting(database_url, *ReadModels.make().all(), poll_seconds=30.0):
+        with hosting(database_url, *read_models().all(), poll_seconds=30.0):
             eventually(lambda: _state(database_url, model.name) == ("stopped", 3))
             yield writer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import ClassVar, LiteralString, get_type_hints
+from typing import ClassVar, LiteralString
 from uuid import UUID
 
 import psycopg
@@ -13,7 +13,7 @@ import pytest
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
-from backlot.bootstrap import ReadModels
+from backlot.features import read_models
 from domain.comment import Comment
 from engine import freshness as waits
 from engine.completeness import UnknownVersion, completeness
@@ -333,7 +333,7 @@ def lost(database_url: str, kind: type[Projection]) -> set[tuple[str, ...]]:
     return set().union(*former) - newest
 
 
-@pytest.mark.parametrize("kind", [*get_type_hints(ReadModels).values(), LikesTwo, LikesThree])
+@pytest.mark.parametrize("kind", [*map(type, read_models().all()), LikesTwo, LikesThree])
 def test_the_release_before_finds_its_tables_in_the_new_ones(
     database_url: str, kind: type[Projection]
 ) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from tests import structure
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("backlot", "commands", "domain", "engine", "infra", "projections", "readapi", "workers")
 DOMAIN_MAY_IMPORT = {"domain", "eventsourcing.domain"}
@@ -185,3 +187,17 @@ def test_tables_are_made_from_files_or_with_a_copy() -> None:
         for file, name in made
         if file not in MAKES_TABLES and not name.strip("{").startswith("schema}")
     ] == []
+
+
+# Names of the HTTP contract, of commands and of events that say the same thing on purpose: OpenAPI,
+# metrics and topics fix them.
+NAMED_TWICE = {"Comment", "CommentDeleted", "CompleteUpload", "Replay", "StartUpload"}
+
+
+def test_a_class_name_means_one_thing() -> None:
+    assert set(structure.classes_that_occur_twice(structure.modules())) <= NAMED_TWICE
+
+
+def test_a_file_is_one_thing_that_can_be_read_at_once() -> None:
+    found = structure.modules().values()
+    assert [module.name for module in found if module.lines > 500] == []

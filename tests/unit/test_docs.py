@@ -17,21 +17,17 @@ from uuid import UUID
 import pytest
 
 from backlot.app import make_app
-from backlot.bootstrap import Parts, ReadModels
+from backlot.features import read_models
 from domain.model import Aggregate, Personal
 from engine.codec import payload_fields, topics_of
-from engine.inspection.index import Audit
 from infra import metrics
 from infra.http.auth import make_authenticator
 from infra.http.problems import TITLES
 from infra.objects.folder import FolderStore
 from infra.objects.problems import PROBLEMS
 from infra.settings import load_settings
-from projections.catalog import Catalog
-from projections.comments import Comments
-from projections.likes import Likes
-from projections.operations import Operations
 from tests.support import aggregates
+from workers.parts import Parts
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -109,7 +105,7 @@ def paths(tmp_path: Path) -> dict[str, Any]:
     settings = load_settings({})
     store = FolderStore(tmp_path, SECRET.encode(), timedelta(1), lambda: datetime.now(UTC))
     unused: Any = None
-    models = ReadModels(Catalog(), Likes(), Comments(), Operations(), Audit())
+    models = read_models()
     authenticator = make_authenticator(settings.auth, SECRET)
     parts = Parts(
         settings, "", "", authenticator, store, unused, models, unused, None, unused, unused, None

@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow, class_row
 
 from domain.operation import Members, Operation, OperationOutcome
 from engine import checkpoints
-from engine.checkpoints import Status
+from engine.checkpoints import CheckpointStatus
 from engine.codec import MAPPER
 from engine.completeness import completeness
 from engine.event_store import EVENTS
@@ -58,7 +58,7 @@ class ObservedCopy(NamedTuple):
     @property
     def stopped(self) -> bool:
         """Whether it stands in front of an event that it can't apply."""
-        return self.status == Status.STOPPED
+        return self.status == CheckpointStatus.STOPPED
 
     def has_gone_on(self, before: int) -> bool:
         """Whether it has applied something since it stood there, or has nothing to apply."""
@@ -74,7 +74,7 @@ def await_restart(
     """
     until = time.monotonic() + PATIENCE_SECONDS
     while (seen := _look(conn, schema)) is not None:
-        if seen.stopped or seen.has_gone_on(before) or seen.status == Status.PAUSED:
+        if seen.stopped or seen.has_gone_on(before) or seen.status == CheckpointStatus.PAUSED:
             return seen, None
         if not seen.active:
             return seen, NOBODY

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from threading import Event, Thread
 from typing import Any
 from uuid import UUID
@@ -28,15 +28,19 @@ from engine.connections import ThreadedConnection, in_thread, is_outage
 from engine.event_store import GroupCommitRecorder
 from engine.leader_lock import EveryProcess
 from engine.operations import claim, finish, load, release, request
+from engine.projection_subscription import ProjectionHost
+from engine.replay.records import tell_nobody
 from engine.replay.requests import begin_for_outdated
 from engine.sources import Wakeups
 from engine.subscription import Handler, NoCheckpoint, Subscription
 from infra.cancellation import cancel, to_the_end
 from infra.errors import describe
 from projections.operations import Operations
+from workers.analytics import analytics_means
 from workers.operations.action import Ended, Tools
 from workers.operations.actions import carry_out, is_long, prepare
 from workers.operations.replays import action_of, replay_of, rests, under_way
+from workers.parts import Parts
 
 log = structlog.get_logger(__name__)
 
@@ -292,3 +296,24 @@ class Executor(Handler[None]):
     def _give_up(self, operation_id: UUID) -> None:
         error = f"{MAX_CRASHES} processes died over it; the log has their last words"
         finish(self._recorder, operation_id, OperationOutcome.FAILED, {"error": error}, ACTOR)
+
+
+def reactors(parts: Parts, host: ProjectionHost) -> Iterator[Coroutine[Any, Any, None]]:
+    """Have what operators ask for done here; replays in processes of their own."""
+    command = [sys.executable, "-m", "backlot", "projections", "carry-out"]
+    tools = Tools(
+        parts.database_url,
+        parts.models.by_name(),
+        tell_nobody,
+        Event(),
+        parts.counters,
+        analytics_means(parts.settings, parts.database_url),
+    )
+    executor = Executor(
+        parts.recorder,
+        parts.models[Operations],
+        tools,
+        Children(command, {"DATABASE_URL": parts.database_url}),
+        auto_replay=parts.settings.projections.auto_replay,
+    )
+    yield executor.run(host.follow(Operations.name))

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID, uuid4
 
 import psycopg
@@ -33,7 +33,9 @@ from engine.command import Command
 from engine.command_bus import CommandBus
 from engine.connections import ThreadedConnection
 from engine.leader_lock import leading
+from engine.messages import Fetched
 from engine.schedule import Job, Outage, Run
+from engine.subscription import Subscription
 from infra.language.detector import Detection, Detector
 from infra.language.factory import make_detector
 from infra.language.words import words
@@ -42,6 +44,7 @@ from infra.llm.errors import LanguageModelError, NotCalled, ProviderFailed
 from infra.metrics import counter
 from infra.settings.adapters import LanguageModelSettings
 from infra.settings.features import TranslationSettings
+from infra.tasks.broker import task_queues
 from infra.tasks.dead_letters import FailedTask, TaskQueues
 from infra.tasks.errors import BrokerAway, Postponed
 from infra.tasks.messages import TaskOrigin, enqueue
@@ -51,6 +54,10 @@ from projections.integration_events import COMMENT_CREATED, COMMENT_EDITED
 from workers.task import TaskConsumer, execute
 from workers.translation.cache import TranslationCache
 from workers.translation.translator import Translation, Translator
+
+if TYPE_CHECKING:
+    from workers.parts import Parts
+    from workers.tasks import Tasks
 
 log = structlog.get_logger(__name__)
 
@@ -287,3 +294,21 @@ def sweep_job(sweep: Sweep, database_url: str, every: float) -> Job:
 
     outage = Outage("sweep_postponed", (psycopg.Error, BrokerAway))
     return Job("translation sweep", every, session, outage, at_once=False)
+
+
+def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[Fetched]]:
+    """Have comments translated that were posted or edited."""
+    yield parts.consume(TranslationConsumer(tasks.translate_comment))
+
+
+def sweeps(parts: Parts, tasks: Tasks) -> Iterator[Job]:
+    """Have comments translated that wait for too long."""
+    settings = parts.settings
+    sweep = Sweep(
+        parts.models[Comments],
+        tasks.translate_comment,
+        task_queues(settings.tasks),
+        overdue=timedelta(seconds=settings.translation.overdue_seconds),
+        can_translate=settings.llm.configured,
+    )
+    yield sweep_job(sweep, parts.database_url, settings.translation.sweep_seconds)

@@ -1,4 +1,4 @@
-"""What the command API consists of: its routers, and which refusal becomes which answer."""
+"""Which refusal of a command becomes which answer."""
 
 from __future__ import annotations
 
@@ -8,17 +8,7 @@ from typing import Any
 import psycopg
 import structlog
 from eventsourcing.persistence import MapperDeserialisationError, PersistenceError
-from fastapi import APIRouter
 
-from commands import (
-    catalog,
-    comments,
-    finalize,
-    likes,
-    operations,
-    uploads,
-    watch,
-)
 from commands.finalize import UploadFinalizing
 from domain.errors import Conflict, DomainError, Invalid, NotAllowed, NotFound
 from engine.command_bus import Contended, KeyReused
@@ -30,19 +20,6 @@ from infra.redlock import LocksUnavailable
 log = structlog.get_logger(__name__)
 
 RETRY_SOON = {"Retry-After": "1"}
-
-
-def routers() -> list[APIRouter]:
-    """Every command of the contract."""
-    return [
-        likes.router,
-        comments.router,
-        watch.router,
-        catalog.router,
-        uploads.router,
-        finalize.router,
-        operations.router,
-    ]
 
 
 def _refusal(status: int, slug: str) -> Callable[[DomainError], Problem]:

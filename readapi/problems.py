@@ -1,4 +1,4 @@
-"""What the read API consists of: its routers, and which failure becomes which answer."""
+"""Which failure of a query becomes which answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from fastapi import APIRouter
 
 from engine.freshness import ReadModelBehind
 from infra.http.problems import Problem
@@ -14,16 +13,6 @@ from infra.objects.port import ObjectStoreUnavailable
 from infra.position import InvalidPosition, encode_position
 from projections.analytics.queries import AnalyticsUnavailable
 from projections.analytics.stats import TooManyPoints
-from readapi import (
-    analytics,
-    catalog,
-    comments,
-    likes,
-    operations,
-    recommendations,
-    uploads,
-)
-from readapi.audit import routes as audit
 from readapi.audit.inspector import NotRecorded
 from readapi.paging import InvalidCursor
 from readapi.queries import ReadModelUnavailable
@@ -31,22 +20,6 @@ from readapi.queries import ReadModelUnavailable
 RETRY_SOON = {"Retry-After": "1"}
 
 log = structlog.get_logger(__name__)
-
-
-def routers() -> list[APIRouter]:
-    """Every query of the contract."""
-    return [
-        recommendations.router,
-        catalog.router,
-        likes.router,
-        comments.router,
-        analytics.router,
-        uploads.router,
-        operations.projections_router,
-        operations.accounting_router,
-        audit.router,
-        operations.router,
-    ]
 
 
 def _behind(error: ReadModelBehind) -> Problem:

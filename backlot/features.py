@@ -1,0 +1,231 @@
+"""The features of Backlot, each declared once: the program is made by going over `FEATURES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter
+
+import commands.catalog
+import commands.comments
+import commands.finalize
+import commands.likes
+import commands.operations
+import commands.uploads
+import commands.watch
+import projections.like_reconciliation
+import readapi.analytics
+import readapi.audit.routes
+import readapi.catalog
+import readapi.comments
+import readapi.likes
+import readapi.operations
+import readapi.recommendations
+import readapi.uploads
+import workers.analytics
+import workers.embeddings
+import workers.likes
+import workers.maintenance
+import workers.operations.executor
+import workers.recommendations
+import workers.speech
+import workers.translation.task
+import workers.trending
+import workers.uploads
+from backlot import part_status
+from backlot.part_status import DoctorPart
+from domain.comment import Comment
+from domain.model import Aggregate
+from domain.operation import Operation
+from domain.upload import Upload
+from domain.video_likes import VideoLikes
+from engine.command import Lookup, Reader
+from engine.command_bus import CommandBus
+from engine.inspection.index import Audit
+from engine.migrations import MigrationSet
+from engine.projection import Projection, ReadModels
+from engine.projection_subscription import ProjectionHost
+from engine.schedule import Job
+from engine.subscription import Subscription
+from infra.settings import Settings
+from infra.settings.adapters import EmbeddingSettings, SpeechSettings
+from infra.settings.features import (
+    AnalyticsSettings,
+    CommandSettings,
+    LikeSettings,
+    ProjectionSettings,
+    RecommendationSettings,
+    SealSettings,
+    TranslationSettings,
+    TrendingSettings,
+    UploadSettings,
+    WatchSettings,
+)
+from infra.settings.values import SettingsGroup
+from projections.analytics.rebuild import NAME as ANALYTICS
+from projections.catalog import Catalog
+from projections.comments import Comments
+from projections.like_counters import NAME as COUNTERS
+from projections.likes import Likes
+from projections.operations import Operations
+from workers.parts import Parts
+from workers.tasks import PREPARE_RECOMMENDATIONS, TRANSCRIBE_VIDEO, TRANSLATE_COMMENT, Tasks
+
+
+def nothing(*parts: object) -> tuple[()]:
+    """What a feature does in a role that it has no work for."""
+    return ()
+
+
+def no_lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:
+    """The lookups of a feature whose commands have none."""
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """What a feature adds to the program. What it does not say, it does not have."""
+
+    name: str
+    aggregates: tuple[type[Aggregate], ...] = ()
+    # Routes of the roles `commands` and `queries`.
+    commands: tuple[APIRouter, ...] = ()
+    queries: tuple[APIRouter, ...] = ()
+    # What answers the lookups of its commands.
+    lookups: Callable[[ReadModels], Mapping[type[Lookup[Any]], Reader]] = no_lookups
+    projections: tuple[type[Projection], ...] = ()
+    # Tables of the main database that belong to no copy of a projection.
+    tables: tuple[MigrationSet, ...] = ()
+    # What operators rebuild like a projection, by its name.
+    rebuilt: tuple[str, ...] = ()
+    # What the role `projections` runs beside the projections.
+    reactors: Callable[[Parts, ProjectionHost], Iterable[Coroutine[Any, Any, None]]] = nothing
+    # What the role `consumers` follows, and its jobs, which send tasks for what was missed.
+    subscriptions: Callable[[Parts, Tasks], Iterable[Subscription[Any]]] = nothing
+    sweeps: Callable[[Parts, Tasks], Iterable[Job]] = nothing
+    # The jobs of the role `workers`.
+    jobs: Callable[[Parts, CommandBus], Iterable[Job]] = nothing
+    # Names of the tasks that the role `tasks` runs.
+    tasks: tuple[str, ...] = ()
+    settings: tuple[type[SettingsGroup], ...] = ()
+    # What `backlot doctor` looks at beside the databases and servers of every feature.
+    checks: tuple[Callable[[Settings], DoctorPart], ...] = ()
+
+
+# Routes are tried in this order: likes are what comes most, and `/videos/recommendations` has to
+# come before `/videos/{video_id}`.
+FEATURES: tuple[Feature, ...] = (
+    Feature(
+        name="likes",
+        aggregates=(VideoLikes,),
+        commands=(commands.likes.router,),
+        queries=(readapi.likes.router,),
+        lookups=workers.likes.lookups,
+        projections=(Likes,),
+        tables=(projections.like_reconciliation.TABLES,),
+        rebuilt=(COUNTERS,),
+        reactors=workers.likes.reactors,
+        jobs=workers.likes.jobs,
+        settings=(LikeSettings,),
+    ),
+    Feature(
+        name="comments",
+        aggregates=(Comment,),
+        commands=(commands.comments.router,),
+        queries=(readapi.comments.router,),
+        projections=(Comments,),
+    ),
+    Feature(
+        name="translation",
+        subscriptions=workers.translation.task.subscriptions,
+        sweeps=workers.translation.task.sweeps,
+        tasks=(TRANSLATE_COMMENT,),
+        settings=(TranslationSettings,),
+        checks=(part_status.language_model,),
+    ),
+    Feature(
+        name="speech",
+        subscriptions=workers.speech.subscriptions,
+        tasks=(TRANSCRIBE_VIDEO,),
+        settings=(SpeechSettings,),
+    ),
+    Feature(
+        name="watch",
+        commands=(commands.watch.router,),
+        settings=(WatchSettings,),
+    ),
+    Feature(
+        name="recommendations",
+        queries=(readapi.recommendations.router,),
+        subscriptions=workers.recommendations.subscriptions,
+        sweeps=workers.recommendations.sweeps,
+        jobs=workers.embeddings.jobs,
+        tasks=(PREPARE_RECOMMENDATIONS,),
+        settings=(RecommendationSettings, EmbeddingSettings),
+        checks=(part_status.embeddings,),
+    ),
+    Feature(
+        name="uploads",
+        aggregates=(Upload,),
+        commands=(
+            commands.catalog.router,
+            commands.uploads.router,
+            commands.finalize.router,
+        ),
+        queries=(readapi.catalog.router, readapi.uploads.router),
+        lookups=workers.uploads.lookups,
+        projections=(Catalog,),
+        jobs=workers.uploads.jobs,
+        settings=(UploadSettings,),
+    ),
+    Feature(
+        name="analytics",
+        queries=(readapi.analytics.router,),
+        rebuilt=(ANALYTICS,),
+        subscriptions=workers.analytics.subscriptions,
+        jobs=workers.analytics.jobs,
+        settings=(AnalyticsSettings,),
+    ),
+    Feature(
+        name="trending",
+        jobs=workers.trending.jobs,
+        settings=(TrendingSettings,),
+    ),
+    Feature(
+        name="operations",
+        aggregates=(Operation,),
+        commands=(commands.operations.router,),
+        queries=(
+            readapi.operations.projections_router,
+            readapi.operations.accounting_router,
+            readapi.operations.router,
+        ),
+        projections=(Operations,),
+        reactors=workers.operations.executor.reactors,
+        jobs=workers.maintenance.jobs,
+        settings=(CommandSettings, ProjectionSettings),
+    ),
+    Feature(
+        name="audit",
+        queries=(readapi.audit.routes.router,),
+        projections=(Audit,),
+        jobs=workers.maintenance.sealing_jobs,
+        settings=(SealSettings,),
+    ),
+)
+
+TABLES = tuple(tables for feature in FEATURES for tables in feature.tables)
+"""The tables of all features in the main database that belong to no copy of a projection."""
+
+
+def read_models() -> ReadModels:
+    """Return the projections of all features."""
+    return ReadModels(kind for feature in FEATURES for kind in feature.projections)
+
+
+def replayable() -> frozenset[str]:
+    """Return the names of everything that operators replay or rebuild."""
+    rebuilt = (name for feature in FEATURES for name in feature.rebuilt)
+    return frozenset({*read_models().by_name(), *rebuilt})

@@ -1,0 +1,109 @@
+"""The guide to a new feature, followed block by block in a copy of the source."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.e2e.program import Program
+from tests.e2e.releases import copy_of_source
+from tests.e2e.videos import read, upload
+from tests.support import PROJECT, eventually
+
+GUIDE = PROJECT / "docs" / "adding-a-feature.md"
+BLOCK = re.compile(r"(?ms)^### (?P<path>\S+)\n\n```(?P<kind>\w+)\n(?P<text>.*?)^```$")
+# What compares the code with its declarations, its documents and its stored events.
+JUDGES = ("comment_likes", "features", "docs", "codec", "architecture")
+
+
+class Block(NamedTuple):
+    """A fenced block of the guide, and the file that it makes or changes."""
+
+    path: str
+    kind: str
+    text: str
+
+    def apply(self, folder: Path) -> None:
+        """Make the file, or change it where the block is a diff."""
+        path = folder / self.path
+        if self.kind == "diff":
+            path.write_text(changed(path.read_text(), self.text))
+        else:
+            assert not path.exists(), f"{self.path} is there already"
+            path.write_text(self.text)
+
+
+def blocks(page: str) -> Iterator[Block]:
+    for match in BLOCK.finditer(page):
+        yield Block(match["path"], match["kind"], match["text"])
+
+
+def changed(text: str, diff: str) -> str:
+    """The text with each hunk of a diff put in; a hunk has to fit in one place."""
+    for hunk in diff.split("@@\n"):
+        lines = hunk.splitlines(keepends=True)
+        before = "".join(line[1:] for line in lines if line[0] in " -")
+        after = "".join(line[1:] for line in lines if line[0] in " +")
+        assert f"\n{text}".count(f"\n{before}") == 1, f"fits in no place, or in many:\n{before}"
+        text = f"\n{text}".replace(f"\n{before}", f"\n{after}")[1:]
+    return text
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source with the feature of the guide."""
+    folder = copy_of_source(tmp_path_factory.mktemp("extended") / "source")
+    for block in blocks(GUIDE.read_text()):
+        block.apply(folder)
+    return folder
+
+
+def succeeds(folder: Path, module: str, *arguments: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def python_files(found: Iterable[Block]) -> list[str]:
+    return [block.path for block in found if block.path.endswith(".py")]
+
+
+def test_every_block_of_the_guide_is_headed_by_its_file() -> None:
+    page = GUIDE.read_text()
+    assert len(list(blocks(page))) == page.count("\n```") // 2
+
+
+def test_the_code_of_the_guide_is_in_order(extended: Path) -> None:
+    files = python_files(blocks(GUIDE.read_text()))
+    succeeds(extended, "ruff", "check", "--no-cache", *files)
+    succeeds(extended, "ruff", "format", "--no-cache", "--check", *files)
+
+
+def test_the_tests_pass_with_the_feature(extended: Path) -> None:
+    files = [f"tests/unit/test_{name}.py" for name in JUDGES]
+    succeeds(extended, "pytest", "-q", "-n0", "-p", "no:cacheprovider", *files)
+
+
+def test_a_comment_is_liked(extended: Path, make_program: Callable[..., Program]) -> None:
+    program = make_program(PYTHONPATH=str(extended)).start()
+    alice, bob = program.client("alice"), program.client("bob")
+    posted = alice.post(f"/videos/{upload(alice)}/comments", json={"content": "What a film."})
+    path = f"/comments/{read(posted)['commentId']}/like"
+    likes = [viewer.put(path) for viewer in (alice, bob, bob)]
+    assert all(read(like)["hasLiked"] is True for like in likes)
+    fresh = {"Backlot-Min-Position": likes[-1].headers["Backlot-Position"]}
+    assert read(program.client().get(path, headers=fresh))["likesCount"] == 2
+    assert program.client().put(path).status_code == 401
+    eventually(lambda: "comment_likes" in program.run("projections", "list").stdout)
+    assert program.stop() == 0
