@@ -23,11 +23,11 @@ from engine.messages import (
     Consumer,
     Dead,
     Fetched,
-    Keeper,
     Place,
     Poison,
     Raw,
     Received,
+    Sink,
     Unreadable,
 )
 from engine.sources import MessageSource
@@ -283,25 +283,25 @@ class ConsumerHandler(MessageHandler):
         return list(fresh.values()), dead
 
 
-class KeeperHandler(MessageHandler):
-    """Has a keeper store rows, in the transaction that moves its checkpoint.
+class SinkHandler(MessageHandler):
+    """Has a sink store rows, in the transaction that moves its checkpoint.
 
     What comes again after a crash was either stored with the checkpoint, or not at all.
     """
 
     def __init__(
         self,
-        keeper: Keeper,
+        sink: Sink,
         source: MessageSource,
         checkpoint: MessageCheckpoint,
         *,
         hurried: asyncio.Event,
     ) -> None:
-        super().__init__(keeper.name, source, checkpoint, hurried=hurried)
-        self._keeper = keeper
+        super().__init__(sink.name, source, checkpoint, hurried=hurried)
+        self._sink = sink
 
     async def start(self, conn: ThreadedConnection) -> None:
-        await conn.do(self._keeper.prepare)
+        await conn.do(self._sink.prepare)
         await super().start(conn)
 
     async def _work(
@@ -325,7 +325,7 @@ class KeeperHandler(MessageHandler):
             CONSUMER_FAILURES.labels(self._name, "handler").inc()
             await self._bury(found)
             buried += found
-        await self._keeper.stored(conn)
+        await self._sink.stored(conn)
         return list(fresh.values()), buried
 
     def _store(
@@ -336,7 +336,7 @@ class KeeperHandler(MessageHandler):
         write: Write,
     ) -> None:
         with conn.transaction():
-            self._keeper.store(conn, messages)
+            self._sink.store(conn, messages)
             # Whether a message is known the rows themselves say.
             write(conn, (), dead)
 
@@ -355,4 +355,4 @@ class KeeperHandler(MessageHandler):
 
     def _try(self, conn: Connection[TupleRow], message: Received) -> None:
         with conn.transaction(force_rollback=True):
-            self._keeper.store(conn, [message])
+            self._sink.store(conn, [message])

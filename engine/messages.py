@@ -111,7 +111,7 @@ class Consumer(Protocol):
     async def handle(self, batch: Sequence[Received]) -> None: ...
 
 
-class Keeper(Protocol):
+class Sink(Protocol):
     """A consumer whose work is rows, beside which its places lie: both change or neither does.
 
     `store` runs in the transaction that moves the places, and may be given again what it has

@@ -46,7 +46,7 @@ WHERE e.notification_id > %s AND e.notification_id <= %s AND NOT (
 ORDER BY e.notification_id LIMIT 1
 """.encode()
 
-KEEP = b"""
+RECORD = b"""
 INSERT INTO public.backlot_verifications (complete, ok, report, seal, seal_hash)
 VALUES (%s, %s, %s, %s, %b)
 RETURNING verified_at, complete, report
@@ -144,8 +144,8 @@ def _first_orphan(conn: Connection[TupleRow], after: int, until: int) -> Fault |
     return orphaned(StoredRow._make(row)) if row else None
 
 
-def keep(conn: Connection[TupleRow], report: Report) -> Verification:
-    """Keep a result as of now."""
+def record(conn: Connection[TupleRow], report: Report) -> Verification:
+    """Store a result as of now, and return it."""
     found = report.newest if report.ok else None
     values = (
         report.first == 1,
@@ -155,10 +155,10 @@ def keep(conn: Connection[TupleRow], report: Report) -> Verification:
         found.hash if found else None,
     )
     with conn.cursor(row_factory=class_row(Verification)) as cursor:
-        kept = cursor.execute(KEEP, values).fetchone()
-    if kept is None:
+        stored = cursor.execute(RECORD, values).fetchone()
+    if stored is None:
         raise LookupError("a stored verification was not returned")
-    return kept
+    return stored
 
 
 def latest(conn: Connection[TupleRow]) -> Verification | None:
