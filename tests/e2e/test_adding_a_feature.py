@@ -100,9 +100,9 @@ def test_a_comment_is_liked(extended: Path, make_program: Callable[..., Program]
     alice, bob = program.client("alice"), program.client("bob")
     posted = alice.post(f"/videos/{upload(alice)}/comments", json={"content": "What a film."})
     path = f"/comments/{read(posted)['commentId']}/like"
-    likes = [viewer.put(path) for viewer in (alice, bob, bob)]
-    assert all(read(like)["hasLiked"] is True for like in likes)
-    fresh = {"Backlot-Min-Position": likes[-1].headers["Backlot-Position"]}
+    liked = [viewer.put(path) for viewer in (alice, bob, bob)]
+    assert [read(each)["hasLiked"] for each in liked] == [True, True, True]
+    fresh = {"Backlot-Min-Position": liked[-1].headers["Backlot-Position"]}
     assert read(program.client().get(path, headers=fresh))["likesCount"] == 2
     assert program.client().put(path).status_code == 401
     eventually(lambda: "comment_likes" in program.run("projections", "list").stdout)
