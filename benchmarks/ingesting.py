@@ -31,7 +31,7 @@ from projections.analytics.rules import TOPICS
 from projections.analytics.schema import migrate
 from projections.integration_events import from_telemetry
 from workers.analytics import Analytics
-from workers.consumers import subscribe_keeper
+from workers.consumers import subscribe_sink
 from workers.feeds import LogSource, received
 
 OURS = "ours: rows, rollups, viewers, sessions, places"
@@ -162,10 +162,8 @@ def prepared(url: str, told: Sequence[Event] = ()) -> str:
 
 async def keep(url: str, source: MessageSource, events: int) -> float:
     """Count all that the source gives, as in a process of Backlot; seconds, the start included."""
-    keeper = Analytics(timedelta(hours=1))
-    runner = subscribe_keeper(
-        url, keeper, source, log_url=url, batch_events=100, flush_seconds=0.01
-    )
+    sink = Analytics(timedelta(hours=1))
+    runner = subscribe_sink(url, sink, source, log_url=url, batch_events=100, flush_seconds=0.01)
     with psycopg.connect(url, autocommit=True) as conn:
         started = time.perf_counter()
         async with alongside(runner.run()):
@@ -207,4 +205,4 @@ async def _until(conn: psycopg.Connection[tuple[int]], position: int, deadline: 
             if row is not None and row[0] >= position:
                 return
         if time.perf_counter() > deadline:
-            raise TimeoutError(f"The keeper did not reach {position} in {MOST_SECONDS:.0f} s.")
+            raise TimeoutError(f"The sink did not reach {position} in {MOST_SECONDS:.0f} s.")

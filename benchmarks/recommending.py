@@ -29,7 +29,7 @@ from projections.recommendations.recommender import profile_of
 from projections.trending.ranking import Ranked
 
 MILLISECONDS, MICROSECONDS = 1e3, 1e6
-# As many as a keeper takes at once when it is a few seconds behind.
+# As many as a sink takes at once when it is a few seconds behind.
 BATCH = 1_000
 WEIGHING = Weighing()
 ASKED, KEPT = "profile and candidates", "keeping one engagement"
@@ -60,7 +60,7 @@ def run(bench: Bench) -> list[Comparison]:
     """Times of one question in ms (p99 beside the median), and of one engagement in µs.
 
     The questions are of users who have all watched and liked; nothing is cached. The engagements
-    are of such users too, in batches as a keeper takes them, and nearly all of videos that are new
+    are of such users too, in batches as a sink takes them, and nearly all of videos that are new
     to them. Ten times as many of them must cost the same; more videos have more neighbours, which
     PostgreSQL's cache holds less of.
     """

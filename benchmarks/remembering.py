@@ -1,4 +1,4 @@
-"""Brings a history into a database, through the keepers that a running Backlot has."""
+"""Brings a history into a database, through the sinks that a running Backlot has."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from psycopg.rows import TupleRow
 from benchmarks.community import Film, History, View
 from domain.upload import Upload
 from engine.connections import connect
-from engine.messages import Keeper, Raw, Received
+from engine.messages import Raw, Received, Sink
 from projections import integration_events
 from projections.recommendations.co_occurrence import rank_categories
 from projections.recommendations.model import Weighing
 from workers.analytics import Analytics, AnalyticsVideos
-from workers.recommendations import EngagementKeeper
+from workers.recommendations import EngagementSink
 
 BATCH = 2_000
 REPEAT = timedelta(hours=1)
@@ -27,24 +27,24 @@ NAMES = UUID(int=0xB1E)
 
 
 def remember(url: str, history: History, weighing: Weighing) -> None:
-    """Hand all of it to the keepers, in order of time, as messages from the log would be."""
+    """Hand all of it to the sinks, in order of time, as messages from the log would be."""
     uploads = [message for film in history.films for message in _uploaded(film)]
     views = [message for view in history.views for message in _done(view)]
     views.sort(key=lambda message: str(message.value.get("ts") or message.value["timestamp"]))
     with connect(url, "bench") as conn:
         _keep(conn, AnalyticsVideos(REPEAT), uploads)
         _keep(conn, Analytics(REPEAT), views)
-        _keep(conn, EngagementKeeper(weighing), views)
+        _keep(conn, EngagementSink(weighing), views)
         rank_categories(conn, weighing)
         conn.execute(b"ANALYZE")
 
 
-def _keep(conn: Connection[TupleRow], keeper: Keeper, messages: Iterable[Received]) -> None:
-    keeper.prepare(conn)
-    wanted = [message for message in messages if message.topic in keeper.topics]
+def _keep(conn: Connection[TupleRow], sink: Sink, messages: Iterable[Received]) -> None:
+    sink.prepare(conn)
+    wanted = [message for message in messages if message.topic in sink.topics]
     for batch in _batches(wanted):
         with conn.transaction():
-            keeper.store(conn, batch)
+            sink.store(conn, batch)
 
 
 def _batches(messages: Sequence[Received]) -> Iterator[list[Received]]:

@@ -32,6 +32,18 @@ class BatchOutcome:
     stopped_at: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one transaction came to: the copy's new position, events applied, whether some broke.
+
+    `until` is where it stands now, which is before the broken event when that stopped it.
+    """
+
+    until: int
+    applied: int
+    broken: bool = False
+
+
 def apply_one_by_one(
     conn: Connection[TupleRow],
     projection: Projection,
@@ -43,7 +55,7 @@ def apply_one_by_one(
     """Apply a window that failed as a whole, each event under a savepoint, in one transaction.
 
     A culprit is parked, or the projection stops in front of it, by its policy, or as an operator
-    decided for the live copy, or ordered for all events like it. Raises what is not an event's
+    decided for the live copy, or ordered for all events like it. Raise what is not an event's
     fault: an outage, or checkpoints.Superseded.
     """
     result = BatchOutcome()
@@ -74,7 +86,7 @@ def try_event(
     events: Log,
     stored: Stored,
 ) -> Exception | None:
-    """Apply one event under a savepoint; returns what it broke on, and raises an outage."""
+    """Apply one event under a savepoint; return what it broke on, and raise an outage."""
     try:
         with conn.transaction():
             projection.apply([events.decode(stored)], cursor)
@@ -127,18 +139,6 @@ def _log(what: str, projection: Projection, stored: Stored, error: Exception) ->
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one transaction came to: the copy's new position, events applied, whether some broke.
-
-    `until` is where it stands now, which is before the broken event when that stopped it.
-    """
-
-    until: int
-    applied: int
-    broken: bool = False
-
-
 class Applier:
     """Moves one copy along the log, a transaction at a time."""
 
@@ -170,8 +170,14 @@ class Applier:
             return LogWindow([], min(head, before + self._batch_events))
         return self.log.read(conn, before, head)
 
-    def take_in(self, conn: Connection[TupleRow], before: int, window: LogWindow) -> Step:
-        """Apply a window.
+    def take_in(
+        self,
+        conn: Connection[TupleRow],
+        before: int,
+        window: LogWindow,
+        batch: Batch | None = None,
+    ) -> Step:
+        """Apply a window, whose events are in `batch` where they are decoded already.
 
         An event that can't be applied is parked, or stops the copy, by the projection's policy.
         Raise Superseded when the copy is no longer running at `before`, and what the database
@@ -180,7 +186,7 @@ class Applier:
         if isinstance(self.projection, RangeProjection):
             return self._take_in_range(conn, self.projection, before, window.until)
         try:
-            return self.apply(conn, before, window, self.decode(window))
+            return self._apply(conn, before, window, batch or self.decode(window))
         except Superseded:
             raise
         except Exception as error:
@@ -189,13 +195,13 @@ class Applier:
             return self.sort_out(conn, before, window, error)
 
     def decode(self, window: LogWindow) -> Batch:
-        """The window's events in their newest shape; raises MapperDeserialisationError."""
+        """Return the window's events in their newest shape; raise MapperDeserialisationError."""
         return [self.log.decode(stored) for stored in window.events]
 
-    def apply(
+    def _apply(
         self, conn: Connection[TupleRow], before: int, window: LogWindow, batch: Batch
     ) -> Step:
-        """Apply a window as a whole; raises whatever the projection does on an event it can't."""
+        """Apply a window as a whole; raise whatever the projection does on an event it can't."""
         projection = self.projection
         with conn.cursor(binary=True) as cursor:
             if not batch:

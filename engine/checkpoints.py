@@ -1,4 +1,4 @@
-"""Keep how far each subscription has come: one table for projections, consumers and the relay.
+"""Checkpoints: how far each subscription has come; one table for projections, consumers, the relay.
 
 A checkpoint whose subscription writes rows lies in their database and moves in the transaction that
 changes them, so each event counts exactly once.
@@ -16,6 +16,7 @@ from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow, class_row
 
 from engine.event_store import EVENTS
+from engine.messages import Place
 from engine.notifications import notify
 
 LOOK = f"""
@@ -24,7 +25,7 @@ SELECT version, position, status, error, updated_at,
 FROM backlot_checkpoints WHERE kind = 'projection' AND subscription = %s
 """.encode()
 
-# Until the transaction ends, nobody renames the copy, or changes its rows.
+# Until the transaction ends, no other process renames the copy, or changes its rows.
 HOLD = b"""
 SELECT FROM backlot_checkpoints
 WHERE kind = %s AND subscription = %s AND source = %s AND partition = %s AND version = %s
@@ -116,9 +117,6 @@ ON CONFLICT (kind, subscription, source, partition)
 DO UPDATE SET position = excluded.position, updated_at = now()
 """
 
-Partition = tuple[str, int]
-"""A source and its partition: `("events", 0)`, or a topic of Kafka and its partition."""
-
 
 class SubscriptionKind(StrEnum):
     """What has checkpoints and dead letters: a copy of a read model, a part of one, and so on."""
@@ -186,19 +184,9 @@ class PartCheckpoint(Checkpoint):
     """The checkpoint of a part; a part that stops has the whole copy stop."""
 
     def stop(self, cursor: Cursor[Any], before: int, *, culprit: int, error: str) -> None:
-        """Halt the copy: the process that watches over the parts tells the other ones."""
+        """Halt the copy: the process that watches the parts stops the other ones."""
         self.move(cursor, before, max(before, culprit - 1))
         cursor.execute(STOP_COPY, (error, culprit, self.subscription))
-
-
-def of_copy(schema: str, version: int) -> Checkpoint:
-    """Return the checkpoint of a copy of a projection."""
-    return Checkpoint(SubscriptionKind.PROJECTION, schema, version)
-
-
-def of_part(schema: str, version: int, number: int) -> Checkpoint:
-    """Return the checkpoint of a part, by number (from 0), of a copy that is being built."""
-    return PartCheckpoint(SubscriptionKind.REPLAY, schema, version, partition=number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +199,16 @@ class Seen:
     error: str | None
     updated_at: datetime
     head: int
+
+
+def of_copy(schema: str, version: int) -> Checkpoint:
+    """Return the checkpoint of a copy of a projection."""
+    return Checkpoint(SubscriptionKind.PROJECTION, schema, version)
+
+
+def of_part(schema: str, version: int, number: int) -> Checkpoint:
+    """Return the checkpoint of a part, by number (from 0), of a copy that is being built."""
+    return PartCheckpoint(SubscriptionKind.REPLAY, schema, version, partition=number)
 
 
 def look(conn: Connection[TupleRow], schema: str) -> Seen | None:
@@ -308,16 +306,14 @@ def begin(
     conn.execute(BEGIN, (kind, subscription, list(sources)))
 
 
-def positions(
-    conn: Connection[Any], kind: SubscriptionKind, subscription: str
-) -> dict[Partition, int]:
+def positions(conn: Connection[Any], kind: SubscriptionKind, subscription: str) -> dict[Place, int]:
     """Return how far a subscription has come in each partition of its sources."""
     rows = conn.execute(POSITIONS, (kind, subscription)).fetchall()
     return {(source, partition): position for source, partition, position in rows}
 
 
 def set_positions(
-    conn: Connection[Any], kind: SubscriptionKind, subscription: str, moved: Mapping[Partition, int]
+    conn: Connection[Any], kind: SubscriptionKind, subscription: str, moved: Mapping[Place, int]
 ) -> None:
     """Write down how far a subscription has come; one that only its leader calls."""
     if moved:

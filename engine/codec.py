@@ -21,18 +21,8 @@ from eventsourcing.persistence import (
 
 from domain.model import EVENTS, Aggregate, Upcast
 
-PLACE = frozenset(("originator_id", "originator_version"))
+COLUMNS = frozenset(("originator_id", "originator_version"))
 FROM_JSON: dict[type, Callable[[str], Any]] = {UUID: UUID, datetime: datetime.fromisoformat}
-
-
-class JSONCodec(Transcoder):
-    """Plain JSON: UUIDs and times as strings, told apart again by the event's own annotations."""
-
-    def encode(self, obj: Any) -> bytes:
-        return orjson.dumps(obj)
-
-    def decode(self, data: bytes) -> Any:
-        return orjson.loads(data)
 
 
 class EventShape(NamedTuple):
@@ -44,10 +34,20 @@ class EventShape(NamedTuple):
     conversions: tuple[tuple[str, Callable[[str], Any]], ...]
 
 
+class JSONCodec(Transcoder):
+    """Plain JSON: UUIDs and times as strings, which the event's annotations turn back."""
+
+    def encode(self, obj: Any) -> bytes:
+        return orjson.dumps(obj)
+
+    def decode(self, data: bytes) -> Any:
+        return orjson.loads(data)
+
+
 class EventMapper(Mapper[UUID]):
     """The library's mapper for events that an aggregate declares; knows each topic, old and new.
 
-    Raises MapperDeserialisationError for a topic that no imported module declares, and for a
+    Raise MapperDeserialisationError for a topic that no imported module declares, and for a
     payload that does not fit its event.
     """
 
@@ -71,7 +71,7 @@ class EventMapper(Mapper[UUID]):
         return cast("DomainEventProtocol[UUID]", event)
 
     def decode(self, stream_id: UUID, version: int, topic: str, state: bytes) -> Aggregate.Event:
-        """The event that these four columns hold, in its newest shape."""
+        """Return the event that these four columns hold, in its newest shape."""
         try:
             shape = self._shapes.get(topic) or self.shape(topic)
             payload = orjson.loads(state)
@@ -108,19 +108,19 @@ class EventMapper(Mapper[UUID]):
 
 
 def event_id(stream_id: UUID, version: int) -> UUID:
-    """An event's name outside: `uuid5(stream id, version)`, the same whenever it is told again."""
+    """Return the id of an event outside the log: `uuid5(stream id, version)`, always the same."""
     digest = sha1(stream_id.bytes + b"%d" % version, usedforsecurity=False).digest()
     return UUID(bytes=digest[:16], version=5)
 
 
 def topics_of(event: type[Aggregate.Event]) -> list[str]:
-    """Every topic under which an event may lie in the store: the present one and the old ones."""
+    """Return every topic under which an event may be stored: the present one and the old ones."""
     return [event.TOPIC, *event.UPCASTS]
 
 
 def payload_fields(event: type[Aggregate.Event]) -> frozenset[str]:
-    """What an event's payload holds: all of it but its place, which has columns of its own."""
-    return frozenset(field.name for field in fields(event)) - PLACE
+    """Return the fields of an event's payload: stream and version have columns of their own."""
+    return frozenset(field.name for field in fields(event)) - COLUMNS
 
 
 def _conversions(event: type[Aggregate.Event]) -> Iterable[tuple[str, Callable[[str], Any]]]:

@@ -19,77 +19,8 @@ R = TypeVar("R")
 F = TypeVar("F")
 A = TypeVar("A", bound=Aggregate)
 
-
-class Lookup(ABC, Generic[F]):
-    """A question whose answer a command's own answer includes, and which no stream holds.
-
-    A subclass is a port: the bus gets a reader for it, which answers many lookups in one query.
-    """
-
-    @property
-    @abstractmethod
-    def default(self) -> F:
-        """The answer on a bus without a reader."""
-
-
 Reader = Callable[[Cursor[TupleRow], Sequence[Any]], Sequence[Any]]
-"""Returns the answers to lookups of one type, in their order."""
-
-
-class Slot:
-    """A stream in a batch: its aggregate as far as known, and the group that changes it.
-
-    `broken` says why nobody can read the stream.
-    """
-
-    __slots__ = ("aggregate", "broken", "group")
-
-    def __init__(self, aggregate: Aggregate | None) -> None:
-        self.aggregate = aggregate
-        self.broken: Exception | None = None
-        self.group: Any = None
-
-    def has_changed(self) -> bool:
-        """Whether the aggregate recorded something that nobody collected yet."""
-        return self.aggregate is not None and bool(self.aggregate.pending_events)
-
-    def collect(self) -> Sequence[CanMutateAggregate[UUID]]:
-        """Take what the aggregate recorded."""
-        return self.aggregate.collect_events() if self.aggregate is not None else ()
-
-
-class Aggregates:
-    """The aggregates of a batch: each command sees what those before it decided.
-
-    Beside them are the answers to the commands' lookups.
-    """
-
-    def __init__(
-        self,
-        slots: Mapping[UUID, Slot],
-        answers: Mapping[Lookup[Any], Any] = MappingProxyType({}),
-    ) -> None:
-        self._slots = slots
-        self._answers = answers
-
-    def get(self, aggregate: type[A], stream_id: UUID) -> A:
-        """The aggregate of a stream that the command declared; blank (version 0) when it is new."""
-        slot = self._slots[stream_id]
-        found = slot.aggregate
-        if isinstance(found, aggregate):
-            return found
-        blank = aggregate.blank(stream_id)
-        # A stream with events of another kind, whose id a client sent, does not exist for this
-        # command. An empty one is of the kind that was asked for last: nobody can block it by
-        # naming its id as something else in the same batch.
-        if found is None or found.version == 0:
-            slot.aggregate = blank
-        return blank
-
-    def look_up(self, lookup: Lookup[F]) -> F:
-        """Return the answer to a lookup that the command declared."""
-        answer: F = self._answers.get(lookup, lookup.default)
-        return answer
+"""Return the answers to lookups of one type, in their order."""
 
 
 @dataclass(frozen=True)
@@ -118,3 +49,71 @@ class Query(Command[R]):
 
     So it sees what is recorded now, and not what a read model has reached.
     """
+
+
+class Lookup(ABC, Generic[F]):
+    """A question whose answer a command's own answer includes, and which no stream holds.
+
+    A subclass is a port: the bus gets a reader for it, which answers many lookups in one query.
+    """
+
+    @property
+    @abstractmethod
+    def default(self) -> F:
+        """The answer on a bus without a reader."""
+
+
+class Slot:
+    """A stream in a batch: its aggregate as far as known, and the group that changes it.
+
+    `broken` is the error of a stream that can't be read.
+    """
+
+    __slots__ = ("aggregate", "broken", "group")
+
+    def __init__(self, aggregate: Aggregate | None) -> None:
+        self.aggregate = aggregate
+        self.broken: Exception | None = None
+        self.group: Any = None
+
+    def has_changed(self) -> bool:
+        """Return whether the aggregate recorded something that is not collected yet."""
+        return self.aggregate is not None and bool(self.aggregate.pending_events)
+
+    def collect(self) -> Sequence[CanMutateAggregate[UUID]]:
+        """Take what the aggregate recorded."""
+        return self.aggregate.collect_events() if self.aggregate is not None else ()
+
+
+class Aggregates:
+    """The aggregates of a batch: each command sees what those before it decided.
+
+    Beside them are the answers to the commands' lookups.
+    """
+
+    def __init__(
+        self,
+        slots: Mapping[UUID, Slot],
+        answers: Mapping[Lookup[Any], Any] = MappingProxyType({}),
+    ) -> None:
+        self._slots = slots
+        self._answers = answers
+
+    def get(self, aggregate: type[A], stream_id: UUID) -> A:
+        """Return the aggregate of a declared stream; blank (version 0) when it is new."""
+        slot = self._slots[stream_id]
+        found = slot.aggregate
+        if isinstance(found, aggregate):
+            return found
+        blank = aggregate.blank(stream_id)
+        # A stream with events of another kind, whose id a client sent, does not exist for this
+        # command. An empty one is of the kind that was asked for last: no client can block
+        # it by naming its id as something else in the same batch.
+        if found is None or found.version == 0:
+            slot.aggregate = blank
+        return blank
+
+    def look_up(self, lookup: Lookup[F]) -> F:
+        """Return the answer to a lookup that the command declared."""
+        answer: F = self._answers.get(lookup, lookup.default)
+        return answer

@@ -34,10 +34,37 @@ log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
 
+COMMANDS = counter(
+    "backlot_commands",
+    "Commands decided, by type and outcome (accepted, repeated, refused, conflict, failed).",
+    ("command", "outcome"),
+)
+COMMAND_BATCH_SIZE = histogram(
+    "backlot_command_batch_size",
+    "Commands executed in one transaction.",
+    buckets=SIZES,
+)
+COMMAND_BATCH_SECONDS = histogram(
+    "backlot_command_batch_seconds",
+    "Time to load, decide and commit one batch of commands.",
+)
+COMMAND_QUEUE = gauge(
+    "backlot_command_queue",
+    "Commands waiting for their batch.",
+)
+EVENTS_APPENDED = counter(
+    "backlot_events_appended",
+    "Events committed to the event store.",
+)
+APPEND_CONFLICTS = counter(
+    "backlot_append_conflicts",
+    "Saves refused because another writer was first at the same stream version.",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """A client's name for one request; `request_hash` tells a repeat from another request.
+    """A client's name for one request; `request_hash` differs when another request reuses the name.
 
     `render` turns the command's answer into the HTTP status and body that a repeat will get.
     """
@@ -106,7 +133,7 @@ class Group:
         """Give each command its outcome after the group was recorded at these positions.
 
         A group of nothing but answers has an empty range, which begins after the position that
-        the store kept with them.
+        the store recorded with them.
         """
         for request, result in self.results:
             request.settle(result, positions.stop - 1)
@@ -125,12 +152,22 @@ class Group:
 
 @dataclass(slots=True)
 class Decided:
-    """What one command leads to: its answer or failure, the streams it changed, what to keep."""
+    """What one command leads to: its answer or failure, the streams it changed, what to store."""
 
     result: Any
     changed: Sequence[Slot]
     events: Sequence[StoredEvent] = ()
     answers: Sequence[StoredAnswer] = ()
+
+
+class Loaded(NamedTuple):
+    """What a round knows before it decides."""
+
+    slots: dict[UUID, Slot]
+    answers: dict[tuple[str, str], StoredAnswer]
+    head: int
+    telemetry: int
+    found: dict[Lookup[Any], Any]
 
 
 class Round:
@@ -192,7 +229,7 @@ class Round:
         return Decided(failure, changed)
 
     def _join(self, tied: Sequence[Group]) -> Group:
-        """The group of a command: a new one, or all that its streams are tied to made one."""
+        """Return the group of a command: a new one, or those of its streams joined."""
         if not tied:
             self.groups.append(Group())
             return self.groups[-1]
@@ -208,50 +245,12 @@ def _answer(request: Request, key: IdempotencyKey, result: Any) -> StoredAnswer:
     return StoredAnswer(request.actor, key.key, key.request_hash, status, body)
 
 
-COMMANDS = counter(
-    "backlot_commands",
-    "Commands decided, by type and outcome (accepted, repeated, refused, conflict, failed).",
-    ("command", "outcome"),
-)
-COMMAND_BATCH_SIZE = histogram(
-    "backlot_command_batch_size",
-    "Commands executed in one transaction.",
-    buckets=SIZES,
-)
-COMMAND_BATCH_SECONDS = histogram(
-    "backlot_command_batch_seconds",
-    "Time to load, decide and commit one batch of commands.",
-)
-COMMAND_QUEUE = gauge(
-    "backlot_command_queue",
-    "Commands waiting for their batch.",
-)
-EVENTS_APPENDED = counter(
-    "backlot_events_appended",
-    "Events committed to the event store.",
-)
-APPEND_CONFLICTS = counter(
-    "backlot_append_conflicts",
-    "Saves refused because another writer was first at the same stream version.",
-)
-
-
 class Contended(Conflict):
     """Other writers were faster again and again."""
 
 
 class KeyReused(Conflict):
     """The idempotency key was used for another request before."""
-
-
-class Loaded(NamedTuple):
-    """What a round knows before it decides."""
-
-    slots: dict[UUID, Slot]
-    answers: dict[tuple[str, str], StoredAnswer]
-    head: int
-    telemetry: int
-    found: dict[Lookup[Any], Any]
 
 
 class CommandBus:
@@ -329,9 +328,9 @@ class CommandBus:
         """Decide the command, and return once its events are durable.
 
         With an idempotency key that was used before: the stored answer. Raise DomainError when a
-        rule refuses it, Contended when other processes kept winning, QueueFull when too many wait
-        or the store is away already, and the library's PersistenceError when the store goes away:
-        then nothing is known of the outcome, and the client may repeat it with the same key.
+        rule refuses it, Contended when other processes were first each time, QueueFull when too
+        many wait or the store is away already, and the library's PersistenceError when the store
+        goes away: then the outcome is unknown, and the client may repeat it with the same key.
         """
         request = Request(command, actor, correlation_id, causation_id or correlation_id, key)
         return await self._batcher.submit(request)
@@ -349,7 +348,7 @@ class CommandBus:
         try:
             while waiting:
                 waiting = self._round(waiting)
-        except Exception as error:  # noqa: BLE001 - it belongs to those who wait
+        except Exception as error:  # noqa: BLE001 - each waiting caller gets it
             self._cache.clear()
             for request in requests:
                 request.outcome = request.outcome or error
@@ -357,7 +356,7 @@ class CommandBus:
         return [request.outcome or RuntimeError("lost by the bus") for request in requests]
 
     def _round(self, requests: list[Request]) -> list[Request]:
-        """Load, decide and record once; returns the requests that have to be decided again."""
+        """Load, decide and record once; return the requests that have to be decided again."""
         now, later = _one_per_key(requests)
         loaded = self._load(now)
         this = Round(loaded.slots, loaded.head, self._clock(), self._mapper, loaded.found)
@@ -385,7 +384,7 @@ class CommandBus:
             for stream, slot in slots.items()
         ]
         keys = [(request.actor, request.key.key) for request in requests if request.key]
-        rows, kept, head, (telemetry, found) = self._recorder.fetch(
+        rows, stored, head, (telemetry, found) = self._recorder.fetch(
             wanted, keys, lambda cursor: (self._telemetry(cursor), self._look_up(cursor, requests))
         )
         for stream, version, topic, state in rows:
@@ -400,7 +399,7 @@ class CommandBus:
                 slot.broken, slot.aggregate = error, None
             else:
                 slot.aggregate = event.mutate(slot.aggregate)
-        answers = {(answer.actor, answer.key): answer for answer in kept}
+        answers = {(answer.actor, answer.key): answer for answer in stored}
         return Loaded(slots, answers, head, telemetry, found)
 
     def _look_up(
@@ -417,7 +416,7 @@ class CommandBus:
         return found
 
     def _record(self, groups: Sequence[Group]) -> list[Group]:
-        """Save the groups in one transaction; returns those that were not recorded."""
+        """Save the groups in one transaction; return those that were not recorded."""
         sound = [group for group in groups if not group.void]
         failed = [group for group in groups if group.void]
         outcomes = self._recorder.append([g.save() for g in sound]).outcomes if sound else []
@@ -453,7 +452,7 @@ class CommandBus:
 
 
 def _one_per_key(requests: Sequence[Request]) -> tuple[list[Request], list[Request]]:
-    """The requests to decide now, and repeats of their keys, which wait for the stored answer."""
+    """Return the requests to decide now, and repeats of keys, which wait for a stored answer."""
     now: list[Request] = []
     later: list[Request] = []
     seen: set[tuple[str, str]] = set()
@@ -466,7 +465,7 @@ def _one_per_key(requests: Sequence[Request]) -> tuple[list[Request], list[Reque
 
 
 def _outcome_before(request: Request, loaded: Loaded) -> StoredAnswer | Exception | None:
-    """What is settled without deciding: a kept answer, a reused key, a stream nobody can read."""
+    """Return what needs no decision: a stored answer, a reused key, an unreadable stream."""
     answer = loaded.answers.get((request.actor, request.key.key)) if request.key else None
     if answer is None or request.key is None:
         broken = (loaded.slots[stream].broken for stream in request.streams)

@@ -33,58 +33,6 @@ WHERE n.nspname = %s AND c.relkind IN ('r', 'p') AND NOT c.relispartition
 ORDER BY c.relname COLLATE "C"
 """
 
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table: its columns and their types by name, and the columns of its primary key, if any."""
-
-    name: str
-    columns: list[tuple[str, str]]
-    key: list[str]
-
-    def keyed_as(self, other: Table) -> bool:
-        """Whether both have the same primary key, of the same types."""
-        ours, theirs = dict(self.columns), dict(other.columns)
-        return (
-            self.key != []
-            and self.key == other.key
-            and all(ours[column] == theirs[column] for column in self.key)
-        )
-
-
-def tables_of(conn: Connection[TupleRow], schema: str) -> dict[str, Table]:
-    """The tables in a schema by name, in the order of their names."""
-    with conn.cursor(row_factory=class_row(Table)) as cursor:
-        return {table.name: table for table in cursor.execute(TABLES, (schema,)).fetchall()}
-
-
-def common_columns(one: Table, other: Table) -> list[str]:
-    """Columns that both have, by name, whatever their order in the table."""
-    theirs = dict(other.columns)
-    return [name for name, _ in one.columns if name in theirs]
-
-
-def differing_structure(live: Table, other: Table) -> list[str]:
-    """How the columns and the keys of two tables differ, a sentence each; [] if they don't."""
-    ours, theirs = dict(live.columns), dict(other.columns)
-    told = []
-    for name in sorted(ours.keys() | theirs.keys()):
-        if name not in theirs:
-            told.append(f"column {name} is only in the live copy")
-        elif name not in ours:
-            told.append(f"column {name} is only in the other copy")
-        elif ours[name] != theirs[name]:
-            told.append(
-                f"column {name} is {ours[name]} in the live copy, {theirs[name]} in the other"
-            )
-    if live.key != other.key:
-        told.append(
-            f"the primary key is ({', '.join(live.key)}) in the live copy, "
-            f"({', '.join(other.key)}) in the other"
-        )
-    return told
-
-
 # The same texts wherever the comparison runs, and a planner that may read whole tables.
 SESSION = b"""
 SET LOCAL timezone = 'UTC';
@@ -142,74 +90,28 @@ LEFT JOIN {other} o ON ({other_key}) = ({aliases})
 ORDER BY {aliases}"""
 )
 
-
-class Comparison:
-    """The statements for one table that both copies have; rows are compared by common columns."""
-
-    def __init__(self, schemas: tuple[str, str], live: Table, other: Table) -> None:
-        columns = common_columns(live, other)
-        self.key = live.key if live.keyed_as(other) else []
-        self.named = self.key or columns
-        self._tables = [Identifier(schema, live.name) for schema in schemas]
-        self._aliases = [Identifier(f"k{place}") for place in range(len(self.key))]
-        self._hash = SQL("hashtextextended(ROW({})::text, 0)").format(_listed(_of_t(columns)))
-
-    def digest(self, side: int) -> Composed:
-        """Rows and the sum of their hashes: of the live copy (0) or the other one (1)."""
-        return DIGEST.format(hash=self._hash, table=self._tables[side])
-
-    def count(self) -> Composed:
-        """How many rows are missing, extra and different."""
-        return COUNT.format(differing=self._differing())
-
-    def first(self, limit: int) -> Composed:
-        """The first differing keys: key, live and other hash, rows missing and extra, changes."""
-        order = _listed(self._aliases or [Identifier("key")])
-        what = {"differing": self._differing(), "order": order, "limit": Literal(limit)}
-        if not self.key:
-            return FIRST.format(**what)
-        live, other = self._tables
-        return FIRST_BY_KEY.format(
-            **what,
-            live=live,
-            other=other,
-            live_key=_listed([Identifier("l", column) for column in self.key]),
-            other_key=_listed([Identifier("o", column) for column in self.key]),
-            aliases=_listed([SQL("d.{}").format(alias) for alias in self._aliases]),
-        )
-
-    def _differing(self) -> Composed:
-        live, other = self._tables
-        if not self.key:
-            texts = _listed(_texts(_of_t(self.named)))
-            return BY_ROW.format(texts=texts, hash=self._hash, live=live, other=other)
-        pairs = zip(_of_t(self.key), self._aliases, strict=True)
-        return BY_KEY.format(
-            texts=_listed(_texts(self._aliases)),
-            aliases=_listed(self._aliases),
-            columns=_listed([SQL("{} AS {}").format(column, alias) for column, alias in pairs]),
-            hash=self._hash,
-            live=live,
-            other=other,
-        )
-
-
-def _listed(parts: Sequence[Composable]) -> Composed:
-    return SQL(", ").join(parts)
-
-
-def _of_t(columns: list[str]) -> list[Composable]:
-    return [Identifier("t", column) for column in columns]
-
-
-def _texts(parts: Sequence[Composable]) -> list[Composable]:
-    return [SQL("{}::text").format(part) for part in parts]
-
-
 NAMED_KEYS = 100
 HASHES = 2**64
 ONLY_LIVE = "the table is only in the live copy"
 ONLY_OTHER = "the table is only in the other copy"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table: its columns and their types by name, and the columns of its primary key, if any."""
+
+    name: str
+    columns: list[tuple[str, str]]
+    key: list[str]
+
+    def keyed_as(self, other: Table) -> bool:
+        """Return whether both have the same primary key, of the same types."""
+        ours, theirs = dict(self.columns), dict(other.columns)
+        return (
+            self.key != []
+            and self.key == other.key
+            and all(ours[column] == theirs[column] for column in self.key)
+        )
 
 
 class Kind(StrEnum):
@@ -246,15 +148,15 @@ class DifferentKey:
     changes: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
     def as_dict(self, *, values: bool = False) -> dict[str, Any]:
-        """For JSON; values are for the eyes of an operator, and nowhere kept: people wrote them."""
-        told: dict[str, Any] = {"table": self.table, "key": self.key, "kind": str(self.kind)}
+        """Return it for JSON; with `values`, which are personal, only to be shown, never stored."""
+        found: dict[str, Any] = {"table": self.table, "key": self.key, "kind": str(self.kind)}
         digests = {"live": self.live, "other": self.other}
-        told |= {name: digest for name, digest in digests.items() if digest is not None}
+        found |= {name: digest for name, digest in digests.items() if digest is not None}
         if self.changes:
-            told["columns"] = sorted(self.changes)
+            found["columns"] = sorted(self.changes)
         if self.changes and values:
-            told["changes"] = self.changes
-        return told
+            found["changes"] = self.changes
+        return found
 
 
 @dataclass(slots=True)
@@ -312,7 +214,7 @@ class Difference:
         return {table.table: (table.live, table.other) for table in self.tables}
 
     def as_dict(self, *, values: bool = False) -> dict[str, Any]:
-        """As the command line's --json and the HTTP API tell it; with `values` for people."""
+        """Return what the command line's --json and the HTTP API show; `values` for operators."""
         return {
             "live": self.live,
             "other": self.other,
@@ -321,6 +223,105 @@ class Difference:
             "tables": [table.as_dict() for table in self.tables],
             "keys": [key.as_dict(values=values) for key in self.keys],
         }
+
+
+def tables_of(conn: Connection[TupleRow], schema: str) -> dict[str, Table]:
+    """Return the tables in a schema by name, in the order of their names."""
+    with conn.cursor(row_factory=class_row(Table)) as cursor:
+        return {table.name: table for table in cursor.execute(TABLES, (schema,)).fetchall()}
+
+
+def common_columns(one: Table, other: Table) -> list[str]:
+    """Columns that both have, by name, whatever their order in the table."""
+    theirs = dict(other.columns)
+    return [name for name, _ in one.columns if name in theirs]
+
+
+def differing_structure(live: Table, other: Table) -> list[str]:
+    """Return how the columns and the keys of two tables differ, a sentence each.
+
+    [] if they don't.
+    """
+    ours, theirs = dict(live.columns), dict(other.columns)
+    differences = []
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name not in theirs:
+            differences.append(f"column {name} is only in the live copy")
+        elif name not in ours:
+            differences.append(f"column {name} is only in the other copy")
+        elif ours[name] != theirs[name]:
+            differences.append(
+                f"column {name} is {ours[name]} in the live copy, {theirs[name]} in the other"
+            )
+    if live.key != other.key:
+        differences.append(
+            f"the primary key is ({', '.join(live.key)}) in the live copy, "
+            f"({', '.join(other.key)}) in the other"
+        )
+    return differences
+
+
+class Comparison:
+    """The statements for one table that both copies have; rows are compared by common columns."""
+
+    def __init__(self, schemas: tuple[str, str], live: Table, other: Table) -> None:
+        columns = common_columns(live, other)
+        self.key = live.key if live.keyed_as(other) else []
+        self.named = self.key or columns
+        self._tables = [Identifier(schema, live.name) for schema in schemas]
+        self._aliases = [Identifier(f"k{place}") for place in range(len(self.key))]
+        self._hash = SQL("hashtextextended(ROW({})::text, 0)").format(_listed(_of_t(columns)))
+
+    def digest(self, side: int) -> Composed:
+        """Rows and the sum of their hashes: of the live copy (0) or the other one (1)."""
+        return DIGEST.format(hash=self._hash, table=self._tables[side])
+
+    def count(self) -> Composed:
+        """Return how many rows are missing, extra and different."""
+        return COUNT.format(differing=self._differing())
+
+    def first(self, limit: int) -> Composed:
+        """Return the first keys that differ: key, both hashes, rows missing and extra, changes."""
+        order = _listed(self._aliases or [Identifier("key")])
+        what = {"differing": self._differing(), "order": order, "limit": Literal(limit)}
+        if not self.key:
+            return FIRST.format(**what)
+        live, other = self._tables
+        return FIRST_BY_KEY.format(
+            **what,
+            live=live,
+            other=other,
+            live_key=_listed([Identifier("l", column) for column in self.key]),
+            other_key=_listed([Identifier("o", column) for column in self.key]),
+            aliases=_listed([SQL("d.{}").format(alias) for alias in self._aliases]),
+        )
+
+    def _differing(self) -> Composed:
+        live, other = self._tables
+        if not self.key:
+            texts = _listed(_texts(_of_t(self.named)))
+            return BY_ROW.format(texts=texts, hash=self._hash, live=live, other=other)
+        pairs = zip(_of_t(self.key), self._aliases, strict=True)
+        return BY_KEY.format(
+            texts=_listed(_texts(self._aliases)),
+            aliases=_listed(self._aliases),
+            columns=_listed([SQL("{} AS {}").format(column, alias) for column, alias in pairs]),
+            hash=self._hash,
+            live=live,
+            other=other,
+        )
+
+
+def _listed(parts: Sequence[Composable]) -> Composed:
+    return SQL(", ").join(parts)
+
+
+def _of_t(columns: list[str]) -> list[Composable]:
+    return [Identifier("t", column) for column in columns]
+
+
+def _texts(parts: Sequence[Composable]) -> list[Composable]:
+    return [SQL("{}::text").format(part) for part in parts]
 
 
 def compare(

@@ -65,6 +65,13 @@ SELECT (SELECT %(all)s OR topic = ANY (%(topics)s::text[]) FROM {EVENTS}
         WHERE kind = 'projection' AND subscription = %(schema)s AND position = %(at)s)
 """.encode()
 
+# One moment for all that is read, and a planner that may read the whole log, however long it takes.
+SESSION = b"""
+SET TRANSACTION ISOLATION LEVEL REPEATABLE READ;
+SET LOCAL enable_seqscan = on;
+SET LOCAL statement_timeout = 0
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -99,65 +106,6 @@ class Block:
     @property
     def balanced(self) -> bool:
         return self.events == self.expected and self.surplus == 0 and self.surplus_sum == 0
-
-
-def blocks_of(conn: Connection[TupleRow], projection: Projection) -> list[Block]:
-    """Each block up to the copy's position, and any beyond it; [] when there is no such copy."""
-    with conn.cursor(row_factory=class_row(Block)) as cursor:
-        return cursor.execute(BLOCKS, _values(projection)).fetchall()
-
-
-def explain(conn: Connection[TupleRow], projection: Projection, block: Block) -> str:
-    """What is wrong in a block; the event is named where no more than one can be at fault."""
-    told = []
-    if block.events != block.expected:
-        told.append(f"the log has {block.events} of the {block.expected} events up to there")
-    if abs(block.surplus) == 1:
-        told.append(_name(conn, projection, block))
-    elif block.surplus:
-        told.append(_number(block.surplus))
-    elif block.surplus_sum:
-        told.append("as many events were left out as were counted too often")
-    return "; ".join(told)
-
-
-def _name(conn: Connection[TupleRow], projection: Projection, block: Block) -> str:
-    """The one event that is accounted once too often, or never, unless there are more of them."""
-    at = block.surplus_sum * block.surplus
-    values = _values(projection) | {"at": at}
-    ((wanted, status),) = conn.execute(SUSPECT, values).fetchall()
-    if block.surplus < 0:
-        return f"position {at} was left out" if wanted and not status else _number(block.surplus)
-    if wanted is None or (at - 1) // BLOCK_POSITIONS != block.block:
-        return _number(block.surplus)
-    if at > block.position:
-        return f"position {at} is accounted, but the copy stands at {block.position}"
-    if not wanted:
-        return f"position {at} was applied, and is of a topic that is skipped"
-    return f"position {at} was {f'{status} and applied' if status else 'applied twice'}"
-
-
-def _number(surplus: int) -> str:
-    if surplus < 0:
-        return f"{-surplus} more left out than counted too often"
-    return f"{surplus} more counted too often than left out"
-
-
-def _values(projection: Projection) -> dict[str, Any]:
-    return {
-        "schema": projection.schema,
-        "size": BLOCK_POSITIONS,
-        "all": isinstance(projection, RangeProjection),
-        "topics": [topic for event in projection.events for topic in topics_of(event)],
-    }
-
-
-# One moment for all that is read, and a planner that may read the whole log, however long it takes.
-SESSION = b"""
-SET TRANSACTION ISOLATION LEVEL REPEATABLE READ;
-SET LOCAL enable_seqscan = on;
-SET LOCAL statement_timeout = 0
-"""
 
 
 class NoSuchCopy(OperatorError):
@@ -225,13 +173,13 @@ class Completeness:
             return f"Replay {self.projection}; `verify` shows which of its rows are wrong."
         if self.unaccounted:
             return (
-                f"A release that kept no account applied the events up to {self.unaccounted}: "
+                f"A release without a ledger applied the events up to {self.unaccounted}: "
                 f"replay {self.projection} to have one."
             )
         return None
 
     def as_dict(self) -> dict[str, Any]:
-        """As the command line's --json and the HTTP API tell it."""
+        """Return what the command line's --json and the HTTP API show."""
         return {
             "projection": self.projection,
             "schema": self.schema,
@@ -248,11 +196,68 @@ class Completeness:
         }
 
 
+def blocks_of(conn: Connection[TupleRow], projection: Projection) -> list[Block]:
+    """Return each block up to the copy's position, and any beyond it.
+
+    [] when there is no such copy.
+    """
+    with conn.cursor(row_factory=class_row(Block)) as cursor:
+        return cursor.execute(BLOCKS, _values(projection)).fetchall()
+
+
+def explain(conn: Connection[TupleRow], projection: Projection, block: Block) -> str:
+    """Return what is wrong in a block.
+
+    The event is named where no more than one can be at fault.
+    """
+    findings = []
+    if block.events != block.expected:
+        findings.append(f"the log has {block.events} of the {block.expected} events up to there")
+    if abs(block.surplus) == 1:
+        findings.append(_name(conn, projection, block))
+    elif block.surplus:
+        findings.append(_number(block.surplus))
+    elif block.surplus_sum:
+        findings.append("as many events were left out as were counted too often")
+    return "; ".join(findings)
+
+
+def _name(conn: Connection[TupleRow], projection: Projection, block: Block) -> str:
+    """Return what is wrong with the one event that is accounted twice or never, if it is one."""
+    at = block.surplus_sum * block.surplus
+    values = _values(projection) | {"at": at}
+    ((wanted, status),) = conn.execute(SUSPECT, values).fetchall()
+    if block.surplus < 0:
+        return f"position {at} was left out" if wanted and not status else _number(block.surplus)
+    if wanted is None or (at - 1) // BLOCK_POSITIONS != block.block:
+        return _number(block.surplus)
+    if at > block.position:
+        return f"position {at} is accounted, but the copy stands at {block.position}"
+    if not wanted:
+        return f"position {at} was applied, and is of a topic that is skipped"
+    return f"position {at} was {f'{status} and applied' if status else 'applied twice'}"
+
+
+def _number(surplus: int) -> str:
+    if surplus < 0:
+        return f"{-surplus} more left out than counted too often"
+    return f"{surplus} more counted too often than left out"
+
+
+def _values(projection: Projection) -> dict[str, Any]:
+    return {
+        "schema": projection.schema,
+        "size": BLOCK_POSITIONS,
+        "all": isinstance(projection, RangeProjection),
+        "topics": [topic for event in projection.events for topic in topics_of(event)],
+    }
+
+
 def completeness(conn: Connection[TupleRow], projection: Projection) -> Completeness:
     """Account for every position of one copy, which may be running; changes nothing.
 
     What is provable: events left out and events counted too often hide each other only within one
-    block, in equal number and with equal sums of positions. Raises NoSuchCopy, and UnknownVersion.
+    block, in equal number and with equal sums of positions. Raise NoSuchCopy, and UnknownVersion.
     """
     with conn.transaction(force_rollback=True):
         conn.execute(SESSION)
@@ -274,7 +279,7 @@ def completeness(conn: Connection[TupleRow], projection: Projection) -> Complete
 
 
 def _of_its_version(conn: Connection[TupleRow], projection: Projection) -> Projection:
-    """What wants the events of this copy, which may be an older version of the projection."""
+    """Return the projection in the version of this copy."""
     seen = checkpoints.look(conn, projection.schema)
     if seen is None:
         raise NoSuchCopy(f"There is no copy {projection.schema} of {projection.name}.")

@@ -52,7 +52,7 @@ def connect(database_url: str, purpose: str) -> Connection[TupleRow]:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the database, not the content of an event, is at fault: then trying again helps."""
+    """Return whether the database, not an event, is at fault: then trying again helps."""
     return isinstance(error, OperationalError | InterfaceError) and not _too_big(error)
 
 

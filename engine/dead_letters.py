@@ -1,4 +1,4 @@
-"""Keep what subscriptions could not apply, handle or publish, until an operator has decided.
+"""Dead letters: what subscriptions could not apply, handle or publish, until an operator decides.
 
 One table holds the parked events of projections, the dead messages of consumers and the messages
 that the relay could not publish: with what went wrong, how often it was tried, and who decided what
@@ -186,7 +186,7 @@ class DeadLetter:
     reason: str | None
 
     def place(self) -> dict[str, Any]:
-        """Return which message it was, and where it lies: what is kept of one that was given up."""
+        """Return which message it was, and where it lies: what is recorded when it is given up."""
         return {
             "id": self.id,
             "consumer": self.subscription,
@@ -222,7 +222,7 @@ class ParkingOrder(NamedTuple):
 def reject(
     conn: Connection[Any], kind: SubscriptionKind, subscription: str, rejected: Iterable[Rejected]
 ) -> None:
-    """Keep messages that could not be handled or published; one that comes again counts up."""
+    """Store messages that could not be handled or published; one that comes again counts up."""
     for each in rejected:
         place = (kind, subscription, each.source, each.partition, each.position, each.topic)
         key = None if each.key is None else _storable(each.key)
@@ -354,7 +354,7 @@ def park(cursor: Cursor[Any], schema: str, position: int, error: str) -> None:
 
 
 def say_why(cursor: Cursor[Any], schema: str, position: int, actor: str, reason: str) -> None:
-    """Keep with an event that is set aside who wanted that, and why."""
+    """Record who wanted an event to be set aside, and why."""
     cursor.execute(SAY_WHY, (actor, reason, schema, position))
 
 
@@ -387,7 +387,7 @@ def applied(cursor: Cursor[Any], schema: str, position: int) -> None:
 
 
 def failed_again(cursor: Cursor[Any], schema: str, position: int, error: str) -> None:
-    """Keep what went wrong when a parked event was tried again."""
+    """Record what went wrong when a parked event was tried again."""
     cursor.execute(FAILED, (error, schema, position))
 
 

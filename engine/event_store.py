@@ -49,18 +49,6 @@ RETRY_PAUSE_SECONDS = 0.1
 
 T = TypeVar("T")
 
-__all__ = [
-    "EVENTS",
-    "EVENTS_CHANNEL",
-    "Appended",
-    "GroupCommitFactory",
-    "GroupCommitProcessRecorder",
-    "GroupCommitRecorder",
-    "Save",
-    "StoredAnswer",
-    "open_recorder",
-]
-
 EVENTS_CHANNEL = "backlot_events"
 """What PostgreSQL notifies of new events."""
 EVENTS = f"public.{EVENTS_CHANNEL}"
@@ -68,7 +56,7 @@ EVENTS = f"public.{EVENTS_CHANNEL}"
 TABLES = Path(__file__).with_name("sql") / "0001_event_store.log.sql"
 
 # Every query of this store is keyed. The planner must not think otherwise while the table is still
-# small, because the append function's plan is kept while the table grows.
+# small, because the append function's plan is cached while the table grows.
 SESSION = b"; SET enable_seqscan = off"
 
 
@@ -130,7 +118,7 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
     ) -> Sequence[int] | None:
         """Record the events together with whatever other threads want recorded now.
 
-        Returns their positions; raises IntegrityError when one of the versions exists already.
+        Return their positions; raise IntegrityError when one of the versions exists already.
         """
         if not stored_events:
             return None
@@ -141,8 +129,8 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
 
         Each save is atomic and fails alone: where one of its versions, or its idempotency key,
         exists already, its outcome is None and nothing of it is recorded; the others get their
-        positions. Returns after the commit is durable. A lost connection is retried for 5 s, and
-        whether the lost attempt was committed is then read from the store. Raises OperationalError
+        positions. Return after the commit is durable. A lost connection is retried for 5 s, and
+        whether the lost attempt was committed is then read from the store. Raise OperationalError
         or InterfaceError when the database stays away.
         """
         values = arguments(saves)
@@ -155,7 +143,7 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         return self._patiently("append_retried", work)
 
     def _patiently(self, retried: str, work: Callable[[Connection[Any], bool], T]) -> T:
-        """Do the work, and again on lost connections for up to 5 s; told whether it is a retry.
+        """Do the work, and for up to 5 s again on lost connections; it gets whether it is a retry.
 
         Not on a database that says nothing: it has had the time that a request has.
         """
@@ -184,7 +172,7 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
     def _recorded_before(
         self, conn: Connection[Any], saves: Sequence[Save], refused: set[int]
     ) -> dict[int, range]:
-        """Those refused saves that an earlier attempt, whose answer was lost, did record."""
+        """Return those refused saves that an earlier attempt, whose answer was lost, did record."""
         found: dict[int, range] = {}
         for index in refused:
             positions = [self._position_of(conn, event) for event in saves[index].events]
@@ -208,7 +196,7 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         self.datastore.close()
 
     def connection(self) -> Any:
-        """A pooled connection in autocommit mode, its errors translated to the library's."""
+        """Return a pooled connection in autocommit mode, its errors translated to the library's."""
         return self.datastore.get_connection()
 
     def fetch(
@@ -217,9 +205,9 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         answers: Sequence[tuple[str, str]],
         also: Callable[[Cursor[TupleRow]], T],
     ) -> tuple[list[TupleRow], list[StoredAnswer], int, T]:
-        """What a batch of commands needs to be decided, read in one go.
+        """Return what a batch of commands needs to be decided, read in one go.
 
-        `also` reads what answers need beside the streams. Then come the answers kept under
+        `also` reads what answers need beside the streams. Then come the answers stored under
         `(actor, key)`, and the events of each `(stream, after version)`, ordered by version within
         the stream, together with the head position of the same moment. A lost connection is
         retried for 5 s.
@@ -231,18 +219,18 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         ) -> tuple[list[TupleRow], list[StoredAnswer], int, T]:
             with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
                 extra = also(cursor)
-                kept: list[StoredAnswer] = []
+                stored: list[StoredAnswer] = []
                 if answers:
                     cursor.execute(self.select_answers_statement, columns(answers), prepare=True)
-                    kept = [StoredAnswer(*row) for row in cursor.fetchall()]
+                    stored = [StoredAnswer(*row) for row in cursor.fetchall()]
                 cursor.execute(self.select_streams_statement, wanted, prepare=True)
                 (_, head, *_), *rows = cursor.fetchall()
-                return rows, kept, head, extra
+                return rows, stored, head, extra
 
         return self._patiently("load_retried", work)
 
     def forget_answers(self, older_than_hours: float) -> int:
-        """Delete idempotency answers past their lifetime; returns how many."""
+        """Delete idempotency answers past their lifetime; return how many."""
         with self.connection() as conn, unhurried(conn):
             cursor = conn.execute(
                 self._sql(
@@ -287,7 +275,7 @@ def open_recorder(
     name: str = "backlot",
     limits: Limits = SHORT_WORK,
 ) -> GroupCommitRecorder:
-    """A recorder on the database at a libpq URL, which has its tables already.
+    """Return a recorder on the database at a libpq URL, which has its tables already.
 
     `engine.migrations` makes those of Backlot; tests that give another `name` create theirs.
     """

@@ -1,6 +1,6 @@
-"""Lets a query wait until what it is made from holds what its client has already been told.
+"""Freshness: a query waits until its read models include the position that its client has seen.
 
-One poller serves everybody who waits in this process, and only while somebody waits.
+One poller serves all waiting queries of a process, and runs only while there are some.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 Pool = AsyncConnectionPool[LiveAsyncConnection[TupleRow]]
 
 POLL_SECONDS = 0.01
-# Even who does not want to wait gets one look.
+# A query with no time left still gets one look.
 SHORTEST_WAIT_SECONDS = 0.1
 # A call may come just before what is waited for can be read (from Kafka, say): hence again.
 CALL_SECONDS = 0.1
@@ -71,7 +71,7 @@ class Freshness:
 
     @property
     def is_asked(self) -> bool:
-        """Whether the client said so, rather than take what there is."""
+        """Whether the client named a position."""
         return self.position != BEGINNING
 
     @property
@@ -84,7 +84,7 @@ WHATEVER_THERE_IS = Freshness()
 
 @dataclass(slots=True, eq=False)
 class Wait:
-    """Somebody who waits for each of these names to reach its position."""
+    """A query that waits for each of these names to reach its position."""
 
     wanted: Mapping[str, Position]
     reached: asyncio.Future[None]
@@ -105,19 +105,19 @@ class Waiting:
         """`query` says on `pool` how far each is; they are called where the log is.
 
         `projections` are those of this program: it can tell which copies it can't feed. Whatever
-        else is waited for is taken to be fed by somebody.
+        else is waited for is assumed to be fed by some process.
         """
         self._pool = pool
         self._query = query
         self._log_pool = log_pool or pool
         self._versions = {each.schema: each.versions for each in projections}
-        # Copies of versions that this program can't feed, and since when nobody else does either.
+        # Copies of versions that this program can't feed, and since when none does.
         self._unfed: dict[str, float] = {}
         self._poll_seconds = poll_seconds
         self._waits: set[Wait] = set()
         self._positions: Mapping[str, Position] = {}
         self._poller: asyncio.Task[None] | None = None
-        # Whether somebody has begun to wait since they were told to hurry, and when that was.
+        # Whether a query has begun to wait since the last call to hurry, and when that call was.
         self._uncalled = False
         self._called = float("-inf")
 
@@ -125,7 +125,7 @@ class Waiting:
         """Return when each of these (by schema, or by consumer) has taken its position in.
 
         A copy that no process can feed until its replay has ended is not waited for: then this
-        returns how far in the log the one that is farthest behind has come; otherwise None. Raises
+        returns how far in the log the one that is farthest behind has come; otherwise None. Raise
         ReadModelBehind after the timeout, and what the database raises when it is away.
         """
         wait = Wait(wanted, asyncio.get_running_loop().create_future())
@@ -175,13 +175,13 @@ class Waiting:
                 await conn.execute(NOTIFY, (EVENTS, HURRY))
 
     def _lacks(self, name: str, version: int | None) -> bool:
-        """Whether it is a copy of a projection of this program that this one can't feed."""
+        """Return whether it is a copy of a projection of this program that this one can't feed."""
         return name in self._versions and version not in self._versions[name]
 
     async def _without_runner(
         self, conn: LiveAsyncConnection[TupleRow], schemas: Collection[str]
     ) -> dict[str, float]:
-        """Those copies that no process runs, with the moment at which that was seen first."""
+        """Return the copies that no process runs, with the time of the first look."""
         active = await conn.execute(ACTIVE, (int(LockClass.PROJECTION),))
         held = {key for (key,) in await active.fetchall()}
         now = time.monotonic()
@@ -201,7 +201,7 @@ class Waiting:
                     wait.reached.set_result(None)
 
     def _is_over(self, wait: Wait, standing: Collection[str]) -> bool:
-        """Whether each that is waited for has come as far as is wanted, or stands still."""
+        """Return whether each that is waited for has come as far as is wanted, or stands still."""
         return all(
             name in standing or self._covers(name, position)
             for name, position in wait.wanted.items()
@@ -220,7 +220,7 @@ class Waiting:
 
 
 async def _read(conn: LiveAsyncConnection[TupleRow], query: bytes) -> list[tuple[Any, ...]]:
-    """What the query finds; nothing where none has ever begun."""
+    """Return what the query finds; nothing where none has ever begun."""
     try:
         return await (await conn.execute(query)).fetchall()
     except UndefinedTable:

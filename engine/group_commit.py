@@ -1,4 +1,4 @@
-"""Group commit for threads: whoever finds nobody at work commits for all that wait."""
+"""Group commit for threads: a thread that finds no commit under way commits for all that wait."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from eventsourcing.persistence import IntegrityError, StoredEvent
 from infra.postgres.connection import array
 
 NO_ANSWERS = ("{}",) * 6
+MAX_EVENTS_PER_COMMIT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswer:
-    """What a caller was told, kept under its idempotency key together with the events.
+    """The answer to a command, stored under its idempotency key together with the events.
 
-    `telemetry` is not kept: it is the head of the telemetry when the answer is given.
+    `telemetry` is not stored: it is the head of the telemetry when the answer is given.
     """
 
     actor: str
@@ -40,7 +41,10 @@ class Save:
     answers: Sequence[StoredAnswer] = ()
 
     def keys(self) -> set[Any]:
-        """What must not exist yet; raises IntegrityError when the save contradicts itself."""
+        """Return what must not exist yet.
+
+        Raise IntegrityError when the save contradicts itself.
+        """
         keys: set[Any] = {(e.originator_id, e.originator_version) for e in self.events}
         if len(keys) < len(self.events):
             raise IntegrityError("One save holds the same version of a stream twice.")
@@ -107,9 +111,6 @@ def outcomes(
             position += len(save.events)
 
 
-MAX_EVENTS_PER_COMMIT = 10_000
-
-
 class Ticket:
     """A save in the queue of the group commit; its thread sleeps until `wake`."""
 
@@ -141,18 +142,21 @@ class GroupCommit:
         self._has_leader = False
 
     def __len__(self) -> int:
-        """How many saves wait for their batch."""
+        """Return how many saves wait for their batch."""
         return len(self._queue)
 
     def save(self, save: Save) -> range:
-        """Its positions, once it is durable; IntegrityError when one of its versions exists."""
+        """Return its positions, once it is durable.
+
+        IntegrityError when one of its versions exists.
+        """
         ticket = Ticket(save)
         with self._lock:
             self._queue.append(ticket)
             ticket.leads, self._has_leader = not self._has_leader, True
         if not ticket.leads:
             ticket.sleep()
-        # Woken up as the leader, it commits for all that wait; else somebody did it for it.
+        # Woken up as the leader, it commits for all that wait; else another thread did.
         if ticket.leads:
             self._lead(ticket)
         if ticket.error is not None:
@@ -162,7 +166,7 @@ class GroupCommit:
         return ticket.outcome
 
     def _lead(self, leader: Ticket) -> None:
-        """Commit one batch, hand the lead to whoever waits longest, and wake the others."""
+        """Commit one batch, hand the lead to the thread that waits longest, and wake the others."""
         with self._lock:
             tickets = self._take_disjoint()
         try:
@@ -185,9 +189,12 @@ class GroupCommit:
                 ticket.wake()
 
     def _take_disjoint(self) -> list[Ticket]:
-        """The oldest waiting saves of which no two want the same version; the others wait on."""
+        """Return the oldest waiting saves of which no two want the same version.
+
+        The others wait on.
+        """
         taken: list[Ticket] = []
-        kept: list[Ticket] = []
+        waiting: list[Ticket] = []
         keys: set[Any] = set()
         events = 0
         while self._queue and events < MAX_EVENTS_PER_COMMIT:
@@ -196,7 +203,7 @@ class GroupCommit:
                 taken.append(ticket)
                 events += len(ticket.save.events)
             else:
-                kept.append(ticket)
+                waiting.append(ticket)
             keys |= ticket.keys
-        self._queue.extendleft(reversed(kept))
+        self._queue.extendleft(reversed(waiting))
         return taken

@@ -1,4 +1,4 @@
-"""One active process for a job: whoever holds its lock, on the connection that it works with.
+"""One active process for a job: the one that holds its lock, on the connection that it works with.
 
 A process that lost the lock can't write either: the right and the means end at the same moment.
 """
@@ -24,7 +24,7 @@ class Leader(Protocol):
     """Who may work: asked on the connection that works."""
 
     def take(self, conn: Connection[TupleRow]) -> bool:
-        """Whether this process leads from now on."""
+        """Return whether this process leads from now on."""
 
     def release(self, conn: Connection[TupleRow]) -> None:
         """Let another process lead."""
@@ -55,12 +55,12 @@ class EveryProcess:
         return True
 
     def release(self, conn: Connection[TupleRow]) -> None:
-        """There is nothing to let go of."""
+        """Nothing is held."""
 
 
 @asynccontextmanager
 async def leading(database_url: str, job: str) -> AsyncIterator[ThreadedConnection]:
-    """Wait until no other process does that job, and be the one that does it.
+    """Wait until no other process does that job, and lead it.
 
     Raise psycopg.OperationalError when the database is away.
     """

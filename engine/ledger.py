@@ -15,7 +15,7 @@ from psycopg import Connection, Cursor
 BLOCK_POSITIONS = 10_000
 """Positions 1 to 10,000 are block 0, and so on: a million events cost a copy a hundred rows."""
 
-# In the order of the blocks, so that two who apply to one copy never wait for each other in turn.
+# In the order of the blocks, so that two processes that apply to one copy never deadlock.
 ADD = b"""
 INSERT INTO projections.ledger AS l (schema, block, applied, positions)
 SELECT %b, * FROM unnest(%b::bigint[], %b::bigint[], %b::numeric[])
@@ -39,7 +39,7 @@ DROP = b"DELETE FROM projections.ledger WHERE schema = %s"
 
 
 def block_of(position: int) -> int:
-    """The block in which a position (from 1) is accounted."""
+    """Return the block in which a position (from 1) is accounted."""
     return (position - 1) // BLOCK_POSITIONS
 
 

@@ -26,6 +26,8 @@ END_OF_LOG = 2**63 - 1
 WINDOW_BATCHES = 10
 MAX_WINDOW_BYTES = 16 * 1024 * 1024
 
+HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
+
 READ = f"""
 SELECT notification_id, originator_id, originator_version, topic, state FROM (
     SELECT notification_id, originator_id, originator_version, topic, state,
@@ -59,7 +61,7 @@ class Stored(NamedTuple):
 
 
 class StreamShare(NamedTuple):
-    """One of `of` parts of all streams, by number (from 0): for who shares the log with others."""
+    """One of `of` parts of all streams, by number (from 0): processes share the log by them."""
 
     number: int
     of: int
@@ -90,7 +92,7 @@ class Log:
         self._batch_events = batch_events
 
     def read(self, conn: Connection[TupleRow], after: int, head: int) -> LogWindow:
-        """The next wanted events, at most `batch_events` and about 16 MiB of them.
+        """Return the next wanted events, at most `batch_events` and about 16 MiB of them.
 
         The window reaches at most ten batches far, so that no read takes long however rare the
         wanted events are.
@@ -107,7 +109,7 @@ class Log:
         return LogWindow(events, events[-1].position if cut else until)
 
     def decode(self, stored: Stored) -> Recorded:
-        """The event in its newest shape; raises MapperDeserialisationError."""
+        """Return the event in its newest shape; raise MapperDeserialisationError."""
         position, stream_id, version, topic, state = stored
         return Recorded(position, self._mapper.decode(stream_id, version, topic, state))
 

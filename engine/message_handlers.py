@@ -1,7 +1,7 @@
 """Handlers of messages: each is handled once for all that is known, and none is lost.
 
-What can't be read or handled is a dead letter, kept with the reason until an operator has it
-handled after all, or gives it up.
+What can't be read or handled is a dead letter with its reason, until an operator has it handled
+after all, or gives it up.
 """
 
 from __future__ import annotations
@@ -23,26 +23,50 @@ from engine.messages import (
     Consumer,
     Dead,
     Fetched,
-    Keeper,
     Place,
     Poison,
     Raw,
     Received,
+    Sink,
     Unreadable,
-)
-from engine.metrics import (
-    CONSUMED,
-    CONSUMER_DEAD,
-    CONSUMER_DIED,
-    CONSUMER_FAILURES,
-    CONSUMER_LAG,
-    CONSUMER_LAG_SECONDS,
 )
 from engine.sources import MessageSource
 from engine.subscription import CheckpointReader, Handler
 from infra.errors import describe
+from infra.metrics import counter, gauge
 
 log = structlog.get_logger(__name__)
+
+CONSUMED = counter(
+    "backlot_consumer_messages",
+    "Messages that a consumer has handled, by topic.",
+    ("consumer", "topic"),
+)
+CONSUMER_LAG = gauge(
+    "backlot_consumer_lag_messages",
+    "Positions of the log (with Kafka: messages) between its end and the consumer.",
+    ("consumer",),
+)
+CONSUMER_LAG_SECONDS = gauge(
+    "backlot_consumer_lag_seconds",
+    "Age of the oldest message that the consumer is at; 0 when it is caught up.",
+    ("consumer",),
+)
+CONSUMER_FAILURES = counter(
+    "backlot_consumer_failures",
+    "Times that a consumer could not go on, and tried again later (source, handler).",
+    ("consumer", "step"),
+)
+CONSUMER_DIED = counter(
+    "backlot_consumer_died",
+    "Messages that a consumer could not read or handle, and set aside.",
+    ("consumer", "topic"),
+)
+CONSUMER_DEAD = gauge(
+    "backlot_consumer_dead",
+    "Messages of the consumer that are set aside.",
+    ("consumer",),
+)
 
 REDRIVE_MESSAGES = 100
 
@@ -71,14 +95,14 @@ class MessageCheckpoint(CheckpointReader, Protocol):
         """Write down, in one transaction, what became of messages that were dead."""
 
     def wanted(self, conn: Connection[TupleRow], limit: int) -> list[Raw]:
-        """Return dead messages that somebody wants to have handled after all."""
+        """Return dead messages that an operator wants to have handled after all."""
 
     def count_dead(self, conn: Connection[TupleRow]) -> int:
         """Return how many messages are dead."""
 
 
 class MessageHandler(Handler[Fetched]):
-    """What all handlers of messages do: write down what became of them, tell, and redrive."""
+    """What all handlers of messages do: write down what became of them, measure, and redrive."""
 
     def __init__(
         self,
@@ -88,7 +112,7 @@ class MessageHandler(Handler[Fetched]):
         *,
         hurried: asyncio.Event | None = None,
     ) -> None:
-        """`hurried` is set while somebody waits for what is made of what was recorded."""
+        """`hurried` is set while a query waits for what the messages lead to."""
         self._name = name
         self._source = source
         self._checkpoint = checkpoint
@@ -145,9 +169,9 @@ class MessageHandler(Handler[Fetched]):
         await self._write_places(conn)
 
     async def stop(self) -> None:
-        """Withdraw the gauges: whoever is active next tells how far the consumer is."""
-        for gauge in (CONSUMER_LAG, CONSUMER_LAG_SECONDS, CONSUMER_DEAD):
-            gauge.remove(self._name)
+        """Withdraw the gauges: the process that is active next sets them."""
+        for each in (CONSUMER_LAG, CONSUMER_LAG_SECONDS, CONSUMER_DEAD):
+            each.remove(self._name)
 
     def failed(self, error: Exception, step: str = "source") -> None:
         """Count and log what stopped the consumer, or its handling of a batch."""
@@ -182,7 +206,7 @@ class MessageHandler(Handler[Fetched]):
             at: Connection[TupleRow], handled: Iterable[Received], dead: Iterable[Dead]
         ) -> None:
             dead = list(dead)
-            # Those that were handled before, however they died, need not be kept either.
+            # Those that were handled before, however they died, need not stay dead letters either.
             poisonous = {each.id for each in dead if each.id is not None}
             revived = [each for each in readable if each.id not in poisonous]
             self._checkpoint.settle_redriven(at, revived, dead)
@@ -259,25 +283,25 @@ class ConsumerHandler(MessageHandler):
         return list(fresh.values()), dead
 
 
-class KeeperHandler(MessageHandler):
-    """Has a keeper store rows, in the transaction that moves its checkpoint.
+class SinkHandler(MessageHandler):
+    """Has a sink store rows, in the transaction that moves its checkpoint.
 
     What comes again after a crash was either stored with the checkpoint, or not at all.
     """
 
     def __init__(
         self,
-        keeper: Keeper,
+        sink: Sink,
         source: MessageSource,
         checkpoint: MessageCheckpoint,
         *,
         hurried: asyncio.Event,
     ) -> None:
-        super().__init__(keeper.name, source, checkpoint, hurried=hurried)
-        self._keeper = keeper
+        super().__init__(sink.name, source, checkpoint, hurried=hurried)
+        self._sink = sink
 
     async def start(self, conn: ThreadedConnection) -> None:
-        await conn.do(self._keeper.prepare)
+        await conn.do(self._sink.prepare)
         await super().start(conn)
 
     async def _work(
@@ -301,7 +325,7 @@ class KeeperHandler(MessageHandler):
             CONSUMER_FAILURES.labels(self._name, "handler").inc()
             await self._bury(found)
             buried += found
-        await self._keeper.stored(conn)
+        await self._sink.stored(conn)
         return list(fresh.values()), buried
 
     def _store(
@@ -312,7 +336,7 @@ class KeeperHandler(MessageHandler):
         write: Write,
     ) -> None:
         with conn.transaction():
-            self._keeper.store(conn, messages)
+            self._sink.store(conn, messages)
             # Whether a message is known the rows themselves say.
             write(conn, (), dead)
 
@@ -331,4 +355,4 @@ class KeeperHandler(MessageHandler):
 
     def _try(self, conn: Connection[TupleRow], message: Received) -> None:
         with conn.transaction(force_rollback=True):
-            self._keeper.store(conn, [message])
+            self._sink.store(conn, [message])

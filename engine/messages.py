@@ -33,7 +33,7 @@ class Received(NamedTuple):
 
     @property
     def raw(self) -> Raw:
-        """The message as it came, for whoever has to look at it again."""
+        """The message as it came, to be read again later."""
         return self.came()
 
 
@@ -94,7 +94,7 @@ class Unreadable(Exception):
 
 
 class Consumer(Protocol):
-    """What is done about messages; `name` keeps its place and must never change.
+    """What is done about messages; `name` is that of its checkpoint and must never change.
 
     `handle` is given messages in order per topic and key (Kafka keeps no order between topics), and
     may be given them again after a crash: what it starts has to be safe to repeat. It raises Poison
@@ -111,7 +111,7 @@ class Consumer(Protocol):
     async def handle(self, batch: Sequence[Received]) -> None: ...
 
 
-class Keeper(Protocol):
+class Sink(Protocol):
     """A consumer whose work is rows, beside which its places lie: both change or neither does.
 
     `store` runs in the transaction that moves the places, and may be given again what it has

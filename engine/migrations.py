@@ -39,6 +39,8 @@ CREATE TABLE IF NOT EXISTS {table} (
 EXISTS = b"SELECT to_regclass(%s) IS NOT NULL"
 APPLIED = "SELECT version, name, digest FROM {table} ORDER BY version"
 RECORD = "INSERT INTO {table} (version, name, digest) VALUES (%s, %s, %s)"
+LOG = "log"
+"""The kind of database that holds the event log; others hold checkpoints and dead letters only."""
 
 
 class UnknownMigration(OperatorError):
@@ -47,7 +49,7 @@ class UnknownMigration(OperatorError):
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One file of SQL; its digest tells whether it is the one that was applied."""
+    """One file of SQL; its digest shows whether it is the one that was applied."""
 
     version: int
     name: str
@@ -81,25 +83,23 @@ class MigrationSet:
 
 
 ENGINE = MigrationSet("engine", Path(__file__).with_name("sql"), "public", "backlot_migrations")
-LOG = "log"
-"""The kind of database that holds the event log; others hold checkpoints and dead letters only."""
 
 
 @cache
 def _read(folder: Path) -> Sequence[Migration]:
     found = []
     for path in sorted(folder.glob("*.sql")):
-        told = NAME.fullmatch(path.name)
-        if told is None:
+        match = NAME.fullmatch(path.name)
+        if match is None:
             raise ValueError(f"{path.name} is no name for a migration.")
-        found.append(Migration(int(told["version"]), path.name, path.read_bytes(), told["kind"]))
+        found.append(Migration(int(match["version"]), path.name, path.read_bytes(), match["kind"]))
     return found
 
 
 def migrate(conn: Connection[Any], wanted: MigrationSet, kind: str | None = None) -> int:
     """Apply the files that the database lacks, each in a transaction; return the newest version.
 
-    Where nothing is missing, nothing is written and nobody is waited for. `conn` has to be in
+    Where nothing is missing, nothing is written and no lock is taken. `conn` has to be in
     autocommit mode. Raise UnknownMigration where a newer or another release has applied files, and
     psycopg.Error; a file that fails leaves nothing behind.
     """

@@ -1,7 +1,7 @@
-"""Wakes everything in a process that follows what is recorded: one LISTEN connection for all.
+"""Notifications: one LISTEN connection of a process wakes every subscription in it.
 
-A notification that says `hurry` comes from somebody who waits for what a subscription makes. Then
-it also cuts short the time in which the subscription lets events gather.
+A notification `hurry` comes from a query that waits for a read model. It also ends the time in
+which a subscription lets events gather.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from infra.postgres.connection import open_async_connection
 log = structlog.get_logger(__name__)
 
 EVENTS = EVENTS_CHANNEL
-"""The channel of the event log, and of what operators change about who follows it."""
+"""The channel of the event log, and of what operators change about its subscriptions."""
 CHANNELS = (EVENTS, telemetry.CHANNEL)
 HURRY = "hurry"
-"""What somebody who waits says on the channel of the event log."""
+"""The payload that a waiting query sends on the channel of the event log."""
 NOTIFY = b"SELECT pg_notify(%s, %s)"
 
 # Notifications that arrive within this time after one are answered together.
@@ -59,7 +59,7 @@ class Notifications:
         return wake
 
     def hurried(self) -> asyncio.Event:
-        """Return an event that is set when somebody waits; after those of `subscribe` are."""
+        """Return an event that is set when a query waits; after those of `subscribe` are."""
         hurry = asyncio.Event()
         self._hurried.append(hurry)
         return hurry
@@ -76,11 +76,11 @@ class Notifications:
                 await asyncio.sleep(backoff.next())
 
     async def _listen(self, conn: AsyncConnection[TupleRow], backoff: Backoff) -> None:
-        # All, whoever has subscribed yet.
+        # All channels: subscribers may come later.
         for channel in CHANNELS:
             await conn.execute(SQL("LISTEN {}").format(Identifier(channel)))
         backoff.reset()
-        # Something may have been recorded while nobody listened.
+        # Something may have been recorded while there was no listener.
         for channel in CHANNELS:
             self._wake(channel)
         while True:

@@ -1,7 +1,7 @@
 """Records what operators do: the request before anything is done, what came of it after.
 
-Whoever carries an operation out holds its claim, an advisory lock. So an operation that is not
-finished and not claimed was left by a process that died, and another one can tell.
+The process that carries an operation out holds its claim, an advisory lock. So an operation that is
+neither finished nor claimed was left by a process that died.
 """
 
 from __future__ import annotations
@@ -29,6 +29,15 @@ from infra.errors import describe
 log = structlog.get_logger(__name__)
 
 
+@dataclass(slots=True)
+class Recording:
+    """An operation under way: what its `finished` event will say unless an error ends it."""
+
+    operation_id: UUID
+    outcome: OperationOutcome = OperationOutcome.DONE
+    result: Members = field(default_factory=dict)
+
+
 def claim(conn: Connection[Any], operation_id: UUID) -> bool:
     """Take the right to carry the operation out, for as long as the connection lives."""
     return try_lock(conn, operation_lock(operation_id))
@@ -42,7 +51,7 @@ def release(conn: Connection[Any], operation_id: UUID) -> None:
 
 
 def load(recorder: GroupCommitRecorder, operation_id: UUID) -> Operation:
-    """The operation as the log knows it; version 0 where nothing is recorded."""
+    """Return the operation as the log knows it; version 0 where nothing is recorded."""
     operation = Operation.blank(operation_id)
     for stored in recorder.select_events(operation_id):
         event = MAPPER.to_domain_event(stored)
@@ -61,7 +70,7 @@ def request(
 ) -> Operation:
     """Record that this is wanted; the operation is a conversation of its own.
 
-    Raises DomainError for what an operation can't be, PersistenceError when the store is away.
+    Raise DomainError for what an operation can't be, PersistenceError when the store is away.
     """
     operation = load(recorder, operation_id)
     conversation = str(operation_id)
@@ -78,7 +87,7 @@ def finish(
     result: Members,
     actor: str,
 ) -> None:
-    """Record how it ended, unless somebody did already; caused by the request's event."""
+    """Record how it ended, unless that is recorded already; caused by the request's event."""
     saved = False
     while not saved:
         operation = load(recorder, operation_id)
@@ -97,15 +106,6 @@ def _save(recorder: GroupCommitRecorder, aggregate: Aggregate) -> bool:
     return outcome is not None
 
 
-@dataclass(slots=True)
-class Recording:
-    """An operation under way: what its `finished` event will say unless an error ends it."""
-
-    operation_id: UUID
-    outcome: OperationOutcome = OperationOutcome.DONE
-    result: Members = field(default_factory=dict)
-
-
 @contextmanager
 def recording(
     recorder: GroupCommitRecorder,
@@ -121,7 +121,7 @@ def recording(
     """
     running = Recording(operation_id or uuid4())
     with recorder.connection() as conn:
-        # Claimed first: who sees the request must not think that nobody carries it out.
+        # Claimed first: a process that sees the request must find it claimed.
         claim(conn, running.operation_id)
         try:
             request(recorder, running.operation_id, actor, action, subject, parameters)

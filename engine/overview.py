@@ -68,7 +68,7 @@ class Rates:
         self._rates: dict[str, float] = {}
 
     def of(self, copy: Copy) -> float | None:
-        """The copy's rate, this being a look at it; None at the first one."""
+        """Return the copy's rate, this being a look at it; None at the first one."""
         now = self._clock()
         at, position = self._looks.setdefault(copy.schema, (now, copy.position))
         if now - at >= LOOK_SECONDS:
@@ -79,7 +79,7 @@ class Rates:
 
 
 async def overview(conn: AsyncConnection[TupleRow]) -> list[CopyProgress]:
-    """All copies of all projections, by schema."""
+    """Return all copies of all projections, by schema."""
     async with conn.cursor(row_factory=class_row(Copy)) as cursor:
         await cursor.execute(COPIES)
         copies = await cursor.fetchall()

@@ -1,4 +1,4 @@
-"""Shows the events that a copy could not apply and set aside, and what operators decided."""
+"""Parked events, which a copy could not apply: shown, discarded, parked by order, tried again."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ from engine.projection import Projection, RangeProjection
 from infra.errors import OperatorError, describe, fault_of
 from infra.utc import rfc3339
 
+log = structlog.get_logger(__name__)
+
 PAGE_EVENTS = 100
 
 SELECT = f"""
@@ -43,228 +45,6 @@ ORDER BY p.position LIMIT %(limit)s
 """
 AT = " AND p.position = %(position)s"
 OF_TOPIC = " AND p.status = 'parked' AND e.topic = %(topic)s ORDER BY p.position"
-
-
-class ParkedStatus(StrEnum):
-    """Whether the event waits for a decision, or somebody decided to leave it out."""
-
-    PARKED = "parked"
-    DISCARDED = "discarded"
-
-
-class NotParked(OperatorError):
-    """No event that waits for a decision is set aside at that position."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parked:
-    """An event that one copy has set aside; where the log lost it, it has no topic and stream.
-
-    Who decided, when and why: of the operator who discarded it, or had it parked.
-    """
-
-    schema: str
-    position: int
-    topic: str | None
-    stream_id: UUID | None
-    version: int | None
-    error: str
-    attempts: int
-    parked_at: datetime
-    status: str
-    decided_by: str | None
-    decided_at: datetime | None
-    reason: str | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """As the command line's --json and the HTTP API tell it; without what is None."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {_camel(name): _plain(value) for name, value in values.items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A parked event with its content, as far as the mode admits.
-
-    `payload` is that of the newest version of the event, whose topic is `newest_topic`. Of an
-    event that nobody can read it is None; then `unreadable` says why, and `raw` is what is stored.
-    """
-
-    parked: Parked
-    actor: str | None = None
-    recorded_at: datetime | None = None
-    newest_topic: str | None = None
-    payload: dict[str, Any] | None = None
-    unreadable: str | None = None
-    raw: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields of the parked event and these, without what is None."""
-        names = ("actor", "recorded_at", "newest_topic", "payload", "unreadable", "raw")
-        values = {_camel(name): _plain(getattr(self, name)) for name in names}
-        told = {name: value for name, value in values.items() if value is not None}
-        return {**self.parked.as_dict(), **told}
-
-
-def parked(
-    conn: Connection[TupleRow],
-    schema: str,
-    *,
-    status: ParkedStatus | None = None,
-    after: int = 0,
-    limit: int = PAGE_EVENTS,
-) -> list[Parked]:
-    """The next events that a copy has set aside after a position, of any status or one."""
-    values = {"schema": schema, "status": status, "after": after, "limit": limit}
-    with conn.cursor(row_factory=class_row(Parked)) as cursor:
-        return cursor.execute((SELECT + PAGE).encode(), values).fetchall()
-
-
-def find(conn: Connection[TupleRow], schema: str, position: int) -> Parked:
-    """The event that is set aside at a position; raises NotParked."""
-    with conn.cursor(row_factory=class_row(Parked)) as cursor:
-        values = {"schema": schema, "position": position}
-        found = cursor.execute((SELECT + AT).encode(), values).fetchone()
-    if found is None:
-        raise NotParked(f"{schema} has set no event aside at position {position}.")
-    return found
-
-
-def alike(conn: Connection[TupleRow], schema: str, position: int) -> list[int]:
-    """Where events wait that are of the topic of the one at a position and failed as it did.
-
-    It is among them if it waits itself. Raises NotParked.
-    """
-    like = find(conn, schema, position)
-    with conn.cursor(row_factory=class_row(Parked)) as cursor:
-        values = {"schema": schema, "topic": like.topic}
-        waiting = cursor.execute((SELECT + OF_TOPIC).encode(), values).fetchall()
-    return [each.position for each in waiting if fault_of(each.error) == fault_of(like.error)]
-
-
-def show(
-    conn: Connection[TupleRow],
-    schema: str,
-    position: int,
-    *,
-    mapper: EventMapper,
-    mode: PayloadMode = PayloadMode.FULL,
-) -> Shown:
-    """One of them with its content, upcast to its newest version; raises NotParked."""
-    found = find(conn, schema, position)
-    row = conn.execute(READ_ONE, (position,)).fetchone()
-    if row is None:
-        return Shown(found, unreadable="It is not in the log any more.")
-    stored = Stored(*row)
-    try:
-        event = mapper.decode(*stored[1:])
-    except MapperDeserialisationError as error:
-        raw = stored.state.decode(errors="backslashreplace")
-        return Shown(
-            found, unreadable=describe(error), raw=raw if mode is PayloadMode.FULL else None
-        )
-    return Shown(
-        found,
-        actor=mask_actor(event.actor, mode),
-        recorded_at=event.timestamp,
-        newest_topic=event.TOPIC,
-        payload=present(orjson.loads(mapper.to_stored_event(event).state), mode),
-    )
-
-
-def _camel(name: str) -> str:
-    first, *others = name.split("_")
-    return first + "".join(word.capitalize() for word in others)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return rfc3339(value)
-    return str(value) if isinstance(value, UUID) else value
-
-
-log = structlog.get_logger(__name__)
-
-
-class NotStopped(OperatorError):
-    """The projection does not stand in front of an event that it can't apply."""
-
-
-class NoReason(OperatorError):
-    """An event is left out only for a reason that is written down."""
-
-
-def remedy(name: str) -> str:
-    """What an operator does about a projection that stands in front of an event it can't apply."""
-    return (
-        f"remove the cause and `backlot projections resume {name}`, or go on without the event: "
-        f"`backlot projections parked park {name} --reason …`"
-    )
-
-
-def discard(
-    conn: Connection[TupleRow], schema: str, position: int, *, reason: str, actor: str
-) -> Parked:
-    """Leave a parked event out of this copy, and of those that are built and can't apply it either.
-
-    Raises NotParked, and NoReason where none is given.
-    """
-    if not discard_all(conn, schema, [position], reason=reason, actor=actor):
-        raise NotParked(f"No event of {schema} waits for a decision at position {position}.")
-    return find(conn, schema, position)
-
-
-def discard_all(
-    conn: Connection[TupleRow], schema: str, positions: Sequence[int], *, reason: str, actor: str
-) -> list[int]:
-    """The same with several; returns those that waited for a decision. Raises NoReason."""
-    _demand(reason)
-    with conn.transaction(), conn.cursor() as cursor:
-        found = dead_letters.discard(cursor, schema, positions, actor=actor, reason=reason)
-        notify(cursor)
-    for position in found:
-        log.warning("projection_event_discarded", projection=schema, position=position, actor=actor)
-    return found
-
-
-def park_and_go_on(
-    conn: Connection[TupleRow],
-    projection: Projection,
-    *,
-    reason: str,
-    actor: str,
-    all_like: int | None = None,
-) -> Parked:
-    """Park the event that a projection stopped in front of, and let it run behind that.
-
-    `all_like` is that event's position, to have every event parked that is in the log now, of its
-    topic, and fails with its error. Raises NotStopped, and NoReason where none is given.
-    """
-    _demand(reason)
-    name, schema = projection.name, projection.schema
-    if isinstance(projection, RangeProjection):
-        raise NotStopped(f"{name} is made from stretches of the log: no single event is at fault.")
-    with conn.transaction(), conn.cursor() as cursor:
-        culprit = checkpoints.culprit_of(cursor, schema)
-        if culprit is None:
-            raise NotStopped(f"{schema} is not stopped in front of an event.")
-        position, error = culprit
-        if all_like not in (None, position):
-            raise NotStopped(f"{schema} is stopped in front of {position}, not of {all_like}.")
-        dead_letters.park(cursor, schema, position, error)
-        dead_letters.say_why(cursor, schema, position, actor, reason)
-        if all_like is not None:
-            dead_letters.order_parking(cursor, name, position, error, reason=reason, actor=actor)
-        checkpoints.skip(cursor, schema)
-        log.warning("projection_event_parked", projection=name, position=position, actor=actor)
-    return find(conn, schema, position)
-
-
-def _demand(reason: str) -> None:
-    if not shows(reason):
-        raise NoReason("Say why: the reason is kept with the event.")
-
-
 CHUNK_EVENTS = 200
 """After so many the live copy gets its turn."""
 
@@ -298,6 +78,75 @@ BLOCKED = "an earlier event of its stream is parked: retry that first, or replay
 OVERTAKEN = "later events of its stream were applied: a replay puts it in its place"
 
 
+class ParkedStatus(StrEnum):
+    """Whether the event waits for a decision, or an operator decided to leave it out."""
+
+    PARKED = "parked"
+    DISCARDED = "discarded"
+
+
+class NotParked(OperatorError):
+    """No event that waits for a decision is set aside at that position."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """An event that one copy has set aside; where the log lost it, it has no topic and stream.
+
+    Who decided, when and why: of the operator who discarded it, or had it parked.
+    """
+
+    schema: str
+    position: int
+    topic: str | None
+    stream_id: UUID | None
+    version: int | None
+    error: str
+    attempts: int
+    parked_at: datetime
+    status: str
+    decided_by: str | None
+    decided_at: datetime | None
+    reason: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what the command line's --json and the HTTP API show; without what is None."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {_camel(name): _plain(value) for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A parked event with its content, as far as the mode admits.
+
+    `payload` is that of the newest version of the event, whose topic is `newest_topic`. Of an
+    event that can't be read it is None; then `unreadable` says why, and `raw` is what is stored.
+    """
+
+    parked: Parked
+    actor: str | None = None
+    recorded_at: datetime | None = None
+    newest_topic: str | None = None
+    payload: dict[str, Any] | None = None
+    unreadable: str | None = None
+    raw: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields of the parked event and these, without what is None."""
+        names = ("actor", "recorded_at", "newest_topic", "payload", "unreadable", "raw")
+        values = {_camel(name): _plain(getattr(self, name)) for name in names}
+        known = {name: value for name, value in values.items() if value is not None}
+        return {**self.parked.as_dict(), **known}
+
+
+class NotStopped(OperatorError):
+    """The projection does not stand in front of an event that it can't apply."""
+
+
+class NoReason(OperatorError):
+    """An event is left out only for a reason that is written down."""
+
+
 class Outcome(StrEnum):
     """What became of an event; `blocked`, `overtaken` and `absent` ones were not tried."""
 
@@ -321,16 +170,164 @@ class Retried:
     detail: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """As the command line's --json and the HTTP API tell it."""
-        told: dict[str, Any] = {"position": self.position, "outcome": str(self.outcome)}
-        return told if self.detail is None else {**told, "detail": self.detail}
+        """Return what the command line's --json and the HTTP API show."""
+        result: dict[str, Any] = {"position": self.position, "outcome": str(self.outcome)}
+        return result if self.detail is None else {**result, "detail": self.detail}
 
 
 class Held(NamedTuple):
-    """A copy that nobody else changes meanwhile, and from where its ledger accounts."""
+    """A copy that is locked against other changes, and from where its ledger accounts."""
 
     reached: int
     accounted_after: int
+
+
+def parked(
+    conn: Connection[TupleRow],
+    schema: str,
+    *,
+    status: ParkedStatus | None = None,
+    after: int = 0,
+    limit: int = PAGE_EVENTS,
+) -> list[Parked]:
+    """The next events that a copy has set aside after a position, of any status or one."""
+    values = {"schema": schema, "status": status, "after": after, "limit": limit}
+    with conn.cursor(row_factory=class_row(Parked)) as cursor:
+        return cursor.execute((SELECT + PAGE).encode(), values).fetchall()
+
+
+def find(conn: Connection[TupleRow], schema: str, position: int) -> Parked:
+    """Return the event that is set aside at a position; raise NotParked."""
+    with conn.cursor(row_factory=class_row(Parked)) as cursor:
+        values = {"schema": schema, "position": position}
+        found = cursor.execute((SELECT + AT).encode(), values).fetchone()
+    if found is None:
+        raise NotParked(f"{schema} has set no event aside at position {position}.")
+    return found
+
+
+def alike(conn: Connection[TupleRow], schema: str, position: int) -> list[int]:
+    """Return where events wait that are of the topic of the one at a position and failed as it did.
+
+    It is among them if it waits itself. Raise NotParked.
+    """
+    like = find(conn, schema, position)
+    with conn.cursor(row_factory=class_row(Parked)) as cursor:
+        values = {"schema": schema, "topic": like.topic}
+        waiting = cursor.execute((SELECT + OF_TOPIC).encode(), values).fetchall()
+    return [each.position for each in waiting if fault_of(each.error) == fault_of(like.error)]
+
+
+def show(
+    conn: Connection[TupleRow],
+    schema: str,
+    position: int,
+    *,
+    mapper: EventMapper,
+    mode: PayloadMode = PayloadMode.FULL,
+) -> Shown:
+    """Return one of them with its content, upcast to its newest version; raise NotParked."""
+    found = find(conn, schema, position)
+    row = conn.execute(READ_ONE, (position,)).fetchone()
+    if row is None:
+        return Shown(found, unreadable="It is not in the log any more.")
+    stored = Stored(*row)
+    try:
+        event = mapper.decode(*stored[1:])
+    except MapperDeserialisationError as error:
+        raw = stored.state.decode(errors="backslashreplace")
+        return Shown(
+            found, unreadable=describe(error), raw=raw if mode is PayloadMode.FULL else None
+        )
+    return Shown(
+        found,
+        actor=mask_actor(event.actor, mode),
+        recorded_at=event.timestamp,
+        newest_topic=event.TOPIC,
+        payload=present(orjson.loads(mapper.to_stored_event(event).state), mode),
+    )
+
+
+def _camel(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(word.capitalize() for word in others)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    return str(value) if isinstance(value, UUID) else value
+
+
+def remedy(name: str) -> str:
+    """Return what an operator does about a projection that an event has stopped."""
+    return (
+        f"remove the cause and `backlot projections resume {name}`, or go on without the event: "
+        f"`backlot projections parked park {name} --reason …`"
+    )
+
+
+def discard(
+    conn: Connection[TupleRow], schema: str, position: int, *, reason: str, actor: str
+) -> Parked:
+    """Leave a parked event out of this copy, and of those that are built and can't apply it either.
+
+    Raise NotParked, and NoReason where none is given.
+    """
+    if not discard_all(conn, schema, [position], reason=reason, actor=actor):
+        raise NotParked(f"No event of {schema} waits for a decision at position {position}.")
+    return find(conn, schema, position)
+
+
+def discard_all(
+    conn: Connection[TupleRow], schema: str, positions: Sequence[int], *, reason: str, actor: str
+) -> list[int]:
+    """The same with several; return those that waited for a decision. Raise NoReason."""
+    _demand(reason)
+    with conn.transaction(), conn.cursor() as cursor:
+        found = dead_letters.discard(cursor, schema, positions, actor=actor, reason=reason)
+        notify(cursor)
+    for position in found:
+        log.warning("projection_event_discarded", projection=schema, position=position, actor=actor)
+    return found
+
+
+def park_and_go_on(
+    conn: Connection[TupleRow],
+    projection: Projection,
+    *,
+    reason: str,
+    actor: str,
+    all_like: int | None = None,
+) -> Parked:
+    """Park the event that a projection stopped in front of, and let it run behind that.
+
+    `all_like` is that event's position, to have every event parked that is in the log now, of its
+    topic, and fails with its error. Raise NotStopped, and NoReason where none is given.
+    """
+    _demand(reason)
+    name, schema = projection.name, projection.schema
+    if isinstance(projection, RangeProjection):
+        raise NotStopped(f"{name} is made from stretches of the log: no single event is at fault.")
+    with conn.transaction(), conn.cursor() as cursor:
+        culprit = checkpoints.culprit_of(cursor, schema)
+        if culprit is None:
+            raise NotStopped(f"{schema} is not stopped in front of an event.")
+        position, error = culprit
+        if all_like not in (None, position):
+            raise NotStopped(f"{schema} is stopped in front of {position}, not of {all_like}.")
+        dead_letters.park(cursor, schema, position, error)
+        dead_letters.say_why(cursor, schema, position, actor, reason)
+        if all_like is not None:
+            dead_letters.order_parking(cursor, name, position, error, reason=reason, actor=actor)
+        checkpoints.skip(cursor, schema)
+        log.warning("projection_event_parked", projection=name, position=position, actor=actor)
+    return find(conn, schema, position)
+
+
+def _demand(reason: str) -> None:
+    if not shows(reason):
+        raise NoReason("Say why: the reason is kept with the event.")
 
 
 def retry(
@@ -344,7 +341,7 @@ def retry(
     """Try parked events again, in the order of their positions: the chosen ones, or all.
 
     A chosen one may be discarded; all are those that wait for a decision. Each is tried under a
-    savepoint, and up to 200 share a transaction, during which the live copy waits. Raises
+    savepoint, and up to 200 share a transaction, during which the live copy waits. Raise
     CannotRetry, and what the database raises when it is away: then nothing of the last
     transaction happened.
     """
@@ -376,7 +373,7 @@ class Trial:
         for start in range(0, len(positions), CHUNK_EVENTS):
             results += self._chunk(positions[start : start + CHUNK_EVENTS])
         for result in results:
-            self._tell(result)
+            self._log_result(result)
         return results
 
     def _chunk(self, positions: Sequence[int]) -> list[Retried]:
@@ -425,7 +422,7 @@ class Trial:
         dead_letters.failed_again(cursor, schema, position, describe(error))
         return Retried(position, Outcome.FAILED, describe(error))
 
-    def _tell(self, result: Retried) -> None:
+    def _log_result(self, result: Retried) -> None:
         log.info(
             "projection_event_retried",
             projection=self._projection.name,

@@ -21,7 +21,7 @@ class PayloadMode(StrEnum):
 
 
 def present(payload: Mapping[str, object], mode: PayloadMode) -> dict[str, object] | None:
-    """A decoded JSON object as the mode admits it; None where nothing of it may be shown.
+    """Return a decoded JSON object as the mode admits it; None where nothing of it may be shown.
 
     Masked, a list ends after 100 items with a note of how many follow, and what is nested more
     than 32 levels deep is left out.

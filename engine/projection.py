@@ -33,6 +33,16 @@ class Recorded(NamedTuple):
 Batch = Sequence[Recorded]
 
 
+class Write(NamedTuple):
+    """How one kind of event is written: a statement over arrays, and an event's values in it."""
+
+    statement: LiteralString
+    values: Callable[[int, Any], tuple[Any, ...]]
+
+
+Writes = Mapping[type[Aggregate.Event], Write]
+
+
 class Projection(ABC):
     """A read model. Another `version` means that its rows have to be built again.
 
@@ -47,7 +57,7 @@ class Projection(ABC):
     on_poison: OnPoison = "stop"
     # Under load, events that arrive within this time share a transaction.
     gather_seconds: ClassVar[float] = GATHER_SECONDS
-    # Whether that time ends at once when somebody waits for what they have written.
+    # Whether that time ends at once when a query waits for this projection.
     hurries: ClassVar[bool] = True
     # Whether a replay may apply streams side by side: then rows do not depend on the order of
     # events of different streams. Those of `absorbing` are applied once all the others have been;
@@ -73,7 +83,10 @@ class Projection(ABC):
         return frozenset({self.version, *(kind.version for kind in self.former)})
 
     def of_version(self, version: int) -> Projection | None:
-        """What applies events to a copy of that version; None where this release lacks the code."""
+        """Return what applies events to a copy of that version.
+
+        None where this release lacks the code.
+        """
         if version == self.version:
             return self
         return next((kind(self.schema) for kind in self.former if kind.version == version), None)
@@ -86,7 +99,7 @@ class Projection(ABC):
         """
 
     def sql(self, text: LiteralString) -> bytes:
-        """The statement for this copy's schema, made once per text."""
+        """Return the statement for this copy's schema, made once per text."""
         statement = self._statements.get(text)
         if statement is None:
             statement = SQL(text).format(schema=Identifier(self.schema)).as_bytes(None)
@@ -131,16 +144,6 @@ class RangeProjection(Projection):
         """
 
 
-class Write(NamedTuple):
-    """How one kind of event is written: a statement over arrays, and an event's values in it."""
-
-    statement: LiteralString
-    values: Callable[[int, Any], tuple[Any, ...]]
-
-
-Writes = Mapping[type[Aggregate.Event], Write]
-
-
 def write_by_kind(
     projection: Projection, writes: Writes, batch: Batch, cursor: Cursor[TupleRow]
 ) -> None:
@@ -166,7 +169,7 @@ def writing_by_kind(
 def by_kind(batch: Batch) -> Iterator[tuple[type[Aggregate.Event], list[Recorded]]]:
     """Events in groups of one class and one stream version.
 
-    The order within each stream is kept, that between streams is not, and no group holds two
+    The order within each stream stays, that between streams does not, and no group holds two
     events of one stream.
     """
 

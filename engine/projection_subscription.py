@@ -30,6 +30,8 @@ from infra.cancellation import together
 from infra.errors import describe
 from infra.metrics import counter, gauge
 
+log = structlog.get_logger(__name__)
+
 PROJECTION_LAG_EVENTS = gauge(
     "backlot_projection_lag_events",
     "Positions between the end of the event store and the projection.",
@@ -100,6 +102,47 @@ REPLAY = (
 )
 PAUSED = "paused"
 
+# Where no event of a window was wanted, the next may take longer than where some were.
+GATHER_UNWANTED_SECONDS = 0.5
+MEASURE_AGE_SECONDS = 1.0
+OUTDATED = "version changed: replay needed"
+GOES_ON = "version {} goes on until then"
+NOT_INSTALLED = "its tables are gone: a restart makes them anew"
+EVENT_LOG: Place = ("events", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionStatus:
+    """A projection's subscription as it was when it last looked; lag in positions and in seconds.
+
+    `detail` says why it does not run. Position and lag are known only where it is active.
+    """
+
+    name: str
+    version: int
+    state: State = State.STARTING
+    position: int | None = None
+    lag_events: int | None = None
+    lag_seconds: float | None = None
+    detail: str | None = None
+
+    @property
+    def in_order(self) -> bool:
+        """Whether it follows the log, or leaves that to another process, or rests on purpose."""
+        return self.state in (State.RUNNING, State.STANDBY, State.PAUSED)
+
+    @property
+    def serves(self) -> bool:
+        """Whether its read model can be read, be it old; not so before the first look."""
+        return self.state not in (State.STARTING, State.UNAVAILABLE)
+
+
+class Turn(NamedTuple):
+    """The checkpoint as it was seen, and the events behind it; None where there are none."""
+
+    seen: Seen
+    window: LogWindow | None
+
 
 class Gauges:
     """The metrics of one projection in this process."""
@@ -144,47 +187,10 @@ class Gauges:
             REPLAY_STATE.remove(self._name, state)
 
 
-log = structlog.get_logger(__name__)
-
-# Where no event of a window was wanted, the next may take longer than where some were.
-GATHER_UNWANTED_SECONDS = 0.5
-MEASURE_AGE_SECONDS = 1.0
-OUTDATED = "version changed: replay needed"
-GOES_ON = "version {} goes on until then"
-NOT_INSTALLED = "its tables are gone: a restart makes them anew"
-EVENT_LOG: Place = ("events", 0)
-
-
 def why_outdated(projection: Projection, version: int) -> str:
-    """What is said of a live copy of another version than this program's."""
+    """Return the detail of a live copy of another version than this program's."""
     fed = version in projection.versions
     return f"{OUTDATED}; {GOES_ON.format(version)}" if fed else OUTDATED
-
-
-@dataclass(frozen=True, slots=True)
-class SubscriptionStatus:
-    """A projection's subscription as it was when it last looked; lag in positions and in seconds.
-
-    `detail` says why it does not run. Position and lag are known only where it is active.
-    """
-
-    name: str
-    version: int
-    state: State = State.STARTING
-    position: int | None = None
-    lag_events: int | None = None
-    lag_seconds: float | None = None
-    detail: str | None = None
-
-    @property
-    def in_order(self) -> bool:
-        """Whether it follows the log, or leaves that to another process, or rests on purpose."""
-        return self.state in (State.RUNNING, State.STANDBY, State.PAUSED)
-
-    @property
-    def serves(self) -> bool:
-        """Whether its read model can be read, be it old; not so before the first look."""
-        return self.state not in (State.STARTING, State.UNAVAILABLE)
 
 
 class LiveCheckpoint:
@@ -214,13 +220,6 @@ class LiveCheckpoint:
         if seen is None or seen.version != self.fed.version:
             raise Restart
         return seen
-
-
-class Turn(NamedTuple):
-    """The checkpoint as it was seen, and the events behind it; None where there are none."""
-
-    seen: Seen
-    window: LogWindow | None
 
 
 class LiveCopySource:
@@ -276,12 +275,12 @@ class LiveCopySource:
 
 
 class ProjectionHandler(Handler[Turn]):
-    """Applies what comes to the live copy, and tells how far that is."""
+    """Applies what comes to the live copy, and measures how far that is."""
 
     def __init__(
         self, projection: Projection, source: LiveCopySource, hurry: asyncio.Event
     ) -> None:
-        """`hurry` is set when somebody waits for the read model: it ends the gathering."""
+        """`hurry` is set when a query waits for the read model: it ends the gathering."""
         self._projection = projection
         self._source = source
         self._hurry = hurry
@@ -418,7 +417,7 @@ class ProjectionHost:
         await together(*(subscription.run() for subscription in self._subscriptions))
 
     def status(self) -> list[SubscriptionStatus]:
-        """What each subscription does; asks nobody, so it can be called often."""
+        """Return what each subscription does, without a query."""
         return [handler.status for handler in self._handlers.values()]
 
     def _subscribe(self, projection: Projection) -> Subscription[Turn]:

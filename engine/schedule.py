@@ -6,17 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
 
 import structlog
 from prometheus_client import Counter
 
-from infra.cancellation import to_the_end
-
 log = structlog.get_logger(__name__)
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
 Run = Callable[[], Awaitable[float | None]]
 """One run of a job; it may return the seconds until the next one."""
@@ -69,11 +64,6 @@ async def run_job(job: Job) -> None:
             _tell(job.outage, error)
             await asyncio.sleep(job.every)
             pause = 0.0
-
-
-async def in_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Return the result of `work`, done in a thread; it is finished even when this is cancelled."""
-    return await to_the_end(asyncio.to_thread(work, *args, **kwargs))
 
 
 def _tell(outage: Outage | None, error: Exception) -> None:

@@ -56,24 +56,7 @@ class MessageSource(Source[Fetched], Protocol):
         """Return a message that was dead, read again; raise Unreadable."""
 
     async def bury(self, consumer: str, dead: Sequence[Dead]) -> None:
-        """Tell whoever watches the source; PostgreSQL keeps them in any case."""
-
-
-class Wakeups:
-    """A source that only says when to look; its handler finds out by itself what there is."""
-
-    def __init__(self, wake: asyncio.Event) -> None:
-        self._wake = wake
-
-    async def start(self, conn: ThreadedConnection, places: Mapping[Place, int]) -> None:
-        """Look at once: nobody knows what happened before."""
-        self._wake.set()
-
-    async def fetch(self, at_most_seconds: float) -> None:
-        await woken(self._wake, at_most_seconds)
-
-    async def stop(self) -> None:
-        """It holds nothing."""
+        """Publish them where the source is; PostgreSQL stores them in any case."""
 
 
 class Prefetch(Source[L]):
@@ -98,7 +81,7 @@ class Prefetch(Source[L]):
         return fetched
 
     async def stop(self) -> None:
-        """Forget what was read ahead: whoever starts again begins behind the checkpoint."""
+        """Forget what was read ahead: the next start begins behind the checkpoint."""
         reading, self._next = self._next, None
         if reading is not None:
             await cancel(reading)
@@ -109,11 +92,28 @@ class Prefetch(Source[L]):
         await self._source.stop()
 
 
+class Wakeups:
+    """A source that only says when to look; its handler finds out by itself what there is."""
+
+    def __init__(self, wake: asyncio.Event) -> None:
+        self._wake = wake
+
+    async def start(self, conn: ThreadedConnection, places: Mapping[Place, int]) -> None:
+        """Look at once: something may have happened before."""
+        self._wake.set()
+
+    async def fetch(self, at_most_seconds: float) -> None:
+        await woken(self._wake, at_most_seconds)
+
+    async def stop(self) -> None:
+        """It holds nothing."""
+
+
 class Gathered:
     """Messages in batches that are worth a transaction.
 
     A batch ends with `batch_events` messages, or `flush_seconds` after its first one; at once
-    while somebody waits for it, which `hurried` tells.
+    while `hurried` is set, since a query waits for it.
     """
 
     def __init__(

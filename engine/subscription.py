@@ -1,4 +1,4 @@
-"""Runs whatever follows something: projections, consumers, the relay, counters, operations.
+"""Subscriptions: what projections, consumers, the relay, counters and operations run on.
 
 A subscription takes the lead, reads from its source behind its checkpoint and hands each batch to
 its handler, which moves the checkpoint (in the transaction of its rows, where its work is rows). It
@@ -53,7 +53,7 @@ class Resting(Exception):
 
 
 class Restart(Exception):
-    """Begin again at the checkpoint, after a pause in seconds; the lead is kept."""
+    """Begin again at the checkpoint, after a pause in seconds; this process leads on."""
 
     def __init__(self, pause_seconds: float = 0.0) -> None:
         super().__init__()
@@ -67,10 +67,10 @@ class CheckpointReader(Protocol):
         """Make what the checkpoint needs, where it is missing."""
 
     def look(self, conn: Connection[TupleRow]) -> Mapping[Place, int]:
-        """Return the places behind which to go on; raise Resting where nobody may go on here."""
+        """Return the places behind which to go on; raise Resting where that is not allowed here."""
 
 
-class Unkept:
+class NoCheckpoint:
     """The checkpoint of a handler that knows by itself what there is to do."""
 
     def prepare(self, conn: Connection[TupleRow]) -> None:
@@ -122,7 +122,7 @@ class Subscription(Generic[B]):
     ) -> None:
         """`name` is that of its connection, to the database of its checkpoint.
 
-        `on_error` is told of whatever stopped it before it goes on. With `reading_url` the source
+        `on_error` gets each error that stopped it, before it goes on. With `reading_url` the source
         has a connection of its own there. `poll_seconds` is how late it may be where a
         notification was lost.
         """

@@ -1,11 +1,11 @@
 """What viewers do beside deciding: views, watch time, shares. Not aggregates, but never lost.
 
 Acknowledged once committed; many arrive, so they are inserted in batches. `seq` counts them in the
-order in which they become visible, so that whoever follows it can't skip one.
+order in which they become visible, so that no reader skips one.
 
-Here it is decided what a view is, once and for all who count: a session is one viewer's watching of
-one video, and holds one view. Whoever watches again before `repeat` is over goes on with the
-session; nothing new is recorded.
+This module decides what a view is, for every count: a session is one viewer's watching of
+one video, and holds one view. A viewer who watches again within `repeat` goes on with the
+session, and nothing new is recorded.
 """
 
 from __future__ import annotations
@@ -39,17 +39,28 @@ INSERT = """
 SELECT backlot_take_telemetry(%b::uuid[], %b::text[], %b::uuid[], %b::text[], %b::timestamptz[],
                               %b::text[], %b::text[], %b::text[], %b::interval)
 """
-# Under the lock of those who take telemetry, so that none of them loses the session that it is at.
+# Under the lock of telemetry, so that no process loses the session that it is at.
 FORGET = "DELETE FROM backlot_view_sessions WHERE began_at <= clock_timestamp() - %b::interval"
 
 HEAD = "SELECT coalesce(max(seq), 0) FROM backlot_telemetry"
 VIEWS = "SELECT video_id, views FROM backlot_views WHERE video_id = ANY(%b)"
+SALT_BYTES = 32
+
+# The day is that of the database's clock, for every process.
+MAKE = b"""
+INSERT INTO backlot_viewer_salts (day, salt) VALUES ((now() AT TIME ZONE 'UTC')::date, %b)
+ON CONFLICT DO NOTHING
+"""
+READ = b"""
+SELECT day, salt FROM backlot_viewer_salts WHERE day = (now() AT TIME ZONE 'UTC')::date
+"""
+FORGET_SALTS = b"DELETE FROM backlot_viewer_salts WHERE day < (now() AT TIME ZONE 'UTC')::date"
 
 
 class TelemetryEvent(NamedTuple):
     """One thing that a viewer did; `details` hold the rest of the published value.
 
-    `correlation_id` names the request that told it. `viewer` says of a view who views, as far as
+    `correlation_id` names the request that brought it. `viewer` says of a view who views, as far as
     one viewer can be told from another: without it each view begins a session.
     """
 
@@ -61,6 +72,13 @@ class TelemetryEvent(NamedTuple):
     details: Mapping[str, Any]
     correlation_id: str | None = None
     viewer: str | None = None
+
+
+class Salt(NamedTuple):
+    """What the keys of one day (UTC) are made with."""
+
+    day: date
+    salt: bytes
 
 
 class Telemetry:
@@ -92,7 +110,7 @@ class Telemetry:
     async def record(self, event: TelemetryEvent) -> UUID | None:
         """Return once the event is durable: for a view, the session that its viewer is in.
 
-        Raises psycopg.Error when the database is away.
+        Raise psycopg.Error when the database is away.
         """
         return await self._batcher.submit(event)
 
@@ -125,14 +143,14 @@ def _columns(events: Sequence[TelemetryEvent]) -> tuple[list[Any], ...]:
 
 
 def forget_sessions(conn: Connection[Any], repeat: timedelta) -> int:
-    """Forget the sessions that nobody can go on with; returns how many."""
+    """Delete the sessions that are over; return how many."""
     with conn.transaction():
         lock_in_transaction(conn, Lock.TELEMETRY)
         return conn.execute(FORGET, (repeat,)).rowcount
 
 
 def head(cursor: Cursor[TupleRow]) -> int:
-    """The position of the newest event; all of lower positions can be read by then."""
+    """Return the position of the newest event; all of lower positions can be read by then."""
     ((newest,),) = cursor.execute(HEAD, prepare=True).fetchall()
     return int(newest)
 
@@ -141,7 +159,7 @@ class Views:
     """How often videos were viewed."""
 
     async def views(self, conn: AsyncConnection[Any], video_ids: Sequence[UUID]) -> dict[UUID, int]:
-        """Views by video; videos that nobody viewed are missing."""
+        """Return the views by video; videos without a view are missing."""
         cursor = await conn.execute(VIEWS, (list(video_ids),))
         return {row[0]: row[1] for row in await cursor.fetchall()}
 
@@ -149,26 +167,6 @@ class Views:
         """The same, for the command bus."""
         cursor.execute(VIEWS, (list(video_ids),), prepare=True)
         return dict(cursor.fetchall())
-
-
-SALT_BYTES = 32
-
-# The day is that of the database's clock, for every process.
-MAKE = b"""
-INSERT INTO backlot_viewer_salts (day, salt) VALUES ((now() AT TIME ZONE 'UTC')::date, %b)
-ON CONFLICT DO NOTHING
-"""
-READ = b"""
-SELECT day, salt FROM backlot_viewer_salts WHERE day = (now() AT TIME ZONE 'UTC')::date
-"""
-FORGET_SALTS = b"DELETE FROM backlot_viewer_salts WHERE day < (now() AT TIME ZONE 'UTC')::date"
-
-
-class Salt(NamedTuple):
-    """What the keys of one day (UTC) are made with."""
-
-    day: date
-    salt: bytes
 
 
 class ViewerKeys:
@@ -183,9 +181,9 @@ class ViewerKeys:
         self._reading: SingleFlight[Salt] = SingleFlight()
 
     async def key(self, address: str, client: str) -> str:
-        """The key of whoever comes from this address with this client today, in hexadecimal.
+        """Return the key of a viewer at this address with this client today, in hexadecimal.
 
-        Raises psycopg.Error when the salt has to be read and the database is away.
+        Raise psycopg.Error when the salt has to be read and the database is away.
         """
         if self._salt is None or self._salt.day != self._clock().date():
             self._salt, _ = await self._reading.join("salt", self._read)
@@ -200,7 +198,7 @@ class ViewerKeys:
 
 
 def salt_of_today(conn: Connection[Any]) -> Salt:
-    """The salt that all processes use today, made if nobody has yet; those before it are gone."""
+    """Return the salt that all processes use today, made where there is none; delete older ones."""
     with conn.transaction():
         forget_salts(conn)
         conn.execute(MAKE, (secrets.token_bytes(SALT_BYTES),))
@@ -209,5 +207,5 @@ def salt_of_today(conn: Connection[Any]) -> Salt:
 
 
 def forget_salts(conn: Connection[Any]) -> int:
-    """Delete the salts of the days that are over; returns how many."""
+    """Delete the salts of the days that are over; return how many."""
     return conn.execute(FORGET_SALTS).rowcount

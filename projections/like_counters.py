@@ -28,7 +28,7 @@ from engine.leader_lock import EveryProcess
 from engine.log import Log, Stored
 from engine.replay.records import Progress, Replay, ReplayState, Report, tell_nobody
 from engine.sources import Wakeups
-from engine.subscription import Handler, Subscription, Unkept
+from engine.subscription import Handler, NoCheckpoint, Subscription
 from infra.metrics import counter, gauge
 from projections.likes import Likes
 
@@ -318,7 +318,7 @@ def subscribe_counters(
         database_url,
         "like counters",
         source=Wakeups(moved),
-        checkpoint=Unkept(),
+        checkpoint=NoCheckpoint(),
         handler=publisher,
         on_error=publisher.failed,
         leader=EveryProcess(),

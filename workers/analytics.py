@@ -1,4 +1,4 @@
-"""The keepers of the analytics: what happens around videos is counted, and what they are known."""
+"""The sinks of the analytics: what happens around videos is counted, and what they are known."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from psycopg.rows import TupleRow
 
 from engine.codec import MAPPER
 from engine.command_bus import CommandBus
-from engine.connections import ThreadedConnection
+from engine.connections import ThreadedConnection, in_thread
 from engine.messages import Fetched, Poison, Received
 from engine.notifications import EVENTS
-from engine.schedule import Job, Outage, in_thread, repeat
+from engine.schedule import Job, Outage, repeat
 from engine.sources import BEHIND_EVENTS
 from engine.subscription import Subscription
 from infra.errors import describe
@@ -64,8 +64,8 @@ async def tell_nobody() -> None:
     """Nobody wants to know that something was counted."""
 
 
-class _Keeper:
-    """Keeps the tables of one database, which all keepers of the analytics share."""
+class AnalyticsSink:
+    """Keeps the tables of one database, which all sinks of the analytics share."""
 
     def __init__(
         self, repeat: timedelta, *, counted: Callable[[], Awaitable[None]] = tell_nobody
@@ -101,7 +101,7 @@ class _Keeper:
         return Store(self._shape, self._repeat)
 
 
-class Analytics(_Keeper):
+class Analytics(AnalyticsSink):
     """Counts views, watch time, shares, likes and comments."""
 
     name = COUNTS_CONSUMER
@@ -112,7 +112,7 @@ class Analytics(_Keeper):
         self._last = self._store.add(conn, [_row(message, now) for message in batch])
 
 
-class AnalyticsVideos(_Keeper):
+class AnalyticsVideos(AnalyticsSink):
     """Knows the videos, and corrects what was counted before they were known."""
 
     name = VIDEOS_CONSUMER
@@ -175,12 +175,12 @@ def analytics_means(settings: Settings, database_url: str) -> AnalyticsMeans:
 def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[Fetched]]:
     """Count what happens; know the videos, which only the event log tells all of."""
     repeat = parts.settings.watch.view_repeat
-    yield parts.keep(Analytics(repeat, counted=TrendingInvalidation(parts.redis).touch))
+    yield parts.feed(Analytics(repeat, counted=TrendingInvalidation(parts.redis).touch))
     wake = parts.notifications.subscribe(EVENTS)
     source = LogSource(
         uploads.UPLOAD_TOPICS, wake=wake, mapper=MAPPER, following=[feed(BEHIND_EVENTS)]
     )
-    yield parts.keep(AnalyticsVideos(repeat), source)
+    yield parts.feed(AnalyticsVideos(repeat), source)
 
 
 def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:

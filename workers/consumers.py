@@ -1,4 +1,4 @@
-"""Consumers and keepers as subscriptions: each with its checkpoint in PostgreSQL."""
+"""Consumers and sinks as subscriptions: each with its checkpoint in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from engine import checkpoints, dead_letters
 from engine.checkpoints import SubscriptionKind
 from engine.dead_letters import Rejected
 from engine.leader_lock import LeaderLock
-from engine.message_handlers import ConsumerHandler, KeeperHandler
-from engine.messages import Consumer, Dead, Fetched, Keeper, Place, Raw, Received
+from engine.message_handlers import ConsumerHandler, SinkHandler
+from engine.messages import Consumer, Dead, Fetched, Place, Raw, Received, Sink
 from engine.migrations import ENGINE, migrate
 from engine.sources import Gathered, MessageSource, Prefetch
 from engine.subscription import LOOK_SECONDS, Subscription
@@ -172,9 +172,9 @@ def subscribe_consumer(
     )
 
 
-def subscribe_keeper(
+def subscribe_sink(
     database_url: str,
-    keeper: Keeper,
+    sink: Sink,
     source: MessageSource,
     *,
     log_url: str,
@@ -183,16 +183,16 @@ def subscribe_keeper(
     poll_seconds: float = 1.0,
     hurried: asyncio.Event | None = None,
 ) -> Subscription[Fetched]:
-    """Return the subscription of a keeper, whose rows and checkpoint lie in one database.
+    """Return the subscription of a sink, whose rows and checkpoint lie in one database.
 
     A batch ends with `batch_events` messages, or `flush_seconds` after its first one; at once
     while somebody waits for it, which `hurried` tells. `log_url` is where the event log is: it is
     read by a connection of its own, even where both are in one database, while the other stores.
     """
     hurried = hurried or asyncio.Event()
-    checkpoint = ConsumerCheckpoint(keeper.name)
-    handler = KeeperHandler(keeper, source, checkpoint, hurried=hurried)
-    name = f"consumer {keeper.name}"
+    checkpoint = ConsumerCheckpoint(sink.name)
+    handler = SinkHandler(sink, source, checkpoint, hurried=hurried)
+    name = f"consumer {sink.name}"
     return Subscription(
         database_url,
         name,

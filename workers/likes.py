@@ -16,10 +16,10 @@ from commands.likes import LikesOfOthers
 from engine.codec import MAPPER
 from engine.command import Lookup, Reader
 from engine.command_bus import CommandBus
-from engine.connections import connect
+from engine.connections import connect, in_thread
 from engine.projection import ReadModels
 from engine.projection_subscription import ProjectionHost
-from engine.schedule import Job, Outage, in_thread, repeat
+from engine.schedule import Job, Outage, repeat
 from infra.advisory_locks import Lock, try_lock
 from infra.redis import connect_blocking_redis
 from infra.settings import Settings

@@ -13,8 +13,9 @@ from eventsourcing.persistence import PersistenceError
 from engine import telemetry
 from engine import telemetry as viewers
 from engine.command_bus import CommandBus
+from engine.connections import in_thread
 from engine.event_store import GroupCommitRecorder
-from engine.schedule import Job, Outage, Run, in_thread, repeat
+from engine.schedule import Job, Outage, Run, repeat
 from engine.seals.sealer import SEAL_FAILURES, LogBroken, Sealer
 from infra.postgres.connection import open_connection
 from workers import consumers

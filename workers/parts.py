@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from engine.codec import MAPPER
 from engine.event_store import GroupCommitRecorder
-from engine.messages import Consumer, Fetched, Keeper
+from engine.messages import Consumer, Fetched, Sink
 from engine.notifications import CHANNELS, EVENTS, Notifications
 from engine.projection import ReadModels
 from engine.projection_subscription import ProjectionHost
@@ -24,7 +24,7 @@ from infra.redlock import Redlock
 from infra.settings import Settings
 from projections.integration_events import TELEMETRY
 from projections.like_counters import Counters
-from workers.consumers import subscribe_consumer, subscribe_keeper
+from workers.consumers import subscribe_consumer, subscribe_sink
 from workers.feeds import BATCH_EVENTS, LogSource
 from workers.kafka_source import KafkaSource
 
@@ -60,13 +60,13 @@ class Parts:
         poll_seconds = self.settings.projections.poll_seconds
         return subscribe_consumer(self.database_url, consumer, source, poll_seconds=poll_seconds)
 
-    def keep(self, keeper: Keeper, source: MessageSource | None = None) -> Subscription[Fetched]:
-        """Return the subscription of a keeper to its topics, or to a source of its own."""
+    def feed(self, sink: Sink, source: MessageSource | None = None) -> Subscription[Fetched]:
+        """Return the subscription of a sink to its topics, or to a source of its own."""
         settings = self.settings
-        return subscribe_keeper(
+        return subscribe_sink(
             self.analytics_url,
-            keeper,
-            source or self._source(keeper, BEHIND_EVENTS),
+            sink,
+            source or self._source(sink, BEHIND_EVENTS),
             log_url=self.database_url,
             batch_events=settings.analytics.batch_events,
             flush_seconds=settings.analytics.flush_seconds,
@@ -74,7 +74,7 @@ class Parts:
             hurried=self.notifications.hurried(),
         )
 
-    def _source(self, consumer: Consumer | Keeper, at_once: int) -> MessageSource:
+    def _source(self, consumer: Consumer | Sink, at_once: int) -> MessageSource:
         """Return Kafka where it is configured, else the event log itself."""
         kafka = self.settings.kafka
         if kafka.configured:

@@ -1,4 +1,4 @@
-"""The keeper of the recommendations: who watched and liked what, and which videos that ties."""
+"""The sink of the recommendations: who watched and liked what, and which videos that ties."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def tell_nobody(viewers: frozenset[str]) -> None:
     """Nobody wants to know whose profile changed."""
 
 
-class EngagementKeeper:
+class EngagementSink:
     """Keeps what known viewers engage with; shares its database with the analytics."""
 
     name = ENGAGED_CONSUMER
@@ -195,7 +195,7 @@ def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[Fetched]]
     """Keep what viewers engage with."""
     settings = parts.settings.recommendations
     profiles = RecommendationInvalidation(parts.redis, settings)
-    yield parts.keep(EngagementKeeper(Weighing.from_settings(settings), changed=profiles.touch))
+    yield parts.feed(EngagementSink(Weighing.from_settings(settings), changed=profiles.touch))
 
 
 def sweeps(parts: Parts, tasks: Tasks) -> Iterator[Job]:

@@ -11,7 +11,8 @@ import psycopg
 import structlog
 
 from engine.command_bus import CommandBus
-from engine.schedule import Job, Outage, in_thread, repeat
+from engine.connections import in_thread
+from engine.schedule import Job, Outage, repeat
 from infra.metrics import counter, gauge
 from infra.postgres.connection import open_connection
 from projections.analytics.windows import Window

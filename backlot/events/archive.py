@@ -202,7 +202,7 @@ def _verify_database(conn: Connection[TupleRow], proofs: Proofs, screen: Screen)
             known_topics=arguments.topics(),
             on_progress=bar.advance,
         )
-    verification.keep(conn, report)
+    verification.record(conn, report)
     return report
 
 

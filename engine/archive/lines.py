@@ -1,7 +1,7 @@
 """The lines of an export: events as JSON, lossless or as CloudEvents, and seals; and back.
 
 A lossless event has the stored bytes as `state` where they are UTF-8, else as `stateBase64`; its
-other fields only repeat what the bytes say, for whoever reads the file without Backlot.
+other fields only repeat what the bytes say, for readers of the file without Backlot.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ import orjson
 from engine.archive.plan import ExportFormat, Plan
 from engine.codec import event_id
 from engine.privacy import PayloadMode, mask_actor, present
+from engine.seals.anchors import last_line
 from engine.seals.chain import Seal, StoredRow
 
 FORMAT = 1
 SOURCE = "/backlot"
 ABOUT = ("timestamp", "actor", "correlation_id", "causation_id")
+
+Item = Seal | StoredRow
 
 
 class Content(NamedTuple):
@@ -37,8 +40,24 @@ class Content(NamedTuple):
     causation_id: object = None
 
 
+class Writer(Protocol):
+    """Writes one export; what it has taken is safe from a crash when `write` returns."""
+
+    def resume(self) -> int:
+        """Return the position to go on with, after what a broken-off run has left whole."""
+
+    def write(self, items: Sequence[Item]) -> None:
+        """The next events, each seal before the first that it covers."""
+
+    def finish(self) -> None:
+        """All has been written."""
+
+    def close(self) -> None:
+        """Let go of it, finished or not."""
+
+
 def content_of(state: bytes | None, mode: PayloadMode) -> Content:
-    """The decoded state as the mode admits it; nothing where it is no JSON object."""
+    """Return the decoded state as the mode admits it; nothing where it is no JSON object."""
     try:
         payload = orjson.loads(state or b"null")
     except ValueError:
@@ -51,8 +70,8 @@ def content_of(state: bytes | None, mode: PayloadMode) -> Content:
 
 
 def header_line(plan: Plan) -> bytes:
-    """The first line of a lossless file."""
-    said: dict[str, object] = {
+    """Return the first line of a lossless file."""
+    record: dict[str, object] = {
         "backlotExport": FORMAT,
         "payload": plan.payload,
         "provable": plan.provable,
@@ -60,14 +79,14 @@ def header_line(plan: Plan) -> bytes:
         "to": plan.last,
     }
     if plan.provable:
-        said |= {"firstSeal": plan.first_seal, "lastSeal": plan.last_seal}
-    return _line(said)
+        record |= {"firstSeal": plan.first_seal, "lastSeal": plan.last_seal}
+    return _line(record)
 
 
 def event_line(row: StoredRow, mode: PayloadMode) -> bytes:
-    """An event with its decoded fields and, in full, its exact bytes."""
+    """Return an event with its decoded fields and, in full, its exact bytes."""
     content = content_of(row.state, mode)
-    said: dict[str, object] = {
+    record: dict[str, object] = {
         "position": row.position,
         "streamId": row.stream_id,
         "version": row.version,
@@ -79,17 +98,17 @@ def event_line(row: StoredRow, mode: PayloadMode) -> bytes:
         "payload": content.payload,
     }
     if mode is PayloadMode.FULL:
-        said |= _exact(row.state)
-    return _line(said)
+        record |= _exact(row.state)
+    return _line(record)
 
 
 def cloud_event_line(row: StoredRow, mode: PayloadMode) -> bytes:
-    """An event as CloudEvents 1.0 has it (structured mode); numbers are strings there.
+    """Return an event as CloudEvents 1.0 has it (structured mode); numbers are strings there.
 
     The format's integers have 32 bits. Attributes without a value are left out.
     """
     content = content_of(row.state, mode)
-    said = {
+    record = {
         "specversion": "1.0",
         "id": event_id(row.stream_id, row.version),
         "source": SOURCE,
@@ -104,12 +123,12 @@ def cloud_event_line(row: StoredRow, mode: PayloadMode) -> bytes:
         "causationid": content.causation_id,
         "data": content.payload,
     }
-    return _line({name: value for name, value in said.items() if value is not None})
+    return _line({name: value for name, value in record.items() if value is not None})
 
 
 def seal_line(seal: Seal) -> bytes:
-    """A seal with its leaves; it stands before the first event that it covers."""
-    said: dict[str, object] = {
+    """Return a seal with its leaves; it stands before the first event that it covers."""
+    record: dict[str, object] = {
         "number": seal.number,
         "first": seal.first,
         "last": seal.last,
@@ -119,35 +138,35 @@ def seal_line(seal: Seal) -> bytes:
         "leaves": b64encode(seal.leaves).decode(),
     }
     if seal.signature is not None:
-        said |= {"signature": b64encode(seal.signature).decode(), "keyId": seal.key_id}
-    return _line({"seal": said})
+        record |= {"signature": b64encode(seal.signature).decode(), "keyId": seal.key_id}
+    return _line({"seal": record})
 
 
-def row_of(said: Mapping[str, Any]) -> StoredRow:
-    """The row that a lossless event is. Raises ValueError, KeyError and TypeError."""
-    topic = said["topic"]
+def row_of(record: Mapping[str, Any]) -> StoredRow:
+    """Return the row that a lossless event is. Raise ValueError, KeyError and TypeError."""
+    topic = record["topic"]
     if not isinstance(topic, str | None):
         raise TypeError("a topic is a text")
-    state = b64decode(said["stateBase64"], validate=True) if "stateBase64" in said else None
-    if (text := said.get("state")) is not None:
+    state = b64decode(record["stateBase64"], validate=True) if "stateBase64" in record else None
+    if (text := record.get("state")) is not None:
         state = text.encode()
-    position, version = _integer(said["position"]), _integer(said["version"])
-    return StoredRow(position, UUID(said["streamId"]), version, topic, state)
+    position, version = _integer(record["position"]), _integer(record["version"])
+    return StoredRow(position, UUID(record["streamId"]), version, topic, state)
 
 
-def seal_of(said: Mapping[str, Any]) -> Seal:
-    """The seal that a line holds. Raises ValueError, KeyError and TypeError."""
-    signature = said.get("signature")
+def seal_of(record: Mapping[str, Any]) -> Seal:
+    """Return the seal that a line holds. Raise ValueError, KeyError and TypeError."""
+    signature = record.get("signature")
     return Seal(
-        number=_integer(said["number"]),
-        first=_integer(said["first"]),
-        last=_integer(said["last"]),
-        leaves=b64decode(said["leaves"], validate=True),
-        hash=bytes.fromhex(said["hash"]),
-        previous=bytes.fromhex(said["previous"]),
+        number=_integer(record["number"]),
+        first=_integer(record["first"]),
+        last=_integer(record["last"]),
+        leaves=b64decode(record["leaves"], validate=True),
+        hash=bytes.fromhex(record["hash"]),
+        previous=bytes.fromhex(record["previous"]),
         signature=None if signature is None else b64decode(signature, validate=True),
-        key_id=said.get("keyId"),
-        sealed_at=datetime.fromisoformat(said["sealedAt"]),
+        key_id=record.get("keyId"),
+        sealed_at=datetime.fromisoformat(record["sealedAt"]),
     )
 
 
@@ -167,29 +186,8 @@ def _integer(value: object) -> int:
     return value
 
 
-def _line(said: Mapping[str, object]) -> bytes:
-    return orjson.dumps(said, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)
-
-
-CHUNK_BYTES = 64 * 1024
-
-Item = Seal | StoredRow
-
-
-class Writer(Protocol):
-    """Writes one export; what it has taken is safe from a crash when `write` returns."""
-
-    def resume(self) -> int:
-        """The position to go on with, after what a broken-off run has left whole."""
-
-    def write(self, items: Sequence[Item]) -> None:
-        """The next events, each seal before the first that it covers."""
-
-    def finish(self) -> None:
-        """All has been written."""
-
-    def close(self) -> None:
-        """Let go of it, finished or not."""
+def _line(record: Mapping[str, object]) -> bytes:
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)
 
 
 class LineWriter:
@@ -236,28 +234,13 @@ class LineWriter:
         os.fsync(self._file.fileno())
 
 
-def last_line(file: BufferedRandom) -> tuple[int, bytes] | None:
-    """Where the last whole line begins, and the line; a torn one after it is cut off."""
-    end = file.seek(0, os.SEEK_END)
-    size = CHUNK_BYTES
-    while True:
-        start = max(0, end - size)
-        file.seek(start)
-        tail = file.read(end - start)
-        whole = tail.rfind(b"\n") + 1
-        before = tail.rfind(b"\n", 0, max(0, whole - 1)) + 1
-        if start == 0 or before > 0:
-            break
-        size *= 2
-    if whole < len(tail):
-        file.truncate(start + whole)
-    return (start + before, tail[before:whole]) if whole else None
-
-
 def _position_in(line: bytes) -> int | None:
-    """The position of an event's line; None for another line, and for one that is no JSON."""
+    """Return the position of an event's line.
+
+    None for another line, and for one that is no JSON.
+    """
     try:
-        said = orjson.loads(line)
-        return int(said["position"])
+        record = orjson.loads(line)
+        return int(record["position"])
     except (ValueError, KeyError, TypeError):
         return None

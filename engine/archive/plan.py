@@ -33,7 +33,7 @@ class ExportFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """What somebody wants exported; without `first` and `last`, the log as it is now."""
+    """What is to be exported; without `first` and `last`, the log as it is now."""
 
     format: ExportFormat = ExportFormat.JSONL
     payload: PayloadMode = PayloadMode.FULL
@@ -65,25 +65,25 @@ class Plan:
         return self.format is ExportFormat.JSONL and self.payload is PayloadMode.FULL
 
     def fulfils(self, wish: ExportRequest) -> bool:
-        """Whether it is what is wanted, though the log may have grown since."""
+        """Return whether it is what is wanted, though the log may have grown since."""
         last = self.last if wish.last is None else wish.last
         asked = (wish.format, wish.payload, wish.first or 1, last)
         return asked == (self.format, self.payload, self.first, self.last)
 
     def to_json(self) -> bytes:
-        said = {name: getattr(self, name) for name in self.__slots__}
-        return orjson.dumps(said)
+        record = {name: getattr(self, name) for name in self.__slots__}
+        return orjson.dumps(record)
 
 
 def plan_from_json(text: bytes) -> Plan:
-    """Raises ValueError, KeyError and TypeError for anything that is no plan."""
-    said = orjson.loads(text)
-    numbers = (int(said[name]) for name in ("first", "last", "first_seal", "last_seal"))
-    return Plan(ExportFormat(said["format"]), PayloadMode(said["payload"]), *numbers)
+    """Raise ValueError, KeyError and TypeError for anything that is no plan."""
+    record = orjson.loads(text)
+    numbers = (int(record[name]) for name in ("first", "last", "first_seal", "last_seal"))
+    return Plan(ExportFormat(record["format"]), PayloadMode(record["payload"]), *numbers)
 
 
 def make_plan(conn: Connection[TupleRow], wish: ExportRequest) -> Plan:
-    """What the wish means for the log as it is now. Raises ExportRefused."""
+    """Return what the wish means for the log as it is now. Raise ExportRefused."""
     end = head(conn)
     if wish.last is not None and wish.last > end:
         raise ExportRefused(f"--to: the log ends at position {end}")

@@ -1,4 +1,7 @@
-"""Exports the log to a file that appears when it is whole; a run that was cut off is continued."""
+"""Export of the log to a file or a folder of Parquet, and import into an empty store.
+
+An export appears when it is whole; one that was cut off is continued.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,28 @@ from infra.objects.disk import sync_folder
 ITEMS_AT_ONCE = 2_000
 
 Begun = Callable[[Plan, int], None]
-"""Is told the plan and how many of its events an earlier run has written."""
+"""Gets the plan and how many of its events an earlier run has written."""
+PART_EVENTS = 100_000
+LOCK = f"SELECT pg_advisory_xact_lock(%s, '{EVENTS}'::regclass::oid::int)".encode()
+IS_EMPTY = f"""
+SELECT NOT EXISTS (SELECT FROM {EVENTS})
+   AND NOT EXISTS (SELECT FROM public.backlot_seals)
+""".encode()
+COPY = f"""
+COPY {EVENTS}
+    (notification_id, originator_id, originator_version, topic, state)
+FROM STDIN (FORMAT binary)
+""".encode()
+COLUMN_TYPES = ("int8", "uuid", "int8", "text", "bytea")
+NOTIFY = f"SELECT pg_notify('{EVENTS_CHANNEL}', '')".encode()
+
+
+class ParquetMissing(OperatorError):
+    """The optional library that writes Parquet is not installed."""
+
+
+class ImportRefused(OperatorError):
+    """Nothing was imported: the store is not empty, or the file is not what was sealed."""
 
 
 def export_log(
@@ -54,8 +78,8 @@ def export_log(
 ) -> Plan:
     """Write what is wanted of the log to `path`, which Parquet makes a folder.
 
-    Until it is whole it is called `….partial`, and `….partial.json` keeps what it will contain:
-    the log as it was when the export began, however long it takes. Raises ExportRefused, OSError
+    Until it is whole it is called `….partial`, and `….partial.json` holds what it will contain:
+    the log as it was when the export began, however long it takes. Raise ExportRefused, OSError
     and psycopg.Error.
     """
     partial = path.with_name(f"{path.name}.partial")
@@ -84,12 +108,12 @@ def _writer(partial: Path, plan: Plan) -> Writer:
 @contextmanager
 def _planned(conn: Connection[TupleRow], path: Path, wish: ExportRequest) -> Iterator[Plan]:
     """The plan that was begun, or a new one, for this process alone; removed once fulfilled."""
-    kept = path.with_name(f"{path.name}.partial.json")
+    plan_file = path.with_name(f"{path.name}.partial.json")
     if path.exists():
         # Else a run that was killed at the very end would leave its plan behind.
-        kept.unlink(missing_ok=True)
+        plan_file.unlink(missing_ok=True)
         raise ExportRefused(f"{path} is there already: give another name or remove it")
-    with kept.open("a+b") as file:
+    with plan_file.open("a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -108,7 +132,7 @@ def _planned(conn: Connection[TupleRow], path: Path, wish: ExportRequest) -> Ite
                 f"positions {plan.first} to {plan.last}: say the same, or remove it"
             )
         yield plan
-        kept.unlink()
+        plan_file.unlink()
 
 
 def _begun(text: bytes) -> Plan | None:
@@ -120,7 +144,7 @@ def _begun(text: bytes) -> Plan | None:
 
 
 def _items(conn: Connection[TupleRow], plan: Plan, start: int) -> Iterator[Item]:
-    """The events from `start` on, each seal before the first of its events here."""
+    """Yield the events from `start` on, each seal before the first of its events here."""
     wanted = plan.provable and plan.last_seal > 0
     chain = seals(conn, plan.first_seal - 1, plan.last_seal) if wanted else iter(())
     seal = next(chain, None)
@@ -141,13 +165,6 @@ def _batches(items: Iterator[Item]) -> Iterator[Sequence[Item]]:
         yield batch
 
 
-PART_EVENTS = 100_000
-
-
-class ParquetMissing(OperatorError):
-    """The optional library that writes Parquet is not installed."""
-
-
 class ParquetWriter:
     """A folder of part files, each over 100,000 positions; only whole parts count as written.
 
@@ -155,7 +172,7 @@ class ParquetWriter:
     """
 
     def __init__(self, folder: Path, plan: Plan) -> None:
-        """Raises ParquetMissing."""
+        """Raise ParquetMissing."""
         self._arrow, self._parquet = _library("pyarrow"), _library("pyarrow.parquet")
         self._folder, self._plan = folder, plan
         self._schema = self._make_schema()
@@ -266,24 +283,6 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-LOCK = f"SELECT pg_advisory_xact_lock(%s, '{EVENTS}'::regclass::oid::int)".encode()
-IS_EMPTY = f"""
-SELECT NOT EXISTS (SELECT FROM {EVENTS})
-   AND NOT EXISTS (SELECT FROM public.backlot_seals)
-""".encode()
-COPY = f"""
-COPY {EVENTS}
-    (notification_id, originator_id, originator_version, topic, state)
-FROM STDIN (FORMAT binary)
-""".encode()
-COLUMN_TYPES = ("int8", "uuid", "int8", "text", "bytea")
-NOTIFY = f"SELECT pg_notify('{EVENTS_CHANNEL}', '')".encode()
-
-
-class ImportRefused(OperatorError):
-    """Nothing was imported: the store is not empty, or the file is not what was sealed."""
-
-
 def import_log(
     conn: Connection[TupleRow],
     path: Path,
@@ -297,7 +296,7 @@ def import_log(
 
     All or nothing, in one transaction under the store's append lock: a log that is half there
     must never be read or appended to, and what is checked is what is written. The connection
-    is in autocommit mode, and the tables are there. Raises ImportRefused and ExportUnusable.
+    is in autocommit mode, and the tables are there. Raise ImportRefused and ExportUnusable.
     """
     check = ExportCheck(path, public_keys=public_keys, anchors=anchors, known_topics=known_topics)
     if check.header.first != 1:

@@ -19,6 +19,7 @@ from engine.seals.signature import PublicKeys
 from infra.errors import OperatorError
 
 DAMAGED = (ValueError, KeyError, TypeError)
+ROWS_AT_ONCE = 2_000
 
 
 class ExportUnusable(OperatorError):
@@ -49,11 +50,11 @@ class Damaged:
 
 
 def read_header(path: Path) -> Header:
-    """Raises ExportUnusable."""
+    """Raise ExportUnusable."""
     try:
         with path.open("rb") as file:
-            said = orjson.loads(file.readline())
-        written, provable = said["backlotExport"], said["provable"]
+            record = orjson.loads(file.readline())
+        written, provable = record["backlotExport"], record["provable"]
     except OSError as error:
         raise ExportUnusable(f"{path} can't be read: {error.strerror}") from error
     except DAMAGED as error:
@@ -62,17 +63,17 @@ def read_header(path: Path) -> Header:
         raise ExportUnusable(f"{path} has format {written}, this Backlot reads {FORMAT}")
     if not provable:
         raise ExportUnusable(
-            f"{path} was written without the events' exact bytes (--payload {said.get('payload')}):"
-            " it can't be verified or imported"
+            f"{path} was written without the events' exact bytes "
+            f"(--payload {record.get('payload')}): it can't be verified or imported"
         )
     try:
-        return Header(said["from"], said["to"], said["firstSeal"], said["lastSeal"])
+        return Header(record["from"], record["to"], record["firstSeal"], record["lastSeal"])
     except DAMAGED as error:
         raise ExportUnusable(f"{path}: its first line is damaged: {error!r}") from error
 
 
 def read_items(path: Path) -> Iterator[Seal | StoredRow | Damaged]:
-    """What follows the header, in its order."""
+    """Yield what follows the header, in its order."""
     with path.open("rb") as file:
         file.readline()
         for number, line in enumerate(file, start=2):
@@ -86,11 +87,11 @@ def read_rows(path: Path) -> Iterator[StoredRow]:
 
 def _read(number: int, line: bytes) -> Seal | StoredRow | Damaged:
     try:
-        said: dict[str, Any] = orjson.loads(line)
-        if "seal" in said:
-            seal = seal_of(said["seal"])
+        record: dict[str, Any] = orjson.loads(line)
+        if "seal" in record:
+            seal = seal_of(record["seal"])
             return seal if seal_line(seal) == line else Damaged(number, line)
-        row = row_of(said)
+        row = row_of(record)
         # Written again it has to be the same: the decoded fields prove as much as the bytes do.
         if event_line(row, PayloadMode.FULL) == line:
             return row
@@ -120,7 +121,7 @@ class TailStreams:
         self._latest[row.stream_id] = row.version
 
     def orphan(self, log: Iterable[StoredRow], *, partial: bool) -> Fault | None:
-        """The first unsealed event without the version before it, where `log` is all of it.
+        """Return the first unsealed event without the version before it, where `log` is all of it.
 
         In a `partial` log a stream may have begun before.
         """
@@ -132,7 +133,7 @@ class TailStreams:
         return None if first is None else orphaned(first)
 
     def _before(self, log: Iterable[StoredRow]) -> dict[UUID, int]:
-        """The version that each of the streams had before its first unsealed event."""
+        """Return the version that each of the streams had before its first unsealed event."""
         found: dict[UUID, int] = {}
         for row in log:
             first = self._first.get(row.stream_id)
@@ -147,11 +148,8 @@ def _follows(row: StoredRow, before: dict[UUID, int], partial: bool) -> bool:
     return row.version == before.get(row.stream_id, 0) + 1
 
 
-ROWS_AT_ONCE = 2_000
-
-
 class ExportCheck:
-    """Checks an export while it is read, by whoever reads it."""
+    """Checks an export while its caller reads it."""
 
     def __init__(
         self,
@@ -161,7 +159,7 @@ class ExportCheck:
         anchors: Iterator[Anchor] | None = None,
         known_topics: Container[str] | None = None,
     ) -> None:
-        """Raises ExportUnusable for what is no lossless export."""
+        """Raise ExportUnusable for what is no lossless export."""
         self._path = path
         self.header: Header = read_header(path)
         self._check = Check(
@@ -174,7 +172,10 @@ class ExportCheck:
         self._streams = TailStreams()
 
     def items(self) -> Iterator[Seal | StoredRow]:
-        """The file's seals and events, each checked; what is damaged is noted and left out."""
+        """Yield the file's seals and events, each checked.
+
+        What is damaged is noted and left out.
+        """
         sealed_to = 0
         for item in read_items(self._path):
             if isinstance(item, Damaged):
@@ -190,7 +191,7 @@ class ExportCheck:
             yield item
 
     def finish(self) -> Report:
-        """The result, once all items were taken."""
+        """Return the result, once all items were taken."""
         return self._check.finish(self._orphan())
 
     def _note(self, damaged: Damaged) -> None:
@@ -220,7 +221,7 @@ def verify_export(
     """Recompute the chain over an export, and name the first fault; see `verify_database`.
 
     Anchors of later seals are no fault: an export is as old as it is. So a file that was cut off,
-    with its first line made to fit, passes. Raises ExportUnusable for what is no lossless export.
+    with its first line made to fit, passes. Raise ExportUnusable for what is no lossless export.
     """
     check = ExportCheck(path, public_keys=public_keys, anchors=anchors, known_topics=known_topics)
     rows = 0

@@ -84,7 +84,7 @@ class Trace:
 
 
 async def at_position(conn: AsyncConnection[TupleRow], position: int) -> Stored | None:
-    """The event at a position; None where the log has none."""
+    """Return the event at a position; None where the log has none."""
     async with conn.cursor(binary=True) as cursor:
         await cursor.execute(READ_ONE, (position,))
         row = await cursor.fetchone()
@@ -92,7 +92,7 @@ async def at_position(conn: AsyncConnection[TupleRow], position: int) -> Stored 
 
 
 async def surroundings(conn: AsyncConnection[TupleRow], audit: Audit, entry: Entry) -> Surroundings:
-    """What stands around an event in its stream, and in the order of cause and effect."""
+    """Return what stands around an event in its stream, and in the order of cause and effect."""
     stored = entry.stored
     place = (stored.stream_id, stored.version)
     own = str(event_id(*place))
@@ -106,13 +106,13 @@ async def surroundings(conn: AsyncConnection[TupleRow], audit: Audit, entry: Ent
             beside.append(Stored(*row) if row else None)
         await cursor.execute(audit.sql(CAUSED), values, prepare=False)
         caused = [Stored(*row) for row in await cursor.fetchall()]
-    # Whoever claims to be its own cause is no effect of itself.
+    # An event that names itself as its cause is no effect of itself.
     effects = [effect for effect in caused if effect.position != stored.position]
     return Surroundings(beside[0], beside[1], await _cause(conn, audit, entry), effects)
 
 
 async def _cause(conn: AsyncConnection[TupleRow], audit: Audit, entry: Entry) -> Cause | None:
-    """An event's id tells nothing about its place, so it is looked for in the conversation."""
+    """Return what led to an event: its id holds no position, so the conversation is searched."""
     cause, correlation = entry.causation_id, entry.correlation_id
     if cause is None:
         return None
@@ -126,7 +126,10 @@ async def _cause(conn: AsyncConnection[TupleRow], audit: Audit, entry: Entry) ->
 
 
 async def trace(conn: AsyncConnection[TupleRow], audit: Audit, correlation_id: str) -> Trace | None:
-    """The tree of a conversation's first 1,000 events; None when there is no such conversation."""
+    """Return the tree of a conversation's first 1,000 events.
+
+    None when there is no such conversation.
+    """
     wanted = Search(correlation_id=correlation_id, newest_first=False)
     found = await find(conn, audit, wanted, MAX_TRACED)
     if not found.events:

@@ -35,7 +35,7 @@ FIELDS: LiteralString = """
 """
 TOPIC: LiteralString = "CASE WHEN octet_length(topic) <= 256 THEN topic ELSE '' END"
 
-# `read` takes whatever bytes are stored. A causation id is kept where it is not the request's own,
+# `read` takes whatever bytes are stored. A causation id is there where it is not the request's own,
 # which the correlation id names. Each index ends with the position, in whose order pages are read.
 TABLES: LiteralString = (
     """
@@ -81,7 +81,7 @@ $body$
 STRETCH: LiteralString = f"""
     FROM {EVENTS}
     WHERE notification_id > %(after)s AND notification_id <= %(until)s"""
-# Three times as fast, and raises for bytes that are no JSON.
+# Three times as fast, and raise for bytes that are no JSON.
 READ_FAST: LiteralString = (
     "SELECT position, version, bytes, topic, "
     + FIELDS

@@ -19,7 +19,7 @@ from psycopg.rows import TupleRow
 
 from engine.event_store import EVENTS
 from engine.inspection.index import BLOCK_POSITIONS, TOPIC, Audit
-from engine.log import END_OF_LOG, Stored
+from engine.log import END_OF_LOG, HEAD, Stored
 from engine.notifications import woken
 
 # Every page is read along an index. The planner must not think otherwise while a table is small,
@@ -64,6 +64,37 @@ SELECT found.position, originator_id, originator_version, topic, state
 FROM found LEFT JOIN {EVENTS} AS b ON notification_id = found.position
 ORDER BY found.position"""
 
+MAX_DAYS = 366
+
+# All of it as of one moment.
+SNAPSHOT = b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
+SIZES = f"""
+SELECT (SELECT coalesce(max(notification_id), 0) FROM {EVENTS}), s.position,
+       pg_table_size('{EVENTS}'), pg_indexes_size('{EVENTS}'),
+       (SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c
+        WHERE c.relnamespace = s.subscription::regnamespace AND c.relkind = 'r')
+FROM backlot_checkpoints s WHERE s.kind = 'projection' AND s.subscription = %s
+""".encode()
+TOPICS: LiteralString = "SELECT topic, events, streams, bytes, unreadable FROM {schema}.topics"
+DAYS: LiteralString = "SELECT day, events FROM {schema}.days ORDER BY day DESC LIMIT %(days)s"
+TIMES: LiteralString = "SELECT min(first_at), max(last_at) FROM {schema}.blocks"
+TAIL: LiteralString = (
+    "SELECT "
+    + TOPIC
+    + f""", (f.recorded_at AT TIME ZONE 'UTC')::date, count(*),
+       count(*) FILTER (WHERE originator_version = 1),
+       coalesce(sum(octet_length(state)), 0)::bigint,
+       count(*) FILTER (WHERE f.recorded_at IS NULL), min(f.recorded_at), max(f.recorded_at)
+FROM {EVENTS} AS b LEFT JOIN LATERAL {{schema}}.read(b.state) AS f ON true
+WHERE notification_id > %(indexed)s AND notification_id <= %(head)s
+GROUP BY 1, 2
+"""
+)
+
+# What a lost notification costs.
+POLL_SECONDS = 1.0
+PAGE = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Search:
@@ -92,10 +123,45 @@ class EventPage(NamedTuple):
     following: int | None
 
 
+@dataclass(slots=True)
+class LogStats:
+    """What the log holds up to position `head`; sizes in bytes.
+
+    `unreadable` events have no time. `days` are the last 366 (UTC) that have events.
+    """
+
+    head: int
+    indexed: int
+    table_bytes: int
+    index_bytes: int
+    audit_bytes: int
+    state_bytes: int = 0
+    events: int = 0
+    streams: int = 0
+    unreadable: int = 0
+    first_at: datetime | None = None
+    last_at: datetime | None = None
+    topics: Counter[str] = field(default_factory=Counter)
+    days: Counter[date] = field(default_factory=Counter)
+
+    def add(self, topic: str, events: int, streams: int, size: int, unreadable: int) -> None:
+        """Count events of a topic."""
+        self.topics[topic] += events
+        self.events += events
+        self.streams += streams
+        self.state_bytes += size
+        self.unreadable += unreadable
+
+    def widen(self, *times: datetime | None) -> None:
+        """Have the first and the last time include these."""
+        known = [time for time in (self.first_at, self.last_at, *times) if time is not None]
+        self.first_at, self.last_at = min(known, default=None), max(known, default=None)
+
+
 async def find(
     conn: AsyncConnection[TupleRow], audit: Audit, search: Search, limit: int
 ) -> EventPage:
-    """The first `limit` events that match, newest or oldest first."""
+    """Return the first `limit` events that match, newest or oldest first."""
     values = {
         "schema": audit.schema,
         "block": BLOCK_POSITIONS,
@@ -116,13 +182,13 @@ async def find(
         await cursor.execute(audit.sql(statement(search)), values, prepare=False)
         rows = await cursor.fetchall()
     shown = rows[:limit]
-    # A position that is indexed and no longer in the log is for the integrity check to tell.
+    # A position that is indexed and no longer in the log is for the verification to find.
     events = [Stored(*row) for row in shown if row[1] is not None]
     return EventPage(events, shown[-1][0] if len(rows) > limit else None)
 
 
 def statement(search: Search) -> LiteralString:
-    """The query of one page; its `limit` is one more than the page has."""
+    """Return the query of one page; its `limit` is one more than the page has."""
     order = NEWEST if search.newest_first else OLDEST
     found = _in_stream(search) if search.stream is not None else _indexed(search, order)
     rows = ROWS + (" DESC" if search.newest_first else "")
@@ -179,72 +245,9 @@ def _topics(search: Search) -> LiteralString:
 
 
 def _contents(search: Search) -> LiteralString:
-    """The join with what an event's bytes tell, where some condition asks for that."""
+    """Return the join with an event's content, where a condition needs it."""
     asked = (search.actor, search.correlation_id, search.since, search.until)
     return WITH_CONTENT if any(value is not None for value in asked) else ""
-
-
-MAX_DAYS = 366
-
-# All of it as of one moment.
-SNAPSHOT = b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
-SIZES = f"""
-SELECT (SELECT coalesce(max(notification_id), 0) FROM {EVENTS}), s.position,
-       pg_table_size('{EVENTS}'), pg_indexes_size('{EVENTS}'),
-       (SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c
-        WHERE c.relnamespace = s.subscription::regnamespace AND c.relkind = 'r')
-FROM backlot_checkpoints s WHERE s.kind = 'projection' AND s.subscription = %s
-""".encode()
-TOPICS: LiteralString = "SELECT topic, events, streams, bytes, unreadable FROM {schema}.topics"
-DAYS: LiteralString = "SELECT day, events FROM {schema}.days ORDER BY day DESC LIMIT %(days)s"
-TIMES: LiteralString = "SELECT min(first_at), max(last_at) FROM {schema}.blocks"
-TAIL: LiteralString = (
-    "SELECT "
-    + TOPIC
-    + f""", (f.recorded_at AT TIME ZONE 'UTC')::date, count(*),
-       count(*) FILTER (WHERE originator_version = 1),
-       coalesce(sum(octet_length(state)), 0)::bigint,
-       count(*) FILTER (WHERE f.recorded_at IS NULL), min(f.recorded_at), max(f.recorded_at)
-FROM {EVENTS} AS b LEFT JOIN LATERAL {{schema}}.read(b.state) AS f ON true
-WHERE notification_id > %(indexed)s AND notification_id <= %(head)s
-GROUP BY 1, 2
-"""
-)
-
-
-@dataclass(slots=True)
-class LogStats:
-    """What the log holds up to position `head`; sizes in bytes.
-
-    `unreadable` events tell no time. `days` are the last 366 (UTC) that have events.
-    """
-
-    head: int
-    indexed: int
-    table_bytes: int
-    index_bytes: int
-    audit_bytes: int
-    state_bytes: int = 0
-    events: int = 0
-    streams: int = 0
-    unreadable: int = 0
-    first_at: datetime | None = None
-    last_at: datetime | None = None
-    topics: Counter[str] = field(default_factory=Counter)
-    days: Counter[date] = field(default_factory=Counter)
-
-    def add(self, topic: str, events: int, streams: int, size: int, unreadable: int) -> None:
-        """Count events of a topic."""
-        self.topics[topic] += events
-        self.events += events
-        self.streams += streams
-        self.state_bytes += size
-        self.unreadable += unreadable
-
-    def widen(self, *times: datetime | None) -> None:
-        """Have the first and the last time include these."""
-        known = [time for time in (self.first_at, self.last_at, *times) if time is not None]
-        self.first_at, self.last_at = min(known, default=None), max(known, default=None)
 
 
 async def stats(conn: AsyncConnection[TupleRow], audit: Audit) -> LogStats:
@@ -276,14 +279,8 @@ async def _rows(cursor: AsyncCursor[TupleRow], query: bytes, values: Any = None)
     return await cursor.fetchall()
 
 
-# What a lost notification costs.
-POLL_SECONDS = 1.0
-PAGE = 500
-HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
-
-
 async def head_of(conn: AsyncConnection[TupleRow]) -> int:
-    """The last position of the log; everything up to it is there, and stays as it is."""
+    """Return the last position of the log; everything up to it is there, and stays as it is."""
     row = await (await conn.execute(HEAD)).fetchone()
     return int(row[0]) if row else 0
 
@@ -295,7 +292,7 @@ async def arriving(
     after: int,
     wake: asyncio.Event,
 ) -> AsyncIterator[Stored]:
-    """The events after a position that match, as they come; it has no end.
+    """Yield the events after a position that match, as they come; it has no end.
 
     `wake` is set when something was recorded.
     """

@@ -1,4 +1,4 @@
-"""One event of the log as an inspector sees it, whether or not anybody can read it."""
+"""Events and streams as an auditor sees them, readable or not, and the state that they lead to."""
 
 from __future__ import annotations
 
@@ -21,6 +21,16 @@ from engine.log import Stored
 
 VERSION = re.compile(r"\.v[0-9]+$")
 META = ("timestamp", "actor", "correlation_id", "causation_id")
+CHUNK = 500
+BEFORE_ALL = -(2**63)
+
+READ_STREAM = f"""
+SELECT notification_id, originator_id, originator_version, topic, state
+FROM {EVENTS} WHERE originator_id = %s AND originator_version > %s
+ORDER BY originator_version LIMIT %s
+""".encode()
+
+Values = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,27 +51,46 @@ class Entry:
     error: MapperDeserialisationError | None
 
 
+class FieldChange(NamedTuple):
+    """A field of an aggregate before and after an event, as JSON values."""
+
+    before: object
+    after: object
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStep:
+    """An event and what it changed; `changes` is None from the first unreadable event on."""
+
+    entry: Entry
+    changes: Mapping[str, FieldChange] | None
+
+
+class ForeignEvent(Exception):
+    """A stream holds an event of another kind of aggregate."""
+
+
 def type_of(topic: str) -> str:
-    """A topic without its version: `comment.posted` of `comment.posted.v1`."""
+    """Return a topic without its version: `comment.posted` of `comment.posted.v1`."""
     return VERSION.sub("", topic)
 
 
 def aggregate_of(topic: str) -> str:
-    """The kind of aggregate that a topic belongs to: `comment` of `comment.posted.v1`."""
+    """Return the kind of aggregate that a topic belongs to: `comment` of `comment.posted.v1`."""
     return topic.partition(".")[0]
 
 
 def read_entry(stored: Stored) -> Entry:
     """Make what can be made of a stored event; never fails."""
     content = _object(stored.state)
-    told = content or {}
+    values = content or {}
     return Entry(
         stored,
         None if content is None else {k: v for k, v in content.items() if k not in META},
-        _time(told.get("timestamp")),
-        _text(told.get("actor")),
-        _text(told.get("correlation_id")),
-        _text(told.get("causation_id")),
+        _time(values.get("timestamp")),
+        _text(values.get("actor")),
+        _text(values.get("correlation_id")),
+        _text(values.get("causation_id")),
         *_decode(stored),
     )
 
@@ -93,37 +122,6 @@ def _time(value: object) -> datetime | None:
     except ValueError:
         return None
     return time if time is not None and time.tzinfo is not None else None
-
-
-CHUNK = 500
-BEFORE_ALL = -(2**63)
-
-READ_STREAM = f"""
-SELECT notification_id, originator_id, originator_version, topic, state
-FROM {EVENTS} WHERE originator_id = %s AND originator_version > %s
-ORDER BY originator_version LIMIT %s
-""".encode()
-
-Values = Mapping[str, object]
-
-
-class FieldChange(NamedTuple):
-    """A field of an aggregate before and after an event, as JSON values."""
-
-    before: object
-    after: object
-
-
-@dataclass(frozen=True, slots=True)
-class StreamStep:
-    """An event and what it changed; `changes` is None from the first unreadable event on."""
-
-    entry: Entry
-    changes: Mapping[str, FieldChange] | None
-
-
-class ForeignEvent(Exception):
-    """A stream holds an event of another kind of aggregate."""
 
 
 class Fold:
@@ -177,7 +175,7 @@ async def follow(
     at_version: int | None = None,
     at_time: datetime | None = None,
 ) -> AsyncIterator[StreamStep]:
-    """Each event of the fold's stream, once it is applied, up to a version and up to a time.
+    """Yield each event of the fold's stream, once it is applied, up to a version and up to a time.
 
     The fold then holds the aggregate as it stood there. The stream is read in chunks.
     """
@@ -200,7 +198,7 @@ async def _chunk(conn: AsyncConnection[TupleRow], stream_id: UUID, after: int) -
 
 
 def fields(aggregate: Aggregate) -> Values:
-    """The public fields of an aggregate, as JSON values."""
+    """Return the public fields of an aggregate, as JSON values."""
     public = {name: value for name, value in vars(aggregate).items() if not name.startswith("_")}
     values: Values = orjson.loads(
         orjson.dumps(public, default=_plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z)

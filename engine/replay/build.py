@@ -1,4 +1,7 @@
-"""Builds a copy from the log: the next window is read and decoded while the last one is applied."""
+"""Build a copy from the log, in this process or in parts by several.
+
+The next window is read and decoded while the last one is applied.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,20 @@ from engine.replay.records import Replay
 from infra.cancellation import join
 from infra.errors import describe
 
+log = structlog.get_logger(__name__)
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import SimpleQueue
+
+    Faults = SimpleQueue[tuple[bool, str]]
+    """Whether it was an outage, and what went wrong."""
+
 LOOK_UP_SECONDS = 0.2
 TURN_SECONDS = 0.0005
+LOOK_SECONDS = 0.1
+STOP_SECONDS = 10.0
+# What comes last is rare: between looks whether to end, so many positions.
+FINISH_POSITIONS = 1_000_000
 
 
 class Pacer(Protocol):
@@ -45,11 +60,42 @@ class Pacer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PrefetchedWindow:
-    """A window with its events, or with what kept them from being decoded."""
+    """A window with its events, or with the error of decoding them."""
 
     before: int
     window: LogWindow
     batch: Batch | Exception
+
+
+class PartFailed(Exception):
+    """A process that built a part ended otherwise than it should."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """What the processes are given: the copy that they build together, how far, and the means."""
+
+    database_url: str
+    replay: Replay
+    copy: Projection
+    goal: int
+    batch_events: int
+
+    def applier(self, part: StreamShare) -> Applier:
+        """Return what applies a part's streams, but not what comes last."""
+        wanted = [event for event in self.copy.events if event not in self.copy.absorbing]
+        place = of_part(self.copy.schema, self.copy.version, part.number)
+        events = Log(wanted, batch_events=self.batch_events, part=part)
+        return self._applier(events, place)
+
+    def last(self) -> Applier:
+        """Return what applies the events that come when all parts are done."""
+        events = Log(self.copy.absorbing, batch_events=self.batch_events)
+        return self._applier(events, None)
+
+    def _applier(self, events: Log, place: Checkpoint | None) -> Applier:
+        size = self.batch_events
+        return Applier(self.copy, batch_events=size, place=place, log=events)
 
 
 class ReadAhead:
@@ -77,7 +123,10 @@ class ReadAhead:
         join(self._thread)
 
     def __iter__(self) -> Iterator[PrefetchedWindow]:
-        """The windows up to the goal; raises what reading raised, such as OperationalError."""
+        """Yield the windows up to the goal.
+
+        Raise what reading raised, such as OperationalError.
+        """
         while (ahead := self._queue.get()) is not None:
             if isinstance(ahead, Exception):
                 raise ahead
@@ -103,7 +152,7 @@ class ReadAhead:
         try:
             return self._applier.decode(window)
         except MapperDeserialisationError as error:
-            # Which event it was is found, and dealt with, by whoever applies.
+            # Which event it was is found when the window is applied.
             return error
 
     def _put(self, ahead: PrefetchedWindow | Exception | None) -> None:
@@ -123,9 +172,9 @@ def build(
     goal: int,
     pace: Pacer,
 ) -> int:
-    """Apply the log after `before` up to `goal`; returns where it ended.
+    """Apply the log after `before` up to `goal`; return where it ended.
 
-    That is short of the goal when `pace` said so, or at an event that stopped the copy. Raises
+    That is short of the goal when `pace` said so, or at an event that stopped the copy. Raise
     Superseded, and what the database raises when it is away.
     """
     if isinstance(applier.projection, RangeProjection):
@@ -143,7 +192,7 @@ def build(
 def _quick_turns() -> Iterator[None]:
     """Let the thread that applies go on soon after PostgreSQL has answered it.
 
-    The thread that decodes never waits for anything, and would keep the interpreter for 5 ms at
+    The thread that decodes never waits for anything, and would hold the interpreter for 5 ms at
     each of the answers: a tenth of the whole replay.
     """
     usual = sys.getswitchinterval()
@@ -158,14 +207,7 @@ def _apply(conn: Connection[TupleRow], applier: Applier, ahead: PrefetchedWindow
     before, window, batch = ahead.before, ahead.window, ahead.batch
     if isinstance(batch, Exception):
         return applier.sort_out(conn, before, window, batch)
-    try:
-        return applier.apply(conn, before, window, batch)
-    except Superseded:
-        raise
-    except Exception as error:
-        if is_outage(error):
-            raise
-        return applier.sort_out(conn, before, window, error)
+    return applier.take_in(conn, before, window, batch)
 
 
 def _build_ranges(
@@ -177,51 +219,6 @@ def _build_ranges(
         if step.broken or not pace.at(position):
             break
     return position
-
-
-if TYPE_CHECKING:
-    from multiprocessing.queues import SimpleQueue
-
-    Faults = SimpleQueue[tuple[bool, str]]
-    """Whether it was an outage, and what went wrong."""
-
-log = structlog.get_logger(__name__)
-
-LOOK_SECONDS = 0.1
-STOP_SECONDS = 10.0
-# What comes last is rare: between looks whether to end, so many positions.
-FINISH_POSITIONS = 1_000_000
-
-
-class PartFailed(Exception):
-    """A process that built a part ended otherwise than it should."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sharing:
-    """What the processes are given: the copy that they build together, how far, and the means."""
-
-    database_url: str
-    replay: Replay
-    copy: Projection
-    goal: int
-    batch_events: int
-
-    def applier(self, part: StreamShare) -> Applier:
-        """What applies a part's streams, but not what comes last."""
-        wanted = [event for event in self.copy.events if event not in self.copy.absorbing]
-        place = of_part(self.copy.schema, self.copy.version, part.number)
-        events = Log(wanted, batch_events=self.batch_events, part=part)
-        return self._applier(events, place)
-
-    def last(self) -> Applier:
-        """What applies the events that come when all parts are done."""
-        events = Log(self.copy.absorbing, batch_events=self.batch_events)
-        return self._applier(events, None)
-
-    def _applier(self, events: Log, place: Checkpoint | None) -> Applier:
-        size = self.batch_events
-        return Applier(self.copy, batch_events=size, place=place, log=events)
 
 
 class Orders:
@@ -236,26 +233,29 @@ class Orders:
 
 
 def prepare(conn: Connection[TupleRow], replay: Replay, goal: int) -> int:
-    """Make the parts' rows where there are none; returns the position that they are to reach."""
+    """Make the parts' rows where there are none; return the position that they are to reach."""
     return checkpoints.begin_parts(
         conn, replay.schema, replay.version, count=replay.workers, target=goal
     )
 
 
 def behind(conn: Connection[TupleRow], replay: Replay) -> int:
-    """How far the part is that is behind all others; 0 when a cancelled replay has lost them."""
+    """Return how far the part is that is behind all others.
+
+    0 when a cancelled replay has lost them.
+    """
     return min(positions_of(conn, replay), default=0)
 
 
 def positions_of(conn: Connection[TupleRow], replay: Replay) -> list[int]:
-    """How far each part is, by number; none before they are made."""
+    """Return how far each part is, by number; none before they are made."""
     return [position for position, _ in checkpoints.parts(conn, replay.schema)]
 
 
 def build_parts(conn: Connection[TupleRow], sharing: Sharing, pace: Pacer) -> None:
     """Build all parts until they are at the goal, `pace` says to end, or one of them stops.
 
-    Raises PartFailed, and OperationalError when a process has lost the database.
+    Raise PartFailed, and OperationalError when a process has lost the database.
     """
     context = multiprocessing.get_context("spawn")
     stopping, faults = context.Event(), context.SimpleQueue()
@@ -276,9 +276,9 @@ def build_parts(conn: Connection[TupleRow], sharing: Sharing, pace: Pacer) -> No
 
 
 def finish(conn: Connection[TupleRow], sharing: Sharing, pace: Pacer) -> bool:
-    """Apply what comes last and move the copy itself to the goal; False when told to end before.
+    """Apply what comes last and move the copy to the goal; return False when it is to end before.
 
-    Raises CopyStopped.
+    Raise CopyStopped.
     """
     applier, schema = sharing.last(), sharing.copy.schema
     while (position := look(conn, schema).position) < sharing.goal:
@@ -325,8 +325,8 @@ def _raise_fault(processes: Sequence[BaseProcess], faults: Faults) -> None:
 
 
 def work(sharing: Sharing, part: StreamShare, stopping: ProcessEvent, faults: Faults) -> None:
-    """A process: build one part. An error that is not an event's is told, and ends it with 1."""
-    # Ctrl-C reaches the whole group; who gave the orders decides.
+    """A process: build one part. An error that is not an event's goes to `faults`, exit code 1."""
+    # Ctrl-C reaches the whole group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with connect(sharing.database_url, f"replay part {part.number}") as conn:

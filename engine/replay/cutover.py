@@ -1,4 +1,4 @@
-"""Puts another copy into the place of the live one, in a transaction that readers do not notice.
+"""Cutover: another copy replaces the live one, in a transaction that no reader notices.
 
 A copy's name is that of its PostgreSQL schema. Renaming takes no lock that a reader waits for; a
 statement that has resolved its names reads on in the copy that was live, which stays as it was,
@@ -49,7 +49,7 @@ def goal_of(live: Seen, replay: Replay) -> int:
 
 
 def advance_to(conn: Connection[TupleRow], applier: Applier, goal: int) -> None:
-    """Apply what is missing up to a position; raises CopyStopped, and Superseded."""
+    """Apply what is missing up to a position; raise CopyStopped, and Superseded."""
     schema = applier.projection.schema
     while (seen := look(conn, schema)).position < goal:
         if seen.status == CheckpointStatus.STOPPED:
@@ -58,7 +58,7 @@ def advance_to(conn: Connection[TupleRow], applier: Applier, goal: int) -> None:
 
 
 def look(conn: Connection[TupleRow], schema: str) -> Seen:
-    """The state of a copy that has to be there; raises LiveCopyGone."""
+    """Return the state of a copy that has to be there; raise LiveCopyGone."""
     seen = checkpoints.look(conn, schema)
     if seen is None:
         raise LiveCopyGone(f"There is no copy {schema}.")
@@ -71,7 +71,7 @@ def same_moment(
 ) -> Iterator[Connection[TupleRow]]:
     """A connection that sees the live copy and the other one at the same position, and goes on so.
 
-    The live one stands still only while the snapshot is taken. Raises CopyStopped.
+    The live one stands still only while the snapshot is taken. Raise CopyStopped.
     """
     with connect(database_url, "replay comparison") as reader:
         reader.execute("SET statement_timeout = 0")
@@ -87,9 +87,9 @@ def same_moment(
 
 
 def switch(conn: Connection[TupleRow], replay: Replay, applier: Applier) -> bool:
-    """Make the replay's copy the live one and keep the other as the previous one.
+    """Make the replay's copy the live one and the other the previous one.
 
-    Returns False when the replay was paused or cancelled first. Raises CopyStopped.
+    Return False when the replay was paused or cancelled first. Raise CopyStopped.
     """
     name = replay.name
     with conn.transaction():
@@ -128,7 +128,7 @@ def _superseded(replay: Replay) -> str:
 
 
 def _drop_superseded(conn: Connection[TupleRow], replay: Replay) -> None:
-    """Only after the switch: dropping waits for whoever reads there still."""
+    """Only after the switch: dropping waits for queries that still read there."""
     try:
         with conn.transaction():
             drop(conn, _superseded(replay))

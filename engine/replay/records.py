@@ -51,6 +51,8 @@ UPDATE projections.replays SET paused = true, error = %s, updated_at = clock_tim
 WHERE id = %s AND finished_at IS NULL
 """
 
+SHOW_SECONDS = 0.25
+
 
 class Purpose(StrEnum):
     """What a copy is built for, or caught up for."""
@@ -156,8 +158,27 @@ class Replay:
         return self.finished or self.paused or asks
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a replay is. `events` were applied; `rate` is in positions per second.
+
+    `target` is the position that is to be reached; it moves while the log grows.
+    """
+
+    name: str
+    state: ReplayState
+    position: int
+    target: int
+    events: int
+    rate: float
+    eta_seconds: float | None
+
+
+Report = Callable[[Progress], None]
+
+
 def find(conn: Connection[TupleRow], replay_id: int) -> Replay:
-    """The replay with this number; raises NoReplay."""
+    """Return the replay with this number; raise NoReplay."""
     with conn.cursor(row_factory=class_row(Replay)) as cursor:
         found = cursor.execute(BY_ID, (replay_id,)).fetchone()
     if found is None:
@@ -166,19 +187,19 @@ def find(conn: Connection[TupleRow], replay_id: int) -> Replay:
 
 
 def unfinished(conn: Connection[TupleRow], name: str) -> Replay | None:
-    """The replay of this projection that has not ended, if there is one."""
+    """Return the replay of this projection that has not ended, if there is one."""
     with conn.cursor(row_factory=class_row(Replay)) as cursor:
         return cursor.execute(UNFINISHED, (name,)).fetchone()
 
 
 def newest(conn: Connection[TupleRow], name: str) -> Replay | None:
-    """The projection's last replay, ended or not, if there was one."""
+    """Return the projection's last replay, ended or not, if there was one."""
     with conn.cursor(row_factory=class_row(Replay)) as cursor:
         return cursor.execute(NEWEST, (name,)).fetchone()
 
 
 def replays(conn: Connection[TupleRow], name: str | None = None) -> list[Replay]:
-    """All replays, or those of one projection, newest first."""
+    """Return all replays, or those of one projection, newest first."""
     with conn.cursor(row_factory=class_row(Replay)) as cursor:
         return cursor.execute(ALL, (name, name)).fetchall()
 
@@ -200,7 +221,7 @@ def enter(
     error: str | None = None,
     result: dict[str, Any] | None = None,
 ) -> bool:
-    """Write down the next state; False when the replay was ended by somebody else meanwhile."""
+    """Write down the next state; return False when the replay has ended meanwhile."""
     values = {
         "id": replay.id,
         "state": str(state),
@@ -221,34 +242,12 @@ def halt(conn: Connection[TupleRow], replay: Replay, error: str) -> None:
     conn.execute(HALT, (error, replay.id))
 
 
-TELL_SECONDS = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a replay is. `events` were applied; `rate` is in positions per second.
-
-    `target` is the position that is to be reached; it moves while the log grows.
-    """
-
-    name: str
-    state: ReplayState
-    position: int
-    target: int
-    events: int
-    rate: float
-    eta_seconds: float | None
-
-
-Report = Callable[[Progress], None]
-
-
 def tell_nobody(news: object) -> None:
-    """For who does not want to hear of it."""
+    """Ignore the news."""
 
 
-class Telling:
-    """One stretch of a replay, from a position to a goal."""
+class ProgressMeter:
+    """Measures one stretch of a replay, from a position to a goal, and reports it."""
 
     def __init__(
         self,
@@ -263,23 +262,23 @@ class Telling:
         self._first, self._goal = stretch
         self._report = report
         self._stopping = stopping
-        self._started = self._told = time.monotonic()
+        self._started = self._shown = time.monotonic()
 
     def at(self, position: int) -> bool:
-        """Tell that it is at this position; False when the work is to end there.
+        """Report the position, four times a second; return False when the work is to end there.
 
         That is when this process stops, and when the replay was paused or cancelled.
         """
         now = time.monotonic()
         if self._stopping.is_set():
             return False
-        if now - self._told < TELL_SECONDS:
+        if now - self._shown < SHOW_SECONDS:
             return True
-        self._told = now
-        return self.tell(position)
+        self._shown = now
+        return self.show(position)
 
-    def tell(self, position: int) -> bool:
-        """The same, whenever it was told before."""
+    def show(self, position: int) -> bool:
+        """Do the same at once."""
         seconds = time.monotonic() - self._started
         rate = (position - self._first) / seconds if seconds > 0 else 0.0
         checkpoint(self._conn, self._replay, position, rate)

@@ -26,13 +26,13 @@ from engine.replay import build as partitions
 from engine.replay.build import build
 from engine.replay.cutover import CopyStopped, goal_of, look, same_moment, switch
 from engine.replay.records import (
+    ProgressMeter,
     Purpose,
     Replay,
     ReplayError,
     ReplayOptions,
     ReplayState,
     Report,
-    Telling,
     checkpoint,
     enter,
     find,
@@ -51,6 +51,9 @@ TABLES_OF = (
     "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(%s) AND relkind = 'r'"
 )
 
+# Larger ones are slower: reading ahead and applying take turns less often.
+BATCH_EVENTS = 5_000
+
 
 @dataclass(frozen=True, slots=True)
 class Means:
@@ -66,7 +69,11 @@ class Means:
     compared: Callable[[Difference], None]
 
 
-class Work:
+class ReplayElsewhere(ReplayError):
+    """Another process works on this replay."""
+
+
+class ReplayWork:
     """One process's work on one replay, of which it alone has the right to change the copy."""
 
     def __init__(
@@ -79,7 +86,7 @@ class Work:
         self._applier = Applier(copy, batch_events=means.batch_events)
 
     def run(self) -> Replay:
-        """Step after step until there is nothing to do for now; raises what an outage raises."""
+        """Take steps until there is nothing to do for now; raise what an outage raises."""
         steps = {
             ReplayState.BUILDING: self._build,
             ReplayState.CATCHING_UP: self._catch_up,
@@ -127,23 +134,23 @@ class Work:
             )
             difference = compare(reader, self._replay.name, copy)
         self._means.compared(difference)
-        told = difference.as_dict()
+        result = difference.as_dict()
         if difference.differs:
             log.warning("replay_differs", projection=self._replay.name, rows=difference.total)
         if self._replay.purpose is Purpose.VERIFY:
-            self._enter(ReplayState.VERIFIED, told)
+            self._enter(ReplayState.VERIFIED, result)
             discard(self._conn, self._replay)
         elif difference.differs and not self._replay.confirmed:
-            self._enter(ReplayState.WAITING, told)
+            self._enter(ReplayState.WAITING, result)
         else:
-            self._enter(ReplayState.CATCHING_UP, told)
+            self._enter(ReplayState.CATCHING_UP, result)
 
     def _apply(self) -> bool:
-        """Apply up to where the copy is to be now; whether it got there. Raises CopyStopped."""
+        """Apply up to where the copy is to be now; whether it got there. Raise CopyStopped."""
         position, goal = self._stretch()
-        told = self._telling(position, goal)
-        reached = build(self._means.database_url, self._conn, self._applier, position, goal, told)
-        told.tell(reached)
+        meter = self._meter(position, goal)
+        reached = build(self._means.database_url, self._conn, self._applier, position, goal, meter)
+        meter.show(reached)
         self._require_running()
         return reached >= goal
 
@@ -161,15 +168,15 @@ class Work:
         sharing = partitions.Sharing(
             means.database_url, self._replay, self._copy, goal, means.batch_events
         )
-        told = self._telling(partitions.behind(conn, self._replay), goal)
-        partitions.build_parts(conn, sharing, told)
+        meter = self._meter(partitions.behind(conn, self._replay), goal)
+        partitions.build_parts(conn, sharing, meter)
         reached = partitions.behind(conn, self._replay)
-        told.tell(reached)
+        meter.show(reached)
         self._require_running()
-        return reached >= goal and partitions.finish(conn, sharing, told)
+        return reached >= goal and partitions.finish(conn, sharing, meter)
 
     def _stretch(self) -> tuple[int, int]:
-        """Where the copy is, and up to where it is to be applied now."""
+        """Return where the copy is, and up to where it is to be applied now."""
         position = look(self._conn, self._replay.schema).position
         if self._replay.target is not None:
             return position, self._replay.target
@@ -184,9 +191,9 @@ class Work:
             return False
         return look(self._conn, self._replay.name).version == self._replay.version
 
-    def _telling(self, position: int, goal: int) -> Telling:
+    def _meter(self, position: int, goal: int) -> ProgressMeter:
         stretch, means = (position, goal), self._means
-        return Telling(self._conn, self._replay, stretch, means.report, means.stopping)
+        return ProgressMeter(self._conn, self._replay, stretch, means.report, means.stopping)
 
     def _require_running(self) -> None:
         seen = look(self._conn, self._replay.schema)
@@ -214,14 +221,6 @@ class Work:
             discard(self._conn, self._replay)
 
 
-# Larger ones are slower: reading ahead and applying take turns less often.
-BATCH_EVENTS = 5_000
-
-
-class ReplayElsewhere(ReplayError):
-    """Another process works on this replay."""
-
-
 def carry_on(
     database_url: str,
     replay_id: int,
@@ -235,8 +234,8 @@ def carry_on(
 ) -> Replay:
     """Work on a replay from where it stands until it has ended, is paused or waits for an answer.
 
-    Also ends when `stopping` is set; the replay that is returned tells. `models` are the live
-    projections of this program by name. Raises ReplayElsewhere, OtherVersion, NoReplay, and
+    Also ends when `stopping` is set; the returned replay shows why. `models` are the live
+    projections of this program by name. Raise ReplayElsewhere, OtherVersion, NoReplay, and
     OperationalError when the database is away: then it can be carried on later. Whatever else
     goes wrong ends the replay as failed.
     """
@@ -256,7 +255,7 @@ def carry_on(
             stopping or Event(),
             compared,
         )
-        replay = Work(conn, replay, projection.beside(replay.schema), means).run()
+        replay = ReplayWork(conn, replay, projection.beside(replay.schema), means).run()
     if replay.state is ReplayState.SWITCHED and after_switch is not None:
         after_switch(replay)
     return replay
@@ -290,10 +289,10 @@ def replay_now(
 
 @contextmanager
 def _claimed(conn: Connection[TupleRow], replay_id: int) -> Iterator[None]:
-    """Hold the lock of this replay; raises ReplayElsewhere where another process holds it."""
+    """Hold the lock of this replay; raise ReplayElsewhere where another process holds it."""
     if not try_lock(conn, replay_lock(replay_id)):
         raise ReplayElsewhere(f"Another process works on replay {replay_id}.")
     yield
     # Said, not left to the end of the connection: the server may notice that only later, and
-    # whoever carries on meanwhile would be told that another process is at it.
+    # a process that carries on meanwhile would be refused.
     unlock(conn, replay_lock(replay_id))

@@ -1,6 +1,6 @@
 """What operators do about replays: begin one, pause it, go on, confirm its difference, give it up.
 
-Nothing is built here: `replay.carry_on` does the work, in whichever process calls it.
+Nothing is built here: `replay.carry_on` does the work.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def begin(
 ) -> Replay:
     """Ask for a replay and make its empty copy; `projection` is the live one of this program.
 
-    Raises ReplayUnderWay when it has an unfinished one, BadTarget for a position outside the log,
+    Raise ReplayUnderWay when it has an unfinished one, BadTarget for a position outside the log,
     BadWorkers, NoCopy without a live copy, or a previous one to go back to, and OtherVersion when
     that, or the live copy that is to be verified, is not of this program's version.
     """
@@ -112,14 +112,14 @@ def begin(
 
 
 def pause(conn: Connection[TupleRow], name: str) -> Replay:
-    """Have the projection's replay rest where it is; raises NoReplay."""
+    """Have the projection's replay rest where it is; raise NoReplay."""
     replay = _unfinished(conn, name)
     conn.execute(PAUSE, (True, replay.id))
     return find(conn, replay.id)
 
 
 def resume(conn: Connection[TupleRow], name: str) -> Replay:
-    """Let a paused replay go on, in front of a bad event by trying it again; raises NoReplay."""
+    """Let a paused replay go on, in front of a bad event by trying it again; raise NoReplay."""
     replay = _unfinished(conn, name)
     with conn.transaction():
         checkpoints.retry(conn, replay.schema)
@@ -128,14 +128,14 @@ def resume(conn: Connection[TupleRow], name: str) -> Replay:
 
 
 def confirm(conn: Connection[TupleRow], name: str) -> Replay:
-    """Let a replay switch although its copy differs from the live one; raises NoReplay."""
+    """Let a replay switch although its copy differs from the live one; raise NoReplay."""
     replay = _unfinished(conn, name)
     conn.execute(CONFIRM, (replay.id,))
     return find(conn, replay.id)
 
 
 def cancel(conn: Connection[TupleRow], name: str) -> Replay:
-    """Give the replay up and drop what it has built, wherever it is worked on; raises NoReplay."""
+    """Give the replay up and drop what it has built, wherever it is worked on; raise NoReplay."""
     replay = _unfinished(conn, name)
     with conn.transaction():
         if not enter(conn, replay, ReplayState.CANCELLED):
@@ -149,14 +149,14 @@ def cancel(conn: Connection[TupleRow], name: str) -> Replay:
 def discard(conn: Connection[TupleRow], replay: Replay) -> None:
     """Drop the copy that a replay has built; waits for what is just being applied to it."""
     with conn.transaction():
-        # Whoever applies holds these until it commits, and finds them gone for its next step.
+        # A process that applies holds these until it commits, and finds them gone after that.
         checkpoints.drop_parts(conn, replay.schema)
         checkpoints.lock(conn, replay.schema)
         drop(conn, replay.schema)
 
 
 def drop_old(conn: Connection[TupleRow], name: str) -> None:
-    """Drop the copy that `rollback` would go back to; raises NoCopy, and ReplayUnderWay."""
+    """Drop the copy that `rollback` would go back to; raise NoCopy, and ReplayUnderWay."""
     replay = unfinished(conn, name)
     if replay is not None and replay.purpose is Purpose.ROLLBACK:
         raise ReplayUnderWay(f"{name} is being rolled back to that copy.")
@@ -167,7 +167,7 @@ def drop_old(conn: Connection[TupleRow], name: str) -> None:
 
 
 def drop_look(conn: Connection[TupleRow], schema: str) -> None:
-    """Drop a look at the past, such as `likes__at_1000`; raises NoCopy, and ReplayUnderWay."""
+    """Drop a look at the past, such as `likes__at_1000`; raise NoCopy, and ReplayUnderWay."""
     name, _, position = schema.rpartition("__at_")
     if not name or not position.isdigit() or checkpoints.look(conn, schema) is None:
         raise NoCopy(f"There is no look {schema}.")
@@ -178,7 +178,7 @@ def drop_look(conn: Connection[TupleRow], schema: str) -> None:
 
 
 def _drop_alone(conn: Connection[TupleRow], schema: str) -> None:
-    """Drop a copy while nobody switches, who would rename it at the same moment."""
+    """Drop a copy while no cutover can rename it."""
     with conn.transaction():
         lock_in_transaction(conn, Lock.PROJECTION_TABLES)
         drop(conn, schema)
@@ -258,7 +258,7 @@ def _make_copy(
 
 
 def outdated(conn: Connection[TupleRow], models: Mapping[str, Projection]) -> list[Projection]:
-    """Those whose live copy was made by an older version of the code than this one.
+    """Return those whose live copy was made by an older version of the code than this one.
 
     One that a newer version has made is not among them: a release that was not stopped yet must
     not take away what its successor has built. Going back is an operator's decision.

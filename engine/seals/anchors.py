@@ -1,4 +1,4 @@
-"""Seals written down outside the database, where whoever can rewrite the log can't reach.
+"""Seals written down outside the database, out of reach of a process that can rewrite the log.
 
 An anchor is a line of JSON: number, first, last, hash (hexadecimal), sealedAt, and signature
 (base64) with keyId where the seal is signed. Lines stand in order of their numbers.
@@ -21,7 +21,7 @@ from engine.seals.signature import PublicKeys, SealKey, read_public_keys, read_s
 from infra.errors import OperatorError
 from infra.settings.features import SealSettings
 
-TAIL_BYTES = 64 * 1024
+CHUNK_BYTES = 64 * 1024
 
 
 class AnchorsUnusable(OperatorError):
@@ -42,13 +42,34 @@ class Anchor:
 
 
 class AnchorStore(Protocol):
-    """Where anchors are kept. Any method may raise AnchorsUnusable."""
+    """Where anchors are stored. Any method may raise AnchorsUnusable."""
 
     def last_number(self) -> int:
-        """The number of the newest anchor, 0 when there is none."""
+        """Return the number of the newest anchor, 0 when there is none."""
 
     def append(self, seals: Sequence[Seal]) -> None:
         """Write down seals that follow the newest anchor; they are safe when this returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proofs:
+    """The public keys, and the file of anchors, that a verification compares with.
+
+    Where anchors are written it may still be before the first one, and there is no file yet.
+    """
+
+    public_keys: PublicKeys | None = None
+    anchors: Path | None = None
+    before_first: bool = False
+
+    def open_anchors(self) -> Iterator[Anchor] | None:
+        """Return the anchors as they are now; to be opened before the log is read.
+
+        Raise AnchorsUnusable.
+        """
+        if self.anchors is None or (self.before_first and not self.anchors.exists()):
+            return None
+        return read_anchors(self.anchors)
 
 
 class FileAnchors:
@@ -62,10 +83,10 @@ class FileAnchors:
         try:
             self.path.touch(0o600)
             with self.path.open("r+b") as file:
-                line = _last_line(file)
+                found = last_line(file)
         except OSError as error:
             raise AnchorsUnusable(f"{self.path} can't be used: {error.strerror}") from error
-        return _parse(line, str(self.path)).number if line else 0
+        return _parse(found[1], str(self.path)).number if found else 0
 
     def append(self, seals: Sequence[Seal]) -> None:
         try:
@@ -78,8 +99,8 @@ class FileAnchors:
 
 
 def anchor_line(seal: Seal) -> bytes:
-    """A seal as a line of an anchors' file."""
-    said: dict[str, object] = {
+    """Return a seal as a line of an anchors' file."""
+    record: dict[str, object] = {
         "number": seal.number,
         "first": seal.first,
         "last": seal.last,
@@ -87,14 +108,14 @@ def anchor_line(seal: Seal) -> bytes:
         "sealedAt": seal.sealed_at,
     }
     if seal.signature is not None:
-        said |= {"signature": b64encode(seal.signature).decode(), "keyId": seal.key_id}
-    return orjson.dumps(said, option=orjson.OPT_APPEND_NEWLINE)
+        record |= {"signature": b64encode(seal.signature).decode(), "keyId": seal.key_id}
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def read_anchors(path: Path) -> Iterator[Anchor]:
-    """The anchors of a file as it is now, in their order; what is appended later is not read.
+    """Return the anchors of a file in order; those that are appended later are not read.
 
-    Raises AnchorsUnusable for a line that is none, or that is out of order.
+    Raise AnchorsUnusable for a line that is none, or that is out of order.
     """
     try:
         size = path.stat().st_size
@@ -118,48 +139,35 @@ def _lines(path: Path, size: int) -> Iterator[Anchor]:
             yield anchor
 
 
-def _last_line(file: BufferedRandom) -> bytes:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - TAIL_BYTES))
-    tail = file.read()
-    whole = tail.rfind(b"\n") + 1
+def last_line(file: BufferedRandom) -> tuple[int, bytes] | None:
+    """Return where the last whole line begins, and the line; a torn one after it is cut off."""
+    end = file.seek(0, os.SEEK_END)
+    size = CHUNK_BYTES
+    while True:
+        start = max(0, end - size)
+        file.seek(start)
+        tail = file.read(end - start)
+        whole = tail.rfind(b"\n") + 1
+        before = tail.rfind(b"\n", 0, max(0, whole - 1)) + 1
+        if start == 0 or before > 0:
+            break
+        size *= 2
     if whole < len(tail):
-        file.truncate(size - len(tail) + whole)
-    return tail[tail.rfind(b"\n", 0, whole - 1) + 1 : whole] if whole else b""
+        file.truncate(start + whole)
+    return (start + before, tail[before:whole]) if whole else None
 
 
 def _parse(line: bytes, where: str) -> Anchor:
     try:
-        said = orjson.loads(line)
-        number, first, last = (int(said[name]) for name in ("number", "first", "last"))
-        return Anchor(number, first, last, bytes.fromhex(said["hash"]))
+        record = orjson.loads(line)
+        number, first, last = (int(record[name]) for name in ("number", "first", "last"))
+        return Anchor(number, first, last, bytes.fromhex(record["hash"]))
     except (ValueError, KeyError, TypeError) as error:
         raise AnchorsUnusable(f"{where} is not an anchor: {error!r}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Proofs:
-    """The public keys, and the file of anchors, that a verification compares with.
-
-    Where anchors are written it may still be before the first one, and there is no file yet.
-    """
-
-    public_keys: PublicKeys | None = None
-    anchors: Path | None = None
-    before_first: bool = False
-
-    def open_anchors(self) -> Iterator[Anchor] | None:
-        """The anchors as they are now; to be opened before the log is read.
-
-        Raises AnchorsUnusable.
-        """
-        if self.anchors is None or (self.before_first and not self.anchors.exists()):
-            return None
-        return read_anchors(self.anchors)
-
-
 def configured_proofs(settings: SealSettings) -> Proofs:
-    """What the settings name. Raises KeyUnusable."""
+    """Return what the settings name. Raise KeyUnusable."""
     keys = None
     if settings.public_key_file is not None:
         keys = read_public_keys(settings.public_key_file)
@@ -169,10 +177,10 @@ def configured_proofs(settings: SealSettings) -> Proofs:
 
 
 def configured_key(settings: SealSettings) -> SealKey | None:
-    """What new seals are signed with. Raises KeyUnusable."""
+    """Return what new seals are signed with. Raise KeyUnusable."""
     return None if settings.key_file is None else read_seal_key(settings.key_file)
 
 
 def configured_anchors(settings: SealSettings) -> FileAnchors | None:
-    """Where new seals are anchored."""
+    """Return where new seals are anchored."""
     return None if settings.anchor is None else FileAnchors(settings.anchor)

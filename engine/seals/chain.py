@@ -58,7 +58,7 @@ class StoredRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """One seal: the block `first` to `last`, its leaves, its place in the chain, who signed it."""
+    """One seal: the block `first` to `last`, its leaves, its place in the chain, its signature."""
 
     number: int
     first: int
@@ -71,25 +71,9 @@ class Seal:
     sealed_at: datetime
 
     def leaf_at(self, position: int) -> bytes:
-        """The leaf of one of its positions."""
+        """Return the leaf of one of its positions."""
         start = (position - self.first) * HASH_BYTES
         return self.leaves[start : start + HASH_BYTES]
-
-
-def leaf(row: StoredRow) -> bytes:
-    """The 32 bytes that stand for an event, its exact bytes and its place."""
-    topic = None if row.topic is None else row.topic.encode()
-    place = _PLACE.pack(row.position, row.stream_id.bytes, row.version)
-    return sha256(b"".join((EVENT_TAG, place, *_sized(topic), *_sized(row.state)))).digest()
-
-
-def seal_hash(previous: bytes, first: int, last: int, leaves: bytes) -> bytes:
-    """The 32 bytes that stand for a block and for everything before it."""
-    return sha256(b"".join((SEAL_TAG, previous, _RANGE.pack(first, last), leaves))).digest()
-
-
-def _sized(content: bytes | None) -> Sequence[bytes]:
-    return (_NULL,) if content is None else (_LENGTH.pack(len(content)), content)
 
 
 class FaultKind(StrEnum):
@@ -151,8 +135,8 @@ class Report:
         return self.fault is None
 
     def as_dict(self) -> dict[str, object]:
-        """The report as JSON has it."""
-        said: dict[str, object] = {
+        """Return the report as JSON has it."""
+        record: dict[str, object] = {
             "ok": self.ok,
             "from": self.first,
             "events": self.events,
@@ -162,7 +146,7 @@ class Report:
             "anchored": self.anchored,
             "unsealed": self.unsealed,
         }
-        return said if self.fault is None else {**said, "fault": self.fault.as_dict()}
+        return record if self.fault is None else {**record, "fault": self.fault.as_dict()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +161,24 @@ class Gap:
         return self.row.position - self.first
 
 
+def leaf(row: StoredRow) -> bytes:
+    """Return the 32 bytes that stand for an event, its exact bytes and its place."""
+    topic = None if row.topic is None else row.topic.encode()
+    place = _PLACE.pack(row.position, row.stream_id.bytes, row.version)
+    return sha256(b"".join((EVENT_TAG, place, *_sized(topic), *_sized(row.state)))).digest()
+
+
+def seal_hash(previous: bytes, first: int, last: int, leaves: bytes) -> bytes:
+    """Return the 32 bytes that stand for a block and for everything before it."""
+    return sha256(b"".join((SEAL_TAG, previous, _RANGE.pack(first, last), leaves))).digest()
+
+
+def _sized(content: bytes | None) -> Sequence[bytes]:
+    return (_NULL,) if content is None else (_LENGTH.pack(len(content)), content)
+
+
 class Tail:
-    """Looks for gaps, second events at a position, and topics that nobody could have written."""
+    """Looks for gaps, second events at a position, and topics that no program here writes."""
 
     def __init__(self, known_topics: Container[str] | None) -> None:
         self._known = known_topics
@@ -199,7 +199,7 @@ class Tail:
             self._fault = self._look_at(group)
 
     def finish(self, expected: int, until: int | None, orphan: Fault | None) -> Fault | None:
-        """The first fault, where `until` is the position that the log should end with."""
+        """Return the first fault, where `until` is the position that the log should end with."""
         fault = self._fault or (self._judge(self._gap) if self._gap else None)
         if fault is None and until is not None and expected <= until:
             detail = f"the log should go on from position {expected} to {until}"
@@ -216,7 +216,7 @@ class Tail:
         return None
 
     def _judge(self, gap: Gap) -> Fault:
-        """Without a seal only the odds tell: a lone row far out was added, else rows are gone."""
+        """Without a seal only the odds decide: a lone row far out was added, else rows are gone."""
         gone = f"positions {gap.first} to {gap.row.position - 1} are not there"
         if self._after_gap < gap.size:
             return _added(gap.row, gone)
@@ -224,7 +224,7 @@ class Tail:
 
 
 def orphaned(row: StoredRow) -> Fault:
-    """An unsealed event whose stream has not the version before it."""
+    """Return an unsealed event whose stream has not the version before it."""
     return _added(row, f"its stream has no version {row.version - 1} before it")
 
 

@@ -27,7 +27,7 @@ class SealCheck:
     """Takes the seals in order.
 
     With a public key, unsigned seals are accepted only before the first signed one, which covers
-    them, and at least one has to be signed: else whoever rewrites the chain would simply leave
+    them, and at least one has to be signed: else a rewritten chain would simply leave
     the signatures out.
     """
 
@@ -63,7 +63,7 @@ class SealCheck:
         self._last_number = numbers[1] if numbers else None
 
     def fault(self, seal: Seal) -> Fault | None:
-        """What is wrong with the next seal, if anything."""
+        """Return what is wrong with the next seal, if anything."""
         found = (
             self._chain_fault(seal)
             or _hash_fault(seal)
@@ -80,7 +80,7 @@ class SealCheck:
         return self._before.number + 1 if self._before else self._first_number
 
     def finish(self) -> Fault | None:
-        """What is wrong with the chain's end."""
+        """Return what is wrong with the chain's end."""
         if self.next is not None and self.next <= (self._last_number or 0):
             detail = f"seal {self.next} is gone: the last one should be {self._last_number}"
             return Fault(FaultKind.SEAL_MISSING, detail, seal=self.next)
@@ -226,12 +226,15 @@ class Check:
         self._note(Fault(FaultKind.SEAL_ALTERED, detail, self._expected, seal=self._seals.next))
 
     def contradicted(self, row: StoredRow, detail: str) -> None:
-        """What was said beside the exact bytes of the row, just given, is not what they say."""
+        """The fields beside the exact bytes of the last row contradict them."""
         self._look()
         self._note(_fault(FaultKind.ALTERED, detail, row, self._seal))
 
     def finish(self, orphan: Fault | None = None) -> Report:
-        """The result; `orphan` is an unsealed event without the one before it in its stream."""
+        """Return the result.
+
+        `orphan` is an unsealed event without the one before it in its stream.
+        """
         self._end_block()
         self._note(self._tail.finish(self._expected, self._until, orphan))
         self._note(self._seals.finish())

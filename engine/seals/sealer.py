@@ -90,7 +90,7 @@ class Sealer:
     def turn(self) -> int:
         """Seal what is due, up to 50 blocks, and anchor it; how many seals were made.
 
-        None are made while another process is the sealer. Raises psycopg.Error when the database
+        None are made while another process is the sealer. Raise psycopg.Error when the database
         is away and LogBroken where the log ends to be whole; what is before that is sealed.
         """
         try:
@@ -130,7 +130,7 @@ class Sealer:
         return made
 
     def _due(self, conn: Connection[TupleRow], last: Seal | None) -> int:
-        """How many events the next block may have; 0 when none is due."""
+        """Return how many events the next block may have; 0 when none is due."""
         sealed = last.last if last else 0
         lag = head(conn) - sealed
         SEAL_POSITION.set(sealed)
@@ -183,7 +183,7 @@ class Sealer:
             log.warning("seals_not_anchored", error=str(error))
 
     def _known_anchors(self, anchors: AnchorStore, last: Seal) -> int:
-        """The number of the newest anchor, which should be of a seal that is there."""
+        """Return the number of the newest anchor, which should be of a seal that is there."""
         number = anchors.last_number()
         if number > last.number:
             # The log was restored from a backup, or cut off: verifying will say so from now on.
@@ -215,7 +215,7 @@ def _leaves(conn: Connection[TupleRow], after: int, size: int) -> tuple[int, int
 
 
 def _unbroken(conn: Connection[TupleRow], after: int, size: int) -> int:
-    """How many events follow without a gap and without a second one at a position."""
+    """Return how many events follow without a gap and without a second one at a position."""
     found = [row[0] for row in conn.execute(POSITIONS, (after, size + 1)).fetchall()]
     whole = 0
     for index, position in enumerate(found[:size]):

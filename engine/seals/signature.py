@@ -1,4 +1,4 @@
-"""Ed25519 signatures over seals: whoever rewrites the chain without the key is found out."""
+"""Ed25519 signatures over seals: a chain that was rewritten without the key is found."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PublicKeys:
         self._keys = {key_id(key): key for key in keys}
 
     def fault(self, seal_hash: bytes, signature: bytes, name: str | None) -> str | None:
-        """Why a signature proves nothing, None when it is right."""
+        """Return why a signature proves nothing, None when it is right."""
         key = self._keys.get(name or "")
         if key is None:
             return f"it is signed with the key {name}, not with {' or '.join(self._keys)}"
@@ -56,12 +56,12 @@ class PublicKeys:
 
 
 def key_id(key: Ed25519PublicKey) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of the raw public key."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of the raw public key."""
     return sha256(key.public_bytes_raw()).hexdigest()[:16]
 
 
 def read_seal_key(path: Path) -> SealKey:
-    """The private key in a PEM file. Raises KeyUnusable.
+    """Return the private key in a PEM file. Raise KeyUnusable.
 
     `openssl genpkey -algorithm ed25519` makes one.
     """
@@ -75,7 +75,7 @@ def read_seal_key(path: Path) -> SealKey:
 
 
 def read_public_keys(path: Path) -> PublicKeys:
-    """The public keys in a PEM file, one or several. Raises KeyUnusable."""
+    """Return the public keys in a PEM file, one or several. Raise KeyUnusable."""
     found = []
     for block in PEM.findall(_read(path)):
         try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from engine.event_store import EVENTS
+from engine.log import HEAD
 from engine.seals.chain import EVENT_TAG, Seal
 from infra.postgres.connection import open_connection
 
@@ -30,11 +30,10 @@ PAGE = f"""
 SELECT {COLUMNS} FROM public.backlot_seals
 WHERE number > %s AND number <= %s ORDER BY number LIMIT {PAGE_SEALS}
 """.encode()
-HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
 
 
 def connect(database_url: str, purpose: str) -> Connection[TupleRow]:
-    """A connection in autocommit mode for keyed queries; raises OperationalError."""
+    """Return a connection in autocommit mode for keyed queries; raise OperationalError."""
     connection = open_connection(database_url, purpose)
     # Every query is keyed, and the planner must not think otherwise while the table is small.
     connection.execute("SET enable_seqscan = off; SET enable_bitmapscan = off")
@@ -42,20 +41,20 @@ def connect(database_url: str, purpose: str) -> Connection[TupleRow]:
 
 
 def head(conn: Connection[TupleRow]) -> int:
-    """The last position of the log; 0 when it is empty."""
+    """Return the last position of the log; 0 when it is empty."""
     row = conn.execute(HEAD).fetchone()
     return int(row[0]) if row else 0
 
 
 def last_seal(conn: Connection[TupleRow]) -> Seal | None:
-    """The newest seal."""
+    """Return the newest seal."""
     with conn.cursor(binary=True) as cursor:
         row = cursor.execute(LAST, prepare=True).fetchone()
     return Seal(*row) if row else None
 
 
 def seals(conn: Connection[TupleRow], after: int, until: int) -> Iterator[Seal]:
-    """The seals numbered above `after` up to `until`, in order, a few at a time."""
+    """Yield the seals numbered above `after` up to `until`, in order, a few at a time."""
     page: Sequence[TupleRow] = ()
     while True:
         with conn.cursor(binary=True) as cursor:
@@ -67,7 +66,7 @@ def seals(conn: Connection[TupleRow], after: int, until: int) -> Iterator[Seal]:
 
 
 def insert_seal(conn: Connection[TupleRow], seal: Seal) -> None:
-    """Keep a seal. Raises UniqueViolation where its number is taken."""
+    """Keep a seal. Raise UniqueViolation where its number is taken."""
     values = (
         seal.number, seal.first, seal.last, seal.leaves, seal.hash, seal.previous,
         seal.signature, seal.key_id, seal.sealed_at,

@@ -19,13 +19,13 @@ from engine.seals.signature import PublicKeys
 from engine.seals.tables import head, last_seal, seals
 
 Progress = Callable[[int], None]
-"""Is told how many more events were looked at."""
+"""Gets the number of events that were looked at since the last call."""
 
 PAGE_ROWS = 2_000
 LOWEST = -(2**63)
 HIGHEST = 2**63 - 1
 
-# By the whole row: should somebody have put two rows at one position, both are read.
+# By the whole row: should two rows lie at one position, both are read.
 PAGE = f"""
 SELECT notification_id, originator_id, originator_version, topic, state
 FROM {EVENTS}
@@ -46,6 +46,27 @@ WHERE e.notification_id > %s AND e.notification_id <= %s AND NOT (
 ORDER BY e.notification_id LIMIT 1
 """.encode()
 
+RECORD = b"""
+INSERT INTO public.backlot_verifications (complete, ok, report, seal, seal_hash)
+VALUES (%s, %s, %s, %s, %b)
+RETURNING verified_at, complete, report
+"""
+LATEST = b"""
+SELECT verified_at, complete, report FROM public.backlot_verifications ORDER BY id DESC LIMIT 1
+"""
+END_OF_LATEST = b"""
+SELECT seal, seal_hash FROM public.backlot_verifications ORDER BY id DESC LIMIT 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A stored result; `complete` when it began at the log's first event."""
+
+    verified_at: datetime
+    complete: bool
+    report: dict[str, object]
+
 
 def verify_database(
     conn: Connection[TupleRow],
@@ -62,7 +83,7 @@ def verify_database(
     `known_topics` are those that an unsealed event may have. Anchors must have been opened
     (`read_anchors`) before the call.
 
-    What it can't find alone: whoever alters an event and recomputes its seal and all after it
+    What it can't find alone: an altered event whose seal and all after it were recomputed
     leaves a chain that fits. Signatures show that (`public_keys`), since they can't be recomputed
     without the private key, and so do anchors, since they lie elsewhere. A log and chain cut off
     at the end are shown by anchors alone. Unsealed events are not proved at all.
@@ -89,7 +110,10 @@ def verify_database(
 
 
 def _merged(chain: Iterator[Seal], rows: Iterator[StoredRow]) -> Iterator[Seal | StoredRow]:
-    """Each seal, and after it the rows up to its last position; then the rows that are left."""
+    """Yield each seal, and after it the rows up to its last position.
+
+    Then the rows that are left.
+    """
     row = next(rows, None)
     for seal in chain:
         yield seal
@@ -102,7 +126,7 @@ def _merged(chain: Iterator[Seal], rows: Iterator[StoredRow]) -> Iterator[Seal |
 
 
 def rows_between(conn: Connection[TupleRow], after: int | None, until: int) -> Iterator[StoredRow]:
-    """The log's rows behind `after` (None: also such as lie before position 1), by position."""
+    """Yield the rows of the log behind `after` (None: also those before position 1), in order."""
     lowest = LOWEST if after is None else after + 1
     place: tuple[int, UUID, int] = (lowest, UUID(int=0), LOWEST)
     while True:
@@ -120,30 +144,8 @@ def _first_orphan(conn: Connection[TupleRow], after: int, until: int) -> Fault |
     return orphaned(StoredRow._make(row)) if row else None
 
 
-KEEP = b"""
-INSERT INTO public.backlot_verifications (complete, ok, report, seal, seal_hash)
-VALUES (%s, %s, %s, %s, %b)
-RETURNING verified_at, complete, report
-"""
-LATEST = b"""
-SELECT verified_at, complete, report FROM public.backlot_verifications ORDER BY id DESC LIMIT 1
-"""
-END_OF_LATEST = b"""
-SELECT seal, seal_hash FROM public.backlot_verifications ORDER BY id DESC LIMIT 1
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """A kept result; `complete` when it began at the log's first event."""
-
-    verified_at: datetime
-    complete: bool
-    report: dict[str, object]
-
-
-def keep(conn: Connection[TupleRow], report: Report) -> Verification:
-    """Keep a result as of now."""
+def record(conn: Connection[TupleRow], report: Report) -> Verification:
+    """Store a result as of now, and return it."""
     found = report.newest if report.ok else None
     values = (
         report.first == 1,
@@ -153,20 +155,20 @@ def keep(conn: Connection[TupleRow], report: Report) -> Verification:
         found.hash if found else None,
     )
     with conn.cursor(row_factory=class_row(Verification)) as cursor:
-        kept = cursor.execute(KEEP, values).fetchone()
-    if kept is None:
-        raise LookupError("a kept verification was not returned")
-    return kept
+        stored = cursor.execute(RECORD, values).fetchone()
+    if stored is None:
+        raise LookupError("a stored verification was not returned")
+    return stored
 
 
 def latest(conn: Connection[TupleRow]) -> Verification | None:
-    """The newest result, good or not; None when nothing was ever verified."""
+    """Return the newest result, good or not; None when nothing was ever verified."""
     with conn.cursor(row_factory=class_row(Verification)) as cursor:
         return cursor.execute(LATEST).fetchone()
 
 
 def last_good_seal(conn: Connection[TupleRow]) -> Seal | None:
-    """The seal up to which the latest result found the log good, if it is still the same one.
+    """Return the seal up to which the latest result found the log good, if it is unchanged.
 
     After a fault there is none: until it is mended, every verification has to find it again.
     """

@@ -45,7 +45,7 @@ CASE WHEN {kept} IS NULL THEN 'missing' WHEN {right} IS NULL THEN 'extra' ELSE '
 """
 OF_DAY = """ "timestamp" >= %(since)s AND "timestamp" < %(until)s """
 
-# What is not stored is missing once its keeper has passed it; what is stored was told by some
+# What is not stored is missing once its sink has passed it; what is stored was told by some
 # event, unless that can't be read now.
 WRONG_ROWS = f"""
 INSERT INTO wrong_rows (kind, event_id, at, changes)

@@ -110,7 +110,7 @@ class Finder:
         self._seeds = seeds
         self._given: dict[str, Any] = {
             "viewer": viewer,
-            # Their likes may be known before the keeper has seen them.
+            # Their likes may be known before the sink has seen them.
             "known": list(seeds),
             "seeds": list(seeds),
             "shares": list(seeds.values()),

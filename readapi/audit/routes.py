@@ -295,7 +295,7 @@ class Integrity:
                 after=None if full else verification.last_good_seal(conn),
                 on_progress=self._go_on,
             )
-            return verification.keep(conn, report)
+            return verification.record(conn, report)
 
     def _go_on(self, rows: int) -> None:
         if self._stopping:

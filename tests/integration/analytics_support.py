@@ -59,7 +59,7 @@ def migrated(url: str) -> SchemaState:
 
 
 def stored_from(url: str, topics: frozenset[str]) -> None:
-    """Count what the telemetry holds of these topics, as the keeper does from the event log."""
+    """Count what the telemetry holds of these topics, as the sink does from the event log."""
     feed = TelemetryFeed(topics, batch_events=1_000)
     with connect(url, "test") as conn, conn.transaction():
         messages = feed.read(conn, 0).messages

@@ -1,4 +1,4 @@
-"""What tests of the rebuilding of the analytics share: a recorded history, taken in by keepers."""
+"""What tests of the rebuilding of the analytics share: a recorded history, taken in by sinks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from projections.analytics.continuous_aggregates import refresh
 from projections.analytics.ingest import Store
 from projections.analytics.rebuild import Found, Rebuild
 from projections.analytics.schema import Shape
-from tests.integration.analytics_keepers import keeping, record
+from tests.integration.analytics_sinks import keeping, record
 from tests.integration.analytics_support import REPEAT, history
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer, origin
@@ -60,12 +60,12 @@ class Site:
         asyncio.run(record(self.log_url, self._views(seed)))
 
     def take_in(self) -> None:
-        """Have keepers take in all there is."""
+        """Have sinks take in all there is."""
         asyncio.run(self._take_in())
 
     @contextmanager
     def taking_in(self) -> Iterator[None]:
-        """Keepers at work meanwhile."""
+        """Sinks at work meanwhile."""
         ended = Event()
 
         async def keep() -> None:

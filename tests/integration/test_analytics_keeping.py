@@ -1,4 +1,4 @@
-"""The keepers of the analytics, whatever brings them their messages and whatever is away."""
+"""The sinks of the analytics, whatever brings them their messages and whatever is away."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from infra.advisory_locks import job_lock, lock
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.settings.adapters import KafkaSettings
-from tests.integration.analytics_keepers import keeping, record
+from tests.integration.analytics_sinks import keeping, record
 from tests.integration.analytics_support import Event, History, expect, history, oracle
 from tests.integration.consuming_support import (
     TERMINATE,

@@ -1,4 +1,4 @@
-"""Keepers that are killed in the middle of batches, and a database that goes down under them."""
+"""Sinks that are killed in the middle of batches, and a database that goes down under them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from infra import metrics
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.settings.adapters import KafkaSettings
-from tests.integration.analytics_keepers import SourceOf, from_kafka, from_log, keeping, record
+from tests.integration.analytics_sinks import SourceOf, from_kafka, from_log, keeping, record
 from tests.integration.analytics_support import Event, History, expect, history, migrated, oracle
 from tests.integration.consuming_support import KafkaStage, held, run, waits
 from tests.integration.event_log import rows
@@ -47,10 +47,10 @@ def busy(video_ids: list[UUID]) -> History:
 
 
 def start(*args: str) -> subprocess.Popen[str]:
-    """Both keepers in a process of their own, once it stands ready: of a log, into a database,
+    """Both sinks in a process of their own, once it stands ready: of a log, into a database,
     and from Kafka if its servers are given."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.analytics_keepers", *args],
+        [sys.executable, "-m", "tests.integration.analytics_sinks", *args],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -62,7 +62,7 @@ def start(*args: str) -> subprocess.Popen[str]:
 
 
 def kill(thread: Thread, kills: int, *args: str) -> set[int]:
-    """Start keepers and kill them again, at least while the thread writes; returns how many rows
+    """Start sinks and kill them again, at least while the thread writes; returns how many rows
     there were each time."""
     migrated(args[1])
     chance, grown = random.Random(9), {0}
@@ -99,7 +99,7 @@ def within_a_batch(url: str, process: subprocess.Popen[str]) -> None:
 
 
 def finish(log_url: str, url: str, told: History, source_of: SourceOf = from_log) -> None:
-    """Have the rest counted by keepers that nobody kills."""
+    """Have the rest counted by sinks that nobody kills."""
 
     async def the_rest() -> None:
         async with keeping(log_url, url=url, source_of=source_of):

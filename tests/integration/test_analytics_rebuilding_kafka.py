@@ -16,7 +16,7 @@ from engine.replay.records import tell_nobody
 from infra.settings.adapters import KafkaSettings
 from projections.analytics.arrival import AnalyticsMeans, NotTakenIn
 from projections.analytics.rebuild import Rebuild
-from tests.integration.analytics_keepers import keeping
+from tests.integration.analytics_sinks import keeping
 from tests.integration.analytics_support import REPEAT
 from tests.integration.consuming_support import KafkaStage
 from tests.integration.event_log import rows
@@ -63,7 +63,7 @@ def run(
     *,
     flush_seconds: float = 0.05,
 ) -> None:
-    """With a relay and keepers, once the likes were taken in."""
+    """With a relay and sinks, once the likes were taken in."""
     source = KafkaStage(url, writer, KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(servers,))).source
 
     async def all_of_it() -> None:

@@ -55,7 +55,7 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
     with timescale_database() as found:
         assert migrated(found).shape is Shape.TIMESCALE
         # A policy that compresses the chunk of a late row may make its transaction the victim of a
-        # deadlock: the keepers try again, these tests don't.
+        # deadlock: the sinks try again, these tests don't.
         rows(found, "SELECT _timescaledb_functions.stop_background_workers()")
         yield found
 
@@ -67,7 +67,7 @@ def conn(url: str) -> Iterator[Connection[TupleRow]]:
 
 
 def add(conn: Connection[TupleRow], events: Sequence[Event]) -> StoredBatch:
-    """Store messages as the keeper does."""
+    """Store messages as the sink does."""
     shape = migrated_shape(conn)
     with conn.transaction():
         stored = Store(shape, REPEAT).add(conn, [row_of(*event, NOW) for event in events])

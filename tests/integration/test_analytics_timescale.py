@@ -1,4 +1,4 @@
-"""Keepers as they run, on TimescaleDB: late events beside its policies, and killed processes."""
+"""Sinks as they run, on TimescaleDB: late events beside its policies, and killed processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from infra import metrics
-from tests.integration.analytics_keepers import keeping, record
+from tests.integration.analytics_sinks import keeping, record
 from tests.integration.analytics_support import (
     Event,
     History,

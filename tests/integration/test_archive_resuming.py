@@ -66,9 +66,10 @@ def test_killed_and_resumed_an_export_is_identical(
 PROGRAM = """
 import sys
 from pathlib import Path
-from infra import seals
-from infra.archive import ExportFormat, ExportRequest, export_log
-with seals.connect(sys.argv[1], "test") as conn:
+from engine.archive.plan import ExportFormat, ExportRequest
+from engine.archive.transfer import export_log
+from engine.seals.tables import connect
+with connect(sys.argv[1], "test") as conn:
     export_log(conn, Path(sys.argv[2]), ExportRequest(ExportFormat(sys.argv[3])))
 """
 

@@ -17,7 +17,7 @@ from infra.position import Position
 from infra.postgres.pool import make_pool
 from infra.settings.adapters import KafkaSettings
 from projections.analytics.arrival import COUNTS_CONSUMER, REACHED, VIDEOS_CONSUMER
-from tests.integration.analytics_keepers import SourceOf, from_log, keeping, record
+from tests.integration.analytics_sinks import SourceOf, from_log, keeping, record
 from tests.integration.analytics_support import Event
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer

@@ -26,7 +26,7 @@ from projections.recommendations.co_occurrence import Engagement, keep
 from projections.recommendations.display import PLAIN
 from projections.recommendations.model import EngagementKind, Weighing
 from tests import openai_server
-from tests.integration.analytics_keepers import record
+from tests.integration.analytics_sinks import record
 from tests.integration.projection_support import hosting, origin
 from tests.integration.readapi_support import Site
 from tests.openai_server import Answer, Call, OpenAIServer

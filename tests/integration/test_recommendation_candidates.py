@@ -158,7 +158,7 @@ def test_nothing_that_is_gone_own_or_known(world: World) -> None:
     world.videos([13], "art", completed=False)
     everything = [*shown, *hidden, 17]
     world.watch("bob", 1, *everything)
-    # 14 and 15 long ago, far behind what the profile shows; 16 the keeper has not seen yet.
+    # 14 and 15 long ago, far behind what the profile shows; 16 the sink has not seen yet.
     world.watch("ann", 14)
     world.like("ann", 15)
     similar = [(number, 0.9) for number in everything]

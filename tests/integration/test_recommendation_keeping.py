@@ -46,7 +46,7 @@ def liked(viewer: str, number: int, ago: timedelta = timedelta()) -> Engagement:
 def take(
     conn: Connection[TupleRow], batch: Sequence[Engagement], weighing: Weighing = WEIGHING
 ) -> frozenset[str]:
-    """Keep a batch as the keeper does."""
+    """Keep a batch as the sink does."""
     with conn.transaction():
         return keep(conn, batch, weighing)
 

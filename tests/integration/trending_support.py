@@ -107,7 +107,7 @@ def write(conn: Connection[TupleRow], films: Sequence[Film], deeds: Sequence[Dee
             cursor.execute(ROLL_UP.format(table=table, unit=unit).encode())
         cursor.execute(VIEWERS)
     if not plain:
-        # As the keeper does: a policy may have drawn the watermark past these times by now.
+        # As the sink does: a policy may have drawn the watermark past these times by now.
         refresh(conn, [deed.at for deed in deeds], datetime.now(UTC))
 
 

@@ -15,7 +15,6 @@ from engine.archive.lines import (
     cloud_event_line,
     event_line,
     header_line,
-    last_line,
     row_of,
     seal_line,
     seal_of,
@@ -24,6 +23,7 @@ from engine.archive.plan import ExportFormat, Plan, plan_from_json
 from engine.archive.verification import ExportUnusable, TailStreams, read_header, read_items
 from engine.codec import event_id
 from engine.privacy import PayloadMode
+from engine.seals.anchors import last_line
 from engine.seals.chain import Seal, StoredRow
 from tests.unit.sealed_logs import STREAM, chain_over, log_of
 from tests.unit.test_seals_proofs import KEY

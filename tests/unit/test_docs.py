@@ -155,3 +155,23 @@ def test_every_metric_is_described() -> None:
     }
     told = re.findall(r"^\| `(backlot_\w+)", page("operations.md"), re.MULTILINE)
     assert set(told) == own
+
+
+def test_every_module_of_the_engine_is_described() -> None:
+    engine = ROOT / "engine"
+    files = [path for path in engine.rglob("*.py") if path.name != "__init__.py"]
+    modules = [".".join(path.relative_to(engine).with_suffix("").parts) for path in files]
+    described = re.findall(r"^\| `([\w.]+)` \| [^|]+ \|$", page("engine.md"), re.MULTILINE)
+    assert sorted(described) == sorted(modules)
+
+
+def test_the_types_that_the_engine_page_names_are_there() -> None:
+    (table,) = re.findall(
+        r"^## The main types\n(.*?)^## ", page("engine.md"), re.DOTALL | re.MULTILINE
+    )
+    rows_of_types = re.findall(r"^\| [^|]+ \| (`[^|]+`) \|", table, re.MULTILINE)
+    named = {name for row in rows_of_types for name in re.findall(r"`(\w+)`", row)}
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "engine").rglob("*.py")]
+    classes = {node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+    assert named - classes == set()
+    assert named

@@ -11,7 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 from structlog.testing import capture_logs
 
-from engine.schedule import Job, Outage, Run, in_thread, repeat, run_job
+from engine.connections import in_thread
+from engine.schedule import Job, Outage, Run, repeat, run_job
 from tests.support import ended
 
 pytestmark = pytest.mark.anyio

@@ -32,7 +32,7 @@ from engine.projection_subscription import ProjectionHost
 from engine.replay.records import tell_nobody
 from engine.replay.requests import begin_for_outdated
 from engine.sources import Wakeups
-from engine.subscription import Handler, Subscription, Unkept
+from engine.subscription import Handler, NoCheckpoint, Subscription
 from infra.cancellation import cancel, to_the_end
 from infra.errors import describe
 from projections.operations import Operations
@@ -211,7 +211,7 @@ class Executor(Handler[None]):
             self._tools.database_url,
             "operations",
             source=Wakeups(moved),
-            checkpoint=Unkept(),
+            checkpoint=NoCheckpoint(),
             handler=self,
             on_error=self._failed,
             # Each operation is claimed for itself.

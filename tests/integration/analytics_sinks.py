@@ -1,4 +1,4 @@
-"""What tests of the keepers of the analytics share: running ones, and a recorded history."""
+"""What tests of the sinks of the analytics share: running ones, and a recorded history."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from engine.codec import EventMapper
-from engine.messages import Fetched, Keeper
+from engine.messages import Fetched, Sink
 from engine.notifications import Notifications
 from engine.sources import MessageSource
 from engine.subscription import Subscription
@@ -20,7 +20,7 @@ from tests.integration.analytics_support import REPEAT, Event, when
 from tests.support import ended
 from workers import analytics as uploads
 from workers.analytics import Analytics, AnalyticsVideos, tell_nobody
-from workers.consumers import subscribe_keeper
+from workers.consumers import subscribe_sink
 from workers.feeds import LogSource
 from workers.kafka_source import KafkaSource
 
@@ -45,7 +45,7 @@ async def keeping(
     repeat: timedelta = REPEAT,
     counted: Callable[[], Awaitable[None]] = tell_nobody,
 ) -> AsyncIterator[None]:
-    """Both keepers, as in a process of Backlot; ended as by a cancellation."""
+    """Both sinks, as in a process of Backlot; ended as by a cancellation."""
     notifications = Notifications(log_url)
     analytics = Analytics(repeat, counted=counted)
     known = AnalyticsVideos(repeat)
@@ -54,10 +54,10 @@ async def keeping(
         known.topics, wake=notifications.subscribe(), mapper=EventMapper(), following=[feed]
     )
 
-    def runner(keeper: Keeper, source: MessageSource) -> Subscription[Fetched]:
-        return subscribe_keeper(
+    def runner(sink: Sink, source: MessageSource) -> Subscription[Fetched]:
+        return subscribe_sink(
             url or log_url,
-            keeper,
+            sink,
             source,
             log_url=log_url,
             batch_events=batch_events,

@@ -1,4 +1,4 @@
-"""The keeper of the recommendations on its sources: the log and Kafka."""
+"""The sink of the recommendations on its sources: the log and Kafka."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from engine.notifications import Notifications
 from infra.settings.adapters import KafkaSettings
 from projections.recommendations.model import Weighing
-from tests.integration.analytics_keepers import record
+from tests.integration.analytics_sinks import record
 from tests.integration.analytics_support import Event
 from tests.integration.consuming_support import (
     TERMINATE,
@@ -32,9 +32,9 @@ from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer
 from tests.kafka_cluster import kafka_cluster
 from tests.support import ended, until
-from workers import recommendations as keepers
-from workers.consumers import subscribe_keeper
-from workers.recommendations import EngagementKeeper
+from workers import recommendations as sinks
+from workers.consumers import subscribe_sink
+from workers.recommendations import EngagementSink
 
 ENGAGED = (
     "SELECT viewer, video_id, watched_at IS NOT NULL, liked_at IS NOT NULL "
@@ -59,15 +59,15 @@ def stage(request: pytest.FixtureRequest, database_url: str, writer: Writer) -> 
 
 @asynccontextmanager
 async def keeping(stage: Stage) -> AsyncIterator[list[str]]:
-    """The keeper at work; gives the names of those whose profiles changed, as they are told."""
+    """The sink at work; gives the names of those whose profiles changed, as they are told."""
     told: list[str] = []
 
     async def tell(viewers: frozenset[str]) -> None:
         told.extend(sorted(viewers))
 
     notifications = Notifications(stage.database_url)
-    recommendations = EngagementKeeper(Weighing(), changed=tell)
-    runner = subscribe_keeper(
+    recommendations = EngagementSink(Weighing(), changed=tell)
+    runner = subscribe_sink(
         stage.database_url,
         recommendations,
         stage.source(recommendations.topics, notifications.subscribe()),
@@ -190,7 +190,7 @@ def test_a_poison_message_holds_up_no_other(stage: Stage) -> None:
 def test_categories_are_ranked_while_something_happens(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keepers, "RANK_SECONDS", 0.0)
+    monkeypatch.setattr(sinks, "RANK_SECONDS", 0.0)
 
     async def scenario() -> None:
         url = stage.database_url
