@@ -1,4 +1,4 @@
-"""From what is recorded to what is published: topic, key, value and headers of a message."""
+"""The published messages: the topics, the shape of their values, and how an event becomes one."""
 
 from __future__ import annotations
 
@@ -218,18 +218,7 @@ class Told(NamedTuple):
     key: Callable[[Any], UUID]
 
 
-def _comment_created(id_: UUID, event: Comment.Posted) -> CommentCreated:
-    return {
-        "id": id_,
-        "commentId": event.originator_id,
-        "videoId": event.video_id,
-        "content": event.content,
-        "userId": event.author,
-        "ts": event.timestamp,
-    }
-
-
-def _comment_edited(id_: UUID, event: Comment.Edited) -> CommentEdited:
+def _comment_written(id_: UUID, event: Comment.Posted | Comment.Edited) -> CommentCreated:
     return {
         "id": id_,
         "commentId": event.originator_id,
@@ -302,8 +291,8 @@ def _video(event: VideoLikes.Event) -> UUID:
 
 
 PUBLISHED: dict[type[Aggregate.Event], Told] = {
-    Comment.Posted: Told(COMMENT_CREATED, _comment_created, _own_stream),
-    Comment.Edited: Told(COMMENT_EDITED, _comment_edited, _own_stream),
+    Comment.Posted: Told(COMMENT_CREATED, _comment_written, _own_stream),
+    Comment.Edited: Told(COMMENT_EDITED, _comment_written, _own_stream),
     Comment.Deleted: Told(COMMENT_DELETED, _comment_deleted, _own_stream),
     Comment.Translated: Told(COMMENT_TRANSLATED, _comment_translated, _own_stream),
     VideoLikes.Liked: Told(VIDEO_LIKED, _like_changed, _video),
@@ -357,20 +346,11 @@ def from_telemetry(position: int, event: TelemetryEvent) -> Message:
     )
 
 
-class Fields(NamedTuple):
-    """The fields of a value by name, in the order in which they are told."""
-
-    required: tuple[str, ...]
-    optional: tuple[str, ...]
-
-
-def _fields(kind: type[Value]) -> Fields:
-    required = required_fields(kind)
-    names = kind.__annotations__
-    return Fields(
-        tuple(name for name in names if name in required),
-        tuple(name for name in names if name not in required),
-    )
+def _fields(kind: type[Value]) -> tuple[list[str], list[str]]:
+    """Return the required and the optional fields of a value, in the order of the message."""
+    required, names = required_fields(kind), kind.__annotations__
+    optional = [name for name in names if name not in required]
+    return [name for name in names if name in required], optional
 
 
 # Looked up once: telemetry comes in thousands.

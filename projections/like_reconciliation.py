@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 
 from engine.migrations import MigrationSet
 from infra.metrics import counter, gauge
-from projections.like_counters import Counter, Counters, counted
+from projections.like_counters import FILL_SECONDS, Counter, Counters, counted
 from projections.likes import Likes
 
 log = structlog.get_logger(__name__)
@@ -26,7 +26,6 @@ DRIFT_TABLES = MigrationSet("projections", Path(__file__).with_name("sql"), "pro
 
 WAIT_SECONDS = 5.0
 POLL_SECONDS = 0.05
-FILL_SECONDS = 0.5
 
 REPORT = """
 INSERT INTO projections.like_drift

@@ -107,17 +107,6 @@ class RemoteKeys:
         return KeysUnavailable(f"no signing keys from {self._client.uri}")
 
 
-__all__ = [
-    "Authenticator",
-    "Identity",
-    "InvalidToken",
-    "KeysUnavailable",
-    "make_authenticator",
-    "mint_token",
-    "read_or_make_secret",
-]
-
-
 class InvalidToken(Exception):
     """The token proves nothing; the reason may be shown to its sender."""
 

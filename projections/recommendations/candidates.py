@@ -15,6 +15,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, class_row
 
 from projections.recommendations.model import Candidate, Profile, Weighing
+from projections.recommendations.prompt import MOST_CANDIDATES, MOST_TRENDING
 from projections.trending.ranking import Ranked
 
 # Looked up by key for each candidate, whatever the planner thinks: hence OFFSET 0.
@@ -75,7 +76,7 @@ THESE: LiteralString = f"""
 SELECT video_id, category FROM unnest(%(asked)s::uuid[]) AS asked (candidate) {ELIGIBLE}
 """
 
-MOST, MOST_TRENDING, MOST_CATEGORIES = 60, 20, 3
+MOST_CATEGORIES = 3
 # How many of each source are taken in turn: neighbours, categories, similar texts, trending.
 TURNS = (3, 1, 1, 1)
 WEIGHING = Weighing()
@@ -154,7 +155,7 @@ async def candidates_for(
     trending: Sequence[Ranked],
     *,
     similar: Sequence[tuple[UUID, float]] = (),
-    limit: int = MOST,
+    limit: int = MOST_CANDIDATES,
     weighing: Weighing = WEIGHING,
 ) -> list[Candidate]:
     """At most `limit` candidates, each once; the sources take turns, each with its best first.

@@ -72,7 +72,8 @@ def fuse(blended: Sequence[Recommended], ranked: Sequence[RankedByModel]) -> lis
     the 4th, and never to the first. The tests of this module measure all that.
     """
     reasons = _named(blended, ranked)
-    ranks = _ranks([*reasons, *(each.video_id for each in blended if each.video_id not in reasons)])
+    in_order = dict.fromkeys([*reasons, *(each.video_id for each in blended)])
+    ranks = {video: rank for rank, video in enumerate(in_order, 1)}
     scored = [
         _worded(each, _score(rank, ranks[each.video_id]), reasons.get(each.video_id))
         for rank, each in enumerate(blended, 1)
@@ -98,10 +99,6 @@ def _named(
         if each.video_id in known:
             named.setdefault(each.video_id, each.reason)
     return named
-
-
-def _ranks(videos: Iterable[UUID]) -> dict[UUID, int]:
-    return {video: rank for rank, video in enumerate(videos, 1)}
 
 
 def _score(in_blend: int, by_model: int) -> float:

@@ -26,7 +26,7 @@ from projections.catalog import Catalog, VideoRow
 from projections.likes import Likes
 from projections.recommendations.blend import blend, source_of
 from projections.recommendations.budget import BudgetSpent
-from projections.recommendations.candidates import candidates_for, engaged_with
+from projections.recommendations.candidates import candidates_for, engaged_with, falling
 from projections.recommendations.embeddings import nearest
 from projections.recommendations.model import (
     Candidate,
@@ -39,12 +39,12 @@ from projections.recommendations.model import (
     Recommended,
     Weighing,
 )
+from projections.recommendations.prompt import MOST_LIKED, MOST_WATCHED
 from projections.recommendations.ranker import Ranker, fuse
 from projections.trending.ranking import Ranked
 
 log = structlog.get_logger(__name__)
 
-MOST_WATCHED, MOST_LIKED = 20, 10
 
 WATCHED = b"""
 SELECT video_id, at FROM analytics.watched WHERE viewer = %s ORDER BY at DESC, video_id LIMIT %s
@@ -256,7 +256,5 @@ def _told(material: Material) -> dict[UUID, tuple[str, str | None]]:
 
 
 def _by_trend(trending: Sequence[Ranked]) -> list[Candidate]:
-    return [
-        Candidate(each.video_id, None, trending=1 - place / len(trending))
-        for place, each in enumerate(trending)
-    ]
+    points = falling([each.video_id for each in trending])
+    return [Candidate(video, None, trending=point) for video, point in points.items()]

@@ -10,7 +10,7 @@ again, boost - 1 times, so that what happened recently weighs `boost` times as m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, LiteralString
 
 from infra.settings.features import TrendingSettings
@@ -106,11 +106,6 @@ class Formula:
 
     def weights(self) -> Mapping[str, float]:
         """Return the formula's parameters of the query."""
-        return {
-            "view_weight": self.view_weight,
-            "like_weight": self.like_weight,
-            "comment_weight": self.comment_weight,
-            "watch_minute_weight": self.watch_minute_weight,
-            "recent_boost": self.recent_boost,
-            "half_life_hours": self.half_life_hours,
-        }
+        weights = asdict(self)
+        del weights["recent_hours"]
+        return weights

@@ -28,8 +28,6 @@ from projections.trending.sums import (
     settled,
 )
 
-__all__ = ["Formula", "Ranked", "Trending"]
-
 ONE_STATE = b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
 LISTING = b"""
