@@ -12,8 +12,9 @@ from typing import Any, LiteralString, NamedTuple, TypeVar
 from uuid import UUID
 
 from psycopg import AsyncConnection
-from psycopg.rows import TupleRow, class_row
+from psycopg.rows import TupleRow
 
+from infra.postgres.connection import fetch_as
 from projections.recommendations.model import Candidate, Profile, Weighing
 from projections.recommendations.prompt import MOST_CANDIDATES, MOST_TRENDING
 from projections.trending.ranking import Ranked
@@ -111,7 +112,7 @@ class Finder:
         self._seeds = seeds
         self._given: dict[str, Any] = {
             "viewer": viewer,
-            # Their likes may be known before the keeper has seen them.
+            # Their likes may be known before the consumer has seen them.
             "known": list(seeds),
             "seeds": list(seeds),
             "shares": list(seeds.values()),
@@ -144,9 +145,7 @@ class Finder:
         return await self._find(THESE, asked=list(videos))
 
     async def _find(self, query: LiteralString, **more: Any) -> list[FoundVideo]:
-        async with self._conn.cursor(row_factory=class_row(FoundVideo)) as cursor:
-            await cursor.execute(query.encode(), {**self._given, **more})
-            return await cursor.fetchall()
+        return await fetch_as(self._conn, FoundVideo, query.encode(), {**self._given, **more})
 
 
 async def candidates_for(

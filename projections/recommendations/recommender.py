@@ -16,12 +16,13 @@ from uuid import UUID
 import structlog
 from psycopg import AsyncConnection
 from psycopg import Error as DatabaseError
-from psycopg.rows import TupleRow, class_row
+from psycopg.rows import TupleRow
 
 from engine.freshness import Freshness, Pool
 from engine.log import END_OF_LOG
 from infra.llm.errors import LanguageModelError
 from infra.metrics import counter
+from infra.postgres.connection import fetch_as
 from projections.catalog import Catalog, VideoRow
 from projections.likes import Likes
 from projections.recommendations.blend import blend, source_of
@@ -94,9 +95,7 @@ async def profile_of(
     `main_conn` is to the database of `likes`. A like that the analytics have not seen yet is taken
     to be of now.
     """
-    async with analytics_conn.cursor(row_factory=class_row(Engaged)) as cursor:
-        await cursor.execute(WATCHED, (user_id, MOST_WATCHED))
-        watched = await cursor.fetchall()
+    watched = await fetch_as(analytics_conn, Engaged, WATCHED, (user_id, MOST_WATCHED))
     standing = await likes.liked_page(main_conn, user_id, END_OF_LOG, MOST_LIKED)
     times = await _liked_at(analytics_conn, user_id, [like.video_id for like in standing])
     now = datetime.now(UTC)
@@ -115,9 +114,8 @@ async def describe(
     conn: AsyncConnection[TupleRow], catalog: Catalog, videos: Sequence[UUID]
 ) -> dict[UUID, Described]:
     """Return those of the videos that are there, as they are called now."""
-    async with conn.cursor(row_factory=class_row(Described)) as cursor:
-        await cursor.execute(catalog.sql(DESCRIBE), (list(videos),))
-        return {each.video_id: each for each in await cursor.fetchall()}
+    found = await fetch_as(conn, Described, catalog.sql(DESCRIBE), (list(videos),))
+    return {each.video_id: each for each in found}
 
 
 class Recommender:
