@@ -148,7 +148,7 @@ def required_fields(kind: Any) -> frozenset[str]:
 
 
 def adapter(kind: type[Value]) -> Adapter:
-    """Return what checks a value that came from outside."""
+    """Return the check of a value that comes from outside."""
     return TypeAdapter(kind)
 
 
@@ -174,7 +174,7 @@ def dead_letters(topic: str) -> str:
 
 @cache
 def adapter_of(topic: str) -> Adapter:
-    """Return what checks a value of the topic; raise KeyError for a topic that is not published."""
+    """Return the check of a topic's values; raise KeyError for a topic that is not published."""
     return adapter(TOPICS[topic])
 
 
@@ -183,7 +183,7 @@ class NotPublishable(ValueError):
 
 
 class Message(NamedTuple):
-    """What is published; `position` counts in the log, or in the telemetry's order."""
+    """A message to publish; `position` is that in the log, or in the order of the telemetry."""
 
     topic: str
     id: UUID
@@ -211,7 +211,7 @@ class Message(NamedTuple):
 
 
 class Told(NamedTuple):
-    """How an event is told: under which topic, with which value, in whose order."""
+    """How an event is published: its topic, its value, and its key, which orders it."""
 
     topic: str
     value: Callable[[UUID, Any], Value]

@@ -1,6 +1,6 @@
-"""Compares the like counters in Redis with the read model at a common position, and repairs.
+"""Reconciliation of the like counters in Redis with the read model, at a common position.
 
-A counter can only be wrong by a fault of ours or of Redis; that it was is never silent.
+Only a fault of this program or of Redis makes a counter wrong; each drift is reported.
 """
 
 from __future__ import annotations

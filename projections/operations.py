@@ -1,4 +1,4 @@
-"""What operators asked for and what came of it: where whoever asked looks, and who has to act."""
+"""The operations that operators requested, and their outcomes."""
 
 from __future__ import annotations
 

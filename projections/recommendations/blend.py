@@ -1,6 +1,6 @@
-"""Orders candidates without asking anybody: by how near they are to the user, and what trends.
+"""The blend: orders candidates by how near they are to the user, and by what trends.
 
-The order under which a language model's answer can't sink, and what is shown without one.
+A language model's answer is fused with this order; without a model this order is the answer.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _varied(
 
 
 def _reason(candidate: Candidate, material: Material, weights: Weights) -> str:
-    """Names what ties the candidate to the user most, in a line for people."""
+    """Return the strongest tie of the candidate to the user, in a line for people."""
     parts = weights.parts(candidate)
     most = max(parts, key=lambda name: parts[name])
     if parts[most] < weights.anybody:

@@ -99,7 +99,7 @@ class FoundVideo(NamedTuple):
 
 
 class Finder:
-    """Asks for one viewer; `seeds` are the videos of the profile and how much each of them says."""
+    """Finds candidates for one viewer; `seeds` are the profile's videos with their shares."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Has a language model order the candidates, and believes none of its answer without a look."""
+"""Lets a language model order the candidates, and checks all that it answers."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class NothingUsable(BadAnswer):
 
 
 class Ranker:
-    """Asks `model` of a language model; to be used from one event loop."""
+    """Orders candidates by `model`; to be used from one event loop."""
 
     def __init__(self, llm: LanguageModel, model: str, budget: Budget | None = None) -> None:
         """Without a budget any number of calls is made."""
@@ -150,7 +150,7 @@ class Ranker:
         return call.result()
 
     async def aclose(self) -> None:
-        """Give up what is on its way, and close the connections."""
+        """Cancel the calls under way, and close the connections."""
         await cancel(*self._running)
         await self._llm.aclose()
 

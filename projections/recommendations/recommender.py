@@ -1,6 +1,6 @@
-"""What to recommend to a user: from a language model, else from the blend, else what trends.
+"""The recommendations of a user: by a language model, else by the blend, else what trends.
 
-There is an answer within the time limit as long as the database answers, and it says what made it.
+As long as the database answers, the answer comes within the time limit, and names its source.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class Recommender:
             )
 
     async def aclose(self) -> None:
-        """Give up what is asked of a language model, and close its connections."""
+        """Cancel the calls of the language model, and close its connections."""
         if self._ranker is not None:
             await self._ranker.aclose()
 

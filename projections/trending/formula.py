@@ -1,4 +1,4 @@
-"""What weighs how much in trending, and the formula in SQL, once, for whatever gives the sums.
+"""The weights of trending, and its formula in SQL, whatever the sums come from.
 
     score = base · 2^(-age / half-life) = base - agePenalty
     base = views + likes + comments + watchMinutes + recencyBoost
@@ -82,7 +82,7 @@ def narrowed(given: Mapping[str, Any]) -> LiteralString:
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """What weighs how much; a view, a like, a comment and a watched minute in points."""
+    """The weights: points of a view, a like, a comment and a watched minute, boost and decay."""
 
     view_weight: float = 1.0
     like_weight: float = 5.0

@@ -1,4 +1,4 @@
-"""Which videos trend: a ranking from settled sums, so that its cost is not that of events."""
+"""Which videos trend: a ranking from settled sums, whose cost does not grow with the events."""
 
 from __future__ import annotations
 
