@@ -11,7 +11,7 @@ from asyncio import Future
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -35,7 +35,6 @@ REQUEST_MS = 10_000
 ACKNOWLEDGED_SECONDS = 30.0
 STOP_SECONDS = 2.0
 
-Compression = Literal["gzip"]
 Headers = Sequence[tuple[str, bytes]]
 
 METADATA_MS = 60_000
@@ -117,20 +116,19 @@ class Publisher:
         self,
         settings: KafkaSettings,
         *,
-        compression: Compression | None = None,
         acknowledged_seconds: float = ACKNOWLEDGED_SECONDS,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self._settings = settings
         self._acknowledged_seconds = acknowledged_seconds
-        self._limits = {"compression_type": compression, "max_request_size": max_message_bytes}
+        self._max_message_bytes = max_message_bytes
         self._producer: Any = None
 
     async def start(self) -> None:
         """Connect; raise KafkaAway."""
         producer = AIOKafkaProducer(
             **client_options(self._settings),
-            **self._limits,
+            max_request_size=self._max_message_bytes,
             enable_idempotence=True,
             acks="all",
             linger_ms=LINGER_MS,
@@ -318,7 +316,10 @@ class Reader:
 
     def lag(self) -> int:
         """Return how many messages lie behind what was read, as far as the brokers have told."""
-        return sum(max(0, self._end(each) - self._offsets.get(each, 0)) for each in self._assigned)
+        ends = {
+            each: self._consumer.highwater(TopicPartition(*each)) or 0 for each in self._assigned
+        }
+        return sum(max(0, end - self._offsets.get(each, 0)) for each, end in ends.items())
 
     async def ends(self) -> dict[Partition, int]:
         """Return where the partitions that are read end now; raise KafkaAway.
@@ -347,9 +348,6 @@ class Reader:
             with suppress(TimeoutError):
                 async with asyncio.timeout(STOP_SECONDS):
                     await consumer.stop()
-
-    def _end(self, partition: Partition) -> int:
-        return self._consumer.highwater(TopicPartition(*partition)) or 0
 
     async def _know_topics(self) -> None:
         deadline = time.monotonic() + KNOW_TOPICS_SECONDS

@@ -24,6 +24,7 @@ PART_ETAG = re.compile(r"[0-9a-f]{32}")
 # S3 promises no more of an ETag: with a key of KMS, for one, it is no MD5.
 OPAQUE_ETAG = re.compile(r"[!#-~]{1,128}")
 BYTES = "application/octet-stream"
+MOST_LISTED = 20
 
 OBJECT_STORE_FAILURES = counter(
     "backlot_object_store_failures",
@@ -62,9 +63,9 @@ class PartMismatch(ObjectStoreError):
         super().__init__(" ".join(told) or "No parts were named.")
 
 
-def _some(numbers: Sequence[int], most: int = 20) -> str:
-    listed = ", ".join(map(str, numbers[:most]))
-    return listed if len(numbers) <= most else f"{listed} and {len(numbers) - most} more"
+def _some(numbers: Sequence[int]) -> str:
+    listed, more = ", ".join(map(str, numbers[:MOST_LISTED])), len(numbers) - MOST_LISTED
+    return f"{listed} and {more} more" if more > 0 else listed
 
 
 class ObjectStoreUnavailable(ObjectStoreError):

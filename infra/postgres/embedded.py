@@ -41,6 +41,8 @@ DATABASE = "backlot"
 LOG_LIMIT_BYTES = 16 * 1024 * 1024
 WATCH_SECONDS = 0.1
 REPORT_SECONDS = 5.0
+# Of a start, crash recovery included.
+START_SECONDS = 300.0
 
 SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
@@ -81,13 +83,11 @@ class EmbeddedPostgres:
         cluster: Path,
         *,
         settings: Mapping[str, str] | None = None,
-        start_seconds: float = 300.0,
         gives_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``start_seconds`` bounds a start, crash recovery included; ``gives_up`` ends it early."""
+        """``gives_up`` ends a start early."""
         self.cluster = cluster.resolve()
         self._settings = {**SETTINGS, **(settings or {})}
-        self._start_seconds = start_seconds
         self._gives_up = gives_up
         self._process: subprocess.Popen[bytes] | None = None
         self._sockets = self.cluster
@@ -228,10 +228,10 @@ class EmbeddedPostgres:
                 if process.poll() is not None:
                     reason = failure_reason(self.log_file, offset)
                     raise PostgresError(f"PostgreSQL did not start: {reason}") from error
-                if time.monotonic() > started + self._start_seconds:
+                if time.monotonic() > started + START_SECONDS:
                     _end(process)
                     raise PostgresError(
-                        f"PostgreSQL did not answer in {self._start_seconds:.0f} s: {error}"
+                        f"PostgreSQL did not answer in {START_SECONDS:.0f} s: {error}"
                     ) from error
             if time.monotonic() > report_at:
                 report_at += REPORT_SECONDS

@@ -175,7 +175,8 @@ class Store:
         since: datetime,
     ) -> StoredBatch:
         judging, deltas = Judging(conn, fresh, again, since=since), Deltas()
-        kept = chain(_without_session(fresh), judging.decide(self._repeat))
+        without_session = ((row, row.metadata) for row in fresh if row.session is None)
+        kept = chain(without_session, judging.decide(self._repeat))
         _copy(conn, deltas.counting(kept) if self._shape is Shape.PLAIN else kept)
         _add_viewers(conn, [row for row in fresh if row.event_type == VIEW])
         changes = judging.save(conn)
@@ -203,10 +204,6 @@ def _fresh(conn: Connection[TupleRow], rows: Iterable[Row]) -> list[Row]:
             for (id_,) in known.fetchall():
                 del by_id[id_]
     return list(by_id.values())
-
-
-def _without_session(fresh: Iterable[Row]) -> Iterator[Kept]:
-    return ((row, row.metadata) for row in fresh if row.session is None)
 
 
 def _copy(conn: Connection[TupleRow], kept: Iterator[Kept]) -> None:

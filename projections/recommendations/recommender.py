@@ -151,7 +151,8 @@ class Recommender:
         deadline = time.monotonic() + self._seconds
         material, whole = await self._material(user_id, trending)
         blended = blend(material, limit=len(material.candidates))
-        made = RankedRecommendations(source_of(material), tuple(blended), whole, _told(material))
+        told = {video: (each.title, each.category) for video, each in material.described.items()}
+        made = RankedRecommendations(source_of(material), tuple(blended), whole, told)
         if whole and self._ranker is not None and blended:
             made = await self._asked(self._ranker, material, made, deadline)
         RECOMMENDATIONS_MADE.labels(made.source.value).inc()
@@ -247,10 +248,6 @@ def _latest(profile: Profile) -> list[UUID]:
 def _all(profile: Profile, candidates: Sequence[Candidate]) -> list[UUID]:
     known = (each.video_id for each in chain(profile.watched, profile.liked))
     return list(dict.fromkeys(chain((each.video_id for each in candidates), known)))
-
-
-def _told(material: Material) -> dict[UUID, tuple[str, str | None]]:
-    return {video: (each.title, each.category) for video, each in material.described.items()}
 
 
 def _by_trend(trending: Sequence[Ranked]) -> list[Candidate]:
