@@ -13,7 +13,7 @@ from infra.postgres.cluster import PostgresError
 from infra.postgres.connection import UNHURRIED, Limits, explained, open_connection
 from infra.postgres.embedded import running_url
 from infra.settings import Settings
-from projections.analytics.schema import State, state
+from projections.analytics.schema import SchemaState, state
 from projections.recommendations import embeddings as embedding_table
 
 PATIENCE_SECONDS = 5
@@ -98,7 +98,7 @@ def _embeddings(url: str) -> DoctorPart:
     return DoctorPart("embeddings", "external", None, True, str(found or NOT_EMBEDDED))
 
 
-def look(url: str, limits: Limits = UNHURRIED) -> State | None:
+def look(url: str, limits: Limits = UNHURRIED) -> SchemaState | None:
     """What the analytics of that database stand on; raises psycopg.Error."""
     with open_connection(url, "doctor", limits) as conn:
         return state(conn)

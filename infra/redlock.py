@@ -44,16 +44,15 @@ if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[
 return 0
 """
 
+# Redis expires keys with a precision of a millisecond; the rest is for small lifetimes.
+EXPIRY_PRECISION = 0.002
+LONGEST_HOLD_SECONDS = 3600.0
+
 LOCK_NODE_FAILURES = counter(
     "backlot_lock_node_failures",
     "Questions that a lock node did not answer in time, by node (host:port, or embedded).",
     ("node",),
 )
-
-# Redis expires keys with a precision of a millisecond; the rest is for small lifetimes.
-EXPIRY_PRECISION = 0.002
-LONGEST_HOLD_SECONDS = 3600.0
-
 LOCK_ACQUISITIONS = counter(
     "backlot_lock_acquisitions",
     "Attempts to get a lock, by what it is for and outcome (acquired, taken, unavailable).",

@@ -26,13 +26,13 @@ OPAQUE_ETAG = re.compile(r"[!#-~]{1,128}")
 BYTES = "application/octet-stream"
 MOST_LISTED = 20
 
+CONTENT_MD5 = "content-md5"
+S3_PREFIX = "x-amz-checksum-"
+
 OBJECT_STORE_FAILURES = counter(
     "backlot_object_store_failures",
     "Times that the object store could not do what was asked (disk, network).",
 )
-
-CONTENT_MD5 = "content-md5"
-S3_PREFIX = "x-amz-checksum-"
 
 
 class ObjectStoreError(Exception):

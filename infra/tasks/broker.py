@@ -1,4 +1,4 @@
-"""Which broker the settings ask for, and what stands around every task, in which order.
+"""The broker of tasks that the settings name, and the middleware around each task, in its order.
 
 Without any server it is Dramatiq's Redis broker over the Redis inside this process: the same
 scripts, delays and dead letters as in production. Dramatiq's StubBroker is faster, but another
@@ -38,9 +38,17 @@ from infra.tasks.resources import Resources
 
 log = structlog.get_logger(__name__)
 
+# How long the tasks' event loop may take to start.
 START_SECONDS = 10.0
-
+# How often the gauges look at the queues.
 DEPTH_SECONDS = 5.0
+
+# The pause before a broker that is away is tried again.
+AWAY_SECONDS = 1.0
+# The pause between two interruptions: longer than Dramatiq waits for an interrupted coroutine.
+AGAIN_SECONDS = 2.0
+
+LIMIT_CHECK_MS = 200
 
 TASKS = counter(
     "backlot_tasks",
@@ -61,18 +69,11 @@ TASK_QUEUE = gauge(
     "Tasks in a queue of the broker, by state (waiting, taken, delayed, dead).",
     ("queue", "state"),
 )
-
-AWAY_SECONDS = 1.0
-# Longer than Dramatiq waits for an interrupted coroutine.
-AGAIN_SECONDS = 2.0
-
 TASK_DEAD_HOOK_FAILURES = counter(
     "backlot_task_dead_hook_failures",
     "Times that giving up a task could not be recorded; it is tried again instead.",
     ("actor",),
 )
-
-LIMIT_CHECK_MS = 200
 
 R = TypeVar("R")
 
@@ -80,7 +81,7 @@ R = TypeVar("R")
 class TaskLoop(EventLoopThread):
     """Runs coroutines of tasks; one that is interrupted is cancelled until it is done.
 
-    The stock one cancels it once, and runs it beside its repetition if that is lost.
+    The stock loop cancels it once: if that is lost, it runs beside its repetition.
     """
 
     def run_coroutine(self, coro: Awaitable[R]) -> R:
@@ -152,18 +153,10 @@ class GraceThenInterrupt(Middleware):
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         self._busy.add(threading.get_ident())
 
-    def after_process_message(
-        self,
-        broker: Broker,
-        message: MessageProxy,
-        *,
-        result: object = None,
-        exception: BaseException | None = None,
-    ) -> None:
+    def after_process_message(self, broker: Broker, message: MessageProxy, **_: object) -> None:
         self._busy.discard(threading.get_ident())
 
-    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        self._busy.discard(threading.get_ident())
+    after_skip_message = after_process_message
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         self._interrupt_after(self._grace_seconds)
@@ -331,9 +324,9 @@ class Retries(StockRetries):
 
 
 def send_again(broker: Broker, message: Message[Any] | MessageProxy, delay: int | None) -> None:
-    """Enqueue it once more, however long the broker is away: then it is acknowledged.
+    """Enqueue a message once more, however long the broker is away.
 
-    A process that ends meanwhile leaves it unacknowledged, and it comes again by itself.
+    A process that ends meanwhile leaves the message unacknowledged: it comes again by itself.
     """
     while True:
         try:
@@ -409,7 +402,7 @@ def _middleware(
     resources: Resources[Any] | None,
     loop: asyncio.AbstractEventLoop | None,
 ) -> list[Middleware]:
-    """Before a task they are called in this order, after it in reverse.
+    """Return the middleware, called in this order before a task and in reverse after it.
 
     The interrupting ones are innermost: their exception must never hit Retries at work.
     No AgeLimit (no task is too old), no Callbacks or Pipelines (nothing uses them), and not

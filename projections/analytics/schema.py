@@ -56,7 +56,7 @@ class Shape(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class SchemaState:
     """What a database has: its shape, its version, the extension's version where it is there.
 
     `unused` is whether plain tables stand on a server that could do better.
@@ -73,7 +73,7 @@ class State:
         return f"{told}; {UNUSED}" if self.unused else told
 
 
-def migrate(conn: Connection[Any]) -> State:
+def migrate(conn: Connection[Any]) -> SchemaState:
     """Bring the schema `analytics` up to date; many processes may do so at once, again and again.
 
     `conn` has to be in autocommit mode. Raise UnknownMigration where a newer or another release has
@@ -88,7 +88,7 @@ def migrate(conn: Connection[Any]) -> State:
     return found
 
 
-def state(conn: Connection[Any]) -> State | None:
+def state(conn: Connection[Any]) -> SchemaState | None:
     """Return what is there now; None where nothing is."""
     try:
         row = conn.execute(STATE).fetchone()
@@ -97,7 +97,7 @@ def state(conn: Connection[Any]) -> State | None:
     if row is None:
         return None
     shape = Shape(row[0])
-    return State(shape, row[1], row[2], shape is Shape.PLAIN and _usable(conn))
+    return SchemaState(shape, row[1], row[2], shape is Shape.PLAIN and _usable(conn))
 
 
 def _shape(conn: Connection[Any]) -> Shape:

@@ -46,7 +46,6 @@ from projections.trending.ranking import Ranked
 
 log = structlog.get_logger(__name__)
 
-
 WATCHED = b"""
 SELECT video_id, at FROM analytics.watched WHERE viewer = %s ORDER BY at DESC, video_id LIMIT %s
 """

@@ -22,7 +22,7 @@ from psycopg import sql
 from engine.connections import connect
 from projections.analytics.ingest import Store
 from projections.analytics.rules import row_of
-from projections.analytics.schema import Shape, State, migrate
+from projections.analytics.schema import SchemaState, Shape, migrate
 from tests.integration.event_log import rows
 from workers.feeds import TelemetryFeed
 
@@ -52,7 +52,7 @@ def timescale_database() -> Iterator[str]:
             admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def migrated(url: str) -> State:
+def migrated(url: str) -> SchemaState:
     """Make the tables of the analytics."""
     with connect(url, "test") as conn:
         return migrate(conn)

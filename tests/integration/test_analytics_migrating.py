@@ -16,14 +16,14 @@ from structlog.testing import capture_logs
 
 from engine.migrations import UnknownMigration
 from projections.analytics import schema
-from projections.analytics.schema import ANALYTICS, Shape, State, migrate, state
+from projections.analytics.schema import ANALYTICS, SchemaState, Shape, migrate, state
 from tests.integration.analytics_support import timescale_database
 from tests.integration.event_log import rows
 
 TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'analytics'"
 
 
-def migrated(url: str) -> State:
+def migrated(url: str) -> SchemaState:
     with psycopg.connect(url, autocommit=True) as conn:
         return migrate(conn)
 
