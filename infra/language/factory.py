@@ -42,7 +42,7 @@ class LlmDetector:
         self.name = f"llm/{model}"
 
     async def detect(self, text: str) -> Detection | None:
-        """As the port has it. Raises infra.llm.LanguageModelError."""
+        """As the port has it. Raise LanguageModelError."""
         if not words(text):
             return None
         parsed = await self._llm.parse(

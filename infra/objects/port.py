@@ -183,7 +183,7 @@ def check_part(number: int, size: int) -> None:
 
 
 def ordered_refs(parts: Sequence[PartRef], etags: re.Pattern[str] = PART_ETAG) -> list[PartRef]:
-    """By number, ETags without quotes. Raise PartMismatch for none, doubles and no-ETags."""
+    """Return the parts by number, ETags bare; raise PartMismatch for none, doubles, no-ETags."""
     plain = (PartRef(part.number, bare_etag(part.etag)) for part in parts)
     refs = sorted(plain, key=lambda ref: ref.number)
     doubles = {one.number for one, next_one in pairwise(refs) if one.number == next_one.number}
@@ -200,7 +200,7 @@ def bare_etag(etag: str) -> str:
 
 
 def multipart_etag(refs: Sequence[PartRef]) -> str:
-    """As S3 computes it: MD5 over the parts' binary MD5s, a dash, and how many parts."""
+    """Return the ETag as S3 computes it: MD5 of the parts' MD5s, a dash, the number of parts."""
     digests = b"".join(bytes.fromhex(ref.etag) for ref in refs)
     return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(refs)}"
 

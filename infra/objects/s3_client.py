@@ -177,7 +177,7 @@ def stored_object(key: str, found: HeadObjectOutputTypeDef) -> StoredObject:
 
 
 def is_made_of(found: HeadObjectOutputTypeDef, refs: Sequence[PartRef]) -> bool:
-    """By ETag; where S3 makes ETags that can't be computed, by the number of parts in it."""
+    """Return whether an object is made of these parts, by its ETag or the number of parts in it."""
     etag = bare_etag(found["ETag"])
     secret = found.get("ServerSideEncryption", "").startswith("aws:")
     secret = secret or "SSECustomerAlgorithm" in found

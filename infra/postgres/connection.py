@@ -288,7 +288,7 @@ def thread_pool(
 
 @contextmanager
 def unhurried(conn: LiveConnection[Any]) -> Iterator[None]:
-    """A transaction whose statements may take as long as they need, on a connection with limits."""
+    """Open a transaction without a limit for its statements, on a connection with limits."""
     limits, conn.limits = conn.limits, LONG_WORK
     try:
         with conn.transaction():

@@ -35,7 +35,7 @@ class FailedTask:
     causation_id: str | None
 
     def as_dict(self) -> dict[str, Any]:
-        """As the command line prints it."""
+        """Return the task as the command line prints it."""
         return {
             "id": self.id,
             "queue": self.queue,

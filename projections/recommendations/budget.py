@@ -87,7 +87,7 @@ class Calls:
     counts: Counter[str] = field(default_factory=Counter)
 
     def take(self, keys: list[str], most: tuple[int, int]) -> int:
-        """As TAKE does it."""
+        """Count a call, and return which budget is spent, as TAKE does."""
         for place, (key, limit) in enumerate(zip(keys, most, strict=True), 1):
             if self.counts[key] >= limit:
                 return place

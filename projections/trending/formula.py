@@ -10,7 +10,7 @@ again, boost - 1 times, so that what happened recently weighs `boost` times as m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, LiteralString
 
 from infra.settings.features import TrendingSettings
@@ -94,15 +94,8 @@ class Formula:
 
     @classmethod
     def from_settings(cls, settings: TrendingSettings) -> Formula:
-        return cls(
-            view_weight=settings.view_weight,
-            like_weight=settings.like_weight,
-            comment_weight=settings.comment_weight,
-            watch_minute_weight=settings.watch_minute_weight,
-            recent_hours=settings.recent_hours,
-            recent_boost=settings.recent_boost,
-            half_life_hours=settings.half_life_hours,
-        )
+        """Return the formula of the settings, which have the same names."""
+        return cls(**settings.model_dump(include={field.name for field in fields(cls)}))
 
     def weights(self) -> Mapping[str, float]:
         """Return the formula's parameters of the query."""
