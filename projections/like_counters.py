@@ -46,7 +46,7 @@ redis.call('HSET', KEYS[1], 'count', ARGV[1], 'position', ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 1
 """
-# The same at an equal position too: for a read model that was built again.
+# PUT at an equal position too: for a read model that was built again.
 CORRECT = PUT.replace("held >= ", "held > ")
 ADVANCE = """
 if tonumber(redis.call('GET', KEYS[1]) or '-1') < tonumber(ARGV[1]) then

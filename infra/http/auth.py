@@ -1,4 +1,4 @@
-"""Who is calling: verifies bearer tokens, and mints them for the local secret.
+"""Authentication: verifies bearer tokens, and mints them for the local secret.
 
 A token is verified once and remembered, so that a busy client's requests cost microseconds.
 """

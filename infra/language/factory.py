@@ -1,4 +1,4 @@
-"""Which detector this program has, from its settings."""
+"""The detector that the settings name, and the one that asks a language model."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""The way to a provider through the OpenAI SDK: in turn, bounded in time, counted, and left alone
-while it fails. Whatever is asked of it goes this one way."""
+"""The calls of a provider through the OpenAI SDK: paced, bounded in time, counted.
+
+A circuit breaker leaves the provider alone while it fails.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The port to the object store: commands and queries know only this, never folder or S3."""
+"""The port of object stores, with its keys, ETags and checksums: all that commands know of one."""
 
 from __future__ import annotations
 

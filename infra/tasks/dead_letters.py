@@ -1,4 +1,4 @@
-"""What operators see of the queues and do about dead letters, whichever broker keeps them."""
+"""Queues and dead letters as operators see and handle them, whichever broker keeps them."""
 
 from __future__ import annotations
 

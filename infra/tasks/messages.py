@@ -1,4 +1,4 @@
-"""Which request, and which event, a task goes back to; it travels in the message's options."""
+"""The origin of a task, a request and an event, which travels in the message's options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How one video did: totals, and a series without gaps that adds up to them, from the rollups."""
+"""The stats of a video from the rollups: totals, and a gapless series that adds up to them."""
 
 from __future__ import annotations
 
