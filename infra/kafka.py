@@ -23,10 +23,6 @@ from infra.settings.adapters import KafkaSettings
 log = structlog.get_logger(__name__)
 
 RETRY_MS = 200
-
-# It tells of every attempt, ten times a second; that Kafka is away is told as KafkaAway.
-logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-
 BATCH_BYTES = 256 * 1024
 MAX_MESSAGE_BYTES = 1024 * 1024
 LINGER_MS = 2
@@ -41,6 +37,9 @@ METADATA_MS = 60_000
 KNOW_TOPICS_SECONDS = 5.0
 # How often brokers that send nothing are asked whether they are there at all.
 CHECK_SECONDS = 5.0
+
+# aiokafka logs every attempt, ten times a second; KafkaAway says once that Kafka is away.
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 class KafkaAway(Exception):
@@ -101,7 +100,7 @@ class Sent(NamedTuple):
     refused: list[RefusedMessage]
 
     def forget(self) -> None:
-        """Wait for none of it: else whoever is told of one failure is warned of all the others."""
+        """Ignore the outcomes: else asyncio warns of all failures but the one that was raised."""
         for _, one in self.waiting:
             if not one.done():
                 one.add_done_callback(_look_at)
@@ -199,7 +198,7 @@ class Publisher:
         await _give_up(producer)
 
     async def abandon(self) -> None:
-        """Disconnect, and send nothing any more: what failed has to be told before the rest."""
+        """Disconnect, and send nothing more: what failed has to be published before the rest."""
         producer, self._producer = self._producer, None
         if producer is not None:
             await _give_up(producer)
@@ -242,7 +241,7 @@ class Record(NamedTuple):
 
 
 class Reader:
-    """All partitions of some topics; to be used from one event loop, started and stopped once."""
+    """Reads all partitions of some topics; for one event loop, started and stopped once."""
 
     def __init__(self, settings: KafkaSettings, topics: Collection[str]) -> None:
         self._settings = settings
@@ -324,7 +323,7 @@ class Reader:
     async def ends(self) -> dict[Partition, int]:
         """Return where the partitions that are read end now; raise KafkaAway.
 
-        None of them where a topic is not known yet: something may lie in it.
+        Return none of them where a topic is not known yet: it may hold messages.
         """
         if {each.topic for each in self._assigned} != set(self._topics):
             return {}
@@ -360,7 +359,7 @@ class Reader:
             await asyncio.sleep(0.02)
 
     async def _check(self) -> None:
-        """Raise KafkaError where silence means that nobody is there."""
+        """Raise KafkaError where the brokers are silent because they are away."""
         if time.monotonic() - self._checked < CHECK_SECONDS or not self._assigned:
             return
         await self._consumer.end_offsets([TopicPartition(*each) for each in self._assigned])

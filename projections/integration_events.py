@@ -45,7 +45,7 @@ Headers = list[tuple[str, bytes]]
 
 
 class Value(TypedDict):
-    """What every value has: an id that is the same whenever it is told again."""
+    """What every value has: an id that is the same whenever the message is published again."""
 
     id: UUID
 
@@ -299,19 +299,19 @@ PUBLISHED: dict[type[Aggregate.Event], Told] = {
     VideoLikes.Unliked: Told(VIDEO_UNLIKED, _like_changed, _video),
     Upload.Completed: Told(UPLOAD_COMPLETED, _upload_completed, _own_stream),
     Upload.Aborted: Told(UPLOAD_ABORTED, _upload_aborted, _own_stream),
-    # For whoever reads it the upload is over in either case.
+    # To a reader of the topic, the upload is over in either case.
     Upload.Expired: Told(UPLOAD_ABORTED, _upload_aborted, _own_stream),
 }
 
 
 def events_for(wanted: Iterable[str]) -> list[type[Aggregate.Event]]:
-    """Return the events that are told under one of these topics."""
+    """Return the events that are published under one of these topics."""
     names = frozenset(wanted)
     return [event for event, told in PUBLISHED.items() if told.topic in names]
 
 
 def from_event(position: int, event: Aggregate.Event) -> Message:
-    """Return the message that tells an event; raise NotPublishable for one that no topic tells."""
+    """Return the message of an event; raise NotPublishable for one without a topic."""
     told = PUBLISHED.get(type(event))
     if told is None:
         raise NotPublishable(f"No topic tells {type(event).TOPIC}.")

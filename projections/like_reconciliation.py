@@ -95,7 +95,7 @@ def reconcile(
     for drift in result.drifted:
         _report(conn, drift, repair)
     if repair:
-        # Whoever asks next, or the next like, puts the right one.
+        # The next query, or the next like, puts the right counter.
         counters.drop([drift.video_id for drift in result.drifted])
     COUNTER_DRIFT.set(len(result.drifted))
     return result

@@ -127,7 +127,7 @@ class Operations(Projection):
     async def operation(
         self, conn: AsyncConnection[TupleRow], operation_id: UUID
     ) -> OperationRow | None:
-        """One operation; None where nobody asked for it."""
+        """Return an operation; None where nobody requested it."""
         class_id, key = operation_lock(operation_id)
         values = {"class": int(class_id), "key": key, "id": operation_id}
         found = await fetch_as(conn, OperationRow, self.sql(BY_ID), values)

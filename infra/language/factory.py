@@ -8,13 +8,11 @@ from pydantic import BaseModel
 
 from infra.errors import OperatorError
 from infra.language.detector import Detection, Detector
-from infra.language.eld import TextDetector
+from infra.language.eld import EXCERPT, TextDetector
 from infra.language.words import words
 from infra.llm.client import LanguageModel
 from infra.settings.features import TranslationSettings
 
-EXCERPT = 1_000
-"""Characters; a language shows itself within them."""
 MAX_OUTPUT_TOKENS = 50
 NONE = "und"
 PROMPT = f"""\

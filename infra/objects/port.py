@@ -17,8 +17,8 @@ from typing import Literal, Protocol
 from domain.media_type import PLAYED_BY_BROWSERS, film_type
 from domain.text import shows, without_misleading
 from infra.metrics import counter
+from infra.settings.features import MAX_PARTS
 
-MAX_PARTS = 10_000
 KEY = re.compile(r"videos/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 PART_ETAG = re.compile(r"[0-9a-f]{32}")
 # S3 promises no more of an ETag: with a key of KMS, for one, it is no MD5.

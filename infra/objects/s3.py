@@ -79,7 +79,7 @@ class S3Calls:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, work: Callable[..., T], *args: object) -> T:
-        """Do blocking work in a thread. Raise NoSuchUpload, and ObjectStoreUnavailable, told."""
+        """Do blocking work in a thread. Raise NoSuchUpload, and ObjectStoreUnavailable, logged."""
         asked = monotonic()
         loop = asyncio.get_running_loop()
         try:

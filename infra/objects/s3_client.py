@@ -25,6 +25,7 @@ from infra.objects.port import (
     bare_etag,
     multipart_etag,
 )
+from infra.settings import MIN_S3_PART_BYTES
 from infra.settings.adapters import ObjectSettings
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 
-MIN_PART_BYTES = 5 * 1024 * 1024
 S3Error = (exceptions.ClientError, exceptions.BotoCoreError)
 
 _NO_CREDENTIALS = (
@@ -193,7 +193,7 @@ def refuse_mismatch(refs: Sequence[PartRef], arrived: Sequence[Part], code: str)
     wrong = [r.number for r in refs if r.number in held and held[r.number].etag != r.etag]
     if code == "EntityTooSmall":
         named = [held[ref.number] for ref in refs[:-1] if ref.number in held]
-        wrong += [part.number for part in named if part.size < MIN_PART_BYTES]
+        wrong += [part.number for part in named if part.size < MIN_S3_PART_BYTES]
     if missing or wrong:
         raise PartMismatch(missing, sorted(set(wrong)))
 

@@ -218,7 +218,7 @@ class LiveAsyncConnection(AsyncConnection[Row]):
 
 
 class ThreadPool(ConnectionPool[LiveConnection[Any]]):
-    """Connections that threads share; who wants one of a silent server is told so at once."""
+    """Connections that threads share; one of a silent server is refused at once."""
 
     def getconn(self, timeout: float | None = None) -> LiveConnection[Any]:
         breaker_of(self.conninfo).check()

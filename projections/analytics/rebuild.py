@@ -27,6 +27,7 @@ from engine.log import Log, LogWindow, Stored
 from engine.replay.records import Progress, ReplayState, Report
 from projections.analytics import reconciliation, videos
 from projections.analytics.arrival import (
+    LOOK_SECONDS,
     VIDEOS_CONSUMER,
     AnalyticsMeans,
     Arrival,
@@ -95,7 +96,6 @@ SELECT greatest(min(low), %(floor)s), least(max(high), %(ceiling)s) FROM (
 """
 
 NAME = "analytics"
-LOOK_SECONDS = 0.5
 NO_VIEWERS = (0, 0)
 # Forces the comparison of each viewer of a day.
 UNKNOWN = (-1, 0)
