@@ -18,7 +18,8 @@ from benchmarks.measures import DEPTH, coverage, ndcg, recall
 from projections.analytics.windows import Window
 from projections.recommendations.candidates import candidates_for
 from projections.recommendations.model import Described, Engaged, Material, Profile, Weighing
-from projections.recommendations.recommender import MOST, MOST_LIKED, MOST_WATCHED
+from projections.recommendations.prompt import MOST_LIKED, MOST_WATCHED
+from projections.recommendations.recommender import MOST
 from projections.trending.formula import Formula
 from projections.trending.ranking import Ranked, Trending
 

@@ -1,4 +1,4 @@
-"""Group work: whatever arrives while one batch is processed goes into the next one."""
+"""A batcher: the items that arrive while one batch is processed make up the next one."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class RedisValues(Generic[V]):
     def __init__(
         self, redis: OptionalRedis, form: TypeAdapter[V], *, unreadable: Counter, event: str
     ) -> None:
-        """A value that can't be read is counted in `unreadable` and logged as `event`."""
+        """`unreadable` counts values that can't be read; `event` is what is logged of each."""
         self.redis = redis
         self._form = form
         self._unreadable = unreadable

@@ -1,4 +1,4 @@
-"""How tasks and threads are ended: asked until they are done, up to a deadline that is told of.
+"""The end of tasks and threads: asked for until they are done, up to a deadline that is logged.
 
 One request is not enough. `asyncio.wait_for` of Python 3.11 swallows a cancellation that arrives
 just as its inner wait ends, and so may any library; the task then goes on as if nobody had asked.

@@ -11,7 +11,7 @@ from asyncio import Future
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -23,10 +23,6 @@ from infra.settings.adapters import KafkaSettings
 log = structlog.get_logger(__name__)
 
 RETRY_MS = 200
-
-# It tells of every attempt, ten times a second; that Kafka is away is told as KafkaAway.
-logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-
 BATCH_BYTES = 256 * 1024
 MAX_MESSAGE_BYTES = 1024 * 1024
 LINGER_MS = 2
@@ -35,13 +31,15 @@ REQUEST_MS = 10_000
 ACKNOWLEDGED_SECONDS = 30.0
 STOP_SECONDS = 2.0
 
-Compression = Literal["gzip"]
 Headers = Sequence[tuple[str, bytes]]
 
 METADATA_MS = 60_000
 KNOW_TOPICS_SECONDS = 5.0
 # How often brokers that send nothing are asked whether they are there at all.
 CHECK_SECONDS = 5.0
+
+# aiokafka logs every attempt, ten times a second; KafkaAway says once that Kafka is away.
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 class KafkaAway(Exception):
@@ -102,7 +100,7 @@ class Sent(NamedTuple):
     refused: list[RefusedMessage]
 
     def forget(self) -> None:
-        """Wait for none of it: else whoever is told of one failure is warned of all the others."""
+        """Ignore the outcomes: else asyncio warns of all failures but the one that was raised."""
         for _, one in self.waiting:
             if not one.done():
                 one.add_done_callback(_look_at)
@@ -117,20 +115,19 @@ class Publisher:
         self,
         settings: KafkaSettings,
         *,
-        compression: Compression | None = None,
         acknowledged_seconds: float = ACKNOWLEDGED_SECONDS,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self._settings = settings
         self._acknowledged_seconds = acknowledged_seconds
-        self._limits = {"compression_type": compression, "max_request_size": max_message_bytes}
+        self._max_message_bytes = max_message_bytes
         self._producer: Any = None
 
     async def start(self) -> None:
         """Connect; raise KafkaAway."""
         producer = AIOKafkaProducer(
             **client_options(self._settings),
-            **self._limits,
+            max_request_size=self._max_message_bytes,
             enable_idempotence=True,
             acks="all",
             linger_ms=LINGER_MS,
@@ -201,7 +198,7 @@ class Publisher:
         await _give_up(producer)
 
     async def abandon(self) -> None:
-        """Disconnect, and send nothing any more: what failed has to be told before the rest."""
+        """Disconnect, and send nothing more: what failed has to be published before the rest."""
         producer, self._producer = self._producer, None
         if producer is not None:
             await _give_up(producer)
@@ -244,7 +241,7 @@ class Record(NamedTuple):
 
 
 class Reader:
-    """All partitions of some topics; to be used from one event loop, started and stopped once."""
+    """Reads all partitions of some topics; for one event loop, started and stopped once."""
 
     def __init__(self, settings: KafkaSettings, topics: Collection[str]) -> None:
         self._settings = settings
@@ -318,12 +315,15 @@ class Reader:
 
     def lag(self) -> int:
         """Return how many messages lie behind what was read, as far as the brokers have told."""
-        return sum(max(0, self._end(each) - self._offsets.get(each, 0)) for each in self._assigned)
+        ends = {
+            each: self._consumer.highwater(TopicPartition(*each)) or 0 for each in self._assigned
+        }
+        return sum(max(0, end - self._offsets.get(each, 0)) for each, end in ends.items())
 
     async def ends(self) -> dict[Partition, int]:
         """Return where the partitions that are read end now; raise KafkaAway.
 
-        None of them where a topic is not known yet: something may lie in it.
+        Return none of them where a topic is not known yet: it may hold messages.
         """
         if {each.topic for each in self._assigned} != set(self._topics):
             return {}
@@ -348,9 +348,6 @@ class Reader:
                 async with asyncio.timeout(STOP_SECONDS):
                     await consumer.stop()
 
-    def _end(self, partition: Partition) -> int:
-        return self._consumer.highwater(TopicPartition(*partition)) or 0
-
     async def _know_topics(self) -> None:
         deadline = time.monotonic() + KNOW_TOPICS_SECONDS
         while missing := [
@@ -362,7 +359,7 @@ class Reader:
             await asyncio.sleep(0.02)
 
     async def _check(self) -> None:
-        """Raise KafkaError where silence means that nobody is there."""
+        """Raise KafkaError where the brokers are silent because they are away."""
         if time.monotonic() - self._checked < CHECK_SECONDS or not self._assigned:
             return
         await self._consumer.end_offsets([TopicPartition(*each) for each in self._assigned])

@@ -44,16 +44,15 @@ if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[
 return 0
 """
 
+# Redis expires keys with a precision of a millisecond; the rest is for small lifetimes.
+EXPIRY_PRECISION = 0.002
+LONGEST_HOLD_SECONDS = 3600.0
+
 LOCK_NODE_FAILURES = counter(
     "backlot_lock_node_failures",
     "Questions that a lock node did not answer in time, by node (host:port, or embedded).",
     ("node",),
 )
-
-# Redis expires keys with a precision of a millisecond; the rest is for small lifetimes.
-EXPIRY_PRECISION = 0.002
-LONGEST_HOLD_SECONDS = 3600.0
-
 LOCK_ACQUISITIONS = counter(
     "backlot_lock_acquisitions",
     "Attempts to get a lock, by what it is for and outcome (acquired, taken, unavailable).",
@@ -86,22 +85,10 @@ class LockNode:
     def __init__(self, client: Redis) -> None:
         self.client = client
         self.name = address(client)
-        self._release = client.register_script(RELEASE)
-        self._extend = client.register_script(EXTEND)
+        self.release = client.register_script(RELEASE)
+        self.extend = client.register_script(EXTEND)
         self._turns = asyncio.Semaphore(TURNS)
         self._silent = False
-
-    def take(self, key: str, token: str, ttl: int) -> Awaitable[object]:
-        return self.client.set(key, token, nx=True, px=ttl)
-
-    def extend(self, key: str, token: str, ttl: int) -> Awaitable[object]:
-        return self._extend([key], [token, ttl])
-
-    def release(self, key: str, token: str) -> Awaitable[object]:
-        return self._release([key], [token])
-
-    def ping(self) -> Awaitable[object]:
-        return self.client.ping()
 
     async def answer(self, question: Question, seconds: float) -> bool | None:
         """Return whether the node did it; None when it failed or took longer than that."""
@@ -151,18 +138,22 @@ class LockNodes:
 
     async def take(self, key: str, token: str, ttl: float) -> Votes:
         """Set the key to `token` for `ttl` seconds where it is not set."""
-        return await self._ask(lambda node: node.take(key, token, _ms(ttl)), self._within(ttl))
+        return await self._ask(
+            lambda node: node.client.set(key, token, nx=True, px=_ms(ttl)), self._within(ttl)
+        )
 
     async def extend(self, key: str, token: str, ttl: float) -> Votes:
         """Let the key last `ttl` seconds from now where it is `token`."""
-        return await self._ask(lambda node: node.extend(key, token, _ms(ttl)), self._within(ttl))
+        return await self._ask(
+            lambda node: node.extend([key], [token, _ms(ttl)]), self._within(ttl)
+        )
 
     async def release(self, key: str, token: str) -> Votes:
         """Remove the key where it is `token`."""
-        return await self._ask(lambda node: node.release(key, token), self._timeout)
+        return await self._ask(lambda node: node.release([key], [token]), self._timeout)
 
     async def ping(self) -> Votes:
-        return await self._ask(LockNode.ping, self._timeout)
+        return await self._ask(lambda node: node.client.ping(), self._timeout)
 
     async def aclose(self) -> None:
         for node in self._nodes:

@@ -10,11 +10,12 @@ from typing import Any, ClassVar, LiteralString
 from uuid import UUID
 
 from psycopg import AsyncConnection, Cursor
-from psycopg.rows import TupleRow, class_row
+from psycopg.rows import TupleRow
 
 from domain.model import Aggregate
 from domain.upload import Upload
 from engine.projection import Batch, Projection, Write, write_by_kind
+from infra.postgres.connection import fetch_as
 
 # `completed_position` is where the upload became a video; it orders the lists.
 TABLES: LiteralString = """
@@ -197,25 +198,21 @@ class Catalog(Projection):
 
     async def upload(self, conn: AsyncConnection[TupleRow], upload_id: UUID) -> UploadRow | None:
         """Return an upload in whatever state; None when it is unknown or its video was removed."""
-        async with conn.cursor(row_factory=class_row(UploadRow)) as cursor:
-            await cursor.execute(self.sql(UPLOAD), (upload_id,))
-            return await cursor.fetchone()
+        found = await fetch_as(conn, UploadRow, self.sql(UPLOAD), (upload_id,))
+        return found[0] if found else None
 
     async def under_way(
         self, conn: AsyncConnection[TupleRow], started_before: datetime, after: UUID, limit: int
     ) -> list[UploadRow]:
         """Uploads that were started before this time and not ended, by id, after that one."""
-        async with conn.cursor(row_factory=class_row(UploadRow)) as cursor:
-            await cursor.execute(self.sql(UNDER_WAY), (started_before, after, limit))
-            return await cursor.fetchall()
+        return await fetch_as(conn, UploadRow, self.sql(UNDER_WAY), (started_before, after, limit))
 
     async def videos(
         self, conn: AsyncConnection[TupleRow], ids: Sequence[UUID]
     ) -> dict[UUID, VideoRow]:
         """Return those of the ids that are videos and not removed."""
-        async with conn.cursor(row_factory=class_row(VideoRow)) as cursor:
-            await cursor.execute(self.sql(VIDEOS + BY_ID), {"ids": list(ids)})
-            return {row.video_id: row for row in await cursor.fetchall()}
+        rows = await fetch_as(conn, VideoRow, self.sql(VIDEOS + BY_ID), {"ids": list(ids)})
+        return {row.video_id: row for row in rows}
 
     async def page(
         self,
@@ -231,6 +228,4 @@ class Catalog(Projection):
         query += OF_OWNER if owner is not None else ""
         query += IN_CATEGORY if category is not None else ""
         wanted = {"owner": owner, "category": category, "before": before, "limit": limit}
-        async with conn.cursor(row_factory=class_row(VideoRow)) as cursor:
-            await cursor.execute(self.sql(query + NEWEST_FIRST), wanted)
-            return await cursor.fetchall()
+        return await fetch_as(conn, VideoRow, self.sql(query + NEWEST_FIRST), wanted)

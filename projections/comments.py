@@ -11,12 +11,13 @@ from typing import Any, ClassVar, LiteralString
 from uuid import UUID
 
 from psycopg import AsyncConnection, Connection, Cursor
-from psycopg.rows import TupleRow, class_row
+from psycopg.rows import TupleRow
 
 from domain.comment import Comment
 from domain.model import Aggregate
 from domain.upload import Upload
 from engine.projection import Batch, Projection, Write, columns, writing_by_kind
+from infra.postgres.connection import fetch_as
 
 # `counts` holds the number of rows in `comments` per video; the video ids of `removed` get no
 # rows any more, since a comment may be recorded just after its video's removal.
@@ -252,6 +253,4 @@ class Comments(Projection):
         self, conn: AsyncConnection[TupleRow], video_id: UUID, before: int, limit: int
     ) -> list[CommentRow]:
         """Return the video's comments posted before a position, newest first."""
-        async with conn.cursor(row_factory=class_row(CommentRow)) as cursor:
-            await cursor.execute(self.sql(PAGE), (video_id, before, limit))
-            return await cursor.fetchall()
+        return await fetch_as(conn, CommentRow, self.sql(PAGE), (video_id, before, limit))

@@ -1,4 +1,4 @@
-"""From what is recorded to what is published: topic, key, value and headers of a message."""
+"""The published messages: the topics, the shape of their values, and how an event becomes one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Headers = list[tuple[str, bytes]]
 
 
 class Value(TypedDict):
-    """What every value has: an id that is the same whenever it is told again."""
+    """What every value has: an id that is the same whenever the message is published again."""
 
     id: UUID
 
@@ -148,7 +148,7 @@ def required_fields(kind: Any) -> frozenset[str]:
 
 
 def adapter(kind: type[Value]) -> Adapter:
-    """Return what checks a value that came from outside."""
+    """Return the check of a value that comes from outside."""
     return TypeAdapter(kind)
 
 
@@ -174,7 +174,7 @@ def dead_letters(topic: str) -> str:
 
 @cache
 def adapter_of(topic: str) -> Adapter:
-    """Return what checks a value of the topic; raise KeyError for a topic that is not published."""
+    """Return the check of a topic's values; raise KeyError for a topic that is not published."""
     return adapter(TOPICS[topic])
 
 
@@ -183,7 +183,7 @@ class NotPublishable(ValueError):
 
 
 class Message(NamedTuple):
-    """What is published; `position` counts in the log, or in the telemetry's order."""
+    """A message to publish; `position` is that in the log, or in the order of the telemetry."""
 
     topic: str
     id: UUID
@@ -211,25 +211,14 @@ class Message(NamedTuple):
 
 
 class Told(NamedTuple):
-    """How an event is told: under which topic, with which value, in whose order."""
+    """How an event is published: its topic, its value, and its key, which orders it."""
 
     topic: str
     value: Callable[[UUID, Any], Value]
     key: Callable[[Any], UUID]
 
 
-def _comment_created(id_: UUID, event: Comment.Posted) -> CommentCreated:
-    return {
-        "id": id_,
-        "commentId": event.originator_id,
-        "videoId": event.video_id,
-        "content": event.content,
-        "userId": event.author,
-        "ts": event.timestamp,
-    }
-
-
-def _comment_edited(id_: UUID, event: Comment.Edited) -> CommentEdited:
+def _comment_written(id_: UUID, event: Comment.Posted | Comment.Edited) -> CommentCreated:
     return {
         "id": id_,
         "commentId": event.originator_id,
@@ -302,27 +291,27 @@ def _video(event: VideoLikes.Event) -> UUID:
 
 
 PUBLISHED: dict[type[Aggregate.Event], Told] = {
-    Comment.Posted: Told(COMMENT_CREATED, _comment_created, _own_stream),
-    Comment.Edited: Told(COMMENT_EDITED, _comment_edited, _own_stream),
+    Comment.Posted: Told(COMMENT_CREATED, _comment_written, _own_stream),
+    Comment.Edited: Told(COMMENT_EDITED, _comment_written, _own_stream),
     Comment.Deleted: Told(COMMENT_DELETED, _comment_deleted, _own_stream),
     Comment.Translated: Told(COMMENT_TRANSLATED, _comment_translated, _own_stream),
     VideoLikes.Liked: Told(VIDEO_LIKED, _like_changed, _video),
     VideoLikes.Unliked: Told(VIDEO_UNLIKED, _like_changed, _video),
     Upload.Completed: Told(UPLOAD_COMPLETED, _upload_completed, _own_stream),
     Upload.Aborted: Told(UPLOAD_ABORTED, _upload_aborted, _own_stream),
-    # For whoever reads it the upload is over in either case.
+    # To a reader of the topic, the upload is over in either case.
     Upload.Expired: Told(UPLOAD_ABORTED, _upload_aborted, _own_stream),
 }
 
 
 def events_for(wanted: Iterable[str]) -> list[type[Aggregate.Event]]:
-    """Return the events that are told under one of these topics."""
+    """Return the events that are published under one of these topics."""
     names = frozenset(wanted)
     return [event for event, told in PUBLISHED.items() if told.topic in names]
 
 
 def from_event(position: int, event: Aggregate.Event) -> Message:
-    """Return the message that tells an event; raise NotPublishable for one that no topic tells."""
+    """Return the message of an event; raise NotPublishable for one without a topic."""
     told = PUBLISHED.get(type(event))
     if told is None:
         raise NotPublishable(f"No topic tells {type(event).TOPIC}.")
@@ -357,20 +346,11 @@ def from_telemetry(position: int, event: TelemetryEvent) -> Message:
     )
 
 
-class Fields(NamedTuple):
-    """The fields of a value by name, in the order in which they are told."""
-
-    required: tuple[str, ...]
-    optional: tuple[str, ...]
-
-
-def _fields(kind: type[Value]) -> Fields:
-    required = required_fields(kind)
-    names = kind.__annotations__
-    return Fields(
-        tuple(name for name in names if name in required),
-        tuple(name for name in names if name not in required),
-    )
+def _fields(kind: type[Value]) -> tuple[list[str], list[str]]:
+    """Return the required and the optional fields of a value, in the order of the message."""
+    required, names = required_fields(kind), kind.__annotations__
+    optional = [name for name in names if name not in required]
+    return [name for name in names if name in required], optional
 
 
 # Looked up once: telemetry comes in thousands.

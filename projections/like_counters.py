@@ -46,7 +46,7 @@ redis.call('HSET', KEYS[1], 'count', ARGV[1], 'position', ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 1
 """
-# The same at an equal position too: for a read model that was built again.
+# PUT at an equal position too: for a read model that was built again.
 CORRECT = PUT.replace("held >= ", "held > ")
 ADVANCE = """
 if tonumber(redis.call('GET', KEYS[1]) or '-1') < tonumber(ARGV[1]) then
@@ -57,7 +57,6 @@ GONE = -1
 """The count of a removed video: nothing older can bring its counter back."""
 
 SCAN_KEYS = 1_000
-
 WINDOW_EVENTS = 5_000
 # Where Redis has lost the position, fills of that moment may still be on their way.
 MARGIN_EVENTS = 10_000
@@ -74,6 +73,16 @@ WHERE s.kind = 'projection' AND s.subscription = %b
 """
 HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
 
+# What the progress of a rebuild is named.
+NAME = "counters"
+# A query that read the copy before the switch has put what it found into a missing counter by then.
+FILL_SECONDS = 0.5
+
+TOTAL: LiteralString = "SELECT count(*) FROM {schema}.counts"
+NEXT_VIDEOS: LiteralString = (
+    "SELECT video_id FROM {schema}.counts WHERE video_id > %s ORDER BY video_id LIMIT %s"
+)
+
 COUNTERS_PUBLISHED = counter("backlot_like_counters_published", "Like counters put into Redis.")
 COUNTER_LAG_EVENTS = gauge(
     "backlot_like_counters_lag_events",
@@ -82,15 +91,6 @@ COUNTER_LAG_EVENTS = gauge(
 COUNTER_FAILURES = counter(
     "backlot_like_counter_failures",
     "Times that like counters could not be put or read because a part was away.",
-)
-
-NAME = "counters"
-# A query that read the copy before the switch has put what it found into a missing counter by then.
-FILL_SECONDS = 0.5
-
-TOTAL: LiteralString = "SELECT count(*) FROM {schema}.counts"
-NEXT_VIDEOS: LiteralString = (
-    "SELECT video_id FROM {schema}.counts WHERE video_id > %s ORDER BY video_id LIMIT %s"
 )
 
 

@@ -1,6 +1,6 @@
-"""Compares the like counters in Redis with the read model at a common position, and repairs.
+"""Reconciliation of the like counters in Redis with the read model, at a common position.
 
-A counter can only be wrong by a fault of ours or of Redis; that it was is never silent.
+Only a fault of this program or of Redis makes a counter wrong; each drift is reported.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 
 from engine.migrations import MigrationSet
 from infra.metrics import counter, gauge
-from projections.like_counters import Counter, Counters, counted
+from projections.like_counters import FILL_SECONDS, Counter, Counters, counted
 from projections.likes import Likes
 
 log = structlog.get_logger(__name__)
@@ -26,7 +26,6 @@ TABLES = MigrationSet("projections", Path(__file__).with_name("sql"), "projectio
 
 WAIT_SECONDS = 5.0
 POLL_SECONDS = 0.05
-FILL_SECONDS = 0.5
 
 REPORT = """
 INSERT INTO projections.like_drift
@@ -64,6 +63,12 @@ class Reconciled:
     repaired: bool = True
     drifted: list[Drift] = field(default_factory=list)
 
+    def compare(self, video_id: UUID, counter: Counter, truth: Counter) -> None:
+        """Count a comparison, and note the counter if it differs."""
+        self.compared += 1
+        if counter.likes != truth.likes:
+            self.drifted.append(Drift(video_id, counter, truth))
+
 
 def reconcile(
     conn: Connection[TupleRow],
@@ -73,29 +78,24 @@ def reconcile(
     repair: bool = True,
     wait_seconds: float = WAIT_SECONDS,
 ) -> Reconciled:
-    """Compare every counter that there is; write down and, unless told not to, mend what differs.
+    """Compare every counter with the read model; report and, if `repair`, drop what differs.
 
     Raise CountersBehind when the publisher does not catch up within `wait_seconds`, and what
     Redis and the database raise when they are away.
     """
     result = Reconciled(repaired=repair)
-    for videos in counters.all_videos():
-        if not videos:
-            continue
+    for videos in filter(None, counters.all_videos()):
         position, truth = counted(conn, likes, videos)
         _await(counters, position, wait_seconds)
         for video, held in zip(videos, counters.get(videos), strict=True):
-            # One that was put since is newer than what we know, and one that is gone is not wrong.
-            if held is None or held.position > position:
-                continue
-            result.compared += 1
-            if held.likes != truth[video].likes:
-                result.drifted.append(Drift(video, held, truth[video]))
+            # A counter that was put since is newer than `truth`; one that is gone is not wrong.
+            if held is not None and held.position <= position:
+                result.compare(video, held, truth[video])
     result.drifted = _lasting(counters, result.drifted)
     for drift in result.drifted:
         _report(conn, drift, repair)
     if repair:
-        # Whoever asks next, or the next like, puts the right one.
+        # The next query, or the next like, puts the right counter.
         counters.drop([drift.video_id for drift in result.drifted])
     COUNTER_DRIFT.set(len(result.drifted))
     return result

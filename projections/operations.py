@@ -1,4 +1,4 @@
-"""What operators asked for and what came of it: where whoever asked looks, and who has to act."""
+"""The operations that operators requested, and their outcomes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from uuid import UUID
 
 import orjson
 from psycopg import AsyncConnection, Connection, Cursor
-from psycopg.rows import TupleRow, class_row
+from psycopg.rows import TupleRow
 
 from domain.model import Aggregate
 from domain.operation import Members, Operation
 from engine.projection import Batch, Projection, Write, write_by_kind
 from infra.advisory_locks import operation_lock
+from infra.postgres.connection import fetch_as
 
 TABLES: LiteralString = """
 CREATE TABLE {schema}.operations (
@@ -126,9 +127,8 @@ class Operations(Projection):
     async def operation(
         self, conn: AsyncConnection[TupleRow], operation_id: UUID
     ) -> OperationRow | None:
-        """One operation; None where nobody asked for it."""
+        """Return an operation; None where nobody requested it."""
         class_id, key = operation_lock(operation_id)
         values = {"class": int(class_id), "key": key, "id": operation_id}
-        async with conn.cursor(row_factory=class_row(OperationRow)) as cursor:
-            await cursor.execute(self.sql(BY_ID), values)
-            return await cursor.fetchone()
+        found = await fetch_as(conn, OperationRow, self.sql(BY_ID), values)
+        return found[0] if found else None

@@ -1,4 +1,4 @@
-"""What both APIs are made with: the application behind the edge, answers, and who calls."""
+"""The application that both APIs are made of: its edge, its answers, and its callers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is calling: verifies bearer tokens, and mints them for the local secret.
+"""Authentication: verifies bearer tokens, and mints them for the local secret.
 
 A token is verified once and remembered, so that a busy client's requests cost microseconds.
 """
@@ -105,17 +105,6 @@ class RemoteKeys:
     def _unavailable(self, error: Exception) -> KeysUnavailable:
         log.error("jwks_unavailable", url=self._client.uri, error=str(error))
         return KeysUnavailable(f"no signing keys from {self._client.uri}")
-
-
-__all__ = [
-    "Authenticator",
-    "Identity",
-    "InvalidToken",
-    "KeysUnavailable",
-    "make_authenticator",
-    "mint_token",
-    "read_or_make_secret",
-]
 
 
 class InvalidToken(Exception):

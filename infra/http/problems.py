@@ -1,4 +1,4 @@
-"""What goes wrong, told to clients: RFC 9457 problems, and what the framework's errors become."""
+"""RFC 9457 problems: what clients are told of errors, those of the framework among them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The port to whatever finds out in which language a comment is written."""
+"""The port of language detectors, and the codes of languages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which detector this program has, from its settings."""
+"""The detector that the settings name, and the one that asks a language model."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from pydantic import BaseModel
 
 from infra.errors import OperatorError
 from infra.language.detector import Detection, Detector
-from infra.language.eld import TextDetector
+from infra.language.eld import EXCERPT, TextDetector
 from infra.language.words import words
 from infra.llm.client import LanguageModel
 from infra.settings.features import TranslationSettings
 
-EXCERPT = 1_000
-"""Characters; a language shows itself within them."""
 MAX_OUTPUT_TOKENS = 50
 NONE = "und"
 PROMPT = f"""\
@@ -42,7 +40,7 @@ class LlmDetector:
         self.name = f"llm/{model}"
 
     async def detect(self, text: str) -> Detection | None:
-        """As the port has it. Raises infra.llm.LanguageModelError."""
+        """As the port has it. Raise LanguageModelError."""
         if not words(text):
             return None
         parsed = await self._llm.parse(

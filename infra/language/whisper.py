@@ -83,7 +83,7 @@ class SilentDecoder:
             self._heard = self._attended()
 
     def _attended(self) -> dict[object, Tensor]:
-        """What each layer attends to in the silence, for Whisper's cache: most of a call's work.
+        """Return what each layer attends to in the silence, for Whisper's cache.
 
         Whisper takes the length of the cache's first entry for how much of the text is in it.
         """

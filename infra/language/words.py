@@ -103,7 +103,7 @@ LEAST_KANA = 2
 MIN_LETTERS = 3
 """Shorter texts are shared by many languages: `ok`, `no`, `xD`."""
 MIN_SYLLABLES = 2
-"""The same for scripts in which a letter is a syllable or a word."""
+"""The least number of letters where each is a syllable or a word."""
 
 # Not Han: 好好好 is no lengthened 好.
 ELONGATED = re.compile("([^\\W\u3400-\u9fff])\\1{2,}")

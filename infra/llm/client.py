@@ -1,4 +1,4 @@
-"""Questions to a language model through the OpenAI SDK, answered in a form that is asked for."""
+"""The port of language models, which answer in a given form, and the OpenAI SDK behind it."""
 
 from __future__ import annotations
 

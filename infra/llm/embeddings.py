@@ -1,4 +1,4 @@
-"""Texts as vectors whose directions are their meanings, by a model behind the OpenAI API."""
+"""Embeddings: the meanings of texts as directions, by a model behind the OpenAI API."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""The way to a provider through the OpenAI SDK: in turn, bounded in time, counted, and left alone
-while it fails. Whatever is asked of it goes this one way."""
+"""The calls of a provider through the OpenAI SDK: paced, bounded in time, counted.
+
+A circuit breaker leaves the provider alone while it fails.
+"""
 
 from __future__ import annotations
 
@@ -41,17 +43,6 @@ log = structlog.get_logger(__name__)
 
 MILLION = 1_000_000
 
-LLM_TOKENS = counter(
-    "backlot_llm_tokens",
-    "Tokens that providers counted, by model and direction (input, output).",
-    ("model", "direction"),
-)
-LLM_COST_USD = counter(
-    "backlot_llm_cost_usd",
-    "What those tokens cost in US dollars, for models with a price in LLM_PRICES.",
-    ("model",),
-)
-
 # Worth telling, and known not to repeat anything: a provider's own words may.
 KNOWN_CODES = frozenset(
     {
@@ -76,6 +67,16 @@ CONNECT_SECONDS = 5.0
 # A server of one's own may need no key, but the SDK does.
 NO_KEY = "none"
 
+LLM_TOKENS = counter(
+    "backlot_llm_tokens",
+    "Tokens that providers counted, by model and direction (input, output).",
+    ("model", "direction"),
+)
+LLM_COST_USD = counter(
+    "backlot_llm_cost_usd",
+    "What those tokens cost in US dollars, for models with a price in LLM_PRICES.",
+    ("model",),
+)
 LLM_CALLS = counter(
     "backlot_llm_calls",
     "Calls of language models, by purpose and outcome (answered, or what went wrong).",
@@ -87,7 +88,6 @@ LLM_SECONDS = histogram(
     ("purpose",),
     buckets=(*SECONDS, 30.0, 60.0),
 )
-
 LLM_BREAKER_STATE = gauge(
     "backlot_llm_breaker_state",
     "1 for the state of the circuit breaker before the language model (closed, open, half-open).",

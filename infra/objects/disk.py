@@ -1,4 +1,4 @@
-"""The folder under the folder store: safe paths, blocking work in threads, errors told plainly."""
+"""The files of the folder store: safe paths, work in threads, parts and their checksums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The port to the object store: commands and queries know only this, never folder or S3."""
+"""The port of object stores, with its keys, ETags and checksums: all that commands know of one."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from typing import Literal, Protocol
 from domain.media_type import PLAYED_BY_BROWSERS, film_type
 from domain.text import shows, without_misleading
 from infra.metrics import counter
+from infra.settings.features import MAX_PARTS
 
-MAX_PARTS = 10_000
 KEY = re.compile(r"videos/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 PART_ETAG = re.compile(r"[0-9a-f]{32}")
 # S3 promises no more of an ETag: with a key of KMS, for one, it is no MD5.
 OPAQUE_ETAG = re.compile(r"[!#-~]{1,128}")
 BYTES = "application/octet-stream"
+MOST_LISTED = 20
+
+CONTENT_MD5 = "content-md5"
+S3_PREFIX = "x-amz-checksum-"
 
 OBJECT_STORE_FAILURES = counter(
     "backlot_object_store_failures",
     "Times that the object store could not do what was asked (disk, network).",
 )
-
-CONTENT_MD5 = "content-md5"
-S3_PREFIX = "x-amz-checksum-"
 
 
 class ObjectStoreError(Exception):
@@ -62,9 +63,9 @@ class PartMismatch(ObjectStoreError):
         super().__init__(" ".join(told) or "No parts were named.")
 
 
-def _some(numbers: Sequence[int], most: int = 20) -> str:
-    listed = ", ".join(map(str, numbers[:most]))
-    return listed if len(numbers) <= most else f"{listed} and {len(numbers) - most} more"
+def _some(numbers: Sequence[int]) -> str:
+    listed, more = ", ".join(map(str, numbers[:MOST_LISTED])), len(numbers) - MOST_LISTED
+    return f"{listed} and {more} more" if more > 0 else listed
 
 
 class ObjectStoreUnavailable(ObjectStoreError):
@@ -182,7 +183,7 @@ def check_part(number: int, size: int) -> None:
 
 
 def ordered_refs(parts: Sequence[PartRef], etags: re.Pattern[str] = PART_ETAG) -> list[PartRef]:
-    """By number, ETags without quotes. Raise PartMismatch for none, doubles and no-ETags."""
+    """Return the parts by number, ETags bare; raise PartMismatch for none, doubles, no-ETags."""
     plain = (PartRef(part.number, bare_etag(part.etag)) for part in parts)
     refs = sorted(plain, key=lambda ref: ref.number)
     doubles = {one.number for one, next_one in pairwise(refs) if one.number == next_one.number}
@@ -199,7 +200,7 @@ def bare_etag(etag: str) -> str:
 
 
 def multipart_etag(refs: Sequence[PartRef]) -> str:
-    """As S3 computes it: MD5 over the parts' binary MD5s, a dash, and how many parts."""
+    """Return the ETag as S3 computes it: MD5 of the parts' MD5s, a dash, the number of parts."""
     digests = b"".join(bytes.fromhex(ref.etag) for ref in refs)
     return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(refs)}"
 

@@ -1,4 +1,4 @@
-"""How a refusal of the folder store looks over HTTP: one table for sending and fetching bytes."""
+"""The HTTP problems of the folder store's errors: one table for sending and fetching bytes."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
@@ -40,7 +40,6 @@ from infra.objects.port import (
 from infra.objects.s3_client import (
     THREADS,
     S3Error,
-    S3Place,
     S3Session,
     S3UrlSigner,
     code_of,
@@ -80,7 +79,7 @@ class S3Calls:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, work: Callable[..., T], *args: object) -> T:
-        """Do blocking work in a thread. Raise NoSuchUpload, and ObjectStoreUnavailable, told."""
+        """Do blocking work in a thread. Raise NoSuchUpload, and ObjectStoreUnavailable, logged."""
         asked = monotonic()
         loop = asyncio.get_running_loop()
         try:
@@ -111,16 +110,18 @@ class S3Calls:
 class S3Store:
     """An ObjectStore whose URLs lead to S3; Backlot moves no bytes."""
 
-    def __init__(self, place: S3Place, url_ttl: timedelta, clock: Callable[[], datetime]) -> None:
-        """Raise S3Misconfigured without credentials; calls nobody. `close` ends its threads."""
-        session = S3Session(place)
-        self._bucket, self._ttl, self._clock = place.bucket, url_ttl, clock
+    def __init__(
+        self, settings: ObjectSettings, clock: Callable[[], datetime], *, for_clients: bool = True
+    ) -> None:
+        """Raise S3Misconfigured without credentials; call nobody. `close` ends its threads."""
+        session = S3Session(settings)
+        self._bucket, self._ttl, self._clock = session.bucket, settings.url_ttl, clock
         self._client = session.client()
         # Readiness is asked every few seconds and must not wait for retries.
         self._impatient = session.client(connect=1.5, read=1.5, attempts=1)
         self._keys = session.keys
-        self._signer = S3UrlSigner(session.public_bucket_url(), session.region)
-        self._calls = S3Calls(place.bucket, self._client.meta.endpoint_url)
+        self._signer = S3UrlSigner(session.bucket_url(public=for_clients), session.region)
+        self._calls = S3Calls(session.bucket, self._client.meta.endpoint_url)
 
     @property
     def url(self) -> str:
@@ -296,20 +297,7 @@ def make_s3(settings: ObjectSettings, *, for_clients: bool = True) -> S3Store:
     Its URLs are for clients, or else for this program itself, which may reach the store elsewhere.
     `close` it.
     """
-    # boto3 takes a quarter of a second to import.
-    from infra.objects.s3_client import S3Place
-
-    secret = settings.secret_access_key
-    place = S3Place(
-        bucket=settings.bucket or "",
-        endpoint_url=settings.endpoint_url,
-        public_endpoint_url=settings.public_endpoint_url if for_clients else None,
-        region=settings.region,
-        access_key_id=settings.access_key_id,
-        secret_access_key=secret.get_secret_value() if secret else None,
-        addressing_style=settings.addressing_style,
-    )
-    return S3Store(place, settings.url_ttl, now)
+    return S3Store(settings, now, for_clients=for_clients)
 
 
 def now() -> datetime:

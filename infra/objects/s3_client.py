@@ -1,4 +1,4 @@
-"""The way to a bucket: whose credentials, which address, how much patience."""
+"""Clients of one S3 bucket: credentials, addresses, signed URLs, and what S3's errors mean."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from infra.objects.port import (
     bare_etag,
     multipart_etag,
 )
+from infra.settings import MIN_S3_PART_BYTES
+from infra.settings.adapters import ObjectSettings
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 
-MIN_PART_BYTES = 5 * 1024 * 1024
 S3Error = (exceptions.ClientError, exceptions.BotoCoreError)
 
 _NO_CREDENTIALS = (
@@ -176,7 +177,7 @@ def stored_object(key: str, found: HeadObjectOutputTypeDef) -> StoredObject:
 
 
 def is_made_of(found: HeadObjectOutputTypeDef, refs: Sequence[PartRef]) -> bool:
-    """By ETag; where S3 makes ETags that can't be computed, by the number of parts in it."""
+    """Return whether an object is made of these parts, by its ETag or the number of parts in it."""
     etag = bare_etag(found["ETag"])
     secret = found.get("ServerSideEncryption", "").startswith("aws:")
     secret = secret or "SSECustomerAlgorithm" in found
@@ -192,7 +193,7 @@ def refuse_mismatch(refs: Sequence[PartRef], arrived: Sequence[Part], code: str)
     wrong = [r.number for r in refs if r.number in held and held[r.number].etag != r.etag]
     if code == "EntityTooSmall":
         named = [held[ref.number] for ref in refs[:-1] if ref.number in held]
-        wrong += [part.number for part in named if part.size < MIN_PART_BYTES]
+        wrong += [part.number for part in named if part.size < MIN_S3_PART_BYTES]
     if missing or wrong:
         raise PartMismatch(missing, sorted(set(wrong)))
 
@@ -201,30 +202,22 @@ class S3Misconfigured(OperatorError):
     """The settings name nothing that boto3 could use."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class S3Place:
-    """A bucket and the way to it; None leaves the choice to boto3's own configuration."""
-
-    bucket: str
-    endpoint_url: str | None = None
-    public_endpoint_url: str | None = None
-    region: str | None = None
-    access_key_id: str | None = None
-    secret_access_key: str | None = None
-    addressing_style: Literal["auto", "path", "virtual"] = "auto"
-
-
 class S3Session:
-    """Makes the clients of one place; they all share its credentials."""
+    """Makes the clients of one bucket; they all share its credentials."""
 
-    def __init__(self, place: S3Place) -> None:
-        """Raise S3Misconfigured when there are no credentials or no readable configuration."""
-        self._place = place
+    def __init__(self, settings: ObjectSettings) -> None:
+        """Raise S3Misconfigured when there are no credentials or no readable configuration.
+
+        What is not set is left to boto3's own configuration.
+        """
+        self._settings, self.bucket = settings, settings.bucket or ""
+        secret = settings.secret_access_key
         try:
             self._session = boto3.session.Session(
-                aws_access_key_id=place.access_key_id, aws_secret_access_key=place.secret_access_key
+                aws_access_key_id=settings.access_key_id,
+                aws_secret_access_key=secret.get_secret_value() if secret else None,
             )
-            self.region = place.region or self._session.region_name or DEFAULT_REGION
+            self.region = settings.region or self._session.region_name or DEFAULT_REGION
             found = self._session.get_credentials()
         except S3Error as error:
             raise S3Misconfigured(f"boto3's configuration is of no use: {error}") from error
@@ -242,16 +235,16 @@ class S3Session:
 
     def client(self, *, connect: float = 3, read: float = 30, attempts: int = 3) -> S3Client:
         """Return a client with these timeouts in seconds for each of its attempts."""
-        return self._client(self._place.endpoint_url, connect, read, attempts)
+        return self._client(self._settings.endpoint_url, connect, read, attempts)
 
-    def public_bucket_url(self) -> str:
-        """Return the bucket as clients reach it: botocore's own choice of host and path.
+    def bucket_url(self, *, public: bool) -> str:
+        """Return the URL of the bucket, for clients if `public`: botocore chooses host and path.
 
         The host is written as clients send it, since it is signed: small, without a usual port.
         """
-        endpoint = self._place.public_endpoint_url or self._place.endpoint_url
+        endpoint = (public and self._settings.public_endpoint_url) or self._settings.endpoint_url
         client = self._client(endpoint, 1, 1, 1)
-        parameters = {"Bucket": self._place.bucket, "Key": "key"}
+        parameters = {"Bucket": self.bucket, "Key": "key"}
         url: str = client.generate_presigned_url("get_object", Params=parameters)
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -262,10 +255,11 @@ class S3Session:
 
     def _addressing_style(self, endpoint_url: str | None) -> Literal["path", "virtual"]:
         """Decided here: left to botocore, URLs of AWS would lead past the bucket's region."""
-        if self._place.addressing_style != "auto":
-            return self._place.addressing_style
+        style = self._settings.addressing_style
+        if style != "auto":
+            return style
         # A dot in the name would not fit AWS's certificate.
-        return "virtual" if endpoint_url is None and "." not in self._place.bucket else "path"
+        return "virtual" if endpoint_url is None and "." not in self.bucket else "path"
 
     def _client(
         self, endpoint_url: str | None, connect: float, read: float, attempts: int

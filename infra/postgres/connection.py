@@ -26,10 +26,10 @@ from uuid import UUID
 import psycopg
 import structlog
 from psycopg import AsyncConnection, Connection, OperationalError
-from psycopg.abc import PQGen
+from psycopg.abc import Params, PQGen
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import ConnectionTimeout
-from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
+from psycopg.rows import Row, RowFactory, TupleRow, class_row, tuple_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from infra.circuit_breaker import CircuitBreaker, CircuitState
@@ -218,7 +218,7 @@ class LiveAsyncConnection(AsyncConnection[Row]):
 
 
 class ThreadPool(ConnectionPool[LiveConnection[Any]]):
-    """Connections that threads share; who wants one of a silent server is told so at once."""
+    """Connections that threads share; one of a silent server is refused at once."""
 
     def getconn(self, timeout: float | None = None) -> LiveConnection[Any]:
         breaker_of(self.conninfo).check()
@@ -288,7 +288,7 @@ def thread_pool(
 
 @contextmanager
 def unhurried(conn: LiveConnection[Any]) -> Iterator[None]:
-    """A transaction whose statements may take as long as they need, on a connection with limits."""
+    """Open a transaction without a limit for its statements, on a connection with limits."""
     limits, conn.limits = conn.limits, LONG_WORK
     try:
         with conn.transaction():
@@ -387,6 +387,15 @@ def _silent(
 ) -> DatabaseSilent:
     breaker.missed(info.get_parameters().get("application_name", ""), limits.silence)
     return DatabaseSilent(f"PostgreSQL took a statement and said nothing for {limits.silence:g} s")
+
+
+async def fetch_as(
+    conn: AsyncConnection[Any], kind: type[T], query: bytes, given: Params | None = None
+) -> list[T]:
+    """Run a query, and return its rows as objects of a class whose fields are the columns."""
+    async with conn.cursor(row_factory=class_row(kind)) as cursor:
+        await cursor.execute(query, given)
+        return await cursor.fetchall()
 
 
 def array(items: Iterable[str]) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
-from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
@@ -20,17 +19,29 @@ import structlog
 from psycopg import sql
 
 from infra.metrics import counter
-from infra.postgres import cluster as files
-from infra.postgres.cluster import PostgresError, RunAs, make_reachable, make_readable, run_as
+from infra.postgres.cluster import (
+    PostgresError,
+    RunAs,
+    check_major,
+    create,
+    end_strays,
+    environment,
+    failure_reason,
+    make_reachable,
+    make_readable,
+    programs,
+    run_as,
+    socket_folder,
+)
 
 log = structlog.get_logger(__name__)
-
-__all__ = ["EmbeddedPostgres", "PostgresError", "running_url"]
 
 DATABASE = "backlot"
 LOG_LIMIT_BYTES = 16 * 1024 * 1024
 WATCH_SECONDS = 0.1
 REPORT_SECONDS = 5.0
+# Of a start, crash recovery included.
+START_SECONDS = 300.0
 
 SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
@@ -71,13 +82,11 @@ class EmbeddedPostgres:
         cluster: Path,
         *,
         settings: Mapping[str, str] | None = None,
-        start_seconds: float = 300.0,
         gives_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``start_seconds`` bounds a start, crash recovery included; ``gives_up`` ends it early."""
+        """``gives_up`` ends a start early."""
         self.cluster = cluster.resolve()
         self._settings = {**SETTINGS, **(settings or {})}
-        self._start_seconds = start_seconds
         self._gives_up = gives_up
         self._process: subprocess.Popen[bytes] | None = None
         self._sockets = self.cluster
@@ -116,13 +125,13 @@ class EmbeddedPostgres:
 
         Raise PostgresError when it cannot. A stopped instance is not started again: make another.
         """
-        files.check_major(self.cluster)
+        check_major(self.cluster)
         try:
             user = run_as(self.cluster)
             self._prepare(user)
         except OSError as error:
             raise PostgresError(f"PostgreSQL cannot be prepared: {error}") from error
-        files.end_strays(self.cluster, self._sockets)
+        end_strays(self.cluster, self._sockets)
         atexit.register(self.stop)
         try:
             self._launch(user, self._gives_up)
@@ -162,23 +171,18 @@ class EmbeddedPostgres:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _prepare(self, user: RunAs) -> None:
         self.cluster.parent.mkdir(parents=True, exist_ok=True)
         if user.another:
-            make_readable(files.programs().parent)
+            make_readable(programs().parent)
             make_reachable(self.cluster)
         if not self.cluster.exists() or not any(self.cluster.iterdir()):
             log.info("postgres_creating", folder=str(self.cluster))
-            files.create(self.cluster, user)
-        self._sockets = files.socket_folder(self.cluster, user)
+            create(self.cluster, user)
+        self._sockets = socket_folder(self.cluster, user)
         if user.another:
             make_reachable(self._sockets)
         if self.log_file.exists() and self.log_file.stat().st_size > LOG_LIMIT_BYTES:
@@ -191,13 +195,13 @@ class EmbeddedPostgres:
             offset = output.tell()
             # Its own session: Ctrl-C in the console must not end it before its clients.
             self._process = subprocess.Popen(
-                [files.programs() / "postgres", "-D", self.cluster, *arguments],
+                [programs() / "postgres", "-D", self.cluster, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
                 umask=0o077,
-                env=files.environment(),
+                env=environment(),
                 cwd="/",
                 **user.as_arguments(),
             )
@@ -216,12 +220,12 @@ class EmbeddedPostgres:
                 return
             except psycopg.OperationalError as error:
                 if process.poll() is not None:
-                    reason = files.failure_reason(self.log_file, offset)
+                    reason = failure_reason(self.log_file, offset)
                     raise PostgresError(f"PostgreSQL did not start: {reason}") from error
-                if time.monotonic() > started + self._start_seconds:
+                if time.monotonic() > started + START_SECONDS:
                     _end(process)
                     raise PostgresError(
-                        f"PostgreSQL did not answer in {self._start_seconds:.0f} s: {error}"
+                        f"PostgreSQL did not answer in {START_SECONDS:.0f} s: {error}"
                     ) from error
             if time.monotonic() > report_at:
                 report_at += REPORT_SECONDS
@@ -247,7 +251,7 @@ class EmbeddedPostgres:
         while not self._stopping.is_set():
             try:
                 # Backends outlive a killed postmaster for a moment and hold its shared memory.
-                files.end_strays(self.cluster, self._sockets, patience=0.5)
+                end_strays(self.cluster, self._sockets, patience=0.5)
                 self._launch(user)
                 return
             except (PostgresError, OSError) as error:

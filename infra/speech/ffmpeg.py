@@ -121,7 +121,7 @@ def _input(source: str) -> list[str]:
 
 
 def _check(ended: ProgramExit, source: str) -> None:
-    """A URL carries its own permission, and is not to be told."""
+    """Raise MediaUnreadable for a failure; without the URL, which carries its own permission."""
     if ended.code != 0:
         reason = ended.complaint.replace(source, "the medium").replace("file:the", "the")
         raise MediaUnreadable(f"ffmpeg: {reason}", retryable=source.startswith(URLS))

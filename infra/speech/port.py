@@ -1,4 +1,4 @@
-"""The port to whatever writes down what is said in a video."""
+"""The port of transcribers, which write down the speech of a video."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which broker the settings ask for, and what stands around every task, in which order.
+"""The broker of tasks that the settings name, and the middleware around each task, in its order.
 
 Without any server it is Dramatiq's Redis broker over the Redis inside this process: the same
 scripts, delays and dead letters as in production. Dramatiq's StubBroker is faster, but another
@@ -20,7 +20,7 @@ from dramatiq.asyncio import EventLoopThread, get_event_loop_thread, set_event_l
 from dramatiq.broker import MessageProxy
 from dramatiq.common import compute_backoff
 from dramatiq.errors import BrokerConnectionError
-from dramatiq.middleware import AsyncIO, Middleware, TimeLimit
+from dramatiq.middleware import AsyncIO, Middleware, Shutdown, TimeLimit, raise_thread_exception
 from dramatiq.middleware import Retries as StockRetries
 from pydantic import SecretStr
 from redis import Redis
@@ -35,13 +35,20 @@ from infra.tasks.messages import Correlation
 from infra.tasks.queues import KnownQueues
 from infra.tasks.redis import RedisTaskQueues, TaskRedisBroker
 from infra.tasks.resources import Resources
-from infra.tasks.shutdown import GraceThenInterrupt, was_interrupted
 
 log = structlog.get_logger(__name__)
 
+# How long the tasks' event loop may take to start.
 START_SECONDS = 10.0
-
+# How often the gauges look at the queues.
 DEPTH_SECONDS = 5.0
+
+# The pause before a broker that is away is tried again.
+AWAY_SECONDS = 1.0
+# The pause between two interruptions: longer than Dramatiq waits for an interrupted coroutine.
+AGAIN_SECONDS = 2.0
+
+LIMIT_CHECK_MS = 200
 
 TASKS = counter(
     "backlot_tasks",
@@ -62,16 +69,11 @@ TASK_QUEUE = gauge(
     "Tasks in a queue of the broker, by state (waiting, taken, delayed, dead).",
     ("queue", "state"),
 )
-
-AWAY_SECONDS = 1.0
-
 TASK_DEAD_HOOK_FAILURES = counter(
     "backlot_task_dead_hook_failures",
     "Times that giving up a task could not be recorded; it is tried again instead.",
     ("actor",),
 )
-
-LIMIT_CHECK_MS = 200
 
 R = TypeVar("R")
 
@@ -79,7 +81,7 @@ R = TypeVar("R")
 class TaskLoop(EventLoopThread):
     """Runs coroutines of tasks; one that is interrupted is cancelled until it is done.
 
-    The stock one cancels it once, and runs it beside its repetition if that is lost.
+    The stock loop cancels it once: if that is lost, it runs beside its repetition.
     """
 
     def run_coroutine(self, coro: Awaitable[R]) -> R:
@@ -129,6 +131,50 @@ class EventLoop(AsyncIO):
             super().after_worker_shutdown(broker, worker)
         else:
             set_event_loop_thread(None)
+
+
+def was_interrupted(exception: BaseException | None) -> bool:
+    """Return whether the task ended because its process stops, at once or after a slow clean-up."""
+    ended = (exception, exception.__cause__ if exception is not None else None)
+    return any(isinstance(each, Shutdown) for each in ended)
+
+
+class GraceThenInterrupt(Middleware):
+    """Raises Shutdown in running tasks after a grace; Retries puts those back at once.
+
+    Dramatiq's ShutdownNotifications interrupts at once, or never.
+    """
+
+    def __init__(self, grace_seconds: float) -> None:
+        self._grace_seconds = grace_seconds
+        self._busy: set[int] = set()
+        self._timer: threading.Timer | None = None
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        self._busy.add(threading.get_ident())
+
+    def after_process_message(self, broker: Broker, message: MessageProxy, **_: object) -> None:
+        self._busy.discard(threading.get_ident())
+
+    after_skip_message = after_process_message
+
+    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        self._interrupt_after(self._grace_seconds)
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _interrupt_after(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._interrupt)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _interrupt(self) -> None:
+        for thread_id in tuple(self._busy):
+            raise_thread_exception(thread_id, Shutdown)
+        # An exception that is raised in the midst of anything may be lost, as in a `__del__`.
+        self._interrupt_after(AGAIN_SECONDS)
 
 
 class Measured(Middleware):
@@ -278,9 +324,9 @@ class Retries(StockRetries):
 
 
 def send_again(broker: Broker, message: Message[Any] | MessageProxy, delay: int | None) -> None:
-    """Enqueue it once more, however long the broker is away: then it is acknowledged.
+    """Enqueue a message once more, however long the broker is away.
 
-    A process that ends meanwhile leaves it unacknowledged, and it comes again by itself.
+    A process that ends meanwhile leaves the message unacknowledged: it comes again by itself.
     """
     while True:
         try:
@@ -356,7 +402,7 @@ def _middleware(
     resources: Resources[Any] | None,
     loop: asyncio.AbstractEventLoop | None,
 ) -> list[Middleware]:
-    """Before a task they are called in this order, after it in reverse.
+    """Return the middleware, called in this order before a task and in reverse after it.
 
     The interrupting ones are innermost: their exception must never hit Retries at work.
     No AgeLimit (no task is too old), no Callbacks or Pipelines (nothing uses them), and not

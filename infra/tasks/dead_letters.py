@@ -1,4 +1,4 @@
-"""What operators see of the queues and do about dead letters, whichever broker keeps them."""
+"""Queues and dead letters as operators see and handle them, whichever broker keeps them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FailedTask:
     causation_id: str | None
 
     def as_dict(self) -> dict[str, Any]:
-        """As the command line prints it."""
+        """Return the task as the command line prints it."""
         return {
             "id": self.id,
             "queue": self.queue,

@@ -1,4 +1,4 @@
-"""What can go wrong around tasks; what goes wrong in one is the task's own error."""
+"""The errors around tasks; an error within a task is the task's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which request, and which event, a task goes back to; it travels in the message's options."""
+"""The origin of a task, a request and an event, which travels in the message's options."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def origin_of(options: dict[str, Any]) -> TaskOrigin:
 
 
 class Correlation(Middleware):
-    """Sets it while a task runs: its log lines carry the correlation id, whoever writes them.
+    """Sets the origin while a task runs: all its log lines carry the correlation id.
 
     A coroutine starts with a copy of the variables of the thread that submits it.
     """
@@ -46,22 +46,11 @@ class Correlation(Middleware):
         _ORIGIN.set(origin)
         CORRELATION_ID.set(origin.correlation_id)
 
-    def after_process_message(
-        self,
-        broker: Broker,
-        message: MessageProxy,
-        *,
-        result: object = None,
-        exception: BaseException | None = None,
-    ) -> None:
-        self._forget()
-
-    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        self._forget()
-
-    def _forget(self) -> None:
+    def after_process_message(self, broker: Broker, message: MessageProxy, **_: object) -> None:
         _ORIGIN.set(NOWHERE)
         CORRELATION_ID.set(None)
+
+    after_skip_message = after_process_message
 
 
 def enqueue(

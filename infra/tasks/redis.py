@@ -95,12 +95,12 @@ class TaskRedisBroker(RedisBroker):
         return super().consume(queue_name, prefetch, timeout)
 
     def took(self, queue_name: str, redis_message_id: str) -> None:
-        """A message was passed on to a thread of this process."""
+        """Note that a message was passed on to a thread of this process."""
         with self._mutex:
             self._in_hand.setdefault(queue_name, set()).add(redis_message_id)
 
     def gave(self, queue_name: str, redis_message_ids: Iterable[str]) -> None:
-        """Messages went back to Redis: done, dead or returned."""
+        """Note that messages went back to Redis: done, dead or returned."""
         with self._mutex:
             self._in_hand.setdefault(queue_name, set()).difference_update(redis_message_ids)
 

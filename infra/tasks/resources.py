@@ -1,4 +1,4 @@
-"""What the tasks of a process share, such as pools: opened once, on the loop the tasks run on.
+"""The resources that the tasks of a process share, such as pools: opened once, on their loop.
 
 Opened after the fork, and before the first task; closed after the last.
 """

@@ -13,7 +13,7 @@ from psycopg.rows import TupleRow
 from engine.comparison import Difference
 from infra.advisory_locks import job_lock
 from infra.errors import OperatorError
-from projections.analytics import comparison
+from projections.analytics.reconciliation import ROWS
 
 COUNTS_CONSUMER, VIDEOS_CONSUMER = "analytics", "analytics_videos"
 ENGAGED_CONSUMER = "recommendations"
@@ -143,7 +143,7 @@ class Arrival:
 
     def misses(self, found: Difference) -> bool:
         """Return whether something is missing that Kafka may still bring."""
-        missing = any(table.missing for table in found.tables if table.table == comparison.ROWS)
+        missing = any(table.missing for table in found.tables if table.table == ROWS)
         return missing and self._taken().by_kafka
 
     def give_up(self, found: Iterable[Difference]) -> None:

@@ -1,6 +1,6 @@
-"""Stores events with all that they count for, in the caller's transaction, each once by its id.
+"""Stores events and all that they count for in the caller's transaction, each once by its id.
 
-One transaction at a time stores: what it has looked up stays true until it commits.
+One transaction stores at a time, so what it has read stays true until it commits.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Deltas:
             self._count(row, row.metadata, 1)
 
     def write(self, conn: Connection[TupleRow]) -> None:
-        """Add them up, in an order that lets no two writers wait for each other."""
+        """Add the deltas to the rollups, in an order in which no two writers block each other."""
         _add(conn, ADD_HOURLY, self._hourly)
         daily: dict[Bucket, list[float]] = {}
         for (hour, video_id), sums in self._hourly.items():
@@ -130,8 +130,8 @@ def _begin(hour: int) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class StoredBatch:
-    """What was new, by type; how many stored events count otherwise now; when each of all these
-    happened; and how many came too late to be counted."""
+    """How many events were new, by type, how many stored ones count otherwise now, when all these
+    happened, and how many events came too late to be counted."""
 
     fresh: Mapping[str, int] = field(default_factory=dict)
     changed: int = 0
@@ -147,7 +147,7 @@ class Store:
         self._repeat = repeat
 
     def add(self, conn: Connection[TupleRow], rows: Iterable[Row]) -> StoredBatch:
-        """Store what is not stored yet. Has to run in a transaction, which then holds a lock."""
+        """Store the rows that are new. Run it in a transaction, which then holds a lock."""
         since = self._begin(conn)
         told = list(rows)
         timely = [row for row in told if row.at >= since]
@@ -156,12 +156,12 @@ class Store:
         return replace(stored, too_late=len(told) - len(timely))
 
     def recount(self, conn: Connection[TupleRow], again: Collection[Key]) -> StoredBatch:
-        """Go through sessions again whose video is better known now."""
+        """Judge sessions again, whose video is better known now."""
         since = self._begin(conn)
         return self._store(conn, (), again, since) if again else StoredBatch()
 
     def _begin(self, conn: Connection[TupleRow]) -> datetime:
-        """Let nobody else store; tells since when counts may change."""
+        """Take the lock of those that store; return since when counts may change."""
         lock_in_transaction(conn, Lock.ANALYTICS_ROWS)
         if self._shape is Shape.TIMESCALE:
             conn.execute(NO_LIMIT)
@@ -175,7 +175,8 @@ class Store:
         since: datetime,
     ) -> StoredBatch:
         judging, deltas = Judging(conn, fresh, again, since=since), Deltas()
-        kept = chain(_without_session(fresh), judging.decide(self._repeat))
+        without_session = ((row, row.metadata) for row in fresh if row.session is None)
+        kept = chain(without_session, judging.decide(self._repeat))
         _copy(conn, deltas.counting(kept) if self._shape is Shape.PLAIN else kept)
         _add_viewers(conn, [row for row in fresh if row.event_type == VIEW])
         changes = judging.save(conn)
@@ -188,7 +189,7 @@ class Store:
 
 
 def _fresh(conn: Connection[TupleRow], rows: Iterable[Row]) -> list[Row]:
-    """Return those that are not stored, each once."""
+    """Return the rows that are not stored yet, each once."""
     by_id: dict[str, Row] = {}
     for row in rows:
         by_id.setdefault(row.event_id, row)
@@ -203,10 +204,6 @@ def _fresh(conn: Connection[TupleRow], rows: Iterable[Row]) -> list[Row]:
             for (id_,) in known.fetchall():
                 del by_id[id_]
     return list(by_id.values())
-
-
-def _without_session(fresh: Iterable[Row]) -> Iterator[Kept]:
-    return ((row, row.metadata) for row in fresh if row.session is None)
 
 
 def _copy(conn: Connection[TupleRow], kept: Iterator[Kept]) -> None:

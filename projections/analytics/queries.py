@@ -1,4 +1,4 @@
-"""What the routes of the analytics stand on: connections of their own, and kept rankings."""
+"""The queries of the analytics: stats and rankings, over a pool of their own."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class AnalyticsUnavailable(Exception):
 
 
 class AnalyticsQueries:
-    """Stats and trending, where the analytics are kept; to be used from one event loop."""
+    """Stats and trending; to be used from one event loop."""
 
     def __init__(
         self, pool: Pool, log_pool: Pool, trending: Trending, cache: TrendingCache
@@ -62,7 +62,7 @@ class AnalyticsQueries:
     async def open(
         cls, settings: TrendingSettings, url: str, redis: Redis, log_pool: Pool, limits: Limits
     ) -> AnalyticsQueries:
-        """With connections to the analytics at `url` and rankings kept in `redis`."""
+        """Connect to the analytics at `url`; rankings are cached in `redis`."""
         # A pool of its own: a ranking takes far longer than a look at a video.
         pool = make_pool(url, max_size=4, limits=limits)
         await pool.open()
@@ -96,7 +96,7 @@ class AnalyticsQueries:
         fresh: Freshness = WHATEVER_THERE_IS,
         without: Collection[UUID] = (),
     ) -> tuple[Ranking, bool]:
-        """Return who trends, and whether that was kept; one without some videos never is.
+        """Return a ranking, and whether it was cached; one without some videos never is.
 
         Raise ReadModelBehind and AnalyticsUnavailable.
         """
@@ -117,7 +117,7 @@ class AnalyticsQueries:
     async def stats(
         self, video_id: UUID, range_: Range, bucket: Bucket, *, began: datetime, fresh: Freshness
     ) -> Stats:
-        """Return how a video did that there is since `began`.
+        """Return the stats of a video that exists since `began`.
 
         Raise ReadModelBehind, AnalyticsUnavailable, and TooManyPoints for hours of all times.
         """
@@ -127,8 +127,10 @@ class AnalyticsQueries:
             return await stats_of(conn, video_id, range_, bucket, began=began, now=now)
 
     async def _edition(self, fresh: Freshness) -> int | None:
-        """The edition of the listing, with what was removed or moved by now; None while nobody
-        can tell: then a kept ranking is better than none."""
+        """Return the edition of the listing with all removals and moves of the catalog.
+
+        Return None while the analytics don't answer: a cached ranking is better than none.
+        """
         try:
             found = await self._listing()
             if found is not None and await self._follow_catalog(found, fresh):
@@ -142,7 +144,7 @@ class AnalyticsQueries:
             return await listing(conn)
 
     async def _follow_catalog(self, found: Listing, fresh: Freshness) -> bool:
-        """Have the listing learn what has changed in the catalog; whether there was anything."""
+        """Wait until the listing knows the catalog's changes; return whether there were any."""
         if found.position is None:
             return False
         async with _reached(), self._log_pool.connection() as conn:

@@ -25,17 +25,18 @@ from engine.comparison import SESSION, Difference
 from engine.event_store import EVENTS
 from engine.log import Log, LogWindow, Stored
 from engine.replay.records import Progress, ReplayState, Report
-from projections.analytics import comparison, repair, videos
+from projections.analytics import reconciliation, videos
 from projections.analytics.arrival import (
+    LOOK_SECONDS,
     VIDEOS_CONSUMER,
     AnalyticsMeans,
     Arrival,
     NotTakenIn,
     taken,
 )
-from projections.analytics.comparison import Day, Digest
 from projections.analytics.continuous_aggregates import refresh
 from projections.analytics.ingest import Store
+from projections.analytics.reconciliation import Day, Digest
 from projections.analytics.retention import kept
 from projections.analytics.rules import AHEAD, TOPICS, NotCountable, Row, row_of
 from projections.analytics.schema import Shape, state
@@ -64,8 +65,8 @@ COPY told_rows (position, event_id, video_id, user_id, event_type, "timestamp", 
 FROM STDIN
 """
 UNREADABLE = b"INSERT INTO told_unreadable SELECT unnest(%b::uuid[]) ON CONFLICT DO NOTHING"
-# The statements that keep the live table, on the one beside it.
-WRITES_ASIDE = {
+# The statements that write the live table, on its staging table.
+STAGING_WRITES = {
     kind: statement.replace(b"analytics.videos", b"told_videos")
     for kind, statement in WRITES.items()
 }
@@ -95,16 +96,15 @@ SELECT greatest(min(low), %(floor)s), least(max(high), %(ceiling)s) FROM (
 """
 
 NAME = "analytics"
-LOOK_SECONDS = 0.5
 NO_VIEWERS = (0, 0)
 # Forces the comparison of each viewer of a day.
 UNKNOWN = (-1, 0)
 
 
-class Aside:
-    """What was told up to where the log was read: likes and comments, and apart from them uploads.
+class StagingTables:
+    """What the log tells up to a position of likes and comments, and up to another of uploads.
 
-    Nothing is claimed of an event that can't be read or counted: its row, if there is one, stays.
+    They tell nothing of an event that can't be read or counted: its row, if there is one, stays.
     """
 
     def __init__(self, log_conn: Connection[TupleRow], conn: Connection[TupleRow]) -> None:
@@ -175,7 +175,7 @@ class Aside:
                     # The consumer has set it aside, too.
                     continue
                 told = videos.told(message.topic, orjson.loads(message.value))
-                self._conn.execute(WRITES_ASIDE[told.kind], told.values, prepare=True)
+                self._conn.execute(STAGING_WRITES[told.kind], told.values, prepare=True)
 
 
 def days(
@@ -199,7 +199,7 @@ def days(
 
 
 class Stopped(Exception):
-    """This process is to end; whoever goes on begins from the start."""
+    """This process is to end; the next rebuild begins from the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,13 +216,13 @@ class Found:
 
     @property
     def difference(self) -> Difference:
-        return comparison.merged([self.videos, *(self.days[day] for day in sorted(self.days))])
+        return reconciliation.merged([self.videos, *(self.days[day] for day in sorted(self.days))])
 
 
 class Rebuild:
-    """The analytics as the event log tells them, beside those that there are.
+    """Compares the analytics with what the event log tells, and mends them.
 
-    What is built aside goes with the connection to the analytics, which nobody else may use.
+    The staging tables go with the connection to the analytics, which nobody else may use.
     """
 
     def __init__(
@@ -244,36 +244,36 @@ class Rebuild:
         self._store = Store(found.shape, means.repeat)
         self._report, self._stopping = report, stopping
         self._started = time.monotonic()
-        conn.execute(comparison.TABLES)
-        self._aside = Aside(log_conn, conn)
-        self._goal = self._aside.head()
+        conn.execute(reconciliation.TABLES)
+        self._staging = StagingTables(log_conn, conn)
+        self._goal = self._staging.head()
         self._arrival = Arrival(log_conn, conn, means, self._goal)
 
     def compare(self) -> Found:
         """Find what differs, and change nothing. Raise NotTakenIn, and Stopped."""
-        self._arrival.await_relay(self._waiting)
-        self._aside.read_rows(self._reading)
-        self._aside.read_videos(self._known_until(), self._reading)
+        self._arrival.await_relay(lambda: self._reading(0))
+        self._staging.read_rows(self._reading)
+        self._staging.read_videos(self._known_until(), self._reading)
         videos = self._compare_videos()
         with self._snapshot():
-            viewers = comparison.viewers_by_day(self._conn)
+            viewers = reconciliation.viewers_by_day(self._conn)
         every = days(self._conn, self._shape, viewers, datetime.now(UTC))
         differing: dict[datetime, Difference] = {}
         for number, since in enumerate(every, start=1):
             self._compare_day(since, differing, viewers.get(since.date(), NO_VIEWERS))
             self._tell(ReplayState.COMPARING, number, len(every))
         self._settle(differing)
-        return Found(self._arrival.due(), self._aside.events, videos, differing)
+        return Found(self._arrival.due(), self._staging.events, videos, differing)
 
     def mend(self, found: Found) -> int:
         """Make what differs what it should be; return in how many places it still does.
 
         Raise NotTakenIn, Stopped, and psycopg.Error.
         """
-        for ids in repair.wrong_videos(self._conn):
-            with repair.alone(self._conn, self._shape):
-                self._aside.read_videos(self._known_until())
-                times = repair.mend_videos(self._conn, self._store, ids)
+        for ids in reconciliation.wrong_videos(self._conn):
+            with reconciliation.alone(self._conn, self._shape):
+                self._staging.read_videos(self._known_until())
+                times = reconciliation.mend_videos(self._conn, self._store, ids)
             if self._shape is Shape.TIMESCALE:
                 refresh(self._conn, times, datetime.now(UTC))
         for number, since in enumerate(sorted(found.days), start=1):
@@ -282,15 +282,15 @@ class Rebuild:
         return self._left(found)
 
     def _mend_day(self, since: datetime) -> None:
-        day, differs = Day(since, self._arrival.due()), comparison.nothing_differs()
-        with repair.alone(self._conn, self._shape):
-            self._aside.read_rows()
-            comparison.compare_rows(self._conn, day, differs)
-            times = repair.mend_rows(self._conn, self._log_conn, self._store, day)
-            comparison.compare_derived(self._conn, day, differs, UNKNOWN)
-            repair.mend_derived(self._conn, self._shape, day)
+        day, differs = Day(since, self._arrival.due()), reconciliation.nothing_differs()
+        with reconciliation.alone(self._conn, self._shape):
+            self._staging.read_rows()
+            reconciliation.compare_rows(self._conn, day, differs)
+            times = reconciliation.mend_rows(self._conn, self._log_conn, self._store, day)
+            reconciliation.compare_derived(self._conn, day, differs, UNKNOWN)
+            reconciliation.mend_derived(self._conn, self._shape, day)
         if self._shape is Shape.TIMESCALE:
-            repair.refresh_day(self._conn, day, datetime.now(UTC))
+            reconciliation.refresh_day(self._conn, day, datetime.now(UTC))
             refresh(self._conn, times, datetime.now(UTC))
 
     def _left(self, found: Found) -> int:
@@ -299,33 +299,33 @@ class Rebuild:
             self._compare_day(since, left, UNKNOWN)
         self._settle(left)
         videos = self._compare_videos() if found.videos.differs else found.videos
-        return comparison.merged([videos, *left.values()]).total
+        return reconciliation.merged([videos, *left.values()]).total
 
     def _compare_videos(self) -> Difference:
-        found = comparison.nothing_differs()
+        found = reconciliation.nothing_differs()
         with self._snapshot():
-            self._aside.read_videos(self._known_until())
-            comparison.compare_videos(self._conn, found)
+            self._staging.read_videos(self._known_until())
+            reconciliation.compare_videos(self._conn, found)
         return found
 
     def _compare_day(
         self, since: datetime, differing: dict[datetime, Difference], viewers: Digest
     ) -> None:
-        """Look at a day, and put it among those that differ, or take it away from them."""
-        found = comparison.nothing_differs()
+        """Compare a day, and put it among those that differ, or take it away from them."""
+        found = reconciliation.nothing_differs()
         with self._snapshot():
             day = Day(since, self._arrival.due())
             # Up to its end: what is stored in the snapshot was recorded before it.
-            self._aside.read_rows()
-            comparison.compare_rows(self._conn, day, found)
-            comparison.compare_derived(self._conn, day, found, viewers)
+            self._staging.read_rows()
+            reconciliation.compare_rows(self._conn, day, found)
+            reconciliation.compare_derived(self._conn, day, found, viewers)
         differing.pop(since, None)
         if found.differs:
             differing[since] = found
 
     @contextmanager
     def _snapshot(self) -> Iterator[None]:
-        """A transaction that sees one moment: rows, what follows from them, and the places."""
+        """Open a transaction that sees rows, their sums and the checkpoints of one moment."""
         self._conn.isolation_level = IsolationLevel.REPEATABLE_READ
         try:
             with self._conn.transaction():
@@ -353,15 +353,12 @@ class Rebuild:
 
     def _may_come(self, found: Difference) -> bool:
         """Return whether this may be right in a moment, by itself."""
-        sums = any(table.table in comparison.SUMS for table in found.tables)
+        sums = any(table.table in reconciliation.SUMS for table in found.tables)
         return (self._shape is Shape.TIMESCALE and sums) or self._arrival.misses(found)
 
     def _known_until(self) -> int:
         """Return the position up to which the videos are known; they come from the log itself."""
         return taken(self._conn, VIDEOS_CONSUMER).position
-
-    def _waiting(self) -> None:
-        self._tell(ReplayState.BUILDING, 0, self._goal)
 
     def _reading(self, position: int) -> None:
         self._tell(ReplayState.BUILDING, position, max(self._goal, position))
@@ -370,6 +367,6 @@ class Rebuild:
         if self._stopping.is_set():
             raise Stopped
         seconds = time.monotonic() - self._started
-        events = self._aside.events
+        events = self._staging.events
         rate = events / seconds if seconds > 0 else 0.0
         self._report(Progress(NAME, state, position, target, events, rate, None))

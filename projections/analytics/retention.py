@@ -45,7 +45,7 @@ OLD_PLAIN: Mapping[str, str] = {
     'AND "timestamp" < %(floor)s',
     "video_hourly": "bucket < %(floor)s",
 }
-# Whoever stores may be at a session that goes on after all; neither waits for the other.
+# A consumer may hold a session that goes on after all; neither waits for the other.
 DELETE = """
 DELETE FROM analytics.{table} WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM analytics.{table} WHERE {old} LIMIT %(batch)s FOR UPDATE SKIP LOCKED))

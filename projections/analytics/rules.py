@@ -1,4 +1,4 @@
-"""What counts, in one place: what a message becomes, which views count, how long was watched.
+"""The rules of counting: what a message becomes, which views count, how long a viewer watched.
 
 The rules look at a session's events in order of time, never of arrival: the counts are the same
 whatever order they came in, however often, and cut into whatever batches.
@@ -52,13 +52,13 @@ class Row(NamedTuple):
 
 
 def in_order(row: Row) -> tuple[datetime, str, str]:
-    """Sorts a session's events: by time, a view before a report of the same instant."""
+    """Return the sort key of a session's events: by time, and at one instant a view first."""
     return row.at, row.event_type, row.event_id
 
 
 @dataclass(frozen=True, slots=True)
 class WatchedVideo:
-    """What the rules ask of a video; None is what nobody knows."""
+    """What the rules ask of a video; None where it is not known."""
 
     owner: str | None = None
     duration_seconds: float | None = None
@@ -180,9 +180,9 @@ TOPICS = frozenset(KINDS)
 def by_days(
     spans: Iterable[tuple[T, datetime, datetime]],
 ) -> Iterator[tuple[list[T], datetime, datetime]]:
-    """Groups whose days (UTC) overlap, each with its first and its last time.
+    """Yield groups whose days (UTC) overlap, each with its first and its last time.
 
-    A span is something with the times of its beginning and its end.
+    A span is an item with the times of its beginning and its end.
     """
     group: list[T] = []
     since = until = datetime.min.replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""Sessions as the rules remember them, and the way back where an event of one comes late."""
+"""Sessions as the rules remember them; one that gets a late event is judged from its beginning."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ Kept = tuple[Row, Metadata]
 
 
 class Change(NamedTuple):
-    """Something stored that counts otherwise once more is known."""
+    """A stored row that counts otherwise now, and its metadata before."""
 
     row: Row
     before: Metadata
@@ -78,12 +78,12 @@ class Known:
     latest: datetime | None = None
 
     def is_late(self, rows: Iterable[Row]) -> bool:
-        """Return whether one of these is not later than all that are known."""
+        """Return whether one of these rows is not later than all events that are known."""
         latest = self.latest
         return latest is not None and any(row.at <= latest for row in rows)
 
     def as_before(self, since: datetime, later: Iterable[Row]) -> Session:
-        """As it was before a time, as far as that is known; `later` is all that came then."""
+        """Return the session as it was before a time; `later` are the rows since then."""
         if self.earliest is None or self.earliest >= since:
             return Session()
         now = self.session
@@ -93,7 +93,7 @@ class Known:
         return Session(first, counted, report, max(0.0, watched))
 
     def extend(self, first: datetime, last: datetime) -> None:
-        """It has events from the one time to the other, too."""
+        """Take in that the session has events from the one time to the other."""
         if self.earliest is None or first < self.earliest:
             self.earliest = first
         if self.latest is None or last > self.latest:
@@ -113,7 +113,7 @@ class Judging:
     ) -> None:
         """Look up what is known of the sessions of `fresh`, and of the sessions `again`.
 
-        Those are gone through from their beginning; and so is one that has a late event. What
+        The sessions `again`, and those with a late event, are judged from their beginning. What
         happened before `since` changes no more.
         """
         self._since = since
@@ -133,7 +133,7 @@ class Judging:
         self._changes: list[Change] = []
 
     def decide(self, repeat: timedelta) -> Iterator[Kept]:
-        """Yield each new event with what is kept beside it; to be gone through to its end, once."""
+        """Yield each new event with its metadata; go through it once, to its end."""
         for key, rows in self._new.items():
             state = self._known.setdefault(key, Known())
             decide, video = state.session.decide, self._videos.get(key[0], UNKNOWN)
@@ -146,7 +146,7 @@ class Judging:
             state.extend(rows[0].at, rows[-1].at)
 
     def save(self, conn: Connection[TupleRow]) -> Sequence[Change]:
-        """Remember the sessions; return what of the stored counts otherwise now."""
+        """Save the sessions; return the stored rows that count otherwise now."""
         _save(conn, self._known)
         return self._changes
 

@@ -1,4 +1,4 @@
-"""How one video did: totals, and a series without gaps that adds up to them, from the rollups."""
+"""The stats of a video from the rollups: totals, and a gapless series that adds up to them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any, LiteralString
 from uuid import UUID
 
 from psycopg import AsyncConnection
-from psycopg.rows import TupleRow, class_row
+from psycopg.rows import TupleRow
 
+from infra.postgres.connection import fetch_as
 from projections.analytics.windows import DAY, start_of_day, start_of_hour, start_of_next_day
 
 SERIES: LiteralString = """
@@ -162,9 +163,8 @@ async def _since(
 async def _series(
     conn: AsyncConnection[TupleRow], happened: LiteralString, given: Mapping[str, Any]
 ) -> list[Counts]:
-    async with conn.cursor(row_factory=class_row(Counts)) as cursor:
-        await cursor.execute(SERIES.format(happened=happened).encode(), given)
-        return [replace(each, at=each.at.astimezone(UTC)) for each in await cursor.fetchall()]
+    found = await fetch_as(conn, Counts, SERIES.format(happened=happened).encode(), given)
+    return [replace(each, at=each.at.astimezone(UTC)) for each in found]
 
 
 async def _viewers(

@@ -1,4 +1,4 @@
-"""What counting needs to know of the videos: whose they are, how long, whether they are there."""
+"""The videos as counting needs them: owner, length, category, and whether they were removed."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ class UploadChange(NamedTuple):
 
 
 def apply(conn: Connection[TupleRow], store: Store, batch: Sequence[UploadChange]) -> StoredBatch:
-    """Take in what is said of videos, in order, and correct what was counted without knowing it.
+    """Take in the changes of videos, in order, and correct what was counted before they were known.
 
-    Has to run in a transaction; the same again changes nothing.
+    Run it in a transaction; to repeat it changes nothing.
     """
     lock_in_transaction(conn, Lock.ANALYTICS_ROWS)
     for told in batch:
@@ -108,7 +108,7 @@ def _keys(
 
 
 def message(position: int, event: Aggregate.Event) -> Message:
-    """Return what is told of one of the events in WRITES, for the analytics alone."""
+    """Return the message of one of the events in WRITES, for the analytics alone."""
     value = {
         "id": event.originator_id,
         "at": event.timestamp,
@@ -129,6 +129,6 @@ def message(position: int, event: Aggregate.Event) -> Message:
 
 
 def told(topic: str, value: Mapping[str, Any]) -> UploadChange:
-    """Return what such a message says."""
+    """Return the change that such a message tells."""
     at = datetime.fromisoformat(value["at"])
     return UploadChange(KINDS[topic], {**value, "id": UUID(value["id"]), "at": at})

@@ -1,6 +1,6 @@
-"""Orders candidates without asking anybody: by how near they are to the user, and what trends.
+"""The blend: orders candidates by how near they are to the user, and by what trends.
 
-The order under which a language model's answer can't sink, and what is shown without one.
+A language model's answer is fused with this order; without a model this order is the answer.
 """
 
 from __future__ import annotations
@@ -57,19 +57,19 @@ class Weights:
 WEIGHTS = Weights()
 
 
-def blend(material: Material, *, limit: int, weights: Weights = WEIGHTS) -> list[Recommended]:
+def blend(material: Material, *, limit: int) -> list[Recommended]:
     """Return the first `limit` candidates by falling score; equal scores are ordered by id."""
     is_new = material.profile.is_empty
-    repeat = weights.repeat_for_new if is_new else weights.repeat
+    repeat = WEIGHTS.repeat_for_new if is_new else WEIGHTS.repeat
     scored = sorted(
-        ((weights.score(each), each) for each in material.candidates),
+        ((WEIGHTS.score(each), each) for each in material.candidates),
         key=lambda pair: (-pair[0], pair[1].video_id),
     )
     found: list[Recommended] = []
     for score, candidate in _varied(scored, repeat):
         if len(found) >= limit:
             break
-        reason = _reason(candidate, material, weights)
+        reason = _reason(candidate, material)
         found.append(Recommended(candidate.video_id, score, reason, candidate.because))
     return found
 
@@ -105,11 +105,11 @@ def _varied(
             del queues[key]
 
 
-def _reason(candidate: Candidate, material: Material, weights: Weights) -> str:
-    """Names what ties the candidate to the user most, in a line for people."""
-    parts = weights.parts(candidate)
+def _reason(candidate: Candidate, material: Material) -> str:
+    """Return the strongest tie of the candidate to the user, in a line for people."""
+    parts = WEIGHTS.parts(candidate)
     most = max(parts, key=lambda name: parts[name])
-    if parts[most] < weights.anybody:
+    if parts[most] < WEIGHTS.anybody:
         return "Trending this week" if candidate.trending else "Something else to watch"
     if most == "neighbour":
         return _because(candidate.because, material)

@@ -1,4 +1,4 @@
-"""How many calls of the language model are made for recommendations, per user and for all, per day.
+"""The budgets of a day: calls of the language model for recommendations, of a user and of all.
 
 Counted in Redis for all processes, and in each process for itself: while Redis is away, or has
 lost its data, a process makes no more calls than all together may.
@@ -87,7 +87,7 @@ class Calls:
     counts: Counter[str] = field(default_factory=Counter)
 
     def take(self, keys: list[str], most: tuple[int, int]) -> int:
-        """As TAKE does it."""
+        """Count a call, and return which budget is spent, as TAKE does."""
         for place, (key, limit) in enumerate(zip(keys, most, strict=True), 1):
             if self.counts[key] >= limit:
                 return place

@@ -12,9 +12,11 @@ from typing import Any, LiteralString, NamedTuple, TypeVar
 from uuid import UUID
 
 from psycopg import AsyncConnection
-from psycopg.rows import TupleRow, class_row
+from psycopg.rows import TupleRow
 
+from infra.postgres.connection import fetch_as
 from projections.recommendations.model import Candidate, Profile, Weighing
+from projections.recommendations.prompt import MOST_CANDIDATES, MOST_TRENDING
 from projections.trending.ranking import Ranked
 
 # Looked up by key for each candidate, whatever the planner thinks: hence OFFSET 0.
@@ -75,7 +77,7 @@ THESE: LiteralString = f"""
 SELECT video_id, category FROM unnest(%(asked)s::uuid[]) AS asked (candidate) {ELIGIBLE}
 """
 
-MOST, MOST_TRENDING, MOST_CATEGORIES = 60, 20, 3
+MOST_CATEGORIES = 3
 # How many of each source are taken in turn: neighbours, categories, similar texts, trending.
 TURNS = (3, 1, 1, 1)
 WEIGHING = Weighing()
@@ -97,7 +99,7 @@ class FoundVideo(NamedTuple):
 
 
 class Finder:
-    """Asks for one viewer; `seeds` are the videos of the profile and how much each of them says."""
+    """Finds candidates for one viewer; `seeds` are the profile's videos with their shares."""
 
     def __init__(
         self,
@@ -143,9 +145,7 @@ class Finder:
         return await self._find(THESE, asked=list(videos))
 
     async def _find(self, query: LiteralString, **more: Any) -> list[FoundVideo]:
-        async with self._conn.cursor(row_factory=class_row(FoundVideo)) as cursor:
-            await cursor.execute(query.encode(), {**self._given, **more})
-            return await cursor.fetchall()
+        return await fetch_as(self._conn, FoundVideo, query.encode(), {**self._given, **more})
 
 
 async def candidates_for(
@@ -154,7 +154,7 @@ async def candidates_for(
     trending: Sequence[Ranked],
     *,
     similar: Sequence[tuple[UUID, float]] = (),
-    limit: int = MOST,
+    limit: int = MOST_CANDIDATES,
     weighing: Weighing = WEIGHING,
 ) -> list[Candidate]:
     """At most `limit` candidates, each once; the sources take turns, each with its best first.

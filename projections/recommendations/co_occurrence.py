@@ -1,6 +1,6 @@
-"""Keeps who engaged with what, and which videos are neighbours by that, in set-based SQL.
+"""Co-occurrence: who engaged with which videos, and which videos are neighbours by that.
 
-What is given again changes nothing: a viewer's engagement of one kind with a video counts once.
+A viewer's engagement of one kind with a video counts once, however often it is given.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Mass:
     as_of: float
 
     def add(self, weight: float, at: float, half_life: float) -> None:
-        """Take in another weight of its own time; in which order makes no difference."""
+        """Add a weight of another time; the order of additions makes no difference."""
         if at > self.as_of:
             self.weight, weight = weight, self.weight
             self.as_of, at = at, self.as_of
@@ -157,7 +157,7 @@ class Times:
         return self.liked if kind is EngagementKind.LIKED else self.watched
 
     def move(self, kind: EngagementKind, at: datetime) -> bool:
-        """Go on to a later time; whether it was later."""
+        """Take a later time; return whether it was later."""
         before = self.of(kind)
         if before is not None and before >= at:
             return False
@@ -182,7 +182,7 @@ class Viewer:
     hours: dict[datetime, int] = field(default_factory=dict)
 
     def remember(self, video_id: str, most: int) -> None:
-        """Put the video where its latest time belongs, and keep so many of the last."""
+        """Put the video where its latest time belongs, and keep the last `most` videos."""
         self.recent = [each for each in self.recent if each[1] != video_id]
         latest = max(at for _, at in self.times[video_id].each())
         insort(self.recent, (latest, video_id))
@@ -195,7 +195,7 @@ class Viewer:
 
 @dataclass(slots=True)
 class PairingChange:
-    """What a batch comes to: times that moved, what videos gained, what brings them together."""
+    """What a batch comes to: times that moved, weights that videos and pairs of videos gained."""
 
     times: dict[Key, Times] = field(default_factory=dict)
     gained: dict[str, Mass] = field(default_factory=dict)
@@ -221,7 +221,7 @@ class Pairing:
         self.change = PairingChange()
 
     def take(self, event: Engagement) -> None:
-        """The first of its kind counts; each further one only moves the time."""
+        """Take in an engagement: the first of its kind counts, each further one moves the time."""
         viewer = self._viewers[event.viewer]
         times = viewer.times.setdefault(event.video_id, Times())
         is_new = times.of(event.kind) is None
@@ -252,9 +252,9 @@ class Pairing:
 def keep(
     conn: Connection[TupleRow], batch: Sequence[Engagement], weighing: Weighing
 ) -> frozenset[str]:
-    """Take engagements in; gives the viewers of whom something is known that was not.
+    """Take engagements in; return the viewers of whom something new is known.
 
-    Has to run in a transaction, which then holds a lock.
+    Run it in a transaction, which then holds a lock.
     """
     lock_in_transaction(conn, Lock.RECOMMENDATION_ROWS)
     if not batch:
@@ -267,7 +267,7 @@ def keep(
 
 
 def rank_categories(conn: Connection[TupleRow], weighing: Weighing) -> None:
-    """Make the list of each category's most engaged with anew.
+    """Rank the videos of each category by engagement, in place of the last ranking.
 
     Its order changes only with what is kept, since all weights decay alike.
     """
@@ -281,7 +281,7 @@ def rank_categories(conn: Connection[TupleRow], weighing: Weighing) -> None:
 def _viewers(
     conn: Connection[TupleRow], batch: Sequence[Engagement], weighing: Weighing
 ) -> dict[str, Viewer]:
-    """Return what the pairing has to know of those who come in the batch."""
+    """Return what the pairing has to know of the batch's viewers."""
     viewers = {event.viewer: Viewer() for event in batch}
     keys = {(event.viewer, event.video_id) for event in batch}
     for viewer, video_id, *times in conn.execute(KNOWN, columns(keys), prepare=True):
@@ -303,7 +303,7 @@ def _recall(
     viewers: dict[str, Viewer],
     weighing: Weighing,
 ) -> None:
-    """The last videos of those who have something new, and how busy they are."""
+    """Load the last videos of viewers with something new, and how many they had each hour."""
     names = list({event.viewer for event in fresh})
     with conn.cursor(binary=True) as cursor:
         cursor.execute(LAST, (texts(names), weighing.paired_with + 1), prepare=True)
@@ -335,7 +335,7 @@ def _write(conn: Connection[TupleRow], change: PairingChange, weighing: Weighing
 
 
 def _masses(masses: Collection[Mass]) -> dict[str, str]:
-    """Arrays as literals, which psycopg's dumpers take far longer for."""
+    """Return array literals: psycopg's dumpers take far longer."""
     return {
         "weights": array([repr(mass.weight) for mass in masses]),
         "times": array([repr(mass.as_of) for mass in masses]),

@@ -1,4 +1,4 @@
-"""What is shown of recommendations that were made before: as the videos, and the user, are now."""
+"""Cached recommendations as they are displayed: as the videos and the user are now."""
 
 from __future__ import annotations
 

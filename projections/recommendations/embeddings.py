@@ -1,7 +1,7 @@
-"""The table of the embeddings, in a database that has pgvector; of one model at a time.
+"""The embeddings of one model: their texts, their table in pgvector, and the nearest videos.
 
-Kept as halfvec: half the size, so a row and its place in the index lie on one page, and what is
-lost is far below what separates two texts.
+They are stored as halfvec: a row and its place in the index lie on one page, and the loss is far
+below what separates two texts.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def lack(conn: Connection[Any]) -> str | None:
 
 
 def prepare(conn: Connection[TupleRow], model: str, dimensions: int) -> str | None:
-    """Have the table for this model, empty when it was another's; return what is lacking, if so.
+    """Make the table of this model, empty after another model's; return what is lacking, if so.
 
     To be used by one process at a time. Raises psycopg.Error.
     """
@@ -232,7 +232,7 @@ def outdated(conn: Connection[TupleRow], videos: Sequence[Digested]) -> set[UUID
 
 
 def put(conn: Connection[TupleRow], batch: Sequence[Embedded]) -> None:
-    """Keep what became of these texts: all of them or none."""
+    """Store what became of these texts: all of them or none."""
     rows = [(each.video_id, each.digest, _literal(each.vector), each.rejected) for each in batch]
     conn.execute(PUT, columns(rows))
 

@@ -1,4 +1,4 @@
-"""What the parts of the recommendations hand to each other."""
+"""The types of the recommendations."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Described:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """All that a ranking is made of."""
+    """What a ranking is made of."""
 
     profile: Profile
     candidates: Sequence[Candidate]

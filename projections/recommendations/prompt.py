@@ -1,4 +1,4 @@
-"""What a language model is told so that it recommends videos, and in which form it answers.
+"""The prompt of recommendations: what a language model is told, and the form of its answer.
 
 All that it learns of videos is strangers' text: it reaches the model as values in JSON, bounded,
 under ids that mean nothing outside the question. Nothing tells who the viewer is, or of others.

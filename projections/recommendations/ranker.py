@@ -1,4 +1,4 @@
-"""Has a language model order the candidates, and believes none of its answer without a look."""
+"""Lets a language model order the candidates, and checks all that it answers."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def fuse(blended: Sequence[Recommended], ranked: Sequence[RankedByModel]) -> lis
     the 4th, and never to the first. The tests of this module measure all that.
     """
     reasons = _named(blended, ranked)
-    ranks = _ranks([*reasons, *(each.video_id for each in blended if each.video_id not in reasons)])
+    in_order = dict.fromkeys([*reasons, *(each.video_id for each in blended)])
+    ranks = {video: rank for rank, video in enumerate(in_order, 1)}
     scored = [
         _worded(each, _score(rank, ranks[each.video_id]), reasons.get(each.video_id))
         for rank, each in enumerate(blended, 1)
@@ -100,10 +101,6 @@ def _named(
     return named
 
 
-def _ranks(videos: Iterable[UUID]) -> dict[UUID, int]:
-    return {video: rank for rank, video in enumerate(videos, 1)}
-
-
 def _score(in_blend: int, by_model: int) -> float:
     return BLEND_WEIGHT / (K + in_blend) + (1 - BLEND_WEIGHT) / (K + by_model)
 
@@ -119,7 +116,7 @@ class NothingUsable(BadAnswer):
 
 
 class Ranker:
-    """Asks `model` of a language model; to be used from one event loop."""
+    """Orders candidates by `model`; to be used from one event loop."""
 
     def __init__(self, llm: LanguageModel, model: str, budget: Budget | None = None) -> None:
         """Without a budget any number of calls is made."""
@@ -153,7 +150,7 @@ class Ranker:
         return call.result()
 
     async def aclose(self) -> None:
-        """Give up what is on its way, and close the connections."""
+        """Cancel the calls under way, and close the connections."""
         await cancel(*self._running)
         await self._llm.aclose()
 

@@ -1,6 +1,6 @@
-"""What to recommend to a user: from a language model, else from the blend, else what trends.
+"""The recommendations of a user: by a language model, else by the blend, else what trends.
 
-There is an answer within the time limit as long as the database answers, and it says what made it.
+As long as the database answers, the answer comes within the time limit, and names its source.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from uuid import UUID
 import structlog
 from psycopg import AsyncConnection
 from psycopg import Error as DatabaseError
-from psycopg.rows import TupleRow, class_row
+from psycopg.rows import TupleRow
 
 from engine.freshness import Freshness, Pool
 from engine.log import END_OF_LOG
 from infra.llm.errors import LanguageModelError
 from infra.metrics import counter
+from infra.postgres.connection import fetch_as
 from projections.catalog import Catalog, VideoRow
 from projections.likes import Likes
 from projections.recommendations.blend import blend, source_of
 from projections.recommendations.budget import BudgetSpent
-from projections.recommendations.candidates import candidates_for, engaged_with
+from projections.recommendations.candidates import candidates_for, engaged_with, falling
 from projections.recommendations.embeddings import nearest
 from projections.recommendations.model import (
     Candidate,
@@ -39,12 +40,11 @@ from projections.recommendations.model import (
     Recommended,
     Weighing,
 )
+from projections.recommendations.prompt import MOST_LIKED, MOST_WATCHED
 from projections.recommendations.ranker import Ranker, fuse
 from projections.trending.ranking import Ranked
 
 log = structlog.get_logger(__name__)
-
-MOST_WATCHED, MOST_LIKED = 20, 10
 
 WATCHED = b"""
 SELECT video_id, at FROM analytics.watched WHERE viewer = %s ORDER BY at DESC, video_id LIMIT %s
@@ -94,9 +94,7 @@ async def profile_of(
     `main_conn` is to the database of `likes`. A like that the analytics have not seen yet is taken
     to be of now.
     """
-    async with analytics_conn.cursor(row_factory=class_row(Engaged)) as cursor:
-        await cursor.execute(WATCHED, (user_id, MOST_WATCHED))
-        watched = await cursor.fetchall()
+    watched = await fetch_as(analytics_conn, Engaged, WATCHED, (user_id, MOST_WATCHED))
     standing = await likes.liked_page(main_conn, user_id, END_OF_LOG, MOST_LIKED)
     times = await _liked_at(analytics_conn, user_id, [like.video_id for like in standing])
     now = datetime.now(UTC)
@@ -115,9 +113,8 @@ async def describe(
     conn: AsyncConnection[TupleRow], catalog: Catalog, videos: Sequence[UUID]
 ) -> dict[UUID, Described]:
     """Return those of the videos that are there, as they are called now."""
-    async with conn.cursor(row_factory=class_row(Described)) as cursor:
-        await cursor.execute(catalog.sql(DESCRIBE), (list(videos),))
-        return {each.video_id: each for each in await cursor.fetchall()}
+    found = await fetch_as(conn, Described, catalog.sql(DESCRIBE), (list(videos),))
+    return {each.video_id: each for each in found}
 
 
 class Recommender:
@@ -153,7 +150,8 @@ class Recommender:
         deadline = time.monotonic() + self._seconds
         material, whole = await self._material(user_id, trending)
         blended = blend(material, limit=len(material.candidates))
-        made = RankedRecommendations(source_of(material), tuple(blended), whole, _told(material))
+        told = {video: (each.title, each.category) for video, each in material.described.items()}
+        made = RankedRecommendations(source_of(material), tuple(blended), whole, told)
         if whole and self._ranker is not None and blended:
             made = await self._asked(self._ranker, material, made, deadline)
         RECOMMENDATIONS_MADE.labels(made.source.value).inc()
@@ -186,7 +184,7 @@ class Recommender:
             )
 
     async def aclose(self) -> None:
-        """Give up what is asked of a language model, and close its connections."""
+        """Cancel the calls of the language model, and close its connections."""
         if self._ranker is not None:
             await self._ranker.aclose()
 
@@ -251,12 +249,6 @@ def _all(profile: Profile, candidates: Sequence[Candidate]) -> list[UUID]:
     return list(dict.fromkeys(chain((each.video_id for each in candidates), known)))
 
 
-def _told(material: Material) -> dict[UUID, tuple[str, str | None]]:
-    return {video: (each.title, each.category) for video, each in material.described.items()}
-
-
 def _by_trend(trending: Sequence[Ranked]) -> list[Candidate]:
-    return [
-        Candidate(each.video_id, None, trending=1 - place / len(trending))
-        for place, each in enumerate(trending)
-    ]
+    points = falling([each.video_id for each in trending])
+    return [Candidate(video, None, trending=point) for video, point in points.items()]

@@ -1,4 +1,4 @@
-"""What weighs how much in trending, and the formula in SQL, once, for whatever gives the sums.
+"""The weights of trending, and its formula in SQL, whatever the sums come from.
 
     score = base · 2^(-age / half-life) = base - agePenalty
     base = views + likes + comments + watchMinutes + recencyBoost
@@ -10,7 +10,7 @@ again, boost - 1 times, so that what happened recently weighs `boost` times as m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, LiteralString
 
 from infra.settings.features import TrendingSettings
@@ -82,7 +82,7 @@ def narrowed(given: Mapping[str, Any]) -> LiteralString:
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """What weighs how much; a view, a like, a comment and a watched minute in points."""
+    """The weights: points of a view, a like, a comment and a watched minute, boost and decay."""
 
     view_weight: float = 1.0
     like_weight: float = 5.0
@@ -94,23 +94,11 @@ class Formula:
 
     @classmethod
     def from_settings(cls, settings: TrendingSettings) -> Formula:
-        return cls(
-            view_weight=settings.view_weight,
-            like_weight=settings.like_weight,
-            comment_weight=settings.comment_weight,
-            watch_minute_weight=settings.watch_minute_weight,
-            recent_hours=settings.recent_hours,
-            recent_boost=settings.recent_boost,
-            half_life_hours=settings.half_life_hours,
-        )
+        """Return the formula of the settings, which have the same names."""
+        return cls(**settings.model_dump(include={field.name for field in fields(cls)}))
 
     def weights(self) -> Mapping[str, float]:
         """Return the formula's parameters of the query."""
-        return {
-            "view_weight": self.view_weight,
-            "like_weight": self.like_weight,
-            "comment_weight": self.comment_weight,
-            "watch_minute_weight": self.watch_minute_weight,
-            "recent_boost": self.recent_boost,
-            "half_life_hours": self.half_life_hours,
-        }
+        weights = asdict(self)
+        del weights["recent_hours"]
+        return weights

@@ -1,4 +1,4 @@
-"""Which videos trend: a ranking from settled sums, so that its cost is not that of events."""
+"""Which videos trend: a ranking from settled sums, whose cost does not grow with the events."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 from psycopg.errors import UndefinedTable
-from psycopg.rows import TupleRow, class_row
+from psycopg.rows import TupleRow
 
 from domain.upload import Upload
 from engine.codec import topics_of
 from engine.event_store import EVENTS
+from infra.postgres.connection import fetch_as
 from projections.analytics.windows import Window, edges_of
 from projections.catalog import Catalog
 from projections.trending.formula import RANKED, SCORED, Formula, narrowed
@@ -27,8 +28,6 @@ from projections.trending.sums import (
     rising,
     settled,
 )
-
-__all__ = ["Formula", "Ranked", "Trending"]
 
 ONE_STATE = b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
@@ -129,9 +128,7 @@ class Trending:
     ) -> list[Ranked]:
         scored = SCORED + narrowed(given)
         query = f"WITH sums AS ({sums}), scored AS ({scored}) {RANKED}"
-        async with conn.cursor(row_factory=class_row(Ranked)) as cursor:
-            await cursor.execute(query.encode(), given)
-            return await cursor.fetchall()
+        return await fetch_as(conn, Ranked, query.encode(), given)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a window holds of each video: from the rollups, or from the sums that were settled.
+"""The sums of each video in a window: from the rollups, or from settled sums.
 
 Both give the same columns; `recent_` is the part that counts as recent, `minutes` were watched.
 """
@@ -199,7 +199,7 @@ class Settled:
 
 
 def settle(conn: Connection[TupleRow], window: Window, *, formula: Formula, now: datetime) -> bool:
-    """Settle one window as it is now; False where another process is at it."""
+    """Settle one window as it is now; return False where another process settles."""
     hour, until = start_of_hour(now), start_of_hour(now - LATE)
     edges = replace(edges_of(window, now, formula.recent_hours), until=until)
     given = {"time_range": window.value, **formula.weights(), **edges.parameters()}

@@ -24,7 +24,7 @@ from botocore.config import Config
 from botocore.credentials import Credentials
 
 from infra.objects.s3 import S3Store
-from infra.objects.s3_client import S3Place
+from infra.settings.adapters import ObjectSettings
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -43,9 +43,8 @@ class S3Server:
     url: str
     process: subprocess.Popen[str]
 
-    def place(self, **changes: str) -> S3Place:
-        options = {"bucket": BUCKET, "endpoint_url": self.url, "region": REGION, **changes}
-        return S3Place(access_key_id=KEY_ID, secret_access_key=SECRET, **options)  # type: ignore[arg-type]
+    def place(self, **changes: str) -> ObjectSettings:
+        return ObjectSettings.model_validate(self.settings()).model_copy(update=changes)
 
     def settings(self) -> dict[str, str]:
         """What makes Backlot use it."""
@@ -69,9 +68,9 @@ class S3Server:
         )
 
 
-def s3_store(place: S3Place, at: datetime | None = None) -> S3Store:
+def s3_store(place: ObjectSettings, at: datetime | None = None) -> S3Store:
     """A store for one test, which closes it; `at` stops its clock."""
-    return S3Store(place, timedelta(hours=1), lambda: at or datetime.now(UTC))
+    return S3Store(place, lambda: at or datetime.now(UTC))
 
 
 @contextmanager

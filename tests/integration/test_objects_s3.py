@@ -24,7 +24,8 @@ from infra.objects.port import (
     StoredObject,
 )
 from infra.objects.s3 import S3Store
-from infra.objects.s3_client import THREADS, S3Place
+from infra.objects.s3_client import THREADS
+from infra.settings.adapters import ObjectSettings
 from tests.integration.object_store_contract import FIRST, LAST, ObjectStoreContract
 from tests.integration.object_upload import Upload, etag_of, ref
 from tests.integration.s3_faults import Fault, passage
@@ -46,7 +47,7 @@ def open_store() -> Iterator[Open]:
     """Opens stores that last as long as the tests here: making one takes a fifth of a second."""
     opened: list[S3Store] = []
 
-    def open_one(place: S3Place, at: datetime | None = None) -> S3Store:
+    def open_one(place: ObjectSettings, at: datetime | None = None) -> S3Store:
         opened.append(s3_store(place, at))
         return opened[-1]
 

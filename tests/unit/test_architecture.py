@@ -107,7 +107,7 @@ ONLY_THERE = {
 }
 # No tasks: a timer of `threading`, a replay; and processes whose parent decides.
 OTHERS = {
-    ("infra/tasks/shutdown.py", "self._timer.cancel"),
+    ("infra/tasks/broker.py", "self._timer.cancel"),
     ("workers/operations/actions.py", "replay_operations.cancel"),
     ("engine/replay/build.py", "signal.signal"),
 }
@@ -169,7 +169,7 @@ MAKES_TABLES = {
     "engine/migrations.py",
     "projections/analytics/schema.py",
     "projections/analytics/rebuild.py",
-    "projections/analytics/comparison.py",
+    "projections/analytics/reconciliation.py",
     "projections/recommendations/embeddings.py",
 }
 

@@ -12,18 +12,19 @@ from botocore import exceptions
 from botocore.auth import S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
+from pydantic import SecretStr
 
 from infra.objects.port import Part, PartMismatch, PartRef
 from infra.objects.s3 import S3Store
 from infra.objects.s3_client import (
     AccessKeys,
     S3Misconfigured,
-    S3Place,
     S3UrlSigner,
     is_made_of,
     refuse_mismatch,
     unavailable,
 )
+from infra.settings.adapters import ObjectSettings
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, 700_000, UTC)
 KEY = "videos/0b0e5b3e-59a5-4c0b-8f0e-0d6f0f1b2c3d"
@@ -34,8 +35,10 @@ WHOLE = md5(b"".join(bytes.fromhex(part.etag) for part in PARTS)).hexdigest() + 
 
 
 def store(**place: Any) -> S3Store:
-    given = {"bucket": "media", "access_key_id": "AKID", "secret_access_key": "secret", **place}
-    return S3Store(S3Place(**given), timedelta(minutes=10), lambda: NOW)
+    secret = SecretStr("secret")
+    given = {"bucket": "media", "access_key_id": "AKID", "secret_access_key": secret, **place}
+    settings = ObjectSettings(URL_TTL_SECONDS=600)
+    return S3Store(settings.model_copy(update=given), lambda: NOW)
 
 
 def query_of(url: str) -> dict[str, str]:

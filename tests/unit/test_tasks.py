@@ -12,7 +12,7 @@ from dramatiq.middleware import Shutdown
 
 from infra.settings import load_settings
 from infra.settings.adapters import TaskSettings
-from infra.tasks.broker import Retries, make_broker, shared_queues
+from infra.tasks.broker import Retries, make_broker, shared_queues, was_interrupted
 from infra.tasks.dead_letters import (
     ERROR_CHARACTERS,
     Depth,
@@ -23,7 +23,6 @@ from infra.tasks.dead_letters import (
 )
 from infra.tasks.errors import ExtraMissing, NoSharedBroker, UnknownQueue
 from infra.tasks.redis import TaskRedisBroker
-from infra.tasks.shutdown import was_interrupted
 
 FAILED: Message[None] = Message(
     "translation",
