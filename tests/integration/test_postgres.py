@@ -22,7 +22,7 @@ from infra.postgres.embedded import EmbeddedPostgres
 OUTLIVED = """
 import os, sys
 from pathlib import Path
-from infra.postgres import EmbeddedPostgres
+from infra.postgres.embedded import EmbeddedPostgres
 import psycopg
 server = EmbeddedPostgres(Path(sys.argv[1]))
 server.start()
