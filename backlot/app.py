@@ -108,9 +108,7 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
         if Role.COMMANDS in parts.settings.server.roles:
             app.state.commands = _commands(parts, bus, stack)
         if Role.WORKERS in parts.settings.server.roles:
-            stack.push_async_callback(_close, parts)
-            for job in (job for feature in FEATURES for job in feature.jobs(parts, bus)):
-                start_job(job, stack)
+            _schedule(parts, bus, stack)
         await start_working(parts, bus, stack)
         yield
 
@@ -120,6 +118,14 @@ def _project(parts: Parts, host: ProjectionHost, stack: AsyncExitStack) -> None:
     reactors = (each for feature in FEATURES for each in feature.reactors(parts, host))
     for work in [host.run(), *reactors]:
         in_background(work, stack, seconds=LONGEST_STOP_SECONDS)
+
+
+def _schedule(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> None:
+    """Run the jobs of all features."""
+    stack.push_async_callback(_close, parts)
+    for feature in FEATURES:
+        for job in feature.jobs(parts, bus):
+            start_job(job, stack)
 
 
 async def _close(parts: Parts) -> None:
