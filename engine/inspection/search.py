@@ -255,8 +255,10 @@ async def stats(conn: AsyncConnection[TupleRow], audit: Audit) -> LogStats:
     async with conn.transaction(), conn.cursor(binary=True) as cursor:
         await cursor.execute(SNAPSHOT)
         await cursor.execute(PLANNING)
+        # First what fails where there is no index yet.
+        topics = await _rows(cursor, audit.sql(TOPICS))
         result = LogStats(*(await _rows(cursor, SIZES, (audit.schema,)))[0])
-        for topic in await _rows(cursor, audit.sql(TOPICS)):
+        for topic in topics:
             result.add(*topic)
         for day, events in await _rows(cursor, audit.sql(DAYS), {"days": MAX_DAYS}):
             result.days[day] += events
