@@ -43,6 +43,10 @@ LOG = "log"
 """The kind of database that holds the event log; others hold checkpoints and dead letters only."""
 
 
+class NotMigrated(OperatorError):
+    """The database lacks tables of this release."""
+
+
 class UnknownMigration(OperatorError):
     """The tables were made by another release than this one."""
 
@@ -109,6 +113,17 @@ def migrate(conn: Connection[Any], wanted: MigrationSet, kind: str | None = None
             for migration in _missing(conn, wanted, kind):
                 _apply(conn, wanted, migration)
     return max((file.version for file in wanted.files(kind)), default=0)
+
+
+def require_migrated(conn: Connection[Any], wanted: MigrationSet, kind: str | None = None) -> None:
+    """Raise NotMigrated where the database lacks a file; for programs that only look at it.
+
+    Raise UnknownMigration where a newer or another release has applied files, and psycopg.Error.
+    """
+    if _missing(conn, wanted, kind):
+        raise NotMigrated(
+            "its tables are not there yet, or an older release's: start this release on it once"
+        )
 
 
 @contextmanager

@@ -131,7 +131,7 @@ def import_events(
     settings = load_settings()
     proofs, header = _proofs(settings.seals, public_key, anchors), read_header(file)
     screen, topics = Screen(), arguments.topics()
-    with _connected(settings, "import") as conn:
+    with _connected(settings, "import", fills=True) as conn:
         _refuse_old_read_models(conn)
         with LateBar(screen, "importing") as bar:
             bar.begin(header.last)
@@ -216,15 +216,19 @@ def _proofs(settings: SealSettings, public_key: Path | None, anchors: Path | Non
 
 
 @contextmanager
-def _connected(settings: Settings, purpose: str) -> Iterator[Connection[TupleRow]]:
+def _connected(
+    settings: Settings, purpose: str, *, fills: bool = False
+) -> Iterator[Connection[TupleRow]]:
+    """Connect to a database of this release, or to an empty one that the command fills."""
     import psycopg
 
-    from engine.migrations import ENGINE, LOG, migrate
+    from engine.migrations import ENGINE, LOG, migrate, require_migrated
     from engine.seals import tables
 
     try:
         with tables.connect(database_url(settings), purpose) as conn:
-            migrate(conn, ENGINE, LOG)
+            prepare = migrate if fills else require_migrated
+            prepare(conn, ENGINE, LOG)
             yield conn
     except (psycopg.Error, OSError) as error:
         raise ArchiveError(f"{purpose} broken off: {' '.join(str(error).split())}") from error

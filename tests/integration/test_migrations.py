@@ -21,7 +21,15 @@ from engine.checkpoints import SubscriptionKind, Superseded, of_copy, of_part
 from engine.dead_letters import Rejected
 from engine.event_store import GroupCommitRecorder, open_recorder
 from engine.installation import make_tables
-from engine.migrations import ENGINE, LOG, MigrationSet, UnknownMigration, migrate
+from engine.migrations import (
+    ENGINE,
+    LOG,
+    MigrationSet,
+    NotMigrated,
+    UnknownMigration,
+    migrate,
+    require_migrated,
+)
 from engine.replay.records import find
 from infra.advisory_locks import Lock, lock
 from tests.integration.event_log import events, rows
@@ -398,3 +406,13 @@ def test_whoever_has_a_message_handled_again_is_known(database_url: str) -> None
         assert dead_letters.redrive(conn, SubscriptionKind.CONSUMER, **given) == 1
         (wanted,) = dead_letters.wanted(conn, SubscriptionKind.CONSUMER, "tasks", 10)
     assert (wanted.id, wanted.status, wanted.decided_by) == (letter.id, "redrive", "root")
+
+
+def test_a_program_that_only_looks_makes_no_tables(empty_database_url: str) -> None:
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
+        with pytest.raises(NotMigrated, match="start this release on it once"):
+            require_migrated(conn, ENGINE, LOG)
+        made = conn.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone()
+        assert made == (0,)
+        migrate(conn, ENGINE, LOG)
+        require_migrated(conn, ENGINE, LOG)
