@@ -51,7 +51,7 @@ LEDGER = "SELECT block, applied, positions FROM projections.ledger WHERE schema 
 
 @pytest.fixture(autouse=True)
 def _told_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay_progress, "TELL_SECONDS", 0)
+    monkeypatch.setattr(replay_progress, "SHOW_SECONDS", 0)
 
 
 @pytest.fixture
