@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from unittest.mock import patch
 
+import hypothesis
 import psycopg
 import pytest
 import structlog
@@ -25,6 +26,9 @@ from tests.support import unused_port
 
 # Not imported here: hooks of a conftest are not called for what has the scope of the session.
 pytest_plugins = ["tests.leftovers"]
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("backlot", deadline=None)
+hypothesis.settings.load_profile("backlot")
 
 OWN_VARIABLES = tuple(Settings.variables())
 _numbers = count(1)

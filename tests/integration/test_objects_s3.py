@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,6 @@ import pytest
 
 from infra import metrics
 from infra.objects import s3
-from infra.objects import s3 as s3_calls
 from infra.objects.port import (
     NoSuchUpload,
     ObjectStoreUnavailable,
@@ -30,6 +30,7 @@ from tests.integration.object_store_contract import FIRST, LAST, ObjectStoreCont
 from tests.integration.object_upload import Upload, etag_of, ref
 from tests.integration.s3_faults import Fault, passage
 from tests.integration.s3_server import S3Server, s3_server, s3_store
+from tests.support import until
 
 pytestmark = pytest.mark.anyio
 
@@ -255,13 +256,25 @@ async def test_readiness_does_not_wait_for_a_store_that_hangs(
 async def test_calls_do_not_queue_behind_a_store_that_hangs(
     shared: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_calls, "PATIENCE", 0.05)
-    hang = shared._calls.run
-    hanging = [asyncio.create_task(hang(time.sleep, 0.3)) for _ in range(THREADS)]
-    await asyncio.sleep(0.01)
+    begun: list[bool] = []
+    answered = threading.Event()
+
+    def hang() -> None:
+        begun.append(True)
+        answered.wait()
+
+    hanging = [asyncio.create_task(shared._calls.run(hang)) for _ in range(THREADS)]
+    try:
+        await until(lambda: len(begun) == THREADS)
+        monkeypatch.setattr(s3, "PATIENCE", 0.05)
+        asked = asyncio.create_task(shared.check())
+        await asyncio.sleep(0.1)
+    finally:
+        answered.set()
     with pytest.raises(ObjectStoreUnavailable) as caught:
-        await shared.check()
+        await asked
     assert "hung" in caught.value.cause
+    monkeypatch.undo()
     await asyncio.gather(*hanging)
     await shared.check()
 

@@ -8,15 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from hypothesis import settings
 
 from backlot.cli import main
 from backlot.upload import run
 from tests.unit.fake_uploads import CONTENT, SECRET, URL, FakeUploads
 from tests.unit.upload_runs import Ran, Upload
-
-settings.register_profile("backlot", deadline=None)
-settings.load_profile("backlot")
 
 
 @pytest.fixture
