@@ -23,7 +23,6 @@ Progress = Callable[[int], None]
 
 PAGE_ROWS = 2_000
 LOWEST = -(2**63)
-HIGHEST = 2**63 - 1
 
 # By the whole row: should two rows lie at one position, both are read.
 PAGE = f"""

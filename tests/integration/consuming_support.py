@@ -21,6 +21,7 @@ from infra.settings.adapters import KafkaSettings
 from projections.integration_events import TOPICS as TOPICS_OF_ALL
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer
+from tests.kafka_cluster import kafka_cluster
 from tests.support import ended
 from workers.consumers import subscribe_consumer
 from workers.feeds import LogSource, feeds
@@ -190,3 +191,14 @@ def failures(step: str, consumer: str = "tasks") -> float:
 def redrive(database_url: str) -> None:
     """Ask for all that is dead to be handled after all."""
     rows(database_url, "UPDATE backlot_dead_letters SET status = 'redrive' RETURNING 1")
+
+
+@contextmanager
+def open_stage(kind: str, database_url: str, writer: Writer) -> Iterator[Stage]:
+    """A stage on the log itself, or on a Kafka cluster of its own."""
+    if kind == "log":
+        yield LogStage(database_url, writer)
+        return
+    with kafka_cluster() as cluster:
+        servers = KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(cluster.bootstrap_servers,))
+        yield KafkaStage(database_url, writer, servers)

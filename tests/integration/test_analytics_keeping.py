@@ -14,23 +14,20 @@ import pytest
 
 from infra.advisory_locks import job_lock, lock
 from infra.postgres.embedded import EmbeddedPostgres
-from infra.settings.adapters import KafkaSettings
 from tests.integration.analytics_sinks import keeping, record
 from tests.integration.analytics_support import Event, History, expect, history, oracle
 from tests.integration.consuming_support import (
     TERMINATE,
-    KafkaStage,
-    LogStage,
     Stage,
     dead,
     held,
+    open_stage,
     place,
     run,
     waits,
 )
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer, origin
-from tests.kafka_cluster import kafka_cluster
 from tests.support import until
 
 VIDEOS = "SELECT owner, category, removed FROM analytics.videos"
@@ -39,15 +36,8 @@ TELEMETRY = ("video.viewed", "video.watch_time", "video.shared")
 
 @pytest.fixture(params=["log", "kafka"])
 def stage(request: pytest.FixtureRequest, database_url: str, writer: Writer) -> Iterator[Stage]:
-    if request.param == "log":
-        yield LogStage(database_url, writer)
-        return
-    with kafka_cluster() as cluster:
-        yield KafkaStage(
-            database_url,
-            writer,
-            KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(cluster.bootstrap_servers,)),
-        )
+    with open_stage(request.param, database_url, writer) as opened:
+        yield opened
 
 
 @pytest.fixture

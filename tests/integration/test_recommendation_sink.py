@@ -13,24 +13,21 @@ import psycopg
 import pytest
 
 from engine.notifications import Notifications
-from infra.settings.adapters import KafkaSettings
 from projections.recommendations.model import Weighing
 from tests.integration.analytics_sinks import record
 from tests.integration.analytics_support import Event
 from tests.integration.consuming_support import (
     TERMINATE,
-    KafkaStage,
-    LogStage,
     Stage,
     dead,
     held,
+    open_stage,
     place,
     run,
     waits,
 )
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer
-from tests.kafka_cluster import kafka_cluster
 from tests.support import ended, until
 from workers import recommendations as sinks
 from workers.consumers import subscribe_sink
@@ -46,15 +43,8 @@ NOW = datetime.now(UTC)
 
 @pytest.fixture(params=["log", "kafka"])
 def stage(request: pytest.FixtureRequest, database_url: str, writer: Writer) -> Iterator[Stage]:
-    if request.param == "log":
-        yield LogStage(database_url, writer)
-        return
-    with kafka_cluster() as cluster:
-        yield KafkaStage(
-            database_url,
-            writer,
-            KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(cluster.bootstrap_servers,)),
-        )
+    with open_stage(request.param, database_url, writer) as opened:
+        yield opened
 
 
 @asynccontextmanager

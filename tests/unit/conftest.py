@@ -1,4 +1,4 @@
-"""Property tests say what is true, not how fast; and an upload client with all that it talks to."""
+"""An upload client with all that it talks to."""
 
 from __future__ import annotations
 
