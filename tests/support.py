@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import psutil
 import pytest
@@ -23,6 +23,7 @@ import domain
 from domain.model import Aggregate
 from infra.cancellation import cancel
 
+T = TypeVar("T")
 PROJECT = Path(__file__).parents[1]
 # A test waits for conditions; this only ends one whose condition never comes, however busy the
 # machine is.
@@ -35,12 +36,12 @@ INSTALL = {
 }
 
 
-def eventually(condition: Callable[[], object], seconds: float = DEADLINE_SECONDS) -> None:
-    """Wait until the condition holds; fail when it does not in time."""
-    for pause in _pauses(seconds):
-        if condition():
-            return
-        time.sleep(pause)
+def eventually(condition: Callable[[], T], seconds: float = DEADLINE_SECONDS) -> T:
+    """Wait until the condition holds and return its value; fail when it does not in time."""
+    pauses = _pauses(seconds)
+    while not (value := condition()):
+        time.sleep(next(pauses))
+    return value
 
 
 async def until(condition: Callable[[], object], seconds: float = DEADLINE_SECONDS) -> None:
@@ -107,6 +108,17 @@ async def ended(*tasks: asyncio.Task[Any]) -> None:
             task.result()
 
 
+def children(word: str) -> list[psutil.Process]:
+    """This process's living children whose command line contains the word."""
+    found = []
+    for child in psutil.Process().children():
+        # It may end, or become a zombie, between the list and the question.
+        with suppress(psutil.NoSuchProcess):
+            if word in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
 @contextmanager
 def hung(postmaster: int) -> Iterator[None]:
     """Stop a PostgreSQL and its children in the middle of what they do, as SIGSTOP does."""
@@ -115,7 +127,8 @@ def hung(postmaster: int) -> Iterator[None]:
     server.suspend()
     stopped = [server, *server.children(recursive=True)]
     for process in stopped[1:]:
-        process.suspend()
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
     try:
         yield
     finally:

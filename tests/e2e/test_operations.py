@@ -126,15 +126,15 @@ def test_a_database_that_dies_in_the_middle_costs_only_time(make_program: Make) 
 
 def at_work(operation_id: str) -> psutil.Process:
     """The process that carries it out, once it has begun."""
-    found: list[psutil.Process] = []
 
-    def alone() -> bool:
+    def alone() -> psutil.Process | None:
         # Others may have begun too, and find that it is taken.
-        found[:] = working_on(UUID(operation_id))
-        return len(found) == 1
+        found = working_on(UUID(operation_id))
+        return found[0] if len(found) == 1 else None
 
-    eventually(alone)
-    return found[0]
+    child = eventually(alone)
+    assert child is not None
+    return child
 
 
 class TestCallers:

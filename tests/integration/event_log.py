@@ -100,7 +100,7 @@ GATE = 1
 
 
 @contextmanager
-def gate(database_url: str) -> Iterator[Callable[[int], None]]:
+def gate(database_url: str) -> Iterator[Callable[[int], object]]:
     """Holds other processes back; what it gives waits until so many stand ready.
 
     At its end they all start at once; what they need to get ready is done by then.

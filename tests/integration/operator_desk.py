@@ -141,16 +141,15 @@ def working_on(operation_id: UUID) -> list[psutil.Process]:
     """The processes that carry this operation out."""
     return [
         process
-        for process in psutil.process_iter(["cmdline"])
+        for process in psutil.process_iter(["cmdline", "status"])
         if str(operation_id) in (process.info["cmdline"] or ())
-        and process.status() != psutil.STATUS_ZOMBIE
+        and process.info["status"] != psutil.STATUS_ZOMBIE
     ]
 
 
 def await_process(operation_id: UUID) -> psutil.Process:
     """The process that carries it out, once there is one."""
-    eventually(lambda: working_on(operation_id))
-    return working_on(operation_id)[0]
+    return eventually(lambda: working_on(operation_id))[0]
 
 
 @contextmanager

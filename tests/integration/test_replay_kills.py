@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from random import Random
 
-import psutil
 import pytest
 from psycopg import OperationalError
 
@@ -32,7 +31,7 @@ from tests.integration.replay_support import (
     projected,
     replayed,
 )
-from tests.support import DEADLINE_SECONDS
+from tests.support import DEADLINE_SECONDS, children
 
 pytestmark = pytest.mark.chaos
 
@@ -142,13 +141,12 @@ def test_a_part_that_is_killed_rests_until_it_is_resumed(database_url: str, writ
     History(writer, SEED).grow(200)
     projected(database_url, writer, models())
     # Other tests may have left processes to be used again.
-    others = {child.pid for child in psutil.Process().children()}
+    others = children("spawn_main")
     killed: list[int] = []
 
     def kill_one(_: Progress) -> None:
-        for child in psutil.Process().children():
-            is_part = child.pid not in others and "spawn_main" in " ".join(child.cmdline())
-            if is_part and not killed:
+        for child in children("spawn_main"):
+            if child not in others and not killed:
                 child.kill()
                 killed.append(child.pid)
 

@@ -11,7 +11,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-import psutil
 import pytest
 
 from infra import whisper
@@ -33,7 +32,7 @@ from infra.speech.whisper import (
     make_transcriber,
 )
 from tests.integration.whisper_models import needs_whisper, save_untrained
-from tests.support import requires
+from tests.support import children, requires
 
 pytestmark = pytest.mark.anyio
 SECONDS = 2.0
@@ -169,7 +168,7 @@ async def test_a_film_over_the_limit_of_bytes_is_refused(film: Path) -> None:
 async def test_work_over_the_limit_of_time_is_ended(film: Path) -> None:
     with pytest.raises(TranscriptionTimedOut):
         await WhisperTranscriber("base", TranscriptionLimits(work_seconds=0.02)).transcribe(film)
-    assert [child.name() for child in psutil.Process().children() if "ff" in child.name()] == []
+    assert children("ff") == []
 
 
 async def test_a_program_is_gone_when_nobody_waits_for_it() -> None:
@@ -178,7 +177,7 @@ async def test_a_program_is_gone_when_nobody_waits_for_it() -> None:
         async with asyncio.timeout(0.2):
             await programs.run("sleep", "20")
     assert time.monotonic() - started < 10
-    assert [child for child in psutil.Process().children() if child.name() == "sleep"] == []
+    assert children("sleep") == []
 
 
 async def test_an_untrained_model_hears_something(film: Path, tmp_path: Path) -> None:
