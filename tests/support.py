@@ -108,13 +108,14 @@ async def ended(*tasks: asyncio.Task[Any]) -> None:
             task.result()
 
 
-def children(word: str) -> list[psutil.Process]:
-    """This process's living children whose command line contains the word."""
+def children(program: str) -> list[psutil.Process]:
+    """This process's living children that run `program`, or a Python module of that name."""
     found = []
     for child in psutil.Process().children():
         # It may end, or become a zombie, between the list and the question.
         with suppress(psutil.NoSuchProcess):
-            if word in " ".join(child.cmdline()):
+            words = child.cmdline() or [""]
+            if Path(words[0]).name == program or f"{program}(" in " ".join(words[1:]):
                 found.append(child)
     return found
 

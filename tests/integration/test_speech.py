@@ -168,7 +168,7 @@ async def test_a_film_over_the_limit_of_bytes_is_refused(film: Path) -> None:
 async def test_work_over_the_limit_of_time_is_ended(film: Path) -> None:
     with pytest.raises(TranscriptionTimedOut):
         await WhisperTranscriber("base", TranscriptionLimits(work_seconds=0.02)).transcribe(film)
-    assert children("ff") == []
+    assert children("ffmpeg") + children("ffprobe") == []
 
 
 async def test_a_program_is_gone_when_nobody_waits_for_it() -> None:
