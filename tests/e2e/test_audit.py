@@ -154,11 +154,10 @@ def heard(tail: subprocess.Popen[str]) -> Any:
 def test_tail_follows_until_ctrl_c(server: Program, story: dict[str, str], ignored: bool) -> None:
     with following(server, ignored=ignored) as tail:
         first = heard(tail)
-        bob, seen, began = server.client(f"bob-{ignored}"), [], time.monotonic()
+        bob, seen = server.client(f"bob-{ignored}"), []
         for _ in range(3):
             read(bob.post(f"/videos/{story['video']}/like"))
             seen.append(heard(tail))
-        assert time.monotonic() - began < 20
         assert [each["position"] for each in seen] == [first["position"] + n for n in (1, 2, 3)]
         assert {each["actor"] for each in seen} == {f"bob-{ignored}"}
         tail.send_signal(signal.SIGINT)

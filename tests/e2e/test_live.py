@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
@@ -59,10 +58,9 @@ def test_open_streams_do_not_hold_up_the_end(make_program: Callable[..., Program
     with page.stream("GET", f"/videos/{video}/events") as stream:
         lines = stream.iter_lines()
         assert next(counts(lines)) == 0
-        began = time.monotonic()
         program.process.terminate()
         with suppress(httpx.TransportError):
             list(lines)
     assert program.wait() == 0
-    # Ten seconds are what requests in flight get; a stream that nobody ends would take them all.
-    assert time.monotonic() - began < 8
+    # What uvicorn says of requests in flight that have not ended after their ten seconds.
+    assert "graceful shutdown exceeded" not in program.complained + program.said

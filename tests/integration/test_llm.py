@@ -97,14 +97,12 @@ async def test_an_answer_that_trickles_is_too_late_as_well() -> None:
         writer.close()
         gone.set()
 
-    started = time.monotonic()
     listener = await asyncio.start_server(trickle, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
     url = f"http://127.0.0.1:{port}/v1"
     async with asyncio.timeout(DEADLINE_SECONDS), model_of(url, LLM_TIMEOUT_SECONDS="0.5") as model:
         # The SDK's timeout counts from the last byte; ours does not.
         assert isinstance(await failing(model), TimedOut)
-    assert time.monotonic() - started < 5
     await gone.wait()
     listener.close()
 

@@ -66,7 +66,7 @@ async def test_calls_wait_for_their_turn(server: OpenAIServer) -> None:
         started = time.monotonic()
         await asyncio.gather(*(ask(model) for _ in range(20)))
         # Ten at once, then ten a second.
-        assert 0.9 < time.monotonic() - started < 3
+        assert time.monotonic() - started > 0.9
 
 
 async def test_a_turn_too_far_away_is_a_failure_that_says_when(server: OpenAIServer) -> None:

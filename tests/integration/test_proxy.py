@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -181,9 +180,7 @@ def test_a_side_that_is_down_is_a_problem_and_leaves_the_other_alone(short_dir: 
         }
         proxy = stack.enter_context(running_nginx(short_dir / "half-down", upstreams))
         client = stack.enter_context(httpx.Client(base_url=proxy.url, trust_env=False))
-        started = time.monotonic()
         answer = client.get("/videos", headers={"X-Request-Id": "mine-3"})
-        assert time.monotonic() - started < 5
         assert (answer.status_code, answer.json()["type"]) == (503, "unavailable")
         assert answer.headers["Content-Type"] == PROBLEM
         assert answer.headers["Retry-After"] == "5"

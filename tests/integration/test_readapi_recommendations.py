@@ -364,9 +364,7 @@ def test_whatever_the_provider_does_there_is_an_answer(
 ) -> None:
     expected = watched(asking)
     provider.otherwise = lambda call: answer
-    started = time.monotonic()
     body = asking.ask()
-    assert time.monotonic() - started < SECONDS + 3
     assert (body["source"], sorted(titles(body))) == ("blend", sorted(expected))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -172,11 +171,9 @@ async def test_work_over_the_limit_of_time_is_ended(film: Path) -> None:
 
 
 async def test_a_program_is_gone_when_nobody_waits_for_it() -> None:
-    started = time.monotonic()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):
-            await programs.run("sleep", "20")
-    assert time.monotonic() - started < 10
+            await programs.run("sleep", "3600")
     assert children("sleep") == []
 
 

@@ -114,7 +114,7 @@ class FakeUploads(httpx.AsyncBaseTransport):
         if self.at_once >= self.crowd:
             self._all_came.set()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._all_came.wait(), 1)
+            await asyncio.wait_for(self._all_came.wait(), 10)
 
     async def _content(self, request: httpx.Request) -> bytes:
         content = b""

@@ -88,10 +88,13 @@ class Slow(Redis):
 
 
 class Hanging(Redis):
-    """Never answers."""
+    """Never answers; `asked` counts the attempts to set a key."""
+
+    asked = 0
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        await asyncio.sleep(60)
+        self.asked += args[0] == "SET"
+        await asyncio.sleep(3600)
 
 
 class Gate(Redis):
