@@ -275,7 +275,8 @@ def test_a_lost_connection_costs_nothing(stage: Stage) -> None:
             rows(stage.database_url, TERMINATE)
             write(stage, "two")
             await stage.published()
-            await until(lambda: tasks.contents == ["one", "two"])
+            # What was handled but not yet noted as such comes again.
+            await until(lambda: [*dict.fromkeys(tasks.contents)] == ["one", "two"])
 
     run(scenario)
 

@@ -280,7 +280,9 @@ def test_a_later_position_has_them_made_again(place: Place) -> None:
 def test_before_the_consumers_have_it_there_is_no_answer(place: Place) -> None:
     near_seen(place)
     place.site.counting = False
-    position = place.site.writer.like(place.video("Liked").id, "ann")
+    video = place.video("Liked").id
+    position = place.site.writer.like(video, "ann")
+    assert place.site.get(f"/videos/{video}/like", "ann").json()["hasLiked"] is True
     answer = place.site.get(ALL, "ann", headers={"Backlot-Timeout-Ms": "100"})
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     body = answer.json()
