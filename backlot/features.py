@@ -44,7 +44,7 @@ from domain.video_likes import VideoLikes
 from engine.command import Lookup, Reader
 from engine.command_bus import CommandBus
 from engine.inspection.index import Audit
-from engine.migrations import MigrationSet
+from engine.installation import MigrationSet
 from engine.projection import Projection, ReadModels
 from engine.projection_subscription import ProjectionHost
 from engine.schedule import Job

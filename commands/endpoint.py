@@ -15,7 +15,7 @@ from domain.errors import DomainError
 from domain.model import Origin
 from engine.command import Aggregates, Command, Query
 from engine.command_bus import CommandBus, Executed, IdempotencyKey
-from engine.group_commit import StoredAnswer
+from engine.event_store import StoredAnswer
 from engine.telemetry import Telemetry, ViewerKeys
 from infra.http.app import maybe_identity, require_identity, wire
 from infra.http.auth import Identity

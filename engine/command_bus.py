@@ -23,10 +23,9 @@ from psycopg.rows import TupleRow
 
 from domain.errors import Conflict, DomainError
 from domain.model import Aggregate, Origin
-from engine.codec import MAPPER, EventMapper
 from engine.command import Aggregates, Command, Lookup, Query, Reader, Slot
-from engine.event_store import GroupCommitRecorder
-from engine.group_commit import Save, StoredAnswer
+from engine.event_store import GroupCommitRecorder, Save, StoredAnswer
+from engine.log import MAPPER
 from infra.batcher import Batcher
 from infra.metrics import SIZES, counter, gauge, histogram
 
@@ -178,13 +177,11 @@ class Round:
         slots: Mapping[UUID, Slot],
         head: int,
         at: datetime,
-        mapper: EventMapper,
         answers: Mapping[Lookup[Any], Any] = MappingProxyType({}),
     ) -> None:
         self._slots = slots
         self._head = head
         self._at = at
-        self._mapper = mapper
         self._aggregates = Aggregates(slots, answers)
         self.groups: list[Group] = []
 
@@ -215,7 +212,7 @@ class Round:
             changed = [slot for slot in slots if slot.has_changed()]
             if changed and isinstance(request.command, Query):
                 raise TypeError("A query records nothing.")
-            events = [self._mapper.to_stored_event(e) for slot in changed for e in slot.collect()]
+            events = [MAPPER.to_stored_event(e) for slot in changed for e in slot.collect()]
             answers = [_answer(request, request.key, result)] if request.key else ()
             return Decided(result, changed, events, answers)
         except DomainError as error:
@@ -267,7 +264,6 @@ class CommandBus:
         *,
         readers: Mapping[type[Lookup[Any]], Reader] | None = None,
         telemetry: Callable[[Cursor[TupleRow]], int] = lambda _: 0,
-        mapper: EventMapper = MAPPER,
         max_batch: int = 256,
         max_waiting: int = 10_000,
         retries: int = 5,
@@ -281,7 +277,6 @@ class CommandBus:
         self._recorder = recorder
         self._readers = dict(readers or {})
         self._telemetry = telemetry
-        self._mapper = mapper
         self._retries = retries
         self._remember = remember
         self._clock = clock
@@ -359,7 +354,7 @@ class CommandBus:
         """Load, decide and record once; return the requests that have to be decided again."""
         now, later = _one_per_key(requests)
         loaded = self._load(now)
-        this = Round(loaded.slots, loaded.head, self._clock(), self._mapper, loaded.found)
+        this = Round(loaded.slots, loaded.head, self._clock(), loaded.found)
         for request in now:
             request.telemetry = loaded.telemetry
             request.outcome = _outcome_before(request, loaded)
@@ -392,7 +387,7 @@ class CommandBus:
             if slot.broken is not None:
                 continue
             try:
-                event = self._mapper.decode(stream, version, topic, state)
+                event = MAPPER.decode(stream, version, topic, state)
             except MapperDeserialisationError as error:
                 # Such as one of a newer release; it must not stop the rest of the batch.
                 log.error("stream_unreadable", stream=str(stream), error=str(error))

@@ -17,9 +17,9 @@ from psycopg.errors import UndefinedTable
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from engine.notifications import EVENTS, HURRY, NOTIFY
 from engine.overview import ACTIVE
 from engine.projection import Projection
+from engine.subscription import EVENTS, HURRY, NOTIFY
 from infra.advisory_locks import LockClass, copy_lock
 from infra.metrics import counter
 from infra.position import BEGINNING, Position

@@ -16,18 +16,12 @@ from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
 from domain.model import Aggregate
+from engine.log import Recorded
 from infra.postgres.connection import column
 
 OnPoison = Literal["stop", "park"]
 
 GATHER_SECONDS = 0.05
-
-
-class Recorded(NamedTuple):
-    """An event and its position in the log (from 1)."""
-
-    position: int
-    event: Aggregate.Event
 
 
 Batch = Sequence[Recorded]

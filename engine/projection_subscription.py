@@ -16,15 +16,21 @@ from psycopg.rows import TupleRow
 from engine import checkpoints, dead_letters
 from engine.applier import Applier, Step
 from engine.checkpoints import CheckpointStatus, Seen, Superseded
-from engine.codec import MAPPER, EventMapper
-from engine.connections import ThreadedConnection, is_outage
-from engine.leader_lock import LeaderLock
+from engine.connections import LeaderLock, ThreadedConnection, is_outage
 from engine.log import LogWindow
-from engine.messages import Place
-from engine.notifications import EVENTS, Notifications, woken
 from engine.projection import Projection
 from engine.replay.records import Replay, ReplayState, newest
-from engine.subscription import Handler, Restart, Resting, State, Subscription
+from engine.subscription import (
+    EVENTS,
+    Handler,
+    Notifications,
+    Place,
+    Restart,
+    Resting,
+    State,
+    Subscription,
+    woken,
+)
 from infra.advisory_locks import copy_lock
 from infra.cancellation import together
 from infra.errors import describe
@@ -231,13 +237,11 @@ class LiveCopySource:
         *,
         wake: asyncio.Event,
         hurry: asyncio.Event,
-        mapper: EventMapper,
         batch_events: int,
     ) -> None:
         self._checkpoint = checkpoint
         self._wake = wake
         self._hurry = hurry
-        self._mapper = mapper
         self._batch_events = batch_events
         self._conn: ThreadedConnection | None = None
         self._is_idle = False
@@ -265,7 +269,7 @@ class LiveCopySource:
 
     def _applier(self) -> Applier:
         fed = self._checkpoint.fed
-        return Applier(fed, mapper=self._mapper, batch_events=self._batch_events)
+        return Applier(fed, batch_events=self._batch_events)
 
     def _read(self, conn: Connection[TupleRow]) -> Turn:
         seen = self._checkpoint.see(conn)
@@ -397,14 +401,12 @@ class ProjectionHost:
         *,
         batch_events: int = 5000,
         poll_seconds: float = 1.0,
-        mapper: EventMapper = MAPPER,
     ) -> None:
         """`batch_events` bounds a transaction, `poll_seconds` the delay when a NOTIFY is lost."""
         self._database_url = database_url
         self._notifications = notifications
         self._batch_events = batch_events
         self._poll_seconds = poll_seconds
-        self._mapper = mapper
         self._handlers: dict[str, ProjectionHandler] = {}
         self._subscriptions = [self._subscribe(projection) for projection in projections]
 
@@ -427,7 +429,6 @@ class ProjectionHost:
             checkpoint,
             wake=self._notifications.subscribe(EVENTS),
             hurry=hurry,
-            mapper=self._mapper,
             batch_events=self._batch_events,
         )
         handler = ProjectionHandler(projection, source, hurry)

@@ -12,13 +12,22 @@ from psycopg.rows import TupleRow
 
 from engine import checkpoints, dead_letters
 from engine.checkpoints import SubscriptionKind
-from engine.dead_letters import Rejected
-from engine.leader_lock import LeaderLock
-from engine.message_handlers import ConsumerHandler, SinkHandler
-from engine.messages import Consumer, Dead, Fetched, Place, Raw, Received, Sink
-from engine.migrations import ENGINE, migrate
-from engine.sources import Gathered, MessageSource, Prefetch
-from engine.subscription import LOOK_SECONDS, Subscription
+from engine.connections import LeaderLock
+from engine.dead_letters import RejectedMessage
+from engine.installation import ENGINE, migrate
+from engine.messages import (
+    Consumer,
+    ConsumerHandler,
+    DeadMessage,
+    Gathered,
+    IncomingMessage,
+    MessageBatch,
+    MessageSource,
+    RawMessage,
+    Sink,
+    SinkHandler,
+)
+from engine.subscription import LOOK_SECONDS, Place, Prefetch, Subscription
 
 KEEP_DAYS = 7
 
@@ -51,8 +60,8 @@ def known(conn: Connection[TupleRow], consumer: str, ids: Sequence[UUID]) -> set
 def settle(
     conn: Connection[TupleRow],
     consumer: str,
-    handled: Iterable[Received],
-    dead: Iterable[Dead],
+    handled: Iterable[IncomingMessage],
+    dead: Iterable[DeadMessage],
     moved: Mapping[Place, int],
 ) -> None:
     """Write down, in one transaction, what became of a batch, and how far the consumer is now."""
@@ -62,7 +71,10 @@ def settle(
 
 
 def settle_redriven(
-    conn: Connection[TupleRow], consumer: str, handled: Iterable[Received], dead: Iterable[Dead]
+    conn: Connection[TupleRow],
+    consumer: str,
+    handled: Iterable[IncomingMessage],
+    dead: Iterable[DeadMessage],
 ) -> None:
     """Write down, in one transaction, what became of messages that were dead."""
     revived = list(handled)
@@ -74,7 +86,10 @@ def settle_redriven(
 
 
 def _write(
-    conn: Connection[TupleRow], consumer: str, handled: Iterable[Received], dead: Iterable[Dead]
+    conn: Connection[TupleRow],
+    consumer: str,
+    handled: Iterable[IncomingMessage],
+    dead: Iterable[DeadMessage],
 ) -> None:
     ids = [message.id for message in handled]
     if ids:
@@ -82,17 +97,17 @@ def _write(
     dead_letters.reject(conn, SubscriptionKind.CONSUMER, consumer, map(_rejected, dead))
 
 
-def _rejected(dead: Dead) -> Rejected:
+def _rejected(dead: DeadMessage) -> RejectedMessage:
     raw = dead.raw
     place = (*raw.place, raw.offset, raw.topic)
-    return Rejected(*place, dead.reason, dead.id, raw.key, raw.value, raw.headers)
+    return RejectedMessage(*place, dead.reason, dead.id, raw.key, raw.value, raw.headers)
 
 
-def wanted(conn: Connection[TupleRow], consumer: str, limit: int) -> list[Raw]:
+def wanted(conn: Connection[TupleRow], consumer: str, limit: int) -> list[RawMessage]:
     """Dead messages of the consumer that somebody wants to have handled after all."""
     found = dead_letters.wanted(conn, SubscriptionKind.CONSUMER, consumer, limit)
     return [
-        Raw(
+        RawMessage(
             each.topic or "",
             (each.source, each.partition),
             each.position,
@@ -132,18 +147,21 @@ class ConsumerCheckpoint:
     def settle(
         self,
         conn: Connection[TupleRow],
-        handled: Iterable[Received],
-        dead: Iterable[Dead],
+        handled: Iterable[IncomingMessage],
+        dead: Iterable[DeadMessage],
         moved: Mapping[Place, int],
     ) -> None:
         settle(conn, self._consumer, handled, dead, moved)
 
     def settle_redriven(
-        self, conn: Connection[TupleRow], handled: Iterable[Received], dead: Iterable[Dead]
+        self,
+        conn: Connection[TupleRow],
+        handled: Iterable[IncomingMessage],
+        dead: Iterable[DeadMessage],
     ) -> None:
         settle_redriven(conn, self._consumer, handled, dead)
 
-    def wanted(self, conn: Connection[TupleRow], limit: int) -> list[Raw]:
+    def wanted(self, conn: Connection[TupleRow], limit: int) -> list[RawMessage]:
         return wanted(conn, self._consumer, limit)
 
     def count_dead(self, conn: Connection[TupleRow]) -> int:
@@ -152,7 +170,7 @@ class ConsumerCheckpoint:
 
 def subscribe_consumer(
     database_url: str, consumer: Consumer, source: MessageSource, *, poll_seconds: float = 1.0
-) -> Subscription[Fetched]:
+) -> Subscription[MessageBatch]:
     """Return the subscription of a consumer whose work lies outside of its checkpoint's database.
 
     `poll_seconds` is how late it may be where a notification was lost.
@@ -182,7 +200,7 @@ def subscribe_sink(
     flush_seconds: float,
     poll_seconds: float = 1.0,
     hurried: asyncio.Event | None = None,
-) -> Subscription[Fetched]:
+) -> Subscription[MessageBatch]:
     """Return the subscription of a sink, whose rows and checkpoint lie in one database.
 
     A batch ends with `batch_events` messages, or `flush_seconds` after its first one; at once

@@ -14,11 +14,10 @@ from commands.likes import ChangeLike, Wish
 from domain.model import Aggregate, Origin
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
-from engine.codec import EventMapper
 from engine.command import Aggregates, Command
 from engine.command_bus import CommandBus, Contended, Executed, IdempotencyKey
-from engine.event_store import GroupCommitRecorder
-from engine.group_commit import StoredAnswer
+from engine.event_store import GroupCommitRecorder, StoredAnswer
+from engine.log import EventMapper
 from tests.integration.event_log import logged, pass_gate, recording
 
 R = TypeVar("R")
