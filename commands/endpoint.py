@@ -13,8 +13,7 @@ from fastapi import Depends, Request, Response
 
 from domain.errors import DomainError
 from domain.model import Origin
-from engine.command import Aggregates, Command, Query
-from engine.command_bus import CommandBus, Executed, IdempotencyKey
+from engine.command_bus import Aggregates, Command, CommandBus, Executed, IdempotencyKey, Query
 from engine.event_store import StoredAnswer
 from engine.telemetry import Telemetry, ViewerKeys
 from infra.http.app import maybe_identity, require_identity, wire
@@ -146,10 +145,8 @@ class Execute:
 
     async def value(self, command: Command[R]) -> R:
         """The command's own answer, for a request that goes on after it."""
-        outcome = await self._run(command, None)
-        if isinstance(outcome, StoredAnswer):
-            raise TypeError("Only a request with a key has a kept answer.")
-        return outcome.answer
+        by = {"actor": self.actor, "correlation_id": self.correlation_id}
+        return (await self.services.bus.execute(command, **by)).answer
 
     async def recall(self) -> Response | None:
         """The answer that a repeat of an idempotent request gets before anything is done for it."""
@@ -174,11 +171,8 @@ class Execute:
     async def _run(
         self, command: Command[R], key: IdempotencyKey | None
     ) -> Executed[R] | StoredAnswer:
-        return await self.services.bus.execute(
-            command,
-            actor=self.actor,
-            correlation_id=self.correlation_id,
-            key=key,
+        return await self.services.bus.execute_once(
+            command, key, actor=self.actor, correlation_id=self.correlation_id
         )
 
     async def _key(self, status: int) -> IdempotencyKey | None:

@@ -214,12 +214,7 @@ class Upload(Aggregate):
             self.record(self.Expired, origin, owner=self.owner)
 
     def change_details(
-        self,
-        origin: Origin,
-        *,
-        title: str,
-        description: str | None,
-        category: str | None,
+        self, origin: Origin, *, title: str, description: str | None, category: str | None
     ) -> None:
         """Set the three details; the present ones again record nothing."""
         self.require_video()

@@ -131,11 +131,7 @@ class Applier:
         return [stored.decode() for stored in window.events]
 
     def take_in(
-        self,
-        conn: Connection[TupleRow],
-        before: int,
-        window: LogWindow,
-        batch: Batch | None = None,
+        self, conn: Connection[TupleRow], before: int, window: LogWindow, batch: Batch | None = None
     ) -> Step:
         """Apply a window, whose events are in `batch` where they are decoded already.
 

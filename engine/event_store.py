@@ -419,11 +419,7 @@ class GroupCommitFactory(PostgresFactory):
 
 
 def open_recorder(
-    database_url: str,
-    *,
-    pool_size: int = 2,
-    name: str = "backlot",
-    limits: Limits = SHORT_WORK,
+    database_url: str, *, pool_size: int = 2, name: str = "backlot", limits: Limits = SHORT_WORK
 ) -> GroupCommitRecorder:
     """Return a recorder on the database at a libpq URL, which has its tables already.
 

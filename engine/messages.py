@@ -10,7 +10,7 @@ import asyncio
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
@@ -21,7 +21,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from engine.connections import Backoff, ThreadedConnection, is_outage
-from engine.subscription import CheckpointReader, Handler, Place, Source
+from engine.subscription import CheckpointReader, Handler, Place, Prefetch, Source
 from infra.errors import describe
 from infra.metrics import counter, gauge
 
@@ -55,9 +55,7 @@ CONSUMER_DIED = counter(
     ("consumer", "topic"),
 )
 CONSUMER_DEAD = gauge(
-    "backlot_consumer_dead",
-    "Messages of the consumer that are set aside.",
-    ("consumer",),
+    "backlot_consumer_dead", "Messages of the consumer that are set aside.", ("consumer",)
 )
 
 REDRIVE_MESSAGES = 100
@@ -135,13 +133,27 @@ class Poison(Exception):
         self.message = message
         self.reason = reason
 
+    @property
+    def letter(self) -> DeadMessage:
+        return DeadMessage(self.message.raw, self.reason, self.message.id)
+
 
 class Unreadable(Exception):
     """A message that was to be read again still can't be."""
 
 
-class Consumer(Protocol):
-    """What is done about messages; `name` is that of its checkpoint and must never change.
+class Subscriber(Protocol):
+    """Whoever gets the messages of topics; `name` is that of its checkpoint, and never changes."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def topics(self) -> frozenset[str]: ...
+
+
+class Consumer(Subscriber, Protocol):
+    """What is done about messages.
 
     `handle` is given messages in order per topic and key (Kafka keeps no order between topics), and
     may be given them again after a crash: what it starts has to be safe to repeat. It raises Poison
@@ -149,27 +161,15 @@ class Consumer(Protocol):
     batch.
     """
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def topics(self) -> frozenset[str]: ...
-
     async def handle(self, batch: Sequence[IncomingMessage]) -> None: ...
 
 
-class Sink(Protocol):
+class Sink(Subscriber, Protocol):
     """A consumer whose work is rows, beside which its places lie: both change or neither does.
 
     `store` runs in the transaction that moves the places, and may be given again what it has
     stored. It raises Poison for a message that can't be stored.
     """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def topics(self) -> frozenset[str]: ...
 
     def prepare(self, conn: Connection[TupleRow]) -> None:
         """Make the tables where they are missing; called each time before it begins."""
@@ -193,8 +193,8 @@ class MessageSource(Source[MessageBatch], Protocol):
         """Publish them where the source is; PostgreSQL stores them in any case."""
 
 
-class Gathered:
-    """Messages in batches that are worth a transaction.
+class GatheredMessages(Prefetch[MessageBatch]):
+    """Messages in batches that are worth a transaction, read ahead.
 
     A batch ends with `batch_events` messages, or `flush_seconds` after its first one; at once
     while `hurried` is set, since a query waits for it.
@@ -208,42 +208,33 @@ class Gathered:
         flush_seconds: float,
         hurried: asyncio.Event,
     ) -> None:
-        self._source = source
+        super().__init__(source)
         self._batch_events = batch_events
         self._flush_seconds = flush_seconds
         self._hurried = hurried
 
-    async def start(self, conn: ThreadedConnection, places: Mapping[Place, int]) -> None:
-        await self._source.start(conn, places)
-
     async def fetch(self, at_most_seconds: float) -> MessageBatch:
-        fetched = await self._source.fetch(at_most_seconds)
+        fetched = await super().fetch(at_most_seconds)
         flush_at = time.monotonic() + self._flush_seconds
         while not (fetched.is_empty or self._hurried.is_set()):
             wanted = max(self._batch_events, BEHIND_EVENTS if fetched.lag else 0)
             left = flush_at - time.monotonic()
             if left <= 0 or len(fetched.received) + len(fetched.dead) >= wanted:
                 break
-            fetched = joined(fetched, await self._source.fetch(min(left, at_most_seconds)))
+            more = await super().fetch(min(left, at_most_seconds))
+            fetched = MessageBatch(
+                [*fetched.received, *more.received],
+                [*fetched.dead, *more.dead],
+                {**fetched.places, **more.places},
+                more.lag,
+                max(fetched.lag_seconds, more.lag_seconds),
+            )
         return fetched
 
-    async def stop(self) -> None:
-        await self._source.stop()
 
-
-def joined(one: MessageBatch, more: MessageBatch) -> MessageBatch:
-    """Return two batches, the second behind the first, as one."""
-    places: dict[Place, int] = {**one.places, **more.places}
-    return MessageBatch(
-        [*one.received, *more.received],
-        [*one.dead, *more.dead],
-        places,
-        more.lag,
-        max(one.lag_seconds, more.lag_seconds),
-    )
-
-
-Write = Callable[[Connection[TupleRow], Iterable[IncomingMessage], Iterable[DeadMessage]], None]
+Messages = Sequence[IncomingMessage]
+DeadMessages = Sequence[DeadMessage]
+Write = Callable[[Connection[TupleRow], Messages, DeadMessages], None]
 """Writes down what became of messages: those that were handled, and the dead ones."""
 
 
@@ -256,17 +247,14 @@ class MessageCheckpoint(CheckpointReader, Protocol):
     def settle(
         self,
         conn: Connection[TupleRow],
-        handled: Iterable[IncomingMessage],
-        dead: Iterable[DeadMessage],
+        handled: Messages,
+        dead: DeadMessages,
         moved: Mapping[Place, int],
     ) -> None:
         """Write down, in one transaction, what became of a batch, and how far the consumer is."""
 
     def settle_redriven(
-        self,
-        conn: Connection[TupleRow],
-        handled: Iterable[IncomingMessage],
-        dead: Iterable[DeadMessage],
+        self, conn: Connection[TupleRow], handled: Messages, dead: DeadMessages
     ) -> None:
         """Write down, in one transaction, what became of messages that were dead."""
 
@@ -297,12 +285,8 @@ class MessageHandler(Handler[MessageBatch]):
 
     @abstractmethod
     async def _work(
-        self,
-        conn: ThreadedConnection,
-        received: Sequence[IncomingMessage],
-        dead: Sequence[DeadMessage],
-        write: Write,
-    ) -> tuple[Sequence[IncomingMessage], Sequence[DeadMessage]]:
+        self, conn: ThreadedConnection, received: Messages, dead: DeadMessages, write: Write
+    ) -> tuple[Messages, DeadMessages]:
         """Have messages handled and what became of them written; return it, `dead` included."""
 
     async def start(self, conn: ThreadedConnection) -> None:
@@ -325,25 +309,21 @@ class MessageHandler(Handler[MessageBatch]):
 
     async def _settle(self, conn: ThreadedConnection, batch: MessageBatch) -> None:
         moved = dict(self._unwritten)
-
-        def write(
-            at: Connection[TupleRow],
-            handled: Iterable[IncomingMessage],
-            dead: Iterable[DeadMessage],
-        ) -> None:
-            self._checkpoint.settle(at, handled, dead, moved)
-
-        handled, dead = await self._work(conn, batch.received, batch.dead, write)
+        handled, dead = await self._work(
+            conn,
+            batch.received,
+            batch.dead,
+            lambda at, handled, dead: self._checkpoint.settle(at, handled, dead, moved),
+        )
         self._unwritten = {}
         self._count(handled, dead)
 
     async def look_aside(self, conn: ThreadedConnection) -> None:
         """Redrive, write down places without messages, and count what is dead."""
-        wanted, dead = await conn.do(self._beside)
+        wanted = await conn.do(self._checkpoint.wanted, REDRIVE_MESSAGES)
         if wanted:
             await self._redrive(conn, wanted)
-            _, dead = await conn.do(self._beside)
-        CONSUMER_DEAD.labels(self._name).set(dead)
+        CONSUMER_DEAD.labels(self._name).set(await conn.do(self._checkpoint.count_dead))
         await self._write_places(conn)
 
     async def stop(self) -> None:
@@ -367,10 +347,6 @@ class MessageHandler(Handler[MessageBatch]):
             await conn.do(self._checkpoint.settle, (), (), self._unwritten)
             self._unwritten = {}
 
-    def _beside(self, conn: Connection[TupleRow]) -> tuple[list[RawMessage], int]:
-        wanted = self._checkpoint.wanted(conn, REDRIVE_MESSAGES)
-        return wanted, self._checkpoint.count_dead(conn)
-
     async def _redrive(self, conn: ThreadedConnection, wanted: Sequence[RawMessage]) -> None:
         readable: list[IncomingMessage] = []
         unreadable: list[DeadMessage] = []
@@ -380,12 +356,7 @@ class MessageHandler(Handler[MessageBatch]):
             except Unreadable as error:
                 unreadable.append(DeadMessage(raw, str(error)))
 
-        def write(
-            at: Connection[TupleRow],
-            handled: Iterable[IncomingMessage],
-            dead: Iterable[DeadMessage],
-        ) -> None:
-            dead = list(dead)
+        def write(at: Connection[TupleRow], handled: Messages, dead: DeadMessages) -> None:
             # Those that were handled before, however they died, need not stay dead letters either.
             poisonous = {each.id for each in dead if each.id is not None}
             revived = [each for each in readable if each.id not in poisonous]
@@ -395,9 +366,7 @@ class MessageHandler(Handler[MessageBatch]):
         log.info("consumer_redrove", consumer=self._name, handled=len(handled))
         self._count(handled, dead)
 
-    async def _bury(self, dead: Sequence[DeadMessage]) -> None:
-        if not dead:
-            return
+    async def _bury(self, dead: DeadMessages) -> None:
         for each in dead:
             log.error(
                 "message_dead",
@@ -407,9 +376,10 @@ class MessageHandler(Handler[MessageBatch]):
                 id=str(each.id),
                 reason=each.reason,
             )
-        await self._source.bury(self._name, dead)
+        if dead:
+            await self._source.bury(self._name, dead)
 
-    def _count(self, handled: Sequence[IncomingMessage], dead: Sequence[DeadMessage]) -> None:
+    def _count(self, handled: Messages, dead: DeadMessages) -> None:
         for topic, count in Counter(message.topic for message in handled).items():
             CONSUMED.labels(self._name, topic).inc(count)
         for topic, count in Counter(each.raw.topic for each in dead).items():
@@ -430,12 +400,8 @@ class ConsumerHandler(MessageHandler):
         self._consumer = consumer
 
     async def _work(
-        self,
-        conn: ThreadedConnection,
-        received: Sequence[IncomingMessage],
-        dead: Sequence[DeadMessage],
-        write: Write,
-    ) -> tuple[Sequence[IncomingMessage], Sequence[DeadMessage]]:
+        self, conn: ThreadedConnection, received: Messages, dead: DeadMessages, write: Write
+    ) -> tuple[Messages, DeadMessages]:
         handled, poison = await self._act(conn, received)
         dead = [*dead, *poison]
         await self._bury(dead)
@@ -443,8 +409,8 @@ class ConsumerHandler(MessageHandler):
         return handled, dead
 
     async def _act(
-        self, conn: ThreadedConnection, received: Sequence[IncomingMessage]
-    ) -> tuple[list[IncomingMessage], list[DeadMessage]]:
+        self, conn: ThreadedConnection, received: Messages
+    ) -> tuple[Messages, DeadMessages]:
         """Have what is new handled, however long that takes; return it, and what is poison."""
         known = await conn.do(self._checkpoint.known, [each.id for each in received])
         fresh = {each.id: each for each in received if each.id not in known}
@@ -455,8 +421,8 @@ class ConsumerHandler(MessageHandler):
                 await self._consumer.handle(list(fresh.values()))
                 break
             except Poison as poison:
-                culprit = fresh.pop(poison.message.id)
-                dead.append(DeadMessage(culprit.raw, poison.reason, culprit.id))
+                del fresh[poison.message.id]
+                dead.append(poison.letter)
             except Exception as error:  # noqa: BLE001 - logged by `failed`, and tried again
                 self.failed(error, "handler")
                 await asyncio.sleep(backoff.next())
@@ -485,12 +451,8 @@ class SinkHandler(MessageHandler):
         await super().start(conn)
 
     async def _work(
-        self,
-        conn: ThreadedConnection,
-        received: Sequence[IncomingMessage],
-        dead: Sequence[DeadMessage],
-        write: Write,
-    ) -> tuple[Sequence[IncomingMessage], Sequence[DeadMessage]]:
+        self, conn: ThreadedConnection, received: Messages, dead: DeadMessages, write: Write
+    ) -> tuple[Messages, DeadMessages]:
         fresh = {each.id: each for each in received}
         buried = list(dead)
         await self._bury(buried)
@@ -499,9 +461,8 @@ class SinkHandler(MessageHandler):
                 await conn.do(self._store, list(fresh.values()), buried, write)
                 break
             except Poison as poison:
-                found = [
-                    DeadMessage(fresh.pop(poison.message.id).raw, poison.reason, poison.message.id)
-                ]
+                del fresh[poison.message.id]
+                found = [poison.letter]
             except (psycopg.DataError, psycopg.IntegrityError):
                 found = await self._culprits(conn, fresh)
             CONSUMER_FAILURES.labels(self._name, "handler").inc()
@@ -511,11 +472,7 @@ class SinkHandler(MessageHandler):
         return list(fresh.values()), buried
 
     def _store(
-        self,
-        conn: Connection[TupleRow],
-        messages: Sequence[IncomingMessage],
-        dead: Sequence[DeadMessage],
-        write: Write,
+        self, conn: Connection[TupleRow], messages: Messages, dead: DeadMessages, write: Write
     ) -> None:
         with conn.transaction():
             self._sink.store(conn, messages)

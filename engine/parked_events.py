@@ -111,7 +111,7 @@ class NotParked(OperatorError):
 
 
 @dataclass(frozen=True, slots=True)
-class ParkedEvent:
+class ParkedRow:
     """An event that one copy has set aside; where the log lost it, it has no topic and stream.
 
     Who decided, when and why: of the operator who discarded it, or had it parked.
@@ -144,7 +144,7 @@ class ParkedContent:
     event that can't be read it is None; then `unreadable` says why, and `raw` is what is stored.
     """
 
-    parked: ParkedEvent
+    parked: ParkedRow
     actor: str | None = None
     recorded_at: datetime | None = None
     newest_topic: str | None = None
@@ -203,16 +203,16 @@ def parked(
     status: LetterStatus | None = None,
     after: int = 0,
     limit: int = PAGE_EVENTS,
-) -> list[ParkedEvent]:
+) -> list[ParkedRow]:
     """The next events that a copy has set aside after a position, of any status or one."""
     values = {"schema": schema, "status": status, "after": after, "limit": limit}
-    with conn.cursor(row_factory=class_row(ParkedEvent)) as cursor:
+    with conn.cursor(row_factory=class_row(ParkedRow)) as cursor:
         return cursor.execute((SELECT + PAGE).encode(), values).fetchall()
 
 
-def find(conn: Connection[TupleRow], schema: str, position: int) -> ParkedEvent:
+def find(conn: Connection[TupleRow], schema: str, position: int) -> ParkedRow:
     """Return the event that is set aside at a position; raise NotParked."""
-    with conn.cursor(row_factory=class_row(ParkedEvent)) as cursor:
+    with conn.cursor(row_factory=class_row(ParkedRow)) as cursor:
         values = {"schema": schema, "position": position}
         found = cursor.execute((SELECT + AT).encode(), values).fetchone()
     if found is None:
@@ -226,18 +226,14 @@ def alike(conn: Connection[TupleRow], schema: str, position: int) -> list[int]:
     It is among them if it waits itself. Raise NotParked.
     """
     like = find(conn, schema, position)
-    with conn.cursor(row_factory=class_row(ParkedEvent)) as cursor:
+    with conn.cursor(row_factory=class_row(ParkedRow)) as cursor:
         values = {"schema": schema, "topic": like.topic}
         waiting = cursor.execute((SELECT + OF_TOPIC).encode(), values).fetchall()
     return [each.position for each in waiting if fault_of(each.error) == fault_of(like.error)]
 
 
 def show(
-    conn: Connection[TupleRow],
-    schema: str,
-    position: int,
-    *,
-    mode: PayloadMode = PayloadMode.FULL,
+    conn: Connection[TupleRow], schema: str, position: int, *, mode: PayloadMode = PayloadMode.FULL
 ) -> ParkedContent:
     """Return one of them with its content, upcast to its newest version; raise NotParked."""
     found = find(conn, schema, position)
@@ -282,7 +278,7 @@ def remedy(name: str) -> str:
 
 def discard(
     conn: Connection[TupleRow], schema: str, position: int, *, reason: str, actor: str
-) -> ParkedEvent:
+) -> ParkedRow:
     """Leave a parked event out of this copy, and of those that are built and can't apply it either.
 
     Raise NotParked, and NoReason where none is given.
@@ -313,7 +309,7 @@ def park_and_go_on(
     reason: str,
     actor: str,
     all_like: int | None = None,
-) -> ParkedEvent:
+) -> ParkedRow:
     """Park the event that a projection stopped in front of, and let it run behind that.
 
     `all_like` is that event's position, to have every event parked that is in the log now, of its

@@ -79,9 +79,7 @@ REPLAY_POSITION = gauge(
     ("projection",),
 )
 REPLAY_EVENTS = gauge(
-    "backlot_replay_events",
-    "Events that the last replay has applied.",
-    ("projection",),
+    "backlot_replay_events", "Events that the last replay has applied.", ("projection",)
 )
 REPLAY_RATE = gauge(
     "backlot_replay_rate",
@@ -94,18 +92,8 @@ REPLAY_SECONDS = gauge(
     ("projection",),
 )
 
-PROGRESS = (
-    PROJECTION_POSITION,
-    PROJECTION_LAG_EVENTS,
-    PROJECTION_LAG_SECONDS,
-    PROJECTION_PARKED,
-)
-REPLAY = (
-    REPLAY_POSITION,
-    REPLAY_EVENTS,
-    REPLAY_RATE,
-    REPLAY_SECONDS,
-)
+PROGRESS = (PROJECTION_POSITION, PROJECTION_LAG_EVENTS, PROJECTION_LAG_SECONDS, PROJECTION_PARKED)
+REPLAY = (REPLAY_POSITION, REPLAY_EVENTS, REPLAY_RATE, REPLAY_SECONDS)
 PAUSED = "paused"
 
 # Where no event of a window was wanted, the next may take longer than where some were.

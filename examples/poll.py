@@ -19,8 +19,7 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from domain.model import Aggregate, Origin
-from engine.command import Aggregates, Command
-from engine.command_bus import CommandBus
+from engine.command_bus import Aggregates, Command, CommandBus
 from engine.event_store import EVENTS, open_recorder
 from engine.freshness import Waiting
 from engine.inspection.streams import Fold, follow

@@ -19,7 +19,7 @@ from engine.messages import (
     Consumer,
     ConsumerHandler,
     DeadMessage,
-    Gathered,
+    GatheredMessages,
     IncomingMessage,
     MessageBatch,
     MessageSource,
@@ -27,7 +27,7 @@ from engine.messages import (
     Sink,
     SinkHandler,
 )
-from engine.subscription import LOOK_SECONDS, Place, Prefetch, Subscription
+from engine.subscription import LOOK_SECONDS, Place, Subscription
 
 KEEP_DAYS = 7
 
@@ -214,8 +214,8 @@ def subscribe_sink(
     return Subscription(
         database_url,
         name,
-        source=Gathered(
-            Prefetch(source),
+        source=GatheredMessages(
+            source,
             batch_events=batch_events,
             flush_seconds=flush_seconds,
             hurried=hurried,

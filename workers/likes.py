@@ -13,8 +13,7 @@ from psycopg.rows import TupleRow
 from redis import RedisError
 
 from commands.likes import LikesOfOthers
-from engine.command import Lookup, Reader
-from engine.command_bus import CommandBus
+from engine.command_bus import CommandBus, Lookup, Reader
 from engine.connections import connect, in_thread
 from engine.projection import ReadModels
 from engine.projection_subscription import ProjectionHost

@@ -10,8 +10,7 @@ import psycopg
 from dramatiq import Actor
 from eventsourcing.persistence import PersistenceError
 
-from engine.command import Command
-from engine.command_bus import CommandBus
+from engine.command_bus import Command, CommandBus
 from engine.messages import IncomingMessage
 from infra.batcher import QueueFull
 from infra.tasks.errors import Postponed

@@ -29,8 +29,7 @@ from commands.translation import (
     Skipped,
     TranslatedText,
 )
-from engine.command import Command
-from engine.command_bus import CommandBus
+from engine.command_bus import Command, CommandBus
 from engine.connections import ThreadedConnection, leading
 from engine.messages import MessageBatch
 from engine.schedule import Job, Outage, Run
