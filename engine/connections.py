@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from psycopg import Connection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
@@ -58,12 +58,9 @@ def connect(database_url: str, purpose: str) -> Connection[TupleRow]:
 
 def is_outage(error: BaseException) -> bool:
     """Return whether the database, not an event, is at fault: then trying again helps."""
-    return isinstance(error, OperationalError | InterfaceError) and not _too_big(error)
-
-
-def _too_big(error: Any) -> bool:
     # SQLSTATE class 54, a program limit exceeded, such as a value too large for an index.
-    return str(error.sqlstate or "").startswith("54")
+    too_big = str(getattr(error, "sqlstate", None)).startswith("54")
+    return isinstance(error, OperationalError | InterfaceError) and not too_big
 
 
 class ThreadedConnection:

@@ -219,8 +219,7 @@ def letters(
     limit: int = 100,
 ) -> list[DeadLetter]:
     """Return dead letters, the oldest first, behind an id."""
-    values: dict[str, Any] = {"kind": kind, "after": after, "limit": limit}
-    values |= {"subscription": subscription, "topic": topic}
+    values = _chosen(kind, None, subscription, topic) | {"after": after, "limit": limit}
     with conn.cursor(row_factory=class_row(DeadLetter)) as cursor:
         return cursor.execute(LIST, values).fetchall()
 
@@ -311,8 +310,8 @@ def count(
     statuses: Iterable[LetterStatus],
 ) -> int:
     """Return how many letters of a subscription have one of these statuses."""
-    row = conn.execute(COUNT, (kind, subscription, list(statuses))).fetchone()
-    return int(row[0]) if row else 0
+    ((found,),) = conn.execute(COUNT, (kind, subscription, list(statuses))).fetchall()
+    return int(found)
 
 
 def names(conn: Connection[Any], kind: SubscriptionKind) -> tuple[frozenset[str], frozenset[str]]:
@@ -332,7 +331,7 @@ def say_why(cursor: Cursor[Any], schema: str, position: int, actor: str, reason:
 
 
 def is_decided(cursor: Cursor[Any], name: str, position: int) -> bool:
-    """Return whether an operator has set the event aside in the live copy."""
+    """Return whether an operator has set the event aside in the copy of that name."""
     return cursor.execute(DECIDED, (name, position)).rowcount == 1
 
 

@@ -14,6 +14,7 @@ import structlog
 from eventsourcing.persistence import MapperDeserialisationError
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow, class_row
+from pydantic.alias_generators import to_camel
 
 from domain.text import shows
 from engine import checkpoints, dead_letters
@@ -132,8 +133,7 @@ class ParkedRow:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the command line's --json and the HTTP API show; without what is None."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {_camel(name): _plain(value) for name, value in values.items() if value is not None}
+        return _as_json(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +154,8 @@ class ParkedContent:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields of the parked event and these, without what is None."""
-        names = ("actor", "recorded_at", "newest_topic", "payload", "unreadable", "raw")
-        values = {_camel(name): _plain(getattr(self, name)) for name in names}
-        known = {name: value for name, value in values.items() if value is not None}
-        return {**self.parked.as_dict(), **known}
+        content = _as_json(self)
+        return {**content.pop("parked").as_dict(), **content}
 
 
 class NotStopped(OperatorError):
@@ -257,9 +255,9 @@ def show(
     )
 
 
-def _camel(name: str) -> str:
-    first, *others = name.split("_")
-    return first + "".join(word.capitalize() for word in others)
+def _as_json(row: ParkedRow | ParkedContent) -> dict[str, Any]:
+    values = {to_camel(field.name): getattr(row, field.name) for field in fields(row)}
+    return {name: _plain(value) for name, value in values.items() if value is not None}
 
 
 def _plain(value: Any) -> Any:
@@ -291,7 +289,7 @@ def discard(
 def discard_all(
     conn: Connection[TupleRow], schema: str, positions: Sequence[int], *, reason: str, actor: str
 ) -> list[int]:
-    """The same with several; return those that waited for a decision. Raise NoReason."""
+    """Leave several out; return those that waited for a decision. Raise NoReason."""
     _demand(reason)
     with conn.transaction(), conn.cursor() as cursor:
         cursor.execute(DISCARD, (actor, reason, schema, list(positions)))
