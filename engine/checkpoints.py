@@ -25,50 +25,42 @@ FROM backlot_checkpoints WHERE kind = 'projection' AND subscription = %s
 """.encode()
 
 # A process that reads an old position, or loses the right to run, changes nothing.
-RUNNING_AT = b"""
+RUNNING_AT = """
 WHERE kind = %s AND subscription = %s AND source = %s AND partition = %s AND version = %s
       AND position = %s AND status = 'running'
 """
 # Until the transaction ends, no other process renames the copy, or changes its rows.
-HOLD = b"SELECT FROM backlot_checkpoints" + RUNNING_AT + b"FOR NO KEY UPDATE"
-MOVE = b"UPDATE backlot_checkpoints SET position = %s, updated_at = now()" + RUNNING_AT
-STOP = (
-    b"""
+HOLD = f"SELECT FROM backlot_checkpoints {RUNNING_AT} FOR NO KEY UPDATE".encode()
+MOVE = f"UPDATE backlot_checkpoints SET position = %s, updated_at = now() {RUNNING_AT}".encode()
+STOP = f"""
 UPDATE backlot_checkpoints
 SET position = %s, status = 'stopped', error = %s, error_position = %s, updated_at = now()
-"""
-    + RUNNING_AT
-)
-
+{RUNNING_AT}
+""".encode()
 STOP_COPY = b"""
 UPDATE backlot_checkpoints SET status = 'stopped', error = %s, error_position = %s
 WHERE kind = 'projection' AND subscription = %s AND status = 'running'
 """
-
 RUN = b"""
 UPDATE backlot_checkpoints SET status = 'running', error = NULL, error_position = NULL
 WHERE kind = 'projection' AND subscription = %s AND status = ANY (%s)
 """
-
 PAUSE = b"""
 UPDATE backlot_checkpoints SET status = 'paused'
 WHERE kind = 'projection' AND subscription = %s AND status = 'running'
 """
-
 STOPPED = b"""
 SELECT error_position, error FROM backlot_checkpoints
 WHERE kind = 'projection' AND subscription = %s AND status = 'stopped'
       AND position = error_position - 1
 FOR NO KEY UPDATE
 """
-
 SKIP = b"""
 UPDATE backlot_checkpoints
 SET position = error_position, status = 'running', error = NULL, error_position = NULL,
     updated_at = now()
 WHERE kind = 'projection' AND subscription = %s
 """
-
 CREATE = b"""
 INSERT INTO backlot_checkpoints (kind, subscription, projection, version)
 VALUES ('projection', %s, %s, %s)
@@ -82,7 +74,6 @@ COPIES = b"""
 SELECT subscription FROM backlot_checkpoints
 WHERE kind = 'projection' AND projection = %s AND starts_with(subscription, %s)
 """
-
 BEGIN = b"""
 INSERT INTO backlot_checkpoints (kind, subscription, source)
 SELECT %s, %s, unnest(%s::text[]) ON CONFLICT DO NOTHING

@@ -94,12 +94,8 @@ async def connected(database_url: str, purpose: str) -> AsyncIterator[ThreadedCo
     Who has only that leads nothing: see `leading`.
     """
     opened: list[Connection[TupleRow]] = []
-
-    def open_one() -> None:
-        opened.append(connect(database_url, purpose))
-
     try:
-        await in_thread(open_one)
+        await in_thread(lambda: opened.append(connect(database_url, purpose)))
         yield ThreadedConnection(opened[0])
     finally:
         for conn in opened:

@@ -335,11 +335,6 @@ def is_decided(cursor: Cursor[Any], name: str, position: int) -> bool:
     return cursor.execute(DECIDED, (name, position)).rowcount == 1
 
 
-def count_parked(conn: Connection[Any], schema: str) -> int:
-    """Return how many events of a copy are set aside and wait for a decision."""
-    return count(conn, SubscriptionKind.PROJECTION, schema, [LetterStatus.PARKED])
-
-
 def parking_order(
     cursor: Cursor[Any], projection: str, topic: str, position: int, error: str
 ) -> ParkingOrder | None:

@@ -15,9 +15,9 @@ from psycopg.rows import TupleRow
 
 from engine import checkpoints
 from engine.applier import Applier, Step
-from engine.checkpoints import CheckpointStatus, Seen, Superseded
+from engine.checkpoints import CheckpointStatus, Seen, SubscriptionKind, Superseded
 from engine.connections import LeaderLock, ThreadedConnection, is_outage
-from engine.dead_letters import count_parked
+from engine.dead_letters import LetterStatus, count
 from engine.log import LogWindow
 from engine.projection import Projection
 from engine.replay.records import ReplayState, newest
@@ -238,8 +238,9 @@ class ProjectionHandler(Handler[Turn]):
 
     async def look_aside(self, conn: ThreadedConnection) -> None:
         """Tell what other processes do here: operators retry what is parked, replays go on."""
-        name, parked = self._projection.name, await conn.do(count_parked, self._projection.schema)
-        PROJECTION_PARKED.labels(name).set(parked)
+        name, schema = self._projection.name, self._projection.schema
+        of = SubscriptionKind.PROJECTION, schema, [LetterStatus.PARKED]
+        PROJECTION_PARKED.labels(name).set(await conn.do(count, *of))
         replay = await conn.do(newest, name)
         if replay is None:
             return

@@ -12,7 +12,6 @@ from prometheus_client import Counter
 
 log = structlog.get_logger(__name__)
 
-
 Run = Callable[[], Awaitable[float | None]]
 """One run of a job; it may return the seconds until the next one."""
 

@@ -16,7 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from enum import StrEnum
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
@@ -339,17 +339,12 @@ class Subscription(Generic[B]):
     async def _keep_following(self, conn: ThreadedConnection) -> None:
         while True:
             places = await conn.do(self._checkpoint.look)
+            url, purpose = self._reading_url, f"{self.name}, reading"
             try:
-                async with self._reading(conn) as reader:
+                async with connected(url, purpose) if url else nullcontext(conn) as reader:
                     await self._follow(conn, reader, places)
             except Restart as wish:
                 await asyncio.sleep(wish.pause_seconds)
-
-    def _reading(self, conn: ThreadedConnection) -> AbstractAsyncContextManager[ThreadedConnection]:
-        """Return the connection that the source reads with."""
-        if self._reading_url is None:
-            return nullcontext(conn)
-        return connected(self._reading_url, f"{self.name}, reading")
 
     async def _follow(
         self, conn: ThreadedConnection, reader: ThreadedConnection, places: Mapping[Place, int]

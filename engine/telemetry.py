@@ -45,7 +45,6 @@ FORGET = "DELETE FROM backlot_view_sessions WHERE began_at <= clock_timestamp() 
 
 HEAD = "SELECT coalesce(max(seq), 0) FROM backlot_telemetry"
 VIEWS = "SELECT video_id, views FROM backlot_views WHERE video_id = ANY(%b)"
-SALT_BYTES = 32
 
 # The day is that of the database's clock, for every process.
 MAKE = b"""
@@ -188,7 +187,7 @@ def salt_of_today(conn: Connection[Any]) -> Salt:
     """Return the salt that all processes use today, made where there is none; delete older ones."""
     with conn.transaction():
         forget_salts(conn)
-        conn.execute(MAKE, (secrets.token_bytes(SALT_BYTES),))
+        conn.execute(MAKE, (secrets.token_bytes(32),))
         ((day, salt),) = conn.execute(READ).fetchall()
     return Salt(day, salt)
 
