@@ -19,10 +19,9 @@ from backlot.health import operations
 from backlot.roles import in_background, start_job, start_working
 from commands.endpoint import Services
 from engine import telemetry
-from engine.codec import MAPPER
-from engine.command import Lookup, Reader
-from engine.command_bus import CommandBus
+from engine.command_bus import CommandBus, Lookup, Reader
 from engine.freshness import Waiting
+from engine.log import MAPPER
 from engine.projection_subscription import ProjectionHost
 from engine.telemetry import ViewerKeys
 from infra.http.app import create_app

@@ -115,7 +115,7 @@ def aggregates() -> frozenset[str]:
 def topics() -> frozenset[str]:
     """Topics of events, of whatever version."""
     from backlot.features import FEATURES
-    from engine.codec import topics_of
+    from engine.log import topics_of
 
     events = (e for feature in FEATURES for each in feature.aggregates for e in each.events())
     return frozenset(topic for event in events for topic in topics_of(event))

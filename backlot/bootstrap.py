@@ -15,9 +15,7 @@ import readapi.objects
 from backlot.features import TABLES, read_models
 from backlot.signals import last_word, run
 from engine.event_store import open_recorder
-from engine.installation import install, make_tables
-from engine.migrations import ENGINE, migrate
-from engine.notifications import Notifications
+from engine.installation import ENGINE, install, make_tables, migrate
 from engine.projection_subscription import ProjectionHost
 from engine.seals.anchors import (
     configured_anchors,
@@ -26,6 +24,7 @@ from engine.seals.anchors import (
 )
 from engine.seals.sealer import Sealer
 from engine.seals.signature import SealKey
+from engine.subscription import Notifications
 from infra.data_folder import DataFolder
 from infra.errors import OperatorError
 from infra.http.auth import make_authenticator, read_or_make_secret

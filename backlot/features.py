@@ -41,10 +41,9 @@ from domain.model import Aggregate
 from domain.operation import Operation
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
-from engine.command import Lookup, Reader
-from engine.command_bus import CommandBus
+from engine.command_bus import CommandBus, Lookup, Reader
 from engine.inspection.index import Audit
-from engine.migrations import MigrationSet
+from engine.installation import MigrationSet
 from engine.projection import Projection, ReadModels
 from engine.projection_subscription import ProjectionHost
 from engine.schedule import Job

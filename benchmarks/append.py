@@ -17,8 +17,7 @@ from benchmarks.bench import Bench
 from benchmarks.log import columns, first_likes
 from benchmarks.results import Comparison, Side
 from benchmarks.stock import stock_recorder
-from engine.event_store import GroupCommitRecorder, open_recorder
-from engine.group_commit import Save
+from engine.event_store import GroupCommitRecorder, Save, open_recorder
 from infra.batcher import Batcher
 
 CALLERS = 64

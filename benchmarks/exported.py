@@ -14,7 +14,7 @@ from benchmarks.community import Film, History, View
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
 from engine.archive.verification import read_header, read_rows
-from engine.codec import EventMapper
+from engine.log import EventMapper
 
 WANTED = (Upload.Started, Upload.Completed, VideoLikes.Liked)
 TOPICS = frozenset(event.TOPIC for event in WANTED)

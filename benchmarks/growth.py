@@ -20,8 +20,7 @@ from benchmarks.projecting import await_position, projecting
 from benchmarks.results import Comparison, Side
 from commands.likes import ChangeLike, LikesOfOthers, Wish
 from engine.command_bus import CommandBus
-from engine.event_store import GroupCommitRecorder, open_recorder
-from engine.group_commit import Save
+from engine.event_store import GroupCommitRecorder, Save, open_recorder
 from projections.likes import Likes
 
 MICROSECONDS = 1e6

@@ -21,10 +21,17 @@ from backlot.up import calm_garbage_collector
 from benchmarks.bench import Bench
 from benchmarks.results import Comparison, Side
 from engine import telemetry
-from engine.codec import EventMapper
 from engine.connections import ThreadedConnection, connect
-from engine.messages import Dead, Fetched, Place, Raw, Received, Unreadable
-from engine.sources import BEHIND_EVENTS, MessageSource
+from engine.messages import (
+    BEHIND_EVENTS,
+    DeadMessage,
+    IncomingMessage,
+    MessageBatch,
+    MessageSource,
+    RawMessage,
+    Unreadable,
+)
+from engine.subscription import Place
 from infra.cancellation import alongside
 from projections.analytics.ingest import COPY
 from projections.analytics.rules import TOPICS
@@ -65,9 +72,7 @@ def run(bench: Bench) -> list[Comparison]:
 
     def whole(_: int) -> float:
         url = prepared(bench.database(), told)
-        source = LogSource(
-            TOPICS, wake=asyncio.Event(), mapper=EventMapper(), batch_events=BEHIND_EVENTS
-        )
+        source = LogSource(TOPICS, wake=asyncio.Event(), batch_events=BEHIND_EVENTS)
         return events / uvloop.run(keep(url, source, events))
 
     def bare(_: int) -> float:
@@ -100,31 +105,31 @@ class Handed:
 
     kind = "memory"
 
-    def __init__(self, messages: Sequence[Received]) -> None:
+    def __init__(self, messages: Sequence[IncomingMessage]) -> None:
         self._messages = messages
         self._at = 0
 
     async def start(self, conn: ThreadedConnection, places: Mapping[Place, int]) -> None:
         self._at = places.get(TELEMETRY, 0)
 
-    async def fetch(self, at_most_seconds: float) -> Fetched:
+    async def fetch(self, at_most_seconds: float) -> MessageBatch:
         found = self._messages[self._at : self._at + BEHIND_EVENTS]
         self._at += len(found)
         if not found:
             await asyncio.sleep(at_most_seconds)
-        return Fetched(found, (), {TELEMETRY: self._at}, len(self._messages) - self._at)
+        return MessageBatch(found, (), {TELEMETRY: self._at}, len(self._messages) - self._at)
 
-    async def reread(self, raw: Raw) -> Received:
+    async def reread(self, raw: RawMessage) -> IncomingMessage:
         raise Unreadable("It is not asked for.")
 
-    async def bury(self, consumer: str, dead: Sequence[Dead]) -> None:
+    async def bury(self, consumer: str, dead: Sequence[DeadMessage]) -> None:
         raise RuntimeError(f"{len(dead)} events could not be taken in.")
 
     async def stop(self) -> None:
         """It holds nothing."""
 
 
-def message_of(seq: int, event: Event) -> Received:
+def message_of(seq: int, event: Event) -> IncomingMessage:
     """An event as the log's source hands it over."""
     id_, topic, video, user, at, details = event
     taken = telemetry.TelemetryEvent(id_, topic, video, user, at, details)

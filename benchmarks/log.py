@@ -14,8 +14,8 @@ from domain.comment import Comment
 from domain.model import Aggregate, Origin
 from domain.upload import Upload, object_key
 from domain.video_likes import VideoLikes, stream_id
-from engine.codec import EventMapper
 from engine.event_store import open_recorder
+from engine.log import EventMapper
 
 VIDEOS = [UUID(int=0xBAC << 96 | number) for number in range(1, 301)]
 AT = datetime(2026, 11, 1, 12, tzinfo=UTC)

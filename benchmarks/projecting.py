@@ -17,9 +17,8 @@ from benchmarks.bench import Bench
 from benchmarks.results import Comparison, Side
 from engine.connections import connect
 from engine.installation import create, drop, install
-from engine.notifications import Notifications
 from engine.projection_subscription import ProjectionHost
-from engine.subscription import State
+from engine.subscription import Notifications, State
 from infra.cancellation import alongside
 from projections.likes import Likes
 

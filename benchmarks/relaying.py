@@ -15,9 +15,8 @@ from benchmarks.bench import Bench
 from benchmarks.kafka_server import kafka_server
 from benchmarks.log import comment_event
 from benchmarks.results import Comparison, Side
-from engine.codec import EventMapper
 from engine.connections import connect
-from engine.notifications import Notifications
+from engine.subscription import Notifications
 from infra.cancellation import alongside
 from infra.kafka import BATCH_BYTES, LINGER_MS, Outgoing
 from infra.settings import load_settings
@@ -71,7 +70,6 @@ async def relay(url: str, address: str, until: int) -> float:
             url,
             KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(address,)),
             notifications=notifications,
-            mapper=EventMapper(),
             batch_events=load_settings({}).kafka.relay_batch_events,
         )
         started = time.perf_counter()

@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow
 from benchmarks.community import Film, History, View
 from domain.upload import Upload
 from engine.connections import connect
-from engine.messages import Raw, Received, Sink
+from engine.messages import IncomingMessage, RawMessage, Sink
 from projections import integration_events
 from projections.recommendations.co_occurrence import rank_categories
 from projections.recommendations.model import Weighing
@@ -39,7 +39,7 @@ def remember(url: str, history: History, weighing: Weighing) -> None:
         conn.execute(b"ANALYZE")
 
 
-def _keep(conn: Connection[TupleRow], sink: Sink, messages: Iterable[Received]) -> None:
+def _keep(conn: Connection[TupleRow], sink: Sink, messages: Iterable[IncomingMessage]) -> None:
     sink.prepare(conn)
     wanted = [message for message in messages if message.topic in sink.topics]
     for batch in _batches(wanted):
@@ -47,20 +47,20 @@ def _keep(conn: Connection[TupleRow], sink: Sink, messages: Iterable[Received]) 
             sink.store(conn, batch)
 
 
-def _batches(messages: Sequence[Received]) -> Iterator[list[Received]]:
+def _batches(messages: Sequence[IncomingMessage]) -> Iterator[list[IncomingMessage]]:
     left = iter(messages)
     while batch := list(islice(left, BATCH)):
         yield batch
 
 
-def _uploaded(film: Film) -> Iterator[Received]:
+def _uploaded(film: Film) -> Iterator[IncomingMessage]:
     """Begun and completed at once."""
     value = {"id": str(film.video_id), "at": film.since.isoformat(), "owner": film.owner}
     for kind in (Upload.Started, Upload.Completed):
         yield _message(kind.TOPIC, {**value, "category": film.category, "duration": None})
 
 
-def _done(view: View) -> Iterator[Received]:
+def _done(view: View) -> Iterator[IncomingMessage]:
     told = {"videoId": str(view.video_id), "userId": view.user}
     after = view.at + timedelta(seconds=view.seconds or 0)
     if view.seconds is not None:
@@ -76,14 +76,14 @@ def _done(view: View) -> Iterator[Received]:
         )
 
 
-def _happened(topic: str, view: View, value: Mapping[str, Any]) -> Received:
+def _happened(topic: str, view: View, value: Mapping[str, Any]) -> IncomingMessage:
     return _message(topic, {"id": str(uuid5(view.session, topic)), **value})
 
 
-def _message(topic: str, value: Mapping[str, Any]) -> Received:
+def _message(topic: str, value: Mapping[str, Any]) -> IncomingMessage:
     id_ = uuid5(NAMES, f"{topic} {value['id']}")
-    raw = Raw(topic, ("history", 0), 0)
-    return Received(id_, topic, str(value["id"]), value, 0, None, lambda: raw)
+    raw = RawMessage(topic, ("history", 0), 0)
+    return IncomingMessage(id_, topic, str(value["id"]), value, 0, None, lambda: raw)
 
 
 def _iso(at: datetime) -> str:

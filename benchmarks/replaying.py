@@ -118,7 +118,7 @@ def read_and_decode(url: str, model: Projection, events: int) -> float:
         while position < events:
             window = log.read(conn, position, events)
             for stored in window.events:
-                log.decode(stored)
+                stored.decode()
             position = window.until
         return time.perf_counter() - started
 

@@ -20,9 +20,8 @@ from psycopg.rows import tuple_row
 from psycopg.sql import SQL
 
 from domain.video_likes import VideoLikes
-from engine.codec import EventMapper, topics_of
+from engine.log import EventMapper, Recorded, topics_of
 from engine.projection import Projection as OurProjection
-from engine.projection import Recorded
 
 LOOK_SECONDS = 0.02
 COUNTS = "CREATE TABLE IF NOT EXISTS stock_counts (video_id uuid PRIMARY KEY, likes bigint)"

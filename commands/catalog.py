@@ -14,7 +14,7 @@ from commands.endpoint import TOKEN_FIRST, executor
 from commands.upload_shapes import Category, Description, Title
 from domain.model import BEGINNING, Origin
 from domain.upload import Upload, object_key
-from engine.command import Aggregates, Command, Lookup
+from engine.command_bus import Aggregates, Command, Lookup
 from infra.http.problems import problems
 from infra.http.shapes import Video, Wire
 from infra.objects.port import ObjectStoreError

@@ -15,7 +15,7 @@ from commands.queries import FindVideoOfComment
 from domain.comment import Comment
 from domain.model import Origin
 from domain.upload import Upload
-from engine.command import Aggregates, Command
+from engine.command_bus import Aggregates, Command
 from infra.http.problems import problems
 from infra.http.shapes import Comment as SeenComment
 from infra.http.shapes import Wire

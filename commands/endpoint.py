@@ -13,9 +13,8 @@ from fastapi import Depends, Request, Response
 
 from domain.errors import DomainError
 from domain.model import Origin
-from engine.command import Aggregates, Command, Query
-from engine.command_bus import CommandBus, Executed, IdempotencyKey
-from engine.group_commit import StoredAnswer
+from engine.command_bus import Aggregates, Command, CommandBus, Executed, IdempotencyKey, Query
+from engine.event_store import StoredAnswer
 from engine.telemetry import Telemetry, ViewerKeys
 from infra.http.app import maybe_identity, require_identity, wire
 from infra.http.auth import Identity
@@ -92,7 +91,7 @@ class KeptAnswer(Generic[W]):
     headers: Mapping[str, str]
 
     def told(self, body: Wire) -> Response:
-        """The answer with all that belongs to it."""
+        """Return the answer with all that belongs to it."""
         return wire(body, self.status, self.headers)
 
 
@@ -124,46 +123,43 @@ class Execute:
         return self.services.public_url or str(self._request.base_url).rstrip("/")
 
     def fresh_id(self, purpose: str) -> UUID:
-        """An id for what this request makes; with an idempotency key, each repeat gets the same."""
+        """Return an id for what this request makes; repeats under one key get the same."""
         key = header(self._request.scope, b"idempotency-key")
         if key is None:
             return uuid4()
         return uuid5(NAMESPACE, "\n".join((self.actor, self._request.url.path, key, purpose)))
 
     async def __call__(self, command: Command[W], status: int = 200) -> Response:
-        """The HTTP answer to the command, or the kept one where the request is a repeat."""
+        """Return the HTTP answer to the command, or the kept one where the request is a repeat."""
         outcome = await self._run(command, await self._key(status))
         if isinstance(outcome, StoredAnswer):
             return _repeat(outcome)
         return wire(outcome.answer, status, _position(outcome))
 
     async def keep(self, command: Command[W], kind: type[W], status: int = 200) -> KeptAnswer[W]:
-        """The same for an answer that lacks what expires: what is kept of it, now or since then."""
+        """Execute a command whose answer lacks what expires; return what is kept of the answer."""
         outcome = await self._run(command, await self._key(status))
         if isinstance(outcome, StoredAnswer):
             return _kept(outcome, kind)
         return KeptAnswer(outcome.answer, status, _position(outcome))
 
     async def value(self, command: Command[R]) -> R:
-        """The command's own answer, for a request that goes on after it."""
-        outcome = await self._run(command, None)
-        if isinstance(outcome, StoredAnswer):
-            raise TypeError("Only a request with a key has a kept answer.")
-        return outcome.answer
+        """Return the command's own answer, for a request that goes on after it."""
+        by = {"actor": self.actor, "correlation_id": self.correlation_id}
+        return (await self.services.bus.execute(command, **by)).answer
 
     async def recall(self) -> Response | None:
-        """The answer that a repeat of an idempotent request gets before anything is done for it."""
+        """Return the answer to a repeat of an idempotent request before anything is done."""
         answer = await self._recalled()
         return None if answer is None else _repeat(answer)
 
     async def kept(self, kind: type[W]) -> KeptAnswer[W] | None:
-        """The same for an answer of which only a part is kept."""
+        """Return what is kept of the answer to a repeat, where only a part of it is kept."""
         answer = await self._recalled()
         return None if answer is None else _kept(answer, kind)
 
     async def _recalled(self) -> StoredAnswer | None:
-        key = await self._key(200)
-        if key is None:
+        if (key := await self._key(200)) is None:
             return None
         try:
             outcome = await self._run(Recall(), key)
@@ -174,11 +170,8 @@ class Execute:
     async def _run(
         self, command: Command[R], key: IdempotencyKey | None
     ) -> Executed[R] | StoredAnswer:
-        return await self.services.bus.execute(
-            command,
-            actor=self.actor,
-            correlation_id=self.correlation_id,
-            key=key,
+        return await self.services.bus.execute_once(
+            command, key, actor=self.actor, correlation_id=self.correlation_id
         )
 
     async def _key(self, status: int) -> IdempotencyKey | None:

@@ -31,7 +31,7 @@ from commands.uploads import require_under_way
 from domain.errors import Conflict, DomainError
 from domain.model import Origin
 from domain.upload import Status, Upload
-from engine.command import Aggregates, Command
+from engine.command_bus import Aggregates, Command
 from infra.http.problems import problems
 from infra.metrics import counter, histogram
 from infra.objects.port import (

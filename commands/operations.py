@@ -18,7 +18,7 @@ from commands.endpoint import executor
 from domain.errors import NotFound
 from domain.model import Origin
 from domain.operation import Members, Operation
-from engine.command import Aggregates, Command
+from engine.command_bus import Aggregates, Command
 from infra.http.app import require_admin
 from infra.http.problems import problems
 from infra.http.shapes import Wire

@@ -14,7 +14,7 @@ from commands.upload_shapes import UploadCompleted
 from domain.comment import Comment, TranslationStatus
 from domain.model import Origin
 from domain.upload import Status, Upload
-from engine.command import Aggregates, Query
+from engine.command_bus import Aggregates, Query
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from domain.model import Origin
 from domain.upload import Upload
-from engine.command import Aggregates, Command
+from engine.command_bus import Aggregates, Command
 
 
 @dataclass(frozen=True)

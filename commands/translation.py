@@ -8,7 +8,7 @@ from uuid import UUID
 
 from domain.comment import Comment, TranslationStatus
 from domain.model import Origin
-from engine.command import Aggregates, Command
+from engine.command_bus import Aggregates, Command
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from commands.upload_shapes import StartUpload as StartUploadBody
 from domain.errors import Conflict, Invalid
 from domain.model import Origin
 from domain.upload import Status, Upload, object_key, part_layout
-from engine.command import Aggregates, Command
+from engine.command_bus import Aggregates, Command
 from infra.http.problems import problems
 
 FIRST_URLS = 100

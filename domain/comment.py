@@ -211,7 +211,7 @@ class Comment(Aggregate):
             )
 
     def require_posted(self) -> UUID:
-        """The video that the comment is on; raise NotFound unless the comment stands."""
+        """Return the video that the comment is on; raise NotFound unless the comment stands."""
         if self.video_id is None or self.deleted:
             raise NotFound("There is no such comment.")
         return self.video_id

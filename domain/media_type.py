@@ -111,7 +111,7 @@ MEDIA_TYPE = re.compile(rf"({WORD}/{WORD})(?:[ \t]*;(?:[ \t]*{WORD}=(?:{VALUE}|{
 
 
 def film_type(content_type: str) -> str | None:
-    """Type and subtype in lower case, without parameters; None for what is no film, or malformed.
+    """Return type and subtype in lower case, without parameters; None for what is no film.
 
     The grammar is that of RFC 9110 (8.3.1), in ASCII, with white space around it.
     """

@@ -83,7 +83,7 @@ class Aggregate(BaseAggregate[UUID]):
 
     @classmethod
     def events(cls) -> list[type[Aggregate.Event]]:
-        """The event classes that this aggregate declares, in their order in the file."""
+        """Return the event classes that this aggregate declares, in their order in the file."""
         return [
             value
             for name, value in vars(cls).items()
@@ -92,7 +92,7 @@ class Aggregate(BaseAggregate[UUID]):
 
     @classmethod
     def blank(cls, stream_id: UUID) -> Self:
-        """The aggregate before its first event: version 0, initial state."""
+        """Return the aggregate before its first event: version 0, initial state."""
         aggregate = cls.__new__(cls)
         aggregate.__base_init__(stream_id, 0, BEGINNING)
         aggregate.__init__()  # type: ignore[misc]

@@ -52,7 +52,7 @@ class Operation(Aggregate):
             operation.correlation_id = self.correlation_id
 
     class Finished(Event):
-        """`outcome` is one of Outcome."""
+        """`outcome` is one of OperationOutcome."""
 
         TOPIC = "operation.finished.v1"
         outcome: str
@@ -74,7 +74,7 @@ class Operation(Aggregate):
     def request(self, action: str, subject: str, parameters: Members, origin: Origin) -> None:
         """Ask for an action; the same again records nothing.
 
-        Raises Conflict for another request under the same id, and Invalid for one that is too
+        Raise Conflict for another request under the same id, and Invalid for one that is too
         large to be kept, or whose `reason` says nothing.
         """
         if self.version > 0:
@@ -98,7 +98,7 @@ class Operation(Aggregate):
         self.record(self.Requested, origin, **fields)
 
     def finish(self, outcome: OperationOutcome, result: Members, origin: Origin) -> None:
-        """Tell how it ended; what ended already records nothing. Raises NotFound before a request.
+        """Tell how it ended; what ended already records nothing. Raise NotFound before a request.
 
         A result that is too large to be kept is cut to its first members, and says so.
         """
@@ -117,7 +117,7 @@ class Operation(Aggregate):
 
 
 def cut(members: Members) -> Members:
-    """The members that can be kept, in their order; `cut` is added when some had to go."""
+    """Return the members that can be kept, in their order; `cut` is added when some had to go."""
     kept: Members = {}
     for name, value in members.items():
         if not _is_kept({**kept, name: value, "cut": True}):

@@ -23,7 +23,7 @@ MISLEADING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u20
 
 
 def check_text(value: str, field: str, *, max_length: int, required: bool = True) -> None:
-    """Refuse a text that shows nothing (when required), is too long or can't be stored.
+    """Raise Invalid for a text that shows nothing (when required), is too long or can't be stored.
 
     Lengths are in characters (Unicode code points), as they were sent: nothing is normalised.
     """
@@ -39,7 +39,7 @@ def check_text(value: str, field: str, *, max_length: int, required: bool = True
 
 
 def shows(text: str) -> bool:
-    """Whether anything of a text is seen on a screen.
+    """Return whether anything of a text is seen on a screen.
 
     White space, controls, formats and fillers are not, nor are marks and selectors without a
     character that they belong to.
@@ -48,12 +48,12 @@ def shows(text: str) -> bool:
 
 
 def is_name(text: str, max_length: int) -> bool:
-    """Whether a text can name somebody: not too long, seen, and without what misleads."""
+    """Return whether a text can name somebody: not too long, seen, and without what misleads."""
     return len(text) <= max_length and shows(text) and not MISLEADING.search(text)
 
 
 def without_misleading(text: str) -> str:
-    """The text on one line, in its own direction; all that is harmless in it stays."""
+    """Return the text on one line, in its own direction; all that is harmless in it stays."""
     return MISLEADING.sub("", text)
 
 

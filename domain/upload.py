@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 from uuid import UUID
 
 from domain.errors import Conflict, NotAllowed, NotFound
 from domain.media_type import check_film_type
-from domain.model import Aggregate, Origin, Personal, Upcast
+from domain.model import Aggregate, Origin, Personal
 from domain.text import check_text
 
 MAX_PARTS = 10_000
@@ -29,12 +29,12 @@ class Status(StrEnum):
 
 
 def object_key(upload_id: UUID) -> str:
-    """Where the upload's object lies in the object store; unique, because the id is."""
+    """Return where the upload's object lies in the object store; unique, because the id is."""
     return f"videos/{upload_id}"
 
 
 def part_layout(size_bytes: int, preferred_part_bytes: int) -> tuple[int, int]:
-    """Size of every part but the last (bytes) and the number of parts, at most 10,000 (S3's limit).
+    """Return the size of every part but the last (bytes) and their number, at most 10,000 (S3).
 
     The preferred size is raised in whole MiB when the upload would need more parts than that.
     """
@@ -61,9 +61,7 @@ class Upload(Aggregate):
 
     class Started(Event):
         TOPIC = "upload.started.v2"
-        UPCASTS: ClassVar[MappingProxyType[str, Upcast]] = MappingProxyType(
-            {"upload.started.v1": _started_v1_to_v2}
-        )
+        UPCASTS = MappingProxyType({"upload.started.v1": _started_v1_to_v2})
         title: str
         filename: str
         content_type: str
@@ -153,11 +151,11 @@ class Upload(Aggregate):
 
     @property
     def part_count(self) -> int:
-        """How many parts the declared size makes."""
+        """Return how many parts the declared size makes."""
         return -(-self.size_bytes // self.part_size_bytes)
 
     def part_bytes(self, number: int) -> int:
-        """The exact size in bytes of part `number` (from 1); the last one is what remains."""
+        """Return the size in bytes of part `number` (from 1); the last one is what remains."""
         before = (number - 1) * self.part_size_bytes
         return min(self.part_size_bytes, self.size_bytes - before)
 
@@ -197,29 +195,27 @@ class Upload(Aggregate):
         )
 
     def complete(self, size_bytes: int, etag: str, origin: Origin) -> None:
-        """The object stands in the store; again records nothing, after an end it is refused."""
+        """Record that the object stands in the store; once completed, this records nothing.
+
+        Raise Conflict after another end.
+        """
         if self.status is not Status.COMPLETED:
             self._require_started("completed")
             self.record(self.Completed, origin, owner=self.owner, size_bytes=size_bytes, etag=etag)
 
     def abort(self, origin: Origin) -> None:
-        """The owner gives up; again records nothing, a completed upload stays."""
+        """Give the upload up; once aborted, this records nothing. Raise Conflict after an end."""
         if self.status is not Status.ABORTED:
             self._require_started("aborted")
             self.record(self.Aborted, origin, owner=self.owner)
 
     def expire(self, origin: Origin) -> None:
-        """Nobody went on with it; only a started upload can expire."""
+        """End an upload that nobody went on with; only a started one can expire."""
         if self.status is Status.STARTED:
             self.record(self.Expired, origin, owner=self.owner)
 
     def change_details(
-        self,
-        origin: Origin,
-        *,
-        title: str,
-        description: str | None,
-        category: str | None,
+        self, origin: Origin, *, title: str, description: str | None, category: str | None
     ) -> None:
         """Set the three details; the present ones again record nothing."""
         self.require_video()
@@ -286,7 +282,7 @@ class Upload(Aggregate):
 
 
 def check_details(title: str, description: str | None, category: str | None) -> None:
-    """Title 1-200, description up to 5,000, category up to 50 characters."""
+    """Raise Invalid beyond 200 characters of title, 5,000 of description, 50 of category."""
     check_text(title, "title", max_length=200)
     if description is not None:
         check_text(description, "description", max_length=5_000, required=False)

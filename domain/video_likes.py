@@ -10,7 +10,7 @@ from domain.model import Aggregate, Origin, Personal
 
 
 def stream_id(video_id: UUID, viewer: str) -> UUID:
-    """The stream of one viewer's likes of one video: `uuid5(video, viewer)`."""
+    """Return the stream of one viewer's likes of one video: `uuid5(video, viewer)`."""
     digest = sha1(video_id.bytes + viewer.encode(), usedforsecurity=False).digest()
     return UUID(bytes=digest[:16], version=5)
 

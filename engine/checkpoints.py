@@ -10,14 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow, class_row
 
 from engine.event_store import EVENTS
-from engine.messages import Place
-from engine.notifications import notify
+from engine.subscription import Place, notify
 
 LOOK = f"""
 SELECT version, position, status, error, updated_at,
@@ -25,56 +24,43 @@ SELECT version, position, status, error, updated_at,
 FROM backlot_checkpoints WHERE kind = 'projection' AND subscription = %s
 """.encode()
 
-# Until the transaction ends, no other process renames the copy, or changes its rows.
-HOLD = b"""
-SELECT FROM backlot_checkpoints
-WHERE kind = %s AND subscription = %s AND source = %s AND partition = %s AND version = %s
-      AND position = %s AND status = 'running' FOR NO KEY UPDATE
-"""
-
 # A process that reads an old position, or loses the right to run, changes nothing.
-MOVE = b"""
-UPDATE backlot_checkpoints SET position = %s, updated_at = now()
+RUNNING_AT = """
 WHERE kind = %s AND subscription = %s AND source = %s AND partition = %s AND version = %s
       AND position = %s AND status = 'running'
 """
-
-STOP = b"""
+# Until the transaction ends, no other process renames the copy, or changes its rows.
+HOLD = f"SELECT FROM backlot_checkpoints {RUNNING_AT} FOR NO KEY UPDATE".encode()
+MOVE = f"UPDATE backlot_checkpoints SET position = %s, updated_at = now() {RUNNING_AT}".encode()
+STOP = f"""
 UPDATE backlot_checkpoints
 SET position = %s, status = 'stopped', error = %s, error_position = %s, updated_at = now()
-WHERE kind = %s AND subscription = %s AND source = %s AND partition = %s AND version = %s
-      AND position = %s AND status = 'running'
-"""
-
+{RUNNING_AT}
+""".encode()
 STOP_COPY = b"""
 UPDATE backlot_checkpoints SET status = 'stopped', error = %s, error_position = %s
 WHERE kind = 'projection' AND subscription = %s AND status = 'running'
 """
-
 RUN = b"""
 UPDATE backlot_checkpoints SET status = 'running', error = NULL, error_position = NULL
 WHERE kind = 'projection' AND subscription = %s AND status = ANY (%s)
 """
-
 PAUSE = b"""
 UPDATE backlot_checkpoints SET status = 'paused'
 WHERE kind = 'projection' AND subscription = %s AND status = 'running'
 """
-
 STOPPED = b"""
 SELECT error_position, error FROM backlot_checkpoints
 WHERE kind = 'projection' AND subscription = %s AND status = 'stopped'
       AND position = error_position - 1
 FOR NO KEY UPDATE
 """
-
 SKIP = b"""
 UPDATE backlot_checkpoints
 SET position = error_position, status = 'running', error = NULL, error_position = NULL,
     updated_at = now()
 WHERE kind = 'projection' AND subscription = %s
 """
-
 CREATE = b"""
 INSERT INTO backlot_checkpoints (kind, subscription, projection, version)
 VALUES ('projection', %s, %s, %s)
@@ -83,16 +69,11 @@ LOCK = b"""
 SELECT version, position FROM backlot_checkpoints
 WHERE kind = 'projection' AND subscription = %s FOR UPDATE
 """
-RENAME = b"""
-UPDATE backlot_checkpoints SET subscription = %s WHERE kind = 'projection' AND subscription = %s
-"""
-# The parts first: a process that builds one holds its row, and then takes that of the copy.
-DROP = b"DELETE FROM backlot_checkpoints WHERE kind = %s AND subscription = %s"
+DROP_PARTS = b"DELETE FROM backlot_checkpoints WHERE kind = 'replay' AND subscription = %s"
 COPIES = b"""
 SELECT subscription FROM backlot_checkpoints
 WHERE kind = 'projection' AND projection = %s AND starts_with(subscription, %s)
 """
-
 BEGIN = b"""
 INSERT INTO backlot_checkpoints (kind, subscription, source)
 SELECT %s, %s, unnest(%s::text[]) ON CONFLICT DO NOTHING
@@ -231,18 +212,15 @@ def pause(conn: Connection[Any], schema: str) -> bool:
 
 def resume(conn: Connection[Any], schema: str) -> bool:
     """Have a paused or stopped copy go on; return False if it was neither."""
-    changed = (
-        conn.execute(RUN, (schema, [CheckpointStatus.PAUSED, CheckpointStatus.STOPPED])).rowcount
-        == 1
-    )
+    statuses = [CheckpointStatus.PAUSED, CheckpointStatus.STOPPED]
+    changed = conn.execute(RUN, (schema, statuses)).rowcount == 1
     notify(conn)
     return changed
 
 
 def culprit_of(cursor: Cursor[Any], schema: str) -> tuple[int, str] | None:
     """Return the event that a copy stopped in front of, with its error, and lock the copy."""
-    row = cursor.execute(STOPPED, (schema,)).fetchone()
-    return None if row is None else (row[0], row[1])
+    return cast("tuple[int, str] | None", cursor.execute(STOPPED, (schema,)).fetchone())
 
 
 def skip(cursor: Cursor[Any], schema: str) -> None:
@@ -258,24 +236,12 @@ def create(conn: Connection[Any], schema: str, projection: str, version: int) ->
 
 def lock(conn: Connection[Any], schema: str) -> tuple[int, int] | None:
     """Keep a copy as it is until the transaction ends; return its version and its position."""
-    row = conn.execute(LOCK, (schema,)).fetchone()
-    return None if row is None else (row[0], row[1])
-
-
-def rename(conn: Connection[Any], schema: str, name: str) -> None:
-    """Have the checkpoint of a copy follow its schema."""
-    conn.execute(RENAME, (name, schema))
-
-
-def drop(conn: Connection[Any], schema: str) -> None:
-    """Forget a copy, and its parts."""
-    for kind in (SubscriptionKind.REPLAY, SubscriptionKind.PROJECTION):
-        conn.execute(DROP, (kind, schema))
+    return cast("tuple[int, int] | None", conn.execute(LOCK, (schema,)).fetchone())
 
 
 def drop_parts(conn: Connection[Any], schema: str) -> None:
     """Forget the parts of a copy; waits for the processes that are applying to them."""
-    conn.execute(DROP, (SubscriptionKind.REPLAY, schema))
+    conn.execute(DROP_PARTS, (schema,))
 
 
 def copies(conn: Connection[Any], projection: str, prefix: str) -> list[str]:
@@ -296,7 +262,7 @@ def begin_parts(
 
 def parts(conn: Connection[Any], schema: str) -> list[tuple[int, int]]:
     """Return the position and the target of each part, by number."""
-    return [(row[0], row[1]) for row in conn.execute(PARTS, (schema,)).fetchall()]
+    return conn.execute(PARTS, (schema,)).fetchall()
 
 
 def begin(

@@ -1,17 +1,19 @@
-"""The command bus: many commands, one load, one decision each, one commit."""
+"""Commands and the bus: many commands, one load, one decision each, one commit."""
 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from typing import Any, Generic, TypeVar, cast
 from uuid import UUID
 
 import structlog
+from eventsourcing.domain import CanMutateAggregate
 from eventsourcing.persistence import (
     InterfaceError,
     MapperDeserialisationError,
@@ -23,16 +25,16 @@ from psycopg.rows import TupleRow
 
 from domain.errors import Conflict, DomainError
 from domain.model import Aggregate, Origin
-from engine.codec import MAPPER, EventMapper
-from engine.command import Aggregates, Command, Lookup, Query, Reader, Slot
-from engine.event_store import GroupCommitRecorder
-from engine.group_commit import Save, StoredAnswer
+from engine.event_store import GroupCommitRecorder, Save, StoredAnswer
+from engine.log import MAPPER
 from infra.batcher import Batcher
 from infra.metrics import SIZES, counter, gauge, histogram
 
 log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
+F = TypeVar("F")
+A = TypeVar("A", bound=Aggregate)
 
 COMMANDS = counter(
     "backlot_commands",
@@ -40,26 +42,99 @@ COMMANDS = counter(
     ("command", "outcome"),
 )
 COMMAND_BATCH_SIZE = histogram(
-    "backlot_command_batch_size",
-    "Commands executed in one transaction.",
-    buckets=SIZES,
+    "backlot_command_batch_size", "Commands executed in one transaction.", buckets=SIZES
 )
 COMMAND_BATCH_SECONDS = histogram(
-    "backlot_command_batch_seconds",
-    "Time to load, decide and commit one batch of commands.",
+    "backlot_command_batch_seconds", "Time to load, decide and commit one batch of commands."
 )
-COMMAND_QUEUE = gauge(
-    "backlot_command_queue",
-    "Commands waiting for their batch.",
-)
-EVENTS_APPENDED = counter(
-    "backlot_events_appended",
-    "Events committed to the event store.",
-)
+COMMAND_QUEUE = gauge("backlot_command_queue", "Commands waiting for their batch.")
+EVENTS_APPENDED = counter("backlot_events_appended", "Events committed to the event store.")
 APPEND_CONFLICTS = counter(
     "backlot_append_conflicts",
     "Saves refused because another writer was first at the same stream version.",
 )
+
+Reader = Callable[[Cursor[TupleRow], Sequence[Any]], Sequence[Any]]
+"""Return the answers to lookups of one type, in their order."""
+
+
+@dataclass(frozen=True)
+class Command(ABC, Generic[R]):
+    """A wish, with everything needed to decide it."""
+
+    @abstractmethod
+    def streams(self) -> Sequence[UUID]:
+        """Return the streams to load; `decide` may touch no others."""
+
+    def lookups(self) -> Sequence[Lookup[Any]]:
+        """Return what has to be looked up beside the streams."""
+        return ()
+
+    @abstractmethod
+    def decide(self, aggregates: Aggregates, origin: Origin) -> R:
+        """Check the rules, let the aggregates record, and return the answer.
+
+        May run more than once (after a conflict), each time on freshly loaded aggregates. Raise
+        DomainError.
+        """
+
+
+class Query(Command[R]):
+    """A question that is decided like a command: it sees the log as it is, and records nothing."""
+
+
+class Lookup(ABC, Generic[F]):
+    """A question whose answer a command's own answer includes, and which no stream holds.
+
+    A subclass is a port: the bus gets a reader for it, which answers many lookups in one query.
+    """
+
+    @property
+    @abstractmethod
+    def default(self) -> F:
+        """The answer on a bus without a reader."""
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A stream in a batch: its aggregate as far as known, or the error of reading the stream."""
+
+    aggregate: Aggregate | None
+    broken: Exception | None = None
+    group: Group | None = None
+
+    def collect(self) -> Sequence[CanMutateAggregate[UUID]]:
+        """Take what the aggregate recorded."""
+        return self.aggregate.collect_events() if self.aggregate is not None else ()
+
+
+class Aggregates:
+    """The aggregates of a batch, as the commands before have left them, and answers to lookups."""
+
+    def __init__(
+        self, slots: Mapping[UUID, Slot], answers: Mapping[Lookup[Any], Any] = MappingProxyType({})
+    ) -> None:
+        self._slots = slots
+        self._answers = answers
+
+    def get(self, aggregate: type[A], stream_id: UUID) -> A:
+        """Return the aggregate of a declared stream; blank (version 0) when it is new."""
+        slot = self._slots[stream_id]
+        found = slot.aggregate
+        if isinstance(found, aggregate):
+            return found
+        blank = aggregate.blank(stream_id)
+        # A stream with events of another kind, whose id a client sent, does not exist for this
+        # command. An empty one is of the kind that was asked for last: no client can block
+        # it by naming its id as something else in the same batch.
+        if found is None or found.version == 0:
+            slot.aggregate = blank
+        return blank
+
+    def look_up(self, lookup: Lookup[F]) -> F:
+        """Return the answer to a lookup that the command declared."""
+        answer: F = self._answers.get(lookup, lookup.default)
+        return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +161,9 @@ class Executed(Generic[R]):
     telemetry: int = 0
 
 
+Outcome = Executed[Any] | StoredAnswer | BaseException
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One command on its way through the bus."""
@@ -96,12 +174,14 @@ class Request:
     causation_id: str
     key: IdempotencyKey | None = None
     streams: Sequence[UUID] = field(init=False)
+    name: tuple[str, str] | None = None
     conflicts: int = 0
     telemetry: int = 0
-    outcome: Executed[Any] | StoredAnswer | BaseException | None = None
+    outcome: Outcome | None = None
 
     def __post_init__(self) -> None:
         self.streams = self.command.streams()
+        self.name = (self.actor, self.key.key) if self.key else None
 
     def settle(self, result: Any, position: int) -> None:
         """Give the outcome: what the command answered at this position, or its failure."""
@@ -122,11 +202,15 @@ class Group:
     def absorb(self, other: Group) -> None:
         """Take over what another group holds; its commands keep their order."""
         self.results += other.results
-        self.changed += other.changed
         self.events += other.events
         self.answers += other.answers
         self.void |= other.void
-        for slot in other.changed:
+        self.take(other.changed)
+
+    def take(self, changed: Sequence[Slot]) -> None:
+        """Be the group of these streams from now on."""
+        self.changed += changed
+        for slot in changed:
             slot.group = self
 
     def settle(self, positions: range) -> None:
@@ -138,115 +222,89 @@ class Group:
         for request, result in self.results:
             request.settle(result, positions.stop - 1)
 
-    def add(self, decided: Decided) -> None:
-        """Take in what one command wants recorded."""
-        self.changed += decided.changed
-        self.events += decided.events
-        self.answers += decided.answers
-        for slot in decided.changed:
-            slot.group = self
-
-    def save(self) -> Save:
-        return Save(self.events, self.answers)
-
 
 @dataclass(slots=True)
-class Decided:
-    """What one command leads to: its answer or failure, the streams it changed, what to store."""
-
-    result: Any
-    changed: Sequence[Slot]
-    events: Sequence[StoredEvent] = ()
-    answers: Sequence[StoredAnswer] = ()
-
-
-class Loaded(NamedTuple):
-    """What a round knows before it decides."""
-
-    slots: dict[UUID, Slot]
-    answers: dict[tuple[str, str], StoredAnswer]
-    head: int
-    telemetry: int
-    found: dict[Lookup[Any], Any]
-
-
 class Round:
-    """Decides commands one after the other; `groups` then holds what is to be recorded."""
+    """What was loaded for some commands, to decide them one after the other.
 
-    def __init__(
-        self,
-        slots: Mapping[UUID, Slot],
-        head: int,
-        at: datetime,
-        mapper: EventMapper,
-        answers: Mapping[Lookup[Any], Any] = MappingProxyType({}),
-    ) -> None:
-        self._slots = slots
-        self._head = head
-        self._at = at
-        self._mapper = mapper
-        self._aggregates = Aggregates(slots, answers)
-        self.groups: list[Group] = []
+    `found` are the answers to lookups, `stored` those under idempotency keys; `groups` then holds
+    what is to be recorded.
+    """
+
+    slots: Mapping[UUID, Slot]
+    head: int
+    at: datetime
+    found: Mapping[Lookup[Any], Any] = field(default_factory=dict)
+    stored: Mapping[tuple[str, str], StoredAnswer] = field(default_factory=dict)
+    telemetry: int = 0
+    groups: list[Group] = field(default_factory=list, init=False)
+
+    def outcome_before(self, request: Request) -> StoredAnswer | Exception | None:
+        """Return what needs no decision: a stored answer, a reused key, an unreadable stream."""
+        answer = self.stored.get(request.name) if request.name else None
+        if request.key is None or answer is None:
+            return next(filter(None, (self.slots[each].broken for each in request.streams)), None)
+        if answer.request_hash == request.key.request_hash:
+            return replace(answer, telemetry=self.telemetry)
+        return KeyReused("This Idempotency-Key was used for another request; choose a new one.")
 
     def decide(self, request: Request) -> None:
         """Decide one command; unless it depends on what is not recorded yet, settle it at once."""
-        slots = [self._slots[stream] for stream in request.streams]
+        slots = [self.slots[stream] for stream in request.streams]
         tied = [slot.group for slot in slots if slot.group]
-        decided = self._decided(request, slots)
-        failed = isinstance(decided.result, BaseException)
-        if not (tied or decided.changed or decided.answers):
-            request.settle(decided.result, self._head)
+        own = self._decided(request, slots)
+        if not (tied or own.changed or own.answers):
+            ((_, result),) = own.results
+            request.settle(result, self.head)
             return
-        group = self._join(tied)
-        if failed and decided.changed:
-            # It recorded and then gave up: what is in memory now was never decided.
-            request.outcome = decided.result
-            group.void = True
-        else:
-            group.results.append((request, decided.result))
-        group.add(decided)
-
-    def _decided(self, request: Request, slots: Sequence[Slot]) -> Decided:
-        origin = Origin(request.actor, self._at, request.correlation_id, request.causation_id)
-        changed: list[Slot] = []
-        failure: Exception
-        try:
-            result = request.command.decide(self._aggregates, origin)
-            changed = [slot for slot in slots if slot.has_changed()]
-            if changed and isinstance(request.command, Query):
-                raise TypeError("A query records nothing.")
-            events = [self._mapper.to_stored_event(e) for slot in changed for e in slot.collect()]
-            answers = [_answer(request, request.key, result)] if request.key else ()
-            return Decided(result, changed, events, answers)
-        except DomainError as error:
-            failure = error
-        except Exception as error:
-            log.exception("command_broke", command=type(request.command).__name__)
-            failure = error
-        changed = changed or [slot for slot in slots if slot.has_changed()]
-        for slot in changed:
-            slot.collect()
-        return Decided(failure, changed)
-
-    def _join(self, tied: Sequence[Group]) -> Group:
-        """Return the group of a command: a new one, or those of its streams joined."""
-        if not tied:
-            self.groups.append(Group())
-            return self.groups[-1]
-        first, *others = sorted(set(tied), key=self.groups.index) if len(tied) > 1 else tied
+        if len(tied) > 1:
+            tied = sorted(set(tied), key=self.groups.index)
+        group, *others = *tied, own
         for other in others:
-            first.absorb(other)
-            self.groups.remove(other)
-        return first
+            group.absorb(other)
+            if other is not own:
+                self.groups.remove(other)
+        if group is own:
+            self.groups.append(own)
+
+    def _decided(self, request: Request, slots: Sequence[Slot]) -> Group:
+        """Return a group of this command alone, with its answer or its failure."""
+        origin = Origin(request.actor, self.at, request.correlation_id, request.causation_id)
+        own = Group()
+        try:
+            result: Any = request.command.decide(Aggregates(self.slots, self.found), origin)
+            own.take(_changed(slots))
+            if own.changed and isinstance(request.command, Query):
+                raise TypeError("A query records nothing.")
+            own.events = [MAPPER.to_stored_event(e) for slot in own.changed for e in slot.collect()]
+            if (key := request.key) is not None:
+                stored = StoredAnswer(request.actor, key.key, key.request_hash, *key.render(result))
+                own.answers.append(stored)
+        except Exception as error:
+            if not isinstance(error, DomainError):
+                log.exception("command_broke", command=type(request.command).__name__)
+            changed = own.changed or _changed(slots)
+            for slot in changed:
+                slot.collect()
+            own, result = Group(void=bool(changed)), error
+            own.take(changed)
+        if own.void:
+            # It recorded and then gave up: what is in memory now was never decided.
+            request.outcome = result
+        else:
+            own.results.append((request, result))
+        return own
 
 
-def _answer(request: Request, key: IdempotencyKey, result: Any) -> StoredAnswer:
-    status, body = key.render(result)
-    return StoredAnswer(request.actor, key.key, key.request_hash, status, body)
+def _changed(slots: Sequence[Slot]) -> list[Slot]:
+    return [slot for slot in slots if slot.aggregate and slot.aggregate.pending_events]
 
 
 class Contended(Conflict):
     """Other writers were faster again and again."""
+
+
+CONTENDED = "Others keep changing this at the same time; please try again."
 
 
 class KeyReused(Conflict):
@@ -267,7 +325,6 @@ class CommandBus:
         *,
         readers: Mapping[type[Lookup[Any]], Reader] | None = None,
         telemetry: Callable[[Cursor[TupleRow]], int] = lambda _: 0,
-        mapper: EventMapper = MAPPER,
         max_batch: int = 256,
         max_waiting: int = 10_000,
         retries: int = 5,
@@ -281,7 +338,6 @@ class CommandBus:
         self._recorder = recorder
         self._readers = dict(readers or {})
         self._telemetry = telemetry
-        self._mapper = mapper
         self._retries = retries
         self._remember = remember
         self._clock = clock
@@ -294,7 +350,6 @@ class CommandBus:
             outages=(OperationalError, InterfaceError),
         )
 
-    @overload
     async def execute(
         self,
         command: Command[R],
@@ -302,46 +357,31 @@ class CommandBus:
         actor: str,
         correlation_id: str,
         causation_id: str | None = None,
-        key: None = None,
-    ) -> Executed[R]: ...
-
-    @overload
-    async def execute(
-        self,
-        command: Command[R],
-        *,
-        actor: str,
-        correlation_id: str,
-        causation_id: str | None = None,
-        key: IdempotencyKey | None,
-    ) -> Executed[R] | StoredAnswer: ...
-
-    async def execute(
-        self,
-        command: Command[R],
-        *,
-        actor: str,
-        correlation_id: str,
-        causation_id: str | None = None,
-        key: IdempotencyKey | None = None,
-    ) -> Executed[R] | StoredAnswer:
+    ) -> Executed[R]:
         """Decide the command, and return once its events are durable.
 
-        With an idempotency key that was used before: the stored answer. Raise DomainError when a
-        rule refuses it, Contended when other processes were first each time, QueueFull when too
-        many wait or the store is away already, and the library's PersistenceError when the store
-        goes away: then the outcome is unknown, and the client may repeat it with the same key.
+        Raise DomainError when a rule refuses it, Contended when other processes were first each
+        time, QueueFull when too many wait or the store is away already, and the library's
+        PersistenceError when the store goes away: then the outcome is unknown.
         """
-        request = Request(command, actor, correlation_id, causation_id or correlation_id, key)
+        request = Request(command, actor, correlation_id, causation_id or correlation_id)
+        return cast("Executed[R]", await self._batcher.submit(request))
+
+    async def execute_once(
+        self, command: Command[R], key: IdempotencyKey | None, *, actor: str, correlation_id: str
+    ) -> Executed[R] | StoredAnswer:
+        """The same under an idempotency key; return the stored answer where it was used before.
+
+        Where the outcome is unknown, the client may repeat the request with the same key.
+        """
+        request = Request(command, actor, correlation_id, correlation_id, key)
         return await self._batcher.submit(request)
 
     async def close(self) -> None:
         """Finish what was accepted, and take nothing more."""
         await self._batcher.close()
 
-    def _process(
-        self, requests: Sequence[Request]
-    ) -> Sequence[Executed[Any] | StoredAnswer | BaseException]:
+    def _process(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         started = time.perf_counter()
         COMMAND_QUEUE.set(len(self._batcher))
         waiting = list(requests)
@@ -357,34 +397,32 @@ class CommandBus:
 
     def _round(self, requests: list[Request]) -> list[Request]:
         """Load, decide and record once; return the requests that have to be decided again."""
-        now, later = _one_per_key(requests)
-        loaded = self._load(now)
-        this = Round(loaded.slots, loaded.head, self._clock(), self._mapper, loaded.found)
+        # A repeat of a key waits for the stored answer of the request that has it first.
+        now, later, seen = list[Request](), list[Request](), set[tuple[str, str]]()
+        for request in requests:
+            (later if request.name in seen else now).append(request)
+            if request.name:
+                seen.add(request.name)
+        this = self._load(now)
         for request in now:
-            request.telemetry = loaded.telemetry
-            request.outcome = _outcome_before(request, loaded)
+            request.telemetry = this.telemetry
+            request.outcome = this.outcome_before(request)
             if request.outcome is None:
                 this.decide(request)
         failed = self._record(this.groups)
         for group in failed:
             for slot in group.changed:
                 slot.aggregate = None
-        self._keep(loaded.slots)
+        self._keep(this.slots)
         again = [request for group in failed for request, _ in group.results]
         return [*(request for request in again if request.outcome is None), *later]
 
-    def _load(self, requests: Sequence[Request]) -> Loaded:
-        slots: dict[UUID, Slot] = {}
-        for request in requests:
-            for stream in request.streams:
-                if stream not in slots:
-                    slots[stream] = Slot(self._cache.get(stream))
-        wanted = [
-            (stream, slot.aggregate.version if slot.aggregate else 0)
-            for stream, slot in slots.items()
-        ]
-        keys = [(request.actor, request.key.key) for request in requests if request.key]
-        rows, stored, head, (telemetry, found) = self._recorder.fetch(
+    def _load(self, requests: Sequence[Request]) -> Round:
+        streams = dict.fromkeys(stream for request in requests for stream in request.streams)
+        slots = {stream: Slot(self._cache.get(stream)) for stream in streams}
+        wanted = [(id_, s.aggregate.version if s.aggregate else 0) for id_, s in slots.items()]
+        keys = [request.name for request in requests if request.name]
+        rows, answers, head, (telemetry, found) = self._recorder.fetch(
             wanted, keys, lambda cursor: (self._telemetry(cursor), self._look_up(cursor, requests))
         )
         for stream, version, topic, state in rows:
@@ -392,53 +430,44 @@ class CommandBus:
             if slot.broken is not None:
                 continue
             try:
-                event = self._mapper.decode(stream, version, topic, state)
+                event = MAPPER.decode(stream, version, topic, state)
             except MapperDeserialisationError as error:
                 # Such as one of a newer release; it must not stop the rest of the batch.
                 log.error("stream_unreadable", stream=str(stream), error=str(error))
                 slot.broken, slot.aggregate = error, None
             else:
                 slot.aggregate = event.mutate(slot.aggregate)
-        answers = {(answer.actor, answer.key): answer for answer in stored}
-        return Loaded(slots, answers, head, telemetry, found)
+        stored = {(answer.actor, answer.key): answer for answer in answers}
+        return Round(slots, head, self._clock(), found, stored, telemetry)
 
     def _look_up(
         self, cursor: Cursor[TupleRow], requests: Sequence[Request]
     ) -> dict[Lookup[Any], Any]:
-        by_type: dict[type[Lookup[Any]], list[Lookup[Any]]] = {}
-        for request in requests:
-            for lookup in request.command.lookups():
-                if type(lookup) in self._readers:
-                    by_type.setdefault(type(lookup), []).append(lookup)
+        lookups = [each for request in requests for each in request.command.lookups()]
         found: dict[Lookup[Any], Any] = {}
-        for kind, lookups in by_type.items():
-            found.update(zip(lookups, self._readers[kind](cursor, lookups), strict=True))
+        for kind, read in self._readers.items():
+            if asked := [each for each in lookups if type(each) is kind]:
+                found.update(zip(asked, read(cursor, asked), strict=True))
         return found
 
     def _record(self, groups: Sequence[Group]) -> list[Group]:
         """Save the groups in one transaction; return those that were not recorded."""
         sound = [group for group in groups if not group.void]
         failed = [group for group in groups if group.void]
-        outcomes = self._recorder.append([g.save() for g in sound]).outcomes if sound else []
-        appended = 0
+        saves = [Save(group.events, group.answers) for group in sound]
+        outcomes = self._recorder.append(saves).outcomes if saves else []
         for group, outcome in zip(sound, outcomes, strict=True):
-            if outcome is None:
-                failed.append(group)
-                self._count_conflict(group)
-            else:
+            if outcome is not None:
                 group.settle(outcome)
-                appended += len(outcome)
-        EVENTS_APPENDED.inc(appended)
+                continue
+            failed.append(group)
+            APPEND_CONFLICTS.inc()
+            for request, _ in group.results:
+                request.conflicts += 1
+                if request.conflicts > self._retries:
+                    request.outcome = Contended(CONTENDED)
+        EVENTS_APPENDED.inc(sum(map(len, filter(None, outcomes))))
         return failed
-
-    def _count_conflict(self, group: Group) -> None:
-        APPEND_CONFLICTS.inc()
-        for request, _ in group.results:
-            request.conflicts += 1
-            if request.conflicts > self._retries:
-                request.outcome = Contended(
-                    "Others keep changing this at the same time; please try again."
-                )
 
     def _keep(self, slots: Mapping[UUID, Slot]) -> None:
         for stream, slot in slots.items():
@@ -451,47 +480,21 @@ class CommandBus:
             self._cache.popitem(last=False)
 
 
-def _one_per_key(requests: Sequence[Request]) -> tuple[list[Request], list[Request]]:
-    """Return the requests to decide now, and repeats of keys, which wait for a stored answer."""
-    now: list[Request] = []
-    later: list[Request] = []
-    seen: set[tuple[str, str]] = set()
-    for request in requests:
-        name = (request.actor, request.key.key) if request.key else None
-        (later if name in seen else now).append(request)
-        if name is not None:
-            seen.add(name)
-    return now, later
-
-
-def _outcome_before(request: Request, loaded: Loaded) -> StoredAnswer | Exception | None:
-    """Return what needs no decision: a stored answer, a reused key, an unreadable stream."""
-    answer = loaded.answers.get((request.actor, request.key.key)) if request.key else None
-    if answer is None or request.key is None:
-        broken = (loaded.slots[stream].broken for stream in request.streams)
-        return next(filter(None, broken), None)
-    if answer.request_hash == request.key.request_hash:
-        return replace(answer, telemetry=loaded.telemetry)
-    return KeyReused("This Idempotency-Key was used for another request; choose a new one.")
-
-
 def _measure(requests: Sequence[Request], seconds: float) -> None:
     COMMAND_BATCH_SIZE.observe(len(requests))
     COMMAND_BATCH_SECONDS.observe(seconds)
-    kinds = Counter((type(request.command).__name__, _kind(request)) for request in requests)
-    for (command, kind), count in kinds.items():
+    counts = Counter((type(each.command).__name__, _kind(each.outcome)) for each in requests)
+    for (command, kind), count in counts.items():
         COMMANDS.labels(command, kind).inc(count)
 
 
-def _kind(request: Request) -> str:
-    match request.outcome:
-        case Executed():
-            return "accepted"
-        case StoredAnswer():
-            return "repeated"
-        case Contended():
-            return "conflict"
-        case DomainError():
-            return "refused"
-        case _:
-            return "failed"
+def _kind(outcome: object) -> str:
+    return next((kind for kind, of in OUTCOMES.items() if isinstance(outcome, of)), "failed")
+
+
+OUTCOMES = {
+    "accepted": Executed,
+    "repeated": StoredAnswer,
+    "conflict": Contended,
+    "refused": DomainError,
+}

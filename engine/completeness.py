@@ -12,9 +12,9 @@ from psycopg import Connection
 from psycopg.rows import TupleRow, class_row
 
 from engine import checkpoints
-from engine.codec import topics_of
+from engine.applier import BLOCK_POSITIONS
 from engine.event_store import EVENTS
-from engine.ledger import BLOCK_POSITIONS
+from engine.log import topics_of
 from engine.projection import Projection, RangeProjection
 from infra.errors import OperatorError
 

@@ -1,6 +1,8 @@
-"""Connections of work that goes on in the background, and the pauses between attempts to get one.
+"""Connections of work that goes on in the background, and the lock that lets one process lead.
 
-Their work is done in threads, so that the event loop serves everybody else meanwhile.
+Their work is done in threads, so that the event loop serves everybody else meanwhile. Who leads
+holds its lock on the connection that it works with: a process that lost the lock can't write
+either, because the right and the means end at the same moment.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from psycopg import Connection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 
+from infra.advisory_locks import AdvisoryLock, job_lock, try_lock, unlock
 from infra.cancellation import to_the_end
 from infra.postgres.connection import open_connection
 
@@ -23,6 +26,8 @@ R = TypeVar("R")
 
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 2.0
+TAKEOVER_SECONDS = 1.0
+"""How often a process looks whether the lead is free."""
 # Each connection does one thing at a time, so that this is enough for as many connections. The
 # threads that asyncio gives to everybody are six on two cores, and one may take minutes here.
 THREADS: Final = ThreadPoolExecutor(max_workers=64, thread_name_prefix="engine")
@@ -53,12 +58,9 @@ def connect(database_url: str, purpose: str) -> Connection[TupleRow]:
 
 def is_outage(error: BaseException) -> bool:
     """Return whether the database, not an event, is at fault: then trying again helps."""
-    return isinstance(error, OperationalError | InterfaceError) and not _too_big(error)
-
-
-def _too_big(error: Any) -> bool:
     # SQLSTATE class 54, a program limit exceeded, such as a value too large for an index.
-    return str(error.sqlstate or "").startswith("54")
+    too_big = str(getattr(error, "sqlstate", None)).startswith("54")
+    return isinstance(error, OperationalError | InterfaceError) and not too_big
 
 
 class ThreadedConnection:
@@ -89,15 +91,11 @@ async def in_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> 
 async def connected(database_url: str, purpose: str) -> AsyncIterator[ThreadedConnection]:
     """Open a connection that is worked with in threads; raise OperationalError.
 
-    Who has only that leads nothing: see `engine.leader_lock`.
+    Who has only that leads nothing: see `leading`.
     """
     opened: list[Connection[TupleRow]] = []
-
-    def open_one() -> None:
-        opened.append(connect(database_url, purpose))
-
     try:
-        await in_thread(open_one)
+        await in_thread(lambda: opened.append(connect(database_url, purpose)))
         yield ThreadedConnection(opened[0])
     finally:
         for conn in opened:
@@ -119,3 +117,56 @@ class Backoff:
     def reset(self) -> None:
         """Begin with a short pause again."""
         self._pause = FIRST_PAUSE_SECONDS
+
+
+class Leader(Protocol):
+    """Who may work: asked on the connection that works."""
+
+    def take(self, conn: Connection[TupleRow]) -> bool:
+        """Return whether this process leads from now on."""
+
+    def release(self, conn: Connection[TupleRow]) -> None:
+        """Let another process lead."""
+
+
+class LeaderLock:
+    """One process leads at a time: the one whose connection holds an advisory lock."""
+
+    def __init__(self, lock: AdvisoryLock) -> None:
+        self._lock = lock
+
+    @classmethod
+    def of_job(cls, job: str) -> LeaderLock:
+        """Return the lock of a job by its name, which must never change."""
+        return cls(job_lock(job))
+
+    def take(self, conn: Connection[TupleRow]) -> bool:
+        return try_lock(conn, self._lock)
+
+    def release(self, conn: Connection[TupleRow]) -> None:
+        unlock(conn, self._lock)
+
+
+class EveryProcess:
+    """All processes work at once: what each of them does may be done twice."""
+
+    def take(self, conn: Connection[TupleRow]) -> bool:
+        return True
+
+    def release(self, conn: Connection[TupleRow]) -> None:
+        """Nothing is held."""
+
+
+@asynccontextmanager
+async def leading(database_url: str, job: str) -> AsyncIterator[ThreadedConnection]:
+    """Wait until no other process does that job, and lead it.
+
+    Raise psycopg.OperationalError when the database is away.
+    """
+    lock = LeaderLock.of_job(job)
+    async with connected(database_url, job) as conn:
+        while True:
+            if await conn.do(lock.take):
+                break
+            await asyncio.sleep(TAKEOVER_SECONDS)
+        yield conn

@@ -19,7 +19,6 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from engine.checkpoints import SubscriptionKind
-from engine.event_store import EVENTS
 from infra.errors import fault_of
 from infra.utc import rfc3339
 
@@ -97,35 +96,6 @@ DECIDED = b"""
 SELECT FROM backlot_dead_letters
 WHERE kind = 'projection' AND subscription = %s AND position = %s AND decided_by IS NOT NULL
 """
-WAITING = b"""
-SELECT position FROM backlot_dead_letters
-WHERE kind = 'projection' AND subscription = %s AND status = 'parked' ORDER BY position
-"""
-DISCARD = b"""
-UPDATE backlot_dead_letters
-SET status = 'discarded', decided_by = %s, decided_at = now(), reason = %s
-WHERE kind = 'projection' AND subscription = %s AND position = ANY (%s) AND status = 'parked'
-RETURNING position
-"""
-FAILED = b"""
-UPDATE backlot_dead_letters SET error = %s, attempts = attempts + 1
-WHERE kind = 'projection' AND subscription = %s AND position = %s
-"""
-RENAME = b"""
-UPDATE backlot_dead_letters SET subscription = %s WHERE kind = 'projection' AND subscription = %s
-"""
-DROP = b"DELETE FROM backlot_dead_letters WHERE kind = 'projection' AND subscription = %s"
-
-GIVE_ORDER = f"""
-INSERT INTO projections.park_orders (projection, topic, fault, until, given_by, reason)
-SELECT %(projection)s, e.topic, %(fault)s, (SELECT max(notification_id) FROM {EVENTS}), %(actor)s,
-       %(reason)s
-FROM {EVENTS} e WHERE e.notification_id = %(position)s
-ON CONFLICT (projection, topic, fault) DO UPDATE
-SET until = excluded.until, given_by = excluded.given_by, reason = excluded.reason,
-    given_at = now()
-RETURNING until
-""".encode()
 FIND_ORDER = b"""
 SELECT given_by, reason FROM projections.park_orders
 WHERE projection = %s AND topic = %s AND fault = %s AND until >= %s
@@ -148,7 +118,7 @@ MESSAGES = (LetterStatus.DEAD, LetterStatus.REDRIVE)
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class RejectedMessage:
     """A message that could not be handled or published, and why; where it lies in its source."""
 
     source: str
@@ -220,7 +190,10 @@ class ParkingOrder(NamedTuple):
 
 
 def reject(
-    conn: Connection[Any], kind: SubscriptionKind, subscription: str, rejected: Iterable[Rejected]
+    conn: Connection[Any],
+    kind: SubscriptionKind,
+    subscription: str,
+    rejected: Iterable[RejectedMessage],
 ) -> None:
     """Store messages that could not be handled or published; one that comes again counts up."""
     for each in rejected:
@@ -246,8 +219,7 @@ def letters(
     limit: int = 100,
 ) -> list[DeadLetter]:
     """Return dead letters, the oldest first, behind an id."""
-    values: dict[str, Any] = {"kind": kind, "after": after, "limit": limit}
-    values |= {"subscription": subscription, "topic": topic}
+    values = _chosen(kind, None, subscription, topic) | {"after": after, "limit": limit}
     with conn.cursor(row_factory=class_row(DeadLetter)) as cursor:
         return cursor.execute(LIST, values).fetchall()
 
@@ -338,8 +310,8 @@ def count(
     statuses: Iterable[LetterStatus],
 ) -> int:
     """Return how many letters of a subscription have one of these statuses."""
-    row = conn.execute(COUNT, (kind, subscription, list(statuses))).fetchone()
-    return int(row[0]) if row else 0
+    ((found,),) = conn.execute(COUNT, (kind, subscription, list(statuses))).fetchall()
+    return int(found)
 
 
 def names(conn: Connection[Any], kind: SubscriptionKind) -> tuple[frozenset[str], frozenset[str]]:
@@ -359,58 +331,8 @@ def say_why(cursor: Cursor[Any], schema: str, position: int, actor: str, reason:
 
 
 def is_decided(cursor: Cursor[Any], name: str, position: int) -> bool:
-    """Return whether an operator has set the event aside in the live copy."""
+    """Return whether an operator has set the event aside in the copy of that name."""
     return cursor.execute(DECIDED, (name, position)).rowcount == 1
-
-
-def count_parked(conn: Connection[Any], schema: str) -> int:
-    """Return how many events of a copy are set aside and wait for a decision."""
-    return count(conn, SubscriptionKind.PROJECTION, schema, [LetterStatus.PARKED])
-
-
-def waiting(conn: Connection[Any], schema: str) -> list[int]:
-    """Return the positions of the events of a copy that wait for a decision."""
-    return [position for (position,) in conn.execute(WAITING, (schema,)).fetchall()]
-
-
-def discard(
-    cursor: Cursor[Any], schema: str, positions: Sequence[int], *, actor: str, reason: str
-) -> list[int]:
-    """Leave parked events out for good; return the positions of those that were waiting."""
-    cursor.execute(DISCARD, (actor, reason, schema, list(positions)))
-    return sorted(position for (position,) in cursor.fetchall())
-
-
-def applied(cursor: Cursor[Any], schema: str, position: int) -> None:
-    """Forget a parked event that has been applied after all."""
-    cursor.execute(REVIVED, (SubscriptionKind.PROJECTION, schema, "events", 0, position))
-
-
-def failed_again(cursor: Cursor[Any], schema: str, position: int, error: str) -> None:
-    """Record what went wrong when a parked event was tried again."""
-    cursor.execute(FAILED, (error, schema, position))
-
-
-def rename(conn: Connection[Any], schema: str, name: str) -> None:
-    """Have the parked events of a copy follow its schema."""
-    conn.execute(RENAME, (name, schema))
-
-
-def drop(conn: Connection[Any], schema: str) -> None:
-    """Forget the parked events of a copy."""
-    conn.execute(DROP, (schema,))
-
-
-def order_parking(
-    cursor: Cursor[Any], projection: str, position: int, error: str, *, reason: str, actor: str
-) -> int | None:
-    """Have every event parked that has the topic and the error of the event at a position.
-
-    Return the end of the log, up to which the order holds; None when the log has lost that event.
-    """
-    values = {"projection": projection, "fault": fault_of(error), "position": position}
-    row = cursor.execute(GIVE_ORDER, values | {"actor": actor, "reason": reason}).fetchone()
-    return None if row is None else int(row[0])
 
 
 def parking_order(

@@ -7,10 +7,13 @@ lock that is held until the commit, so they are in commit order and no reader ca
 from __future__ import annotations
 
 import re
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import structlog
@@ -31,15 +34,6 @@ from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow, dict_row, tuple_row
 from psycopg.sql import SQL, Composed, Identifier
 
-from engine.group_commit import (
-    Appended,
-    GroupCommit,
-    Save,
-    StoredAnswer,
-    arguments,
-    columns,
-    outcomes,
-)
 from infra.postgres.connection import SHORT_WORK, Limits, array, is_silence, thread_pool, unhurried
 
 log = structlog.get_logger(__name__)
@@ -48,6 +42,7 @@ RETRY_SECONDS = 5.0
 RETRY_PAUSE_SECONDS = 0.1
 
 T = TypeVar("T")
+Loaded = tuple[list[TupleRow], list["StoredAnswer"], int, T]
 
 EVENTS_CHANNEL = "backlot_events"
 """What PostgreSQL notifies of new events."""
@@ -58,6 +53,167 @@ TABLES = Path(__file__).with_name("sql") / "0001_event_store.log.sql"
 # Every query of this store is keyed. The planner must not think otherwise while the table is still
 # small, because the append function's plan is cached while the table grows.
 SESSION = b"; SET enable_seqscan = off"
+NO_ANSWERS = ("{}",) * 6
+MAX_EVENTS_PER_COMMIT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """The answer to a command, stored under its idempotency key together with the events.
+
+    `telemetry` is not stored: it is the head of the telemetry when the answer is given.
+    """
+
+    actor: str
+    key: str
+    request_hash: bytes
+    status: int
+    body: bytes
+    position: int = 0
+    telemetry: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Events that are recorded together or not at all, with the answers that they led to."""
+
+    events: Sequence[StoredEvent]
+    answers: Sequence[StoredAnswer] = ()
+
+    def keys(self) -> set[Any]:
+        """Return what must not exist yet.
+
+        Raise IntegrityError when the save contradicts itself.
+        """
+        keys: set[Any] = {(e.originator_id, e.originator_version) for e in self.events}
+        if len(keys) < len(self.events):
+            raise IntegrityError("One save holds the same version of a stream twice.")
+        keys.update((answer.actor, answer.key) for answer in self.answers)
+        return keys
+
+
+class Appended(NamedTuple):
+    """Outcome of one append: the head before it, and for each save its positions or a conflict."""
+
+    head: int
+    outcomes: list[range | None]
+
+
+def arguments(saves: Sequence[Save]) -> tuple[Any, ...]:
+    """Return the arguments of the append function."""
+    events = [event for save in saves for event in save.events]
+    return (
+        array(str(index) for index, save in enumerate(saves) for _ in save.events),
+        array(_id(event) for event in events),
+        array(str(event.originator_version) for event in events),
+        [event.topic for event in events],
+        [event.state for event in events],
+        *_answer_columns(saves),
+    )
+
+
+def _answer_columns(saves: Sequence[Save]) -> Sequence[Any]:
+    rows = [
+        (index, answer.actor, answer.key, answer.request_hash, answer.status, answer.body)
+        for index, save in enumerate(saves)
+        for answer in save.answers
+    ]
+    # An empty list takes psycopg as long as a full one; few requests have a key.
+    return [*map(list, zip(*rows, strict=True))] or NO_ANSWERS
+
+
+def _id(event: StoredEvent) -> str:
+    stream = event.originator_id
+    if isinstance(stream, UUID):
+        return stream.hex
+    # A text id of the library's; only such ids can need quotes.
+    return '"' + stream.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+class Ticket:
+    """A save in the queue of the group commit; its thread waits at the gate."""
+
+    __slots__ = ("error", "gate", "keys", "leads", "outcome", "save")
+
+    def __init__(self, save: Save) -> None:
+        self.save = save
+        self.keys = save.keys()
+        self.outcome: range | None = None
+        self.error: BaseException | None = None
+        self.leads = False
+        self.gate = threading.Lock()
+        self.gate.acquire()
+
+
+class GroupCommit:
+    """Hands the saves of many threads to `append` together; no two of one batch want the same."""
+
+    def __init__(self, append: Callable[[Sequence[Save]], Appended]) -> None:
+        self._append = append
+        self._queue: deque[Ticket] = deque()
+        self._lock = threading.Lock()
+        self._has_leader = False
+
+    def __len__(self) -> int:
+        """Return how many saves wait for their batch."""
+        return len(self._queue)
+
+    def save(self, save: Save) -> range:
+        """Return the positions of a durable save; raise IntegrityError where a version exists."""
+        ticket = Ticket(save)
+        with self._lock:
+            self._queue.append(ticket)
+            ticket.leads, self._has_leader = not self._has_leader, True
+        if not ticket.leads:
+            ticket.gate.acquire()
+        # Woken up as the leader, it commits for all that wait; else another thread did.
+        if ticket.leads:
+            self._lead(ticket)
+        if ticket.error is not None:
+            raise ticket.error
+        if ticket.outcome is None:
+            raise IntegrityError("The stream has that version already.")
+        return ticket.outcome
+
+    def _lead(self, leader: Ticket) -> None:
+        """Commit one batch, hand the lead to the thread that waits longest, and wake the others."""
+        with self._lock:
+            tickets = self._take_disjoint()
+        try:
+            appended = self._append([ticket.save for ticket in tickets])
+        except BaseException as error:  # noqa: BLE001 - every waiting thread has to be woken
+            for ticket in tickets:
+                ticket.error = error
+        else:
+            for ticket, outcome in zip(tickets, appended.outcomes, strict=True):
+                ticket.outcome = outcome
+        with self._lock:
+            successor = self._queue[0] if self._queue else None
+            self._has_leader = successor is not None
+        leader.leads = False
+        if successor is not None:
+            successor.leads = True
+            successor.gate.release()
+        for ticket in tickets:
+            if ticket is not leader:
+                ticket.gate.release()
+
+    def _take_disjoint(self) -> list[Ticket]:
+        """Return the oldest waiting saves of which no two want the same version."""
+        taken: list[Ticket] = []
+        waiting: list[Ticket] = []
+        keys: set[Any] = set()
+        events = 0
+        while self._queue and events < MAX_EVENTS_PER_COMMIT:
+            ticket = self._queue.popleft()
+            if keys.isdisjoint(ticket.keys):
+                taken.append(ticket)
+                events += len(ticket.save.events)
+            else:
+                waiting.append(ticket)
+            keys |= ticket.keys
+        self._queue.extendleft(reversed(waiting))
+        return taken
 
 
 class GroupCommitRecorder(PostgresApplicationRecorder):
@@ -71,15 +227,20 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         **kwargs: Any,
     ) -> None:
         super().__init__(datastore, events_table_name=events_table_name, **kwargs)
-        self.answers_table_name = f"{events_table_name}_answers"
-        self.check_identifier_length(self.answers_table_name)
+        answers = f"{events_table_name}_answers"
+        self.check_identifier_length(answers)
         self.names = {
             "schema": Identifier(datastore.schema),
             "table": Identifier(events_table_name),
-            "answers": Identifier(self.answers_table_name),
+            "answers": Identifier(answers),
             "append": Identifier(f"{events_table_name}_append"),
         }
-        self.sql_create_statements = [Composed([SQL(self._tables())])]
+        text = re.sub(
+            rf"\b{EVENTS}(\w*)",
+            rf'"{datastore.schema}"."{events_table_name}\1"',
+            TABLES.read_text(),
+        ).replace(EVENTS_CHANNEL, events_table_name)
+        self.sql_create_statements = [Composed([SQL(text)])]
         self.append_statement = self._sql(
             "SELECT head, conflicts FROM {schema}.{append}("
             "%s::int[], %s::uuid[], %s::bigint[], %b::text[], %b::bytea[], "
@@ -103,15 +264,6 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
     def _sql(self, statement: str) -> bytes:
         # As bytes: psycopg would put composed SQL together again for every execution.
         return SQL(statement).format(**self.names).as_bytes(None)
-
-    def _tables(self) -> str:
-        """Return the SQL that makes the log, with the names of this recorder."""
-        text = re.sub(
-            rf"\b{EVENTS}(\w*)",
-            rf'"{self.datastore.schema}"."{self.events_table_name}\1"',
-            TABLES.read_text(),
-        )
-        return text.replace(EVENTS_CHANNEL, self.events_table_name)
 
     def insert_events(
         self, stored_events: Sequence[StoredEvent], **kwargs: Any
@@ -138,7 +290,15 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         def work(conn: Connection[Any], retrying: bool) -> Appended:
             head, refused = self._append(conn, values)
             ours = self._recorded_before(conn, saves, refused) if retrying else {}
-            return Appended(head, list(outcomes(saves, head, refused, ours)))
+            outcomes: list[range | None] = []
+            position = head + 1
+            for index, save in enumerate(saves):
+                if index in refused:
+                    outcomes.append(ours.get(index))
+                else:
+                    outcomes.append(range(position, position + len(save.events)))
+                    position += len(save.events)
+            return Appended(head, outcomes)
 
         return self._patiently("append_retried", work)
 
@@ -161,35 +321,31 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
                 time.sleep(RETRY_PAUSE_SECONDS)
                 self.datastore.pool.check()
 
-    def _append(self, conn: Connection[Any], arguments: tuple[Any, ...]) -> tuple[int, set[int]]:
+    def _append(self, conn: Connection[Any], values: tuple[Any, ...]) -> tuple[int, set[int]]:
         with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
-            cursor.execute(self.append_statement, arguments, prepare=True)
-            row = cursor.fetchone()
-        if row is None:
-            raise OperationalError("The append function gave no answer.")
-        return row[0], set(row[1])
+            cursor.execute(self.append_statement, values, prepare=True)
+            ((head, conflicts),) = cursor.fetchall()
+        return head, set(conflicts)
 
     def _recorded_before(
         self, conn: Connection[Any], saves: Sequence[Save], refused: set[int]
     ) -> dict[int, range]:
         """Return those refused saves that an earlier attempt, whose answer was lost, did record."""
+        find = self._sql(
+            "SELECT notification_id FROM {schema}.{table} WHERE originator_id = %s "
+            "AND originator_version = %s AND topic = %s AND state = %s"
+        )
         found: dict[int, range] = {}
         for index in refused:
-            positions = [self._position_of(conn, event) for event in saves[index].events]
-            known = [position for position in positions if position is not None]
-            if known and len(known) == len(positions):
-                found[index] = range(known[0], known[-1] + 1)
+            values = [
+                (e.originator_id, e.originator_version, e.topic, e.state)
+                for e in saves[index].events
+            ]
+            rows = [conn.execute(find, each).fetchone() for each in values]
+            positions = [row["notification_id"] for row in rows if row is not None]
+            if rows and len(positions) == len(rows):
+                found[index] = range(positions[0], positions[-1] + 1)
         return found
-
-    def _position_of(self, conn: Connection[Any], event: StoredEvent) -> int | None:
-        row = conn.execute(
-            self._sql(
-                "SELECT notification_id FROM {schema}.{table} WHERE originator_id = %s "
-                "AND originator_version = %s AND topic = %s AND state = %s"
-            ),
-            (event.originator_id, event.originator_version, event.topic, event.state),
-        ).fetchone()
-        return None if row is None else row["notification_id"]
 
     def close(self) -> None:
         """Close the connections of this recorder."""
@@ -204,24 +360,22 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
         streams: Sequence[tuple[UUID, int]],
         answers: Sequence[tuple[str, str]],
         also: Callable[[Cursor[TupleRow]], T],
-    ) -> tuple[list[TupleRow], list[StoredAnswer], int, T]:
+    ) -> Loaded[T]:
         """Return what a batch of commands needs to be decided, read in one go.
 
-        `also` reads what answers need beside the streams. Then come the answers stored under
-        `(actor, key)`, and the events of each `(stream, after version)`, ordered by version within
-        the stream, together with the head position of the same moment. A lost connection is
-        retried for 5 s.
+        That is the events of each `(stream, after version)`, ordered by version within the stream,
+        the answers stored under `(actor, key)`, the head position at the moment of the events, and
+        what `also` reads first. A lost connection is retried for 5 s.
         """
         wanted = (array(s.hex for s, _ in streams), array(str(after) for _, after in streams))
 
-        def work(
-            conn: Connection[Any], again: bool
-        ) -> tuple[list[TupleRow], list[StoredAnswer], int, T]:
+        def work(conn: Connection[Any], retrying: bool) -> Loaded[T]:
             with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
                 extra = also(cursor)
                 stored: list[StoredAnswer] = []
                 if answers:
-                    cursor.execute(self.select_answers_statement, columns(answers), prepare=True)
+                    names = [*map(list, zip(*answers, strict=True))]
+                    cursor.execute(self.select_answers_statement, names, prepare=True)
                     stored = [StoredAnswer(*row) for row in cursor.fetchall()]
                 cursor.execute(self.select_streams_statement, wanted, prepare=True)
                 (_, head, *_), *rows = cursor.fetchall()
@@ -231,15 +385,11 @@ class GroupCommitRecorder(PostgresApplicationRecorder):
 
     def forget_answers(self, older_than_hours: float) -> int:
         """Delete idempotency answers past their lifetime; return how many."""
+        delete = self._sql(
+            "DELETE FROM {schema}.{answers} WHERE created_at < now() - make_interval(secs => %s)"
+        )
         with self.connection() as conn, unhurried(conn):
-            cursor = conn.execute(
-                self._sql(
-                    "DELETE FROM {schema}.{answers} "
-                    "WHERE created_at < now() - make_interval(secs => %s)"
-                ),
-                (older_than_hours * 3600,),
-            )
-            return int(cursor.rowcount)
+            return int(conn.execute(delete, (older_than_hours * 3600,)).rowcount)
 
 
 class GroupCommitProcessRecorder(PostgresTrackingRecorder, GroupCommitRecorder, ProcessRecorder):
@@ -269,15 +419,11 @@ class GroupCommitFactory(PostgresFactory):
 
 
 def open_recorder(
-    database_url: str,
-    *,
-    pool_size: int = 2,
-    name: str = "backlot",
-    limits: Limits = SHORT_WORK,
+    database_url: str, *, pool_size: int = 2, name: str = "backlot", limits: Limits = SHORT_WORK
 ) -> GroupCommitRecorder:
     """Return a recorder on the database at a libpq URL, which has its tables already.
 
-    `engine.migrations` makes those of Backlot; tests that give another `name` create theirs.
+    `engine.installation` makes those of Backlot; tests that give another `name` create theirs.
     """
     datastore = PostgresDatastore(dbname="", host="", port="", user="", password="")
     datastore.pool = thread_pool(  # type: ignore[assignment]  # the library's fetches passwords

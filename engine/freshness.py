@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 from psycopg import Error
@@ -17,9 +16,9 @@ from psycopg.errors import UndefinedTable
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from engine.notifications import EVENTS, HURRY, NOTIFY
 from engine.overview import ACTIVE
 from engine.projection import Projection
+from engine.subscription import EVENTS, HURRY, NOTIFY
 from infra.advisory_locks import LockClass, copy_lock
 from infra.metrics import counter
 from infra.position import BEGINNING, Position
@@ -71,7 +70,7 @@ class Freshness:
 
     @property
     def is_asked(self) -> bool:
-        """Whether the client named a position."""
+        """Return whether the client named a position."""
         return self.position != BEGINNING
 
     @property
@@ -156,15 +155,23 @@ class Waiting:
                 if self._waits:
                     await asyncio.sleep(self._poll_seconds)
         except Error as error:
-            self._fail(error)
+            for wait in self._waits:
+                if not wait.reached.done():
+                    wait.reached.set_exception(error)
         finally:
             self._poller = None
 
     async def _look(self) -> None:
         async with self._pool.connection() as conn:
-            rows = await _read(conn, self._query)
+            try:
+                rows = await (await conn.execute(self._query)).fetchall()
+            except UndefinedTable:
+                # None of them has ever begun.
+                rows = []
             self._positions = {name: Position(*numbers) for name, *numbers, _ in rows}
-            foreign = [name for name, *_, version in rows if self._lacks(name, version)]
+            # Copies of read models of this program, of versions that it can't feed.
+            fed = self._versions
+            foreign = [name for name, *_, at in rows if name in fed and at not in fed[name]]
             self._unfed = await self._without_runner(conn, foreign) if foreign else {}
 
     async def _call(self) -> None:
@@ -173,10 +180,6 @@ class Waiting:
             self._uncalled, self._called = False, time.monotonic()
             async with self._log_pool.connection() as conn:
                 await conn.execute(NOTIFY, (EVENTS, HURRY))
-
-    def _lacks(self, name: str, version: int | None) -> bool:
-        """Return whether it is a copy of a projection of this program that this one can't feed."""
-        return name in self._versions and version not in self._versions[name]
 
     async def _without_runner(
         self, conn: LiveAsyncConnection[TupleRow], schemas: Collection[str]
@@ -212,16 +215,3 @@ class Waiting:
 
     def _at(self, name: str) -> Position:
         return self._positions.get(name, BEGINNING)
-
-    def _fail(self, error: Error) -> None:
-        for wait in self._waits:
-            if not wait.reached.done():
-                wait.reached.set_exception(error)
-
-
-async def _read(conn: LiveAsyncConnection[TupleRow], query: bytes) -> list[tuple[Any, ...]]:
-    """Return what the query finds; nothing where none has ever begun."""
-    try:
-        return await (await conn.execute(query)).fetchall()
-    except UndefinedTable:
-        return []

@@ -20,9 +20,8 @@ from psycopg import Connection
 
 from domain.model import Aggregate, Origin
 from domain.operation import Members, Operation, OperationOutcome
-from engine.codec import MAPPER, event_id
-from engine.event_store import GroupCommitRecorder
-from engine.group_commit import Save
+from engine.event_store import GroupCommitRecorder, Save
+from engine.log import MAPPER, event_id
 from infra.advisory_locks import operation_lock, try_lock, unlock
 from infra.errors import describe
 

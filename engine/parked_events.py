@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -14,16 +14,17 @@ import structlog
 from eventsourcing.persistence import MapperDeserialisationError
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow, class_row
+from pydantic.alias_generators import to_camel
 
 from domain.text import shows
-from engine import checkpoints, dead_letters, ledger
-from engine.applier import try_event
-from engine.codec import EventMapper, topics_of
+from engine import checkpoints, dead_letters
+from engine.applier import account, try_event
+from engine.dead_letters import LetterStatus
 from engine.event_store import EVENTS
-from engine.log import READ_ONE, Log, Stored
-from engine.notifications import notify
+from engine.log import MAPPER, READ_ONE, Stored, topics_of
 from engine.privacy import PayloadMode, mask_actor, present
 from engine.projection import Projection, RangeProjection
+from engine.subscription import notify
 from infra.errors import OperatorError, describe, fault_of
 from infra.utc import rfc3339
 
@@ -45,8 +46,8 @@ ORDER BY p.position LIMIT %(limit)s
 """
 AT = " AND p.position = %(position)s"
 OF_TOPIC = " AND p.status = 'parked' AND e.topic = %(topic)s ORDER BY p.position"
+# After so many the live copy gets its turn.
 CHUNK_EVENTS = 200
-"""After so many the live copy gets its turn."""
 
 HOLD = b"""
 SELECT version, position, accounted_after FROM backlot_checkpoints
@@ -73,16 +74,37 @@ WHERE p.kind = 'projection' AND p.subscription = %(schema)s AND p.position = %(p
       AND p.position <= %(reached)s
 FOR UPDATE OF p
 """.encode()
+WAITING = b"""
+SELECT position FROM backlot_dead_letters
+WHERE kind = 'projection' AND subscription = %s AND status = 'parked' ORDER BY position
+"""
+DISCARD = b"""
+UPDATE backlot_dead_letters
+SET status = 'discarded', decided_by = %s, decided_at = now(), reason = %s
+WHERE kind = 'projection' AND subscription = %s AND position = ANY (%s) AND status = 'parked'
+RETURNING position
+"""
+APPLIED = b"""
+DELETE FROM backlot_dead_letters
+WHERE kind = 'projection' AND subscription = %s AND position = %s
+"""
+FAILED = b"""
+UPDATE backlot_dead_letters SET error = %s, attempts = attempts + 1
+WHERE kind = 'projection' AND subscription = %s AND position = %s
+"""
+# Park every event of the same topic and error that is in the log now.
+GIVE_ORDER = f"""
+INSERT INTO projections.park_orders (projection, topic, fault, until, given_by, reason)
+SELECT %(projection)s, e.topic, %(fault)s, (SELECT max(notification_id) FROM {EVENTS}), %(actor)s,
+       %(reason)s
+FROM {EVENTS} e WHERE e.notification_id = %(position)s
+ON CONFLICT (projection, topic, fault) DO UPDATE
+SET until = excluded.until, given_by = excluded.given_by, reason = excluded.reason,
+    given_at = now()
+""".encode()
 ABSENT = "it is not parked, or not any more"
 BLOCKED = "an earlier event of its stream is parked: retry that first, or replay"
 OVERTAKEN = "later events of its stream were applied: a replay puts it in its place"
-
-
-class ParkedStatus(StrEnum):
-    """Whether the event waits for a decision, or an operator decided to leave it out."""
-
-    PARKED = "parked"
-    DISCARDED = "discarded"
 
 
 class NotParked(OperatorError):
@@ -90,7 +112,7 @@ class NotParked(OperatorError):
 
 
 @dataclass(frozen=True, slots=True)
-class Parked:
+class ParkedRow:
     """An event that one copy has set aside; where the log lost it, it has no topic and stream.
 
     Who decided, when and why: of the operator who discarded it, or had it parked.
@@ -111,19 +133,18 @@ class Parked:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the command line's --json and the HTTP API show; without what is None."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {_camel(name): _plain(value) for name, value in values.items() if value is not None}
+        return _as_json(self)
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ParkedContent:
     """A parked event with its content, as far as the mode admits.
 
     `payload` is that of the newest version of the event, whose topic is `newest_topic`. Of an
     event that can't be read it is None; then `unreadable` says why, and `raw` is what is stored.
     """
 
-    parked: Parked
+    parked: ParkedRow
     actor: str | None = None
     recorded_at: datetime | None = None
     newest_topic: str | None = None
@@ -133,10 +154,8 @@ class Shown:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields of the parked event and these, without what is None."""
-        names = ("actor", "recorded_at", "newest_topic", "payload", "unreadable", "raw")
-        values = {_camel(name): _plain(getattr(self, name)) for name in names}
-        known = {name: value for name, value in values.items() if value is not None}
-        return {**self.parked.as_dict(), **known}
+        content = _as_json(self)
+        return {**content.pop("parked").as_dict(), **content}
 
 
 class NotStopped(OperatorError):
@@ -162,7 +181,7 @@ class CannotRetry(OperatorError):
 
 
 @dataclass(frozen=True, slots=True)
-class Retried:
+class RetriedEvent:
     """An event that was to be tried again, and, unless it is applied, why not."""
 
     position: int
@@ -175,30 +194,23 @@ class Retried:
         return result if self.detail is None else {**result, "detail": self.detail}
 
 
-class Held(NamedTuple):
-    """A copy that is locked against other changes, and from where its ledger accounts."""
-
-    reached: int
-    accounted_after: int
-
-
 def parked(
     conn: Connection[TupleRow],
     schema: str,
     *,
-    status: ParkedStatus | None = None,
+    status: LetterStatus | None = None,
     after: int = 0,
     limit: int = PAGE_EVENTS,
-) -> list[Parked]:
+) -> list[ParkedRow]:
     """The next events that a copy has set aside after a position, of any status or one."""
     values = {"schema": schema, "status": status, "after": after, "limit": limit}
-    with conn.cursor(row_factory=class_row(Parked)) as cursor:
+    with conn.cursor(row_factory=class_row(ParkedRow)) as cursor:
         return cursor.execute((SELECT + PAGE).encode(), values).fetchall()
 
 
-def find(conn: Connection[TupleRow], schema: str, position: int) -> Parked:
+def find(conn: Connection[TupleRow], schema: str, position: int) -> ParkedRow:
     """Return the event that is set aside at a position; raise NotParked."""
-    with conn.cursor(row_factory=class_row(Parked)) as cursor:
+    with conn.cursor(row_factory=class_row(ParkedRow)) as cursor:
         values = {"schema": schema, "position": position}
         found = cursor.execute((SELECT + AT).encode(), values).fetchone()
     if found is None:
@@ -212,45 +224,40 @@ def alike(conn: Connection[TupleRow], schema: str, position: int) -> list[int]:
     It is among them if it waits itself. Raise NotParked.
     """
     like = find(conn, schema, position)
-    with conn.cursor(row_factory=class_row(Parked)) as cursor:
+    with conn.cursor(row_factory=class_row(ParkedRow)) as cursor:
         values = {"schema": schema, "topic": like.topic}
         waiting = cursor.execute((SELECT + OF_TOPIC).encode(), values).fetchall()
     return [each.position for each in waiting if fault_of(each.error) == fault_of(like.error)]
 
 
 def show(
-    conn: Connection[TupleRow],
-    schema: str,
-    position: int,
-    *,
-    mapper: EventMapper,
-    mode: PayloadMode = PayloadMode.FULL,
-) -> Shown:
+    conn: Connection[TupleRow], schema: str, position: int, *, mode: PayloadMode = PayloadMode.FULL
+) -> ParkedContent:
     """Return one of them with its content, upcast to its newest version; raise NotParked."""
     found = find(conn, schema, position)
     row = conn.execute(READ_ONE, (position,)).fetchone()
     if row is None:
-        return Shown(found, unreadable="It is not in the log any more.")
+        return ParkedContent(found, unreadable="It is not in the log any more.")
     stored = Stored(*row)
     try:
-        event = mapper.decode(*stored[1:])
+        event = stored.decode().event
     except MapperDeserialisationError as error:
         raw = stored.state.decode(errors="backslashreplace")
-        return Shown(
+        return ParkedContent(
             found, unreadable=describe(error), raw=raw if mode is PayloadMode.FULL else None
         )
-    return Shown(
+    return ParkedContent(
         found,
         actor=mask_actor(event.actor, mode),
         recorded_at=event.timestamp,
         newest_topic=event.TOPIC,
-        payload=present(orjson.loads(mapper.to_stored_event(event).state), mode),
+        payload=present(orjson.loads(MAPPER.to_stored_event(event).state), mode),
     )
 
 
-def _camel(name: str) -> str:
-    first, *others = name.split("_")
-    return first + "".join(word.capitalize() for word in others)
+def _as_json(row: ParkedRow | ParkedContent) -> dict[str, Any]:
+    values = {to_camel(field.name): getattr(row, field.name) for field in fields(row)}
+    return {name: _plain(value) for name, value in values.items() if value is not None}
 
 
 def _plain(value: Any) -> Any:
@@ -269,7 +276,7 @@ def remedy(name: str) -> str:
 
 def discard(
     conn: Connection[TupleRow], schema: str, position: int, *, reason: str, actor: str
-) -> Parked:
+) -> ParkedRow:
     """Leave a parked event out of this copy, and of those that are built and can't apply it either.
 
     Raise NotParked, and NoReason where none is given.
@@ -282,10 +289,11 @@ def discard(
 def discard_all(
     conn: Connection[TupleRow], schema: str, positions: Sequence[int], *, reason: str, actor: str
 ) -> list[int]:
-    """The same with several; return those that waited for a decision. Raise NoReason."""
+    """Leave several out; return those that waited for a decision. Raise NoReason."""
     _demand(reason)
     with conn.transaction(), conn.cursor() as cursor:
-        found = dead_letters.discard(cursor, schema, positions, actor=actor, reason=reason)
+        cursor.execute(DISCARD, (actor, reason, schema, list(positions)))
+        found = sorted(position for (position,) in cursor.fetchall())
         notify(cursor)
     for position in found:
         log.warning("projection_event_discarded", projection=schema, position=position, actor=actor)
@@ -299,7 +307,7 @@ def park_and_go_on(
     reason: str,
     actor: str,
     all_like: int | None = None,
-) -> Parked:
+) -> ParkedRow:
     """Park the event that a projection stopped in front of, and let it run behind that.
 
     `all_like` is that event's position, to have every event parked that is in the log now, of its
@@ -319,7 +327,8 @@ def park_and_go_on(
         dead_letters.park(cursor, schema, position, error)
         dead_letters.say_why(cursor, schema, position, actor, reason)
         if all_like is not None:
-            dead_letters.order_parking(cursor, name, position, error, reason=reason, actor=actor)
+            order = {"projection": name, "fault": fault_of(error), "position": position}
+            cursor.execute(GIVE_ORDER, order | {"actor": actor, "reason": reason})
         checkpoints.skip(cursor, schema)
         log.warning("projection_event_parked", projection=name, position=position, actor=actor)
     return find(conn, schema, position)
@@ -335,9 +344,8 @@ def retry(
     projection: Projection,
     chosen: Collection[int] | None = None,
     *,
-    mapper: EventMapper,
     force: bool = False,
-) -> list[Retried]:
+) -> list[RetriedEvent]:
     """Try parked events again, in the order of their positions: the chosen ones, or all.
 
     A chosen one may be discarded; all are those that wait for a decision. Each is tried under a
@@ -345,88 +353,72 @@ def retry(
     CannotRetry, and what the database raises when it is away: then nothing of the last
     transaction happened.
     """
+    name, schema = projection.name, projection.schema
     if isinstance(projection, RangeProjection):
-        raise CannotRetry(f"{projection.name} is made from stretches of the log: replay it.")
-    trial = Trial(conn, projection, mapper, force)
-    if chosen is None:
-        results = trial.run(dead_letters.waiting(conn, projection.schema))
-        # What another retry or a decision has taken in the meantime was not asked for.
-        return [result for result in results if result.outcome is not Outcome.ABSENT]
-    return trial.run(sorted(set(chosen)))
-
-
-class Trial:
-    """Trying events again in one copy."""
-
-    def __init__(
-        self, conn: Connection[TupleRow], projection: Projection, mapper: EventMapper, force: bool
-    ) -> None:
-        self._conn = conn
-        self._projection = projection
-        self._log = Log(projection.events, mapper=mapper, batch_events=1)
-        self._force = force
-        self._topics = [topic for event in projection.events for topic in topics_of(event)]
-
-    def run(self, positions: Sequence[int]) -> list[Retried]:
-        """Try them, some per transaction."""
-        results: list[Retried] = []
-        for start in range(0, len(positions), CHUNK_EVENTS):
-            results += self._chunk(positions[start : start + CHUNK_EVENTS])
-        for result in results:
-            self._log_result(result)
-        return results
-
-    def _chunk(self, positions: Sequence[int]) -> list[Retried]:
-        schema = self._projection.schema
-        with self._conn.transaction(), self._conn.cursor(binary=True) as cursor:
-            held = self._hold(cursor)
-            results = [self._one(cursor, held, position) for position in positions]
-            applied = [r.position for r in results if r.outcome is Outcome.APPLIED]
-            ledger.add(cursor, schema, sorted(at for at in applied if at > held.accounted_after))
+        raise CannotRetry(f"{name} is made from stretches of the log: replay it.")
+    waiting = conn.execute(WAITING, (schema,)).fetchall() if chosen is None else []
+    positions = [at for (at,) in waiting] if chosen is None else sorted(set(chosen))
+    results: list[RetriedEvent] = []
+    for start in range(0, len(positions), CHUNK_EVENTS):
+        with conn.transaction(), conn.cursor(binary=True) as cursor:
+            reached, accounted_after = _hold(cursor, projection)
+            asked = {"schema": schema, "reached": reached}
+            asked["topics"] = [topic for event in projection.events for topic in topics_of(event)]
+            chunk = [
+                _retry_one(conn, cursor, projection, asked | {"position": position}, force)
+                for position in positions[start : start + CHUNK_EVENTS]
+            ]
+            applied = [each.position for each in chunk if each.outcome is Outcome.APPLIED]
+            account(cursor, schema, [at for at in applied if at > accounted_after])
             notify(cursor)
-        return results
+        results += chunk
+    for each in results:
+        outcome = {"outcome": str(each.outcome), "detail": each.detail}
+        log.info("projection_event_retried", projection=name, position=each.position, **outcome)
+    # Of all that waited, what another retry or a decision has taken since was not asked for.
+    return [each for each in results if chosen is not None or each.outcome is not Outcome.ABSENT]
 
-    def _hold(self, cursor: Cursor[TupleRow]) -> Held:
-        """Lock the copy's row before its rows, as a runner does, so that neither waits in turn."""
-        projection = self._projection
-        # Where a switch gave the name to another copy just now, the second look finds that.
-        found = self._look(cursor) or self._look(cursor)
-        if found is None:
-            raise CannotRetry(f"There is no copy {projection.schema} of {projection.name}.")
-        version, reached, accounted_after = found
-        if version != projection.version:
-            raise CannotRetry(
-                f"{projection.schema} is of version {version}, and this release has version "
-                f"{projection.version} of {projection.name}: replay it."
-            )
-        return Held(reached, accounted_after)
 
-    def _look(self, cursor: Cursor[TupleRow]) -> TupleRow | None:
-        return cursor.execute(HOLD, (self._projection.schema,)).fetchone()
+def _hold(cursor: Cursor[TupleRow], projection: Projection) -> tuple[int, int]:
+    """Lock the copy's row before its rows, as a runner does, so that neither waits in turn.
 
-    def _one(self, cursor: Cursor[TupleRow], held: Held, position: int) -> Retried:
-        schema = self._projection.schema
-        values = {"schema": schema, "position": position, "topics": self._topics}
-        row = cursor.execute(EVENT, values | {"reached": held.reached}).fetchone()
-        if row is None:
-            return Retried(position, Outcome.ABSENT, ABSENT)
-        *columns, blocked, overtaken = row
-        if blocked and not self._force:
-            return Retried(position, Outcome.BLOCKED, BLOCKED)
-        if overtaken and not self._force:
-            return Retried(position, Outcome.OVERTAKEN, OVERTAKEN)
-        error = try_event(self._conn, cursor, self._projection, self._log, Stored(*columns))
-        if error is None:
-            dead_letters.applied(cursor, schema, position)
-            return Retried(position, Outcome.APPLIED)
-        dead_letters.failed_again(cursor, schema, position, describe(error))
-        return Retried(position, Outcome.FAILED, describe(error))
-
-    def _log_result(self, result: Retried) -> None:
-        log.info(
-            "projection_event_retried",
-            projection=self._projection.name,
-            position=result.position,
-            outcome=str(result.outcome),
-            detail=result.detail,
+    Return how far the copy is, and after which position its ledger accounts.
+    """
+    name, schema = projection.name, projection.schema
+    # Where a switch gave the name to another copy just now, the second look finds that.
+    for _ in range(2):
+        if found := cursor.execute(HOLD, (schema,)).fetchone():
+            break
+    else:
+        raise CannotRetry(f"There is no copy {schema} of {name}.")
+    version, reached, accounted_after = found
+    if version != projection.version:
+        raise CannotRetry(
+            f"{schema} is of version {version}, and this release has version "
+            f"{projection.version} of {name}: replay it."
         )
+    return reached, accounted_after
+
+
+def _retry_one(
+    conn: Connection[TupleRow],
+    cursor: Cursor[TupleRow],
+    projection: Projection,
+    asked: dict[str, Any],
+    force: bool,
+) -> RetriedEvent:
+    schema, position = asked["schema"], asked["position"]
+    row = cursor.execute(EVENT, asked).fetchone()
+    if row is None:
+        return RetriedEvent(position, Outcome.ABSENT, ABSENT)
+    *columns, blocked, overtaken = row
+    if blocked and not force:
+        return RetriedEvent(position, Outcome.BLOCKED, BLOCKED)
+    if overtaken and not force:
+        return RetriedEvent(position, Outcome.OVERTAKEN, OVERTAKEN)
+    error = try_event(conn, cursor, projection, Stored(*columns))
+    if error is None:
+        cursor.execute(APPLIED, (schema, position))
+        return RetriedEvent(position, Outcome.APPLIED)
+    cursor.execute(FAILED, (describe(error), schema, position))
+    return RetriedEvent(position, Outcome.FAILED, describe(error))

@@ -26,24 +26,18 @@ def present(payload: Mapping[str, object], mode: PayloadMode) -> dict[str, objec
     Masked, a list ends after 100 items with a note of how many follow, and what is nested more
     than 32 levels deep is left out.
     """
-    match mode:
-        case PayloadMode.FULL:
-            return dict(payload)
-        case PayloadMode.MASKED:
-            return {key: _mask(value, MAX_DEPTH) for key, value in payload.items()}
-        case PayloadMode.NONE:
-            return None
+    if mode is PayloadMode.FULL:
+        return dict(payload)
+    if mode is PayloadMode.MASKED:
+        return {key: _mask(value, MAX_DEPTH) for key, value in payload.items()}
+    return None
 
 
 def mask_actor(actor: str | None, mode: PayloadMode) -> str | None:
-    """Who acted, as the mode admits it: a user id tells something about a person too."""
-    match mode:
-        case PayloadMode.FULL:
-            return actor
-        case PayloadMode.MASKED:
-            return None if actor is None else _mask_text(actor)
-        case PayloadMode.NONE:
-            return None
+    """Return who acted, as the mode admits it: a user id tells something about a person too."""
+    if mode is PayloadMode.FULL or actor is None:
+        return actor
+    return _mask_text(actor) if mode is PayloadMode.MASKED else None
 
 
 def _mask(value: object, depth: int) -> object:
@@ -61,15 +55,11 @@ def _mask(value: object, depth: int) -> object:
         case dict():
             return {str(key): _mask(item, depth - 1) for key, item in value.items()}
         case list():
-            return _mask_list(value, depth - 1)
+            shown = [_mask(item, depth - 1) for item in value[:MAX_ITEMS]]
+            more = len(value) - len(shown)
+            return [*shown, f"<{more} more>"] if more else shown
     # Something that is not JSON: its kind, and certainly not its value.
     return f"<{type(value).__name__}>"
-
-
-def _mask_list(items: list[object], depth: int) -> list[object]:
-    shown = [_mask(item, depth) for item in items[:MAX_ITEMS]]
-    more = len(items) - len(shown)
-    return [*shown, f"<{more} more>"] if more else shown
 
 
 def _mask_text(text: str) -> str:

@@ -16,18 +16,12 @@ from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
 from domain.model import Aggregate
+from engine.log import Recorded
 from infra.postgres.connection import column
 
 OnPoison = Literal["stop", "park"]
 
 GATHER_SECONDS = 0.05
-
-
-class Recorded(NamedTuple):
-    """An event and its position in the log (from 1)."""
-
-    position: int
-    event: Aggregate.Event
 
 
 Batch = Sequence[Recorded]
@@ -74,12 +68,12 @@ class Projection(ABC):
         self._statements: dict[str, bytes] = {}
 
     def beside(self, schema: str) -> Self:
-        """The same projection for another copy."""
+        """Return the same projection for another copy."""
         return type(self)(schema)
 
     @property
     def versions(self) -> frozenset[int]:
-        """The versions of live copies that this release can apply events to."""
+        """Return the versions of live copies that this release can apply events to."""
         return frozenset({self.version, *(kind.version for kind in self.former)})
 
     def of_version(self, version: int) -> Projection | None:
@@ -155,10 +149,7 @@ def write_by_kind(
 def writing_by_kind(
     projection: Projection, writes: Writes, batch: Batch, cursor: Cursor[TupleRow]
 ) -> Iterator[type[Aggregate.Event]]:
-    """The same, step by step.
-
-    Gives each kind when its statement has run, while the cursor holds what that returned.
-    """
+    """Yield each kind when its statement has run, while the cursor holds what that returned."""
     for kind, group in by_kind(batch):
         statement, values = writes[kind]
         rows = (values(position, event) for position, event in group)
@@ -167,7 +158,7 @@ def writing_by_kind(
 
 
 def by_kind(batch: Batch) -> Iterator[tuple[type[Aggregate.Event], list[Recorded]]]:
-    """Events in groups of one class and one stream version.
+    """Yield the events in groups of one class and one stream version.
 
     The order within each stream stays, that between streams does not, and no group holds two
     events of one stream.
@@ -182,5 +173,5 @@ def by_kind(batch: Batch) -> Iterator[tuple[type[Aggregate.Event], list[Recorded
 
 
 def columns(rows: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Rows turned into one array per column, as `unnest` wants them."""
+    """Return rows as one array per column, as `unnest` wants them."""
     return [column(values) for values in zip(*rows, strict=True)]

@@ -13,18 +13,25 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from engine import checkpoints, dead_letters
+from engine import checkpoints
 from engine.applier import Applier, Step
-from engine.checkpoints import CheckpointStatus, Seen, Superseded
-from engine.codec import MAPPER, EventMapper
-from engine.connections import ThreadedConnection, is_outage
-from engine.leader_lock import LeaderLock
+from engine.checkpoints import CheckpointStatus, Seen, SubscriptionKind, Superseded
+from engine.connections import LeaderLock, ThreadedConnection, is_outage
+from engine.dead_letters import LetterStatus, count
 from engine.log import LogWindow
-from engine.messages import Place
-from engine.notifications import EVENTS, Notifications, woken
 from engine.projection import Projection
-from engine.replay.records import Replay, ReplayState, newest
-from engine.subscription import Handler, Restart, Resting, State, Subscription
+from engine.replay.records import ReplayState, newest
+from engine.subscription import (
+    EVENTS,
+    Handler,
+    Notifications,
+    Place,
+    Restart,
+    Resting,
+    State,
+    Subscription,
+    woken,
+)
 from infra.advisory_locks import copy_lock
 from infra.cancellation import together
 from infra.errors import describe
@@ -73,9 +80,7 @@ REPLAY_POSITION = gauge(
     ("projection",),
 )
 REPLAY_EVENTS = gauge(
-    "backlot_replay_events",
-    "Events that the last replay has applied.",
-    ("projection",),
+    "backlot_replay_events", "Events that the last replay has applied.", ("projection",)
 )
 REPLAY_RATE = gauge(
     "backlot_replay_rate",
@@ -89,16 +94,8 @@ REPLAY_SECONDS = gauge(
 )
 
 PROGRESS = (
-    PROJECTION_POSITION,
-    PROJECTION_LAG_EVENTS,
-    PROJECTION_LAG_SECONDS,
-    PROJECTION_PARKED,
-)
-REPLAY = (
-    REPLAY_POSITION,
-    REPLAY_EVENTS,
-    REPLAY_RATE,
-    REPLAY_SECONDS,
+    *(PROJECTION_POSITION, PROJECTION_LAG_EVENTS, PROJECTION_LAG_SECONDS, PROJECTION_PARKED),
+    *(REPLAY_POSITION, REPLAY_EVENTS, REPLAY_RATE, REPLAY_SECONDS),
 )
 PAUSED = "paused"
 
@@ -144,62 +141,35 @@ class Turn(NamedTuple):
     window: LogWindow | None
 
 
-class Gauges:
-    """The metrics of one projection in this process."""
-
-    def __init__(self, name: str, states: Sequence[str]) -> None:
-        self._name = name
-        self._states = states
-
-    def state(self, state: str) -> None:
-        for other in self._states:
-            PROJECTION_STATE.labels(self._name, other).set(other == state)
-
-    def progress(self, position: int, lag_events: int, lag_seconds: float) -> None:
-        PROJECTION_POSITION.labels(self._name).set(position)
-        PROJECTION_LAG_EVENTS.labels(self._name).set(lag_events)
-        PROJECTION_LAG_SECONDS.labels(self._name).set(lag_seconds)
-
-    def applied(self, events: int) -> None:
-        PROJECTION_EVENTS.labels(self._name).inc(events)
-
-    def parked(self, events: int) -> None:
-        PROJECTION_PARKED.labels(self._name).set(events)
-
-    def replay(self, replay: Replay | None) -> None:
-        """What became of the last replay, wherever it is worked on; nothing before the first."""
-        if replay is None:
-            return
-        name, rests = self._name, replay.paused and not replay.finished
-        present = PAUSED if rests else str(replay.state)
-        for state in (*ReplayState, PAUSED):
-            REPLAY_STATE.labels(name, state).set(state == present)
-        REPLAY_POSITION.labels(name).set(replay.position)
-        REPLAY_EVENTS.labels(name).set(replay.events_applied)
-        REPLAY_RATE.labels(name).set(0 if replay.rests else replay.rate or 0)
-        REPLAY_SECONDS.labels(name).set(replay.seconds)
-
-    def withdraw(self) -> None:
-        """Say nothing of progress, because another process may be making it."""
-        for each in (*PROGRESS, *REPLAY):
-            each.remove(self._name)
-        for state in (*ReplayState, PAUSED):
-            REPLAY_STATE.remove(self._name, state)
-
-
 def why_outdated(projection: Projection, version: int) -> str:
     """Return the detail of a live copy of another version than this program's."""
     fed = version in projection.versions
     return f"{OUTDATED}; {GOES_ON.format(version)}" if fed else OUTDATED
 
 
-class LiveCheckpoint:
-    """The row of the live copy: operators pause it, and a replay puts another copy in its place."""
+class LiveCopy:
+    """The checkpoint of a live copy and the log behind it.
 
-    def __init__(self, projection: Projection) -> None:
+    Operators pause the copy, and a replay puts another one in its place, so that the checkpoint is
+    looked at each time.
+    """
+
+    def __init__(
+        self,
+        projection: Projection,
+        *,
+        wake: asyncio.Event,
+        hurry: asyncio.Event,
+        batch_events: int,
+    ) -> None:
         self._projection = projection
-        self.fed = projection
-        """What applies events to the copy that was seen last."""
+        self._wake = wake
+        self._hurry = hurry
+        self._batch_events = batch_events
+        self._conn: ThreadedConnection | None = None
+        self._is_idle = False
+        self.applier = Applier(projection, batch_events=batch_events)
+        """Applies events to the copy that was seen last, whatever its version."""
 
     def prepare(self, conn: Connection[TupleRow]) -> None:
         """The copies' tables are made before anything runs."""
@@ -208,45 +178,15 @@ class LiveCheckpoint:
         seen = checkpoints.look(conn, self._projection.schema)
         if seen is None:
             raise Resting(State.OUTDATED, NOT_INSTALLED)
-        fed = self._projection.of_version(seen.version)
-        if fed is None:
+        projection = self._projection.of_version(seen.version)
+        if projection is None:
             raise Resting(State.OUTDATED, OUTDATED)
-        self.fed = fed
+        self.applier = Applier(projection, batch_events=self._batch_events)
         return {EVENT_LOG: seen.position}
-
-    def see(self, conn: Connection[TupleRow]) -> Seen:
-        """Return the row; raise Restart where it is that of a copy of another version now."""
-        seen = checkpoints.look(conn, self._projection.schema)
-        if seen is None or seen.version != self.fed.version:
-            raise Restart
-        return seen
-
-
-class LiveCopySource:
-    """The log behind the checkpoint of a live copy, which is looked at each time."""
-
-    def __init__(
-        self,
-        checkpoint: LiveCheckpoint,
-        *,
-        wake: asyncio.Event,
-        hurry: asyncio.Event,
-        mapper: EventMapper,
-        batch_events: int,
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._wake = wake
-        self._hurry = hurry
-        self._mapper = mapper
-        self._batch_events = batch_events
-        self._conn: ThreadedConnection | None = None
-        self._is_idle = False
-        self.applier = self._applier()
 
     async def start(self, conn: ThreadedConnection, places: Mapping[Place, int]) -> None:
         self._conn = conn
         self._is_idle = False
-        self.applier = self._applier()
 
     async def fetch(self, at_most_seconds: float) -> Turn:
         if self._conn is None:
@@ -263,12 +203,11 @@ class LiveCopySource:
     async def stop(self) -> None:
         self._conn = None
 
-    def _applier(self) -> Applier:
-        fed = self._checkpoint.fed
-        return Applier(fed, mapper=self._mapper, batch_events=self._batch_events)
-
     def _read(self, conn: Connection[TupleRow]) -> Turn:
-        seen = self._checkpoint.see(conn)
+        """Return the next turn; raise Restart where the live copy is of another version now."""
+        seen = checkpoints.look(conn, self._projection.schema)
+        if seen is None or seen.version != self.applier.projection.version:
+            raise Restart
         if seen.status != CheckpointStatus.RUNNING or seen.head == seen.position:
             return Turn(seen, None)
         return Turn(seen, self.applier.read(conn, seen.position, seen.head))
@@ -277,23 +216,15 @@ class LiveCopySource:
 class ProjectionHandler(Handler[Turn]):
     """Applies what comes to the live copy, and measures how far that is."""
 
-    def __init__(
-        self, projection: Projection, source: LiveCopySource, hurry: asyncio.Event
-    ) -> None:
+    def __init__(self, projection: Projection, copy: LiveCopy, hurry: asyncio.Event) -> None:
         """`hurry` is set when a query waits for the read model: it ends the gathering."""
         self._projection = projection
-        self._source = source
+        self._copy = copy
         self._hurry = hurry
-        self._followers: list[asyncio.Event] = []
-        self._gauges = Gauges(projection.name, [str(state) for state in State])
         self._age_measured = 0.0
+        self.followers: list[asyncio.Event] = []
+        """Set whenever the read model has moved in this process."""
         self.status = SubscriptionStatus(projection.name, projection.version)
-
-    def follow(self) -> asyncio.Event:
-        """Return an event that is set whenever the read model has moved in this process."""
-        moved = asyncio.Event()
-        self._followers.append(moved)
-        return moved
 
     async def start(self, conn: ThreadedConnection) -> None:
         if await conn.do(checkpoints.retry, self._projection.schema):
@@ -307,15 +238,48 @@ class ProjectionHandler(Handler[Turn]):
 
     async def look_aside(self, conn: ThreadedConnection) -> None:
         """Tell what other processes do here: operators retry what is parked, replays go on."""
-        parked, replay = await conn.do(self._beside)
-        self._gauges.parked(parked)
-        self._gauges.replay(replay)
+        name, schema = self._projection.name, self._projection.schema
+        of = SubscriptionKind.PROJECTION, schema, [LetterStatus.PARKED]
+        PROJECTION_PARKED.labels(name).set(await conn.do(count, *of))
+        replay = await conn.do(newest, name)
+        if replay is None:
+            return
+        present = PAUSED if replay.paused and not replay.finished else str(replay.state)
+        for state in (*ReplayState, PAUSED):
+            REPLAY_STATE.labels(name, state).set(state == present)
+        REPLAY_POSITION.labels(name).set(replay.position)
+        REPLAY_EVENTS.labels(name).set(replay.events_applied)
+        REPLAY_RATE.labels(name).set(0 if replay.rests else replay.rate or 0)
+        REPLAY_SECONDS.labels(name).set(replay.seconds)
 
     async def stop(self) -> None:
-        self._gauges.withdraw()
+        self._withdraw()
 
-    def enter(self, state: State, detail: str | None = None) -> None:
-        self._enter(SubscriptionStatus(self.status.name, self.status.version, state, detail=detail))
+    def _withdraw(self) -> None:
+        """Say nothing of progress, because another process may be making it."""
+        for each in PROGRESS:
+            each.remove(self._projection.name)
+        for state in (*ReplayState, PAUSED):
+            REPLAY_STATE.remove(self._projection.name, state)
+
+    def enter(
+        self,
+        state: State,
+        detail: str | None = None,
+        position: int | None = None,
+        lag_events: int | None = None,
+        lag_seconds: float | None = None,
+    ) -> None:
+        name, version, before = self.status.name, self.status.version, self.status.state
+        progress = position, lag_events, lag_seconds
+        self.status = SubscriptionStatus(name, version, state, *progress, detail)
+        if state is before:
+            return
+        for each in State:
+            PROJECTION_STATE.labels(name, each).set(each == state)
+        if position is None:
+            self._withdraw()
+        log.info("projection_state", projection=name, state=str(state), detail=detail)
 
     def failed(self, error: Exception) -> None:
         """Log what interrupted the projection."""
@@ -326,64 +290,44 @@ class ProjectionHandler(Handler[Turn]):
             exc_info=None if is_outage(error) else error,
         )
 
-    def _beside(self, conn: Connection[TupleRow]) -> tuple[int, Replay | None]:
-        parked = dead_letters.count_parked(conn, self._projection.schema)
-        return parked, newest(conn, self._projection.name)
-
     async def _take_in(self, conn: ThreadedConnection, seen: Seen, window: LogWindow) -> float:
         """Apply a window; return how long others may gather (seconds): 0 if more waits."""
+        name, gather_seconds = self._projection.name, self._projection.gather_seconds
         try:
-            step: Step = await conn.do(self._source.applier.take_in, seen.position, window)
+            step: Step = await conn.do(self._copy.applier.take_in, seen.position, window)
         except Superseded as reason:
-            log.info("projection_superseded", projection=self._projection.name, reason=str(reason))
-            return self._projection.gather_seconds
-        self._gauges.applied(step.applied)
+            log.info("projection_superseded", projection=name, reason=str(reason))
+            return gather_seconds
+        PROJECTION_EVENTS.labels(name).inc(step.applied)
         if step.broken:
             await self.look_aside(conn)
-        for follower in self._followers:
+        for follower in self.followers:
             follower.set()
         if step.until < seen.head:
             return 0
-        return self._projection.gather_seconds if step.applied else GATHER_UNWANTED_SECONDS
+        return gather_seconds if step.applied else GATHER_UNWANTED_SECONDS
 
     async def _report(self, conn: ThreadedConnection, seen: Seen) -> None:
         """Make position, lag and state known."""
+        name, version = self._projection.name, self._projection.version
         lag = seen.head - seen.position
         seconds = await self._lag_seconds(conn, seen) if lag else 0.0
-        self._gauges.progress(seen.position, lag, seconds)
-        outdated = (
-            seen.status == CheckpointStatus.RUNNING and seen.version != self._projection.version
-        )
-        self._enter(
-            SubscriptionStatus(
-                self.status.name,
-                self.status.version,
-                State.OUTDATED if outdated else State(seen.status),
-                position=seen.position,
-                lag_events=lag,
-                lag_seconds=seconds,
-                detail=why_outdated(self._projection, seen.version) if outdated else seen.error,
-            )
-        )
+        PROJECTION_POSITION.labels(name).set(seen.position)
+        PROJECTION_LAG_EVENTS.labels(name).set(lag)
+        PROJECTION_LAG_SECONDS.labels(name).set(seconds)
+        state, detail = State(seen.status), seen.error
+        if state is State.RUNNING and seen.version != version:
+            state, detail = State.OUTDATED, why_outdated(self._projection, seen.version)
+        self.enter(state, detail, seen.position, lag, seconds)
 
     async def _lag_seconds(self, conn: ThreadedConnection, seen: Seen) -> float:
         """Return the age of the oldest event that waits; measured once a second."""
         if time.monotonic() - self._age_measured < MEASURE_AGE_SECONDS:
             return self.status.lag_seconds or 0.0
         self._age_measured = time.monotonic()
-        recorded = await conn.do(self._source.applier.log.recorded_at, seen.position + 1)
+        recorded = await conn.do(self._copy.applier.log.recorded_at, seen.position + 1)
         oldest = recorded or seen.updated_at
         return max(0.0, (datetime.now(UTC) - oldest).total_seconds())
-
-    def _enter(self, status: SubscriptionStatus) -> None:
-        before, self.status = self.status, status
-        if status.state is before.state:
-            return
-        self._gauges.state(status.state)
-        if status.position is None:
-            self._gauges.withdraw()
-        state, detail = str(status.state), status.detail
-        log.info("projection_state", projection=status.name, state=state, detail=detail)
 
 
 class ProjectionHost:
@@ -397,20 +341,20 @@ class ProjectionHost:
         *,
         batch_events: int = 5000,
         poll_seconds: float = 1.0,
-        mapper: EventMapper = MAPPER,
     ) -> None:
         """`batch_events` bounds a transaction, `poll_seconds` the delay when a NOTIFY is lost."""
         self._database_url = database_url
         self._notifications = notifications
         self._batch_events = batch_events
         self._poll_seconds = poll_seconds
-        self._mapper = mapper
         self._handlers: dict[str, ProjectionHandler] = {}
         self._subscriptions = [self._subscribe(projection) for projection in projections]
 
     def follow(self, name: str) -> asyncio.Event:
         """Return an event that is set whenever this projection has moved in this process."""
-        return self._handlers[name].follow()
+        moved = asyncio.Event()
+        self._handlers[name].followers.append(moved)
+        return moved
 
     async def run(self) -> None:
         """Apply what is recorded until cancelled; what is being applied then is finished."""
@@ -422,21 +366,15 @@ class ProjectionHost:
 
     def _subscribe(self, projection: Projection) -> Subscription[Turn]:
         hurry = self._notifications.hurried() if projection.hurries else asyncio.Event()
-        checkpoint = LiveCheckpoint(projection)
-        source = LiveCopySource(
-            checkpoint,
-            wake=self._notifications.subscribe(EVENTS),
-            hurry=hurry,
-            mapper=self._mapper,
-            batch_events=self._batch_events,
-        )
-        handler = ProjectionHandler(projection, source, hurry)
+        wake = self._notifications.subscribe(EVENTS)
+        copy = LiveCopy(projection, wake=wake, hurry=hurry, batch_events=self._batch_events)
+        handler = ProjectionHandler(projection, copy, hurry)
         self._handlers[projection.name] = handler
         return Subscription(
             self._database_url,
             f"projection {projection.name}",
-            source=source,
-            checkpoint=checkpoint,
+            source=copy,
+            checkpoint=copy,
             handler=handler,
             on_error=handler.failed,
             leader=LeaderLock(copy_lock(projection.schema)),

@@ -12,7 +12,6 @@ from prometheus_client import Counter
 
 log = structlog.get_logger(__name__)
 
-
 Run = Callable[[], Awaitable[float | None]]
 """One run of a job; it may return the seconds until the next one."""
 
@@ -52,7 +51,7 @@ def repeat(run: Run) -> Session:
 async def run_job(job: Job) -> None:
     """Run a job again and again until cancelled; a run that is under way then is finished."""
     pause = 0.0 if job.at_once else job.every
-    errors = job.outage.errors if job.outage is not None else ()
+    errors = job.outage.errors if job.outage else ()
     while True:
         try:
             async with job.session() as run:
@@ -61,14 +60,10 @@ async def run_job(job: Job) -> None:
                     asked = await run()
                     pause = job.every if asked is None else asked
         except errors as error:
-            _tell(job.outage, error)
+            if job.outage and job.outage.failures:
+                job.outage.failures.inc()
+            if job.outage:
+                text = " ".join(str(error).split())
+                log.warning(job.outage.event, error=f"{type(error).__name__}: {text}")
             await asyncio.sleep(job.every)
             pause = 0.0
-
-
-def _tell(outage: Outage | None, error: Exception) -> None:
-    if outage is None:
-        return
-    if outage.failures is not None:
-        outage.failures.inc()
-    log.warning(outage.event, error=f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -3,6 +3,10 @@
 A subscription takes the lead, reads from its source behind its checkpoint and hands each batch to
 its handler, which moves the checkpoint (in the transaction of its rows, where its work is rows). It
 goes on after whatever stopped it. The connection that works is the one that holds the leader lock.
+
+One LISTEN connection of a process wakes every subscription in it. A notification `hurry` comes from
+a query that waits for a read model. It also ends the time in which a subscription lets events
+gather.
 """
 
 from __future__ import annotations
@@ -10,25 +14,117 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import nullcontext, suppress
 from enum import StrEnum
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
-from psycopg import Connection
+import structlog
+from psycopg import AsyncConnection, Connection, Cursor, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
+from psycopg.sql import SQL, Identifier
 
-from engine.connections import Backoff, ThreadedConnection, connected
-from engine.leader_lock import TAKEOVER_SECONDS, Leader
-from engine.messages import Place
-from engine.sources import Source
-from infra.cancellation import to_the_end, together
+from engine import telemetry
+from engine.connections import TAKEOVER_SECONDS, Backoff, Leader, ThreadedConnection, connected
+from engine.event_store import EVENTS_CHANNEL
+from infra.cancellation import cancel, to_the_end, together
 from infra.errors import describe
+from infra.postgres.connection import open_async_connection
 
+log = structlog.get_logger(__name__)
+
+Place = tuple[str, int]
+"""A source and its partition: `("events", 0)`, or a topic of Kafka and its partition."""
+
+EVENTS = EVENTS_CHANNEL
+"""The channel of the event log, and of what operators change about its subscriptions."""
+CHANNELS = (EVENTS, telemetry.CHANNEL)
+HURRY = "hurry"
+"""The payload that a waiting query sends on the channel of the event log."""
+NOTIFY = b"SELECT pg_notify(%s, %s)"
+
+# Notifications that arrive within this time after one are answered together.
+GATHER_SECONDS = 0.005
+LOOK_UP_SECONDS = 5.0
 LOOK_SECONDS = 1.0
 """How often a handler looks at what is beside its batches."""
 
 B = TypeVar("B")
+B_co = TypeVar("B_co", covariant=True)
+L = TypeVar("L", bound="Lagging")
+
+
+def notify(conn: Connection[Any] | Cursor[Any]) -> None:
+    """Wake every subscription of every process, once the transaction is committed."""
+    conn.execute(NOTIFY, (EVENTS, ""))
+
+
+class Notifications:
+    """Sets the subscribed events at each notification; a lost one costs only a poll's delay.
+
+    To be used from one event loop.
+    """
+
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
+        self._subscribers: dict[str, list[asyncio.Event]] = defaultdict(list)
+        self._hurried: list[asyncio.Event] = []
+
+    def subscribe(self, *channels: str) -> asyncio.Event:
+        """Return an event that is set when something came in these channels, or in any."""
+        wake = asyncio.Event()
+        for channel in channels or CHANNELS:
+            self._subscribers[channel].append(wake)
+        return wake
+
+    def hurried(self) -> asyncio.Event:
+        """Return an event that is set when a query waits; after those of `subscribe` are."""
+        hurry = asyncio.Event()
+        self._hurried.append(hurry)
+        return hurry
+
+    async def run(self) -> None:
+        """Listen until cancelled, again and again where the database goes away."""
+        backoff = Backoff()
+        while True:
+            try:
+                async with await open_async_connection(self._database_url, "listener") as conn:
+                    await self._listen(conn, backoff)
+            except (OperationalError, InterfaceError) as error:
+                log.warning("listener_disconnected", error=" ".join(str(error).split()))
+                await asyncio.sleep(backoff.next())
+
+    async def _listen(self, conn: AsyncConnection[TupleRow], backoff: Backoff) -> None:
+        # All channels: subscribers may come later.
+        for channel in CHANNELS:
+            await conn.execute(SQL("LISTEN {}").format(Identifier(channel)))
+        backoff.reset()
+        # Something may have been recorded while there was no listener.
+        for channel in CHANNELS:
+            self._wake(channel)
+        while True:
+            hurry = False
+            async for note in conn.notifies(timeout=LOOK_UP_SECONDS, stop_after=1):
+                self._wake(note.channel)
+                hurry |= note.payload == HURRY
+            if hurry:
+                for event in self._hurried:
+                    event.set()
+            else:
+                await asyncio.sleep(GATHER_SECONDS)
+
+    def _wake(self, channel: str) -> None:
+        for wake in self._subscribers[channel]:
+            wake.set()
+
+
+async def woken(wake: asyncio.Event, at_most_seconds: float) -> None:
+    """Return when it is set, or after that time; clear it."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(at_most_seconds):
+            await wake.wait()
+    wake.clear()
 
 
 class State(StrEnum):
@@ -78,6 +174,76 @@ class NoCheckpoint:
 
     def look(self, conn: Connection[TupleRow]) -> Mapping[Place, int]:
         return {}
+
+
+class Source(Protocol[B_co]):
+    """Where batches come from, in order."""
+
+    async def start(self, conn: ThreadedConnection, places: Mapping[Place, int]) -> None:
+        """Begin behind these places; at the beginning where there is none."""
+
+    async def fetch(self, at_most_seconds: float) -> B_co:
+        """Return what comes next; empty when nothing came in that time."""
+
+    async def stop(self) -> None:
+        """Let go of what `start` opened; safe before it and again."""
+
+
+class Lagging(Protocol):
+    """A batch that says how much lies behind it."""
+
+    @property
+    def lag(self) -> int: ...
+
+
+class Prefetch(Source[L]):
+    """A source that reads on while what it gave is dealt with, wherever more waits.
+
+    The database answers the one and stores the other. Places go with their batch: what was read
+    ahead and not yet handed over is in none.
+    """
+
+    def __init__(self, source: Source[L]) -> None:
+        self._source = source
+        self._next: asyncio.Task[L] | None = None
+
+    async def start(self, conn: ThreadedConnection, places: Mapping[Place, int]) -> None:
+        await self._source.start(conn, places)
+
+    async def fetch(self, at_most_seconds: float) -> L:
+        reading, self._next = self._next, None
+        fetched = await (reading or self._source.fetch(at_most_seconds))
+        if fetched.lag:
+            self._next = asyncio.create_task(self._source.fetch(at_most_seconds))
+        return fetched
+
+    async def stop(self) -> None:
+        """Forget what was read ahead: the next start begins behind the checkpoint."""
+        reading, self._next = self._next, None
+        if reading is not None:
+            await cancel(reading)
+            ended = reading.done() and not reading.cancelled()
+            error = reading.exception() if ended else None
+            if isinstance(error, Exception):
+                log.info("read_ahead_failed", error=describe(error))
+        await self._source.stop()
+
+
+class Wakeups:
+    """A source that only says when to look; its handler finds out by itself what there is."""
+
+    def __init__(self, wake: asyncio.Event) -> None:
+        self._wake = wake
+
+    async def start(self, conn: ThreadedConnection, places: Mapping[Place, int]) -> None:
+        """Look at once: something may have happened before."""
+        self._wake.set()
+
+    async def fetch(self, at_most_seconds: float) -> None:
+        await woken(self._wake, at_most_seconds)
+
+    async def stop(self) -> None:
+        """It holds nothing."""
 
 
 class Handler(ABC, Generic[B]):
@@ -173,17 +339,12 @@ class Subscription(Generic[B]):
     async def _keep_following(self, conn: ThreadedConnection) -> None:
         while True:
             places = await conn.do(self._checkpoint.look)
+            url, purpose = self._reading_url, f"{self.name}, reading"
             try:
-                async with self._reading(conn) as reader:
+                async with connected(url, purpose) if url else nullcontext(conn) as reader:
                     await self._follow(conn, reader, places)
             except Restart as wish:
                 await asyncio.sleep(wish.pause_seconds)
-
-    def _reading(self, conn: ThreadedConnection) -> AbstractAsyncContextManager[ThreadedConnection]:
-        """Return the connection that the source reads with."""
-        if self._reading_url is None:
-            return nullcontext(conn)
-        return connected(self._reading_url, f"{self.name}, reading")
 
     async def _follow(
         self, conn: ThreadedConnection, reader: ThreadedConnection, places: Mapping[Place, int]

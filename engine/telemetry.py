@@ -15,6 +15,7 @@ import hmac
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -44,7 +45,6 @@ FORGET = "DELETE FROM backlot_view_sessions WHERE began_at <= clock_timestamp() 
 
 HEAD = "SELECT coalesce(max(seq), 0) FROM backlot_telemetry"
 VIEWS = "SELECT video_id, views FROM backlot_views WHERE video_id = ANY(%b)"
-SALT_BYTES = 32
 
 # The day is that of the database's clock, for every process.
 MAKE = b"""
@@ -119,7 +119,8 @@ class Telemetry:
         self._pool.close()
 
     def _insert(self, events: Sequence[TelemetryEvent]) -> Sequence[UUID | BaseException | None]:
-        given = (*_columns(events), self._repeat)
+        rows = [(*each[:5], orjson.dumps(each.details).decode(), *each[6:]) for each in events]
+        given = (*map(list, zip(*rows, strict=True)), self._repeat)
         try:
             with self._pool.connection() as conn:
                 ((sessions,),) = conn.execute(INSERT, given, prepare=True).fetchall()
@@ -127,19 +128,6 @@ class Telemetry:
             # What can't be stored must not take its batch with it.
             return [error] if len(events) == 1 else [self._insert([one])[0] for one in events]
         return [None if session is None else UUID(session) for session in sessions]
-
-
-def _columns(events: Sequence[TelemetryEvent]) -> tuple[list[Any], ...]:
-    return (
-        [event.event_id for event in events],
-        [event.topic for event in events],
-        [event.video_id for event in events],
-        [event.user_id for event in events],
-        [event.happened_at for event in events],
-        [orjson.dumps(event.details).decode() for event in events],
-        [event.correlation_id for event in events],
-        [event.viewer for event in events],
-    )
 
 
 def forget_sessions(conn: Connection[Any], repeat: timedelta) -> int:
@@ -164,7 +152,7 @@ class Views:
         return {row[0]: row[1] for row in await cursor.fetchall()}
 
     def of(self, cursor: Cursor[Any], video_ids: Sequence[UUID]) -> dict[UUID, int]:
-        """The same, for the command bus."""
+        """Return the same, for the command bus."""
         cursor.execute(VIEWS, (list(video_ids),), prepare=True)
         return dict(cursor.fetchall())
 
@@ -186,13 +174,11 @@ class ViewerKeys:
         Raise psycopg.Error when the salt has to be read and the database is away.
         """
         if self._salt is None or self._salt.day != self._clock().date():
-            self._salt, _ = await self._reading.join("salt", self._read)
+            read = partial(asyncio.to_thread, self._read)
+            self._salt, _ = await self._reading.join("salt", read)
         return hmac.digest(self._salt.salt, f"{address}\n{client}".encode(), "sha256").hex()
 
-    async def _read(self) -> Salt:
-        return await asyncio.to_thread(self._read_now)
-
-    def _read_now(self) -> Salt:
+    def _read(self) -> Salt:
         with open_connection(self._database_url, "viewers") as conn:
             return salt_of_today(conn)
 
@@ -201,7 +187,7 @@ def salt_of_today(conn: Connection[Any]) -> Salt:
     """Return the salt that all processes use today, made where there is none; delete older ones."""
     with conn.transaction():
         forget_salts(conn)
-        conn.execute(MAKE, (secrets.token_bytes(SALT_BYTES),))
+        conn.execute(MAKE, (secrets.token_bytes(32),))
         ((day, salt),) = conn.execute(READ).fetchall()
     return Salt(day, salt)
 

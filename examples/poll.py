@@ -19,19 +19,18 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from domain.model import Aggregate, Origin
-from engine.command import Aggregates, Command
-from engine.command_bus import CommandBus
+from engine.command_bus import Aggregates, Command, CommandBus
 from engine.event_store import EVENTS, open_recorder
 from engine.freshness import Waiting
 from engine.inspection.streams import Fold, follow
 from engine.installation import install, make_tables
-from engine.notifications import Notifications
 from engine.projection import Batch, Projection, columns
 from engine.projection_subscription import ProjectionHost
 from engine.replay.records import ReplayOptions
 from engine.replay.replay import replay_now
 from engine.seals.sealer import Sealer
 from engine.seals.verification import verify_database
+from engine.subscription import Notifications
 from infra.cancellation import alongside
 from infra.position import Position
 from infra.postgres.connection import open_async_connection, open_connection

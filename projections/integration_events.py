@@ -16,7 +16,7 @@ from domain.comment import Comment
 from domain.model import Aggregate
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
-from engine.codec import event_id
+from engine.log import event_id
 from engine.telemetry import TelemetryEvent
 
 COMMENT_CREATED = "comment.created"

@@ -21,14 +21,11 @@ from redis import Redis, RedisError
 from redis.commands.core import Script
 
 from domain.video_likes import VideoLikes
-from engine.codec import EventMapper
-from engine.connections import ThreadedConnection, connect
+from engine.connections import EveryProcess, ThreadedConnection, connect
 from engine.event_store import EVENTS
-from engine.leader_lock import EveryProcess
 from engine.log import Log, Stored
 from engine.replay.records import Progress, Replay, ReplayState, Report, tell_nobody
-from engine.sources import Wakeups
-from engine.subscription import Handler, NoCheckpoint, Subscription
+from engine.subscription import Handler, NoCheckpoint, Subscription, Wakeups
 from infra.metrics import counter, gauge
 from projections.likes import Likes
 
@@ -248,14 +245,12 @@ def _as_counters(rows: Sequence[TupleRow]) -> tuple[int, dict[UUID, Counter]]:
 class CounterPublisher(Handler[None]):
     """Puts changed counts into Redis; several in several processes do no harm."""
 
-    def __init__(
-        self, likes: Likes, counters: Counters, wake: asyncio.Event, mapper: EventMapper
-    ) -> None:
+    def __init__(self, likes: Likes, counters: Counters, wake: asyncio.Event) -> None:
         """`wake` makes the subscription go on at once."""
         self._likes = likes
         self._counters = counters
         self._wake = wake
-        self._log = Log(likes.events, mapper=mapper, batch_events=WINDOW_EVENTS)
+        self._log = Log(likes.events, batch_events=WINDOW_EVENTS)
 
     async def handle(self, conn: ThreadedConnection, batch: None) -> None:
         lag = await conn.do(self.advance)
@@ -287,7 +282,7 @@ class CounterPublisher(Handler[None]):
     def _video(self, stored: Stored) -> UUID | None:
         """Whose count an event may have changed; None where nobody can read it."""
         try:
-            event = self._log.decode(stored).event
+            event = stored.decode().event
         except MapperDeserialisationError:
             # The read model has parked it; its count goes on without it.
             return None
@@ -310,10 +305,10 @@ class CounterPublisher(Handler[None]):
 
 
 def subscribe_counters(
-    database_url: str, likes: Likes, counters: Counters, moved: asyncio.Event, mapper: EventMapper
+    database_url: str, likes: Likes, counters: Counters, moved: asyncio.Event
 ) -> Subscription[None]:
     """Return the subscription that keeps the counters; `moved` says that the read model has."""
-    publisher = CounterPublisher(likes, counters, moved, mapper)
+    publisher = CounterPublisher(likes, counters, moved)
     return Subscription(
         database_url,
         "like counters",

@@ -14,7 +14,7 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from engine.migrations import MigrationSet
+from engine.installation import MigrationSet
 from infra.metrics import counter, gauge
 from projections.like_counters import FILL_SECONDS, Counter, Counters, counted
 from projections.likes import Likes

@@ -11,14 +11,11 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from engine.codec import MAPPER
 from engine.command_bus import CommandBus
 from engine.connections import ThreadedConnection, in_thread
-from engine.messages import Fetched, Poison, Received
-from engine.notifications import EVENTS
+from engine.messages import BEHIND_EVENTS, IncomingMessage, MessageBatch, Poison
 from engine.schedule import Job, Outage, repeat
-from engine.sources import BEHIND_EVENTS
-from engine.subscription import Subscription
+from engine.subscription import EVENTS, Subscription
 from infra.errors import describe
 from infra.metrics import counter
 from infra.postgres.connection import open_connection
@@ -107,7 +104,7 @@ class Analytics(AnalyticsSink):
     name = COUNTS_CONSUMER
     topics = TOPICS
 
-    def store(self, conn: Connection[TupleRow], batch: Sequence[Received]) -> None:
+    def store(self, conn: Connection[TupleRow], batch: Sequence[IncomingMessage]) -> None:
         now = datetime.now(UTC)
         self._last = self._store.add(conn, [_row(message, now) for message in batch])
 
@@ -118,12 +115,12 @@ class AnalyticsVideos(AnalyticsSink):
     name = VIDEOS_CONSUMER
     topics = uploads.UPLOAD_TOPICS
 
-    def store(self, conn: Connection[TupleRow], batch: Sequence[Received]) -> None:
+    def store(self, conn: Connection[TupleRow], batch: Sequence[IncomingMessage]) -> None:
         told = [uploads.told(message.topic, message.value) for message in batch]
         self._last = videos.apply(conn, self._store, told)
 
 
-def _row(message: Received, now: datetime) -> Row:
+def _row(message: IncomingMessage, now: datetime) -> Row:
     try:
         return row_of(message.topic, message.id, message.value, now)
     except NotCountable as error:
@@ -172,14 +169,12 @@ def analytics_means(settings: Settings, database_url: str) -> AnalyticsMeans:
     )
 
 
-def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[Fetched]]:
+def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[MessageBatch]]:
     """Count what happens; know the videos, which only the event log tells all of."""
     repeat = parts.settings.watch.view_repeat
     yield parts.feed(Analytics(repeat, counted=TrendingInvalidation(parts.redis).touch))
     wake = parts.notifications.subscribe(EVENTS)
-    source = LogSource(
-        uploads.UPLOAD_TOPICS, wake=wake, mapper=MAPPER, following=[feed(BEHIND_EVENTS)]
-    )
+    source = LogSource(uploads.UPLOAD_TOPICS, wake=wake, following=[feed(BEHIND_EVENTS)])
     yield parts.feed(AnalyticsVideos(repeat), source)
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from engine.command_bus import CommandBus
 from engine.event_store import open_recorder
-from engine.migrations import ENGINE, LOG, migrate
+from engine.installation import ENGINE, LOG, migrate
 from infra.errors import OperatorError
 from infra.postgres.connection import Limits, open_connection
 from infra.redis import open_redis

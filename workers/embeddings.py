@@ -14,8 +14,7 @@ import psycopg
 import structlog
 
 from engine.command_bus import CommandBus
-from engine.connections import ThreadedConnection, connected
-from engine.leader_lock import leading
+from engine.connections import ThreadedConnection, connected, leading
 from engine.schedule import Job, Outage, Run
 from infra.llm.embeddings import MAX_TEXTS, Embedder, make_embedder
 from infra.llm.errors import BadAnswer, LanguageModelError, ProviderFailed, RejectedRequest

@@ -20,12 +20,11 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import set_json_loads
 
 from domain.model import Aggregate
-from engine.codec import MAPPER, EventMapper
 from engine.connections import ThreadedConnection
 from engine.event_store import EVENTS
 from engine.log import Log
-from engine.messages import Dead, Fetched, Place, Raw, Received, Unreadable
-from engine.notifications import woken
+from engine.messages import DeadMessage, IncomingMessage, MessageBatch, RawMessage, Unreadable
+from engine.subscription import Place, woken
 from engine.telemetry import TelemetryEvent
 from projections.integration_events import (
     TELEMETRY,
@@ -93,11 +92,10 @@ class EventFeed:
         self,
         events: Iterable[type[Aggregate.Event]],
         *,
-        mapper: EventMapper = MAPPER,
         batch_events: int,
         tell: Callable[[int, Aggregate.Event], Message] = from_event,
     ) -> None:
-        self._log = Log(events, mapper=mapper, batch_events=batch_events)
+        self._log = Log(events, batch_events=batch_events)
         self._tell = tell
 
     def read(self, conn: Connection[TupleRow], after: int) -> Stretch:
@@ -109,7 +107,7 @@ class EventFeed:
         unreadable: list[Unpublishable] = []
         for stored in window.events:
             try:
-                messages.append(self._tell(*self._log.decode(stored)))
+                messages.append(self._tell(*stored.decode()))
             except (MapperDeserialisationError, NotPublishable) as error:
                 unreadable.append(Unpublishable(stored.topic, stored.position, str(error)))
         return Stretch(messages, unreadable, window.until, head)
@@ -235,13 +233,11 @@ class FeedSource(Generic[M]):
         )
 
 
-def feeds(
-    topics: Collection[str], *, mapper: EventMapper = MAPPER, batch_events: int
-) -> list[Feed]:
+def feeds(topics: Collection[str], *, batch_events: int) -> list[Feed]:
     """What has to be followed for all these topics."""
     found: list[Feed] = []
     if events := events_for(topics):
-        found.append(EventFeed(events, mapper=mapper, batch_events=batch_events))
+        found.append(EventFeed(events, batch_events=batch_events))
     if TELEMETRY.intersection(topics):
         found.append(TelemetryFeed(topics, batch_events=batch_events))
     return found
@@ -265,20 +261,19 @@ class LogSource:
         topics: frozenset[str],
         *,
         wake: asyncio.Event,
-        mapper: EventMapper,
         batch_events: int = BATCH_EVENTS,
         following: Sequence[Feed] | None = None,
     ) -> None:
         """`following` is what it reads where that is not what the topics tell."""
-        of_topics = following or feeds(topics, mapper=mapper, batch_events=batch_events)
+        of_topics = following or feeds(topics, batch_events=batch_events)
         self._feeds = FeedSource(of_topics, wake=wake, tell=received)
 
     async def start(self, conn: ThreadedConnection, places: Mapping[Place, int]) -> None:
         await self._feeds.start(conn, places)
 
-    async def fetch(self, at_most_seconds: float) -> Fetched:
+    async def fetch(self, at_most_seconds: float) -> MessageBatch:
         found = await self._feeds.fetch(at_most_seconds)
-        return Fetched(
+        return MessageBatch(
             [message for each in found.by_feed.values() for message in each.messages],
             [_dead(name, item) for name, each in found.by_feed.items() for item in each.unreadable],
             {(name, 0): each.until for name, each in found.by_feed.items()},
@@ -286,7 +281,7 @@ class LogSource:
             max([0.0, *map(_age, found.by_feed.values())]),
         )
 
-    async def reread(self, raw: Raw) -> Received:
+    async def reread(self, raw: RawMessage) -> IncomingMessage:
         found = await self._feeds.read(raw.place[0], raw.offset - 1)
         if found is None:
             raise Unreadable(f"This consumer does not follow {raw.place[0]}.")
@@ -296,16 +291,16 @@ class LogSource:
         told = [each.error for each in found.unreadable if each.position == raw.offset]
         raise Unreadable(told[0] if told else "It is not there any more.")
 
-    async def bury(self, consumer: str, dead: Sequence[Dead]) -> None:
+    async def bury(self, consumer: str, dead: Sequence[DeadMessage]) -> None:
         """Nobody else watches the log."""
 
     async def stop(self) -> None:
         await self._feeds.stop()
 
 
-def received(feed: str, message: Message) -> Received:
+def received(feed: str, message: Message) -> IncomingMessage:
     """A message as its consumer gets it."""
-    return Received(
+    return IncomingMessage(
         message.id,
         message.topic,
         message.key,
@@ -316,15 +311,17 @@ def received(feed: str, message: Message) -> Received:
     )
 
 
-def _raw(feed: str, message: Message) -> Raw:
+def _raw(feed: str, message: Message) -> RawMessage:
     headers = {name: value.decode() for name, value in message.headers()}
-    return Raw(message.topic, (feed, 0), message.position, message.key, message.value, headers)
+    return RawMessage(
+        message.topic, (feed, 0), message.position, message.key, message.value, headers
+    )
 
 
-def _age(found: FeedMessages[Received]) -> float:
+def _age(found: FeedMessages[IncomingMessage]) -> float:
     oldest = found.stretch.oldest
     return (datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0
 
 
-def _dead(feed: str, item: Unpublishable) -> Dead:
-    return Dead(Raw(item.topic, (feed, 0), item.position), item.error)
+def _dead(feed: str, item: Unpublishable) -> DeadMessage:
+    return DeadMessage(RawMessage(item.topic, (feed, 0), item.position), item.error)

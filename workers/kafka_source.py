@@ -19,7 +19,8 @@ import structlog
 from pydantic import ValidationError
 
 from engine.connections import ThreadedConnection
-from engine.messages import Dead, Fetched, Place, Raw, Received, Unreadable
+from engine.messages import DeadMessage, IncomingMessage, MessageBatch, RawMessage, Unreadable
+from engine.subscription import Place
 from infra.kafka import (
     Outgoing,
     Partition,
@@ -82,7 +83,7 @@ class KafkaSource:
         self._conn, self._relayed = conn, None
         await self._reader.start(offsets)
 
-    async def fetch(self, at_most_seconds: float) -> Fetched:
+    async def fetch(self, at_most_seconds: float) -> MessageBatch:
         await self._look_at_relay()
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._reader.look_for_partitions()
@@ -91,10 +92,10 @@ class KafkaSource:
         records = await self._reader.read(at_most_seconds, self._batch_messages)
         return _fetched(records, self._through(), self._reader.lag())
 
-    async def reread(self, raw: Raw) -> Received:
+    async def reread(self, raw: RawMessage) -> IncomingMessage:
         return parse(raw)
 
-    async def bury(self, consumer: str, dead: Sequence[Dead]) -> None:
+    async def bury(self, consumer: str, dead: Sequence[DeadMessage]) -> None:
         """Put them into the dead letters of their topics, with all that is known about each."""
         publisher = Publisher(self._kafka)
         try:
@@ -132,7 +133,7 @@ class KafkaSource:
         return relayed.places if relayed and self._reader.has_read(relayed.ends) else {}
 
 
-def parse(raw: Raw) -> Received:
+def parse(raw: RawMessage) -> IncomingMessage:
     """The message that these bytes mean; raises Unreadable."""
     try:
         if raw.value is None:
@@ -146,10 +147,10 @@ def parse(raw: Raw) -> Received:
     id_: UUID = value["id"]
     correlation = raw.headers.get("correlationId")
     value = orjson.loads(raw.value)
-    return Received(id_, raw.topic, raw.key or "", value, position, correlation, lambda: raw)
+    return IncomingMessage(id_, raw.topic, raw.key or "", value, position, correlation, lambda: raw)
 
 
-def dead_letter(consumer: str, dead: Dead) -> Outgoing:
+def dead_letter(consumer: str, dead: DeadMessage) -> Outgoing:
     """What goes beside the topic: the message as it came, and in headers why and where from."""
     raw = dead.raw
     topic, partition = raw.place
@@ -166,26 +167,26 @@ def dead_letter(consumer: str, dead: Dead) -> Outgoing:
     return Outgoing(dead_letters(raw.topic), key, raw.value, headers)
 
 
-def _fetched(records: Sequence[Record], through: Mapping[Place, int], lag: int) -> Fetched:
-    received: list[Received] = []
-    dead: list[Dead] = []
+def _fetched(records: Sequence[Record], through: Mapping[Place, int], lag: int) -> MessageBatch:
+    received: list[IncomingMessage] = []
+    dead: list[DeadMessage] = []
     for record in records:
         raw = _raw(record)
         try:
             received.append(parse(raw))
         except Unreadable as error:
-            dead.append(Dead(raw, str(error)))
+            dead.append(DeadMessage(raw, str(error)))
     places = {
         (record.partition.topic, record.partition.number): record.offset + 1 for record in records
     }
-    return Fetched(received, dead, {**places, **through}, lag, _age(records))
+    return MessageBatch(received, dead, {**places, **through}, lag, _age(records))
 
 
-def _raw(record: Record) -> Raw:
+def _raw(record: Record) -> RawMessage:
     topic, number = record.partition
     headers = {name: _text(value) for name, value in record.headers}
     key = None if record.key is None else _text(record.key)
-    return Raw(topic, (topic, number), record.offset, key, record.value, headers)
+    return RawMessage(topic, (topic, number), record.offset, key, record.value, headers)
 
 
 def _age(records: Sequence[Record]) -> float:

@@ -13,9 +13,7 @@ from psycopg.rows import TupleRow
 from redis import RedisError
 
 from commands.likes import LikesOfOthers
-from engine.codec import MAPPER
-from engine.command import Lookup, Reader
-from engine.command_bus import CommandBus
+from engine.command_bus import CommandBus, Lookup, Reader
 from engine.connections import connect, in_thread
 from engine.projection import ReadModels
 from engine.projection_subscription import ProjectionHost
@@ -45,7 +43,7 @@ def reactors(parts: Parts, host: ProjectionHost) -> Iterator[Coroutine[Any, Any,
     if parts.counters is not None:
         likes = parts.models[Likes]
         moved = host.follow(likes.name)
-        yield subscribe_counters(parts.database_url, likes, parts.counters, moved, MAPPER).run()
+        yield subscribe_counters(parts.database_url, likes, parts.counters, moved).run()
 
 
 def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:

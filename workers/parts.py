@@ -7,16 +7,13 @@ from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
 
-from engine.codec import MAPPER
 from engine.event_store import GroupCommitRecorder
-from engine.messages import Consumer, Fetched, Sink
-from engine.notifications import CHANNELS, EVENTS, Notifications
+from engine.messages import BEHIND_EVENTS, Consumer, MessageBatch, MessageSource, Sink
 from engine.projection import ReadModels
 from engine.projection_subscription import ProjectionHost
 from engine.seals.anchors import Proofs
 from engine.seals.sealer import Sealer
-from engine.sources import BEHIND_EVENTS, MessageSource
-from engine.subscription import Subscription
+from engine.subscription import CHANNELS, EVENTS, Notifications, Subscription
 from infra.http.auth import Authenticator
 from infra.objects.port import ObjectStore
 from infra.postgres.connection import SHORT_WORK, Limits
@@ -54,13 +51,13 @@ class Parts:
     proofs: Proofs = field(default_factory=Proofs)
     limits: Limits = SHORT_WORK
 
-    def consume(self, consumer: Consumer) -> Subscription[Fetched]:
+    def consume(self, consumer: Consumer) -> Subscription[MessageBatch]:
         """Return the subscription of a consumer to its topics."""
         source = self._source(consumer, BATCH_EVENTS)
         poll_seconds = self.settings.projections.poll_seconds
         return subscribe_consumer(self.database_url, consumer, source, poll_seconds=poll_seconds)
 
-    def feed(self, sink: Sink, source: MessageSource | None = None) -> Subscription[Fetched]:
+    def feed(self, sink: Sink, source: MessageSource | None = None) -> Subscription[MessageBatch]:
         """Return the subscription of a sink to its topics, or to a source of its own."""
         settings = self.settings
         return subscribe_sink(
@@ -82,4 +79,4 @@ class Parts:
             return KafkaSource(consumer.topics, kafka, batch_messages=at_once, hurried=hurried)
         channels = CHANNELS if TELEMETRY.intersection(consumer.topics) else (EVENTS,)
         wake = self.notifications.subscribe(*channels)
-        return LogSource(consumer.topics, wake=wake, mapper=MAPPER, batch_events=at_once)
+        return LogSource(consumer.topics, wake=wake, batch_events=at_once)

@@ -18,9 +18,8 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
-from engine.connections import ThreadedConnection
-from engine.leader_lock import leading
-from engine.messages import Fetched, Poison, Received
+from engine.connections import ThreadedConnection, leading
+from engine.messages import IncomingMessage, MessageBatch, Poison
 from engine.schedule import Job, Outage, Run
 from engine.subscription import Subscription
 from infra.errors import describe
@@ -88,7 +87,7 @@ class EngagementSink:
         found = migrate(conn)
         log.info("recommendations_ready", on=str(found))
 
-    def store(self, conn: Connection[TupleRow], batch: Sequence[Received]) -> None:
+    def store(self, conn: Connection[TupleRow], batch: Sequence[IncomingMessage]) -> None:
         now = datetime.now(UTC)
         told = [_row(message, now) for message in batch]
         engaged = [
@@ -109,7 +108,7 @@ class EngagementSink:
                 self._ranked_at = time.monotonic()
 
 
-def _row(message: Received, now: datetime) -> tuple[EngagementKind | None, Row]:
+def _row(message: IncomingMessage, now: datetime) -> tuple[EngagementKind | None, Row]:
     try:
         return KINDS[message.topic], row_of(message.topic, message.id, message.value, now)
     except NotCountable as error:
@@ -191,7 +190,7 @@ async def open_preparing(
         yield made
 
 
-def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[Fetched]]:
+def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[MessageBatch]]:
     """Keep what viewers engage with."""
     settings = parts.settings.recommendations
     profiles = RecommendationInvalidation(parts.redis, settings)

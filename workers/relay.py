@@ -18,14 +18,9 @@ from psycopg.rows import TupleRow
 
 from engine import checkpoints, dead_letters
 from engine.checkpoints import Checkpoint, SubscriptionKind, Superseded
-from engine.codec import EventMapper
-from engine.connections import Backoff, ThreadedConnection
-from engine.dead_letters import Rejected
-from engine.leader_lock import LeaderLock
-from engine.messages import Place
-from engine.notifications import Notifications
-from engine.sources import Prefetch
-from engine.subscription import Handler, Restart, Subscription
+from engine.connections import Backoff, LeaderLock, ThreadedConnection
+from engine.dead_letters import RejectedMessage
+from engine.subscription import Handler, Notifications, Place, Prefetch, Restart, Subscription
 from infra.cancellation import to_the_end
 from infra.errors import describe
 from infra.kafka import KafkaAway, Outgoing, Publisher, Sent
@@ -55,7 +50,7 @@ def move(
     source: str,
     before: int,
     after: int,
-    undelivered: Iterable[Rejected],
+    undelivered: Iterable[RejectedMessage],
 ) -> None:
     """Advance the checkpoint, and set aside what could not be published; raise Superseded."""
     with conn.transaction(), conn.cursor() as cursor:
@@ -190,7 +185,8 @@ class Relay(Handler[FeedBatch[Outgoing]]):
             _undelivered(feed, stretch.messages[each.number], each.reason) for each in refused
         ]
         undelivered += [
-            Rejected(feed, 0, item.position, item.topic, item.error) for item in stretch.unreadable
+            RejectedMessage(feed, 0, item.position, item.topic, item.error)
+            for item in stretch.unreadable
         ]
         before = self._places.get(feed, 0)
         await conn.do(move, feed, before, stretch.until, undelivered)
@@ -219,7 +215,6 @@ def subscribe_relay(
     kafka: KafkaSettings,
     *,
     notifications: Notifications,
-    mapper: EventMapper,
     batch_events: int = 1000,
     poll_seconds: float = 1.0,
     acknowledged_seconds: float = 30.0,
@@ -232,7 +227,7 @@ def subscribe_relay(
     """
     wake = notifications.subscribe()
     source = FeedSource(
-        feeds(TOPICS, mapper=mapper, batch_events=batch_events),
+        feeds(TOPICS, batch_events=batch_events),
         wake=wake,
         tell=lambda _, message: outgoing(message),
         gather_seconds=GATHER_SECONDS,
@@ -243,7 +238,7 @@ def subscribe_relay(
             kafka, acknowledged_seconds=acknowledged_seconds, max_message_bytes=max_message_bytes
         )
 
-    measured = feeds(TOPICS, mapper=mapper, batch_events=MEASURE_EVENTS)
+    measured = feeds(TOPICS, batch_events=MEASURE_EVENTS)
     relay = Relay(open_publisher, measured, wake)
     return Subscription(
         database_url,
@@ -276,7 +271,7 @@ def _tell_failure(step: str, error: Exception) -> None:
     log.warning("relay_interrupted", step=step, error=describe(error))
 
 
-def _count(stretch: Stretch, refused: set[int], undelivered: list[Rejected]) -> None:
+def _count(stretch: Stretch, refused: set[int], undelivered: list[RejectedMessage]) -> None:
     told: dict[str, int] = {}
     for index, message in enumerate(stretch.messages):
         if index not in refused:
@@ -290,9 +285,9 @@ def _count(stretch: Stretch, refused: set[int], undelivered: list[Rejected]) -> 
         )
 
 
-def _undelivered(source: str, message: Message, reason: str) -> Rejected:
+def _undelivered(source: str, message: Message, reason: str) -> RejectedMessage:
     place = source, 0, message.position, message.topic, reason
-    return Rejected(*place, message.id, message.key, message.value)
+    return RejectedMessage(*place, message.id, message.key, message.value)
 
 
 def _age(stretch: Stretch) -> float:

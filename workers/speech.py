@@ -12,7 +12,7 @@ import structlog
 from commands.queries import FindUntranscribed
 from commands.speech import RecordSpeech
 from engine.command_bus import CommandBus
-from engine.messages import Fetched
+from engine.messages import MessageBatch
 from engine.subscription import Subscription
 from infra.metrics import counter
 from infra.objects.port import ObjectStore
@@ -114,7 +114,7 @@ def media_urls(
         yield None
 
 
-def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[Fetched]]:
+def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[MessageBatch]]:
     """Have completed videos transcribed, where that is wanted."""
     if wanted(parts.settings.speech):
         yield parts.consume(SpeechConsumer(tasks.transcribe_video))

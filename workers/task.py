@@ -10,9 +10,8 @@ import psycopg
 from dramatiq import Actor
 from eventsourcing.persistence import PersistenceError
 
-from engine.command import Command
-from engine.command_bus import CommandBus
-from engine.messages import Received
+from engine.command_bus import Command, CommandBus
+from engine.messages import IncomingMessage
 from infra.batcher import QueueFull
 from infra.tasks.errors import Postponed
 from infra.tasks.messages import TaskOrigin, enqueue
@@ -29,11 +28,11 @@ class TaskConsumer:
     def __init__(self, task: Actor[..., Any]) -> None:
         self._task = task
 
-    async def handle(self, batch: Sequence[Received]) -> None:
+    async def handle(self, batch: Sequence[IncomingMessage]) -> None:
         """Raises BrokerAway; then all of the batch is sent again."""
         await asyncio.to_thread(self._send, batch)
 
-    def _send(self, batch: Sequence[Received]) -> None:
+    def _send(self, batch: Sequence[IncomingMessage]) -> None:
         # A task works on what is there when it runs, so that one is enough for several messages.
         for subject, message in {each.value[self.subject]: each for each in batch}.items():
             enqueue(

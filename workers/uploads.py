@@ -22,8 +22,7 @@ from commands.catalog import EngagementCounts, EngagementOf
 from commands.finalize import ExpireUpload, FinishUpload, drop, lock_key
 from commands.queries import FindUploadStatus
 from domain.upload import Status
-from engine.command import Command, Lookup, Reader
-from engine.command_bus import CommandBus
+from engine.command_bus import Command, CommandBus, Lookup, Reader
 from engine.projection import ReadModels
 from engine.schedule import Job, repeat
 from engine.telemetry import Views

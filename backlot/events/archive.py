@@ -222,7 +222,7 @@ def _connected(
     """Connect to a database of this release, or to an empty one that the command fills."""
     import psycopg
 
-    from engine.migrations import ENGINE, LOG, migrate, require_migrated
+    from engine.installation import ENGINE, LOG, migrate, require_migrated
     from engine.seals import tables
 
     try:

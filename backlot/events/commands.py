@@ -185,7 +185,7 @@ def tail(
     """The newest events, oldest first; with --json one a line."""
     from backlot.events.text import inspect
     from engine.inspection.search import Search
-    from engine.notifications import EVENTS, Notifications
+    from engine.subscription import EVENTS, Notifications
     from infra.cancellation import together
 
     search = Search(stream, _known_aggregate(aggregate), _known_types(types), actor, correlation)

@@ -13,7 +13,6 @@ from backlot.arguments import group
 from backlot.output import Json, given, show, table
 from backlot.screen import Yes, require_yes
 from domain.operation import Members
-from engine.codec import MAPPER
 from infra.errors import ExitCode, UsageError
 from infra.settings import load_settings
 from infra.settings.features import MAX_REPLAY_WORKERS
@@ -76,7 +75,7 @@ def show_parked(name: Name, position: Position, as_json: Json = False) -> None:
 
     with operating(load_settings()) as operator:
         schema = operator.projection(name).schema
-        found = look(operator.conn, schema, position, mapper=MAPPER).as_dict()
+        found = look(operator.conn, schema, position).as_dict()
     lines = [
         f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
         for key, value in found.items()

@@ -18,7 +18,7 @@ from uuid import UUID
 import orjson
 
 from engine.archive.plan import ExportFormat, Plan
-from engine.codec import event_id
+from engine.log import event_id
 from engine.privacy import PayloadMode, mask_actor, present
 from engine.seals.anchors import last_line
 from engine.seals.chain import Seal, StoredRow

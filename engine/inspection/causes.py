@@ -10,12 +10,11 @@ from typing import Literal, LiteralString, NamedTuple
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from engine.codec import event_id
 from engine.event_store import EVENTS
 from engine.inspection.index import Audit
 from engine.inspection.search import PLANNING, Search, find
 from engine.inspection.streams import Entry, read_entry
-from engine.log import READ_ONE, Stored
+from engine.log import READ_ONE, Stored, event_id
 
 MAX_TRACED = 1_000
 MAX_EFFECTS = 100

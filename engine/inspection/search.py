@@ -20,7 +20,7 @@ from psycopg.rows import TupleRow
 from engine.event_store import EVENTS
 from engine.inspection.index import BLOCK_POSITIONS, TOPIC, Audit
 from engine.log import END_OF_LOG, HEAD, Stored
-from engine.notifications import woken
+from engine.subscription import woken
 
 # Every page is read along an index. The planner must not think otherwise while a table is small,
 # nor compile what takes a millisecond.

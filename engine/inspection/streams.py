@@ -15,9 +15,8 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from domain.model import Aggregate
-from engine.codec import MAPPER
 from engine.event_store import EVENTS
-from engine.log import Stored
+from engine.log import MAPPER, Stored
 
 VERSION = re.compile(r"\.v[0-9]+$")
 META = ("timestamp", "actor", "correlation_id", "causation_id")

@@ -20,9 +20,9 @@ from engine.applier import Applier
 from engine.checkpoints import CheckpointStatus, Seen
 from engine.connections import connect
 from engine.installation import drop, rename
-from engine.notifications import notify
 from engine.replay.records import Replay, ReplayState, checkpoint, enter, find
 from engine.replay.requests import OLD, PREVIOUS
+from engine.subscription import notify
 from infra.advisory_locks import Lock, lock_in_transaction
 
 log = structlog.get_logger(__name__)

@@ -20,10 +20,9 @@ from eventsourcing.persistence import MapperDeserialisationError
 from psycopg import Connection, IsolationLevel
 from psycopg.rows import TupleRow
 
-from engine.codec import event_id
 from engine.comparison import SESSION, Difference
 from engine.event_store import EVENTS
-from engine.log import Log, LogWindow, Stored
+from engine.log import Log, LogWindow, Stored, event_id
 from engine.replay.records import Progress, ReplayState, Report
 from projections.analytics import reconciliation, videos
 from projections.analytics.arrival import (
@@ -161,7 +160,7 @@ class StagingTables:
 
     def _row(self, stored: Stored, now: datetime) -> Row | None:
         try:
-            message = from_event(*self._rows.decode(stored))
+            message = from_event(*stored.decode())
             return row_of(message.topic, message.id, orjson.loads(message.value), now)
         except (MapperDeserialisationError, NotCountable):
             return None
@@ -170,7 +169,7 @@ class StagingTables:
         with self._conn.pipeline():
             for stored in window.events:
                 try:
-                    message = videos.message(*self._videos.decode(stored))
+                    message = videos.message(*stored.decode())
                 except MapperDeserialisationError:
                     # The consumer has set it aside, too.
                     continue

@@ -15,8 +15,8 @@ import structlog
 from psycopg import Connection
 from psycopg.errors import InsufficientPrivilege, UndefinedTable
 
-from engine import migrations
-from engine.migrations import MigrationSet, UnknownMigration, migration_lock
+from engine import installation
+from engine.installation import MigrationSet, UnknownMigration, migration_lock
 from infra.errors import describe
 
 log = structlog.get_logger(__name__)
@@ -81,7 +81,7 @@ def migrate(conn: Connection[Any]) -> SchemaState:
     """
     with migration_lock(conn):
         conn.execute(SHAPES)
-        migrations.migrate(conn, ANALYTICS, _shape(conn))
+        installation.migrate(conn, ANALYTICS, _shape(conn))
         found = state(conn)
     if found is None:
         raise UnknownMigration("The schema `analytics` was dropped while it was being made.")

@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow
 
 from domain.model import Aggregate
 from domain.upload import Upload
-from engine.codec import event_id
+from engine.log import event_id
 from infra.advisory_locks import Lock, lock_in_transaction
 from projections.analytics.ingest import Store, StoredBatch
 from projections.analytics.rules import by_days

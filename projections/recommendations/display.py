@@ -11,8 +11,8 @@ from psycopg.rows import TupleRow
 
 from domain.upload import Upload
 from domain.video_likes import stream_id
-from engine.codec import topics_of
 from engine.event_store import EVENTS
+from engine.log import topics_of
 from projections.catalog import Catalog, VideoRow
 from projections.recommendations.model import RankedRecommendations, Recommended
 

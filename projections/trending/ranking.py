@@ -13,8 +13,8 @@ from psycopg.errors import UndefinedTable
 from psycopg.rows import TupleRow
 
 from domain.upload import Upload
-from engine.codec import topics_of
 from engine.event_store import EVENTS
+from engine.log import topics_of
 from infra.postgres.connection import fetch_as
 from projections.analytics.windows import Window, edges_of
 from projections.catalog import Catalog

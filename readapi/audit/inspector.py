@@ -15,7 +15,6 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from pydantic.alias_generators import to_camel
 
-from engine.codec import event_id
 from engine.inspection.causes import (
     Cause,
     Node,
@@ -37,7 +36,7 @@ from engine.inspection.streams import (
     read_entry,
     type_of,
 )
-from engine.log import Stored
+from engine.log import Stored, event_id
 from engine.privacy import PayloadMode, mask_actor, present
 from readapi.audit.shapes import (
     AggregateCount,

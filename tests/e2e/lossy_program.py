@@ -13,7 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 from backlot.cli import main
-from engine.notifications import Notifications, woken
+from engine.subscription import Notifications, woken
 from readapi.live_counts import LiveCounts
 from workers import feeds
 

@@ -10,7 +10,7 @@ import psycopg
 from domain.comment import Comment
 from domain.model import Aggregate
 from domain.video_likes import VideoLikes
-from engine.codec import EventMapper
+from engine.log import EventMapper
 from tests.e2e.program import Program
 
 EVENTS = """

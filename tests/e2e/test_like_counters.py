@@ -18,7 +18,7 @@ import pytest
 import redis
 
 from backlot.demo.client import Lanes
-from engine.codec import EventMapper
+from engine.log import EventMapper
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.redis import connect_blocking_redis
 from projections.like_counters import Counter, Counters

@@ -21,7 +21,7 @@ import psycopg
 import pytest
 import redis
 
-from engine.codec import event_id
+from engine.log import event_id
 from infra.kafka import Reader
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.settings import Role

@@ -9,11 +9,8 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from uuid import UUID
 
-from engine.codec import EventMapper
-from engine.messages import Fetched, Sink
-from engine.notifications import Notifications
-from engine.sources import MessageSource
-from engine.subscription import Subscription
+from engine.messages import MessageBatch, MessageSource, Sink
+from engine.subscription import Notifications, Subscription
 from engine.telemetry import Telemetry, TelemetryEvent
 from infra.settings.adapters import KafkaSettings
 from tests.integration.analytics_support import REPEAT, Event, when
@@ -31,7 +28,7 @@ SourceOf = Callable[[frozenset[str], asyncio.Event], MessageSource]
 
 def from_log(topics: frozenset[str], wake: asyncio.Event) -> MessageSource:
     """The log itself, a few events at a time, so that many batches are cut."""
-    return LogSource(topics, wake=wake, mapper=EventMapper(), batch_events=20)
+    return LogSource(topics, wake=wake, batch_events=20)
 
 
 @asynccontextmanager
@@ -50,11 +47,9 @@ async def keeping(
     analytics = Analytics(repeat, counted=counted)
     known = AnalyticsVideos(repeat)
     feed = uploads.feed(100)
-    following = LogSource(
-        known.topics, wake=notifications.subscribe(), mapper=EventMapper(), following=[feed]
-    )
+    following = LogSource(known.topics, wake=notifications.subscribe(), following=[feed])
 
-    def runner(sink: Sink, source: MessageSource) -> Subscription[Fetched]:
+    def runner(sink: Sink, source: MessageSource) -> Subscription[MessageBatch]:
         return subscribe_sink(
             url or log_url,
             sink,

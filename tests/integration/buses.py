@@ -14,11 +14,9 @@ from commands.likes import ChangeLike, Wish
 from domain.model import Aggregate, Origin
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
-from engine.codec import EventMapper
-from engine.command import Aggregates, Command
-from engine.command_bus import CommandBus, Contended, Executed, IdempotencyKey
-from engine.event_store import GroupCommitRecorder
-from engine.group_commit import StoredAnswer
+from engine.command_bus import Aggregates, Command, CommandBus, Contended, Executed, IdempotencyKey
+from engine.event_store import GroupCommitRecorder, StoredAnswer
+from engine.log import EventMapper
 from tests.integration.event_log import logged, pass_gate, recording
 
 R = TypeVar("R")
@@ -107,7 +105,7 @@ async def open_bus(recorder: GroupCommitRecorder, **options: Any) -> AsyncIterat
 async def execute(
     bus: CommandBus, command: Command[R], actor: str = "ann", key: IdempotencyKey | None = None
 ) -> Executed[R] | StoredAnswer:
-    return await bus.execute(command, actor=actor, correlation_id="correlation", key=key)
+    return await bus.execute_once(command, key, actor=actor, correlation_id="correlation")
 
 
 async def execute_all(bus: CommandBus, commands: Sequence[Command[Any]]) -> list[Any]:

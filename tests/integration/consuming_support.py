@@ -10,11 +10,9 @@ from uuid import UUID, uuid4
 
 import psycopg
 
-from engine.codec import EventMapper
 from engine.connections import connect
-from engine.messages import Consumer, Poison, Received
-from engine.notifications import Notifications
-from engine.sources import MessageSource
+from engine.messages import Consumer, IncomingMessage, MessageSource, Poison
+from engine.subscription import Notifications
 from infra import metrics
 from infra.kafka import Outgoing, Publisher
 from infra.settings.adapters import KafkaSettings
@@ -38,12 +36,12 @@ class Tasks:
     def __init__(self, name: str = "tasks", topics: frozenset[str] = TOPICS) -> None:
         self.name = name
         self.topics = topics
-        self.batches: list[list[Received]] = []
+        self.batches: list[list[IncomingMessage]] = []
         self.poison: set[str] = set()
         self.fault: Exception | None = None
         self.faults = 0
 
-    async def handle(self, batch: Sequence[Received]) -> None:
+    async def handle(self, batch: Sequence[IncomingMessage]) -> None:
         if self.fault is not None:
             self.faults += 1
             raise self.fault
@@ -53,7 +51,7 @@ class Tasks:
         self.batches.append(list(batch))
 
     @property
-    def handled(self) -> list[Received]:
+    def handled(self) -> list[IncomingMessage]:
         return [message for batch in self.batches for message in batch]
 
     @property
@@ -85,7 +83,7 @@ class LogStage:
         self.writer = writer
 
     def source(self, topics: frozenset[str], wake: asyncio.Event) -> MessageSource:
-        return LogSource(topics, wake=wake, mapper=EventMapper(), batch_events=50)
+        return LogSource(topics, wake=wake, batch_events=50)
 
     async def published(self) -> None:
         """What is recorded can be consumed at once."""

@@ -11,9 +11,8 @@ from uuid import UUID
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
-from engine.connections import connect, connected
+from engine.connections import connect, connected, leading
 from engine.installation import install
-from engine.leader_lock import leading
 from engine.schedule import run_job
 from infra.llm.embeddings import Embedder, make_embedder
 from infra.llm.errors import LanguageModelError

@@ -20,9 +20,9 @@ import pytest
 from backlot.cli import main
 from backlot.features import read_models
 from domain.operation import Members, Operation, OperationOutcome
-from engine.codec import EventMapper
 from engine.connections import connect
 from engine.event_store import GroupCommitRecorder
+from engine.log import EventMapper
 from engine.operations import load, request
 from engine.replay.records import Replay, replays, tell_nobody
 from projections.operations import Operations

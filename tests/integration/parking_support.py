@@ -10,7 +10,7 @@ from psycopg.rows import TupleRow
 from engine.applier import Applier
 from engine.checkpoints import look
 from engine.installation import install
-from engine.parked_events import Retried
+from engine.parked_events import RetriedEvent
 from engine.projection import Projection
 from tests.integration.projection_support import Tally, Writer
 
@@ -25,7 +25,7 @@ class Parking(Tally):
 def advance(conn: Connection[TupleRow], writer: Writer, projection: Projection) -> None:
     """Bring a copy to the end of the log."""
     install(conn, [projection])
-    applier = Applier(projection, mapper=writer.mapper, batch_events=100)
+    applier = Applier(projection, batch_events=100)
     at = look(conn, projection.schema)
     assert at is not None
     before = at.position
@@ -39,7 +39,7 @@ def advance_once(conn: Connection[TupleRow], writer: Writer, projection: Project
         install(conn, [projection])
     at = look(conn, projection.schema)
     assert at is not None
-    applier = Applier(projection, mapper=writer.mapper, batch_events=100)
+    applier = Applier(projection, batch_events=100)
     applier.advance(conn, at.position, at.head)
 
 
@@ -52,5 +52,5 @@ def parked_tally(conn: Connection[TupleRow], writer: Writer) -> Tally:
     return tally
 
 
-def outcomes(results: list[Retried]) -> dict[int, str]:
+def outcomes(results: list[RetriedEvent]) -> dict[int, str]:
     return {result.position: str(result.outcome) for result in results}

@@ -14,7 +14,8 @@ from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
 from domain.model import Aggregate
-from engine.projection import Projection, RangeProjection, Recorded
+from engine.log import Recorded
+from engine.projection import Projection, RangeProjection
 from tests.integration.projection_support import Writer
 
 P = TypeVar("P", bound=Projection)

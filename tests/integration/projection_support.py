@@ -18,14 +18,13 @@ from domain.comment import Comment
 from domain.model import Aggregate, Origin
 from domain.upload import Upload, object_key
 from domain.video_likes import VideoLikes, stream_id
-from engine.codec import EventMapper
 from engine.connections import connect
-from engine.event_store import open_recorder
-from engine.group_commit import Save
+from engine.event_store import Save, open_recorder
 from engine.installation import install
-from engine.notifications import Notifications
+from engine.log import EventMapper
 from engine.projection import Batch, Projection, columns
 from engine.projection_subscription import ProjectionHost
+from engine.subscription import Notifications
 from tests.integration.event_log import rows, tables_made
 from tests.support import DEADLINE_SECONDS, ended, eventually
 

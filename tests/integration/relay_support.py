@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from engine.codec import EventMapper, event_id
-from engine.notifications import Notifications
-from engine.subscription import Subscription
+from engine.log import event_id
+from engine.subscription import Notifications, Subscription
 from infra.kafka import Reader, Record
 from infra.settings.adapters import KafkaSettings
 from projections.integration_events import TOPICS
@@ -27,7 +26,6 @@ def make_relay(
         database_url,
         KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(servers,)),
         notifications=notifications,
-        mapper=EventMapper(),
         **given,
     )
 

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import psycopg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from engine.codec import MAPPER
+from engine.log import MAPPER
 from engine.seals import tables, verification
 from engine.seals.chain import Report
 from engine.seals.sealer import Sealer

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from engine.migrations import UnknownMigration
+from engine.installation import UnknownMigration
 from projections.analytics import schema
 from projections.analytics.schema import ANALYTICS, SchemaState, Shape, migrate, state
 from tests.integration.analytics_support import timescale_database

@@ -15,9 +15,9 @@ import pytest
 from domain.comment import Comment
 from domain.model import Origin
 from domain.upload import Upload
-from engine.codec import event_id
 from engine.inspection.index import Audit
 from engine.installation import install
+from engine.log import event_id
 from infra.http.auth import mint_token
 from tests.integration.audit_support import index
 from tests.integration.projection_support import origin

@@ -16,8 +16,8 @@ from engine.inspection.index import Audit
 from engine.inspection.search import Search, arriving, head_of
 from engine.inspection.streams import Entry, read_entry
 from engine.installation import drop
-from engine.notifications import EVENTS, Notifications
 from engine.projection_subscription import ProjectionHost
+from engine.subscription import EVENTS, Notifications
 from tests.integration.audit_support import (
     AT,
     UNREADABLE,

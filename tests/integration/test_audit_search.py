@@ -14,12 +14,11 @@ from eventsourcing.persistence import StoredEvent
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from engine.codec import EventMapper
 from engine.inspection.index import Audit
 from engine.inspection.search import EventPage, Search, find
 from engine.inspection.streams import Entry, aggregate_of, read_entry, type_of
 from engine.installation import install
-from engine.log import END_OF_LOG
+from engine.log import END_OF_LOG, EventMapper
 from infra.postgres.embedded import EmbeddedPostgres
 from tests.integration.audit_support import (
     ACTORS,

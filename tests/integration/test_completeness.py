@@ -8,7 +8,7 @@ import pytest
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 
-from engine import ledger
+from engine import applier as ledger
 from engine.applier import Applier
 from engine.checkpoints import look
 from engine.completeness import Completeness, NoSuchCopy, completeness
@@ -47,7 +47,7 @@ def advance(
     conn: Connection[TupleRow], writer: Writer, projection: Projection, batch: int = 3
 ) -> Completeness:
     """Bring a copy to the end of the log, and account for it."""
-    applier = Applier(projection, mapper=writer.mapper, batch_events=batch)
+    applier = Applier(projection, batch_events=batch)
     seen = look(conn, projection.schema)
     assert seen is not None
     position = seen.position

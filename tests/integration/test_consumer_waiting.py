@@ -10,8 +10,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from engine.freshness import ReadModelBehind, Waiting
-from engine.notifications import Notifications
-from engine.sources import MessageSource
+from engine.messages import MessageSource
+from engine.subscription import Notifications
 from infra.kafka import Outgoing, Publisher
 from infra.position import Position
 from infra.postgres.pool import make_pool

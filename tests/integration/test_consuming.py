@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from engine import telemetry
-from engine.codec import event_id
+from engine.log import event_id
 from infra import metrics
 from infra.settings.adapters import KafkaSettings
 from tests.integration.analytics_support import REPEAT

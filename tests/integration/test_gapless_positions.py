@@ -19,8 +19,7 @@ from eventsourcing.persistence import InfrastructureFactory, StoredEvent
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresFactory
 from psycopg.rows import TupleRow
 
-from engine.event_store import GroupCommitRecorder
-from engine.group_commit import Save, arguments
+from engine.event_store import GroupCommitRecorder, Save, arguments
 from tests.integration.event_log import (
     Tail,
     appends_wait,

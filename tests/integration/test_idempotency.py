@@ -13,8 +13,7 @@ from structlog.testing import capture_logs
 
 from domain.errors import Conflict
 from engine.command_bus import CommandBus, Executed, IdempotencyKey, KeyReused
-from engine.event_store import GroupCommitRecorder
-from engine.group_commit import Save, StoredAnswer
+from engine.event_store import GroupCommitRecorder, Save, StoredAnswer
 from tests.integration.buses import Look, Toggle, alternating, decided, execute, open_bus, with_bus
 from tests.integration.event_log import (
     appends_wait,

@@ -12,7 +12,6 @@ from uuid import UUID, uuid4
 import pytest
 import redis
 
-from engine.codec import EventMapper
 from engine.connections import connect
 from engine.projection_subscription import ProjectionHost
 from infra.redis import connect_blocking_redis
@@ -59,7 +58,7 @@ def publishing(database_url: str, counters: Counters) -> Iterator[ProjectionHost
     likes = Likes()
     host = ThreadedHost(database_url, [likes])
     moved = host.follow(likes.name)
-    counting = subscribe_counters(database_url, likes, counters, moved, EventMapper())
+    counting = subscribe_counters(database_url, likes, counters, moved)
     host.jobs.append(counting.run)
     host.start()
     try:

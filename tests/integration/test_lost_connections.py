@@ -13,8 +13,7 @@ from eventsourcing.persistence import IntegrityError, OperationalError, StoredEv
 from structlog.testing import capture_logs
 
 from engine import event_store
-from engine.event_store import GroupCommitRecorder
-from engine.group_commit import Save
+from engine.event_store import GroupCommitRecorder, Save
 from tests.integration.event_log import (
     appends_wait,
     events,

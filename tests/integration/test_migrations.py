@@ -18,15 +18,15 @@ from psycopg import Connection
 from backlot.features import TABLES
 from engine import checkpoints, dead_letters
 from engine.checkpoints import SubscriptionKind, Superseded, of_copy, of_part
-from engine.dead_letters import Rejected
+from engine.dead_letters import RejectedMessage
 from engine.event_store import GroupCommitRecorder, open_recorder
-from engine.installation import make_tables
-from engine.migrations import (
+from engine.installation import (
     ENGINE,
     LOG,
     MigrationSet,
     NotMigrated,
     UnknownMigration,
+    make_tables,
     migrate,
     require_migrated,
 )
@@ -183,7 +183,7 @@ class TestMove:
     def test_a_new_letter_gets_an_id_of_its_own(self, empty_database_url: str) -> None:
         leave_behind(empty_database_url)
         migrated(empty_database_url)
-        fresh = Rejected("events", 0, 30, "comment.created", "it broke")
+        fresh = RejectedMessage("events", 0, 30, "comment.created", "it broke")
         with psycopg.connect(empty_database_url, autocommit=True) as conn:
             dead_letters.reject(conn, SubscriptionKind.CONSUMER, "translation", [fresh])
         ids = rows(empty_database_url, "SELECT id FROM backlot_dead_letters ORDER BY id")
@@ -397,7 +397,7 @@ class TestCheckpoints:
 
 
 def test_whoever_has_a_message_handled_again_is_known(database_url: str) -> None:
-    dead = Rejected("events", 0, 30, "comment.created", "it broke")
+    dead = RejectedMessage("events", 0, 30, "comment.created", "it broke")
     with psycopg.connect(database_url, autocommit=True) as conn:
         dead_letters.reject(conn, SubscriptionKind.CONSUMER, "tasks", [dead])
         (letter,) = dead_letters.letters(conn, SubscriptionKind.CONSUMER)

@@ -15,8 +15,8 @@ from backlot.database import recorded
 from backlot.features import read_models
 from domain.errors import Invalid
 from domain.operation import Members, Operation, OperationOutcome
-from engine.codec import event_id
 from engine.connections import connect
+from engine.log import event_id
 from engine.operations import claim, finish, recording, release
 from engine.replay.records import replays, tell_nobody
 from projections.operations import Operations

@@ -12,13 +12,13 @@ from engine.checkpoints import look
 from engine.comparison import compare
 from engine.completeness import completeness
 from engine.connections import connect
+from engine.dead_letters import LetterStatus
 from engine.installation import create, make_tables
 from engine.parked_events import (
     CannotRetry,
     NoReason,
     NotParked,
     NotStopped,
-    ParkedStatus,
     alike,
     discard,
     discard_all,
@@ -79,7 +79,7 @@ def test_the_list_says_what_is_parked(conn: Connection[TupleRow], tally: Tally) 
     assert parked(conn, "tally", after=2) == [four]
     assert parked(conn, "tally", limit=1) == [two]
     assert parked(conn, "elsewhere") == []
-    assert parked(conn, "tally", status=ParkedStatus.DISCARDED) == []
+    assert parked(conn, "tally", status=LetterStatus.DISCARDED) == []
     with pytest.raises(NotParked, match="no event aside at position 3"):
         find(conn, "tally", 3)
 
@@ -87,13 +87,13 @@ def test_the_list_says_what_is_parked(conn: Connection[TupleRow], tally: Tally) 
 def test_an_event_is_shown_as_far_as_the_mode_admits(
     conn: Connection[TupleRow], tally: Tally, writer: Writer
 ) -> None:
-    full = show(conn, "tally", 2, mapper=writer.mapper).as_dict()
+    full = show(conn, "tally", 2).as_dict()
     assert (full["actor"], full["payload"]["viewer"]) == ("viewer-2", "viewer-2")
     assert full["payload"]["video_id"] == str(VIDEO)
     assert full["newestTopic"] == "video_likes.liked.v1"
-    masked = show(conn, "tally", 2, mapper=writer.mapper, mode=PayloadMode.MASKED).as_dict()
+    masked = show(conn, "tally", 2, mode=PayloadMode.MASKED).as_dict()
     assert (masked["actor"], masked["payload"]["viewer"]) == ("<string 8>", "<string 8>")
-    bare = show(conn, "tally", 2, mapper=writer.mapper, mode=PayloadMode.NONE).as_dict()
+    bare = show(conn, "tally", 2, mode=PayloadMode.NONE).as_dict()
     assert "payload" not in bare
     assert "actor" not in bare
 
@@ -102,14 +102,14 @@ def test_an_unreadable_event_is_shown_as_it_is_stored(
     conn: Connection[TupleRow], tally: Tally, writer: Writer
 ) -> None:
     conn.execute("UPDATE backlot_events SET state = %s WHERE notification_id = 2", (b"{\xff",))
-    shown = show(conn, "tally", 2, mapper=writer.mapper)
+    shown = show(conn, "tally", 2)
     assert (shown.payload, shown.raw) == (None, "{\\xff")
     assert "MapperDeserialisationError" in (shown.unreadable or "")
-    assert show(conn, "tally", 2, mapper=writer.mapper, mode=PayloadMode.MASKED).raw is None
-    results = retry(conn, tally, [2], mapper=writer.mapper)
+    assert show(conn, "tally", 2, mode=PayloadMode.MASKED).raw is None
+    results = retry(conn, tally, [2])
     assert outcomes(results) == {2: "failed"}
     conn.execute("DELETE FROM backlot_events WHERE notification_id = 2")
-    gone = show(conn, "tally", 2, mapper=writer.mapper).as_dict()
+    gone = show(conn, "tally", 2).as_dict()
     assert gone["unreadable"] == "It is not in the log any more."
     assert "topic" not in gone
 
@@ -131,9 +131,9 @@ def test_discarding_says_who_when_and_why(
     result = completeness(conn, tally)
     assert (result.complete, result.parked, result.discarded) == (True, 1, 1)
     tally.poison = {}
-    assert outcomes(retry(conn, tally, mapper=writer.mapper)) == {4: "applied"}
+    assert outcomes(retry(conn, tally)) == {4: "applied"}
     # Who changes their mind names it.
-    assert outcomes(retry(conn, tally, [2], mapper=writer.mapper)) == {2: "applied"}
+    assert outcomes(retry(conn, tally, [2])) == {2: "applied"}
     assert completeness(conn, tally).applied == 5
 
 
@@ -265,7 +265,7 @@ def test_the_metric_follows_what_operators_do(
         discard(conn, "tally", 2, reason="a test's like", actor="root")
         told(1)
         tally.poison = {}
-        retry(conn, tally, mapper=writer.mapper)
+        retry(conn, tally)
         told(0)
 
 
@@ -276,11 +276,11 @@ def test_what_cannot_be_tried_or_parked_says_why(
         version = 2
 
     with pytest.raises(CannotRetry, match="tally is of version 1"):
-        retry(conn, Newer(), [2], mapper=writer.mapper)
+        retry(conn, Newer(), [2])
     with pytest.raises(CannotRetry, match="no copy likes"):
-        retry(conn, type("Likes", (Tally,), {"name": "likes"})(), [2], mapper=writer.mapper)
+        retry(conn, type("Likes", (Tally,), {"name": "likes"})(), [2])
     with pytest.raises(CannotRetry, match="stretches of the log"):
-        retry(conn, Stretches(), mapper=writer.mapper)
+        retry(conn, Stretches())
     advance_once(conn, writer, Stretches())
     with pytest.raises(NotStopped, match="no single event is at fault"):
         park_and_go_on(conn, Stretches(), reason="anyway", actor="root")

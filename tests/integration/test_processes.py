@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.codec import topics_of
+from engine.log import topics_of
 from infra.settings import Settings
 from tests.support import aggregates
 
@@ -81,7 +81,7 @@ def test_the_command_line_loads_no_feature_before_a_command_needs_it() -> None:
     "known",
     [
         "from backlot.arguments import topics; print(*topics())",
-        "import backlot.events.text, engine.codec; print(*engine.codec.MAPPER.topics)",
+        "import backlot.events.text, engine.log; print(*engine.log.MAPPER.topics)",
     ],
 )
 def test_a_command_that_reads_the_log_knows_every_event(known: str) -> None:

@@ -46,7 +46,7 @@ def hesitate(writer: Writer) -> None:
 
 def advance(conn: Connection[TupleRow], writer: Writer, copy: Projection, batch: int) -> None:
     """Bring a copy to the end of the log, in batches of one size."""
-    applier = Applier(copy, mapper=writer.mapper, batch_events=batch)
+    applier = Applier(copy, batch_events=batch)
     at = look(conn, copy.schema)
     assert at is not None
     before = at.position

@@ -59,14 +59,14 @@ def spec(conn: Connection[TupleRow], writer: Writer) -> Spec:
 
 def project(database_url: str, writer: Writer, projection: Projection, size: int = 1000) -> None:
     """Apply the whole log in batches of one size, without a runner."""
-    log = Log(projection.events, mapper=writer.mapper, batch_events=size)
+    log = Log(projection.events, batch_events=size)
     with psycopg.connect(database_url, autocommit=True) as conn:
         after, head = 0, writer.head
         while after < head:
             window = log.read(conn, after, head)
             with conn.transaction(), conn.cursor(binary=True) as cursor:
                 if window.events:
-                    projection.apply([log.decode(stored) for stored in window.events], cursor)
+                    projection.apply([stored.decode() for stored in window.events], cursor)
             after = window.until
 
 

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from engine.notifications import Notifications
+from engine.subscription import Notifications
 from projections.recommendations.model import Weighing
 from tests.integration.analytics_sinks import record
 from tests.integration.analytics_support import Event

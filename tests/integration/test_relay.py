@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from engine.codec import event_id
+from engine.log import event_id
 from engine.telemetry import Telemetry, TelemetryEvent
 from infra import metrics
 from projections.integration_events import TOPICS

@@ -15,7 +15,7 @@ from engine import checkpoints
 from engine.completeness import completeness
 from engine.connections import connect
 from engine.installation import rename
-from engine.parked_events import Outcome, Retried, retry, show
+from engine.parked_events import Outcome, RetriedEvent, retry, show
 from engine.projection import Batch
 from projections.catalog import Catalog
 from projections.likes import Likes
@@ -60,7 +60,7 @@ def test_what_is_mended_is_applied_what_is_poison_stays(
     conn: Connection[TupleRow], tally: Tally, writer: Writer
 ) -> None:
     tally.poison = {"viewer-4": "SELECT 1 / 0"}
-    results = retry(conn, tally, mapper=writer.mapper)
+    results = retry(conn, tally)
     assert [result.as_dict() for result in results] == [
         {"position": 2, "outcome": "applied"},
         {"position": 4, "outcome": "failed", "detail": "DivisionByZero: division by zero"},
@@ -70,12 +70,12 @@ def test_what_is_mended_is_applied_what_is_poison_stays(
     result = completeness(conn, tally)
     assert (result.complete, result.applied, result.parked) == (True, 4, 1)
     tally.poison = {}
-    assert outcomes(retry(conn, tally, [1, 4], mapper=writer.mapper)) == {1: "absent", 4: "applied"}
+    assert outcomes(retry(conn, tally, [1, 4])) == {1: "absent", 4: "applied"}
     assert conn.execute("SELECT position FROM tally.seen ORDER BY 1").fetchall() == [
         (n,) for n in range(1, 6)
     ]
     assert completeness(conn, tally).complete
-    assert retry(conn, tally, mapper=writer.mapper) == []
+    assert retry(conn, tally) == []
 
 
 def test_an_old_event_is_upcast_when_it_is_tried_again(
@@ -89,11 +89,11 @@ def test_an_old_event_is_upcast_when_it_is_tried_again(
     old_event = "UPDATE backlot_events SET topic = 'upload.started.v1', state = %s"
     conn.execute(old_event, (orjson.dumps(old),))
     advance(conn, writer, BrokenCatalog())
-    shown = show(conn, "catalog", 1, mapper=writer.mapper)
+    shown = show(conn, "catalog", 1)
     assert (shown.parked.topic, shown.newest_topic) == ("upload.started.v1", "upload.started.v2")
     assert shown.payload is not None
     assert shown.payload["category"] is None
-    assert outcomes(retry(conn, Catalog(), mapper=writer.mapper)) == {1: "applied"}
+    assert outcomes(retry(conn, Catalog())) == {1: "applied"}
     found = conn.execute("SELECT upload_id, size_bytes, category FROM catalog.uploads").fetchall()
     assert found == [(upload.id, 2500, None)]
     assert completeness(conn, Catalog()).complete
@@ -111,9 +111,9 @@ def test_a_late_event_is_not_applied_out_of_order(
     tally.poison = {}
     writer.like(VIDEO, "alice")
     advance(conn, writer, tally)
-    assert outcomes(retry(conn, tally, mapper=writer.mapper)) == {1: "overtaken", 3: "blocked"}
+    assert outcomes(retry(conn, tally)) == {1: "overtaken", 3: "blocked"}
     assert [row[2] for row in conn.execute(PARKED.encode()).fetchall()] == [1, 1]
-    forced = retry(conn, tally, mapper=writer.mapper, force=True)
+    forced = retry(conn, tally, force=True)
     assert outcomes(forced) == {1: "applied", 3: "applied"}
     assert completeness(conn, tally).complete
 
@@ -126,9 +126,9 @@ def test_a_stream_that_is_parked_as_a_whole_is_applied_in_order(
     writer.like(VIDEO, "alice")
     writer.unlike(VIDEO, "alice")
     advance(conn, writer, tally)
-    assert outcomes(retry(conn, tally, [2], mapper=writer.mapper)) == {2: "blocked"}
+    assert outcomes(retry(conn, tally, [2])) == {2: "blocked"}
     tally.poison = {}
-    assert outcomes(retry(conn, tally, mapper=writer.mapper)) == {1: "applied", 2: "applied"}
+    assert outcomes(retry(conn, tally)) == {1: "applied", 2: "applied"}
 
 
 def test_two_retries_at_once_apply_each_event_once(
@@ -136,9 +136,9 @@ def test_two_retries_at_once_apply_each_event_once(
 ) -> None:
     tally.poison = {}
 
-    def attempt(_: int) -> list[Retried]:
+    def attempt(_: int) -> list[RetriedEvent]:
         with connect(database_url, "test") as own:
-            return retry(own, tally, [2, 4], mapper=writer.mapper)
+            return retry(own, tally, [2, 4])
 
     with ThreadPoolExecutor(4) as pool:
         attempts = list(pool.map(attempt, range(4)))
@@ -154,7 +154,7 @@ def test_the_live_copy_waits_for_a_retry(
     tally.poison = {}
     with hosting(database_url, tally):
         with conn.transaction():
-            assert outcomes(retry(conn, tally, mapper=writer.mapper)) == {
+            assert outcomes(retry(conn, tally)) == {
                 2: "applied",
                 4: "applied",
             }
@@ -176,7 +176,7 @@ def test_a_retry_waits_for_the_transaction_under_way(
         tally.go_on.clear()
         writer.like(VIDEO, "eve")
         assert tally.entered.wait(DEADLINE_SECONDS)
-        attempt = pool.submit(retry, conn, Parking(), mapper=writer.mapper)
+        attempt = pool.submit(retry, conn, Parking())
         with pytest.raises(TimeoutError):
             attempt.result(timeout=0.3)
         tally.go_on.set()
@@ -194,7 +194,7 @@ def test_a_retry_during_a_switch_is_of_the_new_copy(
             switching.execute(
                 "UPDATE backlot_checkpoints SET position = 5 WHERE subscription = 'tally'"
             )
-            attempt = pool.submit(retry, conn, Parking(), [2], mapper=writer.mapper)
+            attempt = pool.submit(retry, conn, Parking(), [2])
             with pytest.raises(TimeoutError):
                 attempt.result(timeout=0.3)
         # In the copy that has the name now, nothing is set aside.
@@ -213,7 +213,7 @@ def test_retries_beside_a_busy_live_copy_are_exact(
         with hosting(database_url, likes):
             for n in range(30):
                 writer.like(VIDEO, *(f"viewer-{n}-{m}" for m in range(20)))
-                results = retry(conn, likes, [2 * n + 1, 2 * n + 2], mapper=writer.mapper)
+                results = retry(conn, likes, [2 * n + 1, 2 * n + 2])
                 assert [result.outcome for result in results] == [Outcome.APPLIED] * 2
             caught_up(database_url, ["likes"], writer.head)
     assert [line for line in logs if line["event"] == "projection_interrupted"] == []

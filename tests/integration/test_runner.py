@@ -380,7 +380,7 @@ def test_a_window_is_bounded_in_bytes(
 
 def test_the_log_is_read_by_its_index(database_url: str, writer: Writer) -> None:
     writer.like(VIDEO, *(f"viewer-{n}" for n in range(20)))
-    log = Log(Tally.events, mapper=writer.mapper, batch_events=5)
+    log = Log(Tally.events, batch_events=5)
     with psycopg.connect(database_url, autocommit=True) as conn:
         window = log.read(conn, 3, 20)
         assert [stored.position for stored in window.events] == [4, 5, 6, 7, 8]

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from engine.command_bus import CommandBus, Executed, IdempotencyKey
 from engine.event_store import GroupCommitRecorder, open_recorder
 from engine.installation import make_tables
-from engine.notifications import Notifications
+from engine.subscription import Notifications
 from engine.telemetry import VIEWED, Telemetry, TelemetryEvent
 from infra import metrics
 from infra.batcher import NotBegun

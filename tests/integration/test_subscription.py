@@ -13,11 +13,19 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from engine import telemetry
-from engine.connections import ThreadedConnection
-from engine.leader_lock import EveryProcess, Leader, LeaderLock
-from engine.messages import Place
-from engine.notifications import EVENTS, HURRY, NOTIFY, Notifications
-from engine.subscription import Handler, Restart, Resting, State, Subscription
+from engine.connections import EveryProcess, Leader, LeaderLock, ThreadedConnection
+from engine.subscription import (
+    EVENTS,
+    HURRY,
+    NOTIFY,
+    Handler,
+    Notifications,
+    Place,
+    Restart,
+    Resting,
+    State,
+    Subscription,
+)
 from tests.support import ended, until
 
 NUMBERS: Place = ("numbers", 0)

@@ -109,8 +109,8 @@ class Desk:
         return self.comment(age, (reason, None))
 
     def project(self) -> None:
-        log = Log(self._comments.events, mapper=self._writer.mapper, batch_events=1000)
-        events = [log.decode(event) for event in log.read(self._conn, 0, self._writer.head).events]
+        log = Log(self._comments.events, batch_events=1000)
+        events = [event.decode() for event in log.read(self._conn, 0, self._writer.head).events]
         with self._conn.transaction(), self._conn.cursor(binary=True) as cursor:
             self._comments.apply(events, cursor)
 

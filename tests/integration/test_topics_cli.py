@@ -13,7 +13,7 @@ import pytest
 
 from backlot.cli import main
 from domain.operation import Operation
-from engine.dead_letters import Rejected
+from engine.dead_letters import RejectedMessage
 from projections.integration_events import TOPICS
 from tests.integration.consuming_support import VIDEO, LogStage, Tasks, consuming, run
 from tests.integration.event_log import rows
@@ -233,7 +233,7 @@ def test_what_could_not_be_published_is_told(stage: LogStage, backlot: Backlot) 
     assert backlot("topics", "undelivered").out == "everything could be published\n"
     with psycopg.connect(stage.database_url, autocommit=True) as conn:
         relay_places.begin(conn)
-        lost = Rejected("events", 0, 3, "comment.created", "it is too large")
+        lost = RejectedMessage("events", 0, 3, "comment.created", "it is too large")
         relay_places.move(conn, "events", 0, 5, [lost])
     (item,) = backlot("topics", "undelivered", "--json").data["items"]
     assert (item["source"], item["position"], item["reason"]) == ("events", 3, "it is too large")

@@ -15,7 +15,7 @@ import pytest
 from dramatiq import Actor, Broker
 from structlog.testing import capture_logs
 
-from engine.codec import EventMapper, event_id
+from engine.log import EventMapper, event_id
 from infra.settings import Settings, load_settings
 from infra.tasks.broker import make_broker, task_queues
 from infra.tasks.dead_letters import every

@@ -9,9 +9,8 @@ from uuid import UUID
 
 import orjson
 
-from engine.codec import EventMapper
 from engine.inspection.streams import Entry, read_entry
-from engine.log import Stored
+from engine.log import EventMapper, Stored
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "events"
 TOPICS = sorted(path.stem for path in GOLDEN.iterdir())

@@ -9,8 +9,8 @@ from typing import cast
 import pytest
 
 from engine.connections import ThreadedConnection
-from engine.messages import Dead, Fetched, Place, Raw, Received
-from engine.sources import Prefetch
+from engine.messages import DeadMessage, IncomingMessage, MessageBatch, RawMessage
+from engine.subscription import Place, Prefetch
 from tests.support import DEADLINE_SECONDS
 
 PLACE = ("telemetry", 0)
@@ -30,25 +30,27 @@ class Counting:
     async def start(self, conn: ThreadedConnection, places: Mapping[Place, int]) -> None:
         self.at = places.get(PLACE, 0)
 
-    async def fetch(self, at_most_seconds: float) -> Fetched:
+    async def fetch(self, at_most_seconds: float) -> MessageBatch:
         if self.at == self.head:
             await asyncio.sleep(at_most_seconds)
         if self.at + 1 == self.bad:
             raise OSError("away")
         self.at = min(self.at + 1, self.head)
-        return Fetched((), (), {PLACE: self.at}, self.head - self.at)
+        return MessageBatch((), (), {PLACE: self.at}, self.head - self.at)
 
-    async def reread(self, raw: Raw) -> Received:
+    async def reread(self, raw: RawMessage) -> IncomingMessage:
         raise NotImplementedError
 
-    async def bury(self, consumer: str, dead: Sequence[Dead]) -> None:
+    async def bury(self, consumer: str, dead: Sequence[DeadMessage]) -> None:
         raise NotImplementedError
 
     async def stop(self) -> None:
         self.stopped = True
 
 
-async def started(source: Counting, places: Mapping[Place, int] | None = None) -> Prefetch[Fetched]:
+async def started(
+    source: Counting, places: Mapping[Place, int] | None = None
+) -> Prefetch[MessageBatch]:
     ahead = Prefetch(source)
     # What it reads with is the source's affair.
     await ahead.start(cast("ThreadedConnection", None), places or {})
@@ -61,7 +63,7 @@ async def rest() -> None:
         await asyncio.sleep(0)
 
 
-async def read(ahead: Prefetch[Fetched]) -> int:
+async def read(ahead: Prefetch[MessageBatch]) -> int:
     return (await ahead.fetch(60.0)).places[PLACE]
 
 

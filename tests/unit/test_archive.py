@@ -21,7 +21,7 @@ from engine.archive.lines import (
 )
 from engine.archive.plan import ExportFormat, Plan, plan_from_json
 from engine.archive.verification import ExportUnusable, TailStreams, read_header, read_items
-from engine.codec import event_id
+from engine.log import event_id
 from engine.privacy import PayloadMode
 from engine.seals.anchors import last_line
 from engine.seals.chain import Seal, StoredRow

@@ -13,9 +13,8 @@ from eventsourcing.persistence import StoredEvent
 from domain.comment import Comment
 from domain.model import Aggregate
 from domain.upload import Upload
-from engine.codec import EventMapper
 from engine.inspection.streams import FieldChange, Fold, fields, read_entry
-from engine.log import Stored
+from engine.log import EventMapper, Stored
 from engine.privacy import PayloadMode
 from readapi.audit.inspector import as_state, as_step
 from tests.unit.given_when_then import STREAM, by

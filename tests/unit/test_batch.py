@@ -17,9 +17,18 @@ from domain.comment import Comment
 from domain.errors import Conflict
 from domain.model import Aggregate, Origin
 from domain.video_likes import VideoLikes
-from engine.codec import EventMapper
-from engine.command import Aggregates, Command, Query, Slot
-from engine.command_bus import Executed, Group, IdempotencyKey, Request, Round
+from engine.command_bus import (
+    Aggregates,
+    Command,
+    Executed,
+    Group,
+    IdempotencyKey,
+    Query,
+    Request,
+    Round,
+    Slot,
+)
+from engine.log import EventMapper
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)
 A, B, C = (UUID(int=number) for number in (1, 2, 3))
@@ -62,7 +71,7 @@ def key(render: Callable[[Any], tuple[int, bytes]] = lambda _: (200, b"{}")) -> 
 
 def decide(*requests: Request, known: dict[UUID, Aggregate] | None = None) -> list[Group]:
     slots = {stream: Slot((known or {}).get(stream)) for stream in (A, B, C)}
-    this = Round(slots, HEAD, AT, MAPPER)
+    this = Round(slots, HEAD, AT)
     with capture_logs() as logs:
         for each in requests:
             this.decide(each)
@@ -199,9 +208,8 @@ class TestKinds:
 class TestAnswers:
     def test_an_answer_is_saved_with_its_events(self) -> None:
         (group,) = decide(request(Do((A,)), key(lambda result: (201, repr(result).encode()))))
-        save = group.save()
-        assert len(save.events) == 1
-        (answer,) = save.answers
+        assert len(group.events) == 1
+        (answer,) = group.answers
         assert (answer.actor, answer.key, answer.request_hash) == ("ann", "key", b"hash")
         assert (answer.status, answer.body) == (201, repr({A: True}).encode())
 

@@ -17,7 +17,7 @@ import pytest
 from eventsourcing.persistence import MapperDeserialisationError, StoredEvent
 
 from domain.model import Aggregate, Personal
-from engine.codec import EventMapper, topics_of
+from engine.log import EventMapper, topics_of
 from tests.support import aggregates
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "events"

@@ -19,7 +19,7 @@ import pytest
 from backlot.app import make_app
 from backlot.features import read_models
 from domain.model import Aggregate, Personal
-from engine.codec import payload_fields, topics_of
+from engine.log import payload_fields, topics_of
 from infra import metrics
 from infra.http.auth import make_authenticator
 from infra.http.problems import TITLES

@@ -20,7 +20,7 @@ import projections
 import readapi
 import workers
 from backlot.features import FEATURES, no_lookups, nothing, read_models
-from engine.command import Lookup
+from engine.command_bus import Lookup
 from engine.projection import Projection
 from infra.settings import Settings, features
 from infra.settings.values import SettingsGroup

@@ -16,7 +16,7 @@ from eventsourcing.persistence import StoredEvent
 
 from domain.model import Aggregate
 from domain.upload import Upload
-from engine.codec import EventMapper, event_id
+from engine.log import EventMapper, event_id
 from engine.telemetry import TelemetryEvent
 from projections.integration_events import (
     PUBLISHED,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from aiokafka.partitioner import DefaultPartitioner
 
-from engine.messages import Dead, Raw, Unreadable
+from engine.messages import DeadMessage, RawMessage, Unreadable
 from infra.kafka import client_options, partition_of
 from infra.settings import load_settings
 from workers.kafka_source import dead_letter, parse
@@ -53,14 +53,16 @@ def test_without_a_key_an_available_partition_is_taken() -> None:
 def test_a_reason_does_not_repeat_what_somebody_wrote() -> None:
     value = b'{"id": "my secret text"}'
     with pytest.raises(Unreadable) as told:
-        parse(Raw("comment.created", ("comment.created", 0), 1, "k", value, {"position": "1"}))
+        parse(
+            RawMessage("comment.created", ("comment.created", 0), 1, "k", value, {"position": "1"})
+        )
     assert "id: " in str(told.value)
     assert "secret" not in str(told.value)
 
 
 def test_a_dead_letter_keeps_the_message() -> None:
-    raw = Raw("video.liked", ("video.liked", 3), 9, "k", b"{", {"ce_id": "x"})
-    letter = dead_letter("tasks", Dead(raw, "no JSON"))
+    raw = RawMessage("video.liked", ("video.liked", 3), 9, "k", b"{", {"ce_id": "x"})
+    letter = dead_letter("tasks", DeadMessage(raw, "no JSON"))
     assert (letter.topic, letter.key, letter.value) == ("video.liked.dlq", b"k", b"{")
     assert dict(letter.headers) == {
         "ce_id": b"x",

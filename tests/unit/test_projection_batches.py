@@ -13,7 +13,8 @@ from domain.comment import Comment
 from domain.model import Aggregate, Origin
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
-from engine.projection import Recorded, by_kind, columns
+from engine.log import Recorded
+from engine.projection import by_kind, columns
 from infra.advisory_locks import copy_lock
 from projections.catalog import Catalog
 from projections.comments import Comments

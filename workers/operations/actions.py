@@ -15,7 +15,6 @@ from psycopg.rows import TupleRow, class_row
 from domain.operation import Members, Operation, OperationOutcome
 from engine import checkpoints
 from engine.checkpoints import CheckpointStatus
-from engine.codec import MAPPER
 from engine.completeness import completeness
 from engine.event_store import EVENTS
 from engine.parked_events import alike, discard, discard_all, park_and_go_on, remedy, retry
@@ -226,7 +225,7 @@ def _park(act: OperationContext) -> Ended:
 
 def _retry(act: OperationContext) -> Ended:
     force = act.flag("force")
-    results = retry(act.conn, act.projection, _chosen(act), mapper=MAPPER, force=force)
+    results = retry(act.conn, act.projection, _chosen(act), force=force)
     counted = Counter(str(result.outcome) for result in results)
     events = [{"position": r.position, "outcome": str(r.outcome)} for r in results]
     return Ended(OperationOutcome.DONE, {**counted, "events": events})

@@ -24,15 +24,13 @@ from psycopg.rows import TupleRow
 
 from domain.operation import Members, Operation, OperationOutcome
 from engine import checkpoints
-from engine.connections import ThreadedConnection, in_thread, is_outage
+from engine.connections import EveryProcess, ThreadedConnection, in_thread, is_outage
 from engine.event_store import GroupCommitRecorder
-from engine.leader_lock import EveryProcess
 from engine.operations import claim, finish, load, release, request
 from engine.projection_subscription import ProjectionHost
 from engine.replay.records import tell_nobody
 from engine.replay.requests import begin_for_outdated
-from engine.sources import Wakeups
-from engine.subscription import Handler, NoCheckpoint, Subscription
+from engine.subscription import Handler, NoCheckpoint, Subscription, Wakeups
 from infra.cancellation import cancel, to_the_end
 from infra.errors import describe
 from projections.operations import Operations

@@ -29,11 +29,9 @@ from commands.translation import (
     Skipped,
     TranslatedText,
 )
-from engine.command import Command
-from engine.command_bus import CommandBus
-from engine.connections import ThreadedConnection
-from engine.leader_lock import leading
-from engine.messages import Fetched
+from engine.command_bus import Command, CommandBus
+from engine.connections import ThreadedConnection, leading
+from engine.messages import MessageBatch
 from engine.schedule import Job, Outage, Run
 from engine.subscription import Subscription
 from infra.language.detector import Detection, Detector
@@ -296,7 +294,7 @@ def sweep_job(sweep: Sweep, database_url: str, every: float) -> Job:
     return Job("translation sweep", every, session, outage, at_once=False)
 
 
-def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[Fetched]]:
+def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[MessageBatch]]:
     """Have comments translated that were posted or edited."""
     yield parts.consume(TranslationConsumer(tasks.translate_comment))
 
