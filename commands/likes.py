@@ -15,7 +15,7 @@ from domain.model import Origin
 from domain.upload import Upload
 from domain.video_likes import VideoLikes, stream_id
 from engine.command import Aggregates, Command, Lookup
-from infra.http.edge import DirectRoute
+from infra.http.app import DirectRoute
 from infra.http.problems import problems
 from infra.http.shapes import LikeState
 

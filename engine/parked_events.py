@@ -25,7 +25,7 @@ from engine.notifications import notify
 from engine.privacy import PayloadMode, mask_actor, present
 from engine.projection import Projection, RangeProjection
 from infra.errors import OperatorError, describe, fault_of
-from infra.utc import rfc3339
+from infra.http.shapes import rfc3339
 
 log = structlog.get_logger(__name__)
 

@@ -33,7 +33,7 @@ from engine.replay.replay import replay_now
 from engine.seals.sealer import Sealer
 from engine.seals.verification import verify_database
 from infra.cancellation import alongside
-from infra.position import Position
+from infra.http.shapes import Position
 from infra.postgres.connection import open_async_connection, open_connection
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.postgres.pool import make_pool

@@ -17,7 +17,7 @@ from prometheus_client import Counter
 from pydantic import TypeAdapter, ValidationError
 from redis.asyncio import Redis
 
-from infra.position import BEGINNING, Position
+from infra.http.shapes import BEGINNING, Position
 from infra.redis import OptionalRedis
 
 log = structlog.get_logger(__name__)

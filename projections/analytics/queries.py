@@ -14,8 +14,8 @@ from redis.asyncio import Redis
 
 from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool, ReadModelBehind, Waiting
 from infra.cache import Cached, Requirement
+from infra.http.shapes import Position
 from infra.metrics import counter
-from infra.position import Position
 from infra.postgres.connection import Limits
 from infra.postgres.pool import make_pool
 from infra.settings.features import TrendingSettings

@@ -28,7 +28,7 @@ from engine.comparison import (
 )
 from engine.telemetry import TelemetryEvent
 from infra.advisory_locks import Lock, held, lock_in_transaction
-from infra.utc import rfc3339
+from infra.http.shapes import rfc3339
 from projections.analytics.ingest import COLUMNS, NO_LIMIT, Store
 from projections.analytics.rules import NotCountable, Row, row_of
 from projections.analytics.schema import Shape

@@ -12,8 +12,8 @@ import pytest
 from engine.freshness import ReadModelBehind, Waiting
 from engine.notifications import Notifications
 from engine.sources import MessageSource
+from infra.http.shapes import Position
 from infra.kafka import Outgoing, Publisher
-from infra.position import Position
 from infra.postgres.pool import make_pool
 from infra.settings.adapters import KafkaSettings
 from projections.analytics.arrival import COUNTS_CONSUMER, REACHED, VIDEOS_CONSUMER

@@ -14,7 +14,7 @@ import pytest
 from engine import projection_subscription
 from engine.freshness import POLL_SECONDS, Pool, ReadModelBehind, Waiting
 from engine.installation import install
-from infra.position import Position
+from infra.http.shapes import Position
 from infra.postgres.pool import make_pool
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Tally, Writer, hosting
