@@ -26,7 +26,7 @@ from engine.freshness import Waiting
 from engine.projection_subscription import ProjectionHost
 from engine.telemetry import ViewerKeys
 from infra.http.app import HttpApp
-from infra.postgres.pool import make_pool
+from infra.postgres.connection import make_pool
 from infra.settings import Role
 from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog

@@ -14,6 +14,7 @@ hundreds of connections that nobody wants any more.
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from psycopg.abc import Params, PQGen
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import ConnectionTimeout
 from psycopg.rows import Row, RowFactory, TupleRow, class_row, tuple_row
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from infra.circuit_breaker import CircuitBreaker, CircuitState
 from infra.metrics import counter
@@ -170,7 +171,7 @@ class LiveConnection(Connection[Row]):
         self, gen: PQGen[T], interval: float = INTERVAL_SECONDS, timeout: float | None = None
     ) -> T:
         # Who waits for notifications says for how long, and silence is nothing bad then.
-        watched = gen if timeout is not None else _heard(gen, self.limits.silence, self._missed)
+        watched = _heard(self, gen) if timeout is None else gen
         try:
             result = super().wait(watched, interval, timeout)
         except DatabaseSilent:
@@ -178,10 +179,6 @@ class LiveConnection(Connection[Row]):
             raise
         self.breaker.succeed()
         return result
-
-    def _missed(self) -> None:
-        if self.limits.statement or not _lives(self.info):
-            raise _silent(self.breaker, self.info, self.limits)
 
 
 class LiveAsyncConnection(AsyncConnection[Row]):
@@ -204,7 +201,7 @@ class LiveAsyncConnection(AsyncConnection[Row]):
         interval: float = INTERVAL_SECONDS,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> T:
-        watched = gen if timeout is not None else _heard(gen, self.limits.silence, self._missed)
+        watched = _heard(self, gen) if timeout is None else gen
         try:
             result = await super().wait(watched, interval, timeout)
         except DatabaseSilent:
@@ -213,9 +210,6 @@ class LiveAsyncConnection(AsyncConnection[Row]):
         self.breaker.succeed()
         return result
 
-    def _missed(self) -> None:
-        raise _silent(self.breaker, self.info, self.limits)
-
 
 class ThreadPool(ConnectionPool[LiveConnection[Any]]):
     """Connections that threads share; one of a silent server is refused at once."""
@@ -223,6 +217,38 @@ class ThreadPool(ConnectionPool[LiveConnection[Any]]):
     def getconn(self, timeout: float | None = None) -> LiveConnection[Any]:
         breaker_of(self.conninfo).check()
         return super().getconn(timeout)
+
+
+class LivePool(AsyncConnectionPool[LiveAsyncConnection[TupleRow]]):
+    """A pool whose clients don't notice that the server was restarted while they were idle.
+
+    Who wants a connection of a silent server is told so at once. The library's own check costs
+    every query a round trip, and pauses for a second after each lost connection.
+    """
+
+    async def getconn(  # the library's signature
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> LiveAsyncConnection[TupleRow]:
+        breaker_of(self.conninfo).check()
+        while True:
+            conn = await super().getconn(timeout)
+            if not await _is_lost(conn):
+                return conn
+            await conn.close()
+            await self.putconn(conn)
+
+
+async def _is_lost(conn: LiveAsyncConnection[TupleRow]) -> bool:
+    try:
+        # On a lost connection the socket has something to say; only then is the server asked.
+        poller = select.poll()
+        poller.register(conn.fileno(), select.POLLIN)
+        if poller.poll(0):
+            await conn.execute("")
+    except OperationalError:
+        return True
+    return False
 
 
 def open_connection(
@@ -286,6 +312,25 @@ def thread_pool(
     )
 
 
+def make_pool(database_url: str, *, max_size: int = 10, limits: Limits = SHORT_WORK) -> LivePool:
+    """The connections of queries, not opened yet: `await pool.open()` in the event loop.
+
+    A query that gets no connection within the limit has PoolTimeout, and one that gets no answer
+    another OperationalError.
+    """
+    return LivePool(
+        database_url,
+        connection_class=LiveAsyncConnection,
+        kwargs=parameters("queries", limits),
+        configure=partial(begin_async, limits=limits),
+        min_size=min(2, max_size),
+        max_size=max_size,
+        timeout=limits.pool,
+        reconnect_timeout=RECONNECT_SECONDS,
+        open=False,
+    )
+
+
 @contextmanager
 def unhurried(conn: LiveConnection[Any]) -> Iterator[None]:
     """Open a transaction without a limit for its statements, on a connection with limits."""
@@ -327,8 +372,8 @@ def _session(limits: Limits) -> bytes:
     return SESSION % round(limits.statement * 1000)
 
 
-def _heard(gen: PQGen[T], seconds: float, missed: Callable[[], None]) -> PQGen[T]:
-    """psycopg's dialogue with the server; calls `missed` whenever it sent nothing for so long."""
+def _heard(conn: LiveConnection[Any] | LiveAsyncConnection[Any], gen: PQGen[T]) -> PQGen[T]:
+    """psycopg's dialogue with the server; raise DatabaseSilent when it sends nothing for long."""
     try:
         wanted = next(gen)
         heard = monotonic()
@@ -336,8 +381,10 @@ def _heard(gen: PQGen[T], seconds: float, missed: Callable[[], None]) -> PQGen[T
             ready = yield wanted
             if ready:
                 heard = monotonic()
-            elif monotonic() - heard >= seconds:
-                missed()
+            elif monotonic() - heard >= conn.limits.silence:
+                # Work that may take long goes on while the server answers others.
+                if conn.limits.statement or not _lives(conn.info):
+                    raise _silent(conn.breaker, conn.info, conn.limits.silence)
                 heard = monotonic()
             wanted = gen.send(ready)
     except StopIteration as end:
@@ -354,7 +401,7 @@ def _lives(info: psycopg.ConnectionInfo) -> bool:
         _let_go(error)
         return False
     except OperationalError:
-        return True
+        pass
     return True
 
 
@@ -383,10 +430,10 @@ def _newcomer(database_url: str, parameters: Mapping[str, Any]) -> Iterator[Data
 
 
 def _silent(
-    breaker: DatabaseBreaker, info: psycopg.ConnectionInfo, limits: Limits
+    breaker: DatabaseBreaker, info: psycopg.ConnectionInfo, seconds: float
 ) -> DatabaseSilent:
-    breaker.missed(info.get_parameters().get("application_name", ""), limits.silence)
-    return DatabaseSilent(f"PostgreSQL took a statement and said nothing for {limits.silence:g} s")
+    breaker.missed(info.get_parameters().get("application_name", ""), seconds)
+    return DatabaseSilent(f"PostgreSQL took a statement and said nothing for {seconds:g} s")
 
 
 async def fetch_as(

@@ -16,8 +16,7 @@ from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool, ReadModelBehind
 from infra.cache import Cached, Requirement
 from infra.http.shapes import Position
 from infra.metrics import counter
-from infra.postgres.connection import Limits
-from infra.postgres.pool import make_pool
+from infra.postgres.connection import Limits, make_pool
 from infra.settings.features import TrendingSettings
 from projections.analytics.arrival import COUNTS_CONSUMER, REACHED, VIDEOS_CONSUMER
 from projections.analytics.stats import Bucket, Range, Stats, stats_of

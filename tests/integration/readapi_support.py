@@ -23,7 +23,7 @@ from infra.http.app import HttpApp
 from infra.http.auth import Authenticator, OneKey, mint_token
 from infra.http.shapes import encode_position
 from infra.objects.folder import FolderStore
-from infra.postgres.pool import make_pool
+from infra.postgres.connection import make_pool
 from infra.redis import connect_redis, embedded_redis
 from infra.settings import Settings, load_settings
 from projections.analytics.arrival import COUNTS_CONSUMER, ENGAGED_CONSUMER, VIDEOS_CONSUMER

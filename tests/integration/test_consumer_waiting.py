@@ -14,7 +14,7 @@ from engine.notifications import Notifications
 from engine.sources import MessageSource
 from infra.http.shapes import Position
 from infra.kafka import Outgoing, Publisher
-from infra.postgres.pool import make_pool
+from infra.postgres.connection import make_pool
 from infra.settings.adapters import KafkaSettings
 from projections.analytics.arrival import COUNTS_CONSUMER, REACHED, VIDEOS_CONSUMER
 from tests.integration.analytics_sinks import SourceOf, from_log, keeping, record
