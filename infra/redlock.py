@@ -165,8 +165,9 @@ class Lease:
                 self.give_up("expired")
                 return False
             started = self._redlock.clock()
-            arguments = [self.token, _ms(ttl)]
-            votes = await self._redlock.ask(lambda node: node.extend([self.key], arguments), ttl)
+            votes = await self._redlock.ask(
+                lambda node: node.extend([self.key], [self.token, _ms(ttl)]), ttl
+            )
             until = self._redlock.validity(started, ttl)
             if votes.granted >= self._redlock.quorum and self._redlock.clock() < until:
                 self.valid_until = until
