@@ -403,26 +403,25 @@ async def require_identity(request: Request) -> Identity:
     return identity
 
 
-async def require_admin(request: Request) -> Identity:
-    """Return an operator; 403 for everybody else."""
-    identity = await require_identity(request)
-    if not identity.is_admin:
-        raise Problem(403, "forbidden", "This call needs the role `admin`.")
-    return identity
+def _require_role(*roles: str) -> Callable[[Request], Awaitable[Identity]]:
+    """Return what gives a caller with one of these roles; 403 for everybody else."""
+    needed = " or ".join(f"`{role}`" for role in roles)
+
+    async def require(request: Request) -> Identity:
+        identity = await require_identity(request)
+        if identity.roles.isdisjoint(roles):
+            raise Problem(403, "forbidden", f"This call needs the role {needed}.")
+        return identity
+
+    return require
 
 
-async def require_auditor(request: Request) -> Identity:
-    """Return an auditor or an operator, who may look into the event log; 403 for anybody else."""
-    identity = await require_identity(request)
-    if not (identity.is_admin or "auditor" in identity.roles):
-        raise Problem(403, "forbidden", "This call needs the role `auditor` or `admin`.")
-    return identity
-
-
+require_admin = _require_role("admin")
 MaybeCaller = Annotated[Identity | None, Depends(maybe_identity)]
 Caller = Annotated[Identity, Depends(require_identity)]
 Admin = Annotated[Identity, Depends(require_admin)]
-Auditor = Annotated[Identity, Depends(require_auditor)]
+Auditor = Annotated[Identity, Depends(_require_role("auditor", "admin"))]
+"""Who may look into the event log."""
 
 
 async def _verify(authenticator: Authenticator, token: str) -> Identity:

@@ -18,10 +18,10 @@ import select
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from time import monotonic
 from traceback import clear_frames
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -156,15 +156,26 @@ def breaker_of(database_url: str) -> DatabaseBreaker:
 class LiveConnection(Connection[Row]):
     """A thread's connection that is closed once the server does not answer on it."""
 
-    limits = LONG_WORK
+    limits: Limits
     breaker: DatabaseBreaker
 
     @classmethod
-    def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
-        """Connect as psycopg does; raise DatabaseSilent at once where the server is silent."""
+    def connect(  # type: ignore[override]  # a session needs more than psycopg's parameters
+        cls, conninfo: str = "", *, limits: Limits, session: bytes = b"", **kwargs: Any
+    ) -> Self:
+        """Connect as psycopg does, and make the connection a session of ours.
+
+        `session` is more SQL that the session begins with. Raise DatabaseSilent at once where the
+        server is silent.
+        """
         with _newcomer(conninfo, kwargs) as breaker:
             conn = super().connect(conninfo, **kwargs)
-        conn.breaker = breaker
+        conn.limits, conn.breaker = limits, breaker
+        try:
+            conn.execute(SESSION % round(limits.statement * 1000) + session)
+        except BaseException:
+            conn.close()
+            raise
         return conn
 
     def wait(
@@ -184,15 +195,22 @@ class LiveConnection(Connection[Row]):
 class LiveAsyncConnection(AsyncConnection[Row]):
     """An event loop's connection that is closed once the server does not answer; for short work."""
 
-    limits = SHORT_WORK
+    limits: Limits
     breaker: DatabaseBreaker
 
     @classmethod
-    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
-        """Connect as psycopg does; raise DatabaseSilent at once where the server is silent."""
+    async def connect(  # type: ignore[override]  # a session needs more than psycopg's parameters
+        cls, conninfo: str = "", *, limits: Limits, **kwargs: Any
+    ) -> Self:
+        """Connect and raise as `LiveConnection` does."""
         with _newcomer(conninfo, kwargs) as breaker:
             conn = await super().connect(conninfo, **kwargs)
-        conn.breaker = breaker
+        conn.limits, conn.breaker = limits, breaker
+        try:
+            await conn.execute(SESSION % round(limits.statement * 1000))
+        except BaseException:
+            await conn.close()
+            raise
         return conn
 
     async def wait(  # psycopg's signature
@@ -258,30 +276,14 @@ def open_connection(
 
     Without limits, a statement may take as long as it needs. Raise OperationalError.
     """
-    conn: LiveConnection[TupleRow] = LiveConnection.connect(
-        database_url, **parameters(purpose, limits)
-    )
-    try:
-        begin(conn, limits)
-    except BaseException:
-        conn.close()
-        raise
-    return conn
+    return LiveConnection.connect(database_url, **_options(purpose, limits))
 
 
 async def open_async_connection(
     database_url: str, purpose: str, limits: Limits = SHORT_WORK
 ) -> LiveAsyncConnection[TupleRow]:
     """Open a connection for an event loop, for short work only; raise OperationalError."""
-    conn: LiveAsyncConnection[TupleRow] = await LiveAsyncConnection.connect(
-        database_url, **parameters(purpose, limits)
-    )
-    try:
-        await begin_async(conn, limits)
-    except BaseException:
-        await conn.close()
-        raise
-    return conn
+    return await LiveAsyncConnection.connect(database_url, **_options(purpose, limits))
 
 
 def thread_pool(
@@ -301,8 +303,7 @@ def thread_pool(
     return ThreadPool(
         database_url,
         connection_class=LiveConnection,
-        kwargs={**parameters(purpose, limits), "row_factory": row_factory},
-        configure=partial(begin, limits=limits, session=session),
+        kwargs=_options(purpose, limits) | {"row_factory": row_factory, "session": session},
         check=check,
         min_size=size,
         max_size=size,
@@ -321,8 +322,7 @@ def make_pool(database_url: str, *, max_size: int = 10, limits: Limits = SHORT_W
     return LivePool(
         database_url,
         connection_class=LiveAsyncConnection,
-        kwargs=parameters("queries", limits),
-        configure=partial(begin_async, limits=limits),
+        kwargs=_options("queries", limits),
         min_size=min(2, max_size),
         max_size=max_size,
         timeout=limits.pool,
@@ -343,8 +343,13 @@ def unhurried(conn: LiveConnection[Any]) -> Iterator[None]:
         conn.limits = limits
 
 
-def parameters(purpose: str, limits: Limits) -> dict[str, Any]:
-    """Return libpq's parameters beside the URL. A lost machine is noticed within 30 seconds."""
+def _options(purpose: str, limits: Limits) -> dict[str, Any]:
+    """Return what a connection is made with beside the URL."""
+    return {"limits": limits, **_parameters(purpose, limits)}
+
+
+def _parameters(purpose: str, limits: Limits) -> dict[str, Any]:
+    """Return libpq's parameters. A lost machine is noticed within 30 seconds."""
     return {
         "autocommit": True,
         "application_name": f"backlot {purpose}",
@@ -354,22 +359,6 @@ def parameters(purpose: str, limits: Limits) -> dict[str, Any]:
         "keepalives_count": 4,
         "tcp_user_timeout": 30_000,
     }
-
-
-def begin(conn: LiveConnection[Any], limits: Limits, session: bytes = b"") -> None:
-    """Make a new connection a session of ours."""
-    conn.limits = limits
-    conn.execute(_session(limits) + session)
-
-
-async def begin_async(conn: LiveAsyncConnection[Any], limits: Limits) -> None:
-    """Make a new connection on an event loop a session of ours."""
-    conn.limits = limits
-    await conn.execute(_session(limits))
-
-
-def _session(limits: Limits) -> bytes:
-    return SESSION % round(limits.statement * 1000)
 
 
 def _heard(conn: LiveConnection[Any] | LiveAsyncConnection[Any], gen: PQGen[T]) -> PQGen[T]:
@@ -384,7 +373,7 @@ def _heard(conn: LiveConnection[Any] | LiveAsyncConnection[Any], gen: PQGen[T]) 
             elif monotonic() - heard >= conn.limits.silence:
                 # Work that may take long goes on while the server answers others.
                 if conn.limits.statement or not _lives(conn.info):
-                    raise _silent(conn.breaker, conn.info, conn.limits.silence)
+                    _give_up(conn)
                 heard = monotonic()
             wanted = gen.send(ready)
     except StopIteration as end:
@@ -392,11 +381,17 @@ def _heard(conn: LiveConnection[Any] | LiveAsyncConnection[Any], gen: PQGen[T]) 
         return result
 
 
+def _give_up(conn: LiveConnection[Any] | LiveAsyncConnection[Any]) -> NoReturn:
+    seconds = conn.limits.silence
+    conn.breaker.missed(conn.info.get_parameters().get("application_name", ""), seconds)
+    raise DatabaseSilent(f"PostgreSQL took a statement and said nothing for {seconds:g} s")
+
+
 def _lives(info: psycopg.ConnectionInfo) -> bool:
     """Return whether the server still answers a newcomer, be it with a refusal."""
     url = make_conninfo(info.dsn, password=info.password or None)
     try:
-        psycopg.connect(url, **parameters("watch", LONG_WORK)).close()
+        psycopg.connect(url, **_parameters("watch", LONG_WORK)).close()
     except ConnectionTimeout as error:
         _let_go(error)
         return False
@@ -427,13 +422,6 @@ def _newcomer(database_url: str, parameters: Mapping[str, Any]) -> Iterator[Data
         breaker.leave(trial)
         raise
     breaker.succeed()
-
-
-def _silent(
-    breaker: DatabaseBreaker, info: psycopg.ConnectionInfo, seconds: float
-) -> DatabaseSilent:
-    breaker.missed(info.get_parameters().get("application_name", ""), seconds)
-    return DatabaseSilent(f"PostgreSQL took a statement and said nothing for {seconds:g} s")
 
 
 async def fetch_as(

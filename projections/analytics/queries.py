@@ -13,7 +13,7 @@ from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
 from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool, ReadModelBehind, Waiting
-from infra.cache import Cached, Requirement
+from infra.cache import CachedValue, Requirement
 from infra.http.shapes import Position
 from infra.metrics import counter
 from infra.postgres.connection import Limits, make_pool
@@ -109,7 +109,7 @@ class AnalyticsQueries:
 
         if without:
             now = datetime.now(UTC)
-            return Cached(tuple(await make(now)), now, None), False
+            return CachedValue(tuple(await make(now)), now, None), False
         wanted = Requirement(await self._edition(fresh), fresh.position)
         return await self._cache.get(window, limit, category, make, wanted)
 
