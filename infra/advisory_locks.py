@@ -83,7 +83,7 @@ def lock(conn: Connection[Any], which: AdvisoryLock) -> None:
 
 def try_lock(conn: Connection[Any], which: AdvisoryLock) -> bool:
     """Take a lock for as long as the session lives; False where another session holds it."""
-    return _told(conn.execute("SELECT pg_try_advisory_lock(%s, %s)", which))
+    return _flag(conn.execute("SELECT pg_try_advisory_lock(%s, %s)", which))
 
 
 def unlock(conn: Connection[Any], which: AdvisoryLock) -> None:
@@ -111,10 +111,10 @@ def lock_in_transaction(conn: Connection[Any] | Cursor[Any], which: AdvisoryLock
 
 def try_lock_in_transaction(conn: Connection[Any], which: AdvisoryLock) -> bool:
     """Take a lock until the transaction ends; False where another session holds it."""
-    return _told(conn.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", which))
+    return _flag(conn.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", which))
 
 
-def _told(cursor: Cursor[Any]) -> bool:
+def _flag(cursor: Cursor[Any]) -> bool:
     """Return the one value of a row, whatever the connection makes of rows."""
     row = cursor.fetchone()
     return row is not None and bool(next(iter(row.values() if isinstance(row, Mapping) else row)))

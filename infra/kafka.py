@@ -102,10 +102,10 @@ class Sent(NamedTuple):
     def forget(self) -> None:
         """Ignore the outcomes: else asyncio warns of all failures but the one that was raised."""
         for _, one in self.waiting:
-            if not one.done():
-                one.add_done_callback(_look_at)
-            else:
+            if one.done():
                 _look_at(one)
+            else:
+                one.add_done_callback(_look_at)
 
 
 class Publisher:
@@ -213,8 +213,7 @@ async def _give_up(producer: Any) -> None:
 
 def describe(error: BaseException) -> str:
     """One line about what Kafka said, or did not say."""
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _look_at(sent: Future[Any]) -> None:

@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Annotated, Any, TypeVar, cast
@@ -46,7 +47,7 @@ REQUESTS = logging.getLogger(__name__)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 REMEMBERED_PATHS = 10_000
 # What the edge keeps in a request's scope: its headers, those that its answer gets beside its own,
-# the method that the client sent, and the problem of a body that is too large.
+# the method that the client sent in place of GET, and the problem of a body that is too large.
 HEADERS = "backlot.headers"
 ADDED = "backlot.added"
 ASKED = "backlot.method"
@@ -65,21 +66,20 @@ BEARER = {
 
 Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-Hot = Callable[[UUID, Request], Awaitable[Response | None]]
+Shortcut = Callable[[UUID, Request], Awaitable[Response | None]]
 """Answers a request for the one id in its path, or None: then it goes through the framework."""
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
 class DirectRoute(APIRoute):
-    """A hot route, whose endpoint is called without the framework.
+    """A hot route, whose endpoint is called without the framework, except for an id that is none.
 
-    It is documented like every other. What is unusual, such as an id that is none, goes the
-    ordinary way.
+    It is documented like every other.
     """
 
 
-def hot(shortcut: Hot) -> Callable[[Endpoint], Endpoint]:
+def hot(shortcut: Shortcut) -> Callable[[Endpoint], Endpoint]:
     """Marks an ordinary endpoint, before which `shortcut` may answer what is asked most."""
 
     def mark(endpoint: Endpoint) -> Endpoint:
@@ -89,9 +89,9 @@ def hot(shortcut: Hot) -> Callable[[Endpoint], Endpoint]:
     return mark
 
 
-def _shortcut(route: APIRoute) -> Hot | None:
+def _shortcut(route: APIRoute) -> Shortcut | None:
     if isinstance(route, DirectRoute):
-        return cast("Hot", route.endpoint)
+        return cast("Shortcut", route.endpoint)
     return getattr(route.endpoint, SHORTCUT, None)
 
 
@@ -113,28 +113,13 @@ def as_get(scope: Scope) -> Scope:
     return {**scope, "method": "GET", ASKED: "HEAD", "headers": headers}
 
 
-def without_body(send: Send) -> Send:
-    """Sends the headers of an answer, then ends it and raises HeadersSent."""
-
-    async def send_headers(message: Message) -> None:
-        if message["type"] != "http.response.body":
-            await send(message)
-            return
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-        raise HeadersSent
-
-    return send_headers
-
-
-class Timed:
+@dataclass(slots=True)
+class Timings:
     """Requests of one method and route: how many fell into each bucket, and their seconds."""
 
-    __slots__ = ("counts", "seconds", "statuses")
-
-    def __init__(self, buckets: int) -> None:
-        self.counts = [0] * (buckets + 1)
-        self.seconds = 0.0
-        self.statuses: Counter[int] = Counter()
+    counts: list[int]
+    seconds: float = 0.0
+    statuses: Counter[int] = field(default_factory=Counter)
 
 
 class RequestMetrics(Collector):
@@ -148,13 +133,13 @@ class RequestMetrics(Collector):
         """`buckets` are upper bounds in seconds, in rising order."""
         self._prefix = prefix
         self._bounds = list(buckets)
-        self._timed: dict[tuple[str, str], Timed] = {}
+        self._timed: dict[tuple[str, str], Timings] = {}
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Take in one answered request."""
         timed = self._timed.get((method, route))
         if timed is None:
-            timed = self._timed[method, route] = Timed(len(self._bounds))
+            timed = self._timed[method, route] = Timings([0] * (len(self._bounds) + 1))
         timed.counts[bisect_left(self._bounds, seconds)] += 1
         timed.seconds += seconds
         timed.statuses[status] += 1
@@ -210,7 +195,7 @@ class HttpApp(FastAPI):
         self.state.authenticator = authenticator
         self._body_limit = body_limit
         self._unlimited = unlimited
-        self._hot: list[tuple[APIRoute, Hot]] | None = None
+        self._hot: list[tuple[APIRoute, Shortcut]] | None = None
         self._find = lru_cache(REMEMBERED_PATHS)(self._search)
 
     def build_middleware_stack(self) -> ASGIApp:
@@ -233,11 +218,9 @@ class HttpApp(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
-        elif scope["method"] == "HEAD":
-            with suppress(HeadersSent):
-                await self._serve(as_get(scope), receive, without_body(send))
-        else:
-            await self._serve(scope, receive, send)
+            return
+        with suppress(HeadersSent):
+            await self._serve(as_get(scope) if scope["method"] == "HEAD" else scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an HTTP request, or tell what went wrong in place of an answer."""
@@ -254,6 +237,9 @@ class HttpApp(FastAPI):
                 status = message["status"]
                 added = scope.get(ADDED, {}).items()
                 message["headers"] = [*message.get("headers", ()), stamp, *added]
+            elif ASKED in scope and message["type"] == "http.response.body":
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                raise HeadersSent
             await send(message)
 
         answer = self._find(scope["method"], scope["path"]) or super().__call__
@@ -282,7 +268,13 @@ class HttpApp(FastAPI):
         return None
 
     async def _answer_at_once(
-        self, route: APIRoute, call: Hot, stream: UUID, scope: Scope, receive: Receive, send: Send
+        self,
+        route: APIRoute,
+        call: Shortcut,
+        stream: UUID,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> None:
         scope["route"] = route
         answer = await call(stream, Request(scope, receive, send)) or super().__call__
@@ -307,13 +299,10 @@ class HttpApp(FastAPI):
 def _measure(scope: Scope, status: int, seconds: float) -> None:
     asked = scope.get(ASKED, scope["method"])
     method = asked if asked in METHODS else "other"
-    route = getattr(scope.get("route"), "path", "unmatched")
-    HTTP.observe(method, route, status, seconds)
+    HTTP.observe(method, getattr(scope.get("route"), "path", "unmatched"), status, seconds)
     if REQUESTS.isEnabledFor(logging.DEBUG):
-        path, id_ = scope["path"], request_id_of(scope)
-        log.debug(
-            "request", method=method, path=path, status=status, seconds=seconds, requestId=id_
-        )
+        told = {"path": scope["path"], "requestId": request_id_of(scope)}
+        log.debug("request", method=method, status=status, seconds=seconds, **told)
 
 
 def header(scope: Scope, name: bytes) -> str | None:

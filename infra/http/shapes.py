@@ -6,7 +6,7 @@ Shapes that only one of them has stand beside their routes.
 from __future__ import annotations
 
 import base64
-import binascii
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal, NamedTuple
 from uuid import UUID
@@ -17,6 +17,7 @@ from pydantic.alias_generators import to_camel
 from domain.comment import TranslationStatus
 
 APPLICATION = "backlot"
+POSITION = re.compile(rf"{APPLICATION}:([0-9]{{1,18}})(?::([0-9]{{1,18}}))?")
 VIDEO_ID = "5f0c2f0a-7f0e-4a3c-9a39-1c6a54f2b7aa"
 
 
@@ -133,17 +134,14 @@ def decode_position(token: str) -> Position:
     """Return the position in a token; raise InvalidPosition for anything else."""
     try:
         padded = token.encode("ascii") + b"=" * (-len(token) % 4)
-        name, *numbers = base64.b64decode(padded, altchars=b"-_", validate=True).decode().split(":")
-    except (binascii.Error, UnicodeError) as error:
+        text = base64.b64decode(padded, altchars=b"-_", validate=True).decode()
+    except ValueError as error:
         raise InvalidPosition(
             "The position token is unreadable; send back one as received."
         ) from error
-    if name != APPLICATION or len(numbers) not in (1, 2) or not all(map(_is_number, numbers)):
+    found = POSITION.fullmatch(text)
+    if found is None:
         raise InvalidPosition(
             "The position token is not one of this store; send back one as received."
         )
-    return Position(*map(int, numbers))
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 18
+    return Position(*(int(number) for number in found.groups(default="0")))

@@ -102,14 +102,13 @@ def make_reachable(path: Path) -> None:
 def make_readable(tree: Path) -> None:
     """Let other users read PostgreSQL's own files, when they were installed for root alone."""
     make_reachable(tree)
-    for folder, _, files in os.walk(tree):
-        for path in (Path(folder), *(Path(folder, name) for name in files)):
-            if path.is_symlink():
-                continue
-            mode = path.stat().st_mode
-            wanted = mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0)
-            if wanted != mode:
-                path.chmod(wanted)
+    for path in (tree, *tree.rglob("*")):
+        if path.is_symlink():
+            continue
+        mode = path.stat().st_mode
+        wanted = mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0)
+        if wanted != mode:
+            path.chmod(wanted)
 
 
 def programs() -> Path:
@@ -123,8 +122,8 @@ def programs() -> Path:
 
 def environment() -> dict[str, str]:
     """Return the environment for PostgreSQL's programs: nothing of the caller's PG* variables."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    return {**kept, "LC_ALL": "C", "TZ": "UTC"}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    return others | {"LC_ALL": "C", "TZ": "UTC"}
 
 
 def check_major(cluster: Path) -> None:
@@ -259,5 +258,4 @@ def failure_reason(log_file: Path, offset: int) -> str:
 
 
 def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1].strip() if lines else "it said nothing"
+    return text.strip().rpartition("\n")[2].strip() or "it said nothing"

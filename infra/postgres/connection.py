@@ -182,7 +182,7 @@ class LiveConnection(Connection[Row]):
         self, gen: PQGen[T], interval: float = INTERVAL_SECONDS, timeout: float | None = None
     ) -> T:
         # Who waits for notifications says for how long, and silence is nothing bad then.
-        watched = _heard(self, gen) if timeout is None else gen
+        watched = _listen(self, gen) if timeout is None else gen
         try:
             result = super().wait(watched, interval, timeout)
         except DatabaseSilent:
@@ -219,7 +219,7 @@ class LiveAsyncConnection(AsyncConnection[Row]):
         interval: float = INTERVAL_SECONDS,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> T:
-        watched = _heard(self, gen) if timeout is None else gen
+        watched = _listen(self, gen) if timeout is None else gen
         try:
             result = await super().wait(watched, interval, timeout)
         except DatabaseSilent:
@@ -361,7 +361,7 @@ def _parameters(purpose: str, limits: Limits) -> dict[str, Any]:
     }
 
 
-def _heard(conn: LiveConnection[Any] | LiveAsyncConnection[Any], gen: PQGen[T]) -> PQGen[T]:
+def _listen(conn: LiveConnection[Any] | LiveAsyncConnection[Any], gen: PQGen[T]) -> PQGen[T]:
     """psycopg's dialogue with the server; raise DatabaseSilent when it sends nothing for long."""
     try:
         wanted = next(gen)

@@ -74,10 +74,6 @@ class ObjectSettings(SettingsGroup, alias_generator=variables("S3_")):
             raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY: set both or neither")
         if self.bucket is None and any((key, self.endpoint_url, self.public_endpoint_url)):
             raise ValueError("S3_BUCKET: set it too when another S3_* variable is set")
-        return self
-
-    @model_validator(mode="after")
-    def _within_limits_of_s3(self) -> Self:
         if self.bucket is not None and self.url_ttl_seconds > MAX_S3_URL_SECONDS:
             told = f"URLs of S3 work for at most {MAX_S3_URL_SECONDS} seconds"
             raise ValueError(f"URL_TTL_SECONDS: {told} (got {self.url_ttl_seconds})")
