@@ -133,7 +133,8 @@ class DatabaseBreaker(CircuitBreaker):
         return DatabaseSilent("PostgreSQL said nothing a moment ago")
 
     def blames(self, error: BaseException) -> bool | None:
-        return True if isinstance(error, ConnectionTimeout) else None
+        # Whoever meets the silence tells of it, with `missed`.
+        return None
 
     def changed(self, before: CircuitState, error: BaseException | None) -> None:
         if self.state is CircuitState.CLOSED:
@@ -411,17 +412,13 @@ def _let_go(error: ConnectionTimeout) -> None:
 @contextmanager
 def _newcomer(database_url: str, parameters: Mapping[str, Any]) -> Iterator[DatabaseBreaker]:
     breaker = breaker_of(database_url)
-    trial = breaker.enter()
-    try:
-        yield breaker
-    except ConnectionTimeout as error:
-        _let_go(error)
-        breaker.missed(parameters["application_name"], parameters["connect_timeout"])
-        raise
-    except BaseException:
-        breaker.leave(trial)
-        raise
-    breaker.succeed()
+    with breaker.attempt():
+        try:
+            yield breaker
+        except ConnectionTimeout as error:
+            _let_go(error)
+            breaker.missed(parameters["application_name"], parameters["connect_timeout"])
+            raise
 
 
 async def fetch_as(
