@@ -24,8 +24,8 @@ from engine.freshness import Waiting
 from engine.log import MAPPER
 from engine.projection_subscription import ProjectionHost
 from engine.telemetry import ViewerKeys
-from infra.http.app import create_app
-from infra.postgres.pool import make_pool
+from infra.http.app import HttpApp
+from infra.postgres.connection import make_pool
 from infra.settings import Role
 from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog
@@ -73,7 +73,7 @@ def make_app(parts: Parts) -> FastAPI:
     if Role.QUERIES in roles:
         routers += (router for feature in FEATURES for router in feature.queries)
         translate |= readapi.problems.translate
-    app = create_app(
+    app = HttpApp(
         title="Backlot",
         authenticator=parts.authenticator,
         body_limit=parts.settings.server.body_limit_bytes,

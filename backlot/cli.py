@@ -29,8 +29,8 @@ from backlot.output import Json, show
 from backlot.projections import commands as projections
 from backlot.signals import Stop
 from infra.errors import ExitCode, OperatorError, UsageError
+from infra.http.shapes import rfc3339
 from infra.settings import Settings, load_settings
-from infra.utc import rfc3339
 
 # Longer than any upload takes; the token never leaves the process but to the server.
 UPLOAD_LIFETIME = timedelta(days=7)

@@ -11,8 +11,8 @@ from backlot.arguments import group
 from backlot.output import Json, given, show, table
 from backlot.screen import Yes, require_yes
 from infra.errors import UsageError
+from infra.http.shapes import rfc3339
 from infra.settings import load_settings
-from infra.utc import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -23,7 +23,7 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool
 
 from backlot.up import calm_garbage_collector, serving
-from infra.http.app import Caller, create_app
+from infra.http.app import Caller, HttpApp
 from infra.http.auth import make_authenticator
 from infra.http.problems import Problem
 from infra.http.shapes import LikeState
@@ -94,7 +94,7 @@ def make_app(settings: Settings, database_url: str, *, look: bool) -> FastAPI:
             yield
             await app.state.redis.aclose()
 
-    app = create_app(
+    app = HttpApp(
         title="CRUD",
         authenticator=make_authenticator(settings.auth),
         body_limit=settings.server.body_limit_bytes,

@@ -14,7 +14,7 @@ from psycopg import AsyncConnection
 from backlot.demo.client import Lanes
 from benchmarks.like import Server
 from benchmarks.log import VIDEOS
-from infra.position import decode_position
+from infra.http.shapes import decode_position
 
 LIKES_PER_SECOND = 500
 LOOK_SECONDS = 0.001

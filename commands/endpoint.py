@@ -16,13 +16,11 @@ from domain.model import Origin
 from engine.command_bus import Aggregates, Command, CommandBus, Executed, IdempotencyKey, Query
 from engine.event_store import StoredAnswer
 from engine.telemetry import Telemetry, ViewerKeys
-from infra.http.app import maybe_identity, require_identity, wire
+from infra.http.app import client_address, header, maybe_identity, require_identity, wire
 from infra.http.auth import Identity
-from infra.http.edge import client_address, header
 from infra.http.problems import Problem, request_id_of
-from infra.http.shapes import Wire
+from infra.http.shapes import Wire, encode_position
 from infra.objects.port import ObjectStore
-from infra.position import encode_position
 from infra.redlock import Redlock
 
 W = TypeVar("W", bound=Wire)

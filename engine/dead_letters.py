@@ -20,7 +20,7 @@ from psycopg.types.json import Jsonb
 
 from engine.checkpoints import SubscriptionKind
 from infra.errors import fault_of
-from infra.utc import rfc3339
+from infra.http.shapes import rfc3339
 
 COLUMNS = (
     "id, kind, subscription, source, partition, position, topic, message_id, key, value, headers, "

@@ -20,8 +20,8 @@ from engine.overview import ACTIVE
 from engine.projection import Projection
 from engine.subscription import EVENTS, HURRY, NOTIFY
 from infra.advisory_locks import LockClass, copy_lock
+from infra.http.shapes import BEGINNING, Position
 from infra.metrics import counter
-from infra.position import BEGINNING, Position
 from infra.postgres.connection import LiveAsyncConnection
 
 log = structlog.get_logger(__name__)

@@ -26,7 +26,7 @@ from engine.privacy import PayloadMode, mask_actor, present
 from engine.projection import Projection, RangeProjection
 from engine.subscription import notify
 from infra.errors import OperatorError, describe, fault_of
-from infra.utc import rfc3339
+from infra.http.shapes import rfc3339
 
 log = structlog.get_logger(__name__)
 

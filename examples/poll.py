@@ -32,10 +32,9 @@ from engine.seals.sealer import Sealer
 from engine.seals.verification import verify_database
 from engine.subscription import Notifications
 from infra.cancellation import alongside
-from infra.position import Position
-from infra.postgres.connection import open_async_connection, open_connection
+from infra.http.shapes import Position
+from infra.postgres.connection import make_pool, open_async_connection, open_connection
 from infra.postgres.embedded import EmbeddedPostgres
-from infra.postgres.pool import make_pool
 
 
 class Poll(Aggregate):

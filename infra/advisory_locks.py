@@ -78,34 +78,25 @@ def operation_lock(operation_id: UUID) -> AdvisoryLock:
 
 def lock(conn: Connection[Any], which: AdvisoryLock) -> None:
     """Take a lock for as long as the session lives, once it is free."""
-    conn.execute("SELECT pg_advisory_lock(%s, %s)", _numbers(which))
+    conn.execute("SELECT pg_advisory_lock(%s, %s)", which)
 
 
 def try_lock(conn: Connection[Any], which: AdvisoryLock) -> bool:
     """Take a lock for as long as the session lives; False where another session holds it."""
-    return _told(conn.execute("SELECT pg_try_advisory_lock(%s, %s)", _numbers(which)))
+    return _flag(conn.execute("SELECT pg_try_advisory_lock(%s, %s)", which))
 
 
 def unlock(conn: Connection[Any], which: AdvisoryLock) -> None:
     """Let another session take the lock."""
-    conn.execute("SELECT pg_advisory_unlock(%s, %s)", _numbers(which))
+    conn.execute("SELECT pg_advisory_unlock(%s, %s)", which)
 
 
 @contextmanager
-def held(conn: Connection[Any], which: AdvisoryLock) -> Iterator[None]:
-    """Hold a lock for the block, once it is free."""
-    lock(conn, which)
-    try:
-        yield
-    finally:
-        if not conn.closed:
-            unlock(conn, which)
-
-
-@contextmanager
-def held_if_free(conn: Connection[Any], which: AdvisoryLock) -> Iterator[bool]:
-    """Hold a lock for the block; yield False where another session holds it."""
-    mine = try_lock(conn, which)
+def hold(conn: Connection[Any], which: AdvisoryLock, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock for the block, once it is free; without `wait`, yield False where it is not."""
+    if wait:
+        lock(conn, which)
+    mine = wait or try_lock(conn, which)
     try:
         yield mine
     finally:
@@ -115,19 +106,15 @@ def held_if_free(conn: Connection[Any], which: AdvisoryLock) -> Iterator[bool]:
 
 def lock_in_transaction(conn: Connection[Any] | Cursor[Any], which: AdvisoryLock) -> None:
     """Take a lock until the transaction ends, once it is free."""
-    conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", _numbers(which))
+    conn.execute("SELECT pg_advisory_xact_lock(%s, %s)", which)
 
 
 def try_lock_in_transaction(conn: Connection[Any], which: AdvisoryLock) -> bool:
     """Take a lock until the transaction ends; False where another session holds it."""
-    return _told(conn.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", _numbers(which)))
+    return _flag(conn.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", which))
 
 
-def _numbers(which: AdvisoryLock) -> tuple[int, int]:
-    return int(which.class_id), which.key
-
-
-def _told(cursor: Cursor[Any]) -> bool:
+def _flag(cursor: Cursor[Any]) -> bool:
     """Return the one value of a row, whatever the connection makes of rows."""
     row = cursor.fetchone()
     return row is not None and bool(next(iter(row.values() if isinstance(row, Mapping) else row)))

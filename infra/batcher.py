@@ -111,13 +111,10 @@ class Batcher(Generic[T, R]):
             else:
                 future.set_result(result)
         if any(isinstance(result, self._outages) for result in results):
-            self._send_away()
+            while self._waiting:
+                _, waiter = self._waiting.popleft()
+                if not waiter.done():
+                    waiter.set_exception(NotBegun())
         # What those ask next who were just answered shares the batch.
         gather = min(GATHER_SECONDS_EACH * len(batch), MOST_GATHER_SECONDS)
         loop.call_later(gather, self._start, loop)
-
-    def _send_away(self) -> None:
-        while self._waiting:
-            _, future = self._waiting.popleft()
-            if not future.done():
-                future.set_exception(NotBegun())

@@ -17,7 +17,7 @@ from prometheus_client import Counter
 from pydantic import TypeAdapter, ValidationError
 from redis.asyncio import Redis
 
-from infra.position import BEGINNING, Position
+from infra.http.shapes import BEGINNING, Position
 from infra.redis import OptionalRedis
 
 log = structlog.get_logger(__name__)
@@ -112,7 +112,7 @@ class RedisValues(Generic[V]):
 
 
 @dataclass(frozen=True, slots=True)
-class Cached(Generic[V]):
+class CachedValue(Generic[V]):
     """A value, when it was computed, and of what.
 
     `generation` is what the key of the generation held before the computation, if that is known.
@@ -156,7 +156,7 @@ class ReadThroughCache(Generic[V]):
     def __init__(
         self,
         redis: OptionalRedis,
-        form: TypeAdapter[Cached[V]],
+        form: TypeAdapter[CachedValue[V]],
         lifetimes: Callable[[V], Lifetimes],
         *,
         lookups: Counter,
@@ -168,7 +168,7 @@ class ReadThroughCache(Generic[V]):
         self._lifetimes = lifetimes
         self._lookups = lookups
         self._clock = clock
-        self._flights: SingleFlight[tuple[Cached[V], bool]] = SingleFlight()
+        self._flights: SingleFlight[tuple[CachedValue[V], bool]] = SingleFlight()
 
     async def get(
         self,
@@ -176,42 +176,35 @@ class ReadThroughCache(Generic[V]):
         generation_key: str,
         compute: Callable[[datetime], Awaitable[V]],
         wanted: Requirement = ANY_VALUE,
-    ) -> tuple[Cached[V], bool]:
+    ) -> tuple[CachedValue[V], bool]:
         """Return a value, and whether it was cached; else `compute` makes it as of a given time.
 
         A value of another generation than that at `generation_key` holds for a while only.
         Concurrent callers share one computation and its failure. Never raises RedisError.
         """
 
-        async def read_through() -> tuple[Cached[V], bool]:
-            return await self._read_through(key, generation_key, compute, wanted)
+        async def read_through() -> tuple[CachedValue[V], bool]:
+            # The generation is read first: a change during the computation may be in it or not.
+            generation, cached = await self._look(key, generation_key)
+            now = self._clock()
+            if cached is not None and cached.meets(wanted) and self._holds(cached, generation, now):
+                return cached, True
+            made = CachedValue(await compute(now), now, generation, wanted.edition, wanted.position)
+            await self._values.store(key, made, self._lifetimes(made.value).longest)
+            return made, False
 
         found, shared = await self._flights.join(f"{key} {wanted}", read_through)
         self._lookups.labels("shared" if shared else "cache" if found[1] else "made").inc()
         return found
 
-    async def _read_through(
-        self,
-        key: str,
-        generation_key: str,
-        compute: Callable[[datetime], Awaitable[V]],
-        wanted: Requirement,
-    ) -> tuple[Cached[V], bool]:
-        # The generation is read first: what changes during the computation may be in it or not.
-        generation, cached = await self._look(key, generation_key)
-        now = self._clock()
-        if cached is not None and cached.meets(wanted) and self._holds(cached, generation, now):
-            return cached, True
-        made = Cached(await compute(now), now, generation, wanted.edition, wanted.position)
-        await self._values.store(key, made, self._lifetimes(made.value).longest)
-        return made, False
-
-    def _holds(self, cached: Cached[V], generation: str | None, now: datetime) -> bool:
+    def _holds(self, cached: CachedValue[V], generation: str | None, now: datetime) -> bool:
         lifetimes, age = self._lifetimes(cached.value), now - cached.at
         current = cached.generation == generation
         return age < (lifetimes.longest if current else lifetimes.outdated)
 
-    async def _look(self, key: str, generation_key: str) -> tuple[str | None, Cached[V] | None]:
+    async def _look(
+        self, key: str, generation_key: str
+    ) -> tuple[str | None, CachedValue[V] | None]:
         async def look(redis: Redis) -> list[bytes | None]:
             # Not MGET: the two keys need not be in one slot of a cluster.
             async with redis.pipeline(transaction=False) as pipe:

@@ -53,8 +53,7 @@ class CircuitBreaker(ABC):
     def blames(self, error: BaseException) -> bool | None:
         """Return whether the error is a failure of the service; None where that is not known."""
 
-    @abstractmethod
-    def changed(self, before: CircuitState, error: BaseException | None) -> None:
+    def changed(self, before: CircuitState, error: BaseException | None) -> None:  # noqa: B027
         """Log and count that the state is another one now, because of an error or without."""
 
     @property

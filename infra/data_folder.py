@@ -31,25 +31,13 @@ class DataFolder:
     def __init__(self, path: Path) -> None:
         """Create, check and lock the folder. Raise DataFolderError with what to do about it."""
         self.path = path.absolute()
+        self.postgres = cluster_path(self.path)
+        self.objects = objects_path(self.path)
+        self.secret = secret_path(self.path)
         check_format(self.path)
         self._create()
         self._lock = self._acquire()
         self._mark_format()
-
-    @property
-    def postgres(self) -> Path:
-        """The database cluster of the embedded PostgreSQL."""
-        return cluster_path(self.path)
-
-    @property
-    def objects(self) -> Path:
-        """Media objects and the parts of unfinished uploads."""
-        return objects_path(self.path)
-
-    @property
-    def secret(self) -> Path:
-        """The local signing secret of tokens and part URLs."""
-        return secret_path(self.path)
 
     def close(self) -> None:
         """Let another process use the folder; safe to call twice."""
@@ -102,17 +90,17 @@ class DataFolder:
 
 
 def cluster_path(folder: Path) -> Path:
-    """Return where a data folder keeps PostgreSQL's files."""
+    """Return where a data folder keeps the cluster of the embedded PostgreSQL."""
     return folder / "postgres"
 
 
 def objects_path(folder: Path) -> Path:
-    """Return where a data folder keeps media objects."""
+    """Return where a data folder keeps media objects and the parts of unfinished uploads."""
     return folder / "objects"
 
 
 def secret_path(folder: Path) -> Path:
-    """Return where a data folder keeps its local signing secret."""
+    """Return where a data folder keeps the local signing secret of tokens and part URLs."""
     return folder / "jwt-secret"
 
 

@@ -102,10 +102,10 @@ class Sent(NamedTuple):
     def forget(self) -> None:
         """Ignore the outcomes: else asyncio warns of all failures but the one that was raised."""
         for _, one in self.waiting:
-            if not one.done():
-                one.add_done_callback(_look_at)
-            else:
+            if one.done():
                 _look_at(one)
+            else:
+                one.add_done_callback(_look_at)
 
 
 class Publisher:
@@ -139,7 +139,7 @@ class Publisher:
             await producer.start()
         except KafkaError as error:
             await producer.stop()
-            raise KafkaAway(describe(error)) from error
+            raise KafkaAway(_reason(error)) from error
         self._producer = producer
 
     async def publish(self, messages: Sequence[Outgoing]) -> list[RefusedMessage]:
@@ -159,12 +159,12 @@ class Publisher:
                     try:
                         one = await self._producer.send(topic, value, key=key, headers=headers)
                     except MessageSizeTooLargeError as error:
-                        sent.refused.append(RefusedMessage(number, describe(error)))
+                        sent.refused.append(RefusedMessage(number, _reason(error)))
                     else:
                         sent.waiting.append((number, one))
         except (KafkaError, TimeoutError) as error:
             sent.forget()
-            raise KafkaAway(describe(error)) from error
+            raise KafkaAway(_reason(error)) from error
         return sent
 
     async def acknowledged(self, sent: Sent) -> list[RefusedMessage]:
@@ -178,9 +178,9 @@ class Publisher:
                     try:
                         await one
                     except MessageSizeTooLargeError as error:
-                        sent.refused.append(RefusedMessage(number, describe(error)))
+                        sent.refused.append(RefusedMessage(number, _reason(error)))
         except (KafkaError, TimeoutError) as error:
-            raise KafkaAway(describe(error)) from error
+            raise KafkaAway(_reason(error)) from error
         finally:
             sent.forget()
         return sent.refused
@@ -211,10 +211,9 @@ async def _give_up(producer: Any) -> None:
     await producer.client.close()
 
 
-def describe(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """One line about what Kafka said, or did not say."""
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _look_at(sent: Future[Any]) -> None:
@@ -271,7 +270,7 @@ class Reader:
             await self._consumer.start()
         except KafkaError as error:
             await self.stop()
-            raise KafkaAway(describe(error)) from error
+            raise KafkaAway(_reason(error)) from error
         await self._know_topics()
         self.look_for_partitions()
 
@@ -301,7 +300,7 @@ class Reader:
             if not found:
                 await self._check()
         except KafkaError as error:
-            raise KafkaAway(describe(error)) from error
+            raise KafkaAway(_reason(error)) from error
         records = [
             Record(
                 Partition(*where), one.offset, one.key, one.value, one.headers, one.timestamp / 1000
@@ -332,7 +331,7 @@ class Reader:
                 [TopicPartition(*each) for each in self._assigned]
             )
         except KafkaError as error:
-            raise KafkaAway(describe(error)) from error
+            raise KafkaAway(_reason(error)) from error
         self._checked = time.monotonic()
         return {Partition(*where): end for where, end in found.items()}
 

@@ -30,6 +30,21 @@ A variable of our own, and no context manager: either costs each request several
 """
 
 
+def _correlate(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    correlation_id = CORRELATION_ID.get()
+    if correlation_id is not None:
+        event["correlationId"] = correlation_id
+    return event
+
+
+EVERY_LINE: tuple[Processor, ...] = (
+    _correlate,
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+)
+
+
 def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
     """Send structlog and the standard library's loggers to stderr, in the configured format.
 
@@ -41,36 +56,20 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=_shared(), processors=_rendering(as_json, stream)
+            foreign_pre_chain=EVERY_LINE, processors=_rendering(as_json, stream)
         )
     )
     _route_standard_loggers(handler, level)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
-            *_shared(),
+            *EVERY_LINE,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
-
-
-def _correlate(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    correlation_id = CORRELATION_ID.get()
-    if correlation_id is not None:
-        event["correlationId"] = correlation_id
-    return event
-
-
-def _shared() -> list[Processor]:
-    return [
-        _correlate,
-        structlog.stdlib.add_logger_name,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
 
 
 def _rendering(as_json: bool, stream: TextIO) -> list[Processor]:

@@ -8,6 +8,7 @@ https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import secrets
 import time
@@ -93,78 +94,26 @@ class LockNode:
     async def answer(self, question: Question, seconds: float) -> bool | None:
         """Return whether the node did it; None when it failed or took longer than that."""
         try:
-            async with self._turn(), asyncio.timeout(seconds):
-                done = bool(await question(self))
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._turns.acquire()
+            try:
+                async with asyncio.timeout(seconds):
+                    done = bool(await question(self))
+            finally:
+                self._turns.release()
         except (RedisError, OSError) as error:
-            self._fell_silent(error)
+            LOCK_NODE_FAILURES.labels(self.name).inc()
+            if not self._silent:
+                self._silent = True
+                log.warning("lock_node_silent", node=self.name, error=repr(error))
             return None
         if self._silent:
             self._silent = False
             log.info("lock_node_back", node=self.name)
         return done
 
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        async with asyncio.timeout(TURN_SECONDS):
-            await self._turns.acquire()
-        try:
-            yield
-        finally:
-            self._turns.release()
-
-    def _fell_silent(self, error: Exception) -> None:
-        LOCK_NODE_FAILURES.labels(self.name).inc()
-        if not self._silent:
-            self._silent = True
-            log.warning("lock_node_silent", node=self.name, error=repr(error))
-
 
 Question = Callable[[LockNode], Awaitable[object]]
-
-
-class LockNodes:
-    """All nodes; each question goes to every one of them, whatever it answered before."""
-
-    def __init__(self, clients: Sequence[Redis], timeout: float) -> None:
-        """`timeout` in seconds is what one node may take."""
-        if not clients:
-            raise ValueError("a lock needs at least one node")
-        self._nodes = [LockNode(client) for client in clients]
-        self._timeout = timeout
-        self.quorum = len(clients) // 2 + 1
-
-    def __len__(self) -> int:
-        return len(self._nodes)
-
-    async def take(self, key: str, token: str, ttl: float) -> Votes:
-        """Set the key to `token` for `ttl` seconds where it is not set."""
-        return await self._ask(
-            lambda node: node.client.set(key, token, nx=True, px=_ms(ttl)), self._within(ttl)
-        )
-
-    async def extend(self, key: str, token: str, ttl: float) -> Votes:
-        """Let the key last `ttl` seconds from now where it is `token`."""
-        return await self._ask(
-            lambda node: node.extend([key], [token, _ms(ttl)]), self._within(ttl)
-        )
-
-    async def release(self, key: str, token: str) -> Votes:
-        """Remove the key where it is `token`."""
-        return await self._ask(lambda node: node.release([key], [token]), self._timeout)
-
-    async def ping(self) -> Votes:
-        return await self._ask(lambda node: node.client.ping(), self._timeout)
-
-    async def aclose(self) -> None:
-        for node in self._nodes:
-            await node.client.aclose()
-
-    def _within(self, ttl: float) -> float:
-        return min(self._timeout, ttl * MOST_OF_TTL)
-
-    async def _ask(self, question: Question, seconds: float) -> Votes:
-        answers = await asyncio.gather(*(node.answer(question, seconds) for node in self._nodes))
-        return Votes(answers.count(True), answers.count(False), answers.count(None))
 
 
 def _ms(seconds: float) -> int:
@@ -192,29 +141,18 @@ class LocksUnavailable(LockError):
 class Lease:
     """A lock that is held until `valid_until` on the clock of its Redlock, unless extended."""
 
-    def __init__(
-        self,
-        nodes: LockNodes,
-        key: str,
-        token: str,
-        valid_until: float,
-        *,
-        validity: Callable[[float, float], float],
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, redlock: Redlock, key: str, token: str, valid_until: float) -> None:
         self.key = key
         self.token = token
         self.valid_until = valid_until
-        self._nodes = nodes
-        self._validity = validity
-        self._clock = clock
+        self._redlock = redlock
         self._given_up = False
         self._extending = asyncio.Lock()
 
     @property
     def lost(self) -> bool:
         """Whether another one may hold the lock by now, as far as this process can tell."""
-        return self._given_up or self._clock() >= self.valid_until
+        return self._given_up or self._redlock.clock() >= self.valid_until
 
     async def extend(self, ttl: float) -> bool:
         """Hold the lock for `ttl` seconds from now; False when no quorum agreed.
@@ -226,10 +164,12 @@ class Lease:
             if self.lost:
                 self.give_up("expired")
                 return False
-            started = self._clock()
-            votes = await self._nodes.extend(self.key, self.token, ttl)
-            until = self._validity(started, ttl)
-            if votes.granted >= self._nodes.quorum and self._clock() < until:
+            started = self._redlock.clock()
+            votes = await self._redlock.ask(
+                lambda node: node.extend([self.key], [self.token, _ms(ttl)]), ttl
+            )
+            until = self._redlock.validity(started, ttl)
+            if votes.granted >= self._redlock.quorum and self._redlock.clock() < until:
                 self.valid_until = until
                 return True
             self._explain(votes)
@@ -239,7 +179,7 @@ class Lease:
         """Remove the key on every node where it is still ours; what can't be reached expires."""
         if self.lost:
             self.give_up("expired")
-        self._explain(await self._nodes.release(self.key, self.token))
+        self._explain(await self._redlock.release(self.key, self.token))
 
     def give_up(self, reason: str) -> None:
         """Count and log the loss, once."""
@@ -249,7 +189,7 @@ class Lease:
             log.warning("lock_lost", key=self.key, reason=reason)
 
     def _explain(self, votes: Votes) -> None:
-        if votes.refused > len(self._nodes) - self._nodes.quorum:
+        if votes.refused > len(self._redlock.nodes) - self._redlock.quorum:
             self.give_up("gone from the nodes")
 
 
@@ -272,11 +212,15 @@ class Redlock:
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self._nodes = LockNodes(nodes, node_timeout)
+        if not nodes:
+            raise ValueError("a lock needs at least one node")
+        self.nodes = [LockNode(client) for client in nodes]
+        self.quorum = len(nodes) // 2 + 1
+        self.clock = clock
+        self._node_timeout = node_timeout
         self._drift_factor = drift_factor
         self._retry_delay = retry_delay
         self._longest = longest
-        self._clock = clock
         self._chance = chance
 
     @asynccontextmanager
@@ -288,31 +232,42 @@ class Redlock:
         released, also when the block is cancelled. Look at `lost` before work that costs much.
         """
         lease = await self._acquire(key, ttl, wait)
-        acquired = self._clock()
+        acquired = self.clock()
         keeping = asyncio.create_task(self._keep(lease, ttl))
         try:
             yield lease
         finally:
             await to_the_end(_end(lease, keeping))
-            LOCK_HOLD_SECONDS.labels(kind_of(key)).observe(self._clock() - acquired)
+            LOCK_HOLD_SECONDS.labels(kind_of(key)).observe(self.clock() - acquired)
 
     async def check(self) -> None:
         """Raise LocksUnavailable unless a quorum of nodes answers."""
-        votes = await self._nodes.ping()
-        if votes.granted < self._nodes.quorum:
+        votes = await self.ask(lambda node: node.client.ping())
+        if votes.granted < self.quorum:
             raise self._unavailable(votes)
 
     async def aclose(self) -> None:
         """Close the connections to the nodes."""
-        await self._nodes.aclose()
+        for node in self.nodes:
+            await node.client.aclose()
+
+    async def ask(self, question: Question, ttl: float = math.inf) -> Votes:
+        """Ask every node, whatever the others answer; `ttl` is what the key would last."""
+        seconds = min(self._node_timeout, ttl * MOST_OF_TTL)
+        answers = await asyncio.gather(*(node.answer(question, seconds) for node in self.nodes))
+        return Votes(answers.count(True), answers.count(False), answers.count(None))
+
+    async def release(self, key: str, token: str) -> Votes:
+        """Remove the key where it is `token`."""
+        return await self.ask(lambda node: node.release([key], [token]))
 
     async def _acquire(self, key: str, ttl: float, wait: float) -> Lease:
-        deadline = self._clock() + wait
+        deadline = self.clock() + wait
         while True:
             try:
                 lease = await self._try(key, ttl)
             except LockError as error:
-                left = deadline - self._clock()
+                left = deadline - self.clock()
                 if left <= 0:
                     LOCK_ACQUISITIONS.labels(kind_of(key), error.outcome).inc()
                     raise
@@ -323,36 +278,38 @@ class Redlock:
 
     async def _try(self, key: str, ttl: float) -> Lease:
         token = secrets.token_hex(20)
-        started = self._clock()
-        until = self._validity(started, ttl)
+        started = self.clock()
+        until = self.validity(started, ttl)
         held = False
         try:
-            votes = await self._nodes.take(key, token, ttl)
-            held = votes.granted >= self._nodes.quorum and self._clock() < until
+            votes = await self.ask(
+                lambda node: node.client.set(key, token, nx=True, px=_ms(ttl)), ttl
+            )
+            held = votes.granted >= self.quorum and self.clock() < until
         finally:
             if not held:
-                await to_the_end(self._nodes.release(key, token))
+                await to_the_end(self.release(key, token))
         if held:
-            return Lease(self._nodes, key, token, until, validity=self._validity, clock=self._clock)
-        if votes.refused and votes.granted + votes.refused >= self._nodes.quorum:
+            return Lease(self, key, token, until)
+        if votes.refused and votes.granted + votes.refused >= self.quorum:
             raise LockTaken(f"Somebody else holds the lock {key}.")
         raise self._unavailable(votes)
 
     def _unavailable(self, votes: Votes) -> LocksUnavailable:
-        log.warning("locks_unavailable", nodes=len(self._nodes), silent=votes.silent)
-        return LocksUnavailable(f"Too few of {len(self._nodes)} lock nodes answered in time.")
+        log.warning("locks_unavailable", nodes=len(self.nodes), silent=votes.silent)
+        return LocksUnavailable(f"Too few of {len(self.nodes)} lock nodes answered in time.")
 
     async def _keep(self, lease: Lease, ttl: float) -> None:
-        until = self._clock() + self._longest
+        until = self.clock() + self._longest
         pause = ttl / 3
         while not lease.lost:
             await asyncio.sleep(pause)
-            if self._clock() >= until:
+            if self.clock() >= until:
                 log.warning("lock_held_too_long", key=lease.key, seconds=self._longest)
                 return
             pause = ttl / 3 if await lease.extend(ttl) else self._pause()
 
-    def _validity(self, started: float, ttl: float) -> float:
+    def validity(self, started: float, ttl: float) -> float:
         """Until when keys that were set for `ttl` seconds, not before `started`, surely last."""
         return started + ttl - (ttl * self._drift_factor + EXPIRY_PRECISION)
 

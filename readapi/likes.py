@@ -11,8 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from infra.http.app import TOKEN_OPTIONAL, MaybeCaller, wire
-from infra.http.edge import header, hot
+from infra.http.app import TOKEN_OPTIONAL, MaybeCaller, header, hot, wire
 from infra.http.problems import problems
 from infra.http.shapes import LikeState
 from readapi.catalog import require_video

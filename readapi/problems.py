@@ -9,8 +9,8 @@ import structlog
 
 from engine.freshness import ReadModelBehind
 from infra.http.problems import Problem
+from infra.http.shapes import InvalidPosition, encode_position
 from infra.objects.port import ObjectStoreUnavailable
-from infra.position import InvalidPosition, encode_position
 from projections.analytics.queries import AnalyticsUnavailable
 from projections.analytics.stats import TooManyPoints
 from readapi.audit.inspector import NotRecorded

@@ -17,9 +17,9 @@ from engine.freshness import Freshness, Pool, Waiting
 from engine.inspection.index import Audit
 from engine.overview import Rates
 from engine.projection import Projection, ReadModels
-from infra.http.edge import add_header
+from infra.http.app import add_header
+from infra.http.shapes import Position, decode_position, encode_position
 from infra.objects.port import ObjectStore
-from infra.position import Position, decode_position, encode_position
 from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog
 from projections.comments import Comments

@@ -23,8 +23,7 @@ from engine.messages import IncomingMessage, MessageBatch, Poison
 from engine.schedule import Job, Outage, Run
 from engine.subscription import Subscription
 from infra.errors import describe
-from infra.postgres.connection import Limits
-from infra.postgres.pool import make_pool
+from infra.postgres.connection import Limits, make_pool
 from infra.settings import Settings
 from infra.tasks.broker import task_queues
 from infra.tasks.dead_letters import TaskQueues

@@ -10,7 +10,7 @@ from psycopg import Connection
 from psycopg.rows import class_row
 
 from engine.event_store import EVENTS
-from infra.utc import rfc3339
+from infra.http.shapes import rfc3339
 from projections.integration_events import TELEMETRY, TOPICS, dead_letters
 
 # A consumer's lag is known here where it follows the log; with Kafka its metric tells.

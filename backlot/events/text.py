@@ -23,9 +23,9 @@ from backlot.signals import run
 from engine.inspection.index import Audit
 from engine.privacy import PayloadMode
 from infra.errors import OperatorError, UsageError
+from infra.http.shapes import rfc3339
 from infra.postgres.connection import UNHURRIED, explained, open_async_connection
 from infra.settings import load_settings
-from infra.utc import rfc3339
 from readapi.audit.inspector import Inspector, NotRecorded
 from readapi.audit.shapes import (
     AggregateState,

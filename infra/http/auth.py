@@ -9,12 +9,13 @@ import os
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 import jwt
 import structlog
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from domain.text import is_name
-from infra.circuit_breaker import CircuitBreaker, CircuitState
+from infra.circuit_breaker import CircuitBreaker
 from infra.settings import SettingsError
 from infra.settings.adapters import AuthSettings
 
@@ -38,6 +39,13 @@ MAX_USER_ID_LENGTH = 128
 CLOCK_SKEW_SECONDS = 10
 # A token stays remembered for at most this long, so that a withdrawn key stops working.
 REMEMBER_SECONDS = 300.0
+REASONS: Mapping[type[jwt.PyJWTError], str] = {
+    jwt.InvalidSignatureError: "signature does not match",
+    jwt.InvalidIssuerError: "token is from another issuer",
+    jwt.InvalidAudienceError: "token is for another audience",
+    jwt.InvalidAlgorithmError: "algorithm is not allowed",
+    jwt.ImmatureSignatureError: "token is not valid yet",
+}
 
 
 class KeysUnavailable(Exception):
@@ -56,9 +64,6 @@ class KeyServerBreaker(CircuitBreaker):
             return False
         return True if isinstance(error, KeysUnavailable) else None
 
-    def changed(self, before: CircuitState, error: BaseException | None) -> None:
-        """Each failure is logged where it happens."""
-
 
 class RemoteKeys:
     """Finds a token's key by its ``kid``; unknown ones refetch at most every 30 seconds."""
@@ -73,7 +78,10 @@ class RemoteKeys:
         self._breaker = KeyServerBreaker(RETRY_SECONDS, clock=clock)
 
     def find(self, token: str) -> tuple[Any, Sequence[str]]:
-        """Return the key that the token names, and the one algorithm that this key is for."""
+        """Return the key that the token names, and the one algorithm that this key is for.
+
+        Raise jwt.PyJWTError when the token names no known key, and KeysUnavailable.
+        """
         kid = jwt.get_unverified_header(token).get("kid")
         if not isinstance(kid, str):
             raise jwt.InvalidTokenError("the token names no key")
@@ -84,27 +92,26 @@ class RemoteKeys:
 
     def count(self) -> int:
         """Return how many signing keys the server gives now; raise KeysUnavailable."""
-        try:
+        with self._answering(jwt.PyJWTError):
             return len(self._client.get_signing_keys())
-        except (jwt.PyJWTError, OSError, ValueError) as error:
-            raise self._unavailable(error) from error
 
     def _key(self, kid: str) -> jwt.PyJWK:
         with self._breaker.attempt():
-            try:
+            with self._answering(jwt.PyJWTError):
                 known = self._client.match_kid(self._client.get_signing_keys(), kid)
-            except (jwt.PyJWTError, OSError, ValueError) as error:
-                raise self._unavailable(error) from error
             if known is not None:
                 return known
-            try:
+            with self._answering(jwt.PyJWKClientConnectionError):
                 return self._client.get_signing_key(kid)
-            except (jwt.PyJWKClientConnectionError, OSError, ValueError) as error:
-                raise self._unavailable(error) from error
 
-    def _unavailable(self, error: Exception) -> KeysUnavailable:
-        log.error("jwks_unavailable", url=self._client.uri, error=str(error))
-        return KeysUnavailable(f"no signing keys from {self._client.uri}")
+    @contextmanager
+    def _answering(self, failure: type[jwt.PyJWTError]) -> Iterator[None]:
+        """Raise KeysUnavailable where the server fails in the block."""
+        try:
+            yield
+        except (failure, OSError, ValueError) as error:
+            log.error("jwks_unavailable", url=self._client.uri, error=str(error))
+            raise KeysUnavailable(f"no signing keys from {self._client.uri}") from error
 
 
 class InvalidToken(Exception):
@@ -131,14 +138,6 @@ class Identity:
         return "admin" in self.roles
 
 
-class Keys(Protocol):
-    """Finds the key that a token must be signed with, and what algorithms that key allows."""
-
-    def find(self, token: str) -> tuple[Any, Sequence[str]]:
-        """Raise jwt.PyJWTError when the token names no known key, KeysUnavailable on outages."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class OneKey:
     """A secret or public key from the settings."""
@@ -155,7 +154,7 @@ class Authenticator:
 
     def __init__(
         self,
-        keys: Keys,
+        keys: OneKey | RemoteKeys,
         *,
         issuer: str | None = None,
         audience: str | None = None,
@@ -309,14 +308,7 @@ def _identity(claims: dict[str, Any]) -> Identity:
 
 
 def _reason(error: jwt.PyJWTError) -> str:
-    known: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
-        (jwt.InvalidSignatureError, "signature does not match"),
-        (jwt.InvalidIssuerError, "token is from another issuer"),
-        (jwt.InvalidAudienceError, "token is for another audience"),
-        (jwt.InvalidAlgorithmError, "algorithm is not allowed"),
-        (jwt.ImmatureSignatureError, "token is not valid yet"),
-    )
-    for kind, reason in known:
+    for kind, reason in REASONS.items():
         if isinstance(error, kind):
             return reason
     if isinstance(error, jwt.MissingRequiredClaimError):
@@ -324,7 +316,7 @@ def _reason(error: jwt.PyJWTError) -> str:
     return "token is malformed or signed with an unknown key"
 
 
-def _keys(settings: AuthSettings, local_secret: str | None) -> Keys:
+def _keys(settings: AuthSettings, local_secret: str | None) -> OneKey | RemoteKeys:
     algorithms = sorted(settings.algorithms)
     if settings.jwks_url is not None:
         return RemoteKeys(settings.jwks_url, algorithms)

@@ -31,6 +31,13 @@ TITLES = {
     503: ("unavailable", "A needed part is down"),
 }
 
+DETAILS = {
+    400: "The body can't be read; send JSON in UTF-8.",
+    404: "There is no such path.",
+    405: "This path does not have that method.",
+}
+"""What is said of the framework's own refusals."""
+
 
 class ProblemDetails(BaseModel):
     """RFC 9457: what went wrong and what to do. More members depend on `type`."""
@@ -112,18 +119,8 @@ def _validation_problem(error: RequestValidationError) -> Problem:
     ]
     if any(item["type"] == "json_invalid" for item in error.errors()):
         return Problem(400, "unreadable", "The body is not valid JSON.", errors=errors)
-    first = errors[0] if errors else {"field": "", "message": "invalid"}
-    name = first["field"] or "body"
-    return Problem(422, "invalid", f"`{name}`: {first['message']}.", errors=errors)
-
-
-def _is_not_json(request: Request, error: Any) -> bool:
-    """Return whether a whole body was refused because its content type says that it is not JSON."""
-    return (
-        isinstance(error, RequestValidationError)
-        and any(item["loc"] == ("body",) for item in error.errors())
-        and "json" not in request.headers.get("content-type", "")
-    )
+    name = errors[0]["field"] or "body"
+    return Problem(422, "invalid", f"`{name}`: {errors[0]['message']}.", errors=errors)
 
 
 def _allowed(request: Request) -> str:
@@ -140,10 +137,7 @@ def _allowed(request: Request) -> str:
 
 def _http_problem(error: HTTPException) -> Problem:
     slug, title = TITLES.get(error.status_code, ("error", "Error"))
-    details = {404: "There is no such path.", 405: "This path does not have that method."}
-    detail = details.get(error.status_code, str(error.detail) or title)
-    if error.status_code == 400:
-        detail = "The body can't be read; send JSON in UTF-8."
+    detail = DETAILS.get(error.status_code, str(error.detail) or title)
     return Problem(error.status_code, slug, detail, headers=dict(error.headers or {}))
 
 
@@ -159,6 +153,8 @@ def explain(problem: Problem, request: Request, error: Exception) -> Problem:
     """Add to a framework's problem what only the request tells."""
     if problem.status == 405:
         problem.headers["Allow"] = _allowed(request)
-    if problem.status == 422 and _is_not_json(request, error):
-        problem.detail = "Send the body as JSON, with `Content-Type: application/json`."
+    if problem.status == 422 and isinstance(error, RequestValidationError):
+        whole = any(item["loc"] == ("body",) for item in error.errors())
+        if whole and "json" not in request.headers.get("content-type", ""):
+            problem.detail = "Send the body as JSON, with `Content-Type: application/json`."
     return problem

@@ -1,9 +1,14 @@
-"""The wire shapes that both applications speak; the others stand beside their routes."""
+"""What both applications say on the wire: shapes, times, and positions as opaque tokens.
+
+Shapes that only one of them has stand beside their routes.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
-from typing import Annotated, Literal
+import base64
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal, NamedTuple
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -11,6 +16,8 @@ from pydantic.alias_generators import to_camel
 
 from domain.comment import TranslationStatus
 
+APPLICATION = "backlot"
+POSITION = re.compile(rf"{APPLICATION}:([0-9]{{1,18}})(?::([0-9]{{1,18}}))?")
 VIDEO_ID = "5f0c2f0a-7f0e-4a3c-9a39-1c6a54f2b7aa"
 
 
@@ -22,6 +29,11 @@ def _in_utc(time: datetime) -> datetime:
 
 Time = Annotated[datetime, AfterValidator(_in_utc)]
 """A time on the wire: RFC 3339 in UTC, which ends with `Z`. Any other zone is a fault of ours."""
+
+
+def rfc3339(time: datetime, timespec: str = "auto") -> str:
+    """Return a time as text that ends with `Z`; `timespec` as `datetime.isoformat` has it."""
+    return time.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 class Wire(BaseModel):
@@ -92,3 +104,44 @@ class Comment(Wire):
     translation_status: TranslationStatus
     edited: bool
     created_at: Time
+
+
+class InvalidPosition(ValueError):
+    """The token was not made by this store."""
+
+
+class Position(NamedTuple):
+    """How much was recorded, in both orders: that of the event log, and that of the telemetry."""
+
+    events: int = 0
+    telemetry: int = 0
+
+    def covers(self, other: Position) -> bool:
+        """Return whether all that the other includes is included here."""
+        return self.events >= other.events and self.telemetry >= other.telemetry
+
+
+BEGINNING = Position()
+
+
+def encode_position(events: int, telemetry: int = 0) -> str:
+    """Return the token for a position (from 0); it names its store, so that shards can be added."""
+    numbers = f"{events}:{telemetry}" if telemetry else f"{events}"
+    return base64.urlsafe_b64encode(f"{APPLICATION}:{numbers}".encode()).decode().rstrip("=")
+
+
+def decode_position(token: str) -> Position:
+    """Return the position in a token; raise InvalidPosition for anything else."""
+    try:
+        padded = token.encode("ascii") + b"=" * (-len(token) % 4)
+        text = base64.b64decode(padded, altchars=b"-_", validate=True).decode()
+    except ValueError as error:
+        raise InvalidPosition(
+            "The position token is unreadable; send back one as received."
+        ) from error
+    found = POSITION.fullmatch(text)
+    if found is None:
+        raise InvalidPosition(
+            "The position token is not one of this store; send back one as received."
+        )
+    return Position(*(int(number) for number in found.groups(default="0")))

@@ -20,7 +20,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import psutil
 import structlog
@@ -41,14 +41,6 @@ class PostgresError(OperatorError):
     """The embedded PostgreSQL cannot be made or started; the text says why."""
 
 
-class Arguments(TypedDict, total=False):
-    """What subprocess takes to run a program as another user."""
-
-    user: int
-    group: int
-    extra_groups: list[int]
-
-
 @dataclass(frozen=True, slots=True)
 class RunAs:
     """The user that PostgreSQL runs as; it refuses to run as root."""
@@ -61,11 +53,9 @@ class RunAs:
         """Whether that is not the user of this process."""
         return self.uid != os.geteuid()
 
-    def as_arguments(self) -> Arguments:
+    def as_arguments(self) -> dict[str, Any]:
         """Return what makes subprocess run a program as this user; nothing when it is us."""
-        if not self.another:
-            return {}
-        return {"user": self.uid, "group": self.gid, "extra_groups": []}
+        return {"user": self.uid, "group": self.gid, "extra_groups": []} if self.another else {}
 
 
 def run_as(cluster: Path) -> RunAs:
@@ -85,22 +75,19 @@ def _make_service_user() -> pwd.struct_passwd:
     command = ["useradd", "--system", "--no-create-home", "--shell", "/bin/false", SERVICE_USER]
     try:
         made = subprocess.run(command, check=False, capture_output=True, text=True)
+        reason = " ".join(made.stderr.split())
     except OSError as error:
-        raise _no_service_user(str(error)) from error
+        reason = str(error)
     try:
         # Looked up whatever the outcome: another process may have made it at the same moment.
         entry = pwd.getpwnam(SERVICE_USER)
     except KeyError as error:
-        raise _no_service_user(" ".join(made.stderr.split())) from error
+        raise PostgresError(
+            f"PostgreSQL does not run as root, and the user {SERVICE_USER!r} could not be made "
+            f"({reason}): run Backlot as another user, or make that user"
+        ) from error
     log.info("postgres_user_made", user=SERVICE_USER)
     return entry
-
-
-def _no_service_user(reason: str) -> PostgresError:
-    return PostgresError(
-        f"PostgreSQL does not run as root, and the user {SERVICE_USER!r} could not be made "
-        f"({reason}): run Backlot as another user, or make that user"
-    )
 
 
 def make_reachable(path: Path) -> None:
@@ -115,14 +102,13 @@ def make_reachable(path: Path) -> None:
 def make_readable(tree: Path) -> None:
     """Let other users read PostgreSQL's own files, when they were installed for root alone."""
     make_reachable(tree)
-    for folder, _, files in os.walk(tree):
-        for path in (Path(folder), *(Path(folder, name) for name in files)):
-            if path.is_symlink():
-                continue
-            mode = path.stat().st_mode
-            wanted = mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0)
-            if wanted != mode:
-                path.chmod(wanted)
+    for path in (tree, *tree.rglob("*")):
+        if path.is_symlink():
+            continue
+        mode = path.stat().st_mode
+        wanted = mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0)
+        if wanted != mode:
+            path.chmod(wanted)
 
 
 def programs() -> Path:
@@ -136,8 +122,8 @@ def programs() -> Path:
 
 def environment() -> dict[str, str]:
     """Return the environment for PostgreSQL's programs: nothing of the caller's PG* variables."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    return {**kept, "LC_ALL": "C", "TZ": "UTC"}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    return others | {"LC_ALL": "C", "TZ": "UTC"}
 
 
 def check_major(cluster: Path) -> None:
@@ -216,17 +202,13 @@ def _make_private(folder: Path, user: RunAs) -> None:
 
 def stray_processes(cluster: Path) -> list[psutil.Process]:
     """Servers and backends that still work in the cluster."""
-    found = []
-    for process in psutil.process_iter(["name"]):
-        if process.info["name"] != "postgres":
-            continue
-        try:
-            if process.cwd() == str(cluster):
-                found.append(process)
-        except psutil.Error:
-            # It ended, or it is another user's and so not ours.
-            continue
-    return sorted(found, key=lambda process: process.pid)
+    # Without a folder it ended, or it is another user's and so not ours.
+    found = psutil.process_iter(["name", "cwd"])
+    return [
+        process
+        for process in found
+        if process.info["name"] == "postgres" and process.info["cwd"] == str(cluster)
+    ]
 
 
 def end_strays(cluster: Path, sockets: Path, *, patience: float = 30.0) -> None:
@@ -240,15 +222,15 @@ def end_strays(cluster: Path, sockets: Path, *, patience: float = 30.0) -> None:
             break
         log.warning("postgres_strays", pids=[process.pid for process in strays], signal=sign.name)
         _signal(strays, sign)
-        _await_end(cluster, seconds)
-    _forget_pid_files(cluster, sockets)
-
-
-def _await_end(cluster: Path, seconds: float) -> None:
-    # Not psutil.wait_procs: it waits for zombies too, which a container's init may never reap.
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and stray_processes(cluster):
-        time.sleep(0.05)
+        # Not psutil.wait_procs: it waits for zombies too, which a container's init may never reap.
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and stray_processes(cluster):
+            time.sleep(0.05)
+    if not stray_processes(cluster):
+        # Their pid may by now belong to another program, or to a zombie that nobody has reaped
+        # yet, for either of which PostgreSQL would refuse to start.
+        (sockets / f"{SOCKET_NAME}.lock").unlink(missing_ok=True)
+        (cluster / "postmaster.pid").unlink(missing_ok=True)
 
 
 def _signal(strays: list[psutil.Process], sign: signal.Signals) -> None:
@@ -266,14 +248,6 @@ def _signal(strays: list[psutil.Process], sign: signal.Signals) -> None:
             ) from error
 
 
-def _forget_pid_files(cluster: Path, sockets: Path) -> None:
-    # Their pid may by now belong to another program, or to a zombie that nobody has reaped yet,
-    # for either of which PostgreSQL would refuse to start.
-    if not stray_processes(cluster):
-        (sockets / f"{SOCKET_NAME}.lock").unlink(missing_ok=True)
-        (cluster / "postmaster.pid").unlink(missing_ok=True)
-
-
 def failure_reason(log_file: Path, offset: int) -> str:
     """Why the server ended, from what it logged after byte ``offset``."""
     with log_file.open("rb") as file:
@@ -284,5 +258,4 @@ def failure_reason(log_file: Path, offset: int) -> str:
 
 
 def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1].strip() if lines else "it said nothing"
+    return text.strip().rpartition("\n")[2].strip() or "it said nothing"

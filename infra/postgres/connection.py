@@ -14,13 +14,14 @@ hundreds of connections that nobody wants any more.
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from time import monotonic
 from traceback import clear_frames
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -30,7 +31,7 @@ from psycopg.abc import Params, PQGen
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import ConnectionTimeout
 from psycopg.rows import Row, RowFactory, TupleRow, class_row, tuple_row
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from infra.circuit_breaker import CircuitBreaker, CircuitState
 from infra.metrics import counter
@@ -132,7 +133,8 @@ class DatabaseBreaker(CircuitBreaker):
         return DatabaseSilent("PostgreSQL said nothing a moment ago")
 
     def blames(self, error: BaseException) -> bool | None:
-        return True if isinstance(error, ConnectionTimeout) else None
+        # Whoever meets the silence tells of it, with `missed`.
+        return None
 
     def changed(self, before: CircuitState, error: BaseException | None) -> None:
         if self.state is CircuitState.CLOSED:
@@ -155,22 +157,33 @@ def breaker_of(database_url: str) -> DatabaseBreaker:
 class LiveConnection(Connection[Row]):
     """A thread's connection that is closed once the server does not answer on it."""
 
-    limits = LONG_WORK
+    limits: Limits
     breaker: DatabaseBreaker
 
     @classmethod
-    def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
-        """Connect as psycopg does; raise DatabaseSilent at once where the server is silent."""
+    def connect(  # type: ignore[override]  # a session needs more than psycopg's parameters
+        cls, conninfo: str = "", *, limits: Limits, session: bytes = b"", **kwargs: Any
+    ) -> Self:
+        """Connect as psycopg does, and make the connection a session of ours.
+
+        `session` is more SQL that the session begins with. Raise DatabaseSilent at once where the
+        server is silent.
+        """
         with _newcomer(conninfo, kwargs) as breaker:
             conn = super().connect(conninfo, **kwargs)
-        conn.breaker = breaker
+        conn.limits, conn.breaker = limits, breaker
+        try:
+            conn.execute(SESSION % round(limits.statement * 1000) + session)
+        except BaseException:
+            conn.close()
+            raise
         return conn
 
     def wait(
         self, gen: PQGen[T], interval: float = INTERVAL_SECONDS, timeout: float | None = None
     ) -> T:
         # Who waits for notifications says for how long, and silence is nothing bad then.
-        watched = gen if timeout is not None else _heard(gen, self.limits.silence, self._missed)
+        watched = _listen(self, gen) if timeout is None else gen
         try:
             result = super().wait(watched, interval, timeout)
         except DatabaseSilent:
@@ -179,23 +192,26 @@ class LiveConnection(Connection[Row]):
         self.breaker.succeed()
         return result
 
-    def _missed(self) -> None:
-        if self.limits.statement or not _lives(self.info):
-            raise _silent(self.breaker, self.info, self.limits)
-
 
 class LiveAsyncConnection(AsyncConnection[Row]):
     """An event loop's connection that is closed once the server does not answer; for short work."""
 
-    limits = SHORT_WORK
+    limits: Limits
     breaker: DatabaseBreaker
 
     @classmethod
-    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
-        """Connect as psycopg does; raise DatabaseSilent at once where the server is silent."""
+    async def connect(  # type: ignore[override]  # a session needs more than psycopg's parameters
+        cls, conninfo: str = "", *, limits: Limits, **kwargs: Any
+    ) -> Self:
+        """Connect and raise as `LiveConnection` does."""
         with _newcomer(conninfo, kwargs) as breaker:
             conn = await super().connect(conninfo, **kwargs)
-        conn.breaker = breaker
+        conn.limits, conn.breaker = limits, breaker
+        try:
+            await conn.execute(SESSION % round(limits.statement * 1000))
+        except BaseException:
+            await conn.close()
+            raise
         return conn
 
     async def wait(  # psycopg's signature
@@ -204,7 +220,7 @@ class LiveAsyncConnection(AsyncConnection[Row]):
         interval: float = INTERVAL_SECONDS,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> T:
-        watched = gen if timeout is not None else _heard(gen, self.limits.silence, self._missed)
+        watched = _listen(self, gen) if timeout is None else gen
         try:
             result = await super().wait(watched, interval, timeout)
         except DatabaseSilent:
@@ -212,9 +228,6 @@ class LiveAsyncConnection(AsyncConnection[Row]):
             raise
         self.breaker.succeed()
         return result
-
-    def _missed(self) -> None:
-        raise _silent(self.breaker, self.info, self.limits)
 
 
 class ThreadPool(ConnectionPool[LiveConnection[Any]]):
@@ -225,6 +238,38 @@ class ThreadPool(ConnectionPool[LiveConnection[Any]]):
         return super().getconn(timeout)
 
 
+class LivePool(AsyncConnectionPool[LiveAsyncConnection[TupleRow]]):
+    """A pool whose clients don't notice that the server was restarted while they were idle.
+
+    Who wants a connection of a silent server is told so at once. The library's own check costs
+    every query a round trip, and pauses for a second after each lost connection.
+    """
+
+    async def getconn(  # the library's signature
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> LiveAsyncConnection[TupleRow]:
+        breaker_of(self.conninfo).check()
+        while True:
+            conn = await super().getconn(timeout)
+            if not await _is_lost(conn):
+                return conn
+            await conn.close()
+            await self.putconn(conn)
+
+
+async def _is_lost(conn: LiveAsyncConnection[TupleRow]) -> bool:
+    try:
+        # On a lost connection the socket has something to say; only then is the server asked.
+        poller = select.poll()
+        poller.register(conn.fileno(), select.POLLIN)
+        if poller.poll(0):
+            await conn.execute("")
+    except OperationalError:
+        return True
+    return False
+
+
 def open_connection(
     database_url: str, purpose: str, limits: Limits = LONG_WORK
 ) -> LiveConnection[TupleRow]:
@@ -232,30 +277,14 @@ def open_connection(
 
     Without limits, a statement may take as long as it needs. Raise OperationalError.
     """
-    conn: LiveConnection[TupleRow] = LiveConnection.connect(
-        database_url, **parameters(purpose, limits)
-    )
-    try:
-        begin(conn, limits)
-    except BaseException:
-        conn.close()
-        raise
-    return conn
+    return LiveConnection.connect(database_url, **_options(purpose, limits))
 
 
 async def open_async_connection(
     database_url: str, purpose: str, limits: Limits = SHORT_WORK
 ) -> LiveAsyncConnection[TupleRow]:
     """Open a connection for an event loop, for short work only; raise OperationalError."""
-    conn: LiveAsyncConnection[TupleRow] = await LiveAsyncConnection.connect(
-        database_url, **parameters(purpose, limits)
-    )
-    try:
-        await begin_async(conn, limits)
-    except BaseException:
-        await conn.close()
-        raise
-    return conn
+    return await LiveAsyncConnection.connect(database_url, **_options(purpose, limits))
 
 
 def thread_pool(
@@ -275,11 +304,28 @@ def thread_pool(
     return ThreadPool(
         database_url,
         connection_class=LiveConnection,
-        kwargs={**parameters(purpose, limits), "row_factory": row_factory},
-        configure=partial(begin, limits=limits, session=session),
+        kwargs=_options(purpose, limits) | {"row_factory": row_factory, "session": session},
         check=check,
         min_size=size,
         max_size=size,
+        timeout=limits.pool,
+        reconnect_timeout=RECONNECT_SECONDS,
+        open=False,
+    )
+
+
+def make_pool(database_url: str, *, max_size: int = 10, limits: Limits = SHORT_WORK) -> LivePool:
+    """The connections of queries, not opened yet: `await pool.open()` in the event loop.
+
+    A query that gets no connection within the limit has PoolTimeout, and one that gets no answer
+    another OperationalError.
+    """
+    return LivePool(
+        database_url,
+        connection_class=LiveAsyncConnection,
+        kwargs=_options("queries", limits),
+        min_size=min(2, max_size),
+        max_size=max_size,
         timeout=limits.pool,
         reconnect_timeout=RECONNECT_SECONDS,
         open=False,
@@ -298,8 +344,13 @@ def unhurried(conn: LiveConnection[Any]) -> Iterator[None]:
         conn.limits = limits
 
 
-def parameters(purpose: str, limits: Limits) -> dict[str, Any]:
-    """Return libpq's parameters beside the URL. A lost machine is noticed within 30 seconds."""
+def _options(purpose: str, limits: Limits) -> dict[str, Any]:
+    """Return what a connection is made with beside the URL."""
+    return {"limits": limits, **_parameters(purpose, limits)}
+
+
+def _parameters(purpose: str, limits: Limits) -> dict[str, Any]:
+    """Return libpq's parameters. A lost machine is noticed within 30 seconds."""
     return {
         "autocommit": True,
         "application_name": f"backlot {purpose}",
@@ -311,24 +362,8 @@ def parameters(purpose: str, limits: Limits) -> dict[str, Any]:
     }
 
 
-def begin(conn: LiveConnection[Any], limits: Limits, session: bytes = b"") -> None:
-    """Make a new connection a session of ours."""
-    conn.limits = limits
-    conn.execute(_session(limits) + session)
-
-
-async def begin_async(conn: LiveAsyncConnection[Any], limits: Limits) -> None:
-    """Make a new connection on an event loop a session of ours."""
-    conn.limits = limits
-    await conn.execute(_session(limits))
-
-
-def _session(limits: Limits) -> bytes:
-    return SESSION % round(limits.statement * 1000)
-
-
-def _heard(gen: PQGen[T], seconds: float, missed: Callable[[], None]) -> PQGen[T]:
-    """psycopg's dialogue with the server; calls `missed` whenever it sent nothing for so long."""
+def _listen(conn: LiveConnection[Any] | LiveAsyncConnection[Any], gen: PQGen[T]) -> PQGen[T]:
+    """psycopg's dialogue with the server; raise DatabaseSilent when it sends nothing for long."""
     try:
         wanted = next(gen)
         heard = monotonic()
@@ -336,8 +371,10 @@ def _heard(gen: PQGen[T], seconds: float, missed: Callable[[], None]) -> PQGen[T
             ready = yield wanted
             if ready:
                 heard = monotonic()
-            elif monotonic() - heard >= seconds:
-                missed()
+            elif monotonic() - heard >= conn.limits.silence:
+                # Work that may take long goes on while the server answers others.
+                if conn.limits.statement or not _lives(conn.info):
+                    _give_up(conn)
                 heard = monotonic()
             wanted = gen.send(ready)
     except StopIteration as end:
@@ -345,16 +382,22 @@ def _heard(gen: PQGen[T], seconds: float, missed: Callable[[], None]) -> PQGen[T
         return result
 
 
+def _give_up(conn: LiveConnection[Any] | LiveAsyncConnection[Any]) -> NoReturn:
+    seconds = conn.limits.silence
+    conn.breaker.missed(conn.info.get_parameters().get("application_name", ""), seconds)
+    raise DatabaseSilent(f"PostgreSQL took a statement and said nothing for {seconds:g} s")
+
+
 def _lives(info: psycopg.ConnectionInfo) -> bool:
     """Return whether the server still answers a newcomer, be it with a refusal."""
     url = make_conninfo(info.dsn, password=info.password or None)
     try:
-        psycopg.connect(url, **parameters("watch", LONG_WORK)).close()
+        psycopg.connect(url, **_parameters("watch", LONG_WORK)).close()
     except ConnectionTimeout as error:
         _let_go(error)
         return False
     except OperationalError:
-        return True
+        pass
     return True
 
 
@@ -369,24 +412,13 @@ def _let_go(error: ConnectionTimeout) -> None:
 @contextmanager
 def _newcomer(database_url: str, parameters: Mapping[str, Any]) -> Iterator[DatabaseBreaker]:
     breaker = breaker_of(database_url)
-    trial = breaker.enter()
-    try:
-        yield breaker
-    except ConnectionTimeout as error:
-        _let_go(error)
-        breaker.missed(parameters["application_name"], parameters["connect_timeout"])
-        raise
-    except BaseException:
-        breaker.leave(trial)
-        raise
-    breaker.succeed()
-
-
-def _silent(
-    breaker: DatabaseBreaker, info: psycopg.ConnectionInfo, limits: Limits
-) -> DatabaseSilent:
-    breaker.missed(info.get_parameters().get("application_name", ""), limits.silence)
-    return DatabaseSilent(f"PostgreSQL took a statement and said nothing for {limits.silence:g} s")
+    with breaker.attempt():
+        try:
+            yield breaker
+        except ConnectionTimeout as error:
+            _let_go(error)
+            breaker.missed(parameters["application_name"], parameters["connect_timeout"])
+            raise
 
 
 async def fetch_as(

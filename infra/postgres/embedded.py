@@ -86,12 +86,14 @@ class EmbeddedPostgres:
     ) -> None:
         """``gives_up`` ends a start early."""
         self.cluster = cluster.resolve()
+        self.log_file = self.cluster / "postgres.log"
+        # Whether the server answers; not while it is being restarted.
+        self.ready = False
         self._settings = {**SETTINGS, **(settings or {})}
         self._gives_up = gives_up
         self._process: subprocess.Popen[bytes] | None = None
         self._sockets = self.cluster
         self._stopping = Event()
-        self._ready = Event()
         self._stop_lock = Lock()
         self._watcher: Thread | None = None
 
@@ -109,16 +111,6 @@ class EmbeddedPostgres:
         """The postmaster's pid, None while there is none."""
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
-
-    @property
-    def ready(self) -> bool:
-        """Whether the server answers; False while it is being restarted."""
-        return self._ready.is_set()
-
-    @property
-    def log_file(self) -> Path:
-        """What the server itself logs."""
-        return self.cluster / "postgres.log"
 
     def start(self) -> None:
         """Start and wait until the server answers; ends what a killed process left running.
@@ -149,7 +141,7 @@ class EmbeddedPostgres:
             if self._watcher is not None:
                 self._watcher.join()
                 self._watcher = None
-            self._ready.clear()
+            self.ready = False
             if self._process is not None:
                 _end(self._process)
                 self._process = None
@@ -206,7 +198,7 @@ class EmbeddedPostgres:
                 **user.as_arguments(),
             )
         self._await_answer(self._process, offset, gives_up)
-        self._ready.set()
+        self.ready = True
         log.info("postgres_ready", pid=self._process.pid)
 
     def _await_answer(
@@ -242,7 +234,7 @@ class EmbeddedPostgres:
     def _watch(self, user: RunAs) -> None:
         while not self._stopping.wait(WATCH_SECONDS):
             if self._process is not None and self._process.poll() is not None:
-                self._ready.clear()
+                self.ready = False
                 POSTGRES_RESTARTS.inc()
                 log.error("postgres_died", status=self._process.returncode)
                 self._revive(user)

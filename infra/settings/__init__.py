@@ -17,34 +17,10 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from infra.errors import UsageError
-from infra.settings.adapters import (
-    AuthSettings,
-    DatabaseSettings,
-    EmbeddingSettings,
-    KafkaSettings,
-    LanguageModelSettings,
-    LogSettings,
-    ObjectSettings,
-    RedisSettings,
-    SpeechSettings,
-    TaskSettings,
-)
-from infra.settings.features import (
-    MIB,
-    AnalyticsSettings,
-    CommandSettings,
-    LikeSettings,
-    ProjectionSettings,
-    RecommendationSettings,
-    SealSettings,
-    TranslationSettings,
-    TrendingSettings,
-    UploadSettings,
-    WatchSettings,
-)
-from infra.settings.values import CommaSet, HttpUrl, SettingsGroup
+from infra.settings import adapters, features
+from infra.settings.values import CommaSet, HttpUrl, SettingsGroup, UserPath, variables
 
-MIN_S3_PART_BYTES = 5 * MIB
+MIN_S3_PART_BYTES = 5 * features.MIB
 MAY_HOLD_SECRETS = (
     "DATABASE_URL", "REDIS_URL", "REDLOCK_URLS", "JWT_SECRET", "JWT_PUBLIC_KEY", "S3_ENDPOINT_URL",
     "S3_PUBLIC_ENDPOINT_URL", "TASK_BROKER_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL",
@@ -75,19 +51,15 @@ def _some_roles(value: frozenset[Role]) -> frozenset[Role]:
     return value
 
 
-class ServerSettings(SettingsGroup):
+class ServerSettings(SettingsGroup, alias_generator=variables("BACKLOT_")):
     """What this process runs, where it listens, and where it keeps its data."""
 
-    host: str = Field(default="127.0.0.1", alias="BACKLOT_HOST")
-    port: int = Field(default=8000, alias="BACKLOT_PORT", ge=1, le=65535)
-    data_dir: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
-        default=Path(".backlot"), alias="BACKLOT_DATA_DIR"
-    )
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    data_dir: UserPath = Path(".backlot")
     configured_public_url: HttpUrl = Field(default=None, alias="BACKLOT_PUBLIC_URL")
-    roles: Annotated[frozenset[Role], CommaSet, AfterValidator(_some_roles)] = Field(
-        default=frozenset(Role), alias="BACKLOT_ROLES"
-    )
-    body_limit_bytes: int = Field(default=MIB, alias="BODY_LIMIT_BYTES", ge=1024)
+    roles: Annotated[frozenset[Role], CommaSet, AfterValidator(_some_roles)] = frozenset(Role)
+    body_limit_bytes: int = Field(default=features.MIB, alias="BODY_LIMIT_BYTES", ge=1024)
 
     @property
     def public_url(self) -> str:
@@ -111,26 +83,26 @@ class Settings(SettingsGroup):
     """
 
     server: ServerSettings
-    database: DatabaseSettings
-    redis: RedisSettings
-    objects: ObjectSettings
-    auth: AuthSettings
-    logs: LogSettings
-    uploads: UploadSettings
-    likes: LikeSettings
-    commands: CommandSettings
-    projections: ProjectionSettings
-    seals: SealSettings
-    kafka: KafkaSettings
-    tasks: TaskSettings
-    llm: LanguageModelSettings
-    translation: TranslationSettings
-    speech: SpeechSettings
-    watch: WatchSettings
-    analytics: AnalyticsSettings
-    trending: TrendingSettings
-    recommendations: RecommendationSettings
-    embeddings: EmbeddingSettings
+    database: adapters.DatabaseSettings
+    redis: adapters.RedisSettings
+    objects: adapters.ObjectSettings
+    auth: adapters.AuthSettings
+    logs: adapters.LogSettings
+    uploads: features.UploadSettings
+    likes: features.LikeSettings
+    commands: features.CommandSettings
+    projections: features.ProjectionSettings
+    seals: features.SealSettings
+    kafka: adapters.KafkaSettings
+    tasks: adapters.TaskSettings
+    llm: adapters.LanguageModelSettings
+    translation: features.TranslationSettings
+    speech: adapters.SpeechSettings
+    watch: features.WatchSettings
+    analytics: features.AnalyticsSettings
+    trending: features.TrendingSettings
+    recommendations: features.RecommendationSettings
+    embeddings: adapters.EmbeddingSettings
 
     @model_validator(mode="after")
     def _parts_that_s3_takes(self) -> Self:

@@ -21,6 +21,7 @@ from infra.settings.values import (
     Secret,
     Servers,
     SettingsGroup,
+    variables,
 )
 
 MAX_S3_URL_SECONDS = 7 * 24 * 3600
@@ -28,15 +29,13 @@ MAX_S3_URL_SECONDS = 7 * 24 * 3600
 JwtAlgorithm = Literal["HS256", "RS256", "ES256"]
 
 
-class DatabaseSettings(SettingsGroup):
+class DatabaseSettings(SettingsGroup, alias_generator=variables("DATABASE_")):
     """The PostgreSQL of the event log and the read models; without a URL it is embedded."""
 
-    url: PostgresUrl = Field(default=None, alias="DATABASE_URL")
-    connect_seconds: int = Field(default=3, alias="DATABASE_CONNECT_SECONDS", ge=2, le=60)
-    pool_seconds: PositiveFloat = Field(default=4.0, alias="DATABASE_POOL_SECONDS", le=60)
-    statement_seconds: PositiveFloat = Field(
-        default=3.0, alias="DATABASE_STATEMENT_SECONDS", le=300
-    )
+    url: PostgresUrl = None
+    connect_seconds: int = Field(default=3, ge=2, le=60)
+    pool_seconds: PositiveFloat = Field(default=4.0, le=60)
+    statement_seconds: PositiveFloat = Field(default=3.0, le=300)
 
     @property
     def embedded(self) -> bool:
@@ -44,27 +43,23 @@ class DatabaseSettings(SettingsGroup):
         return self.url is None
 
 
-class RedisSettings(SettingsGroup):
+class RedisSettings(SettingsGroup, alias_generator=variables("REDIS_")):
     """The Redis that processes share, and the servers that keep locks."""
 
-    url: RedisUrl = Field(default=None, alias="REDIS_URL")
+    url: RedisUrl = None
     lock_urls: LockNodes = Field(default=(), alias="REDLOCK_URLS")
 
 
-class ObjectSettings(SettingsGroup):
+class ObjectSettings(SettingsGroup, alias_generator=variables("S3_")):
     """The bucket of media objects; without one they lie in the data folder."""
 
-    bucket: str | None = Field(
-        default=None, alias="S3_BUCKET", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$"
-    )
-    endpoint_url: BareUrl = Field(default=None, alias="S3_ENDPOINT_URL")
-    public_endpoint_url: BareUrl = Field(default=None, alias="S3_PUBLIC_ENDPOINT_URL")
-    region: str | None = Field(default=None, alias="S3_REGION", pattern=r"^[a-z0-9-]{1,64}$")
-    access_key_id: str | None = Field(default=None, alias="S3_ACCESS_KEY_ID")
-    secret_access_key: SecretStr | None = Field(default=None, alias="S3_SECRET_ACCESS_KEY")
-    addressing_style: Annotated[Literal["auto", "path", "virtual"], Lower] = Field(
-        default="auto", alias="S3_ADDRESSING_STYLE"
-    )
+    bucket: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$")
+    endpoint_url: BareUrl = None
+    public_endpoint_url: BareUrl = None
+    region: str | None = Field(default=None, pattern=r"^[a-z0-9-]{1,64}$")
+    access_key_id: str | None = None
+    secret_access_key: SecretStr | None = None
+    addressing_style: Annotated[Literal["auto", "path", "virtual"], Lower] = "auto"
     url_ttl_seconds: PositiveInt = Field(default=3600, alias="URL_TTL_SECONDS")
 
     @property
@@ -79,24 +74,20 @@ class ObjectSettings(SettingsGroup):
             raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY: set both or neither")
         if self.bucket is None and any((key, self.endpoint_url, self.public_endpoint_url)):
             raise ValueError("S3_BUCKET: set it too when another S3_* variable is set")
-        return self
-
-    @model_validator(mode="after")
-    def _within_limits_of_s3(self) -> Self:
         if self.bucket is not None and self.url_ttl_seconds > MAX_S3_URL_SECONDS:
             told = f"URLs of S3 work for at most {MAX_S3_URL_SECONDS} seconds"
             raise ValueError(f"URL_TTL_SECONDS: {told} (got {self.url_ttl_seconds})")
         return self
 
 
-class AuthSettings(SettingsGroup):
+class AuthSettings(SettingsGroup, alias_generator=variables("JWT_")):
     """What verifies tokens; without any key, a secret that Backlot keeps in the data folder."""
 
-    secret: Secret = Field(default=None, alias="JWT_SECRET")
-    public_key: PublicKey = Field(default=None, alias="JWT_PUBLIC_KEY")
-    jwks_url: HttpUrl = Field(default=None, alias="JWT_JWKS_URL")
-    issuer: str | None = Field(default=None, alias="JWT_ISSUER")
-    audience: str | None = Field(default=None, alias="JWT_AUDIENCE")
+    secret: Secret = None
+    public_key: PublicKey = None
+    jwks_url: HttpUrl = None
+    issuer: str | None = None
+    audience: str | None = None
     configured_algorithms: Annotated[frozenset[JwtAlgorithm], CommaSet] = Field(
         default=frozenset(), alias="JWT_ALGORITHMS"
     )
@@ -135,29 +126,21 @@ class AuthSettings(SettingsGroup):
         return self
 
 
-class LogSettings(SettingsGroup):
+class LogSettings(SettingsGroup, alias_generator=variables("LOG_")):
     """Which lines are logged, and in what form."""
 
-    level: Annotated[Literal["debug", "info", "warning", "error"], Lower] = Field(
-        default="info", alias="LOG_LEVEL"
-    )
-    format: Annotated[Literal["auto", "json", "console"], Lower] = Field(
-        default="auto", alias="LOG_FORMAT"
-    )
+    level: Annotated[Literal["debug", "info", "warning", "error"], Lower] = "info"
+    format: Annotated[Literal["auto", "json", "console"], Lower] = "auto"
 
 
-class KafkaSettings(SettingsGroup):
+class KafkaSettings(SettingsGroup, alias_generator=variables("KAFKA_")):
     """The brokers, and how many events the relay publishes at once."""
 
-    bootstrap_servers: Servers = Field(default=(), alias="KAFKA_BOOTSTRAP_SERVERS")
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        default="PLAINTEXT", alias="KAFKA_SECURITY_PROTOCOL"
-    )
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
-        default="PLAIN", alias="KAFKA_SASL_MECHANISM"
-    )
-    sasl_username: str | None = Field(default=None, alias="KAFKA_SASL_USERNAME")
-    sasl_password: SecretStr | None = Field(default=None, alias="KAFKA_SASL_PASSWORD")
+    bootstrap_servers: Servers = ()
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
     relay_batch_events: PositiveInt = Field(default=1000, alias="RELAY_BATCH_EVENTS")
 
     @model_validator(mode="after")
@@ -173,18 +156,18 @@ class KafkaSettings(SettingsGroup):
         return bool(self.bootstrap_servers)
 
 
-class TaskSettings(SettingsGroup):
+class TaskSettings(SettingsGroup, alias_generator=variables("TASK_")):
     """The broker of background tasks, and how they are run and tried again."""
 
     own_broker_url: BrokerUrl = Field(default=None, alias="TASK_BROKER_URL")
     redis_url: RedisUrl = Field(default=None, alias="REDIS_URL")
-    threads: PositiveInt = Field(default=8, alias="TASK_THREADS", le=1000)
-    max_retries: int = Field(default=5, alias="TASK_MAX_RETRIES", ge=0)
-    min_backoff_seconds: PositiveFloat = Field(default=1.0, alias="TASK_MIN_BACKOFF_SECONDS")
-    max_backoff_seconds: PositiveFloat = Field(default=300.0, alias="TASK_MAX_BACKOFF_SECONDS")
-    time_limit_seconds: PositiveFloat = Field(default=120.0, alias="TASK_TIME_LIMIT_SECONDS")
-    stop_seconds: PositiveFloat = Field(default=20.0, alias="TASK_STOP_SECONDS")
-    heartbeat_seconds: PositiveFloat = Field(default=60.0, alias="TASK_HEARTBEAT_SECONDS", ge=2)
+    threads: PositiveInt = Field(default=8, le=1000)
+    max_retries: int = Field(default=5, ge=0)
+    min_backoff_seconds: PositiveFloat = 1.0
+    max_backoff_seconds: PositiveFloat = 300.0
+    time_limit_seconds: PositiveFloat = 120.0
+    stop_seconds: PositiveFloat = 20.0
+    heartbeat_seconds: PositiveFloat = Field(default=60.0, ge=2)
 
     @property
     def broker_url(self) -> SecretStr | None:
@@ -192,16 +175,16 @@ class TaskSettings(SettingsGroup):
         return self.own_broker_url or self.redis_url
 
 
-class LanguageModelSettings(SettingsGroup):
+class LanguageModelSettings(SettingsGroup, alias_generator=variables("LLM_")):
     """The provider of language models, and how often and how long it is asked."""
 
     api_key: SecretStr | None = Field(default=None, alias="OPENAI_API_KEY")
     base_url: HttpUrl = Field(default=None, alias="OPENAI_BASE_URL")
-    timeout_seconds: PositiveFloat = Field(default=30.0, alias="LLM_TIMEOUT_SECONDS")
-    calls_per_minute: PositiveInt = Field(default=600, alias="LLM_CALLS_PER_MINUTE")
-    breaker_failures: PositiveInt = Field(default=5, alias="LLM_BREAKER_FAILURES")
-    breaker_seconds: PositiveFloat = Field(default=30.0, alias="LLM_BREAKER_SECONDS")
-    prices: Prices = Field(default={}, alias="LLM_PRICES")
+    timeout_seconds: PositiveFloat = 30.0
+    calls_per_minute: PositiveInt = 600
+    breaker_failures: PositiveInt = 5
+    breaker_seconds: PositiveFloat = 30.0
+    prices: Prices = Field(default={})
 
     @property
     def configured(self) -> bool:
@@ -209,17 +192,15 @@ class LanguageModelSettings(SettingsGroup):
         return self.api_key is not None or self.base_url is not None
 
 
-class EmbeddingSettings(SettingsGroup):
+class EmbeddingSettings(SettingsGroup, alias_generator=variables("EMBEDDING_")):
     """The model that places texts of videos by their meaning."""
 
-    model: str | None = Field(default=None, alias="EMBEDDING_MODEL", min_length=1)
-    dimensions: PositiveInt = Field(default=512, alias="EMBEDDING_DIMENSIONS", le=2000)
+    model: str | None = Field(default=None, min_length=1)
+    dimensions: PositiveInt = Field(default=512, le=2000)
 
 
-class SpeechSettings(SettingsGroup):
+class SpeechSettings(SettingsGroup, alias_generator=variables("SPEECH_")):
     """Whether speech is transcribed, and by which model."""
 
-    transcription: Annotated[Literal["auto", "on", "off"], Lower] = Field(
-        default="auto", alias="SPEECH_TRANSCRIPTION"
-    )
+    transcription: Annotated[Literal["auto", "on", "off"], Lower] = "auto"
     whisper_model: str = Field(default="base", alias="WHISPER_MODEL", min_length=1)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from infra.settings.values import AnchorFile, FilePath, Lower, PostgresUrl, SettingsGroup
+from infra.settings.values import AnchorFile, Lower, PostgresUrl, SettingsGroup, UserPath, variables
 
 MIB = 1024 * 1024
 # What object stores take: so many parts, of so many bytes at most.
@@ -19,62 +19,58 @@ MAX_REPLAY_WORKERS = 32
 MAX_WEIGHT = 1e6
 
 
-class CommandSettings(SettingsGroup):
+class CommandSettings(SettingsGroup, alias_generator=variables("COMMAND_")):
     """The batches in which commands are executed."""
 
-    batch_max: PositiveInt = Field(default=256, alias="COMMAND_BATCH_MAX")
-    queue_max: PositiveInt = Field(default=10_000, alias="COMMAND_QUEUE_MAX")
-    retries: int = Field(default=5, alias="COMMAND_RETRIES", ge=0)
+    batch_max: PositiveInt = 256
+    queue_max: PositiveInt = 10_000
+    retries: int = Field(default=5, ge=0)
     idempotency_ttl_hours: PositiveInt = Field(default=24, alias="IDEMPOTENCY_TTL_HOURS")
 
 
-class ProjectionSettings(SettingsGroup):
+class ProjectionSettings(SettingsGroup, alias_generator=variables("PROJECTION_")):
     """How read models follow the event log."""
 
-    batch_events: PositiveInt = Field(default=5000, alias="PROJECTION_BATCH_EVENTS")
-    poll_seconds: PositiveFloat = Field(default=1.0, alias="PROJECTION_POLL_SECONDS")
-    auto_replay: bool = Field(default=True, alias="PROJECTION_AUTO_REPLAY")
+    batch_events: PositiveInt = 5000
+    poll_seconds: PositiveFloat = 1.0
+    auto_replay: bool = True
 
 
-class SealSettings(SettingsGroup):
+class SealSettings(SettingsGroup, alias_generator=variables("SEAL_")):
     """How the event log is sealed, signed and anchored outside."""
 
-    block_events: int = Field(default=1000, alias="SEAL_BLOCK_EVENTS", ge=1, le=10_000)
+    block_events: int = Field(default=1000, ge=1, le=10_000)
     block_seconds: PositiveFloat = Field(default=5.0, alias="SEAL_SECONDS", le=3600)
-    key_file: FilePath = Field(default=None, alias="SEAL_KEY_FILE")
-    public_key_file: FilePath = Field(default=None, alias="SEAL_PUBLIC_KEY_FILE")
-    anchor: AnchorFile = Field(default=None, alias="SEAL_ANCHOR")
+    key_file: UserPath | None = None
+    public_key_file: UserPath | None = None
+    anchor: AnchorFile = None
 
 
-class UploadSettings(SettingsGroup):
+class UploadSettings(SettingsGroup, alias_generator=str.upper):
     """Sizes of uploads, how they are completed, and when they expire."""
 
-    part_size_bytes: int = Field(
-        default=8 * MIB, alias="PART_SIZE_BYTES", ge=1024, le=5 * 1024 * MIB
-    )
+    part_size_bytes: int = Field(default=8 * MIB, ge=1024, le=5 * 1024 * MIB)
     max_bytes: int = Field(
         default=64 * 1024 * MIB, alias="MAX_UPLOAD_BYTES", ge=1, le=MAX_PARTS * MAX_PART_BYTES
     )
     idle_days: PositiveFloat = Field(default=7.0, alias="UPLOAD_IDLE_DAYS", le=3650)
-    expiry_interval_seconds: PositiveFloat = Field(default=3600.0, alias="EXPIRY_INTERVAL_SECONDS")
-    finalize_lock_seconds: float = Field(
-        default=60.0, alias="FINALIZE_LOCK_SECONDS", ge=0.1, le=3600
-    )
-    finalize_wait_seconds: float = Field(default=2.0, alias="FINALIZE_WAIT_SECONDS", ge=0, le=60)
+    expiry_interval_seconds: PositiveFloat = 3600.0
+    finalize_lock_seconds: float = Field(default=60.0, ge=0.1, le=3600)
+    finalize_wait_seconds: float = Field(default=2.0, ge=0, le=60)
 
 
-class LikeSettings(SettingsGroup):
+class LikeSettings(SettingsGroup, alias_generator=variables("LIKE_")):
     """The like counters in Redis."""
 
-    counter_ttl_seconds: PositiveInt = Field(default=3600, alias="LIKE_COUNTER_TTL_SECONDS")
-    reconcile_seconds: PositiveFloat = Field(default=300.0, alias="LIKE_RECONCILE_SECONDS")
+    counter_ttl_seconds: PositiveInt = 3600
+    reconcile_seconds: PositiveFloat = 300.0
 
 
-class WatchSettings(SettingsGroup):
+class WatchSettings(SettingsGroup, alias_generator=str.upper):
     """What counts as one view, and whether views are taken without a token."""
 
-    view_repeat_seconds: PositiveInt = Field(default=3600, alias="VIEW_REPEAT_SECONDS")
-    anonymous_viewers: bool = Field(default=False, alias="ANONYMOUS_VIEWERS")
+    view_repeat_seconds: PositiveInt = 3600
+    anonymous_viewers: bool = False
 
     @property
     def view_repeat(self) -> timedelta:
@@ -82,16 +78,14 @@ class WatchSettings(SettingsGroup):
         return timedelta(seconds=self.view_repeat_seconds)
 
 
-class TranslationSettings(SettingsGroup):
+class TranslationSettings(SettingsGroup, alias_generator=variables("TRANSLATION_")):
     """How the language of comments is found, and how they are translated."""
 
-    model: str = Field(default="gpt-4o-mini", alias="TRANSLATION_MODEL", min_length=1)
-    target_language: str = Field(
-        default="en", alias="TRANSLATION_TARGET_LANGUAGE", pattern=r"^[a-z]{2}$"
-    )
-    cache_ttl_seconds: PositiveInt = Field(default=86_400, alias="TRANSLATION_CACHE_TTL_SECONDS")
-    sweep_seconds: PositiveFloat = Field(default=60.0, alias="TRANSLATION_SWEEP_SECONDS")
-    overdue_seconds: PositiveFloat = Field(default=300.0, alias="TRANSLATION_OVERDUE_SECONDS")
+    model: str = Field(default="gpt-4o-mini", min_length=1)
+    target_language: str = Field(default="en", pattern=r"^[a-z]{2}$")
+    cache_ttl_seconds: PositiveInt = 86_400
+    sweep_seconds: PositiveFloat = 60.0
+    overdue_seconds: PositiveFloat = 300.0
     detector: Annotated[Literal["text", "llm", "whisper"], Lower] = Field(
         default="text", alias="LANGUAGE_DETECTOR"
     )
@@ -100,65 +94,45 @@ class TranslationSettings(SettingsGroup):
     whisper_model: str = Field(default="base", alias="WHISPER_MODEL", min_length=1)
 
 
-class AnalyticsSettings(SettingsGroup):
+class AnalyticsSettings(SettingsGroup, alias_generator=variables("ANALYTICS_")):
     """Where the analytics are kept, how they are taken in, and for how long."""
 
     timescale_url: PostgresUrl = Field(default=None, alias="TIMESCALE_URL")
-    batch_events: PositiveInt = Field(default=100, alias="ANALYTICS_BATCH_EVENTS", le=100_000)
-    flush_seconds: PositiveFloat = Field(default=5.0, alias="ANALYTICS_FLUSH_SECONDS", le=3600)
+    batch_events: PositiveInt = Field(default=100, le=100_000)
+    flush_seconds: PositiveFloat = Field(default=5.0, le=3600)
     # Rankings and stats look at the hours of 30 days; what comes late is counted for 10 days less.
-    retention_days: int = Field(default=730, alias="ANALYTICS_RETENTION_DAYS", ge=60, le=36_500)
+    retention_days: int = Field(default=730, ge=60, le=36_500)
 
     def url(self, database_url: str) -> str:
         """Return where the analytics are kept: a database of their own, or that of all else."""
         return self.timescale_url.get_secret_value() if self.timescale_url else database_url
 
 
-class TrendingSettings(SettingsGroup):
+class TrendingSettings(SettingsGroup, alias_generator=variables("TRENDING_")):
     """What makes a video trend, and how long a ranking is kept."""
 
-    view_weight: NonNegativeFloat = Field(default=1.0, alias="TRENDING_VIEW_WEIGHT", le=MAX_WEIGHT)
-    like_weight: NonNegativeFloat = Field(default=5.0, alias="TRENDING_LIKE_WEIGHT", le=MAX_WEIGHT)
-    comment_weight: NonNegativeFloat = Field(
-        default=3.0, alias="TRENDING_COMMENT_WEIGHT", le=MAX_WEIGHT
-    )
-    watch_minute_weight: NonNegativeFloat = Field(
-        default=0.1, alias="TRENDING_WATCH_MINUTE_WEIGHT", le=MAX_WEIGHT
-    )
-    recent_hours: PositiveInt = Field(default=24, alias="TRENDING_RECENT_HOURS", le=168)
-    recent_boost: float = Field(default=2.0, alias="TRENDING_RECENT_BOOST", ge=1, le=MAX_WEIGHT)
-    half_life_hours: PositiveFloat = Field(
-        default=168.0, alias="TRENDING_HALF_LIFE_HOURS", allow_inf_nan=False
-    )
-    cache_ttl_seconds: PositiveInt = Field(
-        default=300, alias="TRENDING_CACHE_TTL_SECONDS", le=86_400
-    )
-    invalidate_seconds: PositiveFloat = Field(
-        default=5.0, alias="TRENDING_INVALIDATE_SECONDS", le=3600
-    )
+    view_weight: NonNegativeFloat = Field(default=1.0, le=MAX_WEIGHT)
+    like_weight: NonNegativeFloat = Field(default=5.0, le=MAX_WEIGHT)
+    comment_weight: NonNegativeFloat = Field(default=3.0, le=MAX_WEIGHT)
+    watch_minute_weight: NonNegativeFloat = Field(default=0.1, le=MAX_WEIGHT)
+    recent_hours: PositiveInt = Field(default=24, le=168)
+    recent_boost: float = Field(default=2.0, ge=1, le=MAX_WEIGHT)
+    half_life_hours: PositiveFloat = Field(default=168.0, allow_inf_nan=False)
+    cache_ttl_seconds: PositiveInt = Field(default=300, le=86_400)
+    invalidate_seconds: PositiveFloat = Field(default=5.0, le=3600)
     # Sums are used for an hour after theirs at most.
-    settle_seconds: PositiveFloat = Field(default=300.0, alias="TRENDING_SETTLE_SECONDS", le=1800)
+    settle_seconds: PositiveFloat = Field(default=300.0, le=1800)
 
 
-class RecommendationSettings(SettingsGroup):
+class RecommendationSettings(SettingsGroup, alias_generator=variables("RECOMMENDATIONS_")):
     """Who orders recommendations, what that may cost, and how long they are kept."""
 
-    model: str = Field(default="gpt-4o-mini", alias="RECOMMENDATIONS_MODEL", min_length=1)
+    model: str = Field(default="gpt-4o-mini", min_length=1)
     use_llm: bool = Field(default=True, alias="RECOMMENDATIONS_LLM")
-    timeout_seconds: PositiveFloat = Field(
-        default=5.0, alias="RECOMMENDATIONS_TIMEOUT_SECONDS", le=60
-    )
-    cache_ttl_seconds: PositiveInt = Field(
-        default=3600, alias="RECOMMENDATIONS_CACHE_TTL_SECONDS", le=86_400
-    )
-    invalidate_seconds: PositiveFloat = Field(
-        default=10.0, alias="RECOMMENDATIONS_INVALIDATE_SECONDS", le=3600
-    )
-    user_calls_per_day: PositiveInt = Field(default=24, alias="RECOMMENDATIONS_USER_CALLS_PER_DAY")
-    calls_per_day: PositiveInt = Field(default=10_000, alias="RECOMMENDATIONS_CALLS_PER_DAY")
-    precompute_seconds: float = Field(
-        default=0.0, alias="RECOMMENDATIONS_PRECOMPUTE_SECONDS", ge=0, le=86_400
-    )
-    half_life_days: PositiveFloat = Field(
-        default=30.0, alias="RECOMMENDATIONS_HALF_LIFE_DAYS", le=3650
-    )
+    timeout_seconds: PositiveFloat = Field(default=5.0, le=60)
+    cache_ttl_seconds: PositiveInt = Field(default=3600, le=86_400)
+    invalidate_seconds: PositiveFloat = Field(default=10.0, le=3600)
+    user_calls_per_day: PositiveInt = 24
+    calls_per_day: PositiveInt = 10_000
+    precompute_seconds: float = Field(default=0.0, ge=0, le=86_400)
+    half_life_days: PositiveFloat = Field(default=30.0, le=3650)

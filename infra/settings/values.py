@@ -5,6 +5,7 @@ Each check says in a few words what is wrong, and never repeats a secret.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -26,6 +27,11 @@ class SettingsGroup(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", validate_default=True)
 
 
+def variables(prefix: str) -> Callable[[str], str]:
+    """Return how the fields of a group are called in the environment, where they say no other."""
+    return lambda field: prefix + field.upper()
+
+
 def split_commas(value: object) -> object:
     if isinstance(value, str):
         return [part for part in (word.strip() for word in value.split(",")) if part]
@@ -36,9 +42,7 @@ def lower(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
 
 
-def postgres_url(value: SecretStr | None) -> SecretStr | None:
-    if value is None:
-        return None
+def postgres_url(value: SecretStr) -> SecretStr:
     if not value.get_secret_value().startswith(("postgresql://", "postgres://")):
         raise ValueError("must start with postgresql:// or postgres://")
     try:
@@ -49,54 +53,45 @@ def postgres_url(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
-def redis_address(value: SecretStr | None) -> SecretStr | None:
-    if value is not None:
-        # Slow to import, and not needed where no Redis is configured.
-        from infra.redis import check_redis_url
+def redis_address(value: SecretStr) -> SecretStr:
+    # Slow to import, and not needed where no Redis is configured.
+    from infra.redis import check_redis_url
 
-        check_redis_url(value.get_secret_value())
+    check_redis_url(value.get_secret_value())
     return value
 
 
 def lock_nodes(urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
     from infra.redis import server_of
 
-    for url in urls:
-        redis_address(url)
-    servers = [server_of(url.get_secret_value()) for url in urls]
+    servers = [server_of(redis_address(url).get_secret_value()) for url in urls]
     twice = sorted({server for server in servers if servers.count(server) > 1})
     if twice:
         raise ValueError(f"names {', '.join(twice)} twice: each node is a server of its own")
     return urls
 
 
-def long_secret(value: SecretStr | None) -> SecretStr | None:
-    if value is not None and len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
+def long_secret(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
         raise ValueError(f"must be at least {MIN_SECRET_BYTES} bytes long (RFC 7518, section 3.2)")
     return value
 
 
-def pem(value: str | None) -> str | None:
+def pem(value: str) -> str:
     # Environment files hold one line per variable, so line breaks arrive as a backslash and an n.
-    if value is None:
-        return None
     value = value.replace("\\n", "\n").strip() + "\n"
     if not value.startswith("-----BEGIN PUBLIC KEY-----"):
         raise ValueError("must be a PEM text that starts with -----BEGIN PUBLIC KEY-----")
     return value
 
 
-def http_url(value: str | None) -> str | None:
-    if value is None:
-        return None
+def http_url(value: str) -> str:
     if not value.startswith(("http://", "https://")):
         raise ValueError("must start with http:// or https://")
     return value.rstrip("/")
 
 
-def bare_url(value: str | None) -> str | None:
-    if value is None:
-        return None
+def bare_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError("must be http:// or https:// with a host, and a port if need be")
@@ -105,21 +100,13 @@ def bare_url(value: str | None) -> str | None:
     return value.rstrip("/")
 
 
-def expanded(value: Path | None) -> Path | None:
-    return value if value is None else value.expanduser()
-
-
-def anchor_file(value: object) -> object:
-    if not isinstance(value, str):
-        return value
+def anchor_file(value: str) -> Path:
     if not value.startswith("file:") or value == "file:":
         raise ValueError("must be file: and the path of the file, such as file:/mnt/seals.jsonl")
     return Path(value.removeprefix("file:")).expanduser()
 
 
-def broker_address(value: SecretStr | None) -> SecretStr | None:
-    if value is None:
-        return None
+def broker_address(value: SecretStr) -> SecretStr:
     url = value.get_secret_value()
     if not url.startswith(BROKERS):
         raise ValueError(f"must start with one of {', '.join(BROKERS)}")
@@ -152,16 +139,17 @@ def prices(value: object) -> object:
 
 CommaSet = BeforeValidator(split_commas)
 Lower = BeforeValidator(lower)
-BareUrl = Annotated[str | None, AfterValidator(bare_url)]
-HttpUrl = Annotated[str | None, AfterValidator(http_url)]
-PostgresUrl = Annotated[SecretStr | None, AfterValidator(postgres_url)]
-RedisUrl = Annotated[SecretStr | None, AfterValidator(redis_address)]
-BrokerUrl = Annotated[SecretStr | None, AfterValidator(broker_address)]
+BareUrl = Annotated[str, AfterValidator(bare_url)] | None
+HttpUrl = Annotated[str, AfterValidator(http_url)] | None
+PostgresUrl = Annotated[SecretStr, AfterValidator(postgres_url)] | None
+RedisUrl = Annotated[SecretStr, AfterValidator(redis_address)] | None
+BrokerUrl = Annotated[SecretStr, AfterValidator(broker_address)] | None
 LockNodes = Annotated[tuple[SecretStr, ...], CommaSet, AfterValidator(lock_nodes)]
 Servers = Annotated[tuple[str, ...], CommaSet, AfterValidator(host_and_port)]
-Secret = Annotated[SecretStr | None, AfterValidator(long_secret)]
-PublicKey = Annotated[str | None, AfterValidator(pem)]
+Secret = Annotated[SecretStr, AfterValidator(long_secret)] | None
+PublicKey = Annotated[str, AfterValidator(pem)] | None
 Prices = Annotated[dict[str, tuple[float, float]], BeforeValidator(prices)]
 """US dollars per million tokens of input and output, by model."""
-FilePath = Annotated[Path | None, AfterValidator(expanded)]
-AnchorFile = Annotated[Path | None, BeforeValidator(anchor_file)]
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+"""A path that may begin with `~`."""
+AnchorFile = Annotated[Path, BeforeValidator(anchor_file)] | None

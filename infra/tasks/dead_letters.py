@@ -13,9 +13,9 @@ from dramatiq.broker import MessageProxy
 from dramatiq.errors import DecodeError
 
 from infra.errors import fault_of
+from infra.http.shapes import rfc3339
 from infra.tasks.errors import BrokerAway
 from infra.tasks.messages import origin_of
-from infra.utc import rfc3339
 
 ERROR_CHARACTERS = 300
 

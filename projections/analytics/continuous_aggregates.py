@@ -16,7 +16,7 @@ from psycopg import Connection
 from psycopg.errors import DeadlockDetected, LockNotAvailable
 from psycopg.rows import TupleRow
 
-from infra.advisory_locks import Lock, held
+from infra.advisory_locks import Lock, hold
 from infra.errors import describe
 from infra.metrics import counter
 from projections.analytics.retention import kept
@@ -48,7 +48,7 @@ def refresh(conn: Connection[TupleRow], times: Iterable[datetime], now: datetime
         return
     try:
         # Each of two refreshes of the same hours at once would refuse the other.
-        with held(conn, Lock.ANALYTICS_REFRESH):
+        with hold(conn, Lock.ANALYTICS_REFRESH):
             since = kept(conn).refreshed_since(now)
             _bring_in(conn, [at for at in late if at >= since], hour)
     except psycopg.Error as error:

@@ -13,11 +13,10 @@ from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
 from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool, ReadModelBehind, Waiting
-from infra.cache import Cached, Requirement
+from infra.cache import CachedValue, Requirement
+from infra.http.shapes import Position
 from infra.metrics import counter
-from infra.position import Position
-from infra.postgres.connection import Limits
-from infra.postgres.pool import make_pool
+from infra.postgres.connection import Limits, make_pool
 from infra.settings.features import TrendingSettings
 from projections.analytics.arrival import COUNTS_CONSUMER, REACHED, VIDEOS_CONSUMER
 from projections.analytics.stats import Bucket, Range, Stats, stats_of
@@ -110,7 +109,7 @@ class AnalyticsQueries:
 
         if without:
             now = datetime.now(UTC)
-            return Cached(tuple(await make(now)), now, None), False
+            return CachedValue(tuple(await make(now)), now, None), False
         wanted = Requirement(await self._edition(fresh), fresh.position)
         return await self._cache.get(window, limit, category, make, wanted)
 

@@ -27,8 +27,8 @@ from engine.comparison import (
     TableDifference,
 )
 from engine.telemetry import TelemetryEvent
-from infra.advisory_locks import Lock, held, lock_in_transaction
-from infra.utc import rfc3339
+from infra.advisory_locks import Lock, hold, lock_in_transaction
+from infra.http.shapes import rfc3339
 from projections.analytics.ingest import COLUMNS, NO_LIMIT, Store
 from projections.analytics.rules import NotCountable, Row, row_of
 from projections.analytics.schema import Shape
@@ -415,7 +415,7 @@ def refresh_day(conn: Connection[TupleRow], day: Day, now: datetime) -> None:
     """
     hour, end = start_of_hour(now), day.since + DAY
     until = min(end, hour)
-    with held(conn, Lock.ANALYTICS_REFRESH):
+    with hold(conn, Lock.ANALYTICS_REFRESH):
         if day.since < until:
             conn.execute(REFRESH, ("analytics.video_hourly", day.since, until))
         if end <= hour:

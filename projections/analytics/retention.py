@@ -16,7 +16,7 @@ import structlog
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from infra.advisory_locks import Lock, held_if_free
+from infra.advisory_locks import Lock, hold
 from projections.analytics.schema import Shape, state
 
 log = structlog.get_logger(__name__)
@@ -112,7 +112,7 @@ def prune(conn: Connection[TupleRow], days: int, now: datetime) -> Mapping[str, 
     autocommit mode. Raise psycopg.Error.
     """
     gone: Counter[str] = Counter()
-    with held_if_free(conn, Lock.ANALYTICS_PRUNING) as mine:
+    with hold(conn, Lock.ANALYTICS_PRUNING, wait=False) as mine:
         found = state(conn) if mine else None
         if found is None:
             return gone

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
 from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool
-from infra.cache import Cached, Generations, Lifetimes, ReadThroughCache, Requirement
+from infra.cache import CachedValue, Generations, Lifetimes, ReadThroughCache, Requirement
 from infra.metrics import counter
 from infra.redis import OptionalRedis
 from infra.settings.adapters import LanguageModelSettings
@@ -31,7 +31,9 @@ ENGAGED_PREFIX = "recommendations:engaged:"
 # How long an answer is cached that lacks what failed.
 LACKING_SECONDS = 30
 
-FORM: TypeAdapter[Cached[RankedRecommendations]] = TypeAdapter(Cached[RankedRecommendations])
+FORM: TypeAdapter[CachedValue[RankedRecommendations]] = TypeAdapter(
+    CachedValue[RankedRecommendations]
+)
 
 RECOMMENDATION_LOOKUPS = counter(
     "backlot_recommendation_lookups",

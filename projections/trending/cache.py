@@ -8,7 +8,14 @@ from datetime import UTC, datetime, timedelta
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
-from infra.cache import ANY_VALUE, Cached, Generations, Lifetimes, ReadThroughCache, Requirement
+from infra.cache import (
+    ANY_VALUE,
+    CachedValue,
+    Generations,
+    Lifetimes,
+    ReadThroughCache,
+    Requirement,
+)
 from infra.metrics import counter
 from infra.redis import OptionalRedis
 from infra.settings.features import TrendingSettings
@@ -19,7 +26,7 @@ PREFIX = "trending:"
 GENERATION = "trending:generation"
 """Holds another value each time that something new was counted."""
 
-Ranking = Cached[tuple[Ranked, ...]]
+Ranking = CachedValue[tuple[Ranked, ...]]
 FORM: TypeAdapter[Ranking] = TypeAdapter(Ranking)
 Compute = Callable[[datetime], Awaitable[list[Ranked]]]
 

@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from commands import objects as writing
-from infra.http.app import create_app
+from infra.http.app import HttpApp
 from infra.http.auth import Authenticator, OneKey
 from infra.objects.folder import FolderStore
 from readapi import objects as reading
@@ -73,7 +73,7 @@ def _application(store: FolderStore, idle_seconds: float) -> FastAPI:
         await store.recover()
         yield
 
-    app = create_app(
+    app = HttpApp(
         title="objects",
         authenticator=Authenticator(OneKey(SECRET, ["HS256"])),
         body_limit=1024,

@@ -19,11 +19,11 @@ from domain.upload import Upload
 from engine import telemetry
 from engine.freshness import Pool, Waiting
 from infra.cache import Lifetimes
-from infra.http.app import create_app
+from infra.http.app import HttpApp
 from infra.http.auth import Authenticator, OneKey, mint_token
+from infra.http.shapes import encode_position
 from infra.objects.folder import FolderStore
-from infra.position import encode_position
-from infra.postgres.pool import make_pool
+from infra.postgres.connection import make_pool
 from infra.redis import connect_redis, embedded_redis
 from infra.settings import Settings, load_settings
 from projections.analytics.arrival import COUNTS_CONSUMER, ENGAGED_CONSUMER, VIDEOS_CONSUMER
@@ -155,7 +155,7 @@ class Site:
 
 
 def make_app(queries: Queries) -> FastAPI:
-    app = create_app(
+    app = HttpApp(
         title="queries",
         authenticator=Authenticator(OneKey(SECRET, ["HS256"])),
         body_limit=1024,

@@ -32,7 +32,7 @@ from engine.privacy import PayloadMode
 from engine.projection import RangeProjection
 from engine.subscription import State
 from infra import metrics
-from infra.utc import rfc3339
+from infra.http.shapes import rfc3339
 from tests.integration.event_log import rows
 from tests.integration.former_release import TABLES_BEFORE
 from tests.integration.parking_support import (

@@ -14,8 +14,8 @@ import pytest
 from engine import projection_subscription
 from engine.freshness import POLL_SECONDS, Pool, ReadModelBehind, Waiting
 from engine.installation import install
-from infra.position import Position
-from infra.postgres.pool import make_pool
+from infra.http.shapes import Position
+from infra.postgres.connection import make_pool
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Tally, Writer, hosting
 

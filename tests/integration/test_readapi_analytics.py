@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from domain.upload import Upload
-from infra.position import encode_position
+from infra.http.shapes import encode_position
 from projections.trending.cache import GENERATION, TrendingInvalidation
 from tests.integration.projection_support import origin
 from tests.integration.readapi_support import UNSETTLED, Site, serving

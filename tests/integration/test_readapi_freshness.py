@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from engine.checkpoints import pause, resume
-from infra.position import Position, decode_position, encode_position
+from infra.http.shapes import Position, decode_position, encode_position
 from tests.integration.event_log import rows
 from tests.integration.readapi_support import Site, serving
 from tests.support import eventually

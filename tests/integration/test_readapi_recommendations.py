@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from domain.upload import Upload
-from infra.position import encode_position
+from infra.http.shapes import encode_position
 from infra.settings import Settings, load_settings
 from projections.catalog import Catalog
 from projections.comments import Comments

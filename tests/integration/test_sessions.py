@@ -18,11 +18,11 @@ from engine.event_store import open_recorder
 from engine.seals.tables import connect as connect_for_seals
 from infra.postgres.connection import (
     SHORT_WORK,
+    make_pool,
     open_async_connection,
     open_connection,
     thread_pool,
 )
-from infra.postgres.pool import make_pool
 from tests.real_inputs import RealInput, each
 
 # Of the role in this database, as `ALTER DATABASE … SET` is of all roles.

@@ -30,15 +30,16 @@ from infra.postgres import connection
 from infra.postgres.connection import (
     DatabaseSilent,
     Limits,
+    LivePool,
     breaker_of,
     is_silence,
+    make_pool,
     open_async_connection,
     open_connection,
     thread_pool,
     unhurried,
 )
 from infra.postgres.embedded import EmbeddedPostgres
-from infra.postgres.pool import LivePool, make_pool
 from tests.integration.buses import Toggle, execute, execute_all, with_bus
 from tests.support import ended, eventually, hung, until
 

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from infra import metrics
 from infra.cache import Lifetimes, Requirement
-from infra.position import Position
+from infra.http.shapes import Position
 from infra.redis import embedded_redis
 from projections.analytics.windows import Window
 from projections.trending.cache import TrendingCache, TrendingInvalidation, key_of

@@ -23,8 +23,8 @@ from engine.projection import Batch, Projection
 from engine.projection_subscription import GOES_ON
 from engine.replay.records import ReplayOptions, ReplayState
 from engine.subscription import State
-from infra.position import Position, decode_position
-from infra.postgres.pool import make_pool
+from infra.http.shapes import Position, decode_position
+from infra.postgres.connection import make_pool
 from projections.likes import TABLES, Likes
 from projections.operations import Operations
 from tests.integration.event_log import rows

@@ -9,9 +9,8 @@ from fastapi import Request, Response
 from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
-from infra.http.app import create_app
+from infra.http.app import HttpApp, hot
 from infra.http.auth import Authenticator
-from infra.http.edge import hot
 
 
 async def ask_the_framework(stream: UUID, request: Request) -> Response | None:
@@ -25,7 +24,7 @@ async def break_at_once(stream: UUID, request: Request) -> Response | None:
 
 @pytest.fixture
 def client() -> TestClient:
-    app = create_app(
+    app = HttpApp(
         title="some",
         authenticator=Authenticator.__new__(Authenticator),
         body_limit=1000,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.position import InvalidPosition, Position, decode_position, encode_position
+from infra.http.shapes import InvalidPosition, Position, decode_position, encode_position
 
 
 def token_of(text: str) -> str:

@@ -12,8 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from commands.upload_shapes import PartUrl
-from infra.http.shapes import Time, Wire
-from infra.utc import rfc3339
+from infra.http.shapes import Time, Wire, rfc3339
 
 NOON = datetime(2026, 7, 1, 12, 0, 0, 250_000, tzinfo=UTC)
 ELSEWHERE = [
