@@ -124,7 +124,7 @@ def _swap(conn: Connection[TupleRow], replay: Replay) -> None:
 
 
 def _superseded(replay: Replay) -> str:
-    return f"{OLD.format(replay.name)}{replay.id}"
+    return OLD.format(replay.name, replay.id)
 
 
 def _drop_superseded(conn: Connection[TupleRow], replay: Replay) -> None:

@@ -7,15 +7,15 @@ same everywhere.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from threading import Event
 from typing import Any
 from uuid import UUID
 
-from psycopg import AsyncConnection, Connection
+from psycopg import AsyncConnection, Connection, Cursor
 from psycopg.rows import TupleRow, class_row
 from psycopg.types.json import Jsonb
 
@@ -28,9 +28,11 @@ SELECT id, name, version, schema, purpose, target, workers, state, paused, confi
 FROM projections.replays
 """
 BY_ID = COLUMNS + b"WHERE id = %s"
+BY_OPERATION = COLUMNS + b"WHERE operation_id = %s"
 UNFINISHED = COLUMNS + b"WHERE unfinished = %s"
 NEWEST = COLUMNS + b"WHERE name = %s ORDER BY id DESC LIMIT 1"
-ALL = COLUMNS + b"WHERE %s::text IS NULL OR name = %s ORDER BY id DESC"
+NEWEST_OF_ALL = COLUMNS + b"WHERE id IN (SELECT max(id) FROM projections.replays GROUP BY name)"
+UNDER_WAY = COLUMNS + b"WHERE finished_at IS NULL ORDER BY id"
 
 ENTER = b"""
 UPDATE projections.replays SET state = %(state)s, error = %(error)s, updated_at = clock_timestamp(),
@@ -89,7 +91,7 @@ FINAL = frozenset(
 
 
 class ReplayError(OperatorError):
-    """A replay that can't be had, or not now; the text says why."""
+    """A replay that is not possible, or not now; the text says why."""
 
 
 class ReplayUnderWay(ReplayError):
@@ -97,7 +99,7 @@ class ReplayUnderWay(ReplayError):
 
 
 class NoReplay(ReplayError):
-    """There is none to act on."""
+    """There is no replay to act on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,40 +179,43 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
-def find(conn: Connection[TupleRow], replay_id: int) -> Replay:
+def find(conn: Connection[Any], replay_id: int) -> Replay:
     """Return the replay with this number; raise NoReplay."""
-    with conn.cursor(row_factory=class_row(Replay)) as cursor:
-        found = cursor.execute(BY_ID, (replay_id,)).fetchone()
+    found = _select(conn, BY_ID, replay_id).fetchone()
     if found is None:
         raise NoReplay(f"There is no replay {replay_id}.")
     return found
 
 
-def unfinished(conn: Connection[TupleRow], name: str) -> Replay | None:
+def of_operation(conn: Connection[Any], operation_id: UUID) -> Replay | None:
+    """Return the replay that an operation has begun, if it has."""
+    return _select(conn, BY_OPERATION, operation_id).fetchone()
+
+
+def unfinished(conn: Connection[Any], name: str) -> Replay | None:
     """Return the replay of this projection that has not ended, if there is one."""
-    with conn.cursor(row_factory=class_row(Replay)) as cursor:
-        return cursor.execute(UNFINISHED, (name,)).fetchone()
+    return _select(conn, UNFINISHED, name).fetchone()
 
 
-def newest(conn: Connection[TupleRow], name: str) -> Replay | None:
+def newest(conn: Connection[Any], name: str) -> Replay | None:
     """Return the projection's last replay, ended or not, if there was one."""
-    with conn.cursor(row_factory=class_row(Replay)) as cursor:
-        return cursor.execute(NEWEST, (name,)).fetchone()
+    return _select(conn, NEWEST, name).fetchone()
 
 
-def replays(conn: Connection[TupleRow], name: str | None = None) -> list[Replay]:
-    """Return all replays, or those of one projection, newest first."""
-    with conn.cursor(row_factory=class_row(Replay)) as cursor:
-        return cursor.execute(ALL, (name, name)).fetchall()
+def under_way(conn: Connection[Any]) -> list[Replay]:
+    """Return every replay that has not ended, whether it works, rests or asks; oldest first."""
+    return _select(conn, UNDER_WAY).fetchall()
 
 
-async def replays_async(
-    conn: AsyncConnection[TupleRow], name: str | None = None
-) -> Sequence[Replay]:
-    """The same for the query API."""
+async def newest_of_all(conn: AsyncConnection[Any]) -> dict[str, Replay]:
+    """Return the last replay, ended or not, of each projection that had one, by name."""
     async with conn.cursor(row_factory=class_row(Replay)) as cursor:
-        await cursor.execute(ALL, (name, name))
-        return await cursor.fetchall()
+        await cursor.execute(NEWEST_OF_ALL)
+        return {replay.name: replay for replay in await cursor.fetchall()}
+
+
+def _select(conn: Connection[Any], query: bytes, *values: object) -> Cursor[Replay]:
+    return conn.cursor(row_factory=class_row(Replay)).execute(query, values)
 
 
 def enter(
@@ -224,7 +229,7 @@ def enter(
     """Write down the next state; return False when the replay has ended meanwhile."""
     values = {
         "id": replay.id,
-        "state": str(state),
+        "state": state,
         "error": error,
         "result": None if result is None else Jsonb(result),
         "finished": state in FINAL,
@@ -246,23 +251,18 @@ def tell_nobody(news: object) -> None:
     """Ignore the news."""
 
 
+@dataclass(slots=True)
 class ProgressMeter:
-    """Measures one stretch of a replay, from a position to a goal, and reports it."""
+    """Measures one stretch of a replay, from the position `first` to `goal`, and reports it."""
 
-    def __init__(
-        self,
-        conn: Connection[TupleRow],
-        replay: Replay,
-        stretch: tuple[int, int],
-        report: Report,
-        stopping: Event,
-    ) -> None:
-        self._conn = conn
-        self._replay = replay
-        self._first, self._goal = stretch
-        self._report = report
-        self._stopping = stopping
-        self._started = self._shown = time.monotonic()
+    conn: Connection[TupleRow]
+    replay: Replay
+    first: int
+    goal: int
+    report: Report
+    stopping: Event
+    started: float = field(default_factory=time.monotonic)
+    shown: float = field(default_factory=time.monotonic)
 
     def at(self, position: int) -> bool:
         """Report the position, four times a second; return False when the work is to end there.
@@ -270,20 +270,20 @@ class ProgressMeter:
         That is when this process stops, and when the replay was paused or cancelled.
         """
         now = time.monotonic()
-        if self._stopping.is_set():
+        if self.stopping.is_set():
             return False
-        if now - self._shown < SHOW_SECONDS:
+        if now - self.shown < SHOW_SECONDS:
             return True
-        self._shown = now
+        self.shown = now
         return self.show(position)
 
     def show(self, position: int) -> bool:
         """Do the same at once."""
-        seconds = time.monotonic() - self._started
-        rate = (position - self._first) / seconds if seconds > 0 else 0.0
-        checkpoint(self._conn, self._replay, position, rate)
-        seen = find(self._conn, self._replay.id)
-        eta = (self._goal - position) / rate if rate > 0 else None
-        state, events = seen.state, seen.events_applied
-        self._report(Progress(seen.name, state, position, self._goal, events, rate, eta))
-        return not seen.rests and not self._stopping.is_set()
+        seconds = time.monotonic() - self.started
+        rate = (position - self.first) / seconds if seconds > 0 else 0.0
+        checkpoint(self.conn, self.replay, position, rate)
+        seen = find(self.conn, self.replay.id)
+        eta = (self.goal - position) / rate if rate > 0 else None
+        events = seen.events_applied
+        self.report(Progress(seen.name, seen.state, position, self.goal, events, rate, eta))
+        return not seen.rests and not self.stopping.is_set()
