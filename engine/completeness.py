@@ -132,6 +132,9 @@ class UnaccountedBlock:
     parked: int
     detail: str
 
+    def as_dict(self) -> dict[str, Any]:
+        return {to_camel(name): value for name, value in asdict(self).items()}
+
 
 @dataclass(slots=True)
 class Completeness:
@@ -171,11 +174,11 @@ class Completeness:
     def as_dict(self) -> dict[str, Any]:
         """Return what the command line's --json and the HTTP API show."""
         told = asdict(self)
-        faults = told.pop("faults")
+        del told["faults"]
         return {
             **told,
             "complete": self.complete,
-            "faults": [{to_camel(name): value for name, value in each.items()} for each in faults],
+            "faults": [fault.as_dict() for fault in self.faults],
             "remedy": self.remedy,
         }
 

@@ -117,7 +117,7 @@ async def get_projection(name: Name, queries: Read, caller: Admin) -> Response:
 
 async def _statuses(queries: Queries) -> dict[str, ProjectionStatus]:
     async with queries.reading(Freshness()) as conn:
-        return await statuses(conn, queries.models.all(), queries.rates)
+        return await statuses(conn, queries.models.by_name(), queries.rates)
 
 
 T = TypeVar("T")

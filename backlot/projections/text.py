@@ -8,14 +8,14 @@ from typing import Any
 
 import psycopg
 
-from backlot.database import DatabaseAway, database_url
+from backlot.database import database_at_hand, database_url
 from backlot.features import read_models
 from backlot.output import change_lines, printable, table
 from backlot.signals import run
 from engine.overview import LOOK_SECONDS, Rates
 from engine.parked_events import remedy
 from engine.replay.records import Purpose, Replay, ReplayState
-from infra.postgres.connection import UNHURRIED, explained, open_async_connection
+from infra.postgres.connection import UNHURRIED, open_async_connection
 from infra.settings import Settings
 from readapi.projection_status import ProjectionStatus, ReplayStatus, statuses
 
@@ -154,20 +154,16 @@ def accounted(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def read_statuses(settings: Settings, *, twice: bool = False) -> dict[str, ProjectionStatus]:
-    """Every projection by name; looked at twice, a second apart, they have a rate.
+    """Return every projection by name; looked at twice, a second apart, they have a rate.
 
-    Raises DatabaseAway.
+    Raise DatabaseAway.
     """
-    try:
+    with database_at_hand(psycopg.Error):
         return run(_read(database_url(settings), twice=twice))
-    except psycopg.errors.UndefinedTable as error:
-        raise DatabaseAway("its tables are not there yet: start Backlot on it once") from error
-    except psycopg.Error as error:
-        raise DatabaseAway(f"the database does not answer: {explained(error)}") from error
 
 
 async def _read(url: str, *, twice: bool) -> dict[str, ProjectionStatus]:
-    models, rates = read_models().all(), Rates()
+    models, rates = read_models().by_name(), Rates()
     async with await open_async_connection(url, "operator", UNHURRIED) as conn:
         found = await statuses(conn, models, rates)
         if twice:

@@ -113,6 +113,22 @@ class ReplayOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a replay is. `events` were applied; `rate` is in positions per second.
+
+    `target` is the position that is to be reached; it moves while the log grows.
+    """
+
+    name: str
+    state: ReplayState
+    position: int
+    target: int
+    events: int
+    rate: float
+    eta_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Replay:
     """A replay's row. `schema` is the copy that it builds; `rate` is in positions per second.
 
@@ -159,21 +175,11 @@ class Replay:
         asks = self.state is ReplayState.WAITING and not self.confirmed
         return self.finished or self.paused or asks
 
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a replay is. `events` were applied; `rate` is in positions per second.
-
-    `target` is the position that is to be reached; it moves while the log grows.
-    """
-
-    name: str
-    state: ReplayState
-    position: int
-    target: int
-    events: int
-    rate: float
-    eta_seconds: float | None
+    def progress(self, target: int) -> Progress:
+        """Return how far it is on the way to a position, at the rate that its row shows."""
+        rate, events = self.rate or 0.0, self.events_applied
+        eta = (target - self.position) / rate if rate > 0 else None
+        return Progress(self.name, self.state, self.position, target, events, rate, eta)
 
 
 Report = Callable[[Progress], None]
@@ -283,7 +289,5 @@ class ProgressMeter:
         rate = (position - self.first) / seconds if seconds > 0 else 0.0
         checkpoint(self.conn, self.replay, position, rate)
         seen = find(self.conn, self.replay.id)
-        eta = (self.goal - position) / rate if rate > 0 else None
-        events = seen.events_applied
-        self.report(Progress(seen.name, seen.state, position, self.goal, events, rate, eta))
+        self.report(seen.progress(self.goal))
         return not seen.rests and not self.stopping.is_set()

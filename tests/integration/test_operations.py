@@ -17,8 +17,8 @@ from domain.errors import Invalid
 from domain.operation import Members, Operation, OperationOutcome
 from engine.codec import event_id
 from engine.connections import connect
-from engine.operations import claim, finish, recording, release
-from engine.replay.records import replays, tell_nobody
+from engine.operations import claimed, finish, recording
+from engine.replay.records import tell_nobody
 from projections.operations import Operations
 from tests.integration.event_log import rows
 from tests.integration.operator_desk import (
@@ -31,8 +31,9 @@ from tests.integration.operator_desk import (
     working_on,
 )
 from tests.integration.projection_support import Writer, caught_up, hosting, position
+from tests.integration.replay_support import replays
 from tests.support import eventually
-from workers.operations.action import Tools
+from workers.operations.actions import Tools
 from workers.operations.executor import PAUSE_SECONDS, POLL_SECONDS, perform
 
 
@@ -96,10 +97,13 @@ class TestRecording:
 
     def test_it_is_claimed_as_long_as_it_lasts(self, root: Desk) -> None:
         with connect(root.database_url, "test") as conn:
-            with recording(root.recorder, "ann", "export", "log", {}) as running:
-                assert not claim(conn, running.operation_id)
-            assert claim(conn, running.operation_id)
-            release(conn, running.operation_id)
+            with (
+                recording(root.recorder, "ann", "export", "log", {}) as running,
+                claimed(conn, running.operation_id) as mine,
+            ):
+                assert not mine
+            with claimed(conn, running.operation_id) as mine:
+                assert mine
 
     def test_many_who_finish_at_once_record_one_end(self, root: Desk) -> None:
         operation_id = root.ask("verify", "likes")
@@ -269,10 +273,10 @@ class TestExecutor:
             connect(root.database_url, "other") as other,
         ):
             operation_id = root.ask("pause", "likes")
-            assert claim(one, operation_id)
-            assert perform(other, root.recorder, tools, operation_id) is False
-            assert _status(root) == "running"
-            release(one, operation_id)
+            with claimed(one, operation_id) as mine:
+                assert mine
+                assert perform(other, root.recorder, tools, operation_id) is False
+                assert _status(root) == "running"
             assert perform(other, root.recorder, tools, operation_id) is True
             assert _status(root) == "paused"
             assert perform(one, root.recorder, tools, operation_id) is True
