@@ -11,8 +11,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
-import commands.problems
-import readapi.problems
+from backlot import problems
 from backlot.bootstrap import object_routers
 from backlot.features import FEATURES, replayable
 from backlot.health import operations
@@ -70,10 +69,10 @@ def make_app(parts: Parts) -> FastAPI:
     # Commands first: routes are tried in order, and likes come most.
     if Role.COMMANDS in roles:
         routers += (router for feature in FEATURES for router in feature.commands)
-        translate |= commands.problems.translate
+        translate |= problems.OF_COMMANDS
     if Role.QUERIES in roles:
         routers += (router for feature in FEATURES for router in feature.queries)
-        translate |= readapi.problems.translate
+        translate |= problems.OF_QUERIES
     app = create_app(
         title="Backlot",
         authenticator=parts.authenticator,

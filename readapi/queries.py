@@ -1,13 +1,12 @@
-"""What the query routers stand on: a connection that is fresh enough, and the read models."""
+"""What the query routes use: a connection that is fresh enough, and the read models."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol
-from uuid import UUID
+from typing import Annotated
 
 from fastapi import Depends, Header, Request
 from psycopg import AsyncConnection, InterfaceError, OperationalError
@@ -17,6 +16,7 @@ from engine.freshness import Freshness, Pool, Waiting
 from engine.inspection.index import Audit
 from engine.overview import Rates
 from engine.projection import Projection, ReadModels
+from engine.telemetry import Views
 from infra.http.edge import add_header
 from infra.objects.port import ObjectStore
 from infra.position import Position, decode_position, encode_position
@@ -36,13 +36,6 @@ STALE = b"backlot-stale-position"
 
 class ReadModelUnavailable(Exception):
     """The database of the read models does not answer."""
-
-
-class ViewCounts(Protocol):
-    """Knows how often videos were watched."""
-
-    async def views(self, conn: AsyncConnection[Any], video_ids: Sequence[UUID]) -> dict[UUID, int]:
-        """The number of views of each of these videos that has any."""
 
 
 async def freshness(
@@ -65,7 +58,7 @@ async def freshness(
         ),
     ] = DEFAULT_TIMEOUT_MS,
 ) -> Freshness:
-    """What the headers ask for; raises InvalidPosition."""
+    """Return what the headers ask for; raise InvalidPosition."""
     if backlot_min_position is None:
         return Freshness()
     timeout_seconds = min(backlot_timeout_ms, MAX_TIMEOUT_MS) / 1000
@@ -91,7 +84,7 @@ class Queries:
     counts: LikeCounts
     live: LiveCounts
     objects: ObjectStore
-    views: ViewCounts
+    views: Views
     analytics: AnalyticsQueries
     recommendations: RecommendationCache
     rates: Rates = field(default_factory=Rates)
@@ -125,10 +118,10 @@ class Queries:
     async def reading(
         self, fresh: Freshness, *projections: Projection
     ) -> AsyncIterator[AsyncConnection[TupleRow]]:
-        """A connection, once these projections have come as far as was asked.
+        """Yield a connection, once these projections have come as far as was asked.
 
         Where no process can feed one of them, the answer is admitted to be older than that.
-        Raises ReadModelBehind, and ReadModelUnavailable when the database is away, now or while
+        Raise ReadModelBehind, and ReadModelUnavailable when the database is away, now or while
         the connection is used.
         """
         try:
