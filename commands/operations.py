@@ -24,9 +24,7 @@ from infra.http.problems import problems
 from infra.http.shapes import Wire
 from infra.settings.features import MAX_REPLAY_WORKERS
 
-MAX_POSITION = 2**63 - 1
-
-Position = Annotated[int, Field(ge=1, le=MAX_POSITION, strict=True, examples=[1_000])]
+Position = Annotated[int, Field(ge=1, le=2**63 - 1, strict=True, examples=[1_000])]
 Flag = Annotated[bool, Field(strict=True)]
 Reason = Annotated[str, Field(min_length=1, max_length=500, examples=["an alert"])]
 

@@ -196,11 +196,6 @@ class Difference:
     def differs(self) -> bool:
         return self.total > 0 or any(table.structure for table in self.tables)
 
-    @property
-    def digests(self) -> dict[str, tuple[TableDigest | None, TableDigest | None]]:
-        """Per table: the live copy's digest and the other one's."""
-        return {table.table: (table.live, table.other) for table in self.tables}
-
     def as_dict(self, *, values: bool = False) -> dict[str, Any]:
         """Return what the command line's --json and the HTTP API show; `values` for operators."""
         return {

@@ -252,16 +252,15 @@ def verify(
     name: OrAll = None, every: All = False, reason: Reason = None, as_json: Json = False
 ) -> None:
     """Build it again aside and compare; changes nothing. Exit code 1: some rows differ."""
-    from backlot.projections.replay import rebuild_analytics, verify_all
+    from backlot.projections import replay as work
 
     asked = given(reason=reason)
     if name == "analytics":
-        raise typer.Exit(rebuild_analytics("verify", asked, detach=False, as_json=as_json))
+        raise typer.Exit(work.rebuild_analytics("verify", asked, detach=False, as_json=as_json))
     with _operating() as operator:
         names = _names(operator, name, every=every)
-        lines, data, equal = verify_all(operator, names, asked)
-    show("\n".join(lines), {"items": data} if every else data[0], as_json)
-    raise typer.Exit(ExitCode.DONE if equal else ExitCode.NOT_WELL)
+        code = work.verify(operator, names, asked, listed=every, as_json=as_json)
+    raise typer.Exit(code)
 
 
 @app.command()

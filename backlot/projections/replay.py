@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from threading import Event
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
@@ -216,14 +216,6 @@ class OperatorReplay:
         )
 
 
-class Verified(NamedTuple):
-    """What several verifications came to: for people, for programs, and whether all were equal."""
-
-    lines: list[str]
-    data: list[dict[str, Any]]
-    equal: bool
-
-
 def carry(
     action: str, name: str, parameters: Members, *, yes: bool, detach: bool, as_json: bool
 ) -> int:
@@ -252,18 +244,25 @@ def _show_request(operation_id: UUID, as_json: bool) -> int:
     return ExitCode.DONE
 
 
-def verify_all(operator: Operator, names: Sequence[str], parameters: Members) -> Verified:
-    """Verify one projection after the other; each is told whatever came of those before."""
+def verify(
+    operator: Operator, names: Sequence[str], parameters: Members, *, listed: bool, as_json: bool
+) -> int:
+    """Verify one projection after the other, whatever came of those before; return the exit code.
+
+    `listed`: the JSON is a list, also of one.
+    """
     lines: list[str] = []
     data: list[dict[str, Any]] = []
-    equal = True
+    code = ExitCode.DONE
     for name in names:
         work = OperatorReplay(operator, "verify", name, parameters)
         found = work.run(yes=True)
         lines += [told(found), *work.differences(found)]
         data.append({"name": name, **_as_dict(operator, found)})
-        equal &= found.result is not None and not found.result["differs"]
-    return Verified(lines, data, equal)
+        if found.result is None or found.result["differs"]:
+            code = ExitCode.NOT_WELL
+    show("\n".join(lines), {"items": data} if listed else data[0], as_json)
+    return code
 
 
 def _as_dict(operator: Operator, found: Replay) -> dict[str, Any]:

@@ -75,17 +75,15 @@ class SharedBuild:
     goal: int
     batch_events: int
 
-    def applier(self, part: StreamShare) -> Applier:
-        """Return what applies a part's streams, but not what comes last."""
-        wanted = [event for event in self.copy.events if event not in self.copy.absorbing]
-        place = of_part(self.copy.schema, self.copy.version, part.number)
-        events = Log(wanted, batch_events=self.batch_events, part=part)
-        return Applier(self.copy, batch_events=self.batch_events, place=place, log=events)
-
-    def last(self) -> Applier:
-        """Return what applies the events that come when all parts are done."""
-        events = Log(self.copy.absorbing, batch_events=self.batch_events)
-        return Applier(self.copy, batch_events=self.batch_events, log=events)
+    def applier(self, part: StreamShare | None = None) -> Applier:
+        """Return what applies the streams of a part, or without one what comes last of all."""
+        copy, size, last = self.copy, self.batch_events, self.copy.absorbing
+        if part is None:
+            return Applier(copy, batch_events=size, log=Log(last, batch_events=size))
+        wanted = [event for event in copy.events if event not in last]
+        place = of_part(copy.schema, copy.version, part.number)
+        events = Log(wanted, batch_events=size, part=part)
+        return Applier(copy, batch_events=size, place=place, log=events)
 
 
 def build(
@@ -244,7 +242,7 @@ def finish(conn: Connection[TupleRow], shared: SharedBuild, pace: Pace) -> bool:
 
     Raise CopyStopped.
     """
-    applier, schema = shared.last(), shared.copy.schema
+    applier, schema = shared.applier(), shared.copy.schema
     while (position := look(conn, schema).position) < shared.goal:
         advance_to(conn, applier, min(shared.goal, position + FINISH_POSITIONS))
         if not pace(shared.goal):

@@ -48,8 +48,8 @@ SET position = %s, rate = %s, updated_at = clock_timestamp(),
                       WHERE l.schema = r.schema)
 WHERE id = %s AND finished_at IS NULL
 """
-HALT = b"""
-UPDATE projections.replays SET paused = true, error = %s, updated_at = clock_timestamp()
+SET_PAUSED = b"""
+UPDATE projections.replays SET paused = %s, error = %s, updated_at = clock_timestamp()
 WHERE id = %s AND finished_at IS NULL
 """
 
@@ -80,13 +80,7 @@ class ReplayState(StrEnum):
 
 
 FINAL = frozenset(
-    {
-        ReplayState.SWITCHED,
-        ReplayState.KEPT,
-        ReplayState.VERIFIED,
-        ReplayState.CANCELLED,
-        ReplayState.FAILED,
-    }
+    ReplayState(state) for state in ("switched", "kept", "verified", "cancelled", "failed")
 )
 
 
@@ -248,9 +242,11 @@ def checkpoint(conn: Connection[TupleRow], replay: Replay, position: int, rate: 
     conn.execute(CHECKPOINT, (position, rate, replay.id))
 
 
-def halt(conn: Connection[TupleRow], replay: Replay, error: str) -> None:
-    """Pause it because of an event that can't be applied; an operator decides how to go on."""
-    conn.execute(HALT, (error, replay.id))
+def set_paused(
+    conn: Connection[TupleRow], replay: Replay, paused: bool, error: str | None = None
+) -> None:
+    """Let it rest, or go on; `error` is of the event that it can't apply, if it rests for one."""
+    conn.execute(SET_PAUSED, (paused, error, replay.id))
 
 
 def tell_nobody(news: object) -> None:

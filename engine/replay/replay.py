@@ -43,7 +43,7 @@ from engine.replay.records import (
     checkpoint,
     enter,
     find,
-    halt,
+    set_paused,
     tell_nobody,
 )
 from engine.replay.requests import OtherVersion, begin, discard
@@ -103,7 +103,7 @@ class ReplayWork:
         try:
             step()
         except (CopyStopped, PartFailed) as error:
-            halt(self.conn, self.replay, str(error))
+            set_paused(self.conn, self.replay, True, str(error))
             log.error("replay_stopped", projection=name, error=str(error))
         except Exception as error:
             if is_outage(error):

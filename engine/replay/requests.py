@@ -28,6 +28,7 @@ from engine.replay.records import (
     ReplayUnderWay,
     enter,
     find,
+    set_paused,
     unfinished,
 )
 from infra.advisory_locks import Lock, lock_in_transaction
@@ -56,10 +57,6 @@ INSERT INTO projections.replays
     (id, name, version, schema, purpose, target, workers, state, confirmed, requested_by,
      operation_id)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-"""
-PAUSE = """
-UPDATE projections.replays SET paused = %s, error = NULL, updated_at = clock_timestamp()
-WHERE id = %s AND finished_at IS NULL
 """
 CONFIRM = """
 UPDATE projections.replays SET confirmed = true, updated_at = clock_timestamp() WHERE id = %s
@@ -126,7 +123,7 @@ def begin(
 def pause(conn: Connection[TupleRow], name: str) -> Replay:
     """Have the projection's replay rest where it is; raise NoReplay."""
     replay = _unfinished(conn, name)
-    conn.execute(PAUSE, (True, replay.id))
+    set_paused(conn, replay, True)
     return find(conn, replay.id)
 
 
@@ -135,7 +132,7 @@ def resume(conn: Connection[TupleRow], name: str) -> Replay:
     replay = _unfinished(conn, name)
     with conn.transaction():
         checkpoints.retry(conn, replay.schema)
-        conn.execute(PAUSE, (False, replay.id))
+        set_paused(conn, replay, False)
     return find(conn, replay.id)
 
 
@@ -219,7 +216,11 @@ def _check(conn: Connection[TupleRow], projection: Projection, options: ReplayOp
     if live is None:
         raise NoCopy(f"{name} is not installed; it is when a process has started.")
     if options.purpose is Purpose.LOOK:
-        _check_look(conn, name, options.to, live.head)
+        if options.to is None or not 1 <= options.to <= live.head:
+            raise BadTarget(f"A look needs a position from 1 to {live.head}, the end of the log.")
+        schema = LOOK.format(name, options.to)
+        if checkpoints.look(conn, schema) is not None:
+            raise BadTarget(f"There is a look at that position already: {schema}.")
     elif options.to is not None:
         raise BadTarget("A position is for a look at the past only.")
     if options.purpose is Purpose.VERIFY:
@@ -229,14 +230,6 @@ def _check(conn: Connection[TupleRow], projection: Projection, options: ReplayOp
         if previous is None:
             raise NoCopy(f"{name} has no previous copy to go back to.")
         _require_version(previous, projection, "previous")
-
-
-def _check_look(conn: Connection[TupleRow], name: str, to: int | None, head: int) -> None:
-    if to is None or not 1 <= to <= head:
-        raise BadTarget(f"A look needs a position from 1 to {head}, the end of the log.")
-    schema = LOOK.format(name, to)
-    if checkpoints.look(conn, schema) is not None:
-        raise BadTarget(f"There is a look at that position already: {schema}.")
 
 
 def _require_version(copy: Seen, projection: Projection, which: str) -> None:
@@ -268,7 +261,10 @@ def begin_for_outdated(
     begun, options = [], ReplayOptions(confirmed=True)
     for projection in outdated(conn, models):
         try:
-            _give_up_older(conn, projection)
+            older = unfinished(conn, projection.name)
+            if older is not None and older.version < projection.version:
+                log.warning("replay_given_up", projection=older.name, version=older.version)
+                cancel(conn, older.name)
             found = begin(
                 conn, projection, options, requested_by=requested_by, operation_id=uuid4()
             )
@@ -276,10 +272,3 @@ def begin_for_outdated(
         except (ReplayUnderWay, NoReplay) as reason:
             log.info("replay_not_begun", projection=projection.name, reason=str(reason))
     return begun
-
-
-def _give_up_older(conn: Connection[TupleRow], projection: Projection) -> None:
-    replay = unfinished(conn, projection.name)
-    if replay is not None and replay.version < projection.version:
-        log.warning("replay_given_up", projection=projection.name, version=replay.version)
-        cancel(conn, projection.name)

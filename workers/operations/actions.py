@@ -72,11 +72,6 @@ class OperationRefused(OperatorError):
     """It is not possible, and nothing was done; the text says why."""
 
 
-def say_no(difference: Difference) -> bool:
-    """For where nobody can be asked."""
-    return False
-
-
 @dataclass(frozen=True)
 class Tools:
     """What actions are carried out with; `models` are the live projections by name.
@@ -92,7 +87,7 @@ class Tools:
     stopping: Event
     counters: Counters | None = None
     analytics: AnalyticsMeans | None = None
-    agrees: Callable[[Difference], bool] = say_no
+    agrees: Callable[[Difference], bool] = lambda difference: False
     compared: Callable[[Difference], None] = tell_nobody
 
     @property
@@ -182,8 +177,8 @@ def purpose_of(action: str, to: object) -> Purpose:
 
 def action_of(replay: Replay) -> str:
     """Return what an operator would have asked for to begin the replay."""
-    asked = {purpose: action for action, purpose in PURPOSES.items()}
-    return asked.get(replay.purpose, "replay")
+    asked = (action for action, purpose in PURPOSES.items() if purpose is replay.purpose)
+    return next(asked, "replay")
 
 
 def _context(conn: Connection[TupleRow], tools: Tools, operation: Operation) -> OperationContext:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Any
 from uuid import UUID
@@ -177,24 +178,18 @@ def _attempt(
         return Ended(OperationOutcome.FAILED, {"error": describe(error)})
 
 
+@dataclass(eq=False)
 class Executor(Handler[None]):
-    """Looks for operations to carry out: short ones here, long ones in children."""
+    """Looks for operations to carry out: short ones here, long ones in children.
 
-    def __init__(
-        self,
-        recorder: GroupCommitRecorder,
-        operations: Operations,
-        tools: Tools,
-        children: Children,
-        *,
-        auto_replay: bool,
-    ) -> None:
-        """`auto_replay`: what an older version of the code has made is built again at the start."""
-        self._recorder = recorder
-        self._operations = operations
-        self._tools = tools
-        self._children = children
-        self._auto_replay = auto_replay
+    `auto_replay`: what an older version of the code has made is built again at the start.
+    """
+
+    recorder: GroupCommitRecorder
+    operations: Operations
+    tools: Tools
+    children: Children
+    auto_replay: bool
 
     async def run(self, moved: asyncio.Event) -> None:
         """Carry out what is asked for until cancelled; everything stops where it is then.
@@ -203,7 +198,7 @@ class Executor(Handler[None]):
         unfinished goes on when some process starts again.
         """
         subscription = Subscription(
-            self._tools.database_url,
+            self.tools.database_url,
             "operations",
             source=Wakeups(moved),
             checkpoint=NoCheckpoint(),
@@ -218,12 +213,12 @@ class Executor(Handler[None]):
             # A cancellation would wait for the operation at hand, which has to be told first.
             await asyncio.wait([work])
         finally:
-            self._tools.stopping.set()
+            self.tools.stopping.set()
             await to_the_end(self._stop(work))
 
     async def _stop(self, work: asyncio.Task[Any]) -> None:
         await cancel(work, seconds=STOP_SECONDS)
-        await in_thread(self._children.stop)
+        await in_thread(self.children.stop)
 
     async def handle(self, conn: ThreadedConnection, batch: None) -> None:
         await conn.do(self._attend_all)
@@ -233,52 +228,52 @@ class Executor(Handler[None]):
         log.warning("operations_interrupted", error=describe(error), exc_info=trace)
 
     def _attend_all(self, conn: Connection[TupleRow]) -> None:
-        if self._auto_replay:
-            begin_for_outdated(conn, self._tools.models, requested_by=SYSTEM)
-            self._auto_replay = False
-        self._children.reap()
+        if self.auto_replay:
+            begin_for_outdated(conn, self.tools.models, requested_by=SYSTEM)
+            self.auto_replay = False
+        self.children.reap()
         for operation_id in self._open(conn):
-            if not self._tools.stopping.is_set():
+            if not self.tools.stopping.is_set():
                 self._attend(conn, operation_id)
 
     def _open(self, conn: Connection[TupleRow]) -> Sequence[UUID]:
         """What may have to be done; the replays also tell, when the read model is being rebuilt."""
         replays = [replay.operation_id for replay in under_way(conn)]
-        model = checkpoints.look(conn, self._operations.schema)
-        if model is None or model.version not in self._operations.versions:
+        model = checkpoints.look(conn, self.operations.schema)
+        if model is None or model.version not in self.operations.versions:
             return replays
-        return list(dict.fromkeys([*self._operations.unfinished(conn), *replays]))
+        return list(dict.fromkeys([*self.operations.unfinished(conn), *replays]))
 
     def _attend(self, conn: Connection[TupleRow], operation_id: UUID) -> None:
-        if operation_id in self._children.running:
+        if operation_id in self.children.running:
             return
         # The log decides: the read model may not know yet that it has ended.
-        operation = load(self._recorder, operation_id)
+        operation = load(self.recorder, operation_id)
         replay = of_operation(conn, operation_id)
         if operation.version == 0 and replay is not None:
             # Begun without a request: a replay of what an older version has made.
             because: Members = {"reason": f"version {replay.version} of the code"}
             asked = replay.requested_by, action_of(replay), replay.name, because
-            operation = request(self._recorder, operation_id, *asked)
+            operation = request(self.recorder, operation_id, *asked)
         if operation.outcome is not None:
             return
         if operation.action not in LONG or (replay is not None and replay.finished):
-            perform(conn, self._recorder, self._tools, operation_id)
-        elif replay is not None and (replay.rests or not self._tools.are_for(replay)):
+            perform(conn, self.recorder, self.tools, operation_id)
+        elif replay is not None and (replay.rests or not self.tools.are_for(replay)):
             return
-        elif self._children.crashes[operation_id] >= MAX_CRASHES:
+        elif self.children.crashes[operation_id] >= MAX_CRASHES:
             error = f"{MAX_CRASHES} processes died over it; the log has their last words"
-            finish(self._recorder, operation_id, OperationOutcome.FAILED, {"error": error}, ACTOR)
-        elif self._children.may_start(operation_id) and self._prepare(conn, operation):
+            finish(self.recorder, operation_id, OperationOutcome.FAILED, {"error": error}, ACTOR)
+        elif self.children.may_start(operation_id) and self._prepare(conn, operation):
             # The child claims it for itself.
-            self._children.start(operation_id)
+            self.children.start(operation_id)
 
     def _prepare(self, conn: Connection[TupleRow], operation: Operation) -> bool:
         """Begin it; return False when it is refused, or another process is at it."""
         with claimed(conn, operation.id) as mine:
-            ended = _attempt(prepare, conn, self._tools, operation) if mine else None
+            ended = _attempt(prepare, conn, self.tools, operation) if mine else None
             if ended is not None:
-                finish(self._recorder, operation.id, *ended, ACTOR)
+                finish(self.recorder, operation.id, *ended, ACTOR)
             return mine and ended is None
 
 
