@@ -31,15 +31,13 @@ class DatabaseAway(OperatorError):
     """The database does not answer, or is not one of Backlot's."""
 
 
+AWAY = (psycopg.OperationalError, psycopg.InterfaceError, PersistenceError)
+
+
 @contextmanager
 def database_at_hand(*faults: type[Exception]) -> Iterator[None]:
     """Raise DatabaseAway where the database goes away, lacks the tables, or has one of `faults`."""
-    away: tuple[type[Exception], ...] = (
-        psycopg.OperationalError,
-        psycopg.InterfaceError,
-        PersistenceError,
-        *faults,
-    )
+    away: tuple[type[Exception], ...] = (*AWAY, *faults)
     try:
         yield
     except psycopg.errors.UndefinedTable as error:

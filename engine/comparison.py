@@ -107,11 +107,8 @@ class Table:
     def keyed_as(self, other: Table) -> bool:
         """Return whether both have the same primary key, of the same types."""
         ours, theirs = dict(self.columns), dict(other.columns)
-        return (
-            self.key != []
-            and self.key == other.key
-            and all(ours[column] == theirs[column] for column in self.key)
-        )
+        same_types = all(ours[column] == theirs.get(column) for column in self.key)
+        return self.key != [] and self.key == other.key and same_types
 
 
 class Kind(StrEnum):

@@ -112,10 +112,6 @@ class OperatorReplay:
         self._worked_here = False
         self._compared: list[Difference] = []
 
-    def ask_others(self) -> UUID:
-        """Leave it to a process with the role `projections`; return the operation's id."""
-        return self._request(uuid4())
-
     def run(self, *, yes: bool) -> Replay:
         """Ask for it, or go on with the unfinished one, until it ends or rests.
 
@@ -125,7 +121,7 @@ class OperatorReplay:
         new_id = uuid4()
         # Held from before the request on, so that no other process begins with it.
         with claimed(self._conn, new_id):
-            operation_id = self._request(new_id)
+            operation_id = self.request(new_id)
             while True:
                 replay = self._follow(operation_id)
                 waits = replay.state is ReplayState.WAITING and not replay.confirmed
@@ -143,7 +139,8 @@ class OperatorReplay:
         """Return whether the operator, having seen what differs, wants the switch."""
         return agrees(f"Switch {self._name} to the new copy?", *self.differences(replay))
 
-    def _request(self, new_id: UUID) -> UUID:
+    def request(self, new_id: UUID) -> UUID:
+        """Ask for it under this id, or go on with the unfinished one; return the operation's id."""
         operator = self._operator
         operator.projection(self._name)
         found = unfinished(self._conn, self._name)
@@ -226,7 +223,7 @@ def carry(
     with operating(load_settings()) as operator:
         work = OperatorReplay(operator, action, name, parameters)
         if detach:
-            return _show_request(work.ask_others(), as_json)
+            return _show_request(work.request(uuid4()), as_json)
         found = work.run(yes=yes)
         lines = [told(found)]
         if found.result is not None and found.result["differs"]:

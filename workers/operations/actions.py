@@ -281,9 +281,8 @@ def _restarted(act: OperationContext, before: int) -> Members:
             at, advice = seen.error_position, remedy(act.name)
             told = f"{act.name} has stopped again, at position {at}: {seen.error}; {advice}"
             return {"stoppedAt": at, "error": told}
-        if seen.position > before or seen.position >= seen.head:
-            break
-        if seen.status == CheckpointStatus.PAUSED:
+        moves = seen.position > before or seen.position >= seen.head
+        if moves or seen.status == CheckpointStatus.PAUSED:
             break
         if not seen.active:
             return {"note": NOBODY}

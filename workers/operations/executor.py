@@ -141,9 +141,6 @@ def is_interruption(error: Exception) -> bool:
     return is_outage(error) or isinstance(error, PersistenceError)
 
 
-Step = Callable[[Connection[TupleRow], Tools, Operation], Ended | None]
-
-
 def perform(
     conn: Connection[TupleRow], recorder: GroupCommitRecorder, tools: Tools, operation_id: UUID
 ) -> bool:
@@ -167,7 +164,10 @@ def perform(
 
 
 def _attempt(
-    step: Step, conn: Connection[TupleRow], tools: Tools, operation: Operation
+    step: Callable[..., Ended | None],
+    conn: Connection[TupleRow],
+    tools: Tools,
+    operation: Operation,
 ) -> Ended | None:
     try:
         return step(conn, tools, operation)
