@@ -7,11 +7,15 @@ import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
+import psycopg
+from eventsourcing.persistence import PersistenceError
+
 from domain.errors import DomainError
 from domain.operation import Members
 from engine.event_store import open_recorder
 from engine.operations import Recording, recording
 from infra.errors import OperatorError
+from infra.postgres.connection import explained
 from infra.settings import Settings
 
 
@@ -25,6 +29,21 @@ class NothingRuns(OperatorError):
 
 class DatabaseAway(OperatorError):
     """The database does not answer, or is not one of Backlot's."""
+
+
+AWAY = (psycopg.OperationalError, psycopg.InterfaceError, PersistenceError)
+
+
+@contextmanager
+def database_at_hand(*faults: type[Exception]) -> Iterator[None]:
+    """Raise DatabaseAway where the database goes away, lacks the tables, or has one of `faults`."""
+    away: tuple[type[Exception], ...] = (*AWAY, *faults)
+    try:
+        yield
+    except psycopg.errors.UndefinedTable as error:
+        raise DatabaseAway("its tables are not there yet: start Backlot on it once") from error
+    except away as error:
+        raise DatabaseAway(f"the database does not answer: {explained(error)}") from error
 
 
 def database_url(settings: Settings) -> str:

@@ -196,11 +196,7 @@ FEATURES: tuple[Feature, ...] = (
         name="operations",
         aggregates=(Operation,),
         commands=(commands.operations.router,),
-        queries=(
-            readapi.operations.projections_router,
-            readapi.operations.accounting_router,
-            readapi.operations.router,
-        ),
+        queries=(readapi.operations.router,),
         projections=(Operations,),
         reactors=workers.operations.executor.reactors,
         jobs=workers.maintenance.jobs,

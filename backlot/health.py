@@ -9,13 +9,12 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from backlot.part_status import NOT_MADE, look
-from engine.replay.records import Replay
+from engine.replay.records import Replay, under_way
 from infra.cache import SingleFlight
 from infra.http.app import wire
 from infra.http.shapes import Wire
 from infra.metrics import CONTENT_TYPE, render
 from infra.postgres.connection import Limits, explained, open_connection
-from workers.operations.replays import under_way
 from workers.parts import Parts
 
 CHECK_SECONDS = 2.0

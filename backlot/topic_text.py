@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from backlot.database import DatabaseAway, database_url
+from backlot.database import database_at_hand, database_url
 from backlot.output import table
-from infra.postgres.connection import explained, open_connection
+from infra.postgres.connection import open_connection
 from infra.settings import Settings
 from workers import topics
 from workers.topics import ConsumerPlace, RelayProgress
@@ -21,13 +20,8 @@ from workers.topics import ConsumerPlace, RelayProgress
 def looking(settings: Settings) -> Iterator[Connection[TupleRow]]:
     """A connection to the database at hand; raises DatabaseAway, whenever it goes away."""
     url = database_url(settings)
-    try:
-        with open_connection(url, "operator") as conn:
-            yield conn
-    except psycopg.errors.UndefinedTable as error:
-        raise DatabaseAway("its tables are not there yet: start Backlot on it once") from error
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        raise DatabaseAway(f"the database does not answer: {explained(error)}") from error
+    with database_at_hand(), open_connection(url, "operator") as conn:
+        yield conn
 
 
 def as_lines(relay: Sequence[RelayProgress], consumers: Sequence[ConsumerPlace]) -> list[str]:

@@ -6,12 +6,12 @@ which it tells what came of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Body, Depends, Path, Request, Response
 from pydantic import Field, model_validator
 
 from commands.endpoint import executor
@@ -24,12 +24,8 @@ from infra.http.problems import problems
 from infra.http.shapes import Wire
 from infra.settings.features import MAX_REPLAY_WORKERS
 
-MAX_POSITION = 2**63 - 1
-
-Position = Annotated[int, Field(ge=1, le=MAX_POSITION, strict=True, examples=[1_000])]
+Position = Annotated[int, Field(ge=1, le=2**63 - 1, strict=True, examples=[1_000])]
 Flag = Annotated[bool, Field(strict=True)]
-
-
 Reason = Annotated[str, Field(min_length=1, max_length=500, examples=["an alert"])]
 
 
@@ -140,86 +136,53 @@ class RequestOperation(Command[OperationRequested]):
 
 Name = Annotated[str, Path(max_length=63, examples=["likes"])]
 
+ROUTES: tuple[tuple[str, str, type[Wire], bool], ...] = (
+    ("replay", "Build it again beside the live copy, and switch", Replay, False),
+    ("verify", "Build it again and compare; changes nothing", Because, False),
+    ("completeness", "Prove that no event was left out", Because, False),
+    ("pause", "Let it, or its replay, rest", Halt, False),
+    ("resume", "Let it, or its replay, go on", Halt, False),
+    ("cancel", "Give its replay up", Because, False),
+    ("confirm", "Switch although the copies differ", Because, False),
+    ("rollback", "Switch back to the previous copy", Because, False),
+    ("drop-old", "Remove the previous copy", Because, False),
+    ("drop-look", "Remove a look at the past", Look, True),
+    ("park", "Set aside the event that it stopped in front of", Park, True),
+    ("retry", "Apply parked events after all", Retry, False),
+    ("discard", "Give a parked event up", Discard, True),
+)
+"""Each action: its name, what it does, the shape of its body, whether it needs one."""
+
 router = APIRouter(
     prefix="/projections/{name}", tags=["projections"], dependencies=[Depends(require_admin)]
 )
-requested: dict[str, Any] = {
-    "status_code": 202,
-    "response_model": OperationRequested,
-    "responses": problems(400, 401, 403, 404, 409, 413, 422, 503),
-}
 
 
-@router.post("/replay", summary="Build it again beside the live copy, and switch", **requested)
-async def replay(name: Name, request: Request, body: Replay | None = None) -> Response:
-    return await _request(request, "replay", name, body)
+def _endpoint(action: str, shape: Any, *, needs_body: bool) -> Callable[..., Awaitable[Response]]:
+    async def request_operation(
+        name: Name, request: Request, body: Wire | None = Body(... if needs_body else None)
+    ) -> Response:
+        execute = await executor(request)
+        if name not in execute.services.projections:
+            raise NotFound("There is no such projection.")
+        parameters = body.model_dump(by_alias=True, exclude_none=True) if body else {}
+        operation_id = execute.fresh_id("operation")
+        command = RequestOperation(operation_id, action, name, parameters)
+        return await execute(command, status=202)
+
+    # FastAPI takes the shape of the body from here.
+    request_operation.__annotations__["body"] = shape if needs_body else shape | None
+    return request_operation
 
 
-@router.post("/verify", summary="Build it again and compare; changes nothing", **requested)
-async def verify(name: Name, request: Request, body: Because | None = None) -> Response:
-    return await _request(request, "verify", name, body)
-
-
-@router.post("/completeness", summary="Prove that no event was left out", **requested)
-async def completeness(name: Name, request: Request, body: Because | None = None) -> Response:
-    return await _request(request, "completeness", name, body)
-
-
-@router.post("/pause", summary="Let it, or its replay, rest", **requested)
-async def pause(name: Name, request: Request, body: Halt | None = None) -> Response:
-    return await _request(request, "pause", name, body)
-
-
-@router.post("/resume", summary="Let it, or its replay, go on", **requested)
-async def resume(name: Name, request: Request, body: Halt | None = None) -> Response:
-    return await _request(request, "resume", name, body)
-
-
-@router.post("/cancel", summary="Give its replay up", **requested)
-async def cancel(name: Name, request: Request, body: Because | None = None) -> Response:
-    return await _request(request, "cancel", name, body)
-
-
-@router.post("/confirm", summary="Switch although the copies differ", **requested)
-async def confirm(name: Name, request: Request, body: Because | None = None) -> Response:
-    return await _request(request, "confirm", name, body)
-
-
-@router.post("/rollback", summary="Switch back to the previous copy", **requested)
-async def rollback(name: Name, request: Request, body: Because | None = None) -> Response:
-    return await _request(request, "rollback", name, body)
-
-
-@router.post("/drop-old", summary="Remove the previous copy", **requested)
-async def drop_old(name: Name, request: Request, body: Because | None = None) -> Response:
-    return await _request(request, "drop-old", name, body)
-
-
-@router.post("/drop-look", summary="Remove a look at the past", **requested)
-async def drop_look(name: Name, request: Request, body: Look) -> Response:
-    return await _request(request, "drop-look", name, body)
-
-
-@router.post("/park", summary="Set aside the event that it stopped in front of", **requested)
-async def park(name: Name, request: Request, body: Park) -> Response:
-    return await _request(request, "park", name, body)
-
-
-@router.post("/retry", summary="Apply parked events after all", **requested)
-async def retry(name: Name, request: Request, body: Retry | None = None) -> Response:
-    return await _request(request, "retry", name, body)
-
-
-@router.post("/discard", summary="Give a parked event up", **requested)
-async def discard(name: Name, request: Request, body: Discard) -> Response:
-    return await _request(request, "discard", name, body)
-
-
-async def _request(request: Request, action: str, name: str, body: Wire | None) -> Response:
-    execute = await executor(request)
-    if name not in execute.services.projections:
-        raise NotFound("There is no such projection.")
-    parameters = body.model_dump(by_alias=True, exclude_none=True) if body else {}
-    operation_id = execute.fresh_id("operation")
-    command = RequestOperation(operation_id, action, name, parameters)
-    return await execute(command, status=202)
+for _action, _summary, _shape, _needs_body in ROUTES:
+    router.add_api_route(
+        f"/{_action}",
+        _endpoint(_action, _shape, needs_body=_needs_body),
+        methods=["POST"],
+        name=_action.replace("-", "_"),
+        summary=_summary,
+        status_code=202,
+        response_model=OperationRequested,
+        responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
+    )

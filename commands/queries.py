@@ -5,9 +5,10 @@ They see every command that was acknowledged before; read models may lag behind 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 from uuid import UUID
 
 from commands.upload_shapes import UploadCompleted
@@ -15,6 +16,8 @@ from domain.comment import Comment, TranslationStatus
 from domain.model import Origin
 from domain.upload import Status, Upload
 from engine.command_bus import Aggregates, Query
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -42,42 +45,41 @@ class UploadFacts:
 
 
 @dataclass(frozen=True)
-class FindUpload(Query[UploadFacts]):
+class UploadQuery(Query[R]):
+    """A question about one upload, or about the video of the same id."""
+
+    upload_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.upload_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> R:
+        return self.answer(aggregates.get(Upload, self.upload_id), origin)
+
+    @abstractmethod
+    def answer(self, upload: Upload, origin: Origin) -> R:
+        """Return the answer to whoever asks; raise DomainError."""
+
+
+class FindUpload(UploadQuery[UploadFacts]):
     """Return an upload's facts to its owner; refuse anybody else."""
 
-    upload_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.upload_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> UploadFacts:
-        return UploadFacts.of(_owned(aggregates, self.upload_id, origin))
+    def answer(self, upload: Upload, origin: Origin) -> UploadFacts:
+        return UploadFacts.of(_owned(upload, origin))
 
 
-@dataclass(frozen=True)
-class FindCompletion(Query[UploadCompleted]):
+class FindCompletion(UploadQuery[UploadCompleted]):
     """Return the answer of a completion that is recorded."""
 
-    upload_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.upload_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> UploadCompleted:
-        return completion(_owned(aggregates, self.upload_id, origin))
+    def answer(self, upload: Upload, origin: Origin) -> UploadCompleted:
+        return completion(_owned(upload, origin))
 
 
-@dataclass(frozen=True)
-class FindUploadStatus(Query[Status | None]):
+class FindUploadStatus(UploadQuery[Status | None]):
     """Return the status of anybody's upload to the system; None when it never began."""
 
-    upload_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.upload_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> Status | None:
-        return aggregates.get(Upload, self.upload_id).status
+    def answer(self, upload: Upload, origin: Origin) -> Status | None:
+        return upload.status
 
 
 @dataclass(frozen=True)
@@ -88,46 +90,28 @@ class VideoFile:
     filename: str
 
 
-@dataclass(frozen=True)
-class FindVideoFile(Query[VideoFile]):
+class FindVideoFile(UploadQuery[VideoFile]):
     """Return the file of a video that people can see; refuse any other."""
 
-    video_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.video_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> VideoFile:
-        upload = aggregates.get(Upload, self.video_id)
+    def answer(self, upload: Upload, origin: Origin) -> VideoFile:
         upload.require_video()
         return VideoFile(upload.content_type, upload.filename)
 
 
-@dataclass(frozen=True)
-class FindVisibility(Query[bool]):
+class FindVisibility(UploadQuery[bool]):
     """Return whether there is such a video, for people to see."""
 
-    video_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.video_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> bool:
-        return aggregates.get(Upload, self.video_id).status is Status.COMPLETED
+    def answer(self, upload: Upload, origin: Origin) -> bool:
+        return upload.status is Status.COMPLETED
 
 
 @dataclass(frozen=True)
-class FindUntranscribed(Query[str | None]):
+class FindUntranscribed(UploadQuery[str | None]):
     """Return the object key of a video that `model` has not transcribed; else None."""
 
-    video_id: UUID
     model: str
 
-    def streams(self) -> Sequence[UUID]:
-        return (self.video_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> str | None:
-        upload = aggregates.get(Upload, self.video_id)
+    def answer(self, upload: Upload, origin: Origin) -> str | None:
         transcribed = upload.transcribed_by == self.model
         wanted = upload.status is Status.COMPLETED and not transcribed
         return upload.object_key if wanted else None
@@ -184,8 +168,7 @@ def completion(upload: Upload) -> UploadCompleted:
     )
 
 
-def _owned(aggregates: Aggregates, upload_id: UUID, origin: Origin) -> Upload:
-    upload = aggregates.get(Upload, upload_id)
+def _owned(upload: Upload, origin: Origin) -> Upload:
     upload.require_known()
     upload.require_owner(origin.actor)
     return upload

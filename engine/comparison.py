@@ -6,8 +6,8 @@ whose digests agree is done after one pass over each copy; only one that differs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -107,11 +107,8 @@ class Table:
     def keyed_as(self, other: Table) -> bool:
         """Return whether both have the same primary key, of the same types."""
         ours, theirs = dict(self.columns), dict(other.columns)
-        return (
-            self.key != []
-            and self.key == other.key
-            and all(ours[column] == theirs[column] for column in self.key)
-        )
+        same_types = all(ours[column] == theirs.get(column) for column in self.key)
+        return self.key != [] and self.key == other.key and same_types
 
 
 class Kind(StrEnum):
@@ -128,9 +125,6 @@ class TableDigest:
 
     rows: int
     digest: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "digest": self.digest}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +143,16 @@ class DifferentKey:
 
     def as_dict(self, *, values: bool = False) -> dict[str, Any]:
         """Return it for JSON; with `values`, which are personal, only to be shown, never stored."""
-        found: dict[str, Any] = {"table": self.table, "key": self.key, "kind": str(self.kind)}
-        digests = {"live": self.live, "other": self.other}
-        found |= {name: digest for name, digest in digests.items() if digest is not None}
-        if self.changes:
-            found["columns"] = sorted(self.changes)
-        if self.changes and values:
-            found["changes"] = self.changes
-        return found
+        found = {
+            "table": self.table,
+            "key": self.key,
+            "kind": str(self.kind),
+            "live": self.live,
+            "other": self.other,
+            "columns": sorted(self.changes) or None,
+            "changes": (values and self.changes) or None,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(slots=True)
@@ -178,17 +174,6 @@ class TableDifference:
     def total(self) -> int:
         return self.missing + self.extra + self.different
 
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "table": self.table,
-            "live": self.live.as_dict() if self.live else None,
-            "other": self.other.as_dict() if self.other else None,
-            "missing": self.missing,
-            "extra": self.extra,
-            "different": self.different,
-            "structure": self.structure,
-        }
-
 
 @dataclass(slots=True)
 class Difference:
@@ -208,11 +193,6 @@ class Difference:
     def differs(self) -> bool:
         return self.total > 0 or any(table.structure for table in self.tables)
 
-    @property
-    def digests(self) -> dict[str, tuple[TableDigest | None, TableDigest | None]]:
-        """Per table: the live copy's digest and the other one's."""
-        return {table.table: (table.live, table.other) for table in self.tables}
-
     def as_dict(self, *, values: bool = False) -> dict[str, Any]:
         """Return what the command line's --json and the HTTP API show; `values` for operators."""
         return {
@@ -220,7 +200,7 @@ class Difference:
             "other": self.other,
             "differs": self.differs,
             "total": self.total,
-            "tables": [table.as_dict() for table in self.tables],
+            "tables": [asdict(table) for table in self.tables],
             "keys": [key.as_dict(values=values) for key in self.keys],
         }
 
@@ -231,17 +211,8 @@ def tables_of(conn: Connection[TupleRow], schema: str) -> dict[str, Table]:
         return {table.name: table for table in cursor.execute(TABLES, (schema,)).fetchall()}
 
 
-def common_columns(one: Table, other: Table) -> list[str]:
-    """Columns that both have, by name, whatever their order in the table."""
-    theirs = dict(other.columns)
-    return [name for name, _ in one.columns if name in theirs]
-
-
 def differing_structure(live: Table, other: Table) -> list[str]:
-    """Return how the columns and the keys of two tables differ, a sentence each.
-
-    [] if they don't.
-    """
+    """Return how the columns and the keys of two tables differ, a sentence each; [] if equal."""
     ours, theirs = dict(live.columns), dict(other.columns)
     differences = []
     for name in sorted(ours.keys() | theirs.keys()):
@@ -265,12 +236,14 @@ class Comparison:
     """The statements for one table that both copies have; rows are compared by common columns."""
 
     def __init__(self, schemas: tuple[str, str], live: Table, other: Table) -> None:
-        columns = common_columns(live, other)
+        theirs = dict(other.columns)
+        columns = [name for name, _ in live.columns if name in theirs]
         self.key = live.key if live.keyed_as(other) else []
         self.named = self.key or columns
         self._tables = [Identifier(schema, live.name) for schema in schemas]
         self._aliases = [Identifier(f"k{place}") for place in range(len(self.key))]
-        self._hash = SQL("hashtextextended(ROW({})::text, 0)").format(_listed(_of_t(columns)))
+        row = _listed(Identifier("t", column) for column in columns)
+        self._hash = SQL("hashtextextended(ROW({})::text, 0)").format(row)
 
     def digest(self, side: int) -> Composed:
         """Rows and the sum of their hashes: of the live copy (0) or the other one (1)."""
@@ -291,37 +264,32 @@ class Comparison:
             **what,
             live=live,
             other=other,
-            live_key=_listed([Identifier("l", column) for column in self.key]),
-            other_key=_listed([Identifier("o", column) for column in self.key]),
-            aliases=_listed([SQL("d.{}").format(alias) for alias in self._aliases]),
+            live_key=_listed(Identifier("l", column) for column in self.key),
+            other_key=_listed(Identifier("o", column) for column in self.key),
+            aliases=_listed(SQL("d.{}").format(alias) for alias in self._aliases),
         )
 
     def _differing(self) -> Composed:
         live, other = self._tables
+        columns = [Identifier("t", column) for column in self.named]
+        what = {"hash": self._hash, "live": live, "other": other}
         if not self.key:
-            texts = _listed(_texts(_of_t(self.named)))
-            return BY_ROW.format(texts=texts, hash=self._hash, live=live, other=other)
-        pairs = zip(_of_t(self.key), self._aliases, strict=True)
+            return BY_ROW.format(**what, texts=_texts(columns))
+        pairs = zip(columns, self._aliases, strict=True)
         return BY_KEY.format(
-            texts=_listed(_texts(self._aliases)),
+            **what,
+            texts=_texts(self._aliases),
             aliases=_listed(self._aliases),
-            columns=_listed([SQL("{} AS {}").format(column, alias) for column, alias in pairs]),
-            hash=self._hash,
-            live=live,
-            other=other,
+            columns=_listed(SQL("{} AS {}").format(*pair) for pair in pairs),
         )
 
 
-def _listed(parts: Sequence[Composable]) -> Composed:
+def _listed(parts: Iterable[Composable]) -> Composed:
     return SQL(", ").join(parts)
 
 
-def _of_t(columns: list[str]) -> list[Composable]:
-    return [Identifier("t", column) for column in columns]
-
-
-def _texts(parts: Sequence[Composable]) -> list[Composable]:
-    return [SQL("{}::text").format(part) for part in parts]
+def _texts(parts: Sequence[Composable]) -> Composed:
+    return _listed(SQL("{}::text").format(part) for part in parts)
 
 
 def compare(
@@ -337,44 +305,46 @@ def compare(
         conn.execute(SESSION)
         ours, theirs = tables_of(conn, live_schema), tables_of(conn, other_schema)
         for name in sorted(ours.keys() | theirs.keys()):
-            sides = ours.get(name), theirs.get(name)
-            _compare_table(conn, result, sides, limit - len(result.keys))
+            _compare_table(conn, result, ours.get(name), theirs.get(name), limit)
     return result
 
 
 def _compare_table(
     conn: Connection[TupleRow],
     result: Difference,
-    sides: tuple[Table | None, Table | None],
+    live: Table | None,
+    other: Table | None,
     limit: int,
 ) -> None:
-    live, other = sides
-    if live is not None and other is not None:
-        _compare_both(conn, result, live, other, limit)
-    elif live is not None:
-        digest = _digest(conn, Comparison((result.live, result.live), live, live), 0)
-        table = TableDifference(live.name, live=digest, extra=digest.rows, structure=[ONLY_LIVE])
-        result.tables.append(table)
-    elif other is not None:
-        digest = _digest(conn, Comparison((result.other, result.other), other, other), 0)
-        table = TableDifference(other.name, other=digest, missing=digest.rows)
-        table.structure = [ONLY_OTHER]
-        result.tables.append(table)
-
-
-def _compare_both(
-    conn: Connection[TupleRow], result: Difference, live: Table, other: Table, limit: int
-) -> None:
-    comparison = Comparison((result.live, result.other), live, other)
-    table = TableDifference(live.name, structure=differing_structure(live, other))
-    table.live, table.other = _digest(conn, comparison, 0), _digest(conn, comparison, 1)
-    result.tables.append(table)
-    if table.live == table.other:
+    ours, theirs = live or other, other or live
+    if ours is None or theirs is None:
         return
+    comparison = Comparison((result.live, result.other), ours, theirs)
+    table = TableDifference(ours.name, structure=differing_structure(ours, theirs))
+    result.tables.append(table)
+    if live is not None:
+        table.live = _digest(conn, comparison, 0)
+    if other is not None:
+        table.other = _digest(conn, comparison, 1)
+    if table.other is None and table.live is not None:
+        table.extra, table.structure = table.live.rows, [ONLY_LIVE]
+    elif table.live is None and table.other is not None:
+        table.missing, table.structure = table.other.rows, [ONLY_OTHER]
+    elif table.live != table.other:
+        _compare_rows(conn, result, comparison, table, limit)
+
+
+def _compare_rows(
+    conn: Connection[TupleRow],
+    result: Difference,
+    comparison: Comparison,
+    table: TableDifference,
+    limit: int,
+) -> None:
     table.missing, table.extra, table.different = _row(conn, comparison.count())
-    if limit > 0:
-        for row in conn.execute(comparison.first(limit)).fetchall():
-            result.keys.append(_named(live.name, comparison.named, row))
+    if (left := limit - len(result.keys)) > 0:
+        for row in conn.execute(comparison.first(left)):
+            result.keys.append(_named(table.table, comparison.named, row))
 
 
 def _digest(conn: Connection[TupleRow], comparison: Comparison, side: int) -> TableDigest:

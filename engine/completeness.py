@@ -5,11 +5,12 @@ Every position up to that of the copy was applied once, skipped by its topic, or
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from psycopg import Connection
 from psycopg.rows import TupleRow, class_row
+from pydantic.alias_generators import to_camel
 
 from engine import checkpoints
 from engine.applier import BLOCK_POSITIONS
@@ -132,15 +133,7 @@ class UnaccountedBlock:
     detail: str
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "block": self.block,
-            "firstPosition": self.first_position,
-            "lastPosition": self.last_position,
-            "wanted": self.wanted,
-            "applied": self.applied,
-            "parked": self.parked,
-            "detail": self.detail,
-        }
+        return {to_camel(name): value for name, value in asdict(self).items()}
 
 
 @dataclass(slots=True)
@@ -180,36 +173,18 @@ class Completeness:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the command line's --json and the HTTP API show."""
+        told = asdict(self)
+        del told["faults"]
         return {
-            "projection": self.projection,
-            "schema": self.schema,
-            "position": self.position,
-            "unaccounted": self.unaccounted,
-            "events": self.events,
-            "applied": self.applied,
-            "skipped": self.skipped,
-            "parked": self.parked,
-            "discarded": self.discarded,
+            **told,
             "complete": self.complete,
             "faults": [fault.as_dict() for fault in self.faults],
             "remedy": self.remedy,
         }
 
 
-def blocks_of(conn: Connection[TupleRow], projection: Projection) -> list[Block]:
-    """Return each block up to the copy's position, and any beyond it.
-
-    [] when there is no such copy.
-    """
-    with conn.cursor(row_factory=class_row(Block)) as cursor:
-        return cursor.execute(BLOCKS, _values(projection)).fetchall()
-
-
 def explain(conn: Connection[TupleRow], projection: Projection, block: Block) -> str:
-    """Return what is wrong in a block.
-
-    The event is named where no more than one can be at fault.
-    """
+    """Return what is wrong in a block; names the event where only one can be at fault."""
     findings = []
     if block.events != block.expected:
         findings.append(f"the log has {block.events} of the {block.expected} events up to there")
@@ -262,18 +237,21 @@ def completeness(conn: Connection[TupleRow], projection: Projection) -> Complete
     with conn.transaction(force_rollback=True):
         conn.execute(SESSION)
         projection = _of_its_version(conn, projection)
-        blocks = blocks_of(conn, projection)
+        with conn.cursor(row_factory=class_row(Block)) as cursor:
+            blocks = cursor.execute(BLOCKS, _values(projection)).fetchall()
         first = blocks[0]
         result = Completeness(
             projection.name, projection.schema, first.position, first.accounted_after
         )
         for block in blocks:
-            if block.block is not None:
-                _add(result, block)
-                if not block.balanced:
-                    result.faults.append(
-                        _fault(block.block, block, explain(conn, projection, block))
-                    )
+            result.events += block.events
+            result.applied += block.applied
+            result.parked += block.parked
+            result.discarded += block.discarded
+            result.skipped += block.events - block.wanted
+            if block.block is not None and not block.balanced:
+                detail = explain(conn, projection, block)
+                result.faults.append(_fault(block.block, block, detail))
     result.skipped -= result.unaccounted
     return result
 
@@ -290,14 +268,6 @@ def _of_its_version(conn: Connection[TupleRow], projection: Projection) -> Proje
             f"which events that wants: replay {projection.name}."
         )
     return found
-
-
-def _add(result: Completeness, block: Block) -> None:
-    result.events += block.events
-    result.applied += block.applied
-    result.parked += block.parked
-    result.discarded += block.discarded
-    result.skipped += block.events - block.wanted
 
 
 def _fault(number: int, block: Block, detail: str) -> UnaccountedBlock:

@@ -37,16 +37,18 @@ class Recording:
     result: Members = field(default_factory=dict)
 
 
-def claim(conn: Connection[Any], operation_id: UUID) -> bool:
-    """Take the right to carry the operation out, for as long as the connection lives."""
-    return try_lock(conn, operation_lock(operation_id))
-
-
-def release(conn: Connection[Any], operation_id: UUID) -> None:
-    """Let others carry it out."""
-    # A connection that is lost has lost its claims, too.
-    with suppress(psycopg.OperationalError):
-        unlock(conn, operation_lock(operation_id))
+@contextmanager
+def claimed(conn: Connection[Any], operation_id: UUID) -> Iterator[bool]:
+    """Hold the right to carry the operation out; yield False where another process holds it."""
+    which = operation_lock(operation_id)
+    mine = try_lock(conn, which)
+    try:
+        yield mine
+    finally:
+        # A connection that is lost has lost its claims, too.
+        with suppress(psycopg.OperationalError):
+            if mine:
+                unlock(conn, which)
 
 
 def load(recorder: GroupCommitRecorder, operation_id: UUID) -> Operation:
@@ -87,17 +89,17 @@ def finish(
     actor: str,
 ) -> None:
     """Record how it ended, unless that is recorded already; caused by the request's event."""
-    saved = False
-    while not saved:
+    while True:
         operation = load(recorder, operation_id)
         cause = str(event_id(operation_id, 1))
         origin = Origin(actor, datetime.now(UTC), operation.correlation_id, cause)
         operation.finish(outcome, result, origin)
-        saved = _save(recorder, operation)
+        if _save(recorder, operation):
+            return
 
 
 def _save(recorder: GroupCommitRecorder, aggregate: Aggregate) -> bool:
-    """False when another process was first."""
+    """Return False when another process was first."""
     events = [MAPPER.to_stored_event(event) for event in aggregate.collect_events()]
     if not events:
         return True
@@ -107,21 +109,15 @@ def _save(recorder: GroupCommitRecorder, aggregate: Aggregate) -> bool:
 
 @contextmanager
 def recording(
-    recorder: GroupCommitRecorder,
-    actor: str,
-    action: str,
-    subject: str,
-    parameters: Members,
-    operation_id: UUID | None = None,
+    recorder: GroupCommitRecorder, actor: str, action: str, subject: str, parameters: Members
 ) -> Iterator[Recording]:
     """Record a request, run the block, and record its end with the result that the block set.
 
     An error ends it as failed, Ctrl-C as cancelled; both go on upwards.
     """
-    running = Recording(operation_id or uuid4())
-    with recorder.connection() as conn:
-        # Claimed first: a process that sees the request must find it claimed.
-        claim(conn, running.operation_id)
+    running = Recording(uuid4())
+    # Claimed first: a process that sees the request must find it claimed.
+    with recorder.connection() as conn, claimed(conn, running.operation_id):
         try:
             request(recorder, running.operation_id, actor, action, subject, parameters)
             yield running
@@ -130,18 +126,13 @@ def recording(
             raise
         else:
             finish(recorder, running.operation_id, running.outcome, running.result, actor)
-        finally:
-            release(conn, running.operation_id)
 
 
 def _finish_broken(
     recorder: GroupCommitRecorder, running: Recording, actor: str, error: BaseException
 ) -> None:
-    outcome = (
-        OperationOutcome.CANCELLED
-        if isinstance(error, KeyboardInterrupt)
-        else OperationOutcome.FAILED
-    )
+    interrupted = isinstance(error, KeyboardInterrupt)
+    outcome = OperationOutcome.CANCELLED if interrupted else OperationOutcome.FAILED
     result = {**running.result, "error": describe(error)}
     try:
         if load(recorder, running.operation_id).version > 0:

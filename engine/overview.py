@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow, class_row
 
 from engine.event_store import EVENTS
 from engine.log import READ_ONE, Stored, recorded_at
 from infra.advisory_locks import LockClass, copy_lock
 
-COPIES = f"""
-SELECT c.subscription AS schema, c.projection AS name, c.version, c.position, c.status, c.error,
-       c.error_position, c.updated_at,
-       (SELECT coalesce(max(notification_id), 0) FROM {EVENTS}) AS head,
-       (SELECT count(*) FROM backlot_dead_letters d
-        WHERE d.kind = c.kind AND d.subscription = c.subscription AND d.status = 'parked') AS parked
-FROM backlot_checkpoints c WHERE c.kind = 'projection' ORDER BY c.subscription
-""".encode()
-LOOK_SECONDS = 1.0
 ACTIVE = b"""
 SELECT objid::bigint FROM pg_locks
 WHERE locktype = 'advisory' AND classid = %s AND granted
       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
+COPIES = f"""
+SELECT c.subscription AS schema, c.projection AS name, c.version, c.position, c.status, c.error,
+       c.error_position, c.updated_at,
+       (SELECT coalesce(max(notification_id), 0) FROM {EVENTS}) AS head,
+       (SELECT count(*) FROM backlot_dead_letters d
+        WHERE d.kind = c.kind AND d.subscription = c.subscription AND d.status = 'parked'
+       ) AS parked,
+       ARRAY({ACTIVE.decode()}) AS locks
+FROM backlot_checkpoints c WHERE c.kind = 'projection'
+""".encode()
+ONE_COPY = COPIES + b"AND c.subscription = %s"
+LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """One copy of a projection as the database knows it; the live one's schema is its name."""
+    """One copy of a projection as the database knows it; the live one's schema is its name.
+
+    `locks` are the keys of all locks on copies that any process holds.
+    """
 
     schema: str
     name: str
@@ -44,16 +50,17 @@ class Copy:
     updated_at: datetime
     head: int
     parked: int
+    locks: Sequence[int] = ()
 
+    @property
+    def active(self) -> bool:
+        """Whether any process runs it."""
+        return copy_lock(self.schema).key in self.locks
 
-@dataclass(frozen=True, slots=True)
-class CopyProgress:
-    """A copy, how far it lags (positions; seconds), and whether any process runs it."""
-
-    copy: Copy
-    lag_events: int
-    lag_seconds: float
-    active: bool
+    @property
+    def lag_events(self) -> int:
+        """How many positions of the log it has still to take in."""
+        return self.head - self.position
 
 
 class Rates:
@@ -78,26 +85,24 @@ class Rates:
         return self._rates.get(copy.schema)
 
 
-async def overview(conn: AsyncConnection[TupleRow]) -> list[CopyProgress]:
+def look_at(conn: Connection[TupleRow], schema: str) -> Copy | None:
+    """Return one copy as it stands now; None where there is no such copy."""
+    with conn.cursor(row_factory=class_row(Copy)) as cursor:
+        return cursor.execute(ONE_COPY, (LockClass.PROJECTION, schema)).fetchone()
+
+
+async def overview(conn: AsyncConnection[TupleRow]) -> list[Copy]:
     """Return all copies of all projections, by schema."""
     async with conn.cursor(row_factory=class_row(Copy)) as cursor:
-        await cursor.execute(COPIES)
-        copies = await cursor.fetchall()
-    locks = await (await conn.execute(ACTIVE, (int(LockClass.PROJECTION),))).fetchall()
-    held = {key for (key,) in locks}
-    return [
-        CopyProgress(
-            copy,
-            copy.head - copy.position,
-            await _lag_seconds(conn, copy),
-            copy_lock(copy.schema).key in held,
-        )
-        for copy in copies
-    ]
+        await cursor.execute(COPIES + b"ORDER BY schema", (LockClass.PROJECTION,))
+        return await cursor.fetchall()
 
 
-async def _lag_seconds(conn: AsyncConnection[TupleRow], copy: Copy) -> float:
-    """Age of the oldest event that was not applied; where unreadable, since when it stands."""
+async def lag_seconds(conn: AsyncConnection[TupleRow], copy: Copy) -> float:
+    """Return the age of the oldest event that was not applied.
+
+    Where that event can't be read, since when the copy stands.
+    """
     if copy.position >= copy.head:
         return 0.0
     row = await (await conn.execute(READ_ONE, (copy.position + 1,))).fetchone()

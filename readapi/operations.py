@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Literal, TypeVar
 from uuid import UUID
 
@@ -18,11 +18,9 @@ from engine.completeness import completeness
 from engine.connections import connect
 from engine.freshness import Freshness
 from engine.parked_events import parked
-from engine.projection import Projection
 from infra.http.app import Admin, wire
 from infra.http.problems import Problem, problems
 from infra.http.shapes import Time, Wire
-from projections.operations import OperationRow
 from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, Page, cut, decode_cursor
 from readapi.projection_status import ProjectionStatus, statuses
 from readapi.queries import Fresh, Queries, Read, ReadModelUnavailable
@@ -48,76 +46,6 @@ class OperationStatus(Wire):
     correlation_id: str
     result: Members | None = None
     finished_at: Time | None = None
-
-
-router = APIRouter(prefix="/operations", tags=["projections"])
-
-
-@router.get(
-    "/{operation_id}",
-    response_model=OperationStatus,
-    responses=problems(401, 403, 404, 422, 503),
-    summary="What came of an operation",
-)
-async def get_operation(operation_id: UUID, queries: Read, caller: Admin, fresh: Fresh) -> Response:
-    async with queries.reading(fresh, queries.operations) as conn:
-        row = await queries.operations.operation(conn, operation_id)
-    if row is None:
-        raise Problem(404, "not-found", "There is no such operation.")
-    return wire(_present(row))
-
-
-def _present(row: OperationRow) -> OperationStatus:
-    return OperationStatus.model_validate(
-        {
-            "operation_id": row.operation_id,
-            "action": row.action,
-            "subject": row.subject,
-            "parameters": row.parameters,
-            "status": row.status,
-            "requested_by": row.requested_by,
-            "requested_at": row.requested_at,
-            "correlation_id": row.correlation_id,
-            "result": row.result,
-            "finished_at": row.finished_at,
-        }
-    )
-
-
-NO_PROJECTION = "There is no such projection."
-
-Name = Annotated[str, Path(max_length=63)]
-
-projections_router = APIRouter(prefix="/projections", tags=["projections"])
-
-
-@projections_router.get(
-    "",
-    response_model=Page[ProjectionStatus],
-    responses=problems(401, 403, 422, 503),
-    summary="All projections",
-)
-async def list_projections(queries: Read, caller: Admin) -> Response:
-    found = await _statuses(queries)
-    return wire(Page[ProjectionStatus](items=list(found.values())))
-
-
-@projections_router.get(
-    "/{name}",
-    response_model=ProjectionStatus,
-    responses=problems(401, 403, 404, 422, 503),
-    summary="One projection",
-)
-async def get_projection(name: Name, queries: Read, caller: Admin) -> Response:
-    found = (await _statuses(queries)).get(name)
-    if found is None:
-        raise Problem(404, "not-found", NO_PROJECTION)
-    return wire(found)
-
-
-async def _statuses(queries: Queries) -> dict[str, ProjectionStatus]:
-    async with queries.reading(Freshness()) as conn:
-        return await statuses(conn, queries.models.all(), queries.rates)
 
 
 T = TypeVar("T")
@@ -175,23 +103,51 @@ class ParkedEvent(Wire):
     reason: str | None = None
 
 
-accounting_router = APIRouter(prefix="/projections/{name}", tags=["projections"])
+Name = Annotated[str, Path(max_length=63)]
+
+router = APIRouter(tags=["projections"])
 
 
-@accounting_router.get(
-    "/completeness",
+@router.get(
+    "/projections",
+    response_model=Page[ProjectionStatus],
+    responses=problems(401, 403, 422, 503),
+    summary="All projections",
+)
+async def list_projections(queries: Read, caller: Admin) -> Response:
+    found = await _statuses(queries)
+    return wire(Page[ProjectionStatus](items=list(found.values())))
+
+
+@router.get(
+    "/projections/{name}",
+    response_model=ProjectionStatus,
+    responses=problems(401, 403, 404, 422, 503),
+    summary="One projection",
+)
+async def get_projection(name: Name, queries: Read, caller: Admin) -> Response:
+    return wire(_known(await _statuses(queries), name))
+
+
+async def _statuses(queries: Queries) -> dict[str, ProjectionStatus]:
+    async with queries.reading(Freshness()) as conn:
+        return await statuses(conn, queries.models.by_name(), queries.rates)
+
+
+@router.get(
+    "/projections/{name}/completeness",
     response_model=Account,
     responses=problems(401, 403, 404, 422, 503),
     summary="Whether every event was applied once, skipped by its topic, or set aside",
 )
 async def get_completeness(name: Name, queries: Read, caller: Admin) -> Response:
-    projection = _require(queries, name)
+    projection = _known(queries.models.by_name(), name)
     found = await _ask(queries, lambda conn: completeness(conn, projection))
     return wire(Account.model_validate(found.as_dict()))
 
 
-@accounting_router.get(
-    "/parked",
+@router.get(
+    "/projections/{name}/parked",
     response_model=Page[ParkedEvent],
     responses=problems(401, 403, 404, 422, 503),
     summary="Events that could not be applied, by position",
@@ -199,7 +155,7 @@ async def get_completeness(name: Name, queries: Read, caller: Admin) -> Response
 async def list_parked(
     name: Name, queries: Read, caller: Admin, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
 ) -> Response:
-    schema = _require(queries, name).schema
+    schema = _known(queries.models.by_name(), name).schema
     after = decode_cursor("parked", cursor) if cursor else 0
     rows = await _ask(queries, lambda conn: parked(conn, schema, after=after, limit=limit + 1))
     shown, following = cut("parked", rows, limit, lambda row: row.position)
@@ -207,11 +163,25 @@ async def list_parked(
     return wire(Page[ParkedEvent](items=items, next_cursor=following))
 
 
-def _require(queries: Queries, name: str) -> Projection:
-    projection = queries.models.by_name().get(name)
-    if projection is None:
+@router.get(
+    "/operations/{operation_id}",
+    response_model=OperationStatus,
+    responses=problems(401, 403, 404, 422, 503),
+    summary="What came of an operation",
+)
+async def get_operation(operation_id: UUID, queries: Read, caller: Admin, fresh: Fresh) -> Response:
+    async with queries.reading(fresh, queries.operations) as conn:
+        row = await queries.operations.operation(conn, operation_id)
+    if row is None:
+        raise Problem(404, "not-found", "There is no such operation.")
+    return wire(OperationStatus.model_validate(row, from_attributes=True))
+
+
+def _known(projections: Mapping[str, T], name: str) -> T:
+    """Return the projection of this name; raise Problem 404."""
+    if name not in projections:
         raise Problem(404, "not-found", "There is no such projection.")
-    return projection
+    return projections[name]
 
 
 async def _ask(queries: Queries, question: Callable[[Connection[TupleRow]], T]) -> T:

@@ -30,7 +30,7 @@ class Page(Wire, Generic[T]):
 
 
 def storable(text: str | None) -> str | None:
-    """A validator: PostgreSQL takes every text but one with the NUL character."""
+    """Return the text; raise ValueError for the NUL character, which PostgreSQL does not store."""
     if text is not None and "\x00" in text:
         raise ValueError("can't contain the NUL character")
     return text
@@ -44,12 +44,15 @@ class InvalidCursor(ValueError):
 
 
 def encode_cursor(kind: str, position: int) -> str:
-    """An opaque name of a place in a list of one kind."""
+    """Return an opaque name of a place in a list of one kind."""
     return base64.urlsafe_b64encode(f"{kind}:{position}".encode()).decode().rstrip("=")
 
 
 def decode_cursor(kind: str, cursor: str | None) -> int:
-    """The position after which the page begins, from the newest on; raises InvalidCursor."""
+    """Return the position behind which the page begins; raise InvalidCursor.
+
+    Without a cursor it begins with the newest.
+    """
     if cursor is None:
         return END_OF_LOG
     try:
@@ -66,7 +69,7 @@ def decode_cursor(kind: str, cursor: str | None) -> int:
 def cut(
     kind: str, rows: Sequence[T], limit: int, position: Callable[[T], int]
 ) -> tuple[Sequence[T], str | None]:
-    """The rows of a page, and the cursor of the next one if there is one.
+    """Return the rows of a page, and the cursor of the next page if there is one.
 
     `rows` were read with `limit + 1`, so that the last page knows that it is the last.
     """

@@ -1,19 +1,20 @@
-"""How a projection stands, its copies and its replay: the same over HTTP and in the terminal."""
+"""The status of a projection, its copies and its replay: the same over HTTP and in the terminal."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from psycopg import AsyncConnection
 from pydantic import Field
 
-from engine.overview import Copy, CopyProgress, Rates, overview
+from engine.overview import Copy, Rates, lag_seconds, overview
 from engine.projection import Projection
 from engine.projection_subscription import why_outdated
-from engine.replay.records import Replay, replays_async
+from engine.replay.records import Replay, newest_of_all
 from infra.http.shapes import Time, Wire
 
 Kind = Literal["live", "previous", "building", "look", "verifying", "superseded"]
@@ -93,92 +94,48 @@ class ProjectionStatus(Wire):
 
 
 async def statuses(
-    conn: AsyncConnection[Any],
-    projections: Sequence[Projection],
-    rates: Rates,
+    conn: AsyncConnection[Any], models: Mapping[str, Projection], rates: Rates
 ) -> dict[str, ProjectionStatus]:
-    """Every projection that is installed, by name; `projections` are those of this program."""
-    models = {projection.name: projection for projection in projections}
-    found = await overview(conn)
-    latest = {replay.name: replay for replay in reversed(await replays_async(conn))}
-    copies: dict[str, list[Copy]] = {}
-    for progress in found:
-        copies.setdefault(progress.copy.name, []).append(progress.copy)
-    return {
-        progress.copy.name: _present(
-            progress,
-            models.get(progress.copy.name),
-            copies[progress.copy.name],
-            latest.get(progress.copy.name),
-            rates,
-        )
-        for progress in found
-        if progress.copy.schema == progress.copy.name
-    }
-
-
-def _present(
-    progress: CopyProgress,
-    model: Projection | None,
-    copies: Sequence[Copy],
-    replay: Replay | None,
-    rates: Rates,
-) -> ProjectionStatus:
-    copy = progress.copy
-    outdated = model is not None and model.version != copy.version
-    return ProjectionStatus(
-        name=copy.name,
-        version=copy.version,
-        status="outdated" if outdated else copy.status,
-        active=progress.active,
-        position=copy.position,
-        lag_events=progress.lag_events,
-        lag_seconds=progress.lag_seconds,
-        rate=rates.of(copy),
-        parked=copy.parked,
-        error=why_outdated(model, copy.version) if model and outdated else copy.error,
-        error_position=copy.error_position,
-        updated_at=copy.updated_at,
-        copies=[_present_copy(each) for each in copies],
-        replay=present_replay(replay, copy.head) if replay else None,
-    )
+    """Return every installed projection by name; `models` are those of this program by name."""
+    copies, replays = await overview(conn), await newest_of_all(conn)
+    found = {}
+    for copy in copies:
+        if copy.schema != copy.name:
+            continue
+        model, replay = models.get(copy.name), replays.get(copy.name)
+        outdated = model is not None and model.version != copy.version
+        status: dict[str, Any] = {
+            **asdict(copy),
+            "active": copy.active,
+            "lag_events": copy.lag_events,
+            "lag_seconds": await lag_seconds(conn, copy),
+            "rate": rates.of(copy),
+            "copies": [_present_copy(each) for each in copies if each.name == copy.name],
+            "replay": present_replay(replay, copy.head) if replay else None,
+        }
+        if model is not None and outdated:
+            status |= {"status": "outdated", "error": why_outdated(model, copy.version)}
+        found[copy.name] = ProjectionStatus.model_validate(status)
+    return found
 
 
 def _present_copy(copy: Copy) -> CopyStatus:
     suffix = re.sub(r"[0-9]+$", "", copy.schema.removeprefix(copy.name))
-    return CopyStatus(
-        schema_name=copy.schema,
-        kind=KINDS.get(suffix, "superseded"),
-        version=copy.version,
-        status=copy.status,
-        position=copy.position,
-        parked=copy.parked,
-    )
+    kind = KINDS.get(suffix, "superseded")
+    return CopyStatus.model_validate({**asdict(copy), "kind": kind})
 
 
 def present_replay(replay: Replay, head: int) -> ReplayStatus:
-    """A replay as both faces tell it; `head` is the end of the log."""
+    """Return a replay as HTTP and the terminal show it; `head` is the end of the log."""
     reached = replay.position if replay.finished else head
     target = reached if replay.target is None else replay.target
     rate = None if replay.rests else replay.rate
-    return ReplayStatus(
-        id=replay.id,
-        operation_id=replay.operation_id,
-        purpose=str(replay.purpose),
-        state=str(replay.state),
-        paused=replay.paused,
-        schema_name=replay.schema,
-        version=replay.version,
-        position=replay.position,
-        target=target,
-        events=replay.events_applied,
-        rate=replay.rate,
-        eta_seconds=max(0, target - replay.position) / rate if rate else None,
-        workers=replay.workers,
-        requested_by=replay.requested_by,
-        started_at=replay.started_at,
-        updated_at=replay.updated_at,
-        finished_at=replay.finished_at,
-        difference=replay.result,
-        error=replay.error,
+    return ReplayStatus.model_validate(
+        {
+            **asdict(replay),
+            "target": target,
+            "events": replay.events_applied,
+            "eta_seconds": max(0, target - replay.position) / rate if rate else None,
+            "difference": replay.result,
+        }
     )

@@ -1,24 +1,26 @@
-"""What the query routers stand on: a connection that is fresh enough, and the read models."""
+"""What the query routes use: a connection that is fresh enough, and the read models."""
 
 from __future__ import annotations
-
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol
-from uuid import UUID
-
-from fastapi import Depends, Header, Request
-from psycopg import AsyncConnection, InterfaceError, OperationalError
-from psycopg.rows import TupleRow
-
-from engine.freshness import Freshness, Pool, Waiting
+from dataclasses import dataclass
+from dataclasses import field
+from engine.freshness import Freshness
+from engine.freshness import Pool
+from engine.freshness import Waiting
 from engine.inspection.index import Audit
 from engine.overview import Rates
-from engine.projection import Projection, ReadModels
+from engine.projection import Projection
+from engine.projection import ReadModels
+from engine.telemetry import Views
+from fastapi import Depends
+from fastapi import Header
+from fastapi import Request
 from infra.http.app import add_header
-from infra.http.shapes import Position, decode_position, encode_position
+from infra.http.shapes import Position
+from infra.http.shapes import decode_position
+from infra.http.shapes import encode_position
 from infra.objects.port import ObjectStore
 from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog
@@ -26,7 +28,13 @@ from projections.comments import Comments
 from projections.likes import Likes
 from projections.operations import Operations
 from projections.recommendations.cache import RecommendationCache
-from readapi.live_counts import LikeCounts, LiveCounts
+from psycopg import AsyncConnection
+from psycopg import InterfaceError
+from psycopg import OperationalError
+from psycopg.rows import TupleRow
+from readapi.live_counts import LikeCounts
+from readapi.live_counts import LiveCounts
+from typing import Annotated
 
 DEFAULT_TIMEOUT_MS = 2_000
 MAX_TIMEOUT_MS = 30_000
@@ -36,13 +44,6 @@ STALE = b"backlot-stale-position"
 
 class ReadModelUnavailable(Exception):
     """The database of the read models does not answer."""
-
-
-class ViewCounts(Protocol):
-    """Knows how often videos were watched."""
-
-    async def views(self, conn: AsyncConnection[Any], video_ids: Sequence[UUID]) -> dict[UUID, int]:
-        """The number of views of each of these videos that has any."""
 
 
 async def freshness(
@@ -65,7 +66,7 @@ async def freshness(
         ),
     ] = DEFAULT_TIMEOUT_MS,
 ) -> Freshness:
-    """What the headers ask for; raises InvalidPosition."""
+    """Return what the headers ask for; raise InvalidPosition."""
     if backlot_min_position is None:
         return Freshness()
     timeout_seconds = min(backlot_timeout_ms, MAX_TIMEOUT_MS) / 1000
@@ -91,7 +92,7 @@ class Queries:
     counts: LikeCounts
     live: LiveCounts
     objects: ObjectStore
-    views: ViewCounts
+    views: Views
     analytics: AnalyticsQueries
     recommendations: RecommendationCache
     rates: Rates = field(default_factory=Rates)
@@ -125,10 +126,10 @@ class Queries:
     async def reading(
         self, fresh: Freshness, *projections: Projection
     ) -> AsyncIterator[AsyncConnection[TupleRow]]:
-        """A connection, once these projections have come as far as was asked.
+        """Yield a connection, once these projections have come as far as was asked.
 
         Where no process can feed one of them, the answer is admitted to be older than that.
-        Raises ReadModelBehind, and ReadModelUnavailable when the database is away, now or while
+        Raise ReadModelBehind, and ReadModelUnavailable when the database is away, now or while
         the connection is used.
         """
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
@@ -17,7 +19,12 @@ from infra.errors import ExitCode, UsageError
 from infra.settings import load_settings
 from infra.settings.features import MAX_REPLAY_WORKERS
 
+if TYPE_CHECKING:
+    from backlot.operator import Operator
+
+app = group("Read models: state, replay, verify, rollback.")
 parked_app = group("Events that could not be applied.")
+app.add_typer(parked_app, name="parked")
 
 ITS_NAME = typer.Argument(
     help="The projection.",
@@ -41,10 +48,40 @@ AllLike = Annotated[
     ),
 ]
 Why = Annotated[str, typer.Option("--reason", help="Why; it is kept with the event.")]
+OrAll = Annotated[str | None, ITS_NAME]
+All = Annotated[bool, typer.Option("--all", help="Every projection.")]
+Reason = Annotated[str | None, typer.Option(help="Why, for whoever reads the log later.")]
+OfReplay = Annotated[bool, typer.Option("--replay", help="Its replay, not the projection itself.")]
+Detach = Annotated[
+    bool, typer.Option("--detach", help="Leave it to a running Backlot, and return at once.")
+]
 
 
 class NotOne(UsageError):
     """An event and all that are like one were named, or neither."""
+
+
+class NothingNamed(UsageError):
+    """Neither one projection nor all of them."""
+
+
+def _operating() -> AbstractContextManager[Operator]:
+    from backlot.operator import operating
+
+    return operating(load_settings())
+
+
+def _act(action: str, name: str, **parameters: object) -> Members:
+    """Carry out an action with the parameters that are given; return its result."""
+    with _operating() as operator:
+        return operator.do(action, name, given(**parameters)).result
+
+
+def _do(action: str, name: str, as_json: bool, **parameters: object) -> None:
+    """Carry out an action, and show its result in one line."""
+    result = _act(action, name, **parameters)
+    words = [f"{action} {name}: done", *(f"{key} {value}" for key, value in result.items())]
+    show(", ".join(words), {"outcome": "done", **result}, as_json)
 
 
 @parked_app.command(name="list")
@@ -55,10 +92,9 @@ def list_parked(
     as_json: Json = False,
 ) -> None:
     """What is set aside, the discarded included, by position."""
-    from backlot.operator import operating
     from engine.parked_events import parked as page
 
-    with operating(load_settings()) as operator:
+    with _operating() as operator:
         schema = operator.projection(name).schema
         found = page(operator.conn, schema, after=after, limit=limit)
     rows = [(e.position, e.status, e.topic, e.error) for e in found]
@@ -70,10 +106,9 @@ def list_parked(
 @parked_app.command(name="show")
 def show_parked(name: Name, position: Position, as_json: Json = False) -> None:
     """One of them: what it says, what went wrong, and who decided what."""
-    from backlot.operator import operating
     from engine.parked_events import show as look
 
-    with operating(load_settings()) as operator:
+    with _operating() as operator:
         schema = operator.projection(name).schema
         found = look(operator.conn, schema, position).as_dict()
     lines = [
@@ -94,13 +129,9 @@ def retry(
     as_json: Json = False,
 ) -> None:
     """Try to apply them after all. Exit code 1: some could not be."""
-    from backlot.operator import operating
-
     if position is not None and all_like is not None:
         raise NotOne("name one event by its position, or say --all-like, not both")
-    with operating(load_settings()) as operator:
-        asked = given(position=position, allLike=all_like, force=force)
-        result = operator.do("retry", name, asked).result
+    result = _act("retry", name, position=position, allLike=all_like, force=force)
     events = result["events"] if isinstance(result["events"], list) else []
     lines = [f"{event['position']:>10}  {event['outcome']}" for event in events]
     show("\n".join(lines) or "nothing is set aside", result, as_json)
@@ -124,7 +155,7 @@ def discard(
         f"the event at {position}" if all_like is None else f"all events like that at {all_like}"
     )
     require_yes(f"Leave {which} out of {name}?", yes=yes)
-    result = _decide("discard", name, given(position=position, allLike=all_like, reason=reason))
+    result = _act("discard", name, position=position, allLike=all_like, reason=reason)
     count = f"{result['discarded']} events" if all_like else f"position {position}"
     show(f"discard {name}: done, {count}", {"outcome": "done", **result}, as_json)
 
@@ -139,38 +170,10 @@ def park(
     """
     which = f"all events like that at {all_like}" if all_like else "that event"
     require_yes(f"Let {name} go on without {which}?", yes=yes)
-    result = _decide("park", name, given(allLike=all_like, reason=reason))
+    result = _act("park", name, allLike=all_like, reason=reason)
     told = [f"park {name}: done, position {result['position']}"]
     told += [str(result[member]) for member in ("note", "error") if member in result]
     show("\n".join(told), {"outcome": "done", **result}, as_json)
-
-
-def _decide(action: str, name: str, parameters: dict[str, object]) -> Members:
-    from backlot.operator import operating
-
-    with operating(load_settings()) as operator:
-        return operator.do(action, name, parameters).result
-
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from backlot.operator import Operator
-
-app = group("Read models: state, replay, verify, rollback.")
-app.add_typer(parked_app, name="parked")
-
-OrAll = Annotated[str | None, ITS_NAME]
-All = Annotated[bool, typer.Option("--all", help="Every projection.")]
-Reason = Annotated[str | None, typer.Option(help="Why, for whoever reads the log later.")]
-OfReplay = Annotated[bool, typer.Option("--replay", help="Its replay, not the projection itself.")]
-Detach = Annotated[
-    bool, typer.Option("--detach", help="Leave it to a running Backlot, and return at once.")
-]
-
-
-class NothingNamed(UsageError):
-    """Neither one projection nor all of them."""
 
 
 @app.command(name="list")
@@ -187,11 +190,10 @@ def list_projections(as_json: Json = False) -> None:
 @app.command(name="show")
 def show_projection(name: Name, as_json: Json = False) -> None:
     """One projection with its copies, its rate and its replay. Exit code 1: it needs help."""
-    from backlot.arguments import require
     from backlot.projections.text import as_lines, in_trouble, read_statuses
 
     statuses = read_statuses(load_settings(), twice=True)
-    found = statuses[require("projection", name, statuses)]
+    found = statuses[arguments.require("projection", name, statuses)]
     told = found.model_dump(mode="json", by_alias=True, exclude_none=True)
     show("\n".join(as_lines(found)), told, as_json)
     raise typer.Exit(ExitCode.NOT_WELL if in_trouble(found) else ExitCode.DONE)
@@ -216,18 +218,16 @@ def replay(
     `counters` are the like counters in Redis; `analytics` are mended where they are. Exit code 3:
     something differs, and nothing was changed; the copies wait for `backlot projections confirm`.
     """
-    from backlot.projections.replay import carry, rebuild_counters
+    from backlot.projections.replay import carry, rebuild_analytics, rebuild_counters
 
+    asked = given(to=to, yes=yes, reason=reason)
     if name == "counters":
         rebuild_counters(given(reason=reason), as_json=as_json)
         return
     if name == "analytics":
-        from backlot.projections.replay import rebuild
-
-        parameters = given(to=to, yes=yes, reason=reason)
-        raise typer.Exit(rebuild("replay", parameters, detach=detach, as_json=as_json))
-    parameters = given(to=to, yes=yes, workers=workers, reason=reason)
-    raise typer.Exit(carry("replay", name, parameters, yes=yes, detach=detach, as_json=as_json))
+        raise typer.Exit(rebuild_analytics("replay", asked, detach=detach, as_json=as_json))
+    asked["workers"] = workers
+    raise typer.Exit(carry("replay", name, asked, yes=yes, detach=detach, as_json=as_json))
 
 
 @app.command()
@@ -251,18 +251,15 @@ def verify(
     name: OrAll = None, every: All = False, reason: Reason = None, as_json: Json = False
 ) -> None:
     """Build it again aside and compare; changes nothing. Exit code 1: some rows differ."""
-    from backlot.operator import operating
-    from backlot.projections.replay import verify_all
+    from backlot.projections import replay as work
 
+    asked = given(reason=reason)
     if name == "analytics":
-        from backlot.projections.replay import rebuild
-
-        raise typer.Exit(rebuild("verify", given(reason=reason), detach=False, as_json=as_json))
-    with operating(load_settings()) as operator:
+        raise typer.Exit(work.rebuild_analytics("verify", asked, detach=False, as_json=as_json))
+    with _operating() as operator:
         names = _names(operator, name, every=every)
-        lines, data, equal = verify_all(operator, names, given(reason=reason))
-    show("\n".join(lines), {"items": data} if every else data[0], as_json)
-    raise typer.Exit(ExitCode.DONE if equal else ExitCode.NOT_WELL)
+        code = work.verify(operator, names, asked, listed=every, as_json=as_json)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -270,10 +267,9 @@ def completeness(
     name: OrAll = None, every: All = False, reason: Reason = None, as_json: Json = False
 ) -> None:
     """Prove that no event was left out or counted twice. Exit code 1: one was."""
-    from backlot.operator import operating
     from backlot.projections.text import accounted
 
-    with operating(load_settings()) as operator:
+    with _operating() as operator:
         data = [
             operator.do("completeness", each, given(reason=reason)).result
             for each in _names(operator, name, every=every)
@@ -289,7 +285,7 @@ def pause(
     name: Name, of_replay: OfReplay = False, reason: Reason = None, as_json: Json = False
 ) -> None:
     """Let it, or its replay, rest where it stands, in whichever process it runs."""
-    _do("pause", name, given(replay=of_replay, reason=reason), as_json)
+    _do("pause", name, as_json, replay=of_replay, reason=reason)
 
 
 @app.command()
@@ -297,26 +293,26 @@ def resume(
     name: Name, of_replay: OfReplay = False, reason: Reason = None, as_json: Json = False
 ) -> None:
     """Let it, or its replay, go on; a replay is carried on by a running Backlot, or `replay`."""
-    _do("resume", name, given(replay=of_replay, reason=reason), as_json)
+    _do("resume", name, as_json, replay=of_replay, reason=reason)
 
 
 @app.command()
 def cancel(name: Name, reason: Reason = None, as_json: Json = False) -> None:
     """Give its replay up, and drop what it has built."""
-    _do("cancel", name, given(reason=reason), as_json)
+    _do("cancel", name, as_json, reason=reason)
 
 
 @app.command()
 def confirm(name: Name, reason: Reason = None, as_json: Json = False) -> None:
     """Let its replay switch although the copies differ; a running Backlot, or `replay`, does."""
-    _do("confirm", name, given(reason=reason), as_json)
+    _do("confirm", name, as_json, reason=reason)
 
 
 @app.command(name="drop-old")
 def drop_old(name: Name, yes: Yes = False, reason: Reason = None, as_json: Json = False) -> None:
     """Remove the previous copy, which `rollback` would go back to."""
     require_yes(f"Remove the previous copy of {name}?", yes=yes)
-    _do("drop-old", name, given(reason=reason), as_json)
+    _do("drop-old", name, as_json, reason=reason)
 
 
 @app.command(name="drop-look")
@@ -327,7 +323,7 @@ def drop_look(
     as_json: Json = False,
 ) -> None:
     """Remove the look at the past that `replay --to` has made at a position."""
-    _do("drop-look", name, given(position=position, reason=reason), as_json)
+    _do("drop-look", name, as_json, position=position, reason=reason)
 
 
 @app.command(name="carry-out", hidden=True)
@@ -341,13 +337,4 @@ def carry_out(operation_id: str) -> None:
 def _names(operator: Operator, name: str | None, *, every: bool) -> Sequence[str]:
     if (name is None) is not every:
         raise NothingNamed("name one projection, or say --all")
-    return sorted(operator.models) if name is None else [name]
-
-
-def _do(action: str, name: str, parameters: dict[str, object], as_json: bool) -> None:
-    from backlot.operator import operating
-
-    with operating(load_settings()) as operator:
-        ended = operator.do(action, name, parameters)
-    words = [f"{action} {name}: {ended.outcome}", *(f"{k} {v}" for k, v in ended.result.items())]
-    show(", ".join(words), {"outcome": str(ended.outcome), **ended.result}, as_json)
+    return sorted(operator.tools.models) if name is None else [name]

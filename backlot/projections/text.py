@@ -8,14 +8,14 @@ from typing import Any
 
 import psycopg
 
-from backlot.database import DatabaseAway, database_url
+from backlot.database import database_at_hand, database_url
 from backlot.features import read_models
 from backlot.output import change_lines, printable, table
 from backlot.signals import run
 from engine.overview import LOOK_SECONDS, Rates
 from engine.parked_events import remedy
 from engine.replay.records import Purpose, Replay, ReplayState
-from infra.postgres.connection import UNHURRIED, explained, open_async_connection
+from infra.postgres.connection import UNHURRIED, open_async_connection
 from infra.settings import Settings
 from readapi.projection_status import ProjectionStatus, ReplayStatus, statuses
 
@@ -23,7 +23,7 @@ SHOWN_KEYS = 20
 
 
 def as_table(found: Collection[ProjectionStatus]) -> Iterator[str]:
-    """All projections, one a line, and below what some of them need."""
+    """Yield all projections, one a line, and below what some of them need."""
     headings = ("projection", "status", "position", "lag", "parked", "replay")
     yield from table(headings, map(_row, found))
     needs = {each.name: in_trouble(each) for each in found}
@@ -36,7 +36,7 @@ def _row(each: ProjectionStatus) -> tuple[object, ...]:
 
 
 def as_lines(found: ProjectionStatus) -> Iterator[str]:
-    """One projection with its copies and its replay."""
+    """Yield one projection with its copies and its replay."""
     yield f"{found.name}, version {found.version}: {found.status}"
     if found.error:
         at = f" (position {found.error_position})" if found.error_position else ""
@@ -54,7 +54,7 @@ def as_lines(found: ProjectionStatus) -> Iterator[str]:
 
 
 def in_trouble(found: ProjectionStatus) -> str | None:
-    """What is wrong with a projection, where, and what to do; None when it is in order."""
+    """Return what is wrong with a projection, where, and what to do; None when it is in order."""
     replay = found.replay
     if replay is not None and replay.finished_at is None:
         where = f"at position {replay.position}"
@@ -81,14 +81,13 @@ def _given_up(name: str) -> str:
 
 def _short(replay: ReplayStatus) -> str:
     halted = ", paused" if replay.paused and not replay.finished_at else ""
-    rate = f", {replay.rate:,.0f} positions/s" if replay.eta_seconds is not None else ""
-    left = f", {replay.eta_seconds:.0f} s left" if replay.eta_seconds is not None else ""
-    where = f"{replay.position}/{replay.target}"
-    return f"{replay.purpose} {replay.state}{halted} at {where}{rate}{left}"
+    where, eta = f"{replay.position}/{replay.target}", replay.eta_seconds
+    left = "" if eta is None else f", {replay.rate:,.0f} positions/s, {eta:.0f} s left"
+    return f"{replay.purpose} {replay.state}{halted} at {where}{left}"
 
 
 def told(replay: Replay) -> str:
-    """In one line, how a replay stands now that nobody works on it."""
+    """Return in one line how a replay stands now that nobody works on it."""
     name, at = replay.name, f"at position {replay.position}"
     events = f"{replay.events_applied:,} events"
     if replay.finished:
@@ -115,7 +114,7 @@ def told(replay: Replay) -> str:
 
 
 def differences(difference: Mapping[str, Any] | None) -> Iterator[str]:
-    """The keys of rows that differ, the first ones by name; nothing when none was compared."""
+    """Yield the keys of rows that differ, the first by name; nothing when none was compared."""
     if difference is None:
         return
     if not difference["differs"]:
@@ -135,12 +134,12 @@ def differences(difference: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 def _columns(key: Mapping[str, Any]) -> str:
-    """The columns that differ, where nobody knows their values any more."""
+    """Return the columns that differ, where nobody knows their values any more."""
     return f" in {', '.join(key['columns'])}" if "columns" in key and "changes" not in key else ""
 
 
 def accounted(found: Mapping[str, Any]) -> Iterator[str]:
-    """What became of every position, from a Completeness as a dictionary."""
+    """Yield what became of every position, from a Completeness as a dictionary."""
     state = "complete" if found["complete"] else "NOT complete"
     numbers = ", ".join(f"{found[name]} {name}" for name in ("applied", "skipped", "parked"))
     yield (
@@ -154,20 +153,16 @@ def accounted(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def read_statuses(settings: Settings, *, twice: bool = False) -> dict[str, ProjectionStatus]:
-    """Every projection by name; looked at twice, a second apart, they have a rate.
+    """Return every projection by name; looked at twice, a second apart, they have a rate.
 
-    Raises DatabaseAway.
+    Raise DatabaseAway.
     """
-    try:
+    with database_at_hand(psycopg.Error):
         return run(_read(database_url(settings), twice=twice))
-    except psycopg.errors.UndefinedTable as error:
-        raise DatabaseAway("its tables are not there yet: start Backlot on it once") from error
-    except psycopg.Error as error:
-        raise DatabaseAway(f"the database does not answer: {explained(error)}") from error
 
 
 async def _read(url: str, *, twice: bool) -> dict[str, ProjectionStatus]:
-    models, rates = read_models().all(), Rates()
+    models, rates = read_models().by_name(), Rates()
     async with await open_async_connection(url, "operator", UNHURRIED) as conn:
         found = await statuses(conn, models, rates)
         if twice:

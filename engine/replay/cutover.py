@@ -119,19 +119,16 @@ def _swap(conn: Connection[TupleRow], replay: Replay) -> None:
     rename(conn, replay.schema, name)
     # A rollback has just taken the previous copy away; otherwise the older one makes room.
     if checkpoints.look(conn, previous) is not None:
-        rename(conn, previous, _superseded(replay))
+        rename(conn, previous, OLD.format(name, replay.id))
     rename(conn, aside, previous)
 
 
-def _superseded(replay: Replay) -> str:
-    return f"{OLD.format(replay.name)}{replay.id}"
-
-
 def _drop_superseded(conn: Connection[TupleRow], replay: Replay) -> None:
-    """Only after the switch: dropping waits for queries that still read there."""
+    """Drop it only after the switch: dropping waits for queries that still read there."""
+    schema = OLD.format(replay.name, replay.id)
     try:
         with conn.transaction():
-            drop(conn, _superseded(replay))
+            drop(conn, schema)
     except LockNotAvailable:
         # The next replay sweeps it up.
-        log.warning("replay_left_copy", projection=replay.name, schema=_superseded(replay))
+        log.warning("replay_left_copy", projection=replay.name, schema=schema)

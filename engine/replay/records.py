@@ -7,15 +7,15 @@ same everywhere.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from threading import Event
 from typing import Any
 from uuid import UUID
 
-from psycopg import AsyncConnection, Connection
+from psycopg import AsyncConnection, Connection, Cursor
 from psycopg.rows import TupleRow, class_row
 from psycopg.types.json import Jsonb
 
@@ -28,9 +28,11 @@ SELECT id, name, version, schema, purpose, target, workers, state, paused, confi
 FROM projections.replays
 """
 BY_ID = COLUMNS + b"WHERE id = %s"
+BY_OPERATION = COLUMNS + b"WHERE operation_id = %s"
 UNFINISHED = COLUMNS + b"WHERE unfinished = %s"
 NEWEST = COLUMNS + b"WHERE name = %s ORDER BY id DESC LIMIT 1"
-ALL = COLUMNS + b"WHERE %s::text IS NULL OR name = %s ORDER BY id DESC"
+NEWEST_OF_ALL = COLUMNS + b"WHERE id IN (SELECT max(id) FROM projections.replays GROUP BY name)"
+UNDER_WAY = COLUMNS + b"WHERE finished_at IS NULL ORDER BY id"
 
 ENTER = b"""
 UPDATE projections.replays SET state = %(state)s, error = %(error)s, updated_at = clock_timestamp(),
@@ -46,8 +48,8 @@ SET position = %s, rate = %s, updated_at = clock_timestamp(),
                       WHERE l.schema = r.schema)
 WHERE id = %s AND finished_at IS NULL
 """
-HALT = b"""
-UPDATE projections.replays SET paused = true, error = %s, updated_at = clock_timestamp()
+SET_PAUSED = b"""
+UPDATE projections.replays SET paused = %s, error = %s, updated_at = clock_timestamp()
 WHERE id = %s AND finished_at IS NULL
 """
 
@@ -78,18 +80,12 @@ class ReplayState(StrEnum):
 
 
 FINAL = frozenset(
-    {
-        ReplayState.SWITCHED,
-        ReplayState.KEPT,
-        ReplayState.VERIFIED,
-        ReplayState.CANCELLED,
-        ReplayState.FAILED,
-    }
+    ReplayState(state) for state in ("switched", "kept", "verified", "cancelled", "failed")
 )
 
 
 class ReplayError(OperatorError):
-    """A replay that can't be had, or not now; the text says why."""
+    """A replay that is not possible, or not now; the text says why."""
 
 
 class ReplayUnderWay(ReplayError):
@@ -97,7 +93,7 @@ class ReplayUnderWay(ReplayError):
 
 
 class NoReplay(ReplayError):
-    """There is none to act on."""
+    """There is no replay to act on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +104,22 @@ class ReplayOptions:
     to: int | None = None
     workers: int = 1
     confirmed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a replay is. `events` were applied; `rate` is in positions per second.
+
+    `target` is the position that is to be reached; it moves while the log grows.
+    """
+
+    name: str
+    state: ReplayState
+    position: int
+    target: int
+    events: int
+    rate: float
+    eta_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,60 +169,53 @@ class Replay:
         asks = self.state is ReplayState.WAITING and not self.confirmed
         return self.finished or self.paused or asks
 
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a replay is. `events` were applied; `rate` is in positions per second.
-
-    `target` is the position that is to be reached; it moves while the log grows.
-    """
-
-    name: str
-    state: ReplayState
-    position: int
-    target: int
-    events: int
-    rate: float
-    eta_seconds: float | None
+    def progress(self, target: int) -> Progress:
+        """Return how far it is on the way to a position, at the rate that its row shows."""
+        rate, events = self.rate or 0.0, self.events_applied
+        eta = (target - self.position) / rate if rate > 0 else None
+        return Progress(self.name, self.state, self.position, target, events, rate, eta)
 
 
 Report = Callable[[Progress], None]
 
 
-def find(conn: Connection[TupleRow], replay_id: int) -> Replay:
+def find(conn: Connection[Any], replay_id: int) -> Replay:
     """Return the replay with this number; raise NoReplay."""
-    with conn.cursor(row_factory=class_row(Replay)) as cursor:
-        found = cursor.execute(BY_ID, (replay_id,)).fetchone()
+    found = _select(conn, BY_ID, replay_id).fetchone()
     if found is None:
         raise NoReplay(f"There is no replay {replay_id}.")
     return found
 
 
-def unfinished(conn: Connection[TupleRow], name: str) -> Replay | None:
+def of_operation(conn: Connection[Any], operation_id: UUID) -> Replay | None:
+    """Return the replay that an operation has begun, if it has."""
+    return _select(conn, BY_OPERATION, operation_id).fetchone()
+
+
+def unfinished(conn: Connection[Any], name: str) -> Replay | None:
     """Return the replay of this projection that has not ended, if there is one."""
-    with conn.cursor(row_factory=class_row(Replay)) as cursor:
-        return cursor.execute(UNFINISHED, (name,)).fetchone()
+    return _select(conn, UNFINISHED, name).fetchone()
 
 
-def newest(conn: Connection[TupleRow], name: str) -> Replay | None:
+def newest(conn: Connection[Any], name: str) -> Replay | None:
     """Return the projection's last replay, ended or not, if there was one."""
-    with conn.cursor(row_factory=class_row(Replay)) as cursor:
-        return cursor.execute(NEWEST, (name,)).fetchone()
+    return _select(conn, NEWEST, name).fetchone()
 
 
-def replays(conn: Connection[TupleRow], name: str | None = None) -> list[Replay]:
-    """Return all replays, or those of one projection, newest first."""
-    with conn.cursor(row_factory=class_row(Replay)) as cursor:
-        return cursor.execute(ALL, (name, name)).fetchall()
+def under_way(conn: Connection[Any]) -> list[Replay]:
+    """Return every replay that has not ended, whether it works, rests or asks; oldest first."""
+    return _select(conn, UNDER_WAY).fetchall()
 
 
-async def replays_async(
-    conn: AsyncConnection[TupleRow], name: str | None = None
-) -> Sequence[Replay]:
-    """The same for the query API."""
+async def newest_of_all(conn: AsyncConnection[Any]) -> dict[str, Replay]:
+    """Return the last replay, ended or not, of each projection that had one, by name."""
     async with conn.cursor(row_factory=class_row(Replay)) as cursor:
-        await cursor.execute(ALL, (name, name))
-        return await cursor.fetchall()
+        await cursor.execute(NEWEST_OF_ALL)
+        return {replay.name: replay for replay in await cursor.fetchall()}
+
+
+def _select(conn: Connection[Any], query: bytes, *values: object) -> Cursor[Replay]:
+    return conn.cursor(row_factory=class_row(Replay)).execute(query, values)
 
 
 def enter(
@@ -224,7 +229,7 @@ def enter(
     """Write down the next state; return False when the replay has ended meanwhile."""
     values = {
         "id": replay.id,
-        "state": str(state),
+        "state": state,
         "error": error,
         "result": None if result is None else Jsonb(result),
         "finished": state in FINAL,
@@ -237,32 +242,29 @@ def checkpoint(conn: Connection[TupleRow], replay: Replay, position: int, rate: 
     conn.execute(CHECKPOINT, (position, rate, replay.id))
 
 
-def halt(conn: Connection[TupleRow], replay: Replay, error: str) -> None:
-    """Pause it because of an event that can't be applied; an operator decides how to go on."""
-    conn.execute(HALT, (error, replay.id))
+def set_paused(
+    conn: Connection[TupleRow], replay: Replay, paused: bool, error: str | None = None
+) -> None:
+    """Let it rest, or go on; `error` is of the event that it can't apply, if it rests for one."""
+    conn.execute(SET_PAUSED, (paused, error, replay.id))
 
 
 def tell_nobody(news: object) -> None:
     """Ignore the news."""
 
 
+@dataclass(slots=True)
 class ProgressMeter:
-    """Measures one stretch of a replay, from a position to a goal, and reports it."""
+    """Measures one stretch of a replay, from the position `first` to `goal`, and reports it."""
 
-    def __init__(
-        self,
-        conn: Connection[TupleRow],
-        replay: Replay,
-        stretch: tuple[int, int],
-        report: Report,
-        stopping: Event,
-    ) -> None:
-        self._conn = conn
-        self._replay = replay
-        self._first, self._goal = stretch
-        self._report = report
-        self._stopping = stopping
-        self._started = self._shown = time.monotonic()
+    conn: Connection[TupleRow]
+    replay: Replay
+    first: int
+    goal: int
+    report: Report
+    stopping: Event
+    started: float = field(default_factory=time.monotonic)
+    shown: float = field(default_factory=time.monotonic)
 
     def at(self, position: int) -> bool:
         """Report the position, four times a second; return False when the work is to end there.
@@ -270,20 +272,18 @@ class ProgressMeter:
         That is when this process stops, and when the replay was paused or cancelled.
         """
         now = time.monotonic()
-        if self._stopping.is_set():
+        if self.stopping.is_set():
             return False
-        if now - self._shown < SHOW_SECONDS:
+        if now - self.shown < SHOW_SECONDS:
             return True
-        self._shown = now
+        self.shown = now
         return self.show(position)
 
     def show(self, position: int) -> bool:
         """Do the same at once."""
-        seconds = time.monotonic() - self._started
-        rate = (position - self._first) / seconds if seconds > 0 else 0.0
-        checkpoint(self._conn, self._replay, position, rate)
-        seen = find(self._conn, self._replay.id)
-        eta = (self._goal - position) / rate if rate > 0 else None
-        state, events = seen.state, seen.events_applied
-        self._report(Progress(seen.name, state, position, self._goal, events, rate, eta))
-        return not seen.rests and not self._stopping.is_set()
+        seconds = time.monotonic() - self.started
+        rate = (position - self.first) / seconds if seconds > 0 else 0.0
+        checkpoint(self.conn, self.replay, position, rate)
+        seen = find(self.conn, self.replay.id)
+        self.report(seen.progress(self.goal))
+        return not seen.rests and not self.stopping.is_set()

@@ -5,7 +5,8 @@ Nothing is built here: `replay.carry_on` does the work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from types import MappingProxyType
 from uuid import UUID, uuid4
 
 import structlog
@@ -27,6 +28,7 @@ from engine.replay.records import (
     ReplayUnderWay,
     enter,
     find,
+    set_paused,
     unfinished,
 )
 from infra.advisory_locks import Lock, lock_in_transaction
@@ -34,12 +36,20 @@ from infra.settings.features import MAX_REPLAY_WORKERS
 
 log = structlog.get_logger(__name__)
 
-
+# The schemas of copies: the projection's name, and a position or the number of a replay.
 PREVIOUS = "{}__previous"
 NEXT = "{}__next"
-LOOK = "{}__at_"
-VERIFY = "{}__verify_"
-OLD = "{}__old_"
+LOOK = "{}__at_{}"
+VERIFY = "{}__verify_{}"
+OLD = "{}__old_{}"
+SCHEMAS: Mapping[Purpose, str] = MappingProxyType(
+    {
+        Purpose.SWITCH: NEXT,
+        Purpose.LOOK: LOOK,
+        Purpose.VERIFY: VERIFY,
+        Purpose.ROLLBACK: PREVIOUS,
+    }
+)
 
 NEW_ID = "SELECT nextval(pg_get_serial_sequence('projections.replays', 'id'))"
 INSERT = """
@@ -47,10 +57,6 @@ INSERT INTO projections.replays
     (id, name, version, schema, purpose, target, workers, state, confirmed, requested_by,
      operation_id)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-"""
-PAUSE = """
-UPDATE projections.replays SET paused = %s, error = NULL, updated_at = clock_timestamp()
-WHERE id = %s AND finished_at IS NULL
 """
 CONFIRM = """
 UPDATE projections.replays SET confirmed = true, updated_at = clock_timestamp() WHERE id = %s
@@ -91,22 +97,25 @@ def begin(
     workers = options.workers if projection.by_stream else 1
     if workers != options.workers:
         log.info("replay_serial", projection=name, reason="its events depend on each other")
+    back = options.purpose is Purpose.ROLLBACK
+    state = ReplayState.CATCHING_UP if back else ReplayState.BUILDING
     with conn.transaction():
         lock_in_transaction(conn, Lock.PROJECTION_TABLES)
         _check(conn, projection, options)
         (replay_id,) = conn.execute(NEW_ID).fetchone() or (0,)
-        back = options.purpose is Purpose.ROLLBACK
-        state = ReplayState.CATCHING_UP if back else ReplayState.BUILDING
-        schema = _schema_of(name, options, replay_id)
-        values = (replay_id, name, projection.version, schema, options.purpose, options.to)
+        schema = SCHEMAS[options.purpose].format(name, options.to or replay_id)
+        copy = (replay_id, name, projection.version, schema, options.purpose, options.to)
+        work = (workers, state, options.confirmed or back, requested_by, operation_id)
         try:
-            conn.execute(
-                INSERT,
-                (*values, workers, state, options.confirmed or back, requested_by, operation_id),
-            )
+            conn.execute(INSERT, (*copy, *work))
         except UniqueViolation:
             raise ReplayUnderWay(f"{name} is being replayed; let that end, or cancel it.") from None
-        _make_copy(conn, projection, schema, back=back)
+        sweep(conn, name)
+        if back:
+            # It may have been paused or stopped while it was the live one.
+            checkpoints.resume(conn, schema)
+        else:
+            create(conn, projection.beside(schema))
     log.info("replay_begun", projection=name, replay=replay_id, purpose=str(options.purpose))
     return find(conn, replay_id)
 
@@ -114,7 +123,7 @@ def begin(
 def pause(conn: Connection[TupleRow], name: str) -> Replay:
     """Have the projection's replay rest where it is; raise NoReplay."""
     replay = _unfinished(conn, name)
-    conn.execute(PAUSE, (True, replay.id))
+    set_paused(conn, replay, True)
     return find(conn, replay.id)
 
 
@@ -123,7 +132,7 @@ def resume(conn: Connection[TupleRow], name: str) -> Replay:
     replay = _unfinished(conn, name)
     with conn.transaction():
         checkpoints.retry(conn, replay.schema)
-        conn.execute(PAUSE, (False, replay.id))
+        set_paused(conn, replay, False)
     return find(conn, replay.id)
 
 
@@ -186,8 +195,8 @@ def _drop_alone(conn: Connection[TupleRow], schema: str) -> None:
 
 def sweep(conn: Connection[TupleRow], name: str) -> None:
     """Drop what a crash has left behind: superseded copies, and those of ended replays."""
-    for prefix in (NEXT, VERIFY, OLD):
-        for schema in checkpoints.copies(conn, name, prefix.format(name)):
+    for kind in (NEXT, VERIFY, OLD):
+        for schema in checkpoints.copies(conn, name, kind.format(name, "")):
             with conn.transaction():
                 drop(conn, schema)
 
@@ -207,7 +216,11 @@ def _check(conn: Connection[TupleRow], projection: Projection, options: ReplayOp
     if live is None:
         raise NoCopy(f"{name} is not installed; it is when a process has started.")
     if options.purpose is Purpose.LOOK:
-        _check_look(conn, name, options.to, live.head)
+        if options.to is None or not 1 <= options.to <= live.head:
+            raise BadTarget(f"A look needs a position from 1 to {live.head}, the end of the log.")
+        schema = LOOK.format(name, options.to)
+        if checkpoints.look(conn, schema) is not None:
+            raise BadTarget(f"There is a look at that position already: {schema}.")
     elif options.to is not None:
         raise BadTarget("A position is for a look at the past only.")
     if options.purpose is Purpose.VERIFY:
@@ -219,13 +232,6 @@ def _check(conn: Connection[TupleRow], projection: Projection, options: ReplayOp
         _require_version(previous, projection, "previous")
 
 
-def _check_look(conn: Connection[TupleRow], name: str, to: int | None, head: int) -> None:
-    if to is None or not 1 <= to <= head:
-        raise BadTarget(f"A look needs a position from 1 to {head}, the end of the log.")
-    if checkpoints.look(conn, f"{LOOK.format(name)}{to}") is not None:
-        raise BadTarget(f"There is a look at that position already: {LOOK.format(name)}{to}.")
-
-
 def _require_version(copy: Seen, projection: Projection, which: str) -> None:
     if copy.version != projection.version:
         raise OtherVersion(
@@ -234,71 +240,35 @@ def _require_version(copy: Seen, projection: Projection, which: str) -> None:
         )
 
 
-def _schema_of(name: str, options: ReplayOptions, replay_id: int) -> str:
-    match options.purpose:
-        case Purpose.SWITCH:
-            return NEXT.format(name)
-        case Purpose.LOOK:
-            return f"{LOOK.format(name)}{options.to}"
-        case Purpose.VERIFY:
-            return f"{VERIFY.format(name)}{replay_id}"
-        case Purpose.ROLLBACK:
-            return PREVIOUS.format(name)
-
-
-def _make_copy(
-    conn: Connection[TupleRow], projection: Projection, schema: str, *, back: bool
-) -> None:
-    sweep(conn, projection.name)
-    if back:
-        # It may have been paused or stopped while it was the live one.
-        checkpoints.resume(conn, schema)
-    else:
-        create(conn, projection.beside(schema))
-
-
 def outdated(conn: Connection[TupleRow], models: Mapping[str, Projection]) -> list[Projection]:
-    """Return those whose live copy was made by an older version of the code than this one.
+    """Return the projections whose live copy was made by an older version of the code.
 
-    One that a newer version has made is not among them: a release that was not stopped yet must
-    not take away what its successor has built. Going back is an operator's decision.
+    A copy that a newer version has made stays: a release that was not stopped yet must not take
+    away what its successor has built. Going back is an operator's decision.
     """
     copies = [(model, checkpoints.look(conn, model.schema)) for model in models.values()]
     return [model for model, copy in copies if copy and copy.version < model.version]
 
 
 def begin_for_outdated(
-    conn: Connection[TupleRow],
-    models: Mapping[str, Projection],
-    *,
-    requested_by: str,
-    new_id: Callable[[], UUID] = uuid4,
+    conn: Connection[TupleRow], models: Mapping[str, Projection], *, requested_by: str
 ) -> list[Replay]:
-    """Begin a replay for each that is outdated, which switches without a question.
+    """Begin a replay of each outdated projection, which switches without a question.
 
-    An unfinished one of an older version is given up for it. Those that another process begins at
-    the same moment are left to that one.
+    It replaces an unfinished replay of an older version. A replay that another process begins at
+    the same moment is left to that process.
     """
-    begun = []
+    begun, options = [], ReplayOptions(confirmed=True)
     for projection in outdated(conn, models):
         try:
-            _give_up_older(conn, projection)
-            begun.append(
-                begin(
-                    conn,
-                    projection,
-                    ReplayOptions(confirmed=True),
-                    requested_by=requested_by,
-                    operation_id=new_id(),
-                )
+            older = unfinished(conn, projection.name)
+            if older is not None and older.version < projection.version:
+                log.warning("replay_given_up", projection=older.name, version=older.version)
+                cancel(conn, older.name)
+            found = begin(
+                conn, projection, options, requested_by=requested_by, operation_id=uuid4()
             )
+            begun.append(found)
         except (ReplayUnderWay, NoReplay) as reason:
             log.info("replay_not_begun", projection=projection.name, reason=str(reason))
     return begun
-
-
-def _give_up_older(conn: Connection[TupleRow], projection: Projection) -> None:
-    replay = unfinished(conn, projection.name)
-    if replay is not None and replay.version < projection.version:
-        log.warning("replay_given_up", projection=projection.name, version=replay.version)
-        cancel(conn, projection.name)

@@ -24,13 +24,14 @@ from engine.connections import connect
 from engine.event_store import GroupCommitRecorder
 from engine.log import EventMapper
 from engine.operations import load, request
-from engine.replay.records import Replay, replays, tell_nobody
+from engine.replay.records import Replay, tell_nobody
 from projections.operations import Operations
 from tests.e2e.program import OWN_VARIABLES
 from tests.integration.event_log import logged, recording
 from tests.integration.projection_support import ThreadedHost
+from tests.integration.replay_support import replays
 from tests.support import DEADLINE_SECONDS, PROJECT, eventually
-from workers.operations.action import Tools
+from workers.operations.actions import Tools
 from workers.operations.executor import Children, Executor
 
 MAPPER = EventMapper()

@@ -15,6 +15,7 @@ from fakeredis import FakeServer
 from fastapi import FastAPI
 
 from backlot.features import FEATURES, read_models
+from backlot.problems import OF_QUERIES
 from domain.upload import Upload
 from engine import telemetry
 from engine.freshness import Pool, Waiting
@@ -38,7 +39,6 @@ from projections.trending.cache import TrendingCache
 from projections.trending.formula import Formula
 from projections.trending.ranking import Trending
 from readapi.live_counts import LikeCounts, LiveCounts
-from readapi.problems import translate
 from readapi.queries import Queries
 from tests.integration.projection_support import Writer, hosting
 from workers import consumers as ledger
@@ -159,7 +159,7 @@ def make_app(queries: Queries) -> FastAPI:
         title="queries",
         authenticator=Authenticator(OneKey(SECRET, ["HS256"])),
         body_limit=1024,
-        translate=translate,
+        translate=OF_QUERIES,
     )
     app.state.queries = queries
     for router in (router for feature in FEATURES for router in feature.queries):

@@ -16,7 +16,7 @@ from domain.model import Aggregate
 from domain.upload import Upload
 from engine.comparison import Difference, compare
 from engine.projection import Projection
-from engine.replay.records import Purpose, Replay, ReplayOptions
+from engine.replay.records import Purpose, Replay, ReplayOptions, find
 from engine.replay.replay import carry_on
 from engine.replay.requests import begin
 from projections.catalog import Catalog
@@ -38,6 +38,12 @@ def models() -> dict[str, Projection]:
 
 def connected(database_url: str) -> Connection[TupleRow]:
     return psycopg.connect(database_url, autocommit=True)
+
+
+def replays(conn: Connection[TupleRow], name: str | None = None) -> list[Replay]:
+    """All replays, or those of one projection, newest first."""
+    query = "SELECT id FROM projections.replays WHERE %s::text IS NULL OR name = %s ORDER BY 1 DESC"
+    return [find(conn, replay_id) for (replay_id,) in conn.execute(query, (name, name)).fetchall()]
 
 
 def begun(

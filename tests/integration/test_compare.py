@@ -57,9 +57,9 @@ def copies(conn: Connection[TupleRow]) -> None:
 def test_equal_copies_have_equal_digests(conn: Connection[TupleRow]) -> None:
     difference = compare(conn, "likes", "likes_next")
     assert (difference.differs, difference.total, difference.keys) == (False, 0, [])
-    assert list(difference.digests) == ["counts", "likes", "removed"]
-    for live, other in difference.digests.values():
-        assert live == other
+    assert [t.table for t in difference.tables] == ["counts", "likes", "removed"]
+    for table in difference.tables:
+        assert table.live == table.other
     assert [t.live.rows for t in difference.tables if t.live] == [1, 50, 0]
 
 

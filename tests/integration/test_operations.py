@@ -1,39 +1,45 @@
 """Operators' actions: each is recorded, carried out by one process, and told once."""
 
 from __future__ import annotations
-
 import getpass
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from threading import Event
-
 import pytest
-
+import time
 from backlot.database import recorded
 from backlot.features import read_models
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC
+from datetime import datetime
 from domain.errors import Invalid
-from domain.operation import Members, Operation, OperationOutcome
+from domain.operation import Members
+from domain.operation import Operation
+from domain.operation import OperationOutcome
 from engine.connections import connect
 from engine.log import event_id
-from engine.operations import claim, finish, recording, release
-from engine.replay.records import replays, tell_nobody
+from engine.operations import claimed
+from engine.operations import finish
+from engine.operations import recording
+from engine.replay.records import tell_nobody
 from projections.operations import Operations
 from tests.integration.event_log import rows
-from tests.integration.operator_desk import (
-    Desk,
-    await_process,
-    desk,
-    executing,
-    replay_state,
-    standing_still,
-    working_on,
-)
-from tests.integration.projection_support import Writer, caught_up, hosting, position
+from tests.integration.operator_desk import Desk
+from tests.integration.operator_desk import await_process
+from tests.integration.operator_desk import desk
+from tests.integration.operator_desk import executing
+from tests.integration.operator_desk import replay_state
+from tests.integration.operator_desk import standing_still
+from tests.integration.operator_desk import working_on
+from tests.integration.projection_support import Writer
+from tests.integration.projection_support import caught_up
+from tests.integration.projection_support import hosting
+from tests.integration.projection_support import position
+from tests.integration.replay_support import replays
 from tests.support import eventually
-from workers.operations.action import Tools
-from workers.operations.executor import PAUSE_SECONDS, POLL_SECONDS, perform
+from threading import Event
+from workers.operations.actions import Tools
+from workers.operations.executor import PAUSE_SECONDS
+from workers.operations.executor import POLL_SECONDS
+from workers.operations.executor import perform
 
 
 @pytest.fixture
@@ -96,10 +102,13 @@ class TestRecording:
 
     def test_it_is_claimed_as_long_as_it_lasts(self, root: Desk) -> None:
         with connect(root.database_url, "test") as conn:
-            with recording(root.recorder, "ann", "export", "log", {}) as running:
-                assert not claim(conn, running.operation_id)
-            assert claim(conn, running.operation_id)
-            release(conn, running.operation_id)
+            with (
+                recording(root.recorder, "ann", "export", "log", {}) as running,
+                claimed(conn, running.operation_id) as mine,
+            ):
+                assert not mine
+            with claimed(conn, running.operation_id) as mine:
+                assert mine
 
     def test_many_who_finish_at_once_record_one_end(self, root: Desk) -> None:
         operation_id = root.ask("verify", "likes")
@@ -269,10 +278,10 @@ class TestExecutor:
             connect(root.database_url, "other") as other,
         ):
             operation_id = root.ask("pause", "likes")
-            assert claim(one, operation_id)
-            assert perform(other, root.recorder, tools, operation_id) is False
-            assert _status(root) == "running"
-            release(one, operation_id)
+            with claimed(one, operation_id) as mine:
+                assert mine
+                assert perform(other, root.recorder, tools, operation_id) is False
+                assert _status(root) == "running"
             assert perform(other, root.recorder, tools, operation_id) is True
             assert _status(root) == "paused"
             assert perform(one, root.recorder, tools, operation_id) is True

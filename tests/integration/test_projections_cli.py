@@ -16,7 +16,6 @@ from backlot.doctor import examine
 from backlot.features import read_models
 from domain.operation import Operation, OperationOutcome
 from engine.connections import connect
-from engine.replay.records import replays
 from infra.redis import connect_blocking_redis
 from projections.like_counters import Counter, Counters
 from projections.likes import Likes
@@ -32,6 +31,7 @@ from tests.integration.operator_desk import (
 )
 from tests.integration.projection_support import Writer, caught_up, hosting, position
 from tests.integration.redis_servers import redis_servers
+from tests.integration.replay_support import replays
 from tests.support import eventually
 
 ME = f"operator:{getpass.getuser()}"

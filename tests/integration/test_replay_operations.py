@@ -16,7 +16,6 @@ from engine.replay.records import (
     ReplayOptions,
     ReplayState,
     ReplayUnderWay,
-    replays,
 )
 from engine.replay.replay import ReplayElsewhere
 from engine.replay.requests import (
@@ -43,6 +42,7 @@ from tests.integration.replay_support import (
     difference,
     projected,
     replayed,
+    replays,
 )
 from tests.support import DEADLINE_SECONDS
 

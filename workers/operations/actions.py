@@ -1,266 +1,357 @@
 """What each action of an operator does: one engine for the command line and for HTTP."""
 
 from __future__ import annotations
-
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from domain.operation import Members
+from domain.operation import Operation
+from domain.operation import OperationOutcome
+from engine import checkpoints
+from engine.checkpoints import CheckpointStatus
+from engine.comparison import Difference
+from engine.completeness import completeness
+from engine.connections import connect
+from engine.overview import look_at
+from engine.parked_events import alike
+from engine.parked_events import discard
+from engine.parked_events import discard_all
+from engine.parked_events import park_and_go_on
+from engine.parked_events import remedy
+from engine.parked_events import retry
+from engine.projection import Projection
+from engine.replay import requests
+from engine.replay.records import Purpose
+from engine.replay.records import Replay
+from engine.replay.records import ReplayOptions
+from engine.replay.records import ReplayState
+from engine.replay.records import Report
+from engine.replay.records import of_operation
+from engine.replay.records import tell_nobody
+from engine.replay.replay import ReplayElsewhere
+from engine.replay.replay import carry_on
+from infra.errors import OperatorError
+from projections.analytics.arrival import AnalyticsMeans
+from projections.analytics.rebuild import NAME as ANALYTICS
+from projections.analytics.rebuild import Rebuild
+from projections.analytics.rebuild import Stopped
+from projections.like_counters import Counters
+from projections.like_counters import NAME as COUNTERS
+from projections.like_counters import rebuild
+from projections.like_counters import renewing
+from projections.likes import Likes
+from psycopg import Connection
+from psycopg.rows import TupleRow
 from threading import Event
 from types import MappingProxyType
 from typing import NamedTuple
 
-from psycopg import Connection
-from psycopg.rows import TupleRow, class_row
-
-from domain.operation import Members, Operation, OperationOutcome
-from engine import checkpoints
-from engine.checkpoints import CheckpointStatus
-from engine.completeness import completeness
-from engine.event_store import EVENTS
-from engine.parked_events import alike, discard, discard_all, park_and_go_on, remedy, retry
-from engine.replay import requests as replay_operations
-from engine.replay.records import Replay
-from infra.advisory_locks import copy_lock
-from infra.errors import OperatorError
-from projections.analytics.rebuild import NAME as ANALYTICS
-from projections.like_counters import NAME as COUNTERS
-from projections.like_counters import rebuild
-from workers.operations.action import Ended, OperationContext, OperationRefused, Tools
-from workers.operations.replays import PURPOSES, begun, rebuild_analytics, replay, replay_of
-
 PATIENCE_SECONDS = 10.0
 LOOK_SECONDS = 0.02
+# The keys that differ in the analytics, as the audit keeps them: the first ones only.
+NAMED_KEYS = 20
+
 NOBODY = "no process runs it now; one with the role `projections` goes on with it"
 STILL = "it is still at its next events"
+CARRIED_ON = "a process with the role `projections`, or the command `replay`, goes on with it"
 
-LOOK = f"""
-SELECT position, status, error, error_position,
-       (SELECT coalesce(max(notification_id), 0) FROM {EVENTS}) AS head,
-       EXISTS (SELECT FROM pg_locks
-               WHERE locktype = 'advisory' AND granted AND classid = %s AND objid = %s
-                     AND database = (SELECT oid FROM pg_database
-                                     WHERE datname = current_database())) AS active
-FROM backlot_checkpoints WHERE kind = 'projection' AND subscription = %s
-""".encode()
+LONG = frozenset({"replay", "verify", "rollback", "completeness", "retry"})
+PURPOSES = MappingProxyType(
+    {"replay": Purpose.SWITCH, "verify": Purpose.VERIFY, "rollback": Purpose.ROLLBACK}
+)
+OUTCOMES = MappingProxyType(
+    {ReplayState.CANCELLED: OperationOutcome.CANCELLED, ReplayState.FAILED: OperationOutcome.FAILED}
+)
 
 
-class ObservedCopy(NamedTuple):
-    """A copy as it stands, and whether any process runs it."""
+class Ended(NamedTuple):
+    """How an operation ended, and what came of it."""
 
-    position: int
-    status: str
-    error: str | None
-    error_position: int | None
-    head: int
-    active: bool
+    outcome: OperationOutcome
+    result: Members
+
+
+class OperationRefused(OperatorError):
+    """It is not possible, and nothing was done; the text says why."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What actions are carried out with; `models` are the live projections by name.
+
+    `report` hears how far a replay is. `counters` are those in Redis, where one is configured.
+    `agrees` is asked whether what differs in the `analytics` is to be mended. `compared` hears
+    what a comparison found, with the values, which are kept nowhere.
+    """
+
+    database_url: str
+    models: Mapping[str, Projection]
+    report: Report
+    stopping: Event
+    counters: Counters | None = None
+    analytics: AnalyticsMeans | None = None
+    agrees: Callable[[Difference], bool] = lambda difference: False
+    compared: Callable[[Difference], None] = tell_nobody
 
     @property
-    def stopped(self) -> bool:
-        """Whether it stands in front of an event that it can't apply."""
-        return self.status == CheckpointStatus.STOPPED
+    def likes(self) -> Likes | None:
+        """What the counters count."""
+        found = self.models.get(Likes.name)
+        return found if isinstance(found, Likes) else None
 
-    def has_gone_on(self, before: int) -> bool:
-        """Whether it has applied something since it stood there, or has nothing to apply."""
-        return self.position > before or self.position >= self.head
-
-
-def await_restart(
-    conn: Connection[TupleRow], schema: str, before: int, stopping: Event
-) -> tuple[ObservedCopy | None, str | None]:
-    """Wait until a copy that was let go on at `before` moves or stops again; ten seconds at most.
-
-    Returns what was seen last (None without such a copy), and why no more can be said of it.
-    """
-    until = time.monotonic() + PATIENCE_SECONDS
-    while (seen := _look(conn, schema)) is not None:
-        if seen.stopped or seen.has_gone_on(before) or seen.status == CheckpointStatus.PAUSED:
-            return seen, None
-        if not seen.active:
-            return seen, NOBODY
-        if time.monotonic() > until or stopping.wait(LOOK_SECONDS):
-            return seen, STILL
-    return None, None
+    def are_for(self, replay: Replay) -> bool:
+        """Whether this program makes rows of the replay's version."""
+        projection = self.models.get(replay.name)
+        return projection is not None and projection.version == replay.version
 
 
-def _look(conn: Connection[TupleRow], schema: str) -> ObservedCopy | None:
-    with conn.cursor(row_factory=class_row(ObservedCopy)) as cursor:
-        class_id, key = copy_lock(schema)
-        return cursor.execute(LOOK, (int(class_id), key, schema)).fetchone()
+@dataclass(frozen=True)
+class OperationContext:
+    """An operation at work: with what it is done, and on which projection."""
+
+    tools: Tools
+    conn: Connection[TupleRow]
+    operation: Operation
+    projection: Projection
+
+    @property
+    def name(self) -> str:
+        return self.projection.name
+
+    @property
+    def schema(self) -> str:
+        return self.projection.schema
+
+    def number(self, parameter: str) -> int | None:
+        """Return a parameter that is a whole number, where it is given."""
+        value = self.operation.parameters.get(parameter)
+        return value if isinstance(value, int) else None
+
+    def flag(self, parameter: str) -> bool:
+        """Return whether a parameter is given and true."""
+        return self.operation.parameters.get(parameter) is True
+
+    @property
+    def why(self) -> dict[str, str]:
+        """The reason, empty where none is given, and who asks."""
+        reason = self.operation.parameters.get("reason")
+        text = reason if isinstance(reason, str) else ""
+        return {"reason": text, "actor": self.operation.requested_by}
 
 
-Action = Callable[[OperationContext], Ended | None]
-
-# What is no projection, and so has no copies that are begun beforehand.
-OTHERS = frozenset({COUNTERS, ANALYTICS})
-
-CARRIED_ON = "a process with the role `projections`, or the command `replay`, goes on with it"
-LONG = frozenset({"replay", "verify", "rollback", "completeness", "retry"})
+Action = Callable[[OperationContext], Members | Ended | None]
+"""Returns the result of what is done, or how it ended otherwise; None when it rests."""
 
 
 def carry_out(conn: Connection[TupleRow], tools: Tools, operation: Operation) -> Ended | None:
     """Do what is asked for; None when it rests: a replay that is paused, asks, or was stopped.
 
-    What is not possible is an end of its own. Raises whatever else goes wrong.
+    What is not possible ends as refused. Raise whatever else goes wrong.
     """
     if operation.action not in ACTIONS:
         return Ended(OperationOutcome.FAILED, {"error": "Who began it ended before it was done."})
     if operation.subject == COUNTERS and operation.action == "replay":
         return _rebuild_counters(conn, tools)
-    if operation.subject == ANALYTICS:
-        return rebuild_analytics(conn, tools, operation)
-    return _act(ACTIONS[operation.action], conn, tools, operation)
+    try:
+        if operation.subject == ANALYTICS:
+            return _rebuild_analytics(conn, tools, operation)
+        result = ACTIONS[operation.action](_context(conn, tools, operation))
+    except OperatorError as error:
+        return _refused(str(error))
+    return Ended(OperationOutcome.DONE, result) if isinstance(result, dict) else result
 
 
 def prepare(conn: Connection[TupleRow], tools: Tools, operation: Operation) -> Ended | None:
-    """Begin what takes long, so that what is asked for next finds it begun; None if it could be."""
-    if operation.action not in PURPOSES or operation.subject in OTHERS:
-        return None
-    return _act(_begin, conn, tools, operation)
+    """Begin a replay, so that what is asked for next finds it begun; return how it is refused."""
+    # The counters and the analytics have no copies that are begun beforehand.
+    if operation.action in PURPOSES and operation.subject not in (COUNTERS, ANALYTICS):
+        try:
+            _begin(_context(conn, tools, operation))
+        except OperatorError as error:
+            return _refused(str(error))
+    return None
 
 
-def _act(
-    action: Action, conn: Connection[TupleRow], tools: Tools, operation: Operation
-) -> Ended | None:
-    try:
-        projection = tools.models.get(operation.subject)
-        if projection is None:
-            raise OperationRefused(f"There is no projection {operation.subject}.")
-        return action(OperationContext(tools, conn, operation, projection))
-    except OperatorError as error:
-        return Ended(OperationOutcome.REFUSED, {"reason": str(error)})
+def purpose_of(action: str, to: object) -> Purpose:
+    """Return the purpose of the replay that an action begins; `to` is the position of a look."""
+    purpose = PURPOSES[action]
+    return Purpose.LOOK if purpose is Purpose.SWITCH and to is not None else purpose
 
 
-def _rebuild_counters(conn: Connection[TupleRow], tools: Tools) -> Ended:
-    if tools.counters is None or tools.likes is None:
-        return Ended(
-            OperationOutcome.REFUSED, {"reason": "There are no counters: REDIS_URL is not set."}
-        )
-    done = rebuild(conn, tools.likes, tools.counters, tools.report)
-    return Ended(OperationOutcome.DONE, {"counters": done})
+def action_of(replay: Replay) -> str:
+    """Return what an operator would have asked for to begin the replay."""
+    asked = (action for action, purpose in PURPOSES.items() if purpose is replay.purpose)
+    return next(asked, "replay")
 
 
-def is_long(conn: Connection[TupleRow], operation: Operation) -> bool:
-    """Whether it may take longer than a moment; not so when only its end has to be told."""
-    found = replay_of(conn, operation.id)
-    return operation.action in LONG and (found is None or not found.finished)
+def _context(conn: Connection[TupleRow], tools: Tools, operation: Operation) -> OperationContext:
+    projection = tools.models.get(operation.subject)
+    if projection is None:
+        raise OperationRefused(f"There is no projection {operation.subject}.")
+    return OperationContext(tools, conn, operation, projection)
 
 
-def _begin(act: OperationContext) -> None:
-    begun(act)
+def _refused(reason: str) -> Ended:
+    return Ended(OperationOutcome.REFUSED, {"reason": reason})
 
 
-def _pause(act: OperationContext) -> Ended:
+def _begin(act: OperationContext) -> Replay:
+    """Return the operation's replay, begun now unless it was before; raise ReplayError."""
+    found = of_operation(act.conn, act.operation.id)
+    if found is not None:
+        return found
+    to, workers = act.number("to"), act.number("workers") or 1
+    purpose = purpose_of(act.operation.action, to)
+    return requests.begin(
+        act.conn,
+        act.projection,
+        ReplayOptions(purpose, to=to, workers=workers, confirmed=act.flag("yes")),
+        requested_by=act.operation.requested_by,
+        operation_id=act.operation.id,
+    )
+
+
+def _replay(act: OperationContext) -> Ended | None:
+    """Begin the operation's replay, or go on with it; None when it rests. Raise ReplayError."""
+    found, tools = _begin(act), act.tools
+    if not found.finished and tools.are_for(found):
+        counted = None
+        if tools.counters is not None and tools.likes is not None:
+            counted = renewing(tools.database_url, tools.likes, tools.counters)
+        try:
+            found = carry_on(
+                tools.database_url,
+                found.id,
+                tools.models,
+                report=tools.report,
+                stopping=tools.stopping,
+                after_switch=counted,
+                compared=tools.compared,
+            )
+        except ReplayElsewhere:
+            return None
+    return _end_of(found) if found.finished else None
+
+
+def _end_of(replay: Replay) -> Ended:
+    """Return what is recorded of a replay's end, without the keys that differ: they name people."""
+    result: Members = {
+        "replay": replay.id,
+        "state": str(replay.state),
+        "schema": replay.schema,
+        "position": replay.position,
+        "events": replay.events_applied,
+    }
+    if replay.error is not None:
+        result["error"] = replay.error
+    if replay.result is not None:
+        told = ("differs", "total", "tables")
+        result["difference"] = {name: replay.result[name] for name in told}
+    return Ended(OUTCOMES.get(replay.state, OperationOutcome.DONE), result)
+
+
+def _progress(found: Replay) -> Members:
+    return {"replay": found.id, "position": found.position}
+
+
+def _pause(act: OperationContext) -> Members:
     if act.flag("replay"):
-        return _of(replay_operations.pause(act.conn, act.name))
+        return _progress(requests.pause(act.conn, act.name))
     if act.name == "operations":
         raise OperationRefused("Without it, nobody would see the request to resume it.")
-    return _changed(checkpoints.pause(act.conn, act.projection.schema))
+    return {"changed": checkpoints.pause(act.conn, act.schema)}
 
 
-def _resume(act: OperationContext) -> Ended:
+def _resume(act: OperationContext) -> Members | Ended:
     if act.flag("replay"):
-        told = _of(replay_operations.resume(act.conn, act.name)).result
-        return Ended(OperationOutcome.DONE, {**told, "note": CARRIED_ON})
-    seen = checkpoints.look(act.conn, act.projection.schema)
-    if seen is None or not checkpoints.resume(act.conn, act.projection.schema):
-        return _changed(False)
-    again = _since(act, seen.position)
+        return {**_progress(requests.resume(act.conn, act.name)), "note": CARRIED_ON}
+    seen = checkpoints.look(act.conn, act.schema)
+    if seen is None or not checkpoints.resume(act.conn, act.schema):
+        return {"changed": False}
+    again = _restarted(act, seen.position)
     outcome = OperationOutcome.FAILED if "error" in again else OperationOutcome.DONE
     return Ended(outcome, {"changed": True, **again})
 
 
-def _since(act: OperationContext, before: int) -> Members:
-    """What there is to say of a projection that was let go on: that it stopped again, and why."""
-    name = act.name
-    seen, doubt = await_restart(act.conn, act.projection.schema, before, act.tools.stopping)
-    if seen is not None and seen.stopped:
-        at = seen.error_position
-        told = f"{name} has stopped again, at position {at}: {seen.error}; {remedy(name)}"
-        return {"stoppedAt": at, "error": told}
-    return {} if doubt is None else {"note": doubt}
+def _restarted(act: OperationContext, before: int) -> Members:
+    """Wait until the projection, let go on at `before`, moves or stops again; ten seconds at most.
+
+    Return where and why it has stopped again, or why nothing is known; empty when it moves.
+    """
+    until = time.monotonic() + PATIENCE_SECONDS
+    while (seen := look_at(act.conn, act.schema)) is not None:
+        if seen.status == CheckpointStatus.STOPPED:
+            at, advice = seen.error_position, remedy(act.name)
+            told = f"{act.name} has stopped again, at position {at}: {seen.error}; {advice}"
+            return {"stoppedAt": at, "error": told}
+        moves = seen.position > before or seen.position >= seen.head
+        if moves or seen.status == CheckpointStatus.PAUSED:
+            break
+        if not seen.active:
+            return {"note": NOBODY}
+        if time.monotonic() > until or act.tools.stopping.wait(LOOK_SECONDS):
+            return {"note": STILL}
+    return {}
 
 
-def _cancel(act: OperationContext) -> Ended:
-    return _of(replay_operations.cancel(act.conn, act.name))
+def _drop_old(act: OperationContext) -> Members:
+    requests.drop_old(act.conn, act.name)
+    return {}
 
 
-def _confirm(act: OperationContext) -> Ended:
-    return _of(replay_operations.confirm(act.conn, act.name))
-
-
-def _of(found: Replay) -> Ended:
-    return Ended(OperationOutcome.DONE, {"replay": found.id, "position": found.position})
-
-
-def _changed(changed: bool) -> Ended:
-    """Whether it was otherwise before; asking twice does no harm."""
-    return Ended(OperationOutcome.DONE, {"changed": changed})
-
-
-def _drop_old(act: OperationContext) -> Ended:
-    replay_operations.drop_old(act.conn, act.name)
-    return Ended(OperationOutcome.DONE, {})
-
-
-def _drop_look(act: OperationContext) -> Ended:
+def _drop_look(act: OperationContext) -> Members:
     position = act.number("position")
     if position is None:
         raise OperationRefused("Say which look: its position.")
-    schema = f"{replay_operations.LOOK.format(act.name)}{position}"
-    replay_operations.drop_look(act.conn, schema)
-    return Ended(OperationOutcome.DONE, {"position": position})
+    requests.drop_look(act.conn, requests.LOOK.format(act.name, position))
+    return {"position": position}
 
 
-def _completeness(act: OperationContext) -> Ended:
-    return Ended(OperationOutcome.DONE, completeness(act.conn, act.projection).as_dict())
+def _park(act: OperationContext) -> Members:
+    found = park_and_go_on(act.conn, act.projection, **act.why, all_like=act.number("allLike"))
+    return {"position": found.position, **_restarted(act, found.position)}
 
 
-def _park(act: OperationContext) -> Ended:
-    reason, actor = act.text("reason"), act.operation.requested_by
-    found = park_and_go_on(
-        act.conn, act.projection, reason=reason, actor=actor, all_like=act.number("allLike")
-    )
-    return Ended(OperationOutcome.DONE, {"position": found.position, **_since(act, found.position)})
-
-
-def _retry(act: OperationContext) -> Ended:
+def _retry(act: OperationContext) -> Members:
     force = act.flag("force")
     results = retry(act.conn, act.projection, _chosen(act), force=force)
     counted = Counter(str(result.outcome) for result in results)
     events = [{"position": r.position, "outcome": str(r.outcome)} for r in results]
-    return Ended(OperationOutcome.DONE, {**counted, "events": events})
+    return {**counted, "events": events}
 
 
 def _chosen(act: OperationContext) -> list[int] | None:
-    """The parked events that are named by position or as all like one; None when none is named."""
+    """Return the parked events named by position or as all like one; None when none is named."""
     position, like = act.number("position"), act.number("allLike")
     if like is not None:
-        return alike(act.conn, act.projection.schema, like)
+        return alike(act.conn, act.schema, like)
     return None if position is None else [position]
 
 
-def _discard(act: OperationContext) -> Ended:
-    chosen, schema = _chosen(act), act.projection.schema
-    why: dict[str, str] = {"reason": act.text("reason"), "actor": act.operation.requested_by}
+def _discard(act: OperationContext) -> Members:
+    chosen = _chosen(act)
     if chosen is None:
         raise OperationRefused("Say which event: its position.")
     if act.number("allLike") is None:
-        discard(act.conn, schema, chosen[0], **why)
-        return Ended(OperationOutcome.DONE, {"position": chosen[0]})
-    found = discard_all(act.conn, schema, chosen, **why)
-    return Ended(OperationOutcome.DONE, {"discarded": len(found), "positions": found})
+        discard(act.conn, act.schema, chosen[0], **act.why)
+        return {"position": chosen[0]}
+    found = discard_all(act.conn, act.schema, chosen, **act.why)
+    return {"discarded": len(found), "positions": found}
 
 
 ACTIONS: Mapping[str, Action] = MappingProxyType(
     {
-        "replay": replay,
-        "verify": replay,
-        "rollback": replay,
-        "completeness": _completeness,
+        "replay": _replay,
+        "verify": _replay,
+        "rollback": _replay,
+        "completeness": lambda act: completeness(act.conn, act.projection).as_dict(),
         "pause": _pause,
         "resume": _resume,
-        "cancel": _cancel,
-        "confirm": _confirm,
+        "cancel": lambda act: _progress(requests.cancel(act.conn, act.name)),
+        "confirm": lambda act: _progress(requests.confirm(act.conn, act.name)),
         "drop-old": _drop_old,
         "drop-look": _drop_look,
         "park": _park,
@@ -268,3 +359,52 @@ ACTIONS: Mapping[str, Action] = MappingProxyType(
         "discard": _discard,
     }
 )
+
+
+def _rebuild_counters(conn: Connection[TupleRow], tools: Tools) -> Ended:
+    if tools.counters is None or tools.likes is None:
+        return _refused("There are no counters: REDIS_URL is not set.")
+    done = rebuild(conn, tools.likes, tools.counters, tools.report)
+    return Ended(OperationOutcome.DONE, {"counters": done})
+
+
+def _rebuild_analytics(
+    conn: Connection[TupleRow], tools: Tools, operation: Operation
+) -> Ended | None:
+    """Verify or replay the analytics; None where this process is to end before it is over.
+
+    A replay that differs and was not agreed to is cancelled, and changes nothing.
+    """
+    if tools.analytics is None or operation.action not in ("verify", "replay"):
+        action = operation.action
+        return _refused(f"The analytics can be verified and replayed; there is no {action}.")
+    if "to" in operation.parameters:
+        return _refused("The analytics are mended where they are: there is no look at their past.")
+    try:
+        with closing(connect(tools.analytics.url, "analytics rebuild")) as own:
+            work = Rebuild(conn, own, tools.analytics, report=tools.report, stopping=tools.stopping)
+            return _mend(work, tools, operation)
+    except Stopped:
+        return None
+
+
+def _mend(work: Rebuild, tools: Tools, operation: Operation) -> Ended:
+    found = work.compare()
+    tools.compared(found.difference)
+    told = found.difference.as_dict()
+    result: Members = {
+        "name": ANALYTICS,
+        "position": found.position,
+        "events": found.events,
+        "difference": {**told, "keys": told["keys"][:NAMED_KEYS]},
+    }
+    if operation.action == "verify" or not found.difference.differs:
+        return Ended(OperationOutcome.DONE, {"state": "verified", **result})
+    if operation.parameters.get("yes") is not True and not tools.agrees(found.difference):
+        reason = "What is stored differs, and nothing was changed; `yes` mends it."
+        return Ended(OperationOutcome.CANCELLED, {"state": "cancelled", "reason": reason, **result})
+    left = work.mend(found)
+    if left:
+        error = f"{left} rows differ still, or again; verify tells which."
+        return Ended(OperationOutcome.FAILED, {"state": "failed", "error": error, **result})
+    return Ended(OperationOutcome.DONE, {"state": "mended", **result})

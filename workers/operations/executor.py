@@ -5,39 +5,59 @@ process at a time, and another one goes on with it when that one dies.
 """
 
 from __future__ import annotations
-
 import asyncio
 import os
+import structlog
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from threading import Event, Thread
-from typing import Any
-from uuid import UUID
-
-import structlog
-from eventsourcing.persistence import PersistenceError
-from psycopg import Connection
-from psycopg.rows import TupleRow
-
-from domain.operation import Members, Operation, OperationOutcome
+from collections.abc import Callable
+from collections.abc import Coroutine
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from domain.operation import Members
+from domain.operation import Operation
+from domain.operation import OperationOutcome
 from engine import checkpoints
-from engine.connections import EveryProcess, ThreadedConnection, in_thread, is_outage
+from engine.connections import EveryProcess
+from engine.connections import ThreadedConnection
+from engine.connections import in_thread
+from engine.connections import is_outage
 from engine.event_store import GroupCommitRecorder
-from engine.operations import claim, finish, load, release, request
+from engine.operations import claimed
+from engine.operations import finish
+from engine.operations import load
+from engine.operations import request
 from engine.projection_subscription import ProjectionHost
+from engine.replay.records import of_operation
 from engine.replay.records import tell_nobody
+from engine.replay.records import under_way
 from engine.replay.requests import begin_for_outdated
-from engine.subscription import Handler, NoCheckpoint, Subscription, Wakeups
-from infra.cancellation import cancel, to_the_end
+from engine.subscription import Handler
+from engine.subscription import NoCheckpoint
+from engine.subscription import Subscription
+from engine.subscription import Wakeups
+from eventsourcing.persistence import PersistenceError
+from infra.cancellation import cancel
+from infra.cancellation import to_the_end
 from infra.errors import describe
 from projections.operations import Operations
+from psycopg import Connection
+from psycopg.rows import TupleRow
+from threading import Event
+from threading import Thread
+from typing import Any
+from uuid import UUID
 from workers.analytics import analytics_means
-from workers.operations.action import Ended, Tools
-from workers.operations.actions import carry_out, is_long, prepare
-from workers.operations.replays import action_of, replay_of, rests, under_way
+from workers.operations.actions import Ended
+from workers.operations.actions import LONG
+from workers.operations.actions import Tools
+from workers.operations.actions import action_of
+from workers.operations.actions import carry_out
+from workers.operations.actions import prepare
 from workers.parts import Parts
 
 log = structlog.get_logger(__name__)
@@ -56,24 +76,20 @@ class Children:
         """`command` gets the id of what is to be done as its last argument."""
         self._command = command
         self._environment = {**os.environ, **environment}
-        self._running: dict[UUID, subprocess.Popen[bytes]] = {}
+        self.running: dict[UUID, subprocess.Popen[bytes]] = {}
         self._started: dict[UUID, float] = {}
-        self._crashes: Counter[UUID] = Counter()
-
-    def busy(self, work: UUID) -> bool:
-        """Whether a child is at it."""
-        return work in self._running
+        self.crashes: Counter[UUID] = Counter()
+        """How many children have died over each work."""
 
     def may_start(self, work: UUID) -> bool:
-        """Whether there is room for one more, and nobody has only just been at it."""
-        latest = self._started.get(work)
-        rested = latest is None or time.monotonic() - latest > PAUSE_SECONDS
-        return len(self._running) < MAX_CHILDREN and rested
+        """Return whether there is room for one more child, and none has only just been at it."""
+        rested = time.monotonic() - self._started.get(work, float("-inf")) > PAUSE_SECONDS
+        return len(self.running) < MAX_CHILDREN and rested
 
     def start(self, work: UUID) -> None:
         """Begin to work in a process of its own; raises OSError when there can be none."""
         self._started[work] = time.monotonic()
-        self._running[work] = subprocess.Popen(
+        self.running[work] = subprocess.Popen(
             [*self._command, str(work)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -84,37 +100,34 @@ class Children:
 
     def reap(self) -> None:
         """Notice which have ended."""
-        for work, process in list(self._running.items()):
+        for work, process in list(self.running.items()):
             code = process.poll()
             if code is None:
                 continue
-            self._close(process)
-            del self._running[work]
+            _close(process)
+            del self.running[work]
             if code != 0:
-                self._crashes[work] += 1
+                self.crashes[work] += 1
                 log.error("operation_process_died", id=str(work), code=code)
-
-    def crashes(self, work: UUID) -> int:
-        """How many processes have died over it."""
-        return self._crashes[work]
 
     def stop(self) -> None:
         """Ask all to stop where they are, wait for that, and kill who takes too long."""
-        for process in self._running.values():
-            self._close(process)
+        for process in self.running.values():
+            _close(process)
         deadline = time.monotonic() + CHILD_STOP_SECONDS
-        for work, process in self._running.items():
+        for work, process in self.running.items():
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 log.warning("operation_process_killed", id=str(work))
                 process.kill()
                 process.wait()
-        self._running.clear()
+        self.running.clear()
 
-    def _close(self, process: subprocess.Popen[bytes]) -> None:
-        if process.stdin is not None:
-            process.stdin.close()
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def watch_parent(stopping: Event, *, exit_seconds: float = CHILD_STOP_SECONDS) -> Thread:
@@ -141,7 +154,10 @@ POLL_SECONDS = 0.5
 STOP_SECONDS = 30.0
 MAX_CRASHES = 3
 
-Step = Callable[[Connection[TupleRow], Tools, Operation], Ended | None]
+
+def is_interruption(error: Exception) -> bool:
+    """Return whether the database or the log is away: then the operation goes on later."""
+    return is_outage(error) or isinstance(error, PersistenceError)
 
 
 def perform(
@@ -152,52 +168,47 @@ def perform(
     A fault of ours is recorded as its end. Raises what the database raises when it is away: then
     the operation is as unfinished as before.
     """
-    if not claim(conn, operation_id):
-        return False
-    try:
+    with claimed(conn, operation_id) as mine:
+        if not mine:
+            return False
         operation = load(recorder, operation_id)
         if operation.version == 0 or operation.outcome is not None:
             return True
         ended = _attempt(carry_out, conn, tools, operation)
         if ended is None:
             return False
-        finish(recorder, operation_id, ended.outcome, ended.result, ACTOR)
+        finish(recorder, operation_id, *ended, ACTOR)
         log.info("operation_finished", id=str(operation_id), outcome=str(ended.outcome))
         return True
-    finally:
-        release(conn, operation_id)
 
 
 def _attempt(
-    step: Step, conn: Connection[TupleRow], tools: Tools, operation: Operation
+    step: Callable[..., Ended | None],
+    conn: Connection[TupleRow],
+    tools: Tools,
+    operation: Operation,
 ) -> Ended | None:
     try:
         return step(conn, tools, operation)
     except Exception as error:
-        if is_outage(error) or isinstance(error, PersistenceError):
+        if is_interruption(error):
             raise
         log.exception("operation_broke", id=str(operation.id), action=operation.action)
         return Ended(OperationOutcome.FAILED, {"error": describe(error)})
 
 
+@dataclass(eq=False)
 class Executor(Handler[None]):
-    """Looks for operations to carry out: short ones here, long ones in children."""
+    """Looks for operations to carry out: short ones here, long ones in children.
 
-    def __init__(
-        self,
-        recorder: GroupCommitRecorder,
-        operations: Operations,
-        tools: Tools,
-        children: Children,
-        *,
-        auto_replay: bool,
-    ) -> None:
-        """`auto_replay`: what an older version of the code has made is built again at the start."""
-        self._recorder = recorder
-        self._operations = operations
-        self._tools = tools
-        self._children = children
-        self._auto_replay = auto_replay
+    `auto_replay`: what an older version of the code has made is built again at the start.
+    """
+
+    recorder: GroupCommitRecorder
+    operations: Operations
+    tools: Tools
+    children: Children
+    auto_replay: bool
 
     async def run(self, moved: asyncio.Event) -> None:
         """Carry out what is asked for until cancelled; everything stops where it is then.
@@ -206,7 +217,7 @@ class Executor(Handler[None]):
         unfinished goes on when some process starts again.
         """
         subscription = Subscription(
-            self._tools.database_url,
+            self.tools.database_url,
             "operations",
             source=Wakeups(moved),
             checkpoint=NoCheckpoint(),
@@ -221,97 +232,80 @@ class Executor(Handler[None]):
             # A cancellation would wait for the operation at hand, which has to be told first.
             await asyncio.wait([work])
         finally:
-            self._tools.stopping.set()
+            self.tools.stopping.set()
             await to_the_end(self._stop(work))
 
     async def _stop(self, work: asyncio.Task[Any]) -> None:
         await cancel(work, seconds=STOP_SECONDS)
-        await in_thread(self._children.stop)
+        await in_thread(self.children.stop)
 
     async def handle(self, conn: ThreadedConnection, batch: None) -> None:
         await conn.do(self._attend_all)
 
     def _failed(self, error: Exception) -> None:
-        outage = is_outage(error) or isinstance(error, PersistenceError)
-        trace = None if outage else error
+        trace = None if is_interruption(error) else error
         log.warning("operations_interrupted", error=describe(error), exc_info=trace)
 
     def _attend_all(self, conn: Connection[TupleRow]) -> None:
-        if self._auto_replay:
-            begin_for_outdated(conn, self._tools.models, requested_by=SYSTEM)
-            self._auto_replay = False
-        self._children.reap()
+        if self.auto_replay:
+            begin_for_outdated(conn, self.tools.models, requested_by=SYSTEM)
+            self.auto_replay = False
+        self.children.reap()
         for operation_id in self._open(conn):
-            if not self._tools.stopping.is_set():
+            if not self.tools.stopping.is_set():
                 self._attend(conn, operation_id)
 
     def _open(self, conn: Connection[TupleRow]) -> Sequence[UUID]:
         """What may have to be done; the replays also tell, when the read model is being rebuilt."""
         replays = [replay.operation_id for replay in under_way(conn)]
-        model = checkpoints.look(conn, self._operations.schema)
-        if model is None or model.version not in self._operations.versions:
+        model = checkpoints.look(conn, self.operations.schema)
+        if model is None or model.version not in self.operations.versions:
             return replays
-        return list(dict.fromkeys([*self._operations.unfinished(conn), *replays]))
+        return list(dict.fromkeys([*self.operations.unfinished(conn), *replays]))
 
     def _attend(self, conn: Connection[TupleRow], operation_id: UUID) -> None:
-        if self._children.busy(operation_id):
+        if operation_id in self.children.running:
             return
         # The log decides: the read model may not know yet that it has ended.
-        operation = load(self._recorder, operation_id)
-        if operation.version == 0:
-            operation = self._record(conn, operation)
-        if operation.outcome is not None or rests(conn, self._tools, operation):
+        operation = load(self.recorder, operation_id)
+        replay = of_operation(conn, operation_id)
+        if operation.version == 0 and replay is not None:
+            # Begun without a request: a replay of what an older version has made.
+            because: Members = {"reason": f"version {replay.version} of the code"}
+            asked = replay.requested_by, action_of(replay), replay.name, because
+            operation = request(self.recorder, operation_id, *asked)
+        if operation.outcome is not None:
             return
-        if not is_long(conn, operation):
-            perform(conn, self._recorder, self._tools, operation_id)
-        elif self._children.crashes(operation_id) >= MAX_CRASHES:
-            self._give_up(operation_id)
-        elif self._children.may_start(operation_id) and self._prepare(conn, operation):
+        if operation.action not in LONG or (replay is not None and replay.finished):
+            perform(conn, self.recorder, self.tools, operation_id)
+        elif replay is not None and (replay.rests or not self.tools.are_for(replay)):
+            return
+        elif self.children.crashes[operation_id] >= MAX_CRASHES:
+            error = f"{MAX_CRASHES} processes died over it; the log has their last words"
+            finish(self.recorder, operation_id, OperationOutcome.FAILED, {"error": error}, ACTOR)
+        elif self.children.may_start(operation_id) and self._prepare(conn, operation):
             # The child claims it for itself.
-            self._children.start(operation_id)
-
-    def _record(self, conn: Connection[TupleRow], operation: Operation) -> Operation:
-        """Record what was begun without a request: replays of what an older version has made."""
-        replay = replay_of(conn, operation.id)
-        if replay is None:
-            return operation
-        parameters: Members = {"reason": f"version {replay.version} of the code"}
-        what = action_of(replay), replay.name, parameters
-        return request(self._recorder, operation.id, replay.requested_by, *what)
+            self.children.start(operation_id)
 
     def _prepare(self, conn: Connection[TupleRow], operation: Operation) -> bool:
-        """Begin it; False when it is refused, or another process is at it."""
-        if not claim(conn, operation.id):
-            return False
-        try:
-            ended = _attempt(prepare, conn, self._tools, operation)
+        """Begin it; return False when it is refused, or another process is at it."""
+        with claimed(conn, operation.id) as mine:
+            ended = _attempt(prepare, conn, self.tools, operation) if mine else None
             if ended is not None:
-                finish(self._recorder, operation.id, *ended, ACTOR)
-            return ended is None
-        finally:
-            release(conn, operation.id)
-
-    def _give_up(self, operation_id: UUID) -> None:
-        error = f"{MAX_CRASHES} processes died over it; the log has their last words"
-        finish(self._recorder, operation_id, OperationOutcome.FAILED, {"error": error}, ACTOR)
+                finish(self.recorder, operation.id, *ended, ACTOR)
+            return mine and ended is None
 
 
 def reactors(parts: Parts, host: ProjectionHost) -> Iterator[Coroutine[Any, Any, None]]:
     """Have what operators ask for done here; replays in processes of their own."""
     command = [sys.executable, "-m", "backlot", "projections", "carry-out"]
-    tools = Tools(
-        parts.database_url,
-        parts.models.by_name(),
-        tell_nobody,
-        Event(),
-        parts.counters,
-        analytics_means(parts.settings, parts.database_url),
-    )
+    url, settings = parts.database_url, parts.settings
+    models, analytics = parts.models.by_name(), analytics_means(settings, url)
     executor = Executor(
         parts.recorder,
         parts.models[Operations],
-        tools,
-        Children(command, {"DATABASE_URL": parts.database_url}),
-        auto_replay=parts.settings.projections.auto_replay,
+        Tools(url, models, tell_nobody, Event(), parts.counters, analytics),
+        Children(command, {"DATABASE_URL": url}),
+        auto_replay=settings.projections.auto_replay,
     )
     yield executor.run(host.follow(Operations.name))
