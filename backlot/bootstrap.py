@@ -19,13 +19,13 @@ from engine.installation import install, make_tables
 from engine.migrations import ENGINE, migrate
 from engine.notifications import Notifications
 from engine.projection_subscription import ProjectionHost
-from engine.seals.anchors import (
+from engine.seals.proofs import (
+    SealKey,
     configured_anchors,
     configured_key,
     configured_proofs,
 )
 from engine.seals.sealer import Sealer
-from engine.seals.signature import SealKey
 from infra.data_folder import DataFolder
 from infra.errors import OperatorError
 from infra.http.auth import make_authenticator, read_or_make_secret

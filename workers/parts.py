@@ -13,7 +13,7 @@ from engine.messages import Consumer, Fetched, Sink
 from engine.notifications import CHANNELS, EVENTS, Notifications
 from engine.projection import ReadModels
 from engine.projection_subscription import ProjectionHost
-from engine.seals.anchors import Proofs
+from engine.seals.proofs import Proofs
 from engine.seals.sealer import Sealer
 from engine.sources import BEHIND_EVENTS, MessageSource
 from engine.subscription import Subscription

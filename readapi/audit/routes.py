@@ -16,20 +16,22 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
 from engine.freshness import Freshness
-from engine.inspection.search import Search
+from engine.inspection.index import Search
 from engine.log import END_OF_LOG
 from engine.privacy import PayloadMode
-from engine.seals import tables, verification
-from engine.seals.anchors import AnchorsUnusable, Proofs
+from engine.seals import verification
+from engine.seals.chain import connect
+from engine.seals.proofs import AnchorsUnusable, Proofs
 from engine.seals.verification import Verification
 from infra.http.app import Admin, Auditor, wire
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Time, Wire
-from readapi.audit.inspector import Inspector, Moment
-from readapi.audit.shapes import (
+from readapi.audit.inspector import (
     AuditEvent,
     AuditEventDetail,
     AuditStats,
+    Inspector,
+    Moment,
     StreamHistory,
     TraceTree,
 )
@@ -106,17 +108,9 @@ def wanted(
     ] = "desc",
 ) -> Search:
     """What the query string asks for: all conditions together."""
+    newest_first = order == "desc"
     return Search(
-        stream=stream,
-        aggregate=aggregate,
-        types=types,
-        actor=actor,
-        correlation_id=correlation_id,
-        since=since,
-        until=until,
-        after=after,
-        before=before,
-        newest_first=order == "desc",
+        stream, aggregate, types, actor, correlation_id, since, until, after, before, newest_first
     )
 
 
@@ -283,14 +277,13 @@ class Integrity:
         self._stopping = True
 
     def _verify(self, *, full: bool) -> Verification:
-        with tables.connect(self._database_url, "verification") as conn:
+        with connect(self._database_url, "verification") as conn:
             kept = None if full else verification.latest(conn)
             if kept is not None and datetime.now(UTC) - kept.verified_at < STALE_AFTER:
                 return kept
             report = verification.verify_database(
                 conn,
-                public_keys=self._proofs.public_keys,
-                anchors=self._proofs.open_anchors(),
+                self._proofs,
                 known_topics=self._known_topics,
                 after=None if full else verification.last_good_seal(conn),
                 on_progress=self._go_on,
@@ -329,9 +322,5 @@ async def verify_log(
         detail = "The log can't be verified right now; the server's log says why."
         headers = {"Retry-After": "60"}
         raise Problem(503, "unavailable", detail, headers=headers) from error
-    return wire(_present(found))
-
-
-def _present(found: Verification) -> LogIntegrity:
     said = {**found.report, "verifiedAt": found.verified_at, "complete": found.complete}
-    return LogIntegrity.model_validate(said)
+    return wire(LogIntegrity.model_validate(said))

@@ -12,8 +12,7 @@ import pytest
 from eventsourcing.persistence import StoredEvent
 from psycopg import AsyncConnection
 
-from engine.inspection.index import Audit
-from engine.inspection.search import Search, arriving, head_of
+from engine.inspection.index import Audit, Search, arriving, head_of
 from engine.inspection.streams import Entry, read_entry
 from engine.installation import drop
 from engine.notifications import EVENTS, Notifications

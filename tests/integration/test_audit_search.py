@@ -15,8 +15,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from engine.codec import EventMapper
-from engine.inspection.index import Audit
-from engine.inspection.search import EventPage, Search, find
+from engine.inspection.index import Audit, EventPage, Search, find
 from engine.inspection.streams import Entry, aggregate_of, read_entry, type_of
 from engine.installation import install
 from engine.log import END_OF_LOG

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from engine.codec import event_id
-from engine.inspection.causes import MAX_DEPTH, Node, Trace, tree
+from engine.inspection.streams import MAX_DEPTH, Node, Trace, tree
 from engine.privacy import PayloadMode
 from readapi.audit.inspector import as_trace
 from tests.unit.audit_events import AT, entry
