@@ -11,9 +11,8 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from io import StringIO
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -36,18 +35,7 @@ from infra.utc import rfc3339
 
 if TYPE_CHECKING:
     from infra.http.shapes import Wire
-    from readapi.audit.inspector import (
-        AggregateState,
-        AuditEvent,
-        AuditEventDetail,
-        AuditStats,
-        EventRef,
-        Inspector,
-        Moment,
-        StreamEvent,
-        TraceNode,
-        TraceTree,
-    )
+    from readapi.audit import inspector as audit
 
 T = TypeVar("T")
 W = TypeVar("W", bound="Wire")
@@ -58,13 +46,6 @@ SHOWN_DAYS = 14
 
 class NotInspected(OperatorError):
     """The log could not be asked, or holds nothing of what was asked for."""
-
-
-class SortOrder(StrEnum):
-    """By position."""
-
-    ASC = "asc"
-    DESC = "desc"
 
 
 app = group("The event log: list, follow, show, trace, export.")
@@ -110,7 +91,7 @@ def list_events(
     until: Annotated[str | None, typer.Option("--to", help="Before this time.")] = None,
     after: Annotated[int, typer.Option(min=0, help="After this position.")] = 0,
     before: Annotated[int | None, typer.Option(min=1, help="Before this position.")] = None,
-    order: Annotated[SortOrder, typer.Option(help="desc: newest first.")] = SortOrder.DESC,
+    order: Annotated[Literal["asc", "desc"], typer.Option(help="desc: newest first.")] = "desc",
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 50,
     cursor: Annotated[str | None, typer.Option(help="Where the page before ended.")] = None,
     everything: Annotated[
@@ -134,11 +115,11 @@ def list_events(
         until=moment("--to", until, now),
         after=after,
         before=END_OF_LOG if before is None else before,
-        newest_first=order is SortOrder.DESC,
+        newest_first=order == "desc",
     )
     printer = EventPrinter(as_json=as_json)
 
-    async def print_events(inspector: Inspector) -> None:
+    async def print_events(inspector: audit.Inspector) -> None:
         page = await inspector.events(search, PAGE if everything else limit, cursor)
         if as_json and not everything:
             show_json(page)
@@ -180,7 +161,7 @@ def tail(
     search = Search(stream, _known_aggregate(aggregate), _known_types(types), actor, correlation)
     printer = EventPrinter(as_json=as_json)
 
-    async def print_tail(inspector: Inspector) -> None:
+    async def print_tail(inspector: audit.Inspector) -> None:
         head = await head_of(inspector.conn)
         if number > 0:
             newest = await inspector.events(replace(search, before=head + 1), number)
@@ -226,7 +207,7 @@ def show_stream(
 
     at = _moment(at_version, at_time)
 
-    async def print_stream(inspector: Inspector) -> None:
+    async def print_stream(inspector: audit.Inspector) -> None:
         if as_json:
             show_json(await inspector.stream(stream_id, at, sys.maxsize))
             return
@@ -271,7 +252,7 @@ def show_stats(as_json: Json = False) -> None:
     tell(found, stats_lines, as_json=as_json)
 
 
-def _moment(at_version: int | None, at_time: str | None) -> Moment:
+def _moment(at_version: int | None, at_time: str | None) -> audit.Moment:
     from readapi.audit.inspector import Moment
 
     return Moment(at_version, moment("--at-time", at_time, datetime.now(UTC)))
@@ -302,11 +283,8 @@ def _recorded_topics() -> list[str]:
     return [each.topic for each in found.topics]
 
 
-def inspect(mode: PayloadMode, question: Callable[[Inspector], Awaitable[T]]) -> T:
-    """Return the answer to a question about the log.
-
-    Raise UsageError, NotInspected and NothingRuns.
-    """
+def inspect(mode: PayloadMode, question: Callable[[audit.Inspector], Awaitable[T]]) -> T:
+    """Return the answer of the log; raise UsageError, NotInspected and NothingRuns."""
     from backlot.features import read_models
     from engine.inspection.index import Audit
     from readapi.audit.inspector import Inspector, NotRecorded
@@ -355,7 +333,7 @@ class EventPrinter:
         self._as_json = as_json
         self._day = ""
 
-    def tell(self, events: Iterable[AuditEvent]) -> None:
+    def tell(self, events: Iterable[audit.AuditEvent]) -> None:
         for event in events:
             if self._as_json:
                 typer.echo(event.to_json())
@@ -366,12 +344,12 @@ class EventPrinter:
             tell(event, event_lines)
 
 
-def day_of(event: AuditEvent) -> str:
+def day_of(event: audit.AuditEvent) -> str:
     """The day under which an event stands in a list (UTC)."""
     return f"{event.recorded_at:%Y-%m-%d}" if event.recorded_at else "unknown day"
 
 
-def event_lines(event: AuditEvent, columns: int | None = None) -> Iterator[str]:
+def event_lines(event: audit.AuditEvent, columns: int | None = None) -> Iterator[str]:
     """Position, time (UTC), type, actor and stream; `!` marks what can't be read."""
     time = f"{event.recorded_at:%H:%M:%S}Z" if event.recorded_at else "?"
     kind = printable(("! " if event.error else "") + event.type)
@@ -380,7 +358,7 @@ def event_lines(event: AuditEvent, columns: int | None = None) -> Iterator[str]:
     return flow((*cells, str(event.stream_id)), columns)
 
 
-def step_lines(step: StreamEvent, columns: int | None = None) -> Iterator[str]:
+def step_lines(step: audit.StreamEvent, columns: int | None = None) -> Iterator[str]:
     """An event of a stream, and each field that it changed; of long texts the changed part."""
     place = (f"v{step.version}", str(step.position), _at(step.recorded_at))
     who = (printable(step.actor),) if step.actor else ()
@@ -391,7 +369,7 @@ def step_lines(step: StreamEvent, columns: int | None = None) -> Iterator[str]:
         yield from change_lines(f"    {name}", change["from"], change["to"], columns)
 
 
-def state_lines(state: AggregateState) -> Iterator[str]:
+def state_lines(state: audit.AggregateState) -> Iterator[str]:
     """An aggregate as it stood."""
     yield f"{printable(state.aggregate)} {state.id}, version {state.version}"
     yield f"  created {_at(state.created_on)}, modified {_at(state.modified_on)}"
@@ -401,7 +379,7 @@ def state_lines(state: AggregateState) -> Iterator[str]:
         yield f"  ! not known beyond this version: {printable(state.error)}"
 
 
-def detail_lines(event: AuditEventDetail) -> Iterator[str]:
+def detail_lines(event: audit.AuditEventDetail) -> Iterator[str]:
     """An event with what stands around it."""
     yield f"position     {event.position}"
     yield f"event        {printable(event.topic)}, version {event.version} of its stream"
@@ -426,7 +404,7 @@ def detail_lines(event: AuditEventDetail) -> Iterator[str]:
         yield from _json(event.payload, indent=2).splitlines()
 
 
-def trace_lines(trace: TraceTree) -> Iterator[str]:
+def trace_lines(trace: audit.TraceTree) -> Iterator[str]:
     """The tree of a conversation."""
     root = Tree(_node_text(trace.root))
     todo = [(root, trace.root)]
@@ -441,7 +419,7 @@ def trace_lines(trace: TraceTree) -> Iterator[str]:
         yield f"only the first {trace.events} events are shown: `events list --correlation` has all"
 
 
-def stats_lines(stats: AuditStats) -> Iterator[str]:
+def stats_lines(stats: audit.AuditStats) -> Iterator[str]:
     """Counts and sizes."""
     yield f"{stats.events:,} events in {stats.streams:,} streams, up to position {stats.head}"
     yield f"from {_at(stats.first_at)} to {_at(stats.last_at)}"
@@ -462,7 +440,7 @@ def _at(time: datetime | None) -> str:
     return rfc3339(time, "seconds") if time else "unknown time"
 
 
-def _ref(event: EventRef | None) -> str:
+def _ref(event: audit.EventRef | None) -> str:
     return f"{event.position}, {printable(event.topic)}" if event else "-"
 
 
@@ -471,7 +449,7 @@ def _json(value: object, indent: int | None = None) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
-def _node_text(node: TraceNode) -> Text:
+def _node_text(node: audit.TraceNode) -> Text:
     if node.kind == "request":
         return Text(f"request {printable(node.id)}  {_at(node.at)}")
     who = f"  {printable(node.actor)}" if node.actor else ""

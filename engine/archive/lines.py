@@ -7,12 +7,12 @@ other fields only repeat what the bytes say, for readers of the file without Bac
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -25,8 +25,6 @@ FORMAT = 1
 SOURCE = "/backlot"
 ABOUT = ("timestamp", "actor", "correlation_id", "causation_id")
 ITEMS_AT_ONCE = 2_000
-
-T = TypeVar("T")
 
 Item = Seal | StoredRow
 
@@ -130,6 +128,14 @@ def header_line(plan: Plan) -> bytes:
     return _line(record)
 
 
+def line_of(item: Item, plan: Plan) -> bytes:
+    """Return an item as a line of the plan's format; of a seal, see `seal_line`."""
+    if isinstance(item, Seal):
+        return seal_line(item)
+    line = cloud_event_line if plan.format is ExportFormat.CLOUDEVENTS else event_line
+    return line(item, plan.payload)
+
+
 def event_line(row: StoredRow, mode: PayloadMode) -> bytes:
     """Return an event with its decoded fields and, in full, its exact bytes."""
     exact = _exact(row.state) if mode is PayloadMode.FULL else {}
@@ -213,8 +219,7 @@ def _line(record: Mapping[str, object]) -> bytes:
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)
 
 
-def batches(items: Iterable[T]) -> Iterator[list[T]]:
+def batches(items: Iterator[Item]) -> Iterator[list[Item]]:
     """Yield the items in lists of 2,000; the last may be shorter."""
-    rest = iter(items)
-    while batch := list(islice(rest, ITEMS_AT_ONCE)):
+    while batch := list(islice(items, ITEMS_AT_ONCE)):
         yield batch

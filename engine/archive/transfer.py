@@ -20,19 +20,8 @@ import orjson
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from engine.archive.lines import (
-    ExportFormat,
-    ExportRequest,
-    Item,
-    Plan,
-    batches,
-    cloud_event_line,
-    event_fields,
-    event_line,
-    header_line,
-    plan_from_json,
-    seal_line,
-)
+from engine.archive import lines
+from engine.archive.lines import ExportFormat, ExportRequest, Item, Plan
 from engine.archive.verification import ExportCheck
 from engine.event_store import EVENTS, EVENTS_CHANNEL
 from engine.privacy import PayloadMode
@@ -99,7 +88,7 @@ def export_log(
         with closing(make_writer(partial, plan)) as writer:
             start = writer.resume()
             on_begun(plan, start - plan.first)
-            for items in batches(_items(conn, plan, start)):
+            for items in lines.batches(_items(conn, plan, start)):
                 writer.write(items)
                 on_progress(sum(isinstance(item, StoredRow) for item in items))
             writer.finish()
@@ -122,7 +111,7 @@ def _planned(conn: Connection[TupleRow], path: Path, wish: ExportRequest) -> Ite
         except BlockingIOError:
             raise ExportRefused(f"{path} is just being written by another process") from None
         file.seek(0)
-        plan = plan_from_json(file.read())
+        plan = lines.plan_from_json(file.read())
         if plan is None:
             plan = _make_plan(conn, wish)
             file.truncate(0)
@@ -184,12 +173,12 @@ class LineWriter:
             self._file.truncate(start)
         self._file.seek(0)
         if self._plan.format is ExportFormat.JSONL:
-            self._file.write(header_line(self._plan))
+            self._file.write(lines.header_line(self._plan))
         return self._plan.first
 
     def write(self, items: Sequence[Item]) -> None:
         """Write the next events, each seal before the first that it covers."""
-        self._file.writelines(map(self._line, items))
+        self._file.writelines(lines.line_of(item, self._plan) for item in items)
         self.finish()
 
     def finish(self) -> None:
@@ -198,12 +187,6 @@ class LineWriter:
 
     def close(self) -> None:
         self._file.close()
-
-    def _line(self, item: Item) -> bytes:
-        if isinstance(item, Seal):
-            return seal_line(item)
-        line = cloud_event_line if self._plan.format is ExportFormat.CLOUDEVENTS else event_line
-        return line(item, self._plan.payload)
 
 
 def _position_in(line: bytes) -> int | None:
@@ -288,7 +271,7 @@ class ParquetWriter:
         return self._folder / f"part-{number + 1:06}.parquet"
 
     def _record(self, row: StoredRow) -> dict[str, object]:
-        event = event_fields(row, self._plan.payload)
+        event = lines.event_fields(row, self._plan.payload)
         payload = event["payload"]
         return {
             "position": row.position,
@@ -340,7 +323,7 @@ def import_log(
         row = conn.execute(IS_EMPTY).fetchone()
         if row is None or not row[0]:
             raise ImportRefused("the store is not empty: import into a new database")
-        for batch in batches(check.items()):
+        for batch in lines.batches(check.items()):
             on_progress(_write(conn, batch))
         report = check.finish()
         if report.fault is not None:

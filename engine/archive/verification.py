@@ -10,17 +10,8 @@ from uuid import UUID
 
 import orjson
 
-from engine.archive.lines import (
-    FORMAT,
-    ExportFormat,
-    Item,
-    Plan,
-    batches,
-    event_line,
-    row_of,
-    seal_line,
-    seal_of,
-)
+from engine.archive import lines
+from engine.archive.lines import FORMAT, ExportFormat, Item, Plan
 from engine.privacy import PayloadMode
 from engine.seals.chain import Seal, StoredRow
 from engine.seals.check import Check, Fault, Report, orphaned
@@ -84,11 +75,11 @@ def _read(number: int, line: bytes) -> Item | Damaged:
     try:
         record: dict[str, Any] = orjson.loads(line)
         if "seal" in record:
-            seal = seal_of(record["seal"])
-            return seal if seal_line(seal) == line else Damaged(number, line)
-        row = row_of(record)
+            seal = lines.seal_of(record["seal"])
+            return seal if lines.seal_line(seal) == line else Damaged(number, line)
+        row = lines.row_of(record)
         # Written again it has to be the same: the decoded fields prove as much as the bytes do.
-        if event_line(row, PayloadMode.FULL) == line:
+        if lines.event_line(row, PayloadMode.FULL) == line:
             return row
     except DAMAGED:
         return Damaged(number, line)
@@ -146,17 +137,13 @@ class ExportCheck:
             until=self.plan.last,
             public_keys=proofs.public_keys,
             anchors=proofs.open_anchors(),
-            ends_early=True,
             known_topics=known_topics,
             seal_numbers=(self.plan.first_seal, self.plan.last_seal),
         )
         self._streams = TailStreams()
 
     def items(self) -> Iterator[Item]:
-        """Yield the file's seals and events, each checked.
-
-        What is damaged is noted and left out.
-        """
+        """Yield the file's seals and events, each checked, without those in damaged lines."""
         sealed_to = 0
         for item in read_items(self._path):
             if isinstance(item, Damaged):
@@ -198,6 +185,6 @@ def verify_export(
     with its first line made to fit, passes. Raise ExportUnusable for what is no lossless export.
     """
     check = ExportCheck(path, proofs, known_topics)
-    for batch in batches(check.items()):
+    for batch in lines.batches(check.items()):
         on_progress(sum(isinstance(item, StoredRow) for item in batch))
     return check.finish()

@@ -201,8 +201,6 @@ SELECT found.position, originator_id, originator_version, topic, state
 FROM found LEFT JOIN {EVENTS} AS b ON notification_id = found.position
 ORDER BY found.position"""
 
-MAX_DAYS = 366
-
 # All of it as of one moment.
 SNAPSHOT = b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
 SIZES = f"""
@@ -213,7 +211,7 @@ SELECT (SELECT coalesce(max(notification_id), 0) FROM {EVENTS}), s.position,
 FROM backlot_checkpoints s WHERE s.kind = 'projection' AND s.subscription = %s
 """.encode()
 TOPICS: LiteralString = "SELECT topic, events, streams, bytes, unreadable FROM {schema}.topics"
-DAYS: LiteralString = "SELECT day, events FROM {schema}.days ORDER BY day DESC LIMIT %(days)s"
+DAYS: LiteralString = "SELECT day, events FROM {schema}.days ORDER BY day DESC LIMIT 366"
 TIMES: LiteralString = "SELECT min(first_at), max(last_at) FROM {schema}.blocks"
 # Columns as those of `TOPICS`, then the day and the times.
 TAIL: LiteralString = (
@@ -335,7 +333,7 @@ async def stats(conn: AsyncConnection[TupleRow], audit: Audit) -> LogStats:
         # First what fails where there is no index yet.
         counts = await _rows(cursor, audit.sql(TOPICS))
         (sizes,) = await _rows(cursor, SIZES, (audit.schema,))
-        days = await _rows(cursor, audit.sql(DAYS), {"days": MAX_DAYS})
+        days = await _rows(cursor, audit.sql(DAYS))
         times = await _rows(cursor, audit.sql(TIMES))
         tail = await _rows(cursor, audit.sql(TAIL), {"indexed": sizes[1], "head": sizes[0]})
     topics: Counter[str] = Counter()
@@ -365,16 +363,9 @@ async def head_of(conn: AsyncConnection[TupleRow]) -> int:
 
 
 async def arriving(
-    conn: AsyncConnection[TupleRow],
-    audit: Audit,
-    search: Search,
-    after: int,
-    wake: asyncio.Event,
+    conn: AsyncConnection[TupleRow], audit: Audit, search: Search, after: int, wake: asyncio.Event
 ) -> AsyncIterator[Stored]:
-    """Yield the events after a position that match, as they come; it has no end.
-
-    `wake` is set when something was recorded.
-    """
+    """Yield the matching events after a position, as they come; each record sets `wake`."""
     wanted = replace(search, newest_first=False)
     while True:
         head = await head_of(conn)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, LiteralString, NamedTuple
@@ -146,8 +146,7 @@ class Fold:
     def add(self, entry: Entry) -> StreamStep:
         """Apply the next event, unless one before it could not be."""
         self.kind = self.kind or aggregate_of(entry.stored.topic or "")
-        if self.error is None:
-            self.error = entry.error
+        self.error = self.error or entry.error
         if self.error is not None or entry.event is None:
             return StreamStep(entry, None)
         before = self.fields
@@ -300,30 +299,26 @@ async def _cause(conn: AsyncConnection[TupleRow], audit: Audit, entry: Entry) ->
 
 
 async def trace(conn: AsyncConnection[TupleRow], audit: Audit, correlation_id: str) -> Trace | None:
-    """Return the tree of a conversation's first 1,000 events.
-
-    None when there is no such conversation.
-    """
+    """Return the tree of a conversation's first 1,000 events; None when there are none."""
     wanted = Search(correlation_id=correlation_id, newest_first=False)
     found = await find(conn, audit, wanted, MAX_TRACED)
     if not found.events:
         return None
     entries = [read_entry(stored) for stored in found.events]
-    root = tree(correlation_id, entries)
-    return Trace(root, len(entries), truncated=found.following is not None)
+    truncated = found.following is not None
+    return Trace(tree(correlation_id, entries), len(entries), truncated)
 
 
-def tree(correlation_id: str, entries: Iterable[Entry]) -> Node:
+def tree(correlation_id: str, entries: Sequence[Entry]) -> Node:
     """Events, in order of position, under what caused them.
 
     A cause comes before its effect; what names no cause among the events before it hangs under the
     request, with a note, and so nothing can go in a circle.
     """
-    events = list(entries)
-    known = [entry.recorded_at for entry in events if entry.recorded_at is not None]
+    known = [entry.recorded_at for entry in entries if entry.recorded_at is not None]
     root = Node("request", correlation_id, at=min(known, default=None))
     placed: dict[str, tuple[Node, int]] = {correlation_id: (root, 0)}
-    for entry in events:
+    for entry in entries:
         own, cause = _id_of(entry.stored), entry.causation_id
         parent, depth = placed.get(cause or "", (root, 0))
         note = None

@@ -105,7 +105,7 @@ class SealCheck:
         *,
         ends_early: bool,
     ) -> None:
-        """For the arguments see `Check`; without `before` a part begins with any seal."""
+        """For the arguments see `Check`; `ends_early` says that later seals may be anchored."""
         self._before, self._from_start, self._ends_early = before, first == 1, ends_early
         self._keys, self._anchors = public_keys, anchors or iter(())
         self._first_number = 1 if self._from_start else numbers[0] or None
@@ -223,7 +223,6 @@ class Check:
         previous: Seal | None = None,
         public_keys: PublicKeys | None = None,
         anchors: Iterator[Anchor] | None = None,
-        ends_early: bool = False,
         known_topics: Container[str] | None = None,
         seal_numbers: tuple[int, int] = (0, 0),
     ) -> None:
@@ -231,12 +230,12 @@ class Check:
 
         `previous` is the seal, checked before, that the first one has to follow; `seal_numbers`
         are those of the first and last one that there should be, zeros for none or where that is
-        not known. `ends_early` says that later seals may be anchored: an export is of an earlier
+        not known. Where `until` is known, later seals may be anchored: an export is of an earlier
         day.
         """
         self._first, self._until = first, until
         self._seals = SealCheck(
-            first, previous, seal_numbers, public_keys, anchors, ends_early=ends_early
+            first, previous, seal_numbers, public_keys, anchors, ends_early=until is not None
         )
         self._expected = first
         self._seal: Seal | None = None
@@ -280,10 +279,7 @@ class Check:
         self._note(_fault(FaultKind.ALTERED, detail, row, self._seal))
 
     def finish(self, orphan: Fault | None = None) -> Report:
-        """Return the result.
-
-        `orphan` is an unsealed event without the one before it in its stream.
-        """
+        """Return the result; `orphan` is an unsealed event without the one before it."""
         self._end_block()
         self._note(self._tail.finish(self._expected, self._until, orphan))
         self._note(self._seals.finish())

@@ -93,10 +93,7 @@ class Proofs:
     before_first: bool = False
 
     def open_anchors(self) -> Iterator[Anchor] | None:
-        """Return the anchors as they are now; to be opened before the log is read.
-
-        Raise AnchorsUnusable.
-        """
+        """Return the anchors as they are now, before the log is read. Raise AnchorsUnusable."""
         if self.anchors is None or (self.before_first and not self.anchors.exists()):
             return None
         return read_anchors(self.anchors)
@@ -112,10 +109,7 @@ class FileAnchors:
         self.path = path
 
     def last_number(self) -> int:
-        """Return the number of the newest anchor, 0 when there is none.
-
-        Cut off a line that a crash left torn.
-        """
+        """Return the newest anchor's number, or 0; cut off a line that a crash left torn."""
         try:
             self.path.touch(0o600)
             with self.path.open("r+b") as file:
@@ -198,10 +192,7 @@ def key_id(key: Ed25519PublicKey) -> str:
 
 
 def read_seal_key(path: Path) -> SealKey:
-    """Return the private key in a PEM file. Raise KeyUnusable.
-
-    `openssl genpkey -algorithm ed25519` makes one.
-    """
+    """Return the private key in a PEM file (`openssl genpkey`). Raise KeyUnusable."""
     try:
         key = load_pem_private_key(_read(path), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -215,13 +206,13 @@ def read_public_keys(path: Path) -> PublicKeys:
     """Return the public keys in a PEM file, one or several. Raise KeyUnusable."""
     try:
         keys = [load_pem_public_key(block) for block in PEM.findall(_read(path))]
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise KeyUnusable(f"{path} holds no public key in PEM that can be read") from error
+    except (ValueError, UnsupportedAlgorithm):
+        keys = []
+    if not keys:
+        raise KeyUnusable(f"{path} holds no public key in PEM that can be read")
     found = [key for key in keys if isinstance(key, Ed25519PublicKey)]
     if len(found) < len(keys):
         raise KeyUnusable(f"{path} holds another kind of key than Ed25519")
-    if not found:
-        raise KeyUnusable(f"{path} holds no public key in PEM that can be read")
     return PublicKeys(found)
 
 

@@ -17,18 +17,8 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from engine.event_store import EVENTS
-from engine.seals.chain import (
-    HASH_BYTES,
-    LEAF,
-    NO_SEAL,
-    Seal,
-    connect,
-    head,
-    insert_seal,
-    last_seal,
-    seal_hash,
-    seals,
-)
+from engine.seals import chain
+from engine.seals.chain import HASH_BYTES, LEAF, NO_SEAL, Seal, seal_hash
 from engine.seals.proofs import AnchorsUnusable, FileAnchors, SealKey
 from infra.advisory_locks import Lock, try_lock
 from infra.errors import OperatorError
@@ -54,8 +44,7 @@ SEAL_POSITION = gauge(
     "Position up to which the event log is sealed, as the process that seals it knows it.",
 )
 SEAL_LAG_EVENTS = gauge(
-    "backlot_seal_lag_events",
-    "Positions between the end of the event log and the newest seal.",
+    "backlot_seal_lag_events", "Positions between the end of the event log and the newest seal."
 )
 SEAL_FAILURES = counter(
     "backlot_seal_failures",
@@ -116,7 +105,7 @@ class Sealer:
     def _acquire(self) -> Connection[TupleRow] | None:
         if self._conn is not None:
             return self._conn
-        conn = connect(self._database_url, "sealing")
+        conn = chain.connect(self._database_url, "sealing")
         if not try_lock(conn, Lock.SEALING):
             conn.close()
             return None
@@ -125,7 +114,7 @@ class Sealer:
         return conn
 
     def _seal_and_anchor(self, conn: Connection[TupleRow]) -> int:
-        last = last_seal(conn)
+        last = chain.last_seal(conn)
         made = 0
         try:
             while made < SEALS_AT_ONCE and (size := self._due(conn, last)):
@@ -138,7 +127,7 @@ class Sealer:
     def _due(self, conn: Connection[TupleRow], last: Seal | None) -> int:
         """Return how many events the next block may have; 0 when none is due."""
         sealed = last.last if last else 0
-        lag = head(conn) - sealed
+        lag = chain.head(conn) - sealed
         SEAL_POSITION.set(sealed)
         SEAL_LAG_EVENTS.set(lag)
         if lag <= 0:
@@ -166,7 +155,7 @@ class Sealer:
             key_id=self._key.key_id if self._key else None,
             sealed_at=datetime.now(UTC),
         )
-        insert_seal(conn, seal)
+        chain.insert_seal(conn, seal)
         self._waiting_since = None
         SEALS.inc()
         log.debug("sealed", number=seal.number, first=first, last=until)
@@ -178,23 +167,18 @@ class Sealer:
             return
         try:
             if self._anchored is None:
-                self._anchored = self._known_anchors(self._anchors, last)
+                self._anchored = self._anchors.last_number()
+                if self._anchored > last.number:
+                    # The log was restored or cut off, which a verification says from now on.
+                    SEAL_FAILURES.labels("anchoring").inc()
+                    log.error("anchors_ahead_of_seals", anchored=self._anchored, sealed=last.number)
             if self._anchored < last.number:
-                self._anchors.append(seals(conn, self._anchored, last.number))
+                self._anchors.append(chain.seals(conn, self._anchored, last.number))
                 self._anchored = last.number
         except AnchorsUnusable as error:
             self._anchored = None
             SEAL_FAILURES.labels("anchoring").inc()
             log.warning("seals_not_anchored", error=str(error))
-
-    def _known_anchors(self, anchors: FileAnchors, last: Seal) -> int:
-        """Return the number of the newest anchor, which should be of a seal that is there."""
-        number = anchors.last_number()
-        if number > last.number:
-            # The log was restored from a backup, or cut off: verifying will say so from now on.
-            SEAL_FAILURES.labels("anchoring").inc()
-            log.error("anchors_ahead_of_seals", anchored=number, sealed=last.number)
-        return number
 
 
 def _block(conn: Connection[TupleRow], after: int, size: int) -> tuple[int, int, bytes]:

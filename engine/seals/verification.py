@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 
 from engine.event_store import EVENTS
 from engine.seals.chain import Seal, StoredRow, head, last_seal, seals
-from engine.seals.check import Check, Fault, Report, orphaned
+from engine.seals.check import Check, Report, orphaned
 from engine.seals.proofs import NO_PROOFS, Proofs
 
 PAGE_ROWS = 2_000
@@ -98,14 +98,13 @@ def verify_database(
             on_progress(check.events - reported)
             reported = check.events
     on_progress(check.events - reported)
-    return check.finish(_first_orphan(conn, newest.last if newest else 0, until))
+    with conn.cursor(binary=True) as cursor:
+        row = cursor.execute(ORPHAN, (newest.last if newest else 0, until)).fetchone()
+    return check.finish(orphaned(StoredRow._make(row)) if row else None)
 
 
 def _merged(chain: Iterator[Seal], rows: Iterator[StoredRow]) -> Iterator[Seal | StoredRow]:
-    """Yield each seal, and after it the rows up to its last position.
-
-    Then the rows that are left.
-    """
+    """Yield each seal, after it the rows up to its last position, and then the other rows."""
     row = next(rows, None)
     for seal in chain:
         yield seal
@@ -130,12 +129,6 @@ def rows_between(conn: Connection[TupleRow], after: int | None, until: int) -> I
         place = page[-1][:3]
 
 
-def _first_orphan(conn: Connection[TupleRow], after: int, until: int) -> Fault | None:
-    with conn.cursor(binary=True) as cursor:
-        row = cursor.execute(ORPHAN, (after, until)).fetchone()
-    return orphaned(StoredRow._make(row)) if row else None
-
-
 def record(conn: Connection[TupleRow], report: Report) -> Verification:
     """Store a result as of now, and return it."""
     seal = report.newest if report.ok else None
@@ -151,12 +144,11 @@ def latest(conn: Connection[TupleRow]) -> Verification | None:
         return cursor.execute(LATEST).fetchone()
 
 
-def last_good_seal(conn: Connection[TupleRow]) -> Seal | None:
-    """Return the seal up to which the latest result found the log good, if it is unchanged.
+def last_good_seal(conn: Connection[TupleRow], verified: Verification | None) -> Seal | None:
+    """Return the seal up to which a result found the log good, if it is unchanged.
 
     After a fault there is none: until it is mended, every verification has to find it again.
     """
-    verified = latest(conn)
     if verified is None or verified.seal is None:
         return None
     seal = next(seals(conn, verified.seal - 1, verified.seal), None)

@@ -1,6 +1,4 @@
-"""The audit's answers, one way for the HTTP API and for `backlot events`: their shapes, and who
-makes them.
-"""
+"""The audit's answers, for HTTP and for `backlot events`: their shapes, and how they are made."""
 
 from __future__ import annotations
 
@@ -18,22 +16,15 @@ from pydantic import Field
 from pydantic.alias_generators import to_camel
 
 from engine.codec import event_id
+from engine.inspection import streams
 from engine.inspection.index import Audit, LogStats, Search, find, stats
 from engine.inspection.streams import (
-    Cause,
     Entry,
     Fold,
-    Kind,
     Node,
     StreamStep,
-    Surroundings,
-    Trace,
     aggregate_of,
-    at_position,
-    follow,
     read_entry,
-    surroundings,
-    trace,
     type_of,
 )
 from engine.log import Stored
@@ -81,7 +72,7 @@ class EventRef(Wire):
 class CauseRef(Wire):
     """What led to an event: the request, an event, or an id that is not known here."""
 
-    kind: Kind
+    kind: streams.Kind
     id: str
     position: int | None = None
     topic: str | None = None
@@ -211,7 +202,7 @@ def as_event(entry: Entry, mode: PayloadMode) -> AuditEvent:
     return AuditEvent(**_event(entry, mode))
 
 
-def as_detail(entry: Entry, around: Surroundings, mode: PayloadMode) -> AuditEventDetail:
+def as_detail(entry: Entry, around: streams.Surroundings, mode: PayloadMode) -> AuditEventDetail:
     """An event with what stands around it."""
     return AuditEventDetail(
         **_event(entry, mode),
@@ -248,7 +239,7 @@ def as_state(fold: Fold, mode: PayloadMode) -> AggregateState:
     )
 
 
-def as_trace(correlation_id: str, trace: Trace, mode: PayloadMode) -> TraceTree:
+def as_trace(correlation_id: str, trace: streams.Trace, mode: PayloadMode) -> TraceTree:
     """A conversation's tree."""
     return TraceTree(
         correlation_id=correlation_id,
@@ -317,7 +308,7 @@ def _ref(stored: Stored | None) -> EventRef | None:
     return EventRef(position=stored.position, id=own, topic=stored.topic or "")
 
 
-def _cause(cause: Cause | None) -> CauseRef | None:
+def _cause(cause: streams.Cause | None) -> CauseRef | None:
     if cause is None:
         return None
     ref = _ref(cause.event)
@@ -380,25 +371,25 @@ class Inspector:
 
     async def event(self, position: int) -> AuditEventDetail:
         """Return the event at a position; raise NotRecorded."""
-        stored = await at_position(self.conn, position)
+        stored = await streams.at_position(self.conn, position)
         if stored is None:
             raise NotRecorded(f"There is no event at position {position}.")
         entry = read_entry(stored)
-        return as_detail(entry, await surroundings(self.conn, self.audit, entry), self.mode)
+        around = await streams.surroundings(self.conn, self.audit, entry)
+        return as_detail(entry, around, self.mode)
 
     async def stream(
         self, stream_id: UUID, moment: Moment, limit: int, cursor: str | None = None
     ) -> StreamHistory:
         """A page of a stream, and its state at the moment; raises NotRecorded, InvalidCursor."""
-        kind = "stream"
-        first = 0 if cursor is None else decode_cursor(kind, cursor)
+        first = 0 if cursor is None else decode_cursor("stream", cursor)
         items: list[StreamEvent] = []
         number, fold = 0, Fold(stream_id)
         async for step in self.steps(fold, moment):
             if first <= number < first + limit:
                 items.append(as_step(step, self.mode))
             number += 1
-        following = encode_cursor(kind, first + limit) if number > first + limit else None
+        following = encode_cursor("stream", first + limit) if number > first + limit else None
         return StreamHistory(
             stream_id=stream_id,
             aggregate=fold.kind,
@@ -416,7 +407,7 @@ class Inspector:
 
     async def trace(self, correlation_id: str) -> TraceTree:
         """The tree of a conversation; raises NotRecorded."""
-        found = await trace(self.conn, self.audit, correlation_id)
+        found = await streams.trace(self.conn, self.audit, correlation_id)
         if found is None:
             raise NotRecorded("No event has that correlation id.")
         return as_trace(correlation_id, found, self.mode)
@@ -431,7 +422,7 @@ class Inspector:
         Raise NotRecorded at the end when there was no event, none so early, or fewer versions.
         """
         events, at = 0, moment
-        async for step in follow(self.conn, fold, at_version=at.version, at_time=at.time):
+        async for step in streams.follow(self.conn, fold, at_version=at.version, at_time=at.time):
             events += 1
             yield step
         if events == 0 and at.time is not None:

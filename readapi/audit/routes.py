@@ -285,7 +285,7 @@ class Integrity:
                 conn,
                 self._proofs,
                 known_topics=self._known_topics,
-                after=None if full else verification.last_good_seal(conn),
+                after=verification.last_good_seal(conn, kept),
                 on_progress=self._go_on,
             )
             return verification.record(conn, report)
