@@ -90,7 +90,7 @@ def export(
     wish = ExportRequest(export_format, payload, first, last)
     asked: Members = {"file": str(file), "format": str(export_format), "payload": str(payload)}
     with (
-        _connected(settings, "export") as conn,
+        _connect(settings, "export") as conn,
         recorded(database_url(settings), "export", "events", asked) as running,
         LateBar("exporting") as bar,
     ):
@@ -128,7 +128,7 @@ def import_events(
     settings = load_settings()
     proofs, plan = _proofs(settings.seals, public_key, anchors), read_header(file)
     topics = arguments.topics()
-    with _connected(settings, "import", fills=True) as conn:
+    with _connect(settings, "import", fills=True) as conn:
         _refuse_old_read_models(conn)
         with LateBar("importing") as bar:
             bar.begin(plan.last)
@@ -156,7 +156,7 @@ def verify(
         report = _verify_file(file, proofs)
     else:
         with (
-            _connected(settings, "verification") as conn,
+            _connect(settings, "verification") as conn,
             recorded(database_url(settings), "verify", "events", {}) as running,
         ):
             report = _verify_database(conn, proofs)
@@ -195,7 +195,7 @@ def _proofs(settings: SealSettings, public_key: Path | None, anchors: Path | Non
 
 
 @contextmanager
-def _connected(
+def _connect(
     settings: Settings, purpose: str, *, fills: bool = False
 ) -> Iterator[Connection[TupleRow]]:
     """Connect to a database of this release, or to an empty one that the command fills."""

@@ -152,7 +152,7 @@ def tail(
     as_json: Json = False,
 ) -> None:
     """The newest events, oldest first; with --json one a line."""
-    from engine.inspection.index import Search, arriving, head_of
+    from engine.inspection.index import Search, head_of, watch
     from engine.inspection.streams import read_entry
     from engine.notifications import EVENTS, Notifications
     from infra.cancellation import together
@@ -171,7 +171,7 @@ def tail(
             wake = notifications.subscribe(EVENTS)
 
             async def print_arriving() -> None:
-                found = arriving(inspector.conn, inspector.audit, search, head, wake)
+                found = watch(inspector.conn, inspector.audit, search, head, wake)
                 async for stored in found:
                     printer.tell([as_event(read_entry(stored), payload)])
 
@@ -259,7 +259,7 @@ def _moment(at_version: int | None, at_time: str | None) -> audit.Moment:
 
 
 def _known_types(types: list[str] | None) -> list[str]:
-    """The types that were named, each known; raises UnknownName."""
+    """Return the types that were named, each known; raise UnknownName."""
     known = arguments.event_types()
     if not known.issuperset(types or ()):
         # Of a release that was rolled back, or not this one's.
@@ -275,7 +275,7 @@ def _known_aggregate(kind: str | None) -> str | None:
 
 
 def _recorded_topics() -> list[str]:
-    """The topics that the log has, where it can be asked."""
+    """Return the topics that the log has, where it can be asked."""
     try:
         found = inspect(PayloadMode.NONE, lambda inspector: inspector.stats())
     except OperatorError:
@@ -345,12 +345,12 @@ class EventPrinter:
 
 
 def day_of(event: audit.AuditEvent) -> str:
-    """The day under which an event stands in a list (UTC)."""
+    """Return the day under which an event stands in a list (UTC)."""
     return f"{event.recorded_at:%Y-%m-%d}" if event.recorded_at else "unknown day"
 
 
 def event_lines(event: audit.AuditEvent, columns: int | None = None) -> Iterator[str]:
-    """Position, time (UTC), type, actor and stream; `!` marks what can't be read."""
+    """Yield position, time (UTC), type, actor and stream; `!` marks what can't be read."""
     time = f"{event.recorded_at:%H:%M:%S}Z" if event.recorded_at else "?"
     kind = printable(("! " if event.error else "") + event.type)
     actor = printable(event.actor or "")
@@ -359,7 +359,7 @@ def event_lines(event: audit.AuditEvent, columns: int | None = None) -> Iterator
 
 
 def step_lines(step: audit.StreamEvent, columns: int | None = None) -> Iterator[str]:
-    """An event of a stream, and each field that it changed; of long texts the changed part."""
+    """Yield an event of a stream, and each field that it changed; of long texts, the change."""
     place = (f"v{step.version}", str(step.position), _at(step.recorded_at))
     who = (printable(step.actor),) if step.actor else ()
     yield from flow((*place, printable(step.type), *who), columns)
@@ -370,7 +370,7 @@ def step_lines(step: audit.StreamEvent, columns: int | None = None) -> Iterator[
 
 
 def state_lines(state: audit.AggregateState) -> Iterator[str]:
-    """An aggregate as it stood."""
+    """Yield an aggregate as it stood."""
     yield f"{printable(state.aggregate)} {state.id}, version {state.version}"
     yield f"  created {_at(state.created_on)}, modified {_at(state.modified_on)}"
     for name, value in (state.fields or {}).items():
@@ -380,7 +380,7 @@ def state_lines(state: audit.AggregateState) -> Iterator[str]:
 
 
 def detail_lines(event: audit.AuditEventDetail) -> Iterator[str]:
-    """An event with what stands around it."""
+    """Yield an event with what stands around it."""
     yield f"position     {event.position}"
     yield f"event        {printable(event.topic)}, version {event.version} of its stream"
     yield f"stream       {event.stream_id}"
@@ -405,7 +405,7 @@ def detail_lines(event: audit.AuditEventDetail) -> Iterator[str]:
 
 
 def trace_lines(trace: audit.TraceTree) -> Iterator[str]:
-    """The tree of a conversation."""
+    """Yield the tree of a conversation."""
     root = Tree(_node_text(trace.root))
     todo = [(root, trace.root)]
     while todo:
@@ -420,7 +420,7 @@ def trace_lines(trace: audit.TraceTree) -> Iterator[str]:
 
 
 def stats_lines(stats: audit.AuditStats) -> Iterator[str]:
-    """Counts and sizes."""
+    """Yield counts and sizes."""
     yield f"{stats.events:,} events in {stats.streams:,} streams, up to position {stats.head}"
     yield f"from {_at(stats.first_at)} to {_at(stats.last_at)}"
     sizes = (stats.state_bytes, stats.table_bytes, stats.index_bytes, stats.audit_bytes)

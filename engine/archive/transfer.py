@@ -83,7 +83,7 @@ def export_log(
     how many of its events an earlier run has written. Raise ExportRefused, OSError, psycopg.Error.
     """
     partial = path.with_name(f"{path.name}.partial")
-    with _planned(conn, path, wish) as plan:
+    with _open_plan(conn, path, wish) as plan:
         make_writer = ParquetWriter if plan.format is ExportFormat.PARQUET else LineWriter
         with closing(make_writer(partial, plan)) as writer:
             start = writer.resume()
@@ -98,8 +98,8 @@ def export_log(
 
 
 @contextmanager
-def _planned(conn: Connection[TupleRow], path: Path, wish: ExportRequest) -> Iterator[Plan]:
-    """The plan that was begun, or a new one, for this process alone; removed once fulfilled."""
+def _open_plan(conn: Connection[TupleRow], path: Path, wish: ExportRequest) -> Iterator[Plan]:
+    """Give the plan that was begun, or a new one, to this process alone; remove it at the end."""
     plan_file = path.with_name(f"{path.name}.partial.json")
     if path.exists():
         # Else a run that was killed at the very end would leave its plan behind.

@@ -14,7 +14,7 @@ from engine.archive import lines
 from engine.archive.lines import FORMAT, ExportFormat, Item, Plan
 from engine.privacy import PayloadMode
 from engine.seals.chain import Seal, StoredRow
-from engine.seals.check import Check, Fault, Report, orphaned
+from engine.seals.check import Check, Fault, Report, orphan_fault
 from engine.seals.proofs import NO_PROOFS, Proofs
 from infra.errors import OperatorError
 
@@ -26,7 +26,7 @@ class ExportUnusable(OperatorError):
 
 
 @dataclass(frozen=True, slots=True)
-class Damaged:
+class DamagedLine:
     """A line that was changed: it can't be read, or its fields contradict its exact bytes."""
 
     number: int
@@ -58,7 +58,7 @@ def read_header(path: Path) -> Plan:
         raise ExportUnusable(f"{path}: its first line is damaged: {error!r}") from error
 
 
-def read_items(path: Path) -> Iterator[Item | Damaged]:
+def read_items(path: Path) -> Iterator[Item | DamagedLine]:
     """Yield what follows the header, in its order."""
     with path.open("rb") as file:
         file.readline()
@@ -71,19 +71,19 @@ def read_rows(path: Path) -> Iterator[StoredRow]:
     return (item for item in read_items(path) if isinstance(item, StoredRow))
 
 
-def _read(number: int, line: bytes) -> Item | Damaged:
+def _read(number: int, line: bytes) -> Item | DamagedLine:
     try:
         record: dict[str, Any] = orjson.loads(line)
         if "seal" in record:
             seal = lines.seal_of(record["seal"])
-            return seal if lines.seal_line(seal) == line else Damaged(number, line)
+            return seal if lines.seal_line(seal) == line else DamagedLine(number, line)
         row = lines.row_of(record)
         # Written again it has to be the same: the decoded fields prove as much as the bytes do.
         if lines.event_line(row, PayloadMode.FULL) == line:
             return row
     except DAMAGED:
-        return Damaged(number, line)
-    return Damaged(number, line, row)
+        return DamagedLine(number, line)
+    return DamagedLine(number, line, row)
 
 
 class TailStreams:
@@ -123,7 +123,7 @@ class TailStreams:
         if self._broken is not None:
             broken.append(self._broken)
         first = min(broken, key=lambda row: row.position, default=None)
-        return None if first is None else orphaned(first)
+        return None if first is None else orphan_fault(first)
 
 
 class ExportCheck:
@@ -146,7 +146,7 @@ class ExportCheck:
         """Yield the file's seals and events, each checked, without those in damaged lines."""
         sealed_to = 0
         for item in read_items(self._path):
-            if isinstance(item, Damaged):
+            if isinstance(item, DamagedLine):
                 self._note(item)
                 continue
             self._check.take(item)
@@ -161,15 +161,15 @@ class ExportCheck:
         partial = self.plan.first > 1
         return self._check.finish(self._streams.orphan(read_rows(self._path), partial=partial))
 
-    def _note(self, damaged: Damaged) -> None:
-        where = f"line {damaged.number} of the file"
+    def _note(self, damaged: DamagedLine) -> None:
+        check, where = self._check, f"line {damaged.number} of the file"
         if damaged.row is not None:
-            self._check.take(damaged.row)
-            self._check.contradicted(damaged.row, f"{where} contradicts the event's exact bytes")
+            check.take(damaged.row)
+            check.note_contradiction(damaged.row, f"{where} contradicts the event's exact bytes")
         elif damaged.line.startswith(b'{"seal"'):
-            self._check.damaged_seal(f"{where} is not the seal that was written there")
+            check.note_damaged_seal(f"{where} is not the seal that was written there")
         else:
-            self._check.damaged_row(f"{where} is not the event that was written there")
+            check.note_damaged_row(f"{where} is not the event that was written there")
 
 
 def verify_export(

@@ -304,12 +304,12 @@ async def find(
 def _statement(values: Mapping[str, object]) -> LiteralString:
     """Return the query of one page, whose `limit` is one more than the page has."""
     order = NEWEST if values["newest_first"] else OLDEST
-    topics, contents = _wanted(ABOUT_TOPIC, values), _wanted(ABOUT_CONTENT, values)
+    topics, contents = _conditions(ABOUT_TOPIC, values), _conditions(ABOUT_CONTENT, values)
     log = LOG + (WITH_CONTENT if contents else "") + LOG_WITHIN + topics + contents
     if values["stream"] is not None:
         found = log + OF_STREAM + order
     else:
-        wanted = WITHIN + contents + _wanted(ABOUT_BLOCK, values)
+        wanted = WITHIN + contents + _conditions(ABOUT_BLOCK, values)
         indexed = BY_POSITION + wanted
         # A conversation is short, or at least its own: its index needs no topics to be in order.
         if topics or (values["actor"] is not None and values["correlation_id"] is None):
@@ -320,9 +320,9 @@ def _statement(values: Mapping[str, object]) -> LiteralString:
     return f"{INDEXED}, found AS ({found}){rows}"
 
 
-def _wanted(conditions: Mapping[str, LiteralString], values: Mapping[str, object]) -> LiteralString:
+def _conditions(about: dict[str, LiteralString], values: Mapping[str, object]) -> LiteralString:
     """Return those conditions for which there is a value."""
-    return "".join(f" AND {sql}" for name, sql in conditions.items() if values[name] is not None)
+    return "".join(f" AND {sql}" for name, sql in about.items() if values[name] is not None)
 
 
 async def stats(conn: AsyncConnection[TupleRow], audit: Audit) -> LogStats:
@@ -362,7 +362,7 @@ async def head_of(conn: AsyncConnection[TupleRow]) -> int:
     return int(row[0]) if row else 0
 
 
-async def arriving(
+async def watch(
     conn: AsyncConnection[TupleRow], audit: Audit, search: Search, after: int, wake: asyncio.Event
 ) -> AsyncIterator[Stored]:
     """Yield the matching events after a position, as they come; each record sets `wake`."""

@@ -98,7 +98,7 @@ def aggregate_of(topic: str) -> str:
 
 
 def read_entry(stored: Stored) -> Entry:
-    """Make what can be made of a stored event; never fails."""
+    """Return what can be made of a stored event; never fail."""
     try:
         content = orjson.loads(stored.state)
     except ValueError:
@@ -310,7 +310,7 @@ async def trace(conn: AsyncConnection[TupleRow], audit: Audit, correlation_id: s
 
 
 def tree(correlation_id: str, entries: Sequence[Entry]) -> Node:
-    """Events, in order of position, under what caused them.
+    """Return the events, given in order of position, under what caused them.
 
     A cause comes before its effect; what names no cause among the events before it hangs under the
     request, with a note, and so nothing can go in a circle.

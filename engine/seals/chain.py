@@ -122,7 +122,7 @@ def leaf(row: StoredRow) -> bytes:
     """Return the 32 bytes that stand for an event, its exact bytes and its place."""
     topic = None if row.topic is None else row.topic.encode()
     place = _PLACE.pack(row.position, row.stream_id.bytes, row.version)
-    return sha256(b"".join((EVENT_TAG, place, *_sized(topic), *_sized(row.state)))).digest()
+    return sha256(b"".join((EVENT_TAG, place, *_frame(topic), *_frame(row.state)))).digest()
 
 
 def seal_hash(previous: bytes, first: int, last: int, leaves: bytes) -> bytes:
@@ -130,7 +130,7 @@ def seal_hash(previous: bytes, first: int, last: int, leaves: bytes) -> bytes:
     return sha256(b"".join((SEAL_TAG, previous, _RANGE.pack(first, last), leaves))).digest()
 
 
-def _sized(content: bytes | None) -> Sequence[bytes]:
+def _frame(content: bytes | None) -> Sequence[bytes]:
     return (_NULL,) if content is None else (_LENGTH.pack(len(content)), content)
 
 

@@ -136,8 +136,8 @@ class SealCheck:
             detail = f"seal {self.next} is gone: the last one should be {self._last_number}"
             return Fault(FaultKind.SEAL_MISSING, detail, seal=self.next)
         if self._keys is not None and self._before is not None and self.count and not self.signed:
-            return _unproved(self._before, "neither it nor any before it is signed")
-        return None if self._ends_early else _gone(self._next_anchor)
+            return _unproved_fault(self._before, "neither it nor any before it is signed")
+        return None if self._ends_early else _gone_fault(self._next_anchor)
 
     def _chain_fault(self, seal: Seal) -> Fault | None:
         before, number = self._before, self.next
@@ -160,26 +160,26 @@ class SealCheck:
         if seal.signature is None:
             if self._keys is None or not self.signed:
                 return None
-            return _unproved(seal, "it is not signed, though seals before it are")
+            return _unproved_fault(seal, "it is not signed, though seals before it are")
         self.signed += 1
         if self._keys is None:
             return None
         why = self._keys.fault(seal.hash, seal.signature, seal.key_id)
-        return None if why is None else _unproved(seal, why)
+        return None if why is None else _unproved_fault(seal, why)
 
     def _anchor_fault(self, seal: Seal) -> Fault | None:
         fault = None
         while (anchor := self._next_anchor) is not None and anchor.number <= seal.number:
             if anchor.number == seal.number:
                 self.anchored += 1
-                fault = fault or _differs(anchor, seal)
+                fault = fault or _difference(anchor, seal)
             elif self._before is not None and anchor.number > self._before.number:
-                fault = fault or _gone(anchor)
+                fault = fault or _gone_fault(anchor)
             self._next_anchor = next(self._anchors, None)
         return fault
 
 
-def _gone(anchor: Anchor | None) -> Fault | None:
+def _gone_fault(anchor: Anchor | None) -> Fault | None:
     if anchor is None:
         return None
     detail = (
@@ -189,7 +189,7 @@ def _gone(anchor: Anchor | None) -> Fault | None:
     return Fault(FaultKind.ANCHOR_DIFFERS, detail, anchor.first, seal=anchor.number)
 
 
-def _unproved(seal: Seal, why: str) -> Fault:
+def _unproved_fault(seal: Seal, why: str) -> Fault:
     detail = f"seal {seal.number} over positions {seal.first} to {seal.last}: {why}"
     return Fault(FaultKind.SIGNATURE_INVALID, detail, seal.first, seal=seal.number)
 
@@ -202,7 +202,7 @@ def _hash_fault(seal: Seal) -> Fault | None:
     return Fault(FaultKind.SEAL_ALTERED, detail, seal.first, seal=seal.number)
 
 
-def _differs(anchor: Anchor, seal: Seal) -> Fault | None:
+def _difference(anchor: Anchor, seal: Seal) -> Fault | None:
     if anchor == (seal.number, seal.first, seal.last, seal.hash):
         return None
     detail = f"seal {seal.number} is not the one that was anchored: the chain was written anew"
@@ -259,7 +259,7 @@ class Check:
         # Where the chain has a hole, which was noted, its positions have nothing to compare with.
         self._expected = max(self._expected, item.first)
 
-    def damaged_row(self, detail: str) -> None:
+    def note_damaged_row(self, detail: str) -> None:
         """In place of the next row there is something that can't be read."""
         if self._group:
             self._look()
@@ -268,12 +268,12 @@ class Check:
         self._note(Fault(FaultKind.ALTERED, detail, self._expected, seal=seal))
         self._expected += 1
 
-    def damaged_seal(self, detail: str) -> None:
+    def note_damaged_seal(self, detail: str) -> None:
         """In place of the next seal there is something that can't be read."""
         self._end_block()
         self._note(Fault(FaultKind.SEAL_ALTERED, detail, self._expected, seal=self._seals.next))
 
-    def contradicted(self, row: StoredRow, detail: str) -> None:
+    def note_contradiction(self, row: StoredRow, detail: str) -> None:
         """The fields beside the exact bytes of the last row contradict them."""
         self._look()
         self._note(_fault(FaultKind.ALTERED, detail, row, self._seal))
@@ -300,16 +300,16 @@ class Check:
         group, self._group = self._group, []
         position = group[0].position
         if position < self._expected:
-            self._note(_added(group[0], "no event belongs there"))
+            self._note(_added_fault(group[0], "no event belongs there"))
         elif self._until is not None and position > self._until:
-            self._note(_added(group[0], f"the log should end with position {self._until}"))
+            self._note(_added_fault(group[0], f"the log should end with position {self._until}"))
         elif self._seal is None or position > self._seal.last:
             self._end_seal()
             self._tail.take(group, self._expected)
             self._expected = position + 1
         else:
             if position > self._expected:
-                self._note(self._missing(self._expected, position - 1))
+                self._note(self._missing_fault(self._expected, position - 1))
             # One fault is enough: what comes after it is only counted.
             if self._fault is None:
                 self._note(_compare(group, self._seal))
@@ -325,10 +325,10 @@ class Check:
             return
         last = self._seal.last if self._until is None else min(self._seal.last, self._until)
         if self._expected <= last:
-            self._note(self._missing(self._expected, last))
+            self._note(self._missing_fault(self._expected, last))
             self._expected = last + 1
 
-    def _missing(self, first: int, last: int) -> Fault:
+    def _missing_fault(self, first: int, last: int) -> Fault:
         more = f", with all up to {last}" if last > first else ""
         detail = f"the event at position {first} is gone{more}: seal {self._number} covers it"
         return Fault(FaultKind.MISSING, detail, first, seal=self._number)
@@ -362,9 +362,9 @@ class Tail:
         elif row.position > expected:
             self._gap, self._after_gap = (expected, row), len(group)
         elif len(group) > 1:
-            self._fault = _added(group[1], "it has a second event")
+            self._fault = _added_fault(group[1], "it has a second event")
         elif self._known is not None and row.topic not in self._known:
-            self._fault = _added(row, f"nothing here writes the topic {row.topic!r}")
+            self._fault = _added_fault(row, f"nothing here writes the topic {row.topic!r}")
 
     def finish(self, expected: int, until: int | None, orphan: Fault | None) -> Fault | None:
         """Return the first fault, where `until` is the position that the log should end with."""
@@ -382,24 +382,24 @@ class Tail:
         first, row = self._gap
         gone = f"positions {first} to {row.position - 1} are not there"
         if self._after_gap < row.position - first:
-            return _added(row, gone)
+            return _added_fault(row, gone)
         return Fault(FaultKind.MISSING, f"{gone}, and what follows is", first)
 
 
-def orphaned(row: StoredRow) -> Fault:
+def orphan_fault(row: StoredRow) -> Fault:
     """Return an unsealed event whose stream has not the version before it."""
-    return _added(row, f"its stream has no version {row.version - 1} before it")
+    return _added_fault(row, f"its stream has no version {row.version - 1} before it")
 
 
 def _compare(group: Sequence[StoredRow], seal: Seal) -> Fault | None:
     sealed = seal.leaf_at(group[0].position)
     strange = [row for row in group if leaf(row) != sealed]
     if len(group) > 1:
-        return _added(strange[0] if strange else group[1], "it has a second event", seal)
-    return _altered(strange[0], seal) if strange else None
+        return _added_fault(strange[0] if strange else group[1], "it has a second event", seal)
+    return _altered_fault(strange[0], seal) if strange else None
 
 
-def _altered(row: StoredRow, seal: Seal) -> Fault:
+def _altered_fault(row: StoredRow, seal: Seal) -> Fault:
     what = "is not the one that was sealed"
     for position in range(seal.first, seal.last + 1):
         if leaf(row._replace(position=position)) == seal.leaf_at(position):
@@ -409,7 +409,7 @@ def _altered(row: StoredRow, seal: Seal) -> Fault:
     return _fault(FaultKind.ALTERED, detail, row, seal)
 
 
-def _added(row: StoredRow, why: str, seal: Seal | None = None) -> Fault:
+def _added_fault(row: StoredRow, why: str, seal: Seal | None = None) -> Fault:
     detail = f"a row was added at position {row.position}: {why}"
     return _fault(FaultKind.ADDED, detail, row, seal)
 

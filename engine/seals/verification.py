@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 
 from engine.event_store import EVENTS
 from engine.seals.chain import Seal, StoredRow, head, last_seal, seals
-from engine.seals.check import Check, Report, orphaned
+from engine.seals.check import Check, Report, orphan_fault
 from engine.seals.proofs import NO_PROOFS, Proofs
 
 PAGE_ROWS = 2_000
@@ -92,7 +92,7 @@ def verify_database(
     )
     chain = seals(conn, after.number if after else LOWEST, newest.number if newest else 0)
     reported = 0
-    for item in _merged(chain, rows_between(conn, after.last if after else None, until)):
+    for item in _merge(chain, rows_between(conn, after.last if after else None, until)):
         check.take(item)
         if isinstance(item, Seal):
             on_progress(check.events - reported)
@@ -100,10 +100,10 @@ def verify_database(
     on_progress(check.events - reported)
     with conn.cursor(binary=True) as cursor:
         row = cursor.execute(ORPHAN, (newest.last if newest else 0, until)).fetchone()
-    return check.finish(orphaned(StoredRow._make(row)) if row else None)
+    return check.finish(orphan_fault(StoredRow._make(row)) if row else None)
 
 
-def _merged(chain: Iterator[Seal], rows: Iterator[StoredRow]) -> Iterator[Seal | StoredRow]:
+def _merge(chain: Iterator[Seal], rows: Iterator[StoredRow]) -> Iterator[Seal | StoredRow]:
     """Yield each seal, after it the rows up to its last position, and then the other rows."""
     row = next(rows, None)
     for seal in chain:

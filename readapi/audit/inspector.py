@@ -198,12 +198,12 @@ class AuditStats(Wire):
 
 
 def as_event(entry: Entry, mode: PayloadMode) -> AuditEvent:
-    """An event as the mode admits it."""
+    """Return an event as the mode admits it."""
     return AuditEvent(**_event(entry, mode))
 
 
 def as_detail(entry: Entry, around: streams.Surroundings, mode: PayloadMode) -> AuditEventDetail:
-    """An event with what stands around it."""
+    """Return an event with what stands around it."""
     return AuditEventDetail(
         **_event(entry, mode),
         previous=_ref(around.previous),
@@ -214,7 +214,7 @@ def as_detail(entry: Entry, around: streams.Surroundings, mode: PayloadMode) -> 
 
 
 def as_step(step: StreamStep, mode: PayloadMode) -> StreamEvent:
-    """An event of a stream with its changes."""
+    """Return an event of a stream with its changes."""
     changed = None
     if step.changes is not None and mode is not PayloadMode.NONE:
         changed = {
@@ -225,7 +225,7 @@ def as_step(step: StreamStep, mode: PayloadMode) -> StreamEvent:
 
 
 def as_state(fold: Fold, mode: PayloadMode) -> AggregateState:
-    """The aggregate as far as it was folded."""
+    """Return the aggregate as far as it was folded."""
     aggregate = fold.aggregate
     return AggregateState(
         aggregate=fold.kind,
@@ -240,7 +240,7 @@ def as_state(fold: Fold, mode: PayloadMode) -> AggregateState:
 
 
 def as_trace(correlation_id: str, trace: streams.Trace, mode: PayloadMode) -> TraceTree:
-    """A conversation's tree."""
+    """Return the tree of a conversation."""
     return TraceTree(
         correlation_id=correlation_id,
         events=trace.events,
@@ -250,7 +250,7 @@ def as_trace(correlation_id: str, trace: streams.Trace, mode: PayloadMode) -> Tr
 
 
 def as_stats(stats: LogStats) -> AuditStats:
-    """Counts, the most frequent first and the newest day first."""
+    """Return the counts, the most frequent first and the newest day first."""
     aggregates: Counter[str] = Counter()
     for topic, events in stats.topics.items():
         aggregates[aggregate_of(topic)] += events
@@ -295,7 +295,7 @@ def _event(entry: Entry, mode: PayloadMode) -> dict[str, Any]:
 
 
 def _explain(error: Exception, mode: PayloadMode) -> str:
-    """What is wrong; the message itself may quote a value, so only mode `full` shows it."""
+    """Return what is wrong; the message may quote a value, so only mode `full` shows it."""
     if mode is PayloadMode.FULL:
         return str(error)
     return f"can't be read: {type(error.__cause__ or error).__name__}"
@@ -356,7 +356,7 @@ class Inspector:
     async def events(
         self, search: Search, limit: int, cursor: str | None = None
     ) -> Page[AuditEvent]:
-        """A page of the events that match; raises InvalidCursor."""
+        """Return a page of the events that match; raise InvalidCursor."""
         kind = "newest events" if search.newest_first else "oldest events"
         if cursor is not None:
             place = decode_cursor(kind, cursor)
@@ -381,7 +381,7 @@ class Inspector:
     async def stream(
         self, stream_id: UUID, moment: Moment, limit: int, cursor: str | None = None
     ) -> StreamHistory:
-        """A page of a stream, and its state at the moment; raises NotRecorded, InvalidCursor."""
+        """Return a page of a stream, and its state then; raise NotRecorded and InvalidCursor."""
         first = 0 if cursor is None else decode_cursor("stream", cursor)
         items: list[StreamEvent] = []
         number, fold = 0, Fold(stream_id)
@@ -399,21 +399,21 @@ class Inspector:
         )
 
     async def state(self, stream_id: UUID, moment: Moment) -> AggregateState:
-        """The aggregate as it stood at a moment; raises NotRecorded."""
+        """Return the aggregate as it stood at a moment; raise NotRecorded."""
         fold = Fold(stream_id)
         async for _ in self.steps(fold, moment):
             pass
         return as_state(fold, self.mode)
 
     async def trace(self, correlation_id: str) -> TraceTree:
-        """The tree of a conversation; raises NotRecorded."""
+        """Return the tree of a conversation; raise NotRecorded."""
         found = await streams.trace(self.conn, self.audit, correlation_id)
         if found is None:
             raise NotRecorded("No event has that correlation id.")
         return as_trace(correlation_id, found, self.mode)
 
     async def stats(self) -> AuditStats:
-        """What the log holds."""
+        """Return what the log holds."""
         return as_stats(await stats(self.conn, self.audit))
 
     async def steps(self, fold: Fold, moment: Moment) -> AsyncIterator[StreamStep]:
