@@ -44,12 +44,10 @@ WHERE last >= %s AND first <= %s
 """
 LOCK = f"SELECT pg_advisory_xact_lock(%s, '{EVENTS}'::regclass::oid::int)".encode()
 IS_EMPTY = f"""
-SELECT NOT EXISTS (SELECT FROM {EVENTS})
-   AND NOT EXISTS (SELECT FROM public.backlot_seals)
+SELECT NOT EXISTS (SELECT FROM {EVENTS}) AND NOT EXISTS (SELECT FROM public.backlot_seals)
 """.encode()
 COPY = f"""
-COPY {EVENTS}
-    (notification_id, originator_id, originator_version, topic, state)
+COPY {EVENTS} (notification_id, originator_id, originator_version, topic, state)
 FROM STDIN (FORMAT binary)
 """.encode()
 COLUMN_TYPES = ("int8", "uuid", "int8", "text", "bytea")

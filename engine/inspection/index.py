@@ -125,10 +125,8 @@ blocks AS (
     ON CONFLICT (block) DO UPDATE
     SET first_at = least(b.first_at, excluded.first_at),
         last_at = greatest(b.last_at, excluded.last_at))
-INSERT INTO {schema}.events (
-    position, recorded_at, topic, actor, correlation_id, causation_id)
-SELECT position, recorded_at, topic, actor, correlation_id,
-       nullif(causation_id, correlation_id)
+INSERT INTO {schema}.events (position, recorded_at, topic, actor, correlation_id, causation_id)
+SELECT position, recorded_at, topic, actor, correlation_id, nullif(causation_id, correlation_id)
 FROM e ORDER BY position
 """
 

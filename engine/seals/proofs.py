@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BufferedRandom
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +26,7 @@ from infra.errors import OperatorError
 from infra.settings.features import SealSettings
 
 PEM = re.compile(rb"-----BEGIN [A-Z ]+-----.+?-----END [A-Z ]+-----", re.DOTALL)
+CHUNK_BYTES = 64 * 1024
 
 
 class KeyUnusable(OperatorError):
@@ -165,16 +165,19 @@ def _lines(path: Path, size: int) -> Iterator[Anchor]:
 
 def last_line(file: BufferedRandom) -> tuple[int, bytes] | None:
     """Return where the last whole line begins, and the line; a torn one after it is cut off."""
-    size = file.seek(0, os.SEEK_END)
-    if size == 0:
-        return None
-    with mmap(file.fileno(), size, access=ACCESS_READ) as content:
-        end = content.rfind(b"\n") + 1
-        start = content.rfind(b"\n", 0, max(0, end - 1)) + 1
-        line = content[start:end]
-    if end < size:
-        file.truncate(end)
-    return (start, line) if line else None
+    size, wanted = file.seek(0, os.SEEK_END), CHUNK_BYTES
+    while True:
+        start = max(0, size - wanted)
+        file.seek(start)
+        tail = file.read(size - start)
+        end = tail.rfind(b"\n") + 1
+        begin = tail.rfind(b"\n", 0, max(0, end - 1)) + 1
+        if start == 0 or begin > 0:
+            break
+        wanted *= 2
+    if end < len(tail):
+        file.truncate(start + end)
+    return (start + begin, tail[begin:end]) if end else None
 
 
 def _parse(line: bytes, where: str) -> Anchor:
