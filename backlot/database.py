@@ -14,6 +14,7 @@ from domain.errors import DomainError
 from domain.operation import Members
 from engine.event_store import open_recorder
 from engine.operations import Recording, recording
+from infra.data_folder import cluster_path, secret_path
 from infra.errors import OperatorError
 from infra.postgres.connection import explained
 from infra.settings import Settings
@@ -47,8 +48,7 @@ def database_at_hand(*faults: type[Exception]) -> Iterator[None]:
 
 
 def database_url(settings: Settings) -> str:
-    """The libpq URL of the database; raises NothingRuns when the embedded one does not run."""
-    from infra.data_folder import cluster_path
+    """Return the database's libpq URL; raise NothingRuns when the embedded one does not run."""
     from infra.postgres.embedded import running_url
 
     if settings.database.url is not None:
@@ -64,7 +64,7 @@ class Unrecordable(OperatorError):
 
 
 def operator_name() -> str:
-    """How the log names whoever gives commands on this machine: `operator:` and the login name."""
+    """Return the name that the log has for this machine's operator: `operator:` and the login."""
     try:
         return f"operator:{getpass.getuser()}"
     except (OSError, KeyError, ImportError):
@@ -86,7 +86,7 @@ def recorded(
 ) -> Iterator[Recording]:
     """Record a request, run the block, and record its end with the result that the block set.
 
-    Raises Unrecordable, the library's PersistenceError when the store is away, and whatever the
+    Raise Unrecordable, the library's PersistenceError when the store is away, and whatever the
     block raises.
     """
     recorder = open_recorder(database_url)
@@ -100,8 +100,6 @@ def recorded(
 
 def signing_secret(settings: Settings) -> str:
     """Return the secret that local tokens are signed with. Raise NoSecret where there is none."""
-    from infra.data_folder import secret_path
-
     if settings.auth.secret is not None:
         return settings.auth.secret.get_secret_value()
     if not settings.auth.local:

@@ -23,9 +23,8 @@ from benchmarks.results import Comparison, Side
 from engine.applier import Applier
 from engine.checkpoints import pause, resume
 from engine.connections import connect
-from engine.inspection.causes import at_position
-from engine.inspection.index import Audit
-from engine.inspection.search import Search, find, stats
+from engine.inspection.index import Audit, Search, find, stats
+from engine.inspection.streams import at_position
 from engine.installation import install
 from infra.http.auth import mint_token
 

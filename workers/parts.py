@@ -11,7 +11,7 @@ from engine.event_store import GroupCommitRecorder
 from engine.messages import BEHIND_EVENTS, Consumer, MessageBatch, MessageSource, Sink
 from engine.projection import ReadModels
 from engine.projection_subscription import ProjectionHost
-from engine.seals.anchors import Proofs
+from engine.seals.proofs import Proofs
 from engine.seals.sealer import Sealer
 from engine.subscription import CHANNELS, EVENTS, Notifications, Subscription
 from infra.http.auth import Authenticator

@@ -1,66 +1,63 @@
 """`backlot events export | import | verify`: the log in files, and whether nobody altered it."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Self
-
+import psycopg
 import typer
-
 from backlot import arguments
-from backlot.database import database_url, recorded
-from backlot.output import Json, show
-from backlot.screen import Act, Screen
+from backlot.database import database_url
+from backlot.database import recorded
+from backlot.output import Json
+from backlot.output import show
+from backlot.screen import Act
+from backlot.screen import Screen
+from collections.abc import Iterator
+from contextlib import ExitStack
+from contextlib import contextmanager
 from domain.operation import Members
-from engine.archive.plan import ExportFormat
+from engine.archive.lines import ExportFormat
+from engine.archive.lines import ExportRequest
+from engine.migrations import ENGINE
+from engine.migrations import LOG
+from engine.migrations import migrate
+from engine.migrations import require_migrated
 from engine.privacy import PayloadMode
-from infra.errors import ExitCode, OperatorError
-from infra.settings import Settings, load_settings
+from engine.seals.chain import connect
+from engine.seals.chain import head
+from infra.errors import ExitCode
+from infra.errors import OperatorError
+from infra.settings import Settings
+from infra.settings import load_settings
 from infra.settings.features import SealSettings
+from pathlib import Path
+from psycopg import Connection
+from psycopg.rows import TupleRow
+from typing import Annotated
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.seals.check import Report
+    from engine.seals.proofs import Proofs
 
 
-class LateBar:
+class LateBar(ExitStack):
     """Shows nothing until `begin` says how many events there are."""
 
-    def __init__(self, screen: Screen, title: str) -> None:
-        self._screen, self._title = screen, title
-        self._stack = ExitStack()
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self._screen, self._title = Screen(), title
         self._act: Act | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stack.close()
 
     def begin(self, total: int, done: int = 0) -> None:
         """So many events in all, of which an earlier run has done some."""
         if done:
             self._screen.say(f"{self._title}: going on after {done:,} events")
         if total > done:
-            act = self._screen.act(self._title, total - done, "events")
-            self._act = self._stack.enter_context(act)
+            self._act = self.enter_context(self._screen.act(self._title, total - done, "events"))
 
     def advance(self, steps: int) -> None:
         if self._act is not None and steps:
             self._act.advance(steps)
 
-
-if TYPE_CHECKING:
-    from psycopg import Connection
-    from psycopg.rows import TupleRow
-
-    from engine.archive.plan import Plan
-    from engine.seals.anchors import Proofs
-    from engine.seals.chain import Report
 
 PublicKey = Annotated[
     Path | None,
@@ -96,16 +93,15 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write the events to a file; after an interruption the same command goes on."""
-    from engine.archive.plan import ExportRequest
     from engine.archive.transfer import export_log
 
-    settings, screen = load_settings(), Screen()
+    settings = load_settings()
     wish = ExportRequest(export_format, payload, first, last)
     asked: Members = {"file": str(file), "format": str(export_format), "payload": str(payload)}
     with (
-        _connected(settings, "export") as conn,
+        _connect(settings, "export") as conn,
         recorded(database_url(settings), "export", "events", asked) as running,
-        LateBar(screen, "exporting") as bar,
+        LateBar("exporting") as bar,
     ):
         plan = export_log(
             conn,
@@ -114,8 +110,18 @@ def export(
             on_begun=lambda plan, done: bar.begin(plan.events, done),
             on_progress=bar.advance,
         )
-        running.result = _plan_as_dict(plan)
-    show(_told(plan, file), {"file": str(file), **_plan_as_dict(plan)}, as_json)
+        told = running.result = {
+            "format": plan.format.value,
+            "payload": plan.payload.value,
+            "from": plan.first,
+            "to": plan.last,
+            "events": plan.events,
+            "provable": plan.provable,
+        }
+    text = f"{plan.events:,} events written to {file}"
+    if not plan.provable:
+        text += "; without their exact bytes and seals it can't be verified or imported"
+    show(text, {"file": str(file), **told}, as_json)
 
 
 def import_events(
@@ -129,21 +135,14 @@ def import_events(
     from engine.archive.verification import read_header
 
     settings = load_settings()
-    proofs, header = _proofs(settings.seals, public_key, anchors), read_header(file)
-    screen, topics = Screen(), arguments.topics()
-    with _connected(settings, "import", fills=True) as conn:
+    proofs, plan = _proofs(settings.seals, public_key, anchors), read_header(file)
+    topics = arguments.topics()
+    with _connect(settings, "import", fills=True) as conn:
         _refuse_old_read_models(conn)
-        with LateBar(screen, "importing") as bar:
-            bar.begin(header.last)
-            import_log(
-                conn,
-                file,
-                public_keys=proofs.public_keys,
-                anchors=proofs.open_anchors(),
-                known_topics=topics,
-                on_progress=bar.advance,
-            )
-        report = _verify_database(conn, proofs, screen)
+        with LateBar("importing") as bar:
+            bar.begin(plan.last)
+            import_log(conn, file, proofs, known_topics=topics, on_progress=bar.advance)
+        report = _verify_database(conn, proofs)
     # Only now: the store had to be empty, and what was verified is what the file holds.
     with recorded(database_url(settings), "import", "events", {"file": str(file)}) as running:
         running.result = report.as_dict()
@@ -161,53 +160,42 @@ def verify(
 ) -> None:
     """Recompute the seal chain. Exit code 1: an event is altered, missing or added."""
     settings = load_settings()
-    proofs, screen = _proofs(settings.seals, public_key, anchors), Screen()
+    proofs = _proofs(settings.seals, public_key, anchors)
     if file is not None:
-        report = _verify_file(file, proofs, screen)
+        report = _verify_file(file, proofs)
     else:
         with (
-            _connected(settings, "verification") as conn,
+            _connect(settings, "verification") as conn,
             recorded(database_url(settings), "verify", "events", {}) as running,
         ):
-            report = _verify_database(conn, proofs, screen)
+            report = _verify_database(conn, proofs)
             running.result = report.as_dict()
     show(_summary(report), report.as_dict(), as_json)
     raise typer.Exit(ExitCode.DONE if report.ok else ExitCode.NOT_WELL)
 
 
-def _verify_file(file: Path, proofs: Proofs, screen: Screen) -> Report:
+def _verify_file(file: Path, proofs: Proofs) -> Report:
     from engine.archive.verification import read_header, verify_export
 
-    with LateBar(screen, "verifying") as bar:
-        header = read_header(file)
-        bar.begin(header.last - header.first + 1)
-        return verify_export(
-            file,
-            public_keys=proofs.public_keys,
-            anchors=proofs.open_anchors(),
-            known_topics=arguments.topics(),
-            on_progress=bar.advance,
-        )
+    topics = arguments.topics()
+    with LateBar("verifying") as bar:
+        bar.begin(read_header(file).events)
+        return verify_export(file, proofs, known_topics=topics, on_progress=bar.advance)
 
 
-def _verify_database(conn: Connection[TupleRow], proofs: Proofs, screen: Screen) -> Report:
-    from engine.seals import tables, verification
+def _verify_database(conn: Connection[TupleRow], proofs: Proofs) -> Report:
+    from engine.seals.verification import record, verify_database
 
-    with LateBar(screen, "verifying") as bar:
-        bar.begin(tables.head(conn))
-        report = verification.verify_database(
-            conn,
-            public_keys=proofs.public_keys,
-            anchors=proofs.open_anchors(),
-            known_topics=arguments.topics(),
-            on_progress=bar.advance,
-        )
-    verification.record(conn, report)
+    topics = arguments.topics()
+    with LateBar("verifying") as bar:
+        bar.begin(head(conn))
+        report = verify_database(conn, proofs, known_topics=topics, on_progress=bar.advance)
+    record(conn, report)
     return report
 
 
 def _proofs(settings: SealSettings, public_key: Path | None, anchors: Path | None) -> Proofs:
-    from engine.seals.anchors import Proofs, configured_proofs
+    from engine.seals.proofs import Proofs, configured_proofs
 
     if public_key is not None:
         settings = settings.model_copy(update={"public_key_file": public_key})
@@ -216,17 +204,16 @@ def _proofs(settings: SealSettings, public_key: Path | None, anchors: Path | Non
 
 
 @contextmanager
-def _connected(
+def _connect(
     settings: Settings, purpose: str, *, fills: bool = False
 ) -> Iterator[Connection[TupleRow]]:
     """Connect to a database of this release, or to an empty one that the command fills."""
     import psycopg
-
     from engine.installation import ENGINE, LOG, migrate, require_migrated
     from engine.seals import tables
 
     try:
-        with tables.connect(database_url(settings), purpose) as conn:
+        with connect(database_url(settings), purpose) as conn:
             prepare = migrate if fills else require_migrated
             prepare(conn, ENGINE, LOG)
             yield conn
@@ -237,32 +224,13 @@ def _connected(
 def _refuse_old_read_models(conn: Connection[TupleRow]) -> None:
     """Positions of another log must not be taken for positions of this one."""
     from engine.archive.transfer import ImportRefused
-    from engine.seals import tables
 
-    if tables.head(conn) > 0:
+    if head(conn) > 0:
         # A store that is not empty is refused anyhow, and that is then the reason.
         return
     moved = "SELECT FROM backlot_checkpoints WHERE kind = 'projection' AND position > 0 LIMIT 1"
     if conn.execute(moved).fetchone() is not None:
         raise ImportRefused("the read models are of another log: import into a new database")
-
-
-def _told(plan: Plan, file: Path) -> str:
-    text = f"{plan.events:,} events written to {file}"
-    if plan.provable:
-        return text
-    return f"{text}; without their exact bytes and seals it can't be verified or imported"
-
-
-def _plan_as_dict(plan: Plan) -> dict[str, object]:
-    return {
-        "format": plan.format.value,
-        "payload": plan.payload.value,
-        "from": plan.first,
-        "to": plan.last,
-        "events": plan.events,
-        "provable": plan.provable,
-    }
 
 
 def _summary(report: Report) -> str:

@@ -1,75 +1,65 @@
-"""`backlot events`: what is in the log, why, and what came of it; HTTP has the same answers."""
+"""`backlot events`: what is in the log, why, and what came of it; HTTP has the same answers.
+
+What was recorded may be anything, so nothing of it reaches the terminal as a control character.
+"""
 
 from __future__ import annotations
-
+import json
+import psycopg
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import replace
-from datetime import UTC, datetime
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
-from uuid import UUID
-
 import typer
-
 from backlot import arguments
-from backlot.arguments import group, moment
+from backlot.arguments import group
+from backlot.arguments import moment
 from backlot.database import database_url
 from backlot.events import archive
-from backlot.output import Json, show
+from backlot.output import Json
+from backlot.output import change_lines
+from backlot.output import flow
+from backlot.output import printable
+from backlot.output import show
+from backlot.output import table
+from backlot.output import width
+from backlot.signals import run
+from collections.abc import Awaitable
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC
+from datetime import datetime
 from engine.privacy import PayloadMode
 from infra.errors import OperatorError
+from infra.errors import UsageError
+from infra.postgres.connection import UNHURRIED
+from infra.postgres.connection import explained
+from infra.postgres.connection import open_async_connection
 from infra.settings import load_settings
+from infra.utc import rfc3339
+from io import StringIO
+from rich.console import Console
+from rich.text import Text
+from rich.tree import Tree
+from typing import Annotated
+from typing import Literal
+from typing import TYPE_CHECKING
+from typing import TypeVar
+from uuid import UUID
 
 if TYPE_CHECKING:
     from infra.http.shapes import Wire
-    from readapi.audit.inspector import Inspector
-    from readapi.audit.shapes import AuditEvent
+    from readapi.audit import inspector as audit
 
-
-class Lines:
-    """Prints events one by one: under the day on which they were recorded."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
-        self._day = ""
-
-    def tell(self, event: AuditEvent) -> None:
-        """Print an event."""
-        from backlot.events.text import day_of, event_lines
-
-        if self._as_json:
-            typer.echo(event.to_json())
-            return
-        if (day := day_of(event)) != self._day:
-            self._day = day
-            typer.echo(day)
-        show_lines(event_lines(event))
-
-
-def show_json(found: Wire) -> None:
-    """Print an answer exactly as HTTP gives it."""
-    show("", found.model_dump(mode="json", by_alias=True, exclude_none=True), as_json=True)
-
-
-def show_lines(lines: Iterable[str]) -> None:
-    """Print lines."""
-    for line in lines:
-        typer.echo(line)
-
-
-if TYPE_CHECKING:
-    from readapi.audit.inspector import Inspector, Moment
+T = TypeVar("T")
+W = TypeVar("W", bound="Wire")
 
 PAGE = 200
+SHOWN_DAYS = 14
 
 
-class SortOrder(StrEnum):
-    """By position."""
-
-    ASC = "asc"
-    DESC = "desc"
+class NotInspected(OperatorError):
+    """The log could not be asked, or holds nothing of what was asked for."""
 
 
 app = group("The event log: list, follow, show, trace, export.")
@@ -115,7 +105,7 @@ def list_events(
     until: Annotated[str | None, typer.Option("--to", help="Before this time.")] = None,
     after: Annotated[int, typer.Option(min=0, help="After this position.")] = 0,
     before: Annotated[int | None, typer.Option(min=1, help="Before this position.")] = None,
-    order: Annotated[SortOrder, typer.Option(help="desc: newest first.")] = SortOrder.DESC,
+    order: Annotated[Literal["asc", "desc"], typer.Option(help="desc: newest first.")] = "desc",
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 50,
     cursor: Annotated[str | None, typer.Option(help="Where the page before ended.")] = None,
     everything: Annotated[
@@ -125,8 +115,7 @@ def list_events(
     as_json: Json = False,
 ) -> None:
     """Events by any of what is known of them; all conditions together."""
-    from backlot.events.text import inspect
-    from engine.inspection.search import Search
+    from engine.inspection.index import Search
     from engine.log import END_OF_LOG
 
     now = datetime.now(UTC)
@@ -140,29 +129,23 @@ def list_events(
         until=moment("--to", until, now),
         after=after,
         before=END_OF_LOG if before is None else before,
-        newest_first=order is SortOrder.DESC,
+        newest_first=order == "desc",
     )
-    lines = Lines(as_json=as_json)
+    printer = EventPrinter(as_json=as_json)
 
-    async def print_page(inspector: Inspector) -> None:
-        page = await inspector.events(search, limit, cursor)
-        if as_json:
+    async def print_events(inspector: audit.Inspector) -> None:
+        page = await inspector.events(search, PAGE if everything else limit, cursor)
+        if as_json and not everything:
             show_json(page)
             return
-        for event in page.items:
-            lines.tell(event)
+        printer.tell(page.items)
+        while everything and page.next_cursor:
+            page = await inspector.events(search, PAGE, page.next_cursor)
+            printer.tell(page.items)
         if page.next_cursor:
             typer.echo(f"more: --cursor {page.next_cursor}", err=True)
 
-    async def print_all(inspector: Inspector) -> None:
-        following, more = cursor, True
-        while more:
-            page = await inspector.events(search, PAGE, following)
-            for event in page.items:
-                lines.tell(event)
-            following, more = page.next_cursor, page.next_cursor is not None
-
-    inspect(payload, print_all if everything else print_page)
+    inspect(payload, print_events)
 
 
 @app.command()
@@ -186,24 +169,29 @@ def tail(
     from backlot.events.text import inspect
     from engine.inspection.search import Search
     from engine.subscription import EVENTS, Notifications
+    from engine.inspection.index import Search, head_of, watch
+    from engine.inspection.streams import read_entry
+    from engine.notifications import EVENTS, Notifications
+
     from infra.cancellation import together
+    from readapi.audit.inspector import as_event
 
     search = Search(stream, _known_aggregate(aggregate), _known_types(types), actor, correlation)
-    lines = Lines(as_json=as_json)
+    printer = EventPrinter(as_json=as_json)
 
-    async def print_tail(inspector: Inspector) -> None:
-        head = await inspector.head()
+    async def print_tail(inspector: audit.Inspector) -> None:
+        head = await head_of(inspector.conn)
         if number > 0:
             newest = await inspector.events(replace(search, before=head + 1), number)
-            for event in reversed(newest.items):
-                lines.tell(event)
+            printer.tell(reversed(newest.items))
         if follow:
             notifications = Notifications(database_url(load_settings()))
             wake = notifications.subscribe(EVENTS)
 
             async def print_arriving() -> None:
-                async for event in inspector.arriving(search, head, wake):
-                    lines.tell(event)
+                found = watch(inspector.conn, inspector.audit, search, head, wake)
+                async for stored in found:
+                    printer.tell([as_event(read_entry(stored), payload)])
 
             await together(notifications.run(), print_arriving())
 
@@ -219,10 +207,8 @@ def show_event(
     as_json: Json = False,
 ) -> None:
     """One event with its neighbours in its stream, its cause and its effects."""
-    from backlot.events.text import detail_lines, inspect
-
     found = inspect(payload, lambda inspector: inspector.event(position))
-    show_json(found) if as_json else show_lines(detail_lines(found))
+    tell(found, detail_lines, as_json=as_json)
 
 
 @app.command(name="stream")
@@ -234,21 +220,20 @@ def show_stream(
     as_json: Json = False,
 ) -> None:
     """A stream event by event with what each changed, and its state at the end of that."""
-    from backlot.events.text import inspect, state_lines, step_lines
     from engine.inspection.streams import Fold
+    from readapi.audit.inspector import as_state, as_step
 
     at = _moment(at_version, at_time)
 
-    async def print_stream(inspector: Inspector) -> None:
+    async def print_stream(inspector: audit.Inspector) -> None:
         if as_json:
             show_json(await inspector.stream(stream_id, at, sys.maxsize))
             return
-        number, fold = 0, Fold(stream_id)
+        fold = Fold(stream_id)
         async for step in inspector.steps(fold, at):
-            show_lines(step_lines(step))
-            number += 1
-        inspector.require(fold, at, number)
-        show_lines(["", *state_lines(inspector.told(fold))])
+            tell(as_step(step, payload), step_lines)
+        typer.echo("")
+        tell(as_state(fold, payload), state_lines)
 
     inspect(payload, print_stream)
 
@@ -262,11 +247,9 @@ def show_state(
     as_json: Json = False,
 ) -> None:
     """An aggregate as it stood at a version or a time; by default as it is."""
-    from backlot.events.text import inspect, state_lines
-
     at = _moment(at_version, at_time)
     found = inspect(payload, lambda inspector: inspector.state(stream_id, at))
-    show_json(found) if as_json else show_lines(state_lines(found))
+    tell(found, state_lines, as_json=as_json)
 
 
 @app.command(name="trace")
@@ -276,29 +259,25 @@ def show_trace(
     as_json: Json = False,
 ) -> None:
     """Everything that a request led to, as a tree of cause and effect."""
-    from backlot.events.text import inspect, trace_lines
-
     found = inspect(payload, lambda inspector: inspector.trace(correlation))
-    show_json(found) if as_json else show_lines(trace_lines(found))
+    tell(found, trace_lines, as_json=as_json)
 
 
 @app.command(name="stats")
 def show_stats(as_json: Json = False) -> None:
     """How many events of which kinds there are, and how large the log is."""
-    from backlot.events.text import inspect, stats_lines
-
     found = inspect(PayloadMode.NONE, lambda inspector: inspector.stats())
-    show_json(found) if as_json else show_lines(stats_lines(found))
+    tell(found, stats_lines, as_json=as_json)
 
 
-def _moment(at_version: int | None, at_time: str | None) -> Moment:
+def _moment(at_version: int | None, at_time: str | None) -> audit.Moment:
     from readapi.audit.inspector import Moment
 
     return Moment(at_version, moment("--at-time", at_time, datetime.now(UTC)))
 
 
 def _known_types(types: list[str] | None) -> list[str]:
-    """The types that were named, each known; raises UnknownName."""
+    """Return the types that were named, each known; raise UnknownName."""
     known = arguments.event_types()
     if not known.issuperset(types or ()):
         # Of a release that was rolled back, or not this one's.
@@ -314,14 +293,193 @@ def _known_aggregate(kind: str | None) -> str | None:
 
 
 def _recorded_topics() -> list[str]:
-    """The topics that the log has, where it can be asked."""
-    from backlot.events.text import inspect
-
+    """Return the topics that the log has, where it can be asked."""
     try:
         found = inspect(PayloadMode.NONE, lambda inspector: inspector.stats())
     except OperatorError:
         return []
     return [each.topic for each in found.topics]
+
+
+def inspect(mode: PayloadMode, question: Callable[[audit.Inspector], Awaitable[T]]) -> T:
+    """Return the answer of the log; raise UsageError, NotInspected and NothingRuns."""
+    from backlot.features import read_models
+    from engine.inspection.index import Audit
+    from readapi.audit.inspector import Inspector, NotRecorded
+    from readapi.paging import InvalidCursor
+
+    url = database_url(load_settings())
+
+    async def ask() -> T:
+        async with await open_async_connection(url, "events", UNHURRIED) as conn:
+            return await question(Inspector(conn, read_models()[Audit], mode))
+
+    try:
+        return run(ask())
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+        raise NotInspected(
+            "the audit's index is not there yet: start this version of Backlot on it once"
+        ) from error
+    except psycopg.Error as error:
+        raise NotInspected(f"the database does not answer: {explained(error)}") from error
+    except UnicodeEncodeError as error:
+        raise NotInspected("what was asked for is not text in UTF-8") from error
+    except NotRecorded as error:
+        raise NotInspected(str(error)) from error
+    except InvalidCursor as error:
+        raise UsageError(str(error)) from error
+
+
+def show_json(answer: Wire) -> None:
+    """Print an answer exactly as HTTP gives it."""
+    show("", answer.model_dump(mode="json", by_alias=True, exclude_none=True), as_json=True)
+
+
+def tell(answer: W, lines: Callable[[W], Iterable[str]], *, as_json: bool = False) -> None:
+    """Print an answer as lines, or as JSON."""
+    if as_json:
+        show_json(answer)
+        return
+    for line in lines(answer):
+        typer.echo(line)
+
+
+class EventPrinter:
+    """Prints events in lines, under the day on which they were recorded; or one a line as JSON."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._day = ""
+
+    def tell(self, events: Iterable[audit.AuditEvent]) -> None:
+        for event in events:
+            if self._as_json:
+                typer.echo(event.to_json())
+                continue
+            if (day := day_of(event)) != self._day:
+                self._day = day
+                typer.echo(day)
+            tell(event, event_lines)
+
+
+def day_of(event: audit.AuditEvent) -> str:
+    """Return the day under which an event stands in a list (UTC)."""
+    return f"{event.recorded_at:%Y-%m-%d}" if event.recorded_at else "unknown day"
+
+
+def event_lines(event: audit.AuditEvent, columns: int | None = None) -> Iterator[str]:
+    """Yield position, time (UTC), type, actor and stream; `!` marks what can't be read."""
+    time = f"{event.recorded_at:%H:%M:%S}Z" if event.recorded_at else "?"
+    kind = printable(("! " if event.error else "") + event.type)
+    actor = printable(event.actor or "")
+    cells = (f"{event.position:>8}", f"{time:<9}", f"{kind:<27}", f"{actor:<12}")
+    return flow((*cells, str(event.stream_id)), columns)
+
+
+def step_lines(step: audit.StreamEvent, columns: int | None = None) -> Iterator[str]:
+    """Yield an event of a stream, and each field that it changed; of long texts, the change."""
+    place = (f"v{step.version}", str(step.position), _at(step.recorded_at))
+    who = (printable(step.actor),) if step.actor else ()
+    yield from flow((*place, printable(step.type), *who), columns)
+    if step.error:
+        yield f"    ! {printable(step.error)}"
+    for name, change in (step.changed or {}).items():
+        yield from change_lines(f"    {name}", change["from"], change["to"], columns)
+
+
+def state_lines(state: audit.AggregateState) -> Iterator[str]:
+    """Yield an aggregate as it stood."""
+    yield f"{printable(state.aggregate)} {state.id}, version {state.version}"
+    yield f"  created {_at(state.created_on)}, modified {_at(state.modified_on)}"
+    for name, value in (state.fields or {}).items():
+        yield f"  {name}: {_json(value)}"
+    if state.error:
+        yield f"  ! not known beyond this version: {printable(state.error)}"
+
+
+def detail_lines(event: audit.AuditEventDetail) -> Iterator[str]:
+    """Yield an event with what stands around it."""
+    yield f"position     {event.position}"
+    yield f"event        {printable(event.topic)}, version {event.version} of its stream"
+    yield f"stream       {event.stream_id}"
+    yield f"id           {event.id}"
+    yield f"recorded     {_at(event.recorded_at)}"
+    yield f"actor        {printable(event.actor or '-')}"
+    yield f"correlation  {printable(event.correlation_id or '-')}"
+    cause = event.caused_by
+    place = f" at {cause.position}, {cause.topic}" if cause and cause.position else ""
+    yield f"caused by    {printable(f'{cause.kind} {cause.id}{place}') if cause else '-'}"
+    yield f"previous     {_ref(event.previous)}"
+    yield f"next         {_ref(event.next)}"
+    for effect in event.caused:
+        yield f"caused       {_ref(effect)}"
+    if event.error:
+        yield f"error        {printable(event.error)}"
+    if event.state is not None:
+        yield f"state        {event.state} (base64)"
+    if event.payload is not None:
+        yield "payload"
+        yield from _json(event.payload, indent=2).splitlines()
+
+
+def trace_lines(trace: audit.TraceTree) -> Iterator[str]:
+    """Yield the tree of a conversation."""
+    root = Tree(_node_text(trace.root))
+    todo = [(root, trace.root)]
+    while todo:
+        branch, node = todo.pop()
+        todo += [(branch.add(_node_text(child)), child) for child in node.children]
+    console = Console(file=StringIO(), width=width(), color_system=None, highlight=False)
+    with console.capture() as captured:
+        console.print(root)
+    yield from (line.rstrip() for line in captured.get().splitlines())
+    if trace.truncated:
+        yield f"only the first {trace.events} events are shown: `events list --correlation` has all"
+
+
+def stats_lines(stats: audit.AuditStats) -> Iterator[str]:
+    """Yield counts and sizes."""
+    yield f"{stats.events:,} events in {stats.streams:,} streams, up to position {stats.head}"
+    yield f"from {_at(stats.first_at)} to {_at(stats.last_at)}"
+    sizes = (stats.state_bytes, stats.table_bytes, stats.index_bytes, stats.audit_bytes)
+    contents, table, indexes, audit = (f"{size / 1e6:,.1f} MB" for size in sizes)
+    yield f"contents {contents}, table {table}, its indexes {indexes}, the audit's index {audit}"
+    if stats.unreadable:
+        yield f"{stats.unreadable:,} events tell no time"
+    if stats.indexed < stats.head:
+        yield f"the audit's index is {stats.head - stats.indexed:,} events behind"
+    yield from _counts("topic", [(each.topic, each.events) for each in stats.topics])
+    yield from _counts("aggregate", [(each.aggregate, each.events) for each in stats.aggregates])
+    days = [(f"{each.day}", each.events) for each in stats.days[:SHOWN_DAYS]]
+    yield from _counts("day (UTC)", days)
+
+
+def _at(time: datetime | None) -> str:
+    return rfc3339(time, "seconds") if time else "unknown time"
+
+
+def _ref(event: audit.EventRef | None) -> str:
+    return f"{event.position}, {printable(event.topic)}" if event else "-"
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def _node_text(node: audit.TraceNode) -> Text:
+    if node.kind == "request":
+        return Text(f"request {printable(node.id)}  {_at(node.at)}")
+    who = f"  {printable(node.actor)}" if node.actor else ""
+    note = f"\n({printable(node.note)})" if node.note else ""
+    return Text(f"{node.position}  {printable(node.topic or '')}  {_at(node.at)}{who}{note}")
+
+
+def _counts(title: str, counts: list[tuple[str, int]]) -> Iterator[str]:
+    yield ""
+    yield from table(
+        (title, "events"), [(printable(name) or "(none)", f"{count:,}") for name, count in counts]
+    )
 
 
 archive.register(app)

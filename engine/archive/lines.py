@@ -1,72 +1,119 @@
-"""The lines of an export: events as JSON, lossless or as CloudEvents, and seals; and back.
+"""What an export contains, and its lines: events as JSON or CloudEvents, and seals; and back.
 
 A lossless event has the stored bytes as `state` where they are UTF-8, else as `stateBase64`; its
 other fields only repeat what the bytes say, for readers of the file without Backlot.
 """
 
 from __future__ import annotations
-
-import os
-from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from io import BufferedRandom
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-from uuid import UUID
-
 import orjson
-
-from engine.archive.plan import ExportFormat, Plan
+from base64 import b64decode
+from base64 import b64encode
+from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from engine.log import event_id
-from engine.privacy import PayloadMode, mask_actor, present
-from engine.seals.anchors import last_line
-from engine.seals.chain import Seal, StoredRow
+from engine.privacy import PayloadMode
+from engine.privacy import mask_actor
+from engine.privacy import present
+from engine.seals.chain import Seal
+from engine.seals.chain import StoredRow
+from enum import StrEnum
+from itertools import islice
+from typing import Any
+from uuid import UUID
 
 FORMAT = 1
 SOURCE = "/backlot"
 ABOUT = ("timestamp", "actor", "correlation_id", "causation_id")
+ITEMS_AT_ONCE = 2_000
 
 Item = Seal | StoredRow
 
 
-class Content(NamedTuple):
-    """What a state says: the payload, and what every event carries beside it."""
+class ExportFormat(StrEnum):
+    """What an export is written as."""
 
-    payload: dict[str, object] | None
-    recorded_at: object = None
-    actor: object = None
-    correlation_id: object = None
-    causation_id: object = None
+    JSONL = "jsonl"
+    CLOUDEVENTS = "cloudevents"
+    PARQUET = "parquet"
 
 
-class Writer(Protocol):
-    """Writes one export; what it has taken is safe from a crash when `write` returns."""
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """What is to be exported; without `first` and `last`, the log as it is now."""
 
-    def resume(self) -> int:
-        """Return the position to go on with, after what a broken-off run has left whole."""
-
-    def write(self, items: Sequence[Item]) -> None:
-        """The next events, each seal before the first that it covers."""
-
-    def finish(self) -> None:
-        """All has been written."""
-
-    def close(self) -> None:
-        """Let go of it, finished or not."""
+    format: ExportFormat = ExportFormat.JSONL
+    payload: PayloadMode = PayloadMode.FULL
+    first: int | None = None
+    last: int | None = None
 
 
-def content_of(state: bytes | None, mode: PayloadMode) -> Content:
-    """Return the decoded state as the mode admits it; nothing where it is no JSON object."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The positions `first` to `last` of the log; `last` below `first` where it was empty.
+
+    The seals `first_seal` to `last_seal` are those over these positions; 0 for none.
+    """
+
+    format: ExportFormat
+    payload: PayloadMode
+    first: int
+    last: int
+    first_seal: int
+    last_seal: int
+
+    @property
+    def events(self) -> int:
+        return max(0, self.last - self.first + 1)
+
+    @property
+    def provable(self) -> bool:
+        """Whether the export holds the exact bytes, so that it can be verified and imported."""
+        return self.format is ExportFormat.JSONL and self.payload is PayloadMode.FULL
+
+    def fulfils(self, wish: ExportRequest) -> bool:
+        """Return whether it is what is wanted, though the log may have grown since."""
+        last = self.last if wish.last is None else wish.last
+        asked = (wish.format, wish.payload, wish.first or 1, last)
+        return asked == (self.format, self.payload, self.first, self.last)
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(self)
+
+
+def plan_from_json(text: bytes) -> Plan | None:
+    """Return a stored plan; None where there is none yet, or one that a crash tore."""
     try:
-        payload = orjson.loads(state or b"null")
+        record = orjson.loads(text)
+        numbers = (int(record[name]) for name in ("first", "last", "first_seal", "last_seal"))
+        return Plan(ExportFormat(record["format"]), PayloadMode(record["payload"]), *numbers)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def event_fields(row: StoredRow, mode: PayloadMode) -> dict[str, object]:
+    """Return what a lossless line tells of an event beside its exact bytes, as the mode admits it.
+
+    Nothing of a state that is no JSON object.
+    """
+    try:
+        content = orjson.loads(row.state or b"null")
     except ValueError:
-        payload = None
-    if not isinstance(payload, dict):
-        return Content(None)
-    at, actor, correlation, causation = (payload.pop(name, None) for name in ABOUT)
-    shown = mask_actor(actor, mode) if isinstance(actor, str) else None
-    return Content(present(payload, mode), at, shown, correlation, causation)
+        content = None
+    payload = content if isinstance(content, dict) else None
+    at, actor, correlation, causation = ((payload or {}).pop(name, None) for name in ABOUT)
+    return {
+        "position": row.position,
+        "streamId": row.stream_id,
+        "version": row.version,
+        "topic": row.topic,
+        "recordedAt": at,
+        "actor": mask_actor(actor, mode) if isinstance(actor, str) else None,
+        "correlationId": correlation,
+        "causationId": causation,
+        "payload": None if payload is None else present(payload, mode),
+    }
 
 
 def header_line(plan: Plan) -> bytes:
@@ -83,23 +130,18 @@ def header_line(plan: Plan) -> bytes:
     return _line(record)
 
 
+def line_of(item: Item, plan: Plan) -> bytes:
+    """Return an item as a line of the plan's format; of a seal, see `seal_line`."""
+    if isinstance(item, Seal):
+        return seal_line(item)
+    line = cloud_event_line if plan.format is ExportFormat.CLOUDEVENTS else event_line
+    return line(item, plan.payload)
+
+
 def event_line(row: StoredRow, mode: PayloadMode) -> bytes:
     """Return an event with its decoded fields and, in full, its exact bytes."""
-    content = content_of(row.state, mode)
-    record: dict[str, object] = {
-        "position": row.position,
-        "streamId": row.stream_id,
-        "version": row.version,
-        "topic": row.topic,
-        "recordedAt": content.recorded_at,
-        "actor": content.actor,
-        "correlationId": content.correlation_id,
-        "causationId": content.causation_id,
-        "payload": content.payload,
-    }
-    if mode is PayloadMode.FULL:
-        record |= _exact(row.state)
-    return _line(record)
+    exact = _exact(row.state) if mode is PayloadMode.FULL else {}
+    return _line(event_fields(row, mode) | exact)
 
 
 def cloud_event_line(row: StoredRow, mode: PayloadMode) -> bytes:
@@ -107,39 +149,28 @@ def cloud_event_line(row: StoredRow, mode: PayloadMode) -> bytes:
 
     The format's integers have 32 bits. Attributes without a value are left out.
     """
-    content = content_of(row.state, mode)
+    event = event_fields(row, mode)
     record = {
         "specversion": "1.0",
         "id": event_id(row.stream_id, row.version),
         "source": SOURCE,
         "type": row.topic,
-        "time": content.recorded_at,
+        "time": event["recordedAt"],
         "subject": row.stream_id,
-        "datacontenttype": None if content.payload is None else "application/json",
+        "datacontenttype": None if event["payload"] is None else "application/json",
         "position": str(row.position),
         "streamversion": str(row.version),
-        "actor": content.actor,
-        "correlationid": content.correlation_id,
-        "causationid": content.causation_id,
-        "data": content.payload,
+        "actor": event["actor"],
+        "correlationid": event["correlationId"],
+        "causationid": event["causationId"],
+        "data": event["payload"],
     }
     return _line({name: value for name, value in record.items() if value is not None})
 
 
 def seal_line(seal: Seal) -> bytes:
     """Return a seal with its leaves; it stands before the first event that it covers."""
-    record: dict[str, object] = {
-        "number": seal.number,
-        "first": seal.first,
-        "last": seal.last,
-        "hash": seal.hash.hex(),
-        "previous": seal.previous.hex(),
-        "sealedAt": seal.sealed_at,
-        "leaves": b64encode(seal.leaves).decode(),
-    }
-    if seal.signature is not None:
-        record |= {"signature": b64encode(seal.signature).decode(), "keyId": seal.key_id}
-    return _line({"seal": record})
+    return _line({"seal": seal.as_dict()})
 
 
 def row_of(record: Mapping[str, Any]) -> StoredRow:
@@ -190,57 +221,7 @@ def _line(record: Mapping[str, object]) -> bytes:
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)
 
 
-class LineWriter:
-    """A file of lines."""
-
-    def __init__(self, path: Path, plan: Plan) -> None:
-        self._plan = plan
-        path.touch(0o600)
-        self._file: BufferedRandom = path.open("r+b")
-
-    def resume(self) -> int:
-        # Also seals are written again with their first event: what they are belongs together.
-        while (found := last_line(self._file)) is not None:
-            start, line = found
-            position = _position_in(line)
-            if position is not None:
-                self._file.seek(0, os.SEEK_END)
-                return position + 1
-            self._file.truncate(start)
-        self._file.seek(0)
-        if self._plan.format is ExportFormat.JSONL:
-            self._file.write(header_line(self._plan))
-        return self._plan.first
-
-    def write(self, items: Sequence[Item]) -> None:
-        self._file.writelines(map(self._line, items))
-        self._sync()
-
-    def finish(self) -> None:
-        self._sync()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _line(self, item: Item) -> bytes:
-        if isinstance(item, Seal):
-            return seal_line(item)
-        if self._plan.format is ExportFormat.CLOUDEVENTS:
-            return cloud_event_line(item, self._plan.payload)
-        return event_line(item, self._plan.payload)
-
-    def _sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-
-def _position_in(line: bytes) -> int | None:
-    """Return the position of an event's line.
-
-    None for another line, and for one that is no JSON.
-    """
-    try:
-        record = orjson.loads(line)
-        return int(record["position"])
-    except (ValueError, KeyError, TypeError):
-        return None
+def batches(items: Iterator[Item]) -> Iterator[list[Item]]:
+    """Yield the items in lists of 2,000; the last may be shorter."""
+    while batch := list(islice(items, ITEMS_AT_ONCE)):
+        yield batch

@@ -6,58 +6,56 @@ An export appears when it is whole; one that was cut off is continued.
 from __future__ import annotations
 
 import fcntl
-import importlib
 import os
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
-from itertools import groupby, islice
+from heapq import merge
+from importlib import import_module
+from itertools import dropwhile, groupby
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import orjson
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from engine.archive.lines import Item, LineWriter, Writer, content_of
-from engine.archive.plan import (
-    ExportFormat,
-    ExportRefused,
-    ExportRequest,
-    Plan,
-    make_plan,
-    plan_from_json,
-)
+from engine.archive import lines
+from engine.archive.lines import ExportFormat, ExportRequest, Item, Plan
 from engine.archive.verification import ExportCheck
 from engine.event_store import EVENTS, EVENTS_CHANNEL
 from engine.privacy import PayloadMode
-from engine.seals.anchors import Anchor
-from engine.seals.chain import Report, Seal, StoredRow
-from engine.seals.signature import PublicKeys
-from engine.seals.tables import insert_seal, seals
+from engine.seals.chain import Seal, StoredRow, head, insert_seal, seals
+from engine.seals.check import Report
+from engine.seals.proofs import NO_PROOFS, Proofs, last_line
 from engine.seals.verification import rows_between
 from infra.advisory_locks import LockClass
 from infra.errors import OperatorError
 from infra.objects.disk import sync_folder
 
-ITEMS_AT_ONCE = 2_000
-
-Begun = Callable[[Plan, int], None]
-"""Gets the plan and how many of its events an earlier run has written."""
 PART_EVENTS = 100_000
+PARQUET_COLUMNS = (
+    "position", "stream_id", "version", "topic", "recorded_at", "actor", "correlation_id",
+    "causation_id", "payload", "state",
+)  # fmt: skip
+SEALS_OVER = b"""
+SELECT coalesce(min(number), 0), coalesce(max(number), 0) FROM public.backlot_seals
+WHERE last >= %s AND first <= %s
+"""
 LOCK = f"SELECT pg_advisory_xact_lock(%s, '{EVENTS}'::regclass::oid::int)".encode()
 IS_EMPTY = f"""
-SELECT NOT EXISTS (SELECT FROM {EVENTS})
-   AND NOT EXISTS (SELECT FROM public.backlot_seals)
+SELECT NOT EXISTS (SELECT FROM {EVENTS}) AND NOT EXISTS (SELECT FROM public.backlot_seals)
 """.encode()
 COPY = f"""
-COPY {EVENTS}
-    (notification_id, originator_id, originator_version, topic, state)
+COPY {EVENTS} (notification_id, originator_id, originator_version, topic, state)
 FROM STDIN (FORMAT binary)
 """.encode()
 COLUMN_TYPES = ("int8", "uuid", "int8", "text", "bytea")
 NOTIFY = f"SELECT pg_notify('{EVENTS_CHANNEL}', '')".encode()
+
+
+class ExportRefused(OperatorError):
+    """An export that can't be made as it was asked for."""
 
 
 class ParquetMissing(OperatorError):
@@ -73,41 +71,33 @@ def export_log(
     path: Path,
     wish: ExportRequest,
     *,
-    on_begun: Begun = lambda plan, done: None,
+    on_begun: Callable[[Plan, int], None] = lambda plan, done: None,
     on_progress: Callable[[int], None] = lambda events: None,
 ) -> Plan:
     """Write what is wanted of the log to `path`, which Parquet makes a folder.
 
     Until it is whole it is called `….partial`, and `….partial.json` holds what it will contain:
-    the log as it was when the export began, however long it takes. Raise ExportRefused, OSError
-    and psycopg.Error.
+    the log as it was when the export began, however long it takes. `on_begun` gets the plan and
+    how many of its events an earlier run has written. Raise ExportRefused, OSError, psycopg.Error.
     """
     partial = path.with_name(f"{path.name}.partial")
-    with _planned(conn, path, wish) as plan:
-        writer = _writer(partial, plan)
-        try:
+    with _open_plan(conn, path, wish) as plan:
+        make_writer = ParquetWriter if plan.format is ExportFormat.PARQUET else LineWriter
+        with closing(make_writer(partial, plan)) as writer:
             start = writer.resume()
             on_begun(plan, start - plan.first)
-            for items in _batches(_items(conn, plan, start)):
+            for items in lines.batches(_items(conn, plan, start)):
                 writer.write(items)
                 on_progress(sum(isinstance(item, StoredRow) for item in items))
             writer.finish()
-        finally:
-            writer.close()
         partial.rename(path)
         sync_folder(path.parent)
     return plan
 
 
-def _writer(partial: Path, plan: Plan) -> Writer:
-    if plan.format is ExportFormat.PARQUET:
-        return ParquetWriter(partial, plan)
-    return LineWriter(partial, plan)
-
-
 @contextmanager
-def _planned(conn: Connection[TupleRow], path: Path, wish: ExportRequest) -> Iterator[Plan]:
-    """The plan that was begun, or a new one, for this process alone; removed once fulfilled."""
+def _open_plan(conn: Connection[TupleRow], path: Path, wish: ExportRequest) -> Iterator[Plan]:
+    """Give the plan that was begun, or a new one, to this process alone; remove it at the end."""
     plan_file = path.with_name(f"{path.name}.partial.json")
     if path.exists():
         # Else a run that was killed at the very end would leave its plan behind.
@@ -119,9 +109,9 @@ def _planned(conn: Connection[TupleRow], path: Path, wish: ExportRequest) -> Ite
         except BlockingIOError:
             raise ExportRefused(f"{path} is just being written by another process") from None
         file.seek(0)
-        plan = _begun(file.read())
+        plan = lines.plan_from_json(file.read())
         if plan is None:
-            plan = make_plan(conn, wish)
+            plan = _make_plan(conn, wish)
             file.truncate(0)
             file.write(plan.to_json())
             file.flush()
@@ -135,34 +125,74 @@ def _planned(conn: Connection[TupleRow], path: Path, wish: ExportRequest) -> Ite
         plan_file.unlink()
 
 
-def _begun(text: bytes) -> Plan | None:
-    try:
-        return plan_from_json(text)
-    except (ValueError, KeyError, TypeError):
-        # Nothing yet, or torn by a crash: nothing was written by it either.
-        return None
+def _make_plan(conn: Connection[TupleRow], wish: ExportRequest) -> Plan:
+    end = head(conn)
+    if wish.last is not None and wish.last > end:
+        raise ExportRefused(f"--to: the log ends at position {end}")
+    first, last = wish.first or 1, end if wish.last is None else wish.last
+    if first > last and end > 0:
+        raise ExportRefused(f"--from: {first} is behind the last position, {last}")
+    numbers = conn.execute(SEALS_OVER, (first, last)).fetchone() or (0, 0)
+    return Plan(wish.format, wish.payload, first, last, *numbers)
 
 
 def _items(conn: Connection[TupleRow], plan: Plan, start: int) -> Iterator[Item]:
     """Yield the events from `start` on, each seal before the first of its events here."""
-    wanted = plan.provable and plan.last_seal > 0
-    chain = seals(conn, plan.first_seal - 1, plan.last_seal) if wanted else iter(())
-    seal = next(chain, None)
-    while seal is not None and start > max(seal.first, plan.first):
-        seal = next(chain, None)
-    for row in rows_between(conn, start - 1, plan.last):
-        while seal is not None and row.position >= seal.first:
-            yield seal
-            seal = next(chain, None)
-        yield row
-    while seal is not None:
-        yield seal
-        seal = next(chain, None)
+    rows = rows_between(conn, start - 1, plan.last)
+    if not (plan.provable and plan.last_seal):
+        return rows
+    chain = seals(conn, plan.first_seal - 1, plan.last_seal)
+    unwritten = dropwhile(lambda seal: start > max(seal.first, plan.first), chain)
+    # Of a seal and a row at one position, the seal comes first, as the first of the arguments.
+    return merge(unwritten, rows, key=_position)
 
 
-def _batches(items: Iterator[Item]) -> Iterator[Sequence[Item]]:
-    while batch := list(islice(items, ITEMS_AT_ONCE)):
-        yield batch
+def _position(item: Item) -> int:
+    return item.position if isinstance(item, StoredRow) else item.first
+
+
+class LineWriter:
+    """A file of lines; what `write` took is safe from a crash when it returns."""
+
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self._plan = plan
+        path.touch(0o600)
+        self._file = path.open("r+b")
+
+    def resume(self) -> int:
+        """Return the position to go on with, after what a broken-off run has left whole."""
+        # Also seals are written again with their first event: what they are belongs together.
+        while (found := last_line(self._file)) is not None:
+            start, line = found
+            position = _position_in(line)
+            if position is not None:
+                self._file.seek(0, os.SEEK_END)
+                return position + 1
+            self._file.truncate(start)
+        self._file.seek(0)
+        if self._plan.format is ExportFormat.JSONL:
+            self._file.write(lines.header_line(self._plan))
+        return self._plan.first
+
+    def write(self, items: Sequence[Item]) -> None:
+        """Write the next events, each seal before the first that it covers."""
+        self._file.writelines(lines.line_of(item, self._plan) for item in items)
+        self.finish()
+
+    def finish(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _position_in(line: bytes) -> int | None:
+    """Return the position of an event's line; None for another, and for one that is no JSON."""
+    try:
+        return int(orjson.loads(line)["position"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 class ParquetWriter:
@@ -173,9 +203,24 @@ class ParquetWriter:
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         """Raise ParquetMissing."""
-        self._arrow, self._parquet = _library("pyarrow"), _library("pyarrow.parquet")
+        try:
+            self._arrow, self._parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+        except ImportError as error:
+            raise ParquetMissing(
+                "Parquet needs the optional library pyarrow: pip install 'backlot[parquet]'"
+            ) from error
         self._folder, self._plan = folder, plan
-        self._schema = self._make_schema()
+        kinds = {
+            "position": self._arrow.int64(),
+            "version": self._arrow.int64(),
+            "recorded_at": self._arrow.timestamp("us", tz="UTC"),
+            "state": self._arrow.binary(),
+        }
+        names = PARQUET_COLUMNS if plan.payload is PayloadMode.FULL else PARQUET_COLUMNS[:-1]
+        self._schema = self._arrow.schema(
+            [(name, kinds.get(name, self._arrow.string())) for name in names],
+            metadata={"backlot.payload": plan.payload.value},
+        )
         self._part = 0
         self._file: Any = None
         folder.mkdir(exist_ok=True)
@@ -191,12 +236,12 @@ class ParquetWriter:
         rows = (item for item in items if isinstance(item, StoredRow))
         for part, its_rows in groupby(rows, self._part_of):
             if part != self._part:
-                self._end_part()
+                self.finish()
                 self._part = part
-            self._add(list(its_rows))
-
-    def finish(self) -> None:
-        self._end_part()
+            if self._file is None:
+                self._file = self._parquet.ParquetWriter(self._draft, self._schema)
+            records = [self._record(row) for row in its_rows]
+            self._file.write_table(self._arrow.Table.from_pylist(records, schema=self._schema))
 
     def close(self) -> None:
         if self._file is not None:
@@ -206,13 +251,7 @@ class ParquetWriter:
         # By position, so that what a part holds does not depend on where a run was cut off.
         return (row.position - self._plan.first) // PART_EVENTS
 
-    def _add(self, rows: Sequence[StoredRow]) -> None:
-        if self._file is None:
-            self._file = self._parquet.ParquetWriter(self._draft, self._schema)
-        records = [self._record(row) for row in rows]
-        self._file.write_table(self._arrow.Table.from_pylist(records, schema=self._schema))
-
-    def _end_part(self) -> None:
+    def finish(self) -> None:
         if self._file is None:
             return
         self._file.close()
@@ -229,47 +268,21 @@ class ParquetWriter:
     def _path(self, number: int) -> Path:
         return self._folder / f"part-{number + 1:06}.parquet"
 
-    def _make_schema(self) -> Any:
-        arrow = self._arrow
-        fields = [
-            ("position", arrow.int64()),
-            ("stream_id", arrow.string()),
-            ("version", arrow.int64()),
-            ("topic", arrow.string()),
-            ("recorded_at", arrow.timestamp("us", tz="UTC")),
-            ("actor", arrow.string()),
-            ("correlation_id", arrow.string()),
-            ("causation_id", arrow.string()),
-            ("payload", arrow.string()),
-        ]
-        if self._plan.payload is PayloadMode.FULL:
-            fields.append(("state", arrow.binary()))
-        return arrow.schema(fields, metadata={"backlot.payload": self._plan.payload.value})
-
     def _record(self, row: StoredRow) -> dict[str, object]:
-        content = content_of(row.state, self._plan.payload)
-        payload = None if content.payload is None else orjson.dumps(content.payload).decode()
+        event = lines.event_fields(row, self._plan.payload)
+        payload = event["payload"]
         return {
             "position": row.position,
             "stream_id": str(row.stream_id),
             "version": row.version,
             "topic": row.topic,
-            "recorded_at": _time(content.recorded_at),
-            "actor": content.actor,
-            "correlation_id": _text(content.correlation_id),
-            "causation_id": _text(content.causation_id),
-            "payload": payload,
+            "recorded_at": _time(event["recordedAt"]),
+            "actor": event["actor"],
+            "correlation_id": _text(event["correlationId"]),
+            "causation_id": _text(event["causationId"]),
+            "payload": None if payload is None else orjson.dumps(payload).decode(),
             "state": row.state,
         }
-
-
-def _library(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ParquetMissing(
-            "Parquet needs the optional library pyarrow: pip install 'backlot[parquet]'"
-        ) from error
 
 
 def _time(value: object) -> datetime | None:
@@ -286,9 +299,8 @@ def _text(value: object) -> str | None:
 def import_log(
     conn: Connection[TupleRow],
     path: Path,
+    proofs: Proofs = NO_PROOFS,
     *,
-    public_keys: PublicKeys | None = None,
-    anchors: Iterator[Anchor] | None = None,
     known_topics: Container[str] | None = None,
     on_progress: Callable[[int], None] = lambda events: None,
 ) -> Report:
@@ -296,19 +308,21 @@ def import_log(
 
     All or nothing, in one transaction under the store's append lock: a log that is half there
     must never be read or appended to, and what is checked is what is written. The connection
-    is in autocommit mode, and the tables are there. Raise ImportRefused and ExportUnusable.
+    is in autocommit mode, and the tables are there. Raise ImportRefused, ExportUnusable and
+    AnchorsUnusable.
     """
-    check = ExportCheck(path, public_keys=public_keys, anchors=anchors, known_topics=known_topics)
-    if check.header.first != 1:
+    check = ExportCheck(path, proofs, known_topics)
+    if check.plan.first != 1:
         raise ImportRefused(
-            f"{path} begins at position {check.header.first}: only a whole log can be imported"
+            f"{path} begins at position {check.plan.first}: only a whole log can be imported"
         )
     with conn.transaction():
         conn.execute(LOCK, (int(LockClass.LOG),))
         row = conn.execute(IS_EMPTY).fetchone()
         if row is None or not row[0]:
             raise ImportRefused("the store is not empty: import into a new database")
-        _write(conn, check.items(), on_progress)
+        for batch in lines.batches(check.items()):
+            on_progress(_write(conn, batch))
         report = check.finish()
         if report.fault is not None:
             raise ImportRefused(f"{path}: {report.fault.detail} ({report.fault.kind})")
@@ -317,18 +331,14 @@ def import_log(
     return report
 
 
-def _write(
-    conn: Connection[TupleRow],
-    items: Iterator[Seal | StoredRow],
-    on_progress: Callable[[int], None],
-) -> None:
-    while batch := list(islice(items, ITEMS_AT_ONCE)):
-        rows = [item for item in batch if isinstance(item, StoredRow)]
-        with conn.cursor() as cursor, cursor.copy(COPY) as copy:
-            copy.set_types(COLUMN_TYPES)
-            for row in rows:
-                copy.write_row(row)
-        for item in batch:
-            if isinstance(item, Seal):
-                insert_seal(conn, item)
-        on_progress(len(rows))
+def _write(conn: Connection[TupleRow], items: Sequence[Item]) -> int:
+    """Store events and seals, and return how many events they were."""
+    rows = [item for item in items if isinstance(item, StoredRow)]
+    with conn.cursor() as cursor, cursor.copy(COPY) as copy:
+        copy.set_types(COLUMN_TYPES)
+        for row in rows:
+            copy.write_row(row)
+    for item in items:
+        if isinstance(item, Seal):
+            insert_seal(conn, item)
+    return len(rows)

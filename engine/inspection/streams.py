@@ -1,34 +1,61 @@
-"""Events and streams as an auditor sees them, readable or not, and the state that they lead to."""
+"""Events as an auditor sees them, readable or not: their streams, their causes and effects."""
 
 from __future__ import annotations
-
-import re
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from typing import NamedTuple
-from uuid import UUID
-
 import orjson
+import re
+from collections.abc import AsyncIterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+from datetime import datetime
+from domain.model import Aggregate
+from engine.codec import event_id
+from engine.event_store import EVENTS
+from engine.inspection.index import Audit
+from engine.inspection.index import INDEXED
+from engine.inspection.index import PLANNING
+from engine.inspection.index import Search
+from engine.inspection.index import find
+from engine.log import MAPPER
+from engine.log import READ_ONE
+from engine.log import Stored
 from eventsourcing.persistence import MapperDeserialisationError
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
-
-from domain.model import Aggregate
-from engine.event_store import EVENTS
-from engine.log import MAPPER, Stored
+from typing import Any
+from typing import Literal
+from typing import LiteralString
+from typing import NamedTuple
+from uuid import UUID
 
 VERSION = re.compile(r"\.v[0-9]+$")
 META = ("timestamp", "actor", "correlation_id", "causation_id")
 CHUNK = 500
 BEFORE_ALL = -(2**63)
 
-READ_STREAM = f"""
-SELECT notification_id, originator_id, originator_version, topic, state
-FROM {EVENTS} WHERE originator_id = %s AND originator_version > %s
-ORDER BY originator_version LIMIT %s
-""".encode()
+MAX_TRACED = 1_000
+MAX_EFFECTS = 100
+# A tree that is deeper than any program draws or parses is no longer drawn as one.
+MAX_DEPTH = 50
 
+COLUMNS = "notification_id, originator_id, originator_version, topic, state"
+IN_STREAM = f"SELECT {COLUMNS} FROM {EVENTS} WHERE originator_id = %s AND originator_version "
+READ_STREAM = f"{IN_STREAM} > %s ORDER BY originator_version LIMIT %s".encode()
+BEFORE = f"{IN_STREAM} < %s ORDER BY originator_version DESC LIMIT 1".encode()
+CAUSED: LiteralString = (
+    INDEXED + ", found AS ("
+    "(SELECT position FROM {schema}.events WHERE causation_id = %(cause)s "
+    "ORDER BY position LIMIT %(limit)s) UNION ALL "
+    f"(SELECT notification_id FROM {EVENTS} AS b "
+    "LEFT JOIN LATERAL {schema}.read(b.state) AS f ON true "
+    "WHERE notification_id > (SELECT position FROM indexed) AND f.causation_id = %(cause)s "
+    "ORDER BY notification_id LIMIT %(limit)s)) "
+    f"SELECT {COLUMNS} FROM found JOIN {EVENTS} ON notification_id = position "
+    "ORDER BY position LIMIT %(limit)s"
+)
+
+Kind = Literal["request", "event", "unknown"]
 Values = Mapping[str, object]
 
 
@@ -80,35 +107,20 @@ def aggregate_of(topic: str) -> str:
 
 
 def read_entry(stored: Stored) -> Entry:
-    """Make what can be made of a stored event; never fails."""
-    content = _object(stored.state)
-    values = content or {}
-    return Entry(
-        stored,
-        None if content is None else {k: v for k, v in content.items() if k not in META},
-        _time(values.get("timestamp")),
-        _text(values.get("actor")),
-        _text(values.get("correlation_id")),
-        _text(values.get("causation_id")),
-        *_decode(stored),
-    )
-
-
-def _decode(
-    stored: Stored,
-) -> tuple[Aggregate.Event | None, MapperDeserialisationError | None]:
+    """Return what can be made of a stored event; never fail."""
     try:
-        return MAPPER.decode(*stored[1:]), None
-    except MapperDeserialisationError as error:
-        return None, error
-
-
-def _object(state: bytes) -> dict[str, object] | None:
-    try:
-        content = orjson.loads(state)
+        content = orjson.loads(stored.state)
     except ValueError:
-        return None
-    return content if isinstance(content, dict) else None
+        content = None
+    payload = content if isinstance(content, dict) else None
+    at, actor, correlation, cause = ((payload or {}).pop(name, None) for name in META)
+    event, error = None, None
+    try:
+        event = MAPPER.decode(*stored[1:])
+    except MapperDeserialisationError as failure:
+        error = failure
+    ids = (_text(correlation), _text(cause))
+    return Entry(stored, payload, _time(at), _text(actor), *ids, event, error)
 
 
 def _text(value: object) -> str | None:
@@ -143,8 +155,7 @@ class Fold:
     def add(self, entry: Entry) -> StreamStep:
         """Apply the next event, unless one before it could not be."""
         self.kind = self.kind or aggregate_of(entry.stored.topic or "")
-        if self.error is None:
-            self.error = entry.error
+        self.error = self.error or entry.error
         if self.error is not None or entry.event is None:
             return StreamStep(entry, None)
         before = self.fields
@@ -179,7 +190,7 @@ async def follow(
     The fold then holds the aggregate as it stood there. The stream is read in chunks.
     """
     version = BEFORE_ALL
-    while chunk := await _chunk(conn, fold.stream_id, version):
+    while chunk := await _read(conn, READ_STREAM, (fold.stream_id, version, CHUNK)):
         for stored in chunk:
             entry = read_entry(stored)
             if at_version is not None and stored.version > at_version:
@@ -188,12 +199,6 @@ async def follow(
                 return
             yield fold.add(entry)
         version = chunk[-1].version
-
-
-async def _chunk(conn: AsyncConnection[TupleRow], stream_id: UUID, after: int) -> list[Stored]:
-    async with conn.cursor(binary=True) as cursor:
-        await cursor.execute(READ_STREAM, (stream_id, after, CHUNK))
-        return [Stored(*row) for row in await cursor.fetchall()]
 
 
 def fields(aggregate: Aggregate) -> Values:
@@ -210,9 +215,130 @@ def _plain(value: object) -> object:
 
 
 def _changes(before: Values, after: Values) -> dict[str, FieldChange]:
-    names = [*before, *(name for name in after if name not in before)]
     return {
         name: FieldChange(before.get(name), after.get(name))
-        for name in names
+        for name in {**before, **after}
         if before.get(name) != after.get(name)
     }
+
+
+async def _read(
+    conn: AsyncConnection[TupleRow], query: bytes, values: Any, *, prepare: bool | None = None
+) -> list[Stored]:
+    async with conn.cursor(binary=True) as cursor:
+        await cursor.execute(query, values, prepare=prepare)
+        return [Stored(*row) for row in await cursor.fetchall()]
+
+
+class Cause(NamedTuple):
+    """What led to an event: a request, an event, or an id that nothing here has."""
+
+    kind: Kind
+    id: str
+    event: Stored | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The events before and after in the stream, the cause, and the first 100 effects."""
+
+    previous: Stored | None
+    following: Stored | None
+    cause: Cause | None
+    caused: Sequence[Stored]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A request or an event with what it led to; `note` says why it stands where it does."""
+
+    kind: Kind
+    id: str
+    entry: Entry | None = None
+    at: datetime | None = None
+    note: str | None = None
+    children: list[Node] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A conversation's events under their request; cut off after 1,000 events when `truncated`."""
+
+    root: Node
+    events: int
+    truncated: bool
+
+
+async def at_position(conn: AsyncConnection[TupleRow], position: int) -> Stored | None:
+    """Return the event at a position; None where the log has none."""
+    return next(iter(await _read(conn, READ_ONE, (position,))), None)
+
+
+async def surroundings(conn: AsyncConnection[TupleRow], audit: Audit, entry: Entry) -> Surroundings:
+    """Return what stands around an event in its stream, and in the order of cause and effect."""
+    stored = entry.stored
+    place = (stored.stream_id, stored.version)
+    values = {"schema": audit.schema, "cause": _id_of(stored), "limit": MAX_EFFECTS}
+    async with conn.transaction():
+        await conn.execute(PLANNING)
+        previous = next(iter(await _read(conn, BEFORE, place)), None)
+        following = next(iter(await _read(conn, READ_STREAM, (*place, 1))), None)
+        caused = await _read(conn, audit.sql(CAUSED), values, prepare=False)
+    # An event that names itself as its cause is no effect of itself.
+    effects = [effect for effect in caused if effect.position != stored.position]
+    return Surroundings(previous, following, await _cause(conn, audit, entry), effects)
+
+
+def _id_of(stored: Stored) -> str:
+    return str(event_id(stored.stream_id, stored.version))
+
+
+async def _cause(conn: AsyncConnection[TupleRow], audit: Audit, entry: Entry) -> Cause | None:
+    """Return what led to an event: its id holds no position, so the conversation is searched."""
+    cause, correlation = entry.causation_id, entry.correlation_id
+    if cause is None:
+        return None
+    if cause == correlation or correlation is None:
+        return Cause("request" if correlation else "unknown", cause)
+    earlier = Search(correlation_id=correlation, before=entry.stored.position)
+    for stored in (await find(conn, audit, earlier, MAX_TRACED)).events:
+        if _id_of(stored) == cause:
+            return Cause("event", cause, stored)
+    return Cause("unknown", cause)
+
+
+async def trace(conn: AsyncConnection[TupleRow], audit: Audit, correlation_id: str) -> Trace | None:
+    """Return the tree of a conversation's first 1,000 events; None when there are none."""
+    wanted = Search(correlation_id=correlation_id, newest_first=False)
+    found = await find(conn, audit, wanted, MAX_TRACED)
+    if not found.events:
+        return None
+    entries = [read_entry(stored) for stored in found.events]
+    truncated = found.following is not None
+    return Trace(tree(correlation_id, entries), len(entries), truncated)
+
+
+def tree(correlation_id: str, entries: Sequence[Entry]) -> Node:
+    """Return the events, given in order of position, under what caused them.
+
+    A cause comes before its effect; what names no cause among the events before it hangs under the
+    request, with a note, and so nothing can go in a circle.
+    """
+    known = [entry.recorded_at for entry in entries if entry.recorded_at is not None]
+    root = Node("request", correlation_id, at=min(known, default=None))
+    placed: dict[str, tuple[Node, int]] = {correlation_id: (root, 0)}
+    for entry in entries:
+        own, cause = _id_of(entry.stored), entry.causation_id
+        parent, depth = placed.get(cause or "", (root, 0))
+        note = None
+        if cause is None:
+            note = "it names no cause"
+        elif cause not in placed:
+            note = f"its cause {cause} is not before it in this trace"
+        elif depth >= MAX_DEPTH:
+            parent, depth = root, 0
+            note = f"its cause {cause} is nested too deep to draw this below it"
+        node = Node("event", own, entry, entry.recorded_at, note)
+        parent.children.append(node)
+        placed.setdefault(own, (node, depth + 1))
+    return root

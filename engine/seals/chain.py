@@ -1,4 +1,4 @@
-"""The seal chain's format: what is hashed, byte by byte, so that anybody can write a verifier.
+"""The seal chain: its format, byte by byte, so that anybody can write a verifier, and its table.
 
 Integers are signed and big-endian; int4 has 4 bytes, int8 has 8. A text is its UTF-8.
 
@@ -25,14 +25,20 @@ A signature is Ed25519 (RFC 8032) over the 32 bytes of the seal's hash; its key 
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
-from dataclasses import dataclass, field
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from hashlib import sha256
 from struct import Struct
 from typing import NamedTuple
 from uuid import UUID
+
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from engine.log import HEAD
+from infra.postgres.connection import open_connection
 
 EVENT_TAG = b"backlot.event.v1\0"
 SEAL_TAG = b"backlot.seal.v1\0"
@@ -44,6 +50,24 @@ _PLACE = Struct(">q16sq")
 _RANGE = Struct(">qq")
 _LENGTH = Struct(">i")
 _NULL = _LENGTH.pack(-1)
+
+# The encoding of `leaf` in SQL; a test compares the two on odd data.
+LEAF = f"""sha256('\\x{EVENT_TAG.hex()}'::bytea || int8send(notification_id)
+    || uuid_send(originator_id) || int8send(originator_version)
+    || coalesce(int4send(octet_length(convert_to(topic, 'UTF8'))) || convert_to(topic, 'UTF8'),
+                int4send(-1))
+    || coalesce(int4send(octet_length(state)) || state, int4send(-1)))"""
+
+PAGE_SEALS = 20
+COLUMNS = "number, first, last, leaves, hash, previous, signature, key_id, sealed_at"
+INSERT = f"""
+INSERT INTO public.backlot_seals ({COLUMNS}) VALUES (%s, %s, %s, %b, %b, %b, %b, %s, %s)
+""".encode()
+LAST = f"SELECT {COLUMNS} FROM public.backlot_seals ORDER BY number DESC LIMIT 1".encode()
+PAGE = f"""
+SELECT {COLUMNS} FROM public.backlot_seals
+WHERE number > %s AND number <= %s ORDER BY number LIMIT {PAGE_SEALS}
+""".encode()
 
 
 class StoredRow(NamedTuple):
@@ -58,7 +82,10 @@ class StoredRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """One seal: the block `first` to `last`, its leaves, its place in the chain, its signature."""
+    """One seal: the block `first` to `last`, its leaves, its place in the chain, its signature.
+
+    The fields are the columns of its row, in their order.
+    """
 
     number: int
     first: int
@@ -75,97 +102,27 @@ class Seal:
         start = (position - self.first) * HASH_BYTES
         return self.leaves[start : start + HASH_BYTES]
 
-
-class FaultKind(StrEnum):
-    """How a log can differ from what was sealed."""
-
-    ALTERED = "altered"
-    MISSING = "missing"
-    ADDED = "added"
-    SEAL_ALTERED = "seal-altered"
-    SEAL_MISSING = "seal-missing"
-    SIGNATURE_INVALID = "signature-invalid"
-    ANCHOR_DIFFERS = "anchor-differs"
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """The first place where the log is not what it was; what is known of it, and in words."""
-
-    kind: FaultKind
-    detail: str
-    position: int | None = None
-    stream_id: UUID | None = None
-    version: int | None = None
-    seal: int | None = None
-
     def as_dict(self) -> dict[str, object]:
-        found = {
-            "kind": self.kind.value,
-            "position": self.position,
-            "streamId": None if self.stream_id is None else str(self.stream_id),
-            "version": self.version,
-            "seal": self.seal,
-            "detail": self.detail,
-        }
-        return {name: value for name, value in found.items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What was checked: positions from `first`, proved up to `sealed_to`; and the first fault.
-
-    `signed` counts seals with a signature, right ones where a public key was given; `anchored`
-    those that were compared with an anchor. The `unsealed` events at the end are not proved yet,
-    only looked at. Counts include what comes after a fault. `newest` is the last seal.
-    """
-
-    first: int
-    events: int
-    sealed_to: int
-    seals: int
-    signed: int
-    anchored: int
-    unsealed: int
-    fault: Fault | None
-    newest: Seal | None
-
-    @property
-    def ok(self) -> bool:
-        return self.fault is None
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the report as JSON has it."""
+        """Return the seal as lines of JSON have it, bytes in hexadecimal or base64."""
         record: dict[str, object] = {
-            "ok": self.ok,
-            "from": self.first,
-            "events": self.events,
-            "sealedTo": self.sealed_to,
-            "seals": self.seals,
-            "signed": self.signed,
-            "anchored": self.anchored,
-            "unsealed": self.unsealed,
+            "number": self.number,
+            "first": self.first,
+            "last": self.last,
+            "hash": self.hash.hex(),
+            "previous": self.previous.hex(),
+            "sealedAt": self.sealed_at,
+            "leaves": b64encode(self.leaves).decode(),
         }
-        return record if self.fault is None else {**record, "fault": self.fault.as_dict()}
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Positions that are not there, and the row after them."""
-
-    first: int
-    row: StoredRow
-
-    @property
-    def size(self) -> int:
-        return self.row.position - self.first
+        if self.signature is not None:
+            record |= {"signature": b64encode(self.signature).decode(), "keyId": self.key_id}
+        return record
 
 
 def leaf(row: StoredRow) -> bytes:
     """Return the 32 bytes that stand for an event, its exact bytes and its place."""
     topic = None if row.topic is None else row.topic.encode()
     place = _PLACE.pack(row.position, row.stream_id.bytes, row.version)
-    return sha256(b"".join((EVENT_TAG, place, *_sized(topic), *_sized(row.state)))).digest()
+    return sha256(b"".join((EVENT_TAG, place, *_frame(topic), *_frame(row.state)))).digest()
 
 
 def seal_hash(previous: bytes, first: int, last: int, leaves: bytes) -> bytes:
@@ -173,61 +130,42 @@ def seal_hash(previous: bytes, first: int, last: int, leaves: bytes) -> bytes:
     return sha256(b"".join((SEAL_TAG, previous, _RANGE.pack(first, last), leaves))).digest()
 
 
-def _sized(content: bytes | None) -> Sequence[bytes]:
+def _frame(content: bytes | None) -> Sequence[bytes]:
     return (_NULL,) if content is None else (_LENGTH.pack(len(content)), content)
 
 
-class Tail:
-    """Looks for gaps, second events at a position, and topics that no program here writes."""
-
-    def __init__(self, known_topics: Container[str] | None) -> None:
-        self._known = known_topics
-        self._gap: Gap | None = None
-        self._after_gap = 0
-        self._fault: Fault | None = None
-        self.events = 0
-
-    def take(self, group: Sequence[StoredRow], expected: int) -> None:
-        """The rows at one position, which should be the `expected` one."""
-        row = group[0]
-        self.events += len(group)
-        if self._gap is not None:
-            self._after_gap += len(group)
-        elif self._fault is None and row.position > expected:
-            self._gap, self._after_gap = Gap(expected, row), len(group)
-        elif self._fault is None:
-            self._fault = self._look_at(group)
-
-    def finish(self, expected: int, until: int | None, orphan: Fault | None) -> Fault | None:
-        """Return the first fault, where `until` is the position that the log should end with."""
-        fault = self._fault or (self._judge(self._gap) if self._gap else None)
-        if fault is None and until is not None and expected <= until:
-            detail = f"the log should go on from position {expected} to {until}"
-            fault = Fault(FaultKind.MISSING, detail, expected)
-        found = [one for one in (fault, orphan) if one is not None]
-        return min(found, key=lambda one: one.position or 0, default=None)
-
-    def _look_at(self, group: Sequence[StoredRow]) -> Fault | None:
-        row = group[0]
-        if len(group) > 1:
-            return _added(group[1], "it has a second event")
-        if self._known is not None and row.topic not in self._known:
-            return _added(row, f"nothing here writes the topic {row.topic!r}")
-        return None
-
-    def _judge(self, gap: Gap) -> Fault:
-        """Without a seal only the odds decide: a lone row far out was added, else rows are gone."""
-        gone = f"positions {gap.first} to {gap.row.position - 1} are not there"
-        if self._after_gap < gap.size:
-            return _added(gap.row, gone)
-        return Fault(FaultKind.MISSING, f"{gone}, and what follows is", gap.first)
+def connect(database_url: str, purpose: str) -> Connection[TupleRow]:
+    """Return a connection in autocommit mode for keyed queries; raise OperationalError."""
+    connection = open_connection(database_url, purpose)
+    # Every query is keyed, and the planner must not think otherwise while the table is small.
+    connection.execute("SET enable_seqscan = off; SET enable_bitmapscan = off")
+    return connection
 
 
-def orphaned(row: StoredRow) -> Fault:
-    """Return an unsealed event whose stream has not the version before it."""
-    return _added(row, f"its stream has no version {row.version - 1} before it")
+def head(conn: Connection[TupleRow]) -> int:
+    """Return the last position of the log; 0 when it is empty."""
+    row = conn.execute(HEAD).fetchone()
+    return int(row[0]) if row else 0
 
 
-def _added(row: StoredRow, why: str) -> Fault:
-    detail = f"a row was added at position {row.position}: {why}"
-    return Fault(FaultKind.ADDED, detail, row.position, row.stream_id, row.version)
+def last_seal(conn: Connection[TupleRow]) -> Seal | None:
+    """Return the newest seal."""
+    with conn.cursor(binary=True) as cursor:
+        row = cursor.execute(LAST, prepare=True).fetchone()
+    return Seal(*row) if row else None
+
+
+def seals(conn: Connection[TupleRow], after: int, until: int) -> Iterator[Seal]:
+    """Yield the seals numbered above `after` up to `until`, in order, a few at a time."""
+    while True:
+        with conn.cursor(binary=True) as cursor:
+            page = cursor.execute(PAGE, (after, until)).fetchall()
+        yield from (Seal(*row) for row in page)
+        if len(page) < PAGE_SEALS:
+            return
+        after = page[-1][0]
+
+
+def insert_seal(conn: Connection[TupleRow], seal: Seal) -> None:
+    """Store a seal. Raise UniqueViolation where its number is taken."""
+    conn.execute(INSERT, astuple(seal))

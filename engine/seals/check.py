@@ -6,21 +6,85 @@ It computes every hash itself, in Python; what PostgreSQL computed for the seals
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from uuid import UUID
 
-from engine.seals.anchors import Anchor
-from engine.seals.chain import (
-    HASH_BYTES,
-    NO_SEAL,
-    Fault,
-    FaultKind,
-    Report,
-    Seal,
-    StoredRow,
-    Tail,
-    leaf,
-    seal_hash,
-)
-from engine.seals.signature import PublicKeys
+from engine.seals.chain import HASH_BYTES, NO_SEAL, Seal, StoredRow, leaf, seal_hash
+from engine.seals.proofs import Anchor, PublicKeys
+
+
+class FaultKind(StrEnum):
+    """How a log can differ from what was sealed."""
+
+    ALTERED = "altered"
+    MISSING = "missing"
+    ADDED = "added"
+    SEAL_ALTERED = "seal-altered"
+    SEAL_MISSING = "seal-missing"
+    SIGNATURE_INVALID = "signature-invalid"
+    ANCHOR_DIFFERS = "anchor-differs"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The first place where the log is not what it was; what is known of it, and in words."""
+
+    kind: FaultKind
+    detail: str
+    position: int | None = None
+    stream_id: UUID | None = None
+    version: int | None = None
+    seal: int | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        found = {
+            "kind": self.kind.value,
+            "position": self.position,
+            "streamId": None if self.stream_id is None else str(self.stream_id),
+            "version": self.version,
+            "seal": self.seal,
+            "detail": self.detail,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was checked: positions from `first`, proved up to `sealed_to`; and the first fault.
+
+    `signed` counts seals with a signature, right ones where a public key was given; `anchored`
+    those that were compared with an anchor. The `unsealed` events at the end are not proved yet,
+    only looked at. Counts include what comes after a fault. `newest` is the last seal.
+    """
+
+    first: int
+    events: int
+    sealed_to: int
+    seals: int
+    signed: int
+    anchored: int
+    unsealed: int
+    fault: Fault | None
+    newest: Seal | None
+
+    @property
+    def ok(self) -> bool:
+        return self.fault is None
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the report as JSON has it."""
+        record: dict[str, object] = {
+            "ok": self.ok,
+            "from": self.first,
+            "events": self.events,
+            "sealedTo": self.sealed_to,
+            "seals": self.seals,
+            "signed": self.signed,
+            "anchored": self.anchored,
+            "unsealed": self.unsealed,
+        }
+        return record if self.fault is None else {**record, "fault": self.fault.as_dict()}
 
 
 class SealCheck:
@@ -33,34 +97,21 @@ class SealCheck:
 
     def __init__(
         self,
-        public_keys: PublicKeys | None = None,
-        anchors: Iterator[Anchor] | None = None,
+        first: int,
+        before: Seal | None,
+        numbers: tuple[int, int],
+        public_keys: PublicKeys | None,
+        anchors: Iterator[Anchor] | None,
         *,
-        ends_early: bool = False,
+        ends_early: bool,
     ) -> None:
-        """`ends_early` says that later seals may be anchored: an export is of an earlier day."""
-        self._keys, self._anchors = public_keys, anchors
-        self._ends_early = ends_early
-        self._before: Seal | None = None
-        self._from_start = True
-        self._first_number: int | None = 1
-        self._last_number: int | None = None
-        self._next_anchor = next(anchors, None) if anchors else None
+        """For the arguments see `Check`; `ends_early` says that later seals may be anchored."""
+        self._before, self._from_start, self._ends_early = before, first == 1, ends_early
+        self._keys, self._anchors = public_keys, anchors or iter(())
+        self._first_number = 1 if self._from_start else numbers[0] or None
+        self._last_number = numbers[1]
+        self._next_anchor = next(self._anchors, None)
         self.count = self.signed = self.anchored = 0
-
-    def begin(
-        self, before: Seal | None, numbers: tuple[int, int] | None, *, from_start: bool
-    ) -> None:
-        """Where the chain begins: after a seal checked before, at its start, or at any seal.
-
-        `numbers` are those of the first and last seal that there should be, where that is known.
-        """
-        self._before, self._from_start = before, from_start
-        if before is not None:
-            self._first_number = before.number + 1
-        elif not from_start:
-            self._first_number = (numbers[0] if numbers else 0) or None
-        self._last_number = numbers[1] if numbers else None
 
     def fault(self, seal: Seal) -> Fault | None:
         """Return what is wrong with the next seal, if anything."""
@@ -81,12 +132,12 @@ class SealCheck:
 
     def finish(self) -> Fault | None:
         """Return what is wrong with the chain's end."""
-        if self.next is not None and self.next <= (self._last_number or 0):
+        if self.next is not None and self.next <= self._last_number:
             detail = f"seal {self.next} is gone: the last one should be {self._last_number}"
             return Fault(FaultKind.SEAL_MISSING, detail, seal=self.next)
         if self._keys is not None and self._before is not None and self.count and not self.signed:
-            return _unproved(self._before, "neither it nor any before it is signed")
-        return None if self._ends_early else _gone(self._next_anchor)
+            return _unproved_fault(self._before, "neither it nor any before it is signed")
+        return None if self._ends_early else _gone_fault(self._next_anchor)
 
     def _chain_fault(self, seal: Seal) -> Fault | None:
         before, number = self._before, self.next
@@ -109,26 +160,26 @@ class SealCheck:
         if seal.signature is None:
             if self._keys is None or not self.signed:
                 return None
-            return _unproved(seal, "it is not signed, though seals before it are")
+            return _unproved_fault(seal, "it is not signed, though seals before it are")
         self.signed += 1
         if self._keys is None:
             return None
         why = self._keys.fault(seal.hash, seal.signature, seal.key_id)
-        return None if why is None else _unproved(seal, why)
+        return None if why is None else _unproved_fault(seal, why)
 
     def _anchor_fault(self, seal: Seal) -> Fault | None:
         fault = None
         while (anchor := self._next_anchor) is not None and anchor.number <= seal.number:
             if anchor.number == seal.number:
                 self.anchored += 1
-                fault = fault or _differs(anchor, seal)
+                fault = fault or _difference(anchor, seal)
             elif self._before is not None and anchor.number > self._before.number:
-                fault = fault or _gone(anchor)
-            self._next_anchor = next(self._anchors, None) if self._anchors else None
+                fault = fault or _gone_fault(anchor)
+            self._next_anchor = next(self._anchors, None)
         return fault
 
 
-def _gone(anchor: Anchor | None) -> Fault | None:
+def _gone_fault(anchor: Anchor | None) -> Fault | None:
     if anchor is None:
         return None
     detail = (
@@ -138,7 +189,7 @@ def _gone(anchor: Anchor | None) -> Fault | None:
     return Fault(FaultKind.ANCHOR_DIFFERS, detail, anchor.first, seal=anchor.number)
 
 
-def _unproved(seal: Seal, why: str) -> Fault:
+def _unproved_fault(seal: Seal, why: str) -> Fault:
     detail = f"seal {seal.number} over positions {seal.first} to {seal.last}: {why}"
     return Fault(FaultKind.SIGNATURE_INVALID, detail, seal.first, seal=seal.number)
 
@@ -151,8 +202,8 @@ def _hash_fault(seal: Seal) -> Fault | None:
     return Fault(FaultKind.SEAL_ALTERED, detail, seal.first, seal=seal.number)
 
 
-def _differs(anchor: Anchor, seal: Seal) -> Fault | None:
-    if not anchor.differs_from(seal):
+def _difference(anchor: Anchor, seal: Seal) -> Fault | None:
+    if anchor == (seal.number, seal.first, seal.last, seal.hash):
         return None
     detail = f"seal {seal.number} is not the one that was anchored: the chain was written anew"
     return Fault(FaultKind.ANCHOR_DIFFERS, detail, seal.first, seal=seal.number)
@@ -161,7 +212,7 @@ def _differs(anchor: Anchor, seal: Seal) -> Fault | None:
 class Check:
     """Takes the seals in order, after each the rows of its block, at last the unsealed rows.
 
-    Rows come ordered by position. Use `seal` and `row` for each, then `finish`.
+    Rows come ordered by position. Give each to `take`, then call `finish`.
     """
 
     def __init__(
@@ -170,48 +221,45 @@ class Check:
         first: int = 1,
         until: int | None = None,
         previous: Seal | None = None,
-        seals: SealCheck | None = None,
+        public_keys: PublicKeys | None = None,
+        anchors: Iterator[Anchor] | None = None,
         known_topics: Container[str] | None = None,
-        seal_numbers: tuple[int, int] | None = None,
+        seal_numbers: tuple[int, int] = (0, 0),
     ) -> None:
         """The log has the positions `first` to `until` (None: as far as there are rows).
 
         `previous` is the seal, checked before, that the first one has to follow; `seal_numbers`
-        are those of the first and last one that there should be, zeros for none.
+        are those of the first and last one that there should be, zeros for none or where that is
+        not known. Where `until` is known, later seals may be anchored: an export is of an earlier
+        day.
         """
         self._first, self._until = first, until
-        self._seals = seals or SealCheck()
-        self._seals.begin(previous, seal_numbers, from_start=first == 1)
+        self._seals = SealCheck(
+            first, previous, seal_numbers, public_keys, anchors, ends_early=until is not None
+        )
         self._expected = first
         self._seal: Seal | None = None
         self._newest = previous
         self._group: list[StoredRow] = []
         self._tail = Tail(known_topics)
         self._fault: Fault | None = None
-        self._events = 0
+        self.events = 0
 
-    @property
-    def events(self) -> int:
-        """How many rows were looked at."""
-        return self._events
-
-    def seal(self, seal: Seal) -> None:
-        """The next seal; the rows of the one before it have all been given."""
+    def take(self, item: Seal | StoredRow) -> None:
+        """The next row of the log; or the next seal, once all rows of the one before it came."""
+        if isinstance(item, StoredRow):
+            self.events += 1
+            if self._group and self._group[-1].position != item.position:
+                self._look()
+            self._group.append(item)
+            return
         self._end_block()
-        self._note(self._seals.fault(seal))
-        self._seal = self._newest = seal
-        if seal.first > self._expected:
-            # The chain has a hole, which was noted; its positions have nothing to compare with.
-            self._expected = seal.first
+        self._note(self._seals.fault(item))
+        self._seal = self._newest = item
+        # Where the chain has a hole, which was noted, its positions have nothing to compare with.
+        self._expected = max(self._expected, item.first)
 
-    def row(self, row: StoredRow) -> None:
-        """The next row of the log."""
-        self._events += 1
-        if self._group and self._group[-1].position != row.position:
-            self._look()
-        self._group.append(row)
-
-    def damaged_row(self, detail: str) -> None:
+    def note_damaged_row(self, detail: str) -> None:
         """In place of the next row there is something that can't be read."""
         if self._group:
             self._look()
@@ -220,27 +268,24 @@ class Check:
         self._note(Fault(FaultKind.ALTERED, detail, self._expected, seal=seal))
         self._expected += 1
 
-    def damaged_seal(self, detail: str) -> None:
+    def note_damaged_seal(self, detail: str) -> None:
         """In place of the next seal there is something that can't be read."""
         self._end_block()
         self._note(Fault(FaultKind.SEAL_ALTERED, detail, self._expected, seal=self._seals.next))
 
-    def contradicted(self, row: StoredRow, detail: str) -> None:
+    def note_contradiction(self, row: StoredRow, detail: str) -> None:
         """The fields beside the exact bytes of the last row contradict them."""
         self._look()
         self._note(_fault(FaultKind.ALTERED, detail, row, self._seal))
 
     def finish(self, orphan: Fault | None = None) -> Report:
-        """Return the result.
-
-        `orphan` is an unsealed event without the one before it in its stream.
-        """
+        """Return the result; `orphan` is an unsealed event without the one before it."""
         self._end_block()
         self._note(self._tail.finish(self._expected, self._until, orphan))
         self._note(self._seals.finish())
         return Report(
             first=self._first,
-            events=self._events,
+            events=self.events,
             sealed_to=self._newest.last if self._newest else 0,
             seals=self._seals.count,
             signed=self._seals.signed,
@@ -255,16 +300,16 @@ class Check:
         group, self._group = self._group, []
         position = group[0].position
         if position < self._expected:
-            self._note(_added(group[0], "no event belongs there"))
+            self._note(_added_fault(group[0], "no event belongs there"))
         elif self._until is not None and position > self._until:
-            self._note(_added(group[0], f"the log should end with position {self._until}"))
+            self._note(_added_fault(group[0], f"the log should end with position {self._until}"))
         elif self._seal is None or position > self._seal.last:
             self._end_seal()
             self._tail.take(group, self._expected)
             self._expected = position + 1
         else:
             if position > self._expected:
-                self._note(self._missing(self._expected, position - 1))
+                self._note(self._missing_fault(self._expected, position - 1))
             # One fault is enough: what comes after it is only counted.
             if self._fault is None:
                 self._note(_compare(group, self._seal))
@@ -280,10 +325,10 @@ class Check:
             return
         last = self._seal.last if self._until is None else min(self._seal.last, self._until)
         if self._expected <= last:
-            self._note(self._missing(self._expected, last))
+            self._note(self._missing_fault(self._expected, last))
             self._expected = last + 1
 
-    def _missing(self, first: int, last: int) -> Fault:
+    def _missing_fault(self, first: int, last: int) -> Fault:
         more = f", with all up to {last}" if last > first else ""
         detail = f"the event at position {first} is gone{more}: seal {self._number} covers it"
         return Fault(FaultKind.MISSING, detail, first, seal=self._number)
@@ -293,34 +338,78 @@ class Check:
         return self._seal.number if self._seal else None
 
     def _note(self, fault: Fault | None) -> None:
-        if self._fault is None:
-            self._fault = fault
+        self._fault = self._fault or fault
+
+
+class Tail:
+    """Looks for gaps, second events at a position, and topics that no program here writes."""
+
+    def __init__(self, known_topics: Container[str] | None) -> None:
+        self._known = known_topics
+        self._gap: tuple[int, StoredRow] | None = None
+        self._after_gap = 0
+        self._fault: Fault | None = None
+        self.events = 0
+
+    def take(self, group: Sequence[StoredRow], expected: int) -> None:
+        """The rows at one position, which should be the `expected` one."""
+        row = group[0]
+        self.events += len(group)
+        if self._gap is not None:
+            self._after_gap += len(group)
+        elif self._fault is not None:
+            return
+        elif row.position > expected:
+            self._gap, self._after_gap = (expected, row), len(group)
+        elif len(group) > 1:
+            self._fault = _added_fault(group[1], "it has a second event")
+        elif self._known is not None and row.topic not in self._known:
+            self._fault = _added_fault(row, f"nothing here writes the topic {row.topic!r}")
+
+    def finish(self, expected: int, until: int | None, orphan: Fault | None) -> Fault | None:
+        """Return the first fault, where `until` is the position that the log should end with."""
+        fault = self._fault or self._gap_fault()
+        if fault is None and until is not None and expected <= until:
+            detail = f"the log should go on from position {expected} to {until}"
+            fault = Fault(FaultKind.MISSING, detail, expected)
+        found = [one for one in (fault, orphan) if one is not None]
+        return min(found, key=lambda one: one.position or 0, default=None)
+
+    def _gap_fault(self) -> Fault | None:
+        """Without a seal only the odds decide: a lone row far out was added, else rows are gone."""
+        if self._gap is None:
+            return None
+        first, row = self._gap
+        gone = f"positions {first} to {row.position - 1} are not there"
+        if self._after_gap < row.position - first:
+            return _added_fault(row, gone)
+        return Fault(FaultKind.MISSING, f"{gone}, and what follows is", first)
+
+
+def orphan_fault(row: StoredRow) -> Fault:
+    """Return an unsealed event whose stream has not the version before it."""
+    return _added_fault(row, f"its stream has no version {row.version - 1} before it")
 
 
 def _compare(group: Sequence[StoredRow], seal: Seal) -> Fault | None:
-    wanted = seal.leaf_at(group[0].position)
-    strange = [row for row in group if leaf(row) != wanted]
+    sealed = seal.leaf_at(group[0].position)
+    strange = [row for row in group if leaf(row) != sealed]
     if len(group) > 1:
-        return _added(strange[0] if strange else group[1], "it has a second event", seal)
-    return _altered(strange[0], seal) if strange else None
+        return _added_fault(strange[0] if strange else group[1], "it has a second event", seal)
+    return _altered_fault(strange[0], seal) if strange else None
 
 
-def _altered(row: StoredRow, seal: Seal) -> Fault:
-    moved_from = next(
-        (at for at in range(seal.first, seal.last + 1) if _stood_at(row, at, seal)), None
-    )
+def _altered_fault(row: StoredRow, seal: Seal) -> Fault:
     what = "is not the one that was sealed"
-    if moved_from is not None:
-        what = f"is the one that was sealed at position {moved_from}"
+    for position in range(seal.first, seal.last + 1):
+        if leaf(row._replace(position=position)) == seal.leaf_at(position):
+            what = f"is the one that was sealed at position {position}"
+            break
     detail = f"the event at position {row.position} {what}"
     return _fault(FaultKind.ALTERED, detail, row, seal)
 
 
-def _stood_at(row: StoredRow, position: int, seal: Seal) -> bool:
-    return leaf(row._replace(position=position)) == seal.leaf_at(position)
-
-
-def _added(row: StoredRow, why: str, seal: Seal | None = None) -> Fault:
+def _added_fault(row: StoredRow, why: str, seal: Seal | None = None) -> Fault:
     detail = f"a row was added at position {row.position}: {why}"
     return _fault(FaultKind.ADDED, detail, row, seal)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import psycopg
 import structlog
@@ -16,10 +17,9 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from engine.event_store import EVENTS
-from engine.seals.anchors import AnchorStore, AnchorsUnusable
-from engine.seals.chain import HASH_BYTES, NO_SEAL, Seal, seal_hash
-from engine.seals.signature import SealKey
-from engine.seals.tables import LEAF, connect, head, insert_seal, last_seal, seals
+from engine.seals import chain
+from engine.seals.chain import HASH_BYTES, LEAF, NO_SEAL, Seal, seal_hash
+from engine.seals.proofs import AnchorsUnusable, FileAnchors, SealKey
 from infra.advisory_locks import Lock, try_lock
 from infra.errors import OperatorError
 from infra.metrics import counter, gauge
@@ -27,7 +27,6 @@ from infra.metrics import counter, gauge
 log = structlog.get_logger(__name__)
 
 SEALS_AT_ONCE = 50
-ANCHORS_AT_ONCE = 100
 
 BLOCK = f"""
 SELECT count(*), min(position), max(position), string_agg(leaf, ''::bytea ORDER BY position)
@@ -39,17 +38,13 @@ SELECT notification_id FROM {EVENTS}
 WHERE notification_id > %s ORDER BY notification_id LIMIT %s
 """.encode()
 
-SEALS = counter(
-    "backlot_seals",
-    "Seals made over blocks of the event log.",
-)
+SEALS = counter("backlot_seals", "Seals made over blocks of the event log.")
 SEAL_POSITION = gauge(
     "backlot_seal_position",
     "Position up to which the event log is sealed, as the process that seals it knows it.",
 )
 SEAL_LAG_EVENTS = gauge(
-    "backlot_seal_lag_events",
-    "Positions between the end of the event log and the newest seal.",
+    "backlot_seal_lag_events", "Positions between the end of the event log and the newest seal."
 )
 SEAL_FAILURES = counter(
     "backlot_seal_failures",
@@ -76,7 +71,7 @@ class Sealer:
         block_events: int,
         block_seconds: float,
         key: SealKey | None = None,
-        anchors: AnchorStore | None = None,
+        anchors: FileAnchors | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """A block closes at `block_events`, or once its first event waited `block_seconds`."""
@@ -88,10 +83,10 @@ class Sealer:
         self._waiting_since: float | None = None
 
     def turn(self) -> int:
-        """Seal what is due, up to 50 blocks, and anchor it; how many seals were made.
+        """Seal what is due, up to 50 blocks, anchor it, and return the number of seals made.
 
-        None are made while another process is the sealer. Raise psycopg.Error when the database
-        is away and LogBroken where the log ends to be whole; what is before that is sealed.
+        It is 0 while another process is the sealer. Raise psycopg.Error when the database is away,
+        and LogBroken where the log is no longer whole; what is before that place is sealed.
         """
         try:
             conn = self._acquire()
@@ -110,7 +105,7 @@ class Sealer:
     def _acquire(self) -> Connection[TupleRow] | None:
         if self._conn is not None:
             return self._conn
-        conn = connect(self._database_url, "sealing")
+        conn = chain.connect(self._database_url, "sealing")
         if not try_lock(conn, Lock.SEALING):
             conn.close()
             return None
@@ -119,7 +114,7 @@ class Sealer:
         return conn
 
     def _seal_and_anchor(self, conn: Connection[TupleRow]) -> int:
-        last = last_seal(conn)
+        last = chain.last_seal(conn)
         made = 0
         try:
             while made < SEALS_AT_ONCE and (size := self._due(conn, last)):
@@ -132,7 +127,7 @@ class Sealer:
     def _due(self, conn: Connection[TupleRow], last: Seal | None) -> int:
         """Return how many events the next block may have; 0 when none is due."""
         sealed = last.last if last else 0
-        lag = head(conn) - sealed
+        lag = chain.head(conn) - sealed
         SEAL_POSITION.set(sealed)
         SEAL_LAG_EVENTS.set(lag)
         if lag <= 0:
@@ -160,7 +155,7 @@ class Sealer:
             key_id=self._key.key_id if self._key else None,
             sealed_at=datetime.now(UTC),
         )
-        insert_seal(conn, seal)
+        chain.insert_seal(conn, seal)
         self._waiting_since = None
         SEALS.inc()
         log.debug("sealed", number=seal.number, first=first, last=until)
@@ -172,28 +167,22 @@ class Sealer:
             return
         try:
             if self._anchored is None:
-                self._anchored = self._known_anchors(self._anchors, last)
-            while self._anchored < last.number:
-                until = min(self._anchored + ANCHORS_AT_ONCE, last.number)
-                self._anchors.append(list(seals(conn, self._anchored, until)))
-                self._anchored = until
+                self._anchored = self._anchors.last_number()
+                if self._anchored > last.number:
+                    # The log was restored or cut off, which a verification says from now on.
+                    SEAL_FAILURES.labels("anchoring").inc()
+                    log.error("anchors_ahead_of_seals", anchored=self._anchored, sealed=last.number)
+            if self._anchored < last.number:
+                self._anchors.append(chain.seals(conn, self._anchored, last.number))
+                self._anchored = last.number
         except AnchorsUnusable as error:
             self._anchored = None
             SEAL_FAILURES.labels("anchoring").inc()
             log.warning("seals_not_anchored", error=str(error))
 
-    def _known_anchors(self, anchors: AnchorStore, last: Seal) -> int:
-        """Return the number of the newest anchor, which should be of a seal that is there."""
-        number = anchors.last_number()
-        if number > last.number:
-            # The log was restored from a backup, or cut off: verifying will say so from now on.
-            SEAL_FAILURES.labels("anchoring").inc()
-            log.error("anchors_ahead_of_seals", anchored=number, sealed=last.number)
-        return number
-
 
 def _block(conn: Connection[TupleRow], after: int, size: int) -> tuple[int, int, bytes]:
-    """First and last position of the next block of at most `size` events, and its leaves."""
+    """Return the first and last position of the next block of `size` events, and its leaves."""
     count, first, last, leaves = _leaves(conn, after, size)
     if first == after + 1 and last == after + count and len(leaves) == count * HASH_BYTES:
         return first, last, leaves
@@ -206,21 +195,23 @@ def _block(conn: Connection[TupleRow], after: int, size: int) -> tuple[int, int,
     return first, last, leaves
 
 
-def _leaves(conn: Connection[TupleRow], after: int, size: int) -> tuple[int, int, int, bytes]:
+def _leaves(conn: Connection[TupleRow], after: int, size: int) -> TupleRow:
+    """Return the number of the next events, their first and last position, and their leaves."""
     with conn.cursor(binary=True) as cursor:
-        row = cursor.execute(BLOCK, (after, size), prepare=True).fetchone()
-    if row is None or not row[0]:
-        return 0, 0, 0, b""
-    return row[0], row[1], row[2], row[3]
+        return cursor.execute(BLOCK, (after, size), prepare=True).fetchone() or (
+            0,
+            None,
+            None,
+            None,
+        )
 
 
 def _unbroken(conn: Connection[TupleRow], after: int, size: int) -> int:
     """Return how many events follow without a gap and without a second one at a position."""
     found = [row[0] for row in conn.execute(POSITIONS, (after, size + 1)).fetchall()]
     whole = 0
-    for index, position in enumerate(found[:size]):
-        doubled = index + 1 < len(found) and found[index + 1] == position
-        if position != after + index + 1 or doubled:
+    for position, following in pairwise([*found, None]):
+        if whole == size or position != after + whole + 1 or position == following:
             break
         whole += 1
     return whole

@@ -12,14 +12,9 @@ from psycopg.rows import TupleRow, class_row
 from psycopg.types.json import Jsonb
 
 from engine.event_store import EVENTS
-from engine.seals.anchors import Anchor
-from engine.seals.chain import Fault, Report, Seal, StoredRow, orphaned
-from engine.seals.check import Check, SealCheck
-from engine.seals.signature import PublicKeys
-from engine.seals.tables import head, last_seal, seals
-
-Progress = Callable[[int], None]
-"""Gets the number of events that were looked at since the last call."""
+from engine.seals.chain import Seal, StoredRow, head, last_seal, seals
+from engine.seals.check import Check, Report, orphan_fault
+from engine.seals.proofs import NO_PROOFS, Proofs
 
 PAGE_ROWS = 2_000
 LOWEST = -(2**63)
@@ -45,74 +40,71 @@ WHERE e.notification_id > %s AND e.notification_id <= %s AND NOT (
 ORDER BY e.notification_id LIMIT 1
 """.encode()
 
-RECORD = b"""
+COLUMNS = "verified_at, complete, report, seal, seal_hash"
+RECORD = f"""
 INSERT INTO public.backlot_verifications (complete, ok, report, seal, seal_hash)
-VALUES (%s, %s, %s, %s, %b)
-RETURNING verified_at, complete, report
-"""
-LATEST = b"""
-SELECT verified_at, complete, report FROM public.backlot_verifications ORDER BY id DESC LIMIT 1
-"""
-END_OF_LATEST = b"""
-SELECT seal, seal_hash FROM public.backlot_verifications ORDER BY id DESC LIMIT 1
-"""
+VALUES (%s, %s, %s, %s, %b) RETURNING {COLUMNS}
+""".encode()
+LATEST = f"SELECT {COLUMNS} FROM public.backlot_verifications ORDER BY id DESC LIMIT 1".encode()
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """A stored result; `complete` when it began at the log's first event."""
+    """A stored result; `complete` when it began at the log's first event.
+
+    `seal` and `seal_hash` are those of the last seal, where there is one and no fault.
+    """
 
     verified_at: datetime
     complete: bool
     report: dict[str, object]
+    seal: int | None
+    seal_hash: bytes | None
 
 
 def verify_database(
     conn: Connection[TupleRow],
+    proofs: Proofs = NO_PROOFS,
     *,
-    public_keys: PublicKeys | None = None,
-    anchors: Iterator[Anchor] | None = None,
     known_topics: Container[str] | None = None,
     after: Seal | None = None,
-    on_progress: Progress = lambda rows: None,
+    on_progress: Callable[[int], None] = lambda events: None,
 ) -> Report:
     """Recompute the chain over the log as it is now, and name the first fault.
 
     `after` is a seal up to which the log was verified before; only what follows is read.
-    `known_topics` are those that an unsealed event may have. Anchors must have been opened
-    (`read_anchors`) before the call.
+    `known_topics` are those that an unsealed event may have. `on_progress` gets the number of
+    events that were looked at since its last call. Raise AnchorsUnusable.
 
     What it can't find alone: an altered event whose seal and all after it were recomputed
-    leaves a chain that fits. Signatures show that (`public_keys`), since they can't be recomputed
+    leaves a chain that fits. Signatures show that (`proofs`), since they can't be recomputed
     without the private key, and so do anchors, since they lie elsewhere. A log and chain cut off
     at the end are shown by anchors alone. Unsealed events are not proved at all.
     """
+    anchors = proofs.open_anchors()
     newest, until = last_seal(conn), head(conn)
     check = Check(
         first=after.last + 1 if after else 1,
         previous=after,
-        seals=SealCheck(public_keys, anchors),
+        public_keys=proofs.public_keys,
+        anchors=anchors,
         known_topics=known_topics,
     )
     chain = seals(conn, after.number if after else LOWEST, newest.number if newest else 0)
     reported = 0
-    for item in _merged(chain, rows_between(conn, after.last if after else None, until)):
-        if isinstance(item, StoredRow):
-            check.row(item)
-            continue
-        check.seal(item)
-        on_progress(check.events - reported)
-        reported = check.events
+    for item in _merge(chain, rows_between(conn, after.last if after else None, until)):
+        check.take(item)
+        if isinstance(item, Seal):
+            on_progress(check.events - reported)
+            reported = check.events
     on_progress(check.events - reported)
-    sealed_to = newest.last if newest else 0
-    return check.finish(_first_orphan(conn, sealed_to, until))
+    with conn.cursor(binary=True) as cursor:
+        row = cursor.execute(ORPHAN, (newest.last if newest else 0, until)).fetchone()
+    return check.finish(orphan_fault(StoredRow._make(row)) if row else None)
 
 
-def _merged(chain: Iterator[Seal], rows: Iterator[StoredRow]) -> Iterator[Seal | StoredRow]:
-    """Yield each seal, and after it the rows up to its last position.
-
-    Then the rows that are left.
-    """
+def _merge(chain: Iterator[Seal], rows: Iterator[StoredRow]) -> Iterator[Seal | StoredRow]:
+    """Yield each seal, after it the rows up to its last position, and then the other rows."""
     row = next(rows, None)
     for seal in chain:
         yield seal
@@ -137,27 +129,13 @@ def rows_between(conn: Connection[TupleRow], after: int | None, until: int) -> I
         place = page[-1][:3]
 
 
-def _first_orphan(conn: Connection[TupleRow], after: int, until: int) -> Fault | None:
-    with conn.cursor(binary=True) as cursor:
-        row = cursor.execute(ORPHAN, (after, until)).fetchone()
-    return orphaned(StoredRow._make(row)) if row else None
-
-
 def record(conn: Connection[TupleRow], report: Report) -> Verification:
     """Store a result as of now, and return it."""
-    found = report.newest if report.ok else None
-    values = (
-        report.first == 1,
-        report.ok,
-        Jsonb(report.as_dict()),
-        found.number if found else None,
-        found.hash if found else None,
-    )
+    seal = report.newest if report.ok else None
+    end = (seal.number, seal.hash) if seal else (None, None)
+    values = (report.first == 1, report.ok, Jsonb(report.as_dict()), *end)
     with conn.cursor(row_factory=class_row(Verification)) as cursor:
-        stored = cursor.execute(RECORD, values).fetchone()
-    if stored is None:
-        raise LookupError("a stored verification was not returned")
-    return stored
+        return cursor.execute(RECORD, values).fetchall()[0]
 
 
 def latest(conn: Connection[TupleRow]) -> Verification | None:
@@ -166,13 +144,12 @@ def latest(conn: Connection[TupleRow]) -> Verification | None:
         return cursor.execute(LATEST).fetchone()
 
 
-def last_good_seal(conn: Connection[TupleRow]) -> Seal | None:
-    """Return the seal up to which the latest result found the log good, if it is unchanged.
+def last_good_seal(conn: Connection[TupleRow], verified: Verification | None) -> Seal | None:
+    """Return the seal up to which a result found the log good, if it is unchanged.
 
     After a fault there is none: until it is mended, every verification has to find it again.
     """
-    row = conn.execute(END_OF_LATEST).fetchone()
-    if row is None or row[0] is None:
+    if verified is None or verified.seal is None:
         return None
-    found = next(seals(conn, row[0] - 1, row[0]), None)
-    return found if found is not None and found.hash == row[1] else None
+    seal = next(seals(conn, verified.seal - 1, verified.seal), None)
+    return seal if seal is not None and seal.hash == verified.seal_hash else None

@@ -1,68 +1,217 @@
-"""Answers the audit's questions, in one way for the HTTP API and for `backlot events`."""
+"""The audit's answers, for HTTP and for `backlot events`: their shapes, and how they are made."""
 
 from __future__ import annotations
-
-import asyncio
-import base64
+from base64 import b64encode
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from dataclasses import replace
+from datetime import date
 from datetime import datetime
+from engine.inspection import streams
+from engine.inspection.index import Audit
+from engine.inspection.index import LogStats
+from engine.inspection.index import Search
+from engine.inspection.index import find
+from engine.inspection.index import stats
+from engine.inspection.streams import Entry
+from engine.inspection.streams import Fold
+from engine.inspection.streams import Node
+from engine.inspection.streams import StreamStep
+from engine.inspection.streams import aggregate_of
+from engine.inspection.streams import read_entry
+from engine.inspection.streams import type_of
+from engine.log import Stored
+from engine.log import event_id
+from engine.privacy import PayloadMode
+from engine.privacy import mask_actor
+from engine.privacy import present
+from infra.http.shapes import Time
+from infra.http.shapes import VIDEO_ID
+from infra.http.shapes import Wire
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+from pydantic import Field
+from pydantic.alias_generators import to_camel
+from readapi.paging import Page
+from readapi.paging import decode_cursor
+from readapi.paging import encode_cursor
+from typing import Annotated
 from typing import Any
 from uuid import UUID
 
-from psycopg import AsyncConnection
-from psycopg.rows import TupleRow
-from pydantic.alias_generators import to_camel
+EVENT_ID = "c5a2b7e0-52d9-5b8e-9c3c-6e1f0a3d4b5c"
 
-from engine.inspection.causes import (
-    Cause,
-    Node,
-    Surroundings,
-    Trace,
-    at_position,
-    surroundings,
-    trace,
-)
-from engine.inspection.index import Audit
-from engine.inspection.search import LogStats, Search, arriving, find, head_of, stats
-from engine.inspection.streams import (
-    Entry,
-    FieldChange,
-    Fold,
-    StreamStep,
-    aggregate_of,
-    follow,
-    read_entry,
-    type_of,
-)
-from engine.log import Stored, event_id
-from engine.privacy import PayloadMode, mask_actor, present
-from readapi.audit.shapes import (
-    AggregateCount,
-    AggregateState,
-    AuditEvent,
-    AuditEventDetail,
-    AuditStats,
-    CauseRef,
-    DayCount,
-    EventRef,
-    StreamEvent,
-    StreamHistory,
-    TopicCount,
-    TraceNode,
-    TraceTree,
-)
-from readapi.paging import Page, decode_cursor, encode_cursor
+
+class AuditEvent(Wire):
+    """A recorded event; `recordedAt`, `actor` and the ids are missing where they can't be read.
+
+    `payload` is what was recorded beside them, in the form that `payloadMode` says. An event that
+    this version can't read has an `error` and, in mode `full`, its raw bytes in base64 as `state`.
+    """
+
+    position: Annotated[int, Field(examples=[1042])]
+    id: Annotated[UUID, Field(examples=[EVENT_ID])]
+    stream_id: Annotated[UUID, Field(examples=[VIDEO_ID])]
+    version: Annotated[int, Field(examples=[1])]
+    topic: Annotated[str, Field(examples=["comment.posted.v1"])]
+    type: Annotated[str, Field(examples=["comment.posted"])]
+    aggregate: Annotated[str, Field(examples=["comment"])]
+    recorded_at: Time | None = None
+    actor: Annotated[str | None, Field(examples=["alice"])] = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    payload: Annotated[
+        dict[str, object] | None, Field(examples=[{"content": "¡Qué bonito!", "author": "alice"}])
+    ] = None
+    payload_mode: PayloadMode
+    error: str | None = None
+    state: str | None = None
+
+
+class EventRef(Wire):
+    """Another event, by its place."""
+
+    position: int
+    id: UUID
+    topic: str
+
+
+class CauseRef(Wire):
+    """What led to an event: the request, an event, or an id that is not known here."""
+
+    kind: streams.Kind
+    id: str
+    position: int | None = None
+    topic: str | None = None
+
+
+class AuditEventDetail(AuditEvent):
+    """An event, its neighbours in its stream, its cause, and at most 100 of its effects."""
+
+    previous: EventRef | None = None
+    next: EventRef | None = None
+    caused_by: CauseRef | None = None
+    caused: list[EventRef]
+
+
+class StreamEvent(AuditEvent):
+    """An event of a stream with the fields of the aggregate that it changed.
+
+    `changed` is missing in mode `none`, and from the first event on that can't be applied.
+    """
+
+    changed: Annotated[
+        dict[str, dict[str, object]] | None,
+        Field(examples=[{"title": {"from": "Rain", "to": "A walk in the rain"}}]),
+    ] = None
+
+
+class AggregateState(Wire):
+    """An aggregate as it stood after an event; `error` says why it is not known beyond that."""
+
+    aggregate: Annotated[str, Field(examples=["upload"])]
+    id: UUID
+    version: int
+    created_on: Time | None = None
+    modified_on: Time | None = None
+    fields: Annotated[
+        dict[str, object] | None, Field(examples=[{"title": "Rain", "status": "completed"}])
+    ] = None
+    payload_mode: PayloadMode
+    error: str | None = None
+
+
+class StreamHistory(Wire):
+    """A page of a stream's events, oldest first, and the aggregate's state at the end asked for."""
+
+    stream_id: UUID
+    aggregate: str
+    items: list[StreamEvent]
+    state: AggregateState
+    next_cursor: str | None = None
+
+
+class TraceNode(Wire):
+    """A request or event, and what it led to; other kinds may come.
+
+    `note` tells why a node hangs under the request although that is not its cause.
+    """
+
+    kind: Annotated[str, Field(examples=["request", "event"])]
+    id: str
+    position: int | None = None
+    topic: str | None = None
+    stream_id: UUID | None = None
+    version: int | None = None
+    actor: str | None = None
+    at: Time | None = None
+    note: str | None = None
+    children: list[TraceNode]
+
+
+class TraceTree(Wire):
+    """A conversation; `truncated` when it has more than the 1,000 events that are shown."""
+
+    correlation_id: str
+    events: int
+    truncated: bool
+    root: TraceNode
+
+
+class TopicCount(Wire):
+    """How many events of one stored topic there are."""
+
+    topic: str
+    type: str
+    aggregate: str
+    events: int
+
+
+class AggregateCount(Wire):
+    """How many events the aggregates of one kind have."""
+
+    aggregate: str
+    events: int
+
+
+class DayCount(Wire):
+    """How many events were recorded on a day (UTC)."""
+
+    day: date
+    events: int
+
+
+class AuditStats(Wire):
+    """What the log holds up to `head`; up to `indexed` the audit's index counted it.
+
+    Sizes are in bytes: the events' contents, the log's table and its indexes, and all that the
+    audit keeps. `unreadable` events tell no time; `days` are the last 366 that have events.
+    """
+
+    head: int
+    indexed: int
+    events: int
+    streams: int
+    unreadable: int
+    first_at: Time | None = None
+    last_at: Time | None = None
+    state_bytes: int
+    table_bytes: int
+    index_bytes: int
+    audit_bytes: int
+    topics: list[TopicCount]
+    aggregates: list[AggregateCount]
+    days: list[DayCount]
 
 
 def as_event(entry: Entry, mode: PayloadMode) -> AuditEvent:
-    """An event as the mode admits it."""
+    """Return an event as the mode admits it."""
     return AuditEvent(**_event(entry, mode))
 
 
-def as_detail(entry: Entry, around: Surroundings, mode: PayloadMode) -> AuditEventDetail:
-    """An event with what stands around it."""
+def as_detail(entry: Entry, around: streams.Surroundings, mode: PayloadMode) -> AuditEventDetail:
+    """Return an event with what stands around it."""
     return AuditEventDetail(
         **_event(entry, mode),
         previous=_ref(around.previous),
@@ -73,13 +222,18 @@ def as_detail(entry: Entry, around: Surroundings, mode: PayloadMode) -> AuditEve
 
 
 def as_step(step: StreamStep, mode: PayloadMode) -> StreamEvent:
-    """An event of a stream with its changes."""
-    changed = None if step.changes is None else _changed(step.changes, mode)
+    """Return an event of a stream with its changes."""
+    changed = None
+    if step.changes is not None and mode is not PayloadMode.NONE:
+        changed = {
+            to_camel(name): present({"from": change.before, "to": change.after}, mode) or {}
+            for name, change in step.changes.items()
+        }
     return StreamEvent(**_event(step.entry, mode), changed=changed)
 
 
 def as_state(fold: Fold, mode: PayloadMode) -> AggregateState:
-    """The aggregate as far as it was folded."""
+    """Return the aggregate as far as it was folded."""
     aggregate = fold.aggregate
     return AggregateState(
         aggregate=fold.kind,
@@ -93,8 +247,8 @@ def as_state(fold: Fold, mode: PayloadMode) -> AggregateState:
     )
 
 
-def as_trace(correlation_id: str, trace: Trace, mode: PayloadMode) -> TraceTree:
-    """A conversation's tree."""
+def as_trace(correlation_id: str, trace: streams.Trace, mode: PayloadMode) -> TraceTree:
+    """Return the tree of a conversation."""
     return TraceTree(
         correlation_id=correlation_id,
         events=trace.events,
@@ -104,29 +258,19 @@ def as_trace(correlation_id: str, trace: Trace, mode: PayloadMode) -> TraceTree:
 
 
 def as_stats(stats: LogStats) -> AuditStats:
-    """Counts, the most frequent first and the newest day first."""
+    """Return the counts, the most frequent first and the newest day first."""
     aggregates: Counter[str] = Counter()
     for topic, events in stats.topics.items():
         aggregates[aggregate_of(topic)] += events
-    return AuditStats(
-        head=stats.head,
-        indexed=stats.indexed,
-        events=stats.events,
-        streams=stats.streams,
-        unreadable=stats.unreadable,
-        first_at=stats.first_at,
-        last_at=stats.last_at,
-        state_bytes=stats.state_bytes,
-        table_bytes=stats.table_bytes,
-        index_bytes=stats.index_bytes,
-        audit_bytes=stats.audit_bytes,
-        topics=[
+    counts = {
+        "topics": [
             TopicCount(topic=topic, type=type_of(topic), aggregate=aggregate_of(topic), events=n)
             for topic, n in _ranked(stats.topics)
         ],
-        aggregates=[AggregateCount(aggregate=k, events=n) for k, n in _ranked(aggregates)],
-        days=[DayCount(day=day, events=n) for day, n in sorted(stats.days.items(), reverse=True)],
-    )
+        "aggregates": [AggregateCount(aggregate=k, events=n) for k, n in _ranked(aggregates)],
+        "days": [DayCount(day=day, events=n) for day, n in sorted(stats.days.items())[::-1]],
+    }
+    return AuditStats(**(vars(stats) | counts))
 
 
 def _ranked(counts: Counter[str]) -> list[tuple[str, int]]:
@@ -134,7 +278,7 @@ def _ranked(counts: Counter[str]) -> list[tuple[str, int]]:
 
 
 def _event(entry: Entry, mode: PayloadMode) -> dict[str, Any]:
-    stored, full = entry.stored, mode is PayloadMode.FULL
+    stored = entry.stored
     topic = stored.topic or ""
     fields = {
         "position": stored.position,
@@ -153,27 +297,16 @@ def _event(entry: Entry, mode: PayloadMode) -> dict[str, Any]:
     }
     if entry.error is not None:
         fields["error"] = _explain(entry.error, mode)
-        fields["state"] = base64.b64encode(stored.state or b"").decode() if full else None
+        if mode is PayloadMode.FULL:
+            fields["state"] = b64encode(stored.state or b"").decode()
     return fields
 
 
 def _explain(error: Exception, mode: PayloadMode) -> str:
-    """What is wrong; the message itself may quote a value, so only mode `full` shows it."""
+    """Return what is wrong; the message may quote a value, so only mode `full` shows it."""
     if mode is PayloadMode.FULL:
         return str(error)
     return f"can't be read: {type(error.__cause__ or error).__name__}"
-
-
-def _changed(
-    changes: Mapping[str, FieldChange], mode: PayloadMode
-) -> dict[str, dict[str, object]] | None:
-    shown: dict[str, dict[str, object]] = {}
-    for name, change in changes.items():
-        values = present({"from": change.before, "to": change.after}, mode)
-        if values is None:
-            return None
-        shown[to_camel(name)] = values
-    return shown if mode is not PayloadMode.NONE else None
 
 
 def _ref(stored: Stored | None) -> EventRef | None:
@@ -183,31 +316,28 @@ def _ref(stored: Stored | None) -> EventRef | None:
     return EventRef(position=stored.position, id=own, topic=stored.topic or "")
 
 
-def _cause(cause: Cause | None) -> CauseRef | None:
+def _cause(cause: streams.Cause | None) -> CauseRef | None:
     if cause is None:
         return None
     ref = _ref(cause.event)
-    return CauseRef(
-        kind=cause.kind,
-        id=cause.id,
-        position=ref.position if ref else None,
-        topic=ref.topic if ref else None,
-    )
+    place: dict[str, Any] = {"position": ref.position, "topic": ref.topic} if ref else {}
+    return CauseRef(kind=cause.kind, id=cause.id, **place)
 
 
 def _node(node: Node, mode: PayloadMode) -> TraceNode:
-    stored = node.entry.stored if node.entry else None
+    place: dict[str, Any] = {}
+    if node.entry is not None:
+        stored = node.entry.stored
+        place = {
+            "position": stored.position,
+            "topic": stored.topic,
+            "stream_id": stored.stream_id,
+            "version": stored.version,
+            "actor": mask_actor(node.entry.actor, mode),
+        }
+    children = [_node(child, mode) for child in node.children]
     return TraceNode(
-        kind=node.kind,
-        id=node.id,
-        position=stored.position if stored else None,
-        topic=stored.topic if stored else None,
-        stream_id=stored.stream_id if stored else None,
-        version=stored.version if stored else None,
-        actor=mask_actor(node.entry.actor, mode) if node.entry else None,
-        at=node.at,
-        note=node.note,
-        children=[_node(child, mode) for child in node.children],
+        kind=node.kind, id=node.id, at=node.at, note=node.note, children=children, **place
     )
 
 
@@ -234,57 +364,40 @@ class Inspector:
     async def events(
         self, search: Search, limit: int, cursor: str | None = None
     ) -> Page[AuditEvent]:
-        """A page of the events that match; raises InvalidCursor."""
+        """Return a page of the events that match; raise InvalidCursor."""
         kind = "newest events" if search.newest_first else "oldest events"
         if cursor is not None:
-            search = _beyond(search, decode_cursor(kind, cursor))
+            place = decode_cursor(kind, cursor)
+            if search.newest_first:
+                search = replace(search, before=min(search.before, place))
+            else:
+                search = replace(search, after=max(search.after, place))
         found = await find(self.conn, self.audit, search, limit)
         items = [as_event(read_entry(stored), self.mode) for stored in found.events]
         following = None if found.following is None else encode_cursor(kind, found.following)
         return Page[AuditEvent](items=items, next_cursor=following)
 
-    async def head(self) -> int:
-        """The position of the newest event; 0 when there is none."""
-        return await head_of(self.conn)
-
-    async def arriving(
-        self, search: Search, after: int, wake: asyncio.Event
-    ) -> AsyncIterator[AuditEvent]:
-        """The events after a position that match, each once, as they come; without an end.
-
-        `wake` is set when something was recorded.
-        """
-        async for stored in arriving(self.conn, self.audit, search, after, wake):
-            yield as_event(read_entry(stored), self.mode)
-
     async def event(self, position: int) -> AuditEventDetail:
-        """The event at a position; raises NotRecorded."""
-        stored = await at_position(self.conn, position)
+        """Return the event at a position; raise NotRecorded."""
+        stored = await streams.at_position(self.conn, position)
         if stored is None:
             raise NotRecorded(f"There is no event at position {position}.")
         entry = read_entry(stored)
-        around = await surroundings(self.conn, self.audit, entry)
+        around = await streams.surroundings(self.conn, self.audit, entry)
         return as_detail(entry, around, self.mode)
-
-    async def steps(self, fold: Fold, moment: Moment) -> AsyncIterator[StreamEvent]:
-        """Each event of the fold's stream with what it changed, up to a moment."""
-        async for step in self._follow(fold, moment):
-            yield as_step(step, self.mode)
 
     async def stream(
         self, stream_id: UUID, moment: Moment, limit: int, cursor: str | None = None
     ) -> StreamHistory:
-        """A page of a stream, and its state at the moment; raises NotRecorded, InvalidCursor."""
-        kind = "stream"
-        first = 0 if cursor is None else decode_cursor(kind, cursor)
+        """Return a page of a stream, and its state then; raise NotRecorded and InvalidCursor."""
+        first = 0 if cursor is None else decode_cursor("stream", cursor)
         items: list[StreamEvent] = []
         number, fold = 0, Fold(stream_id)
-        async for step in self._follow(fold, moment):
+        async for step in self.steps(fold, moment):
             if first <= number < first + limit:
                 items.append(as_step(step, self.mode))
             number += 1
-        self.require(fold, moment, number)
-        following = encode_cursor(kind, first + limit) if number > first + limit else None
+        following = encode_cursor("stream", first + limit) if number > first + limit else None
         return StreamHistory(
             stream_id=stream_id,
             aggregate=fold.kind,
@@ -294,44 +407,35 @@ class Inspector:
         )
 
     async def state(self, stream_id: UUID, moment: Moment) -> AggregateState:
-        """The aggregate as it stood at a moment; raises NotRecorded."""
-        number, fold = 0, Fold(stream_id)
-        async for _ in self._follow(fold, moment):
-            number += 1
-        self.require(fold, moment, number)
-        return as_state(fold, self.mode)
-
-    def told(self, fold: Fold) -> AggregateState:
-        """A fold's aggregate, as far as it has come."""
+        """Return the aggregate as it stood at a moment; raise NotRecorded."""
+        fold = Fold(stream_id)
+        async for _ in self.steps(fold, moment):
+            pass
         return as_state(fold, self.mode)
 
     async def trace(self, correlation_id: str) -> TraceTree:
-        """The tree of a conversation; raises NotRecorded."""
-        found = await trace(self.conn, self.audit, correlation_id)
+        """Return the tree of a conversation; raise NotRecorded."""
+        found = await streams.trace(self.conn, self.audit, correlation_id)
         if found is None:
             raise NotRecorded("No event has that correlation id.")
         return as_trace(correlation_id, found, self.mode)
 
     async def stats(self) -> AuditStats:
-        """What the log holds."""
+        """Return what the log holds."""
         return as_stats(await stats(self.conn, self.audit))
 
-    @staticmethod
-    def require(fold: Fold, moment: Moment, events: int) -> None:
-        """Raise NotRecorded when a stream has no event, none so early, or fewer versions."""
-        if events == 0 and moment.time is not None:
+    async def steps(self, fold: Fold, moment: Moment) -> AsyncIterator[StreamStep]:
+        """Yield each event of the fold's stream with what it changed, up to a moment.
+
+        Raise NotRecorded at the end when there was no event, none so early, or fewer versions.
+        """
+        events, at = 0, moment
+        async for step in streams.follow(self.conn, fold, at_version=at.version, at_time=at.time):
+            events += 1
+            yield step
+        if events == 0 and at.time is not None:
             raise NotRecorded(f"Stream {fold.stream_id} has no event up to that time.")
         if events == 0:
             raise NotRecorded(f"Stream {fold.stream_id} has no events.")
-        if moment.version is not None and moment.time is None and moment.version > events:
+        if at.version is not None and at.time is None and at.version > events:
             raise NotRecorded(f"Stream {fold.stream_id} has {events} versions only.")
-
-    def _follow(self, fold: Fold, moment: Moment) -> AsyncIterator[StreamStep]:
-        return follow(self.conn, fold, at_version=moment.version, at_time=moment.time)
-
-
-def _beyond(search: Search, position: int) -> Search:
-    """The rest of a list after a position."""
-    if search.newest_first:
-        return replace(search, before=min(search.before, position))
-    return replace(search, after=max(search.after, position))

@@ -16,20 +16,22 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
 from engine.freshness import Freshness
-from engine.inspection.search import Search
+from engine.inspection.index import Search
 from engine.log import END_OF_LOG
 from engine.privacy import PayloadMode
-from engine.seals import tables, verification
-from engine.seals.anchors import AnchorsUnusable, Proofs
+from engine.seals import verification
+from engine.seals.chain import connect
+from engine.seals.proofs import AnchorsUnusable, Proofs
 from engine.seals.verification import Verification
 from infra.http.app import Admin, Auditor, wire
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Time, Wire
-from readapi.audit.inspector import Inspector, Moment
-from readapi.audit.shapes import (
+from readapi.audit.inspector import (
     AuditEvent,
     AuditEventDetail,
     AuditStats,
+    Inspector,
+    Moment,
     StreamHistory,
     TraceTree,
 )
@@ -46,7 +48,7 @@ RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d")
 
 
 def _is_written_out(value: object) -> object:
-    """A number is a time for pydantic, and a mistake here."""
+    """Refuse a number, which pydantic takes for a time."""
     if not (isinstance(value, str) and RFC_3339.match(value)):
         raise ValueError("must be a time such as 2026-11-22T09:30:15Z")
     return value
@@ -64,7 +66,7 @@ def payload_mode(
         Query(description="How payloads are shown; default: `full` for admins, else `masked`."),
     ] = None,
 ) -> PayloadMode:
-    """What is asked for, if the caller's role admits it."""
+    """Return the mode that is asked for; raise Problem where the caller's role forbids it."""
     if payload is None:
         return PayloadMode.FULL if caller.is_admin else PayloadMode.MASKED
     if payload is PayloadMode.FULL and not caller.is_admin:
@@ -75,7 +77,7 @@ def payload_mode(
 Mode = Annotated[PayloadMode, Depends(payload_mode)]
 
 
-def wanted(
+def search_of_query(
     stream: Annotated[UUID | None, Query(description="Only this stream's.")] = None,
     aggregate: Annotated[Name | None, Query(description="Such as `comment`.")] = None,
     types: Annotated[
@@ -105,18 +107,10 @@ def wanted(
         Literal["asc", "desc"], Query(description="By position; `desc` is newest first.")
     ] = "desc",
 ) -> Search:
-    """What the query string asks for: all conditions together."""
+    """Return what the query string asks for: all conditions together."""
+    newest_first = order == "desc"
     return Search(
-        stream=stream,
-        aggregate=aggregate,
-        types=types,
-        actor=actor,
-        correlation_id=correlation_id,
-        since=since,
-        until=until,
-        after=after,
-        before=before,
-        newest_first=order == "desc",
+        stream, aggregate, types, actor, correlation_id, since, until, after, before, newest_first
     )
 
 
@@ -128,13 +122,13 @@ def moment(
         WrittenTime | None, Query(alias="atTime", description="Up to this time, included.")
     ] = None,
 ) -> Moment:
-    """Up to where a stream is wanted."""
+    """Return the moment up to which a stream is wanted."""
     return Moment(version, time)
 
 
 @asynccontextmanager
-async def inspecting(queries: Queries, mode: PayloadMode) -> AsyncIterator[Inspector]:
-    """An inspector on a connection of its own; raises ReadModelUnavailable."""
+async def open_inspector(queries: Queries, mode: PayloadMode) -> AsyncIterator[Inspector]:
+    """Open an inspector on a connection of its own; raise ReadModelUnavailable."""
     async with queries.reading(Freshness()) as conn:
         yield Inspector(conn, queries.audit, mode)
 
@@ -148,11 +142,11 @@ async def inspecting(queries: Queries, mode: PayloadMode) -> AsyncIterator[Inspe
 async def list_events(
     queries: Read,
     mode: Mode,
-    search: Annotated[Search, Depends(wanted)],
+    search: Annotated[Search, Depends(search_of_query)],
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> Response:
-    async with inspecting(queries, mode) as inspector:
+    async with open_inspector(queries, mode) as inspector:
         return wire(await inspector.events(search, limit, cursor))
 
 
@@ -163,7 +157,7 @@ async def list_events(
     summary="One event, with its neighbours, its cause and its effects",
 )
 async def get_event(position: Position, queries: Read, mode: Mode) -> Response:
-    async with inspecting(queries, mode) as inspector:
+    async with open_inspector(queries, mode) as inspector:
         return wire(await inspector.event(position))
 
 
@@ -181,7 +175,7 @@ async def get_stream(
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> Response:
-    async with inspecting(queries, mode) as inspector:
+    async with open_inspector(queries, mode) as inspector:
         return wire(await inspector.stream(stream_id, at, limit, cursor))
 
 
@@ -198,7 +192,7 @@ async def get_trace(
     queries: Read,
     mode: Mode,
 ) -> Response:
-    async with inspecting(queries, mode) as inspector:
+    async with open_inspector(queries, mode) as inspector:
         return wire(await inspector.trace(correlation_id))
 
 
@@ -209,7 +203,7 @@ async def get_trace(
     summary="How many events of which kinds there are, and how large the log is",
 )
 async def get_stats(queries: Read, caller: Auditor) -> Response:
-    async with inspecting(queries, PayloadMode.NONE) as inspector:
+    async with open_inspector(queries, PayloadMode.NONE) as inspector:
         return wire(await inspector.stats())
 
 
@@ -264,10 +258,10 @@ class Integrity:
         self._stopping = False
 
     async def result(self, *, full: bool) -> Verification:
-        """The newest result, at most an hour old; `full` asks for one from the first event, now.
+        """Return the newest result, at most an hour old; `full`: a new one from the first event.
 
-        Who comes while another's verification runs gets its result, if it began after the call.
-        Raises psycopg.Error, AnchorsUnusable and VerificationStopped.
+        A caller who waits for a running verification gets its result, if it began after the call.
+        Raise psycopg.Error, AnchorsUnusable and VerificationStopped.
         """
         asked = time.monotonic()
         async with self._one_at_a_time:
@@ -283,16 +277,15 @@ class Integrity:
         self._stopping = True
 
     def _verify(self, *, full: bool) -> Verification:
-        with tables.connect(self._database_url, "verification") as conn:
+        with connect(self._database_url, "verification") as conn:
             kept = None if full else verification.latest(conn)
             if kept is not None and datetime.now(UTC) - kept.verified_at < STALE_AFTER:
                 return kept
             report = verification.verify_database(
                 conn,
-                public_keys=self._proofs.public_keys,
-                anchors=self._proofs.open_anchors(),
+                self._proofs,
                 known_topics=self._known_topics,
-                after=None if full else verification.last_good_seal(conn),
+                after=verification.last_good_seal(conn, kept),
                 on_progress=self._go_on,
             )
             return verification.record(conn, report)
@@ -329,9 +322,5 @@ async def verify_log(
         detail = "The log can't be verified right now; the server's log says why."
         headers = {"Retry-After": "60"}
         raise Problem(503, "unavailable", detail, headers=headers) from error
-    return wire(_present(found))
-
-
-def _present(found: Verification) -> LogIntegrity:
     said = {**found.report, "verifiedAt": found.verified_at, "complete": found.complete}
-    return LogIntegrity.model_validate(said)
+    return wire(LogIntegrity.model_validate(said))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.archive.plan import ExportRequest
+from engine.archive.lines import ExportRequest
 from engine.archive.transfer import export_log, import_log
 from engine.archive.verification import verify_export
-from engine.seals import tables
-from engine.seals.chain import Fault, Report
-from engine.seals.signature import PublicKeys
+from engine.seals.chain import connect
+from engine.seals.check import Fault, Report
+from engine.seals.proofs import Proofs, PublicKeys
 from tests.integration.event_log import rows
 from tests.integration.seal_support import TOPICS, install, make_log, new_key, seal_all
 
@@ -21,18 +21,18 @@ SEALED, EVENTS = 60, 64
 def export(
     database_url: str, path: Path, wish: ExportRequest | None = None, **options: Any
 ) -> None:
-    with tables.connect(database_url, "test") as conn:
+    with connect(database_url, "test") as conn:
         export_log(conn, path, wish or ExportRequest(), **options)
 
 
 def check(path: Path, public_keys: PublicKeys | None = None) -> Report:
-    return verify_export(path, public_keys=public_keys, known_topics=TOPICS)
+    return verify_export(path, Proofs(public_keys), known_topics=TOPICS)
 
 
 def import_into(database_url: str, path: Path, public_keys: PublicKeys | None = None) -> Report:
     install(database_url)
-    with tables.connect(database_url, "test") as conn:
-        return import_log(conn, path, public_keys=public_keys, known_topics=TOPICS)
+    with connect(database_url, "test") as conn:
+        return import_log(conn, path, Proofs(public_keys), known_topics=TOPICS)
 
 
 def whole_table(database_url: str, table: str) -> list[tuple[object, ...]]:

@@ -1,20 +1,20 @@
 """What tests of the seals and of the archive share: a log with known events, seals over it."""
 
 from __future__ import annotations
-
-from typing import Any, LiteralString
-from uuid import UUID, uuid4
-
 import psycopg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from engine.log import MAPPER
-from engine.seals import tables, verification
-from engine.seals.chain import Report
+from engine.seals.chain import connect
+from engine.seals.check import Report
+from engine.seals.proofs import SealKey
 from engine.seals.sealer import Sealer
-from engine.seals.signature import SealKey
+from engine.seals.verification import verify_database
 from tests.integration.event_log import tables_made
 from tests.integration.projection_support import Writer
+from typing import Any
+from typing import LiteralString
+from uuid import UUID
+from uuid import uuid4
 
 BLOCK = 10
 TOPICS = MAPPER.topics
@@ -64,8 +64,8 @@ def seal_all(database_url: str, **options: Any) -> int:
 
 
 def verify(database_url: str, **options: Any) -> Report:
-    with tables.connect(database_url, "test") as conn:
-        return verification.verify_database(conn, **{"known_topics": TOPICS, **options})
+    with connect(database_url, "test") as conn:
+        return verify_database(conn, **{"known_topics": TOPICS, **options})
 
 
 def change(database_url: str, statement: LiteralString, *values: object) -> None:

@@ -11,11 +11,12 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from engine.archive.plan import ExportRefused, ExportRequest
-from engine.archive.transfer import ImportRefused
+from engine.archive.lines import ExportRequest
+from engine.archive.transfer import ExportRefused, ImportRefused
 from engine.archive.verification import ExportUnusable
 from engine.installation import install as install_projections
 from engine.privacy import PayloadMode
+from engine.seals.proofs import Proofs
 from infra.postgres.embedded import EmbeddedPostgres
 from projections.catalog import Catalog
 from projections.comments import Comments
@@ -81,10 +82,10 @@ def test_exported_and_imported_the_log_is_the_same_to_the_byte(
     assert (imported.events, imported.sealed_to) == (EVENTS, SEALED)
     for table in ("backlot_events", "backlot_seals"):
         assert whole_table(empty_url, table) == whole_table(log_url, table)
-    assert verify(empty_url, public_keys=KEY.public).ok
+    assert verify(empty_url, proofs=Proofs(KEY.public)).ok
     make_log(empty_url, 10)
     seal_all(empty_url, key=KEY)
-    report = verify(empty_url, public_keys=KEY.public)
+    report = verify(empty_url, proofs=Proofs(KEY.public))
     assert (report.ok, report.sealed_to, report.unsealed) == (True, EVENTS + 10, 0)
 
 

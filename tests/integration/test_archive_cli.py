@@ -20,8 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 from typer.testing import CliRunner
 
 from backlot.events.archive import register
-from engine.seals.anchors import FileAnchors
-from engine.seals.signature import SealKey
+from engine.seals.proofs import FileAnchors, SealKey
 from infra.errors import OperatorError
 from tests.integration.seal_support import change, make_log, seal_all
 

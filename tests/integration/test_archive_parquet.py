@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pyarrow.parquet import read_table
 
-from engine.archive.plan import ExportFormat, ExportRequest
+from engine.archive.lines import ExportFormat, ExportRequest
 from engine.archive.transfer import ParquetMissing
 from engine.privacy import PayloadMode
 from tests.integration.archive_support import export, make_signed_log

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.log import fill
-from engine.archive.plan import ExportFormat, ExportRefused, ExportRequest
+from engine.archive.lines import ExportFormat, ExportRequest
+from engine.archive.transfer import ExportRefused
 from engine.privacy import PayloadMode
 from tests.integration.archive_support import (
     check,
@@ -66,9 +67,9 @@ def test_killed_and_resumed_an_export_is_identical(
 PROGRAM = """
 import sys
 from pathlib import Path
-from engine.archive.plan import ExportFormat, ExportRequest
+from engine.archive.lines import ExportFormat, ExportRequest
 from engine.archive.transfer import export_log
-from engine.seals.tables import connect
+from engine.seals.chain import connect
 with connect(sys.argv[1], "test") as conn:
     export_log(conn, Path(sys.argv[2]), ExportRequest(ExportFormat(sys.argv[3])))
 """

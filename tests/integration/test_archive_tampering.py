@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from engine.archive.verification import verify_export
-from engine.seals.anchors import FileAnchors, read_anchors
-from engine.seals.chain import Report
+from engine.seals.check import Report
+from engine.seals.proofs import FileAnchors, Proofs
 from tests.integration.archive_support import (
     EVENTS,
     SEALED,
@@ -129,7 +129,7 @@ def test_anchors_find_a_chain_written_anew(log_url: str, tmp_path: Path) -> None
     seal_all(log_url)
     export(log_url, tmp_path / "forged.jsonl")
     assert check(tmp_path / "forged.jsonl").ok
-    known = read_anchors(anchors.path)
-    report = verify_export(tmp_path / "forged.jsonl", anchors=known, known_topics=TOPICS)
+    known = Proofs(anchors=anchors.path)
+    report = verify_export(tmp_path / "forged.jsonl", known, known_topics=TOPICS)
     assert named(report) == ("anchor-differs", 21)
-    assert named(verify(log_url, anchors=read_anchors(anchors.path))) == ("anchor-differs", 21)
+    assert named(verify(log_url, proofs=known)) == ("anchor-differs", 21)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from backlot.events.text import NotInspected, inspect
+from backlot.events.commands import NotInspected, inspect
 from engine.privacy import PayloadMode
-from readapi.audit.shapes import AuditStats
+from readapi.audit.inspector import AuditStats
 from tests.integration.audit_support import append, index, random_log
 from tests.integration.event_log import recording
 

@@ -12,8 +12,7 @@ import pytest
 from eventsourcing.persistence import StoredEvent
 from psycopg import AsyncConnection
 
-from engine.inspection.index import Audit
-from engine.inspection.search import Search, arriving, head_of
+from engine.inspection.index import Audit, Search, head_of, watch
 from engine.inspection.streams import Entry, read_entry
 from engine.installation import drop
 from engine.projection_subscription import ProjectionHost
@@ -108,7 +107,7 @@ async def _follow_beside(database_url: str, saves: int, writers: int) -> list[in
                 for _ in range(writers)
             ]
             async with asyncio.timeout(60):
-                async for stored in arriving(conn, Audit(), Search(actor="ann"), after, wake):
+                async for stored in watch(conn, Audit(), Search(actor="ann"), after, wake):
                     seen.append(stored.position)
                     if len(seen) == saves * writers:
                         break

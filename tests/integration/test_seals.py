@@ -19,11 +19,10 @@ from psycopg.rows import TupleRow
 from benchmarks.log import fill
 from engine.event_store import open_recorder
 from engine.schedule import run_job
-from engine.seals import tables
-from engine.seals.anchors import FileAnchors, read_anchors
-from engine.seals.chain import Seal, StoredRow, leaf
+from engine.seals.chain import Seal, StoredRow, connect, leaf
+from engine.seals.chain import seals as read_seals
+from engine.seals.proofs import FileAnchors, Proofs, read_anchors
 from engine.seals.sealer import LogBroken
-from engine.seals.tables import seals as read_seals
 from infra import metrics
 from tests.integration.event_log import lock_of_the_log, rows
 from tests.integration.seal_support import (
@@ -41,7 +40,7 @@ from workers.maintenance import sealing_job
 
 
 def chain(database_url: str) -> list[Seal]:
-    with tables.connect(database_url, "test") as conn:
+    with connect(database_url, "test") as conn:
         return list(read_seals(conn, 0, 1_000_000))
 
 
@@ -51,7 +50,7 @@ def ranges(database_url: str) -> list[tuple[int, int]]:
 
 @contextmanager
 def session(database_url: str) -> Iterator[psycopg.Connection[TupleRow]]:
-    with tables.connect(database_url, "test") as conn:
+    with connect(database_url, "test") as conn:
         yield conn
 
 
@@ -216,7 +215,7 @@ def test_seals_are_signed_and_anchored(database_url: str, tmp_path: Path) -> Non
     make_log(database_url, 35)
     key, path = new_key(), tmp_path / "seals.jsonl"
     assert seal_all(database_url, key=key, anchors=FileAnchors(path)) == 4
-    report = verify(database_url, public_keys=key.public, anchors=read_anchors(path))
+    report = verify(database_url, proofs=Proofs(key.public, path))
     assert (report.ok, report.signed, report.anchored) == (True, 4, 4)
 
 
@@ -234,7 +233,7 @@ def test_anchors_catch_up_after_an_outage(database_url: str, tmp_path: Path) -> 
     assert [anchor.number for anchor in read_anchors(anchors.path)] == [1, 2, 3]
     make_log(database_url, BLOCK)
     working.turn()
-    assert verify(database_url, anchors=read_anchors(anchors.path)).anchored == 4
+    assert verify(database_url, proofs=Proofs(anchors=anchors.path)).anchored == 4
     working.close()
 
 
@@ -249,7 +248,7 @@ def test_anchors_of_a_longer_log_are_told(database_url: str, tmp_path: Path) -> 
     for _ in range(3):
         assert working.turn() == 0
     assert metrics.value("backlot_seal_failures_total", step="anchoring") == before + 1
-    fault = verify(database_url, anchors=read_anchors(anchors.path)).fault
+    fault = verify(database_url, proofs=Proofs(anchors=anchors.path)).fault
     assert fault is not None
     assert (fault.kind, fault.seal) == ("anchor-differs", 3)
     working.close()
@@ -262,7 +261,7 @@ def test_the_chain_continues_when_the_key_is_changed(database_url: str) -> None:
     make_log(database_url, 5)
     seal_all(database_url, key=newer)
     assert {seal.key_id for seal in chain(database_url)} == {older.key_id, newer.key_id}
-    fault = verify(database_url, public_keys=newer.public).fault
+    fault = verify(database_url, proofs=Proofs(newer.public)).fault
     assert fault is not None
     assert (fault.kind, fault.seal) == ("signature-invalid", 1)
 

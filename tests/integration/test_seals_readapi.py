@@ -12,7 +12,7 @@ import httpx
 import psycopg
 import pytest
 
-from engine.seals.anchors import FileAnchors, Proofs, configured_anchors, configured_proofs
+from engine.seals.proofs import FileAnchors, Proofs, configured_anchors, configured_proofs
 from infra.settings import load_settings
 from readapi.audit.routes import Integrity
 from tests.integration.readapi_support import Site

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from psycopg.sql import SQL
 
 from benchmarks.log import fill
-from engine.seals import tables, verification
-from engine.seals.chain import Fault
-from engine.seals.verification import PAGE_ROWS
+from engine.seals.chain import connect
+from engine.seals.check import Fault
+from engine.seals.verification import PAGE_ROWS, verify_database
 from tests.integration.seal_support import change, make_log, place_of, seal_all, verify
 
 EVENTS, SEALED = 48, 40
@@ -201,7 +201,7 @@ def test_an_altered_chain(log_url: str, statement: LiteralString, kind: str, sea
 @given(data=st.data())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_byte_changed_anywhere_is_named(log_url: str, data: st.DataObject) -> None:
-    with tables.connect(log_url, "test") as conn:
+    with connect(log_url, "test") as conn:
         position = data.draw(st.integers(1, SEALED))
         row = conn.execute(
             "SELECT state, convert_to(topic, 'UTF8'), originator_version, originator_id "
@@ -227,7 +227,7 @@ def test_any_byte_changed_anywhere_is_named(log_url: str, data: st.DataObject) -
                 version ^= 1 << data.draw(st.integers(4, 62))
                 change_row(conn, "UPDATE backlot_events SET originator_version = %s "
                            "WHERE notification_id = %s", version, position)  # fmt: skip
-        found = verification.verify_database(conn).fault
+        found = verify_database(conn).fault
         conn.execute("ROLLBACK")
     assert found is not None
     assert (found.kind, found.position, found.stream_id) == ("altered", position, stream_id)

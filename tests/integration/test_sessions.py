@@ -15,7 +15,7 @@ from psycopg import sql
 
 from engine.connections import connect as connect_for_projections
 from engine.event_store import open_recorder
-from engine.seals.tables import connect as connect_for_seals
+from engine.seals.chain import connect as connect_for_seals
 from infra.postgres.connection import (
     SHORT_WORK,
     make_pool,

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from uuid import UUID
 
-from engine.seals.anchors import Anchor
-from engine.seals.chain import NO_SEAL, Fault, Report, Seal, StoredRow, leaf, seal_hash
-from engine.seals.check import Check
-from engine.seals.signature import SealKey
+from engine.seals.chain import NO_SEAL, Seal, StoredRow, leaf, seal_hash
+from engine.seals.check import Check, Fault, Report
+from engine.seals.proofs import Anchor, SealKey
 
 AT = datetime(2026, 11, 25, 12, tzinfo=UTC)
 STREAM = UUID("5f0c2f0a-7f0e-4a3c-9a39-1c6a54f2b7aa")
@@ -40,11 +39,11 @@ def checked(rows: Sequence[StoredRow], seals: Sequence[Seal], check: Check | Non
     check = check or Check(known_topics={"test.v1"})
     waiting = list(rows)
     for seal in seals:
-        check.seal(seal)
+        check.take(seal)
         while waiting and waiting[0].position <= seal.last:
-            check.row(waiting.pop(0))
+            check.take(waiting.pop(0))
     for row in waiting:
-        check.row(row)
+        check.take(row)
     return check.finish()
 
 

@@ -11,20 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.archive.lines import (
-    LineWriter,
+    ExportFormat,
+    Plan,
     cloud_event_line,
     event_line,
     header_line,
+    plan_from_json,
     row_of,
     seal_line,
     seal_of,
 )
-from engine.archive.plan import ExportFormat, Plan, plan_from_json
+from engine.archive.transfer import LineWriter
 from engine.archive.verification import ExportUnusable, TailStreams, read_header, read_items
 from engine.log import event_id
 from engine.privacy import PayloadMode
-from engine.seals.anchors import last_line
 from engine.seals.chain import Seal, StoredRow
+from engine.seals.proofs import last_line
 from tests.unit.sealed_logs import STREAM, chain_over, log_of
 from tests.unit.test_seals_proofs import KEY
 

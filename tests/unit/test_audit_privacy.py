@@ -9,8 +9,7 @@ import orjson
 import pytest
 
 from domain.model import EVENTS, Aggregate, Personal
-from engine.inspection.causes import Surroundings, Trace, tree
-from engine.inspection.streams import Fold, read_entry
+from engine.inspection.streams import Fold, Surroundings, Trace, read_entry, tree
 from engine.log import Stored
 from engine.privacy import PayloadMode
 from readapi.audit.inspector import as_detail, as_event, as_state, as_step, as_trace

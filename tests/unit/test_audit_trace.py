@@ -1,15 +1,17 @@
 """The tree of cause and effect, whatever the log says of causes."""
 
 from __future__ import annotations
-
 from collections.abc import Sequence
-from uuid import UUID
-
-from engine.inspection.causes import MAX_DEPTH, Node, Trace, tree
+from engine.inspection.streams import MAX_DEPTH
+from engine.inspection.streams import Node
+from engine.inspection.streams import Trace
+from engine.inspection.streams import tree
 from engine.log import event_id
 from engine.privacy import PayloadMode
 from readapi.audit.inspector import as_trace
-from tests.unit.audit_events import AT, entry
+from tests.unit.audit_events import AT
+from tests.unit.audit_events import entry
+from uuid import UUID
 
 Shape = dict[int, "Shape"]
 

@@ -16,8 +16,7 @@ from benchmarks.exported import exported
 from benchmarks.judging import Question, Split, by_chance, by_taste, by_trend, judge, split
 from benchmarks.log import AT, VIDEOS, columns, like_event, uploads
 from benchmarks.measures import coverage, ndcg, recall
-from engine.archive.lines import event_line, header_line
-from engine.archive.plan import ExportFormat, Plan
+from engine.archive.lines import ExportFormat, Plan, event_line, header_line
 from engine.archive.verification import ExportUnusable
 from engine.privacy import PayloadMode
 from engine.seals.chain import StoredRow

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from backlot.cli import main
-from backlot.events.text import (
+from backlot.events.commands import (
     day_of,
     detail_lines,
     event_lines,
@@ -19,11 +19,19 @@ from backlot.events.text import (
     trace_lines,
 )
 from backlot.output import printable
-from engine.inspection.causes import Surroundings, Trace, tree
-from engine.inspection.streams import Fold, read_entry
+from engine.inspection.streams import Fold, Surroundings, Trace, read_entry, tree
 from engine.privacy import PayloadMode
-from readapi.audit.inspector import as_detail, as_event, as_state, as_step, as_trace
-from readapi.audit.shapes import AuditEvent, AuditStats, StreamEvent, TopicCount
+from readapi.audit.inspector import (
+    AuditEvent,
+    AuditStats,
+    StreamEvent,
+    TopicCount,
+    as_detail,
+    as_event,
+    as_state,
+    as_step,
+    as_trace,
+)
 from tests.unit.audit_events import AT, TOPICS, entry, golden
 
 WIDTH, NARROW = 101, 40

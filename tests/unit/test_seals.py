@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.seals.chain import NO_SEAL, FaultKind, StoredRow, leaf, seal_hash
-from engine.seals.check import Check
+from engine.seals.chain import NO_SEAL, StoredRow, leaf, seal_hash
+from engine.seals.check import Check, FaultKind
 from tests.unit.sealed_logs import STREAM, chain_over, checked, fault_of, log_of, named
 
 LEAF_OF_ROW = "e8d763cec7ee4b6737c806e6c40d4f85619c444fadf7768809ffc9b3f916a864"

@@ -15,9 +15,16 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from engine.seals.anchors import AnchorsUnusable, FileAnchors, read_anchors
-from engine.seals.check import Check, SealCheck
-from engine.seals.signature import KeyUnusable, SealKey, read_public_keys, read_seal_key
+from engine.seals.check import Check
+from engine.seals.proofs import (
+    AnchorsUnusable,
+    FileAnchors,
+    KeyUnusable,
+    SealKey,
+    read_anchors,
+    read_public_keys,
+    read_seal_key,
+)
 from tests.unit.sealed_logs import anchors_of, chain_over, checked, fault_of, log_of, named
 
 KEY = SealKey(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
@@ -25,7 +32,7 @@ OTHER_KEY = SealKey(Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33))))
 
 
 def keyed(key: SealKey) -> Check:
-    return Check(seals=SealCheck(key.public))
+    return Check(public_keys=key.public)
 
 
 def test_who_alters_an_event_and_the_whole_chain_after_it_lacks_the_key() -> None:
@@ -59,13 +66,13 @@ def test_a_chain_written_anew_differs_from_its_anchors() -> None:
     genuine = chain_over(log_of(15))
     rows = log_of(15)
     rows[6] = rows[6]._replace(state=b"forged")
-    check = Check(seals=SealCheck(anchors=anchors_of(*genuine)))
+    check = Check(anchors=anchors_of(*genuine))
     assert named(fault_of(rows, chain_over(rows), check)) == ("anchor-differs", 6, None, None, 2)
 
 
 def test_a_log_cut_off_with_its_chain_differs_from_its_anchors() -> None:
     rows = log_of(10)
-    check = Check(seals=SealCheck(anchors=anchors_of(*chain_over(log_of(15)))))
+    check = Check(anchors=anchors_of(*chain_over(log_of(15))))
     fault = fault_of(rows, chain_over(rows), check)
     assert named(fault) == ("anchor-differs", 11, None, None, 3)
 
@@ -73,14 +80,14 @@ def test_a_log_cut_off_with_its_chain_differs_from_its_anchors() -> None:
 def test_an_export_may_be_older_than_its_anchors() -> None:
     rows = log_of(10)
     anchors = anchors_of(*chain_over(log_of(15)))
-    report = checked(rows, chain_over(rows), Check(seals=SealCheck(None, anchors, ends_early=True)))
+    report = checked(rows, chain_over(rows), Check(anchors=anchors, until=10))
     assert (report.ok, report.anchored) == (True, 2)
 
 
 def test_anchors_may_begin_later_than_the_chain() -> None:
     rows = log_of(15)
     seals = chain_over(rows)
-    report = checked(rows, seals, Check(seals=SealCheck(anchors=anchors_of(*seals[1:]))))
+    report = checked(rows, seals, Check(anchors=anchors_of(*seals[1:])))
     assert (report.ok, report.anchored) == (True, 2)
 
 
