@@ -1,31 +1,28 @@
 """The HTTP application of one process: the routers of its roles on its parts, and its jobs."""
 
 from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from starlette.staticfiles import StaticFiles
+
 from backlot import problems
 from backlot.bootstrap import object_routers
-from backlot.features import FEATURES
-from backlot.features import replayable
+from backlot.features import FEATURES, replayable
 from backlot.health import operations
-from backlot.roles import in_background
-from backlot.roles import start_job
-from backlot.roles import start_working
-from collections.abc import AsyncIterator
-from collections.abc import Callable
+from backlot.roles import in_background, start_job, start_working
 from commands.endpoint import Services
-from contextlib import AsyncExitStack
-from contextlib import asynccontextmanager
 from engine import telemetry
-from engine.command_bus import CommandBus
-from engine.command_bus import Lookup
-from engine.command_bus import Reader
+from engine.command_bus import CommandBus, Lookup, Reader
 from engine.freshness import Waiting
 from engine.log import MAPPER
 from engine.projection_subscription import ProjectionHost
 from engine.telemetry import ViewerKeys
-from fastapi import APIRouter
-from fastapi import FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
 from infra.http.app import HttpApp
 from infra.postgres.connection import make_pool
 from infra.settings import Role
@@ -35,11 +32,8 @@ from projections.like_counters import AsyncCounters
 from projections.likes import Likes
 from projections.recommendations.cache import open_recommendations
 from readapi.audit.routes import Integrity
-from readapi.live_counts import LikeCounts
-from readapi.live_counts import LiveCounts
+from readapi.live_counts import LikeCounts, LiveCounts
 from readapi.queries import Queries
-from starlette.staticfiles import StaticFiles
-from typing import Any
 from workers.parts import Parts
 
 STATIC = "/docs/static"

@@ -1,49 +1,37 @@
 """The one place where the parts are chosen from the settings and put together."""
 
 from __future__ import annotations
-import commands.objects
-import readapi.objects
-import structlog
-from backlot.features import TABLES
-from backlot.features import read_models
-from backlot.signals import last_word
-from backlot.signals import run
+
 from collections.abc import Callable
 from contextlib import ExitStack
+
+import structlog
+from fastapi import APIRouter
+from psycopg import Connection, OperationalError
+from psycopg.rows import TupleRow
+
+import commands.objects
+import readapi.objects
+from backlot.features import TABLES, read_models
+from backlot.signals import last_word, run
 from engine.event_store import open_recorder
-from engine.installation import ENGINE
-from engine.installation import install
-from engine.installation import make_tables
-from engine.installation import migrate
+from engine.installation import ENGINE, install, make_tables, migrate
 from engine.projection_subscription import ProjectionHost
-from engine.seals.proofs import SealKey
-from engine.seals.proofs import configured_anchors
-from engine.seals.proofs import configured_key
-from engine.seals.proofs import configured_proofs
+from engine.seals.proofs import SealKey, configured_anchors, configured_key, configured_proofs
 from engine.seals.sealer import Sealer
 from engine.subscription import Notifications
-from fastapi import APIRouter
 from infra.data_folder import DataFolder
 from infra.errors import OperatorError
-from infra.http.auth import make_authenticator
-from infra.http.auth import read_or_make_secret
+from infra.http.auth import make_authenticator, read_or_make_secret
 from infra.objects.folder import FolderStore
-from infra.objects.port import ObjectStore
-from infra.objects.port import ObjectStoreUnavailable
-from infra.objects.s3 import make_s3
-from infra.objects.s3 import now
-from infra.postgres.connection import Limits
-from infra.postgres.connection import explained
-from infra.postgres.connection import open_connection
+from infra.objects.port import ObjectStore, ObjectStoreUnavailable
+from infra.objects.s3 import make_s3, now
+from infra.postgres.connection import Limits, explained, open_connection
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.redis import open_redis
 from infra.redlock import make_redlock
-from infra.settings import Role
-from infra.settings import Settings
+from infra.settings import Role, Settings
 from projections.analytics import schema as analytics
-from psycopg import Connection
-from psycopg import OperationalError
-from psycopg.rows import TupleRow
 from workers.likes import open_counters
 from workers.parts import Parts
 

@@ -15,8 +15,8 @@ from engine.command_bus import Contended, KeyReused
 from engine.freshness import ReadModelBehind
 from infra.batcher import NotBegun, QueueFull
 from infra.http.problems import Make, Problem
+from infra.http.shapes import InvalidPosition, encode_position
 from infra.objects.port import NoSuchUpload, ObjectStoreUnavailable, PartMismatch
-from infra.position import InvalidPosition, encode_position
 from infra.redlock import LocksUnavailable
 from projections.analytics.queries import AnalyticsUnavailable
 from projections.analytics.stats import TooManyPoints

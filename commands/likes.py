@@ -1,26 +1,23 @@
 """Likes: toggle, set and take back; the answer counts the caller's own action."""
 
 from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+
 from commands.endpoint import executor
-from dataclasses import dataclass
-from dataclasses import field
 from domain.model import Origin
 from domain.upload import Upload
-from domain.video_likes import VideoLikes
-from domain.video_likes import stream_id
-from engine.command_bus import Aggregates
-from engine.command_bus import Command
-from engine.command_bus import Lookup
-from enum import StrEnum
-from fastapi import APIRouter
-from fastapi import Request
-from fastapi import Response
+from domain.video_likes import VideoLikes, stream_id
+from engine.command_bus import Aggregates, Command, Lookup
 from infra.http.app import DirectRoute
 from infra.http.problems import problems
 from infra.http.shapes import LikeState
-from typing import Any
-from uuid import UUID
 
 
 class Wish(StrEnum):

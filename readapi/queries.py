@@ -1,26 +1,24 @@
 """What the query routes use: a connection that is fresh enough, and the read models."""
 
 from __future__ import annotations
+
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from dataclasses import field
-from engine.freshness import Freshness
-from engine.freshness import Pool
-from engine.freshness import Waiting
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+from psycopg import AsyncConnection, InterfaceError, OperationalError
+from psycopg.rows import TupleRow
+
+from engine.freshness import Freshness, Pool, Waiting
 from engine.inspection.index import Audit
 from engine.overview import Rates
-from engine.projection import Projection
-from engine.projection import ReadModels
+from engine.projection import Projection, ReadModels
 from engine.telemetry import Views
-from fastapi import Depends
-from fastapi import Header
-from fastapi import Request
 from infra.http.app import add_header
-from infra.http.shapes import Position
-from infra.http.shapes import decode_position
-from infra.http.shapes import encode_position
+from infra.http.shapes import Position, decode_position, encode_position
 from infra.objects.port import ObjectStore
 from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog
@@ -28,13 +26,7 @@ from projections.comments import Comments
 from projections.likes import Likes
 from projections.operations import Operations
 from projections.recommendations.cache import RecommendationCache
-from psycopg import AsyncConnection
-from psycopg import InterfaceError
-from psycopg import OperationalError
-from psycopg.rows import TupleRow
-from readapi.live_counts import LikeCounts
-from readapi.live_counts import LiveCounts
-from typing import Annotated
+from readapi.live_counts import LikeCounts, LiveCounts
 
 DEFAULT_TIMEOUT_MS = 2_000
 MAX_TIMEOUT_MS = 30_000

@@ -1,38 +1,29 @@
 """`backlot events export | import | verify`: the log in files, and whether nobody altered it."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import psycopg
 import typer
-from backlot import arguments
-from backlot.database import database_url
-from backlot.database import recorded
-from backlot.output import Json
-from backlot.output import show
-from backlot.screen import Act
-from backlot.screen import Screen
-from collections.abc import Iterator
-from contextlib import ExitStack
-from contextlib import contextmanager
-from domain.operation import Members
-from engine.archive.lines import ExportFormat
-from engine.archive.lines import ExportRequest
-from engine.migrations import ENGINE
-from engine.migrations import LOG
-from engine.migrations import migrate
-from engine.migrations import require_migrated
-from engine.privacy import PayloadMode
-from engine.seals.chain import connect
-from engine.seals.chain import head
-from infra.errors import ExitCode
-from infra.errors import OperatorError
-from infra.settings import Settings
-from infra.settings import load_settings
-from infra.settings.features import SealSettings
-from pathlib import Path
 from psycopg import Connection
 from psycopg.rows import TupleRow
-from typing import Annotated
-from typing import TYPE_CHECKING
+
+from backlot import arguments
+from backlot.database import database_url, recorded
+from backlot.output import Json, show
+from backlot.screen import Act, Screen
+from domain.operation import Members
+from engine.archive.lines import ExportFormat, ExportRequest
+from engine.installation import ENGINE, LOG, migrate, require_migrated
+from engine.privacy import PayloadMode
+from engine.seals.chain import connect, head
+from infra.errors import ExitCode, OperatorError
+from infra.settings import Settings, load_settings
+from infra.settings.features import SealSettings
 
 if TYPE_CHECKING:
     from engine.seals.check import Report
@@ -208,9 +199,6 @@ def _connect(
     settings: Settings, purpose: str, *, fills: bool = False
 ) -> Iterator[Connection[TupleRow]]:
     """Connect to a database of this release, or to an empty one that the command fills."""
-    import psycopg
-    from engine.installation import ENGINE, LOG, migrate, require_migrated
-    from engine.seals import tables
 
     try:
         with connect(database_url(settings), purpose) as conn:

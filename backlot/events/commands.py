@@ -4,48 +4,34 @@ What was recorded may be anything, so nothing of it reaches the terminal as a co
 """
 
 from __future__ import annotations
+
 import json
-import psycopg
 import sys
-import typer
-from backlot import arguments
-from backlot.arguments import group
-from backlot.arguments import moment
-from backlot.database import database_url
-from backlot.events import archive
-from backlot.output import Json
-from backlot.output import change_lines
-from backlot.output import flow
-from backlot.output import printable
-from backlot.output import show
-from backlot.output import table
-from backlot.output import width
-from backlot.signals import run
-from collections.abc import Awaitable
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC
-from datetime import datetime
-from engine.privacy import PayloadMode
-from infra.errors import OperatorError
-from infra.errors import UsageError
-from infra.postgres.connection import UNHURRIED
-from infra.postgres.connection import explained
-from infra.postgres.connection import open_async_connection
-from infra.settings import load_settings
-from infra.utc import rfc3339
+from datetime import UTC, datetime
 from io import StringIO
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from uuid import UUID
+
+import psycopg
+import typer
 from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
-from typing import Annotated
-from typing import Literal
-from typing import TYPE_CHECKING
-from typing import TypeVar
-from uuid import UUID
+
+from backlot import arguments
+from backlot.arguments import group, moment
+from backlot.database import database_url
+from backlot.events import archive
+from backlot.output import Json, change_lines, flow, printable, show, table, width
+from backlot.signals import run
+from engine.privacy import PayloadMode
+from infra.errors import OperatorError, UsageError
+from infra.http.shapes import rfc3339
+from infra.postgres.connection import UNHURRIED, explained, open_async_connection
+from infra.settings import load_settings
 
 if TYPE_CHECKING:
     from infra.http.shapes import Wire
@@ -166,13 +152,11 @@ def tail(
     as_json: Json = False,
 ) -> None:
     """The newest events, oldest first; with --json one a line."""
-    from backlot.events.text import inspect
-    from engine.inspection.search import Search
-    from engine.subscription import EVENTS, Notifications
+    from engine.notifications import EVENTS
+
     from engine.inspection.index import Search, head_of, watch
     from engine.inspection.streams import read_entry
-    from engine.notifications import EVENTS, Notifications
-
+    from engine.subscription import EVENTS, Notifications
     from infra.cancellation import together
     from readapi.audit.inspector import as_event
 

@@ -5,23 +5,21 @@ other fields only repeat what the bytes say, for readers of the file without Bac
 """
 
 from __future__ import annotations
-import orjson
-from base64 import b64decode
-from base64 import b64encode
-from collections.abc import Iterator
-from collections.abc import Mapping
+
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from engine.log import event_id
-from engine.privacy import PayloadMode
-from engine.privacy import mask_actor
-from engine.privacy import present
-from engine.seals.chain import Seal
-from engine.seals.chain import StoredRow
 from enum import StrEnum
 from itertools import islice
 from typing import Any
 from uuid import UUID
+
+import orjson
+
+from engine.log import event_id
+from engine.privacy import PayloadMode, mask_actor, present
+from engine.seals.chain import Seal, StoredRow
 
 FORMAT = 1
 SOURCE = "/backlot"

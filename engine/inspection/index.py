@@ -24,8 +24,8 @@ from psycopg.rows import TupleRow
 from engine.connections import is_outage
 from engine.event_store import EVENTS
 from engine.log import END_OF_LOG, HEAD, Stored
-from engine.notifications import woken
 from engine.projection import RangeProjection
+from engine.subscription import woken
 
 BLOCK_POSITIONS = 1_000
 """Positions 1 to 1,000 are block 0; a block knows between which times its events lie."""

@@ -1,33 +1,23 @@
 """Events as an auditor sees them, readable or not: their streams, their causes and effects."""
 
 from __future__ import annotations
-import orjson
+
 import re
-from collections.abc import AsyncIterator
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from domain.model import Aggregate
-from engine.codec import event_id
-from engine.event_store import EVENTS
-from engine.inspection.index import Audit
-from engine.inspection.index import INDEXED
-from engine.inspection.index import PLANNING
-from engine.inspection.index import Search
-from engine.inspection.index import find
-from engine.log import MAPPER
-from engine.log import READ_ONE
-from engine.log import Stored
+from typing import Any, Literal, LiteralString, NamedTuple
+from uuid import UUID
+
+import orjson
 from eventsourcing.persistence import MapperDeserialisationError
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
-from typing import Any
-from typing import Literal
-from typing import LiteralString
-from typing import NamedTuple
-from uuid import UUID
+
+from domain.model import Aggregate
+from engine.event_store import EVENTS
+from engine.inspection.index import INDEXED, PLANNING, Audit, Search, find
+from engine.log import MAPPER, READ_ONE, Stored, event_id
 
 VERSION = re.compile(r"\.v[0-9]+$")
 META = ("timestamp", "actor", "correlation_id", "causation_id")

@@ -1,44 +1,35 @@
 """The audit's answers, for HTTP and for `backlot events`: their shapes, and how they are made."""
 
 from __future__ import annotations
+
 from base64 import b64encode
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from dataclasses import replace
-from datetime import date
-from datetime import datetime
-from engine.inspection import streams
-from engine.inspection.index import Audit
-from engine.inspection.index import LogStats
-from engine.inspection.index import Search
-from engine.inspection.index import find
-from engine.inspection.index import stats
-from engine.inspection.streams import Entry
-from engine.inspection.streams import Fold
-from engine.inspection.streams import Node
-from engine.inspection.streams import StreamStep
-from engine.inspection.streams import aggregate_of
-from engine.inspection.streams import read_entry
-from engine.inspection.streams import type_of
-from engine.log import Stored
-from engine.log import event_id
-from engine.privacy import PayloadMode
-from engine.privacy import mask_actor
-from engine.privacy import present
-from infra.http.shapes import Time
-from infra.http.shapes import VIDEO_ID
-from infra.http.shapes import Wire
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+from typing import Annotated, Any
+from uuid import UUID
+
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from pydantic import Field
 from pydantic.alias_generators import to_camel
-from readapi.paging import Page
-from readapi.paging import decode_cursor
-from readapi.paging import encode_cursor
-from typing import Annotated
-from typing import Any
-from uuid import UUID
+
+from engine.inspection import streams
+from engine.inspection.index import Audit, LogStats, Search, find, stats
+from engine.inspection.streams import (
+    Entry,
+    Fold,
+    Node,
+    StreamStep,
+    aggregate_of,
+    read_entry,
+    type_of,
+)
+from engine.log import Stored, event_id
+from engine.privacy import PayloadMode, mask_actor, present
+from infra.http.shapes import VIDEO_ID, Time, Wire
+from readapi.paging import Page, decode_cursor, encode_cursor
 
 EVENT_ID = "c5a2b7e0-52d9-5b8e-9c3c-6e1f0a3d4b5c"
 

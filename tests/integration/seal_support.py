@@ -1,8 +1,13 @@
 """What tests of the seals and of the archive share: a log with known events, seals over it."""
 
 from __future__ import annotations
+
+from typing import Any, LiteralString
+from uuid import UUID, uuid4
+
 import psycopg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from engine.log import MAPPER
 from engine.seals.chain import connect
 from engine.seals.check import Report
@@ -11,10 +16,6 @@ from engine.seals.sealer import Sealer
 from engine.seals.verification import verify_database
 from tests.integration.event_log import tables_made
 from tests.integration.projection_support import Writer
-from typing import Any
-from typing import LiteralString
-from uuid import UUID
-from uuid import uuid4
 
 BLOCK = 10
 TOPICS = MAPPER.topics

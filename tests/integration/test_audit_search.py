@@ -1,39 +1,37 @@
 """Every search gives what a look at each event gives, however far the index has come."""
 
 from __future__ import annotations
-import psycopg
-import pytest
+
 import random
 from collections.abc import Iterator
 from datetime import timedelta
-from engine.inspection.index import Audit
-from engine.inspection.index import EventPage
-from engine.inspection.index import Search
-from engine.inspection.index import find
-from engine.inspection.streams import Entry
-from engine.inspection.streams import aggregate_of
-from engine.inspection.streams import read_entry
-from engine.inspection.streams import type_of
-from engine.installation import install
-from engine.log import END_OF_LOG
-from engine.log import EventMapper
-from eventsourcing.persistence import StoredEvent
 from functools import partial
-from infra.postgres.embedded import EmbeddedPostgres
+from uuid import UUID
+
+import psycopg
+import pytest
+from eventsourcing.persistence import StoredEvent
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
-from tests.integration.audit_support import ACTORS
-from tests.integration.audit_support import AT
-from tests.integration.audit_support import STREAMS
-from tests.integration.audit_support import TOPICS
-from tests.integration.audit_support import append
-from tests.integration.audit_support import ask
-from tests.integration.audit_support import body
-from tests.integration.audit_support import index
-from tests.integration.audit_support import log_of
-from tests.integration.audit_support import random_log
+
+from engine.inspection.index import Audit, EventPage, Search, find
+from engine.inspection.streams import Entry, aggregate_of, read_entry, type_of
+from engine.installation import install
+from engine.log import END_OF_LOG, EventMapper
+from infra.postgres.embedded import EmbeddedPostgres
+from tests.integration.audit_support import (
+    ACTORS,
+    AT,
+    STREAMS,
+    TOPICS,
+    append,
+    ask,
+    body,
+    index,
+    log_of,
+    random_log,
+)
 from tests.integration.event_log import events
-from uuid import UUID
 
 COUNT = 1_500
 MAPPER = EventMapper()

@@ -1,39 +1,29 @@
 """Who waits for what consumers keep: they hurry, and say how far they are, also with Kafka."""
 
 from __future__ import annotations
+
 import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from uuid import UUID, uuid4
+
 import pytest
-from collections.abc import AsyncIterator
-from collections.abc import Callable
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
-from contextlib import asynccontextmanager
-from contextlib import suppress
-from engine.freshness import ReadModelBehind
-from engine.freshness import Waiting
+
+from engine.freshness import ReadModelBehind, Waiting
 from engine.messages import MessageSource
 from engine.subscription import Notifications
 from infra.http.shapes import Position
-from infra.kafka import Outgoing
-from infra.kafka import Publisher
+from infra.kafka import Outgoing, Publisher
 from infra.postgres.connection import make_pool
 from infra.settings.adapters import KafkaSettings
-from projections.analytics.arrival import COUNTS_CONSUMER
-from projections.analytics.arrival import REACHED
-from projections.analytics.arrival import VIDEOS_CONSUMER
-from tests.integration.analytics_sinks import SourceOf
-from tests.integration.analytics_sinks import from_log
-from tests.integration.analytics_sinks import keeping
-from tests.integration.analytics_sinks import record
+from projections.analytics.arrival import COUNTS_CONSUMER, REACHED, VIDEOS_CONSUMER
+from tests.integration.analytics_sinks import SourceOf, from_log, keeping, record
 from tests.integration.analytics_support import Event
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer
-from tests.integration.relay_support import relayed
-from tests.integration.relay_support import relaying
+from tests.integration.relay_support import relayed, relaying
 from tests.kafka_cluster import kafka_cluster
 from tests.support import DEADLINE_SECONDS
-from uuid import UUID
-from uuid import uuid4
 from workers.kafka_source import KafkaSource
 
 # Without the call, a batch would gather for as long.

@@ -1,45 +1,40 @@
 """Operators' actions: each is recorded, carried out by one process, and told once."""
 
 from __future__ import annotations
+
 import getpass
-import pytest
 import time
-from backlot.database import recorded
-from backlot.features import read_models
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
+from threading import Event
+
+import pytest
+
+from backlot.database import recorded
+from backlot.features import read_models
 from domain.errors import Invalid
-from domain.operation import Members
-from domain.operation import Operation
-from domain.operation import OperationOutcome
+from domain.operation import Members, Operation, OperationOutcome
 from engine.connections import connect
 from engine.log import event_id
-from engine.operations import claimed
-from engine.operations import finish
-from engine.operations import recording
+from engine.operations import claimed, finish, recording
 from engine.replay.records import tell_nobody
 from projections.operations import Operations
 from tests.integration.event_log import rows
-from tests.integration.operator_desk import Desk
-from tests.integration.operator_desk import await_process
-from tests.integration.operator_desk import desk
-from tests.integration.operator_desk import executing
-from tests.integration.operator_desk import replay_state
-from tests.integration.operator_desk import standing_still
-from tests.integration.operator_desk import working_on
-from tests.integration.projection_support import Writer
-from tests.integration.projection_support import caught_up
-from tests.integration.projection_support import hosting
-from tests.integration.projection_support import position
+from tests.integration.operator_desk import (
+    Desk,
+    await_process,
+    desk,
+    executing,
+    replay_state,
+    standing_still,
+    working_on,
+)
+from tests.integration.projection_support import Writer, caught_up, hosting, position
 from tests.integration.replay_support import replays
 from tests.support import eventually
-from threading import Event
 from workers.operations.actions import Tools
-from workers.operations.executor import PAUSE_SECONDS
-from workers.operations.executor import POLL_SECONDS
-from workers.operations.executor import perform
+from workers.operations.executor import PAUSE_SECONDS, POLL_SECONDS, perform
 
 
 @pytest.fixture

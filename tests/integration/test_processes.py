@@ -1,13 +1,16 @@
 """The program as a process: what it prints, and the code that it ends with."""
 
 from __future__ import annotations
+
 import os
-import pytest
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
 from engine.log import topics_of
 from infra.settings import Settings
-from pathlib import Path
 from tests.support import aggregates
 
 PROJECT = Path(__file__).parents[2]

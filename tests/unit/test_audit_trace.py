@@ -1,17 +1,15 @@
 """The tree of cause and effect, whatever the log says of causes."""
 
 from __future__ import annotations
+
 from collections.abc import Sequence
-from engine.inspection.streams import MAX_DEPTH
-from engine.inspection.streams import Node
-from engine.inspection.streams import Trace
-from engine.inspection.streams import tree
+from uuid import UUID
+
+from engine.inspection.streams import MAX_DEPTH, Node, Trace, tree
 from engine.log import event_id
 from engine.privacy import PayloadMode
 from readapi.audit.inspector import as_trace
-from tests.unit.audit_events import AT
-from tests.unit.audit_events import entry
-from uuid import UUID
+from tests.unit.audit_events import AT, entry
 
 Shape = dict[int, "Shape"]
 

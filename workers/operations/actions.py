@@ -1,53 +1,46 @@
 """What each action of an operator does: one engine for the command line and for HTTP."""
 
 from __future__ import annotations
+
 import time
 from collections import Counter
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from domain.operation import Members
-from domain.operation import Operation
-from domain.operation import OperationOutcome
+from threading import Event
+from types import MappingProxyType
+from typing import NamedTuple
+
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from domain.operation import Members, Operation, OperationOutcome
 from engine import checkpoints
 from engine.checkpoints import CheckpointStatus
 from engine.comparison import Difference
 from engine.completeness import completeness
 from engine.connections import connect
 from engine.overview import look_at
-from engine.parked_events import alike
-from engine.parked_events import discard
-from engine.parked_events import discard_all
-from engine.parked_events import park_and_go_on
-from engine.parked_events import remedy
-from engine.parked_events import retry
+from engine.parked_events import alike, discard, discard_all, park_and_go_on, remedy, retry
 from engine.projection import Projection
 from engine.replay import requests
-from engine.replay.records import Purpose
-from engine.replay.records import Replay
-from engine.replay.records import ReplayOptions
-from engine.replay.records import ReplayState
-from engine.replay.records import Report
-from engine.replay.records import of_operation
-from engine.replay.records import tell_nobody
-from engine.replay.replay import ReplayElsewhere
-from engine.replay.replay import carry_on
+from engine.replay.records import (
+    Purpose,
+    Replay,
+    ReplayOptions,
+    ReplayState,
+    Report,
+    of_operation,
+    tell_nobody,
+)
+from engine.replay.replay import ReplayElsewhere, carry_on
 from infra.errors import OperatorError
 from projections.analytics.arrival import AnalyticsMeans
 from projections.analytics.rebuild import NAME as ANALYTICS
-from projections.analytics.rebuild import Rebuild
-from projections.analytics.rebuild import Stopped
-from projections.like_counters import Counters
+from projections.analytics.rebuild import Rebuild, Stopped
 from projections.like_counters import NAME as COUNTERS
-from projections.like_counters import rebuild
-from projections.like_counters import renewing
+from projections.like_counters import Counters, rebuild, renewing
 from projections.likes import Likes
-from psycopg import Connection
-from psycopg.rows import TupleRow
-from threading import Event
-from types import MappingProxyType
-from typing import NamedTuple
 
 PATIENCE_SECONDS = 10.0
 LOOK_SECONDS = 0.02

@@ -5,59 +5,38 @@ process at a time, and another one goes on with it when that one dies.
 """
 
 from __future__ import annotations
+
 import asyncio
 import os
-import structlog
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from collections.abc import Coroutine
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from domain.operation import Members
-from domain.operation import Operation
-from domain.operation import OperationOutcome
-from engine import checkpoints
-from engine.connections import EveryProcess
-from engine.connections import ThreadedConnection
-from engine.connections import in_thread
-from engine.connections import is_outage
-from engine.event_store import GroupCommitRecorder
-from engine.operations import claimed
-from engine.operations import finish
-from engine.operations import load
-from engine.operations import request
-from engine.projection_subscription import ProjectionHost
-from engine.replay.records import of_operation
-from engine.replay.records import tell_nobody
-from engine.replay.records import under_way
-from engine.replay.requests import begin_for_outdated
-from engine.subscription import Handler
-from engine.subscription import NoCheckpoint
-from engine.subscription import Subscription
-from engine.subscription import Wakeups
-from eventsourcing.persistence import PersistenceError
-from infra.cancellation import cancel
-from infra.cancellation import to_the_end
-from infra.errors import describe
-from projections.operations import Operations
-from psycopg import Connection
-from psycopg.rows import TupleRow
-from threading import Event
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 from uuid import UUID
+
+import structlog
+from eventsourcing.persistence import PersistenceError
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from domain.operation import Members, Operation, OperationOutcome
+from engine import checkpoints
+from engine.connections import EveryProcess, ThreadedConnection, in_thread, is_outage
+from engine.event_store import GroupCommitRecorder
+from engine.operations import claimed, finish, load, request
+from engine.projection_subscription import ProjectionHost
+from engine.replay.records import of_operation, tell_nobody, under_way
+from engine.replay.requests import begin_for_outdated
+from engine.subscription import Handler, NoCheckpoint, Subscription, Wakeups
+from infra.cancellation import cancel, to_the_end
+from infra.errors import describe
+from projections.operations import Operations
 from workers.analytics import analytics_means
-from workers.operations.actions import Ended
-from workers.operations.actions import LONG
-from workers.operations.actions import Tools
-from workers.operations.actions import action_of
-from workers.operations.actions import carry_out
-from workers.operations.actions import prepare
+from workers.operations.actions import LONG, Ended, Tools, action_of, carry_out, prepare
 from workers.parts import Parts
 
 log = structlog.get_logger(__name__)
