@@ -1,4 +1,4 @@
-"""Groups of commands, and what stands for none of theirs."""
+"""What stands on a command line: groups of commands, names, times."""
 
 from __future__ import annotations
 
@@ -19,12 +19,9 @@ from infra.errors import ExitCode, UsageError
 class CommandGroup(TyperGroup):
     """Without a command it explains itself."""
 
-    unnamed = "--help"
-
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         # A shell that completes what is typed so far may still get a command.
-        unnamed = not (ctx.resilient_parsing or self._named(ctx, args))
-        return super().parse_args(ctx, [self.unnamed, *args] if unnamed else args)
+        return super().parse_args(ctx, args if args or ctx.resilient_parsing else ["--help"])
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -37,26 +34,28 @@ class CommandGroup(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(ExitCode.CUT_OFF) from None
 
-    def _named(self, ctx: Any, args: list[str]) -> bool:
-        return bool(args)
-
 
 class ListingGroup(CommandGroup):
     """Without a command it is its `list`, with the options of that."""
 
-    unnamed = "list"
-
-    def _named(self, ctx: Any, args: list[str]) -> bool:
-        return bool(args) and (not args[0].startswith("-") or args[0] in ctx.help_option_names)
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = args and (not args[0].startswith("-") or args[0] in ctx.help_option_names)
+        return super().parse_args(ctx, args if named or ctx.resilient_parsing else ["list", *args])
 
 
 def group(about: str, kind: type[CommandGroup] = CommandGroup) -> typer.Typer:
-    """A group of commands, a sentence about them, and what it does without a command."""
-    return typer.Typer(cls=kind, help=about, callback=_begin, rich_markup_mode=None)
+    """Return a group of commands, described by `about`."""
+
+    def callback() -> None:
+        """Do nothing; with a callback, one command alone is a group too."""
+
+    return typer.Typer(cls=kind, help=about, callback=callback, rich_markup_mode=None)
 
 
-def _begin() -> None:
-    """Nothing; with it, one command alone is a group too."""
+def require_one_way(told: str, *ways: bool) -> None:
+    """Raise UsageError with this text unless exactly one of the ways to choose was used."""
+    if ways.count(True) != 1:
+        raise UsageError(told)
 
 
 SHOWN = 5
@@ -68,7 +67,7 @@ class UnknownName(UsageError):
 
 
 def require(kind: str, name: str, names: Collection[str]) -> str:
-    """The name, where it is one of `names` of a `kind`; raises UnknownName."""
+    """Return the name when it is one of `names`, which are of this kind; else raise UnknownName."""
     if name in names:
         return name
     found = near(name, names)
@@ -87,12 +86,8 @@ def near(name: str, names: Iterable[str]) -> list[str]:
 
 
 def completion(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """What a shell offers for the beginning of such a name."""
-
-    def offered(incomplete: str) -> list[str]:
-        return sorted(name for name in names() if name.startswith(incomplete))
-
-    return offered
+    """Return what offers a shell those of the names that begin as the incomplete one does."""
+    return lambda incomplete: sorted(name for name in names() if name.startswith(incomplete))
 
 
 def projections() -> frozenset[str]:
@@ -132,20 +127,6 @@ def types_of(found: Iterable[str]) -> frozenset[str]:
         (topic, topic.rpartition(".v")[0] or topic, topic.partition(".")[0]) for topic in found
     )
     return frozenset(form for each in forms for form in each)
-
-
-def published() -> frozenset[str]:
-    """Topics of messages that are published and consumed."""
-    from projections.integration_events import TOPICS
-
-    return frozenset(TOPICS)
-
-
-def queues() -> frozenset[str]:
-    """Queues of tasks."""
-    from infra.tasks.queues import QUEUES
-
-    return frozenset(QUEUES)
 
 
 UNITS = {

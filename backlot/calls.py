@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from operator import attrgetter
 from typing import Any
 
 import httpx
@@ -74,15 +76,10 @@ class Patience:
 
         Spread over the upper half, so that clients that failed together don't return together.
         """
-        if told is not None:
-            return min(told, self.longest_told) + self.first * _chance()
-        whole = min(self.first * 2.0 ** min(attempt - 1, 60), self.longest)
-        return whole * (1 + _chance()) / 2
-
-
-def may_pass(failure: CallFailed) -> bool:
-    """Whether the failure may be over when the same is asked again."""
-    return failure.passing
+        least, spread = min(told or 0.0, self.longest_told), self.first
+        if told is None:
+            least = spread = min(self.first * 2.0 ** min(attempt - 1, 60), self.longest) / 2
+        return least + random.uniform(0, spread)  # noqa: S311 - keeps no secret
 
 
 Note = Callable[[CallFailed, float | None], None]
@@ -95,9 +92,9 @@ async def persist(
     patience: Patience,
     *,
     note: Note,
-    again: Callable[[CallFailed], bool] = may_pass,
+    again: Callable[[CallFailed], bool] = attrgetter("passing"),
 ) -> httpx.Response:
-    """The first successful answer to `send`, tried again while `again` says that it may help.
+    """Return the first successful answer to `send`; `again` says whether another try may help.
 
     Raises the last CallFailed, and what `send` itself raises.
     """
@@ -121,8 +118,44 @@ async def persist(
         await asyncio.sleep(pause)
 
 
-def _chance() -> float:
-    return random.random()  # noqa: S311 - spreads retries, keeps no secret
+class UserClient:
+    """One user's calls to one server. Any call may raise CallFailed.
+
+    `position` is how far in the log this user has written.
+    """
+
+    def __init__(
+        self, http: httpx.AsyncClient, token: str, *, patience: Patience, note: Note
+    ) -> None:
+        self.position: str | None = None
+        self.http, self.patience, self.note = http, patience, note
+        self._authorization = {"Authorization": f"Bearer {token}"}
+        self._answered = False
+
+    async def call(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> httpx.Response:
+        """Return the successful answer to a request; `options` are httpx's."""
+        headers = {**self._authorization, **(headers or {})}
+
+        async def send() -> httpx.Response:
+            started = time.perf_counter()
+            answer = await self.http.request(method, path, headers=headers, **options)
+            self._answered = True
+            self.measure(time.perf_counter() - started)
+            return answer
+
+        def again(failure: CallFailed) -> bool:
+            # Where nobody has answered yet, somebody would wait for a mistyped address.
+            return failure.passing and (self._answered or failure.status is not None)
+
+        call = f"{method} {path}"
+        answer = await persist(call, send, self.patience, note=self.note, again=again)
+        self.position = answer.headers.get("Backlot-Position", self.position)
+        return answer
+
+    def measure(self, seconds: float) -> None:
+        """Take note of how long an answer took, also one that tells of a failure."""
 
 
 def _members(answer: httpx.Response) -> dict[str, Any]:

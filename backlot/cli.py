@@ -160,7 +160,7 @@ def upload(
     as_json: Json = False,
 ) -> None:
     """Upload a file in parts; after an interruption the same command sends only the rest."""
-    from backlot.upload.run import Target, run_upload
+    from backlot.upload.run import run_upload
 
     settings = load_settings()
     if token is None:
@@ -175,7 +175,8 @@ def upload(
     }
     code = run_upload(
         file,
-        Target((url or settings.server.public_url).rstrip("/"), token.strip()),
+        (url or settings.server.public_url).rstrip("/"),
+        token.strip(),
         named={name: said for name, said in details.items() if said is not None},
         parallel=parallel,
         resume=resume,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle
 from typing import Any
 from uuid import uuid4
 
 import httpx
 
-from backlot.calls import CallFailed, Patience, persist
+from backlot.calls import CallFailed, Patience, UserClient, persist
 from backlot.upload.api import UploadApi
 from infra.errors import OperatorError
 
@@ -48,73 +48,48 @@ class Meter:
         self.errors[str(failure)] += 1
 
 
-class Person:
-    """One user of the server: a token, and how far in the log they have written."""
+class Person(UserClient):
+    """One user of the server, who reads their own writes and is measured."""
 
     def __init__(self, http: httpx.AsyncClient, meter: Meter, name: str, token: str) -> None:
-        self.name = name
-        self.position: str | None = None
-        self._http = http
-        self._meter = meter
-        self._authorization = {"Authorization": f"Bearer {token}"}
+        super().__init__(http, token, patience=PATIENCE, note=meter.note)
+        self.name, self._meter = name, meter
         self.uploads = UploadApi(http, token, patience=PATIENCE, note=meter.note)
+        # The server was found before anybody entered.
+        self._answered = True
 
     async def command(
         self, method: str, path: str, body: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """Do something; a repeat after an outage carries the same key, so it counts once."""
-        headers = {**self._authorization}
-        if method == "POST":
-            headers["Idempotency-Key"] = str(uuid4())
-        answer = await self._call(method, path, headers, json=body)
-        self.position = answer.headers.get("Backlot-Position", self.position)
-        return _object(answer)
+        headers = {"Idempotency-Key": str(uuid4())} if method == "POST" else {}
+        return _object(await self.call(method, path, headers, json=body))
 
     async def query(self, path: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
         """Read, and see at least everything that this person has done."""
-        headers = {**self._authorization}
-        if self.position is not None:
-            headers |= {"Backlot-Min-Position": self.position, "Backlot-Timeout-Ms": WAIT_MS}
-        return _object(await self._call("GET", path, headers, params=params))
+        fresh = {"Backlot-Min-Position": self.position or "", "Backlot-Timeout-Ms": WAIT_MS}
+        headers = fresh if self.position is not None else {}
+        return _object(await self.call("GET", path, headers, params=params))
 
     async def all(self, path: str) -> list[dict[str, Any]]:
         """Every item of a list, page by page."""
         items: list[dict[str, Any]] = []
-        params: dict[str, Any] | None = {"limit": 100}
-        while params is not None:
-            page = await self.query(path, params)
+        cursor: dict[str, Any] | None = {}
+        while cursor is not None:
+            page = await self.query(path, {"limit": 100, **cursor})
             items += page["items"]
-            following = page.get("nextCursor")
-            params = {"limit": 100, "cursor": following} if following else None
+            cursor = {"cursor": following} if (following := page.get("nextCursor")) else None
         return items
 
     async def bytes(self, url: str, byte_range: str) -> httpx.Response:
         """Fetch media: the URL is the permission. Not part of the measured calls."""
-        return await self._call("GET", url, {"Range": byte_range}, timed=False)
-
-    async def _call(
-        self,
-        method: str,
-        url: str,
-        headers: dict[str, str],
-        *,
-        timed: bool = True,
-        **options: Any,
-    ) -> httpx.Response:
-        request = self._http.build_request(method, url, headers=headers, **options)
-
-        async def send() -> httpx.Response:
-            return await self._send(request, timed)
-
-        call = f"{method} {request.url.path}"
+        call = f"GET {httpx.URL(url).path}"
+        headers = {"Range": byte_range}
+        send = partial(self.http.get, url, headers=headers)
         return await persist(call, send, PATIENCE, note=self._meter.note)
 
-    async def _send(self, request: httpx.Request, timed: bool) -> httpx.Response:
-        started = time.perf_counter()
-        answer = await self._http.send(request)
-        if timed:
-            self._meter.durations.append(time.perf_counter() - started)
-        return answer
+    def measure(self, seconds: float) -> None:
+        self._meter.durations.append(seconds)
 
 
 def _object(answer: httpx.Response) -> dict[str, Any]:

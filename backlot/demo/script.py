@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
 from importlib.resources import files
 from pathlib import Path
 
@@ -36,14 +36,14 @@ COMMENTS = (
 SECOND_THOUGHT = "✎ {content} 👏"
 
 
-class Liking(StrEnum):
-    """How a viewer comes to like a video, or not."""
+class Liking(Enum):
+    """How a viewer comes to like a video, or not: the methods of the calls."""
 
-    NOT = "not"
-    SET = "set"
-    TOGGLE = "toggle"
-    TAKE_BACK = "take back"
-    WAVER = "waver"
+    NOT = ()
+    SET = ("PUT",)
+    TOGGLE = ("POST",)
+    TAKE_BACK = ("POST", "DELETE")
+    WAVER = ("POST", "POST", "POST")
 
 
 class Afterthought(StrEnum):
@@ -124,22 +124,9 @@ def _visit(number: int, video: int) -> Visit:
 
 FFMPEG_SECONDS = 60
 
-ENCODING = {
-    "-c:v": "libx264",
-    "-preset": "ultrafast",
-    "-pix_fmt": "yuv420p",
-    "-c:a": "aac",
-    "-b:a": "96k",
-    "-movflags": "+faststart",
-}
+ENCODING = "-c:v libx264 -preset ultrafast -pix_fmt yuv420p -c:a aac -b:a 96k -movflags +faststart"
 # Noise at a fixed rate does not compress away: 11 MB, more than one part of the default size.
-LARGE = {
-    "-vf": "noise=alls=25:allf=t",
-    "-b:v": "20M",
-    "-minrate": "20M",
-    "-maxrate": "20M",
-    "-bufsize": "20M",
-}
+LARGE = "-vf noise=alls=25:allf=t -b:v 20M -minrate 20M -maxrate 20M -bufsize 20M"
 
 
 @dataclass(frozen=True)
@@ -160,28 +147,21 @@ class Clip:
 
 def make_clips(folder: Path) -> list[Clip]:
     """Three MP4 films (H.264, AAC); made in `folder` as far as ffmpeg is there and able."""
-    test_pattern, test_source = _film(
-        folder / "test-pattern.mp4", "testsrc2=size=1280x720:rate=30:duration=4", LARGE
-    )
-    bars, bars_source = _film(
-        folder / "colour-bars.mp4", "smptehdbars=size=640x360:rate=24:duration=4", {}
-    )
+    rain, bars = "test-pattern.mp4", "colour-bars.mp4"
     return [
         Clip(
             "A test pattern in the rain",
             "Four seconds of moving colours, noise and an even tone.",
             "nature",
-            "test-pattern.mp4",
-            test_pattern,
-            test_source,
+            rain,
+            *_film(folder / rain, "testsrc2=size=1280x720:rate=30:duration=4", LARGE),
         ),
         Clip(
             "Colour bars, director's cut",
             "They do not move, and that is the point.",
             "art",
-            "colour-bars.mp4",
             bars,
-            bars_source,
+            *_film(folder / bars, "smptehdbars=size=640x360:rate=24:duration=4"),
         ),
         Clip(
             "Four seconds, counted aloud",
@@ -199,16 +179,13 @@ def bundled() -> Path:
     return Path(str(files("backlot.demo") / "sample.mp4"))
 
 
-def _film(path: Path, picture: str, extra: Mapping[str, str]) -> tuple[Path, str]:
+def _film(path: Path, picture: str, extra: str = "") -> tuple[Path, str]:
     """The film of a picture source and a tone at `path`, or else the bundled one; and why."""
     if shutil.which("ffmpeg") is None:
         return bundled(), "bundled (ffmpeg is not installed)"
-    command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-y"]
-    for source in (picture, "sine=frequency=440:duration=4"):
-        command += ["-f", "lavfi", "-i", source]
-    for option in {**ENCODING, **extra}.items():
-        command += option
-    command.append(str(path))
+    inputs = f"-f lavfi -i {picture} -f lavfi -i sine=frequency=440:duration=4"
+    options = f"-nostdin -loglevel error -y {inputs} {ENCODING} {extra}".split()
+    command = ["ffmpeg", *options, str(path)]
     try:
         ended = subprocess.run(
             command, check=False, capture_output=True, text=True, timeout=FFMPEG_SECONDS
@@ -219,6 +196,15 @@ def _film(path: Path, picture: str, extra: Mapping[str, str]) -> tuple[Path, str
         complaint = (ended.stderr.strip().splitlines() or ["it said nothing"])[0]
         return bundled(), f"bundled (ffmpeg failed: {complaint})"
     return path, "made with ffmpeg"
+
+
+@dataclass(frozen=True)
+class ReadBackCounts:
+    """What the query API says about one video."""
+
+    views: int = 0
+    likes: int = 0
+    comments: int = 0
 
 
 @dataclass
@@ -236,6 +222,7 @@ class Film:
     likers: set[str] = field(default_factory=set)
     comments: dict[str, str] = field(default_factory=dict)
     languages: set[str] = field(default_factory=set)
+    read_back: ReadBackCounts = ReadBackCounts()
 
 
 @dataclass

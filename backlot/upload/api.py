@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 import httpx
 from pydantic import ValidationError
 
-from backlot.calls import CallFailed, Note, Patience, may_pass, persist
+from backlot.calls import CallFailed, UserClient, persist
 from commands.upload_shapes import (
     PartUrl,
     PartUrls,
@@ -30,60 +30,40 @@ Details = dict[str, str | int]
 FINALIZING_SECONDS = 900.0
 FINALIZING = frozenset({"upload-finalizing", "contended"})
 GONE = frozenset({httpx.codes.NOT_FOUND, httpx.codes.FORBIDDEN})
+BEHIND = frozenset({"read-model-behind", "position-invalid"})
 FRESH_MS = "5000"
 # What a store answers when an URL is no longer good, or bytes were damaged or cut off.
 MENDABLE = frozenset({400, 403, 422})
 MENDS = 4
 
 
-class UploadApi:
-    """One user's uploads on one server. Any call may raise CallFailed.
-
-    `position` is how far in the log this user has written.
-    """
-
-    def __init__(
-        self,
-        http: httpx.AsyncClient,
-        token: str,
-        *,
-        patience: Patience,
-        note: Note,
-    ) -> None:
-        self.position: str | None = None
-        self._http, self._patience, self._note = http, patience, note
-        self._authorization = {"Authorization": f"Bearer {token}"}
-        self._met = False
+class UploadApi(UserClient):
+    """One user's uploads on one server."""
 
     async def start(self, details: Details, key: str) -> UploadStarted:
         """Begin; the same details under the same key begin the same upload."""
-        headers = {"Idempotency-Key": key}
-        answer = await self._call("POST", "/uploads", headers, json=details)
-        self.position = answer.headers.get("Backlot-Position", self.position)
+        answer = await self.call("POST", "/uploads", {"Idempotency-Key": key}, json=details)
         return _read(UploadStarted, answer)
 
     async def status(self, upload_id: UUID) -> UploadStatus | None:
         """How the upload stands; None when this user has no such upload there."""
-        path = f"/uploads/{upload_id}"
         fresh = {"Backlot-Min-Position": self.position or "", "Backlot-Timeout-Ms": FRESH_MS}
         try:
-            try:
-                answer = await self._call("GET", path, fresh if self.position else {})
-            except CallFailed as failure:
-                if failure.slug not in ("read-model-behind", "position-invalid"):
-                    raise
-                # A server that was set up anew never comes as far as the old one was.
-                answer = await self._call("GET", path)
+            answer = await self.call("GET", f"/uploads/{upload_id}", fresh if self.position else {})
         except CallFailed as failure:
             if failure.status in GONE:
                 return None
-            raise
+            if self.position is None or failure.slug not in BEHIND:
+                raise
+            # A server that was set up anew never comes as far as the old one was.
+            self.position = None
+            return await self.status(upload_id)
         return _read(UploadStatus, answer)
 
     async def part_urls(self, upload_id: UUID, numbers: Sequence[int]) -> list[PartUrl]:
         """Where to send these parts (at most 1,000)."""
         path = f"/uploads/{upload_id}/part-urls"
-        answer = await self._call("POST", path, json={"numbers": list(numbers)})
+        answer = await self.call("POST", path, json={"numbers": list(numbers)})
         return _read(PartUrls, answer).parts
 
     async def send_part(
@@ -106,10 +86,10 @@ class UploadApi:
 
         async def send() -> httpx.Response:
             url = await url_of(number)
-            return await self._http.put(url, headers=dict(headers), content=body())
+            return await self.http.put(url, headers=dict(headers), content=body())
 
         call = f"PUT part {number}"
-        answer = await persist(call, send, self._patience, note=self._note, again=again)
+        answer = await persist(call, send, self.patience, note=self.note, again=again)
         etag: str | None = answer.headers.get("ETag")
         if not etag:
             raise CallFailed(call, "the answer has no ETag, so the part can't be named")
@@ -122,33 +102,17 @@ class UploadApi:
         deadline = time.monotonic() + FINALIZING_SECONDS
         while True:
             try:
-                answer = await self._call("POST", path, json=body)
+                answer = await self.call("POST", path, json=body)
             except CallFailed as failure:
                 if failure.slug not in FINALIZING or time.monotonic() > deadline:
                     raise
-                await asyncio.sleep(self._patience.pause(2, failure.told_pause))
+                await asyncio.sleep(self.patience.pause(2, failure.told_pause))
             else:
                 return _read(UploadCompleted, answer)
 
     async def abort(self, upload_id: UUID) -> None:
         """Give the upload up, so that the server need not keep its parts."""
-        await self._call("DELETE", f"/uploads/{upload_id}")
-
-    async def _call(
-        self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any
-    ) -> httpx.Response:
-        async def send() -> httpx.Response:
-            sent = {**self._authorization, **(headers or {})}
-            answer = await self._http.request(method, path, headers=sent, **options)
-            self._met = True
-            return answer
-
-        def again(failure: CallFailed) -> bool:
-            # Where nobody has answered yet, somebody would wait for a mistyped address.
-            return may_pass(failure) and (self._met or failure.status is not None)
-
-        call = f"{method} {path}"
-        return await persist(call, send, self._patience, note=self._note, again=again)
+        await self.call("DELETE", f"/uploads/{upload_id}")
 
 
 def _read(shape: type[W], answer: httpx.Response) -> W:

@@ -10,11 +10,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 from uuid import UUID, uuid4
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from backlot.upload.api import Details, FileChanged, UploadFailed
 
@@ -36,13 +35,10 @@ class LocalFile:
         found = os.fstat(self._descriptor)
         self.size, self.mtime = found.st_size, found.st_mtime_ns
         self._identity = _identity(found)
-        problem = None
-        if not stat.S_ISREG(found.st_mode):
-            problem = "is not a file"
-        elif self.size == 0:
-            problem = "is empty: there is nothing to upload"
-        if problem is not None:
+        regular = stat.S_ISREG(found.st_mode)
+        if not regular or self.size == 0:
             self.close()
+            problem = "is empty: there is nothing to upload" if regular else "is not a file"
             raise UploadFailed(f"{path} {problem}")
 
     @property
@@ -52,12 +48,10 @@ class LocalFile:
 
     def check_unchanged(self) -> None:
         """Raise FileChanged unless the file under this path is still the one that was opened."""
-        try:
-            same = _identity(self.path.stat()) == self._identity
-        except OSError:
-            same = False
-        if not same:
-            raise self._changed()
+        with suppress(OSError):
+            if _identity(self.path.stat()) == self._identity:
+                return
+        raise self._changed()
 
     async def blocks(self, offset: int, size: int) -> AsyncIterator[bytes]:
         """Exactly `size` bytes from `offset`. Raises FileChanged where the file ends before."""
@@ -81,12 +75,7 @@ class LocalFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _read(self, offset: int, size: int) -> bytes:
@@ -121,14 +110,9 @@ class Begun(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     details: Details
-    key: str
+    key: str = Field(default_factory=lambda: str(uuid4()))
     upload_id: UUID | None = None
     position: str | None = None
-
-    @classmethod
-    def now(cls, details: Details) -> Begun:
-        """A new one, under a key of its own."""
-        return cls(details=details, key=str(uuid4()))
 
 
 class Memory:

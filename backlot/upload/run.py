@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import mimetypes
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -28,17 +30,6 @@ ENDED = frozenset({httpx.codes.NOT_FOUND, httpx.codes.CONFLICT})
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the user said about the video, and what was made up for the rest.
-
-    Both by their names in the API: `title`, `description`, `category`, `contentType`.
-    """
-
-    named: Mapping[str, str]
-    assumed: Mapping[str, str]
-
-
-@dataclass(frozen=True)
 class Uploaded:
     """A completed upload; `parts_sent` are those of this run."""
 
@@ -47,19 +38,35 @@ class Uploaded:
     parts_sent: int
     resumed: bool
 
+    def as_dict(self, url: str, seconds: float) -> dict[str, Any]:
+        """As `--json` prints it."""
+        return {
+            "uploadId": str(self.video.upload_id),
+            "videoId": str(self.video.video_id),
+            "url": f"{url}/videos/{self.video.video_id}",
+            "sizeBytes": self.video.size_bytes,
+            "etag": self.video.etag,
+            "parts": self.parts,
+            "partsSent": self.parts_sent,
+            "resumed": self.resumed,
+            "seconds": round(seconds, 2),
+        }
+
 
 class UploadSession:
     """One run of the client, for one file. `under_way`: parts of it may have arrived."""
 
     def __init__(
-        self, api: UploadApi, file: LocalFile, memory: Memory, screen: Screen, *, parallel: int = 4
+        self, api: UploadApi, file: LocalFile, memory: Memory, screen: Screen, *, parallel: int
     ) -> None:
         self._api, self._file, self._memory, self._screen = api, file, memory, screen
         self._parallel = parallel
         self.under_way = False
 
-    async def run(self, wishes: Wishes, *, resume: bool = True) -> Uploaded:
-        """Upload the file.
+    async def run(
+        self, named: Mapping[str, str], assumed: Mapping[str, str], *, resume: bool
+    ) -> Uploaded:
+        """Upload the file with the details that the user named, else with the assumed ones.
 
         Raises UploadFailed, and CallFailed; then what has arrived is remembered.
         """
@@ -67,17 +74,13 @@ class UploadSession:
         if begun is not None and begun.upload_id is not None:
             if not resume:
                 await self._give_up(begun.upload_id)
-            elif status := await self._find(begun, begun.upload_id, wishes.named):
+            elif status := await self._find(begun, begun.upload_id, named):
                 return await self._go_on(status)
             begun = None
-        details: Details = {
-            "filename": self._file.name,
-            "sizeBytes": self._file.size,
-            **wishes.assumed,
-            **wishes.named,
-        }
+        details: Details = {"filename": self._file.name, "sizeBytes": self._file.size}
+        details |= {**assumed, **named}
         if begun is None or begun.details != details or not resume:
-            begun = Begun.now(details)
+            begun = Begun(details=details)
         return await self._transfer(await self._begin(begun), resumed=False)
 
     async def _find(
@@ -184,58 +187,46 @@ TYPES = {
 }
 
 
-@dataclass(frozen=True)
-class Target:
-    """The server at `url` (no slash at the end), as whoever the token stands for."""
-
-    url: str
-    token: str
-
-
 def run_upload(
     path: Path,
-    target: Target,
+    url: str,
+    token: str,
     *,
     named: Mapping[str, str],
     parallel: int = 4,
     resume: bool = True,
     as_json: bool = False,
 ) -> int:
-    """Upload the file at `path`; returns the exit code. `named` are details by their API names.
+    """Upload the file at `path` to the server at `url` (no slash at the end).
 
-    Raises OperatorError with what to do about it.
+    `token` says who uploads; `named` are details by their API names: `title`, `description`,
+    `category`, `contentType`. Returns the exit code. Raises OperatorError with what to do about it.
     """
     screen, started = Screen(), time.perf_counter()
     with LocalFile(path) as file:
+        _check(url, token)
+        assumed = _assumed(file, named)
+        memory = Memory(state_folder(os.environ), file, url, _subject(token), screen.say)
+
+        async def upload() -> Uploaded:
+            async with _client(url) as http:
+                api = UploadApi(http, token, patience=PATIENCE, note=Notes(screen.say))
+                session = UploadSession(api, file, memory, screen, parallel=parallel)
+                try:
+                    return await session.run(named, assumed, resume=resume)
+                except CallFailed as failure:
+                    raise _explained(failure, url, under_way=session.under_way) from failure
+
         try:
-            found = run(_run(file, target, named, screen, parallel, resume))
+            found = run(upload())
         except KeyboardInterrupt:
             screen.say(f"interrupted: {AGAIN}{'' if resume else ', without --no-resume'}")
             return ExitCode.INTERRUPTED
-        seconds = time.perf_counter() - started
-        _tell(found, file, target.url, seconds, as_json=as_json, say=screen.say)
+    seconds = time.perf_counter() - started
+    screen.say(f"uploaded {file.name}: {file.size:,} bytes in {seconds:.1f} s")
+    told = found.as_dict(url, seconds)
+    show(f"video {told['videoId']}\n{told['url']}", told, as_json)
     return ExitCode.DONE
-
-
-async def _run(
-    file: LocalFile,
-    target: Target,
-    named: Mapping[str, str],
-    screen: Screen,
-    parallel: int,
-    resume: bool,
-) -> Uploaded:
-    _check(target)
-    wishes = Wishes(named, _assumed(file, named))
-    user = _subject(target.token)
-    memory = Memory(state_folder(os.environ), file, target.url, user, screen.say)
-    async with _client(target.url) as http:
-        api = UploadApi(http, target.token, patience=PATIENCE, note=Notes(screen.say))
-        session = UploadSession(api, file, memory, screen, parallel=parallel)
-        try:
-            return await session.run(wishes, resume=resume)
-        except CallFailed as failure:
-            raise _explained(failure, target.url, session) from failure
 
 
 def _client(url: str) -> httpx.AsyncClient:
@@ -245,15 +236,15 @@ def _client(url: str) -> httpx.AsyncClient:
         raise UploadFailed(f"{url} or the proxy for it can't be used: {error}") from error
 
 
-def _check(target: Target) -> None:
+def _check(url: str, token: str) -> None:
+    """Raise UploadFailed for what is no URL of a server, or no token."""
     try:
-        scheme = httpx.URL(target.url).scheme
+        scheme = httpx.URL(url).scheme
     except httpx.InvalidURL as error:
-        raise UploadFailed(f"--url: {target.url!r} is not a URL ({error})") from error
+        raise UploadFailed(f"--url: {url!r} is not a URL ({error})") from error
     if scheme not in ("http", "https"):
-        raise UploadFailed(f"--url: {target.url!r} has to start with http:// or https://")
-    printable = target.token.isascii() and target.token.isprintable()
-    if not printable or not target.token or " " in target.token:
+        raise UploadFailed(f"--url: {url!r} has to start with http:// or https://")
+    if not re.fullmatch("[!-~]+", token):
         raise UploadFailed("--token: this is no token; `backlot token` prints one")
 
 
@@ -293,44 +284,19 @@ class Notes:
             self._say(f"{failure}; trying again")
 
 
-def _explained(failure: CallFailed, url: str, session: UploadSession) -> UploadFailed:
-    if session.under_way:
-        return UploadFailed(f"broken off: {failure}; {AGAIN}")
-    if failure.status is None and failure.passing:
-        return UploadFailed(
+def _explained(failure: CallFailed, url: str, *, under_way: bool) -> UploadFailed:
+    text = str(failure)
+    if under_way:
+        text = f"broken off: {failure}; {AGAIN}"
+    elif failure.status is None and failure.passing:
+        text = (
             f"no server at {url} ({failure.problem}): start one with `make up`, or give its --url"
         )
-    if failure.status == httpx.codes.UNAUTHORIZED:
-        return UploadFailed(
+    elif failure.status == httpx.codes.UNAUTHORIZED:
+        text = (
             f"the server at {url} refuses the token ({failure.problem}): give another --token, "
             "or set the BACKLOT_DATA_DIR or JWT_SECRET that it runs with"
         )
-    if not failure.slug and not failure.passing:
-        return UploadFailed(f"what answers at {url} is not Backlot ({failure}): give its --url")
-    return UploadFailed(str(failure))
-
-
-def _tell(
-    found: Uploaded,
-    file: LocalFile,
-    url: str,
-    seconds: float,
-    *,
-    as_json: bool,
-    say: Callable[[str], None],
-) -> None:
-    video = found.video
-    address = f"{url}/videos/{video.video_id}"
-    told = {
-        "uploadId": str(video.upload_id),
-        "videoId": str(video.video_id),
-        "url": address,
-        "sizeBytes": video.size_bytes,
-        "etag": video.etag,
-        "parts": found.parts,
-        "partsSent": found.parts_sent,
-        "resumed": found.resumed,
-        "seconds": round(seconds, 2),
-    }
-    say(f"uploaded {file.name}: {video.size_bytes:,} bytes in {seconds:.1f} s")
-    show(f"video {video.video_id}\n{address}", told, as_json)
+    elif not failure.slug and not failure.passing:
+        text = f"what answers at {url} is not Backlot ({failure}): give its --url"
+    return UploadFailed(text)

@@ -37,15 +37,15 @@ class TransferPlan:
     @classmethod
     def begun(cls, started: UploadStarted, size: int) -> TransferPlan:
         """Everything is still to be sent."""
-        layout = (started.part_size_bytes, started.part_count)
-        return cls(started.upload_id, size, *layout, urls=started.parts)
+        part_bytes, part_count = started.part_size_bytes, started.part_count
+        return cls(started.upload_id, size, part_bytes, part_count, urls=started.parts)
 
     @classmethod
-    def resumed(cls, status: UploadStatus) -> TransferPlan:
+    def resumed(cls, found: UploadStatus) -> TransferPlan:
         """Some parts have arrived."""
-        arrived = {part.number: part for part in status.parts}
-        layout = (status.size_bytes, status.part_size_bytes, status.part_count)
-        return cls(status.upload_id, *layout, arrived)
+        arrived = {part.number: part for part in found.parts}
+        part_bytes, part_count = found.part_size_bytes, found.part_count
+        return cls(found.upload_id, found.size_bytes, part_bytes, part_count, arrived)
 
     def span(self, number: int) -> tuple[int, int]:
         """Offset and size of a part."""
@@ -87,10 +87,6 @@ class PartUrlSupply:
             raise CallFailed("part-urls", f"no URL came for part {number}")
 
 
-def unseen(_: int) -> None:
-    """Nobody watches the progress."""
-
-
 class Transfer:
     """One file's way to the store. `progress` is told of bytes sent, and of bytes to repeat."""
 
@@ -101,7 +97,7 @@ class Transfer:
         plan: TransferPlan,
         *,
         parallel: int = 4,
-        progress: Callable[[int], None] = unseen,
+        progress: Callable[[int], None],
     ) -> None:
         self._api, self._file, self._plan = api, file, plan
         self._parallel, self._progress = parallel, progress
@@ -129,9 +125,8 @@ class Transfer:
 
     async def _complete(self) -> UploadCompleted:
         self._file.check_unchanged()
-        parts = [
-            UploadedPart(number=number, etag=etag) for number, etag in sorted(self._etags.items())
-        ]
+        etags = sorted(self._etags.items())
+        parts = [UploadedPart(number=number, etag=etag) for number, etag in etags]
         done = await self._api.complete(self._plan.upload_id, parts)
         if done.size_bytes != self._file.size:
             raise UploadFailed(
@@ -159,16 +154,20 @@ class Transfer:
         if arrived and (arrived.etag.strip('"'), arrived.size_bytes) == (digest.hex(), size):
             self._progress(size)
             return arrived.etag
-        headers = {
-            "Content-Length": str(size),
-            "Content-MD5": base64.b64encode(digest).decode(),
-        }
-        counted = Counted(self._progress)
+        md5 = base64.b64encode(digest).decode()
+        headers = {"Content-Length": str(size), "Content-MD5": md5}
+        sent = 0
 
-        def body() -> AsyncIterator[bytes]:
-            counted.take_back()
+        async def body() -> AsyncIterator[bytes]:
+            nonlocal sent
+            # Another try does not count the bytes of the one before twice.
+            self._progress(-sent)
+            sent = 0
             self._file.check_unchanged()
-            return counted.pass_on(self._file.blocks(offset, size))
+            async for block in self._file.blocks(offset, size):
+                yield block
+                sent += len(block)
+                self._progress(len(block))
 
         etag = await self._api.send_part(number, self._urls.take, headers, body)
         self.parts_sent += 1
@@ -186,22 +185,3 @@ class Transfer:
             self._arrived.pop(number, None)
             self._etags.pop(number, None)
             self._progress(-self._plan.span(number)[1])
-
-
-class Counted:
-    """Counts the bytes of a part, so that another try does not count them twice."""
-
-    def __init__(self, progress: Callable[[int], None]) -> None:
-        self._progress, self._count = progress, 0
-
-    async def pass_on(self, blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """The blocks themselves; each counts once the next one is asked for."""
-        async for block in blocks:
-            yield block
-            self._count += len(block)
-            self._progress(len(block))
-
-    def take_back(self) -> None:
-        """These bytes have to be sent again."""
-        self._progress(-self._count)
-        self._count = 0

@@ -81,7 +81,7 @@ def test_a_pipe_has_no_width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     reading, writing = os.pipe()
     with os.fdopen(reading), os.fdopen(writing, "w") as pipe:
-        monkeypatch.setattr(sys, "stdout", pipe)
+        monkeypatch.setattr(sys, "__stdout__", pipe)
         assert width() == UNLIMITED
 
 
@@ -91,7 +91,7 @@ def test_a_terminal_has_its_own(monkeypatch: pytest.MonkeyPatch, columns: int) -
     ours, theirs = pty.openpty()
     with os.fdopen(ours), os.fdopen(theirs, "w") as terminal:
         termios.tcsetwinsize(theirs, (24, columns))
-        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setattr(sys, "__stdout__", terminal)
         assert width() == columns
 
 
@@ -100,7 +100,7 @@ def test_what_columns_says_counts_first(
     monkeypatch: pytest.MonkeyPatch, told: str, columns: int
 ) -> None:
     monkeypatch.setenv("COLUMNS", told)
-    monkeypatch.setattr(sys, "stdout", StringIO())
+    monkeypatch.setattr(sys, "__stdout__", StringIO())
     assert width() == columns
 
 

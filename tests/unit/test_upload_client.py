@@ -40,8 +40,7 @@ def test_a_file_arrives_as_it_is(server: FakeUploads, upload: Upload, state: Pat
 def test_without_json_the_id_and_the_url_are_printed(
     server: FakeUploads, film: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = run.Target(URL, mint_token(SECRET, "alice"))
-    assert run.run_upload(film, target, named={}) == 0
+    assert run.run_upload(film, URL, mint_token(SECRET, "alice"), named={}) == 0
     (video,) = server.uploads
     shown = capsys.readouterr()
     assert shown.out == f"video {video}\n{URL}/videos/{video}\n"
