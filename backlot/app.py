@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import structlog
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
@@ -16,18 +18,23 @@ import readapi.problems
 from backlot.bootstrap import object_routers
 from backlot.features import FEATURES, replayable
 from backlot.health import operations
-from backlot.roles import in_background, start_job, start_working
 from commands.endpoint import Services
 from engine import telemetry
 from engine.codec import MAPPER
 from engine.command import Lookup, Reader
 from engine.command_bus import CommandBus
 from engine.freshness import Waiting
-from engine.projection_subscription import ProjectionHost
+from engine.schedule import Job, run_job
 from engine.telemetry import ViewerKeys
+from infra.cancellation import END_SECONDS, cancel
 from infra.http.app import create_app
+from infra.metrics import counter
 from infra.postgres.pool import make_pool
 from infra.settings import Role
+from infra.tasks.broker import make_broker
+from infra.tasks.dead_letters import FailedTask
+from infra.tasks.resources import Resources
+from infra.tasks.worker import TaskWorker
 from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog
 from projections.like_counters import AsyncCounters
@@ -37,7 +44,18 @@ from readapi.audit.routes import Integrity
 from readapi.live_counts import LikeCounts, LiveCounts
 from readapi.queries import Queries
 from workers.parts import Parts
+from workers.recommendations import open_preparing
+from workers.relay import subscribe_relay
+from workers.speech import media_urls, open_speech
+from workers.tasks import TaskMeans, Tasks, declare, give_up
+from workers.translation.task import open_translation
 
+log = structlog.get_logger(__name__)
+
+JOBS_BROKEN = counter(
+    "backlot_jobs_broken",
+    "Background jobs that ended by an error of their own, and run no more until a restart.",
+)
 STATIC = "/docs/static"
 
 
@@ -93,44 +111,57 @@ def make_app(parts: Parts) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
+    """Run what the roles of this process are; the end of the block loses nothing."""
+    roles = parts.settings.server.roles
     async with AsyncExitStack() as stack:
-        if parts.settings.server.roles & FOLLOWING:
+        if roles & FOLLOWING:
             in_background(parts.notifications.run(), stack)
-        if parts.host is not None:
-            _project(parts, parts.host, stack)
+        if (host := parts.host) is not None:
+            reactors = (each for feature in FEATURES for each in feature.reactors(parts, host))
+            for work in [host.run(), *reactors]:
+                in_background(work, stack, seconds=LONGEST_STOP_SECONDS)
         stack.push_async_callback(parts.redis.aclose)
         stack.push_async_callback(parts.locks.aclose)
-        if Role.QUERIES in parts.settings.server.roles:
+        if Role.QUERIES in roles:
             app.state.queries = await _queries(parts, stack)
-            app.state.integrity = _integrity(parts, stack)
+            app.state.integrity = Integrity(parts.database_url, parts.proofs, MAPPER.topics)
+            stack.push_async_callback(app.state.integrity.close)
         bus = _bus(parts)
         stack.push_async_callback(bus.close)
-        if Role.COMMANDS in parts.settings.server.roles:
+        if Role.COMMANDS in roles:
             app.state.commands = _commands(parts, bus, stack)
-        if Role.WORKERS in parts.settings.server.roles:
-            _schedule(parts, bus, stack)
-        await start_working(parts, bus, stack)
+        if Role.WORKERS in roles:
+            jobs = [job for feature in FEATURES for job in feature.jobs(parts, bus)]
+            for close in parts.closings:
+                stack.push_async_callback(close)
+            _schedule(jobs, stack)
+        await _follow(parts, bus, stack)
         yield
 
 
-def _project(parts: Parts, host: ProjectionHost, stack: AsyncExitStack) -> None:
-    """Run the projections, and what reacts to them."""
-    reactors = (each for feature in FEATURES for each in feature.reactors(parts, host))
-    for work in [host.run(), *reactors]:
-        in_background(work, stack, seconds=LONGEST_STOP_SECONDS)
+def in_background(
+    work: Coroutine[Any, Any, None],
+    stack: AsyncExitStack,
+    *,
+    name: str | None = None,
+    seconds: float = END_SECONDS,
+) -> None:
+    """Run work without an end until `stack` is closed; if it breaks, that is logged at once."""
+    task = asyncio.create_task(work, name=name or getattr(work, "__qualname__", None))
+    task.add_done_callback(_tell_broken)
+    stack.push_async_callback(cancel, task, seconds=seconds)
 
 
-def _schedule(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> None:
-    """Run the jobs of all features."""
-    stack.push_async_callback(_close, parts)
-    for feature in FEATURES:
-        for job in feature.jobs(parts, bus):
-            start_job(job, stack)
+def _tell_broken(task: asyncio.Task[None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        JOBS_BROKEN.inc()
+        log.error("job_broke", job=task.get_name(), exc_info=error)
 
 
-async def _close(parts: Parts) -> None:
-    for close in parts.closings:
-        await close()
+def _schedule(jobs: Iterable[Job], stack: AsyncExitStack) -> None:
+    for job in jobs:
+        in_background(run_job(job), stack, name=job.name)
 
 
 async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
@@ -140,8 +171,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
     await pool.open()
     stack.push_async_callback(pool.close)
     ttl = settings.likes.counter_ttl_seconds
-    counters = AsyncCounters(parts.redis, ttl) if parts.counters else None
-    counts = LikeCounts(likes, counters)
+    counts = LikeCounts(likes, AsyncCounters(parts.redis, ttl) if parts.counters else None)
     live = LiveCounts(pool, catalog, counts)
     parts.endings.append(live.close)
     stack.push_async_callback(live.close)
@@ -170,13 +200,6 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
         analytics=analytics,
         recommendations=recommendations,
     )
-
-
-def _integrity(parts: Parts, stack: AsyncExitStack) -> Integrity:
-    known_topics = MAPPER.topics
-    integrity = Integrity(parts.database_url, parts.proofs, known_topics)
-    stack.push_async_callback(integrity.close)
-    return integrity
 
 
 def _bus(parts: Parts) -> CommandBus:
@@ -213,3 +236,54 @@ def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
         projections=replayable(),
         viewers=ViewerKeys(parts.database_url) if settings.watch.anonymous_viewers else None,
     )
+
+
+async def _follow(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> None:
+    """Start what follows the log and acts on it: the relay, the consumers, the tasks."""
+    settings, roles = parts.settings, parts.settings.server.roles
+    if Role.RELAY in roles and settings.kafka.configured:
+        relay = subscribe_relay(
+            parts.database_url,
+            settings.kafka,
+            notifications=parts.notifications,
+            mapper=MAPPER,
+            batch_events=settings.kafka.relay_batch_events,
+            poll_seconds=settings.projections.poll_seconds,
+        )
+        in_background(relay.run(), stack)
+    if roles & {Role.CONSUMERS, Role.TASKS}:
+        tasks = await _tasks(parts, bus, stack)
+        # What is consumed, and the jobs that send tasks for what was missed.
+        for feature in FEATURES if Role.CONSUMERS in roles else ():
+            for subscription in feature.subscriptions(parts, tasks):
+                in_background(subscription.run(), stack)
+            _schedule(feature.sweeps(parts, tasks), stack)
+
+
+async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:
+    """The tasks, to be sent; and a worker where this process runs them."""
+    settings = parts.settings
+
+    @asynccontextmanager
+    async def open_means() -> AsyncIterator[TaskMeans]:
+        with media_urls(settings.objects, parts.objects, settings.server.local_url) as media_url:
+            opened = open_translation(settings.translation, settings.llm, bus, parts.redis)
+            preparing = open_preparing(settings, parts.database_url, parts.redis)
+            async with opened as translation, preparing as recommendations:
+                speech = open_speech(settings.speech, bus, media_url)
+                yield TaskMeans(translation, speech, recommendations)
+
+    async def on_dead(failed: FailedTask) -> None:
+        await give_up(resources.get(), failed)
+
+    resources = Resources(open_means)
+    loop = asyncio.get_running_loop()
+    broker = make_broker(settings.tasks, on_dead=on_dead, resources=resources, loop=loop)
+    tasks = declare(broker, resources.get)
+    if Role.TASKS in settings.server.roles:
+        worker = TaskWorker(broker, settings.tasks)
+        await asyncio.to_thread(worker.start)
+        stack.push_async_callback(asyncio.to_thread, worker.stop)
+    else:
+        stack.push_async_callback(asyncio.to_thread, broker.close)
+    return tasks

@@ -43,30 +43,33 @@ def failing(name: str, kind: Kind, url: str | None, wrong: str, remedy: str) -> 
     return DoctorPart(name, kind, url, False, f"{wrong.rstrip('.')}; {remedy}")
 
 
+NOT_RUNNING = "not running; `make up` starts it"
 NOT_MADE = "not made yet; a start with any role makes them"
 WITHOUT = "install it, or unset EMBEDDING_MODEL"
 NOT_EMBEDDED = "not made yet; a process with the role workers makes them"
 
 
+AWAY = (psycopg.Error, DataFolderError, PostgresError, OSError)
+
+
 def analytics(settings: Settings) -> DoctorPart:
     """Whether the tables are there, and on plain PostgreSQL or on TimescaleDB."""
     own = settings.analytics.timescale_url
+    kind: Kind = "embedded" if own is None and settings.database.embedded else "external"
     try:
         url = _url(settings)
         if url is None:
-            return DoctorPart(
-                "analytics", "embedded", None, True, "not running; `make up` starts it"
-            )
+            return DoctorPart("analytics", "embedded", None, True, NOT_RUNNING)
         found = look(url)
-    except (psycopg.Error, DataFolderError, PostgresError, OSError) as error:
+    except AWAY as error:
         # What is wrong with the database of everything else stands in its own line.
         told = f"not known: {explained(error)}"
         if own is None:
-            return DoctorPart("analytics", _kind(settings), None, True, told)
-        return failing("analytics", _kind(settings), None, told, "start it, or see TIMESCALE_URL")
+            return DoctorPart("analytics", kind, None, True, told)
+        return failing("analytics", kind, None, told, "start it, or see TIMESCALE_URL")
     host = conninfo_to_dict(url).get("host", "") if own else None
     shown = f"postgresql://{host}" if host else None
-    return DoctorPart("analytics", _kind(settings), shown, True, str(found or NOT_MADE))
+    return DoctorPart("analytics", kind, shown, True, str(found or NOT_MADE))
 
 
 def language_model(settings: Settings) -> DoctorPart:
@@ -84,9 +87,8 @@ def language_model(settings: Settings) -> DoctorPart:
         return failing("llm", "external", url, wrong, "start it, or see OPENAI_BASE_URL")
     if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         return failing("llm", "external", url, "does not take the key", "see OPENAI_API_KEY")
-    return DoctorPart(
-        "llm", "external", url, True, f"answers; {settings.translation.model} translates"
-    )
+    told = f"answers; {settings.translation.model} translates"
+    return DoctorPart("llm", "external", url, True, told)
 
 
 def embeddings(settings: Settings) -> DoctorPart:
@@ -100,21 +102,13 @@ def embeddings(settings: Settings) -> DoctorPart:
     try:
         url = _url(settings)
         if url is None:
-            return DoctorPart(
-                "embeddings", "external", None, True, "not running; `make up` starts it"
-            )
-        return _embeddings(url)
-    except (psycopg.Error, DataFolderError, PostgresError, OSError) as error:
+            return DoctorPart("embeddings", "external", None, True, NOT_RUNNING)
+        with open_connection(url, "doctor", UNHURRIED) as conn:
+            lacking, found = embedding_table.lack(conn), embedding_table.state(conn)
+    except AWAY as error:
         # Whose fault that is stands in the line of the analytics.
-        return DoctorPart(
-            "embeddings", "external", None, True, f"not known: {type(error).__name__}"
-        )
-
-
-def _embeddings(url: str) -> DoctorPart:
-    with open_connection(url, "doctor", UNHURRIED) as conn:
-        lacking = embedding_table.lack(conn)
-        found = embedding_table.state(conn)
+        told = f"not known: {type(error).__name__}"
+        return DoctorPart("embeddings", "external", None, True, told)
     if lacking is not None:
         return failing("embeddings", "external", None, lacking, WITHOUT)
     return DoctorPart("embeddings", "external", None, True, str(found or NOT_EMBEDDED))
@@ -131,8 +125,3 @@ def _url(settings: Settings) -> str | None:
         if configured is not None:
             return configured.get_secret_value()
     return running_url(cluster_path(settings.server.data_dir.absolute()))
-
-
-def _kind(settings: Settings) -> Kind:
-    embedded = settings.analytics.timescale_url is None and settings.database.embedded
-    return "embedded" if embedded else "external"
