@@ -1,40 +1,67 @@
-"""The HTTP application of one process: the routers of its roles on its parts, and its jobs."""
+"""The composition of one process: its parts from the settings, its application, its jobs."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
+from psycopg import Connection, OperationalError
+from psycopg.rows import TupleRow
 from starlette.staticfiles import StaticFiles
 
+import commands.objects
 import commands.problems
+import readapi.objects
 import readapi.problems
-from backlot.bootstrap import object_routers
-from backlot.features import FEATURES, replayable
+from backlot.features import FEATURES, TABLES, read_models, replayable
 from backlot.health import operations
+from backlot.signals import last_word, run
 from commands.endpoint import Services
 from engine import telemetry
 from engine.codec import MAPPER
 from engine.command import Lookup, Reader
 from engine.command_bus import CommandBus
+from engine.event_store import open_recorder
 from engine.freshness import Waiting
+from engine.installation import install, make_tables
+from engine.migrations import ENGINE, migrate
+from engine.notifications import Notifications
+from engine.projection_subscription import ProjectionHost
 from engine.schedule import Job, run_job
+from engine.seals.anchors import (
+    configured_anchors,
+    configured_key,
+    configured_proofs,
+)
+from engine.seals.sealer import Sealer
+from engine.seals.signature import SealKey
 from engine.telemetry import ViewerKeys
 from infra.cancellation import END_SECONDS, cancel
+from infra.data_folder import DataFolder
+from infra.errors import OperatorError
 from infra.http.app import create_app
+from infra.http.auth import make_authenticator, read_or_make_secret
 from infra.metrics import counter
+from infra.objects.folder import FolderStore
+from infra.objects.port import ObjectStore, ObjectStoreUnavailable
+from infra.objects.s3 import make_s3, now
+from infra.postgres.connection import Limits, explained, open_connection
+from infra.postgres.embedded import EmbeddedPostgres
 from infra.postgres.pool import make_pool
-from infra.settings import Role
+from infra.redis import open_redis
+from infra.redlock import make_redlock
+from infra.settings import Role, Settings
 from infra.tasks.broker import make_broker
 from infra.tasks.dead_letters import FailedTask
 from infra.tasks.resources import Resources
 from infra.tasks.worker import TaskWorker
+from projections.analytics import schema as analytics_schema
 from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog
 from projections.like_counters import AsyncCounters
@@ -43,6 +70,7 @@ from projections.recommendations.cache import open_recommendations
 from readapi.audit.routes import Integrity
 from readapi.live_counts import LikeCounts, LiveCounts
 from readapi.queries import Queries
+from workers.likes import open_counters
 from workers.parts import Parts
 from workers.recommendations import open_preparing
 from workers.relay import subscribe_relay
@@ -56,6 +84,123 @@ JOBS_BROKEN = counter(
     "backlot_jobs_broken",
     "Background jobs that ended by an error of their own, and run no more until a restart.",
 )
+
+
+class DatabaseUnreachable(OperatorError):
+    """The configured PostgreSQL does not take this program's connection."""
+
+
+def open_parts(
+    settings: Settings, stack: ExitStack, *, gives_up: Callable[[], bool] = lambda: False
+) -> Parts:
+    """Start what the settings ask for; `stack` stops it again, in reverse order.
+
+    Raises OperatorError with one clear line when a part can't start, and where one that takes long
+    was broken off because of `gives_up`.
+    """
+    folder = stack.enter_context(DataFolder(settings.server.data_dir))
+    secret = read_or_make_secret(folder.secret)
+    # First what is quick to find wrong: PostgreSQL takes seconds to start, and to stop again.
+    objects = open_objects(settings, folder, secret, stack)
+    seal_key, proofs = configured_key(settings.seals), configured_proofs(settings.seals)
+    database_url = _database(settings, folder, stack, gives_up)
+    models = read_models()
+    limits = Limits.from_settings(settings.database)
+    with open_connection(database_url, "installation") as conn:
+        make_tables(conn, *TABLES)
+        install(conn, models.all())
+    recorder = open_recorder(database_url, limits=limits)
+    stack.callback(recorder.close)
+    analytics_url = settings.analytics.url(database_url)
+    with _reached(analytics_url, "TIMESCALE_URL") as conn:
+        migrate(conn, ENGINE)
+        analytics_schema.migrate(conn)
+    notifications, host = Notifications(database_url), None
+    if Role.PROJECTIONS in settings.server.roles:
+        host = ProjectionHost(
+            database_url,
+            models.all(),
+            notifications,
+            batch_events=settings.projections.batch_events,
+            poll_seconds=settings.projections.poll_seconds,
+        )
+    redis = open_redis(settings.redis.url)
+    return Parts(
+        settings,
+        database_url,
+        analytics_url,
+        make_authenticator(settings.auth, secret),
+        objects,
+        recorder,
+        models,
+        notifications,
+        host,
+        redis,
+        make_redlock(redis, settings.redis.lock_urls),
+        open_counters(settings, stack),
+        sealer=_sealer(settings, database_url, seal_key),
+        proofs=proofs,
+        limits=limits,
+    )
+
+
+def open_objects(
+    settings: Settings, folder: DataFolder, secret: str, stack: ExitStack
+) -> ObjectStore:
+    """Return the store of these settings, ready for this process's roles; `stack` closes it.
+
+    Raises OperatorError with one clear line when the folder or the bucket is of no use.
+    """
+    roles = settings.server.roles
+    try:
+        if settings.objects.bucket is None:
+            local = FolderStore(folder.objects, secret.encode(), settings.objects.url_ttl, now)
+            if Role.COMMANDS in roles:
+                # Only the process that takes uploads may sweep up what a crash left of them.
+                run(local.recover())
+            return local
+        store = make_s3(settings.objects)
+        stack.callback(store.close)
+        if roles != {Role.PROJECTIONS}:
+            store.probe()
+    except ObjectStoreUnavailable as error:
+        raise OperatorError(error.cause) from error
+    return store
+
+
+def _sealer(settings: Settings, database_url: str, key: SealKey | None) -> Sealer | None:
+    if Role.WORKERS not in settings.server.roles:
+        return None
+    return Sealer(
+        database_url,
+        block_events=settings.seals.block_events,
+        block_seconds=settings.seals.block_seconds,
+        key=key,
+        anchors=configured_anchors(settings.seals),
+    )
+
+
+def _database(
+    settings: Settings, folder: DataFolder, stack: ExitStack, gives_up: Callable[[], bool]
+) -> str:
+    if settings.database.url is None:
+        server = EmbeddedPostgres(folder.postgres, gives_up=gives_up)
+        stack.enter_context(last_word(server.part_with))
+        return stack.enter_context(server).url
+    url = settings.database.url.get_secret_value()
+    _reached(url, "DATABASE_URL").close()
+    return url
+
+
+def _reached(url: str, setting: str) -> Connection[TupleRow]:
+    try:
+        return open_connection(url, "installation")
+    except OperationalError as error:
+        raise DatabaseUnreachable(
+            f"{setting}: PostgreSQL can't be reached there: {explained(error)}"
+        ) from error
+
+
 STATIC = "/docs/static"
 
 
@@ -102,7 +247,11 @@ def make_app(parts: Parts) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    for router in [*routers, *object_routers(parts.objects, roles), operations(parts)]:
+    if isinstance(parts.objects, FolderStore):
+        # Clients move bytes through this process; else they talk to S3 itself.
+        moving = {Role.COMMANDS: commands.objects.router, Role.QUERIES: readapi.objects.router}
+        routers += (router(parts.objects) for role, router in moving.items() if role in roles)
+    for router in [*routers, operations(parts)]:
         # Not `include_router`: it nests, and each level is searched again for every request.
         app.router.routes.extend(router.routes)
     mount_docs(app)

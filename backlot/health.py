@@ -64,13 +64,15 @@ async def check(parts: Parts) -> Readiness:
 
     Not ready is who can't do its work; a projection that stopped is told, but the rest goes on.
     """
-    (database, replays), objects, redis, locks, analytics = await asyncio.gather(
-        _database(parts),
+    database, objects, redis, locks, analytics = await asyncio.gather(
+        _state(lambda: asyncio.to_thread(_replays, parts.database_url), "replays"),
         _state(parts.objects.check),
         _state(parts.redis.ping),
         _state(parts.locks.check),
-        _analytics(parts),
+        _state(lambda: asyncio.to_thread(_analytics, parts.analytics_url), "detail"),
     )
+    # Of the replays under way those are told that ask, or can't go on.
+    replays = database.pop("replays", [])
     states = {
         "database": database,
         "objects": objects,
@@ -93,26 +95,14 @@ async def check(parts: Parts) -> Readiness:
     return Readiness(ready=ready, parts=states)
 
 
-async def _database(parts: Parts) -> tuple[dict[str, Any], list[Replay]]:
-    """The database's state, and the replays under way: told where one asks, or can't go on."""
-    found: list[Replay] = []
-
-    def look() -> None:
-        with open_connection(parts.database_url, "readiness", LIMITS) as conn:
-            found.extend(under_way(conn))
-
-    return await _state(lambda: asyncio.to_thread(look)), found
+def _replays(database_url: str) -> list[Replay]:
+    with open_connection(database_url, "readiness", LIMITS) as conn:
+        return under_way(conn)
 
 
-async def _analytics(parts: Parts) -> dict[str, Any]:
+def _analytics(url: str) -> str:
     """What they stand on; while their database is away, what happens waits to be counted."""
-    found: list[str] = []
-
-    async def ask() -> None:
-        found.append(str(await asyncio.to_thread(look, parts.analytics_url, LIMITS) or NOT_MADE))
-
-    answer = await _state(ask)
-    return answer | {"detail": found[0]} if found else answer
+    return str(look(url, LIMITS) or NOT_MADE)
 
 
 def _told(replay: Replay) -> dict[str, Any]:
@@ -127,12 +117,13 @@ def _told(replay: Replay) -> dict[str, Any]:
     }
 
 
-async def _state(ask: Callable[[], Awaitable[object]]) -> dict[str, Any]:
+async def _state(ask: Callable[[], Awaitable[object]], name: str | None = None) -> dict[str, Any]:
+    """Whether a part answers; `name` is what its answer is called in the state."""
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            await ask()
+            answer = await ask()
     except TimeoutError:
         return {"ok": False, "detail": f"it hangs: no answer within {CHECK_SECONDS:g} s"}
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
         return {"ok": False, "detail": f"{type(error).__name__}: {explained(error)}"}
-    return {"ok": True}
+    return {"ok": True} if name is None else {"ok": True, name: answer}

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 import structlog
@@ -50,10 +50,6 @@ def last_word(word: Callable[[], object]) -> Iterator[None]:
         _last_words.remove(word)
 
 
-def nothing() -> None:
-    """Whoever runs looks at `asked` by itself."""
-
-
 class Stop:
     """The wish that this process stops, for as long as the block runs.
 
@@ -65,7 +61,7 @@ class Stop:
 
     def __init__(
         self,
-        ask: Callable[[], object] = nothing,
+        ask: Callable[[], object] = lambda: None,
         *,
         numbers: Sequence[signal.Signals] = (signal.SIGINT,),
         seconds: float = STOP_SECONDS,
@@ -88,12 +84,7 @@ class Stop:
             self.note(signal.SIGINT)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
         if not self.asked:
@@ -111,10 +102,8 @@ class Stop:
     @property
     def _outer(self) -> Stop | None:
         """Whose block this one is in."""
-        for handler in self._earlier.values():
-            if isinstance(outer := getattr(handler, "__self__", None), Stop):
-                return outer
-        return None
+        owners = (getattr(handler, "__self__", None) for handler in self._earlier.values())
+        return next((owner for owner in owners if isinstance(owner, Stop)), None)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first = not self.asked
