@@ -15,6 +15,8 @@ from typing import Any
 
 import httpx
 
+from infra.errors import OperatorError
+
 # What a repeat may mend: no answer at all, too slow, too many at once, a part that is down.
 PASSING = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS})
 XML_MESSAGE = re.compile(r"<Message>([^<]+)</Message>")
@@ -184,3 +186,13 @@ def _retry_after(answer: httpx.Response) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def check_url(url: str, failed: type[OperatorError]) -> None:
+    """Raise `failed` for what is no URL of a server."""
+    try:
+        scheme = httpx.URL(url).scheme
+    except httpx.InvalidURL as error:
+        raise failed(f"--url: {url!r} is not a URL ({error})") from error
+    if scheme not in ("http", "https"):
+        raise failed(f"--url: {url!r} has to start with http:// or https://")

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backlot import output
-from backlot.calls import CallFailed
+from backlot.calls import CallFailed, check_url
 from backlot.database import NoSecret, signing_secret
 from backlot.demo.client import DemoFailed, Lanes, Meter, Person
 from backlot.demo.script import (
@@ -40,8 +40,7 @@ from backlot.demo.script import (
 from backlot.screen import BYTES, Screen
 from backlot.signals import run
 from backlot.upload.api import Details
-from backlot.upload.file import LocalFile
-from backlot.upload.transfer import Transfer, TransferPlan
+from backlot.upload.transfer import LocalFile, Transfer, TransferPlan
 from infra.errors import ExitCode
 from infra.http.auth import mint_token
 from infra.settings import Settings
@@ -183,6 +182,7 @@ def run_demo(url: str, *, settings: Settings, viewers: int = 25, as_json: bool =
     0 when everything that was read back is what was done, else 1. Raises OperatorError when
     there is no Backlot at `url`, or none that takes this machine's tokens.
     """
+    check_url(url, DemoFailed)
     report = run(_run(url, settings, viewers))
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
@@ -230,12 +230,8 @@ async def _run(url: str, settings: Settings, viewers: int) -> dict[str, Any]:
 
 
 def _client(url: str) -> httpx.AsyncClient:
-    try:
-        return httpx.AsyncClient(
-            base_url=url, transport=Lanes(PEOPLE_AT_ONCE), timeout=PATIENCE_SECONDS
-        )
-    except httpx.InvalidURL as error:
-        raise DemoFailed(f"--url: {url!r} is not a URL ({error})") from error
+    lanes = Lanes(PEOPLE_AT_ONCE)
+    return httpx.AsyncClient(base_url=url, transport=lanes, timeout=PATIENCE_SECONDS)
 
 
 async def _find_server(http: httpx.AsyncClient, url: str) -> None:
@@ -243,8 +239,6 @@ async def _find_server(http: httpx.AsyncClient, url: str) -> None:
     try:
         answer = await http.get("/readyz")
         parts = answer.json()["parts"].items()
-    except httpx.UnsupportedProtocol as error:
-        raise DemoFailed(f"--url: {url!r} has to start with http:// or https://") from error
     except httpx.TransportError as error:
         raise DemoFailed(f"no server at {url}: start one with `make up`") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -2,31 +2,122 @@
 
 from __future__ import annotations
 
+import hashlib
 import mimetypes
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import jwt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from backlot.calls import CallFailed, Patience
+from backlot.calls import CallFailed, Patience, check_url
 from backlot.output import show
 from backlot.screen import BYTES, Screen
 from backlot.signals import run
 from backlot.upload.api import Details, FileChanged, UploadApi, UploadEnded, UploadFailed
-from backlot.upload.file import Begun, LocalFile, Memory, state_folder
-from backlot.upload.transfer import Transfer, TransferPlan
+from backlot.upload.transfer import LocalFile, Transfer, TransferPlan
 from commands.upload_shapes import UploadCompleted
 from infra.errors import ExitCode
 from infra.http.shapes import UploadStatus
 
+# Longer than a server keeps an unfinished upload.
+KEPT_SECONDS = 30 * 24 * 3600
 ENDED = frozenset({httpx.codes.NOT_FOUND, httpx.codes.CONFLICT})
+
+
+class Begun(BaseModel):
+    """An upload that was asked for; without `upload_id` when the answer was never seen.
+
+    `details` and `key` make a repeat of that request the same request for the server.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    details: Details
+    key: str = Field(default_factory=lambda: str(uuid4()))
+    upload_id: UUID | None = None
+    position: str | None = None
+
+
+class Memory:
+    """The place where the upload of one file to one server by one user is remembered.
+
+    A folder that can't be used costs the resuming, not the upload: `complain` is told.
+    """
+
+    def __init__(
+        self, folder: Path, file: LocalFile, url: str, user: str, complain: Callable[[str], None]
+    ) -> None:
+        names = (str(file.path), str(file.size), str(file.mtime), url, user)
+        digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape"))
+        self._path = folder / f"{digest.hexdigest()}.json"
+        self._complain = complain
+
+    def recall(self) -> Begun | None:
+        """What was remembered; None for nothing, and for what can't be understood."""
+        with self._complaining():
+            try:
+                return Begun.model_validate_json(self._path.read_bytes())
+            except FileNotFoundError:
+                return None
+            except ValidationError:
+                self._complain(f"{self._path} is damaged: it is left out of account")
+        return None
+
+    def remember(self, begun: Begun) -> None:
+        """Replace what was remembered, for the user's eyes only; survives a crash."""
+        with self._complaining():
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._clear_out()
+            draft = self._path.with_suffix(f".{os.getpid()}")
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(begun.model_dump_json().encode())
+                file.flush()
+                os.fsync(descriptor)
+            draft.replace(self._path)
+
+    def forget(self) -> None:
+        """There is nothing to go on with any more."""
+        with self._complaining():
+            self._path.unlink(missing_ok=True)
+
+    def _clear_out(self) -> None:
+        too_old = time.time() - KEPT_SECONDS
+        for path in self._path.parent.iterdir():
+            # Another run may be clearing out, too.
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < too_old:
+                    path.unlink()
+
+    @contextmanager
+    def _complaining(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = f"{self._path.parent} can't be used: {error.strerror}"
+            self._complain(f"this upload can't be resumed ({reason})")
+
+
+def state_folder() -> Path:
+    """Where this user's programs keep such state (XDG base directories).
+
+    Raises UploadFailed for a user without a home.
+    """
+    configured = Path(os.environ.get("XDG_STATE_HOME", ""))
+    try:
+        base = configured if configured.is_absolute() else Path.home() / ".local" / "state"
+    except RuntimeError as error:
+        raise UploadFailed("nowhere to remember the upload: set XDG_STATE_HOME") from error
+    return base / "backlot" / "uploads"
 
 
 @dataclass(frozen=True)
@@ -206,7 +297,7 @@ def run_upload(
     with LocalFile(path) as file:
         _check(url, token)
         assumed = _assumed(file, named)
-        memory = Memory(state_folder(os.environ), file, url, _subject(token), screen.say)
+        memory = Memory(state_folder(), file, url, _subject(token), screen.say)
 
         async def upload() -> Uploaded:
             async with _client(url) as http:
@@ -238,12 +329,7 @@ def _client(url: str) -> httpx.AsyncClient:
 
 def _check(url: str, token: str) -> None:
     """Raise UploadFailed for what is no URL of a server, or no token."""
-    try:
-        scheme = httpx.URL(url).scheme
-    except httpx.InvalidURL as error:
-        raise UploadFailed(f"--url: {url!r} is not a URL ({error})") from error
-    if scheme not in ("http", "https"):
-        raise UploadFailed(f"--url: {url!r} has to start with http:// or https://")
+    check_url(url, UploadFailed)
     if not re.fullmatch("[!-~]+", token):
         raise UploadFailed("--token: this is no token; `backlot token` prints one")
 

@@ -1,18 +1,22 @@
-"""Sends what is missing of one upload, several parts at once, and has them joined."""
+"""One file's way to the store: its missing parts, several at once, and then joined."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
+import os
+import stat
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
+from pathlib import Path
 from uuid import UUID
 
 from backlot.calls import CallFailed
-from backlot.upload.api import UploadApi, UploadFailed
-from backlot.upload.file import LocalFile
+from backlot.upload.api import FileChanged, UploadApi, UploadFailed
 from commands.upload_shapes import PartUrl, UploadCompleted, UploadedPart, UploadStarted
 from infra.cancellation import together
 from infra.http.shapes import ArrivedPart, UploadStatus
@@ -21,6 +25,81 @@ URLS_AT_ONCE = 100
 # A part is not begun under an URL that may end before it arrives.
 MARGIN = timedelta(seconds=15)
 ROUNDS = 3
+# Small, because a slow connection has to take each block before it counts as broken.
+BLOCK_BYTES = 256 * 1024
+
+
+class LocalFile(AbstractContextManager["LocalFile"]):
+    """An open file; `size` in bytes, `mtime` in nanoseconds. To be closed after use."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it. Raises UploadFailed for what is no readable file, or an empty one."""
+        self.path = path.absolute()
+        try:
+            # Opening must not wait for the other end of a pipe.
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise UploadFailed(f"{path} can't be read: {error.strerror}") from error
+        found = os.fstat(self._descriptor)
+        self.size, self.mtime = found.st_size, found.st_mtime_ns
+        self._identity = _identity(found)
+        regular = stat.S_ISREG(found.st_mode)
+        if not regular or self.size == 0:
+            self.close()
+            problem = "is empty: there is nothing to upload" if regular else "is not a file"
+            raise UploadFailed(f"{path} {problem}")
+
+    @property
+    def name(self) -> str:
+        """The last component of the path, in characters that JSON can carry."""
+        return self.path.name.encode(errors="replace").decode()
+
+    def check_unchanged(self) -> None:
+        """Raise FileChanged unless the file under this path is still the one that was opened."""
+        with suppress(OSError):
+            if _identity(self.path.stat()) == self._identity:
+                return
+        raise self._changed()
+
+    async def blocks(self, offset: int, size: int) -> AsyncIterator[bytes]:
+        """Exactly `size` bytes from `offset`. Raises FileChanged where the file ends before."""
+        end = offset + size
+        while offset < end:
+            block = await asyncio.to_thread(self._read, offset, min(BLOCK_BYTES, end - offset))
+            yield block
+            offset += len(block)
+
+    async def md5(self, offset: int, size: int) -> bytes:
+        """The binary MD5 of a part, which is what object stores make its ETag of."""
+        digest = hashlib.md5(usedforsecurity=False)
+        async for block in self.blocks(offset, size):
+            await asyncio.to_thread(digest.update, block)
+        return digest.digest()
+
+    def close(self) -> None:
+        """Let the file go."""
+        os.close(self._descriptor)
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self, offset: int, size: int) -> bytes:
+        try:
+            block = os.pread(self._descriptor, size, offset)
+        except OSError as error:
+            raise UploadFailed(f"{self.path} can't be read: {error.strerror}") from error
+        if not block:
+            raise self._changed()
+        return block
+
+    def _changed(self) -> FileChanged:
+        return FileChanged(
+            f"{self.path} changed while it was uploaded: upload it again once it is whole"
+        )
+
+
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -53,40 +132,6 @@ class TransferPlan:
         return offset, min(self.part_bytes, self.size - offset)
 
 
-class PartUrlSupply:
-    """Hands out an URL per try, asking for many at once."""
-
-    def __init__(self, api: UploadApi, plan: TransferPlan) -> None:
-        self._api, self._upload_id = api, plan.upload_id
-        self._known = {url.number: url for url in plan.urls}
-        numbers = range(1, plan.part_count + 1)
-        self._left = dict.fromkeys(number for number in numbers if number not in plan.arrived)
-        self._asking = asyncio.Lock()
-
-    async def take(self, number: int) -> str:
-        """An URL for the next try; the one of the try before may be why that failed."""
-        async with self._asking:
-            if not self._is_good(number):
-                await self._ask(number)
-            return self._known.pop(number).url
-
-    def done(self, number: int) -> None:
-        """The part needs no more URLs."""
-        self._left.pop(number, None)
-
-    def _is_good(self, number: int) -> bool:
-        known = self._known.get(number)
-        return known is not None and known.expires_at - MARGIN > datetime.now(UTC)
-
-    async def _ask(self, number: int) -> None:
-        others = (other for other in self._left if other != number and not self._is_good(other))
-        numbers = [number, *islice(others, URLS_AT_ONCE - 1)]
-        for url in await self._api.part_urls(self._upload_id, numbers):
-            self._known[url.number] = url
-        if number not in self._known:
-            raise CallFailed("part-urls", f"no URL came for part {number}")
-
-
 class Transfer:
     """One file's way to the store. `progress` is told of bytes sent, and of bytes to repeat."""
 
@@ -102,7 +147,8 @@ class Transfer:
         self._api, self._file, self._plan = api, file, plan
         self._parallel, self._progress = parallel, progress
         self._arrived = dict(plan.arrived)
-        self._urls = PartUrlSupply(api, plan)
+        self._urls = {url.number: url for url in plan.urls}
+        self._asking = asyncio.Lock()
         self._etags: dict[int, str] = {}
         self.parts_sent = 0
 
@@ -119,7 +165,10 @@ class Transfer:
                 lost = self._lost(failure)
                 if not lost:
                     raise
-                self._take_back(lost)
+                for number in lost:
+                    self._arrived.pop(number, None)
+                    del self._etags[number]
+                    self._progress(-self._plan.span(number)[1])
                 await self._send(lost)
         return await self._complete()
 
@@ -141,7 +190,6 @@ class Transfer:
         async def work() -> None:
             for number in queue:
                 self._etags[number] = await self._part(number)
-                self._urls.done(number)
 
         await together(*(work() for _ in range(self._parallel)))
 
@@ -169,9 +217,30 @@ class Transfer:
                 sent += len(block)
                 self._progress(len(block))
 
-        etag = await self._api.send_part(number, self._urls.take, headers, body)
+        etag = await self._api.send_part(number, self._url, headers, body)
         self.parts_sent += 1
         return etag
+
+    async def _url(self, number: int) -> str:
+        """An URL for the next try; the one of the try before may be why that failed."""
+        async with self._asking:
+            if not self._is_good(number):
+                await self._ask(number)
+            return self._urls.pop(number).url
+
+    def _is_good(self, number: int) -> bool:
+        known = self._urls.get(number)
+        return known is not None and known.expires_at - MARGIN > datetime.now(UTC)
+
+    async def _ask(self, number: int) -> None:
+        """Get an URL for this part, and for others that still need one."""
+        needed = {*range(1, self._plan.part_count + 1)} - self._plan.arrived.keys() - {number}
+        others = (each for each in sorted(needed - self._etags.keys()) if not self._is_good(each))
+        numbers = [number, *islice(others, URLS_AT_ONCE - 1)]
+        for url in await self._api.part_urls(self._plan.upload_id, numbers):
+            self._urls[url.number] = url
+        if number not in self._urls:
+            raise CallFailed("part-urls", f"no URL came for part {number}")
 
     def _lost(self, failure: CallFailed) -> list[int]:
         """The parts that a refused completion misses, or knows as others."""
@@ -179,9 +248,3 @@ class Transfer:
             return []
         named = {*failure.members.get("missing", ()), *failure.members.get("wrong", ())}
         return sorted(named.intersection(self._etags))
-
-    def _take_back(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            self._arrived.pop(number, None)
-            self._etags.pop(number, None)
-            self._progress(-self._plan.span(number)[1])

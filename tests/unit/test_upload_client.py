@@ -11,7 +11,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from backlot.upload import file, run
+from backlot.upload import run, transfer
 from backlot.upload.api import FileChanged
 from infra.http.auth import mint_token
 from tests.unit.fake_uploads import CONTENT, SECRET, STORE, URL, FakeUploads, problem, xml
@@ -62,7 +62,7 @@ def test_the_token_stays_with_the_server(server: FakeUploads, upload: Upload) ->
 def test_a_part_is_never_held_as_a_whole(
     server: FakeUploads, upload: Upload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(transfer, "BLOCK_BYTES", 64)
     server.part_bytes = 5000
     assert upload().code == 0
     assert server.only.content() == CONTENT
@@ -190,12 +190,12 @@ def test_a_file_that_is_cut_off_or_removed_meanwhile(
 def test_a_file_that_ends_too_early_is_not_waited_for(
     film: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def read(opened: file.LocalFile) -> None:
+    async def read(opened: transfer.LocalFile) -> None:
         async for _ in opened.blocks(0, len(CONTENT)):
             os.truncate(film, 10)
 
-    monkeypatch.setattr(file, "BLOCK_BYTES", 64)
-    with file.LocalFile(film) as opened, pytest.raises(FileChanged):
+    monkeypatch.setattr(transfer, "BLOCK_BYTES", 64)
+    with transfer.LocalFile(film) as opened, pytest.raises(FileChanged):
         asyncio.run(read(opened))
 
 
