@@ -34,11 +34,7 @@ from engine.migrations import ENGINE, migrate
 from engine.notifications import Notifications
 from engine.projection_subscription import ProjectionHost
 from engine.schedule import Job, run_job
-from engine.seals.anchors import (
-    configured_anchors,
-    configured_key,
-    configured_proofs,
-)
+from engine.seals.anchors import configured_anchors, configured_key, configured_proofs
 from engine.seals.sealer import Sealer
 from engine.seals.signature import SealKey
 from engine.telemetry import ViewerKeys

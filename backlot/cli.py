@@ -104,8 +104,8 @@ def demo(
     Exit code 1: something that was read back is not what was done.
     """
     settings = load_settings()
+    from backlot.demo.client import running_server
     from backlot.demo.run import run_demo
-    from backlot.demo.server import running_server
 
     if url is not None or not start:
         target = (url or settings.server.public_url).rstrip("/")

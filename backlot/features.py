@@ -49,20 +49,7 @@ from engine.projection import Projection, ReadModels
 from engine.projection_subscription import ProjectionHost
 from engine.schedule import Job
 from engine.subscription import Subscription
-from infra.settings import Settings
-from infra.settings.adapters import EmbeddingSettings, SpeechSettings
-from infra.settings.features import (
-    AnalyticsSettings,
-    CommandSettings,
-    LikeSettings,
-    ProjectionSettings,
-    RecommendationSettings,
-    SealSettings,
-    TranslationSettings,
-    TrendingSettings,
-    UploadSettings,
-    WatchSettings,
-)
+from infra.settings import Settings, adapters, features
 from infra.settings.values import SettingsGroup
 from projections.analytics.rebuild import NAME as ANALYTICS
 from projections.catalog import Catalog
@@ -128,7 +115,7 @@ FEATURES: tuple[Feature, ...] = (
         rebuilt=(COUNTERS,),
         reactors=workers.likes.reactors,
         jobs=workers.likes.jobs,
-        settings=(LikeSettings,),
+        settings=(features.LikeSettings,),
     ),
     Feature(
         name="comments",
@@ -142,20 +129,16 @@ FEATURES: tuple[Feature, ...] = (
         subscriptions=workers.translation.task.subscriptions,
         sweeps=workers.translation.task.sweeps,
         tasks=(TRANSLATE_COMMENT,),
-        settings=(TranslationSettings,),
+        settings=(features.TranslationSettings,),
         checks=(part_status.language_model,),
     ),
     Feature(
         name="speech",
         subscriptions=workers.speech.subscriptions,
         tasks=(TRANSCRIBE_VIDEO,),
-        settings=(SpeechSettings,),
+        settings=(adapters.SpeechSettings,),
     ),
-    Feature(
-        name="watch",
-        commands=(commands.watch.router,),
-        settings=(WatchSettings,),
-    ),
+    Feature(name="watch", commands=(commands.watch.router,), settings=(features.WatchSettings,)),
     Feature(
         name="recommendations",
         queries=(readapi.recommendations.router,),
@@ -163,22 +146,18 @@ FEATURES: tuple[Feature, ...] = (
         sweeps=workers.recommendations.sweeps,
         jobs=workers.embeddings.jobs,
         tasks=(PREPARE_RECOMMENDATIONS,),
-        settings=(RecommendationSettings, EmbeddingSettings),
+        settings=(features.RecommendationSettings, adapters.EmbeddingSettings),
         checks=(part_status.embeddings,),
     ),
     Feature(
         name="uploads",
         aggregates=(Upload,),
-        commands=(
-            commands.catalog.router,
-            commands.uploads.router,
-            commands.finalize.router,
-        ),
+        commands=(commands.catalog.router, commands.uploads.router, commands.finalize.router),
         queries=(readapi.catalog.router, readapi.uploads.router),
         lookups=workers.uploads.lookups,
         projections=(Catalog,),
         jobs=workers.uploads.jobs,
-        settings=(UploadSettings,),
+        settings=(features.UploadSettings,),
     ),
     Feature(
         name="analytics",
@@ -186,13 +165,9 @@ FEATURES: tuple[Feature, ...] = (
         rebuilt=(ANALYTICS,),
         subscriptions=workers.analytics.subscriptions,
         jobs=workers.analytics.jobs,
-        settings=(AnalyticsSettings,),
+        settings=(features.AnalyticsSettings,),
     ),
-    Feature(
-        name="trending",
-        jobs=workers.trending.jobs,
-        settings=(TrendingSettings,),
-    ),
+    Feature(name="trending", jobs=workers.trending.jobs, settings=(features.TrendingSettings,)),
     Feature(
         name="operations",
         aggregates=(Operation,),
@@ -205,14 +180,14 @@ FEATURES: tuple[Feature, ...] = (
         projections=(Operations,),
         reactors=workers.operations.executor.reactors,
         jobs=workers.maintenance.jobs,
-        settings=(CommandSettings, ProjectionSettings),
+        settings=(features.CommandSettings, features.ProjectionSettings),
     ),
     Feature(
         name="audit",
         queries=(readapi.audit.routes.router,),
         projections=(Audit,),
         jobs=workers.maintenance.sealing_jobs,
-        settings=(SealSettings,),
+        settings=(features.SealSettings,),
     ),
 )
 

@@ -40,7 +40,7 @@ from backlot.demo.script import (
 from backlot.screen import BYTES, Screen
 from backlot.signals import run
 from backlot.upload.api import Details
-from backlot.upload.transfer import LocalFile, Transfer, TransferPlan
+from backlot.upload.transfer import LocalFile, Transfer
 from infra.errors import ExitCode
 from infra.http.auth import mint_token
 from infra.settings import Settings
@@ -61,10 +61,9 @@ async def upload(studio: Person, clip: Clip, sent: Callable[[int], None]) -> Fil
     }
     with LocalFile(clip.path) as file:
         started = await studio.uploads.start(details, str(uuid4()))
-        plan = TransferPlan.begun(started, file.size)
-        done = await Transfer(studio.uploads, file, plan, progress=sent).run()
+        done = await Transfer(studio.uploads, file, started, progress=sent).run()
         beginning = b"".join([block async for block in file.blocks(0, min(FIRST_BYTES, file.size))])
-    return Film(clip, str(done.video_id), done.size_bytes, plan.part_count, beginning)
+    return Film(clip, str(done.video_id), done.size_bytes, started.part_count, beginning)
 
 
 async def play(

@@ -12,13 +12,7 @@ import httpx
 from pydantic import ValidationError
 
 from backlot.calls import CallFailed, UserClient, persist
-from commands.upload_shapes import (
-    PartUrl,
-    PartUrls,
-    UploadCompleted,
-    UploadedPart,
-    UploadStarted,
-)
+from commands.upload_shapes import PartUrl, PartUrls, UploadCompleted, UploadedPart, UploadStarted
 from infra.errors import OperatorError
 from infra.http.shapes import UploadStatus, Wire
 

@@ -23,8 +23,8 @@ from backlot.output import show
 from backlot.screen import BYTES, Screen
 from backlot.signals import run
 from backlot.upload.api import Details, FileChanged, UploadApi, UploadEnded, UploadFailed
-from backlot.upload.transfer import LocalFile, Transfer, TransferPlan
-from commands.upload_shapes import UploadCompleted
+from backlot.upload.transfer import LocalFile, Transfer
+from commands.upload_shapes import UploadCompleted, UploadStarted
 from infra.errors import ExitCode
 from infra.http.shapes import UploadStatus
 
@@ -193,16 +193,16 @@ class UploadSession:
         return status
 
     async def _go_on(self, status: UploadStatus) -> Uploaded:
-        plan = TransferPlan.resumed(status)
         if status.status == "completed":
             self._screen.say("an earlier run came as far as completing it")
-            video = await self._api.complete(plan.upload_id, [])
+            video = await self._api.complete(status.upload_id, [])
             self._memory.forget()
-            return Uploaded(video, plan.part_count, 0, resumed=True)
-        self._screen.say(f"resuming: {len(plan.arrived)} of {plan.part_count} parts have arrived")
-        return await self._transfer(plan, resumed=True)
+            return Uploaded(video, status.part_count, 0, resumed=True)
+        arrived = f"{len(status.parts)} of {status.part_count} parts have arrived"
+        self._screen.say(f"resuming: {arrived}")
+        return await self._transfer(status, resumed=True)
 
-    async def _begin(self, begun: Begun) -> TransferPlan:
+    async def _begin(self, begun: Begun) -> UploadStarted:
         """Remembered before it is asked for, so that a crash begins no second upload."""
         self._memory.remember(begun)
         try:
@@ -213,23 +213,23 @@ class UploadSession:
             raise
         known = {"upload_id": started.upload_id, "position": self._api.position}
         self._memory.remember(begun.model_copy(update=known))
-        return TransferPlan.begun(started, self._file.size)
+        return started
 
-    async def _transfer(self, plan: TransferPlan, *, resumed: bool) -> Uploaded:
+    async def _transfer(self, upload: UploadStarted | UploadStatus, *, resumed: bool) -> Uploaded:
         self.under_way = True
-        with self._screen.act("uploading", plan.size, BYTES) as act:
+        with self._screen.act("uploading", self._file.size, BYTES) as act:
             transfer = Transfer(
-                self._api, self._file, plan, parallel=self._parallel, progress=act.advance
+                self._api, self._file, upload, parallel=self._parallel, progress=act.advance
             )
             try:
                 video = await transfer.run()
             except FileChanged:
-                await self._give_up(plan.upload_id)
+                await self._give_up(upload.upload_id)
                 raise
             except CallFailed as failure:
-                video = await self._look_again(plan.upload_id, failure)
+                video = await self._look_again(upload.upload_id, failure)
         self._memory.forget()
-        return Uploaded(video, plan.part_count, transfer.parts_sent, resumed)
+        return Uploaded(video, upload.part_count, transfer.parts_sent, resumed)
 
     async def _look_again(self, upload_id: UUID, failure: CallFailed) -> UploadCompleted:
         """What another run made of the upload meanwhile; raises the failure if nothing."""

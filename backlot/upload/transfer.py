@@ -7,13 +7,11 @@ import base64
 import hashlib
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from uuid import UUID
 
 from backlot.calls import CallFailed
 from backlot.upload.api import FileChanged, UploadApi, UploadFailed
@@ -102,36 +100,6 @@ def _identity(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-@dataclass(frozen=True)
-class TransferPlan:
-    """An upload under way; sizes in bytes, `arrived` and `urls` as far as they are known."""
-
-    upload_id: UUID
-    size: int
-    part_bytes: int
-    part_count: int
-    arrived: Mapping[int, ArrivedPart] = field(default_factory=dict)
-    urls: Iterable[PartUrl] = ()
-
-    @classmethod
-    def begun(cls, started: UploadStarted, size: int) -> TransferPlan:
-        """Everything is still to be sent."""
-        part_bytes, part_count = started.part_size_bytes, started.part_count
-        return cls(started.upload_id, size, part_bytes, part_count, urls=started.parts)
-
-    @classmethod
-    def resumed(cls, found: UploadStatus) -> TransferPlan:
-        """Some parts have arrived."""
-        arrived = {part.number: part for part in found.parts}
-        part_bytes, part_count = found.part_size_bytes, found.part_count
-        return cls(found.upload_id, found.size_bytes, part_bytes, part_count, arrived)
-
-    def span(self, number: int) -> tuple[int, int]:
-        """Offset and size of a part."""
-        offset = (number - 1) * self.part_bytes
-        return offset, min(self.part_bytes, self.size - offset)
-
-
 class Transfer:
     """One file's way to the store. `progress` is told of bytes sent, and of bytes to repeat."""
 
@@ -139,17 +107,21 @@ class Transfer:
         self,
         api: UploadApi,
         file: LocalFile,
-        plan: TransferPlan,
+        upload: UploadStarted | UploadStatus,
         *,
         parallel: int = 4,
         progress: Callable[[int], None],
     ) -> None:
-        self._api, self._file, self._plan = api, file, plan
+        self._api, self._file, self._upload = api, file, upload
         self._parallel, self._progress = parallel, progress
-        self._arrived = dict(plan.arrived)
-        self._urls = {url.number: url for url in plan.urls}
-        self._asking = asyncio.Lock()
+        self._urls: dict[int, PartUrl] = {}
+        self._arrived: dict[int, ArrivedPart] = {}
+        if isinstance(upload, UploadStarted):
+            self._urls = {url.number: url for url in upload.parts}
+        else:
+            self._arrived = {part.number: part for part in upload.parts}
         self._etags: dict[int, str] = {}
+        self._asking = asyncio.Lock()
         self.parts_sent = 0
 
     async def run(self) -> UploadCompleted:
@@ -157,7 +129,7 @@ class Transfer:
 
         Raises FileChanged, UploadFailed and CallFailed; what has arrived stays there.
         """
-        await self._send(range(1, self._plan.part_count + 1))
+        await self._send(range(1, self._upload.part_count + 1))
         for _ in range(ROUNDS):
             try:
                 return await self._complete()
@@ -168,7 +140,7 @@ class Transfer:
                 for number in lost:
                     self._arrived.pop(number, None)
                     del self._etags[number]
-                    self._progress(-self._plan.span(number)[1])
+                    self._progress(-self._span(number)[1])
                 await self._send(lost)
         return await self._complete()
 
@@ -176,7 +148,7 @@ class Transfer:
         self._file.check_unchanged()
         etags = sorted(self._etags.items())
         parts = [UploadedPart(number=number, etag=etag) for number, etag in etags]
-        done = await self._api.complete(self._plan.upload_id, parts)
+        done = await self._api.complete(self._upload.upload_id, parts)
         if done.size_bytes != self._file.size:
             raise UploadFailed(
                 f"the server keeps {done.size_bytes} bytes of the {self._file.size} of "
@@ -196,7 +168,7 @@ class Transfer:
     async def _part(self, number: int) -> str:
         """The part's ETag, from the store if it holds these very bytes, else by sending them."""
         self._file.check_unchanged()
-        offset, size = self._plan.span(number)
+        offset, size = self._span(number)
         digest = await self._file.md5(offset, size)
         arrived = self._arrived.get(number)
         if arrived and (arrived.etag.strip('"'), arrived.size_bytes) == (digest.hex(), size):
@@ -221,6 +193,11 @@ class Transfer:
         self.parts_sent += 1
         return etag
 
+    def _span(self, number: int) -> tuple[int, int]:
+        """Offset and size of a part, in bytes."""
+        offset = (number - 1) * self._upload.part_size_bytes
+        return offset, min(self._upload.part_size_bytes, self._file.size - offset)
+
     async def _url(self, number: int) -> str:
         """An URL for the next try; the one of the try before may be why that failed."""
         async with self._asking:
@@ -234,10 +211,10 @@ class Transfer:
 
     async def _ask(self, number: int) -> None:
         """Get an URL for this part, and for others that still need one."""
-        needed = {*range(1, self._plan.part_count + 1)} - self._plan.arrived.keys() - {number}
+        needed = {*range(1, self._upload.part_count + 1)} - self._arrived.keys() - {number}
         others = (each for each in sorted(needed - self._etags.keys()) if not self._is_good(each))
         numbers = [number, *islice(others, URLS_AT_ONCE - 1)]
-        for url in await self._api.part_urls(self._plan.upload_id, numbers):
+        for url in await self._api.part_urls(self._upload.upload_id, numbers):
             self._urls[url.number] = url
         if number not in self._urls:
             raise CallFailed("part-urls", f"no URL came for part {number}")
