@@ -23,7 +23,7 @@ import httpx
 
 from backlot.calls import CallFailed, Patience, UserClient, persist
 from backlot.signals import last_word
-from backlot.upload.api import UploadApi
+from backlot.upload.transfer import UploadApi
 from infra.errors import OperatorError
 from infra.settings import Settings
 

@@ -39,8 +39,7 @@ from backlot.demo.script import (
 )
 from backlot.screen import BYTES, Screen
 from backlot.signals import run
-from backlot.upload.api import Details
-from backlot.upload.transfer import LocalFile, Transfer
+from backlot.upload.transfer import Details, LocalFile, Transfer
 from infra.errors import ExitCode
 from infra.http.auth import mint_token
 from infra.settings import Settings

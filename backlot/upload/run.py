@@ -22,8 +22,15 @@ from backlot.calls import CallFailed, Patience, check_url
 from backlot.output import show
 from backlot.screen import BYTES, Screen
 from backlot.signals import run
-from backlot.upload.api import Details, FileChanged, UploadApi, UploadEnded, UploadFailed
-from backlot.upload.transfer import LocalFile, Transfer
+from backlot.upload.transfer import (
+    Details,
+    FileChanged,
+    LocalFile,
+    Transfer,
+    UploadApi,
+    UploadEnded,
+    UploadFailed,
+)
 from commands.upload_shapes import UploadCompleted, UploadStarted
 from infra.errors import ExitCode
 from infra.http.shapes import UploadStatus

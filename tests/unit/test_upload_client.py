@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from backlot.upload import run, transfer
-from backlot.upload.api import FileChanged
+from backlot.upload.transfer import FileChanged
 from infra.http.auth import mint_token
 from tests.unit.fake_uploads import CONTENT, SECRET, STORE, URL, FakeUploads, problem, xml
 from tests.unit.upload_runs import Upload
