@@ -159,16 +159,11 @@ def moment(option: str, text: str | None, now: datetime) -> datetime | None:
 
 def duration(text: str) -> timedelta:
     """How long 90s, 30m, 1h, 1h30m, 2d or 1w is. Raises ValueError and OverflowError."""
-    rest, total = text.strip().lower(), timedelta()
-    if not rest:
-        raise ValueError("no duration")
-    while rest:
-        match = AMOUNT.match(rest)
-        if match is None or match[2] not in SIZES:
-            raise ValueError(f"{text!r} is no duration")
-        total += int(match[1]) * SIZES[match[2]]
-        rest = rest[match.end() :]
-    return total
+    words = text.strip().lower()
+    amounts = AMOUNT.findall(words)
+    if not amounts or AMOUNT.sub("", words) or any(unit not in SIZES for _, unit in amounts):
+        raise ValueError(f"{text!r} is no duration")
+    return sum((int(count) * SIZES[unit] for count, unit in amounts), timedelta())
 
 
 def _moment(text: str, now: datetime) -> datetime:

@@ -22,7 +22,7 @@ from redis import RedisError
 from backlot.database import NothingRuns
 from backlot.features import FEATURES
 from backlot.output import flow
-from backlot.part_status import NOT_RUNNING, PATIENCE_SECONDS, DoctorPart, Kind, analytics, failing
+from backlot.part_status import NOT_RUNNING, PATIENCE_SECONDS, DoctorPart, Kind, analytics, failure
 from backlot.projections.text import in_trouble, read_statuses
 from infra.data_folder import (
     DataFolderError,
@@ -62,7 +62,7 @@ def kafka(settings: Settings) -> DoctorPart:
     detail = "; ".join([f"{up} of {len(servers)} bootstrap servers answer", *errors])
     if up == 0:
         remedy = "start them, or see KAFKA_BOOTSTRAP_SERVERS"
-        return failing("kafka", "external", ",".join(servers), detail, remedy)
+        return failure("kafka", "external", ",".join(servers), detail, remedy)
     return DoctorPart("kafka", "external", ",".join(servers), True, detail)
 
 
@@ -76,7 +76,7 @@ def tasks(settings: Settings) -> DoctorPart:
         depths = task_queues(settings.tasks).depths()
     except BrokerAway as error:
         remedy = "start it, or see TASK_BROKER_URL and REDIS_URL"
-        return failing("tasks", "external", None, str(error), remedy)
+        return failure("tasks", "external", None, str(error), remedy)
     dead = sum(depth.dead for depth in depths)
     waiting = sum(depth.waiting + depth.delayed for depth in depths)
     counts = f"{waiting} waiting, {dead} dead"
@@ -135,7 +135,7 @@ def examine() -> list[DoctorPart]:
         settings = load_settings()
     except SettingsError as error:
         remedy = "set it in the environment as `.env.example` says"
-        return [failing("settings", "embedded", None, str(error), remedy)]
+        return [failure("settings", "embedded", None, str(error), remedy)]
     looks = (
         _settings,
         _embedded_database if settings.database.embedded else _database,
@@ -163,7 +163,7 @@ def as_lines(parts: Iterable[DoctorPart]) -> Iterator[str]:
         yield from flow([f"{state}  {part.name:<11} {part.kind:<9}", *url, part.detail])
 
 
-def masked(url: str) -> str:
+def mask_password(url: str) -> str:
     """A database URL without its password."""
     known = conninfo_to_dict(url)
     user = f"{known['user']}:***@" if "password" in known else f"{known.get('user', '')}@"
@@ -178,10 +178,11 @@ def _settings(settings: Settings) -> DoctorPart:
 
 def _database(settings: Settings) -> DoctorPart:
     url = settings.database.url.get_secret_value() if settings.database.url else ""
+    shown = mask_password(url)
     try:
-        return DoctorPart("database", "external", masked(url), True, f"PostgreSQL {_version(url)}")
+        return DoctorPart("database", "external", shown, True, f"PostgreSQL {_version(url)}")
     except psycopg.Error as error:
-        return failing("database", "external", masked(url), explained(error), SEE_DATABASE)
+        return failure("database", "external", shown, explained(error), SEE_DATABASE)
 
 
 def _embedded_database(settings: Settings) -> DoctorPart:
@@ -192,9 +193,9 @@ def _embedded_database(settings: Settings) -> DoctorPart:
         check_major(cluster)
         url = running_url(cluster)
     except (DataFolderError, PostgresError) as error:
-        return failing("database", "embedded", None, str(error), OTHER_FOLDER)
+        return failure("database", "embedded", None, str(error), OTHER_FOLDER)
     except OSError as error:
-        return failing("database", "embedded", None, f"{cluster}: {error.strerror}", OTHER_FOLDER)
+        return failure("database", "embedded", None, f"{cluster}: {error.strerror}", OTHER_FOLDER)
     if url is None:
         state = f"PostgreSQL {MAJOR} in {cluster}" if cluster.exists() else f"{folder} is not made"
         return DoctorPart("database", "embedded", None, True, f"{state}; {NOT_RUNNING}")
@@ -208,7 +209,7 @@ def _running_database(url: str, holder: int | None) -> DoctorPart:
         if holder is not None or is_silence(error):
             whose = f"stop Backlot (pid {holder})" if holder else "end what a killed Backlot left"
             remedy = f"see its log, or {whose} and `make up`"
-            return failing("database", "embedded", url, explained(error), remedy)
+            return failure("database", "embedded", url, explained(error), remedy)
         return DoctorPart("database", "embedded", None, True, f"stopped uncleanly; {NOT_RUNNING}")
     whose = (
         f"of Backlot (pid {holder})" if holder else "left by a killed Backlot; `make up` ends it"
@@ -239,7 +240,7 @@ def _s3(settings: Settings) -> DoctorPart:
             store.probe()
     except (ObjectStoreUnavailable, OperatorError) as error:
         wrong = error.cause if isinstance(error, ObjectStoreUnavailable) else str(error)
-        return failing("objects", "external", url, wrong, SEE_S3)
+        return failure("objects", "external", url, wrong, SEE_S3)
     return DoctorPart("objects", "external", url, True, "the bucket answers")
 
 
@@ -248,7 +249,7 @@ def _folder(settings: Settings) -> DoctorPart:
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     if not os.access(there, os.W_OK | os.X_OK):
         wrong, remedy = f"{there} is not writable", f"chown it to who runs Backlot: {there}"
-        return failing("objects", "embedded", path.as_uri(), wrong, remedy)
+        return failure("objects", "embedded", path.as_uri(), wrong, remedy)
     free = shutil.disk_usage(there).free / 1e9
     made = "" if path.exists() else "made at the first start, "
     return DoctorPart("objects", "embedded", path.as_uri(), True, f"{made}{free:.1f} GB free")
@@ -286,14 +287,14 @@ def _auth(settings: Settings) -> DoctorPart:
         return DoctorPart("auth", "external", settings.auth.jwks_url, True, told)
     except (SettingsError, KeysUnavailable) as error:
         remedy = "see JWT_JWKS_URL, JWT_PUBLIC_KEY and JWT_ALGORITHMS"
-        return failing("auth", "external", settings.auth.jwks_url, str(error), remedy)
+        return failure("auth", "external", settings.auth.jwks_url, str(error), remedy)
 
 
 def _local_auth(secret: Path) -> DoctorPart:
     if not secret.exists():
         return DoctorPart("auth", "embedded", None, True, "local secret, made at the first start")
     if secret.stat().st_mode & 0o077:
-        return failing("auth", "embedded", None, "others can read it", f"chmod 600 {secret}")
+        return failure("auth", "embedded", None, "others can read it", f"chmod 600 {secret}")
     return DoctorPart("auth", "embedded", None, True, "local secret; `backlot token` mints")
 
 
@@ -309,19 +310,19 @@ def _api(settings: Settings) -> DoctorPart:
         if holder is None:
             return DoctorPart("api", "embedded", url, True, NOT_RUNNING)
         wrong = f"pid {holder} holds the data folder but does not answer here"
-        return failing("api", "embedded", url, wrong, "see its log, or BACKLOT_PORT")
+        return failure("api", "embedded", url, wrong, "see its log, or BACKLOT_PORT")
     except httpx.TimeoutException:
         who = "something" if holder is None else f"pid {holder}"
         took = f"{who} took the connection on port {settings.server.port}"
         wrong = f"it hangs: {took}, and said nothing for {PATIENCE_SECONDS} s"
-        return failing("api", "embedded", url, wrong, "see its log, or stop it")
+        return failure("api", "embedded", url, wrong, "see its log, or stop it")
     except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
         wrong = f"another program answers on port {settings.server.port}"
-        return failing("api", "embedded", url, wrong, "set BACKLOT_PORT")
+        return failure("api", "embedded", url, wrong, "set BACKLOT_PORT")
     if answer.status_code == httpx.codes.OK:
         return DoctorPart("api", "embedded", url, True, "ready")
     wrong, remedy = f"not ready: {', '.join(broken)}", f"mend these; GET {url}/readyz says why"
-    return failing("api", "embedded", url, wrong, remedy)
+    return failure("api", "embedded", url, wrong, remedy)
 
 
 def _version(url: str) -> str:

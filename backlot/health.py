@@ -33,7 +33,7 @@ class Readiness(Wire):
 
 
 def operations(parts: Parts) -> APIRouter:
-    """The routes of operations."""
+    """Return the routes for operators and load balancers."""
     router = APIRouter(tags=["operations"])
     # However many ask, a part that does not answer is asked once at a time.
     checks: SingleFlight[Readiness] = SingleFlight()
@@ -101,7 +101,7 @@ def _replays(database_url: str) -> list[Replay]:
 
 
 def _analytics(url: str) -> str:
-    """What they stand on; while their database is away, what happens waits to be counted."""
+    """Return what the analytics stand on; while their database is away, counting waits."""
     return str(look(url, LIMITS) or NOT_MADE)
 
 
@@ -118,7 +118,7 @@ def _told(replay: Replay) -> dict[str, Any]:
 
 
 async def _state(ask: Callable[[], Awaitable[object]], name: str | None = None) -> dict[str, Any]:
-    """Whether a part answers; `name` is what its answer is called in the state."""
+    """Return whether a part answers, and under `name`, if there is one, what it answers."""
     try:
         async with asyncio.timeout(CHECK_SECONDS):
             answer = await ask()

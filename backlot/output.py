@@ -134,7 +134,7 @@ AROUND = 20
 def change_lines(name: str, old: object, new: object, columns: int | None = None) -> Iterator[str]:
     """One value and what it became: in one line, or below each other where that does not fit."""
     if isinstance(old, str) and isinstance(new, str):
-        old, new = changed(old, new)
+        old, new = excerpts(old, new)
     before, after = _value(old), _value(new)
     line = f"{name}: {before} → {after}"
     if max(map(len, (before, after))) <= SHORT and cell_len(line) <= (columns or width()):
@@ -144,7 +144,7 @@ def change_lines(name: str, old: object, new: object, columns: int | None = None
     yield from (f"{name}:", f"{indent}  - {before}", f"{indent}  + {after}")
 
 
-def changed(old: str, new: str) -> tuple[str, str]:
+def excerpts(old: str, new: str) -> tuple[str, str]:
     """Return both texts without the long parts that they begin or end with alike."""
     first = _alike(old, new)
     last = _alike(old[first:][::-1], new[first:][::-1])

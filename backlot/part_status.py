@@ -38,7 +38,7 @@ class DoctorPart:
         return asdict(self)
 
 
-def failing(name: str, kind: Kind, url: str | None, wrong: str, remedy: str) -> DoctorPart:
+def failure(name: str, kind: Kind, url: str | None, wrong: str, remedy: str) -> DoctorPart:
     """A part that an operator has to mend: what is wrong, and what to do about it."""
     return DoctorPart(name, kind, url, False, f"{wrong.rstrip('.')}; {remedy}")
 
@@ -66,7 +66,7 @@ def analytics(settings: Settings) -> DoctorPart:
         told = f"not known: {explained(error)}"
         if own is None:
             return DoctorPart("analytics", kind, None, True, told)
-        return failing("analytics", kind, None, told, "start it, or see TIMESCALE_URL")
+        return failure("analytics", kind, None, told, "start it, or see TIMESCALE_URL")
     host = conninfo_to_dict(url).get("host", "") if own else None
     shown = f"postgresql://{host}" if host else None
     return DoctorPart("analytics", kind, shown, True, str(found or NOT_MADE))
@@ -84,9 +84,9 @@ def language_model(settings: Settings) -> DoctorPart:
         answer = httpx.get(f"{url}/models", headers=headers, timeout=PATIENCE_SECONDS)
     except httpx.HTTPError as error:
         wrong = f"does not answer: {type(error).__name__}"
-        return failing("llm", "external", url, wrong, "start it, or see OPENAI_BASE_URL")
+        return failure("llm", "external", url, wrong, "start it, or see OPENAI_BASE_URL")
     if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        return failing("llm", "external", url, "does not take the key", "see OPENAI_API_KEY")
+        return failure("llm", "external", url, "does not take the key", "see OPENAI_API_KEY")
     told = f"answers; {settings.translation.model} translates"
     return DoctorPart("llm", "external", url, True, told)
 
@@ -98,7 +98,7 @@ def embeddings(settings: Settings) -> DoctorPart:
         return DoctorPart("embeddings", "embedded", None, True, detail)
     if not settings.llm.configured:
         wrong = "EMBEDDING_MODEL: needs OPENAI_API_KEY or OPENAI_BASE_URL"
-        return failing("embeddings", "external", None, wrong, "set one of these")
+        return failure("embeddings", "external", None, wrong, "set one of these")
     try:
         url = _url(settings)
         if url is None:
@@ -110,7 +110,7 @@ def embeddings(settings: Settings) -> DoctorPart:
         told = f"not known: {type(error).__name__}"
         return DoctorPart("embeddings", "external", None, True, told)
     if lacking is not None:
-        return failing("embeddings", "external", None, lacking, WITHOUT)
+        return failure("embeddings", "external", None, lacking, WITHOUT)
     return DoctorPart("embeddings", "external", None, True, str(found or NOT_EMBEDDED))
 
 

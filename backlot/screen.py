@@ -65,14 +65,14 @@ class Screen:
         )
         if unit == BYTES:
             columns = (DownloadColumn(), TransferSpeedColumn())
-        shown = (said("{task.description}"), *bar(self._console), *columns, TimeRemainingColumn())
+        shown = (label("{task.description}"), *bar(self._console), *columns, TimeRemainingColumn())
         with Progress(*shown, console=self._console) as progress:
             task = progress.add_task(title, total=total)
             # Not `advance`, which would take a step back for negative speed.
             yield Act(lambda done: progress.update(task, advance=done))
 
 
-def said(text: str) -> TextColumn:
+def label(text: str) -> TextColumn:
     """A part of a progress display that takes several lines where one is too short for it."""
     return TextColumn(text, table_column=Column())
 

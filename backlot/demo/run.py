@@ -199,7 +199,7 @@ async def _run(url: str, settings: Settings, viewers: int) -> dict[str, Any]:
         async with _client(url) as http:
             await _find_server(http, url)
             http.event_hooks = {"request": [meter.count]}
-            enter = _door(http, meter, settings)
+            enter = _entrance(http, meter, settings)
             studio = enter(STUDIO)
             await _try_token(studio, url)
             films = await _premiere(studio, screen)
@@ -258,8 +258,8 @@ async def _try_token(studio: Person, url: str) -> None:
         ) from error
 
 
-def _door(http: httpx.AsyncClient, meter: Meter, settings: Settings) -> Callable[[str], Person]:
-    """Return what lets in the person of a name, with a token as `backlot token` mints it."""
+def _entrance(http: httpx.AsyncClient, meter: Meter, settings: Settings) -> Callable[[str], Person]:
+    """Return a function that makes a person by name, with a token as `backlot token` mints it."""
     try:
         secret = signing_secret(settings)
     except NoSecret as error:

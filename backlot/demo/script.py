@@ -168,13 +168,13 @@ def make_clips(folder: Path) -> list[Clip]:
             "Comes with Backlot, so it is the same everywhere.",
             "art",
             "counting.mp4",
-            bundled(),
+            bundled_film(),
             "bundled with Backlot",
         ),
     ]
 
 
-def bundled() -> Path:
+def bundled_film() -> Path:
     """The film that is part of the package."""
     return Path(str(files("backlot.demo") / "sample.mp4"))
 
@@ -182,7 +182,7 @@ def bundled() -> Path:
 def _film(path: Path, picture: str, extra: str = "") -> tuple[Path, str]:
     """The film of a picture source and a tone at `path`, or else the bundled one; and why."""
     if shutil.which("ffmpeg") is None:
-        return bundled(), "bundled (ffmpeg is not installed)"
+        return bundled_film(), "bundled (ffmpeg is not installed)"
     inputs = f"-f lavfi -i {picture} -f lavfi -i sine=frequency=440:duration=4"
     options = f"-nostdin -loglevel error -y {inputs} {ENCODING} {extra}".split()
     command = ["ffmpeg", *options, str(path)]
@@ -191,10 +191,10 @@ def _film(path: Path, picture: str, extra: str = "") -> tuple[Path, str]:
             command, check=False, capture_output=True, text=True, timeout=FFMPEG_SECONDS
         )
     except subprocess.TimeoutExpired:
-        return bundled(), "bundled (ffmpeg took too long)"
+        return bundled_film(), "bundled (ffmpeg took too long)"
     if ended.returncode != 0:
         complaint = (ended.stderr.strip().splitlines() or ["it said nothing"])[0]
-        return bundled(), f"bundled (ffmpeg failed: {complaint})"
+        return bundled_film(), f"bundled (ffmpeg failed: {complaint})"
     return path, "made with ffmpeg"
 
 

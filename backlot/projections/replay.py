@@ -22,7 +22,7 @@ from backlot.features import read_models
 from backlot.operator import NotDone, Operator, operating, require_done
 from backlot.output import show
 from backlot.projections.text import differences, told
-from backlot.screen import agrees, bar, said
+from backlot.screen import agrees, bar, label
 from backlot.signals import STOPS, Stop
 from domain.operation import Members, Operation, OperationOutcome
 from engine import checkpoints
@@ -57,10 +57,10 @@ class ReplayScreen:
         self._title = title
         self._console = Console(stderr=True)
         self._bar = Bar(
-            said("{task.description}"),
+            label("{task.description}"),
             *bar(self._console),
             TaskProgressColumn(),
-            said("{task.fields[told]}"),
+            label("{task.fields[told]}"),
             console=self._console,
             disable=not self._console.is_terminal,
         )

@@ -112,7 +112,7 @@ def test_what_answers_at_the_port(
 
 
 def test_whatever_fails_has_a_remedy() -> None:
-    """`failing` asks for one; so no part is made as failed without it."""
+    """`failure` asks for one; so no part is made as failed without it."""
     calls = [
         node
         for module in (doctor, part_status)
@@ -124,7 +124,7 @@ def test_whatever_fails_has_a_remedy() -> None:
     ]
     flags = [ast.unparse(call.args[FIELDS.index("ok")]) for call in parts]
     assert flags.count("True") > 10
-    assert flags.count("False") == 1, "only `failing` itself"
+    assert flags.count("False") == 1, "only `failure` itself"
 
 
 @pytest.mark.parametrize(

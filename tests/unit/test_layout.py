@@ -10,7 +10,7 @@ from io import StringIO
 
 import pytest
 
-from backlot.output import MAX_VALUE, UNLIMITED, change_lines, changed, flow, table, width
+from backlot.output import MAX_VALUE, UNLIMITED, change_lines, excerpts, flow, table, width
 
 HEADINGS = ("projection", "status", "position", "replay")
 ROWS = [
@@ -129,7 +129,7 @@ class TestChange:
         ],
     )
     def test_what_is_alike_is_left_out(self, old: str, new: str, shown: tuple[str, str]) -> None:
-        assert changed(old, new) == shown
+        assert excerpts(old, new) == shown
 
     def test_values_that_do_not_fit_side_by_side_stand_below_each_other(self) -> None:
         assert list(change_lines("  title", "A first film", "Another film", 30)) == [
