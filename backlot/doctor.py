@@ -21,8 +21,8 @@ from redis import RedisError
 
 from backlot.database import NothingRuns
 from backlot.features import FEATURES
+from backlot.health import NOT_RUNNING, PATIENCE_SECONDS, DoctorPart, Kind, analytics, failure
 from backlot.output import flow
-from backlot.part_status import NOT_RUNNING, PATIENCE_SECONDS, DoctorPart, Kind, analytics, failure
 from backlot.projections.text import in_trouble, read_statuses
 from infra.data_folder import (
     DataFolderError,

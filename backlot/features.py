@@ -34,8 +34,8 @@ import workers.speech
 import workers.translation.task
 import workers.trending
 import workers.uploads
-from backlot import part_status
-from backlot.part_status import DoctorPart
+from backlot import health
+from backlot.health import DoctorPart
 from domain.comment import Comment
 from domain.model import Aggregate
 from domain.operation import Operation
@@ -130,7 +130,7 @@ FEATURES: tuple[Feature, ...] = (
         sweeps=workers.translation.task.sweeps,
         tasks=(TRANSLATE_COMMENT,),
         settings=(features.TranslationSettings,),
-        checks=(part_status.language_model,),
+        checks=(health.language_model,),
     ),
     Feature(
         name="speech",
@@ -147,7 +147,7 @@ FEATURES: tuple[Feature, ...] = (
         jobs=workers.embeddings.jobs,
         tasks=(PREPARE_RECOMMENDATIONS,),
         settings=(features.RecommendationSettings, adapters.EmbeddingSettings),
-        checks=(part_status.embeddings,),
+        checks=(health.embeddings,),
     ),
     Feature(
         name="uploads",

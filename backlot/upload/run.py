@@ -202,7 +202,7 @@ class UploadSession:
     async def _go_on(self, status: UploadStatus) -> Uploaded:
         if status.status == "completed":
             self._screen.say("an earlier run came as far as completing it")
-            video = await self._api.complete(status.upload_id, [])
+            video = await self._api.complete(status.upload_id, {})
             self._memory.forget()
             return Uploaded(video, status.part_count, 0, resumed=True)
         arrived = f"{len(status.parts)} of {status.part_count} parts have arrived"
@@ -246,7 +246,7 @@ class UploadSession:
         if status is not None and status.status == "started":
             raise failure
         if status is not None and status.status == "completed":
-            return await self._api.complete(upload_id, [])
+            return await self._api.complete(upload_id, {})
         self._memory.forget()
         told = status.status if status else "removed"
         raise UploadEnded(

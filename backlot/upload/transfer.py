@@ -8,7 +8,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -87,38 +87,10 @@ class UploadApi(UserClient):
         answer = await self.call("POST", path, json={"numbers": list(numbers)})
         return _read(PartUrls, answer).parts
 
-    async def send_part(
-        self,
-        number: int,
-        url_of: Callable[[int], Awaitable[str]],
-        headers: Mapping[str, str],
-        body: Callable[[], AsyncIterator[bytes]],
-    ) -> str:
-        """PUT a part and return its ETag. Each try takes an URL from `url_of`, and a new `body`.
-
-        The URL is the permission, and may lead to another host: the token stays here.
-        """
-        mends = 0
-
-        def again(failure: CallFailed) -> bool:
-            nonlocal mends
-            mends += failure.status in MENDABLE
-            return failure.passing or (failure.status in MENDABLE and mends < MENDS)
-
-        async def send() -> httpx.Response:
-            url = await url_of(number)
-            return await self.http.put(url, headers=dict(headers), content=body())
-
-        call = f"PUT part {number}"
-        answer = await persist(call, send, self.patience, note=self.note, again=again)
-        etag: str | None = answer.headers.get("ETag")
-        if not etag:
-            raise CallFailed(call, "the answer has no ETag, so the part can't be named")
-        return etag
-
-    async def complete(self, upload_id: UUID, parts: Sequence[UploadedPart]) -> UploadCompleted:
-        """Join the parts; waits while another request does the same."""
+    async def complete(self, upload_id: UUID, etags: Mapping[int, str]) -> UploadCompleted:
+        """Join the parts of these numbers; waits while another request does the same."""
         path = f"/uploads/{upload_id}/complete"
+        parts = [UploadedPart(number=number, etag=etags[number]) for number in sorted(etags)]
         body = {"parts": [part.model_dump(by_alias=True) for part in parts]}
         deadline = time.monotonic() + FINALIZING_SECONDS
         while True:
@@ -263,9 +235,7 @@ class Transfer:
 
     async def _complete(self) -> UploadCompleted:
         self._file.check_unchanged()
-        etags = sorted(self._etags.items())
-        parts = [UploadedPart(number=number, etag=etag) for number, etag in etags]
-        done = await self._api.complete(self._upload.upload_id, parts)
+        done = await self._api.complete(self._upload.upload_id, self._etags)
         if done.size_bytes != self._file.size:
             raise UploadFailed(
                 f"the server keeps {done.size_bytes} bytes of the {self._file.size} of "
@@ -306,8 +276,32 @@ class Transfer:
                 sent += len(block)
                 self._progress(len(block))
 
-        etag = await self._api.send_part(number, self._url, headers, body)
+        etag = await self._put(number, headers, body)
         self.parts_sent += 1
+        return etag
+
+    async def _put(
+        self, number: int, headers: dict[str, str], body: Callable[[], AsyncIterator[bytes]]
+    ) -> str:
+        """PUT a part and return its ETag; each try takes another URL, and a new `body`.
+
+        The URL is the permission, and may lead to another host: the token stays here.
+        """
+        call, mends = f"PUT part {number}", 0
+
+        def again(failure: CallFailed) -> bool:
+            nonlocal mends
+            mends += failure.status in MENDABLE
+            return failure.passing or (failure.status in MENDABLE and mends < MENDS)
+
+        async def send() -> httpx.Response:
+            url = await self._url(number)
+            return await self._api.http.put(url, headers=headers, content=body())
+
+        answer = await persist(call, send, self._api.patience, note=self._api.note, again=again)
+        etag: str | None = answer.headers.get("ETag")
+        if not etag:
+            raise CallFailed(call, "the answer has no ETag, so the part can't be named")
         return etag
 
     def _span(self, number: int) -> tuple[int, int]:

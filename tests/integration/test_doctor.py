@@ -20,9 +20,9 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from backlot import doctor, part_status
+from backlot import doctor, health
 from backlot.doctor import examine
-from backlot.part_status import DoctorPart
+from backlot.health import DoctorPart
 from infra.data_folder import DataFolder
 from infra.postgres.connection import breaker_of
 from infra.postgres.embedded import EmbeddedPostgres
@@ -115,7 +115,7 @@ def test_whatever_fails_has_a_remedy() -> None:
     """`failure` asks for one; so no part is made as failed without it."""
     calls = [
         node
-        for module in (doctor, part_status)
+        for module in (doctor, health)
         for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.Call)
     ]
