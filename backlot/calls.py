@@ -7,7 +7,7 @@ import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from operator import attrgetter
@@ -22,21 +22,22 @@ PASSING = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS}
 XML_MESSAGE = re.compile(r"<Message>([^<]+)</Message>")
 
 
+@dataclass(eq=False)
 class CallFailed(Exception):
     """A call did not succeed; `status` is None without an answer.
 
     `members` are those of the problem that was answered, `told_pause` its Retry-After in seconds.
     """
 
-    def __init__(
-        self, call: str, problem: str, status: int | None = None, *, passing: bool = False
-    ) -> None:
-        super().__init__(f"{call}: {problem}")
-        self.problem = problem
-        self.status = status
-        self.passing = passing
-        self.members: dict[str, Any] = {}
-        self.told_pause: float | None = None
+    call: str
+    problem: str
+    status: int | None = None
+    passing: bool = False
+    members: Mapping[str, Any] = field(default_factory=dict)
+    told_pause: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.call}: {self.problem}"
 
     @classmethod
     def unanswered(cls, call: str, error: httpx.TransportError) -> CallFailed:
@@ -47,16 +48,10 @@ class CallFailed(Exception):
     @classmethod
     def refused(cls, call: str, answer: httpx.Response) -> CallFailed:
         """An answer other than success, in the words of whoever gave it."""
-        members = _members(answer)
-        status = answer.status_code
-        found = cls(
-            call,
-            f"{status} {members.get('detail') or _plain_reason(answer)}",
-            status,
-            passing=answer.is_server_error or status in PASSING,
-        )
-        found.members, found.told_pause = members, _retry_after(answer)
-        return found
+        status, members = answer.status_code, _members(answer)
+        problem = f"{status} {members.get('detail') or _plain_reason(answer)}"
+        passing = answer.is_server_error or status in PASSING
+        return cls(call, problem, status, passing, members, _retry_after(answer))
 
     @property
     def slug(self) -> str:

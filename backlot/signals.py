@@ -7,6 +7,7 @@ held already. A thread reads the pipe, tells whoever runs, and watches the deadl
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import signal
@@ -16,14 +17,11 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import structlog
 
 from infra.errors import ExitCode
-
-if TYPE_CHECKING:
-    import asyncio
 
 log = structlog.get_logger(__name__)
 
@@ -134,8 +132,6 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
     Ctrl-C cancels it until it is done; raises KeyboardInterrupt then.
     """
-    import asyncio
-
     task = asyncio.run(_heeding(work))
     if task is None:
         raise KeyboardInterrupt
@@ -144,8 +140,6 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 async def _heeding(work: Coroutine[Any, Any, T]) -> asyncio.Task[T] | None:
     """Its task, done; None when Ctrl-C ended it."""
-    import asyncio
-
     from infra.cancellation import cancel
 
     loop, asked = asyncio.get_running_loop(), asyncio.Event()
