@@ -40,7 +40,7 @@ KEPT_SECONDS = 30 * 24 * 3600
 ENDED = frozenset({httpx.codes.NOT_FOUND, httpx.codes.CONFLICT})
 
 
-class Begun(BaseModel):
+class UnfinishedUpload(BaseModel):
     """An upload that was asked for; without `upload_id` when the answer was never seen.
 
     `details` and `key` make a repeat of that request the same request for the server.
@@ -68,18 +68,18 @@ class Memory:
         self._path = folder / f"{digest.hexdigest()}.json"
         self._complain = complain
 
-    def recall(self) -> Begun | None:
+    def recall(self) -> UnfinishedUpload | None:
         """What was remembered; None for nothing, and for what can't be understood."""
         with self._complaining():
             try:
-                return Begun.model_validate_json(self._path.read_bytes())
+                return UnfinishedUpload.model_validate_json(self._path.read_bytes())
             except FileNotFoundError:
                 return None
             except ValidationError:
                 self._complain(f"{self._path} is damaged: it is left out of account")
         return None
 
-    def remember(self, begun: Begun) -> None:
+    def remember(self, begun: UnfinishedUpload) -> None:
         """Replace what was remembered, for the user's eyes only; survives a crash."""
         with self._complaining():
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def state_folder() -> Path:
 
 
 @dataclass(frozen=True)
-class Uploaded:
+class FinishedUpload:
     """A completed upload; `parts_sent` are those of this run."""
 
     video: UploadCompleted
@@ -163,7 +163,7 @@ class UploadSession:
 
     async def run(
         self, named: Mapping[str, str], assumed: Mapping[str, str], *, resume: bool
-    ) -> Uploaded:
+    ) -> FinishedUpload:
         """Upload the file with the details that the user named, else with the assumed ones.
 
         Raises UploadFailed, and CallFailed; then what has arrived is remembered.
@@ -178,11 +178,11 @@ class UploadSession:
         details: Details = {"filename": self._file.name, "sizeBytes": self._file.size}
         details |= {**assumed, **named}
         if begun is None or begun.details != details or not resume:
-            begun = Begun(details=details)
+            begun = UnfinishedUpload(details=details)
         return await self._transfer(await self._begin(begun), resumed=False)
 
     async def _find(
-        self, begun: Begun, upload_id: UUID, named: Mapping[str, str]
+        self, begun: UnfinishedUpload, upload_id: UUID, named: Mapping[str, str]
     ) -> UploadStatus | None:
         """The remembered upload, if it is under way or done."""
         self._api.position = begun.position
@@ -199,17 +199,17 @@ class UploadSession:
                 )
         return status
 
-    async def _go_on(self, status: UploadStatus) -> Uploaded:
+    async def _go_on(self, status: UploadStatus) -> FinishedUpload:
         if status.status == "completed":
             self._screen.say("an earlier run came as far as completing it")
             video = await self._api.complete(status.upload_id, {})
             self._memory.forget()
-            return Uploaded(video, status.part_count, 0, resumed=True)
+            return FinishedUpload(video, status.part_count, 0, resumed=True)
         arrived = f"{len(status.parts)} of {status.part_count} parts have arrived"
         self._screen.say(f"resuming: {arrived}")
         return await self._transfer(status, resumed=True)
 
-    async def _begin(self, begun: Begun) -> UploadStarted:
+    async def _begin(self, begun: UnfinishedUpload) -> UploadStarted:
         """Remembered before it is asked for, so that a crash begins no second upload."""
         self._memory.remember(begun)
         try:
@@ -222,7 +222,9 @@ class UploadSession:
         self._memory.remember(begun.model_copy(update=known))
         return started
 
-    async def _transfer(self, upload: UploadStarted | UploadStatus, *, resumed: bool) -> Uploaded:
+    async def _transfer(
+        self, upload: UploadStarted | UploadStatus, *, resumed: bool
+    ) -> FinishedUpload:
         self.under_way = True
         with self._screen.act("uploading", self._file.size, BYTES) as act:
             transfer = Transfer(
@@ -236,7 +238,7 @@ class UploadSession:
             except CallFailed as failure:
                 video = await self._look_again(upload.upload_id, failure)
         self._memory.forget()
-        return Uploaded(video, upload.part_count, transfer.parts_sent, resumed)
+        return FinishedUpload(video, upload.part_count, transfer.parts_sent, resumed)
 
     async def _look_again(self, upload_id: UUID, failure: CallFailed) -> UploadCompleted:
         """What another run made of the upload meanwhile; raises the failure if nothing."""
@@ -306,7 +308,7 @@ def run_upload(
         assumed = _assumed(file, named)
         memory = Memory(state_folder(), file, url, _subject(token), screen.say)
 
-        async def upload() -> Uploaded:
+        async def upload() -> FinishedUpload:
             async with _client(url) as http:
                 api = UploadApi(http, token, patience=PATIENCE, note=Notes(screen.say))
                 session = UploadSession(api, file, memory, screen, parallel=parallel)
@@ -321,7 +323,7 @@ def run_upload(
             screen.say(f"interrupted: {AGAIN}{'' if resume else ', without --no-resume'}")
             return ExitCode.INTERRUPTED
     seconds = time.perf_counter() - started
-    screen.say(f"uploaded {file.name}: {file.size:,} bytes in {seconds:.1f} s")
+    screen.say(f"uploaded {file.name}: {found.video.size_bytes:,} bytes in {seconds:.1f} s")
     told = found.as_dict(url, seconds)
     show(f"video {told['videoId']}\n{told['url']}", told, as_json)
     return ExitCode.DONE
