@@ -222,7 +222,7 @@ LONGEST_STOP_SECONDS = 50.0
 
 
 def make_app(parts: Parts) -> FastAPI:
-    """The HTTP application with the routers of the roles that this process has."""
+    """Return the HTTP application with the routers of the roles that this process has."""
     roles = parts.settings.server.roles
     routers: list[APIRouter] = []
     translate: dict[type[Exception], Callable[[Any], Any]] = {}
@@ -406,7 +406,7 @@ async def _follow(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> None:
 
 
 async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:
-    """The tasks, to be sent; and a worker where this process runs them."""
+    """Return the tasks, to be sent; start a worker where this process runs them."""
     settings = parts.settings
 
     @asynccontextmanager

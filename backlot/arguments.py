@@ -77,7 +77,7 @@ def require(kind: str, name: str, names: Collection[str]) -> str:
 
 
 def near(name: str, names: Iterable[str]) -> list[str]:
-    """Those of `names` that are spelt like it or have it in them, the nearest first."""
+    """Return the `names` that are spelt like `name` or contain it, the nearest first."""
     spelt = {known.lower(): known for known in sorted(names)}
     wanted = name.lower()
     close = get_close_matches(wanted, spelt, n=SHOWN)
@@ -91,24 +91,24 @@ def completion(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]
 
 
 def projections() -> frozenset[str]:
-    """Everything that `backlot projections` can be told to act on."""
+    """Return everything that `backlot projections` can act on."""
     from backlot.features import replayable
 
     return replayable()
 
 
 def projection(name: str | None) -> str | None:
-    """A parameter's callback: the name of a projection, or none given; raises UnknownName."""
+    """Return the name of a projection, or None where none is given; else raise UnknownName."""
     return name if name is None else require("projection", name, projections())
 
 
 def aggregates() -> frozenset[str]:
-    """Kinds of aggregates, as topics begin with them."""
+    """Return the kinds of aggregates, as topics begin with them."""
     return frozenset(topic.partition(".")[0] for topic in topics())
 
 
 def topics() -> frozenset[str]:
-    """Topics of events, of whatever version."""
+    """Return the topics of events, of all versions."""
     from backlot.features import FEATURES
     from engine.codec import topics_of
 
@@ -117,12 +117,12 @@ def topics() -> frozenset[str]:
 
 
 def event_types() -> frozenset[str]:
-    """What `--type` takes: a topic, a topic without its version, or a kind of aggregate."""
+    """Return what `--type` takes: topics, topics without version, kinds of aggregates."""
     return types_of(topics())
 
 
 def types_of(found: Iterable[str]) -> frozenset[str]:
-    """The types of events under these topics."""
+    """Return the types of events under these topics, as `--type` takes them."""
     forms = (
         (topic, topic.rpartition(".v")[0] or topic, topic.partition(".")[0]) for topic in found
     )
@@ -145,7 +145,7 @@ EXAMPLES = "yesterday, 1h, 30m, 2d, 2026-11-22 or 2026-11-22T09:30:15+01:00"
 
 
 def moment(option: str, text: str | None, now: datetime) -> datetime | None:
-    """The time in UTC that an option names, None where it is not given; raises UsageError.
+    """Return the time in UTC that an option names, None where it is not given; raise UsageError.
 
     A duration is so long before `now`; a day is its midnight; without a zone it is in UTC.
     """
@@ -158,7 +158,7 @@ def moment(option: str, text: str | None, now: datetime) -> datetime | None:
 
 
 def duration(text: str) -> timedelta:
-    """How long 90s, 30m, 1h, 1h30m, 2d or 1w is. Raises ValueError and OverflowError."""
+    """Return how long 90s, 30m, 1h, 1h30m, 2d or 1w is. Raise ValueError or OverflowError."""
     words = text.strip().lower()
     amounts = AMOUNT.findall(words)
     if not amounts or AMOUNT.sub("", words) or any(unit not in SIZES for _, unit in amounts):
@@ -181,7 +181,7 @@ def _moment(text: str, now: datetime) -> datetime:
 
 
 def _written_out(text: str) -> datetime:
-    """A date, or a date and a time, in ISO 8601 or as this program prints them."""
+    """Read a date, or a date and a time, in ISO 8601 or as this program prints them."""
     joined = ZONE.sub(lambda found: "" if found[0].isspace() else "Z", text)
     time = datetime.fromisoformat(joined)
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)

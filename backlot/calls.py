@@ -41,13 +41,16 @@ class CallFailed(Exception):
 
     @classmethod
     def unanswered(cls, call: str, error: httpx.TransportError) -> CallFailed:
-        """Nothing came back; a repeat may help unless we asked for what can't be sent."""
+        """Return the failure of a call that got no answer.
+
+        A repeat may help, unless the request itself can't be sent.
+        """
         ours = isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError))
         return cls(call, f"{type(error).__name__} {error}".strip(), passing=not ours)
 
     @classmethod
     def refused(cls, call: str, answer: httpx.Response) -> CallFailed:
-        """An answer other than success, in the words of whoever gave it."""
+        """Return the failure that an answer tells of, in the words of whoever answered."""
         status, members = answer.status_code, _members(answer)
         problem = f"{status} {members.get('detail') or _plain_reason(answer)}"
         passing = answer.is_server_error or status in PASSING
@@ -69,7 +72,7 @@ class Patience:
     longest_told: float
 
     def pause(self, attempt: int, told: float | None = None) -> float:
-        """How long to wait after try `attempt` (from 1): doubling, spread, or what was `told`.
+        """Return the wait after try `attempt` (from 1): doubling, spread, or what was `told`.
 
         Spread over the upper half, so that clients that failed together don't return together.
         """
@@ -164,13 +167,13 @@ def _members(answer: httpx.Response) -> dict[str, Any]:
 
 
 def _plain_reason(answer: httpx.Response) -> str:
-    """What an object store says in XML, else the status in words."""
+    """Return what an object store says in XML, else the status in words."""
     found = XML_MESSAGE.search(answer.text)
     return found[1] if found else answer.reason_phrase
 
 
 def _retry_after(answer: httpx.Response) -> float | None:
-    """Seconds, from either form of the header (RFC 9110, section 10.2.3)."""
+    """Return the seconds of either form of the header (RFC 9110, section 10.2.3)."""
     told = answer.headers.get("Retry-After", "").strip()
     if told.isdecimal():
         return float(told)

@@ -211,7 +211,7 @@ def bench(context: typer.Context) -> None:
 
 
 def parse_ttl(text: str) -> timedelta:
-    """A duration such as 90s, 30m, 1h or 7d. Raises CommandError for anything else."""
+    """Return a duration such as 90s, 30m, 1h or 7d. Raise CommandError for anything else."""
     match = re.fullmatch(r"([1-9][0-9]{0,8})([smhd])", text.strip())
     if match is None:
         raise CommandError(f"--ttl: {text!r} is not a duration such as 90s, 30m, 1h or 7d")

@@ -46,7 +46,7 @@ from infra.tasks.errors import BrokerAway
 
 
 def kafka(settings: Settings) -> DoctorPart:
-    """Whether one of the brokers takes a connection."""
+    """Return whether one of the brokers takes a connection."""
     servers = settings.kafka.bootstrap_servers
     if not servers:
         told = "not set: consumers follow the event log"
@@ -67,7 +67,7 @@ def kafka(settings: Settings) -> DoctorPart:
 
 
 def tasks(settings: Settings) -> DoctorPart:
-    """The task queues, where other processes can see them."""
+    """Return how the task queues are, where several processes share them."""
     url = settings.tasks.own_broker_url
     if settings.tasks.broker_url is None:
         told = "in the process; lost tasks are found again"
@@ -97,7 +97,7 @@ class Probe(NamedTuple):
 
 
 def probe(urls: Sequence[SecretStr]) -> Probe:
-    """Ask all the servers, each for a second or two."""
+    """Ask all Redis servers at once; each has a second or two to answer."""
     secrets = [url.get_secret_value() for url in urls]
     with ThreadPoolExecutor(len(secrets)) as threads:
         found = list(threads.map(_ask, secrets))
@@ -116,7 +116,7 @@ def probe(urls: Sequence[SecretStr]) -> Probe:
 
 
 def _ask(url: str) -> dict[str, str] | str:
-    """What the server tells of itself; else what is wrong."""
+    """Return what the server tells of itself, or else a text that says what is wrong."""
     try:
         with closing(connect_blocking_redis(url)) as client:
             return {**client.info("server"), "server": server_of(url)}
@@ -130,7 +130,7 @@ SEE_S3 = "see S3_ENDPOINT_URL, S3_BUCKET and the credentials"
 
 
 def examine() -> list[DoctorPart]:
-    """Look at every part; unreadable settings are the only part then."""
+    """Look at every part; where settings are unreadable, these are the only part."""
     try:
         settings = load_settings()
     except SettingsError as error:
@@ -156,7 +156,7 @@ def examine() -> list[DoctorPart]:
 
 
 def as_lines(parts: Iterable[DoctorPart]) -> Iterator[str]:
-    """The report for a terminal, one part a line where that fits."""
+    """Yield the report for a terminal, one part a line where that fits."""
     for part in parts:
         state = "ok  " if part.ok else "FAIL"
         url = [part.url] if part.url else []
@@ -164,7 +164,7 @@ def as_lines(parts: Iterable[DoctorPart]) -> Iterator[str]:
 
 
 def mask_password(url: str) -> str:
-    """A database URL without its password."""
+    """Return a database URL without its password."""
     known = conninfo_to_dict(url)
     user = f"{known['user']}:***@" if "password" in known else f"{known.get('user', '')}@"
     port = f":{known['port']}" if "port" in known else ""

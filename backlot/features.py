@@ -62,12 +62,12 @@ from workers.tasks import PREPARE_RECOMMENDATIONS, TRANSCRIBE_VIDEO, TRANSLATE_C
 
 
 def nothing(*parts: object) -> tuple[()]:
-    """What a feature does in a role that it has no work for."""
+    """Return no work: the default of a feature in each role."""
     return ()
 
 
 def no_lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:
-    """The lookups of a feature whose commands have none."""
+    """Return no lookups: the default of a feature."""
     return {}
 
 

@@ -44,12 +44,12 @@ class DoctorPart:
     detail: str
 
     def as_dict(self) -> dict[str, Any]:
-        """The part as ``doctor --json`` prints it."""
+        """Return the part as ``doctor --json`` prints it."""
         return asdict(self)
 
 
 def failure(name: str, kind: Kind, url: str | None, wrong: str, remedy: str) -> DoctorPart:
-    """A part that an operator has to mend: what is wrong, and what to do about it."""
+    """Return a part that an operator has to mend: what is wrong, and what to do about it."""
     return DoctorPart(name, kind, url, False, f"{wrong.rstrip('.')}; {remedy}")
 
 
@@ -63,7 +63,7 @@ AWAY = (psycopg.Error, DataFolderError, PostgresError, OSError)
 
 
 def analytics(settings: Settings) -> DoctorPart:
-    """Whether the tables are there, and on plain PostgreSQL or on TimescaleDB."""
+    """Return whether the tables of the analytics are there, and on which database."""
     own = settings.analytics.timescale_url
     kind: Kind = "embedded" if own is None and settings.database.embedded else "external"
     try:
@@ -83,7 +83,7 @@ def analytics(settings: Settings) -> DoctorPart:
 
 
 def language_model(settings: Settings) -> DoctorPart:
-    """Whether the language model's server answers, and takes the key."""
+    """Return whether the language model's server answers, and takes the key."""
     if not settings.llm.configured:
         detail = "none: comments in other languages are skipped (OPENAI_API_KEY, OPENAI_BASE_URL)"
         return DoctorPart("llm", "embedded", None, True, detail)
@@ -102,7 +102,7 @@ def language_model(settings: Settings) -> DoctorPart:
 
 
 def embeddings(settings: Settings) -> DoctorPart:
-    """Whether there is all that embeddings need, and how many there are."""
+    """Return whether all that embeddings need is there, and how many exist."""
     if settings.embeddings.model is None:
         detail = "none: recommendations do without (EMBEDDING_MODEL)"
         return DoctorPart("embeddings", "embedded", None, True, detail)
@@ -125,7 +125,7 @@ def embeddings(settings: Settings) -> DoctorPart:
 
 
 def look(url: str, limits: Limits = UNHURRIED) -> SchemaState | None:
-    """What the analytics of that database stand on; raises psycopg.Error."""
+    """Return the shape of the analytics in that database; raise psycopg.Error."""
     with open_connection(url, "doctor", limits) as conn:
         return state(conn)
 
@@ -181,7 +181,7 @@ def operations(parts: Parts) -> APIRouter:
 async def check(parts: Parts) -> Readiness:
     """Ask every part, all at once, whether it is in order; each has 2 s to answer.
 
-    Not ready is who can't do its work; a projection that stopped is told, but the rest goes on.
+    A process that can't do its work is not ready; a stopped projection is only reported.
     """
     database, objects, redis, locks, analytics = await asyncio.gather(
         _state(lambda: asyncio.to_thread(_replays, parts.database_url), "replays"),

@@ -48,14 +48,14 @@ NO_NUMBER = ("-", "never")
 
 
 def width() -> int:
-    """How many columns there are: `COLUMNS`, or the terminal's; elsewhere any number."""
+    """Return how many columns fit: `COLUMNS`, else the terminal's, else UNLIMITED."""
     return shutil.get_terminal_size((UNLIMITED, 1)).columns
 
 
 def table(
     headings: Sequence[str], rows: Iterable[Sequence[object]], columns: int | None = None
 ) -> Iterator[str]:
-    """Rows under their headings, numbers to the right; what a terminal would obey is replaced.
+    """Yield rows under their headings, numbers to the right; control characters are replaced.
 
     A table that is wider than `columns` has its last column broken between words; where no room is
     left for that column, each row is a block of lines, each a heading and its cell.
@@ -79,7 +79,7 @@ def table(
 
 
 def flow(cells: Iterable[str], columns: int | None = None) -> Iterator[str]:
-    """Cells side by side; those that don't fit go on in the next lines, a little to the right."""
+    """Yield cells side by side; those that don't fit go on in the next lines, indented."""
     limit = columns or width()
     line = ""
     for cell in cells:
@@ -99,7 +99,7 @@ def printable(text: str) -> str:
 
 
 def _lines(cells: Sequence[str], sizes: Sequence[int], right: Sequence[bool]) -> Iterator[str]:
-    """A row, with its last cell in as many lines as it takes."""
+    """Yield a row, with its last cell in as many lines as it takes."""
     *before, last = cells
     for part in _wrapped(last, sizes[-1]):
         yield GAP.join(map(_filled, [*before, part], sizes, right)).rstrip()
@@ -107,7 +107,7 @@ def _lines(cells: Sequence[str], sizes: Sequence[int], right: Sequence[bool]) ->
 
 
 def _wrapped(text: str, size: int) -> list[str]:
-    """The text in lines of that many columns, broken between words only: ids stay whole."""
+    """Return the text in lines of that many columns, broken between words: ids stay whole."""
     if cell_len(text) <= size:
         return [text]
     words = textwrap.wrap(text, max(size, 1), break_long_words=False, break_on_hyphens=False)
@@ -132,7 +132,7 @@ AROUND = 20
 
 
 def change_lines(name: str, old: object, new: object, columns: int | None = None) -> Iterator[str]:
-    """One value and what it became: in one line, or below each other where that does not fit."""
+    """Yield a value and what it became: in one line, or in several where one is too short."""
     if isinstance(old, str) and isinstance(new, str):
         old, new = excerpts(old, new)
     before, after = _value(old), _value(new)
@@ -158,7 +158,7 @@ def excerpts(old: str, new: str) -> tuple[str, str]:
 
 
 def _alike(one: str, other: str) -> int:
-    """How many characters two texts have in common at their beginning."""
+    """Return how many characters two texts have in common at their beginning."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 

@@ -39,7 +39,7 @@ class Act:
         self._show = show
 
     def advance(self, steps: int = 1) -> None:
-        """So much more is done; less than nothing when it has to be done again."""
+        """Count steps that are done; a negative number takes back steps to be done again."""
         self._show(steps)
 
 
@@ -50,7 +50,7 @@ class Screen:
         self._console = Console(stderr=True)
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
@@ -73,12 +73,12 @@ class Screen:
 
 
 def label(text: str) -> TextColumn:
-    """A part of a progress display that takes several lines where one is too short for it."""
+    """Return a part of a progress display that takes several lines where one is too short."""
     return TextColumn(text, table_column=Column())
 
 
 def bar(console: Console) -> tuple[ProgressColumn, ...]:
-    """The bar, where the numbers beside it leave room for one."""
+    """Return the bar, where the numbers beside it leave room for one."""
     return (BarColumn(),) if console.width >= ROOM_FOR_BAR else ()
 
 
@@ -136,7 +136,7 @@ def require_yes(question: str, *, yes: bool) -> None:
 
 
 def agrees(question: str, *about: str) -> bool:
-    """Whether somebody, having read the lines before it, answers yes; nobody there: no."""
+    """Print the lines and ask; return whether somebody answers yes. Without a terminal: no."""
     if not _terminal():
         return False
     typer.echo("\n".join(about), err=True)

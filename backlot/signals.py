@@ -128,7 +128,7 @@ class Stop:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, on an event loop of its own.
+    """Return the result of `work`, run on an event loop of its own.
 
     Ctrl-C cancels it until it is done; raises KeyboardInterrupt then.
     """
@@ -139,7 +139,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _heeding(work: Coroutine[Any, Any, T]) -> asyncio.Task[T] | None:
-    """Its task, done; None when Ctrl-C ended it."""
+    """Return the finished task of `work`; None when Ctrl-C ended it."""
     from infra.cancellation import cancel
 
     loop, asked = asyncio.get_running_loop(), asyncio.Event()

@@ -84,7 +84,7 @@ class LeanProtocol(HttpToolsProtocol):
 
 
 def serving(app: FastAPI, **options: Any) -> uvicorn.Config:
-    """uvicorn's configuration for an application; `options` are further ones of uvicorn's."""
+    """Return uvicorn's configuration for an application; `options` are passed on to uvicorn."""
     return uvicorn.Config(
         app,
         loop="uvloop",
@@ -116,7 +116,7 @@ class PortTaken(OperatorError):
 
 
 def run_up(settings: Settings) -> int:
-    """Start, serve until SIGINT or SIGTERM, and stop everything; returns the exit code."""
+    """Start, serve until SIGINT or SIGTERM, and stop everything; return the exit code."""
     configure_logging(settings.logs)
     print("starting Backlot …", file=sys.stderr)
     seconds = STOP_SECONDS + settings.tasks.stop_seconds

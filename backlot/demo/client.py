@@ -45,18 +45,18 @@ class Meter:
     errors: Counter[str] = field(default_factory=Counter)
 
     def percentile_ms(self, share: float) -> float:
-        """The duration that `share` (0 to 1) of the API calls did not exceed, in ms."""
+        """Return the duration that `share` (0 to 1) of the API calls did not exceed, in ms."""
         if not self.durations:
             return 0.0
         ordered = sorted(self.durations)
         return 1000 * ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
     async def count(self, _: httpx.Request) -> None:
-        """One more request goes out."""
+        """Count a request that goes out."""
         self.requests += 1
 
     def note(self, failure: CallFailed, _: float | None) -> None:
-        """One of them failed."""
+        """Count a failure."""
         self.errors[str(failure)] += 1
 
 
@@ -73,18 +73,18 @@ class Person(UserClient):
     async def command(
         self, method: str, path: str, body: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Do something; a repeat after an outage carries the same key, so it counts once."""
+        """Send a command; a repeat after an outage carries the same key, so it counts once."""
         headers = {"Idempotency-Key": str(uuid4())} if method == "POST" else {}
         return _object(await self.call(method, path, headers, json=body))
 
     async def query(self, path: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Read, and see at least everything that this person has done."""
+        """Read; the answer shows at least everything that this person has done."""
         fresh = {"Backlot-Min-Position": self.position or "", "Backlot-Timeout-Ms": WAIT_MS}
         headers = fresh if self.position is not None else {}
         return _object(await self.call("GET", path, headers, params=params))
 
     async def all(self, path: str) -> list[dict[str, Any]]:
-        """Every item of a list, page by page."""
+        """Return every item of a list, read page by page."""
         items: list[dict[str, Any]] = []
         cursor: dict[str, Any] | None = {}
         while cursor is not None:
@@ -193,7 +193,7 @@ def _await_ready(process: subprocess.Popen[bytes], url: str) -> None:
 
 
 def stop(process: subprocess.Popen[bytes], seconds: float = STOP_SECONDS) -> None:
-    """End a server that we started: asked first, killed when it takes longer than `seconds`."""
+    """Ask a server that we started to end; kill it when that takes longer than `seconds`."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(seconds)

@@ -68,7 +68,7 @@ async def upload(studio: Person, clip: Clip, sent: Callable[[int], None]) -> Fil
 async def play(
     roles: list[ViewerRole], enter: Callable[[str], Person], stage: Stage
 ) -> list[Person]:
-    """Everybody plays their role, many at once; returns the people, in the order of the roles."""
+    """Play all roles, many at once; return the people in the order of the roles."""
     at_once = asyncio.Semaphore(PEOPLE_AT_ONCE)
 
     async def appear(role: ViewerRole) -> Person:
@@ -175,7 +175,7 @@ MOST_LISTS = 50
 
 
 def run_demo(url: str, *, settings: Settings, viewers: int = 25, as_json: bool = False) -> int:
-    """Play the demo against the server at `url` (no slash at the end); returns the exit code.
+    """Play the demo against the server at `url` (no slash at the end); return the exit code.
 
     0 when everything that was read back is what was done, else 1. Raises OperatorError when
     there is no Backlot at `url`, or none that takes this machine's tokens.
@@ -293,7 +293,7 @@ async def _first_day(
 
 
 def _video(url: str, film: Film) -> dict[str, Any]:
-    """One video of the report: its counts are those that the query API gave."""
+    """Return one video of the report, with the counts that the query API gave."""
     path = f"{url}/videos/{film.video_id}"
     return {
         "videoId": film.video_id,
@@ -310,7 +310,7 @@ HEADINGS = ("video", "MB", "parts", "views", "likes", "comments")
 
 
 def show(report: Mapping[str, Any]) -> None:
-    """The summary, on standard output."""
+    """Print the summary to standard output."""
     console = Console(width=output.width())
     rows = [
         (e["title"], f"{e['sizeBytes'] / 1e6:.2f}", *(str(e[name]) for name in HEADINGS[2:]))
@@ -332,7 +332,7 @@ def show(report: Mapping[str, Any]) -> None:
 
 
 def _sentences(report: Mapping[str, Any]) -> Iterator[str]:
-    """What is told below the table."""
+    """Yield the lines below the table."""
     totals, latency = report["totals"], report["latencyMs"]
     yield (
         f"{report['viewers']} viewers: {totals['videos']} videos, {totals['views']} views, "

@@ -94,7 +94,7 @@ class ViewerRole:
 
 
 def cast(viewers: int, videos: int) -> list[ViewerRole]:
-    """The roles of `viewers` people, each of whom watches every one of the videos."""
+    """Return the roles of `viewers` people, each of whom watches all videos."""
     return [
         ViewerRole(name_of(number), tuple(_visit(number, video) for video in range(videos)))
         for number in range(viewers)
@@ -102,7 +102,7 @@ def cast(viewers: int, videos: int) -> list[ViewerRole]:
 
 
 def name_of(number: int) -> str:
-    """A viewer's user id; a number is added once the names are used up."""
+    """Return a viewer's user id; a number is added once the names are used up."""
     turn, index = divmod(number, len(NAMES))
     return NAMES[index] if turn == 0 else f"{NAMES[index]}-{turn + 1}"
 
@@ -146,7 +146,7 @@ class Clip:
 
 
 def make_clips(folder: Path) -> list[Clip]:
-    """Three MP4 films (H.264, AAC); made in `folder` as far as ffmpeg is there and able."""
+    """Return three MP4 films (H.264, AAC); ffmpeg makes two of them in `folder` if it can."""
     rain, bars = "test-pattern.mp4", "colour-bars.mp4"
     return [
         Clip(
@@ -175,12 +175,15 @@ def make_clips(folder: Path) -> list[Clip]:
 
 
 def bundled_film() -> Path:
-    """The film that is part of the package."""
+    """Return the path of the film that is part of the package."""
     return Path(str(files("backlot.demo") / "sample.mp4"))
 
 
 def _film(path: Path, picture: str, extra: str = "") -> tuple[Path, str]:
-    """The film of a picture source and a tone at `path`, or else the bundled one; and why."""
+    """Make a film of a picture source and a tone at `path`; return its path and its source.
+
+    Return the bundled film where ffmpeg can't make one; the source then says why.
+    """
     if shutil.which("ffmpeg") is None:
         return bundled_film(), "bundled (ffmpeg is not installed)"
     inputs = f"-f lavfi -i {picture} -f lavfi -i sine=frequency=440:duration=4"
@@ -234,6 +237,6 @@ class Stage:
     surprises: list[str] = field(default_factory=list)
 
     def expect(self, what: str, expected: object, found: object) -> None:
-        """Note it when the server says something else than what was done."""
+        """Note a difference between what was done and what the server says."""
         if expected != found:
             self.surprises.append(f"{what}: expected {expected!r}, found {found!r}")

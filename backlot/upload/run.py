@@ -69,7 +69,7 @@ class Memory:
         self._complain = complain
 
     def recall(self) -> UnfinishedUpload | None:
-        """What was remembered; None for nothing, and for what can't be understood."""
+        """Return what was remembered; None for nothing, and for a damaged file."""
         with self._complaining():
             try:
                 return UnfinishedUpload.model_validate_json(self._path.read_bytes())
@@ -80,7 +80,7 @@ class Memory:
         return None
 
     def remember(self, begun: UnfinishedUpload) -> None:
-        """Replace what was remembered, for the user's eyes only; survives a crash."""
+        """Replace what was remembered; only the user can read it, and it survives a crash."""
         with self._complaining():
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._clear_out()
@@ -93,7 +93,7 @@ class Memory:
             draft.replace(self._path)
 
     def forget(self) -> None:
-        """There is nothing to go on with any more."""
+        """Remove what was remembered: nothing is left to resume."""
         with self._complaining():
             self._path.unlink(missing_ok=True)
 
@@ -115,9 +115,9 @@ class Memory:
 
 
 def state_folder() -> Path:
-    """Where this user's programs keep such state (XDG base directories).
+    """Return the folder of this user's unfinished uploads (XDG base directories).
 
-    Raises UploadFailed for a user without a home.
+    Raise UploadFailed for a user without a home.
     """
     configured = Path(os.environ.get("XDG_STATE_HOME", ""))
     try:
@@ -137,7 +137,7 @@ class FinishedUpload:
     resumed: bool
 
     def as_dict(self, url: str, seconds: float) -> dict[str, Any]:
-        """As `--json` prints it."""
+        """Return the upload as `--json` prints it."""
         return {
             "uploadId": str(self.video.upload_id),
             "videoId": str(self.video.video_id),
@@ -184,7 +184,7 @@ class UploadSession:
     async def _find(
         self, begun: UnfinishedUpload, upload_id: UUID, named: Mapping[str, str]
     ) -> UploadStatus | None:
-        """The remembered upload, if it is under way or done."""
+        """Return the remembered upload, if it is under way or done. Raise UploadFailed."""
         self._api.position = begun.position
         status = await self._api.status(upload_id)
         if status is None or status.status not in ("started", "completed"):
@@ -210,7 +210,7 @@ class UploadSession:
         return await self._transfer(status, resumed=True)
 
     async def _begin(self, begun: UnfinishedUpload) -> UploadStarted:
-        """Remembered before it is asked for, so that a crash begins no second upload."""
+        """Begin the upload; it is remembered before, so that a crash begins no second one."""
         self._memory.remember(begun)
         try:
             started = await self._api.start(begun.details, begun.key)
@@ -241,7 +241,7 @@ class UploadSession:
         return FinishedUpload(video, upload.part_count, transfer.parts_sent, resumed)
 
     async def _look_again(self, upload_id: UUID, failure: CallFailed) -> UploadCompleted:
-        """What another run made of the upload meanwhile; raises the failure if nothing."""
+        """Return what another run completed meanwhile; else raise the failure, or UploadEnded."""
         if failure.status not in ENDED:
             raise failure
         status = await self._api.status(upload_id)
@@ -256,7 +256,7 @@ class UploadSession:
         ) from failure
 
     async def _give_up(self, upload_id: UUID) -> None:
-        """What nobody will go on with need not be kept by the server."""
+        """Forget the upload, and tell the server that it need not keep it."""
         self._memory.forget()
         try:
             await self._api.abort(upload_id)
@@ -344,7 +344,7 @@ def _check(url: str, token: str) -> None:
 
 
 def _subject(token: str) -> str:
-    """Whom the token claims to stand for; the server decides whether that is true."""
+    """Return whom the token claims to stand for; the server decides whether that is true."""
     try:
         return str(jwt.decode(token, options={"verify_signature": False}).get("sub", ""))
     except jwt.PyJWTError:
@@ -352,7 +352,7 @@ def _subject(token: str) -> str:
 
 
 def _assumed(file: LocalFile, named: Mapping[str, str]) -> dict[str, str]:
-    """The title and type of a file that nobody said anything about. Raises UploadFailed."""
+    """Return a title and a type for the upload. Raise UploadFailed for no video or audio."""
     assumed = {"title": file.name[:MAX_TITLE]}
     if "contentType" not in named:
         ending = file.path.suffix.lower()

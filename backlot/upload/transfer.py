@@ -62,12 +62,12 @@ class UploadApi(UserClient):
     """One user's uploads on one server."""
 
     async def start(self, details: Details, key: str) -> UploadStarted:
-        """Begin; the same details under the same key begin the same upload."""
+        """Begin an upload; the same details under the same key begin the same one."""
         answer = await self.call("POST", "/uploads", {"Idempotency-Key": key}, json=details)
         return _read(UploadStarted, answer)
 
     async def status(self, upload_id: UUID) -> UploadStatus | None:
-        """How the upload stands; None when this user has no such upload there."""
+        """Return the state of the upload; None when this user has no such upload there."""
         fresh = {"Backlot-Min-Position": self.position or "", "Backlot-Timeout-Ms": FRESH_MS}
         try:
             answer = await self.call("GET", f"/uploads/{upload_id}", fresh if self.position else {})
@@ -82,13 +82,13 @@ class UploadApi(UserClient):
         return _read(UploadStatus, answer)
 
     async def part_urls(self, upload_id: UUID, numbers: Sequence[int]) -> list[PartUrl]:
-        """Where to send these parts (at most 1,000)."""
+        """Return the URLs to send these parts to (at most 1,000)."""
         path = f"/uploads/{upload_id}/part-urls"
         answer = await self.call("POST", path, json={"numbers": list(numbers)})
         return _read(PartUrls, answer).parts
 
     async def complete(self, upload_id: UUID, etags: Mapping[int, str]) -> UploadCompleted:
-        """Join the parts of these numbers; waits while another request does the same."""
+        """Join the parts of these numbers; wait while another request does the same."""
         path = f"/uploads/{upload_id}/complete"
         parts = [UploadedPart(number=number, etag=etags[number]) for number in sorted(etags)]
         body = {"parts": [part.model_dump(by_alias=True) for part in parts]}
@@ -138,7 +138,7 @@ class LocalFile(AbstractContextManager["LocalFile"]):
 
     @property
     def name(self) -> str:
-        """The last component of the path, in characters that JSON can carry."""
+        """Return the last component of the path, in characters that JSON can carry."""
         return self.path.name.encode(errors="replace").decode()
 
     def check_unchanged(self) -> None:
@@ -149,7 +149,7 @@ class LocalFile(AbstractContextManager["LocalFile"]):
         raise self._changed()
 
     async def blocks(self, offset: int, size: int) -> AsyncIterator[bytes]:
-        """Exactly `size` bytes from `offset`. Raises FileChanged where the file ends before."""
+        """Yield exactly `size` bytes from `offset`. Raise FileChanged where the file is shorter."""
         end = offset + size
         while offset < end:
             block = await asyncio.to_thread(self._read, offset, min(BLOCK_BYTES, end - offset))
@@ -157,14 +157,14 @@ class LocalFile(AbstractContextManager["LocalFile"]):
             offset += len(block)
 
     async def md5(self, offset: int, size: int) -> bytes:
-        """The binary MD5 of a part, which is what object stores make its ETag of."""
+        """Return the binary MD5 of a part, which is what object stores make its ETag of."""
         digest = hashlib.md5(usedforsecurity=False)
         async for block in self.blocks(offset, size):
             await asyncio.to_thread(digest.update, block)
         return digest.digest()
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
         os.close(self._descriptor)
 
     def __exit__(self, *_: object) -> None:
@@ -253,7 +253,7 @@ class Transfer:
         await together(*(work() for _ in range(self._parallel)))
 
     async def _part(self, number: int) -> str:
-        """The part's ETag, from the store if it holds these very bytes, else by sending them."""
+        """Return the part's ETag; send the part unless the store holds these very bytes."""
         self._file.check_unchanged()
         offset, size = self._span(number)
         digest = await self._file.md5(offset, size)
@@ -305,12 +305,12 @@ class Transfer:
         return etag
 
     def _span(self, number: int) -> tuple[int, int]:
-        """Offset and size of a part, in bytes."""
+        """Return the offset and the size of a part, in bytes."""
         offset = (number - 1) * self._upload.part_size_bytes
         return offset, min(self._upload.part_size_bytes, self._file.size - offset)
 
     async def _url(self, number: int) -> str:
-        """An URL for the next try; the one of the try before may be why that failed."""
+        """Return an URL for the next try; that of the try before may be why it failed."""
         async with self._asking:
             if not self._is_good(number):
                 await self._ask(number)
@@ -331,7 +331,7 @@ class Transfer:
             raise CallFailed("part-urls", f"no URL came for part {number}")
 
     def _lost(self, failure: CallFailed) -> list[int]:
-        """The parts that a refused completion misses, or knows as others."""
+        """Return the parts that the refusal of a completion calls missing or wrong."""
         if failure.slug != "parts-mismatch":
             return []
         named = {*failure.members.get("missing", ()), *failure.members.get("wrong", ())}
