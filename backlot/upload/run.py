@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -84,13 +85,11 @@ class Memory:
         with self._complaining():
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._clear_out()
-            draft = self._path.with_suffix(f".{os.getpid()}")
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(begun.model_dump_json().encode())
-                file.flush()
-                os.fsync(descriptor)
-            draft.replace(self._path)
+            with NamedTemporaryFile(dir=self._path.parent, delete=False) as draft:
+                draft.write(begun.model_dump_json().encode())
+                draft.flush()
+                os.fsync(draft.fileno())
+            Path(draft.name).replace(self._path)
 
     def forget(self) -> None:
         """Remove what was remembered: nothing is left to resume."""
