@@ -1,40 +1,226 @@
-"""The HTTP application of one process: the routers of its roles on its parts, and its jobs."""
+"""The composition of one process: its parts from the settings, its application, its jobs."""
 
 from __future__ import annotations
-
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
-
-from fastapi import APIRouter, FastAPI
+import asyncio
+import commands.objects
+import readapi.objects
+import structlog
+from backlot import problems
+from backlot.features import FEATURES
+from backlot.features import TABLES
+from backlot.features import read_models
+from backlot.features import replayable
+from backlot.health import operations
+from backlot.signals import last_word
+from backlot.signals import run
+from collections.abc import AsyncIterator
+from collections.abc import Callable
+from collections.abc import Coroutine
+from collections.abc import Iterable
+from commands.endpoint import Services
+from contextlib import AsyncExitStack
+from contextlib import ExitStack
+from contextlib import asynccontextmanager
+from engine import telemetry
+from engine.command_bus import CommandBus
+from engine.command_bus import Lookup
+from engine.command_bus import Reader
+from engine.event_store import open_recorder
+from engine.freshness import Waiting
+from engine.installation import install
+from engine.installation import make_tables
+from engine.log import MAPPER
+from engine.migrations import ENGINE
+from engine.migrations import migrate
+from engine.notifications import Notifications
+from engine.projection_subscription import ProjectionHost
+from engine.schedule import Job
+from engine.schedule import run_job
+from engine.seals.anchors import configured_anchors
+from engine.seals.anchors import configured_key
+from engine.seals.anchors import configured_proofs
+from engine.seals.sealer import Sealer
+from engine.seals.signature import SealKey
+from engine.telemetry import ViewerKeys
+from fastapi import APIRouter
+from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
-from starlette.staticfiles import StaticFiles
-
-from backlot import problems
-from backlot.bootstrap import object_routers
-from backlot.features import FEATURES, replayable
-from backlot.health import operations
-from backlot.roles import in_background, start_job, start_working
-from commands.endpoint import Services
-from engine import telemetry
-from engine.command_bus import CommandBus, Lookup, Reader
-from engine.freshness import Waiting
-from engine.log import MAPPER
-from engine.projection_subscription import ProjectionHost
-from engine.telemetry import ViewerKeys
+from infra.cancellation import END_SECONDS
+from infra.cancellation import cancel
+from infra.data_folder import DataFolder
+from infra.errors import OperatorError
 from infra.http.app import HttpApp
+from infra.http.auth import make_authenticator
+from infra.http.auth import read_or_make_secret
+from infra.metrics import counter
+from infra.objects.folder import FolderStore
+from infra.objects.port import ObjectStore
+from infra.objects.port import ObjectStoreUnavailable
+from infra.objects.s3 import make_s3
+from infra.objects.s3 import now
+from infra.postgres.connection import Limits
+from infra.postgres.connection import explained
 from infra.postgres.connection import make_pool
+from infra.postgres.connection import open_connection
+from infra.postgres.embedded import EmbeddedPostgres
+from infra.redis import open_redis
+from infra.redlock import make_redlock
 from infra.settings import Role
+from infra.settings import Settings
+from infra.tasks.broker import make_broker
+from infra.tasks.dead_letters import FailedTask
+from infra.tasks.resources import Resources
+from infra.tasks.worker import TaskWorker
+from projections.analytics import schema as analytics_schema
 from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog
 from projections.like_counters import AsyncCounters
 from projections.likes import Likes
 from projections.recommendations.cache import open_recommendations
+from psycopg import Connection
+from psycopg import OperationalError
+from psycopg.rows import TupleRow
 from readapi.audit.routes import Integrity
-from readapi.live_counts import LikeCounts, LiveCounts
+from readapi.live_counts import LikeCounts
+from readapi.live_counts import LiveCounts
 from readapi.queries import Queries
+from starlette.staticfiles import StaticFiles
+from typing import Any
+from workers.likes import open_counters
 from workers.parts import Parts
+from workers.recommendations import open_preparing
+from workers.relay import subscribe_relay
+from workers.speech import media_urls
+from workers.speech import open_speech
+from workers.tasks import TaskMeans
+from workers.tasks import Tasks
+from workers.tasks import declare
+from workers.tasks import give_up
+from workers.translation.task import open_translation
+
+log = structlog.get_logger(__name__)
+
+JOBS_BROKEN = counter(
+    "backlot_jobs_broken",
+    "Background jobs that ended by an error of their own, and run no more until a restart.",
+)
+
+
+class DatabaseUnreachable(OperatorError):
+    """The configured PostgreSQL does not take this program's connection."""
+
+
+def open_parts(
+    settings: Settings, stack: ExitStack, *, gives_up: Callable[[], bool] = lambda: False
+) -> Parts:
+    """Start what the settings ask for; `stack` stops it again, in reverse order.
+
+    Raises OperatorError with one clear line when a part can't start, and where one that takes long
+    was broken off because of `gives_up`.
+    """
+    folder = stack.enter_context(DataFolder(settings.server.data_dir))
+    secret = read_or_make_secret(folder.secret)
+    # First what is quick to find wrong: PostgreSQL takes seconds to start, and to stop again.
+    objects = open_objects(settings, folder, secret, stack)
+    seal_key, proofs = configured_key(settings.seals), configured_proofs(settings.seals)
+    database_url = _database(settings, folder, stack, gives_up)
+    models = read_models()
+    limits = Limits.from_settings(settings.database)
+    with open_connection(database_url, "installation") as conn:
+        make_tables(conn, *TABLES)
+        install(conn, models.all())
+    recorder = open_recorder(database_url, limits=limits)
+    stack.callback(recorder.close)
+    analytics_url = settings.analytics.url(database_url)
+    with _reached(analytics_url, "TIMESCALE_URL") as conn:
+        migrate(conn, ENGINE)
+        analytics_schema.migrate(conn)
+    notifications, host = Notifications(database_url), None
+    if Role.PROJECTIONS in settings.server.roles:
+        host = ProjectionHost(
+            database_url,
+            models.all(),
+            notifications,
+            batch_events=settings.projections.batch_events,
+            poll_seconds=settings.projections.poll_seconds,
+        )
+    redis = open_redis(settings.redis.url)
+    return Parts(
+        settings,
+        database_url,
+        analytics_url,
+        make_authenticator(settings.auth, secret),
+        objects,
+        recorder,
+        models,
+        notifications,
+        host,
+        redis,
+        make_redlock(redis, settings.redis.lock_urls),
+        open_counters(settings, stack),
+        sealer=_sealer(settings, database_url, seal_key),
+        proofs=proofs,
+        limits=limits,
+    )
+
+
+def open_objects(
+    settings: Settings, folder: DataFolder, secret: str, stack: ExitStack
+) -> ObjectStore:
+    """Return the store of these settings, ready for this process's roles; `stack` closes it.
+
+    Raises OperatorError with one clear line when the folder or the bucket is of no use.
+    """
+    roles = settings.server.roles
+    try:
+        if settings.objects.bucket is None:
+            local = FolderStore(folder.objects, secret.encode(), settings.objects.url_ttl, now)
+            if Role.COMMANDS in roles:
+                # Only the process that takes uploads may sweep up what a crash left of them.
+                run(local.recover())
+            return local
+        store = make_s3(settings.objects)
+        stack.callback(store.close)
+        if roles != {Role.PROJECTIONS}:
+            store.probe()
+    except ObjectStoreUnavailable as error:
+        raise OperatorError(error.cause) from error
+    return store
+
+
+def _sealer(settings: Settings, database_url: str, key: SealKey | None) -> Sealer | None:
+    if Role.WORKERS not in settings.server.roles:
+        return None
+    return Sealer(
+        database_url,
+        block_events=settings.seals.block_events,
+        block_seconds=settings.seals.block_seconds,
+        key=key,
+        anchors=configured_anchors(settings.seals),
+    )
+
+
+def _database(
+    settings: Settings, folder: DataFolder, stack: ExitStack, gives_up: Callable[[], bool]
+) -> str:
+    if settings.database.url is None:
+        server = EmbeddedPostgres(folder.postgres, gives_up=gives_up)
+        stack.enter_context(last_word(server.part_with))
+        return stack.enter_context(server).url
+    url = settings.database.url.get_secret_value()
+    _reached(url, "DATABASE_URL").close()
+    return url
+
+
+def _reached(url: str, setting: str) -> Connection[TupleRow]:
+    try:
+        return open_connection(url, "installation")
+    except OperationalError as error:
+        raise DatabaseUnreachable(
+            f"{setting}: PostgreSQL can't be reached there: {explained(error)}"
+        ) from error
+
 
 STATIC = "/docs/static"
 
@@ -61,7 +247,7 @@ LONGEST_STOP_SECONDS = 50.0
 
 
 def make_app(parts: Parts) -> FastAPI:
-    """The HTTP application with the routers of the roles that this process has."""
+    """Return the HTTP application with the routers of the roles that this process has."""
     roles = parts.settings.server.roles
     routers: list[APIRouter] = []
     translate: dict[type[Exception], Callable[[Any], Any]] = {}
@@ -82,7 +268,11 @@ def make_app(parts: Parts) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    for router in [*routers, *object_routers(parts.objects, roles), operations(parts)]:
+    if isinstance(parts.objects, FolderStore):
+        # Clients move bytes through this process; else they talk to S3 itself.
+        moving = {Role.COMMANDS: commands.objects.router, Role.QUERIES: readapi.objects.router}
+        routers += (router(parts.objects) for role, router in moving.items() if role in roles)
+    for router in [*routers, operations(parts)]:
         # Not `include_router`: it nests, and each level is searched again for every request.
         app.router.routes.extend(router.routes)
     mount_docs(app)
@@ -91,44 +281,57 @@ def make_app(parts: Parts) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
+    """Run what the roles of this process are; the end of the block loses nothing."""
+    roles = parts.settings.server.roles
     async with AsyncExitStack() as stack:
-        if parts.settings.server.roles & FOLLOWING:
+        if roles & FOLLOWING:
             in_background(parts.notifications.run(), stack)
-        if parts.host is not None:
-            _project(parts, parts.host, stack)
+        if (host := parts.host) is not None:
+            reactors = (each for feature in FEATURES for each in feature.reactors(parts, host))
+            for work in [host.run(), *reactors]:
+                in_background(work, stack, seconds=LONGEST_STOP_SECONDS)
         stack.push_async_callback(parts.redis.aclose)
         stack.push_async_callback(parts.locks.aclose)
-        if Role.QUERIES in parts.settings.server.roles:
+        if Role.QUERIES in roles:
             app.state.queries = await _queries(parts, stack)
-            app.state.integrity = _integrity(parts, stack)
+            app.state.integrity = Integrity(parts.database_url, parts.proofs, MAPPER.topics)
+            stack.push_async_callback(app.state.integrity.close)
         bus = _bus(parts)
         stack.push_async_callback(bus.close)
-        if Role.COMMANDS in parts.settings.server.roles:
+        if Role.COMMANDS in roles:
             app.state.commands = _commands(parts, bus, stack)
-        if Role.WORKERS in parts.settings.server.roles:
-            _schedule(parts, bus, stack)
-        await start_working(parts, bus, stack)
+        if Role.WORKERS in roles:
+            jobs = [job for feature in FEATURES for job in feature.jobs(parts, bus)]
+            for close in parts.closings:
+                stack.push_async_callback(close)
+            _schedule(jobs, stack)
+        await _follow(parts, bus, stack)
         yield
 
 
-def _project(parts: Parts, host: ProjectionHost, stack: AsyncExitStack) -> None:
-    """Run the projections, and what reacts to them."""
-    reactors = (each for feature in FEATURES for each in feature.reactors(parts, host))
-    for work in [host.run(), *reactors]:
-        in_background(work, stack, seconds=LONGEST_STOP_SECONDS)
+def in_background(
+    work: Coroutine[Any, Any, None],
+    stack: AsyncExitStack,
+    *,
+    name: str | None = None,
+    seconds: float = END_SECONDS,
+) -> None:
+    """Run work without an end until `stack` is closed; if it breaks, that is logged at once."""
+    task = asyncio.create_task(work, name=name or getattr(work, "__qualname__", None))
+    task.add_done_callback(_tell_broken)
+    stack.push_async_callback(cancel, task, seconds=seconds)
 
 
-def _schedule(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> None:
-    """Run the jobs of all features."""
-    stack.push_async_callback(_close, parts)
-    for feature in FEATURES:
-        for job in feature.jobs(parts, bus):
-            start_job(job, stack)
+def _tell_broken(task: asyncio.Task[None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        JOBS_BROKEN.inc()
+        log.error("job_broke", job=task.get_name(), exc_info=error)
 
 
-async def _close(parts: Parts) -> None:
-    for close in parts.closings:
-        await close()
+def _schedule(jobs: Iterable[Job], stack: AsyncExitStack) -> None:
+    for job in jobs:
+        in_background(run_job(job), stack, name=job.name)
 
 
 async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
@@ -138,8 +341,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
     await pool.open()
     stack.push_async_callback(pool.close)
     ttl = settings.likes.counter_ttl_seconds
-    counters = AsyncCounters(parts.redis, ttl) if parts.counters else None
-    counts = LikeCounts(likes, counters)
+    counts = LikeCounts(likes, AsyncCounters(parts.redis, ttl) if parts.counters else None)
     live = LiveCounts(pool, catalog, counts)
     parts.endings.append(live.close)
     stack.push_async_callback(live.close)
@@ -168,13 +370,6 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
         analytics=analytics,
         recommendations=recommendations,
     )
-
-
-def _integrity(parts: Parts, stack: AsyncExitStack) -> Integrity:
-    known_topics = MAPPER.topics
-    integrity = Integrity(parts.database_url, parts.proofs, known_topics)
-    stack.push_async_callback(integrity.close)
-    return integrity
 
 
 def _bus(parts: Parts) -> CommandBus:
@@ -211,3 +406,53 @@ def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
         projections=replayable(),
         viewers=ViewerKeys(parts.database_url) if settings.watch.anonymous_viewers else None,
     )
+
+
+async def _follow(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> None:
+    """Start what follows the log and acts on it: the relay, the consumers, the tasks."""
+    settings, roles = parts.settings, parts.settings.server.roles
+    if Role.RELAY in roles and settings.kafka.configured:
+        relay = subscribe_relay(
+            parts.database_url,
+            settings.kafka,
+            notifications=parts.notifications,
+            batch_events=settings.kafka.relay_batch_events,
+            poll_seconds=settings.projections.poll_seconds,
+        )
+        in_background(relay.run(), stack)
+    if roles & {Role.CONSUMERS, Role.TASKS}:
+        tasks = await _tasks(parts, bus, stack)
+        # What is consumed, and the jobs that send tasks for what was missed.
+        for feature in FEATURES if Role.CONSUMERS in roles else ():
+            for subscription in feature.subscriptions(parts, tasks):
+                in_background(subscription.run(), stack)
+            _schedule(feature.sweeps(parts, tasks), stack)
+
+
+async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:
+    """Return the tasks, to be sent; start a worker where this process runs them."""
+    settings = parts.settings
+
+    @asynccontextmanager
+    async def open_means() -> AsyncIterator[TaskMeans]:
+        with media_urls(settings.objects, parts.objects, settings.server.local_url) as media_url:
+            opened = open_translation(settings.translation, settings.llm, bus, parts.redis)
+            preparing = open_preparing(settings, parts.database_url, parts.redis)
+            async with opened as translation, preparing as recommendations:
+                speech = open_speech(settings.speech, bus, media_url)
+                yield TaskMeans(translation, speech, recommendations)
+
+    async def on_dead(failed: FailedTask) -> None:
+        await give_up(resources.get(), failed)
+
+    resources = Resources(open_means)
+    loop = asyncio.get_running_loop()
+    broker = make_broker(settings.tasks, on_dead=on_dead, resources=resources, loop=loop)
+    tasks = declare(broker, resources.get)
+    if Role.TASKS in settings.server.roles:
+        worker = TaskWorker(broker, settings.tasks)
+        await asyncio.to_thread(worker.start)
+        stack.push_async_callback(asyncio.to_thread, worker.stop)
+    else:
+        stack.push_async_callback(asyncio.to_thread, broker.close)
+    return tasks

@@ -1,4 +1,4 @@
-"""Groups of commands, and what stands for none of theirs."""
+"""What stands on a command line: groups of commands, names, times."""
 
 from __future__ import annotations
 
@@ -19,12 +19,9 @@ from infra.errors import ExitCode, UsageError
 class CommandGroup(TyperGroup):
     """Without a command it explains itself."""
 
-    unnamed = "--help"
-
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         # A shell that completes what is typed so far may still get a command.
-        unnamed = not (ctx.resilient_parsing or self._named(ctx, args))
-        return super().parse_args(ctx, [self.unnamed, *args] if unnamed else args)
+        return super().parse_args(ctx, args if args or ctx.resilient_parsing else ["--help"])
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -37,26 +34,28 @@ class CommandGroup(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(ExitCode.CUT_OFF) from None
 
-    def _named(self, ctx: Any, args: list[str]) -> bool:
-        return bool(args)
-
 
 class ListingGroup(CommandGroup):
     """Without a command it is its `list`, with the options of that."""
 
-    unnamed = "list"
-
-    def _named(self, ctx: Any, args: list[str]) -> bool:
-        return bool(args) and (not args[0].startswith("-") or args[0] in ctx.help_option_names)
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = args and (not args[0].startswith("-") or args[0] in ctx.help_option_names)
+        return super().parse_args(ctx, args if named or ctx.resilient_parsing else ["list", *args])
 
 
 def group(about: str, kind: type[CommandGroup] = CommandGroup) -> typer.Typer:
-    """A group of commands, a sentence about them, and what it does without a command."""
-    return typer.Typer(cls=kind, help=about, callback=_begin, rich_markup_mode=None)
+    """Return a group of commands, described by `about`."""
+
+    def callback() -> None:
+        """Do nothing; with a callback, one command alone is a group too."""
+
+    return typer.Typer(cls=kind, help=about, callback=callback, rich_markup_mode=None)
 
 
-def _begin() -> None:
-    """Nothing; with it, one command alone is a group too."""
+def require_one_way(told: str, *ways: bool) -> None:
+    """Raise UsageError with this text unless exactly one of the ways to choose was used."""
+    if ways.count(True) != 1:
+        raise UsageError(told)
 
 
 SHOWN = 5
@@ -68,7 +67,7 @@ class UnknownName(UsageError):
 
 
 def require(kind: str, name: str, names: Collection[str]) -> str:
-    """The name, where it is one of `names` of a `kind`; raises UnknownName."""
+    """Return the name when it is one of `names`, which are of this kind; else raise UnknownName."""
     if name in names:
         return name
     found = near(name, names)
@@ -78,7 +77,7 @@ def require(kind: str, name: str, names: Collection[str]) -> str:
 
 
 def near(name: str, names: Iterable[str]) -> list[str]:
-    """Those of `names` that are spelt like it or have it in them, the nearest first."""
+    """Return the `names` that are spelt like `name` or contain it, the nearest first."""
     spelt = {known.lower(): known for known in sorted(names)}
     wanted = name.lower()
     close = get_close_matches(wanted, spelt, n=SHOWN)
@@ -87,33 +86,29 @@ def near(name: str, names: Iterable[str]) -> list[str]:
 
 
 def completion(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """What a shell offers for the beginning of such a name."""
-
-    def offered(incomplete: str) -> list[str]:
-        return sorted(name for name in names() if name.startswith(incomplete))
-
-    return offered
+    """Return what offers a shell those of the names that begin as the incomplete one does."""
+    return lambda incomplete: sorted(name for name in names() if name.startswith(incomplete))
 
 
 def projections() -> frozenset[str]:
-    """Everything that `backlot projections` can be told to act on."""
+    """Return everything that `backlot projections` can act on."""
     from backlot.features import replayable
 
     return replayable()
 
 
 def projection(name: str | None) -> str | None:
-    """A parameter's callback: the name of a projection, or none given; raises UnknownName."""
+    """Return the name of a projection, or None where none is given; else raise UnknownName."""
     return name if name is None else require("projection", name, projections())
 
 
 def aggregates() -> frozenset[str]:
-    """Kinds of aggregates, as topics begin with them."""
+    """Return the kinds of aggregates, as topics begin with them."""
     return frozenset(topic.partition(".")[0] for topic in topics())
 
 
 def topics() -> frozenset[str]:
-    """Topics of events, of whatever version."""
+    """Return the topics of events, of all versions."""
     from backlot.features import FEATURES
     from engine.log import topics_of
 
@@ -122,30 +117,16 @@ def topics() -> frozenset[str]:
 
 
 def event_types() -> frozenset[str]:
-    """What `--type` takes: a topic, a topic without its version, or a kind of aggregate."""
+    """Return what `--type` takes: topics, topics without version, kinds of aggregates."""
     return types_of(topics())
 
 
 def types_of(found: Iterable[str]) -> frozenset[str]:
-    """The types of events under these topics."""
+    """Return the types of events under these topics, as `--type` takes them."""
     forms = (
         (topic, topic.rpartition(".v")[0] or topic, topic.partition(".")[0]) for topic in found
     )
     return frozenset(form for each in forms for form in each)
-
-
-def published() -> frozenset[str]:
-    """Topics of messages that are published and consumed."""
-    from projections.integration_events import TOPICS
-
-    return frozenset(TOPICS)
-
-
-def queues() -> frozenset[str]:
-    """Queues of tasks."""
-    from infra.tasks.queues import QUEUES
-
-    return frozenset(QUEUES)
 
 
 UNITS = {
@@ -164,7 +145,7 @@ EXAMPLES = "yesterday, 1h, 30m, 2d, 2026-11-22 or 2026-11-22T09:30:15+01:00"
 
 
 def moment(option: str, text: str | None, now: datetime) -> datetime | None:
-    """The time in UTC that an option names, None where it is not given; raises UsageError.
+    """Return the time in UTC that an option names, None where it is not given; raise UsageError.
 
     A duration is so long before `now`; a day is its midnight; without a zone it is in UTC.
     """
@@ -177,17 +158,12 @@ def moment(option: str, text: str | None, now: datetime) -> datetime | None:
 
 
 def duration(text: str) -> timedelta:
-    """How long 90s, 30m, 1h, 1h30m, 2d or 1w is. Raises ValueError and OverflowError."""
-    rest, total = text.strip().lower(), timedelta()
-    if not rest:
-        raise ValueError("no duration")
-    while rest:
-        match = AMOUNT.match(rest)
-        if match is None or match[2] not in SIZES:
-            raise ValueError(f"{text!r} is no duration")
-        total += int(match[1]) * SIZES[match[2]]
-        rest = rest[match.end() :]
-    return total
+    """Return how long 90s, 30m, 1h, 1h30m, 2d or 1w is. Raise ValueError or OverflowError."""
+    words = text.strip().lower()
+    amounts = AMOUNT.findall(words)
+    if not amounts or AMOUNT.sub("", words) or any(unit not in SIZES for _, unit in amounts):
+        raise ValueError(f"{text!r} is no duration")
+    return sum((int(count) * SIZES[unit] for count, unit in amounts), timedelta())
 
 
 def _moment(text: str, now: datetime) -> datetime:
@@ -205,7 +181,7 @@ def _moment(text: str, now: datetime) -> datetime:
 
 
 def _written_out(text: str) -> datetime:
-    """A date, or a date and a time, in ISO 8601 or as this program prints them."""
+    """Read a date, or a date and a time, in ISO 8601 or as this program prints them."""
     joined = ZONE.sub(lambda found: "" if found[0].isspace() else "Z", text)
     time = datetime.fromisoformat(joined)
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)

@@ -5,54 +5,56 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from operator import attrgetter
 from typing import Any
 
 import httpx
+
+from infra.errors import OperatorError
 
 # What a repeat may mend: no answer at all, too slow, too many at once, a part that is down.
 PASSING = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS})
 XML_MESSAGE = re.compile(r"<Message>([^<]+)</Message>")
 
 
+@dataclass(eq=False)
 class CallFailed(Exception):
     """A call did not succeed; `status` is None without an answer.
 
     `members` are those of the problem that was answered, `told_pause` its Retry-After in seconds.
     """
 
-    def __init__(
-        self, call: str, problem: str, status: int | None = None, *, passing: bool = False
-    ) -> None:
-        super().__init__(f"{call}: {problem}")
-        self.problem = problem
-        self.status = status
-        self.passing = passing
-        self.members: dict[str, Any] = {}
-        self.told_pause: float | None = None
+    call: str
+    problem: str
+    status: int | None = None
+    passing: bool = False
+    members: Mapping[str, Any] = field(default_factory=dict)
+    told_pause: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.call}: {self.problem}"
 
     @classmethod
     def unanswered(cls, call: str, error: httpx.TransportError) -> CallFailed:
-        """Nothing came back; a repeat may help unless we asked for what can't be sent."""
+        """Return the failure of a call that got no answer.
+
+        A repeat may help, unless the request itself can't be sent.
+        """
         ours = isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError))
         return cls(call, f"{type(error).__name__} {error}".strip(), passing=not ours)
 
     @classmethod
     def refused(cls, call: str, answer: httpx.Response) -> CallFailed:
-        """An answer other than success, in the words of whoever gave it."""
-        members = _members(answer)
-        status = answer.status_code
-        found = cls(
-            call,
-            f"{status} {members.get('detail') or _plain_reason(answer)}",
-            status,
-            passing=answer.is_server_error or status in PASSING,
-        )
-        found.members, found.told_pause = members, _retry_after(answer)
-        return found
+        """Return the failure that an answer tells of, in the words of whoever answered."""
+        status, members = answer.status_code, _members(answer)
+        problem = f"{status} {members.get('detail') or _plain_reason(answer)}"
+        passing = answer.is_server_error or status in PASSING
+        return cls(call, problem, status, passing, members, _retry_after(answer))
 
     @property
     def slug(self) -> str:
@@ -70,19 +72,14 @@ class Patience:
     longest_told: float
 
     def pause(self, attempt: int, told: float | None = None) -> float:
-        """How long to wait after try `attempt` (from 1): doubling, spread, or what was `told`.
+        """Return the wait after try `attempt` (from 1): doubling, spread, or what was `told`.
 
         Spread over the upper half, so that clients that failed together don't return together.
         """
-        if told is not None:
-            return min(told, self.longest_told) + self.first * _chance()
-        whole = min(self.first * 2.0 ** min(attempt - 1, 60), self.longest)
-        return whole * (1 + _chance()) / 2
-
-
-def may_pass(failure: CallFailed) -> bool:
-    """Whether the failure may be over when the same is asked again."""
-    return failure.passing
+        least, spread = min(told or 0.0, self.longest_told), self.first
+        if told is None:
+            least = spread = min(self.first * 2.0 ** min(attempt - 1, 60), self.longest) / 2
+        return least + random.uniform(0, spread)  # noqa: S311 - keeps no secret
 
 
 Note = Callable[[CallFailed, float | None], None]
@@ -95,9 +92,9 @@ async def persist(
     patience: Patience,
     *,
     note: Note,
-    again: Callable[[CallFailed], bool] = may_pass,
+    again: Callable[[CallFailed], bool] = attrgetter("passing"),
 ) -> httpx.Response:
-    """The first successful answer to `send`, tried again while `again` says that it may help.
+    """Return the first successful answer to `send`; `again` says whether another try may help.
 
     Raises the last CallFailed, and what `send` itself raises.
     """
@@ -121,8 +118,44 @@ async def persist(
         await asyncio.sleep(pause)
 
 
-def _chance() -> float:
-    return random.random()  # noqa: S311 - spreads retries, keeps no secret
+class UserClient:
+    """One user's calls to one server. Any call may raise CallFailed.
+
+    `position` is how far in the log this user has written.
+    """
+
+    def __init__(
+        self, http: httpx.AsyncClient, token: str, *, patience: Patience, note: Note
+    ) -> None:
+        self.position: str | None = None
+        self.http, self.patience, self.note = http, patience, note
+        self._authorization = {"Authorization": f"Bearer {token}"}
+        self._answered = False
+
+    async def call(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> httpx.Response:
+        """Return the successful answer to a request; `options` are httpx's."""
+        headers = {**self._authorization, **(headers or {})}
+
+        async def send() -> httpx.Response:
+            started = time.perf_counter()
+            answer = await self.http.request(method, path, headers=headers, **options)
+            self._answered = True
+            self.measure(time.perf_counter() - started)
+            return answer
+
+        def again(failure: CallFailed) -> bool:
+            # Where nobody has answered yet, somebody would wait for a mistyped address.
+            return failure.passing and (self._answered or failure.status is not None)
+
+        call = f"{method} {path}"
+        answer = await persist(call, send, self.patience, note=self.note, again=again)
+        self.position = answer.headers.get("Backlot-Position", self.position)
+        return answer
+
+    def measure(self, seconds: float) -> None:
+        """Take note of how long an answer took, also one that tells of a failure."""
 
 
 def _members(answer: httpx.Response) -> dict[str, Any]:
@@ -134,13 +167,13 @@ def _members(answer: httpx.Response) -> dict[str, Any]:
 
 
 def _plain_reason(answer: httpx.Response) -> str:
-    """What an object store says in XML, else the status in words."""
+    """Return what an object store says in XML, else the status in words."""
     found = XML_MESSAGE.search(answer.text)
     return found[1] if found else answer.reason_phrase
 
 
 def _retry_after(answer: httpx.Response) -> float | None:
-    """Seconds, from either form of the header (RFC 9110, section 10.2.3)."""
+    """Return the seconds of either form of the header (RFC 9110, section 10.2.3)."""
     told = answer.headers.get("Retry-After", "").strip()
     if told.isdecimal():
         return float(told)
@@ -151,3 +184,13 @@ def _retry_after(answer: httpx.Response) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def check_url(url: str, failed: type[OperatorError]) -> None:
+    """Raise `failed` for what is no URL of a server."""
+    try:
+        scheme = httpx.URL(url).scheme
+    except httpx.InvalidURL as error:
+        raise failed(f"--url: {url!r} is not a URL ({error})") from error
+    if scheme not in ("http", "https"):
+        raise failed(f"--url: {url!r} has to start with http:// or https://")

@@ -104,8 +104,8 @@ def demo(
     Exit code 1: something that was read back is not what was done.
     """
     settings = load_settings()
+    from backlot.demo.client import running_server
     from backlot.demo.run import run_demo
-    from backlot.demo.server import running_server
 
     if url is not None or not start:
         target = (url or settings.server.public_url).rstrip("/")
@@ -160,7 +160,7 @@ def upload(
     as_json: Json = False,
 ) -> None:
     """Upload a file in parts; after an interruption the same command sends only the rest."""
-    from backlot.upload.run import Target, run_upload
+    from backlot.upload.run import run_upload
 
     settings = load_settings()
     if token is None:
@@ -175,7 +175,8 @@ def upload(
     }
     code = run_upload(
         file,
-        Target((url or settings.server.public_url).rstrip("/"), token.strip()),
+        (url or settings.server.public_url).rstrip("/"),
+        token.strip(),
         named={name: said for name, said in details.items() if said is not None},
         parallel=parallel,
         resume=resume,
@@ -210,7 +211,7 @@ def bench(context: typer.Context) -> None:
 
 
 def parse_ttl(text: str) -> timedelta:
-    """A duration such as 90s, 30m, 1h or 7d. Raises CommandError for anything else."""
+    """Return a duration such as 90s, 30m, 1h or 7d. Raise CommandError for anything else."""
     match = re.fullmatch(r"([1-9][0-9]{0,8})([smhd])", text.strip())
     if match is None:
         raise CommandError(f"--ttl: {text!r} is not a duration such as 90s, 30m, 1h or 7d")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import socket
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -21,10 +21,9 @@ from redis import RedisError
 
 from backlot.database import NothingRuns
 from backlot.features import FEATURES
+from backlot.health import NOT_RUNNING, PATIENCE_SECONDS, DoctorPart, Kind, analytics, failure
 from backlot.output import flow
-from backlot.part_status import PATIENCE_SECONDS, DoctorPart, Kind, analytics, failing
 from backlot.projections.text import in_trouble, read_statuses
-from backlot.signals import run
 from infra.data_folder import (
     DataFolderError,
     check_format,
@@ -40,19 +39,18 @@ from infra.objects.s3 import make_s3
 from infra.postgres.cluster import MAJOR, PostgresError, check_major
 from infra.postgres.connection import UNHURRIED, explained, is_silence, open_connection
 from infra.postgres.embedded import running_url
-from infra.redis import connect_redis, server_of
+from infra.redis import connect_blocking_redis, server_of
 from infra.settings import Role, Settings, SettingsError, load_settings
 from infra.tasks.broker import task_queues
 from infra.tasks.errors import BrokerAway
 
 
 def kafka(settings: Settings) -> DoctorPart:
-    """Whether one of the brokers takes a connection."""
+    """Return whether one of the brokers takes a connection."""
     servers = settings.kafka.bootstrap_servers
     if not servers:
-        return DoctorPart(
-            "kafka", "embedded", None, True, "not set: consumers follow the event log"
-        )
+        told = "not set: consumers follow the event log"
+        return DoctorPart("kafka", "embedded", None, True, told)
     errors = []
     for server in servers:
         host, _, port = server.rpartition(":")
@@ -64,35 +62,30 @@ def kafka(settings: Settings) -> DoctorPart:
     detail = "; ".join([f"{up} of {len(servers)} bootstrap servers answer", *errors])
     if up == 0:
         remedy = "start them, or see KAFKA_BOOTSTRAP_SERVERS"
-        return failing("kafka", "external", ",".join(servers), detail, remedy)
+        return failure("kafka", "external", ",".join(servers), detail, remedy)
     return DoctorPart("kafka", "external", ",".join(servers), True, detail)
 
 
 def tasks(settings: Settings) -> DoctorPart:
-    """The task queues, where other processes can see them."""
+    """Return how the task queues are, where several processes share them."""
     url = settings.tasks.own_broker_url
     if settings.tasks.broker_url is None:
-        return DoctorPart(
-            "tasks", "embedded", None, True, "in the process; lost tasks are found again"
-        )
+        told = "in the process; lost tasks are found again"
+        return DoctorPart("tasks", "embedded", None, True, told)
     try:
         depths = task_queues(settings.tasks).depths()
     except BrokerAway as error:
         remedy = "start it, or see TASK_BROKER_URL and REDIS_URL"
-        return failing("tasks", "external", None, str(error), remedy)
+        return failure("tasks", "external", None, str(error), remedy)
     dead = sum(depth.dead for depth in depths)
     waiting = sum(depth.waiting + depth.delayed for depth in depths)
-    where = "on the redis above" if url is None else ""
-    shown = None if url is None else _address(url.get_secret_value())
     counts = f"{waiting} waiting, {dead} dead"
-    return DoctorPart("tasks", "external", shown, True, ", ".join(filter(None, (where, counts))))
-
-
-def _address(url: str) -> str:
-    """A broker's URL without user and password."""
-    parts = urlsplit(url)
+    if url is None:
+        return DoctorPart("tasks", "external", None, True, f"on the redis above, {counts}")
+    parts = urlsplit(url.get_secret_value())
     port = "" if parts.port is None else f":{parts.port}"
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+    shown = f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+    return DoctorPart("tasks", "external", shown, True, counts)
 
 
 class Probe(NamedTuple):
@@ -103,68 +96,52 @@ class Probe(NamedTuple):
     detail: str
 
 
-class ProbedRedis(NamedTuple):
-    """One that answered; `run_id` is what it calls itself until it restarts."""
-
-    name: str
-    version: str
-    run_id: str
-
-
 def probe(urls: Sequence[SecretStr]) -> Probe:
-    """Ask all the servers, each for a second or two."""
-    found = run(_ask_all([url.get_secret_value() for url in urls]))
-    servers = [server for server in found if isinstance(server, ProbedRedis)]
-    complaints = [complaint for complaint in found if isinstance(complaint, str)]
-    runs = [server.run_id for server in servers]
-    same = [server.name for server in servers if runs.count(server.run_id) > 1]
+    """Ask all Redis servers at once; each has a second or two to answer."""
+    secrets = [url.get_secret_value() for url in urls]
+    with ThreadPoolExecutor(len(secrets)) as threads:
+        found = list(threads.map(_ask, secrets))
+    servers = [told for told in found if not isinstance(told, str)]
+    complaints = [told for told in found if isinstance(told, str)]
+    # What a server calls itself until it restarts.
+    runs = Counter(told["run_id"] for told in servers)
+    same = [told["server"] for told in servers if runs[told["run_id"]] > 1]
     if same:
         complaints.append(f"{' and '.join(same)} are the same server")
-    versions = ", ".join(sorted({server.version for server in servers}))
+    versions = ", ".join(sorted({told["redis_version"] for told in servers}))
     answering = f"{len(servers)} of {len(found)} answer" if len(found) > 1 else ""
-    detail = "; ".join(filter(None, [f"Redis {versions}" if versions else "", answering]))
-    shown = ", ".join(_masked(url.get_secret_value()) for url in urls)
-    return Probe(shown, not complaints, "; ".join(filter(None, [detail, *complaints])))
+    detail = [f"Redis {versions}" if versions else "", answering, *complaints]
+    shown = ", ".join(f"{urlsplit(url).scheme}://{server_of(url)}" for url in secrets)
+    return Probe(shown, not complaints, "; ".join(filter(None, detail)))
 
 
-async def _ask_all(urls: Sequence[str]) -> Sequence[ProbedRedis | str]:
-    return await asyncio.gather(*(_ask(url) for url in urls))
-
-
-async def _ask(url: str) -> ProbedRedis | str:
-    client = connect_redis(url)
+def _ask(url: str) -> dict[str, str] | str:
+    """Return what the server tells of itself, or else a text that says what is wrong."""
     try:
-        told = await client.info("server")
+        with closing(connect_blocking_redis(url)) as client:
+            return {**client.info("server"), "server": server_of(url)}
     except RedisError as error:
         return f"{server_of(url)}: {' '.join(str(error).split())}"
-    finally:
-        await client.aclose()
-    return ProbedRedis(server_of(url), str(told["redis_version"]), str(told["run_id"]))
 
 
-def _masked(url: str) -> str:
-    return f"{urlsplit(url).scheme}://{server_of(url)}"
-
-
-NOT_RUNNING = "not running; `make up` starts it"
 SEE_DATABASE = "start it, or see DATABASE_URL"
 OTHER_FOLDER = "mend it, or set BACKLOT_DATA_DIR to another folder"
 SEE_S3 = "see S3_ENDPOINT_URL, S3_BUCKET and the credentials"
 
 
 def examine() -> list[DoctorPart]:
-    """Look at every part; unreadable settings are the only part then."""
+    """Look at every part; where settings are unreadable, these are the only part."""
     try:
         settings = load_settings()
     except SettingsError as error:
         remedy = "set it in the environment as `.env.example` says"
-        return [failing("settings", "embedded", None, str(error), remedy)]
+        return [failure("settings", "embedded", None, str(error), remedy)]
     looks = (
         _settings,
         _embedded_database if settings.database.embedded else _database,
         _projections,
         analytics,
-        _objects,
+        _folder if settings.objects.bucket is None else _s3,
         _redis,
         _locks,
         kafka,
@@ -179,15 +156,15 @@ def examine() -> list[DoctorPart]:
 
 
 def as_lines(parts: Iterable[DoctorPart]) -> Iterator[str]:
-    """The report for a terminal, one part a line where that fits."""
+    """Yield the report for a terminal, one part a line where that fits."""
     for part in parts:
         state = "ok  " if part.ok else "FAIL"
         url = [part.url] if part.url else []
         yield from flow([f"{state}  {part.name:<11} {part.kind:<9}", *url, part.detail])
 
 
-def masked(url: str) -> str:
-    """A database URL without its password."""
+def mask_password(url: str) -> str:
+    """Return a database URL without its password."""
     known = conninfo_to_dict(url)
     user = f"{known['user']}:***@" if "password" in known else f"{known.get('user', '')}@"
     port = f":{known['port']}" if "port" in known else ""
@@ -201,10 +178,11 @@ def _settings(settings: Settings) -> DoctorPart:
 
 def _database(settings: Settings) -> DoctorPart:
     url = settings.database.url.get_secret_value() if settings.database.url else ""
+    shown = mask_password(url)
     try:
-        return DoctorPart("database", "external", masked(url), True, f"PostgreSQL {_version(url)}")
+        return DoctorPart("database", "external", shown, True, f"PostgreSQL {_version(url)}")
     except psycopg.Error as error:
-        return failing("database", "external", masked(url), explained(error), SEE_DATABASE)
+        return failure("database", "external", shown, explained(error), SEE_DATABASE)
 
 
 def _embedded_database(settings: Settings) -> DoctorPart:
@@ -215,9 +193,9 @@ def _embedded_database(settings: Settings) -> DoctorPart:
         check_major(cluster)
         url = running_url(cluster)
     except (DataFolderError, PostgresError) as error:
-        return failing("database", "embedded", None, str(error), OTHER_FOLDER)
+        return failure("database", "embedded", None, str(error), OTHER_FOLDER)
     except OSError as error:
-        return failing("database", "embedded", None, f"{cluster}: {error.strerror}", OTHER_FOLDER)
+        return failure("database", "embedded", None, f"{cluster}: {error.strerror}", OTHER_FOLDER)
     if url is None:
         state = f"PostgreSQL {MAJOR} in {cluster}" if cluster.exists() else f"{folder} is not made"
         return DoctorPart("database", "embedded", None, True, f"{state}; {NOT_RUNNING}")
@@ -231,7 +209,7 @@ def _running_database(url: str, holder: int | None) -> DoctorPart:
         if holder is not None or is_silence(error):
             whose = f"stop Backlot (pid {holder})" if holder else "end what a killed Backlot left"
             remedy = f"see its log, or {whose} and `make up`"
-            return failing("database", "embedded", url, explained(error), remedy)
+            return failure("database", "embedded", url, explained(error), remedy)
         return DoctorPart("database", "embedded", None, True, f"stopped uncleanly; {NOT_RUNNING}")
     whose = (
         f"of Backlot (pid {holder})" if holder else "left by a killed Backlot; `make up` ends it"
@@ -254,20 +232,15 @@ def _projections(settings: Settings) -> DoctorPart:
     return DoctorPart("projections", kind, None, not told, "; ".join(told) or running)
 
 
-def _objects(settings: Settings) -> DoctorPart:
-    return _folder(settings) if settings.objects.bucket is None else _s3(settings)
-
-
 def _s3(settings: Settings) -> DoctorPart:
     url = settings.objects.endpoint_url
     try:
         with closing(make_s3(settings.objects)) as store:
             url = store.url
             store.probe()
-    except ObjectStoreUnavailable as error:
-        return failing("objects", "external", url, error.cause, SEE_S3)
-    except OperatorError as error:
-        return failing("objects", "external", url, str(error), SEE_S3)
+    except (ObjectStoreUnavailable, OperatorError) as error:
+        wrong = error.cause if isinstance(error, ObjectStoreUnavailable) else str(error)
+        return failure("objects", "external", url, wrong, SEE_S3)
     return DoctorPart("objects", "external", url, True, "the bucket answers")
 
 
@@ -276,7 +249,7 @@ def _folder(settings: Settings) -> DoctorPart:
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     if not os.access(there, os.W_OK | os.X_OK):
         wrong, remedy = f"{there} is not writable", f"chown it to who runs Backlot: {there}"
-        return failing("objects", "embedded", path.as_uri(), wrong, remedy)
+        return failure("objects", "embedded", path.as_uri(), wrong, remedy)
     free = shutil.disk_usage(there).free / 1e9
     made = "" if path.exists() else "made at the first start, "
     return DoctorPart("objects", "embedded", path.as_uri(), True, f"{made}{free:.1f} GB free")
@@ -310,19 +283,18 @@ def _auth(settings: Settings) -> DoctorPart:
             make_authenticator(settings.auth)
             return DoctorPart("auth", "external", None, True, f"tokens signed with {algorithms}")
         keys = RemoteKeys(settings.auth.jwks_url, settings.auth.algorithms).count()
-        return DoctorPart(
-            "auth", "external", settings.auth.jwks_url, True, f"{keys} keys, {algorithms}"
-        )
+        told = f"{keys} keys, {algorithms}"
+        return DoctorPart("auth", "external", settings.auth.jwks_url, True, told)
     except (SettingsError, KeysUnavailable) as error:
         remedy = "see JWT_JWKS_URL, JWT_PUBLIC_KEY and JWT_ALGORITHMS"
-        return failing("auth", "external", settings.auth.jwks_url, str(error), remedy)
+        return failure("auth", "external", settings.auth.jwks_url, str(error), remedy)
 
 
 def _local_auth(secret: Path) -> DoctorPart:
     if not secret.exists():
         return DoctorPart("auth", "embedded", None, True, "local secret, made at the first start")
     if secret.stat().st_mode & 0o077:
-        return failing("auth", "embedded", None, "others can read it", f"chmod 600 {secret}")
+        return failure("auth", "embedded", None, "others can read it", f"chmod 600 {secret}")
     return DoctorPart("auth", "embedded", None, True, "local secret; `backlot token` mints")
 
 
@@ -330,34 +302,27 @@ def _api(settings: Settings) -> DoctorPart:
     url = settings.server.local_url
     if settings.server.roles == {Role.TASKS}:
         return DoctorPart("api", "embedded", None, True, "none: this process only runs tasks")
+    holder = lock_holder(settings.server.data_dir.absolute())
     try:
         answer = httpx.get(f"{url}/readyz", timeout=PATIENCE_SECONDS, trust_env=False)
         broken = [name for name, part in answer.json()["parts"].items() if not part["ok"]]
     except httpx.ConnectError:
-        return _silent_api(url, lock_holder(settings.server.data_dir.absolute()))
+        if holder is None:
+            return DoctorPart("api", "embedded", url, True, NOT_RUNNING)
+        wrong = f"pid {holder} holds the data folder but does not answer here"
+        return failure("api", "embedded", url, wrong, "see its log, or BACKLOT_PORT")
     except httpx.TimeoutException:
-        return failing("api", "embedded", url, _hung_api(settings), "see its log, or stop it")
+        who = "something" if holder is None else f"pid {holder}"
+        took = f"{who} took the connection on port {settings.server.port}"
+        wrong = f"it hangs: {took}, and said nothing for {PATIENCE_SECONDS} s"
+        return failure("api", "embedded", url, wrong, "see its log, or stop it")
     except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
         wrong = f"another program answers on port {settings.server.port}"
-        return failing("api", "embedded", url, wrong, "set BACKLOT_PORT")
+        return failure("api", "embedded", url, wrong, "set BACKLOT_PORT")
     if answer.status_code == httpx.codes.OK:
         return DoctorPart("api", "embedded", url, True, "ready")
     wrong, remedy = f"not ready: {', '.join(broken)}", f"mend these; GET {url}/readyz says why"
-    return failing("api", "embedded", url, wrong, remedy)
-
-
-def _silent_api(url: str, holder: int | None) -> DoctorPart:
-    if holder is None:
-        return DoctorPart("api", "embedded", url, True, NOT_RUNNING)
-    wrong = f"pid {holder} holds the data folder but does not answer here"
-    return failing("api", "embedded", url, wrong, "see its log, or BACKLOT_PORT")
-
-
-def _hung_api(settings: Settings) -> str:
-    holder = lock_holder(settings.server.data_dir.absolute())
-    who = "something" if holder is None else f"pid {holder}"
-    took = f"{who} took the connection on port {settings.server.port}"
-    return f"it hangs: {took}, and said nothing for {PATIENCE_SECONDS} s"
+    return failure("api", "embedded", url, wrong, remedy)
 
 
 def _version(url: str) -> str:

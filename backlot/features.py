@@ -34,8 +34,8 @@ import workers.speech
 import workers.translation.task
 import workers.trending
 import workers.uploads
-from backlot import part_status
-from backlot.part_status import DoctorPart
+from backlot import health
+from backlot.health import DoctorPart
 from domain.comment import Comment
 from domain.model import Aggregate
 from domain.operation import Operation
@@ -48,20 +48,7 @@ from engine.projection import Projection, ReadModels
 from engine.projection_subscription import ProjectionHost
 from engine.schedule import Job
 from engine.subscription import Subscription
-from infra.settings import Settings
-from infra.settings.adapters import EmbeddingSettings, SpeechSettings
-from infra.settings.features import (
-    AnalyticsSettings,
-    CommandSettings,
-    LikeSettings,
-    ProjectionSettings,
-    RecommendationSettings,
-    SealSettings,
-    TranslationSettings,
-    TrendingSettings,
-    UploadSettings,
-    WatchSettings,
-)
+from infra.settings import Settings, adapters, features
 from infra.settings.values import SettingsGroup
 from projections.analytics.rebuild import NAME as ANALYTICS
 from projections.catalog import Catalog
@@ -74,12 +61,12 @@ from workers.tasks import PREPARE_RECOMMENDATIONS, TRANSCRIBE_VIDEO, TRANSLATE_C
 
 
 def nothing(*parts: object) -> tuple[()]:
-    """What a feature does in a role that it has no work for."""
+    """Return no work: the default of a feature in each role."""
     return ()
 
 
 def no_lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:
-    """The lookups of a feature whose commands have none."""
+    """Return no lookups: the default of a feature."""
     return {}
 
 
@@ -127,7 +114,7 @@ FEATURES: tuple[Feature, ...] = (
         rebuilt=(COUNTERS,),
         reactors=workers.likes.reactors,
         jobs=workers.likes.jobs,
-        settings=(LikeSettings,),
+        settings=(features.LikeSettings,),
     ),
     Feature(
         name="comments",
@@ -141,20 +128,16 @@ FEATURES: tuple[Feature, ...] = (
         subscriptions=workers.translation.task.subscriptions,
         sweeps=workers.translation.task.sweeps,
         tasks=(TRANSLATE_COMMENT,),
-        settings=(TranslationSettings,),
-        checks=(part_status.language_model,),
+        settings=(features.TranslationSettings,),
+        checks=(health.language_model,),
     ),
     Feature(
         name="speech",
         subscriptions=workers.speech.subscriptions,
         tasks=(TRANSCRIBE_VIDEO,),
-        settings=(SpeechSettings,),
+        settings=(adapters.SpeechSettings,),
     ),
-    Feature(
-        name="watch",
-        commands=(commands.watch.router,),
-        settings=(WatchSettings,),
-    ),
+    Feature(name="watch", commands=(commands.watch.router,), settings=(features.WatchSettings,)),
     Feature(
         name="recommendations",
         queries=(readapi.recommendations.router,),
@@ -162,22 +145,18 @@ FEATURES: tuple[Feature, ...] = (
         sweeps=workers.recommendations.sweeps,
         jobs=workers.embeddings.jobs,
         tasks=(PREPARE_RECOMMENDATIONS,),
-        settings=(RecommendationSettings, EmbeddingSettings),
-        checks=(part_status.embeddings,),
+        settings=(features.RecommendationSettings, adapters.EmbeddingSettings),
+        checks=(health.embeddings,),
     ),
     Feature(
         name="uploads",
         aggregates=(Upload,),
-        commands=(
-            commands.catalog.router,
-            commands.uploads.router,
-            commands.finalize.router,
-        ),
+        commands=(commands.catalog.router, commands.uploads.router, commands.finalize.router),
         queries=(readapi.catalog.router, readapi.uploads.router),
         lookups=workers.uploads.lookups,
         projections=(Catalog,),
         jobs=workers.uploads.jobs,
-        settings=(UploadSettings,),
+        settings=(features.UploadSettings,),
     ),
     Feature(
         name="analytics",
@@ -185,13 +164,9 @@ FEATURES: tuple[Feature, ...] = (
         rebuilt=(ANALYTICS,),
         subscriptions=workers.analytics.subscriptions,
         jobs=workers.analytics.jobs,
-        settings=(AnalyticsSettings,),
+        settings=(features.AnalyticsSettings,),
     ),
-    Feature(
-        name="trending",
-        jobs=workers.trending.jobs,
-        settings=(TrendingSettings,),
-    ),
+    Feature(name="trending", jobs=workers.trending.jobs, settings=(features.TrendingSettings,)),
     Feature(
         name="operations",
         aggregates=(Operation,),
@@ -200,14 +175,14 @@ FEATURES: tuple[Feature, ...] = (
         projections=(Operations,),
         reactors=workers.operations.executor.reactors,
         jobs=workers.maintenance.jobs,
-        settings=(CommandSettings, ProjectionSettings),
+        settings=(features.CommandSettings, features.ProjectionSettings),
     ),
     Feature(
         name="audit",
         queries=(readapi.audit.routes.router,),
         projections=(Audit,),
         jobs=workers.maintenance.sealing_jobs,
-        settings=(SealSettings,),
+        settings=(features.SealSettings,),
     ),
 )
 

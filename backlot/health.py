@@ -1,21 +1,148 @@
-"""What operators and load balancers ask: liveness, readiness with each part's state, metrics."""
+"""How the parts are: lines of `backlot doctor`; liveness, readiness and metrics over HTTP."""
 
 from __future__ import annotations
-
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
-
-from fastapi import APIRouter, Response
-
-from backlot.part_status import NOT_MADE, look
-from engine.replay.records import Replay, under_way
+import httpx
+import psycopg
+from collections.abc import Awaitable
+from collections.abc import Callable
+from dataclasses import asdict
+from dataclasses import dataclass
+from engine.replay.records import Replay
+from engine.replay.records import under_way
+from fastapi import APIRouter
+from fastapi import Response
 from infra.cache import SingleFlight
+from infra.data_folder import DataFolderError
+from infra.data_folder import cluster_path
 from infra.http.app import wire
 from infra.http.shapes import Wire
-from infra.metrics import CONTENT_TYPE, render
-from infra.postgres.connection import Limits, explained, open_connection
+from infra.metrics import CONTENT_TYPE
+from infra.metrics import render
+from infra.postgres.cluster import PostgresError
+from infra.postgres.connection import Limits
+from infra.postgres.connection import UNHURRIED
+from infra.postgres.connection import explained
+from infra.postgres.connection import open_connection
+from infra.postgres.embedded import running_url
+from infra.settings import Settings
+from projections.analytics.schema import SchemaState
+from projections.analytics.schema import state
+from projections.recommendations import embeddings as embedding_table
+from psycopg.conninfo import conninfo_to_dict
+from typing import Any
+from typing import Literal
 from workers.parts import Parts
+
+PATIENCE_SECONDS = 5
+OPENAI = "https://api.openai.com/v1"
+
+Kind = Literal["embedded", "external"]
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorPart:
+    """One line of the report. ``ok`` is False only for something that an operator has to mend."""
+
+    name: str
+    kind: Kind
+    url: str | None
+    ok: bool
+    detail: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the part as ``doctor --json`` prints it."""
+        return asdict(self)
+
+
+def failure(name: str, kind: Kind, url: str | None, wrong: str, remedy: str) -> DoctorPart:
+    """Return a part that an operator has to mend: what is wrong, and what to do about it."""
+    return DoctorPart(name, kind, url, False, f"{wrong.rstrip('.')}; {remedy}")
+
+
+NOT_RUNNING = "not running; `make up` starts it"
+NOT_MADE = "not made yet; a start with any role makes them"
+INSTALL_OR_UNSET = "install it, or unset EMBEDDING_MODEL"
+NOT_EMBEDDED = "not made yet; a process with the role workers makes them"
+
+
+AWAY = (psycopg.Error, DataFolderError, PostgresError, OSError)
+
+
+def analytics(settings: Settings) -> DoctorPart:
+    """Return whether the tables of the analytics are there, and on which database."""
+    own = settings.analytics.timescale_url
+    kind: Kind = "embedded" if own is None and settings.database.embedded else "external"
+    try:
+        url = _url(settings)
+        if url is None:
+            return DoctorPart("analytics", "embedded", None, True, NOT_RUNNING)
+        found = look(url)
+    except AWAY as error:
+        # What is wrong with the database of everything else stands in its own line.
+        told = f"not known: {explained(error)}"
+        if own is None:
+            return DoctorPart("analytics", kind, None, True, told)
+        return failure("analytics", kind, None, told, "start it, or see TIMESCALE_URL")
+    host = conninfo_to_dict(url).get("host", "") if own else None
+    shown = f"postgresql://{host}" if host else None
+    return DoctorPart("analytics", kind, shown, True, str(found or NOT_MADE))
+
+
+def language_model(settings: Settings) -> DoctorPart:
+    """Return whether the language model's server answers, and takes the key."""
+    if not settings.llm.configured:
+        detail = "none: comments in other languages are skipped (OPENAI_API_KEY, OPENAI_BASE_URL)"
+        return DoctorPart("llm", "embedded", None, True, detail)
+    url = settings.llm.base_url or OPENAI
+    key = settings.llm.api_key
+    headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
+    try:
+        answer = httpx.get(f"{url}/models", headers=headers, timeout=PATIENCE_SECONDS)
+    except httpx.HTTPError as error:
+        wrong = f"does not answer: {type(error).__name__}"
+        return failure("llm", "external", url, wrong, "start it, or see OPENAI_BASE_URL")
+    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        return failure("llm", "external", url, "does not take the key", "see OPENAI_API_KEY")
+    told = f"answers; {settings.translation.model} translates"
+    return DoctorPart("llm", "external", url, True, told)
+
+
+def embeddings(settings: Settings) -> DoctorPart:
+    """Return whether all that embeddings need is there, and how many exist."""
+    if settings.embeddings.model is None:
+        detail = "none: recommendations do without (EMBEDDING_MODEL)"
+        return DoctorPart("embeddings", "embedded", None, True, detail)
+    if not settings.llm.configured:
+        wrong = "EMBEDDING_MODEL: needs OPENAI_API_KEY or OPENAI_BASE_URL"
+        return failure("embeddings", "external", None, wrong, "set one of these")
+    try:
+        url = _url(settings)
+        if url is None:
+            return DoctorPart("embeddings", "external", None, True, NOT_RUNNING)
+        with open_connection(url, "doctor", UNHURRIED) as conn:
+            lacking, found = embedding_table.lack(conn), embedding_table.state(conn)
+    except AWAY as error:
+        # Whose fault that is stands in the line of the analytics.
+        told = f"not known: {type(error).__name__}"
+        return DoctorPart("embeddings", "external", None, True, told)
+    if lacking is not None:
+        return failure("embeddings", "external", None, lacking, INSTALL_OR_UNSET)
+    return DoctorPart("embeddings", "external", None, True, str(found or NOT_EMBEDDED))
+
+
+def look(url: str, limits: Limits = UNHURRIED) -> SchemaState | None:
+    """Return the shape of the analytics in that database; raise psycopg.Error."""
+    with open_connection(url, "doctor", limits) as conn:
+        return state(conn)
+
+
+def _url(settings: Settings) -> str | None:
+    for configured in (settings.analytics.timescale_url, settings.database.url):
+        if configured is not None:
+            return configured.get_secret_value()
+    return running_url(cluster_path(settings.server.data_dir.absolute()))
+
 
 CHECK_SECONDS = 2.0
 # Threads that look at the database end with the check that they are for.
@@ -32,7 +159,7 @@ class Readiness(Wire):
 
 
 def operations(parts: Parts) -> APIRouter:
-    """The routes of operations."""
+    """Return the routes for operators and load balancers."""
     router = APIRouter(tags=["operations"])
     # However many ask, a part that does not answer is asked once at a time.
     checks: SingleFlight[Readiness] = SingleFlight()
@@ -61,15 +188,17 @@ def operations(parts: Parts) -> APIRouter:
 async def check(parts: Parts) -> Readiness:
     """Ask every part, all at once, whether it is in order; each has 2 s to answer.
 
-    Not ready is who can't do its work; a projection that stopped is told, but the rest goes on.
+    A process that can't do its work is not ready; a stopped projection is only reported.
     """
-    (database, replays), objects, redis, locks, analytics = await asyncio.gather(
-        _database(parts),
+    database, objects, redis, locks, analytics = await asyncio.gather(
+        _state(lambda: asyncio.to_thread(_replays, parts.database_url), "replays"),
         _state(parts.objects.check),
         _state(parts.redis.ping),
         _state(parts.locks.check),
-        _analytics(parts),
+        _state(lambda: asyncio.to_thread(_analytics_state, parts.analytics_url), "detail"),
     )
+    # Of the replays under way those are told that ask, or can't go on.
+    replays = database.pop("replays", [])
     states = {
         "database": database,
         "objects": objects,
@@ -92,26 +221,14 @@ async def check(parts: Parts) -> Readiness:
     return Readiness(ready=ready, parts=states)
 
 
-async def _database(parts: Parts) -> tuple[dict[str, Any], list[Replay]]:
-    """The database's state, and the replays under way: told where one asks, or can't go on."""
-    found: list[Replay] = []
-
-    def look() -> None:
-        with open_connection(parts.database_url, "readiness", LIMITS) as conn:
-            found.extend(under_way(conn))
-
-    return await _state(lambda: asyncio.to_thread(look)), found
+def _replays(database_url: str) -> list[Replay]:
+    with open_connection(database_url, "readiness", LIMITS) as conn:
+        return under_way(conn)
 
 
-async def _analytics(parts: Parts) -> dict[str, Any]:
-    """What they stand on; while their database is away, what happens waits to be counted."""
-    found: list[str] = []
-
-    async def ask() -> None:
-        found.append(str(await asyncio.to_thread(look, parts.analytics_url, LIMITS) or NOT_MADE))
-
-    answer = await _state(ask)
-    return answer | {"detail": found[0]} if found else answer
+def _analytics_state(url: str) -> str:
+    """Return what the analytics stand on; while their database is away, counting waits."""
+    return str(look(url, LIMITS) or NOT_MADE)
 
 
 def _told(replay: Replay) -> dict[str, Any]:
@@ -126,12 +243,13 @@ def _told(replay: Replay) -> dict[str, Any]:
     }
 
 
-async def _state(ask: Callable[[], Awaitable[object]]) -> dict[str, Any]:
+async def _state(ask: Callable[[], Awaitable[object]], name: str | None = None) -> dict[str, Any]:
+    """Return whether a part answers, and under `name`, if there is one, what it answers."""
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            await ask()
+            answer = await ask()
     except TimeoutError:
         return {"ok": False, "detail": f"it hangs: no answer within {CHECK_SECONDS:g} s"}
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
         return {"ok": False, "detail": f"{type(error).__name__}: {explained(error)}"}
-    return {"ok": True}
+    return {"ok": True} if name is None else {"ok": True, name: answer}

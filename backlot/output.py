@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import sys
+import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import zip_longest
+from itertools import takewhile
 from typing import Annotated
 
 import typer
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -22,8 +21,20 @@ def show(text: str, data: object, as_json: bool) -> None:
     typer.echo(json.dumps(data, ensure_ascii=False, indent=2) if as_json else text)
 
 
+def show_table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    data: object,
+    as_json: bool,
+    *,
+    empty: str | None = None,
+) -> None:
+    """Print rows under their headings, or `empty` where there are none; as JSON, the data."""
+    show(empty if empty and not rows else "\n".join(table(headings, rows)), data, as_json)
+
+
 def given(**parameters: object) -> dict[str, object]:
-    """Those that were given: what is not said is not recorded."""
+    """Return the parameters that were given: what is not said is not recorded."""
     return {name: value for name, value in parameters.items() if value not in (None, False)}
 
 
@@ -37,41 +48,39 @@ NO_NUMBER = ("-", "never")
 
 
 def width() -> int:
-    """How many columns there are: `COLUMNS`, or the terminal's; elsewhere any number."""
-    told = os.environ.get("COLUMNS", "")
-    if told.isdecimal() and int(told) > 0:
-        return int(told)
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or UNLIMITED
-    except (OSError, ValueError):
-        return UNLIMITED
+    """Return how many columns fit: `COLUMNS`, else the terminal's, else UNLIMITED."""
+    return shutil.get_terminal_size((UNLIMITED, 1)).columns
 
 
 def table(
     headings: Sequence[str], rows: Iterable[Sequence[object]], columns: int | None = None
 ) -> Iterator[str]:
-    """Rows under their headings, numbers to the right; what a terminal would obey is replaced.
+    """Yield rows under their headings, numbers to the right; control characters are replaced.
 
-    What is too wide for that has its last column broken between words; where no room is left for
-    one, each row is a block of lines, each a heading and its cell.
+    A table that is wider than `columns` has its last column broken between words; where no room is
+    left for that column, each row is a block of lines, each a heading and its cell.
     """
-    limit = width() if columns is None else columns
+    limit = columns or width()
     texts = [[printable(" ".join(str(cell).split())) for cell in row] for row in rows]
     *sizes, last = (max(map(cell_len, column)) for column in zip(headings, *texts, strict=True))
     room = limit - sum(sizes) - len(GAP) * len(sizes)
     words = " ".join(row[-1] for row in (headings, *texts)).split()
-    if room < max(min(last, LEAST), *map(cell_len, words)):
-        yield from _blocks(headings, texts, limit)
+    if room >= max(min(last, LEAST), *map(cell_len, words)):
+        right = [_counts(column) for column in zip(*texts, strict=True)] or [False] * len(headings)
+        for line in (headings, *texts):
+            yield from _lines(line, [*sizes, min(last, room)], right)
         return
-    sizes.append(min(last, room))
-    right = [_counts(column) for column in zip(*texts, strict=True)] or [False] * len(sizes)
-    for line in (headings, *texts):
-        yield from _lines(line, sizes, right)
+    named = max(map(cell_len, headings))
+    for number, row in enumerate(texts):
+        if number:
+            yield ""
+        for pair in zip(headings, row, strict=True):
+            yield from _lines(pair, [named, limit - named - len(GAP)], [False, False])
 
 
 def flow(cells: Iterable[str], columns: int | None = None) -> Iterator[str]:
-    """Cells side by side; those that don't fit go on in the next lines, a little to the right."""
-    limit = width() if columns is None else columns
+    """Yield cells side by side; those that don't fit go on in the next lines, indented."""
+    limit = columns or width()
     line = ""
     for cell in cells:
         if line and cell_len(f"{line}{GAP}{cell.rstrip()}") > limit:
@@ -85,33 +94,20 @@ def flow(cells: Iterable[str], columns: int | None = None) -> Iterator[str]:
 
 
 def printable(text: str) -> str:
-    """The text without anything that a terminal would obey."""
+    """Return the text with a replacement character for each that a terminal would obey."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def _lines(cells: Sequence[str], sizes: Sequence[int], right: Sequence[bool]) -> Iterator[str]:
-    """A row, with its last cell in as many lines as it takes."""
+    """Yield a row, with its last cell in as many lines as it takes."""
     *before, last = cells
-    aligned = [_filled(*each) for each in zip(before, sizes, right, strict=False)]
-    for number, part in enumerate(_wrapped(last, sizes[-1])):
-        if number:
-            aligned = [" " * size for size in sizes[:-1]]
-        yield GAP.join([*aligned, _filled(part, sizes[-1], right[-1])]).rstrip()
-
-
-def _blocks(headings: Sequence[str], rows: Sequence[Sequence[str]], limit: int) -> Iterator[str]:
-    named = max(map(cell_len, headings))
-    for number, row in enumerate(rows):
-        if number:
-            yield ""
-        for heading, cell in zip(headings, row, strict=True):
-            first, *more = _wrapped(cell, limit - named - len(GAP))
-            yield f"{set_cell_size(heading, named)}{GAP}{first}".rstrip()
-            yield from (f"{' ' * named}{GAP}{part}" for part in more)
+    for part in _wrapped(last, sizes[-1]):
+        yield GAP.join(map(_filled, [*before, part], sizes, right)).rstrip()
+        before = [""] * len(before)
 
 
 def _wrapped(text: str, size: int) -> list[str]:
-    """The text in lines of that many columns, broken between words only: ids stay whole."""
+    """Return the text in lines of that many columns, broken between words: ids stay whole."""
     if cell_len(text) <= size:
         return [text]
     words = textwrap.wrap(text, max(size, 1), break_long_words=False, break_on_hyphens=False)
@@ -124,7 +120,7 @@ def _counts(cells: Sequence[str]) -> bool:
 
 
 def _filled(text: str, size: int, right: bool) -> str:
-    space = " " * max(size - cell_len(text), 0)
+    space = " " * (size - cell_len(text))
     return space + text if right else text + space
 
 
@@ -136,9 +132,9 @@ AROUND = 20
 
 
 def change_lines(name: str, old: object, new: object, columns: int | None = None) -> Iterator[str]:
-    """One value and what it became: in one line, or below each other where that does not fit."""
+    """Yield a value and what it became: in one line, or in several where one is too short."""
     if isinstance(old, str) and isinstance(new, str):
-        old, new = changed(old, new)
+        old, new = excerpts(old, new)
     before, after = _value(old), _value(new)
     line = f"{name}: {before} → {after}"
     if max(map(len, (before, after))) <= SHORT and cell_len(line) <= (columns or width()):
@@ -148,28 +144,25 @@ def change_lines(name: str, old: object, new: object, columns: int | None = None
     yield from (f"{name}:", f"{indent}  - {before}", f"{indent}  + {after}")
 
 
-def changed(old: str, new: str) -> tuple[str, str]:
-    """Two texts without the long parts that they begin or end with alike."""
+def excerpts(old: str, new: str) -> tuple[str, str]:
+    """Return both texts without the long parts that they begin or end with alike."""
     first = _alike(old, new)
-    last = min(_alike(old[::-1], new[::-1]), len(old) - first, len(new) - first)
-    start, end = max(first - AROUND, 0), max(last - AROUND, 0)
+    last = _alike(old[first:][::-1], new[first:][::-1])
     # Where leaving out saves nothing, everything is shown.
-    start, end = (0 if left <= 1 else left for left in (start, end))
-    return _excerpt(old, start, end), _excerpt(new, start, end)
+    start, end = (alike - AROUND if alike > AROUND + 1 else 0 for alike in (first, last))
+
+    def excerpt(text: str) -> str:
+        return f"{'…' * bool(start)}{text[start : len(text) - end]}{'…' * bool(end)}"
+
+    return excerpt(old), excerpt(new)
+
+
+def _alike(one: str, other: str) -> int:
+    """Return how many characters two texts have in common at their beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _value(value: object) -> str:
     text = printable(json.dumps(value, ensure_ascii=False))
     more = len(text) - MAX_VALUE
     return text if more <= 0 else f"{text[:MAX_VALUE]}… ({more:,} more characters)"
-
-
-def _alike(one: str, other: str) -> int:
-    """How many characters two texts have in common at their beginning."""
-    pairs = zip_longest(one, other)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), len(one))
-
-
-def _excerpt(text: str, start: int, end: int) -> str:
-    before, after = "…" if start else "", "…" if end else ""
-    return f"{before}{text[start : len(text) - end]}{after}"

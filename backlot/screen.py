@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,7 +17,6 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -33,11 +32,15 @@ LINE_SECONDS = 30.0
 ROOM_FOR_BAR = 80
 
 
-class Act(Protocol):
-    """A piece of work whose progress is shown."""
+class Act:
+    """A piece of work whose progress is shown: `show` is told of steps done."""
+
+    def __init__(self, show: Callable[[int], None]) -> None:
+        self._show = show
 
     def advance(self, steps: int = 1) -> None:
-        """So much more is done; less than nothing when it has to be done again."""
+        """Count steps that are done; a negative number takes back steps to be done again."""
+        self._show(steps)
 
 
 class Screen:
@@ -47,14 +50,14 @@ class Screen:
         self._console = Console(stderr=True)
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def act(self, title: str, total: int, unit: str) -> Iterator[Act]:
         """`total` is how many steps the work has; `unit` is what a step is called."""
         if not self._console.is_terminal:
-            yield ProgressLines(self, title, total, unit)
+            yield Act(ProgressLines(self, title, total, unit))
             return
         columns: tuple[ProgressColumn, ...] = (
             MofNCompleteColumn(table_column=Column()),
@@ -62,18 +65,20 @@ class Screen:
         )
         if unit == BYTES:
             columns = (DownloadColumn(), TransferSpeedColumn())
-        shown = (said("{task.description}"), *bar(self._console), *columns, TimeRemainingColumn())
+        shown = (label("{task.description}"), *bar(self._console), *columns, TimeRemainingColumn())
         with Progress(*shown, console=self._console) as progress:
-            yield Bar(progress, progress.add_task(title, total=total))
+            task = progress.add_task(title, total=total)
+            # Not `advance`, which would take a step back for negative speed.
+            yield Act(lambda done: progress.update(task, advance=done))
 
 
-def said(text: str) -> TextColumn:
-    """A part of a progress display that takes several lines where one is too short for it."""
+def label(text: str) -> TextColumn:
+    """Return a part of a progress display that takes several lines where one is too short."""
     return TextColumn(text, table_column=Column())
 
 
 def bar(console: Console) -> tuple[ProgressColumn, ...]:
-    """The bar, where the numbers beside it leave room for one."""
+    """Return the bar, where the numbers beside it leave room for one."""
     return (BarColumn(),) if console.width >= ROOM_FOR_BAR else ()
 
 
@@ -89,20 +94,8 @@ class Rate(ProgressColumn):
         return Text(f"{speed:,.0f} {self._unit}/s" if speed else "")
 
 
-class Bar:
-    """An act on a terminal."""
-
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress = progress
-        self._task = task
-
-    def advance(self, steps: int = 1) -> None:
-        # Not `advance`, which would take a step back for negative speed.
-        self._progress.update(self._task, advance=steps)
-
-
 class ProgressLines:
-    """An act elsewhere: a line at each quarter, and after a while without one."""
+    """Shows an act where there is no terminal: a line a quarter, and after a while without one."""
 
     def __init__(self, screen: Screen, title: str, total: int, unit: str) -> None:
         self._screen = screen
@@ -110,7 +103,7 @@ class ProgressLines:
         self._done = self._quarter = 0
         self._told_at = time.monotonic()
 
-    def advance(self, steps: int = 1) -> None:
+    def __call__(self, steps: int) -> None:
         self._done += steps
         quarter = self._done * QUARTERS // self._total
         if quarter > self._quarter or time.monotonic() - self._told_at > LINE_SECONDS:
@@ -143,7 +136,7 @@ def require_yes(question: str, *, yes: bool) -> None:
 
 
 def agrees(question: str, *about: str) -> bool:
-    """Whether somebody, having read the lines before it, answers yes; nobody there: no."""
+    """Print the lines and ask; return whether somebody answers yes. Without a terminal: no."""
     if not _terminal():
         return False
     typer.echo("\n".join(about), err=True)

@@ -7,6 +7,7 @@ held already. A thread reads the pipe, tells whoever runs, and watches the deadl
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import signal
@@ -15,15 +16,12 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+from types import FrameType
+from typing import Any, NoReturn, Self, TypeVar
 
 import structlog
 
 from infra.errors import ExitCode
-
-if TYPE_CHECKING:
-    import asyncio
 
 log = structlog.get_logger(__name__)
 
@@ -50,10 +48,6 @@ def last_word(word: Callable[[], object]) -> Iterator[None]:
         _last_words.remove(word)
 
 
-def nothing() -> None:
-    """Whoever runs looks at `asked` by itself."""
-
-
 class Stop:
     """The wish that this process stops, for as long as the block runs.
 
@@ -65,7 +59,7 @@ class Stop:
 
     def __init__(
         self,
-        ask: Callable[[], object] = nothing,
+        ask: Callable[[], object] = lambda: None,
         *,
         numbers: Sequence[signal.Signals] = (signal.SIGINT,),
         seconds: float = STOP_SECONDS,
@@ -88,12 +82,7 @@ class Stop:
             self.note(signal.SIGINT)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
         if not self.asked:
@@ -111,10 +100,8 @@ class Stop:
     @property
     def _outer(self) -> Stop | None:
         """Whose block this one is in."""
-        for handler in self._earlier.values():
-            if isinstance(outer := getattr(handler, "__self__", None), Stop):
-                return outer
-        return None
+        owners = (getattr(handler, "__self__", None) for handler in self._earlier.values())
+        return next((owner for owner in owners if isinstance(owner, Stop)), None)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first = not self.asked
@@ -141,12 +128,10 @@ class Stop:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, on an event loop of its own.
+    """Return the result of `work`, run on an event loop of its own.
 
     Ctrl-C cancels it until it is done; raises KeyboardInterrupt then.
     """
-    import asyncio
-
     task = asyncio.run(_heeding(work))
     if task is None:
         raise KeyboardInterrupt
@@ -154,9 +139,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _heeding(work: Coroutine[Any, Any, T]) -> asyncio.Task[T] | None:
-    """Its task, done; None when Ctrl-C ended it."""
-    import asyncio
-
+    """Return the finished task of `work`; None when Ctrl-C ended it."""
     from infra.cancellation import cancel
 
     loop, asked = asyncio.get_running_loop(), asyncio.Event()

@@ -1,18 +1,23 @@
 """`backlot tasks`: the queues of background work, and the tasks that were given up."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated
-
 import typer
-
-from backlot import arguments
+from backlot.arguments import completion
 from backlot.arguments import group
-from backlot.output import Json, given, show, table
-from backlot.screen import Yes, require_yes
-from infra.errors import UsageError
+from backlot.arguments import require
+from backlot.arguments import require_one_way
+from backlot.database import database_url
+from backlot.database import recorded
+from backlot.output import Json
+from backlot.output import given
+from backlot.output import show
+from backlot.output import show_table
+from backlot.screen import Yes
+from backlot.screen import require_yes
 from infra.http.shapes import rfc3339
 from infra.settings import load_settings
+from typing import Annotated
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +28,14 @@ app = group("Background tasks: queues and dead letters.")
 
 MOST = 1_000_000
 
+
+def queue_names() -> tuple[str, ...]:
+    """Return the names of the queues of tasks."""
+    from infra.tasks.queues import QUEUES
+
+    return QUEUES
+
+
 OneTask = Annotated[str | None, typer.Argument(help="The id of a dead task.", show_default=False)]
 Every = Annotated[bool, typer.Option("--all", help="All that are dead.")]
 AllLike = Annotated[
@@ -32,9 +45,7 @@ AllLike = Annotated[
 Queue = Annotated[
     str | None,
     typer.Option(
-        "--queue",
-        help="Only this queue; default: all.",
-        autocompletion=arguments.completion(arguments.queues),
+        "--queue", help="Only this queue; default: all.", autocompletion=completion(queue_names)
     ),
 ]
 
@@ -43,12 +54,15 @@ Queue = Annotated[
 def list_queues(as_json: Json = False) -> None:
     """The queues: how many tasks wait, run, wait for their next attempt, are dead."""
     found = _queues().depths()
-    rows = [
-        (e.queue, e.waiting, "-" if e.taken is None else e.taken, e.delayed, e.dead) for e in found
-    ]
-    lines = table(("queue", "waiting", "taken", "delayed", "dead"), rows)
-    items = [{"queue": depth.queue, **depth.by_state()} for depth in found]
-    show("\n".join(lines), {"items": items}, as_json)
+    show_table(
+        ("queue", "waiting", "taken", "delayed", "dead"),
+        [
+            (e.queue, e.waiting, "-" if e.taken is None else e.taken, e.delayed, e.dead)
+            for e in found
+        ],
+        {"items": [{"queue": depth.queue, **depth.by_state()} for depth in found]},
+        as_json,
+    )
 
 
 @app.command()
@@ -58,12 +72,12 @@ def dead(
     as_json: Json = False,
 ) -> None:
     """The tasks that were given up: what they were, how often they were tried, and why."""
-    wanted, queues = _names(queue), _queues()
-    found = [task for name in wanted for task in queues.dead(name, limit)]
+    names, queues = _names(queue), _queues()
+    found = [task for name in names for task in queues.dead(name, limit)]
     lines = []
     for task in found:
         when = rfc3339(task.failed_at, "seconds") if task.failed_at else "-"
-        what = f"{task.actor}({', '.join(repr(arg) for arg in task.args)})"
+        what = f"{task.actor}({', '.join(map(repr, task.args))})"
         lines.append(f"{task.id}  {when}  {task.queue}  {what}  {task.attempts} attempts")
         lines.append(f"    {task.error}")
     text = "\n".join(lines) or "no task is dead"
@@ -79,16 +93,11 @@ def redrive(
     as_json: Json = False,
 ) -> None:
     """Send dead tasks once more, with all their attempts before them."""
-    _require_choice(task, all_like, every=every)
-    named, queues = _names(queue), _queues()
-    wanted = _wanted(queues, named, task, all_like)
-    sent = [each for name in named for each in queues.redrive(name, wanted)]
+    queues, names, wanted = _chosen(task, every, all_like, queue)
+    sent = [each for name in names for each in queues.redrive(name, wanted)]
     _require_found(task, sent)
-    show(
-        "\n".join(f"sent again: {each}" for each in sent) or "no task is dead",
-        {"sent": sent},
-        as_json,
-    )
+    text = "\n".join(f"sent again: {each}" for each in sent) or "no task is dead"
+    show(text, {"sent": sent}, as_json)
 
 
 @app.command()
@@ -102,44 +111,38 @@ def discard(
     as_json: Json = False,
 ) -> None:
     """Give dead tasks up for good; the log keeps who did, when, why, and which they were."""
-    from backlot.database import database_url, recorded
-
-    _require_choice(task, all_like, every=every)
-    settings = load_settings()
-    named, queues = _names(queue), _queues()
-    wanted = _wanted(queues, named, task, all_like)
+    queues, names, wanted = _chosen(task, every, all_like, queue)
     require_yes("Give these tasks up for good?", yes=yes)
+    url = database_url(load_settings())
     asked = given(task=task, allLike=all_like, queue=queue, reason=reason)
-    with recorded(database_url(settings), "discard-tasks", "dead tasks", asked) as running:
-        found = [each for name in named for each in queues.discard(name, wanted)]
+    with recorded(url, "discard-tasks", "dead tasks", asked) as running:
+        found = [each for name in names for each in queues.discard(name, wanted)]
         _require_found(task, found)
         gone = [{"id": each.id, "queue": each.queue, "actor": each.actor} for each in found]
         running.result = {"discarded": len(found), "tasks": gone}
     show(f"{len(found)} given up", {"discarded": [each.id for each in found]}, as_json)
 
 
-def _require_choice(task: str | None, all_like: str | None, *, every: bool) -> None:
-    """Raise UsageError unless it is said in one way which dead tasks are meant."""
-    if [task is not None, all_like is not None, every].count(True) != 1:
-        raise UsageError("name one dead task, or say --all, or --all-like one")
+def _chosen(
+    task: str | None, every: bool, all_like: str | None, queue: str | None
+) -> tuple[TaskQueues, Sequence[str], Wanted]:
+    """Return the queues, the names of those to look into, and which dead tasks are meant.
 
-
-def _wanted(
-    queues: TaskQueues, named: Sequence[str], task: str | None, all_like: str | None
-) -> Wanted:
-    """Which dead tasks are meant; raises NoSuchDeadTask where none is like that one."""
+    Raises UsageError for none or more than one way of choosing, UnknownName and NoSuchDeadTask.
+    """
     from infra.tasks import dead_letters
-    from infra.tasks.errors import NoSuchDeadTask
 
+    ways = (task is not None, every, all_like is not None)
+    require_one_way("name one dead task, or say --all, or --all-like one", *ways)
+    names, queues = _names(queue), _queues()
     if task is not None:
-        return dead_letters.named(task)
+        return queues, names, dead_letters.named(task)
     if all_like is None:
-        return dead_letters.every
-    dead = (each for name in named for each in queues.dead(name, MOST))
-    one = next((each for each in dead if each.id == all_like), None)
-    if one is None:
-        raise NoSuchDeadTask(f"no dead task {all_like}: `backlot tasks dead` lists them")
-    return dead_letters.like(one)
+        return queues, names, dead_letters.every
+    every_dead = (each for name in names for each in queues.dead(name, MOST))
+    like = [each for each in every_dead if each.id == all_like]
+    _require_found(all_like, like)
+    return queues, names, dead_letters.like(like[0])
 
 
 def _require_found(task: str | None, found: Sequence[object]) -> None:
@@ -156,6 +159,4 @@ def _queues() -> TaskQueues:
 
 
 def _names(queue: str | None) -> tuple[str, ...]:
-    from infra.tasks.queues import QUEUES
-
-    return QUEUES if queue is None else (arguments.require("queue", queue, QUEUES),)
+    return queue_names() if queue is None else (require("queue", queue, queue_names()),)

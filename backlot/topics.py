@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+from backlot.database import database_at_hand
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import psycopg
 import typer
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from backlot import arguments
-from backlot.arguments import ListingGroup, group
-from backlot.database import database_url
-from backlot.output import Json, given, show, table
+from backlot.arguments import ListingGroup, completion, group, require, require_one_way
+from backlot.database import DatabaseAway, database_url, operator_name, recorded
+from backlot.output import Json, given, show, show_table, table
 from backlot.screen import Yes, require_yes
-from infra.errors import OperatorError, UsageError
-from infra.settings import load_settings
+from engine import dead_letters
+from engine.checkpoints import SubscriptionKind
+from infra.errors import OperatorError
+from infra.postgres.connection import explained, open_connection
+from infra.settings import Settings, load_settings
 
-dead_app = group("Messages that could not be handled; the list of them.", ListingGroup)
+CONSUMER = SubscriptionKind.CONSUMER
+
+
+def published_topics() -> frozenset[str]:
+    """Return the topics of the messages that are published and consumed."""
+    from projections.integration_events import TOPICS
+
+    return frozenset(TOPICS)
+
 
 OfConsumer = Annotated[str | None, typer.Option("--consumer", help="Only of this consumer.")]
 OfTopic = Annotated[
     str | None,
     typer.Option(
-        "--topic",
-        help="Only of this topic.",
-        autocompletion=arguments.completion(arguments.published),
+        "--topic", help="Only of this topic.", autocompletion=completion(published_topics)
     ),
 ]
-
-
 Ids = Annotated[list[int] | None, typer.Argument(help="Of dead messages.", show_default=False)]
 Every = Annotated[bool, typer.Option("--all", help="All, or all of a consumer.")]
 AllLike = Annotated[
@@ -38,14 +49,26 @@ AllLike = Annotated[
         "--all-like", metavar="ID", help="All of the consumer, topic and error of that one."
     ),
 ]
+Limit = Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")]
+
+app = group("Published topics, their consumers, dead messages.")
+dead_app = group("Messages that could not be handled; the list of them.", ListingGroup)
+app.add_typer(dead_app, name="dead")
 
 
 class NoSuchMessage(OperatorError):
-    """No dead message has that id."""
+    """No dead message has these ids."""
+
+    def __init__(self, *ids: int) -> None:
+        super().__init__(f"no dead message has the id {', '.join(map(str, ids))}")
 
 
-class NoMessageNamed(UsageError):
-    """Neither some dead messages, nor all of them, nor all like one; or two of these."""
+@contextmanager
+def looking(settings: Settings) -> Iterator[Connection[TupleRow]]:
+    """A connection to the database at hand; raises DatabaseAway, whenever it goes away."""
+    url = database_url(settings)
+    with database_at_hand(), open_connection(url, "operator") as conn:
+        yield conn
 
 
 @dead_app.command(name="list")
@@ -53,28 +76,22 @@ def list_dead(
     consumer: OfConsumer = None,
     topic: OfTopic = None,
     after: Annotated[int, typer.Option(min=0, help="Only behind this id.")] = 0,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 100,
+    limit: Limit = 100,
     as_json: Json = False,
 ) -> None:
     """What is set aside, the oldest first."""
-    from backlot.topic_text import looking
-    from engine.checkpoints import SubscriptionKind
-    from engine.dead_letters import letters
-
     with looking(load_settings()) as conn:
-        require_known(conn, consumer, topic)
-        found = letters(
-            conn,
-            SubscriptionKind.CONSUMER,
-            subscription=consumer,
-            topic=topic,
-            after=after,
-            limit=limit,
+        _require_known(conn, consumer, topic)
+        found = dead_letters.letters(
+            conn, CONSUMER, subscription=consumer, topic=topic, after=after, limit=limit
         )
-    rows = [(e.id, e.subscription, e.topic, e.status, e.error) for e in found]
-    lines = table(("id", "consumer", "topic", "status", "reason"), rows)
-    text = "\n".join(lines) if rows else "nothing is dead"
-    show(text, {"items": [each.as_dict() for each in found]}, as_json)
+    show_table(
+        ("id", "consumer", "topic", "status", "reason"),
+        [(e.id, e.subscription, e.topic, e.status, e.error) for e in found],
+        {"items": [each.as_dict() for each in found]},
+        as_json,
+        empty="nothing is dead",
+    )
 
 
 @dead_app.command(name="show")
@@ -83,14 +100,10 @@ def show_dead(
     as_json: Json = False,
 ) -> None:
     """One of them: what it says, where it lay, what went wrong."""
-    from backlot.topic_text import looking
-    from engine import dead_letters
-    from engine.checkpoints import SubscriptionKind
-
     with looking(load_settings()) as conn:
-        found = dead_letters.show(conn, SubscriptionKind.CONSUMER, id_)
+        found = dead_letters.show(conn, CONSUMER, id_)
     if found is None:
-        raise NoSuchMessage(f"no dead message has the id {id_}")
+        raise NoSuchMessage(id_)
     told = found.as_dict()
     lines = [
         f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
@@ -111,96 +124,62 @@ def discard(
     as_json: Json = False,
 ) -> None:
     """Give dead messages up for good; the log keeps who did, when, why, and what they were."""
-    from backlot.database import recorded
-    from backlot.topic_text import looking
-    from engine.checkpoints import SubscriptionKind
-    from engine.dead_letters import give_up
-
-    require_choice(ids, every=every, all_like=all_like)
     settings = load_settings()
-    with looking(settings) as conn:
-        require_known(conn, consumer, topic)
-        wanted = chosen_messages(conn, ids, all_like)
+    with _chosen(settings, ids, every, all_like, consumer, topic) as (conn, chosen):
         require_yes("Give these messages up for good?", yes=yes)
         asked = given(ids=ids, allLike=all_like, consumer=consumer, topic=topic, reason=reason)
         with recorded(database_url(settings), "discard-dead", "dead messages", asked) as running:
-            found = give_up(
-                conn, SubscriptionKind.CONSUMER, ids=wanted, subscription=consumer, topic=topic
+            found = dead_letters.give_up(
+                conn, CONSUMER, ids=chosen, subscription=consumer, topic=topic
             )
             if ids and not found:
-                raise NoSuchMessage(f"no dead message has the id {', '.join(map(str, ids))}")
+                raise NoSuchMessage(*ids)
             running.result = {"discarded": len(found), "messages": [e.place() for e in found]}
     show(f"{len(found)} given up", {"discarded": len(found)}, as_json)
-
-
-def require_choice(ids: list[int] | None, *, every: bool, all_like: int | None) -> None:
-    """Raise NothingNamed unless it is said in one way which dead messages are meant."""
-    if [bool(ids), every, all_like is not None].count(True) != 1:
-        raise NoMessageNamed("name dead messages by their ids, or say --all, or --all-like one")
-
-
-def chosen_messages(
-    conn: Connection[Any], ids: list[int] | None, all_like: int | None
-) -> list[int] | None:
-    """The ids that are meant; None for all of them. Raises NoSuchMessage."""
-    from engine.checkpoints import SubscriptionKind
-    from engine.dead_letters import alike
-
-    if all_like is None:
-        return ids
-    found = alike(conn, SubscriptionKind.CONSUMER, all_like)
-    if not found:
-        raise NoSuchMessage(f"no dead message has the id {all_like}")
-    return found
-
-
-def require_known(conn: Connection[TupleRow], consumer: str | None, topic: str | None) -> None:
-    """Raise UnknownName for a consumer that never ran, and a topic that nothing is published to."""
-    from engine import dead_letters
-    from engine.checkpoints import SubscriptionKind
-
-    consumers, topics = dead_letters.names(conn, SubscriptionKind.CONSUMER)
-    if consumer is not None:
-        arguments.require("consumer", consumer, consumers)
-    if topic is not None:
-        arguments.require("topic", topic, topics | arguments.published())
-
-
-app = group("Published topics, their consumers, dead messages.")
-app.add_typer(dead_app, name="dead")
 
 
 @app.command(name="list")
 def list_topics(as_json: Json = False) -> None:
     """The topics, how far each source is published and how far each consumer is."""
-    from backlot.topic_text import as_lines, looking
     from workers import topics as overview
 
     with looking(load_settings()) as conn:
         relay, consumers = overview.relayed(conn), overview.consumer_places(conn)
+    topics = overview.topics()
+    lines = [
+        *table(("topic", "made from", "dead letters"), [tuple(each.values()) for each in topics]),
+        "",
+        *table(
+            ("published", "position", "head", "lag"),
+            [(e.source, e.position if e.updated_at else "never", e.head, e.lag) for e in relay],
+        ),
+    ]
+    if consumers:
+        headings = ("consumer", "source", "partition", "position", "dead")
+        places = [(e.consumer, e.source, e.partition, e.position, e.dead) for e in consumers]
+        lines += ["", *table(headings, places)]
     told = {
-        "topics": overview.topics(),
+        "topics": topics,
         "relay": [each.as_dict() for each in relay],
         "consumers": [each.as_dict() for each in consumers],
     }
-    show("\n".join(as_lines(relay, consumers)), told, as_json)
+    show("\n".join(lines), told, as_json)
 
 
 @app.command()
-def undelivered(
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 100,
-    as_json: Json = False,
-) -> None:
+def undelivered(limit: Limit = 100, as_json: Json = False) -> None:
     """What the relay could not publish at all, and why."""
-    from backlot.topic_text import looking
     from workers import topics as overview
 
     with looking(load_settings()) as conn:
         found = overview.undelivered(conn, limit)
-    rows = [(e.source, e.position, e.topic, e.reason) for e in found]
-    lines = table(("source", "position", "topic", "reason"), rows)
-    text = "\n".join(lines) if rows else "everything could be published"
-    show(text, {"items": [each.as_dict() for each in found]}, as_json)
+    show_table(
+        ("source", "position", "topic", "reason"),
+        [(e.source, e.position, e.topic, e.reason) for e in found],
+        {"items": [each.as_dict() for each in found]},
+        as_json,
+        empty="everything could be published",
+    )
 
 
 @app.command()
@@ -213,21 +192,40 @@ def redrive(
     as_json: Json = False,
 ) -> None:
     """Give dead messages to their consumers again; those that can't be handled are dead again."""
-    from backlot.database import operator_name
-    from backlot.topic_text import looking
-    from engine import dead_letters
-    from engine.checkpoints import SubscriptionKind
-
-    require_choice(ids, every=every, all_like=all_like)
-    with looking(load_settings()) as conn:
-        require_known(conn, consumer, topic)
-        chosen = chosen_messages(conn, ids, all_like)
+    actor = operator_name()
+    with _chosen(load_settings(), ids, every, all_like, consumer, topic) as (conn, chosen):
         count = dead_letters.redrive(
-            conn,
-            SubscriptionKind.CONSUMER,
-            actor=operator_name(),
-            ids=chosen,
-            subscription=consumer,
-            topic=topic,
+            conn, CONSUMER, actor=actor, ids=chosen, subscription=consumer, topic=topic
         )
     show(f"{count} to be driven again", {"redriven": count}, as_json)
+
+
+@contextmanager
+def _chosen(
+    settings: Settings,
+    ids: list[int] | None,
+    every: bool,
+    all_like: int | None,
+    consumer: str | None,
+    topic: str | None,
+) -> Iterator[tuple[Connection[TupleRow], list[int] | None]]:
+    """A connection, and the ids of the dead messages that are meant; None for all of them.
+
+    Raises UsageError for none or more than one way of choosing, UnknownName and NoSuchMessage.
+    """
+    ways = (bool(ids), every, all_like is not None)
+    require_one_way("name dead messages by their ids, or say --all, or --all-like one", *ways)
+    with looking(settings) as conn:
+        _require_known(conn, consumer, topic)
+        if all_like is not None and not (ids := dead_letters.alike(conn, CONSUMER, all_like)):
+            raise NoSuchMessage(all_like)
+        yield conn, ids
+
+
+def _require_known(conn: Connection[TupleRow], consumer: str | None, topic: str | None) -> None:
+    """Raise UnknownName for a consumer that never ran, and a topic that nothing is published to."""
+    consumers, topics = dead_letters.names(conn, CONSUMER)
+    if consumer is not None:
+        require("consumer", consumer, consumers)
+    if topic is not None:
+        require("topic", topic, topics | published_topics())

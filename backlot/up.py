@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import structlog
@@ -15,8 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from backlot.app import make_app
-from backlot.bootstrap import open_parts
+from backlot.app import make_app, open_parts
 from backlot.health import check
 from backlot.signals import STOP_SECONDS, STOPS, Stop
 from infra.cancellation import cancel
@@ -84,7 +84,7 @@ class LeanProtocol(HttpToolsProtocol):
 
 
 def serving(app: FastAPI, **options: Any) -> uvicorn.Config:
-    """uvicorn's configuration for an application; `options` are further ones of uvicorn's."""
+    """Return uvicorn's configuration for an application; `options` are passed on to uvicorn."""
     return uvicorn.Config(
         app,
         loop="uvloop",
@@ -116,34 +116,28 @@ class PortTaken(OperatorError):
 
 
 def run_up(settings: Settings) -> int:
-    """Start, serve until SIGINT or SIGTERM, and stop everything; returns the exit code."""
+    """Start, serve until SIGINT or SIGTERM, and stop everything; return the exit code."""
     configure_logging(settings.logs)
     print("starting Backlot …", file=sys.stderr)
     seconds = STOP_SECONDS + settings.tasks.stop_seconds
-    with Stop(_tell, numbers=STOPS, seconds=seconds) as stop:
+    tell = partial(print, "stopping …", file=sys.stderr)
+    with Stop(tell, numbers=STOPS, seconds=seconds) as stop:
         try:
             with ExitStack() as stack:
-                return _serve(settings, stack, stop)
+                # First of all, so that a clash costs nothing.
+                listener = stack.enter_context(_listen(settings.server))
+                parts = open_parts(settings, stack, gives_up=lambda: stop.asked)
+                if stop.asked:
+                    return ExitCode.DONE
+                calm_garbage_collector()
+                server = Server(serving(make_app(parts)), parts, stop)
+                server.run(sockets=[listener])
+                return ExitCode.DONE if server.started else ExitCode.FAILED
         except (OperatorError, KeyboardInterrupt):
             # A start that is broken off fails somewhere.
             if stop.asked:
                 return ExitCode.DONE
             raise
-
-
-def _tell() -> None:
-    print("stopping …", file=sys.stderr)
-
-
-def _serve(settings: Settings, stack: ExitStack, stop: Stop) -> int:
-    listener = stack.enter_context(_listen(settings.server))
-    parts = open_parts(settings, stack, gives_up=lambda: stop.asked)
-    if stop.asked:
-        return 0
-    calm_garbage_collector()
-    server = Server(serving(make_app(parts)), parts, stop)
-    server.run(sockets=[listener])
-    return ExitCode.DONE if server.started else ExitCode.FAILED
 
 
 class Server(uvicorn.Server):
@@ -206,7 +200,6 @@ class Server(uvicorn.Server):
 
 
 def _listen(settings: ServerSettings) -> socket.socket:
-    """The listening socket; taken before anything is started, so that a clash costs nothing."""
     try:
         return socket.create_server(
             (settings.host, settings.port),

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from backlot.demo.server import stop
+from backlot.demo.client import stop
 from benchmarks.processes import STOP_SECONDS, ProcessFailed
 
 

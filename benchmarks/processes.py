@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from backlot.demo.server import stop
+from backlot.demo.client import stop
 from infra.errors import OperatorError
 from infra.settings import Settings
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import redis
 
-from backlot.demo.server import stop
+from backlot.demo.client import stop
 from benchmarks.processes import START_SECONDS, STOP_SECONDS, ProcessFailed, free_port
 
 

@@ -10,7 +10,7 @@ from threading import Event, Thread
 
 import psycopg
 
-from backlot.demo.server import stop
+from backlot.demo.client import stop
 from benchmarks.append import CALLERS, by_tasks
 from benchmarks.bench import Bench, medians
 from benchmarks.log import first_likes

@@ -7,23 +7,30 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
+from rich.console import Console
+from rich.table import Table
 
-from backlot.calls import CallFailed
+from backlot import output
+from backlot.calls import CallFailed, check_url
 from backlot.database import NoSecret, signing_secret
 from backlot.demo.client import DemoFailed, Lanes, Meter, Person
-from backlot.demo.report import DemoReport, Line, ReadBackCounts, read_back, show
 from backlot.demo.script import (
     SECOND_THOUGHT,
     Afterthought,
     Clip,
     Film,
     Liking,
+    ReadBackCounts,
     Stage,
     ViewerRole,
     Visit,
@@ -32,23 +39,13 @@ from backlot.demo.script import (
 )
 from backlot.screen import BYTES, Screen
 from backlot.signals import run
-from backlot.upload.api import Details
-from backlot.upload.file import LocalFile
-from backlot.upload.transfer import Transfer, TransferPlan
+from backlot.upload.transfer import Details, LocalFile, Transfer
 from infra.errors import ExitCode
 from infra.http.auth import mint_token
 from infra.settings import Settings
 
 PEOPLE_AT_ONCE = 16
 FIRST_BYTES = 64 * 1024
-
-LIKE_CALLS: dict[Liking, tuple[str, ...]] = {
-    Liking.NOT: (),
-    Liking.SET: ("PUT",),
-    Liking.TOGGLE: ("POST",),
-    Liking.TAKE_BACK: ("POST", "DELETE"),
-    Liking.WAVER: ("POST", "POST", "POST"),
-}
 
 
 async def upload(studio: Person, clip: Clip, sent: Callable[[int], None]) -> Film:
@@ -63,16 +60,15 @@ async def upload(studio: Person, clip: Clip, sent: Callable[[int], None]) -> Fil
     }
     with LocalFile(clip.path) as file:
         started = await studio.uploads.start(details, str(uuid4()))
-        plan = TransferPlan.begun(started, file.size)
-        done = await Transfer(studio.uploads, file, plan, progress=sent).run()
+        done = await Transfer(studio.uploads, file, started, progress=sent).run()
         beginning = b"".join([block async for block in file.blocks(0, min(FIRST_BYTES, file.size))])
-    return Film(clip, str(done.video_id), done.size_bytes, plan.part_count, beginning)
+    return Film(clip, str(done.video_id), done.size_bytes, started.part_count, beginning)
 
 
 async def play(
     roles: list[ViewerRole], enter: Callable[[str], Person], stage: Stage
 ) -> list[Person]:
-    """Everybody plays their role, many at once; returns the people, in the order of the roles."""
+    """Play all roles, many at once; return the people in the order of the roles."""
     at_once = asyncio.Semaphore(PEOPLE_AT_ONCE)
 
     async def appear(role: ViewerRole) -> Person:
@@ -116,7 +112,7 @@ async def _watch(person: Person, visit: Visit, film: Film, stage: Stage) -> None
 
 async def _like(person: Person, visit: Visit, film: Film, stage: Stage) -> None:
     path = f"/videos/{film.video_id}/like"
-    for method in LIKE_CALLS[visit.liking]:
+    for method in visit.liking.value:
         state = await person.command(method, path)
         change = film.likers.add if state["hasLiked"] else film.likers.discard
         change(person.name)
@@ -143,64 +139,97 @@ async def _comment(person: Person, visit: Visit, film: Film, stage: Stage) -> No
         del film.comments[comment_id]
 
 
+async def read_back(studio: Person, people: Sequence[Person], stage: Stage) -> None:
+    """Take the counts of each film; whatever differs from what was done is noted on the stage."""
+    for film in stage.films:
+        # The studio's last word: whoever sees its effect sees all that came before.
+        told = f"{film.clip.description} Seen by {len(people)} on its first day."
+        await studio.command("PATCH", f"/videos/{film.video_id}", {"description": told})
+    for film in stage.films:
+        await _read_film(studio, film, stage)
+    titles = {film.video_id: film.clip.title for film in stage.films}
+    for person in people[:MOST_LISTS]:
+        # Those of this run are the newest, so on the first page.
+        page = await person.query("/videos/liked", {"limit": 100})
+        liked = {titles[item["videoId"]] for item in page["items"] if item["videoId"] in titles}
+        done = {film.clip.title for film in stage.films if person.name in film.likers}
+        stage.expect(f"videos that {person.name} likes", sorted(done), sorted(liked))
+
+
+async def _read_film(studio: Person, film: Film, stage: Stage) -> None:
+    path, title = f"/videos/{film.video_id}", film.clip.title
+    video = await studio.query(path)
+    film.read_back = ReadBackCounts(video["views"], video["likes"], video["comments"])
+    done = ReadBackCounts(film.views, len(film.likers), len(film.comments))
+    stage.expect(title, done, film.read_back)
+    comments = {item["commentId"]: item["content"] for item in await studio.all(f"{path}/comments")}
+    if comments != film.comments:
+        differing = len(comments.items() ^ film.comments.items())
+        stage.surprises.append(f"{title}: {differing} comments differ from what was written")
+
+
 STUDIO = "studio"
 TOKEN_LIFETIME = timedelta(hours=6)
 PATIENCE_SECONDS = 60.0
+MOST_LISTS = 50
 
 
 def run_demo(url: str, *, settings: Settings, viewers: int = 25, as_json: bool = False) -> int:
-    """Play the demo against the server at `url` (no slash at the end); returns the exit code.
+    """Play the demo against the server at `url` (no slash at the end); return the exit code.
 
     0 when everything that was read back is what was done, else 1. Raises OperatorError when
     there is no Backlot at `url`, or none that takes this machine's tokens.
     """
+    check_url(url, DemoFailed)
     report = run(_run(url, settings, viewers))
     if as_json:
-        print(json.dumps(report.as_dict(), ensure_ascii=False))
+        print(json.dumps(report, ensure_ascii=False))
     else:
         show(report)
-    for mismatch in report.mismatches:
+    for mismatch in report["mismatches"]:
         print(f"differs: {mismatch}", file=sys.stderr)
-    return ExitCode.DONE if report.ok else ExitCode.NOT_WELL
+    return ExitCode.DONE if report["ok"] else ExitCode.NOT_WELL
 
 
-async def _run(url: str, settings: Settings, viewers: int) -> DemoReport:
+async def _run(url: str, settings: Settings, viewers: int) -> dict[str, Any]:
+    """Play, and return the report as `--json` prints it; durations in ms, sizes in bytes."""
     started = time.perf_counter()
     meter, screen = Meter(), Screen()
     try:
         async with _client(url) as http:
             await _find_server(http, url)
             http.event_hooks = {"request": [meter.count]}
-            door = Door(http, meter, settings)
-            studio = door.enter(STUDIO)
+            enter = _entrance(http, meter, settings)
+            studio = enter(STUDIO)
             await _try_token(studio, url)
             films = await _premiere(studio, screen)
-            stage, counts = await _first_day(films, viewers, door, screen)
+            stage = await _first_day(films, viewers, enter, screen)
     except CallFailed as error:
         raise DemoFailed(f"the demo was broken off: {error}") from error
-    languages = sorted(set[str]().union(*(film.languages for film in films)))
-    return DemoReport(
-        url=url,
-        viewers=viewers,
-        lines=[_line(url, film, found) for film, found in zip(films, counts, strict=True)],
-        languages=languages,
-        shares=sum(film.shares for film in films),
-        requests=meter.requests,
-        errors=dict(meter.errors),
-        p50_ms=meter.percentile_ms(0.50),
-        p99_ms=meter.percentile_ms(0.99),
-        seconds=time.perf_counter() - started,
-        mismatches=stage.surprises,
-    )
+    videos = [_video(url, film) for film in films]
+    counted = {name: sum(each[name] for each in videos) for name in ("views", "likes", "comments")}
+    return {
+        "url": url,
+        "ok": not stage.surprises,
+        "viewers": viewers,
+        "totals": {"videos": len(videos), **counted, "shares": sum(film.shares for film in films)},
+        "languages": sorted(set[str]().union(*(film.languages for film in films))),
+        "videos": videos,
+        "requests": meter.requests,
+        "errors": meter.errors.total(),
+        "errorKinds": dict(meter.errors),
+        "latencyMs": {
+            "p50": round(meter.percentile_ms(0.50), 2),
+            "p99": round(meter.percentile_ms(0.99), 2),
+        },
+        "seconds": round(time.perf_counter() - started, 2),
+        "mismatches": stage.surprises,
+    }
 
 
 def _client(url: str) -> httpx.AsyncClient:
-    try:
-        return httpx.AsyncClient(
-            base_url=url, transport=Lanes(PEOPLE_AT_ONCE), timeout=PATIENCE_SECONDS
-        )
-    except httpx.InvalidURL as error:
-        raise DemoFailed(f"--url: {url!r} is not a URL ({error})") from error
+    lanes = Lanes(PEOPLE_AT_ONCE)
+    return httpx.AsyncClient(base_url=url, transport=lanes, timeout=PATIENCE_SECONDS)
 
 
 async def _find_server(http: httpx.AsyncClient, url: str) -> None:
@@ -208,8 +237,6 @@ async def _find_server(http: httpx.AsyncClient, url: str) -> None:
     try:
         answer = await http.get("/readyz")
         parts = answer.json()["parts"].items()
-    except httpx.UnsupportedProtocol as error:
-        raise DemoFailed(f"--url: {url!r} has to start with http:// or https://") from error
     except httpx.TransportError as error:
         raise DemoFailed(f"no server at {url}: start one with `make up`") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -231,26 +258,15 @@ async def _try_token(studio: Person, url: str) -> None:
         ) from error
 
 
-class Door:
-    """Lets people in: each with a token of their own, as `backlot token` mints it."""
-
-    def __init__(self, http: httpx.AsyncClient, meter: Meter, settings: Settings) -> None:
-        self._http, self._meter, self._settings = http, meter, settings
-        try:
-            self._secret = signing_secret(settings)
-        except NoSecret as error:
-            raise DemoFailed(f"the demo can't make tokens for its viewers: {error}") from error
-
-    def enter(self, name: str) -> Person:
-        """The person of that name."""
-        token = mint_token(
-            self._secret,
-            name,
-            ttl=TOKEN_LIFETIME,
-            issuer=self._settings.auth.issuer,
-            audience=self._settings.auth.audience,
-        )
-        return Person(self._http, self._meter, name, token)
+def _entrance(http: httpx.AsyncClient, meter: Meter, settings: Settings) -> Callable[[str], Person]:
+    """Return a function that makes a person by name, with a token as `backlot token` mints it."""
+    try:
+        secret = signing_secret(settings)
+    except NoSecret as error:
+        raise DemoFailed(f"the demo can't make tokens for its viewers: {error}") from error
+    issuer, audience = settings.auth.issuer, settings.auth.audience
+    mint = partial(mint_token, secret, ttl=TOKEN_LIFETIME, issuer=issuer, audience=audience)
+    return lambda name: Person(http, meter, name, mint(name))
 
 
 async def _premiere(studio: Person, screen: Screen) -> list[Film]:
@@ -264,27 +280,73 @@ async def _premiere(studio: Person, screen: Screen) -> list[Film]:
 
 
 async def _first_day(
-    films: list[Film], viewers: int, door: Door, screen: Screen
-) -> tuple[Stage, list[ReadBackCounts]]:
+    films: list[Film], viewers: int, enter: Callable[[str], Person], screen: Screen
+) -> Stage:
     roles = cast(viewers, len(films))
     visits = sum(len(role.visits) for role in roles)
     with screen.act("watching", visits, "visits") as act:
         stage = Stage(films, act.advance)
-        people = await play(roles, door.enter, stage)
+        people = await play(roles, enter, stage)
     screen.say("reading everything back")
-    return stage, await read_back(door.enter(STUDIO), people, stage)
+    await read_back(enter(STUDIO), people, stage)
+    return stage
 
 
-def _line(url: str, film: Film, found: ReadBackCounts) -> Line:
+def _video(url: str, film: Film) -> dict[str, Any]:
+    """Return one video of the report, with the counts that the query API gave."""
     path = f"{url}/videos/{film.video_id}"
-    return Line(
-        video_id=film.video_id,
-        title=film.clip.title,
-        source=film.clip.source,
-        size_bytes=film.size_bytes,
-        parts=film.parts,
-        views=found.views,
-        likes=found.likes,
-        comments=found.comments,
-        urls={"play": film.play_url, "video": path, "comments": f"{path}/comments"},
+    return {
+        "videoId": film.video_id,
+        "title": film.clip.title,
+        "source": film.clip.source,
+        "sizeBytes": film.size_bytes,
+        "parts": film.parts,
+        **asdict(film.read_back),
+        "urls": {"play": film.play_url, "video": path, "comments": f"{path}/comments"},
+    }
+
+
+HEADINGS = ("video", "MB", "parts", "views", "likes", "comments")
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """Print the summary to standard output."""
+    console = Console(width=output.width())
+    rows = [
+        (e["title"], f"{e['sizeBytes'] / 1e6:.2f}", *(str(e[name]) for name in HEADINGS[2:]))
+        for e in report["videos"]
+    ]
+    framed = Table(title=f"Backlot's first day, at {report['url']}")
+    for number, heading in enumerate(HEADINGS):
+        framed.add_column(heading, justify="right" if number else "left")
+    for row in rows:
+        framed.add_row(*row)
+    anywhere = console.options.update(max_width=output.UNLIMITED)
+    lines = _sentences(report)
+    if console.measure(framed, options=anywhere).maximum <= console.width:
+        console.print(framed)
+    else:
+        lines = chain([str(framed.title)], output.table(HEADINGS, rows, console.width), lines)
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _sentences(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines below the table."""
+    totals, latency = report["totals"], report["latencyMs"]
+    yield (
+        f"{report['viewers']} viewers: {totals['videos']} videos, {totals['views']} views, "
+        f"{totals['likes']} likes, {totals['comments']} comments in {len(report['languages'])} "
+        f"languages, {totals['shares']} shares"
     )
+    yield (
+        f"{report['requests']} requests in {report['seconds']:.1f} s, {report['errors']} errors, "
+        f"p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms"
+    )
+    differing = f"{len(report['mismatches'])} things differ from what was done"
+    yield "everything read back is what was done" if report["ok"] else differing
+    yield ""
+    yield f"  API        {report['url']}/docs"
+    for video in report["videos"]:
+        yield f"  {video['title']}"
+        yield from (f"    {name:<9}{url}" for name, url in video["urls"].items())

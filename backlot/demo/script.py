@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
 from importlib.resources import files
 from pathlib import Path
 
@@ -36,14 +36,14 @@ COMMENTS = (
 SECOND_THOUGHT = "✎ {content} 👏"
 
 
-class Liking(StrEnum):
-    """How a viewer comes to like a video, or not."""
+class Liking(Enum):
+    """How a viewer comes to like a video, or not: the methods of the calls."""
 
-    NOT = "not"
-    SET = "set"
-    TOGGLE = "toggle"
-    TAKE_BACK = "take back"
-    WAVER = "waver"
+    NOT = ()
+    SET = ("PUT",)
+    TOGGLE = ("POST",)
+    TAKE_BACK = ("POST", "DELETE")
+    WAVER = ("POST", "POST", "POST")
 
 
 class Afterthought(StrEnum):
@@ -94,7 +94,7 @@ class ViewerRole:
 
 
 def cast(viewers: int, videos: int) -> list[ViewerRole]:
-    """The roles of `viewers` people, each of whom watches every one of the videos."""
+    """Return the roles of `viewers` people, each of whom watches all videos."""
     return [
         ViewerRole(name_of(number), tuple(_visit(number, video) for video in range(videos)))
         for number in range(viewers)
@@ -102,7 +102,7 @@ def cast(viewers: int, videos: int) -> list[ViewerRole]:
 
 
 def name_of(number: int) -> str:
-    """A viewer's user id; a number is added once the names are used up."""
+    """Return a viewer's user id; a number is added once the names are used up."""
     turn, index = divmod(number, len(NAMES))
     return NAMES[index] if turn == 0 else f"{NAMES[index]}-{turn + 1}"
 
@@ -124,22 +124,9 @@ def _visit(number: int, video: int) -> Visit:
 
 FFMPEG_SECONDS = 60
 
-ENCODING = {
-    "-c:v": "libx264",
-    "-preset": "ultrafast",
-    "-pix_fmt": "yuv420p",
-    "-c:a": "aac",
-    "-b:a": "96k",
-    "-movflags": "+faststart",
-}
+ENCODING = "-c:v libx264 -preset ultrafast -pix_fmt yuv420p -c:a aac -b:a 96k -movflags +faststart"
 # Noise at a fixed rate does not compress away: 11 MB, more than one part of the default size.
-LARGE = {
-    "-vf": "noise=alls=25:allf=t",
-    "-b:v": "20M",
-    "-minrate": "20M",
-    "-maxrate": "20M",
-    "-bufsize": "20M",
-}
+LARGE = "-vf noise=alls=25:allf=t -b:v 20M -minrate 20M -maxrate 20M -bufsize 20M"
 
 
 @dataclass(frozen=True)
@@ -159,66 +146,68 @@ class Clip:
 
 
 def make_clips(folder: Path) -> list[Clip]:
-    """Three MP4 films (H.264, AAC); made in `folder` as far as ffmpeg is there and able."""
-    test_pattern, test_source = _film(
-        folder / "test-pattern.mp4", "testsrc2=size=1280x720:rate=30:duration=4", LARGE
-    )
-    bars, bars_source = _film(
-        folder / "colour-bars.mp4", "smptehdbars=size=640x360:rate=24:duration=4", {}
-    )
+    """Return three MP4 films (H.264, AAC); ffmpeg makes two of them in `folder` if it can."""
+    rain, bars = "test-pattern.mp4", "colour-bars.mp4"
     return [
         Clip(
             "A test pattern in the rain",
             "Four seconds of moving colours, noise and an even tone.",
             "nature",
-            "test-pattern.mp4",
-            test_pattern,
-            test_source,
+            rain,
+            *_film(folder / rain, "testsrc2=size=1280x720:rate=30:duration=4", LARGE),
         ),
         Clip(
             "Colour bars, director's cut",
             "They do not move, and that is the point.",
             "art",
-            "colour-bars.mp4",
             bars,
-            bars_source,
+            *_film(folder / bars, "smptehdbars=size=640x360:rate=24:duration=4"),
         ),
         Clip(
             "Four seconds, counted aloud",
             "Comes with Backlot, so it is the same everywhere.",
             "art",
             "counting.mp4",
-            bundled(),
+            bundled_film(),
             "bundled with Backlot",
         ),
     ]
 
 
-def bundled() -> Path:
-    """The film that is part of the package."""
+def bundled_film() -> Path:
+    """Return the path of the film that is part of the package."""
     return Path(str(files("backlot.demo") / "sample.mp4"))
 
 
-def _film(path: Path, picture: str, extra: Mapping[str, str]) -> tuple[Path, str]:
-    """The film of a picture source and a tone at `path`, or else the bundled one; and why."""
+def _film(path: Path, picture: str, extra: str = "") -> tuple[Path, str]:
+    """Make a film of a picture source and a tone at `path`; return its path and its source.
+
+    Return the bundled film where ffmpeg can't make one; the source then says why.
+    """
     if shutil.which("ffmpeg") is None:
-        return bundled(), "bundled (ffmpeg is not installed)"
-    command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-y"]
-    for source in (picture, "sine=frequency=440:duration=4"):
-        command += ["-f", "lavfi", "-i", source]
-    for option in {**ENCODING, **extra}.items():
-        command += option
-    command.append(str(path))
+        return bundled_film(), "bundled (ffmpeg is not installed)"
+    inputs = f"-f lavfi -i {picture} -f lavfi -i sine=frequency=440:duration=4"
+    options = f"-nostdin -loglevel error -y {inputs} {ENCODING} {extra}".split()
+    command = ["ffmpeg", *options, str(path)]
     try:
         ended = subprocess.run(
             command, check=False, capture_output=True, text=True, timeout=FFMPEG_SECONDS
         )
     except subprocess.TimeoutExpired:
-        return bundled(), "bundled (ffmpeg took too long)"
+        return bundled_film(), "bundled (ffmpeg took too long)"
     if ended.returncode != 0:
         complaint = (ended.stderr.strip().splitlines() or ["it said nothing"])[0]
-        return bundled(), f"bundled (ffmpeg failed: {complaint})"
+        return bundled_film(), f"bundled (ffmpeg failed: {complaint})"
     return path, "made with ffmpeg"
+
+
+@dataclass(frozen=True)
+class ReadBackCounts:
+    """What the query API says about one video."""
+
+    views: int = 0
+    likes: int = 0
+    comments: int = 0
 
 
 @dataclass
@@ -236,6 +225,7 @@ class Film:
     likers: set[str] = field(default_factory=set)
     comments: dict[str, str] = field(default_factory=dict)
     languages: set[str] = field(default_factory=set)
+    read_back: ReadBackCounts = ReadBackCounts()
 
 
 @dataclass
@@ -247,6 +237,6 @@ class Stage:
     surprises: list[str] = field(default_factory=list)
 
     def expect(self, what: str, expected: object, found: object) -> None:
-        """Note it when the server says something else than what was done."""
+        """Note a difference between what was done and what the server says."""
         if expected != found:
             self.surprises.append(f"{what}: expected {expected!r}, found {found!r}")

@@ -152,8 +152,6 @@ def tail(
     as_json: Json = False,
 ) -> None:
     """The newest events, oldest first; with --json one a line."""
-    from engine.notifications import EVENTS
-
     from engine.inspection.index import Search, head_of, watch
     from engine.inspection.streams import read_entry
     from engine.subscription import EVENTS, Notifications

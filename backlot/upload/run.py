@@ -2,44 +2,132 @@
 
 from __future__ import annotations
 
+import hashlib
 import mimetypes
 import os
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import UUID
+from tempfile import NamedTemporaryFile
+from typing import Any
+from uuid import UUID, uuid4
 
 import httpx
 import jwt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from backlot.calls import CallFailed, Patience
+from backlot.calls import CallFailed, Patience, check_url
 from backlot.output import show
 from backlot.screen import BYTES, Screen
 from backlot.signals import run
-from backlot.upload.api import Details, FileChanged, UploadApi, UploadEnded, UploadFailed
-from backlot.upload.file import Begun, LocalFile, Memory, state_folder
-from backlot.upload.transfer import Transfer, TransferPlan
-from commands.upload_shapes import UploadCompleted
+from backlot.upload.transfer import (
+    Details,
+    FileChanged,
+    LocalFile,
+    Transfer,
+    UploadApi,
+    UploadEnded,
+    UploadFailed,
+)
+from commands.upload_shapes import UploadCompleted, UploadStarted
 from infra.errors import ExitCode
 from infra.http.shapes import UploadStatus
 
+# Longer than a server keeps an unfinished upload.
+KEPT_SECONDS = 30 * 24 * 3600
 ENDED = frozenset({httpx.codes.NOT_FOUND, httpx.codes.CONFLICT})
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """What the user said about the video, and what was made up for the rest.
+class UnfinishedUpload(BaseModel):
+    """An upload that was asked for; without `upload_id` when the answer was never seen.
 
-    Both by their names in the API: `title`, `description`, `category`, `contentType`.
+    `details` and `key` make a repeat of that request the same request for the server.
     """
 
-    named: Mapping[str, str]
-    assumed: Mapping[str, str]
+    model_config = ConfigDict(frozen=True)
+
+    details: Details
+    key: str = Field(default_factory=lambda: str(uuid4()))
+    upload_id: UUID | None = None
+    position: str | None = None
+
+
+class Memory:
+    """The place where the upload of one file to one server by one user is remembered.
+
+    A folder that can't be used costs the resuming, not the upload: `complain` is told.
+    """
+
+    def __init__(
+        self, folder: Path, file: LocalFile, url: str, user: str, complain: Callable[[str], None]
+    ) -> None:
+        names = (str(file.path), str(file.size), str(file.mtime), url, user)
+        digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape"))
+        self._path = folder / f"{digest.hexdigest()}.json"
+        self._complain = complain
+
+    def recall(self) -> UnfinishedUpload | None:
+        """Return what was remembered; None for nothing, and for a damaged file."""
+        with self._complaining():
+            try:
+                return UnfinishedUpload.model_validate_json(self._path.read_bytes())
+            except FileNotFoundError:
+                return None
+            except ValidationError:
+                self._complain(f"{self._path} is damaged: it is left out of account")
+        return None
+
+    def remember(self, begun: UnfinishedUpload) -> None:
+        """Replace what was remembered; only the user can read it, and it survives a crash."""
+        with self._complaining():
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._clear_out()
+            with NamedTemporaryFile(dir=self._path.parent, delete=False) as draft:
+                draft.write(begun.model_dump_json().encode())
+                draft.flush()
+                os.fsync(draft.fileno())
+            Path(draft.name).replace(self._path)
+
+    def forget(self) -> None:
+        """Remove what was remembered: nothing is left to resume."""
+        with self._complaining():
+            self._path.unlink(missing_ok=True)
+
+    def _clear_out(self) -> None:
+        too_old = time.time() - KEPT_SECONDS
+        for path in self._path.parent.iterdir():
+            # Another run may be clearing out, too.
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < too_old:
+                    path.unlink()
+
+    @contextmanager
+    def _complaining(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = f"{self._path.parent} can't be used: {error.strerror}"
+            self._complain(f"this upload can't be resumed ({reason})")
+
+
+def state_folder() -> Path:
+    """Return the folder of this user's unfinished uploads (XDG base directories).
+
+    Raise UploadFailed for a user without a home.
+    """
+    configured = Path(os.environ.get("XDG_STATE_HOME", ""))
+    try:
+        base = configured if configured.is_absolute() else Path.home() / ".local" / "state"
+    except RuntimeError as error:
+        raise UploadFailed("nowhere to remember the upload: set XDG_STATE_HOME") from error
+    return base / "backlot" / "uploads"
 
 
 @dataclass(frozen=True)
-class Uploaded:
+class FinishedUpload:
     """A completed upload; `parts_sent` are those of this run."""
 
     video: UploadCompleted
@@ -47,19 +135,35 @@ class Uploaded:
     parts_sent: int
     resumed: bool
 
+    def as_dict(self, url: str, seconds: float) -> dict[str, Any]:
+        """Return the upload as `--json` prints it."""
+        return {
+            "uploadId": str(self.video.upload_id),
+            "videoId": str(self.video.video_id),
+            "url": f"{url}/videos/{self.video.video_id}",
+            "sizeBytes": self.video.size_bytes,
+            "etag": self.video.etag,
+            "parts": self.parts,
+            "partsSent": self.parts_sent,
+            "resumed": self.resumed,
+            "seconds": round(seconds, 2),
+        }
+
 
 class UploadSession:
     """One run of the client, for one file. `under_way`: parts of it may have arrived."""
 
     def __init__(
-        self, api: UploadApi, file: LocalFile, memory: Memory, screen: Screen, *, parallel: int = 4
+        self, api: UploadApi, file: LocalFile, memory: Memory, screen: Screen, *, parallel: int
     ) -> None:
         self._api, self._file, self._memory, self._screen = api, file, memory, screen
         self._parallel = parallel
         self.under_way = False
 
-    async def run(self, wishes: Wishes, *, resume: bool = True) -> Uploaded:
-        """Upload the file.
+    async def run(
+        self, named: Mapping[str, str], assumed: Mapping[str, str], *, resume: bool
+    ) -> FinishedUpload:
+        """Upload the file with the details that the user named, else with the assumed ones.
 
         Raises UploadFailed, and CallFailed; then what has arrived is remembered.
         """
@@ -67,23 +171,19 @@ class UploadSession:
         if begun is not None and begun.upload_id is not None:
             if not resume:
                 await self._give_up(begun.upload_id)
-            elif status := await self._find(begun, begun.upload_id, wishes.named):
+            elif status := await self._find(begun, begun.upload_id, named):
                 return await self._go_on(status)
             begun = None
-        details: Details = {
-            "filename": self._file.name,
-            "sizeBytes": self._file.size,
-            **wishes.assumed,
-            **wishes.named,
-        }
+        details: Details = {"filename": self._file.name, "sizeBytes": self._file.size}
+        details |= {**assumed, **named}
         if begun is None or begun.details != details or not resume:
-            begun = Begun.now(details)
+            begun = UnfinishedUpload(details=details)
         return await self._transfer(await self._begin(begun), resumed=False)
 
     async def _find(
-        self, begun: Begun, upload_id: UUID, named: Mapping[str, str]
+        self, begun: UnfinishedUpload, upload_id: UUID, named: Mapping[str, str]
     ) -> UploadStatus | None:
-        """The remembered upload, if it is under way or done."""
+        """Return the remembered upload, if it is under way or done. Raise UploadFailed."""
         self._api.position = begun.position
         status = await self._api.status(upload_id)
         if status is None or status.status not in ("started", "completed"):
@@ -98,18 +198,18 @@ class UploadSession:
                 )
         return status
 
-    async def _go_on(self, status: UploadStatus) -> Uploaded:
-        plan = TransferPlan.resumed(status)
+    async def _go_on(self, status: UploadStatus) -> FinishedUpload:
         if status.status == "completed":
             self._screen.say("an earlier run came as far as completing it")
-            video = await self._api.complete(plan.upload_id, [])
+            video = await self._api.complete(status.upload_id, {})
             self._memory.forget()
-            return Uploaded(video, plan.part_count, 0, resumed=True)
-        self._screen.say(f"resuming: {len(plan.arrived)} of {plan.part_count} parts have arrived")
-        return await self._transfer(plan, resumed=True)
+            return FinishedUpload(video, status.part_count, 0, resumed=True)
+        arrived = f"{len(status.parts)} of {status.part_count} parts have arrived"
+        self._screen.say(f"resuming: {arrived}")
+        return await self._transfer(status, resumed=True)
 
-    async def _begin(self, begun: Begun) -> TransferPlan:
-        """Remembered before it is asked for, so that a crash begins no second upload."""
+    async def _begin(self, begun: UnfinishedUpload) -> UploadStarted:
+        """Begin the upload; it is remembered before, so that a crash begins no second one."""
         self._memory.remember(begun)
         try:
             started = await self._api.start(begun.details, begun.key)
@@ -119,33 +219,35 @@ class UploadSession:
             raise
         known = {"upload_id": started.upload_id, "position": self._api.position}
         self._memory.remember(begun.model_copy(update=known))
-        return TransferPlan.begun(started, self._file.size)
+        return started
 
-    async def _transfer(self, plan: TransferPlan, *, resumed: bool) -> Uploaded:
+    async def _transfer(
+        self, upload: UploadStarted | UploadStatus, *, resumed: bool
+    ) -> FinishedUpload:
         self.under_way = True
-        with self._screen.act("uploading", plan.size, BYTES) as act:
+        with self._screen.act("uploading", self._file.size, BYTES) as act:
             transfer = Transfer(
-                self._api, self._file, plan, parallel=self._parallel, progress=act.advance
+                self._api, self._file, upload, parallel=self._parallel, progress=act.advance
             )
             try:
                 video = await transfer.run()
             except FileChanged:
-                await self._give_up(plan.upload_id)
+                await self._give_up(upload.upload_id)
                 raise
             except CallFailed as failure:
-                video = await self._look_again(plan.upload_id, failure)
+                video = await self._look_again(upload.upload_id, failure)
         self._memory.forget()
-        return Uploaded(video, plan.part_count, transfer.parts_sent, resumed)
+        return FinishedUpload(video, upload.part_count, transfer.parts_sent, resumed)
 
     async def _look_again(self, upload_id: UUID, failure: CallFailed) -> UploadCompleted:
-        """What another run made of the upload meanwhile; raises the failure if nothing."""
+        """Return what another run completed meanwhile; else raise the failure, or UploadEnded."""
         if failure.status not in ENDED:
             raise failure
         status = await self._api.status(upload_id)
         if status is not None and status.status == "started":
             raise failure
         if status is not None and status.status == "completed":
-            return await self._api.complete(upload_id, [])
+            return await self._api.complete(upload_id, {})
         self._memory.forget()
         told = status.status if status else "removed"
         raise UploadEnded(
@@ -153,7 +255,7 @@ class UploadSession:
         ) from failure
 
     async def _give_up(self, upload_id: UUID) -> None:
-        """What nobody will go on with need not be kept by the server."""
+        """Forget the upload, and tell the server that it need not keep it."""
         self._memory.forget()
         try:
             await self._api.abort(upload_id)
@@ -184,58 +286,46 @@ TYPES = {
 }
 
 
-@dataclass(frozen=True)
-class Target:
-    """The server at `url` (no slash at the end), as whoever the token stands for."""
-
-    url: str
-    token: str
-
-
 def run_upload(
     path: Path,
-    target: Target,
+    url: str,
+    token: str,
     *,
     named: Mapping[str, str],
     parallel: int = 4,
     resume: bool = True,
     as_json: bool = False,
 ) -> int:
-    """Upload the file at `path`; returns the exit code. `named` are details by their API names.
+    """Upload the file at `path` to the server at `url` (no slash at the end).
 
-    Raises OperatorError with what to do about it.
+    `token` says who uploads; `named` are details by their API names: `title`, `description`,
+    `category`, `contentType`. Returns the exit code. Raises OperatorError with what to do about it.
     """
     screen, started = Screen(), time.perf_counter()
     with LocalFile(path) as file:
+        _check(url, token)
+        assumed = _assumed(file, named)
+        memory = Memory(state_folder(), file, url, _subject(token), screen.say)
+
+        async def upload() -> FinishedUpload:
+            async with _client(url) as http:
+                api = UploadApi(http, token, patience=PATIENCE, note=Notes(screen.say))
+                session = UploadSession(api, file, memory, screen, parallel=parallel)
+                try:
+                    return await session.run(named, assumed, resume=resume)
+                except CallFailed as failure:
+                    raise _explained(failure, url, under_way=session.under_way) from failure
+
         try:
-            found = run(_run(file, target, named, screen, parallel, resume))
+            found = run(upload())
         except KeyboardInterrupt:
             screen.say(f"interrupted: {AGAIN}{'' if resume else ', without --no-resume'}")
             return ExitCode.INTERRUPTED
-        seconds = time.perf_counter() - started
-        _tell(found, file, target.url, seconds, as_json=as_json, say=screen.say)
+    seconds = time.perf_counter() - started
+    screen.say(f"uploaded {file.name}: {found.video.size_bytes:,} bytes in {seconds:.1f} s")
+    told = found.as_dict(url, seconds)
+    show(f"video {told['videoId']}\n{told['url']}", told, as_json)
     return ExitCode.DONE
-
-
-async def _run(
-    file: LocalFile,
-    target: Target,
-    named: Mapping[str, str],
-    screen: Screen,
-    parallel: int,
-    resume: bool,
-) -> Uploaded:
-    _check(target)
-    wishes = Wishes(named, _assumed(file, named))
-    user = _subject(target.token)
-    memory = Memory(state_folder(os.environ), file, target.url, user, screen.say)
-    async with _client(target.url) as http:
-        api = UploadApi(http, target.token, patience=PATIENCE, note=Notes(screen.say))
-        session = UploadSession(api, file, memory, screen, parallel=parallel)
-        try:
-            return await session.run(wishes, resume=resume)
-        except CallFailed as failure:
-            raise _explained(failure, target.url, session) from failure
 
 
 def _client(url: str) -> httpx.AsyncClient:
@@ -245,20 +335,15 @@ def _client(url: str) -> httpx.AsyncClient:
         raise UploadFailed(f"{url} or the proxy for it can't be used: {error}") from error
 
 
-def _check(target: Target) -> None:
-    try:
-        scheme = httpx.URL(target.url).scheme
-    except httpx.InvalidURL as error:
-        raise UploadFailed(f"--url: {target.url!r} is not a URL ({error})") from error
-    if scheme not in ("http", "https"):
-        raise UploadFailed(f"--url: {target.url!r} has to start with http:// or https://")
-    printable = target.token.isascii() and target.token.isprintable()
-    if not printable or not target.token or " " in target.token:
+def _check(url: str, token: str) -> None:
+    """Raise UploadFailed for what is no URL of a server, or no token."""
+    check_url(url, UploadFailed)
+    if not re.fullmatch("[!-~]+", token):
         raise UploadFailed("--token: this is no token; `backlot token` prints one")
 
 
 def _subject(token: str) -> str:
-    """Whom the token claims to stand for; the server decides whether that is true."""
+    """Return whom the token claims to stand for; the server decides whether that is true."""
     try:
         return str(jwt.decode(token, options={"verify_signature": False}).get("sub", ""))
     except jwt.PyJWTError:
@@ -266,7 +351,7 @@ def _subject(token: str) -> str:
 
 
 def _assumed(file: LocalFile, named: Mapping[str, str]) -> dict[str, str]:
-    """The title and type of a file that nobody said anything about. Raises UploadFailed."""
+    """Return a title and a type for the upload. Raise UploadFailed for no video or audio."""
     assumed = {"title": file.name[:MAX_TITLE]}
     if "contentType" not in named:
         ending = file.path.suffix.lower()
@@ -293,44 +378,19 @@ class Notes:
             self._say(f"{failure}; trying again")
 
 
-def _explained(failure: CallFailed, url: str, session: UploadSession) -> UploadFailed:
-    if session.under_way:
-        return UploadFailed(f"broken off: {failure}; {AGAIN}")
-    if failure.status is None and failure.passing:
-        return UploadFailed(
+def _explained(failure: CallFailed, url: str, *, under_way: bool) -> UploadFailed:
+    text = str(failure)
+    if under_way:
+        text = f"broken off: {failure}; {AGAIN}"
+    elif failure.status is None and failure.passing:
+        text = (
             f"no server at {url} ({failure.problem}): start one with `make up`, or give its --url"
         )
-    if failure.status == httpx.codes.UNAUTHORIZED:
-        return UploadFailed(
+    elif failure.status == httpx.codes.UNAUTHORIZED:
+        text = (
             f"the server at {url} refuses the token ({failure.problem}): give another --token, "
             "or set the BACKLOT_DATA_DIR or JWT_SECRET that it runs with"
         )
-    if not failure.slug and not failure.passing:
-        return UploadFailed(f"what answers at {url} is not Backlot ({failure}): give its --url")
-    return UploadFailed(str(failure))
-
-
-def _tell(
-    found: Uploaded,
-    file: LocalFile,
-    url: str,
-    seconds: float,
-    *,
-    as_json: bool,
-    say: Callable[[str], None],
-) -> None:
-    video = found.video
-    address = f"{url}/videos/{video.video_id}"
-    told = {
-        "uploadId": str(video.upload_id),
-        "videoId": str(video.video_id),
-        "url": address,
-        "sizeBytes": video.size_bytes,
-        "etag": video.etag,
-        "parts": found.parts,
-        "partsSent": found.parts_sent,
-        "resumed": found.resumed,
-        "seconds": round(seconds, 2),
-    }
-    say(f"uploaded {file.name}: {video.size_bytes:,} bytes in {seconds:.1f} s")
-    show(f"video {video.video_id}\n{address}", told, as_json)
+    elif not failure.slug and not failure.passing:
+        text = f"what answers at {url} is not Backlot ({failure}): give its --url"
+    return UploadFailed(text)

@@ -47,7 +47,7 @@ from engine.replay.records import (
     tell_nobody,
 )
 from engine.replay.requests import OtherVersion, begin, discard
-from infra.advisory_locks import held_if_free, replay_lock
+from infra.advisory_locks import hold, replay_lock
 from infra.errors import describe
 
 log = structlog.get_logger(__name__)
@@ -235,7 +235,7 @@ def carry_on(
         connect(database_url, "replay") as conn,
         # Freed by hand: the server may notice the end of the connection only later, and would
         # refuse a process that carries on meanwhile.
-        held_if_free(conn, replay_lock(replay_id)) as mine,
+        hold(conn, replay_lock(replay_id), wait=False) as mine,
     ):
         if not mine:
             raise ReplayElsewhere(f"Another process works on replay {replay_id}.")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from backlot.demo.script import bundled
+from backlot.demo.script import bundled_film
 from tests.e2e import plain
 from tests.e2e.program import Program
 from tests.e2e.videos import read
@@ -144,4 +144,4 @@ def test_the_film_is_shipped_in_the_wheel(tmp_path: Path) -> None:
     subprocess.run(command, check=True, cwd=PROJECT, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert archive.read("backlot/demo/sample.mp4") == bundled().read_bytes()
+        assert archive.read("backlot/demo/sample.mp4") == bundled_film().read_bytes()

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from backlot.cli import main
-from backlot.demo.script import bundled
+from backlot.demo.script import bundled_film
 from tests.command_line import readable
 from tests.docs_commands import CORRELATION, ROOT, UUID, Named, in_pages, shell_blocks
 from tests.e2e.program import OWN_VARIABLES, Program
@@ -174,7 +174,7 @@ def clone(site: Program) -> Path:
     for name, run in (("backlot", "-m backlot"), ("python", "")):
         (bin_folder / name).write_text(f'#!/bin/sh\nexec {sys.executable} {run} "$@"\n')
         (bin_folder / name).chmod(0o755)
-    shutil.copy(bundled(), demo / "sample.mp4")
+    shutil.copy(bundled_film(), demo / "sample.mp4")
     return made
 
 

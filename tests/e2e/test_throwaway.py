@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from backlot.demo.server import ServerNotStarted, running_server
+from backlot.demo.client import ServerNotStarted, running_server
 from infra.data_folder import lock_holder
 from infra.settings import Settings, load_settings
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import httpx
 
-from backlot.demo.script import bundled
+from backlot.demo.script import bundled_film
 from tests.e2e import plain
 
-MP4 = bundled().read_bytes()
+MP4 = bundled_film().read_bytes()
 
 
 def start(client: httpx.Client, content: bytes = MP4, **details: Any) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from backlot import doctor, part_status
+from backlot import doctor, health
 from backlot.doctor import examine
-from backlot.part_status import DoctorPart
+from backlot.health import DoctorPart
 from infra.data_folder import DataFolder
 from infra.postgres.connection import breaker_of
 from infra.postgres.embedded import EmbeddedPostgres
@@ -112,10 +112,10 @@ def test_what_answers_at_the_port(
 
 
 def test_whatever_fails_has_a_remedy() -> None:
-    """`failing` asks for one; so no part is made as failed without it."""
+    """`failure` asks for one; so no part is made as failed without it."""
     calls = [
         node
-        for module in (doctor, part_status)
+        for module in (doctor, health)
         for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.Call)
     ]
@@ -124,7 +124,7 @@ def test_whatever_fails_has_a_remedy() -> None:
     ]
     flags = [ast.unparse(call.args[FIELDS.index("ok")]) for call in parts]
     assert flags.count("True") > 10
-    assert flags.count("False") == 1, "only `failing` itself"
+    assert flags.count("False") == 1, "only `failure` itself"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from backlot.demo import run
 from backlot.demo.client import DemoFailed, Meter
 from backlot.demo.run import run_demo
-from backlot.demo.script import Afterthought, Liking, bundled, cast, make_clips
+from backlot.demo.script import Afterthought, Liking, bundled_film, cast, make_clips
 from infra.settings import Settings, load_settings
 from tests.unit.fake_backlot import URL, FakeBacklot
 
@@ -55,7 +55,7 @@ def test_ten_thousand_viewers_have_names_of_their_own() -> None:
 
 
 def test_the_bundled_film_is_a_small_mp4() -> None:
-    content = bundled().read_bytes()
+    content = bundled_film().read_bytes()
     assert content[4:8] == b"ftyp"
     assert b"avc1" in content
     assert b"mp4a" in content
@@ -67,7 +67,7 @@ def test_without_ffmpeg_the_bundled_film_is_shown(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     clips = make_clips(tmp_path)
-    assert {clip.path for clip in clips} == {bundled()}
+    assert {clip.path for clip in clips} == {bundled_film()}
     assert clips[0].source == "bundled (ffmpeg is not installed)"
 
 
@@ -79,7 +79,7 @@ def test_an_ffmpeg_that_lacks_an_encoder_is_told(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     clip = make_clips(tmp_path)[0]
-    assert clip.path == bundled()
+    assert clip.path == bundled_film()
     assert clip.source == "bundled (ffmpeg failed: Unknown encoder 'libx264')"
 
 

@@ -10,7 +10,7 @@ from io import StringIO
 
 import pytest
 
-from backlot.output import MAX_VALUE, UNLIMITED, change_lines, changed, flow, table, width
+from backlot.output import MAX_VALUE, UNLIMITED, change_lines, excerpts, flow, table, width
 
 HEADINGS = ("projection", "status", "position", "replay")
 ROWS = [
@@ -81,7 +81,7 @@ def test_a_pipe_has_no_width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     reading, writing = os.pipe()
     with os.fdopen(reading), os.fdopen(writing, "w") as pipe:
-        monkeypatch.setattr(sys, "stdout", pipe)
+        monkeypatch.setattr(sys, "__stdout__", pipe)
         assert width() == UNLIMITED
 
 
@@ -91,7 +91,7 @@ def test_a_terminal_has_its_own(monkeypatch: pytest.MonkeyPatch, columns: int) -
     ours, theirs = pty.openpty()
     with os.fdopen(ours), os.fdopen(theirs, "w") as terminal:
         termios.tcsetwinsize(theirs, (24, columns))
-        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setattr(sys, "__stdout__", terminal)
         assert width() == columns
 
 
@@ -100,7 +100,7 @@ def test_what_columns_says_counts_first(
     monkeypatch: pytest.MonkeyPatch, told: str, columns: int
 ) -> None:
     monkeypatch.setenv("COLUMNS", told)
-    monkeypatch.setattr(sys, "stdout", StringIO())
+    monkeypatch.setattr(sys, "__stdout__", StringIO())
     assert width() == columns
 
 
@@ -129,7 +129,7 @@ class TestChange:
         ],
     )
     def test_what_is_alike_is_left_out(self, old: str, new: str, shown: tuple[str, str]) -> None:
-        assert changed(old, new) == shown
+        assert excerpts(old, new) == shown
 
     def test_values_that_do_not_fit_side_by_side_stand_below_each_other(self) -> None:
         assert list(change_lines("  title", "A first film", "Another film", 30)) == [

@@ -11,8 +11,8 @@ from uuid import UUID
 import httpx
 import pytest
 
-from backlot.upload import file, run
-from backlot.upload.api import FileChanged
+from backlot.upload import run, transfer
+from backlot.upload.transfer import FileChanged
 from infra.http.auth import mint_token
 from tests.unit.fake_uploads import CONTENT, SECRET, STORE, URL, FakeUploads, problem, xml
 from tests.unit.upload_runs import Upload
@@ -40,8 +40,7 @@ def test_a_file_arrives_as_it_is(server: FakeUploads, upload: Upload, state: Pat
 def test_without_json_the_id_and_the_url_are_printed(
     server: FakeUploads, film: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = run.Target(URL, mint_token(SECRET, "alice"))
-    assert run.run_upload(film, target, named={}) == 0
+    assert run.run_upload(film, URL, mint_token(SECRET, "alice"), named={}) == 0
     (video,) = server.uploads
     shown = capsys.readouterr()
     assert shown.out == f"video {video}\n{URL}/videos/{video}\n"
@@ -63,7 +62,7 @@ def test_the_token_stays_with_the_server(server: FakeUploads, upload: Upload) ->
 def test_a_part_is_never_held_as_a_whole(
     server: FakeUploads, upload: Upload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(transfer, "BLOCK_BYTES", 64)
     server.part_bytes = 5000
     assert upload().code == 0
     assert server.only.content() == CONTENT
@@ -191,12 +190,12 @@ def test_a_file_that_is_cut_off_or_removed_meanwhile(
 def test_a_file_that_ends_too_early_is_not_waited_for(
     film: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def read(opened: file.LocalFile) -> None:
+    async def read(opened: transfer.LocalFile) -> None:
         async for _ in opened.blocks(0, len(CONTENT)):
             os.truncate(film, 10)
 
-    monkeypatch.setattr(file, "BLOCK_BYTES", 64)
-    with file.LocalFile(film) as opened, pytest.raises(FileChanged):
+    monkeypatch.setattr(transfer, "BLOCK_BYTES", 64)
+    with transfer.LocalFile(film) as opened, pytest.raises(FileChanged):
         asyncio.run(read(opened))
 
 
