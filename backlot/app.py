@@ -1,73 +1,53 @@
 """The composition of one process: its parts from the settings, its application, its jobs."""
 
 from __future__ import annotations
+
 import asyncio
-import commands.objects
-import readapi.objects
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from typing import Any
+
 import structlog
-from backlot import problems
-from backlot.features import FEATURES
-from backlot.features import TABLES
-from backlot.features import read_models
-from backlot.features import replayable
-from backlot.health import operations
-from backlot.signals import last_word
-from backlot.signals import run
-from collections.abc import AsyncIterator
-from collections.abc import Callable
-from collections.abc import Coroutine
-from collections.abc import Iterable
-from commands.endpoint import Services
-from contextlib import AsyncExitStack
-from contextlib import ExitStack
-from contextlib import asynccontextmanager
-from engine import telemetry
-from engine.command_bus import CommandBus
-from engine.command_bus import Lookup
-from engine.command_bus import Reader
-from engine.event_store import open_recorder
-from engine.freshness import Waiting
-from engine.installation import install
-from engine.installation import make_tables
-from engine.log import MAPPER
-from engine.migrations import ENGINE
-from engine.migrations import migrate
-from engine.notifications import Notifications
-from engine.projection_subscription import ProjectionHost
-from engine.schedule import Job
-from engine.schedule import run_job
-from engine.seals.anchors import configured_anchors
-from engine.seals.anchors import configured_key
-from engine.seals.anchors import configured_proofs
-from engine.seals.sealer import Sealer
-from engine.seals.signature import SealKey
-from engine.telemetry import ViewerKeys
-from fastapi import APIRouter
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
-from infra.cancellation import END_SECONDS
-from infra.cancellation import cancel
+from psycopg import Connection, OperationalError
+from psycopg.rows import TupleRow
+from starlette.staticfiles import StaticFiles
+
+import commands.objects
+import readapi.objects
+from backlot import problems
+from backlot.features import FEATURES, TABLES, read_models, replayable
+from backlot.health import operations
+from backlot.signals import last_word, run
+from commands.endpoint import Services
+from engine import telemetry
+from engine.command_bus import CommandBus, Lookup, Reader
+from engine.event_store import open_recorder
+from engine.freshness import Waiting
+from engine.installation import ENGINE, install, make_tables, migrate
+from engine.log import MAPPER
+from engine.projection_subscription import ProjectionHost
+from engine.schedule import Job, run_job
+from engine.seals.proofs import SealKey, configured_anchors, configured_key, configured_proofs
+from engine.seals.sealer import Sealer
+from engine.subscription import Notifications
+from engine.telemetry import ViewerKeys
+from infra.cancellation import END_SECONDS, cancel
 from infra.data_folder import DataFolder
 from infra.errors import OperatorError
 from infra.http.app import HttpApp
-from infra.http.auth import make_authenticator
-from infra.http.auth import read_or_make_secret
+from infra.http.auth import make_authenticator, read_or_make_secret
 from infra.metrics import counter
 from infra.objects.folder import FolderStore
-from infra.objects.port import ObjectStore
-from infra.objects.port import ObjectStoreUnavailable
-from infra.objects.s3 import make_s3
-from infra.objects.s3 import now
-from infra.postgres.connection import Limits
-from infra.postgres.connection import explained
-from infra.postgres.connection import make_pool
-from infra.postgres.connection import open_connection
+from infra.objects.port import ObjectStore, ObjectStoreUnavailable
+from infra.objects.s3 import make_s3, now
+from infra.postgres.connection import Limits, explained, make_pool, open_connection
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.redis import open_redis
 from infra.redlock import make_redlock
-from infra.settings import Role
-from infra.settings import Settings
+from infra.settings import Role, Settings
 from infra.tasks.broker import make_broker
 from infra.tasks.dead_letters import FailedTask
 from infra.tasks.resources import Resources
@@ -78,25 +58,15 @@ from projections.catalog import Catalog
 from projections.like_counters import AsyncCounters
 from projections.likes import Likes
 from projections.recommendations.cache import open_recommendations
-from psycopg import Connection
-from psycopg import OperationalError
-from psycopg.rows import TupleRow
 from readapi.audit.routes import Integrity
-from readapi.live_counts import LikeCounts
-from readapi.live_counts import LiveCounts
+from readapi.live_counts import LikeCounts, LiveCounts
 from readapi.queries import Queries
-from starlette.staticfiles import StaticFiles
-from typing import Any
 from workers.likes import open_counters
 from workers.parts import Parts
 from workers.recommendations import open_preparing
 from workers.relay import subscribe_relay
-from workers.speech import media_urls
-from workers.speech import open_speech
-from workers.tasks import TaskMeans
-from workers.tasks import Tasks
-from workers.tasks import declare
-from workers.tasks import give_up
+from workers.speech import media_urls, open_speech
+from workers.tasks import TaskMeans, Tasks, declare, give_up
 from workers.translation.task import open_translation
 
 log = structlog.get_logger(__name__)

@@ -1,37 +1,29 @@
 """How the parts are: lines of `backlot doctor`; liveness, readiness and metrics over HTTP."""
 
 from __future__ import annotations
+
 import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
 import httpx
 import psycopg
-from collections.abc import Awaitable
-from collections.abc import Callable
-from dataclasses import asdict
-from dataclasses import dataclass
-from engine.replay.records import Replay
-from engine.replay.records import under_way
-from fastapi import APIRouter
-from fastapi import Response
+from fastapi import APIRouter, Response
+from psycopg.conninfo import conninfo_to_dict
+
+from engine.replay.records import Replay, under_way
 from infra.cache import SingleFlight
-from infra.data_folder import DataFolderError
-from infra.data_folder import cluster_path
+from infra.data_folder import DataFolderError, cluster_path
 from infra.http.app import wire
 from infra.http.shapes import Wire
-from infra.metrics import CONTENT_TYPE
-from infra.metrics import render
+from infra.metrics import CONTENT_TYPE, render
 from infra.postgres.cluster import PostgresError
-from infra.postgres.connection import Limits
-from infra.postgres.connection import UNHURRIED
-from infra.postgres.connection import explained
-from infra.postgres.connection import open_connection
+from infra.postgres.connection import UNHURRIED, Limits, explained, open_connection
 from infra.postgres.embedded import running_url
 from infra.settings import Settings
-from projections.analytics.schema import SchemaState
-from projections.analytics.schema import state
+from projections.analytics.schema import SchemaState, state
 from projections.recommendations import embeddings as embedding_table
-from psycopg.conninfo import conninfo_to_dict
-from typing import Any
-from typing import Literal
 from workers.parts import Parts
 
 PATIENCE_SECONDS = 5

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from backlot.database import database_at_hand
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
 
-import psycopg
 import typer
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from backlot.arguments import ListingGroup, completion, group, require, require_one_way
-from backlot.database import DatabaseAway, database_url, operator_name, recorded
+from backlot.database import database_at_hand, database_url, operator_name, recorded
 from backlot.output import Json, given, show, show_table, table
 from backlot.screen import Yes, require_yes
 from engine import dead_letters
 from engine.checkpoints import SubscriptionKind
 from infra.errors import OperatorError
-from infra.postgres.connection import explained, open_connection
+from infra.postgres.connection import open_connection
 from infra.settings import Settings, load_settings
 
 CONSUMER = SubscriptionKind.CONSUMER

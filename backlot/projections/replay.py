@@ -1,67 +1,40 @@
 """What the commands that build another copy have in common: run it, ask, tell, and exit."""
 
 from __future__ import annotations
-import structlog
+
 import time
-from backlot.database import database_url
-from backlot.operator import NotDone
-from backlot.operator import Operator
-from backlot.operator import make_tools
-from backlot.operator import operating
-from backlot.operator import require_done
-from backlot.output import show
-from backlot.projections.text import differences
-from backlot.projections.text import told
-from backlot.screen import LINE_SECONDS
-from backlot.screen import QUARTERS
-from backlot.screen import agrees
-from backlot.screen import bar
-from backlot.screen import label
-from backlot.signals import STOPS
-from backlot.signals import Stop
-from collections.abc import Iterator
-from collections.abc import Sequence
-from contextlib import ExitStack
-from contextlib import closing
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from domain.operation import Members
-from domain.operation import OperationOutcome
-from engine import checkpoints
-from engine.comparison import Difference
-from engine.connections import connect
-from engine.connections import is_outage
-from engine.event_store import open_recorder
-from engine.operations import claimed
-from engine.operations import finish
-from engine.operations import load
-from engine.operations import request
-from engine.replay.records import Progress
-from engine.replay.records import Replay
-from engine.replay.records import ReplayState
-from engine.replay.records import of_operation
-from engine.replay.records import unfinished
-from infra.errors import ExitCode
-from infra.errors import OperatorError
-from infra.errors import describe
-from infra.logging import configure_logging
-from infra.settings import Settings
-from infra.settings import load_settings
-from projections.analytics.rebuild import NAME
-from readapi.projection_status import present_replay
+from threading import Event
+from typing import Any
+from uuid import UUID, uuid4
+
+import structlog
 from rich.console import Console
 from rich.progress import Progress as ProgressDisplay
 from rich.progress import TaskProgressColumn
-from threading import Event
-from typing import Any
-from uuid import UUID
-from uuid import uuid4
-from workers.operations.actions import Ended
-from workers.operations.actions import carry_out
-from workers.operations.actions import purpose_of
-from workers.operations.executor import is_interruption
-from workers.operations.executor import perform
-from workers.operations.executor import watch_parent
+
+from backlot.database import database_url
+from backlot.operator import NotDone, Operator, make_tools, operating, require_done
+from backlot.output import show
+from backlot.projections.text import differences, told
+from backlot.screen import LINE_SECONDS, QUARTERS, agrees, bar, label
+from backlot.signals import STOPS, Stop
+from domain.operation import Members, OperationOutcome
+from engine import checkpoints
+from engine.comparison import Difference
+from engine.connections import connect, is_outage
+from engine.event_store import open_recorder
+from engine.operations import claimed, finish, load, request
+from engine.replay.records import Progress, Replay, ReplayState, of_operation, unfinished
+from infra.errors import ExitCode, OperatorError, describe
+from infra.logging import configure_logging
+from infra.settings import Settings, load_settings
+from projections.analytics.rebuild import NAME
+from readapi.projection_status import present_replay
+from workers.operations.actions import Ended, carry_out, purpose_of
+from workers.operations.executor import is_interruption, perform, watch_parent
 
 LOOK_SECONDS = 0.5
 
