@@ -14,8 +14,7 @@ from infra.errors import ExitCode, OperatorError
 from infra.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from projections.like_counters import Counters
-    from projections.like_reconciliation import Drift, Reconciled
+    from projections.like_counters import Counters, Drift, Reconciled
 
 app = group("The like counters in Redis.")
 
@@ -49,7 +48,7 @@ def _reconcile(settings: Settings, *, repair: bool) -> Reconciled:
     from eventsourcing.persistence import PersistenceError
     from redis import RedisError
 
-    from projections.like_reconciliation import CountersBehind
+    from projections.like_counters import CountersBehind
     from workers.likes import open_counters
 
     with ExitStack() as stack:

@@ -23,8 +23,14 @@ from engine.schedule import Job, Outage, repeat
 from infra.advisory_locks import Lock, try_lock
 from infra.redis import connect_blocking_redis
 from infra.settings import Settings
-from projections.like_counters import COUNTER_FAILURES, Counters, subscribe_counters
-from projections.like_reconciliation import CountersBehind, Reconciled, reconcile
+from projections.like_counters import (
+    COUNTER_FAILURES,
+    Counters,
+    CountersBehind,
+    Reconciled,
+    reconcile,
+    subscribe_counters,
+)
 from projections.likes import Likes
 from workers.parts import Parts
 
