@@ -39,9 +39,9 @@ from infra.errors import OperatorError
 from infra.llm.client import make_language_model
 from infra.llm.errors import LanguageModelError
 from infra.settings import Settings, load_settings
-from projections.recommendations.blend import blend
 from projections.recommendations.model import Material, Recommended, Weighing
 from projections.recommendations.ranker import Ranker, fuse
+from projections.recommendations.recommender import blend
 
 SEEDS = (301, 302, 303, 304, 305)
 """Not those by which the numbers of the blend were chosen."""

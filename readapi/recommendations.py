@@ -12,9 +12,8 @@ from engine.freshness import Freshness
 from infra.http.app import Caller, wire
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Video, Wire
-from projections.recommendations.display import display
 from projections.recommendations.model import RankedRecommendations as Made
-from projections.recommendations.recommender import MOST
+from projections.recommendations.recommender import MOST, display
 from readapi.catalog import present
 from readapi.paging import storable
 from readapi.queries import Fresh, Queries, Read

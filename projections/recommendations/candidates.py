@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import count, islice
 from math import log
 from typing import Any, LiteralString, NamedTuple, TypeVar
 from uuid import UUID
@@ -98,56 +97,6 @@ class FoundVideo(NamedTuple):
     because: UUID | None = None
 
 
-class Finder:
-    """Finds candidates for one viewer; `seeds` are the profile's videos with their shares."""
-
-    def __init__(
-        self,
-        conn: AsyncConnection[TupleRow],
-        viewer: str,
-        seeds: Mapping[UUID, float],
-        weighing: Weighing,
-    ) -> None:
-        self._conn = conn
-        self._seeds = seeds
-        self._given: dict[str, Any] = {
-            "viewer": viewer,
-            # Their likes may be known before the sink has seen them.
-            "known": list(seeds),
-            "seeds": list(seeds),
-            "shares": list(seeds.values()),
-            "now": datetime.now(UTC).timestamp(),
-            "decay": log(2) / weighing.half_life_seconds,
-            "exponent": weighing.popularity_exponent,
-        }
-
-    async def neighbours(self, limit: int) -> list[FoundVideo]:
-        """Return the nearest to all of the profile together, the nearest first."""
-        return await self._find(NEIGHBOURS, limit=limit) if self._seeds else []
-
-    async def shares(self) -> dict[str, float]:
-        """Return how much the profile is of each category, the greatest first."""
-        if not self._seeds:
-            return {}
-        cursor = await self._conn.execute(SHARES, self._given)
-        return dict(await cursor.fetchall())
-
-    async def tops(self, categories: Sequence[str], limit: int) -> list[FoundVideo]:
-        """Return the most engaged with of these categories, which take turns."""
-        return await self._find(TOPS, categories=list(categories), limit=limit)
-
-    async def first_of_each(self, limit: int) -> list[FoundVideo]:
-        """Return the most engaged with of every category; the categories take turns."""
-        return await self._find(FIRST_OF_EACH, limit=limit)
-
-    async def these(self, videos: Sequence[UUID]) -> list[FoundVideo]:
-        """Return those of these videos that may be recommended."""
-        return await self._find(THESE, asked=list(videos))
-
-    async def _find(self, query: LiteralString, **more: Any) -> list[FoundVideo]:
-        return await fetch_as(self._conn, FoundVideo, query.encode(), {**self._given, **more})
-
-
 async def candidates_for(
     conn: AsyncConnection[TupleRow],
     profile: Profile,
@@ -157,20 +106,38 @@ async def candidates_for(
     limit: int = MOST_CANDIDATES,
     weighing: Weighing = WEIGHING,
 ) -> list[Candidate]:
-    """At most `limit` candidates, each once; the sources take turns, each with its best first.
+    """Return at most `limit` candidates, each once; the sources take turns, each with its best.
 
     The first 20 of `trending` are candidates; the rest tells how popular the others are. `similar`
     are videos whose texts are like those of the profile, each from 0 to 1. For a new user the
     categories take turns.
     """
     seeds = seeds_of(profile, weighing)
-    finder = Finder(conn, profile.user_id, seeds, weighing)
-    near = await finder.neighbours(limit)
-    shares = await finder.shares()
-    tops = await _tops(finder, list(islice(shares, MOST_CATEGORIES)), limit)
+    given: dict[str, Any] = {
+        "viewer": profile.user_id,
+        # Their likes may be known before the sink has seen them.
+        "known": list(seeds),
+        "seeds": list(seeds),
+        "shares": list(seeds.values()),
+        "now": datetime.now(UTC).timestamp(),
+        "decay": log(2) / weighing.half_life_seconds,
+        "exponent": weighing.popularity_exponent,
+        "limit": limit,
+    }
+
+    async def find(query: LiteralString, **more: Any) -> list[FoundVideo]:
+        return await fetch_as(conn, FoundVideo, query.encode(), {**given, **more})
+
+    near: list[FoundVideo] = []
+    shares: dict[str, float] = {}
+    if seeds:
+        near = await find(NEIGHBOURS)
+        shares = dict(await (await conn.execute(SHARES, given)).fetchall())
+    categories = list(shares)[:MOST_CATEGORIES]
+    tops = await (find(TOPS, categories=categories) if categories else find(FIRST_OF_EACH))
     trend = [each.video_id for each in trending]
     alike = {video: min(max(value, 0.0), 1.0) for video, value in similar}
-    these = await finder.these([*trend[:MOST_TRENDING], *alike])
+    these = await find(THESE, asked=[*trend[:MOST_TRENDING], *alike])
     found = {each.video_id: each for each in [*these, *tops, *near]}
     sources = [
         [each.video_id for each in near],
@@ -178,9 +145,24 @@ async def candidates_for(
         sorted(alike, key=lambda video: (-alike[video], video)),
         trend[:MOST_TRENDING],
     ]
-    signals = Signals.of(near, shares, tops, trend, alike)
-    chosen = islice(take_turns(sources, found), limit)
-    candidates = [signals.candidate(found[video]) for video in chosen]
+    neighbours = normal({each.video_id: each.score for each in near})
+    places, popular, shares = falling(sources[1]), falling(trend), normal(shares)
+
+    def candidate(video: UUID) -> Candidate:
+        category, because = found[video].category, found[video].because
+        # Of a category that the profile has, from 1 for its first videos to a half for any other.
+        place = (1 + places.get(video, 0.0)) / 2
+        return Candidate(
+            video,
+            category,
+            trending=popular.get(video, 0.0),
+            neighbour=neighbours.get(video, 0.0),
+            same_category=shares.get(category or "", 0.0) * place,
+            similar=alike.get(video, 0.0),
+            because=because,
+        )
+
+    candidates = [candidate(video) for video in islice(take_turns(sources, found), limit)]
     return vary(candidates) if profile.is_empty else candidates
 
 
@@ -190,12 +172,6 @@ async def engaged_with(
     """Return those of the videos that the user is known to have watched or liked."""
     cursor = await conn.execute(ENGAGED_WITH, (user_id, list(videos)))
     return {video for (video,) in await cursor.fetchall()}
-
-
-async def _tops(finder: Finder, categories: Sequence[str], limit: int) -> list[FoundVideo]:
-    if categories:
-        return await finder.tops(categories, limit)
-    return await finder.first_of_each(limit)
 
 
 def seeds_of(profile: Profile, weighing: Weighing) -> dict[UUID, float]:
@@ -223,55 +199,8 @@ def take_turns(sources: Sequence[Sequence[UUID]], wanted: Collection[UUID]) -> I
 
 def vary(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return the first of each category, then the second of each, and so on."""
-    seen: Counter[str | None] = Counter()
-    turns = []
-    for candidate in candidates:
-        turns.append(seen[candidate.category])
-        seen[candidate.category] += 1
-    order = sorted(range(len(candidates)), key=lambda place: turns[place])
-    return [candidates[place] for place in order]
-
-
-@dataclass(frozen=True, slots=True)
-class Signals:
-    """What speaks for each video; 1 is the strongest there is."""
-
-    neighbour: Mapping[UUID, float]
-    shares: Mapping[str, float]
-    # From 1 for the first of a list to a half for what is not in it.
-    tops: Mapping[UUID, float]
-    trending: Mapping[UUID, float]
-    similar: Mapping[UUID, float]
-
-    @classmethod
-    def of(
-        cls,
-        near: Sequence[FoundVideo],
-        shares: Mapping[str, float],
-        tops: Sequence[FoundVideo],
-        trend: Sequence[UUID],
-        alike: Mapping[UUID, float],
-    ) -> Signals:
-        places = falling([each.video_id for each in tops])
-        return cls(
-            neighbour=normal({each.video_id: each.score for each in near}),
-            shares=normal(shares),
-            tops={video: (1 + place) / 2 for video, place in places.items()},
-            trending=falling(trend),
-            similar=alike,
-        )
-
-    def candidate(self, found: FoundVideo) -> Candidate:
-        video, share = found.video_id, self.shares.get(found.category or "", 0.0)
-        return Candidate(
-            video,
-            found.category,
-            trending=self.trending.get(video, 0.0),
-            neighbour=self.neighbour.get(video, 0.0),
-            same_category=share * self.tops.get(video, 0.5),
-            similar=self.similar.get(video, 0.0),
-            because=found.because,
-        )
+    turns: defaultdict[str | None, Iterator[int]] = defaultdict(count)
+    return sorted(candidates, key=lambda each: next(turns[each.category]))
 
 
 def normal(values: Mapping[K, float]) -> dict[K, float]:
@@ -281,5 +210,5 @@ def normal(values: Mapping[K, float]) -> dict[K, float]:
 
 
 def falling(videos: Sequence[UUID]) -> dict[UUID, float]:
-    """From 1 for the first of a list evenly down to just above 0."""
+    """Return points for the videos of a list, from 1 for the first evenly down to just above 0."""
     return {video: 1 - place / len(videos) for place, video in enumerate(videos)}

@@ -65,10 +65,9 @@ in the viewer's watched or liked videos it goes with. No ids, links, names of si
 markup or emoji."""
 
 Lines = Mapping[str, str]
-Entries = list[dict[str, str]]
 
-# How many characters of each text are told: the first detail with which a question is short
-# enough is taken; with the last one each is.
+# How many characters of each text are told. The first detail with which a question is short enough
+# is taken; the last one makes every question short enough.
 DETAILS: tuple[Mapping[str, int], ...] = (
     {"title": 100, "category": 40, "description": 240, "transcript": 240},
     {"title": 100, "category": 40, "description": 120, "transcript": 120},
@@ -173,11 +172,6 @@ class Question:
     limit: int
 
 
-def candidate_id(number: int) -> str:
-    """Return the id of the candidate with this number, from 1."""
-    return f"c{number}"
-
-
 @functools.lru_cache(maxsize=MOST_CANDIDATES)
 def answer_form(candidates: int) -> type[Picks]:
     """`Picks` whose schema allows only the ids of so many candidates.
@@ -185,7 +179,7 @@ def answer_form(candidates: int) -> type[Picks]:
     Only the schema: a provider that keeps to it can't name another one, and with one that does not
     the other picks are still of use.
     """
-    ids = [candidate_id(number) for number in range(1, candidates + 1)]
+    ids = [f"c{number}" for number in range(1, candidates + 1)]
     schema = WithJsonSchema({"type": "string", "enum": ids})
     pick = create_model("Pick", __base__=Pick, id=(Annotated[str, schema], ...))
     return create_model("Picks", __base__=Picks, picks=(list[pick], ...))
@@ -197,58 +191,36 @@ def question(material: Material, limit: int) -> Question:
     offered = [each for each in material.candidates if each.video_id in described]
     offered = offered[:MOST_CANDIDATES]
     trending = sorted((each for each in offered if each.trending > 0), key=lambda c: -c.trending)
-    ids = {each.video_id: candidate_id(number) for number, each in enumerate(offered, 1)}
+    ids = {each.video_id: f"c{number}" for number, each in enumerate(offered, 1)}
     most = min(limit, MOST_PICKS, len(ids))
-    history = History(
-        _known(profile.watched[:MOST_WATCHED], described),
-        _known(profile.liked[:MOST_LIKED], described),
-    )
-    fixed = {"limit": most, "trending": [ids[each.video_id] for each in trending[:MOST_TRENDING]]}
-    lines = {video: _lines(described[video]) for video in {*history.names, *ids}}
+    watched = _known(profile.watched[:MOST_WATCHED], described)
+    liked = _known(profile.liked[:MOST_LIKED], described)
+    seen = {video: f"w{number}" for number, video in enumerate(dict.fromkeys(watched + liked), 1)}
+    lines = {video: _lines(described[video]) for video in (*seen, *ids)}
     text = ""
     for detail in DETAILS:
-        told = history.told(lines, detail)
-        told["candidates"] = [_entry(name, lines[each], detail) for each, name in ids.items()]
-        text = orjson.dumps({**fixed, **told}).decode()
+        asked = {
+            "limit": most,
+            "trending": [ids[each.video_id] for each in trending[:MOST_TRENDING]],
+            "watched": [_entry(seen[v], lines[v], detail) for v in watched],
+            # A video in both lists is described in the first one.
+            "liked": [_entry(seen[v], lines[v], {} if v in watched else detail) for v in liked],
+            "candidates": [_entry(name, lines[v], detail) for v, name in ids.items()],
+        }
+        text = orjson.dumps(asked).decode()
         if len(text) <= MOST_CHARACTERS:
             break
     return Question(text, {name: video for video, name in ids.items()}, most)
 
 
-class History:
-    """What the viewer watched and likes, under ids of its own."""
-
-    def __init__(self, watched: Sequence[UUID], liked: Sequence[UUID]) -> None:
-        self._watched = watched
-        self._liked = liked
-        both = dict.fromkeys([*watched, *liked])
-        self.names = {video: f"w{number}" for number, video in enumerate(both, 1)}
-
-    def told(self, lines: Mapping[UUID, Lines], detail: Mapping[str, int]) -> dict[str, Entries]:
-        """Both lists; a video in both is described in the first one."""
-        nothing: Mapping[str, int] = {}
-        return {
-            "watched": [_entry(self.names[each], lines[each], detail) for each in self._watched],
-            "liked": [
-                _entry(self.names[each], lines[each], nothing if each in self._watched else detail)
-                for each in self._liked
-            ],
-        }
-
-
 def _known(engaged: Iterable[Engaged], described: Mapping[UUID, Described]) -> list[UUID]:
-    """Videos that may be gone by now are left out; each is told once."""
+    """Return each video once, without those that are gone by now."""
     return list(dict.fromkeys(each.video_id for each in engaged if each.video_id in described))
 
 
 def _lines(video: Described) -> Lines:
-    texts = {
-        "title": video.title,
-        "category": video.category,
-        "description": video.description,
-        "transcript": video.transcript,
-    }
-    return {field: plain((text or "")[:READ_CHARACTERS]) for field, text in texts.items()}
+    texts = {field: getattr(video, field) or "" for field in DETAILS[0]}
+    return {field: plain(text[:READ_CHARACTERS]) for field, text in texts.items()}
 
 
 def _entry(name: str, lines: Lines, detail: Mapping[str, int]) -> dict[str, str]:

@@ -15,13 +15,13 @@ from infra import metrics
 from infra.llm.errors import BreakerOpen, LanguageModelError, TimedOut
 from infra.redis import embedded_redis
 from infra.settings import load_settings
-from projections.recommendations.budget import UserBudgetSpent
 from projections.recommendations.model import Recommended
 from projections.recommendations.prompt import SYSTEM
 from projections.recommendations.ranker import (
     NothingUsable,
     RankedByModel,
     Ranker,
+    UserBudgetSpent,
     fuse,
     make_ranker,
 )

@@ -9,7 +9,6 @@ from uuid import UUID
 
 import pytest
 
-from projections.recommendations.blend import TITLE_LENGTH, blend, source_of
 from projections.recommendations.model import (
     Candidate,
     Described,
@@ -18,6 +17,7 @@ from projections.recommendations.model import (
     Profile,
     RecommendationSource,
 )
+from projections.recommendations.recommender import TITLE_LENGTH, blend, source_of
 
 AT = datetime(2026, 3, 14, tzinfo=UTC)
 SEEN = UUID(int=999)
