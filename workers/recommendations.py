@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -55,20 +53,22 @@ log = structlog.get_logger(__name__)
 
 # An unlike takes nothing back: what the like brought together decays. It is followed only since
 # the viewer's profile changes by it.
-KINDS: Mapping[str, EngagementKind | None] = MappingProxyType(
-    {
-        integration_events.VIDEO_VIEWED: EngagementKind.WATCHED,
-        integration_events.VIDEO_LIKED: EngagementKind.LIKED,
-        integration_events.VIDEO_UNLIKED: None,
-    }
-)
+KINDS: Mapping[str, EngagementKind | None] = {
+    integration_events.VIDEO_VIEWED: EngagementKind.WATCHED,
+    integration_events.VIDEO_LIKED: EngagementKind.LIKED,
+    integration_events.VIDEO_UNLIKED: None,
+}
 RANK_SECONDS = 60.0
+# Who has watched something within this time is active.
+ACTIVE = timedelta(days=1)
+ACTIVE_USERS = b"""
+SELECT DISTINCT user_id FROM analytics.video_analytics
+WHERE event_type = 'view' AND "timestamp" >= %s AND user_id IS NOT NULL
+"""
+USERS_PER_TASK = 10
+IN_ADVANCE = "recommendations in advance"
 
 Tell = Callable[[frozenset[str]], Awaitable[None]]
-
-
-async def tell_nobody(viewers: frozenset[str]) -> None:
-    """Nobody wants to know whose profile changed."""
 
 
 class EngagementSink:
@@ -77,16 +77,15 @@ class EngagementSink:
     name = ENGAGED_CONSUMER
     topics = frozenset(KINDS)
 
-    def __init__(self, weighing: Weighing, *, changed: Tell = tell_nobody) -> None:
-        """`changed` is told after each commit whose profiles are others now; must not raise."""
+    def __init__(self, weighing: Weighing, *, changed: Tell | None = None) -> None:
+        """`changed` is told after each commit whose profiles have changed; it must not raise."""
         self._weighing = weighing
         self._changed = changed
         self._last: frozenset[str] = frozenset()
         self._ranked_at = float("-inf")
 
     def prepare(self, conn: Connection[TupleRow]) -> None:
-        found = migrate(conn)
-        log.info("recommendations_ready", on=str(found))
+        log.info("recommendations_ready", on=str(migrate(conn)))
 
     def store(self, conn: Connection[TupleRow], batch: Sequence[Received]) -> None:
         now = datetime.now(UTC)
@@ -103,7 +102,8 @@ class EngagementSink:
         """Tell whose profiles changed; rank the categories anew once a minute."""
         last, self._last = self._last, frozenset()
         if last:
-            await self._changed(last)
+            if self._changed is not None:
+                await self._changed(last)
             if time.monotonic() - self._ranked_at >= RANK_SECONDS:
                 await conn.do(rank_categories, self._weighing)
                 self._ranked_at = time.monotonic()
@@ -116,58 +116,13 @@ def _row(message: Received, now: datetime) -> tuple[EngagementKind | None, Row]:
         raise Poison(message, describe(error)) from error
 
 
-# Who has watched something within this time.
-ACTIVE = timedelta(days=1)
-ACTIVE_USERS = b"""
-SELECT DISTINCT user_id FROM analytics.video_analytics
-WHERE event_type = 'view' AND "timestamp" >= %s AND user_id IS NOT NULL
-"""
-USERS_PER_TASK = 10
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """Sends a task for every few active users, while none waits: the queue never grows."""
-
-    prepare_recommendations: Actor[..., Any]
-    queues: TaskQueues
-
-    def run(self, conn: Connection[TupleRow]) -> int:
-        """Send the tasks; return for how many users. Raise BrokerAway, psycopg.Error."""
-        if any(d.waiting or d.delayed for d in self.queues.depths() if d.queue == RECOMMENDATIONS):
-            return 0
-        turn, sent = f"recommendations-{uuid4()}", 0
-        with conn.transaction(), conn.cursor("active_users") as cursor:
-            cursor.execute(ACTIVE_USERS, (datetime.now(UTC) - ACTIVE,))
-            while users := [user for (user,) in cursor.fetchmany(USERS_PER_TASK)]:
-                task = self.prepare_recommendations
-                enqueue(task, users, correlation_id=turn, causation_id=turn)
-                sent += len(users)
-        return sent
-
-
-def preparation_job(preparation: Preparation, analytics_url: str, every: float) -> Job:
-    """Return the job that sends the tasks; one process at a time does."""
-
-    async def run(conn: ThreadedConnection) -> None:
-        users = await conn.do(preparation.run)
-        log.debug("recommendations_asked_for", users=users)
-
-    @asynccontextmanager
-    async def session() -> AsyncIterator[Run]:
-        async with leading(analytics_url, "recommendations in advance") as conn:
-            yield lambda: run(conn)
-
-    outage = Outage("recommendations_postponed", (psycopg.Error, BrokerAway))
-    return Job("recommendations in advance", every, session, outage, at_once=False)
-
-
 @asynccontextmanager
 async def open_preparing(
     settings: Settings, database_url: str, redis: Redis
 ) -> AsyncIterator[RecommendationCache | None]:
-    """Recommendations as the query API makes them; None where none are made in advance."""
-    if not settings.recommendations.precompute_seconds:
+    """Open recommendations as the query API makes them; None where none are made in advance."""
+    wanted = settings.recommendations
+    if not wanted.precompute_seconds:
         yield None
         return
     async with AsyncExitStack() as stack:
@@ -179,13 +134,7 @@ async def open_preparing(
         analytics = await AnalyticsQueries.open(settings.trending, url, redis, pool, limits)
         stack.push_async_callback(analytics.aclose)
         made = open_recommendations(
-            settings.recommendations,
-            settings.llm,
-            redis,
-            pool,
-            analytics,
-            likes=Likes(),
-            catalog=Catalog(),
+            wanted, settings.llm, redis, pool, analytics, likes=Likes(), catalog=Catalog()
         )
         stack.push_async_callback(made.aclose)
         yield made
@@ -199,9 +148,37 @@ def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[Fetched]]
 
 
 def sweeps(parts: Parts, tasks: Tasks) -> Iterator[Job]:
-    """Have recommendations made in advance, where that is wanted."""
+    """Have recommendations made in advance, where that is wanted; one process at a time does."""
     seconds = parts.settings.recommendations.precompute_seconds
-    if seconds:
-        queues = task_queues(parts.settings.tasks)
-        preparation = Preparation(tasks.prepare_recommendations, queues)
-        yield preparation_job(preparation, parts.analytics_url, seconds)
+    if not seconds:
+        return
+    queues = task_queues(parts.settings.tasks)
+
+    @asynccontextmanager
+    async def session() -> AsyncIterator[Run]:
+        async with leading(parts.analytics_url, IN_ADVANCE) as conn:
+
+            async def run() -> None:
+                users = await conn.do(send_tasks, tasks.prepare_recommendations, queues)
+                log.debug("recommendations_asked_for", users=users)
+
+            yield run
+
+    outage = Outage("recommendations_postponed", (psycopg.Error, BrokerAway))
+    yield Job(IN_ADVANCE, seconds, session, outage, at_once=False)
+
+
+def send_tasks(conn: Connection[TupleRow], task: Actor[..., Any], queues: TaskQueues) -> int:
+    """Send a task for every few active users; return for how many users.
+
+    None while such a task waits, so that the queue never grows. Raise BrokerAway, psycopg.Error.
+    """
+    if any(d.waiting or d.delayed for d in queues.depths() if d.queue == RECOMMENDATIONS):
+        return 0
+    turn, sent = f"recommendations-{uuid4()}", 0
+    with conn.transaction(), conn.cursor("active_users") as cursor:
+        cursor.execute(ACTIVE_USERS, (datetime.now(UTC) - ACTIVE,))
+        while users := [user for (user,) in cursor.fetchmany(USERS_PER_TASK)]:
+            enqueue(task, users, correlation_id=turn, causation_id=turn)
+            sent += len(users)
+    return sent
