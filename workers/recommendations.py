@@ -37,13 +37,9 @@ from projections.analytics.rules import NotCountable, Row, row_of
 from projections.analytics.schema import migrate
 from projections.catalog import Catalog
 from projections.likes import Likes
-from projections.recommendations.cache import (
-    RecommendationCache,
-    RecommendationInvalidation,
-    open_recommendations,
-)
 from projections.recommendations.co_occurrence import Engagement, keep, rank_categories
 from projections.recommendations.model import EngagementKind, Weighing
+from projections.recommendations.recommender import RecommendationInvalidation, Recommender
 
 if TYPE_CHECKING:
     from workers.parts import Parts
@@ -119,7 +115,7 @@ def _row(message: Received, now: datetime) -> tuple[EngagementKind | None, Row]:
 @asynccontextmanager
 async def open_preparing(
     settings: Settings, database_url: str, redis: Redis
-) -> AsyncIterator[RecommendationCache | None]:
+) -> AsyncIterator[Recommender | None]:
     """Open recommendations as the query API makes them; None where none are made in advance."""
     wanted = settings.recommendations
     if not wanted.precompute_seconds:
@@ -133,7 +129,7 @@ async def open_preparing(
         url = settings.analytics.url(database_url)
         analytics = await AnalyticsQueries.open(settings.trending, url, redis, pool, limits)
         stack.push_async_callback(analytics.aclose)
-        made = open_recommendations(
+        made = Recommender(
             wanted, settings.llm, redis, pool, analytics, likes=Likes(), catalog=Catalog()
         )
         stack.push_async_callback(made.aclose)

@@ -81,10 +81,6 @@ MOST_CATEGORIES = 3
 TURNS = (3, 1, 1, 1)
 WEIGHING = Weighing()
 
-ENGAGED_WITH = b"""
-SELECT video_id FROM analytics.engaged WHERE viewer = %s AND video_id = ANY (%s)
-"""
-
 K = TypeVar("K")
 
 
@@ -164,14 +160,6 @@ async def candidates_for(
 
     candidates = [candidate(video) for video in islice(take_turns(sources, found), limit)]
     return vary(candidates) if profile.is_empty else candidates
-
-
-async def engaged_with(
-    conn: AsyncConnection[TupleRow], user_id: str, videos: Sequence[UUID]
-) -> set[UUID]:
-    """Return those of the videos that the user is known to have watched or liked."""
-    cursor = await conn.execute(ENGAGED_WITH, (user_id, list(videos)))
-    return {video for (video,) in await cursor.fetchall()}
 
 
 def seeds_of(profile: Profile, weighing: Weighing) -> dict[UUID, float]:

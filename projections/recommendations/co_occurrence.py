@@ -103,7 +103,6 @@ cut AS (
         SELECT place_of FROM ranked WHERE place > %(most)s)))
 UPDATE analytics.engagement SET neighbours = %(most)s WHERE video_id = ANY (%(videos)s::uuid[])
 """
-CLEAR_TOPS = b"DELETE FROM analytics.category_tops"
 TOPS = b"""
 INSERT INTO analytics.category_tops (category, place, video_id)
 SELECT category, place, video_id FROM (
@@ -233,7 +232,7 @@ def rank_categories(conn: Connection[TupleRow], weighing: Weighing) -> None:
     given = {"half_life": weighing.half_life_seconds, "most": weighing.category_tops}
     with conn.transaction():
         lock_in_transaction(conn, Lock.RECOMMENDATION_ROWS)
-        conn.execute(CLEAR_TOPS)
+        conn.execute(b"DELETE FROM analytics.category_tops")
         conn.execute(TOPS, given)
 
 

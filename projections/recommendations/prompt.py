@@ -26,8 +26,8 @@ BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\U000e0000-\U000e
 # A few of these have uses; a long run is a message or a prank.
 RUN = re.compile("[\u200c\u200d\ufe00-\ufe0f]{3,}")
 JOINERS = "\u200c\u200d"
-SKIN_TONES = range(0x1F3FB, 0x1F400)
-FLAG_LETTERS = range(0x1F1E6, 0x1F200)
+SKIN_TONES = "".join(map(chr, range(0x1F3FB, 0x1F400)))
+FLAG_LETTERS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 LONGEST_GRAPHEME = 32
 
 PROMPT_VERSION = "recommendations.v1"
@@ -137,17 +137,11 @@ def _grapheme(line: str, end: int) -> int:
 
 def _joined(line: str, place: int) -> bool:
     before, after = line[place - 1], line[place]
-    if unicodedata.category(after)[0] == "M" or after in JOINERS or before in JOINERS:
+    if unicodedata.category(after)[0] == "M" or before in JOINERS or after in JOINERS + SKIN_TONES:
         return True
-    return ord(after) in SKIN_TONES or (ord(after) in FLAG_LETTERS and _odd_flag(line, place))
-
-
-def _odd_flag(line: str, place: int) -> bool:
-    """Return whether an odd number of flag letters stands before a place: two make one flag."""
-    start = place
-    while start and ord(line[start - 1]) in FLAG_LETTERS:
-        start -= 1
-    return (place - start) % 2 == 1
+    # Two flag letters make one flag.
+    flag_letters = place - len(line[:place].rstrip(FLAG_LETTERS))
+    return after in FLAG_LETTERS and flag_letters % 2 == 1
 
 
 class Pick(BaseModel):

@@ -2,17 +2,18 @@
 
 As long as the database answers, the answer comes within the time limit, and names its source. The
 blend orders candidates by how near they are to the user, and by what trends. A language model's
-answer is fused with this order; without a model this order is the answer. An answer may be cached:
-`display` shows it as the videos and the user are now.
+answer is fused with this order; without a model this order is the answer. Recommendations are
+cached in Redis for an hour, until the user engages with more; `display` shows them as the videos
+and the user are now.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import LiteralString
 from uuid import UUID
@@ -21,19 +22,28 @@ import structlog
 from psycopg import AsyncConnection
 from psycopg import Error as DatabaseError
 from psycopg.rows import TupleRow
+from pydantic import TypeAdapter
+from redis.asyncio import Redis
 
 from domain.upload import Upload
 from domain.video_likes import stream_id
 from engine.codec import topics_of
 from engine.event_store import EVENTS
-from engine.freshness import Freshness, Pool
+from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool
 from engine.log import END_OF_LOG
+from infra.cache import Cached, Generations, Lifetimes, ReadThroughCache, Requirement
 from infra.llm.errors import LanguageModelError
 from infra.metrics import counter
 from infra.postgres.connection import fetch_as
+from infra.redis import OptionalRedis
+from infra.settings.adapters import LanguageModelSettings
+from infra.settings.features import RecommendationSettings
+from projections.analytics.arrival import COUNTS_CONSUMER, ENGAGED_CONSUMER, VIDEOS_CONSUMER
+from projections.analytics.queries import AnalyticsQueries, AnalyticsUnavailable
+from projections.analytics.windows import Window
 from projections.catalog import Catalog, VideoRow
 from projections.likes import Likes
-from projections.recommendations.candidates import candidates_for, engaged_with, falling
+from projections.recommendations.candidates import candidates_for, falling
 from projections.recommendations.embeddings import nearest
 from projections.recommendations.model import (
     Candidate,
@@ -47,7 +57,7 @@ from projections.recommendations.model import (
     Weighing,
 )
 from projections.recommendations.prompt import MOST_LIKED, MOST_WATCHED, plain
-from projections.recommendations.ranker import BudgetSpent, Ranker, fuse
+from projections.recommendations.ranker import BudgetSpent, Ranker, fuse, make_ranker
 from projections.trending.ranking import Ranked
 
 log = structlog.get_logger(__name__)
@@ -58,6 +68,9 @@ SELECT video_id, at FROM analytics.watched WHERE viewer = %s ORDER BY at DESC, v
 LIKED_AT = b"""
 SELECT video_id, liked_at FROM analytics.engaged
 WHERE viewer = %s AND video_id = ANY (%s) AND liked_at IS NOT NULL
+"""
+ENGAGED_WITH = b"""
+SELECT video_id FROM analytics.engaged WHERE viewer = %s AND video_id = ANY (%s)
 """
 # Far more than a prompt has room for; a transcript may be of hours.
 DESCRIBE: LiteralString = """
@@ -106,9 +119,24 @@ POPULARITY = 0.5
 REPEAT = 0.01
 REPEAT_FOR_NEW = 1.0
 
-Conn = AsyncConnection[TupleRow]
-Trend = Callable[[Freshness], Awaitable[Sequence[Ranked]]]
+PREFIX = "user:recommendations:"
+ENGAGED_PREFIX = "recommendations:engaged:"
+"""Before a user's id: a key that holds another value each time the user engages with something."""
+# How long an answer is cached that lacks what failed.
+LACKING_SECONDS = 30
 
+Conn = AsyncConnection[TupleRow]
+FORM: TypeAdapter[Cached[RankedRecommendations]] = TypeAdapter(Cached[RankedRecommendations])
+
+RECOMMENDATION_LOOKUPS = counter(
+    "backlot_recommendation_lookups",
+    "Recommendations that were asked for: from the cache, made, or shared with their maker.",
+    ("outcome",),
+)
+RECOMMENDATION_CACHE_FAILURES = counter(
+    "backlot_recommendation_cache_failures",
+    "Times that Redis did not answer for their cache, or held what can't be read.",
+)
 RECOMMENDATIONS_MADE = counter(
     "backlot_recommendations_made",
     "Recommendations of one user that were made, by what ordered them (llm, blend, trending).",
@@ -120,36 +148,86 @@ RECOMMENDATION_FAILURES = counter(
 )
 
 
-class Recommender:
-    """Makes recommendations; to be used from one event loop.
+class RecommendationInvalidation:
+    """Tells all processes whose profile has changed; to be used from one event loop."""
 
-    `pool` leads to the read models, `analytics` to the analytics; `trend` gives what trends, once
-    the analytics are as fresh as was asked.
-    """
+    def __init__(self, redis: Redis, settings: RecommendationSettings) -> None:
+        # Forgotten after whatever was computed before it.
+        lifetime = timedelta(seconds=2 * settings.cache_ttl_seconds)
+        self._generations = Generations(_optional(redis), lifetime)
+
+    async def touch(self, users: Collection[str]) -> None:
+        """Begin a generation of these users' recommendations; to be called after each commit.
+
+        Recommendations older than RECOMMENDATIONS_INVALIDATE_SECONDS are then computed anew when
+        they are asked for: a user who goes from video to video has that done now and then only.
+        One round trip; never raises RedisError.
+        """
+        await self._generations.renew([ENGAGED_PREFIX + user for user in users])
+
+
+class Recommender:
+    """Makes recommendations, which this process and its peers cache; for one event loop."""
 
     def __init__(
         self,
+        settings: RecommendationSettings,
+        llm: LanguageModelSettings,
+        redis: Redis,
         pool: Pool,
-        analytics: Pool,
+        analytics: AnalyticsQueries,
         *,
         likes: Likes,
         catalog: Catalog,
-        trend: Trend,
-        ranker: Ranker | None,
-        seconds: float,
-        weighing: Weighing,
     ) -> None:
+        """`pool` leads to the read models. Close this before the connections that it is given.
+
+        Raise SettingsError.
+        """
         self._pool, self._analytics = pool, analytics
         self._likes, self._catalog = likes, catalog
-        self._trend, self._ranker = trend, ranker
-        self._seconds, self._weighing = seconds, weighing
+        self._ranker = make_ranker(settings, llm, redis)
+        self._seconds, self._weighing = settings.timeout_seconds, Weighing.from_settings(settings)
+        ttl, outdated = settings.cache_ttl_seconds, settings.invalidate_seconds
+        whole = Lifetimes(timedelta(seconds=ttl), timedelta(seconds=outdated))
+        short = min(ttl, LACKING_SECONDS)
+        lacking = Lifetimes(timedelta(seconds=short), timedelta(seconds=min(short, outdated)))
+        self._cache: ReadThroughCache[RankedRecommendations] = ReadThroughCache(
+            _optional(redis),
+            FORM,
+            lambda made: whole if made.whole else lacking,
+            lookups=RECOMMENDATION_LOOKUPS,
+            unreadable=RECOMMENDATION_CACHE_FAILURES,
+        )
 
-    async def recommend(self, user_id: str, fresh: Freshness) -> RankedRecommendations:
+    async def get(
+        self, user_id: str, fresh: Freshness = WHATEVER_THERE_IS
+    ) -> tuple[RankedRecommendations, bool]:
+        """Return a user's recommendations, and whether they were cached.
+
+        Concurrent callers share one computation. Some videos may be seen or removed by now: that
+        is for `display` to tell. Where there are few, the newest videos follow, as they are now.
+        Raise ReadModelBehind, and never RedisError.
+        """
+        made, cached = await self._cache.get(
+            PREFIX + user_id,
+            ENGAGED_PREFIX + user_id,
+            lambda _: self._make(user_id, fresh),
+            Requirement(position=fresh.position),
+        )
+        items = made.value.items
+        if len(items) < MOST:
+            known = {each.video_id for each in items}
+            newest = await self._newest(user_id)
+            items = (*items, *(each for each in newest if each.video_id not in known))
+        return replace(made.value, items=items), cached
+
+    async def _make(self, user_id: str, fresh: Freshness) -> RankedRecommendations:
         """Return videos for a user; few, or none, where little has happened yet.
 
         Raise ReadModelBehind.
         """
-        trending = await self._trend(fresh)
+        trending = await self._trending(fresh)
         deadline = time.monotonic() + self._seconds
         whole = True
         try:
@@ -167,7 +245,15 @@ class Recommender:
         RECOMMENDATIONS_MADE.labels(made.source.value).inc()
         return made
 
-    async def newest(self, user_id: str) -> list[Recommended]:
+    async def _trending(self, fresh: Freshness) -> Sequence[Ranked]:
+        try:
+            await self._analytics.wait(fresh, ENGAGED_CONSUMER, COUNTS_CONSUMER, VIDEOS_CONSUMER)
+            ranking, _ = await self._analytics.ranking(Window.WEEK, MOST, None, fresh=fresh)
+        except AnalyticsUnavailable:
+            return ()
+        return ranking.value
+
+    async def _newest(self, user_id: str) -> list[Recommended]:
         """Return MOST or more videos with nothing to recommend them but being new, newest first.
 
         Fewer where there are not so many, or where the user has seen what came of late.
@@ -197,7 +283,7 @@ class Recommender:
 
     async def _material(self, user_id: str, trending: Sequence[Ranked]) -> Material:
         """Return what is known of the user, and the candidates; raise psycopg.Error."""
-        async with self._pool.connection() as conn, self._analytics.connection() as analytics:
+        async with self._pool.connection() as conn, self._analytics.pool.connection() as analytics:
             profile = await profile_of(analytics, self._likes, conn, user_id)
             known = sorted(
                 [*profile.liked, *profile.watched], key=lambda each: each.at, reverse=True
@@ -218,11 +304,16 @@ class Recommender:
     async def _engaged_with(self, user_id: str, videos: Sequence[UUID]) -> set[UUID]:
         """Return those that the user has seen; none while the analytics are away."""
         try:
-            async with self._analytics.connection() as conn:
-                return await engaged_with(conn, user_id, videos)
+            async with self._analytics.pool.connection() as conn:
+                rows = await conn.execute(ENGAGED_WITH, (user_id, list(videos)))
+                return {video for (video,) in await rows.fetchall()}
         except DatabaseError as error:
             _failed(error)
             return set()
+
+
+def _optional(redis: Redis) -> OptionalRedis:
+    return OptionalRedis(redis, "recommendation_cache", RECOMMENDATION_CACHE_FAILURES)
 
 
 def _failed(error: DatabaseError) -> None:
