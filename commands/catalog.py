@@ -51,9 +51,7 @@ class EngagementOf(Lookup[EngagementCounts]):
 
     video_id: UUID
 
-    @property
-    def default(self) -> EngagementCounts:
-        return EngagementCounts(0, 0, 0)
+    default = EngagementCounts(0, 0, 0)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,6 @@ NAME = "counters"
 FILL_SECONDS = 0.5
 WAIT_POLL_SECONDS = 0.05
 
-TOTAL: LiteralString = "SELECT count(*) FROM {schema}.counts"
 NEXT_VIDEOS: LiteralString = (
     "SELECT video_id FROM {schema}.counts WHERE video_id > %s ORDER BY video_id LIMIT %s"
 )
@@ -354,11 +353,11 @@ def rebuild(
     `report` hears of progress in counters. Raise redis.RedisError and OperationalError.
     """
     started = time.monotonic()
-    (total,) = conn.execute(likes.sql(TOTAL)).fetchone() or (0,)
+    (total,) = conn.execute(likes.sql("SELECT count(*) FROM {schema}.counts")).fetchone() or (0,)
     done, last = 0, UUID(int=0)
     while rows := conn.execute(likes.sql(NEXT_VIDEOS), (last, WINDOW_EVENTS)).fetchall():
         last = rows[-1][0]
-        _correct(conn, likes, counters, [video for (video,) in rows])
+        counters.correct(counted(conn, likes, [video for (video,) in rows])[1].items())
         done += len(rows)
         rate = done / (time.monotonic() - started)
         left = max(0, total - done)
@@ -379,7 +378,7 @@ def renew(conn: Connection[TupleRow], likes: Likes, counters: Counters) -> int:
         held = zip(videos, counters.get(videos), strict=True)
         (head,) = conn.execute(HEAD).fetchone() or (0,)
         counters.drop([video for video, counter in held if counter and counter.position > head])
-        _correct(conn, likes, counters, videos)
+        counters.correct(counted(conn, likes, videos)[1].items())
         done += len(videos)
     return done
 
@@ -401,13 +400,6 @@ def renewing(database_url: str, likes: Likes, counters: Counters) -> Callable[[R
             log.info("like_counters_renewed", counters=done)
 
     return after_switch
-
-
-def _correct(
-    conn: Connection[TupleRow], likes: Likes, counters: Counters, videos: Collection[UUID]
-) -> None:
-    _, now = counted(conn, likes, videos)
-    counters.correct(now.items())
 
 
 class CountersBehind(Exception):

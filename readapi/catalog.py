@@ -66,11 +66,7 @@ async def list_videos(
     summary="Videos that the caller likes, newest like first",
 )
 async def list_liked(
-    queries: Read,
-    caller: Caller,
-    fresh: Fresh,
-    cursor: Cursor = None,
-    limit: Limit = DEFAULT_LIMIT,
+    queries: Read, caller: Caller, fresh: Fresh, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
 ) -> Response:
     before = decode_cursor("liked", cursor)
     async with queries.reading(fresh, *queries.projections) as conn:

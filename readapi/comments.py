@@ -23,11 +23,7 @@ router = APIRouter(tags=["comments"])
     summary="The video's comments, newest first",
 )
 async def list_comments(
-    video_id: UUID,
-    queries: Read,
-    fresh: Fresh,
-    cursor: Cursor = None,
-    limit: Limit = DEFAULT_LIMIT,
+    video_id: UUID, queries: Read, fresh: Fresh, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
 ) -> Response:
     before = decode_cursor("comments", cursor)
     async with queries.reading(fresh, queries.catalog, queries.comments) as conn:

@@ -88,8 +88,7 @@ RETRY_MS = 2_000
 MAX_WATCHERS = 10_000
 
 LIVE_WATCHERS = gauge(
-    "backlot_live_watchers",
-    "Clients that follow a video's counts as they change.",
+    "backlot_live_watchers", "Clients that follow a video's counts as they change."
 )
 
 

@@ -118,11 +118,7 @@ async def list_recommendations(
     summary="The same, with all that is known of the videos",
 )
 async def list_recommended_videos(
-    queries: Read,
-    caller: Caller,
-    user_id: Whose,
-    fresh: Fresh,
-    limit: SoMany = DEFAULT_LIMIT,
+    queries: Read, caller: Caller, user_id: Whose, fresh: Fresh, limit: SoMany = DEFAULT_LIMIT
 ) -> Response:
     made, cached = await _made(queries, user_id, fresh)
     async with queries.reading(fresh, *queries.projections) as conn:

@@ -157,10 +157,6 @@ class Viewer:
         insort(self.recent, (max(self.times[video_id].values()), video_id))
         del self.recent[:-most]
 
-    def others(self, video_id: str, most: int) -> list[str]:
-        """Return the last videos beside this one, the latest first."""
-        return [video for _, video in reversed(self.recent) if video != video_id][:most]
-
 
 class Pairing:
     """Takes engagements in one by one, and holds what they come to.
@@ -191,20 +187,18 @@ class Pairing:
         viewer.remember(event.video_id, self._weighing.paired_with + 1)
 
     def _count(self, viewer: Viewer, event: Engagement) -> None:
-        weighing, hour = self._weighing, start_of_hour(event.at)
+        weighing, hour, video = self._weighing, start_of_hour(event.at), event.video_id
         weight, at = weighing.of(event.kind), event.at.timestamp()
-        self.gained[event.video_id].add(weight, at, weighing.half_life_seconds)
+        self.gained[video].add(weight, at, weighing.half_life_seconds)
         viewer.hours[hour] = viewer.hours.get(hour, 0) + 1
-        if viewer.hours[hour] <= weighing.paired_per_hour:
-            for other in viewer.others(event.video_id, weighing.paired_with):
-                self._pair(event.video_id, other, weight, at, viewer.times[other])
-
-    def _pair(self, video_id: str, other: str, weight: float, at: float, times: Times) -> None:
-        pair = (video_id, other) if video_id < other else (other, video_id)
-        weighing = self._weighing
-        for kind, then in times.items():
-            both, later = weight * weighing.of(kind), max(at, then.timestamp())
-            self.pairs[pair].add(both, later, weighing.half_life_seconds)
+        if viewer.hours[hour] > weighing.paired_per_hour:
+            return
+        others = [other for _, other in reversed(viewer.recent) if other != video]
+        for other in others[: weighing.paired_with]:
+            mass = self.pairs[min(video, other), max(video, other)]
+            for kind, then in viewer.times[other].items():
+                both, later = weight * weighing.of(kind), max(at, then.timestamp())
+                mass.add(both, later, weighing.half_life_seconds)
 
 
 def keep(

@@ -94,7 +94,6 @@ class Described:
     description: str | None = None
     category: str | None = None
     transcript: str | None = None
-    spoken_language: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

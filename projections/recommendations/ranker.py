@@ -12,7 +12,7 @@ import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import NamedTuple, cast
 from uuid import UUID
@@ -150,29 +150,6 @@ def keys_of(day: date, user_id: str) -> list[str]:
     return [whole, f"{whole}:{digest}"]
 
 
-@dataclass
-class CallsOfDay:
-    """What this process has counted of one day: no more keys than calls that all may make."""
-
-    day: date
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def take(self, keys: list[str], most: tuple[int, int]) -> int:
-        """Count a call, and return which budget is spent, as TAKE does."""
-        for place, (key, limit) in enumerate(zip(keys, most, strict=True), 1):
-            if self.counts[key] >= limit:
-                return place
-        self.counts.update(keys)
-        return 0
-
-    def give_back(self, keys: list[str]) -> None:
-        """Undo a `take`."""
-        for key in keys:
-            self.counts[key] -= 1
-            if not self.counts[key]:
-                del self.counts[key]
-
-
 class Budget:
     """Counts calls before they are made; to be used from one event loop."""
 
@@ -190,7 +167,8 @@ class Budget:
         self._clock = clock
         self._take = redis.register_script(TAKE)
         self._give_back = redis.register_script(GIVE_BACK)
-        self._own = CallsOfDay(clock().date())
+        # What this process has counted of one day: no more keys than calls that all may make.
+        self._day, self._own = clock().date(), Counter[str]()
         self._told: date | None = None
 
     @asynccontextmanager
@@ -200,21 +178,23 @@ class Budget:
         Raise BudgetSpent, or UserBudgetSpent, instead of entering it. Never raises RedisError.
         """
         today = self._clock().astimezone(UTC).date()
-        if self._own.day != today:
-            self._own = CallsOfDay(today)
+        if self._day != today:
+            self._day, self._own = today, Counter()
         own, keys = self._own, keys_of(today, user_id)
         # Before anything is awaited: those who ask at once must not all find the last call free.
-        self._refuse(own.take(keys, self._most))
+        limits = enumerate(zip(keys, self._most, strict=True), 1)
+        self._refuse(next((place for place, (key, most) in limits if own[key] >= most), 0))
+        own.update(keys)
         spent = await self._redis.ask(
             lambda _: self._take(keys=keys, args=[*self._most, KEY_SECONDS])
         )
         if spent:
-            own.give_back(keys)
+            _give_back(own, keys)
             self._refuse(cast("int", spent))
         try:
             yield
         except NotCalled:
-            own.give_back(keys)
+            _give_back(own, keys)
             if spent is not None:
                 # Only what was counted there: Redis may have come back meanwhile.
                 await self._redis.ask(lambda _: self._give_back(keys=keys))
@@ -235,6 +215,13 @@ class Budget:
             "The calls of the language model for today have been made.",
             retry_after=(tomorrow - now).total_seconds(),
         )
+
+
+def _give_back(counts: Counter[str], keys: Sequence[str]) -> None:
+    counts.subtract(keys)
+    for key in keys:
+        if not counts[key]:
+            del counts[key]
 
 
 class NothingUsable(BadAnswer):

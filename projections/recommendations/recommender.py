@@ -75,7 +75,7 @@ SELECT video_id FROM analytics.engaged WHERE viewer = %s AND video_id = ANY (%s)
 # Far more than a prompt has room for; a transcript may be of hours.
 DESCRIBE: LiteralString = """
 SELECT upload_id AS video_id, title, left(description, 2000) AS description, category,
-       left(transcript, 2000) AS transcript, spoken_language
+       left(transcript, 2000) AS transcript
 FROM {schema}.uploads WHERE completed_position IS NOT NULL AND upload_id = ANY (%s)
 """
 # Each by key. A stream of likes is there once there was a like, also where it was taken back.
