@@ -14,7 +14,7 @@ from infra.errors import ExitCode, OperatorError
 from infra.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from projections.like_counters import Counters, Drift, Reconciled
+    from projections.like_counters import Counters, Drift, Reconciliation
 
 app = group("The like counters in Redis.")
 
@@ -43,7 +43,7 @@ def reconcile(
     raise typer.Exit(ExitCode.NOT_WELL if result.drifted else ExitCode.DONE)
 
 
-def _reconcile(settings: Settings, *, repair: bool) -> Reconciled:
+def _reconcile(settings: Settings, *, repair: bool) -> Reconciliation:
     import psycopg
     from eventsourcing.persistence import PersistenceError
     from redis import RedisError
@@ -66,7 +66,7 @@ def _reconcile(settings: Settings, *, repair: bool) -> Reconciled:
     return result
 
 
-def _compare(url: str, counters: Counters, *, repair: bool) -> Reconciled | None:
+def _compare(url: str, counters: Counters, *, repair: bool) -> Reconciliation | None:
     from backlot.database import recorded
     from domain.operation import OperationOutcome
     from projections.likes import Likes

@@ -238,7 +238,7 @@ def _video(key: bytes) -> UUID | None:
         return None
 
 
-def counted(
+def read_counters(
     conn: Connection[TupleRow], likes: Likes, videos: Collection[UUID]
 ) -> tuple[int, dict[UUID, Counter]]:
     """Return the read model's position, and the counters that these videos must have there."""
@@ -247,10 +247,10 @@ def counted(
         return _as_counters(cursor.fetchall())
 
 
-async def counted_async(
+async def read_counters_async(
     conn: AsyncConnection[TupleRow], likes: Likes, videos: Collection[UUID]
 ) -> tuple[int, dict[UUID, Counter]]:
-    """Return the same as `counted`, on an event loop."""
+    """Return the same as `read_counters`, on an event loop."""
     async with conn.cursor(binary=True) as cursor:
         await cursor.execute(likes.sql(COUNTED), (list(videos), likes.schema))
         return _as_counters(await cursor.fetchall())
@@ -293,13 +293,13 @@ class CounterPublisher(Handler[None]):
 
     def advance(self, conn: Connection[TupleRow]) -> int:
         """Put the next stretch of changes; return how many positions remain."""
-        position, _ = counted(conn, self._likes, ())
+        position, _ = read_counters(conn, self._likes, ())
         after = self._start(conn, position)
         if after >= position:
             return 0
         window = self._log.read(conn, after, position)
         changed = {video for stored in window.events if (video := self._video(stored))}
-        _, now = counted(conn, self._likes, changed)
+        _, now = read_counters(conn, self._likes, changed)
         self._counters.publish(now.items(), window.until)
         COUNTERS_PUBLISHED.inc(len(now))
         return position - window.until
@@ -357,7 +357,7 @@ def rebuild(
     done, last = 0, UUID(int=0)
     while rows := conn.execute(likes.sql(NEXT_VIDEOS), (last, WINDOW_EVENTS)).fetchall():
         last = rows[-1][0]
-        counters.correct(counted(conn, likes, [video for (video,) in rows])[1].items())
+        counters.correct(read_counters(conn, likes, [video for (video,) in rows])[1].items())
         done += len(rows)
         rate = done / (time.monotonic() - started)
         left = max(0, total - done)
@@ -378,7 +378,7 @@ def renew(conn: Connection[TupleRow], likes: Likes, counters: Counters) -> int:
         held = zip(videos, counters.get(videos), strict=True)
         (head,) = conn.execute(HEAD).fetchone() or (0,)
         counters.drop([video for video, counter in held if counter and counter.position > head])
-        counters.correct(counted(conn, likes, videos)[1].items())
+        counters.correct(read_counters(conn, likes, videos)[1].items())
         done += len(videos)
     return done
 
@@ -414,7 +414,7 @@ class Drift(NamedTuple):
     truth: Counter
 
 
-class Reconciled(NamedTuple):
+class Reconciliation(NamedTuple):
     """How many counters were compared, and which of them differed."""
 
     compared: int
@@ -428,7 +428,7 @@ def reconcile(
     *,
     repair: bool = True,
     wait_seconds: float = 5.0,
-) -> Reconciled:
+) -> Reconciliation:
     """Compare every counter with the read model; report and, if `repair`, drop what differs.
 
     Raise CountersBehind when the publisher does not catch up within `wait_seconds`, and what
@@ -436,7 +436,7 @@ def reconcile(
     """
     compared, drifted = 0, list[Drift]()
     for videos in counters.all_videos():
-        position, truth = counted(conn, likes, videos)
+        position, truth = read_counters(conn, likes, videos)
         _await(counters, position, wait_seconds)
         for video, held in zip(videos, counters.get(videos), strict=True):
             # A counter that was put since is newer than `truth`; one that is gone is not wrong.
@@ -451,7 +451,7 @@ def reconcile(
         # The next query, or the next like, puts the right counter.
         counters.drop([drift.video_id for drift in drifted])
     COUNTER_DRIFT.set(len(drifted))
-    return Reconciled(compared, drifted)
+    return Reconciliation(compared, drifted)
 
 
 def _lasting(counters: Counters, drifted: list[Drift]) -> list[Drift]:

@@ -21,7 +21,7 @@ from infra.cancellation import cancel
 from infra.http.problems import Problem
 from infra.metrics import counter, gauge
 from projections.catalog import Catalog
-from projections.like_counters import COUNTER_FAILURES, GONE, AsyncCounters, counted_async
+from projections.like_counters import COUNTER_FAILURES, GONE, AsyncCounters, read_counters_async
 from projections.likes import Likes
 
 log = structlog.get_logger(__name__)
@@ -61,7 +61,7 @@ class LikeCounts:
         self, conn: AsyncConnection[TupleRow], videos: Sequence[UUID]
     ) -> dict[UUID, int]:
         """Return the counts of these videos in the read model; fill missing counters on the way."""
-        _, counters = await counted_async(conn, self._likes, videos)
+        _, counters = await read_counters_async(conn, self._likes, videos)
         for video, count in counters.items():
             filled = await self._ask(partial(AsyncCounters.fill, video_id=video, counter=count))
             COUNTER_READS.labels("filled" if filled else "database").inc()

@@ -27,7 +27,7 @@ from projections.like_counters import (
     COUNTER_FAILURES,
     Counters,
     CountersBehind,
-    Reconciled,
+    Reconciliation,
     reconcile,
     subscribe_counters,
 )
@@ -85,7 +85,7 @@ def lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:
 
 def reconcile_once(
     database_url: str, likes: Likes, counters: Counters, *, repair: bool = True
-) -> Reconciled | None:
+) -> Reconciliation | None:
     """Compare all counters now; return None while another process does."""
     with connect(database_url, "likes reconcile") as conn:
         if not try_lock(conn, Lock.LIKES_RECONCILIATION):

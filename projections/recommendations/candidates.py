@@ -125,7 +125,7 @@ async def candidates_for(
         return await fetch_as(conn, FoundVideo, query.encode(), {**given, **more})
 
     near: list[FoundVideo] = []
-    shares: dict[str, float] = {}
+    shares: dict[str | None, float] = {}
     if seeds:
         near = await find(NEIGHBOURS)
         shares = dict(await (await conn.execute(SHARES, given)).fetchall())
@@ -141,24 +141,21 @@ async def candidates_for(
         sorted(alike, key=lambda video: (-alike[video], video)),
         trend[:MOST_TRENDING],
     ]
-    neighbours = normal({each.video_id: each.score for each in near})
-    places, popular, shares = falling(sources[1]), falling(trend), normal(shares)
-
-    def candidate(video: UUID) -> Candidate:
-        category, because = found[video].category, found[video].because
-        # Of a category that the profile has, from 1 for its first videos to a half for any other.
-        place = (1 + places.get(video, 0.0)) / 2
-        return Candidate(
-            video,
-            category,
-            trending=popular.get(video, 0.0),
-            neighbour=neighbours.get(video, 0.0),
-            same_category=shares.get(category or "", 0.0) * place,
-            similar=alike.get(video, 0.0),
-            because=because,
+    neighbours = normalize({each.video_id: each.score for each in near})
+    places, popular, shares = falling_points(sources[1]), falling_points(trend), normalize(shares)
+    candidates = [
+        Candidate(
+            each.video_id,
+            each.category,
+            trending=popular.get(each.video_id, 0.0),
+            neighbour=neighbours.get(each.video_id, 0.0),
+            # Within a category, from 1 for the first of its ranking to a half for the unranked.
+            same_category=(1 + places.get(each.video_id, 0.0)) / 2 * shares.get(each.category, 0.0),
+            similar=alike.get(each.video_id, 0.0),
+            because=each.because,
         )
-
-    candidates = [candidate(video) for video in islice(take_turns(sources, found), limit)]
+        for each in (found[video] for video in islice(take_turns(sources, found), limit))
+    ]
     return vary(candidates) if profile.is_empty else candidates
 
 
@@ -191,12 +188,12 @@ def vary(candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=lambda each: next(turns[each.category]))
 
 
-def normal(values: Mapping[K, float]) -> dict[K, float]:
+def normalize(values: Mapping[K, float]) -> dict[K, float]:
     """Return the values divided by the greatest of them."""
     most = max(values.values(), default=0.0)
     return {key: value / most for key, value in values.items()} if most else dict(values)
 
 
-def falling(videos: Sequence[UUID]) -> dict[UUID, float]:
+def falling_points(videos: Sequence[UUID]) -> dict[UUID, float]:
     """Return points for the videos of a list, from 1 for the first evenly down to just above 0."""
     return {video: 1 - place / len(videos) for place, video in enumerate(videos)}

@@ -8,7 +8,6 @@ says how wide its vectors are, and another model's table begins empty.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
@@ -159,8 +158,7 @@ def texts_of(
     return [Text(*row) for row in conn.execute(catalog.sql(THESE), (list(videos),)).fetchall()]
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingState:
+class EmbeddingState(NamedTuple):
     """Whose embeddings are there, and how many texts have one or were rejected."""
 
     model: str

@@ -17,7 +17,7 @@ from uuid import UUID
 import orjson
 from pydantic import BaseModel, WithJsonSchema, create_model
 
-from projections.recommendations.model import Described, Engaged, Material
+from projections.recommendations.model import DescribedVideo, EngagedVideo, Material
 
 ELLIPSIS = "…"
 # Letters or marks by their category, and yet blank: fillers of Hangul, a joiner, vowels of Khmer,
@@ -110,13 +110,13 @@ def cut(line: str, limit: int) -> str:
 def plain(text: str) -> str:
     """Return a text without line breaks, controls, directions and invisible characters."""
     if not text.isprintable():
-        text = "".join(map(_kept, text))
+        text = "".join(map(_visible, text))
     if not text.isascii():
         text = RUN.sub("", BLANK.sub("", text))
     return " ".join(text.split())
 
 
-def _kept(char: str) -> str:
+def _visible(char: str) -> str:
     # Persian is written with one joiner, and families of emoji with the other.
     if char.isprintable() or char in JOINERS:
         return char
@@ -130,12 +130,12 @@ def _kept(char: str) -> str:
 def _grapheme(line: str, end: int) -> int:
     """Return the nearest place up to `end` where no grapheme is cut; `end` if none is near."""
     for place in range(end, max(end - LONGEST_GRAPHEME, 0), -1):
-        if not _joined(line, place):
+        if not _within_grapheme(line, place):
             return place
     return end
 
 
-def _joined(line: str, place: int) -> bool:
+def _within_grapheme(line: str, place: int) -> bool:
     before, after = line[place - 1], line[place]
     if unicodedata.category(after)[0] == "M" or before in JOINERS or after in JOINERS + SKIN_TONES:
         return True
@@ -187,8 +187,8 @@ def question(material: Material, limit: int) -> Question:
     trending = sorted((each for each in offered if each.trending > 0), key=lambda c: -c.trending)
     ids = {each.video_id: f"c{number}" for number, each in enumerate(offered, 1)}
     most = min(limit, MOST_PICKS, len(ids))
-    watched = _known(profile.watched[:MOST_WATCHED], described)
-    liked = _known(profile.liked[:MOST_LIKED], described)
+    watched = _known_videos(profile.watched[:MOST_WATCHED], described)
+    liked = _known_videos(profile.liked[:MOST_LIKED], described)
     seen = {video: f"w{number}" for number, video in enumerate(dict.fromkeys(watched + liked), 1)}
     lines = {video: _lines(described[video]) for video in (*seen, *ids)}
     text = ""
@@ -207,12 +207,14 @@ def question(material: Material, limit: int) -> Question:
     return Question(text, {name: video for video, name in ids.items()}, most)
 
 
-def _known(engaged: Iterable[Engaged], described: Mapping[UUID, Described]) -> list[UUID]:
+def _known_videos(
+    engaged: Iterable[EngagedVideo], described: Mapping[UUID, DescribedVideo]
+) -> list[UUID]:
     """Return each video once, without those that are gone by now."""
     return list(dict.fromkeys(each.video_id for each in engaged if each.video_id in described))
 
 
-def _lines(video: Described) -> Lines:
+def _lines(video: DescribedVideo) -> Lines:
     texts = {field: getattr(video, field) or "" for field in DETAILS[0]}
     return {field: plain(text[:READ_CHARACTERS]) for field, text in texts.items()}
 
@@ -222,7 +224,7 @@ def _entry(name: str, lines: Lines, detail: Mapping[str, int]) -> dict[str, str]
     return {"id": name, **told}
 
 
-def shown(reason: str) -> str | None:
+def clean_reason(reason: str) -> str | None:
     """Return the reason as one line; None if it can't be shown.
 
     None for what is empty or too long, and for what holds a link, an address, a number to call,

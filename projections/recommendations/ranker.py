@@ -28,15 +28,15 @@ from infra.metrics import counter
 from infra.redis import OptionalRedis
 from infra.settings.adapters import LanguageModelSettings
 from infra.settings.features import RecommendationSettings
-from projections.recommendations.model import Material, Recommended
+from projections.recommendations.model import Material, RankedVideo
 from projections.recommendations.prompt import (
     PROMPT_VERSION,
     SYSTEM,
     Pick,
     Question,
     answer_form,
+    clean_reason,
     question,
-    shown,
 )
 
 log = structlog.get_logger(__name__)
@@ -92,7 +92,7 @@ class RankedByModel(NamedTuple):
     reason: str | None = None
 
 
-def fuse(blended: Sequence[Recommended], ranked: Sequence[RankedByModel]) -> list[Recommended]:
+def fuse(blended: Sequence[RankedVideo], ranked: Sequence[RankedByModel]) -> list[RankedVideo]:
     """Return all of `blended`, in the order of BLEND_WEIGHT / (K + rank) of both orders added up.
 
     A video that the model left out follows the ones that it named, in the blend's order; one that
@@ -118,7 +118,7 @@ def fuse(blended: Sequence[Recommended], ranked: Sequence[RankedByModel]) -> lis
     for rank, each in enumerate(blended, 1):
         score = BLEND_WEIGHT / (K + rank) + (1 - BLEND_WEIGHT) / (K + ranks[each.video_id])
         if (reason := reasons.get(each.video_id)) is not None:
-            fused.append(Recommended(each.video_id, score, reason, by_model=True))
+            fused.append(RankedVideo(each.video_id, score, reason, by_model=True))
         else:
             fused.append(replace(each, score=score))
     # The sort is stable.
@@ -280,7 +280,7 @@ class Ranker:
                 purpose=PURPOSE,
                 max_output_tokens=TOKENS_OF_FORM + TOKENS_PER_PICK * asked.limit,
             )
-            found = checked(parsed.answer.picks, asked)
+            found = check_picks(parsed.answer.picks, asked)
             if not found:
                 raise NothingUsable("The language model named none of the candidates.")
             return found
@@ -293,7 +293,7 @@ class Ranker:
             log.error("recommendation_call_broke", exc_info=error)
 
 
-def checked(picks: Iterable[Pick], asked: Question) -> list[RankedByModel]:
+def check_picks(picks: Iterable[Pick], asked: Question) -> list[RankedByModel]:
     """Return the candidates that a model named, each once, `limit` at most, with their reasons."""
     found: dict[str, RankedByModel] = {}
     outcomes: Counter[str] = Counter()
@@ -305,7 +305,7 @@ def checked(picks: Iterable[Pick], asked: Question) -> list[RankedByModel]:
         elif len(found) >= asked.limit:
             outcomes["surplus"] += 1
         else:
-            reason = shown(pick.reason)
+            reason = clean_reason(pick.reason)
             found[pick.id] = RankedByModel(asked.candidates[pick.id], reason)
             outcomes.update(["kept"] if reason else ["kept", "reason_dropped"])
     for outcome, count in outcomes.items():

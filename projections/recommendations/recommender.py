@@ -43,17 +43,17 @@ from projections.analytics.queries import AnalyticsQueries, AnalyticsUnavailable
 from projections.analytics.windows import Window
 from projections.catalog import Catalog, VideoRow
 from projections.likes import Likes
-from projections.recommendations.candidates import candidates_for, falling
+from projections.recommendations.candidates import candidates_for, falling_points
 from projections.recommendations.embeddings import nearest
 from projections.recommendations.model import (
     Candidate,
-    Described,
-    Engaged,
+    DescribedVideo,
+    EngagedVideo,
     Material,
     Profile,
     RankedRecommendations,
+    RankedVideo,
     RecommendationSource,
-    Recommended,
     Weighing,
 )
 from projections.recommendations.prompt import MOST_LIKED, MOST_WATCHED, plain
@@ -234,7 +234,7 @@ class Recommender:
             material = await self._material(user_id, trending)
         except DatabaseError as error:
             _failed(error)
-            points = falling([each.video_id for each in trending])
+            points = falling_points([each.video_id for each in trending])
             candidates = [Candidate(video, None, trending=point) for video, point in points.items()]
             material, whole = Material(Profile(user_id), candidates), False
         blended = blend(material, limit=len(material.candidates))
@@ -253,7 +253,7 @@ class Recommender:
             return ()
         return ranking.value
 
-    async def _newest(self, user_id: str) -> list[Recommended]:
+    async def _newest(self, user_id: str) -> list[RankedVideo]:
         """Return MOST or more videos with nothing to recommend them but being new, newest first.
 
         Fewer where there are not so many, or where the user has seen what came of late.
@@ -274,7 +274,7 @@ class Recommender:
                 before = rows[-1].completed_position
         except DatabaseError as error:
             _failed(error)
-        return [Recommended(video, 0.0, NEW) for video in found]
+        return [RankedVideo(video, 0.0, NEW) for video in found]
 
     async def aclose(self) -> None:
         """Cancel the calls of the language model, and close its connections."""
@@ -295,7 +295,7 @@ class Recommender:
             )
             asked = {*videos, *(each.video_id for each in candidates)}
             query = self._catalog.sql(DESCRIBE)
-            found = await fetch_as(conn, Described, query, (list(asked),))
+            found = await fetch_as(conn, DescribedVideo, query, (list(asked),))
         described = {each.video_id: each for each in found}
         # What the catalog no longer has, the analytics may not have heard of.
         there = [each for each in candidates if each.video_id in described]
@@ -342,24 +342,24 @@ async def profile_of(analytics: Conn, likes: Likes, main: Conn, user_id: str) ->
     `main` is a connection to the database of `likes`. A like that the analytics have not seen yet
     is taken to be of now.
     """
-    watched = await fetch_as(analytics, Engaged, WATCHED, (user_id, MOST_WATCHED))
+    watched = await fetch_as(analytics, EngagedVideo, WATCHED, (user_id, MOST_WATCHED))
     standing = await likes.liked_page(main, user_id, END_OF_LOG, MOST_LIKED)
     given = user_id, [like.video_id for like in standing]
     times: dict[UUID, datetime] = dict(await (await analytics.execute(LIKED_AT, given)).fetchall())
     now = datetime.now(UTC)
-    liked = [Engaged(like.video_id, times.get(like.video_id, now)) for like in standing]
+    liked = [EngagedVideo(like.video_id, times.get(like.video_id, now)) for like in standing]
     return Profile(user_id, watched, liked)
 
 
-def blend(material: Material, *, limit: int) -> list[Recommended]:
+def blend(material: Material, *, limit: int) -> list[RankedVideo]:
     """Return the first `limit` candidates by falling score; equal scores are ordered by id."""
     scored = sorted(
         ((_score(each), each) for each in material.candidates),
         key=lambda pair: (-pair[0], pair[1].video_id),
     )
-    varied = _varied(scored, REPEAT_FOR_NEW if material.profile.is_empty else REPEAT)
+    varied = _vary(scored, REPEAT_FOR_NEW if material.profile.is_empty else REPEAT)
     return [
-        Recommended(each.video_id, score, _reason(each, material), each.because)
+        RankedVideo(each.video_id, score, _reason(each, material), each.because)
         for score, each in islice(varied, limit)
     ]
 
@@ -382,7 +382,7 @@ def _score(candidate: Candidate) -> float:
     return float(fit * (UNKNOWN + candidate.trending) ** POPULARITY)
 
 
-def _varied(
+def _vary(
     scored: Sequence[tuple[float, Candidate]], repeat: float
 ) -> Iterator[tuple[float, Candidate]]:
     """Yield all with lowered scores, best first; those without a category repeat nothing."""
@@ -434,7 +434,7 @@ def _line(title: str) -> str:
 
 async def display(
     conn: Conn, catalog: Catalog, user_id: str, made: RankedRecommendations, limit: int
-) -> list[tuple[Recommended, VideoRow]]:
+) -> list[tuple[RankedVideo, VideoRow]]:
     """Return the first `limit` that can still be recommended: those behind fill the gaps.
 
     Nothing that was removed, that is the user's own, or that the user has watched or liked by now,
@@ -459,7 +459,7 @@ async def display(
     # A language model has read the texts of the whole profile.
     profile_changed = not changed.issubset(videos)
 
-    def now(each: Recommended) -> Recommended:
+    def now(each: RankedVideo) -> RankedVideo:
         """Return the recommendation without a reason that may repeat an old title or category."""
         stale = each.by_model and profile_changed
         if stale or each.video_id in changed or each.because in changed:
