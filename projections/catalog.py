@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar, LiteralString, NamedTuple
 from uuid import UUID
@@ -131,8 +130,7 @@ FROM {schema}.uploads WHERE
 """
 
 
-@dataclass(frozen=True, slots=True)
-class UploadRow:
+class UploadRow(NamedTuple):
     """An upload as somebody who resumes it needs it; sizes in bytes."""
 
     upload_id: UUID
@@ -203,10 +201,8 @@ class Catalog(Projection):
     ) -> list[VideoRow]:
         """Return videos completed before a position, newest first; of an owner, of a category."""
         query = VIDEOS + "completed_position < %(before)s"
-        if owner is not None:
-            query += " AND owner = %(owner)s"
-        if category is not None:
-            query += " AND category = %(category)s"
+        query += " AND owner = %(owner)s" if owner is not None else ""
+        query += " AND category = %(category)s" if category is not None else ""
         query += " ORDER BY completed_position DESC LIMIT %(limit)s"
         wanted = {"owner": owner, "category": category, "before": before, "limit": limit}
         return await fetch_as(conn, VideoRow, self.sql(query), wanted)

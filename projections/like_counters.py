@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, LiteralString, NamedTuple, cast
 from uuid import UUID
@@ -167,18 +168,12 @@ class Counters:
                 pipe.hmget(key_of(video_id), "count", "position")
             return [_counter(row) for row in pipe.execute()]
 
-    def all_videos(self) -> Iterable[list[UUID]]:
+    def all_videos(self) -> Iterator[list[UUID]]:
         """Return the videos that have a counter, some at a time; pass over foreign keys."""
-        cursor = 0
-        while True:
-            cursor, keys = cast(
-                "tuple[int, list[bytes]]",
-                self._client.scan(cursor, match=f"{PREFIX}*", count=SCAN_KEYS),
-            )
-            if videos := [video for key in keys if (video := _video(key))]:
+        keys = self._client.scan_iter(match=f"{PREFIX}*", count=SCAN_KEYS)
+        while some := list(islice(keys, SCAN_KEYS)):
+            if videos := [video for key in some if (video := _video(key))]:
                 yield videos
-            if cursor == 0:
-                return
 
     def drop(self, videos: Sequence[UUID]) -> None:
         """Forget these counters; they are filled in again when somebody asks."""
@@ -444,7 +439,11 @@ def reconcile(
                 compared += 1
                 if held.likes != truth[video].likes:
                     drifted.append(Drift(video, held, truth[video]))
-    drifted = _lasting(counters, drifted)
+    if drifted:
+        # A fill that came too late takes itself back in a moment.
+        time.sleep(FILL_SECONDS)
+        now = counters.get([drift.video_id for drift in drifted])
+        drifted = [drift for drift, held in zip(drifted, now, strict=True) if held == drift.counter]
     for drift in drifted:
         _report(conn, drift, repair)
     if repair:
@@ -452,15 +451,6 @@ def reconcile(
         counters.drop([drift.video_id for drift in drifted])
     COUNTER_DRIFT.set(len(drifted))
     return Reconciliation(compared, drifted)
-
-
-def _lasting(counters: Counters, drifted: list[Drift]) -> list[Drift]:
-    """Return the drifts that last: a fill that came too late takes itself back in a moment."""
-    if not drifted:
-        return []
-    time.sleep(FILL_SECONDS)
-    now = counters.get([drift.video_id for drift in drifted])
-    return [drift for drift, held in zip(drifted, now, strict=True) if held == drift.counter]
 
 
 def _await(counters: Counters, position: int, seconds: float) -> None:

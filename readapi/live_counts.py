@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 from uuid import UUID
@@ -92,14 +93,14 @@ LIVE_WATCHERS = gauge(
 )
 
 
+@dataclass(eq=False)
 class Watch:
     """One client's view of one video: the newest count or its end, and whether that was told."""
 
-    def __init__(self, video_id: UUID) -> None:
-        self.video_id = video_id
-        self.count: int | None = None
-        self.removed = False
-        self.changed = asyncio.Event()
+    video_id: UUID
+    count: int | None = None
+    removed: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class LiveCounts:

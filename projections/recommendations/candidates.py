@@ -57,21 +57,17 @@ FROM unnest(%(seeds)s::uuid[], %(shares)s::float8[]) AS s (video_id, share)
 JOIN analytics.videos USING (video_id)
 WHERE category IS NOT NULL GROUP BY category ORDER BY share DESC, category
 """
-TOPS: LiteralString = f"""
+RANKED: LiteralString = f"""
 SELECT video.video_id, video.category
-FROM (SELECT video_id AS candidate, category, place FROM analytics.category_tops
-      WHERE category = ANY (%(categories)s)
-      ORDER BY place, array_position(%(categories)s::text[], category) OFFSET 0) AS top {ELIGIBLE}
-WHERE video.category = top.category
-ORDER BY place, array_position(%(categories)s::text[], top.category) LIMIT %(limit)s
+FROM (SELECT video_id AS candidate, category, place FROM analytics.category_tops AS top
+      {{chosen}} ORDER BY place, {{turn}} OFFSET 0) AS top {ELIGIBLE}
+WHERE video.category = top.category ORDER BY place, {{turn}} LIMIT %(limit)s
 """
-FIRST_OF_EACH: LiteralString = f"""
-SELECT video.video_id, video.category
-FROM (SELECT video_id AS candidate, category, place FROM analytics.category_tops
-      ORDER BY place, category OFFSET 0) AS top {ELIGIBLE}
-WHERE video.category = top.category
-ORDER BY place, top.category LIMIT %(limit)s
-"""
+TOPS: LiteralString = RANKED.format(
+    chosen="WHERE category = ANY (%(categories)s)",
+    turn="array_position(%(categories)s::text[], top.category)",
+)
+FIRST_OF_EACH: LiteralString = RANKED.format(chosen="", turn="top.category")
 THESE: LiteralString = f"""
 SELECT video_id, category FROM unnest(%(asked)s::uuid[]) AS asked (candidate) {ELIGIBLE}
 """

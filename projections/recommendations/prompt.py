@@ -10,8 +10,7 @@ import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -157,8 +156,7 @@ class Picks(BaseModel):
     picks: Sequence[Pick]
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """The user message, and which candidate each of its ids stands for."""
 
     text: str
