@@ -104,7 +104,7 @@ def _require_right(upload: Upload, origin: Origin, as_admin: bool) -> None:
 
 
 def as_seen(upload: Upload, engagement: EngagementCounts) -> Video:
-    """The video as its owner gets it back after a change."""
+    """Return the video as its owner gets it back after a change."""
     return Video(
         video_id=upload.id,
         title=upload.title,

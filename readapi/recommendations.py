@@ -74,7 +74,7 @@ class RecommendedVideos(Wire):
 
 
 async def whose(caller: Caller, user_id: OfUser = None) -> str:
-    """The user that is asked about; raises Problem 403 for somebody else."""
+    """Return the user that is asked about; raise Problem 403 for somebody else."""
     if user_id is None or user_id == caller.user_id:
         return caller.user_id
     if not caller.is_admin:
@@ -132,9 +132,9 @@ async def list_recommended_videos(
 
 
 async def _made(queries: Queries, user_id: str, fresh: Freshness) -> tuple[Made, bool]:
-    """What is recommended, once that is as fresh as was asked; and whether it was kept.
+    """Return recommendations as fresh as was asked, and whether they were cached.
 
-    Raises ReadModelBehind.
+    Raise ReadModelBehind.
     """
     if fresh.is_asked:
         async with queries.reading(fresh, *queries.projections):

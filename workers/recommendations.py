@@ -1,4 +1,4 @@
-"""The sink of the recommendations: who watched and liked what, and which videos that ties."""
+"""The sink of the recommendations: who watched and liked what, and which videos are neighbours."""
 
 from __future__ import annotations
 
