@@ -33,7 +33,7 @@ from infra.tasks.queues import RECOMMENDATIONS
 from projections import integration_events
 from projections.analytics.arrival import ENGAGED_CONSUMER
 from projections.analytics.queries import AnalyticsQueries
-from projections.analytics.rules import NotCountable, Row, row_of
+from projections.analytics.rules import NotCountable, row_of
 from projections.analytics.schema import migrate
 from projections.catalog import Catalog
 from projections.likes import Likes
@@ -85,13 +85,18 @@ class EngagementSink:
 
     def store(self, conn: Connection[TupleRow], batch: Sequence[Received]) -> None:
         now = datetime.now(UTC)
-        told = [_row(message, now) for message in batch]
-        engaged = [
-            Engagement(row.user_id, row.video_id, kind, row.at)
-            for kind, row in told
-            if kind is not None and row.user_id is not None
-        ]
-        unliked = {row.user_id for kind, row in told if kind is None and row.user_id is not None}
+        engaged: list[Engagement] = []
+        unliked: set[str] = set()
+        for message in batch:
+            try:
+                row = row_of(message.topic, message.id, message.value, now)
+            except NotCountable as error:
+                raise Poison(message, describe(error)) from error
+            kind = KINDS[message.topic]
+            if row.user_id is not None and kind is None:
+                unliked.add(row.user_id)
+            elif row.user_id is not None and kind is not None:
+                engaged.append(Engagement(row.user_id, row.video_id, kind, row.at))
         self._last = keep(conn, engaged, self._weighing) | unliked
 
     async def stored(self, conn: ThreadedConnection) -> None:
@@ -103,13 +108,6 @@ class EngagementSink:
             if time.monotonic() - self._ranked_at >= RANK_SECONDS:
                 await conn.do(rank_categories, self._weighing)
                 self._ranked_at = time.monotonic()
-
-
-def _row(message: Received, now: datetime) -> tuple[EngagementKind | None, Row]:
-    try:
-        return KINDS[message.topic], row_of(message.topic, message.id, message.value, now)
-    except NotCountable as error:
-        raise Poison(message, describe(error)) from error
 
 
 @asynccontextmanager
