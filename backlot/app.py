@@ -57,7 +57,7 @@ from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog
 from projections.like_counters import AsyncCounters
 from projections.likes import Likes
-from projections.recommendations.cache import open_recommendations
+from projections.recommendations.recommender import Recommender
 from readapi.audit.routes import Integrity
 from readapi.live_counts import LikeCounts, LiveCounts
 from readapi.queries import Queries
@@ -319,7 +319,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
         settings.trending, parts.analytics_url, parts.redis, pool, parts.limits
     )
     stack.push_async_callback(analytics.aclose)
-    recommendations = open_recommendations(
+    recommendations = Recommender(
         settings.recommendations,
         settings.llm,
         parts.redis,

@@ -15,7 +15,7 @@ import commands.likes
 import commands.operations
 import commands.uploads
 import commands.watch
-import projections.like_reconciliation
+import projections.like_counters
 import readapi.analytics
 import readapi.audit.routes
 import readapi.catalog
@@ -110,7 +110,7 @@ FEATURES: tuple[Feature, ...] = (
         queries=(readapi.likes.router,),
         lookups=workers.likes.lookups,
         projections=(Likes,),
-        tables=(projections.like_reconciliation.TABLES,),
+        tables=(projections.like_counters.TABLES,),
         rebuilt=(COUNTERS,),
         reactors=workers.likes.reactors,
         jobs=workers.likes.jobs,

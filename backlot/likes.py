@@ -1,26 +1,30 @@
 """`backlot likes`: what an operator does about like counters."""
 
 from __future__ import annotations
-
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated
-
 import typer
-
 from backlot.arguments import group
-from backlot.database import database_url, recorded
-from backlot.output import Json, show
+from backlot.database import database_url
+from backlot.database import recorded
+from backlot.output import Json
+from backlot.output import show
+from contextlib import ExitStack
 from domain.operation import OperationOutcome
-from infra.errors import ExitCode, OperatorError
-from infra.settings import Settings, load_settings
+from infra.errors import ExitCode
+from infra.errors import OperatorError
+from infra.settings import Settings
+from infra.settings import load_settings
+from typing import Annotated
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from projections.like_reconciliation import Reconciled
+    from projections.like_reconciliation import Reconciliation
+    from projections.like_counters import Counters, Drift, Reconciliation
+
 
 app = group("The like counters in Redis.")
 
 
-class NotReconciled(OperatorError):
+class NotReconciliation(OperatorError):
     """The counters could not be compared."""
 
 
@@ -54,7 +58,7 @@ def reconcile(
     raise typer.Exit(ExitCode.NOT_WELL if drifted else ExitCode.DONE)
 
 
-def _reconcile(settings: Settings, *, repair: bool) -> Reconciled:
+def _reconcile(settings: Settings, *, repair: bool) -> Reconciliation:
     import psycopg
     from eventsourcing.persistence import PersistenceError
     from redis import RedisError
@@ -62,11 +66,14 @@ def _reconcile(settings: Settings, *, repair: bool) -> Reconciled:
     from projections.like_reconciliation import CountersBehind
     from projections.likes import Likes
     from workers.likes import open_counters, reconcile_once
+    from projections.like_counters import CountersBehind
+    from workers.likes import open_counters
+
 
     with ExitStack() as stack:
         counters = open_counters(settings, stack)
         if counters is None:
-            raise NotReconciled(
+            raise NotReconciliation(
                 "REDIS_URL: not set, so there are no like counters: counts come from the database"
             )
         try:
@@ -79,7 +86,7 @@ def _reconcile(settings: Settings, *, repair: bool) -> Reconciled:
                     differed = len(result.drifted)
                     running.result = {"compared": result.compared, "drifted": differed}
         except (psycopg.Error, RedisError, CountersBehind, PersistenceError) as error:
-            raise NotReconciled(f"can't compare: {' '.join(str(error).split())}") from error
+            raise NotReconciliation(f"can't compare: {' '.join(str(error).split())}") from error
     if result is None:
-        raise NotReconciled("another process compares the counters right now: try again")
+        raise NotReconciliation("another process compares the counters right now: try again")
     return result

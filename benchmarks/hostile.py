@@ -9,7 +9,7 @@ from uuid import UUID
 
 from benchmarks.community import new_id
 from benchmarks.measures import DEPTH
-from projections.recommendations.model import Recommended
+from projections.recommendations.model import RankedVideo
 from projections.recommendations.prompt import MOST_PICKS
 from projections.recommendations.ranker import RankedByModel, fuse
 
@@ -56,7 +56,7 @@ HOSTILE: Mapping[str, Hostile] = MappingProxyType(
 
 
 def fused(
-    blended: Sequence[Sequence[Recommended]], hostile: Hostile, seed: int
+    blended: Sequence[Sequence[RankedVideo]], hostile: Hostile, seed: int
 ) -> list[list[UUID]]:
     """What users get when the model answers so, cut where an answer is cut."""
     chance, answers = Random(seed), []

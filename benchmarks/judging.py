@@ -17,7 +17,13 @@ from benchmarks.community import Community, History, View
 from benchmarks.measures import DEPTH, coverage, ndcg, recall
 from projections.analytics.windows import Window
 from projections.recommendations.candidates import candidates_for
-from projections.recommendations.model import Described, Engaged, Material, Profile, Weighing
+from projections.recommendations.model import (
+    DescribedVideo,
+    EngagedVideo,
+    Material,
+    Profile,
+    Weighing,
+)
 from projections.recommendations.prompt import MOST_LIKED, MOST_WATCHED
 from projections.recommendations.recommender import MOST
 from projections.trending.formula import Formula
@@ -126,7 +132,7 @@ async def materials(
 ) -> list[Material]:
     """What each question's ranking is made of, as the database has it."""
     described = {
-        film.video_id: Described(film.video_id, film.title, category=film.category)
+        film.video_id: DescribedVideo(film.video_id, film.title, category=film.category)
         for film in told.past.films
     }
     profiles = _profiles(told.past.views)
@@ -141,10 +147,10 @@ async def materials(
 
 def _profiles(views: Iterable[View]) -> Mapping[str, Profile]:
     """What is known of each user; the views are in order of time."""
-    watched: defaultdict[str, list[Engaged]] = defaultdict(list)
-    liked: defaultdict[str, list[Engaged]] = defaultdict(list)
+    watched: defaultdict[str, list[EngagedVideo]] = defaultdict(list)
+    liked: defaultdict[str, list[EngagedVideo]] = defaultdict(list)
     for view in views:
-        engaged = Engaged(view.video_id, view.at)
+        engaged = EngagedVideo(view.video_id, view.at)
         if view.seconds is not None:
             watched[view.user].append(engaged)
         if view.liked:

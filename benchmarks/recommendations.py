@@ -39,9 +39,9 @@ from infra.errors import OperatorError
 from infra.llm.client import make_language_model
 from infra.llm.errors import LanguageModelError
 from infra.settings import Settings, load_settings
-from projections.recommendations.blend import blend
-from projections.recommendations.model import Material, Recommended, Weighing
+from projections.recommendations.model import Material, RankedVideo, Weighing
 from projections.recommendations.ranker import Ranker, fuse
+from projections.recommendations.recommender import blend
 
 SEEDS = (301, 302, 303, 304, 305)
 """Not those by which the numbers of the blend were chosen."""
@@ -97,14 +97,14 @@ async def _asked(
     settings: Settings,
     told: Split,
     known: Sequence[Material],
-    blended: Sequence[Sequence[Recommended]],
+    blended: Sequence[Sequence[RankedVideo]],
 ) -> Found:
     """The language model's order fused with the blend, and the blend for the same users alone."""
     llm = make_language_model(settings.llm)
     if llm is None:
         raise RuntimeError("there is a provider")
     ranker, failed = Ranker(llm, settings.recommendations.model), 0
-    answers: list[Sequence[Recommended]] = []
+    answers: list[Sequence[RankedVideo]] = []
     try:
         for material, order in list(zip(known, blended, strict=True))[:ASKED]:
             try:
@@ -165,5 +165,5 @@ def _side(found: Sequence[Found], name: str) -> Side:
     return Side(name, [each.ndcg for each in scores], notes)
 
 
-def _videos(answers: Sequence[Sequence[Recommended]]) -> Sequence[Sequence[UUID]]:
+def _videos(answers: Sequence[Sequence[RankedVideo]]) -> Sequence[Sequence[UUID]]:
     return [[each.video_id for each in answer] for answer in answers]

@@ -51,9 +51,7 @@ class EngagementOf(Lookup[EngagementCounts]):
 
     video_id: UUID
 
-    @property
-    def default(self) -> EngagementCounts:
-        return EngagementCounts(0, 0, 0)
+    default = EngagementCounts(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def _require_right(upload: Upload, origin: Origin, as_admin: bool) -> None:
 
 
 def as_seen(upload: Upload, engagement: EngagementCounts) -> Video:
-    """The video as its owner gets it back after a change."""
+    """Return the video as its owner gets it back after a change."""
     return Video(
         video_id=upload.id,
         title=upload.title,

@@ -87,7 +87,7 @@ class DeleteComment(Command[CommentDeleted]):
 
 
 def as_seen(comment: Comment) -> SeenComment:
-    """The comment as its author gets it back."""
+    """Return the comment as its author gets it back."""
     return SeenComment(
         comment_id=comment.id,
         video_id=comment.video_id,

@@ -35,9 +35,7 @@ class LikesOfOthers(Lookup[int]):
     video_id: UUID
     viewer: str
 
-    @property
-    def default(self) -> int:
-        return 0
+    default = 0
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from types import MappingProxyType
-from typing import Any, ClassVar, LiteralString
+from typing import ClassVar, LiteralString, NamedTuple
 from uuid import UUID
 
 from psycopg import AsyncConnection, Cursor
@@ -48,115 +46,91 @@ CREATE INDEX videos_by_category ON {schema}.uploads (category, completed_positio
 CREATE INDEX under_way ON {schema}.uploads (upload_id) WHERE status = 'started'
 """
 
-START: LiteralString = """
-INSERT INTO {schema}.uploads (
-    upload_id, owner, title, description, category, filename, content_type, size_bytes,
-    part_size_bytes, object_key, store_upload_id, started_at, status)
-SELECT *, 'started' FROM unnest(
-    %b::uuid[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
-    %b::bigint[], %b::bigint[], %b::text[], %b::text[], %b::timestamptz[])
-"""
-COMPLETE: LiteralString = """
-UPDATE {schema}.uploads u
-SET status = 'completed', size_bytes = e.size_bytes, etag = e.etag, completed_at = e.at,
-    completed_position = e.position
-FROM unnest(%b::uuid[], %b::bigint[], %b::text[], %b::timestamptz[], %b::bigint[])
-    AS e(id, size_bytes, etag, at, position)
-WHERE u.upload_id = e.id
-"""
-ABORT: LiteralString = """
-UPDATE {schema}.uploads SET status = 'aborted' WHERE upload_id = ANY (%b::uuid[])
-"""
-EXPIRE: LiteralString = """
-UPDATE {schema}.uploads SET status = 'expired' WHERE upload_id = ANY (%b::uuid[])
-"""
-CHANGE: LiteralString = """
-UPDATE {schema}.uploads u
-SET title = e.title, description = e.description, category = e.category
-FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::text[])
-    AS e(id, title, description, category)
-WHERE u.upload_id = e.id
-"""
-TRANSCRIBE: LiteralString = """
-UPDATE {schema}.uploads u
-SET spoken_language = e.language, transcript = e.transcript, duration_seconds = e.duration
-FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::double precision[])
-    AS e(id, language, transcript, duration)
-WHERE u.upload_id = e.id
-"""
-REMOVE: LiteralString = "DELETE FROM {schema}.uploads WHERE upload_id = ANY (%b::uuid[])"
 
-UPLOAD: LiteralString = """
-SELECT upload_id, owner, status, size_bytes, part_size_bytes, object_key, store_upload_id
-FROM {schema}.uploads WHERE upload_id = %s
-"""
-UNDER_WAY: LiteralString = """
+def _id(_: int, event: Upload.Event) -> tuple[UUID]:
+    return (event.originator_id,)
+
+
+WRITES: Mapping[type[Aggregate.Event], Write] = {
+    Upload.Started: Write(
+        """
+        INSERT INTO {schema}.uploads (
+            upload_id, owner, title, description, category, filename, content_type, size_bytes,
+            part_size_bytes, object_key, store_upload_id, started_at, status)
+        SELECT *, 'started' FROM unnest(
+            %b::uuid[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
+            %b::bigint[], %b::bigint[], %b::text[], %b::text[], %b::timestamptz[])
+        """,
+        lambda _, e: (
+            e.originator_id,
+            e.owner,
+            e.title,
+            e.description,
+            e.category,
+            e.filename,
+            e.content_type,
+            e.size_bytes,
+            e.part_size_bytes,
+            e.object_key,
+            e.store_upload_id,
+            e.timestamp,
+        ),
+    ),
+    Upload.Completed: Write(
+        """
+        UPDATE {schema}.uploads u
+        SET status = 'completed', size_bytes = e.size_bytes, etag = e.etag, completed_at = e.at,
+            completed_position = e.position
+        FROM unnest(%b::uuid[], %b::bigint[], %b::text[], %b::timestamptz[], %b::bigint[])
+            AS e(id, size_bytes, etag, at, position)
+        WHERE u.upload_id = e.id
+        """,
+        lambda position, e: (e.originator_id, e.size_bytes, e.etag, e.timestamp, position),
+    ),
+    Upload.Aborted: Write(
+        "UPDATE {schema}.uploads SET status = 'aborted' WHERE upload_id = ANY (%b::uuid[])", _id
+    ),
+    Upload.Expired: Write(
+        "UPDATE {schema}.uploads SET status = 'expired' WHERE upload_id = ANY (%b::uuid[])", _id
+    ),
+    Upload.DetailsChanged: Write(
+        """
+        UPDATE {schema}.uploads u
+        SET title = e.title, description = e.description, category = e.category
+        FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::text[])
+            AS e(id, title, description, category)
+        WHERE u.upload_id = e.id
+        """,
+        lambda _, e: (e.originator_id, e.title, e.description, e.category),
+    ),
+    Upload.SpeechTranscribed: Write(
+        """
+        UPDATE {schema}.uploads u
+        SET spoken_language = e.language, transcript = e.transcript, duration_seconds = e.duration
+        FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::double precision[])
+            AS e(id, language, transcript, duration)
+        WHERE u.upload_id = e.id
+        """,
+        lambda _, e: (e.originator_id, e.spoken_language, e.transcript, e.duration_seconds),
+    ),
+    Upload.Removed: Write("DELETE FROM {schema}.uploads WHERE upload_id = ANY (%b::uuid[])", _id),
+}
+
+UPLOADS: LiteralString = """
 SELECT upload_id, owner, status, size_bytes, part_size_bytes, object_key, store_upload_id
 FROM {schema}.uploads
-WHERE status = 'started' AND started_at < %s AND upload_id > %s
-ORDER BY upload_id LIMIT %s
+"""
+UNDER_WAY: LiteralString = """
+WHERE status = 'started' AND started_at < %s AND upload_id > %s ORDER BY upload_id LIMIT %s
 """
 VIDEOS: LiteralString = """
 SELECT upload_id AS video_id, owner, status, title, description, category, completed_at,
        completed_position, duration_seconds, spoken_language
-FROM {schema}.uploads
+FROM {schema}.uploads WHERE
 """
-BY_ID: LiteralString = "WHERE completed_position IS NOT NULL AND upload_id = ANY (%(ids)s)"
-BEFORE: LiteralString = "WHERE completed_position < %(before)s"
-OF_OWNER: LiteralString = " AND owner = %(owner)s"
-IN_CATEGORY: LiteralString = " AND category = %(category)s"
-NEWEST_FIRST: LiteralString = " ORDER BY completed_position DESC LIMIT %(limit)s"
 
 
-def _started(_: int, event: Upload.Started) -> tuple[Any, ...]:
-    return (
-        event.originator_id,
-        event.owner,
-        event.title,
-        event.description,
-        event.category,
-        event.filename,
-        event.content_type,
-        event.size_bytes,
-        event.part_size_bytes,
-        event.object_key,
-        event.store_upload_id,
-        event.timestamp,
-    )
-
-
-def _completed(position: int, event: Upload.Completed) -> tuple[Any, ...]:
-    return (event.originator_id, event.size_bytes, event.etag, event.timestamp, position)
-
-
-def _changed(_: int, event: Upload.DetailsChanged) -> tuple[Any, ...]:
-    return (event.originator_id, event.title, event.description, event.category)
-
-
-def _transcribed(_: int, event: Upload.SpeechTranscribed) -> tuple[Any, ...]:
-    spoken = (event.spoken_language, event.transcript)
-    return (event.originator_id, *spoken, event.duration_seconds)
-
-
-def _id(_: int, event: Upload.Event) -> tuple[Any, ...]:
-    return (event.originator_id,)
-
-
-WRITES: Mapping[type[Aggregate.Event], Write] = MappingProxyType(
-    {
-        Upload.Started: Write(START, _started),
-        Upload.Completed: Write(COMPLETE, _completed),
-        Upload.Aborted: Write(ABORT, _id),
-        Upload.Expired: Write(EXPIRE, _id),
-        Upload.DetailsChanged: Write(CHANGE, _changed),
-        Upload.SpeechTranscribed: Write(TRANSCRIBE, _transcribed),
-        Upload.Removed: Write(REMOVE, _id),
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
-class UploadRow:
+class UploadRow(NamedTuple):
     """An upload as somebody who resumes it needs it; sizes in bytes."""
 
     upload_id: UUID
@@ -168,8 +142,7 @@ class UploadRow:
     store_upload_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class VideoRow:
+class VideoRow(NamedTuple):
     """A video that can be seen."""
 
     video_id: UUID
@@ -198,20 +171,23 @@ class Catalog(Projection):
 
     async def upload(self, conn: AsyncConnection[TupleRow], upload_id: UUID) -> UploadRow | None:
         """Return an upload in whatever state; None when it is unknown or its video was removed."""
-        found = await fetch_as(conn, UploadRow, self.sql(UPLOAD), (upload_id,))
+        query = UPLOADS + "WHERE upload_id = %s"
+        found = await fetch_as(conn, UploadRow, self.sql(query), (upload_id,))
         return found[0] if found else None
 
     async def under_way(
         self, conn: AsyncConnection[TupleRow], started_before: datetime, after: UUID, limit: int
     ) -> list[UploadRow]:
-        """Uploads that were started before this time and not ended, by id, after that one."""
-        return await fetch_as(conn, UploadRow, self.sql(UNDER_WAY), (started_before, after, limit))
+        """Return uploads started before this time and not ended, by id, after that one."""
+        query = self.sql(UPLOADS + UNDER_WAY)
+        return await fetch_as(conn, UploadRow, query, (started_before, after, limit))
 
     async def videos(
         self, conn: AsyncConnection[TupleRow], ids: Sequence[UUID]
     ) -> dict[UUID, VideoRow]:
         """Return those of the ids that are videos and not removed."""
-        rows = await fetch_as(conn, VideoRow, self.sql(VIDEOS + BY_ID), {"ids": list(ids)})
+        query = VIDEOS + "completed_position IS NOT NULL AND upload_id = ANY (%s)"
+        rows = await fetch_as(conn, VideoRow, self.sql(query), (list(ids),))
         return {row.video_id: row for row in rows}
 
     async def page(
@@ -223,9 +199,10 @@ class Catalog(Projection):
         before: int,
         limit: int,
     ) -> list[VideoRow]:
-        """Videos completed before a position, newest first, of one owner and category if given."""
-        query = VIDEOS + BEFORE
-        query += OF_OWNER if owner is not None else ""
-        query += IN_CATEGORY if category is not None else ""
+        """Return videos completed before a position, newest first; of an owner, of a category."""
+        query = VIDEOS + "completed_position < %(before)s"
+        query += " AND owner = %(owner)s" if owner is not None else ""
+        query += " AND category = %(category)s" if category is not None else ""
+        query += " ORDER BY completed_position DESC LIMIT %(limit)s"
         wanted = {"owner": owner, "category": category, "before": before, "limit": limit}
-        return await fetch_as(conn, VideoRow, self.sql(query + NEWEST_FIRST), wanted)
+        return await fetch_as(conn, VideoRow, self.sql(query), wanted)

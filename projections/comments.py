@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from types import MappingProxyType
-from typing import Any, ClassVar, LiteralString
+from typing import Any, ClassVar, LiteralString, NamedTuple
 from uuid import UUID
 
 from psycopg import AsyncConnection, Connection, Cursor
@@ -44,29 +42,93 @@ CREATE TABLE {schema}.counts (video_id uuid PRIMARY KEY, comments bigint NOT NUL
 CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY)
 """
 
-POST: LiteralString = """
-WITH posted AS (
-    INSERT INTO {schema}.comments
-        (comment_id, video_id, position, author, content, created_at, written_at)
-    SELECT *, created_at FROM unnest(
-        %b::uuid[], %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::timestamptz[])
-        AS e(comment_id, video_id, position, author, content, created_at)
-    WHERE NOT EXISTS (SELECT FROM {schema}.removed r WHERE r.video_id = e.video_id)
-    RETURNING video_id)
-SELECT video_id, count(*) FROM posted GROUP BY video_id
-"""
-EDIT: LiteralString = """
-UPDATE {schema}.comments c
-SET content = e.content, edited = true, language = NULL, confidence = NULL,
-    translated_text = NULL, translation_status = 'pending', reason = NULL, written_at = e.at
-FROM unnest(%b::uuid[], %b::text[], %b::timestamptz[]) AS e(id, content, at)
+NOT_TRANSLATED: LiteralString = """
+UPDATE {schema}.comments c SET translation_status = e.status, reason = e.reason
+FROM unnest(%b::uuid[], %b::text[], %b::text[]) AS e(id, status, reason)
 WHERE c.comment_id = e.id
 """
-DELETE: LiteralString = """
-WITH deleted AS (
-    DELETE FROM {schema}.comments WHERE comment_id = ANY (%b::uuid[]) RETURNING video_id)
-SELECT video_id, -count(*) FROM deleted GROUP BY video_id
-"""
+
+
+def _id(_: int, event: Aggregate.Event) -> tuple[UUID]:
+    return (event.originator_id,)
+
+
+WRITES: Mapping[type[Aggregate.Event], Write] = {
+    Comment.Posted: Write(
+        """
+        WITH posted AS (
+            INSERT INTO {schema}.comments
+                (comment_id, video_id, position, author, content, created_at, written_at)
+            SELECT *, created_at FROM unnest(
+                %b::uuid[], %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::timestamptz[])
+                AS e(comment_id, video_id, position, author, content, created_at)
+            WHERE NOT EXISTS (SELECT FROM {schema}.removed r WHERE r.video_id = e.video_id)
+            RETURNING video_id)
+        SELECT video_id, count(*) FROM posted GROUP BY video_id
+        """,
+        lambda at, e: (e.originator_id, e.video_id, at, e.author, e.content, e.timestamp),
+    ),
+    Comment.Edited: Write(
+        """
+        UPDATE {schema}.comments c
+        SET content = e.content, edited = true, language = NULL, confidence = NULL,
+            translated_text = NULL, translation_status = 'pending', reason = NULL,
+            written_at = e.at
+        FROM unnest(%b::uuid[], %b::text[], %b::timestamptz[]) AS e(id, content, at)
+        WHERE c.comment_id = e.id
+        """,
+        lambda _, e: (e.originator_id, e.content, e.timestamp),
+    ),
+    Comment.Deleted: Write(
+        """
+        WITH deleted AS (
+            DELETE FROM {schema}.comments WHERE comment_id = ANY (%b::uuid[]) RETURNING video_id)
+        SELECT video_id, -count(*) FROM deleted GROUP BY video_id
+        """,
+        _id,
+    ),
+    Comment.LanguageDetected: Write(
+        """
+        UPDATE {schema}.comments c
+        SET language = e.language, confidence = e.confidence,
+            translation_status = CASE WHEN e.language = e.target THEN 'not_needed'
+                                      ELSE c.translation_status END
+        FROM unnest(%b::uuid[], %b::text[], %b::double precision[], %b::text[])
+            AS e(id, language, confidence, target)
+        WHERE c.comment_id = e.id
+        """,
+        lambda _, e: (e.originator_id, e.language, e.confidence, e.target_language),
+    ),
+    Comment.Translated: Write(
+        """
+        UPDATE {schema}.comments c
+        SET language = coalesce(c.language, e.language), translated_text = e.text,
+            translation_status = 'translated', reason = NULL
+        FROM unnest(%b::uuid[], %b::text[], %b::text[]) AS e(id, language, text)
+        WHERE c.comment_id = e.id
+        """,
+        lambda _, e: (e.originator_id, e.original_language, e.translated_text),
+    ),
+    Comment.TranslationFailed: Write(
+        NOT_TRANSLATED, lambda _, e: (e.originator_id, "failed", e.reason)
+    ),
+    Comment.TranslationSkipped: Write(
+        NOT_TRANSLATED,
+        lambda _, e: (e.originator_id, "skipped" if e.needed else "not_needed", e.reason),
+    ),
+    Upload.Removed: Write(
+        """
+        WITH videos AS (SELECT unnest(%b::uuid[]) AS id),
+             gone AS (INSERT INTO {schema}.removed SELECT id FROM videos ON CONFLICT DO NOTHING),
+             counted AS (DELETE FROM {schema}.counts USING videos WHERE video_id = id)
+        DELETE FROM {schema}.comments USING videos WHERE video_id = id
+        """,
+        _id,
+    ),
+}
+# Their statements tell by how much the number of each video's comments changes.
+COUNTED = (Comment.Posted, Comment.Deleted)
+
 # In the order of the keys, and last: replays add to the same counts side by side. A video that the
 # same batch removes has lost its row by then, and gets no new one.
 ADD_DELTAS: LiteralString = """
@@ -76,42 +138,6 @@ WHERE NOT EXISTS (SELECT FROM {schema}.removed r WHERE r.video_id = e.video_id)
 ORDER BY video_id
 ON CONFLICT (video_id) DO UPDATE SET comments = c.comments + excluded.comments
 """
-DETECT: LiteralString = """
-UPDATE {schema}.comments c
-SET language = e.language, confidence = e.confidence,
-    translation_status = CASE WHEN e.language = e.target THEN 'not_needed'
-                              ELSE c.translation_status END
-FROM unnest(%b::uuid[], %b::text[], %b::double precision[], %b::text[])
-    AS e(id, language, confidence, target)
-WHERE c.comment_id = e.id
-"""
-TRANSLATE: LiteralString = """
-UPDATE {schema}.comments c
-SET language = coalesce(c.language, e.language), translated_text = e.text,
-    translation_status = 'translated', reason = NULL
-FROM unnest(%b::uuid[], %b::text[], %b::text[]) AS e(id, language, text)
-WHERE c.comment_id = e.id
-"""
-FAIL: LiteralString = """
-UPDATE {schema}.comments c SET translation_status = 'failed', reason = e.reason
-FROM unnest(%b::uuid[], %b::text[]) AS e(id, reason)
-WHERE c.comment_id = e.id
-"""
-SKIP: LiteralString = """
-UPDATE {schema}.comments c SET translation_status = e.status, reason = e.reason
-FROM unnest(%b::uuid[], %b::text[], %b::text[]) AS e(id, status, reason)
-WHERE c.comment_id = e.id
-"""
-REMOVE: LiteralString = """
-WITH videos AS (SELECT unnest(%b::uuid[]) AS id),
-     gone AS (INSERT INTO {schema}.removed SELECT id FROM videos ON CONFLICT DO NOTHING),
-     counted AS (DELETE FROM {schema}.counts USING videos WHERE video_id = id)
-DELETE FROM {schema}.comments USING videos WHERE video_id = id
-"""
-
-# Their statements tell by how much the number of each video's comments changes.
-COUNTED = (Comment.Posted, Comment.Deleted)
-
 COUNTS: LiteralString = "SELECT video_id, comments FROM {schema}.counts WHERE video_id = ANY (%s)"
 PAGE: LiteralString = """
 SELECT comment_id, video_id, position, author, content, edited, language, confidence,
@@ -135,57 +161,7 @@ ORDER BY written_at LIMIT %(limit)s
 """
 
 
-def _posted(position: int, event: Comment.Posted) -> tuple[Any, ...]:
-    return (
-        event.originator_id,
-        event.video_id,
-        position,
-        event.author,
-        event.content,
-        event.timestamp,
-    )
-
-
-def _edited(_: int, event: Comment.Edited) -> tuple[Any, ...]:
-    return (event.originator_id, event.content, event.timestamp)
-
-
-def _detected(_: int, event: Comment.LanguageDetected) -> tuple[Any, ...]:
-    return (event.originator_id, event.language, event.confidence, event.target_language)
-
-
-def _translated(_: int, event: Comment.Translated) -> tuple[Any, ...]:
-    return (event.originator_id, event.original_language, event.translated_text)
-
-
-def _failed(_: int, event: Comment.TranslationFailed) -> tuple[Any, ...]:
-    return (event.originator_id, event.reason)
-
-
-def _skipped(_: int, event: Comment.TranslationSkipped) -> tuple[Any, ...]:
-    return (event.originator_id, "skipped" if event.needed else "not_needed", event.reason)
-
-
-def _id(_: int, event: Aggregate.Event) -> tuple[Any, ...]:
-    return (event.originator_id,)
-
-
-WRITES: Mapping[type[Aggregate.Event], Write] = MappingProxyType(
-    {
-        Comment.Posted: Write(POST, _posted),
-        Comment.Edited: Write(EDIT, _edited),
-        Comment.Deleted: Write(DELETE, _id),
-        Comment.LanguageDetected: Write(DETECT, _detected),
-        Comment.Translated: Write(TRANSLATE, _translated),
-        Comment.TranslationFailed: Write(FAIL, _failed),
-        Comment.TranslationSkipped: Write(SKIP, _skipped),
-        Upload.Removed: Write(REMOVE, _id),
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
-class CommentRow:
+class CommentRow(NamedTuple):
     """A comment that stands; `position` is where it was posted."""
 
     comment_id: UUID
@@ -240,9 +216,9 @@ class Comments(Projection):
         try_again: timedelta,
         limit: int,
     ) -> list[UUID]:
-        """Comments whose present text is older than `overdue` and should be translated by now.
+        """Return comments whose present text is older than `overdue` and is not translated yet.
 
-        Those that failed or were skipped for one of these reasons belong to them until their text
+        A comment that failed or was skipped for one of these reasons is among them until its text
         is older than `try_again`.
         """
         limits = {"overdue": overdue, "try_again": try_again, "limit": limit}

@@ -1,7 +1,9 @@
 """Like counters in Redis: each is a count, and the position in the log that the count includes.
 
-A counter is only ever replaced by a newer one, so that telling one twice, late or out of order
-changes nothing, and whatever is missing can be filled in by whoever notices.
+A counter is only ever replaced by a newer one, so that putting one twice, late or out of order
+changes nothing, and whoever notices that a counter is missing can fill it in. Only a fault of this
+program or of Redis makes a counter wrong: reconciliation compares the counters with the read model
+at a common position, and reports each drift.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any, LiteralString, NamedTuple, cast
 from uuid import UUID
 
@@ -24,12 +28,16 @@ from domain.video_likes import VideoLikes
 from engine.connections import EveryProcess, ThreadedConnection, connect
 from engine.event_store import EVENTS
 from engine.log import Log, Stored
+from engine.migrations import MigrationSet
 from engine.replay.records import Progress, Replay, ReplayState, Report, tell_nobody
 from engine.subscription import Handler, NoCheckpoint, Subscription, Wakeups
 from infra.metrics import counter, gauge
 from projections.likes import Likes
 
 log = structlog.get_logger(__name__)
+
+TABLES = MigrationSet("projections", Path(__file__).with_name("sql"), "projections")
+"""The table of the drift that was found; it belongs to no copy of the likes."""
 
 PREFIX = "video:likes:"
 PUBLISHED = "backlot:likes:published"
@@ -74,11 +82,16 @@ HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
 NAME = "counters"
 # A query that read the copy before the switch has put what it found into a missing counter by then.
 FILL_SECONDS = 0.5
+WAIT_POLL_SECONDS = 0.05
 
-TOTAL: LiteralString = "SELECT count(*) FROM {schema}.counts"
 NEXT_VIDEOS: LiteralString = (
     "SELECT video_id FROM {schema}.counts WHERE video_id > %s ORDER BY video_id LIMIT %s"
 )
+REPORT = """
+INSERT INTO projections.like_drift
+    (video_id, counter, counter_position, likes, position, repaired)
+VALUES (%s, %s, %s, %s, %s, %s)
+"""
 
 COUNTERS_PUBLISHED = counter("backlot_like_counters_published", "Like counters put into Redis.")
 COUNTER_LAG_EVENTS = gauge(
@@ -88,6 +101,13 @@ COUNTER_LAG_EVENTS = gauge(
 COUNTER_FAILURES = counter(
     "backlot_like_counter_failures",
     "Times that like counters could not be put or read because a part was away.",
+)
+COUNTER_DRIFT = gauge(
+    "backlot_like_counters_drifting",
+    "Like counters that differed from the read model when they were last compared.",
+)
+COUNTERS_DRIFTED = counter(
+    "backlot_like_counters_drifted", "Like counters that were found to differ from the read model."
 )
 
 
@@ -104,7 +124,7 @@ def key_of(video_id: UUID) -> str:
 
 
 class Counters:
-    """The counters as their writer sees them; blocks, and raises redis.RedisError."""
+    """The counters as their writer sees them; blocking. Every method raises redis.RedisError."""
 
     def __init__(self, client: Redis, ttl_seconds: int) -> None:
         """A counter that is not put for `ttl_seconds` expires."""
@@ -115,21 +135,21 @@ class Counters:
         self._advance = client.register_script(ADVANCE)
 
     def published(self) -> int | None:
-        """Return how far counters are known to be right; None where nothing is known."""
+        """Return the position up to which counters are right; None where it is not known."""
         value = cast("bytes | None", self._client.get(PUBLISHED))
         return None if value is None else int(value)
 
     def publish(self, counters: Iterable[tuple[UUID, Counter]], until: int) -> None:
-        """Put these counters, which hold every change up to a position, and say so."""
+        """Put these counters, which hold every change up to a position, and store that position."""
         self.put(counters)
         self._advance(keys=[PUBLISHED], args=[until])
 
     def put(self, counters: Iterable[tuple[UUID, Counter]]) -> None:
-        """Put what is newer than what is there, in one pipeline."""
+        """Put counters that are newer than those in Redis, in one pipeline."""
         self._send(self._put, counters)
 
     def correct(self, counters: Iterable[tuple[UUID, Counter]]) -> None:
-        """Put what is at least as new as what is there, which may have been counted wrongly."""
+        """Put counters that are as new as those in Redis, or newer: a count there may be wrong."""
         self._send(self._correct, counters)
 
     def _send(self, script: Script, counters: Iterable[tuple[UUID, Counter]]) -> None:
@@ -145,17 +165,12 @@ class Counters:
                 pipe.hmget(key_of(video_id), "count", "position")
             return [_counter(row) for row in pipe.execute()]
 
-    def all_videos(self) -> Iterable[list[UUID]]:
-        """Return the videos that have a counter, some at a time; foreign keys are passed over."""
-        cursor = 0
-        while True:
-            cursor, keys = cast(
-                "tuple[int, list[bytes]]",
-                self._client.scan(cursor, match=f"{PREFIX}*", count=SCAN_KEYS),
-            )
-            yield [video for key in keys if (video := _video(key)) is not None]
-            if cursor == 0:
-                return
+    def all_videos(self) -> Iterator[list[UUID]]:
+        """Return the videos that have a counter, some at a time; pass over foreign keys."""
+        keys = self._client.scan_iter(match=f"{PREFIX}*", count=SCAN_KEYS)
+        while some := list(islice(keys, SCAN_KEYS)):
+            if videos := [video for key in some if (video := _video(key))]:
+                yield videos
 
     def drop(self, videos: Sequence[UUID]) -> None:
         """Forget these counters; they are filled in again when somebody asks."""
@@ -170,7 +185,7 @@ class Counters:
 
 
 class AsyncCounters:
-    """The counters as queries see them; raises redis.RedisError."""
+    """The counters as queries see them. Every method raises redis.RedisError."""
 
     def __init__(self, client: redis.asyncio.Redis, ttl_seconds: int) -> None:
         self._client = client
@@ -178,7 +193,7 @@ class AsyncCounters:
         self._put = client.register_script(PUT)
 
     async def get(self, videos: Sequence[UUID]) -> tuple[list[Counter | None], int]:
-        """Return the counters of these videos, and how far all counters are known to be right."""
+        """Return the counters of these videos, and the position up to which counters are right."""
         async with self._client.pipeline(transaction=False) as pipe:
             # First: what is published while the counters are read only makes them newer.
             _ = pipe.get(PUBLISHED)
@@ -215,19 +230,19 @@ def _video(key: bytes) -> UUID | None:
         return None
 
 
-def counted(
+def read_counters(
     conn: Connection[TupleRow], likes: Likes, videos: Collection[UUID]
 ) -> tuple[int, dict[UUID, Counter]]:
-    """Return how far the read model is, and what the counters of these videos have to be there."""
+    """Return the read model's position, and the counters that these videos must have there."""
     with conn.cursor(binary=True) as cursor:
         cursor.execute(likes.sql(COUNTED), (list(videos), likes.schema), prepare=True)
         return _as_counters(cursor.fetchall())
 
 
-async def counted_async(
+async def read_counters_async(
     conn: AsyncConnection[TupleRow], likes: Likes, videos: Collection[UUID]
 ) -> tuple[int, dict[UUID, Counter]]:
-    """Return the same as `counted`, on an event loop."""
+    """Return the same as `read_counters`, on an event loop."""
     async with conn.cursor(binary=True) as cursor:
         await cursor.execute(likes.sql(COUNTED), (list(videos), likes.schema))
         return _as_counters(await cursor.fetchall())
@@ -268,27 +283,25 @@ class CounterPublisher(Handler[None]):
 
     def advance(self, conn: Connection[TupleRow]) -> int:
         """Put the next stretch of changes; return how many positions remain."""
-        position, _ = counted(conn, self._likes, ())
+        position, _ = read_counters(conn, self._likes, ())
         after = self._start(conn, position)
         if after >= position:
             return 0
         window = self._log.read(conn, after, position)
         changed = {video for stored in window.events if (video := self._video(stored))}
-        _, now = counted(conn, self._likes, changed)
+        _, now = read_counters(conn, self._likes, changed)
         self._counters.publish(now.items(), window.until)
         COUNTERS_PUBLISHED.inc(len(now))
         return position - window.until
 
     def _video(self, stored: Stored) -> UUID | None:
-        """Whose count an event may have changed; None where nobody can read it."""
+        """Return whose count an event may have changed; None where nobody can read it."""
         try:
             event = stored.decode().event
         except MapperDeserialisationError:
             # The read model has parked it; its count goes on without it.
             return None
-        if isinstance(event, VideoLikes.Event):
-            return event.video_id
-        return event.originator_id
+        return event.video_id if isinstance(event, VideoLikes.Event) else event.originator_id
 
     def _start(self, conn: Connection[TupleRow], position: int) -> int:
         """Return the position after which counters may be stale."""
@@ -327,15 +340,19 @@ def rebuild(
     """Put the counters of all videos that have or had likes; return how many there are.
 
     What is there for other videos is corrected too, and dropped where it belongs to another log.
-    `report` hears of progress in counters. Raises redis.RedisError and OperationalError.
+    `report` hears of progress in counters. Raise redis.RedisError and OperationalError.
     """
     started = time.monotonic()
-    (total,) = conn.execute(likes.sql(TOTAL)).fetchone() or (0,)
-    done = 0
-    for videos in _videos(conn, likes):
-        _correct(conn, likes, counters, videos)
-        done += len(videos)
-        report(_progress(done, total, time.monotonic() - started))
+    (total,) = conn.execute(likes.sql("SELECT count(*) FROM {schema}.counts")).fetchone() or (0,)
+    done, last = 0, UUID(int=0)
+    while rows := conn.execute(likes.sql(NEXT_VIDEOS), (last, WINDOW_EVENTS)).fetchall():
+        last = rows[-1][0]
+        counters.correct(read_counters(conn, likes, [video for (video,) in rows])[1].items())
+        done += len(rows)
+        rate = done / (time.monotonic() - started)
+        left = max(0, total - done)
+        state = ReplayState.BUILDING
+        report(Progress(NAME, state, done, done + left, done, rate, left / rate))
     renew(conn, likes, counters)
     log.info("like_counters_rebuilt", counters=done, seconds=time.monotonic() - started)
     return done
@@ -344,14 +361,14 @@ def rebuild(
 def renew(conn: Connection[TupleRow], likes: Likes, counters: Counters) -> int:
     """Correct every counter that is in Redis, at equal positions too; return how many there are.
 
-    Raises redis.RedisError and OperationalError.
+    Raise redis.RedisError and OperationalError.
     """
     done = 0
     for videos in counters.all_videos():
         held = zip(videos, counters.get(videos), strict=True)
         (head,) = conn.execute(HEAD).fetchone() or (0,)
         counters.drop([video for video, counter in held if counter and counter.position > head])
-        _correct(conn, likes, counters, videos)
+        counters.correct(read_counters(conn, likes, videos)[1].items())
         done += len(videos)
     return done
 
@@ -375,21 +392,84 @@ def renewing(database_url: str, likes: Likes, counters: Counters) -> Callable[[R
     return after_switch
 
 
-def _videos(conn: Connection[TupleRow], likes: Likes) -> Iterator[list[UUID]]:
-    last = UUID(int=0)
-    while rows := conn.execute(likes.sql(NEXT_VIDEOS), (last, WINDOW_EVENTS)).fetchall():
-        last = rows[-1][0]
-        yield [video for (video,) in rows]
+class CountersBehind(Exception):
+    """What the read model has is not in the counters yet, so that nothing can be compared."""
 
 
-def _correct(
-    conn: Connection[TupleRow], likes: Likes, counters: Counters, videos: Iterable[UUID]
-) -> None:
-    _, now = counted(conn, likes, list(videos))
-    counters.correct(now.items())
+class Drift(NamedTuple):
+    """A counter that differs from the read model at the same position."""
+
+    video_id: UUID
+    counter: Counter
+    truth: Counter
 
 
-def _progress(done: int, total: int, seconds: float) -> Progress:
-    rate = done / seconds if seconds > 0 else 0.0
-    eta = max(0, total - done) / rate if rate > 0 else None
-    return Progress(NAME, ReplayState.BUILDING, done, max(total, done), done, rate, eta)
+class Reconciliation(NamedTuple):
+    """How many counters were compared, and which of them differed."""
+
+    compared: int
+    drifted: Sequence[Drift]
+
+
+def reconcile(
+    conn: Connection[TupleRow],
+    likes: Likes,
+    counters: Counters,
+    *,
+    repair: bool = True,
+    wait_seconds: float = 5.0,
+) -> Reconciliation:
+    """Compare every counter with the read model; report and, if `repair`, drop what differs.
+
+    Raise CountersBehind when the publisher does not catch up within `wait_seconds`, and what
+    Redis and the database raise when they are away.
+    """
+    compared, drifted = 0, list[Drift]()
+    for videos in counters.all_videos():
+        position, truth = read_counters(conn, likes, videos)
+        _await(counters, position, wait_seconds)
+        for video, held in zip(videos, counters.get(videos), strict=True):
+            # A counter that was put since is newer than `truth`; one that is gone is not wrong.
+            if held is not None and held.position <= position:
+                compared += 1
+                if held.likes != truth[video].likes:
+                    drifted.append(Drift(video, held, truth[video]))
+    if drifted:
+        # A fill that came too late takes itself back in a moment.
+        time.sleep(FILL_SECONDS)
+        now = counters.get([drift.video_id for drift in drifted])
+        drifted = [drift for drift, held in zip(drifted, now, strict=True) if held == drift.counter]
+    for drift in drifted:
+        _report(conn, drift, repair)
+    if repair:
+        # The next query, or the next like, puts the right counter.
+        counters.drop([drift.video_id for drift in drifted])
+    COUNTER_DRIFT.set(len(drifted))
+    return Reconciliation(compared, drifted)
+
+
+def _await(counters: Counters, position: int, seconds: float) -> None:
+    """Wait until what the read model has at this position is in the counters."""
+    deadline = time.monotonic() + seconds
+    while (counters.published() or 0) < position:
+        if time.monotonic() > deadline:
+            raise CountersBehind(
+                f"The like counters have not reached position {position}; is a process with the "
+                "role `projections` running, and does it reach Redis?"
+            )
+        time.sleep(WAIT_POLL_SECONDS)
+
+
+def _report(conn: Connection[TupleRow], drift: Drift, repair: bool) -> None:
+    held, truth = drift.counter, drift.truth
+    COUNTERS_DRIFTED.inc()
+    log.error(
+        "like_counter_drifted",
+        videoId=str(drift.video_id),
+        counter=held.likes,
+        counterPosition=held.position,
+        likes=truth.likes,
+        position=truth.position,
+        repaired=repair,
+    )
+    conn.execute(REPORT, (drift.video_id, *held, *truth, repair))

@@ -13,7 +13,7 @@ from psycopg.rows import TupleRow
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
 from engine.projection import Batch, Projection, columns
-from infra.postgres.connection import column
+from infra.postgres.connection import column, fetch_as
 
 # `likes` holds a row per standing like, `counts` their number per video; the video ids of
 # `removed` get no rows any more, since a like may be recorded just after its video's removal.
@@ -150,7 +150,7 @@ class Likes(Projection):
             cursor.execute(self.sql(ADD_DELTAS), columns(changes.deltas.items()))
 
     def others(self, cursor: Cursor[TupleRow], pairs: Sequence[tuple[UUID, str]]) -> list[int]:
-        """For each (video, viewer): how many other viewers like the video. One query, by key."""
+        """Return, for each (video, viewer), how many other viewers like the video; one query."""
         if not pairs:
             return []
         cursor.execute(self.sql(OTHERS), columns(pairs), prepare=True)
@@ -174,5 +174,4 @@ class Likes(Projection):
         self, conn: AsyncConnection[TupleRow], viewer: str, before: int, limit: int
     ) -> list[LikedVideo]:
         """Return the viewer's likes given before a position, newest first."""
-        rows = await conn.execute(self.sql(LIKED_PAGE), (viewer, before, limit))
-        return [LikedVideo(*row) for row in await rows.fetchall()]
+        return await fetch_as(conn, LikedVideo, self.sql(LIKED_PAGE), (viewer, before, limit))

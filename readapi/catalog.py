@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -15,18 +15,8 @@ from infra.http.auth import Identity
 from infra.http.problems import Problem, problems
 from infra.http.shapes import Video
 from projections.catalog import VideoRow
-from readapi.paging import (
-    DEFAULT_LIMIT,
-    Cursor,
-    Limit,
-    Page,
-    cut,
-    decode_cursor,
-    storable,
-)
+from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, Page, cut, decode_cursor, storable
 from readapi.queries import Fresh, Queries, Read
-
-NO_VIDEO = "There is no such video."
 
 Owner = Annotated[
     str | None,
@@ -76,11 +66,7 @@ async def list_videos(
     summary="Videos that the caller likes, newest like first",
 )
 async def list_liked(
-    queries: Read,
-    caller: Caller,
-    fresh: Fresh,
-    cursor: Cursor = None,
-    limit: Limit = DEFAULT_LIMIT,
+    queries: Read, caller: Caller, fresh: Fresh, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
 ) -> Response:
     before = decode_cursor("liked", cursor)
     async with queries.reading(fresh, *queries.projections) as conn:
@@ -107,39 +93,28 @@ async def get_video(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCa
 
 
 async def require_video(queries: Queries, conn: AsyncConnection[Any], video_id: UUID) -> VideoRow:
-    """The video; raises Problem 404 when it is not completed, or was removed."""
+    """Return the video; raise Problem 404 when it is not completed, or was removed."""
     row = (await queries.catalog.videos(conn, [video_id])).get(video_id)
     if row is None:
-        raise Problem(404, "not-found", NO_VIDEO)
+        raise Problem(404, "not-found", "There is no such video.")
     return row
 
 
 async def present(
-    queries: Queries,
-    conn: AsyncConnection[Any],
-    rows: Sequence[VideoRow],
-    caller: Identity | None,
+    queries: Queries, conn: AsyncConnection[Any], rows: Sequence[VideoRow], caller: Identity | None
 ) -> list[Video]:
-    """The videos with their counts, in the same order; four queries for however many."""
+    """Return the videos with their counts, in the same order; four queries for however many."""
     ids = [row.video_id for row in rows]
     if not ids:
         return []
     likes = await queries.likes.counts(conn, ids)
     comments = await queries.comments.counts(conn, ids)
     views = await queries.views.views(conn, ids)
-    liked: Iterable[UUID] | None = None
-    if caller is not None:
-        liked = await queries.likes.liked(conn, caller.user_id, ids)
+    liked = await queries.likes.liked(conn, caller.user_id, ids) if caller else None
     return [
         Video(
-            video_id=row.video_id,
-            title=row.title,
-            description=row.description,
-            category=row.category,
+            **row._asdict(),
             owner_id=row.owner,
-            status=row.status,
-            duration_seconds=row.duration_seconds,
-            spoken_language=row.spoken_language,
             created_at=row.completed_at,
             likes=likes.get(row.video_id, 0),
             comments=comments.get(row.video_id, 0),

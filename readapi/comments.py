@@ -9,7 +9,6 @@ from fastapi import APIRouter, Response
 from infra.http.app import wire
 from infra.http.problems import problems
 from infra.http.shapes import Comment
-from projections.comments import CommentRow
 from readapi.catalog import require_video
 from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, Page, cut, decode_cursor
 from readapi.queries import Fresh, Read
@@ -24,31 +23,12 @@ router = APIRouter(tags=["comments"])
     summary="The video's comments, newest first",
 )
 async def list_comments(
-    video_id: UUID,
-    queries: Read,
-    fresh: Fresh,
-    cursor: Cursor = None,
-    limit: Limit = DEFAULT_LIMIT,
+    video_id: UUID, queries: Read, fresh: Fresh, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
 ) -> Response:
     before = decode_cursor("comments", cursor)
     async with queries.reading(fresh, queries.catalog, queries.comments) as conn:
         await require_video(queries, conn, video_id)
         rows = await queries.comments.page(conn, video_id, before, limit + 1)
     shown, following = cut("comments", rows, limit, lambda row: row.position)
-    return wire(Page[Comment](items=[present(row) for row in shown], next_cursor=following))
-
-
-def present(row: CommentRow) -> Comment:
-    """A row as the contract wants it."""
-    return Comment(
-        comment_id=row.comment_id,
-        video_id=row.video_id,
-        user_id=row.author,
-        content=row.content,
-        language=row.language,
-        confidence=row.confidence,
-        translated_text=row.translated_text,
-        translation_status=row.translation_status,
-        edited=row.edited,
-        created_at=row.created_at,
-    )
+    items = [Comment(**row._asdict(), user_id=row.author) for row in shown]
+    return wire(Page[Comment](items=items, next_cursor=following))

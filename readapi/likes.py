@@ -47,7 +47,7 @@ ASKS_MORE = (b"authorization", b"backlot-min-position", b"backlot-timeout-ms")
 
 
 async def hot_count(video_id: UUID, request: Request) -> Response | None:
-    """The count alone, from its counter, for nobody in particular."""
+    """Return the count alone, from its counter, where nothing else is asked for."""
     if any(header(request.scope, name) is not None for name in ASKS_MORE):
         return None
     queries: Queries = request.app.state.queries

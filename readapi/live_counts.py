@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 from uuid import UUID
 
 import orjson
@@ -19,10 +22,12 @@ from infra.cancellation import cancel
 from infra.http.problems import Problem
 from infra.metrics import counter, gauge
 from projections.catalog import Catalog
-from projections.like_counters import COUNTER_FAILURES, GONE, AsyncCounters, Counter, counted_async
+from projections.like_counters import COUNTER_FAILURES, GONE, AsyncCounters, read_counters_async
 from projections.likes import Likes
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 # After a failure Redis is left alone for so long: then a dead one costs a query nothing.
 REST_SECONDS = 1.0
@@ -44,14 +49,8 @@ class LikeCounts:
         self._rest_until = 0.0
 
     async def hot(self, videos: Sequence[UUID], position: int = 0) -> dict[UUID, int]:
-        """What Redis knows: the counts of those videos whose counter includes `position`."""
-        if self._counters is None or time.monotonic() < self._rest_until:
-            return {}
-        try:
-            held, published = await self._counters.get(videos)
-        except (RedisError, OSError) as error:
-            self._rest(error)
-            return {}
+        """Return what Redis knows: the counts of videos whose counter includes `position`."""
+        held, published = await self._ask(lambda counters: counters.get(videos)) or ((), -1)
         if published < position:
             return {}
         pairs = zip(videos, held, strict=True)
@@ -62,26 +61,24 @@ class LikeCounts:
     async def read(
         self, conn: AsyncConnection[TupleRow], videos: Sequence[UUID]
     ) -> dict[UUID, int]:
-        """The counts of these videos in the read model; missing counters are filled on the way."""
-        _, counters = await counted_async(conn, self._likes, videos)
+        """Return the counts of these videos in the read model; fill missing counters on the way."""
+        _, counters = await read_counters_async(conn, self._likes, videos)
         for video, count in counters.items():
-            filled = await self._fill(video, count)
+            filled = await self._ask(partial(AsyncCounters.fill, video_id=video, counter=count))
             COUNTER_READS.labels("filled" if filled else "database").inc()
         return {video: max(0, counter.likes) for video, counter in counters.items()}
 
-    async def _fill(self, video: UUID, counter: Counter) -> bool:
+    async def _ask(self, question: Callable[[AsyncCounters], Awaitable[T]]) -> T | None:
+        """Return the answer of Redis; None without one, and for a second after a failure."""
         if self._counters is None or time.monotonic() < self._rest_until:
-            return False
+            return None
         try:
-            return await self._counters.fill(video, counter)
+            return await question(self._counters)
         except (RedisError, OSError) as error:
-            self._rest(error)
-            return False
-
-    def _rest(self, error: Exception) -> None:
-        self._rest_until = time.monotonic() + REST_SECONDS
-        COUNTER_FAILURES.inc()
-        log.warning("like_counters_unavailable", error=f"{type(error).__name__}: {error}")
+            self._rest_until = time.monotonic() + REST_SECONDS
+            COUNTER_FAILURES.inc()
+            log.warning("like_counters_unavailable", error=f"{type(error).__name__}: {error}")
+            return None
 
 
 # A client gets at most one event in this time, with the newest count.
@@ -92,29 +89,18 @@ RETRY_MS = 2_000
 MAX_WATCHERS = 10_000
 
 LIVE_WATCHERS = gauge(
-    "backlot_live_watchers",
-    "Clients that follow a video's counts as they change.",
+    "backlot_live_watchers", "Clients that follow a video's counts as they change."
 )
 
 
+@dataclass(eq=False)
 class Watch:
     """One client's view of one video: the newest count or its end, and whether that was told."""
 
-    def __init__(self, video_id: UUID) -> None:
-        self.video_id = video_id
-        self.count: int | None = None
-        self.removed = False
-        self.changed = asyncio.Event()
-
-    def tell(self, count: int) -> None:
-        if count != self.count:
-            self.count = count
-            self.changed.set()
-
-    def end(self) -> None:
-        """The video was removed."""
-        self.removed = True
-        self.changed.set()
+    video_id: UUID
+    count: int | None = None
+    removed: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class LiveCounts:
@@ -137,7 +123,7 @@ class LiveCounts:
             await cancel(self._poller)
 
     def watch(self, video_id: UUID) -> Watch:
-        """Begin to follow a video; raises Problem 503 when too many do. End with `leave`."""
+        """Begin to follow a video; raise Problem 503 when too many clients do."""
         if len(self._watches) >= MAX_WATCHERS or self._closing.is_set():
             detail = "Too many clients follow counts here; ask for the count now and then instead."
             raise Problem(503, "unavailable", detail, headers={"Retry-After": "30"})
@@ -148,12 +134,8 @@ class LiveCounts:
             self._poller = asyncio.create_task(self._poll())
         return watch
 
-    def leave(self, watch: Watch) -> None:
-        self._watches.discard(watch)
-        LIVE_WATCHERS.set(len(self._watches))
-
     async def stream(self, watch: Watch) -> AsyncGenerator[bytes, None]:
-        """The events of one client, until it goes, the video is removed, or the server stops."""
+        """Yield the events of a client until it goes, its video is removed, or the server stops."""
         try:
             yield f"retry: {RETRY_MS}\n\n".encode()
             while not self._closing.is_set():
@@ -170,7 +152,8 @@ class LiveCounts:
                 if watch.count is not None and not self._closing.is_set():
                     yield _event("likes", {"likesCount": watch.count})
         finally:
-            self.leave(watch)
+            self._watches.discard(watch)
+            LIVE_WATCHERS.set(len(self._watches))
 
     async def _poll(self) -> None:
         try:
@@ -187,7 +170,7 @@ class LiveCounts:
     async def _look(self) -> None:
         videos = list({watch.video_id for watch in self._watches})
         counts = await self._counts.hot(videos)
-        # Those whose counter is gone, with the video or with Redis.
+        # Videos whose counter is gone, with the video or with Redis.
         missing = [video for video in videos if video not in counts]
         removed: set[UUID] = set()
         if missing:
@@ -195,10 +178,11 @@ class LiveCounts:
                 counts |= await self._counts.read(conn, missing)
                 removed = set(missing) - (await self._catalog.videos(conn, missing)).keys()
         for watch in list(self._watches):
-            if watch.video_id in removed:
-                watch.end()
-            elif watch.video_id in counts:
-                watch.tell(counts[watch.video_id])
+            count = counts.get(watch.video_id, watch.count)
+            watch.removed |= watch.video_id in removed
+            if watch.removed or count != watch.count:
+                watch.count = count
+                watch.changed.set()
 
 
 def _event(kind: str, data: Mapping[str, object]) -> bytes:

@@ -25,7 +25,7 @@ from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.likes import Likes
 from projections.operations import Operations
-from projections.recommendations.cache import RecommendationCache
+from projections.recommendations.recommender import Recommender
 from readapi.live_counts import LikeCounts, LiveCounts
 
 DEFAULT_TIMEOUT_MS = 2_000
@@ -86,7 +86,7 @@ class Queries:
     objects: ObjectStore
     views: Views
     analytics: AnalyticsQueries
-    recommendations: RecommendationCache
+    recommendations: Recommender
     rates: Rates = field(default_factory=Rates)
 
     @property

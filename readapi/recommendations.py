@@ -12,9 +12,8 @@ from engine.freshness import Freshness
 from infra.http.app import Caller, wire
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Video, Wire
-from projections.recommendations.display import display
 from projections.recommendations.model import RankedRecommendations as Made
-from projections.recommendations.recommender import MOST
+from projections.recommendations.recommender import MOST, display
 from readapi.catalog import present
 from readapi.paging import storable
 from readapi.queries import Fresh, Queries, Read
@@ -75,7 +74,7 @@ class RecommendedVideos(Wire):
 
 
 async def whose(caller: Caller, user_id: OfUser = None) -> str:
-    """The user that is asked about; raises Problem 403 for somebody else."""
+    """Return the user that is asked about; raise Problem 403 for somebody else."""
     if user_id is None or user_id == caller.user_id:
         return caller.user_id
     if not caller.is_admin:
@@ -119,11 +118,7 @@ async def list_recommendations(
     summary="The same, with all that is known of the videos",
 )
 async def list_recommended_videos(
-    queries: Read,
-    caller: Caller,
-    user_id: Whose,
-    fresh: Fresh,
-    limit: SoMany = DEFAULT_LIMIT,
+    queries: Read, caller: Caller, user_id: Whose, fresh: Fresh, limit: SoMany = DEFAULT_LIMIT
 ) -> Response:
     made, cached = await _made(queries, user_id, fresh)
     async with queries.reading(fresh, *queries.projections) as conn:
@@ -137,9 +132,9 @@ async def list_recommended_videos(
 
 
 async def _made(queries: Queries, user_id: str, fresh: Freshness) -> tuple[Made, bool]:
-    """What is recommended, once that is as fresh as was asked; and whether it was kept.
+    """Return recommendations as fresh as was asked, and whether they were cached.
 
-    Raises ReadModelBehind.
+    Raise ReadModelBehind.
     """
     if fresh.is_asked:
         async with queries.reading(fresh, *queries.projections):

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
-from projections.recommendations.model import Candidate, Described, Engaged, Material, Profile
+from projections.recommendations.model import (
+    Candidate,
+    DescribedVideo,
+    EngagedVideo,
+    Material,
+    Profile,
+)
 
 AT = datetime(2026, 3, 14, 15, tzinfo=UTC)
 USER = "3f1c9f0e-7a55-4a0e-9c1b-1d2f3a4b5c6d"
@@ -25,20 +31,20 @@ ORDERS = [
 ]
 
 
-def described(title: str, video_id: UUID | None = None, **more: str) -> Described:
-    return Described(video_id or uuid4(), title, **more)
+def described(title: str, video_id: UUID | None = None, **more: str) -> DescribedVideo:
+    return DescribedVideo(video_id or uuid4(), title, **more)
 
 
 def material_of(
-    candidates: Sequence[Described],
-    watched: Sequence[Described] = (),
-    liked: Sequence[Described] = (),
+    candidates: Sequence[DescribedVideo],
+    watched: Sequence[DescribedVideo] = (),
+    liked: Sequence[DescribedVideo] = (),
     trending: Sequence[float] = (),
 ) -> Material:
     """These videos, all of them described; `trending` is the signal of the first candidates."""
     signals = [*trending, *(len(candidates) - len(trending)) * [0.0]]
     profile = Profile(
-        USER, *([Engaged(each.video_id, AT) for each in seen] for seen in (watched, liked))
+        USER, *([EngagedVideo(each.video_id, AT) for each in seen] for seen in (watched, liked))
     )
     return Material(
         profile,
@@ -50,7 +56,7 @@ def material_of(
     )
 
 
-def films(count: int, kind: str = "Film") -> list[Described]:
+def films(count: int, kind: str = "Film") -> list[DescribedVideo]:
     """So many videos with every text that there is."""
     return [
         described(

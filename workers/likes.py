@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 import structlog
-from psycopg import Connection, Cursor
+from psycopg import Cursor
 from psycopg.rows import TupleRow
 from redis import RedisError
 
@@ -21,8 +21,14 @@ from engine.schedule import Job, Outage, repeat
 from infra.advisory_locks import Lock, try_lock
 from infra.redis import connect_blocking_redis
 from infra.settings import Settings
-from projections.like_counters import COUNTER_FAILURES, Counters, subscribe_counters
-from projections.like_reconciliation import CountersBehind, Reconciled, reconcile
+from projections.like_counters import (
+    COUNTER_FAILURES,
+    Counters,
+    CountersBehind,
+    Reconciliation,
+    reconcile,
+    subscribe_counters,
+)
 from projections.likes import Likes
 from workers.parts import Parts
 
@@ -47,10 +53,22 @@ def reactors(parts: Parts, host: ProjectionHost) -> Iterator[Coroutine[Any, Any,
 
 
 def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
-    """Compare the like counters, where the processes share a Redis."""
-    if parts.counters is not None:
-        every = parts.settings.likes.reconcile_seconds
-        yield reconcile_job(parts.database_url, parts.models[Likes], parts.counters, every)
+    """Compare the like counters, where processes share a Redis; not at once, while they fill."""
+    counters = parts.counters
+    if counters is None:
+        return
+
+    async def run() -> None:
+        likes = parts.models[Likes]
+        result = await in_thread(reconcile_once, parts.database_url, likes, counters)
+        if result is not None:
+            drifted = len(result.drifted)
+            log.info("likes_reconciled", compared=result.compared, drifted=drifted)
+
+    errors = (psycopg.Error, RedisError, CountersBehind)
+    outage = Outage("likes_not_reconciled", errors, COUNTER_FAILURES)
+    every = parts.settings.likes.reconcile_seconds
+    yield Job("likes reconcile", every, repeat(run), outage, at_once=False)
 
 
 def lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:
@@ -63,25 +81,10 @@ def lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:
     return {LikesOfOthers: others}
 
 
-def reconcile_job(database_url: str, likes: Likes, counters: Counters, every: float) -> Job:
-    """Return the job that compares the counters every so often; not at once, while they fill."""
-
-    async def run() -> None:
-        result = await in_thread(reconcile_once, database_url, likes, counters)
-        if result is not None:
-            drifted = len(result.drifted)
-            log.info("likes_reconciled", compared=result.compared, drifted=drifted)
-
-    errors = (psycopg.Error, RedisError, CountersBehind)
-    outage = Outage("likes_not_reconciled", errors, COUNTER_FAILURES)
-    return Job("likes reconcile", every, repeat(run), outage, at_once=False)
-
-
 def reconcile_once(
     database_url: str, likes: Likes, counters: Counters, *, repair: bool = True
-) -> Reconciled | None:
-    """Compare all counters now, or None while another process does."""
-    conn: Connection[TupleRow]
+) -> Reconciliation | None:
+    """Compare all counters now; return None while another process does."""
     with connect(database_url, "likes reconcile") as conn:
         if not try_lock(conn, Lock.LIKES_RECONCILIATION):
             return None

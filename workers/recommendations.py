@@ -1,29 +1,33 @@
-"""The sink of the recommendations: who watched and liked what, and which videos that ties."""
+"""The sink of the recommendations: who watched and liked what, and which videos are neighbours."""
 
 from __future__ import annotations
-
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
-from uuid import uuid4
-
 import psycopg
 import structlog
+import time
+from collections.abc import AsyncIterator
+from collections.abc import Awaitable
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from contextlib import asynccontextmanager
+from datetime import UTC
+from datetime import datetime
+from datetime import timedelta
 from dramatiq import Actor
-from psycopg import Connection
-from psycopg.rows import TupleRow
-from redis.asyncio import Redis
-
-from engine.connections import ThreadedConnection, leading
-from engine.messages import IncomingMessage, MessageBatch, Poison
-from engine.schedule import Job, Outage, Run
+from engine.connections import ThreadedConnection
+from engine.connections import leading
+from engine.messages import IncomingMessage
+from engine.messages import MessageBatch
+from engine.messages import Poison
+from engine.schedule import Job
+from engine.schedule import Outage
+from engine.schedule import Run
 from engine.subscription import Subscription
 from infra.errors import describe
-from infra.postgres.connection import Limits, make_pool
+from infra.postgres.connection import Limits
+from infra.postgres.connection import make_pool
 from infra.settings import Settings
 from infra.tasks.broker import task_queues
 from infra.tasks.dead_letters import TaskQueues
@@ -33,17 +37,24 @@ from infra.tasks.queues import RECOMMENDATIONS
 from projections import integration_events
 from projections.analytics.arrival import ENGAGED_CONSUMER
 from projections.analytics.queries import AnalyticsQueries
-from projections.analytics.rules import NotCountable, Row, row_of
+from projections.analytics.rules import NotCountable
+from projections.analytics.rules import row_of
 from projections.analytics.schema import migrate
 from projections.catalog import Catalog
 from projections.likes import Likes
-from projections.recommendations.cache import (
-    RecommendationCache,
-    RecommendationInvalidation,
-    open_recommendations,
-)
-from projections.recommendations.co_occurrence import Engagement, keep, rank_categories
-from projections.recommendations.model import EngagementKind, Weighing
+from projections.recommendations.co_occurrence import Engagement
+from projections.recommendations.co_occurrence import keep
+from projections.recommendations.co_occurrence import rank_categories
+from projections.recommendations.model import EngagementKind
+from projections.recommendations.model import Weighing
+from projections.recommendations.recommender import RecommendationInvalidation
+from projections.recommendations.recommender import Recommender
+from psycopg import Connection
+from psycopg.rows import TupleRow
+from redis.asyncio import Redis
+from typing import Any
+from typing import TYPE_CHECKING
+from uuid import uuid4
 
 if TYPE_CHECKING:
     from workers.parts import Parts
@@ -53,20 +64,22 @@ log = structlog.get_logger(__name__)
 
 # An unlike takes nothing back: what the like brought together decays. It is followed only since
 # the viewer's profile changes by it.
-KINDS: Mapping[str, EngagementKind | None] = MappingProxyType(
-    {
-        integration_events.VIDEO_VIEWED: EngagementKind.WATCHED,
-        integration_events.VIDEO_LIKED: EngagementKind.LIKED,
-        integration_events.VIDEO_UNLIKED: None,
-    }
-)
+KINDS: Mapping[str, EngagementKind | None] = {
+    integration_events.VIDEO_VIEWED: EngagementKind.WATCHED,
+    integration_events.VIDEO_LIKED: EngagementKind.LIKED,
+    integration_events.VIDEO_UNLIKED: None,
+}
 RANK_SECONDS = 60.0
+# Who has watched something within this time is active.
+ACTIVE = timedelta(days=1)
+ACTIVE_USERS = b"""
+SELECT DISTINCT user_id FROM analytics.video_analytics
+WHERE event_type = 'view' AND "timestamp" >= %s AND user_id IS NOT NULL
+"""
+USERS_PER_TASK = 10
+IN_ADVANCE = "recommendations in advance"
 
 Tell = Callable[[frozenset[str]], Awaitable[None]]
-
-
-async def tell_nobody(viewers: frozenset[str]) -> None:
-    """Nobody wants to know whose profile changed."""
 
 
 class EngagementSink:
@@ -75,97 +88,50 @@ class EngagementSink:
     name = ENGAGED_CONSUMER
     topics = frozenset(KINDS)
 
-    def __init__(self, weighing: Weighing, *, changed: Tell = tell_nobody) -> None:
-        """`changed` is told after each commit whose profiles are others now; must not raise."""
+    def __init__(self, weighing: Weighing, *, changed: Tell | None = None) -> None:
+        """`changed` is told after each commit whose profiles have changed; it must not raise."""
         self._weighing = weighing
         self._changed = changed
         self._last: frozenset[str] = frozenset()
         self._ranked_at = float("-inf")
 
     def prepare(self, conn: Connection[TupleRow]) -> None:
-        found = migrate(conn)
-        log.info("recommendations_ready", on=str(found))
+        log.info("recommendations_ready", on=str(migrate(conn)))
 
     def store(self, conn: Connection[TupleRow], batch: Sequence[IncomingMessage]) -> None:
         now = datetime.now(UTC)
-        told = [_row(message, now) for message in batch]
-        engaged = [
-            Engagement(row.user_id, row.video_id, kind, row.at)
-            for kind, row in told
-            if kind is not None and row.user_id is not None
-        ]
-        unliked = {row.user_id for kind, row in told if kind is None and row.user_id is not None}
+        engaged: list[Engagement] = []
+        unliked: set[str] = set()
+        for message in batch:
+            try:
+                row = row_of(message.topic, message.id, message.value, now)
+            except NotCountable as error:
+                raise Poison(message, describe(error)) from error
+            kind = KINDS[message.topic]
+            if row.user_id is not None and kind is None:
+                unliked.add(row.user_id)
+            elif row.user_id is not None and kind is not None:
+                engaged.append(Engagement(row.user_id, row.video_id, kind, row.at))
         self._last = keep(conn, engaged, self._weighing) | unliked
 
     async def stored(self, conn: ThreadedConnection) -> None:
         """Tell whose profiles changed; rank the categories anew once a minute."""
         last, self._last = self._last, frozenset()
         if last:
-            await self._changed(last)
+            if self._changed is not None:
+                await self._changed(last)
             if time.monotonic() - self._ranked_at >= RANK_SECONDS:
                 await conn.do(rank_categories, self._weighing)
                 self._ranked_at = time.monotonic()
 
 
-def _row(message: IncomingMessage, now: datetime) -> tuple[EngagementKind | None, Row]:
-    try:
-        return KINDS[message.topic], row_of(message.topic, message.id, message.value, now)
-    except NotCountable as error:
-        raise Poison(message, describe(error)) from error
-
-
-# Who has watched something within this time.
-ACTIVE = timedelta(days=1)
-ACTIVE_USERS = b"""
-SELECT DISTINCT user_id FROM analytics.video_analytics
-WHERE event_type = 'view' AND "timestamp" >= %s AND user_id IS NOT NULL
-"""
-USERS_PER_TASK = 10
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """Sends a task for every few active users, while none waits: the queue never grows."""
-
-    prepare_recommendations: Actor[..., Any]
-    queues: TaskQueues
-
-    def run(self, conn: Connection[TupleRow]) -> int:
-        """Send the tasks; return for how many users. Raise BrokerAway, psycopg.Error."""
-        if any(d.waiting or d.delayed for d in self.queues.depths() if d.queue == RECOMMENDATIONS):
-            return 0
-        turn, sent = f"recommendations-{uuid4()}", 0
-        with conn.transaction(), conn.cursor("active_users") as cursor:
-            cursor.execute(ACTIVE_USERS, (datetime.now(UTC) - ACTIVE,))
-            while users := [user for (user,) in cursor.fetchmany(USERS_PER_TASK)]:
-                task = self.prepare_recommendations
-                enqueue(task, users, correlation_id=turn, causation_id=turn)
-                sent += len(users)
-        return sent
-
-
-def preparation_job(preparation: Preparation, analytics_url: str, every: float) -> Job:
-    """Return the job that sends the tasks; one process at a time does."""
-
-    async def run(conn: ThreadedConnection) -> None:
-        users = await conn.do(preparation.run)
-        log.debug("recommendations_asked_for", users=users)
-
-    @asynccontextmanager
-    async def session() -> AsyncIterator[Run]:
-        async with leading(analytics_url, "recommendations in advance") as conn:
-            yield lambda: run(conn)
-
-    outage = Outage("recommendations_postponed", (psycopg.Error, BrokerAway))
-    return Job("recommendations in advance", every, session, outage, at_once=False)
-
-
 @asynccontextmanager
 async def open_preparing(
     settings: Settings, database_url: str, redis: Redis
-) -> AsyncIterator[RecommendationCache | None]:
-    """Recommendations as the query API makes them; None where none are made in advance."""
-    if not settings.recommendations.precompute_seconds:
+) -> AsyncIterator[Recommender | None]:
+    """Open recommendations as the query API makes them; None where none are made in advance."""
+    wanted = settings.recommendations
+    if not wanted.precompute_seconds:
         yield None
         return
     async with AsyncExitStack() as stack:
@@ -176,14 +142,8 @@ async def open_preparing(
         url = settings.analytics.url(database_url)
         analytics = await AnalyticsQueries.open(settings.trending, url, redis, pool, limits)
         stack.push_async_callback(analytics.aclose)
-        made = open_recommendations(
-            settings.recommendations,
-            settings.llm,
-            redis,
-            pool,
-            analytics,
-            likes=Likes(),
-            catalog=Catalog(),
+        made = Recommender(
+            wanted, settings.llm, redis, pool, analytics, likes=Likes(), catalog=Catalog()
         )
         stack.push_async_callback(made.aclose)
         yield made
@@ -197,9 +157,37 @@ def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[MessageBa
 
 
 def sweeps(parts: Parts, tasks: Tasks) -> Iterator[Job]:
-    """Have recommendations made in advance, where that is wanted."""
+    """Have recommendations made in advance, where that is wanted; one process at a time does."""
     seconds = parts.settings.recommendations.precompute_seconds
-    if seconds:
-        queues = task_queues(parts.settings.tasks)
-        preparation = Preparation(tasks.prepare_recommendations, queues)
-        yield preparation_job(preparation, parts.analytics_url, seconds)
+    if not seconds:
+        return
+    queues = task_queues(parts.settings.tasks)
+
+    @asynccontextmanager
+    async def session() -> AsyncIterator[Run]:
+        async with leading(parts.analytics_url, IN_ADVANCE) as conn:
+
+            async def run() -> None:
+                users = await conn.do(send_tasks, tasks.prepare_recommendations, queues)
+                log.debug("recommendations_asked_for", users=users)
+
+            yield run
+
+    outage = Outage("recommendations_postponed", (psycopg.Error, BrokerAway))
+    yield Job(IN_ADVANCE, seconds, session, outage, at_once=False)
+
+
+def send_tasks(conn: Connection[TupleRow], task: Actor[..., Any], queues: TaskQueues) -> int:
+    """Send a task for every few active users; return for how many users.
+
+    None while such a task waits, so that the queue never grows. Raise BrokerAway, psycopg.Error.
+    """
+    if any(d.waiting or d.delayed for d in queues.depths() if d.queue == RECOMMENDATIONS):
+        return 0
+    turn, sent = f"recommendations-{uuid4()}", 0
+    with conn.transaction(), conn.cursor("active_users") as cursor:
+        cursor.execute(ACTIVE_USERS, (datetime.now(UTC) - ACTIVE,))
+        while users := [user for (user,) in cursor.fetchmany(USERS_PER_TASK)]:
+            enqueue(task, users, correlation_id=turn, causation_id=turn)
+            sent += len(users)
+    return sent

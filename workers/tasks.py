@@ -14,7 +14,7 @@ from dramatiq import Actor, Broker
 from infra.tasks.dead_letters import FailedTask
 from infra.tasks.messages import current_origin
 from infra.tasks.queues import RECOMMENDATIONS, SPEECH, TRANSLATION
-from projections.recommendations.cache import RecommendationCache
+from projections.recommendations.recommender import Recommender
 from workers.speech import SpeechTranscription
 from workers.translation.task import CommentTranslation
 
@@ -35,7 +35,7 @@ class TaskMeans:
 
     translation: CommentTranslation
     speech: SpeechTranscription | None
-    recommendations: RecommendationCache | None
+    recommendations: Recommender | None
 
 
 @dataclass(frozen=True)

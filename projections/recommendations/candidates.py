@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import count, islice
 from math import log
 from typing import Any, LiteralString, NamedTuple, TypeVar
 from uuid import UUID
@@ -58,21 +57,17 @@ FROM unnest(%(seeds)s::uuid[], %(shares)s::float8[]) AS s (video_id, share)
 JOIN analytics.videos USING (video_id)
 WHERE category IS NOT NULL GROUP BY category ORDER BY share DESC, category
 """
-TOPS: LiteralString = f"""
+RANKED: LiteralString = f"""
 SELECT video.video_id, video.category
-FROM (SELECT video_id AS candidate, category, place FROM analytics.category_tops
-      WHERE category = ANY (%(categories)s)
-      ORDER BY place, array_position(%(categories)s::text[], category) OFFSET 0) AS top {ELIGIBLE}
-WHERE video.category = top.category
-ORDER BY place, array_position(%(categories)s::text[], top.category) LIMIT %(limit)s
+FROM (SELECT video_id AS candidate, category, place FROM analytics.category_tops AS top
+      {{chosen}} ORDER BY place, {{turn}} OFFSET 0) AS top {ELIGIBLE}
+WHERE video.category = top.category ORDER BY place, {{turn}} LIMIT %(limit)s
 """
-FIRST_OF_EACH: LiteralString = f"""
-SELECT video.video_id, video.category
-FROM (SELECT video_id AS candidate, category, place FROM analytics.category_tops
-      ORDER BY place, category OFFSET 0) AS top {ELIGIBLE}
-WHERE video.category = top.category
-ORDER BY place, top.category LIMIT %(limit)s
-"""
+TOPS: LiteralString = RANKED.format(
+    chosen="WHERE category = ANY (%(categories)s)",
+    turn="array_position(%(categories)s::text[], top.category)",
+)
+FIRST_OF_EACH: LiteralString = RANKED.format(chosen="", turn="top.category")
 THESE: LiteralString = f"""
 SELECT video_id, category FROM unnest(%(asked)s::uuid[]) AS asked (candidate) {ELIGIBLE}
 """
@@ -81,10 +76,6 @@ MOST_CATEGORIES = 3
 # How many of each source are taken in turn: neighbours, categories, similar texts, trending.
 TURNS = (3, 1, 1, 1)
 WEIGHING = Weighing()
-
-ENGAGED_WITH = b"""
-SELECT video_id FROM analytics.engaged WHERE viewer = %s AND video_id = ANY (%s)
-"""
 
 K = TypeVar("K")
 
@@ -98,56 +89,6 @@ class FoundVideo(NamedTuple):
     because: UUID | None = None
 
 
-class Finder:
-    """Finds candidates for one viewer; `seeds` are the profile's videos with their shares."""
-
-    def __init__(
-        self,
-        conn: AsyncConnection[TupleRow],
-        viewer: str,
-        seeds: Mapping[UUID, float],
-        weighing: Weighing,
-    ) -> None:
-        self._conn = conn
-        self._seeds = seeds
-        self._given: dict[str, Any] = {
-            "viewer": viewer,
-            # Their likes may be known before the sink has seen them.
-            "known": list(seeds),
-            "seeds": list(seeds),
-            "shares": list(seeds.values()),
-            "now": datetime.now(UTC).timestamp(),
-            "decay": log(2) / weighing.half_life_seconds,
-            "exponent": weighing.popularity_exponent,
-        }
-
-    async def neighbours(self, limit: int) -> list[FoundVideo]:
-        """Return the nearest to all of the profile together, the nearest first."""
-        return await self._find(NEIGHBOURS, limit=limit) if self._seeds else []
-
-    async def shares(self) -> dict[str, float]:
-        """Return how much the profile is of each category, the greatest first."""
-        if not self._seeds:
-            return {}
-        cursor = await self._conn.execute(SHARES, self._given)
-        return dict(await cursor.fetchall())
-
-    async def tops(self, categories: Sequence[str], limit: int) -> list[FoundVideo]:
-        """Return the most engaged with of these categories, which take turns."""
-        return await self._find(TOPS, categories=list(categories), limit=limit)
-
-    async def first_of_each(self, limit: int) -> list[FoundVideo]:
-        """Return the most engaged with of every category; the categories take turns."""
-        return await self._find(FIRST_OF_EACH, limit=limit)
-
-    async def these(self, videos: Sequence[UUID]) -> list[FoundVideo]:
-        """Return those of these videos that may be recommended."""
-        return await self._find(THESE, asked=list(videos))
-
-    async def _find(self, query: LiteralString, **more: Any) -> list[FoundVideo]:
-        return await fetch_as(self._conn, FoundVideo, query.encode(), {**self._given, **more})
-
-
 async def candidates_for(
     conn: AsyncConnection[TupleRow],
     profile: Profile,
@@ -157,20 +98,38 @@ async def candidates_for(
     limit: int = MOST_CANDIDATES,
     weighing: Weighing = WEIGHING,
 ) -> list[Candidate]:
-    """At most `limit` candidates, each once; the sources take turns, each with its best first.
+    """Return at most `limit` candidates, each once; the sources take turns, each with its best.
 
     The first 20 of `trending` are candidates; the rest tells how popular the others are. `similar`
     are videos whose texts are like those of the profile, each from 0 to 1. For a new user the
     categories take turns.
     """
     seeds = seeds_of(profile, weighing)
-    finder = Finder(conn, profile.user_id, seeds, weighing)
-    near = await finder.neighbours(limit)
-    shares = await finder.shares()
-    tops = await _tops(finder, list(islice(shares, MOST_CATEGORIES)), limit)
+    given: dict[str, Any] = {
+        "viewer": profile.user_id,
+        # Their likes may be known before the sink has seen them.
+        "known": list(seeds),
+        "seeds": list(seeds),
+        "shares": list(seeds.values()),
+        "now": datetime.now(UTC).timestamp(),
+        "decay": log(2) / weighing.half_life_seconds,
+        "exponent": weighing.popularity_exponent,
+        "limit": limit,
+    }
+
+    async def find(query: LiteralString, **more: Any) -> list[FoundVideo]:
+        return await fetch_as(conn, FoundVideo, query.encode(), {**given, **more})
+
+    near: list[FoundVideo] = []
+    shares: dict[str | None, float] = {}
+    if seeds:
+        near = await find(NEIGHBOURS)
+        shares = dict(await (await conn.execute(SHARES, given)).fetchall())
+    categories = list(shares)[:MOST_CATEGORIES]
+    tops = await (find(TOPS, categories=categories) if categories else find(FIRST_OF_EACH))
     trend = [each.video_id for each in trending]
     alike = {video: min(max(value, 0.0), 1.0) for video, value in similar}
-    these = await finder.these([*trend[:MOST_TRENDING], *alike])
+    these = await find(THESE, asked=[*trend[:MOST_TRENDING], *alike])
     found = {each.video_id: each for each in [*these, *tops, *near]}
     sources = [
         [each.video_id for each in near],
@@ -178,24 +137,22 @@ async def candidates_for(
         sorted(alike, key=lambda video: (-alike[video], video)),
         trend[:MOST_TRENDING],
     ]
-    signals = Signals.of(near, shares, tops, trend, alike)
-    chosen = islice(take_turns(sources, found), limit)
-    candidates = [signals.candidate(found[video]) for video in chosen]
+    neighbours = normalize({each.video_id: each.score for each in near})
+    places, popular, shares = falling_points(sources[1]), falling_points(trend), normalize(shares)
+    candidates = [
+        Candidate(
+            each.video_id,
+            each.category,
+            trending=popular.get(each.video_id, 0.0),
+            neighbour=neighbours.get(each.video_id, 0.0),
+            # Within a category, from 1 for the first of its ranking to a half for the unranked.
+            same_category=(1 + places.get(each.video_id, 0.0)) / 2 * shares.get(each.category, 0.0),
+            similar=alike.get(each.video_id, 0.0),
+            because=each.because,
+        )
+        for each in (found[video] for video in islice(take_turns(sources, found), limit))
+    ]
     return vary(candidates) if profile.is_empty else candidates
-
-
-async def engaged_with(
-    conn: AsyncConnection[TupleRow], user_id: str, videos: Sequence[UUID]
-) -> set[UUID]:
-    """Return those of the videos that the user is known to have watched or liked."""
-    cursor = await conn.execute(ENGAGED_WITH, (user_id, list(videos)))
-    return {video for (video,) in await cursor.fetchall()}
-
-
-async def _tops(finder: Finder, categories: Sequence[str], limit: int) -> list[FoundVideo]:
-    if categories:
-        return await finder.tops(categories, limit)
-    return await finder.first_of_each(limit)
 
 
 def seeds_of(profile: Profile, weighing: Weighing) -> dict[UUID, float]:
@@ -223,63 +180,16 @@ def take_turns(sources: Sequence[Sequence[UUID]], wanted: Collection[UUID]) -> I
 
 def vary(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return the first of each category, then the second of each, and so on."""
-    seen: Counter[str | None] = Counter()
-    turns = []
-    for candidate in candidates:
-        turns.append(seen[candidate.category])
-        seen[candidate.category] += 1
-    order = sorted(range(len(candidates)), key=lambda place: turns[place])
-    return [candidates[place] for place in order]
+    turns: defaultdict[str | None, Iterator[int]] = defaultdict(count)
+    return sorted(candidates, key=lambda each: next(turns[each.category]))
 
 
-@dataclass(frozen=True, slots=True)
-class Signals:
-    """What speaks for each video; 1 is the strongest there is."""
-
-    neighbour: Mapping[UUID, float]
-    shares: Mapping[str, float]
-    # From 1 for the first of a list to a half for what is not in it.
-    tops: Mapping[UUID, float]
-    trending: Mapping[UUID, float]
-    similar: Mapping[UUID, float]
-
-    @classmethod
-    def of(
-        cls,
-        near: Sequence[FoundVideo],
-        shares: Mapping[str, float],
-        tops: Sequence[FoundVideo],
-        trend: Sequence[UUID],
-        alike: Mapping[UUID, float],
-    ) -> Signals:
-        places = falling([each.video_id for each in tops])
-        return cls(
-            neighbour=normal({each.video_id: each.score for each in near}),
-            shares=normal(shares),
-            tops={video: (1 + place) / 2 for video, place in places.items()},
-            trending=falling(trend),
-            similar=alike,
-        )
-
-    def candidate(self, found: FoundVideo) -> Candidate:
-        video, share = found.video_id, self.shares.get(found.category or "", 0.0)
-        return Candidate(
-            video,
-            found.category,
-            trending=self.trending.get(video, 0.0),
-            neighbour=self.neighbour.get(video, 0.0),
-            same_category=share * self.tops.get(video, 0.5),
-            similar=self.similar.get(video, 0.0),
-            because=found.because,
-        )
-
-
-def normal(values: Mapping[K, float]) -> dict[K, float]:
+def normalize(values: Mapping[K, float]) -> dict[K, float]:
     """Return the values divided by the greatest of them."""
     most = max(values.values(), default=0.0)
     return {key: value / most for key, value in values.items()} if most else dict(values)
 
 
-def falling(videos: Sequence[UUID]) -> dict[UUID, float]:
-    """From 1 for the first of a list evenly down to just above 0."""
+def falling_points(videos: Sequence[UUID]) -> dict[UUID, float]:
+    """Return points for the videos of a list, from 1 for the first evenly down to just above 0."""
     return {video: 1 - place / len(videos) for place, video in enumerate(videos)}

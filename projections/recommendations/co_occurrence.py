@@ -6,10 +6,11 @@ A viewer's engagement of one kind with a video counts once, however often it is 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import LiteralString, NamedTuple, TypeVar
+from typing import LiteralString, NamedTuple
 
 from psycopg import Connection
 from psycopg.rows import TupleRow
@@ -21,11 +22,6 @@ from projections.analytics.windows import start_of_hour
 from projections.recommendations.model import EngagementKind, Weighing
 
 MOST_HALVINGS = 1000.0
-
-Key = tuple[str, str]
-"""A viewer and a video."""
-Pair = tuple[str, str]
-"""Two videos, the lesser id first."""
 
 KNOWN = b"""
 SELECT viewer, video_id::text, watched_at, liked_at
@@ -107,7 +103,6 @@ cut AS (
         SELECT place_of FROM ranked WHERE place > %(most)s)))
 UPDATE analytics.engagement SET neighbours = %(most)s WHERE video_id = ANY (%(videos)s::uuid[])
 """
-CLEAR_TOPS = b"DELETE FROM analytics.category_tops"
 TOPS = b"""
 INSERT INTO analytics.category_tops (category, place, video_id)
 SELECT category, place, video_id FROM (
@@ -119,7 +114,8 @@ SELECT category, place, video_id FROM (
 WHERE place <= %(most)s
 """
 
-K = TypeVar("K")
+Times = dict[EngagementKind, datetime]
+"""When a viewer last engaged with a video in each way."""
 
 
 class Engagement(NamedTuple):
@@ -135,8 +131,8 @@ class Engagement(NamedTuple):
 class Mass:
     """A weight as it was at a time (seconds since 1970); it halves with each half-life."""
 
-    weight: float
-    as_of: float
+    weight: float = 0.0
+    as_of: float = float("-inf")
 
     def add(self, weight: float, at: float, half_life: float) -> None:
         """Add a weight of another time; the order of additions makes no difference."""
@@ -144,32 +140,6 @@ class Mass:
             self.weight, weight = weight, self.weight
             self.as_of, at = at, self.as_of
         self.weight += weight * 2.0 ** -min((self.as_of - at) / half_life, MOST_HALVINGS)
-
-
-@dataclass(slots=True)
-class Times:
-    """When a viewer last watched and last liked a video."""
-
-    watched: datetime | None = None
-    liked: datetime | None = None
-
-    def of(self, kind: EngagementKind) -> datetime | None:
-        return self.liked if kind is EngagementKind.LIKED else self.watched
-
-    def move(self, kind: EngagementKind, at: datetime) -> bool:
-        """Take a later time; return whether it was later."""
-        before = self.of(kind)
-        if before is not None and before >= at:
-            return False
-        if kind is EngagementKind.LIKED:
-            self.liked = at
-        else:
-            self.watched = at
-        return True
-
-    def each(self) -> list[tuple[EngagementKind, datetime]]:
-        both = (EngagementKind.WATCHED, self.watched), (EngagementKind.LIKED, self.liked)
-        return [(kind, at) for kind, at in both if at is not None]
 
 
 @dataclass(slots=True)
@@ -184,69 +154,51 @@ class Viewer:
     def remember(self, video_id: str, most: int) -> None:
         """Put the video where its latest time belongs, and keep the last `most` videos."""
         self.recent = [each for each in self.recent if each[1] != video_id]
-        latest = max(at for _, at in self.times[video_id].each())
-        insort(self.recent, (latest, video_id))
+        insort(self.recent, (max(self.times[video_id].values()), video_id))
         del self.recent[:-most]
-
-    def others(self, video_id: str, most: int) -> list[str]:
-        """Return the last videos beside this one, the latest first."""
-        return [video for _, video in reversed(self.recent) if video != video_id][:most]
-
-
-@dataclass(slots=True)
-class PairingChange:
-    """What a batch comes to: times that moved, weights that videos and pairs of videos gained."""
-
-    times: dict[Key, Times] = field(default_factory=dict)
-    gained: dict[str, Mass] = field(default_factory=dict)
-    pairs: dict[Pair, Mass] = field(default_factory=dict)
-
-
-def add(masses: dict[K, Mass], key: K, weight: float, at: float, half_life: float) -> None:
-    """Add to one of many masses."""
-    mass = masses.get(key)
-    if mass is None:
-        masses[key] = Mass(weight, at)
-    else:
-        mass.add(weight, at, half_life)
 
 
 class Pairing:
-    """Takes engagements in one by one."""
+    """Takes engagements in one by one, and holds what they come to.
+
+    `times` are those that moved, by viewer and video; `gained` the weights that videos gained, and
+    `pairs` those that pairs of videos did, the lesser id first.
+    """
 
     def __init__(self, weighing: Weighing, viewers: dict[str, Viewer]) -> None:
         """`viewers` know the times of all videos that come, and enough of the last ones."""
         self._weighing = weighing
         self._viewers = viewers
-        self.change = PairingChange()
+        self.times: dict[tuple[str, str], Times] = {}
+        self.gained: defaultdict[str, Mass] = defaultdict(Mass)
+        self.pairs: defaultdict[tuple[str, str], Mass] = defaultdict(Mass)
 
     def take(self, event: Engagement) -> None:
         """Take in an engagement: the first of its kind counts, each further one moves the time."""
         viewer = self._viewers[event.viewer]
-        times = viewer.times.setdefault(event.video_id, Times())
-        is_new = times.of(event.kind) is None
-        if not times.move(event.kind, event.at):
+        times = viewer.times.setdefault(event.video_id, {})
+        before = times.get(event.kind)
+        if before is not None and before >= event.at:
             return
-        self.change.times[event.viewer, event.video_id] = times
-        if is_new:
+        times[event.kind] = event.at
+        self.times[event.viewer, event.video_id] = times
+        if before is None:
             self._count(viewer, event)
         viewer.remember(event.video_id, self._weighing.paired_with + 1)
 
     def _count(self, viewer: Viewer, event: Engagement) -> None:
-        weighing, hour = self._weighing, start_of_hour(event.at)
+        weighing, hour, video = self._weighing, start_of_hour(event.at), event.video_id
         weight, at = weighing.of(event.kind), event.at.timestamp()
-        add(self.change.gained, event.video_id, weight, at, weighing.half_life_seconds)
+        self.gained[video].add(weight, at, weighing.half_life_seconds)
         viewer.hours[hour] = viewer.hours.get(hour, 0) + 1
-        if viewer.hours[hour] <= weighing.paired_per_hour:
-            for other in viewer.others(event.video_id, weighing.paired_with):
-                self._pair(event.video_id, other, weight, at, viewer.times[other])
-
-    def _pair(self, video_id: str, other: str, weight: float, at: float, times: Times) -> None:
-        pair = (video_id, other) if video_id < other else (other, video_id)
-        weighing = self._weighing
-        for kind, then in times.each():
-            both, later = weight * weighing.of(kind), max(at, then.timestamp())
-            add(self.change.pairs, pair, both, later, weighing.half_life_seconds)
+        if viewer.hours[hour] > weighing.paired_per_hour:
+            return
+        others = [other for _, other in reversed(viewer.recent) if other != video]
+        for other in others[: weighing.paired_with]:
+            mass = self.pairs[min(video, other), max(video, other)]
+            for kind, then in viewer.times[other].items():
+                both, later = weight * weighing.of(kind), max(at, then.timestamp())
+                mass.add(both, later, weighing.half_life_seconds)
 
 
 def keep(
@@ -254,7 +206,7 @@ def keep(
 ) -> frozenset[str]:
     """Take engagements in; return the viewers of whom something new is known.
 
-    Run it in a transaction, which then holds a lock.
+    To be called in a transaction, which then holds a lock.
     """
     lock_in_transaction(conn, Lock.RECOMMENDATION_ROWS)
     if not batch:
@@ -262,8 +214,8 @@ def keep(
     pairing = Pairing(weighing, _viewers(conn, batch, weighing))
     for event in batch:
         pairing.take(event)
-    _write(conn, pairing.change, weighing)
-    return frozenset(viewer for viewer, _ in pairing.change.times)
+    _write(conn, pairing, weighing)
+    return frozenset(viewer for viewer, _ in pairing.times)
 
 
 def rank_categories(conn: Connection[TupleRow], weighing: Weighing) -> None:
@@ -274,7 +226,7 @@ def rank_categories(conn: Connection[TupleRow], weighing: Weighing) -> None:
     given = {"half_life": weighing.half_life_seconds, "most": weighing.category_tops}
     with conn.transaction():
         lock_in_transaction(conn, Lock.RECOMMENDATION_ROWS)
-        conn.execute(CLEAR_TOPS)
+        conn.execute(b"DELETE FROM analytics.category_tops")
         conn.execute(TOPS, given)
 
 
@@ -285,16 +237,21 @@ def _viewers(
     viewers = {event.viewer: Viewer() for event in batch}
     keys = {(event.viewer, event.video_id) for event in batch}
     for viewer, video_id, *times in conn.execute(KNOWN, columns(keys), prepare=True):
-        viewers[viewer].times[video_id] = Times(*times)
-    fresh = [event for event in batch if _is_new(event, viewers[event.viewer])]
+        viewers[viewer].times[video_id] = _times(times)
+    fresh = [
+        event
+        for event in batch
+        if event.kind not in viewers[event.viewer].times.get(event.video_id, ())
+    ]
     if fresh:
         _recall(conn, fresh, viewers, weighing)
     return viewers
 
 
-def _is_new(event: Engagement, viewer: Viewer) -> bool:
-    times = viewer.times.get(event.video_id)
-    return times is None or times.of(event.kind) is None
+def _times(columns: Iterable[datetime | None]) -> Times:
+    """Return the times that a row holds, one column for each kind of engagement."""
+    pairs = zip(EngagementKind, columns, strict=True)
+    return {kind: at for kind, at in pairs if at is not None}
 
 
 def _recall(
@@ -307,8 +264,8 @@ def _recall(
     names = list({event.viewer for event in fresh})
     with conn.cursor(binary=True) as cursor:
         cursor.execute(LAST, (texts(names), weighing.paired_with + 1), prepare=True)
-        for viewer, video_id, watched, liked, at in cursor.fetchall():
-            viewers[viewer].times.setdefault(video_id, Times(watched, liked))
+        for viewer, video_id, *times, at in cursor.fetchall():
+            viewers[viewer].times.setdefault(video_id, _times(times))
             viewers[viewer].recent.append((at, video_id))
     for name in names:
         viewers[name].recent.sort()
@@ -318,20 +275,28 @@ def _recall(
         viewers[viewer].hours[start_of_hour(hour)] = count
 
 
-def _write(conn: Connection[TupleRow], change: PairingChange, weighing: Weighing) -> None:
-    if change.times:
-        moved = ((*key, times.watched, times.liked) for key, times in sorted(change.times.items()))
+def _write(conn: Connection[TupleRow], pairing: Pairing, weighing: Weighing) -> None:
+    if pairing.times:
+        moved = (
+            (*key, *(times.get(kind) for kind in EngagementKind))
+            for key, times in sorted(pairing.times.items())
+        )
         conn.execute(MOVE, columns(moved), prepare=True)
-    given = {"half_life": weighing.half_life_seconds, "most": weighing.neighbours}
-    if change.gained:
-        masses = _masses(change.gained.values())
-        gained = {"videos": texts(list(change.gained)), **masses}
+    given = {
+        "half_life": weighing.half_life_seconds,
+        "most": weighing.neighbours,
+        "exponent": weighing.popularity_exponent,
+    }
+    if pairing.gained:
+        gained = {"videos": texts(list(pairing.gained)), **_masses(pairing.gained.values())}
         conn.execute(GAIN.encode(), {**gained, **given}, prepare=True)
-    if change.pairs:
-        ones, others = columns(change.pairs)
-        pairs = {"ones": ones, "others": others, **_masses(change.pairs.values())}
+    if pairing.pairs:
+        ones, others = columns(pairing.pairs)
+        pairs = {"ones": ones, "others": others, **_masses(pairing.pairs.values())}
         grown = conn.execute(PAIR.encode(), {**pairs, **given}, prepare=False).fetchall()
-        _prune(conn, [video for (video,) in grown], weighing)
+        if grown:
+            crowded = {"videos": texts([video for (video,) in grown])}
+            conn.execute(PRUNE, {**crowded, **given}, prepare=False)
 
 
 def _masses(masses: Collection[Mass]) -> dict[str, str]:
@@ -340,14 +305,3 @@ def _masses(masses: Collection[Mass]) -> dict[str, str]:
         "weights": array([repr(mass.weight) for mass in masses]),
         "times": array([repr(mass.as_of) for mass in masses]),
     }
-
-
-def _prune(conn: Connection[TupleRow], videos: Sequence[str], weighing: Weighing) -> None:
-    if videos:
-        given = {
-            "videos": texts(videos),
-            "most": weighing.neighbours,
-            "half_life": weighing.half_life_seconds,
-            "exponent": weighing.popularity_exponent,
-        }
-        conn.execute(PRUNE, given, prepare=False)

@@ -1,13 +1,13 @@
 """The embeddings of one model: their texts, their table in pgvector, and the nearest videos.
 
-They are stored as halfvec: a row and its place in the index lie on one page, and the loss is far
-below what separates two texts.
+An embedding is stored as halfvec: a row and its place in the index lie on one page, and the loss
+is far below what separates two texts. The table is made here and not by a migration: the model
+says how wide its vectors are, and another model's table begins empty.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
@@ -47,7 +47,6 @@ SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'vector'),
                 (SELECT default_version FROM pg_available_extensions WHERE name = 'vector')),
        to_regtype('halfvec') IS NOT NULL
 """
-EXTEND = b"CREATE EXTENSION IF NOT EXISTS vector"
 SPACE = b"""
 CREATE TABLE IF NOT EXISTS analytics.embedding_space (
     single boolean PRIMARY KEY DEFAULT true CHECK (single),
@@ -159,8 +158,7 @@ def texts_of(
     return [Text(*row) for row in conn.execute(catalog.sql(THESE), (list(videos),)).fetchall()]
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingState:
+class EmbeddingState(NamedTuple):
     """Whose embeddings are there, and how many texts have one or were rejected."""
 
     model: str
@@ -197,13 +195,13 @@ def lack(conn: Connection[Any]) -> str | None:
 def prepare(conn: Connection[TupleRow], model: str, dimensions: int) -> str | None:
     """Make the table of this model, empty after another model's; return what is lacking, if so.
 
-    To be used by one process at a time. Raises psycopg.Error.
+    To be used by one process at a time. Raise psycopg.Error.
     """
     lacking = lack(conn)
     if lacking is not None:
         return lacking
     try:
-        conn.execute(EXTEND)
+        conn.execute(b"CREATE EXTENSION IF NOT EXISTS vector")
     except InsufficientPrivilege:
         return "a superuser has to say CREATE EXTENSION vector in the analytics' database, once"
     with conn.transaction():
@@ -233,7 +231,16 @@ def outdated(conn: Connection[TupleRow], videos: Sequence[Digested]) -> set[UUID
 
 def put(conn: Connection[TupleRow], batch: Sequence[Embedded]) -> None:
     """Store what became of these texts: all of them or none."""
-    rows = [(each.video_id, each.digest, _literal(each.vector), each.rejected) for each in batch]
+    # Half precision keeps nothing behind the seventh digit.
+    rows = [
+        (
+            each.video_id,
+            each.digest,
+            each.vector and f"[{','.join(f'{number:.7f}' for number in each.vector)}]",
+            each.rejected,
+        )
+        for each in batch
+    ]
     conn.execute(PUT, columns(rows))
 
 
@@ -242,19 +249,14 @@ def forget_removed(conn: Connection[TupleRow]) -> int:
     return conn.execute(FORGET).rowcount
 
 
-def _literal(vector: Sequence[float] | None) -> str | None:
-    # Half precision keeps nothing behind the seventh digit.
-    return None if vector is None else f"[{','.join(f'{number:.7f}' for number in vector)}]"
-
-
 async def nearest(
     conn: AsyncConnection[TupleRow], video_ids: Sequence[UUID], *, limit: int
 ) -> list[tuple[UUID, float]]:
-    """At most `limit` other videos, the most similar first, each with its similarity.
+    """Return at most `limit` other videos, the most similar first, each with its similarity.
 
     That is the cosine of the angle to the most similar of `video_ids`, and 0 when it is wider than
     90°. Only the first five of them that have an embedding are looked at: give the newest first.
-    Nothing is found where embeddings are not kept. Raises psycopg.Error.
+    Nothing is found where embeddings are not kept. Raise psycopg.Error.
     """
     if not video_ids:
         return []

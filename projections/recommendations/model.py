@@ -20,7 +20,7 @@ class RecommendationSource(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Engaged:
+class EngagedVideo:
     """A video that the user watched or likes, and when that was last."""
 
     video_id: UUID
@@ -32,8 +32,8 @@ class Profile:
     """What is known of a user: videos watched (20 at most) and liked (10 at most), newest first."""
 
     user_id: str
-    watched: Sequence[Engaged] = ()
-    liked: Sequence[Engaged] = ()
+    watched: Sequence[EngagedVideo] = ()
+    liked: Sequence[EngagedVideo] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -58,7 +58,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Recommended:
+class RankedVideo:
     """A video in its place: the higher its score the earlier; `reason` is for people.
 
     `because` is the video whose title the reason tells, if it does; `by_model` whether a language
@@ -80,13 +80,13 @@ class RankedRecommendations:
     """
 
     source: RecommendationSource
-    items: tuple[Recommended, ...]
+    items: tuple[RankedVideo, ...]
     whole: bool
     told: Mapping[UUID, tuple[str, str | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class DescribedVideo:
     """What a language model may know of a video; all of it is other people's text."""
 
     video_id: UUID
@@ -94,7 +94,6 @@ class Described:
     description: str | None = None
     category: str | None = None
     transcript: str | None = None
-    spoken_language: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ class Material:
 
     profile: Profile
     candidates: Sequence[Candidate]
-    described: dict[UUID, Described] = field(default_factory=dict)
+    described: dict[UUID, DescribedVideo] = field(default_factory=dict)
 
 
 class EngagementKind(StrEnum):

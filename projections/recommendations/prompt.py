@@ -10,14 +10,13 @@ import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 from uuid import UUID
 
 import orjson
 from pydantic import BaseModel, WithJsonSchema, create_model
 
-from projections.recommendations.model import Described, Engaged, Material
+from projections.recommendations.model import DescribedVideo, EngagedVideo, Material
 
 ELLIPSIS = "…"
 # Letters or marks by their category, and yet blank: fillers of Hangul, a joiner, vowels of Khmer,
@@ -26,8 +25,8 @@ BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\U000e0000-\U000e
 # A few of these have uses; a long run is a message or a prank.
 RUN = re.compile("[\u200c\u200d\ufe00-\ufe0f]{3,}")
 JOINERS = "\u200c\u200d"
-SKIN_TONES = range(0x1F3FB, 0x1F400)
-FLAG_LETTERS = range(0x1F1E6, 0x1F200)
+SKIN_TONES = "".join(map(chr, range(0x1F3FB, 0x1F400)))
+FLAG_LETTERS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 LONGEST_GRAPHEME = 32
 
 PROMPT_VERSION = "recommendations.v1"
@@ -65,10 +64,9 @@ in the viewer's watched or liked videos it goes with. No ids, links, names of si
 markup or emoji."""
 
 Lines = Mapping[str, str]
-Entries = list[dict[str, str]]
 
-# How many characters of each text are told: the first detail with which a question is short
-# enough is taken; with the last one each is.
+# How many characters of each text are told. The first detail with which a question is short enough
+# is taken; the last one makes every question short enough.
 DETAILS: tuple[Mapping[str, int], ...] = (
     {"title": 100, "category": 40, "description": 240, "transcript": 240},
     {"title": 100, "category": 40, "description": 120, "transcript": 120},
@@ -111,13 +109,13 @@ def cut(line: str, limit: int) -> str:
 def plain(text: str) -> str:
     """Return a text without line breaks, controls, directions and invisible characters."""
     if not text.isprintable():
-        text = "".join(map(_kept, text))
+        text = "".join(map(_visible, text))
     if not text.isascii():
         text = RUN.sub("", BLANK.sub("", text))
     return " ".join(text.split())
 
 
-def _kept(char: str) -> str:
+def _visible(char: str) -> str:
     # Persian is written with one joiner, and families of emoji with the other.
     if char.isprintable() or char in JOINERS:
         return char
@@ -131,24 +129,18 @@ def _kept(char: str) -> str:
 def _grapheme(line: str, end: int) -> int:
     """Return the nearest place up to `end` where no grapheme is cut; `end` if none is near."""
     for place in range(end, max(end - LONGEST_GRAPHEME, 0), -1):
-        if not _joined(line, place):
+        if not _within_grapheme(line, place):
             return place
     return end
 
 
-def _joined(line: str, place: int) -> bool:
+def _within_grapheme(line: str, place: int) -> bool:
     before, after = line[place - 1], line[place]
-    if unicodedata.category(after)[0] == "M" or after in JOINERS or before in JOINERS:
+    if unicodedata.category(after)[0] == "M" or before in JOINERS or after in JOINERS + SKIN_TONES:
         return True
-    return ord(after) in SKIN_TONES or (ord(after) in FLAG_LETTERS and _odd_flag(line, place))
-
-
-def _odd_flag(line: str, place: int) -> bool:
-    """Return whether an odd number of flag letters stands before a place: two make one flag."""
-    start = place
-    while start and ord(line[start - 1]) in FLAG_LETTERS:
-        start -= 1
-    return (place - start) % 2 == 1
+    # Two flag letters make one flag.
+    flag_letters = place - len(line[:place].rstrip(FLAG_LETTERS))
+    return after in FLAG_LETTERS and flag_letters % 2 == 1
 
 
 class Pick(BaseModel):
@@ -164,18 +156,12 @@ class Picks(BaseModel):
     picks: Sequence[Pick]
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """The user message, and which candidate each of its ids stands for."""
 
     text: str
     candidates: Mapping[str, UUID]
     limit: int
-
-
-def candidate_id(number: int) -> str:
-    """Return the id of the candidate with this number, from 1."""
-    return f"c{number}"
 
 
 @functools.lru_cache(maxsize=MOST_CANDIDATES)
@@ -185,7 +171,7 @@ def answer_form(candidates: int) -> type[Picks]:
     Only the schema: a provider that keeps to it can't name another one, and with one that does not
     the other picks are still of use.
     """
-    ids = [candidate_id(number) for number in range(1, candidates + 1)]
+    ids = [f"c{number}" for number in range(1, candidates + 1)]
     schema = WithJsonSchema({"type": "string", "enum": ids})
     pick = create_model("Pick", __base__=Pick, id=(Annotated[str, schema], ...))
     return create_model("Picks", __base__=Picks, picks=(list[pick], ...))
@@ -197,58 +183,38 @@ def question(material: Material, limit: int) -> Question:
     offered = [each for each in material.candidates if each.video_id in described]
     offered = offered[:MOST_CANDIDATES]
     trending = sorted((each for each in offered if each.trending > 0), key=lambda c: -c.trending)
-    ids = {each.video_id: candidate_id(number) for number, each in enumerate(offered, 1)}
+    ids = {each.video_id: f"c{number}" for number, each in enumerate(offered, 1)}
     most = min(limit, MOST_PICKS, len(ids))
-    history = History(
-        _known(profile.watched[:MOST_WATCHED], described),
-        _known(profile.liked[:MOST_LIKED], described),
-    )
-    fixed = {"limit": most, "trending": [ids[each.video_id] for each in trending[:MOST_TRENDING]]}
-    lines = {video: _lines(described[video]) for video in {*history.names, *ids}}
+    watched = _known_videos(profile.watched[:MOST_WATCHED], described)
+    liked = _known_videos(profile.liked[:MOST_LIKED], described)
+    seen = {video: f"w{number}" for number, video in enumerate(dict.fromkeys(watched + liked), 1)}
+    lines = {video: _lines(described[video]) for video in (*seen, *ids)}
     text = ""
     for detail in DETAILS:
-        told = history.told(lines, detail)
-        told["candidates"] = [_entry(name, lines[each], detail) for each, name in ids.items()]
-        text = orjson.dumps({**fixed, **told}).decode()
+        asked = {
+            "limit": most,
+            "trending": [ids[each.video_id] for each in trending[:MOST_TRENDING]],
+            "watched": [_entry(seen[v], lines[v], detail) for v in watched],
+            # A video in both lists is described in the first one.
+            "liked": [_entry(seen[v], lines[v], {} if v in watched else detail) for v in liked],
+            "candidates": [_entry(name, lines[v], detail) for v, name in ids.items()],
+        }
+        text = orjson.dumps(asked).decode()
         if len(text) <= MOST_CHARACTERS:
             break
     return Question(text, {name: video for video, name in ids.items()}, most)
 
 
-class History:
-    """What the viewer watched and likes, under ids of its own."""
-
-    def __init__(self, watched: Sequence[UUID], liked: Sequence[UUID]) -> None:
-        self._watched = watched
-        self._liked = liked
-        both = dict.fromkeys([*watched, *liked])
-        self.names = {video: f"w{number}" for number, video in enumerate(both, 1)}
-
-    def told(self, lines: Mapping[UUID, Lines], detail: Mapping[str, int]) -> dict[str, Entries]:
-        """Both lists; a video in both is described in the first one."""
-        nothing: Mapping[str, int] = {}
-        return {
-            "watched": [_entry(self.names[each], lines[each], detail) for each in self._watched],
-            "liked": [
-                _entry(self.names[each], lines[each], nothing if each in self._watched else detail)
-                for each in self._liked
-            ],
-        }
-
-
-def _known(engaged: Iterable[Engaged], described: Mapping[UUID, Described]) -> list[UUID]:
-    """Videos that may be gone by now are left out; each is told once."""
+def _known_videos(
+    engaged: Iterable[EngagedVideo], described: Mapping[UUID, DescribedVideo]
+) -> list[UUID]:
+    """Return each video once, without those that are gone by now."""
     return list(dict.fromkeys(each.video_id for each in engaged if each.video_id in described))
 
 
-def _lines(video: Described) -> Lines:
-    texts = {
-        "title": video.title,
-        "category": video.category,
-        "description": video.description,
-        "transcript": video.transcript,
-    }
-    return {field: plain((text or "")[:READ_CHARACTERS]) for field, text in texts.items()}
+def _lines(video: DescribedVideo) -> Lines:
+    texts = {field: getattr(video, field) or "" for field in DETAILS[0]}
+    return {field: plain(text[:READ_CHARACTERS]) for field, text in texts.items()}
 
 
 def _entry(name: str, lines: Lines, detail: Mapping[str, int]) -> dict[str, str]:
@@ -256,7 +222,7 @@ def _entry(name: str, lines: Lines, detail: Mapping[str, int]) -> dict[str, str]
     return {"id": name, **told}
 
 
-def shown(reason: str) -> str | None:
+def clean_reason(reason: str) -> str | None:
     """Return the reason as one line; None if it can't be shown.
 
     None for what is empty or too long, and for what holds a link, an address, a number to call,

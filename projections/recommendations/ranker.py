@@ -1,11 +1,20 @@
-"""Lets a language model order the candidates, and checks all that it answers."""
+"""Lets a language model order the candidates, within a budget, and checks all that it answers.
+
+The budgets of a day are calls of a user, and of all users. They are counted in Redis for all
+processes, and in each process for itself: while Redis is away, or has lost its data, a process
+makes no more calls than all processes together may.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
+from datetime import UTC, date, datetime, time, timedelta
+from typing import NamedTuple, cast
 from uuid import UUID
 
 import structlog
@@ -13,20 +22,21 @@ from redis.asyncio import Redis
 
 from infra.cancellation import cancel
 from infra.llm.client import LanguageModel, make_language_model
-from infra.llm.errors import BadAnswer, LanguageModelError, TimedOut
+from infra.llm.errors import BadAnswer, LanguageModelError, NotCalled, TimedOut
+from infra.llm.provider import LLM_CALLS
 from infra.metrics import counter
+from infra.redis import OptionalRedis
 from infra.settings.adapters import LanguageModelSettings
 from infra.settings.features import RecommendationSettings
-from projections.recommendations.budget import Budget
-from projections.recommendations.model import Material, Recommended
+from projections.recommendations.model import Material, RankedVideo
 from projections.recommendations.prompt import (
     PROMPT_VERSION,
     SYSTEM,
     Pick,
     Question,
     answer_form,
+    clean_reason,
     question,
-    shown,
 )
 
 log = structlog.get_logger(__name__)
@@ -41,22 +51,48 @@ PURPOSE = "recommend"
 TOKENS_PER_PICK = 60
 TOKENS_OF_FORM = 50
 
+# KEYS: the day's calls, and the user's of them. ARGV: the most of each, seconds to live.
+# Answers which of the two is spent, as its place in KEYS; 0 when the call was counted.
+TAKE = """
+for place = 1, 2 do
+    if tonumber(redis.call('GET', KEYS[place]) or '0') >= tonumber(ARGV[place]) then
+        return place
+    end
+end
+for place = 1, 2 do
+    redis.call('INCR', KEYS[place])
+    redis.call('EXPIRE', KEYS[place], ARGV[3])
+end
+return 0
+"""
+# A count that is gone stays so: below zero it would be a gift, and never expire.
+GIVE_BACK = """
+for place = 1, 2 do
+    if tonumber(redis.call('GET', KEYS[place]) or '0') > 0 then redis.call('DECR', KEYS[place]) end
+end
+"""
+# Longer than the day, for processes whose clocks differ.
+KEY_SECONDS = 2 * 86_400
+
 RECOMMENDATION_PICKS = counter(
     "backlot_recommendation_picks",
     "Videos that language models named (kept, unknown, duplicate, surplus), and reason_dropped.",
     ("outcome",),
 )
+RECOMMENDATION_BUDGET_FAILURES = counter(
+    "backlot_recommendation_budget_failures",
+    "Times that Redis did not answer for the budgets of the language model's calls.",
+)
 
 
-@dataclass(frozen=True, slots=True)
-class RankedByModel:
+class RankedByModel(NamedTuple):
     """A candidate in its place in a model's order, and the model's reason if that can be shown."""
 
     video_id: UUID
     reason: str | None = None
 
 
-def fuse(blended: Sequence[Recommended], ranked: Sequence[RankedByModel]) -> list[Recommended]:
+def fuse(blended: Sequence[RankedVideo], ranked: Sequence[RankedByModel]) -> list[RankedVideo]:
     """Return all of `blended`, in the order of BLEND_WEIGHT / (K + rank) of both orders added up.
 
     A video that the model left out follows the ones that it named, in the blend's order; one that
@@ -71,41 +107,121 @@ def fuse(blended: Sequence[Recommended], ranked: Sequence[RankedByModel]) -> lis
     0.28. A video that has itself put first comes from the 18th place to the 10th, from the 5th to
     the 4th, and never to the first. The tests of this module measure all that.
     """
-    reasons = _named(blended, ranked)
+    known = {each.video_id for each in blended}
+    reasons: dict[UUID, str | None] = {}
+    for named in ranked:
+        if named.video_id in known:
+            reasons.setdefault(named.video_id, named.reason)
     in_order = dict.fromkeys([*reasons, *(each.video_id for each in blended)])
     ranks = {video: rank for rank, video in enumerate(in_order, 1)}
-    scored = [
-        _worded(each, _score(rank, ranks[each.video_id]), reasons.get(each.video_id))
-        for rank, each in enumerate(blended, 1)
-    ]
+    fused = []
+    for rank, each in enumerate(blended, 1):
+        score = BLEND_WEIGHT / (K + rank) + (1 - BLEND_WEIGHT) / (K + ranks[each.video_id])
+        if (reason := reasons.get(each.video_id)) is not None:
+            fused.append(RankedVideo(each.video_id, score, reason, by_model=True))
+        else:
+            fused.append(replace(each, score=score))
     # The sort is stable.
-    return sorted(scored, key=lambda each: -each.score)
+    return sorted(fused, key=lambda each: -each.score)
 
 
-def _worded(each: Recommended, score: float, reason: str | None) -> Recommended:
-    """Return the recommendation with its new score, and with the model's reason if there is one."""
-    if reason is None:
-        return replace(each, score=score)
-    return Recommended(each.video_id, score, reason, by_model=True)
+class BudgetSpent(NotCalled):
+    """The calls of all users for today have been made; `retry_after` is the rest of the day."""
+
+    outcome = "budget_spent"
 
 
-def _named(
-    blended: Sequence[Recommended], ranked: Sequence[RankedByModel]
-) -> dict[UUID, str | None]:
-    """Return the model's reason for each video of the blend, in its order; the first counts."""
-    known = {each.video_id for each in blended}
-    named: dict[UUID, str | None] = {}
-    for each in ranked:
-        if each.video_id in known:
-            named.setdefault(each.video_id, each.reason)
-    return named
+class UserBudgetSpent(BudgetSpent):
+    """The user's calls for today have been made."""
+
+    outcome = "user_budget_spent"
 
 
-def _score(in_blend: int, by_model: int) -> float:
-    return BLEND_WEIGHT / (K + in_blend) + (1 - BLEND_WEIGHT) / (K + by_model)
+SPENT: tuple[type[BudgetSpent], ...] = (BudgetSpent, UserBudgetSpent)
 
 
-Asked = asyncio.Task[list[RankedByModel]]
+def keys_of(day: date, user_id: str) -> list[str]:
+    """Return where a day's calls are counted, and a user's of them: one slot of a cluster.
+
+    `backlot:recommendations:{2026-03-14}:calls` and the same with the user's digest behind it.
+    """
+    digest = hashlib.sha256(user_id.encode()).hexdigest()[:32]
+    whole = f"backlot:recommendations:{{{day.isoformat()}}}:calls"
+    return [whole, f"{whole}:{digest}"]
+
+
+class Budget:
+    """Counts calls before they are made; to be used from one event loop."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        per_user: int,
+        for_all: int,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """The most calls of a day (UTC), for each user and for all of them."""
+        self._redis = OptionalRedis(redis, "recommendation_budget", RECOMMENDATION_BUDGET_FAILURES)
+        self._most = (for_all, per_user)
+        self._clock = clock
+        self._take = redis.register_script(TAKE)
+        self._give_back = redis.register_script(GIVE_BACK)
+        # What this process has counted of one day: no more keys than calls that all may make.
+        self._day, self._own = clock().date(), Counter[str]()
+        self._told: date | None = None
+
+    @asynccontextmanager
+    async def call(self, user_id: str) -> AsyncIterator[None]:
+        """Count the call that this block makes for a user, unless NotCalled leaves the block.
+
+        Raise BudgetSpent, or UserBudgetSpent, instead of entering it. Never raises RedisError.
+        """
+        today = self._clock().astimezone(UTC).date()
+        if self._day != today:
+            self._day, self._own = today, Counter()
+        own, keys = self._own, keys_of(today, user_id)
+        # Before anything is awaited: those who ask at once must not all find the last call free.
+        limits = enumerate(zip(keys, self._most, strict=True), 1)
+        self._refuse(next((place for place, (key, most) in limits if own[key] >= most), 0))
+        own.update(keys)
+        spent = await self._redis.ask(
+            lambda _: self._take(keys=keys, args=[*self._most, KEY_SECONDS])
+        )
+        if spent:
+            _give_back(own, keys)
+            self._refuse(cast("int", spent))
+        try:
+            yield
+        except NotCalled:
+            _give_back(own, keys)
+            if spent is not None:
+                # Only what was counted there: Redis may have come back meanwhile.
+                await self._redis.ask(lambda _: self._give_back(keys=keys))
+            raise
+
+    def _refuse(self, spent: int) -> None:
+        """Raise the error of the budget that is spent, given by its place; 0: none is."""
+        if not spent:
+            return
+        error = SPENT[spent - 1]
+        LLM_CALLS.labels("recommend", error.outcome).inc()
+        now = self._clock().astimezone(UTC)
+        if error is BudgetSpent and self._told != now.date():
+            self._told = now.date()
+            log.warning("recommendation_budget_spent", calls_per_day=self._most[0])
+        tomorrow = datetime.combine(now.date() + timedelta(1), time.min, UTC)
+        raise error(
+            "The calls of the language model for today have been made.",
+            retry_after=(tomorrow - now).total_seconds(),
+        )
+
+
+def _give_back(counts: Counter[str], keys: Sequence[str]) -> None:
+    counts.subtract(keys)
+    for key in keys:
+        if not counts[key]:
+            del counts[key]
 
 
 class NothingUsable(BadAnswer):
@@ -123,16 +239,16 @@ class Ranker:
         self._llm = llm
         self._model = model
         self._budget = budget
-        self._running: set[Asked] = set()
+        self._running: set[asyncio.Task[list[RankedByModel]]] = set()
 
     async def rank(
         self, material: Material, limit: int, seconds: float | None = None
     ) -> list[RankedByModel]:
-        """Up to `limit` (and MOST_PICKS) of the candidates, the best for the user first.
+        """Return up to `limit` (and MOST_PICKS) of the candidates, the best for the user first.
 
-        Takes up to `seconds`; then TimedOut. Each is a candidate of `material` and named once. No
-        call is made for candidates that nothing is known of: empty. Raise LanguageModelError,
-        BudgetSpent and NothingUsable among them.
+        Each is a candidate of `material` and named once. Where nothing is known of the candidates,
+        return none, and make no call. Raise TimedOut after `seconds`, and other kinds of
+        LanguageModelError, BudgetSpent and NothingUsable among them.
         """
         asked = question(material, limit)
         if not asked.candidates:
@@ -155,26 +271,21 @@ class Ranker:
         await self._llm.aclose()
 
     async def _ask(self, asked: Question, user_id: str) -> list[RankedByModel]:
-        if self._budget is None:
-            return await self._call(asked)
-        async with self._budget.call(user_id):
-            return await self._call(asked)
+        async with nullcontext() if self._budget is None else self._budget.call(user_id):
+            parsed = await self._llm.parse(
+                SYSTEM,
+                asked.text,
+                answer_form(len(asked.candidates)),
+                model=self._model,
+                purpose=PURPOSE,
+                max_output_tokens=TOKENS_OF_FORM + TOKENS_PER_PICK * asked.limit,
+            )
+            found = check_picks(parsed.answer.picks, asked)
+            if not found:
+                raise NothingUsable("The language model named none of the candidates.")
+            return found
 
-    async def _call(self, asked: Question) -> list[RankedByModel]:
-        parsed = await self._llm.parse(
-            SYSTEM,
-            asked.text,
-            answer_form(len(asked.candidates)),
-            model=self._model,
-            purpose=PURPOSE,
-            max_output_tokens=TOKENS_OF_FORM + TOKENS_PER_PICK * asked.limit,
-        )
-        found = checked(parsed.answer.picks, asked)
-        if not found:
-            raise NothingUsable("The language model named none of the candidates.")
-        return found
-
-    def _ended(self, call: Asked) -> None:
+    def _ended(self, call: asyncio.Task[list[RankedByModel]]) -> None:
         self._running.discard(call)
         error = None if call.cancelled() else call.exception()
         # Failures of the provider were told where they were seen.
@@ -182,31 +293,26 @@ class Ranker:
             log.error("recommendation_call_broke", exc_info=error)
 
 
-def checked(picks: Iterable[Pick], asked: Question) -> list[RankedByModel]:
+def check_picks(picks: Iterable[Pick], asked: Question) -> list[RankedByModel]:
     """Return the candidates that a model named, each once, `limit` at most, with their reasons."""
     found: dict[str, RankedByModel] = {}
     outcomes: Counter[str] = Counter()
     for pick in picks:
-        outcome = _outcome(pick, asked, found)
-        if outcome == "kept":
-            reason = shown(pick.reason)
+        if pick.id not in asked.candidates:
+            outcomes["unknown"] += 1
+        elif pick.id in found:
+            outcomes["duplicate"] += 1
+        elif len(found) >= asked.limit:
+            outcomes["surplus"] += 1
+        else:
+            reason = clean_reason(pick.reason)
             found[pick.id] = RankedByModel(asked.candidates[pick.id], reason)
-            if reason is None:
-                outcomes["reason_dropped"] += 1
-        outcomes[outcome] += 1
+            outcomes.update(["kept"] if reason else ["kept", "reason_dropped"])
     for outcome, count in outcomes.items():
         RECOMMENDATION_PICKS.labels(outcome).inc(count)
     if outcomes.keys() - {"kept"}:
         log.info("recommendation_picks_dropped", prompt=PROMPT_VERSION, **outcomes)
     return list(found.values())
-
-
-def _outcome(pick: Pick, asked: Question, found: dict[str, RankedByModel]) -> str:
-    if pick.id not in asked.candidates:
-        return "unknown"
-    if pick.id in found:
-        return "duplicate"
-    return "kept" if len(found) < asked.limit else "surplus"
 
 
 def make_ranker(
@@ -223,4 +329,5 @@ def make_ranker(
     llm = make_language_model(llm_settings.model_copy(update={"timeout_seconds": seconds}))
     if llm is None:
         return None
-    return Ranker(llm, settings.model, Budget.from_settings(settings, redis))
+    budget = Budget(redis, per_user=settings.user_calls_per_day, for_all=settings.calls_per_day)
+    return Ranker(llm, settings.model, budget)

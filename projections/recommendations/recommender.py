@@ -1,15 +1,20 @@
 """The recommendations of a user: by a language model, else by the blend, else what trends.
 
-As long as the database answers, the answer comes within the time limit, and names its source.
+As long as the database answers, the answer comes within the time limit, and names its source. The
+blend orders candidates by how near they are to the user, and by what trends. A language model's
+answer is fused with this order; without a model this order is the answer. Recommendations are
+cached in Redis for an hour, until the user engages with more; `display` shows them as the videos
+and the user are now.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from itertools import chain
+from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import LiteralString
 from uuid import UUID
 
@@ -17,31 +22,42 @@ import structlog
 from psycopg import AsyncConnection
 from psycopg import Error as DatabaseError
 from psycopg.rows import TupleRow
+from pydantic import TypeAdapter
+from redis.asyncio import Redis
 
-from engine.freshness import Freshness, Pool
+from domain.upload import Upload
+from domain.video_likes import stream_id
+from engine.codec import topics_of
+from engine.event_store import EVENTS
+from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool
 from engine.log import END_OF_LOG
+from infra.cache import CachedValue, Generations, Lifetimes, ReadThroughCache, Requirement
 from infra.llm.errors import LanguageModelError
 from infra.metrics import counter
 from infra.postgres.connection import fetch_as
+from infra.redis import OptionalRedis
+from infra.settings.adapters import LanguageModelSettings
+from infra.settings.features import RecommendationSettings
+from projections.analytics.arrival import COUNTS_CONSUMER, ENGAGED_CONSUMER, VIDEOS_CONSUMER
+from projections.analytics.queries import AnalyticsQueries, AnalyticsUnavailable
+from projections.analytics.windows import Window
 from projections.catalog import Catalog, VideoRow
 from projections.likes import Likes
-from projections.recommendations.blend import blend, source_of
-from projections.recommendations.budget import BudgetSpent
-from projections.recommendations.candidates import candidates_for, engaged_with, falling
+from projections.recommendations.candidates import candidates_for, falling_points
 from projections.recommendations.embeddings import nearest
 from projections.recommendations.model import (
     Candidate,
-    Described,
-    Engaged,
+    DescribedVideo,
+    EngagedVideo,
     Material,
     Profile,
     RankedRecommendations,
+    RankedVideo,
     RecommendationSource,
-    Recommended,
     Weighing,
 )
-from projections.recommendations.prompt import MOST_LIKED, MOST_WATCHED
-from projections.recommendations.ranker import Ranker, fuse
+from projections.recommendations.prompt import MOST_LIKED, MOST_WATCHED, plain
+from projections.recommendations.ranker import BudgetSpent, Ranker, fuse, make_ranker
 from projections.trending.ranking import Ranked
 
 log = structlog.get_logger(__name__)
@@ -53,25 +69,74 @@ LIKED_AT = b"""
 SELECT video_id, liked_at FROM analytics.engaged
 WHERE viewer = %s AND video_id = ANY (%s) AND liked_at IS NOT NULL
 """
-
+ENGAGED_WITH = b"""
+SELECT video_id FROM analytics.engaged WHERE viewer = %s AND video_id = ANY (%s)
+"""
 # Far more than a prompt has room for; a transcript may be of hours.
 DESCRIBE: LiteralString = """
 SELECT upload_id AS video_id, title, left(description, 2000) AS description, category,
-       left(transcript, 2000) AS transcript, spoken_language
+       left(transcript, 2000) AS transcript
 FROM {schema}.uploads WHERE completed_position IS NOT NULL AND upload_id = ANY (%s)
 """
+# Each by key. A stream of likes is there once there was a like, also where it was taken back.
+SEEN_OR_REMOVED = f"""
+SELECT video_id FROM unnest(%(videos)s::uuid[], %(likes)s::uuid[]) AS asked (video_id, likes_id)
+WHERE EXISTS (SELECT FROM {EVENTS} AS e WHERE e.originator_id = likes_id)
+   OR EXISTS (SELECT FROM {EVENTS} AS e
+              WHERE e.originator_id = video_id AND e.topic = ANY (%(removed)s))
+   OR EXISTS (SELECT FROM public.backlot_telemetry AS t
+              WHERE t.topic = 'video.viewed' AND t.user_id = %(viewer)s
+                AND t.video_id = asked.video_id)
+""".encode()
+REMOVED = topics_of(Upload.Removed)
 
 MOST = 50
 """So many are shown at most; more are made, for those that are seen or removed meanwhile."""
 MOST_SIMILAR = 20
 MOST_PAGES = 5
 """Of the catalog, to look for what is new."""
+TITLE_LENGTH = 60
+"""In characters: a reason is a line beside a thumbnail."""
 
 NEW = "New"
+PLAIN = "Picked for you"
+"""In the place of a reason that names what has changed since."""
+
+# What each signal of a candidate weighs:
+#
+#     score = (ANYBODY + Σ weight · signal) · (UNKNOWN + trending)^POPULARITY
+#
+# The sum is how well a video fits the user, the power how likely anybody is to watch it now:
+# multiplied, as a likelihood is with a prior. ANYBODY is the fit of what nothing ties to the user,
+# UNKNOWN stands for the popularity of what does not trend.
+WEIGHTS = {"neighbour": 1.0, "similar": 0.5, "same_category": 0.4}
+ANYBODY = 0.1
+UNKNOWN = 0.2
+POPULARITY = 0.5
+# The n-th video of a category (n = 0, 1, …) has its score divided by 1 + n · REPEAT, as in maximal
+# marginal relevance (Carbonell and Goldstein, 1998) with a similarity of 1 within a category and 0
+# between categories. A new user has shown no taste, and gets more variety.
+REPEAT = 0.01
+REPEAT_FOR_NEW = 1.0
+
+PREFIX = "user:recommendations:"
+ENGAGED_PREFIX = "recommendations:engaged:"
+"""Before a user's id: a key that holds another value each time the user engages with something."""
+# How long an answer is cached that lacks what failed.
+LACKING_SECONDS = 30
 
 Conn = AsyncConnection[TupleRow]
-Trend = Callable[[Freshness], Awaitable[Sequence[Ranked]]]
+FORM: TypeAdapter[CachedValue[RankedRecommendations]] = TypeAdapter(CachedValue[RankedRecommendations])
 
+RECOMMENDATION_LOOKUPS = counter(
+    "backlot_recommendation_lookups",
+    "Recommendations that were asked for: from the cache, made, or shared with their maker.",
+    ("outcome",),
+)
+RECOMMENDATION_CACHE_FAILURES = counter(
+    "backlot_recommendation_cache_failures",
+    "Times that Redis did not answer for their cache, or held what can't be read.",
+)
 RECOMMENDATIONS_MADE = counter(
     "backlot_recommendations_made",
     "Recommendations of one user that were made, by what ordered them (llm, blend, trending).",
@@ -83,82 +148,113 @@ RECOMMENDATION_FAILURES = counter(
 )
 
 
-async def profile_of(
-    analytics_conn: AsyncConnection[TupleRow],
-    likes: Likes,
-    main_conn: AsyncConnection[TupleRow],
-    user_id: str,
-) -> Profile:
-    """Return the profile of a user; an empty one of a user of whom nothing is known.
+class RecommendationInvalidation:
+    """Tells all processes whose profile has changed; to be used from one event loop."""
 
-    `main_conn` is to the database of `likes`. A like that the analytics have not seen yet is taken
-    to be of now.
-    """
-    watched = await fetch_as(analytics_conn, Engaged, WATCHED, (user_id, MOST_WATCHED))
-    standing = await likes.liked_page(main_conn, user_id, END_OF_LOG, MOST_LIKED)
-    times = await _liked_at(analytics_conn, user_id, [like.video_id for like in standing])
-    now = datetime.now(UTC)
-    liked = [Engaged(like.video_id, times.get(like.video_id, now)) for like in standing]
-    return Profile(user_id, watched, liked)
+    def __init__(self, redis: Redis, settings: RecommendationSettings) -> None:
+        # Forgotten after whatever was computed before it.
+        lifetime = timedelta(seconds=2 * settings.cache_ttl_seconds)
+        self._generations = Generations(_optional(redis), lifetime)
 
+    async def touch(self, users: Collection[str]) -> None:
+        """Begin a generation of these users' recommendations; to be called after each commit.
 
-async def _liked_at(
-    conn: AsyncConnection[TupleRow], user_id: str, videos: list[UUID]
-) -> dict[UUID, datetime]:
-    cursor = await conn.execute(LIKED_AT, (user_id, videos))
-    return dict(await cursor.fetchall())
-
-
-async def describe(
-    conn: AsyncConnection[TupleRow], catalog: Catalog, videos: Sequence[UUID]
-) -> dict[UUID, Described]:
-    """Return those of the videos that are there, as they are called now."""
-    found = await fetch_as(conn, Described, catalog.sql(DESCRIBE), (list(videos),))
-    return {each.video_id: each for each in found}
+        Recommendations older than RECOMMENDATIONS_INVALIDATE_SECONDS are then computed anew when
+        they are asked for: a user who goes from video to video has that done now and then only.
+        One round trip; never raises RedisError.
+        """
+        await self._generations.renew([ENGAGED_PREFIX + user for user in users])
 
 
 class Recommender:
-    """Makes recommendations; to be used from one event loop.
-
-    `pool` leads to the read models, `analytics` to the analytics; `trend` gives what trends, once
-    the analytics are as fresh as was asked.
-    """
+    """Makes recommendations, which this process and its peers cache; for one event loop."""
 
     def __init__(
         self,
+        settings: RecommendationSettings,
+        llm: LanguageModelSettings,
+        redis: Redis,
         pool: Pool,
-        analytics: Pool,
+        analytics: AnalyticsQueries,
         *,
         likes: Likes,
         catalog: Catalog,
-        trend: Trend,
-        ranker: Ranker | None,
-        seconds: float,
-        weighing: Weighing,
     ) -> None:
+        """`pool` leads to the read models. Close this before the connections that it is given.
+
+        Raise SettingsError.
+        """
         self._pool, self._analytics = pool, analytics
         self._likes, self._catalog = likes, catalog
-        self._trend, self._ranker = trend, ranker
-        self._seconds, self._weighing = seconds, weighing
+        self._ranker = make_ranker(settings, llm, redis)
+        self._seconds, self._weighing = settings.timeout_seconds, Weighing.from_settings(settings)
+        ttl, outdated = settings.cache_ttl_seconds, settings.invalidate_seconds
+        whole = Lifetimes(timedelta(seconds=ttl), timedelta(seconds=outdated))
+        short = min(ttl, LACKING_SECONDS)
+        lacking = Lifetimes(timedelta(seconds=short), timedelta(seconds=min(short, outdated)))
+        self._cache: ReadThroughCache[RankedRecommendations] = ReadThroughCache(
+            _optional(redis),
+            FORM,
+            lambda made: whole if made.whole else lacking,
+            lookups=RECOMMENDATION_LOOKUPS,
+            unreadable=RECOMMENDATION_CACHE_FAILURES,
+        )
 
-    async def recommend(self, user_id: str, fresh: Freshness) -> RankedRecommendations:
-        """Videos for a user; few, or none, where little has happened yet.
+    async def get(
+        self, user_id: str, fresh: Freshness = WHATEVER_THERE_IS
+    ) -> tuple[RankedRecommendations, bool]:
+        """Return a user's recommendations, and whether they were cached.
+
+        Concurrent callers share one computation. Some videos may be seen or removed by now: that
+        is for `display` to tell. Where there are few, the newest videos follow, as they are now.
+        Raise ReadModelBehind, and never RedisError.
+        """
+        made, cached = await self._cache.get(
+            PREFIX + user_id,
+            ENGAGED_PREFIX + user_id,
+            lambda _: self._make(user_id, fresh),
+            Requirement(position=fresh.position),
+        )
+        items = made.value.items
+        if len(items) < MOST:
+            known = {each.video_id for each in items}
+            newest = await self._newest(user_id)
+            items = (*items, *(each for each in newest if each.video_id not in known))
+        return replace(made.value, items=items), cached
+
+    async def _make(self, user_id: str, fresh: Freshness) -> RankedRecommendations:
+        """Return videos for a user; few, or none, where little has happened yet.
 
         Raise ReadModelBehind.
         """
-        trending = await self._trend(fresh)
+        trending = await self._trending(fresh)
         deadline = time.monotonic() + self._seconds
-        material, whole = await self._material(user_id, trending)
+        whole = True
+        try:
+            material = await self._material(user_id, trending)
+        except DatabaseError as error:
+            _failed(error)
+            points = falling_points([each.video_id for each in trending])
+            candidates = [Candidate(video, None, trending=point) for video, point in points.items()]
+            material, whole = Material(Profile(user_id), candidates), False
         blended = blend(material, limit=len(material.candidates))
         told = {video: (each.title, each.category) for video, each in material.described.items()}
         made = RankedRecommendations(source_of(material), tuple(blended), whole, told)
         if whole and self._ranker is not None and blended:
-            made = await self._asked(self._ranker, material, made, deadline)
+            made = await _in_order_of(self._ranker, material, made, deadline)
         RECOMMENDATIONS_MADE.labels(made.source.value).inc()
         return made
 
-    async def newest(self, user_id: str) -> list[Recommended]:
-        """MOST or some more that may be recommended for nothing but being new, the newest first.
+    async def _trending(self, fresh: Freshness) -> Sequence[Ranked]:
+        try:
+            await self._analytics.wait(fresh, ENGAGED_CONSUMER, COUNTS_CONSUMER, VIDEOS_CONSUMER)
+            ranking, _ = await self._analytics.ranking(Window.WEEK, MOST, None, fresh=fresh)
+        except AnalyticsUnavailable:
+            return ()
+        return ranking.value
+
+    async def _newest(self, user_id: str) -> list[RankedVideo]:
+        """Return MOST or more videos with nothing to recommend them but being new, newest first.
 
         Fewer where there are not so many, or where the user has seen what came of late.
         """
@@ -166,7 +262,10 @@ class Recommender:
         before = END_OF_LOG
         try:
             for _ in range(MOST_PAGES):
-                rows = await self._page(before)
+                async with self._pool.connection() as conn:
+                    rows = await self._catalog.page(
+                        conn, owner=None, category=None, before=before, limit=MOST
+                    )
                 asked = [row.video_id for row in rows if row.owner != user_id]
                 known = await self._engaged_with(user_id, asked)
                 found += [video for video in asked if video not in known]
@@ -174,81 +273,197 @@ class Recommender:
                     break
                 before = rows[-1].completed_position
         except DatabaseError as error:
-            self._failed(error)
-        return [Recommended(video, 0.0, NEW) for video in found]
-
-    async def _page(self, before: int) -> Sequence[VideoRow]:
-        async with self._pool.connection() as conn:
-            return await self._catalog.page(
-                conn, owner=None, category=None, before=before, limit=MOST
-            )
+            _failed(error)
+        return [RankedVideo(video, 0.0, NEW) for video in found]
 
     async def aclose(self) -> None:
         """Cancel the calls of the language model, and close its connections."""
         if self._ranker is not None:
             await self._ranker.aclose()
 
-    async def _asked(
-        self, ranker: Ranker, material: Material, made: RankedRecommendations, deadline: float
-    ) -> RankedRecommendations:
-        """Return `made` in the language model's order, if there is one in time."""
-        try:
-            ranked = await ranker.rank(material, MOST, deadline - time.monotonic())
-        except LanguageModelError as error:
-            log.info("recommended_without_model", outcome=error.outcome)
-            # A budget that is spent today will be so in a minute.
-            return replace(made, whole=isinstance(error, BudgetSpent))
-        if not ranked:
-            return made
-        return replace(made, source=RecommendationSource.LLM, items=tuple(fuse(made.items, ranked)))
-
-    async def _material(self, user_id: str, trending: Sequence[Ranked]) -> tuple[Material, bool]:
-        """Return what is known of the user and the candidates; without a database, what trends."""
-        try:
-            async with self._pool.connection() as conn, self._analytics.connection() as analytics:
-                return await self._look(conn, analytics, user_id, trending), True
-        except DatabaseError as error:
-            self._failed(error)
-            return Material(Profile(user_id), _by_trend(trending)), False
-
-    async def _look(
-        self, conn: Conn, analytics: Conn, user_id: str, trending: Sequence[Ranked]
-    ) -> Material:
-        profile = await profile_of(analytics, self._likes, conn, user_id)
-        similar = await nearest(analytics, _latest(profile), limit=MOST_SIMILAR)
-        candidates = await candidates_for(
-            analytics, profile, trending, similar=similar, weighing=self._weighing
-        )
-        described = await describe(conn, self._catalog, _all(profile, candidates))
+    async def _material(self, user_id: str, trending: Sequence[Ranked]) -> Material:
+        """Return what is known of the user, and the candidates; raise psycopg.Error."""
+        async with self._pool.connection() as conn, self._analytics.pool.connection() as analytics:
+            profile = await profile_of(analytics, self._likes, conn, user_id)
+            known = sorted(
+                [*profile.liked, *profile.watched], key=lambda each: each.at, reverse=True
+            )
+            videos = list(dict.fromkeys(each.video_id for each in known))
+            similar = await nearest(analytics, videos, limit=MOST_SIMILAR)
+            candidates = await candidates_for(
+                analytics, profile, trending, similar=similar, weighing=self._weighing
+            )
+            asked = {*videos, *(each.video_id for each in candidates)}
+            query = self._catalog.sql(DESCRIBE)
+            found = await fetch_as(conn, DescribedVideo, query, (list(asked),))
+        described = {each.video_id: each for each in found}
         # What the catalog no longer has, the analytics may not have heard of.
         there = [each for each in candidates if each.video_id in described]
         return Material(profile, there, described)
 
-    async def _engaged_with(self, user_id: str, videos: Sequence[UUID]) -> Collection[UUID]:
-        """Return those that the user has seen; none while nobody can tell."""
+    async def _engaged_with(self, user_id: str, videos: Sequence[UUID]) -> set[UUID]:
+        """Return those that the user has seen; none while the analytics are away."""
         try:
-            async with self._analytics.connection() as conn:
-                return await engaged_with(conn, user_id, videos)
+            async with self._analytics.pool.connection() as conn:
+                rows = await conn.execute(ENGAGED_WITH, (user_id, list(videos)))
+                return {video for (video,) in await rows.fetchall()}
         except DatabaseError as error:
-            self._failed(error)
-            return ()
-
-    def _failed(self, error: DatabaseError) -> None:
-        RECOMMENDATION_FAILURES.inc()
-        log.warning("recommended_by_trend", error=f"{type(error).__name__}: {error}")
+            _failed(error)
+            return set()
 
 
-def _latest(profile: Profile) -> list[UUID]:
-    """Return the videos of the profile, the newest engagement first."""
-    engaged = sorted(chain(profile.liked, profile.watched), key=lambda each: each.at, reverse=True)
-    return list(dict.fromkeys(each.video_id for each in engaged))
+def _optional(redis: Redis) -> OptionalRedis:
+    return OptionalRedis(redis, "recommendation_cache", RECOMMENDATION_CACHE_FAILURES)
 
 
-def _all(profile: Profile, candidates: Sequence[Candidate]) -> list[UUID]:
-    known = (each.video_id for each in chain(profile.watched, profile.liked))
-    return list(dict.fromkeys(chain((each.video_id for each in candidates), known)))
+def _failed(error: DatabaseError) -> None:
+    RECOMMENDATION_FAILURES.inc()
+    log.warning("recommended_by_trend", error=f"{type(error).__name__}: {error}")
 
 
-def _by_trend(trending: Sequence[Ranked]) -> list[Candidate]:
-    points = falling([each.video_id for each in trending])
-    return [Candidate(video, None, trending=point) for video, point in points.items()]
+async def _in_order_of(
+    ranker: Ranker, material: Material, made: RankedRecommendations, deadline: float
+) -> RankedRecommendations:
+    """Return `made` in the language model's order, if there is one in time."""
+    try:
+        ranked = await ranker.rank(material, MOST, deadline - time.monotonic())
+    except LanguageModelError as error:
+        log.info("recommended_without_model", outcome=error.outcome)
+        # A budget that is spent today will be so in a minute.
+        return replace(made, whole=isinstance(error, BudgetSpent))
+    if not ranked:
+        return made
+    return replace(made, source=RecommendationSource.LLM, items=tuple(fuse(made.items, ranked)))
+
+
+async def profile_of(analytics: Conn, likes: Likes, main: Conn, user_id: str) -> Profile:
+    """Return the profile of a user; an empty one of a user of whom nothing is known.
+
+    `main` is a connection to the database of `likes`. A like that the analytics have not seen yet
+    is taken to be of now.
+    """
+    watched = await fetch_as(analytics, EngagedVideo, WATCHED, (user_id, MOST_WATCHED))
+    standing = await likes.liked_page(main, user_id, END_OF_LOG, MOST_LIKED)
+    given = user_id, [like.video_id for like in standing]
+    times: dict[UUID, datetime] = dict(await (await analytics.execute(LIKED_AT, given)).fetchall())
+    now = datetime.now(UTC)
+    liked = [EngagedVideo(like.video_id, times.get(like.video_id, now)) for like in standing]
+    return Profile(user_id, watched, liked)
+
+
+def blend(material: Material, *, limit: int) -> list[RankedVideo]:
+    """Return the first `limit` candidates by falling score; equal scores are ordered by id."""
+    scored = sorted(
+        ((_score(each), each) for each in material.candidates),
+        key=lambda pair: (-pair[0], pair[1].video_id),
+    )
+    varied = _vary(scored, REPEAT_FOR_NEW if material.profile.is_empty else REPEAT)
+    return [
+        RankedVideo(each.video_id, score, _reason(each, material), each.because)
+        for score, each in islice(varied, limit)
+    ]
+
+
+def source_of(material: Material) -> RecommendationSource:
+    """Return what the blend has to go by: TRENDING where nothing ties a candidate to the user."""
+    tied = any(any(_ties(each).values()) for each in material.candidates)
+    if tied and not material.profile.is_empty:
+        return RecommendationSource.BLEND
+    return RecommendationSource.TRENDING
+
+
+def _ties(candidate: Candidate) -> dict[str, float]:
+    """Return what ties a candidate to the user, and how much of each."""
+    return {name: weight * getattr(candidate, name) for name, weight in WEIGHTS.items()}
+
+
+def _score(candidate: Candidate) -> float:
+    fit = ANYBODY + sum(_ties(candidate).values())
+    return float(fit * (UNKNOWN + candidate.trending) ** POPULARITY)
+
+
+def _vary(
+    scored: Sequence[tuple[float, Candidate]], repeat: float
+) -> Iterator[tuple[float, Candidate]]:
+    """Yield all with lowered scores, best first; those without a category repeat nothing."""
+    queues: dict[str | UUID, deque[tuple[float, Candidate]]] = defaultdict(deque)
+    for score, candidate in scored:
+        queues[candidate.category or candidate.video_id].append((score, candidate))
+    given = dict.fromkeys(queues, 0)
+
+    def lowered(key: str | UUID) -> float:
+        return queues[key][0][0] / (1 + given[key] * repeat)
+
+    while queues:
+        key = min(queues, key=lambda each: (-lowered(each), queues[each][0][1].video_id))
+        score = lowered(key)
+        yield score, queues[key].popleft()[1]
+        given[key] += 1
+        if not queues[key]:
+            del queues[key]
+
+
+def _reason(candidate: Candidate, material: Material) -> str:
+    """Return the strongest tie of the candidate to the user, in a line for people."""
+    ties = _ties(candidate)
+    most = max(ties, key=lambda name: ties[name])
+    if ties[most] < ANYBODY:
+        return "Trending this week" if candidate.trending else "Something else to watch"
+    if most == "neighbour":
+        return _because(candidate.because, material)
+    if most == "similar":
+        return "Similar to what you watched"
+    category = _line(candidate.category or "")
+    return f"Popular in {category} right now" if candidate.trending else f"More in {category}"
+
+
+def _because(video_id: UUID | None, material: Material) -> str:
+    liked = any(each.video_id == video_id for each in material.profile.liked)
+    verb = "liked" if liked else "watched"
+    described = material.described.get(video_id) if video_id else None
+    if described is None or not (title := _line(described.title)):
+        return f"Because of what you {verb}"
+    return f"Because you {verb} “{title}”"
+
+
+def _line(title: str) -> str:
+    """Return a title on one line, without characters that are unseen or turn the text around."""
+    whole = plain(title)
+    return whole if len(whole) <= TITLE_LENGTH else f"{whole[: TITLE_LENGTH - 1].rstrip()}…"
+
+
+async def display(
+    conn: Conn, catalog: Catalog, user_id: str, made: RankedRecommendations, limit: int
+) -> list[tuple[RankedVideo, VideoRow]]:
+    """Return the first `limit` that can still be recommended: those behind fill the gaps.
+
+    Nothing that was removed, that is the user's own, or that the user has watched or liked by now,
+    commands that were just acknowledged included. `conn` leads to the catalog and to the event log.
+    """
+    videos = [each.video_id for each in made.items]
+    rows = await catalog.videos(conn, [*videos, *made.told])
+    given = {
+        "videos": videos,
+        "likes": [stream_id(video, user_id) for video in videos],
+        "removed": REMOVED,
+        "viewer": user_id,
+    }
+    out = {video for (video,) in await (await conn.execute(SEEN_OR_REMOVED, given)).fetchall()}
+    out |= {video for video, row in rows.items() if row.owner == user_id}
+    there = [each for each in made.items if each.video_id in rows and each.video_id not in out]
+    changed = {
+        video
+        for video, told in made.told.items()
+        if video not in rows or told != (rows[video].title, rows[video].category)
+    }
+    # A language model has read the texts of the whole profile.
+    profile_changed = not changed.issubset(videos)
+
+    def now(each: RankedVideo) -> RankedVideo:
+        """Return the recommendation without a reason that may repeat an old title or category."""
+        stale = each.by_model and profile_changed
+        if stale or each.video_id in changed or each.because in changed:
+            return replace(each, reason=PLAIN)
+        return each
+
+    return [(now(each), rows[each.video_id]) for each in there[:limit]]

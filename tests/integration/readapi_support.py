@@ -34,7 +34,7 @@ from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.like_counters import AsyncCounters
 from projections.likes import Likes
-from projections.recommendations.cache import open_recommendations
+from projections.recommendations.recommender import Recommender
 from projections.trending.cache import TrendingCache
 from projections.trending.formula import Formula
 from projections.trending.ranking import Trending
@@ -90,7 +90,7 @@ class Site:
             objects=self.objects,
             views=telemetry.Views(),
             analytics=(analytics := await self._open_analytics(pool)),
-            recommendations=open_recommendations(
+            recommendations=Recommender(
                 self.settings.recommendations,
                 self.settings.llm,
                 self.rankings,

@@ -21,11 +21,12 @@ from projections.like_counters import (
     AsyncCounters,
     Counter,
     Counters,
+    CountersBehind,
     key_of,
     rebuild,
+    reconcile,
     subscribe_counters,
 )
-from projections.like_reconciliation import CountersBehind, reconcile
 from projections.likes import Likes
 from tests.integration.event_log import rows
 from tests.integration.projection_support import ThreadedHost, Writer, origin, position

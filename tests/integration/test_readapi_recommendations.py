@@ -21,10 +21,14 @@ from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.integration_events import VIDEO_VIEWED
 from projections.likes import Likes
-from projections.recommendations.cache import ENGAGED_PREFIX, PREFIX, RecommendationInvalidation
 from projections.recommendations.co_occurrence import Engagement, keep
-from projections.recommendations.display import PLAIN
 from projections.recommendations.model import EngagementKind, Weighing
+from projections.recommendations.recommender import (
+    ENGAGED_PREFIX,
+    PLAIN,
+    PREFIX,
+    RecommendationInvalidation,
+)
 from tests import openai_server
 from tests.integration.analytics_sinks import record
 from tests.integration.projection_support import hosting, origin

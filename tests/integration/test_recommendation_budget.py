@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from infra import metrics
 from infra.llm.errors import BreakerOpen, Overloaded
-from projections.recommendations.budget import (
+from projections.recommendations.ranker import (
     KEY_SECONDS,
     Budget,
     BudgetSpent,

@@ -17,7 +17,13 @@ from projections.analytics.schema import migrate
 from projections.likes import Likes
 from projections.recommendations.candidates import candidates_for
 from projections.recommendations.co_occurrence import Engagement, keep, rank_categories
-from projections.recommendations.model import Candidate, Engaged, EngagementKind, Profile, Weighing
+from projections.recommendations.model import (
+    Candidate,
+    EngagedVideo,
+    EngagementKind,
+    Profile,
+    Weighing,
+)
 from projections.recommendations.recommender import profile_of
 from projections.trending.ranking import Ranked
 from tests.integration.projection_support import Writer, caught_up, hosting
@@ -99,8 +105,8 @@ def ranked(numbers: Sequence[int]) -> list[Ranked]:
 
 
 def profile(watched: Sequence[int] = (), liked: Sequence[int] = (), user: str = "ann") -> Profile:
-    def engaged(numbers: Sequence[int]) -> list[Engaged]:
-        return [Engaged(UUID(int=number), NOW) for number in numbers]
+    def engaged(numbers: Sequence[int]) -> list[EngagedVideo]:
+        return [EngagedVideo(UUID(int=number), NOW) for number in numbers]
 
     return Profile(user, engaged(watched), engaged(liked))
 

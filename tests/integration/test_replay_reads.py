@@ -24,7 +24,7 @@ from engine.projection import Projection
 from engine.replay.records import ReplayOptions, ReplayState
 from projections.catalog import Catalog
 from projections.comments import Comments
-from projections.like_counters import counted
+from projections.like_counters import read_counters
 from projections.likes import Likes
 from tests.integration.projection_support import Writer, caught_up, hosting, origin
 from tests.integration.replay_support import BACK, replayed
@@ -189,7 +189,7 @@ def looks_of_commands(
                         grows.number(f"others of {video}", others + 1)
                     found = comments.counts_of(cursor, community.videos)
                     assert len(found) == VIDEOS
-                position, now = counted(conn, likes, community.videos)
+                position, now = read_counters(conn, likes, community.videos)
                 conn.commit()
                 grows.number("position", position)
                 for video, counter in now.items():

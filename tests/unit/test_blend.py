@@ -9,19 +9,19 @@ from uuid import UUID
 
 import pytest
 
-from projections.recommendations.blend import TITLE_LENGTH, blend, source_of
 from projections.recommendations.model import (
     Candidate,
-    Described,
-    Engaged,
+    DescribedVideo,
+    EngagedVideo,
     Material,
     Profile,
     RecommendationSource,
 )
+from projections.recommendations.recommender import TITLE_LENGTH, blend, source_of
 
 AT = datetime(2026, 3, 14, tzinfo=UTC)
 SEEN = UUID(int=999)
-KNOWN = Profile("ann", watched=[Engaged(SEEN, AT)])
+KNOWN = Profile("ann", watched=[EngagedVideo(SEEN, AT)])
 NEW = Profile("new")
 
 
@@ -47,7 +47,7 @@ def order(*candidates: Candidate, profile: Profile = KNOWN, limit: int = 60) -> 
     return [each.video_id.int for each in found]
 
 
-def reason(of: Candidate, *titles: Described, profile: Profile = KNOWN) -> str:
+def reason(of: Candidate, *titles: DescribedVideo, profile: Profile = KNOWN) -> str:
     material = Material(profile, [of], {each.video_id: each for each in titles})
     return blend(material, limit=1)[0].reason
 
@@ -150,7 +150,7 @@ def test_the_reason_is_what_ties_the_video_to_the_user(of: Candidate, told: str)
 
 
 def test_the_reason_names_what_was_watched_or_liked() -> None:
-    near, seen = candidate(1, neighbour=1, because=SEEN), Described(SEEN, "Two cats")
+    near, seen = candidate(1, neighbour=1, because=SEEN), DescribedVideo(SEEN, "Two cats")
     assert reason(near, seen) == "Because you watched “Two cats”"
     liking = Profile("ann", watched=KNOWN.watched, liked=KNOWN.watched)
     assert reason(near, seen, profile=liking) == "Because you liked “Two cats”"
@@ -158,9 +158,9 @@ def test_the_reason_names_what_was_watched_or_liked() -> None:
 
 def test_a_title_stays_one_short_line_whatever_is_in_it() -> None:
     near = candidate(1, neighbour=1, because=SEEN)
-    turned = Described(SEEN, "two\n\ncats\u202e \x07 and\tmore")
+    turned = DescribedVideo(SEEN, "two\n\ncats\u202e \x07 and\tmore")
     assert reason(near, turned) == "Because you watched “two cats and more”"
-    told = reason(near, Described(SEEN, "long " * 50))
+    told = reason(near, DescribedVideo(SEEN, "long " * 50))
     assert len(told) <= TITLE_LENGTH + len("Because you watched “”")
     assert told.endswith("long…”")
-    assert reason(near, Described(SEEN, "\u200b\n")) == "Because of what you watched"
+    assert reason(near, DescribedVideo(SEEN, "\u200b\n")) == "Because of what you watched"

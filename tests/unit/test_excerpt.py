@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from projections.recommendations.prompt import LONGEST, cut, plain, shown
+from projections.recommendations.prompt import LONGEST, clean_reason, cut, plain
 from tests.ranking_material import ORDERS
 
 UNSEEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
@@ -93,7 +93,7 @@ def test_orders_are_one_line(text: str) -> None:
     ],
 )
 def test_a_plain_sentence_is_shown(reason: str) -> None:
-    assert shown(f"  {reason}\n") == reason
+    assert clean_reason(f"  {reason}\n") == reason
 
 
 @pytest.mark.parametrize(
@@ -126,10 +126,10 @@ def test_a_plain_sentence_is_shown(reason: str) -> None:
     ],
 )
 def test_what_strangers_could_have_put_there_is_not_shown(reason: str) -> None:
-    assert shown(reason) is None
+    assert clean_reason(reason) is None
 
 
 @given(st.text(st.characters(), max_size=200))
 def test_what_is_shown_is_short_plain_and_on_one_line(reason: str) -> None:
-    line = shown(reason)
+    line = clean_reason(reason)
     assert line is None or (0 < len(line) <= LONGEST and plain(line) == line)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from projections.recommendations.model import Recommended
+from projections.recommendations.model import RankedVideo
 from projections.recommendations.ranker import RankedByModel, fuse
 
 MOST = 60
@@ -24,8 +24,8 @@ LENGTHS = [(n, named) for n in (5, 11, 15, 20, 30, MOST) for named in {5, min(10
 Gains = Sequence[float]
 
 
-def blend_of(n: int) -> list[Recommended]:
-    return [Recommended(UUID(int=rank), 1 / rank, f"blend {rank}") for rank in range(1, n + 1)]
+def blend_of(n: int) -> list[RankedVideo]:
+    return [RankedVideo(UUID(int=rank), 1 / rank, f"blend {rank}") for rank in range(1, n + 1)]
 
 
 def fused(n: int, named: Sequence[int]) -> list[int]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from projections.recommendations.model import Described, Material
+from projections.recommendations.model import DescribedVideo, Material
 from projections.recommendations.prompt import (
     DETAILS,
     MOST_CANDIDATES,
@@ -119,7 +119,7 @@ def test_lists_are_bounded_whoever_made_them() -> None:
     }  # fmt: skip
 
 
-def wordy(count: int, letter: str, length: int) -> list[Described]:
+def wordy(count: int, letter: str, length: int) -> list[DescribedVideo]:
     text = letter * length
     return [described(text, description=text, category=text, transcript=text) for _ in range(count)]
 
