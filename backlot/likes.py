@@ -1,24 +1,21 @@
 """`backlot likes`: what an operator does about like counters."""
 
 from __future__ import annotations
-import typer
-from backlot.arguments import group
-from backlot.database import database_url
-from backlot.database import recorded
-from backlot.output import Json
-from backlot.output import show
+
 from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from backlot.arguments import group
+from backlot.database import database_url, recorded
+from backlot.output import Json, show
 from domain.operation import OperationOutcome
-from infra.errors import ExitCode
-from infra.errors import OperatorError
-from infra.settings import Settings
-from infra.settings import load_settings
-from typing import Annotated
-from typing import TYPE_CHECKING
+from infra.errors import ExitCode, OperatorError
+from infra.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from projections.like_reconciliation import Reconciliation
-    from projections.like_counters import Counters, Drift, Reconciliation
+    from projections.like_counters import Reconciliation
 
 
 app = group("The like counters in Redis.")
@@ -63,12 +60,9 @@ def _reconcile(settings: Settings, *, repair: bool) -> Reconciliation:
     from eventsourcing.persistence import PersistenceError
     from redis import RedisError
 
-    from projections.like_reconciliation import CountersBehind
+    from projections.like_counters import CountersBehind
     from projections.likes import Likes
     from workers.likes import open_counters, reconcile_once
-    from projections.like_counters import CountersBehind
-    from workers.likes import open_counters
-
 
     with ExitStack() as stack:
         counters = open_counters(settings, stack)

@@ -27,8 +27,8 @@ from redis.commands.core import Script
 from domain.video_likes import VideoLikes
 from engine.connections import EveryProcess, ThreadedConnection, connect
 from engine.event_store import EVENTS
+from engine.installation import MigrationSet
 from engine.log import Log, Stored
-from engine.migrations import MigrationSet
 from engine.replay.records import Progress, Replay, ReplayState, Report, tell_nobody
 from engine.subscription import Handler, NoCheckpoint, Subscription, Wakeups
 from infra.metrics import counter, gauge

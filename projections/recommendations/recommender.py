@@ -27,10 +27,9 @@ from redis.asyncio import Redis
 
 from domain.upload import Upload
 from domain.video_likes import stream_id
-from engine.codec import topics_of
 from engine.event_store import EVENTS
 from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool
-from engine.log import END_OF_LOG
+from engine.log import END_OF_LOG, topics_of
 from infra.cache import CachedValue, Generations, Lifetimes, ReadThroughCache, Requirement
 from infra.llm.errors import LanguageModelError
 from infra.metrics import counter
@@ -126,7 +125,9 @@ ENGAGED_PREFIX = "recommendations:engaged:"
 LACKING_SECONDS = 30
 
 Conn = AsyncConnection[TupleRow]
-FORM: TypeAdapter[CachedValue[RankedRecommendations]] = TypeAdapter(CachedValue[RankedRecommendations])
+FORM: TypeAdapter[CachedValue[RankedRecommendations]] = TypeAdapter(
+    CachedValue[RankedRecommendations]
+)
 
 RECOMMENDATION_LOOKUPS = counter(
     "backlot_recommendation_lookups",
