@@ -36,8 +36,8 @@ from engine.replay.records import Report, tell_nobody
 from infra.errors import OperatorError
 from infra.postgres.connection import explained
 from infra.settings import Settings
-from projections.analytics.arrival import AnalyticsMeans
 from projections.analytics.rebuild import NAME as ANALYTICS
+from projections.analytics.rebuild import AnalyticsMeans
 from projections.like_counters import NAME as COUNTERS
 from projections.like_counters import Counters
 from workers.analytics import analytics_means

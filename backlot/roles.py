@@ -10,7 +10,6 @@ from typing import Any
 import structlog
 
 from backlot.features import FEATURES
-from engine.codec import MAPPER
 from engine.command_bus import CommandBus
 from engine.schedule import Job, run_job
 from engine.subscription import Subscription
@@ -111,7 +110,6 @@ def _relay(parts: Parts) -> Subscription[Any]:
         parts.database_url,
         settings.kafka,
         notifications=parts.notifications,
-        mapper=MAPPER,
         batch_events=settings.kafka.relay_batch_events,
         poll_seconds=settings.projections.poll_seconds,
     )

@@ -43,4 +43,4 @@ def as_lines(relay: Sequence[RelayProgress], consumers: Sequence[ConsumerPlace])
 
 
 def _published(each: RelayProgress) -> tuple[object, ...]:
-    return each.source, each.position if each.updated_at else "never", each.head, each.lag
+    return each.source, each.position if each.updated_at else "never", each.head, each.lag_events

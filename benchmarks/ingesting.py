@@ -21,7 +21,6 @@ from backlot.up import calm_garbage_collector
 from benchmarks.bench import Bench
 from benchmarks.results import Comparison, Side
 from engine import telemetry
-from engine.codec import EventMapper
 from engine.connections import ThreadedConnection, connect
 from engine.messages import Dead, Fetched, Place, Raw, Received, Unreadable
 from engine.sources import BEHIND_EVENTS, MessageSource
@@ -31,8 +30,8 @@ from projections.analytics.rules import TOPICS
 from projections.analytics.schema import migrate
 from projections.integration_events import from_telemetry
 from workers.analytics import Analytics
-from workers.consumers import subscribe_sink
-from workers.feeds import LogSource, received
+from workers.parts import subscribe_sink
+from workers.sources import LogSource, feeds, received
 
 OURS = "ours: rows, rollups, viewers, sessions, places"
 BARE = "bare COPY of the raw rows"
@@ -65,9 +64,7 @@ def run(bench: Bench) -> list[Comparison]:
 
     def whole(_: int) -> float:
         url = prepared(bench.database(), told)
-        source = LogSource(
-            TOPICS, wake=asyncio.Event(), mapper=EventMapper(), batch_events=BEHIND_EVENTS
-        )
+        source = LogSource(feeds(TOPICS, batch_events=BEHIND_EVENTS), wake=asyncio.Event())
         return events / uvloop.run(keep(url, source, events))
 
     def bare(_: int) -> float:

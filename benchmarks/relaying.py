@@ -15,7 +15,6 @@ from benchmarks.bench import Bench
 from benchmarks.kafka_server import kafka_server
 from benchmarks.log import comment_event
 from benchmarks.results import Comparison, Side
-from engine.codec import EventMapper
 from engine.connections import connect
 from engine.notifications import Notifications
 from infra.cancellation import alongside
@@ -23,8 +22,8 @@ from infra.kafka import BATCH_BYTES, LINGER_MS, Outgoing
 from infra.settings import load_settings
 from infra.settings.adapters import KafkaSettings
 from projections.integration_events import TOPICS
-from workers.feeds import feeds
 from workers.relay import outgoing, subscribe_relay
+from workers.sources import feeds
 
 OURS, BARE = "ours, from the event log", "bare aiokafka producer, messages ready"
 LOOK_SECONDS = 0.01
@@ -71,7 +70,6 @@ async def relay(url: str, address: str, until: int) -> float:
             url,
             KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(address,)),
             notifications=notifications,
-            mapper=EventMapper(),
             batch_events=load_settings({}).kafka.relay_batch_events,
         )
         started = time.perf_counter()

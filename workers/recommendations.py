@@ -33,8 +33,7 @@ from infra.tasks.errors import BrokerAway
 from infra.tasks.messages import enqueue
 from infra.tasks.queues import RECOMMENDATIONS
 from projections import integration_events
-from projections.analytics.arrival import ENGAGED_CONSUMER
-from projections.analytics.queries import AnalyticsQueries
+from projections.analytics.queries import ENGAGED_CONSUMER, AnalyticsQueries
 from projections.analytics.rules import NotCountable, Row, row_of
 from projections.analytics.schema import migrate
 from projections.catalog import Catalog

@@ -4,30 +4,65 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import structlog
 from psycopg import AsyncConnection, InterfaceError, OperationalError
+from psycopg.errors import UndefinedTable
 from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
+from domain.upload import Upload
+from engine.codec import topics_of
+from engine.event_store import EVENTS
 from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool, ReadModelBehind, Waiting
-from infra.cache import Cached, Requirement
+from infra.cache import Cached, Lifetimes, Requirement
 from infra.metrics import counter
 from infra.position import Position
 from infra.postgres.connection import Limits
 from infra.postgres.pool import make_pool
 from infra.settings.features import TrendingSettings
-from projections.analytics.arrival import COUNTS_CONSUMER, REACHED, VIDEOS_CONSUMER
 from projections.analytics.stats import Bucket, Range, Stats, stats_of
-from projections.analytics.windows import Window
 from projections.catalog import Catalog
-from projections.trending.cache import Ranking, TrendingCache, lifetimes_from
-from projections.trending.formula import Formula
-from projections.trending.ranking import Listing, Ranked, Trending, changed_after, listing
+from projections.trending import Formula, Ranked, Ranking, Trending, TrendingCache, Window
 
 log = structlog.get_logger(__name__)
+
+COUNTS_CONSUMER, VIDEOS_CONSUMER = "analytics", "analytics_videos"
+ENGAGED_CONSUMER = "recommendations"
+# With Kafka the checkpoints of a consumer are offsets. Beside them it keeps, under these sources,
+# the position of the log and of the telemetry up to which it has everything.
+BY_KAFKA = {"events": "kafka:events", "telemetry": "kafka:telemetry"}
+
+REACHED = b"""
+SELECT subscription,
+       coalesce(max(position) FILTER (WHERE source IN ('events', 'kafka:events')), 0),
+       coalesce(max(position) FILTER (WHERE source IN ('telemetry', 'kafka:telemetry')), 0),
+       NULL::int
+FROM backlot_checkpoints WHERE kind = 'consumer' GROUP BY subscription
+"""
+# The edition, and the position of the log up to which its changes are in it. Another edition begins
+# whenever a video may be listed otherwise than before.
+LISTING = b"""
+SELECT edition, (
+    SELECT position FROM backlot_checkpoints
+    WHERE kind = 'consumer' AND subscription = 'analytics_videos' AND source = 'events')
+FROM analytics.listing
+"""
+# The last change that the listing or the catalog lacks, or 0. Bounded: where the analytics are
+# further behind, a ranking can't wait for them.
+CHANGED = f"""
+SELECT coalesce(max(position), 0) FROM (
+    SELECT notification_id AS position, topic FROM {EVENTS}
+    WHERE notification_id > least(
+        %s, (SELECT position FROM backlot_checkpoints
+             WHERE kind = 'projection' AND subscription = %s))
+    ORDER BY notification_id LIMIT 10000) AS newest
+WHERE topic = ANY (%s)
+""".encode()
+# An upload that was just completed has nothing to be ranked by.
+CHANGES = [*topics_of(Upload.DetailsChanged), *topics_of(Upload.Removed)]
 
 # How long a ranking waits for the analytics to learn what was just removed or moved.
 LISTING_SECONDS = 1.0
@@ -66,8 +101,12 @@ class AnalyticsQueries:
         # A pool of its own: a ranking takes far longer than a look at a video.
         pool = make_pool(url, max_size=4, limits=limits)
         await pool.open()
-        cache = TrendingCache(redis, lifetimes_from(settings))
-        return cls(pool, log_pool, Trending(Formula.from_settings(settings)), cache)
+        lifetimes = Lifetimes(
+            timedelta(seconds=settings.cache_ttl_seconds),
+            timedelta(seconds=settings.invalidate_seconds),
+        )
+        trending = Trending(Formula.from_settings(settings))
+        return cls(pool, log_pool, trending, TrendingCache(redis, lifetimes))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -84,7 +123,7 @@ class AnalyticsQueries:
         if VIDEOS_CONSUMER in wanted:
             # It follows the event log alone.
             wanted[VIDEOS_CONSUMER] = Position(fresh.position.events)
-        async with _reached():
+        async with _outage_as_unavailable():
             await self._consumers.until(wanted, fresh.seconds_left)
 
     async def ranking(
@@ -132,28 +171,35 @@ class AnalyticsQueries:
         Return None while the analytics don't answer: a cached ranking is better than none.
         """
         try:
-            found = await self._listing()
-            if found is not None and await self._follow_catalog(found, fresh):
-                found = await self._listing()
+            edition, position = await self._listing()
+            if position is not None and await self._follow_catalog(position, fresh):
+                edition, _ = await self._listing()
         except AnalyticsUnavailable:
             return None
-        return None if found is None else found.edition
+        return edition
 
-    async def _listing(self) -> Listing | None:
+    async def _listing(self) -> tuple[int | None, int | None]:
+        """Return the row of LISTING; nothing where no consumer has ever begun."""
         async with self._connection() as conn:
-            return await listing(conn)
+            try:
+                cursor = await conn.execute(LISTING)
+            except UndefinedTable:
+                return None, None
+            return await cursor.fetchone() or (None, None)
 
-    async def _follow_catalog(self, found: Listing, fresh: Freshness) -> bool:
-        """Wait until the listing knows the catalog's changes; return whether there were any."""
-        if found.position is None:
-            return False
-        async with _reached(), self._log_pool.connection() as conn:
-            changed = await changed_after(conn, found.position)
+    async def _follow_catalog(self, position: int, fresh: Freshness) -> bool:
+        """Wait until the listing knows the catalog's changes; return whether there were any.
+
+        `position` is that of the listing.
+        """
+        async with _outage_as_unavailable(), self._log_pool.connection() as conn:
+            cursor = await conn.execute(CHANGED, (position, Catalog.name, CHANGES))
+            ((changed,),) = await cursor.fetchall()
         if changed <= self._given_up:
             return False
         seconds = min(LISTING_SECONDS, fresh.seconds_left) if fresh.is_asked else LISTING_SECONDS
         try:
-            async with _reached():
+            async with _outage_as_unavailable():
                 await self._models.until({Catalog.name: Position(changed)}, seconds)
                 await self._consumers.until({VIDEOS_CONSUMER: Position(changed)}, seconds)
         except ReadModelBehind as behind:
@@ -164,12 +210,12 @@ class AnalyticsQueries:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[AsyncConnection[TupleRow]]:
-        async with _reached(), self.pool.connection() as conn:
+        async with _outage_as_unavailable(), self.pool.connection() as conn:
             yield conn
 
 
 @asynccontextmanager
-async def _reached() -> AsyncIterator[None]:
+async def _outage_as_unavailable() -> AsyncIterator[None]:
     """Raise AnalyticsUnavailable where a database does not answer."""
     try:
         yield

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from math import fsum
-from typing import Any, LiteralString
 from uuid import UUID
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from infra.postgres.connection import fetch_as
-from projections.analytics.windows import DAY, start_of_day, start_of_hour, start_of_next_day
+from projections.analytics.calendar import DAY, start_of_day, start_of_hour, start_of_next_day
 
-SERIES: LiteralString = """
+SERIES = """
 WITH counted AS (
     SELECT date_trunc(%(unit)s, bucket, 'UTC') AS at, sum(views)::bigint AS views,
            sum(likes)::bigint AS likes, sum(comments)::bigint AS comments,
@@ -30,12 +29,12 @@ FROM generate_series(%(first)s::timestamptz, %(now)s::timestamptz, %(step)s::int
 LEFT JOIN counted USING (at)
 ORDER BY at
 """
-BY_HOURS: LiteralString = """
+BY_HOURS = """
 SELECT bucket, views, likes, comments, shares, watch_seconds FROM analytics.video_hourly
 WHERE video_id = %(video)s AND bucket >= %(since)s
 """
 # Only what the range's beginning has cut off a day is taken by the hour.
-BY_DAYS: LiteralString = f"""
+BY_DAYS = f"""
 {BY_HOURS} AND bucket < %(whole_day)s
 UNION ALL
 SELECT bucket, views, likes, comments, shares, watch_seconds FROM analytics.video_daily
@@ -43,7 +42,7 @@ WHERE video_id = %(video)s AND bucket >= %(whole_day)s
 """
 # Viewers are kept by whole days (UTC). Where the range begins within one, its events are read.
 # Within a day each viewer is there once; at all, they are hashed rather than sorted.
-VIEWERS: LiteralString = """
+VIEWERS = """
 WITH viewed AS MATERIALIZED (
     SELECT day, viewer FROM analytics.video_viewers
     WHERE video_id = %(video)s AND day >= (%(whole_day)s::timestamptz AT TIME ZONE 'UTC')::date
@@ -137,16 +136,29 @@ async def stats_of(
         "unit": bucket.value,
         "step": STEPS[bucket],
     }
-    series = await _series(conn, BY_DAYS if bucket is Bucket.DAY else BY_HOURS, given)
-    days, viewers = await _viewers(conn, given)
+    query = SERIES.format(happened=BY_DAYS if bucket is Bucket.DAY else BY_HOURS)
+    found = await fetch_as(conn, Counts, query.encode(), given)
+    series = [replace(each, at=each.at.astimezone(UTC)) for each in found]
+    # By day; all of them under None.
+    viewers: dict[date | None, int] = dict(await (await conn.execute(VIEWERS, given)).fetchall())
     if bucket is Bucket.DAY:
-        cursor = await conn.execute(FLOOR)
-        ((floor,),) = await cursor.fetchall()
+        ((floor,),) = await (await conn.execute(FLOOR)).fetchall()
         series = [
-            replace(each, unique_viewers=days.get(each.at.date(), 0)) if each.at >= floor else each
+            replace(each, unique_viewers=viewers.get(each.at.date(), 0))
+            if each.at >= floor
+            else each
             for each in series
         ]
-    return Stats(_totals(series, since, viewers), series)
+    totals = Counts(
+        at=since,
+        views=sum(each.views for each in series),
+        likes=sum(each.likes for each in series),
+        comments=sum(each.comments for each in series),
+        shares=sum(each.shares for each in series),
+        watch_minutes=fsum(each.watch_minutes for each in series),
+        unique_viewers=viewers.get(None, 0),
+    )
+    return Stats(totals, series)
 
 
 async def _since(
@@ -158,32 +170,3 @@ async def _since(
     row = await cursor.fetchone()
     # Clocks differ: something may have happened before the video began.
     return start_of_day(min(row[0], began) if row and row[0] else min(began, now))
-
-
-async def _series(
-    conn: AsyncConnection[TupleRow], happened: LiteralString, given: Mapping[str, Any]
-) -> list[Counts]:
-    found = await fetch_as(conn, Counts, SERIES.format(happened=happened).encode(), given)
-    return [replace(each, at=each.at.astimezone(UTC)) for each in found]
-
-
-async def _viewers(
-    conn: AsyncConnection[TupleRow], given: Mapping[str, Any]
-) -> tuple[dict[date, int], int]:
-    """Return how many viewed on each day, and how many at all."""
-    cursor = await conn.execute(VIEWERS, given)
-    counted: dict[date | None, int] = dict(await cursor.fetchall())
-    at_all = counted.pop(None, 0)
-    return {day: viewers for day, viewers in counted.items() if day is not None}, at_all
-
-
-def _totals(series: Sequence[Counts], since: datetime, viewers: int) -> Counts:
-    return Counts(
-        at=since,
-        views=sum(each.views for each in series),
-        likes=sum(each.likes for each in series),
-        comments=sum(each.comments for each in series),
-        shares=sum(each.shares for each in series),
-        watch_minutes=fsum(each.watch_minutes for each in series),
-        unique_viewers=viewers,
-    )

@@ -15,15 +15,19 @@ from infra.metrics import counter
 from infra.redis import OptionalRedis
 from infra.settings.adapters import LanguageModelSettings
 from infra.settings.features import RecommendationSettings
-from projections.analytics.arrival import COUNTS_CONSUMER, ENGAGED_CONSUMER, VIDEOS_CONSUMER
-from projections.analytics.queries import AnalyticsQueries, AnalyticsUnavailable
-from projections.analytics.windows import Window
+from projections.analytics.queries import (
+    COUNTS_CONSUMER,
+    ENGAGED_CONSUMER,
+    VIDEOS_CONSUMER,
+    AnalyticsQueries,
+    AnalyticsUnavailable,
+)
 from projections.catalog import Catalog
 from projections.likes import Likes
 from projections.recommendations.model import RankedRecommendations, Weighing
 from projections.recommendations.ranker import make_ranker
 from projections.recommendations.recommender import MOST, Recommender
-from projections.trending.ranking import Ranked
+from projections.trending import Ranked, Window
 
 PREFIX = "user:recommendations:"
 ENGAGED_PREFIX = "recommendations:engaged:"

@@ -42,7 +42,7 @@ from projections.recommendations.model import (
 )
 from projections.recommendations.prompt import MOST_LIKED, MOST_WATCHED
 from projections.recommendations.ranker import Ranker, fuse
-from projections.trending.ranking import Ranked
+from projections.trending import Ranked
 
 log = structlog.get_logger(__name__)
 

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from uuid import UUID
 
-from engine.codec import EventMapper
 from engine.messages import Fetched, Sink
 from engine.notifications import Notifications
 from engine.sources import MessageSource
@@ -18,11 +17,9 @@ from engine.telemetry import Telemetry, TelemetryEvent
 from infra.settings.adapters import KafkaSettings
 from tests.integration.analytics_support import REPEAT, Event, when
 from tests.support import ended
-from workers import analytics as uploads
-from workers.analytics import Analytics, AnalyticsVideos, tell_nobody
-from workers.consumers import subscribe_sink
-from workers.feeds import LogSource
-from workers.kafka_source import KafkaSource
+from workers.analytics import Analytics, AnalyticsVideos, tell_nobody, uploads_feed
+from workers.parts import subscribe_sink
+from workers.sources import KafkaSource, LogSource, feeds
 
 DETAILS = ("sessionId", "seconds", "channel")
 
@@ -31,7 +28,7 @@ SourceOf = Callable[[frozenset[str], asyncio.Event], MessageSource]
 
 def from_log(topics: frozenset[str], wake: asyncio.Event) -> MessageSource:
     """The log itself, a few events at a time, so that many batches are cut."""
-    return LogSource(topics, wake=wake, mapper=EventMapper(), batch_events=20)
+    return LogSource(feeds(topics, batch_events=20), wake=wake)
 
 
 @asynccontextmanager
@@ -49,10 +46,7 @@ async def keeping(
     notifications = Notifications(log_url)
     analytics = Analytics(repeat, counted=counted)
     known = AnalyticsVideos(repeat)
-    feed = uploads.feed(100)
-    following = LogSource(
-        known.topics, wake=notifications.subscribe(), mapper=EventMapper(), following=[feed]
-    )
+    following = LogSource([uploads_feed(100)], wake=notifications.subscribe())
 
     def runner(sink: Sink, source: MessageSource) -> Subscription[Fetched]:
         return subscribe_sink(

@@ -10,7 +10,6 @@ from uuid import UUID, uuid4
 
 import psycopg
 
-from engine.codec import EventMapper
 from engine.connections import connect
 from engine.messages import Consumer, Poison, Received
 from engine.notifications import Notifications
@@ -23,10 +22,9 @@ from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer
 from tests.kafka_cluster import kafka_cluster
 from tests.support import ended
-from workers.consumers import subscribe_consumer
-from workers.feeds import LogSource, feeds
-from workers.kafka_source import KafkaSource
+from workers.parts import subscribe_consumer
 from workers.relay import outgoing
+from workers.sources import KafkaSource, LogSource, feeds
 
 TOPICS = frozenset(("comment.created", "comment.edited"))
 VIDEO = uuid4()
@@ -85,7 +83,7 @@ class LogStage:
         self.writer = writer
 
     def source(self, topics: frozenset[str], wake: asyncio.Event) -> MessageSource:
-        return LogSource(topics, wake=wake, mapper=EventMapper(), batch_events=50)
+        return LogSource(feeds(topics, batch_events=50), wake=wake)
 
     async def published(self) -> None:
         """What is recorded can be consumed at once."""

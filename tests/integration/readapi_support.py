@@ -26,22 +26,24 @@ from infra.position import encode_position
 from infra.postgres.pool import make_pool
 from infra.redis import connect_redis, embedded_redis
 from infra.settings import Settings, load_settings
-from projections.analytics.arrival import COUNTS_CONSUMER, ENGAGED_CONSUMER, VIDEOS_CONSUMER
-from projections.analytics.queries import AnalyticsQueries
+from projections.analytics.queries import (
+    COUNTS_CONSUMER,
+    ENGAGED_CONSUMER,
+    VIDEOS_CONSUMER,
+    AnalyticsQueries,
+)
 from projections.analytics.schema import migrate
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.like_counters import AsyncCounters
 from projections.likes import Likes
 from projections.recommendations.cache import open_recommendations
-from projections.trending.cache import TrendingCache
-from projections.trending.formula import Formula
-from projections.trending.ranking import Trending
+from projections.trending import Formula, Trending, TrendingCache
 from readapi.live_counts import LikeCounts, LiveCounts
 from readapi.problems import translate
 from readapi.queries import Queries
 from tests.integration.projection_support import Writer, hosting
-from workers import consumers as ledger
+from workers.parts import ConsumerCheckpoint
 
 SECRET = "a secret of the tests, long enough for HS256"
 COUNTER_TTL = 600
@@ -147,7 +149,7 @@ class Site:
         places = {("events", 0): position, ("telemetry", 0): telemetry}
         with psycopg.connect(self.database_url, autocommit=True) as conn:
             for name in (COUNTS_CONSUMER, VIDEOS_CONSUMER, ENGAGED_CONSUMER):
-                ledger.settle(conn, name, (), (), places)
+                ConsumerCheckpoint(name).settle(conn, (), (), places)
 
     def view(self, video: Upload, times: int) -> None:
         with psycopg.connect(self.database_url, autocommit=True) as conn:

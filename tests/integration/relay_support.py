@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from engine.codec import EventMapper, event_id
+from engine.codec import event_id
 from engine.notifications import Notifications
 from engine.subscription import Subscription
 from infra.kafka import Reader, Record
@@ -27,7 +27,6 @@ def make_relay(
         database_url,
         KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(servers,)),
         notifications=notifications,
-        mapper=EventMapper(),
         **given,
     )
 

@@ -14,7 +14,7 @@ import pytest
 
 from domain.upload import Upload
 from infra.position import encode_position
-from projections.trending.cache import GENERATION, TrendingInvalidation
+from projections.trending import GENERATION, TrendingInvalidation
 from tests.integration.projection_support import origin
 from tests.integration.readapi_support import UNSETTLED, Site, serving
 from tests.integration.trending_support import Deed, Film, write

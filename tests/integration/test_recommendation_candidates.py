@@ -19,7 +19,7 @@ from projections.recommendations.candidates import candidates_for
 from projections.recommendations.co_occurrence import Engagement, keep, rank_categories
 from projections.recommendations.model import Candidate, Engaged, EngagementKind, Profile, Weighing
 from projections.recommendations.recommender import profile_of
-from projections.trending.ranking import Ranked
+from projections.trending import Ranked
 from tests.integration.projection_support import Writer, caught_up, hosting
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ import pytest
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
-from projections.analytics.retention import prune
+from projections.analytics.schema import prune
 from projections.analytics.stats import (
     LENGTHS,
     Bucket,

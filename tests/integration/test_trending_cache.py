@@ -16,9 +16,7 @@ from infra import metrics
 from infra.cache import Lifetimes, Requirement
 from infra.position import Position
 from infra.redis import embedded_redis
-from projections.analytics.windows import Window
-from projections.trending.cache import TrendingCache, TrendingInvalidation, key_of
-from projections.trending.ranking import Ranked
+from projections.trending import Ranked, TrendingCache, TrendingInvalidation, Window, key_of
 from tests.integration.redis_servers import RedisServer, redis_servers
 
 SECOND = timedelta(seconds=1)

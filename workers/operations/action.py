@@ -15,7 +15,7 @@ from engine.comparison import Difference
 from engine.projection import Projection
 from engine.replay.records import Replay, Report, tell_nobody
 from infra.errors import OperatorError
-from projections.analytics.arrival import AnalyticsMeans
+from projections.analytics.rebuild import AnalyticsMeans
 from projections.like_counters import Counters, renewing
 from projections.likes import Likes
 
