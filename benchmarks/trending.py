@@ -21,7 +21,7 @@ from benchmarks.bench import Bench, medians, say
 from benchmarks.filling import SKEW, History, fill_analytics, video_of
 from benchmarks.results import Comparison, Side
 from projections.analytics.calendar import start_of_hour
-from projections.analytics.stats import Bucket, Range, stats_of
+from projections.analytics.queries import Bucket, Range, stats_of
 from projections.trending import Formula, Trending, Window, settle
 
 LIMIT = 20

@@ -29,13 +29,7 @@ from infra.metrics import counter
 from infra.postgres.connection import fetch_as
 from infra.redis import OptionalRedis
 from infra.settings.features import TrendingSettings
-from projections.analytics.calendar import (
-    DAY,
-    HOUR,
-    start_of_day,
-    start_of_hour,
-    start_of_next_day,
-)
+from projections.analytics.calendar import DAY, HOUR, start_of_day, start_of_hour, start_of_next_day
 
 POINTS = (
     "(%(view_weight)s::float8 * {views} + %(like_weight)s::float8 * {likes}"
@@ -411,7 +405,6 @@ def settle(conn: Connection[TupleRow], window: Window, *, formula: Formula, now:
     return bool(mine)
 
 
-PREFIX = "trending:"
 GENERATION = "trending:generation"
 """Holds another value each time that something new was counted."""
 
@@ -430,7 +423,7 @@ TRENDING_CACHE_FAILURES = counter(
 
 def key_of(window: Window, limit: int, category: str | None) -> str:
     """Return the key of a ranking in Redis."""
-    whole = f"{PREFIX}{window}:{limit}"
+    whole = f"trending:{window}:{limit}"
     return whole if category is None else f"{whole}:{category}"
 
 
@@ -472,18 +465,14 @@ class TrendingCache:
         window: Window,
         limit: int,
         category: str | None,
-        compute: Callable[[datetime], Awaitable[list[Ranked]]],
+        compute: Callable[[datetime], Awaitable[tuple[Ranked, ...]]],
         wanted: Requirement = ANY_VALUE,
     ) -> tuple[Ranking, bool]:
         """Return a ranking, and whether it was cached; else `compute` makes it as of a given time.
 
         Concurrent callers share one computation and its failure. Never raises RedisError.
         """
-
-        async def ranked(now: datetime) -> tuple[Ranked, ...]:
-            return tuple(await compute(now))
-
-        return await self._cache.get(key_of(window, limit, category), GENERATION, ranked, wanted)
+        return await self._cache.get(key_of(window, limit, category), GENERATION, compute, wanted)
 
 
 def _optional(redis: Redis) -> OptionalRedis:

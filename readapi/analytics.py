@@ -16,8 +16,7 @@ from infra.http.app import TOKEN_OPTIONAL, MaybeCaller, wire
 from infra.http.auth import Identity
 from infra.http.problems import problems
 from infra.http.shapes import VIDEO_ID, Time, Video, Wire
-from projections.analytics.queries import AnalyticsUnavailable
-from projections.analytics.stats import Bucket, Range
+from projections.analytics.queries import AnalyticsUnavailable, Bucket, Range
 from projections.trending import Ranked, Ranking, Window
 from readapi.catalog import InCategory, present, require_video
 from readapi.paging import DEFAULT_LIMIT, Limit

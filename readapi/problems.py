@@ -11,8 +11,7 @@ from engine.freshness import ReadModelBehind
 from infra.http.problems import Problem
 from infra.objects.port import ObjectStoreUnavailable
 from infra.position import InvalidPosition, encode_position
-from projections.analytics.queries import AnalyticsUnavailable
-from projections.analytics.stats import TooManyPoints
+from projections.analytics.queries import AnalyticsUnavailable, TooManyPoints
 from readapi.audit.inspector import NotRecorded
 from readapi.paging import InvalidCursor
 from readapi.queries import ReadModelUnavailable

@@ -76,15 +76,13 @@ class AnalyticsSink:
         `counted` is called when counts have changed, and must not raise.
         """
         self._counted = counted
-        self._store = Store(Shape.PLAIN, repeat)
         self._repeat = repeat
-        self._shape = Shape.PLAIN
+        self._store = Store(Shape.PLAIN, repeat)
         self._last = StoredBatch()
 
     def prepare(self, conn: Connection[TupleRow]) -> None:
         found = migrate(conn)
         log.info("analytics_ready", on=str(found))
-        self._shape = found.shape
         self._store = Store(found.shape, self._repeat)
 
     async def stored(self, conn: ThreadedConnection) -> None:
@@ -94,7 +92,7 @@ class AnalyticsSink:
             ANALYTICS_EVENTS.labels(kind).inc(count)
         ANALYTICS_RECOUNTED.inc(last.changed)
         ANALYTICS_TOO_LATE.inc(last.too_late)
-        if self._shape is Shape.TIMESCALE:
+        if self._store.shape is Shape.TIMESCALE:
             await conn.do(refresh, last.times, datetime.now(UTC))
         if last.times:
             await self._counted()

@@ -52,9 +52,9 @@ ON CONFLICT DO NOTHING
 PRUNE = b"DELETE FROM processed_messages WHERE processed_at < now() - make_interval(days => %s)"
 
 
-def forget_processed(conn: Connection[Any], older_than_days: int = KEEP_DAYS) -> int:
+def forget_processed(conn: Connection[Any]) -> int:
     """Drop what was handled longer ago than any message may come again; return how many."""
-    return conn.execute(PRUNE, (older_than_days,)).rowcount
+    return conn.execute(PRUNE, (KEEP_DAYS,)).rowcount
 
 
 class ConsumerCheckpoint:

@@ -130,7 +130,7 @@ class Store:
     """One shape of tables, and how long a view of a session stands for its repetitions."""
 
     def __init__(self, shape: Shape, repeat: timedelta) -> None:
-        self._shape = shape
+        self.shape = shape
         self._repeat = repeat
 
     def add(self, conn: Connection[TupleRow], rows: Iterable[Row]) -> StoredBatch:
@@ -148,7 +148,7 @@ class Store:
     def _begin(self, conn: Connection[TupleRow]) -> datetime:
         """Take the lock of those that store; return since when counts may change."""
         lock_in_transaction(conn, Lock.ANALYTICS_ROWS)
-        if self._shape is Shape.TIMESCALE:
+        if self.shape is Shape.TIMESCALE:
             conn.execute(NO_LIMIT)
         return retention_of(conn).counted_since(datetime.now(UTC))
 
@@ -164,12 +164,12 @@ class Store:
         judgement, deltas = Judgement(conn, fresh, again, since=since), Deltas()
         without_session = ((row, row.metadata) for row in fresh if row.session is None)
         verdicts = chain(without_session, judgement.decide(self._repeat))
-        _copy(conn, deltas.counting(verdicts) if self._shape is Shape.PLAIN else verdicts)
+        _copy(conn, deltas.counting(verdicts) if self.shape is Shape.PLAIN else verdicts)
         _add_viewers(conn, [row for row in fresh if row.event_type == VIEW])
         changes = judgement.save(conn)
         with conn.cursor() as cursor:
             cursor.executemany(CHANGE, [_change_values(change.row) for change in changes])
-        if self._shape is Shape.PLAIN:
+        if self.shape is Shape.PLAIN:
             deltas.correct(changes)
             deltas.write(conn)
         times = [*(row.at for row in fresh), *(change.row.at for change in changes)]

@@ -261,7 +261,6 @@ class Rebuild:
             raise NotTakenIn("There are no analytics yet; a start with any role makes them.")
         self._log_conn, self._conn = log_conn, conn
         self._means = means
-        self._shape = found.shape
         self._store = Store(found.shape, means.repeat)
         self._report, self._stopping = report, stopping
         self._started = time.monotonic()
@@ -278,7 +277,7 @@ class Rebuild:
         videos = self._compare_videos()
         with self._snapshot():
             viewers = reconciliation.viewers_by_day(self._conn)
-        every = days(self._conn, self._shape, viewers, datetime.now(UTC))
+        every = days(self._conn, self._store.shape, viewers, datetime.now(UTC))
         differing: dict[datetime, Difference] = {}
         for number, since in enumerate(every, start=1):
             self._compare_day(since, differing, viewers.get(since.date(), NO_VIEWERS))
@@ -292,10 +291,10 @@ class Rebuild:
         Raise NotTakenIn, Stopped, and psycopg.Error.
         """
         for ids in reconciliation.wrong_videos(self._conn):
-            with reconciliation.alone(self._conn, self._shape):
+            with reconciliation.alone(self._conn, self._store.shape):
                 self._staging.read_videos(self._known_until())
                 times = reconciliation.mend_videos(self._conn, self._store, ids)
-            if self._shape is Shape.TIMESCALE:
+            if self._store.shape is Shape.TIMESCALE:
                 refresh(self._conn, times, datetime.now(UTC))
         for number, since in enumerate(sorted(found.days), start=1):
             self._mend_day(since)
@@ -309,13 +308,13 @@ class Rebuild:
 
     def _mend_day(self, since: datetime) -> None:
         day, differs = day_of(since, self._due()), reconciliation.nothing_differs()
-        with reconciliation.alone(self._conn, self._shape):
+        with reconciliation.alone(self._conn, self._store.shape):
             self._staging.read_rows()
             reconciliation.compare_rows(self._conn, day, differs)
             times = reconciliation.mend_rows(self._conn, self._log_conn, self._store, day)
             reconciliation.compare_derived(self._conn, day, differs, UNKNOWN)
-            reconciliation.mend_derived(self._conn, self._shape, day)
-        if self._shape is Shape.TIMESCALE:
+            reconciliation.mend_derived(self._conn, self._store.shape, day)
+        if self._store.shape is Shape.TIMESCALE:
             reconciliation.refresh_day(self._conn, since, datetime.now(UTC))
             refresh(self._conn, times, datetime.now(UTC))
 
@@ -377,7 +376,7 @@ class Rebuild:
     def _may_come(self, found: Difference) -> bool:
         """Return whether this may be right in a moment, by itself."""
         sums = any(table.table in reconciliation.SUMS for table in found.tables)
-        return (self._shape is Shape.TIMESCALE and sums) or self._misses(found)
+        return (self._store.shape is Shape.TIMESCALE and sums) or self._misses(found)
 
     def _misses(self, found: Difference) -> bool:
         """Return whether something is missing that Kafka may still bring."""

@@ -218,9 +218,7 @@ DELETE FROM analytics.videos AS kept WHERE video_id = ANY (%b)
   AND NOT EXISTS (SELECT FROM told_videos AS told WHERE told.video_id = kept.video_id)
 """
 PUT_VIDEOS = b"""
-INSERT INTO analytics.videos (video_id, owner, category, completed_at, removed, duration_seconds)
-SELECT video_id, owner, category, completed_at, removed, duration_seconds
-FROM told_videos WHERE video_id = ANY (%b)
+INSERT INTO analytics.videos SELECT * FROM told_videos WHERE video_id = ANY (%b)
 ON CONFLICT (video_id) DO UPDATE SET owner = excluded.owner, category = excluded.category,
     completed_at = excluded.completed_at, removed = excluded.removed,
     duration_seconds = excluded.duration_seconds

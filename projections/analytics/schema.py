@@ -22,12 +22,7 @@ from typing import Any
 import psycopg
 import structlog
 from psycopg import Connection
-from psycopg.errors import (
-    DeadlockDetected,
-    InsufficientPrivilege,
-    LockNotAvailable,
-    UndefinedTable,
-)
+from psycopg.errors import DeadlockDetected, InsufficientPrivilege, LockNotAvailable, UndefinedTable
 
 from engine import migrations
 from engine.migrations import MigrationSet, UnknownMigration, migration_lock

@@ -32,12 +32,12 @@ class Maker:
         self.made = 0
         self.failing = False
 
-    async def __call__(self, now: datetime) -> list[Ranked]:
+    async def __call__(self, now: datetime) -> tuple[Ranked, ...]:
         await asyncio.sleep(0.01)
         if self.failing:
             raise LookupError("no ranking")
         self.made += 1
-        return [Ranked(1, UUID(int=self.made), 1.25, 0.1, 0.2, 0.3, 0.4, 0.5, 0.25)]
+        return (Ranked(1, UUID(int=self.made), 1.25, 0.1, 0.2, 0.3, 0.4, 0.5, 0.25),)
 
     def cache(self, server: FakeServer) -> TrendingCache:
         return TrendingCache(embedded_redis(server), LIFETIMES, clock=lambda: self.now)
@@ -87,7 +87,7 @@ def test_what_was_counted_while_it_was_made_has_it_made_again(server: FakeServer
         maker = Maker()
         cache = maker.cache(server)
 
-        async def interrupted(now: datetime) -> list[Ranked]:
+        async def interrupted(now: datetime) -> tuple[Ranked, ...]:
             await TrendingInvalidation(embedded_redis(server)).touch()
             return await maker(now)
 
