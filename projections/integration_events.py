@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
@@ -168,9 +169,10 @@ class Message(NamedTuple):
 
     def headers(self) -> list[tuple[str, bytes]]:
         """Return the headers of CloudEvents 1.0 in Kafka's binary mode, and Backlot's own."""
+        # By orjson, which is several times as fast as `str` and `isoformat`.
         headers = [
             ("ce_specversion", b"1.0"),
-            ("ce_id", str(self.id).encode()),
+            ("ce_id", orjson.dumps(self.id)[1:-1]),
             ("ce_type", self.topic.encode()),
             ("ce_source", self.source),
             ("ce_time", orjson.dumps(self.at, option=orjson.OPT_UTC_Z)[1:-1]),
@@ -182,16 +184,18 @@ class Message(NamedTuple):
         return headers
 
 
-class Publication(NamedTuple):
+class Publication:
     """How an event is published: its topic, and the fields of its value between `id` and `ts`.
 
-    `attributes` are fields by the event's attribute. The attribute `key` orders the messages.
+    `attributes` are fields by the event's attribute. The first of them is the key, which orders.
     """
 
-    topic: str
-    attributes: Mapping[str, str]
-    constants: Mapping[str, str] = {}
-    key: str = "originator_id"
+    def __init__(self, topic: str, attributes: Mapping[str, str], **constants: str) -> None:
+        self.topic = topic
+        # Made once: the relay publishes thousands in a second.
+        self.fields = ("id", *attributes, *constants, "ts")
+        self.constants = tuple(constants.values())
+        self.values_of = attrgetter(*attributes.values())
 
 
 COMMENT = {"commentId": "originator_id", "videoId": "video_id"}
@@ -211,12 +215,12 @@ PUBLISHED: dict[type[Aggregate.Event], Publication] = {
     Comment.Edited: Publication(COMMENT_EDITED, WRITTEN),
     Comment.Deleted: Publication(COMMENT_DELETED, DELETED),
     Comment.Translated: Publication(COMMENT_TRANSLATED, TRANSLATED),
-    VideoLikes.Liked: Publication(VIDEO_LIKED, LIKE, {"action": "like"}, key="video_id"),
-    VideoLikes.Unliked: Publication(VIDEO_UNLIKED, LIKE, {"action": "unlike"}, key="video_id"),
+    VideoLikes.Liked: Publication(VIDEO_LIKED, LIKE, action="like"),
+    VideoLikes.Unliked: Publication(VIDEO_UNLIKED, LIKE, action="unlike"),
     Upload.Completed: Publication(UPLOAD_COMPLETED, COMPLETED),
     # To a reader of the topic, the upload is over in either case.
-    Upload.Aborted: Publication(UPLOAD_ABORTED, UPLOAD, {"reason": "requested"}),
-    Upload.Expired: Publication(UPLOAD_ABORTED, UPLOAD, {"reason": "expired"}),
+    Upload.Aborted: Publication(UPLOAD_ABORTED, UPLOAD, reason="requested"),
+    Upload.Expired: Publication(UPLOAD_ABORTED, UPLOAD, reason="expired"),
 }
 
 
@@ -232,17 +236,12 @@ def from_event(position: int, event: Aggregate.Event) -> Message:
     if published is None:
         raise NotPublishable(f"No topic tells {type(event).TOPIC}.")
     id_ = event_id(event.originator_id, event.originator_version)
-    value = {
-        "id": id_,
-        **{name: getattr(event, attribute) for name, attribute in published.attributes.items()},
-        **published.constants,
-        "ts": event.timestamp,
-    }
+    values = (id_, *published.values_of(event), *published.constants, event.timestamp)
     return Message(
         published.topic,
         id_,
-        str(getattr(event, published.key)),
-        orjson.dumps(value, option=orjson.OPT_UTC_Z),
+        str(values[1]),
+        orjson.dumps(dict(zip(published.fields, values, strict=True)), option=orjson.OPT_UTC_Z),
         position,
         event.timestamp,
         EVENTS_SOURCE,
