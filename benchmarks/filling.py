@@ -16,8 +16,8 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from benchmarks.bench import say
+from projections.analytics.calendar import DAY, start_of_day
 from projections.analytics.schema import migrate
-from projections.analytics.windows import DAY, start_of_day
 
 T = TypeVar("T")
 

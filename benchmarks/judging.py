@@ -15,7 +15,6 @@ from psycopg import AsyncConnection
 
 from benchmarks.community import Community, History, View
 from benchmarks.measures import DEPTH, coverage, ndcg, recall
-from projections.analytics.windows import Window
 from projections.recommendations.candidates import candidates_for
 from projections.recommendations.model import (
     DescribedVideo,
@@ -26,8 +25,7 @@ from projections.recommendations.model import (
 )
 from projections.recommendations.prompt import MOST_LIKED, MOST_WATCHED
 from projections.recommendations.recommender import MOST
-from projections.trending.formula import Formula
-from projections.trending.ranking import Ranked, Trending
+from projections.trending import Formula, Ranked, Trending, Window
 
 # More than anybody has watched of what trends, so that ten are left to be shown.
 TRENDING = 200

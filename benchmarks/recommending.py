@@ -26,7 +26,7 @@ from projections.recommendations.candidates import candidates_for
 from projections.recommendations.co_occurrence import Engagement, keep
 from projections.recommendations.model import EngagementKind, Weighing
 from projections.recommendations.recommender import profile_of
-from projections.trending.ranking import Ranked
+from projections.trending import Ranked
 
 MILLISECONDS, MICROSECONDS = 1e3, 1e6
 # As many as a sink takes at once when it is a few seconds behind.

@@ -22,8 +22,8 @@ from infra.kafka import BATCH_BYTES, LINGER_MS, Outgoing
 from infra.settings import load_settings
 from infra.settings.adapters import KafkaSettings
 from projections.integration_events import TOPICS
-from workers.feeds import feeds
 from workers.relay import outgoing, subscribe_relay
+from workers.sources import feeds
 
 OURS, BARE = "ours, from the event log", "bare aiokafka producer, messages ready"
 LOOK_SECONDS = 0.01

@@ -20,11 +20,9 @@ from psycopg.rows import TupleRow
 from benchmarks.bench import Bench, medians, say
 from benchmarks.filling import SKEW, History, fill_analytics, video_of
 from benchmarks.results import Comparison, Side
-from projections.analytics.stats import Bucket, Range, stats_of
-from projections.analytics.windows import Window, start_of_hour
-from projections.trending.formula import Formula
-from projections.trending.ranking import Trending
-from projections.trending.sums import settle
+from projections.analytics.calendar import start_of_hour
+from projections.analytics.queries import Bucket, Range, stats_of
+from projections.trending import Formula, Trending, Window, settle
 
 LIMIT = 20
 MILLISECONDS = 1e3

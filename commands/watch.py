@@ -71,8 +71,12 @@ async def watch(video_id: UUID, request: Request) -> Response:
     media = await execute.value(FindVideoFile(video_id))
     watching = await execute.kept(Watching)
     if watching is None:
-        session = await _view(execute, video_id)
-        watching = await execute.keep(Reply(Watching(session_id=session)), Watching)
+        # A new session, or the one that the caller is in.
+        session = execute.fresh_id("session")
+        event = _event(execute, VIEWED, video_id, {"sessionId": str(session)})
+        recorded = await execute.services.telemetry.record(event._replace(viewer=execute.actor))
+        reply = Reply(Watching(session_id=recorded or session))
+        watching = await execute.keep(reply, Watching)
     signed = execute.services.objects.get_url(
         object_key(video_id), media.content_type, media.filename, execute.base_url
     )
@@ -104,14 +108,6 @@ async def _accept(
     await execute.value(FindVideoFile(video_id))
     await execute.services.telemetry.record(_event(execute, topic, video_id, details))
     return await execute(Reply(Accepted()), status=202)
-
-
-async def _view(execute: Execute, video_id: UUID) -> UUID:
-    """The session in which the caller watches: a new one, or the one that they are in."""
-    session = execute.fresh_id("session")
-    details = {"sessionId": str(session)}
-    event = _event(execute, VIEWED, video_id, details)._replace(viewer=execute.actor)
-    return await execute.services.telemetry.record(event) or session
 
 
 def _event(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, Literal, NamedTuple, cast
+from operator import attrgetter
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -33,15 +34,8 @@ UPLOAD_ABORTED = "upload.aborted"
 
 TELEMETRY = frozenset((VIDEO_VIEWED, VIDEO_WATCH_TIME, VIDEO_SHARED))
 
-DLQ = ".dlq"
-
 EVENTS_SOURCE = b"/backlot/events"
 TELEMETRY_SOURCE = b"/backlot/telemetry"
-
-SPECVERSION = ("ce_specversion", b"1.0")
-CONTENT_TYPE = ("content-type", b"application/json")
-
-Headers = list[tuple[str, bytes]]
 
 
 class Value(TypedDict):
@@ -50,27 +44,19 @@ class Value(TypedDict):
     id: UUID
 
 
-class CommentCreated(Value):
-    """A comment was posted by `userId`."""
-
-    commentId: UUID
-    videoId: UUID
-    content: str
-    userId: str
-    ts: datetime
-
-
-class CommentEdited(CommentCreated):
-    """A comment has another text."""
-
-
 class CommentDeletedValue(Value):
-    """A comment is gone from every read."""
+    """A comment is gone from every read; `userId` is its author."""
 
     commentId: UUID
     videoId: UUID
     userId: str
     ts: datetime
+
+
+class CommentWritten(CommentDeletedValue):
+    """A comment was posted, or has another text."""
+
+    content: str
 
 
 class CommentTranslated(Value):
@@ -92,7 +78,7 @@ class LikeChanged(Value):
 
 
 class Watched(Value):
-    """Something that a viewer did beside deciding; `userId` is null where nobody knows."""
+    """What a viewer did without deciding; `userId` is null where nobody knows."""
 
     videoId: UUID
     userId: str | None
@@ -134,27 +120,14 @@ class UploadCompletedValue(UploadEndedValue):
 
 
 class UploadAbortedValue(UploadEndedValue):
-    """An upload was given up by its owner, or nobody went on with it until it expired."""
+    """The owner gave an upload up, or it expired because nobody went on with it."""
 
     reason: Literal["requested", "expired"]
 
 
-Adapter = TypeAdapter[Value]
-
-
-def required_fields(kind: Any) -> frozenset[str]:
-    """Return the fields that a value of that kind can't do without."""
-    return frozenset(kind.__required_keys__)
-
-
-def adapter(kind: type[Value]) -> Adapter:
-    """Return the check of a value that comes from outside."""
-    return TypeAdapter(kind)
-
-
 TOPICS: dict[str, type[Value]] = {
-    COMMENT_CREATED: CommentCreated,
-    COMMENT_EDITED: CommentEdited,
+    COMMENT_CREATED: CommentWritten,
+    COMMENT_EDITED: CommentWritten,
     COMMENT_DELETED: CommentDeletedValue,
     COMMENT_TRANSLATED: CommentTranslated,
     VIDEO_LIKED: LikeChanged,
@@ -168,14 +141,14 @@ TOPICS: dict[str, type[Value]] = {
 
 
 def dead_letters(topic: str) -> str:
-    """Return the topic beside a topic, where what a consumer could not read or handle is put."""
-    return topic + DLQ
+    """Return the topic of the messages of `topic` that a consumer could not read or handle."""
+    return f"{topic}.dlq"
 
 
 @cache
-def adapter_of(topic: str) -> Adapter:
+def adapter_of(topic: str) -> TypeAdapter[Value]:
     """Return the check of a topic's values; raise KeyError for a topic that is not published."""
-    return adapter(TOPICS[topic])
+    return TypeAdapter(TOPICS[topic])
 
 
 class NotPublishable(ValueError):
@@ -194,133 +167,81 @@ class Message(NamedTuple):
     source: bytes
     correlation_id: str | None
 
-    def headers(self) -> Headers:
-        """CloudEvents 1.0 in Kafka's binary mode, and ours."""
-        told = [
-            SPECVERSION,
-            ("ce_id", str(self.id).encode()),
+    def headers(self) -> list[tuple[str, bytes]]:
+        """Return the headers of CloudEvents 1.0 in Kafka's binary mode, and Backlot's own."""
+        # By orjson, which is several times as fast as `str` and `isoformat`.
+        headers = [
+            ("ce_specversion", b"1.0"),
+            ("ce_id", orjson.dumps(self.id)[1:-1]),
             ("ce_type", self.topic.encode()),
             ("ce_source", self.source),
             ("ce_time", orjson.dumps(self.at, option=orjson.OPT_UTC_Z)[1:-1]),
-            CONTENT_TYPE,
+            ("content-type", b"application/json"),
             ("position", b"%d" % self.position),
         ]
         if self.correlation_id is not None:
-            told.append(("correlationId", self.correlation_id.encode()))
-        return told
+            headers.append(("correlationId", self.correlation_id.encode()))
+        return headers
 
 
-class Told(NamedTuple):
-    """How an event is published: its topic, its value, and its key, which orders it."""
+class Publication:
+    """How an event is published: its topic, and the fields of its value between `id` and `ts`.
 
-    topic: str
-    value: Callable[[UUID, Any], Value]
-    key: Callable[[Any], UUID]
+    `attributes` are fields by the event's attribute. The first of them is the key, which orders.
+    """
 
-
-def _comment_written(id_: UUID, event: Comment.Posted | Comment.Edited) -> CommentCreated:
-    return {
-        "id": id_,
-        "commentId": event.originator_id,
-        "videoId": event.video_id,
-        "content": event.content,
-        "userId": event.author,
-        "ts": event.timestamp,
-    }
+    def __init__(self, topic: str, attributes: Mapping[str, str], **constants: str) -> None:
+        self.topic = topic
+        # Made once: the relay publishes thousands in a second.
+        self.fields = ("id", *attributes, *constants, "ts")
+        self.constants = tuple(constants.values())
+        self.values_of = attrgetter(*attributes.values())
 
 
-def _comment_deleted(id_: UUID, event: Comment.Deleted) -> CommentDeletedValue:
-    return {
-        "id": id_,
-        "commentId": event.originator_id,
-        "videoId": event.video_id,
-        "userId": event.author,
-        "ts": event.timestamp,
-    }
+COMMENT = {"commentId": "originator_id", "videoId": "video_id"}
+WRITTEN = {**COMMENT, "content": "content", "userId": "author"}
+DELETED = {**COMMENT, "userId": "author"}
+TRANSLATED = {
+    "commentId": "originator_id",
+    "originalLang": "original_language",
+    "translatedText": "translated_text",
+}
+LIKE = {"videoId": "video_id", "userId": "viewer"}
+UPLOAD = {"uploadId": "originator_id", "videoId": "originator_id", "userId": "owner"}
+COMPLETED = {**UPLOAD, "sizeBytes": "size_bytes", "etag": "etag"}
 
-
-def _comment_translated(id_: UUID, event: Comment.Translated) -> CommentTranslated:
-    return {
-        "id": id_,
-        "commentId": event.originator_id,
-        "originalLang": event.original_language,
-        "translatedText": event.translated_text,
-        "ts": event.timestamp,
-    }
-
-
-def _like_changed(id_: UUID, event: VideoLikes.Event) -> LikeChanged:
-    return {
-        "id": id_,
-        "videoId": event.video_id,
-        "userId": event.viewer,
-        "action": "like" if isinstance(event, VideoLikes.Liked) else "unlike",
-        "ts": event.timestamp,
-    }
-
-
-def _upload_completed(id_: UUID, event: Upload.Completed) -> UploadCompletedValue:
-    return {
-        "id": id_,
-        "uploadId": event.originator_id,
-        "videoId": event.originator_id,
-        "userId": event.owner,
-        "sizeBytes": event.size_bytes,
-        "etag": event.etag,
-        "ts": event.timestamp,
-    }
-
-
-def _upload_aborted(id_: UUID, event: Upload.Event) -> UploadAbortedValue:
-    return {
-        "id": id_,
-        "uploadId": event.originator_id,
-        "videoId": event.originator_id,
-        "userId": event.owner,
-        "reason": "expired" if isinstance(event, Upload.Expired) else "requested",
-        "ts": event.timestamp,
-    }
-
-
-def _own_stream(event: Aggregate.Event) -> UUID:
-    return event.originator_id
-
-
-def _video(event: VideoLikes.Event) -> UUID:
-    return event.video_id
-
-
-PUBLISHED: dict[type[Aggregate.Event], Told] = {
-    Comment.Posted: Told(COMMENT_CREATED, _comment_written, _own_stream),
-    Comment.Edited: Told(COMMENT_EDITED, _comment_written, _own_stream),
-    Comment.Deleted: Told(COMMENT_DELETED, _comment_deleted, _own_stream),
-    Comment.Translated: Told(COMMENT_TRANSLATED, _comment_translated, _own_stream),
-    VideoLikes.Liked: Told(VIDEO_LIKED, _like_changed, _video),
-    VideoLikes.Unliked: Told(VIDEO_UNLIKED, _like_changed, _video),
-    Upload.Completed: Told(UPLOAD_COMPLETED, _upload_completed, _own_stream),
-    Upload.Aborted: Told(UPLOAD_ABORTED, _upload_aborted, _own_stream),
+PUBLISHED: dict[type[Aggregate.Event], Publication] = {
+    Comment.Posted: Publication(COMMENT_CREATED, WRITTEN),
+    Comment.Edited: Publication(COMMENT_EDITED, WRITTEN),
+    Comment.Deleted: Publication(COMMENT_DELETED, DELETED),
+    Comment.Translated: Publication(COMMENT_TRANSLATED, TRANSLATED),
+    VideoLikes.Liked: Publication(VIDEO_LIKED, LIKE, action="like"),
+    VideoLikes.Unliked: Publication(VIDEO_UNLIKED, LIKE, action="unlike"),
+    Upload.Completed: Publication(UPLOAD_COMPLETED, COMPLETED),
     # To a reader of the topic, the upload is over in either case.
-    Upload.Expired: Told(UPLOAD_ABORTED, _upload_aborted, _own_stream),
+    Upload.Aborted: Publication(UPLOAD_ABORTED, UPLOAD, reason="requested"),
+    Upload.Expired: Publication(UPLOAD_ABORTED, UPLOAD, reason="expired"),
 }
 
 
 def events_for(wanted: Iterable[str]) -> list[type[Aggregate.Event]]:
     """Return the events that are published under one of these topics."""
     names = frozenset(wanted)
-    return [event for event, told in PUBLISHED.items() if told.topic in names]
+    return [event for event, published in PUBLISHED.items() if published.topic in names]
 
 
 def from_event(position: int, event: Aggregate.Event) -> Message:
     """Return the message of an event; raise NotPublishable for one without a topic."""
-    told = PUBLISHED.get(type(event))
-    if told is None:
+    published = PUBLISHED.get(type(event))
+    if published is None:
         raise NotPublishable(f"No topic tells {type(event).TOPIC}.")
     id_ = event_id(event.originator_id, event.originator_version)
+    values = (id_, *published.values_of(event), *published.constants, event.timestamp)
     return Message(
-        told.topic,
+        published.topic,
         id_,
-        str(told.key(event)),
-        _json(told.value(id_, event)),
+        str(values[1]),
+        orjson.dumps(dict(zip(published.fields, values, strict=True)), option=orjson.OPT_UTC_Z),
         position,
         event.timestamp,
         EVENTS_SOURCE,
@@ -338,7 +259,7 @@ def from_telemetry(position: int, event: TelemetryEvent) -> Message:
         event.topic,
         event.event_id,
         str(event.video_id),
-        _json(_telemetry_value(event, at)),
+        orjson.dumps(_telemetry_value(event, at), option=orjson.OPT_UTC_Z),
         position,
         at,
         TELEMETRY_SOURCE,
@@ -346,9 +267,9 @@ def from_telemetry(position: int, event: TelemetryEvent) -> Message:
     )
 
 
-def _fields(kind: type[Value]) -> tuple[list[str], list[str]]:
+def _fields(kind: Any) -> tuple[list[str], list[str]]:
     """Return the required and the optional fields of a value, in the order of the message."""
-    required, names = required_fields(kind), kind.__annotations__
+    required, names = kind.__required_keys__, kind.__annotations__
     optional = [name for name in names if name not in required]
     return [name for name in names if name in required], optional
 
@@ -357,28 +278,21 @@ def _fields(kind: type[Value]) -> tuple[list[str], list[str]]:
 TELEMETRY_FIELDS = {topic: _fields(TOPICS[topic]) for topic in TELEMETRY}
 
 
-def _telemetry_value(event: TelemetryEvent, at: datetime) -> Value:
+def _telemetry_value(event: TelemetryEvent, at: datetime) -> dict[str, Any]:
+    """Return the fields that the topic promises, and none that happens to lie beside them."""
     if event.topic not in TELEMETRY_FIELDS:
         raise NotPublishable(f"There is no telemetry named {event.topic!r}.")
     required, optional = TELEMETRY_FIELDS[event.topic]
-    told: dict[str, Any] = {
+    known: dict[str, Any] = {
         **event.details,
         "id": event.event_id,
         "videoId": event.video_id,
         "userId": event.user_id,
         "timestamp": at,
     }
-    # A promise holds what it names, and nothing that happens to lie beside it.
     try:
-        value = {name: told[name] for name in required}
+        value = {name: known[name] for name in required}
     except KeyError:
-        missing = ", ".join(sorted(set(required) - told.keys()))
+        missing = ", ".join(sorted(set(required) - known.keys()))
         raise NotPublishable(f"{event.topic} {event.event_id} lacks {missing}.") from None
-    for name in optional:
-        if name in told:
-            value[name] = told[name]
-    return cast("Value", value)
-
-
-def _json(value: Value) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_UTC_Z)
+    return value | {name: known[name] for name in optional if name in known}

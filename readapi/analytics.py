@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Response
@@ -16,12 +16,8 @@ from infra.http.app import TOKEN_OPTIONAL, MaybeCaller, wire
 from infra.http.auth import Identity
 from infra.http.problems import problems
 from infra.http.shapes import VIDEO_ID, Time, Video, Wire
-from projections.analytics.queries import AnalyticsUnavailable
-from projections.analytics.stats import Bucket, Counts, Range
-from projections.analytics.windows import Window
-from projections.catalog import VideoRow
-from projections.trending.cache import Ranking
-from projections.trending.ranking import Ranked
+from projections.analytics.queries import AnalyticsUnavailable, Bucket, Range
+from projections.trending import Ranked, Ranking, Window
 from readapi.catalog import InCategory, present, require_video
 from readapi.paging import DEFAULT_LIMIT, Limit
 from readapi.queries import Fresh, Queries, Read
@@ -36,27 +32,18 @@ IfNoneMatch = Annotated[
 ]
 
 
-def weak_tag(parts: Iterable[Wire]) -> str:
-    """The tag of an answer that stands for these parts, whatever else it says."""
+def respond_with_tag(body: Wire, parts: Iterable[Wire], if_none_match: str | None) -> Response:
+    """Return the answer, or 304 without a body where the client has one with the same parts.
+
+    The answer is the caller's own, and is asked for again each time.
+    """
     digest = blake2b(digest_size=16)
     for part in parts:
         digest.update(part.to_json() + b"\n")
-    return f'W/"{digest.hexdigest()}"'
-
-
-def known(tag: str, if_none_match: str | None) -> bool:
-    """Whether the client has it, by the weak comparison."""
-    if if_none_match is None:
-        return False
-    if if_none_match.strip() == "*":
-        return True
-    return tag.removeprefix("W/") in TAG.findall(if_none_match)
-
-
-def tagged(body: Wire, tag: str, if_none_match: str | None) -> Response:
-    """The answer, or 304 without a body. It is asked for again each time, and is the caller's."""
-    headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
-    if known(tag, if_none_match):
+    tag, known = f'"{digest.hexdigest()}"', (if_none_match or "").strip()
+    headers = {"ETag": f"W/{tag}", "Cache-Control": "private, no-cache", "Vary": "Authorization"}
+    # The weak comparison.
+    if known == "*" or tag in TAG.findall(known):
         return Response(status_code=304, headers=headers)
     return wire(body, headers=headers)
 
@@ -162,8 +149,8 @@ async def get_stats(
         time_range=range_.value,
         bucket=bucket.value,
         since=stats.totals.at,
-        totals=Figures(**_figures(stats.totals)),
-        series=[FiguresAt(at=point.at, **_figures(point)) for point in stats.series],
+        totals=Figures.model_validate(stats.totals, from_attributes=True),
+        series=[FiguresAt.model_validate(point, from_attributes=True) for point in stats.series],
     )
     return wire(body)
 
@@ -184,75 +171,55 @@ async def list_trending(
     category: InCategory = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    listed = Listed(window, limit, category)
-    ranking, cached, pairs = await _ranked(queries, listed, fresh, caller)
+    ranking, cached, pairs = await _get_ranking(queries, fresh, caller, window, limit, category)
     items = [_item(place, each, video) for place, (each, video) in enumerate(pairs, start=1)]
     body = TrendingVideos(items=items, generated_at=ranking.at, cached=cached)
-    return tagged(body, weak_tag(items), if_none_match)
+    return respond_with_tag(body, items, if_none_match)
 
 
 Shown = tuple[Ranking, bool, list[tuple[Ranked, Video]]]
-"""A ranking, whether it was kept, and those of it that are there."""
+"""A ranking, whether it was cached, and those of it that are there."""
 
 
-class Listed(NamedTuple):
-    """What was asked for."""
-
-    window: Window
-    limit: int
-    category: str | None
-
-    def has(self, row: VideoRow | None) -> bool:
-        """Whether the video is there, and belongs in it, as it is now."""
-        return row is not None and self.category in (None, row.category)
-
-
-async def _ranked(
-    queries: Queries, listed: Listed, fresh: Freshness, caller: Identity | None
+async def _get_ranking(
+    queries: Queries,
+    fresh: Freshness,
+    caller: Identity | None,
+    window: Window,
+    limit: int,
+    category: str | None,
 ) -> Shown:
-    """What is shown of the ranking.
+    """Return what is shown of the ranking.
 
-    Where it has what the catalog knows to be gone, those behind take its place. Raises
+    Where it has what the catalog knows to be gone, or moved, those behind take its place. Raise
     ReadModelBehind, AnalyticsUnavailable and ReadModelUnavailable.
     """
     gone: set[UUID] = set()
-    found: Shown | None = None
+    shown: Shown | None = None
     while True:
         try:
-            ranking, cached = await queries.analytics.ranking(*listed, fresh=fresh, without=gone)
+            ranking, cached = await queries.analytics.ranking(
+                window, limit, category, fresh=fresh, without=gone
+            )
         except AnalyticsUnavailable:
-            if found is None:
+            if shown is None:
                 raise
             # With a gap it is better than nothing.
-            return found
+            return shown
         async with queries.reading(fresh, *queries.projections) as conn:
             rows = await queries.catalog.videos(conn, [each.video_id for each in ranking.value])
-            there = [each for each in ranking.value if listed.has(rows.get(each.video_id))]
-            shown = await present(queries, conn, [rows[each.video_id] for each in there], caller)
-        found = ranking, cached, list(zip(there, shown, strict=True))
+            there = [
+                each
+                for each in ranking.value
+                if (row := rows.get(each.video_id)) and category in (None, row.category)
+            ]
+            videos = await present(queries, conn, [rows[each.video_id] for each in there], caller)
+        shown = ranking, cached, list(zip(there, videos, strict=True))
         if len(there) == len(ranking.value) or len(gone) >= MOST_GONE:
-            return found
+            return shown
         gone |= {each.video_id for each in ranking.value} - {each.video_id for each in there}
 
 
-def _figures(counts: Counts) -> dict[str, Any]:
-    return {
-        "views": counts.views,
-        "unique_viewers": counts.unique_viewers,
-        "likes": counts.likes,
-        "comments": counts.comments,
-        "shares": counts.shares,
-        "watch_minutes": counts.watch_minutes,
-    }
-
-
 def _item(place: int, ranked: Ranked, video: Video) -> TrendingVideo:
-    components = TrendingComponents(
-        views=ranked.views,
-        likes=ranked.likes,
-        comments=ranked.comments,
-        watch_minutes=ranked.watch_minutes,
-        recency_boost=ranked.recency_boost,
-        age_penalty=ranked.age_penalty,
-    )
+    components = TrendingComponents.model_validate(ranked, from_attributes=True)
     return TrendingVideo(rank=place, score=ranked.score, components=components, video=video)

@@ -1,46 +1,56 @@
-"""The sinks of the analytics: what happens around videos is counted, and what they are known."""
+"""The sinks of the analytics, which count what happens and know the videos; and their pruning."""
 
 from __future__ import annotations
-
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
-from functools import partial
-
 import psycopg
 import structlog
-from psycopg import Connection
-from psycopg.rows import TupleRow
-
+from collections.abc import Awaitable
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from datetime import UTC
+from datetime import datetime
+from datetime import timedelta
 from engine.command_bus import CommandBus
-from engine.connections import ThreadedConnection, in_thread
-from engine.messages import BEHIND_EVENTS, IncomingMessage, MessageBatch, Poison
-from engine.schedule import Job, Outage, repeat
-from engine.subscription import EVENTS, Subscription
+from engine.connections import ThreadedConnection
+from engine.connections import in_thread
+from engine.messages import BEHIND_EVENTS
+from engine.messages import IncomingMessage
+from engine.messages import MessageBatch
+from engine.messages import Poison
+from engine.schedule import Job
+from engine.schedule import Outage
+from engine.schedule import repeat
+from engine.subscription import EVENTS
+from engine.subscription import Subscription
+from functools import partial
 from infra.errors import describe
 from infra.metrics import counter
 from infra.postgres.connection import open_connection
 from infra.settings import Settings
 from projections.analytics import videos
-from projections.analytics import videos as uploads
-from projections.analytics.arrival import COUNTS_CONSUMER, VIDEOS_CONSUMER, AnalyticsMeans
-from projections.analytics.continuous_aggregates import refresh
-from projections.analytics.ingest import Store, StoredBatch
-from projections.analytics.retention import prune
-from projections.analytics.rules import TOPICS, NotCountable, Row, row_of
-from projections.analytics.schema import Shape, migrate
-from projections.analytics.videos import WRITES, message
-from projections.trending.cache import TrendingInvalidation
-from workers.feeds import EventFeed, LogSource
+from projections.analytics.ingest import Store
+from projections.analytics.ingest import StoredBatch
+from projections.analytics.queries import COUNTS_CONSUMER
+from projections.analytics.queries import VIDEOS_CONSUMER
+from projections.analytics.rebuild import AnalyticsMeans
+from projections.analytics.rules import NotCountable
+from projections.analytics.rules import TOPICS
+from projections.analytics.rules import row_of
+from projections.analytics.schema import Shape
+from projections.analytics.schema import migrate
+from projections.analytics.schema import prune
+from projections.analytics.schema import refresh
+from projections.trending import TrendingInvalidation
+from psycopg import Connection
+from psycopg.rows import TupleRow
 from workers.parts import Parts
+from workers.sources import EventFeed
+from workers.sources import LogSource
 from workers.tasks import Tasks
 
-
-def feed(batch_events: int) -> EventFeed:
-    """What happens to uploads, for the analytics alone."""
-    return EventFeed(WRITES, batch_events=batch_events, tell=message)
-
-
 log = structlog.get_logger(__name__)
+
+PRUNE_SECONDS = 3600.0
 
 ANALYTICS_EVENTS = counter(
     "backlot_analytics_events",
@@ -55,80 +65,6 @@ ANALYTICS_TOO_LATE = counter(
     "backlot_analytics_too_late",
     "Events that were not counted, since they came when their time was about to be pruned.",
 )
-
-
-async def tell_nobody() -> None:
-    """Nobody wants to know that something was counted."""
-
-
-class AnalyticsSink:
-    """Keeps the tables of one database, which all sinks of the analytics share."""
-
-    def __init__(
-        self, repeat: timedelta, *, counted: Callable[[], Awaitable[None]] = tell_nobody
-    ) -> None:
-        """`repeat` is how long a view of a session stands for its repetitions.
-
-        `counted` is called when counts have changed, and must not raise.
-        """
-        self._repeat = repeat
-        self._counted = counted
-        self._shape = Shape.PLAIN
-        self._last = StoredBatch()
-
-    def prepare(self, conn: Connection[TupleRow]) -> None:
-        found = migrate(conn)
-        log.info("analytics_ready", on=str(found))
-        self._shape = found.shape
-
-    async def stored(self, conn: ThreadedConnection) -> None:
-        """Bring late events into the rollups, where these are not kept by the storing itself."""
-        last, self._last = self._last, StoredBatch()
-        for kind, count in last.fresh.items():
-            ANALYTICS_EVENTS.labels(kind).inc(count)
-        ANALYTICS_RECOUNTED.inc(last.changed)
-        ANALYTICS_TOO_LATE.inc(last.too_late)
-        if self._shape is Shape.TIMESCALE:
-            await conn.do(refresh, last.times, datetime.now(UTC))
-        if last.times:
-            await self._counted()
-
-    @property
-    def _store(self) -> Store:
-        return Store(self._shape, self._repeat)
-
-
-class Analytics(AnalyticsSink):
-    """Counts views, watch time, shares, likes and comments."""
-
-    name = COUNTS_CONSUMER
-    topics = TOPICS
-
-    def store(self, conn: Connection[TupleRow], batch: Sequence[IncomingMessage]) -> None:
-        now = datetime.now(UTC)
-        self._last = self._store.add(conn, [_row(message, now) for message in batch])
-
-
-class AnalyticsVideos(AnalyticsSink):
-    """Knows the videos, and corrects what was counted before they were known."""
-
-    name = VIDEOS_CONSUMER
-    topics = uploads.UPLOAD_TOPICS
-
-    def store(self, conn: Connection[TupleRow], batch: Sequence[IncomingMessage]) -> None:
-        told = [uploads.told(message.topic, message.value) for message in batch]
-        self._last = videos.apply(conn, self._store, told)
-
-
-def _row(message: IncomingMessage, now: datetime) -> Row:
-    try:
-        return row_of(message.topic, message.id, message.value, now)
-    except NotCountable as error:
-        raise Poison(message, describe(error)) from error
-
-
-INTERVAL_SECONDS = 3600.0
-
 ANALYTICS_PRUNED = counter(
     "backlot_analytics_pruned",
     "Rows of the analytics that were past the retention, by table, without dropped chunks.",
@@ -140,15 +76,94 @@ ANALYTICS_PRUNE_FAILURES = counter(
 )
 
 
-def pruning_job(analytics_url: str, days: int, every: float = INTERVAL_SECONDS) -> Job:
-    """Return the job that removes what is older than `days`."""
+async def tell_nobody() -> None:
+    """Nobody wants to know that something was counted."""
+
+
+class AnalyticsSink:
+    """Writes the tables of one database, which all sinks of the analytics share."""
+
+    def __init__(
+        self, repeat: timedelta, *, counted: Callable[[], Awaitable[None]] = tell_nobody
+    ) -> None:
+        """`repeat` is how long a view of a session stands for its repetitions.
+
+        `counted` is called when counts have changed, and must not raise.
+        """
+        self._counted = counted
+        self._repeat = repeat
+        self._store = Store(Shape.PLAIN, repeat)
+        self._last = StoredBatch()
+
+    def prepare(self, conn: Connection[TupleRow]) -> None:
+        found = migrate(conn)
+        log.info("analytics_ready", on=str(found))
+        self._store = Store(found.shape, self._repeat)
+
+    async def stored(self, conn: ThreadedConnection) -> None:
+        """Bring late events into the rollups, where the storing does not write these itself."""
+        last, self._last = self._last, StoredBatch()
+        for kind, count in last.fresh.items():
+            ANALYTICS_EVENTS.labels(kind).inc(count)
+        ANALYTICS_RECOUNTED.inc(last.changed)
+        ANALYTICS_TOO_LATE.inc(last.too_late)
+        if self._store.shape is Shape.TIMESCALE:
+            await conn.do(refresh, last.times, datetime.now(UTC))
+        if last.times:
+            await self._counted()
+
+
+class Analytics(AnalyticsSink):
+    """Counts views, watch time, shares, likes and comments."""
+
+    name = COUNTS_CONSUMER
+    topics = TOPICS
+
+    def store(self, conn: Connection[TupleRow], batch: Sequence[IncomingMessage]) -> None:
+        now = datetime.now(UTC)
+        rows = []
+        for message in batch:
+            try:
+                rows.append(row_of(message.topic, message.id, message.value, now))
+            except NotCountable as error:
+                raise Poison(message, describe(error)) from error
+        self._last = self._store.add(conn, rows)
+
+
+class AnalyticsVideos(AnalyticsSink):
+    """Knows the videos, and corrects what was counted before they were known."""
+
+    name = VIDEOS_CONSUMER
+    topics = videos.UPLOAD_TOPICS
+
+    def store(self, conn: Connection[TupleRow], batch: Sequence[IncomingMessage]) -> None:
+        changes = [videos.change_of(message.topic, message.value) for message in batch]
+        self._last = videos.apply(conn, self._store, changes)
+
+
+def uploads_feed(batch_events: int) -> EventFeed:
+    """Return the feed of what happens to uploads, for the analytics alone."""
+    return EventFeed(videos.WRITES, batch_events=batch_events, message_of=videos.message)
+
+
+def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[MessageBatch]]:
+    """Count what happens; know the videos, which only the event log tells all of."""
+    repeat = parts.settings.watch.view_repeat
+    yield parts.feed(Analytics(repeat, counted=TrendingInvalidation(parts.redis).touch))
+    wake = parts.notifications.subscribe(EVENTS)
+    source = LogSource([uploads_feed(BEHIND_EVENTS)], wake=wake)
+    yield parts.feed(AnalyticsVideos(repeat), source)
+
+
+def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
+    """Remove what is past its retention, every hour."""
     outage = Outage("analytics_not_pruned", (psycopg.Error,), ANALYTICS_PRUNE_FAILURES)
-    run = partial(in_thread, prune_once, analytics_url, days)
-    return Job("analytics pruning", every, repeat(run), outage)
+    days = parts.settings.analytics.retention_days
+    run = partial(in_thread, _prune_once, parts.analytics_url, days)
+    yield Job("analytics pruning", PRUNE_SECONDS, repeat(run), outage)
 
 
-def prune_once(analytics_url: str, days: int) -> None:
-    """Remove what is older than `days` now. Raise psycopg.Error."""
+def _prune_once(analytics_url: str, days: int) -> None:
     with open_connection(analytics_url, "pruning") as conn:
         gone = prune(conn, days, datetime.now(UTC))
     for table, rows in gone.items():
@@ -167,17 +182,3 @@ def analytics_means(settings: Settings, database_url: str) -> AnalyticsMeans:
         arrival_seconds=60 + 4 * settled,
         settle_seconds=settled,
     )
-
-
-def subscriptions(parts: Parts, tasks: Tasks) -> Iterator[Subscription[MessageBatch]]:
-    """Count what happens; know the videos, which only the event log tells all of."""
-    repeat = parts.settings.watch.view_repeat
-    yield parts.feed(Analytics(repeat, counted=TrendingInvalidation(parts.redis).touch))
-    wake = parts.notifications.subscribe(EVENTS)
-    source = LogSource(uploads.UPLOAD_TOPICS, wake=wake, following=[feed(BEHIND_EVENTS)])
-    yield parts.feed(AnalyticsVideos(repeat), source)
-
-
-def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
-    """Remove what is past its retention."""
-    yield pruning_job(parts.analytics_url, parts.settings.analytics.retention_days)

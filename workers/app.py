@@ -24,15 +24,11 @@ from workers.tasks import TaskMeans, declare, give_up
 from workers.translation.task import open_translation
 
 
-class NothingShared(OperatorError):
-    """What this process has to share with others is not configured."""
-
-
 def _read_settings() -> tuple[Settings, str]:
-    """The settings, and the database's URL among them. Raises OperatorError."""
+    """Return the settings, and the database's URL among them. Raise OperatorError."""
     settings = load_settings()
     if settings.database.url is None or settings.tasks.broker_url is None:
-        raise NothingShared(
+        raise OperatorError(
             "DATABASE_URL and REDIS_URL (or TASK_BROKER_URL): set them to what the other processes "
             "use; without servers, run `backlot up`, which runs the tasks too"
         )
@@ -54,7 +50,7 @@ def _migrate() -> None:
 
 @asynccontextmanager
 async def open_means() -> AsyncIterator[TaskMeans]:
-    """Opened on the tasks' event loop, in each process after the fork."""
+    """Open what tasks work with, on their event loop, in each process after the fork."""
     await asyncio.to_thread(_migrate)
     recorder = open_recorder(DATABASE_URL, limits=Limits.from_settings(settings.database))
     bus = CommandBus(recorder, retries=settings.commands.retries)

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 
 import psycopg
 import structlog
 from eventsourcing.persistence import PersistenceError
 
 from engine import telemetry
-from engine import telemetry as viewers
 from engine.command_bus import CommandBus
 from engine.connections import in_thread
-from engine.event_store import GroupCommitRecorder
 from engine.schedule import Job, Outage, Run, repeat
 from engine.seals.sealer import SEAL_FAILURES, LogBroken, Sealer
 from infra.postgres.connection import open_connection
-from workers import consumers
-from workers.parts import Parts
+from workers.parts import Parts, forget_processed
 
 log = structlog.get_logger(__name__)
 
@@ -27,45 +25,30 @@ INTERVAL_SECONDS = 600.0
 
 
 def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
-    """Forget what is past its lifetime."""
+    """Forget, every ten minutes, what is past its lifetime."""
     settings = parts.settings
-    yield housekeeping_job(
-        parts.recorder,
-        settings.commands.idempotency_ttl_hours,
-        parts.database_url,
-        settings.watch.view_repeat,
-    )
-
-
-def housekeeping_job(
-    recorder: GroupCommitRecorder,
-    answers_ttl_hours: float,
-    database_url: str,
-    repetition: timedelta,
-) -> Job:
-    """Return the job that forgets, every ten minutes, what is past its lifetime.
-
-    That is idempotency answers, the ids of the messages that consumers have handled, and of
-    viewers the sessions that began longer than `repetition` ago and the salts of days that are
-    over.
-    """
 
     async def run() -> None:
-        answers = await in_thread(recorder.forget_answers, answers_ttl_hours)
-        rest = await in_thread(forget, database_url, repetition)
+        ttl_hours = settings.commands.idempotency_ttl_hours
+        answers = await in_thread(parts.recorder.forget_answers, ttl_hours)
+        rest = await in_thread(forget, parts.database_url, settings.watch.view_repeat)
         log.debug("forgotten", answers=answers, **rest)
 
     outage = Outage("housekeeping_postponed", (PersistenceError, psycopg.Error))
-    return Job("housekeeping", INTERVAL_SECONDS, repeat(run), outage)
+    yield Job("housekeeping", INTERVAL_SECONDS, repeat(run), outage)
 
 
 def forget(database_url: str, repeat: timedelta) -> dict[str, int]:
-    """Forget what is past its lifetime now; return how much of each. Raise psycopg.Error."""
+    """Forget what is past its lifetime now; return how much of each. Raise psycopg.Error.
+
+    That is the salts of days that are over, the sessions of viewers that began longer than `repeat`
+    ago, and the ids of the messages that consumers have handled.
+    """
     with open_connection(database_url, "housekeeping") as conn:
         return {
-            "salts": viewers.forget_salts(conn),
+            "salts": telemetry.forget_salts(conn),
             "sessions": telemetry.forget_sessions(conn, repeat),
-            "messages": consumers.forget_processed(conn),
+            "messages": forget_processed(conn),
         }
 
 
@@ -85,25 +68,21 @@ def sealing_job(sealer: Sealer, block_seconds: float) -> Job:
     @asynccontextmanager
     async def session() -> AsyncIterator[Run]:
         try:
-            yield lambda: _pause_after_turn(sealer)
+            yield partial(_seal, sealer)
         finally:
             sealer.close()
 
     return Job("sealing", min(block_seconds / 2, LONGEST_PAUSE_SECONDS), session)
 
 
-async def _pause_after_turn(sealer: Sealer) -> float | None:
-    made = await _turn(sealer)
-    if made is None:
-        return AFTER_FAILURE_SECONDS
-    return 0.0 if made else None
+async def _seal(sealer: Sealer) -> float | None:
+    """Seal what is due; return the seconds until the next turn, None for the usual pause.
 
-
-async def _turn(sealer: Sealer) -> int | None:
-    """Return how many seals were made; None when it failed, which the metric and the log tell."""
+    The metric and the log tell of a failure.
+    """
     try:
         # The thread can't be stopped, and its connection must not be closed under it.
-        return await in_thread(sealer.turn)
+        return 0.0 if await in_thread(sealer.turn) else None
     except LogBroken as error:
         SEAL_FAILURES.labels("log").inc()
         log.error("log_not_whole", error=str(error))
@@ -113,4 +92,4 @@ async def _turn(sealer: Sealer) -> int | None:
     except Exception:
         SEAL_FAILURES.labels("other").inc()
         log.exception("sealing_broke")
-    return None
+    return AFTER_FAILURE_SECONDS

@@ -22,8 +22,7 @@ from infra.settings import Settings
 from projections.integration_events import TELEMETRY
 from projections.like_counters import Counters
 from workers.consumers import subscribe_consumer, subscribe_sink
-from workers.feeds import BATCH_EVENTS, LogSource
-from workers.kafka_source import KafkaSource
+from workers.sources import KafkaSource, LogSource, feeds
 
 
 @dataclass(frozen=True)
@@ -79,4 +78,4 @@ class Parts:
             return KafkaSource(consumer.topics, kafka, batch_messages=at_once, hurried=hurried)
         channels = CHANNELS if TELEMETRY.intersection(consumer.topics) else (EVENTS,)
         wake = self.notifications.subscribe(*channels)
-        return LogSource(consumer.topics, wake=wake, batch_events=at_once)
+        return LogSource(feeds(consumer.topics, batch_events=at_once), wake=wake)

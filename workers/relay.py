@@ -1,61 +1,72 @@
-"""Publishes what is recorded to Kafka: the log is the outbox, and its position says what is told.
+"""Publishes what is recorded to Kafka: the log is the outbox, its position says what is published.
 
-The position moves once Kafka has acknowledged; what was on its way in a crash is told again, under
-the same id. One process relays at a time, and another takes over when that one is gone.
+The position moves once Kafka has acknowledged; what was on its way in a crash is published again,
+under the same id. One process relays at a time, and another takes over when that one is gone.
 """
 
 from __future__ import annotations
-
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any, NamedTuple, NoReturn
-
 import psycopg
 import structlog
-from psycopg import Connection
-from psycopg.rows import TupleRow
-
-from engine import checkpoints, dead_letters
-from engine.checkpoints import Checkpoint, SubscriptionKind, Superseded
-from engine.connections import Backoff, LeaderLock, ThreadedConnection
+from collections import Counter
+from collections.abc import Callable
+from collections.abc import Coroutine
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from engine import checkpoints
+from engine import dead_letters
+from engine.checkpoints import Checkpoint
+from engine.checkpoints import SubscriptionKind
+from engine.checkpoints import Superseded
+from engine.connections import Backoff
+from engine.connections import LeaderLock
+from engine.connections import ThreadedConnection
 from engine.dead_letters import RejectedMessage
-from engine.subscription import Handler, Notifications, Place, Prefetch, Restart, Subscription
+from engine.subscription import Handler
+from engine.subscription import Notifications
+from engine.subscription import Place
+from engine.subscription import Prefetch
+from engine.subscription import Restart
+from engine.subscription import Subscription
 from infra.cancellation import to_the_end
 from infra.errors import describe
-from infra.kafka import KafkaAway, Outgoing, Publisher, Sent
-from infra.metrics import counter, gauge
+from infra.kafka import KafkaAway
+from infra.kafka import Outgoing
+from infra.kafka import Publisher
+from infra.kafka import Sent
+from infra.metrics import counter
+from infra.metrics import gauge
 from infra.settings.adapters import KafkaSettings
-from projections.integration_events import TOPICS, Message
-from workers.feeds import Feed, FeedBatch, FeedMessages, FeedSource, Stretch, feeds
-
-RELAY = "relay"
-SOURCES = ("events", "telemetry")
+from projections.integration_events import Message
+from projections.integration_events import TOPICS
+from psycopg import Connection
+from psycopg.rows import TupleRow
+from typing import Any
+from typing import NamedTuple
+from typing import NoReturn
+from workers.sources import Feed
+from workers.sources import FeedBatch
+from workers.sources import FeedSource
+from workers.sources import RELAY
+from workers.sources import Stretch
+from workers.sources import feeds
+from workers.sources import published_positions
 
 
 def begin(conn: Connection[TupleRow]) -> dict[str, int]:
-    """Return how far each source is published; at first, nothing is."""
-    checkpoints.begin(conn, SubscriptionKind.RELAY, RELAY, SOURCES)
-    return published(conn)
-
-
-def published(conn: Connection[TupleRow]) -> dict[str, int]:
-    """Return how far each source is published; empty where no relay has ever run."""
-    found = checkpoints.positions(conn, SubscriptionKind.RELAY, RELAY)
-    return {source: position for (source, _), position in found.items()}
+    """Return how far each feed is published; at first, nothing is."""
+    checkpoints.begin(conn, SubscriptionKind.RELAY, RELAY, ("events", "telemetry"))
+    return published_positions(conn)
 
 
 def move(
-    conn: Connection[TupleRow],
-    source: str,
-    before: int,
-    after: int,
-    undelivered: Iterable[RejectedMessage],
+    conn: Connection[TupleRow], feed: str, before: int, after: int, undelivered: Iterable[RejectedMessage]
 ) -> None:
     """Advance the checkpoint, and set aside what could not be published; raise Superseded."""
     with conn.transaction(), conn.cursor() as cursor:
         dead_letters.reject(conn, SubscriptionKind.RELAY, RELAY, undelivered)
-        Checkpoint(SubscriptionKind.RELAY, RELAY, source=source).move(cursor, before, after)
+        Checkpoint(SubscriptionKind.RELAY, RELAY, source=feed).move(cursor, before, after)
 
 
 log = structlog.get_logger(__name__)
@@ -100,7 +111,7 @@ class RelayCheckpoint:
         begin(conn)
 
     def look(self, conn: Connection[TupleRow]) -> Mapping[Place, int]:
-        return {(source, 0): position for source, position in published(conn).items()}
+        return {(source, 0): position for source, position in published_positions(conn).items()}
 
 
 class Relay(Handler[FeedBatch[Outgoing]]):
@@ -132,8 +143,13 @@ class Relay(Handler[FeedBatch[Outgoing]]):
             raise RuntimeError("It has not been started.")
         before, self._on_its_way = self._on_its_way, []
         try:
-            for name, told in batch.by_feed.items():
-                await self._send(self._publisher, name, told, before)
+            for feed, (stretch, messages) in batch.by_feed.items():
+                sent_until = {each.feed: each.stretch.until for each in before}
+                if stretch.until > sent_until.get(feed, self._places.get(feed, 0)):
+                    sent = await self._publisher.send(messages)
+                    self._on_its_way.append(OnItsWay(feed, stretch, sent))
+                    # So that it is settled soon, also where nothing comes behind it.
+                    self._wake.set()
             for each in before:
                 await self._settle(conn, self._publisher, each)
         except KafkaAway as error:
@@ -165,16 +181,6 @@ class Relay(Handler[FeedBatch[Outgoing]]):
         await to_the_end(publisher.abandon())
         raise Restart(self._backoff.next()) from error
 
-    async def _send(
-        self, publisher: Publisher, name: str, told: FeedMessages[Outgoing], before: list[OnItsWay]
-    ) -> None:
-        last = next((each.stretch.until for each in before if each.feed == name), None)
-        if told.until > (self._places.get(name, 0) if last is None else last):
-            sent = await publisher.send(told.messages)
-            self._on_its_way.append(OnItsWay(name, told.stretch, sent))
-            # So that it is settled soon, also where nothing comes behind it.
-            self._wake.set()
-
     async def _settle(
         self, conn: ThreadedConnection, publisher: Publisher, on_its_way: OnItsWay
     ) -> None:
@@ -195,14 +201,14 @@ class Relay(Handler[FeedBatch[Outgoing]]):
         _count(stretch, {each.number for each in refused}, undelivered)
 
     async def _measure(self, conn: ThreadedConnection) -> None:
-        """Make the lag known every second, also while Kafka is away."""
+        """Measure the lag every second, also while Kafka is away."""
         try:
             while True:
                 for feed in self._measured:
                     place = self._places.get(feed.name, 0)
                     stretch = await conn.do(feed.read, place)
                     RELAY_LAG.labels(feed.name).set(stretch.head - place)
-                    RELAY_LAG_SECONDS.labels(feed.name).set(_age(stretch))
+                    RELAY_LAG_SECONDS.labels(feed.name).set(stretch.age_seconds)
                 await asyncio.sleep(MEASURE_SECONDS)
         finally:
             for feed in self._measured:
@@ -229,7 +235,7 @@ def subscribe_relay(
     source = FeedSource(
         feeds(TOPICS, batch_events=batch_events),
         wake=wake,
-        tell=lambda _, message: outgoing(message),
+        form=lambda _, message: outgoing(message),
         gather_seconds=GATHER_SECONDS,
     )
 
@@ -262,7 +268,7 @@ class OnItsWay(NamedTuple):
 
 
 def outgoing(message: Message) -> Outgoing:
-    """A message as it is put into its topic."""
+    """Return a message as it is put into its topic."""
     return Outgoing(message.topic, message.key.encode(), message.value, message.headers())
 
 
@@ -272,11 +278,8 @@ def _tell_failure(step: str, error: Exception) -> None:
 
 
 def _count(stretch: Stretch, refused: set[int], undelivered: list[RejectedMessage]) -> None:
-    told: dict[str, int] = {}
-    for index, message in enumerate(stretch.messages):
-        if index not in refused:
-            told[message.topic] = told.get(message.topic, 0) + 1
-    for topic, count in told.items():
+    topics = (each.topic for index, each in enumerate(stretch.messages) if index not in refused)
+    for topic, count in Counter(topics).items():
         RELAYED.labels(topic).inc(count)
     for each in undelivered:
         RELAY_UNDELIVERED.labels(each.topic).inc()
@@ -288,9 +291,3 @@ def _count(stretch: Stretch, refused: set[int], undelivered: list[RejectedMessag
 def _undelivered(source: str, message: Message, reason: str) -> RejectedMessage:
     place = source, 0, message.position, message.topic, reason
     return RejectedMessage(*place, message.id, message.key, message.value)
-
-
-def _age(stretch: Stretch) -> float:
-    if stretch.oldest is None:
-        return 0.0
-    return max(0.0, (datetime.now(UTC) - stretch.oldest).total_seconds())

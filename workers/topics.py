@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from psycopg import Connection
 from psycopg.rows import class_row
+from pydantic.alias_generators import to_camel
 
 from engine.event_store import EVENTS
 from infra.http.shapes import rfc3339
 from projections.integration_events import TELEMETRY, TOPICS, dead_letters
+
+R = TypeVar("R")
 
 # A consumer's lag is known here where it follows the log; with Kafka its metric tells.
 RELAY = f"""
 WITH heads AS (
     SELECT 'events' AS source, coalesce(max(notification_id), 0) AS head FROM {EVENTS}
     UNION ALL SELECT 'telemetry', coalesce(max(seq), 0) FROM public.backlot_telemetry)
-SELECT h.source, r.position, h.head, r.updated_at
+SELECT h.source, r.position, h.head, h.head - coalesce(r.position, 0) AS lag_events, r.updated_at
 FROM heads h LEFT JOIN backlot_checkpoints r ON r.kind = 'relay' AND r.source = h.source
 ORDER BY h.source
 """.encode()
@@ -34,49 +37,43 @@ FROM backlot_dead_letters WHERE kind = 'relay' ORDER BY source, position LIMIT %
 """
 
 
-@dataclass(frozen=True, slots=True)
-class RelayProgress:
+@dataclass(frozen=True)
+class ReportRow:
+    """A row of a report."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row as JSON has it: names in camelCase, times as RFC 3339."""
+        return {
+            to_camel(name): rfc3339(value) if isinstance(value, datetime) else value
+            for name, value in asdict(self).items()
+        }
+
+
+@dataclass(frozen=True)
+class RelayProgress(ReportRow):
     """How far a source is published; no position where no relay has ever run."""
 
     source: str
     position: int | None
     head: int
+    lag_events: int
     updated_at: datetime | None
 
-    @property
-    def lag(self) -> int:
-        return self.head - (self.position or 0)
 
-    def as_dict(self) -> dict[str, Any]:
-        updated = None if self.updated_at is None else rfc3339(self.updated_at)
-        return {
-            "source": self.source,
-            "position": self.position,
-            "head": self.head,
-            "lagEvents": self.lag,
-            "updatedAt": updated,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class ConsumerPlace:
+@dataclass(frozen=True)
+class ConsumerPlace(ReportRow):
     """How far a consumer is in a partition of a source, and how many of its messages are dead."""
 
     consumer: str
     source: str
     partition: int
     position: int
-    updated_at: datetime
     dead: int
-
-    def as_dict(self) -> dict[str, Any]:
-        told = {**asdict(self), "updatedAt": rfc3339(self.updated_at)}
-        del told["updated_at"]
-        return told
+    updated_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class SetAside:
+@dataclass(frozen=True)
+class UndeliveredMessage(ReportRow):
     """Something recorded that the relay could not publish."""
 
     source: str
@@ -87,20 +84,9 @@ class SetAside:
     key: str | None
     noticed_at: datetime
 
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "source": self.source,
-            "position": self.position,
-            "topic": self.topic,
-            "reason": self.reason,
-            "messageId": self.message_id,
-            "key": self.key,
-            "noticedAt": rfc3339(self.noticed_at),
-        }
-
 
 def topics() -> list[dict[str, str]]:
-    """Every published topic, what it is made from and where its dead letters go."""
+    """Return every published topic, what it is made from and where its dead letters go."""
     return [
         {
             "topic": topic,
@@ -112,18 +98,20 @@ def topics() -> list[dict[str, str]]:
 
 
 def relayed(conn: Connection[Any]) -> list[RelayProgress]:
-    """How far each source is published."""
-    with conn.cursor(row_factory=class_row(RelayProgress)) as cursor:
-        return cursor.execute(RELAY).fetchall()
+    """Return how far each source is published."""
+    return _rows(conn, RelayProgress, RELAY)
 
 
 def consumer_places(conn: Connection[Any]) -> list[ConsumerPlace]:
-    """How far each consumer is."""
-    with conn.cursor(row_factory=class_row(ConsumerPlace)) as cursor:
-        return cursor.execute(CONSUMERS).fetchall()
+    """Return how far each consumer is."""
+    return _rows(conn, ConsumerPlace, CONSUMERS)
 
 
-def undelivered(conn: Connection[Any], limit: int) -> list[SetAside]:
-    """What could not be published."""
-    with conn.cursor(row_factory=class_row(SetAside)) as cursor:
-        return cursor.execute(UNDELIVERED, (limit,)).fetchall()
+def undelivered(conn: Connection[Any], limit: int) -> list[UndeliveredMessage]:
+    """Return what could not be published."""
+    return _rows(conn, UndeliveredMessage, UNDELIVERED, limit)
+
+
+def _rows(conn: Connection[Any], kind: type[R], query: bytes, *given: int) -> list[R]:
+    with conn.cursor(row_factory=class_row(kind)) as cursor:
+        return cursor.execute(query, given).fetchall()

@@ -15,9 +15,7 @@ from engine.connections import in_thread
 from engine.schedule import Job, Outage, repeat
 from infra.metrics import counter, gauge
 from infra.postgres.connection import open_connection
-from projections.analytics.windows import Window
-from projections.trending.formula import Formula
-from projections.trending.sums import settle
+from projections.trending import Formula, Window, settle
 from workers.parts import Parts
 
 log = structlog.get_logger(__name__)

@@ -1,32 +1,137 @@
 """The queries of the analytics: stats and rankings, over a pool of their own."""
 
 from __future__ import annotations
-
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from uuid import UUID
-
 import structlog
-from psycopg import AsyncConnection, InterfaceError, OperationalError
-from psycopg.rows import TupleRow
-from redis.asyncio import Redis
-
-from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool, ReadModelBehind, Waiting
-from infra.cache import CachedValue, Requirement
+from collections.abc import AsyncIterator
+from collections.abc import Collection
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from dataclasses import replace
+from datetime import UTC
+from datetime import date
+from datetime import datetime
+from datetime import timedelta
+from domain.upload import Upload
+from engine.codec import topics_of
+from engine.event_store import EVENTS
+from engine.freshness import Freshness
+from engine.freshness import Pool
+from engine.freshness import ReadModelBehind
+from engine.freshness import WHATEVER_THERE_IS
+from engine.freshness import Waiting
+from enum import StrEnum
+from infra.cache import CachedValue
+from infra.cache import Lifetimes
+from infra.cache import Requirement
 from infra.http.shapes import Position
 from infra.metrics import counter
-from infra.postgres.connection import Limits, make_pool
+from infra.postgres.connection import Limits
+from infra.postgres.connection import fetch_as
+from infra.postgres.connection import make_pool
 from infra.settings.features import TrendingSettings
-from projections.analytics.arrival import COUNTS_CONSUMER, REACHED, VIDEOS_CONSUMER
-from projections.analytics.stats import Bucket, Range, Stats, stats_of
-from projections.analytics.windows import Window
+from math import fsum
+from projections.analytics.calendar import DAY
+from projections.analytics.calendar import start_of_day
+from projections.analytics.calendar import start_of_hour
+from projections.analytics.calendar import start_of_next_day
 from projections.catalog import Catalog
-from projections.trending.cache import Ranking, TrendingCache, lifetimes_from
-from projections.trending.formula import Formula
-from projections.trending.ranking import Listing, Ranked, Trending, changed_after, listing
+from projections.trending import Formula
+from projections.trending import Ranked
+from projections.trending import Ranking
+from projections.trending import Trending
+from projections.trending import TrendingCache
+from projections.trending import Window
+from psycopg import AsyncConnection
+from psycopg import InterfaceError
+from psycopg import OperationalError
+from psycopg.errors import UndefinedTable
+from psycopg.rows import TupleRow
+from redis.asyncio import Redis
+from uuid import UUID
 
 log = structlog.get_logger(__name__)
+
+COUNTS_CONSUMER, VIDEOS_CONSUMER = "analytics", "analytics_videos"
+ENGAGED_CONSUMER = "recommendations"
+# With Kafka the checkpoints of a consumer are offsets. Beside them it keeps, under these sources,
+# the position of the log and of the telemetry up to which it has everything.
+BY_KAFKA = {"events": "kafka:events", "telemetry": "kafka:telemetry"}
+
+REACHED = b"""
+SELECT subscription,
+       coalesce(max(position) FILTER (WHERE source IN ('events', 'kafka:events')), 0),
+       coalesce(max(position) FILTER (WHERE source IN ('telemetry', 'kafka:telemetry')), 0),
+       NULL::int
+FROM backlot_checkpoints WHERE kind = 'consumer' GROUP BY subscription
+"""
+# The edition, and the position of the log up to which its changes are in it. Another edition begins
+# whenever a video may be listed otherwise than before.
+LISTING = b"""
+SELECT edition, (
+    SELECT position FROM backlot_checkpoints
+    WHERE kind = 'consumer' AND subscription = 'analytics_videos' AND source = 'events')
+FROM analytics.listing
+"""
+# The last change that the listing or the catalog lacks, or 0. Bounded: where the analytics are
+# further behind, a ranking can't wait for them.
+CHANGED = f"""
+SELECT coalesce(max(position), 0) FROM (
+    SELECT notification_id AS position, topic FROM {EVENTS}
+    WHERE notification_id > least(
+        %s, (SELECT position FROM backlot_checkpoints
+             WHERE kind = 'projection' AND subscription = %s))
+    ORDER BY notification_id LIMIT 10000) AS newest
+WHERE topic = ANY (%s)
+""".encode()
+# An upload that was just completed has nothing to be ranked by.
+CHANGES = [*topics_of(Upload.DetailsChanged), *topics_of(Upload.Removed)]
+
+SERIES = """
+WITH counted AS (
+    SELECT date_trunc(%(unit)s, bucket, 'UTC') AS at, sum(views)::bigint AS views,
+           sum(likes)::bigint AS likes, sum(comments)::bigint AS comments,
+           sum(shares)::bigint AS shares, sum(watch_seconds) / 60 AS watch_minutes
+    FROM ({happened}) AS happened
+    GROUP BY 1)
+SELECT at, coalesce(views, 0) AS views, coalesce(likes, 0) AS likes,
+       coalesce(comments, 0) AS comments, coalesce(shares, 0) AS shares,
+       coalesce(watch_minutes, 0) AS watch_minutes
+FROM generate_series(%(first)s::timestamptz, %(now)s::timestamptz, %(step)s::interval) AS laid (at)
+LEFT JOIN counted USING (at)
+ORDER BY at
+"""
+BY_HOURS = """
+SELECT bucket, views, likes, comments, shares, watch_seconds FROM analytics.video_hourly
+WHERE video_id = %(video)s AND bucket >= %(since)s
+"""
+# Only what the range's beginning has cut off a day is taken by the hour.
+BY_DAYS = f"""
+{BY_HOURS} AND bucket < %(whole_day)s
+UNION ALL
+SELECT bucket, views, likes, comments, shares, watch_seconds FROM analytics.video_daily
+WHERE video_id = %(video)s AND bucket >= %(whole_day)s
+"""
+# Viewers are kept by whole days (UTC). Where the range begins within one, its events are read.
+# Within a day each viewer is there once; at all, they are hashed rather than sorted.
+VIEWERS = """
+WITH viewed AS MATERIALIZED (
+    SELECT day, viewer FROM analytics.video_viewers
+    WHERE video_id = %(video)s AND day >= (%(whole_day)s::timestamptz AT TIME ZONE 'UTC')::date
+      AND day <= (%(now)s::timestamptz AT TIME ZONE 'UTC')::date
+    UNION ALL
+    SELECT DISTINCT (%(since)s::timestamptz AT TIME ZONE 'UTC')::date,
+           coalesce(user_id, 'session:' || (metadata->>'session'))
+    FROM analytics.video_analytics
+    WHERE video_id = %(video)s AND event_type = 'view'
+      AND "timestamp" >= %(since)s AND "timestamp" < %(whole_day)s)
+SELECT day, count(*) FROM viewed GROUP BY day
+UNION ALL
+SELECT NULL, count(*) FROM (SELECT viewer FROM viewed GROUP BY viewer) AS viewers
+"""
+# Who viewed before this is not kept any more.
+FLOOR = b"SELECT floor FROM analytics.retention"
+EARLIEST = b"SELECT min(bucket) FROM analytics.video_daily WHERE video_id = %s AND bucket <= %s"
 
 # How long a ranking waits for the analytics to learn what was just removed or moved.
 LISTING_SECONDS = 1.0
@@ -35,6 +140,116 @@ TRENDING_BEHIND_CATALOG = counter(
     "backlot_trending_behind_catalog",
     "Rankings made without a removal or a new category that the analytics did not know in time.",
 )
+
+
+class Range(StrEnum):
+    """How far back the stats go."""
+
+    DAY = "24h"
+    WEEK = "7d"
+    MONTH = "30d"
+    ALL = "all"
+
+
+class Bucket(StrEnum):
+    """How long one point of the series is."""
+
+    HOUR = "hour"
+    DAY = "day"
+
+
+LENGTHS = {Range.DAY: DAY, Range.WEEK: 7 * DAY, Range.MONTH: 30 * DAY}
+# Not a day: where the session's time zone has summer time, some have 23 hours or 25.
+STEPS = {Bucket.HOUR: "1 hour", Bucket.DAY: "24 hours"}
+
+
+class TooManyPoints(ValueError):
+    """The range is without a bound, and the buckets are too small for that."""
+
+    def __init__(self) -> None:
+        super().__init__("`bucket`: hours are given for 24h, 7d and 30d; ask for `bucket=day`.")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What happened in the bucket that begins `at`; likes and comments are net of those undone."""
+
+    at: datetime
+    views: int
+    likes: int
+    comments: int
+    shares: int
+    watch_minutes: float
+    unique_viewers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """`totals.at` is where the range begins; buckets of an hour don't tell unique viewers."""
+
+    totals: Counts
+    series: Sequence[Counts]
+
+
+async def stats_of(
+    conn: AsyncConnection[TupleRow],
+    video_id: UUID,
+    range_: Range,
+    bucket: Bucket,
+    *,
+    began: datetime,
+    now: datetime,
+) -> Stats:
+    """Return the stats of a video that exists since `began`; only the first hour may be cut.
+
+    Raise TooManyPoints for hours of all times.
+    """
+    if range_ is Range.ALL and bucket is Bucket.HOUR:
+        raise TooManyPoints
+    since = await _since(conn, video_id, range_, began, now)
+    given = {
+        "video": video_id,
+        "since": since,
+        "whole_day": start_of_next_day(since),
+        "first": start_of_day(since) if bucket is Bucket.DAY else since,
+        "now": now,
+        "unit": bucket.value,
+        "step": STEPS[bucket],
+    }
+    query = SERIES.format(happened=BY_DAYS if bucket is Bucket.DAY else BY_HOURS)
+    found = await fetch_as(conn, Counts, query.encode(), given)
+    series = [replace(each, at=each.at.astimezone(UTC)) for each in found]
+    # By day; all of them under None.
+    viewers: dict[date | None, int] = dict(await (await conn.execute(VIEWERS, given)).fetchall())
+    if bucket is Bucket.DAY:
+        ((floor,),) = await (await conn.execute(FLOOR)).fetchall()
+        series = [
+            replace(each, unique_viewers=viewers.get(each.at.date(), 0))
+            if each.at >= floor
+            else each
+            for each in series
+        ]
+    totals = Counts(
+        at=since,
+        views=sum(each.views for each in series),
+        likes=sum(each.likes for each in series),
+        comments=sum(each.comments for each in series),
+        shares=sum(each.shares for each in series),
+        watch_minutes=fsum(each.watch_minutes for each in series),
+        unique_viewers=viewers.get(None, 0),
+    )
+    return Stats(totals, series)
+
+
+async def _since(
+    conn: AsyncConnection[TupleRow], video_id: UUID, range_: Range, began: datetime, now: datetime
+) -> datetime:
+    if range_ is not Range.ALL:
+        return start_of_hour(now) - LENGTHS[range_]
+    cursor = await conn.execute(EARLIEST, (video_id, now))
+    row = await cursor.fetchone()
+    # Clocks differ: something may have happened before the video began.
+    return start_of_day(min(row[0], began) if row and row[0] else min(began, now))
 
 
 class AnalyticsUnavailable(Exception):
@@ -65,8 +280,12 @@ class AnalyticsQueries:
         # A pool of its own: a ranking takes far longer than a look at a video.
         pool = make_pool(url, max_size=4, limits=limits)
         await pool.open()
-        cache = TrendingCache(redis, lifetimes_from(settings))
-        return cls(pool, log_pool, Trending(Formula.from_settings(settings)), cache)
+        lifetimes = Lifetimes(
+            timedelta(seconds=settings.cache_ttl_seconds),
+            timedelta(seconds=settings.invalidate_seconds),
+        )
+        trending = Trending(Formula.from_settings(settings))
+        return cls(pool, log_pool, trending, TrendingCache(redis, lifetimes))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -83,7 +302,7 @@ class AnalyticsQueries:
         if VIDEOS_CONSUMER in wanted:
             # It follows the event log alone.
             wanted[VIDEOS_CONSUMER] = Position(fresh.position.events)
-        async with _reached():
+        async with _outage_as_unavailable():
             await self._consumers.until(wanted, fresh.seconds_left)
 
     async def ranking(
@@ -100,16 +319,17 @@ class AnalyticsQueries:
         Raise ReadModelBehind and AnalyticsUnavailable.
         """
 
-        async def make(now: datetime) -> list[Ranked]:
+        async def make(now: datetime) -> tuple[Ranked, ...]:
             await self.wait(fresh, COUNTS_CONSUMER, VIDEOS_CONSUMER)
             async with self._connection() as conn:
-                return await self._trending.rank(
+                ranked = await self._trending.rank(
                     conn, window, limit=limit, now=now, category=category, without=without
                 )
+                return tuple(ranked)
 
         if without:
             now = datetime.now(UTC)
-            return CachedValue(tuple(await make(now)), now, None), False
+            return CachedValue(await make(now), now, None), False
         wanted = Requirement(await self._edition(fresh), fresh.position)
         return await self._cache.get(window, limit, category, make, wanted)
 
@@ -131,28 +351,35 @@ class AnalyticsQueries:
         Return None while the analytics don't answer: a cached ranking is better than none.
         """
         try:
-            found = await self._listing()
-            if found is not None and await self._follow_catalog(found, fresh):
-                found = await self._listing()
+            edition, position = await self._listing()
+            if position is not None and await self._follow_catalog(position, fresh):
+                edition, _ = await self._listing()
         except AnalyticsUnavailable:
             return None
-        return None if found is None else found.edition
+        return edition
 
-    async def _listing(self) -> Listing | None:
+    async def _listing(self) -> tuple[int | None, int | None]:
+        """Return the row of LISTING; nothing where no consumer has ever begun."""
         async with self._connection() as conn:
-            return await listing(conn)
+            try:
+                cursor = await conn.execute(LISTING)
+            except UndefinedTable:
+                return None, None
+            return await cursor.fetchone() or (None, None)
 
-    async def _follow_catalog(self, found: Listing, fresh: Freshness) -> bool:
-        """Wait until the listing knows the catalog's changes; return whether there were any."""
-        if found.position is None:
-            return False
-        async with _reached(), self._log_pool.connection() as conn:
-            changed = await changed_after(conn, found.position)
+    async def _follow_catalog(self, position: int, fresh: Freshness) -> bool:
+        """Wait until the listing knows the catalog's changes; return whether there were any.
+
+        `position` is that of the listing.
+        """
+        async with _outage_as_unavailable(), self._log_pool.connection() as conn:
+            cursor = await conn.execute(CHANGED, (position, Catalog.name, CHANGES))
+            ((changed,),) = await cursor.fetchall()
         if changed <= self._given_up:
             return False
         seconds = min(LISTING_SECONDS, fresh.seconds_left) if fresh.is_asked else LISTING_SECONDS
         try:
-            async with _reached():
+            async with _outage_as_unavailable():
                 await self._models.until({Catalog.name: Position(changed)}, seconds)
                 await self._consumers.until({VIDEOS_CONSUMER: Position(changed)}, seconds)
         except ReadModelBehind as behind:
@@ -163,12 +390,12 @@ class AnalyticsQueries:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[AsyncConnection[TupleRow]]:
-        async with _reached(), self.pool.connection() as conn:
+        async with _outage_as_unavailable(), self.pool.connection() as conn:
             yield conn
 
 
 @asynccontextmanager
-async def _reached() -> AsyncIterator[None]:
+async def _outage_as_unavailable() -> AsyncIterator[None]:
     """Raise AnalyticsUnavailable where a database does not answer."""
     try:
         yield

@@ -6,55 +6,62 @@ and ingest go on, and whoever is killed leaves days that are right and days as t
 """
 
 from __future__ import annotations
-
+import orjson
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
-from threading import Event
-from uuid import UUID
-
-import orjson
-from eventsourcing.persistence import MapperDeserialisationError
-from psycopg import Connection, IsolationLevel
-from psycopg.rows import TupleRow
-
-from engine.comparison import SESSION, Difference
+from datetime import UTC
+from datetime import date
+from datetime import datetime
+from datetime import timedelta
+from engine.comparison import Difference
+from engine.comparison import SESSION
 from engine.event_store import EVENTS
-from engine.log import Log, LogWindow, Stored, event_id
-from engine.replay.records import Progress, ReplayState, Report
-from projections.analytics import reconciliation, videos
-from projections.analytics.arrival import (
-    LOOK_SECONDS,
-    VIDEOS_CONSUMER,
-    AnalyticsMeans,
-    Arrival,
-    NotTakenIn,
-    taken,
-)
-from projections.analytics.continuous_aggregates import refresh
+from engine.log import Log
+from engine.log import LogWindow
+from engine.log import event_id
+from engine.replay.records import Progress
+from engine.replay.records import ReplayState
+from engine.replay.records import Report
+from eventsourcing.persistence import MapperDeserialisationError
+from infra.advisory_locks import job_lock
+from infra.errors import OperatorError
+from projections.analytics import reconciliation
+from projections.analytics import videos
+from projections.analytics.calendar import DAY
+from projections.analytics.calendar import start_of_day
 from projections.analytics.ingest import Store
-from projections.analytics.reconciliation import Day, Digest
-from projections.analytics.retention import kept
-from projections.analytics.rules import AHEAD, TOPICS, NotCountable, Row, row_of
-from projections.analytics.schema import Shape, state
+from projections.analytics.queries import COUNTS_CONSUMER
+from projections.analytics.queries import VIDEOS_CONSUMER
+from projections.analytics.reconciliation import Digest
+from projections.analytics.reconciliation import day_of
+from projections.analytics.rules import AHEAD
+from projections.analytics.rules import NotCountable
+from projections.analytics.rules import TOPICS
+from projections.analytics.rules import row_of
+from projections.analytics.schema import Shape
+from projections.analytics.schema import refresh
+from projections.analytics.schema import retention_of
+from projections.analytics.schema import state
 from projections.analytics.videos import WRITES
-from projections.analytics.windows import DAY, start_of_day
-from projections.integration_events import events_for, from_event
+from projections.integration_events import events_for
+from projections.integration_events import from_event
+from psycopg import Connection
+from psycopg import IsolationLevel
+from psycopg.rows import TupleRow
+from threading import Event
+from typing import NamedTuple
+from uuid import UUID
 
 WINDOW_EVENTS = 5_000
 
 HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
 TABLES = b"""
-CREATE TEMPORARY TABLE told_rows (
-    position bigint NOT NULL,
-    event_id uuid NOT NULL,
-    video_id uuid NOT NULL,
-    user_id text COLLATE "C",
-    event_type text COLLATE "C" NOT NULL,
-    "timestamp" timestamptz NOT NULL,
-    metadata jsonb NOT NULL);
+CREATE TEMPORARY TABLE told_rows (position bigint NOT NULL, LIKE analytics.video_analytics);
 CREATE INDEX ON told_rows ("timestamp");
 CREATE TEMPORARY TABLE told_unreadable (event_id uuid PRIMARY KEY);
 CREATE TEMPORARY TABLE told_videos (LIKE analytics.videos INCLUDING ALL)
@@ -94,6 +101,22 @@ SELECT greatest(min(low), %(floor)s), least(max(high), %(ceiling)s) FROM (
     UNION ALL (ROWS)) AS seen(low, high)
 """
 
+KNOWN = b"SELECT to_regclass('backlot_checkpoints') IS NOT NULL"
+# The newest first: checkpoints of the log and of the topics may stand side by side.
+CHECKPOINTS = b"""
+SELECT source, position FROM backlot_checkpoints
+WHERE kind = 'consumer' AND subscription = %b ORDER BY updated_at DESC
+"""
+RELAYED = b"SELECT position FROM backlot_checkpoints WHERE kind = 'relay' AND source = 'events'"
+ACTIVE = b"""
+SELECT EXISTS (
+    SELECT FROM pg_locks
+    WHERE locktype = 'advisory' AND classid = %b::bigint::oid AND objid = %b::bigint::oid
+      AND granted
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+"""
+LOOK_SECONDS = 0.5
+
 NAME = "analytics"
 NO_VIEWERS = (0, 0)
 # Forces the comparison of each viewer of a day.
@@ -121,49 +144,42 @@ class StagingTables:
         (head,) = self._log_conn.execute(HEAD).fetchone() or (0,)
         return int(head)
 
-    def read_rows(self, pace: Pace | None = None) -> None:
+    def read_rows(self, pace: Pace = lambda _: None) -> None:
         """Go on with likes and comments to the end of the log."""
-        for window in self._windows(self._rows, self._rows_until, self.head()):
-            self._write_rows(window)
-            self._rows_until = window.until
-            if pace is not None:
-                pace(window.until)
+        after, until = self._rows_until, self.head()
+        self._rows_until = self._read(self._rows, self._write_rows, after, until, pace)
 
-    def read_videos(self, until: int, pace: Pace | None = None) -> None:
+    def read_videos(self, until: int, pace: Pace = lambda _: None) -> None:
         """Go on with the uploads to a position, which must be where their consumer is."""
-        for window in self._windows(self._videos, self._videos_until, until):
-            self._write_videos(window)
-            self._videos_until = window.until
-            if pace is not None:
-                pace(window.until)
+        after = self._videos_until
+        self._videos_until = self._read(self._videos, self._write_videos, after, until, pace)
 
-    def _windows(self, log: Log, after: int, until: int) -> Iterator[LogWindow]:
+    def _read(
+        self, log: Log, write: Callable[[LogWindow], None], after: int, until: int, pace: Pace
+    ) -> int:
         while after < until:
             window = log.read(self._log_conn, after, until)
-            yield window
+            write(window)
             self.events += len(window.events)
             after = window.until
+            pace(after)
+        return after
 
     def _write_rows(self, window: LogWindow) -> None:
         unreadable: list[UUID] = []
         now = datetime.now(UTC)
         with self._conn.cursor() as cursor, cursor.copy(COPY) as copy:
             for stored in window.events:
-                row = self._row(stored, now)
-                if row is None:
+                try:
+                    message = from_event(*self._rows.decode(stored))
+                    row = row_of(message.topic, message.id, orjson.loads(message.value), now)
+                except (MapperDeserialisationError, NotCountable):
                     unreadable.append(event_id(stored.stream_id, stored.version))
-                else:
-                    kept = orjson.dumps(row.metadata).decode()
-                    copy.write_row((stored.position, *row[:5], kept))
+                    continue
+                metadata = orjson.dumps(row.metadata).decode()
+                copy.write_row((stored.position, *row[:5], metadata))
         if unreadable:
             self._conn.execute(UNREADABLE, (unreadable,))
-
-    def _row(self, stored: Stored, now: datetime) -> Row | None:
-        try:
-            message = from_event(*stored.decode())
-            return row_of(message.topic, message.id, orjson.loads(message.value), now)
-        except (MapperDeserialisationError, NotCountable):
-            return None
 
     def _write_videos(self, window: LogWindow) -> None:
         with self._conn.pipeline():
@@ -173,8 +189,8 @@ class StagingTables:
                 except MapperDeserialisationError:
                     # The consumer has set it aside, too.
                     continue
-                told = videos.told(message.topic, orjson.loads(message.value))
-                self._conn.execute(STAGING_WRITES[told.kind], told.values, prepare=True)
+                change = videos.change_of(message.topic, orjson.loads(message.value))
+                self._conn.execute(STAGING_WRITES[change.kind], change.values, prepare=True)
 
 
 def days(
@@ -184,7 +200,7 @@ def days(
 
     `viewed` are days with viewers.
     """
-    floor = start_of_day(kept(conn).counted_since(now)) + DAY
+    floor = start_of_day(retention_of(conn).counted_since(now)) + DAY
     ceiling = start_of_day(now + AHEAD)
     query = SPAN.replace(b"ROWS", ROWS[shape])
     low, high = conn.execute(query, {"floor": floor, "ceiling": ceiling}).fetchone() or (None, None)
@@ -197,8 +213,33 @@ def days(
     return [first + DAY * number for number in range((last - first).days + 1)]
 
 
+class NotTakenIn(OperatorError):
+    """There is nothing to compare with, or what was recorded is still on its way."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnalyticsMeans:
+    """Where the analytics are stored, and how they are counted.
+
+    `repeat` is how long a view stands for its repetitions, `arrival_seconds` how long is waited for
+    what is on its way, and `settle_seconds` without change after which nothing more is expected.
+    """
+
+    url: str
+    repeat: timedelta
+    arrival_seconds: float = 60.0
+    settle_seconds: float = 10.0
+
+
 class Stopped(Exception):
     """This process is to end; the next rebuild begins from the start."""
+
+
+class ConsumerPosition(NamedTuple):
+    """The position up to which the log itself was read; `by_kafka` where topics are read now."""
+
+    position: int
+    by_kafka: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,30 +280,29 @@ class Rebuild:
             raise NotTakenIn("There are no analytics yet; a start with any role makes them.")
         self._log_conn, self._conn = log_conn, conn
         self._means = means
-        self._shape = found.shape
         self._store = Store(found.shape, means.repeat)
         self._report, self._stopping = report, stopping
         self._started = time.monotonic()
         conn.execute(reconciliation.TABLES)
         self._staging = StagingTables(log_conn, conn)
+        # The events up to here are stored, or on their way through Kafka.
         self._goal = self._staging.head()
-        self._arrival = Arrival(log_conn, conn, means, self._goal)
 
     def compare(self) -> Found:
         """Find what differs, and change nothing. Raise NotTakenIn, and Stopped."""
-        self._arrival.await_relay(lambda: self._reading(0))
-        self._staging.read_rows(self._reading)
-        self._staging.read_videos(self._known_until(), self._reading)
+        self._await_relay()
+        self._staging.read_rows(self._tell_reading)
+        self._staging.read_videos(self._known_until(), self._tell_reading)
         videos = self._compare_videos()
         with self._snapshot():
             viewers = reconciliation.viewers_by_day(self._conn)
-        every = days(self._conn, self._shape, viewers, datetime.now(UTC))
+        every = days(self._conn, self._store.shape, viewers, datetime.now(UTC))
         differing: dict[datetime, Difference] = {}
         for number, since in enumerate(every, start=1):
             self._compare_day(since, differing, viewers.get(since.date(), NO_VIEWERS))
             self._tell(ReplayState.COMPARING, number, len(every))
         self._settle(differing)
-        return Found(self._arrival.due(), self._staging.events, videos, differing)
+        return Found(self._due(), self._staging.events, videos, differing)
 
     def mend(self, found: Found) -> int:
         """Make what differs what it should be; return in how many places it still does.
@@ -270,35 +310,32 @@ class Rebuild:
         Raise NotTakenIn, Stopped, and psycopg.Error.
         """
         for ids in reconciliation.wrong_videos(self._conn):
-            with reconciliation.alone(self._conn, self._shape):
+            with reconciliation.alone(self._conn, self._store.shape):
                 self._staging.read_videos(self._known_until())
                 times = reconciliation.mend_videos(self._conn, self._store, ids)
-            if self._shape is Shape.TIMESCALE:
+            if self._store.shape is Shape.TIMESCALE:
                 refresh(self._conn, times, datetime.now(UTC))
         for number, since in enumerate(sorted(found.days), start=1):
             self._mend_day(since)
             self._tell(ReplayState.CATCHING_UP, number, len(found.days))
-        return self._left(found)
-
-    def _mend_day(self, since: datetime) -> None:
-        day, differs = Day(since, self._arrival.due()), reconciliation.nothing_differs()
-        with reconciliation.alone(self._conn, self._shape):
-            self._staging.read_rows()
-            reconciliation.compare_rows(self._conn, day, differs)
-            times = reconciliation.mend_rows(self._conn, self._log_conn, self._store, day)
-            reconciliation.compare_derived(self._conn, day, differs, UNKNOWN)
-            reconciliation.mend_derived(self._conn, self._shape, day)
-        if self._shape is Shape.TIMESCALE:
-            reconciliation.refresh_day(self._conn, day, datetime.now(UTC))
-            refresh(self._conn, times, datetime.now(UTC))
-
-    def _left(self, found: Found) -> int:
         left: dict[datetime, Difference] = {}
         for since in found.days:
             self._compare_day(since, left, UNKNOWN)
         self._settle(left)
         videos = self._compare_videos() if found.videos.differs else found.videos
         return reconciliation.merged([videos, *left.values()]).total
+
+    def _mend_day(self, since: datetime) -> None:
+        day, differs = day_of(since, self._due()), reconciliation.nothing_differs()
+        with reconciliation.alone(self._conn, self._store.shape):
+            self._staging.read_rows()
+            reconciliation.compare_rows(self._conn, day, differs)
+            times = reconciliation.mend_rows(self._conn, self._log_conn, self._store, day)
+            reconciliation.compare_derived(self._conn, day, differs, UNKNOWN)
+            reconciliation.mend_derived(self._conn, self._store.shape, day)
+        if self._store.shape is Shape.TIMESCALE:
+            reconciliation.refresh_day(self._conn, since, datetime.now(UTC))
+            refresh(self._conn, times, datetime.now(UTC))
 
     def _compare_videos(self) -> Difference:
         found = reconciliation.nothing_differs()
@@ -313,7 +350,7 @@ class Rebuild:
         """Compare a day, and put it among those that differ, or take it away from them."""
         found = reconciliation.nothing_differs()
         with self._snapshot():
-            day = Day(since, self._arrival.due())
+            day = day_of(since, self._due())
             # Up to its end: what is stored in the snapshot was recorded before it.
             self._staging.read_rows()
             reconciliation.compare_rows(self._conn, day, found)
@@ -340,7 +377,12 @@ class Rebuild:
             if time.monotonic() - changed > self._means.settle_seconds:
                 return
             if time.monotonic() - begun > self._means.arrival_seconds:
-                self._arrival.give_up(differing.values())
+                if any(self._misses(each) for each in differing.values()):
+                    raise NotTakenIn(
+                        "Events are still coming in through Kafka: wait until the lag of the "
+                        f"consumer `{COUNTS_CONSUMER}` is 0 (`backlot_consumer_lag_messages`), "
+                        "and ask again."
+                    )
                 return
             self._tell(ReplayState.COMPARING, len(differing) - len(waiting), len(differing))
             time.sleep(LOOK_SECONDS)
@@ -353,13 +395,61 @@ class Rebuild:
     def _may_come(self, found: Difference) -> bool:
         """Return whether this may be right in a moment, by itself."""
         sums = any(table.table in reconciliation.SUMS for table in found.tables)
-        return (self._shape is Shape.TIMESCALE and sums) or self._arrival.misses(found)
+        return (self._store.shape is Shape.TIMESCALE and sums) or self._misses(found)
+
+    def _misses(self, found: Difference) -> bool:
+        """Return whether something is missing that Kafka may still bring."""
+        missing = any(table.missing for table in found.tables if table.table == reconciliation.ROWS)
+        return missing and self._checkpoint(COUNTS_CONSUMER).by_kafka
+
+    def _due(self) -> int:
+        """Return the position up to which likes and comments have to be stored."""
+        checkpoint = self._checkpoint(COUNTS_CONSUMER)
+        return self._goal if checkpoint.by_kafka else checkpoint.position
 
     def _known_until(self) -> int:
         """Return the position up to which the videos are known; they come from the log itself."""
-        return taken(self._conn, VIDEOS_CONSUMER).position
+        return self._checkpoint(VIDEOS_CONSUMER).position
 
-    def _reading(self, position: int) -> None:
+    def _checkpoint(self, consumer: str) -> ConsumerPosition:
+        """Return how far a consumer is; raise NotTakenIn where it has never begun."""
+        (known,) = self._conn.execute(KNOWN).fetchone() or (False,)
+        found = self._conn.execute(CHECKPOINTS, (consumer,)).fetchall() if known else []
+        if not found:
+            raise NotTakenIn(
+                "The analytics have not taken anything in yet; a process with the role "
+                "`consumers` does"
+            )
+        by_source: dict[str, int] = dict(found)
+        by_kafka = found[0][0] not in ("events", "telemetry")
+        return ConsumerPosition(by_source.get("events", 0), by_kafka)
+
+    def _await_relay(self) -> None:
+        """Return once the relay has published all up to the goal, where Kafka brings it.
+
+        Raise NotTakenIn when the relay or the consumer does not work.
+        """
+        deadline = time.monotonic() + self._means.arrival_seconds
+        while self._checkpoint(COUNTS_CONSUMER).by_kafka:
+            class_id, key = job_lock(f"consumer {COUNTS_CONSUMER}")
+            (active,) = self._conn.execute(ACTIVE, (int(class_id), key)).fetchone() or (False,)
+            if not active:
+                raise NotTakenIn(
+                    "No process takes in what Kafka brings: start one with the role "
+                    "`consumers`, and ask again."
+                )
+            (relayed,) = self._log_conn.execute(RELAYED).fetchone() or (0,)
+            if relayed >= self._goal:
+                return
+            if time.monotonic() > deadline:
+                raise NotTakenIn(
+                    f"The relay is at position {relayed} of {self._goal}: what was recorded is "
+                    "not in Kafka yet. See that Kafka and a process with the role `relay` run."
+                )
+            self._tell_reading(0)
+            time.sleep(LOOK_SECONDS)
+
+    def _tell_reading(self, position: int) -> None:
         self._tell(ReplayState.BUILDING, position, max(self._goal, position))
 
     def _tell(self, state: ReplayState, position: int, target: int) -> None:

@@ -5,57 +5,61 @@ memory however much differs.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Iterator, Mapping
+import orjson
+from collections.abc import Iterable
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC
+from datetime import date
+from datetime import datetime
+from engine.comparison import CHANGES
+from engine.comparison import Difference
+from engine.comparison import DifferentKey
+from engine.comparison import Kind
+from engine.comparison import NAMED_KEYS
+from engine.comparison import SESSION
+from engine.comparison import TableDifference
+from engine.telemetry import TelemetryEvent
+from infra.advisory_locks import Lock
+from infra.advisory_locks import hold
+from infra.advisory_locks import lock_in_transaction
+from infra.http.shapes import rfc3339
+from projections.analytics.calendar import DAY
+from projections.analytics.calendar import start_of_hour
+from projections.analytics.ingest import COLUMNS
+from projections.analytics.ingest import NO_LIMIT
+from projections.analytics.ingest import Store
+from projections.analytics.rules import NotCountable
+from projections.analytics.rules import Row
+from projections.analytics.rules import row_of
+from projections.analytics.schema import Shape
+from projections.integration_events import NotPublishable
+from projections.integration_events import from_telemetry
+from psycopg import Connection
+from psycopg.rows import TupleRow
 from typing import Any
 from uuid import UUID
 
-import orjson
-from psycopg import Connection
-from psycopg.rows import TupleRow
-
-from engine.comparison import (
-    CHANGES,
-    NAMED_KEYS,
-    SESSION,
-    Difference,
-    DifferentKey,
-    Kind,
-    TableDifference,
-)
-from engine.telemetry import TelemetryEvent
-from infra.advisory_locks import Lock, hold, lock_in_transaction
-from infra.http.shapes import rfc3339
-from projections.analytics.ingest import COLUMNS, NO_LIMIT, Store
-from projections.analytics.rules import NotCountable, Row, row_of
-from projections.analytics.schema import Shape
-from projections.analytics.windows import DAY, start_of_hour
-from projections.integration_events import NotPublishable, from_telemetry
-
 SUMS = {"video_hourly": "counted_hourly", "video_daily": "counted_daily"}
 
-TABLES = b"""
-CREATE TEMPORARY TABLE wrong_rows (kind text NOT NULL, event_id uuid NOT NULL, at timestamptz,
-    changes jsonb) ON COMMIT DELETE ROWS;
-CREATE TEMPORARY TABLE wrong_keys ("table" text NOT NULL, kind text NOT NULL,
-    video_id uuid NOT NULL, bucket timestamptz, viewer text COLLATE "C",
-    changes jsonb) ON COMMIT DELETE ROWS;
-CREATE TEMPORARY TABLE counted_hourly (bucket timestamptz NOT NULL, video_id uuid NOT NULL,
-    views bigint, trending_views bigint, likes bigint, comments bigint, shares bigint,
-    watch_seconds double precision, trending_watch_seconds double precision)
-    ON COMMIT DELETE ROWS;
+WHOLE = ("views", "trending_views", "likes", "comments", "shares")
+PARTS = ("watch_seconds", "trending_watch_seconds")
+DAILY = ", ".join(
+    [
+        *(f"sum({name})::bigint AS {name}" for name in WHOLE),
+        *(f"sum({name}) AS {name}" for name in PARTS),
+    ]
+)
+
+TABLES = f"""
+CREATE TEMPORARY TABLE wrong ("table" text NOT NULL, kind text NOT NULL, event_id uuid,
+    video_id uuid, at timestamptz, viewer text COLLATE "C", changes jsonb) ON COMMIT DELETE ROWS;
+CREATE TEMPORARY TABLE counted_hourly (LIKE analytics.video_hourly) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY VIEW counted_daily AS
-    SELECT date_trunc('day', bucket, 'UTC') AS bucket, video_id, sum(views)::bigint AS views,
-           sum(trending_views)::bigint AS trending_views, sum(likes)::bigint AS likes,
-           sum(comments)::bigint AS comments, sum(shares)::bigint AS shares,
-           sum(watch_seconds) AS watch_seconds,
-           sum(trending_watch_seconds) AS trending_watch_seconds
+    SELECT date_trunc('day', bucket, 'UTC') AS bucket, video_id, {DAILY}
     FROM counted_hourly GROUP BY 1, 2;
 CREATE TEMPORARY TABLE wrong_videos (video_id uuid PRIMARY KEY)
-"""
+""".encode()
 
 KIND = """
 CASE WHEN {kept} IS NULL THEN 'missing' WHEN {right} IS NULL THEN 'extra' ELSE 'different' END
@@ -65,9 +69,9 @@ OF_DAY = """ "timestamp" >= %(since)s AND "timestamp" < %(until)s """
 # What is not stored is missing once its sink has passed it; what is stored was told by some
 # event, unless that can't be read now.
 WRONG_ROWS = f"""
-INSERT INTO wrong_rows (kind, event_id, at, changes)
-SELECT {KIND.format(kept="kept.video_id", right="told.video_id")}, event_id, "timestamp",
-       {CHANGES.format(one="kept", two="told")}
+INSERT INTO wrong ("table", kind, event_id, at, changes)
+SELECT 'video_analytics', {KIND.format(kept="kept.video_id", right="told.video_id")}, event_id,
+       "timestamp", {CHANGES.format(one="kept", two="told")}
 FROM (SELECT * FROM told_rows WHERE {OF_DAY}) AS told
 FULL JOIN (SELECT * FROM analytics.video_analytics
            WHERE event_type IN ('like', 'comment') AND {OF_DAY}) AS kept
@@ -83,11 +87,11 @@ RIGHT_ROWS = f"""
 SELECT video_id, user_id, event_type, "timestamp", metadata
 FROM analytics.video_analytics AS kept
 WHERE event_type IN ('view', 'like', 'comment', 'watch_time', 'share') AND {OF_DAY}
-  AND NOT EXISTS (SELECT FROM wrong_rows AS w
+  AND NOT EXISTS (SELECT FROM wrong AS w
                   WHERE w.event_id = kept.event_id AND w.at = kept."timestamp")
 UNION ALL
-SELECT video_id, user_id, event_type, "timestamp", metadata
-FROM told_rows AS told JOIN wrong_rows AS w ON w.event_id = told.event_id
+SELECT told.video_id, user_id, event_type, "timestamp", metadata
+FROM told_rows AS told JOIN wrong AS w ON w.event_id = told.event_id
 WHERE w.kind <> 'extra' AND w.at = told."timestamp" AND {OF_DAY}
 """
 COUNT = f"""
@@ -106,31 +110,29 @@ SELECT date_trunc('hour', "timestamp", 'UTC'), video_id,
 FROM ({RIGHT_ROWS}) AS r GROUP BY 1, 2
 """.encode()
 
-WHOLE = "views, trending_views, likes, comments, shares"
 # Sums of doubles depend on the order of their addends.
 SECONDS = " OR ".join(
-    f"abs(kept.{name} - counted.{name}) > 1e-6 + 1e-9 * abs(counted.{name})"
-    for name in ("watch_seconds", "trending_watch_seconds")
+    f"abs(kept.{name} - counted.{name}) > 1e-6 + 1e-9 * abs(counted.{name})" for name in PARTS
 )
 WRONG_SUMS = f"""
-INSERT INTO wrong_keys ("table", kind, video_id, bucket, changes)
+INSERT INTO wrong ("table", kind, video_id, at, changes)
 SELECT '{{table}}', {KIND.format(kept="kept.views", right="counted.views")}, video_id, bucket,
        {CHANGES.format(one="kept", two="counted")}
 FROM {{counted}} AS counted
 FULL JOIN (SELECT * FROM analytics.{{table}}
            WHERE bucket >= %(since)s AND bucket < %(until)s) AS kept USING (video_id, bucket)
-WHERE ({", ".join(f"kept.{name}" for name in WHOLE.split(", "))})
-      IS DISTINCT FROM ({", ".join(f"counted.{name}" for name in WHOLE.split(", "))})
+WHERE ({", ".join(f"kept.{name}" for name in WHOLE)})
+      IS DISTINCT FROM ({", ".join(f"counted.{name}" for name in WHOLE)})
    OR {SECONDS}
 """
 DROP_SUMS = """
-DELETE FROM analytics.{table} AS kept USING wrong_keys AS w
-WHERE w."table" = '{table}' AND kept.video_id = w.video_id AND kept.bucket = w.bucket
+DELETE FROM analytics.{table} AS kept USING wrong AS w
+WHERE w."table" = '{table}' AND kept.video_id = w.video_id AND kept.bucket = w.at
 """
 PUT_SUMS = f"""
 INSERT INTO analytics.{{table}} (bucket, video_id, {COLUMNS})
-SELECT bucket, video_id, {COLUMNS} FROM {{counted}} JOIN wrong_keys AS w USING (video_id, bucket)
-WHERE w."table" = '{{table}}' AND w.kind <> 'extra'
+SELECT bucket, video_id, {COLUMNS} FROM {{counted}} JOIN wrong AS w USING (video_id)
+WHERE w.at = bucket AND w."table" = '{{table}}' AND w.kind <> 'extra'
 """
 
 VIEWED = f"""
@@ -143,7 +145,7 @@ count(*), coalesce(sum(hashtextextended(viewer, uuid_hash_extended(video_id, 0))
 VIEWERS_BY_DAY = f"SELECT day, {DIGEST} FROM analytics.video_viewers GROUP BY day".encode()
 VIEWERS_OF_DAY = f"SELECT {DIGEST} FROM ({VIEWED}) AS viewed".encode()
 WRONG_VIEWERS = f"""
-INSERT INTO wrong_keys ("table", kind, video_id, bucket, viewer)
+INSERT INTO wrong ("table", kind, video_id, at, viewer)
 SELECT 'video_viewers', {KIND.format(kept="kept.day", right="viewed.day")}, video_id, %(since)s,
        viewer
 FROM (SELECT *, %(day)s::date AS day FROM ({VIEWED}) AS v) AS viewed
@@ -152,47 +154,43 @@ FULL JOIN (SELECT * FROM analytics.video_viewers WHERE day = %(day)s) AS kept
 WHERE kept.day IS NULL OR viewed.day IS NULL
 """.encode()
 DROP_VIEWERS = b"""
-DELETE FROM analytics.video_viewers AS kept USING wrong_keys AS w
+DELETE FROM analytics.video_viewers AS kept USING wrong AS w
 WHERE w."table" = 'video_viewers' AND w.kind = 'extra' AND kept.day = %(day)s
   AND kept.video_id = w.video_id AND kept.viewer = w.viewer
 """
 PUT_VIEWERS = b"""
 INSERT INTO analytics.video_viewers (video_id, day, viewer)
-SELECT video_id, %(day)s, viewer FROM wrong_keys
+SELECT video_id, %(day)s, viewer FROM wrong
 WHERE "table" = 'video_viewers' AND kind = 'missing'
 """
 
 # Whatever lies under the id of an event of the log is what its row has become.
 DROP_ROWS = f"""
-DELETE FROM analytics.video_analytics AS kept USING wrong_rows AS w
+DELETE FROM analytics.video_analytics AS kept USING wrong AS w
 WHERE kept.event_id = w.event_id AND kept."timestamp" = w.at AND {OF_DAY}
 """.encode()
 PUT_ROWS = f"""
 INSERT INTO analytics.video_analytics
     (event_id, video_id, user_id, event_type, "timestamp", metadata)
-SELECT event_id, video_id, user_id, event_type, "timestamp", metadata
-FROM told_rows JOIN wrong_rows AS w USING (event_id)
+SELECT event_id, told.video_id, user_id, event_type, "timestamp", metadata
+FROM told_rows AS told JOIN wrong AS w USING (event_id)
 WHERE w.kind <> 'extra' AND w.at = "timestamp" AND {OF_DAY}
 """.encode()
-FORGET_ROWS = b"DELETE FROM wrong_rows"
+FORGET_ROWS = b"DELETE FROM wrong WHERE event_id IS NOT NULL"
 
 WRONG_VIDEOS = f"""
-INSERT INTO wrong_keys ("table", kind, video_id, changes)
+INSERT INTO wrong ("table", kind, video_id, changes)
 SELECT 'videos', {KIND.format(kept="kept.owner", right="told.owner")}, video_id,
        {CHANGES.format(one="kept", two="told")}
 FROM told_videos AS told FULL JOIN analytics.videos AS kept USING (video_id)
-WHERE (kept.owner, kept.category, kept.completed_at, kept.removed, kept.duration_seconds)
-      IS DISTINCT FROM
-      (told.owner, told.category, told.completed_at, told.removed, told.duration_seconds)
+WHERE kept IS DISTINCT FROM told
 """.encode()
-KEEP_VIDEOS = b"INSERT INTO wrong_videos SELECT video_id FROM wrong_keys ON CONFLICT DO NOTHING"
+KEEP_VIDEOS = b"INSERT INTO wrong_videos SELECT video_id FROM wrong ON CONFLICT DO NOTHING"
 
-COUNT_ROWS = b"SELECT kind, count(*) FROM wrong_rows GROUP BY kind"
-COUNT_KEYS = b'SELECT kind, count(*) FROM wrong_keys WHERE "table" = %b GROUP BY kind'
-NAME_ROWS = b"SELECT kind, event_id, at, changes FROM wrong_rows ORDER BY at, event_id LIMIT %b"
-NAME_KEYS = b"""
-SELECT DISTINCT kind, video_id, bucket, changes FROM wrong_keys WHERE "table" = %b
-ORDER BY bucket, video_id LIMIT %b
+COUNT_WRONG = b'SELECT kind, count(*) FROM wrong WHERE "table" = %b GROUP BY kind'
+NAME_WRONG = b"""
+SELECT DISTINCT kind, event_id, video_id, at, changes FROM wrong WHERE "table" = %b
+ORDER BY at, event_id, video_id LIMIT %b
 """
 
 ROWS, VIEWERS, VIDEOS = "video_analytics", "video_viewers", "videos"
@@ -207,7 +205,7 @@ VIDEOS_AT_ONCE = 500
 DURABLE = b"SET LOCAL synchronous_commit = on"
 
 EXTRA = b"""
-SELECT event_id FROM wrong_rows WHERE kind = 'extra' AND event_id > %b ORDER BY event_id LIMIT %b
+SELECT event_id FROM wrong WHERE kind = 'extra' AND event_id > %b ORDER BY event_id LIMIT %b
 """
 TELEMETRY = b"""
 SELECT seq, event_id, topic, video_id, user_id, happened_at, details, correlation_id
@@ -226,9 +224,7 @@ DELETE FROM analytics.videos AS kept WHERE video_id = ANY (%b)
   AND NOT EXISTS (SELECT FROM told_videos AS told WHERE told.video_id = kept.video_id)
 """
 PUT_VIDEOS = b"""
-INSERT INTO analytics.videos (video_id, owner, category, completed_at, removed, duration_seconds)
-SELECT video_id, owner, category, completed_at, removed, duration_seconds
-FROM told_videos WHERE video_id = ANY (%b)
+INSERT INTO analytics.videos SELECT * FROM told_videos WHERE video_id = ANY (%b)
 ON CONFLICT (video_id) DO UPDATE SET owner = excluded.owner, category = excluded.category,
     completed_at = excluded.completed_at, removed = excluded.removed,
     duration_seconds = excluded.duration_seconds
@@ -243,22 +239,13 @@ NOBODY = UUID(int=0)
 REFRESH = b"CALL refresh_continuous_aggregate(%b, %b::timestamptz, %b::timestamptz, force => true)"
 
 
-def of(statement: str, table: str, counted: str) -> bytes:
-    """Return a statement about one of the SUMS."""
-    return statement.format(table=table, counted=counted).encode()
+Day = dict[str, Any]
+"""What a statement about a day is given."""
 
 
-@dataclass(frozen=True, slots=True)
-class Day:
-    """A day (UTC), and the position of the log up to which its events have to be there."""
-
-    since: datetime
-    due: int
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        day = self.since.date()
-        return {"since": self.since, "until": self.since + DAY, "day": day, "due": self.due}
+def day_of(since: datetime, due: int) -> Day:
+    """Return a day (UTC), whose events have to be there up to a position of the log."""
+    return {"since": since, "until": since + DAY, "day": since.date(), "due": due}
 
 
 def nothing_differs() -> Difference:
@@ -268,34 +255,29 @@ def nothing_differs() -> Difference:
 
 def compare_rows(conn: Connection[TupleRow], day: Day, found: Difference) -> None:
     """Compare likes and comments with what the event log tells."""
-    conn.execute(WRONG_ROWS, day.parameters)
-    counts: dict[str, int] = dict(conn.execute(COUNT_ROWS).fetchall())
-    if not counts:
-        return
-    found.tables.append(_table(ROWS, counts))
-    for kind, event_id, at, changes in conn.execute(NAME_ROWS, (NAMED_KEYS,)).fetchall():
-        key: dict[str, str | None] = {"event_id": str(event_id), "timestamp": rfc3339(at)}
-        found.keys.append(DifferentKey(ROWS, key, Kind(kind), None, None, changes or {}))
+    conn.execute(WRONG_ROWS, day)
+    _tell(conn, ROWS, found)
 
 
 def compare_derived(
     conn: Connection[TupleRow], day: Day, found: Difference, viewers: Digest
 ) -> None:
     """Compare sums and viewers with the rows as they should be; `viewers` is the kept digest."""
-    conn.execute(COUNT, day.parameters)
+    conn.execute(COUNT, day)
     for table, counted in SUMS.items():
-        conn.execute(of(WRONG_SUMS, table, counted), day.parameters)
-        _tell_keys(conn, table, found)
-    if _digest(conn, VIEWERS_OF_DAY, day) != viewers:
-        conn.execute(WRONG_VIEWERS, day.parameters)
-        _tell_keys(conn, VIEWERS, found)
+        conn.execute(WRONG_SUMS.format(table=table, counted=counted).encode(), day)
+        _tell(conn, table, found)
+    count, digest = conn.execute(VIEWERS_OF_DAY, day).fetchone() or (0, 0)
+    if (count, int(digest)) != viewers:
+        conn.execute(WRONG_VIEWERS, day)
+        _tell(conn, VIEWERS, found)
 
 
 def compare_videos(conn: Connection[TupleRow], found: Difference) -> None:
     """Compare the videos with what the event log tells, and note those that are to be mended."""
     conn.execute(WRONG_VIDEOS)
     conn.execute(KEEP_VIDEOS)
-    _tell_keys(conn, VIDEOS, found)
+    _tell(conn, VIDEOS, found)
 
 
 def viewers_by_day(conn: Connection[TupleRow]) -> dict[date, Digest]:
@@ -318,28 +300,22 @@ def merged(found: Iterable[Difference]) -> Difference:
     return whole
 
 
-def _tell_keys(conn: Connection[TupleRow], table: str, found: Difference) -> None:
-    counts: dict[str, int] = dict(conn.execute(COUNT_KEYS, (table,)).fetchall())
-    if not counts:
+def _tell(conn: Connection[TupleRow], table: str, found: Difference) -> None:
+    """Add to what was found how much is wrong in a table, and name the first of it."""
+    difference = TableDifference(table)
+    for kind, count in conn.execute(COUNT_WRONG, (table,)).fetchall():
+        setattr(difference, kind, count)
+    if not difference.total:
         return
-    found.tables.append(_table(table, counts))
-    named = conn.execute(NAME_KEYS, (table, NAMED_KEYS)).fetchall()
-    for kind, video_id, bucket, changes in named:
+    found.tables.append(difference)
+    named = conn.execute(NAME_WRONG, (table, NAMED_KEYS)).fetchall()
+    for kind, event_id, video_id, at, changes in named:
         # Viewers are counted and not named: they are people.
-        key: dict[str, str | None] = {"video_id": str(video_id)}
-        if bucket is not None:
-            key["bucket"] = rfc3339(bucket)
+        key: dict[str, str | None]
+        key = {"event_id": str(event_id)} if event_id else {"video_id": str(video_id)}
+        if at is not None:
+            key["timestamp" if event_id else "bucket"] = rfc3339(at)
         found.keys.append(DifferentKey(table, key, Kind(kind), None, None, changes or {}))
-
-
-def _table(name: str, counts: Mapping[str, int]) -> TableDifference:
-    missing, extra, different = (counts.get(str(kind), 0) for kind in Kind)
-    return TableDifference(name, missing=missing, extra=extra, different=different)
-
-
-def _digest(conn: Connection[TupleRow], query: bytes, day: Day) -> Digest:
-    count, digest = conn.execute(query, day.parameters).fetchone() or (0, 0)
-    return int(count), int(digest)
 
 
 @contextmanager
@@ -361,8 +337,8 @@ def mend_rows(
 
     Remove rows of which the log tells nothing; count them again where they are telemetry.
     """
-    conn.execute(DROP_ROWS, day.parameters)
-    conn.execute(PUT_ROWS, day.parameters)
+    conn.execute(DROP_ROWS, day)
+    conn.execute(PUT_ROWS, day)
     times: list[datetime] = []
     last = NOBODY
     while extra := [id_ for (id_,) in conn.execute(EXTRA, (last, MANY)).fetchall()]:
@@ -374,12 +350,12 @@ def mend_rows(
 
 def mend_derived(conn: Connection[TupleRow], shape: Shape, day: Day) -> None:
     """Make viewers, and sums in plain tables, what the rows come to."""
-    conn.execute(DROP_VIEWERS, day.parameters)
-    conn.execute(PUT_VIEWERS, day.parameters)
+    conn.execute(DROP_VIEWERS, day)
+    conn.execute(PUT_VIEWERS, day)
     if shape is Shape.PLAIN:
         for table, counted in SUMS.items():
-            conn.execute(of(DROP_SUMS, table, counted))
-            conn.execute(of(PUT_SUMS, table, counted))
+            conn.execute(DROP_SUMS.format(table=table).encode())
+            conn.execute(PUT_SUMS.format(table=table, counted=counted).encode())
 
 
 def wrong_videos(conn: Connection[TupleRow]) -> Iterator[list[UUID]]:
@@ -407,19 +383,18 @@ def mend_videos(conn: Connection[TupleRow], store: Store, ids: list[UUID]) -> li
     return times
 
 
-def refresh_day(conn: Connection[TupleRow], day: Day, now: datetime) -> None:
+def refresh_day(conn: Connection[TupleRow], since: datetime, now: datetime) -> None:
     """Refresh the continuous aggregates of a day; not in a transaction. Raise psycopg.Error.
 
     The present hour and day need no refresh, and must have none: what comes for them later would
     stay hidden.
     """
-    hour, end = start_of_hour(now), day.since + DAY
-    until = min(end, hour)
+    hour, end = start_of_hour(now), since + DAY
     with hold(conn, Lock.ANALYTICS_REFRESH):
-        if day.since < until:
-            conn.execute(REFRESH, ("analytics.video_hourly", day.since, until))
+        if since < hour:
+            conn.execute(REFRESH, ("analytics.video_hourly", since, min(end, hour)))
         if end <= hour:
-            conn.execute(REFRESH, ("analytics.video_daily", day.since, end))
+            conn.execute(REFRESH, ("analytics.video_daily", since, end))
 
 
 def _telemetry(log_conn: Connection[TupleRow], ids: list[UUID]) -> Iterator[Row]:

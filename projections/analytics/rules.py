@@ -7,11 +7,11 @@ whatever order they came in, however often, and cut into whatever batches.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import isfinite
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from projections import integration_events
@@ -26,8 +26,6 @@ CANONICAL = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]
 Metadata = Mapping[str, Any]
 Details = Callable[[Mapping[str, Any]], tuple[Metadata, str | None, float]]
 """What a message says beside the rest: metadata, session, reported seconds."""
-
-T = TypeVar("T")
 
 
 class NotCountable(ValueError):
@@ -66,17 +64,38 @@ class WatchedVideo:
 
 @dataclass(slots=True)
 class Session:
-    """What the rules remember of a session; `watched` is in seconds."""
+    """What the rules remember of a session; `watched` is in seconds.
+
+    Its events lie between `earliest` and `latest`, which are both None before there is one.
+    """
 
     first_view: datetime | None = None
     counted_view: datetime | None = None
     last_report: datetime | None = None
     watched: float = 0.0
+    earliest: datetime | None = None
+    latest: datetime | None = None
+
+    def extend(self, first: datetime, last: datetime) -> None:
+        """Note that the session has events from the one time to the other."""
+        if self.earliest is None or first < self.earliest:
+            self.earliest = first
+        if self.latest is None or last > self.latest:
+            self.latest = last
+
+    def as_before(self, since: datetime, later: Iterable[Row]) -> Session:
+        """Return the session as it was before a time; `later` are the rows since then."""
+        if self.earliest is None or self.earliest >= since:
+            return Session(earliest=self.earliest, latest=self.latest)
+        times = (self.first_view, self.counted_view, self.last_report)
+        first, counted, report = (at if at is not None and at < since else None for at in times)
+        watched = self.watched - sum(row.metadata.get("seconds", 0.0) for row in later)
+        return Session(first, counted, report, max(0.0, watched), self.earliest, self.latest)
 
     def decide(self, row: Row, video: WatchedVideo, repeat: timedelta) -> Metadata:
-        """Return what counts of the session's next event in order, as it is kept beside it.
+        """Return what counts of the session's next event in order: its row's metadata.
 
-        The owner's own is kept, and is no part of trending.
+        What the owner does is stored, and is no part of trending.
         """
         own = row.user_id is not None and row.user_id == video.owner
         if row.event_type == VIEW:
@@ -98,10 +117,10 @@ class Session:
         return counts
 
     def _watch(self, row: Row, duration: float | None) -> float:
-        """Not more than the time that went by since the report before, or since the first view.
+        """Return the seconds that count: at most the time since the report before, or the view.
 
-        A session without a view has watched nothing, and none has watched more than the video's
-        length: who sees it again has another session.
+        A session without a view has watched nothing, and no session has watched more than the
+        video's length: a viewer who sees the video again has another session.
         """
         since, self.last_report = self.last_report, row.at
         if self.first_view is None:
@@ -125,23 +144,23 @@ def row_of(topic: str, id_: UUID, value: Mapping[str, Any], now: datetime) -> Ro
         raise NotCountable(f"{type(error).__name__}: {error}") from error
 
 
-def _id(told: str) -> str:
+def _id(text: str) -> str:
     """Return a UUID as it is written everywhere here."""
-    return told if CANONICAL.fullmatch(told) else str(UUID(told))
+    return text if CANONICAL.fullmatch(text) else str(UUID(text))
 
 
-def _time(told: str, now: datetime) -> datetime:
-    at = datetime.fromisoformat(told)
+def _time(text: str, now: datetime) -> datetime:
+    at = datetime.fromisoformat(text)
     at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
     if at > now + AHEAD:
-        raise ValueError(f"{told} is not a time when this can have happened")
+        raise ValueError(f"{text} is not a time when this can have happened")
     return at
 
 
-def _text(told: str | None) -> str | None:
-    if told is not None and "\x00" in told:
+def _text(text: str | None) -> str | None:
+    if text is not None and "\x00" in text:
         raise ValueError("NUL is not a character that can be stored")
-    return told
+    return text
 
 
 def _delta(delta: int) -> Details:
@@ -175,22 +194,3 @@ KINDS: Mapping[str, tuple[str, str, Details]] = {
     integration_events.COMMENT_DELETED: (COMMENT, "ts", _delta(-1)),
 }
 TOPICS = frozenset(KINDS)
-
-
-def by_days(
-    spans: Iterable[tuple[T, datetime, datetime]],
-) -> Iterator[tuple[list[T], datetime, datetime]]:
-    """Yield groups whose days (UTC) overlap, each with its first and its last time.
-
-    A span is an item with the times of its beginning and its end.
-    """
-    group: list[T] = []
-    since = until = datetime.min.replace(tzinfo=UTC)
-    for each, first, last in sorted(spans, key=lambda span: span[1]):
-        if group and first.astimezone(UTC).date() > until.astimezone(UTC).date():
-            yield group, since, until
-            group = []
-        since, until = (since, max(until, last)) if group else (first, last)
-        group.append(each)
-    if group:
-        yield group, since, until

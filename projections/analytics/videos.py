@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -16,9 +15,8 @@ from domain.model import Aggregate
 from domain.upload import Upload
 from engine.log import event_id
 from infra.advisory_locks import Lock, lock_in_transaction
-from projections.analytics.ingest import Store, StoredBatch
-from projections.analytics.rules import by_days
-from projections.analytics.sessions import Key
+from projections.analytics.calendar import by_days
+from projections.analytics.ingest import Key, Store, StoredBatch
 from projections.integration_events import EVENTS_SOURCE, Message
 
 START = b"""
@@ -48,19 +46,17 @@ SESSIONS = b"""
 SELECT video_id::text, session::text FROM analytics.sessions WHERE video_id = ANY (%b::uuid[])
 """
 
-WRITES: Mapping[type[Aggregate.Event], bytes] = MappingProxyType(
-    {
-        Upload.Started: START,
-        Upload.Completed: COMPLETE,
-        Upload.Aborted: FORGET,
-        Upload.Expired: FORGET,
-        Upload.DetailsChanged: CHANGE,
-        Upload.SpeechTranscribed: MEASURE,
-        Upload.Removed: REMOVE,
-    }
-)
+WRITES: Mapping[type[Aggregate.Event], bytes] = {
+    Upload.Started: START,
+    Upload.Completed: COMPLETE,
+    Upload.Aborted: FORGET,
+    Upload.Expired: FORGET,
+    Upload.DetailsChanged: CHANGE,
+    Upload.SpeechTranscribed: MEASURE,
+    Upload.Removed: REMOVE,
+}
 
-KINDS: Mapping[str, type[Aggregate.Event]] = {event.TOPIC: event for event in WRITES}
+KINDS = {event.TOPIC: event for event in WRITES}
 UPLOAD_TOPICS = frozenset(KINDS)
 
 
@@ -77,34 +73,25 @@ def apply(conn: Connection[TupleRow], store: Store, batch: Sequence[UploadChange
     Run it in a transaction; to repeat it changes nothing.
     """
     lock_in_transaction(conn, Lock.ANALYTICS_ROWS)
-    for told in batch:
-        conn.execute(WRITES[told.kind], told.values, prepare=True)
-    begun = _ids(batch, Upload.Started)
-    measured = _ids(batch, Upload.SpeechTranscribed)
-    return store.recount(conn, _owners(conn, begun) | _keys(conn, SESSIONS, measured))
-
-
-def _ids(batch: Sequence[UploadChange], kind: type[Aggregate.Event]) -> list[UUID]:
-    return [told.values["id"] for told in batch if told.kind is kind]
-
-
-def _owners(conn: Connection[TupleRow], begun: list[UUID]) -> set[Key]:
-    if not begun:
-        return set()
-    found: set[Key] = set()
-    seen: list[tuple[UUID, datetime, datetime]] = conn.execute(SEEN, (begun,)).fetchall()
+    for change in batch:
+        conn.execute(WRITES[change.kind], change.values, prepare=True)
+    begun, measured = (
+        [change.values["id"] for change in batch if change.kind is kind]
+        for kind in (Upload.Started, Upload.SpeechTranscribed)
+    )
+    again = _keys(conn, SESSIONS, measured) if measured else set()
+    seen: list[tuple[UUID, datetime, datetime]] = []
+    if begun:
+        seen = conn.execute(SEEN, (begun,)).fetchall()
     for videos, first, last in by_days(seen):
-        found |= _keys(conn, OWNERS, videos, first, last)
-    return found
+        again |= _keys(conn, OWNERS, videos, first, last)
+    return store.recount(conn, again)
 
 
 def _keys(
     conn: Connection[TupleRow], query: bytes, videos: list[UUID], *times: datetime
 ) -> set[Key]:
-    if not videos:
-        return set()
-    rows = conn.execute(query, (videos, *times)).fetchall()
-    return {(video, session) for video, session in rows}
+    return {(row[0], row[1]) for row in conn.execute(query, (videos, *times)).fetchall()}
 
 
 def message(position: int, event: Aggregate.Event) -> Message:
@@ -128,7 +115,7 @@ def message(position: int, event: Aggregate.Event) -> Message:
     )
 
 
-def told(topic: str, value: Mapping[str, Any]) -> UploadChange:
+def change_of(topic: str, value: Mapping[str, Any]) -> UploadChange:
     """Return the change that such a message tells."""
     at = datetime.fromisoformat(value["at"])
     return UploadChange(KINDS[topic], {**value, "id": UUID(value["id"]), "at": at})

@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 from infra.postgres.connection import fetch_as
 from projections.recommendations.model import Candidate, Profile, Weighing
 from projections.recommendations.prompt import MOST_CANDIDATES, MOST_TRENDING
-from projections.trending.ranking import Ranked
+from projections.trending import Ranked
 
 # Looked up by key for each candidate, whatever the planner thinks: hence OFFSET 0.
 ELIGIBLE: LiteralString = """

@@ -18,7 +18,7 @@ from psycopg.rows import TupleRow
 from engine.projection import columns
 from infra.advisory_locks import Lock, lock_in_transaction
 from infra.postgres.connection import array, texts
-from projections.analytics.windows import start_of_hour
+from projections.analytics.calendar import start_of_hour
 from projections.recommendations.model import EngagementKind, Weighing
 
 MOST_HALVINGS = 1000.0

@@ -15,7 +15,7 @@ from unittest.mock import patch
 from backlot.cli import main
 from engine.subscription import Notifications, woken
 from readapi.live_counts import LiveCounts
-from workers import feeds
+from workers import sources
 
 LOSSES = 2
 _lost: Counter[asyncio.Task[Any] | None] = Counter()
@@ -39,7 +39,7 @@ def losing(work: Callable[..., Any]) -> Callable[..., Any]:
 
 if __name__ == "__main__":
     with (
-        patch.object(feeds, "woken", losing(woken)),
+        patch.object(sources, "woken", losing(woken)),
         patch.object(Notifications, "_listen", losing(Notifications._listen)),
         patch.object(LiveCounts, "_look", losing(LiveCounts._look)),
     ):

@@ -1,25 +1,35 @@
 """What tests of the sinks of the analytics share: running ones, and a recorded history."""
 
 from __future__ import annotations
-
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
+from collections.abc import Awaitable
+from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from uuid import UUID
-
-from engine.messages import MessageBatch, MessageSource, Sink
-from engine.subscription import Notifications, Subscription
-from engine.telemetry import Telemetry, TelemetryEvent
+from engine.messages import MessageBatch
+from engine.messages import MessageSource
+from engine.messages import Sink
+from engine.subscription import Notifications
+from engine.subscription import Subscription
+from engine.telemetry import Telemetry
+from engine.telemetry import TelemetryEvent
 from infra.settings.adapters import KafkaSettings
-from tests.integration.analytics_support import REPEAT, Event, when
+from tests.integration.analytics_support import Event
+from tests.integration.analytics_support import REPEAT
+from tests.integration.analytics_support import when
 from tests.support import ended
-from workers import analytics as uploads
-from workers.analytics import Analytics, AnalyticsVideos, tell_nobody
-from workers.consumers import subscribe_sink
-from workers.feeds import LogSource
-from workers.kafka_source import KafkaSource
+from uuid import UUID
+from workers.analytics import Analytics
+from workers.analytics import AnalyticsVideos
+from workers.analytics import tell_nobody
+from workers.analytics import uploads_feed
+from workers.parts import subscribe_sink
+from workers.sources import KafkaSource
+from workers.sources import LogSource
+from workers.sources import feeds
 
 DETAILS = ("sessionId", "seconds", "channel")
 
@@ -28,7 +38,7 @@ SourceOf = Callable[[frozenset[str], asyncio.Event], MessageSource]
 
 def from_log(topics: frozenset[str], wake: asyncio.Event) -> MessageSource:
     """The log itself, a few events at a time, so that many batches are cut."""
-    return LogSource(topics, wake=wake, batch_events=20)
+    return LogSource(feeds(topics, batch_events=20), wake=wake)
 
 
 @asynccontextmanager
@@ -46,8 +56,7 @@ async def keeping(
     notifications = Notifications(log_url)
     analytics = Analytics(repeat, counted=counted)
     known = AnalyticsVideos(repeat)
-    feed = uploads.feed(100)
-    following = LogSource(known.topics, wake=notifications.subscribe(), following=[feed])
+    following = LogSource([uploads_feed(100)], wake=notifications.subscribe())
 
     def runner(sink: Sink, source: MessageSource) -> Subscription[MessageBatch]:
         return subscribe_sink(

@@ -24,7 +24,7 @@ from projections.analytics.ingest import Store
 from projections.analytics.rules import row_of
 from projections.analytics.schema import SchemaState, Shape, migrate
 from tests.integration.event_log import rows
-from workers.feeds import TelemetryFeed
+from workers.sources import TelemetryFeed
 
 NOW = datetime.now(UTC)
 REPEAT = timedelta(hours=1)

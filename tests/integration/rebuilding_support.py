@@ -15,18 +15,16 @@ from uuid import UUID
 import psycopg
 
 from engine.connections import connect
+from engine.migrations import ENGINE, migrate
 from engine.replay.records import tell_nobody
-from projections.analytics.arrival import AnalyticsMeans
-from projections.analytics.continuous_aggregates import refresh
 from projections.analytics.ingest import Store
-from projections.analytics.rebuild import Found, Rebuild
-from projections.analytics.schema import Shape
+from projections.analytics.rebuild import AnalyticsMeans, Found, Rebuild
+from projections.analytics.schema import Shape, refresh
 from tests.integration.analytics_sinks import keeping, record
 from tests.integration.analytics_support import REPEAT, history
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer, origin
 from tests.support import eventually
-from workers import consumers
 
 VIEWED = ("video.viewed", "video.watch_time", "video.shared")
 TABLES = ("video_analytics", "video_hourly", "video_daily", "video_viewers", "videos", "sessions")
@@ -180,7 +178,7 @@ def _rounded(value: Any) -> Any:
 def site(log_url: str, url: str, shape: Shape, writer: Writer) -> Iterator[Site]:
     """With a history that was taken in."""
     with psycopg.connect(url, autocommit=True) as conn:
-        consumers.install(conn)
+        migrate(conn, ENGINE)
     opened = Site(log_url, url, shape, writer)
     opened.tell(1)
     opened.take_in()

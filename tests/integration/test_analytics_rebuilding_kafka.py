@@ -14,8 +14,7 @@ import pytest
 from engine.connections import connect
 from engine.replay.records import tell_nobody
 from infra.settings.adapters import KafkaSettings
-from projections.analytics.arrival import AnalyticsMeans, NotTakenIn
-from projections.analytics.rebuild import Rebuild
+from projections.analytics.rebuild import AnalyticsMeans, NotTakenIn, Rebuild
 from tests.integration.analytics_sinks import keeping
 from tests.integration.analytics_support import REPEAT
 from tests.integration.consuming_support import KafkaStage

@@ -14,11 +14,9 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from engine.connections import connect
-from projections.analytics.continuous_aggregates import refresh
 from projections.analytics.ingest import Store, StoredBatch
-from projections.analytics.retention import COUNTED, kept, prune
 from projections.analytics.rules import row_of
-from projections.analytics.schema import Shape
+from projections.analytics.schema import COUNTED, Shape, prune, refresh, retention_of
 from tests.integration.analytics_support import (
     COLUMNS,
     NOW,
@@ -151,7 +149,7 @@ def test_a_longer_retention_brings_nothing_back_and_erases_nothing(
     for days in (DAYS, 400):
         prune(conn, days, NOW)
         run_policies(conn)
-    assert kept(conn).floor == floor_of(DAYS)
+    assert retention_of(conn).floor == floor_of(DAYS)
     # As old as some that are gone, of the same hours.
     video = next(iter(told.videos))
     late = [share(NOW - when(each), video) for each in told.events[::3] if age(each) > DAYS * DAY]
@@ -231,4 +229,4 @@ def test_what_may_have_gone_since_then_is_gone(conn: Connection[TupleRow]) -> No
     prune(conn, DAYS, NOW)
     # Five days later, at once with the longer time; the policies have gone on meanwhile.
     prune(conn, 400, NOW + 5 * DAY)
-    assert kept(conn).floor == floor_of(DAYS - 5)
+    assert retention_of(conn).floor == floor_of(DAYS - 5)

@@ -20,10 +20,9 @@ from domain.upload import Upload
 from engine.connections import connect
 from infra.postgres.embedded import EmbeddedPostgres
 from projections.analytics import videos
-from projections.analytics.continuous_aggregates import refresh
 from projections.analytics.ingest import Store, StoredBatch
 from projections.analytics.rules import row_of
-from projections.analytics.schema import Shape
+from projections.analytics.schema import Shape, refresh
 from projections.analytics.videos import UploadChange
 from tests.integration.analytics_support import (
     NOW,

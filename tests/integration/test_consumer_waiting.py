@@ -16,7 +16,7 @@ from infra.http.shapes import Position
 from infra.kafka import Outgoing, Publisher
 from infra.postgres.connection import make_pool
 from infra.settings.adapters import KafkaSettings
-from projections.analytics.arrival import COUNTS_CONSUMER, REACHED, VIDEOS_CONSUMER
+from projections.analytics.queries import COUNTS_CONSUMER, REACHED, VIDEOS_CONSUMER
 from tests.integration.analytics_sinks import SourceOf, from_log, keeping, record
 from tests.integration.analytics_support import Event
 from tests.integration.event_log import rows
@@ -24,7 +24,7 @@ from tests.integration.projection_support import Writer
 from tests.integration.relay_support import relayed, relaying
 from tests.kafka_cluster import kafka_cluster
 from tests.support import DEADLINE_SECONDS
-from workers.kafka_source import KafkaSource
+from workers.sources import KafkaSource
 
 # Without the call, a batch would gather for as long.
 FLUSH_SECONDS = 600.0
@@ -127,6 +127,7 @@ def test_consumers_of_kafka_say_what_they_have_of_the_log(url: str, writer: Writ
             return KafkaSource(
                 topics,
                 KafkaSettings(KAFKA_BOOTSTRAP_SERVERS=(servers,)),
+                batch_messages=500,
                 hurried=notifications.hurried(),
             )
 

@@ -34,7 +34,7 @@ from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer, origin
 from tests.kafka_cluster import kafka_cluster
 from tests.support import until
-from workers import consumers
+from workers.parts import forget_processed
 
 
 @pytest.fixture(params=["log", "kafka"])
@@ -290,5 +290,5 @@ def test_what_was_handled_long_ago_is_forgotten(stage: Stage) -> None:
         [old, new],
     )
     with psycopg.connect(stage.database_url, autocommit=True) as conn:
-        assert consumers.forget_processed(conn) == 1
+        assert forget_processed(conn) == 1
     assert processed(stage.database_url) == {new}

@@ -25,7 +25,7 @@ from projections.recommendations.model import (
     Weighing,
 )
 from projections.recommendations.recommender import profile_of
-from projections.trending.ranking import Ranked
+from projections.trending import Ranked
 from tests.integration.projection_support import Writer, caught_up, hosting
 
 T = TypeVar("T")

@@ -14,8 +14,7 @@ import pytest
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
-from projections.analytics.retention import prune
-from projections.analytics.stats import (
+from projections.analytics.queries import (
     LENGTHS,
     Bucket,
     Counts,
@@ -24,6 +23,7 @@ from projections.analytics.stats import (
     TooManyPoints,
     stats_of,
 )
+from projections.analytics.schema import prune
 from tests.integration.trending_support import (
     HOUR,
     NOW,

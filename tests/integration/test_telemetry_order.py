@@ -18,7 +18,7 @@ from projections.integration_events import TELEMETRY
 from tests.integration.analytics_support import REPEAT
 from tests.integration.event_log import rows
 from tests.support import eventually
-from workers.feeds import TelemetryFeed
+from workers.sources import TelemetryFeed
 
 SESSION = str(uuid4())
 AT = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)

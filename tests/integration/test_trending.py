@@ -13,10 +13,7 @@ import pytest
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
-from projections.analytics.windows import Window
-from projections.trending.formula import Formula
-from projections.trending.ranking import Ranked, Trending
-from projections.trending.sums import settle
+from projections.trending import Formula, Ranked, Trending, Window, settle
 from tests.integration.trending_support import (
     HOUR,
     NOW,

@@ -16,9 +16,7 @@ from infra import metrics
 from infra.cache import Lifetimes, Requirement
 from infra.http.shapes import Position
 from infra.redis import embedded_redis
-from projections.analytics.windows import Window
-from projections.trending.cache import TrendingCache, TrendingInvalidation, key_of
-from projections.trending.ranking import Ranked
+from projections.trending import Ranked, TrendingCache, TrendingInvalidation, Window, key_of
 from tests.integration.redis_servers import RedisServer, redis_servers
 
 SECOND = timedelta(seconds=1)
@@ -34,12 +32,12 @@ class Maker:
         self.made = 0
         self.failing = False
 
-    async def __call__(self, now: datetime) -> list[Ranked]:
+    async def __call__(self, now: datetime) -> tuple[Ranked, ...]:
         await asyncio.sleep(0.01)
         if self.failing:
             raise LookupError("no ranking")
         self.made += 1
-        return [Ranked(1, UUID(int=self.made), 1.25, 0.1, 0.2, 0.3, 0.4, 0.5, 0.25)]
+        return (Ranked(1, UUID(int=self.made), 1.25, 0.1, 0.2, 0.3, 0.4, 0.5, 0.25),)
 
     def cache(self, server: FakeServer) -> TrendingCache:
         return TrendingCache(embedded_redis(server), LIFETIMES, clock=lambda: self.now)
@@ -89,7 +87,7 @@ def test_what_was_counted_while_it_was_made_has_it_made_again(server: FakeServer
         maker = Maker()
         cache = maker.cache(server)
 
-        async def interrupted(now: datetime) -> list[Ranked]:
+        async def interrupted(now: datetime) -> tuple[Ranked, ...]:
             await TrendingInvalidation(embedded_redis(server)).touch()
             return await maker(now)
 

@@ -12,9 +12,7 @@ import pytest
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from projections.analytics.windows import Window
-from projections.trending.formula import Formula
-from projections.trending.sums import settle
+from projections.trending import Formula, Window, settle
 from tests.integration.test_trending import UNUSUAL, USUAL, ranking
 from tests.integration.trending_support import (
     HOUR,

@@ -12,7 +12,7 @@ from psycopg.rows import TupleRow
 
 from engine.schedule import run_job
 from infra import metrics
-from projections.trending.formula import Formula
+from projections.trending import Formula
 from tests.integration.trending_support import Deed, Film, analytics_database, write
 from tests.support import DEADLINE_SECONDS, ended
 from workers.trending import settling_job

@@ -16,10 +16,8 @@ import pytest
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from projections.analytics.continuous_aggregates import refresh
-from projections.analytics.schema import Shape, migrate, state
-from projections.analytics.windows import LENGTHS, Window
-from projections.trending.formula import Formula
+from projections.analytics.schema import Shape, migrate, refresh, state
+from projections.trending import LENGTHS, Formula, Window
 from tests.integration.analytics_support import timescale_database
 
 NOW = datetime(2026, 3, 14, 15, 26, 53, tzinfo=UTC)

@@ -8,7 +8,7 @@ from aiokafka.partitioner import DefaultPartitioner
 from engine.messages import DeadMessage, RawMessage, Unreadable
 from infra.kafka import client_options, partition_of
 from infra.settings import load_settings
-from workers.kafka_source import dead_letter, parse
+from workers.sources import dead_letter, parse
 
 SECURE = {
     "KAFKA_BOOTSTRAP_SERVERS": "one:9092,two:9092",

@@ -1,1 +1,0 @@
-"""Trending: the formula, the sums that it is made from, and the ranking."""
