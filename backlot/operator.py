@@ -27,7 +27,6 @@ from engine.replay.records import tell_nobody
 from infra.errors import OperatorError
 from infra.settings import Settings
 from projections.analytics.rebuild import NAME as ANALYTICS
-from projections.analytics.rebuild import AnalyticsMeans
 from projections.like_counters import NAME as COUNTERS
 from workers.analytics import analytics_means
 from workers.likes import open_counters

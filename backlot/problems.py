@@ -18,8 +18,7 @@ from infra.http.problems import Make, Problem
 from infra.http.shapes import InvalidPosition, encode_position
 from infra.objects.port import NoSuchUpload, ObjectStoreUnavailable, PartMismatch
 from infra.redlock import LocksUnavailable
-from projections.analytics.queries import AnalyticsUnavailable
-from projections.analytics.stats import TooManyPoints
+from projections.analytics.queries import AnalyticsUnavailable, TooManyPoints
 from readapi.audit.inspector import NotRecorded
 from readapi.paging import InvalidCursor
 from readapi.queries import ReadModelUnavailable

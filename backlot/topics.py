@@ -148,7 +148,10 @@ def list_topics(as_json: Json = False) -> None:
         "",
         *table(
             ("published", "position", "head", "lag"),
-            [(e.source, e.position if e.updated_at else "never", e.head, e.lag_events) for e in relay],
+            [
+                (e.source, e.position if e.updated_at else "never", e.head, e.lag_events)
+                for e in relay
+            ],
         ),
     ]
     if consumers:

@@ -1,49 +1,45 @@
 """Taking events into the analytics: against a bare COPY of the same rows into the same table."""
 
 from __future__ import annotations
+
 import asyncio
 import gc
-import orjson
-import psycopg
 import random
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from statistics import median
+from typing import Any
+from uuid import UUID
+
+import orjson
+import psycopg
 import uvloop
+
 from backlot.up import calm_garbage_collector
 from benchmarks.bench import Bench
-from benchmarks.results import Comparison
-from benchmarks.results import Side
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
-from contextlib import contextmanager
-from contextlib import suppress
-from datetime import UTC
-from datetime import datetime
-from datetime import timedelta
+from benchmarks.results import Comparison, Side
 from engine import telemetry
-from engine.connections import ThreadedConnection
-from engine.connections import connect
-from engine.messages import BEHIND_EVENTS
-from engine.messages import DeadMessage
-from engine.messages import IncomingMessage
-from engine.messages import MessageBatch
-from engine.messages import MessageSource
-from engine.messages import RawMessage
-from engine.messages import Unreadable
+from engine.connections import ThreadedConnection, connect
+from engine.messages import (
+    BEHIND_EVENTS,
+    DeadMessage,
+    IncomingMessage,
+    MessageBatch,
+    MessageSource,
+    RawMessage,
+    Unreadable,
+)
 from engine.subscription import Place
 from infra.cancellation import alongside
 from projections.analytics.ingest import COPY
 from projections.analytics.rules import TOPICS
 from projections.analytics.schema import migrate
 from projections.integration_events import from_telemetry
-from statistics import median
-from typing import Any
-from uuid import UUID
 from workers.analytics import Analytics
-from workers.parts import subscribe_sink
-from workers.sources import LogSource
-from workers.sources import feeds
-from workers.sources import received
+from workers.consumers import subscribe_sink
+from workers.sources import LogSource, feeds, received
 
 OURS = "ours: rows, rollups, viewers, sessions, places"
 BARE = "bare COPY of the raw rows"

@@ -24,7 +24,14 @@ from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
 from infra.advisory_locks import Lock, try_lock_in_transaction
-from infra.cache import ANY_VALUE, CachedValue, Generations, Lifetimes, ReadThroughCache, Requirement
+from infra.cache import (
+    ANY_VALUE,
+    CachedValue,
+    Generations,
+    Lifetimes,
+    ReadThroughCache,
+    Requirement,
+)
 from infra.metrics import counter
 from infra.postgres.connection import fetch_as
 from infra.redis import OptionalRedis

@@ -1,51 +1,34 @@
 """The sinks of the analytics, which count what happens and know the videos; and their pruning."""
 
 from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
 import psycopg
 import structlog
-from collections.abc import Awaitable
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Sequence
-from datetime import UTC
-from datetime import datetime
-from datetime import timedelta
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
 from engine.command_bus import CommandBus
-from engine.connections import ThreadedConnection
-from engine.connections import in_thread
-from engine.messages import BEHIND_EVENTS
-from engine.messages import IncomingMessage
-from engine.messages import MessageBatch
-from engine.messages import Poison
-from engine.schedule import Job
-from engine.schedule import Outage
-from engine.schedule import repeat
-from engine.subscription import EVENTS
-from engine.subscription import Subscription
-from functools import partial
+from engine.connections import ThreadedConnection, in_thread
+from engine.messages import BEHIND_EVENTS, IncomingMessage, MessageBatch, Poison
+from engine.schedule import Job, Outage, repeat
+from engine.subscription import EVENTS, Subscription
 from infra.errors import describe
 from infra.metrics import counter
 from infra.postgres.connection import open_connection
 from infra.settings import Settings
 from projections.analytics import videos
-from projections.analytics.ingest import Store
-from projections.analytics.ingest import StoredBatch
-from projections.analytics.queries import COUNTS_CONSUMER
-from projections.analytics.queries import VIDEOS_CONSUMER
+from projections.analytics.ingest import Store, StoredBatch
+from projections.analytics.queries import COUNTS_CONSUMER, VIDEOS_CONSUMER
 from projections.analytics.rebuild import AnalyticsMeans
-from projections.analytics.rules import NotCountable
-from projections.analytics.rules import TOPICS
-from projections.analytics.rules import row_of
-from projections.analytics.schema import Shape
-from projections.analytics.schema import migrate
-from projections.analytics.schema import prune
-from projections.analytics.schema import refresh
+from projections.analytics.rules import TOPICS, NotCountable, row_of
+from projections.analytics.schema import Shape, migrate, prune, refresh
 from projections.trending import TrendingInvalidation
-from psycopg import Connection
-from psycopg.rows import TupleRow
 from workers.parts import Parts
-from workers.sources import EventFeed
-from workers.sources import LogSource
+from workers.sources import EventFeed, LogSource
 from workers.tasks import Tasks
 
 log = structlog.get_logger(__name__)

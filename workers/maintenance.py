@@ -17,7 +17,8 @@ from engine.connections import in_thread
 from engine.schedule import Job, Outage, Run, repeat
 from engine.seals.sealer import SEAL_FAILURES, LogBroken, Sealer
 from infra.postgres.connection import open_connection
-from workers.parts import Parts, forget_processed
+from workers.consumers import forget_processed
+from workers.parts import Parts
 
 log = structlog.get_logger(__name__)
 

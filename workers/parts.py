@@ -24,6 +24,8 @@ from projections.like_counters import Counters
 from workers.consumers import subscribe_consumer, subscribe_sink
 from workers.sources import KafkaSource, LogSource, feeds
 
+BATCH_EVENTS = 500
+
 
 @dataclass(frozen=True)
 class Parts:

@@ -1,33 +1,27 @@
 """The sink of the recommendations: who watched and liked what, and which videos are neighbours."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
 import psycopg
 import structlog
-import time
-from collections.abc import AsyncIterator
-from collections.abc import Awaitable
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
-from contextlib import asynccontextmanager
-from datetime import UTC
-from datetime import datetime
-from datetime import timedelta
 from dramatiq import Actor
-from engine.connections import ThreadedConnection
-from engine.connections import leading
-from engine.messages import IncomingMessage
-from engine.messages import MessageBatch
-from engine.messages import Poison
-from engine.schedule import Job
-from engine.schedule import Outage
-from engine.schedule import Run
+from psycopg import Connection
+from psycopg.rows import TupleRow
+from redis.asyncio import Redis
+
+from engine.connections import ThreadedConnection, leading
+from engine.messages import IncomingMessage, MessageBatch, Poison
+from engine.schedule import Job, Outage, Run
 from engine.subscription import Subscription
 from infra.errors import describe
-from infra.postgres.connection import Limits
-from infra.postgres.connection import make_pool
+from infra.postgres.connection import Limits, make_pool
 from infra.settings import Settings
 from infra.tasks.broker import task_queues
 from infra.tasks.dead_letters import TaskQueues
@@ -35,26 +29,14 @@ from infra.tasks.errors import BrokerAway
 from infra.tasks.messages import enqueue
 from infra.tasks.queues import RECOMMENDATIONS
 from projections import integration_events
-from projections.analytics.queries import AnalyticsQueries
-from projections.analytics.queries import ENGAGED_CONSUMER
-from projections.analytics.rules import NotCountable
-from projections.analytics.rules import row_of
+from projections.analytics.queries import ENGAGED_CONSUMER, AnalyticsQueries
+from projections.analytics.rules import NotCountable, row_of
 from projections.analytics.schema import migrate
 from projections.catalog import Catalog
 from projections.likes import Likes
-from projections.recommendations.co_occurrence import Engagement
-from projections.recommendations.co_occurrence import keep
-from projections.recommendations.co_occurrence import rank_categories
-from projections.recommendations.model import EngagementKind
-from projections.recommendations.model import Weighing
-from projections.recommendations.recommender import RecommendationInvalidation
-from projections.recommendations.recommender import Recommender
-from psycopg import Connection
-from psycopg.rows import TupleRow
-from redis.asyncio import Redis
-from typing import Any
-from typing import TYPE_CHECKING
-from uuid import uuid4
+from projections.recommendations.co_occurrence import Engagement, keep, rank_categories
+from projections.recommendations.model import EngagementKind, Weighing
+from projections.recommendations.recommender import RecommendationInvalidation, Recommender
 
 if TYPE_CHECKING:
     from workers.parts import Parts

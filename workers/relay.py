@@ -5,53 +5,29 @@ under the same id. One process relays at a time, and another takes over when tha
 """
 
 from __future__ import annotations
+
 import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
 import psycopg
 import structlog
-from collections import Counter
-from collections.abc import Callable
-from collections.abc import Coroutine
-from collections.abc import Iterable
-from collections.abc import Mapping
-from collections.abc import Sequence
-from engine import checkpoints
-from engine import dead_letters
-from engine.checkpoints import Checkpoint
-from engine.checkpoints import SubscriptionKind
-from engine.checkpoints import Superseded
-from engine.connections import Backoff
-from engine.connections import LeaderLock
-from engine.connections import ThreadedConnection
-from engine.dead_letters import RejectedMessage
-from engine.subscription import Handler
-from engine.subscription import Notifications
-from engine.subscription import Place
-from engine.subscription import Prefetch
-from engine.subscription import Restart
-from engine.subscription import Subscription
-from infra.cancellation import to_the_end
-from infra.errors import describe
-from infra.kafka import KafkaAway
-from infra.kafka import Outgoing
-from infra.kafka import Publisher
-from infra.kafka import Sent
-from infra.metrics import counter
-from infra.metrics import gauge
-from infra.settings.adapters import KafkaSettings
-from projections.integration_events import Message
-from projections.integration_events import TOPICS
 from psycopg import Connection
 from psycopg.rows import TupleRow
-from typing import Any
-from typing import NamedTuple
-from typing import NoReturn
-from workers.sources import Feed
-from workers.sources import FeedBatch
-from workers.sources import FeedSource
-from workers.sources import RELAY
-from workers.sources import Stretch
-from workers.sources import feeds
-from workers.sources import published_positions
+
+from engine import checkpoints, dead_letters
+from engine.checkpoints import Checkpoint, SubscriptionKind, Superseded
+from engine.connections import Backoff, LeaderLock, ThreadedConnection
+from engine.dead_letters import RejectedMessage
+from engine.subscription import Handler, Notifications, Place, Prefetch, Restart, Subscription
+from infra.cancellation import to_the_end
+from infra.errors import describe
+from infra.kafka import KafkaAway, Outgoing, Publisher, Sent
+from infra.metrics import counter, gauge
+from infra.settings.adapters import KafkaSettings
+from projections.integration_events import TOPICS, Message
+from workers.sources import RELAY, Feed, FeedBatch, FeedSource, Stretch, feeds, published_positions
 
 
 def begin(conn: Connection[TupleRow]) -> dict[str, int]:
@@ -61,7 +37,11 @@ def begin(conn: Connection[TupleRow]) -> dict[str, int]:
 
 
 def move(
-    conn: Connection[TupleRow], feed: str, before: int, after: int, undelivered: Iterable[RejectedMessage]
+    conn: Connection[TupleRow],
+    feed: str,
+    before: int,
+    after: int,
+    undelivered: Iterable[RejectedMessage],
 ) -> None:
     """Advance the checkpoint, and set aside what could not be published; raise Superseded."""
     with conn.transaction(), conn.cursor() as cursor:

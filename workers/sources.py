@@ -31,12 +31,11 @@ from pydantic import ValidationError
 from domain.model import Aggregate
 from engine import checkpoints
 from engine.checkpoints import SubscriptionKind
-from engine.codec import MAPPER
 from engine.connections import ThreadedConnection
 from engine.event_store import EVENTS
 from engine.log import Log
-from engine.messages import DeadMessage, MessageBatch, Place, RawMessage, IncomingMessage, Unreadable
-from engine.notifications import woken
+from engine.messages import DeadMessage, IncomingMessage, MessageBatch, RawMessage, Unreadable
+from engine.subscription import Place, woken
 from engine.telemetry import TelemetryEvent
 from infra.kafka import Outgoing, Partition, Publisher, Reader, Record
 from infra.settings.adapters import KafkaSettings
@@ -125,7 +124,7 @@ class EventFeed:
         unreadable: list[Unpublishable] = []
         for stored in window.events:
             try:
-                messages.append(self._message_of(*self._log.decode(stored)))
+                messages.append(self._message_of(*stored.decode()))
             except (MapperDeserialisationError, NotPublishable) as error:
                 unreadable.append(Unpublishable(stored.topic, stored.position, str(error)))
         return Stretch(messages, unreadable, window.until, head)
@@ -308,7 +307,9 @@ def received(feed: str, message: Message) -> IncomingMessage:
 
 def _raw_of_message(feed: str, message: Message) -> RawMessage:
     headers = {name: value.decode() for name, value in message.headers()}
-    return RawMessage(message.topic, (feed, 0), message.position, message.key, message.value, headers)
+    return RawMessage(
+        message.topic, (feed, 0), message.position, message.key, message.value, headers
+    )
 
 
 def published_positions(conn: Connection[TupleRow]) -> dict[str, int]:

@@ -1,54 +1,33 @@
 """The queries of the analytics: stats and rankings, over a pool of their own."""
 
 from __future__ import annotations
-import structlog
-from collections.abc import AsyncIterator
-from collections.abc import Collection
-from collections.abc import Sequence
+
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from dataclasses import replace
-from datetime import UTC
-from datetime import date
-from datetime import datetime
-from datetime import timedelta
-from domain.upload import Upload
-from engine.codec import topics_of
-from engine.event_store import EVENTS
-from engine.freshness import Freshness
-from engine.freshness import Pool
-from engine.freshness import ReadModelBehind
-from engine.freshness import WHATEVER_THERE_IS
-from engine.freshness import Waiting
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
-from infra.cache import CachedValue
-from infra.cache import Lifetimes
-from infra.cache import Requirement
-from infra.http.shapes import Position
-from infra.metrics import counter
-from infra.postgres.connection import Limits
-from infra.postgres.connection import fetch_as
-from infra.postgres.connection import make_pool
-from infra.settings.features import TrendingSettings
 from math import fsum
-from projections.analytics.calendar import DAY
-from projections.analytics.calendar import start_of_day
-from projections.analytics.calendar import start_of_hour
-from projections.analytics.calendar import start_of_next_day
-from projections.catalog import Catalog
-from projections.trending import Formula
-from projections.trending import Ranked
-from projections.trending import Ranking
-from projections.trending import Trending
-from projections.trending import TrendingCache
-from projections.trending import Window
-from psycopg import AsyncConnection
-from psycopg import InterfaceError
-from psycopg import OperationalError
+from uuid import UUID
+
+import structlog
+from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.errors import UndefinedTable
 from psycopg.rows import TupleRow
 from redis.asyncio import Redis
-from uuid import UUID
+
+from domain.upload import Upload
+from engine.event_store import EVENTS
+from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool, ReadModelBehind, Waiting
+from engine.log import topics_of
+from infra.cache import CachedValue, Lifetimes, Requirement
+from infra.http.shapes import Position
+from infra.metrics import counter
+from infra.postgres.connection import Limits, fetch_as, make_pool
+from infra.settings.features import TrendingSettings
+from projections.analytics.calendar import DAY, start_of_day, start_of_hour, start_of_next_day
+from projections.catalog import Catalog
+from projections.trending import Formula, Ranked, Ranking, Trending, TrendingCache, Window
 
 log = structlog.get_logger(__name__)
 

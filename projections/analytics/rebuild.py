@@ -6,56 +6,36 @@ and ingest go on, and whoever is killed leaves days that are right and days as t
 """
 
 from __future__ import annotations
-import orjson
+
 import time
-from collections.abc import Callable
-from collections.abc import Collection
-from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC
-from datetime import date
-from datetime import datetime
-from datetime import timedelta
-from engine.comparison import Difference
-from engine.comparison import SESSION
-from engine.event_store import EVENTS
-from engine.log import Log
-from engine.log import LogWindow
-from engine.log import event_id
-from engine.replay.records import Progress
-from engine.replay.records import ReplayState
-from engine.replay.records import Report
-from eventsourcing.persistence import MapperDeserialisationError
-from infra.advisory_locks import job_lock
-from infra.errors import OperatorError
-from projections.analytics import reconciliation
-from projections.analytics import videos
-from projections.analytics.calendar import DAY
-from projections.analytics.calendar import start_of_day
-from projections.analytics.ingest import Store
-from projections.analytics.queries import COUNTS_CONSUMER
-from projections.analytics.queries import VIDEOS_CONSUMER
-from projections.analytics.reconciliation import Digest
-from projections.analytics.reconciliation import day_of
-from projections.analytics.rules import AHEAD
-from projections.analytics.rules import NotCountable
-from projections.analytics.rules import TOPICS
-from projections.analytics.rules import row_of
-from projections.analytics.schema import Shape
-from projections.analytics.schema import refresh
-from projections.analytics.schema import retention_of
-from projections.analytics.schema import state
-from projections.analytics.videos import WRITES
-from projections.integration_events import events_for
-from projections.integration_events import from_event
-from psycopg import Connection
-from psycopg import IsolationLevel
-from psycopg.rows import TupleRow
+from datetime import UTC, date, datetime, timedelta
 from threading import Event
 from typing import NamedTuple
 from uuid import UUID
+
+import orjson
+from eventsourcing.persistence import MapperDeserialisationError
+from psycopg import Connection, IsolationLevel
+from psycopg.rows import TupleRow
+
+from engine.comparison import SESSION, Difference
+from engine.event_store import EVENTS
+from engine.log import Log, LogWindow, event_id
+from engine.replay.records import Progress, ReplayState, Report
+from infra.advisory_locks import job_lock
+from infra.errors import OperatorError
+from projections.analytics import reconciliation, videos
+from projections.analytics.calendar import DAY, start_of_day
+from projections.analytics.ingest import Store
+from projections.analytics.queries import COUNTS_CONSUMER, VIDEOS_CONSUMER
+from projections.analytics.reconciliation import Digest, day_of
+from projections.analytics.rules import AHEAD, TOPICS, NotCountable, row_of
+from projections.analytics.schema import Shape, refresh, retention_of, state
+from projections.analytics.videos import WRITES
+from projections.integration_events import events_for, from_event
 
 WINDOW_EVENTS = 5_000
 
@@ -171,7 +151,7 @@ class StagingTables:
         with self._conn.cursor() as cursor, cursor.copy(COPY) as copy:
             for stored in window.events:
                 try:
-                    message = from_event(*self._rows.decode(stored))
+                    message = from_event(*stored.decode())
                     row = row_of(message.topic, message.id, orjson.loads(message.value), now)
                 except (MapperDeserialisationError, NotCountable):
                     unreadable.append(event_id(stored.stream_id, stored.version))

@@ -5,40 +5,34 @@ memory however much differs.
 """
 
 from __future__ import annotations
-import orjson
-from collections.abc import Iterable
-from collections.abc import Iterator
+
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC
-from datetime import date
-from datetime import datetime
-from engine.comparison import CHANGES
-from engine.comparison import Difference
-from engine.comparison import DifferentKey
-from engine.comparison import Kind
-from engine.comparison import NAMED_KEYS
-from engine.comparison import SESSION
-from engine.comparison import TableDifference
-from engine.telemetry import TelemetryEvent
-from infra.advisory_locks import Lock
-from infra.advisory_locks import hold
-from infra.advisory_locks import lock_in_transaction
-from infra.http.shapes import rfc3339
-from projections.analytics.calendar import DAY
-from projections.analytics.calendar import start_of_hour
-from projections.analytics.ingest import COLUMNS
-from projections.analytics.ingest import NO_LIMIT
-from projections.analytics.ingest import Store
-from projections.analytics.rules import NotCountable
-from projections.analytics.rules import Row
-from projections.analytics.rules import row_of
-from projections.analytics.schema import Shape
-from projections.integration_events import NotPublishable
-from projections.integration_events import from_telemetry
-from psycopg import Connection
-from psycopg.rows import TupleRow
+from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
+
+import orjson
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from engine.comparison import (
+    CHANGES,
+    NAMED_KEYS,
+    SESSION,
+    Difference,
+    DifferentKey,
+    Kind,
+    TableDifference,
+)
+from engine.telemetry import TelemetryEvent
+from infra.advisory_locks import Lock, hold, lock_in_transaction
+from infra.http.shapes import rfc3339
+from projections.analytics.calendar import DAY, start_of_hour
+from projections.analytics.ingest import COLUMNS, NO_LIMIT, Store
+from projections.analytics.rules import NotCountable, Row, row_of
+from projections.analytics.schema import Shape
+from projections.integration_events import NotPublishable, from_telemetry
 
 SUMS = {"video_hourly": "counted_hourly", "video_daily": "counted_daily"}
 

@@ -9,37 +9,27 @@ erase their sums.
 """
 
 from __future__ import annotations
-import psycopg
-import structlog
+
 import time
 from collections import Counter
-from collections.abc import Iterable
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC
-from datetime import datetime
-from datetime import timedelta
-from engine import installation
-from engine.installation import MigrationSet
-from engine.installation import UnknownMigration
-from engine.installation import migration_lock
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from infra.advisory_locks import Lock
-from infra.advisory_locks import held
-from infra.advisory_locks import hold
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import structlog
+from psycopg import Connection
+from psycopg.errors import DeadlockDetected, InsufficientPrivilege, LockNotAvailable, UndefinedTable
+
+from engine import installation
+from engine.installation import MigrationSet, UnknownMigration, migration_lock
+from infra.advisory_locks import Lock, hold
 from infra.errors import describe
 from infra.metrics import counter
-from pathlib import Path
-from projections.analytics.calendar import DAY
-from projections.analytics.calendar import HOUR
-from projections.analytics.calendar import start_of_day
-from projections.analytics.calendar import start_of_hour
-from psycopg import Connection
-from psycopg.errors import DeadlockDetected
-from psycopg.errors import InsufficientPrivilege
-from psycopg.errors import LockNotAvailable
-from psycopg.errors import UndefinedTable
-from typing import Any
+from projections.analytics.calendar import DAY, HOUR, start_of_day, start_of_hour
 
 log = structlog.get_logger(__name__)
 

@@ -8,73 +8,60 @@ and the user are now.
 """
 
 from __future__ import annotations
-import structlog
+
 import time
-from collections import defaultdict
-from collections import deque
-from collections.abc import Collection
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC
-from datetime import datetime
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import LiteralString
+from uuid import UUID
+
+import structlog
+from psycopg import AsyncConnection
+from psycopg import Error as DatabaseError
+from psycopg.rows import TupleRow
+from pydantic import TypeAdapter
+from redis.asyncio import Redis
+
 from domain.upload import Upload
 from domain.video_likes import stream_id
 from engine.event_store import EVENTS
-from engine.freshness import Freshness
-from engine.freshness import Pool
-from engine.freshness import WHATEVER_THERE_IS
-from engine.log import END_OF_LOG
-from engine.log import topics_of
-from infra.cache import CachedValue
-from infra.cache import Generations
-from infra.cache import Lifetimes
-from infra.cache import ReadThroughCache
-from infra.cache import Requirement
+from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool
+from engine.log import END_OF_LOG, topics_of
+from infra.cache import CachedValue, Generations, Lifetimes, ReadThroughCache, Requirement
 from infra.llm.errors import LanguageModelError
 from infra.metrics import counter
 from infra.postgres.connection import fetch_as
 from infra.redis import OptionalRedis
 from infra.settings.adapters import LanguageModelSettings
 from infra.settings.features import RecommendationSettings
-from itertools import islice
-from projections.analytics.arrival import COUNTS_CONSUMER
-from projections.analytics.arrival import ENGAGED_CONSUMER
-from projections.analytics.arrival import VIDEOS_CONSUMER
-from projections.analytics.queries import AnalyticsQueries
-from projections.analytics.queries import AnalyticsUnavailable
-from projections.analytics.windows import Window
-from projections.catalog import Catalog
-from projections.catalog import VideoRow
+from projections.analytics.queries import (
+    COUNTS_CONSUMER,
+    ENGAGED_CONSUMER,
+    VIDEOS_CONSUMER,
+    AnalyticsQueries,
+    AnalyticsUnavailable,
+)
+from projections.catalog import Catalog, VideoRow
 from projections.likes import Likes
-from projections.recommendations.candidates import candidates_for
-from projections.recommendations.candidates import falling_points
+from projections.recommendations.candidates import candidates_for, falling_points
 from projections.recommendations.embeddings import nearest
-from projections.recommendations.model import Candidate
-from projections.recommendations.model import DescribedVideo
-from projections.recommendations.model import EngagedVideo
-from projections.recommendations.model import Material
-from projections.recommendations.model import Profile
-from projections.recommendations.model import RankedRecommendations
-from projections.recommendations.model import RankedVideo
-from projections.recommendations.model import RecommendationSource
-from projections.recommendations.model import Weighing
-from projections.recommendations.prompt import MOST_LIKED
-from projections.recommendations.prompt import MOST_WATCHED
-from projections.recommendations.prompt import plain
-from projections.recommendations.ranker import BudgetSpent
-from projections.recommendations.ranker import Ranker
-from projections.recommendations.ranker import fuse
-from projections.recommendations.ranker import make_ranker
-from projections.trending import Ranked
-from psycopg import AsyncConnection
-from psycopg import Error as DatabaseError
-from psycopg.rows import TupleRow
-from pydantic import TypeAdapter
-from redis.asyncio import Redis
-from typing import LiteralString
-from uuid import UUID
+from projections.recommendations.model import (
+    Candidate,
+    DescribedVideo,
+    EngagedVideo,
+    Material,
+    Profile,
+    RankedRecommendations,
+    RankedVideo,
+    RecommendationSource,
+    Weighing,
+)
+from projections.recommendations.prompt import MOST_LIKED, MOST_WATCHED, plain
+from projections.recommendations.ranker import BudgetSpent, Ranker, fuse, make_ranker
+from projections.trending import Ranked, Window
 
 log = structlog.get_logger(__name__)
 

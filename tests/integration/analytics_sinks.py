@@ -1,35 +1,23 @@
 """What tests of the sinks of the analytics share: running ones, and a recorded history."""
 
 from __future__ import annotations
+
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from collections.abc import Awaitable
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from engine.messages import MessageBatch
-from engine.messages import MessageSource
-from engine.messages import Sink
-from engine.subscription import Notifications
-from engine.subscription import Subscription
-from engine.telemetry import Telemetry
-from engine.telemetry import TelemetryEvent
-from infra.settings.adapters import KafkaSettings
-from tests.integration.analytics_support import Event
-from tests.integration.analytics_support import REPEAT
-from tests.integration.analytics_support import when
-from tests.support import ended
 from uuid import UUID
-from workers.analytics import Analytics
-from workers.analytics import AnalyticsVideos
-from workers.analytics import tell_nobody
-from workers.analytics import uploads_feed
-from workers.parts import subscribe_sink
-from workers.sources import KafkaSource
-from workers.sources import LogSource
-from workers.sources import feeds
+
+from engine.messages import MessageBatch, MessageSource, Sink
+from engine.subscription import Notifications, Subscription
+from engine.telemetry import Telemetry, TelemetryEvent
+from infra.settings.adapters import KafkaSettings
+from tests.integration.analytics_support import REPEAT, Event, when
+from tests.support import ended
+from workers.analytics import Analytics, AnalyticsVideos, tell_nobody, uploads_feed
+from workers.consumers import subscribe_sink
+from workers.sources import KafkaSource, LogSource, feeds
 
 DETAILS = ("sessionId", "seconds", "channel")
 

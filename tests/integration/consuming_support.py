@@ -1,39 +1,29 @@
 """What tests of consumers share: one that writes down what it is given, and where it comes from."""
 
 from __future__ import annotations
+
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Protocol
+from uuid import UUID, uuid4
+
 import psycopg
-from collections.abc import AsyncIterator
-from collections.abc import Awaitable
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Sequence
-from contextlib import asynccontextmanager
-from contextlib import contextmanager
+
 from engine.connections import connect
-from engine.messages import Consumer
-from engine.messages import IncomingMessage
-from engine.messages import MessageSource
-from engine.messages import Poison
+from engine.messages import Consumer, IncomingMessage, MessageSource, Poison
 from engine.subscription import Notifications
 from infra import metrics
-from infra.kafka import Outgoing
-from infra.kafka import Publisher
+from infra.kafka import Outgoing, Publisher
 from infra.settings.adapters import KafkaSettings
 from projections.integration_events import TOPICS as TOPICS_OF_ALL
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer
 from tests.kafka_cluster import kafka_cluster
 from tests.support import ended
-from typing import Any
-from typing import Protocol
-from uuid import UUID
-from uuid import uuid4
-from workers.parts import subscribe_consumer
+from workers.consumers import subscribe_consumer
 from workers.relay import outgoing
-from workers.sources import KafkaSource
-from workers.sources import LogSource
-from workers.sources import feeds
+from workers.sources import KafkaSource, LogSource, feeds
 
 TOPICS = frozenset(("comment.created", "comment.edited"))
 VIDEO = uuid4()

@@ -1,58 +1,49 @@
 """The read API as it runs: projections following a real log, queries over HTTP."""
 
 from __future__ import annotations
+
 import asyncio
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
 import httpx
 import psycopg
-from backlot.features import FEATURES
-from backlot.features import read_models
-from backlot.problems import OF_QUERIES
-from collections.abc import Coroutine
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC
-from datetime import datetime
-from datetime import timedelta
-from domain.upload import Upload
-from engine import telemetry
-from engine.freshness import Pool
-from engine.freshness import Waiting
 from fakeredis import FakeServer
 from fastapi import FastAPI
+
+from backlot.features import FEATURES, read_models
+from backlot.problems import OF_QUERIES
+from domain.upload import Upload
+from engine import telemetry
+from engine.freshness import Pool, Waiting
 from infra.cache import Lifetimes
 from infra.http.app import HttpApp
-from infra.http.auth import Authenticator
-from infra.http.auth import OneKey
-from infra.http.auth import mint_token
+from infra.http.auth import Authenticator, OneKey, mint_token
 from infra.http.shapes import encode_position
 from infra.objects.folder import FolderStore
 from infra.postgres.connection import make_pool
-from infra.redis import connect_redis
-from infra.redis import embedded_redis
-from infra.settings import Settings
-from infra.settings import load_settings
-from pathlib import Path
-from projections.analytics.queries import AnalyticsQueries
-from projections.analytics.queries import COUNTS_CONSUMER
-from projections.analytics.queries import ENGAGED_CONSUMER
-from projections.analytics.queries import VIDEOS_CONSUMER
+from infra.redis import connect_redis, embedded_redis
+from infra.settings import Settings, load_settings
+from projections.analytics.queries import (
+    COUNTS_CONSUMER,
+    ENGAGED_CONSUMER,
+    VIDEOS_CONSUMER,
+    AnalyticsQueries,
+)
 from projections.analytics.schema import migrate
 from projections.catalog import Catalog
 from projections.comments import Comments
 from projections.like_counters import AsyncCounters
 from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
-from projections.trending import Formula
-from projections.trending import Trending
-from projections.trending import TrendingCache
-from readapi.live_counts import LikeCounts
-from readapi.live_counts import LiveCounts
+from projections.trending import Formula, Trending, TrendingCache
+from readapi.live_counts import LikeCounts, LiveCounts
 from readapi.queries import Queries
-from tests.integration.projection_support import Writer
-from tests.integration.projection_support import hosting
-from typing import Any
-from typing import TypeVar
-from workers.parts import ConsumerCheckpoint
+from tests.integration.projection_support import Writer, hosting
+from workers import consumers as ledger
 
 SECRET = "a secret of the tests, long enough for HS256"
 COUNTER_TTL = 600
@@ -158,7 +149,7 @@ class Site:
         places = {("events", 0): position, ("telemetry", 0): telemetry}
         with psycopg.connect(self.database_url, autocommit=True) as conn:
             for name in (COUNTS_CONSUMER, VIDEOS_CONSUMER, ENGAGED_CONSUMER):
-                ConsumerCheckpoint(name).settle(conn, (), (), places)
+                ledger.settle(conn, name, (), (), places)
 
     def view(self, video: Upload, times: int) -> None:
         with psycopg.connect(self.database_url, autocommit=True) as conn:

@@ -15,7 +15,7 @@ from uuid import UUID
 import psycopg
 
 from engine.connections import connect
-from engine.migrations import ENGINE, migrate
+from engine.installation import ENGINE, migrate
 from engine.replay.records import tell_nobody
 from projections.analytics.ingest import Store
 from projections.analytics.rebuild import AnalyticsMeans, Found, Rebuild

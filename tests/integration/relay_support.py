@@ -1,22 +1,20 @@
 """What tests of the relay share: a running one, and all that has come to lie in the topics."""
 
 from __future__ import annotations
+
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
+
 from engine.log import event_id
-from engine.subscription import Notifications
-from engine.subscription import Subscription
-from infra.kafka import Reader
-from infra.kafka import Record
+from engine.subscription import Notifications, Subscription
+from infra.kafka import Reader, Record
 from infra.settings.adapters import KafkaSettings
 from projections.integration_events import TOPICS
 from tests.integration.event_log import rows
-from tests.support import DEADLINE_SECONDS
-from tests.support import ended
-from typing import Any
+from tests.support import DEADLINE_SECONDS, ended
 from workers.relay import subscribe_relay
 
 

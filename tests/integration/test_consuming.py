@@ -34,7 +34,7 @@ from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer, origin
 from tests.kafka_cluster import kafka_cluster
 from tests.support import until
-from workers.parts import forget_processed
+from workers.consumers import forget_processed
 
 
 @pytest.fixture(params=["log", "kafka"])

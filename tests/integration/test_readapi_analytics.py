@@ -1,27 +1,23 @@
 """Stats and trending over HTTP: shapes, refusals, what is kept, and what a removal does."""
 
 from __future__ import annotations
-import psycopg
-import pytest
+
 import time
 from collections.abc import Iterator
-from datetime import UTC
-from datetime import datetime
-from datetime import timedelta
-from domain.upload import Upload
-from infra.http.shapes import encode_position
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from projections.trending import GENERATION
-from projections.trending import TrendingInvalidation
-from tests.integration.projection_support import origin
-from tests.integration.readapi_support import Site
-from tests.integration.readapi_support import UNSETTLED
-from tests.integration.readapi_support import serving
-from tests.integration.trending_support import Deed
-from tests.integration.trending_support import Film
-from tests.integration.trending_support import write
 from typing import Any
 from uuid import uuid4
+
+import psycopg
+import pytest
+
+from domain.upload import Upload
+from infra.http.shapes import encode_position
+from projections.trending import GENERATION, TrendingInvalidation
+from tests.integration.projection_support import origin
+from tests.integration.readapi_support import UNSETTLED, Site, serving
+from tests.integration.trending_support import Deed, Film, write
 
 TRENDING = "/analytics/trending"
 

@@ -30,7 +30,7 @@ from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer
 from tests.support import ended, until
 from workers import recommendations as sinks
-from workers.parts import subscribe_sink
+from workers.consumers import subscribe_sink
 from workers.recommendations import EngagementSink
 
 ENGAGED = (

@@ -35,9 +35,8 @@ from engine.replay.records import (
 )
 from engine.replay.replay import ReplayElsewhere, carry_on
 from infra.errors import OperatorError
-from projections.analytics.arrival import AnalyticsMeans
 from projections.analytics.rebuild import NAME as ANALYTICS
-from projections.analytics.rebuild import Rebuild, Stopped
+from projections.analytics.rebuild import AnalyticsMeans, Rebuild, Stopped
 from projections.like_counters import NAME as COUNTERS
 from projections.like_counters import Counters, rebuild, renewing
 from projections.likes import Likes
