@@ -43,7 +43,7 @@ from infra.postgres.embedded import running_url
 from infra.redis import connect_redis, server_of
 from infra.settings import Role, Settings, SettingsError, load_settings
 from infra.tasks.broker import task_queues
-from infra.tasks.errors import BrokerAway
+from infra.tasks.messages import BrokerAway
 
 
 def kafka(settings: Settings) -> DoctorPart:

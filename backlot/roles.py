@@ -18,9 +18,8 @@ from infra.cancellation import END_SECONDS, cancel
 from infra.metrics import counter
 from infra.settings import Role
 from infra.tasks.broker import make_broker
-from infra.tasks.dead_letters import FailedTask
-from infra.tasks.resources import Resources
-from infra.tasks.worker import TaskWorker
+from infra.tasks.queues import FailedTask
+from infra.tasks.worker import Resources, TaskWorker
 from workers.parts import Parts
 from workers.recommendations import open_preparing
 from workers.relay import subscribe_relay

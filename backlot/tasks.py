@@ -17,7 +17,7 @@ from infra.utc import rfc3339
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from infra.tasks.dead_letters import TaskQueues, Wanted
+    from infra.tasks.queues import TaskQueues, Wanted
 
 app = group("Background tasks: queues and dead letters.")
 
@@ -128,8 +128,8 @@ def _wanted(
     queues: TaskQueues, named: Sequence[str], task: str | None, all_like: str | None
 ) -> Wanted:
     """Which dead tasks are meant; raises NoSuchDeadTask where none is like that one."""
-    from infra.tasks import dead_letters
-    from infra.tasks.errors import NoSuchDeadTask
+    from infra.tasks import queues as dead_letters
+    from infra.tasks.messages import NoSuchDeadTask
 
     if task is not None:
         return dead_letters.named(task)
@@ -143,7 +143,7 @@ def _wanted(
 
 
 def _require_found(task: str | None, found: Sequence[object]) -> None:
-    from infra.tasks.errors import NoSuchDeadTask
+    from infra.tasks.messages import NoSuchDeadTask
 
     if task is not None and not found:
         raise NoSuchDeadTask(f"no dead task {task}: `backlot tasks dead` lists them")

@@ -1,30 +1,31 @@
-"""OpenAI's Whisper, where the extra `backlot[whisper]` is installed."""
+"""OpenAI's Whisper, where the extra `backlot[whisper]` is installed.
+
+As a process of its own, `python -m infra.whisper MODEL FILE` tells what is said in a file.
+"""
 
 from __future__ import annotations
 
+import json
 import pickle
+import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from infra.errors import OperatorError
 
 if TYPE_CHECKING:
     from whisper import Whisper
 
+SAMPLE_RATE = 16_000
+FULL_SCALE = 32_768.0
 # Also what a file that is no model of Whisper's ends in.
 _LOADING_FAILS = (OSError, RuntimeError, LookupError, TypeError, pickle.UnpicklingError, EOFError)
 
 
 class WhisperMissing(OperatorError):
     """A setting asks for Whisper, and it is not installed."""
-
-    def __init__(self, setting: str) -> None:
-        super().__init__(
-            f"{setting} needs Whisper: install the extra with `pip install 'backlot[whisper]'`, "
-            "or change the setting."
-        )
 
 
 class WhisperUnusable(OperatorError):
@@ -43,7 +44,10 @@ def is_installed() -> bool:
 def require(setting: str) -> None:
     """Raise WhisperMissing, which names the setting that asks for it."""
     if not is_installed():
-        raise WhisperMissing(setting)
+        raise WhisperMissing(
+            f"{setting} needs Whisper: install the extra with `pip install 'backlot[whisper]'`, "
+            "or change the setting."
+        )
 
 
 def name_of(model: str) -> str:
@@ -65,3 +69,28 @@ def load(model: str) -> Whisper:
     except _LOADING_FAILS as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise WhisperUnusable(f"WHISPER_MODEL={model} can't be loaded: {reason}") from error
+
+
+def listen(model: str, samples: Path) -> dict[str, Any]:
+    """Return what is said in a file of 16-bit samples at 16 kHz: `language`, and `segments`."""
+    import torch
+
+    sound = torch.frombuffer(bytearray(samples.read_bytes()), dtype=torch.int16) / FULL_SCALE
+    recogniser = load(model)
+    told = recogniser.transcribe(
+        sound,
+        fp16=recogniser.device.type == "cuda",
+        # The same answer each time. Whisper's default tries again by chance, up to five times.
+        temperature=0.0,
+        # Else one wrong sentence may be repeated to the end.
+        condition_on_previous_text=False,
+    )
+    segments = [{key: part[key] for key in ("start", "end", "text")} for part in told["segments"]]
+    return {"language": told["language"], "segments": segments}
+
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(json.dumps(listen(sys.argv[1], Path(sys.argv[2]))))
+    except OperatorError as error:
+        sys.exit(str(error))

@@ -18,8 +18,7 @@ from infra.metrics import counter
 from infra.objects.port import ObjectStore
 from infra.objects.s3 import make_s3
 from infra.settings.adapters import ObjectSettings, SpeechSettings
-from infra.speech.port import SpeechError, Transcriber
-from infra.speech.whisper import available, make_transcriber
+from infra.speech import SpeechError, Transcriber, available, make_transcriber
 from infra.tasks.messages import TaskOrigin
 from projections.integration_events import UPLOAD_COMPLETED
 from workers.task import TaskConsumer, execute

@@ -14,8 +14,7 @@ from engine.command import Command
 from engine.command_bus import CommandBus
 from engine.messages import Received
 from infra.batcher import QueueFull
-from infra.tasks.errors import Postponed
-from infra.tasks.messages import TaskOrigin, enqueue
+from infra.tasks.messages import Postponed, TaskOrigin, enqueue
 
 
 class TaskConsumer:

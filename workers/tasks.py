@@ -11,9 +11,8 @@ import dramatiq
 import structlog
 from dramatiq import Actor, Broker
 
-from infra.tasks.dead_letters import FailedTask
 from infra.tasks.messages import current_origin
-from infra.tasks.queues import RECOMMENDATIONS, SPEECH, TRANSLATION
+from infra.tasks.queues import RECOMMENDATIONS, SPEECH, TRANSLATION, FailedTask
 from projections.recommendations.cache import RecommendationCache
 from workers.speech import SpeechTranscription
 from workers.translation.task import CommentTranslation

@@ -44,8 +44,7 @@ class WhisperDetector:
         if not spoken:
             return None
         loop = asyncio.get_running_loop()
-        best = await loop.run_in_executor(self._thread, self._best, spoken)
-        return best and best.if_at_least(self._min_confidence)
+        return await loop.run_in_executor(self._thread, self._best, spoken)
 
     def close(self) -> None:
         """End the thread, once it has answered."""
@@ -56,7 +55,7 @@ class WhisperDetector:
         for code, share in self._decoder.shares(spoken).items():
             shares[folded(code)] += share
         best = max(shares, key=shares.__getitem__)
-        return Detection.of(best, shares[best])
+        return Detection.of(best, shares[best], self._min_confidence)
 
     @cached_property
     def _decoder(self) -> SilentDecoder:
@@ -105,14 +104,8 @@ class SilentDecoder:
 
         tokens = self._tokenizer.encode(" " + text)[:MAX_TOKENS]
         with torch.inference_mode():
-            scores = torch.cat(
-                [
-                    self._scores(languages, tokens)
-                    for languages in torch.tensor(self._tokenizer.all_language_tokens).split(
-                        LANGUAGES_AT_ONCE
-                    )
-                ]
-            )
+            languages = torch.tensor(self._tokenizer.all_language_tokens).split(LANGUAGES_AT_ONCE)
+            scores = torch.cat([self._scores(some, tokens) for some in languages])
             shares: list[float] = scores.softmax(dim=0).tolist()
         return dict(zip(self._tokenizer.all_language_codes, shares, strict=True))
 

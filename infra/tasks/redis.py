@@ -19,8 +19,8 @@ from dramatiq.common import dq_name, xq_name
 from dramatiq.errors import ConnectionClosed, DecodeError
 from redis import Redis, RedisError
 
-from infra.tasks.dead_letters import Depth, FailedTask, Wanted, away, read, revived
-from infra.tasks.queues import QUEUES
+from infra.tasks.messages import away
+from infra.tasks.queues import QUEUES, Depth, FailedTask, Wanted, read, revived
 
 log = structlog.get_logger(__name__)
 
@@ -91,7 +91,8 @@ class TaskRedisBroker(RedisBroker):
         else:
             timeout = min(timeout, POLL_MS)
         with _as_lost_connection():
-            self._put_back(queue_name)
+            if stray := self._stray(queue_name):
+                self.do_requeue(queue_name, *stray)
         return super().consume(queue_name, prefetch, timeout)
 
     def took(self, queue_name: str, redis_message_id: str) -> None:
@@ -117,11 +118,6 @@ class TaskRedisBroker(RedisBroker):
 
     def close(self) -> None:
         self.client.close()
-
-    def _put_back(self, queue_name: str) -> None:
-        stray = self._stray(queue_name)
-        if stray:
-            self.do_requeue(queue_name, *stray)
 
     def _stray(self, queue_name: str) -> set[str]:
         key = f"{self.namespace}:__acks__.{self.broker_id}.{queue_name}"
@@ -152,21 +148,21 @@ class TaskRedisConsumer(_RedisConsumer):
     def ack(self, message: MessageProxy) -> None:
         with _as_lost_connection():
             super().ack(message)
-        self._gave([message])
+        self._gave(message)
 
     def nack(self, message: MessageProxy) -> None:
         with _as_lost_connection():
             self.broker.replace(self.queue_name, message)
             super().nack(message)
-        self._gave([message])
+        self._gave(message)
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         messages = list(messages)
         with _as_lost_connection():
             super().requeue(messages)
-        self._gave(messages)
+        self._gave(*messages)
 
-    def _gave(self, messages: list[MessageProxy]) -> None:
+    def _gave(self, *messages: MessageProxy) -> None:
         ids = [message.options["redis_message_id"] for message in messages]
         self.broker.gave(self.queue_name, ids)
 
@@ -176,7 +172,7 @@ def _key(name: str) -> str:
 
 
 class RedisTaskQueues:
-    """`infra.tasks.dead_letters.TaskQueues` over a client of its own; close the client."""
+    """TaskQueues over a client of its own; close the client."""
 
     def __init__(self, client: Redis) -> None:
         self._client = client

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from infra import whisper
-from infra.language.detector import Detector
-from infra.language.factory import make_detector
+from infra.language.detector import Detector, make_detector
 from infra.language.whisper import SilentDecoder, WhisperDetector
 from infra.settings import load_settings
 from infra.whisper import WhisperMissing, WhisperUnusable

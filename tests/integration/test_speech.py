@@ -13,20 +13,16 @@ from threading import Thread
 
 import pytest
 
-from infra import whisper
+from infra import speech, whisper
 from infra.settings import load_settings
-from infra.speech import ffmpeg
-from infra.speech import ffmpeg as programs
-from infra.speech.port import (
+from infra.speech import (
     MediaTooLarge,
     MediaUnreadable,
+    SpeechUnavailable,
     Transcript,
     TranscriptionFailed,
-    TranscriptionTimedOut,
-)
-from infra.speech.whisper import (
-    SpeechUnavailable,
     TranscriptionLimits,
+    TranscriptionTimedOut,
     WhisperTranscriber,
     available,
     make_transcriber,
@@ -94,7 +90,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_film_has_sound_a_duration_and_a_size(film: Path) -> None:
-    media = await ffmpeg.probe(str(film))
+    media = await speech.probe(str(film))
     assert media.has_sound
     assert media.duration_seconds == pytest.approx(SECONDS, abs=0.3)
     assert media.size_bytes == size_of(film)
@@ -104,22 +100,22 @@ async def test_a_film_has_sound_a_duration_and_a_size(film: Path) -> None:
 async def test_sound_is_decoded_up_to_a_limit(
     film: Path, tmp_path: Path, most: float, seconds: float
 ) -> None:
-    await ffmpeg.decode(str(film), tmp_path / "samples", most)
-    assert size_of(tmp_path / "samples") / (2 * ffmpeg.SAMPLE_RATE) == pytest.approx(
+    await speech.decode(str(film), tmp_path / "samples", most)
+    assert size_of(tmp_path / "samples") / (2 * whisper.SAMPLE_RATE) == pytest.approx(
         seconds, abs=0.1
     )
 
 
 async def test_a_film_is_read_from_a_url(film: Path, url: str, tmp_path: Path) -> None:
-    assert (await ffmpeg.probe(f"{url}/film.mp4?signed=x")).has_sound
-    await ffmpeg.decode(f"{url}/film.mp4", tmp_path / "samples", 60.0)
-    assert size_of(tmp_path / "samples") > ffmpeg.SAMPLE_RATE
+    assert (await speech.probe(f"{url}/film.mp4?signed=x")).has_sound
+    await speech.decode(f"{url}/film.mp4", tmp_path / "samples", 60.0)
+    assert size_of(tmp_path / "samples") > whisper.SAMPLE_RATE
 
 
 async def test_a_url_that_fails_may_succeed_later_and_stays_secret(url: str) -> None:
     requires("ffprobe")
     with pytest.raises(MediaUnreadable) as caught:
-        await ffmpeg.probe(f"{url}/gone.mp4?signature=secret")
+        await speech.probe(f"{url}/gone.mp4?signature=secret")
     assert caught.value.retryable
     assert "secret" not in str(caught.value)
 
@@ -128,7 +124,7 @@ async def test_a_file_that_is_no_film_never_becomes_one(tmp_path: Path) -> None:
     requires("ffprobe")
     (tmp_path / "film.mp4").write_bytes(b"\x00\x01 no film" * 100)
     with pytest.raises(MediaUnreadable) as caught:
-        await ffmpeg.probe(str(tmp_path / "film.mp4"))
+        await speech.probe(str(tmp_path / "film.mp4"))
     assert not caught.value.retryable
     assert str(tmp_path) not in str(caught.value)
 
@@ -146,9 +142,9 @@ async def test_an_upload_can_not_make_it_read_another_file(
     upload = tmp_path / "upload.mp4"
     upload.write_text(playlist.format(secret=film))
     with pytest.raises(MediaUnreadable):
-        await ffmpeg.probe(str(upload))
+        await speech.probe(str(upload))
     with pytest.raises(MediaUnreadable):
-        await ffmpeg.decode(str(upload), tmp_path / "samples", 60.0)
+        await speech.decode(str(upload), tmp_path / "samples", 60.0)
 
 
 @pytest.mark.usefixtures("installed")
@@ -175,7 +171,7 @@ async def test_a_program_is_gone_when_nobody_waits_for_it() -> None:
     started = time.monotonic()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):
-            await programs.run("sleep", "20")
+            await speech.run_program("sleep", "20")
     assert time.monotonic() - started < 10
     assert children("sleep") == []
 
@@ -209,7 +205,7 @@ async def test_speech_is_transcribed_where_it_can_be(
     monkeypatch: pytest.MonkeyPatch, setting: str, here: bool, transcribes: bool
 ) -> None:
     monkeypatch.setattr(whisper, "is_installed", lambda: here)
-    monkeypatch.setattr(ffmpeg, "missing", list)
+    monkeypatch.setattr(speech, "missing_programs", list)
     settings = load_settings({"SPEECH_TRANSCRIPTION": setting}).speech
     assert available(settings) is transcribes
     assert (make_transcriber(settings) is not None) is transcribes

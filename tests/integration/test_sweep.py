@@ -22,10 +22,8 @@ from engine.schedule import run_job
 from infra import metrics
 from infra.redis import embedded_server
 from infra.tasks.broker import task_queues
-from infra.tasks.dead_letters import Depth, FailedTask, TaskQueues, Wanted
-from infra.tasks.errors import BrokerAway
-from infra.tasks.messages import current_origin
-from infra.tasks.queues import SPEECH, TRANSLATION
+from infra.tasks.messages import BrokerAway, current_origin
+from infra.tasks.queues import SPEECH, TRANSLATION, Depth, FailedTask, TaskQueues, Wanted
 from projections.comments import Comments
 from tests.integration.projection_support import Writer
 from tests.integration.task_support import Toy, quick_settings

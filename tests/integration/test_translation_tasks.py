@@ -18,8 +18,7 @@ from structlog.testing import capture_logs
 from engine.codec import EventMapper, event_id
 from infra.settings import Settings, load_settings
 from infra.tasks.broker import make_broker, task_queues
-from infra.tasks.dead_letters import every
-from infra.tasks.queues import TRANSLATION
+from infra.tasks.queues import TRANSLATION, every
 from tests.integration.buses import decided
 from tests.integration.consuming_support import LogStage, consuming, processed, run
 from tests.integration.event_log import logged

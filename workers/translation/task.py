@@ -36,8 +36,7 @@ from engine.leader_lock import leading
 from engine.messages import Fetched
 from engine.schedule import Job, Outage, Run
 from engine.subscription import Subscription
-from infra.language.detector import Detection, Detector
-from infra.language.factory import make_detector
+from infra.language.detector import Detection, Detector, make_detector
 from infra.language.words import words
 from infra.llm.client import make_language_model
 from infra.llm.errors import LanguageModelError, NotCalled, ProviderFailed
@@ -45,10 +44,8 @@ from infra.metrics import counter
 from infra.settings.adapters import LanguageModelSettings
 from infra.settings.features import TranslationSettings
 from infra.tasks.broker import task_queues
-from infra.tasks.dead_letters import FailedTask, TaskQueues
-from infra.tasks.errors import BrokerAway, Postponed
-from infra.tasks.messages import TaskOrigin, enqueue
-from infra.tasks.queues import TRANSLATION
+from infra.tasks.messages import BrokerAway, Postponed, TaskOrigin, enqueue
+from infra.tasks.queues import TRANSLATION, FailedTask, TaskQueues
 from projections.comments import Comments
 from projections.integration_events import COMMENT_CREATED, COMMENT_EDITED
 from workers.task import TaskConsumer, execute

@@ -14,8 +14,7 @@ from pydantic import BaseModel
 
 from infra.cancellation import together
 from infra.language.detector import iso_639_1
-from infra.language.entities import hashtags, links, mentions, occurrences, without_links
-from infra.language.words import emoji_of
+from infra.language.words import emoji_of, hashtags, links, mentions, occurrences, without_links
 from infra.llm.client import LanguageModel
 from infra.llm.errors import LanguageModelError
 from infra.metrics import counter
