@@ -17,8 +17,8 @@ from typing import cast
 import structlog
 from redis.asyncio import Redis
 
+from infra.llm.client import LLM_CALLS
 from infra.llm.errors import NotCalled
-from infra.llm.provider import LLM_CALLS
 from infra.metrics import counter
 from infra.redis import OptionalRedis
 from infra.settings.features import RecommendationSettings
