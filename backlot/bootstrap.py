@@ -10,8 +10,6 @@ from fastapi import APIRouter
 from psycopg import Connection, OperationalError
 from psycopg.rows import TupleRow
 
-import commands.objects
-import readapi.objects
 from backlot.features import TABLES, read_models
 from backlot.signals import last_word, run
 from engine.event_store import open_recorder
@@ -31,6 +29,7 @@ from infra.errors import OperatorError
 from infra.http.auth import make_authenticator, read_or_make_secret
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable
+from infra.objects.routes import object_router, part_router
 from infra.objects.s3 import make_s3, now
 from infra.postgres.connection import Limits, explained, open_connection
 from infra.postgres.embedded import EmbeddedPostgres
@@ -67,9 +66,9 @@ def object_routers(store: ObjectStore, roles: frozenset[Role]) -> list[APIRouter
         return []
     routers = []
     if Role.COMMANDS in roles:
-        routers.append(commands.objects.router(store))
+        routers.append(part_router(store))
     if Role.QUERIES in roles:
-        routers.append(readapi.objects.router(store))
+        routers.append(object_router(store))
     return routers
 
 

@@ -15,11 +15,10 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from commands import objects as writing
 from infra.http.app import create_app
 from infra.http.auth import Authenticator, OneKey
 from infra.objects.folder import FolderStore
-from readapi import objects as reading
+from infra.objects.routes import object_router, part_router
 from tests.support import DEADLINE_SECONDS
 
 SECRET = b"signs the URLs of object tests"
@@ -81,8 +80,8 @@ def _application(store: FolderStore, idle_seconds: float) -> FastAPI:
         unlimited=("/objects/",),
         lifespan=recovered,
     )
-    app.include_router(writing.router(store, idle_seconds))
-    app.include_router(reading.router(store))
+    app.include_router(part_router(store, idle_seconds))
+    app.include_router(object_router(store))
     return app
 
 
