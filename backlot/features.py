@@ -10,7 +10,6 @@ from fastapi import APIRouter
 
 import commands.catalog
 import commands.comments
-import commands.finalize
 import commands.likes
 import commands.operations
 import commands.uploads
@@ -31,7 +30,7 @@ import workers.maintenance
 import workers.operations.executor
 import workers.recommendations
 import workers.speech
-import workers.translation.task
+import workers.translation
 import workers.trending
 import workers.uploads
 from backlot import part_status
@@ -139,8 +138,8 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         name="translation",
-        subscriptions=workers.translation.task.subscriptions,
-        sweeps=workers.translation.task.sweeps,
+        subscriptions=workers.translation.subscriptions,
+        sweeps=workers.translation.sweeps,
         tasks=(TRANSLATE_COMMENT,),
         settings=(TranslationSettings,),
         checks=(part_status.language_model,),
@@ -169,11 +168,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         name="uploads",
         aggregates=(Upload,),
-        commands=(
-            commands.catalog.router,
-            commands.uploads.router,
-            commands.finalize.router,
-        ),
+        commands=(commands.catalog.router, commands.uploads.router),
         queries=(readapi.catalog.router, readapi.uploads.router),
         lookups=workers.uploads.lookups,
         projections=(Catalog,),

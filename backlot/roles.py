@@ -25,7 +25,7 @@ from workers.recommendations import open_preparing
 from workers.relay import subscribe_relay
 from workers.speech import media_urls, open_speech
 from workers.tasks import TaskMeans, Tasks, declare, give_up
-from workers.translation.task import open_translation
+from workers.translation import open_translation
 
 log = structlog.get_logger(__name__)
 

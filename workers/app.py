@@ -20,7 +20,7 @@ from infra.tasks.worker import Resources, configure
 from workers.recommendations import open_preparing
 from workers.speech import media_urls, open_speech
 from workers.tasks import TaskMeans, declare, give_up
-from workers.translation.task import open_translation
+from workers.translation import open_translation
 
 
 class NothingShared(OperatorError):

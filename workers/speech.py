@@ -10,7 +10,7 @@ from uuid import UUID
 import structlog
 
 from commands.queries import FindUntranscribed
-from commands.speech import RecordSpeech
+from commands.uploads import RecordSpeech
 from engine.command_bus import CommandBus
 from engine.messages import Fetched
 from engine.subscription import Subscription
@@ -21,7 +21,7 @@ from infra.settings.adapters import ObjectSettings, SpeechSettings
 from infra.speech import SpeechError, Transcriber, available, make_transcriber
 from infra.tasks.messages import TaskOrigin
 from projections.integration_events import UPLOAD_COMPLETED
-from workers.task import TaskConsumer, execute
+from workers.tasks import TaskConsumer, execute
 
 if TYPE_CHECKING:
     from workers.parts import Parts

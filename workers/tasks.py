@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from uuid import UUID
 
 import dramatiq
+import psycopg
 import structlog
 from dramatiq import Actor, Broker
+from eventsourcing.persistence import PersistenceError
 
-from infra.tasks.messages import current_origin
+from engine.command import Command
+from engine.command_bus import CommandBus
+from engine.messages import Received
+from infra.batcher import QueueFull
+from infra.tasks.messages import Postponed, TaskOrigin, current_origin, enqueue
 from infra.tasks.queues import RECOMMENDATIONS, SPEECH, TRANSLATION, FailedTask
 from projections.recommendations.cache import RecommendationCache
-from workers.speech import SpeechTranscription
-from workers.translation.task import CommentTranslation
+
+if TYPE_CHECKING:
+    from workers.speech import SpeechTranscription
+    from workers.translation import CommentTranslation
+
+R = TypeVar("R")
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +37,7 @@ PREPARE_RECOMMENDATIONS = "prepare_recommendations"
 LATER = 10
 # The transcriber gives up after half an hour of its own; before that it may wait for another one.
 SPEECH_LIMIT_MS = 4 * 3600 * 1000
+STORE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -85,3 +97,45 @@ async def give_up(means: TaskMeans, failed: FailedTask) -> None:
     """Record what it means that a task was given up."""
     if failed.actor == TRANSLATE_COMMENT:
         await means.translation.give_up(UUID(failed.args[0]), failed)
+
+
+class TaskConsumer:
+    """Sends a task for each message: what it is about, and nothing else.
+
+    A task that is sent twice finds its work done.
+    """
+
+    name: ClassVar[str]
+    topics: ClassVar[frozenset[str]]
+    # The member of a message's value that the task is given.
+    subject: ClassVar[str]
+
+    def __init__(self, task: Actor[..., Any]) -> None:
+        self._task = task
+
+    async def handle(self, batch: Sequence[Received]) -> None:
+        """Raises BrokerAway; then all of the batch is sent again."""
+        await asyncio.to_thread(self._send, batch)
+
+    def _send(self, batch: Sequence[Received]) -> None:
+        # A task works on what is there when it runs, so that one is enough for several messages.
+        for subject, message in {each.value[self.subject]: each for each in batch}.items():
+            enqueue(
+                self._task,
+                subject,
+                correlation_id=message.correlation_id,
+                causation_id=str(message.id),
+            )
+
+
+async def execute(bus: CommandBus, command: Command[R], actor: str, origin: TaskOrigin) -> R:
+    """What the command answers. Raises Postponed when the event store is away or overrun."""
+    correlation = origin.correlation_id or actor
+    causation = origin.causation_id or correlation
+    try:
+        outcome = await bus.execute(
+            command, actor=actor, correlation_id=correlation, causation_id=causation
+        )
+    except (PersistenceError, psycopg.Error, QueueFull) as error:
+        raise Postponed("the event store is away", STORE_SECONDS) from error
+    return outcome.answer

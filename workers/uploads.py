@@ -19,8 +19,8 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from commands.catalog import EngagementCounts, EngagementOf
-from commands.finalize import ExpireUpload, FinishUpload, drop, lock_key
 from commands.queries import FindUploadStatus
+from commands.uploads import ExpireUpload, FinishUpload, drop, lock_key
 from domain.upload import Status
 from engine.command import Command, Lookup, Reader
 from engine.command_bus import CommandBus

@@ -32,7 +32,7 @@ from tests.openai_server import (
     translated,
     truncated,
 )
-from workers.translation.task import CommentTranslation, open_translation
+from workers.translation import CommentTranslation, open_translation
 
 SPANISH = "¡Qué bonito es este vídeo, muchas gracias! https://example.org/a 🎬"
 ORIGIN = TaskOrigin("conversation", "cause")

@@ -20,8 +20,7 @@ from infra.redis import embedded_redis
 from infra.redlock import Lease
 from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.integration.translation_support import MODEL, TTL, Provider, key_of, once, stored
-from workers.translation.cache import LOCK_PREFIX, TranslationCache
-from workers.translation.translator import PROMPT_VERSION, Translation
+from workers.translator import LOCK_PREFIX, PROMPT_VERSION, Translation, TranslationCache
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,7 @@ from structlog.testing import capture_logs
 from infra import metrics
 from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.integration.translation_support import MODEL, TTL, Provider, once
-from workers.translation.cache import TranslationCache
-from workers.translation.translator import PROMPT_VERSION, Translation
+from workers.translator import PROMPT_VERSION, Translation, TranslationCache
 
 pytestmark = pytest.mark.anyio
 

@@ -28,7 +28,7 @@ from tests.integration.task_support import QUICK
 from tests.openai_server import OpenAIServer, openai_server, refusal, status
 from tests.support import eventually, until, unused_port
 from workers.tasks import TaskMeans, declare
-from workers.translation.task import TranslationConsumer
+from workers.translation import TranslationConsumer
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).with_name("dramatiq")

@@ -9,8 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from redis.asyncio import Redis
 
-from workers.translation.cache import TranslationCache
-from workers.translation.translator import PROMPT_VERSION, Translation
+from workers.translator import PROMPT_VERSION, Translation, TranslationCache
 
 MODEL = "gpt-4o-mini"
 TTL = 60.0

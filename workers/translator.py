@@ -1,23 +1,40 @@
-"""Translates a comment through a language model, and checks that nothing was lost on the way."""
+"""Translates comments through a language model, and checks that nothing was lost on the way.
+
+Equal comments are translated once: across processes, and for a day. A cached translation saves a
+call and nothing else: with Redis away, comments are translated without it, and the worst that a
+lost lock does is a second call.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import NamedTuple
 
 import orjson
 import structlog
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
+from redis.asyncio import Redis
 
+from infra.cache import RedisValues, SingleFlight
 from infra.cancellation import together
 from infra.language.detector import iso_639_1
 from infra.language.words import emoji_of, hashtags, links, mentions, occurrences, without_links
 from infra.llm.client import LanguageModel
 from infra.llm.errors import LanguageModelError
 from infra.metrics import counter
+from infra.redis import OptionalRedis
+from infra.redlock import LocksUnavailable, LockTaken, make_redlock
+from infra.settings.features import TranslationSettings
+
+log = structlog.get_logger(__name__)
 
 # Where a text may be cut, the best first; a cut lies behind the match.
 CUTS = (
@@ -121,15 +138,20 @@ def lost_in(source: str, translation: str) -> list[Lost]:
     """The same with its kinds, in the order of the source, kind by kind."""
     source, translation = source.translate(WIDE), translation.translate(WIDE)
     had, has = _kept_in(source), _kept_in(translation)
-    return [
-        *(lost for kind in had for lost in _fewer(kind, had[kind], has[kind], translation)),
-        # A link or a name that nobody has written is an attack, or a delusion.
-        *(
-            Lost(kind, f"nothing new, but there was {item}")
-            for kind, item in _new(had, has, source)
-        ),
-        *_line_breaks(source, translation),
+    lost = [each for kind in had for each in _fewer(kind, had[kind], has[kind], translation)]
+    # A link or a name that nobody has written is an attack, or a delusion.
+    new = [("link", link) for link in has["link"] if not occurrences(link, source)]
+    new += [
+        ("mention", name)
+        for name in has["mention"]
+        if not occurrences(name, source)
+        and not any(occurrences(old, name) for old in had["mention"])
     ]
+    lost += [Lost(kind, f"nothing new, but there was {item}") for kind, item in new]
+    lines, its_lines = (len(LINE_BREAK.findall(text)) for text in (source, translation))
+    if lines != its_lines:
+        lost.append(Lost("line break", f"exactly {lines} line breaks, not {its_lines}"))
+    return lost
 
 
 def _kept_in(text: str) -> dict[str, Counter[str]]:
@@ -144,7 +166,7 @@ def _kept_in(text: str) -> dict[str, Counter[str]]:
     }
 
 
-def _fewer(kind: str, had: Counter[str], has: Counter[str], translation: str) -> Iterable[Lost]:
+def _fewer(kind: str, had: Counter[str], has: Counter[str], translation: str) -> Iterator[Lost]:
     for item, times in had.items():
         if kind == "emoji" and has[item] != times:
             yield Lost(kind, f"{item} exactly {times} times" if times > 1 else item)
@@ -153,28 +175,6 @@ def _fewer(kind: str, had: Counter[str], has: Counter[str], translation: str) ->
             yield Lost(kind, f"{item} {times} times" if times > 1 else item)
 
 
-def _new(
-    had: dict[str, Counter[str]], has: dict[str, Counter[str]], source: str
-) -> Iterator[tuple[str, str]]:
-    for link in has["link"]:
-        if not occurrences(link, source):
-            yield "link", link
-    for name in has["mention"]:
-        if not occurrences(name, source) and not any(
-            occurrences(old, name) for old in had["mention"]
-        ):
-            yield "mention", name
-
-
-def _line_breaks(source: str, translation: str) -> Iterable[Lost]:
-    had, has = (len(LINE_BREAK.findall(text)) for text in (source, translation))
-    if had != has:
-        yield Lost("line break", f"exactly {had} line breaks, not {has}")
-
-
-log = structlog.get_logger(__name__)
-
-PURPOSE = "translate"
 # Models write fifty to a hundred tokens a second: so much is answered within LLM_TIMEOUT_SECONDS.
 PIECE_CHARACTERS = 1_500
 # No script takes more tokens for what one character of another one says; the rest is the form.
@@ -221,10 +221,7 @@ class Translator:
     """Translates into `target`, an ISO 639-1 code."""
 
     def __init__(self, llm: LanguageModel, model: str, target: str) -> None:
-        self._llm = llm
-        self._model = model
-        self._target = target
-        self._instructions = instructions(target)
+        self._llm, self._model, self._target = llm, model, target
 
     async def translate(self, text: str, source: str | None) -> Translation:
         """The translation of a comment of any length; `source` is a guess of its language.
@@ -257,33 +254,28 @@ class Translator:
         """An answer that has kept everything, of the first call or of the second."""
         lost: list[Lost] = []
         for outcome in ("asked_again", "not_kept"):
-            answer = await self._call(text, question(text, source, [each.what for each in lost]))
-            lost = self._lost(text, answer)
+            parsed = await self._llm.parse(
+                instructions(self._target),
+                question(text, source, [each.what for each in lost]),
+                TranslatedComment,
+                model=self._model,
+                purpose="translate",
+                max_output_tokens=TOKENS_OF_FORM + TOKENS_PER_CHARACTER * len(text),
+            )
+            lost = self._lost(text, parsed.answer)
             if not lost:
                 TRANSLATIONS_CHECKED.labels("kept").inc()
-                return answer
+                return parsed.answer
             TRANSLATIONS_CHECKED.labels(outcome).inc()
             log.info("translation_not_kept", kinds=_kinds(lost), outcome=outcome)
         raise _not_kept(lost)
-
-    async def _call(self, text: str, user: str) -> TranslatedComment:
-        parsed = await self._llm.parse(
-            self._instructions,
-            user,
-            TranslatedComment,
-            model=self._model,
-            purpose=PURPOSE,
-            max_output_tokens=TOKENS_OF_FORM + TOKENS_PER_CHARACTER * len(text),
-        )
-        return parsed.answer
 
     def _lost(self, text: str, answer: TranslatedComment) -> list[Lost]:
         if iso_639_1(answer.source_language) == self._target:
             # The text itself is used.
             return []
-        if not answer.translated_text.strip():
-            return [EMPTY]
-        return lost_in(text, answer.translated_text.strip())
+        translated = answer.translated_text.strip()
+        return lost_in(text, translated) if translated else [EMPTY]
 
     def _language_of(self, done: Sequence[Piece]) -> str | None:
         """The language of most of the text; the target's only where there is no other one."""
@@ -303,3 +295,158 @@ def _kinds(lost: Sequence[Lost]) -> str:
 def _not_kept(lost: Sequence[Lost]) -> NotKept:
     # Only the kinds: what they are is a piece of the comment, and this is logged.
     return NotKept(f"The translation does not keep the comment's {_kinds(lost)}.")
+
+
+PREFIX = "comment:translation:"
+# Not `<key>:lock`: the metrics of locks count by what stands before the last colon.
+LOCK_PREFIX = "comment:translation:lock:"
+FORM = TypeAdapter(Translation)
+DEFAULT_MODEL = str(TranslationSettings.model_fields["model"].default)
+DEFAULT_TARGET = str(TranslationSettings.model_fields["target_language"].default)
+
+# How long a lock outlives a process that died; while the work goes on it is extended.
+LOCK_SECONDS = 10.0
+# Whoever waits for another process looks again after so long, then half as long again, at most:
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
+
+Make = Callable[[], Awaitable[Translation]]
+
+TRANSLATION_CACHE_FAILURES = counter(
+    "backlot_translation_cache_failures",
+    "Times that the translation cache could not be asked, or held something unreadable.",
+)
+TRANSLATION_LOOKUPS = counter(
+    "backlot_translation_lookups",
+    "Translations asked for, by where they came from (cache, shared, made, failed).",
+    ("outcome",),
+)
+
+
+class LookupResult(NamedTuple):
+    """A translation, and where it comes from: `cache`, `made`, or `shared` with another caller."""
+
+    translation: Translation
+    source: str
+
+
+class TranslationCache:
+    """Translations by `model` into `target`, for `ttl` seconds; to be used from one event loop.
+
+    The key is `comment:translation:` with the SHA-256 of the text, trimmed and in lower case; with
+    another model or target than the default ones, `:model:target` follows. Texts that differ only
+    in case share it, as long as the translation keeps what each has to keep (links, names …); one
+    that it does not fit has a key of its own: the same, and `:` with the SHA-256 of its very text.
+    """
+
+    def __init__(
+        self, redis: Redis, ttl: float, *, model: str = DEFAULT_MODEL, target: str = DEFAULT_TARGET
+    ) -> None:
+        failures = TRANSLATION_CACHE_FAILURES
+        self._redis = OptionalRedis(redis, "translation_cache", failures)
+        event = "translation_cache_unreadable"
+        self._values = RedisValues(self._redis, FORM, unreadable=failures, event=event)
+        self._lifetime = timedelta(milliseconds=max(round(ttl * 1000), 1))
+        self._locks = make_redlock(redis, ())
+        self._flights: SingleFlight[LookupResult] = SingleFlight()
+        self._target = target
+        usual = (model, target) == (DEFAULT_MODEL, DEFAULT_TARGET)
+        self._suffix = "" if usual else f":{model}:{target}"
+
+    async def get(self, text: str) -> Translation | None:
+        """Return the cached translation, if there is one that fits; never raises RedisError."""
+        for key in self._keys(text):
+            found = await self._load(key)
+            if found is not None and (fitted := self._fitted(found, text)):
+                return fitted
+        return None
+
+    async def put(self, text: str, translation: Translation) -> None:
+        """Cache a translation of the text; never raises RedisError."""
+        await self._store(self._keys(text)[0], translation)
+
+    async def once(self, text: str, make: Make) -> Translation:
+        """Return the cached translation, or what `make` makes: one call for all callers meanwhile.
+
+        In this process a failure goes to all who wait for it; it is not cached, so whoever asks
+        later tries again. Another process waits for the value, and takes over when the lock is
+        gone. Never raises RedisError.
+        """
+        shared_key, own_key = self._keys(text)
+        found = await self._join(shared_key, make)
+        fitted = self._fitted(found.translation, text)
+        if fitted is None:
+            found = await self._join(own_key, make)
+            # Where it does not fit even now, `make` does not look, and there is no better one.
+            fitted = self._fitted(found.translation, text) or found.translation
+        TRANSLATION_LOOKUPS.labels(found.source).inc()
+        return fitted
+
+    async def _join(self, key: str, make: Make) -> LookupResult:
+        try:
+            found, shared = await self._flights.join(key, lambda: self._find_or_make(key, make))
+        except Exception:
+            TRANSLATION_LOOKUPS.labels("failed").inc()
+            raise
+        return LookupResult(found.translation, "shared") if shared else found
+
+    async def _find_or_make(self, key: str, make: Make) -> LookupResult:
+        pause = FIRST_PAUSE
+        while True:
+            cached = await self._load(key)
+            if cached is not None:
+                return LookupResult(cached, "cache")
+            async with AsyncExitStack() as stack:
+                if await self._may_begin(stack, key):
+                    return await self._make(key, make)
+            # Random, or those who wait would all look at the same time.
+            await asyncio.sleep(pause * (0.5 + random.random()))  # noqa: S311 - no secret
+            pause = min(pause * 1.5, LONGEST_PAUSE)
+
+    async def _may_begin(self, stack: AsyncExitStack, key: str) -> bool:
+        """Whether this process holds the lock now, or there is no lock to be had."""
+        if self._redis.away:
+            return True
+        lock = LOCK_PREFIX + _digest(key)
+        try:
+            await stack.enter_async_context(self._locks.hold(lock, LOCK_SECONDS))
+        except LockTaken:
+            return False
+        except LocksUnavailable as error:
+            self._redis.failed(error)
+        return True
+
+    async def _make(self, key: str, make: Make) -> LookupResult:
+        # Somebody may have made it between our look and our lock.
+        cached = await self._load(key)
+        if cached is not None:
+            return LookupResult(cached, "cache")
+        made = await make()
+        await self._store(key, made)
+        return LookupResult(made, "made")
+
+    async def _load(self, key: str) -> Translation | None:
+        """Return the cached translation, if it was made with the present prompt."""
+        found = await self._values.load(key)
+        return found if found is not None and found.prompt_version == PROMPT_VERSION else None
+
+    async def _store(self, key: str, translation: Translation) -> None:
+        await self._values.store(key, translation, self._lifetime)
+
+    def _keys(self, text: str) -> tuple[str, str]:
+        """Where all texts of the same normal form look, and where only this one does."""
+        core = text.strip()
+        shared = f"{PREFIX}{_digest(core.lower())}{self._suffix}"
+        return shared, f"{shared}:{_digest(core)}"
+
+    def _fitted(self, found: Translation, text: str) -> Translation | None:
+        """A translation of the same normal form for this very text, None if it lacks something."""
+        if found.source_language == self._target:
+            return replace(found, text=text)
+        core, translated = text.strip(), found.text.strip()
+        if missing(core, translated):
+            return None
+        return replace(found, text=text.replace(core, translated, 1))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
