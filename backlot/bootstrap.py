@@ -30,7 +30,7 @@ from infra.http.auth import make_authenticator, read_or_make_secret
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable
 from infra.objects.routes import object_router, part_router
-from infra.objects.s3 import make_s3, now
+from infra.objects.s3 import S3Store, now
 from infra.postgres.connection import Limits, explained, open_connection
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.redis import open_redis
@@ -50,7 +50,7 @@ def open_objects(
     """
     if settings.objects.bucket is None:
         return _open_folder(settings, folder, secret)
-    store = make_s3(settings.objects)
+    store = S3Store(settings.objects)
     stack.callback(store.close)
     if settings.server.roles != {Role.PROJECTIONS}:
         try:

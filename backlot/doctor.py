@@ -36,7 +36,7 @@ from infra.data_folder import (
 from infra.errors import OperatorError
 from infra.http.auth import KeysUnavailable, RemoteKeys, make_authenticator
 from infra.objects.port import ObjectStoreUnavailable
-from infra.objects.s3 import make_s3
+from infra.objects.s3 import S3Store
 from infra.postgres.cluster import MAJOR, PostgresError, check_major
 from infra.postgres.connection import UNHURRIED, explained, is_silence, open_connection
 from infra.postgres.embedded import running_url
@@ -261,7 +261,7 @@ def _objects(settings: Settings) -> DoctorPart:
 def _s3(settings: Settings) -> DoctorPart:
     url = settings.objects.endpoint_url
     try:
-        with closing(make_s3(settings.objects)) as store:
+        with closing(S3Store(settings.objects)) as store:
             url = store.url
             store.probe()
     except ObjectStoreUnavailable as error:

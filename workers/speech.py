@@ -16,7 +16,7 @@ from engine.messages import Fetched
 from engine.subscription import Subscription
 from infra.metrics import counter
 from infra.objects.port import ObjectStore
-from infra.objects.s3 import make_s3
+from infra.objects.s3 import S3Store
 from infra.settings.adapters import ObjectSettings, SpeechSettings
 from infra.speech import SpeechError, Transcriber, available, make_transcriber
 from infra.tasks.messages import TaskOrigin
@@ -105,7 +105,7 @@ def media_urls(
 ) -> Iterator[MediaUrl | None]:
     """Where this process reads objects: S3 as it reaches it, else the store that is here."""
     if settings.bucket is not None:
-        with closing(make_s3(settings, for_clients=False)) as store:
+        with closing(S3Store(settings, for_clients=False)) as store:
             yield lambda key: store.get_url(key, MEDIA_TYPE, MEDIA_NAME, "").url
     elif here is not None:
         yield lambda key: here.get_url(key, MEDIA_TYPE, MEDIA_NAME, base_url).url

@@ -27,10 +27,10 @@ from infra.objects.disk import (
     Disk,
     PartFile,
     PartSpool,
-    holding_parts,
     join_files,
     move_new_folder,
     publish_part,
+    scan_parts,
     sync_folder,
 )
 from infra.objects.port import (
@@ -59,18 +59,14 @@ MIN_SECRET_BYTES = 16
 OBJECT_NAME = re.compile(r"[0-9a-f]{32}-[0-9]{1,5}")
 
 
-class UrlRefused(ObjectStoreError):
-    """The URL gives no permission for this request."""
-
-
-class BadSignature(UrlRefused):
+class BadSignature(ObjectStoreError):
     """Not signed by us, or not for this method, key and parameters."""
 
     def __init__(self) -> None:
         super().__init__("The URL's signature is wrong; ask for a new URL and use it unchanged.")
 
 
-class UrlExpired(UrlRefused):
+class UrlExpired(ObjectStoreError):
     """Signed by us, but its time is over."""
 
     def __init__(self) -> None:
@@ -95,6 +91,7 @@ class FolderStore:
         """`secret` signs the URLs; another one makes those given out so far useless."""
         self._disk = Disk(root)
         self.signer = UrlSigner(secret, url_ttl, clock)
+        self.part_url, self.get_url = self.signer.part_url, self.signer.get_url
 
     async def recover(self) -> None:
         """Make the folders and remove what a crash left over.
@@ -109,14 +106,6 @@ class FolderStore:
 
     async def begin(self, key: str) -> str:
         return await self._disk.run(self._begin, check_key(key))
-
-    def part_url(
-        self, key: str, store_upload_id: str, number: int, size: int, base_url: str
-    ) -> SignedUrl:
-        return self.signer.part_url(key, store_upload_id, number, size, base_url)
-
-    def get_url(self, key: str, content_type: str, filename: str, base_url: str) -> SignedUrl:
-        return self.signer.get_url(key, content_type, filename, base_url)
 
     async def put_part(
         self,
@@ -181,8 +170,7 @@ class FolderStore:
 
     def _begin(self, key: str) -> str:
         upload_id = secrets.token_hex(16)
-        uploads = self._disk.inside("uploads")
-        uploads.mkdir(parents=True, exist_ok=True)
+        uploads = self._disk.area("uploads")
         (uploads / _folder_name(key, upload_id)).mkdir()
         sync_folder(uploads)
         return upload_id
@@ -201,19 +189,20 @@ class FolderStore:
 
     def _holding(self, folder_name: str) -> dict[int, PartFile]:
         try:
-            return holding_parts(self._disk.inside("uploads", folder_name))
+            files = scan_parts(self._disk.inside("uploads", folder_name))
+            # Of several with one number the last, which is the greatest, holds.
+            return {file.number: file for file in files}
         except FileNotFoundError:
             raise NoSuchUpload from None
 
     def _last_arrival(self, folder_name: str) -> datetime | None:
-        if not self._holding(folder_name):
-            return None
+        folder = self._disk.inside("uploads", folder_name)
         try:
             # Every part that arrives gets a name in the folder, which changes its time.
-            changed = self._disk.inside("uploads", folder_name).stat().st_mtime
+            changed = folder.stat().st_mtime if scan_parts(folder) else None
         except FileNotFoundError:
             raise NoSuchUpload from None
-        return datetime.fromtimestamp(changed, UTC)
+        return None if changed is None else datetime.fromtimestamp(changed, UTC)
 
     def _older_uploads(self, older_than: float) -> list[OpenUpload]:
         found = []
@@ -247,15 +236,16 @@ class FolderStore:
         missing = [ref.number for ref in refs if ref.number not in holding]
         files = [holding[ref.number] for ref in refs if ref.number in holding]
         named = {ref.number: ref.etag for ref in refs}
-        wrong = [f.number for f in files if named[f.number] != f.etag or not f.is_whole()]
+        wrong = [
+            f.number for f in files if (f.etag, f.path.stat().st_size) != (named[f.number], f.size)
+        ]
         if missing or wrong:
             raise PartMismatch(missing, wrong)
         return files
 
     def _join(self, key: str, files: list[PartFile], etag: str) -> None:
         """Publish the object, unless another completion was first. Raise FileNotFoundError."""
-        videos = self._disk.inside("objects", key).parent
-        videos.mkdir(parents=True, exist_ok=True)
+        self._disk.area("objects/videos")
         whole = self._disk.scratch()
         whole.mkdir()
         try:
