@@ -205,7 +205,7 @@ async def start_upload(body: StartUploadBody, request: Request) -> Response:
 
 
 async def _prepared(body: StartUploadBody, execute: Execute) -> StartUpload:
-    """The command that begins an upload, for which the object store is ready."""
+    """Return the command that begins an upload; the object store is ready for it."""
     services = execute.services
     if body.size_bytes > services.max_upload_bytes:
         raise Invalid(f"`sizeBytes`: at most {services.max_upload_bytes} bytes.", field="sizeBytes")
@@ -223,7 +223,7 @@ async def _prepared(body: StartUploadBody, execute: Execute) -> StartUpload:
 
 
 def _first_urls(facts: UploadFacts, execute: Execute) -> list[PartUrl]:
-    """The first URLs of an upload; of one that has ended, whose parts are gone, none."""
+    """Return the first URLs of an upload; none of one that has ended, whose parts are gone."""
     if facts.status is not Status.STARTED:
         return []
     return _part_urls(facts, range(1, min(len(facts.part_sizes), FIRST_URLS) + 1), execute)
@@ -245,21 +245,13 @@ async def more_part_urls(upload_id: UUID, body: PartNumbers, request: Request) -
 
 
 def _part_urls(facts: UploadFacts, numbers: Iterable[int], execute: Execute) -> list[PartUrl]:
-    """Signed URLs of these parts, in the order asked; raises Invalid for a number out of range."""
-    urls = []
+    """Return signed URLs of these parts, in the order asked. Raise Invalid for any other part."""
+    store, count, urls = execute.services.objects, len(facts.part_sizes), []
     for number in dict.fromkeys(numbers):
-        if number > len(facts.part_sizes):
-            raise Invalid(
-                f"`numbers`: this upload has the parts 1 to {len(facts.part_sizes)}.",
-                field="numbers",
-            )
-        signed = execute.services.objects.part_url(
-            facts.object_key,
-            facts.store_upload_id,
-            number,
-            facts.part_sizes[number - 1],
-            execute.base_url,
-        )
+        if number > count:
+            raise Invalid(f"`numbers`: this upload has the parts 1 to {count}.", field="numbers")
+        part = (facts.object_key, facts.store_upload_id, number, facts.part_sizes[number - 1])
+        signed = store.part_url(*part, execute.base_url)
         urls.append(PartUrl(number=number, url=signed.url, expires_at=signed.expires_at))
     return urls
 
@@ -321,7 +313,7 @@ async def abort_upload(upload_id: UUID, request: Request) -> Response:
 async def _assemble(
     held: HeldUpload, named: Sequence[UploadedPart], store: ObjectStore
 ) -> StoredObject:
-    """Join the parts in the store; raises PartMismatch unless exactly the declared file arrived."""
+    """Join the parts in the store; raise PartMismatch unless exactly the declared file arrived."""
     facts = held.facts
     refs = [PartRef(part.number, part.etag) for part in named]
     try:
@@ -344,8 +336,8 @@ def _check_parts(facts: UploadFacts, arrived: Sequence[Part], named: set[int]) -
     sizes = {part.number: part.size for part in arrived}
     expected = dict(enumerate(facts.part_sizes, start=1))
     missing = [number for number in expected if number not in sizes or number not in named]
-    wrong = [n for n in sizes | dict.fromkeys(named) if n in named and n not in expected]
-    wrong += [n for n, size in sizes.items() if n in expected and expected[n] != size]
+    wrong = named - expected.keys()
+    wrong.update(number for number, size in sizes.items() if expected.get(number, size) != size)
     if missing or wrong:
         raise PartMismatch(missing, sorted(wrong))
 
@@ -368,7 +360,7 @@ async def drop(store: ObjectStore, key: str, store_upload_id: str) -> None:
 
 
 def lock_key(upload_id: UUID) -> str:
-    """Whoever holds this lock may end the upload."""
+    """Return the name of the lock whose holder may end the upload."""
     return f"upload:finalize:{upload_id}"
 
 
@@ -396,9 +388,9 @@ class HeldUpload:
 
 @asynccontextmanager
 async def alone(execute: Execute, upload_id: UUID) -> AsyncIterator[HeldUpload]:
-    """The upload as it stands; while it is under way, nobody else ends it within the block.
+    """Yield the upload as it stands; while it is under way, nobody else ends it within the block.
 
-    Waits a little for whoever holds it, and then sees what became of it. Raises UploadFinalizing
+    Wait a little for whoever holds it, and then look what became of it. Raise UploadFinalizing
     when that takes too long, LocksUnavailable, and what `FindUpload` raises.
     """
     async with AsyncExitStack() as stack:
@@ -416,7 +408,7 @@ async def alone(execute: Execute, upload_id: UUID) -> AsyncIterator[HeldUpload]:
 
 
 async def _enter(stack: AsyncExitStack, execute: Execute, upload_id: UUID) -> HeldUpload:
-    """Of the requests in this process one at a time competes; the others wait for its end."""
+    """Let one request of this process at a time compete for the lock; the others wait for it."""
     ending = execute.services.ending
     deadline = time.monotonic() + execute.services.finalize_wait_seconds
     while (rival := ending.get(upload_id)) is not None:

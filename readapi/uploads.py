@@ -43,7 +43,7 @@ async def _arrived(row: UploadRow, store: ObjectStore) -> list[Part]:
 
 
 def _present(row: UploadRow, parts: list[Part]) -> UploadStatus:
-    """A row and the store's parts as the contract wants them."""
+    """Return a row and the store's parts as the contract wants them."""
     return UploadStatus.model_validate(
         {
             "upload_id": row.upload_id,

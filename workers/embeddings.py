@@ -75,7 +75,10 @@ class Upkeep:
         return await self.kept.do(prepare, self.embedder.model, self.embedder.dimensions)
 
     async def run(self) -> int:
-        """One round; how many texts it dealt with. Raises LanguageModelError, psycopg.Error."""
+        """Do one round; return how many texts it dealt with.
+
+        Raise LanguageModelError, psycopg.Error.
+        """
         await self.kept.do(forget_removed)
         done = 0
         while videos := await self.catalog.do(page, self.models, self.after, VIDEOS_AT_ONCE):
@@ -119,7 +122,7 @@ class Upkeep:
             return await self._apart(texts, error)
 
     async def _apart(self, texts: Sequence[Text], error: LanguageModelError) -> list[Embedded]:
-        """What becomes of each of these texts, which the provider did not take together."""
+        """Return what becomes of each of these texts, which the provider did not take together."""
         if len(texts) == 1:
             (text,) = texts
             log.warning("text_rejected", video_id=str(text.video_id), outcome=error.outcome)

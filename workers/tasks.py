@@ -114,7 +114,7 @@ class TaskConsumer:
         self._task = task
 
     async def handle(self, batch: Sequence[Received]) -> None:
-        """Raises BrokerAway; then all of the batch is sent again."""
+        """Send the tasks. Raise BrokerAway; then all of the batch is sent again."""
         await asyncio.to_thread(self._send, batch)
 
     def _send(self, batch: Sequence[Received]) -> None:
@@ -129,7 +129,7 @@ class TaskConsumer:
 
 
 async def execute(bus: CommandBus, command: Command[R], actor: str, origin: TaskOrigin) -> R:
-    """What the command answers. Raises Postponed when the event store is away or overrun."""
+    """Return the command's answer. Raise Postponed when the event store is away or overrun."""
     correlation = origin.correlation_id or actor
     causation = origin.causation_id or correlation
     try:

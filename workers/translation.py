@@ -108,7 +108,7 @@ class CommentTranslation:
     async def run(self, comment_id: UUID, origin: TaskOrigin) -> None:
         """Translate the comment as it stands, unless that is done.
 
-        Raises Postponed when what it needs is away through no fault of the comment, and
+        Raise Postponed when what it needs is away through no fault of the comment, and
         LanguageModelError when another attempt may succeed; whatever else a language model does
         is recorded as a failure.
         """
@@ -171,7 +171,7 @@ class CommentTranslation:
         return Detected(found.language, found.confidence, self.detector.name)
 
     def _judged(self, detected: Detected | None, made: Translation) -> Finding:
-        """What a translation means for the comment; its model has seen the language too."""
+        """Return what a translation means for the comment; its model has seen the language too."""
         if made.source_language == self.target:
             return Detected(self.target, None, made.model), None
         language = detected.language if detected else made.source_language
@@ -198,7 +198,7 @@ async def open_translation(
     bus: CommandBus,
     redis: Redis,
 ) -> AsyncIterator[CommentTranslation]:
-    """Everything that one process needs to translate; raises OperatorError."""
+    """Yield everything that one process needs to translate. Raise OperatorError."""
     llm = make_language_model(llm_settings)
     ttl = settings.cache_ttl_seconds
     model, target = settings.model, settings.target_language

@@ -48,7 +48,7 @@ LEAST_SHARE = 3
 
 
 def pieces(text: str, limit: int) -> list[str]:
-    """The text in pieces of at most `limit` characters, cut at paragraphs, lines or sentences.
+    """Return pieces of at most `limit` characters, cut at paragraphs, lines or sentences.
 
     They are at least a third of the limit, but for the last one. A run of characters without any
     place to cut at is cut at the limit.
@@ -103,12 +103,12 @@ class TranslatedComment(BaseModel):
 
 
 def instructions(target: str) -> str:
-    """The system message for translations into `target`, an ISO 639-1 code."""
+    """Return the system message for translations into `target`, an ISO 639-1 code."""
     return SYSTEM.format(target=target)
 
 
 def question(comment: str, source: str | None, missing: Sequence[str] = ()) -> str:
-    """The user message: the comment as data, the guessed language, and what must not be lost."""
+    """Return the user message: the comment, the guessed language, and what must not be lost."""
     data: dict[str, object] = {"comment": comment}
     if source is not None:
         data["source_language_hint"] = source
@@ -130,12 +130,12 @@ class Lost(NamedTuple):
 
 
 def missing(source: str, translation: str) -> list[str]:
-    """What the translation lost or made up, to be told to a translator; empty when all is there."""
+    """Return what the translation lost or made up, as a translator is told."""
     return [lost.what for lost in lost_in(source, translation)]
 
 
 def lost_in(source: str, translation: str) -> list[Lost]:
-    """The same with its kinds, in the order of the source, kind by kind."""
+    """Return what the translation lost or made up, in the order of the source, kind by kind."""
     source, translation = source.translate(WIDE), translation.translate(WIDE)
     had, has = _kept_in(source), _kept_in(translation)
     lost = [each for kind in had for each in _fewer(kind, had[kind], has[kind], translation)]
@@ -224,10 +224,10 @@ class Translator:
         self._llm, self._model, self._target = llm, model, target
 
     async def translate(self, text: str, source: str | None) -> Translation:
-        """The translation of a comment of any length; `source` is a guess of its language.
+        """Return the translation of a comment of any length; `source` is a guess of its language.
 
         Each piece of it takes one call, or two; they run at once. White space around it stays as
-        it is. Raises LanguageModelError, NotKept among them.
+        it is. Raise LanguageModelError, NotKept among them.
         """
         parts = pieces(text, PIECE_CHARACTERS)
         # When one fails the others end: they would cost for nothing.
@@ -251,7 +251,7 @@ class Translator:
         return Piece(translated, language, len(core))
 
     async def _ask(self, text: str, source: str | None) -> TranslatedComment:
-        """An answer that has kept everything, of the first call or of the second."""
+        """Return an answer that has kept everything, of the first call or of the second."""
         lost: list[Lost] = []
         for outcome in ("asked_again", "not_kept"):
             parsed = await self._llm.parse(
@@ -278,7 +278,7 @@ class Translator:
         return lost_in(text, translated) if translated else [EMPTY]
 
     def _language_of(self, done: Sequence[Piece]) -> str | None:
-        """The language of most of the text; the target's only where there is no other one."""
+        """Return the language of most of the text; the target only where there is no other."""
         weights: Counter[str] = Counter()
         for piece in done:
             if piece.language is not None:
@@ -352,18 +352,6 @@ class TranslationCache:
         usual = (model, target) == (DEFAULT_MODEL, DEFAULT_TARGET)
         self._suffix = "" if usual else f":{model}:{target}"
 
-    async def get(self, text: str) -> Translation | None:
-        """Return the cached translation, if there is one that fits; never raises RedisError."""
-        for key in self._keys(text):
-            found = await self._load(key)
-            if found is not None and (fitted := self._fitted(found, text)):
-                return fitted
-        return None
-
-    async def put(self, text: str, translation: Translation) -> None:
-        """Cache a translation of the text; never raises RedisError."""
-        await self._store(self._keys(text)[0], translation)
-
     async def once(self, text: str, make: Make) -> Translation:
         """Return the cached translation, or what `make` makes: one call for all callers meanwhile.
 
@@ -403,7 +391,7 @@ class TranslationCache:
             pause = min(pause * 1.5, LONGEST_PAUSE)
 
     async def _may_begin(self, stack: AsyncExitStack, key: str) -> bool:
-        """Whether this process holds the lock now, or there is no lock to be had."""
+        """Return whether this process holds the lock now, or there is no lock to be had."""
         if self._redis.away:
             return True
         lock = LOCK_PREFIX + _digest(key)
@@ -421,7 +409,7 @@ class TranslationCache:
         if cached is not None:
             return LookupResult(cached, "cache")
         made = await make()
-        await self._store(key, made)
+        await self._values.store(key, made, self._lifetime)
         return LookupResult(made, "made")
 
     async def _load(self, key: str) -> Translation | None:
@@ -429,17 +417,14 @@ class TranslationCache:
         found = await self._values.load(key)
         return found if found is not None and found.prompt_version == PROMPT_VERSION else None
 
-    async def _store(self, key: str, translation: Translation) -> None:
-        await self._values.store(key, translation, self._lifetime)
-
     def _keys(self, text: str) -> tuple[str, str]:
-        """Where all texts of the same normal form look, and where only this one does."""
+        """Return the key of all texts of the same normal form, and the key of this text alone."""
         core = text.strip()
         shared = f"{PREFIX}{_digest(core.lower())}{self._suffix}"
         return shared, f"{shared}:{_digest(core)}"
 
     def _fitted(self, found: Translation, text: str) -> Translation | None:
-        """A translation of the same normal form for this very text, None if it lacks something."""
+        """Return a translation of the same normal form for this very text, None if it lacks any."""
         if found.source_language == self._target:
             return replace(found, text=text)
         core, translated = text.strip(), found.text.strip()

@@ -80,9 +80,9 @@ class Expiry:
     run_id: str = ""
 
     async def run(self) -> Counter[str]:
-        """Look once; how many uploads were expired, finished, swept, kept, and failed.
+        """Look once; return how many uploads were expired, finished, swept, kept, and failed.
 
-        Raises LockTaken when another replica is at it, and whatever is in OUTAGES.
+        Raise LockTaken when another replica is at it, and whatever is in OUTAGES.
         """
         async with self.locks.hold(JOB_LOCK, LOCK_SECONDS):
             self.run_id = f"expiry-{uuid4()}"
@@ -95,7 +95,7 @@ class Expiry:
             return done
 
     async def _tidied(self, name: str, work: Awaitable[str]) -> str:
-        """What the work answers; one upload that nobody can handle must not keep the others."""
+        """Return the work's answer; an upload that fails must not hold up the others."""
         try:
             how = await work
         except OUTAGES:

@@ -257,7 +257,7 @@ def make_detector(settings: TranslationSettings, llm: LanguageModel | None) -> D
     """Return the configured detector, not loaded yet; raise OperatorError when it lacks a part."""
     least = settings.min_confidence
     if settings.detector == "whisper":
-        from infra.language.whisper import WhisperDetector
+        from infra.whisper import WhisperDetector
 
         return WhisperDetector(settings.whisper_model, least)
     if settings.detector == "llm":

@@ -248,7 +248,7 @@ def emoji_of(text: str) -> Iterator[str]:
 
 
 def script(letter: str) -> str:
-    """Its script, as the name of a letter begins with it: LATIN, CJK, HANGUL."""
+    """Return a letter's script, with which its name begins: LATIN, CJK, HANGUL."""
     return unicodedata.name(letter, "").partition(" ")[0]
 
 

@@ -242,7 +242,7 @@ def _refused_status(error: APIStatusError) -> LanguageModelError:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a Retry-After header asks for, as a number or a date; None without a sane one.
+    """Return the seconds that Retry-After asks for, as a number or a date; None without a sane one.
 
     https://www.rfc-editor.org/rfc/rfc9110#field.retry-after
     """
@@ -296,12 +296,11 @@ class LanguageModelBreaker(CircuitBreaker):
         self, failures: int, seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__(seconds, failures=failures, clock=clock)
-        self._failures = failures
         self._show()
 
     def refusal(self, retry_after: float | None) -> Exception:
         return BreakerOpen(
-            f"The language model has failed {self._failures} times in a row and is left alone.",
+            f"The language model has failed {self._most} times in a row and is left alone.",
             retry_after=retry_after,
         )
 

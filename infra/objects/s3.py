@@ -375,7 +375,7 @@ def _mac(key: bytes, text: str) -> bytes:
 
 
 def code_of(error: Exception) -> str:
-    """S3's own code for what it refused, the status where it gave none; '' for other failures."""
+    """Return S3's code for what it refused, the status where it gave none, '' for other errors."""
     if not isinstance(error, exceptions.ClientError):
         return ""
     return error.response.get("Error", {}).get("Code", "")

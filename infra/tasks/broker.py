@@ -8,7 +8,6 @@ program: it has its own queues, and its dead letters are a list that nobody can 
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Awaitable
@@ -98,15 +97,6 @@ async def _whole(work: Awaitable[R]) -> R:
     return result
 
 
-class BorrowedLoop(TaskLoop):
-    """Runs coroutines on a loop that somebody else started, and will stop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(logging.getLogger(__name__))
-        self.loop.close()
-        self.loop = loop
-
-
 class EventLoop(AsyncIO):
     """As AsyncIO; with `loop`, tasks share connections with what else runs on it."""
 
@@ -116,16 +106,18 @@ class EventLoop(AsyncIO):
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Raise ResourcesUnavailable: the stock one would go on without a loop."""
-        if self._loop is not None:
-            set_event_loop_thread(BorrowedLoop(self._loop))
-            return
         thread = TaskLoop(self.logger)
-        # A process whose worker could not start must end, or nobody starts another.
-        thread.daemon = True
-        try:
-            thread.start(timeout=START_SECONDS)
-        except RuntimeError as error:
-            raise ResourcesUnavailable(str(error)) from error
+        if self._loop is not None:
+            # Somebody else started it, and will stop it.
+            thread.loop.close()
+            thread.loop = self._loop
+        else:
+            # A process whose worker could not start must end, or nobody starts another.
+            thread.daemon = True
+            try:
+                thread.start(timeout=START_SECONDS)
+            except RuntimeError as error:
+                raise ResourcesUnavailable(str(error)) from error
         set_event_loop_thread(thread)
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:

@@ -6,7 +6,7 @@ Operators and gauges see these queues alone, whichever broker keeps them: tasks 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
@@ -14,6 +14,7 @@ from dramatiq import Broker, Message
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import DecodeError
 from dramatiq.middleware import Middleware
+from pydantic.alias_generators import to_camel
 
 from infra.errors import fault_of
 from infra.tasks.messages import UnknownQueue, origin_of
@@ -50,17 +51,9 @@ class FailedTask:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the task as the command line prints it."""
-        return {
-            "id": self.id,
-            "queue": self.queue,
-            "actor": self.actor,
-            "args": list(self.args),
-            "attempts": self.attempts,
-            "error": self.error,
-            "failedAt": rfc3339(self.failed_at) if self.failed_at else None,
-            "correlationId": self.correlation_id,
-            "causationId": self.causation_id,
-        }
+        told = {to_camel(name): value for name, value in asdict(self).items()}
+        failed_at = rfc3339(self.failed_at) if self.failed_at else None
+        return told | {"args": list(self.args), "failedAt": failed_at}
 
 
 OnDead = Callable[[FailedTask], Awaitable[None]]
@@ -131,10 +124,10 @@ class TaskQueues(Protocol):
     """All of QUEUES; each method raises BrokerAway."""
 
     def depths(self) -> list[Depth]:
-        """One for each queue."""
+        """Return the depth of each queue."""
 
     def dead(self, queue: str, limit: int) -> list[FailedTask]:
-        """Dead letters, oldest first."""
+        """Return up to `limit` dead letters, oldest first."""
 
     def redrive(self, queue: str, wanted: Wanted) -> list[str]:
         """Send dead letters once more, with all attempts before them.

@@ -131,7 +131,7 @@ class RabbitmqTaskQueues:
 
 
 def _count(channel: BlockingChannel, name: str) -> int:
-    """Tasks in the queue that no consumer holds; 0 for one that was never used."""
+    """Return how many tasks of the queue no consumer holds; 0 for a queue never used."""
     try:
         return int(channel.queue_declare(name, passive=True).method.message_count)
     except ChannelClosedByBroker as error:

@@ -53,7 +53,7 @@ PAGE = 500
 
 @contextmanager
 def _as_lost_connection() -> Iterator[None]:
-    """Redis away, slow, full or loading is all the same to whoever uses the broker."""
+    """Raise ConnectionClosed for every failure of Redis: away, slow, full or loading."""
     try:
         yield
     except RedisError as error:
@@ -95,15 +95,16 @@ class TaskRedisBroker(RedisBroker):
                 self.do_requeue(queue_name, *stray)
         return super().consume(queue_name, prefetch, timeout)
 
-    def took(self, queue_name: str, redis_message_id: str) -> None:
+    def took(self, queue_name: str, message: MessageProxy) -> None:
         """Note that a message was passed on to a thread of this process."""
         with self._mutex:
-            self._in_hand.setdefault(queue_name, set()).add(redis_message_id)
+            self._in_hand.setdefault(queue_name, set()).add(message.options["redis_message_id"])
 
-    def gave(self, queue_name: str, redis_message_ids: Iterable[str]) -> None:
+    def gave(self, queue_name: str, *messages: MessageProxy) -> None:
         """Note that messages went back to Redis: done, dead or returned."""
+        ids = [message.options["redis_message_id"] for message in messages]
         with self._mutex:
-            self._in_hand.setdefault(queue_name, set()).difference_update(redis_message_ids)
+            self._in_hand.setdefault(queue_name, set()).difference_update(ids)
 
     def replace(self, queue_name: str, message: MessageProxy) -> None:
         """Keep the message as it is now, if it still is this process's."""
@@ -142,29 +143,25 @@ class TaskRedisConsumer(_RedisConsumer):
                 self.broker.bury(self.queue_name, error.data)
                 return None
         if message is not None:
-            self.broker.took(self.queue_name, message.options["redis_message_id"])
+            self.broker.took(self.queue_name, message)
         return message
 
     def ack(self, message: MessageProxy) -> None:
         with _as_lost_connection():
             super().ack(message)
-        self._gave(message)
+        self.broker.gave(self.queue_name, message)
 
     def nack(self, message: MessageProxy) -> None:
         with _as_lost_connection():
             self.broker.replace(self.queue_name, message)
             super().nack(message)
-        self._gave(message)
+        self.broker.gave(self.queue_name, message)
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         messages = list(messages)
         with _as_lost_connection():
             super().requeue(messages)
-        self._gave(*messages)
-
-    def _gave(self, *messages: MessageProxy) -> None:
-        ids = [message.options["redis_message_id"] for message in messages]
-        self.broker.gave(self.queue_name, ids)
+        self.broker.gave(self.queue_name, *messages)
 
 
 def _key(name: str) -> str:

@@ -120,7 +120,7 @@ class TaskWorker:
 def configure(
     settings: Settings, *, on_dead: OnDead | None = None, resources: Resources[Any] | None = None
 ) -> Broker:
-    """Logs as everywhere, and the broker that `dramatiq` finds; metrics at the setting's port."""
+    """Return the broker that `dramatiq` finds; set up logs, and metrics at the setting's port."""
     configure_logging(settings.logs)
     broker = make_broker(settings.tasks, on_dead=on_dead, resources=resources)
     broker.add_middleware(MetricsPage(settings.server.host, settings.server.port))

@@ -19,7 +19,16 @@ from infra.llm.errors import LanguageModelError, Throttled
 from infra.redis import embedded_redis
 from infra.redlock import Lease
 from tests.integration.redis_servers import RedisServer, redis_servers
-from tests.integration.translation_support import MODEL, TTL, Provider, key_of, once, stored
+from tests.integration.translation_support import (
+    MODEL,
+    TTL,
+    Provider,
+    cached,
+    key_of,
+    once,
+    put,
+    stored,
+)
 from workers.translator import LOCK_PREFIX, PROMPT_VERSION, Translation, TranslationCache
 
 pytestmark = pytest.mark.anyio
@@ -132,17 +141,17 @@ async def test_a_text_in_the_target_language_is_returned_as_it_is_written(connec
 async def test_get_and_put(connect: Connect) -> None:
     cache = TranslationCache(connect(), TTL)
     made = Translation("look @ann", "es", MODEL, PROMPT_VERSION)
-    assert await cache.get("mira @ann") is None
-    await cache.put("mira @ann", made)
-    assert await cache.get("Mira @ann") == made
-    assert await cache.get("mira @ANN") is None
+    assert await cached(cache, "mira @ann") is None
+    await put(cache, "mira @ann", made)
+    assert await cached(cache, "Mira @ann") == made
+    assert await cached(cache, "mira @ANN") is None
 
 
 async def test_what_an_older_prompt_made_is_made_anew(connect: Connect) -> None:
     cache, provider = TranslationCache(connect(), TTL), Provider()
-    await cache.put("hola", Translation("old", "es", MODEL, "comment-translation.v0"))
+    await put(cache, "hola", Translation("old", "es", MODEL, "comment-translation.v0"))
     assert await once(cache, provider, "hola") == "[en] hola"
-    assert await cache.get("hola") is not None
+    assert await cached(cache, "hola") is not None
 
 
 @pytest.mark.parametrize("value", [b"", b"{", b'{"text": 1}', b"\xff"])
