@@ -120,14 +120,10 @@ def _is_name(run: str) -> bool:
 
 def _link(found: str) -> str:
     link = found
-    while link[-1] in AFTER_LINK or _closes_nothing(link):
+    # A bracket that closes nothing belongs to the sentence, too.
+    while (end := link[-1]) in AFTER_LINK or link.count(end) > link.count(BRACKETS.get(end, end)):
         link = link[:-1]
     return link.removesuffix("/") if SITE.fullmatch(link) else link
-
-
-def _closes_nothing(link: str) -> bool:
-    opening = BRACKETS.get(link[-1])
-    return opening is not None and link.count(link[-1]) > link.count(opening)
 
 
 def _tail_in_prose(found: re.Match[str]) -> str:
@@ -228,14 +224,6 @@ WWW = re.compile(
 )
 
 
-def is_laughter(word: str) -> bool:
-    """Return whether a word is laughter, or letters again and again."""
-    small = word.lower()
-    letters = frozenset(small)
-    of_two = len(small) >= LEAST_LAUGH and len(letters) <= 2 and not letters.isdisjoint(LAUGHING)
-    return of_two or any(pattern.fullmatch(small) for pattern in PATTERNS)
-
-
 def is_exclamation(word: str) -> bool:
     """Return whether a word alone needs no translation: `wow`, `ha`, a letter."""
     small = word.lower()
@@ -305,7 +293,13 @@ def words(text: str) -> str:
 
 
 def _is_spoken(word: str) -> bool:
-    return any(map(str.isalpha, word)) and not is_laughter(word)
+    """Return whether a word has letters, and is neither laughter nor letters again and again."""
+    small = word.lower()
+    letters = frozenset(small)
+    of_two = len(small) >= LEAST_LAUGH and len(letters) <= 2 and not letters.isdisjoint(LAUGHING)
+    return any(map(str.isalpha, word)) and not (
+        of_two or any(pattern.fullmatch(small) for pattern in PATTERNS)
+    )
 
 
 def _without_limbs(spoken: list[str]) -> list[str]:

@@ -282,7 +282,12 @@ class S3Store:
 
         In this order: an upload that is seen gone has its object by then, or never will.
         """
-        arrived = self._parts_if_under_way(key, upload_id)
+        arrived = None
+        try:
+            arrived = self._list_parts(key, upload_id)
+        except S3Error as gone:
+            if code_of(gone) != "NoSuchUpload":
+                raise
         found = self._head(key)
         if found is not None:
             if not is_made_of(found, refs):
@@ -292,14 +297,6 @@ class S3Store:
             raise NoSuchUpload from error
         refuse_mismatch(refs, arrived, code_of(error))
         raise error
-
-    def _parts_if_under_way(self, key: str, upload_id: str) -> list[Part] | None:
-        try:
-            return self._list_parts(key, upload_id)
-        except S3Error as error:
-            if code_of(error) != "NoSuchUpload":
-                raise
-            return None
 
     def _abort(self, key: str, upload_id: str) -> None:
         self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
