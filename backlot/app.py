@@ -15,8 +15,7 @@ from psycopg import Connection, OperationalError
 from psycopg.rows import TupleRow
 from starlette.staticfiles import StaticFiles
 
-import commands.objects
-import readapi.objects
+from infra.objects.routes import object_router, part_router
 from backlot import problems
 from backlot.features import FEATURES, TABLES, read_models, replayable
 from backlot.health import operations
@@ -42,7 +41,7 @@ from infra.http.auth import make_authenticator, read_or_make_secret
 from infra.metrics import counter
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable
-from infra.objects.s3 import make_s3, now
+from infra.objects.s3 import S3Store, now
 from infra.postgres.connection import Limits, explained, make_pool, open_connection
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.redis import open_redis
@@ -150,7 +149,7 @@ def open_objects(
                 # Only the process that takes uploads may sweep up what a crash left of them.
                 run(local.recover())
             return local
-        store = make_s3(settings.objects)
+        store = S3Store(settings.objects)
         stack.callback(store.close)
         if roles != {Role.PROJECTIONS}:
             store.probe()
@@ -240,7 +239,7 @@ def make_app(parts: Parts) -> FastAPI:
     )
     if isinstance(parts.objects, FolderStore):
         # Clients move bytes through this process; else they talk to S3 itself.
-        moving = {Role.COMMANDS: commands.objects.router, Role.QUERIES: readapi.objects.router}
+        moving = {Role.COMMANDS: part_router, Role.QUERIES: object_router}
         routers += (router(parts.objects) for role, router in moving.items() if role in roles)
     for router in [*routers, operations(parts)]:
         # Not `include_router`: it nests, and each level is searched again for every request.

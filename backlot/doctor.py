@@ -35,14 +35,14 @@ from infra.data_folder import (
 from infra.errors import OperatorError
 from infra.http.auth import KeysUnavailable, RemoteKeys, make_authenticator
 from infra.objects.port import ObjectStoreUnavailable
-from infra.objects.s3 import make_s3
+from infra.objects.s3 import S3Store
 from infra.postgres.cluster import MAJOR, PostgresError, check_major
 from infra.postgres.connection import UNHURRIED, explained, is_silence, open_connection
 from infra.postgres.embedded import running_url
 from infra.redis import connect_blocking_redis, server_of
 from infra.settings import Role, Settings, SettingsError, load_settings
 from infra.tasks.broker import task_queues
-from infra.tasks.errors import BrokerAway
+from infra.tasks.messages import BrokerAway
 
 
 def kafka(settings: Settings) -> DoctorPart:
@@ -235,7 +235,7 @@ def _projections(settings: Settings) -> DoctorPart:
 def _s3(settings: Settings) -> DoctorPart:
     url = settings.objects.endpoint_url
     try:
-        with closing(make_s3(settings.objects)) as store:
+        with closing(S3Store(settings.objects)) as store:
             url = store.url
             store.probe()
     except (ObjectStoreUnavailable, OperatorError) as error:

@@ -1,16 +1,8 @@
 """The features of Backlot, each declared once: the program is made by going over `FEATURES`."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
-
-from fastapi import APIRouter
-
 import commands.catalog
 import commands.comments
-import commands.finalize
 import commands.likes
 import commands.operations
 import commands.uploads
@@ -31,24 +23,35 @@ import workers.maintenance
 import workers.operations.executor
 import workers.recommendations
 import workers.speech
-import workers.translation.task
+import workers.translation
 import workers.trending
 import workers.uploads
 from backlot import health
 from backlot.health import DoctorPart
+from collections.abc import Callable
+from collections.abc import Coroutine
+from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from domain.comment import Comment
 from domain.model import Aggregate
 from domain.operation import Operation
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
-from engine.command_bus import CommandBus, Lookup, Reader
+from engine.command_bus import CommandBus
+from engine.command_bus import Lookup
+from engine.command_bus import Reader
 from engine.inspection.index import Audit
 from engine.installation import MigrationSet
-from engine.projection import Projection, ReadModels
+from engine.projection import Projection
+from engine.projection import ReadModels
 from engine.projection_subscription import ProjectionHost
 from engine.schedule import Job
 from engine.subscription import Subscription
-from infra.settings import Settings, adapters, features
+from fastapi import APIRouter
+from infra.settings import Settings
+from infra.settings import adapters
+from infra.settings import features
 from infra.settings.values import SettingsGroup
 from projections.analytics.rebuild import NAME as ANALYTICS
 from projections.catalog import Catalog
@@ -56,8 +59,12 @@ from projections.comments import Comments
 from projections.like_counters import NAME as COUNTERS
 from projections.likes import Likes
 from projections.operations import Operations
+from typing import Any
 from workers.parts import Parts
-from workers.tasks import PREPARE_RECOMMENDATIONS, TRANSCRIBE_VIDEO, TRANSLATE_COMMENT, Tasks
+from workers.tasks import PREPARE_RECOMMENDATIONS
+from workers.tasks import TRANSCRIBE_VIDEO
+from workers.tasks import TRANSLATE_COMMENT
+from workers.tasks import Tasks
 
 
 def nothing(*parts: object) -> tuple[()]:
@@ -125,8 +132,8 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         name="translation",
-        subscriptions=workers.translation.task.subscriptions,
-        sweeps=workers.translation.task.sweeps,
+        subscriptions=workers.translation.subscriptions,
+        sweeps=workers.translation.sweeps,
         tasks=(TRANSLATE_COMMENT,),
         settings=(features.TranslationSettings,),
         checks=(health.language_model,),
@@ -151,7 +158,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         name="uploads",
         aggregates=(Upload,),
-        commands=(commands.catalog.router, commands.uploads.router, commands.finalize.router),
+        commands=(commands.catalog.router, commands.uploads.router),
         queries=(readapi.catalog.router, readapi.uploads.router),
         lookups=workers.uploads.lookups,
         projections=(Catalog,),

@@ -1,22 +1,28 @@
 """`backlot tasks`: the queues of background work, and the tasks that were given up."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated
-
 import typer
-
-from backlot.arguments import completion, group, require, require_one_way
-from backlot.database import database_url, recorded
-from backlot.output import Json, given, show, show_table
-from backlot.screen import Yes, require_yes
+from backlot.arguments import completion
+from backlot.arguments import group
+from backlot.arguments import require
+from backlot.arguments import require_one_way
+from backlot.database import database_url
+from backlot.database import recorded
+from backlot.output import Json
+from backlot.output import given
+from backlot.output import show
+from backlot.output import show_table
+from backlot.screen import Yes
+from backlot.screen import require_yes
 from infra.http.shapes import rfc3339
 from infra.settings import load_settings
+from typing import Annotated
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from infra.tasks.dead_letters import TaskQueues, Wanted
+    from infra.tasks.queues import TaskQueues, Wanted
 
 app = group("Background tasks: queues and dead letters.")
 
@@ -124,7 +130,7 @@ def _chosen(
 
     Raises UsageError for none or more than one way of choosing, UnknownName and NoSuchDeadTask.
     """
-    from infra.tasks import dead_letters
+    from infra.tasks import queues as dead_letters
 
     ways = (task is not None, every, all_like is not None)
     require_one_way("name one dead task, or say --all, or --all-like one", *ways)
@@ -140,7 +146,7 @@ def _chosen(
 
 
 def _require_found(task: str | None, found: Sequence[object]) -> None:
-    from infra.tasks.errors import NoSuchDeadTask
+    from infra.tasks.messages import NoSuchDeadTask
 
     if task is not None and not found:
         raise NoSuchDeadTask(f"no dead task {task}: `backlot tasks dead` lists them")

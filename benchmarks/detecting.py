@@ -18,7 +18,7 @@ from zlib import crc32
 
 import psutil
 
-from infra.language.factory import make_detector
+from infra.language.detector import make_detector
 from infra.llm.client import make_language_model
 from infra.settings import load_settings
 

@@ -26,7 +26,7 @@ from infra.http.auth import mint_token
 from infra.llm.client import make_language_model
 from infra.settings import load_settings
 from tests.openai_server import OpenAIServer, openai_server
-from workers.translation.translator import TranslatedComment, Translator
+from workers.translator import TranslatedComment, Translator
 
 EMBEDDED, SHARED = "comments, all in one process", "comments, tasks in Redis"
 CALLS = "only the translator's calls"

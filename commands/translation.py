@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from domain.comment import Comment, TranslationStatus
@@ -11,8 +12,7 @@ from domain.model import Origin
 from engine.command_bus import Aggregates, Command
 
 
-@dataclass(frozen=True, slots=True)
-class Detected:
+class Detected(NamedTuple):
     """The language (ISO 639-1) that a detector found; `confidence` 0..1, None where unknown."""
 
     language: str
@@ -20,8 +20,7 @@ class Detected:
     detector: str
 
 
-@dataclass(frozen=True, slots=True)
-class TranslatedText:
+class TranslatedText(NamedTuple):
     """The text in the target language, and what made it."""
 
     original_language: str
@@ -30,15 +29,13 @@ class TranslatedText:
     prompt_version: str
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """No translation came, for a reason in a word."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
+class Skipped(NamedTuple):
     """Nobody translates it: there is nothing to translate, or (`needed`) nobody who could."""
 
     needed: bool
@@ -69,31 +66,14 @@ class RecordTranslation(Command[TranslationStatus | None]):
         comment = aggregates.get(Comment, self.comment_id)
         if comment.version == 0 or comment.deleted:
             return None
+        revision, target = self.revision, self.target_language
         if self.detected is not None:
-            comment.detect_language(
-                self.revision,
-                self.detected.language,
-                self.detected.confidence,
-                self.detected.detector,
-                self.target_language,
-                origin,
-            )
-        if self.outcome is not None:
-            self._record(comment, self.outcome, origin)
+            comment.detect_language(revision, *self.detected, target, origin)
+        match self.outcome:
+            case Failed(reason):
+                comment.fail_translation(revision, reason, origin)
+            case Skipped(needed, reason):
+                comment.skip_translation(revision, needed, reason, origin)
+            case TranslatedText(language, text, model, prompt_version):
+                comment.translate(revision, language, target, text, model, prompt_version, origin)
         return comment.translation_status
-
-    def _record(self, comment: Comment, outcome: Outcome, origin: Origin) -> None:
-        if isinstance(outcome, Failed):
-            comment.fail_translation(self.revision, outcome.reason, origin)
-        elif isinstance(outcome, Skipped):
-            comment.skip_translation(self.revision, outcome.needed, outcome.reason, origin)
-        else:
-            comment.translate(
-                self.revision,
-                outcome.original_language,
-                self.target_language,
-                outcome.text,
-                outcome.model,
-                outcome.prompt_version,
-                origin,
-            )

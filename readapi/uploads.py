@@ -7,7 +7,6 @@ from uuid import UUID
 from fastapi import APIRouter, Response
 
 from infra.http.app import Caller, wire
-from infra.http.auth import Identity
 from infra.http.problems import Problem, problems
 from infra.http.shapes import ArrivedPart, UploadStatus
 from infra.objects.port import NoSuchUpload, ObjectStore, Part
@@ -26,16 +25,11 @@ router = APIRouter(tags=["uploads"])
 async def get_upload(upload_id: UUID, queries: Read, caller: Caller, fresh: Fresh) -> Response:
     async with queries.reading(fresh, queries.catalog) as conn:
         found = await queries.catalog.upload(conn, upload_id)
-    row = _visible(found, caller)
-    return wire(present(row, await _arrived(row, queries.objects)))
-
-
-def _visible(row: UploadRow | None, caller: Identity) -> UploadRow:
-    if row is None:
+    if found is None:
         raise Problem(404, "not-found", "There is no such upload.")
-    if caller.user_id != row.owner and not caller.is_admin:
+    if caller.user_id != found.owner and not caller.is_admin:
         raise Problem(403, "forbidden", "This belongs to another user.")
-    return row
+    return wire(_present(found, await _arrived(found, queries.objects)))
 
 
 async def _arrived(row: UploadRow, store: ObjectStore) -> list[Part]:
@@ -48,8 +42,8 @@ async def _arrived(row: UploadRow, store: ObjectStore) -> list[Part]:
         return []
 
 
-def present(row: UploadRow, parts: list[Part]) -> UploadStatus:
-    """A row and the store's parts as the contract wants them."""
+def _present(row: UploadRow, parts: list[Part]) -> UploadStatus:
+    """Return a row and the store's parts as the contract wants them."""
     return UploadStatus.model_validate(
         {
             "upload_id": row.upload_id,

@@ -15,13 +15,12 @@ from infra.errors import OperatorError
 from infra.postgres.connection import Limits, open_connection
 from infra.redis import open_redis
 from infra.settings import Settings, load_settings
-from infra.tasks.dead_letters import FailedTask
-from infra.tasks.resources import Resources
-from infra.tasks.worker import configure
+from infra.tasks.queues import FailedTask
+from infra.tasks.worker import Resources, configure
 from workers.recommendations import open_preparing
 from workers.speech import media_urls, open_speech
 from workers.tasks import TaskMeans, declare, give_up
-from workers.translation.task import open_translation
+from workers.translation import open_translation
 
 
 def _read_settings() -> tuple[Settings, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from uuid import UUID
 
 import psycopg
@@ -53,66 +54,61 @@ EMBEDDING_FAILURES = counter(
 )
 
 
+@dataclass
 class Upkeep:
     """Embeds what is new or has changed, round by round; a round goes on where the last failed.
 
     `catalog` is a connection to the read models, `kept` the active process's own to the analytics.
     """
 
-    def __init__(
-        self,
-        embedder: Embedder,
-        models: Catalog,
-        catalog: ThreadedConnection,
-        kept: ThreadedConnection,
-    ) -> None:
-        self._embedder = embedder
-        self._models = models
-        self._catalog = catalog
-        self._kept = kept
-        self._after = 0
-        self._at_once = MAX_TEXTS
+    embedder: Embedder
+    models: Catalog
+    catalog: ThreadedConnection
+    kept: ThreadedConnection
+    # The position behind which a round goes on, and how many texts are sent at once.
+    after: int = 0
+    at_once: int = MAX_TEXTS
 
     async def lacking(self) -> str | None:
         """Have the table; or what the database lacks for it. Raises psycopg.Error."""
-        return await self._kept.do(prepare, self._embedder.model, self._embedder.dimensions)
+        return await self.kept.do(prepare, self.embedder.model, self.embedder.dimensions)
 
     async def run(self) -> int:
-        """One round; how many texts it dealt with. Raises LanguageModelError, psycopg.Error."""
-        await self._kept.do(forget_removed)
+        """Do one round; return how many texts it dealt with.
+
+        Raise LanguageModelError, psycopg.Error.
+        """
+        await self.kept.do(forget_removed)
         done = 0
-        while videos := await self._catalog.do(page, self._models, self._after, VIDEOS_AT_ONCE):
-            missing = await self._kept.do(outdated, videos)
+        while videos := await self.catalog.do(page, self.models, self.after, VIDEOS_AT_ONCE):
+            missing = await self.kept.do(outdated, videos)
             done += await self._embed([each for each in videos if each.video_id in missing])
-            self._after = videos[-1].position
-        self._after = 0
+            self.after = videos[-1].position
+        self.after = 0
         return done
 
     async def _embed(self, videos: Sequence[Digested]) -> int:
         at = 0
-        while batch := videos[at : at + self._at_once]:
+        while batch := videos[at : at + self.at_once]:
             try:
                 await self._embed_batch([each.video_id for each in batch])
             except ProviderFailed:
-                self._failed(batch)
+                # Ask for less the next time; a text that fails alone must not hold up the others.
+                if len(batch) == 1:
+                    self.after = batch[0].position
+                self.at_once = max(len(batch) // 2, 1)
                 raise
             at += len(batch)
-            self._after = batch[-1].position
-            self._at_once = min(2 * self._at_once, MAX_TEXTS)
+            self.after = batch[-1].position
+            self.at_once = min(2 * self.at_once, MAX_TEXTS)
         return len(videos)
 
-    def _failed(self, batch: Sequence[Digested]) -> None:
-        """Ask for less the next time; a text that fails alone must not hold up the others."""
-        if len(batch) == 1:
-            self._after = batch[0].position
-        self._at_once = max(len(batch) // 2, 1)
-
     async def _embed_batch(self, videos: Sequence[UUID]) -> None:
-        texts = await self._catalog.do(texts_of, self._models, videos)
+        texts = await self.catalog.do(texts_of, self.models, videos)
         # None when they have all been removed since.
         if texts:
             embedded = await self._vectors(texts)
-            await self._kept.do(put, embedded)
+            await self.kept.do(put, embedded)
             for each in embedded:
                 EMBEDDINGS.labels("rejected" if each.rejected else "made").inc()
 
@@ -121,11 +117,11 @@ class Upkeep:
             return await self._asked(texts)
         except (BadAnswer, RejectedRequest) as error:
             # Raises when it is the model, or what it is asked for, that is wrong.
-            await self._embedder.embed([PROBE])
+            await self.embedder.embed([PROBE])
             return await self._apart(texts, error)
 
     async def _apart(self, texts: Sequence[Text], error: LanguageModelError) -> list[Embedded]:
-        """What becomes of each of these texts, which the provider did not take together."""
+        """Return what becomes of each of these texts, which the provider did not take together."""
         if len(texts) == 1:
             (text,) = texts
             log.warning("text_rejected", video_id=str(text.video_id), outcome=error.outcome)
@@ -140,46 +136,48 @@ class Upkeep:
         return found
 
     async def _asked(self, texts: Sequence[Text]) -> list[Embedded]:
-        vectors = await self._embedder.embed([each.text for each in texts])
+        vectors = await self.embedder.embed([each.text for each in texts])
         return [
             Embedded(text.video_id, text.digest, vector)
             for text, vector in zip(texts, vectors, strict=True)
         ]
 
 
+@dataclass
 class Rounds:
     """Rounds of the upkeep while this process does the job; a failure is followed by a pause."""
 
-    def __init__(self, upkeep: Upkeep, every: float) -> None:
-        self._upkeep = upkeep
-        self._every = every
-        self._told: str | None = None
-        self._failures = 0
+    upkeep: Upkeep
+    every: float
+    told: str | None = None
+    failures: int = 0
 
     async def run(self) -> float:
         """Do one round, and return the seconds until the next one. Raise psycopg.Error.
 
         Where the analytics' database can't have embeddings that is logged once.
         """
-        lacking = await self._upkeep.lacking()
+        lacking = await self.upkeep.lacking()
         if lacking is None:
             return await self._round()
-        if lacking != self._told:
+        if lacking != self.told:
             log.warning("embeddings_unavailable", reason=lacking)
-        self._told = lacking
+        self.told = lacking
         return LONGEST_PAUSE_SECONDS
 
     async def _round(self) -> float:
         try:
-            done = await self._upkeep.run()
+            done = await self.upkeep.run()
         except LanguageModelError as error:
             EMBEDDING_FAILURES.labels("provider").inc()
             log.warning("embedding_postponed", error=f"{type(error).__name__}: {error}")
-            self._failures += 1
-            return _pause(self._every, self._failures - 1, error)
+            self.failures += 1
+            # An eighth of the interval after the first failure, twice as much after each other.
+            grown = self.every * 2.0 ** (min(self.failures, 21) - 4)
+            return max(min(grown, LONGEST_PAUSE_SECONDS), error.retry_after or 0.0)
         log.debug("embedding_done", texts=done)
-        self._failures = 0
-        return self._every
+        self.failures = 0
+        return self.every
 
 
 def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
@@ -187,37 +185,21 @@ def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
     embedder = make_embedder(parts.settings.embeddings, parts.settings.llm)
     if embedder is not None:
         parts.closings.append(embedder.aclose)
+        models, database_url = parts.models[Catalog], parts.database_url
         yield embedding_job(
-            embedder,
-            parts.models[Catalog],
-            database_url=parts.database_url,
-            analytics_url=parts.analytics_url,
+            embedder, models, database_url=database_url, analytics_url=parts.analytics_url
         )
 
 
 def embedding_job(
-    embedder: Embedder,
-    models: Catalog,
-    *,
-    database_url: str,
-    analytics_url: str,
-    every: float = 60.0,
+    embedder: Embedder, models: Catalog, *, database_url: str, analytics_url: str, every: float = 60
 ) -> Job:
     """Return the job that does round after round; one process at a time does."""
 
     @asynccontextmanager
     async def session() -> AsyncIterator[Run]:
-        async with (
-            leading(analytics_url, JOB) as kept,
-            connected(database_url, JOB) as catalog,
-        ):
+        async with leading(analytics_url, JOB) as kept, connected(database_url, JOB) as catalog:
             yield Rounds(Upkeep(embedder, models, catalog, kept), every).run
 
     failures = EMBEDDING_FAILURES.labels("database")
     return Job(JOB, every, session, Outage("embedding_postponed", (psycopg.Error,), failures))
-
-
-def _pause(interval_seconds: float, failures: int, error: LanguageModelError) -> float:
-    """An eighth of the interval after the first failure, and twice as much after each other."""
-    grown = interval_seconds * 2.0 ** (min(failures, 20) - 3)
-    return max(min(grown, LONGEST_PAUSE_SECONDS), error.retry_after or 0.0)

@@ -24,10 +24,8 @@ from infra.errors import describe
 from infra.postgres.connection import Limits, make_pool
 from infra.settings import Settings
 from infra.tasks.broker import task_queues
-from infra.tasks.dead_letters import TaskQueues
-from infra.tasks.errors import BrokerAway
-from infra.tasks.messages import enqueue
-from infra.tasks.queues import RECOMMENDATIONS
+from infra.tasks.messages import BrokerAway, enqueue
+from infra.tasks.queues import RECOMMENDATIONS, TaskQueues
 from projections import integration_events
 from projections.analytics.queries import ENGAGED_CONSUMER, AnalyticsQueries
 from projections.analytics.rules import NotCountable, row_of

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
 
 from commands.queries import FindUntranscribed
-from commands.speech import RecordSpeech
+from commands.uploads import RecordSpeech
 from engine.command_bus import CommandBus
 from engine.messages import MessageBatch
 from engine.subscription import Subscription
 from infra.metrics import counter
 from infra.objects.port import ObjectStore
-from infra.objects.s3 import make_s3
+from infra.objects.s3 import S3Store
 from infra.settings.adapters import ObjectSettings, SpeechSettings
-from infra.speech.port import SpeechError, Transcriber
-from infra.speech.whisper import available, make_transcriber
+from infra.speech import SpeechError, Transcriber, available, make_transcriber
 from infra.tasks.messages import TaskOrigin
 from projections.integration_events import UPLOAD_COMPLETED
-from workers.task import TaskConsumer, execute
+from workers.tasks import TaskConsumer, execute
 
 if TYPE_CHECKING:
     from workers.parts import Parts
     from workers.tasks import Tasks
 
 log = structlog.get_logger(__name__)
+
+MediaUrl = Callable[[str], str]
 
 ACTOR = "transcription"
 
@@ -39,27 +41,27 @@ TRANSCRIPTS = counter(
 )
 
 
+@dataclass(frozen=True)
 class SpeechTranscription:
     """Transcribes videos; `media_url` says where the object of a key can be read."""
 
-    def __init__(
-        self, bus: CommandBus, transcriber: Transcriber, media_url: Callable[[str], str]
-    ) -> None:
-        self._bus, self._transcriber, self._media_url = bus, transcriber, media_url
+    bus: CommandBus
+    transcriber: Transcriber
+    media_url: MediaUrl
 
     async def run(self, video_id: UUID, origin: TaskOrigin) -> None:
         """Transcribe the video, unless this model has heard it or it is gone.
 
-        Raises Postponed when the event store is away, and SpeechError when another attempt may
+        Raise Postponed when the event store is away, and SpeechError when another attempt may
         succeed; a video that can't be heard stays without a transcript.
         """
-        model = self._transcriber.name
-        key = await execute(self._bus, FindUntranscribed(video_id, model), ACTOR, origin)
+        model = self.transcriber.name
+        key = await execute(self.bus, FindUntranscribed(video_id, model), ACTOR, origin)
         if key is None:
             TRANSCRIPTS.labels("nothing_to_do").inc()
             return
         try:
-            heard = await self._transcriber.transcribe(self._media_url(key))
+            heard = await self.transcriber.transcribe(self.media_url(key))
         except SpeechError as error:
             if error.retryable:
                 raise
@@ -67,7 +69,7 @@ class SpeechTranscription:
             TRANSCRIPTS.labels("failed").inc()
             return
         record = RecordSpeech(video_id, heard.language, heard.text, heard.duration_seconds, model)
-        await execute(self._bus, record, ACTOR, origin)
+        await execute(self.bus, record, ACTOR, origin)
         TRANSCRIPTS.labels("done").inc()
 
 
@@ -79,12 +81,11 @@ class SpeechConsumer(TaskConsumer):
     subject = "videoId"
 
 
-MediaUrl = Callable[[str], str]
 MEDIA_TYPE, MEDIA_NAME = "application/octet-stream", "media"
 
 
 def wanted(settings: SpeechSettings) -> bool:
-    """Whether uploads are to be transcribed, here or by another process."""
+    """Return whether uploads are to be transcribed, here or by another process."""
     return settings.transcription == "on" or (
         settings.transcription == "auto" and available(settings)
     )
@@ -93,9 +94,8 @@ def wanted(settings: SpeechSettings) -> bool:
 def open_speech(
     settings: SpeechSettings, bus: CommandBus, media_url: MediaUrl | None
 ) -> SpeechTranscription | None:
-    """What transcribes, where Whisper and the objects are at hand; raises OperatorError."""
-    transcriber = None if media_url is None else make_transcriber(settings)
-    if transcriber is None or media_url is None:
+    """Return what transcribes, None without Whisper or the objects. Raise OperatorError."""
+    if media_url is None or (transcriber := make_transcriber(settings)) is None:
         return None
     return SpeechTranscription(bus, transcriber, media_url)
 
@@ -104,9 +104,9 @@ def open_speech(
 def media_urls(
     settings: ObjectSettings, here: ObjectStore | None = None, base_url: str = ""
 ) -> Iterator[MediaUrl | None]:
-    """Where this process reads objects: S3 as it reaches it, else the store that is here."""
+    """Yield where this process reads objects: S3 as it reaches it, else the store that is here."""
     if settings.bucket is not None:
-        with closing(make_s3(settings, for_clients=False)) as store:
+        with closing(S3Store(settings, for_clients=False)) as store:
             yield lambda key: store.get_url(key, MEDIA_TYPE, MEDIA_NAME, "").url
     elif here is not None:
         yield lambda key: here.get_url(key, MEDIA_TYPE, MEDIA_NAME, base_url).url

@@ -1,22 +1,40 @@
 """The tasks of this program: what each is called, which queue it waits in, what it needs."""
 
 from __future__ import annotations
-
+import asyncio
+import dramatiq
+import psycopg
+import structlog
 from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from dramatiq import Actor
+from dramatiq import Broker
+from engine.command import Command
+from engine.command_bus import CommandBus
+from engine.messages import IncomingMessage
+from eventsourcing.persistence import PersistenceError
+from infra.batcher import QueueFull
+from infra.tasks.messages import Postponed
+from infra.tasks.messages import TaskOrigin
+from infra.tasks.messages import current_origin
+from infra.tasks.messages import enqueue
+from infra.tasks.queues import FailedTask
+from infra.tasks.queues import RECOMMENDATIONS
+from infra.tasks.queues import SPEECH
+from infra.tasks.queues import TRANSLATION
+from projections.recommendations.recommender import Recommender
 from typing import Any
+from typing import ClassVar
+from typing import TYPE_CHECKING
+from typing import TypeVar
 from uuid import UUID
 
-import dramatiq
-import structlog
-from dramatiq import Actor, Broker
+if TYPE_CHECKING:
+    from workers.speech import SpeechTranscription
+    from workers.translation import CommentTranslation
 
-from infra.tasks.dead_letters import FailedTask
-from infra.tasks.messages import current_origin
-from infra.tasks.queues import RECOMMENDATIONS, SPEECH, TRANSLATION
-from projections.recommendations.recommender import Recommender
-from workers.speech import SpeechTranscription
-from workers.translation.task import CommentTranslation
+R = TypeVar("R")
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +45,7 @@ PREPARE_RECOMMENDATIONS = "prepare_recommendations"
 LATER = 10
 # The transcriber gives up after half an hour of its own; before that it may wait for another one.
 SPEECH_LIMIT_MS = 4 * 3600 * 1000
+STORE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -86,3 +105,45 @@ async def give_up(means: TaskMeans, failed: FailedTask) -> None:
     """Record what it means that a task was given up."""
     if failed.actor == TRANSLATE_COMMENT:
         await means.translation.give_up(UUID(failed.args[0]), failed)
+
+
+class TaskConsumer:
+    """Sends a task for each message: what it is about, and nothing else.
+
+    A task that is sent twice finds its work done.
+    """
+
+    name: ClassVar[str]
+    topics: ClassVar[frozenset[str]]
+    # The member of a message's value that the task is given.
+    subject: ClassVar[str]
+
+    def __init__(self, task: Actor[..., Any]) -> None:
+        self._task = task
+
+    async def handle(self, batch: Sequence[IncomingMessage]) -> None:
+        """Send the tasks. Raise BrokerAway; then all of the batch is sent again."""
+        await asyncio.to_thread(self._send, batch)
+
+    def _send(self, batch: Sequence[IncomingMessage]) -> None:
+        # A task works on what is there when it runs, so that one is enough for several messages.
+        for subject, message in {each.value[self.subject]: each for each in batch}.items():
+            enqueue(
+                self._task,
+                subject,
+                correlation_id=message.correlation_id,
+                causation_id=str(message.id),
+            )
+
+
+async def execute(bus: CommandBus, command: Command[R], actor: str, origin: TaskOrigin) -> R:
+    """Return the command's answer. Raise Postponed when the event store is away or overrun."""
+    correlation = origin.correlation_id or actor
+    causation = origin.causation_id or correlation
+    try:
+        outcome = await bus.execute(
+            command, actor=actor, correlation_id=correlation, causation_id=causation
+        )
+    except (PersistenceError, psycopg.Error, QueueFull) as error:
+        raise Postponed("the event store is away", STORE_SECONDS) from error
+    return outcome.answer

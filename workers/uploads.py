@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -19,8 +20,8 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from commands.catalog import EngagementCounts, EngagementOf
-from commands.finalize import ExpireUpload, FinishUpload, drop, lock_key
 from commands.queries import FindUploadStatus
+from commands.uploads import ExpireUpload, FinishUpload, drop, lock_key
 from domain.upload import Status
 from engine.command_bus import Command, CommandBus, Lookup, Reader
 from engine.projection import ReadModels
@@ -28,12 +29,7 @@ from engine.schedule import Job, repeat
 from engine.telemetry import Views
 from infra.batcher import QueueFull
 from infra.metrics import counter
-from infra.objects.port import (
-    NoSuchUpload,
-    ObjectStore,
-    ObjectStoreUnavailable,
-    OpenUpload,
-)
+from infra.objects.port import NoSuchUpload, ObjectStore, ObjectStoreUnavailable, OpenUpload
 from infra.postgres.connection import open_async_connection
 from infra.redlock import LocksUnavailable, LockTaken, Redlock
 from projections.catalog import Catalog, UploadRow
@@ -64,6 +60,7 @@ EXPIRY_RUNS = counter(
 )
 
 
+@dataclass
 class Expiry:
     """Expires what was started, and got its latest part, longer ago than `idle`.
 
@@ -72,39 +69,32 @@ class Expiry:
     log decides.
     """
 
-    def __init__(
-        self,
-        *,
-        bus: CommandBus,
-        objects: ObjectStore,
-        locks: Redlock,
-        catalog: Catalog,
-        database_url: str,
-        idle: timedelta,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        self._bus, self._objects, self._locks = bus, objects, locks
-        self._catalog, self._database_url = catalog, database_url
-        self._idle, self._clock = idle, clock
-        self._run_id = ""
+    bus: CommandBus
+    objects: ObjectStore
+    locks: Redlock
+    catalog: Catalog
+    database_url: str
+    idle: timedelta
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    run_id: str = ""
 
     async def run(self) -> Counter[str]:
-        """Look once; how many uploads were expired, finished, swept, kept, and failed.
+        """Look once; return how many uploads were expired, finished, swept, kept, and failed.
 
-        Raises LockTaken when another replica is at it, and whatever is in OUTAGES.
+        Raise LockTaken when another replica is at it, and whatever is in OUTAGES.
         """
-        async with self._locks.hold(JOB_LOCK, LOCK_SECONDS):
-            self._run_id = f"expiry-{uuid4()}"
-            before = self._clock() - self._idle
+        async with self.locks.hold(JOB_LOCK, LOCK_SECONDS):
+            self.run_id = f"expiry-{uuid4()}"
+            before = self.clock() - self.idle
             done: Counter[str] = Counter()
             async for row in self._candidates(before):
                 done[await self._tidied(str(row.upload_id), self._end(row, before))] += 1
-            for upload in await self._objects.list_uploads(before):
+            for upload in await self.objects.list_uploads(before):
                 done[await self._tidied(upload.key, self._sweep(upload))] += 1
             return done
 
     async def _tidied(self, name: str, work: Awaitable[str]) -> str:
-        """What the work answers; one upload that nobody can handle must not keep the others."""
+        """Return the work's answer; an upload that fails must not hold up the others."""
         try:
             how = await work
         except OUTAGES:
@@ -119,8 +109,8 @@ class Expiry:
 
     async def _candidates(self, before: datetime) -> AsyncIterator[UploadRow]:
         last = UUID(int=0)
-        async with await open_async_connection(self._database_url, "expiry") as conn:
-            while rows := await self._catalog.under_way(conn, before, last, ROWS_AT_ONCE):
+        async with await open_async_connection(self.database_url, "expiry") as conn:
+            while rows := await self.catalog.under_way(conn, before, last, ROWS_AT_ONCE):
                 for row in rows:
                     yield row
                 last = rows[-1].upload_id
@@ -129,15 +119,15 @@ class Expiry:
         if not await self._is_idle(row, before):
             return KEPT
         try:
-            async with self._locks.hold(lock_key(row.upload_id), LOCK_SECONDS):
-                standing = await self._objects.head(row.object_key)
+            async with self.locks.hold(lock_key(row.upload_id), LOCK_SECONDS):
+                standing = await self.objects.head(row.object_key)
                 if standing is not None:
                     # A completion was cut off before its event; its owner need not repeat it.
                     finished = await self._execute(FinishUpload(row.upload_id, standing))
                     return "finished" if finished else KEPT
                 if not await self._execute(ExpireUpload(row.upload_id)):
                     return KEPT
-                await drop(self._objects, row.object_key, row.store_upload_id)
+                await drop(self.objects, row.object_key, row.store_upload_id)
                 return "expired"
         except LockTaken:
             # Somebody is just ending it.
@@ -145,7 +135,7 @@ class Expiry:
 
     async def _is_idle(self, row: UploadRow, before: datetime) -> bool:
         try:
-            latest = await self._objects.last_arrival(row.object_key, row.store_upload_id)
+            latest = await self.objects.last_arrival(row.object_key, row.store_upload_id)
         except NoSuchUpload:
             # The store gave it up by itself, or joined it for somebody who never came back.
             return True
@@ -156,11 +146,11 @@ class Expiry:
         upload_id = UUID(upload.key.removeprefix("videos/"))
         if await self._execute(FindUploadStatus(upload_id)) is Status.STARTED:
             return KEPT
-        await self._objects.abort(upload.key, upload.store_upload_id)
+        await self.objects.abort(upload.key, upload.store_upload_id)
         return "swept"
 
     async def _execute(self, command: Command[R]) -> R:
-        outcome = await self._bus.execute(command, actor=ACTOR, correlation_id=self._run_id)
+        outcome = await self.bus.execute(command, actor=ACTOR, correlation_id=self.run_id)
         return outcome.answer
 
 
@@ -168,24 +158,20 @@ def expiry_job(expiry: Expiry, every: float) -> Job:
     """Return the job that looks again and again; whatever goes wrong, there is a next time."""
 
     async def run() -> None:
-        EXPIRY_RUNS.labels(await _run(expiry)).inc()
+        outcome = "done"
+        try:
+            log.debug("expiry_done", **await expiry.run())
+        except LockTaken:
+            outcome = "elsewhere"
+        except OUTAGES as error:
+            outcome = "postponed"
+            log.warning("expiry_postponed", error=f"{type(error).__name__}: {error}")
+        except Exception:
+            outcome = "broke"
+            log.exception("expiry_broke")
+        EXPIRY_RUNS.labels(outcome).inc()
 
     return Job("expiry", every, repeat(run))
-
-
-async def _run(expiry: Expiry) -> str:
-    try:
-        done = await expiry.run()
-    except LockTaken:
-        return "elsewhere"
-    except OUTAGES as error:
-        log.warning("expiry_postponed", error=f"{type(error).__name__}: {error}")
-        return "postponed"
-    except Exception:
-        log.exception("expiry_broke")
-        return "broke"
-    log.debug("expiry_done", **done)
-    return "done"
 
 
 def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Iterator, Sequence
 from math import hypot, isfinite
 from typing import TYPE_CHECKING, Protocol
 
+from infra.llm.client import Provider, make_provider
 from infra.llm.errors import Malformed
-from infra.llm.provider import Provider, make_provider
 from infra.settings.adapters import EmbeddingSettings, LanguageModelSettings
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from openai._legacy_response import LegacyAPIResponse
     from openai.types import CreateEmbeddingResponse
 
-PURPOSE = "embed"
 # Of one call. The API takes 2,048 texts and 300,000 tokens; a character has up to four bytes, and
 # a token has at least one.
 MAX_TEXTS = 64
@@ -28,23 +27,19 @@ class Embedder(Protocol):
     @property
     def model(self) -> str:
         """Its name: vectors of two models can't be compared."""
-        ...
 
     @property
     def dimensions(self) -> int:
         """The length of each list that `embed` gives."""
-        ...
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Return a vector of length 1 for each text, in their order; none of them may be empty.
 
-        All or nothing: raises LanguageModelError when one can't be had.
+        All or nothing: raise LanguageModelError when one can't be had.
         """
-        ...
 
     async def aclose(self) -> None:
         """Close the connections."""
-        ...
 
 
 class OpenAIEmbedder:
@@ -52,41 +47,24 @@ class OpenAIEmbedder:
 
     def __init__(self, provider: Provider, model: str, dimensions: int) -> None:
         self._provider = provider
-        self._model = model
-        self._dimensions = dimensions
-
-    @property
-    def model(self) -> str:
-        return self._model
-
-    @property
-    def dimensions(self) -> int:
-        return self._dimensions
+        self.model, self.dimensions = model, dimensions
+        self.aclose = provider.aclose
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """As the port has it."""
-        found: list[list[float]] = []
-        for batch in batches(texts):
-            found += await self._call(batch)
-        return found
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._provider.aclose()
+        return [vector for batch in batches(texts) for vector in await self._call(batch)]
 
     async def _call(self, texts: list[str]) -> list[list[float]]:
         def send(client: AsyncOpenAI) -> Awaitable[LegacyAPIResponse[CreateEmbeddingResponse]]:
             # Without a format the SDK asks for base64, and reads whichever it gets.
             return client.embeddings.with_raw_response.create(
-                input=texts, model=self._model, dimensions=self._dimensions
+                input=texts, model=self.model, dimensions=self.dimensions
             )
 
-        vectors, _ = await self._provider.ask(
-            send,
-            lambda response: _vectors(response, len(texts), self._dimensions),
-            model=self._model,
-            purpose=PURPOSE,
-        )
+        def read(response: LegacyAPIResponse[CreateEmbeddingResponse]) -> list[list[float]]:
+            return _vectors(response, len(texts), self.dimensions)
+
+        vectors, _ = await self._provider.ask(send, read, model=self.model, purpose="embed")
         return vectors
 
 
@@ -95,10 +73,7 @@ def make_embedder(settings: EmbeddingSettings, llm: LanguageModelSettings) -> Em
 
     Raise SettingsError for a key that can't be sent.
     """
-    if settings.model is None:
-        return None
-    provider = make_provider(llm)
-    if provider is None:
+    if settings.model is None or (provider := make_provider(llm)) is None:
         return None
     return OpenAIEmbedder(provider, settings.model, settings.dimensions)
 
@@ -121,10 +96,10 @@ def _vectors(
     response: LegacyAPIResponse[CreateEmbeddingResponse], count: int, dimensions: int
 ) -> list[list[float]]:
     data = response.parse().data
-    by_index = {each.index: each.embedding for each in data}
-    if len(data) != count or by_index.keys() != set(range(count)):
+    if sorted(each.index for each in data) != list(range(count)):
         raise Malformed(f"The embedding model did not answer with one vector for {count} texts.")
-    return [_unit(by_index[index], dimensions) for index in range(count)]
+    by_index = sorted(data, key=lambda each: each.index)
+    return [_unit(each.embedding, dimensions) for each in by_index]
 
 
 def _unit(vector: Sequence[float], dimensions: int) -> list[float]:

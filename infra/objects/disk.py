@@ -81,12 +81,16 @@ class Disk:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
         return path
 
+    def area(self, name: str) -> Path:
+        """Return one of the sub-folders, which is made where it is missing. Raise OSError."""
+        folder = self.inside(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def prepare(self) -> None:
         """Make the sub-folders and empty `tmp/`."""
         for area in self.AREAS:
-            folder = self.inside(area)
-            folder.mkdir(parents=True, exist_ok=True)
-            sync_folder(folder.parent)
+            sync_folder(self.area(area).parent)
         for leftover in list(self.inside("tmp").iterdir()):
             _remove(leftover)
         sync_folder(self.root)
@@ -94,9 +98,7 @@ class Disk:
     def probe(self) -> None:
         """Write and remove a small file in every sub-folder. Raise OSError."""
         for area in self.AREAS:
-            folder = self.inside(area)
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f".probe-{secrets.token_hex(8)}"
+            path = self.area(area) / f".probe-{secrets.token_hex(8)}"
             try:
                 path.write_bytes(bytes(4096))
             finally:
@@ -104,9 +106,7 @@ class Disk:
 
     def scratch(self) -> Path:
         """Return a new name in `tmp/`; nothing is there yet."""
-        folder = self.inside("tmp")
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / secrets.token_hex(16)
+        return self.area("tmp") / secrets.token_hex(16)
 
     def discard(self, folder: Path) -> None:
         """Make `folder` vanish at once, then remove what was in it; nothing if it isn't there."""
@@ -167,23 +167,19 @@ def join_files(sources: Iterable[tuple[Path, int]], target: Path) -> None:
     descriptor = os.open(target, NEW_FILE, 0o600)
     try:
         for path, size in sources:
+            left = size
             source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
             try:
-                _copy(source, descriptor, size)
+                while left:
+                    copied = _copy_some(source, descriptor, left)
+                    if not copied:
+                        raise OSError(errno.EIO, "a part's file is shorter than its name says")
+                    left -= copied
             finally:
                 os.close(source)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _copy(source: int, target: int, size: int) -> None:
-    left = size
-    while left:
-        copied = _copy_some(source, target, left)
-        if not copied:
-            raise OSError(errno.EIO, "a part's file is shorter than its name says")
-        left -= copied
 
 
 def _copy_some(source: int, target: int, most: int) -> int:
@@ -198,27 +194,23 @@ def _copy_some(source: int, target: int, most: int) -> int:
     return len(block)
 
 
-class PartRefused(ObjectStoreError):
-    """The bytes that came are not the part that was announced; nothing of them is kept."""
-
-
-class PartTooLarge(PartRefused):
+class PartTooLarge(ObjectStoreError):
     """More bytes than the URL was signed for."""
 
 
-class PartTooShort(PartRefused):
+class PartTooShort(ObjectStoreError):
     """Fewer bytes than the URL was signed for."""
 
 
-class PartCutOff(PartRefused):
+class PartCutOff(ObjectStoreError):
     """The connection ended within the part."""
 
 
-class PartStalled(PartRefused):
+class PartStalled(ObjectStoreError):
     """The connection is open, but no byte came for too long."""
 
 
-class ChecksumMismatch(PartRefused):
+class ChecksumMismatch(ObjectStoreError):
     """The bytes don't add up to a checksum that was sent with them."""
 
 
@@ -251,10 +243,6 @@ class PartFile:
         path = folder / f"{number:05d}-{turn}-{etag}-{size}"
         return cls(number, turn, etag, size, path)
 
-    def is_whole(self) -> bool:
-        """Return whether the file is as long as its name says. Raise FileNotFoundError."""
-        return self.path.stat().st_size == self.size
-
     @property
     def part(self) -> Part:
         """What the port tells of it."""
@@ -271,11 +259,6 @@ def scan_parts(folder: Path, only: int | None = None) -> list[PartFile]:
             if entry.name.startswith(prefix) and entry.is_file(follow_symlinks=False)
         ]
     return sorted(file for file in map(PartFile.named, paths) if file is not None)
-
-
-def holding_parts(folder: Path) -> dict[int, PartFile]:
-    """For each number the file that holds, in order of number. Raise FileNotFoundError."""
-    return {file.number: file for file in scan_parts(folder)}
 
 
 def publish_part(spool: Path, folder: Path, number: int, etag: str, size: int) -> Part:
@@ -301,7 +284,7 @@ class PartSpool:
     ) -> None:
         """`path` is a new file on `disk`, `size` the exact number of bytes to come."""
         self._disk, self._path, self._size, self._checksums = disk, path, size, checksums
-        headers = {CONTENT_MD5, *(checksum.header for checksum in checksums)}
+        headers = [CONTENT_MD5, *(checksum.header for checksum in checksums)]
         self._hashes = {header: ALGORITHMS[header]() for header in headers}
         self._written = 0
 
@@ -314,7 +297,10 @@ class PartSpool:
         descriptor = await self._disk.run(os.open, self._path, NEW_FILE, 0o600)
         try:
             await self._overlap(descriptor, self._blocks(chunks))
-            self._compare()
+            for sent in self._checksums:
+                if self._hashes[sent.header].digest() != sent.digest:
+                    told = f"The bytes that came don't match {sent.header}; send the part again."
+                    raise ChecksumMismatch(told)
             await self._disk.run(os.fsync, descriptor)
         finally:
             os.close(descriptor)
@@ -359,9 +345,3 @@ class PartSpool:
         for chunk in block:
             for hashing in self._hashes.values():
                 hashing.update(chunk)
-
-    def _compare(self) -> None:
-        for checksum in self._checksums:
-            if self._hashes[checksum.header].digest() != checksum.digest:
-                told = f"The bytes that came don't match {checksum.header}; send the part again."
-                raise ChecksumMismatch(told)

@@ -1,35 +1,42 @@
 """The object store of the embedded shape: a folder, as durable as the disk under it.
 
+URLs carry their own permission, so that bytes are moved without a JWT, as on S3.
+
 `uploads/` holds a folder per upload with a file per part, `objects/<key>/` one file named by its
 ETag, `tmp/` whatever is not whole yet. Everything appears by one rename: nothing or all of it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import math
 import os
 import re
 import secrets
 import shutil
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlencode
 
 from infra.cancellation import to_the_end
 from infra.objects.disk import (
     Disk,
     PartFile,
     PartSpool,
-    holding_parts,
     join_files,
     move_new_folder,
     publish_part,
+    scan_parts,
     sync_folder,
 )
 from infra.objects.port import (
     Checksum,
     NoSuchUpload,
+    ObjectStoreError,
     ObjectStoreUnavailable,
     OpenUpload,
     Part,
@@ -38,15 +45,32 @@ from infra.objects.port import (
     SignedUrl,
     StoredObject,
     check_key,
+    check_part,
     multipart_etag,
     ordered_refs,
+    safe_content_type,
+    safe_filename,
 )
-from infra.objects.signed_urls import UrlSigner
 
 UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
 UPLOAD_FOLDER = re.compile(r"videos_([0-9a-f-]{36})_([0-9a-f]{32})")
 JOIN_ATTEMPTS = 3
+MIN_SECRET_BYTES = 16
 OBJECT_NAME = re.compile(r"[0-9a-f]{32}-[0-9]{1,5}")
+
+
+class BadSignature(ObjectStoreError):
+    """Not signed by us, or not for this method, key and parameters."""
+
+    def __init__(self) -> None:
+        super().__init__("The URL's signature is wrong; ask for a new URL and use it unchanged.")
+
+
+class UrlExpired(ObjectStoreError):
+    """Signed by us, but its time is over."""
+
+    def __init__(self) -> None:
+        super().__init__("The URL has expired; ask for a new one.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +91,7 @@ class FolderStore:
         """`secret` signs the URLs; another one makes those given out so far useless."""
         self._disk = Disk(root)
         self.signer = UrlSigner(secret, url_ttl, clock)
+        self.part_url, self.get_url = self.signer.part_url, self.signer.get_url
 
     async def recover(self) -> None:
         """Make the folders and remove what a crash left over.
@@ -81,14 +106,6 @@ class FolderStore:
 
     async def begin(self, key: str) -> str:
         return await self._disk.run(self._begin, check_key(key))
-
-    def part_url(
-        self, key: str, store_upload_id: str, number: int, size: int, base_url: str
-    ) -> SignedUrl:
-        return self.signer.part_url(key, store_upload_id, number, size, base_url)
-
-    def get_url(self, key: str, content_type: str, filename: str, base_url: str) -> SignedUrl:
-        return self.signer.get_url(key, content_type, filename, base_url)
 
     async def put_part(
         self,
@@ -153,8 +170,7 @@ class FolderStore:
 
     def _begin(self, key: str) -> str:
         upload_id = secrets.token_hex(16)
-        uploads = self._disk.inside("uploads")
-        uploads.mkdir(parents=True, exist_ok=True)
+        uploads = self._disk.area("uploads")
         (uploads / _folder_name(key, upload_id)).mkdir()
         sync_folder(uploads)
         return upload_id
@@ -173,19 +189,20 @@ class FolderStore:
 
     def _holding(self, folder_name: str) -> dict[int, PartFile]:
         try:
-            return holding_parts(self._disk.inside("uploads", folder_name))
+            files = scan_parts(self._disk.inside("uploads", folder_name))
+            # Of several with one number the last, which is the greatest, holds.
+            return {file.number: file for file in files}
         except FileNotFoundError:
             raise NoSuchUpload from None
 
     def _last_arrival(self, folder_name: str) -> datetime | None:
-        if not self._holding(folder_name):
-            return None
+        folder = self._disk.inside("uploads", folder_name)
         try:
             # Every part that arrives gets a name in the folder, which changes its time.
-            changed = self._disk.inside("uploads", folder_name).stat().st_mtime
+            changed = folder.stat().st_mtime if scan_parts(folder) else None
         except FileNotFoundError:
             raise NoSuchUpload from None
-        return datetime.fromtimestamp(changed, UTC)
+        return None if changed is None else datetime.fromtimestamp(changed, UTC)
 
     def _older_uploads(self, older_than: float) -> list[OpenUpload]:
         found = []
@@ -219,15 +236,16 @@ class FolderStore:
         missing = [ref.number for ref in refs if ref.number not in holding]
         files = [holding[ref.number] for ref in refs if ref.number in holding]
         named = {ref.number: ref.etag for ref in refs}
-        wrong = [f.number for f in files if named[f.number] != f.etag or not f.is_whole()]
+        wrong = [
+            f.number for f in files if (f.etag, f.path.stat().st_size) != (named[f.number], f.size)
+        ]
         if missing or wrong:
             raise PartMismatch(missing, wrong)
         return files
 
     def _join(self, key: str, files: list[PartFile], etag: str) -> None:
         """Publish the object, unless another completion was first. Raise FileNotFoundError."""
-        videos = self._disk.inside("objects", key).parent
-        videos.mkdir(parents=True, exist_ok=True)
+        self._disk.area("objects/videos")
         whole = self._disk.scratch()
         whole.mkdir()
         try:
@@ -258,3 +276,70 @@ def _folder_name(key: str, upload_id: str) -> str:
     if not UPLOAD_ID.fullmatch(upload_id):
         raise NoSuchUpload
     return f"{check_key(key).replace('/', '_')}_{upload_id}"
+
+
+class UrlSigner:
+    """HMAC-SHA256 over method, path and every parameter, each for `ttl` from now."""
+
+    def __init__(self, secret: bytes, ttl: timedelta, clock: Callable[[], datetime]) -> None:
+        if len(secret) < MIN_SECRET_BYTES:
+            raise ValueError(f"the secret for URLs needs at least {MIN_SECRET_BYTES} bytes")
+        self._secret, self._ttl, self._clock = secret, ttl, clock
+
+    def part_url(
+        self, key: str, upload_id: str, number: int, size: int, base_url: str
+    ) -> SignedUrl:
+        """Return a URL for one PUT of exactly `size` bytes; raise InvalidKey."""
+        check_part(number, size)
+        return self._url("PUT", key, _part_query(upload_id, number, size), base_url)
+
+    def get_url(self, key: str, content_type: str, filename: str, base_url: str) -> SignedUrl:
+        """Return a URL for GET and HEAD that fixes type and name, both made safe."""
+        query = _get_query(safe_content_type(content_type), safe_filename(filename))
+        return self._url("GET", key, query, base_url)
+
+    def verify_part(
+        self, key: str, upload_id: str, number: int, size: int, expires: int, signature: str
+    ) -> None:
+        """Raise BadSignature or UrlExpired unless `part_url` signed exactly this."""
+        self._verify("PUT", key, _part_query(upload_id, number, size), expires, signature)
+
+    def verify_get(
+        self, key: str, content_type: str, filename: str, expires: int, signature: str
+    ) -> None:
+        """Raise BadSignature or UrlExpired unless `get_url` signed exactly this."""
+        self._verify("GET", key, _get_query(content_type, filename), expires, signature)
+
+    def _url(self, method: str, key: str, query: Mapping[str, str], base_url: str) -> SignedUrl:
+        expires = math.ceil((self._clock() + self._ttl).timestamp())
+        path = f"/objects/{check_key(key)}"
+        signature = self._sign(method, path, query, expires)
+        full = _encode({**query, "expires": str(expires), "signature": signature})
+        url = f"{base_url.rstrip('/')}{path}?{full}"
+        return SignedUrl(url, datetime.fromtimestamp(expires, UTC))
+
+    def _verify(
+        self, method: str, key: str, query: Mapping[str, str], expires: int, signature: str
+    ) -> None:
+        expected = self._sign(method, f"/objects/{key}", query, expires)
+        if not hmac.compare_digest(expected.encode(), signature.encode(errors="replace")):
+            raise BadSignature
+        if self._clock().timestamp() >= expires:
+            raise UrlExpired
+
+    def _sign(self, method: str, path: str, query: Mapping[str, str], expires: int) -> str:
+        # Encoded values hold no line break and no "&", so two requests never read the same.
+        text = "\n".join((method, path, _encode({**query, "expires": str(expires)})))
+        return hmac.new(self._secret, text.encode(errors="replace"), hashlib.sha256).hexdigest()
+
+
+def _part_query(upload_id: str, number: int, size: int) -> dict[str, str]:
+    return {"uploadId": upload_id, "partNumber": str(number), "size": str(size)}
+
+
+def _get_query(content_type: str, filename: str) -> dict[str, str]:
+    return {"contentType": content_type, "filename": filename}
+
+
+def _encode(query: Mapping[str, str]) -> str:
+    return urlencode(query, errors="replace")

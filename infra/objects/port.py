@@ -8,11 +8,11 @@ import hashlib
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from domain.media_type import PLAYED_BY_BROWSERS, film_type
 from domain.text import shows, without_misleading
@@ -76,24 +76,21 @@ class ObjectStoreUnavailable(ObjectStoreError):
         self.cause = cause
 
 
-@dataclass(frozen=True, slots=True)
-class SignedUrl:
+class SignedUrl(NamedTuple):
     """A URL that carries its own permission until `expires_at`."""
 
     url: str
     expires_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class PartRef:
+class PartRef(NamedTuple):
     """A part as a client names it: number from 1, ETag with or without its quotes."""
 
     number: int
     etag: str
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A part that has arrived: number from 1, unquoted ETag, size in bytes."""
 
     number: int
@@ -101,16 +98,14 @@ class Part:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class OpenUpload:
+class OpenUpload(NamedTuple):
     """An upload under way, by the names that the store has for it."""
 
     key: str
     store_upload_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class StoredObject:
+class StoredObject(NamedTuple):
     """A completed object: size in bytes, unquoted multipart ETag."""
 
     key: str
@@ -251,24 +246,19 @@ class Crc32:
         return self._value.to_bytes(4, "big")
 
 
-def md5() -> Hash:
-    """For ETags and Content-MD5, which protect from accidents and not from attackers."""
-    return hashlib.md5(usedforsecurity=False)
-
-
+# MD5 and SHA-1 protect from accidents, and not from attackers.
 ALGORITHMS: Mapping[str, Callable[[], Hash]] = MappingProxyType(
     {
-        CONTENT_MD5: md5,
+        CONTENT_MD5: partial(hashlib.md5, usedforsecurity=False),
         f"{S3_PREFIX}crc32": Crc32,
-        f"{S3_PREFIX}sha1": lambda: hashlib.sha1(usedforsecurity=False),
+        f"{S3_PREFIX}sha1": partial(hashlib.sha1, usedforsecurity=False),
         f"{S3_PREFIX}sha256": hashlib.sha256,
     }
 )
 """By the name of the header. S3 knows more; those need a library beside Python's own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Checksum:
+class Checksum(NamedTuple):
     """What a header says that the bytes of the part add up to."""
 
     header: str

@@ -8,7 +8,6 @@ program: it has its own queues, and its dead letters are a list that nobody can 
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Awaitable
@@ -22,19 +21,21 @@ from dramatiq.common import compute_backoff
 from dramatiq.errors import BrokerConnectionError
 from dramatiq.middleware import AsyncIO, Middleware, Shutdown, TimeLimit, raise_thread_exception
 from dramatiq.middleware import Retries as StockRetries
-from pydantic import SecretStr
 from redis import Redis
 
 from infra.cancellation import together
 from infra.metrics import SECONDS, counter, gauge, histogram
 from infra.redis import connect_blocking_redis, embedded_server
 from infra.settings.adapters import TaskSettings
-from infra.tasks.dead_letters import FailedTask, OnDead, TaskQueues, failed_task, in_one_line
-from infra.tasks.errors import BrokerAway, NoSharedBroker, Postponed, ResourcesUnavailable
-from infra.tasks.messages import Correlation
-from infra.tasks.queues import KnownQueues
+from infra.tasks.messages import (
+    BrokerAway,
+    Correlation,
+    NoSharedBroker,
+    Postponed,
+    ResourcesUnavailable,
+)
+from infra.tasks.queues import KnownQueues, OnDead, TaskQueues, failed_task, in_one_line
 from infra.tasks.redis import RedisTaskQueues, TaskRedisBroker
-from infra.tasks.resources import Resources
 
 log = structlog.get_logger(__name__)
 
@@ -42,12 +43,10 @@ log = structlog.get_logger(__name__)
 START_SECONDS = 10.0
 # How often the gauges look at the queues.
 DEPTH_SECONDS = 5.0
-
 # The pause before a broker that is away is tried again.
 AWAY_SECONDS = 1.0
 # The pause between two interruptions: longer than Dramatiq waits for an interrupted coroutine.
 AGAIN_SECONDS = 2.0
-
 LIMIT_CHECK_MS = 200
 
 TASKS = counter(
@@ -77,6 +76,8 @@ TASK_DEAD_HOOK_FAILURES = counter(
 
 R = TypeVar("R")
 
+Failure = BaseException | None
+
 
 class TaskLoop(EventLoopThread):
     """Runs coroutines of tasks; one that is interrupted is cancelled until it is done.
@@ -96,15 +97,6 @@ async def _whole(work: Awaitable[R]) -> R:
     return result
 
 
-class BorrowedLoop(TaskLoop):
-    """Runs coroutines on a loop that somebody else started, and will stop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(logging.getLogger(__name__))
-        self.loop.close()
-        self.loop = loop
-
-
 class EventLoop(AsyncIO):
     """As AsyncIO; with `loop`, tasks share connections with what else runs on it."""
 
@@ -114,16 +106,18 @@ class EventLoop(AsyncIO):
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Raise ResourcesUnavailable: the stock one would go on without a loop."""
-        if self._loop is not None:
-            set_event_loop_thread(BorrowedLoop(self._loop))
-            return
         thread = TaskLoop(self.logger)
-        # A process whose worker could not start must end, or nobody starts another.
-        thread.daemon = True
-        try:
-            thread.start(timeout=START_SECONDS)
-        except RuntimeError as error:
-            raise ResourcesUnavailable(str(error)) from error
+        if self._loop is not None:
+            # Somebody else started it, and will stop it.
+            thread.loop.close()
+            thread.loop = self._loop
+        else:
+            # A process whose worker could not start must end, or nobody starts another.
+            thread.daemon = True
+            try:
+                thread.start(timeout=START_SECONDS)
+            except RuntimeError as error:
+                raise ResourcesUnavailable(str(error)) from error
         set_event_loop_thread(thread)
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
@@ -133,7 +127,7 @@ class EventLoop(AsyncIO):
             set_event_loop_thread(None)
 
 
-def was_interrupted(exception: BaseException | None) -> bool:
+def was_interrupted(exception: Failure) -> bool:
     """Return whether the task ended because its process stops, at once or after a slow clean-up."""
     ended = (exception, exception.__cause__ if exception is not None else None)
     return any(isinstance(each, Shutdown) for each in ended)
@@ -159,13 +153,13 @@ class GraceThenInterrupt(Middleware):
     after_skip_message = after_process_message
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        self._interrupt_after(self._grace_seconds)
+        self._interrupt_in(self._grace_seconds)
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _interrupt_after(self, seconds: float) -> None:
+    def _interrupt_in(self, seconds: float) -> None:
         self._timer = threading.Timer(seconds, self._interrupt)
         self._timer.daemon = True
         self._timer.start()
@@ -174,7 +168,7 @@ class GraceThenInterrupt(Middleware):
         for thread_id in tuple(self._busy):
             raise_thread_exception(thread_id, Shutdown)
         # An exception that is raised in the midst of anything may be lost, as in a `__del__`.
-        self._interrupt_after(AGAIN_SECONDS)
+        self._interrupt_in(AGAIN_SECONDS)
 
 
 class Measured(Middleware):
@@ -188,12 +182,7 @@ class Measured(Middleware):
         TASKS_RUNNING.labels(message.actor_name).inc()
 
     def after_process_message(
-        self,
-        broker: Broker,
-        message: MessageProxy,
-        *,
-        result: object = None,
-        exception: BaseException | None = None,
+        self, broker: Broker, message: MessageProxy, *, exception: Failure = None, **_: object
     ) -> None:
         self._ended(message)
         if not message.failed:
@@ -215,7 +204,7 @@ class Measured(Middleware):
             TASK_SECONDS.labels(message.actor_name).observe(time.perf_counter() - started)
 
 
-def _outcome(exception: BaseException | None) -> str:
+def _outcome(exception: Failure) -> str:
     if exception is None:
         return "done"
     if was_interrupted(exception):
@@ -264,12 +253,7 @@ class Retries(StockRetries):
         self._on_dead = on_dead
 
     def after_process_message(
-        self,
-        broker: Broker,
-        message: MessageProxy,
-        *,
-        result: object = None,
-        exception: BaseException | None = None,
+        self, broker: Broker, message: MessageProxy, *, exception: Failure = None, **_: object
     ) -> None:
         if exception is None:
             return
@@ -280,18 +264,14 @@ class Retries(StockRetries):
             log.info("task_postponed", actor=message.actor_name, reason=str(exception))
             send_again(broker, message, exception.delay)
         else:
-            self._count(message, exception)
-            self._decide(broker, message, exception)
+            self._failed(broker, message, exception)
 
-    def _count(self, message: MessageProxy, exception: BaseException) -> None:
-        message.options["retries"] = message.options.get("retries", 0) + 1
+    def _failed(self, broker: Broker, message: MessageProxy, exception: BaseException) -> None:
+        attempts = message.options["retries"] = message.options.get("retries", 0) + 1
         message.options["error"] = in_one_line(exception)
         message.options["failed_at"] = round(time.time() * 1000)
-
-    def _decide(self, broker: Broker, message: MessageProxy, exception: BaseException) -> None:
         options = broker.get_actor(message.actor_name).options
-        attempts, throws = message.options["retries"], options.get("throws")
-        hopeless = throws is not None and isinstance(exception, throws)
+        hopeless = isinstance(exception, options.get("throws") or ())
         cap = options.get("max_backoff", self.max_backoff)
         least = options.get("min_backoff", self.min_backoff)
         _, delay = compute_backoff(attempts - 1, factor=least, max_backoff=cap)
@@ -306,8 +286,10 @@ class Retries(StockRetries):
     def _bury(self, message: MessageProxy) -> bool:
         """Return whether it is dead now: not while the program can't record that it is."""
         failed = failed_task(message)
+        loop = get_event_loop_thread()
         try:
-            self._tell(failed)
+            if self._on_dead is not None and loop is not None:
+                loop.run_coroutine(self._on_dead(failed))
         except Exception as error:  # noqa: BLE001 - the program's; whatever it is, it is told
             TASK_DEAD_HOOK_FAILURES.labels(failed.actor).inc()
             log.warning("task_not_given_up", actor=failed.actor, error=in_one_line(error))
@@ -316,11 +298,6 @@ class Retries(StockRetries):
         log.error("task_dead", actor=failed.actor, task=failed.id, **told)
         message.fail()
         return True
-
-    def _tell(self, failed: FailedTask) -> None:
-        loop = get_event_loop_thread()
-        if self._on_dead is not None and loop is not None:
-            loop.run_coroutine(self._on_dead(failed))
 
 
 def send_again(broker: Broker, message: Message[Any] | MessageProxy, delay: int | None) -> None:
@@ -342,16 +319,32 @@ def make_broker(
     settings: TaskSettings,
     *,
     on_dead: OnDead | None = None,
-    resources: Resources[Any] | None = None,
+    resources: Middleware | None = None,
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> Broker:
     """Return a broker for one worker, or for sending; close it. It connects when it is used.
 
     `loop`: run async actors there, not on a loop of the worker's own. Raise ExtraMissing.
     """
+    # Called in this order before a task, and in reverse after it. The interrupting ones are
+    # innermost: their exception must never hit Retries at work. No AgeLimit (no task is too old),
+    # no Callbacks or Pipelines (nothing uses them), and not Dramatiq's Prometheus, which starts a
+    # server of its own.
+    middleware = (
+        KnownQueues(),
+        EventLoop(loop),
+        resources,
+        QueueGauges(task_queues(settings)),
+        Correlation(),
+        Measured(),
+        Retries(settings, on_dead),
+        TimeLimit(time_limit=settings.time_limit_seconds * 1000, interval=LIMIT_CHECK_MS),
+        GraceThenInterrupt(settings.stop_seconds),
+    )
     broker = _bare_broker(settings)
-    for each in _middleware(settings, on_dead, resources, loop):
-        broker.add_middleware(each)
+    for each in middleware:
+        if each is not None:
+            broker.add_middleware(each)
     return broker
 
 
@@ -366,56 +359,31 @@ def shared_queues(settings: TaskSettings) -> TaskQueues:
 
 
 def _bare_broker(settings: TaskSettings) -> Broker:
-    url = settings.broker_url
-    if url is not None and _is_rabbitmq(url):
+    url = _url(settings)
+    if url.startswith("amqp"):
         from infra.tasks.rabbitmq import TaskRabbitmqBroker
 
-        return TaskRabbitmqBroker(url.get_secret_value())
+        return TaskRabbitmqBroker(url)
     return TaskRedisBroker(_client(url), heartbeat_seconds=settings.heartbeat_seconds)
 
 
 def task_queues(settings: TaskSettings) -> TaskQueues:
     """Return the queues of the configured broker; those inside this process without one."""
-    url = settings.broker_url
-    if url is not None and _is_rabbitmq(url):
+    url = _url(settings)
+    if url.startswith("amqp"):
         from infra.tasks.rabbitmq import RabbitmqTaskQueues
 
-        return RabbitmqTaskQueues(url.get_secret_value())
+        return RabbitmqTaskQueues(url)
     return RedisTaskQueues(_client(url))
 
 
-def _is_rabbitmq(url: SecretStr) -> bool:
-    return url.get_secret_value().startswith("amqp")
+def _url(settings: TaskSettings) -> str:
+    return "" if settings.broker_url is None else settings.broker_url.get_secret_value()
 
 
-def _client(url: SecretStr | None) -> Redis:
-    if url is not None:
-        return connect_blocking_redis(url.get_secret_value())
+def _client(url: str) -> Redis:
+    if url:
+        return connect_blocking_redis(url)
     from fakeredis import FakeRedis
 
     return FakeRedis(server=embedded_server())
-
-
-def _middleware(
-    settings: TaskSettings,
-    on_dead: OnDead | None,
-    resources: Resources[Any] | None,
-    loop: asyncio.AbstractEventLoop | None,
-) -> list[Middleware]:
-    """Return the middleware, called in this order before a task and in reverse after it.
-
-    The interrupting ones are innermost: their exception must never hit Retries at work.
-    No AgeLimit (no task is too old), no Callbacks or Pipelines (nothing uses them), and not
-    Dramatiq's Prometheus, which starts a server of its own.
-    """
-    return [
-        KnownQueues(),
-        EventLoop(loop),
-        *([resources] if resources is not None else []),
-        QueueGauges(task_queues(settings)),
-        Correlation(),
-        Measured(),
-        Retries(settings, on_dead),
-        TimeLimit(time_limit=settings.time_limit_seconds * 1000, interval=LIMIT_CHECK_MS),
-        GraceThenInterrupt(settings.stop_seconds),
-    ]

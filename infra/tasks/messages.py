@@ -1,17 +1,56 @@
-"""The origin of a task, a request and an event, which travels in the message's options."""
+"""Tasks as they are sent: their origin, which travels in the message's options, and their errors.
+
+An error within a task is the task's own.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from dramatiq import Actor, Broker
+from dramatiq import Actor, Broker, Retry
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import BrokerConnectionError
-from dramatiq.middleware import Middleware
+from dramatiq.middleware import Middleware, MiddlewareError
 
+from infra.errors import OperatorError
 from infra.logging import CORRELATION_ID
-from infra.tasks.errors import BrokerAway
+
+
+class BrokerAway(OperatorError):
+    """The broker did not take a task, or did not answer; nothing is known of that one task.
+
+    Whoever enqueues backs off and tries again: a task that arrives twice does no harm.
+    """
+
+
+class ExtraMissing(OperatorError):
+    """A broker is configured whose client library is not installed."""
+
+
+class NoSharedBroker(OperatorError):
+    """The tasks live inside the running server, and another process was asked about them."""
+
+
+class NoSuchDeadTask(OperatorError):
+    """No dead letter has this id."""
+
+
+class UnknownQueue(MiddlewareError):
+    """An actor wants a queue that nobody watches: name it in `infra.tasks.queues` first."""
+
+
+class ResourcesUnavailable(MiddlewareError):
+    """What the tasks need could not be opened, so this process takes none."""
+
+
+class Postponed(Retry):
+    """Raised by a task that cannot run now through no fault of its own; costs no attempt."""
+
+    def __init__(self, reason: str, seconds: float) -> None:
+        super().__init__(reason, delay=round(seconds * 1000))
 
 
 class TaskOrigin(NamedTuple):
@@ -60,10 +99,18 @@ def enqueue(
 
     The broker has the task when this returns. Raise BrokerAway within a few seconds otherwise.
     """
-    try:
+    with away(BrokerConnectionError):
         message = actor.send_with_options(
             args=args, correlation_id=correlation_id, causation_id=causation_id
         )
-    except BrokerConnectionError as error:
-        raise BrokerAway(f"the task broker is away: {' '.join(str(error).split())}") from error
     return message.message_id
+
+
+@contextmanager
+def away(*errors: type[Exception]) -> Iterator[None]:
+    """Tell the client library's errors as BrokerAway."""
+    try:
+        yield
+    except errors as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise BrokerAway(f"the task broker is away: {text}") from error

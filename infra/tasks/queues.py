@@ -1,18 +1,30 @@
-"""The names of the queues: operators and gauges see these, so tasks may use no other."""
+"""The queues by their names, and their dead letters, as operators see and handle them.
+
+Operators and gauges see these queues alone, whichever broker keeps them: tasks may use no other.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
 
-from dramatiq import Broker
+from dramatiq import Broker, Message
+from dramatiq.broker import MessageProxy
+from dramatiq.errors import DecodeError
 from dramatiq.middleware import Middleware
+from pydantic.alias_generators import to_camel
 
-from infra.tasks.errors import UnknownQueue
+from infra.errors import fault_of
+from infra.tasks.messages import UnknownQueue, origin_of
+from infra.utc import rfc3339
 
 TRANSLATION: Final = "translation"
 SPEECH: Final = "speech"
 RECOMMENDATIONS: Final = "recommendations"
 QUEUES: Final = (TRANSLATION, SPEECH, RECOMMENDATIONS)
+ERROR_CHARACTERS = 300
 
 
 class KnownQueues(Middleware):
@@ -21,3 +33,124 @@ class KnownQueues(Middleware):
     def before_declare_queue(self, broker: Broker, queue_name: str) -> None:
         if queue_name not in QUEUES:
             raise UnknownQueue(f"{queue_name!r} is none of the queues {', '.join(QUEUES)}")
+
+
+@dataclass(frozen=True)
+class FailedTask:
+    """One task after its last attempt; `attempts` counts the first one too."""
+
+    id: str
+    queue: str
+    actor: str
+    args: tuple[Any, ...]
+    attempts: int
+    error: str
+    failed_at: datetime | None
+    correlation_id: str | None
+    causation_id: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the task as the command line prints it."""
+        told = {to_camel(name): value for name, value in asdict(self).items()}
+        failed_at = rfc3339(self.failed_at) if self.failed_at else None
+        return told | {"args": list(self.args), "failedAt": failed_at}
+
+
+OnDead = Callable[[FailedTask], Awaitable[None]]
+"""Runs where async actors run. While it fails the task is not dead: it is tried again later."""
+
+
+def failed_task(message: Message[Any] | MessageProxy) -> FailedTask:
+    """Return what a failed message's options tell; a message that nobody knew has no error."""
+    options = message.options
+    failed_at = options.get("failed_at")
+    origin = origin_of(options)
+    return FailedTask(
+        message.message_id,
+        message.queue_name,
+        message.actor_name,
+        message.args,
+        int(options.get("retries", 0)),
+        options.get("error", "no actor has this name"),
+        None if failed_at is None else datetime.fromtimestamp(failed_at / 1000, UTC),
+        origin.correlation_id,
+        origin.causation_id,
+    )
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return an error's type and the beginning of its text, never a traceback."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:ERROR_CHARACTERS].removesuffix(": ")
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How many tasks a queue holds; None where the broker does not tell."""
+
+    queue: str
+    waiting: int
+    delayed: int
+    dead: int
+    taken: int | None = None
+
+    def by_state(self) -> dict[str, int]:
+        """Return the counts that are known."""
+        counts = {"waiting": self.waiting, "delayed": self.delayed, "dead": self.dead}
+        return counts if self.taken is None else {**counts, "taken": self.taken}
+
+
+Wanted = Callable[[FailedTask], bool]
+"""Whether a dead letter is chosen."""
+
+
+def every(task: FailedTask) -> bool:
+    """Choose every dead letter."""
+    return True
+
+
+def named(task_id: str) -> Wanted:
+    """Return the choice of the one dead letter with this id."""
+    return lambda task: task.id == task_id
+
+
+def like(one: FailedTask) -> Wanted:
+    """Return the choice of all dead letters of one's actor that failed as it did."""
+    what = one.actor, fault_of(one.error)
+    return lambda task: (task.actor, fault_of(task.error)) == what
+
+
+class TaskQueues(Protocol):
+    """All of QUEUES; each method raises BrokerAway."""
+
+    def depths(self) -> list[Depth]:
+        """Return the depth of each queue."""
+
+    def dead(self, queue: str, limit: int) -> list[FailedTask]:
+        """Return up to `limit` dead letters, oldest first."""
+
+    def redrive(self, queue: str, wanted: Wanted) -> list[str]:
+        """Send dead letters once more, with all attempts before them.
+
+        Return the ids. One that can't be read stays. A crash midway may send one twice.
+        """
+
+    def discard(self, queue: str, wanted: Wanted) -> list[FailedTask]:
+        """Give dead letters up for good, also those that can't be read; return what they were."""
+
+
+def read(queue: str, key: str, data: bytes) -> tuple[FailedTask, Message[Any] | None]:
+    """Return a dead letter; without its message when it can't be read."""
+    try:
+        message = Message.decode(data)
+    except DecodeError as error:
+        why = f"can't be read: {error.error}"
+        return FailedTask(key, queue, "", (), 0, why, None, None, None), None
+    return failed_task(message), message
+
+
+def revived(message: Message[Any]) -> Message[Any]:
+    """Return the message as it was before its first attempt."""
+    gone = ("retries", "error", "failed_at", "eta", "redis_message_id")
+    options = {key: value for key, value in message.options.items() if key not in gone}
+    return replace(message, queue_name=message.queue_name.removesuffix(".DQ"), options=options)

@@ -10,9 +10,8 @@ from dramatiq import Message
 from dramatiq.broker import MessageProxy
 from dramatiq.common import dq_name, xq_name
 
-from infra.tasks.dead_letters import Depth, FailedTask, Wanted, away, read, revived
-from infra.tasks.errors import ExtraMissing
-from infra.tasks.queues import QUEUES
+from infra.tasks.messages import ExtraMissing, away
+from infra.tasks.queues import QUEUES, Depth, FailedTask, Wanted, read, revived
 
 try:
     import pika
@@ -73,7 +72,7 @@ class TaskRabbitmqConsumer(_RabbitmqConsumer):
 
 
 class RabbitmqTaskQueues:
-    """`infra.tasks.dead_letters.TaskQueues`, each call on a connection of its own."""
+    """TaskQueues, each call on a connection of its own."""
 
     def __init__(self, url: str) -> None:
         self._parameters = _parameters(url)
@@ -132,7 +131,7 @@ class RabbitmqTaskQueues:
 
 
 def _count(channel: BlockingChannel, name: str) -> int:
-    """Tasks in the queue that no consumer holds; 0 for one that was never used."""
+    """Return how many tasks of the queue no consumer holds; 0 for a queue never used."""
     try:
         return int(channel.queue_declare(name, passive=True).method.message_count)
     except ChannelClosedByBroker as error:

@@ -19,8 +19,8 @@ from dramatiq.common import dq_name, xq_name
 from dramatiq.errors import ConnectionClosed, DecodeError
 from redis import Redis, RedisError
 
-from infra.tasks.dead_letters import Depth, FailedTask, Wanted, away, read, revived
-from infra.tasks.queues import QUEUES
+from infra.tasks.messages import away
+from infra.tasks.queues import QUEUES, Depth, FailedTask, Wanted, read, revived
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +53,7 @@ PAGE = 500
 
 @contextmanager
 def _as_lost_connection() -> Iterator[None]:
-    """Redis away, slow, full or loading is all the same to whoever uses the broker."""
+    """Raise ConnectionClosed for every failure of Redis: away, slow, full or loading."""
     try:
         yield
     except RedisError as error:
@@ -91,18 +91,20 @@ class TaskRedisBroker(RedisBroker):
         else:
             timeout = min(timeout, POLL_MS)
         with _as_lost_connection():
-            self._put_back(queue_name)
+            if stray := self._stray(queue_name):
+                self.do_requeue(queue_name, *stray)
         return super().consume(queue_name, prefetch, timeout)
 
-    def took(self, queue_name: str, redis_message_id: str) -> None:
+    def took(self, queue_name: str, message: MessageProxy) -> None:
         """Note that a message was passed on to a thread of this process."""
         with self._mutex:
-            self._in_hand.setdefault(queue_name, set()).add(redis_message_id)
+            self._in_hand.setdefault(queue_name, set()).add(message.options["redis_message_id"])
 
-    def gave(self, queue_name: str, redis_message_ids: Iterable[str]) -> None:
+    def gave(self, queue_name: str, *messages: MessageProxy) -> None:
         """Note that messages went back to Redis: done, dead or returned."""
+        ids = [message.options["redis_message_id"] for message in messages]
         with self._mutex:
-            self._in_hand.setdefault(queue_name, set()).difference_update(redis_message_ids)
+            self._in_hand.setdefault(queue_name, set()).difference_update(ids)
 
     def replace(self, queue_name: str, message: MessageProxy) -> None:
         """Keep the message as it is now, if it still is this process's."""
@@ -117,11 +119,6 @@ class TaskRedisBroker(RedisBroker):
 
     def close(self) -> None:
         self.client.close()
-
-    def _put_back(self, queue_name: str) -> None:
-        stray = self._stray(queue_name)
-        if stray:
-            self.do_requeue(queue_name, *stray)
 
     def _stray(self, queue_name: str) -> set[str]:
         key = f"{self.namespace}:__acks__.{self.broker_id}.{queue_name}"
@@ -146,29 +143,25 @@ class TaskRedisConsumer(_RedisConsumer):
                 self.broker.bury(self.queue_name, error.data)
                 return None
         if message is not None:
-            self.broker.took(self.queue_name, message.options["redis_message_id"])
+            self.broker.took(self.queue_name, message)
         return message
 
     def ack(self, message: MessageProxy) -> None:
         with _as_lost_connection():
             super().ack(message)
-        self._gave([message])
+        self.broker.gave(self.queue_name, message)
 
     def nack(self, message: MessageProxy) -> None:
         with _as_lost_connection():
             self.broker.replace(self.queue_name, message)
             super().nack(message)
-        self._gave([message])
+        self.broker.gave(self.queue_name, message)
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         messages = list(messages)
         with _as_lost_connection():
             super().requeue(messages)
-        self._gave(messages)
-
-    def _gave(self, messages: list[MessageProxy]) -> None:
-        ids = [message.options["redis_message_id"] for message in messages]
-        self.broker.gave(self.queue_name, ids)
+        self.broker.gave(self.queue_name, *messages)
 
 
 def _key(name: str) -> str:
@@ -176,7 +169,7 @@ def _key(name: str) -> str:
 
 
 class RedisTaskQueues:
-    """`infra.tasks.dead_letters.TaskQueues` over a client of its own; close the client."""
+    """TaskQueues over a client of its own; close the client."""
 
     def __init__(self, client: Redis) -> None:
         self._client = client

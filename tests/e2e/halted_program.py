@@ -18,7 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 from backlot.cli import main
-from commands.finalize import CompleteUpload
+from commands.uploads import CompleteUpload
 from engine.command_bus import CommandBus
 from infra.objects.disk import move_new_folder
 from infra.objects.folder import FolderStore

@@ -1,25 +1,27 @@
 """A server with only the object routes, in a process of its own that tests may kill."""
 
 from __future__ import annotations
-
 import resource
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-
 import uvicorn
+from collections.abc import AsyncIterator
+from collections.abc import Iterator
+from contextlib import asynccontextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC
+from datetime import datetime
+from datetime import timedelta
 from fastapi import FastAPI
-
-from commands import objects as writing
 from infra.http.app import HttpApp
-from infra.http.auth import Authenticator, OneKey
+from infra.http.auth import Authenticator
+from infra.http.auth import OneKey
 from infra.objects.folder import FolderStore
-from readapi import objects as reading
+from infra.objects.routes import object_router
+from infra.objects.routes import part_router
+from pathlib import Path
 from tests.support import DEADLINE_SECONDS
 
 SECRET = b"signs the URLs of object tests"
@@ -81,8 +83,8 @@ def _application(store: FolderStore, idle_seconds: float) -> FastAPI:
         unlimited=("/objects/",),
         lifespan=recovered,
     )
-    app.include_router(writing.router(store, idle_seconds))
-    app.include_router(reading.router(store))
+    app.include_router(part_router(store, idle_seconds))
+    app.include_router(object_router(store))
     return app
 
 

@@ -13,11 +13,9 @@ from dramatiq import Actor
 from infra.settings import load_settings
 from infra.settings.adapters import TaskSettings
 from infra.tasks.broker import make_broker
-from infra.tasks.dead_letters import FailedTask, OnDead
 from infra.tasks.messages import enqueue
-from infra.tasks.queues import TRANSLATION
-from infra.tasks.resources import Resources
-from infra.tasks.worker import TaskWorker
+from infra.tasks.queues import TRANSLATION, FailedTask, OnDead
+from infra.tasks.worker import Resources, TaskWorker
 
 WAIT_SECONDS = 180.0
 QUICK = {

@@ -7,9 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from infra.language.detector import Detection, Detector
-from infra.language.eld import TextDetector
-from infra.language.factory import LlmDetector
+from infra.language.detector import Detection, Detector, LlmDetector, TextDetector
 from infra.llm.client import LanguageModel, make_language_model
 from infra.llm.errors import Overloaded
 from infra.settings import load_settings

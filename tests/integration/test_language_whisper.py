@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 
 from infra import whisper
-from infra.language.detector import Detector
-from infra.language.factory import make_detector
-from infra.language.whisper import SilentDecoder, WhisperDetector
+from infra.language.detector import Detector, make_detector
 from infra.settings import load_settings
-from infra.whisper import WhisperMissing, WhisperUnusable
+from infra.whisper import SilentDecoder, WhisperDetector, WhisperMissing, WhisperUnusable
 from tests.integration.detector_contract import DetectorContract
 from tests.integration.whisper_models import ENGLISH, needs_whisper, save_untrained
 

@@ -23,8 +23,7 @@ from infra.objects.port import (
     PartMismatch,
     StoredObject,
 )
-from infra.objects.s3 import S3Store
-from infra.objects.s3_client import THREADS
+from infra.objects.s3 import THREADS, S3Store
 from infra.settings.adapters import ObjectSettings
 from tests.integration.object_store_contract import FIRST, LAST, ObjectStoreContract
 from tests.integration.object_upload import Upload, etag_of, ref
@@ -266,7 +265,7 @@ async def test_calls_do_not_queue_behind_a_store_that_hangs(
         begun.append(True)
         answered.wait()
 
-    hanging = [asyncio.create_task(shared._calls.run(hang)) for _ in range(THREADS)]
+    hanging = [asyncio.create_task(shared._run(hang)) for _ in range(THREADS)]
     try:
         await until(lambda: len(begun) == THREADS)
         monkeypatch.setattr(s3, "PATIENCE", 0.05)

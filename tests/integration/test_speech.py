@@ -1,37 +1,32 @@
 """Speech in videos: what ffmpeg takes out of them, limits, and Whisper where it is installed."""
 
 from __future__ import annotations
-
 import asyncio
+import pytest
 import subprocess
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from threading import Thread
-
-import pytest
-
+from http.server import SimpleHTTPRequestHandler
+from http.server import ThreadingHTTPServer
+from infra import speech
 from infra import whisper
 from infra.settings import load_settings
-from infra.speech import ffmpeg
-from infra.speech import ffmpeg as programs
-from infra.speech.port import (
-    MediaTooLarge,
-    MediaUnreadable,
-    Transcript,
-    TranscriptionFailed,
-    TranscriptionTimedOut,
-)
-from infra.speech.whisper import (
-    SpeechUnavailable,
-    TranscriptionLimits,
-    WhisperTranscriber,
-    available,
-    make_transcriber,
-)
-from tests.integration.whisper_models import needs_whisper, save_untrained
-from tests.support import children, requires
+from infra.speech import MediaTooLarge
+from infra.speech import MediaUnreadable
+from infra.speech import SpeechUnavailable
+from infra.speech import Transcript
+from infra.speech import TranscriptionFailed
+from infra.speech import TranscriptionLimits
+from infra.speech import TranscriptionTimedOut
+from infra.speech import WhisperTranscriber
+from infra.speech import available
+from infra.speech import make_transcriber
+from pathlib import Path
+from tests.integration.whisper_models import needs_whisper
+from tests.integration.whisper_models import save_untrained
+from tests.support import children
+from tests.support import requires
+from threading import Thread
 
 pytestmark = pytest.mark.anyio
 SECONDS = 2.0
@@ -93,7 +88,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_film_has_sound_a_duration_and_a_size(film: Path) -> None:
-    media = await ffmpeg.probe(str(film))
+    media = await speech.probe(str(film))
     assert media.has_sound
     assert media.duration_seconds == pytest.approx(SECONDS, abs=0.3)
     assert media.size_bytes == size_of(film)
@@ -103,22 +98,22 @@ async def test_a_film_has_sound_a_duration_and_a_size(film: Path) -> None:
 async def test_sound_is_decoded_up_to_a_limit(
     film: Path, tmp_path: Path, most: float, seconds: float
 ) -> None:
-    await ffmpeg.decode(str(film), tmp_path / "samples", most)
-    assert size_of(tmp_path / "samples") / (2 * ffmpeg.SAMPLE_RATE) == pytest.approx(
+    await speech.decode(str(film), tmp_path / "samples", most)
+    assert size_of(tmp_path / "samples") / (2 * whisper.SAMPLE_RATE) == pytest.approx(
         seconds, abs=0.1
     )
 
 
 async def test_a_film_is_read_from_a_url(film: Path, url: str, tmp_path: Path) -> None:
-    assert (await ffmpeg.probe(f"{url}/film.mp4?signed=x")).has_sound
-    await ffmpeg.decode(f"{url}/film.mp4", tmp_path / "samples", 60.0)
-    assert size_of(tmp_path / "samples") > ffmpeg.SAMPLE_RATE
+    assert (await speech.probe(f"{url}/film.mp4?signed=x")).has_sound
+    await speech.decode(f"{url}/film.mp4", tmp_path / "samples", 60.0)
+    assert size_of(tmp_path / "samples") > whisper.SAMPLE_RATE
 
 
 async def test_a_url_that_fails_may_succeed_later_and_stays_secret(url: str) -> None:
     requires("ffprobe")
     with pytest.raises(MediaUnreadable) as caught:
-        await ffmpeg.probe(f"{url}/gone.mp4?signature=secret")
+        await speech.probe(f"{url}/gone.mp4?signature=secret")
     assert caught.value.retryable
     assert "secret" not in str(caught.value)
 
@@ -127,7 +122,7 @@ async def test_a_file_that_is_no_film_never_becomes_one(tmp_path: Path) -> None:
     requires("ffprobe")
     (tmp_path / "film.mp4").write_bytes(b"\x00\x01 no film" * 100)
     with pytest.raises(MediaUnreadable) as caught:
-        await ffmpeg.probe(str(tmp_path / "film.mp4"))
+        await speech.probe(str(tmp_path / "film.mp4"))
     assert not caught.value.retryable
     assert str(tmp_path) not in str(caught.value)
 
@@ -145,9 +140,9 @@ async def test_an_upload_can_not_make_it_read_another_file(
     upload = tmp_path / "upload.mp4"
     upload.write_text(playlist.format(secret=film))
     with pytest.raises(MediaUnreadable):
-        await ffmpeg.probe(str(upload))
+        await speech.probe(str(upload))
     with pytest.raises(MediaUnreadable):
-        await ffmpeg.decode(str(upload), tmp_path / "samples", 60.0)
+        await speech.decode(str(upload), tmp_path / "samples", 60.0)
 
 
 @pytest.mark.usefixtures("installed")
@@ -173,7 +168,7 @@ async def test_work_over_the_limit_of_time_is_ended(film: Path) -> None:
 async def test_a_program_is_gone_when_nobody_waits_for_it() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):
-            await programs.run("sleep", "3600")
+            await speech.run_program("sleep", "3600")
     assert children("sleep") == []
 
 
@@ -206,7 +201,7 @@ async def test_speech_is_transcribed_where_it_can_be(
     monkeypatch: pytest.MonkeyPatch, setting: str, here: bool, transcribes: bool
 ) -> None:
     monkeypatch.setattr(whisper, "is_installed", lambda: here)
-    monkeypatch.setattr(ffmpeg, "missing", list)
+    monkeypatch.setattr(speech, "missing_programs", list)
     settings = load_settings({"SPEECH_TRANSCRIPTION": setting}).speech
     assert available(settings) is transcribes
     assert (make_transcriber(settings) is not None) is transcribes

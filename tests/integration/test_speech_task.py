@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from infra.settings import load_settings
-from infra.speech.port import MediaUnreadable, Transcript
+from infra.speech import MediaUnreadable, Transcript
 from infra.tasks.messages import TaskOrigin
 from tests.integration.buses import decided, open_bus
 from tests.integration.event_log import logged

@@ -22,15 +22,13 @@ from engine.schedule import run_job
 from infra import metrics
 from infra.redis import embedded_server
 from infra.tasks.broker import task_queues
-from infra.tasks.dead_letters import Depth, FailedTask, TaskQueues, Wanted
-from infra.tasks.errors import BrokerAway
-from infra.tasks.messages import current_origin
-from infra.tasks.queues import SPEECH, TRANSLATION
+from infra.tasks.messages import BrokerAway, current_origin
+from infra.tasks.queues import SPEECH, TRANSLATION, Depth, FailedTask, TaskQueues, Wanted
 from projections.comments import Comments
 from tests.integration.projection_support import Writer
 from tests.integration.task_support import Toy, quick_settings
 from tests.support import ended, eventually, until
-from workers.translation.task import Sweep, sweep_job
+from workers.translation import Sweep, sweep_job
 
 OVERDUE = timedelta(minutes=5)
 RECENTLY, LONG_AGO = timedelta(minutes=10), timedelta(hours=25)

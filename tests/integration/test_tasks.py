@@ -16,11 +16,15 @@ from infra.logging import CORRELATION_ID
 from infra.redis import embedded_server
 from infra.settings.adapters import TaskSettings
 from infra.tasks.broker import task_queues
-from infra.tasks.dead_letters import FailedTask, TaskQueues, every, like, named
-from infra.tasks.errors import BrokerAway, Postponed, ResourcesUnavailable
-from infra.tasks.messages import TaskOrigin, current_origin
-from infra.tasks.queues import TRANSLATION
-from infra.tasks.resources import Resources
+from infra.tasks.messages import (
+    BrokerAway,
+    Postponed,
+    ResourcesUnavailable,
+    TaskOrigin,
+    current_origin,
+)
+from infra.tasks.queues import TRANSLATION, FailedTask, TaskQueues, every, like, named
+from infra.tasks.worker import Resources
 from tests.integration.rabbitmq_server import rabbitmq_server
 from tests.integration.redis_servers import redis_servers
 from tests.integration.task_support import Toy, quick_settings

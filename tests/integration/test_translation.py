@@ -13,13 +13,12 @@ from commands.comments import EditComment
 from commands.queries import CommentText, FindCommentText
 from commands.translation import Failed, RecordTranslation
 from engine.event_store import GroupCommitRecorder
-from infra.language.eld import TextDetector
+from infra.language.detector import TextDetector
 from infra.llm.errors import LanguageModelError
 from infra.redis import embedded_redis
 from infra.settings import load_settings
-from infra.tasks.dead_letters import FailedTask
-from infra.tasks.errors import Postponed
-from infra.tasks.messages import TaskOrigin
+from infra.tasks.messages import Postponed, TaskOrigin
+from infra.tasks.queues import FailedTask
 from tests.integration.buses import decided, execute, open_bus
 from tests.integration.event_log import logged
 from tests.integration.projection_support import Writer, origin
@@ -33,7 +32,7 @@ from tests.openai_server import (
     translated,
     truncated,
 )
-from workers.translation.task import CommentTranslation, open_translation
+from workers.translation import CommentTranslation, open_translation
 
 SPANISH = "¡Qué bonito es este vídeo, muchas gracias! https://example.org/a 🎬"
 ORIGIN = TaskOrigin("conversation", "cause")

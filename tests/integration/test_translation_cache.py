@@ -1,28 +1,38 @@
 """Equal comments are translated once, on a Redis inside the process and on a real one."""
 
 from __future__ import annotations
-
 import asyncio
 import hashlib
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-
-import pytest
-from fakeredis import FakeServer
-from redis.asyncio import Redis
-from structlog.testing import capture_logs
-
 import infra.redis
+import pytest
+import time
+from collections.abc import AsyncIterator
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import asynccontextmanager
+from fakeredis import FakeServer
 from infra import metrics
-from infra.llm.errors import LanguageModelError, Throttled
+from infra.llm.errors import LanguageModelError
+from infra.llm.errors import Throttled
 from infra.redis import embedded_redis
 from infra.redlock import Lease
-from tests.integration.redis_servers import RedisServer, redis_servers
-from tests.integration.translation_support import MODEL, TTL, Provider, key_of, once, stored
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+from tests.integration.redis_servers import RedisServer
+from tests.integration.redis_servers import redis_servers
+from tests.integration.translation_support import MODEL
+from tests.integration.translation_support import Provider
+from tests.integration.translation_support import TTL
+from tests.integration.translation_support import cached
+from tests.integration.translation_support import key_of
+from tests.integration.translation_support import once
+from tests.integration.translation_support import put
+from tests.integration.translation_support import stored
 from tests.support import DEADLINE_SECONDS
-from workers.translation.cache import LOCK_PREFIX, TranslationCache
-from workers.translation.translator import PROMPT_VERSION, Translation
+from workers.translator import LOCK_PREFIX
+from workers.translator import PROMPT_VERSION
+from workers.translator import Translation
+from workers.translator import TranslationCache
 
 pytestmark = pytest.mark.anyio
 
@@ -134,17 +144,17 @@ async def test_a_text_in_the_target_language_is_returned_as_it_is_written(connec
 async def test_get_and_put(connect: Connect) -> None:
     cache = TranslationCache(connect(), TTL)
     made = Translation("look @ann", "es", MODEL, PROMPT_VERSION)
-    assert await cache.get("mira @ann") is None
-    await cache.put("mira @ann", made)
-    assert await cache.get("Mira @ann") == made
-    assert await cache.get("mira @ANN") is None
+    assert await cached(cache, "mira @ann") is None
+    await put(cache, "mira @ann", made)
+    assert await cached(cache, "Mira @ann") == made
+    assert await cached(cache, "mira @ANN") is None
 
 
 async def test_what_an_older_prompt_made_is_made_anew(connect: Connect) -> None:
     cache, provider = TranslationCache(connect(), TTL), Provider()
-    await cache.put("hola", Translation("old", "es", MODEL, "comment-translation.v0"))
+    await put(cache, "hola", Translation("old", "es", MODEL, "comment-translation.v0"))
     assert await once(cache, provider, "hola") == "[en] hola"
-    assert await cache.get("hola") is not None
+    assert await cached(cache, "hola") is not None
 
 
 @pytest.mark.parametrize("value", [b"", b"{", b'{"text": 1}', b"\xff"])

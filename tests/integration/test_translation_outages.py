@@ -11,9 +11,8 @@ from structlog.testing import capture_logs
 
 from infra import metrics
 from tests.integration.redis_servers import RedisServer, redis_servers
-from tests.integration.translation_support import MODEL, TTL, Provider, once
-from workers.translation.cache import TranslationCache
-from workers.translation.translator import PROMPT_VERSION, Translation
+from tests.integration.translation_support import MODEL, TTL, Provider, cached, once, put
+from workers.translator import PROMPT_VERSION, Translation, TranslationCache
 
 pytestmark = pytest.mark.anyio
 
@@ -39,8 +38,8 @@ async def test_without_redis_everything_goes_on_and_is_told_once(server: RedisSe
     with capture_logs() as logs:
         texts = [f"comment {number % 50}" for number in range(1000)]
         answers = await asyncio.gather(*(once(cache, provider, text) for text in texts))
-        assert await cache.get("before") is None
-        await cache.put("before", Translation("x", "es", MODEL, PROMPT_VERSION))
+        assert await cached(cache, "before") is None
+        await put(cache, "before", Translation("x", "es", MODEL, PROMPT_VERSION))
     assert answers == [f"[en] {text}" for text in texts]
     assert len(provider.asked) == 1 + 50, "this process still makes each once"
     assert metrics.value("backlot_translation_cache_failures_total") > failures

@@ -18,8 +18,7 @@ from structlog.testing import capture_logs
 from engine.log import EventMapper, event_id
 from infra.settings import Settings, load_settings
 from infra.tasks.broker import make_broker, task_queues
-from infra.tasks.dead_letters import every
-from infra.tasks.queues import TRANSLATION
+from infra.tasks.queues import TRANSLATION, every
 from tests.integration.buses import decided
 from tests.integration.consuming_support import LogStage, consuming, processed, run
 from tests.integration.event_log import logged
@@ -29,7 +28,7 @@ from tests.integration.task_support import QUICK
 from tests.openai_server import OpenAIServer, openai_server, refusal, status
 from tests.support import eventually, until, unused_port
 from workers.tasks import TaskMeans, declare
-from workers.translation.task import TranslationConsumer
+from workers.translation import TranslationConsumer
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).with_name("dramatiq")

@@ -13,8 +13,7 @@ from infra.redis import embedded_redis
 from infra.settings import load_settings
 from tests import openai_server as server_of
 from tests.openai_server import Answer, Call, OpenAIServer
-from workers.translation.cache import TranslationCache
-from workers.translation.translator import NotKept, Translation, Translator, instructions
+from workers.translator import NotKept, Translation, TranslationCache, Translator, instructions
 
 pytestmark = pytest.mark.anyio
 

@@ -12,11 +12,9 @@ from redis.asyncio import Redis
 
 from infra.redis import connect_redis
 from infra.settings import load_settings
-from infra.tasks.dead_letters import FailedTask
 from infra.tasks.messages import current_origin
-from infra.tasks.queues import TRANSLATION
-from infra.tasks.resources import Resources
-from infra.tasks.worker import configure
+from infra.tasks.queues import TRANSLATION, FailedTask
+from infra.tasks.worker import Resources, configure
 
 TOLD = "told"
 settings = load_settings()

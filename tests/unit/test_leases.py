@@ -8,8 +8,8 @@ from uuid import uuid4
 
 import pytest
 
-from commands.finalize import HeldUpload, UploadFinalizing
 from commands.queries import UploadFacts
+from commands.uploads import HeldUpload, UploadFinalizing
 from domain.upload import Status
 from infra import metrics
 from infra.redlock import Redlock

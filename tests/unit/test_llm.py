@@ -8,8 +8,8 @@ from contextlib import suppress
 import pytest
 
 from infra.circuit_breaker import CircuitState
+from infra.llm.client import LanguageModelBreaker, Pace, Usage, usage_of
 from infra.llm.errors import BreakerOpen, Overloaded, Refused, Throttled, TooManyCalls
-from infra.llm.provider import LanguageModelBreaker, Pace, Usage, usage_of
 
 pytestmark = pytest.mark.anyio
 

@@ -13,6 +13,7 @@ import pytest
 from anyio import run
 
 from infra.objects.disk import Disk, PartFile, write_all
+from infra.objects.folder import BadSignature, UrlExpired, UrlSigner
 from infra.objects.port import (
     ALGORITHMS,
     Checksum,
@@ -27,7 +28,6 @@ from infra.objects.port import (
     safe_content_type,
     safe_filename,
 )
-from infra.objects.signed_urls import BadSignature, UrlExpired, UrlSigner
 from tests.real_inputs import RealInput, each
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, 500_000, UTC)

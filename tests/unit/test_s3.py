@@ -11,14 +11,13 @@ import pytest
 from botocore import exceptions
 from botocore.auth import S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
+from botocore.credentials import Credentials, ReadOnlyCredentials
 from pydantic import SecretStr
 
 from infra.objects.port import Part, PartMismatch, PartRef
-from infra.objects.s3 import S3Store
-from infra.objects.s3_client import (
-    AccessKeys,
+from infra.objects.s3 import (
     S3Misconfigured,
+    S3Store,
     S3UrlSigner,
     is_made_of,
     refuse_mismatch,
@@ -55,7 +54,7 @@ def test_a_signature_is_the_one_that_botocore_makes(method: str, token: str | No
         KEY,
         query,
         headers=headers,
-        keys=AccessKeys("AKID", "secret", token),
+        keys=ReadOnlyCredentials("AKID", "secret", token),
         at=NOW,
         ttl=timedelta(minutes=10),
     )

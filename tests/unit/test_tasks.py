@@ -13,7 +13,8 @@ from dramatiq.middleware import Shutdown
 from infra.settings import load_settings
 from infra.settings.adapters import TaskSettings
 from infra.tasks.broker import Retries, make_broker, shared_queues, was_interrupted
-from infra.tasks.dead_letters import (
+from infra.tasks.messages import ExtraMissing, NoSharedBroker, UnknownQueue
+from infra.tasks.queues import (
     ERROR_CHARACTERS,
     Depth,
     failed_task,
@@ -21,7 +22,6 @@ from infra.tasks.dead_letters import (
     read,
     revived,
 )
-from infra.tasks.errors import ExtraMissing, NoSharedBroker, UnknownQueue
 from infra.tasks.redis import TaskRedisBroker
 
 FAILED: Message[None] = Message(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from infra.llm.client import Answer, Parsed
 from infra.llm.errors import Throttled
-from workers.translation.translator import (
+from workers.translator import (
     PIECE_CHARACTERS,
     PROMPT_VERSION,
     NotKept,

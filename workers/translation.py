@@ -34,8 +34,7 @@ from engine.connections import ThreadedConnection, leading
 from engine.messages import MessageBatch
 from engine.schedule import Job, Outage, Run
 from engine.subscription import Subscription
-from infra.language.detector import Detection, Detector
-from infra.language.factory import make_detector
+from infra.language.detector import Detector, make_detector
 from infra.language.words import words
 from infra.llm.client import make_language_model
 from infra.llm.errors import LanguageModelError, NotCalled, ProviderFailed
@@ -43,19 +42,15 @@ from infra.metrics import counter
 from infra.settings.adapters import LanguageModelSettings
 from infra.settings.features import TranslationSettings
 from infra.tasks.broker import task_queues
-from infra.tasks.dead_letters import FailedTask, TaskQueues
-from infra.tasks.errors import BrokerAway, Postponed
-from infra.tasks.messages import TaskOrigin, enqueue
-from infra.tasks.queues import TRANSLATION
+from infra.tasks.messages import BrokerAway, Postponed, TaskOrigin, enqueue
+from infra.tasks.queues import TRANSLATION, FailedTask, TaskQueues
 from projections.comments import Comments
 from projections.integration_events import COMMENT_CREATED, COMMENT_EDITED
-from workers.task import TaskConsumer, execute
-from workers.translation.cache import TranslationCache
-from workers.translation.translator import Translation, Translator
+from workers.tasks import TaskConsumer, Tasks, execute
+from workers.translator import Translation, TranslationCache, Translator
 
 if TYPE_CHECKING:
     from workers.parts import Parts
-    from workers.tasks import Tasks
 
 log = structlog.get_logger(__name__)
 
@@ -94,28 +89,24 @@ def _kinds(of: type[LanguageModelError]) -> Iterator[type[LanguageModelError]]:
 REASONS = {kind.__name__: kind.outcome for kind in _kinds(LanguageModelError)}
 
 
+@dataclass(frozen=True)
 class CommentTranslation:
-    """Translates comments to `target` (ISO 639-1); without a translator it only detects."""
+    """Translates comments to `target` (ISO 639-1); without a translator it only detects.
 
-    def __init__(
-        self,
-        *,
-        bus: CommandBus,
-        detector: Detector,
-        translator: Translator | None,
-        cache: TranslationCache,
-        target: str,
-        target_confidence: float,
-    ) -> None:
-        """With a translator, it is asked about what is in `target` less surely than that (0..1)."""
-        self._bus, self._detector = bus, detector
-        self._translator, self._cache, self._target = translator, cache, target
-        self._target_confidence = target_confidence
+    The translator is asked about what is in `target` less surely than `target_confidence` (0..1).
+    """
+
+    bus: CommandBus
+    detector: Detector
+    translator: Translator | None
+    cache: TranslationCache
+    target: str
+    target_confidence: float
 
     async def run(self, comment_id: UUID, origin: TaskOrigin) -> None:
         """Translate the comment as it stands, unless that is done.
 
-        Raises Postponed when what it needs is away through no fault of the comment, and
+        Raise Postponed when what it needs is away through no fault of the comment, and
         LanguageModelError when another attempt may succeed; whatever else a language model does
         is recorded as a failure.
         """
@@ -128,7 +119,7 @@ class CommentTranslation:
             TRANSLATIONS.labels("gone").inc()
             return
         detected, outcome = await self._find_out(text.content)
-        record = RecordTranslation(comment_id, text.revision, self._target, detected, outcome)
+        record = RecordTranslation(comment_id, text.revision, self.target, detected, outcome)
         status = await self._execute(record, origin)
         TRANSLATIONS.labels(status or "gone").inc()
 
@@ -139,7 +130,7 @@ class CommentTranslation:
         if text is None:
             return
         reason = REASONS.get(failed.error.partition(":")[0], BROKEN)
-        record = RecordTranslation(comment_id, text.revision, self._target, outcome=Failed(reason))
+        record = RecordTranslation(comment_id, text.revision, self.target, outcome=Failed(reason))
         await self._execute(record, origin)
         TRANSLATIONS.labels("failed").inc()
 
@@ -148,11 +139,12 @@ class CommentTranslation:
             return None, Skipped(False, NO_WORDS)
         try:
             detected = await self._detected(content)
-            if detected is not None and detected.language == self._target:
+            if detected is not None and detected.language == self.target:
                 return detected, None
-            if self._translator is None:
+            if (translator := self.translator) is None:
                 return detected, Skipped(True, NO_LANGUAGE_MODEL)
-            made = await self._translated(self._translator, content, detected)
+            hint = None if detected is None else detected.language
+            made = await self.cache.once(content, lambda: translator.translate(content, hint))
             return self._judged(detected, made)
         except NotCalled as error:
             raise Postponed(error.outcome, error.retry_after or PROVIDER_SECONDS) from error
@@ -163,43 +155,30 @@ class CommentTranslation:
             return None, Failed(error.outcome)
 
     async def _detected(self, content: str) -> Detected | None:
-        found = await self._detector.detect(content)
-        if found is None or self._has_to_ask(found):
-            return None
-        return Detected(found.language, found.confidence, self._detector.name)
+        """Return the language, None where the translator has to be asked for it.
 
-    def _has_to_ask(self, found: Detection) -> bool:
-        """Whether it is said to be in the target language, but not surely.
-
-        Taken for that wrongly, a comment would never be translated.
+        It is asked about what seems to be in the target language, but not surely: taken for that
+        wrongly, a comment would never be translated.
         """
-        return (
-            self._translator is not None
-            and found.language == self._target
-            and found.confidence < self._target_confidence
-        )
-
-    async def _translated(
-        self, translator: Translator, content: str, detected: Detected | None
-    ) -> Translation:
-        language = None if detected is None else detected.language
-
-        async def make() -> Translation:
-            return await translator.translate(content, language)
-
-        return await self._cache.once(content, make)
+        found = await self.detector.detect(content)
+        if found is None:
+            return None
+        unsure = found.language == self.target and found.confidence < self.target_confidence
+        if unsure and self.translator is not None:
+            return None
+        return Detected(found.language, found.confidence, self.detector.name)
 
     def _judged(self, detected: Detected | None, made: Translation) -> Finding:
-        """What a translation means for the comment; its model has seen the language too."""
-        if made.source_language == self._target:
-            return Detected(self._target, None, made.model), None
+        """Return what a translation means for the comment; its model has seen the language too."""
+        if made.source_language == self.target:
+            return Detected(self.target, None, made.model), None
         language = detected.language if detected else made.source_language
         if language is None:
             return None, Skipped(False, NO_LANGUAGE)
         return detected, TranslatedText(language, made.text, made.model, made.prompt_version)
 
     async def _execute(self, command: Command[R], origin: TaskOrigin) -> R:
-        return await execute(self._bus, command, ACTOR, origin)
+        return await execute(self.bus, command, ACTOR, origin)
 
 
 class TranslationConsumer(TaskConsumer):
@@ -217,7 +196,7 @@ async def open_translation(
     bus: CommandBus,
     redis: Redis,
 ) -> AsyncIterator[CommentTranslation]:
-    """Everything that one process needs to translate; raises OperatorError."""
+    """Yield everything that one process needs to translate. Raise OperatorError."""
     llm = make_language_model(llm_settings)
     ttl = settings.cache_ttl_seconds
     model, target = settings.model, settings.target_language
@@ -268,13 +247,11 @@ class Sweep:
         reasons = (*PASSING, NO_LANGUAGE_MODEL) if self.can_translate else PASSING
         found = self.comments.untranslated(conn, self.overdue, reasons, TRY_AGAIN, AT_ONCE)
         sweep = f"sweep-{uuid4()}"
+        origin = {"correlation_id": sweep, "causation_id": sweep}
         for comment_id in found:
-            self._send(comment_id, sweep)
+            enqueue(self.translate_comment, str(comment_id), **origin)
+            TRANSLATIONS_SWEPT.inc()
         return len(found)
-
-    def _send(self, comment_id: UUID, sweep: str) -> None:
-        enqueue(self.translate_comment, str(comment_id), correlation_id=sweep, causation_id=sweep)
-        TRANSLATIONS_SWEPT.inc()
 
 
 def sweep_job(sweep: Sweep, database_url: str, every: float) -> Job:

@@ -1,1 +1,0 @@
-"""Speech in videos: the port, and Whisper behind it."""

@@ -1,1 +1,0 @@
-"""Translation: from a comment's event to a recorded translation."""
