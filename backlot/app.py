@@ -15,7 +15,6 @@ from psycopg import Connection, OperationalError
 from psycopg.rows import TupleRow
 from starlette.staticfiles import StaticFiles
 
-from infra.objects.routes import object_router, part_router
 from backlot import problems
 from backlot.features import FEATURES, TABLES, read_models, replayable
 from backlot.health import operations
@@ -41,6 +40,7 @@ from infra.http.auth import make_authenticator, read_or_make_secret
 from infra.metrics import counter
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable
+from infra.objects.routes import object_router, part_router
 from infra.objects.s3 import S3Store, now
 from infra.postgres.connection import Limits, explained, make_pool, open_connection
 from infra.postgres.embedded import EmbeddedPostgres
@@ -48,9 +48,8 @@ from infra.redis import open_redis
 from infra.redlock import make_redlock
 from infra.settings import Role, Settings
 from infra.tasks.broker import make_broker
-from infra.tasks.dead_letters import FailedTask
-from infra.tasks.resources import Resources
-from infra.tasks.worker import TaskWorker
+from infra.tasks.queues import FailedTask
+from infra.tasks.worker import Resources, TaskWorker
 from projections.analytics import schema as analytics_schema
 from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog
@@ -66,7 +65,7 @@ from workers.recommendations import open_preparing
 from workers.relay import subscribe_relay
 from workers.speech import media_urls, open_speech
 from workers.tasks import TaskMeans, Tasks, declare, give_up
-from workers.translation.task import open_translation
+from workers.translation import open_translation
 
 log = structlog.get_logger(__name__)
 

@@ -1,6 +1,13 @@
 """The features of Backlot, each declared once: the program is made by going over `FEATURES`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter
+
 import commands.catalog
 import commands.comments
 import commands.likes
@@ -28,30 +35,19 @@ import workers.trending
 import workers.uploads
 from backlot import health
 from backlot.health import DoctorPart
-from collections.abc import Callable
-from collections.abc import Coroutine
-from collections.abc import Iterable
-from collections.abc import Mapping
-from dataclasses import dataclass
 from domain.comment import Comment
 from domain.model import Aggregate
 from domain.operation import Operation
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
-from engine.command_bus import CommandBus
-from engine.command_bus import Lookup
-from engine.command_bus import Reader
+from engine.command_bus import CommandBus, Lookup, Reader
 from engine.inspection.index import Audit
 from engine.installation import MigrationSet
-from engine.projection import Projection
-from engine.projection import ReadModels
+from engine.projection import Projection, ReadModels
 from engine.projection_subscription import ProjectionHost
 from engine.schedule import Job
 from engine.subscription import Subscription
-from fastapi import APIRouter
-from infra.settings import Settings
-from infra.settings import adapters
-from infra.settings import features
+from infra.settings import Settings, adapters, features
 from infra.settings.values import SettingsGroup
 from projections.analytics.rebuild import NAME as ANALYTICS
 from projections.catalog import Catalog
@@ -59,12 +55,8 @@ from projections.comments import Comments
 from projections.like_counters import NAME as COUNTERS
 from projections.likes import Likes
 from projections.operations import Operations
-from typing import Any
 from workers.parts import Parts
-from workers.tasks import PREPARE_RECOMMENDATIONS
-from workers.tasks import TRANSCRIBE_VIDEO
-from workers.tasks import TRANSLATE_COMMENT
-from workers.tasks import Tasks
+from workers.tasks import PREPARE_RECOMMENDATIONS, TRANSCRIBE_VIDEO, TRANSLATE_COMMENT, Tasks
 
 
 def nothing(*parts: object) -> tuple[()]:

@@ -9,7 +9,7 @@ import psycopg
 import structlog
 from eventsourcing.persistence import MapperDeserialisationError, PersistenceError
 
-from commands.finalize import UploadFinalizing
+from commands.uploads import UploadFinalizing
 from domain.errors import Conflict, DomainError, Invalid, NotAllowed, NotFound
 from engine.command_bus import Contended, KeyReused
 from engine.freshness import ReadModelBehind

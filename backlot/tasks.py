@@ -1,23 +1,17 @@
 """`backlot tasks`: the queues of background work, and the tasks that were given up."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
 import typer
-from backlot.arguments import completion
-from backlot.arguments import group
-from backlot.arguments import require
-from backlot.arguments import require_one_way
-from backlot.database import database_url
-from backlot.database import recorded
-from backlot.output import Json
-from backlot.output import given
-from backlot.output import show
-from backlot.output import show_table
-from backlot.screen import Yes
-from backlot.screen import require_yes
+
+from backlot.arguments import completion, group, require, require_one_way
+from backlot.database import database_url, recorded
+from backlot.output import Json, given, show, show_table
+from backlot.screen import Yes, require_yes
 from infra.http.shapes import rfc3339
 from infra.settings import load_settings
-from typing import Annotated
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

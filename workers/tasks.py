@@ -1,34 +1,25 @@
 """The tasks of this program: what each is called, which queue it waits in, what it needs."""
 
 from __future__ import annotations
+
 import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from uuid import UUID
+
 import dramatiq
 import psycopg
 import structlog
-from collections.abc import Callable
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dramatiq import Actor
-from dramatiq import Broker
-from engine.command import Command
-from engine.command_bus import CommandBus
-from engine.messages import IncomingMessage
+from dramatiq import Actor, Broker
 from eventsourcing.persistence import PersistenceError
+
+from engine.command_bus import Command, CommandBus
+from engine.messages import IncomingMessage
 from infra.batcher import QueueFull
-from infra.tasks.messages import Postponed
-from infra.tasks.messages import TaskOrigin
-from infra.tasks.messages import current_origin
-from infra.tasks.messages import enqueue
-from infra.tasks.queues import FailedTask
-from infra.tasks.queues import RECOMMENDATIONS
-from infra.tasks.queues import SPEECH
-from infra.tasks.queues import TRANSLATION
+from infra.tasks.messages import Postponed, TaskOrigin, current_origin, enqueue
+from infra.tasks.queues import RECOMMENDATIONS, SPEECH, TRANSLATION, FailedTask
 from projections.recommendations.recommender import Recommender
-from typing import Any
-from typing import ClassVar
-from typing import TYPE_CHECKING
-from typing import TypeVar
-from uuid import UUID
 
 if TYPE_CHECKING:
     from workers.speech import SpeechTranscription

@@ -17,8 +17,8 @@ from dramatiq.middleware import Middleware
 from pydantic.alias_generators import to_camel
 
 from infra.errors import fault_of
+from infra.http.shapes import rfc3339
 from infra.tasks.messages import UnknownQueue, origin_of
-from infra.utc import rfc3339
 
 TRANSLATION: Final = "translation"
 SPEECH: Final = "speech"

@@ -21,9 +21,8 @@ import structlog
 from redis.asyncio import Redis
 
 from infra.cancellation import cancel
-from infra.llm.client import LanguageModel, make_language_model
+from infra.llm.client import LLM_CALLS, LanguageModel, make_language_model
 from infra.llm.errors import BadAnswer, LanguageModelError, NotCalled, TimedOut
-from infra.llm.provider import LLM_CALLS
 from infra.metrics import counter
 from infra.redis import OptionalRedis
 from infra.settings.adapters import LanguageModelSettings

@@ -1,27 +1,24 @@
 """A server with only the object routes, in a process of its own that tests may kill."""
 
 from __future__ import annotations
+
 import resource
 import socket
 import subprocess
 import sys
-import uvicorn
-from collections.abc import AsyncIterator
-from collections.abc import Iterator
-from contextlib import asynccontextmanager
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from datetime import UTC
-from datetime import datetime
-from datetime import timedelta
-from fastapi import FastAPI
-from infra.http.app import HttpApp
-from infra.http.auth import Authenticator
-from infra.http.auth import OneKey
-from infra.objects.folder import FolderStore
-from infra.objects.routes import object_router
-from infra.objects.routes import part_router
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from infra.http.app import HttpApp
+from infra.http.auth import Authenticator, OneKey
+from infra.objects.folder import FolderStore
+from infra.objects.routes import object_router, part_router
 from tests.support import DEADLINE_SECONDS
 
 SECRET = b"signs the URLs of object tests"

@@ -1,32 +1,33 @@
 """Speech in videos: what ffmpeg takes out of them, limits, and Whisper where it is installed."""
 
 from __future__ import annotations
+
 import asyncio
-import pytest
 import subprocess
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler
-from http.server import ThreadingHTTPServer
-from infra import speech
-from infra import whisper
-from infra.settings import load_settings
-from infra.speech import MediaTooLarge
-from infra.speech import MediaUnreadable
-from infra.speech import SpeechUnavailable
-from infra.speech import Transcript
-from infra.speech import TranscriptionFailed
-from infra.speech import TranscriptionLimits
-from infra.speech import TranscriptionTimedOut
-from infra.speech import WhisperTranscriber
-from infra.speech import available
-from infra.speech import make_transcriber
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from tests.integration.whisper_models import needs_whisper
-from tests.integration.whisper_models import save_untrained
-from tests.support import children
-from tests.support import requires
 from threading import Thread
+
+import pytest
+
+from infra import speech, whisper
+from infra.settings import load_settings
+from infra.speech import (
+    MediaTooLarge,
+    MediaUnreadable,
+    SpeechUnavailable,
+    Transcript,
+    TranscriptionFailed,
+    TranscriptionLimits,
+    TranscriptionTimedOut,
+    WhisperTranscriber,
+    available,
+    make_transcriber,
+)
+from tests.integration.whisper_models import needs_whisper, save_untrained
+from tests.support import children, requires
 
 pytestmark = pytest.mark.anyio
 SECONDS = 2.0

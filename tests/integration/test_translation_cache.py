@@ -1,38 +1,36 @@
 """Equal comments are translated once, on a Redis inside the process and on a real one."""
 
 from __future__ import annotations
+
 import asyncio
 import hashlib
-import infra.redis
-import pytest
 import time
-from collections.abc import AsyncIterator
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+
+import pytest
 from fakeredis import FakeServer
-from infra import metrics
-from infra.llm.errors import LanguageModelError
-from infra.llm.errors import Throttled
-from infra.redis import embedded_redis
-from infra.redlock import Lease
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
-from tests.integration.redis_servers import RedisServer
-from tests.integration.redis_servers import redis_servers
-from tests.integration.translation_support import MODEL
-from tests.integration.translation_support import Provider
-from tests.integration.translation_support import TTL
-from tests.integration.translation_support import cached
-from tests.integration.translation_support import key_of
-from tests.integration.translation_support import once
-from tests.integration.translation_support import put
-from tests.integration.translation_support import stored
+
+import infra.redis
+from infra import metrics
+from infra.llm.errors import LanguageModelError, Throttled
+from infra.redis import embedded_redis
+from infra.redlock import Lease
+from tests.integration.redis_servers import RedisServer, redis_servers
+from tests.integration.translation_support import (
+    MODEL,
+    TTL,
+    Provider,
+    cached,
+    key_of,
+    once,
+    put,
+    stored,
+)
 from tests.support import DEADLINE_SECONDS
-from workers.translator import LOCK_PREFIX
-from workers.translator import PROMPT_VERSION
-from workers.translator import Translation
-from workers.translator import TranslationCache
+from workers.translator import LOCK_PREFIX, PROMPT_VERSION, Translation, TranslationCache
 
 pytestmark = pytest.mark.anyio
 
