@@ -128,7 +128,6 @@ def watch_parent(stopping: Event, *, exit_seconds: float = CHILD_STOP_SECONDS) -
 
 
 ACTOR = "projections"
-SYSTEM = "system"
 POLL_SECONDS = 0.5
 STOP_SECONDS = 30.0
 MAX_CRASHES = 3
@@ -227,7 +226,7 @@ class Executor(Handler[None]):
 
     def _attend_all(self, conn: Connection[TupleRow]) -> None:
         if self.auto_replay:
-            begin_for_outdated(conn, self.tools.models, requested_by=SYSTEM)
+            begin_for_outdated(conn, self.tools.models, requested_by="system")
             self.auto_replay = False
         self.children.reap()
         for operation_id in self._open(conn):
