@@ -22,7 +22,6 @@ import readapi.comments
 import readapi.likes
 import readapi.operations
 import readapi.recommendations
-import readapi.uploads
 import workers.analytics
 import workers.embeddings
 import workers.likes
@@ -151,7 +150,7 @@ FEATURES: tuple[Feature, ...] = (
         name="uploads",
         aggregates=(Upload,),
         commands=(commands.catalog.router, commands.uploads.router),
-        queries=(readapi.catalog.router, readapi.uploads.router),
+        queries=(readapi.catalog.router, readapi.catalog.uploads),
         lookups=workers.uploads.lookups,
         projections=(Catalog,),
         jobs=workers.uploads.jobs,

@@ -1,4 +1,4 @@
-"""Videos: one, a page of all, and those that the caller likes."""
+"""Videos: one, a page of all, and those that the caller likes; and how an upload stands."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pydantic import AfterValidator
 from infra.http.app import TOKEN_OPTIONAL, Caller, MaybeCaller, wire
 from infra.http.auth import Identity
 from infra.http.problems import Problem, problems
-from infra.http.shapes import Video
-from projections.catalog import VideoRow
+from infra.http.shapes import ArrivedPart, UploadStatus, Video
+from infra.objects.port import NoSuchUpload, ObjectStore, Part
+from projections.catalog import UploadRow, VideoRow
 from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, Page, cut, decode_cursor, storable
 from readapi.queries import Fresh, Queries, Read
 
@@ -123,3 +124,50 @@ async def present(
         )
         for row in rows
     ]
+
+
+uploads = APIRouter(tags=["uploads"])
+
+
+@uploads.get(
+    "/uploads/{upload_id}",
+    response_model=UploadStatus,
+    responses=problems(401, 403, 404, 422, 503),
+    summary="An upload and its arrived parts",
+)
+async def get_upload(upload_id: UUID, queries: Read, caller: Caller, fresh: Fresh) -> Response:
+    async with queries.reading(fresh, queries.catalog) as conn:
+        found = await queries.catalog.upload(conn, upload_id)
+    if found is None:
+        raise Problem(404, "not-found", "There is no such upload.")
+    if caller.user_id != found.owner and not caller.is_admin:
+        raise Problem(403, "forbidden", "This belongs to another user.")
+    return wire(_present(found, await _arrived(found, queries.objects)))
+
+
+async def _arrived(row: UploadRow, store: ObjectStore) -> list[Part]:
+    if row.status != "started":
+        return []
+    try:
+        return await store.list_parts(row.object_key, row.store_upload_id)
+    except NoSuchUpload:
+        # Completed or aborted a moment ago: its event is not projected yet.
+        return []
+
+
+def _present(row: UploadRow, parts: list[Part]) -> UploadStatus:
+    """Return a row and the store's parts as the contract wants them."""
+    return UploadStatus.model_validate(
+        {
+            "upload_id": row.upload_id,
+            "video_id": row.upload_id,
+            "status": row.status,
+            "size_bytes": row.size_bytes,
+            "part_size_bytes": row.part_size_bytes,
+            "part_count": -(-row.size_bytes // row.part_size_bytes),
+            "parts": [
+                ArrivedPart(number=part.number, etag=part.etag, size_bytes=part.size)
+                for part in parts
+            ],
+        }
+    )

@@ -20,15 +20,8 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
+from commands.comments import Detected, Failed, Outcome, RecordTranslation, Skipped, TranslatedText
 from commands.queries import FindCommentText, FindVisibility
-from commands.translation import (
-    Detected,
-    Failed,
-    Outcome,
-    RecordTranslation,
-    Skipped,
-    TranslatedText,
-)
 from engine.command_bus import Command, CommandBus
 from engine.connections import ThreadedConnection, leading
 from engine.messages import MessageBatch

@@ -1,4 +1,5 @@
-"""Co-occurrence: who engaged with which videos, and which videos are neighbours by that.
+"""Co-occurrence: who engaged with which videos, which videos are neighbours by that, and which
+of them may be recommended to a user.
 
 A viewer's engagement of one kind with a video counts once, however often it is given.
 """
@@ -7,19 +8,24 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import LiteralString, NamedTuple
+from datetime import UTC, datetime
+from itertools import count, islice
+from math import log
+from typing import Any, LiteralString, NamedTuple, TypeVar
+from uuid import UUID
 
-from psycopg import Connection
+from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
 
 from engine.projection import columns
 from infra.advisory_locks import Lock, lock_in_transaction
-from infra.postgres.connection import array, texts
+from infra.postgres.connection import array, fetch_as, texts
 from projections.analytics.calendar import start_of_hour
-from projections.recommendations.model import EngagementKind, Weighing
+from projections.recommendations.model import Candidate, EngagementKind, Profile, Weighing
+from projections.recommendations.prompt import MOST_CANDIDATES, MOST_TRENDING
+from projections.trending import Ranked
 
 MOST_HALVINGS = 1000.0
 
@@ -271,8 +277,8 @@ def _recall(
         viewers[name].recent.sort()
     hours = {(event.viewer, start_of_hour(event.at)) for event in fresh}
     asked = weighing.paired_per_hour, *columns(hours)
-    for viewer, hour, count in conn.execute(BUSY, asked, prepare=True):
-        viewers[viewer].hours[start_of_hour(hour)] = count
+    for viewer, hour, engaged in conn.execute(BUSY, asked, prepare=True):
+        viewers[viewer].hours[start_of_hour(hour)] = engaged
 
 
 def _write(conn: Connection[TupleRow], pairing: Pairing, weighing: Weighing) -> None:
@@ -305,3 +311,180 @@ def _masses(masses: Collection[Mass]) -> dict[str, str]:
         "weights": array([repr(mass.weight) for mass in masses]),
         "times": array([repr(mass.as_of) for mass in masses]),
     }
+
+
+# Looked up by key for each candidate, whatever the planner thinks: hence OFFSET 0.
+ELIGIBLE: LiteralString = """
+CROSS JOIN LATERAL (
+    SELECT v.video_id, v.category FROM analytics.videos AS v
+    WHERE v.video_id = candidate AND NOT v.removed AND v.completed_at IS NOT NULL
+      AND v.owner <> %(viewer)s AND v.video_id <> ALL (%(known)s)
+      AND NOT EXISTS (SELECT FROM analytics.engaged AS e
+                      WHERE e.viewer = %(viewer)s AND e.video_id = candidate)
+    OFFSET 0) AS video
+"""
+# In logarithms, since weights of long ago are too small for their own; a video's is divided by a
+# power of how much both videos were engaged with. The sum's order is fixed, for its last digits.
+# The best are looked at first, until there are enough.
+NEIGHBOURS: LiteralString = f"""
+WITH seeds AS (SELECT * FROM unnest(%(seeds)s::uuid[], %(shares)s::float8[]) AS s (seed, share)),
+scored AS (
+    SELECT n.neighbour_id, seed, share * exp(greatest(
+               ln(n.weight) + (n.as_of - %(now)s::float8) * %(decay)s::float8
+               - %(exponent)s::float8 * (
+                   ln(mine.weight) + (mine.as_of - %(now)s::float8) * %(decay)s::float8
+                   + ln(its.weight) + (its.as_of - %(now)s::float8) * %(decay)s::float8),
+               -600)) AS score
+    FROM seeds
+    JOIN analytics.neighbours AS n ON n.video_id = seed
+    JOIN analytics.engagement AS mine ON mine.video_id = seed
+    JOIN analytics.engagement AS its ON its.video_id = n.neighbour_id),
+summed AS (
+    SELECT neighbour_id AS candidate, sum(score ORDER BY seed) AS score,
+           (array_agg(seed ORDER BY score DESC, seed))[1] AS because
+    FROM scored GROUP BY neighbour_id ORDER BY 2 DESC, 1 OFFSET 0)
+SELECT video_id, category, score, because FROM summed {ELIGIBLE}
+ORDER BY score DESC, candidate LIMIT %(limit)s
+"""
+SHARES = b"""
+SELECT category, sum(share ORDER BY video_id) AS share
+FROM unnest(%(seeds)s::uuid[], %(shares)s::float8[]) AS s (video_id, share)
+JOIN analytics.videos USING (video_id)
+WHERE category IS NOT NULL GROUP BY category ORDER BY share DESC, category
+"""
+RANKED: LiteralString = f"""
+SELECT video.video_id, video.category
+FROM (SELECT video_id AS candidate, category, place FROM analytics.category_tops AS top
+      {{chosen}} ORDER BY place, {{turn}} OFFSET 0) AS top {ELIGIBLE}
+WHERE video.category = top.category ORDER BY place, {{turn}} LIMIT %(limit)s
+"""
+TOPS_OF: LiteralString = RANKED.format(
+    chosen="WHERE category = ANY (%(categories)s)",
+    turn="array_position(%(categories)s::text[], top.category)",
+)
+FIRST_OF_EACH: LiteralString = RANKED.format(chosen="", turn="top.category")
+THESE: LiteralString = f"""
+SELECT video_id, category FROM unnest(%(asked)s::uuid[]) AS asked (candidate) {ELIGIBLE}
+"""
+
+MOST_CATEGORIES = 3
+# How many of each source are taken in turn: neighbours, categories, similar texts, trending.
+TURNS = (3, 1, 1, 1)
+WEIGHING = Weighing()
+
+K = TypeVar("K")
+
+
+class FoundVideo(NamedTuple):
+    """A video that may be recommended; `score` and `because` where it is a neighbour."""
+
+    video_id: UUID
+    category: str | None
+    score: float = 0.0
+    because: UUID | None = None
+
+
+async def candidates_for(
+    conn: AsyncConnection[TupleRow],
+    profile: Profile,
+    trending: Sequence[Ranked],
+    *,
+    similar: Sequence[tuple[UUID, float]] = (),
+    limit: int = MOST_CANDIDATES,
+    weighing: Weighing = WEIGHING,
+) -> list[Candidate]:
+    """Return at most `limit` candidates, each once; the sources take turns, each with its best.
+
+    The first 20 of `trending` are candidates; the rest tells how popular the others are. `similar`
+    are videos whose texts are like those of the profile, each from 0 to 1. For a new user the
+    categories take turns.
+    """
+    seeds = seeds_of(profile, weighing)
+    given: dict[str, Any] = {
+        "viewer": profile.user_id,
+        # Their likes may be known before the sink has seen them.
+        "known": list(seeds),
+        "seeds": list(seeds),
+        "shares": list(seeds.values()),
+        "now": datetime.now(UTC).timestamp(),
+        "decay": log(2) / weighing.half_life_seconds,
+        "exponent": weighing.popularity_exponent,
+        "limit": limit,
+    }
+
+    async def find(query: LiteralString, **more: Any) -> list[FoundVideo]:
+        return await fetch_as(conn, FoundVideo, query.encode(), {**given, **more})
+
+    near: list[FoundVideo] = []
+    shares: dict[str | None, float] = {}
+    if seeds:
+        near = await find(NEIGHBOURS)
+        shares = dict(await (await conn.execute(SHARES, given)).fetchall())
+    categories = list(shares)[:MOST_CATEGORIES]
+    tops = await (find(TOPS_OF, categories=categories) if categories else find(FIRST_OF_EACH))
+    trend = [each.video_id for each in trending]
+    alike = {video: min(max(value, 0.0), 1.0) for video, value in similar}
+    these = await find(THESE, asked=[*trend[:MOST_TRENDING], *alike])
+    found = {each.video_id: each for each in [*these, *tops, *near]}
+    sources = [
+        [each.video_id for each in near],
+        [each.video_id for each in tops],
+        sorted(alike, key=lambda video: (-alike[video], video)),
+        trend[:MOST_TRENDING],
+    ]
+    neighbours = normalize({each.video_id: each.score for each in near})
+    places, popular, shares = falling_points(sources[1]), falling_points(trend), normalize(shares)
+    candidates = [
+        Candidate(
+            each.video_id,
+            each.category,
+            trending=popular.get(each.video_id, 0.0),
+            neighbour=neighbours.get(each.video_id, 0.0),
+            # Within a category, from 1 for the first of its ranking to a half for the unranked.
+            same_category=(1 + places.get(each.video_id, 0.0)) / 2 * shares.get(each.category, 0.0),
+            similar=alike.get(each.video_id, 0.0),
+            because=each.because,
+        )
+        for each in (found[video] for video in islice(take_turns(sources, found), limit))
+    ]
+    return vary(candidates) if profile.is_empty else candidates
+
+
+def seeds_of(profile: Profile, weighing: Weighing) -> dict[UUID, float]:
+    """Return how much each video of the profile tells of the next; the newest tells most."""
+    seeds: dict[UUID, float] = {}
+    for weight, engaged in ((weighing.watched, profile.watched), (weighing.liked, profile.liked)):
+        for place, each in enumerate(engaged):
+            share = weight * weighing.profile_fade**place
+            seeds[each.video_id] = seeds.get(each.video_id, 0.0) + share
+    return seeds
+
+
+def take_turns(sources: Sequence[Sequence[UUID]], wanted: Collection[UUID]) -> Iterator[UUID]:
+    """Yield each video that is wanted once, a few of each source in turn."""
+    taken: set[UUID] = set()
+    left = [iter([video for video in source if video in wanted]) for source in sources]
+    before = -1
+    while before < len(taken):
+        before = len(taken)
+        for source, number in zip(left, TURNS, strict=True):
+            for video in islice((each for each in source if each not in taken), number):
+                taken.add(video)
+                yield video
+
+
+def vary(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the first of each category, then the second of each, and so on."""
+    turns: defaultdict[str | None, Iterator[int]] = defaultdict(count)
+    return sorted(candidates, key=lambda each: next(turns[each.category]))
+
+
+def normalize(values: Mapping[K, float]) -> dict[K, float]:
+    """Return the values divided by the greatest of them."""
+    most = max(values.values(), default=0.0)
+    return {key: value / most for key, value in values.items()} if most else dict(values)
+
+
+def falling_points(videos: Sequence[UUID]) -> dict[UUID, float]:
+    """Return points for the videos of a list, from 1 for the first evenly down to just above 0."""
+    return {video: 1 - place / len(videos) for place, video in enumerate(videos)}

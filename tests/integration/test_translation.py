@@ -9,9 +9,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from commands.comments import EditComment
+from commands.comments import EditComment, Failed, RecordTranslation
 from commands.queries import CommentText, FindCommentText
-from commands.translation import Failed, RecordTranslation
 from engine.event_store import GroupCommitRecorder
 from infra.language.detector import TextDetector
 from infra.llm.errors import LanguageModelError
