@@ -117,14 +117,21 @@ def halting_move(source: Path, target: Path) -> None:
     move_new_folder(source, target)
 
 
+async def halted(command: Any, executed: Awaitable[Any]) -> Any:
+    if not isinstance(command, CompleteUpload):
+        return await executed
+    pass_by("before the event")
+    outcome = await executed
+    pass_by("after the event")
+    return outcome
+
+
 class HaltingBus(CommandBus):
     async def execute(self, command: Any, **options: Any) -> Any:
-        if not isinstance(command, CompleteUpload):
-            return await super().execute(command, **options)
-        pass_by("before the event")
-        outcome = await super().execute(command, **options)
-        pass_by("after the event")
-        return outcome
+        return await halted(command, super().execute(command, **options))
+
+    async def execute_once(self, command: Any, key: Any, **options: Any) -> Any:
+        return await halted(command, super().execute_once(command, key, **options))
 
 
 if __name__ == "__main__":
