@@ -1,0 +1,109 @@
+"""How many files a request passes: `python -m tests.hops` prints them for this checkout.
+
+A file counts when one of its functions runs for the request and not while nothing is asked. A like
+is its PUT and the GET of its count after it, and a trending read is one that is not cached; both
+without the consumers, which work for other reads. A translation is a comment from its POST until
+the GET that has its translation, by a language model on localhost.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.e2e.program import Program
+from tests.e2e.videos import read, upload
+from tests.openai_server import openai_server
+from tests.support import eventually, unused_port
+
+IDLE_SECONDS = 8.0
+SERVING = "commands,queries,projections"
+
+
+class TracedProgram(Program):
+    """The started program, and what ran in it."""
+
+    def ran(self) -> set[str]:
+        """Return the product's files whose functions ran since it was last asked."""
+        ask = self.home / "ask"
+        ask.touch()
+        eventually(lambda: not ask.exists())
+        return set((self.home / "told").read_text().split())
+
+    def idle(self) -> set[str]:
+        """Return what runs while nothing is asked."""
+        self.settle()
+        time.sleep(IDLE_SECONDS)
+        return self.ran()
+
+    def settle(self) -> None:
+        """Let what earlier requests have begun come to its end, and forget it."""
+        time.sleep(2.0)
+        self.ran()
+
+    def hops(self, idle: set[str], act: Callable[[], object]) -> set[str]:
+        """Return what runs for `act` alone."""
+        self.settle()
+        act()
+        return self.ran() - idle
+
+
+@contextmanager
+def started(home: Path, **variables: str) -> Iterator[TracedProgram]:
+    program = TracedProgram(home, unused_port(), variables, module="tests.traced_program")
+    try:
+        yield program.start()
+    finally:
+        program.clean_up()
+
+
+def of_serving(home: Path) -> Iterator[tuple[str, set[str]]]:
+    """Yield the hops of a like and of a trending read."""
+    with started(home, BACKLOT_ROLES=SERVING) as program:
+        alice = program.client("alice")
+        video = upload(alice)
+        idle = program.idle()
+
+        def like() -> None:
+            alice.headers["Backlot-Min-Position"] = alice.put(f"/videos/{video}/like").headers[
+                "Backlot-Position"
+            ]
+            assert read(alice.get(f"/videos/{video}/like"))["likesCount"] == 1
+
+        yield "like", program.hops(idle, like)
+        del alice.headers["Backlot-Min-Position"]
+        yield "trending", program.hops(idle, lambda: read(alice.get("/analytics/trending")))
+
+
+def of_translation(home: Path) -> Iterator[tuple[str, set[str]]]:
+    """Yield the hops of a translation."""
+    with openai_server() as model, started(home, OPENAI_BASE_URL=model.url) as program:
+        alice = program.client("alice")
+        path = f"/videos/{upload(alice)}/comments"
+        del alice.headers["Backlot-Min-Position"]
+        idle = program.idle()
+
+        def translate() -> None:
+            read(alice.post(path, json={"content": "¡Qué bonito es este vídeo, señores!"}))
+            eventually(lambda: is_translated(alice, path))
+
+        yield "translation", program.hops(idle, translate)
+
+
+def is_translated(client: httpx.Client, path: str) -> bool:
+    items = read(client.get(path))["items"]
+    return [each["translationStatus"] for each in items] == ["translated"]
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="backlot-hops-") as folder:
+        for found in (of_serving(Path(folder) / "serving"), of_translation(Path(folder) / "all")):
+            for what, hops in found:
+                sys.stdout.write(f"{what} {len(hops)}\n")
+                sys.stdout.write("".join(f"    {each}\n" for each in sorted(hops)))
