@@ -22,7 +22,7 @@ from psycopg import sql
 from engine.installation import make_tables
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.settings import Settings
-from tests.support import unused_port
+from tests.support import PROJECT, unused_port
 
 # Not imported here: hooks of a conftest are not called for what has the scope of the session.
 pytest_plugins = ["tests.leftovers"]
@@ -31,7 +31,16 @@ hypothesis.settings.register_profile("backlot", deadline=None)
 hypothesis.settings.load_profile("backlot")
 
 OWN_VARIABLES = tuple(Settings.variables())
+TIERS = ("e2e", "integration", "unit")
 _numbers = count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tier whose files take longest, so that no process ends long after the others.
+
+    Within a tier the order stays random.
+    """
+    items.sort(key=lambda item: TIERS.index(item.path.relative_to(PROJECT / "tests").parts[0]))
 
 
 @pytest.fixture(autouse=True)
