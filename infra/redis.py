@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -38,18 +38,20 @@ DATABASE = re.compile(r"/?[0-9]*")
 # A Redis that hangs takes a second of each question: after a failure it is left alone for so long.
 AWAY_SECONDS = 5.0
 
-OPTIONS: Mapping[str, Any] = {
-    "max_connections": CONNECTIONS,
-    "timeout": ANSWER_SECONDS,
-    "socket_connect_timeout": CONNECT_SECONDS,
-    "socket_timeout": ANSWER_SECONDS,
-    # A counter that is told twice to add one is wrong, so no command is sent twice.
-    "retry": Retry(NoBackoff(), 0),
-    # With them, a connection that the server has closed is used once more before it is seen.
-    "maint_notifications_config": MaintNotificationsConfig(enabled=False),
-}
-
 R = TypeVar("R")
+
+
+def _options() -> dict[str, Any]:
+    return {
+        "max_connections": CONNECTIONS,
+        "timeout": ANSWER_SECONDS,
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "socket_timeout": ANSWER_SECONDS,
+        # A counter that is told twice to add one is wrong, so no command is sent twice.
+        "retry": Retry(NoBackoff(), 0),
+        # With them, a connection that the server has closed is used once more before it is seen.
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
 
 
 class BadRedisUrl(ValueError):
@@ -69,13 +71,13 @@ def open_redis(url: SecretStr | None) -> Redis:
 def connect_redis(url: str) -> Redis:
     """Return a client of the server at a `redis://` or `rediss://` URL; raise BadRedisUrl."""
     check_redis_url(url)
-    return Redis.from_pool(BlockingConnectionPool.from_url(url, **OPTIONS))
+    return Redis.from_pool(BlockingConnectionPool.from_url(url, **_options()))
 
 
 def connect_blocking_redis(url: str) -> BlockingRedis:
     """Return the same client for threads; raise BadRedisUrl."""
     check_redis_url(url)
-    options = {**OPTIONS, "retry": BlockingRetry(NoBackoff(), 0)}
+    options = {**_options(), "retry": BlockingRetry(NoBackoff(), 0)}
     return BlockingRedis.from_pool(BlockingPool.from_url(url, **options))
 
 
@@ -86,7 +88,7 @@ def check_redis_url(url: str) -> None:
     try:
         # redis-py would take any other path for database 0.
         known = DATABASE.fullmatch(urlsplit(url).path) is not None
-        pool = BlockingConnectionPool.from_url(url, **OPTIONS)
+        pool = BlockingConnectionPool.from_url(url, **_options())
         # Options in the URL are looked at only when a connection is made.
         pool.make_connection()  # type: ignore[no-untyped-call]
     except (RedisError, TypeError, ValueError):
@@ -104,7 +106,7 @@ def embedded_redis(server: FakeServer | None = None) -> Redis:
         connection_class=FakeAsyncRedisConnection,
         server=server or embedded_server(),
         client_class=Redis,
-        **OPTIONS,
+        **_options(),
     )
     return Redis.from_pool(pool)
 
