@@ -55,6 +55,14 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     structlog.reset_defaults()
 
 
+@pytest.fixture(autouse=True)
+def _patient_redis(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that take no busy machine for a Redis that is away."""
+    if request.node.get_closest_marker("redis_hangs") is None:
+        monkeypatch.setattr("infra.redis.CONNECT_SECONDS", 20.0)
+        monkeypatch.setattr("infra.redis.ANSWER_SECONDS", 20.0)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_command_tree() -> Iterator[None]:
     """Building the tree of commands takes longer than most commands, and it never changes."""

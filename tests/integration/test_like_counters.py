@@ -124,6 +124,7 @@ def test_redis_may_vanish_and_lose_everything(
         assert likes_of(counters, quiet.id) == 1
 
 
+@pytest.mark.redis_hangs
 def test_what_was_liked_while_redis_was_unreachable_is_not_left_stale(
     database_url: str, writer: Writer, server: RedisServer, counters: Counters
 ) -> None:

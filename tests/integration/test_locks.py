@@ -114,6 +114,7 @@ async def test_one_of_three_nodes_is_not(servers: list[RedisServer], rivals: Riv
         await locks.check()
 
 
+@pytest.mark.redis_hangs
 async def test_a_node_that_hangs_costs_no_more_than_its_timeout(
     servers: list[RedisServer], rivals: Rivals
 ) -> None:

@@ -158,6 +158,7 @@ async def test_keys_tell_no_user_and_do_not_stay(redis: Redis, days: Days) -> No
         assert KEY_SECONDS - 60 < await redis.ttl(key) <= KEY_SECONDS
 
 
+@pytest.mark.redis_hangs
 @pytest.mark.parametrize("fault", ["kill", "pause"])
 async def test_without_redis_a_process_counts_for_itself(
     server: RedisServer, redis: Redis, days: Days, fault: str

@@ -55,6 +55,7 @@ async def at_once(client: Redis) -> list[object]:
     return await asyncio.gather(*(client.get("gone") for _ in range(200)))
 
 
+@pytest.mark.redis_hangs
 async def test_a_client_goes_on_after_each_kind_of_absence(server: RedisServer) -> None:
     client = server.client()
     assert await once_back(lambda: at_once(client)) == 200 * [None]
@@ -88,6 +89,7 @@ def test_the_doctor_sees_one_server_under_two_names(server: RedisServer) -> None
     assert f"127.0.0.1:{server.port} and 127.1:{server.port} are the same server" in told.detail
 
 
+@pytest.mark.redis_hangs
 def test_the_doctor_names_the_servers_that_do_not_answer(tmp_path: Path) -> None:
     with redis_servers(3, tmp_path) as servers:
         urls = [SecretStr(server.url.replace("//", "//me:hunter2@")) for server in servers]

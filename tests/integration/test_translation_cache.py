@@ -13,7 +13,6 @@ from fakeredis import FakeServer
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-import infra.redis
 from infra import metrics
 from infra.llm.errors import LanguageModelError, Throttled
 from infra.redis import embedded_redis
@@ -46,13 +45,6 @@ def anyio_backend() -> str:
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RedisServer]]:
     with redis_servers(1, tmp_path_factory.mktemp("redis")) as running:
         yield running
-
-
-@pytest.fixture
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients that take no busy machine for a Redis that is away."""
-    monkeypatch.setattr(infra.redis, "CONNECT_SECONDS", 60.0)
-    monkeypatch.setattr(infra.redis, "ANSWER_SECONDS", 60.0)
 
 
 @pytest.fixture(params=["fake", "real"])
@@ -101,7 +93,6 @@ async def test_another_model_or_target_has_keys_of_its_own(connect: Connect) -> 
     assert len(provider.asked) == 3
 
 
-@pytest.mark.usefixtures("patience")
 async def test_a_thousand_equal_comments_are_one_call(connect: Connect) -> None:
     provider = Provider(0.3)
     caches = [TranslationCache(connect(), TTL) for _ in range(4)]
@@ -112,7 +103,6 @@ async def test_a_thousand_equal_comments_are_one_call(connect: Connect) -> None:
     assert len(provider.asked) == 1
 
 
-@pytest.mark.usefixtures("patience")
 async def test_a_thousand_that_differ_in_case_and_names_are_a_call_per_text(
     connect: Connect,
 ) -> None:

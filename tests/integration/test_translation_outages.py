@@ -48,6 +48,7 @@ async def test_without_redis_everything_goes_on_and_is_told_once(server: RedisSe
     await client.aclose()
 
 
+@pytest.mark.redis_hangs
 async def test_a_redis_that_hangs_costs_a_second_and_not_one_of_each_comment(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +65,7 @@ async def test_a_redis_that_hangs_costs_a_second_and_not_one_of_each_comment(
     await client.aclose()
 
 
+@pytest.mark.redis_hangs
 async def test_a_redis_that_has_hung_is_asked_again(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +85,7 @@ async def test_a_redis_that_has_hung_is_asked_again(
     await client.aclose()
 
 
+@pytest.mark.redis_hangs
 @pytest.mark.parametrize("absence", ["kill", "pause"])
 async def test_redis_vanishes_while_some_make_and_others_wait(
     server: RedisServer, absence: str

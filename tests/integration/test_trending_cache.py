@@ -198,6 +198,7 @@ def test_keys_are_those_of_the_contract() -> None:
     assert key_of(Window.ALL, 100, "art") == "trending:all:100:art"
 
 
+@pytest.mark.redis_hangs
 @pytest.mark.parametrize("hanging", [False, True])
 def test_without_redis_it_is_made_each_time(redis_server: RedisServer, hanging: bool) -> None:
     async def ask() -> None:
