@@ -142,10 +142,10 @@ async def get_upload(upload_id: UUID, queries: Read, caller: Caller, fresh: Fres
         raise Problem(404, "not-found", "There is no such upload.")
     if caller.user_id != found.owner and not caller.is_admin:
         raise Problem(403, "forbidden", "This belongs to another user.")
-    return wire(_present(found, await _arrived(found, queries.objects)))
+    return wire(_present_upload(found, await _arrived_parts(found, queries.objects)))
 
 
-async def _arrived(row: UploadRow, store: ObjectStore) -> list[Part]:
+async def _arrived_parts(row: UploadRow, store: ObjectStore) -> list[Part]:
     if row.status != "started":
         return []
     try:
@@ -155,7 +155,7 @@ async def _arrived(row: UploadRow, store: ObjectStore) -> list[Part]:
         return []
 
 
-def _present(row: UploadRow, parts: list[Part]) -> UploadStatus:
+def _present_upload(row: UploadRow, parts: list[Part]) -> UploadStatus:
     """Return a row and the store's parts as the contract wants them."""
     return UploadStatus.model_validate(
         {

@@ -24,7 +24,7 @@ from projections.analytics import videos
 from projections.analytics.ingest import Store, StoredBatch
 from projections.analytics.queries import COUNTS_CONSUMER, VIDEOS_CONSUMER
 from projections.analytics.rebuild import AnalyticsMeans
-from projections.analytics.rules import TOPICS, NotCountable, row_of
+from projections.analytics.rules import TOPICS, NotCountable, Row, row_of
 from projections.analytics.schema import Shape, migrate, prune, refresh
 from projections.trending import TrendingInvalidation
 from workers.parts import Parts
@@ -104,13 +104,7 @@ class Analytics(AnalyticsSink):
 
     def store(self, conn: Connection[TupleRow], batch: Sequence[IncomingMessage]) -> None:
         now = datetime.now(UTC)
-        rows = []
-        for message in batch:
-            try:
-                rows.append(row_of(message.topic, message.id, message.value, now))
-            except NotCountable as error:
-                raise Poison(message, describe(error)) from error
-        self._last = self._store.add(conn, rows)
+        self._last = self._store.add(conn, [countable_row(message, now) for message in batch])
 
 
 class AnalyticsVideos(AnalyticsSink):
@@ -122,6 +116,14 @@ class AnalyticsVideos(AnalyticsSink):
     def store(self, conn: Connection[TupleRow], batch: Sequence[IncomingMessage]) -> None:
         changes = [videos.change_of(message.topic, message.value) for message in batch]
         self._last = videos.apply(conn, self._store, changes)
+
+
+def countable_row(message: IncomingMessage, now: datetime) -> Row:
+    """Return the row of what a message tells; raise Poison where it can't be counted."""
+    try:
+        return row_of(message.topic, message.id, message.value, now)
+    except NotCountable as error:
+        raise Poison(message, describe(error)) from error
 
 
 def uploads_feed(batch_events: int) -> EventFeed:

@@ -17,10 +17,9 @@ from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
 from engine.connections import ThreadedConnection, leading
-from engine.messages import IncomingMessage, MessageBatch, Poison
+from engine.messages import IncomingMessage, MessageBatch
 from engine.schedule import Job, Outage, Run
 from engine.subscription import Subscription
-from infra.errors import describe
 from infra.postgres.connection import Limits, make_pool
 from infra.settings import Settings
 from infra.tasks.broker import task_queues
@@ -28,13 +27,13 @@ from infra.tasks.messages import BrokerAway, enqueue
 from infra.tasks.queues import RECOMMENDATIONS, TaskQueues
 from projections import integration_events
 from projections.analytics.queries import ENGAGED_CONSUMER, AnalyticsQueries
-from projections.analytics.rules import NotCountable, row_of
 from projections.analytics.schema import migrate
 from projections.catalog import Catalog
 from projections.likes import Likes
 from projections.recommendations.co_occurrence import Engagement, keep, rank_categories
 from projections.recommendations.model import EngagementKind, Weighing
 from projections.recommendations.recommender import RecommendationInvalidation, Recommender
+from workers.analytics import countable_row
 
 if TYPE_CHECKING:
     from workers.parts import Parts
@@ -83,10 +82,7 @@ class EngagementSink:
         engaged: list[Engagement] = []
         unliked: set[str] = set()
         for message in batch:
-            try:
-                row = row_of(message.topic, message.id, message.value, now)
-            except NotCountable as error:
-                raise Poison(message, describe(error)) from error
+            row = countable_row(message, now)
             kind = KINDS[message.topic]
             if row.user_id is not None and kind is None:
                 unliked.add(row.user_id)
