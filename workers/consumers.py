@@ -116,9 +116,9 @@ def _rejected(dead: DeadMessage) -> RejectedMessage:
     return RejectedMessage(*place, dead.reason, dead.id, raw.key, raw.value, raw.headers)
 
 
-def forget_processed(conn: Connection[Any], older_than_days: int = KEEP_DAYS) -> int:
-    """Drop what was handled longer ago than any message may come again; returns how many."""
-    return conn.execute(PRUNE, (older_than_days,)).rowcount
+def forget_processed(conn: Connection[Any]) -> int:
+    """Drop what was handled longer ago than any message may come again; return how many."""
+    return conn.execute(PRUNE, (KEEP_DAYS,)).rowcount
 
 
 class MessageHandler(Handler[MessageBatch]):

@@ -358,7 +358,7 @@ FROM (SELECT video_id AS candidate, category, place FROM analytics.category_tops
       {{chosen}} ORDER BY place, {{turn}} OFFSET 0) AS top {ELIGIBLE}
 WHERE video.category = top.category ORDER BY place, {{turn}} LIMIT %(limit)s
 """
-TOPS_OF: LiteralString = RANKED.format(
+TOPS_OF_CATEGORIES: LiteralString = RANKED.format(
     chosen="WHERE category = ANY (%(categories)s)",
     turn="array_position(%(categories)s::text[], top.category)",
 )
@@ -421,7 +421,9 @@ async def candidates_for(
         near = await find(NEIGHBOURS)
         shares = dict(await (await conn.execute(SHARES, given)).fetchall())
     categories = list(shares)[:MOST_CATEGORIES]
-    tops = await (find(TOPS_OF, categories=categories) if categories else find(FIRST_OF_EACH))
+    tops = await (
+        find(TOPS_OF_CATEGORIES, categories=categories) if categories else find(FIRST_OF_EACH)
+    )
     trend = [each.video_id for each in trending]
     alike = {video: min(max(value, 0.0), 1.0) for video, value in similar}
     these = await find(THESE, asked=[*trend[:MOST_TRENDING], *alike])
