@@ -59,6 +59,15 @@ async def test_many_at_once_take_turns_on_the_connections() -> None:
     await client.aclose()
 
 
+@pytest.mark.redis_hangs
+async def test_a_redis_that_hangs_costs_a_second() -> None:
+    for client in (connect_redis("redis://127.0.0.1"), embedded_redis(FakeServer())):
+        options = client.connection_pool.connection_kwargs
+        assert options["socket_connect_timeout"] == 0.5
+        assert options["socket_timeout"] == 1.0
+        await client.aclose()
+
+
 async def test_an_absent_redis_is_told_at_once_and_nothing_is_repeated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
