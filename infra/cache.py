@@ -10,15 +10,19 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import structlog
 from prometheus_client import Counter
 from pydantic import TypeAdapter, ValidationError
-from redis.asyncio import Redis
 
 from infra.http.shapes import BEGINNING, Position
-from infra.redis import OptionalRedis
+
+if TYPE_CHECKING:
+    # The engine and the command line share computations; they load no client for that.
+    from redis.asyncio import Redis
+
+    from infra.redis import OptionalRedis
 
 log = structlog.get_logger(__name__)
 
