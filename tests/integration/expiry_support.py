@@ -22,7 +22,7 @@ from infra.redlock import Redlock
 from projections.catalog import Catalog
 from tests.integration.buses import decided, record
 from tests.integration.event_log import logged, recording, rows
-from tests.support import eventually
+from tests.support import DEADLINE_SECONDS, eventually
 from workers.uploads import KEPT, Expiry
 
 IDLE = timedelta(days=7)
@@ -95,7 +95,7 @@ class Place:
     def locks(self, redis: FakeServer | None = None) -> Redlock:
         client = embedded_redis(redis or self.redis)
         self.stack.push_async_callback(client.aclose)
-        return Redlock([client])
+        return Redlock([client], node_timeout=DEADLINE_SECONDS)
 
     def projected(self) -> None:
         """Return once the read model has seen everything."""

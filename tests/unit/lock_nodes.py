@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 
 from fakeredis import FakeServer
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from infra.redis import embedded_redis
 from infra.redlock import Redlock
+from tests.support import DEADLINE_SECONDS
 
 KEY = "test:thing:1"
 
@@ -44,7 +46,9 @@ class Nodes:
         return [kind(connection_pool=client.connection_pool) for client in self.clients()]
 
     def redlock(self, **changes: Any) -> Redlock:
-        return Redlock(self.clients(), **{"retry_delay": 0.01, **changes})
+        return Redlock(
+            self.clients(), **{"node_timeout": DEADLINE_SECONDS, "retry_delay": 0.01, **changes}
+        )
 
     def down(self, *numbers: int) -> None:
         for number, server in enumerate(self.servers):
@@ -88,13 +92,15 @@ class Slow(Redis):
 
 
 class Hanging(Redis):
-    """Never answers; `asked` counts the attempts to set a key."""
+    """Does not answer until its `end`; `asked` counts the attempts to set a key."""
 
     asked = 0
+    end: asyncio.Event
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         self.asked += args[0] == "SET"
-        await asyncio.sleep(3600)
+        await self.end.wait()
+        raise RedisConnectionError("It hung.")
 
 
 class Gate(Redis):
