@@ -24,7 +24,8 @@ NONE = "und"
 """The label of comments that must be abstained from."""
 PLAIN = ("plain", "wordless")
 """The kinds that accuracy is told of; no detector knows romanised Hindi."""
-UNKNOWN = frozenset("af bs cy eo ga id kk la lg mi mk mn ms sn so st sw tn ts xh zu".split())
+_LEFT_OUT = "af bs cy eo ga id kk la lg mi mk mn ms sn so st sw tn ts xh zu"
+LEFT_OUT = frozenset(_LEFT_OUT.split())
 """Languages of lingua's files that ELD or fastText does not know, or tells from no other one."""
 TARGET = "en"
 NAMES = {
@@ -119,22 +120,21 @@ def run(bench: Bench) -> list[Comparison]:
 def _compare_lines(folder: Path, every: int) -> Iterator[Comparison]:
     """Compare both kind by kind. Accuracy is that of languages that both models know."""
     comments = lines(folder)[::every]
-    told = {kind: _told(kind, 1, every, folder)["guesses"] for kind in (TEXT, BARE)}
+    ours, bare = (_told(kind, 1, every, folder)["guesses"] for kind in (TEXT, BARE))
     for name in sorted({comment.kind for comment in comments}):
-        sides = []
-        for kind, guesses in told.items():
-            pairs = [pair for pair in zip(comments, guesses, strict=True) if pair[0].kind == name]
-            sides.append(_side(kind, pairs))
+        sides = (_side(TEXT, name, comments, ours), _side(BARE, name, comments, bare))
         yield Comparison("languages", f"% right: {name}", *sides)
 
 
-def _side(kind: str, pairs: Sequence[tuple[Labelled, Guess]]) -> Side:
-    known = [pair for pair in pairs if pair[0].language not in UNKNOWN]
-    result = score(
-        [comment.language for comment, _ in known], [guess and guess[0] for _, guess in known]
-    )
-    reached = reach(*zip(*pairs, strict=True), load_settings({}).translation.target_confidence)
-    return Side(NAMES[kind], [result.right], _notes(result, reached))
+def _side(detector: str, name: str, comments: Sequence[Labelled], guesses: Sequence[Guess]) -> Side:
+    """What a detector makes of the comments of the kind `name`."""
+    pairs = [pair for pair in zip(comments, guesses, strict=True) if pair[0].kind == name]
+    known = [(one.language, guess and guess[0]) for one, guess in pairs]
+    known = [pair for pair in known if pair[0] not in LEFT_OUT]
+    result = score([label for label, _ in known], [answer for _, answer in known])
+    least = load_settings({}).translation.target_confidence
+    reached = reach([one for one, _ in pairs], [guess for _, guess in pairs], least)
+    return Side(NAMES[detector], [result.right], _notes(result, reached))
 
 
 def _others() -> list[str]:

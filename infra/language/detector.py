@@ -149,7 +149,7 @@ class TextDetector:
         self._min_confidence = min_confidence
         self._fast_text = FastText()
         self._eld = Eld() if find_spec("eldc") else None
-        self.name = self._fast_text.name if self._eld is None else self._eld.name
+        self.name = "+".join(model.name for model in (self._eld, self._fast_text) if model)
 
     async def detect(self, text: str) -> Detection | None:
         spoken = words(text)[:EXCERPT]
@@ -185,9 +185,9 @@ def _says_nothing(spoken: str) -> bool:
 def _pooled(shares: Scores, known: Scores, languages: frozenset[str]) -> Scores:
     """Return how likely each language is, on the scale of UNKNOWN_WEIGHT.
 
-    A logarithmic opinion pool (Genest & Zidek 1986, Statistical Science 1:1): what both models hold
-    likely is, what one holds unlikely is only where the other is very sure. `shares` are fastText's,
-    `known` ELD's scores of its `languages`.
+    A logarithmic opinion pool (Genest & Zidek 1986, Statistical Science 1:1): a language counts
+    when both models hold it likely, or one is very sure. `shares` are fastText's scores, `known`
+    ELD's, which knows no others than `languages`.
     """
     weights = {}
     for language in shares.keys() | known.keys():

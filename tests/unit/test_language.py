@@ -199,6 +199,46 @@ def test_without_eld_fasttext_answers_alone(monkeypatch: pytest.MonkeyPatch) -> 
     assert run(detector.detect, "gut") is None
 
 
+class Says:
+    """A model that always gives the same scores."""
+
+    name = "says/1"
+    languages = frozenset(("de", "nl", "en"))
+
+    def __init__(self, **scores: float) -> None:
+        self._scores = scores
+
+    def scores(self, spoken: str) -> dict[str, float]:
+        return dict(self._scores)
+
+
+@pytest.mark.parametrize(
+    ("fast_text", "eld", "language"),
+    [
+        (Says(de=0.6, nl=0.3), Says(de=0.75, nl=0.6), "de"),
+        (Says(nl=0.9), Says(de=0.72, nl=0.6), None),
+        (Says(nl=0.9), Says(de=0.95, nl=0.6), "de"),
+        (Says(de=0.3), Says(de=0.6), None),
+        (Says(de=0.9), Says(de=0.6), None),
+        (Says(cy=0.95), Says(de=0.5), "cy"),
+        (Says(cy=0.6), Says(de=0.5), None),
+        (Says(), Says(), None),
+    ],
+    ids=[
+        "they agree", "they differ", "one is very sure", "both are unsure", "one is unsure",
+        "ELD has not learned it", "nor is the other sure", "neither knows any",
+    ],
+)  # fmt: skip
+def test_two_models_agree_or_one_is_very_sure(
+    monkeypatch: pytest.MonkeyPatch, fast_text: Says, eld: Says, language: str | None
+) -> None:
+    monkeypatch.setattr("infra.language.detector.FastText", lambda: fast_text)
+    monkeypatch.setattr("infra.language.detector.Eld", lambda: eld)
+    monkeypatch.setattr("infra.language.detector.find_spec", lambda name: name)
+    found = run(TextDetector(0.7).detect, "whatever it may be")
+    assert (found and found.language) == language
+
+
 @pytest.mark.parametrize(
     ("text", "language"),
     [
