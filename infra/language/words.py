@@ -266,9 +266,9 @@ def language_of_script(spoken: str) -> tuple[str, float] | None:
 
 
 def _is_japanese(han: str) -> bool:
-    """Return whether JIS X 0208 has all these characters: 爱 and 赞 are Chinese only."""
+    """Return whether Japanese character sets have all of these: 爱 and 赞 are Chinese only."""
     try:
-        han.encode("shift_jis")
+        han.encode("cp932")
     except UnicodeEncodeError:
         return False
     return True

@@ -24,7 +24,7 @@ from infra.language.detector import (
     iso_639_1,
     make_detector,
 )
-from infra.language.words import words
+from infra.language.words import language_of_script, words
 from infra.llm.client import Answer, Parsed
 from infra.settings import load_settings
 from tests.real_inputs import RealInput, each
@@ -181,6 +181,15 @@ def test_a_clause_of_han_characters_is_no_unknown_word(text: str) -> None:
     found = run(text_detector(0.5).detect, text)
     assert found is not None
     assert found.language == "zh"
+
+
+@pytest.mark.parametrize(("han", "is_chinese"), [("赞", True), ("说的对", True), ("好", False)])
+def test_characters_that_japanese_has_not_are_chinese(han: str, is_chinese: bool) -> None:
+    assert (language_of_script(han) == ("zh", 1.0)) == is_chinese
+
+
+def test_an_unusual_character_of_a_japanese_name_is_not_chinese() -> None:
+    assert language_of_script("髙橋﨑") is None
 
 
 def test_without_eld_fasttext_answers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
