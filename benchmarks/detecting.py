@@ -1,4 +1,4 @@
-"""Finds the language of every comment of the labelled set, in a process of its own.
+"""Finds the language of every comment of a labelled set, in a process of its own.
 
 What it tells as JSON is what a detector answers, and what it takes beyond what Backlot has anyway.
 """
@@ -18,7 +18,7 @@ from zlib import crc32
 
 import psutil
 
-from infra.language.detector import make_detector
+from infra.language.detector import folded, make_detector
 from infra.llm.client import make_language_model
 from infra.settings import load_settings
 
@@ -67,9 +67,25 @@ def labelled() -> list[Labelled]:
         ]
 
 
-async def detect_all(kind: str, rounds: int, every: int) -> Told:
-    """Ask for each `every`th comment, `rounds` times, after one that loads the model."""
-    texts = [comment.text for comment in labelled()][::every]
+def lines(folder: Path) -> list[Labelled]:
+    """Every second line of each `<kind>/<language>.txt`: those on which no threshold was chosen.
+
+    So are the test files of lingua (https://github.com/pemistahl/lingua-py, `language-testdata`).
+    """
+    return [
+        Labelled(folded(file.stem), file.parent.name, text)
+        for file in sorted(folder.glob("*/*.txt"))
+        for text in file.read_text(encoding="utf-8").splitlines()[1::2]
+    ]
+
+
+async def detect_all(kind: str, rounds: int, every: int, folder: Path | None = None) -> Told:
+    """Ask for each `every`th comment, `rounds` times, after one that loads the model.
+
+    The comments are those of the set, or the lines of a folder.
+    """
+    comments = labelled() if folder is None else lines(folder)
+    texts = [comment.text for comment in comments][::every]
     memory, started = _resident(), time.perf_counter()
     detect = _bare() if kind == BARE else _ours(kind)
     await detect("This loads whatever is needed.")
@@ -117,5 +133,6 @@ def _resident() -> float:
 
 
 if __name__ == "__main__":
-    kind, rounds, every = sys.argv[1:]
-    print(json.dumps(asyncio.run(detect_all(kind, int(rounds), int(every)))))
+    kind, rounds, every, *folder = sys.argv[1:]
+    told = detect_all(kind, int(rounds), int(every), *map(Path, folder))
+    print(json.dumps(asyncio.run(told)))

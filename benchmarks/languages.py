@@ -1,15 +1,19 @@
-"""The language of short comments: each detector that can be had here, on one labelled set."""
+"""The language of short comments: each detector that can be had here, on one labelled set.
+
+With LANGUAGE_TEXTS, a folder with a text per line in `<kind>/<ISO 639-1>.txt`, on those as well.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.bench import Bench, say
-from benchmarks.detecting import BARE, LLM, TEXT, WHISPER, Guess, Labelled, Told, labelled
+from benchmarks.detecting import BARE, LLM, TEXT, WHISPER, Guess, Labelled, Told, labelled, lines
 from benchmarks.processes import ROOT, ProcessFailed, command
 from benchmarks.results import Comparison, Side
 from infra import whisper
@@ -20,6 +24,9 @@ NONE = "und"
 """The label of comments that must be abstained from."""
 PLAIN = ("plain", "wordless")
 """The kinds that accuracy is told of; no detector knows romanised Hindi."""
+_LEFT_OUT = "af bs cy eo ga id kk la lg mi mk mn ms sn so st sw tn ts xh zu"
+LEFT_OUT = frozenset(_LEFT_OUT.split())
+"""Languages of lingua's files that ELD or fastText does not know, or tells from no other one."""
 TARGET = "en"
 NAMES = {
     TEXT: "text detector",
@@ -51,11 +58,11 @@ def score(truth: Sequence[str], found: Sequence[str | None]) -> Score:
     wrong = len(written) - right - abstained
     answered = sum(answer is not None for answer in wordless)
     return Score(
-        right=100 * right / len(written),
-        wrong=100 * wrong / len(written),
-        abstained=100 * abstained / len(written),
-        answered=100 * answered / len(wordless),
-        misled=100 * (wrong + answered) / len(pairs),
+        right=100 * right / max(len(written), 1),
+        wrong=100 * wrong / max(len(written), 1),
+        abstained=100 * abstained / max(len(written), 1),
+        answered=100 * answered / max(len(wordless), 1),
+        misled=100 * (wrong + answered) / max(len(pairs), 1),
     )
 
 
@@ -105,7 +112,29 @@ def run(bench: Bench) -> list[Comparison]:
     ]
     for kind in _others():
         comparisons += _compare(kind, _told(kind, 1, every), TEXT, ours, every)
+    if folder := os.environ.get("LANGUAGE_TEXTS"):
+        comparisons += _compare_lines(Path(folder), every)
     return comparisons
+
+
+def _compare_lines(folder: Path, every: int) -> Iterator[Comparison]:
+    """Compare both kind by kind. Accuracy is that of languages that both models know."""
+    comments = lines(folder)[::every]
+    ours, bare = (_told(kind, 1, every, folder)["guesses"] for kind in (TEXT, BARE))
+    for name in sorted({comment.kind for comment in comments}):
+        sides = (_side(TEXT, name, comments, ours), _side(BARE, name, comments, bare))
+        yield Comparison("languages", f"% right: {name}", *sides)
+
+
+def _side(detector: str, name: str, comments: Sequence[Labelled], guesses: Sequence[Guess]) -> Side:
+    """What a detector makes of the comments of the kind `name`."""
+    pairs = [pair for pair in zip(comments, guesses, strict=True) if pair[0].kind == name]
+    known = [(one.language, guess and guess[0]) for one, guess in pairs]
+    known = [pair for pair in known if pair[0] not in LEFT_OUT]
+    result = score([label for label, _ in known], [answer for _, answer in known])
+    least = load_settings({}).translation.target_confidence
+    reached = reach([one for one, _ in pairs], [guess for _, guess in pairs], least)
+    return Side(NAMES[detector], [result.right], _notes(result, reached))
 
 
 def _others() -> list[str]:
@@ -114,10 +143,10 @@ def _others() -> list[str]:
     return [kind for kind, is_there in ((LLM, has_llm), (WHISPER, has_whisper)) if is_there]
 
 
-def _told(kind: str, rounds: int, every: int) -> Told:
+def _told(kind: str, rounds: int, every: int, *folder: Path) -> Told:
     say(f"finding languages: {NAMES[kind]}")
     done = subprocess.run(
-        command("detecting", kind, str(rounds), str(every)),
+        command("detecting", kind, str(rounds), str(every), *map(str, folder)),
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *_python_path()])},
         capture_output=True,
         text=True,
@@ -146,14 +175,17 @@ def _misled(kind: str, told: Told, every: int) -> Side:
 
 def _right(kind: str, told: Told, every: int) -> Side:
     result, reached = _score(told, every), _reach(told, every)
-    notes = {
+    notes = _notes(result, reached) | {"% of the wordless answered": result.answered}
+    return Side(NAMES[kind], [result.right], notes)
+
+
+def _notes(result: Score, reached: Reach) -> dict[str, float]:
+    return {
         "% of others taken for English": reached.missed,
         "% of English asked about": reached.asked,
         "% wrong": result.wrong,
         "% abstained": result.abstained,
-        "% of the wordless answered": result.answered,
     }
-    return Side(NAMES[kind], [result.right], notes)
 
 
 def _pace(kind: str, told: Told) -> Side:

@@ -1,7 +1,7 @@
 """Detectors of the language of a short text: the port, the default one, and a language model.
 
-The default one asks ELD, and fastText's `lid.176` for the languages that ELD does not know. Both
-come with their wheels: nothing is downloaded. docs/adr/0023 says why there are two.
+The default one pools the opinions of ELD and of fastText's `lid.176`. Both come with their wheels:
+nothing is downloaded. docs/adr/0035 says why there are two, and how they are weighed.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from importlib.util import find_spec
+from math import exp
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel
@@ -98,16 +99,41 @@ EXCERPT = 1_000
 HAN = re.compile(r"([\u3400-\u4dbf\u4e00-\u9fff])")
 LATIN = re.compile("[a-z\u00df-\u024f]+", re.IGNORECASE)
 
-# Chosen on one half of benchmarks/comments_by_language.tsv, and confirmed on the other.
-UNCONFIRMED = 0.8
-"""What fastText's share counts for where ELD does not know the language, and can't object."""
+# Chosen on one half of each set of texts that docs/adr/0035 names, and confirmed on the other.
+STEEPNESS = 32.0
+"""A language is e times as likely for each 1/32 that ELD's score of it is higher."""
+INDIFFERENT = 0.66
+"""ELD's score of a language that speaks neither for it nor against it."""
+UNNAMED = 0.2
+"""fastText's share of a language for which it gives none: it may be the right one all the same."""
+ALONE = 5.0
+"""How much fastText's share, squared, counts for a language that ELD does not know."""
+USUAL, USUAL_WEIGHT = "en", 4.0
+"""How many times as likely as any other the language of most comments is, before they are read."""
+UNKNOWN_WEIGHT = 1.0
+"""How likely it is that neither model knows the language, on the same scale."""
 SHORT_WORD = 4
 """Letters of a Latin word that alone says nothing: `gut`, `vast`, `chat`."""
-LEAST_LEAD = 0.1
-"""By how much the language of a Latin word that stands alone has to lead: not so in `angel`."""
 
 # ELD takes Indonesian for Malay, which is nearly the same, and the language of a tenth as many.
 MALAY, INDONESIAN = "ms", "id"
+
+# Frequent words of languages that no model knows in Latin letters: of Hindi, Urdu and Punjabi;
+# Bengali; Tamil, Malayalam, Telugu and Kannada; Arabic; Russian; Japanese. None is an English one.
+_ROMANISED = """
+aaj aap aapka aapko abhi accha acha achha achi aisa aise aisi apka apke apki apko apna apne apni aur
+baar baat bahut bhai bhi bohat bohot chahiye dekh dekha dekho diya gaana gaya hai hain hoga hota
+hoti itna jaise kaam kabhi kaha kahan kaise karke karna karne karta karte kisi kitna kiya kuch kya
+kyu kyun kyunki lekin liye mera meri mujhe nahi nahin nhi pehle phir rahe rahi rha rhe saath sab
+sahi samajh sirf toh tum waah wala wale yaar
+amake ami apnar bhalo ekta khub korte onek tomar tumi valo
+aanu bagundi chala ellam enna illa indha intha iruku irukku ithu maadi namma nalla nanu neenga njan
+ondu padam polichu romba semma thala thalaiva thumba tumba
+barcha chkoun enti habibi khoya kifak mabrouk mouch shukran tounes walla wallah wlh yesser
+eto krasivo lyublyu nichego ochen pesnya pochemu privet spasibo
+arigato arigatou daisuki desu ganbatte gozaimasu kawaii kono kudasai omoshiroi sugoi
+"""
+ROMANISED = frozenset(_ROMANISED.split())
 
 Scores = dict[str, float]
 
@@ -123,7 +149,7 @@ class TextDetector:
         self._min_confidence = min_confidence
         self._fast_text = FastText()
         self._eld = Eld() if find_spec("eldc") else None
-        self.name = self._fast_text.name if self._eld is None else self._eld.name
+        self.name = "+".join(model.name for model in (self._eld, self._fast_text) if model)
 
     async def detect(self, text: str) -> Detection | None:
         spoken = words(text)[:EXCERPT]
@@ -132,28 +158,48 @@ class TextDetector:
 
     def _best(self, spoken: str) -> tuple[str, float] | None:
         only = language_of_script(spoken)
-        if only is not None:
+        if only is not None or _says_nothing(spoken):
             return only
-        ranked = Counter(self._scores(spoken)).most_common(2)
-        if not ranked or (LATIN.fullmatch(spoken) and _may_be_several(spoken, ranked)):
-            return None
-        return ranked[0]
+        probabilities = self._probabilities(spoken)
+        # English is what other languages in Latin letters are mixed with, and most taken for.
+        if not ROMANISED.isdisjoint(spoken.lower().split()):
+            probabilities.pop(USUAL, None)
+        return max(probabilities.items(), key=itemgetter(1), default=None)
 
-    def _scores(self, spoken: str) -> Scores:
-        scores = self._fast_text.scores(spoken)
+    def _probabilities(self, spoken: str) -> Scores:
+        shares = self._fast_text.scores(spoken)
         if self._eld is None:
-            return scores
-        known = self._eld.scores(spoken)
-        if scores.get(MALAY, 0.0) <= scores.get(INDONESIAN, 0.0):
-            known[INDONESIAN] = known.pop(MALAY, 0.0)
-        alone = scores.keys() - self._eld.languages
-        return {language: UNCONFIRMED * scores[language] for language in alone} | known
+            return shares
+        weights = _pooled(shares, self._eld.scores(spoken), self._eld.languages)
+        total = UNKNOWN_WEIGHT + sum(weights.values())
+        return {language: weight / total for language, weight in weights.items()}
 
 
-def _may_be_several(word: str, ranked: Sequence[tuple[str, float]]) -> bool:
-    """Return whether a lone word may be of several languages; the likeliest come first."""
-    lead = ranked[0][1] - (ranked[1][1] if len(ranked) > 1 else 0.0)
-    return len(word) <= SHORT_WORD or lead < LEAST_LEAD
+def _says_nothing(spoken: str) -> bool:
+    """Return whether it is a lone word of several languages: a short Latin one, a Han character."""
+    return HAN.fullmatch(spoken) is not None or (
+        len(spoken) <= SHORT_WORD and LATIN.fullmatch(spoken) is not None
+    )
+
+
+def _pooled(shares: Scores, known: Scores, languages: frozenset[str]) -> Scores:
+    """Return how likely each language is, on the scale of UNKNOWN_WEIGHT.
+
+    A logarithmic opinion pool (Genest & Zidek 1986, Statistical Science 1:1): a language counts
+    when both models hold it likely, or one is very sure. `shares` are fastText's scores, `known`
+    ELD's, which knows no others than `languages`.
+    """
+    weights = {}
+    for language in shares.keys() | known.keys():
+        share = shares.get(language, 0.0)
+        if language in languages:
+            fit = exp(STEEPNESS * (known.get(language, 0.0) - INDIFFERENT))
+            weights[language] = fit * (share + UNNAMED)
+        else:
+            weights[language] = ALONE * share**2
+    if USUAL in weights:
+        weights[USUAL] *= USUAL_WEIGHT
+    return weights
 
 
 class FastText:
@@ -190,12 +236,13 @@ class Eld:
         import eldc
 
         self.name = f"eldc/{metadata.version('eldc')}"
-        self.languages = frozenset(map(folded, eldc.LANGUAGES))
+        self.languages = frozenset(map(folded, eldc.LANGUAGES)) | {INDONESIAN}
 
     def scores(self, spoken: str) -> Scores:
         """Return a score from 0 to 1 for each of the likeliest languages; the sum may not be 1."""
         found = self._model.detect_details(spoken).scores
-        return {folded(code): score for code, score in found.items()}
+        scores = {folded(code): score for code, score in found.items()}
+        return scores | {INDONESIAN: scores.get(MALAY, 0.0)}
 
     @cached_property
     def _model(self) -> Any:

@@ -169,6 +169,7 @@ SYLLABLE = re.compile(
 _EXCLAMATIONS = """
 ah aah aw aww eh gg hm hmm kek lmao lmfao lol lul oh ok okay omg ooh owo rofl uwu wow wtf xd xoxo
 yay вау кек лол ок омг واو لول
+哈 呵 嘿 嘻 吼 嗷 啊 噢 哦 嗯 哇 笑 하 히 호 헤 후 흐 크 캬 아 어 오 우 음
 """
 EXCLAMATIONS = frozenset(_EXCLAMATIONS.split())
 
@@ -201,8 +202,8 @@ LEAST_KANA = 2
 
 MIN_LETTERS = 3
 """Shorter texts are shared by many languages: `ok`, `no`, `xD`."""
-MIN_SYLLABLES = 2
-"""The least number of letters where each is a syllable or a word."""
+MIN_KANA = 2
+"""The least number of kana, each of which is a syllable; a Han or Hangul letter is a word."""
 
 # Not Han: 好好好 is no lengthened 好.
 ELONGATED = re.compile("([^\\W\u3400-\u9fff])\\1{2,}")
@@ -212,11 +213,11 @@ SHORTCODE = re.compile(r"(?<![A-Za-z0-9:]):[A-Za-z][A-Za-z0-9_+-]*:(?![A-Za-z0-9
 INSIDE_WORDS = "'\u2019\u200c\u200d"
 LONE_JAMO = range(0x1100, 0x1200)
 """Parts of Korean syllables, which alone are laughter or tears."""
-FIRST_KANA = "\u3040"
-"""From here on, letters are syllables or words: kana, Han, Hangul."""
 # Scripts whose words may have a single letter wherever they stand.
 WORD_A_LETTER = ("CJK", "HANGUL")
 JAPANESE = frozenset(("CJK", "HIRAGANA", "KATAKANA"))
+# One kana and nothing else: 「え？」; beside other signs it is a limb of kaomoji.
+LONE_KANA = re.compile(r"[\s!?.…。~〜ー]*([\u3041-\u3096\u30a1-\u30fa])[\s!?.…。~〜ー]*")
 # Laughter, right behind a sentence in Japanese or before one.
 WWW = re.compile(
     "(?<=[\u3040-\u30ff\u3400-\u9fff])w+(?![a-z])|(?<![a-z])w{2,}(?=[\u3040-\u30ff\u3400-\u9fff])",
@@ -225,9 +226,11 @@ WWW = re.compile(
 
 
 def is_exclamation(word: str) -> bool:
-    """Return whether a word alone needs no translation: `wow`, `ha`, a letter."""
+    """Return whether a word alone needs no translation: `wow`, `ha`, a letter; 好 is a word."""
     small = word.lower()
-    return len(small) == 1 or small in EXCLAMATIONS or SYLLABLE.fullmatch(small) is not None
+    if small in EXCLAMATIONS or SYLLABLE.fullmatch(small):
+        return True
+    return len(small) == 1 and script(small) not in WORD_A_LETTER
 
 
 def emoji_of(text: str) -> Iterator[str]:
@@ -243,11 +246,14 @@ def script(letter: str) -> str:
 def language_of_script(spoken: str) -> tuple[str, float] | None:
     """Return the language that most letters can only be of, with their share; None where none is.
 
-    None for Latin, Cyrillic, Arabic and the other scripts of several languages.
+    None for Latin, Cyrillic, Arabic and the other scripts of several languages, and for Chinese
+    characters that Japanese has, too.
     """
     if spoken.isascii():
         return None
     letters = Counter(script(char) for char in spoken if char.isalpha())
+    if set(letters) == {"CJK"} and not _is_japanese(spoken):
+        return "zh", 1.0
     languages = Counter[str]()
     for name, count in letters.items():
         if name in LANGUAGES:
@@ -257,6 +263,15 @@ def language_of_script(spoken: str) -> tuple[str, float] | None:
     [(language, count)] = languages.most_common(1) or [("", 0)]
     share = count / max(letters.total(), 1)
     return (language, share) if share > 0.5 else None
+
+
+def _is_japanese(han: str) -> bool:
+    """Return whether Japanese character sets have all of these: 爱 and 赞 are Chinese only."""
+    try:
+        han.encode("cp932")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Letters(dict[int, str]):
@@ -284,6 +299,8 @@ def words(text: str) -> str:
     out, as are line breaks; `sooooo` becomes `so`.
     """
     said = prose(unicodedata.normalize("NFKC", EMOJI.sub(" ", text)))
+    if alone := LONE_KANA.fullmatch(said):
+        return alone[1]
     letters = WWW.sub(" ", SHORTCODE.sub(" ", said)).translate(_LETTERS).split()
     spoken = [ELONGATED.sub(r"\1", word) for word in letters if _is_spoken(word)]
     spoken = _without_limbs(spoken)
@@ -323,5 +340,7 @@ def _is_limb(scripts: list[str]) -> bool:
 
 def _too_short(spoken: list[str]) -> bool:
     letters = [char for word in spoken for char in word if char.isalpha()]
-    least = MIN_SYLLABLES if any(char >= FIRST_KANA for char in letters) else MIN_LETTERS
-    return len(letters) < least
+    scripts = set(map(script, letters))
+    if not scripts.isdisjoint(WORD_A_LETTER):
+        return False
+    return len(letters) < (MIN_KANA if scripts.intersection(KANA) else MIN_LETTERS)

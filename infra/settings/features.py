@@ -90,7 +90,7 @@ class TranslationSettings(SettingsGroup, alias_generator=variables("TRANSLATION_
         default="text", alias="LANGUAGE_DETECTOR"
     )
     min_confidence: float = Field(default=0.7, alias="LANGUAGE_MIN_CONFIDENCE", ge=0, le=1)
-    target_confidence: float = Field(default=0.75, alias="LANGUAGE_TARGET_CONFIDENCE", ge=0, le=1)
+    target_confidence: float = Field(default=0.8, alias="LANGUAGE_TARGET_CONFIDENCE", ge=0, le=1)
     whisper_model: str = Field(default="base", alias="WHISPER_MODEL", min_length=1)
 
 

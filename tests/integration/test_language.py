@@ -47,7 +47,7 @@ class TestTextDetector(TrainedContract):
 
     @pytest.fixture
     def unsure(self) -> Detector:
-        return TextDetector(0.99)
+        return TextDetector(1.0)
 
 
 def polyglot(call: Call) -> Answer:

@@ -24,7 +24,7 @@ from infra.language.detector import (
     iso_639_1,
     make_detector,
 )
-from infra.language.words import words
+from infra.language.words import language_of_script, words
 from infra.llm.client import Answer, Parsed
 from infra.settings import load_settings
 from tests.real_inputs import RealInput, each
@@ -84,7 +84,12 @@ NASTY = [
         ("ㅋㅋㅋ 진짜 ㅠㅠ", "진짜"),
         ("wow que bonito", "wow que bonito"),
         ("最高", "最高"),
-        ("草", ""),
+        ("草", "草"),
+        ("好！！", "好"),
+        ("굿 👍", "굿"),
+        ("え？", "え"),
+        ("¯\\_(ツ)_/¯", ""),
+        ("草草草", ""),
         ("no", ""),
         ("OK lol", ""),
         ("good_vibes", "good vibes"),
@@ -178,6 +183,15 @@ def test_a_clause_of_han_characters_is_no_unknown_word(text: str) -> None:
     assert found.language == "zh"
 
 
+@pytest.mark.parametrize(("han", "is_chinese"), [("赞", True), ("说的对", True), ("好", False)])
+def test_characters_that_japanese_has_not_are_chinese(han: str, is_chinese: bool) -> None:
+    assert (language_of_script(han) == ("zh", 1.0)) == is_chinese
+
+
+def test_an_unusual_character_of_a_japanese_name_is_not_chinese() -> None:
+    assert language_of_script("髙橋﨑") is None
+
+
 def test_without_eld_fasttext_answers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux on ARM has no wheel of ELD."""
     monkeypatch.setattr("infra.language.detector.find_spec", lambda name: None)
@@ -192,6 +206,46 @@ def test_without_eld_fasttext_answers_alone(monkeypatch: pytest.MonkeyPatch) -> 
         assert found is not None
         assert found.language == language
     assert run(detector.detect, "gut") is None
+
+
+class Says:
+    """A model that always gives the same scores."""
+
+    name = "says/1"
+    languages = frozenset(("de", "nl", "en"))
+
+    def __init__(self, **scores: float) -> None:
+        self._scores = scores
+
+    def scores(self, spoken: str) -> dict[str, float]:
+        return dict(self._scores)
+
+
+@pytest.mark.parametrize(
+    ("fast_text", "eld", "language"),
+    [
+        (Says(de=0.6, nl=0.3), Says(de=0.75, nl=0.6), "de"),
+        (Says(nl=0.9), Says(de=0.72, nl=0.6), None),
+        (Says(nl=0.9), Says(de=0.95, nl=0.6), "de"),
+        (Says(de=0.3), Says(de=0.6), None),
+        (Says(de=0.9), Says(de=0.6), None),
+        (Says(cy=0.95), Says(de=0.5), "cy"),
+        (Says(cy=0.6), Says(de=0.5), None),
+        (Says(), Says(), None),
+    ],
+    ids=[
+        "they agree", "they differ", "one is very sure", "both are unsure", "one is unsure",
+        "ELD has not learned it", "nor is the other sure", "neither knows any",
+    ],
+)  # fmt: skip
+def test_two_models_agree_or_one_is_very_sure(
+    monkeypatch: pytest.MonkeyPatch, fast_text: Says, eld: Says, language: str | None
+) -> None:
+    monkeypatch.setattr("infra.language.detector.FastText", lambda: fast_text)
+    monkeypatch.setattr("infra.language.detector.Eld", lambda: eld)
+    monkeypatch.setattr("infra.language.detector.find_spec", lambda name: name)
+    found = run(TextDetector(0.7).detect, "whatever it may be")
+    assert (found and found.language) == language
 
 
 @pytest.mark.parametrize(

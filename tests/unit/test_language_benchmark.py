@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from anyio import run
 
-from benchmarks.detecting import BARE, TEXT, Guess, Labelled, detect_all, labelled
+from benchmarks.detecting import BARE, TEXT, Guess, Labelled, detect_all, labelled, lines
 from benchmarks.languages import NONE, PLAIN, reach, score
 from infra.language.detector import ISO_639_1
 from infra.language.words import words
@@ -64,6 +65,17 @@ def test_each_detector_can_be_measured(kind: str) -> None:
     assert len(told["microseconds"]) == 2
 
 
+def test_texts_of_others_are_measured_on_the_lines_that_nothing_was_chosen_on(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "sentences").mkdir()
+    (tmp_path / "sentences" / "nb.txt").write_text("Hei\nTusen takk for hjelpen\nJa\n")
+    assert lines(tmp_path) == [Labelled("no", "sentences", "Tusen takk for hjelpen")]
+    [guess] = run(detect_all, TEXT, 1, 1, tmp_path)["guesses"]
+    assert guess is not None
+    assert guess[0] == "no"
+
+
 @pytest.fixture(scope="module")
 def found() -> list[tuple[Labelled, Guess]]:
     """What the default says about each comment."""
@@ -73,8 +85,8 @@ def found() -> list[tuple[Labelled, Guess]]:
 def test_the_default_is_wrong_about_few(found: list[tuple[Labelled, Guess]]) -> None:
     plain = [(one.language, guess and guess[0]) for one, guess in found if one.kind in PLAIN]
     result = score(*zip(*plain, strict=True))
-    assert result.right > 93
-    assert result.misled < 3
+    assert result.right > 90
+    assert result.misled < 1
     assert result.answered < 2
 
 
