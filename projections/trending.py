@@ -149,9 +149,10 @@ FROM (SELECT * FROM scored
 ORDER BY rank
 """
 
-# Settled sums score the larger of two values: what decays, and the floor's share of the base. Each
-# keeps its order over time. That of the first is told by its logarithm, but for what is the same for
-# all; a video that is not completed yet may be of any age. That of the second is told by the base.
+# Settled sums score the larger of two values: what decays, and the floor's share of the base. The
+# order by either does not change with time. The key of the first is its logarithm, but for what is
+# the same for all; a video that is not completed yet may be of any age. That of the second is the
+# base itself.
 DECAYING, FLOORED = "sort_key", "base"
 SORT_KEYS = f"""
 CASE WHEN {BASE} > 0 THEN coalesce(
@@ -182,7 +183,8 @@ WHERE bucket >= %(settled_until)s AND bucket < %(until)s AND {RECENT_HOUR} >= %(
 LIMIT %(most)s
 """.encode()
 
-# For each place in the ranking, by either key. More leaders are further above the rest, so that fewer rise.
+# For each place in the ranking, by either key. More leaders are further above the rest, so that
+# fewer rise.
 LEADERS = 5
 LOOKED_AT = 50
 MOST_RISING = 1000
