@@ -235,7 +235,7 @@ def test_few_of_a_category_lead_and_one_far_behind_rises(
 def test_keys_of_a_very_short_half_life_are_not_relied_on(
     analytics: Connection[TupleRow],
 ) -> None:
-    short = replace(USUAL, half_life_hours=0.05)
+    short = replace(USUAL, half_life_hours=0.05, age_floor=0)
     films = [replace(film, completed_at=NOW - HOUR / 2) for film in films_of(20)]
     new = Film(UUID(int=99), NOW)
     write(analytics, [*films, new], [*descending(films), *views(new, 2)])
