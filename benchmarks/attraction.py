@@ -29,6 +29,7 @@ from benchmarks.recommendations import EXPORT, SEEDS, SMALL
 from benchmarks.results import Comparison, Side
 from infra.errors import OperatorError
 from projections.analytics.calendar import DAY, start_of_day, start_of_hour
+from projections.analytics.schema import migrate
 from projections.trending import Formula, Trending, Window
 
 SHOWN = 20
@@ -123,7 +124,7 @@ SIMPLE: Mapping[str, Ranking] = {
 }
 
 
-def shown_by(ranking: Ranking, days: Iterable[Day]) -> list[Sequence[UUID]]:
+def shown_by(ranking: Ranking, days: Iterable[Day]) -> list[list[UUID]]:
     """Return the first twenty of each day; equal ones in the order of their ids."""
     found = []
     for day in days:
@@ -132,9 +133,7 @@ def shown_by(ranking: Ranking, days: Iterable[Day]) -> list[Sequence[UUID]]:
     return found
 
 
-async def shown_by_trending(
-    url: str, formula: Formula, days: Iterable[Day]
-) -> list[Sequence[UUID]]:
+async def shown_by_trending(url: str, formula: Formula, days: Iterable[Day]) -> list[list[UUID]]:
     """Return what trends at the beginning of each day."""
     trending = Trending(formula)
     found = []
@@ -175,6 +174,8 @@ def fill(url: str, history: History) -> None:
         counts[0] += view.seconds is not None
         counts[1] += view.liked
         counts[2] += view.seconds or 0.0
+    with psycopg.connect(url, autocommit=True) as conn:
+        migrate(conn)
     with psycopg.connect(url) as conn, conn.cursor() as cursor:
         films = history.films
         rows = [(film.video_id, film.owner, film.category, film.since) for film in films]

@@ -70,7 +70,7 @@ def test_trending_tells_why(site: Site) -> None:
     assert (parts["views"], parts["recencyBoost"]) == (5, 15)
     assert set(parts) == {"views", "likes", "comments", "watchMinutes", "recencyBoost"}
     assert sum(parts.values()) - penalty == pytest.approx(top["score"])
-    assert 0 < penalty < 0.1
+    assert 0 < penalty < 0.5
     assert ranked(site) == [str(second.id), str(first.id)]
 
 

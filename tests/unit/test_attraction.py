@@ -8,8 +8,9 @@ from uuid import UUID
 
 import pytest
 
-from benchmarks.attraction import DAY, SHOWN, Attracted, days_of, decayed, judge, popular, shown_by
+from benchmarks.attraction import SHOWN, days_of, decayed, judge, popular, shown_by
 from benchmarks.community import Film, History, View
+from projections.analytics.calendar import DAY
 
 BEGAN = datetime(2026, 3, 1, 6, tzinfo=UTC)
 A, B, C = (UUID(int=n) for n in (1, 2, 3))
@@ -61,7 +62,8 @@ def test_the_share_of_first_views_and_the_gain() -> None:
     shown = shown_by(popular(30 * DAY), days)
     assert shown == [[A, B]]
     ideal = 2 / log2(2) + 1 / log2(3)
-    assert judge(days, shown) == Attracted(pytest.approx(100 / 3), pytest.approx(1 / ideal))
+    found = judge(days, shown)
+    assert (found.share, found.ndcg) == pytest.approx((100 / 3, 1 / ideal))
 
 
 def test_so_many_are_shown() -> None:
