@@ -156,6 +156,16 @@ def test_one_that_comes_down_to_the_floor_after_the_settling(
         assert [score for _, score in found] == pytest.approx([score for _, score in wanted])
 
 
+def test_sums_that_the_release_before_has_settled(analytics: Connection[TupleRow]) -> None:
+    films = films_of(40)
+    films[20:] = old(films[20:])
+    deeds = [*descending(films[:20]), *(deed for film in films[20:] for deed in views(film, 900))]
+    settled(analytics, films, deeds)
+    analytics.execute("UPDATE analytics.trending_sums SET base = NULL")
+    analytics.execute("UPDATE analytics.trending_settled SET formula = formula - 'age_floor'")
+    assert first(analytics, 2) == [films[20].video_id, films[21].video_id]
+
+
 def test_what_came_just_now_brings_anyone_to_the_top(analytics: Connection[TupleRow]) -> None:
     films = films_of(20)
     deeds = descending(films)
