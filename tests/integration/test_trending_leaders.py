@@ -114,6 +114,10 @@ def test_who_cannot_be_at_the_top_is_not_looked_at(analytics: Connection[TupleRo
     assert first(analytics, 20)[:10] == top[10:]
 
 
+def likes(film: Film, count: int) -> Deed:
+    return Deed(film, "like", BEFORE, count)
+
+
 def old(films: Sequence[Film]) -> list[Film]:
     """The same so old that of each a tenth is left."""
     return [replace(film, completed_at=NOW - timedelta(days=400)) for film in films]
@@ -122,20 +126,33 @@ def old(films: Sequence[Film]) -> list[Film]:
 def test_who_has_come_down_to_the_floor_may_lead(analytics: Connection[TupleRow]) -> None:
     films = films_of(40)
     films[20:] = old(films[20:])
-    # Of the old ones' views a tenth is left: 90 and less; the new ones have 54 and less.
-    deeds = [*descending(films[:20]), *(views(films[20], 900)), *(views(films[21], 300))]
+    # Of the old ones' points a tenth is left: 90 and less; the new ones have 54 and less.
+    deeds = [*descending(films[:20]), likes(films[20], 180), likes(films[21], 60)]
     deeds += [deed for film in films[22:] for deed in views(film, 1)]
     settled(analytics, films, deeds)
     analytics.execute(ABSURD, ([film.video_id for film in [*films[11:20], *films[32:]]],))
     assert first(analytics, 2) == [films[20].video_id, films[0].video_id]
 
 
+def test_one_at_the_floor_may_lead_from_a_later_settling_on(
+    analytics: Connection[TupleRow],
+) -> None:
+    films = films_of(20)
+    films[19:] = old(films[19:])
+    deeds = descending(films)
+    settled(analytics, films, deeds)
+    assert first(analytics, 1) == [films[0].video_id]
+    settled(analytics, films, [*deeds, likes(films[-1], 180)])
+    assert first(analytics, 1) == [films[-1].video_id]
+
+
 def test_one_at_the_floor_behind_the_leaders_may_rise(analytics: Connection[TupleRow]) -> None:
     films = films_of(20)
     films[10:] = old(films[10:])
-    deeds = [*descending(films[:10]), *(d for film in films[10:] for d in views(film, 250))]
+    deeds = [*views(films[0], 100), *descending(films[1:10]), likes(films[-1], 180)]
+    deeds += [likes(film, 181) for film in films[10:-1]]
     settled(analytics, films, deeds)
-    # The first has 27; of the old ones 25 are left, and thrice a fifth of a view.
+    # The first has 90.6; of the old ones 90.5 and 90 are left, and of 15 new views three points.
     risen = [Deed(films[-1], "view", JUST_NOW)] * 15
     write(analytics, films, [*deeds, *risen])
     assert first(analytics, 1) == [films[-1].video_id]
@@ -159,7 +176,7 @@ def test_one_that_comes_down_to_the_floor_after_the_settling(
 def test_sums_that_the_release_before_has_settled(analytics: Connection[TupleRow]) -> None:
     films = films_of(40)
     films[20:] = old(films[20:])
-    deeds = [*descending(films[:20]), *(deed for film in films[20:] for deed in views(film, 900))]
+    deeds = [*descending(films[:20]), *(likes(film, 180) for film in films[20:])]
     settled(analytics, films, deeds)
     analytics.execute("UPDATE analytics.trending_sums SET base = NULL")
     analytics.execute("UPDATE analytics.trending_settled SET formula = formula - 'age_floor'")
