@@ -13,6 +13,7 @@ from rich.console import Console
 
 from benchmarks import (
     append,
+    attraction,
     audit,
     counters,
     finalize,
@@ -55,6 +56,7 @@ BENCHMARKS: dict[str, Callable[[Bench], list[Comparison]]] = {
     "languages": languages.run,
     "translating": translating.run,
     "trending": trending.run,
+    "attraction": attraction.run,
     "recommending": recommending.run,
     "recommended": recommended.run,
     "recommendations": recommendations.run,

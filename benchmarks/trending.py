@@ -38,7 +38,8 @@ EVENTS = "from the events themselves, 30d"
 
 # The ranking of the same window as the formula has it, from the events: what rollups are for.
 FROM_EVENTS = b"""
-SELECT video_id, base * power(2, -extract(epoch FROM %(now)s - completed_at)::float8 / 604800)
+SELECT video_id, base * greatest(
+           0.3, power(2, -extract(epoch FROM %(now)s - completed_at)::float8 / 259200))
 FROM (SELECT video_id, sum(
           CASE event_type
               WHEN 'view' THEN 1.0 * ((metadata->>'counts')::boolean
@@ -47,7 +48,7 @@ FROM (SELECT video_id, sum(
               WHEN 'comment' THEN 3.0 * (metadata->>'delta')::int
               WHEN 'watch_time' THEN 0.1 * (metadata->>'seconds')::float8 / 60
               ELSE 0 END
-          * CASE WHEN "timestamp" >= %(now)s - interval '24 hours' THEN 2 ELSE 1 END) AS base
+          * CASE WHEN "timestamp" >= %(now)s - interval '8 hours' THEN 4 ELSE 1 END) AS base
       FROM analytics.video_analytics
       WHERE "timestamp" >= %(now)s - interval '30 days'
       GROUP BY video_id) AS sums

@@ -1,6 +1,6 @@
 """Which videos trend, from settled sums: a ranking costs the same however much has happened.
 
-    score = base · 2^(-age / half-life) = base - agePenalty
+    score = base · max(floor, 2^(-age / half-life)) = base - agePenalty
     base = views + likes + comments + watchMinutes + recencyBoost
 
 Each addend is a sum over the window times its weight. `recencyBoost` counts the recent part of it
@@ -136,8 +136,9 @@ WITH sums AS ({{sums}}), scored AS (
                    / 3600 AS age_hours
     ) AS whole
     CROSS JOIN LATERAL (
-        SELECT base * (1 - power(2::float8,
-                                 greatest(-age_hours / %(half_life_hours)s::float8, -1000)))
+        SELECT base * (1 - greatest(
+                   %(age_floor)s::float8,
+                   power(2::float8, greatest(-age_hours / %(half_life_hours)s::float8, -1000))))
                    AS age_penalty
     ) AS penalty
     CROSS JOIN LATERAL (SELECT base - age_penalty AS score) AS result
@@ -148,28 +149,32 @@ FROM (SELECT * FROM scored
 ORDER BY rank
 """
 
-# The logarithm of what the settled sums score at any time, but for what is the same for all. A
-# video that is not completed yet may be of any age.
-SORT_KEY = f"""
+# Settled sums score the larger of two values: what decays, and the floor's share of the base. The
+# order by either does not change with time. The key of the first is its logarithm, but for what is
+# the same for all; a video that is not completed yet may be of any age. That of the second is the
+# base itself.
+DECAYING, FLOORED = "sort_key", "base"
+SORT_KEYS = f"""
 CASE WHEN {BASE} > 0 THEN coalesce(
     ln({BASE}) + ln(2::float8) * extract(epoch FROM completed_at)::float8 / 3600
-        / greatest(%(half_life_hours)s::float8, 1), 'infinity') END
+        / greatest(%(half_life_hours)s::float8, 1), 'infinity') END AS {DECAYING},
+CASE WHEN {BASE} > 0 THEN {BASE} END AS {FLOORED}
 """
 # With a shorter half-life than this, keys are too large to be exact.
 SHORTEST_HALF_LIFE_HOURS = 1.0
 
 LEADING = """
-SELECT first.video_id, sort_key
-FROM (SELECT video_id, sort_key FROM analytics.trending_sums
-      WHERE time_range = %(time_range)s AND sort_key IS NOT NULL
-      ORDER BY sort_key DESC LIMIT %(looked_at)s) AS first
+SELECT first.video_id, {key}
+FROM (SELECT video_id, {key} FROM analytics.trending_sums
+      WHERE time_range = %(time_range)s AND {key} IS NOT NULL
+      ORDER BY {key} DESC LIMIT %(looked_at)s) AS first
 JOIN analytics.videos AS video USING (video_id)
-WHERE {listed} ORDER BY sort_key DESC LIMIT %(leaders)s
+WHERE {listed} ORDER BY {key} DESC LIMIT %(leaders)s
 """
-NEXT = b"""
-SELECT sort_key FROM analytics.trending_sums
-WHERE time_range = %(time_range)s AND sort_key IS NOT NULL
-ORDER BY sort_key DESC OFFSET %(looked_at)s LIMIT 1
+NEXT = """
+SELECT {key} FROM analytics.trending_sums
+WHERE time_range = %(time_range)s AND {key} IS NOT NULL
+ORDER BY {key} DESC OFFSET %(looked_at)s LIMIT 1
 """
 # Of a few hours: to get so much in all of them, a video has to get its share in one.
 RISING = f"""
@@ -178,7 +183,8 @@ WHERE bucket >= %(settled_until)s AND bucket < %(until)s AND {RECENT_HOUR} >= %(
 LIMIT %(most)s
 """.encode()
 
-# For each place in the ranking. More leaders are further above the rest, so that fewer rise.
+# For each place in the ranking, by either key. More leaders are further above the rest, so that
+# fewer rise.
 LEADERS = 5
 LOOKED_AT = 50
 MOST_RISING = 1000
@@ -188,7 +194,7 @@ RELATIVE, ABSOLUTE = 1e-9, 2e-6
 # Only what changed is written: within an hour that is little.
 SETTLE = f"""
 WITH fresh AS MATERIALIZED (
-    SELECT sums.*, {SORT_KEY} AS sort_key
+    SELECT sums.*, {SORT_KEYS}
     FROM ({FROM_ROLLUPS}) AS sums LEFT JOIN analytics.videos USING (video_id)
 ), gone AS (
     DELETE FROM analytics.trending_sums AS kept
@@ -197,7 +203,7 @@ WITH fresh AS MATERIALIZED (
 INSERT INTO analytics.trending_sums AS kept
 SELECT %(time_range)s, fresh.* FROM fresh
 ON CONFLICT (time_range, video_id) DO UPDATE
-SET {", ".join(f"{name} = excluded.{name}" for name in [*SUMS, "sort_key"])}
+SET {", ".join(f"{name} = excluded.{name}" for name in [*SUMS, DECAYING, FLOORED])}
 WHERE kept IS DISTINCT FROM excluded
 """.encode()
 NOTE_SETTLED = b"""
@@ -233,15 +239,19 @@ BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """The weights: points of a view, a like, a comment and a watched minute, boost and decay."""
+    """The weights: points of a view, a like, a comment and a watched minute, boost and decay.
+
+    At least `age_floor` of a video's points, of 1, are left however old it is.
+    """
 
     view_weight: float = 1.0
     like_weight: float = 5.0
     comment_weight: float = 3.0
     watch_minute_weight: float = 0.1
-    recent_hours: int = 24
-    recent_boost: float = 2.0
-    half_life_hours: float = 168.0
+    recent_hours: int = 8
+    recent_boost: float = 4.0
+    half_life_hours: float = 72.0
+    age_floor: float = 0.3
 
     @classmethod
     def from_settings(cls, settings: TrendingSettings) -> Formula:
@@ -369,17 +379,26 @@ async def _leaders(
     conn: AsyncConnection[TupleRow], given: Mapping[str, Any]
 ) -> tuple[list[UUID], float]:
     """Return the first by the settled sums, and the score that all other videos have at most."""
-    limit = given["limit"]
-    given = {**given, "leaders": LEADERS * limit, "looked_at": LOOKED_AT * limit}
-    cursor = await conn.execute(LEADING.format(listed=_listing_condition(given)).encode(), given)
-    rows = await cursor.fetchall()
-    last = rows[-1] if len(rows) == LEADERS * limit else None
-    if last is None:
-        last = await (await conn.execute(NEXT, given)).fetchone()
+    decaying, last_key = await _first_by(conn, DECAYING, given)
+    floored, last_base = await _first_by(conn, FLOORED, given)
     decay = log(2) * given["now"].timestamp() / 3600 / given["half_life_hours"]
     # Of a key without a bound it has none either.
-    rest = exp(min(max(last[-1] - decay, -690), 690)) if last else 0.0
-    return [video_id for video_id, _ in rows], rest
+    rest = exp(min(max(last_key - decay, -690), 690)) if last_key is not None else 0.0
+    return [*{*decaying, *floored}], max(rest, given["age_floor"] * (last_base or 0.0))
+
+
+async def _first_by(
+    conn: AsyncConnection[TupleRow], key: str, given: Mapping[str, Any]
+) -> tuple[list[UUID], float | None]:
+    """Return the first by this key, and what it is at most for all others; None without others."""
+    limit = given["limit"]
+    given = {**given, "leaders": LEADERS * limit, "looked_at": LOOKED_AT * limit}
+    query = LEADING.format(key=key, listed=_listing_condition(given))
+    rows = await (await conn.execute(query.encode(), given)).fetchall()
+    last = rows[-1] if len(rows) == LEADERS * limit else None
+    if last is None:
+        last = await (await conn.execute(NEXT.format(key=key).encode(), given)).fetchone()
+    return [video_id for video_id, _ in rows], last[-1] if last else None
 
 
 async def _rising_videos(

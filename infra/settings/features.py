@@ -115,9 +115,10 @@ class TrendingSettings(SettingsGroup, alias_generator=variables("TRENDING_")):
     like_weight: NonNegativeFloat = Field(default=5.0, le=MAX_WEIGHT)
     comment_weight: NonNegativeFloat = Field(default=3.0, le=MAX_WEIGHT)
     watch_minute_weight: NonNegativeFloat = Field(default=0.1, le=MAX_WEIGHT)
-    recent_hours: PositiveInt = Field(default=24, le=168)
-    recent_boost: float = Field(default=2.0, ge=1, le=MAX_WEIGHT)
-    half_life_hours: PositiveFloat = Field(default=168.0, allow_inf_nan=False)
+    recent_hours: PositiveInt = Field(default=8, le=168)
+    recent_boost: float = Field(default=4.0, ge=1, le=MAX_WEIGHT)
+    half_life_hours: PositiveFloat = Field(default=72.0, allow_inf_nan=False)
+    age_floor: float = Field(default=0.3, ge=0, le=1)
     cache_ttl_seconds: PositiveInt = Field(default=300, le=86_400)
     invalidate_seconds: PositiveFloat = Field(default=5.0, le=3600)
     # Sums are used for an hour after theirs at most.

@@ -25,8 +25,11 @@ from tests.integration.trending_support import (
 )
 
 A, B, C = (UUID(int=n) for n in (1, 2, 3))
-USUAL = Formula()
-UNUSUAL = Formula(0.5, 2.0, 7.0, 0.3, recent_hours=168, recent_boost=3.5, half_life_hours=10)
+USUAL = Formula(recent_hours=24, recent_boost=2.0, half_life_hours=168.0, age_floor=0.1)
+UNUSUAL = Formula(
+    0.5, 2.0, 7.0, 0.3, recent_hours=168, recent_boost=3.5, half_life_hours=10, age_floor=0
+)
+AGELESS = replace(USUAL, age_floor=1)
 
 
 def ranking(
@@ -60,7 +63,7 @@ def test_it_agrees_with_the_formula_in_plain_python(
     films, deeds = random_history(seed, now)
     write(both_shapes, films, deeds)
     for window in Window:
-        for formula in (USUAL, UNUSUAL):
+        for formula in (USUAL, UNUSUAL, AGELESS):
             if settled:
                 assert settle(both_shapes, window, formula=formula, now=now)
             for category in (None, "art"):
@@ -94,13 +97,24 @@ def test_what_each_part_is_worth(analytics: Connection[TupleRow]) -> None:
     assert (item.age_penalty, item.score) == pytest.approx((14, 14))
 
 
-@pytest.mark.parametrize(("age_hours", "left"), [(0, 1), (168, 0.5), (336, 0.25), (1680, 2**-10)])
-def test_what_is_left_halves_with_each_half_life(
-    analytics: Connection[TupleRow], age_hours: int, left: float
+@pytest.mark.parametrize(
+    ("age_hours", "floor", "left"),
+    [
+        (0, 0.1, 1),
+        (168, 0.1, 0.5),
+        (504, 0.1, 0.125),
+        (672, 0.1, 0.1),
+        (1680, 0.1, 0.1),
+        (1680, 0, 2**-10),
+        (1680, 1, 1),
+    ],
+)
+def test_what_is_left_halves_with_each_half_life_down_to_the_floor(
+    analytics: Connection[TupleRow], age_hours: int, floor: float, left: float
 ) -> None:
     film = Film(A, NOW - age_hours * HOUR)
     write(analytics, [film], [Deed(film, "view", NOW - 30 * HOUR)] * 100)
-    (item,) = ranking(analytics)
+    (item,) = ranking(analytics, formula=replace(USUAL, age_floor=floor))
     assert item.score == pytest.approx(100 * left)
     assert item.age_penalty == pytest.approx(100 - 100 * left)
 
@@ -108,7 +122,7 @@ def test_what_is_left_halves_with_each_half_life(
 def test_a_video_of_any_age_can_be_ranked(analytics: Connection[TupleRow]) -> None:
     ancient = Film(A, NOW - timedelta(days=9000))
     write(analytics, [ancient], [Deed(ancient, "view", NOW)])
-    (item,) = ranking(analytics, formula=replace(USUAL, half_life_hours=0.1))
+    (item,) = ranking(analytics, formula=replace(USUAL, half_life_hours=0.1, age_floor=0))
     assert item.score == pytest.approx(0)
 
 

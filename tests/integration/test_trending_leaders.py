@@ -13,8 +13,9 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from projections.trending import Formula, Window, settle
-from tests.integration.test_trending import UNUSUAL, USUAL, ranking
+from tests.integration.test_trending import AGELESS, UNUSUAL, USUAL, ranking
 from tests.integration.trending_support import (
+    CROSSING,
     HOUR,
     NOW,
     Deed,
@@ -23,7 +24,7 @@ from tests.integration.trending_support import (
     write,
 )
 
-OLD = NOW - timedelta(days=2)
+BEFORE = NOW - timedelta(days=2)
 JUST_NOW = NOW.replace(minute=1)
 # What a video would have if it was looked at.
 ABSURD = b"UPDATE analytics.trending_sums SET views = 1e9 WHERE video_id = ANY (%s)"
@@ -34,7 +35,7 @@ def films_of(count: int) -> list[Film]:
 
 
 def views(film: Film, count: int) -> list[Deed]:
-    return [Deed(film, "view", OLD)] * count
+    return [Deed(film, "view", BEFORE)] * count
 
 
 def descending(films: Sequence[Film]) -> list[Deed]:
@@ -53,7 +54,7 @@ def first(conn: Connection[TupleRow], limit: int, category: str | None = None) -
 
 def crowd(rng: random.Random) -> tuple[list[Film], list[Deed]]:
     """Many videos, a few far ahead or all alike, and much that happened just now."""
-    ages = [timedelta(hours=-1), HOUR, timedelta(days=3), timedelta(days=30)]
+    ages = [-1 * HOUR, HOUR, 72 * HOUR, CROSSING - HOUR / 4, CROSSING + HOUR / 4, 720 * HOUR]
     films = [
         Film(
             UUID(int=rng.getrandbits(128)),
@@ -74,10 +75,19 @@ def crowd(rng: random.Random) -> tuple[list[Film], list[Deed]]:
     return films, deeds
 
 
-@pytest.mark.parametrize("settled_by", [USUAL, replace(UNUSUAL, recent_hours=24)])
+@pytest.mark.parametrize(
+    ("formula", "settled_by"),
+    [
+        (USUAL, USUAL),
+        (USUAL, replace(UNUSUAL, recent_hours=24)),
+        (replace(USUAL, age_floor=0), replace(USUAL, age_floor=0)),
+        (AGELESS, AGELESS),
+        (AGELESS, USUAL),
+    ],
+)
 @pytest.mark.parametrize("seed", range(5))
 def test_it_agrees_with_the_formula_in_plain_python(
-    both_shapes: Connection[TupleRow], seed: int, settled_by: Formula
+    both_shapes: Connection[TupleRow], seed: int, formula: Formula, settled_by: Formula
 ) -> None:
     rng = random.Random(seed)
     films, deeds = crowd(rng)
@@ -85,9 +95,9 @@ def test_it_agrees_with_the_formula_in_plain_python(
     for window in (Window.WEEK, Window.ALL):
         assert settle(both_shapes, window, formula=settled_by, now=NOW)
         for category in (None, "art"):
-            wanted = expected_ranking(films, deeds, window, USUAL, NOW, category)
+            wanted = expected_ranking(films, deeds, window, formula, NOW, category)
             for limit in (1, 2, 7):
-                found = ranking(both_shapes, window, limit=limit, category=category)
+                found = ranking(both_shapes, window, formula, limit=limit, category=category)
                 assert [item.video_id for item in found] == [video for video, _ in wanted[:limit]]
                 assert [item.score for item in found] == pytest.approx(
                     [score for _, score in wanted[:limit]]
@@ -102,6 +112,75 @@ def test_who_cannot_be_at_the_top_is_not_looked_at(analytics: Connection[TupleRo
     assert first(analytics, 2) == top[:2]
     # More than they are: all are looked at, and those have a thousand million views.
     assert first(analytics, 20)[:10] == top[10:]
+
+
+def likes(film: Film, count: int) -> Deed:
+    return Deed(film, "like", BEFORE, count)
+
+
+def old(films: Sequence[Film]) -> list[Film]:
+    """The same so old that of each a tenth is left."""
+    return [replace(film, completed_at=NOW - timedelta(days=400)) for film in films]
+
+
+def test_who_has_come_down_to_the_floor_may_lead(analytics: Connection[TupleRow]) -> None:
+    films = films_of(40)
+    films[20:] = old(films[20:])
+    # Of the old ones' points a tenth is left: 90 and less; the new ones have 54 and less.
+    deeds = [*descending(films[:20]), likes(films[20], 180), likes(films[21], 60)]
+    deeds += [deed for film in films[22:] for deed in views(film, 1)]
+    settled(analytics, films, deeds)
+    analytics.execute(ABSURD, ([film.video_id for film in [*films[11:20], *films[32:]]],))
+    assert first(analytics, 2) == [films[20].video_id, films[0].video_id]
+
+
+def test_one_at_the_floor_may_lead_from_a_later_settling_on(
+    analytics: Connection[TupleRow],
+) -> None:
+    films = films_of(20)
+    films[19:] = old(films[19:])
+    deeds = descending(films)
+    settled(analytics, films, deeds)
+    assert first(analytics, 1) == [films[0].video_id]
+    settled(analytics, films, [*deeds, likes(films[-1], 180)])
+    assert first(analytics, 1) == [films[-1].video_id]
+
+
+def test_one_at_the_floor_behind_the_leaders_may_rise(analytics: Connection[TupleRow]) -> None:
+    films = films_of(20)
+    films[10:] = old(films[10:])
+    deeds = [*views(films[0], 100), *descending(films[1:10]), likes(films[-1], 180)]
+    deeds += [likes(film, 181) for film in films[10:-1]]
+    settled(analytics, films, deeds)
+    # The first has 90.6; of the old ones 90.5 and 90 are left, and of 15 new views three points.
+    risen = [Deed(films[-1], "view", JUST_NOW)] * 15
+    write(analytics, films, [*deeds, *risen])
+    assert first(analytics, 1) == [films[-1].video_id]
+
+
+def test_one_that_comes_down_to_the_floor_after_the_settling(
+    analytics: Connection[TupleRow],
+) -> None:
+    films = [replace(film, completed_at=NOW - CROSSING) for film in films_of(20)]
+    deeds = descending(films)
+    for hours in (-3, -1, 1, 3):
+        now = NOW + hours * HOUR / 4
+        write(analytics, films, deeds)
+        assert settle(analytics, Window.WEEK, formula=USUAL, now=NOW - HOUR)
+        found = [(item.video_id, item.score) for item in ranking(analytics, now=now, limit=2)]
+        wanted = expected_ranking(films, deeds, Window.WEEK, USUAL, now)[:2]
+        assert [video for video, _ in found] == [video for video, _ in wanted]
+        assert [score for _, score in found] == pytest.approx([score for _, score in wanted])
+
+
+def test_sums_that_the_release_before_has_settled(analytics: Connection[TupleRow]) -> None:
+    films = films_of(40)
+    films[20:] = old(films[20:])
+    deeds = [*descending(films[:20]), *(likes(film, 180) for film in films[20:])]
+    settled(analytics, films, deeds)
+    analytics.execute("UPDATE analytics.trending_sums SET base = NULL")
+    analytics.execute("UPDATE analytics.trending_settled SET formula = formula - 'age_floor'")
+    assert first(analytics, 2) == [films[20].video_id, films[21].video_id]
 
 
 def test_what_came_just_now_brings_anyone_to_the_top(analytics: Connection[TupleRow]) -> None:
@@ -183,7 +262,7 @@ def test_few_of_a_category_lead_and_one_far_behind_rises(
 def test_keys_of_a_very_short_half_life_are_not_relied_on(
     analytics: Connection[TupleRow],
 ) -> None:
-    short = replace(USUAL, half_life_hours=0.05)
+    short = replace(USUAL, half_life_hours=0.05, age_floor=0)
     films = [replace(film, completed_at=NOW - HOUR / 2) for film in films_of(20)]
     new = Film(UUID(int=99), NOW)
     write(analytics, [*films, new], [*descending(films), *views(new, 2)])

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from math import log2
 from uuid import UUID, uuid4
 
 import orjson
@@ -22,6 +23,9 @@ from tests.integration.analytics_support import timescale_database
 
 NOW = datetime(2026, 3, 14, 15, 26, 53, tzinfo=UTC)
 HOUR = timedelta(hours=1)
+OLD = timedelta(days=400)
+# When what is left of a video comes to a tenth, after a half-life of a week.
+CROSSING = log2(10) * timedelta(weeks=1)
 
 # What the rollups are by their definition, computed anew from every event.
 ROLL_UP = """
@@ -119,7 +123,7 @@ def random_history(seed: int, now: datetime = NOW) -> tuple[list[Film], list[Dee
 
 def _film(rng: random.Random, now: datetime) -> Film:
     # Of few ages and categories, so that some scores are equal.
-    age = rng.choice([timedelta(hours=-1), HOUR, timedelta(days=3), timedelta(days=400)])
+    age = rng.choice([-1 * HOUR, HOUR, 72 * HOUR, CROSSING - HOUR / 4, CROSSING + HOUR / 4, OLD])
     completed_at = None if rng.random() < 0.1 else now - age
     category = rng.choice([None, "art", "nature"])
     return Film(UUID(int=rng.getrandbits(128)), completed_at, category, rng.random() < 0.15)
@@ -163,7 +167,8 @@ def expected_ranking(
         if category is not None and film.category != category:
             continue
         age = max((now - film.completed_at) / HOUR, 0)
-        score = base[film.video_id] * 2 ** -(age / formula.half_life_hours)
+        left = max(formula.age_floor, 2 ** -(age / formula.half_life_hours))
+        score = base[film.video_id] * left
         found.append((-round(score, 6), -views[film.video_id], film.video_id, score))
     return [(video_id, score) for _, _, video_id, score in sorted(found)]
 
