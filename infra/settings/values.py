@@ -5,6 +5,7 @@ Each check says in a few words what is wrong, and never repeats a secret.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,8 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr
 
 MIN_SECRET_BYTES = 32
+MOST_LANGUAGES = 16
+LANGUAGE = re.compile("[a-z]{2}")
 BROKERS = ("redis://", "rediss://", "amqp://", "amqps://")
 
 
@@ -121,6 +124,14 @@ def host_and_port(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def language_codes(values: tuple[str, ...]) -> tuple[str, ...]:
+    if wrong := next((value for value in values if not LANGUAGE.fullmatch(value)), None):
+        raise ValueError(f"must be ISO 639-1 codes with commas between, as in de,fr; not {wrong!r}")
+    if len(values) > MOST_LANGUAGES:
+        raise ValueError(f"must name {MOST_LANGUAGES} languages at most; these are {len(values)}")
+    return values
+
+
 def prices(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -148,6 +159,7 @@ LockNodes = Annotated[tuple[SecretStr, ...], CommaSet, AfterValidator(lock_nodes
 Servers = Annotated[tuple[str, ...], CommaSet, AfterValidator(host_and_port)]
 Secret = Annotated[SecretStr, AfterValidator(long_secret)] | None
 PublicKey = Annotated[str, AfterValidator(pem)] | None
+Languages = Annotated[tuple[str, ...], CommaSet, AfterValidator(language_codes)]
 Prices = Annotated[dict[str, tuple[float, float]], BeforeValidator(prices)]
 """US dollars per million tokens of input and output, by model."""
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
