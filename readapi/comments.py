@@ -35,8 +35,8 @@ async def list_comments(
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> Response:
-    """Their translations are into `lang`, or else into whichever language that comments are translated
-    to `Accept-Language` likes best. What nobody has asked for yet is `pending`.
+    """With translations into `lang`, or else into the language that `Accept-Language` likes best
+    among those that comments are translated to. What is asked for the first time is `pending`.
     """
     before = decode_cursor("comments", cursor)
     choice = queries.requests.choice(request, lang)

@@ -175,8 +175,9 @@ class TranslationRequests:
         self._grant = redis.register_script(GRANT)
         self._settings = settings
         self._clock = clock
-        # Made by whoever sends the tasks: where nobody does, nothing waits.
-        self._waiting: Queue[tuple[ReadRequest, list[MissingTranslation]]] | None = None
+        self._waiting: Queue[tuple[ReadRequest, list[MissingTranslation]]] = Queue(MOST_WAITING)
+        # Where nobody sends tasks, nothing waits.
+        self._served = False
 
     def choice(self, request: Request, lang: str | None) -> Choice:
         """Return the reader's choice; raise Problem 422 for a `lang` that nobody translates to."""
@@ -230,7 +231,7 @@ class TranslationRequests:
         return TranslationState("pending", missing=True)
 
     def _want(self, read: ReadRequest, missing: list[MissingTranslation]) -> None:
-        if not missing or self._waiting is None:
+        if not missing or not self._served:
             return
         try:
             self._waiting.put_nowait((read, missing))
@@ -239,12 +240,13 @@ class TranslationRequests:
 
     async def run(self, task: Actor[..., Any]) -> None:
         """Send a task for each translation that readers lack, until cancelled."""
-        self._waiting = Queue(MOST_WAITING)
+        self._served = True
         while True:
             read, missing = await self._waiting.get()
             granted = await self._granted(read.caller, missing)
             if granted:
                 await self._send(task, granted, read.request_id)
+            self._waiting.task_done()
 
     async def _granted(
         self, caller: Identity | None, missing: Sequence[MissingTranslation]
