@@ -48,6 +48,7 @@ from infra.tasks.messages import BrokerAway, Postponed, TaskOrigin, enqueue
 from infra.tasks.queues import TRANSLATION, FailedTask, TaskQueues
 from projections.comments import Comments
 from projections.integration_events import COMMENT_CREATED, COMMENT_EDITED
+from workers.kept import Glossary
 from workers.tasks import TaskConsumer, Tasks, execute
 from workers.translator import Translation, TranslationCache, Translator
 
@@ -237,10 +238,16 @@ async def open_translation(
 
     target = settings.target_language
 
+    glossary, detector = Glossary(settings.glossary), make_detector(settings, llm)
+    # The others cost more than what they would find.
+    looks = detector if settings.detector == "text" else None
+
     def into(code: str) -> TargetLanguage:
-        translator = None if llm is None else Translator(llm, settings.model, code)
-        ttl = settings.cache_ttl_seconds
-        cache = TranslationCache(redis, ttl, model=settings.model, target=code)
+        model, ttl = settings.model, settings.cache_ttl_seconds
+        cache = TranslationCache(redis, ttl, model=model, target=code, glossary=glossary)
+        if llm is None:
+            return TargetLanguage(code, None, cache)
+        translator = Translator(llm, model, code, glossary=glossary, detector=looks)
         return TargetLanguage(code, translator, cache)
 
     if llm is None:
@@ -248,7 +255,7 @@ async def open_translation(
     try:
         yield CommentTranslation(
             bus=bus,
-            detector=make_detector(settings, llm),
+            detector=detector,
             targets={each: into(each) for each in (target, *settings.on_demand)},
             target=target,
             target_confidence=settings.target_confidence,

@@ -13,6 +13,7 @@ from infra.settings.values import (
     Lower,
     PostgresUrl,
     SettingsGroup,
+    Terms,
     UserPath,
     variables,
 )
@@ -101,6 +102,7 @@ class TranslationSettings(SettingsGroup, alias_generator=variables("TRANSLATION_
     target_confidence: float = Field(default=0.75, alias="LANGUAGE_TARGET_CONFIDENCE", ge=0, le=1)
     whisper_model: str = Field(default="base", alias="WHISPER_MODEL", min_length=1)
     targets: Languages = ()
+    glossary: Terms = ()
     requests_per_day: PositiveInt = 10_000
     user_requests_per_day: PositiveInt = 500
     anonymous_requests_per_day: NonNegativeInt = 5_000

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Sec
 
 MIN_SECRET_BYTES = 32
 MOST_LANGUAGES = 16
+MOST_TERMS, MOST_TERM_CHARACTERS = 200, 60
 LANGUAGE = re.compile("[a-z]{2}")
 BROKERS = ("redis://", "rediss://", "amqp://", "amqps://")
 
@@ -132,6 +133,18 @@ def language_codes(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def terms(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(values) > MOST_TERMS:
+        raise ValueError(f"must name {MOST_TERMS} terms at most; these are {len(values)}")
+    for value in values:
+        if len(value) > MOST_TERM_CHARACTERS:
+            most, start = MOST_TERM_CHARACTERS, value[:20]
+            raise ValueError(f"a term has {most} characters at most; {start!r}… has {len(value)}")
+        if not any(map(str.isalnum, value)):
+            raise ValueError(f"a term needs a letter or a digit; {value!r} has none")
+    return values
+
+
 def prices(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -160,6 +173,7 @@ Servers = Annotated[tuple[str, ...], CommaSet, AfterValidator(host_and_port)]
 Secret = Annotated[SecretStr, AfterValidator(long_secret)] | None
 PublicKey = Annotated[str, AfterValidator(pem)] | None
 Languages = Annotated[tuple[str, ...], CommaSet, AfterValidator(language_codes)]
+Terms = Annotated[tuple[str, ...], CommaSet, AfterValidator(terms)]
 Prices = Annotated[dict[str, tuple[float, float]], BeforeValidator(prices)]
 """US dollars per million tokens of input and output, by model."""
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]

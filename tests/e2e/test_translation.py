@@ -126,8 +126,7 @@ def test_a_reader_asks_for_another_language_once(
         return dict(item)
 
     assert seen("de")["content"] == text
-    german = eventually(lambda: (item := seen("de")).get("translatedText") and item)
-    assert german["translatedText"] == f"[de] {text}"
+    assert eventually(lambda: seen("de").get("translatedText")) == f"[de] {text}"
     assert seen("en")["translatedText"] == f"[en] {text}"
     assert provider.by_text[text] == 2
     assert program.stop() == 0

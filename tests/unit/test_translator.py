@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from infra.llm.client import Answer, Parsed
 from infra.llm.errors import Throttled
+from workers.kept import missing
 from workers.translator import (
     PIECE_CHARACTERS,
     PROMPT_VERSION,
@@ -20,7 +21,6 @@ from workers.translator import (
     Translation,
     Translator,
     instructions,
-    missing,
     pieces,
     question,
 )
