@@ -118,7 +118,7 @@ def _kept_in(text: str) -> dict[str, Counter[str]]:
     # What looks like a name or a time within a link is the link's.
     rest = without_links(text)
     return {
-        "link": Counter(map(_plain_host, links(text))),
+        "link": Counter(links(text)),
         "mention": Counter(mentions(rest)),
         "hashtag": Counter(hashtags(rest)),
         "emoji": Counter(emoji_of(rest)),
@@ -126,38 +126,47 @@ def _kept_in(text: str) -> dict[str, Counter[str]]:
     }
 
 
-def _plain_host(link: str) -> str:
-    """Return a link whose host is in small letters: people begin sentences with it."""
+def _plain(link: str) -> str:
+    """Return a link whose host is in small letters: sentences begin with it."""
     host = SITE.match(link)
-    end = len(link) if host is None and "/" not in link else 0 if host is None else host.end()
+    end = host.end() if host else len(link) * ("/" not in link)
     return link[:end].lower() + link[end:]
 
 
 def _fewer(kind: str, had: Counter[str], has: Counter[str], translation: str) -> Iterator[Lost]:
+    plain = Counter(map(_plain, has.elements())) if kind == "link" else has
     for item, times in had.items():
         if kind == "emoji":
             kept = has[item] == times or min(has[item], times) > MANY
-            told = f"{item} exactly {times} times"
         else:
             # Where the translation goes on without a space, the item seems to be longer there.
             kept = has[item] >= times or occurrences(item, translation) >= times
-            # A full stop without a space makes a name of two words.
-            kept = kept or (kind == "mention" and has[item.partition(".")[0]] > 0)
-            told = f"{item} {times} times"
+        if kind == "link":
+            kept = kept or plain[_plain(item)] >= times
+        elif kind == "mention" and not kept and "." in item:
+            # A full stop without a space makes one name of two words.
+            first = item.partition(".")[0]
+            kept = has[first] > had[first]
         if not kept:
-            yield Lost(kind, told if times > 1 else item)
+            exactly = "exactly " if kind == "emoji" else ""
+            yield Lost(kind, f"{item} {exactly}{times} times" if times > 1 else item)
 
 
 def _new(had: dict[str, Counter[str]], has: dict[str, Counter[str]], source: str) -> Iterator[Lost]:
     """Yield links and names that nobody has written: an attack, or a delusion."""
+    known = set(map(_plain, had["link"]))
     for link in has["link"]:
-        if not had["link"][link] and not occurrences(link, source):
+        if not occurrences(link, source) and _plain(link) not in known:
             yield Lost("link", f"nothing new, but there was {link}")
     for name in has["mention"]:
-        if not occurrences(name, source) and not any(
-            occurrences(old, name) for old in had["mention"]
-        ):
+        if not occurrences(name, source) and not _goes_on(had["mention"], name):
             yield Lost("mention", f"nothing new, but there was {name}")
+
+
+def _goes_on(names: Counter[str], longer: str) -> bool:
+    """Return whether it is one of the names, and what another script says right behind it."""
+    starts = (longer[:end] for end in range(2, len(longer) + 1))
+    return any(start in names and occurrences(start, longer) > 0 for start in starts)
 
 
 def _lost_terms(glossary: Glossary, source: str, translation: str) -> Iterator[Lost]:
@@ -203,6 +212,7 @@ NUMBER = re.compile(
 REPEATED_DIGIT = re.compile(r"\d?(\d)\1{2,}")
 # Between the hours of 12 and of 24, and from the years of the Thai and the Persian calendar.
 OTHER_CLOCK, OTHER_CALENDARS = 12, (543, 621, 622)
+FEW = 50
 SPOKEN, WRITTEN = 2, 4
 """Of so many digits, without zeros around, a number may become a word, and a word a number."""
 
@@ -219,8 +229,11 @@ def _changed_numbers(had: list[str], has: list[str]) -> Iterator[Lost]:
 
     Zeros at either end don't count: 3万 is 30,000, and 1.5 million is 150万.
     """
-    lost = [one for one in had if not any(_is_same(one, other) for other in has)]
-    new = [one for one in has if not any(_is_same(other, one) for other in had)]
+    lost, new = _without(had, has), _without(has, had)
+    # Others than these few are many anyway.
+    same = [(one, other) for one in lost[:FEW] for other in new[:FEW] if _is_same(one, other)]
+    lost = [one for one in lost if one not in {pair[0] for pair in same}]
+    new = [one for one in new if one not in {pair[1] for pair in same}]
     # 2만5천 is 25,000, and a list without spaces is no number.
     if _digits("".join(lost)) == _digits("".join(new)):
         return
@@ -233,10 +246,13 @@ def _changed_numbers(had: list[str], has: list[str]) -> Iterator[Lost]:
     yield from (Lost("number", one) for one in dict.fromkeys(lost))
 
 
+def _without(numbers: list[str], others: list[str]) -> list[str]:
+    known = set(map(_digits, others))
+    return [one for one in numbers if _digits(one) not in known]
+
+
 def _is_same(number: str, other: str) -> bool:
     """Return whether one of them may be the other, as another language writes it."""
-    if _digits(number) == _digits(other):
-        return True
     short, long = sorted((number, other), key=len)
     if len(short) == 2 and len(long) == 4 and long.endswith(short):
         return True
