@@ -59,6 +59,7 @@ from projections.recommendations.recommender import Recommender
 from readapi.audit.routes import Integrity
 from readapi.live_counts import LikeCounts, LiveCounts
 from readapi.queries import Queries
+from readapi.translation import TranslationRequests
 from workers.likes import open_counters
 from workers.parts import Parts
 from workers.recommendations import open_preparing
@@ -273,7 +274,9 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
             for close in parts.closings:
                 stack.push_async_callback(close)
             _schedule(jobs, stack)
-        await _follow(parts, bus, stack)
+        tasks = await _follow(parts, bus, stack)
+        if tasks is not None and _takes_requests(parts.settings):
+            in_background(app.state.queries.requests.run(tasks.translate_on_demand), stack)
         yield
 
 
@@ -337,6 +340,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
         views=telemetry.Views(),
         analytics=analytics,
         recommendations=recommendations,
+        requests=TranslationRequests(parts.redis, settings.translation),
     )
 
 
@@ -376,8 +380,11 @@ def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
     )
 
 
-async def _follow(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> None:
-    """Start what follows the log and acts on it: the relay, the consumers, the tasks."""
+async def _follow(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks | None:
+    """Start what follows the log and acts on it: the relay, the consumers, the tasks.
+
+    Return the tasks where this process sends or runs any.
+    """
     settings, roles = parts.settings, parts.settings.server.roles
     if Role.RELAY in roles and settings.kafka.configured:
         relay = subscribe_relay(
@@ -388,13 +395,22 @@ async def _follow(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> None:
             poll_seconds=settings.projections.poll_seconds,
         )
         in_background(relay.run(), stack)
-    if roles & {Role.CONSUMERS, Role.TASKS}:
-        tasks = await _tasks(parts, bus, stack)
-        # What is consumed, and the jobs that send tasks for what was missed.
-        for feature in FEATURES if Role.CONSUMERS in roles else ():
-            for subscription in feature.subscriptions(parts, tasks):
-                in_background(subscription.run(), stack)
-            _schedule(feature.sweeps(parts, tasks), stack)
+    if not roles & {Role.CONSUMERS, Role.TASKS} and not _takes_requests(settings):
+        return None
+    tasks = await _tasks(parts, bus, stack)
+    # What is consumed, and the jobs that send tasks for what was missed.
+    for feature in FEATURES if Role.CONSUMERS in roles else ():
+        for subscription in feature.subscriptions(parts, tasks):
+            in_background(subscription.run(), stack)
+        _schedule(feature.sweeps(parts, tasks), stack)
+    return tasks
+
+
+def _takes_requests(settings: Settings) -> bool:
+    """Return whether readers here may ask for translations, and somebody runs their tasks."""
+    roles = settings.server.roles
+    served = Role.TASKS in roles or settings.tasks.broker_url is not None
+    return Role.QUERIES in roles and served and bool(settings.translation.on_demand)
 
 
 async def _tasks(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks:

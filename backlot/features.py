@@ -54,8 +54,15 @@ from projections.comments import Comments
 from projections.like_counters import NAME as COUNTERS
 from projections.likes import Likes
 from projections.operations import Operations
+from projections.translation import Translations
 from workers.parts import Parts
-from workers.tasks import PREPARE_RECOMMENDATIONS, TRANSCRIBE_VIDEO, TRANSLATE_COMMENT, Tasks
+from workers.tasks import (
+    PREPARE_RECOMMENDATIONS,
+    TRANSCRIBE_VIDEO,
+    TRANSLATE_COMMENT,
+    TRANSLATE_ON_DEMAND,
+    Tasks,
+)
 
 
 def nothing(*parts: object) -> tuple[()]:
@@ -123,9 +130,10 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         name="translation",
+        projections=(Translations,),
         subscriptions=workers.translation.subscriptions,
         sweeps=workers.translation.sweeps,
-        tasks=(TRANSLATE_COMMENT,),
+        tasks=(TRANSLATE_COMMENT, TRANSLATE_ON_DEMAND),
         settings=(features.TranslationSettings,),
         checks=(health.language_model,),
     ),

@@ -205,3 +205,39 @@ class RecordTranslation(Command[TranslationStatus | None]):
             case TranslatedText(language, text, model, prompt_version):
                 comment.translate(revision, language, target, text, model, prompt_version, origin)
         return comment.translation_status
+
+
+IN_TARGET_LANGUAGE = "in_target_language"
+
+
+@dataclass(frozen=True)
+class RecordTarget(Command[TranslationStatus | None]):
+    """Record what came of a translation that readers asked for; says where it stands then.
+
+    As RecordTranslation has it; without an outcome, the text is in the target language itself.
+    """
+
+    comment_id: UUID
+    revision: int
+    target_language: str
+    outcome: Outcome | None = None
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.comment_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> TranslationStatus | None:
+        comment = aggregates.get(Comment, self.comment_id)
+        if comment.version == 0 or comment.deleted:
+            return None
+        revision, target = self.revision, self.target_language
+        match self.outcome:
+            case TranslatedText(language, text, model, prompt):
+                comment.translate_target(revision, language, target, text, model, prompt, origin)
+            case Failed(reason):
+                comment.leave_target(revision, target, "failed", reason, origin)
+            case Skipped(needed, reason):
+                status: TranslationStatus = "skipped" if needed else "not_needed"
+                comment.leave_target(revision, target, status, reason, origin)
+            case None:
+                comment.leave_target(revision, target, "not_needed", IN_TARGET_LANGUAGE, origin)
+        return comment.target_status(target)

@@ -132,19 +132,26 @@ class FindVideoOfComment(Query[UUID]):
 
 @dataclass(frozen=True, slots=True)
 class CommentText:
-    """A comment that stands, in its present revision."""
+    """A comment that stands, in its present revision; its language as far as it is known."""
 
     video_id: UUID
     revision: int
     content: str
     status: TranslationStatus
+    language: str | None
+    confidence: float | None
 
 
 @dataclass(frozen=True)
 class FindCommentText(Query[CommentText | None]):
-    """Return a comment's text; None when there is none, or not any more."""
+    """Return a comment's text; None when there is none, or not any more.
+
+    Its status is that of the translation that every comment gets, or of the one into `target`
+    (ISO 639-1) that readers asked for.
+    """
 
     comment_id: UUID
+    target: str | None = None
 
     def streams(self) -> Sequence[UUID]:
         return (self.comment_id,)
@@ -153,8 +160,15 @@ class FindCommentText(Query[CommentText | None]):
         comment = aggregates.get(Comment, self.comment_id)
         if comment.video_id is None or comment.deleted:
             return None
-        status = comment.translation_status
-        return CommentText(comment.video_id, comment.revision, comment.content, status)
+        target, status = self.target, comment.translation_status
+        return CommentText(
+            comment.video_id,
+            comment.revision,
+            comment.content,
+            status if target is None else comment.target_status(target),
+            comment.language,
+            comment.confidence,
+        )
 
 
 def completion(upload: Upload) -> UploadCompleted:

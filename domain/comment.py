@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
 from domain.errors import NotAllowed, NotFound
@@ -12,8 +12,13 @@ from domain.text import check_text
 
 MAX_LENGTH = 10_000
 
+MOST_TARGETS = 16
+"""Into so many languages one revision is translated, beside the one of every comment."""
+
 UNSETTLED = ("pending", "skipped", "failed")
 TranslationStatus = Literal["pending", "not_needed", "translated", "failed", "skipped"]
+# What is known of a translation into a language gives way only to what stands further behind.
+RANKS: tuple[TranslationStatus, ...] = ("pending", "skipped", "failed", "not_needed", "translated")
 
 
 def _to_english(payload: dict[str, Any]) -> None:
@@ -54,6 +59,7 @@ class Comment(Aggregate):
             comment.language = comment.confidence = None
             comment.translation = comment.translated_text = None
             comment.translation_status = "pending"
+            comment.targets = {}
 
     class Deleted(Event):
         TOPIC = "comment.deleted.v1"
@@ -114,6 +120,33 @@ class Comment(Aggregate):
         def apply(self, comment: Comment) -> None:
             comment.translation_status = "skipped" if self.needed else "not_needed"
 
+    class TargetTranslated(Event):
+        """A reader has asked for this language, beside the one that every comment gets."""
+
+        TOPIC = "comment.target_translated.v1"
+        revision: int
+        original_language: str
+        target_language: str
+        translated_text: Annotated[str, Personal("author")]
+        model: str
+        prompt_version: str
+
+        def apply(self, comment: Comment) -> None:
+            comment.targets = {**comment.targets, self.target_language: "translated"}
+
+    class TargetNotTranslated(Event):
+        """A reader has asked for this language, and there is no translation into it."""
+
+        TOPIC = "comment.target_not_translated.v1"
+        revision: int
+        target_language: str
+        status: str
+        reason: str
+
+        def apply(self, comment: Comment) -> None:
+            status = cast("TranslationStatus", self.status)
+            comment.targets = {**comment.targets, self.target_language: status}
+
     def __init__(self) -> None:
         self.video_id: UUID | None = None
         self.author = ""
@@ -125,6 +158,7 @@ class Comment(Aggregate):
         self.translated_text: str | None = None
         self.translation: tuple[str, str, str] | None = None
         self.translation_status: TranslationStatus = "pending"
+        self.targets: dict[str, TranslationStatus] = {}
         self.deleted = False
 
     def post(self, video_id: UUID, content: str, origin: Origin) -> None:
@@ -210,6 +244,52 @@ class Comment(Aggregate):
                 self.TranslationSkipped, origin, revision=revision, needed=needed, reason=reason
             )
 
+    def translate_target(
+        self,
+        revision: int,
+        original_language: str,
+        target_language: str,
+        translated_text: str,
+        model: str,
+        prompt_version: str,
+        origin: Origin,
+    ) -> None:
+        """Record a translation that readers asked for, once for a revision and a language."""
+        if self._is_news(revision, target_language, "translated"):
+            self._record(
+                self.TargetTranslated,
+                origin,
+                revision=revision,
+                original_language=original_language,
+                target_language=target_language,
+                translated_text=translated_text,
+                model=model,
+                prompt_version=prompt_version,
+            )
+
+    def leave_target(
+        self,
+        revision: int,
+        target_language: str,
+        status: TranslationStatus,
+        reason: str,
+        origin: Origin,
+    ) -> None:
+        """Record that there is no translation for readers who ask, unless better is known."""
+        if self._is_news(revision, target_language, status):
+            self._record(
+                self.TargetNotTranslated,
+                origin,
+                revision=revision,
+                target_language=target_language,
+                status=status,
+                reason=reason,
+            )
+
+    def target_status(self, target_language: str) -> TranslationStatus:
+        """Return where the translation that readers asked for stands."""
+        return self.targets.get(target_language, "pending")
+
     def require_posted(self) -> UUID:
         """Return the video that the comment is on; raise NotFound unless the comment stands."""
         if self.video_id is None or self.deleted:
@@ -221,6 +301,11 @@ class Comment(Aggregate):
 
     def _is_present(self, revision: int) -> bool:
         return not self.deleted and revision == self.revision
+
+    def _is_news(self, revision: int, target: str, status: TranslationStatus) -> bool:
+        known = target in self.targets or len(self.targets) < MOST_TARGETS
+        ahead = RANKS.index(status) > RANKS.index(self.target_status(target))
+        return known and ahead and self._is_present(revision)
 
     def _require_author(self, origin: Origin) -> None:
         self.require_posted()

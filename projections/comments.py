@@ -141,7 +141,7 @@ ON CONFLICT (video_id) DO UPDATE SET comments = c.comments + excluded.comments
 COUNTS: LiteralString = "SELECT video_id, comments FROM {schema}.counts WHERE video_id = ANY (%s)"
 PAGE: LiteralString = """
 SELECT comment_id, video_id, position, author, content, edited, language, confidence,
-       translated_text, translation_status, created_at
+       translated_text, translation_status, reason, written_at, created_at
 FROM {schema}.comments WHERE video_id = %s AND position < %s
 ORDER BY position DESC LIMIT %s
 """
@@ -162,7 +162,7 @@ ORDER BY written_at LIMIT %(limit)s
 
 
 class CommentRow(NamedTuple):
-    """A comment that stands; `position` is where it was posted."""
+    """A comment that stands; `position` is where it was posted, `written_at` its present text's."""
 
     comment_id: UUID
     video_id: UUID
@@ -174,6 +174,8 @@ class CommentRow(NamedTuple):
     confidence: float | None
     translated_text: str | None
     translation_status: Any
+    reason: str | None
+    written_at: datetime
     created_at: datetime
 
 

@@ -27,6 +27,7 @@ from projections.likes import Likes
 from projections.operations import Operations
 from projections.recommendations.recommender import Recommender
 from readapi.live_counts import LikeCounts, LiveCounts
+from readapi.translation import TranslationRequests
 
 DEFAULT_TIMEOUT_MS = 2_000
 MAX_TIMEOUT_MS = 30_000
@@ -87,6 +88,7 @@ class Queries:
     views: Views
     analytics: AnalyticsQueries
     recommendations: Recommender
+    requests: TranslationRequests
     rates: Rates = field(default_factory=Rates)
 
     @property

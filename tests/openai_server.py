@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import socket
 import threading
 import time
@@ -63,6 +64,12 @@ class Call:
     def text(self) -> str:
         """What it is about: the comment, or the whole message."""
         return str(self.data.get("comment", self.user))
+
+    @property
+    def target(self) -> str:
+        """The language that it wants a translation into; "" in another question."""
+        found = re.search('ISO 639-1 code "([a-z]{2})"', self.system)
+        return found[1] if found else ""
 
     @property
     def fields(self) -> dict[str, Any]:

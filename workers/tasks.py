@@ -18,7 +18,13 @@ from engine.command_bus import Command, CommandBus
 from engine.messages import IncomingMessage
 from infra.batcher import QueueFull
 from infra.tasks.messages import Postponed, TaskOrigin, current_origin, enqueue
-from infra.tasks.queues import RECOMMENDATIONS, SPEECH, TRANSLATION, FailedTask
+from infra.tasks.queues import (
+    RECOMMENDATIONS,
+    SPEECH,
+    TRANSLATION,
+    TRANSLATION_REQUESTS,
+    FailedTask,
+)
 from projections.recommendations.recommender import Recommender
 
 if TYPE_CHECKING:
@@ -30,6 +36,7 @@ R = TypeVar("R")
 log = structlog.get_logger(__name__)
 
 TRANSLATE_COMMENT = "translate_comment"
+TRANSLATE_ON_DEMAND = "translate_on_demand"
 TRANSCRIBE_VIDEO = "transcribe_video"
 PREPARE_RECOMMENDATIONS = "prepare_recommendations"
 # Dramatiq takes the lowest number first; 0 is the default.
@@ -53,6 +60,7 @@ class Tasks:
     """The declared tasks, to be sent by id only: each looks up what it works on itself."""
 
     translate_comment: Actor[..., Any]
+    translate_on_demand: Actor[..., Any]
     transcribe_video: Actor[..., Any]
     prepare_recommendations: Actor[..., Any]
 
@@ -63,6 +71,15 @@ def declare(broker: Broker, means: Callable[[], TaskMeans]) -> Tasks:
     @dramatiq.actor(actor_name=TRANSLATE_COMMENT, queue_name=TRANSLATION, broker=broker)
     async def translate_comment(comment_id: str) -> None:
         await means().translation.run(UUID(comment_id), current_origin())
+
+    @dramatiq.actor(
+        actor_name=TRANSLATE_ON_DEMAND,
+        queue_name=TRANSLATION_REQUESTS,
+        broker=broker,
+        priority=LATER,
+    )
+    async def translate_on_demand(comment_id: str, target: str) -> None:
+        await means().translation.run(UUID(comment_id), current_origin(), target)
 
     @dramatiq.actor(
         actor_name=TRANSCRIBE_VIDEO, queue_name=SPEECH, broker=broker, time_limit=SPEECH_LIMIT_MS
@@ -89,13 +106,14 @@ def declare(broker: Broker, means: Callable[[], TaskMeans]) -> Tasks:
         for user in users:
             await recommendations.get(user)
 
-    return Tasks(translate_comment, transcribe_video, prepare_recommendations)
+    return Tasks(translate_comment, translate_on_demand, transcribe_video, prepare_recommendations)
 
 
 async def give_up(means: TaskMeans, failed: FailedTask) -> None:
     """Record what it means that a task was given up."""
-    if failed.actor == TRANSLATE_COMMENT:
-        await means.translation.give_up(UUID(failed.args[0]), failed)
+    if failed.actor in (TRANSLATE_COMMENT, TRANSLATE_ON_DEMAND):
+        comment_id, *target = failed.args
+        await means.translation.give_up(UUID(comment_id), failed, *target)
 
 
 class TaskConsumer:

@@ -6,11 +6,11 @@ counts only for the revision that it has read.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID, uuid4
 
 import psycopg
@@ -20,8 +20,17 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
-from commands.comments import Detected, Failed, Outcome, RecordTranslation, Skipped, TranslatedText
-from commands.queries import FindCommentText, FindVisibility
+from commands.comments import (
+    Detected,
+    Failed,
+    Outcome,
+    RecordTarget,
+    RecordTranslation,
+    Skipped,
+    TranslatedText,
+)
+from commands.queries import CommentText, FindCommentText, FindVisibility
+from domain.comment import TranslationStatus
 from engine.command_bus import Command, CommandBus
 from engine.connections import ThreadedConnection, leading
 from engine.messages import MessageBatch
@@ -30,7 +39,7 @@ from engine.subscription import Subscription
 from infra.language.detector import Detector, make_detector
 from infra.language.words import words
 from infra.llm.client import make_language_model
-from infra.llm.errors import LanguageModelError, NotCalled, ProviderFailed
+from infra.llm.errors import NO_LANGUAGE_MODEL, PASSING, LanguageModelError, NotCalled
 from infra.metrics import counter
 from infra.settings.adapters import LanguageModelSettings
 from infra.settings.features import TranslationSettings
@@ -39,6 +48,7 @@ from infra.tasks.messages import BrokerAway, Postponed, TaskOrigin, enqueue
 from infra.tasks.queues import TRANSLATION, FailedTask, TaskQueues
 from projections.comments import Comments
 from projections.integration_events import COMMENT_CREATED, COMMENT_EDITED
+from workers.kept import Glossary
 from workers.tasks import TaskConsumer, Tasks, execute
 from workers.translator import Translation, TranslationCache, Translator
 
@@ -52,22 +62,18 @@ R = TypeVar("R")
 ACTOR = "translation"
 FINAL = ("translated", "not_needed")
 PROVIDER_SECONDS = 10.0
+ON_RECORD = "on record"
 # Why comments are skipped or fail, besides the outcomes of calls of a language model.
 NO_WORDS = "no_words"
 NO_LANGUAGE = "no_language"
-NO_LANGUAGE_MODEL = "no_language_model"
 BROKEN = "error"
-
-# Reasons of failures that may pass: the sweep tries these comments again.
-PASSING = tuple(
-    kind.outcome for kind in (*ProviderFailed.__subclasses__(), *NotCalled.__subclasses__())
-)
 
 Finding = tuple[Detected | None, Outcome | None]
 
 TRANSLATIONS = counter(
     "backlot_translations",
-    "Comments that a task has dealt with, by the status that they have now, or gone, done_before.",
+    "Comments that a task has dealt with, by the status that they have now, or gone, done_before, "
+    "not_a_target (any more).",
     ("outcome",),
 )
 
@@ -82,28 +88,45 @@ def _kinds(of: type[LanguageModelError]) -> Iterator[type[LanguageModelError]]:
 REASONS = {kind.__name__: kind.outcome for kind in _kinds(LanguageModelError)}
 
 
+class TargetLanguage(NamedTuple):
+    """A language that comments are translated to (`code`: ISO 639-1), and what does that."""
+
+    code: str
+    translator: Translator | None
+    cache: TranslationCache
+
+
+def known_language(text: CommentText) -> Detected | None:
+    """Return the language that is recorded of a comment; nobody has to find it once more."""
+    if text.language is None:
+        return None
+    return Detected(text.language, text.confidence, ON_RECORD)
+
+
 @dataclass(frozen=True)
 class CommentTranslation:
-    """Translates comments to `target` (ISO 639-1); without a translator it only detects.
+    """Translates comments to `target` (ISO 639-1), and to each of `targets` on demand.
 
-    The translator is asked about what is in `target` less surely than `target_confidence` (0..1).
+    Without a translator it only detects. The translator is asked about what is in its target less
+    surely than `target_confidence` (0..1).
     """
 
     bus: CommandBus
     detector: Detector
-    translator: Translator | None
-    cache: TranslationCache
+    targets: Mapping[str, TargetLanguage]
     target: str
     target_confidence: float
 
-    async def run(self, comment_id: UUID, origin: TaskOrigin) -> None:
+    async def run(self, comment_id: UUID, origin: TaskOrigin, target: str | None = None) -> None:
         """Translate the comment as it stands, unless that is done.
+
+        With a target (ISO 639-1), into the language that a reader asked for; else as every comment.
 
         Raise Postponed when what it needs is away through no fault of the comment, and
         LanguageModelError when another attempt may succeed; whatever else a language model does
         is recorded as a failure.
         """
-        text = await self._execute(FindCommentText(comment_id), origin)
+        text = await self._execute(FindCommentText(comment_id, target), origin)
         if text is not None and text.status in FINAL:
             TRANSLATIONS.labels("done_before").inc()
             return
@@ -111,34 +134,50 @@ class CommentTranslation:
         if text is None or not await self._execute(FindVisibility(text.video_id), origin):
             TRANSLATIONS.labels("gone").inc()
             return
-        detected, outcome = await self._find_out(text.content)
-        record = RecordTranslation(comment_id, text.revision, self.target, detected, outcome)
+        if (into := self.targets.get(target or self.target)) is None:
+            TRANSLATIONS.labels("not_a_target").inc()
+            return
+        record: Command[TranslationStatus | None]
+        if target is None:
+            finding = await self._find_out(text.content, into)
+            record = RecordTranslation(comment_id, text.revision, into.code, *finding)
+        else:
+            _, outcome = await self._find_out(text.content, into, known_language(text))
+            record = RecordTarget(comment_id, text.revision, target, outcome)
         status = await self._execute(record, origin)
         TRANSLATIONS.labels(status or "gone").inc()
 
-    async def give_up(self, comment_id: UUID, failed: FailedTask) -> None:
+    async def give_up(
+        self, comment_id: UUID, failed: FailedTask, target: str | None = None
+    ) -> None:
         """Record that the comment's task was given up."""
         origin = TaskOrigin(failed.correlation_id, failed.causation_id)
         text = await self._execute(FindCommentText(comment_id), origin)
         if text is None:
             return
-        reason = REASONS.get(failed.error.partition(":")[0], BROKEN)
-        record = RecordTranslation(comment_id, text.revision, self.target, outcome=Failed(reason))
-        await self._execute(record, origin)
+        outcome = Failed(REASONS.get(failed.error.partition(":")[0], BROKEN))
+        if target is None:
+            record = RecordTranslation(comment_id, text.revision, self.target, outcome=outcome)
+            await self._execute(record, origin)
+        else:
+            await self._execute(RecordTarget(comment_id, text.revision, target, outcome), origin)
         TRANSLATIONS.labels("failed").inc()
 
-    async def _find_out(self, content: str) -> Finding:
+    async def _find_out(
+        self, content: str, into: TargetLanguage, known: Detected | None = None
+    ) -> Finding:
+        """Return what is to be recorded; without an outcome, the text is in that language."""
         if not words(content):
             return None, Skipped(False, NO_WORDS)
         try:
-            detected = await self._detected(content)
-            if detected is not None and detected.language == self.target:
+            detected = self._sure(known or await self._detected(content), into)
+            if detected is not None and detected.language == into.code:
                 return detected, None
-            if (translator := self.translator) is None:
+            if (translator := into.translator) is None:
                 return detected, Skipped(True, NO_LANGUAGE_MODEL)
             hint = None if detected is None else detected.language
-            made = await self.cache.once(content, lambda: translator.translate(content, hint))
-            return self._judged(detected, made)
+            made = await into.cache.once(content, lambda: translator.translate(content, hint))
+            return self._judged(detected, made, into)
         except NotCalled as error:
             raise Postponed(error.outcome, error.retry_after or PROVIDER_SECONDS) from error
         except LanguageModelError as error:
@@ -148,23 +187,28 @@ class CommentTranslation:
             return None, Failed(error.outcome)
 
     async def _detected(self, content: str) -> Detected | None:
+        found = await self.detector.detect(content)
+        if found is None:
+            return None
+        return Detected(found.language, found.confidence, self.detector.name)
+
+    def _sure(self, found: Detected | None, into: TargetLanguage) -> Detected | None:
         """Return the language, None where the translator has to be asked for it.
 
         It is asked about what seems to be in the target language, but not surely: taken for that
         wrongly, a comment would never be translated.
         """
-        found = await self.detector.detect(content)
-        if found is None:
-            return None
-        unsure = found.language == self.target and found.confidence < self.target_confidence
-        if unsure and self.translator is not None:
-            return None
-        return Detected(found.language, found.confidence, self.detector.name)
+        if found is None or found.language != into.code or into.translator is None:
+            return found
+        unsure = found.confidence is not None and found.confidence < self.target_confidence
+        return None if unsure else found
 
-    def _judged(self, detected: Detected | None, made: Translation) -> Finding:
+    def _judged(
+        self, detected: Detected | None, made: Translation, into: TargetLanguage
+    ) -> Finding:
         """Return what a translation means for the comment; its model has seen the language too."""
-        if made.source_language == self.target:
-            return Detected(self.target, None, made.model), None
+        if made.source_language == into.code:
+            return Detected(into.code, None, made.model), None
         language = detected.language if detected else made.source_language
         if language is None:
             return None, Skipped(False, NO_LANGUAGE)
@@ -191,16 +235,28 @@ async def open_translation(
 ) -> AsyncIterator[CommentTranslation]:
     """Yield everything that one process needs to translate. Raise OperatorError."""
     llm = make_language_model(llm_settings)
-    ttl = settings.cache_ttl_seconds
-    model, target = settings.model, settings.target_language
+
+    target = settings.target_language
+
+    glossary, detector = Glossary(settings.glossary), make_detector(settings, llm)
+    # The others cost more than what they would find.
+    looks = detector if settings.detector == "text" else None
+
+    def into(code: str) -> TargetLanguage:
+        model, ttl = settings.model, settings.cache_ttl_seconds
+        cache = TranslationCache(redis, ttl, model=model, target=code, glossary=glossary)
+        if llm is None:
+            return TargetLanguage(code, None, cache)
+        translator = Translator(llm, model, code, glossary=glossary, detector=looks)
+        return TargetLanguage(code, translator, cache)
+
     if llm is None:
         log.info("translation_skipped", reason="neither OPENAI_API_KEY nor OPENAI_BASE_URL is set")
     try:
         yield CommentTranslation(
             bus=bus,
-            detector=make_detector(settings, llm),
-            translator=None if llm is None else Translator(llm, model, target),
-            cache=TranslationCache(redis, ttl, model=model, target=target),
+            detector=detector,
+            targets={each: into(each) for each in (target, *settings.on_demand)},
             target=target,
             target_confidence=settings.target_confidence,
         )

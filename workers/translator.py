@@ -12,7 +12,7 @@ import hashlib
 import random
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -25,14 +25,14 @@ from redis.asyncio import Redis
 
 from infra.cache import RedisValues, SingleFlight
 from infra.cancellation import together
-from infra.language.detector import iso_639_1
-from infra.language.words import emoji_of, hashtags, links, mentions, occurrences, without_links
+from infra.language.detector import Detector, iso_639_1
 from infra.llm.client import LanguageModel
 from infra.llm.errors import LanguageModelError
 from infra.metrics import counter
 from infra.redis import OptionalRedis
 from infra.redlock import LocksUnavailable, LockTaken, make_redlock
 from infra.settings.features import TranslationSettings
+from workers.kept import NO_TERMS, Glossary, Lost, lost_in, spoken_anew, weight
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +72,7 @@ def _cut(text: str, start: int, end: int) -> int:
     return end
 
 
-PROMPT_VERSION = "comment-translation.v2"
+PROMPT_VERSION = "comment-translation.v3"
 """Recorded with each translation: change it with every change of a text below."""
 
 SYSTEM = """\
@@ -90,7 +90,8 @@ swearing included. Add nothing, explain nothing, leave nothing out. If the comme
 that language, or has no language, repeat it unchanged.
 
 Keep exactly as they are, each as often as it occurs: links, @mentions, #hashtags, emoji, times \
-such as 1:23 or 01:02:03, and every line break. Where a script without spaces runs on behind a \
+such as 1:23 or 01:02:03, and every line break. Keep the value of every number. Words that the \
+field "terms" lists stay untranslated, as they are. Where a script without spaces runs on behind a \
 link, an @mention or a #hashtag, that is the sentence: translate it. A field "missing" lists \
 what an earlier translation got wrong about them: in this one it must be right."""
 
@@ -107,72 +108,18 @@ def instructions(target: str) -> str:
     return SYSTEM.format(target=target)
 
 
-def question(comment: str, source: str | None, missing: Sequence[str] = ()) -> str:
+def question(
+    comment: str, source: str | None, missing: Sequence[str] = (), terms: Sequence[str] = ()
+) -> str:
     """Return the user message: the comment, the guessed language, and what must not be lost."""
     data: dict[str, object] = {"comment": comment}
     if source is not None:
         data["source_language_hint"] = source
+    if terms:
+        data["terms"] = list(terms)
     if missing:
         data["missing"] = list(missing)
     return orjson.dumps(data).decode()
-
-
-TIME = re.compile(r"(?<![0-9:.])[0-9]{1,2}:[0-5][0-9](?::[0-5][0-9])?(?![0-9:])")
-LINE_BREAK = re.compile(r"\r\n|\r|\n")
-WIDE = str.maketrans("\uff20\uff03", "@#")
-
-
-class Lost(NamedTuple):
-    """What a translation changed that it had to keep."""
-
-    kind: str
-    what: str
-
-
-def missing(source: str, translation: str) -> list[str]:
-    """Return what the translation lost or made up, as a translator is told."""
-    return [lost.what for lost in lost_in(source, translation)]
-
-
-def lost_in(source: str, translation: str) -> list[Lost]:
-    """Return what the translation lost or made up, in the order of the source, kind by kind."""
-    source, translation = source.translate(WIDE), translation.translate(WIDE)
-    had, has = _kept_in(source), _kept_in(translation)
-    lost = [each for kind in had for each in _fewer(kind, had[kind], has[kind], translation)]
-    # A link or a name that nobody has written is an attack, or a delusion.
-    new = [("link", link) for link in has["link"] if not occurrences(link, source)]
-    new += [
-        ("mention", name)
-        for name in has["mention"]
-        if not occurrences(name, source)
-        and not any(occurrences(old, name) for old in had["mention"])
-    ]
-    lost += [Lost(kind, f"nothing new, but there was {item}") for kind, item in new]
-    lines, its_lines = (len(LINE_BREAK.findall(text)) for text in (source, translation))
-    if lines != its_lines:
-        lost.append(Lost("line break", f"exactly {lines} line breaks, not {its_lines}"))
-    return lost
-
-
-def _kept_in(text: str) -> dict[str, Counter[str]]:
-    # What looks like a name or a time within a link is the link's.
-    rest = without_links(text)
-    return {
-        "link": Counter(links(text)),
-        "mention": Counter(mentions(rest)),
-        "hashtag": Counter(hashtags(rest)),
-        "emoji": Counter(emoji_of(rest)),
-        "time": Counter(TIME.findall(rest)),
-    }
-
-
-def _fewer(kind: str, had: Counter[str], has: Counter[str], translation: str) -> Iterator[Lost]:
-    for item, times in had.items():
-        if kind == "emoji" and has[item] != times:
-            yield Lost(kind, f"{item} exactly {times} times" if times > 1 else item)
-        # Where the translation goes on without a space, the item seems to be longer there.
-        elif has[item] < times and occurrences(item, translation) < times:
-            yield Lost(kind, f"{item} {times} times" if times > 1 else item)
 
 
 # Models write fifty to a hundred tokens a second: so much is answered within LLM_TIMEOUT_SECONDS.
@@ -181,11 +128,20 @@ PIECE_CHARACTERS = 1_500
 TOKENS_PER_CHARACTER = 4
 TOKENS_OF_FORM = 200
 EMPTY = Lost("text", "a translation; there was none")
+# Chosen on one half of benchmarks/comments_by_language.tsv, and confirmed on the other.
+SURELY, LEAST_WEIGHT = 0.8, 20
+"""How sure a detector has to be of another language, and of how many letters, to refuse it."""
 
 TRANSLATIONS_CHECKED = counter(
     "backlot_translations_checked",
     "Answers of translators, by whether what had to be kept was (kept, asked_again, not_kept).",
     ("outcome",),
+)
+
+TRANSLATIONS_REFUSED = counter(
+    "backlot_translations_refused",
+    "Answers of translators that were refused, by each kind of what they had not kept.",
+    ("kind",),
 )
 
 
@@ -218,10 +174,20 @@ class Piece(NamedTuple):
 
 
 class Translator:
-    """Translates into `target`, an ISO 639-1 code."""
+    """Translates into `target`, an ISO 639-1 code, but for the terms of a glossary."""
 
-    def __init__(self, llm: LanguageModel, model: str, target: str) -> None:
+    def __init__(
+        self,
+        llm: LanguageModel,
+        model: str,
+        target: str,
+        *,
+        glossary: Glossary = NO_TERMS,
+        detector: Detector | None = None,
+    ) -> None:
+        """With a detector, an answer in another language than the target is refused."""
         self._llm, self._model, self._target = llm, model, target
+        self._glossary, self._detector = glossary, detector
 
     async def translate(self, text: str, source: str | None) -> Translation:
         """Return the translation of a comment of any length; `source` is a guess of its language.
@@ -235,7 +201,7 @@ class Translator:
         language = self._language_of(done)
         whole = text if language == self._target else "".join(piece.text for piece in done)
         # Each piece is right by itself; a link that was cut in two may not be.
-        if len(done) > 1 and (lost := lost_in(text, whole)):
+        if len(done) > 1 and (lost := lost_in(text, whole, self._glossary)):
             raise _not_kept(lost)
         return Translation(whole, language, self._model, PROMPT_VERSION)
 
@@ -253,29 +219,45 @@ class Translator:
     async def _ask(self, text: str, source: str | None) -> TranslatedComment:
         """Return an answer that has kept everything, of the first call or of the second."""
         lost: list[Lost] = []
+        terms = self._glossary.terms_in(text)
         for outcome in ("asked_again", "not_kept"):
             parsed = await self._llm.parse(
                 instructions(self._target),
-                question(text, source, [each.what for each in lost]),
+                question(text, source, [each.what for each in lost], terms),
                 TranslatedComment,
                 model=self._model,
                 purpose="translate",
                 max_output_tokens=TOKENS_OF_FORM + TOKENS_PER_CHARACTER * len(text),
             )
-            lost = self._lost(text, parsed.answer)
+            lost = await self._lost(text, parsed.answer)
             if not lost:
                 TRANSLATIONS_CHECKED.labels("kept").inc()
                 return parsed.answer
             TRANSLATIONS_CHECKED.labels(outcome).inc()
+            for kind in {each.kind for each in lost}:
+                TRANSLATIONS_REFUSED.labels(kind.replace(" ", "_")).inc()
             log.info("translation_not_kept", kinds=_kinds(lost), outcome=outcome)
         raise _not_kept(lost)
 
-    def _lost(self, text: str, answer: TranslatedComment) -> list[Lost]:
+    async def _lost(self, text: str, answer: TranslatedComment) -> list[Lost]:
         if iso_639_1(answer.source_language) == self._target:
             # The text itself is used.
             return []
         translated = answer.translated_text.strip()
-        return lost_in(text, translated) if translated else [EMPTY]
+        if not translated:
+            return [EMPTY]
+        lost = lost_in(text, translated, self._glossary)
+        if not lost and await self._is_foreign(text, translated):
+            lost.append(Lost("language", f'the language "{self._target}"'))
+        return lost
+
+    async def _is_foreign(self, text: str, translated: str) -> bool:
+        """Return whether the answer is surely in another language than the target."""
+        spoken = spoken_anew(text, translated)
+        if self._detector is None or weight(spoken) < LEAST_WEIGHT:
+            return False
+        found = await self._detector.detect(spoken)
+        return found is not None and found.language != self._target and found.confidence >= SURELY
 
     def _language_of(self, done: Sequence[Piece]) -> str | None:
         """Return the language of most of the text; the target only where there is no other."""
@@ -333,13 +315,20 @@ class TranslationCache:
     """Translations by `model` into `target`, for `ttl` seconds; to be used from one event loop.
 
     The key is `comment:translation:` with the SHA-256 of the text, trimmed and in lower case; with
-    another model or target than the default ones, `:model:target` follows. Texts that differ only
+    another model or target than the default ones, `:model:target` follows, and with a glossary
+    `:model:target:edition`. Texts that differ only
     in case share it, as long as the translation keeps what each has to keep (links, names …); one
     that it does not fit has a key of its own: the same, and `:` with the SHA-256 of its very text.
     """
 
     def __init__(
-        self, redis: Redis, ttl: float, *, model: str = DEFAULT_MODEL, target: str = DEFAULT_TARGET
+        self,
+        redis: Redis,
+        ttl: float,
+        *,
+        model: str = DEFAULT_MODEL,
+        target: str = DEFAULT_TARGET,
+        glossary: Glossary = NO_TERMS,
     ) -> None:
         failures = TRANSLATION_CACHE_FAILURES
         self._redis = OptionalRedis(redis, "translation_cache", failures)
@@ -348,9 +337,10 @@ class TranslationCache:
         self._lifetime = timedelta(milliseconds=max(round(ttl * 1000), 1))
         self._locks = make_redlock(redis, ())
         self._flights: SingleFlight[LookupResult] = SingleFlight()
-        self._target = target
-        usual = (model, target) == (DEFAULT_MODEL, DEFAULT_TARGET)
-        self._suffix = "" if usual else f":{model}:{target}"
+        self._target, self._glossary = target, glossary
+        usual = (model, target, glossary.edition) == (DEFAULT_MODEL, DEFAULT_TARGET, "")
+        parts = (model, target, *filter(None, [glossary.edition]))
+        self._suffix = "" if usual else ":" + ":".join(parts)
 
     async def once(self, text: str, make: Make) -> Translation:
         """Return the cached translation, or what `make` makes: one call for all callers meanwhile.
@@ -428,7 +418,7 @@ class TranslationCache:
         if found.source_language == self._target:
             return replace(found, text=text)
         core, translated = text.strip(), found.text.strip()
-        if missing(core, translated):
+        if lost_in(core, translated, self._glossary):
             return None
         return replace(found, text=text.replace(core, translated, 1))
 

@@ -107,3 +107,11 @@ class TooManyCalls(NotCalled):
     """So many calls wait for LLM_CALLS_PER_MINUTE that this one's turn is too far away."""
 
     outcome = "too_many"
+
+
+NO_LANGUAGE_MODEL = "no_language_model"
+"""Why nobody could do it where none is configured."""
+PASSING = tuple(
+    kind.outcome for kind in (*ProviderFailed.__subclasses__(), *NotCalled.__subclasses__())
+)
+"""Outcomes that may be others on another day."""

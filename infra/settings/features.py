@@ -5,9 +5,18 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from infra.settings.values import AnchorFile, Lower, PostgresUrl, SettingsGroup, UserPath, variables
+from infra.settings.values import (
+    AnchorFile,
+    Languages,
+    Lower,
+    PostgresUrl,
+    SettingsGroup,
+    Terms,
+    UserPath,
+    variables,
+)
 
 MIB = 1024 * 1024
 # What object stores take: so many parts, of so many bytes at most.
@@ -92,6 +101,17 @@ class TranslationSettings(SettingsGroup, alias_generator=variables("TRANSLATION_
     min_confidence: float = Field(default=0.7, alias="LANGUAGE_MIN_CONFIDENCE", ge=0, le=1)
     target_confidence: float = Field(default=0.8, alias="LANGUAGE_TARGET_CONFIDENCE", ge=0, le=1)
     whisper_model: str = Field(default="base", alias="WHISPER_MODEL", min_length=1)
+    targets: Languages = ()
+    glossary: Terms = ()
+    requests_per_day: PositiveInt = 10_000
+    user_requests_per_day: PositiveInt = 500
+    anonymous_requests_per_day: NonNegativeInt = 5_000
+
+    @property
+    def on_demand(self) -> tuple[str, ...]:
+        """Every language that readers may ask for; none where they have no choice."""
+        languages = tuple(dict.fromkeys((self.target_language, *self.targets)))
+        return languages if len(languages) > 1 else ()
 
 
 class AnalyticsSettings(SettingsGroup, alias_generator=variables("ANALYTICS_")):

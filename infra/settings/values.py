@@ -5,6 +5,7 @@ Each check says in a few words what is wrong, and never repeats a secret.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,9 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr
 
 MIN_SECRET_BYTES = 32
+MOST_LANGUAGES = 16
+MOST_TERMS, MOST_TERM_CHARACTERS = 200, 60
+LANGUAGE = re.compile("[a-z]{2}")
 BROKERS = ("redis://", "rediss://", "amqp://", "amqps://")
 
 
@@ -121,6 +125,26 @@ def host_and_port(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def language_codes(values: tuple[str, ...]) -> tuple[str, ...]:
+    if wrong := next((value for value in values if not LANGUAGE.fullmatch(value)), None):
+        raise ValueError(f"must be ISO 639-1 codes with commas between, as in de,fr; not {wrong!r}")
+    if len(values) > MOST_LANGUAGES:
+        raise ValueError(f"must name {MOST_LANGUAGES} languages at most; these are {len(values)}")
+    return values
+
+
+def terms(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(values) > MOST_TERMS:
+        raise ValueError(f"must name {MOST_TERMS} terms at most; these are {len(values)}")
+    for value in values:
+        if len(value) > MOST_TERM_CHARACTERS:
+            most, start = MOST_TERM_CHARACTERS, value[:20]
+            raise ValueError(f"a term has {most} characters at most; {start!r}… has {len(value)}")
+        if not any(map(str.isalnum, value)):
+            raise ValueError(f"a term needs a letter or a digit; {value!r} has none")
+    return values
+
+
 def prices(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -148,6 +172,8 @@ LockNodes = Annotated[tuple[SecretStr, ...], CommaSet, AfterValidator(lock_nodes
 Servers = Annotated[tuple[str, ...], CommaSet, AfterValidator(host_and_port)]
 Secret = Annotated[SecretStr, AfterValidator(long_secret)] | None
 PublicKey = Annotated[str, AfterValidator(pem)] | None
+Languages = Annotated[tuple[str, ...], CommaSet, AfterValidator(language_codes)]
+Terms = Annotated[tuple[str, ...], CommaSet, AfterValidator(terms)]
 Prices = Annotated[dict[str, tuple[float, float]], BeforeValidator(prices)]
 """US dollars per million tokens of input and output, by model."""
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]

@@ -21,9 +21,11 @@ from infra.http.shapes import rfc3339
 from infra.tasks.messages import UnknownQueue, origin_of
 
 TRANSLATION: Final = "translation"
+# What readers ask for waits apart: what was just posted does not stand behind it.
+TRANSLATION_REQUESTS: Final = "translation_requests"
 SPEECH: Final = "speech"
 RECOMMENDATIONS: Final = "recommendations"
-QUEUES: Final = (TRANSLATION, SPEECH, RECOMMENDATIONS)
+QUEUES: Final = (TRANSLATION, TRANSLATION_REQUESTS, SPEECH, RECOMMENDATIONS)
 ERROR_CHARACTERS = 300
 
 

@@ -105,6 +105,42 @@ def test_real_comments_are_translated_where_they_say_something(
             assert one.right in ("asked", shown["language"]), one
 
 
+def test_a_reader_asks_for_another_language_once(
+    make_program: Callable[..., Program], provider: OpenAIServer
+) -> None:
+    provider.forget()
+    provider.otherwise = lambda call: translated(f"[{call.target}] {call.text}", "es")
+    settings = {"OPENAI_BASE_URL": provider.url, "TRANSLATION_TARGETS": "de,fr", **SOON}
+    program = make_program(**settings).start()
+    bob, reader = program.client("bob"), program.client()
+    video = upload(bob)
+    text = "¡Qué bonito es este vídeo, señores! 🎬 https://example.org"
+    comment = post(bob, video, text)
+    eventually(lambda: all_final(bob, video, 1))
+    path = f"/videos/{video}/comments"
+
+    def seen(language: str) -> dict[str, Any]:
+        [item] = read(reader.get(path, headers={"Accept-Language": f"{language}, en;q=0.5"}))[
+            "items"
+        ]
+        return dict(item)
+
+    assert seen("de")["content"] == text
+    assert eventually(lambda: seen("de").get("translatedText")) == f"[de] {text}"
+    assert seen("en")["translatedText"] == f"[en] {text}"
+    assert provider.by_text[text] == 2
+    assert program.stop() == 0
+    program.start()
+    reader, admin = program.client(), program.client("root", admin=True)
+    asked = read(admin.post("/projections/translations/replay", json={"yes": True}))
+    done = f"/operations/{asked['operationId']}"
+    eventually(lambda: admin.get(done).json().get("outcome") == "done")
+    assert eventually(lambda: seen("de").get("translatedText")) == f"[de] {text}"
+    assert provider.by_text[text] == 2, "neither a restart nor a replay asks again"
+    stream = read(admin.get(f"/audit/streams/{comment}"))["items"]
+    assert [event["type"] for event in stream][-1] == "comment.target_translated.v1"
+
+
 def test_comments_of_a_removed_video_cost_nothing_and_take_no_edits(
     program: Program, provider: OpenAIServer
 ) -> None:

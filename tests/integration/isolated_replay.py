@@ -13,6 +13,7 @@ from infra.redis import connect_blocking_redis
 from projections.like_counters import Counters, renewing
 from projections.likes import Likes
 from projections.operations import Operations
+from projections.translation import Translations
 from tests.integration.replay_support import VERIFY, models, replayed
 
 WAYS_OUT = ("socket.connect", "socket.sendto", "socket.getaddrinfo", "subprocess.Popen")
@@ -40,7 +41,7 @@ def main(database_url: str, redis_url: str, redis_port: int) -> None:
         sys.stderr.write("blocked\n")
     counters = Counters(connect_blocking_redis(redis_url), 600)
     after_switch = renewing(database_url, Likes(), counters)
-    for projection in (*models().values(), Audit(), Operations()):
+    for projection in (*models().values(), Audit(), Operations(), Translations()):
         for options in ({}, {"options": VERIFY}):
             replay = replayed(database_url, projection, after_switch=after_switch, **options)
             sys.stderr.write(f"{projection.name} {replay.state} {replay.error}\n")

@@ -42,6 +42,7 @@ from projections.recommendations.recommender import Recommender
 from projections.trending import Formula, Trending, TrendingCache
 from readapi.live_counts import LikeCounts, LiveCounts
 from readapi.queries import Queries
+from readapi.translation import TranslationRequests
 from tests.integration.projection_support import Writer, hosting
 from workers import consumers as ledger
 
@@ -101,6 +102,7 @@ class Site:
                 likes=Likes(),
                 catalog=Catalog(),
             ),
+            requests=TranslationRequests(self.rankings, self.settings.translation),
         )
 
     async def _open_analytics(self, log_pool: Pool) -> AnalyticsQueries:

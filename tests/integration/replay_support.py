@@ -159,6 +159,8 @@ class History:
                 comment.delete(by)
             case 1:
                 comment.detect_language(comment.revision, "es", 0.9, "lite", "en", by)
+                comment.leave_target(comment.revision, "fr", "failed", "throttled", by)
+                comment.translate_target(comment.revision, "es", "de", "Schön!", "m", "1", by)
             case _:
                 comment.edit(f"edit {self.random.randrange(1000)}", by)
         self._save(comment)

@@ -24,6 +24,7 @@ from projections.catalog import Catalog
 from projections.comments import CommentRow, Comments
 from projections.likes import Likes
 from projections.operations import Operations
+from projections.translation import Translations
 from tests.integration.event_log import rows
 from tests.integration.projection_spec import ProjectionSpec
 from tests.integration.projection_support import Writer, origin
@@ -265,6 +266,37 @@ def test_comments_and_their_language(spec: Spec, writer: Writer) -> None:
 
     tended = english, translated, failed, edited, deleted, skipped, emoji
     spec(Comments).given().when(*tended).asked(query)
+
+
+def test_translations_that_readers_asked_for(spec: Spec, writer: Writer) -> None:
+    gone, video, robot = writer.video(), writer.video().id, origin("translator")
+    kept, edited, deleted = (writer.comment(video) for _ in range(3))
+    removed = writer.comment(gone.id)
+    for comment in (kept, edited, deleted, removed):
+        comment.leave_target(1, "fr", "failed", "throttled", robot)
+        comment.translate_target(1, "es", "de", "Wie schön!", "model", "v1", robot)
+    kept.leave_target(1, "fr", "not_needed", "in_target_language", robot)
+    kept.translate(1, "es", "en", "How pretty!", "model", "v1", robot)
+    edited.edit("second", origin("bob"))
+    edited.translate_target(1, "es", "it", "stale", "model", "v1", robot)
+    edited.translate_target(2, "es", "de", "Zwei", "model", "v1", robot)
+    deleted.delete(origin("bob"))
+    gone.remove(origin())
+    translations = spec(Translations).given().when(kept, edited, deleted, removed, gone)
+    # Recorded just after the removal of the video.
+    removed.translate_target(1, "es", "it", "late", "model", "v1", robot)
+    translations.when(removed).then(
+        "translations",
+        (kept.id, "fr", video, "not_needed", None, "in_target_language"),
+        (kept.id, "de", video, "translated", "Wie schön!", None),
+        (edited.id, "de", video, "translated", "Zwei", None),
+    )
+
+    async def query(translations: Translations, conn: AsyncConnection[Any]) -> None:
+        found = await translations.of_comments(conn, [kept.id, deleted.id, uuid4()], "de")
+        assert found == {kept.id: (kept.id, "translated", "Wie schön!", None)}
+
+    translations.asked(query)
 
 
 def test_an_operation_is_open_until_it_is_finished(spec: Spec) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engine.inspection.index import Audit
 from projections.operations import Operations
+from projections.translation import Translations
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer, origin
 from tests.integration.redis_servers import redis_servers
@@ -39,7 +40,8 @@ def test_everything_is_replayed_with_nobody_to_ask(database_url: str, tmp_path: 
     history = History(writer, 6)
     history.grow(300)
     find_out(history, writer)
-    everything = {**models(), "audit": Audit(), "operations": Operations()}
+    beside = {"audit": Audit(), "operations": Operations(), "translations": Translations()}
+    everything = {**models(), **beside}
     projected(database_url, writer, everything)
     writer.close()
     statuses = rows(database_url, "SELECT DISTINCT translation_status FROM comments.comments")

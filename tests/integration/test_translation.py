@@ -31,6 +31,7 @@ from tests.openai_server import (
     translated,
     truncated,
 )
+from workers.tasks import TaskMeans, give_up
 from workers.translation import CommentTranslation, open_translation
 
 SPANISH = "¡Qué bonito es este vídeo, muchas gracias! https://example.org/a 🎬"
@@ -288,3 +289,78 @@ class TestRepeats:
         desk.run(comment)
         assert desk.kinds(comment)[2:] == ["language_detected", "translated"]
         assert desk.last(comment)["revision"] == 2
+
+
+class TestOnDemand:
+    """What a reader asks for, beside the translation into English that every comment gets."""
+
+    @pytest.fixture
+    def german(self, desk: Desk) -> Desk:
+        desk.settings["TRANSLATION_TARGETS"] = "de,fr"
+        return desk
+
+    def ask(self, desk: Desk, comment: UUID, *languages: str) -> None:
+        async def scenario(translation: CommentTranslation) -> None:
+            runs = (translation.run(comment, ORIGIN, language) for language in languages)
+            await asyncio.gather(*runs)
+
+        desk.with_translation(scenario)
+
+    def test_into_two_languages(self, german: Desk) -> None:
+        comment = german.comment(content := of_its_own(SPANISH))
+        german.run(comment)
+        german.provider.otherwise = lambda call: translated(f"[{call.target}] {content}", "es")
+        self.ask(german, comment, "de", "fr")
+        assert sorted(german.kinds(comment)[3:]) == ["target_translated"] * 2
+        assert german.last(comment)["translated_text"].startswith(
+            f"[{german.last(comment)['target_language']}] "
+        )
+        assert german.provider.calls[0].target == "en"
+        assert {call.target for call in german.provider.calls[1:]} == {"de", "fr"}
+        assert german.provider.calls[1].data["source_language_hint"] == "es"
+        calls = len(german.provider.calls)
+        self.ask(german, comment, "de", "fr")
+        assert len(german.provider.calls) == calls, "that is done"
+
+    def test_a_language_that_is_no_target_any_more(self, german: Desk) -> None:
+        comment = german.comment(of_its_own(SPANISH))
+        self.ask(german, comment, "it")
+        assert german.kinds(comment) == ["posted"]
+        assert german.provider.calls == []
+
+    def test_in_that_language_already(self, german: Desk) -> None:
+        comment = german.comment(of_its_own("Das ist wirklich ein wunderschöner Film, danke!"))
+        self.ask(german, comment, "de")
+        last = german.last(comment)
+        assert (last["status"], last["reason"]) == ("not_needed", "in_target_language")
+        assert german.provider.calls == []
+
+    def test_without_a_language_model(self, german: Desk) -> None:
+        comment = german.comment(of_its_own(SPANISH))
+        del german.settings["OPENAI_BASE_URL"]
+        self.ask(german, comment, "de")
+        last = german.last(comment)
+        assert (last["status"], last["reason"]) == ("skipped", "no_language_model")
+
+    def test_refused(self, german: Desk) -> None:
+        comment = german.comment(of_its_own(SPANISH))
+        german.provider.script(refusal())
+        self.ask(german, comment, "de")
+        last = german.last(comment)
+        assert (last["status"], last["reason"]) == ("failed", "refused")
+
+    def test_given_up(self, german: Desk) -> None:
+        comment = german.comment()
+        failed = FailedTask(
+            "1", "translation_requests", "translate_on_demand", (str(comment), "de"), 9,
+            "Throttled: too many", None, "conversation", "cause",
+        )  # fmt: skip
+        german.with_translation(
+            lambda translation: give_up(TaskMeans(translation, None, None), failed)
+        )
+        last = german.last(comment)
+        assert (last["target_language"], last["status"], last["reason"]) == (
+            "de",
+            "failed",
+            "throttled",
+        )

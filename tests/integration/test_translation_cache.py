@@ -29,6 +29,7 @@ from tests.integration.translation_support import (
     stored,
 )
 from tests.support import DEADLINE_SECONDS
+from workers.kept import Glossary
 from workers.translator import LOCK_PREFIX, PROMPT_VERSION, Translation, TranslationCache
 
 pytestmark = pytest.mark.anyio
@@ -91,6 +92,24 @@ async def test_another_model_or_target_has_keys_of_its_own(connect: Connect) -> 
     keys = {key, f"{key}:llama3:8b:en", f"{key}:{MODEL}:de"}
     assert set(await client.keys("*")) == {name.encode() for name in keys}
     assert len(provider.asked) == 3
+
+
+async def test_another_glossary_has_keys_of_its_own(connect: Connect) -> None:
+    client, provider = connect(), Provider()
+    one, other = Glossary(["Backlot"]), Glossary(["Backlot", "Night Shift"])
+    for glossary in (one, other, one):
+        await once(TranslationCache(client, TTL, glossary=glossary), provider, "hola")
+    names = {f"{key_of('hola')}:{MODEL}:en:{each.edition}" for each in (one, other)}
+    assert set(await client.keys("*")) == {name.encode() for name in names}
+    assert len(provider.asked) == 2
+
+
+async def test_a_term_in_another_case_is_translated_anew(connect: Connect) -> None:
+    provider, glossary = Provider(), Glossary(["Go"])
+    cache = TranslationCache(connect(), TTL, glossary=glossary)
+    assert await once(cache, provider, "mira go") == "[en] mira go"
+    assert await once(cache, provider, "mira Go") == "[en] mira Go"
+    assert provider.asked == ["mira go", "mira Go"]
 
 
 async def test_a_thousand_equal_comments_are_one_call(connect: Connect) -> None:

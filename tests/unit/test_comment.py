@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from domain.comment import MAX_LENGTH, Comment
+from domain.comment import MAX_LENGTH, MOST_TARGETS, Comment
 from domain.errors import Invalid, NotAllowed, NotFound
 from tests.real_inputs import RealInput, each
 from tests.unit.given_when_then import AT, by, fact, given
@@ -253,3 +253,64 @@ class TestLanguage:
         given(Comment, POSTED, DETECTED, TRANSLATED, FAILED, EDITED).when(verb(2)).then(
             fact(event, TRANSLATOR, **KEYS, revision=2, **fields)
         )
+
+
+GERMAN = {**RESULT, "target_language": "de", "translated_text": "Wie schön!"}
+IN_GERMAN = fact(Comment.TargetTranslated, TRANSLATOR, **KEYS, revision=1, **GERMAN)
+
+
+def not_in(language: str, status: str = "failed", revision: int = 1) -> Any:
+    found = {"target_language": language, "status": status, "reason": "throttled"}
+    return fact(Comment.TargetNotTranslated, TRANSLATOR, **KEYS, revision=revision, **found)
+
+
+def into_german(revision: int, **changes: Any) -> Any:
+    result = {**GERMAN, **changes}
+    return lambda comment: comment.translate_target(revision, origin=TRANSLATOR, **result)
+
+
+def leave(status: str, language: str = "de", revision: int = 1) -> Any:
+    return lambda comment: comment.leave_target(revision, language, status, "throttled", TRANSLATOR)
+
+
+class TestLanguagesThatReadersAskFor:
+    def test_they_stand_beside_the_translation_that_every_comment_gets(self) -> None:
+        comment = given(Comment, POSTED, TRANSLATED).when(into_german(1)).then(IN_GERMAN)
+        assert (comment.target_status("de"), comment.target_status("fr")) == (
+            "translated",
+            "pending",
+        )
+        assert comment.translated_text == "How pretty!"
+
+    def test_once_translated_is_translated(self) -> None:
+        again = into_german(1, model="model-2", translated_text="Wie hübsch!")
+        given(Comment, POSTED, IN_GERMAN).when(again).then()
+
+    @pytest.mark.parametrize("known", ["skipped", "failed", "not_needed"])
+    def test_what_comes_later_has_to_know_more(self, known: str) -> None:
+        statuses = ["skipped", "failed", "not_needed"]
+        for status in statuses:
+            ahead = statuses.index(status) > statuses.index(known)
+            then = [not_in("de", status)] if ahead else []
+            given(Comment, POSTED, not_in("de", known)).when(leave(status)).then(*then)
+        given(Comment, POSTED, not_in("de", known)).when(into_german(1)).then(IN_GERMAN)
+        given(Comment, POSTED, IN_GERMAN).when(leave(known)).then()
+
+    def test_there_is_an_end_to_them(self) -> None:
+        full = [not_in(f"{chr(97 + n)}x") for n in range(MOST_TARGETS)]
+        given(Comment, POSTED, *full).when(into_german(1)).then()
+        given(Comment, POSTED, *full).when(leave("failed")).then()
+        known = leave("not_needed", "ax")
+        given(Comment, POSTED, *full).when(known).then(not_in("ax", "not_needed"))
+        given(Comment, POSTED, *full[1:]).when(into_german(1)).then(IN_GERMAN)
+
+    def test_an_edit_drops_all_of_them(self) -> None:
+        comment = given(Comment, POSTED, IN_GERMAN, not_in("fr")).when(edit("¡Precioso!"))
+        assert comment.then(EDITED).targets == {}
+        anew = fact(Comment.TargetTranslated, TRANSLATOR, **KEYS, revision=2, **GERMAN)
+        given(Comment, POSTED, IN_GERMAN, EDITED).when(into_german(2)).then(anew)
+
+    @pytest.mark.parametrize("history", [(POSTED, EDITED), (POSTED, DELETED)])
+    def test_what_is_said_of_another_text_is_dropped(self, history: Any) -> None:
+        given(Comment, *history).when(into_german(1)).then()
+        given(Comment, *history).when(leave("failed")).then()

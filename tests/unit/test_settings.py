@@ -90,6 +90,15 @@ def test_lists_are_separated_by_commas() -> None:
     assert settings.server.roles == {Role.COMMANDS, Role.QUERIES}
 
 
+def test_readers_choose_among_several_languages_or_not_at_all() -> None:
+    def choice(**given: str) -> tuple[str, ...]:
+        return load_settings(given).translation.on_demand
+
+    assert choice() == choice(TRANSLATION_TARGETS="en") == ()
+    assert choice(TRANSLATION_TARGETS="de, fr,en,de") == ("en", "de", "fr")
+    assert choice(TRANSLATION_TARGETS="en", TRANSLATION_TARGET_LANGUAGE="de") == ("de", "en")
+
+
 def test_lock_nodes_are_separated_by_commas() -> None:
     urls = "redis://:hunter2@one:6379, rediss://two"
     settings = load_settings({"REDLOCK_URLS": urls, "REDIS_URL": "redis://one"})
@@ -146,6 +155,12 @@ def test_a_configured_public_url_loses_its_slash() -> None:
         ("S3_ADDRESSING_STYLE", "both", "'path'"),
         ("COMMAND_RETRIES", "-1", "greater"),
         ("PROJECTION_POLL_SECONDS", "0", "greater"),
+        ("TRANSLATION_TARGETS", "de,french", "not 'french'"),
+        ("TRANSLATION_TARGETS", "de,FR", "ISO 639-1"),
+        ("TRANSLATION_TARGETS", ",".join(f"a{chr(97 + n)}" for n in range(17)), "16 languages"),
+        ("TRANSLATION_GLOSSARY", ",".join(f"t{n}" for n in range(201)), "200 terms"),
+        ("TRANSLATION_GLOSSARY", f"Backlot,{'x' * 61}", "60 characters"),
+        ("TRANSLATION_GLOSSARY", "Backlot, !!", "a letter or a digit"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_it(name: str, value: str, why: str) -> None:

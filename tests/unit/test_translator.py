@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra import metrics
 from infra.llm.client import Answer, Parsed
 from infra.llm.errors import Throttled
+from workers.kept import Glossary, missing
 from workers.translator import (
     PIECE_CHARACTERS,
     PROMPT_VERSION,
@@ -20,7 +22,6 @@ from workers.translator import (
     Translation,
     Translator,
     instructions,
-    missing,
     pieces,
     question,
 )
@@ -129,6 +130,36 @@ async def test_what_is_lost_twice_is_given_up() -> None:
     assert not raised.value.retryable
     assert str(raised.value) == "The translation does not keep the comment's emoji, mention."
     assert "ann" not in str(raised.value), "a comment is personal, and errors are logged"
+
+
+async def test_terms_of_the_site_go_to_the_model_and_come_back() -> None:
+    glossary = Glossary(["Night Shift", "backlot", "Elsewhere"])
+    model = Model(says("I love the late shift"), says("I love Night Shift"))
+    translator = Translator(model, MODEL, "en", glossary=glossary)
+    made = await translator.translate("Me encanta Night Shift", "es")
+    assert made.text == "I love Night Shift"
+    assert [asked["terms"] for asked in model.asked] == [["Night Shift"]] * 2
+    assert model.asked[1]["missing"] == ["Night Shift"]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "kinds"),
+    [
+        ("mira @ann 😀", "look", {"mention", "emoji"}),
+        ("uno\ndos 15", "one two 16", {"line_break", "number"}),
+        ("una película", "", {"text"}),
+    ],
+)
+async def test_what_is_refused_is_counted_by_its_kind(
+    text: str, answer: str, kinds: set[str]
+) -> None:
+    def refused(kind: str) -> float:
+        return metrics.value("backlot_translations_refused_total", kind=kind)
+
+    before = {kind: refused(kind) for kind in kinds}
+    with pytest.raises(NotKept):
+        await translate(Model(says(answer)), text)
+    assert {kind: refused(kind) - before[kind] for kind in kinds} == dict.fromkeys(kinds, 2)
 
 
 @pytest.mark.parametrize("empty", ["", "  \n"])

@@ -1,0 +1,105 @@
+"""What came of the translations that readers asked for, beside the one that every comment gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, LiteralString, NamedTuple
+from uuid import UUID
+
+from psycopg import AsyncConnection, Cursor
+from psycopg.rows import TupleRow
+
+from domain.comment import Comment
+from domain.model import Aggregate
+from domain.upload import Upload
+from engine.projection import Batch, Projection, Write, write_by_kind
+from infra.postgres.connection import fetch_as
+
+# The video ids of `removed` get no rows any more: a result may be recorded just after its video's
+# removal.
+TABLES: LiteralString = """
+CREATE TABLE {schema}.translations (
+    comment_id uuid NOT NULL,
+    language text NOT NULL,
+    video_id uuid NOT NULL,
+    status text NOT NULL,
+    translated_text text,
+    reason text,
+    PRIMARY KEY (comment_id, language));
+CREATE INDEX translations_by_video ON {schema}.translations (video_id);
+CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY)
+"""
+
+PUT: LiteralString = """
+INSERT INTO {schema}.translations (comment_id, language, video_id, status, translated_text, reason)
+SELECT * FROM unnest(
+    %b::uuid[], %b::text[], %b::uuid[], %b::text[], %b::text[], %b::text[])
+    AS e(comment_id, language, video_id, status, translated_text, reason)
+WHERE NOT EXISTS (SELECT FROM {schema}.removed r WHERE r.video_id = e.video_id)
+ON CONFLICT (comment_id, language) DO UPDATE
+SET status = excluded.status, translated_text = excluded.translated_text, reason = excluded.reason
+"""
+FORGET: LiteralString = "DELETE FROM {schema}.translations WHERE comment_id = ANY (%b::uuid[])"
+OF_COMMENTS: LiteralString = """
+SELECT comment_id, status, translated_text, reason FROM {schema}.translations
+WHERE comment_id = ANY (%s) AND language = %s
+"""
+
+
+def _id(_: int, event: Aggregate.Event) -> tuple[UUID]:
+    return (event.originator_id,)
+
+
+def _translated(_: int, e: Any) -> tuple[object, ...]:
+    text, target = e.translated_text, e.target_language
+    return (e.originator_id, target, e.video_id, "translated", text, None)
+
+
+def _not_translated(_: int, e: Any) -> tuple[object, ...]:
+    return (e.originator_id, e.target_language, e.video_id, e.status, None, e.reason)
+
+
+WRITES: Mapping[type[Aggregate.Event], Write] = {
+    Comment.TargetTranslated: Write(PUT, _translated),
+    Comment.TargetNotTranslated: Write(PUT, _not_translated),
+    Comment.Edited: Write(FORGET, _id),
+    Comment.Deleted: Write(FORGET, _id),
+    Upload.Removed: Write(
+        """
+        WITH videos AS (SELECT unnest(%b::uuid[]) AS id),
+             gone AS (INSERT INTO {schema}.removed SELECT id FROM videos ON CONFLICT DO NOTHING)
+        DELETE FROM {schema}.translations USING videos WHERE video_id = id
+        """,
+        _id,
+    ),
+}
+
+
+class TranslationRow(NamedTuple):
+    """What came of a comment's translation into a language; `reason` says why there is none."""
+
+    comment_id: UUID
+    status: Any
+    translated_text: str | None
+    reason: str | None
+
+
+class Translations(Projection):
+    """What came of the translations that readers asked for, by comment and language."""
+
+    name = "translations"
+    events = tuple(WRITES)
+    tables: ClassVar[LiteralString] = TABLES
+    by_stream = True
+    absorbing = (Upload.Removed,)
+
+    def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
+        write_by_kind(self, WRITES, batch, cursor)
+
+    async def of_comments(
+        self, conn: AsyncConnection[TupleRow], comments: Sequence[UUID], language: str
+    ) -> dict[UUID, TranslationRow]:
+        """Return what is known of translations of these comments into a language (ISO 639-1)."""
+        given = (list(comments), language)
+        rows = await fetch_as(conn, TranslationRow, self.sql(OF_COMMENTS), given)
+        return {row.comment_id: row for row in rows}
