@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rich.console import Console
@@ -49,6 +50,10 @@ MOST = 1_000_000
 NOT_MEANINGFUL = "A quick run: it shows that the benchmarks work; its figures mean nothing."
 
 
+class BenchmarkUnavailable(OperatorError):
+    """An installation lacks what a benchmark needs."""
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """`names` (all when none is given, in our order), `json` (a path or None), `quick`.
 
@@ -74,7 +79,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         options.history = Path(told) if told else None
     options.names = [name for name in BENCHMARKS if name in options.names or not options.names]
     # A partial result must not replace a whole one.
-    if options.json is None and not options.quick and len(options.names) == len(BENCHMARKS):
+    whole = len(options.names) == len(BENCHMARKS)
+    if options.json is None and not options.quick and whole and os.access(LATEST.parent, os.W_OK):
         options.json = LATEST
     return options
 
@@ -99,7 +105,7 @@ def _count(text: str) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit code 1 when a target was missed or a benchmark failed; a quick run misses none."""
+    """Return the exit code: 1 when a target was missed; a quick run misses none."""
     options = parse(arguments)
     configure_logging(load_settings({"LOG_LEVEL": "error"}).logs)
     # Else a stopped run would leave its servers behind.
@@ -147,8 +153,18 @@ def measure(names: Sequence[str], *, quick: bool) -> tuple[list[Comparison], dic
     with open_bench(quick=quick) as bench:
         for name in names:
             print(f"{name} …", file=sys.stderr, flush=True)
-            comparisons += import_module(f"benchmarks.{name}").run(bench)
+            comparisons += _module(name).run(bench)
         return comparisons, machine(bench.postgres_version)
+
+
+def _module(name: str) -> ModuleType:
+    """Return a benchmark's module; raise BenchmarkUnavailable where a library is missing."""
+    try:
+        return import_module(f"benchmarks.{name}")
+    except ImportError as error:
+        raise BenchmarkUnavailable(
+            f"the benchmark {name} needs what only `make bench` in a checkout has: {error}"
+        ) from error
 
 
 def keep(path: Path, whole: Mapping[str, Any]) -> None:

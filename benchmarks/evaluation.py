@@ -7,7 +7,7 @@ order of time, and their first ten videos are compared with what the user then e
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
@@ -57,7 +57,7 @@ def ask_at(
             (before if event.at < at else later)[event.user].add(event.video_id)
     own = _own(history)
     return [
-        Question(user, at, seen, relevant, cut, user not in before)
+        Question(user, at, seen, relevant, cut, not before[user])
         for user, videos in sorted(later.items())
         for seen in (frozenset(before[user] | own[user]),)
         if (relevant := frozenset((videos & there) - seen))
@@ -138,9 +138,16 @@ class Contender(Protocol):
 
 
 def rankings(
-    history: History, questions: Sequence[Question], contenders: Sequence[Contender]
+    history: History,
+    questions: Sequence[Question],
+    contenders: Sequence[Contender],
+    *,
+    on_asked: Callable[[int], None] = lambda count: None,
 ) -> Mapping[str, list[Ranking]]:
-    """Ask all contenders, and return by their names the answers in the order of the questions."""
+    """Ask all contenders, and return by their names the answers in the order of the questions.
+
+    `on_asked` gets the number of questions asked so far.
+    """
     films = sorted(history.films, key=lambda film: film.since)
     published = taken = 0
     found: dict[str, list[Ranking]] = {
@@ -148,7 +155,8 @@ def rankings(
     }
     asked = sorted(range(len(questions)), key=lambda number: questions[number].at)
     fits = fitting_times([questions[number].at for number in asked])
-    for number in asked:
+    for done, number in enumerate(asked):
+        on_asked(done)
         question = questions[number]
         while published < len(films) and films[published].since < question.at:
             for each in contenders:

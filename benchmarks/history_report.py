@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from random import Random
@@ -96,7 +96,7 @@ def judge(history: History, request: Request) -> Report:
         Product(bench.database(), load_settings(os.environ)) as product,
     ):
         contenders = [ProductContender(product, SEED), *others]
-        found = rankings(history, everything, contenders)
+        found = rankings(history, everything, contenders, on_asked=_progress(len(everything)))
     places = {question: place for place, question in enumerate(everything)}
     judgements = []
     for protocol, questions in asked.items():
@@ -113,6 +113,16 @@ def judge(history: History, request: Request) -> Report:
         judgements,
         missing,
     )
+
+
+def _progress(whole: int) -> Callable[[int], None]:
+    """Return what tells of each tenth of so many questions."""
+
+    def tell(done: int) -> None:
+        if 10 * done // whole > 10 * (done - 1) // whole:
+            say(f"{done:,} of {whole:,} questions asked")
+
+    return tell
 
 
 def _questions(history: History, request: Request) -> dict[str, list[Question]]:

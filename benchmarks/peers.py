@@ -5,9 +5,11 @@ The models take numpy, scipy and `implicit`: the extra `bench`.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from heapq import nsmallest
 from importlib import import_module
 from random import Random
@@ -181,7 +183,10 @@ class ItemNeighbours:
 
     def fit(self, matrix: Any) -> None:
         model = self._nearest.CosineRecommender(K=self._neighbours + 1, num_threads=1)
-        model.fit(matrix, show_progress=False)
+        with warnings.catch_warnings():
+            # It converts what it has made itself.
+            warnings.simplefilter("ignore")
+            model.fit(matrix, show_progress=False)
         self._similar = model.similarity
 
     def scores(self, videos: Any) -> Any:
@@ -194,13 +199,17 @@ class Factors:
     def __init__(self, factors: int = 64, penalty: float = 0.05, confidence: float = 2.0) -> None:
         self._numpy, self._sparse = import_module("numpy"), import_module("scipy.sparse")
         self._als = import_module("implicit.als")
+        # Its own threads and those of BLAS would be in each other's way.
+        limits = import_module("threadpoolctl").threadpool_limits
+        self._one_thread = partial(limits, 1, "blas")
         self._given = {"factors": factors, "regularization": penalty, "alpha": confidence}
 
     def fit(self, matrix: Any) -> None:
-        self._model = self._als.AlternatingLeastSquares(
-            **self._given, iterations=15, random_state=1, num_threads=1, use_gpu=False
-        )
-        self._model.fit(matrix, show_progress=False)
+        with self._one_thread():
+            self._model = self._als.AlternatingLeastSquares(
+                **self._given, iterations=15, random_state=1, num_threads=1, use_gpu=False
+            )
+            self._model.fit(matrix, show_progress=False)
 
     def scores(self, videos: Any) -> Any:
         count = len(self._model.item_factors)
@@ -223,7 +232,8 @@ def peers(seed: int) -> tuple[list[Contender], list[str]]:
     for name, (model, libraries) in MODELS.items():
         absent = [library for library in libraries if not _importable(library)]
         if absent:
-            missing.append(f"{name}: {' and '.join(absent)} is not installed: {INSTALL}")
+            verb = "is" if len(absent) == 1 else "are"
+            missing.append(f"{name}: {' and '.join(absent)} {verb} not installed: {INSTALL}")
         else:
             found.append(ModelPeer(name, model()))
     return found, missing

@@ -20,7 +20,7 @@ from psycopg.rows import TupleRow
 
 from benchmarks.history import Event, Film, Kind
 from domain.upload import Upload
-from engine.connections import connect
+from engine.connections import SESSION
 from engine.messages import IncomingMessage, RawMessage, Sink
 from infra.settings import Settings
 from projections import integration_events
@@ -104,9 +104,9 @@ class Product:
         self._open = ExitStack()
 
     def __enter__(self) -> Product:
-        self._conn = self._open.enter_context(connect(self._url, "bench"))
-        # A database that is thrown away has nothing to lose in a crash.
-        self._conn.execute(b"SET synchronous_commit = off")
+        # However busy the machine is: nothing here says that the database is stuck.
+        self._conn = self._open.enter_context(Connection.connect(self._url, autocommit=True))
+        self._conn.execute(SESSION)
         for sink in (self._videos, *self._sinks):
             sink.prepare(self._conn)
         # A history may be of long ago.
