@@ -43,7 +43,7 @@ BENCHMARKS = (
 )
 """The modules of the benchmarks; imported when they run, since some need more than Backlot does."""
 LATEST = Path(__file__).parent / "results" / "latest.json"
-WIDTH = 110
+WIDTH, REPORT_WIDTH = 110, 130
 STDOUT = Path("-")
 RECOMMENDATIONS, HISTORY = "recommendations", "RECOMMENDATIONS_HISTORY"
 MOST = 1_000_000
@@ -71,6 +71,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    if options.json is not None and options.json.is_dir():
+        parser.error(f"--json: {options.json} is a folder")
     alone = options.names == [RECOMMENDATIONS]
     if not alone and (options.history or options.own or options.days):
         parser.error(f"--history, --own and --days are for: backlot bench {RECOMMENDATIONS}")
@@ -133,15 +135,16 @@ def judge_history(options: argparse.Namespace) -> int:
     from benchmarks.history_report import Request, judge
     from benchmarks.own_history import own_history
 
-    settings = load_settings(os.environ)
+    settings = load_settings()
     if options.own:
         history = own_history(settings)
     else:
         history = read_history(options.history, settings.watch.view_repeat)
     request = Request(options.days, options.cuts, options.users)
-    report = judge(history, request)
+    report = judge(history, request, settings)
     if options.json != STDOUT:
-        Console(width=max(WIDTH, Console().width), highlight=False).print(report.as_table())
+        console = Console(width=max(REPORT_WIDTH, Console().width), highlight=False)
+        console.print(report.as_table())
     if options.json is not None:
         keep(options.json, report.as_dict())
     return 0

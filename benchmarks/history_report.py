@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -11,6 +10,7 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.bench import open_bench, say
 from benchmarks.contenders import BLEND, ProductContender
@@ -31,7 +31,7 @@ from benchmarks.measures import DEPTH
 from benchmarks.peers import peers
 from benchmarks.product import Product
 from benchmarks.results import NOTHING
-from infra.settings import load_settings
+from infra.settings import Settings
 
 SEED = 1
 FEWEST_VIDEOS = 2 * DEPTH
@@ -82,10 +82,11 @@ class Report:
             f"{self.events:,} events of {self.users:,} users with {self.videos:,} videos,"
             f" {self.first:%Y-%m-%d} to {self.last:%Y-%m-%d}"
         )
-        return Group(about, *(_table(each) for each in self.judgements), *self.missing)
+        missing = (Text(line) for line in self.missing)
+        return Group(about, *(_table(each) for each in self.judgements), *missing)
 
 
-def judge(history: History, request: Request) -> Report:
+def judge(history: History, request: Request, settings: Settings) -> Report:
     """Judge by all protocols at once. Raise HistoryUnusable, before the work, for too little."""
     asked = _questions(history, request)
     others, missing = peers(SEED)
@@ -93,7 +94,7 @@ def judge(history: History, request: Request) -> Report:
     say(f"{len(everything):,} questions about {len(history.events):,} events")
     with (
         open_bench(quick=False) as bench,
-        Product(bench.database(), load_settings(os.environ)) as product,
+        Product(bench.database(), settings) as product,
     ):
         contenders = [ProductContender(product, SEED), *others]
         found = rankings(history, everything, contenders, on_asked=_progress(len(everything)))

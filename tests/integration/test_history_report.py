@@ -83,8 +83,8 @@ def test_the_table_names_who_could_not_take_part(
 
 def test_two_runs_give_the_same_figures() -> None:
     history = read_history(site_history.PATH, HOUR)
-    request = Request(users=10)
-    assert judge(history, request).judgements == judge(history, request).judgements
+    first, second = (judge(history, Request(users=10), load_settings({})) for _ in range(2))
+    assert first.judgements == second.judgements
 
 
 def test_what_can_not_be_judged_ends_before_the_work(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_too_little_to_judge_by_ends_before_the_work(
 
     monkeypatch.setattr("benchmarks.history_report.open_bench", nothing)
     with pytest.raises(HistoryUnusable, match=why):
-        judge(_made(users, videos), Request())
+        judge(_made(users, videos), Request(), load_settings({}))
 
 
 def _made(users: int, videos: int) -> History:

@@ -154,6 +154,14 @@ def test_days_cuts_and_users_are_counts(number: str) -> None:
         parse(["recommendations", "--days", number])
 
 
+def test_results_are_not_kept_in_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(["append", "--json", str(tmp_path)])
+    assert "is a folder" in capsys.readouterr().err
+
+
 def test_json_without_a_file_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     path = parse(["append", "--json"]).json
     assert path == STDOUT
