@@ -118,6 +118,8 @@ class ModelPeer:
         # Stable sorts then order equals by id.
         self._order = sorted({video for each in self._engaged.values() for video in each})
         self._places = {video: place for place, video in enumerate(self._order)}
+        if not self._order:
+            return
         columns = [self._places[video] for each in self._engaged.values() for video in each]
         starts = [0]
         for each in self._engaged.values():

@@ -81,6 +81,16 @@ def test_a_model_shows_somebody_new_what_is_popular_and_nobody_what_is_seen(name
     assert not {A, B, C} & set(shown)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_that_could_learn_nothing_yet_shows_what_is_popular(name: str) -> None:
+    model, _ = MODELS[name]
+    peer = told(ModelPeer(name, model()))
+    assert ask(peer, "ann") == []
+    peer.take(Event(NOON, "bob", B))
+    assert ask(peer, "bob", B) == []
+    assert ask(peer, "ann") == [B]
+
+
 def names(found: Sequence[Contender]) -> list[str]:
     return [name for each in found for name in each.names]
 
