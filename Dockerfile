@@ -13,6 +13,7 @@ COPY requirements.txt ./
 RUN pip install --require-hashes --only-binary=:all: -r requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY backlot backlot
+COPY benchmarks benchmarks
 COPY commands commands
 COPY domain domain
 COPY engine engine

@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -55,10 +54,6 @@ app.add_typer(tasks.app, name="tasks")
 
 class CommandError(UsageError):
     """A command that cannot be carried out as it was given."""
-
-
-class BenchmarksMissing(OperatorError):
-    """This is an installation without them."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -201,11 +196,10 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
-    """Run the benchmarks of a source checkout; arguments are passed on to them."""
-    if find_spec("benchmarks") is None or find_spec("benchmarks.__main__") is None:
-        raise BenchmarksMissing(
-            "the benchmarks are not installed: run `make bench` in a source checkout"
-        )
+    """Measure Backlot, or its recommendations by a history; `bench -- --help` says how.
+
+    Exit code 1 when a target was missed.
+    """
     command = [sys.executable, "-m", "benchmarks", *context.args]
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 

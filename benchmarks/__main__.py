@@ -1,106 +1,154 @@
-"""`python -m benchmarks`: run the benchmarks named, print the table, keep the JSON."""
+"""Measure Backlot: run the benchmarks named, print the table, keep the JSON."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks import (
-    append,
-    attraction,
-    audit,
-    counters,
-    finalize,
-    growth,
-    ingesting,
-    languages,
-    like,
-    memory,
-    parts,
-    projecting,
-    recommendations,
-    recommended,
-    recommending,
-    relaying,
-    replaying,
-    sealing,
-    translating,
-    trending,
-)
-from benchmarks.bench import Bench, open_bench, say
-from benchmarks.results import Comparison, as_table, machine, write_json
+from benchmarks.bench import open_bench, say
+from benchmarks.results import Comparison, as_dict, as_table, machine, to_json
 from infra.errors import OperatorError
 from infra.logging import configure_logging
 from infra.settings import load_settings
 
-BENCHMARKS: dict[str, Callable[[Bench], list[Comparison]]] = {
-    "append": append.run,
-    "like": like.run,
-    "counters": counters.run,
-    "projecting": projecting.run,
-    "memory": memory.run,
-    "replaying": replaying.run,
-    "relaying": relaying.run,
-    "ingesting": ingesting.run,
-    "sealing": sealing.run,
-    "growth": growth.run,
-    "finalize": finalize.run,
-    "parts": parts.run,
-    "audit": audit.run,
-    "languages": languages.run,
-    "translating": translating.run,
-    "trending": trending.run,
-    "attraction": attraction.run,
-    "recommending": recommending.run,
-    "recommended": recommended.run,
-    "recommendations": recommendations.run,
-}
+BENCHMARKS = (
+    "append",
+    "like",
+    "counters",
+    "projecting",
+    "memory",
+    "replaying",
+    "relaying",
+    "ingesting",
+    "sealing",
+    "growth",
+    "finalize",
+    "parts",
+    "audit",
+    "languages",
+    "translating",
+    "trending",
+    "attraction",
+    "recommending",
+    "recommended",
+    "recommendations",
+)
+"""The modules of the benchmarks; imported when they run, since some need more than Backlot does."""
 LATEST = Path(__file__).parent / "results" / "latest.json"
-WIDTH = 110
+WIDTH, REPORT_WIDTH = 110, 130
+STDOUT = Path("-")
+RECOMMENDATIONS, HISTORY = "recommendations", "RECOMMENDATIONS_HISTORY"
+MOST = 1_000_000
 NOT_MEANINGFUL = "A quick run: it shows that the benchmarks work; its figures mean nothing."
 
 
+class BenchmarkUnavailable(OperatorError):
+    """An installation lacks what a benchmark needs."""
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """`names` (all when none is given, in our order), `json` (a path or None), `quick`."""
-    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    """`names` (all when none is given, in our order), `json` (a path or None), `quick`.
+
+    `history` is a file, or None for made-up communities; it is for `recommendations` alone.
+    """
+    parser = argparse.ArgumentParser(prog="backlot bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(BENCHMARKS))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to keep the results")
+    parser.add_argument(
+        "--json", nargs="?", type=Path, const=STDOUT, metavar="FILE",
+        help="where to keep the results; without a file, print them",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="only check that everything works")
+    _add_recommendations(parser)
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    if options.json is not None and options.json.is_dir():
+        parser.error(f"--json: {options.json} is a folder")
+    alone = options.names == [RECOMMENDATIONS]
+    if not alone and (options.history or options.own or options.days):
+        parser.error(f"--history, --own and --days are for: backlot bench {RECOMMENDATIONS}")
+    if options.history is None and alone and not options.own:
+        told = os.environ.get(HISTORY)
+        options.history = Path(told) if told else None
     options.names = [name for name in BENCHMARKS if name in options.names or not options.names]
     # A partial result must not replace a whole one.
-    if options.json is None and not options.quick and len(options.names) == len(BENCHMARKS):
+    whole = len(options.names) == len(BENCHMARKS)
+    if options.json is None and not options.quick and whole and os.access(LATEST.parent, os.W_OK):
         options.json = LATEST
     return options
 
 
+def _add_recommendations(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("recommendations by the history of a site")
+    source = group.add_mutually_exclusive_group()
+    source.add_argument(
+        "--history", type=Path, metavar="FILE",
+        help=f"CSV, JSON lines, Parquet, or an export of the event log (also {HISTORY})",
+    )  # fmt: skip
+    source.add_argument("--own", action="store_true", help="what this installation has recorded")
+    group.add_argument("--days", type=_count, help="also ask for the next so many days")
+    group.add_argument("--cuts", type=_count, default=5, help="at so many times (5)")
+    group.add_argument("--users", type=_count, default=1_000, help="ask so many at most (1000)")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {MOST}")
+    return int(text)
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Exit code 1 when a target was missed or a benchmark failed; a quick run misses none."""
+    """Return the exit code: 1 when a target was missed; a quick run misses none."""
     options = parse(arguments)
     configure_logging(load_settings({"LOG_LEVEL": "error"}).logs)
     # Else a stopped run would leave its servers behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
+        if options.history is not None or options.own:
+            return judge_history(options)
         comparisons, facts = measure(options.names, quick=options.quick)
     except OperatorError as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 1
+        print(f"backlot: {error}", file=sys.stderr)
+        return int(error.exit_code)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    show(comparisons, facts, judged=not options.quick)
+    whole = as_dict(comparisons, facts, judged=not options.quick)
+    if options.json != STDOUT:
+        show(comparisons, facts, judged=not options.quick)
     if options.json is not None:
-        write_json(options.json, comparisons, facts, judged=not options.quick)
-        say(f"kept in {options.json}")
+        keep(options.json, whole)
     return 0 if options.quick or all(item.passed for item in comparisons) else 1
+
+
+def judge_history(options: argparse.Namespace) -> int:
+    """Judge recommendations by a history; there is no target to miss."""
+    from benchmarks.history_files import read_history
+    from benchmarks.history_report import Request, judge
+    from benchmarks.own_history import own_history
+
+    settings = load_settings()
+    if options.own:
+        history = own_history(settings)
+    else:
+        history = read_history(options.history, settings.watch.view_repeat)
+    request = Request(options.days, options.cuts, options.users)
+    report = judge(history, request, settings)
+    if options.json != STDOUT:
+        console = Console(width=max(REPORT_WIDTH, Console().width), highlight=False)
+        console.print(report.as_table())
+    if options.json is not None:
+        keep(options.json, report.as_dict())
+    return 0
 
 
 def measure(names: Sequence[str], *, quick: bool) -> tuple[list[Comparison], dict[str, Any]]:
@@ -109,8 +157,28 @@ def measure(names: Sequence[str], *, quick: bool) -> tuple[list[Comparison], dic
     with open_bench(quick=quick) as bench:
         for name in names:
             print(f"{name} …", file=sys.stderr, flush=True)
-            comparisons += BENCHMARKS[name](bench)
+            comparisons += _module(name).run(bench)
         return comparisons, machine(bench.postgres_version)
+
+
+def _module(name: str) -> ModuleType:
+    """Return a benchmark's module; raise BenchmarkUnavailable where a library is missing."""
+    try:
+        return import_module(f"benchmarks.{name}")
+    except ImportError as error:
+        raise BenchmarkUnavailable(
+            f"the benchmark {name} needs what only `make bench` in a checkout has: {error}"
+        ) from error
+
+
+def keep(path: Path, whole: Mapping[str, Any]) -> None:
+    """Write results as JSON to a file, or to standard output."""
+    if path == STDOUT:
+        print(to_json(whole), end="")
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(to_json(whole), encoding="utf-8")
+        say(f"kept in {path}")
 
 
 def show(comparisons: Sequence[Comparison], facts: dict[str, Any], *, judged: bool) -> None:

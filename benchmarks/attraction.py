@@ -2,7 +2,7 @@
 
 At the beginning of each day (UTC) twenty videos are ranked by what had happened until then. The
 measure is the share of that day's first views, of a viewer of a video, that goes to these twenty.
-The history is a made-up community's, or one's own, from the export that RECOMMENDATIONS_HISTORY
+The history is a made-up community's, or that of a site, in a file that RECOMMENDATIONS_HISTORY
 names.
 """
 
@@ -23,25 +23,29 @@ import uvloop
 from psycopg import AsyncConnection
 
 from benchmarks.bench import Bench, say
-from benchmarks.community import History, Shape, View, make_community
-from benchmarks.exported import exported
-from benchmarks.recommendations import EXPORT, SEEDS, SMALL
+from benchmarks.community import Shape, make_community
+from benchmarks.history import Event, History, Kind
+from benchmarks.history_files import read_history
+from benchmarks.recommendations import SEEDS, SMALL
 from benchmarks.results import Comparison, Side
 from infra.errors import OperatorError
+from infra.settings import load_settings
 from projections.analytics.calendar import DAY, start_of_day, start_of_hour
 from projections.analytics.schema import migrate
 from projections.trending import Formula, Trending, Window
 
 SHOWN = 20
+HISTORY = "RECOMMENDATIONS_HISTORY"
 BEFORE = 7 * DAY
 """So much of a history is there before the first ranking."""
 UNIT = "% of first views"
 TRENDING, AGELESS = "trending 7d", "trending 7d without age"
 
 Weights = Mapping[UUID, float]
-Ranking = Callable[[Sequence[View], datetime], Weights]
+Ranking = Callable[[Sequence[Event], datetime], Weights]
 """Gives each video its weight at a time, from the views before it."""
 
+LIKES = {Kind.LIKE: 1, Kind.UNLIKE: -1}
 HOURLY = b"COPY analytics.video_hourly FROM STDIN"
 DAILY = b"""
 INSERT INTO analytics.video_daily
@@ -59,7 +63,7 @@ class Day:
     """What had happened before it began, and who attracted how many first views on it."""
 
     at: datetime
-    past: Sequence[View]
+    past: Sequence[Event]
     first_views: Mapping[UUID, int]
 
 
@@ -73,7 +77,7 @@ class Attracted:
 
 def days_of(history: History) -> list[Day]:
     """Return the days with first views, but for the beginning of the history and its last day."""
-    views = history.views
+    views = [event for event in history.events if event.kind is Kind.VIEW]
     if not views:
         return []
     first_views: defaultdict[datetime, Counter[UUID]] = defaultdict(Counter)
@@ -95,7 +99,7 @@ def days_of(history: History) -> list[Day]:
 def popular(length: timedelta) -> Ranking:
     """Rank by the views of so long a time."""
 
-    def weigh(past: Sequence[View], at: datetime) -> Weights:
+    def weigh(past: Sequence[Event], at: datetime) -> Weights:
         counts: Counter[UUID] = Counter()
         for view in reversed(past):
             if view.at < at - length:
@@ -109,7 +113,7 @@ def popular(length: timedelta) -> Ranking:
 def decayed(half_life: timedelta) -> Ranking:
     """Rank by all views, each of which weighs half after each half-life."""
 
-    def weigh(past: Sequence[View], at: datetime) -> Weights:
+    def weigh(past: Sequence[Event], at: datetime) -> Weights:
         weights: defaultdict[UUID, float] = defaultdict(float)
         for view in past:
             weights[view.video_id] += 2 ** -((at - view.at) / half_life)
@@ -169,11 +173,11 @@ def _dcg(gains: Iterable[int]) -> float:
 def fill(url: str, history: History) -> None:
     """Write the history into the rollups, as the sinks would have counted it."""
     hours: defaultdict[tuple[datetime, UUID], list[float]] = defaultdict(lambda: [0, 0, 0.0])
-    for view in history.views:
-        counts = hours[start_of_hour(view.at), view.video_id]
-        counts[0] += view.seconds is not None
-        counts[1] += view.liked
-        counts[2] += view.seconds or 0.0
+    for event in history.events:
+        counts = hours[start_of_hour(event.at), event.video_id]
+        counts[0] += event.kind is Kind.VIEW
+        counts[1] += LIKES.get(event.kind, 0)
+        counts[2] += event.seconds or 0.0
     with psycopg.connect(url, autocommit=True) as conn:
         migrate(conn)
     with psycopg.connect(url) as conn, conn.cursor() as cursor:
@@ -205,13 +209,13 @@ def run(bench: Bench) -> list[Comparison]:
         days = days_of(history)
         say(f"seed {seed}: {len(days)} days")
         found.append(measured(bench.database(), history, days))
-    path = os.environ.get(EXPORT)
+    path = os.environ.get(HISTORY)
     own = [] if path is None else _compare([_own(bench, Path(path))], "own history")
     return [*_compare(found, "attraction"), *own]
 
 
 def _own(bench: Bench, path: Path) -> Mapping[str, Attracted]:
-    history = exported(path)
+    history = read_history(path, load_settings().watch.view_repeat)
     days = days_of(history)
     if not days:
         raise OperatorError(f"{path} is shorter than {BEFORE.days} days and two more.")

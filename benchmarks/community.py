@@ -15,6 +15,8 @@ from itertools import accumulate
 from random import Random
 from uuid import UUID
 
+from benchmarks.history import Event, Film, History, Kind
+
 DAY = timedelta(days=1)
 CATEGORIES = ("music", "nature", "sport", "cooking", "games", "science")
 
@@ -46,40 +48,6 @@ class Shape:
     views_per_sitting: int = 3
     like_own: float = 0.3
     like_other: float = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Film:
-    """A video, and from when on it can be watched."""
-
-    video_id: UUID
-    title: str
-    category: str | None
-    owner: str
-    since: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """Somebody watched a video for so many seconds in a session, and perhaps likes it since.
-
-    Without seconds it is known only that it was liked.
-    """
-
-    at: datetime
-    user: str
-    video_id: UUID
-    session: UUID
-    seconds: float | None
-    liked: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """What happened, in order of time."""
-
-    films: Sequence[Film]
-    views: Sequence[View]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +132,13 @@ def make_community(seed: int, shape: Shape, *, until: datetime) -> Community:
         f"viewer-{number}": dirichlet(chance, base, shape.concentration)
         for number in range(shape.users)
     }
-    views = [
-        view
+    events = [
+        event
         for user, taste in tastes.items()
-        for view in _Viewer(user, taste, days, films).views(chance)
+        for event in _Viewer(user, taste, days, films).events(chance)
     ]
-    views.sort(key=lambda view: (view.at, view.session))
-    return Community(shape, History(films, views), tastes, days)
+    events.sort(key=lambda event: (event.at, event.user))
+    return Community(shape, History(films, events), tastes, days)
 
 
 def dirichlet(chance: Random, base: Sequence[float], concentration: float) -> list[float]:
@@ -215,37 +183,40 @@ class _Viewer:
     days: Days
     films: Sequence[Film]
 
-    def views(self, chance: Random) -> list[View]:
-        """All that the viewer watches, no video twice; some come far more often than others."""
+    def events(self, chance: Random) -> list[Event]:
+        """All that the viewer does; no video is watched twice, and some come far more often."""
         shape, seen = self.days.shape, set[int]()
         often = shape.sittings_per_week * chance.lognormvariate(-0.125, 0.5)
-        found: list[View] = []
+        found: list[Event] = []
         for day in range(shape.days):
             if chance.random() < often / 7:
                 at = self.days.begin + (day + chance.random() * 0.9) * DAY
                 found += self._sitting(chance, day, at, seen)
         return found
 
-    def _sitting(self, chance: Random, day: int, at: datetime, seen: set[int]) -> list[View]:
+    def _sitting(self, chance: Random, day: int, at: datetime, seen: set[int]) -> list[Event]:
         shape = self.days.shape
         shelves = shares(self.taste, shape.crowd)
-        found = []
+        found: list[Event] = []
         for _ in range(chance.randint(1, 2 * shape.views_per_sitting - 1)):
             (topic,) = chance.choices(range(len(shelves)), shelves)
             number = self.days.shelf(day, topic).draw(chance)
             if number not in seen:
                 seen.add(number)
-                found.append(self._view(chance, at, number, own=topic < shape.topics))
+                found += self._view(chance, at, number, own=topic < shape.topics)
                 at += timedelta(minutes=6)
         return found
 
-    def _view(self, chance: Random, at: datetime, number: int, *, own: bool) -> View:
+    def _view(self, chance: Random, at: datetime, number: int, *, own: bool) -> list[Event]:
         """What is of the viewer's own taste is watched longer and liked more often."""
         shape = self.days.shape
         liked = chance.random() < (shape.like_own if own else shape.like_other)
-        seconds = chance.uniform(60, 300) if own else chance.uniform(10, 120)
+        seconds = round(chance.uniform(60, 300) if own else chance.uniform(10, 120), 1)
         video = self.films[number].video_id
-        return View(at, self.user, video, new_id(chance), round(seconds, 1), liked)
+        view = Event(at, self.user, video, Kind.VIEW, seconds)
+        if not liked:
+            return [view]
+        return [view, Event(at + timedelta(seconds=seconds), self.user, video, Kind.LIKE)]
 
 
 def new_id(chance: Random) -> UUID:

@@ -55,13 +55,8 @@ HOSTILE: Mapping[str, Hostile] = MappingProxyType(
 )
 
 
-def fused(
-    blended: Sequence[Sequence[RankedVideo]], hostile: Hostile, seed: int
-) -> list[list[UUID]]:
-    """What users get when the model answers so, cut where an answer is cut."""
-    chance, answers = Random(seed), []
-    for order in blended:
-        ranked = hostile([each.video_id for each in order], chance)[:MOST_PICKS]
-        told = fuse(order, [RankedByModel(video, "You will love this") for video in ranked])
-        answers.append([each.video_id for each in told])
-    return answers
+def fuse_hostile(blended: Sequence[RankedVideo], hostile: Hostile, chance: Random) -> list[UUID]:
+    """Return what a user gets when the model answers so, cut where an answer is cut."""
+    ranked = hostile([each.video_id for each in blended], chance)[:MOST_PICKS]
+    told = fuse(blended, [RankedByModel(video, "You will love this") for video in ranked])
+    return [each.video_id for each in told]

@@ -1,7 +1,7 @@
-"""Recommendations against chance, against what trends, and against a language model.
+"""Recommendations against chance, what is popular or trends, other models, and a language model.
 
-What is asked for is the end of a history: of made-up communities whose tastes are known, or of
-one's own, from the export that RECOMMENDATIONS_HISTORY names.
+What is asked for is the end of a history of made-up communities, whose tastes are known; for the
+history of a site, see `history_report`.
 """
 
 from __future__ import annotations
@@ -10,49 +10,34 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from statistics import median
-from uuid import UUID
 
 import uvloop
 
 from benchmarks.bench import Bench, say
-from benchmarks.community import Community, History, Shape, make_community
-from benchmarks.exported import exported
-from benchmarks.hostile import HOSTILE, fused
-from benchmarks.judging import (
-    Answers,
-    Scores,
-    Split,
-    by_chance,
-    by_taste,
-    by_trend,
-    judge,
-    materials,
-    split,
-    trends,
-)
+from benchmarks.community import Community, Shape, make_community
+from benchmarks.contenders import BLEND, TASTE, TREND, ProductContender, Taste
+from benchmarks.evaluation import Question, Ranking, Scores, ask_at, rankings, score
+from benchmarks.history import History
+from benchmarks.hostile import HOSTILE
 from benchmarks.measures import DEPTH
-from benchmarks.remembering import remember
+from benchmarks.peers import CHANCE, peers
+from benchmarks.product import Answer, Product
 from benchmarks.results import Comparison, Side
-from infra.errors import OperatorError
 from infra.llm.client import make_language_model
 from infra.llm.errors import LanguageModelError
 from infra.settings import Settings, load_settings
-from projections.recommendations.model import Material, RankedVideo, Weighing
+from projections.recommendations.model import RankedVideo
 from projections.recommendations.ranker import Ranker, fuse
-from projections.recommendations.recommender import blend
 
 SEEDS = (301, 302, 303, 304, 305)
 """Not those by which the numbers of the blend were chosen."""
 SMALL = Shape(users=240, videos=300, topics=12, days=28, sittings_per_week=4.0)
 HELD = timedelta(days=4)
-EXPORT = "RECOMMENDATIONS_HISTORY"
 ASKED = 40
 """So many users are asked about where each answer is paid for."""
 UNIT = f"NDCG@{DEPTH}"
-CHANCE, TREND, BLEND = "random videos", "trending", "blend"
-TASTE, MODEL = "by the true tastes", "blend and language model"
+MODEL, ALONE = "blend and language model", f"{BLEND}, the same users"
 
 Found = Mapping[str, Scores]
 
@@ -64,106 +49,85 @@ def run(bench: Bench) -> list[Comparison]:
     found = []
     for seed in seeds:
         community = make_community(seed, shape, until=until)
-        told = split(community.history, until - HELD)
-        say(f"seed {seed}: {len(told.questions)} users are asked about")
-        found.append(measured(bench.database(), told, seed, community))
-    path = os.environ.get(EXPORT)
-    return [*_compare(found), *([] if path is None else _own(bench, Path(path)))]
+        questions = ask_at(community.history, until - HELD)
+        say(f"seed {seed}: {len(questions)} users are asked about")
+        found.append(measured(bench.database(), community, questions, seed))
+    return _compare(found)
 
 
-def measured(url: str, told: Split, seed: int, community: Community | None = None) -> Found:
-    """All contenders on one history, whose past is put into this empty database."""
-    weighing = Weighing()
-    remember(url, told.past, weighing)
-    trending = uvloop.run(trends(url, told.at))
-    known = uvloop.run(materials(url, told, trending, weighing))
-    blended = [blend(each, limit=len(each.candidates)) for each in known]
-    answers: dict[str, Answers] = {
-        CHANCE: by_chance(told, seed),
-        TREND: by_trend(told, trending),
-        BLEND: _videos(blended),
-        **{name: fused(blended, hostile, seed) for name, hostile in HOSTILE.items()},
-    }
-    if community is not None:
-        answers[TASTE] = by_taste(told, community)
-    scores = {name: judge(told, each) for name, each in answers.items()}
+def measured(url: str, community: Community, questions: Sequence[Question], seed: int) -> Found:
+    """Return the scores of all contenders by name; `url` leads to an empty database."""
     settings = load_settings(os.environ)
+    others, missing = peers(seed)
+    for line in missing:
+        say(line)
+    with Product(url, settings) as product:
+        ours = ProductContender(product, seed, hostile=True)
+        contenders = [ours, *others, Taste(community)]
+        found = dict(rankings(community.history, questions, contenders))
+    names = [TREND, *(name for each in others for name in each.names)]
+    scores = _by_name(community.history, questions, found, names)
     if settings.llm.configured:
-        scores |= uvloop.run(_asked(settings, told, known, blended))
+        asked = questions[:ASKED]
+        answers = [ours.answers[question] for question in asked]
+        told = {
+            MODEL: uvloop.run(_asked(settings, answers)),
+            ALONE: list(found[BLEND][:ASKED]),
+        }
+        scores |= _by_name(community.history, asked, told, ())
     return scores
 
 
-async def _asked(
-    settings: Settings,
-    told: Split,
-    known: Sequence[Material],
-    blended: Sequence[Sequence[RankedVideo]],
-) -> Found:
-    """The language model's order fused with the blend, and the blend for the same users alone."""
+def _by_name(
+    history: History,
+    questions: Sequence[Question],
+    found: Mapping[str, Sequence[Ranking]],
+    names: Sequence[str],
+) -> dict[str, Scores]:
+    return {each.name: each for each in score(history, questions, found, names)}
+
+
+async def _asked(settings: Settings, answers: Sequence[Answer]) -> list[Ranking]:
+    """Return the language model's order fused with the blend."""
     llm = make_language_model(settings.llm)
     if llm is None:
         raise RuntimeError("there is a provider")
     ranker, failed = Ranker(llm, settings.recommendations.model), 0
-    answers: list[Sequence[RankedVideo]] = []
+    fused: list[Sequence[RankedVideo]] = []
     try:
-        for material, order in list(zip(known, blended, strict=True))[:ASKED]:
+        for answer in answers:
             try:
-                answers.append(fuse(order, await ranker.rank(material, DEPTH)))
+                fused.append(fuse(answer.blended, await ranker.rank(answer.material, DEPTH)))
             except LanguageModelError:
                 # As users have it then.
-                answers.append(order)
+                fused.append(answer.blended)
                 failed += 1
     finally:
         await ranker.aclose()
     say(f"the language model was asked {len(answers)} times, {failed} times in vain")
-    asked = Split(told.at, told.past, told.questions[:ASKED])
-    alone = f"{BLEND}, the same users"
-    return {
-        MODEL: judge(asked, _videos(answers)),
-        alone: judge(asked, _videos(blended[:ASKED])),
-    }
+    return [[each.video_id for each in order] for order in fused]
 
 
-def _own(bench: Bench, path: Path) -> list[Comparison]:
-    """The last tenth of one's own history."""
-    history = exported(path)
-    if not history.views:
-        raise OperatorError(f"{path} holds no likes of videos: there is nothing to guess.")
-    told = split(history, _last_tenth(history))
-    if not told.questions:
-        raise OperatorError(f"Nobody likes an older video in the last tenth of {path}.")
-    return _compare([measured(bench.database(), told, seed=0)], "own history")
-
-
-def _last_tenth(history: History) -> datetime:
-    first, last = history.views[0].at, history.views[-1].at
-    return last - (last - first) / 10
-
-
-def _compare(found: Sequence[Found], what: str = "recommendations") -> list[Comparison]:
+def _compare(found: Sequence[Found]) -> list[Comparison]:
     side = partial(_side, found)
-    compare = partial(Comparison, what, UNIT)
-    own = what != "recommendations"
+    compare = partial(Comparison, "recommendations", UNIT)
+    apart = {TREND, BLEND, CHANCE, TASTE, MODEL, ALONE, *HOSTILE}
     pairs = [
-        compare(side(BLEND), side(TREND), at_least=None if own else 1.5),
+        compare(side(BLEND), side(TREND), at_least=1.5),
         compare(side(TREND), side(CHANCE)),
         *(compare(side(name), side(BLEND), at_least=0.9) for name in HOSTILE),
+        *(compare(side(BLEND), side(name)) for name in found[0] if name not in apart),
+        compare(side(BLEND), side(TASTE)),
     ]
-    if TASTE in found[0]:
-        pairs.append(compare(side(BLEND), side(TASTE)))
     if MODEL in found[0]:
-        pairs.append(compare(side(MODEL), side(f"{BLEND}, the same users")))
+        pairs.append(compare(side(MODEL), side(ALONE)))
     return pairs
 
 
 def _side(found: Sequence[Found], name: str) -> Side:
     scores = [each[name] for each in found]
     notes = {
-        f"recall@{DEPTH}": median(each.recall for each in scores),
+        f"recall@{DEPTH}": median(each.recall.value for each in scores),
         "coverage": median(each.coverage for each in scores),
     }
-    return Side(name, [each.ndcg for each in scores], notes)
-
-
-def _videos(answers: Sequence[Sequence[RankedVideo]]) -> Sequence[Sequence[UUID]]:
-    return [[each.video_id for each in answer] for answer in answers]
+    return Side(name, [each.ndcg.value for each in scores], notes)

@@ -7,13 +7,14 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from rich.table import Table
 
 NO_BREAK = "\u00a0"
+NOTHING = "\u2013"
+"""In the place of a ratio to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +53,15 @@ class Comparison:
     at_most: float | None = None
 
     @property
-    def ratio(self) -> float:
-        return self.ours.value / self.baseline.value
+    def ratio(self) -> float | None:
+        """Ours over the baseline; None where the baseline is nothing."""
+        return self.ours.value / self.baseline.value if self.baseline.value else None
 
     @property
     def passed(self) -> bool:
-        low = -float("inf") if self.at_least is None else self.at_least
-        high = float("inf") if self.at_most is None else self.at_most
-        return low <= self.ratio <= high
+        ours, baseline = self.ours.value, self.baseline.value
+        enough = self.at_least is None or ours >= self.at_least * baseline
+        return enough and (self.at_most is None or ours <= self.at_most * baseline)
 
     @property
     def target(self) -> str:
@@ -73,7 +75,7 @@ class Comparison:
             "unit": self.unit,
             "ours": self.ours.as_dict(),
             "baseline": self.baseline.as_dict(),
-            "ratio": _short(self.ratio),
+            "ratio": None if self.ratio is None else _short(self.ratio),
             "target": self.target or None,
             "passed": self.passed if judged and self.target else None,
         }
@@ -104,7 +106,7 @@ def as_table(comparisons: Sequence[Comparison], *, judged: bool) -> Table:
             item.benchmark,
             _cell(item.ours, item.unit),
             _cell(item.baseline, item.unit),
-            f"{item.ratio:.2f}",
+            NOTHING if item.ratio is None else f"{item.ratio:.2f}",
             item.target,
             _verdict(item) if judged and item.target else "",
             end_section=True,
@@ -112,17 +114,20 @@ def as_table(comparisons: Sequence[Comparison], *, judged: bool) -> Table:
     return table
 
 
-def write_json(
-    path: Path, comparisons: Sequence[Comparison], facts: Mapping[str, Any], *, judged: bool
-) -> None:
-    """Keep the results; those of a quick run say that nobody should judge by them."""
-    data = {
+def as_dict(
+    comparisons: Sequence[Comparison], facts: Mapping[str, Any], *, judged: bool
+) -> dict[str, Any]:
+    """Return the results for JSON; those of a quick run say that nobody should judge by them."""
+    return {
         "meaningful": judged,
         "machine": dict(facts),
         "comparisons": [item.as_dict(judged=judged) for item in comparisons],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def to_json(whole: Mapping[str, Any]) -> str:
+    """Return results as they are kept."""
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
 
 
 def _verdict(item: Comparison) -> str:

@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 import pytest
 
 from benchmarks.community import make_community
+from benchmarks.contenders import BLEND, TASTE, TREND
+from benchmarks.evaluation import ask_at
 from benchmarks.hostile import HOSTILE
-from benchmarks.judging import split
-from benchmarks.recommendations import BLEND, CHANCE, HELD, SMALL, TASTE, TREND, measured
+from benchmarks.peers import CHANCE
+from benchmarks.recommendations import HELD, SMALL, measured
 
 # Neither those by which the numbers of the blend were chosen, nor those of the benchmark.
 SEEDS = (501, *(pytest.param(seed, marks=pytest.mark.chaos) for seed in (502, 503)))
@@ -21,10 +23,10 @@ def test_the_blend_beats_what_trends_and_a_hostile_model_spoils_little(
 ) -> None:
     until = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     community = make_community(seed, SMALL, until=until)
-    told = split(community.history, until - HELD)
-    assert len(told.questions) > 150
-    scores = measured(database_url, told, seed, community)
-    found = {name: each.ndcg for name, each in scores.items()}
+    questions = ask_at(community.history, until - HELD)
+    assert len(questions) > 150
+    scores = measured(database_url, community, questions, seed)
+    found = {name: each.ndcg.value for name, each in scores.items()}
     # Trending is a fair guess, and there is something that is better than ours.
     assert found[TREND] > 1.5 * found[CHANCE], found
     assert found[TASTE] > found[BLEND], found

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from benchmarks.attraction import SHOWN, days_of, decayed, judge, popular, shown_by
-from benchmarks.community import Film, History, View
+from benchmarks.history import Event, Film, History
 from projections.analytics.calendar import DAY
 
 BEGAN = datetime(2026, 3, 1, 6, tzinfo=UTC)
@@ -17,8 +17,8 @@ A, B, C = (UUID(int=n) for n in (1, 2, 3))
 FILMS = [Film(each, "", None, "owner", BEGAN) for each in (A, B, C)]
 
 
-def view(user: str, video: UUID, days: float) -> View:
-    return View(BEGAN + timedelta(days=days), user, video, UUID(int=9), 60.0)
+def view(user: str, video: UUID, days: float) -> Event:
+    return Event(BEGAN + timedelta(days=days), user, video, seconds=60.0)
 
 
 def test_days_have_the_views_before_them_and_their_first_views() -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from benchmarks.__main__ import BENCHMARKS, LATEST, parse
+from benchmarks.__main__ import BENCHMARKS, LATEST, STDOUT, keep, main, parse
 from benchmarks.log import VIDEOS, like_event, uploads
-from benchmarks.results import Comparison, Side, as_table, machine, write_json
+from benchmarks.results import Comparison, Side, as_dict, as_table, machine
 from domain.video_likes import VideoLikes
+from infra.errors import ExitCode
 
 FAST = Side("ours", [900, 1234.5678, 2000], {"p50 ms": 1.23456})
 SLOW = Side("theirs", [100, 90])
@@ -37,6 +42,26 @@ def test_a_target_is_met_or_missed(comparison: Comparison, target: str, passed: 
     assert (comparison.target, comparison.passed) == (target, passed)
 
 
+NOTHING = Side("theirs", [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("comparison", "passed"),
+    [
+        (Comparison("x", "NDCG@10", FAST, NOTHING), True),
+        (Comparison("x", "NDCG@10", FAST, NOTHING, at_least=1.5), True),
+        (Comparison("x", "NDCG@10", FAST, NOTHING, at_most=1.5), False),
+        (Comparison("x", "NDCG@10", NOTHING, NOTHING, at_most=1.5), True),
+    ],
+)
+def test_to_a_baseline_that_is_nothing_there_is_no_ratio(
+    comparison: Comparison, passed: bool
+) -> None:
+    assert (comparison.ratio, comparison.passed) == (None, passed)
+    assert "\u2013" in rendered(comparison, judged=True)
+    assert comparison.as_dict(judged=True)["ratio"] is None
+
+
 def rendered(comparison: Comparison, *, judged: bool) -> str:
     console = Console(file=io.StringIO(), width=120)
     console.print(as_table([comparison], judged=judged))
@@ -52,7 +77,7 @@ def test_the_table_shows_both_sides_the_ratio_and_the_verdict() -> None:
 
 def test_a_quick_run_judges_nothing(tmp_path: Path) -> None:
     comparison = Comparison("append", "events/s", FAST, SLOW, at_least=20)
-    write_json(tmp_path / "quick.json", [comparison], FACTS, judged=False)
+    keep(tmp_path / "quick.json", as_dict([comparison], FACTS, judged=False))
     data = json.loads((tmp_path / "quick.json").read_text())
     assert "FAIL" not in rendered(comparison, judged=False)
     assert data["meaningful"] is False
@@ -61,7 +86,8 @@ def test_a_quick_run_judges_nothing(tmp_path: Path) -> None:
 
 def test_the_json_keeps_every_round(tmp_path: Path) -> None:
     path = tmp_path / "new" / "latest.json"
-    write_json(path, [Comparison("append", "1/s", FAST, SLOW, at_least=10)], FACTS, judged=True)
+    comparison = Comparison("append", "1/s", FAST, SLOW, at_least=10)
+    keep(path, as_dict([comparison], FACTS, judged=True))
     assert json.loads(path.read_text()) == {
         "meaningful": True,
         "machine": FACTS,
@@ -107,6 +133,60 @@ def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         parse(["apend"])
     assert "no benchmark apend; there are append, like" in capsys.readouterr().err
+
+
+def test_a_history_is_for_the_recommendations_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert parse(["recommendations", "--history", "x.csv"]).history == Path("x.csv")
+    monkeypatch.setenv("RECOMMENDATIONS_HISTORY", "y.csv")
+    assert parse(["recommendations"]).history == Path("y.csv")
+    assert parse(["recommendations", "--own"]).history is None
+    assert parse([]).history is None
+    with pytest.raises(SystemExit):
+        parse(["append", "--history", "x.csv"])
+    assert "--history, --own and --days are for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "many", "1e3"])
+def test_days_cuts_and_users_are_counts(number: str) -> None:
+    with pytest.raises(SystemExit):
+        parse(["recommendations", "--days", number])
+
+
+def test_results_are_not_kept_in_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(["append", "--json", str(tmp_path)])
+    assert "is a folder" in capsys.readouterr().err
+
+
+def test_json_without_a_file_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    path = parse(["append", "--json"]).json
+    assert path == STDOUT
+    keep(path, {"meaningful": True})
+    assert json.loads(capsys.readouterr().out) == {"meaningful": True}
+
+
+def test_a_benchmark_that_lacks_a_library_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextmanager
+    def no_server(*, quick: bool) -> Iterator[None]:
+        yield None
+
+    monkeypatch.setattr("benchmarks.__main__.open_bench", no_server)
+    monkeypatch.setattr("benchmarks.__main__.signal.signal", lambda *_: None)
+    monkeypatch.delitem(sys.modules, "benchmarks.translating", raising=False)
+    monkeypatch.setitem(sys.modules, "tests.openai_server", None)
+    assert main(["translating"]) == ExitCode.FAILED
+    assert "backlot: the benchmark translating needs what only" in capsys.readouterr().err
+
+
+def test_every_benchmark_is_a_module_that_runs() -> None:
+    for name in BENCHMARKS:
+        assert callable(import_module(f"benchmarks.{name}").run)
 
 
 def test_the_made_log_has_each_version_of_each_stream_once() -> None:
