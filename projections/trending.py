@@ -248,10 +248,10 @@ class Formula:
     like_weight: float = 5.0
     comment_weight: float = 3.0
     watch_minute_weight: float = 0.1
-    recent_hours: int = 8
-    recent_boost: float = 4.0
-    half_life_hours: float = 72.0
-    age_floor: float = 0.3
+    recent_hours: int = 6
+    recent_boost: float = 2.0
+    half_life_hours: float = 24.0
+    age_floor: float = 0.1
 
     @classmethod
     def from_settings(cls, settings: TrendingSettings) -> Formula:
