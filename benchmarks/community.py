@@ -212,6 +212,8 @@ class _Viewer:
         shape = self.days.shape
         liked = chance.random() < (shape.like_own if own else shape.like_other)
         seconds = round(chance.uniform(60, 300) if own else chance.uniform(10, 120), 1)
+        # Was the id of a session: without this draw, each seed would make another community.
+        chance.getrandbits(128)
         video = self.films[number].video_id
         view = Event(at, self.user, video, Kind.VIEW, seconds)
         if not liked:
