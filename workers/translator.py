@@ -129,7 +129,7 @@ TOKENS_PER_CHARACTER = 4
 TOKENS_OF_FORM = 200
 EMPTY = Lost("text", "a translation; there was none")
 # Chosen on one half of benchmarks/comments_by_language.tsv, and confirmed on the other.
-SURELY, LEAST_WEIGHT = 0.8, 20
+SURELY, LEAST_WEIGHT = 0.7, 20
 """How sure a detector has to be of another language, and of how many letters, to refuse it."""
 
 TRANSLATIONS_CHECKED = counter(

@@ -11,6 +11,7 @@ from functools import cache
 from types import ModuleType
 from typing import TypeVar
 
+import pytest
 from dramatiq.brokers.stub import StubBroker
 from fastapi import APIRouter
 
@@ -19,10 +20,11 @@ import engine
 import projections
 import readapi
 import workers
+from backlot.app import _takes_requests
 from backlot.features import FEATURES, no_lookups, nothing, read_models
 from engine.command_bus import Lookup
 from engine.projection import Projection
-from infra.settings import Settings, features
+from infra.settings import Settings, features, load_settings
 from infra.settings.values import SettingsGroup
 from tests.support import aggregates
 from workers.tasks import declare
@@ -129,3 +131,20 @@ def test_every_group_of_settings_of_a_feature_belongs_to_one() -> None:
     }
     assert declared >= groups
     assert declared <= {field.annotation for field in Settings.model_fields.values()}
+
+
+@pytest.mark.parametrize(
+    ("roles", "more", "takes"),
+    [
+        ("queries,tasks", {}, True),
+        ("queries", {"REDIS_URL": "redis://one"}, True),
+        ("queries", {}, False),
+        ("tasks", {}, False),
+        ("queries,tasks", {"TRANSLATION_TARGETS": "en"}, False),
+    ],
+)
+def test_readers_ask_for_translations_where_somebody_runs_the_tasks(
+    roles: str, more: dict[str, str], takes: bool
+) -> None:
+    settings = load_settings({"TRANSLATION_TARGETS": "de", "BACKLOT_ROLES": roles, **more})
+    assert _takes_requests(settings) == takes
