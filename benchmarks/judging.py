@@ -120,9 +120,9 @@ def by_taste(told: Split, community: Community) -> Answers:
 
 
 async def trends(url: str, at: datetime) -> list[Ranked]:
-    """What trended in the week before that time."""
+    """What trended in the month before that time."""
     async with await AsyncConnection.connect(url, autocommit=True) as conn:
-        return await Trending(Formula()).rank(conn, Window.WEEK, limit=TRENDING, now=at)
+        return await Trending(Formula()).rank(conn, Window.MONTH, limit=TRENDING, now=at)
 
 
 async def materials(

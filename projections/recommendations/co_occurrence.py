@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count, islice
-from math import log
+from math import exp, fsum, inf, log
 from typing import Any, LiteralString, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -109,15 +109,27 @@ cut AS (
         SELECT place_of FROM ranked WHERE place > %(most)s)))
 UPDATE analytics.engagement SET neighbours = %(most)s WHERE video_id = ANY (%(videos)s::uuid[])
 """
+# By how much they are engaged with, and how new they are: of each category, and of all videos under
+# the name that is no category's.
+ALL_VIDEOS = ""
 TOPS = b"""
-INSERT INTO analytics.category_tops (category, place, video_id)
-SELECT category, place, video_id FROM (
-    SELECT category, video_id, row_number() OVER (
-        PARTITION BY category
-        ORDER BY ln(weight) + as_of * ln(2) / %(half_life)s::float8 DESC, video_id) AS place
+WITH weighed AS (
+    SELECT category, video_id,
+           ln(weight) + as_of * ln(2) / %(half_life)s::float8
+           + ln(greatest(%(fresh_floor)s::float8, power(2::float8, greatest(-1000,
+               least(0, extract(epoch FROM completed_at)::float8 - max(as_of) OVER ())
+               / %(fresh_half_life)s::float8)))) AS strength
     FROM analytics.engagement JOIN analytics.videos USING (video_id)
-    WHERE NOT removed AND completed_at IS NOT NULL AND category IS NOT NULL) AS ranked
-WHERE place <= %(most)s
+    WHERE NOT removed AND completed_at IS NOT NULL),
+listed AS (
+    SELECT category, video_id, strength FROM weighed WHERE category <> %(all_videos)s
+    UNION ALL SELECT %(all_videos)s, video_id, strength FROM weighed),
+ranked AS (
+    SELECT category, video_id, row_number() OVER (
+        PARTITION BY category ORDER BY strength DESC, video_id) AS place
+    FROM listed)
+INSERT INTO analytics.category_tops (category, place, video_id)
+SELECT category, place, video_id FROM ranked WHERE place <= %(most)s
 """
 
 Times = dict[EngagementKind, datetime]
@@ -225,11 +237,14 @@ def keep(
 
 
 def rank_categories(conn: Connection[TupleRow], weighing: Weighing) -> None:
-    """Rank the videos of each category by engagement, in place of the last ranking.
-
-    Its order changes only with what is kept, since all weights decay alike.
-    """
-    given = {"half_life": weighing.half_life_seconds, "most": weighing.category_tops}
+    """Rank the videos of each category, and all, by engagement, in place of the last ranking."""
+    given = {
+        "half_life": weighing.half_life_seconds,
+        "fresh_half_life": weighing.fresh_half_life.total_seconds(),
+        "fresh_floor": weighing.fresh_floor,
+        "all_videos": ALL_VIDEOS,
+        "most": weighing.category_tops,
+    }
     with conn.transaction():
         lock_in_transaction(conn, Lock.RECOMMENDATION_ROWS)
         conn.execute(b"DELETE FROM analytics.category_tops")
@@ -313,27 +328,33 @@ def _masses(masses: Collection[Mass]) -> dict[str, str]:
     }
 
 
+# A mass is given in logarithms, since weights of long ago are too small for their own.
+FOUND: LiteralString = """
+video.video_id, video.category, extract(epoch FROM video.completed_at)::float8 AS completed,
+ln(total.weight) + total.as_of * %(decay)s::float8 AS mass, total.as_of
+"""
 # Looked up by key for each candidate, whatever the planner thinks: hence OFFSET 0.
 ELIGIBLE: LiteralString = """
 CROSS JOIN LATERAL (
-    SELECT v.video_id, v.category FROM analytics.videos AS v
+    SELECT v.video_id, v.category, v.completed_at FROM analytics.videos AS v
     WHERE v.video_id = candidate AND NOT v.removed AND v.completed_at IS NOT NULL
       AND v.owner <> %(viewer)s AND v.video_id <> ALL (%(known)s)
       AND NOT EXISTS (SELECT FROM analytics.engaged AS e
                       WHERE e.viewer = %(viewer)s AND e.video_id = candidate)
     OFFSET 0) AS video
+LEFT JOIN analytics.engagement AS total ON total.video_id = candidate
 """
-# In logarithms, since weights of long ago are too small for their own; a video's is divided by a
-# power of how much both videos were engaged with. The sum's order is fixed, for its last digits.
-# The best are looked at first, until there are enough.
+# A neighbour's weight is divided by a power of how much each of the two was engaged with. The sum's
+# order is fixed, for its last digits. The best are looked at first, until there are enough.
 NEIGHBOURS: LiteralString = f"""
 WITH seeds AS (SELECT * FROM unnest(%(seeds)s::uuid[], %(shares)s::float8[]) AS s (seed, share)),
 scored AS (
     SELECT n.neighbour_id, seed, share * exp(greatest(
                ln(n.weight) + (n.as_of - %(now)s::float8) * %(decay)s::float8
-               - %(exponent)s::float8 * (
-                   ln(mine.weight) + (mine.as_of - %(now)s::float8) * %(decay)s::float8
-                   + ln(its.weight) + (its.as_of - %(now)s::float8) * %(decay)s::float8),
+               - %(profile_exponent)s::float8
+                 * (ln(mine.weight) + (mine.as_of - %(now)s::float8) * %(decay)s::float8)
+               - %(exponent)s::float8
+                 * (ln(its.weight) + (its.as_of - %(now)s::float8) * %(decay)s::float8),
                -600)) AS score
     FROM seeds
     JOIN analytics.neighbours AS n ON n.video_id = seed
@@ -343,8 +364,8 @@ summed AS (
     SELECT neighbour_id AS candidate, sum(score ORDER BY seed) AS score,
            (array_agg(seed ORDER BY score DESC, seed))[1] AS because
     FROM scored GROUP BY neighbour_id ORDER BY 2 DESC, 1 OFFSET 0)
-SELECT video_id, category, score, because FROM summed {ELIGIBLE}
-ORDER BY score DESC, candidate LIMIT %(limit)s
+SELECT {FOUND}, score, because FROM summed {ELIGIBLE}
+ORDER BY score DESC, candidate LIMIT %(nearest)s
 """
 SHARES = b"""
 SELECT category, sum(share ORDER BY video_id) AS share
@@ -353,33 +374,45 @@ JOIN analytics.videos USING (video_id)
 WHERE category IS NOT NULL GROUP BY category ORDER BY share DESC, category
 """
 RANKED: LiteralString = f"""
-SELECT video.video_id, video.category
+SELECT {FOUND}
 FROM (SELECT video_id AS candidate, category, place FROM analytics.category_tops AS top
       {{chosen}} ORDER BY place, {{turn}} OFFSET 0) AS top {ELIGIBLE}
-WHERE video.category = top.category ORDER BY place, {{turn}} LIMIT %(limit)s
+WHERE video.category = top.category OR top.category = %(all_videos)s
+ORDER BY place, {{turn}} LIMIT %(limit)s
 """
 TOPS_OF_CATEGORIES: LiteralString = RANKED.format(
     chosen="WHERE category = ANY (%(categories)s)",
     turn="array_position(%(categories)s::text[], top.category)",
 )
-FIRST_OF_EACH: LiteralString = RANKED.format(chosen="", turn="top.category")
+FIRST_OF_EACH: LiteralString = RANKED.format(
+    chosen="WHERE category <> %(all_videos)s", turn="top.category"
+)
 THESE: LiteralString = f"""
-SELECT video_id, category FROM unnest(%(asked)s::uuid[]) AS asked (candidate) {ELIGIBLE}
+SELECT {FOUND} FROM unnest(%(asked)s::uuid[]) AS asked (candidate) {ELIGIBLE}
 """
 
 MOST_CATEGORIES = 3
-# How many of each source are taken in turn: neighbours, categories, similar texts, trending.
-TURNS = (3, 1, 1, 1)
+# So many of the nearest are looked at: what is new among them may come before the others.
+MOST_NEIGHBOURS = 300
+# How many of each source are taken in turn: neighbours, categories, similar, trending, popular.
+TURNS = (3, 1, 1, 1, 1)
 WEIGHING = Weighing()
 
 K = TypeVar("K")
 
 
 class FoundVideo(NamedTuple):
-    """A video that may be recommended; `score` and `because` where it is a neighbour."""
+    """A video that may be recommended; `score` and `because` where it is a neighbour.
+
+    `completed` and `as_of` are seconds since 1970, `mass` the logarithm of how much it is engaged
+    with; both are None where it is not.
+    """
 
     video_id: UUID
     category: str | None
+    completed: float
+    mass: float | None
+    as_of: float | None
     score: float = 0.0
     because: UUID | None = None
 
@@ -409,6 +442,9 @@ async def candidates_for(
         "now": datetime.now(UTC).timestamp(),
         "decay": log(2) / weighing.half_life_seconds,
         "exponent": weighing.popularity_exponent,
+        "profile_exponent": weighing.profile_exponent,
+        "nearest": MOST_NEIGHBOURS,
+        "all_videos": ALL_VIDEOS,
         "limit": limit,
     }
 
@@ -424,40 +460,67 @@ async def candidates_for(
     tops = await (
         find(TOPS_OF_CATEGORIES, categories=categories) if categories else find(FIRST_OF_EACH)
     )
+    popular = await find(TOPS_OF_CATEGORIES, categories=[ALL_VIDEOS])
     trend = [each.video_id for each in trending]
     alike = {video: min(max(value, 0.0), 1.0) for video, value in similar}
     these = await find(THESE, asked=[*trend[:MOST_TRENDING], *alike])
-    found = {each.video_id: each for each in [*these, *tops, *near]}
+    found = {each.video_id: each for each in [*these, *popular, *tops, *near]}
+    weighed = _weigh(found, trending, alike, shares, weighing)
     sources = [
-        [each.video_id for each in near],
+        sorted(
+            [each.video_id for each in near],
+            key=lambda video: (-weighed[video].neighbour * weighed[video].fresh, video),
+        ),
         [each.video_id for each in tops],
         sorted(alike, key=lambda video: (-alike[video], video)),
         trend[:MOST_TRENDING],
+        [each.video_id for each in popular],
     ]
-    neighbours = normalize({each.video_id: each.score for each in near})
-    places, popular, shares = falling_points(sources[1]), falling_points(trend), normalize(shares)
-    candidates = [
-        Candidate(
-            each.video_id,
-            each.category,
-            trending=popular.get(each.video_id, 0.0),
-            neighbour=neighbours.get(each.video_id, 0.0),
-            # Within a category, from 1 for the first of its ranking to a half for the unranked.
-            same_category=(1 + places.get(each.video_id, 0.0)) / 2 * shares.get(each.category, 0.0),
-            similar=alike.get(each.video_id, 0.0),
-            because=each.because,
-        )
-        for each in (found[video] for video in islice(take_turns(sources, found), limit))
-    ]
+    candidates = [weighed[video] for video in islice(take_turns(sources, found), limit)]
     return vary(candidates) if profile.is_empty else candidates
+
+
+def _weigh(
+    found: Mapping[UUID, FoundVideo],
+    trending: Sequence[Ranked],
+    alike: Mapping[UUID, float],
+    categories: Mapping[str | None, float],
+    weighing: Weighing,
+) -> dict[UUID, Candidate]:
+    """Return what was found with its signals; its age is counted up to the latest engagement."""
+    latest = max((each.as_of for each in found.values() if each.as_of is not None), default=-inf)
+    most = max((each.mass for each in found.values() if each.mass is not None), default=0.0)
+    masses = {
+        video: exp(each.mass - most) for video, each in found.items() if each.mass is not None
+    }
+    liked_most = {
+        video: mass * categories.get(found[video].category, 0.0) for video, mass in masses.items()
+    }
+    signals = {
+        "trending": shares_of({each.video_id: max(each.score, 0.0) for each in trending}),
+        "neighbour": shares_of({video: each.score for video, each in found.items()}),
+        "same_category": shares_of(liked_most),
+        "similar": shares_of(alike),
+        "popular": shares_of(masses),
+    }
+    return {
+        video: Candidate(
+            video,
+            each.category,
+            **{name: share.get(video, 0.0) for name, share in signals.items()},
+            because=each.because,
+            fresh=weighing.fresh(latest - each.completed),
+        )
+        for video, each in found.items()
+    }
 
 
 def seeds_of(profile: Profile, weighing: Weighing) -> dict[UUID, float]:
     """Return how much each video of the profile tells of the next; the newest tells most."""
     seeds: dict[UUID, float] = {}
     for weight, engaged in ((weighing.watched, profile.watched), (weighing.liked, profile.liked)):
-        for place, each in enumerate(engaged):
-            share = weight * weighing.profile_fade**place
+        for place, each in enumerate(engaged, 1):
+            share = weight / place**weighing.profile_fade
             seeds[each.video_id] = seeds.get(each.video_id, 0.0) + share
     return seeds
 
@@ -481,12 +544,7 @@ def vary(candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=lambda each: next(turns[each.category]))
 
 
-def normalize(values: Mapping[K, float]) -> dict[K, float]:
-    """Return the values divided by the greatest of them."""
-    most = max(values.values(), default=0.0)
-    return {key: value / most for key, value in values.items()} if most else dict(values)
-
-
-def falling_points(videos: Sequence[UUID]) -> dict[UUID, float]:
-    """Return points for the videos of a list, from 1 for the first evenly down to just above 0."""
-    return {video: 1 - place / len(videos) for place, video in enumerate(videos)}
+def shares_of(values: Mapping[K, float]) -> dict[K, float]:
+    """Return the values divided by their sum."""
+    total = fsum(values.values())
+    return {key: value / total for key, value in values.items()} if total else dict(values)

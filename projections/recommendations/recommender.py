@@ -46,7 +46,7 @@ from projections.analytics.queries import (
 )
 from projections.catalog import Catalog, VideoRow
 from projections.likes import Likes
-from projections.recommendations.co_occurrence import candidates_for, falling_points
+from projections.recommendations.co_occurrence import candidates_for, shares_of
 from projections.recommendations.embeddings import nearest
 from projections.recommendations.model import (
     Candidate,
@@ -107,20 +107,18 @@ PLAIN = "Picked for you"
 
 # What each signal of a candidate weighs:
 #
-#     score = (ANYBODY + Σ weight · signal) · (UNKNOWN + trending)^POPULARITY
+#     score = fresh · (Σ weight · signal + POPULAR · popular) + TRENDING · trending
 #
-# The sum is how well a video fits the user, the power how likely anybody is to watch it now:
-# multiplied, as a likelihood is with a prior. ANYBODY is the fit of what nothing ties to the user,
-# UNKNOWN stands for the popularity of what does not trend.
-WEIGHTS = {"neighbour": 1.0, "similar": 0.5, "same_category": 0.4}
-ANYBODY = 0.1
-UNKNOWN = 0.2
-POPULARITY = 0.5
+# Each signal is a guess at how likely the video is watched next, the weights say how often each is
+# right: a mixture. `fresh` is the same factor as in trending, which has it within.
+WEIGHTS = {"neighbour": 1.0, "same_category": 0.15, "similar": 0.1}
+POPULAR = 0.1
+TRENDING = 0.02
 # The n-th video of a category (n = 0, 1, …) has its score divided by 1 + n · REPEAT, as in maximal
 # marginal relevance (Carbonell and Goldstein, 1998) with a similarity of 1 within a category and 0
 # between categories. A new user has shown no taste, and gets more variety.
 REPEAT = 0.01
-REPEAT_FOR_NEW = 1.0
+REPEAT_FOR_NEW = 0.1
 
 PREFIX = "user:recommendations:"
 ENGAGED_PREFIX = "recommendations:engaged:"
@@ -239,8 +237,8 @@ class Recommender:
             material = await self._material(user_id, trending)
         except DatabaseError as error:
             _failed(error)
-            points = falling_points([each.video_id for each in trending])
-            candidates = [Candidate(video, None, trending=point) for video, point in points.items()]
+            shares = shares_of({each.video_id: each.score for each in trending})
+            candidates = [Candidate(video, None, trending=share) for video, share in shares.items()]
             material, whole = Material(Profile(user_id), candidates), False
         blended = blend(material, limit=len(material.candidates))
         told = {video: (each.title, each.category) for video, each in material.described.items()}
@@ -253,7 +251,7 @@ class Recommender:
     async def _trending(self, fresh: Freshness) -> Sequence[Ranked]:
         try:
             await self._analytics.wait(fresh, ENGAGED_CONSUMER, COUNTS_CONSUMER, VIDEOS_CONSUMER)
-            ranking, _ = await self._analytics.ranking(Window.WEEK, MOST, None, fresh=fresh)
+            ranking, _ = await self._analytics.ranking(Window.MONTH, MOST, None, fresh=fresh)
         except AnalyticsUnavailable:
             return ()
         return ranking.value
@@ -383,8 +381,8 @@ def _ties(candidate: Candidate) -> dict[str, float]:
 
 
 def _score(candidate: Candidate) -> float:
-    fit = ANYBODY + sum(_ties(candidate).values())
-    return float(fit * (UNKNOWN + candidate.trending) ** POPULARITY)
+    fit = sum(_ties(candidate).values()) + POPULAR * candidate.popular
+    return float(candidate.fresh * fit + TRENDING * candidate.trending)
 
 
 def _vary(
@@ -412,8 +410,10 @@ def _reason(candidate: Candidate, material: Material) -> str:
     """Return the strongest tie of the candidate to the user, in a line for people."""
     ties = _ties(candidate)
     most = max(ties, key=lambda name: ties[name])
-    if ties[most] < ANYBODY:
-        return "Trending this week" if candidate.trending else "Something else to watch"
+    if ties[most] <= POPULAR * candidate.popular:
+        if candidate.trending:
+            return "Trending this month"
+        return "Popular with other viewers" if candidate.popular else "Something else to watch"
     if most == "neighbour":
         return _because(candidate.because, material)
     if most == "similar":

@@ -241,4 +241,19 @@ def test_categories_are_ranked(tables: Connection[TupleRow]) -> None:
     found = tables.execute(
         "SELECT category, place, video_id::text FROM analytics.category_tops ORDER BY 1, 2"
     ).fetchall()
-    assert found == [("art", 1, video(3)), ("art", 2, video(1)), ("music", 1, video(4))]
+    whole = [("", 1, video(3)), ("", 2, video(4)), ("", 3, video(1))]
+    assert found == [*whole, ("art", 1, video(3)), ("art", 2, video(1)), ("music", 1, video(4))]
+
+
+def test_what_is_new_is_ranked_before_what_was_as_popular(tables: Connection[TupleRow]) -> None:
+    for number, days in ((1, 70), (2, 1), (3, 70), (4, 700)):
+        tables.execute(
+            "INSERT INTO analytics.videos (video_id, owner, completed_at) VALUES (%s, 'owner', %s)",
+            (video(number), NOW - timedelta(days=days)),
+        )
+    fans = {1: 5, 2: 1, 3: 20, 4: 6}
+    for number, count in fans.items():
+        take(tables, [watched(f"v-{number}-{each}", number) for each in range(count)])
+    rank_categories(tables, WEIGHING)
+    found = tables.execute("SELECT video_id::text FROM analytics.category_tops ORDER BY place")
+    assert [each for (each,) in found] == [video(number) for number in (3, 2, 4, 1)]
