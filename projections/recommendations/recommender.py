@@ -113,7 +113,7 @@ PLAIN = "Picked for you"
 # right: a mixture. `fresh` is the same factor as in trending, which has it within.
 WEIGHTS = {"neighbour": 1.0, "same_category": 0.15, "similar": 0.1}
 POPULAR = 0.1
-TRENDING = 0.02
+TRENDING = 0.03
 # The n-th video of a category (n = 0, 1, …) has its score divided by 1 + n · REPEAT, as in maximal
 # marginal relevance (Carbonell and Goldstein, 1998) with a similarity of 1 within a category and 0
 # between categories. A new user has shown no taste, and gets more variety.
