@@ -15,7 +15,7 @@ from psycopg import AsyncConnection
 
 from benchmarks.community import Community, History, View
 from benchmarks.measures import DEPTH, coverage, ndcg, recall
-from projections.recommendations.co_occurrence import candidates_for
+from projections.recommendations.candidates import candidates_for
 from projections.recommendations.model import (
     DescribedVideo,
     EngagedVideo,

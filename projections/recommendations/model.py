@@ -110,23 +110,30 @@ class Material:
 
 
 class EngagementKind(StrEnum):
-    """How a viewer engaged with a video."""
+    """How a viewer engaged with a video: who stays has watched it for `Weighing.long_enough`.
+
+    An unlike takes back what the like brought.
+    """
 
     WATCHED = "watched"
+    STAYED = "stayed"
     LIKED = "liked"
+    UNLIKED = "unliked"
 
 
 @dataclass(frozen=True, slots=True)
 class Weighing:
     """`half_life` is that of what two videos have in common, and of what they are divided by.
 
-    An engagement is paired with the viewer's last `paired_with` other videos, unless the viewer
-    has more than `paired_per_hour` new ones in its hour. About the best `neighbours` of a video
-    are kept: twice as many at most, which are cut when there are more.
+    A video is paired with the viewer's `paired_with` videos before it and after it, unless the
+    viewer has more than `paired_per_hour` new ones in its hour. About the best `neighbours` of a
+    video are kept: twice as many at most, which are cut when there are more.
     """
 
     watched: float = 1.0
+    stayed: float = 1.0
     liked: float = 2.0
+    long_enough: timedelta = timedelta(minutes=1)
     half_life: timedelta = timedelta(days=30)
     paired_with: int = 20
     paired_per_hour: int = 300
@@ -156,5 +163,7 @@ class Weighing:
         return max(self.fresh_floor, 2.0**-halvings)
 
     def of(self, kind: EngagementKind) -> float:
-        """Return what one engagement of this kind weighs."""
-        return self.liked if kind is EngagementKind.LIKED else self.watched
+        """Return what one engagement of this kind weighs; what an unlike takes back is a like's."""
+        if kind is EngagementKind.WATCHED:
+            return self.watched
+        return self.stayed if kind is EngagementKind.STAYED else self.liked

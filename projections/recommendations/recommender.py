@@ -46,7 +46,7 @@ from projections.analytics.queries import (
 )
 from projections.catalog import Catalog, VideoRow
 from projections.likes import Likes
-from projections.recommendations.co_occurrence import candidates_for, shares_of
+from projections.recommendations.candidates import candidates_for, shares_of
 from projections.recommendations.embeddings import nearest
 from projections.recommendations.model import (
     Candidate,

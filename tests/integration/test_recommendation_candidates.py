@@ -15,12 +15,8 @@ from psycopg.rows import TupleRow
 
 from projections.analytics.schema import migrate
 from projections.likes import Likes
-from projections.recommendations.co_occurrence import (
-    Engagement,
-    candidates_for,
-    keep,
-    rank_categories,
-)
+from projections.recommendations.candidates import candidates_for
+from projections.recommendations.co_occurrence import Engagement, keep, rank_categories
 from projections.recommendations.model import (
     Candidate,
     EngagedVideo,
