@@ -37,7 +37,7 @@ CROSS JOIN LATERAL (
     SELECT * FROM analytics.engaged AS e
     WHERE e.viewer = asked.viewer AND turn IS NOT NULL ORDER BY turn DESC LIMIT %s) AS last
 """
-# What had its turn before and after a video that is liked, or no longer is.
+# What had its turn before and after a video that is known already.
 AROUND = b"""
 SELECT e.viewer, video_id::text, watched_at, stayed_at, liked_at, unliked_at, e.turn,
        watch_paired_at, stay_paired_at, like_paired_at
@@ -312,12 +312,8 @@ class Pairing:
         return all(at is None or at < event.at for at in (known.liked_at, known.unliked_at))
 
     def _count(self, viewer: Viewer, event: Engagement) -> None:
-        weighing, hour, known = (
-            self._weighing,
-            start_of_hour(event.at),
-            viewer.videos[event.video_id],
-        )
-        weight = weighing.of(event.kind)
+        weighing, known = self._weighing, viewer.videos[event.video_id]
+        weight, hour = weighing.of(event.kind), start_of_hour(event.at)
         self.gained[event.video_id].add(weight, event.at.timestamp(), weighing.half_life_seconds)
         viewer.hours[hour] = viewer.hours.get(hour, 0) + 1
         if viewer.hours[hour] > weighing.paired_per_hour:
@@ -393,18 +389,16 @@ def _viewers(
     viewers = {event.viewer: Viewer() for event in batch}
     keys = {(event.viewer, event.video_id) for event in batch}
     _recall(viewers, conn.execute(KNOWN, columns(keys), prepare=True))
-    likes = {
-        (event.viewer, known.turn)
-        for event in batch
-        if event.kind is not EngagementKind.WATCHED
-        and (known := viewers[event.viewer].videos.get(event.video_id)) is not None
-        and known.turn is not None
-    }
-    if likes:
-        names, turns = columns(likes)
-        around = {"viewers": names, "turns": turns, "most": weighing.paired_with}
-        _recall(viewers, conn.execute(AROUND, around, prepare=True))
     fresh = [event for event in batch if _is_fresh(viewers[event.viewer], event)]
+    turns = {
+        (event.viewer, known.turn)
+        for event in fresh
+        if (known := viewers[event.viewer].videos.get(event.video_id)) and known.turn is not None
+    }
+    if turns:
+        names, numbers = columns(turns)
+        around = {"viewers": names, "turns": numbers, "most": weighing.paired_with}
+        _recall(viewers, conn.execute(AROUND, around, prepare=True))
     if fresh:
         names = texts(list({event.viewer for event in fresh}))
         _recall(viewers, conn.execute(LAST, (names, weighing.paired_with), prepare=True))
@@ -421,13 +415,16 @@ def _recall(viewers: Mapping[str, Viewer], rows: Iterable[TupleRow]) -> None:
 
 
 def _is_fresh(viewer: Viewer, event: Engagement) -> bool:
-    """Return whether the event may be paired: what is only watched again is not."""
+    """Return whether the event may change pairs; whoever watches or stays again does not.
+
+    Where nothing is known of the video, who watched it first is among the same events.
+    """
     known = viewer.videos.get(event.video_id)
     if event.kind is EngagementKind.WATCHED:
         return known is None or known.watched_at is None
     if event.kind is EngagementKind.STAYED:
-        return known is None or known.stayed_at is None
-    return event.kind is EngagementKind.LIKED
+        return known is not None and known.stayed_at is None
+    return True
 
 
 def _write(conn: Connection[TupleRow], pairing: Pairing, weighing: Weighing) -> None:
