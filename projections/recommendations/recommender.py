@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import LiteralString
 from uuid import UUID
+from zlib import crc32
 
 import structlog
 from psycopg import AsyncConnection
@@ -190,6 +191,7 @@ class Recommender:
         self._pool, self._analytics = pool, analytics
         self._likes, self._catalog = likes, catalog
         self._ranker = make_ranker(settings, llm, redis)
+        self._new_share = settings.new_share
         self._seconds, self._weighing = settings.timeout_seconds, Weighing.from_settings(settings)
         ttl, outdated = settings.cache_ttl_seconds, settings.invalidate_seconds
         whole = Lifetimes(timedelta(seconds=ttl), timedelta(seconds=outdated))
@@ -209,8 +211,8 @@ class Recommender:
         """Return a user's recommendations, and whether they were cached.
 
         Concurrent callers share one computation. Some videos may be seen or removed by now: that
-        is for `display` to tell. Where there are few, the newest videos follow, as they are now.
-        Raise ReadModelBehind, and never RedisError.
+        is for `display` to tell. New videos have their places among them; where there are few, the
+        newest follow. Both are as they are now. Raise ReadModelBehind, and never RedisError.
         """
         made, cached = await self._cache.get(
             PREFIX + user_id,
@@ -219,10 +221,9 @@ class Recommender:
             Requirement(position=fresh.position),
         )
         items = made.value.items
-        if len(items) < MOST:
-            known = {each.video_id for each in items}
+        if len(items) < MOST or self._new_share:
             newest = await self._newest(user_id)
-            items = (*items, *(each for each in newest if each.video_id not in known))
+            items = with_new(items, newest, self._new_share, user_id)
         return replace(made.value, items=items), cached
 
     async def _make(self, user_id: str, fresh: Freshness) -> RankedRecommendations:
@@ -365,6 +366,28 @@ def blend(material: Material, *, limit: int) -> list[RankedVideo]:
         RankedVideo(each.video_id, score, _reason(each, material), each.because)
         for score, each in islice(varied, limit)
     ]
+
+
+def with_new(
+    items: Sequence[RankedVideo], newest: Sequence[RankedVideo], share: float, user_id: str
+) -> tuple[RankedVideo, ...]:
+    """Return `items` with that share of the places given to new videos; the newest follow.
+
+    Every n-th place is theirs, n = 1 / share. Users get them in turns, so that all are shown to
+    somebody. None comes twice.
+    """
+    known = {each.video_id for each in items}
+    new = [each for each in newest if each.video_id not in known]
+    every = round(1 / share) if share else 0
+    shown = deque(new)
+    shown.rotate(crc32(user_id.encode()))
+    found: list[RankedVideo] = []
+    for each in items:
+        if every and shown and (len(found) + 1) % every == 0:
+            found.append(replace(shown.popleft(), score=each.score))
+        found.append(each)
+    known |= {each.video_id for each in found}
+    return (*found, *(each for each in new if each.video_id not in known))
 
 
 def source_of(material: Material) -> RecommendationSource:

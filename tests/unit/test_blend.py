@@ -15,9 +15,10 @@ from projections.recommendations.model import (
     EngagedVideo,
     Material,
     Profile,
+    RankedVideo,
     RecommendationSource,
 )
-from projections.recommendations.recommender import TITLE_LENGTH, blend, source_of
+from projections.recommendations.recommender import TITLE_LENGTH, blend, source_of, with_new
 
 AT = datetime(2026, 3, 14, tzinfo=UTC)
 SEEN = UUID(int=999)
@@ -136,6 +137,26 @@ def test_who_is_new_gets_what_trends_varied_by_category() -> None:
     ]
     assert order(*trending, profile=NEW, limit=3) == [0, 4, 1]
     assert order(*trending, profile=KNOWN, limit=4) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("share", "places"), [(0.0, []), (0.2, [4, 9, 14]), (0.5, [1, 3, 5, 7])])
+def test_new_videos_have_a_bounded_share_of_the_places(share: float, places: list[int]) -> None:
+    items = [RankedVideo(video(number), 1 / (1 + number), "Near") for number in range(12)]
+    newest = [RankedVideo(video(number), 0.0, "New") for number in (100, 3, 101, 102, 103)]
+    seen = set[UUID]()
+    for user in ("ann", "bob", "eve", "dan", "ida"):
+        found = with_new(items, newest, share, user)
+        assert len({each.video_id for each in found}) == len(found) == 16
+        scores = [each.score for each in found]
+        assert scores == sorted(scores, reverse=True)
+        ids = [each.video_id.int for each in found]
+        assert [place for place in range(12 + len(places)) if ids[place] >= 100] == places
+        assert [number for number in ids if number < 100] == list(range(12))
+        if places:
+            seen.add(found[places[0]].video_id)
+    # Somebody gets another one first; at the end they come in order.
+    assert len(seen) > 1 or not places
+    assert with_new([], newest, share, "ann") == tuple(newest)
 
 
 def test_the_source_is_what_there_was_to_go_by() -> None:
