@@ -160,7 +160,7 @@ class Weighing:
     def fresh(self, age_seconds: float) -> float:
         """Return what is left of the attention for a video of that age, from the floor to 1."""
         halvings = max(age_seconds, 0.0) / self.fresh_half_life.total_seconds()
-        return max(self.fresh_floor, 2.0**-halvings)
+        return max(self.fresh_floor, float(2.0**-halvings))
 
     def of(self, kind: EngagementKind) -> float:
         """Return what one engagement of this kind weighs; what an unlike takes back is a like's."""
