@@ -30,13 +30,15 @@ SELECT lpad(to_hex(n), 32, '0')::uuid, 'owner-' || mod(n, 1000), 'category-' || 
        %(now)s - random() * interval '300 days'
 FROM generate_series(0, %(videos)s - 1) AS n
 """
-BARE = b"DROP INDEX analytics.engaged_latest, analytics.engaged_watched"
+BARE = b"DROP INDEX analytics.engaged_latest, analytics.engaged_watched, analytics.engaged_turns"
 # One in five likes what it has watched; some videos are far more watched than others.
 ENGAGED = b"""
-INSERT INTO analytics.engaged (viewer, video_id, watched_at, liked_at)
+INSERT INTO analytics.engaged (viewer, video_id, watched_at, liked_at, turn, watch_paired_at,
+                               like_paired_at)
 SELECT 'user-' || mod(n, %(users)s),
        lpad(to_hex(floor(%(videos)s * random() ^ 3)::int), 32, '0')::uuid,
-       at, CASE WHEN mod(n / %(users)s, 5) = 0 THEN at END
+       at, CASE WHEN mod(n / %(users)s, 5) = 0 THEN at END,
+       n / %(users)s + 1, at, CASE WHEN mod(n / %(users)s, 5) = 0 THEN at END
 FROM (SELECT n, %(now)s - random() * interval '90 days' AS at
       FROM generate_series(0, %(engagements)s - 1) AS n) AS drawn
 ON CONFLICT DO NOTHING
@@ -44,7 +46,8 @@ ON CONFLICT DO NOTHING
 INDEXES = b"""
 CREATE INDEX engaged_latest ON analytics.engaged (viewer, engaged_at DESC);
 CREATE INDEX engaged_watched ON analytics.engaged (viewer, watched_at DESC)
-    WHERE watched_at IS NOT NULL
+    WHERE watched_at IS NOT NULL;
+CREATE INDEX engaged_turns ON analytics.engaged (viewer, turn) WHERE turn IS NOT NULL
 """
 # Between the number that pruning leaves and the one at which it begins.
 NEIGHBOURS = b"""

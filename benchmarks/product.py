@@ -25,7 +25,8 @@ from engine.messages import IncomingMessage, RawMessage, Sink
 from infra.settings import Settings
 from projections import integration_events
 from projections.likes import LikedVideo, Likes
-from projections.recommendations.co_occurrence import candidates_for, rank_categories
+from projections.recommendations.candidates import candidates_for
+from projections.recommendations.co_occurrence import rank_categories
 from projections.recommendations.model import (
     DescribedVideo,
     Material,
@@ -147,8 +148,9 @@ class Product:
     async def _ask(self, user: str, at: datetime, most: int) -> Answer:
         conn = self._queries
         trending = await self._trending.rank(conn, Window.WEEK, limit=most, now=at)
+        monthly = await self._trending.rank(conn, Window.MONTH, limit=MOST, now=at)
         profile = await profile_of(conn, self._likes, conn, user)
-        candidates = await candidates_for(conn, profile, trending[:MOST], weighing=self.weighing)
+        candidates = await candidates_for(conn, profile, monthly, weighing=self.weighing)
         material = Material(profile, candidates, self._described)
         return Answer(material, trending, blend(material, limit=len(candidates)))
 

@@ -22,7 +22,8 @@ from benchmarks.engaging import Size, fill_engagements
 from benchmarks.results import Comparison, Side
 from engine.connections import connect
 from projections.likes import Likes
-from projections.recommendations.co_occurrence import Engagement, candidates_for, keep
+from projections.recommendations.candidates import candidates_for
+from projections.recommendations.co_occurrence import Engagement, keep
 from projections.recommendations.model import EngagementKind, Weighing
 from projections.recommendations.recommender import profile_of
 from projections.trending import Ranked

@@ -41,12 +41,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# An unlike takes nothing back: what the like brought together decays. It is followed only since
-# the viewer's profile changes by it.
-KINDS: Mapping[str, EngagementKind | None] = {
+KINDS: Mapping[str, EngagementKind] = {
     integration_events.VIDEO_VIEWED: EngagementKind.WATCHED,
+    integration_events.VIDEO_WATCH_TIME: EngagementKind.STAYED,
     integration_events.VIDEO_LIKED: EngagementKind.LIKED,
-    integration_events.VIDEO_UNLIKED: None,
+    integration_events.VIDEO_UNLIKED: EngagementKind.UNLIKED,
 }
 RANK_SECONDS = 60.0
 # Who has watched something within this time is active.
@@ -80,15 +79,12 @@ class EngagementSink:
     def store(self, conn: Connection[TupleRow], batch: Sequence[IncomingMessage]) -> None:
         now = datetime.now(UTC)
         engaged: list[Engagement] = []
-        unliked: set[str] = set()
         for message in batch:
             row = countable_row(message, now)
-            kind = KINDS[message.topic]
-            if row.user_id is not None and kind is None:
-                unliked.add(row.user_id)
-            elif row.user_id is not None and kind is not None:
+            if row.user_id is not None:
+                kind = KINDS[message.topic]
                 engaged.append(Engagement(row.user_id, row.video_id, kind, row.at))
-        self._last = keep(conn, engaged, self._weighing) | unliked
+        self._last = keep(conn, engaged, self._weighing)
 
     async def stored(self, conn: ThreadedConnection) -> None:
         """Tell whose profiles changed; rank the categories anew once a minute."""

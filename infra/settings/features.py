@@ -157,3 +157,4 @@ class RecommendationSettings(SettingsGroup, alias_generator=variables("RECOMMEND
     calls_per_day: PositiveInt = 10_000
     precompute_seconds: float = Field(default=0.0, ge=0, le=86_400)
     half_life_days: PositiveFloat = Field(default=30.0, le=3650)
+    new_share: float = Field(default=0.0, ge=0, le=0.5)

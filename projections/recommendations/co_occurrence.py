@@ -1,45 +1,49 @@
-"""Co-occurrence: who engaged with which videos, which videos are neighbours by that, and which
-of them may be recommended to a user.
+"""Co-occurrence: who engaged with which videos, and which videos are neighbours by that.
 
 A viewer's engagement of one kind with a video counts once, however often it is given.
 """
 
 from __future__ import annotations
 
-from bisect import insort
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from itertools import count, islice
-from math import log
-from typing import Any, LiteralString, NamedTuple, TypeVar
-from uuid import UUID
+from dataclasses import astuple, dataclass, field
+from datetime import datetime
+from typing import Any, LiteralString, NamedTuple
 
-from psycopg import AsyncConnection, Connection
+from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from engine.projection import columns
 from infra.advisory_locks import Lock, lock_in_transaction
-from infra.postgres.connection import array, fetch_as, texts
+from infra.postgres.connection import array, texts
 from projections.analytics.calendar import start_of_hour
-from projections.recommendations.model import Candidate, EngagementKind, Profile, Weighing
-from projections.recommendations.prompt import MOST_CANDIDATES, MOST_TRENDING
-from projections.trending import Ranked
+from projections.recommendations.model import EngagementKind, Weighing
 
 MOST_HALVINGS = 1000.0
 
 KNOWN = b"""
-SELECT viewer, video_id::text, watched_at, liked_at
+SELECT viewer, video_id::text, watched_at, stayed_at, liked_at, unliked_at, turn,
+       watch_paired_at, stay_paired_at, like_paired_at
 FROM unnest(%s::text[], %s::uuid[]) AS asked (viewer, video_id)
 JOIN analytics.engaged USING (viewer, video_id)
 """
+# What comes next is paired with these.
 LAST = b"""
-SELECT asked.viewer, video_id::text, watched_at, liked_at, engaged_at
+SELECT asked.viewer, video_id::text, watched_at, stayed_at, liked_at, unliked_at, turn,
+       watch_paired_at, stay_paired_at, like_paired_at
 FROM unnest(%s::text[]) AS asked (viewer)
 CROSS JOIN LATERAL (
-    SELECT video_id, watched_at, liked_at, engaged_at FROM analytics.engaged AS e
-    WHERE e.viewer = asked.viewer ORDER BY engaged_at DESC LIMIT %s) AS last
+    SELECT * FROM analytics.engaged AS e
+    WHERE e.viewer = asked.viewer AND turn IS NOT NULL ORDER BY turn DESC LIMIT %s) AS last
+"""
+# What had its turn before and after a video that is known already.
+AROUND = b"""
+SELECT e.viewer, video_id::text, watched_at, stayed_at, liked_at, unliked_at, e.turn,
+       watch_paired_at, stay_paired_at, like_paired_at
+FROM unnest(%(viewers)s::text[], %(turns)s::bigint[]) AS asked (viewer, turn)
+JOIN analytics.engaged AS e ON e.viewer = asked.viewer
+ AND e.turn BETWEEN asked.turn - %(most)s AND asked.turn + %(most)s
 """
 # Up to a limit, since it is only asked whether that is reached.
 BUSY = b"""
@@ -50,10 +54,17 @@ SELECT viewer, hour, (
 FROM unnest(%s::text[], %s::timestamptz[]) AS asked (viewer, hour)
 """
 MOVE = b"""
-INSERT INTO analytics.engaged AS e (viewer, video_id, watched_at, liked_at)
-SELECT * FROM unnest(%s::text[], %s::uuid[], %s::timestamptz[], %s::timestamptz[])
+INSERT INTO analytics.engaged AS e (
+    viewer, video_id, watched_at, stayed_at, liked_at, unliked_at, turn, watch_paired_at,
+    stay_paired_at, like_paired_at)
+SELECT * FROM unnest(
+    %s::text[], %s::uuid[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[],
+    %s::timestamptz[], %s::bigint[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[])
 ON CONFLICT (viewer, video_id) DO UPDATE
-SET watched_at = excluded.watched_at, liked_at = excluded.liked_at
+SET watched_at = excluded.watched_at, stayed_at = excluded.stayed_at,
+    liked_at = excluded.liked_at, unliked_at = excluded.unliked_at, turn = excluded.turn,
+    watch_paired_at = excluded.watch_paired_at, stay_paired_at = excluded.stay_paired_at,
+    like_paired_at = excluded.like_paired_at
 """
 # Two weights of their own times come to this at the later one.
 MERGE: LiteralString = """
@@ -89,6 +100,22 @@ grown AS (
     RETURNING e.video_id, e.neighbours)
 SELECT video_id::text FROM grown WHERE neighbours > 2 * %(most)s
 """
+# What is left of a weight of which all was taken back is a rounding error.
+NOTHING = 1e-9
+DROP_EMPTY = b"""
+WITH gone AS (
+    DELETE FROM analytics.neighbours AS n
+    USING unnest(%(ones)s::uuid[], %(others)s::uuid[]) AS told (one, other)
+    WHERE (n.video_id, n.neighbour_id) IN ((one, other), (other, one)) AND n.weight < %(nothing)s
+    RETURNING n.video_id)
+UPDATE analytics.engagement AS e SET neighbours = e.neighbours - found.gone
+FROM (SELECT video_id, count(*) AS gone FROM gone GROUP BY video_id) AS found
+WHERE e.video_id = found.video_id
+"""
+LEAVE_SOME = b"""
+UPDATE analytics.engagement SET weight = %(nothing)s
+WHERE video_id = ANY (%(videos)s::uuid[]) AND weight < %(nothing)s
+"""
 # By the weight that a reader sees; what was removed goes first. Rows are found by their `ctid`:
 # nobody moves them meanwhile, since who writes here holds the lock.
 PRUNE = b"""
@@ -107,25 +134,38 @@ WITH ranked AS (
 cut AS (
     DELETE FROM analytics.neighbours WHERE ctid = ANY (ARRAY (
         SELECT place_of FROM ranked WHERE place > %(most)s)))
-UPDATE analytics.engagement SET neighbours = %(most)s WHERE video_id = ANY (%(videos)s::uuid[])
+UPDATE analytics.engagement SET neighbours = least(neighbours, %(most)s)
+WHERE video_id = ANY (%(videos)s::uuid[])
 """
+# By how much they are engaged with, and how new they are: of each category, and of all videos under
+# the name that is no category's.
+ALL_VIDEOS = ""
 TOPS = b"""
-INSERT INTO analytics.category_tops (category, place, video_id)
-SELECT category, place, video_id FROM (
-    SELECT category, video_id, row_number() OVER (
-        PARTITION BY category
-        ORDER BY ln(weight) + as_of * ln(2) / %(half_life)s::float8 DESC, video_id) AS place
+WITH weighed AS (
+    SELECT category, video_id,
+           ln(weight) + as_of * ln(2) / %(half_life)s::float8
+           + ln(greatest(%(fresh_floor)s::float8, power(2::float8, greatest(-1000,
+               least(0, extract(epoch FROM completed_at)::float8 - max(as_of) OVER ())
+               / %(fresh_half_life)s::float8)))) AS strength
     FROM analytics.engagement JOIN analytics.videos USING (video_id)
-    WHERE NOT removed AND completed_at IS NOT NULL AND category IS NOT NULL) AS ranked
-WHERE place <= %(most)s
+    WHERE NOT removed AND completed_at IS NOT NULL),
+listed AS (
+    SELECT category, video_id, strength FROM weighed WHERE category <> %(all_videos)s
+    UNION ALL SELECT %(all_videos)s, video_id, strength FROM weighed),
+ranked AS (
+    SELECT category, video_id, row_number() OVER (
+        PARTITION BY category ORDER BY strength DESC, video_id) AS place
+    FROM listed)
+INSERT INTO analytics.category_tops (category, place, video_id)
+SELECT category, place, video_id FROM ranked WHERE place <= %(most)s
 """
-
-Times = dict[EngagementKind, datetime]
-"""When a viewer last engaged with a video in each way."""
 
 
 class Engagement(NamedTuple):
-    """A viewer watched or liked a video; ids are text, which hashes faster than UUID."""
+    """A viewer watched a video, stays with it, likes it, or does not like it any more.
+
+    Ids are text, which hashes faster than UUID.
+    """
 
     viewer: str
     video_id: str
@@ -149,62 +189,165 @@ class Mass:
 
 
 @dataclass(slots=True)
-class Viewer:
-    """What is known of a viewer: the times of some videos, and which came last, in order."""
+class KnownVideo:
+    """What is known of a viewer's engagement with a video.
 
-    times: dict[str, Times] = field(default_factory=dict)
-    recent: list[tuple[datetime, str]] = field(default_factory=list)
+    When it was last watched, since when the viewer stayed, when it was last liked, and no longer
+    liked; which turn it had among the viewer's videos, and the times of what was paired. Without a
+    turn nothing was.
+    """
+
+    watched_at: datetime | None = None
+    stayed_at: datetime | None = None
+    liked_at: datetime | None = None
+    unliked_at: datetime | None = None
+    turn: int | None = None
+    watch_paired_at: datetime | None = None
+    stay_paired_at: datetime | None = None
+    like_paired_at: datetime | None = None
+
+    @property
+    def is_liked(self) -> bool:
+        """Whether the like stands."""
+        return self.liked_at is not None and (
+            self.unliked_at is None or self.unliked_at < self.liked_at
+        )
+
+    def paired(self, weighing: Weighing) -> Iterator[tuple[float, datetime]]:
+        """Yield the weight and the time of each engagement that counts in pairs."""
+        if self.watch_paired_at is not None:
+            yield weighing.watched, self.watch_paired_at
+        if self.stay_paired_at is not None:
+            yield weighing.stayed, self.stay_paired_at
+        if self.like_paired_at is not None:
+            yield weighing.liked, self.like_paired_at
+
+
+@dataclass(slots=True)
+class Viewer:
+    """What is known of a viewer: some videos, by id and by turn, and the last turn that was had."""
+
+    videos: dict[str, KnownVideo] = field(default_factory=dict)
+    turns: dict[int, str] = field(default_factory=dict)
+    last_turn: int = 0
     # How many new engagements there are in each hour.
     hours: dict[datetime, int] = field(default_factory=dict)
 
-    def remember(self, video_id: str, most: int) -> None:
-        """Put the video where its latest time belongs, and keep the last `most` videos."""
-        self.recent = [each for each in self.recent if each[1] != video_id]
-        insort(self.recent, (max(self.times[video_id].values()), video_id))
-        del self.recent[:-most]
+    def recall(self, video_id: str, known: KnownVideo) -> None:
+        """Add what the database knows of a video."""
+        self.videos.setdefault(video_id, known)
+        if known.turn is not None:
+            self.turns[known.turn] = video_id
+            self.last_turn = max(self.last_turn, known.turn)
+
+    def turn_of(self, video_id: str) -> int:
+        """Return the turn of a video; it is the next one if it had none yet."""
+        known = self.videos[video_id]
+        if known.turn is None:
+            self.last_turn += 1
+            known.turn = self.last_turn
+            self.turns[known.turn] = video_id
+        return known.turn
 
 
 class Pairing:
     """Takes engagements in one by one, and holds what they come to.
 
-    `times` are those that moved, by viewer and video; `gained` the weights that videos gained, and
-    `pairs` those that pairs of videos did, the lesser id first.
+    `moved` are those of which something new is known, by viewer and video; `gained` the weights
+    that videos gained, and `pairs` those that pairs of videos did, the lesser id first. What an
+    unlike takes back is below zero.
     """
 
     def __init__(self, weighing: Weighing, viewers: dict[str, Viewer]) -> None:
-        """`viewers` know the times of all videos that come, and enough of the last ones."""
+        """`viewers` know all videos that come, the last ones, and those around what is liked."""
         self._weighing = weighing
         self._viewers = viewers
-        self.times: dict[tuple[str, str], Times] = {}
+        self.moved: dict[tuple[str, str], KnownVideo] = {}
         self.gained: defaultdict[str, Mass] = defaultdict(Mass)
         self.pairs: defaultdict[tuple[str, str], Mass] = defaultdict(Mass)
+        self.took_back = False
 
     def take(self, event: Engagement) -> None:
-        """Take in an engagement: the first of its kind counts, each further one moves the time."""
+        """Take in an engagement: each counts once, whichever order they come in.
+
+        A video that is watched again only moves in time. A like counts from the last time that it
+        was given, and as if it had never been once it is taken back. Who watches comes before who
+        stays.
+        """
         viewer = self._viewers[event.viewer]
-        times = viewer.times.setdefault(event.video_id, {})
-        before = times.get(event.kind)
-        if before is not None and before >= event.at:
+        known = viewer.videos.setdefault(event.video_id, KnownVideo())
+        if not self._is_news(known, event):
             return
-        times[event.kind] = event.at
-        self.times[event.viewer, event.video_id] = times
-        if before is None:
+        self.moved[event.viewer, event.video_id] = known
+        if event.kind is EngagementKind.WATCHED:
+            first, known.watched_at = known.watched_at is None, event.at
+            if first:
+                self._count(viewer, event)
+            return
+        if event.kind is EngagementKind.STAYED:
+            known.stayed_at = event.at
             self._count(viewer, event)
-        viewer.remember(event.video_id, self._weighing.paired_with + 1)
+            return
+        if known.is_liked:
+            self._take_back(viewer, event.video_id)
+        if event.kind is EngagementKind.LIKED:
+            known.liked_at = event.at
+            self._count(viewer, event)
+        else:
+            known.unliked_at = event.at
+
+    def _is_news(self, known: KnownVideo, event: Engagement) -> bool:
+        if event.kind is EngagementKind.WATCHED:
+            return known.watched_at is None or known.watched_at < event.at
+        if event.kind is EngagementKind.STAYED:
+            long_enough = self._weighing.long_enough
+            return (
+                known.stayed_at is None
+                and known.watched_at is not None
+                and event.at - known.watched_at >= long_enough
+            )
+        if event.kind is EngagementKind.UNLIKED and known.liked_at is None:
+            # Nothing of that like is known: it was no message that can be counted.
+            return False
+        return all(at is None or at < event.at for at in (known.liked_at, known.unliked_at))
 
     def _count(self, viewer: Viewer, event: Engagement) -> None:
-        weighing, hour, video = self._weighing, start_of_hour(event.at), event.video_id
-        weight, at = weighing.of(event.kind), event.at.timestamp()
-        self.gained[video].add(weight, at, weighing.half_life_seconds)
+        weighing, known = self._weighing, viewer.videos[event.video_id]
+        weight, hour = weighing.of(event.kind), start_of_hour(event.at)
+        self.gained[event.video_id].add(weight, event.at.timestamp(), weighing.half_life_seconds)
         viewer.hours[hour] = viewer.hours.get(hour, 0) + 1
         if viewer.hours[hour] > weighing.paired_per_hour:
             return
-        others = [other for _, other in reversed(viewer.recent) if other != video]
-        for other in others[: weighing.paired_with]:
-            mass = self.pairs[min(video, other), max(video, other)]
-            for kind, then in viewer.times[other].items():
-                both, later = weight * weighing.of(kind), max(at, then.timestamp())
-                mass.add(both, later, weighing.half_life_seconds)
+        self._pair(viewer, event.video_id, weight, event.at)
+        if event.kind is EngagementKind.LIKED:
+            known.like_paired_at = event.at
+        elif event.kind is EngagementKind.STAYED:
+            known.stay_paired_at = event.at
+        else:
+            known.watch_paired_at = event.at
+
+    def _take_back(self, viewer: Viewer, video_id: str) -> None:
+        """Take back what a like brought, wherever its video was paired since."""
+        known, weight = viewer.videos[video_id], self._weighing.liked
+        self.took_back = True
+        if known.liked_at is not None:
+            at = known.liked_at.timestamp()
+            self.gained[video_id].add(-weight, at, self._weighing.half_life_seconds)
+        at_pairing, known.like_paired_at = known.like_paired_at, None
+        if at_pairing is not None:
+            self._pair(viewer, video_id, -weight, at_pairing)
+
+    def _pair(self, viewer: Viewer, video_id: str, weight: float, at: datetime) -> None:
+        """Add a weight to the pairs of a video with those that had their turns around it."""
+        turn, most = viewer.turn_of(video_id), self._weighing.paired_with
+        around = range(max(turn - most, 1), min(turn + most, viewer.last_turn) + 1)
+        half_life = self._weighing.half_life_seconds
+        for other in (viewer.turns[each] for each in around if each in viewer.turns):
+            if other == video_id:
+                continue
+            pair = min(video_id, other), max(video_id, other)
+            for its, then in viewer.videos[other].paired(self._weighing):
+                self.pairs[pair].add(weight * its, max(at, then).timestamp(), half_life)
 
 
 def keep(
@@ -221,15 +364,18 @@ def keep(
     for event in batch:
         pairing.take(event)
     _write(conn, pairing, weighing)
-    return frozenset(viewer for viewer, _ in pairing.times)
+    return frozenset(viewer for viewer, _ in pairing.moved)
 
 
 def rank_categories(conn: Connection[TupleRow], weighing: Weighing) -> None:
-    """Rank the videos of each category by engagement, in place of the last ranking.
-
-    Its order changes only with what is kept, since all weights decay alike.
-    """
-    given = {"half_life": weighing.half_life_seconds, "most": weighing.category_tops}
+    """Rank the videos of each category, and all, by engagement, in place of the last ranking."""
+    given = {
+        "half_life": weighing.half_life_seconds,
+        "fresh_half_life": weighing.fresh_half_life.total_seconds(),
+        "fresh_floor": weighing.fresh_floor,
+        "all_videos": ALL_VIDEOS,
+        "most": weighing.category_tops,
+    }
     with conn.transaction():
         lock_in_transaction(conn, Lock.RECOMMENDATION_ROWS)
         conn.execute(b"DELETE FROM analytics.category_tops")
@@ -242,67 +388,73 @@ def _viewers(
     """Return what the pairing has to know of the batch's viewers."""
     viewers = {event.viewer: Viewer() for event in batch}
     keys = {(event.viewer, event.video_id) for event in batch}
-    for viewer, video_id, *times in conn.execute(KNOWN, columns(keys), prepare=True):
-        viewers[viewer].times[video_id] = _times(times)
-    fresh = [
-        event
-        for event in batch
-        if event.kind not in viewers[event.viewer].times.get(event.video_id, ())
-    ]
+    _recall(viewers, conn.execute(KNOWN, columns(keys), prepare=True))
+    fresh = [event for event in batch if _is_fresh(viewers[event.viewer], event)]
+    turns = {
+        (event.viewer, known.turn)
+        for event in fresh
+        if (known := viewers[event.viewer].videos.get(event.video_id)) and known.turn is not None
+    }
+    if turns:
+        names, numbers = columns(turns)
+        around = {"viewers": names, "turns": numbers, "most": weighing.paired_with}
+        _recall(viewers, conn.execute(AROUND, around, prepare=True))
     if fresh:
-        _recall(conn, fresh, viewers, weighing)
+        names = texts(list({event.viewer for event in fresh}))
+        _recall(viewers, conn.execute(LAST, (names, weighing.paired_with), prepare=True))
+        hours = {(event.viewer, start_of_hour(event.at)) for event in fresh}
+        asked = weighing.paired_per_hour, *columns(hours)
+        for viewer, hour, engaged in conn.execute(BUSY, asked, prepare=True):
+            viewers[viewer].hours[start_of_hour(hour)] = engaged
     return viewers
 
 
-def _times(columns: Iterable[datetime | None]) -> Times:
-    """Return the times that a row holds, one column for each kind of engagement."""
-    pairs = zip(EngagementKind, columns, strict=True)
-    return {kind: at for kind, at in pairs if at is not None}
+def _recall(viewers: Mapping[str, Viewer], rows: Iterable[TupleRow]) -> None:
+    for viewer, video_id, *known in rows:
+        viewers[viewer].recall(video_id, KnownVideo(*known))
 
 
-def _recall(
-    conn: Connection[TupleRow],
-    fresh: Sequence[Engagement],
-    viewers: dict[str, Viewer],
-    weighing: Weighing,
-) -> None:
-    """Load the last videos of viewers with something new, and how many they had each hour."""
-    names = list({event.viewer for event in fresh})
-    with conn.cursor(binary=True) as cursor:
-        cursor.execute(LAST, (texts(names), weighing.paired_with + 1), prepare=True)
-        for viewer, video_id, *times, at in cursor.fetchall():
-            viewers[viewer].times.setdefault(video_id, _times(times))
-            viewers[viewer].recent.append((at, video_id))
-    for name in names:
-        viewers[name].recent.sort()
-    hours = {(event.viewer, start_of_hour(event.at)) for event in fresh}
-    asked = weighing.paired_per_hour, *columns(hours)
-    for viewer, hour, engaged in conn.execute(BUSY, asked, prepare=True):
-        viewers[viewer].hours[start_of_hour(hour)] = engaged
+def _is_fresh(viewer: Viewer, event: Engagement) -> bool:
+    """Return whether the event may change pairs; whoever watches or stays again does not.
+
+    Where nothing is known of the video, who watched it first is among the same events.
+    """
+    known = viewer.videos.get(event.video_id)
+    if event.kind is EngagementKind.WATCHED:
+        return known is None or known.watched_at is None
+    if event.kind is EngagementKind.STAYED:
+        return known is not None and known.stayed_at is None
+    return True
 
 
 def _write(conn: Connection[TupleRow], pairing: Pairing, weighing: Weighing) -> None:
-    if pairing.times:
-        moved = (
-            (*key, *(times.get(kind) for kind in EngagementKind))
-            for key, times in sorted(pairing.times.items())
-        )
+    if pairing.moved:
+        moved = ((*key, *astuple(known)) for key, known in sorted(pairing.moved.items()))
         conn.execute(MOVE, columns(moved), prepare=True)
     given = {
         "half_life": weighing.half_life_seconds,
         "most": weighing.neighbours,
         "exponent": weighing.popularity_exponent,
+        "nothing": NOTHING,
     }
     if pairing.gained:
         gained = {"videos": texts(list(pairing.gained)), **_masses(pairing.gained.values())}
         conn.execute(GAIN.encode(), {**gained, **given}, prepare=True)
+        if pairing.took_back:
+            conn.execute(LEAVE_SOME, {**gained, **given}, prepare=True)
     if pairing.pairs:
-        ones, others = columns(pairing.pairs)
-        pairs = {"ones": ones, "others": others, **_masses(pairing.pairs.values())}
-        grown = conn.execute(PAIR.encode(), {**pairs, **given}, prepare=False).fetchall()
-        if grown:
-            crowded = {"videos": texts([video for (video,) in grown])}
-            conn.execute(PRUNE, {**crowded, **given}, prepare=False)
+        _write_pairs(conn, pairing, given)
+
+
+def _write_pairs(conn: Connection[TupleRow], pairing: Pairing, given: Mapping[str, Any]) -> None:
+    ones, others = columns(pairing.pairs)
+    pairs = {"ones": ones, "others": others, **_masses(pairing.pairs.values())}
+    grown = conn.execute(PAIR.encode(), {**pairs, **given}, prepare=False).fetchall()
+    if pairing.took_back:
+        conn.execute(DROP_EMPTY, {**pairs, **given}, prepare=False)
+    if grown:
+        crowded = {"videos": texts([video for (video,) in grown])}
+        conn.execute(PRUNE, {**crowded, **given}, prepare=False)
 
 
 def _masses(masses: Collection[Mass]) -> dict[str, str]:
@@ -311,182 +463,3 @@ def _masses(masses: Collection[Mass]) -> dict[str, str]:
         "weights": array([repr(mass.weight) for mass in masses]),
         "times": array([repr(mass.as_of) for mass in masses]),
     }
-
-
-# Looked up by key for each candidate, whatever the planner thinks: hence OFFSET 0.
-ELIGIBLE: LiteralString = """
-CROSS JOIN LATERAL (
-    SELECT v.video_id, v.category FROM analytics.videos AS v
-    WHERE v.video_id = candidate AND NOT v.removed AND v.completed_at IS NOT NULL
-      AND v.owner <> %(viewer)s AND v.video_id <> ALL (%(known)s)
-      AND NOT EXISTS (SELECT FROM analytics.engaged AS e
-                      WHERE e.viewer = %(viewer)s AND e.video_id = candidate)
-    OFFSET 0) AS video
-"""
-# In logarithms, since weights of long ago are too small for their own; a video's is divided by a
-# power of how much both videos were engaged with. The sum's order is fixed, for its last digits.
-# The best are looked at first, until there are enough.
-NEIGHBOURS: LiteralString = f"""
-WITH seeds AS (SELECT * FROM unnest(%(seeds)s::uuid[], %(shares)s::float8[]) AS s (seed, share)),
-scored AS (
-    SELECT n.neighbour_id, seed, share * exp(greatest(
-               ln(n.weight) + (n.as_of - %(now)s::float8) * %(decay)s::float8
-               - %(exponent)s::float8 * (
-                   ln(mine.weight) + (mine.as_of - %(now)s::float8) * %(decay)s::float8
-                   + ln(its.weight) + (its.as_of - %(now)s::float8) * %(decay)s::float8),
-               -600)) AS score
-    FROM seeds
-    JOIN analytics.neighbours AS n ON n.video_id = seed
-    JOIN analytics.engagement AS mine ON mine.video_id = seed
-    JOIN analytics.engagement AS its ON its.video_id = n.neighbour_id),
-summed AS (
-    SELECT neighbour_id AS candidate, sum(score ORDER BY seed) AS score,
-           (array_agg(seed ORDER BY score DESC, seed))[1] AS because
-    FROM scored GROUP BY neighbour_id ORDER BY 2 DESC, 1 OFFSET 0)
-SELECT video_id, category, score, because FROM summed {ELIGIBLE}
-ORDER BY score DESC, candidate LIMIT %(limit)s
-"""
-SHARES = b"""
-SELECT category, sum(share ORDER BY video_id) AS share
-FROM unnest(%(seeds)s::uuid[], %(shares)s::float8[]) AS s (video_id, share)
-JOIN analytics.videos USING (video_id)
-WHERE category IS NOT NULL GROUP BY category ORDER BY share DESC, category
-"""
-RANKED: LiteralString = f"""
-SELECT video.video_id, video.category
-FROM (SELECT video_id AS candidate, category, place FROM analytics.category_tops AS top
-      {{chosen}} ORDER BY place, {{turn}} OFFSET 0) AS top {ELIGIBLE}
-WHERE video.category = top.category ORDER BY place, {{turn}} LIMIT %(limit)s
-"""
-TOPS_OF_CATEGORIES: LiteralString = RANKED.format(
-    chosen="WHERE category = ANY (%(categories)s)",
-    turn="array_position(%(categories)s::text[], top.category)",
-)
-FIRST_OF_EACH: LiteralString = RANKED.format(chosen="", turn="top.category")
-THESE: LiteralString = f"""
-SELECT video_id, category FROM unnest(%(asked)s::uuid[]) AS asked (candidate) {ELIGIBLE}
-"""
-
-MOST_CATEGORIES = 3
-# How many of each source are taken in turn: neighbours, categories, similar texts, trending.
-TURNS = (3, 1, 1, 1)
-WEIGHING = Weighing()
-
-K = TypeVar("K")
-
-
-class FoundVideo(NamedTuple):
-    """A video that may be recommended; `score` and `because` where it is a neighbour."""
-
-    video_id: UUID
-    category: str | None
-    score: float = 0.0
-    because: UUID | None = None
-
-
-async def candidates_for(
-    conn: AsyncConnection[TupleRow],
-    profile: Profile,
-    trending: Sequence[Ranked],
-    *,
-    similar: Sequence[tuple[UUID, float]] = (),
-    limit: int = MOST_CANDIDATES,
-    weighing: Weighing = WEIGHING,
-) -> list[Candidate]:
-    """Return at most `limit` candidates, each once; the sources take turns, each with its best.
-
-    The first 20 of `trending` are candidates; the rest tells how popular the others are. `similar`
-    are videos whose texts are like those of the profile, each from 0 to 1. For a new user the
-    categories take turns.
-    """
-    seeds = seeds_of(profile, weighing)
-    given: dict[str, Any] = {
-        "viewer": profile.user_id,
-        # Their likes may be known before the sink has seen them.
-        "known": list(seeds),
-        "seeds": list(seeds),
-        "shares": list(seeds.values()),
-        "now": datetime.now(UTC).timestamp(),
-        "decay": log(2) / weighing.half_life_seconds,
-        "exponent": weighing.popularity_exponent,
-        "limit": limit,
-    }
-
-    async def find(query: LiteralString, **more: Any) -> list[FoundVideo]:
-        return await fetch_as(conn, FoundVideo, query.encode(), {**given, **more})
-
-    near: list[FoundVideo] = []
-    shares: dict[str | None, float] = {}
-    if seeds:
-        near = await find(NEIGHBOURS)
-        shares = dict(await (await conn.execute(SHARES, given)).fetchall())
-    categories = list(shares)[:MOST_CATEGORIES]
-    tops = await (
-        find(TOPS_OF_CATEGORIES, categories=categories) if categories else find(FIRST_OF_EACH)
-    )
-    trend = [each.video_id for each in trending]
-    alike = {video: min(max(value, 0.0), 1.0) for video, value in similar}
-    these = await find(THESE, asked=[*trend[:MOST_TRENDING], *alike])
-    found = {each.video_id: each for each in [*these, *tops, *near]}
-    sources = [
-        [each.video_id for each in near],
-        [each.video_id for each in tops],
-        sorted(alike, key=lambda video: (-alike[video], video)),
-        trend[:MOST_TRENDING],
-    ]
-    neighbours = normalize({each.video_id: each.score for each in near})
-    places, popular, shares = falling_points(sources[1]), falling_points(trend), normalize(shares)
-    candidates = [
-        Candidate(
-            each.video_id,
-            each.category,
-            trending=popular.get(each.video_id, 0.0),
-            neighbour=neighbours.get(each.video_id, 0.0),
-            # Within a category, from 1 for the first of its ranking to a half for the unranked.
-            same_category=(1 + places.get(each.video_id, 0.0)) / 2 * shares.get(each.category, 0.0),
-            similar=alike.get(each.video_id, 0.0),
-            because=each.because,
-        )
-        for each in (found[video] for video in islice(take_turns(sources, found), limit))
-    ]
-    return vary(candidates) if profile.is_empty else candidates
-
-
-def seeds_of(profile: Profile, weighing: Weighing) -> dict[UUID, float]:
-    """Return how much each video of the profile tells of the next; the newest tells most."""
-    seeds: dict[UUID, float] = {}
-    for weight, engaged in ((weighing.watched, profile.watched), (weighing.liked, profile.liked)):
-        for place, each in enumerate(engaged):
-            share = weight * weighing.profile_fade**place
-            seeds[each.video_id] = seeds.get(each.video_id, 0.0) + share
-    return seeds
-
-
-def take_turns(sources: Sequence[Sequence[UUID]], wanted: Collection[UUID]) -> Iterator[UUID]:
-    """Yield each video that is wanted once, a few of each source in turn."""
-    taken: set[UUID] = set()
-    left = [iter([video for video in source if video in wanted]) for source in sources]
-    before = -1
-    while before < len(taken):
-        before = len(taken)
-        for source, number in zip(left, TURNS, strict=True):
-            for video in islice((each for each in source if each not in taken), number):
-                taken.add(video)
-                yield video
-
-
-def vary(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return the first of each category, then the second of each, and so on."""
-    turns: defaultdict[str | None, Iterator[int]] = defaultdict(count)
-    return sorted(candidates, key=lambda each: next(turns[each.category]))
-
-
-def normalize(values: Mapping[K, float]) -> dict[K, float]:
-    """Return the values divided by the greatest of them."""
-    most = max(values.values(), default=0.0)
-    return {key: value / most for key, value in values.items()} if most else dict(values)
-
-
-def falling_points(videos: Sequence[UUID]) -> dict[UUID, float]:
-    """Return points for the videos of a list, from 1 for the first evenly down to just above 0."""
-    return {video: 1 - place / len(videos) for place, video in enumerate(videos)}

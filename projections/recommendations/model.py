@@ -43,9 +43,11 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A video that may be recommended, and why; each signal from 0 (none) to 1 (the strongest).
+    """A video that may be recommended, and why; each signal from 0 to 1.
 
-    `because` is the video of the profile that it is the closest neighbour of, if of any.
+    A signal is the video's share of all that was found by it, so that each is a guess at how likely
+    the video is the next one; `fresh` is what its age leaves of them. `because` is the video of the
+    profile that it is the closest neighbour of, if of any.
     """
 
     video_id: UUID
@@ -55,6 +57,8 @@ class Candidate:
     same_category: float = 0.0
     similar: float = 0.0
     because: UUID | None = None
+    popular: float = 0.0
+    fresh: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,32 +110,44 @@ class Material:
 
 
 class EngagementKind(StrEnum):
-    """How a viewer engaged with a video."""
+    """How a viewer engaged with a video: who stays has watched it for `Weighing.long_enough`.
+
+    An unlike takes back what the like brought.
+    """
 
     WATCHED = "watched"
+    STAYED = "stayed"
     LIKED = "liked"
+    UNLIKED = "unliked"
 
 
 @dataclass(frozen=True, slots=True)
 class Weighing:
     """`half_life` is that of what two videos have in common, and of what they are divided by.
 
-    An engagement is paired with the viewer's last `paired_with` other videos, unless the viewer
-    has more than `paired_per_hour` new ones in its hour. About the best `neighbours` of a video
-    are kept: twice as many at most, which are cut when there are more.
+    A video is paired with the viewer's `paired_with` videos before it and after it, unless the
+    viewer has more than `paired_per_hour` new ones in its hour. About the best `neighbours` of a
+    video are kept: twice as many at most, which are cut when there are more.
     """
 
     watched: float = 1.0
+    stayed: float = 1.0
     liked: float = 2.0
+    long_enough: timedelta = timedelta(minutes=1)
     half_life: timedelta = timedelta(days=30)
     paired_with: int = 20
-    paired_per_hour: int = 60
+    paired_per_hour: int = 300
     neighbours: int = 50
     category_tops: int = 100
     # From 0 (the most popular are everybody's neighbours) to 1 (popularity counts for nothing).
-    popularity_exponent: float = 0.5
-    # Each video before it in the profile makes a video's neighbours count so much less.
-    profile_fade: float = 0.9
+    popularity_exponent: float = 0.2
+    # The same for the videos of the profile: what everybody has watched tells little of a user.
+    profile_exponent: float = 0.5
+    # The n-th video of the profile counts 1 / n to this power.
+    profile_fade: float = 1.0
+    # What a video's age leaves halves so often, down to the floor: as trending has it.
+    fresh_half_life: timedelta = timedelta(days=7)
+    fresh_floor: float = 0.1
 
     @classmethod
     def from_settings(cls, settings: RecommendationSettings) -> Weighing:
@@ -141,6 +157,13 @@ class Weighing:
     def half_life_seconds(self) -> float:
         return self.half_life.total_seconds()
 
+    def fresh(self, age_seconds: float) -> float:
+        """Return what is left of the attention for a video of that age, from the floor to 1."""
+        halvings = max(age_seconds, 0.0) / self.fresh_half_life.total_seconds()
+        return max(self.fresh_floor, float(2.0**-halvings))
+
     def of(self, kind: EngagementKind) -> float:
-        """Return what one engagement of this kind weighs."""
-        return self.liked if kind is EngagementKind.LIKED else self.watched
+        """Return what one engagement of this kind weighs; what an unlike takes back is a like's."""
+        if kind is EngagementKind.WATCHED:
+            return self.watched
+        return self.stayed if kind is EngagementKind.STAYED else self.liked

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import LiteralString
 from uuid import UUID
+from zlib import crc32
 
 import structlog
 from psycopg import AsyncConnection
@@ -46,7 +47,7 @@ from projections.analytics.queries import (
 )
 from projections.catalog import Catalog, VideoRow
 from projections.likes import Likes
-from projections.recommendations.co_occurrence import candidates_for, falling_points
+from projections.recommendations.candidates import candidates_for, shares_of
 from projections.recommendations.embeddings import nearest
 from projections.recommendations.model import (
     Candidate,
@@ -107,20 +108,18 @@ PLAIN = "Picked for you"
 
 # What each signal of a candidate weighs:
 #
-#     score = (ANYBODY + Σ weight · signal) · (UNKNOWN + trending)^POPULARITY
+#     score = fresh · (Σ weight · signal + POPULAR · popular) + TRENDING · trending
 #
-# The sum is how well a video fits the user, the power how likely anybody is to watch it now:
-# multiplied, as a likelihood is with a prior. ANYBODY is the fit of what nothing ties to the user,
-# UNKNOWN stands for the popularity of what does not trend.
-WEIGHTS = {"neighbour": 1.0, "similar": 0.5, "same_category": 0.4}
-ANYBODY = 0.1
-UNKNOWN = 0.2
-POPULARITY = 0.5
+# Each signal is a guess at how likely the video is watched next, the weights say how often each is
+# right: a mixture. `fresh` is the same factor as in trending, which has it within.
+WEIGHTS = {"neighbour": 1.0, "same_category": 0.15, "similar": 0.1}
+POPULAR = 0.1
+TRENDING = 0.03
 # The n-th video of a category (n = 0, 1, …) has its score divided by 1 + n · REPEAT, as in maximal
 # marginal relevance (Carbonell and Goldstein, 1998) with a similarity of 1 within a category and 0
 # between categories. A new user has shown no taste, and gets more variety.
 REPEAT = 0.01
-REPEAT_FOR_NEW = 1.0
+REPEAT_FOR_NEW = 0.1
 
 PREFIX = "user:recommendations:"
 ENGAGED_PREFIX = "recommendations:engaged:"
@@ -192,6 +191,7 @@ class Recommender:
         self._pool, self._analytics = pool, analytics
         self._likes, self._catalog = likes, catalog
         self._ranker = make_ranker(settings, llm, redis)
+        self._new_share = settings.new_share
         self._seconds, self._weighing = settings.timeout_seconds, Weighing.from_settings(settings)
         ttl, outdated = settings.cache_ttl_seconds, settings.invalidate_seconds
         whole = Lifetimes(timedelta(seconds=ttl), timedelta(seconds=outdated))
@@ -211,8 +211,8 @@ class Recommender:
         """Return a user's recommendations, and whether they were cached.
 
         Concurrent callers share one computation. Some videos may be seen or removed by now: that
-        is for `display` to tell. Where there are few, the newest videos follow, as they are now.
-        Raise ReadModelBehind, and never RedisError.
+        is for `display` to tell. New videos have their places among them; where there are few, the
+        newest follow. Both are as they are now. Raise ReadModelBehind, and never RedisError.
         """
         made, cached = await self._cache.get(
             PREFIX + user_id,
@@ -221,10 +221,9 @@ class Recommender:
             Requirement(position=fresh.position),
         )
         items = made.value.items
-        if len(items) < MOST:
-            known = {each.video_id for each in items}
+        if len(items) < MOST or self._new_share:
             newest = await self._newest(user_id)
-            items = (*items, *(each for each in newest if each.video_id not in known))
+            items = with_new(items, newest, self._new_share, user_id)
         return replace(made.value, items=items), cached
 
     async def _make(self, user_id: str, fresh: Freshness) -> RankedRecommendations:
@@ -239,8 +238,8 @@ class Recommender:
             material = await self._material(user_id, trending)
         except DatabaseError as error:
             _failed(error)
-            points = falling_points([each.video_id for each in trending])
-            candidates = [Candidate(video, None, trending=point) for video, point in points.items()]
+            shares = shares_of({each.video_id: each.score for each in trending})
+            candidates = [Candidate(video, None, trending=share) for video, share in shares.items()]
             material, whole = Material(Profile(user_id), candidates), False
         blended = blend(material, limit=len(material.candidates))
         told = {video: (each.title, each.category) for video, each in material.described.items()}
@@ -253,7 +252,7 @@ class Recommender:
     async def _trending(self, fresh: Freshness) -> Sequence[Ranked]:
         try:
             await self._analytics.wait(fresh, ENGAGED_CONSUMER, COUNTS_CONSUMER, VIDEOS_CONSUMER)
-            ranking, _ = await self._analytics.ranking(Window.WEEK, MOST, None, fresh=fresh)
+            ranking, _ = await self._analytics.ranking(Window.MONTH, MOST, None, fresh=fresh)
         except AnalyticsUnavailable:
             return ()
         return ranking.value
@@ -369,6 +368,28 @@ def blend(material: Material, *, limit: int) -> list[RankedVideo]:
     ]
 
 
+def with_new(
+    items: Sequence[RankedVideo], newest: Sequence[RankedVideo], share: float, user_id: str
+) -> tuple[RankedVideo, ...]:
+    """Return `items` with that share of the places given to new videos; the newest follow.
+
+    Every n-th place is theirs, n = 1 / share. Users get them in turns, so that all are shown to
+    somebody. None comes twice.
+    """
+    known = {each.video_id for each in items}
+    new = [each for each in newest if each.video_id not in known]
+    every = round(1 / share) if share else 0
+    shown = deque(new)
+    shown.rotate(crc32(user_id.encode()))
+    found: list[RankedVideo] = []
+    for each in items:
+        if every and shown and (len(found) + 1) % every == 0:
+            found.append(replace(shown.popleft(), score=each.score))
+        found.append(each)
+    known |= {each.video_id for each in found}
+    return (*found, *(each for each in new if each.video_id not in known))
+
+
 def source_of(material: Material) -> RecommendationSource:
     """Return what the blend has to go by: TRENDING where nothing ties a candidate to the user."""
     tied = any(any(_ties(each).values()) for each in material.candidates)
@@ -383,8 +404,8 @@ def _ties(candidate: Candidate) -> dict[str, float]:
 
 
 def _score(candidate: Candidate) -> float:
-    fit = ANYBODY + sum(_ties(candidate).values())
-    return float(fit * (UNKNOWN + candidate.trending) ** POPULARITY)
+    fit = sum(_ties(candidate).values()) + POPULAR * candidate.popular
+    return float(candidate.fresh * fit + TRENDING * candidate.trending)
 
 
 def _vary(
@@ -412,8 +433,10 @@ def _reason(candidate: Candidate, material: Material) -> str:
     """Return the strongest tie of the candidate to the user, in a line for people."""
     ties = _ties(candidate)
     most = max(ties, key=lambda name: ties[name])
-    if ties[most] < ANYBODY:
-        return "Trending this week" if candidate.trending else "Something else to watch"
+    if ties[most] <= POPULAR * candidate.popular:
+        if candidate.trending:
+            return "Trending this month"
+        return "Popular with other viewers" if candidate.popular else "Something else to watch"
     if most == "neighbour":
         return _because(candidate.because, material)
     if most == "similar":

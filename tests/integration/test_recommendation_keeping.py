@@ -73,7 +73,7 @@ def totals(conn: Connection[TupleRow]) -> dict[str, float]:
 
 def history(random: Random, size: int = 150) -> list[Engagement]:
     """Of eight viewers and fifteen videos, each kind of engagement once."""
-    kinds = [*EngagementKind]
+    kinds = [EngagementKind.WATCHED, EngagementKind.LIKED]
     found = {
         (f"viewer-{random.randrange(8)}", video(random.randrange(15)), random.choice(kinds)):
             timedelta(seconds=random.randrange(int(LONG_AGO.total_seconds())))
@@ -113,6 +113,63 @@ def test_any_order_any_batches_any_repetition(tables: Connection[TupleRow], seed
     assert_counted(tables)
 
 
+def in_any_order(random: Random, streams: Sequence[Sequence[Engagement]]) -> list[Engagement]:
+    """Each stream in its order, between the others."""
+    placed: list[tuple[float, Engagement]] = []
+    for stream in streams:
+        places = sorted(random.random() for _ in stream)
+        placed += zip(places, stream, strict=True)
+    return [event for _, event in sorted(placed, key=lambda each: each[0])]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_an_unlike_leaves_what_there_would_be_without_its_like(
+    tables: Connection[TupleRow], seed: int
+) -> None:
+    """Some likes are taken back, and some of those are given again; all of it comes twice."""
+    random, streams, standing = Random(seed), [], []
+    for event in history(random):
+        streams.append([event])
+        if event.kind is EngagementKind.WATCHED or random.random() < 0.4:
+            standing.append(event)
+            continue
+        later = event._replace(at=event.at + timedelta(days=3))
+        streams[-1].append(later._replace(kind=EngagementKind.UNLIKED))
+        if random.random() < 0.5:
+            again = later._replace(at=later.at + timedelta(days=3))
+            streams[-1].append(again)
+            standing.append(again)
+    once = in_any_order(random, streams)
+    for coming in (once, once):
+        for cut in range(0, len(coming), 9):
+            take(tables, coming[cut : cut + 9])
+        pairs, alone = oracle(standing)
+        assert neighbours(tables) == pytest.approx(pairs, abs=1e-6)
+        left = {one: weight for one, weight in totals(tables).items() if weight > 1e-6}
+        assert left == pytest.approx(alone)
+        assert_counted(tables)
+
+
+def test_an_unlike_of_long_after_takes_back_no_more_than_its_like_brought(
+    tables: Connection[TupleRow],
+) -> None:
+    """With what came just before and after, and not with what came long after."""
+    weighing = Weighing(paired_with=2)
+    hours = [timedelta(hours=100 - number) for number in range(9)]
+    views = [watched("ann", number, hours[number]) for number in range(9)]
+    take(tables, views, weighing)
+    before = neighbours(tables), totals(tables)
+    take(tables, [liked("ann", 4, timedelta(hours=5))], weighing)
+    liked_with = {other for one, other in neighbours(tables) if one == video(4)}
+    assert liked_with == {video(2), video(3), video(5), video(6)}
+    assert neighbours(tables)[video(4), video(5)] > 2 * before[0][video(4), video(5)]
+    unlike = Engagement("ann", video(4), EngagementKind.UNLIKED, NOW)
+    assert take(tables, [unlike], weighing) == {"ann"}
+    assert neighbours(tables) == pytest.approx(before[0])
+    assert totals(tables) == pytest.approx(before[1])
+    assert take(tables, [unlike, liked("ann", 4, timedelta(hours=5))], weighing) == frozenset()
+
+
 def assert_counted(conn: Connection[TupleRow]) -> None:
     """Each video knows how many neighbours it has."""
     wrong = conn.execute(
@@ -120,6 +177,25 @@ def assert_counted(conn: Connection[TupleRow]) -> None:
         "(SELECT count(*) FROM analytics.neighbours AS n WHERE n.video_id = e.video_id)"
     ).fetchall()
     assert wrong == []
+
+
+def test_who_watches_for_a_minute_counts_once_more(tables: Connection[TupleRow]) -> None:
+    def stays(number: int, seconds: float) -> Engagement:
+        at = NOW - timedelta(hours=1) + timedelta(seconds=seconds)
+        return Engagement("ann", video(number), EngagementKind.STAYED, at)
+
+    hour = timedelta(hours=1)
+    views = [watched("ann", 1, hour), watched("ann", 2, hour)]
+    assert take(tables, [*views, stays(1, 10), stays(1, 59), stays(3, 300)]) == {"ann"}
+    assert neighbours(tables)[video(1), video(2)] == pytest.approx(1, rel=0.01)
+    assert take(tables, [stays(1, 61)]) == {"ann"}
+    assert neighbours(tables)[video(1), video(2)] == pytest.approx(2, rel=0.01)
+    assert totals(tables) == pytest.approx({video(1): 2, video(2): 1}, rel=0.01)
+    # Once, however long, and whatever comes again; and with what comes later.
+    assert take(tables, [stays(1, 120), *views, stays(1, 61)]) == frozenset()
+    take(tables, [watched("ann", 4)])
+    assert neighbours(tables)[video(1), video(4)] == pytest.approx(2, rel=0.01)
+    assert_counted(tables)
 
 
 def test_the_latest_time_is_kept(tables: Connection[TupleRow]) -> None:
@@ -241,4 +317,19 @@ def test_categories_are_ranked(tables: Connection[TupleRow]) -> None:
     found = tables.execute(
         "SELECT category, place, video_id::text FROM analytics.category_tops ORDER BY 1, 2"
     ).fetchall()
-    assert found == [("art", 1, video(3)), ("art", 2, video(1)), ("music", 1, video(4))]
+    whole = [("", 1, video(3)), ("", 2, video(4)), ("", 3, video(1))]
+    assert found == [*whole, ("art", 1, video(3)), ("art", 2, video(1)), ("music", 1, video(4))]
+
+
+def test_what_is_new_is_ranked_before_what_was_as_popular(tables: Connection[TupleRow]) -> None:
+    for number, days in ((1, 70), (2, 1), (3, 70), (4, 700)):
+        tables.execute(
+            "INSERT INTO analytics.videos (video_id, owner, completed_at) VALUES (%s, 'owner', %s)",
+            (video(number), NOW - timedelta(days=days)),
+        )
+    fans = {1: 5, 2: 1, 3: 20, 4: 6}
+    for number, count in fans.items():
+        take(tables, [watched(f"v-{number}-{each}", number) for each in range(count)])
+    rank_categories(tables, WEIGHING)
+    found = tables.execute("SELECT video_id::text FROM analytics.category_tops ORDER BY place")
+    assert [each for (each,) in found] == [video(number) for number in (3, 2, 4, 1)]

@@ -15,9 +15,10 @@ from projections.recommendations.model import (
     EngagedVideo,
     Material,
     Profile,
+    RankedVideo,
     RecommendationSource,
 )
-from projections.recommendations.recommender import TITLE_LENGTH, blend, source_of
+from projections.recommendations.recommender import TITLE_LENGTH, blend, source_of, with_new
 
 AT = datetime(2026, 3, 14, tzinfo=UTC)
 SEEN = UUID(int=999)
@@ -38,8 +39,20 @@ def candidate(
     same_category: float = 0.0,
     similar: float = 0.0,
     because: UUID | None = None,
+    popular: float = 0.0,
+    fresh: float = 1.0,
 ) -> Candidate:
-    return Candidate(video(number), category, trending, neighbour, same_category, similar, because)
+    return Candidate(
+        video(number),
+        category,
+        trending,
+        neighbour,
+        same_category,
+        similar,
+        because,
+        popular,
+        fresh,
+    )
 
 
 def order(*candidates: Candidate, profile: Profile = KNOWN, limit: int = 60) -> list[int]:
@@ -52,7 +65,7 @@ def reason(of: Candidate, *titles: DescribedVideo, profile: Profile = KNOWN) -> 
     return blend(material, limit=1)[0].reason
 
 
-PLAIN = candidate(1, trending=0.2, neighbour=0.2, same_category=0.2, similar=0.2)
+PLAIN = candidate(1, trending=0.2, neighbour=0.2, same_category=0.2, similar=0.2, fresh=0.5)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +75,8 @@ PLAIN = candidate(1, trending=0.2, neighbour=0.2, same_category=0.2, similar=0.2
         replace(PLAIN, video_id=video(2), neighbour=0.3),
         replace(PLAIN, video_id=video(2), same_category=0.3),
         replace(PLAIN, video_id=video(2), similar=0.3),
+        replace(PLAIN, video_id=video(2), popular=0.1),
+        replace(PLAIN, video_id=video(2), fresh=0.6),
     ],
 )
 def test_more_of_any_signal_puts_a_video_before_its_equals(more: Candidate) -> None:
@@ -74,6 +89,12 @@ def test_what_fits_the_user_stands_before_what_only_trends() -> None:
 
 def test_of_two_that_fit_alike_the_one_that_trends_comes_first() -> None:
     assert order(candidate(1, neighbour=0.5), candidate(2, neighbour=0.5, trending=0.5)) == [2, 1]
+
+
+def test_what_is_old_has_to_fit_better() -> None:
+    old = candidate(1, neighbour=0.5, popular=0.5, fresh=0.4)
+    assert order(old, candidate(2, neighbour=0.3, popular=0.3)) == [2, 1]
+    assert order(replace(old, fresh=0.7), candidate(2, neighbour=0.3, popular=0.3)) == [1, 2]
 
 
 def test_ties_are_ordered_by_id_whatever_order_they_came_in() -> None:
@@ -111,11 +132,31 @@ def test_videos_without_a_category_are_not_more_of_the_same() -> None:
 
 def test_who_is_new_gets_what_trends_varied_by_category() -> None:
     trending = [
-        candidate(number, "music" if number < 4 else "sport", trending=1 - number / 10)
+        candidate(number, "music" if number < 4 else "sport", trending=1 - number / 36)
         for number in range(6)
     ]
-    assert order(*trending, profile=NEW, limit=4) == [0, 4, 1, 5]
+    assert order(*trending, profile=NEW, limit=3) == [0, 4, 1]
     assert order(*trending, profile=KNOWN, limit=4) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("share", "places"), [(0.0, []), (0.2, [4, 9, 14]), (0.5, [1, 3, 5, 7])])
+def test_new_videos_have_a_bounded_share_of_the_places(share: float, places: list[int]) -> None:
+    items = [RankedVideo(video(number), 1 / (1 + number), "Near") for number in range(12)]
+    newest = [RankedVideo(video(number), 0.0, "New") for number in (100, 3, 101, 102, 103)]
+    seen = set[UUID]()
+    for user in ("ann", "bob", "eve", "dan", "ida"):
+        found = with_new(items, newest, share, user)
+        assert len({each.video_id for each in found}) == len(found) == 16
+        scores = [each.score for each in found]
+        assert scores == sorted(scores, reverse=True)
+        ids = [each.video_id.int for each in found]
+        assert [place for place in range(12 + len(places)) if ids[place] >= 100] == places
+        assert [number for number in ids if number < 100] == list(range(12))
+        if places:
+            seen.add(found[places[0]].video_id)
+    # Somebody gets another one first; at the end they come in order.
+    assert len(seen) > 1 or not places
+    assert with_new([], newest, share, "ann") == tuple(newest)
 
 
 def test_the_source_is_what_there_was_to_go_by() -> None:
@@ -136,13 +177,14 @@ def test_the_source_is_what_there_was_to_go_by() -> None:
 @pytest.mark.parametrize(
     ("of", "told"),
     [
-        (candidate(1, "music", trending=1), "Trending this week"),
+        (candidate(1, "music", trending=1), "Trending this month"),
         (candidate(1, "music", same_category=1), "More in music"),
         (candidate(1, "music", same_category=1, trending=0.1), "Popular in music right now"),
         (candidate(1, "music", similar=1), "Similar to what you watched"),
         (candidate(1, "music", neighbour=1), "Because of what you watched"),
         (candidate(1, "music", neighbour=1, because=SEEN), "Because of what you watched"),
         (candidate(1), "Something else to watch"),
+        (candidate(1, popular=1), "Popular with other viewers"),
     ],
 )
 def test_the_reason_is_what_ties_the_video_to_the_user(of: Candidate, told: str) -> None:
