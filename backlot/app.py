@@ -53,6 +53,7 @@ from infra.tasks.worker import Resources, TaskWorker
 from projections.analytics import schema as analytics_schema
 from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog
+from projections.feedback.reports import TABLES as FEEDBACK
 from projections.like_counters import AsyncCounters
 from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
@@ -104,6 +105,7 @@ def open_parts(
     with _reached(analytics_url, "TIMESCALE_URL") as conn:
         migrate(conn, ENGINE)
         analytics_schema.migrate(conn)
+        migrate(conn, FEEDBACK)
     notifications, host = Notifications(database_url), None
     if Role.PROJECTIONS in settings.server.roles:
         host = ProjectionHost(

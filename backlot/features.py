@@ -10,20 +10,24 @@ from fastapi import APIRouter
 
 import commands.catalog
 import commands.comments
+import commands.feedback
 import commands.likes
 import commands.operations
 import commands.uploads
 import commands.watch
+import projections.feedback.reports
 import projections.like_counters
 import readapi.analytics
 import readapi.audit.routes
 import readapi.catalog
 import readapi.comments
+import readapi.feedback
 import readapi.likes
 import readapi.operations
 import readapi.recommendations
 import workers.analytics
 import workers.embeddings
+import workers.feedback
 import workers.likes
 import workers.maintenance
 import workers.operations.executor
@@ -145,6 +149,15 @@ FEATURES: tuple[Feature, ...] = (
         tasks=(PREPARE_RECOMMENDATIONS,),
         settings=(features.RecommendationSettings, adapters.EmbeddingSettings),
         checks=(health.embeddings,),
+    ),
+    Feature(
+        name="feedback",
+        commands=(commands.feedback.router,),
+        queries=(readapi.feedback.router,),
+        lookups=workers.feedback.lookups,
+        tables=(projections.feedback.reports.TABLES,),
+        subscriptions=workers.feedback.subscriptions,
+        jobs=workers.feedback.jobs,
     ),
     Feature(
         name="uploads",

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Response
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 from pydantic import AfterValidator, Field
 
+from domain.feedback import GivenList, Offer, Signal
 from engine.freshness import Freshness
 from infra.http.app import Caller, wire
+from infra.http.auth import Identity
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Video, Wire
+from projections.feedback.reports import key_of_lists
 from projections.recommendations.model import RankedRecommendations as Made
+from projections.recommendations.model import RankedVideo
 from projections.recommendations.recommender import MOST, display
 from readapi.catalog import present
 from readapi.paging import storable
@@ -47,6 +55,7 @@ class Recommendation(Wire):
     video: VideoReference
     reason: Annotated[str, Field(examples=["Because you watched “Tides”"])]
     score: float
+    source: Annotated[Signal, Field(description="What mainly brought the video there.")]
 
 
 class RecommendedVideo(Wire):
@@ -55,6 +64,16 @@ class RecommendedVideo(Wire):
     video: Video
     reason: str
     score: float
+    source: Signal
+
+
+ListId = Annotated[
+    str | None,
+    Field(
+        description="Under which is reported what of it the user was shown and chose; only in "
+        "the answer to the user."
+    ),
+]
 
 
 class Recommendations(Wire):
@@ -62,6 +81,7 @@ class Recommendations(Wire):
 
     source: Literal["llm", "blend", "trending"]
     cached: bool
+    list_id: ListId = None
     items: list[Recommendation]
 
 
@@ -70,6 +90,7 @@ class RecommendedVideos(Wire):
 
     source: Literal["llm", "blend", "trending"]
     cached: bool
+    list_id: ListId = None
     items: list[RecommendedVideo]
 
 
@@ -94,20 +115,23 @@ router = APIRouter(tags=["recommendations"])
     summary="Which videos a user may like, and why",
 )
 async def list_recommendations(
-    queries: Read, user_id: Whose, fresh: Fresh, limit: SoMany = DEFAULT_LIMIT
+    queries: Read, caller: Caller, user_id: Whose, fresh: Fresh, limit: SoMany = DEFAULT_LIMIT
 ) -> Response:
     made, cached = await _made(queries, user_id, fresh)
     async with queries.reading(fresh, queries.catalog) as conn:
         shown = await display(conn, queries.catalog, user_id, made, limit)
+        list_id = await _list_id(conn, caller, user_id, [each for each, _ in shown])
     items = [
         Recommendation(
             video=VideoReference(video_id=row.video_id, title=row.title),
             reason=each.reason,
             score=each.score,
+            source=each.source,
         )
         for each, row in shown
     ]
-    return wire(Recommendations(source=made.source.value, cached=cached, items=items))
+    source = made.source.value
+    return wire(Recommendations(source=source, cached=cached, list_id=list_id, items=items))
 
 
 # Before `/videos/{video_id}`, which would take the word for an id.
@@ -124,11 +148,13 @@ async def list_recommended_videos(
     async with queries.reading(fresh, *queries.projections) as conn:
         shown = await display(conn, queries.catalog, user_id, made, limit)
         videos = await present(queries, conn, [row for _, row in shown], caller)
+        list_id = await _list_id(conn, caller, user_id, [each for each, _ in shown])
     items = [
-        RecommendedVideo(video=video, reason=each.reason, score=each.score)
+        RecommendedVideo(video=video, reason=each.reason, score=each.score, source=each.source)
         for (each, _), video in zip(shown, videos, strict=True)
     ]
-    return wire(RecommendedVideos(source=made.source.value, cached=cached, items=items))
+    source = made.source.value
+    return wire(RecommendedVideos(source=source, cached=cached, list_id=list_id, items=items))
 
 
 async def _made(queries: Queries, user_id: str, fresh: Freshness) -> tuple[Made, bool]:
@@ -140,3 +166,17 @@ async def _made(queries: Queries, user_id: str, fresh: Freshness) -> tuple[Made,
         async with queries.reading(fresh, *queries.projections):
             pass
     return await queries.recommendations.get(user_id, fresh)
+
+
+async def _list_id(
+    conn: AsyncConnection[TupleRow],
+    caller: Identity,
+    user_id: str,
+    shown: Sequence[RankedVideo],
+) -> str | None:
+    """Return the id of the list that is given; None where it is not given to its user."""
+    if caller.user_id != user_id:
+        return None
+    offers = [Offer(each.video_id, each.source) for each in shown]
+    given = GivenList.given(user_id, datetime.now(UTC), offers)
+    return given.signed(await key_of_lists(conn))

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
+from domain.feedback import Signal
 from infra.settings.features import RecommendationSettings
 
 
@@ -62,7 +63,7 @@ class RankedVideo:
     """A video in its place: the higher its score the earlier; `reason` is for people.
 
     `because` is the video whose title the reason tells, if it does; `by_model` whether a language
-    model has worded it.
+    model has worded it; `signal` what brought it there before any model was asked.
     """
 
     video_id: UUID
@@ -70,6 +71,12 @@ class RankedVideo:
     reason: str
     because: UUID | None = None
     by_model: bool = False
+    signal: Signal = Signal.OTHER
+
+    @property
+    def source(self) -> Signal:
+        """What mainly brought it there."""
+        return Signal.LLM if self.by_model else self.signal
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from psycopg.rows import TupleRow
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
+from domain.feedback import Signal
 from domain.upload import Upload
 from domain.video_likes import stream_id
 from engine.event_store import EVENTS
@@ -113,6 +114,11 @@ PLAIN = "Picked for you"
 # multiplied, as a likelihood is with a prior. ANYBODY is the fit of what nothing ties to the user,
 # UNKNOWN stands for the popularity of what does not trend.
 WEIGHTS = {"neighbour": 1.0, "similar": 0.5, "same_category": 0.4}
+SIGNALS = {
+    "neighbour": Signal.NEIGHBOUR,
+    "similar": Signal.SIMILAR,
+    "same_category": Signal.CATEGORY,
+}
 ANYBODY = 0.1
 UNKNOWN = 0.2
 POPULARITY = 0.5
@@ -279,7 +285,7 @@ class Recommender:
                 before = rows[-1].completed_position
         except DatabaseError as error:
             _failed(error)
-        return [RankedVideo(video, 0.0, NEW) for video in found]
+        return [RankedVideo(video, 0.0, NEW, signal=Signal.NEW) for video in found]
 
     async def aclose(self) -> None:
         """Cancel the calls of the language model, and close its connections."""
@@ -364,7 +370,9 @@ def blend(material: Material, *, limit: int) -> list[RankedVideo]:
     )
     varied = _vary(scored, REPEAT_FOR_NEW if material.profile.is_empty else REPEAT)
     return [
-        RankedVideo(each.video_id, score, _reason(each, material), each.because)
+        RankedVideo(
+            each.video_id, score, _reason(each, material), each.because, signal=_signal(each)
+        )
         for score, each in islice(varied, limit)
     ]
 
@@ -408,15 +416,25 @@ def _vary(
             del queues[key]
 
 
-def _reason(candidate: Candidate, material: Material) -> str:
-    """Return the strongest tie of the candidate to the user, in a line for people."""
+def _signal(candidate: Candidate) -> Signal:
+    """Return the strongest tie of the candidate to the user; without one, whether it trends."""
     ties = _ties(candidate)
     most = max(ties, key=lambda name: ties[name])
     if ties[most] < ANYBODY:
-        return "Trending this week" if candidate.trending else "Something else to watch"
-    if most == "neighbour":
+        return Signal.TRENDING if candidate.trending else Signal.OTHER
+    return SIGNALS[most]
+
+
+def _reason(candidate: Candidate, material: Material) -> str:
+    """Return what `_signal` does, in a line for people."""
+    signal = _signal(candidate)
+    if signal is Signal.TRENDING:
+        return "Trending this week"
+    if signal is Signal.OTHER:
+        return "Something else to watch"
+    if signal is Signal.NEIGHBOUR:
         return _because(candidate.because, material)
-    if most == "similar":
+    if signal is Signal.SIMILAR:
         return "Similar to what you watched"
     category = _line(candidate.category or "")
     return f"Popular in {category} right now" if candidate.trending else f"More in {category}"
