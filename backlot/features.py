@@ -55,6 +55,7 @@ from infra.settings.values import SettingsGroup
 from projections.analytics.rebuild import NAME as ANALYTICS
 from projections.catalog import Catalog
 from projections.comments import Comments
+from projections.feedback.rebuild import NAME as FEEDBACK
 from projections.like_counters import NAME as COUNTERS
 from projections.likes import Likes
 from projections.operations import Operations
@@ -156,6 +157,7 @@ FEATURES: tuple[Feature, ...] = (
         queries=(readapi.feedback.router,),
         lookups=workers.feedback.lookups,
         tables=(projections.feedback.reports.TABLES,),
+        rebuilt=(FEEDBACK,),
         subscriptions=workers.feedback.subscriptions,
         jobs=workers.feedback.jobs,
     ),

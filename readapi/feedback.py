@@ -13,7 +13,7 @@ from infra.http.problems import problems
 from infra.http.shapes import Time, Wire
 from projections.analytics.calendar import start_of_hour
 from projections.analytics.queries import LENGTHS, Range
-from projections.feedback.reports import CONSUMER, Comparison, Sums, comparisons, sums
+from projections.feedback.reports import CONSUMER, Sums, TeamScore, comparisons, sums
 from projections.feedback.statistics import sign_test, wilson
 from readapi.analytics import InRange
 from readapi.queries import Fresh, Read
@@ -115,5 +115,5 @@ def _click_through(
     return found
 
 
-def _experiment(found: Comparison) -> Experiment:
+def _experiment(found: TeamScore) -> Experiment:
     return Experiment(**found._asdict(), p_value=sign_test(found.wins, found.losses))

@@ -27,7 +27,7 @@ from projections.feedback.reports import (
     CONSUMER,
     KEY,
     TABLES,
-    Report,
+    ReportedVideo,
     Sums,
     prune,
     report_of,
@@ -76,7 +76,7 @@ class FeedbackSink:
             RECOMMENDATIONS_CHOSEN.labels(each.source, each.variant).inc(each.chosen)
 
 
-def _report(message: IncomingMessage) -> Report:
+def _report(message: IncomingMessage) -> ReportedVideo:
     """Return the report that a message tells; raise Poison for one that makes no sense."""
     try:
         return report_of(message.topic, message.id, message.value)

@@ -18,18 +18,21 @@ from psycopg.rows import TupleRow
 from domain.feedback import CHOSEN, Signal, Variant
 from engine.installation import MigrationSet
 from engine.projection import columns
+from infra.advisory_locks import Lock, lock_in_transaction
 from infra.postgres.connection import fetch_as
 
-TABLES = MigrationSet("feedback", Path(__file__).with_name("migrations"), "feedback")
+TABLES = MigrationSet("feedback", Path(__file__).with_name("migrations"), "lists")
 """The key of lists in the main database; reports and their sums in that of the analytics."""
+SCHEMA = "feedback"
+"""What a rebuild makes anew."""
 
 CONSUMER = "feedback"
 
-KEY = b"SELECT key FROM feedback.list_key"
+KEY = b"SELECT key FROM lists.key"
 # A report that is there counts no more. Keys in order: two writers never wait for each other.
-STORE = b"""
+STORE = """
 WITH fresh AS (
-    INSERT INTO feedback.reports
+    INSERT INTO {schema}.reports
         (event_id, given_at, list_id, video_id, source, variant, experiment, chosen)
     SELECT * FROM unnest(%b::uuid[], %b::timestamptz[], %b::uuid[], %b::uuid[], %b::text[],
                          %b::text[], %b::int[], %b::bool[])
@@ -38,14 +41,14 @@ WITH fresh AS (
     ON CONFLICT DO NOTHING
     RETURNING given_at, list_id, source, variant, experiment, chosen),
 counted AS (
-    INSERT INTO feedback.hours AS h (hour, source, variant, shown, chosen)
+    INSERT INTO {schema}.hours AS h (hour, source, variant, shown, chosen)
     SELECT given_at, source, variant, count(*) FILTER (WHERE NOT chosen),
            count(*) FILTER (WHERE chosen)
     FROM fresh GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
     ON CONFLICT (hour, source, variant) DO UPDATE
     SET shown = h.shown + excluded.shown, chosen = h.chosen + excluded.chosen),
 compared AS (
-    INSERT INTO feedback.comparisons AS c (list_id, experiment, given_at, a, b)
+    INSERT INTO {schema}.comparisons AS c (list_id, experiment, given_at, a, b)
     SELECT list_id, experiment, min(given_at), count(*) FILTER (WHERE variant = 'a'),
            count(*) FILTER (WHERE variant = 'b')
     FROM fresh WHERE chosen AND experiment IS NOT NULL GROUP BY 1, 2 ORDER BY 1, 2
@@ -61,12 +64,11 @@ COMPARED = b"""
 SELECT experiment, count(*) FILTER (WHERE b > a) AS wins, count(*) FILTER (WHERE b < a) AS losses,
        count(*) FILTER (WHERE b = a) AS ties, max(given_at) AS latest
 FROM feedback.comparisons WHERE given_at >= %s GROUP BY experiment ORDER BY latest DESC, experiment
-"""
-OLD = b"DELETE FROM feedback.reports WHERE given_at < %s"
-OLD_COMPARISONS = b"DELETE FROM feedback.comparisons WHERE given_at < %s"
+"""  # Their sums stay.
+OLD = "DELETE FROM {schema}.reports WHERE given_at < %b"
 
 
-class Report(NamedTuple):
+class ReportedVideo(NamedTuple):
     """That a video of a list was shown to its user, or chosen by them."""
 
     event_id: UUID
@@ -88,7 +90,7 @@ class Sums(NamedTuple):
     chosen: int
 
 
-class Comparison(NamedTuple):
+class TeamScore(NamedTuple):
     """Of how many lists more of team B were chosen (`wins`), more of team A, or equally many."""
 
     experiment: int
@@ -98,9 +100,9 @@ class Comparison(NamedTuple):
     latest: datetime
 
 
-def report_of(topic: str, id_: UUID, value: Mapping[str, Any]) -> Report:
+def report_of(topic: str, id_: UUID, value: Mapping[str, Any]) -> ReportedVideo:
     """Return the report that a message tells; raise KeyError, TypeError or ValueError."""
-    return Report(
+    return ReportedVideo(
         id_,
         datetime.fromisoformat(value["givenAt"]),
         UUID(value["listId"]),
@@ -112,21 +114,20 @@ def report_of(topic: str, id_: UUID, value: Mapping[str, Any]) -> Report:
     )
 
 
-def store(conn: Connection[TupleRow], reports: Sequence[Report]) -> list[Sums]:
+def store(
+    conn: Connection[TupleRow], reports: Sequence[ReportedVideo], schema: str = SCHEMA
+) -> list[Sums]:
     """Store the reports that are new, and return what they come to; in the caller's transaction."""
+    lock_in_transaction(conn, Lock.FEEDBACK_ROWS)
     if not reports:
         return []
-    return [Sums(*row) for row in conn.execute(STORE, columns(reports), prepare=True).fetchall()]
+    statement = STORE.format(schema=schema).encode()
+    return [Sums(*row) for row in conn.execute(statement, columns(reports)).fetchall()]
 
 
-def prune(conn: Connection[TupleRow], before: datetime) -> int:
-    """Delete the reports of lists given before that, and their comparisons; return how many.
-
-    Their sums by the hour stay.
-    """
-    with conn.transaction():
-        gone = conn.execute(OLD, (before,)).rowcount
-        return gone + conn.execute(OLD_COMPARISONS, (before,)).rowcount
+def prune(conn: Connection[TupleRow], before: datetime, schema: str = SCHEMA) -> int:
+    """Delete the reports of lists given before that; return how many. What they came to stays."""
+    return conn.execute(OLD.format(schema=schema).encode(), (before,)).rowcount
 
 
 async def key_of_lists(conn: AsyncConnection[TupleRow]) -> bytes:
@@ -140,6 +141,6 @@ async def sums(conn: AsyncConnection[TupleRow], since: datetime) -> list[Sums]:
     return await fetch_as(conn, Sums, SUMS, (since,))
 
 
-async def comparisons(conn: AsyncConnection[TupleRow], since: datetime) -> list[Comparison]:
+async def comparisons(conn: AsyncConnection[TupleRow], since: datetime) -> list[TeamScore]:
     """Return how the experiments did in lists given since then, the latest first."""
-    return await fetch_as(conn, Comparison, COMPARED, (since,))
+    return await fetch_as(conn, TeamScore, COMPARED, (since,))

@@ -1,3 +1,6 @@
+-- What comes of reports: a schema of its own, since a rebuild makes and compares another one.
+CREATE SCHEMA IF NOT EXISTS feedback;
+
 -- What was reported of lists, each once. A row goes once it is past the retention.
 CREATE TABLE feedback.reports (
     event_id uuid PRIMARY KEY,
