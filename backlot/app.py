@@ -53,6 +53,7 @@ from infra.tasks.worker import Resources, TaskWorker
 from projections.analytics import schema as analytics_schema
 from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog
+from projections.dismissals import Dismissals
 from projections.feedback.reports import TABLES as FEEDBACK
 from projections.like_counters import AsyncCounters
 from projections.likes import Likes
@@ -327,6 +328,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
         analytics,
         likes=likes,
         catalog=catalog,
+        dismissals=parts.models[Dismissals],
     )
     stack.push_async_callback(recommendations.aclose)
     return Queries(

@@ -10,6 +10,7 @@ from fastapi import APIRouter
 
 import commands.catalog
 import commands.comments
+import commands.dismissals
 import commands.feedback
 import commands.likes
 import commands.operations
@@ -39,6 +40,7 @@ import workers.uploads
 from backlot import health
 from backlot.health import DoctorPart
 from domain.comment import Comment
+from domain.dismissals import Dismissal
 from domain.model import Aggregate
 from domain.operation import Operation
 from domain.upload import Upload
@@ -55,6 +57,7 @@ from infra.settings.values import SettingsGroup
 from projections.analytics.rebuild import NAME as ANALYTICS
 from projections.catalog import Catalog
 from projections.comments import Comments
+from projections.dismissals import Dismissals
 from projections.feedback.rebuild import NAME as FEEDBACK
 from projections.like_counters import NAME as COUNTERS
 from projections.likes import Likes
@@ -150,6 +153,12 @@ FEATURES: tuple[Feature, ...] = (
         tasks=(PREPARE_RECOMMENDATIONS,),
         settings=(features.RecommendationSettings, adapters.EmbeddingSettings),
         checks=(health.embeddings,),
+    ),
+    Feature(
+        name="dismissals",
+        aggregates=(Dismissal,),
+        commands=(commands.dismissals.router,),
+        projections=(Dismissals,),
     ),
     Feature(
         name="feedback",

@@ -19,9 +19,10 @@ from infra.http.auth import Identity
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Video, Wire
 from projections.feedback.reports import key_of_lists
+from projections.recommendations.display import display
 from projections.recommendations.model import RankedRecommendations as Made
 from projections.recommendations.model import RankedVideo
-from projections.recommendations.recommender import MOST, display
+from projections.recommendations.recommender import MOST
 from readapi.catalog import present
 from readapi.paging import storable
 from readapi.queries import Fresh, Queries, Read

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -40,6 +40,12 @@ class Profile:
     def is_empty(self) -> bool:
         """Whether nothing is known: a new user."""
         return not self.watched and not self.liked
+
+    def without(self, videos: Collection[UUID]) -> Profile:
+        """Return the profile without some videos."""
+        watched = [each for each in self.watched if each.video_id not in videos]
+        liked = [each for each in self.liked if each.video_id not in videos]
+        return Profile(self.user_id, watched, liked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +111,19 @@ class DescribedVideo:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What a ranking is made of."""
+    """What a ranking is made of.
+
+    `interest` is by what the scores of some categories are multiplied.
+    """
 
     profile: Profile
     candidates: Sequence[Candidate]
     described: dict[UUID, DescribedVideo] = field(default_factory=dict)
+    interest: Mapping[str, float] = field(default_factory=dict)
+
+    def interest_in(self, candidate: Candidate) -> float:
+        """Return by what the candidate's score is multiplied."""
+        return self.interest.get(candidate.category or "", 1.0)
 
 
 class EngagementKind(StrEnum):

@@ -3,7 +3,7 @@
 As long as the database answers, the answer comes within the time limit, and names its source. The
 blend orders candidates by how near they are to the user, and by what trends. A language model's
 answer is fused with this order; without a model this order is the answer. Recommendations are
-cached in Redis for an hour, until the user engages with more; `display` shows them as the videos
+cached in Redis for an hour, until the user engages with more; `display.py` shows them as the videos
 and the user are now.
 """
 
@@ -26,11 +26,8 @@ from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
 from domain.feedback import Signal
-from domain.upload import Upload
-from domain.video_likes import stream_id
-from engine.event_store import EVENTS
 from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool
-from engine.log import END_OF_LOG, topics_of
+from engine.log import END_OF_LOG
 from infra.cache import CachedValue, Generations, Lifetimes, ReadThroughCache, Requirement
 from infra.llm.errors import LanguageModelError
 from infra.metrics import counter
@@ -45,10 +42,12 @@ from projections.analytics.queries import (
     AnalyticsQueries,
     AnalyticsUnavailable,
 )
-from projections.catalog import Catalog, VideoRow
+from projections.catalog import Catalog
+from projections.dismissals import Dismissals
 from projections.likes import Likes
 from projections.recommendations.co_occurrence import candidates_for, falling_points
 from projections.recommendations.embeddings import nearest
+from projections.recommendations.interest import MOST_DISMISSED, TELLING, interest
 from projections.recommendations.model import (
     Candidate,
     DescribedVideo,
@@ -82,17 +81,6 @@ SELECT upload_id AS video_id, title, left(description, 2000) AS description, cat
        left(transcript, 2000) AS transcript
 FROM {schema}.uploads WHERE completed_position IS NOT NULL AND upload_id = ANY (%s)
 """
-# Each by key. A stream of likes is there once there was a like, also where it was taken back.
-SEEN_OR_REMOVED = f"""
-SELECT video_id FROM unnest(%(videos)s::uuid[], %(likes)s::uuid[]) AS asked (video_id, likes_id)
-WHERE EXISTS (SELECT FROM {EVENTS} AS e WHERE e.originator_id = likes_id)
-   OR EXISTS (SELECT FROM {EVENTS} AS e
-              WHERE e.originator_id = video_id AND e.topic = ANY (%(removed)s))
-   OR EXISTS (SELECT FROM public.backlot_telemetry AS t
-              WHERE t.topic = 'video.viewed' AND t.user_id = %(viewer)s
-                AND t.video_id = asked.video_id)
-""".encode()
-REMOVED = topics_of(Upload.Removed)
 
 MOST = 50
 """So many are shown at most; more are made, for those that are seen or removed meanwhile."""
@@ -103,8 +91,6 @@ TITLE_LENGTH = 60
 """In characters: a reason is a line beside a thumbnail."""
 
 NEW = "New"
-PLAIN = "Picked for you"
-"""In the place of a reason that names what has changed since."""
 
 # What each signal of a candidate weighs:
 #
@@ -190,13 +176,14 @@ class Recommender:
         *,
         likes: Likes,
         catalog: Catalog,
+        dismissals: Dismissals,
     ) -> None:
         """`pool` leads to the read models. Close this before the connections that it is given.
 
         Raise SettingsError.
         """
         self._pool, self._analytics = pool, analytics
-        self._likes, self._catalog = likes, catalog
+        self._likes, self._catalog, self._dismissals = likes, catalog, dismissals
         self._ranker = make_ranker(settings, llm, redis)
         self._seconds, self._weighing = settings.timeout_seconds, Weighing.from_settings(settings)
         ttl, outdated = settings.cache_ttl_seconds, settings.invalidate_seconds
@@ -277,8 +264,10 @@ class Recommender:
                     rows = await self._catalog.page(
                         conn, owner=None, category=None, before=before, limit=MOST
                     )
+                    dismissed = await self._dismissals.latest(conn, user_id, MOST_DISMISSED)
                 asked = [row.video_id for row in rows if row.owner != user_id]
                 known = await self._engaged_with(user_id, asked)
+                known |= {each.video_id for each in dismissed}
                 found += [video for video in asked if video not in known]
                 if len(found) >= MOST or len(rows) < MOST:
                     break
@@ -295,22 +284,32 @@ class Recommender:
     async def _material(self, user_id: str, trending: Sequence[Ranked]) -> Material:
         """Return what is known of the user, and the candidates; raise psycopg.Error."""
         async with self._pool.connection() as conn, self._analytics.pool.connection() as analytics:
-            profile = await profile_of(analytics, self._likes, conn, user_id)
+            latest = await self._dismissals.latest(conn, user_id, MOST_DISMISSED)
+            dismissed = [each.video_id for each in latest]
+            # What the user did not like to have watched says nothing of what to watch next.
+            whole = await profile_of(analytics, self._likes, conn, user_id)
+            profile = whole.without(frozenset(dismissed))
             known = sorted(
                 [*profile.liked, *profile.watched], key=lambda each: each.at, reverse=True
             )
             videos = list(dict.fromkeys(each.video_id for each in known))
             similar = await nearest(analytics, videos, limit=MOST_SIMILAR)
             candidates = await candidates_for(
-                analytics, profile, trending, similar=similar, weighing=self._weighing
+                analytics,
+                profile,
+                trending,
+                similar=similar,
+                without=dismissed,
+                weighing=self._weighing,
             )
-            asked = {*videos, *(each.video_id for each in candidates)}
+            telling = dismissed[:TELLING]
+            asked = {*videos, *telling, *(each.video_id for each in candidates)}
             query = self._catalog.sql(DESCRIBE)
             found = await fetch_as(conn, DescribedVideo, query, (list(asked),))
         described = {each.video_id: each for each in found}
         # What the catalog no longer has, the analytics may not have heard of.
         there = [each for each in candidates if each.video_id in described]
-        return Material(profile, there, described)
+        return Material(profile, there, described, interest(telling, described))
 
     async def _engaged_with(self, user_id: str, videos: Sequence[UUID]) -> set[UUID]:
         """Return those that the user has seen; none while the analytics are away."""
@@ -365,7 +364,7 @@ async def profile_of(analytics: Conn, likes: Likes, main: Conn, user_id: str) ->
 def blend(material: Material, *, limit: int) -> list[RankedVideo]:
     """Return the first `limit` candidates by falling score; equal scores are ordered by id."""
     scored = sorted(
-        ((_score(each), each) for each in material.candidates),
+        ((_score(each) * material.interest_in(each), each) for each in material.candidates),
         key=lambda pair: (-pair[0], pair[1].video_id),
     )
     varied = _vary(scored, REPEAT_FOR_NEW if material.profile.is_empty else REPEAT)
@@ -453,40 +452,3 @@ def _line(title: str) -> str:
     """Return a title on one line, without characters that are unseen or turn the text around."""
     whole = plain(title)
     return whole if len(whole) <= TITLE_LENGTH else f"{whole[: TITLE_LENGTH - 1].rstrip()}…"
-
-
-async def display(
-    conn: Conn, catalog: Catalog, user_id: str, made: RankedRecommendations, limit: int
-) -> list[tuple[RankedVideo, VideoRow]]:
-    """Return the first `limit` that can still be recommended: those behind fill the gaps.
-
-    Nothing that was removed, that is the user's own, or that the user has watched or liked by now,
-    commands that were just acknowledged included. `conn` leads to the catalog and to the event log.
-    """
-    videos = [each.video_id for each in made.items]
-    rows = await catalog.videos(conn, [*videos, *made.told])
-    given = {
-        "videos": videos,
-        "likes": [stream_id(video, user_id) for video in videos],
-        "removed": REMOVED,
-        "viewer": user_id,
-    }
-    out = {video for (video,) in await (await conn.execute(SEEN_OR_REMOVED, given)).fetchall()}
-    out |= {video for video, row in rows.items() if row.owner == user_id}
-    there = [each for each in made.items if each.video_id in rows and each.video_id not in out]
-    changed = {
-        video
-        for video, told in made.told.items()
-        if video not in rows or told != (rows[video].title, rows[video].category)
-    }
-    # A language model has read the texts of the whole profile.
-    profile_changed = not changed.issubset(videos)
-
-    def now(each: RankedVideo) -> RankedVideo:
-        """Return the recommendation without a reason that may repeat an old title or category."""
-        stale = each.by_model and profile_changed
-        if stale or each.video_id in changed or each.because in changed:
-            return replace(each, reason=PLAIN)
-        return each
-
-    return [(now(each), rows[each.video_id]) for each in there[:limit]]

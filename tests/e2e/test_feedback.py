@@ -172,6 +172,33 @@ def test_they_tell_rates_by_source_and_variant(server: Program, user: httpx.Clie
     assert 'backlot_recommendations_shown_total{source="' in metrics
 
 
+def test_who_is_not_interested_is_asked_no_more(server: Program, user: httpx.Client) -> None:
+    first, second, *rest = ids(given(user))
+    path = f"/videos/{first}/not-interested"
+    for _ in range(2):
+        assert read(user.put(path)) == {"videoId": first, "notInterested": True}
+    assert ids(given(user)) == [second, *rest]
+    answer = user.post("/recommendations/not-interested", json={"videoId": second})
+    assert (answer.status_code, answer.json()["notInterested"]) == (202, True)
+    assert ids(given(user)) == rest
+    assert ids(read(user.get("/videos/recommendations"))) == rest
+    for _ in range(2):
+        assert read(user.delete(path)) == {"videoId": first, "notInterested": False}
+    assert sorted(ids(given(user))) == sorted([first, *rest])
+    other = server.client(f"other-{uuid4().hex[:8]}")
+    assert len(given(other)["items"]) == 4
+    problem(server.client().put(path), 401)
+    problem(user.put(f"/videos/{uuid4()}/not-interested"), 404, "not-found")
+    found = read(
+        server.client("root", admin=True).get(
+            "/audit/events", params={"type": "dismissals", "limit": 100}
+        )
+    )
+    topics = [event["topic"] for event in found["items"]]
+    assert topics.count("dismissals.dismissed.v1") == 2
+    assert topics.count("dismissals.taken_back.v1") == 1
+
+
 def test_a_restart_forgets_no_list_and_counts_nothing_again(
     make_program: Callable[..., Program],
 ) -> None:

@@ -14,18 +14,21 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from domain.dismissals import Dismissal
+from domain.dismissals import stream_id as dismissal_of
 from domain.upload import Upload
 from infra.http.shapes import encode_position
 from infra.settings import Settings, load_settings
 from projections.catalog import Catalog
 from projections.comments import Comments
+from projections.dismissals import Dismissals
 from projections.integration_events import VIDEO_VIEWED
 from projections.likes import Likes
 from projections.recommendations.co_occurrence import Engagement, keep
+from projections.recommendations.display import PLAIN
 from projections.recommendations.model import EngagementKind, Weighing
 from projections.recommendations.recommender import (
     ENGAGED_PREFIX,
-    PLAIN,
     PREFIX,
     RecommendationInvalidation,
 )
@@ -99,7 +102,7 @@ def settings_of(**more: str) -> Settings:
 def serving(database_url: str, folder: Path, settings: Settings) -> Iterator[Place]:
     site = Site(database_url, folder, settings=settings)
     try:
-        with hosting(database_url, Catalog(), Likes(), Comments()):
+        with hosting(database_url, Catalog(), Likes(), Comments(), Dismissals()):
             yield Place(site, settings)
     finally:
         site.close()
@@ -160,6 +163,63 @@ def test_the_same_with_all_that_is_known_of_the_videos(place: Place) -> None:
     body = place.ask(path="/videos/recommendations")
     assert body["items"][0]["video"] == place.site.get(f"/videos/{near.id}", "ann").json()
     assert place.ask()["items"][0]["score"] == body["items"][0]["score"]
+
+
+def test_what_was_dismissed_is_left_out_before_anything_has_heard_of_it(place: Place) -> None:
+    seen, near, third = (place.video(each) for each in ("Seen", "Near", "Third"))
+    place.watch("bob", seen, near, third)
+    place.watch("ann", seen)
+    assert sorted(titles(place.ask())) == ["Near", "Third"]
+    place.site.writer.save(
+        dismissal := Dismissal.blank(dismissal_of(near.id, "ann")).dismiss(
+            near.id, "ann", origin("ann")
+        )
+    )
+    # Neither the position nor a read model is waited for, and the kept ones are not outdated.
+    for path in (ALL, "/videos/recommendations"):
+        told = place.site.get(path, "ann", fresh=False).json()
+        assert (told["cached"], titles(told)) == (True, ["Third"])
+    assert "Near" in titles(place.ask("cat"))
+    place.site.writer.save(dismissal.take_back(near.id, "ann", origin("ann")))
+    assert sorted(titles(place.site.get(ALL, "ann", fresh=False).json())) == ["Near", "Third"]
+
+
+def test_what_was_dismissed_makes_room_and_says_what_is_liked_less(place: Place) -> None:
+    seen = place.video("Seen", category="news")
+    others = {name: place.video(name, category=name[:3]) for name in ("art 1", "art 2", "fun 1")}
+    place.watch("bob", seen, *others.values())
+    place.watch("cat", seen, others["art 1"])
+    place.watch("ann", seen)
+    scores = {each["video"]["title"]: each["score"] for each in place.ask()["items"]}
+    assert list(scores) == ["art 1", *sorted(["art 2", "fun 1"], key=lambda n: -scores[n])]
+    writer = place.site.writer
+    writer.save(
+        Dismissal.blank(dismissal_of(others["art 2"].id, "ann")).dismiss(
+            others["art 2"].id, "ann", origin("ann")
+        )
+    )
+    time.sleep(UNSETTLED)
+    place.watch("ann", seen)
+    now = {each["video"]["title"]: each["score"] for each in place.ask()["items"]}
+    assert sorted(now) == ["art 1", "fun 1"]
+    assert now["art 1"] / scores["art 1"] == pytest.approx(0.9, rel=0.02)
+
+
+def test_what_was_watched_and_dismissed_brings_in_nothing(place: Place) -> None:
+    good, bad, near, far = (place.video(each) for each in ("Good", "Bad", "Near", "Far"))
+    place.watch("bob", good, near)
+    place.watch("cat", bad, far)
+    place.watch("ann", good, bad)
+    reasons = {each["reason"] for each in place.ask()["items"]}
+    assert "Because you watched “Bad”" in reasons
+    place.site.writer.save(
+        Dismissal.blank(dismissal_of(bad.id, "ann")).dismiss(bad.id, "ann", origin("ann"))
+    )
+    time.sleep(UNSETTLED)
+    place.watch("ann", good)
+    again = {each["video"]["title"]: each["reason"] for each in place.ask()["items"]}
+    assert again["Near"] == "Because you watched “Good”"
+    assert "Because you watched “Bad”" not in again.values()
 
 
 def test_they_are_kept_until_the_user_does_something(place: Place) -> None:
