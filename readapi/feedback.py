@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Annotated
 
 from fastapi import APIRouter, Response
+from pydantic import Field
 
 from domain.feedback import Signal, Variant
 from infra.http.app import Admin, wire
@@ -45,6 +47,7 @@ class Experiment(Wire):
     """
 
     experiment: int
+    current: Annotated[bool, Field(description="Whether lists are made for it now.")]
     wins: int
     losses: int
     ties: int
@@ -96,7 +99,7 @@ async def get_recommendation_figures(
             _click_through([each], source=Signal(each.source), variant=Variant(each.variant))
             for each in counted
         ],
-        experiments=[_experiment(each) for each in compared],
+        experiments=[_experiment(each, queries.recommendations.experiment) for each in compared],
     )
     return wire(body)
 
@@ -115,5 +118,9 @@ def _click_through(
     return found
 
 
-def _experiment(found: TeamScore) -> Experiment:
-    return Experiment(**found._asdict(), p_value=sign_test(found.wins, found.losses))
+def _experiment(found: TeamScore, current: int | None) -> Experiment:
+    return Experiment(
+        **found._asdict(),
+        current=found.experiment == current,
+        p_value=sign_test(found.wins, found.losses),
+    )

@@ -12,12 +12,13 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from pydantic import AfterValidator, Field
 
-from domain.feedback import GivenList, Offer, Signal
+from domain.feedback import GivenList, Offer, Signal, Variant
 from engine.freshness import Freshness
 from infra.http.app import Caller, wire
 from infra.http.auth import Identity
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Video, Wire
+from projections.catalog import VideoRow
 from projections.feedback.reports import key_of_lists
 from projections.recommendations.display import display
 from projections.recommendations.model import RankedRecommendations as Made
@@ -50,6 +51,12 @@ class VideoReference(Wire):
     title: str
 
 
+Team = Annotated[
+    Variant | None,
+    Field(description="Whose place it is, where two settings are compared; scores are its own."),
+]
+
+
 class Recommendation(Wire):
     """A video that the user may like, and why; the higher the score the earlier."""
 
@@ -57,6 +64,7 @@ class Recommendation(Wire):
     reason: Annotated[str, Field(examples=["Because you watched “Tides”"])]
     score: float
     source: Annotated[Signal, Field(description="What mainly brought the video there.")]
+    variant: Team = None
 
 
 class RecommendedVideo(Wire):
@@ -66,6 +74,7 @@ class RecommendedVideo(Wire):
     reason: str
     score: float
     source: Signal
+    variant: Team = None
 
 
 ListId = Annotated[
@@ -119,15 +128,17 @@ async def list_recommendations(
     queries: Read, caller: Caller, user_id: Whose, fresh: Fresh, limit: SoMany = DEFAULT_LIMIT
 ) -> Response:
     made, cached = await _made(queries, user_id, fresh)
+    now = datetime.now(UTC)
     async with queries.reading(fresh, queries.catalog) as conn:
-        shown = await display(conn, queries.catalog, user_id, made, limit)
-        list_id = await _list_id(conn, caller, user_id, [each for each, _ in shown])
+        shown = await display(conn, queries.catalog, user_id, made, limit, now)
+        list_id = await _list_id(conn, caller, _given(user_id, made, shown, now))
     items = [
         Recommendation(
             video=VideoReference(video_id=row.video_id, title=row.title),
             reason=each.reason,
             score=each.score,
             source=each.source,
+            variant=_team(each),
         )
         for each, row in shown
     ]
@@ -146,12 +157,19 @@ async def list_recommended_videos(
     queries: Read, caller: Caller, user_id: Whose, fresh: Fresh, limit: SoMany = DEFAULT_LIMIT
 ) -> Response:
     made, cached = await _made(queries, user_id, fresh)
+    now = datetime.now(UTC)
     async with queries.reading(fresh, *queries.projections) as conn:
-        shown = await display(conn, queries.catalog, user_id, made, limit)
+        shown = await display(conn, queries.catalog, user_id, made, limit, now)
         videos = await present(queries, conn, [row for _, row in shown], caller)
-        list_id = await _list_id(conn, caller, user_id, [each for each, _ in shown])
+        list_id = await _list_id(conn, caller, _given(user_id, made, shown, now))
     items = [
-        RecommendedVideo(video=video, reason=each.reason, score=each.score, source=each.source)
+        RecommendedVideo(
+            video=video,
+            reason=each.reason,
+            score=each.score,
+            source=each.source,
+            variant=_team(each),
+        )
         for (each, _), video in zip(shown, videos, strict=True)
     ]
     source = made.source.value
@@ -169,15 +187,21 @@ async def _made(queries: Queries, user_id: str, fresh: Freshness) -> tuple[Made,
     return await queries.recommendations.get(user_id, fresh)
 
 
+def _given(
+    user_id: str, made: Made, shown: Sequence[tuple[RankedVideo, VideoRow]], at: datetime
+) -> GivenList:
+    offers = [Offer(each.video_id, each.source, each.variant) for each, _ in shown]
+    return GivenList.given(user_id, at, offers, made.experiment)
+
+
 async def _list_id(
-    conn: AsyncConnection[TupleRow],
-    caller: Identity,
-    user_id: str,
-    shown: Sequence[RankedVideo],
+    conn: AsyncConnection[TupleRow], caller: Identity, given: GivenList
 ) -> str | None:
-    """Return the id of the list that is given; None where it is not given to its user."""
-    if caller.user_id != user_id:
+    """Return the id of a list; None where it is not given to its user."""
+    if caller.user_id != given.user_id:
         return None
-    offers = [Offer(each.video_id, each.source) for each in shown]
-    given = GivenList.given(user_id, datetime.now(UTC), offers)
     return given.signed(await key_of_lists(conn))
+
+
+def _team(each: RankedVideo) -> Variant | None:
+    return None if each.variant is Variant.DEFAULT else each.variant

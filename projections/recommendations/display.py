@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from domain.dismissals import Dismissal
 from domain.dismissals import stream_id as dismissal_of
+from domain.feedback import hour_id
 from domain.upload import Upload
 from domain.video_likes import stream_id as likes_of
 from engine.event_store import EVENTS
 from engine.log import topics_of
+from projections.analytics.calendar import start_of_hour
 from projections.catalog import Catalog, VideoRow
 from projections.recommendations.model import RankedRecommendations, RankedVideo
+from projections.recommendations.variants import interleave
 
 # Each by key. A stream of likes is there once there was a like, also where it was taken back; of a
 # dismissal the last event says whether it stands.
@@ -40,15 +44,21 @@ Conn = AsyncConnection[TupleRow]
 
 
 async def display(
-    conn: Conn, catalog: Catalog, user_id: str, made: RankedRecommendations, limit: int
+    conn: Conn,
+    catalog: Catalog,
+    user_id: str,
+    made: RankedRecommendations,
+    limit: int,
+    at: datetime,
 ) -> list[tuple[RankedVideo, VideoRow]]:
     """Return the first `limit` that can still be recommended: those behind fill the gaps.
 
     Nothing that was removed, that is the user's own, or that the user has watched, liked or
     dismissed by now, commands that were just acknowledged included. `conn` leads to the catalog and
-    to the event log.
+    to the event log. Two orders that are compared are interleaved, the same way within an hour.
     """
-    videos = [each.video_id for each in made.items]
+    orders = [each for each in (made.items, made.rival) if each is not None]
+    videos = list(dict.fromkeys(each.video_id for order in orders for each in order))
     rows = await catalog.videos(conn, [*videos, *made.told])
     given = {
         "videos": videos,
@@ -60,7 +70,12 @@ async def display(
     }
     out = {video for (video,) in await (await conn.execute(LEFT_OUT, given)).fetchall()}
     out |= {video for video, row in rows.items() if row.owner == user_id}
-    there = [each for each in made.items if each.video_id in rows and each.video_id not in out]
+    there, *rivals = [
+        [each for each in order if each.video_id in rows and each.video_id not in out]
+        for order in orders
+    ]
+    if rivals:
+        there = interleave(there, rivals[0], hour_id(user_id, start_of_hour(at)))
     changed = {
         video
         for video, told in made.told.items()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
-from domain.feedback import Signal
+from domain.feedback import Signal, Variant
 from infra.settings.features import RecommendationSettings
 
 
@@ -69,7 +69,8 @@ class RankedVideo:
     """A video in its place: the higher its score the earlier; `reason` is for people.
 
     `because` is the video whose title the reason tells, if it does; `by_model` whether a language
-    model has worded it; `signal` what brought it there before any model was asked.
+    model has worded it; `signal` what brought it there before any model was asked; `variant` by
+    which settings.
     """
 
     video_id: UUID
@@ -78,6 +79,7 @@ class RankedVideo:
     because: UUID | None = None
     by_model: bool = False
     signal: Signal = Signal.OTHER
+    variant: Variant = Variant.DEFAULT
 
     @property
     def source(self) -> Signal:
@@ -89,13 +91,23 @@ class RankedVideo:
 class RankedRecommendations:
     """The best first; `whole` unless something failed that may work again soon.
 
-    `told` are title and category, as they were, of the videos that the reasons may name.
+    `told` are title and category, as they were, of the videos that the reasons may name. `rival` is
+    the order by the settings that are compared with these, in the `experiment` of that number.
     """
 
     source: RecommendationSource
     items: tuple[RankedVideo, ...]
     whole: bool
     told: Mapping[UUID, tuple[str, str | None]] = field(default_factory=dict)
+    rival: tuple[RankedVideo, ...] | None = None
+    experiment: int | None = None
+
+    def reordered(
+        self, order: Callable[[Sequence[RankedVideo]], Iterable[RankedVideo]]
+    ) -> RankedRecommendations:
+        """Return the same with what `order` makes of each order."""
+        rival = None if self.rival is None else tuple(order(self.rival))
+        return replace(self, items=tuple(order(self.items)), rival=rival)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -61,6 +61,7 @@ from projections.recommendations.model import (
 )
 from projections.recommendations.prompt import MOST_LIKED, MOST_WATCHED, plain
 from projections.recommendations.ranker import BudgetSpent, Ranker, fuse, make_ranker
+from projections.recommendations.variants import BlendVariant, experiment_of
 from projections.trending import Ranked, Window
 
 log = structlog.get_logger(__name__)
@@ -185,7 +186,11 @@ class Recommender:
         self._pool, self._analytics = pool, analytics
         self._likes, self._catalog, self._dismissals = likes, catalog, dismissals
         self._ranker = make_ranker(settings, llm, redis)
-        self._seconds, self._weighing = settings.timeout_seconds, Weighing.from_settings(settings)
+        self._seconds = settings.timeout_seconds
+        self._variants = [BlendVariant(WEIGHTS, Weighing.from_settings(settings))]
+        if settings.variant_b:
+            self._variants.append(self._variants[0].changed(settings.variant_b))
+        self.experiment = experiment_of(self._variants)
         ttl, outdated = settings.cache_ttl_seconds, settings.invalidate_seconds
         whole = Lifetimes(timedelta(seconds=ttl), timedelta(seconds=outdated))
         short = min(ttl, LACKING_SECONDS)
@@ -213,12 +218,16 @@ class Recommender:
             lambda _: self._make(user_id, fresh),
             Requirement(position=fresh.position),
         )
-        items = made.value.items
-        if len(items) < MOST:
+        if len(made.value.items) >= MOST:
+            return made.value, cached
+        newest = await self._newest(user_id)
+
+        def filled(items: Sequence[RankedVideo]) -> Iterator[RankedVideo]:
+            yield from items
             known = {each.video_id for each in items}
-            newest = await self._newest(user_id)
-            items = (*items, *(each for each in newest if each.video_id not in known))
-        return replace(made.value, items=items), cached
+            yield from (each for each in newest if each.video_id not in known)
+
+        return made.value.reordered(filled), cached
 
     async def _make(self, user_id: str, fresh: Freshness) -> RankedRecommendations:
         """Return videos for a user; few, or none, where little has happened yet.
@@ -229,15 +238,21 @@ class Recommender:
         deadline = time.monotonic() + self._seconds
         whole = True
         try:
-            material = await self._material(user_id, trending)
+            materials = await self._materials(user_id, trending)
         except DatabaseError as error:
             _failed(error)
             points = falling_points([each.video_id for each in trending])
             candidates = [Candidate(video, None, trending=point) for video, point in points.items()]
-            material, whole = Material(Profile(user_id), candidates), False
-        blended = blend(material, limit=len(material.candidates))
+            materials, whole = [Material(Profile(user_id), candidates)], False
+        material = materials[0]
+        blended, *rivals = [
+            tuple(blend(each, limit=len(each.candidates), weights=variant.weights))
+            for each, variant in zip(materials, self._variants, strict=False)
+        ]
         told = {video: (each.title, each.category) for video, each in material.described.items()}
-        made = RankedRecommendations(source_of(material), tuple(blended), whole, told)
+        made = RankedRecommendations(source_of(material), blended, whole, told)
+        if rivals:
+            made = replace(made, rival=rivals[0], experiment=self.experiment)
         if whole and self._ranker is not None and blended:
             made = await _in_order_of(self._ranker, material, made, deadline)
         RECOMMENDATIONS_MADE.labels(made.source.value).inc()
@@ -281,8 +296,11 @@ class Recommender:
         if self._ranker is not None:
             await self._ranker.aclose()
 
-    async def _material(self, user_id: str, trending: Sequence[Ranked]) -> Material:
-        """Return what is known of the user, and the candidates; raise psycopg.Error."""
+    async def _materials(self, user_id: str, trending: Sequence[Ranked]) -> list[Material]:
+        """Return what is known of the user, and the candidates of each variant.
+
+        Raise psycopg.Error.
+        """
         async with self._pool.connection() as conn, self._analytics.pool.connection() as analytics:
             latest = await self._dismissals.latest(conn, user_id, MOST_DISMISSED)
             dismissed = [each.video_id for each in latest]
@@ -294,22 +312,33 @@ class Recommender:
             )
             videos = list(dict.fromkeys(each.video_id for each in known))
             similar = await nearest(analytics, videos, limit=MOST_SIMILAR)
-            candidates = await candidates_for(
-                analytics,
-                profile,
-                trending,
-                similar=similar,
-                without=dismissed,
-                weighing=self._weighing,
-            )
+            candidates = {
+                weighing: await candidates_for(
+                    analytics,
+                    profile,
+                    trending,
+                    similar=similar,
+                    without=dismissed,
+                    weighing=weighing,
+                )
+                for weighing in {variant.weighing for variant in self._variants}
+            }
             telling = dismissed[:TELLING]
-            asked = {*videos, *telling, *(each.video_id for each in candidates)}
+            offered = {each.video_id for found in candidates.values() for each in found}
+            asked = {*videos, *telling, *offered}
             query = self._catalog.sql(DESCRIBE)
             found = await fetch_as(conn, DescribedVideo, query, (list(asked),))
         described = {each.video_id: each for each in found}
         # What the catalog no longer has, the analytics may not have heard of.
-        there = [each for each in candidates if each.video_id in described]
-        return Material(profile, there, described, interest(telling, described))
+        there = {
+            weighing: [each for each in found if each.video_id in described]
+            for weighing, found in candidates.items()
+        }
+        less = interest(telling, described)
+        return [
+            Material(profile, there[variant.weighing], described, less)
+            for variant in self._variants
+        ]
 
     async def _engaged_with(self, user_id: str, videos: Sequence[UUID]) -> set[UUID]:
         """Return those that the user has seen; none while the analytics are away."""
@@ -343,7 +372,8 @@ async def _in_order_of(
         return replace(made, whole=isinstance(error, BudgetSpent))
     if not ranked:
         return made
-    return replace(made, source=RecommendationSource.LLM, items=tuple(fuse(made.items, ranked)))
+    fused = made.reordered(lambda items: fuse(items, ranked))
+    return replace(fused, source=RecommendationSource.LLM)
 
 
 async def profile_of(analytics: Conn, likes: Likes, main: Conn, user_id: str) -> Profile:
@@ -361,10 +391,15 @@ async def profile_of(analytics: Conn, likes: Likes, main: Conn, user_id: str) ->
     return Profile(user_id, watched, liked)
 
 
-def blend(material: Material, *, limit: int) -> list[RankedVideo]:
+def blend(
+    material: Material, *, limit: int, weights: Mapping[str, float] = WEIGHTS
+) -> list[RankedVideo]:
     """Return the first `limit` candidates by falling score; equal scores are ordered by id."""
     scored = sorted(
-        ((_score(each) * material.interest_in(each), each) for each in material.candidates),
+        (
+            (_score(each, weights) * material.interest_in(each), each)
+            for each in material.candidates
+        ),
         key=lambda pair: (-pair[0], pair[1].video_id),
     )
     varied = _vary(scored, REPEAT_FOR_NEW if material.profile.is_empty else REPEAT)
@@ -384,13 +419,13 @@ def source_of(material: Material) -> RecommendationSource:
     return RecommendationSource.TRENDING
 
 
-def _ties(candidate: Candidate) -> dict[str, float]:
+def _ties(candidate: Candidate, weights: Mapping[str, float] = WEIGHTS) -> dict[str, float]:
     """Return what ties a candidate to the user, and how much of each."""
-    return {name: weight * getattr(candidate, name) for name, weight in WEIGHTS.items()}
+    return {name: weight * getattr(candidate, name) for name, weight in weights.items()}
 
 
-def _score(candidate: Candidate) -> float:
-    fit = ANYBODY + sum(_ties(candidate).values())
+def _score(candidate: Candidate, weights: Mapping[str, float]) -> float:
+    fit = ANYBODY + sum(_ties(candidate, weights).values())
     return float(fit * (UNKNOWN + candidate.trending) ** POPULARITY)
 
 

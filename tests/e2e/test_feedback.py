@@ -199,6 +199,35 @@ def test_who_is_not_interested_is_asked_no_more(server: Program, user: httpx.Cli
     assert topics.count("dismissals.taken_back.v1") == 1
 
 
+def test_users_choices_compare_two_settings(make_program: Callable[..., Program]) -> None:
+    program = make_program(RECOMMENDATIONS_VARIANT_B="neighbour=0.5", **SOON).start()
+    owner = program.client("owner")
+    for _ in range(4):
+        upload(owner)
+    # Ann goes for what is new by A, bob by B, cat for one of each.
+    for name, teams in {"ann": "a", "bob": "b", "cat": "ab"}.items():
+        client = program.client(name)
+        eventually(lambda client=client: len(given(client)["items"]) == 4)
+        body = given(client)
+        by_team = {item["variant"]: item["video"]["videoId"] for item in body["items"]}
+        for team in teams:
+            answer = report(client, body["listId"], "chosen", videoId=by_team[team])
+            assert answer.status_code == 202
+    admin = program.client("root", admin=True)
+
+    def experiments() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = read(admin.get(FIGURES))["experiments"]
+        return found
+
+    eventually(lambda: sum(each["ties"] for each in experiments()) == 1)
+    (found,) = experiments()
+    assert (found["wins"], found["losses"], found["pValue"], found["current"]) == (1, 1, 1.0, True)
+    variants = read(admin.get(FIGURES))["byVariant"]
+    chosen = {each["variant"]: each["chosen"] for each in variants}
+    assert chosen == {"default": 0, "a": 2, "b": 2}
+    assert program.stop() == 0
+
+
 def test_a_restart_forgets_no_list_and_counts_nothing_again(
     make_program: Callable[..., Program],
 ) -> None:

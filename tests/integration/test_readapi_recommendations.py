@@ -16,6 +16,7 @@ import pytest
 
 from domain.dismissals import Dismissal
 from domain.dismissals import stream_id as dismissal_of
+from domain.feedback import GivenList
 from domain.upload import Upload
 from infra.http.shapes import encode_position
 from infra.settings import Settings, load_settings
@@ -34,6 +35,7 @@ from projections.recommendations.recommender import (
 )
 from tests import openai_server
 from tests.integration.analytics_sinks import record
+from tests.integration.event_log import rows
 from tests.integration.projection_support import hosting, origin
 from tests.integration.readapi_support import Site
 from tests.openai_server import Answer, Call, OpenAIServer
@@ -163,6 +165,52 @@ def test_the_same_with_all_that_is_known_of_the_videos(place: Place) -> None:
     body = place.ask(path="/videos/recommendations")
     assert body["items"][0]["video"] == place.site.get(f"/videos/{near.id}", "ann").json()
     assert place.ask()["items"][0]["score"] == body["items"][0]["score"]
+
+
+def test_two_settings_are_compared_in_one_list(database_url: str, tmp_path: Path) -> None:
+    b = "neighbour=0,popularity_exponent=1,same_category=1"
+    settings = settings_of(RECOMMENDATIONS_VARIANT_B=b)
+    for place in serving(database_url, tmp_path, settings):
+        seen, *others = (place.video(f"{n}", category=f"c{n % 2}") for n in range(9))
+        for number in range(len(others)):
+            place.watch(f"viewer {number}", seen, *others[number:])
+        place.watch("ann", seen)
+        body = place.ask()
+        assert sorted(titles(body)) == sorted(each.title for each in others)
+        teams = [each["variant"] for each in body["items"]]
+        assert abs(teams.count("a") - teams.count("b")) <= 1
+        assert titles(place.ask()) == titles(body)
+        full = place.ask(path="/videos/recommendations")
+        assert [each["variant"] for each in full["items"]] == teams
+        ((key,),) = rows(database_url, "SELECT key FROM lists.key")
+        given = GivenList.opened(body["listId"], "ann", key)
+        assert [str(offer.variant) for offer in given.offers] == teams
+        assert given.experiment == place.site.queries.recommendations.experiment
+        # What was seen meanwhile leaves gaps for neither team.
+        place.watch("ann", others[0])
+        place.site.writer.like(others[0].id, "ann")
+        left = place.site.get(ALL, "ann", fresh=False).json()
+        assert others[0].title not in titles(left)
+        assert abs(sum({"a": 1, "b": -1}[each["variant"]] for each in left["items"])) <= 1
+
+
+def test_without_a_second_variant_nothing_is_told_of_one(place: Place) -> None:
+    place.video()
+    body = place.ask()
+    assert [each.get("variant") for each in body["items"]] == [None]
+    ((key,),) = rows(place.site.database_url, "SELECT key FROM lists.key")
+    given = GivenList.opened(body["listId"], "ann", key)
+    assert (given.experiment, given.offers[0].variant) == (None, "default")
+
+
+@pytest.mark.parametrize(("watched", "source"), [(True, "neighbour"), (False, "new")])
+def test_each_says_what_brought_it_there(place: Place, watched: bool, source: str) -> None:
+    seen, near = place.video("Seen", category="a"), place.video("Near", category="b")
+    if watched:
+        place.watch("bob", seen, near)
+        place.watch("ann", seen)
+    found = {each["video"]["title"]: each["source"] for each in place.ask()["items"]}
+    assert found["Near"] == source
 
 
 def test_what_was_dismissed_is_left_out_before_anything_has_heard_of_it(place: Place) -> None:
