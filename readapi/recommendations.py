@@ -19,6 +19,7 @@ from infra.http.auth import Identity
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Video, Wire
 from projections.catalog import VideoRow
+from projections.dismissals import Dismissals
 from projections.feedback.reports import key_of_lists
 from projections.recommendations.display import display
 from projections.recommendations.model import RankedRecommendations as Made
@@ -182,7 +183,8 @@ async def _made(queries: Queries, user_id: str, fresh: Freshness) -> tuple[Made,
     Raise ReadModelBehind.
     """
     if fresh.is_asked:
-        async with queries.reading(fresh, *queries.projections):
+        dismissals = queries.models[Dismissals]
+        async with queries.reading(fresh, *queries.projections, dismissals):
             pass
     return await queries.recommendations.get(user_id, fresh)
 

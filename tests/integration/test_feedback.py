@@ -14,19 +14,29 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from backlot.features import read_models
 from domain.feedback import CHOSEN, SHOWN, GivenList, Offer, Signal, Variant
 from engine.connections import connect
-from engine.installation import make_tables
+from engine.installation import install, make_tables
 from engine.subscription import Notifications
 from engine.telemetry import Telemetry, TelemetryEvent
 from infra.http.shapes import rfc3339
 from projections.feedback.rebuild import NEXT, FeedbackRebuild
-from projections.feedback.reports import KEY, TABLES, ReportedVideo, prune, report_of, store
+from projections.feedback.reports import (
+    CONSUMER,
+    KEY,
+    TABLES,
+    ReportedVideo,
+    prune,
+    report_of,
+    store,
+)
 from tests.integration.consuming_support import Stage, dead, open_stage, run
 from tests.integration.event_log import rows
+from tests.integration.operator_desk import Backlot, Desk, executing
 from tests.integration.projection_support import Writer
 from tests.support import ended, until
-from workers.consumers import subscribe_sink
+from workers.consumers import settle, subscribe_sink
 from workers.feedback import FeedbackSink
 
 NOW = datetime.now(UTC)
@@ -248,3 +258,40 @@ class TestRebuilding:
             prune(conn, NOW)
             compared = FeedbackRebuild(log_conn, conn, NOW).compare()
         assert (compared.events, compared.difference.differs) == (5, False)
+
+
+class TestOperating:
+    @pytest.fixture
+    def kept(self, database_url: str) -> str:
+        """Feedback that lacks what the telemetry has."""
+        with connect(database_url, "test") as conn:
+            install(conn, read_models().all())
+        told = given(experiment=3)
+        events = [event(told, SHOWN, 1), event(told, SHOWN, 2), event(told, CHOSEN, 2)]
+        asyncio.run(record(database_url, events))
+        with connect(database_url, "test") as conn:
+            settle(conn, CONSUMER, (), (), {("telemetry", 0): 3})
+        return database_url
+
+    def test_at_the_command_line(self, backlot: Backlot, kept: str, root: Desk) -> None:
+        code, out, _ = backlot("verify", "feedback")
+        assert code == 1
+        assert out.startswith("feedback: compared with 3 events, up to position 3")
+        assert "6 rows differ" in out
+        found = backlot("replay", "feedback", "--json")
+        assert (found.code, found.data["state"]) == (3, "cancelled")
+        assert rows(kept, REPORTS) == [(0,)]
+        found = backlot("replay", "feedback", "--yes", "--json")
+        assert (found.code, found.data["state"]) == (0, "mended")
+        assert rows(kept, HOURS) == [("neighbour", "a", 1, 0), ("new", "b", 1, 1)]
+        assert rows(kept, COMPARISONS) == [(3, 0, 1)]
+        assert backlot("verify", "feedback").code == 0
+        for refused in (("pause", "feedback"), ("replay", "feedback", "--to", "3")):
+            assert backlot(*refused).code == 4
+        assert {each.subject for each in root.events()} == {"feedback"}
+
+    def test_over_http(self, kept: str, root: Desk) -> None:
+        with executing(kept):
+            assert root.done("verify", "feedback")["difference"]["total"] == 6
+            assert root.done("replay", "feedback", yes=True)["state"] == "mended"
+            assert root.done("verify", "feedback")["difference"]["total"] == 0

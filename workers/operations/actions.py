@@ -374,7 +374,7 @@ def _rebuild(conn: Connection[TupleRow], tools: Tools, operation: Operation) -> 
     if means is None or action not in ("verify", "replay"):
         return _refused(f"The {name} can be verified and replayed; there is no {action}.")
     if "to" in operation.parameters:
-        return _refused(f"The {name} are mended where they are: there is no look at their past.")
+        return _refused(f"The {name} can be mended in place: there is no look at the past.")
     try:
         with closing(connect(means.url, f"{name} rebuild")) as own:
             if name == FEEDBACK:
