@@ -35,8 +35,12 @@ def server(short_dir: Any) -> Iterator[Program]:
 def user(server: Program) -> httpx.Client:
     """Somebody new, to whom all videos are recommended."""
     client = server.client(f"user-{uuid4().hex[:8]}")
-    eventually(lambda: len(given(client)["items"]) == 4)
+    await_videos(client, 4)
     return client
+
+
+def await_videos(client: httpx.Client, number: int) -> None:
+    eventually(lambda: len(given(client)["items"]) == number)
 
 
 def given(client: httpx.Client, **params: Any) -> dict[str, Any]:
@@ -207,7 +211,7 @@ def test_users_choices_compare_two_settings(make_program: Callable[..., Program]
     # Ann goes for what is new by A, bob by B, cat for one of each.
     for name, teams in {"ann": "a", "bob": "b", "cat": "ab"}.items():
         client = program.client(name)
-        eventually(lambda client=client: len(given(client)["items"]) == 4)
+        await_videos(client, 4)
         body = given(client)
         by_team = {item["variant"]: item["video"]["videoId"] for item in body["items"]}
         for team in teams:
