@@ -176,7 +176,7 @@ def serving(database_url: str, folder: Path) -> Iterator[Site]:
     """A site whose projections run."""
     site = Site(database_url, folder)
     try:
-        with hosting(database_url, Catalog(), Likes(), Comments(), Dismissals()):
+        with hosting(database_url, Catalog(), Likes(), Comments()):
             yield site
     finally:
         site.close()
