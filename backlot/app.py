@@ -53,6 +53,8 @@ from infra.tasks.worker import Resources, TaskWorker
 from projections.analytics import schema as analytics_schema
 from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog
+from projections.dismissals import Dismissals
+from projections.feedback.reports import TABLES as FEEDBACK
 from projections.like_counters import AsyncCounters
 from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
@@ -105,6 +107,7 @@ def open_parts(
     with _reached(analytics_url, "TIMESCALE_URL") as conn:
         migrate(conn, ENGINE)
         analytics_schema.migrate(conn)
+        migrate(conn, FEEDBACK)
     notifications, host = Notifications(database_url), None
     if Role.PROJECTIONS in settings.server.roles:
         host = ProjectionHost(
@@ -328,6 +331,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
         analytics,
         likes=likes,
         catalog=catalog,
+        dismissals=parts.models[Dismissals],
     )
     stack.push_async_callback(recommendations.aclose)
     return Queries(

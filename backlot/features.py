@@ -10,20 +10,25 @@ from fastapi import APIRouter
 
 import commands.catalog
 import commands.comments
+import commands.dismissals
+import commands.feedback
 import commands.likes
 import commands.operations
 import commands.uploads
 import commands.watch
+import projections.feedback.reports
 import projections.like_counters
 import readapi.analytics
 import readapi.audit.routes
 import readapi.catalog
 import readapi.comments
+import readapi.feedback
 import readapi.likes
 import readapi.operations
 import readapi.recommendations
 import workers.analytics
 import workers.embeddings
+import workers.feedback
 import workers.likes
 import workers.maintenance
 import workers.operations.executor
@@ -35,6 +40,7 @@ import workers.uploads
 from backlot import health
 from backlot.health import DoctorPart
 from domain.comment import Comment
+from domain.dismissals import Dismissal
 from domain.model import Aggregate
 from domain.operation import Operation
 from domain.upload import Upload
@@ -51,6 +57,8 @@ from infra.settings.values import SettingsGroup
 from projections.analytics.rebuild import NAME as ANALYTICS
 from projections.catalog import Catalog
 from projections.comments import Comments
+from projections.dismissals import Dismissals
+from projections.feedback.rebuild import NAME as FEEDBACK
 from projections.like_counters import NAME as COUNTERS
 from projections.likes import Likes
 from projections.operations import Operations
@@ -153,6 +161,22 @@ FEATURES: tuple[Feature, ...] = (
         tasks=(PREPARE_RECOMMENDATIONS,),
         settings=(features.RecommendationSettings, adapters.EmbeddingSettings),
         checks=(health.embeddings,),
+    ),
+    Feature(
+        name="dismissals",
+        aggregates=(Dismissal,),
+        commands=(commands.dismissals.router,),
+        projections=(Dismissals,),
+    ),
+    Feature(
+        name="feedback",
+        commands=(commands.feedback.router,),
+        queries=(readapi.feedback.router,),
+        lookups=workers.feedback.lookups,
+        tables=(projections.feedback.reports.TABLES,),
+        rebuilt=(FEEDBACK,),
+        subscriptions=workers.feedback.subscriptions,
+        jobs=workers.feedback.jobs,
     ),
     Feature(
         name="uploads",

@@ -26,11 +26,10 @@ from engine.projection import Projection
 from engine.replay.records import tell_nobody
 from infra.errors import OperatorError
 from infra.settings import Settings
-from projections.analytics.rebuild import NAME as ANALYTICS
 from projections.like_counters import NAME as COUNTERS
 from workers.analytics import analytics_means
 from workers.likes import open_counters
-from workers.operations.actions import Ended, Tools, carry_out
+from workers.operations.actions import MENDED, Ended, Tools, carry_out
 
 
 class NotDone(OperatorError):
@@ -56,7 +55,7 @@ class Operator:
 
     def attempt(self, action: str, name: str, parameters: Members, tools: Tools) -> Ended:
         """Carry out an action that ends by itself, and record it, however it ends."""
-        if name not in (COUNTERS, ANALYTICS):
+        if name not in (COUNTERS, *MENDED):
             self.projection(name)
         with (
             recordable(),

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from uuid import UUID, uuid4, uuid5
 
 from fastapi import Depends, Request, Response
@@ -50,6 +50,12 @@ class Services:
     projections: frozenset[str]
     viewers: ViewerKeys | None = None
     ending: dict[UUID, asyncio.Event] = field(default_factory=dict)
+
+
+class Accepted(Wire):
+    """Durably taken; counted soon."""
+
+    status: Literal["accepted"] = "accepted"
 
 
 class NotAnsweredYet(DomainError):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from commands.endpoint import VIEWER_FIRST, Execute, Reply, viewer_executor
+from commands.endpoint import VIEWER_FIRST, Accepted, Execute, Reply, viewer_executor
+from commands.feedback import LONGEST_ID, FindList, record
 from commands.queries import FindVideoFile
+from domain.errors import Invalid
+from domain.feedback import CHOSEN, SHOWN, GivenList, ListTooOld, ListUnknown
 from domain.text import check_text
 from domain.upload import object_key
 from engine.telemetry import SHARED, VIEWED, WATCH_TIME, TelemetryEvent
@@ -46,10 +49,10 @@ class Share(Wire):
     channel: Annotated[str, Field(min_length=1, max_length=50, examples=["mail"])] | None = None
 
 
-class Accepted(Wire):
-    """Durably taken; counted soon."""
+class WatchFrom(Wire):
+    """Where the viewer came from: the `listId` of recommendations, if from one of these."""
 
-    status: Literal["accepted"] = "accepted"
+    list_id: Annotated[str, Field(max_length=LONGEST_ID)] | None = None
 
 
 router = APIRouter(prefix="/videos/{video_id}", tags=["watching"], dependencies=VIEWER_FIRST)
@@ -63,12 +66,13 @@ accepted: dict[str, Any] = {
 @router.post(
     "/watch",
     response_model=WatchSession,
-    responses=problems(401, 404, 409, 422, 503),
+    responses=problems(400, 401, 404, 409, 413, 422, 503),
     summary="Get a URL that plays, and a session",
 )
-async def watch(video_id: UUID, request: Request) -> Response:
+async def watch(video_id: UUID, request: Request, body: WatchFrom | None = None) -> Response:
     execute = await viewer_executor(request)
     media = await execute.value(FindVideoFile(video_id))
+    given = await _list_with(video_id, body.list_id, execute) if body and body.list_id else None
     watching = await execute.kept(Watching)
     if watching is None:
         # A new session, or the one that the caller is in.
@@ -77,6 +81,8 @@ async def watch(video_id: UUID, request: Request) -> Response:
         recorded = await execute.services.telemetry.record(event._replace(viewer=execute.actor))
         reply = Reply(Watching(session_id=recorded or session))
         watching = await execute.keep(reply, Watching)
+    if given is not None:
+        await record(execute, given, [video_id], (SHOWN, CHOSEN))
     signed = execute.services.objects.get_url(
         object_key(video_id), media.content_type, media.filename, execute.base_url
     )
@@ -97,6 +103,22 @@ async def share(video_id: UUID, request: Request, body: Share | None = None) -> 
     if channel is not None:
         check_text(channel, "channel", max_length=50)
     return await _accept(execute, SHARED, video_id, {"channel": channel} if channel else {})
+
+
+async def _list_with(video_id: UUID, list_id: str, execute: Execute) -> GivenList | None:
+    """Return the list that the video was chosen from; None where that can't be told any more.
+
+    Raise Invalid for a list of somebody else, or without the video.
+    """
+    try:
+        given = await execute.value(FindList(list_id, execute.actor))
+    except ListTooOld:
+        # Who comes back to a page of yesterday wants to watch.
+        return None
+    except ListUnknown as error:
+        raise Invalid(f"`listId`: {error}") from error
+    given.places([video_id])
+    return given
 
 
 async def _accept(

@@ -54,6 +54,7 @@ class Lock:
     ANALYTICS_PRUNING: Final = AdvisoryLock(LockClass.SHARED, 8)
     RECOMMENDATION_ROWS: Final = AdvisoryLock(LockClass.SHARED, 9)
     MIGRATION: Final = AdvisoryLock(LockClass.SHARED, 10)
+    FEEDBACK_ROWS: Final = AdvisoryLock(LockClass.SHARED, 12)
 
 
 def copy_lock(schema: str) -> AdvisoryLock:

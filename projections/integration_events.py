@@ -29,10 +29,14 @@ VIDEO_UNLIKED = "video.unliked"
 VIDEO_VIEWED = "video.viewed"
 VIDEO_WATCH_TIME = "video.watch_time"
 VIDEO_SHARED = "video.shared"
+RECOMMENDATION_SHOWN = "recommendation.shown"
+RECOMMENDATION_CHOSEN = "recommendation.chosen"
 UPLOAD_COMPLETED = "upload.completed"
 UPLOAD_ABORTED = "upload.aborted"
 
-TELEMETRY = frozenset((VIDEO_VIEWED, VIDEO_WATCH_TIME, VIDEO_SHARED))
+TELEMETRY = frozenset(
+    (VIDEO_VIEWED, VIDEO_WATCH_TIME, VIDEO_SHARED, RECOMMENDATION_SHOWN, RECOMMENDATION_CHOSEN)
+)
 
 EVENTS_SOURCE = b"/backlot/events"
 TELEMETRY_SOURCE = b"/backlot/telemetry"
@@ -103,6 +107,29 @@ class VideoShared(Watched, total=False):
     channel: str
 
 
+class Recommended(Watched):
+    """A video in its place (from 1) among those that were recommended.
+
+    `listId` is all that a user was recommended within the hour that begins `givenAt`; `source` is
+    what mainly brought the video there, `variant` by which settings.
+    """
+
+    listId: UUID
+    givenAt: datetime
+    place: int
+    source: str
+    variant: str
+
+
+class RecommendationReported(Recommended, total=False):
+    """A recommended video was shown to its user, or chosen by them.
+
+    `experiment` is there where the settings of two variants were compared.
+    """
+
+    experiment: int
+
+
 class UploadEndedValue(Value):
     """An upload came to an end; `userId` is its owner."""
 
@@ -135,6 +162,8 @@ TOPICS: dict[str, type[Value]] = {
     VIDEO_VIEWED: VideoViewed,
     VIDEO_WATCH_TIME: VideoWatchTime,
     VIDEO_SHARED: VideoShared,
+    RECOMMENDATION_SHOWN: RecommendationReported,
+    RECOMMENDATION_CHOSEN: RecommendationReported,
     UPLOAD_COMPLETED: UploadCompletedValue,
     UPLOAD_ABORTED: UploadAbortedValue,
 }

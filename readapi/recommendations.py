@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Response
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 from pydantic import AfterValidator, Field
 
+from domain.feedback import GivenList, Offer, Signal, Variant
 from engine.freshness import Freshness
 from infra.http.app import Caller, wire
+from infra.http.auth import Identity
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Video, Wire
+from projections.catalog import VideoRow
+from projections.dismissals import Dismissals
+from projections.feedback.reports import key_of_lists
+from projections.recommendations.display import display
 from projections.recommendations.model import RankedRecommendations as Made
-from projections.recommendations.recommender import MOST, display
+from projections.recommendations.model import RankedVideo
+from projections.recommendations.recommender import MOST
 from readapi.catalog import present
 from readapi.paging import storable
 from readapi.queries import Fresh, Queries, Read
@@ -41,12 +52,20 @@ class VideoReference(Wire):
     title: str
 
 
+Team = Annotated[
+    Variant | None,
+    Field(description="Whose place it is, where two settings are compared; scores are its own."),
+]
+
+
 class Recommendation(Wire):
     """A video that the user may like, and why; the higher the score the earlier."""
 
     video: VideoReference
     reason: Annotated[str, Field(examples=["Because you watched “Tides”"])]
     score: float
+    source: Annotated[Signal, Field(description="What mainly brought the video there.")]
+    variant: Team = None
 
 
 class RecommendedVideo(Wire):
@@ -55,6 +74,17 @@ class RecommendedVideo(Wire):
     video: Video
     reason: str
     score: float
+    source: Signal
+    variant: Team = None
+
+
+ListId = Annotated[
+    str | None,
+    Field(
+        description="Under which is reported what of it the user was shown and chose; only in "
+        "the answer to the user."
+    ),
+]
 
 
 class Recommendations(Wire):
@@ -62,6 +92,7 @@ class Recommendations(Wire):
 
     source: Literal["llm", "blend", "trending"]
     cached: bool
+    list_id: ListId = None
     items: list[Recommendation]
 
 
@@ -70,6 +101,7 @@ class RecommendedVideos(Wire):
 
     source: Literal["llm", "blend", "trending"]
     cached: bool
+    list_id: ListId = None
     items: list[RecommendedVideo]
 
 
@@ -94,20 +126,25 @@ router = APIRouter(tags=["recommendations"])
     summary="Which videos a user may like, and why",
 )
 async def list_recommendations(
-    queries: Read, user_id: Whose, fresh: Fresh, limit: SoMany = DEFAULT_LIMIT
+    queries: Read, caller: Caller, user_id: Whose, fresh: Fresh, limit: SoMany = DEFAULT_LIMIT
 ) -> Response:
     made, cached = await _made(queries, user_id, fresh)
+    now = datetime.now(UTC)
     async with queries.reading(fresh, queries.catalog) as conn:
-        shown = await display(conn, queries.catalog, user_id, made, limit)
+        shown = await display(conn, queries.catalog, user_id, made, limit, now)
+        list_id = await _list_id(conn, caller, _given(user_id, made, shown, now))
     items = [
         Recommendation(
             video=VideoReference(video_id=row.video_id, title=row.title),
             reason=each.reason,
             score=each.score,
+            source=each.source,
+            variant=_team(each),
         )
         for each, row in shown
     ]
-    return wire(Recommendations(source=made.source.value, cached=cached, items=items))
+    source = made.source.value
+    return wire(Recommendations(source=source, cached=cached, list_id=list_id, items=items))
 
 
 # Before `/videos/{video_id}`, which would take the word for an id.
@@ -121,14 +158,23 @@ async def list_recommended_videos(
     queries: Read, caller: Caller, user_id: Whose, fresh: Fresh, limit: SoMany = DEFAULT_LIMIT
 ) -> Response:
     made, cached = await _made(queries, user_id, fresh)
+    now = datetime.now(UTC)
     async with queries.reading(fresh, *queries.projections) as conn:
-        shown = await display(conn, queries.catalog, user_id, made, limit)
+        shown = await display(conn, queries.catalog, user_id, made, limit, now)
         videos = await present(queries, conn, [row for _, row in shown], caller)
+        list_id = await _list_id(conn, caller, _given(user_id, made, shown, now))
     items = [
-        RecommendedVideo(video=video, reason=each.reason, score=each.score)
+        RecommendedVideo(
+            video=video,
+            reason=each.reason,
+            score=each.score,
+            source=each.source,
+            variant=_team(each),
+        )
         for (each, _), video in zip(shown, videos, strict=True)
     ]
-    return wire(RecommendedVideos(source=made.source.value, cached=cached, items=items))
+    source = made.source.value
+    return wire(RecommendedVideos(source=source, cached=cached, list_id=list_id, items=items))
 
 
 async def _made(queries: Queries, user_id: str, fresh: Freshness) -> tuple[Made, bool]:
@@ -137,6 +183,27 @@ async def _made(queries: Queries, user_id: str, fresh: Freshness) -> tuple[Made,
     Raise ReadModelBehind.
     """
     if fresh.is_asked:
-        async with queries.reading(fresh, *queries.projections):
+        dismissals = queries.models[Dismissals]
+        async with queries.reading(fresh, *queries.projections, dismissals):
             pass
     return await queries.recommendations.get(user_id, fresh)
+
+
+def _given(
+    user_id: str, made: Made, shown: Sequence[tuple[RankedVideo, VideoRow]], at: datetime
+) -> GivenList:
+    offers = [Offer(each.video_id, each.source, each.variant) for each, _ in shown]
+    return GivenList.given(user_id, at, offers, made.experiment)
+
+
+async def _list_id(
+    conn: AsyncConnection[TupleRow], caller: Identity, given: GivenList
+) -> str | None:
+    """Return the id of a list; None where it is not given to its user."""
+    if caller.user_id != given.user_id:
+        return None
+    return given.signed(await key_of_lists(conn))
+
+
+def _team(each: RankedVideo) -> Variant | None:
+    return None if each.variant is Variant.DEFAULT else each.variant

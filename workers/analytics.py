@@ -164,6 +164,7 @@ def analytics_means(settings: Settings, database_url: str) -> AnalyticsMeans:
     return AnalyticsMeans(
         settings.analytics.url(database_url),
         settings.watch.view_repeat,
+        timedelta(days=settings.analytics.retention_days),
         arrival_seconds=60 + 4 * settled,
         settle_seconds=settled,
     )

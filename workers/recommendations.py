@@ -29,6 +29,7 @@ from projections import integration_events
 from projections.analytics.queries import ENGAGED_CONSUMER, AnalyticsQueries
 from projections.analytics.schema import migrate
 from projections.catalog import Catalog
+from projections.dismissals import Dismissals
 from projections.likes import Likes
 from projections.recommendations.co_occurrence import Engagement, keep, rank_categories
 from projections.recommendations.model import EngagementKind, Weighing
@@ -115,7 +116,14 @@ async def open_preparing(
         analytics = await AnalyticsQueries.open(settings.trending, url, redis, pool, limits)
         stack.push_async_callback(analytics.aclose)
         made = Recommender(
-            wanted, settings.llm, redis, pool, analytics, likes=Likes(), catalog=Catalog()
+            wanted,
+            settings.llm,
+            redis,
+            pool,
+            analytics,
+            likes=Likes(),
+            catalog=Catalog(),
+            dismissals=Dismissals(),
         )
         stack.push_async_callback(made.aclose)
         yield made

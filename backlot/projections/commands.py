@@ -56,6 +56,9 @@ Detach = Annotated[
     bool, typer.Option("--detach", help="Leave it to a running Backlot, and return at once.")
 ]
 
+# They have no copies; the modules that know them are slow to load.
+IN_PLACE = ("analytics", "feedback")
+
 
 class NotOne(UsageError):
     """An event and all that are like one were named, or neither."""
@@ -215,17 +218,18 @@ def replay(
 ) -> None:
     """Build it again beside the live copy, compare, switch; goes on with an unfinished one.
 
-    `counters` are the like counters in Redis; `analytics` are mended where they are. Exit code 3:
-    something differs, and nothing was changed; the copies wait for `backlot projections confirm`.
+    `counters` are the like counters in Redis; `analytics` and `feedback` are mended where they are.
+    Exit code 3: something differs, and nothing was changed; the copies wait for `backlot
+    projections confirm`.
     """
-    from backlot.projections.replay import carry, rebuild_analytics, rebuild_counters
+    from backlot.projections.replay import carry, rebuild_counters, rebuild_in_place
 
     asked = given(to=to, yes=yes, reason=reason)
     if name == "counters":
         rebuild_counters(given(reason=reason), as_json=as_json)
         return
-    if name == "analytics":
-        raise typer.Exit(rebuild_analytics("replay", asked, detach=detach, as_json=as_json))
+    if name in IN_PLACE:
+        raise typer.Exit(rebuild_in_place(name, "replay", asked, detach=detach, as_json=as_json))
     asked["workers"] = workers
     raise typer.Exit(carry("replay", name, asked, yes=yes, detach=detach, as_json=as_json))
 
@@ -254,8 +258,9 @@ def verify(
     from backlot.projections import replay as work
 
     asked = given(reason=reason)
-    if name == "analytics":
-        raise typer.Exit(work.rebuild_analytics("verify", asked, detach=False, as_json=as_json))
+    if name in IN_PLACE:
+        code = work.rebuild_in_place(name, "verify", asked, detach=False, as_json=as_json)
+        raise typer.Exit(code)
     with _operating() as operator:
         names = _names(operator, name, every=every)
         code = work.verify(operator, names, asked, listed=every, as_json=as_json)

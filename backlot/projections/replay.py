@@ -31,7 +31,6 @@ from engine.replay.records import Progress, Replay, ReplayState, of_operation, u
 from infra.errors import ExitCode, OperatorError, describe
 from infra.logging import configure_logging
 from infra.settings import Settings, load_settings
-from projections.analytics.rebuild import NAME
 from readapi.projection_status import present_replay
 from workers.operations.actions import Ended, carry_out, purpose_of
 from workers.operations.executor import is_interruption, perform, watch_parent
@@ -276,17 +275,19 @@ def rebuild_counters(parameters: Members, *, as_json: bool) -> None:
     show(f"{result['counters']} counters put anew", result, as_json)
 
 
-def rebuild_analytics(action: str, parameters: Members, *, detach: bool, as_json: bool) -> int:
-    """Verify or replay the analytics; return the exit code.
+def rebuild_in_place(
+    name: str, action: str, parameters: Members, *, detach: bool, as_json: bool
+) -> int:
+    """Verify or replay what has no copies; return the exit code.
 
     NOT_WELL where a verification finds a difference, UNCONFIRMED for a replay that nobody wanted.
     """
     with operating(load_settings()) as operator:
         if detach:
             operation_id = uuid4()
-            request(operator.recorder, operation_id, operator.actor, action, NAME, parameters)
+            request(operator.recorder, operation_id, operator.actor, action, name, parameters)
             return _show_request(operation_id, as_json)
-        ended, found = _mend_analytics(operator, action, parameters)
+        ended, found = _mend(operator, name, action, parameters)
     result: dict[str, Any] = dict(ended.result)
     show("\n".join([_told(result), *differences(found)]), result, as_json)
     if ended.outcome is OperationOutcome.CANCELLED:
@@ -295,33 +296,34 @@ def rebuild_analytics(action: str, parameters: Members, *, detach: bool, as_json
     return ExitCode.NOT_WELL if differs else ExitCode.DONE
 
 
-def _mend_analytics(
-    operator: Operator, action: str, parameters: Members
+def _mend(
+    operator: Operator, name: str, action: str, parameters: Members
 ) -> tuple[Ended, dict[str, Any]]:
     """Return how it ended, and what was found to differ, with the values."""
     found: list[Difference] = []
-    with ReplayScreen(f"{action} {NAME}") as screen:
+    with ReplayScreen(f"{action} {name}") as screen:
 
         def ask(difference: Difference) -> bool:
             with screen.resting():
                 lines = differences(difference.as_dict(values=True))
-                return agrees(f"Mend the {NAME}?", *lines)
+                return agrees(f"Mend the {name}?", *lines)
 
         tools = replace(operator.tools, report=screen, agrees=ask, compared=found.append)
-        ended = operator.attempt(action, NAME, parameters, tools)
+        ended = operator.attempt(action, name, parameters, tools)
     if ended.outcome is not OperationOutcome.CANCELLED:
         require_done(ended)
     return ended, found[-1].as_dict(values=True)
 
 
 def _told(result: Members) -> str:
-    compared = f"{NAME}: compared with {result['events']:,} events, up to position "
+    name = result["name"]
+    compared = f"{name}: compared with {result['events']:,} events, up to position "
     compared += str(result["position"])
     match result["state"]:
         case "mended":
             return f"{compared}, and mended"
         case "cancelled":
-            yes = f"`backlot projections replay {NAME} --yes` mends it"
+            yes = f"`backlot projections replay {name} --yes` mends it"
             return f"{compared}; nothing was changed, {yes}"
         case _:
             return compared

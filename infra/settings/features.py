@@ -5,12 +5,20 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from infra.settings.values import (
     AnchorFile,
     Languages,
     Lower,
+    Numbers,
     PostgresUrl,
     SettingsGroup,
     Terms,
@@ -26,6 +34,17 @@ MAX_PART_BYTES = 5 * 1024**3
 MAX_REPLAY_WORKERS = 32
 # So that no sum overflows.
 MAX_WEIGHT = 1e6
+# What a second variant of the recommendations may have otherwise, each from 0 to this.
+BLEND = {
+    "neighbour": 10.0,
+    "similar": 10.0,
+    "same_category": 10.0,
+    "popular": 10.0,
+    "trending": 10.0,
+    "popularity_exponent": 1.0,
+    "profile_exponent": 1.0,
+    "profile_fade": 3.0,
+}
 
 
 class CommandSettings(SettingsGroup, alias_generator=variables("COMMAND_")):
@@ -145,6 +164,15 @@ class TrendingSettings(SettingsGroup, alias_generator=variables("TRENDING_")):
     settle_seconds: PositiveFloat = Field(default=300.0, le=1800)
 
 
+def within_blend(given: dict[str, float]) -> dict[str, float]:
+    for name, value in given.items():
+        if name not in BLEND:
+            raise ValueError(f"knows {', '.join(BLEND)}; not {name!r}")
+        if not 0 <= value <= BLEND[name]:
+            raise ValueError(f"{name} must be from 0 to {BLEND[name]:g}")
+    return given
+
+
 class RecommendationSettings(SettingsGroup, alias_generator=variables("RECOMMENDATIONS_")):
     """Who orders recommendations, what that may cost, and how long they are kept."""
 
@@ -158,3 +186,4 @@ class RecommendationSettings(SettingsGroup, alias_generator=variables("RECOMMEND
     precompute_seconds: float = Field(default=0.0, ge=0, le=86_400)
     half_life_days: PositiveFloat = Field(default=30.0, le=3650)
     new_share: float = Field(default=0.0, ge=0, le=0.5)
+    variant_b: Annotated[Numbers, AfterValidator(within_blend)] = Field(default={})

@@ -161,6 +161,16 @@ def prices(value: object) -> object:
     return found
 
 
+def numbers(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    pairs = [item.partition("=") for item in filter(None, map(str.strip, value.split(",")))]
+    try:
+        return {name.strip(): float(number) for name, _, number in pairs}
+    except ValueError:
+        raise ValueError("must read name=number,…") from None
+
+
 CommaSet = BeforeValidator(split_commas)
 Lower = BeforeValidator(lower)
 BareUrl = Annotated[str, AfterValidator(bare_url)] | None
@@ -176,6 +186,8 @@ Languages = Annotated[tuple[str, ...], CommaSet, AfterValidator(language_codes)]
 Terms = Annotated[tuple[str, ...], CommaSet, AfterValidator(terms)]
 Prices = Annotated[dict[str, tuple[float, float]], BeforeValidator(prices)]
 """US dollars per million tokens of input and output, by model."""
+Numbers = Annotated[dict[str, float], BeforeValidator(numbers)]
+"""Numbers by name, as `name=number,…`."""
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 """A path that may begin with `~`."""
 AnchorFile = Annotated[Path, BeforeValidator(anchor_file)] | None

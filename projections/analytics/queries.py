@@ -284,6 +284,18 @@ class AnalyticsQueries:
         async with _outage_as_unavailable():
             await self._consumers.until(wanted, fresh.seconds_left)
 
+    @asynccontextmanager
+    async def reading(
+        self, fresh: Freshness, *names: str
+    ) -> AsyncIterator[AsyncConnection[TupleRow]]:
+        """Yield a connection, once these consumers have taken in what an answer has to include.
+
+        Raise ReadModelBehind and AnalyticsUnavailable.
+        """
+        await self.wait(fresh, *names)
+        async with self._connection() as conn:
+            yield conn
+
     async def ranking(
         self,
         window: Window,

@@ -199,7 +199,7 @@ class NotTakenIn(OperatorError):
 
 @dataclass(frozen=True, slots=True)
 class AnalyticsMeans:
-    """Where the analytics are stored, and how they are counted.
+    """Where the analytics are stored, how they are counted, and for how long they are kept.
 
     `repeat` is how long a view stands for its repetitions, `arrival_seconds` how long is waited for
     what is on its way, and `settle_seconds` without change after which nothing more is expected.
@@ -207,6 +207,7 @@ class AnalyticsMeans:
 
     url: str
     repeat: timedelta
+    retention: timedelta = timedelta(days=730)
     arrival_seconds: float = 60.0
     settle_seconds: float = 10.0
 

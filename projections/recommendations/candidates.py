@@ -114,20 +114,21 @@ async def candidates_for(
     trending: Sequence[Ranked],
     *,
     similar: Sequence[tuple[UUID, float]] = (),
+    without: Collection[UUID] = (),
     limit: int = MOST_CANDIDATES,
     weighing: Weighing = WEIGHING,
 ) -> list[Candidate]:
     """Return at most `limit` candidates, each once; the sources take turns, each with its best.
 
     The first 20 of `trending` are candidates; the rest tells how popular the others are. `similar`
-    are videos whose texts are like those of the profile, each from 0 to 1. For a new user the
-    categories take turns.
+    are videos whose texts are like those of the profile, each from 0 to 1. None of `without` is a
+    candidate. For a new user the categories take turns.
     """
     seeds = seeds_of(profile, weighing)
     given: dict[str, Any] = {
         "viewer": profile.user_id,
         # Their likes may be known before the sink has seen them.
-        "known": list(seeds),
+        "known": [*seeds, *without],
         "seeds": list(seeds),
         "shares": list(seeds.values()),
         "now": datetime.now(UTC).timestamp(),

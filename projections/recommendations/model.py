@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
+from domain.feedback import Signal, Variant
 from infra.settings.features import RecommendationSettings
 
 
@@ -40,6 +41,12 @@ class Profile:
         """Whether nothing is known: a new user."""
         return not self.watched and not self.liked
 
+    def without(self, videos: Collection[UUID]) -> Profile:
+        """Return the profile without some videos."""
+        watched = [each for each in self.watched if each.video_id not in videos]
+        liked = [each for each in self.liked if each.video_id not in videos]
+        return Profile(self.user_id, watched, liked)
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -66,7 +73,8 @@ class RankedVideo:
     """A video in its place: the higher its score the earlier; `reason` is for people.
 
     `because` is the video whose title the reason tells, if it does; `by_model` whether a language
-    model has worded it.
+    model has worded it; `signal` what brought it there before any model was asked; `variant` by
+    which settings.
     """
 
     video_id: UUID
@@ -74,19 +82,36 @@ class RankedVideo:
     reason: str
     because: UUID | None = None
     by_model: bool = False
+    signal: Signal = Signal.OTHER
+    variant: Variant = Variant.DEFAULT
+
+    @property
+    def source(self) -> Signal:
+        """What mainly brought it there."""
+        return Signal.LLM if self.by_model else self.signal
 
 
 @dataclass(frozen=True, slots=True)
 class RankedRecommendations:
     """The best first; `whole` unless something failed that may work again soon.
 
-    `told` are title and category, as they were, of the videos that the reasons may name.
+    `told` are title and category, as they were, of the videos that the reasons may name. `rival` is
+    the order by the settings that are compared with these, in the `experiment` of that number.
     """
 
     source: RecommendationSource
     items: tuple[RankedVideo, ...]
     whole: bool
     told: Mapping[UUID, tuple[str, str | None]] = field(default_factory=dict)
+    rival: tuple[RankedVideo, ...] | None = None
+    experiment: int | None = None
+
+    def reordered(
+        self, order: Callable[[Sequence[RankedVideo]], Iterable[RankedVideo]]
+    ) -> RankedRecommendations:
+        """Return the same with what `order` makes of each order."""
+        rival = None if self.rival is None else tuple(order(self.rival))
+        return replace(self, items=tuple(order(self.items)), rival=rival)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +127,19 @@ class DescribedVideo:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What a ranking is made of."""
+    """What a ranking is made of.
+
+    `interest` is by what the scores of some categories are multiplied.
+    """
 
     profile: Profile
     candidates: Sequence[Candidate]
     described: dict[UUID, DescribedVideo] = field(default_factory=dict)
+    interest: Mapping[str, float] = field(default_factory=dict)
+
+    def interest_in(self, candidate: Candidate) -> float:
+        """Return by what the candidate's score is multiplied."""
+        return self.interest.get(candidate.category or "", 1.0)
 
 
 class EngagementKind(StrEnum):

@@ -117,7 +117,8 @@ def fuse(blended: Sequence[RankedVideo], ranked: Sequence[RankedByModel]) -> lis
     for rank, each in enumerate(blended, 1):
         score = BLEND_WEIGHT / (K + rank) + (1 - BLEND_WEIGHT) / (K + ranks[each.video_id])
         if (reason := reasons.get(each.video_id)) is not None:
-            fused.append(RankedVideo(each.video_id, score, reason, by_model=True))
+            told = replace(each, score=score, reason=reason, because=None, by_model=True)
+            fused.append(told)
         else:
             fused.append(replace(each, score=score))
     # The sort is stable.

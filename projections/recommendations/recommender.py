@@ -3,7 +3,7 @@
 As long as the database answers, the answer comes within the time limit, and names its source. The
 blend orders candidates by how near they are to the user, and by what trends. A language model's
 answer is fused with this order; without a model this order is the answer. Recommendations are
-cached in Redis for an hour, until the user engages with more; `display` shows them as the videos
+cached in Redis for an hour, until the user engages with more; `display.py` shows them as the videos
 and the user are now.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -26,11 +26,9 @@ from psycopg.rows import TupleRow
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
-from domain.upload import Upload
-from domain.video_likes import stream_id
-from engine.event_store import EVENTS
+from domain.feedback import Signal
 from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool
-from engine.log import END_OF_LOG, topics_of
+from engine.log import END_OF_LOG
 from infra.cache import CachedValue, Generations, Lifetimes, ReadThroughCache, Requirement
 from infra.llm.errors import LanguageModelError
 from infra.metrics import counter
@@ -45,10 +43,12 @@ from projections.analytics.queries import (
     AnalyticsQueries,
     AnalyticsUnavailable,
 )
-from projections.catalog import Catalog, VideoRow
+from projections.catalog import Catalog
+from projections.dismissals import Dismissals
 from projections.likes import Likes
 from projections.recommendations.candidates import candidates_for, shares_of
 from projections.recommendations.embeddings import nearest
+from projections.recommendations.interest import MOST_DISMISSED, TELLING, interest
 from projections.recommendations.model import (
     Candidate,
     DescribedVideo,
@@ -62,6 +62,7 @@ from projections.recommendations.model import (
 )
 from projections.recommendations.prompt import MOST_LIKED, MOST_WATCHED, plain
 from projections.recommendations.ranker import BudgetSpent, Ranker, fuse, make_ranker
+from projections.recommendations.variants import BlendVariant, experiment_of
 from projections.trending import Ranked, Window
 
 log = structlog.get_logger(__name__)
@@ -82,17 +83,6 @@ SELECT upload_id AS video_id, title, left(description, 2000) AS description, cat
        left(transcript, 2000) AS transcript
 FROM {schema}.uploads WHERE completed_position IS NOT NULL AND upload_id = ANY (%s)
 """
-# Each by key. A stream of likes is there once there was a like, also where it was taken back.
-SEEN_OR_REMOVED = f"""
-SELECT video_id FROM unnest(%(videos)s::uuid[], %(likes)s::uuid[]) AS asked (video_id, likes_id)
-WHERE EXISTS (SELECT FROM {EVENTS} AS e WHERE e.originator_id = likes_id)
-   OR EXISTS (SELECT FROM {EVENTS} AS e
-              WHERE e.originator_id = video_id AND e.topic = ANY (%(removed)s))
-   OR EXISTS (SELECT FROM public.backlot_telemetry AS t
-              WHERE t.topic = 'video.viewed' AND t.user_id = %(viewer)s
-                AND t.video_id = asked.video_id)
-""".encode()
-REMOVED = topics_of(Upload.Removed)
 
 MOST = 50
 """So many are shown at most; more are made, for those that are seen or removed meanwhile."""
@@ -103,18 +93,26 @@ TITLE_LENGTH = 60
 """In characters: a reason is a line beside a thumbnail."""
 
 NEW = "New"
-PLAIN = "Picked for you"
-"""In the place of a reason that names what has changed since."""
 
 # What each signal of a candidate weighs:
 #
-#     score = fresh · (Σ weight · signal + POPULAR · popular) + TRENDING · trending
+#     score = fresh · Σ weight · signal + weight · trending
 #
 # Each signal is a guess at how likely the video is watched next, the weights say how often each is
 # right: a mixture. `fresh` is the same factor as in trending, which has it within.
-WEIGHTS = {"neighbour": 1.0, "same_category": 0.15, "similar": 0.1}
-POPULAR = 0.1
-TRENDING = 0.03
+WEIGHTS = {
+    "neighbour": 1.0,
+    "same_category": 0.15,
+    "similar": 0.1,
+    "popular": 0.1,
+    "trending": 0.03,
+}
+TIES = {
+    "neighbour": Signal.NEIGHBOUR,
+    "same_category": Signal.CATEGORY,
+    "similar": Signal.SIMILAR,
+}
+"""What ties a video to a user."""
 # The n-th video of a category (n = 0, 1, …) has its score divided by 1 + n · REPEAT, as in maximal
 # marginal relevance (Carbonell and Goldstein, 1998) with a similarity of 1 within a category and 0
 # between categories. A new user has shown no taste, and gets more variety.
@@ -183,16 +181,20 @@ class Recommender:
         *,
         likes: Likes,
         catalog: Catalog,
+        dismissals: Dismissals,
     ) -> None:
         """`pool` leads to the read models. Close this before the connections that it is given.
 
         Raise SettingsError.
         """
         self._pool, self._analytics = pool, analytics
-        self._likes, self._catalog = likes, catalog
+        self._likes, self._catalog, self._dismissals = likes, catalog, dismissals
         self._ranker = make_ranker(settings, llm, redis)
-        self._new_share = settings.new_share
-        self._seconds, self._weighing = settings.timeout_seconds, Weighing.from_settings(settings)
+        self._seconds, self._new_share = settings.timeout_seconds, settings.new_share
+        self._variants = [BlendVariant(WEIGHTS, Weighing.from_settings(settings))]
+        if settings.variant_b:
+            self._variants.append(self._variants[0].changed(settings.variant_b))
+        self.experiment = experiment_of(self._variants)
         ttl, outdated = settings.cache_ttl_seconds, settings.invalidate_seconds
         whole = Lifetimes(timedelta(seconds=ttl), timedelta(seconds=outdated))
         short = min(ttl, LACKING_SECONDS)
@@ -220,11 +222,14 @@ class Recommender:
             lambda _: self._make(user_id, fresh),
             Requirement(position=fresh.position),
         )
-        items = made.value.items
-        if len(items) < MOST or self._new_share:
-            newest = await self._newest(user_id)
-            items = with_new(items, newest, self._new_share, user_id)
-        return replace(made.value, items=items), cached
+        if len(made.value.items) >= MOST and not self._new_share:
+            return made.value, cached
+        newest = await self._newest(user_id)
+
+        def filled(items: Sequence[RankedVideo]) -> Iterable[RankedVideo]:
+            return with_new(items, newest, self._new_share, user_id)
+
+        return made.value.reordered(filled), cached
 
     async def _make(self, user_id: str, fresh: Freshness) -> RankedRecommendations:
         """Return videos for a user; few, or none, where little has happened yet.
@@ -235,15 +240,21 @@ class Recommender:
         deadline = time.monotonic() + self._seconds
         whole = True
         try:
-            material = await self._material(user_id, trending)
+            materials = await self._materials(user_id, trending)
         except DatabaseError as error:
             _failed(error)
             shares = shares_of({each.video_id: each.score for each in trending})
             candidates = [Candidate(video, None, trending=share) for video, share in shares.items()]
-            material, whole = Material(Profile(user_id), candidates), False
-        blended = blend(material, limit=len(material.candidates))
+            materials, whole = [Material(Profile(user_id), candidates)], False
+        material = materials[0]
+        blended, *rivals = [
+            tuple(blend(each, limit=len(each.candidates), weights=variant.weights))
+            for each, variant in zip(materials, self._variants, strict=False)
+        ]
         told = {video: (each.title, each.category) for video, each in material.described.items()}
-        made = RankedRecommendations(source_of(material), tuple(blended), whole, told)
+        made = RankedRecommendations(source_of(material), blended, whole, told)
+        if rivals:
+            made = replace(made, rival=rivals[0], experiment=self.experiment)
         if whole and self._ranker is not None and blended:
             made = await _in_order_of(self._ranker, material, made, deadline)
         RECOMMENDATIONS_MADE.labels(made.source.value).inc()
@@ -270,40 +281,66 @@ class Recommender:
                     rows = await self._catalog.page(
                         conn, owner=None, category=None, before=before, limit=MOST
                     )
+                    dismissed = await self._dismissals.latest(conn, user_id, MOST_DISMISSED)
                 asked = [row.video_id for row in rows if row.owner != user_id]
                 known = await self._engaged_with(user_id, asked)
+                known |= {each.video_id for each in dismissed}
                 found += [video for video in asked if video not in known]
                 if len(found) >= MOST or len(rows) < MOST:
                     break
                 before = rows[-1].completed_position
         except DatabaseError as error:
             _failed(error)
-        return [RankedVideo(video, 0.0, NEW) for video in found]
+        return [RankedVideo(video, 0.0, NEW, signal=Signal.NEW) for video in found]
 
     async def aclose(self) -> None:
         """Cancel the calls of the language model, and close its connections."""
         if self._ranker is not None:
             await self._ranker.aclose()
 
-    async def _material(self, user_id: str, trending: Sequence[Ranked]) -> Material:
-        """Return what is known of the user, and the candidates; raise psycopg.Error."""
+    async def _materials(self, user_id: str, trending: Sequence[Ranked]) -> list[Material]:
+        """Return what is known of the user, and the candidates of each variant.
+
+        Raise psycopg.Error.
+        """
         async with self._pool.connection() as conn, self._analytics.pool.connection() as analytics:
-            profile = await profile_of(analytics, self._likes, conn, user_id)
+            latest = await self._dismissals.latest(conn, user_id, MOST_DISMISSED)
+            dismissed = [each.video_id for each in latest]
+            # What the user did not like to have watched says nothing of what to watch next.
+            whole = await profile_of(analytics, self._likes, conn, user_id)
+            profile = whole.without(frozenset(dismissed))
             known = sorted(
                 [*profile.liked, *profile.watched], key=lambda each: each.at, reverse=True
             )
             videos = list(dict.fromkeys(each.video_id for each in known))
             similar = await nearest(analytics, videos, limit=MOST_SIMILAR)
-            candidates = await candidates_for(
-                analytics, profile, trending, similar=similar, weighing=self._weighing
-            )
-            asked = {*videos, *(each.video_id for each in candidates)}
+            candidates = {
+                weighing: await candidates_for(
+                    analytics,
+                    profile,
+                    trending,
+                    similar=similar,
+                    without=dismissed,
+                    weighing=weighing,
+                )
+                for weighing in {variant.weighing for variant in self._variants}
+            }
+            telling = dismissed[:TELLING]
+            offered = {each.video_id for found in candidates.values() for each in found}
+            asked = {*videos, *telling, *offered}
             query = self._catalog.sql(DESCRIBE)
             found = await fetch_as(conn, DescribedVideo, query, (list(asked),))
         described = {each.video_id: each for each in found}
         # What the catalog no longer has, the analytics may not have heard of.
-        there = [each for each in candidates if each.video_id in described]
-        return Material(profile, there, described)
+        there = {
+            weighing: [each for each in found if each.video_id in described]
+            for weighing, found in candidates.items()
+        }
+        less = interest(telling, described)
+        return [
+            Material(profile, there[variant.weighing], described, less)
+            for variant in self._variants
+        ]
 
     async def _engaged_with(self, user_id: str, videos: Sequence[UUID]) -> set[UUID]:
         """Return those that the user has seen; none while the analytics are away."""
@@ -337,7 +374,8 @@ async def _in_order_of(
         return replace(made, whole=isinstance(error, BudgetSpent))
     if not ranked:
         return made
-    return replace(made, source=RecommendationSource.LLM, items=tuple(fuse(made.items, ranked)))
+    fused = made.reordered(lambda items: fuse(items, ranked))
+    return replace(fused, source=RecommendationSource.LLM)
 
 
 async def profile_of(analytics: Conn, likes: Likes, main: Conn, user_id: str) -> Profile:
@@ -355,15 +393,22 @@ async def profile_of(analytics: Conn, likes: Likes, main: Conn, user_id: str) ->
     return Profile(user_id, watched, liked)
 
 
-def blend(material: Material, *, limit: int) -> list[RankedVideo]:
+def blend(
+    material: Material, *, limit: int, weights: Mapping[str, float] = WEIGHTS
+) -> list[RankedVideo]:
     """Return the first `limit` candidates by falling score; equal scores are ordered by id."""
     scored = sorted(
-        ((_score(each), each) for each in material.candidates),
+        (
+            (_score(each, weights) * material.interest_in(each), each)
+            for each in material.candidates
+        ),
         key=lambda pair: (-pair[0], pair[1].video_id),
     )
     varied = _vary(scored, REPEAT_FOR_NEW if material.profile.is_empty else REPEAT)
     return [
-        RankedVideo(each.video_id, score, _reason(each, material), each.because)
+        RankedVideo(
+            each.video_id, score, _reason(each, material), each.because, signal=_signal(each)
+        )
         for score, each in islice(varied, limit)
     ]
 
@@ -400,12 +445,13 @@ def source_of(material: Material) -> RecommendationSource:
 
 def _ties(candidate: Candidate) -> dict[str, float]:
     """Return what ties a candidate to the user, and how much of each."""
-    return {name: weight * getattr(candidate, name) for name, weight in WEIGHTS.items()}
+    return {name: WEIGHTS[name] * getattr(candidate, name) for name in TIES}
 
 
-def _score(candidate: Candidate) -> float:
-    fit = sum(_ties(candidate).values()) + POPULAR * candidate.popular
-    return float(candidate.fresh * fit + TRENDING * candidate.trending)
+def _score(candidate: Candidate, weights: Mapping[str, float]) -> float:
+    signals = {name: weight * getattr(candidate, name) for name, weight in weights.items()}
+    trending = signals.pop("trending")
+    return float(candidate.fresh * sum(signals.values()) + trending)
 
 
 def _vary(
@@ -429,17 +475,29 @@ def _vary(
             del queues[key]
 
 
-def _reason(candidate: Candidate, material: Material) -> str:
-    """Return the strongest tie of the candidate to the user, in a line for people."""
+def _signal(candidate: Candidate) -> Signal:
+    """Return the strongest tie of the candidate to the user; without one, whether it trends."""
     ties = _ties(candidate)
     most = max(ties, key=lambda name: ties[name])
-    if ties[most] <= POPULAR * candidate.popular:
-        if candidate.trending:
-            return "Trending this month"
-        return "Popular with other viewers" if candidate.popular else "Something else to watch"
-    if most == "neighbour":
+    if ties[most] > WEIGHTS["popular"] * candidate.popular:
+        return TIES[most]
+    if candidate.trending:
+        return Signal.TRENDING
+    return Signal.POPULAR if candidate.popular else Signal.OTHER
+
+
+def _reason(candidate: Candidate, material: Material) -> str:
+    """Return what `_signal` does, in a line for people."""
+    signal = _signal(candidate)
+    if signal is Signal.TRENDING:
+        return "Trending this month"
+    if signal is Signal.POPULAR:
+        return "Popular with other viewers"
+    if signal is Signal.OTHER:
+        return "Something else to watch"
+    if signal is Signal.NEIGHBOUR:
         return _because(candidate.because, material)
-    if most == "similar":
+    if signal is Signal.SIMILAR:
         return "Similar to what you watched"
     category = _line(candidate.category or "")
     return f"Popular in {category} right now" if candidate.trending else f"More in {category}"
@@ -458,40 +516,3 @@ def _line(title: str) -> str:
     """Return a title on one line, without characters that are unseen or turn the text around."""
     whole = plain(title)
     return whole if len(whole) <= TITLE_LENGTH else f"{whole[: TITLE_LENGTH - 1].rstrip()}…"
-
-
-async def display(
-    conn: Conn, catalog: Catalog, user_id: str, made: RankedRecommendations, limit: int
-) -> list[tuple[RankedVideo, VideoRow]]:
-    """Return the first `limit` that can still be recommended: those behind fill the gaps.
-
-    Nothing that was removed, that is the user's own, or that the user has watched or liked by now,
-    commands that were just acknowledged included. `conn` leads to the catalog and to the event log.
-    """
-    videos = [each.video_id for each in made.items]
-    rows = await catalog.videos(conn, [*videos, *made.told])
-    given = {
-        "videos": videos,
-        "likes": [stream_id(video, user_id) for video in videos],
-        "removed": REMOVED,
-        "viewer": user_id,
-    }
-    out = {video for (video,) in await (await conn.execute(SEEN_OR_REMOVED, given)).fetchall()}
-    out |= {video for video, row in rows.items() if row.owner == user_id}
-    there = [each for each in made.items if each.video_id in rows and each.video_id not in out]
-    changed = {
-        video
-        for video, told in made.told.items()
-        if video not in rows or told != (rows[video].title, rows[video].category)
-    }
-    # A language model has read the texts of the whole profile.
-    profile_changed = not changed.issubset(videos)
-
-    def now(each: RankedVideo) -> RankedVideo:
-        """Return the recommendation without a reason that may repeat an old title or category."""
-        stale = each.by_model and profile_changed
-        if stale or each.video_id in changed or each.because in changed:
-            return replace(each, reason=PLAIN)
-        return each
-
-    return [(now(each), rows[each.video_id]) for each in there[:limit]]

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import schemathesis
 
+from commands.feedback import LONGEST_ID
 from infra.objects.port import ALGORITHMS
 from tests.e2e import plain
 from tests.e2e.videos import read, send_parts, start, upload
@@ -44,7 +45,10 @@ class World:
         headers["X-Request-Id"] = CONVERSATION
         self._client = plain.client(base_url=os.environ["CONTRACT_URL"], headers=headers)
         self._video = upload(self._client)
-        self._signed = count()
+        # Nobody is recommended what is their own.
+        headers = {"Authorization": f"Bearer {os.environ['CONTRACT_OTHER_TOKEN']}"}
+        self._others = upload(plain.client(base_url=os.environ["CONTRACT_URL"], headers=headers))
+        self._signed, self._listed = count(), count()
 
     def place(self, case: schemathesis.Case[Any]) -> None:
         """Give a case that names something unknown the name of something that exists."""
@@ -69,6 +73,17 @@ class World:
             names["name"] = "likes"
         if "correlation_id" in names and len(names["correlation_id"]) == 1:
             names["correlation_id"] = CONVERSATION
+
+    def recommend(self, case: schemathesis.Case[Any]) -> None:
+        """Name a list that was given, and the video in it; every other time, and none too long."""
+        names = case.path_parameters or {}
+        if case.path == "/recommendations/not-interested":
+            _name_video(case.body, self._video)
+        if "list_id" not in names:
+            return
+        if 1 <= len(names["list_id"]) <= LONGEST_ID and next(self._listed) % 2:
+            names["list_id"] = read(self._client.get("/recommendations"))["listId"]
+            _name_video(case.body, self._others)
 
     def _makers(self, case: schemathesis.Case[Any]) -> dict[str, Callable[[], str]]:
         ends = case.method == "DELETE"
@@ -104,6 +119,16 @@ class World:
         return str(read(self._client.post(f"/videos/{self._video}/watch"))["url"])
 
 
+def _name_video(body: object, video: str) -> None:
+    """Put a video in the place of each that a body names, and leave the rest as wrong as it is."""
+    if not isinstance(body, dict):
+        return
+    if _is_uuid(body.get("videoId")):
+        body["videoId"] = video
+    if isinstance(listed := body.get("videoIds"), list):
+        body["videoIds"] = [video if _is_uuid(each) else each for each in listed]
+
+
 def _is_uuid(text: object) -> bool:
     try:
         UUID(str(text))
@@ -135,6 +160,7 @@ def before_add_examples(context: schemathesis.HookContext, examples: list[Any]) 
 @schemathesis.hook
 def before_call(context: schemathesis.HookContext, case: Any, kwargs: dict[str, Any]) -> None:
     world.place(case)
+    world.recommend(case)
 
 
 @schemathesis.hook

@@ -47,6 +47,7 @@ def schemathesis(server: Program, folder: Path, *options: str) -> subprocess.Com
     variables = {
         "CONTRACT_URL": server.url,
         "CONTRACT_TOKEN": token,
+        "CONTRACT_OTHER_TOKEN": server.token("other"),
         "CONTRACT_SEEN": str(folder / "seen"),
     }
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run"]

@@ -36,6 +36,7 @@ from projections.analytics.queries import (
 from projections.analytics.schema import migrate
 from projections.catalog import Catalog
 from projections.comments import Comments
+from projections.dismissals import Dismissals
 from projections.like_counters import AsyncCounters
 from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
@@ -101,6 +102,7 @@ class Site:
                 analytics,
                 likes=Likes(),
                 catalog=Catalog(),
+                dismissals=Dismissals(),
             ),
             requests=TranslationRequests(self.rankings, self.settings.translation),
         )

@@ -95,7 +95,7 @@ class TestCommandLine:
         assert "there is no pause" in err
         code, out, err = backlot("replay", "analytics", "--to", "3")
         assert (code, out) == (4, "")
-        assert "no look at their past" in err
+        assert "no look at the past" in err
 
     def test_nothing_was_taken_in(self, backlot: Backlot, database_url: str) -> None:
         with connect(database_url, "test") as conn:

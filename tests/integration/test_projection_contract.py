@@ -10,6 +10,8 @@ from psycopg.rows import TupleRow
 from structlog.testing import capture_logs
 
 from backlot.features import read_models
+from domain.dismissals import Dismissal
+from domain.dismissals import stream_id as dismissal_of
 from domain.operation import Operation, OperationOutcome
 from engine.applier import Applier
 from engine.checkpoints import look
@@ -34,6 +36,19 @@ def operate(writer: Writer, count: int) -> None:
         if n % 2:
             operation.finish(OperationOutcome.DONE, {}, origin("root"))
         writer.save(operation)
+
+
+def lose_interest(writer: Writer, history: History) -> None:
+    """Dismissals of some viewers, every third one taken back, and one of these given again."""
+    for n in range(9):
+        video, viewer = history.random.choice(history.uploads).id, f"viewer-{n}"
+        dismissal = Dismissal.blank(dismissal_of(video, f"{viewer}-{uuid4()}"))
+        dismissal.dismiss(video, viewer, origin(viewer))
+        if n % 3 == 0:
+            dismissal.take_back(video, viewer, origin(viewer))
+        if n == 3:
+            dismissal.dismiss(video, viewer, origin(viewer))
+        writer.save(dismissal)
 
 
 def hesitate(writer: Writer) -> None:
@@ -68,6 +83,7 @@ def live_and_rebuilt(
         history.grow(STEPS)
         operate(writer, 4)
         hesitate(writer)
+        lose_interest(writer, history)
         if spoilt:
             spoil_one_of_each_topic(conn, before)
         for live in lives:

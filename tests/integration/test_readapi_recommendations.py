@@ -14,23 +14,28 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from domain.dismissals import Dismissal
+from domain.dismissals import stream_id as dismissal_of
+from domain.feedback import GivenList
 from domain.upload import Upload
 from infra.http.shapes import encode_position
 from infra.settings import Settings, load_settings
 from projections.catalog import Catalog
 from projections.comments import Comments
+from projections.dismissals import Dismissals
 from projections.integration_events import VIDEO_VIEWED
 from projections.likes import Likes
 from projections.recommendations.co_occurrence import Engagement, keep
+from projections.recommendations.display import PLAIN
 from projections.recommendations.model import EngagementKind, Weighing
 from projections.recommendations.recommender import (
     ENGAGED_PREFIX,
-    PLAIN,
     PREFIX,
     RecommendationInvalidation,
 )
 from tests import openai_server
 from tests.integration.analytics_sinks import record
+from tests.integration.event_log import rows
 from tests.integration.projection_support import hosting, origin
 from tests.integration.readapi_support import Site
 from tests.openai_server import Answer, Call, OpenAIServer
@@ -99,7 +104,7 @@ def settings_of(**more: str) -> Settings:
 def serving(database_url: str, folder: Path, settings: Settings) -> Iterator[Place]:
     site = Site(database_url, folder, settings=settings)
     try:
-        with hosting(database_url, Catalog(), Likes(), Comments()):
+        with hosting(database_url, Catalog(), Likes(), Comments(), Dismissals()):
             yield Place(site, settings)
     finally:
         site.close()
@@ -160,6 +165,109 @@ def test_the_same_with_all_that_is_known_of_the_videos(place: Place) -> None:
     body = place.ask(path="/videos/recommendations")
     assert body["items"][0]["video"] == place.site.get(f"/videos/{near.id}", "ann").json()
     assert place.ask()["items"][0]["score"] == body["items"][0]["score"]
+
+
+def test_two_settings_are_compared_in_one_list(database_url: str, tmp_path: Path) -> None:
+    b = "neighbour=0,popularity_exponent=1,same_category=1"
+    settings = settings_of(RECOMMENDATIONS_VARIANT_B=b)
+    for place in serving(database_url, tmp_path, settings):
+        seen, *others = (place.video(f"{n}", category=f"c{n % 2}") for n in range(9))
+        for number in range(len(others)):
+            place.watch(f"viewer {number}", seen, *others[number:])
+        place.watch("ann", seen)
+        body = place.ask()
+        assert sorted(titles(body)) == sorted(each.title for each in others)
+        teams = [each["variant"] for each in body["items"]]
+        assert abs(teams.count("a") - teams.count("b")) <= 1
+        assert titles(place.ask()) == titles(body)
+        full = place.ask(path="/videos/recommendations")
+        assert [each["variant"] for each in full["items"]] == teams
+        ((key,),) = rows(database_url, "SELECT key FROM lists.key")
+        given = GivenList.opened(body["listId"], "ann", key)
+        assert [str(offer.variant) for offer in given.offers] == teams
+        assert given.experiment == place.site.queries.recommendations.experiment
+        # What was seen meanwhile leaves gaps for neither team.
+        place.watch("ann", others[0])
+        place.site.writer.like(others[0].id, "ann")
+        left = place.site.get(ALL, "ann", fresh=False).json()
+        assert others[0].title not in titles(left)
+        assert abs(sum({"a": 1, "b": -1}[each["variant"]] for each in left["items"])) <= 1
+
+
+def test_without_a_second_variant_nothing_is_told_of_one(place: Place) -> None:
+    place.video()
+    body = place.ask()
+    assert [each.get("variant") for each in body["items"]] == [None]
+    ((key,),) = rows(place.site.database_url, "SELECT key FROM lists.key")
+    given = GivenList.opened(body["listId"], "ann", key)
+    assert (given.experiment, given.offers[0].variant) == (None, "default")
+
+
+@pytest.mark.parametrize(("watched", "source"), [(True, "neighbour"), (False, "new")])
+def test_each_says_what_brought_it_there(place: Place, watched: bool, source: str) -> None:
+    seen, near = place.video("Seen", category="a"), place.video("Near", category="b")
+    if watched:
+        place.watch("bob", seen, near)
+        place.watch("ann", seen)
+    found = {each["video"]["title"]: each["source"] for each in place.ask()["items"]}
+    assert found["Near"] == source
+
+
+def test_what_was_dismissed_is_left_out_before_anything_has_heard_of_it(place: Place) -> None:
+    seen, near, third = (place.video(each) for each in ("Seen", "Near", "Third"))
+    place.watch("bob", seen, near, third)
+    place.watch("ann", seen)
+    assert sorted(titles(place.ask())) == ["Near", "Third"]
+    place.site.writer.save(
+        dismissal := Dismissal.blank(dismissal_of(near.id, "ann")).dismiss(
+            near.id, "ann", origin("ann")
+        )
+    )
+    # Neither the position nor a read model is waited for, and the kept ones are not outdated.
+    for path in (ALL, "/videos/recommendations"):
+        told = place.site.get(path, "ann", fresh=False).json()
+        assert (told["cached"], titles(told)) == (True, ["Third"])
+    assert "Near" in titles(place.ask("cat"))
+    place.site.writer.save(dismissal.take_back(near.id, "ann", origin("ann")))
+    assert sorted(titles(place.site.get(ALL, "ann", fresh=False).json())) == ["Near", "Third"]
+
+
+def test_what_was_dismissed_makes_room_and_says_what_is_liked_less(place: Place) -> None:
+    seen = place.video("Seen", category="news")
+    others = {name: place.video(name, category=name[:3]) for name in ("art 1", "art 2", "fun 1")}
+    place.watch("bob", seen, *others.values())
+    place.watch("cat", seen, others["art 1"])
+    place.watch("ann", seen)
+    scores = {each["video"]["title"]: each["score"] for each in place.ask()["items"]}
+    assert list(scores) == ["art 1", *sorted(["art 2", "fun 1"], key=lambda n: -scores[n])]
+    writer = place.site.writer
+    writer.save(
+        Dismissal.blank(dismissal_of(others["art 2"].id, "ann")).dismiss(
+            others["art 2"].id, "ann", origin("ann")
+        )
+    )
+    time.sleep(UNSETTLED)
+    place.watch("ann", seen)
+    now = {each["video"]["title"]: each["score"] for each in place.ask()["items"]}
+    assert sorted(now) == ["art 1", "fun 1"]
+    assert now["art 1"] / scores["art 1"] == pytest.approx(0.9, rel=0.02)
+
+
+def test_what_was_watched_and_dismissed_brings_in_nothing(place: Place) -> None:
+    good, bad, near, far = (place.video(each) for each in ("Good", "Bad", "Near", "Far"))
+    place.watch("bob", good, near)
+    place.watch("cat", bad, far)
+    place.watch("ann", good, bad)
+    reasons = {each["reason"] for each in place.ask()["items"]}
+    assert "Because you watched “Bad”" in reasons
+    place.site.writer.save(
+        Dismissal.blank(dismissal_of(bad.id, "ann")).dismiss(bad.id, "ann", origin("ann"))
+    )
+    time.sleep(UNSETTLED)
+    place.watch("ann", good)
+    again = {each["video"]["title"]: each["reason"] for each in place.ask()["items"]}
+    assert again["Near"] == "Because you watched “Good”"
+    assert "Because you watched “Bad”" not in again.values()
 
 
 def test_they_are_kept_until_the_user_does_something(place: Place) -> None:

@@ -170,6 +170,7 @@ MAKES_TABLES = {
     "projections/analytics/schema.py",
     "projections/analytics/rebuild.py",
     "projections/analytics/reconciliation.py",
+    "projections/feedback/rebuild.py",
     "projections/recommendations/embeddings.py",
 }
 

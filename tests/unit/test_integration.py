@@ -42,10 +42,19 @@ SEEN = TelemetryEvent(
     {"sessionId": "5f0c2f0a-7f0e-4a3c-9a39-1c6a54f2b7aa"},
     "8c7b1a52f0",
 )
+RECOMMENDED = {
+    "listId": "a8b7c2de-6f37-5ab1-9c70-2f6a51c0c0de",
+    "givenAt": "2026-11-22T09:00:00Z",
+    "place": 3,
+    "source": "neighbour",
+    "variant": "b",
+}
 DETAILS: dict[str, dict[str, Any]] = {
     "video.viewed": {},
     "video.watch_time": {"seconds": 12.5},
     "video.shared": {"channel": "mail"},
+    "recommendation.shown": RECOMMENDED,
+    "recommendation.chosen": {**RECOMMENDED, "experiment": 7},
 }
 
 

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from threading import Event
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from psycopg import Connection
 from psycopg.rows import TupleRow
@@ -37,13 +38,17 @@ from engine.replay.replay import ReplayElsewhere, carry_on
 from infra.errors import OperatorError
 from projections.analytics.rebuild import NAME as ANALYTICS
 from projections.analytics.rebuild import AnalyticsMeans, Rebuild, Stopped
+from projections.feedback.rebuild import NAME as FEEDBACK
+from projections.feedback.rebuild import FeedbackRebuild
 from projections.like_counters import NAME as COUNTERS
 from projections.like_counters import Counters, rebuild, renewing
 from projections.likes import Likes
 
 PATIENCE_SECONDS = 10.0
 LOOK_SECONDS = 0.02
-# The keys that differ in the analytics, as the audit keeps them: the first ones only.
+MENDED = (ANALYTICS, FEEDBACK)
+"""What has no copies: it is compared and mended where it is."""
+# The keys that differ there, as the audit keeps them: the first ones only.
 NAMED_KEYS = 20
 
 NOBODY = "no process runs it now; one with the role `projections` goes on with it"
@@ -148,8 +153,8 @@ def carry_out(conn: Connection[TupleRow], tools: Tools, operation: Operation) ->
     if operation.subject == COUNTERS and operation.action == "replay":
         return _rebuild_counters(conn, tools)
     try:
-        if operation.subject == ANALYTICS:
-            return _rebuild_analytics(conn, tools, operation)
+        if operation.subject in MENDED:
+            return _rebuild(conn, tools, operation)
         result = ACTIONS[operation.action](_context(conn, tools, operation))
     except OperatorError as error:
         return _refused(str(error))
@@ -158,8 +163,8 @@ def carry_out(conn: Connection[TupleRow], tools: Tools, operation: Operation) ->
 
 def prepare(conn: Connection[TupleRow], tools: Tools, operation: Operation) -> Ended | None:
     """Begin a replay, so that what is asked for next finds it begun; return how it is refused."""
-    # The counters and the analytics have no copies that are begun beforehand.
-    if operation.action in PURPOSES and operation.subject not in (COUNTERS, ANALYTICS):
+    # What is mended where it is has no copies that are begun beforehand.
+    if operation.action in PURPOSES and operation.subject not in (COUNTERS, *MENDED):
         try:
             _begin(_context(conn, tools, operation))
         except OperatorError as error:
@@ -360,32 +365,57 @@ def _rebuild_counters(conn: Connection[TupleRow], tools: Tools) -> Ended:
     return Ended(OperationOutcome.DONE, {"counters": done})
 
 
-def _rebuild_analytics(
-    conn: Connection[TupleRow], tools: Tools, operation: Operation
-) -> Ended | None:
-    """Verify or replay the analytics; None where this process is to end before it is over.
+def _rebuild(conn: Connection[TupleRow], tools: Tools, operation: Operation) -> Ended | None:
+    """Verify or replay what is mended where it is; None where this process ends before it is over.
 
     A replay that differs and was not agreed to is cancelled, and changes nothing.
     """
-    if tools.analytics is None or operation.action not in ("verify", "replay"):
-        action = operation.action
-        return _refused(f"The analytics can be verified and replayed; there is no {action}.")
+    name, action, means = operation.subject, operation.action, tools.analytics
+    if means is None or action not in ("verify", "replay"):
+        return _refused(f"The {name} can be verified and replayed; there is no {action}.")
     if "to" in operation.parameters:
-        return _refused("The analytics are mended where they are: there is no look at their past.")
+        return _refused(f"The {name} can be mended in place: there is no look at the past.")
     try:
-        with closing(connect(tools.analytics.url, "analytics rebuild")) as own:
-            work = Rebuild(conn, own, tools.analytics, report=tools.report, stopping=tools.stopping)
+        with closing(connect(means.url, f"{name} rebuild")) as own:
+            if name == FEEDBACK:
+                again = FeedbackRebuild(conn, own, datetime.now(UTC) - means.retention)
+                return _mend(again, tools, operation)
+            work = Rebuild(conn, own, means, report=tools.report, stopping=tools.stopping)
             return _mend(work, tools, operation)
     except Stopped:
         return None
 
 
-def _mend(work: Rebuild, tools: Tools, operation: Operation) -> Ended:
+class Compared(Protocol):
+    """What a comparison came to."""
+
+    @property
+    def position(self) -> int: ...
+
+    @property
+    def events(self) -> int: ...
+
+    @property
+    def difference(self) -> Difference: ...
+
+
+F = TypeVar("F", bound=Compared)
+
+
+class InPlace(Protocol[F]):
+    """What compares what is stored with where it came from, and mends it."""
+
+    def compare(self) -> F: ...
+
+    def mend(self, found: F) -> int: ...
+
+
+def _mend(work: InPlace[F], tools: Tools, operation: Operation) -> Ended:
     found = work.compare()
     tools.compared(found.difference)
     told = found.difference.as_dict()
     result: Members = {
-        "name": ANALYTICS,
+        "name": operation.subject,
         "position": found.position,
         "events": found.events,
         "difference": {**told, "keys": told["keys"][:NAMED_KEYS]},
