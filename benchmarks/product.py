@@ -25,6 +25,7 @@ from engine.messages import IncomingMessage, RawMessage, Sink
 from infra.settings import Settings
 from projections import integration_events
 from projections.likes import LikedVideo, Likes
+from projections.recommendations.blend import blend
 from projections.recommendations.candidates import candidates_for
 from projections.recommendations.co_occurrence import rank_categories
 from projections.recommendations.model import (
@@ -33,7 +34,7 @@ from projections.recommendations.model import (
     RankedVideo,
     Weighing,
 )
-from projections.recommendations.recommender import MOST, blend, profile_of
+from projections.recommendations.recommender import MOST, profile_of
 from projections.trending import Formula, Ranked, Trending, Window
 from workers.analytics import Analytics, AnalyticsVideos
 from workers.recommendations import EngagementSink

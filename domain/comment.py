@@ -123,7 +123,7 @@ class Comment(Aggregate):
     class TargetTranslated(Event):
         """A reader has asked for this language, beside the one that every comment gets."""
 
-        TOPIC = "comment.target_translated.v1"
+        TOPIC = "comment.translated_to.v1"
         revision: int
         original_language: str
         target_language: str
@@ -137,7 +137,7 @@ class Comment(Aggregate):
     class TargetNotTranslated(Event):
         """A reader has asked for this language, and there is no translation into it."""
 
-        TOPIC = "comment.target_not_translated.v1"
+        TOPIC = "comment.not_translated_to.v1"
         revision: int
         target_language: str
         status: str

@@ -43,11 +43,11 @@ class Signal(StrEnum):
     NEIGHBOUR = "neighbour"
     SIMILAR = "similar"
     CATEGORY = "category"
-    POPULAR = "popular"
     TRENDING = "trending"
     NEW = "new"
     LLM = "llm"
     OTHER = "other"
+    POPULAR = "popular"
 
 
 class Variant(StrEnum):

@@ -239,10 +239,7 @@ BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """The weights: points of a view, a like, a comment and a watched minute, boost and decay.
-
-    At least `age_floor` of a video's points, of 1, are left however old it is.
-    """
+    """Points of a view, a like, a comment and a watched minute; boost, decay, and what it leaves."""
 
     view_weight: float = 1.0
     like_weight: float = 5.0
@@ -457,7 +454,9 @@ class TrendingInvalidation:
     """Tells all processes that something new was counted; to be used from one event loop."""
 
     def __init__(self, redis: Redis) -> None:
-        self._generations = Generations(_optional(redis))
+        self._generations = Generations(
+            OptionalRedis(redis, "trending_cache", TRENDING_CACHE_FAILURES)
+        )
 
     async def touch(self) -> None:
         """Begin a generation of rankings; to be called after each commit.
@@ -478,7 +477,7 @@ class TrendingCache:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._cache: ReadThroughCache[tuple[Ranked, ...]] = ReadThroughCache(
-            _optional(redis),
+            OptionalRedis(redis, "trending_cache", TRENDING_CACHE_FAILURES),
             TypeAdapter(Ranking),
             lambda _: lifetimes,
             lookups=TRENDING_LOOKUPS,
@@ -499,7 +498,3 @@ class TrendingCache:
         Concurrent callers share one computation and its failure. Never raises RedisError.
         """
         return await self._cache.get(key_of(window, limit, category), GENERATION, compute, wanted)
-
-
-def _optional(redis: Redis) -> OptionalRedis:
-    return OptionalRedis(redis, "trending_cache", TRENDING_CACHE_FAILURES)

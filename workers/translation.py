@@ -48,7 +48,7 @@ from infra.tasks.messages import BrokerAway, Postponed, TaskOrigin, enqueue
 from infra.tasks.queues import TRANSLATION, FailedTask, TaskQueues
 from projections.comments import Comments
 from projections.integration_events import COMMENT_CREATED, COMMENT_EDITED
-from workers.kept import Glossary
+from workers.fidelity import Glossary
 from workers.tasks import TaskConsumer, Tasks, execute
 from workers.translator import Translation, TranslationCache, Translator
 

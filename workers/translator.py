@@ -32,7 +32,7 @@ from infra.metrics import counter
 from infra.redis import OptionalRedis
 from infra.redlock import LocksUnavailable, LockTaken, make_redlock
 from infra.settings.features import TranslationSettings
-from workers.kept import NO_TERMS, Glossary, Lost, lost_in, spoken_anew, weight
+from workers.fidelity import NO_TERMS, Glossary, Lost, lost_in, spoken_anew, weight
 
 log = structlog.get_logger(__name__)
 

@@ -138,7 +138,7 @@ def test_a_reader_asks_for_another_language_once(
     assert eventually(lambda: seen("de").get("translatedText")) == f"[de] {text}"
     assert provider.by_text[text] == 2, "neither a restart nor a replay asks again"
     stream = read(admin.get(f"/audit/streams/{comment}"))["items"]
-    assert [event["type"] for event in stream][-1] == "comment.target_translated.v1"
+    assert [event["type"] for event in stream][-1] == "comment.translated_to.v1"
 
 
 def test_comments_of_a_removed_video_cost_nothing_and_take_no_edits(

@@ -311,7 +311,7 @@ class TestOnDemand:
         german.run(comment)
         german.provider.otherwise = lambda call: translated(f"[{call.target}] {content}", "es")
         self.ask(german, comment, "de", "fr")
-        assert sorted(german.kinds(comment)[3:]) == ["target_translated"] * 2
+        assert sorted(german.kinds(comment)[3:]) == ["translated_to"] * 2
         assert german.last(comment)["translated_text"].startswith(
             f"[{german.last(comment)['target_language']}] "
         )

@@ -29,7 +29,7 @@ from tests.integration.translation_support import (
     stored,
 )
 from tests.support import DEADLINE_SECONDS
-from workers.kept import Glossary
+from workers.fidelity import Glossary
 from workers.translator import LOCK_PREFIX, PROMPT_VERSION, Translation, TranslationCache
 
 pytestmark = pytest.mark.anyio

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 
+from projections.recommendations.blend import TITLE_LENGTH, blend, source_of, with_new
 from projections.recommendations.model import (
     Candidate,
     DescribedVideo,
@@ -18,7 +19,6 @@ from projections.recommendations.model import (
     RankedVideo,
     RecommendationSource,
 )
-from projections.recommendations.recommender import TITLE_LENGTH, blend, source_of, with_new
 
 AT = datetime(2026, 3, 14, tzinfo=UTC)
 SEEN = UUID(int=999)

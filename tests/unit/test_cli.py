@@ -173,7 +173,7 @@ def test_what_breaks_is_not_taken_for_a_finding(
         ("backlot events export --format ", {"jsonl", "cloudevents", "parquet"}),
         ("backlot topics dead ", {"discard", "list", "show"}),
         ("backlot topics dead list --topic comment.c", {"comment.created"}),
-        ("backlot tasks dead --queue t", {"translation"}),
+        ("backlot tasks dead --queue t", {"translation", "translation_requests"}),
     ],
 )
 def test_a_shell_completes(

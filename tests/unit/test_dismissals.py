@@ -14,6 +14,7 @@ from domain.model import Aggregate
 from domain.upload import Upload
 from domain.video_likes import stream_id as likes_of
 from engine.command_bus import Aggregates, Slot
+from projections.recommendations.blend import blend
 from projections.recommendations.interest import LEAST, interest
 from projections.recommendations.model import (
     Candidate,
@@ -22,7 +23,6 @@ from projections.recommendations.model import (
     Material,
     Profile,
 )
-from projections.recommendations.recommender import blend
 from tests.unit.given_when_then import AT, by, fact, given
 
 ANN = by("ann")

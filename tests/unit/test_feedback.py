@@ -84,6 +84,7 @@ class TestIds:
             "new",
             "llm",
             "other",
+            "popular",
         ]
         assert [str(each) for each in VARIANTS] == ["default", "a", "b"]
 

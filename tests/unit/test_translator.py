@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from infra import metrics
 from infra.llm.client import Answer, Parsed
 from infra.llm.errors import Throttled
-from workers.kept import Glossary, missing
+from workers.fidelity import Glossary, missing
 from workers.translator import (
     PIECE_CHARACTERS,
     PROMPT_VERSION,

@@ -17,7 +17,7 @@ from benchmarks.detecting import labelled
 from infra.language.detector import TextDetector
 from infra.language.words import emoji_of, words
 from tests.real_inputs import RealInput, each, real_inputs
-from workers.kept import MANY, Glossary, lost_in, missing, weight
+from workers.fidelity import MANY, Glossary, lost_in, missing, weight
 from workers.translator import LEAST_WEIGHT, TranslatedComment, Translator
 
 DETECTOR = TextDetector(0.7)

@@ -1,0 +1,175 @@
+"""The blend: candidates ordered by how likely each is to be watched next, and a reason for each.
+
+Also the order where there is no language model, and what a model's answer is fused with.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from uuid import UUID
+from zlib import crc32
+
+from domain.feedback import Signal
+from projections.recommendations.model import (
+    Candidate,
+    Material,
+    RankedVideo,
+    RecommendationSource,
+)
+from projections.recommendations.prompt import plain
+
+TITLE_LENGTH = 60
+"""In characters: a reason is a line beside a thumbnail."""
+
+# What each signal of a candidate weighs:
+#
+#     score = fresh · Σ weight · signal + weight · trending
+#
+# Each signal is a guess at how likely the video is watched next, the weights say how often each is
+# right: a mixture. `fresh` is the same factor as in trending, which has it within.
+WEIGHTS = {
+    "neighbour": 1.0,
+    "same_category": 0.15,
+    "similar": 0.1,
+    "popular": 0.1,
+    "trending": 0.03,
+}
+TIES = {
+    "neighbour": Signal.NEIGHBOUR,
+    "same_category": Signal.CATEGORY,
+    "similar": Signal.SIMILAR,
+}
+"""What ties a video to a user."""
+# The n-th video of a category (n = 0, 1, …) has its score divided by 1 + n · REPEAT, as in maximal
+# marginal relevance (Carbonell and Goldstein, 1998) with a similarity of 1 within a category and 0
+# between categories. A new user has shown no taste, and gets more variety.
+REPEAT = 0.01
+REPEAT_FOR_NEW = 0.1
+
+
+def blend(
+    material: Material, *, limit: int, weights: Mapping[str, float] = WEIGHTS
+) -> list[RankedVideo]:
+    """Return the first `limit` candidates by falling score; equal scores are ordered by id."""
+    scored = sorted(
+        (
+            (_score(each, weights) * material.interest_in(each), each)
+            for each in material.candidates
+        ),
+        key=lambda pair: (-pair[0], pair[1].video_id),
+    )
+    varied = _vary(scored, REPEAT_FOR_NEW if material.profile.is_empty else REPEAT)
+    return [
+        RankedVideo(
+            each.video_id, score, _reason(each, material), each.because, signal=_signal(each)
+        )
+        for score, each in islice(varied, limit)
+    ]
+
+
+def with_new(
+    items: Sequence[RankedVideo], newest: Sequence[RankedVideo], share: float, user_id: str
+) -> tuple[RankedVideo, ...]:
+    """Return `items` with that share of the places given to new videos; the newest follow.
+
+    Every n-th place is theirs, n = 1 / share. Users get them in turns, so that all are shown to
+    somebody. None comes twice.
+    """
+    known = {each.video_id for each in items}
+    new = [each for each in newest if each.video_id not in known]
+    every = round(1 / share) if share else 0
+    shown = deque(new)
+    shown.rotate(crc32(user_id.encode()))
+    found: list[RankedVideo] = []
+    for each in items:
+        if every and shown and (len(found) + 1) % every == 0:
+            found.append(replace(shown.popleft(), score=each.score))
+        found.append(each)
+    known |= {each.video_id for each in found}
+    return (*found, *(each for each in new if each.video_id not in known))
+
+
+def source_of(material: Material) -> RecommendationSource:
+    """Return what the blend has to go by: TRENDING where nothing ties a candidate to the user."""
+    tied = any(any(_ties(each).values()) for each in material.candidates)
+    if tied and not material.profile.is_empty:
+        return RecommendationSource.BLEND
+    return RecommendationSource.TRENDING
+
+
+def _ties(candidate: Candidate) -> dict[str, float]:
+    """Return what ties a candidate to the user, and how much of each."""
+    return {name: WEIGHTS[name] * getattr(candidate, name) for name in TIES}
+
+
+def _score(candidate: Candidate, weights: Mapping[str, float]) -> float:
+    signals = {name: weight * getattr(candidate, name) for name, weight in weights.items()}
+    trending = signals.pop("trending")
+    return float(candidate.fresh * sum(signals.values()) + trending)
+
+
+def _vary(
+    scored: Sequence[tuple[float, Candidate]], repeat: float
+) -> Iterator[tuple[float, Candidate]]:
+    """Yield all with lowered scores, best first; those without a category repeat nothing."""
+    queues: dict[str | UUID, deque[tuple[float, Candidate]]] = defaultdict(deque)
+    for score, candidate in scored:
+        queues[candidate.category or candidate.video_id].append((score, candidate))
+    given = dict.fromkeys(queues, 0)
+
+    def lowered(key: str | UUID) -> float:
+        return queues[key][0][0] / (1 + given[key] * repeat)
+
+    while queues:
+        key = min(queues, key=lambda each: (-lowered(each), queues[each][0][1].video_id))
+        score = lowered(key)
+        yield score, queues[key].popleft()[1]
+        given[key] += 1
+        if not queues[key]:
+            del queues[key]
+
+
+def _signal(candidate: Candidate) -> Signal:
+    """Return the strongest tie of the candidate to the user; without one, whether it trends."""
+    ties = _ties(candidate)
+    most = max(ties, key=lambda name: ties[name])
+    if ties[most] > WEIGHTS["popular"] * candidate.popular:
+        return TIES[most]
+    if candidate.trending:
+        return Signal.TRENDING
+    return Signal.POPULAR if candidate.popular else Signal.OTHER
+
+
+def _reason(candidate: Candidate, material: Material) -> str:
+    """Return what `_signal` does, in a line for people."""
+    signal = _signal(candidate)
+    if signal is Signal.TRENDING:
+        return "Trending this month"
+    if signal is Signal.POPULAR:
+        return "Popular with other viewers"
+    if signal is Signal.OTHER:
+        return "Something else to watch"
+    if signal is Signal.NEIGHBOUR:
+        return _because(candidate.because, material)
+    if signal is Signal.SIMILAR:
+        return "Similar to what you watched"
+    category = _line(candidate.category or "")
+    return f"Popular in {category} right now" if candidate.trending else f"More in {category}"
+
+
+def _because(video_id: UUID | None, material: Material) -> str:
+    liked = any(each.video_id == video_id for each in material.profile.liked)
+    verb = "liked" if liked else "watched"
+    described = material.described.get(video_id) if video_id else None
+    if described is None or not (title := _line(described.title)):
+        return f"Because of what you {verb}"
+    return f"Because you {verb} “{title}”"
+
+
+def _line(title: str) -> str:
+    """Return a title on one line, without characters that are unseen or turn the text around."""
+    whole = plain(title)
+    return whole if len(whole) <= TITLE_LENGTH else f"{whole[: TITLE_LENGTH - 1].rstrip()}…"
