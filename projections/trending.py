@@ -239,7 +239,7 @@ BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """Points of a view, a like, a comment and a watched minute; boost, decay, and what it leaves."""
+    """Points of a view, like, comment and watched minute; boost, decay, and what that leaves."""
 
     view_weight: float = 1.0
     like_weight: float = 5.0
