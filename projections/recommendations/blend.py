@@ -1,23 +1,28 @@
 """The blend: candidates ordered by how likely each is to be watched next, and a reason for each.
 
-Also the order where there is no language model, and what a model's answer is fused with.
+Also the order where there is no language model, and what a model's answer is fused with; two
+settings of it, interleaved; and what dismissals say of other videos.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import islice
+from random import Random
 from uuid import UUID
 from zlib import crc32
 
-from domain.feedback import Signal
+from domain.feedback import Signal, Variant
 from projections.recommendations.model import (
     Candidate,
+    DescribedVideo,
     Material,
     RankedVideo,
     RecommendationSource,
+    Weighing,
 )
 from projections.recommendations.prompt import plain
 
@@ -173,3 +178,73 @@ def _line(title: str) -> str:
     """Return a title on one line, without characters that are unseen or turn the text around."""
     whole = plain(title)
     return whole if len(whole) <= TITLE_LENGTH else f"{whole[: TITLE_LENGTH - 1].rstrip()}…"
+
+
+MOST_DISMISSED = 1_000
+"""So many, the latest, are looked up to be left out of the candidates; none is shown, however old
+its dismissal is."""
+TELLING = 20
+"""So many, the latest, tell what the user is less interested in."""
+# Each of a category takes so much of its videos' scores, up to a half: a category is much wider
+# than a video, and what the user watches goes on to count.
+STEP = 0.1
+LEAST = 0.5
+
+
+def interest(
+    dismissed: Sequence[UUID], described: Mapping[UUID, DescribedVideo]
+) -> dict[str, float]:
+    """Return by what the scores of some categories are multiplied: from LEAST to 1."""
+    found = (described[video].category for video in dismissed if video in described)
+    counts = Counter(category for category in found if category is not None)
+    return {category: max(LEAST, 1 - STEP * count) for category, count in counts.items()}
+
+
+EXPERIMENTS = 2**31
+
+
+@dataclass(frozen=True)
+class BlendVariant:
+    """Settings of the blend: what each signal weighs, and how candidates are weighed."""
+
+    weights: Mapping[str, float]
+    weighing: Weighing
+
+    def changed(self, given: Mapping[str, float]) -> BlendVariant:
+        """Return the same with some settings, weights or those of the weighing, otherwise."""
+        weights = {name: given.get(name, weight) for name, weight in self.weights.items()}
+        rest = {name: value for name, value in given.items() if name not in weights}
+        return BlendVariant(weights, replace(self.weighing, **rest))  # type: ignore[arg-type]
+
+
+def experiment_of(variants: Sequence[BlendVariant]) -> int | None:
+    """Return the number that names the settings compared, whatever release has them; else None."""
+    if len(variants) < len("AB"):
+        return None
+    told = repr([(sorted(each.weights.items()), each.weighing) for each in variants])
+    return int.from_bytes(sha256(told.encode()).digest()[:4]) % EXPERIMENTS
+
+
+def interleave(a: Iterable[RankedVideo], b: Iterable[RankedVideo], seed: UUID) -> list[RankedVideo]:
+    """Return the videos of two orders, each once, with the team whose it is; one list per seed.
+
+    Team-draft interleaving (Radlinski, Kurup and Joachims, "How Does Clickthrough Data Reflect
+    Retrieval Quality?", CIKM 2008): the teams take turns, a coin decides who is first in each, and
+    a team picks the best of its own that is not taken yet. So each is as likely to be seen, and
+    what is chosen of a team tells how good its order is.
+    """
+    # No secret: who knows the coin can choose what they like all the same.
+    coin = Random(seed.int)  # noqa: S311
+    left = {Variant.A: list(a)[::-1], Variant.B: list(b)[::-1]}
+    taken: set[UUID] = set()
+    drafted: list[RankedVideo] = []
+    while any(left.values()):
+        first, second = coin.choice([(Variant.A, Variant.B), (Variant.B, Variant.A)])
+        for team in (first, second):
+            while left[team] and left[team][-1].video_id in taken:
+                left[team].pop()
+            if left[team]:
+                picked = left[team].pop()
+                taken.add(picked.video_id)
+                drafted.append(replace(picked, variant=team))
+    return drafted

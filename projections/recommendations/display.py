@@ -17,8 +17,8 @@ from engine.event_store import EVENTS
 from engine.log import topics_of
 from projections.analytics.calendar import start_of_hour
 from projections.catalog import Catalog, VideoRow
+from projections.recommendations.blend import interleave
 from projections.recommendations.model import RankedRecommendations, RankedVideo
-from projections.recommendations.variants import interleave
 
 # Each by key. A stream of likes is there once there was a like, also where it was taken back; of a
 # dismissal the last event says whether it stands.

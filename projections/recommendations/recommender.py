@@ -43,10 +43,19 @@ from projections.analytics.queries import (
 from projections.catalog import Catalog
 from projections.dismissals import Dismissals
 from projections.likes import Likes
-from projections.recommendations.blend import WEIGHTS, blend, source_of, with_new
+from projections.recommendations.blend import (
+    MOST_DISMISSED,
+    TELLING,
+    WEIGHTS,
+    BlendVariant,
+    blend,
+    experiment_of,
+    interest,
+    source_of,
+    with_new,
+)
 from projections.recommendations.candidates import candidates_for, shares_of
 from projections.recommendations.embeddings import nearest
-from projections.recommendations.interest import MOST_DISMISSED, TELLING, interest
 from projections.recommendations.model import (
     Candidate,
     DescribedVideo,
@@ -60,7 +69,6 @@ from projections.recommendations.model import (
 )
 from projections.recommendations.prompt import MOST_LIKED, MOST_WATCHED
 from projections.recommendations.ranker import BudgetSpent, Ranker, fuse, make_ranker
-from projections.recommendations.variants import BlendVariant, experiment_of
 from projections.trending import Ranked, Window
 
 log = structlog.get_logger(__name__)

@@ -14,8 +14,7 @@ from domain.model import Aggregate
 from domain.upload import Upload
 from domain.video_likes import stream_id as likes_of
 from engine.command_bus import Aggregates, Slot
-from projections.recommendations.blend import blend
-from projections.recommendations.interest import LEAST, interest
+from projections.recommendations.blend import LEAST, blend, interest
 from projections.recommendations.model import (
     Candidate,
     DescribedVideo,

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from domain.feedback import Variant
 from infra.settings import SettingsError, load_settings
 from infra.settings.features import BLEND
-from projections.recommendations.blend import TIES, WEIGHTS
+from projections.recommendations.blend import TIES, WEIGHTS, BlendVariant, experiment_of, interleave
 from projections.recommendations.model import RankedVideo, Weighing
-from projections.recommendations.variants import BlendVariant, experiment_of, interleave
 
 ORDERS = st.lists(st.integers(0, 30), unique=True, max_size=20)
 BASE = BlendVariant(WEIGHTS, Weighing())
