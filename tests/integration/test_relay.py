@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -25,6 +26,20 @@ from tests.support import ended, until
 SEEN = TelemetryEvent(
     uuid4(), "video.viewed", VIDEO, "ann", datetime.now(UTC), {"sessionId": str(uuid4())}, "asked"
 )
+
+IN_LIST = {
+    "listId": str(uuid4()),
+    "givenAt": "2026-11-22T09:00:00Z",
+    "place": 1,
+    "source": "neighbour",
+    "variant": "default",
+}
+DETAILS: dict[str, dict[str, Any]] = {
+    "video.watch_time": {"sessionId": str(uuid4()), "seconds": 2.5},
+    "video.shared": {"channel": "mail"},
+    "recommendation.shown": IN_LIST,
+    "recommendation.chosen": IN_LIST,
+}
 
 
 @pytest.fixture
@@ -65,20 +80,19 @@ def write_everything(writer: Writer) -> int:
 def test_everything_is_told_under_its_topic(url: str, writer: Writer, cluster: MockCluster) -> None:
     async def scenario() -> None:
         count = write_everything(writer)
-        details = {"sessionId": str(uuid4()), "seconds": 2.5}
-        await watch(
-            url,
-            SEEN,
-            SEEN._replace(event_id=uuid4(), topic="video.watch_time", details=details),
-            SEEN._replace(event_id=uuid4(), topic="video.shared", details={"channel": "mail"}),
-        )
+        others = [
+            SEEN._replace(event_id=uuid4(), topic=each, details=details)
+            for each, details in DETAILS.items()
+        ]
+        await watch(url, SEEN, *others)
+        watched = 1 + len(others)
         async with (
             relaying(url, cluster.bootstrap_servers),
             Topics(cluster.bootstrap_servers) as told,
         ):
-            await told.until(count + 3)
-            await until(lambda: relayed(url) == {"events": writer.head, "telemetry": 3})
-        assert len(told.records) == count + 3
+            await told.until(count + watched)
+            await until(lambda: relayed(url) == {"events": writer.head, "telemetry": watched})
+        assert len(told.records) == count + watched
         assert {record.partition.topic for record in told.records} == set(TOPICS)
         for record in told.records:
             headers = dict(record.headers)
