@@ -77,7 +77,7 @@ router = APIRouter(tags=["analytics"])
     summary="How often recommendations are chosen, by source and variant",
 )
 async def get_recommendation_figures(
-    queries: Read, fresh: Fresh, _: Admin, range_: InRange = Range.WEEK
+    queries: Read, _: Admin, fresh: Fresh, range_: InRange = Range.WEEK
 ) -> Response:
     now = start_of_hour(datetime.now(UTC))
     since = now - LENGTHS[range_] if range_ in LENGTHS else EARLIEST

@@ -146,7 +146,7 @@ def test_an_admin_who_looks_is_no_impression(server: Program, user: httpx.Client
 
 
 def test_figures_are_for_operators(server: Program, user: httpx.Client) -> None:
-    problem(server.client().get(FIGURES), 401)
+    problem(server.client().get(FIGURES, headers={"Backlot-Min-Position": "?"}), 401)
     problem(user.get(FIGURES), 403, "forbidden")
     admin = server.client("root", admin=True)
     problem(admin.get(FIGURES, params={"timeRange": "1y"}), 422, "invalid")
