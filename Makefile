@@ -31,7 +31,7 @@ demo: $(STAMPS)/run ## Play the demo, on a server of its own when none answers
 # In another order each time; the first lines tell its seed, for ARGS="--randomly-seed=…". In four
 # processes, also on fewer cores: many tests wait for servers. The slowest tier comes first, which
 # reordering by the number of tests would put last.
-SHARED := --numprocesses=6 --dist=loadfile --no-loadscope-reorder
+SHARED := --numprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test: $(STAMPS)/dev ## Run the tests; ARGS="-k likes" for some
 	@exec $(BIN)/pytest $(SHARED) -m "not chaos" $(ARGS)
