@@ -254,15 +254,16 @@ class Recommender:
         found: list[UUID] = []
         before = END_OF_LOG
         try:
+            async with self._pool.connection() as conn:
+                latest = await self._dismissals.latest(conn, user_id, MOST_DISMISSED)
+            dismissed = {each.video_id for each in latest}
             for _ in range(MOST_PAGES):
                 async with self._pool.connection() as conn:
                     rows = await self._catalog.page(
                         conn, owner=None, category=None, before=before, limit=MOST
                     )
-                    dismissed = await self._dismissals.latest(conn, user_id, MOST_DISMISSED)
                 asked = [row.video_id for row in rows if row.owner != user_id]
-                known = await self._engaged_with(user_id, asked)
-                known |= {each.video_id for each in dismissed}
+                known = dismissed | await self._engaged_with(user_id, asked)
                 found += [video for video in asked if video not in known]
                 if len(found) >= MOST or len(rows) < MOST:
                     break
