@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from domain.comment import Comment
+from domain.feedback import CHOSEN, SHOWN
 from domain.model import Aggregate
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
@@ -29,14 +30,10 @@ VIDEO_UNLIKED = "video.unliked"
 VIDEO_VIEWED = "video.viewed"
 VIDEO_WATCH_TIME = "video.watch_time"
 VIDEO_SHARED = "video.shared"
-RECOMMENDATION_SHOWN = "recommendation.shown"
-RECOMMENDATION_CHOSEN = "recommendation.chosen"
 UPLOAD_COMPLETED = "upload.completed"
 UPLOAD_ABORTED = "upload.aborted"
 
-TELEMETRY = frozenset(
-    (VIDEO_VIEWED, VIDEO_WATCH_TIME, VIDEO_SHARED, RECOMMENDATION_SHOWN, RECOMMENDATION_CHOSEN)
-)
+TELEMETRY = frozenset((VIDEO_VIEWED, VIDEO_WATCH_TIME, VIDEO_SHARED, SHOWN, CHOSEN))
 
 EVENTS_SOURCE = b"/backlot/events"
 TELEMETRY_SOURCE = b"/backlot/telemetry"
@@ -162,8 +159,8 @@ TOPICS: dict[str, type[Value]] = {
     VIDEO_VIEWED: VideoViewed,
     VIDEO_WATCH_TIME: VideoWatchTime,
     VIDEO_SHARED: VideoShared,
-    RECOMMENDATION_SHOWN: RecommendationReported,
-    RECOMMENDATION_CHOSEN: RecommendationReported,
+    SHOWN: RecommendationReported,
+    CHOSEN: RecommendationReported,
     UPLOAD_COMPLETED: UploadCompletedValue,
     UPLOAD_ABORTED: UploadAbortedValue,
 }

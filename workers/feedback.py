@@ -13,6 +13,7 @@ from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 
 from commands.feedback import ListKey
+from domain.feedback import CHOSEN, SHOWN
 from engine.command_bus import CommandBus, Lookup, Reader
 from engine.connections import ThreadedConnection, in_thread
 from engine.installation import migrate
@@ -33,7 +34,6 @@ from projections.feedback.reports import (
     report_of,
     store,
 )
-from projections.integration_events import RECOMMENDATION_CHOSEN, RECOMMENDATION_SHOWN
 from workers.parts import Parts
 from workers.tasks import Tasks
 
@@ -57,7 +57,7 @@ class FeedbackSink:
     """Counts what was shown and chosen; shares its database with the analytics."""
 
     name = CONSUMER
-    topics = frozenset((RECOMMENDATION_SHOWN, RECOMMENDATION_CHOSEN))
+    topics = frozenset((SHOWN, CHOSEN))
 
     def __init__(self) -> None:
         self._last: Sequence[Sums] = ()
