@@ -155,15 +155,12 @@ def test_figures_are_for_operators(server: Program, user: httpx.Client) -> None:
 
 
 def test_they_tell_rates_by_source_and_variant(server: Program, user: httpx.Client) -> None:
+    before = counted(server)
     body = given(user)
     report(user, body["listId"], "shown", videoIds=ids(body))
     report(user, body["listId"], "chosen", videoId=ids(body)[0])
+    settled(server, before, shown=4, chosen=1)
     admin = server.client("root", admin=True)
-
-    def chosen() -> bool:
-        return bool(read(admin.get(FIGURES))["total"]["chosen"] >= 1)
-
-    eventually(chosen)
     told = read(admin.get(FIGURES))
     total = told["total"]
     assert 0 < total["low"] < total["rate"] < total["high"] < 1
