@@ -6,6 +6,7 @@ connection broke stays with this process, unseen, until the process ends.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import Lock
@@ -27,9 +28,13 @@ log = structlog.get_logger(__name__)
 NAMESPACE = "backlot"
 # How long a new task may wait when nothing else does: the queue is polled, not pushed.
 POLL_MS = 100
+# How often an empty queue is fetched from all the same, which tells that this worker is alive and
+# looks for dead ones. In between it is asked for its length: that costs a tenth of the script,
+# which most of an idle program's work with the Redis of its own would be.
+FETCH_SECONDS = 0.5
 # Of a million commands so many look for dead workers: with the stock 1,000 an idle program
-# takes a quarter of an hour to find one.
-MAINTENANCE_CHANCE = 100_000
+# takes an hour to find one.
+MAINTENANCE_CHANCE = 300_000
 # The dead letter keeps what was learned since the message was enqueued: the error, the attempts.
 REPLACE = """
 if redis.call("hexists", KEYS[1], ARGV[1]) == 1 then
@@ -74,6 +79,7 @@ class TaskRedisBroker(RedisBroker):
         self._replace = client.register_script(REPLACE)
         self._in_hand: dict[str, set[str]] = {}
         self._mutex = Lock()
+        self._fetched: dict[str, float] = {}
 
     @property
     def consumer_class(self) -> type[TaskRedisConsumer]:
@@ -82,6 +88,16 @@ class TaskRedisBroker(RedisBroker):
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
         with _as_lost_connection():
             return super().enqueue(message, delay=delay)
+
+    def do_fetch(self, queue_name: str, prefetch: int) -> list[bytes]:
+        """Take up to so many messages of a queue."""
+        now = time.monotonic()
+        recent = now - self._fetched.get(queue_name, -FETCH_SECONDS) < FETCH_SECONDS
+        if recent and not self.client.llen(_key(queue_name)):
+            return []
+        self._fetched[queue_name] = now
+        fetch = cast("Callable[[str, int], list[bytes]]", self._dispatch("fetch"))
+        return fetch(queue_name, prefetch)
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         """Return a consumer, after putting back what an earlier one had not passed on."""
