@@ -7,6 +7,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -14,6 +15,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = (
     "backlot", "commands", "domain", "engine", "infra", "projections", "readapi", "workers",
 )  # fmt: skip
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Return the syntax tree of a file, which is parsed once."""
+    return ast.parse(path.read_text())
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +47,8 @@ def modules(root: Path = ROOT) -> dict[str, Module]:
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
             name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-            text = path.read_text()
-            found[name] = Module(name, path, ast.parse(text), len(text.splitlines()))
+            lines = len(path.read_text().splitlines())
+            found[name] = Module(name, path, parsed(path), lines)
     return found
 
 

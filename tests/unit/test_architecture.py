@@ -6,7 +6,6 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 from tests import structure
@@ -18,15 +17,10 @@ CLOCKS_AND_CHANCE = {"random", "secrets", "time", "os", "socket", "subprocess", 
 CLOCK_READS = {"now", "utcnow", "today", "uuid1", "uuid4"}
 
 
-@cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
-
-
 def sources(*packages: str) -> dict[str, ast.Module]:
     """The syntax tree of each file of these packages, by its path in the project."""
     paths = sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
-    return {str(path.relative_to(ROOT)): parsed(path) for path in paths}
+    return {str(path.relative_to(ROOT)): structure.parsed(path) for path in paths}
 
 
 def nodes(*packages: str) -> Iterator[tuple[str, ast.AST]]:
@@ -129,7 +123,7 @@ def test_a_stop_is_asked_for_in_one_place() -> None:
 
 def test_a_call_that_may_lose_a_stop_is_found() -> None:
     file = "tests/unit/test_leases.py"
-    found = {call.split()[1] for call in calls_that_lose_stops(file, parsed(ROOT / file))}
+    found = {call.split()[1] for call in calls_that_lose_stops(file, structure.parsed(ROOT / file))}
     assert "task.cancel" in found
 
 

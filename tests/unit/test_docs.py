@@ -26,6 +26,7 @@ from infra.http.problems import TITLES
 from infra.objects.folder import FolderStore
 from infra.objects.routes import PROBLEMS
 from infra.settings import load_settings
+from tests.structure import parsed
 from tests.support import aggregates
 from workers.parts import Parts
 
@@ -128,7 +129,7 @@ def slugs_in_code() -> Iterator[tuple[str, int]]:
             text = path.read_text()
             if not any(f"{maker}(" in text for maker in PROBLEM_MAKERS):
                 continue
-            for node in ast.walk(ast.parse(text)):
+            for node in ast.walk(parsed(path)):
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") in PROBLEM_MAKERS:
                     yield from _slug(node)
 
@@ -171,7 +172,7 @@ def test_the_types_that_the_engine_page_names_are_there() -> None:
     )
     rows_of_types = re.findall(r"^\| [^|]+ \| (`[^|]+`) \|", table, re.MULTILINE)
     named = {name for row in rows_of_types for name in re.findall(r"`(\w+)`", row)}
-    trees = [ast.parse(path.read_text()) for path in (ROOT / "engine").rglob("*.py")]
+    trees = [parsed(path) for path in (ROOT / "engine").rglob("*.py")]
     classes = {node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     assert named - classes == set()
     assert named
