@@ -15,8 +15,15 @@ from infra.http.problems import problems
 from infra.http.shapes import Time, Wire
 from projections.analytics.calendar import start_of_hour
 from projections.analytics.queries import LENGTHS, Range
-from projections.feedback.reports import CONSUMER, Sums, TeamScore, comparisons, sums
-from projections.feedback.statistics import sign_test, wilson
+from projections.feedback.reports import (
+    CONSUMER,
+    Sums,
+    TeamScore,
+    comparisons,
+    sign_test,
+    sums,
+    wilson,
+)
 from readapi.analytics import InRange
 from readapi.queries import Fresh, Read
 

@@ -25,7 +25,7 @@ from domain.feedback import (
     Signal,
     Variant,
 )
-from projections.feedback.statistics import sign_test, wilson
+from projections.feedback.reports import sign_test, wilson
 
 KEY = bytes(range(32))
 AT = datetime(2026, 11, 30, 10, 59, 30, tzinfo=UTC)
