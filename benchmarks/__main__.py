@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.bench import open_bench, say
-from benchmarks.results import Comparison, as_dict, as_table, machine, to_json
+from benchmarks.bench import Scale, open_bench, say
+from benchmarks.results import Result, as_dict, as_table, machine, to_json
 from infra.errors import OperatorError
 from infra.logging import configure_logging
 from infra.settings import load_settings
@@ -48,6 +49,10 @@ WIDTH, REPORT_WIDTH = 110, 130
 STDOUT = Path("-")
 RECOMMENDATIONS, HISTORY = "recommendations", "RECOMMENDATIONS_HISTORY"
 MOST = 1_000_000
+SCALES = {
+    Scale.QUICK: "only check that everything works",
+    Scale.LARGE: "with up to ten times as many events where cost could grow with them; for hours",
+}
 NOT_MEANINGFUL = "A quick run: it shows that the benchmarks work; its figures mean nothing."
 
 
@@ -56,7 +61,7 @@ class BenchmarkUnavailable(OperatorError):
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """`names` (all when none is given, in our order), `json` (a path or None), `quick`.
+    """`names` (all when none is given, in our order), `json` (a path or None), `scale`.
 
     `history` is a file, or None for made-up communities; it is for `recommendations` alone.
     """
@@ -66,7 +71,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--json", nargs="?", type=Path, const=STDOUT, metavar="FILE",
         help="where to keep the results; without a file, print them",
     )  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="only check that everything works")
+    scale = parser.add_mutually_exclusive_group()
+    for each, help_ in SCALES.items():
+        scale.add_argument(
+            f"--{each}", dest="scale", action="store_const", const=each, default=Scale.USUAL,
+            help=help_,
+        )  # fmt: skip
     _add_recommendations(parser)
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in BENCHMARKS]
@@ -83,7 +93,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.names = [name for name in BENCHMARKS if name in options.names or not options.names]
     # A partial result must not replace a whole one.
     whole = len(options.names) == len(BENCHMARKS)
-    if options.json is None and not options.quick and whole and os.access(LATEST.parent, os.W_OK):
+    usual = whole and options.scale is Scale.USUAL
+    if options.json is None and usual and os.access(LATEST.parent, os.W_OK):
         options.json = LATEST
     return options
 
@@ -116,18 +127,19 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if options.history is not None or options.own:
             return judge_history(options)
-        comparisons, facts = measure(options.names, quick=options.quick)
+        results, facts = measure(options.names, options.scale)
     except OperatorError as error:
         print(f"backlot: {error}", file=sys.stderr)
         return int(error.exit_code)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    whole = as_dict(comparisons, facts, judged=not options.quick)
+    judged = options.scale is not Scale.QUICK
     if options.json != STDOUT:
-        show(comparisons, facts, judged=not options.quick)
+        show(results, facts, judged=judged)
     if options.json is not None:
-        keep(options.json, whole)
-    return 0 if options.quick or all(item.passed for item in comparisons) else 1
+        keep(options.json, as_dict(results, facts, judged=judged))
+    missed = [each for result in results.values() for each in result.comparisons if not each.passed]
+    return int(judged and bool(missed))
 
 
 def judge_history(options: argparse.Namespace) -> int:
@@ -151,14 +163,16 @@ def judge_history(options: argparse.Namespace) -> int:
     return 0
 
 
-def measure(names: Sequence[str], *, quick: bool) -> tuple[list[Comparison], dict[str, Any]]:
+def measure(names: Sequence[str], scale: Scale) -> tuple[dict[str, Result], dict[str, Any]]:
     """Run these benchmarks on a server of their own; also what the machine is."""
-    comparisons: list[Comparison] = []
-    with open_bench(quick=quick) as bench:
+    results: dict[str, Result] = {}
+    with open_bench(scale) as bench:
         for name in names:
             print(f"{name} …", file=sys.stderr, flush=True)
-            comparisons += _module(name).run(bench)
-        return comparisons, machine(bench.postgres_version)
+            started = time.monotonic()
+            comparisons = _module(name).run(bench)
+            results[name] = Result((time.monotonic() - started) / 60, comparisons)
+        return results, machine(bench.postgres_version)
 
 
 def _module(name: str) -> ModuleType:
@@ -181,10 +195,10 @@ def keep(path: Path, whole: Mapping[str, Any]) -> None:
         say(f"kept in {path}")
 
 
-def show(comparisons: Sequence[Comparison], facts: dict[str, Any], *, judged: bool) -> None:
+def show(results: Mapping[str, Result], facts: Mapping[str, Any], *, judged: bool) -> None:
     """Print the table to standard output, wide enough for the names wherever it goes."""
     console = Console(width=max(WIDTH, Console().width), highlight=False)
-    console.print(as_table(comparisons, judged=judged))
+    console.print(as_table(results, judged=judged))
     console.print(", ".join(f"{name} {fact}" for name, fact in facts.items()))
     if not judged:
         console.print(NOT_MEANINGFUL)

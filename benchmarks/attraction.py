@@ -22,7 +22,7 @@ import psycopg
 import uvloop
 from psycopg import AsyncConnection
 
-from benchmarks.bench import Bench, say
+from benchmarks.bench import Bench, Scale, say
 from benchmarks.community import Shape, make_community
 from benchmarks.history import Event, History, Kind
 from benchmarks.history_files import read_history
@@ -201,7 +201,7 @@ def measured(url: str, history: History, days: Sequence[Day]) -> Mapping[str, At
 
 def run(bench: Bench) -> list[Comparison]:
     """Trending against the best of the simple lists, and against each."""
-    shape, seeds = (SMALL, SEEDS[:1]) if bench.quick else (Shape(), SEEDS)
+    shape, seeds = (SMALL, SEEDS[:1]) if bench.scale is Scale.QUICK else (Shape(), SEEDS)
     until = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     found = []
     for seed in seeds:

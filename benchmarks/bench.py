@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -24,19 +25,29 @@ from infra.postgres.embedded import EmbeddedPostgres
 T = TypeVar("T")
 
 
+class Scale(StrEnum):
+    """How much a run measures with."""
+
+    QUICK = "quick"
+    USUAL = "usual"
+    LARGE = "large"
+
+
 @dataclass(frozen=True)
 class Bench:
-    """One run: its server, its folder, and whether it only checks that everything works."""
+    """One run: its server, its folder, and how much it measures with."""
 
     server: EmbeddedPostgres
     folder: Path
-    quick: bool
+    scale: Scale
     _numbers: Iterator[int] = field(default_factory=count)
     _logs: dict[tuple[str, int], str] = field(default_factory=dict)
 
-    def size(self, full: int, quick: int) -> int:
-        """How much of something: enough to measure, or just enough to run."""
-        return quick if self.quick else full
+    def size(self, usual: int, quick: int, large: int | None = None) -> int:
+        """Return how much of something: enough to measure, just enough to run, or what there is to
+        measure for whoever has hours."""
+        sizes = {Scale.USUAL: usual, Scale.QUICK: quick, Scale.LARGE: large or usual}
+        return sizes[self.scale]
 
     def database(self, *, template: str = "template1") -> str:
         """The URL of a new database with the tables of Backlot, empty or a copy."""
@@ -81,12 +92,12 @@ class Bench:
 
 
 @contextmanager
-def open_bench(*, quick: bool) -> Iterator[Bench]:
+def open_bench(scale: Scale) -> Iterator[Bench]:
     """A bench on a server of its own, as it is shipped: durable, with its default settings."""
     with TemporaryDirectory(prefix="backlot-bench-") as name:
         folder = Path(name)
         with EmbeddedPostgres(folder / "postgres") as server:
-            yield Bench(server, folder, quick)
+            yield Bench(server, folder, scale)
 
 
 def medians(notes: list[Mapping[str, float]]) -> dict[str, float]:

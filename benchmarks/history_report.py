@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.bench import open_bench, say
+from benchmarks.bench import Scale, open_bench, say
 from benchmarks.contenders import BLEND, ProductContender
 from benchmarks.evaluation import (
     Estimate,
@@ -93,7 +93,7 @@ def judge(history: History, request: Request, settings: Settings) -> Report:
     everything = list(dict.fromkeys(question for each in asked.values() for question in each))
     say(f"{len(everything):,} questions about {len(history.events):,} events")
     with (
-        open_bench(quick=False) as bench,
+        open_bench(Scale.USUAL) as bench,
         Product(bench.database(), settings) as product,
     ):
         contenders = [ProductContender(product, SEED), *others]

@@ -14,7 +14,7 @@ from statistics import median
 
 import uvloop
 
-from benchmarks.bench import Bench, say
+from benchmarks.bench import Bench, Scale, say
 from benchmarks.community import Community, Shape, make_community
 from benchmarks.contenders import BLEND, TASTE, TREND, ProductContender, Taste
 from benchmarks.evaluation import Question, Ranking, Scores, ask_at, rankings, score
@@ -44,7 +44,7 @@ Found = Mapping[str, Scores]
 
 def run(bench: Bench) -> list[Comparison]:
     """A value per community; recall@10 and coverage beside it."""
-    shape, seeds = (SMALL, SEEDS[:1]) if bench.quick else (Shape(), SEEDS)
+    shape, seeds = (SMALL, SEEDS[:1]) if bench.scale is Scale.QUICK else (Shape(), SEEDS)
     until = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     found = []
     for seed in seeds:

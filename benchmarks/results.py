@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from statistics import median
 from typing import Any
 
@@ -81,6 +82,20 @@ class Comparison:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a benchmark came to, and how many minutes it took."""
+
+    minutes: float
+    comparisons: Sequence[Comparison]
+
+    def as_dict(self, *, judged: bool) -> dict[str, Any]:
+        return {
+            "minutes": _short(self.minutes),
+            "comparisons": [item.as_dict(judged=judged) for item in self.comparisons],
+        }
+
+
 def machine(postgres: str) -> dict[str, Any]:
     """What a reader needs to judge the figures; nothing that names the machine."""
     return {
@@ -93,7 +108,7 @@ def machine(postgres: str) -> dict[str, Any]:
     }
 
 
-def as_table(comparisons: Sequence[Comparison], *, judged: bool) -> Table:
+def as_table(results: Mapping[str, Result], *, judged: bool) -> Table:
     """A row per comparison; `judged` says whether the figures can pass or fail."""
     table = Table(title="Backlot benchmarks (medians)", title_justify="left")
     table.add_column("benchmark")
@@ -101,7 +116,7 @@ def as_table(comparisons: Sequence[Comparison], *, judged: bool) -> Table:
     table.add_column("baseline")
     for name in ("ratio", "target", "result"):
         table.add_column(name, justify="right", no_wrap=True)
-    for item in comparisons:
+    for item in chain.from_iterable(result.comparisons for result in results.values()):
         table.add_row(
             item.benchmark,
             _cell(item.ours, item.unit),
@@ -115,13 +130,13 @@ def as_table(comparisons: Sequence[Comparison], *, judged: bool) -> Table:
 
 
 def as_dict(
-    comparisons: Sequence[Comparison], facts: Mapping[str, Any], *, judged: bool
+    results: Mapping[str, Result], facts: Mapping[str, Any], *, judged: bool
 ) -> dict[str, Any]:
     """Return the results for JSON; those of a quick run say that nobody should judge by them."""
     return {
         "meaningful": judged,
         "machine": dict(facts),
-        "comparisons": [item.as_dict(judged=judged) for item in comparisons],
+        "benchmarks": {name: result.as_dict(judged=judged) for name, result in results.items()},
     }
 
 

@@ -101,7 +101,8 @@ def run(bench: Bench) -> list[Comparison]:
     At forty minutes past the hour, when as much is not settled yet as on the average.
     """
     now = start_of_hour(datetime.now(UTC)) - timedelta(minutes=20)
-    sizes = bench.size(1_000_000, 2_000), bench.size(10_000_000, 20_000)
+    few = bench.size(200_000, 2_000, large=1_000_000)
+    sizes = few, 10 * few
     videos = bench.size(100_000, 200)
     with ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))

@@ -14,8 +14,9 @@ import pytest
 from rich.console import Console
 
 from benchmarks.__main__ import BENCHMARKS, LATEST, STDOUT, keep, main, parse
+from benchmarks.bench import Scale
 from benchmarks.log import VIDEOS, like_event, uploads
-from benchmarks.results import Comparison, Side, as_dict, as_table, machine
+from benchmarks.results import Comparison, Result, Side, as_dict, as_table, machine
 from domain.video_likes import VideoLikes
 from infra.errors import ExitCode
 
@@ -62,9 +63,13 @@ def test_to_a_baseline_that_is_nothing_there_is_no_ratio(
     assert comparison.as_dict(judged=True)["ratio"] is None
 
 
+def of(comparison: Comparison) -> dict[str, Result]:
+    return {"append": Result(1.23456, [comparison])}
+
+
 def rendered(comparison: Comparison, *, judged: bool) -> str:
     console = Console(file=io.StringIO(), width=120)
-    console.print(as_table([comparison], judged=judged))
+    console.print(as_table(of(comparison), judged=judged))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -77,36 +82,48 @@ def test_the_table_shows_both_sides_the_ratio_and_the_verdict() -> None:
 
 def test_a_quick_run_judges_nothing(tmp_path: Path) -> None:
     comparison = Comparison("append", "events/s", FAST, SLOW, at_least=20)
-    keep(tmp_path / "quick.json", as_dict([comparison], FACTS, judged=False))
+    keep(
+        tmp_path / "quick.json", as_dict({"append": Result(1.0, [comparison])}, FACTS, judged=False)
+    )
     data = json.loads((tmp_path / "quick.json").read_text())
     assert "FAIL" not in rendered(comparison, judged=False)
     assert data["meaningful"] is False
-    assert data["comparisons"][0]["passed"] is None
+    assert data["benchmarks"]["append"]["comparisons"][0]["passed"] is None
 
 
 def test_the_json_keeps_every_round(tmp_path: Path) -> None:
     path = tmp_path / "new" / "latest.json"
     comparison = Comparison("append", "1/s", FAST, SLOW, at_least=10)
-    keep(path, as_dict([comparison], FACTS, judged=True))
+    keep(path, as_dict(of(comparison), FACTS, judged=True))
     assert json.loads(path.read_text()) == {
         "meaningful": True,
         "machine": FACTS,
-        "comparisons": [
-            {
-                "benchmark": "append",
-                "unit": "1/s",
-                "ours": {
-                    "name": "ours",
-                    "median": 1235,
-                    "rounds": [900, 1235, 2000],
-                    "notes": {"p50 ms": 1.235},
-                },
-                "baseline": {"name": "theirs", "median": 95, "rounds": [100, 90], "notes": {}},
-                "ratio": 13,
-                "target": "≥ 10",
-                "passed": True,
+        "benchmarks": {
+            "append": {
+                "minutes": 1.235,
+                "comparisons": [
+                    {
+                        "benchmark": "append",
+                        "unit": "1/s",
+                        "ours": {
+                            "name": "ours",
+                            "median": 1235,
+                            "rounds": [900, 1235, 2000],
+                            "notes": {"p50 ms": 1.235},
+                        },
+                        "baseline": {
+                            "name": "theirs",
+                            "median": 95,
+                            "rounds": [100, 90],
+                            "notes": {},
+                        },
+                        "ratio": 13,
+                        "target": "≥ 10",
+                        "passed": True,
+                    }
+                ],
             }
-        ],
+        },
     }
 
 
@@ -116,10 +133,10 @@ def test_the_machine_is_described_but_not_named() -> None:
 
 def test_a_whole_run_is_kept_as_the_latest() -> None:
     options = parse([])
-    assert (options.names, options.json, options.quick) == (list(BENCHMARKS), LATEST, False)
+    assert (options.names, options.json, options.scale) == (list(BENCHMARKS), LATEST, Scale.USUAL)
 
 
-@pytest.mark.parametrize("arguments", [["--quick"], ["append"]])
+@pytest.mark.parametrize("arguments", [["--quick"], ["--large"], ["append"]])
 def test_a_partial_run_replaces_no_result(arguments: list[str]) -> None:
     assert parse(arguments).json is None
 
@@ -173,7 +190,7 @@ def test_a_benchmark_that_lacks_a_library_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @contextmanager
-    def no_server(*, quick: bool) -> Iterator[None]:
+    def no_server(scale: Scale) -> Iterator[None]:
         yield None
 
     monkeypatch.setattr("benchmarks.__main__.open_bench", no_server)
