@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from itertools import count
@@ -18,6 +18,7 @@ import pytest
 import structlog
 import typer.main
 from psycopg import sql
+from psycopg.rows import TupleRow
 
 from engine.installation import make_tables
 from infra.postgres.embedded import EmbeddedPostgres
@@ -31,6 +32,7 @@ hypothesis.settings.register_profile("backlot", deadline=None)
 hypothesis.settings.load_profile("backlot")
 
 OWN_VARIABLES = tuple(Settings.variables())
+ROOM = 4 * 2**30
 TIERS = ("e2e", "integration", "unit")
 _numbers = count(1)
 
@@ -43,24 +45,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: TIERS.index(item.path.relative_to(PROJECT / "tests").parts[0]))
 
 
+@pytest.fixture
+def _own_patches() -> Iterator[pytest.MonkeyPatch]:
+    """Patches for what every test has, which a test that undoes its own does not undo."""
+    with pytest.MonkeyPatch.context() as patches:
+        yield patches
+
+
 @pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _plain_environment(_own_patches: pytest.MonkeyPatch) -> Iterator[None]:
     """No setting of whoever runs the tests, and no logging that an earlier test set up."""
     for name in OWN_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
+        _own_patches.delenv(name, raising=False)
     # How wide the terminal is; a runner of tests in several processes may say so.
-    monkeypatch.delenv("COLUMNS", raising=False)
+    _own_patches.delenv("COLUMNS", raising=False)
     structlog.contextvars.clear_contextvars()
     yield
     structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)
-def _patient_redis(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _patient_redis(request: pytest.FixtureRequest, _own_patches: pytest.MonkeyPatch) -> None:
     """Clients that take no busy machine for a Redis that is away."""
     if request.node.get_closest_marker("redis_hangs") is None:
-        monkeypatch.setattr("infra.redis.CONNECT_SECONDS", 20.0)
-        monkeypatch.setattr("infra.redis.ANSWER_SECONDS", 20.0)
+        _own_patches.setattr("infra.redis.CONNECT_SECONDS", 20.0)
+        _own_patches.setattr("infra.redis.ANSWER_SECONDS", 20.0)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -75,10 +84,19 @@ def free_port() -> int:
     return unused_port()
 
 
+def _memory() -> Path | None:
+    """A folder in memory, where there is one with room: a database is made there in a fifth of
+    the time, and tests make thousands."""
+    shared = Path("/dev/shm")
+    if shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free >= ROOM:
+        return shared
+    return None
+
+
 @pytest.fixture(scope="session")
 def short_dir() -> Iterator[Path]:
     """A folder with a short path that other users can pass, for sockets and servers."""
-    folder = Path(tempfile.mkdtemp(prefix="backlot-test-"))
+    folder = Path(tempfile.mkdtemp(prefix="backlot-test-", dir=_memory()))
     yield folder
     shutil.rmtree(folder)
 
@@ -87,7 +105,12 @@ def short_dir() -> Iterator[Path]:
 def postgres(short_dir: Path) -> Iterator[EmbeddedPostgres]:
     """A real server for the whole run; tests that kill a server start their own."""
     # Speed: nothing here outlives the run. Tests of durability start a server as it is shipped.
-    settings = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "64MB"}
+    settings = {
+        "fsync": "off",
+        "full_page_writes": "off",
+        "shared_buffers": "64MB",
+        "max_wal_size": "128MB",
+    }
     with EmbeddedPostgres(short_dir / "postgres", settings=settings) as server:
         yield server
 
@@ -99,15 +122,33 @@ def postgres_url(postgres: EmbeddedPostgres) -> str:
 
 
 @pytest.fixture(scope="session")
-def template(postgres: EmbeddedPostgres) -> str:
-    """The name of a database with the tables of the main database; tests get copies."""
+def main_template(postgres: EmbeddedPostgres) -> str:
+    """The name of a database with the tables of the main database."""
     from backlot.features import TABLES
 
-    name = f"template_{os.getpid()}"
+    return _template(postgres, "main", lambda conn: make_tables(conn, *TABLES))
+
+
+@pytest.fixture(scope="session")
+def template(postgres: EmbeddedPostgres, main_template: str) -> str:
+    """The name of a database with the tables of the analytics as well; tests get copies."""
+    from projections.analytics.schema import migrate
+
+    return _template(postgres, "all", migrate, main_template)
+
+
+def _template(
+    postgres: EmbeddedPostgres,
+    name: str,
+    make: Callable[[psycopg.Connection[TupleRow]], object],
+    template: str = "template1",
+) -> str:
+    name = f"template_{name}_{os.getpid()}"
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
     with psycopg.connect(postgres.url, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        admin.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
     with psycopg.connect(postgres.url_of(name), autocommit=True) as conn:
-        make_tables(conn, *TABLES)
+        make(conn)
     return name
 
 
@@ -122,9 +163,12 @@ def _database(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+def database_url(request: pytest.FixtureRequest, postgres: EmbeddedPostgres) -> Iterator[str]:
     """The URL of a database that only this test uses; its tables are there, and empty."""
-    with _database(postgres, template) as url:
+    alone = request.node.get_closest_marker("no_analytics")
+    with _database(
+        postgres, request.getfixturevalue("main_template" if alone else "template")
+    ) as url:
         yield url
 
 

@@ -224,6 +224,7 @@ def test_what_the_database_does_not_take_is_set_aside(plain: str) -> None:
     run(scenario)
 
 
+@pytest.mark.no_analytics
 def test_a_database_of_their_own(plain: str, other_url: str) -> None:
     async def scenario() -> None:
         events = told(8)

@@ -83,6 +83,7 @@ def test_both_shapes_have_the_same_versions() -> None:
     assert [each.version for each in plain] == list(range(1, len(plain) + 1))
 
 
+@pytest.mark.no_analytics
 def test_nothing_is_there_before(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as conn:
         assert state(conn) is None

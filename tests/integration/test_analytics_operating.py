@@ -97,6 +97,7 @@ class TestCommandLine:
         assert (code, out) == (4, "")
         assert "no look at the past" in err
 
+    @pytest.mark.no_analytics
     def test_nothing_was_taken_in(self, backlot: Backlot, database_url: str) -> None:
         with connect(database_url, "test") as conn:
             install(conn, read_models().all())

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from unittest.mock import patch
 from uuid import UUID
 
 import pytest
@@ -307,15 +308,19 @@ class TestFailures:
     def test_a_database_without_pgvector_is_told_once(
         self, shop: Shop, embedder: FakeEmbedder, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(embeddings, "EXTENSION", b"SELECT false, NULL, false")
         monkeypatch.setattr("workers.embeddings.LONGEST_PAUSE_SECONDS", 0.01)
         shop.video("Rain")
 
         async def run() -> None:
-            async with shop.keeping(embedder):
-                await asyncio.sleep(0.5)
-                monkeypatch.undo()
-                await until(lambda: len(embedder.calls) > 0)
+            with ExitStack() as missing:
+                absent = b"SELECT false, NULL, false"
+                missing.enter_context(patch.object(embeddings, "EXTENSION", absent))
+                async with shop.keeping(embedder):
+                    await until(lambda: len(logs) > 0)
+                    # It is looked for again and again.
+                    await asyncio.sleep(0.5)
+                    missing.close()
+                    await until(lambda: len(embedder.calls) > 0)
 
         with capture_logs() as logs:
             asyncio.run(run())

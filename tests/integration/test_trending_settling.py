@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import pytest
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
@@ -48,6 +49,7 @@ def test_every_window_is_settled_and_late_events_are_in_the_next(database_url: s
     assert metrics.value("backlot_trending_settle_seconds") > 0
 
 
+@pytest.mark.no_analytics
 def test_what_fails_is_told_and_tried_again(database_url: str) -> None:
     before = metrics.value(FAILURES)
     # There are no tables yet.
