@@ -32,7 +32,7 @@ hypothesis.settings.register_profile("backlot", deadline=None)
 hypothesis.settings.load_profile("backlot")
 
 OWN_VARIABLES = tuple(Settings.variables())
-ROOM = 4 * 2**30
+ROOM = 2**30
 TIERS = ("e2e", "integration", "unit")
 _numbers = count(1)
 
@@ -84,6 +84,22 @@ def free_port() -> int:
     return unused_port()
 
 
+@pytest.fixture(scope="session")
+def short_dir() -> Iterator[Path]:
+    """A folder with a short path that other users can pass, for sockets and servers."""
+    with _short_dir() as folder:
+        yield folder
+
+
+@contextmanager
+def _short_dir(parent: Path | None = None) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="backlot-test-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
 def _memory() -> Path | None:
     """A folder in memory, where there is one with room: a database is made there in a fifth of
     the time, and tests make thousands."""
@@ -94,15 +110,7 @@ def _memory() -> Path | None:
 
 
 @pytest.fixture(scope="session")
-def short_dir() -> Iterator[Path]:
-    """A folder with a short path that other users can pass, for sockets and servers."""
-    folder = Path(tempfile.mkdtemp(prefix="backlot-test-", dir=_memory()))
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="session")
-def postgres(short_dir: Path) -> Iterator[EmbeddedPostgres]:
+def postgres() -> Iterator[EmbeddedPostgres]:
     """A real server for the whole run; tests that kill a server start their own."""
     # Speed: nothing here outlives the run. Tests of durability start a server as it is shipped.
     settings = {
@@ -111,7 +119,10 @@ def postgres(short_dir: Path) -> Iterator[EmbeddedPostgres]:
         "shared_buffers": "64MB",
         "max_wal_size": "128MB",
     }
-    with EmbeddedPostgres(short_dir / "postgres", settings=settings) as server:
+    with (
+        _short_dir(_memory()) as folder,
+        EmbeddedPostgres(folder / "postgres", settings=settings) as server,
+    ):
         yield server
 
 
