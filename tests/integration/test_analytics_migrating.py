@@ -58,7 +58,7 @@ def test_a_failure_leaves_nothing_of_its_file(
     database_url: str, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = ANALYTICS.files(Shape.PLAIN)
-    (copied / "0009_broken.sql").write_bytes(b"CREATE TABLE analytics.x (); SELECT 1/0")
+    (copied / "0010_broken.sql").write_bytes(b"CREATE TABLE analytics.x (); SELECT 1/0")
     with pytest.raises(psycopg.errors.DivisionByZero):
         migrated(database_url)
     monkeypatch.undo()
