@@ -37,6 +37,7 @@ BENCHMARKS = (
     "languages",
     "translating",
     "trending",
+    "viewers",
     "attraction",
     "recommending",
     "recommended",

@@ -34,8 +34,8 @@ from projections.analytics.queries import COUNTS_CONSUMER, VIDEOS_CONSUMER
 from projections.analytics.reconciliation import Digest, day_of
 from projections.analytics.rules import AHEAD, TOPICS, NotCountable, row_of
 from projections.analytics.schema import Shape, refresh, retention_of, state
-from projections.analytics.viewers import recount_viewers
 from projections.analytics.videos import WRITES
+from projections.analytics.viewers import recount_viewers
 from projections.integration_events import events_for, from_event
 
 WINDOW_EVENTS = 5_000

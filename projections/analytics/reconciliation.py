@@ -169,7 +169,7 @@ WRONG_COUNTS = f"""
 INSERT INTO wrong ("table", kind, video_id, at, changes)
 SELECT 'viewers_hourly', {KIND.format(kept="kept.viewers", right="counted.viewers")}, video_id,
        bucket, {CHANGES.format(one="kept", two="counted")}
-FROM ({COUNTED.format(these="true")}) AS counted
+FROM ({COUNTED.format(these=f"hour >= {FLOOR}")}) AS counted
 FULL JOIN (SELECT * FROM analytics.viewers_hourly
            WHERE bucket >= {FLOOR} AND (viewers, latest) <> (0, 0)) AS kept
     USING (video_id, bucket)

@@ -18,12 +18,11 @@ from psycopg.rows import TupleRow
 from projections.analytics.calendar import start_of_hour
 from projections.analytics.rules import Row
 
-# Rows of viewers before it may be there still, and count no more.
+# What lies before it may be there still, and counts no more; other hours do not depend on it.
 FLOOR = "(SELECT floor FROM analytics.retention)"
-FLOOR_DAY = f"({FLOOR} AT TIME ZONE 'UTC')::date"
 
 # All parts of a statement see the tables as they were before it.
-ADD = f"""
+ADD = b"""
 WITH given AS MATERIALIZED (
     SELECT g.*, (SELECT v.hour FROM analytics.video_viewers AS v
                  WHERE v.video_id = g.video_id AND v.viewer = g.viewer AND v.day = g.day) AS before
@@ -38,7 +37,7 @@ WITH given AS MATERIALIZED (
 ), latest AS MATERIALIZED (
     SELECT video_id, max(hour) AS hour,
            (SELECT v.hour FROM analytics.video_viewers AS v
-            WHERE v.video_id = later.video_id AND v.viewer = later.viewer AND v.day >= {FLOOR_DAY}
+            WHERE v.video_id = later.video_id AND v.viewer = later.viewer
             ORDER BY v.day DESC LIMIT 1) AS before
     FROM later GROUP BY video_id, viewer
 ), moved AS (
@@ -54,14 +53,14 @@ SELECT video_id, bucket, sum(viewers), sum(latest) FROM deltas
 GROUP BY video_id, bucket HAVING sum(viewers) <> 0 OR sum(latest) <> 0
 ON CONFLICT (video_id, bucket) DO UPDATE
 SET viewers = r.viewers + excluded.viewers, latest = r.latest + excluded.latest
-""".encode()
+"""
 
-COUNTED = f"""
+COUNTED = """
 SELECT video_id, hour AS bucket, count(*)::int AS viewers,
        count(*) FILTER (WHERE is_latest)::int AS latest
 FROM (SELECT video_id, hour,
              lead(day) OVER (PARTITION BY video_id, viewer ORDER BY day) IS NULL AS is_latest
-      FROM analytics.video_viewers WHERE day >= {FLOOR_DAY} AND {{these}}) AS viewed
+      FROM analytics.video_viewers WHERE {these}) AS viewed
 GROUP BY video_id, hour
 """
 DROP = b"DELETE FROM analytics.viewers_hourly WHERE video_id = ANY (%b)"

@@ -200,13 +200,18 @@ def expect(url: str, wanted: Counted, events: Sequence[Event]) -> None:
     """Compare all tables with what was counted in plain Python."""
     _same(url, "video_hourly", wanted.hourly)
     _same(url, "video_daily", wanted.daily)
+    expect_viewers(url, wanted)
+    stored = rows(url, "SELECT event_id FROM analytics.video_analytics")
+    assert sorted(stored) == sorted({(id_,) for _, id_, _ in events})
+
+
+def expect_viewers(url: str, wanted: Counted) -> None:
+    """Compare who viewed, and their counts, with what was counted in plain Python."""
     viewers = rows(url, "SELECT video_id, viewer, day, hour FROM analytics.video_viewers")
     assert {tuple(key): hour for *key, hour in viewers} == wanted.viewers
     found = rows(url, "SELECT bucket, video_id, viewers, latest FROM analytics.viewers_hourly")
     by_hour = {(at, video): Counter(viewers=n, latest=m) for at, video, n, m in found if n or m}
     assert by_hour == wanted.viewers_hourly
-    stored = rows(url, "SELECT event_id FROM analytics.video_analytics")
-    assert sorted(stored) == sorted({(id_,) for _, id_, _ in events})
 
 
 def _same(url: str, table: str, wanted: dict[tuple[datetime, UUID], Counter[str]]) -> None:
