@@ -304,15 +304,21 @@ class Rebuild:
         for number, since in enumerate(sorted(found.days), start=1):
             self._mend_day(since)
             self._tell(ReplayState.CATCHING_UP, number, len(found.days))
-        for ids in reconciliation.miscounted_videos(self._conn):
-            with reconciliation.alone(self._conn, self._store.shape):
-                recount_viewers(self._conn, ids)
+        counts = self._mend_counts()
         left: dict[datetime, Difference] = {}
         for since in found.days:
             self._compare_day(since, left, UNKNOWN)
         self._settle(left)
         videos = self._compare_videos() if found.videos.differs else found.videos
-        return reconciliation.merged([videos, *left.values(), self._compare_counts()]).total
+        return reconciliation.merged([videos, *left.values(), counts]).total
+
+    def _mend_counts(self) -> Difference:
+        """Make the counts what the viewers of the mended days come to; return what is left."""
+        if self._compare_counts().differs:
+            for ids in reconciliation.miscounted_videos(self._conn):
+                with reconciliation.alone(self._conn, self._store.shape):
+                    recount_viewers(self._conn, ids)
+        return self._compare_counts()
 
     def _mend_day(self, since: datetime) -> None:
         day, differs = day_of(since, self._due()), reconciliation.nothing_differs()

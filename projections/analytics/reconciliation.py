@@ -32,7 +32,7 @@ from projections.analytics.calendar import DAY, start_of_hour
 from projections.analytics.ingest import COLUMNS, NO_LIMIT, Store
 from projections.analytics.rules import NotCountable, Row, row_of
 from projections.analytics.schema import Shape
-from projections.analytics.viewers import COUNTED, FLOOR, recount_viewers
+from projections.analytics.viewers import COUNTED, FLOOR
 from projections.integration_events import NotPublishable, from_telemetry
 
 SUMS = {"video_hourly": "counted_hourly", "video_daily": "counted_daily"}
@@ -162,7 +162,6 @@ SELECT video_id, viewer, %(day)s, at FROM wrong
 WHERE "table" = 'video_viewers' AND kind <> 'extra'
 ON CONFLICT (video_id, viewer, day) DO UPDATE SET hour = excluded.hour
 """
-MENDED_VIEWERS = b"""SELECT DISTINCT video_id FROM wrong WHERE "table" = 'video_viewers'"""
 
 # An hour of nobody may be there or not.
 WRONG_COUNTS = f"""
@@ -372,10 +371,9 @@ def mend_rows(
 
 
 def mend_derived(conn: Connection[TupleRow], shape: Shape, day: Day) -> None:
-    """Make viewers with their counts, and sums in plain tables, what the rows come to."""
+    """Make viewers, and sums in plain tables, what the rows come to."""
     conn.execute(DROP_VIEWERS, day)
     conn.execute(PUT_VIEWERS, day)
-    recount_viewers(conn, [video for (video,) in conn.execute(MENDED_VIEWERS).fetchall()])
     if shape is Shape.PLAIN:
         for table, counted in SUMS.items():
             conn.execute(DROP_SUMS.format(table=table).encode())
