@@ -78,7 +78,8 @@ def test_a_failure_leaves_nothing_of_its_file(
     database_url: str, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = ANALYTICS.files(Shape.PLAIN)
-    (copied / f"{whole[-1].version + 1:04}_broken.sql").write_bytes(b"CREATE TABLE analytics.x (); SELECT 1/0")
+    broken = copied / f"{whole[-1].version + 1:04}_broken.sql"
+    broken.write_bytes(b"CREATE TABLE analytics.x (); SELECT 1/0")
     with pytest.raises(psycopg.errors.DivisionByZero):
         migrated(database_url)
     monkeypatch.undo()
