@@ -226,8 +226,8 @@ class ConsumerPosition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a comparison came to: what is known of the videos, each day that differs, and how many
-    viewers there were.
+    """What a comparison came to: what is known of the videos, each day that differs, and the counts
+    of viewers.
 
     `position` is how far the analytics have taken in the log, of which `events` were read.
     """
