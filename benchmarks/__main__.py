@@ -38,6 +38,7 @@ BENCHMARKS = (
     "languages",
     "translating",
     "trending",
+    "viewers",
     "attraction",
     "recommending",
     "recommended",

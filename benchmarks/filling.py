@@ -18,6 +18,7 @@ from psycopg.rows import TupleRow
 from benchmarks.bench import say
 from projections.analytics.calendar import DAY, start_of_day
 from projections.analytics.schema import migrate
+from projections.analytics.viewers import COUNTED
 
 T = TypeVar("T")
 
@@ -73,7 +74,8 @@ WITH drawn AS MATERIALIZED (
     FROM hours GROUP BY 1, 2
 ), viewers AS (
     INSERT INTO analytics.video_viewers
-    SELECT DISTINCT video_id, (at AT TIME ZONE 'UTC')::date, viewer FROM drawn WHERE kind = 1
+    SELECT video_id, (at AT TIME ZONE 'UTC')::date, max(date_trunc('hour', at, 'UTC')), viewer
+    FROM drawn WHERE kind = 1 GROUP BY 1, 2, 4
 )
 INSERT INTO analytics.video_analytics
 SELECT gen_random_uuid(), video_id, viewer,
@@ -82,6 +84,10 @@ SELECT gen_random_uuid(), video_id, viewer,
               '{"delta": 1}', '{"channel": "mail"}']::jsonb[])[kind]
 FROM drawn WHERE %(raw)s
 """
+VIEWERS_HOURLY = f"""
+INSERT INTO analytics.viewers_hourly (video_id, bucket, viewers, latest)
+{COUNTED.format(these="true")} ORDER BY hour
+""".encode()
 INDEXES = (
     (
         b"ALTER TABLE analytics.video_hourly ADD PRIMARY KEY (video_id, bucket)",
@@ -91,7 +97,8 @@ INDEXES = (
     ),
     (
         b'CREATE INDEX video_analytics_video ON analytics.video_analytics (video_id, "timestamp")',
-        b"ALTER TABLE analytics.video_viewers ADD PRIMARY KEY (video_id, day, viewer)",
+        b"ALTER TABLE analytics.video_viewers ADD PRIMARY KEY (video_id, viewer, day)",
+        VIEWERS_HOURLY,
     ),
 )
 SETTINGS = b"SET work_mem = '512MB'; SET maintenance_work_mem = '512MB'"

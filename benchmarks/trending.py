@@ -160,8 +160,7 @@ def _grown(sides: Mapping[str, Side], few: Place, many: Place) -> list[Compariso
             "ms",
             sides[many.called(what)],
             sides[few.called(what)],
-            # How many viewers were there is counted viewer by viewer: that grows with them.
-            at_most=GROWN if STATS.get(what) != 0 else None,
+            at_most=GROWN,
         )
         for what in many.work()
     ]

@@ -33,6 +33,7 @@ from projections.analytics.rules import (
     in_order,
 )
 from projections.analytics.schema import Shape, retention_of
+from projections.analytics.viewers import add_viewers
 
 VIEWS, TRENDING_VIEWS, LIKES, COMMENTS, SHARES, SECONDS, TRENDING_SECONDS = range(7)
 
@@ -72,11 +73,6 @@ UPDATE analytics.video_analytics SET metadata = %b::text::jsonb
 WHERE event_id = %b::uuid AND "timestamp" = %b AND event_type = %b
 """
 CONTROLS = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
-VIEWERS = b"""
-INSERT INTO analytics.video_viewers (video_id, day, viewer)
-SELECT * FROM unnest(%b::uuid[], %b::date[], %b::text[])
-ON CONFLICT DO NOTHING
-"""
 # Rows in one piece of a COPY.
 AT_ONCE = 200
 
@@ -165,7 +161,7 @@ class Store:
         without_session = ((row, row.metadata) for row in fresh if row.session is None)
         verdicts = chain(without_session, judgement.decide(self._repeat))
         _copy(conn, deltas.counting(verdicts) if self.shape is Shape.PLAIN else verdicts)
-        _add_viewers(conn, [row for row in fresh if row.event_type == VIEW])
+        add_viewers(conn, [row for row in fresh if row.event_type == VIEW])
         changes = judgement.save(conn)
         with conn.cursor() as cursor:
             cursor.executemany(CHANGE, [_change_values(change.row) for change in changes])
@@ -394,13 +390,3 @@ def _escape(text: str) -> str:
 
 def _change_values(row: Row) -> tuple[str, str, datetime, str]:
     return orjson.dumps(row.metadata).decode(), row.event_id, row.at, row.event_type
-
-
-def _add_viewers(conn: Connection[TupleRow], views: Sequence[Row]) -> None:
-    viewers = sorted({(row.video_id, row.at.date(), _viewer(row)) for row in views})
-    if viewers:
-        conn.execute(VIEWERS, _columns(viewers), prepare=True)
-
-
-def _viewer(row: Row) -> str:
-    return f"session:{row.session}" if row.user_id is None else row.user_id

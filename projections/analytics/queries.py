@@ -26,6 +26,7 @@ from infra.metrics import counter
 from infra.postgres.connection import Limits, fetch_as, make_pool
 from infra.settings.features import TrendingSettings
 from projections.analytics.calendar import DAY, start_of_day, start_of_hour, start_of_next_day
+from projections.analytics.viewers import FLOOR
 from projections.catalog import Catalog
 from projections.trending import Formula, Ranked, Ranking, Trending, TrendingCache, Window
 
@@ -91,25 +92,14 @@ UNION ALL
 SELECT bucket, views, likes, comments, shares, watch_seconds FROM analytics.video_daily
 WHERE video_id = %(video)s AND bucket >= %(whole_day)s
 """
-# Viewers are kept by whole days (UTC). Where the range begins within one, its events are read.
-# Within a day each viewer is there once; at all, they are hashed rather than sorted.
-VIEWERS = """
-WITH viewed AS MATERIALIZED (
-    SELECT day, viewer FROM analytics.video_viewers
-    WHERE video_id = %(video)s AND day >= (%(whole_day)s::timestamptz AT TIME ZONE 'UTC')::date
-      AND day <= (%(now)s::timestamptz AT TIME ZONE 'UTC')::date
-    UNION ALL
-    SELECT DISTINCT (%(since)s::timestamptz AT TIME ZONE 'UTC')::date,
-           coalesce(user_id, 'session:' || (metadata->>'session'))
-    FROM analytics.video_analytics
-    WHERE video_id = %(video)s AND event_type = 'view'
-      AND "timestamp" >= %(since)s AND "timestamp" < %(whole_day)s)
-SELECT day, count(*) FROM viewed GROUP BY day
-UNION ALL
-SELECT NULL, count(*) FROM (SELECT viewer FROM viewed GROUP BY viewer) AS viewers
-"""
+# The last hours of viewers: see `projections/analytics/viewers.py`.
+VIEWERS = f"""
+SELECT (bucket AT TIME ZONE 'UTC')::date, sum(viewers), sum(latest) FROM analytics.viewers_hourly
+WHERE video_id = %(video)s AND bucket >= greatest(%(since)s::timestamptz, {FLOOR})
+GROUP BY 1
+""".encode()
 # Who viewed before this is not kept any more.
-FLOOR = b"SELECT floor FROM analytics.retention"
+KEPT_SINCE = b"SELECT floor FROM analytics.retention"
 EARLIEST = b"SELECT min(bucket) FROM analytics.video_daily WHERE video_id = %s AND bucket <= %s"
 
 # How long a ranking waits for the analytics to learn what was just removed or moved.
@@ -198,10 +188,10 @@ async def stats_of(
     query = SERIES.format(happened=BY_DAYS if bucket is Bucket.DAY else BY_HOURS)
     found = await fetch_as(conn, Counts, query.encode(), given)
     series = [replace(each, at=each.at.astimezone(UTC)) for each in found]
-    # By day; all of them under None.
-    viewers: dict[date | None, int] = dict(await (await conn.execute(VIEWERS, given)).fetchall())
+    viewed = await (await conn.execute(VIEWERS, given)).fetchall()
     if bucket is Bucket.DAY:
-        ((floor,),) = await (await conn.execute(FLOOR)).fetchall()
+        ((floor,),) = await (await conn.execute(KEPT_SINCE)).fetchall()
+        viewers: dict[date, int] = {day: count for day, count, _ in viewed}
         series = [
             replace(each, unique_viewers=viewers.get(each.at.date(), 0))
             if each.at >= floor
@@ -215,7 +205,7 @@ async def stats_of(
         comments=sum(each.comments for each in series),
         shares=sum(each.shares for each in series),
         watch_minutes=fsum(each.watch_minutes for each in series),
-        unique_viewers=viewers.get(None, 0),
+        unique_viewers=sum(latest for *_, latest in viewed),
     )
     return Stats(totals, series)
 

@@ -35,6 +35,7 @@ from projections.analytics.reconciliation import Digest, day_of
 from projections.analytics.rules import AHEAD, TOPICS, NotCountable, row_of
 from projections.analytics.schema import Shape, refresh, retention_of, state
 from projections.analytics.videos import WRITES
+from projections.analytics.viewers import recount_viewers
 from projections.integration_events import events_for, from_event
 
 WINDOW_EVENTS = 5_000
@@ -225,7 +226,8 @@ class ConsumerPosition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a comparison came to: what is known of the videos, and each day that differs.
+    """What a comparison came to: what is known of the videos, each day that differs, and the counts
+    of viewers.
 
     `position` is how far the analytics have taken in the log, of which `events` were read.
     """
@@ -234,10 +236,12 @@ class Found:
     events: int
     videos: Difference
     days: Mapping[datetime, Difference]
+    counts: Difference
 
     @property
     def difference(self) -> Difference:
-        return reconciliation.merged([self.videos, *(self.days[day] for day in sorted(self.days))])
+        days = [self.days[day] for day in sorted(self.days)]
+        return reconciliation.merged([self.videos, *days, self.counts])
 
 
 class Rebuild:
@@ -283,7 +287,8 @@ class Rebuild:
             self._compare_day(since, differing, viewers.get(since.date(), NO_VIEWERS))
             self._tell(ReplayState.COMPARING, number, len(every))
         self._settle(differing)
-        return Found(self._due(), self._staging.events, videos, differing)
+        counts = self._compare_counts()
+        return Found(self._due(), self._staging.events, videos, differing, counts)
 
     def mend(self, found: Found) -> int:
         """Make what differs what it should be; return in how many places it still does.
@@ -299,12 +304,21 @@ class Rebuild:
         for number, since in enumerate(sorted(found.days), start=1):
             self._mend_day(since)
             self._tell(ReplayState.CATCHING_UP, number, len(found.days))
+        counts = self._mend_counts()
         left: dict[datetime, Difference] = {}
         for since in found.days:
             self._compare_day(since, left, UNKNOWN)
         self._settle(left)
         videos = self._compare_videos() if found.videos.differs else found.videos
-        return reconciliation.merged([videos, *left.values()]).total
+        return reconciliation.merged([videos, *left.values(), counts]).total
+
+    def _mend_counts(self) -> Difference:
+        """Make the counts what the viewers of the mended days come to; return what is left."""
+        if self._compare_counts().differs:
+            for ids in reconciliation.miscounted_videos(self._conn):
+                with reconciliation.alone(self._conn, self._store.shape):
+                    recount_viewers(self._conn, ids)
+        return self._compare_counts()
 
     def _mend_day(self, since: datetime) -> None:
         day, differs = day_of(since, self._due()), reconciliation.nothing_differs()
@@ -323,6 +337,12 @@ class Rebuild:
         with self._snapshot():
             self._staging.read_videos(self._known_until())
             reconciliation.compare_videos(self._conn, found)
+        return found
+
+    def _compare_counts(self) -> Difference:
+        found = reconciliation.nothing_differs()
+        with self._snapshot():
+            reconciliation.compare_counts(self._conn, found)
         return found
 
     def _compare_day(

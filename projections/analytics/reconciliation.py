@@ -32,6 +32,7 @@ from projections.analytics.calendar import DAY, start_of_hour
 from projections.analytics.ingest import COLUMNS, NO_LIMIT, Store
 from projections.analytics.rules import NotCountable, Row, row_of
 from projections.analytics.schema import Shape
+from projections.analytics.viewers import COUNTED, FLOOR
 from projections.integration_events import NotPublishable, from_telemetry
 
 SUMS = {"video_hourly": "counted_hourly", "video_daily": "counted_daily"}
@@ -52,7 +53,8 @@ CREATE TEMPORARY TABLE counted_hourly (LIKE analytics.video_hourly) ON COMMIT DE
 CREATE TEMPORARY VIEW counted_daily AS
     SELECT date_trunc('day', bucket, 'UTC') AS bucket, video_id, {DAILY}
     FROM counted_hourly GROUP BY 1, 2;
-CREATE TEMPORARY TABLE wrong_videos (video_id uuid PRIMARY KEY)
+CREATE TEMPORARY TABLE wrong_videos (video_id uuid PRIMARY KEY);
+CREATE TEMPORARY TABLE miscounted_videos (video_id uuid PRIMARY KEY)
 """.encode()
 
 KIND = """
@@ -130,22 +132,24 @@ WHERE w.at = bucket AND w."table" = '{{table}}' AND w.kind <> 'extra'
 """
 
 VIEWED = f"""
-SELECT DISTINCT video_id, coalesce(user_id, 'session:' || (metadata->>'session')) AS viewer
-FROM ({RIGHT_ROWS}) AS r WHERE event_type = 'view'
+SELECT video_id, coalesce(user_id, 'session:' || (metadata->>'session')) AS viewer,
+       max(date_trunc('hour', "timestamp", 'UTC')) AS hour
+FROM ({RIGHT_ROWS}) AS r WHERE event_type = 'view' GROUP BY 1, 2
 """
 DIGEST = """
-count(*), coalesce(sum(hashtextextended(viewer, uuid_hash_extended(video_id, 0))), 0)
+count(*), coalesce(sum(hashtextextended(viewer, uuid_hash_extended(
+    video_id, extract(epoch FROM hour)::bigint))), 0)
 """
 VIEWERS_BY_DAY = f"SELECT day, {DIGEST} FROM analytics.video_viewers GROUP BY day".encode()
 VIEWERS_OF_DAY = f"SELECT {DIGEST} FROM ({VIEWED}) AS viewed".encode()
 WRONG_VIEWERS = f"""
 INSERT INTO wrong ("table", kind, video_id, at, viewer)
-SELECT 'video_viewers', {KIND.format(kept="kept.day", right="viewed.day")}, video_id, %(since)s,
-       viewer
-FROM (SELECT *, %(day)s::date AS day FROM ({VIEWED}) AS v) AS viewed
+SELECT 'video_viewers', {KIND.format(kept="kept.hour", right="viewed.hour")}, video_id,
+       coalesce(viewed.hour, kept.hour), viewer
+FROM ({VIEWED}) AS viewed
 FULL JOIN (SELECT * FROM analytics.video_viewers WHERE day = %(day)s) AS kept
     USING (video_id, viewer)
-WHERE kept.day IS NULL OR viewed.day IS NULL
+WHERE kept.hour IS DISTINCT FROM viewed.hour
 """.encode()
 DROP_VIEWERS = b"""
 DELETE FROM analytics.video_viewers AS kept USING wrong AS w
@@ -153,10 +157,25 @@ WHERE w."table" = 'video_viewers' AND w.kind = 'extra' AND kept.day = %(day)s
   AND kept.video_id = w.video_id AND kept.viewer = w.viewer
 """
 PUT_VIEWERS = b"""
-INSERT INTO analytics.video_viewers (video_id, day, viewer)
-SELECT video_id, %(day)s, viewer FROM wrong
-WHERE "table" = 'video_viewers' AND kind = 'missing'
+INSERT INTO analytics.video_viewers (video_id, viewer, day, hour)
+SELECT video_id, viewer, %(day)s, at FROM wrong
+WHERE "table" = 'video_viewers' AND kind <> 'extra'
+ON CONFLICT (video_id, viewer, day) DO UPDATE SET hour = excluded.hour
 """
+
+# An hour of nobody may be there or not.
+WRONG_COUNTS = f"""
+INSERT INTO wrong ("table", kind, video_id, at, changes)
+SELECT 'viewers_hourly', {KIND.format(kept="kept.viewers", right="counted.viewers")}, video_id,
+       bucket, {CHANGES.format(one="kept", two="counted")}
+FROM ({COUNTED.format(these=f"hour >= {FLOOR}")}) AS counted
+FULL JOIN (SELECT * FROM analytics.viewers_hourly
+           WHERE bucket >= {FLOOR} AND (viewers, latest) <> (0, 0)) AS kept
+    USING (video_id, bucket)
+WHERE (kept.viewers, kept.latest) IS DISTINCT FROM (counted.viewers, counted.latest)
+""".encode()
+KEEP_MISCOUNTED = b"INSERT INTO miscounted_videos SELECT DISTINCT video_id FROM wrong"
+FORGET_MISCOUNTED = b"TRUNCATE miscounted_videos"
 
 # Whatever lies under the id of an event of the log is what its row has become.
 DROP_ROWS = f"""
@@ -188,6 +207,7 @@ ORDER BY at, event_id, video_id LIMIT %b
 """
 
 ROWS, VIEWERS, VIDEOS = "video_analytics", "video_viewers", "videos"
+COUNTS = "viewers_hourly"
 
 Digest = tuple[int, int]
 """How many viewers, and a hash of them all."""
@@ -206,7 +226,7 @@ SELECT seq, event_id, topic, video_id, user_id, happened_at, details, correlatio
 FROM public.backlot_telemetry WHERE event_id = ANY (%b)
 """
 
-NEXT_VIDEOS = b"SELECT video_id FROM wrong_videos WHERE video_id > %b ORDER BY video_id LIMIT %b"
+NEXT_VIDEOS = "SELECT video_id FROM {table} WHERE video_id > %b ORDER BY video_id LIMIT %b"
 # Sessions were judged by the owner and the length.
 MISJUDGED = b"""
 SELECT video_id FROM told_videos AS told FULL JOIN analytics.videos AS kept USING (video_id)
@@ -272,6 +292,14 @@ def compare_videos(conn: Connection[TupleRow], found: Difference) -> None:
     conn.execute(WRONG_VIDEOS)
     conn.execute(KEEP_VIDEOS)
     _tell(conn, VIDEOS, found)
+
+
+def compare_counts(conn: Connection[TupleRow], found: Difference) -> None:
+    """Compare the counts of viewers with the viewers, and note the videos that are miscounted."""
+    conn.execute(FORGET_MISCOUNTED)
+    conn.execute(WRONG_COUNTS)
+    conn.execute(KEEP_MISCOUNTED)
+    _tell(conn, COUNTS, found)
 
 
 def viewers_by_day(conn: Connection[TupleRow]) -> dict[date, Digest]:
@@ -354,8 +382,17 @@ def mend_derived(conn: Connection[TupleRow], shape: Shape, day: Day) -> None:
 
 def wrong_videos(conn: Connection[TupleRow]) -> Iterator[list[UUID]]:
     """Yield the videos that differ, in batches."""
-    last = NOBODY
-    while rows := conn.execute(NEXT_VIDEOS, (last, VIDEOS_AT_ONCE)).fetchall():
+    return _batches(conn, "wrong_videos")
+
+
+def miscounted_videos(conn: Connection[TupleRow]) -> Iterator[list[UUID]]:
+    """Yield the videos whose viewers are counted wrongly, in batches."""
+    return _batches(conn, "miscounted_videos")
+
+
+def _batches(conn: Connection[TupleRow], table: str) -> Iterator[list[UUID]]:
+    query, last = NEXT_VIDEOS.format(table=table).encode(), NOBODY
+    while rows := conn.execute(query, (last, VIDEOS_AT_ONCE)).fetchall():
         found = [video_id for (video_id,) in rows]
         yield found
         last = found[-1]

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import count
 from random import Random
 from typing import Any
@@ -120,12 +120,13 @@ def when(event: Event) -> datetime:
 
 @dataclass
 class Counted:
-    """What the tables are to say: by hour and video, and who viewed."""
+    """What the tables are to say: by hour and video, and who viewed until when."""
 
     hourly: dict[tuple[datetime, UUID], Counter[str]] = field(
         default_factory=lambda: defaultdict(Counter)
     )
-    viewers: set[tuple[UUID, str, str]] = field(default_factory=set)
+    # The hour of the last view, by video, viewer and day.
+    viewers: dict[tuple[UUID, str, date], datetime] = field(default_factory=dict)
 
     @property
     def daily(self) -> dict[tuple[datetime, UUID], Counter[str]]:
@@ -134,6 +135,15 @@ class Counted:
             day = found[hour.replace(hour=0), video]
             for name, value in sums.items():
                 day[name] += value
+        return found
+
+    @property
+    def viewers_hourly(self) -> dict[tuple[datetime, UUID], Counter[str]]:
+        """The viewers of each day by their last hour, and those whose last day that was."""
+        found: dict[tuple[datetime, UUID], Counter[str]] = defaultdict(Counter)
+        for (video, viewer, day), hour in self.viewers.items():
+            days = [d for v, who, d in self.viewers if (v, who) == (video, viewer)]
+            found[hour, video] += Counter(viewers=1, latest=int(day == max(days)))
         return found
 
 
@@ -149,12 +159,13 @@ def oracle(told: History) -> Counted:
     ):
         at, video = when((topic, uuid4(), value)), UUID(value["videoId"])
         owner, length = told.videos[video]
-        sums = found.hourly[at.replace(minute=0, second=0, microsecond=0), video]
+        hour = at.replace(minute=0, second=0, microsecond=0)
+        sums = found.hourly[hour, video]
         key = (value["videoId"], value.get("sessionId", ""))
         own = value["userId"] == owner
         if topic == "video.viewed":
             viewer = value["userId"] or f"session:{value['sessionId']}"
-            found.viewers.add((video, str(at.date()), viewer))
+            found.viewers[video, viewer, at.date()] = hour
             first_view.setdefault(key, at)
             if key not in counted or at - counted[key] >= REPEAT:
                 counted[key] = at
@@ -189,10 +200,18 @@ def expect(url: str, wanted: Counted, events: Sequence[Event]) -> None:
     """Compare all tables with what was counted in plain Python."""
     _same(url, "video_hourly", wanted.hourly)
     _same(url, "video_daily", wanted.daily)
-    viewers = rows(url, "SELECT video_id, day::text, viewer FROM analytics.video_viewers")
-    assert sorted(viewers) == sorted(wanted.viewers)
+    expect_viewers(url, wanted)
     stored = rows(url, "SELECT event_id FROM analytics.video_analytics")
     assert sorted(stored) == sorted({(id_,) for _, id_, _ in events})
+
+
+def expect_viewers(url: str, wanted: Counted) -> None:
+    """Compare who viewed, and their counts, with what was counted in plain Python."""
+    viewers = rows(url, "SELECT video_id, viewer, day, hour FROM analytics.video_viewers")
+    assert {tuple(key): hour for *key, hour in viewers} == wanted.viewers
+    found = rows(url, "SELECT bucket, video_id, viewers, latest FROM analytics.viewers_hourly")
+    by_hour = {(at, video): Counter(viewers=n, latest=m) for at, video, n, m in found if n or m}
+    assert by_hour == wanted.viewers_hourly
 
 
 def _same(url: str, table: str, wanted: dict[tuple[datetime, UUID], Counter[str]]) -> None:

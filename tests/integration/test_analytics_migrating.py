@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from datetime import UTC, date, datetime
 from pathlib import Path
+from random import Random
 from shutil import copytree
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -17,9 +19,27 @@ from structlog.testing import capture_logs
 from engine.installation import UnknownMigration
 from projections.analytics import schema
 from projections.analytics.schema import ANALYTICS, SchemaState, Shape, migrate, state
-from tests.integration.analytics_support import timescale_database
+from tests.integration.analytics_support import (
+    expect_viewers,
+    history,
+    oracle,
+    timescale_database,
+)
 from tests.integration.event_log import rows
 
+VIEW = """
+INSERT INTO analytics.video_analytics
+VALUES (%(id)s, %(videoId)s, %(userId)s, 'view', %(timestamp)s,
+        jsonb_build_object('counts', true, 'own', false, 'session', %(sessionId)s::text))
+"""
+# As the release before this one kept them.
+VIEWERS_BEFORE = """
+INSERT INTO analytics.video_viewers (video_id, day, viewer)
+SELECT DISTINCT video_id, ("timestamp" AT TIME ZONE 'UTC')::date,
+       coalesce(user_id, 'session:' || (metadata->>'session'))
+FROM analytics.video_analytics
+"""
+GONE = "INSERT INTO analytics.video_viewers VALUES (lpad('1', 32, '0')::uuid, '2026-01-02', 'ann')"
 TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'analytics'"
 
 
@@ -58,12 +78,44 @@ def test_a_failure_leaves_nothing_of_its_file(
     database_url: str, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = ANALYTICS.files(Shape.PLAIN)
-    (copied / "0009_broken.sql").write_bytes(b"CREATE TABLE analytics.x (); SELECT 1/0")
+    broken = copied / f"{whole[-1].version + 1:04}_broken.sql"
+    broken.write_bytes(b"CREATE TABLE analytics.x (); SELECT 1/0")
     with pytest.raises(psycopg.errors.DivisionByZero):
         migrated(database_url)
     monkeypatch.undo()
     assert ("x",) not in rows(database_url, TABLES)
     assert migrated(database_url).version == whole[-1].version
+
+
+@pytest.mark.parametrize("shape", list(Shape))
+def test_who_viewed_before_is_counted_by_hours(
+    shape: Shape, request: pytest.FixtureRequest, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = history(Random(1), size=300, days=40)
+    views = [value for topic, _, value in told.events if topic == "video.viewed"]
+    with ExitStack() as stack:
+        if shape is Shape.PLAIN:
+            url = request.getfixturevalue("database_url")
+        else:
+            url = stack.enter_context(timescale_database())
+        (ours,) = copied.glob("*_viewers.sql")
+        for file in copied.glob("*.sql"):
+            if file.name >= ours.name:
+                file.unlink()
+        assert migrated(url).shape is shape
+        with psycopg.connect(url, autocommit=True) as conn, conn.cursor() as cursor:
+            cursor.executemany(VIEW, views)
+            cursor.execute(VIEWERS_BEFORE)
+            # The row of this one's view is gone already.
+            cursor.execute(GONE)
+        monkeypatch.undo()
+        migrated(url)
+        wanted = oracle(told)
+        gone = UUID(int=1), "ann", date(2026, 1, 2)
+        wanted.viewers[gone] = datetime(2026, 1, 2, tzinfo=UTC)
+        expect_viewers(url, wanted)
+        (name,) = rows(url, "SELECT to_regclass('analytics.video_viewers_before')")
+        assert name == (None,)
 
 
 def test_the_files_of_another_release_are_told(

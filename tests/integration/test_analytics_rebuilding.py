@@ -39,8 +39,10 @@ INSERT INTO {daily} SELECT bucket, gen_random_uuid(), 1, 1, 1, 1, 1, 1, 1 FROM {
 """
 ADD_VIEWERS = """
 INSERT INTO analytics.video_viewers
-SELECT gen_random_uuid(), day, viewer FROM analytics.video_viewers
+SELECT gen_random_uuid(), day, hour, viewer FROM analytics.video_viewers
 """
+MOVE = "UPDATE analytics.video_viewers SET hour = hour - interval '1 hour'"
+ADD_COUNTS = "INSERT INTO analytics.viewers_hourly SELECT now(), gen_random_uuid(), 1, 1"
 STRANGER = "INSERT INTO analytics.videos (video_id, owner) SELECT gen_random_uuid(), 'zoe'"
 
 
@@ -132,6 +134,11 @@ def test_what_is_known_of_the_videos(
         ("DELETE FROM analytics.video_viewers", "video_viewers", "missing"),
         ("UPDATE analytics.video_viewers SET viewer = viewer || 'x'", "video_viewers", "missing"),
         (ADD_VIEWERS, "video_viewers", "extra"),
+        (MOVE, "video_viewers", "different"),
+        ("UPDATE analytics.viewers_hourly SET latest = latest + 1", "viewers_hourly", "different"),
+        ("UPDATE analytics.viewers_hourly SET viewers = 7", "viewers_hourly", "different"),
+        ("DELETE FROM analytics.viewers_hourly", "viewers_hourly", "missing"),
+        (ADD_COUNTS, "viewers_hourly", "extra"),
     ],
 )
 def test_what_follows_from_the_rows(told: Site, statement: str, table: str, differs: str) -> None:
@@ -147,7 +154,7 @@ def test_what_follows_from_the_rows(told: Site, statement: str, table: str, diff
 def test_views_are_no_less_when_all_else_is_lost(told: Site) -> None:
     before, kept = told.contents(), views(told)
     told.sql(f"DELETE FROM {ROWS} WHERE {LIKES}")
-    for table in ("videos", "video_viewers"):
+    for table in ("videos", "video_viewers", "viewers_hourly"):
         told.sql(f"DELETE FROM analytics.{table}")
     told.replay()
     assert views(told) == kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 from uuid import UUID, uuid4
@@ -116,9 +116,16 @@ def expect_pruned(conn: Connection[TupleRow], told: History, floor: datetime) ->
     assert {id_ for (id_,) in rows} == kept_ids
     same(conn, "hourly", wanted, floor)
     same(conn, "daily", wanted, datetime.min.replace(tzinfo=UTC))
-    viewers = conn.execute("SELECT video_id, day, viewer FROM analytics.video_viewers").fetchall()
-    days = {(video, date.fromisoformat(day), who) for video, day, who in wanted.viewers}
-    assert set(viewers) == {each for each in days if each[1] >= floor.date()}
+    viewers = conn.execute("SELECT video_id, viewer, day FROM analytics.video_viewers").fetchall()
+    assert set(viewers) == {each for each in wanted.viewers if each[2] >= floor.date()}
+    counted = conn.execute(
+        "SELECT bucket, video_id, viewers, latest FROM analytics.viewers_hourly WHERE viewers > 0"
+    ).fetchall()
+    assert {(at, video): (n, m) for at, video, n, m in counted} == {
+        key: (counts["viewers"], counts["latest"])
+        for key, counts in wanted.viewers_hourly.items()
+        if key[0] >= floor
+    }
 
 
 def test_rows_go_and_sums_stay(conn: Connection[TupleRow]) -> None:

@@ -44,9 +44,17 @@ FROM analytics.video_analytics GROUP BY 1, 2
 """
 VIEWERS = """
 INSERT INTO analytics.video_viewers
-SELECT DISTINCT video_id, ("timestamp" AT TIME ZONE 'UTC')::date,
+SELECT video_id, ("timestamp" AT TIME ZONE 'UTC')::date,
+       max(date_trunc('hour', "timestamp", 'UTC')),
        coalesce(user_id, 'session:' || (metadata->>'session'))
-FROM analytics.video_analytics WHERE event_type = 'view'
+FROM analytics.video_analytics WHERE event_type = 'view' GROUP BY 1, 2, 4
+"""
+VIEWERS_HOURLY = """
+INSERT INTO analytics.viewers_hourly
+SELECT hour, video_id, count(*), count(*) FILTER (WHERE NOT EXISTS (
+    SELECT FROM analytics.video_viewers AS later
+    WHERE later.video_id = v.video_id AND later.viewer = v.viewer AND later.day > v.day))
+FROM analytics.video_viewers AS v GROUP BY 1, 2
 """
 
 
@@ -90,6 +98,7 @@ def write(conn: Connection[TupleRow], films: Sequence[Film], deeds: Sequence[Dee
     found = state(conn)
     plain = found is not None and found.shape is Shape.PLAIN
     conn.execute("TRUNCATE analytics.videos, analytics.video_analytics, analytics.video_viewers")
+    conn.execute("TRUNCATE analytics.viewers_hourly")
     if plain:
         conn.execute("TRUNCATE analytics.video_hourly, analytics.video_daily")
     with conn.cursor() as cursor:
@@ -108,6 +117,7 @@ def write(conn: Connection[TupleRow], films: Sequence[Film], deeds: Sequence[Dee
         for table, unit in (("video_hourly", "hour"), ("video_daily", "day")) if plain else ():
             cursor.execute(ROLL_UP.format(table=table, unit=unit).encode())
         cursor.execute(VIEWERS)
+        cursor.execute(VIEWERS_HOURLY)
     if not plain:
         # As the sink does: a policy may have drawn the watermark past these times by now.
         refresh(conn, [deed.at for deed in deeds], datetime.now(UTC))
