@@ -27,6 +27,8 @@ from tests.integration.analytics_support import (
 )
 from tests.integration.event_log import rows
 
+pytestmark = pytest.mark.no_analytics
+
 VIEW = """
 INSERT INTO analytics.video_analytics
 VALUES (%(id)s, %(videoId)s, %(userId)s, 'view', %(timestamp)s,
@@ -135,7 +137,6 @@ def test_both_shapes_have_the_same_versions() -> None:
     assert [each.version for each in plain] == list(range(1, len(plain) + 1))
 
 
-@pytest.mark.no_analytics
 def test_nothing_is_there_before(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as conn:
         assert state(conn) is None
