@@ -6,7 +6,7 @@ A viewer's engagement of one kind with a video counts once, however often it is 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from operator import itemgetter
@@ -157,14 +157,16 @@ class KnownVideo:
             self.unliked_at is None or self.unliked_at < self.liked_at
         )
 
-    def paired(self, weighing: Weighing) -> Iterator[tuple[float, datetime]]:
-        """Yield the weight and the time of each engagement that counts in pairs."""
+    def paired(self, weighing: Weighing) -> list[tuple[float, datetime]]:
+        """Return the weight and the time of each engagement that counts in pairs."""
+        found = []
         if self.watch_paired_at is not None:
-            yield weighing.watched, self.watch_paired_at
+            found.append((weighing.watched, self.watch_paired_at))
         if self.stay_paired_at is not None:
-            yield weighing.stayed, self.stay_paired_at
+            found.append((weighing.stayed, self.stay_paired_at))
         if self.like_paired_at is not None:
-            yield weighing.liked, self.like_paired_at
+            found.append((weighing.liked, self.like_paired_at))
+        return found
 
 
 @dataclass(slots=True)
@@ -208,7 +210,7 @@ class Pairing:
         self._viewers = viewers
         self.moved: dict[tuple[str, str], KnownVideo] = {}
         self.gained: defaultdict[str, Mass] = defaultdict(Mass)
-        self.pairs: defaultdict[tuple[str, str], Mass] = defaultdict(Mass)
+        self.pairs: dict[tuple[str, str], Mass] = {}
         self.took_back = False
 
     def take(self, event: Engagement) -> None:
@@ -284,14 +286,19 @@ class Pairing:
     def _pair(self, viewer: Viewer, video_id: str, weight: float, at: datetime) -> None:
         """Add a weight to the pairs of a video with those that had their turns around it."""
         turn, most = viewer.turn_of(video_id), self._weighing.paired_with
-        around = range(max(turn - most, 1), min(turn + most, viewer.last_turn) + 1)
-        half_life = self._weighing.half_life_seconds
-        for other in (viewer.turns[each] for each in around if each in viewer.turns):
-            if other == video_id:
+        half_life, seconds = self._weighing.half_life_seconds, at.timestamp()
+        for each in range(max(turn - most, 1), min(turn + most, viewer.last_turn) + 1):
+            other = viewer.turns.get(each)
+            if other is None or other == video_id:
                 continue
-            pair = min(video_id, other), max(video_id, other)
+            pair = (video_id, other) if video_id < other else (other, video_id)
             for its, then in viewer.videos[other].paired(self._weighing):
-                self.pairs[pair].add(weight * its, max(at, then).timestamp(), half_life)
+                time = seconds if then <= at else then.timestamp()
+                mass = self.pairs.get(pair)
+                if mass is None:
+                    self.pairs[pair] = Mass(weight * its, time)
+                else:
+                    mass.add(weight * its, time, half_life)
 
 
 def keep(

@@ -32,22 +32,21 @@ appended AS (
     INSERT INTO analytics.neighbour_deltas AS kept (video_id, neighbour_ids, weights, as_of)
     SELECT one, array_agg(other), array_agg(weight), array_agg(as_of)
     FROM (SELECT one, other, weight, as_of FROM pairs
-          UNION ALL SELECT other, one, weight, as_of FROM pairs) AS both_ways
-    GROUP BY one ORDER BY one
+          UNION ALL SELECT other, one, weight, as_of FROM pairs ORDER BY 1) AS both_ways
+    GROUP BY one
     ON CONFLICT (video_id) DO UPDATE
-    SET neighbour_ids = kept.neighbour_ids || excluded.neighbour_ids,
-        weights = kept.weights || excluded.weights, as_of = kept.as_of || excluded.as_of
+    SET neighbour_ids = excluded.neighbour_ids || kept.neighbour_ids,
+        weights = excluded.weights || kept.weights, as_of = excluded.as_of || kept.as_of
     RETURNING video_id, cardinality(neighbour_ids) AS deltas)
 SELECT video_id::text FROM appended WHERE deltas >= %(most)s
 """
-# The weights of a pair are added as of its latest time, by way of the latest of the video. When
+# The weights of a pair are added as of its latest time, by way of the latest of the batch. When
 # there are too many neighbours, the best are kept by the weight that a reader sees; what was
-# removed goes first.
+# removed goes first. How popular the neighbours are is looked up once for all lists.
 FOLD = b"""
 WITH grown AS (
     SELECT video_id, d.neighbour_ids || l.neighbour_ids AS ids, d.weights || l.weights AS weights,
-           d.as_of || l.as_of AS times,
-           (SELECT max(at) FROM unnest(d.as_of || l.as_of) AS at) AS last
+           d.as_of || l.as_of AS times
     FROM unnest(%(videos)s::uuid[]) AS asked (video_id)
     JOIN analytics.neighbour_deltas AS d USING (video_id)
     LEFT JOIN analytics.neighbour_lists AS l USING (video_id)),
@@ -60,23 +59,28 @@ folded AS (
                coalesce(array_agg(latest), '{}') AS times
         FROM (
             SELECT id, max(at) AS latest, CASE count(*) WHEN 1 THEN min(weight) ELSE
-                       sum(weight * power(2::float8, greatest(
-                           (at - last) / %(half_life)s::float8, -1000)))
-                       * power(2::float8, least((last - max(at)) / %(half_life)s::float8, 1000))
+                       sum(weight * power(2::float8, greatest(-1000, least(1000,
+                           (at - %(now)s::float8) / %(half_life)s::float8))))
+                       * power(2::float8, greatest(-1000, least(1000,
+                           (%(now)s::float8 - max(at)) / %(half_life)s::float8)))
                    END AS weight
             FROM unnest(ids, weights, times) AS part (id, weight, at) GROUP BY id) AS summed
         WHERE weight >= %(nothing)s) AS list),
+crowded AS MATERIALIZED (
+    SELECT video_id, n.* FROM folded CROSS JOIN LATERAL unnest(ids, weights, times)
+        AS n (id, weight, at)
+    WHERE cardinality(ids) > 2 * %(most)s),
+popular AS MATERIALIZED (
+    SELECT video_id AS id,
+           EXISTS (SELECT FROM analytics.videos AS v WHERE v.video_id = e.video_id AND removed)
+               AS gone,
+           %(exponent)s::float8 * (ln(weight) + as_of * ln(2) / %(half_life)s::float8) AS much
+    FROM analytics.engagement AS e WHERE video_id = ANY (ARRAY (SELECT id FROM crowded))),
 ranked AS (
-    SELECT f.video_id, n.*, row_number() OVER (
-        PARTITION BY f.video_id
-        ORDER BY coalesce(removed, false),
-                 ln(n.weight) + n.at * ln(2) / %(half_life)s::float8
-                 - %(exponent)s::float8
-                   * (ln(e.weight) + e.as_of * ln(2) / %(half_life)s::float8) DESC, id) AS place
-    FROM folded AS f CROSS JOIN LATERAL unnest(ids, weights, times) AS n (id, weight, at)
-    JOIN analytics.engagement AS e ON e.video_id = id
-    LEFT JOIN analytics.videos AS v ON v.video_id = id
-    WHERE cardinality(ids) > 2 * %(most)s)
+    SELECT video_id, id, weight, at, row_number() OVER (
+        PARTITION BY video_id
+        ORDER BY gone, ln(weight) + at * ln(2) / %(half_life)s::float8 - much DESC, id) AS place
+    FROM crowded JOIN popular USING (id))
 INSERT INTO analytics.neighbour_lists AS kept (video_id, neighbour_ids, weights, as_of)
 SELECT * FROM folded WHERE cardinality(ids) <= 2 * %(most)s
 UNION ALL
@@ -116,19 +120,15 @@ def add_pairs(
     # A reader never meets a delta that takes something back.
     full.update(video for pair, mass in pairs.items() if mass.weight < NOTHING for video in pair)
     if full:
-        fold(conn, full, weighing)
-
-
-def fold(conn: Connection[TupleRow], videos: Collection[str], weighing: Weighing) -> None:
-    """Fold the deltas of videos into their lists, and cut those that have become too long."""
-    given: dict[str, Any] = {
-        "videos": texts(list(videos)),
-        "half_life": weighing.half_life_seconds,
-        "most": weighing.neighbours,
-        "exponent": weighing.popularity_exponent,
-        "nothing": NOTHING,
-    }
-    conn.execute(FOLD, given, prepare=False)
+        folded: dict[str, Any] = {
+            "videos": texts(list(full)),
+            "now": max(mass.as_of for mass in pairs.values()),
+            "half_life": weighing.half_life_seconds,
+            "most": weighing.neighbours,
+            "exponent": weighing.popularity_exponent,
+            "nothing": NOTHING,
+        }
+        conn.execute(FOLD, folded, prepare=False)
 
 
 def masses(found: Collection[Mass]) -> dict[str, str]:

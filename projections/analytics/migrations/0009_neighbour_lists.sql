@@ -28,6 +28,7 @@ SELECT video_id, array_agg(neighbour_id), array_agg(weight), array_agg(as_of)
 FROM analytics.neighbours GROUP BY video_id;
 INSERT INTO analytics.neighbour_deltas SELECT video_id FROM analytics.neighbour_lists;
 DROP TABLE analytics.neighbours;
+CREATE INDEX videos_removed ON analytics.videos (video_id) WHERE removed;
 ALTER TABLE analytics.engagement DROP COLUMN neighbours;
 
 -- What two videos have in common is the sum of their rows here, each of which is above zero.
