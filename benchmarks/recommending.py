@@ -102,7 +102,7 @@ def run(bench: Bench) -> list[Comparison]:
             places[1].conn.execute(statement)
         contenders[ROWED] = partial(_rowed, places[1], batches)
         found = bench.interleave(rounds, contenders)
-        bounds = [each for place in (places[-1], places[0]) for each in _bounded(place)]
+        bounds = _bounded(places[-1])
     sides = {name: _side(name, notes) for name, notes in found.items()}
     small, less, large = places
 
@@ -216,6 +216,6 @@ def _bounded(place: Place) -> list[Comparison]:
             "bytes",
             Side(place.called("neighbours on disk after the load"), [float(disk)], notes),
             Side("their rows", [float(rows)]),
-            at_most=4.0,
+            at_most=3.0,
         ),
     ]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -58,7 +58,7 @@ def test_a_failure_leaves_nothing_of_its_file(
     database_url: str, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = ANALYTICS.files(Shape.PLAIN)
-    (copied / "0009_broken.sql").write_bytes(b"CREATE TABLE analytics.x (); SELECT 1/0")
+    (copied / "0010_broken.sql").write_bytes(b"CREATE TABLE analytics.x (); SELECT 1/0")
     with pytest.raises(psycopg.errors.DivisionByZero):
         migrated(database_url)
     monkeypatch.undo()
@@ -75,6 +75,25 @@ def test_the_files_of_another_release_are_told(
     monkeypatch.setattr(schema, "ANALYTICS", replace(ANALYTICS, folder=other))
     with pytest.raises(UnknownMigration, match="not this release's"):
         migrated(database_url)
+
+
+def test_the_neighbours_of_a_former_release_become_lists(
+    database_url: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copied / "0009_neighbour_lists.sql").unlink()
+    migrated(database_url)
+    one, *others = (UUID(int=number) for number in range(4))
+    pairs = [(one, other, 1.5 + place, 1e9 + place) for place, other in enumerate(others)]
+    kept = sorted([*pairs, *((other, one, *rest) for one, other, *rest in pairs)])
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.cursor().executemany("INSERT INTO analytics.neighbours VALUES (%s, %s, %s, %s)", kept)
+        conn.execute("INSERT INTO analytics.engagement VALUES (%s, 7, 1e9, 3)", (one,))
+    monkeypatch.undo()
+    migrated(database_url)
+    assert rows(database_url, "SELECT * FROM analytics.neighbours ORDER BY 1, 2") == kept
+    lists = "SELECT count(*), sum(cardinality(neighbour_ids)) FROM analytics.neighbour_lists"
+    assert rows(database_url, lists) == [(4, 6)]
+    assert rows(database_url, "SELECT * FROM analytics.engagement") == [(one, 7, 1e9)]
 
 
 def test_both_shapes_have_the_same_versions() -> None:
