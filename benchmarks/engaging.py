@@ -50,20 +50,34 @@ CREATE INDEX engaged_watched ON analytics.engaged (viewer, watched_at DESC)
 CREATE INDEX engaged_turns ON analytics.engaged (viewer, turn) WHERE turn IS NOT NULL
 """
 # Between the number that pruning leaves and the one at which it begins.
-NEIGHBOURS = b"""
-INSERT INTO analytics.neighbours
-SELECT lpad(to_hex(v), 32, '0')::uuid, lpad(to_hex(other), 32, '0')::uuid, 0.5 + random(),
-       extract(epoch FROM %(now)s)::float8 - random() * 7776000
+LISTS = b"""
+INSERT INTO analytics.neighbour_lists
+SELECT lpad(to_hex(v), 32, '0')::uuid, array_agg(lpad(to_hex(other), 32, '0')::uuid),
+       array_agg(0.5 + random()),
+       array_agg(extract(epoch FROM %(now)s)::float8 - random() * 7776000)
 FROM generate_series(0, %(videos)s - 1) AS v
 CROSS JOIN LATERAL (
     SELECT DISTINCT floor(%(videos)s * random() ^ 2)::int AS other
     FROM generate_series(1, %(most)s + mod(v * 7, %(most)s)) AS n WHERE v >= 0) AS drawn
-WHERE other <> v
+WHERE other <> v GROUP BY v
+"""
+# Up to the number at which they are folded.
+DELTAS = b"""
+INSERT INTO analytics.neighbour_deltas
+SELECT lpad(to_hex(v), 32, '0')::uuid,
+       coalesce(array_agg(lpad(to_hex(other), 32, '0')::uuid) FILTER (WHERE other <> v), '{}'),
+       coalesce(array_agg(0.5 + random()) FILTER (WHERE other <> v), '{}'),
+       coalesce(array_agg(extract(epoch FROM %(now)s)::float8) FILTER (WHERE other <> v), '{}')
+FROM generate_series(0, %(videos)s - 1) AS v
+CROSS JOIN LATERAL (
+    SELECT floor(%(videos)s * random() ^ 2)::int AS other
+    FROM generate_series(0, mod(v * 13, %(most)s)) AS n WHERE v >= 0) AS drawn
+GROUP BY v
 """
 ENGAGEMENT = b"""
 INSERT INTO analytics.engagement
-SELECT video_id, coalesce(weight, 1), extract(epoch FROM %(now)s), found
-FROM (SELECT video_id, count(*) AS found FROM analytics.neighbours GROUP BY video_id) AS counted
+SELECT video_id, coalesce(weight, 1), extract(epoch FROM %(now)s)
+FROM analytics.neighbour_lists
 LEFT JOIN (SELECT video_id, count(*) AS weight FROM analytics.engaged GROUP BY video_id) AS total
     USING (video_id)
 """
@@ -85,7 +99,8 @@ def fill_engagements(url: str, size: Size, now: datetime, weighing: Weighing) ->
             ("videos", VIDEOS),
             ("engagements", ENGAGED),
             ("their indexes", INDEXES),
-            ("neighbours", NEIGHBOURS),
+            ("lists of neighbours", LISTS),
+            ("deltas", DELTAS),
             ("totals", ENGAGEMENT),
             ("likes", LIKES),
         ):

@@ -40,17 +40,18 @@ LEFT JOIN analytics.engagement AS total ON total.video_id = candidate
 NEIGHBOURS: LiteralString = f"""
 WITH seeds AS (SELECT * FROM unnest(%(seeds)s::uuid[], %(shares)s::float8[]) AS s (seed, share)),
 scored AS (
-    SELECT n.neighbour_id, seed, share * exp(greatest(
+    SELECT n.neighbour_id, seed, sum(share * exp(greatest(
                ln(n.weight) + (n.as_of - %(now)s::float8) * %(decay)s::float8
                - %(profile_exponent)s::float8
                  * (ln(mine.weight) + (mine.as_of - %(now)s::float8) * %(decay)s::float8)
                - %(exponent)s::float8
                  * (ln(its.weight) + (its.as_of - %(now)s::float8) * %(decay)s::float8),
-               -600)) AS score
+               -600))) AS score
     FROM seeds
     JOIN analytics.neighbours AS n ON n.video_id = seed
     JOIN analytics.engagement AS mine ON mine.video_id = seed
-    JOIN analytics.engagement AS its ON its.video_id = n.neighbour_id),
+    JOIN analytics.engagement AS its ON its.video_id = n.neighbour_id
+    GROUP BY n.neighbour_id, seed),
 summed AS (
     SELECT neighbour_id AS candidate, sum(score ORDER BY seed) AS score,
            (array_agg(seed ORDER BY score DESC, seed))[1] AS because

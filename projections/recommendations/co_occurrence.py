@@ -6,21 +6,21 @@ A viewer's engagement of one kind with a video counts once, however often it is 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, LiteralString, NamedTuple
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from engine.projection import columns
 from infra.advisory_locks import Lock, lock_in_transaction
-from infra.postgres.connection import array, texts
+from infra.postgres.connection import texts
 from projections.analytics.calendar import start_of_hour
 from projections.recommendations.model import EngagementKind, Weighing
-
-MOST_HALVINGS = 1000.0
+from projections.recommendations.neighbours import NOTHING, Mass, add_pairs, masses
 
 KNOWN = b"""
 SELECT viewer, video_id::text, watched_at, stayed_at, liked_at, unliked_at, turn,
@@ -28,10 +28,11 @@ SELECT viewer, video_id::text, watched_at, stayed_at, liked_at, unliked_at, turn
 FROM unnest(%s::text[], %s::uuid[]) AS asked (viewer, video_id)
 JOIN analytics.engaged USING (viewer, video_id)
 """
-# What comes next is paired with these.
+# What comes next is paired with these, of which only that is told: to write and to read times takes
+# most of the time.
 LAST = b"""
-SELECT asked.viewer, video_id::text, watched_at, stayed_at, liked_at, unliked_at, turn,
-       watch_paired_at, stay_paired_at, like_paired_at
+SELECT asked.viewer, video_id::text, NULL, NULL, NULL, NULL, turn, watch_paired_at, stay_paired_at,
+       like_paired_at
 FROM unnest(%s::text[]) AS asked (viewer)
 CROSS JOIN LATERAL (
     SELECT * FROM analytics.engaged AS e
@@ -39,8 +40,8 @@ CROSS JOIN LATERAL (
 """
 # What had its turn before and after a video that is known already.
 AROUND = b"""
-SELECT e.viewer, video_id::text, watched_at, stayed_at, liked_at, unliked_at, e.turn,
-       watch_paired_at, stay_paired_at, like_paired_at
+SELECT e.viewer, video_id::text, NULL, NULL, NULL, NULL, e.turn, watch_paired_at, stay_paired_at,
+       like_paired_at
 FROM unnest(%(viewers)s::text[], %(turns)s::bigint[]) AS asked (viewer, turn)
 JOIN analytics.engaged AS e ON e.viewer = asked.viewer
  AND e.turn BETWEEN asked.turn - %(most)s AND asked.turn + %(most)s
@@ -67,75 +68,21 @@ SET watched_at = excluded.watched_at, stayed_at = excluded.stayed_at,
     like_paired_at = excluded.like_paired_at
 """
 # Two weights of their own times come to this at the later one.
-MERGE: LiteralString = """
-    weight = kept.weight * power(2::float8, greatest(
+GAIN = b"""
+INSERT INTO analytics.engagement AS kept (video_id, weight, as_of)
+SELECT * FROM unnest(%(videos)s::uuid[], %(weights)s::float8[], %(times)s::float8[])
+    AS gained (video_id, weight, as_of) ORDER BY video_id
+ON CONFLICT (video_id) DO UPDATE
+SET weight = kept.weight * power(2::float8, greatest(
             (kept.as_of - greatest(kept.as_of, excluded.as_of)) / %(half_life)s::float8, -1000))
         + excluded.weight * power(2::float8, greatest(
             (excluded.as_of - greatest(kept.as_of, excluded.as_of)) / %(half_life)s::float8,
             -1000)),
     as_of = greatest(kept.as_of, excluded.as_of)
 """
-GAIN: LiteralString = f"""
-INSERT INTO analytics.engagement AS kept (video_id, weight, as_of)
-SELECT * FROM unnest(%(videos)s::uuid[], %(weights)s::float8[], %(times)s::float8[])
-    AS gained (video_id, weight, as_of) ORDER BY video_id
-ON CONFLICT (video_id) DO UPDATE SET {MERGE}
-"""
-# `xmax` of a row that was inserted is 0. Gives the videos that have too many neighbours now. To be
-# planned each time: a plan for any number of rows reads whole tables for a few.
-PAIR: LiteralString = f"""
-WITH pairs AS (
-    SELECT * FROM unnest(%(ones)s::uuid[], %(others)s::uuid[], %(weights)s::float8[],
-                         %(times)s::float8[]) AS told (one, other, weight, as_of)),
-added AS (
-    INSERT INTO analytics.neighbours AS kept (video_id, neighbour_id, weight, as_of)
-    SELECT one, other, weight, as_of FROM pairs
-    UNION ALL SELECT other, one, weight, as_of FROM pairs ORDER BY 1, 2
-    ON CONFLICT (video_id, neighbour_id) DO UPDATE SET {MERGE}
-    RETURNING kept.video_id, (kept.xmax = 0) AS fresh),
-grown AS (
-    UPDATE analytics.engagement AS e SET neighbours = e.neighbours + found.fresh
-    FROM (SELECT video_id, count(*) AS fresh FROM added WHERE fresh GROUP BY video_id) AS found
-    WHERE e.video_id = found.video_id
-    RETURNING e.video_id, e.neighbours)
-SELECT video_id::text FROM grown WHERE neighbours > 2 * %(most)s
-"""
-# What is left of a weight of which all was taken back is a rounding error.
-NOTHING = 1e-9
-DROP_EMPTY = b"""
-WITH gone AS (
-    DELETE FROM analytics.neighbours AS n
-    USING unnest(%(ones)s::uuid[], %(others)s::uuid[]) AS told (one, other)
-    WHERE (n.video_id, n.neighbour_id) IN ((one, other), (other, one)) AND n.weight < %(nothing)s
-    RETURNING n.video_id)
-UPDATE analytics.engagement AS e SET neighbours = e.neighbours - found.gone
-FROM (SELECT video_id, count(*) AS gone FROM gone GROUP BY video_id) AS found
-WHERE e.video_id = found.video_id
-"""
 LEAVE_SOME = b"""
 UPDATE analytics.engagement SET weight = %(nothing)s
 WHERE video_id = ANY (%(videos)s::uuid[]) AND weight < %(nothing)s
-"""
-# By the weight that a reader sees; what was removed goes first. Rows are found by their `ctid`:
-# nobody moves them meanwhile, since who writes here holds the lock.
-PRUNE = b"""
-WITH ranked AS (
-    SELECT place_of, row_number() OVER (
-        PARTITION BY video_id ORDER BY gone, strength DESC, neighbour_id) AS place
-    FROM (
-        SELECT n.ctid AS place_of, n.video_id, neighbour_id, coalesce(v.removed, false) AS gone,
-               ln(n.weight) + n.as_of * ln(2) / %(half_life)s::float8
-               - %(exponent)s::float8
-                 * (ln(e.weight) + e.as_of * ln(2) / %(half_life)s::float8) AS strength
-        FROM unnest(%(videos)s::uuid[]) AS asked (video_id)
-        JOIN analytics.neighbours AS n USING (video_id)
-        JOIN analytics.engagement AS e ON e.video_id = n.neighbour_id
-        LEFT JOIN analytics.videos AS v ON v.video_id = n.neighbour_id) AS weighed),
-cut AS (
-    DELETE FROM analytics.neighbours WHERE ctid = ANY (ARRAY (
-        SELECT place_of FROM ranked WHERE place > %(most)s)))
-UPDATE analytics.engagement SET neighbours = least(neighbours, %(most)s)
-WHERE video_id = ANY (%(videos)s::uuid[])
 """
 # By how much they are engaged with, and how new they are: of each category, and of all videos under
 # the name that is no category's.
@@ -174,21 +121,6 @@ class Engagement(NamedTuple):
 
 
 @dataclass(slots=True)
-class Mass:
-    """A weight as it was at a time (seconds since 1970); it halves with each half-life."""
-
-    weight: float = 0.0
-    as_of: float = float("-inf")
-
-    def add(self, weight: float, at: float, half_life: float) -> None:
-        """Add a weight of another time; the order of additions makes no difference."""
-        if at > self.as_of:
-            self.weight, weight = weight, self.weight
-            self.as_of, at = at, self.as_of
-        self.weight += weight * 2.0 ** -min((self.as_of - at) / half_life, MOST_HALVINGS)
-
-
-@dataclass(slots=True)
 class KnownVideo:
     """What is known of a viewer's engagement with a video.
 
@@ -206,6 +138,19 @@ class KnownVideo:
     stay_paired_at: datetime | None = None
     like_paired_at: datetime | None = None
 
+    def columns(self) -> tuple[datetime | int | None, ...]:
+        """Return the values in the order of `MOVE`."""
+        return (
+            self.watched_at,
+            self.stayed_at,
+            self.liked_at,
+            self.unliked_at,
+            self.turn,
+            self.watch_paired_at,
+            self.stay_paired_at,
+            self.like_paired_at,
+        )
+
     @property
     def is_liked(self) -> bool:
         """Whether the like stands."""
@@ -213,14 +158,16 @@ class KnownVideo:
             self.unliked_at is None or self.unliked_at < self.liked_at
         )
 
-    def paired(self, weighing: Weighing) -> Iterator[tuple[float, datetime]]:
-        """Yield the weight and the time of each engagement that counts in pairs."""
+    def paired(self, weighing: Weighing) -> list[tuple[float, datetime]]:
+        """Return the weight and the time of each engagement that counts in pairs."""
+        found = []
         if self.watch_paired_at is not None:
-            yield weighing.watched, self.watch_paired_at
+            found.append((weighing.watched, self.watch_paired_at))
         if self.stay_paired_at is not None:
-            yield weighing.stayed, self.stay_paired_at
+            found.append((weighing.stayed, self.stay_paired_at))
         if self.like_paired_at is not None:
-            yield weighing.liked, self.like_paired_at
+            found.append((weighing.liked, self.like_paired_at))
+        return found
 
 
 @dataclass(slots=True)
@@ -264,7 +211,7 @@ class Pairing:
         self._viewers = viewers
         self.moved: dict[tuple[str, str], KnownVideo] = {}
         self.gained: defaultdict[str, Mass] = defaultdict(Mass)
-        self.pairs: defaultdict[tuple[str, str], Mass] = defaultdict(Mass)
+        self.pairs: dict[tuple[str, str], Mass] = {}
         self.took_back = False
 
     def take(self, event: Engagement) -> None:
@@ -340,14 +287,19 @@ class Pairing:
     def _pair(self, viewer: Viewer, video_id: str, weight: float, at: datetime) -> None:
         """Add a weight to the pairs of a video with those that had their turns around it."""
         turn, most = viewer.turn_of(video_id), self._weighing.paired_with
-        around = range(max(turn - most, 1), min(turn + most, viewer.last_turn) + 1)
-        half_life = self._weighing.half_life_seconds
-        for other in (viewer.turns[each] for each in around if each in viewer.turns):
-            if other == video_id:
+        half_life, seconds = self._weighing.half_life_seconds, at.timestamp()
+        for each in range(max(turn - most, 1), min(turn + most, viewer.last_turn) + 1):
+            other = viewer.turns.get(each)
+            if other is None or other == video_id:
                 continue
-            pair = min(video_id, other), max(video_id, other)
+            pair = (video_id, other) if video_id < other else (other, video_id)
             for its, then in viewer.videos[other].paired(self._weighing):
-                self.pairs[pair].add(weight * its, max(at, then).timestamp(), half_life)
+                time = seconds if then <= at else then.timestamp()
+                mass = self.pairs.get(pair)
+                if mass is None:
+                    self.pairs[pair] = Mass(weight * its, time)
+                else:
+                    mass.add(weight * its, time, half_life)
 
 
 def keep(
@@ -429,37 +381,20 @@ def _is_fresh(viewer: Viewer, event: Engagement) -> bool:
 
 def _write(conn: Connection[TupleRow], pairing: Pairing, weighing: Weighing) -> None:
     if pairing.moved:
-        moved = ((*key, *astuple(known)) for key, known in sorted(pairing.moved.items()))
+        moved = [
+            (viewer, video_id, *known.columns())
+            for (viewer, video_id), known in sorted(pairing.moved.items(), key=itemgetter(0))
+        ]
         conn.execute(MOVE, columns(moved), prepare=True)
-    given = {
-        "half_life": weighing.half_life_seconds,
-        "most": weighing.neighbours,
-        "exponent": weighing.popularity_exponent,
-        "nothing": NOTHING,
-    }
     if pairing.gained:
-        gained = {"videos": texts(list(pairing.gained)), **_masses(pairing.gained.values())}
-        conn.execute(GAIN.encode(), {**gained, **given}, prepare=True)
+        gained: dict[str, Any] = {
+            "videos": texts(list(pairing.gained)),
+            **masses(pairing.gained.values()),
+            "half_life": weighing.half_life_seconds,
+            "nothing": NOTHING,
+        }
+        conn.execute(GAIN, gained, prepare=True)
         if pairing.took_back:
-            conn.execute(LEAVE_SOME, {**gained, **given}, prepare=True)
+            conn.execute(LEAVE_SOME, gained, prepare=True)
     if pairing.pairs:
-        _write_pairs(conn, pairing, given)
-
-
-def _write_pairs(conn: Connection[TupleRow], pairing: Pairing, given: Mapping[str, Any]) -> None:
-    ones, others = columns(pairing.pairs)
-    pairs = {"ones": ones, "others": others, **_masses(pairing.pairs.values())}
-    grown = conn.execute(PAIR.encode(), {**pairs, **given}, prepare=False).fetchall()
-    if pairing.took_back:
-        conn.execute(DROP_EMPTY, {**pairs, **given}, prepare=False)
-    if grown:
-        crowded = {"videos": texts([video for (video,) in grown])}
-        conn.execute(PRUNE, {**crowded, **given}, prepare=False)
-
-
-def _masses(masses: Collection[Mass]) -> dict[str, str]:
-    """Return array literals: psycopg's dumpers take far longer."""
-    return {
-        "weights": array([repr(mass.weight) for mass in masses]),
-        "times": array([repr(mass.as_of) for mass in masses]),
-    }
+        add_pairs(conn, pairing.pairs, weighing)

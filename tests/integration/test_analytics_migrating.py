@@ -76,6 +76,14 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def without(folder: Path, name: str) -> None:
+    """Leave the files of the release before that one."""
+    (first,) = folder.glob(f"*_{name}.sql")
+    for file in folder.glob("*.sql"):
+        if file.name >= first.name:
+            file.unlink()
+
+
 def test_a_failure_leaves_nothing_of_its_file(
     database_url: str, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,10 +108,7 @@ def test_who_viewed_before_is_counted_by_hours(
             url = request.getfixturevalue("database_url")
         else:
             url = stack.enter_context(timescale_database())
-        (ours,) = copied.glob("*_viewers.sql")
-        for file in copied.glob("*.sql"):
-            if file.name >= ours.name:
-                file.unlink()
+        without(copied, "viewers")
         assert migrated(url).shape is shape
         with psycopg.connect(url, autocommit=True) as conn, conn.cursor() as cursor:
             cursor.executemany(VIEW, views)
@@ -129,6 +134,25 @@ def test_the_files_of_another_release_are_told(
     monkeypatch.setattr(schema, "ANALYTICS", replace(ANALYTICS, folder=other))
     with pytest.raises(UnknownMigration, match="not this release's"):
         migrated(database_url)
+
+
+def test_the_neighbours_of_a_former_release_become_lists(
+    database_url: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(copied, "neighbour_lists")
+    migrated(database_url)
+    one, *others = (UUID(int=number) for number in range(4))
+    pairs = [(one, other, 1.5 + place, 1e9 + place) for place, other in enumerate(others)]
+    kept = sorted([*pairs, *((other, one, *rest) for one, other, *rest in pairs)])
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.cursor().executemany("INSERT INTO analytics.neighbours VALUES (%s, %s, %s, %s)", kept)
+        conn.execute("INSERT INTO analytics.engagement VALUES (%s, 7, 1e9, 3)", (one,))
+    monkeypatch.undo()
+    migrated(database_url)
+    assert rows(database_url, "SELECT * FROM analytics.neighbours ORDER BY 1, 2") == kept
+    lists = "SELECT count(*), sum(cardinality(neighbour_ids)) FROM analytics.neighbour_lists"
+    assert rows(database_url, lists) == [(4, 6)]
+    assert rows(database_url, "SELECT * FROM analytics.engagement") == [(one, 7, 1e9)]
 
 
 def test_both_shapes_have_the_same_versions() -> None:

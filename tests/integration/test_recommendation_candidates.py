@@ -137,6 +137,17 @@ def test_what_others_like_beside_it_is_near(world: World) -> None:
     assert found[0].because == UUID(int=1)
 
 
+def test_it_is_because_of_the_nearest_altogether(world: World) -> None:
+    """Three viewers, one after another, brought 1 nearer to 3; one brought 2, and more at once."""
+    world.videos(range(1, 4))
+    for viewer in ("bob", "eve", "joe"):
+        world.watch(viewer, 1, 3)
+    world.like("dan", 2, 3)
+    world.watch("kim", 2)
+    (found,) = world.candidates(profile([1, 2]))
+    assert (found.video_id, found.because) == (UUID(int=3), UUID(int=1))
+
+
 def test_popularity_is_divided_by(world: World) -> None:
     """Everybody has watched 9; that tells less of those who have watched 1 than 2 does."""
     world.videos(range(1, 10))

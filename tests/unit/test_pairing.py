@@ -10,8 +10,9 @@ from random import Random
 
 import pytest
 
-from projections.recommendations.co_occurrence import Engagement, Mass, Pairing, Viewer
+from projections.recommendations.co_occurrence import Engagement, Pairing, Viewer
 from projections.recommendations.model import EngagementKind, Weighing
+from projections.recommendations.neighbours import Mass
 
 NOW = datetime(2026, 3, 14, tzinfo=UTC)
 DAY = timedelta(days=1)
