@@ -203,8 +203,7 @@ def _weigh(
 ) -> dict[UUID, Candidate]:
     """Return what was found with its signals.
 
-    Ages count up to `latest`, when somebody was last engaged. What comes of the profile has the
-    share that this is `telling` still, and neighbours that by which they are `sure`.
+    Ages count up to `latest`, when somebody was last engaged.
     """
     left = {video: attention.left(latest - each.completed) for video, each in found.items()}
     most = max((each.mass for each in found.values() if each.mass is not None), default=0.0)
@@ -220,9 +219,9 @@ def _weigh(
     like = {video: value * left[video] for video, value in alike.items() if video in found}
     signals = {
         "trending": shares_of({each.video_id: max(each.score, 0.0) for each in trending}),
-        "neighbour": shares_of(near, telling * sure),
-        "same_category": shares_of(liked_most, telling),
-        "similar": shares_of(like, telling),
+        "neighbour": shares_of(near),
+        "same_category": shares_of(liked_most),
+        "similar": shares_of(like),
         "popular": shares_of(masses),
     }
     return {
@@ -231,6 +230,8 @@ def _weigh(
             each.category,
             **{name: share.get(video, 0.0) for name, share in signals.items()},
             because=each.because,
+            telling=telling,
+            sure=sure,
         )
         for video, each in found.items()
     }
@@ -265,7 +266,7 @@ def vary(candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=lambda each: next(turns[each.category]))
 
 
-def shares_of(values: Mapping[K, float], whole: float = 1.0) -> dict[K, float]:
-    """Return the values in proportion, so that they sum up to `whole`, unless all are zero."""
+def shares_of(values: Mapping[K, float]) -> dict[K, float]:
+    """Return the values divided by their sum."""
     total = fsum(values.values())
-    return {key: whole * value / total for key, value in values.items()} if total else dict(values)
+    return {key: value / total for key, value in values.items()} if total else dict(values)

@@ -58,8 +58,9 @@ class Candidate:
     """A video that may be recommended, and why; each signal from 0 to 1.
 
     A signal is the video's share of all that was found by it, so that each is a guess at how likely
-    the video is the next one; what comes of the profile is less where the user was away for long.
-    `because` is the video of the profile that it is the closest neighbour of, if of any.
+    the video is the next one. `because` is the video of the profile that it is the closest
+    neighbour of, if of any. How much the profile is `telling` still, and how `sure` neighbours are,
+    is the same for all of a user's candidates.
     """
 
     video_id: UUID
@@ -70,6 +71,8 @@ class Candidate:
     similar: float = 0.0
     because: UUID | None = None
     popular: float = 0.0
+    telling: float = 1.0
+    sure: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

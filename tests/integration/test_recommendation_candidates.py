@@ -158,7 +158,8 @@ def test_what_others_like_beside_it_is_near(world: World) -> None:
     found = world.candidates(profile([1]))
     assert numbers_of(found) == [2, 3]
     assert found[0].neighbour > found[1].neighbour > 0
-    assert found[0].neighbour + found[1].neighbour == pytest.approx(WEIGHING.sure(3), rel=1e-3)
+    assert found[0].neighbour + found[1].neighbour == pytest.approx(1)
+    assert found[0].sure == pytest.approx(WEIGHING.sure(3), rel=1e-3)
     assert found[0].because == UUID(int=1)
 
 
@@ -294,40 +295,35 @@ def test_what_a_profile_tells_fades_while_the_user_is_away(world: World) -> None
     world.watch("bob", 1, 2)
     world.watch("eve", 3)
     found, away = (
-        by_number(
-            world.candidates(
-                Profile("ann", [EngagedVideo(UUID(int=1), NOW - ago)]), similar=[(3, 0.5)]
-            )
-        )
+        world.candidates(Profile("ann", [EngagedVideo(UUID(int=1), NOW - ago)]))
         for ago in (timedelta(0), WEIGHING.profile_half)
     )
-    for signal in ("neighbour", "same_category", "similar"):
-        now, then = (sum(getattr(each[n], signal) for n in (2, 3)) for each in (found, away))
-        assert now == pytest.approx(2 * then) != 0, signal
-    assert found[2].popular == away[2].popular
+    assert {each.telling for each in found} == {1.0}
+    assert [each.telling for each in away] == [pytest.approx(0.5)] * len(found)
+    assert {each.telling for each in world.candidates(profile())} == {0.0}
 
 
 def test_few_pairs_are_not_sure(world: World) -> None:
     """Ten times as many brought the same together: that is the likelier."""
     world.videos(range(1, 5))
     world.watch("v", 1, 2)
-    one = by_number(world.candidates(profile([1])))[2].neighbour
+    one = by_number(world.candidates(profile([1])))[2].sure
     assert one == pytest.approx(1 / (1 + WEIGHING.sure_pairs), rel=1e-3)
     for number in range(9):
         world.watch(f"v-{number}", 1, 2)
-    ten = by_number(world.candidates(profile([1])))[2].neighbour
+    ten = by_number(world.candidates(profile([1])))[2].sure
     assert ten == pytest.approx(10 / (10 + WEIGHING.sure_pairs), rel=1e-3)
 
 
 def test_a_site_that_sleeps_is_as_sure_as_ever(world: World) -> None:
     world.videos(range(1, 4))
     world.watch("bob", 1, 2)
-    awake = by_number(world.candidates(profile([1])))[2].neighbour
+    awake = by_number(world.candidates(profile([1])))[2]
     long_ago = 50 * WEIGHING.half_life_seconds
     world.conn.execute("UPDATE analytics.neighbours SET as_of = as_of - %s", (long_ago,))
     world.conn.execute("UPDATE analytics.engagement SET as_of = as_of - %s", (long_ago,))
-    asleep = by_number(world.candidates(profile([1])))[2].neighbour
-    assert asleep == pytest.approx(awake, rel=1e-3)
+    asleep = by_number(world.candidates(profile([1])))[2]
+    assert asleep.sure == pytest.approx(awake.sure, rel=1e-3)
 
 
 def test_a_new_user_gets_every_category(world: World) -> None:

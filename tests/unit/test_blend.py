@@ -100,6 +100,19 @@ def test_the_signals_are_mixed_by_their_weights() -> None:
     )
 
 
+def test_what_comes_of_the_profile_counts_as_far_as_that_tells() -> None:
+    near = candidate(1, neighbour=0.2, same_category=0.3, similar=0.4, popular=0.5, trending=0.6)
+
+    def score(telling: float = 1.0, sure: float = 1.0) -> float:
+        (found,) = blend(Material(KNOWN, [replace(near, telling=telling, sure=sure)]), limit=1)
+        return found.score
+
+    others = 0.5 * WEIGHTS["popular"] + 0.6 * WEIGHTS["trending"]
+    assert score(telling=0.0) == pytest.approx(others)
+    assert score(telling=0.5) - others == pytest.approx((score() - others) / 2)
+    assert score() - score(sure=0.25) == pytest.approx(0.75 * 0.2 * WEIGHTS["neighbour"])
+
+
 def test_ties_are_ordered_by_id_whatever_order_they_came_in() -> None:
     same = [candidate(number, "music", neighbour=0.5) for number in (3, 1, 2)]
     assert {tuple(order(*each)) for each in permutations(same)} == {(1, 2, 3)}
