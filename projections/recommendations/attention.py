@@ -23,11 +23,14 @@ AGES = (0.0, *(HALF_AN_HOUR * 2 ** (n / 2) for n in range(30)))
 """In seconds, where each span of ages begins; the last one has no end."""
 LOOKED_AT = 10_000
 """So many views and likes, the latest, are looked at."""
+FINE = 32.0
+"""Ages that differ by less than 1 / FINE are nearly one."""
 EXPECTED = 100.0
 """So many events of the default count with them: a site with few has not told yet."""
 
 # How much happened at each span of ages, and for how long in all (seconds) videos were of it while
-# that happened. What happens at the age of zero is what a video without a time got its time from.
+# that happened; videos of nearly one age are taken together. What happens at the age of zero is
+# what a video without a time got its time from.
 HAPPENED: LiteralString = """
 WITH latest AS MATERIALIZED (
     SELECT extract(epoch FROM "timestamp")::float8 AS at,
@@ -45,14 +48,17 @@ WITH latest AS MATERIALIZED (
 span AS (SELECT min(at) AS since, max(at) AS until FROM latest),
 ages AS (SELECT * FROM unnest(%(begins)s::float8[], %(ends)s::float8[]) AS a (begins, ends)),
 counted AS (
-    SELECT begins, count(*) AS events FROM latest
-    JOIN ages ON at > completed AND at - completed >= begins AND at - completed < ends
-    GROUP BY begins),
+    SELECT (%(begins)s::float8[])[width_bucket(at - completed, %(begins)s::float8[])] AS begins,
+           count(*) AS events
+    FROM latest WHERE at > completed GROUP BY 1),
 exposed AS (
-    SELECT begins, sum(least(completed + ends, until) - greatest(completed + begins, since))
-                       AS seconds
-    FROM (SELECT extract(epoch FROM completed_at)::float8 AS completed FROM analytics.videos
-          WHERE NOT removed AND completed_at IS NOT NULL) AS video
+    SELECT begins, sum(
+        videos * (least(completed + ends, until) - greatest(completed + begins, since))) AS seconds
+    FROM (SELECT count(*) AS videos, avg(completed) AS completed
+          FROM (SELECT extract(epoch FROM completed_at)::float8 AS completed FROM analytics.videos
+                WHERE NOT removed AND completed_at IS NOT NULL) AS video
+          CROSS JOIN span WHERE completed < until
+          GROUP BY floor(%(fine)s * ln(greatest(until - completed, 1)))) AS alike
     CROSS JOIN span
     JOIN ages ON completed + ends > since AND completed + begins < until
     GROUP BY begins)
@@ -149,7 +155,7 @@ def _going_on(rates: Sequence[Step], weighing: Weighing) -> Attention:
 def measure(conn: Connection[TupleRow], weighing: Weighing) -> Attention:
     """Measure the attention by what happened last, and keep it; to be called in a transaction."""
     ends = [after for _, after in pairwise(AGES)]
-    given = {"most": LOOKED_AT, "begins": list(AGES), "ends": [*ends, float("inf")]}
+    given = {"most": LOOKED_AT, "fine": FINE, "begins": list(AGES), "ends": [*ends, float("inf")]}
     rows = [Happened(*row) for row in conn.execute(HAPPENED.encode(), given)]
     if not any(row.events for row in rows):
         return default_attention(weighing)
