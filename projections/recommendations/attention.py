@@ -81,7 +81,7 @@ class Happened(NamedTuple):
     seconds: float
 
 
-class Step(NamedTuple):
+class AttentionStep(NamedTuple):
     """From this age (seconds) on, that share goes on of what a video is engaged with."""
 
     age: float
@@ -92,7 +92,7 @@ class Step(NamedTuple):
 class Attention:
     """What goes on, by rising age; at most 1."""
 
-    steps: Sequence[Step]
+    steps: Sequence[AttentionStep]
 
     def columns(self) -> tuple[list[float], list[float]]:
         """Return the ages and the shares."""
@@ -106,7 +106,7 @@ class Attention:
 
 def default_attention(weighing: Weighing) -> Attention:
     """Return what is taken for likely while a site has told nothing."""
-    return _going_on([Step(age, weighing.fresh(age)) for age in AGES], weighing)
+    return _going_on([AttentionStep(age, weighing.fresh(age)) for age in AGES], weighing)
 
 
 def measured(happened: Sequence[Happened], weighing: Weighing) -> Attention:
@@ -126,11 +126,15 @@ def measured(happened: Sequence[Happened], weighing: Weighing) -> Attention:
             ages, events, seconds = [*younger, *ages], more + events, longer + seconds
         pools.append((ages, events, seconds))
     most = pools[0][1] / pools[0][2]
-    rates = [Step(age, events / seconds / most) for ages, events, seconds in pools for age in ages]
+    rates = [
+        AttentionStep(age, events / seconds / most)
+        for ages, events, seconds in pools
+        for age in ages
+    ]
     return _going_on(rates, weighing)
 
 
-def _going_on(rates: Sequence[Step], weighing: Weighing) -> Attention:
+def _going_on(rates: Sequence[AttentionStep], weighing: Weighing) -> Attention:
     """Return what is to be expected of what a video is engaged with, by the rates at each age.
 
     That is engagement which halves with each half-life: an average video has collected the more of
@@ -146,7 +150,7 @@ def _going_on(rates: Sequence[Step], weighing: Weighing) -> Attention:
     usual = max(collected) / 2 or 1.0
     return Attention(
         [
-            Step(rate.age, rate.share / (1 + sum_ / usual))
+            AttentionStep(rate.age, rate.share / (1 + sum_ / usual))
             for rate, sum_ in zip(rates, collected, strict=True)
         ]
     )
@@ -166,5 +170,5 @@ def measure(conn: Connection[TupleRow], weighing: Weighing) -> Attention:
 
 async def attention_of(conn: AsyncConnection[TupleRow], weighing: Weighing) -> Attention:
     """Return what was measured last."""
-    steps = await fetch_as(conn, Step, KEPT, ())
+    steps = await fetch_as(conn, AttentionStep, KEPT, ())
     return Attention(steps) if steps else default_attention(weighing)
