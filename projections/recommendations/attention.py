@@ -68,7 +68,6 @@ FROM ages LEFT JOIN counted USING (begins) LEFT JOIN exposed USING (begins) ORDE
 KEEP = b"""
 INSERT INTO analytics.attention (age, share)
 SELECT * FROM unnest(%s::float8[], %s::float8[])
-ON CONFLICT (age) DO UPDATE SET share = excluded.share
 """
 KEPT = b"SELECT age, share FROM analytics.attention ORDER BY age"
 
@@ -113,9 +112,12 @@ def measured(happened: Sequence[Happened], weighing: Weighing) -> Attention:
     """Return what goes on, by the likeliest rate of events that never rises with age.
 
     It is pooled wherever an older span would have more than a younger one (Grenander, 1956).
-    EXPECTED events of the default count with what happened. Ages that no video was of are left out.
+    EXPECTED events of the default count with what happened. Ages that no video was of are left out;
+    without any, it is the default.
     """
-    seen = [each for each in happened if each.seconds]
+    seen = [each for each in happened if each.seconds > 0]
+    if not seen:
+        return default_attention(weighing)
     weights = [each.seconds * weighing.fresh(each.age) for each in seen]
     pools: list[tuple[list[float], float, float]] = []
     for each, weight in zip(seen, weights, strict=True):
@@ -157,13 +159,15 @@ def _going_on(rates: Sequence[AttentionStep], weighing: Weighing) -> Attention:
 
 
 def measure(conn: Connection[TupleRow], weighing: Weighing) -> Attention:
-    """Measure the attention by what happened last, and keep it; to be called in a transaction."""
+    """Measure the attention by what happened last, and keep it; to be called in a transaction.
+
+    One at a time may do so.
+    """
     ends = [after for _, after in pairwise(AGES)]
     given = {"most": LOOKED_AT, "fine": FINE, "begins": list(AGES), "ends": [*ends, float("inf")]}
     rows = [Happened(*row) for row in conn.execute(HAPPENED.encode(), given)]
-    if not any(row.events for row in rows):
-        return default_attention(weighing)
     found = measured(rows, weighing)
+    conn.execute(b"DELETE FROM analytics.attention")
     conn.execute(KEEP, found.columns())
     return found
 

@@ -286,6 +286,8 @@ def test_what_age_leaves_is_measured_by_what_happened(world: World) -> None:
         ("like", {"delta": -1}),
     ):
         world.happened(kind, metadata, range(52, 60), timedelta(hours=51), times=500)
+    # What was kept before is gone.
+    world.conn.execute("INSERT INTO analytics.attention VALUES (7000, 1), (200000, 1)")
     found = by_number(world.candidates(profile()))
     assert found[2].popular > 50 * found[50].popular > 0
 

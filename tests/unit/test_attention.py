@@ -87,6 +87,12 @@ def test_ages_that_no_video_was_of_have_what_the_next_younger_ones_have() -> Non
     assert found.left(-1.0) == found.left(0.0) > found.left(DAY) == found.left(10 * DAY) > 0
 
 
+def test_what_took_no_time_tells_nothing() -> None:
+    """As one event alone."""
+    assert measured([Happened(0.0, 1, 0.0)], WEIGHING) == default_attention(WEIGHING)
+    assert measured([], WEIGHING) == default_attention(WEIGHING)
+
+
 def test_the_default_is_that_of_the_settings() -> None:
     shorter = Weighing(fresh_half_life=timedelta(days=1))
     assert default_attention(shorter).left(3 * DAY) < default_attention(WEIGHING).left(3 * DAY)
