@@ -31,16 +31,16 @@ TITLE_LENGTH = 60
 
 # What each signal of a candidate weighs:
 #
-#     score = fresh · Σ weight · signal + weight · trending
+#     score = telling · (sure · neighbour + category + similar) + popular + trending
 #
 # Each signal is a guess at how likely the video is watched next, the weights say how often each is
-# right: a mixture. `fresh` is the same factor as in trending, which has it within.
+# right: a mixture. Those that come of the profile are right less often where it tells little.
 WEIGHTS = {
     "neighbour": 1.0,
     "same_category": 0.15,
     "similar": 0.1,
-    "popular": 0.1,
-    "trending": 0.03,
+    "popular": 0.2,
+    "trending": 0.15,
 }
 TIES = {
     "neighbour": Signal.NEIGHBOUR,
@@ -112,8 +112,9 @@ def _ties(candidate: Candidate) -> dict[str, float]:
 
 def _score(candidate: Candidate, weights: Mapping[str, float]) -> float:
     signals = {name: weight * getattr(candidate, name) for name, weight in weights.items()}
-    trending = signals.pop("trending")
-    return float(candidate.fresh * sum(signals.values()) + trending)
+    signals["neighbour"] *= candidate.sure
+    of_profile = sum(signals.pop(name) for name in TIES)
+    return float(candidate.telling * of_profile + sum(signals.values()))
 
 
 def _vary(

@@ -14,6 +14,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from infra.postgres.connection import fetch_as
+from projections.recommendations.attention import Attention, attention_of
 from projections.recommendations.co_occurrence import ALL_VIDEOS
 from projections.recommendations.model import Candidate, Profile, Weighing
 from projections.recommendations.prompt import MOST_CANDIDATES, MOST_TRENDING
@@ -46,7 +47,10 @@ scored AS (
                  * (ln(mine.weight) + (mine.as_of - %(now)s::float8) * %(decay)s::float8)
                - %(exponent)s::float8
                  * (ln(its.weight) + (its.as_of - %(now)s::float8) * %(decay)s::float8),
-               -600))) AS score
+               -%(asleep)s::float8))) AS score,
+           sum(share * exp(greatest(
+               ln(n.weight) + (n.as_of - %(now)s::float8) * %(decay)s::float8,
+               -%(asleep)s::float8))) AS pairs
     FROM seeds
     JOIN analytics.neighbours AS n ON n.video_id = seed
     JOIN analytics.engagement AS mine ON mine.video_id = seed
@@ -54,9 +58,12 @@ scored AS (
     GROUP BY n.neighbour_id, seed),
 summed AS (
     SELECT neighbour_id AS candidate, sum(score ORDER BY seed) AS score,
-           (array_agg(seed ORDER BY score DESC, seed))[1] AS because
+           (array_agg(seed ORDER BY score DESC, seed))[1] AS because,
+           sum(sum(pairs ORDER BY seed)) OVER (
+               ORDER BY neighbour_id ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
+               AS pairs
     FROM scored GROUP BY neighbour_id ORDER BY 2 DESC, 1 OFFSET 0)
-SELECT {FOUND}, score, because FROM summed {ELIGIBLE}
+SELECT {FOUND}, score, because, pairs FROM summed {ELIGIBLE}
 ORDER BY score DESC, candidate LIMIT %(nearest)s
 """
 SHARES = b"""
@@ -89,6 +96,8 @@ MOST_NEIGHBOURS = 300
 # How many of each source are taken in turn: neighbours, categories, similar, trending, popular.
 TURNS = (3, 1, 1, 1, 1)
 WEIGHING = Weighing()
+# In logarithms: what has decayed further is as little as that.
+MOST_ASLEEP = 600.0
 
 K = TypeVar("K")
 
@@ -97,7 +106,8 @@ class FoundVideo(NamedTuple):
     """A video that may be recommended; `score` and `because` where it is a neighbour.
 
     `completed` and `as_of` are seconds since 1970, `mass` the logarithm of how much it is engaged
-    with; both are None where it is not.
+    with; both are None where it is not. `pairs` is how much brought any neighbours together with
+    the profile, each of whose videos counts by its share.
     """
 
     video_id: UUID
@@ -107,6 +117,7 @@ class FoundVideo(NamedTuple):
     as_of: float | None
     score: float = 0.0
     because: UUID | None = None
+    pairs: float = 0.0
 
 
 async def candidates_for(
@@ -137,6 +148,7 @@ async def candidates_for(
         "exponent": weighing.popularity_exponent,
         "profile_exponent": weighing.profile_exponent,
         "nearest": MOST_NEIGHBOURS,
+        "asleep": MOST_ASLEEP,
         "all_videos": ALL_VIDEOS,
         "limit": limit,
     }
@@ -158,11 +170,18 @@ async def candidates_for(
     alike = {video: min(max(value, 0.0), 1.0) for video, value in similar}
     these = await find(THESE, asked=[*trend[:MOST_TRENDING], *alike])
     found = {each.video_id: each for each in [*these, *popular, *tops, *near]}
-    weighed = _weigh(found, trending, alike, shares, weighing)
+    attention = await attention_of(conn, weighing)
+    latest = max((each.as_of for each in found.values() if each.as_of is not None), default=-inf)
+    # As of then: a site may sleep.
+    asleep = min((given["now"] - latest) * given["decay"], MOST_ASLEEP)
+    pairs = near[0].pairs * exp(asleep) if near else 0.0
+    telling = weighing.telling(latest - profile.latest.timestamp()) if profile.latest else 0.0
+    sure = weighing.sure(pairs / sum(seeds.values())) if near else 0.0
+    weighed = _weigh(found, trending, alike, shares, attention, latest, telling, sure)
     sources = [
         sorted(
             [each.video_id for each in near],
-            key=lambda video: (-weighed[video].neighbour * weighed[video].fresh, video),
+            key=lambda video: (-weighed[video].neighbour, video),
         ),
         [each.video_id for each in tops],
         sorted(alike, key=lambda video: (-alike[video], video)),
@@ -178,22 +197,32 @@ def _weigh(
     trending: Sequence[Ranked],
     alike: Mapping[UUID, float],
     categories: Mapping[str | None, float],
-    weighing: Weighing,
+    attention: Attention,
+    latest: float,
+    telling: float,
+    sure: float,
 ) -> dict[UUID, Candidate]:
-    """Return what was found with its signals; its age is counted up to the latest engagement."""
-    latest = max((each.as_of for each in found.values() if each.as_of is not None), default=-inf)
+    """Return what was found with its signals.
+
+    Ages count up to `latest`, when somebody was last engaged.
+    """
+    left = {video: attention.left(latest - each.completed) for video, each in found.items()}
     most = max((each.mass for each in found.values() if each.mass is not None), default=0.0)
     masses = {
-        video: exp(each.mass - most) for video, each in found.items() if each.mass is not None
+        video: exp(each.mass - most) * left[video]
+        for video, each in found.items()
+        if each.mass is not None
     }
     liked_most = {
         video: mass * categories.get(found[video].category, 0.0) for video, mass in masses.items()
     }
+    near = {video: each.score * left[video] for video, each in found.items()}
+    like = {video: value * left[video] for video, value in alike.items() if video in found}
     signals = {
         "trending": shares_of({each.video_id: max(each.score, 0.0) for each in trending}),
-        "neighbour": shares_of({video: each.score for video, each in found.items()}),
+        "neighbour": shares_of(near),
         "same_category": shares_of(liked_most),
-        "similar": shares_of(alike),
+        "similar": shares_of(like),
         "popular": shares_of(masses),
     }
     return {
@@ -202,7 +231,8 @@ def _weigh(
             each.category,
             **{name: share.get(video, 0.0) for name, share in signals.items()},
             because=each.because,
-            fresh=weighing.fresh(latest - each.completed),
+            telling=telling,
+            sure=sure,
         )
         for video, each in found.items()
     }

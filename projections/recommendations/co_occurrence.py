@@ -19,6 +19,7 @@ from engine.projection import columns
 from infra.advisory_locks import Lock, lock_in_transaction
 from infra.postgres.connection import texts
 from projections.analytics.calendar import start_of_hour
+from projections.recommendations.attention import measure
 from projections.recommendations.model import EngagementKind, Weighing
 from projections.recommendations.neighbours import NOTHING, Mass, add_pairs, masses
 
@@ -91,9 +92,9 @@ TOPS = b"""
 WITH weighed AS (
     SELECT category, video_id,
            ln(weight) + as_of * ln(2) / %(half_life)s::float8
-           + ln(greatest(%(fresh_floor)s::float8, power(2::float8, greatest(-1000,
-               least(0, extract(epoch FROM completed_at)::float8 - max(as_of) OVER ())
-               / %(fresh_half_life)s::float8)))) AS strength
+           + ln((%(shares)s::float8[])[width_bucket(
+               greatest(0, max(as_of) OVER () - extract(epoch FROM completed_at)::float8),
+               %(ages)s::float8[])]) AS strength
     FROM analytics.engagement JOIN analytics.videos USING (video_id)
     WHERE NOT removed AND completed_at IS NOT NULL),
 listed AS (
@@ -320,16 +321,20 @@ def keep(
 
 
 def rank_categories(conn: Connection[TupleRow], weighing: Weighing) -> None:
-    """Rank the videos of each category, and all, by engagement, in place of the last ranking."""
-    given = {
-        "half_life": weighing.half_life_seconds,
-        "fresh_half_life": weighing.fresh_half_life.total_seconds(),
-        "fresh_floor": weighing.fresh_floor,
-        "all_videos": ALL_VIDEOS,
-        "most": weighing.category_tops,
-    }
+    """Rank the videos of each category, and all, by engagement, in place of the last ranking.
+
+    What age leaves of the attention for them is measured anew before.
+    """
     with conn.transaction():
         lock_in_transaction(conn, Lock.RECOMMENDATION_ROWS)
+        ages, shares = measure(conn, weighing).columns()
+        given = {
+            "half_life": weighing.half_life_seconds,
+            "ages": ages,
+            "shares": shares,
+            "all_videos": ALL_VIDEOS,
+            "most": weighing.category_tops,
+        }
         conn.execute(b"DELETE FROM analytics.category_tops")
         conn.execute(TOPS, given)
 

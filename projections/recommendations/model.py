@@ -41,6 +41,11 @@ class Profile:
         """Whether nothing is known: a new user."""
         return not self.watched and not self.liked
 
+    @property
+    def latest(self) -> datetime | None:
+        """When the user was last there, as far as is known."""
+        return max((each.at for each in (*self.watched, *self.liked)), default=None)
+
     def without(self, videos: Collection[UUID]) -> Profile:
         """Return the profile without some videos."""
         watched = [each for each in self.watched if each.video_id not in videos]
@@ -53,8 +58,9 @@ class Candidate:
     """A video that may be recommended, and why; each signal from 0 to 1.
 
     A signal is the video's share of all that was found by it, so that each is a guess at how likely
-    the video is the next one; `fresh` is what its age leaves of them. `because` is the video of the
-    profile that it is the closest neighbour of, if of any.
+    the video is the next one. `because` is the video of the profile that it is the closest
+    neighbour of, if of any. How much the profile is `telling` still, and how `sure` neighbours are,
+    is the same for all of a user's candidates.
     """
 
     video_id: UUID
@@ -65,7 +71,8 @@ class Candidate:
     similar: float = 0.0
     because: UUID | None = None
     popular: float = 0.0
-    fresh: float = 1.0
+    telling: float = 1.0
+    sure: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +185,21 @@ class Weighing:
     profile_exponent: float = 0.5
     # The n-th video of the profile counts 1 / n to this power.
     profile_fade: float = 1.0
-    # What a video's age leaves halves so often, down to the floor: as trending has it.
+    # What a profile tells is half after so long without an engagement, a third after twice that.
+    profile_half: timedelta = timedelta(days=7)
+    # Neighbours count half where so much brought them together.
+    sure_pairs: float = 300.0
+    # What a video's age leaves halves so often, down to the floor, until the site tells otherwise.
     fresh_half_life: timedelta = timedelta(days=7)
     fresh_floor: float = 0.1
 
     @classmethod
     def from_settings(cls, settings: RecommendationSettings) -> Weighing:
         return cls(half_life=timedelta(days=settings.half_life_days))
+
+    def sure(self, pairs: float) -> float:
+        """Return how sure neighbours are that so much brought together."""
+        return pairs / (pairs + self.sure_pairs)
 
     @property
     def half_life_seconds(self) -> float:
@@ -194,6 +209,10 @@ class Weighing:
         """Return what is left of the attention for a video of that age, from the floor to 1."""
         halvings = max(age_seconds, 0.0) / self.fresh_half_life.total_seconds()
         return max(self.fresh_floor, float(2.0**-halvings))
+
+    def telling(self, away_seconds: float) -> float:
+        """Return how much the profile of a user who was away for so long tells still."""
+        return 1 / (1 + max(away_seconds, 0.0) / self.profile_half.total_seconds())
 
     def of(self, kind: EngagementKind) -> float:
         """Return what one engagement of this kind weighs; what an unlike takes back is a like's."""

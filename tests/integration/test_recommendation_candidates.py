@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 from uuid import UUID
@@ -12,9 +12,11 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import TupleRow
+from psycopg.types.json import Jsonb
 
 from projections.analytics.schema import migrate
 from projections.likes import Likes
+from projections.recommendations.attention import default_attention
 from projections.recommendations.candidates import candidates_for
 from projections.recommendations.co_occurrence import Engagement, keep, rank_categories
 from projections.recommendations.model import (
@@ -58,6 +60,29 @@ class World:
                 "VALUES (%s, %s, %s, %s, %s)",
                 rows,
             )
+
+    def age(self, number: int, age: timedelta) -> None:
+        self.conn.execute(
+            "UPDATE analytics.videos SET completed_at = %s WHERE video_id = %s",
+            (NOW - age, UUID(int=number)),
+        )
+
+    def happened(
+        self,
+        kind: str,
+        metadata: Mapping[str, object],
+        numbers: Iterable[int],
+        age: timedelta,
+        *,
+        times: int,
+    ) -> None:
+        """So often to each of the videos, when it was of that age."""
+        self.conn.execute(
+            "INSERT INTO analytics.video_analytics "
+            "SELECT gen_random_uuid(), video_id, 'x', %s, completed_at + %s, %s "
+            "FROM analytics.videos, generate_series(1, %s) WHERE video_id = ANY (%s)",
+            (kind, age, Jsonb(metadata), times, [UUID(int=number) for number in numbers]),
+        )
 
     def watch(
         self, viewer: str, *numbers: int, kind: EngagementKind = EngagementKind.WATCHED
@@ -134,6 +159,7 @@ def test_what_others_like_beside_it_is_near(world: World) -> None:
     assert numbers_of(found) == [2, 3]
     assert found[0].neighbour > found[1].neighbour > 0
     assert found[0].neighbour + found[1].neighbour == pytest.approx(1)
+    assert found[0].sure == pytest.approx(WEIGHING.sure(3), rel=1e-3)
     assert found[0].because == UUID(int=1)
 
 
@@ -242,19 +268,75 @@ def test_what_is_popular_needs_no_category(world: World) -> None:
 def test_what_is_left_of_the_old(world: World) -> None:
     """Age counts up to the last engagement that is known: a site that sleeps keeps its order."""
     world.videos(range(1, 5))
-    for number, days in {2: 0, 3: 7, 4: 700}.items():
-        at = NOW - timedelta(days=days)
-        world.conn.execute(
-            "UPDATE analytics.videos SET completed_at = %s WHERE video_id = %s",
-            (at, UUID(int=number)),
-        )
+    ages = {2: 0, 3: 7, 4: 700}
+    for number, days in ages.items():
+        world.age(number, timedelta(days=days))
     world.watch("bob", 2, 3, 4)
     found = by_number(world.candidates(profile([1])))
-    assert {number: each.fresh for number, each in found.items()} == {
-        2: 1.0,
-        3: pytest.approx(0.5, rel=0.01),
-        4: WEIGHING.fresh_floor,
-    }
+    left = {number: default_attention(WEIGHING).left(86400 * days) for number, days in ages.items()}
+    for number, share in left.items():
+        assert found[number].popular == pytest.approx(share / sum(left.values()), rel=1e-3)
+
+
+def test_what_age_leaves_is_measured_by_what_happened(world: World) -> None:
+    """One is as popular as the other; nobody has watched anything that was two days old."""
+    world.videos(range(1, 60))
+    for number in range(1, 60):
+        world.age(number, timedelta(hours=number))
+    world.watch("bob", 2, 50)
+    before = by_number(world.candidates(profile()))
+    assert before[2].popular < 2 * before[50].popular
+    for kind, metadata in (
+        ("view", {"counts": True, "own": False}),
+        ("like", {"delta": 1}),
+    ):
+        world.happened(kind, metadata, range(3, 60), timedelta(hours=2.5), times=10)
+    for kind, metadata in (
+        ("view", {"counts": False, "own": False}),
+        ("view", {"counts": True, "own": True}),
+        ("like", {"delta": -1}),
+    ):
+        world.happened(kind, metadata, range(52, 60), timedelta(hours=51), times=500)
+    # What was kept before is gone.
+    world.conn.execute("INSERT INTO analytics.attention VALUES (7000, 1), (200000, 1)")
+    found = by_number(world.candidates(profile()))
+    assert found[2].popular > 50 * found[50].popular > 0
+
+
+def test_what_a_profile_tells_fades_while_the_user_is_away(world: World) -> None:
+    world.videos(range(1, 4), "art")
+    world.watch("bob", 1, 2)
+    world.watch("eve", 3)
+    found, away = (
+        world.candidates(Profile("ann", [EngagedVideo(UUID(int=1), NOW - ago)]))
+        for ago in (timedelta(0), WEIGHING.profile_half)
+    )
+    assert {each.telling for each in found} == {1.0}
+    assert [each.telling for each in away] == [pytest.approx(0.5)] * len(found)
+    assert {each.telling for each in world.candidates(profile())} == {0.0}
+
+
+def test_few_pairs_are_not_sure(world: World) -> None:
+    """Ten times as many brought the same together: that is the likelier."""
+    world.videos(range(1, 5))
+    world.watch("v", 1, 2)
+    one = by_number(world.candidates(profile([1])))[2].sure
+    assert one == pytest.approx(1 / (1 + WEIGHING.sure_pairs), rel=1e-3)
+    for number in range(9):
+        world.watch(f"v-{number}", 1, 2)
+    ten = by_number(world.candidates(profile([1])))[2].sure
+    assert ten == pytest.approx(10 / (10 + WEIGHING.sure_pairs), rel=1e-3)
+
+
+def test_a_site_that_sleeps_is_as_sure_as_ever(world: World) -> None:
+    world.videos(range(1, 4))
+    world.watch("bob", 1, 2)
+    awake = by_number(world.candidates(profile([1])))[2]
+    long_ago = 50 * WEIGHING.half_life_seconds
+    world.conn.execute("UPDATE analytics.neighbours SET as_of = as_of - %s", (long_ago,))
+    world.conn.execute("UPDATE analytics.engagement SET as_of = as_of - %s", (long_ago,))
+    asleep = by_number(world.candidates(profile([1])))[2]
+    assert asleep.sure == pytest.approx(awake.sure, rel=1e-3)
 
 
 def test_a_new_user_gets_every_category(world: World) -> None:

@@ -32,7 +32,7 @@ def test_the_blend_beats_what_trends_and_a_hostile_model_spoils_little(
     assert found[TASTE] > found[BLEND], found
     assert found[BLEND] >= 1.5 * found[TREND], found
     # Which takes all of its signals: without neighbours it is less than half of what can be had.
-    assert found[BLEND] >= 0.55 * found[TASTE], found
+    assert found[BLEND] >= 0.5 * found[TASTE], found
     assert scores[BLEND].coverage > 2 * scores[TREND].coverage
     for name in HOSTILE:
         assert found[name] >= 0.9 * found[BLEND], (name, found)

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from projections.recommendations.blend import TITLE_LENGTH, blend, source_of, with_new
+from projections.recommendations.blend import TITLE_LENGTH, WEIGHTS, blend, source_of, with_new
 from projections.recommendations.model import (
     Candidate,
     DescribedVideo,
@@ -40,7 +40,6 @@ def candidate(
     similar: float = 0.0,
     because: UUID | None = None,
     popular: float = 0.0,
-    fresh: float = 1.0,
 ) -> Candidate:
     return Candidate(
         video(number),
@@ -51,7 +50,6 @@ def candidate(
         similar,
         because,
         popular,
-        fresh,
     )
 
 
@@ -65,7 +63,7 @@ def reason(of: Candidate, *titles: DescribedVideo, profile: Profile = KNOWN) -> 
     return blend(material, limit=1)[0].reason
 
 
-PLAIN = candidate(1, trending=0.2, neighbour=0.2, same_category=0.2, similar=0.2, fresh=0.5)
+PLAIN = candidate(1, trending=0.2, neighbour=0.2, same_category=0.2, similar=0.2)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +74,6 @@ PLAIN = candidate(1, trending=0.2, neighbour=0.2, same_category=0.2, similar=0.2
         replace(PLAIN, video_id=video(2), same_category=0.3),
         replace(PLAIN, video_id=video(2), similar=0.3),
         replace(PLAIN, video_id=video(2), popular=0.1),
-        replace(PLAIN, video_id=video(2), fresh=0.6),
     ],
 )
 def test_more_of_any_signal_puts_a_video_before_its_equals(more: Candidate) -> None:
@@ -91,10 +88,29 @@ def test_of_two_that_fit_alike_the_one_that_trends_comes_first() -> None:
     assert order(candidate(1, neighbour=0.5), candidate(2, neighbour=0.5, trending=0.5)) == [2, 1]
 
 
-def test_what_is_old_has_to_fit_better() -> None:
-    old = candidate(1, neighbour=0.5, popular=0.5, fresh=0.4)
-    assert order(old, candidate(2, neighbour=0.3, popular=0.3)) == [2, 1]
-    assert order(replace(old, fresh=0.7), candidate(2, neighbour=0.3, popular=0.3)) == [1, 2]
+def test_the_signals_are_mixed_by_their_weights() -> None:
+    both = candidate(1, neighbour=0.2, same_category=0.3, similar=0.4, popular=0.5, trending=0.6)
+    (found,) = blend(Material(KNOWN, [both]), limit=1)
+    assert found.score == pytest.approx(
+        0.2 * WEIGHTS["neighbour"]
+        + 0.3 * WEIGHTS["same_category"]
+        + 0.4 * WEIGHTS["similar"]
+        + 0.5 * WEIGHTS["popular"]
+        + 0.6 * WEIGHTS["trending"]
+    )
+
+
+def test_what_comes_of_the_profile_counts_as_far_as_that_tells() -> None:
+    near = candidate(1, neighbour=0.2, same_category=0.3, similar=0.4, popular=0.5, trending=0.6)
+
+    def score(telling: float = 1.0, sure: float = 1.0) -> float:
+        (found,) = blend(Material(KNOWN, [replace(near, telling=telling, sure=sure)]), limit=1)
+        return found.score
+
+    others = 0.5 * WEIGHTS["popular"] + 0.6 * WEIGHTS["trending"]
+    assert score(telling=0.0) == pytest.approx(others)
+    assert score(telling=0.5) - others == pytest.approx((score() - others) / 2)
+    assert score() - score(sure=0.25) == pytest.approx(0.75 * 0.2 * WEIGHTS["neighbour"])
 
 
 def test_ties_are_ordered_by_id_whatever_order_they_came_in() -> None:
