@@ -333,7 +333,8 @@ def test_a_site_that_sleeps_is_as_sure_as_ever(world: World) -> None:
     world.watch("bob", 1, 2)
     awake = by_number(world.candidates(profile([1])))[2]
     long_ago = 50 * WEIGHING.half_life_seconds
-    world.conn.execute("UPDATE analytics.neighbours SET as_of = as_of - %s", (long_ago,))
+    earlier = "SET as_of = ARRAY (SELECT at - %s FROM unnest(as_of) AS at)"
+    world.conn.execute(f"UPDATE analytics.neighbour_deltas {earlier}".encode(), (long_ago,))
     world.conn.execute("UPDATE analytics.engagement SET as_of = as_of - %s", (long_ago,))
     asleep = by_number(world.candidates(profile([1])))[2]
     assert asleep.sure == pytest.approx(awake.sure, rel=1e-3)
