@@ -59,9 +59,7 @@ scored AS (
 summed AS (
     SELECT neighbour_id AS candidate, sum(score ORDER BY seed) AS score,
            (array_agg(seed ORDER BY score DESC, seed))[1] AS because,
-           sum(sum(pairs ORDER BY seed)) OVER (
-               ORDER BY neighbour_id ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
-               AS pairs
+           sum(sum(pairs)) OVER () AS pairs
     FROM scored GROUP BY neighbour_id ORDER BY 2 DESC, 1 OFFSET 0)
 SELECT {FOUND}, score, because, pairs FROM summed {ELIGIBLE}
 ORDER BY score DESC, candidate LIMIT %(nearest)s

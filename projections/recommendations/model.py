@@ -198,8 +198,11 @@ class Weighing:
         return cls(half_life=timedelta(days=settings.half_life_days))
 
     def sure(self, pairs: float) -> float:
-        """Return how sure neighbours are that so much brought together."""
-        return pairs / (pairs + self.sure_pairs)
+        """Return how sure neighbours are that so much brought together.
+
+        Rounded, since a sum in any order differs in its last digits.
+        """
+        return round(pairs / (pairs + self.sure_pairs), 9)
 
     @property
     def half_life_seconds(self) -> float:
