@@ -88,8 +88,10 @@ def run(bench: Bench) -> list[Comparison]:
     PostgreSQL's cache holds less of.
     """
     tiny = Size(bench.size(10_000, 400), bench.size(1_000, 20), bench.size(50_000, 1_000))
-    few = Size(bench.size(100_000, 800), bench.size(10_000, 20), bench.size(500_000, 1_000))
-    many = Size(bench.size(100_000, 800), bench.size(100_000, 40), bench.size(5_000_000, 2_000))
+    videos, viewers = bench.size(100_000, 800), bench.size(2_000, 20, large=10_000)
+    engagements = bench.size(100_000, 1_000, large=500_000)
+    few = Size(videos, viewers, engagements)
+    many = Size(videos, 10 * viewers, 10 * engagements)
     rounds, calls, batches = bench.size(5, 2), bench.size(200, 5), bench.size(10, 1)
     with ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
