@@ -86,7 +86,7 @@ def copies(database_url: str) -> list[str]:
         database_url,
         "SELECT nspname FROM pg_namespace WHERE nspname <> ALL (%s) AND nspname !~ '^pg_' "
         "ORDER BY nspname",
-        [["public", "information_schema", "projections", "lists", "feedback"]],
+        [["public", "information_schema", "projections", "lists", "feedback", "analytics"]],
     )
     assert found == known
     return [name for (name,) in known]

@@ -303,6 +303,7 @@ class TestKafkaAndTasks:
 
 
 class TestAnalytics:
+    @pytest.mark.no_analytics
     def test_of_a_database_that_has_them(
         self, folder: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:

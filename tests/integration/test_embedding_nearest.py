@@ -198,6 +198,7 @@ class TestTheTable:
         monkeypatch.setattr(embeddings, "EXTENSION", found)
         assert reason in str(prepare(conn, MODEL, DIMENSIONS))
 
+    @pytest.mark.no_analytics
     def test_a_user_who_may_not_make_the_extension_is_told(
         self, database_url: str, conn: Connection[TupleRow]
     ) -> None:
