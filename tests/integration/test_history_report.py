@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.bench import Scale
 from benchmarks.contenders import BLEND, TREND
 from benchmarks.history import Event, Film, History, Kind
 from benchmarks.history_files import HistoryUnusable, read_history
@@ -104,7 +105,7 @@ def test_what_can_not_be_judged_ends_before_the_work(tmp_path: Path) -> None:
 def test_too_little_to_judge_by_ends_before_the_work(
     monkeypatch: pytest.MonkeyPatch, users: int, videos: int, why: str
 ) -> None:
-    def nothing(*, quick: bool) -> None:
+    def nothing(scale: Scale) -> None:
         raise AssertionError("the work has begun")
 
     monkeypatch.setattr("benchmarks.history_report.open_bench", nothing)
