@@ -36,6 +36,7 @@ from tests.integration.embedding_support import (
 )
 from tests.openai_server import Answer, Call, embedded, openai_server
 from tests.support import DEADLINE_SECONDS, until
+from workers.embeddings import Upkeep
 
 PROVIDER = ("backlot_embedding_failures_total", "provider")
 DATABASE = ("backlot_embedding_failures_total", "database")
@@ -310,15 +311,21 @@ class TestFailures:
     ) -> None:
         monkeypatch.setattr("workers.embeddings.LONGEST_PAUSE_SECONDS", 0.01)
         shop.video("Rain")
+        looks: list[str | None] = []
+        lacking = Upkeep.lacking
+
+        async def look(upkeep: Upkeep) -> str | None:
+            looks.append(await lacking(upkeep))
+            return looks[-1]
+
+        monkeypatch.setattr(Upkeep, "lacking", look)
 
         async def run() -> None:
             with ExitStack() as missing:
                 absent = b"SELECT false, NULL, false"
                 missing.enter_context(patch.object(embeddings, "EXTENSION", absent))
                 async with shop.keeping(embedder):
-                    await until(lambda: len(logs) > 0)
-                    # It is looked for again and again.
-                    await asyncio.sleep(0.5)
+                    await until(lambda: len(looks) > 2)
                     missing.close()
                     await until(lambda: len(embedder.calls) > 0)
 
