@@ -21,7 +21,7 @@ from projections.analytics.ingest import Store
 from projections.analytics.rebuild import AnalyticsMeans, Found, Rebuild
 from projections.analytics.schema import Shape, refresh
 from tests.integration.analytics_sinks import keeping, record
-from tests.integration.analytics_support import REPEAT, history
+from tests.integration.analytics_support import RULES, history
 from tests.integration.event_log import rows
 from tests.integration.projection_support import Writer, origin
 from tests.support import eventually
@@ -87,7 +87,7 @@ class Site:
             found = conn.execute("SELECT video_id::text, session::text FROM analytics.sessions")
             keys = [(video, session) for video, session in found.fetchall()]
             with conn.transaction():
-                stored = Store(self.shape, REPEAT).recount(conn, keys)
+                stored = Store(self.shape, RULES).recount(conn, keys)
             if self.shape is Shape.TIMESCALE:
                 refresh(conn, stored.times, datetime.now(UTC))
 
@@ -137,7 +137,7 @@ class Site:
             yield Rebuild(
                 log_conn,
                 conn,
-                means or AnalyticsMeans(self.url, REPEAT, arrival_seconds=5, settle_seconds=1),
+                means or AnalyticsMeans(self.url, RULES, arrival_seconds=5, settle_seconds=1),
                 report=tell_nobody,
                 stopping=stopping or Event(),
             )

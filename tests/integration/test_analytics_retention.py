@@ -20,7 +20,7 @@ from projections.analytics.schema import COUNTED, Shape, prune, refresh, retenti
 from tests.integration.analytics_support import (
     COLUMNS,
     NOW,
-    REPEAT,
+    RULES,
     Counted,
     Event,
     History,
@@ -66,7 +66,7 @@ def shape_of(conn: Connection[TupleRow]) -> Shape:
 def add(conn: Connection[TupleRow], events: Sequence[Event]) -> StoredBatch:
     with conn.transaction():
         rows = [row_of(*event, NOW) for event in events]
-        stored = Store(shape_of(conn), REPEAT).add(conn, rows)
+        stored = Store(shape_of(conn), RULES).add(conn, rows)
     if shape_of(conn) is Shape.TIMESCALE:
         refresh(conn, stored.times, datetime.now(UTC))
     return stored
@@ -218,7 +218,7 @@ def test_a_session_that_goes_on_is_not_forgotten(conn: Connection[TupleRow]) -> 
     again = {"videoId": other, "userId": "bob", "sessionId": other, "timestamp": NOW.isoformat()}
     with psycopg.connect(conn.info.dsn) as keeper:
         rows = [row_of("video.viewed", uuid4(), again, NOW)]
-        Store(shape_of(conn), REPEAT).add(keeper, rows)
+        Store(shape_of(conn), RULES).add(keeper, rows)
         # Neither waits for the other.
         assert prune(conn, DAYS, NOW)["sessions"] == 1
     assert conn.execute("SELECT session::text FROM analytics.sessions").fetchall() == [(other,)]
