@@ -16,10 +16,11 @@ from psycopg.rows import TupleRow
 
 from projections.analytics.calendar import by_days
 from projections.analytics.rules import (
+    COMMENT,
     LIKE,
-    SHARE,
     UNKNOWN,
     VIEW,
+    WATCH_TIME,
     Change,
     KnownVideos,
     Metadata,
@@ -33,6 +34,9 @@ from projections.analytics.rules import (
 
 ParticipantKey = tuple[str, str]
 """A video and a viewer who has a name."""
+
+# What a viewer is remembered by.
+REMEMBERED = frozenset((COMMENT, WATCH_TIME))
 
 FIELDS = attrgetter("comments", "seconds", "commented_at", "reported_at", "earliest", "latest")
 LOAD = b"""
@@ -157,10 +161,13 @@ class ParticipantJudgement:
         repeated = set(self._new)
         for verdict in fresh:
             row = verdict[0]
-            if row.user_id is None or not self._is_remembered(row):
-                self._alone.append(verdict)
+            kind, viewer = row.event_type, row.user_id
+            # By a like only until the owner is known, who may be the viewer.
+            remembered = kind in REMEMBERED or (kind == LIKE and row.video_id not in videos)
+            if remembered and viewer is not None:
+                self._new.setdefault((row.video_id, viewer), []).append(verdict)
             else:
-                self._new.setdefault((row.video_id, row.user_id), []).append(verdict)
+                self._alone.append(verdict)
         self._participants: dict[ParticipantKey, Participant] = {}
         if self._new:
             with conn.cursor(binary=True) as cursor:
@@ -189,24 +196,19 @@ class ParticipantJudgement:
                 continue
             if len(verdicts) > 1:
                 verdicts.sort(key=_in_order)
+            decide = participant.decide
             for row, metadata in verdicts:
-                yield row, participant.decide(row, metadata, video, rules)
+                yield row, decide(row, metadata, video, rules)
+            if verdicts:
+                participant.extend(verdicts[0][0].at, verdicts[-1][0].at)
 
     def save(self, conn: Connection[TupleRow]) -> Sequence[Change]:
         """Save the viewers; return the stored rows that count otherwise now."""
-        rows = [(*key, *FIELDS(each)) for key, each in sorted(self._participants.items())]
+        rows = [(*key, *FIELDS(each)) for key, each in self._participants.items()]
         kept = [row for row in rows if row[-1] is not None]
         if kept:
             conn.execute(SAVE, columns(kept), prepare=True)
         return [each for each in self._changes.values() if each.row.metadata != each.before]
-
-    def _is_remembered(self, row: Row) -> bool:
-        """Return whether a viewer is remembered by this: by a like only until the owner is known,
-        who may be the viewer.
-        """
-        if row.event_type == LIKE:
-            return row.video_id not in self._videos
-        return row.event_type not in (VIEW, SHARE)
 
     def _decide_again(
         self, key: ParticipantKey, known: Participant, rules: Rules
@@ -217,13 +219,16 @@ class ParticipantJudgement:
         video = self._videos.get(key[0], UNKNOWN)
         before: dict[str, Metadata] = {row.event_id: row.metadata for row in stored}
         told = [(self._now(row), _elsewhere(self._now(row).metadata)) for row in stored]
-        for row, metadata in sorted((*self._new[key], *told), key=_in_order):
+        verdicts = sorted((*self._new[key], *told), key=_in_order)
+        for row, metadata in verdicts:
             after = participant.decide(row, metadata, video, rules)
             if row.event_id not in before:
                 yield row, after
             elif after != before[row.event_id] or row.event_id in self._changes:
                 change = Change(row._replace(metadata=after), before[row.event_id])
                 self._changes[row.event_id] = change
+        if verdicts:
+            participant.extend(verdicts[0][0].at, verdicts[-1][0].at)
 
     def _now(self, row: Row) -> Row:
         """Return a stored row as its session has decided now."""

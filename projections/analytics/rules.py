@@ -192,6 +192,13 @@ class Participant:
     earliest: datetime | None = None
     latest: datetime | None = None
 
+    def extend(self, first: datetime, last: datetime) -> None:
+        """Note that the viewer has events from the one time to the other."""
+        if self.earliest is None or first < self.earliest:
+            self.earliest = first
+        if self.latest is None or last > self.latest:
+            self.latest = last
+
     def is_late(self, row: Row) -> bool:
         """Return whether an event is not later than all of its kind that are known."""
         if row.event_type == LIKE:
@@ -218,20 +225,14 @@ class Participant:
 
         `metadata` are what counts elsewhere, of watch time as `Session` has decided.
         """
-        at = row.at
-        if self.earliest is None or at < self.earliest:
-            self.earliest = at
-        if self.latest is None or at > self.latest:
-            self.latest = at
         if row.event_type == WATCH_TIME:
-            return self._watch(at, metadata, rules)
+            return self._watch(row.at, metadata, rules)
         delta: int = metadata["delta"]
-        counts = delta if row.event_type == LIKE else self._comment(at, delta, rules)
+        counts = delta if row.event_type == LIKE else self._comment(row.at, delta, rules)
         return _trending(metadata, delta, 0 if row.user_id == video.owner else counts)
 
     def _watch(self, at: datetime, metadata: Metadata, rules: Rules) -> Metadata:
-        if self.reported_at is None or at > self.reported_at:
-            self.reported_at = at
+        self.reported_at = at
         if metadata["own"]:
             return metadata
         before, seconds = self.seconds, metadata["seconds"]
@@ -241,8 +242,7 @@ class Participant:
         return _trending(metadata, seconds, rules.trending_seconds(before, seconds))
 
     def _comment(self, at: datetime, delta: int, rules: Rules) -> int:
-        if self.commented_at is None or at > self.commented_at:
-            self.commented_at = at
+        self.commented_at = at
         before = rules.trending_comments(self.comments)
         self.comments += delta
         return rules.trending_comments(self.comments) - before

@@ -29,8 +29,17 @@ from tests.support import eventually
 VIEWED = ("video.viewed", "video.watch_time", "video.shared")
 TABLES = (
     "video_analytics", "video_hourly", "video_daily", "video_viewers", "viewers_hourly", "videos",
-    "sessions",
+    "sessions", "participants",
 )  # fmt: skip
+
+# An hour of nobody may be told or not, and who liked a video before it was known.
+CONTENTS = {
+    "viewers_hourly": "SELECT * FROM analytics.viewers_hourly WHERE viewers > 0",
+    "participants": """
+        SELECT video_id, viewer, comments, seconds, commented_at, reported_at
+        FROM analytics.participants WHERE commented_at IS NOT NULL OR reported_at IS NOT NULL
+    """,
+}
 
 
 @dataclass
@@ -163,9 +172,7 @@ class Site:
         """All that is stored, with sums of seconds but for their last digits."""
         found = {}
         for table in TABLES:
-            # An hour of nobody may be told or not.
-            some = "WHERE viewers > 0" if table == "viewers_hourly" else ""
-            every = rows(self.url, f"SELECT t.* FROM analytics.{table} t {some}")
+            every = rows(self.url, CONTENTS.get(table, f"SELECT * FROM analytics.{table}"))
             found[table] = sorted(str([_rounded(value) for value in row]) for row in every)
         return found
 

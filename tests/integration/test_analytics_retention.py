@@ -237,3 +237,24 @@ def test_what_may_have_gone_since_then_is_gone(conn: Connection[TupleRow]) -> No
     # Five days later, at once with the longer time; the policies have gone on meanwhile.
     prune(conn, 400, NOW + 5 * DAY)
     assert retention_of(conn).floor == floor_of(DAYS - 5)
+
+
+def test_what_a_viewer_brought_to_trending_is_remembered_as_long_as_the_rows(
+    conn: Connection[TupleRow],
+) -> None:
+    video = uuid4()
+    add(conn, [comment(70 * DAY, video, "eve"), comment(80 * DAY, video, "bob")])
+    add(conn, [comment(DAY, video, "bob")])
+    prune(conn, DAYS, NOW)
+    kept = conn.execute("SELECT viewer, comments FROM analytics.participants").fetchall()
+    assert kept == [("bob", 2)]
+    # One that is late has the viewer judged again, without what has gone.
+    add(conn, [comment(2 * DAY, video, "bob")])
+    query = 'SELECT metadata FROM analytics.video_analytics WHERE "timestamp" > %s'
+    found = conn.execute(query.encode(), (NOW - 60 * DAY,)).fetchall()
+    assert [metadata for (metadata,) in found] == [{"delta": 1, "trending": 0}] * 2
+
+
+def comment(age: timedelta, video: UUID, user: str) -> Event:
+    at = (NOW - age).isoformat()
+    return "comment.created", uuid4(), {"videoId": str(video), "userId": user, "ts": at}

@@ -5,6 +5,11 @@ SET LOCAL statement_timeout = 0;
 SET LOCAL enable_seqscan = on;
 SET LOCAL enable_bitmapscan = on;
 
+-- First of all, which ends a refresh that runs: it and this would block each other.
+SELECT remove_continuous_aggregate_policy('analytics.video_daily');
+SELECT remove_continuous_aggregate_policy('analytics.video_hourly');
+SELECT remove_retention_policy('analytics.video_hourly');
+
 CREATE TABLE analytics.participants (
     video_id uuid NOT NULL,
     viewer text COLLATE "C" NOT NULL,
