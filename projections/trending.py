@@ -82,8 +82,7 @@ FROM (
     UNION ALL
     SELECT video_id, trending_views, trending_likes, trending_comments, trending_watch_seconds,
            false
-    FROM analytics.video_daily
-    WHERE bucket >= %(first_day)s AND bucket < %(last_day)s
+    FROM analytics.video_daily WHERE bucket >= %(first_day)s AND bucket < %(last_day)s
 ) AS happened
 GROUP BY video_id
 """
@@ -102,9 +101,8 @@ FROM (
     FROM analytics.trending_sums WHERE time_range = %(time_range)s{{of_videos}}
 ) AS settled
 FULL JOIN (
-    SELECT video_id, sum(trending_views)::float8 AS views,
-           sum(trending_likes)::float8 AS likes, sum(trending_comments)::float8 AS comments,
-           sum(trending_watch_seconds) / 60 AS minutes
+    SELECT video_id, sum(trending_views)::float8 AS views, sum(trending_likes)::float8 AS likes,
+           sum(trending_comments)::float8 AS comments, sum(trending_watch_seconds) / 60 AS minutes
     FROM analytics.video_hourly
     WHERE bucket >= %(settled_until)s AND bucket < %(until)s{{of_videos}}
     GROUP BY video_id

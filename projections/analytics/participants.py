@@ -264,9 +264,7 @@ def _history(
     return found
 
 
-def count_participants(
-    conn: Connection[TupleRow], keys: Collection[ParticipantKey], since: datetime
-) -> None:
+def count(conn: Connection[TupleRow], keys: Collection[ParticipantKey], since: datetime) -> None:
     """Make what is known of these viewers what their rows since a time come to, unless they have
     been there before it.
     """

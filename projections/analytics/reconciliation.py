@@ -28,16 +28,12 @@ from engine.comparison import (
 from engine.telemetry import TelemetryEvent
 from infra.advisory_locks import Lock, hold, lock_in_transaction
 from infra.http.shapes import rfc3339
+from projections.analytics import participants
 from projections.analytics.calendar import DAY, start_of_hour
 from projections.analytics.ingest import COLUMNS, NO_LIMIT, Store
 from projections.analytics.ingest import COUNTS as WHOLE
 from projections.analytics.ingest import SECONDS as PARTS
-from projections.analytics.participants import (
-    PARTICIPATED,
-    TRENDING,
-    ParticipantKey,
-    count_participants,
-)
+from projections.analytics.participants import PARTICIPATED, TRENDING, ParticipantKey
 from projections.analytics.rules import NotCountable, Row, Rules, row_of
 from projections.analytics.schema import Shape
 from projections.analytics.viewers import COUNTED, FLOOR
@@ -456,7 +452,7 @@ def mend_participants(
     conn: Connection[TupleRow], store: Store, keys: list[ParticipantKey], since: datetime
 ) -> Sequence[datetime]:
     """Judge these viewers again, by their rows since a time; return the times that change."""
-    count_participants(conn, keys, since)
+    participants.count(conn, keys, since)
     return store.recount(conn, (), keys).times
 
 
