@@ -135,8 +135,7 @@ class ExportCheck:
         self._check = Check(
             first=self.plan.first,
             until=self.plan.last,
-            public_keys=proofs.public_keys,
-            anchors=proofs.open_anchors(),
+            proofs=proofs,
             known_topics=known_topics,
             seal_numbers=(self.plan.first_seal, self.plan.last_seal),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
@@ -9,8 +10,10 @@ import psycopg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from engine.log import MAPPER
+from engine.seals.anchors import FileAnchors
 from engine.seals.chain import connect
 from engine.seals.check import Report
+from engine.seals.outside import Outside
 from engine.seals.proofs import SealKey
 from engine.seals.sealer import Sealer
 from engine.seals.verification import verify_database
@@ -23,6 +26,11 @@ TOPICS = MAPPER.topics
 
 def new_key() -> SealKey:
     return SealKey(Ed25519PrivateKey.generate())
+
+
+def anchored(path: Path) -> Outside:
+    """What is known outside is a file of anchors that has to be there."""
+    return Outside(anchors=[FileAnchors(path, required=True)])
 
 
 def make_log(database_url: str, events: int) -> None:
