@@ -24,7 +24,8 @@ from engine.archive.lines import event_line, row_of
 from engine.privacy import PayloadMode
 from engine.seals import chain, merkle
 from engine.seals.anchors import Anchor
-from engine.seals.chain import FAN, FORMAT, HASH_BYTES, Seal, SealHeader, StoredRow, leaf
+from engine.seals.chain import FAN, FORMAT, Seal, SealHeader, StoredRow, leaf
+from engine.seals.merkle import HASH_BYTES
 from engine.seals.proofs import PublicKeys
 from engine.seals.verification import rows_between
 from infra.errors import OperatorError

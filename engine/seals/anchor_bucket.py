@@ -40,6 +40,8 @@ LockMode = Literal["compliance", "governance"]
 class BucketAnchors:
     """Anchors under a prefix of a bucket that has object lock."""
 
+    seals_at_once = 10_000
+
     def __init__(
         self,
         settings: ObjectSettings,

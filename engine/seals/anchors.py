@@ -10,6 +10,7 @@ restore: lines before it with higher numbers no longer count.
 from __future__ import annotations
 
 import os
+import sys
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -59,11 +60,13 @@ class AnchorStore(Protocol):
     """A place for anchors. Its methods raise AnchorsUnusable.
 
     `name` is what it is called in the settings. Between two calls of `append`, and after a failure,
-    `pause_seconds` have to pass.
+    `pause_seconds` have to pass. At most `seals_at_once` are appended, the newest: each proves
+    those before it.
     """
 
     name: str
     pause_seconds: float
+    seals_at_once: int
 
     def newest(self) -> Anchor | None:
         """Return the last anchor that was written."""
@@ -88,6 +91,7 @@ class FileAnchors:
     """Anchors in a file of its own, appended and synced."""
 
     pause_seconds = 0.0
+    seals_at_once = sys.maxsize
 
     def __init__(self, path: Path, *, required: bool = False) -> None:
         """Where the file is `required`, reading one that is not there is an error."""

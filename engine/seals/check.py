@@ -13,7 +13,6 @@ from uuid import UUID
 
 from engine.seals.anchors import Anchor
 from engine.seals.chain import (
-    HASH_BYTES,
     NO_SEAL,
     Seal,
     StoredRow,
@@ -21,7 +20,7 @@ from engine.seals.chain import (
     peaks_after,
     seal_hash,
 )
-from engine.seals.merkle import grow
+from engine.seals.merkle import HASH_BYTES, grow
 from engine.seals.proofs import NO_PROOFS, Proofs
 
 if TYPE_CHECKING:

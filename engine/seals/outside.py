@@ -160,6 +160,8 @@ class AnchorWriter:
 
         Seals up to `floor` are known to be written there. Raise AnchorsUnusable, and psycopg.Error.
         """
+        # Kept also where the place is away: the head must not forget it.
+        self._floor = max(self._floor, floor)
         if self._clock() < self._next_look:
             return []
         self._next_look = self._clock() + self.store.pause_seconds
@@ -170,7 +172,7 @@ class AnchorWriter:
             raise
         if self._known and (newest and newest.seal) == (self._newest and self._newest.seal):
             return []
-        found = anchor_difference(conn, self.store.name, newest, max(floor, self._floor))
+        found = anchor_difference(conn, self.store.name, newest, self._floor)
         if not found:
             self._newest, self._known = newest, True
             self._floor = newest.number if newest else 0
@@ -183,7 +185,8 @@ class AnchorWriter:
             return
         self._next_write = self._clock() + self.store.pause_seconds
         try:
-            self.store.append(chain.seals(conn, self._floor, last.number), self._stamp(last))
+            after = max(self._floor, last.number - self.store.seals_at_once)
+            self.store.append(chain.seals(conn, after, last.number), self._stamp(last))
         except AnchorsUnusable:
             self.forget()
             raise

@@ -20,7 +20,8 @@ from psycopg.rows import TupleRow
 from engine.event_store import EVENTS
 from engine.seals import chain
 from engine.seals.anchors import AnchorStore, AnchorsUnusable, Head, HeadFile, anchor_of
-from engine.seals.chain import FORMAT, HASH_BYTES, LEAF, NO_SEAL, Seal, seal_hash
+from engine.seals.chain import FORMAT, LEAF, NO_SEAL, Seal, seal_hash
+from engine.seals.merkle import HASH_BYTES
 from engine.seals.outside import SEAL_FAILURES, AnchorWriter, difference
 from engine.seals.proofs import SealKey
 from infra.advisory_locks import Lock, try_lock

@@ -291,6 +291,7 @@ class Integrity:
         known_topics: Container[str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`clock` tells, in seconds, how old a result is."""
         self._database_url, self._proofs = database_url, proofs
         self._known_topics, self._clock = known_topics, clock
         self._one_at_a_time = asyncio.Lock()
@@ -306,12 +307,12 @@ class Integrity:
         gets its result, if it began after the call.
         Raise psycopg.Error, AnchorsUnusable and VerificationStopped.
         """
-        asked = self._clock()
+        asked = time.monotonic()
         async with self._one_at_a_time:
             found = self._found if self._began >= asked else None
             if found is not None and (found.verification.complete or not full):
                 return found
-            self._began = self._clock()
+            self._began = time.monotonic()
             self._found = await asyncio.to_thread(self._verify, full=full)
             return self._found
 

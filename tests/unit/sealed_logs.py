@@ -88,7 +88,7 @@ def named(fault: Fault) -> tuple[str, int | None, UUID | None, int | None, int |
 class Anchored:
     """A place of anchors in memory."""
 
-    name, pause_seconds = "memory", 0.0
+    name, pause_seconds, seals_at_once = "memory", 0.0, 1_000
 
     def __init__(self, *seals: Seal) -> None:
         self._anchors = [anchor_of(seal) for seal in seals]

@@ -15,7 +15,14 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from engine.seals.anchors import AnchorsUnusable, FileAnchors, anchor_of
+from engine.seals.anchors import (
+    Acceptance,
+    AnchorsUnusable,
+    FileAnchors,
+    Head,
+    HeadFile,
+    anchor_of,
+)
 from engine.seals.check import Check
 from engine.seals.proofs import (
     KeyUnusable,
@@ -165,3 +172,48 @@ def test_other_keys_are_refused(tmp_path: Path) -> None:
         read_seal_key(path)
     with pytest.raises(KeyUnusable, match="no public key"):
         read_public_keys(path)
+
+
+def test_after_an_acceptance_later_anchors_before_it_are_void(tmp_path: Path) -> None:
+    seals = chain_over(log_of(25))
+    store = FileAnchors(tmp_path / "seals.jsonl")
+    accepted = Acceptance("operator:eve", "2026-11-30T08:00:00+00:00", "a restore")
+    store.append(seals[:4])
+    store.accept(seals[1], accepted)
+    newest = store.newest()
+    assert newest == (*anchor_of(seals[1]).seal, None, accepted)
+    store.append(seals[2:3])
+    assert list(store.read()) == list(map(anchor_of, seals[:3]))
+    store.accept(None, accepted)
+    assert list(store.read()) == []
+    store.append(seals[:1])
+    assert list(store.read()) == [anchor_of(seals[0])]
+    assert [anchor.number for anchor in store.acceptances()] == [2, 0]
+
+
+def test_a_time_stamp_lies_with_the_last_seal(tmp_path: Path) -> None:
+    seals = chain_over(log_of(15))
+    store = FileAnchors(tmp_path / "seals.jsonl")
+    store.append(seals[:2], b"a token")
+    store.append(seals[2:])
+    assert [anchor.token for anchor in store.read()] == [None, b"a token", None]
+
+
+def test_a_head_comes_back_as_it_was_kept(tmp_path: Path) -> None:
+    seals, file = chain_over(log_of(15)), HeadFile(tmp_path / "seal-head.json")
+    assert file.read() is None
+    for seal in (*seals, None):
+        head = Head(anchor_of(seal), {"file:/mnt/seals.jsonl": 7})
+        file.write(head)
+        assert file.read() == head
+    assert [path.name for path in tmp_path.iterdir()] == ["seal-head.json"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b'{"number":1}', b'{"number":1,"first":1,"last":1,"hash":"x"}']
+)
+def test_what_is_no_head_is_refused(tmp_path: Path, content: bytes) -> None:
+    file = HeadFile(tmp_path / "seal-head.json")
+    file.path.write_bytes(content)
+    with pytest.raises(AnchorsUnusable, match=r"seal-head\.json is not an anchor"):
+        file.read()
