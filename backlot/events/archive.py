@@ -28,8 +28,8 @@ from infra.errors import ExitCode, OperatorError
 from infra.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from engine.seals.check import Report
     from engine.seals.proofs import Proofs
+    from engine.seals.report import Report
 
 
 class LateBar(ExitStack):

@@ -27,8 +27,8 @@ from engine.event_store import EVENTS, EVENTS_CHANNEL
 from engine.privacy import PayloadMode
 from engine.seals.anchors import cut_torn_line
 from engine.seals.chain import Seal, StoredRow, head, insert_seal, seals
-from engine.seals.check import Report
 from engine.seals.proofs import NO_PROOFS, Proofs
+from engine.seals.report import Report
 from engine.seals.verification import rows_between
 from infra.advisory_locks import LockClass
 from infra.errors import OperatorError

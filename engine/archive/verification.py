@@ -14,8 +14,9 @@ from engine.archive import lines
 from engine.archive.lines import FORMAT, ExportFormat, Item, Plan
 from engine.privacy import PayloadMode
 from engine.seals.chain import Seal, StoredRow
-from engine.seals.check import Check, Fault, Report, orphan_fault
+from engine.seals.check import Check, orphan_fault
 from engine.seals.proofs import NO_PROOFS, Proofs
+from engine.seals.report import Fault, Report
 from infra.errors import OperatorError
 
 DAMAGED = (ValueError, KeyError, TypeError)

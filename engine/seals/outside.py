@@ -36,7 +36,7 @@ ORDER BY s.number LIMIT 1
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class OutsideComparison:
     """How the database differs from what is known outside it, and which places did not answer."""
 
     differences: Sequence[str]
@@ -50,7 +50,7 @@ class Outside:
     head: HeadFile | None = None
     anchors: Sequence[AnchorStore] = ()
 
-    def compare(self, conn: Connection[TupleRow]) -> Comparison:
+    def compare(self, conn: Connection[TupleRow]) -> OutsideComparison:
         """Compare with each of them. Raise psycopg.Error.
 
         A head that is no head counts as a difference: it is replaced whole, so nothing but
@@ -75,7 +75,7 @@ class Outside:
                 differences += anchor_difference(
                     conn, store.name, newest, floors.get(store.name, 0)
                 )
-        return Comparison(differences, unusable)
+        return OutsideComparison(differences, unusable)
 
     def accept(self, conn: Connection[TupleRow], acceptance: Acceptance) -> None:
         """Go on from the newest seal in the database, whatever was known of later ones.

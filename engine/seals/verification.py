@@ -14,8 +14,9 @@ from psycopg.types.json import Jsonb
 from engine.event_store import EVENTS
 from engine.seals.anchors import Anchor
 from engine.seals.chain import Seal, StoredRow, head, last_seal, seals
-from engine.seals.check import Caveat, Check, Fault, FaultKind, Report, orphan_fault
+from engine.seals.check import Check, orphan_fault
 from engine.seals.proofs import NO_PROOFS, Proofs
+from engine.seals.report import Caveat, Fault, FaultKind, Report
 
 PAGE_ROWS = 2_000
 LOWEST = -(2**63)

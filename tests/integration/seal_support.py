@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from engine.log import MAPPER
 from engine.seals.anchors import FileAnchors
 from engine.seals.chain import connect
-from engine.seals.check import Report
 from engine.seals.outside import Outside
 from engine.seals.proofs import SealKey
+from engine.seals.report import Report
 from engine.seals.sealer import Sealer
 from engine.seals.verification import verify_database
 from tests.integration.event_log import tables_made

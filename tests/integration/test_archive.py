@@ -17,8 +17,8 @@ from engine.archive.transfer import ExportRefused, ImportRefused
 from engine.archive.verification import ExportUnusable
 from engine.installation import install as install_projections
 from engine.privacy import PayloadMode
-from engine.seals.check import UNANCHORED
 from engine.seals.proofs import Proofs
+from engine.seals.report import UNANCHORED
 from infra.postgres.embedded import EmbeddedPostgres
 from projections.catalog import Catalog
 from projections.comments import Comments

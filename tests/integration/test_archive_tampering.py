@@ -11,8 +11,8 @@ import pytest
 
 from engine.archive.verification import verify_export
 from engine.seals.anchors import FileAnchors
-from engine.seals.check import Report
 from engine.seals.proofs import Proofs
+from engine.seals.report import Report
 from tests.integration.archive_support import (
     EVENTS,
     SEALED,

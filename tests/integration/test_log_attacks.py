@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, LiteralString
@@ -335,7 +335,7 @@ def test_a_head_that_can_not_be_written_stops_nothing(
 
 
 @pytest.fixture
-def restored(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guarded]:
+def restored(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> Guarded:
     """Restored from a backup of when there were two seals."""
     for name, value in guarded.settings().items():
         monkeypatch.setenv(name, value)

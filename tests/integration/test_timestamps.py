@@ -30,8 +30,8 @@ from tests.support import requires, unused_port
 
 
 @pytest.fixture
-def tsa(short_dir: Path) -> Iterator[TsaServer]:
-    folder = short_dir / "tsa"
+def tsa(tmp_path: Path) -> Iterator[TsaServer]:
+    folder = tmp_path / "tsa"
     folder.mkdir()
     with tsa_server(folder) as server:
         yield server
@@ -55,10 +55,9 @@ def test_openssl_agrees(tsa: TsaServer, trust: TimestampTrust, tmp_path: Path) -
     token, message = tmp_path / "token.tsr", tmp_path / "hash"
     token.write_bytes(TimestampServer(tsa.url, trust).stamp(b"a hash"))
     message.write_bytes(b"a hash")
-    command = [requires("openssl"), "ts", "-verify", "-data", message, "-in", token]
-    ran = subprocess.run(
-        [*command, "-CAfile", tsa.certificates], check=False, capture_output=True, text=True
-    )
+    files = ["-data", message, "-in", token, "-CAfile", tsa.certificates]
+    command = [requires("openssl"), "ts", "-verify", *map(str, files)]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (ran.returncode, "Verification: OK" in ran.stdout) == (0, True)
 
 

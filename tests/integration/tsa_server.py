@@ -119,6 +119,7 @@ def tsa_server(folder: Path) -> Iterator[TsaServer]:
 def _sign(openssl: str, folder: Path, asked: bytes) -> bytes:
     query = folder / "query.tsq"
     query.write_bytes(asked)
-    command = [openssl, "ts", "-reply", "-config", folder / "tsa.cnf", "-queryfile", query]
-    command += ["-signer", folder / "tsa.pem", "-inkey", folder / "tsa.key"]
+    asks = ["-config", folder / "tsa.cnf", "-queryfile", query]
+    signs = ["-signer", folder / "tsa.pem", "-inkey", folder / "tsa.key"]
+    command = [openssl, "ts", "-reply", *map(str, asks + signs)]
     return subprocess.run(command, check=True, capture_output=True).stdout

@@ -11,9 +11,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from engine.seals.anchors import Acceptance, Anchor, anchor_of
 from engine.seals.chain import FORMAT, NO_SEAL, Seal, StoredRow, leaf, peaks_after, seal_hash
-from engine.seals.check import Check, Fault, Report
+from engine.seals.check import Check
 from engine.seals.outside import Outside
 from engine.seals.proofs import Proofs, SealKey
+from engine.seals.report import Fault, Report
 
 AT = datetime(2026, 11, 25, 12, tzinfo=UTC)
 STREAM = UUID("5f0c2f0a-7f0e-4a3c-9a39-1c6a54f2b7aa")

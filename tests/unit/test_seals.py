@@ -21,8 +21,9 @@ from engine.seals.chain import (
     peaks_after,
     seal_hash,
 )
-from engine.seals.check import UNANCHORED, UNSIGNED, Check, FaultKind
+from engine.seals.check import Check
 from engine.seals.proofs import Proofs
+from engine.seals.report import UNANCHORED, UNSIGNED, FaultKind
 from tests.unit.sealed_logs import (
     AT,
     KEY,
