@@ -38,7 +38,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from struct import Struct
@@ -79,6 +79,7 @@ LEAF = f"""sha256('\\x{EVENT_TAG.hex()}'::bytea || int8send(notification_id)
 
 PAGE_SEALS = 20
 COLUMNS = "number, first, last, leaves, hash, previous, signature, key_id, sealed_at, format, peaks"
+NAMES = tuple(COLUMNS.split(", "))
 # In one statement, so that nothing can come between the look at the seal before and the new one.
 INSERT = f"""
 INSERT INTO public.backlot_seals ({COLUMNS})
@@ -278,4 +279,5 @@ def insert_seal(conn: Connection[TupleRow], seal: Seal) -> bool:
 
     Raise UniqueViolation where its number is taken.
     """
-    return conn.execute(INSERT, asdict(seal)).rowcount == 1
+    values = {name: getattr(seal, name) for name in NAMES}
+    return conn.execute(INSERT, values).rowcount == 1

@@ -21,7 +21,7 @@ def root(leaves: bytes, fan: int = 2) -> bytes:
     """Return the 32 bytes of the root over leaves of 32 bytes each."""
     level, width = leaves, fan * HASH_BYTES
     while len(level) > HASH_BYTES:
-        level = b"".join(_join(level[at : at + width]) for at in range(0, len(level), width))
+        level = _next_level(level, width)
     return level or EMPTY
 
 
@@ -36,7 +36,7 @@ def path(leaves: bytes, index: int, fan: int = 2) -> list[bytes]:
         group = level[start : start + width]
         hashes = [group[at : at + HASH_BYTES] for at in range(0, len(group), HASH_BYTES)]
         found += hashes[: index % fan] + hashes[index % fan + 1 :]
-        level = b"".join(_join(level[at : at + width]) for at in range(0, len(level), width))
+        level = _next_level(level, width)
         index //= fan
     return found
 
@@ -82,6 +82,15 @@ def join_peaks(peaks: bytes) -> bytes:
     for at in range(len(peaks) - 2 * HASH_BYTES, -1, -HASH_BYTES):
         node = _join(peaks[at : at + HASH_BYTES] + node)
     return node
+
+
+def _next_level(level: bytes, width: int) -> bytes:
+    # Without a call of `_join` for each node: this is what every seal costs.
+    whole = len(level) - len(level) % width
+    nodes = [sha256(NODE + level[at : at + width]).digest() for at in range(0, whole, width)]
+    if whole < len(level):
+        nodes.append(_join(level[whole:]))
+    return b"".join(nodes)
 
 
 def _join(children: bytes) -> bytes:

@@ -95,6 +95,8 @@ class Sealer:
         # The head as it was last read or written: another one is an operator's.
         self._kept: Head | None = None
         self._waiting_since: float | None = None
+        # The log's last position, as far as this turn has seen.
+        self._end = 0
 
     def turn(self) -> int:
         """Seal what is due, up to 50 blocks, anchor it, and return the number of seals made.
@@ -131,7 +133,7 @@ class Sealer:
 
     def _seal_and_anchor(self, conn: Connection[TupleRow]) -> int:
         self._confirm(conn)
-        made = 0
+        made = self._end = 0
         try:
             while made < SEALS_AT_ONCE and (size := self._due(conn, self._last)):
                 self._seal(conn, size)
@@ -196,7 +198,9 @@ class Sealer:
         Raise LogRewritten where the log is shorter than what is sealed.
         """
         sealed = last.last if last else 0
-        lag = chain.head(conn) - sealed
+        if self._end - sealed < self._block_events:
+            self._end = chain.head(conn)
+        lag = self._end - sealed
         SEAL_POSITION.set(sealed)
         SEAL_LAG_EVENTS.set(lag)
         if lag < 0:

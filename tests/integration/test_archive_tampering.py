@@ -21,7 +21,7 @@ from tests.integration.archive_support import (
     make_signed_log,
     named,
 )
-from tests.integration.seal_support import TOPICS, anchored, seal_all, verify
+from tests.integration.seal_support import TOPICS, anchored, seal_all, seal_anew, verify
 
 
 @pytest.fixture
@@ -126,8 +126,7 @@ def test_anchors_find_a_chain_written_anew(log_url: str, tmp_path: Path) -> None
     seal_all(log_url, anchors=[anchors])
     with psycopg.connect(log_url, autocommit=True) as conn:
         conn.execute("UPDATE backlot_events SET state = 'x' WHERE notification_id = 30")
-        conn.execute("TRUNCATE backlot_seals")
-    seal_all(log_url)
+    seal_anew(log_url)
     export(log_url, tmp_path / "forged.jsonl")
     assert check(tmp_path / "forged.jsonl").ok
     known = Proofs(outside=anchored(anchors.path))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -20,22 +20,28 @@ from backlot import health
 from backlot.events.commands import app
 from engine.seals import chain
 from engine.seals.anchors import FileAnchors, HeadFile
-from engine.seals.chain import NO_SEAL, Seal, connect, leaf, peaks_after, seal_hash, seals
+from engine.seals.chain import connect
 from engine.seals.outside import Outside
 from engine.seals.proofs import Proofs
 from engine.seals.sealer import LogRewritten, Sealer
-from engine.seals.verification import rows_between
 from infra import metrics
 from infra.data_folder import seal_head_path
 from infra.settings import load_settings
 from readapi.audit.routes import Integrity
 from tests.integration.event_log import rows
-from tests.integration.seal_support import TOPICS, change, make_log, seal_all, sealer, verify
+from tests.integration.seal_support import (
+    TOPICS,
+    change,
+    make_log,
+    seal_all,
+    seal_anew,
+    sealer,
+    verify,
+)
 from workers import maintenance
 
 EVENTS, SEALS = 35, 4
 FORGE: LiteralString = "UPDATE backlot_events SET state = '{}' WHERE notification_id = %s"
-ALL = ", ".join(f"{name} = %s" for name in chain.COLUMNS.split(", ") if name != "number")
 
 
 @dataclass(frozen=True)
@@ -117,24 +123,6 @@ def anchored(database_url: str, tmp_path: Path) -> Guarded:
 def last_seal(database_url: str) -> tuple[int, bytes] | None:
     with connect(database_url, "test") as conn:
         return chain.tip(conn)
-
-
-def seal_anew(database_url: str) -> None:
-    """Recompute every seal over the events as they are now, as a forger without a key does."""
-    with connect(database_url, "test") as conn:
-        before: Seal | None = None
-        for seal in list(seals(conn, 0, 1_000)):
-            its_rows = rows_between(conn, seal.first - 1, seal.last)
-            forged = replace(
-                seal,
-                leaves=b"".join(map(leaf, its_rows)),
-                previous=before.hash if before else NO_SEAL,
-                peaks=peaks_after(before),
-            )
-            before = replace(forged, hash=seal_hash(forged))
-            number, *others = astuple(before)
-            statement = f"UPDATE backlot_seals SET {ALL} WHERE number = %s"
-            conn.execute(statement.encode(), (*others, number))
 
 
 def test_event_1_rewritten_and_all_seals_recomputed(guarded: Guarded) -> None:
