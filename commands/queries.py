@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Self, TypeVar
 from uuid import UUID
 
@@ -135,7 +136,9 @@ class CommentText:
     """A comment that stands, in its present revision; its language as far as it is known."""
 
     video_id: UUID
+    author: str
     revision: int
+    written_at: datetime
     content: str
     status: TranslationStatus
     language: str | None
@@ -163,7 +166,9 @@ class FindCommentText(Query[CommentText | None]):
         target, status = self.target, comment.translation_status
         return CommentText(
             comment.video_id,
+            comment.author,
             comment.revision,
+            comment.written_at,
             comment.content,
             status if target is None else comment.target_status(target),
             comment.language,

@@ -25,7 +25,7 @@ from infra.http.app import header
 from infra.http.auth import Identity
 from infra.http.problems import Problem
 from infra.http.shapes import Comment
-from infra.llm.errors import NO_LANGUAGE_MODEL, PASSING
+from infra.llm.errors import NO_LANGUAGE_MODEL, PASSING, UNPAID
 from infra.metrics import counter
 from infra.redis import OptionalRedis
 from infra.settings.features import TranslationSettings
@@ -45,7 +45,7 @@ Lang = Annotated[
 
 # What is said of a comment without words, or in no language: it is the same in all of them.
 IN_NO_LANGUAGE = ("no_words", "no_language")
-MAY_PASS = (*PASSING, NO_LANGUAGE_MODEL)
+MAY_PASS = (*PASSING, *UNPAID, NO_LANGUAGE_MODEL)
 MOST_PREFERENCES = 50
 # Reads that wait to have their translations asked for.
 MOST_WAITING = 1000
