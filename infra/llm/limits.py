@@ -20,9 +20,9 @@ from typing import cast
 import structlog
 from redis.asyncio import Redis
 
+from infra.cache import OptionalRedis
 from infra.llm.errors import BudgetSpent, NotCalled, TooManyCalls, UserBudgetSpent
 from infra.metrics import counter
-from infra.redis import OptionalRedis
 
 log = structlog.get_logger(__name__)
 

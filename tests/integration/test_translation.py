@@ -13,8 +13,7 @@ import pytest
 from fakeredis import FakeServer
 from structlog.testing import capture_logs
 
-from commands.comments import EditComment, Failed, RecordTranslation
-from commands.queries import CommentText, FindCommentText
+from commands.comments import CommentText, EditComment, Failed, FindCommentText, RecordTranslation
 from engine.event_store import GroupCommitRecorder
 from infra import metrics
 from infra.language.detector import TextDetector
