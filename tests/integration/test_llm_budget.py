@@ -160,7 +160,7 @@ async def test_without_redis_a_process_counts_for_itself(
 ) -> None:
     budget = days.budget(redis)
     assert await spend(budget) == "made"
-    before = metrics.value("backlot_recommendation_budget_failures_total")
+    before = metrics.value("backlot_llm_limit_failures_total")
     server.kill() if fault == "kill" else server.pause()
     started = asyncio.get_running_loop().time()
     assert await spend(budget) == "made"
@@ -168,7 +168,7 @@ async def test_without_redis_a_process_counts_for_itself(
     assert found.count("made") == 3, "five in all"
     assert await spend(budget) == "budget_spent"
     assert asyncio.get_running_loop().time() - started < 4, "a Redis that is away is left alone"
-    assert metrics.value("backlot_recommendation_budget_failures_total") == before + 1
+    assert metrics.value("backlot_llm_limit_failures_total") == before + 1
 
 
 async def test_a_redis_that_lost_its_data_does_not_bring_calls_back(
