@@ -46,6 +46,7 @@ from infra.postgres.connection import Limits, explained, make_pool, open_connect
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.redis import open_redis
 from infra.redlock import make_redlock
+from infra.security_log import SECURITY_LOG
 from infra.settings import Role, Settings
 from infra.tasks.broker import make_broker
 from infra.tasks.queues import FailedTask
@@ -256,6 +257,7 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
     """Run what the roles of this process are; the end of the block loses nothing."""
     roles = parts.settings.server.roles
     async with AsyncExitStack() as stack:
+        in_background(SECURITY_LOG.run(), stack)
         if roles & FOLLOWING:
             in_background(parts.notifications.run(), stack)
         if (host := parts.host) is not None:
