@@ -33,7 +33,8 @@ from infra.data_folder import (
     secret_path,
 )
 from infra.errors import OperatorError
-from infra.http.auth import KeysUnavailable, RemoteKeys, make_authenticator
+from infra.http.auth import make_authenticator
+from infra.http.jwks import KeysUnavailable, RemoteKeys
 from infra.objects.port import ObjectStoreUnavailable
 from infra.objects.s3 import S3Store
 from infra.postgres.cluster import MAJOR, PostgresError, check_major

@@ -149,8 +149,13 @@ class Execute:
 
     async def value(self, command: Command[R]) -> R:
         """Return the command's own answer, for a request that goes on after it."""
-        by = {"actor": self.actor, "correlation_id": self.correlation_id}
-        return (await self.services.bus.execute(command, **by)).answer
+        outcome = await self.services.bus.execute(
+            command,
+            actor=self.actor,
+            correlation_id=self.correlation_id,
+            kind=self.identity.kind,
+        )
+        return outcome.answer
 
     async def recall(self) -> Response | None:
         """Return the answer to a repeat of an idempotent request before anything is done."""
@@ -175,7 +180,11 @@ class Execute:
         self, command: Command[R], key: IdempotencyKey | None
     ) -> Executed[R] | StoredAnswer:
         return await self.services.bus.execute_once(
-            command, key, actor=self.actor, correlation_id=self.correlation_id
+            command,
+            key,
+            actor=self.actor,
+            correlation_id=self.correlation_id,
+            kind=self.identity.kind,
         )
 
     async def _key(self, status: int) -> IdempotencyKey | None:

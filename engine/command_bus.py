@@ -24,7 +24,7 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from domain.errors import Conflict, DomainError
-from domain.model import Aggregate, Origin
+from domain.model import ActorKind, Aggregate, Origin
 from engine.event_store import GroupCommitRecorder, Save, StoredAnswer
 from engine.log import MAPPER
 from infra.batcher import Batcher
@@ -173,6 +173,7 @@ class Request:
     correlation_id: str
     causation_id: str
     key: IdempotencyKey | None = None
+    kind: ActorKind | None = None
     streams: Sequence[UUID] = field(init=False)
     name: tuple[str, str] | None = None
     conflicts: int = 0
@@ -269,7 +270,8 @@ class Round:
 
     def _decided(self, request: Request, slots: Sequence[Slot]) -> Group:
         """Return a group of this command alone, with its answer or its failure."""
-        origin = Origin(request.actor, self.at, request.correlation_id, request.causation_id)
+        ids = (request.correlation_id, request.causation_id)
+        origin = Origin(request.actor, self.at, *ids, request.kind)
         own = Group()
         try:
             result: Any = request.command.decide(Aggregates(self.slots, self.found), origin)
@@ -357,24 +359,34 @@ class CommandBus:
         actor: str,
         correlation_id: str,
         causation_id: str | None = None,
+        kind: ActorKind | None = None,
     ) -> Executed[R]:
         """Decide the command, and return once its events are durable.
+
+        Without a `kind`, the name of the actor tells what it is.
 
         Raise DomainError when a rule refuses it, Contended when other processes were first each
         time, QueueFull when too many wait or the store is away already, and the library's
         PersistenceError when the store goes away: then the outcome is unknown.
         """
-        request = Request(command, actor, correlation_id, causation_id or correlation_id)
+        because = causation_id or correlation_id
+        request = Request(command, actor, correlation_id, because, kind=kind)
         return cast("Executed[R]", await self._batcher.submit(request))
 
     async def execute_once(
-        self, command: Command[R], key: IdempotencyKey | None, *, actor: str, correlation_id: str
+        self,
+        command: Command[R],
+        key: IdempotencyKey | None,
+        *,
+        actor: str,
+        correlation_id: str,
+        kind: ActorKind | None = None,
     ) -> Executed[R] | StoredAnswer:
         """The same under an idempotency key; return the stored answer where it was used before.
 
         Where the outcome is unknown, the client may repeat the request with the same key.
         """
-        request = Request(command, actor, correlation_id, correlation_id, key)
+        request = Request(command, actor, correlation_id, correlation_id, key, kind)
         return await self._batcher.submit(request)
 
     async def close(self) -> None:

@@ -31,6 +31,7 @@ from commands.comments import (
 )
 from commands.queries import CommentText, FindCommentText, FindVisibility
 from domain.comment import TranslationStatus
+from domain.model import SystemActor
 from engine.command_bus import Command, CommandBus
 from engine.connections import ThreadedConnection, leading
 from engine.messages import MessageBatch
@@ -59,7 +60,7 @@ log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
 
-ACTOR = "translation"
+ACTOR = SystemActor.TRANSLATION
 FINAL = ("translated", "not_needed")
 PROVIDER_SECONDS = 10.0
 ON_RECORD = "on record"

@@ -5,7 +5,6 @@ The edge is the outermost layer: request ids, limits of bodies, metrics, and no 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import time
@@ -27,7 +26,8 @@ from prometheus_client.registry import Collector
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.http.auth import Authenticator, Identity, InvalidToken, KeysUnavailable
+from infra.http.auth import Authenticator, Identity, InvalidToken
+from infra.http.jwks import KeysUnavailable
 from infra.http.problems import (
     FRAMEWORK,
     Make,
@@ -40,6 +40,7 @@ from infra.http.problems import (
 from infra.http.shapes import Wire
 from infra.logging import CORRELATION_ID
 from infra.metrics import REGISTRY, SECONDS
+from infra.security_log import SecurityEvent, record
 
 log = structlog.get_logger(__name__)
 
@@ -381,7 +382,11 @@ async def maybe_identity(request: Request) -> Identity | None:
     scheme, _, token = given.partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise _unauthenticated("Send `Authorization: Bearer <token>`.")
-    return await _verify(request.app.state.authenticator, token.strip())
+    try:
+        return await _verify(request.app.state.authenticator, token.strip())
+    except InvalidToken as error:
+        record(SecurityEvent.TOKEN_REFUSED, client_address(request.scope), reason=error.reason)
+        raise _unauthenticated(f"The token was refused: {error.reason}.") from error
 
 
 async def require_identity(request: Request) -> Identity:
@@ -392,6 +397,14 @@ async def require_identity(request: Request) -> Identity:
     return identity
 
 
+def role_refused(request: Request, caller: Identity, detail: str) -> Problem:
+    """Return the answer (403) to a caller without the role that is needed, and record it."""
+    route = getattr(request.scope.get("route"), "path", "")
+    roles = ", ".join(sorted(caller.roles))
+    record(SecurityEvent.ROLE_REFUSED, caller.user_id, route=route, roles=roles)
+    return Problem(403, "forbidden", detail)
+
+
 def _require_role(*roles: str) -> Callable[[Request], Awaitable[Identity]]:
     """Return what gives a caller with one of these roles; 403 for everybody else."""
     needed = " or ".join(f"`{role}`" for role in roles)
@@ -399,7 +412,7 @@ def _require_role(*roles: str) -> Callable[[Request], Awaitable[Identity]]:
     async def require(request: Request) -> Identity:
         identity = await require_identity(request)
         if identity.roles.isdisjoint(roles):
-            raise Problem(403, "forbidden", f"This call needs the role {needed}.")
+            raise role_refused(request, identity, f"This call needs the role {needed}.")
         return identity
 
     return require
@@ -418,11 +431,8 @@ async def _verify(authenticator: Authenticator, token: str) -> Identity:
     if known is not None:
         return known
     try:
-        if authenticator.may_block:
-            return await asyncio.to_thread(authenticator.authenticate, token)
+        await authenticator.prepare(token)
         return authenticator.authenticate(token)
-    except InvalidToken as error:
-        raise _unauthenticated(f"The token was refused: {error.reason}.") from error
     except KeysUnavailable as error:
         log.warning("key_server_unavailable", error=str(error))
         raise Problem(

@@ -149,7 +149,11 @@ def test_whatever_fails_has_a_remedy() -> None:
         ("kafka", {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}, "see KAFKA_BOOTSTRAP_SERVERS"),
         ("llm", {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}, "see OPENAI_BASE_URL"),
         ("embeddings", {"EMBEDDING_MODEL": "small"}, "set one of these"),
-        ("auth", {"JWT_JWKS_URL": "http://127.0.0.1:1/keys"}, "see JWT_JWKS_URL"),
+        (
+            "auth",
+            {"JWT_JWKS_URL": "http://127.0.0.1:1/keys", "JWT_AUDIENCE": "backlot"},
+            "see JWT_JWKS_URL",
+        ),
     ],
 )
 def test_what_fails_says_what_to_do(

@@ -167,7 +167,7 @@ def test_an_outage_that_does_not_end_breaks_the_demo_off(
 
 def test_a_server_with_another_secret(server: FakeBacklot) -> None:
     with pytest.raises(DemoFailed, match="refuses this machine's tokens"):
-        run_demo(URL, settings=load_settings({"JWT_SECRET": "x" * 40}))
+        run_demo(URL, settings=load_settings({"JWT_SECRET": "of a stranger, who signs otherwise"}))
 
 
 def test_tokens_that_only_a_provider_can_make(server: FakeBacklot) -> None:
@@ -192,7 +192,7 @@ def test_a_server_that_is_not_ready(server: FakeBacklot, settings: Settings) -> 
 )
 def test_nobody_there(url: str, told: str) -> None:
     with pytest.raises(DemoFailed, match=told):
-        run_demo(url, settings=load_settings({"JWT_SECRET": "x" * 40}))
+        run_demo(url, settings=load_settings({"JWT_SECRET": "of a stranger, who signs otherwise"}))
 
 
 @pytest.mark.parametrize("content", [b"<html>", b"[]", b'{"parts": 1}', b"{}"])
