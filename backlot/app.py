@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Any
 
@@ -11,8 +11,10 @@ import structlog
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
 from psycopg import Connection, OperationalError
 from psycopg.rows import TupleRow
+from starlette.routing import BaseRoute
 from starlette.staticfiles import StaticFiles
 
 from backlot import problems
@@ -30,13 +32,14 @@ from engine.projection_subscription import ProjectionHost
 from engine.schedule import Job, run_job
 from engine.seals.proofs import SealKey, configured_anchors, configured_key, configured_proofs
 from engine.seals.sealer import Sealer
-from engine.subscription import Notifications
+from engine.subscription import EVENTS, Notifications
 from engine.telemetry import ViewerKeys
 from infra.cancellation import END_SECONDS, cancel
 from infra.data_folder import DataFolder
 from infra.errors import OperatorError
-from infra.http.app import HttpApp
+from infra.http.app import HttpApp, required_roles
 from infra.http.auth import make_authenticator, read_or_make_secret
+from infra.http.problems import Make
 from infra.metrics import counter
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable
@@ -62,6 +65,7 @@ from projections.recommendations.recommender import Recommender
 from readapi.audit.routes import Integrity
 from readapi.live_counts import LikeCounts, LiveCounts
 from readapi.queries import Queries
+from readapi.revocations import RevocationFollower
 from readapi.translation import TranslationRequests
 from workers.likes import open_counters
 from workers.parts import Parts
@@ -215,15 +219,21 @@ def mount_docs(app: FastAPI) -> None:
 
 FOLLOWING = frozenset({Role.PROJECTIONS, Role.RELAY, Role.CONSUMERS})
 """The roles that follow what is recorded."""
+SERVING = frozenset({Role.COMMANDS, Role.QUERIES})
+"""The roles that take requests with tokens."""
 # An operation at hand stops within 30 seconds, and its children within 15 more.
 LONGEST_STOP_SECONDS = 50.0
 
 
-def make_app(parts: Parts) -> FastAPI:
-    """Return the HTTP application with the routers of the roles that this process has."""
+def make_app(parts: Parts) -> HttpApp:
+    """Return the HTTP application with the routers of the roles that this process has.
+
+    With ADMIN_PORT, another one answers at that port with what is for operators, and this one has
+    only the rest.
+    """
     roles = parts.settings.server.roles
     routers: list[APIRouter] = []
-    translate: dict[type[Exception], Callable[[Any], Any]] = {}
+    translate: dict[type[Exception], Make] = {}
     # Commands first: routes are tried in order, and likes come most.
     if Role.COMMANDS in roles:
         routers += (router for feature in FEATURES for router in feature.commands)
@@ -231,6 +241,42 @@ def make_app(parts: Parts) -> FastAPI:
     if Role.QUERIES in roles:
         routers += (router for feature in FEATURES for router in feature.queries)
         translate |= problems.OF_QUERIES
+    if isinstance(parts.objects, FolderStore):
+        # Clients move bytes through this process; else they talk to S3 itself.
+        moving = {Role.COMMANDS: part_router, Role.QUERIES: object_router}
+        routers += (router(parts.objects) for role, router in moving.items() if role in roles)
+    routes = [route for router in [*routers, operations(parts)] for route in router.routes]
+    port = parts.settings.server.admin_port
+    if port is None:
+        return _application(parts, translate, routes)
+    public = _application(parts, translate, [route for route in routes if not is_apart(route)])
+    apart = [route for route in routes if is_apart(route) or _path(route) in ON_BOTH_PORTS]
+    public.serve_apart(port, _application(parts, translate, apart))
+    return public
+
+
+ON_BOTH_PORTS = frozenset({"/healthz", "/readyz"})
+OF_OPERATORS = frozenset({"admin", "auditor"})
+
+
+def is_apart(route: BaseRoute) -> bool:
+    """Return whether a route moves to ADMIN_PORT where there is one.
+
+    Those that only operators and auditors may call, and the metrics, which need no token.
+    """
+    if _path(route) == "/metrics":
+        return True
+    roles = required_roles(route) if isinstance(route, APIRoute) else frozenset()
+    return bool(roles) and roles <= OF_OPERATORS
+
+
+def _path(route: BaseRoute) -> str:
+    return str(getattr(route, "path", ""))
+
+
+def _application(
+    parts: Parts, translate: Mapping[type[Exception], Make], routes: Iterable[BaseRoute]
+) -> HttpApp:
     app = HttpApp(
         title="Backlot",
         authenticator=parts.authenticator,
@@ -241,13 +287,8 @@ def make_app(parts: Parts) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    if isinstance(parts.objects, FolderStore):
-        # Clients move bytes through this process; else they talk to S3 itself.
-        moving = {Role.COMMANDS: part_router, Role.QUERIES: object_router}
-        routers += (router(parts.objects) for role, router in moving.items() if role in roles)
-    for router in [*routers, operations(parts)]:
-        # Not `include_router`: it nests, and each level is searched again for every request.
-        app.router.routes.extend(router.routes)
+    # Not `include_router`: it nests, and each level is searched again for every request.
+    app.router.routes.extend(routes)
     mount_docs(app)
     return app
 
@@ -258,8 +299,10 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
     roles = parts.settings.server.roles
     async with AsyncExitStack() as stack:
         in_background(SECURITY_LOG.run(), stack)
-        if roles & FOLLOWING:
+        if roles & (FOLLOWING | SERVING):
             in_background(parts.notifications.run(), stack)
+        if roles & SERVING:
+            app.state.revocations = await _revocations(parts, stack)
         if (host := parts.host) is not None:
             reactors = (each for feature in FEATURES for each in feature.reactors(parts, host))
             for work in [host.run(), *reactors]:
@@ -308,6 +351,15 @@ def _tell_broken(task: asyncio.Task[None]) -> None:
 def _schedule(jobs: Iterable[Job], stack: AsyncExitStack) -> None:
     for job in jobs:
         in_background(run_job(job), stack, name=job.name)
+
+
+async def _revocations(parts: Parts, stack: AsyncExitStack) -> RevocationFollower:
+    """Return what follows the revocations, with all that stand: no request comes before."""
+    wake = parts.notifications.subscribe(EVENTS)
+    follower = RevocationFollower(parts.recorder, parts.authenticator, wake)
+    await follower.refresh()
+    in_background(follower.run(), stack)
+    return follower
 
 
 async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:

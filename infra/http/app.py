@@ -20,6 +20,7 @@ from uuid import UUID
 
 import structlog
 from fastapi import Depends, FastAPI, Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -56,6 +57,7 @@ TOO_LARGE = "backlot.too_large"
 # Defined for GET alone (RFC 9110, 14.2): a HEAD is told of the whole.
 FOR_RANGES = (b"range", b"if-range")
 SHORTCUT = "backlot_shortcut"
+ROLES = "backlot_roles"
 TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}
 """`openapi_extra=` of a public call that tells a known caller more."""
 BEARER = {
@@ -196,8 +198,17 @@ class HttpApp(FastAPI):
         self.state.authenticator = authenticator
         self._body_limit = body_limit
         self._unlimited = unlimited
+        self._apart: dict[int, HttpApp] = {}
         self._hot: list[tuple[APIRoute, Shortcut]] | None = None
         self._find = lru_cache(REMEMBERED_PATHS)(self._search)
+
+    def serve_apart(self, port: int, app: HttpApp) -> None:
+        """Have requests that arrive at a port of their own answered by another application.
+
+        Both have the same state; the lifespan is this one's.
+        """
+        app.state = self.state
+        self._apart[port] = app
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return the framework's layers, without the one that tells what breaks in plain text."""
@@ -219,6 +230,9 @@ class HttpApp(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
+            return
+        if self._apart and (apart := self._apart.get(_local_port(scope))):
+            await apart(scope, receive, send)
             return
         with suppress(HeadersSent):
             await self._serve(as_get(scope) if scope["method"] == "HEAD" else scope, receive, send)
@@ -318,6 +332,12 @@ def client_address(scope: Scope) -> str:
     return str(host)
 
 
+def _local_port(scope: Scope) -> int:
+    """Return the port that the connection was made to, whatever the request says; 0 for a file."""
+    _, port = scope.get("server") or ("", 0)
+    return int(port or 0)
+
+
 def add_header(scope: Scope, name: bytes, value: str) -> None:
     """Have the answer carry a header, whatever it is; the first value of a name stays."""
     scope.setdefault(ADDED, {}).setdefault(name, value.encode("latin-1"))
@@ -415,7 +435,18 @@ def _require_role(*roles: str) -> Callable[[Request], Awaitable[Identity]]:
             raise role_refused(request, identity, f"This call needs the role {needed}.")
         return identity
 
+    setattr(require, ROLES, frozenset(roles))
     return require
+
+
+def required_roles(route: APIRoute) -> frozenset[str]:
+    """Return the roles of which every caller of a route needs one; none where it takes others."""
+    return _roles_of(route.dependant)
+
+
+def _roles_of(dependant: Dependant) -> frozenset[str]:
+    own: frozenset[str] = getattr(dependant.call, ROLES, frozenset())
+    return own.union(*map(_roles_of, dependant.dependencies))
 
 
 require_admin = _require_role("admin")

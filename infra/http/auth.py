@@ -35,7 +35,6 @@ from infra.settings.values import secret_weakness
 MAX_TOKEN_LENGTH = 8192
 MAX_USER_ID_LENGTH = 128
 CLOCK_SKEW_SECONDS = 10
-MAX_TOKEN_ID_LENGTH = 200
 # Who is an operator as far as the log goes; other roles may do only what users may, or only look.
 OPERATORS = frozenset({"admin", "moderator"})
 # A token stays remembered for at most this long, so that a withdrawn key stops working.
@@ -151,7 +150,7 @@ class Authenticator:
         self._keys = keys
         self._issuer = issuer
         self._audience = audience
-        self._max_lifetime = max_lifetime
+        self.max_lifetime = max_lifetime
         self._remember = remember
         self._clock = clock
         self._verified: OrderedDict[str, tuple[Identity, float]] = OrderedDict()
@@ -240,7 +239,7 @@ class Authenticator:
         now = self._clock()
         if claims["exp"] <= now:
             raise InvalidToken("token has expired")
-        most = self._max_lifetime.total_seconds()
+        most = self.max_lifetime.total_seconds()
         if claims["exp"] - min(claims.get("iat", now), now) > most + CLOCK_SKEW_SECONDS:
             raise InvalidToken(
                 f"token is valid for longer than {most:.0f} seconds from `iat` (or now) to `exp`, "

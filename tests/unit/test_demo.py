@@ -171,7 +171,8 @@ def test_a_server_with_another_secret(server: FakeBacklot) -> None:
 
 
 def test_tokens_that_only_a_provider_can_make(server: FakeBacklot) -> None:
-    settings = load_settings({"JWT_JWKS_URL": "https://id.example/jwks.json"})
+    jwks = {"JWT_JWKS_URL": "https://id.example/jwks.json", "JWT_AUDIENCE": "backlot"}
+    settings = load_settings(jwks)
     with pytest.raises(DemoFailed, match=r"can't make tokens .* identity provider"):
         run_demo(URL, settings=settings)
 
