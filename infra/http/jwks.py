@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, NoReturn
 
 import jwt
 import structlog
@@ -127,7 +127,7 @@ class RemoteKeys:
         self._fetched_at = self._clock()
         self._pause_until = self._fetched_at + PAUSE_SECONDS
 
-    def _refuse(self, kid: str) -> None:
+    def _refuse(self, kid: str) -> NoReturn:
         """Raise what an unknown `kid` is answered with, and leave it alone from now on."""
         if self._failed or not self._keys:
             raise KeysUnavailable("the key server did not answer a moment ago")

@@ -12,8 +12,8 @@ import httpx
 import psycopg
 import pytest
 
-from infra.postgres.embedded import EmbeddedPostgres
 from infra.http.auth import mint_token
+from infra.postgres.embedded import EmbeddedPostgres
 from infra.settings import Role
 from tests.e2e import plain
 from tests.e2e.composed import Composed, composed
@@ -143,9 +143,7 @@ def test_a_token_from_any_container_is_taken(system: Composed) -> None:
 @pytest.mark.parametrize(
     "path", ["/admin/revocations", "/audit/events", "/projections", "/metrics", "/operations/x"]
 )
-def test_what_is_for_operators_can_not_be_reached_from_outside(
-    system: Composed, path: str
-) -> None:
+def test_what_is_for_operators_can_not_be_reached_from_outside(system: Composed, path: str) -> None:
     authorized = {"Authorization": f"Bearer {mint_token(system.secret, 'olga', ['admin'])}"}
     through = system.client()
     assert through.get(path, headers=authorized).status_code == 404
