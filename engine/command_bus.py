@@ -359,18 +359,14 @@ class CommandBus:
         actor: str,
         correlation_id: str,
         causation_id: str | None = None,
-        kind: ActorKind | None = None,
     ) -> Executed[R]:
         """Decide the command, and return once its events are durable.
-
-        Without a `kind`, the name of the actor tells what it is.
 
         Raise DomainError when a rule refuses it, Contended when other processes were first each
         time, QueueFull when too many wait or the store is away already, and the library's
         PersistenceError when the store goes away: then the outcome is unknown.
         """
-        because = causation_id or correlation_id
-        request = Request(command, actor, correlation_id, because, kind=kind)
+        request = Request(command, actor, correlation_id, causation_id or correlation_id)
         return cast("Executed[R]", await self._batcher.submit(request))
 
     async def execute_once(
@@ -382,9 +378,9 @@ class CommandBus:
         correlation_id: str,
         kind: ActorKind | None = None,
     ) -> Executed[R] | StoredAnswer:
-        """The same under an idempotency key; return the stored answer where it was used before.
+        """The same under a key: its repeats, also of what is unknown, get the stored answer.
 
-        Where the outcome is unknown, the client may repeat the request with the same key.
+        Without a `kind` the name of the actor tells what it is.
         """
         request = Request(command, actor, correlation_id, correlation_id, key, kind)
         return await self._batcher.submit(request)
@@ -495,13 +491,13 @@ class CommandBus:
 def _measure(requests: Sequence[Request], seconds: float) -> None:
     COMMAND_BATCH_SIZE.observe(len(requests))
     COMMAND_BATCH_SECONDS.observe(seconds)
-    counts = Counter((type(each.command).__name__, _kind(each.outcome)) for each in requests)
-    for (command, kind), count in counts.items():
+    kinds = [
+        next((kind for kind, of in OUTCOMES.items() if isinstance(each.outcome, of)), "failed")
+        for each in requests
+    ]
+    names = (type(each.command).__name__ for each in requests)
+    for (command, kind), count in Counter(zip(names, kinds, strict=True)).items():
         COMMANDS.labels(command, kind).inc(count)
-
-
-def _kind(outcome: object) -> str:
-    return next((kind for kind, of in OUTCOMES.items() if isinstance(outcome, of)), "failed")
 
 
 OUTCOMES = {

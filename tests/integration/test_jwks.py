@@ -163,7 +163,7 @@ def test_a_new_key_is_found_during_a_flood(provider: Provider) -> None:
 def test_each_made_up_key_is_left_alone_for_longer_and_longer(provider: Provider) -> None:
     clock = Clock()
     subject = trusting(provider, clock)
-    asked = []
+    asked: list[float] = []
     for _ in range(1_000):
         with pytest.raises(InvalidToken):
             call(subject, token(RSA_KEY, "made-up"))
@@ -208,10 +208,10 @@ def test_known_keys_go_on_while_the_provider_is_away(provider: Provider) -> None
     provider.status = 503
     for day in range(3):
         clock.now += 86_400
-        assert call(subject, token(RSA_KEY, "rsa_one", user=f"viewer {day}"))
+        call(subject, token(RSA_KEY, "rsa_one", user=f"viewer {day}"))
     with pytest.raises(KeysUnavailable):
         call(subject, token(RSA_KEY, "rsa_two"))
-    assert call(subject, token(RSA_KEY, "rsa_one", user="last"))
+    call(subject, token(RSA_KEY, "rsa_one", user="last"))
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def takes(subject: Authenticator, token: str) -> bool:
 
 
 def revoke(**named: str) -> RevokeTokens:
-    return RevokeTokens(uuid4(), Revoke(reason="stolen", **named), WEEK)  # type: ignore[arg-type]
+    return RevokeTokens(uuid4(), Revoke(reason="stolen", **named), WEEK)
 
 
 @asynccontextmanager

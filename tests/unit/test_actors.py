@@ -66,7 +66,7 @@ def test_every_name_that_the_program_acts_under_is_reserved() -> None:
                 if isinstance(node, ast.Assign) and _is_actor(node):
                     found.add(ast.unparse(node.value))
                 if isinstance(node, ast.keyword) and node.arg in ("actor", "requested_by"):
-                    found |= {repr(node.value.value)} if _is_text(node.value) else set()
+                    found |= _text(node.value)
     assert found == {f"SystemActor.{each.name}" for each in SystemActor if each != "system"}
     assert all(actor_kind(each) is ActorKind.SYSTEM and is_reserved(each) for each in SystemActor)
 
@@ -75,5 +75,6 @@ def _is_actor(node: ast.Assign) -> bool:
     return any(isinstance(name, ast.Name) and name.id == "ACTOR" for name in node.targets)
 
 
-def _is_text(value: ast.expr) -> bool:
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+def _text(value: ast.expr) -> set[str]:
+    is_text = isinstance(value, ast.Constant) and isinstance(value.value, str)
+    return {ast.unparse(value)} if is_text else set()
