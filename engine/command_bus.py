@@ -305,8 +305,7 @@ def _changed(slots: Sequence[Slot]) -> list[Slot]:
 class Contended(Conflict):
     """Other writers were faster again and again."""
 
-
-CONTENDED = "Others keep changing this at the same time; please try again."
+    TOLD = "Others keep changing this at the same time; please try again."
 
 
 class KeyReused(Conflict):
@@ -378,10 +377,7 @@ class CommandBus:
         correlation_id: str,
         kind: ActorKind | None = None,
     ) -> Executed[R] | StoredAnswer:
-        """The same under a key: its repeats, also of what is unknown, get the stored answer.
-
-        Without a `kind` the name of the actor tells what it is.
-        """
+        """The same under a key: its repeats, also of what is unknown, get the stored answer."""
         request = Request(command, actor, correlation_id, correlation_id, key, kind)
         return await self._batcher.submit(request)
 
@@ -473,7 +469,7 @@ class CommandBus:
             for request, _ in group.results:
                 request.conflicts += 1
                 if request.conflicts > self._retries:
-                    request.outcome = Contended(CONTENDED)
+                    request.outcome = Contended(Contended.TOLD)
         EVENTS_APPENDED.inc(sum(map(len, filter(None, outcomes))))
         return failed
 
@@ -491,18 +487,14 @@ class CommandBus:
 def _measure(requests: Sequence[Request], seconds: float) -> None:
     COMMAND_BATCH_SIZE.observe(len(requests))
     COMMAND_BATCH_SECONDS.observe(seconds)
-    kinds = [
-        next((kind for kind, of in OUTCOMES.items() if isinstance(each.outcome, of)), "failed")
-        for each in requests
-    ]
-    names = (type(each.command).__name__ for each in requests)
-    for (command, kind), count in Counter(zip(names, kinds, strict=True)).items():
+    counts = Counter((type(each.command).__name__, _kind(each.outcome)) for each in requests)
+    for (command, kind), count in counts.items():
         COMMANDS.labels(command, kind).inc(count)
 
 
-OUTCOMES = {
-    "accepted": Executed,
-    "repeated": StoredAnswer,
-    "conflict": Contended,
-    "refused": DomainError,
-}
+def _kind(outcome: object) -> str:
+    return next((kind for kind, of in KINDS.items() if isinstance(outcome, of)), "failed")
+
+
+NAMES = ("accepted", "repeated", "conflict", "refused")
+KINDS = dict(zip(NAMES, (Executed, StoredAnswer, Contended, DomainError), strict=True))

@@ -49,7 +49,7 @@ class Things:
             "revocation_id": str(uuid4()),
             "key:path": f"videos/{video}",
         }
-        recommended = eventually(self._recommended)
+        recommended = eventually(self._recommended) or {}
         self.names["list_id"] = recommended["listId"]
         self.names["listed_id"] = recommended["items"][0]["video"]["videoId"]
 
