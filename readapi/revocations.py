@@ -25,8 +25,15 @@ from infra.http.app import Admin, wire
 from infra.http.auth import Authenticator, RevokedTokens
 from infra.http.problems import problems
 from infra.http.shapes import RevokedToken
-from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, Page, cut, decode_cursor
-from readapi.queries import ReadModelUnavailable
+from readapi.queries import (
+    DEFAULT_LIMIT,
+    Cursor,
+    Limit,
+    Page,
+    ReadModelUnavailable,
+    cut,
+    decode_cursor,
+)
 
 log = structlog.get_logger(__name__)
 
