@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
-from fastapi import APIRouter, FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
-from fastapi.routing import APIRoute
+from fastapi import FastAPI
 from psycopg import Connection, OperationalError
 from psycopg.rows import TupleRow
-from starlette.routing import BaseRoute
-from starlette.staticfiles import StaticFiles
 
-from backlot import problems
 from backlot.features import FEATURES, TABLES, read_models, replayable
-from backlot.health import operations
+from backlot.http import applications
 from backlot.signals import last_word, run
 from commands.endpoint import Services
 from engine import telemetry
@@ -37,13 +31,11 @@ from engine.viewers import ViewerKeys
 from infra.cancellation import END_SECONDS, cancel
 from infra.data_folder import DataFolder
 from infra.errors import OperatorError
-from infra.http.app import HttpApp, required_roles
+from infra.http.app import HttpApp
 from infra.http.auth import make_authenticator, read_or_make_secret
-from infra.http.problems import Make
 from infra.metrics import counter
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable
-from infra.objects.routes import object_router, part_router
 from infra.objects.s3 import S3Store, now
 from infra.postgres.connection import Limits, explained, make_pool, open_connection
 from infra.postgres.embedded import EmbeddedPostgres
@@ -199,24 +191,6 @@ def _reached(url: str, setting: str) -> Connection[TupleRow]:
         ) from error
 
 
-STATIC = "/docs/static"
-
-
-def mount_docs(app: FastAPI) -> None:
-    """Serve `/docs`; the document itself is at `/openapi.json`."""
-    app.mount(STATIC, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-static")
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title=f"{app.title} API",
-            swagger_js_url=f"{STATIC}/swagger-ui-bundle.js",
-            swagger_css_url=f"{STATIC}/swagger-ui.css",
-            swagger_favicon_url=f"{STATIC}/favicon.png",
-        )
-
-
 FOLLOWING = frozenset({Role.PROJECTIONS, Role.RELAY, Role.CONSUMERS})
 """The roles that follow what is recorded."""
 SERVING = frozenset({Role.COMMANDS, Role.QUERIES})
@@ -226,71 +200,8 @@ LONGEST_STOP_SECONDS = 50.0
 
 
 def make_app(parts: Parts) -> HttpApp:
-    """Return the HTTP application with the routers of the roles that this process has.
-
-    With ADMIN_PORT, another one answers at that port with what is for operators, and this one has
-    only the rest.
-    """
-    roles = parts.settings.server.roles
-    routers: list[APIRouter] = []
-    translate: dict[type[Exception], Make] = {}
-    # Commands first: routes are tried in order, and likes come most.
-    if Role.COMMANDS in roles:
-        routers += (router for feature in FEATURES for router in feature.commands)
-        translate |= problems.OF_COMMANDS
-    if Role.QUERIES in roles:
-        routers += (router for feature in FEATURES for router in feature.queries)
-        translate |= problems.OF_QUERIES
-    if isinstance(parts.objects, FolderStore):
-        # Clients move bytes through this process; else they talk to S3 itself.
-        moving = {Role.COMMANDS: part_router, Role.QUERIES: object_router}
-        routers += (router(parts.objects) for role, router in moving.items() if role in roles)
-    routes = [route for router in [*routers, operations(parts)] for route in router.routes]
-    port = parts.settings.server.admin_port
-    if port is None:
-        return _application(parts, translate, routes)
-    public = _application(parts, translate, [route for route in routes if not is_apart(route)])
-    apart = [route for route in routes if is_apart(route) or _path(route) in ON_BOTH_PORTS]
-    public.serve_apart(port, _application(parts, translate, apart))
-    return public
-
-
-ON_BOTH_PORTS = frozenset({"/healthz", "/readyz"})
-OF_OPERATORS = frozenset({"admin", "auditor"})
-
-
-def is_apart(route: BaseRoute) -> bool:
-    """Return whether a route moves to ADMIN_PORT where there is one.
-
-    Those that only operators and auditors may call, and the metrics, which need no token.
-    """
-    if _path(route) == "/metrics":
-        return True
-    roles = required_roles(route) if isinstance(route, APIRoute) else frozenset()
-    return bool(roles) and roles <= OF_OPERATORS
-
-
-def _path(route: BaseRoute) -> str:
-    return str(getattr(route, "path", ""))
-
-
-def _application(
-    parts: Parts, translate: Mapping[type[Exception], Make], routes: Iterable[BaseRoute]
-) -> HttpApp:
-    app = HttpApp(
-        title="Backlot",
-        authenticator=parts.authenticator,
-        body_limit=parts.settings.server.body_limit_bytes,
-        translate=translate,
-        unlimited=("/objects/",),
-        lifespan=lambda app: _lifespan(app, parts),
-        docs_url=None,
-        redoc_url=None,
-    )
-    # Not `include_router`: it nests, and each level is searched again for every request.
-    app.router.routes.extend(routes)
-    mount_docs(app)
-    return app
+    """Return the HTTP application of this process; see `backlot.http`."""
+    return applications(parts, lambda app: _lifespan(app, parts))
 
 
 @asynccontextmanager
