@@ -16,7 +16,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from infra.http.auth import Authenticator, Identity, InvalidToken
-from infra.http.jwks import KEYS_LIFESPAN_SECONDS, MOST_ABSENT, KeysUnavailable, RemoteKeys
+from infra.http.jwks import (
+    KEYS_LIFESPAN_SECONDS,
+    MOST_ABSENT,
+    PAUSE_SECONDS,
+    KeysUnavailable,
+    RemoteKeys,
+)
 from tests.support import eventually
 
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -131,6 +137,19 @@ def test_a_flood_of_made_up_keys_asks_the_provider_twice_a_pause(provider: Provi
         with pytest.raises(InvalidToken):
             call(subject, each)
     assert provider.asked == 2
+
+
+def test_made_up_keys_one_after_another_leave_the_provider_its_pauses(provider: Provider) -> None:
+    clock = Clock()
+    subject = trusting(provider, clock)
+    asked: list[float] = []
+    for number in range(50):
+        with pytest.raises(InvalidToken):
+            call(subject, token(RSA_KEY, f"made-up-{number}"))
+        asked += [clock.now] * (provider.asked - len(asked))
+        clock.now += 0.01
+    assert all(after - before >= PAUSE_SECONDS for before, after in itertools.pairwise(asked))
+    assert len(asked) == 50
 
 
 def test_valid_tokens_get_through_a_flood_while_the_provider_hangs(provider: Provider) -> None:
