@@ -8,16 +8,12 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
-from fastapi import APIRouter, FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi import FastAPI
 from psycopg import Connection, OperationalError
 from psycopg.rows import TupleRow
-from starlette.staticfiles import StaticFiles
 
-from backlot import problems
 from backlot.features import FEATURES, TABLES, read_models, replayable
-from backlot.health import operations
+from backlot.http import applications
 from backlot.signals import last_word, run
 from commands.endpoint import Services
 from engine import telemetry
@@ -37,7 +33,7 @@ from engine.seals.proofs import (
     configured_stamps,
 )
 from engine.seals.sealer import Sealer
-from engine.subscription import Notifications
+from engine.subscription import EVENTS, Notifications
 from engine.viewers import ViewerKeys
 from infra.cancellation import END_SECONDS, cancel
 from infra.data_folder import DataFolder
@@ -47,12 +43,12 @@ from infra.http.auth import make_authenticator, read_or_make_secret
 from infra.metrics import counter
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable
-from infra.objects.routes import object_router, part_router
 from infra.objects.s3 import S3Store, now
 from infra.postgres.connection import Limits, explained, make_pool, open_connection
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.redis import open_redis
 from infra.redlock import make_redlock
+from infra.security_log import SECURITY_LOG
 from infra.settings import Role, Settings
 from infra.tasks.broker import Resources, make_broker
 from infra.tasks.queues import FailedTask
@@ -69,6 +65,7 @@ from readapi.audit.routes import Integrity
 from readapi.comments import TranslationRequests
 from readapi.likes import LikeCounts, LiveCounts
 from readapi.queries import Queries
+from readapi.revocations import RevocationFollower
 from workers.likes import open_counters
 from workers.parts import Parts
 from workers.recommendations import open_preparing
@@ -211,61 +208,17 @@ def _reached(url: str, setting: str) -> Connection[TupleRow]:
         ) from error
 
 
-STATIC = "/docs/static"
-
-
-def mount_docs(app: FastAPI) -> None:
-    """Serve `/docs`; the document itself is at `/openapi.json`."""
-    app.mount(STATIC, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-static")
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title=f"{app.title} API",
-            swagger_js_url=f"{STATIC}/swagger-ui-bundle.js",
-            swagger_css_url=f"{STATIC}/swagger-ui.css",
-            swagger_favicon_url=f"{STATIC}/favicon.png",
-        )
-
-
 FOLLOWING = frozenset({Role.PROJECTIONS, Role.RELAY, Role.CONSUMERS})
 """The roles that follow what is recorded."""
+SERVING = frozenset({Role.COMMANDS, Role.QUERIES})
+"""The roles that take requests with tokens."""
 # An operation at hand stops within 30 seconds, and its children within 15 more.
 LONGEST_STOP_SECONDS = 50.0
 
 
-def make_app(parts: Parts) -> FastAPI:
-    """Return the HTTP application with the routers of the roles that this process has."""
-    roles = parts.settings.server.roles
-    routers: list[APIRouter] = []
-    translate: dict[type[Exception], Callable[[Any], Any]] = {}
-    # Commands first: routes are tried in order, and likes come most.
-    if Role.COMMANDS in roles:
-        routers += (router for feature in FEATURES for router in feature.commands)
-        translate |= problems.OF_COMMANDS
-    if Role.QUERIES in roles:
-        routers += (router for feature in FEATURES for router in feature.queries)
-        translate |= problems.OF_QUERIES
-    app = HttpApp(
-        title="Backlot",
-        authenticator=parts.authenticator,
-        body_limit=parts.settings.server.body_limit_bytes,
-        translate=translate,
-        unlimited=("/objects/",),
-        lifespan=lambda app: _lifespan(app, parts),
-        docs_url=None,
-        redoc_url=None,
-    )
-    if isinstance(parts.objects, FolderStore):
-        # Clients move bytes through this process; else they talk to S3 itself.
-        moving = {Role.COMMANDS: part_router, Role.QUERIES: object_router}
-        routers += (router(parts.objects) for role, router in moving.items() if role in roles)
-    for router in [*routers, operations(parts)]:
-        # Not `include_router`: it nests, and each level is searched again for every request.
-        app.router.routes.extend(router.routes)
-    mount_docs(app)
-    return app
+def make_app(parts: Parts) -> HttpApp:
+    """Return the HTTP application of this process; see `backlot.http`."""
+    return applications(parts, lambda app: _lifespan(app, parts))
 
 
 @asynccontextmanager
@@ -273,8 +226,11 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
     """Run what the roles of this process are; the end of the block loses nothing."""
     roles = parts.settings.server.roles
     async with AsyncExitStack() as stack:
-        if roles & FOLLOWING:
+        in_background(SECURITY_LOG.run(), stack)
+        if roles & (FOLLOWING | SERVING):
             in_background(parts.notifications.run(), stack)
+        if roles & SERVING:
+            app.state.revocations = await _revocations(parts, stack)
         if (host := parts.host) is not None:
             reactors = (each for feature in FEATURES for each in feature.reactors(parts, host))
             for work in [host.run(), *reactors]:
@@ -323,6 +279,15 @@ def _tell_broken(task: asyncio.Task[None]) -> None:
 def _schedule(jobs: Iterable[Job], stack: AsyncExitStack) -> None:
     for job in jobs:
         in_background(run_job(job), stack, name=job.name)
+
+
+async def _revocations(parts: Parts, stack: AsyncExitStack) -> RevocationFollower:
+    """Return what follows the revocations, with all that stand: no request comes before."""
+    wake = parts.notifications.subscribe(EVENTS)
+    follower = RevocationFollower(parts.recorder, parts.authenticator, wake)
+    await follower.refresh()
+    in_background(follower.run(), stack)
+    return follower
 
 
 async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:

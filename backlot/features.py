@@ -14,6 +14,7 @@ import commands.dismissals
 import commands.feedback
 import commands.likes
 import commands.operations
+import commands.revocations
 import commands.uploads
 import commands.watch
 import projections.feedback.reports
@@ -26,6 +27,7 @@ import readapi.feedback
 import readapi.likes
 import readapi.operations
 import readapi.recommendations
+import readapi.revocations
 import workers.analytics
 import workers.embeddings
 import workers.feedback
@@ -42,6 +44,7 @@ from domain.comment import Comment
 from domain.dismissals import Dismissal
 from domain.model import Aggregate
 from domain.operation import Operation
+from domain.revocations import Revocations
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
 from engine.command_bus import CommandBus, Lookup, Reader
@@ -209,6 +212,12 @@ FEATURES: tuple[Feature, ...] = (
         reactors=workers.operations.executor.reactors,
         jobs=workers.maintenance.jobs,
         settings=(features.CommandSettings, features.ProjectionSettings),
+    ),
+    Feature(
+        name="revocations",
+        aggregates=(Revocations,),
+        commands=(commands.revocations.router,),
+        queries=(readapi.revocations.router,),
     ),
     Feature(
         name="audit",

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast
 from uuid import UUID, uuid4, uuid5
 
 from fastapi import Depends, Request, Response
@@ -157,8 +157,8 @@ class Execute:
 
     async def value(self, command: Command[R]) -> R:
         """Return the command's own answer, for a request that goes on after it."""
-        by = {"actor": self.actor, "correlation_id": self.correlation_id}
-        return (await self.services.bus.execute(command, **by)).answer
+        outcome = await self._run(command, None)
+        return cast("Executed[R]", outcome).answer
 
     async def recall(self) -> Response | None:
         """Return the answer to a repeat of an idempotent request before anything is done."""
@@ -183,7 +183,11 @@ class Execute:
         self, command: Command[R], key: IdempotencyKey | None
     ) -> Executed[R] | StoredAnswer:
         return await self.services.bus.execute_once(
-            command, key, actor=self.actor, correlation_id=self.correlation_id
+            command,
+            key,
+            actor=self.actor,
+            correlation_id=self.correlation_id,
+            kind=self.identity.kind,
         )
 
     async def _key(self, status: int) -> IdempotencyKey | None:

@@ -25,6 +25,7 @@ from infra.http.app import Caller, wire
 from infra.http.auth import Identity
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Video, Wire
+from infra.security_log import SecurityEvent, record
 from projections.analytics.calendar import start_of_hour
 from projections.catalog import Catalog, VideoRow
 from projections.dismissals import Dismissals
@@ -112,11 +113,16 @@ class RecommendedVideos(Wire):
 
 
 async def whose(caller: Caller, user_id: OfUser = None) -> str:
-    """Return the user that is asked about; raise Problem 403 for somebody else."""
+    """Return the user that is asked about; raise Problem 403 for somebody else.
+
+    What an operator reads of a user is told to the security log.
+    """
     if user_id is None or user_id == caller.user_id:
         return caller.user_id
     if not caller.is_admin:
         raise Problem(403, "forbidden", "These are somebody else's: ask for your own.")
+    told = {"path": "/recommendations", "actor": user_id}
+    record(SecurityEvent.PERSONAL_DATA_READ, caller.user_id, **told)
     return user_id
 
 

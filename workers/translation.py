@@ -33,6 +33,7 @@ from commands.comments import (
     TranslatedText,
 )
 from domain.comment import TranslationStatus
+from domain.model import SystemActor
 from engine.command_bus import Command, CommandBus
 from engine.connections import ThreadedConnection, leading
 from engine.messages import MessageBatch
@@ -69,7 +70,7 @@ log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
 
-ACTOR = "translation"
+ACTOR = SystemActor.TRANSLATION
 FINAL = ("translated", "not_needed")
 PROVIDER_SECONDS = 10.0
 SHARED_SECONDS = 1.0

@@ -5,7 +5,6 @@ The edge is the outermost layer: request ids, limits of bodies, metrics, and no 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import time
@@ -21,13 +20,15 @@ from uuid import UUID
 
 import structlog
 from fastapi import Depends, FastAPI, Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.http.auth import Authenticator, Identity, InvalidToken, KeysUnavailable
+from infra.http.auth import Authenticator, Identity, InvalidToken
+from infra.http.jwks import KeysUnavailable
 from infra.http.problems import (
     FRAMEWORK,
     PROBLEM_JSON,
@@ -40,6 +41,7 @@ from infra.http.problems import (
 from infra.http.shapes import Wire
 from infra.logging import CORRELATION_ID
 from infra.metrics import REGISTRY, SECONDS
+from infra.security_log import SecurityEvent, record
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +57,7 @@ TOO_LARGE = "backlot.too_large"
 # Defined for GET alone (RFC 9110, 14.2): a HEAD is told of the whole.
 FOR_RANGES = (b"range", b"if-range")
 SHORTCUT = "backlot_shortcut"
+ROLES = "backlot_roles"
 TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}
 """`openapi_extra=` of a public call that tells a known caller more."""
 BEARER = {
@@ -195,8 +198,17 @@ class HttpApp(FastAPI):
         self.state.authenticator = authenticator
         self._body_limit = body_limit
         self._unlimited = unlimited
+        self._apart: dict[int, HttpApp] = {}
         self._hot: list[tuple[APIRoute, Shortcut]] | None = None
         self._find = lru_cache(REMEMBERED_PATHS)(self._search)
+
+    def serve_apart(self, port: int, app: HttpApp) -> None:
+        """Have requests that arrive at a port of their own answered by another application.
+
+        Both have the same state; the lifespan is this one's.
+        """
+        app.state = self.state
+        self._apart[port] = app
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return the framework's layers, without the one that tells what breaks in plain text."""
@@ -218,6 +230,9 @@ class HttpApp(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
+            return
+        if self._apart and (apart := self._apart.get(_local_port(scope))):
+            await apart(scope, receive, send)
             return
         with suppress(HeadersSent):
             await self._serve(as_get(scope) if scope["method"] == "HEAD" else scope, receive, send)
@@ -317,6 +332,12 @@ def client_address(scope: Scope) -> str:
     return str(host)
 
 
+def _local_port(scope: Scope) -> int:
+    """Return the port that the connection was made to, whatever the request says; 0 for a file."""
+    _, port = scope.get("server") or ("", 0)
+    return int(port or 0)
+
+
 def add_header(scope: Scope, name: bytes, value: str) -> None:
     """Have the answer carry a header, whatever it is; the first value of a name stays."""
     scope.setdefault(ADDED, {}).setdefault(name, value.encode("latin-1"))
@@ -400,7 +421,11 @@ async def maybe_identity(request: Request) -> Identity | None:
     scheme, _, token = given.partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise _unauthenticated("Send `Authorization: Bearer <token>`.")
-    return await _verify(request.app.state.authenticator, token.strip())
+    try:
+        return await _verify(request.app.state.authenticator, token.strip())
+    except InvalidToken as error:
+        record(SecurityEvent.TOKEN_REFUSED, client_address(request.scope), reason=error.reason)
+        raise _unauthenticated(f"The token was refused: {error.reason}.") from error
 
 
 async def require_identity(request: Request) -> Identity:
@@ -411,6 +436,14 @@ async def require_identity(request: Request) -> Identity:
     return identity
 
 
+def role_refused(request: Request, caller: Identity, detail: str) -> Problem:
+    """Return the answer (403) to a caller without the role that is needed, and record it."""
+    route = getattr(request.scope.get("route"), "path", "")
+    roles = ", ".join(sorted(caller.roles))
+    record(SecurityEvent.ROLE_REFUSED, caller.user_id, route=route, roles=roles)
+    return Problem(403, "forbidden", detail)
+
+
 def _require_role(*roles: str) -> Callable[[Request], Awaitable[Identity]]:
     """Return what gives a caller with one of these roles; 403 for everybody else."""
     needed = " or ".join(f"`{role}`" for role in roles)
@@ -418,10 +451,21 @@ def _require_role(*roles: str) -> Callable[[Request], Awaitable[Identity]]:
     async def require(request: Request) -> Identity:
         identity = await require_identity(request)
         if identity.roles.isdisjoint(roles):
-            raise Problem(403, "forbidden", f"This call needs the role {needed}.")
+            raise role_refused(request, identity, f"This call needs the role {needed}.")
         return identity
 
+    setattr(require, ROLES, frozenset(roles))
     return require
+
+
+def required_roles(route: APIRoute) -> frozenset[str]:
+    """Return the roles of which every caller of a route needs one; none where it takes others."""
+    return _roles_of(route.dependant)
+
+
+def _roles_of(dependant: Dependant) -> frozenset[str]:
+    own: frozenset[str] = getattr(dependant.call, ROLES, frozenset())
+    return own.union(*map(_roles_of, dependant.dependencies))
 
 
 require_admin = _require_role("admin")
@@ -437,11 +481,8 @@ async def _verify(authenticator: Authenticator, token: str) -> Identity:
     if known is not None:
         return known
     try:
-        if authenticator.may_block:
-            return await asyncio.to_thread(authenticator.authenticate, token)
+        await authenticator.prepare(token)
         return authenticator.authenticate(token)
-    except InvalidToken as error:
-        raise _unauthenticated(f"The token was refused: {error.reason}.") from error
     except KeysUnavailable as error:
         log.warning("key_server_unavailable", error=str(error))
         raise Problem(

@@ -8,13 +8,14 @@ from __future__ import annotations
 import base64
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from domain.comment import TranslationStatus
+from domain.revocations import Revocation
 
 APPLICATION = "backlot"
 POSITION = re.compile(rf"{APPLICATION}:([0-9]{{1,18}})(?::([0-9]{{1,18}}))?")
@@ -104,6 +105,34 @@ class Comment(Wire):
     translation_status: TranslationStatus
     edited: bool
     created_at: Time
+
+
+class RevokedToken(Wire):
+    """A revocation: one token by its `jti`, or all that were issued to a user up to `revokedAt`.
+
+    After `endsAt` no such token can be valid any more, and the revocation is dropped.
+    """
+
+    revocation_id: UUID
+    jti: str | None = None
+    user_id: str | None = None
+    reason: str
+    revoked_by: str
+    revoked_at: Time
+    ends_at: Time
+
+    @classmethod
+    def of(cls, revocation: Revocation) -> Self:
+        """Return the revocation as operators see it."""
+        return cls(
+            revocation_id=revocation.id,
+            jti=revocation.jti,
+            user_id=revocation.user_id,
+            reason=revocation.reason,
+            revoked_by=revocation.revoked_by,
+            revoked_at=revocation.at,
+            ends_at=revocation.ends_at,
+        )
 
 
 class InvalidPosition(ValueError):

@@ -5,6 +5,7 @@ Each check says in a few words what is wrong, and never repeats a secret.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,20 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr
 
 MIN_SECRET_BYTES = 32
+# Of a secret's runs of three characters, and of its steps from one to the next, so many differ.
+MIN_PATTERNS = 16
+# What is left of a secret without these words has so many characters.
+MIN_OWN_CHARACTERS = 16
+# What examples, templates and tutorials put where a secret belongs, and rows of keyboards.
+EXAMPLE_WORDS = (
+    "correcthorsebatterystaple", "qwertyuiopasdfghjklzxcvbnm", "qwertyuiop", "asdfghjkl", "zxcvbnm",
+    "backlot", "changeme", "changethis", "openssl", "randhex", "generate", "replace", "default",
+    "example", "password", "passphrase", "production", "development", "supersecret", "topsecret",
+    "secret", "signing", "random", "string", "sample", "insert", "please", "change", "hunter2",
+    "letmein", "welcome", "admin", "dummy", "super", "very", "long", "your", "this", "here", "now",
+    "jwt", "key", "foo", "bar", "baz", "todo", "256bit", "at", "in", "for", "my", "me", "with",
+)  # fmt: skip
+ADVICE = "make one with `openssl rand -hex 32`"
 MOST_LANGUAGES = 16
 MOST_TERMS, MOST_TERM_CHARACTERS = 200, 60
 LANGUAGE = re.compile("[a-z]{2}")
@@ -79,9 +94,28 @@ def lock_nodes(urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
     return urls
 
 
-def long_secret(value: SecretStr) -> SecretStr:
-    if len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
-        raise ValueError(f"must be at least {MIN_SECRET_BYTES} bytes long (RFC 7518, section 3.2)")
+def secret_weakness(secret: str) -> str | None:
+    """Return why a secret can be guessed, as the end of a sentence; None where nothing says so.
+
+    Looks at its length, at patterns that repeat or count, and at words of well-known examples.
+    """
+    if len(secret.encode()) < MIN_SECRET_BYTES:
+        return f"must be at least {MIN_SECRET_BYTES} bytes long (RFC 7518, section 3.2)"
+    runs = {secret[at : at + 3] for at in range(len(secret) - 2)}
+    steps = [ord(after) - ord(before) for before, after in itertools.pairwise(secret)]
+    if min(len(runs), len(set(itertools.pairwise(steps)))) < MIN_PATTERNS:
+        return f"repeats a pattern; {ADVICE}"
+    own = "".join(filter(str.isalnum, secret.lower()))
+    for word in EXAMPLE_WORDS:
+        own = own.replace(word, "")
+    if len(own) < MIN_OWN_CHARACTERS:
+        return f"is made of words that every guesser tries; {ADVICE}"
+    return None
+
+
+def strong_secret(value: SecretStr) -> SecretStr:
+    if weakness := secret_weakness(value.get_secret_value()):
+        raise ValueError(weakness)
     return value
 
 
@@ -209,7 +243,7 @@ RedisUrl = Annotated[SecretStr, AfterValidator(redis_address)] | None
 BrokerUrl = Annotated[SecretStr, AfterValidator(broker_address)] | None
 LockNodes = Annotated[tuple[SecretStr, ...], CommaSet, AfterValidator(lock_nodes)]
 Servers = Annotated[tuple[str, ...], CommaSet, AfterValidator(host_and_port)]
-Secret = Annotated[SecretStr, AfterValidator(long_secret)] | None
+Secret = Annotated[SecretStr, AfterValidator(strong_secret)] | None
 PublicKey = Annotated[str, AfterValidator(pem)] | None
 Languages = Annotated[tuple[str, ...], CommaSet, AfterValidator(language_codes)]
 Terms = Annotated[tuple[str, ...], CommaSet, AfterValidator(terms)]

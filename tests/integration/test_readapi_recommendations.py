@@ -19,6 +19,7 @@ from domain.dismissals import stream_id as dismissal_of
 from domain.feedback import GivenList
 from domain.upload import Upload
 from infra.http.shapes import encode_position
+from infra.metrics import value
 from infra.settings import Settings, load_settings
 from projections.catalog import Catalog
 from projections.comments import Comments
@@ -136,8 +137,12 @@ def test_they_are_the_callers_own(place: Place, path: str) -> None:
     assert get(path).status_code == 401
     refused = get(path, "ann", userId="bob")
     assert (refused.status_code, refused.json()["type"]) == (403, "forbidden")
+    before = value("backlot_security_events_total", kind="personal_data_read")
     assert get(path, "ann", userId="ann").status_code == 200
+    assert get(path, "root", admin=True, userId="root").status_code == 200
     assert get(path, "root", admin=True, userId="bob").status_code == 200
+    # What an operator reads of somebody else is told, and nothing else.
+    assert value("backlot_security_events_total", kind="personal_data_read") == before + 1
 
 
 @pytest.mark.parametrize("params", [{"limit": 0}, {"limit": 51}, {"userId": ""}, {"userId": "\0"}])

@@ -157,6 +157,7 @@ class TestDeclarations:
             "content": "author",
             "translated_text": "author",
             "transcript": "owner",
+            "user_id": "user_id",
         }
         names = {field.name for field in dataclasses.fields(event)}
         assert personal(event) == {name: about[name] for name in about if name in names}
