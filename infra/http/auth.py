@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from domain.text import is_name
+from domain.upload import Viewer
 from infra.circuit_breaker import CircuitBreaker
 from infra.settings import SettingsError
 from infra.settings.adapters import AuthSettings
@@ -34,6 +35,8 @@ FETCH_TIMEOUT_SECONDS = 5.0
 KEYS_LIFESPAN_SECONDS = 600.0
 RETRY_SECONDS = 5.0
 
+# Who sees private videos that are not their own.
+SEE_ALL = frozenset(("moderator", "admin"))
 MAX_TOKEN_LENGTH = 8192
 MAX_USER_ID_LENGTH = 128
 CLOCK_SKEW_SECONDS = 10
@@ -136,6 +139,12 @@ class Identity:
     @property
     def is_admin(self) -> bool:
         return "admin" in self.roles
+
+    @property
+    def viewer(self) -> Viewer:
+        """As whom the caller sees videos."""
+        user_id = None if self.anonymous else self.user_id
+        return Viewer(user_id, not SEE_ALL.isdisjoint(self.roles))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from domain.comment import TranslationStatus
+from domain.upload import Visibility
 
 APPLICATION = "backlot"
 POSITION = re.compile(rf"{APPLICATION}:([0-9]{{1,18}})(?::([0-9]{{1,18}}))?")
@@ -46,6 +47,12 @@ class Wire(BaseModel):
         return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_none=True)
 
 
+class RequestBody(Wire):
+    """What a client sends: a member that is not its own is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class ArrivedPart(Wire):
     """A part that the store holds."""
 
@@ -75,6 +82,7 @@ class Video(Wire):
     category: str | None = None
     owner_id: str
     status: str
+    visibility: Visibility
     duration_seconds: float | None = None
     spoken_language: str | None = None
     created_at: Time
