@@ -178,20 +178,20 @@ def test_another_edition_is_never_shown_from_what_was_kept(site: Site) -> None:
 def test_before_the_consumers_have_it_there_is_no_answer(site: Site, path: str) -> None:
     video = site.writer.video()
     path = path.format(video.id)
-    kept = site.get(path)
+    kept = site.get(path, "alice")
     site.counting = False
     position = site.writer.like(video.id, "bob")
-    answer = site.get(path, headers={"Backlot-Timeout-Ms": "100"})
+    answer = site.get(path, "alice", headers={"Backlot-Timeout-Ms": "100"})
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     assert answer.json()["type"] == "read-model-behind"
     assert answer.json()["wanted"] == encode_position(position)
     site.take_in(position)
-    assert site.get(path).status_code == kept.status_code == 200
+    assert site.get(path, "alice").status_code == kept.status_code == 200
     # Telemetry of that position as well.
     later = {"Backlot-Min-Position": encode_position(position, 1), "Backlot-Timeout-Ms": "100"}
-    assert site.get(path, headers=later).status_code == 503
+    assert site.get(path, "alice", headers=later).status_code == 503
     site.take_in(position, 1)
-    assert site.get(path, headers=later).status_code == 200
+    assert site.get(path, "alice", headers=later).status_code == 200
 
 
 def test_what_the_client_knows_is_not_sent_again(site: Site) -> None:
@@ -213,7 +213,7 @@ def test_what_the_client_knows_is_not_sent_again(site: Site) -> None:
 def test_stats_over_http(site: Site) -> None:
     video = site.writer.video()
     happened(site, (video, 4))
-    body = site.get(f"/videos/{video.id}/stats").json()
+    body = site.get(f"/videos/{video.id}/stats", "alice").json()
     assert (body["videoId"], body["timeRange"], body["bucket"]) == (str(video.id), "7d", "day")
     figures = {"views": 4, "uniqueViewers": 1, "likes": 0, "comments": 0, "shares": 0}
     assert body["totals"] == figures | {"watchMinutes": 0}
@@ -221,10 +221,10 @@ def test_stats_over_http(site: Site) -> None:
     assert sum(point["views"] for point in body["series"]) == 4
     assert set(body["series"][0]) == {*body["totals"], "at"}
     assert body["series"][0]["at"].endswith("T00:00:00Z")
-    hours = site.get(f"/videos/{video.id}/stats", timeRange="24h").json()
+    hours = site.get(f"/videos/{video.id}/stats", "alice", timeRange="24h").json()
     assert (hours["bucket"], len(hours["series"])) == ("hour", 25)
     assert "uniqueViewers" not in hours["series"][0]
-    days = site.get(f"/videos/{video.id}/stats", timeRange="all", bucket="day").json()
+    days = site.get(f"/videos/{video.id}/stats", "alice", timeRange="all", bucket="day").json()
     assert days["totals"] == body["totals"]
 
 
@@ -241,7 +241,7 @@ def test_stats_of_what_there_is_not(site: Site) -> None:
     [{"timeRange": "1y"}, {"bucket": "minute"}, {"timeRange": "all", "bucket": "hour"}],
 )
 def test_stats_refuse_what_they_do_not_know(site: Site, params: dict[str, Any]) -> None:
-    answer = site.get(f"/videos/{site.writer.video().id}/stats", **params)
+    answer = site.get(f"/videos/{site.writer.video().id}/stats", "alice", **params)
     assert (answer.status_code, answer.json()["type"]) == (422, "invalid")
 
 
@@ -251,7 +251,7 @@ def test_without_the_analytics_only_they_are_missing(site: Site) -> None:
     kept = site.get(TRENDING).json()
     site.run(site.analytics_pool.close())
     for path in (f"/videos/{video.id}/stats", TRENDING):
-        answer = site.get(path, timeRange="30d")
+        answer = site.get(path, "alice", timeRange="30d")
         assert (answer.status_code, answer.json()["type"]) == (503, "analytics-unavailable")
         assert answer.headers["Retry-After"] == "1"
     assert site.get(TRENDING).json() == kept | {"cached": True}
