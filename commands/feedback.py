@@ -97,7 +97,7 @@ async def _accept(
         return repeated
     given = await execute.value(FindList(list_id, execute.actor))
     # What has become private in the meantime is passed over.
-    visible = await execute.value(FindVisible(videos, execute.viewer))
+    visible = await execute.value(FindVisible([*dict.fromkeys(videos)], execute.viewer))
     await record(execute, given, visible, topics)
     return await execute(Reply(Accepted()), status=202)
 

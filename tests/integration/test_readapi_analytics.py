@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from domain.upload import Upload
+from domain.upload import Upload, Visibility
 from infra.http.shapes import encode_position
 from projections.trending import GENERATION, TrendingInvalidation
+from tests.integration.event_log import rows
 from tests.integration.projection_support import origin
 from tests.integration.readapi_support import UNSETTLED, Site, serving
 from tests.integration.trending_support import Deed, Film, write
@@ -172,6 +174,72 @@ def test_another_edition_is_never_shown_from_what_was_kept(site: Site) -> None:
         assert again["cached"] is cached, change
     assert [item["video"]["videoId"] for item in made["items"]] == [str(second.id), str(first.id)]
     assert ranked(site, category="art") == [str(first.id)]
+
+
+@pytest.mark.parametrize("visibility", ["private", "unlisted"])
+def test_a_kept_ranking_shows_no_video_that_is_not_public_any_more(
+    site: Site, visibility: str
+) -> None:
+    first, second, third = (site.writer.video() for _ in range(3))
+    happened(site, (first, 3), (second, 5), (third, 1))
+    three = [str(second.id), str(first.id), str(third.id)]
+    assert ranked(site, limit=2) == three[:2]
+    assert ranked(site) == three
+    site.writer.show(second, Visibility(visibility))
+    # Neither a position is asked for, nor have the analytics heard of it; owners see no other one.
+    for user in (None, "alice"):
+        kept = site.get(TRENDING, user, fresh=False).json()
+        assert (kept["cached"], [each["video"]["videoId"] for each in kept["items"]]) == (
+            True,
+            three[1:],
+        )
+    # Those behind take the place.
+    assert ranked(site, limit=2) == three[1:]
+    site.writer.show(second, Visibility.PUBLIC)
+    assert ranked(site) == three
+
+
+def test_a_ranking_is_made_of_public_videos(site: Site) -> None:
+    first, second = site.writer.video(), site.writer.video()
+    happened(site, (first, 3), (second, 5))
+    made = site.get(TRENDING).json()
+    for listed, right in ((False, [first.id]), (True, [second.id, first.id])):
+        rows(
+            site.database_url,
+            "UPDATE analytics.videos SET listed = %s WHERE video_id = %s RETURNING 1",
+            [listed, second.id],
+        )
+        again = site.get(TRENDING).json()
+        assert (made["cached"], again["cached"]) == (False, False)
+        assert [each["video"]["videoId"] for each in again["items"]] == [str(id_) for id_ in right]
+
+
+@pytest.mark.parametrize(
+    ("roles", "status"),
+    [([], 403), (["service"], 403), (["auditor"], 200), (["moderator"], 200), (["admin"], 200)],
+)
+def test_stats_are_for_the_owner_and_for_who_watches_over_the_site(
+    site: Site, roles: list[str], status: int
+) -> None:
+    path = f"/videos/{site.writer.video('alice').id}/stats"
+    assert site.get(path, "alice").status_code == 200
+    answer = site.get(path, "bob", roles=roles)
+    assert answer.status_code == status, answer.text
+    if status == 403:
+        assert "GET /videos/{video_id}" in answer.json()["detail"]
+        assert "STATS_PUBLIC" in answer.json()["detail"]
+    assert site.get(path).status_code == 401
+
+
+def test_a_setting_opens_the_stats_of_what_a_caller_may_see(site: Site) -> None:
+    site.app.state.queries = replace(site.queries, stats_public=True)
+    video = site.writer.video("alice")
+    path = f"/videos/{video.id}/stats"
+    assert [site.get(path, user).status_code for user in (None, "bob")] == [200, 200]
+    site.writer.show(video, Visibility.PRIVATE)
+    assert [site.get(path, user).status_code for user in (None, "bob")] == [404, 404]
+    assert site.get(path, "bob", roles=["auditor"]).status_code == 404
+    assert site.get(path, "alice").status_code == 200
 
 
 @pytest.mark.parametrize("path", [TRENDING, "/videos/{}/stats"])
