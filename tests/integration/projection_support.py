@@ -90,7 +90,7 @@ class Writer:
     def show(self, video: Upload, visibility: Visibility) -> int:
         """Its owner says who may see it."""
         video.change_visibility(visibility, origin(video.owner))
-        return self.save(video)
+        return self.save(video) if video.pending_events else self.head
 
     def wish(self, verb: str, video: UUID, viewer: str) -> VideoLikes:
         """A like or unlike, decided but not recorded yet."""

@@ -63,6 +63,7 @@ class TestGolden:
         stored, expected = golden(name)
         event = MAPPER.to_domain_event(stored)
         assert stored.topic == name.partition("+")[0]
+        assert isinstance(event, Aggregate.Event)
         assert type(event).__qualname__ == expected["event"]
         assert event.originator_id == stored.originator_id
         assert event.originator_version == stored.originator_version
