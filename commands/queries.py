@@ -1,4 +1,4 @@
-"""What routes and tasks ask the log before they act: queries, which record nothing.
+"""What routes and tasks ask the log about uploads before they act: queries, which record nothing.
 
 They see every command that was acknowledged before; read models may lag behind it.
 """
@@ -12,10 +12,9 @@ from typing import Self, TypeVar
 from uuid import UUID
 
 from commands.upload_shapes import UploadCompleted
-from domain.comment import Comment, TranslationStatus
 from domain.errors import NotFound
 from domain.model import Origin
-from domain.upload import NOBODY, Status, Upload, Viewer
+from domain.upload import NOBODY, Status, Upload, VideoViewer
 from engine.command_bus import Aggregates, Query
 
 R = TypeVar("R")
@@ -95,7 +94,7 @@ class VideoFile:
 class FindVideoFile(UploadQuery[VideoFile]):
     """Return the file of a video that the viewer may see; refuse any other."""
 
-    viewer: Viewer = NOBODY
+    viewer: VideoViewer = NOBODY
 
     def answer(self, upload: Upload, origin: Origin) -> VideoFile:
         upload.require_visible(self.viewer)
@@ -107,7 +106,7 @@ class FindVisible(Query[list[UUID]]):
     """Return those of some videos that the viewer may see, or could; refuse where there is none."""
 
     videos: Sequence[UUID]
-    viewer: Viewer
+    viewer: VideoViewer
 
     def streams(self) -> Sequence[UUID]:
         return self.videos
@@ -121,13 +120,6 @@ class FindVisible(Query[list[UUID]]):
         return found
 
 
-class FindStanding(UploadQuery[bool]):
-    """Return whether there is such a video, whoever may see it."""
-
-    def answer(self, upload: Upload, origin: Origin) -> bool:
-        return upload.status is Status.COMPLETED
-
-
 @dataclass(frozen=True)
 class FindUntranscribed(UploadQuery[str | None]):
     """Return the object key of a video that `model` has not transcribed; else None."""
@@ -138,60 +130,6 @@ class FindUntranscribed(UploadQuery[str | None]):
         transcribed = upload.transcribed_by == self.model
         wanted = upload.status is Status.COMPLETED and not transcribed
         return upload.object_key if wanted else None
-
-
-@dataclass(frozen=True)
-class FindVideoOfComment(Query[UUID]):
-    """Return which video a comment is on; refuse where there is no such comment."""
-
-    comment_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.comment_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> UUID:
-        return aggregates.get(Comment, self.comment_id).require_posted()
-
-
-@dataclass(frozen=True, slots=True)
-class CommentText:
-    """A comment that stands, in its present revision; its language as far as it is known."""
-
-    video_id: UUID
-    revision: int
-    content: str
-    status: TranslationStatus
-    language: str | None
-    confidence: float | None
-
-
-@dataclass(frozen=True)
-class FindCommentText(Query[CommentText | None]):
-    """Return a comment's text; None when there is none, or not any more.
-
-    Its status is that of the translation that every comment gets, or of the one into `target`
-    (ISO 639-1) that readers asked for.
-    """
-
-    comment_id: UUID
-    target: str | None = None
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.comment_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> CommentText | None:
-        comment = aggregates.get(Comment, self.comment_id)
-        if comment.video_id is None or comment.deleted:
-            return None
-        target, status = self.target, comment.translation_status
-        return CommentText(
-            comment.video_id,
-            comment.revision,
-            comment.content,
-            status if target is None else comment.target_status(target),
-            comment.language,
-            comment.confidence,
-        )
 
 
 def completion(upload: Upload) -> UploadCompleted:
