@@ -14,16 +14,16 @@ from pydantic import Field
 from commands.endpoint import TOKEN_FIRST, executor
 from domain.comment import Comment, TranslationStatus
 from domain.model import Origin
-from domain.upload import Status, Upload
+from domain.upload import NOBODY, Status, Upload, VideoViewer
 from engine.command_bus import Aggregates, Command, Query
 from infra.http.problems import problems
 from infra.http.shapes import Comment as SeenComment
-from infra.http.shapes import Wire
+from infra.http.shapes import RequestBody, Wire
 
 Content = Annotated[str, Field(min_length=1, max_length=10_000, examples=["¡Qué bonito!"])]
 
 
-class WriteComment(Wire):
+class WriteComment(RequestBody):
     """The text of a comment."""
 
     content: Content
@@ -43,12 +43,13 @@ class PostComment(Command[SeenComment]):
     comment_id: UUID
     video_id: UUID
     content: str
+    viewer: VideoViewer = NOBODY
 
     def streams(self) -> Sequence[UUID]:
         return (self.video_id, self.comment_id)
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> SeenComment:
-        aggregates.get(Upload, self.video_id).require_video()
+        aggregates.get(Upload, self.video_id).require_visible(self.viewer)
         comment = aggregates.get(Comment, self.comment_id)
         comment.post(self.video_id, self.content, origin)
         return as_seen(comment)
@@ -56,17 +57,18 @@ class PostComment(Command[SeenComment]):
 
 @dataclass(frozen=True)
 class EditComment(Command[SeenComment]):
-    """Replace the text of one's own comment, as long as people can see its video."""
+    """Replace the text of one's own comment, as long as they can see its video."""
 
     comment_id: UUID
     video_id: UUID
     content: str
+    viewer: VideoViewer = NOBODY
 
     def streams(self) -> Sequence[UUID]:
         return (self.video_id, self.comment_id)
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> SeenComment:
-        aggregates.get(Upload, self.video_id).require_video()
+        aggregates.get(Upload, self.video_id).require_visible(self.viewer)
         comment = aggregates.get(Comment, self.comment_id)
         comment.edit(self.content, origin)
         return as_seen(comment)
@@ -127,7 +129,8 @@ router = APIRouter(tags=["comments"], dependencies=TOKEN_FIRST)
 )
 async def post_comment(video_id: UUID, body: WriteComment, request: Request) -> Response:
     execute = await executor(request)
-    return await execute(PostComment(uuid4(), video_id, body.content), status=201)
+    command = PostComment(uuid4(), video_id, body.content, execute.viewer)
+    return await execute(command, status=201)
 
 
 @router.patch(
@@ -139,7 +142,7 @@ async def post_comment(video_id: UUID, body: WriteComment, request: Request) -> 
 async def edit_comment(comment_id: UUID, body: WriteComment, request: Request) -> Response:
     execute = await executor(request)
     video_id = await execute.value(FindVideoOfComment(comment_id))
-    return await execute(EditComment(comment_id, video_id, body.content))
+    return await execute(EditComment(comment_id, video_id, body.content, execute.viewer))
 
 
 @router.delete(
@@ -199,8 +202,8 @@ class FindCommentText(Query[CommentText | None]):
 
 
 @dataclass(frozen=True)
-class FindVisibility(Query[bool]):
-    """Return whether there is such a video, for people to see."""
+class FindStanding(Query[bool]):
+    """Return whether there is such a video, whoever may see it."""
 
     video_id: UUID
 

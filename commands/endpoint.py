@@ -13,6 +13,7 @@ from fastapi import Depends, Request, Response
 
 from domain.errors import DomainError
 from domain.model import Origin
+from domain.upload import VideoViewer
 from engine.command_bus import Aggregates, Command, CommandBus, Executed, IdempotencyKey, Query
 from engine.event_store import StoredAnswer
 from engine.telemetry import Telemetry
@@ -123,6 +124,11 @@ class Execute:
     def user_id(self) -> str | None:
         """The caller's name; None of one who has none."""
         return None if self.identity.anonymous else self.actor
+
+    @property
+    def viewer(self) -> VideoViewer:
+        """As whom the caller sees videos."""
+        return self.identity.viewer
 
     @property
     def correlation_id(self) -> str:

@@ -344,7 +344,7 @@ async def list_comments(
     translations = queries.models[Translations]
     models = [queries.catalog, queries.comments, *([translations] if choice.on_demand else [])]
     async with queries.reading(fresh, *models) as conn:
-        await require_video(queries, conn, video_id)
+        await require_video(queries, conn, video_id, caller)
         rows = await queries.comments.page(conn, video_id, before, limit + 1)
         shown, following = cut("comments", rows, limit, lambda row: row.position)
         found: dict[UUID, TranslationRow] = {}
