@@ -1,4 +1,4 @@
-"""Comments: post, edit, delete; and record what was found out about their language."""
+"""Comments: post, edit, delete or remove; and record what was found out about their language."""
 
 from __future__ import annotations
 
@@ -7,20 +7,36 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
-from commands.endpoint import TOKEN_FIRST, executor
-from commands.queries import FindVideoOfComment
+from commands.endpoint import TOKEN_FIRST, Execute, executor
+from commands.queries import FindVideoOfComment, FindVideoOwner
 from domain.comment import Comment, TranslationStatus
+from domain.errors import Conflict, NotAllowed
 from domain.model import Origin
-from domain.upload import Upload
+from domain.moderation import (
+    MAX_REASON,
+    MOST_MENTIONS,
+    ActingAs,
+    Decision,
+    Hold,
+    HoldCause,
+    ModerationCase,
+    Standing,
+    UserBlock,
+    block_id,
+    case_id,
+    mentions,
+)
+from domain.upload import CommentPolicy, Upload
 from engine.command_bus import Aggregates, Command
 from infra.http.problems import problems
 from infra.http.shapes import Comment as SeenComment
 from infra.http.shapes import Wire
 
 Content = Annotated[str, Field(min_length=1, max_length=10_000, examples=["¡Qué bonito!"])]
+StatedReason = Annotated[str, Field(min_length=1, max_length=MAX_REASON, examples=["an insult"])]
 
 
 class WriteComment(Wire):
@@ -30,10 +46,74 @@ class WriteComment(Wire):
 
 
 class CommentDeleted(Wire):
-    """The comment is gone from every read."""
+    """The comment is gone from every read; removed, its author still sees it."""
 
     comment_id: UUID
-    status: Literal["deleted"]
+    status: Literal["deleted", "removed"]
+
+
+class Because(Wire):
+    """Why it is done, for the author of the comment and whoever reads the log later."""
+
+    reason: StatedReason | None = None
+
+
+class Blocked(NotAllowed):
+    """The owner of the video does not want this user's comments."""
+
+
+class CommentsClosed(Conflict):
+    """The owner of the video wants no comments."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What somebody writes about a video, and what the rules about that ask beside the streams.
+
+    `watched`: it has a word that the installation watches.
+    """
+
+    video_id: UUID
+    video_owner: str
+    author: str
+    content: str
+    watched: bool = False
+    as_moderator: bool = False
+
+    def streams(self) -> Sequence[UUID]:
+        """Return the video's stream, and those of blocks that would concern the text."""
+        persons = dict.fromkeys((self.video_owner, *mentions(self.content)))
+        return (self.video_id, *(block_id(person, self.author) for person in persons))
+
+    def admit(self, aggregates: Aggregates) -> Hold | None:
+        """Return whether, and why, it has to wait for approval.
+
+        Raise NotFound without such a video, Blocked, and CommentsClosed.
+        """
+        upload = aggregates.get(Upload, self.video_id)
+        upload.require_video()
+        if self._is_blocked_by(self.video_owner, aggregates):
+            raise Blocked("The owner of this video has blocked you from commenting on it.")
+        if upload.comment_policy is CommentPolicy.CLOSED:
+            raise CommentsClosed("Comments on this video are closed.", commentPolicy="closed")
+        cause = self._cause(upload, aggregates)
+        return None if cause is None else Hold(cause, self.video_owner)
+
+    def _cause(self, upload: Upload, aggregates: Aggregates) -> HoldCause | None:
+        if self.as_moderator:
+            return None
+        if self.watched:
+            return HoldCause.WATCHED_WORD
+        named = mentions(self.content)
+        if len(named) > MOST_MENTIONS or any(
+            self._is_blocked_by(person, aggregates) for person in named
+        ):
+            return HoldCause.MENTION
+        held = upload.comment_policy is CommentPolicy.APPROVAL and self.author != upload.owner
+        return HoldCause.APPROVAL if held else None
+
+    def _is_blocked_by(self, person: str, aggregates: Aggregates) -> bool:
+        return aggregates.get(UserBlock, block_id(person, self.author)).stands
 
 
 @dataclass(frozen=True)
@@ -41,49 +121,78 @@ class PostComment(Command[SeenComment]):
     """Post a comment under an id that was never used."""
 
     comment_id: UUID
-    video_id: UUID
-    content: str
+    written: Written
 
     def streams(self) -> Sequence[UUID]:
-        return (self.video_id, self.comment_id)
+        return (self.comment_id, *self.written.streams())
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> SeenComment:
-        aggregates.get(Upload, self.video_id).require_video()
+        hold = self.written.admit(aggregates)
         comment = aggregates.get(Comment, self.comment_id)
-        comment.post(self.video_id, self.content, origin)
+        comment.post(self.written.video_id, self.written.content, origin, hold)
         return as_seen(comment)
 
 
 @dataclass(frozen=True)
 class EditComment(Command[SeenComment]):
-    """Replace the text of one's own comment, as long as people can see its video."""
+    """Replace the text of one's own comment, as long as one may comment on its video."""
 
     comment_id: UUID
-    video_id: UUID
-    content: str
+    written: Written
 
     def streams(self) -> Sequence[UUID]:
-        return (self.video_id, self.comment_id)
+        return (self.comment_id, *self.written.streams())
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> SeenComment:
-        aggregates.get(Upload, self.video_id).require_video()
         comment = aggregates.get(Comment, self.comment_id)
-        comment.edit(self.content, origin)
+        comment.require_author(origin)
+        hold = self.written.admit(aggregates)
+        comment.edit(self.written.content, origin, hold)
         return as_seen(comment)
 
 
 @dataclass(frozen=True)
 class DeleteComment(Command[CommentDeleted]):
-    """Take one's own comment out of every read."""
+    """Take one's own comment out of every read for good; remove another one's.
+
+    What a moderator removes needs no further decision about reports of it.
+    """
 
     comment_id: UUID
+    video_id: UUID
+    as_moderator: bool
+    stated_reason: str | None = None
 
     def streams(self) -> Sequence[UUID]:
-        return (self.comment_id,)
+        return (self.comment_id, self.video_id, case_id(self.comment_id))
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> CommentDeleted:
-        aggregates.get(Comment, self.comment_id).delete(origin)
-        return CommentDeleted(comment_id=self.comment_id, status="deleted")
+        comment = aggregates.get(Comment, self.comment_id)
+        if comment.author == origin.actor:
+            comment.delete(origin)
+            return CommentDeleted(comment_id=self.comment_id, status="deleted")
+        acted_as = capacity(comment, aggregates, origin, self.as_moderator)
+        comment.remove(acted_as, self.stated_reason, origin)
+        case = aggregates.get(ModerationCase, case_id(self.comment_id))
+        if acted_as is ActingAs.MODERATOR and case.is_open:
+            case.decide(Decision.REMOVE, self.stated_reason, origin)
+        return CommentDeleted(comment_id=self.comment_id, status="removed")
+
+
+def capacity(
+    comment: Comment, aggregates: Aggregates, origin: Origin, as_moderator: bool
+) -> ActingAs:
+    """Return as whom the actor decides about a comment on a loaded video.
+
+    Raise NotFound where there is nothing that they could see, and NotAllowed.
+    """
+    upload = aggregates.get(Upload, comment.require_known())
+    upload.require_video()
+    if as_moderator:
+        return ActingAs.MODERATOR
+    if origin.actor != upload.owner:
+        raise comment.not_yours("Only the video's owner or a moderator can do that.")
+    return ActingAs.OWNER
 
 
 def as_seen(comment: Comment) -> SeenComment:
@@ -99,6 +208,7 @@ def as_seen(comment: Comment) -> SeenComment:
         translation_status=comment.translation_status,
         edited=comment.revision > 1,
         created_at=comment.posted_at,
+        status="held" if comment.standing is Standing.HELD else None,
     )
 
 
@@ -109,12 +219,17 @@ router = APIRouter(tags=["comments"], dependencies=TOKEN_FIRST)
     "/videos/{video_id}/comments",
     status_code=201,
     response_model=SeenComment,
-    responses=problems(400, 401, 404, 409, 413, 422, 503),
+    responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
     summary="Post a comment",
 )
 async def post_comment(video_id: UUID, body: WriteComment, request: Request) -> Response:
+    """Where it has to be approved, the answer says `status: "held"`."""
     execute = await executor(request)
-    return await execute(PostComment(uuid4(), video_id, body.content), status=201)
+    repeated = await execute.recall()
+    if repeated is not None:
+        return repeated
+    written = await _written(execute, video_id, body)
+    return await execute(PostComment(uuid4(), written), status=201)
 
 
 @router.patch(
@@ -126,18 +241,38 @@ async def post_comment(video_id: UUID, body: WriteComment, request: Request) -> 
 async def edit_comment(comment_id: UUID, body: WriteComment, request: Request) -> Response:
     execute = await executor(request)
     video_id = await execute.value(FindVideoOfComment(comment_id))
-    return await execute(EditComment(comment_id, video_id, body.content))
+    return await execute(EditComment(comment_id, await _written(execute, video_id, body)))
+
+
+async def _written(execute: Execute, video_id: UUID, body: WriteComment) -> Written:
+    return Written(
+        video_id,
+        await execute.value(FindVideoOwner(video_id)),
+        execute.actor,
+        body.content,
+        watched=execute.services.watched_words.occur_in(body.content),
+        as_moderator=execute.identity.is_moderator,
+    )
 
 
 @router.delete(
     "/comments/{comment_id}",
     response_model=CommentDeleted,
-    responses=problems(401, 403, 404, 409, 422, 503),
-    summary="Delete one's own comment",
+    responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
+    summary="Delete one's own comment, or remove another one",
 )
-async def delete_comment(comment_id: UUID, request: Request) -> Response:
+async def delete_comment(
+    comment_id: UUID,
+    request: Request,
+    reason: Annotated[StatedReason | None, Query(description="Why it is removed.")] = None,
+    body: Because | None = None,
+) -> Response:
+    """Its author deletes it for good; the owner of the video and moderators remove it."""
     execute = await executor(request)
-    return await execute(DeleteComment(comment_id))
+    why = body.reason if body is not None else reason
+    video_id = await execute.value(FindVideoOfComment(comment_id))
+    command = DeleteComment(comment_id, video_id, execute.identity.is_moderator, why)
+    return await execute(command)
 
 
 class Detected(NamedTuple):
@@ -177,8 +312,8 @@ Outcome = TranslatedText | Failed | Skipped
 class RecordTranslation(Command[TranslationStatus | None]):
     """Record what was found out about one revision; says where its translation stands then.
 
-    None, and nothing recorded, when the comment is gone; nothing is recorded for a revision that
-    is not the present one.
+    None, and nothing recorded, when not everybody sees the comment; nothing is recorded for a
+    revision that is not the present one.
     """
 
     comment_id: UUID
@@ -192,7 +327,7 @@ class RecordTranslation(Command[TranslationStatus | None]):
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> TranslationStatus | None:
         comment = aggregates.get(Comment, self.comment_id)
-        if comment.version == 0 or comment.deleted:
+        if comment.standing is not Standing.POSTED:
             return None
         revision, target = self.revision, self.target_language
         if self.detected is not None:
@@ -227,7 +362,7 @@ class RecordTarget(Command[TranslationStatus | None]):
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> TranslationStatus | None:
         comment = aggregates.get(Comment, self.comment_id)
-        if comment.version == 0 or comment.deleted:
+        if comment.standing is not Standing.POSTED:
             return None
         revision, target = self.revision, self.target_language
         match self.outcome:

@@ -14,6 +14,7 @@ from uuid import UUID
 from commands.upload_shapes import UploadCompleted
 from domain.comment import Comment, TranslationStatus
 from domain.model import Origin
+from domain.moderation import ModerationCase, Standing, Thing
 from domain.upload import Status, Upload
 from engine.command_bus import Aggregates, Query
 
@@ -98,6 +99,14 @@ class FindVideoFile(UploadQuery[VideoFile]):
         return VideoFile(upload.content_type, upload.filename)
 
 
+class FindVideoOwner(UploadQuery[str]):
+    """Return whose video it is; refuse one that people can't see."""
+
+    def answer(self, upload: Upload, origin: Origin) -> str:
+        upload.require_video()
+        return upload.owner
+
+
 class FindVisibility(UploadQuery[bool]):
     """Return whether there is such a video, for people to see."""
 
@@ -119,7 +128,7 @@ class FindUntranscribed(UploadQuery[str | None]):
 
 @dataclass(frozen=True)
 class FindVideoOfComment(Query[UUID]):
-    """Return which video a comment is on; refuse where there is no such comment."""
+    """Return which video a comment is on, whoever sees it; refuse where there is no such one."""
 
     comment_id: UUID
 
@@ -127,12 +136,25 @@ class FindVideoOfComment(Query[UUID]):
         return (self.comment_id,)
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> UUID:
-        return aggregates.get(Comment, self.comment_id).require_posted()
+        return aggregates.get(Comment, self.comment_id).require_known()
+
+
+@dataclass(frozen=True)
+class FindReportedThing(Query[Thing]):
+    """Return what a case is about; refuse where nothing was reported."""
+
+    case_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.case_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> Thing:
+        return aggregates.get(ModerationCase, self.case_id).require_thing()
 
 
 @dataclass(frozen=True, slots=True)
 class CommentText:
-    """A comment that stands, in its present revision; its language as far as it is known."""
+    """A comment that all see, in its present revision; its language as far as it is known."""
 
     video_id: UUID
     revision: int
@@ -144,7 +166,7 @@ class CommentText:
 
 @dataclass(frozen=True)
 class FindCommentText(Query[CommentText | None]):
-    """Return a comment's text; None when there is none, or not any more.
+    """Return a comment's text; None when there is none, or not for everybody to see.
 
     Its status is that of the translation that every comment gets, or of the one into `target`
     (ISO 639-1) that readers asked for.
@@ -158,7 +180,7 @@ class FindCommentText(Query[CommentText | None]):
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> CommentText | None:
         comment = aggregates.get(Comment, self.comment_id)
-        if comment.video_id is None or comment.deleted:
+        if comment.video_id is None or comment.standing is not Standing.POSTED:
             return None
         target, status = self.target, comment.translation_status
         return CommentText(

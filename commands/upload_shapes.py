@@ -10,6 +10,7 @@ from uuid import UUID
 
 from pydantic import Field
 
+from domain.upload import CommentPolicy
 from infra.http.shapes import Time, Wire
 
 Title = Annotated[str, Field(min_length=1, max_length=200, examples=["A walk in the rain"])]
@@ -30,6 +31,7 @@ class StartUpload(Wire):
     size_bytes: Annotated[int, Field(ge=1, strict=True, examples=[10_485_760])]
     description: Description | None = None
     category: Category | None = None
+    comment_policy: CommentPolicy = CommentPolicy.OPEN
 
 
 class PartUrl(Wire):

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Response
 from psycopg import AsyncConnection
 from pydantic import AfterValidator
 
+from domain.upload import CommentPolicy
 from infra.http.app import TOKEN_OPTIONAL, Caller, MaybeCaller, wire
 from infra.http.auth import Identity
 from infra.http.problems import Problem, problems
@@ -90,6 +91,9 @@ async def get_video(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCa
     async with queries.reading(fresh, *queries.projections) as conn:
         row = await require_video(queries, conn, video_id)
         (item,) = await present(queries, conn, [row], caller)
+        policy = await queries.comments.policy(conn, video_id)
+    if policy is not CommentPolicy.OPEN:
+        item.comment_policy = policy
     return wire(item)
 
 

@@ -27,7 +27,13 @@ from prometheus_client.registry import Collector
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.http.auth import Authenticator, Identity, InvalidToken, KeysUnavailable
+from infra.http.auth import (
+    MODERATORS,
+    Authenticator,
+    Identity,
+    InvalidToken,
+    KeysUnavailable,
+)
 from infra.http.problems import (
     FRAMEWORK,
     Make,
@@ -406,9 +412,11 @@ def _require_role(*roles: str) -> Callable[[Request], Awaitable[Identity]]:
 
 
 require_admin = _require_role("admin")
+require_moderator = _require_role(*MODERATORS)
 MaybeCaller = Annotated[Identity | None, Depends(maybe_identity)]
 Caller = Annotated[Identity, Depends(require_identity)]
 Admin = Annotated[Identity, Depends(require_admin)]
+Moderator = Annotated[Identity, Depends(require_moderator)]
 Auditor = Annotated[Identity, Depends(_require_role("auditor", "admin"))]
 """Who may look into the event log."""
 

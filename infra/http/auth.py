@@ -34,6 +34,7 @@ FETCH_TIMEOUT_SECONDS = 5.0
 KEYS_LIFESPAN_SECONDS = 600.0
 RETRY_SECONDS = 5.0
 
+MODERATORS = ("moderator", "admin")
 MAX_TOKEN_LENGTH = 8192
 MAX_USER_ID_LENGTH = 128
 CLOCK_SKEW_SECONDS = 10
@@ -136,6 +137,11 @@ class Identity:
     @property
     def is_admin(self) -> bool:
         return "admin" in self.roles
+
+    @property
+    def is_moderator(self) -> bool:
+        """Whether they decide about what anybody wrote."""
+        return not self.roles.isdisjoint(MODERATORS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from domain.comment import TranslationStatus
+from domain.moderation import ActingAs, HoldCause
+from domain.upload import CommentPolicy
 
 APPLICATION = "backlot"
 POSITION = re.compile(rf"{APPLICATION}:([0-9]{{1,18}})(?::([0-9]{{1,18}}))?")
@@ -67,7 +69,10 @@ class UploadStatus(Wire):
 
 
 class Video(Wire):
-    """A video as viewers see it; `has_liked` only where the caller is known."""
+    """A video as viewers see it; `has_liked` only where the caller is known.
+
+    `comment_policy`: on one video that not everybody may comment on at once.
+    """
 
     video_id: Annotated[UUID, Field(examples=[VIDEO_ID])]
     title: str
@@ -82,6 +87,7 @@ class Video(Wire):
     comments: int
     views: int
     has_liked: bool | None = None
+    comment_policy: CommentPolicy | None = None
 
 
 class LikeState(Wire):
@@ -92,7 +98,11 @@ class LikeState(Wire):
 
 
 class Comment(Wire):
-    """A comment as viewers see it."""
+    """A comment as viewers see it; with a `status`, not everybody does.
+
+    `status_reason` and `removed_by` tell of a removal. `held_for` and `revision`, the number of
+    its texts, are for those who may approve it.
+    """
 
     comment_id: UUID
     video_id: UUID
@@ -104,6 +114,11 @@ class Comment(Wire):
     translation_status: TranslationStatus
     edited: bool
     created_at: Time
+    status: Literal["held", "removed"] | None = None
+    status_reason: str | None = None
+    removed_by: ActingAs | None = None
+    held_for: HoldCause | None = None
+    revision: int | None = None
 
 
 class InvalidPosition(ValueError):
