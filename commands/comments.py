@@ -52,13 +52,13 @@ class CommentDeleted(Wire):
     status: Literal["deleted", "removed"]
 
 
-class Because(Wire):
+class WithReason(Wire):
     """Why it is done, for the author of the comment and whoever reads the log later."""
 
     reason: StatedReason | None = None
 
 
-class Blocked(NotAllowed):
+class AuthorBlocked(NotAllowed):
     """The owner of the video does not want this user's comments."""
 
 
@@ -67,7 +67,7 @@ class CommentsClosed(Conflict):
 
 
 @dataclass(frozen=True)
-class Written:
+class NewText:
     """What somebody writes about a video, and what the rules about that ask beside the streams.
 
     `watched`: it has a word that the installation watches.
@@ -88,12 +88,12 @@ class Written:
     def admit(self, aggregates: Aggregates) -> Hold | None:
         """Return whether, and why, it has to wait for approval.
 
-        Raise NotFound without such a video, Blocked, and CommentsClosed.
+        Raise NotFound without such a video, AuthorBlocked, and CommentsClosed.
         """
         upload = aggregates.get(Upload, self.video_id)
         upload.require_video()
         if self._is_blocked_by(self.video_owner, aggregates):
-            raise Blocked("The owner of this video has blocked you from commenting on it.")
+            raise AuthorBlocked("The owner of this video has blocked you from commenting on it.")
         if upload.comment_policy is CommentPolicy.CLOSED:
             raise CommentsClosed("Comments on this video are closed.", commentPolicy="closed")
         cause = self._cause(upload, aggregates)
@@ -121,15 +121,15 @@ class PostComment(Command[SeenComment]):
     """Post a comment under an id that was never used."""
 
     comment_id: UUID
-    written: Written
+    text: NewText
 
     def streams(self) -> Sequence[UUID]:
-        return (self.comment_id, *self.written.streams())
+        return (self.comment_id, *self.text.streams())
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> SeenComment:
-        hold = self.written.admit(aggregates)
+        hold = self.text.admit(aggregates)
         comment = aggregates.get(Comment, self.comment_id)
-        comment.post(self.written.video_id, self.written.content, origin, hold)
+        comment.post(self.text.video_id, self.text.content, origin, hold)
         return as_seen(comment)
 
 
@@ -138,16 +138,16 @@ class EditComment(Command[SeenComment]):
     """Replace the text of one's own comment, as long as one may comment on its video."""
 
     comment_id: UUID
-    written: Written
+    text: NewText
 
     def streams(self) -> Sequence[UUID]:
-        return (self.comment_id, *self.written.streams())
+        return (self.comment_id, *self.text.streams())
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> SeenComment:
         comment = aggregates.get(Comment, self.comment_id)
         comment.require_author(origin)
-        hold = self.written.admit(aggregates)
-        comment.edit(self.written.content, origin, hold)
+        hold = self.text.admit(aggregates)
+        comment.edit(self.text.content, origin, hold)
         return as_seen(comment)
 
 
@@ -228,8 +228,8 @@ async def post_comment(video_id: UUID, body: WriteComment, request: Request) -> 
     repeated = await execute.recall()
     if repeated is not None:
         return repeated
-    written = await _written(execute, video_id, body)
-    return await execute(PostComment(uuid4(), written), status=201)
+    text = await _new_text(execute, video_id, body)
+    return await execute(PostComment(uuid4(), text), status=201)
 
 
 @router.patch(
@@ -241,11 +241,11 @@ async def post_comment(video_id: UUID, body: WriteComment, request: Request) -> 
 async def edit_comment(comment_id: UUID, body: WriteComment, request: Request) -> Response:
     execute = await executor(request)
     video_id = await execute.value(FindVideoOfComment(comment_id))
-    return await execute(EditComment(comment_id, await _written(execute, video_id, body)))
+    return await execute(EditComment(comment_id, await _new_text(execute, video_id, body)))
 
 
-async def _written(execute: Execute, video_id: UUID, body: WriteComment) -> Written:
-    return Written(
+async def _new_text(execute: Execute, video_id: UUID, body: WriteComment) -> NewText:
+    return NewText(
         video_id,
         await execute.value(FindVideoOwner(video_id)),
         execute.actor,
@@ -265,7 +265,7 @@ async def delete_comment(
     comment_id: UUID,
     request: Request,
     reason: Annotated[StatedReason | None, Query(description="Why it is removed.")] = None,
-    body: Because | None = None,
+    body: WithReason | None = None,
 ) -> Response:
     """Its author deletes it for good; the owner of the video and moderators remove it."""
     execute = await executor(request)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import AfterValidator, Field
 
 from commands.catalog import drop_object
-from commands.comments import Because, StatedReason, as_seen, capacity
+from commands.comments import StatedReason, WithReason, as_seen, capacity
 from commands.endpoint import TOKEN_FIRST, Accepted, Execute, executor
 from commands.queries import FindReportedThing, FindVideoOfComment
 from domain.comment import Comment
@@ -63,7 +63,7 @@ class Decide(Wire):
     reason: StatedReason | None = None
 
 
-class Decided(Wire):
+class CaseDecision(Wire):
     """What was decided about what was reported."""
 
     report_id: UUID
@@ -119,7 +119,7 @@ class ApproveComment(Command[SeenComment]):
 
 
 @dataclass(frozen=True)
-class Report(Command[Accepted]):
+class ReportThing(Command[Accepted]):
     """Report a comment that everybody sees, or a video."""
 
     thing: Thing
@@ -144,7 +144,7 @@ class Report(Command[Accepted]):
 
 
 @dataclass(frozen=True)
-class DecideCase(Command[Decided]):
+class DecideCase(Command[CaseDecision]):
     """Remove what was reported, or dismiss the reports; what is gone by now can't be removed."""
 
     case_id: UUID
@@ -155,13 +155,13 @@ class DecideCase(Command[Decided]):
     def streams(self) -> Sequence[UUID]:
         return (self.case_id, *dict.fromkeys((self.thing.video_id, self.thing.thing_id)))
 
-    def decide(self, aggregates: Aggregates, origin: Origin) -> Decided:
+    def decide(self, aggregates: Aggregates, origin: Origin) -> CaseDecision:
         case = aggregates.get(ModerationCase, self.case_id)
         case.decide(self.decision, self.stated_reason, origin)
         if self.decision is Decision.REMOVE:
             self._remove(aggregates, origin)
         kind, thing_id, video_id = self.thing
-        return Decided(
+        return CaseDecision(
             report_id=self.case_id,
             status="removed" if self.decision is Decision.REMOVE else "dismissed",
             kind=kind,
@@ -209,7 +209,7 @@ decides: dict[str, Any] = {
 
 @router.post("/comments/{comment_id}/restore", summary="Show a removed comment again", **decides)
 async def restore_comment(
-    comment_id: UUID, request: Request, body: Because | None = None
+    comment_id: UUID, request: Request, body: WithReason | None = None
 ) -> Response:
     """By the owner of the video, or by a moderator; what a moderator removed, by a moderator."""
     execute = await executor(request)
@@ -258,13 +258,13 @@ async def report_video(video_id: UUID, body: ReportContent, request: Request) ->
 
 
 async def _report(execute: Execute, thing: Thing, body: ReportContent) -> Response:
-    return await execute(Report(thing, execute.actor, body.reason, body.detail), status=202)
+    return await execute(ReportThing(thing, execute.actor, body.reason, body.detail), status=202)
 
 
 @router.post(
     "/moderation/reports/{report_id}",
     dependencies=[Depends(require_moderator)],
-    response_model=Decided,
+    response_model=CaseDecision,
     responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
     summary="Decide about what was reported",
 )

@@ -30,7 +30,7 @@ class ReportDetail(Wire):
     reported_at: Time
 
 
-class ReportedVideo(Wire):
+class VideoTexts(Wire):
     """A video, as far as it can be judged by its texts."""
 
     video_id: UUID
@@ -59,7 +59,7 @@ class ReportedThing(Wire):
     decided_by: str | None = None
     decision_reason: str | None = None
     comment: Comment | None = None
-    video: ReportedVideo | None = None
+    video: VideoTexts | None = None
 
 
 class BlockedUser(Wire):
@@ -144,8 +144,8 @@ def _detail(row: DetailRow) -> ReportDetail:
     )
 
 
-def _video(row: VideoRow | None) -> ReportedVideo | None:
-    return None if row is None else ReportedVideo(**row._asdict(), owner_id=row.owner)
+def _video(row: VideoRow | None) -> VideoTexts | None:
+    return None if row is None else VideoTexts(**row._asdict(), owner_id=row.owner)
 
 
 def _comment(posted: CommentRow | None, hidden: HiddenComment | None) -> Comment | None:

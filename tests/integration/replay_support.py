@@ -13,7 +13,8 @@ from psycopg.rows import TupleRow
 
 from domain.comment import Comment
 from domain.model import Aggregate
-from domain.upload import Upload
+from domain.moderation import ActingAs, Hold, HoldCause, Standing
+from domain.upload import CommentPolicy, Upload
 from engine.comparison import Difference, compare
 from engine.projection import Projection
 from engine.replay.records import Purpose, Replay, ReplayOptions, find
@@ -107,7 +108,7 @@ class History:
         """Record that many random steps, each one save; some change nothing."""
         choices = [self._upload, self._like, self._like, self._like, self._comment, self._tend]
         for _ in range(steps):
-            self.random.choice([*choices, self._edit, self._remove])()
+            self.random.choice([*choices, self._edit, self._moderate, self._remove])()
 
     def _upload(self) -> None:
         if len(self.uploads) < self._videos:
@@ -145,7 +146,8 @@ class History:
             self.writer.save(self.writer.wish("toggle", video, viewer))
 
     def _comment(self) -> None:
-        self.comments.append(self.writer.comment(self._some_upload().id, content="¡Qué bonito!"))
+        video, hold = self._some_upload().id, self._perhaps_held()
+        self.comments.append(self.writer.comment(video, content="¡Qué bonito!", hold=hold))
 
     def _edit(self) -> None:
         """Edit, delete or find out about one of the comments."""
@@ -153,7 +155,7 @@ class History:
             return
         comment, by = self.random.choice(self.comments), origin("bob")
         match self.random.randrange(4):
-            case _ if comment.deleted:
+            case _ if comment.standing in (Standing.DELETED, Standing.REMOVED):
                 return
             case 0:
                 comment.delete(by)
@@ -162,7 +164,32 @@ class History:
                 comment.leave_target(comment.revision, "fr", "failed", "throttled", by)
                 comment.translate_target(comment.revision, "es", "de", "Schön!", "m", "1", by)
             case _:
-                comment.edit(f"edit {self.random.randrange(1000)}", by)
+                comment.edit(f"edit {self.random.randrange(1000)}", by, self._perhaps_held())
+        self._save(comment)
+
+    def _perhaps_held(self) -> Hold | None:
+        return Hold(HoldCause.WATCHED_WORD, "alice") if self.random.random() < 0.3 else None
+
+    def _moderate(self) -> None:
+        """Decide about one of the comments, or change who comments on a video."""
+        if not self.comments or self.random.random() < 0.1:
+            upload = self._some_upload()
+            if upload.status == "completed":
+                policy = self.random.choice(list(CommentPolicy))
+                upload.change_comment_policy(policy, origin("alice"))
+                self._save(upload)
+            return
+        comment, by = self.random.choice(self.comments), origin("moderator")
+        acted_as = self.random.choice(list(ActingAs))
+        match comment.standing:
+            case Standing.HELD if self.random.random() < 0.5:
+                comment.approve(acted_as, None, by)
+            case Standing.REMOVED if self.random.random() < 0.5:
+                comment.restore(ActingAs.MODERATOR, None, by)
+            case Standing.REMOVED if self.random.random() < 0.3:
+                comment.delete(origin("bob"))
+            case Standing.POSTED | Standing.HELD | Standing.REMOVED:
+                comment.remove(acted_as, "why", by)
         self._save(comment)
 
     def _save(self, aggregate: Aggregate) -> None:

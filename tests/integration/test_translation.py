@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from commands.comments import EditComment, Failed, RecordTranslation
+from commands.comments import EditComment, Failed, NewText, RecordTranslation
 from commands.queries import CommentText, FindCommentText
 from engine.event_store import GroupCommitRecorder
 from infra.language.detector import TextDetector
@@ -278,7 +278,8 @@ class TestRepeats:
             task = asyncio.create_task(translation.run(comment, ORIGIN))
             await asyncio.sleep(0.1)
             async with open_bus(desk.writer.recorder) as bus:
-                edit = EditComment(comment, desk.video, of_its_own("Otra cosa, señores"))
+                text = of_its_own("Otra cosa, señores")
+                edit = EditComment(comment, NewText(desk.video, "alice", "bob", text))
                 await execute(bus, edit, "bob")
                 await task
                 late = RecordTranslation(comment, 1, "en", outcome=Failed("late"))
