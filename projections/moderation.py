@@ -120,6 +120,7 @@ WRITES: Writes = {
         """
         INSERT INTO {schema}.blocks (blocker, blocked, position)
         SELECT * FROM unnest(%b::text[], %b::text[], %b::bigint[])
+        ON CONFLICT (blocker, blocked) DO UPDATE SET position = excluded.position
         """,
         lambda at, e: (e.blocker, e.blocked, at),
     ),

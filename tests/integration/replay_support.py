@@ -13,7 +13,22 @@ from psycopg.rows import TupleRow
 
 from domain.comment import Comment
 from domain.model import Aggregate
-from domain.moderation import ActingAs, Hold, HoldCause, Standing
+from domain.moderation import (
+    ActingAs,
+    ContentReport,
+    Decision,
+    Hold,
+    HoldCause,
+    ModerationCase,
+    ReportReason,
+    Standing,
+    Thing,
+    ThingKind,
+    UserBlock,
+    block_id,
+    case_id,
+    report_id,
+)
 from domain.upload import CommentPolicy, Upload
 from engine.comparison import Difference, compare
 from engine.projection import Projection
@@ -93,6 +108,27 @@ def copies(database_url: str) -> list[str]:
     return [name for (name,) in known]
 
 
+def of_comment(comment: Comment) -> Thing:
+    """The comment, to be reported."""
+    assert comment.video_id is not None
+    return Thing(ThingKind.COMMENT, comment.id, comment.video_id)
+
+
+def file(
+    writer: Writer,
+    case: ModerationCase,
+    thing: Thing,
+    reporter: str,
+    why: str = "spam",
+    detail: str | None = None,
+) -> None:
+    """A report of a thing, whose case is opened if need be, recorded."""
+    filed = ContentReport.blank(report_id(thing.thing_id, reporter))
+    filed.file(case, thing, ReportReason(why), detail, origin(reporter))
+    pending: list[Aggregate] = [each for each in (case, filed) if each.pending_events]
+    writer.save(*pending)
+
+
 class History:
     """A community whose random doings are recorded: what they touch is touched again and again."""
 
@@ -101,14 +137,16 @@ class History:
         self.writer = writer
         self.uploads: list[Upload] = []
         self.comments: list[Comment] = []
+        self.cases: dict[UUID, ModerationCase] = {}
         self._videos = videos
         self._viewers = [f"viewer-{n}" for n in range(viewers)]
 
     def grow(self, steps: int) -> None:
         """Record that many random steps, each one save; some change nothing."""
         choices = [self._upload, self._like, self._like, self._like, self._comment, self._tend]
+        choices += [self._edit, self._moderate, self._report, self._remove]
         for _ in range(steps):
-            self.random.choice([*choices, self._edit, self._moderate, self._remove])()
+            self.random.choice(choices)()
 
     def _upload(self) -> None:
         if len(self.uploads) < self._videos:
@@ -191,6 +229,26 @@ class History:
             case Standing.POSTED | Standing.HELD | Standing.REMOVED:
                 comment.remove(acted_as, "why", by)
         self._save(comment)
+
+    def _report(self) -> None:
+        """Report something, and perhaps decide about it; block somebody, and perhaps not."""
+        upload = self._some_upload()
+        things = [Thing(ThingKind.VIDEO, upload.id, upload.id), *map(of_comment, self.comments)]
+        thing = self.random.choice(things)
+        new = ModerationCase.blank(case_id(thing.thing_id))
+        case = self.cases.setdefault(thing.thing_id, new)
+        why, detail = self.random.choice(list(ReportReason)), self.random.choice([None, "ads"])
+        file(self.writer, case, thing, f"reporter-{uuid4()}", why, detail)
+        if self.random.random() < 0.4:
+            case.decide(self.random.choice(list(Decision)), None, origin("moderator"))
+            self._save(case)
+        user = f"user-{uuid4()}"
+        block = UserBlock.blank(block_id("alice", user))
+        block.block(user, origin("alice"))
+        if self.random.random() < 0.5:
+            block.unblock(user, origin("alice"))
+            block.block(user, origin("alice"))
+        self._save(block)
 
     def _save(self, aggregate: Aggregate) -> None:
         if aggregate.pending_events:
