@@ -225,8 +225,7 @@ router = APIRouter(tags=["comments"], dependencies=TOKEN_FIRST)
 async def post_comment(video_id: UUID, body: WriteComment, request: Request) -> Response:
     """Where it has to be approved, the answer says `status: "held"`."""
     execute = await executor(request)
-    repeated = await execute.recall()
-    if repeated is not None:
+    if (repeated := await execute.recall()) is not None:
         return repeated
     text = await _new_text(execute, video_id, body)
     return await execute(PostComment(uuid4(), text), status=201)

@@ -213,6 +213,8 @@ async def restore_comment(
 ) -> Response:
     """By the owner of the video, or by a moderator; what a moderator removed, by a moderator."""
     execute = await executor(request)
+    if (repeated := await execute.recall()) is not None:
+        return repeated
     video_id = await execute.value(FindVideoOfComment(comment_id))
     why = None if body is None else body.reason
     return await execute(RestoreComment(comment_id, video_id, execute.identity.is_moderator, why))
@@ -227,6 +229,8 @@ async def approve_comment(
     With `revision`, a text that came since is not approved unseen (409).
     """
     execute = await executor(request)
+    if (repeated := await execute.recall()) is not None:
+        return repeated
     video_id = await execute.value(FindVideoOfComment(comment_id))
     revision = None if body is None else body.revision
     return await execute(
@@ -246,6 +250,8 @@ reports: dict[str, Any] = {
 async def report_comment(comment_id: UUID, body: ReportContent, request: Request) -> Response:
     """Reporting the same comment again changes nothing."""
     execute = await executor(request)
+    if (repeated := await execute.recall()) is not None:
+        return repeated
     video_id = await execute.value(FindVideoOfComment(comment_id))
     return await _report(execute, Thing(ThingKind.COMMENT, comment_id, video_id), body)
 
