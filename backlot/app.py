@@ -346,6 +346,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
         analytics=analytics,
         recommendations=recommendations,
         requests=TranslationRequests(parts.redis, settings.translation),
+        stats_public=settings.analytics.stats_public,
     )
 
 

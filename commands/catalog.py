@@ -13,21 +13,22 @@ from fastapi import APIRouter, Request, Response
 from commands.endpoint import TOKEN_FIRST, executor
 from commands.upload_shapes import Category, Description, Title
 from domain.model import BEGINNING, Origin
-from domain.upload import CommentPolicy, Upload, object_key
+from domain.upload import NOBODY, CommentPolicy, Upload, Viewer, Visibility, object_key
 from engine.command_bus import Aggregates, Command, Lookup
 from infra.http.problems import problems
-from infra.http.shapes import Video, Wire
+from infra.http.shapes import RequestBody, Video, Wire
 from infra.objects.port import ObjectStore, ObjectStoreError
 
 log = structlog.get_logger(__name__)
 
 
-class ChangeDetails(Wire):
-    """New details; a field that is left out stays, `null` clears description or category."""
+class ChangeDetails(RequestBody):
+    """What is to change; a field that is left out stays, `null` clears description or category."""
 
     title: Title | None = None
     description: Description | None = None
     category: Category | None = None
+    visibility: Visibility | None = None
     comment_policy: CommentPolicy | None = None
 
 
@@ -57,11 +58,13 @@ class EngagementOf(Lookup[EngagementCounts]):
 
 @dataclass(frozen=True)
 class ChangeVideo(Command[Video]):
-    """Set the details named in `changes`."""
+    """Set the details named in `changes`, and the visibility."""
 
     video_id: UUID
     changes: dict[str, str | None]
-    as_admin: bool
+    visibility: Visibility | None = None
+    viewer: Viewer = NOBODY
+    as_admin: bool = False
 
     def streams(self) -> Sequence[UUID]:
         return (self.video_id,)
@@ -71,13 +74,15 @@ class ChangeVideo(Command[Video]):
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> Video:
         upload = aggregates.get(Upload, self.video_id)
-        _require_right(upload, origin, self.as_admin)
+        _require_right(upload, self.viewer, origin, self.as_admin)
         upload.change_details(
             origin,
             title=self.changes.get("title") or upload.title,
             description=self.changes.get("description", upload.description),
             category=self.changes.get("category", upload.category),
         )
+        if self.visibility is not None:
+            upload.change_visibility(self.visibility, origin)
         if (policy := self.changes.get("comment_policy")) is not None:
             upload.change_comment_policy(CommentPolicy(policy), origin)
         return as_seen(upload, aggregates.look_up(EngagementOf(self.video_id)))
@@ -88,20 +93,21 @@ class RemoveVideo(Command[VideoRemoved]):
     """Take the video out of every read."""
 
     video_id: UUID
-    as_admin: bool
+    viewer: Viewer = NOBODY
+    as_admin: bool = False
 
     def streams(self) -> Sequence[UUID]:
         return (self.video_id,)
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> VideoRemoved:
         upload = aggregates.get(Upload, self.video_id)
-        _require_right(upload, origin, self.as_admin)
+        _require_right(upload, self.viewer, origin, self.as_admin)
         upload.remove(origin)
         return VideoRemoved(video_id=self.video_id, status="removed")
 
 
-def _require_right(upload: Upload, origin: Origin, as_admin: bool) -> None:
-    upload.require_video()
+def _require_right(upload: Upload, viewer: Viewer, origin: Origin, as_admin: bool) -> None:
+    upload.require_visible(viewer)
     if not as_admin:
         upload.require_owner(origin.actor)
 
@@ -116,6 +122,7 @@ def as_seen(upload: Upload, engagement: EngagementCounts) -> Video:
         category=upload.category,
         owner_id=upload.owner,
         status=str(upload.status),
+        visibility=upload.visibility,
         duration_seconds=upload.duration_seconds,
         spoken_language=upload.spoken_language,
         created_at=upload.completed_at or BEGINNING,
@@ -131,12 +138,13 @@ router = APIRouter(tags=["videos"], dependencies=TOKEN_FIRST)
     "/videos/{video_id}",
     response_model=Video,
     responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
-    summary="Change title, description, category, or who comments",
+    summary="Change title, description, category, visibility, or who comments",
 )
 async def change_video(video_id: UUID, body: ChangeDetails, request: Request) -> Response:
     execute = await executor(request)
-    changes = body.model_dump(exclude_unset=True)
-    return await execute(ChangeVideo(video_id, changes, execute.identity.is_admin))
+    changes = body.model_dump(exclude_unset=True, exclude={"visibility"})
+    by = {"viewer": execute.viewer, "as_admin": execute.identity.is_admin}
+    return await execute(ChangeVideo(video_id, changes, body.visibility, **by))
 
 
 @router.delete(
@@ -147,7 +155,7 @@ async def change_video(video_id: UUID, body: ChangeDetails, request: Request) ->
 )
 async def remove_video(video_id: UUID, request: Request) -> Response:
     execute = await executor(request)
-    answer = await execute(RemoveVideo(video_id, execute.identity.is_admin))
+    answer = await execute(RemoveVideo(video_id, execute.viewer, execute.identity.is_admin))
     await drop_object(execute.services.objects, video_id)
     return answer
 

@@ -29,17 +29,17 @@ from domain.moderation import (
     case_id,
     mentions,
 )
-from domain.upload import CommentPolicy, Upload
+from domain.upload import CommentPolicy, Upload, Viewer
 from engine.command_bus import Aggregates, Command
 from infra.http.problems import problems
 from infra.http.shapes import Comment as SeenComment
-from infra.http.shapes import Wire
+from infra.http.shapes import RequestBody, Wire
 
 Content = Annotated[str, Field(min_length=1, max_length=10_000, examples=["¡Qué bonito!"])]
 StatedReason = Annotated[str, Field(min_length=1, max_length=MAX_REASON, examples=["an insult"])]
 
 
-class WriteComment(Wire):
+class WriteComment(RequestBody):
     """The text of a comment."""
 
     content: Content
@@ -52,7 +52,7 @@ class CommentDeleted(Wire):
     status: Literal["deleted", "removed"]
 
 
-class WithReason(Wire):
+class WithReason(RequestBody):
     """Why it is done, for the author of the comment and whoever reads the log later."""
 
     reason: StatedReason | None = None
@@ -77,8 +77,8 @@ class NewText:
     video_owner: str
     author: str
     content: str
+    viewer: Viewer
     watched: bool = False
-    as_moderator: bool = False
 
     def streams(self) -> Sequence[UUID]:
         """Return the video's stream, and those of blocks that would concern the text."""
@@ -91,7 +91,7 @@ class NewText:
         Raise NotFound without such a video, AuthorBlocked, and CommentsClosed.
         """
         upload = aggregates.get(Upload, self.video_id)
-        upload.require_video()
+        upload.require_visible(self.viewer)
         if self._is_blocked_by(self.video_owner, aggregates):
             raise AuthorBlocked("The owner of this video has blocked you from commenting on it.")
         if upload.comment_policy is CommentPolicy.CLOSED:
@@ -100,7 +100,7 @@ class NewText:
         return None if cause is None else Hold(cause, self.video_owner)
 
     def _cause(self, upload: Upload, aggregates: Aggregates) -> HoldCause | None:
-        if self.as_moderator:
+        if self.viewer.sees_all:
             return None
         if self.watched:
             return HoldCause.WATCHED_WORD
@@ -160,7 +160,7 @@ class DeleteComment(Command[CommentDeleted]):
 
     comment_id: UUID
     video_id: UUID
-    as_moderator: bool
+    viewer: Viewer
     stated_reason: str | None = None
 
     def streams(self) -> Sequence[UUID]:
@@ -171,7 +171,7 @@ class DeleteComment(Command[CommentDeleted]):
         if comment.author == origin.actor:
             comment.delete(origin)
             return CommentDeleted(comment_id=self.comment_id, status="deleted")
-        acted_as = capacity(comment, aggregates, origin, self.as_moderator)
+        acted_as = capacity(comment, aggregates, origin, self.viewer)
         comment.remove(acted_as, self.stated_reason, origin)
         case = aggregates.get(ModerationCase, case_id(self.comment_id))
         if acted_as is ActingAs.MODERATOR and case.is_open:
@@ -179,16 +179,14 @@ class DeleteComment(Command[CommentDeleted]):
         return CommentDeleted(comment_id=self.comment_id, status="removed")
 
 
-def capacity(
-    comment: Comment, aggregates: Aggregates, origin: Origin, as_moderator: bool
-) -> ActingAs:
+def capacity(comment: Comment, aggregates: Aggregates, origin: Origin, viewer: Viewer) -> ActingAs:
     """Return as whom the actor decides about a comment on a loaded video.
 
     Raise NotFound where there is nothing that they could see, and NotAllowed.
     """
     upload = aggregates.get(Upload, comment.require_known())
-    upload.require_video()
-    if as_moderator:
+    upload.require_visible(viewer)
+    if viewer.sees_all:
         return ActingAs.MODERATOR
     if origin.actor != upload.owner:
         raise comment.not_yours("Only the video's owner or a moderator can do that.")
@@ -246,11 +244,11 @@ async def edit_comment(comment_id: UUID, body: WriteComment, request: Request) -
 async def _new_text(execute: Execute, video_id: UUID, body: WriteComment) -> NewText:
     return NewText(
         video_id,
-        await execute.value(FindVideoOwner(video_id)),
+        await execute.value(FindVideoOwner(video_id, execute.viewer)),
         execute.actor,
         body.content,
+        execute.viewer,
         watched=execute.services.watched_words.occur_in(body.content),
-        as_moderator=execute.identity.is_moderator,
     )
 
 
@@ -270,7 +268,7 @@ async def delete_comment(
     execute = await executor(request)
     why = body.reason if body is not None else reason
     video_id = await execute.value(FindVideoOfComment(comment_id))
-    command = DeleteComment(comment_id, video_id, execute.identity.is_moderator, why)
+    command = DeleteComment(comment_id, video_id, execute.viewer, why)
     return await execute(command)
 
 

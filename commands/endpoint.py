@@ -14,6 +14,7 @@ from fastapi import Depends, Request, Response
 from domain.errors import DomainError
 from domain.model import Origin
 from domain.moderation import NO_WORDS, WatchedWords
+from domain.upload import Viewer
 from engine.command_bus import Aggregates, Command, CommandBus, Executed, IdempotencyKey, Query
 from engine.event_store import StoredAnswer
 from engine.telemetry import Telemetry, ViewerKeys
@@ -118,6 +119,11 @@ class Execute:
     def user_id(self) -> str | None:
         """The caller's name; None of one who has none."""
         return None if self.identity.anonymous else self.actor
+
+    @property
+    def viewer(self) -> Viewer:
+        """As whom the caller sees videos."""
+        return self.identity.viewer
 
     @property
     def correlation_id(self) -> str:

@@ -32,22 +32,22 @@ from domain.moderation import (
     report_id,
 )
 from domain.text import is_name
-from domain.upload import Status, Upload
+from domain.upload import Status, Upload, Viewer
 from engine.command_bus import Aggregates, Command
 from infra.http.app import require_moderator
 from infra.http.auth import MAX_USER_ID_LENGTH
 from infra.http.problems import problems
 from infra.http.shapes import Comment as SeenComment
-from infra.http.shapes import Wire
+from infra.http.shapes import RequestBody, Wire
 
 
-class Approve(Wire):
+class Approve(RequestBody):
     """Which of the comment's texts was looked at; none: whichever it has now."""
 
     revision: Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)] | None = None
 
 
-class ReportContent(Wire):
+class ReportContent(RequestBody):
     """What is wrong with it, in a word and perhaps in more."""
 
     reason: ReportReason
@@ -56,7 +56,7 @@ class ReportContent(Wire):
     ] = None
 
 
-class Decide(Wire):
+class Decide(RequestBody):
     """What is done with what was reported, and why."""
 
     decision: Decision
@@ -86,7 +86,7 @@ class RestoreComment(Command[SeenComment]):
 
     comment_id: UUID
     video_id: UUID
-    as_moderator: bool
+    viewer: Viewer
     stated_reason: str | None = None
 
     def streams(self) -> Sequence[UUID]:
@@ -94,7 +94,7 @@ class RestoreComment(Command[SeenComment]):
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> SeenComment:
         comment = aggregates.get(Comment, self.comment_id)
-        acted_as = capacity(comment, aggregates, origin, self.as_moderator)
+        acted_as = capacity(comment, aggregates, origin, self.viewer)
         comment.restore(acted_as, self.stated_reason, origin)
         return as_seen(comment)
 
@@ -105,7 +105,7 @@ class ApproveComment(Command[SeenComment]):
 
     comment_id: UUID
     video_id: UUID
-    as_moderator: bool
+    viewer: Viewer
     revision: int | None = None
 
     def streams(self) -> Sequence[UUID]:
@@ -113,7 +113,7 @@ class ApproveComment(Command[SeenComment]):
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> SeenComment:
         comment = aggregates.get(Comment, self.comment_id)
-        acted_as = capacity(comment, aggregates, origin, self.as_moderator)
+        acted_as = capacity(comment, aggregates, origin, self.viewer)
         comment.approve(acted_as, self.revision, origin)
         return as_seen(comment)
 
@@ -123,9 +123,10 @@ class ReportThing(Command[Accepted]):
     """Report a comment that everybody sees, or a video."""
 
     thing: Thing
+    viewer: Viewer
     reporter: str
     reason: ReportReason
-    detail: str | None
+    detail: str | None = None
 
     def streams(self) -> Sequence[UUID]:
         thing = self.thing
@@ -134,7 +135,7 @@ class ReportThing(Command[Accepted]):
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> Accepted:
         kind, thing_id, video_id = self.thing
-        aggregates.get(Upload, video_id).require_video()
+        aggregates.get(Upload, video_id).require_visible(self.viewer)
         if kind is ThingKind.COMMENT:
             aggregates.get(Comment, thing_id).require_posted()
         case = aggregates.get(ModerationCase, case_id(thing_id))
@@ -217,7 +218,7 @@ async def restore_comment(
         return repeated
     video_id = await execute.value(FindVideoOfComment(comment_id))
     why = None if body is None else body.reason
-    return await execute(RestoreComment(comment_id, video_id, execute.identity.is_moderator, why))
+    return await execute(RestoreComment(comment_id, video_id, execute.viewer, why))
 
 
 @router.post("/comments/{comment_id}/approve", summary="Show a held comment", **decides)
@@ -233,9 +234,7 @@ async def approve_comment(
         return repeated
     video_id = await execute.value(FindVideoOfComment(comment_id))
     revision = None if body is None else body.revision
-    return await execute(
-        ApproveComment(comment_id, video_id, execute.identity.is_moderator, revision)
-    )
+    return await execute(ApproveComment(comment_id, video_id, execute.viewer, revision))
 
 
 reports: dict[str, Any] = {
@@ -264,7 +263,9 @@ async def report_video(video_id: UUID, body: ReportContent, request: Request) ->
 
 
 async def _report(execute: Execute, thing: Thing, body: ReportContent) -> Response:
-    return await execute(ReportThing(thing, execute.actor, body.reason, body.detail), status=202)
+    return await execute(
+        ReportThing(thing, execute.viewer, execute.actor, body.reason, body.detail), status=202
+    )
 
 
 @router.post(

@@ -13,9 +13,10 @@ from uuid import UUID
 
 from commands.upload_shapes import UploadCompleted
 from domain.comment import Comment, TranslationStatus
+from domain.errors import NotFound
 from domain.model import Origin
 from domain.moderation import ModerationCase, Standing, Thing
-from domain.upload import Status, Upload
+from domain.upload import NOBODY, Status, Upload, Viewer
 from engine.command_bus import Aggregates, Query
 
 R = TypeVar("R")
@@ -91,24 +92,49 @@ class VideoFile:
     filename: str
 
 
+@dataclass(frozen=True)
 class FindVideoFile(UploadQuery[VideoFile]):
-    """Return the file of a video that people can see; refuse any other."""
+    """Return the file of a video that the viewer may see; refuse any other."""
+
+    viewer: Viewer = NOBODY
 
     def answer(self, upload: Upload, origin: Origin) -> VideoFile:
-        upload.require_video()
+        upload.require_visible(self.viewer)
         return VideoFile(upload.content_type, upload.filename)
 
 
+@dataclass(frozen=True)
 class FindVideoOwner(UploadQuery[str]):
-    """Return whose video it is; refuse one that people can't see."""
+    """Return whose video it is; refuse one that the viewer may not see."""
+
+    viewer: Viewer
 
     def answer(self, upload: Upload, origin: Origin) -> str:
-        upload.require_video()
+        upload.require_visible(self.viewer)
         return upload.owner
 
 
-class FindVisibility(UploadQuery[bool]):
-    """Return whether there is such a video, for people to see."""
+@dataclass(frozen=True)
+class FindVisible(Query[list[UUID]]):
+    """Return those of some videos that the viewer may see, or could; refuse where there is none."""
+
+    videos: Sequence[UUID]
+    viewer: Viewer
+
+    def streams(self) -> Sequence[UUID]:
+        return self.videos
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> list[UUID]:
+        found = [
+            video for video in self.videos if aggregates.get(Upload, video).visible_to(self.viewer)
+        ]
+        if not found:
+            raise NotFound("There is no such video.")
+        return found
+
+
+class FindStanding(UploadQuery[bool]):
+    """Return whether there is such a video, whoever may see it."""
 
     def answer(self, upload: Upload, origin: Origin) -> bool:
         return upload.status is Status.COMPLETED
@@ -205,6 +231,5 @@ def completion(upload: Upload) -> UploadCompleted:
 
 
 def _owned(upload: Upload, origin: Origin) -> Upload:
-    upload.require_known()
-    upload.require_owner(origin.actor)
+    upload.require_own_upload(origin.actor)
     return upload

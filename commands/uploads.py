@@ -99,8 +99,7 @@ class UploadCommand(Command[R]):
     def owned(self, aggregates: Aggregates, origin: Origin) -> Upload:
         """Return the upload to its owner; refuse anybody else."""
         upload = self.upload(aggregates)
-        upload.require_known()
-        upload.require_owner(origin.actor)
+        upload.require_own_upload(origin.actor)
         return upload
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, LiteralString, NamedTuple
 from uuid import UUID
 
 from psycopg import AsyncConnection, Connection, Cursor
-from psycopg.errors import UndefinedTable
 from psycopg.rows import TupleRow
 
 from domain.comment import Comment
@@ -21,7 +20,7 @@ from infra.postgres.connection import fetch_as
 
 # `counts` holds the number of rows in `comments` per video; the video ids of `removed` get no
 # rows any more, since a comment may be recorded just after its video's removal.
-TABLES_TWO: LiteralString = """
+FIRST_TABLES: LiteralString = """
 CREATE TABLE {schema}.comments (
     comment_id uuid PRIMARY KEY,
     video_id uuid NOT NULL,
@@ -45,9 +44,7 @@ CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY)
 """
 # `hidden` keeps what a comment had while not everybody sees it, so that nothing is lost when it
 # comes back. `revision` is known of what is held.
-TABLES: LiteralString = (
-    TABLES_TWO
-    + """;
+ADD_HIDDEN: LiteralString = """
 CREATE TABLE {schema}.hidden (
     LIKE {schema}.comments INCLUDING DEFAULTS,
     PRIMARY KEY (comment_id),
@@ -63,7 +60,6 @@ CREATE INDEX hidden_held_by_owner ON {schema}.hidden (video_owner, position)
     WHERE standing = 'held';
 CREATE TABLE {schema}.policies (video_id uuid PRIMARY KEY, policy text NOT NULL)
 """
-)
 COLUMNS: LiteralString = (
     "comment_id, video_id, position, author, content, edited, language, confidence, "
     "translated_text, translation_status, reason, written_at, created_at"
@@ -80,7 +76,20 @@ def _id(_: int, event: Aggregate.Event) -> tuple[UUID]:
     return (event.originator_id,)
 
 
-WRITES_TWO: Writes = {
+# What is hidden comes back as it was; its translation, where that is missing, is asked for now.
+SHOW = Write(
+    f"""
+    WITH shown AS (
+        DELETE FROM {{schema}}.hidden USING unnest(%b::uuid[], %b::timestamptz[]) AS e(id, at)
+        WHERE comment_id = id RETURNING hidden.*, at),
+    posted AS (
+        INSERT INTO {{schema}}.comments ({COLUMNS}) SELECT {COLUMNS.replace("written_at", "at")}
+        FROM shown RETURNING video_id)
+    SELECT video_id, count(*) FROM posted GROUP BY video_id
+    """,
+    lambda _, e: (e.originator_id, e.timestamp),
+)
+WRITES: Writes = {
     Comment.Posted: Write(
         """
         WITH posted AS (
@@ -143,31 +152,6 @@ WRITES_TWO: Writes = {
         NOT_TRANSLATED,
         lambda _, e: (e.originator_id, "skipped" if e.needed else "not_needed", e.reason),
     ),
-    Upload.Removed: Write(
-        """
-        WITH videos AS (SELECT unnest(%b::uuid[]) AS id),
-             gone AS (INSERT INTO {schema}.removed SELECT id FROM videos ON CONFLICT DO NOTHING),
-             counted AS (DELETE FROM {schema}.counts USING videos WHERE video_id = id)
-        DELETE FROM {schema}.comments USING videos WHERE video_id = id
-        """,
-        _id,
-    ),
-}
-# What is hidden comes back as it was; its translation, where that is missing, is asked for now.
-SHOW = Write(
-    f"""
-    WITH shown AS (
-        DELETE FROM {{schema}}.hidden USING unnest(%b::uuid[], %b::timestamptz[]) AS e(id, at)
-        WHERE comment_id = id RETURNING hidden.*, at),
-    posted AS (
-        INSERT INTO {{schema}}.comments ({COLUMNS}) SELECT {COLUMNS.replace("written_at", "at")}
-        FROM shown RETURNING video_id)
-    SELECT video_id, count(*) FROM posted GROUP BY video_id
-    """,
-    lambda _, e: (e.originator_id, e.timestamp),
-)
-WRITES: Writes = {
-    **WRITES_TWO,
     Comment.Submitted: Write(
         f"""
         INSERT INTO {{schema}}.hidden ({COLUMNS}, standing, held_for, revision, video_owner)
@@ -337,38 +321,25 @@ class HiddenComment(NamedTuple):
     stated_reason: str | None
 
 
-class CommentsTwo(Projection):
-    """The same as releases made it that knew no moderation."""
+class Comments(Projection):
+    """The comments of each video, with what is known of their language; and who comments on it."""
 
     name = "comments"
-    version = 2
-    writes: ClassVar[Writes] = WRITES_TWO
-    events = tuple(WRITES_TWO)
-    tables: ClassVar[LiteralString] = TABLES_TWO
+    version = 3
+    events = tuple(WRITES)
+    tables: ClassVar[LiteralString] = FIRST_TABLES + ";" + ADD_HIDDEN
+    additions: ClassVar[Mapping[int, LiteralString]] = {3: ADD_HIDDEN}
     by_stream = True
     absorbing = (Upload.Removed,)
 
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
         deltas: defaultdict[UUID, int] = defaultdict(int)
-        for kind in writing_by_kind(self, self.writes, batch, cursor):
+        for kind in writing_by_kind(self, WRITES, batch, cursor):
             if kind in COUNTED:
                 for video, delta in cursor.fetchall():
                     deltas[video] += delta
         if deltas:
             cursor.execute(self.sql(ADD_DELTAS), columns(deltas.items()))
-
-
-class Comments(CommentsTwo):
-    """The comments of each video, with what is known of their language; and who comments on it.
-
-    Until a replay has made it from a copy of version 2, nothing is hidden, and all videos are open.
-    """
-
-    version = 3
-    writes = WRITES
-    events = tuple(WRITES)
-    tables = TABLES
-    former = (CommentsTwo,)
 
     async def counts(
         self, conn: AsyncConnection[TupleRow], videos: Sequence[UUID]
@@ -446,19 +417,13 @@ class Comments(CommentsTwo):
 
     async def policy(self, conn: AsyncConnection[TupleRow], video_id: UUID) -> CommentPolicy:
         """Return who comments on a video."""
-        try:
-            found = await (await conn.execute(self.sql(POLICY), (video_id,))).fetchone()
-        except UndefinedTable:
-            return CommentPolicy.OPEN
+        found = await (await conn.execute(self.sql(POLICY), (video_id,))).fetchone()
         return CommentPolicy(found[0]) if found else CommentPolicy.OPEN
 
     async def _hidden(
         self, conn: AsyncConnection[TupleRow], query: LiteralString, **wanted: Any
     ) -> list[HiddenComment]:
-        try:
-            rows = await (await conn.execute(self.sql(query), wanted)).fetchall()
-        except UndefinedTable:
-            return []
+        rows = await (await conn.execute(self.sql(query), wanted)).fetchall()
         width = len(CommentRow._fields)
         return [_hidden(CommentRow(*row[:width]), *row[width:]) for row in rows]
 

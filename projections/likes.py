@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, LiteralString, NamedTuple
 from uuid import UUID
@@ -10,13 +10,14 @@ from uuid import UUID
 from psycopg import AsyncConnection, Cursor
 from psycopg.rows import TupleRow
 
-from domain.upload import Upload
+from domain.upload import Upload, Visibility
 from domain.video_likes import VideoLikes
 from engine.projection import Batch, Projection, columns
 from infra.postgres.connection import column, fetch_as
 
 # `likes` holds a row per standing like, `counts` their number per video; the video ids of
-# `removed` get no rows any more, since a like may be recorded just after its video's removal.
+# `removed` get no rows any more, since a like may be recorded just after its video's removal. Those
+# of `private` keep theirs, but no counter that tells anybody who asks.
 TABLES: LiteralString = """
 CREATE TABLE {schema}.likes (
     video_id uuid NOT NULL,
@@ -26,8 +27,11 @@ CREATE TABLE {schema}.likes (
 CREATE INDEX likes_by_viewer ON {schema}.likes (viewer, position);
 CREATE TABLE {schema}.counts (video_id uuid PRIMARY KEY, likes bigint NOT NULL)
     WITH (fillfactor = 50);
-CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY)
+CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY);
+CREATE TABLE {schema}.private (video_id uuid PRIMARY KEY)
 """
+# Before there was a visibility, every video was public.
+ADD_PRIVATE: LiteralString = "CREATE TABLE {schema}.private (video_id uuid PRIMARY KEY)"
 
 # A like stands until it is taken back, so none of these has a row: no need to say ON CONFLICT,
 # which costs a third more.
@@ -54,6 +58,10 @@ WITH videos AS (SELECT unnest(%b::uuid[]) AS id),
      counted AS (DELETE FROM {schema}.counts USING videos WHERE video_id = id)
 DELETE FROM {schema}.likes USING videos WHERE video_id = id
 """
+HIDE: LiteralString = """
+INSERT INTO {schema}.private SELECT unnest(%b::uuid[]) ON CONFLICT DO NOTHING
+"""
+SHOW: LiteralString = "DELETE FROM {schema}.private WHERE video_id = ANY (%b::uuid[])"
 
 # Subqueries by key for each pair, whatever the planner thinks of the tables' sizes.
 OTHERS: LiteralString = """
@@ -83,6 +91,8 @@ class Changes:
     # Likes that were taken back, though they may have been given again.
     lost: set[tuple[UUID, str]] = field(default_factory=set)
     removed: set[UUID] = field(default_factory=set)
+    # Whether a video ended as a private one.
+    private: dict[UUID, bool] = field(default_factory=dict)
 
     def without(self, videos: Collection[UUID]) -> Changes:
         """Return the changes without those of these videos."""
@@ -93,6 +103,7 @@ class Changes:
             {pair: at for pair, at in self.standing.items() if pair[0] not in videos},
             {pair for pair in self.lost if pair[0] not in videos},
             self.removed,
+            self.private,
         )
 
 
@@ -109,6 +120,8 @@ def sum_up(batch: Batch) -> Changes:
             pair = event.video_id, event.viewer
             standing.pop(pair, None)
             lost.add(pair)
+        elif isinstance(event, Upload.VisibilityChanged):
+            changes.private[event.originator_id] = event.visibility == Visibility.PRIVATE
         else:
             changes.removed.add(event.originator_id)
     return changes
@@ -125,9 +138,10 @@ class Likes(Projection):
     """How many like each video, and what each viewer likes."""
 
     name = "likes"
-    version = 1
-    events = (VideoLikes.Liked, VideoLikes.Unliked, Upload.Removed)
+    version = 2
+    events = (VideoLikes.Liked, VideoLikes.Unliked, Upload.VisibilityChanged, Upload.Removed)
     tables: ClassVar[LiteralString] = TABLES
+    additions: ClassVar[Mapping[int, LiteralString]] = {2: ADD_PRIVATE}
     by_stream = True
     absorbing = (Upload.Removed,)
 
@@ -138,6 +152,9 @@ class Likes(Projection):
         self._write(changes.without(gone), cursor)
         if changes.removed:
             cursor.execute(self.sql(REMOVE), (list(changes.removed),))
+        for statement, private in ((HIDE, True), (SHOW, False)):
+            if videos := [each for each, hidden in changes.private.items() if hidden is private]:
+                cursor.execute(self.sql(statement), (videos,))
 
     def _write(self, changes: Changes, cursor: Cursor[TupleRow]) -> None:
         if changes.lost:

@@ -56,7 +56,7 @@ async def list_comments(
     translations = queries.models[Translations]
     models = [queries.catalog, queries.comments, *([translations] if choice.on_demand else [])]
     async with queries.reading(fresh, *models) as conn:
-        await require_video(queries, conn, video_id)
+        await require_video(queries, conn, video_id, caller)
         rows = await queries.comments.page(conn, video_id, before, limit + 1)
         own = []
         if caller is not None:
@@ -95,7 +95,7 @@ async def _list_hidden(
     kind = f"comments-{standing}"
     before = decode_cursor(kind, cursor)
     async with queries.reading(fresh, queries.catalog, queries.comments) as conn:
-        _require_deciding(caller, await require_video(queries, conn, video_id))
+        _require_deciding(caller, await require_video(queries, conn, video_id, caller))
         rows = await queries.comments.hidden_page(
             conn, before, limit + 1, video_id=video_id, standing=standing
         )

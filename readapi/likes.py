@@ -14,17 +14,17 @@ from starlette.types import Receive, Scope, Send
 from infra.http.app import TOKEN_OPTIONAL, MaybeCaller, header, hot, wire
 from infra.http.problems import problems
 from infra.http.shapes import LikeState
-from readapi.catalog import require_video
+from readapi.catalog import require_video, viewer_of
 from readapi.queries import Fresh, Queries, Read
 
 router = APIRouter(tags=["likes"])
 EVENT_STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": 'Server-sent events `likes`, with data such as `{"likesCount": 5}`, '
-        "and a last one, `removed`, when the video is",
+        "and a last one, `removed`, when the video is, or is private by now",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     },
-    **problems(404, 422, 503),
+    **problems(401, 404, 422, 503),
 }
 
 
@@ -69,7 +69,7 @@ async def get_like(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCal
         if video_id in counts:
             return wire(LikeState(likes_count=counts[video_id]))
     async with queries.reading(fresh, queries.catalog, queries.likes) as conn:
-        await require_video(queries, conn, video_id)
+        await require_video(queries, conn, video_id, caller)
         # With a caller both come from the read model: a liked video never has no likes.
         count = (await queries.counts.read(conn, [video_id]))[video_id]
         liked = caller and await queries.likes.liked(conn, caller.user_id, [video_id])
@@ -80,11 +80,12 @@ async def get_like(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCal
     "/videos/{video_id}/events",
     response_class=StreamingResponse,
     responses=EVENT_STREAM,
+    openapi_extra=TOKEN_OPTIONAL,
     summary="Follow the number of likes as it changes",
 )
-async def follow(video_id: UUID, queries: Read, fresh: Fresh) -> EventStream:
+async def follow(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCaller) -> EventStream:
     async with queries.reading(fresh, queries.catalog, queries.likes) as conn:
-        await require_video(queries, conn, video_id)
+        await require_video(queries, conn, video_id, caller)
     live = queries.live
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return EventStream(live.stream(live.watch(video_id)), headers)
+    return EventStream(live.stream(live.watch(video_id, viewer_of(caller))), headers)

@@ -17,11 +17,12 @@ from psycopg.rows import TupleRow
 from psycopg_pool import PoolTimeout
 from redis import RedisError
 
+from domain.upload import Viewer
 from engine.freshness import Pool
 from infra.cancellation import cancel
 from infra.http.problems import Problem
 from infra.metrics import counter, gauge
-from projections.catalog import Catalog
+from projections.catalog import Catalog, VideoRow
 from projections.like_counters import COUNTER_FAILURES, GONE, AsyncCounters, read_counters_async
 from projections.likes import Likes
 
@@ -61,12 +62,18 @@ class LikeCounts:
     async def read(
         self, conn: AsyncConnection[TupleRow], videos: Sequence[UUID]
     ) -> dict[UUID, int]:
-        """Return the counts of these videos in the read model; fill missing counters on the way."""
+        """Return the counts of these videos in the read model; fill missing counters on the way.
+
+        A private video has a count here, for those who may see it, and none in Redis.
+        """
         _, counters = await read_counters_async(conn, self._likes, videos)
         for video, count in counters.items():
             filled = await self._ask(partial(AsyncCounters.fill, video_id=video, counter=count))
             COUNTER_READS.labels("filled" if filled else "database").inc()
-        return {video: max(0, counter.likes) for video, counter in counters.items()}
+        found = {video: counter.likes for video, counter in counters.items()}
+        if hidden := [video for video, count in found.items() if count == GONE]:
+            found |= dict.fromkeys(hidden, 0) | await self._likes.counts(conn, hidden)
+        return found
 
     async def _ask(self, question: Callable[[AsyncCounters], Awaitable[T]]) -> T | None:
         """Return the answer of Redis; None without one, and for a second after a failure."""
@@ -98,6 +105,7 @@ class Watch:
     """One client's view of one video: the newest count or its end, and whether that was told."""
 
     video_id: UUID
+    viewer: Viewer
     count: int | None = None
     removed: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -122,12 +130,12 @@ class LiveCounts:
         if self._poller is not None:
             await cancel(self._poller)
 
-    def watch(self, video_id: UUID) -> Watch:
+    def watch(self, video_id: UUID, viewer: Viewer) -> Watch:
         """Begin to follow a video; raise Problem 503 when too many clients do."""
         if len(self._watches) >= MAX_WATCHERS or self._closing.is_set():
             detail = "Too many clients follow counts here; ask for the count now and then instead."
             raise Problem(503, "unavailable", detail, headers={"Retry-After": "30"})
-        watch = Watch(video_id)
+        watch = Watch(video_id, viewer)
         self._watches.add(watch)
         LIVE_WATCHERS.set(len(self._watches))
         if self._poller is None:
@@ -135,7 +143,10 @@ class LiveCounts:
         return watch
 
     async def stream(self, watch: Watch) -> AsyncGenerator[bytes, None]:
-        """Yield the events of a client until it goes, its video is removed, or the server stops."""
+        """Yield the events of a client until it goes, or the server stops.
+
+        They end, too, when the video is removed, or private and the client's viewer may not see it.
+        """
         try:
             yield f"retry: {RETRY_MS}\n\n".encode()
             while not self._closing.is_set():
@@ -170,16 +181,18 @@ class LiveCounts:
     async def _look(self) -> None:
         videos = list({watch.video_id for watch in self._watches})
         counts = await self._counts.hot(videos)
-        # Videos whose counter is gone, with the video or with Redis.
-        missing = [video for video in videos if video not in counts]
-        removed: set[UUID] = set()
+        # Videos whose counter is gone, with the video or with Redis; private ones have none.
+        missing = {video for video in videos if video not in counts}
+        rows: Mapping[UUID, VideoRow] = {}
         if missing:
             async with self._pool.connection() as conn:
-                counts |= await self._counts.read(conn, missing)
-                removed = set(missing) - (await self._catalog.videos(conn, missing)).keys()
+                counts |= await self._counts.read(conn, list(missing))
+                rows = await self._catalog.videos(conn, list(missing))
         for watch in list(self._watches):
             count = counts.get(watch.video_id, watch.count)
-            watch.removed |= watch.video_id in removed
+            if watch.video_id in missing:
+                row = rows.get(watch.video_id)
+                watch.removed |= row is None or not row.visible_to(watch.viewer)
             if watch.removed or count != watch.count:
                 watch.count = count
                 watch.changed.set()

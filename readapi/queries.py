@@ -89,6 +89,8 @@ class Queries:
     analytics: AnalyticsQueries
     recommendations: Recommender
     requests: TranslationRequests
+    # Whether everybody sees the stats of every public video.
+    stats_public: bool = False
     rates: Rates = field(default_factory=Rates)
 
     @property

@@ -29,7 +29,7 @@ from commands.comments import (
     Skipped,
     TranslatedText,
 )
-from commands.queries import CommentText, FindCommentText, FindVisibility
+from commands.queries import CommentText, FindCommentText, FindStanding
 from domain.comment import TranslationStatus
 from engine.command_bus import Command, CommandBus
 from engine.connections import ThreadedConnection, leading
@@ -131,7 +131,7 @@ class CommentTranslation:
             TRANSLATIONS.labels("done_before").inc()
             return
         # A removed video takes its comments with it: nobody pays for what nobody reads.
-        if text is None or not await self._execute(FindVisibility(text.video_id), origin):
+        if text is None or not await self._execute(FindStanding(text.video_id), origin):
             TRANSLATIONS.labels("gone").inc()
             return
         if (into := self.targets.get(target or self.target)) is None:

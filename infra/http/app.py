@@ -21,9 +21,12 @@ from uuid import UUID
 
 import structlog
 from fastapi import Depends, FastAPI, Request, Response
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.params import ParamTypes
 from fastapi.routing import APIRoute
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from starlette.datastructures import QueryParams
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -41,7 +44,9 @@ from infra.http.problems import (
     ProblemDetails,
     explain,
     problem_response,
+    problems,
     request_id_of,
+    unknown_parameters,
 )
 from infra.http.shapes import Wire
 from infra.logging import CORRELATION_ID
@@ -63,6 +68,7 @@ FOR_RANGES = (b"range", b"if-range")
 SHORTCUT = "backlot_shortcut"
 TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}
 """`openapi_extra=` of a public call that tells a known caller more."""
+REFUSED = problems(422)[422]
 BEARER = {
     "type": "http",
     "scheme": "bearer",
@@ -107,6 +113,17 @@ def _id_in(route: APIRoute, path: str) -> UUID | None:
         return UUID(match[1]) if match else None
     except ValueError:
         return None
+
+
+def query_parameters(route: APIRoute) -> frozenset[str]:
+    """Return the names of the query parameters of a call, as the client writes them."""
+    params = get_flat_params(route.dependant)
+    # Those of a shape, as signed URLs have, don't say where they stand.
+    return frozenset(
+        param.alias
+        for param in params
+        if getattr(param.field_info, "in_", ParamTypes.query) is ParamTypes.query
+    )
 
 
 class HeadersSent(Exception):
@@ -201,6 +218,7 @@ class HttpApp(FastAPI):
         self.state.authenticator = authenticator
         self._body_limit = body_limit
         self._unlimited = unlimited
+        self._known: list[tuple[APIRoute, frozenset[str]]] | None = None
         self._hot: list[tuple[APIRoute, Shortcut]] | None = None
         self._find = lru_cache(REMEMBERED_PATHS)(self._search)
 
@@ -217,7 +235,9 @@ class HttpApp(FastAPI):
         components.setdefault("schemas", {})["ProblemDetails"] = ProblemDetails.model_json_schema()
         for path in document.get("paths", {}).values():
             for operation in path.values():
-                if "401" in operation.get("responses", {}):
+                # That is how query parameters are refused which a call does not have.
+                operation["responses"].setdefault("422", REFUSED)
+                if "401" in operation["responses"]:
                     operation.setdefault("security", [{"bearer": []}])
         return document
 
@@ -252,6 +272,8 @@ class HttpApp(FastAPI):
         limited = not (self._unlimited and scope["path"].startswith(self._unlimited))
         correlation = CORRELATION_ID.set(request_id)
         try:
+            if scope["query_string"]:
+                self._require_known_parameters(scope)
             guarded = _limit(receive, scope, self._body_limit) if limited else receive
             await answer(scope, guarded, send_with_id)
         except Exception as error:
@@ -262,6 +284,23 @@ class HttpApp(FastAPI):
         finally:
             _measure(scope, status or 500, time.perf_counter() - started)
             CORRELATION_ID.reset(correlation)
+
+    def _require_known_parameters(self, scope: Scope) -> None:
+        """Raise Problem 422 for query parameters that the call does not have.
+
+        Here, before the way parts: a hot route's endpoint never sees the framework.
+        """
+        if self._known is None:
+            routes = [route for route in self.routes if isinstance(route, APIRoute)]
+            self._known = [(route, query_parameters(route)) for route in routes]
+        for route, known in self._known:
+            allowed = scope["method"] in (route.methods or ())
+            if allowed and route.path_regex.match(scope["path"]):
+                unknown = [name for name in QueryParams(scope["query_string"]) if name not in known]
+                if unknown:
+                    scope["route"] = route
+                    raise unknown_parameters(unknown, known)
+                return
 
     def _search(self, method: str, path: str) -> Answer | None:
         """Return what answers at once, if a hot route has this method and path."""
@@ -392,7 +431,11 @@ async def maybe_identity(request: Request) -> Identity | None:
 
 async def require_identity(request: Request) -> Identity:
     """Return who calls; 401 without a token."""
-    identity = await maybe_identity(request)
+    return require_known(await maybe_identity(request))
+
+
+def require_known(identity: Identity | None) -> Identity:
+    """Return who calls; 401 for nobody."""
     if identity is None:
         raise _unauthenticated("This call needs a token: `Authorization: Bearer <token>`.")
     return identity

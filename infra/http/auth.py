@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from domain.text import is_name
+from domain.upload import Viewer
 from infra.circuit_breaker import CircuitBreaker
 from infra.settings import SettingsError
 from infra.settings.adapters import AuthSettings
@@ -34,7 +35,8 @@ FETCH_TIMEOUT_SECONDS = 5.0
 KEYS_LIFESPAN_SECONDS = 600.0
 RETRY_SECONDS = 5.0
 
-MODERATORS = ("moderator", "admin")
+# Who decides about what anybody wrote, and sees private videos that are not their own.
+MODERATORS = frozenset(("moderator", "admin"))
 MAX_TOKEN_LENGTH = 8192
 MAX_USER_ID_LENGTH = 128
 CLOCK_SKEW_SECONDS = 10
@@ -142,6 +144,12 @@ class Identity:
     def is_moderator(self) -> bool:
         """Whether they decide about what anybody wrote."""
         return not self.roles.isdisjoint(MODERATORS)
+
+    @property
+    def viewer(self) -> Viewer:
+        """As whom the caller sees videos."""
+        user_id = None if self.anonymous else self.user_id
+        return Viewer(user_id, self.is_moderator)
 
 
 @dataclass(frozen=True, slots=True)

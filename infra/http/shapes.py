@@ -16,7 +16,7 @@ from pydantic.alias_generators import to_camel
 
 from domain.comment import TranslationStatus
 from domain.moderation import ActingAs, HoldCause
-from domain.upload import CommentPolicy
+from domain.upload import CommentPolicy, Visibility
 
 APPLICATION = "backlot"
 POSITION = re.compile(rf"{APPLICATION}:([0-9]{{1,18}})(?::([0-9]{{1,18}}))?")
@@ -46,6 +46,12 @@ class Wire(BaseModel):
     def to_json(self) -> bytes:
         """UTF-8 JSON; fields without a value are left out."""
         return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_none=True)
+
+
+class RequestBody(Wire):
+    """What a client sends: a member that is not its own is refused."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class ArrivedPart(Wire):
@@ -80,6 +86,7 @@ class Video(Wire):
     category: str | None = None
     owner_id: str
     status: str
+    visibility: Visibility
     duration_seconds: float | None = None
     spoken_language: str | None = None
     created_at: Time

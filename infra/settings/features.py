@@ -155,6 +155,7 @@ class AnalyticsSettings(SettingsGroup, alias_generator=variables("ANALYTICS_")):
     flush_seconds: PositiveFloat = Field(default=5.0, le=3600)
     # Rankings and stats look at the hours of 30 days; what comes late is counted for 10 days less.
     retention_days: int = Field(default=730, ge=60, le=36_500)
+    stats_public: bool = Field(default=False, alias="STATS_PUBLIC")
 
     def url(self, database_url: str) -> str:
         """Return where the analytics are kept: a database of their own, or that of all else."""

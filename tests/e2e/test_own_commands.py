@@ -117,7 +117,7 @@ def test_what_was_just_seen_is_not_recommended(
 def test_without_consumers_it_is_refused_and_nothing_seen_is_recommended(
     make_program: Callable[..., Program],
 ) -> None:
-    program = make_program(BACKLOT_ROLES=WITHOUT_CONSUMERS).start()
+    program = make_program(BACKLOT_ROLES=WITHOUT_CONSUMERS, STATS_PUBLIC="true").start()
     owner, ann = program.client("owner"), program.client("ann")
     watched, liked, other, removed = (upload(owner) for _ in range(4))
     ann.headers["Backlot-Timeout-Ms"] = "200"

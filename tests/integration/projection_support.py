@@ -17,7 +17,7 @@ from psycopg.rows import TupleRow
 from domain.comment import Comment
 from domain.model import Aggregate, Origin
 from domain.moderation import Hold
-from domain.upload import Upload, object_key
+from domain.upload import Upload, Visibility, object_key
 from domain.video_likes import VideoLikes, stream_id
 from engine.connections import connect
 from engine.event_store import Save, open_recorder
@@ -87,6 +87,11 @@ class Writer:
         upload.complete(2500, "etag-1", origin(owner))
         self.save(upload)
         return upload
+
+    def show(self, video: Upload, visibility: Visibility) -> int:
+        """Its owner says who may see it."""
+        video.change_visibility(visibility, origin(video.owner))
+        return self.save(video) if video.pending_events else self.head
 
     def wish(self, verb: str, video: UUID, viewer: str) -> VideoLikes:
         """A like or unlike, decided but not recorded yet."""

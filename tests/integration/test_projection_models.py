@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 
 from domain.comment import Comment
 from domain.operation import Operation, OperationOutcome
-from domain.upload import Upload
+from domain.upload import NOBODY, Upload
 from engine.inspection.index import Audit
 from engine.installation import create, install
 from engine.log import Log
@@ -211,7 +211,7 @@ def test_pages_of_videos(database_url: str, writer: Writer) -> None:
             owner: str | None, category: str | None, before: int = END, limit: int = 10
         ) -> list[UUID]:
             found = await catalog.page(
-                conn, owner=owner, category=category, before=before, limit=limit
+                conn, NOBODY, owner=owner, category=category, before=before, limit=limit
             )
             places.extend(row.completed_position for row in found)
             return [row.video_id for row in found]

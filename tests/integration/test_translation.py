@@ -11,6 +11,7 @@ import pytest
 
 from commands.comments import EditComment, Failed, NewText, RecordTranslation
 from commands.queries import CommentText, FindCommentText
+from domain.upload import NOBODY
 from engine.event_store import GroupCommitRecorder
 from infra.language.detector import TextDetector
 from infra.llm.errors import LanguageModelError
@@ -279,7 +280,7 @@ class TestRepeats:
             await asyncio.sleep(0.1)
             async with open_bus(desk.writer.recorder) as bus:
                 text = of_its_own("Otra cosa, señores")
-                edit = EditComment(comment, NewText(desk.video, "alice", "bob", text))
+                edit = EditComment(comment, NewText(desk.video, "alice", "bob", text, NOBODY))
                 await execute(bus, edit, "bob")
                 await task
                 late = RecordTranslation(comment, 1, "en", outcome=Failed("late"))

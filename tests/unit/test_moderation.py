@@ -32,7 +32,7 @@ from domain.moderation import (
     mentions,
     report_id,
 )
-from domain.upload import CommentPolicy, Upload
+from domain.upload import NOBODY, CommentPolicy, Upload, Viewer
 from domain.video_likes import stream_id
 from engine.command_bus import Aggregates, Command, Slot
 from projections.integration_events import COMMENT_CREATED, COMMENT_DELETED, PUBLISHED
@@ -254,6 +254,13 @@ def test_topics_tell_exactly_when_everybody_begins_or_ceases_to_see_it(
     assert expected.get((before, after)) == topic
 
 
+EVERYTHING = Viewer("mod", sees_all=True)
+
+
+def seen_by(moderator: bool) -> Viewer:
+    return EVERYTHING if moderator else NOBODY
+
+
 def aggregates(*streams: Aggregate) -> Aggregates:
     """These, and blank ones for whatever else is asked for."""
 
@@ -291,11 +298,15 @@ def block(blocker: str, blocked: str) -> UserBlock:
 
 
 def posting(
-    content: str, *streams: Aggregate, author: Origin = ANN, **more: Any
+    content: str,
+    *streams: Aggregate,
+    author: Origin = ANN,
+    watched: bool = False,
+    as_moderator: bool = False,
 ) -> tuple[str, str | None]:
     """The standing of a new comment, and what holds it."""
     found = aggregates(*streams)
-    text = NewText(VIDEO, "alice", author.actor, content, **more)
+    text = NewText(VIDEO, "alice", author.actor, content, seen_by(as_moderator), watched)
     PostComment(STREAM, text).decide(found, author)
     comment = found.get(Comment, STREAM)
     assert comment.standing is not None
@@ -350,10 +361,14 @@ def comment_of(*history: Any) -> Comment:
 
 
 RIGHTS: list[tuple[str, Callable[[bool], Command[Any]], tuple[Any, ...]]] = [
-    ("remove", lambda mod: DeleteComment(STREAM, VIDEO, mod, "rude"), (POSTED,)),
-    ("reject", lambda mod: DeleteComment(STREAM, VIDEO, mod, "rude"), (SUBMITTED,)),
-    ("restore", lambda mod: RestoreComment(STREAM, VIDEO, mod), (POSTED, removed(OWNER, ALICE))),
-    ("approve", lambda mod: ApproveComment(STREAM, VIDEO, mod), (SUBMITTED,)),
+    ("remove", lambda mod: DeleteComment(STREAM, VIDEO, seen_by(mod), "rude"), (POSTED,)),
+    ("reject", lambda mod: DeleteComment(STREAM, VIDEO, seen_by(mod), "rude"), (SUBMITTED,)),
+    (
+        "restore",
+        lambda mod: RestoreComment(STREAM, VIDEO, seen_by(mod)),
+        (POSTED, removed(OWNER, ALICE)),
+    ),
+    ("approve", lambda mod: ApproveComment(STREAM, VIDEO, seen_by(mod)), (SUBMITTED,)),
 ]
 
 
@@ -381,7 +396,7 @@ class TestRights:
 
 def test_an_authors_delete_is_for_good_whoever_they_are() -> None:
     comment = comment_of(POSTED)
-    answer = DeleteComment(STREAM, VIDEO, True).decide(aggregates(comment), ANN)
+    answer = DeleteComment(STREAM, VIDEO, EVERYTHING).decide(aggregates(comment), ANN)
     assert (answer.status, comment.standing) == ("deleted", Standing.DELETED)
 
 
@@ -465,7 +480,7 @@ class TestReports:
             case = ModerationCase.blank(CASE)
             filed(case)
             found = aggregates(video(), comment_of(POSTED), case)
-            DeleteComment(STREAM, VIDEO, as_moderator, "rude").decide(found, origin)
+            DeleteComment(STREAM, VIDEO, seen_by(as_moderator), "rude").decide(found, origin)
             assert case.is_open is not closed
 
 
