@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from infra.data_folder import secret_path
-from infra.http.auth import mint_token
-from tests.e2e import plain
 from tests.e2e.program import Program
 from tests.e2e.videos import problem, read, upload
 from tests.support import eventually, unused_port
@@ -48,12 +46,10 @@ def caller(server: Program) -> Clients:
     def ask(request: httpx.Request) -> None:
         request.headers.update({**told, "Backlot-Timeout-Ms": "20000"})
 
+    @cache
     def make(user: str | None = None, *roles: str) -> httpx.Client:
-        client = plain.client(base_url=server.url)
+        client = server.client(user, roles=roles)
         client.event_hooks = {"request": [ask], "response": [note]}
-        if user is not None:
-            secret = secret_path(server.data).read_text().strip()
-            client.headers["Authorization"] = f"Bearer {mint_token(secret, user, roles)}"
         return client
 
     return make
