@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar, LiteralString
+from typing import Any, ClassVar, LiteralString, cast
 from uuid import UUID, uuid4
 
 import httpx
@@ -339,8 +339,12 @@ def test_the_counts_are_what_the_topics_and_the_log_come_to(
     with hosting(database_url, Comments()):
         history.grow(250)
         caught_up(database_url, ["comments"], writer.head)
-    counts = dict(rows(database_url, "SELECT video_id, comments FROM comments.counts"))
-    listed = dict(rows(database_url, "SELECT video_id, count(*) FROM comments.comments GROUP BY 1"))
+    counts: dict[UUID, int] = dict(
+        rows(database_url, "SELECT video_id, comments FROM comments.counts")
+    )
+    listed: dict[UUID, int] = dict(
+        rows(database_url, "SELECT video_id, count(*) FROM comments.comments GROUP BY 1")
+    )
     assert {video: n for video, n in counts.items() if n} == listed
     assert sum(listed.values()) > 0
     told: dict[UUID, int] = {}
@@ -536,7 +540,8 @@ class TestQueries:
         assert "heldFor" not in held
         assert "statusReason" not in held
         # Page by page the same.
-        found, cursor = [], {}
+        found: list[tuple[str, str | None]] = []
+        cursor: dict[str, Any] = {}
         for _ in range(4):
             page = site.ask(path, "bob", limit=1, **cursor)
             found += listed(page)
@@ -682,8 +687,8 @@ def test_the_analytics_count_a_comment_while_everybody_sees_it(writer: Writer) -
     comment.restore(OWNER, None, origin("alice"))
     comment.edit("bad", origin("bob"), WORD)
     comment.delete(origin("bob"))
-    counted = []
-    for place, event in enumerate(comment.collect_events(), start=1):
+    counted, events = [], cast("list[Comment.Event]", list(comment.collect_events()))
+    for place, event in enumerate(events, start=1):
         if type(event) in PUBLISHED:
             message = from_event(place, event)
             if message.topic in KINDS:
