@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from commands.endpoint import TOKEN_FIRST, executor
 from commands.upload_shapes import Category, Description, Title
 from domain.model import BEGINNING, Origin
-from domain.upload import NOBODY, CommentPolicy, Upload, Viewer, Visibility, object_key
+from domain.upload import NOBODY, CommentPolicy, Upload, VideoViewer, Visibility, object_key
 from engine.command_bus import Aggregates, Command, Lookup
 from infra.http.problems import problems
 from infra.http.shapes import RequestBody, Video, Wire
@@ -63,7 +63,7 @@ class ChangeVideo(Command[Video]):
     video_id: UUID
     changes: dict[str, str | None]
     visibility: Visibility | None = None
-    viewer: Viewer = NOBODY
+    viewer: VideoViewer = NOBODY
     as_admin: bool = False
 
     def streams(self) -> Sequence[UUID]:
@@ -93,7 +93,7 @@ class RemoveVideo(Command[VideoRemoved]):
     """Take the video out of every read."""
 
     video_id: UUID
-    viewer: Viewer = NOBODY
+    viewer: VideoViewer = NOBODY
     as_admin: bool = False
 
     def streams(self) -> Sequence[UUID]:
@@ -106,7 +106,7 @@ class RemoveVideo(Command[VideoRemoved]):
         return VideoRemoved(video_id=self.video_id, status="removed")
 
 
-def _require_right(upload: Upload, viewer: Viewer, origin: Origin, as_admin: bool) -> None:
+def _require_right(upload: Upload, viewer: VideoViewer, origin: Origin, as_admin: bool) -> None:
     upload.require_visible(viewer)
     if not as_admin:
         upload.require_owner(origin.actor)

@@ -1,9 +1,10 @@
-"""Comments: post, edit, delete or remove; and record what was found out about their language."""
+"""Comments: post, edit, remove; what their translation has to know, and what came of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Literal, NamedTuple
 from uuid import UUID, uuid4
 
@@ -11,7 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from commands.endpoint import TOKEN_FIRST, Execute, executor
-from commands.queries import FindVideoOfComment, FindVideoOwner
+from commands.queries import FindVideoOwner
 from domain.comment import Comment, TranslationStatus
 from domain.errors import Conflict, NotAllowed
 from domain.model import Origin
@@ -29,8 +30,9 @@ from domain.moderation import (
     case_id,
     mentions,
 )
-from domain.upload import CommentPolicy, Upload, Viewer
+from domain.upload import CommentPolicy, Status, Upload, VideoViewer
 from engine.command_bus import Aggregates, Command
+from engine.command_bus import Query as LogQuery
 from infra.http.problems import problems
 from infra.http.shapes import Comment as SeenComment
 from infra.http.shapes import RequestBody, Wire
@@ -77,7 +79,7 @@ class NewText:
     video_owner: str
     author: str
     content: str
-    viewer: Viewer
+    viewer: VideoViewer
     watched: bool = False
 
     def streams(self) -> Sequence[UUID]:
@@ -160,7 +162,7 @@ class DeleteComment(Command[CommentDeleted]):
 
     comment_id: UUID
     video_id: UUID
-    viewer: Viewer
+    viewer: VideoViewer
     stated_reason: str | None = None
 
     def streams(self) -> Sequence[UUID]:
@@ -179,7 +181,9 @@ class DeleteComment(Command[CommentDeleted]):
         return CommentDeleted(comment_id=self.comment_id, status="removed")
 
 
-def capacity(comment: Comment, aggregates: Aggregates, origin: Origin, viewer: Viewer) -> ActingAs:
+def capacity(
+    comment: Comment, aggregates: Aggregates, origin: Origin, viewer: VideoViewer
+) -> ActingAs:
     """Return as whom the actor decides about a comment on a loaded video.
 
     Raise NotFound where there is nothing that they could see, and NotAllowed.
@@ -191,6 +195,19 @@ def capacity(comment: Comment, aggregates: Aggregates, origin: Origin, viewer: V
     if origin.actor != upload.owner:
         raise comment.not_yours("Only the video's owner or a moderator can do that.")
     return ActingAs.OWNER
+
+
+@dataclass(frozen=True)
+class FindVideoOfComment(LogQuery[UUID]):
+    """Return which video a comment is on, whoever sees it; refuse where there is no such one."""
+
+    comment_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.comment_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> UUID:
+        return aggregates.get(Comment, self.comment_id).require_known()
 
 
 def as_seen(comment: Comment) -> SeenComment:
@@ -270,6 +287,64 @@ async def delete_comment(
     video_id = await execute.value(FindVideoOfComment(comment_id))
     command = DeleteComment(comment_id, video_id, execute.viewer, why)
     return await execute(command)
+
+
+@dataclass(frozen=True, slots=True)
+class CommentText:
+    """A comment that all see, in its present revision; its language as far as it is known."""
+
+    video_id: UUID
+    author: str
+    revision: int
+    written_at: datetime
+    content: str
+    status: TranslationStatus
+    language: str | None
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class FindCommentText(LogQuery[CommentText | None]):
+    """Return a comment's text; None when there is none, or not for everybody to see.
+
+    Its status is that of the translation that every comment gets, or of the one into `target`
+    (ISO 639-1) that readers asked for.
+    """
+
+    comment_id: UUID
+    target: str | None = None
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.comment_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> CommentText | None:
+        comment = aggregates.get(Comment, self.comment_id)
+        if comment.video_id is None or comment.standing is not Standing.POSTED:
+            return None
+        target, status = self.target, comment.translation_status
+        return CommentText(
+            comment.video_id,
+            comment.author,
+            comment.revision,
+            comment.written_at,
+            comment.content,
+            status if target is None else comment.target_status(target),
+            comment.language,
+            comment.confidence,
+        )
+
+
+@dataclass(frozen=True)
+class FindStanding(LogQuery[bool]):
+    """Return whether there is such a video, whoever may see it."""
+
+    video_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.video_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> bool:
+        return aggregates.get(Upload, self.video_id).status is Status.COMPLETED
 
 
 class Detected(NamedTuple):

@@ -13,7 +13,7 @@ from pydantic import Field
 from commands.endpoint import TOKEN_FIRST, Execute, executor
 from domain.dismissals import Dismissal, stream_id
 from domain.model import Origin
-from domain.upload import NOBODY, Upload, Viewer
+from domain.upload import NOBODY, Upload, VideoViewer
 from engine.command_bus import Aggregates, Command
 from infra.http.problems import problems
 from infra.http.shapes import VIDEO_ID, RequestBody, Wire
@@ -39,7 +39,7 @@ class ChangeInterest(Command[Interest]):
     video_id: UUID
     viewer: str
     not_interested: bool
-    seen_by: Viewer = NOBODY
+    seen_by: VideoViewer = NOBODY
 
     def streams(self) -> Sequence[UUID]:
         return (self.video_id, stream_id(self.video_id, self.viewer))

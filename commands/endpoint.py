@@ -14,13 +14,21 @@ from fastapi import Depends, Request, Response
 from domain.errors import DomainError
 from domain.model import Origin
 from domain.moderation import NO_WORDS, WatchedWords
-from domain.upload import Viewer
+from domain.upload import VideoViewer
 from engine.command_bus import Aggregates, Command, CommandBus, Executed, IdempotencyKey, Query
 from engine.event_store import StoredAnswer
-from engine.telemetry import Telemetry, ViewerKeys
-from infra.http.app import client_address, header, maybe_identity, require_identity, wire
+from engine.telemetry import Telemetry
+from engine.viewers import ViewerKeys
+from infra.http.app import (
+    client_address,
+    header,
+    maybe_identity,
+    request_id_of,
+    require_identity,
+    wire,
+)
 from infra.http.auth import Identity
-from infra.http.problems import Problem, request_id_of
+from infra.http.problems import Problem
 from infra.http.shapes import Wire, encode_position
 from infra.objects.port import ObjectStore
 from infra.redlock import Redlock
@@ -121,7 +129,7 @@ class Execute:
         return None if self.identity.anonymous else self.actor
 
     @property
-    def viewer(self) -> Viewer:
+    def viewer(self) -> VideoViewer:
         """As whom the caller sees videos."""
         return self.identity.viewer
 

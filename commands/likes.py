@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from commands.endpoint import executor
 from domain.model import Origin
-from domain.upload import NOBODY, Upload, Viewer
+from domain.upload import NOBODY, Upload, VideoViewer
 from domain.video_likes import VideoLikes, stream_id
 from engine.command_bus import Aggregates, Command, Lookup
 from infra.http.app import DirectRoute
@@ -30,12 +30,15 @@ class Wish(StrEnum):
 
 @dataclass(frozen=True)
 class LikesOfOthers(Lookup[int]):
-    """How many viewers beside this one like the video."""
+    """How many viewers beside this one like the video; told as the pair of them."""
 
     video_id: UUID
     viewer: str
 
     default = 0
+
+    def __iter__(self) -> Iterator[UUID | str]:
+        return iter((self.video_id, self.viewer))
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class ChangeLike(Command[LikeState]):
     video_id: UUID
     viewer: str
     wish: Wish
-    seen_by: Viewer = NOBODY
+    seen_by: VideoViewer = NOBODY
     likes_id: UUID = field(init=False)
     others: LikesOfOthers = field(init=False)
 

@@ -11,9 +11,8 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import AfterValidator, Field
 
 from commands.catalog import drop_object
-from commands.comments import StatedReason, WithReason, as_seen, capacity
+from commands.comments import FindVideoOfComment, StatedReason, WithReason, as_seen, capacity
 from commands.endpoint import TOKEN_FIRST, Accepted, Execute, executor
-from commands.queries import FindReportedThing, FindVideoOfComment
 from domain.comment import Comment
 from domain.model import Origin
 from domain.moderation import (
@@ -32,8 +31,8 @@ from domain.moderation import (
     report_id,
 )
 from domain.text import is_name
-from domain.upload import Status, Upload, Viewer
-from engine.command_bus import Aggregates, Command
+from domain.upload import Status, Upload, VideoViewer
+from engine.command_bus import Aggregates, Command, Query
 from infra.http.app import require_moderator
 from infra.http.auth import MAX_USER_ID_LENGTH
 from infra.http.problems import problems
@@ -86,7 +85,7 @@ class RestoreComment(Command[SeenComment]):
 
     comment_id: UUID
     video_id: UUID
-    viewer: Viewer
+    viewer: VideoViewer
     stated_reason: str | None = None
 
     def streams(self) -> Sequence[UUID]:
@@ -105,7 +104,7 @@ class ApproveComment(Command[SeenComment]):
 
     comment_id: UUID
     video_id: UUID
-    viewer: Viewer
+    viewer: VideoViewer
     revision: int | None = None
 
     def streams(self) -> Sequence[UUID]:
@@ -123,7 +122,7 @@ class ReportThing(Command[Accepted]):
     """Report a comment that everybody sees, or a video."""
 
     thing: Thing
-    viewer: Viewer
+    viewer: VideoViewer
     reporter: str
     reason: ReportReason
     detail: str | None = None
@@ -142,6 +141,19 @@ class ReportThing(Command[Accepted]):
         report = aggregates.get(ContentReport, report_id(thing_id, self.reporter))
         report.file(case, self.thing, self.reason, self.detail, origin)
         return Accepted()
+
+
+@dataclass(frozen=True)
+class FindReportedThing(Query[Thing]):
+    """Return what a case is about; refuse where nothing was reported."""
+
+    case_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.case_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> Thing:
+        return aggregates.get(ModerationCase, self.case_id).require_thing()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What routes and tasks ask the log before they act: queries, which record nothing.
+"""What routes and tasks ask the log about uploads before they act: queries, which record nothing.
 
 They see every command that was acknowledged before; read models may lag behind it.
 """
@@ -12,11 +12,9 @@ from typing import Self, TypeVar
 from uuid import UUID
 
 from commands.upload_shapes import UploadCompleted
-from domain.comment import Comment, TranslationStatus
 from domain.errors import NotFound
 from domain.model import Origin
-from domain.moderation import ModerationCase, Standing, Thing
-from domain.upload import NOBODY, Status, Upload, Viewer
+from domain.upload import NOBODY, Status, Upload, VideoViewer
 from engine.command_bus import Aggregates, Query
 
 R = TypeVar("R")
@@ -96,7 +94,7 @@ class VideoFile:
 class FindVideoFile(UploadQuery[VideoFile]):
     """Return the file of a video that the viewer may see; refuse any other."""
 
-    viewer: Viewer = NOBODY
+    viewer: VideoViewer = NOBODY
 
     def answer(self, upload: Upload, origin: Origin) -> VideoFile:
         upload.require_visible(self.viewer)
@@ -107,7 +105,7 @@ class FindVideoFile(UploadQuery[VideoFile]):
 class FindVideoOwner(UploadQuery[str]):
     """Return whose video it is; refuse one that the viewer may not see."""
 
-    viewer: Viewer
+    viewer: VideoViewer
 
     def answer(self, upload: Upload, origin: Origin) -> str:
         upload.require_visible(self.viewer)
@@ -119,7 +117,7 @@ class FindVisible(Query[list[UUID]]):
     """Return those of some videos that the viewer may see, or could; refuse where there is none."""
 
     videos: Sequence[UUID]
-    viewer: Viewer
+    viewer: VideoViewer
 
     def streams(self) -> Sequence[UUID]:
         return self.videos
@@ -133,13 +131,6 @@ class FindVisible(Query[list[UUID]]):
         return found
 
 
-class FindStanding(UploadQuery[bool]):
-    """Return whether there is such a video, whoever may see it."""
-
-    def answer(self, upload: Upload, origin: Origin) -> bool:
-        return upload.status is Status.COMPLETED
-
-
 @dataclass(frozen=True)
 class FindUntranscribed(UploadQuery[str | None]):
     """Return the object key of a video that `model` has not transcribed; else None."""
@@ -150,73 +141,6 @@ class FindUntranscribed(UploadQuery[str | None]):
         transcribed = upload.transcribed_by == self.model
         wanted = upload.status is Status.COMPLETED and not transcribed
         return upload.object_key if wanted else None
-
-
-@dataclass(frozen=True)
-class FindVideoOfComment(Query[UUID]):
-    """Return which video a comment is on, whoever sees it; refuse where there is no such one."""
-
-    comment_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.comment_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> UUID:
-        return aggregates.get(Comment, self.comment_id).require_known()
-
-
-@dataclass(frozen=True)
-class FindReportedThing(Query[Thing]):
-    """Return what a case is about; refuse where nothing was reported."""
-
-    case_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.case_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> Thing:
-        return aggregates.get(ModerationCase, self.case_id).require_thing()
-
-
-@dataclass(frozen=True, slots=True)
-class CommentText:
-    """A comment that all see, in its present revision; its language as far as it is known."""
-
-    video_id: UUID
-    revision: int
-    content: str
-    status: TranslationStatus
-    language: str | None
-    confidence: float | None
-
-
-@dataclass(frozen=True)
-class FindCommentText(Query[CommentText | None]):
-    """Return a comment's text; None when there is none, or not for everybody to see.
-
-    Its status is that of the translation that every comment gets, or of the one into `target`
-    (ISO 639-1) that readers asked for.
-    """
-
-    comment_id: UUID
-    target: str | None = None
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.comment_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> CommentText | None:
-        comment = aggregates.get(Comment, self.comment_id)
-        if comment.video_id is None or comment.standing is not Standing.POSTED:
-            return None
-        target, status = self.target, comment.translation_status
-        return CommentText(
-            comment.video_id,
-            comment.revision,
-            comment.content,
-            status if target is None else comment.target_status(target),
-            comment.language,
-            comment.confidence,
-        )
 
 
 def completion(upload: Upload) -> UploadCompleted:

@@ -53,7 +53,7 @@ class Comment(Aggregate):
         content: Annotated[str, Personal("author")]
 
         def apply(self, comment: Comment) -> None:
-            comment._revise(self.content)
+            comment._revise(self)
 
     class Deleted(Event):
         """Its author took away what everybody could see."""
@@ -84,7 +84,7 @@ class Comment(Aggregate):
         cause: str
 
         def apply(self, comment: Comment) -> None:
-            comment._revise(self.content)
+            comment._revise(self)
             comment._hold(self.cause)
 
     class Withheld(Event):
@@ -97,7 +97,7 @@ class Comment(Aggregate):
         video_owner: Annotated[str, Personal("video_owner")]
 
         def apply(self, comment: Comment) -> None:
-            comment._revise(self.content)
+            comment._revise(self)
             comment._hold(self.cause)
 
     class Approved(Event):
@@ -235,7 +235,7 @@ class Comment(Aggregate):
         self.author = ""
         self.content = ""
         self.revision = 0
-        self.posted_at = BEGINNING
+        self.posted_at = self.written_at = BEGINNING
         self.language: str | None = None
         self.confidence: float | None = None
         self.translated_text: str | None = None
@@ -248,10 +248,7 @@ class Comment(Aggregate):
         self.stated_reason: str | None = None
 
     def post(self, video_id: UUID, content: str, origin: Origin, hold: Hold | None = None) -> None:
-        """Post the comment, or hold it; the actor becomes its author.
-
-        Once posted, this records nothing.
-        """
+        """Post or hold the comment of the actor; once that was done, this records nothing."""
         if self.version > 0:
             return
         check_text(content, "content", max_length=MAX_LENGTH)
@@ -482,10 +479,11 @@ class Comment(Aggregate):
     def _begin(self, video_id: UUID, author: str, written: Posted | Submitted) -> None:
         self.video_id, self.author, self.content = video_id, author, written.content
         self.revision, self.posted_at = 1, written.timestamp
+        self.written_at = written.timestamp
         self.standing = Standing.POSTED
 
-    def _revise(self, content: str) -> None:
-        self.content = content
+    def _revise(self, written: Edited | Resubmitted | Withheld) -> None:
+        self.content, self.written_at = written.content, written.timestamp
         self.revision += 1
         self.language = self.confidence = None
         self.translation = self.translated_text = None

@@ -44,22 +44,22 @@ class Visibility(StrEnum):
     PRIVATE = "private"
 
 
-class Viewer(NamedTuple):
+class VideoViewer(NamedTuple):
     """Who wants to see a video; without a `user_id` nobody knows, `sees_all` moderators do."""
 
     user_id: str | None = None
     sees_all: bool = False
 
 
-NOBODY = Viewer()
+NOBODY = VideoViewer()
 
 
-def is_visible(visibility: str, owner: str, viewer: Viewer) -> bool:
+def is_visible(visibility: str, owner: str, viewer: VideoViewer) -> bool:
     """Return whether this viewer may see a video; to one who may not, there is no such video."""
     return visibility != Visibility.PRIVATE or viewer.user_id == owner or viewer.sees_all
 
 
-def is_listed(visibility: str, owner: str, viewer: Viewer) -> bool:
+def is_listed(visibility: str, owner: str, viewer: VideoViewer) -> bool:
     """Return whether a list shows the video to this viewer: what is not public, only to its owner.
 
     What ranks, recommends or searches shows public videos alone, also to their owners.
@@ -348,11 +348,11 @@ class Upload(Aggregate):
         if self.status is not Status.COMPLETED:
             raise NotFound("There is no such video.")
 
-    def visible_to(self, viewer: Viewer) -> bool:
+    def visible_to(self, viewer: VideoViewer) -> bool:
         """Return whether the viewer may see what this is or will be."""
         return is_visible(self.visibility, self.owner, viewer)
 
-    def require_visible(self, viewer: Viewer) -> None:
+    def require_visible(self, viewer: VideoViewer) -> None:
         """Raise NotFound unless this is a video that the viewer may see."""
         if self.status is not Status.COMPLETED or not self.visible_to(viewer):
             raise NotFound("There is no such video.")
@@ -365,7 +365,7 @@ class Upload(Aggregate):
     def require_own_upload(self, actor: str) -> None:
         """Raise NotFound for an upload that the actor can't know of, NotAllowed for another's."""
         self.require_known()
-        if not self.visible_to(Viewer(actor)):
+        if not self.visible_to(VideoViewer(actor)):
             raise NotFound("There is no such upload.")
         self.require_owner(actor)
 

@@ -11,7 +11,7 @@ from psycopg import AsyncConnection, Cursor
 from psycopg.rows import TupleRow
 
 from domain.model import Aggregate
-from domain.upload import Upload, Viewer, Visibility, is_listed, is_visible
+from domain.upload import Upload, VideoViewer, Visibility, is_listed, is_visible
 from engine.projection import Batch, Projection, Write, write_by_kind
 from infra.postgres.connection import fetch_as
 
@@ -158,7 +158,7 @@ class UploadRow(NamedTuple):
     store_upload_id: str
     visibility: str
 
-    def visible_to(self, viewer: Viewer) -> bool:
+    def visible_to(self, viewer: VideoViewer) -> bool:
         """Return whether the viewer may know of it."""
         return is_visible(self.visibility, self.owner, viewer)
 
@@ -178,11 +178,11 @@ class VideoRow(NamedTuple):
     spoken_language: str | None
     visibility: str
 
-    def visible_to(self, viewer: Viewer) -> bool:
+    def visible_to(self, viewer: VideoViewer) -> bool:
         """Return whether there is such a video, for this viewer."""
         return is_visible(self.visibility, self.owner, viewer)
 
-    def listed_for(self, viewer: Viewer) -> bool:
+    def listed_for(self, viewer: VideoViewer) -> bool:
         """Return whether a list shows the video to this viewer."""
         return is_listed(self.visibility, self.owner, viewer)
 
@@ -229,7 +229,7 @@ class Catalog(Projection):
     async def page(
         self,
         conn: AsyncConnection[TupleRow],
-        viewer: Viewer,
+        viewer: VideoViewer,
         *,
         owner: str | None,
         category: str | None,

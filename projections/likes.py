@@ -10,7 +10,7 @@ from uuid import UUID
 from psycopg import AsyncConnection, Cursor
 from psycopg.rows import TupleRow
 
-from domain.upload import Upload, Visibility
+from domain.upload import Upload, VideoViewer, Visibility, is_visible
 from domain.video_likes import VideoLikes
 from engine.projection import Batch, Projection, columns
 from infra.postgres.connection import column, fetch_as
@@ -70,6 +70,18 @@ SELECT coalesce((SELECT likes FROM {schema}.counts c WHERE c.video_id = p.video_
         WHERE l.video_id = p.video_id AND l.viewer = p.viewer)
 FROM unnest(%b::uuid[], %b::text[]) WITH ORDINALITY AS p(video_id, viewer, place)
 ORDER BY place
+"""
+# One statement sees one moment: whoever likes the video is among those that are counted.
+OF_VIDEO: LiteralString = """
+SELECT coalesce(c.likes, 0) AS likes, l.video_id IS NOT NULL AS liked, s.position, u.owner,
+       u.visibility,
+       EXISTS (SELECT FROM {schema}.private p WHERE p.video_id = u.upload_id) AS private
+FROM catalog.uploads u
+JOIN backlot_checkpoints s ON s.kind = 'projection' AND s.subscription = %s
+LEFT JOIN {schema}.counts c ON c.video_id = u.upload_id
+LEFT JOIN {schema}.likes l ON l.video_id = u.upload_id AND l.viewer = %s
+WHERE u.upload_id = %s AND u.completed_position IS NOT NULL
+  AND NOT EXISTS (SELECT FROM {schema}.removed r WHERE r.video_id = u.upload_id)
 """
 COUNTS: LiteralString = "SELECT video_id, likes FROM {schema}.counts WHERE video_id = ANY (%s)"
 LIKED: LiteralString = """
@@ -134,6 +146,24 @@ class LikedVideo(NamedTuple):
     position: int
 
 
+class LikesOfVideo(NamedTuple):
+    """How many like a video, whether one viewer does, and the position in the log of both.
+
+    `private` is what the likes know at that position, `visibility` what the catalog knows.
+    """
+
+    likes: int
+    liked: bool
+    position: int
+    owner: str
+    visibility: str
+    private: bool
+
+    def visible_to(self, viewer: VideoViewer) -> bool:
+        """Return whether there is such a video, for this viewer."""
+        return is_visible(self.visibility, self.owner, viewer)
+
+
 class Likes(Projection):
     """How many like each video, and what each viewer likes."""
 
@@ -172,6 +202,14 @@ class Likes(Projection):
             return []
         cursor.execute(self.sql(OTHERS), columns(pairs), prepare=True)
         return [count for (count,) in cursor.fetchall()]
+
+    async def of_video(
+        self, conn: AsyncConnection[TupleRow], video_id: UUID, viewer: str | None
+    ) -> LikesOfVideo | None:
+        """Return the likes of a video, whoever may see that; None where there is none."""
+        given = (self.schema, viewer, video_id)
+        found = await fetch_as(conn, LikesOfVideo, self.sql(OF_VIDEO), given)
+        return found[0] if found else None
 
     async def counts(
         self, conn: AsyncConnection[TupleRow], videos: Sequence[UUID]

@@ -29,12 +29,12 @@ from infra.cache import (
     CachedValue,
     Generations,
     Lifetimes,
+    OptionalRedis,
     ReadThroughCache,
     Requirement,
 )
 from infra.metrics import counter
 from infra.postgres.connection import fetch_as
-from infra.redis import OptionalRedis
 from infra.settings.features import TrendingSettings
 from projections.analytics.calendar import DAY, HOUR, start_of_day, start_of_hour, start_of_next_day
 from projections.analytics.videos import listed
@@ -111,7 +111,6 @@ FULL JOIN (
 """
 OF_VIDEOS = " AND video_id = ANY (%(videos)s)"
 
-LISTED = listed("video")
 IN_CATEGORY = " AND video.category = %(category)s"
 NONE_OF = " AND video.video_id <> ALL (%(without)s)"
 
@@ -355,7 +354,7 @@ async def _rank_videos(
 def _listing_condition(given: Mapping[str, Any]) -> str:
     """Return the condition of the videos that can be listed."""
     in_category = IN_CATEGORY if given["category"] is not None else ""
-    return LISTED + in_category + (NONE_OF if given["without"] else "")
+    return listed("video") + in_category + (NONE_OF if given["without"] else "")
 
 
 async def _rank_leaders(

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
-from psycopg import AsyncConnection
 from pydantic import AfterValidator
 
-from domain.upload import NOBODY, CommentPolicy, Viewer
+from domain.upload import CommentPolicy
 from infra.http.app import TOKEN_OPTIONAL, Caller, MaybeCaller, require_known, wire
-from infra.http.auth import Identity
 from infra.http.problems import Problem, problems
 from infra.http.shapes import ArrivedPart, UploadStatus, Video
 from infra.objects.port import NoSuchUpload, ObjectStore, Part
-from projections.catalog import UploadRow, VideoRow
-from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, Page, cut, decode_cursor, storable
-from readapi.queries import Fresh, Queries, Read
+from projections.catalog import UploadRow
+from readapi.queries import (
+    DEFAULT_LIMIT,
+    Cursor,
+    Fresh,
+    Limit,
+    Page,
+    Read,
+    cut,
+    decode_cursor,
+    present,
+    require_video,
+    storable,
+    viewer_of,
+)
 
 Owner = Annotated[
     str | None,
@@ -104,46 +113,6 @@ async def get_video(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCa
     if policy is not CommentPolicy.OPEN:
         item.comment_policy = policy
     return wire(item)
-
-
-def viewer_of(caller: Identity | None) -> Viewer:
-    """Return as whom a caller sees videos, who may be unknown."""
-    return NOBODY if caller is None else caller.viewer
-
-
-async def require_video(
-    queries: Queries, conn: AsyncConnection[Any], video_id: UUID, caller: Identity | None
-) -> VideoRow:
-    """Return the video; raise Problem 404 where there is none, or none that the caller may see."""
-    row = (await queries.catalog.videos(conn, [video_id])).get(video_id)
-    if row is None or not row.visible_to(viewer_of(caller)):
-        raise Problem(404, "not-found", "There is no such video.")
-    return row
-
-
-async def present(
-    queries: Queries, conn: AsyncConnection[Any], rows: Sequence[VideoRow], caller: Identity | None
-) -> list[Video]:
-    """Return the videos with their counts, in the same order; four queries for however many."""
-    ids = [row.video_id for row in rows]
-    if not ids:
-        return []
-    likes = await queries.likes.counts(conn, ids)
-    comments = await queries.comments.counts(conn, ids)
-    views = await queries.views.views(conn, ids)
-    liked = await queries.likes.liked(conn, caller.user_id, ids) if caller else None
-    return [
-        Video(
-            **row._asdict(),
-            owner_id=row.owner,
-            created_at=row.completed_at,
-            likes=likes.get(row.video_id, 0),
-            comments=comments.get(row.video_id, 0),
-            views=views.get(row.video_id, 0),
-            has_liked=None if liked is None else row.video_id in liked,
-        )
-        for row in rows
-    ]
 
 
 uploads = APIRouter(tags=["uploads"])

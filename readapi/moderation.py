@@ -16,8 +16,17 @@ from infra.http.shapes import Comment, Time, Wire
 from projections.catalog import VideoRow
 from projections.comments import CommentRow, HiddenComment
 from projections.moderation import CaseRow, DetailRow, Moderation
-from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, Page, cut, decode_cursor
-from readapi.queries import Fresh, Queries, Read
+from readapi.queries import (
+    DEFAULT_LIMIT,
+    Cursor,
+    Fresh,
+    Limit,
+    Page,
+    Queries,
+    Read,
+    cut,
+    decode_cursor,
+)
 
 DETAILS = 5
 

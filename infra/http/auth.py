@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from domain.text import is_name
-from domain.upload import Viewer
+from domain.upload import VideoViewer
 from infra.circuit_breaker import CircuitBreaker
 from infra.settings import SettingsError
 from infra.settings.adapters import AuthSettings
@@ -146,10 +146,10 @@ class Identity:
         return not self.roles.isdisjoint(MODERATORS)
 
     @property
-    def viewer(self) -> Viewer:
+    def viewer(self) -> VideoViewer:
         """As whom the caller sees videos."""
         user_id = None if self.anonymous else self.user_id
-        return Viewer(user_id, self.is_moderator)
+        return VideoViewer(user_id, self.is_moderator)
 
 
 @dataclass(frozen=True, slots=True)

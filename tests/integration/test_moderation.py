@@ -36,7 +36,7 @@ from domain.moderation import (
     case_id,
     report_id,
 )
-from domain.upload import NOBODY, CommentPolicy, Viewer
+from domain.upload import NOBODY, CommentPolicy, VideoViewer
 from engine.event_store import GroupCommitRecorder
 from engine.replay.records import Purpose, ReplayOptions
 from infra.http.auth import mint_token
@@ -70,7 +70,7 @@ HOLD = Hold(HoldCause.APPROVAL, "alice")
 WORD = Hold(HoldCause.WATCHED_WORD, "alice")
 MOD = origin("mod")
 HOUR = timedelta(hours=1)
-ALL = Viewer("mod", sees_all=True)
+ALL = VideoViewer("mod", sees_all=True)
 
 
 def report(writer: Writer, thing: Thing, *reporters: str, **why: Any) -> ModerationCase:

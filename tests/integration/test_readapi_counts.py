@@ -10,14 +10,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from domain.upload import NOBODY, Viewer, Visibility
+from domain.upload import NOBODY, VideoViewer, Visibility
 from engine.connections import connect
 from infra import metrics
 from infra.redis import connect_blocking_redis
 from projections.catalog import Catalog
 from projections.like_counters import GONE, Counter, CounterPublisher, Counters
 from projections.likes import Likes
-from readapi.live_counts import LikeCounts, LiveCounts
+from readapi.likes import LikeCounts, LiveCounts
 from tests.integration.projection_support import caught_up, hosting, origin
 from tests.integration.readapi_support import Site
 from tests.integration.redis_servers import RedisServer, redis_servers
@@ -220,7 +220,7 @@ def test_live_counts_end_for_those_who_may_see_the_video_no_longer(
 
     async def events() -> tuple[list[bytes], bytes]:
         live = LiveCounts(site.queries.pool, Catalog(), counts)
-        viewers = (Viewer("alice"), NOBODY, Viewer("bob"))
+        viewers = (VideoViewer("alice"), NOBODY, VideoViewer("bob"))
         own, *others = (live.stream(live.watch(video.id, viewer)) for viewer in viewers)
         for stream in (own, *others):
             assert (await anext(stream)).startswith(b"retry: ")

@@ -32,7 +32,7 @@ from domain.moderation import (
     mentions,
     report_id,
 )
-from domain.upload import NOBODY, CommentPolicy, Upload, Viewer
+from domain.upload import NOBODY, CommentPolicy, Upload, VideoViewer
 from domain.video_likes import stream_id
 from engine.command_bus import Aggregates, Command, Slot
 from projections.integration_events import COMMENT_CREATED, COMMENT_DELETED, PUBLISHED
@@ -254,10 +254,10 @@ def test_topics_tell_exactly_when_everybody_begins_or_ceases_to_see_it(
     assert expected.get((before, after)) == topic
 
 
-EVERYTHING = Viewer("mod", sees_all=True)
+EVERYTHING = VideoViewer("mod", sees_all=True)
 
 
-def seen_by(moderator: bool) -> Viewer:
+def seen_by(moderator: bool) -> VideoViewer:
     return EVERYTHING if moderator else NOBODY
 
 

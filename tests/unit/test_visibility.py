@@ -10,7 +10,7 @@ import pytest
 
 from commands.queries import FindVisible
 from domain.errors import Conflict, NotAllowed, NotFound
-from domain.upload import NOBODY, Status, Upload, Viewer, Visibility, is_listed, is_visible
+from domain.upload import NOBODY, Status, Upload, VideoViewer, Visibility, is_listed, is_visible
 from engine.command_bus import Aggregates, Slot
 from infra.http.auth import Identity
 from projections.catalog import VideoRow
@@ -18,7 +18,7 @@ from tests.unit.given_when_then import STREAM, Fact, by, fact, given
 from tests.unit.test_upload import ABORTED, COMPLETED, DETAILS, REMOVED, STARTED
 
 ANN, BOB = by("ann"), by("bob")
-OWNER, OTHER, MODERATOR = Viewer("ann"), Viewer("bob"), Viewer("mod", sees_all=True)
+OWNER, OTHER, MODERATOR = VideoViewer("ann"), VideoViewer("bob"), VideoViewer("mod", sees_all=True)
 PUBLIC, UNLISTED, PRIVATE = Visibility
 BOB_SEES = {PUBLIC: True, UNLISTED: True, PRIVATE: False}
 
@@ -38,20 +38,22 @@ def show(visibility: Visibility) -> Callable[[Upload], None]:
 
 @pytest.mark.parametrize("viewer", [OWNER, MODERATOR])
 @pytest.mark.parametrize("visibility", Visibility)
-def test_owners_and_moderators_see_every_video(visibility: Visibility, viewer: Viewer) -> None:
+def test_owners_and_moderators_see_every_video(visibility: Visibility, viewer: VideoViewer) -> None:
     assert is_visible(visibility, "ann", viewer)
 
 
-@pytest.mark.parametrize("viewer", [OTHER, NOBODY, Viewer("")])
+@pytest.mark.parametrize("viewer", [OTHER, NOBODY, VideoViewer("")])
 @pytest.mark.parametrize("visibility", Visibility)
-def test_everybody_else_sees_what_is_not_private(visibility: Visibility, viewer: Viewer) -> None:
+def test_everybody_else_sees_what_is_not_private(
+    visibility: Visibility, viewer: VideoViewer
+) -> None:
     assert is_visible(visibility, "ann", viewer) is BOB_SEES[visibility]
 
 
 @pytest.mark.parametrize("viewer", [OWNER, OTHER, NOBODY, MODERATOR])
 @pytest.mark.parametrize("visibility", Visibility)
 def test_lists_show_what_is_public_and_to_owners_their_own(
-    visibility: Visibility, viewer: Viewer
+    visibility: Visibility, viewer: VideoViewer
 ) -> None:
     assert is_listed(visibility, "ann", viewer) is (visibility is PUBLIC or viewer == OWNER)
 
@@ -59,7 +61,7 @@ def test_lists_show_what_is_public_and_to_owners_their_own(
 @pytest.mark.parametrize("viewer", [OWNER, OTHER, NOBODY, MODERATOR])
 @pytest.mark.parametrize("visibility", Visibility)
 def test_the_read_model_and_the_aggregate_decide_alike(
-    visibility: Visibility, viewer: Viewer
+    visibility: Visibility, viewer: VideoViewer
 ) -> None:
     upload = given(Upload, STARTED, shown(visibility), COMPLETED).load()
     at = datetime(2026, 11, 22, tzinfo=UTC)
@@ -74,14 +76,16 @@ def test_the_read_model_and_the_aggregate_decide_alike(
 @pytest.mark.parametrize(
     ("roles", "anonymous", "viewer"),
     [
-        ([], False, Viewer("ann")),
-        (["auditor", "service"], False, Viewer("ann")),
-        (["moderator"], False, Viewer("ann", sees_all=True)),
-        (["admin"], False, Viewer("ann", sees_all=True)),
+        ([], False, VideoViewer("ann")),
+        (["auditor", "service"], False, VideoViewer("ann")),
+        (["moderator"], False, VideoViewer("ann", sees_all=True)),
+        (["admin"], False, VideoViewer("ann", sees_all=True)),
         ([], True, NOBODY),
     ],
 )
-def test_a_caller_sees_as_its_roles_say(roles: list[str], anonymous: bool, viewer: Viewer) -> None:
+def test_a_caller_sees_as_its_roles_say(
+    roles: list[str], anonymous: bool, viewer: VideoViewer
+) -> None:
     assert Identity("ann", frozenset(roles), anonymous).viewer == viewer
 
 
@@ -119,12 +123,12 @@ class TestUpload:
         given(Upload, *history).when(show(PRIVATE)).refused(NotFound, "no such video")
 
     @pytest.mark.parametrize("viewer", [OWNER, MODERATOR])
-    def test_is_there_for_who_may_see_it(self, viewer: Viewer) -> None:
+    def test_is_there_for_who_may_see_it(self, viewer: VideoViewer) -> None:
         private = given(Upload, STARTED, shown(PRIVATE), COMPLETED)
         private.when(lambda upload: upload.require_visible(viewer)).then()
 
     @pytest.mark.parametrize("viewer", [OTHER, NOBODY])
-    def test_to_all_others_it_is_as_if_it_was_not(self, viewer: Viewer) -> None:
+    def test_to_all_others_it_is_as_if_it_was_not(self, viewer: VideoViewer) -> None:
         for history in ((), (STARTED, shown(PRIVATE), COMPLETED), (STARTED,)):
             asked = given(Upload, *history).when(lambda upload: upload.require_visible(viewer))
             asked.refused(NotFound, "^There is no such video.$")
