@@ -30,13 +30,7 @@ from starlette.datastructures import QueryParams
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.http.auth import (
-    MODERATORS,
-    Authenticator,
-    Identity,
-    InvalidToken,
-    KeysUnavailable,
-)
+from infra.http.auth import Authenticator, Identity, InvalidToken, KeysUnavailable
 from infra.http.problems import (
     FRAMEWORK,
     PROBLEM_JSON,
@@ -474,7 +468,7 @@ def _require_role(*roles: str) -> Callable[[Request], Awaitable[Identity]]:
 
 
 require_admin = _require_role("admin")
-require_moderator = _require_role(*MODERATORS)
+require_moderator = _require_role("moderator", "admin")
 MaybeCaller = Annotated[Identity | None, Depends(maybe_identity)]
 Caller = Annotated[Identity, Depends(require_identity)]
 Admin = Annotated[Identity, Depends(require_admin)]
