@@ -143,8 +143,9 @@ router = APIRouter(tags=["videos"], dependencies=TOKEN_FIRST)
 async def change_video(video_id: UUID, body: ChangeDetails, request: Request) -> Response:
     execute = await executor(request)
     changes = body.model_dump(exclude_unset=True, exclude={"visibility"})
-    by = {"viewer": execute.viewer, "as_admin": execute.identity.is_admin}
-    return await execute(ChangeVideo(video_id, changes, body.visibility, **by))
+    as_admin = execute.identity.is_admin
+    command = ChangeVideo(video_id, changes, body.visibility, execute.viewer, as_admin)
+    return await execute(command)
 
 
 @router.delete(

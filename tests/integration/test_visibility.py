@@ -56,8 +56,8 @@ def one_of_each(site: Site) -> list[str]:
 def test_lists_show_public_videos_and_owners_all_of_theirs(site: Site) -> None:
     public, unlisted, private = one_of_each(site)
     for user, roles in (("bob", []), ("mod", ["moderator"]), ("root", ["admin"]), (None, [])):
-        for asked in ({}, {"owner": "alice"}):
-            assert ids(site.get("/videos", user, roles=roles, **asked)) == [public]
+        assert ids(site.get("/videos", user, roles=roles)) == [public]
+        assert ids(site.get("/videos", user, roles=roles, owner="alice")) == [public]
     assert ids(site.get("/videos", "alice")) == [public]
     for owner in ("alice", "me"):
         assert ids(site.get("/videos", "alice", owner=owner)) == [private, unlisted, public]
