@@ -55,6 +55,7 @@ CREATE TABLE {schema}.hidden (
     removed_as text,
     stated_reason text);
 CREATE INDEX hidden_by_video ON {schema}.hidden (video_id, position);
+CREATE INDEX hidden_by_author ON {schema}.hidden (video_id, author, position);
 CREATE INDEX hidden_held ON {schema}.hidden (position) WHERE standing = 'held';
 CREATE INDEX hidden_held_by_owner ON {schema}.hidden (video_owner, position)
     WHERE standing = 'held';
