@@ -247,7 +247,7 @@ def test_what_is_not_public_is_left_out_before_anything_has_heard_of_it(
     # Nor is it among what is merely new, to anybody.
     assert "Near" not in titles(place.ask("zoe")) + titles(place.ask("owner"))
     place.site.writer.show(near, Visibility.PUBLIC)
-    assert sorted(titles(place.site.get(ALL, "ann", fresh=False).json())) == ["Near", "Third"]
+    assert sorted(titles(place.ask())) == ["Near", "Third"]
 
 
 def test_no_reason_names_a_video_that_is_not_public(place: Place) -> None:
