@@ -13,11 +13,11 @@ from fastapi import APIRouter, Request, Response
 from commands.endpoint import TOKEN_FIRST, executor
 from commands.upload_shapes import Category, Description, Title
 from domain.model import BEGINNING, Origin
-from domain.upload import NOBODY, Upload, VideoViewer, Visibility, object_key
+from domain.upload import NOBODY, CommentPolicy, Upload, VideoViewer, Visibility, object_key
 from engine.command_bus import Aggregates, Command, Lookup
 from infra.http.problems import problems
 from infra.http.shapes import RequestBody, Video, Wire
-from infra.objects.port import ObjectStoreError
+from infra.objects.port import ObjectStore, ObjectStoreError
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +29,7 @@ class ChangeDetails(RequestBody):
     description: Description | None = None
     category: Category | None = None
     visibility: Visibility | None = None
+    comment_policy: CommentPolicy | None = None
 
 
 class VideoRemoved(Wire):
@@ -82,6 +83,8 @@ class ChangeVideo(Command[Video]):
         )
         if self.visibility is not None:
             upload.change_visibility(self.visibility, origin)
+        if (policy := self.changes.get("comment_policy")) is not None:
+            upload.change_comment_policy(CommentPolicy(policy), origin)
         return as_seen(upload, aggregates.look_up(EngagementOf(self.video_id)))
 
 
@@ -111,6 +114,7 @@ def _require_right(upload: Upload, viewer: VideoViewer, origin: Origin, as_admin
 
 def as_seen(upload: Upload, engagement: EngagementCounts) -> Video:
     """Return the video as its owner gets it back after a change."""
+    policy = upload.comment_policy
     return Video(
         video_id=upload.id,
         title=upload.title,
@@ -122,6 +126,7 @@ def as_seen(upload: Upload, engagement: EngagementCounts) -> Video:
         duration_seconds=upload.duration_seconds,
         spoken_language=upload.spoken_language,
         created_at=upload.completed_at or BEGINNING,
+        comment_policy=None if policy is CommentPolicy.OPEN else policy,
         **engagement._asdict(),
     )
 
@@ -133,7 +138,7 @@ router = APIRouter(tags=["videos"], dependencies=TOKEN_FIRST)
     "/videos/{video_id}",
     response_model=Video,
     responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
-    summary="Change title, description, category or visibility",
+    summary="Change title, description, category, visibility, or who comments",
 )
 async def change_video(video_id: UUID, body: ChangeDetails, request: Request) -> Response:
     execute = await executor(request)
@@ -152,9 +157,14 @@ async def change_video(video_id: UUID, body: ChangeDetails, request: Request) ->
 async def remove_video(video_id: UUID, request: Request) -> Response:
     execute = await executor(request)
     answer = await execute(RemoveVideo(video_id, execute.viewer, execute.identity.is_admin))
+    await drop_object(execute.services.objects, video_id)
+    return answer
+
+
+async def drop_object(objects: ObjectStore, video_id: UUID) -> None:
+    """Take the bytes of a removed video out of the store, or log that they remain."""
     try:
-        await execute.services.objects.delete(object_key(video_id))
+        await objects.delete(object_key(video_id))
     except ObjectStoreError as error:
         # The video is gone for everybody all the same; only its bytes still take room.
         log.warning("removed_object_remains", video_id=str(video_id), error=str(error))
-    return answer

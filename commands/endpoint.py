@@ -13,6 +13,7 @@ from fastapi import Depends, Request, Response
 
 from domain.errors import DomainError
 from domain.model import Origin
+from domain.moderation import NO_WORDS, WatchedWords
 from domain.upload import VideoViewer
 from engine.command_bus import Aggregates, Command, CommandBus, Executed, IdempotencyKey, Query
 from engine.event_store import StoredAnswer
@@ -44,7 +45,8 @@ class Services:
     """What the routers of the command API stand on; made by the wiring.
 
     `projections` are the names of the read models. `ending` has the uploads that a request of this
-    process is about to complete or abort. Without `viewers` only users may watch.
+    process is about to complete or abort. Without `viewers` only users may watch. Comments with
+    `watched_words` wait for approval.
     """
 
     bus: CommandBus
@@ -58,6 +60,7 @@ class Services:
     finalize_wait_seconds: float
     projections: frozenset[str]
     viewers: ViewerKeys | None = None
+    watched_words: WatchedWords = NO_WORDS
     ending: dict[UUID, asyncio.Event] = field(default_factory=dict)
 
 

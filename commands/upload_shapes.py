@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from domain.upload import Visibility
+from domain.upload import CommentPolicy, Visibility
 from infra.http.shapes import RequestBody, Time, Wire
 
 Title = Annotated[str, Field(min_length=1, max_length=200, examples=["A walk in the rain"])]
@@ -32,6 +32,7 @@ class StartUpload(RequestBody):
     description: Description | None = None
     category: Category | None = None
     visibility: Visibility = Visibility.PUBLIC
+    comment_policy: CommentPolicy = CommentPolicy.OPEN
 
 
 class PartUrl(Wire):

@@ -28,6 +28,14 @@ class Status(StrEnum):
     REMOVED = "removed"
 
 
+class CommentPolicy(StrEnum):
+    """Who comments on a video: everybody, whoever its owner approves of each time, or nobody."""
+
+    OPEN = "open"
+    APPROVAL = "approval"
+    CLOSED = "closed"
+
+
 class Visibility(StrEnum):
     """Who a video is for: everybody, whoever knows its id, or its owner and moderators alone."""
 
@@ -173,6 +181,13 @@ class Upload(Aggregate):
             upload.duration_seconds = self.duration_seconds
             upload.transcribed_by = self.model
 
+    class CommentPolicyChanged(Event):
+        TOPIC = "upload.comment_policy_changed.v1"
+        comment_policy: str
+
+        def apply(self, upload: Upload) -> None:
+            upload.comment_policy = CommentPolicy(self.comment_policy)
+
     class Removed(Event):
         TOPIC = "upload.removed.v1"
 
@@ -192,6 +207,7 @@ class Upload(Aggregate):
         self.spoken_language: str | None = None
         self.duration_seconds: float | None = None
         self.transcribed_by = ""
+        self.comment_policy = CommentPolicy.OPEN
 
     @property
     def part_count(self) -> int:
@@ -282,6 +298,12 @@ class Upload(Aggregate):
                 description=description,
                 category=category,
             )
+
+    def change_comment_policy(self, policy: CommentPolicy, origin: Origin) -> None:
+        """Set who comments; the present policy again records nothing."""
+        self.require_known()
+        if policy is not self.comment_policy:
+            self.record(self.CommentPolicyChanged, origin, owner=self.owner, comment_policy=policy)
 
     def change_visibility(self, visibility: Visibility, origin: Origin) -> None:
         """Say who may see the video; the present visibility again records nothing."""

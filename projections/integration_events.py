@@ -56,7 +56,7 @@ class CommentDeletedValue(Value):
 
 
 class CommentWritten(CommentDeletedValue):
-    """A comment was posted, or has another text."""
+    """A comment is there for everybody, for the first time or again, or has another text."""
 
     content: str
 
@@ -256,6 +256,11 @@ PUBLISHED: dict[type[Aggregate.Event], Publication] = {
     Comment.Posted: Publication(COMMENT_CREATED, WRITTEN),
     Comment.Edited: Publication(COMMENT_EDITED, WRITTEN),
     Comment.Deleted: Publication(COMMENT_DELETED, DELETED),
+    # To a reader of the topics, a comment is there while everybody sees it.
+    Comment.Approved: Publication(COMMENT_CREATED, WRITTEN),
+    Comment.Restored: Publication(COMMENT_CREATED, WRITTEN),
+    Comment.Removed: Publication(COMMENT_DELETED, DELETED),
+    Comment.Withheld: Publication(COMMENT_DELETED, DELETED),
     Comment.Translated: Publication(COMMENT_TRANSLATED, TRANSLATED),
     VideoLikes.Liked: Publication(VIDEO_LIKED, LIKE, action="like"),
     VideoLikes.Unliked: Publication(VIDEO_UNLIKED, LIKE, action="unlike"),

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from engine.freshness import Freshness
 from infra.http.app import TOKEN_OPTIONAL, MaybeCaller, require_known, wire
-from infra.http.auth import SEE_ALL, Identity
+from infra.http.auth import MODERATORS, Identity
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Time, Video, Wire
 from projections.analytics.queries import AnalyticsUnavailable, Bucket, Range
@@ -60,7 +60,7 @@ InBuckets = Annotated[
 ]
 InWindow = Annotated[Window, Query(alias="timeRange", description="What counts: until now.")]
 
-SEE_STATS = SEE_ALL | {"auditor"}
+SEE_STATS = MODERATORS | {"auditor"}
 # So many that are gone are left out of a ranking while the analytics don't know that.
 MOST_GONE = 200
 

@@ -8,6 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator
 
+from domain.upload import CommentPolicy
 from infra.http.app import TOKEN_OPTIONAL, Caller, MaybeCaller, require_known, wire
 from infra.http.problems import Problem, problems
 from infra.http.shapes import ArrivedPart, UploadStatus, Video
@@ -108,6 +109,9 @@ async def get_video(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCa
     async with queries.reading(fresh, *queries.projections) as conn:
         row = await require_video(queries, conn, video_id, caller)
         (item,) = await present(queries, conn, [row], caller)
+        policy = await queries.comments.policy(conn, video_id)
+    if policy is not CommentPolicy.OPEN:
+        item.comment_policy = policy
     return wire(item)
 
 

@@ -512,9 +512,11 @@ def _roles_of(dependant: Dependant) -> frozenset[str]:
 
 
 require_admin = _require_role("admin")
+require_moderator = _require_role("moderator", "admin")
 MaybeCaller = Annotated[Identity | None, Depends(maybe_identity)]
 Caller = Annotated[Identity, Depends(require_identity)]
 Admin = Annotated[Identity, Depends(require_admin)]
+Moderator = Annotated[Identity, Depends(require_moderator)]
 Auditor = Annotated[Identity, Depends(_require_role("auditor", "admin"))]
 """Who may look into the event log."""
 

@@ -33,8 +33,8 @@ from infra.settings import SettingsError
 from infra.settings.adapters import AuthSettings
 from infra.settings.values import secret_weakness
 
-# Who sees private videos that are not their own.
-SEE_ALL = frozenset(("moderator", "admin"))
+# Who decides about what anybody wrote, and sees private videos that are not their own.
+MODERATORS = frozenset(("moderator", "admin"))
 MAX_TOKEN_LENGTH = 8192
 MAX_USER_ID_LENGTH = 128
 CLOCK_SKEW_SECONDS = 10
@@ -82,10 +82,15 @@ class Identity:
         return ActorKind.USER if self.roles.isdisjoint(OPERATORS) else ActorKind.OPERATOR
 
     @property
+    def is_moderator(self) -> bool:
+        """Whether they decide about what anybody wrote."""
+        return not self.roles.isdisjoint(MODERATORS)
+
+    @property
     def viewer(self) -> VideoViewer:
         """As whom the caller sees videos."""
         user_id = None if self.anonymous else self.user_id
-        return VideoViewer(user_id, not SEE_ALL.isdisjoint(self.roles))
+        return VideoViewer(user_id, self.is_moderator)
 
 
 @dataclass(frozen=True, slots=True)

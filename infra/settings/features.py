@@ -24,7 +24,9 @@ from infra.settings.values import (
     PostgresUrl,
     SettingsGroup,
     Terms,
+    TermsFile,
     UserPath,
+    WatchedTerms,
     variables,
 )
 
@@ -120,6 +122,18 @@ class WatchSettings(SettingsGroup, alias_generator=str.upper):
     def view_repeat(self) -> timedelta:
         """Within this time a viewer's views of a video are one."""
         return timedelta(seconds=self.view_repeat_seconds)
+
+
+class ModerationSettings(SettingsGroup, alias_generator=str.upper):
+    """What holds a comment for approval, wherever it stands."""
+
+    watched_words: WatchedTerms = ()
+    watched_words_file: TermsFile = None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All words, and phrases, that are watched."""
+        return (*self.watched_words, *(self.watched_words_file or ()))
 
 
 class TranslationSettings(SettingsGroup, alias_generator=variables("TRANSLATION_")):

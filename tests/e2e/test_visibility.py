@@ -48,6 +48,7 @@ CALLS: dict[str, tuple[str, str]] = {
         "401 201 201 201 201 201",
         "401 404 404 201 201 201",
     ),
+    "POST /videos/{video_id}/report": ("401 202 202 202 202 202", "401 404 404 202 202 202"),
     "PUT /videos/{video_id}/not-interested": A_USER,
     "DELETE /videos/{video_id}/not-interested": A_USER,
     "PATCH /videos/{video_id}": ITS_OWNER,
@@ -67,6 +68,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "POST /videos/{video_id}/watch-time": {"sessionId": str(uuid4()), "seconds": 1.5},
     "POST /videos/{video_id}/share": {"channel": "mail"},
     "POST /videos/{video_id}/comments": {"content": "¡Qué bonito!"},
+    "POST /videos/{video_id}/report": {"reason": "spam"},
     "PATCH /videos/{video_id}": {"description": "Filmed in one take."},
     "POST /uploads/{upload_id}/part-urls": {"numbers": [1]},
 }

@@ -16,6 +16,7 @@ from psycopg.rows import TupleRow
 
 from domain.comment import Comment
 from domain.model import Aggregate, Origin
+from domain.moderation import Hold
 from domain.upload import Upload, Visibility, object_key
 from domain.video_likes import VideoLikes, stream_id
 from engine.connections import connect
@@ -104,9 +105,11 @@ class Writer:
     def unlike(self, video: UUID, *viewers: str) -> int:
         return self.save(*(self.wish("unlike", video, viewer) for viewer in viewers))
 
-    def comment(self, video: UUID, author: str = "bob", content: str = "Bonito") -> Comment:
+    def comment(
+        self, video: UUID, author: str = "bob", content: str = "Bonito", hold: Hold | None = None
+    ) -> Comment:
         comment = Comment.blank(uuid4())
-        comment.post(video, content, origin(author))
+        comment.post(video, content, origin(author), hold)
         self.save(comment)
         return comment
 

@@ -164,6 +164,12 @@ class TestDeclarations:
             "translated_text": "author",
             "transcript": "owner",
             "user_id": "user_id",
+            "video_owner": "video_owner",
+            "stated_reason": "actor",
+            "blocker": "blocker",
+            "blocked": "blocked",
+            "reporter": "reporter",
+            "detail": "reporter",
         }
         names = {field.name for field in dataclasses.fields(event)}
         assert personal(event) == {name: about[name] for name in about if name in names}
