@@ -336,7 +336,18 @@ def test_the_doctor_of_a_fresh_machine_finds_nothing_to_mend(
     parts = {part.pop("name"): part for part in json.loads(out)["parts"]}
     assert code == 0
     database = ["settings", "database", "projections", "analytics"]
-    others = ["objects", "redis", "locks", "kafka", "tasks", "llm", "embeddings", "auth", "api"]
+    others = [
+        "objects",
+        "redis",
+        "locks",
+        "kafka",
+        "tasks",
+        "llm",
+        "embeddings",
+        "seals",
+        "auth",
+        "api",
+    ]
     assert list(parts) == [*database, *others]
     assert {part["kind"] for part in parts.values()} == {"embedded"}
     assert "`make up` starts it" in parts["database"]["detail"]
