@@ -137,7 +137,7 @@ def store(conn: Connection[TupleRow], rules: Rules, rows: Sequence[Row]) -> None
 async def ranked(url: str, attacks: Sequence[Attack], now: datetime) -> list[tuple[float, int]]:
     """Return the score and the place of each attack's video, each without the others."""
     trending, every = Trending(Formula()), [each.video_id for each in attacks]
-    found = []
+    found: list[tuple[float, int]] = []
     async with await AsyncConnection.connect(url, autocommit=True) as conn:
         for video_id in every:
             others = [each for each in every if each != video_id]

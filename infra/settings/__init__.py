@@ -24,7 +24,7 @@ MIN_S3_PART_BYTES = 5 * features.MIB
 MAY_HOLD_SECRETS = (
     "DATABASE_URL", "REDIS_URL", "REDLOCK_URLS", "JWT_SECRET", "JWT_PUBLIC_KEY", "S3_ENDPOINT_URL",
     "S3_PUBLIC_ENDPOINT_URL", "TASK_BROKER_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL",
-    "KAFKA_SASL_PASSWORD", "TIMESCALE_URL",
+    "KAFKA_SASL_PASSWORD", "TIMESCALE_URL", "SEAL_TSA_URL",
 )  # fmt: skip
 EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - recognised, not bound
 
@@ -56,10 +56,23 @@ class ServerSettings(SettingsGroup, alias_generator=variables("BACKLOT_")):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
+    admin_port: int | None = Field(default=None, alias="ADMIN_PORT", ge=1, le=65535)
+    configured_admin_host: str | None = Field(default=None, alias="ADMIN_HOST")
     data_dir: UserPath = Path(".backlot")
     configured_public_url: HttpUrl = Field(default=None, alias="BACKLOT_PUBLIC_URL")
     roles: Annotated[frozenset[Role], CommaSet, AfterValidator(_some_roles)] = frozenset(Role)
     body_limit_bytes: int = Field(default=features.MIB, alias="BODY_LIMIT_BYTES", ge=1024)
+
+    @property
+    def admin_host(self) -> str:
+        """The address at which `admin_port` is listened to."""
+        return self.configured_admin_host or self.host
+
+    @model_validator(mode="after")
+    def _ports_of_their_own(self) -> Self:
+        if self.admin_port == self.port:
+            raise ValueError(f"ADMIN_PORT: must be another one than BACKLOT_PORT ({self.port})")
+        return self
 
     @property
     def public_url(self) -> str:
@@ -96,6 +109,7 @@ class Settings(SettingsGroup):
     kafka: adapters.KafkaSettings
     tasks: adapters.TaskSettings
     llm: adapters.LanguageModelSettings
+    moderation: features.ModerationSettings
     translation: features.TranslationSettings
     speech: adapters.SpeechSettings
     watch: features.WatchSettings
