@@ -159,13 +159,19 @@ class ParticipantJudgement:
             if row.user_id is not None and row.event_type != VIEW:
                 self._new[row.video_id, row.user_id] = []
         repeated = set(self._new)
+        # Those whose new events may not be in order; those of one session are.
+        self._mixed: set[ParticipantKey] = set()
         for verdict in fresh:
             row = verdict[0]
             kind, viewer = row.event_type, row.user_id
             # By a like only until the owner is known, who may be the viewer.
             remembered = kind in REMEMBERED or (kind == LIKE and row.video_id not in videos)
             if remembered and viewer is not None:
-                self._new.setdefault((row.video_id, viewer), []).append(verdict)
+                key = (row.video_id, viewer)
+                verdicts = self._new.setdefault(key, [])
+                if verdicts and row.at <= verdicts[-1][0].at:
+                    self._mixed.add(key)
+                verdicts.append(verdict)
             else:
                 self._alone.append(verdict)
         self._participants: dict[ParticipantKey, Participant] = {}
@@ -194,7 +200,7 @@ class ParticipantJudgement:
             if key in self._late:
                 yield from self._decide_again(key, participant, rules)
                 continue
-            if len(verdicts) > 1:
+            if key in self._mixed:
                 verdicts.sort(key=_in_order)
             decide = participant.decide
             for row, metadata in verdicts:

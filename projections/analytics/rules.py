@@ -226,20 +226,17 @@ class Participant:
         `metadata` are what counts elsewhere, of watch time as `Session` has decided.
         """
         if row.event_type == WATCH_TIME:
-            return self._watch(row.at, metadata, rules)
+            self.reported_at = row.at
+            if metadata["own"]:
+                return metadata
+            before, seconds = self.seconds, metadata["seconds"]
+            self.seconds = before + seconds
+            if self.seconds <= rules.viewer_seconds:
+                return metadata
+            return _trending(metadata, seconds, rules.trending_seconds(before, seconds))
         delta: int = metadata["delta"]
         counts = delta if row.event_type == LIKE else self._comment(row.at, delta, rules)
         return _trending(metadata, delta, 0 if row.user_id == video.owner else counts)
-
-    def _watch(self, at: datetime, metadata: Metadata, rules: Rules) -> Metadata:
-        self.reported_at = at
-        if metadata["own"]:
-            return metadata
-        before, seconds = self.seconds, metadata["seconds"]
-        self.seconds += seconds
-        if self.seconds <= rules.viewer_seconds:
-            return metadata
-        return _trending(metadata, seconds, rules.trending_seconds(before, seconds))
 
     def _comment(self, at: datetime, delta: int, rules: Rules) -> int:
         self.commented_at = at
