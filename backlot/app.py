@@ -20,6 +20,8 @@ from backlot.features import FEATURES, TABLES, read_models, replayable
 from backlot.health import operations
 from backlot.signals import last_word, run
 from commands.endpoint import Services
+from commands.rate_limits import Quotas
+from commands.uploads import ENDS as UPLOAD_ENDS
 from engine import telemetry
 from engine.command_bus import CommandBus, Lookup, Reader
 from engine.event_store import open_recorder
@@ -27,6 +29,7 @@ from engine.freshness import Waiting
 from engine.installation import ENGINE, install, make_tables, migrate
 from engine.log import MAPPER
 from engine.projection_subscription import ProjectionHost
+from engine.reservations import Allowance, Reservations
 from engine.schedule import Job, run_job
 from engine.seals.proofs import SealKey, configured_anchors, configured_key, configured_proofs
 from engine.seals.sealer import Sealer
@@ -35,8 +38,10 @@ from engine.telemetry import ViewerKeys
 from infra.cancellation import END_SECONDS, cancel
 from infra.data_folder import DataFolder
 from infra.errors import OperatorError
+from infra.http.addresses import Hosts, Proxies
 from infra.http.app import HttpApp
 from infra.http.auth import make_authenticator, read_or_make_secret
+from infra.http.rate_limits import RateLimits
 from infra.metrics import counter
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable
@@ -44,6 +49,7 @@ from infra.objects.routes import object_router, part_router
 from infra.objects.s3 import S3Store, now
 from infra.postgres.connection import Limits, explained, make_pool, open_connection
 from infra.postgres.embedded import EmbeddedPostgres
+from infra.rate_limits import Buckets, SharedBuckets
 from infra.redis import open_redis
 from infra.redlock import make_redlock
 from infra.settings import Role, Settings
@@ -59,7 +65,7 @@ from projections.like_counters import AsyncCounters
 from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
 from readapi.audit.routes import Integrity
-from readapi.live_counts import LikeCounts, LiveCounts
+from readapi.live_counts import LikeCounts, LiveCounts, LiveLimits
 from readapi.queries import Queries
 from readapi.translation import TranslationRequests
 from workers.likes import open_counters
@@ -230,10 +236,13 @@ def make_app(parts: Parts) -> FastAPI:
     if Role.QUERIES in roles:
         routers += (router for feature in FEATURES for router in feature.queries)
         translate |= problems.OF_QUERIES
+    server = parts.settings.server
     app = HttpApp(
         title="Backlot",
         authenticator=parts.authenticator,
-        body_limit=parts.settings.server.body_limit_bytes,
+        body_limit=server.body_limit_bytes,
+        proxies=Proxies(server.trusted_proxies),
+        hosts=Hosts([server.host]) if server.configured_public_url is None else None,
         translate=translate,
         unlimited=("/objects/",),
         lifespan=lambda app: _lifespan(app, parts),
@@ -252,7 +261,7 @@ def make_app(parts: Parts) -> FastAPI:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
+async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
     """Run what the roles of this process are; the end of the block loses nothing."""
     roles = parts.settings.server.roles
     async with AsyncExitStack() as stack:
@@ -264,6 +273,10 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
                 in_background(work, stack, seconds=LONGEST_STOP_SECONDS)
         stack.push_async_callback(parts.redis.aclose)
         stack.push_async_callback(parts.locks.aclose)
+        buckets = _buckets(parts)
+        if buckets is not None:
+            stack.push_async_callback(buckets.aclose)
+            app.rate_limits = RateLimits(buckets, parts.settings.rate_limits)
         if Role.QUERIES in roles:
             app.state.queries = await _queries(parts, stack)
             app.state.integrity = Integrity(parts.database_url, parts.proofs, MAPPER.topics)
@@ -271,7 +284,8 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
         bus = _bus(parts)
         stack.push_async_callback(bus.close)
         if Role.COMMANDS in roles:
-            app.state.commands = _commands(parts, bus, stack)
+            quotas = None if buckets is None else Quotas(buckets, parts.settings.quotas)
+            app.state.commands = await _commands(parts, bus, quotas, stack)
         if Role.WORKERS in roles:
             jobs = [job for feature in FEATURES for job in feature.jobs(parts, bus)]
             for close in parts.closings:
@@ -281,6 +295,14 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
         if tasks is not None and _takes_requests(parts.settings):
             in_background(app.state.queries.requests.run(tasks.translate_on_demand), stack)
         yield
+
+
+def _buckets(parts: Parts) -> Buckets | None:
+    """Return the buckets of the rate limits; None where nothing is limited."""
+    settings = parts.settings
+    if not settings.rate_limits.on:
+        return None
+    return Buckets() if settings.redis.url is None else SharedBuckets(parts.redis)
 
 
 def in_background(
@@ -316,7 +338,9 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
     stack.push_async_callback(pool.close)
     ttl = settings.likes.counter_ttl_seconds
     counts = LikeCounts(likes, AsyncCounters(parts.redis, ttl) if parts.counters else None)
-    live = LiveCounts(pool, catalog, counts)
+    quotas = settings.quotas
+    slots = LiveLimits(quotas.live_streams_per_user, quotas.live_streams_per_address)
+    live = LiveCounts(pool, catalog, counts, slots if settings.rate_limits.on else None)
     parts.endings.append(live.close)
     stack.push_async_callback(live.close)
     analytics = await AnalyticsQueries.open(
@@ -363,7 +387,9 @@ def _bus(parts: Parts) -> CommandBus:
     )
 
 
-def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
+async def _commands(
+    parts: Parts, bus: CommandBus, quotas: Quotas | None, stack: AsyncExitStack
+) -> Services:
     settings = parts.settings
     repeat = settings.watch.view_repeat
     taken = telemetry.Telemetry(parts.database_url, repeat=repeat, limits=parts.limits)
@@ -381,7 +407,23 @@ def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
         finalize_wait_seconds=settings.uploads.finalize_wait_seconds,
         projections=replayable(),
         viewers=ViewerKeys(parts.database_url) if settings.watch.anonymous_viewers else None,
+        quotas=quotas,
+        reservations=await _reservations(parts, stack),
     )
+
+
+async def _reservations(parts: Parts, stack: AsyncExitStack) -> Reservations | None:
+    """Return what limits the uploads of each user; None where nothing is limited."""
+    settings = parts.settings
+    if not settings.rate_limits.on:
+        return None
+    # One upload of the largest size fits into any day.
+    per_day = max(settings.quotas.bytes_per_day, settings.uploads.max_bytes)
+    allowance = Allowance(settings.quotas.open_uploads, per_day)
+    found = Reservations(parts.database_url, UPLOAD_ENDS, allowance, limits=parts.limits)
+    await found.open()
+    stack.push_async_callback(found.aclose)
+    return found
 
 
 async def _follow(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks | None:

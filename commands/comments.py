@@ -114,6 +114,8 @@ router = APIRouter(tags=["comments"], dependencies=TOKEN_FIRST)
 )
 async def post_comment(video_id: UUID, body: WriteComment, request: Request) -> Response:
     execute = await executor(request)
+    if execute.services.quotas is not None:
+        await execute.services.quotas.comment(execute.actor)
     return await execute(PostComment(uuid4(), video_id, body.content), status=201)
 
 

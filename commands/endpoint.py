@@ -11,10 +11,12 @@ from uuid import UUID, uuid4, uuid5
 
 from fastapi import Depends, Request, Response
 
+from commands.rate_limits import Quotas
 from domain.errors import DomainError
 from domain.model import Origin
 from engine.command_bus import Aggregates, Command, CommandBus, Executed, IdempotencyKey, Query
 from engine.event_store import StoredAnswer
+from engine.reservations import Reservations
 from engine.telemetry import Telemetry, ViewerKeys
 from infra.http.app import client_address, header, maybe_identity, require_identity, wire
 from infra.http.auth import Identity
@@ -35,7 +37,8 @@ class Services:
     """What the routers of the command API stand on; made by the wiring.
 
     `projections` are the names of the read models. `ending` has the uploads that a request of this
-    process is about to complete or abort. Without `viewers` only users may watch.
+    process is about to complete or abort. Without `viewers` only users may watch; without `quotas`
+    and `reservations` users may do as much as they like.
     """
 
     bus: CommandBus
@@ -49,6 +52,8 @@ class Services:
     finalize_wait_seconds: float
     projections: frozenset[str]
     viewers: ViewerKeys | None = None
+    quotas: Quotas | None = None
+    reservations: Reservations | None = None
     ending: dict[UUID, asyncio.Event] = field(default_factory=dict)
 
 

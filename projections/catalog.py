@@ -128,6 +128,9 @@ SELECT upload_id AS video_id, owner, status, title, description, category, compl
        completed_position, duration_seconds, spoken_language
 FROM {schema}.uploads WHERE
 """
+HAS_CATEGORY: LiteralString = """
+SELECT FROM {schema}.uploads WHERE category = %s AND completed_position IS NOT NULL LIMIT 1
+"""
 
 
 class UploadRow(NamedTuple):
@@ -189,6 +192,11 @@ class Catalog(Projection):
         query = VIDEOS + "completed_position IS NOT NULL AND upload_id = ANY (%s)"
         rows = await fetch_as(conn, VideoRow, self.sql(query), (list(ids),))
         return {row.video_id: row for row in rows}
+
+    async def has_category(self, conn: AsyncConnection[TupleRow], category: str) -> bool:
+        """Return whether any video is of this category."""
+        cursor = await conn.execute(self.sql(HAS_CATEGORY), (category,))
+        return bool(await cursor.fetchall())
 
     async def page(
         self,

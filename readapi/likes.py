@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 from uuid import UUID
@@ -11,10 +11,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from infra.http.app import TOKEN_OPTIONAL, MaybeCaller, header, hot, wire
+from infra.http.addresses import subscriber
+from infra.http.app import TOKEN_OPTIONAL, MaybeCaller, client_address, header, hot, wire
 from infra.http.problems import problems
 from infra.http.shapes import LikeState
 from readapi.catalog import require_video
+from readapi.live_counts import LiveCounts, Watch
 from readapi.queries import Fresh, Queries, Read
 
 router = APIRouter(tags=["likes"])
@@ -24,22 +26,29 @@ EVENT_STREAM: dict[int | str, dict[str, Any]] = {
         "and a last one, `removed`, when the video is",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     },
-    **problems(404, 422, 503),
+    **problems(401, 404, 422, 429, 503),
 }
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; their source is closed however the answer ends, also after a HEAD."""
+    """Server-sent events of one client, whose place is free however the answer ends.
+
+    That is also after a HEAD, and where the client was gone before the first event.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
-        super().__init__(events, headers=headers)
-        self._events = events
+    def __init__(self, live: LiveCounts, watch: Watch, headers: Mapping[str, str]) -> None:
+        self._live, self._watch = live, watch
+        self._events = live.stream(watch)
+        super().__init__(self._events, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._events):
-            await super().__call__(scope, receive, send)
+        try:
+            async with aclosing(self._events):
+                await super().__call__(scope, receive, send)
+        finally:
+            self._live.leave(self._watch)
 
 
 # What makes an answer depend on more than the counter.
@@ -80,11 +89,16 @@ async def get_like(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCal
     "/videos/{video_id}/events",
     response_class=StreamingResponse,
     responses=EVENT_STREAM,
+    openapi_extra=TOKEN_OPTIONAL,
     summary="Follow the number of likes as it changes",
 )
-async def follow(video_id: UUID, queries: Read, fresh: Fresh) -> EventStream:
+async def follow(
+    video_id: UUID, request: Request, queries: Read, fresh: Fresh, caller: MaybeCaller
+) -> EventStream:
     async with queries.reading(fresh, queries.catalog, queries.likes) as conn:
         await require_video(queries, conn, video_id)
     live = queries.live
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return EventStream(live.stream(live.watch(video_id)), headers)
+    user_id = caller.user_id if caller else None
+    watch = live.watch(video_id, user_id, subscriber(client_address(request.scope)))
+    return EventStream(live, watch, headers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -93,11 +94,23 @@ LIVE_WATCHERS = gauge(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class LiveLimits:
+    """How many streams one user, and one address, may have open in this process."""
+
+    per_user: int = MAX_WATCHERS
+    per_address: int = MAX_WATCHERS
+
+
 @dataclass(eq=False)
 class Watch:
-    """One client's view of one video: the newest count or its end, and whether that was told."""
+    """One client's view of one video: the newest count or its end, and whether that was told.
+
+    `slots` are the names under which the stream is counted.
+    """
 
     video_id: UUID
+    slots: tuple[str, ...] = ()
     count: int | None = None
     removed: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -106,11 +119,15 @@ class Watch:
 class LiveCounts:
     """Looks at all watched videos together, a few times a second, while anybody watches."""
 
-    def __init__(self, pool: Pool, catalog: Catalog, counts: LikeCounts) -> None:
+    def __init__(
+        self, pool: Pool, catalog: Catalog, counts: LikeCounts, limits: LiveLimits | None = None
+    ) -> None:
         self._pool = pool
         self._catalog = catalog
         self._counts = counts
+        self._limits = limits or LiveLimits()
         self._watches: set[Watch] = set()
+        self._slots: Counter[str] = Counter()
         self._poller: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
 
@@ -122,17 +139,38 @@ class LiveCounts:
         if self._poller is not None:
             await cancel(self._poller)
 
-    def watch(self, video_id: UUID) -> Watch:
-        """Begin to follow a video; raise Problem 503 when too many clients do."""
+    def watch(self, video_id: UUID, user_id: str | None = None, address: str = "") -> Watch:
+        """Begin to follow a video; `leave` has to end it.
+
+        Raise Problem 503 when too many clients do, 429 when the user or the address has as many
+        streams as one may.
+        """
         if len(self._watches) >= MAX_WATCHERS or self._closing.is_set():
             detail = "Too many clients follow counts here; ask for the count now and then instead."
             raise Problem(503, "unavailable", detail, headers={"Retry-After": "30"})
-        watch = Watch(video_id)
+        slots = {f"address {address}": self._limits.per_address}
+        if user_id is not None:
+            slots[f"user {user_id}"] = self._limits.per_user
+        if any(self._slots[name] >= most for name, most in slots.items()):
+            detail = "So many streams are open already from here; close some, or share one."
+            raise Problem(429, "too-many-streams", detail, headers={"Retry-After": "30"})
+        watch = Watch(video_id, tuple(slots))
+        self._slots.update(slots.keys())
         self._watches.add(watch)
         LIVE_WATCHERS.set(len(self._watches))
         if self._poller is None:
             self._poller = asyncio.create_task(self._poll())
         return watch
+
+    def leave(self, watch: Watch) -> None:
+        """Give the client's place to others; once is enough."""
+        if watch in self._watches:
+            self._watches.discard(watch)
+            LIVE_WATCHERS.set(len(self._watches))
+            self._slots.subtract(watch.slots)
+            for name in watch.slots:
+                if not self._slots[name]:
+                    del self._slots[name]
 
     async def stream(self, watch: Watch) -> AsyncGenerator[bytes, None]:
         """Yield the events of a client until it goes, its video is removed, or the server stops."""
@@ -152,8 +190,7 @@ class LiveCounts:
                 if watch.count is not None and not self._closing.is_set():
                     yield _event("likes", {"likesCount": watch.count})
         finally:
-            self._watches.discard(watch)
-            LIVE_WATCHERS.set(len(self._watches))
+            self.leave(watch)
 
     async def _poll(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Ends uploads that nobody goes on with, and tells commands how videos engage.
+"""Ends uploads that nobody goes on with, or that never end, and tells commands how videos engage.
 
 Any replica may run the job. One at a time does; two at once would do no harm, because a stream
 admits one end, and what follows from it in the object store can be repeated.
@@ -64,9 +64,9 @@ EXPIRY_RUNS = counter(
 class Expiry:
     """Expires what was started, and got its latest part, longer ago than `idle`.
 
-    Asking for a state or for part URLs does not count: it leaves nothing behind, and a part that
-    follows does. The read model names the candidates, the store says when parts arrived, and the
-    log decides.
+    What was started longer ago than `longest` expires, whatever still comes. Asking for a state or
+    for part URLs does not count: it leaves nothing behind, and a part that follows does. The read
+    model names the candidates, the store says when parts arrived, and the log decides.
     """
 
     bus: CommandBus
@@ -75,6 +75,7 @@ class Expiry:
     catalog: Catalog
     database_url: str
     idle: timedelta
+    longest: timedelta
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     run_id: str = ""
 
@@ -87,8 +88,13 @@ class Expiry:
             self.run_id = f"expiry-{uuid4()}"
             before = self.clock() - self.idle
             done: Counter[str] = Counter()
+            async for row in self._candidates(self.clock() - self.longest):
+                done[await self._tidied(str(row.upload_id), self._end(row))] += 1
             async for row in self._candidates(before):
-                done[await self._tidied(str(row.upload_id), self._end(row, before))] += 1
+                if await self._is_idle(row, before):
+                    done[await self._tidied(str(row.upload_id), self._end(row))] += 1
+                else:
+                    done[KEPT] += 1
             for upload in await self.objects.list_uploads(before):
                 done[await self._tidied(upload.key, self._sweep(upload))] += 1
             return done
@@ -115,9 +121,7 @@ class Expiry:
                     yield row
                 last = rows[-1].upload_id
 
-    async def _end(self, row: UploadRow, before: datetime) -> str:
-        if not await self._is_idle(row, before):
-            return KEPT
+    async def _end(self, row: UploadRow) -> str:
         try:
             async with self.locks.hold(lock_key(row.upload_id), LOCK_SECONDS):
                 standing = await self.objects.head(row.object_key)
@@ -184,6 +188,7 @@ def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
         catalog=parts.models[Catalog],
         database_url=parts.database_url,
         idle=timedelta(days=settings.idle_days),
+        longest=timedelta(days=settings.longest_days),
     )
     yield expiry_job(expiry, settings.expiry_interval_seconds)
 

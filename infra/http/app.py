@@ -9,24 +9,20 @@ import asyncio
 import logging
 import random
 import time
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from itertools import accumulate
+from functools import partial
+from itertools import chain
 from typing import Annotated, Any, TypeVar, cast
 from uuid import UUID
 
 import structlog
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from infra.http.addresses import Hosts, Proxies, subscriber
 from infra.http.auth import Authenticator, Identity, InvalidToken, KeysUnavailable
 from infra.http.problems import (
     FRAMEWORK,
@@ -35,19 +31,30 @@ from infra.http.problems import (
     ProblemDetails,
     explain,
     problem_response,
+    problems,
     request_id_of,
 )
+from infra.http.rate_limits import OBJECTS, RateLimits, fields, rate_class, too_many
+from infra.http.request_metrics import HTTP
 from infra.http.shapes import Wire
 from infra.logging import CORRELATION_ID
-from infra.metrics import REGISTRY, SECONDS
+from infra.rate_limits import LimitReached
 
 log = structlog.get_logger(__name__)
 
 REQUESTS = logging.getLogger(__name__)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-REMEMBERED_PATHS = 10_000
+# The longest list id is 2,000 characters of a path, the longest signed URL 2,200 of a query.
+MOST_PATH_BYTES = 2048
+MOST_QUERY_BYTES = 8192
+MOST_HEADER_BYTES = 32 * 1024
+REMEMBERED_BYTES = 8 * 1024 * 1024
+# What an entry of the table takes beside its path, as measured with tracemalloc.
+ENTRY_BYTES = 700
 # What the edge keeps in a request's scope: its headers, those that its answer gets beside its own,
-# the method that the client sent in place of GET, and the problem of a body that is too large.
+# the method that the client sent in place of GET, the problem of a body that is too large, and who
+# calls, or the problem of a token that proves nothing.
+CALLER = "backlot.caller"
 HEADERS = "backlot.headers"
 ADDED = "backlot.added"
 ASKED = "backlot.method"
@@ -103,6 +110,26 @@ def _id_in(route: APIRoute, path: str) -> UUID | None:
         return None
 
 
+class AnswersByPath:
+    """What answers at the paths that hot routes were found for; bounded by bytes, oldest first."""
+
+    def __init__(self, most_bytes: int = REMEMBERED_BYTES) -> None:
+        self._most = most_bytes
+        self._answers: dict[tuple[str, str], Answer] = {}
+        self.bytes = 0
+
+    def get(self, method: str, path: str) -> Answer | None:
+        return self._answers.get((method, path))
+
+    def put(self, method: str, path: str, answer: Answer) -> None:
+        self._answers[method, path] = answer
+        self.bytes += ENTRY_BYTES + len(path)
+        while self.bytes > self._most:
+            oldest = next(iter(self._answers))
+            del self._answers[oldest]
+            self.bytes -= ENTRY_BYTES + len(oldest[1])
+
+
 class HeadersSent(Exception):
     """All that a HEAD asks for is sent, so whatever answers may stop."""
 
@@ -111,61 +138,6 @@ def as_get(scope: Scope) -> Scope:
     """Return the GET whose headers a HEAD asks for."""
     headers = [pair for pair in scope["headers"] if pair[0] not in FOR_RANGES]
     return {**scope, "method": "GET", ASKED: "HEAD", "headers": headers}
-
-
-@dataclass(slots=True)
-class Timings:
-    """Requests of one method and route: how many fell into each bucket, and their seconds."""
-
-    counts: list[int]
-    seconds: float = 0.0
-    statuses: Counter[int] = field(default_factory=Counter)
-
-
-class RequestMetrics(Collector):
-    """Requests by method, route template and status, and the time that they took.
-
-    prometheus_client's own counters cost a request as much as its route. One event loop observes;
-    the figures get Prometheus' shape when somebody scrapes them.
-    """
-
-    def __init__(self, prefix: str, buckets: Sequence[float]) -> None:
-        """`buckets` are upper bounds in seconds, in rising order."""
-        self._prefix = prefix
-        self._bounds = list(buckets)
-        self._timed: dict[tuple[str, str], Timings] = {}
-
-    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Take in one answered request."""
-        timed = self._timed.get((method, route))
-        if timed is None:
-            timed = self._timed[method, route] = Timings([0] * (len(self._bounds) + 1))
-        timed.counts[bisect_left(self._bounds, seconds)] += 1
-        timed.seconds += seconds
-        timed.statuses[status] += 1
-
-    def collect(self) -> Iterable[Metric]:
-        requests = CounterMetricFamily(
-            f"{self._prefix}_requests",
-            "HTTP requests answered, by route template.",
-            labels=("method", "route", "status"),
-        )
-        seconds = HistogramMetricFamily(
-            f"{self._prefix}_request_seconds",
-            "Time to answer an HTTP request, by route template.",
-            labels=("method", "route"),
-        )
-        names = [*map(str, self._bounds), "+Inf"]
-        for labels, timed in list(self._timed.items()):
-            for status, count in list(timed.statuses.items()):
-                requests.add_metric((*labels, str(status)), count)
-            below = list(zip(names, accumulate(timed.counts), strict=True))
-            seconds.add_metric(labels, below, timed.seconds)
-        return (requests, seconds)
-
-
-HTTP = RequestMetrics("backlot_http", SECONDS)
-REGISTRY.register(HTTP)
 
 
 class HttpApp(FastAPI):
@@ -182,21 +154,26 @@ class HttpApp(FastAPI):
         body_limit: int,
         translate: Mapping[type[Exception], Make],
         unlimited: tuple[str, ...] = (),
+        proxies: Proxies | None = None,
+        hosts: Hosts | None = None,
         **options: Any,
     ) -> None:
         """`translate` maps exceptions to problems; `body_limit` is in bytes.
 
-        `unlimited` are path prefixes whose bodies are streamed and limit themselves; `options` are
-        FastAPI's.
+        `unlimited` are path prefixes whose bodies are streamed and limit themselves. Without
+        `hosts` a request may name any; `options` are FastAPI's.
         """
-        self._translate = {**FRAMEWORK, **translate}
+        self._translate = {**FRAMEWORK, LimitReached: too_many, **translate}
         handlers: dict[Any, Any] = dict.fromkeys(self._translate, self._refuse)
         super().__init__(exception_handlers=handlers, **options)
         self.state.authenticator = authenticator
         self._body_limit = body_limit
         self._unlimited = unlimited
+        self.proxies = proxies or Proxies()
+        self.rate_limits: RateLimits | None = None
+        self._hosts = hosts
         self._hot: list[tuple[APIRoute, Shortcut]] | None = None
-        self._find = lru_cache(REMEMBERED_PATHS)(self._search)
+        self._answers = AnswersByPath()
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return the framework's layers, without the one that tells what breaks in plain text."""
@@ -209,10 +186,13 @@ class HttpApp(FastAPI):
         components = document.setdefault("components", {})
         components["securitySchemes"] = {"bearer": BEARER}
         components.setdefault("schemas", {})["ProblemDetails"] = ProblemDetails.model_json_schema()
-        for path in document.get("paths", {}).values():
+        for name, path in document.get("paths", {}).items():
             for operation in path.values():
-                if "401" in operation.get("responses", {}):
+                answers = operation.setdefault("responses", {})
+                if "401" in answers:
                     operation.setdefault("security", [{"bearer": []}])
+                if rate_class("GET", name) is not None:
+                    answers.update({"429": problems(429)[429]})
         return document
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -242,10 +222,15 @@ class HttpApp(FastAPI):
                 raise HeadersSent
             await send(message)
 
-        answer = self._find(scope["method"], scope["path"]) or super().__call__
-        limited = not (self._unlimited and scope["path"].startswith(self._unlimited))
         correlation = CORRELATION_ID.set(request_id)
         try:
+            _check_size(scope)
+            if self._hosts is not None:
+                _check_host(scope, self._hosts)
+            if self.rate_limits is not None:
+                await _admit(scope, self.rate_limits)
+            answer = self._find(scope["method"], scope["path"]) or super().__call__
+            limited = not (self._unlimited and scope["path"].startswith(self._unlimited))
             guarded = _limit(receive, scope, self._body_limit) if limited else receive
             await answer(scope, guarded, send_with_id)
         except Exception as error:
@@ -257,8 +242,14 @@ class HttpApp(FastAPI):
             _measure(scope, status or 500, time.perf_counter() - started)
             CORRELATION_ID.reset(correlation)
 
-    def _search(self, method: str, path: str) -> Answer | None:
+    def _find(self, method: str, path: str) -> Answer | None:
         """Return what answers at once, if a hot route has this method and path."""
+        known = self._answers.get(method, path)
+        if known is None and (known := self._search(method, path)) is not None:
+            self._answers.put(method, path, known)
+        return known
+
+    def _search(self, method: str, path: str) -> Answer | None:
         if self._hot is None:
             routes = [route for route in self.routes if isinstance(route, APIRoute)]
             self._hot = [(route, call) for route in routes if (call := _shortcut(route))]
@@ -312,9 +303,10 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 
 def client_address(scope: Scope) -> str:
-    """Return the address that sends the request, such as a proxy's; '' on a socket file."""
+    """Return the address of the client, as trusted proxies tell it; '' on a socket file."""
     host, _ = scope.get("client") or ("", 0)
-    return str(host)
+    proxies: Proxies = scope["app"].proxies
+    return proxies.client(str(host), header(scope, b"x-forwarded-for"))
 
 
 def add_header(scope: Scope, name: bytes, value: str) -> None:
@@ -327,6 +319,38 @@ def _request_id(scope: Scope) -> str:
     if given and len(given) <= 128 and given.isascii() and given.isprintable():
         return given
     return f"{random.getrandbits(128):032x}"
+
+
+def _check_size(scope: Scope) -> None:
+    """Raise Problem 414 or 431 for a request line or headers that no client of ours sends."""
+    path, query = scope.get("raw_path") or b"", scope.get("query_string", b"")
+    # Without the raw path, as some servers leave it, the decoded one is at most as long.
+    if max(len(path), len(scope["path"])) > MOST_PATH_BYTES or len(query) > MOST_QUERY_BYTES:
+        detail = f"A path has at most {MOST_PATH_BYTES} bytes, a query {MOST_QUERY_BYTES}."
+        raise Problem(414, "uri-too-long", detail, headers={"Connection": "close"})
+    if sum(map(len, chain.from_iterable(scope["headers"]))) > MOST_HEADER_BYTES:
+        detail = f"The headers have more than {MOST_HEADER_BYTES} bytes."
+        raise Problem(431, "headers-too-large", detail, headers={"Connection": "close"})
+
+
+def _check_host(scope: Scope, hosts: Hosts) -> None:
+    """Raise Problem 421 where the request names a host that is not this server's."""
+    if not hosts.knows(header(scope, b"host"), scope) and rate_class("GET", scope["path"]):
+        detail = "This server is not known by that `Host`; its operator has to set "
+        raise Problem(421, "host-unknown", f"{detail}`BACKLOT_PUBLIC_URL`.")
+
+
+async def _admit(scope: Scope, limits: RateLimits) -> None:
+    """Let the request pass within its caller's limits; raise LimitReached beyond them."""
+    path = scope["path"]
+    kind = rate_class(scope["method"], path)
+    if kind is None:
+        return
+    caller = None if path.startswith(OBJECTS) else await _caller(scope)
+    user_id = caller.user_id if isinstance(caller, Identity) else None
+    address = subscriber(client_address(scope))
+    verdict = await limits.admit(kind, user_id, address, path)
+    scope.setdefault(ADDED, {}).update(fields(verdict))
 
 
 def _limit(receive: Receive, scope: Scope, most: int) -> Receive:
@@ -375,13 +399,31 @@ def wire(body: Wire, status: int = 200, headers: Mapping[str, str] | None = None
 
 async def maybe_identity(request: Request) -> Identity | None:
     """Return who calls, or None without a token; a token that proves nothing is refused (401)."""
-    given = header(request.scope, b"authorization")
+    caller = await _caller(request.scope)
+    if isinstance(caller, Problem):
+        raise caller
+    return caller
+
+
+async def _caller(scope: Scope) -> Identity | Problem | None:
+    """Return who calls, or the problem of a token that proves nothing; found out once."""
+    if CALLER not in scope:
+        try:
+            scope[CALLER] = await _identify(scope)
+        except Problem as refusal:
+            scope[CALLER] = refusal
+    caller: Identity | Problem | None = scope[CALLER]
+    return caller
+
+
+async def _identify(scope: Scope) -> Identity | None:
+    given = header(scope, b"authorization")
     if given is None:
         return None
     scheme, _, token = given.partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise _unauthenticated("Send `Authorization: Bearer <token>`.")
-    return await _verify(request.app.state.authenticator, token.strip())
+    return await _verify(scope["app"].state.authenticator, token.strip())
 
 
 async def require_identity(request: Request) -> Identity:

@@ -27,6 +27,7 @@ from botocore.credentials import ReadOnlyCredentials
 
 from infra.errors import OperatorError
 from infra.objects.port import (
+    BYTES,
     KEY,
     OBJECT_STORE_FAILURES,
     OPAQUE_ETAG,
@@ -229,7 +230,11 @@ class S3Store:
         client.head_bucket(Bucket=self._bucket)
 
     def _begin(self, key: str) -> str:
-        return self._client.create_multipart_upload(Bucket=self._bucket, Key=key)["UploadId"]
+        # What a browser is told where the bucket answers without our URLs, such as through a CDN.
+        begun = self._client.create_multipart_upload(
+            Bucket=self._bucket, Key=key, ContentType=BYTES, ContentDisposition="attachment"
+        )
+        return begun["UploadId"]
 
     def _list_parts(self, key: str, upload_id: str) -> list[Part]:
         return [

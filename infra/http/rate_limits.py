@@ -1,0 +1,105 @@
+"""Rate limits at the edge: which class a request belongs to, who pays for it, what they are told.
+
+The fields are those of draft-ietf-httpapi-ratelimit-headers-10: `RateLimit-Policy` has the quota
+and its window in seconds, `RateLimit` what remains of it and in how many seconds it is whole again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from infra.http.problems import Problem
+from infra.rate_limits import Buckets, Limit, LimitReached, Verdict, whole_seconds
+from infra.settings.features import RateLimitSettings
+
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+# What only operators and auditors ask for, by the first part of its path.
+ADMIN = frozenset({"audit", "metrics", "moderation", "operations", "projections", "webhooks"})
+# Whoever watches over the program asks these, and may not be told to come back later.
+UNLIMITED = frozenset({"/healthz", "/readyz"})
+WATCHING = ("/watch", "/watch-time", "/share", "/shown", "/chosen")
+LIVE = "/events"
+# Signed URLs are their own permission: whoever has one was somebody when it was made.
+OBJECTS = "/objects/"
+POLICY, LEFT = b"ratelimit-policy", b"ratelimit"
+
+
+def rate_class(method: str, path: str) -> str | None:
+    """Return the class of a request; None for one that is never limited."""
+    if path in UNLIMITED:
+        return None
+    if path.startswith(OBJECTS):
+        return "watch" if method in READING else "upload"
+    first = path[1:].partition("/")[0]
+    if first in ADMIN:
+        return "admin"
+    if method in READING:
+        return "live" if path.endswith(LIVE) and first == "videos" else "read"
+    if first == "uploads":
+        return "upload"
+    return "watch" if path.endswith(WATCHING) else "write"
+
+
+class RateLimits:
+    """What every caller may ask of this program."""
+
+    def __init__(self, buckets: Buckets, settings: RateLimitSettings) -> None:
+        self._buckets = buckets
+        self._classes = {
+            name: (limit, limit.times(settings.address_factor), limit.times(settings.anonymous))
+            for name, limit in limits_of(settings).items()
+        }
+
+    async def admit(self, kind: str, user_id: str | None, address: str, path: str) -> Verdict:
+        """Take a token of the caller's buckets for a request of this class.
+
+        A user pays, and the address too, for all users there; an anonymous caller has a smaller
+        bucket by its address. Raise LimitReached.
+        """
+        user, whole, anonymous = self._classes[kind]
+        take = self._buckets.take
+        # What only reads does no harm for the seconds until Redis is back.
+        fails_open = kind == "read"
+        if user_id is not None:
+            verdict = await take(f"{kind}:u:{user_id}", user, fails_open=fails_open)
+            if not verdict.wait:
+                total = await take(f"{kind}:a:{address}", whole, fails_open=fails_open)
+                verdict = total if total.wait else verdict
+        elif path.startswith(OBJECTS):
+            verdict = await take(f"{kind}:a:{address}", whole, fails_open=fails_open)
+        else:
+            verdict = await take(f"{kind}:n:{address}", anonymous, fails_open=fails_open)
+        verdict.count()
+        return verdict.require()
+
+
+def limits_of(settings: RateLimitSettings) -> dict[str, Limit]:
+    """Return the limit of a user in each class."""
+    rates = {
+        "write": settings.write,
+        "upload": settings.upload,
+        "watch": settings.watch,
+        "read": settings.read,
+        "live": settings.live,
+        "admin": settings.admin,
+    }
+    return {name: Limit(name, *rate) for name, rate in rates.items()}
+
+
+def fields(verdict: Verdict) -> Mapping[bytes, bytes]:
+    """Return the header fields that tell of a verdict."""
+    limit = verdict.limit
+    name = limit.name
+    return {
+        POLICY: f'"{name}";q={limit.burst};w={whole_seconds(limit.window)}'.encode(),
+        LEFT: f'"{name}";r={verdict.remaining};t={max(0, round(verdict.ahead))}'.encode(),
+    }
+
+
+def too_many(error: LimitReached) -> Problem:
+    """Return the problem of a request beyond its limit: when to come back."""
+    verdict = error.verdict
+    seconds = whole_seconds(verdict.wait)
+    told = {name.decode(): value.decode() for name, value in fields(verdict).items()}
+    detail = f"Too many requests of the class `{verdict.limit.name}`; come back in {seconds} s."
+    return Problem(429, "rate-limited", detail, headers={"Retry-After": str(seconds), **told})

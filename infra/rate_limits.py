@@ -1,0 +1,351 @@
+"""Token buckets: how often each may do something, in one process or in all that share a Redis.
+
+The algorithm is GCRA, the generic cell rate algorithm (ITU-T I.371, annex A): all that is kept of a
+bucket is when it will be full again. What is taken moves that time on by what one token takes to
+come back; nothing is given once it lies further ahead than the whole bucket takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple, cast
+
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+from redis.asyncio import Redis
+
+from infra.metrics import REGISTRY, counter
+from infra.redis import OptionalRedis
+
+# Rounding must not cost a token.
+CLOSE_ENOUGH = 1e-6
+MOST_BUCKETS = 50_000
+# What one process gives before it asks Redis, as a share of the bucket; nothing of small ones.
+CREDIT_SHARE = 0.05
+LEAST_BURST_ON_CREDIT = 100
+# How long what was given on credit waits, so that one call of Redis takes it with that of others.
+REPORT_SECONDS = 0.05
+# A request waits no longer for Redis; then its process decides alone.
+PATIENCE_SECONDS = 0.25
+MOST_KEYS = 500
+# The braces put all buckets into one slot of a cluster, as one script needs it.
+PREFIX = "backlot:{limits}:"
+
+# KEYS: buckets. ARGV: the time in µs, or nothing for that of Redis; then four numbers for each
+# bucket: tokens taken already, tokens asked for, µs per token, µs that the whole bucket takes.
+TAKE = """
+local now = tonumber(ARGV[1])
+if not now then
+    local time = redis.call('TIME')
+    now = time[1] * 1000000 + time[2]
+end
+local answer = {}
+for i, key in ipairs(KEYS) do
+    local taken, asked = tonumber(ARGV[4 * i - 2]), tonumber(ARGV[4 * i - 1])
+    local token, whole = tonumber(ARGV[4 * i]), tonumber(ARGV[4 * i + 1])
+    local full_at = math.max(tonumber(redis.call('GET', key) or '0'), now) + taken * token
+    local left = math.floor((whole - (full_at - now)) / token + 0.001)
+    local granted = math.max(0, math.min(asked, left))
+    full_at = full_at + granted * token
+    if full_at > now then
+        local milliseconds = math.ceil((full_at - now) / 1000)
+        redis.call('SET', key, string.format('%.0f', full_at), 'PX', milliseconds)
+    end
+    answer[2 * i - 1] = granted
+    answer[2 * i] = math.ceil(full_at - now)
+end
+return answer
+"""
+
+FAILURES = counter(
+    "backlot_rate_limit_failures",
+    "Times that Redis did not answer for the rate limits; each process decided alone then.",
+)
+
+
+class Decisions(Collector):
+    """Decisions by class and outcome; an ordinary counter would cost more than the decision."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def add(self, name: str, outcome: str) -> None:
+        """Count one decision: `allowed`, `limited`, or `fallback` where one was made alone."""
+        self._counts[name, outcome] += 1
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily(
+            "backlot_rate_limit_decisions",
+            "Requests by what the rate limits made of them (allowed, limited, fallback).",
+            labels=("class", "outcome"),
+        )
+        for labels, count in list(self._counts.items()):
+            family.add_metric(labels, count)
+        return (family,)
+
+
+DECISIONS = Decisions()
+REGISTRY.register(DECISIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A kind of bucket: `burst` tokens when it is full, of which `per_minute` come back."""
+
+    name: str
+    per_minute: float
+    burst: int
+    interval: float = field(init=False)
+    """Seconds until one token is back."""
+    window: float = field(init=False)
+    """Seconds until all of them are."""
+    credit: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        on_credit = self.burst >= LEAST_BURST_ON_CREDIT
+        object.__setattr__(self, "interval", 60 / self.per_minute)
+        object.__setattr__(self, "window", self.burst * 60 / self.per_minute)
+        object.__setattr__(self, "credit", int(self.burst * CREDIT_SHARE) if on_credit else 0)
+
+    def times(self, factor: float) -> Limit:
+        """Return the same so many times as large."""
+        return Limit(self.name, self.per_minute * factor, max(1, round(self.burst * factor)))
+
+
+class Verdict(NamedTuple):
+    """What a bucket says: whether a token was given, and how it stands now.
+
+    `ahead` are seconds until it is full, `wait` seconds until it has a token, 0 where it gave one.
+    `alone` says that Redis was not asked, though others share the bucket there.
+    """
+
+    limit: Limit
+    ahead: float
+    wait: float = 0.0
+    alone: bool = False
+
+    @property
+    def remaining(self) -> int:
+        """Return how many tokens are left."""
+        limit = self.limit
+        return max(0, int((limit.window - self.ahead) / limit.interval + CLOSE_ENOUGH))
+
+    def count(self) -> None:
+        """Add the verdict to the metric."""
+        outcome = "limited" if self.wait else "fallback" if self.alone else "allowed"
+        DECISIONS.add(self.limit.name, outcome)
+
+    def require(self) -> Verdict:
+        """Return the verdict itself; raise LimitReached where it gives nothing."""
+        if self.wait:
+            raise LimitReached(self)
+        return self
+
+
+class LimitReached(Exception):
+    """There is no token; `verdict` says when there is one."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(f"too many requests: {verdict.limit.name}")
+        self.verdict = verdict
+
+
+class Buckets:
+    """The buckets of one process; to be used from one event loop."""
+
+    def __init__(
+        self, *, clock: Callable[[], float] = time.monotonic, most: int = MOST_BUCKETS
+    ) -> None:
+        """`clock` gives seconds. Of more than `most` buckets those longest untouched are lost."""
+        self._clock = clock
+        self._most = most
+        self._full_at: dict[str, float] = {}
+
+    async def take(self, key: str, limit: Limit, *, fails_open: bool = False) -> Verdict:
+        """Take one token, if there is one. `fails_open` gives it where Redis can't be asked."""
+        return self._take(key, limit)
+
+    async def aclose(self) -> None:
+        """Say what was taken, so far as others have to know it."""
+
+    def _take(self, key: str, limit: Limit, *, alone: bool = False) -> Verdict:
+        now = self._clock()
+        before = self._full_at.get(key, 0.0) - now
+        ahead = (before if before > 0 else 0.0) + limit.interval
+        wait = ahead - limit.window
+        if wait > CLOSE_ENOUGH:
+            return Verdict(limit, before, wait, alone)
+        self._keep(key, now + ahead, now)
+        return Verdict(limit, ahead, 0.0, alone)
+
+    def _keep(self, key: str, full_at: float, now: float) -> None:
+        if len(self._full_at) >= self._most and key not in self._full_at:
+            self._make_room(now)
+        self._full_at[key] = full_at
+
+    def _make_room(self, now: float) -> None:
+        """Forget those that are full, which is what an unknown one is; if need be, the oldest."""
+        self._full_at = {key: at for key, at in self._full_at.items() if at > now}
+        surplus = len(self._full_at) - self._most * 3 // 4
+        for key in list(islice(self._full_at, max(0, surplus))):
+            del self._full_at[key]
+
+
+@dataclass(slots=True)
+class Account:
+    """What this process does with one bucket until Redis answers: taken on credit, and asked."""
+
+    limit: Limit
+    taken: int = 0
+    waiting: list[asyncio.Future[Verdict | None]] = field(default_factory=list)
+
+
+class SharedBuckets(Buckets):
+    """Buckets that all processes with the same Redis share.
+
+    A process knows each bucket as Redis last told it, and gives up to a twentieth of it on credit,
+    which it reports with that of others every 50 ms. Beyond that it asks, and all who ask at a time
+    share one call. So a bucket gives at most that twentieth more in each process, once: what was
+    given is always paid back. Where Redis is away, each process goes on with what it knows.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        redis_clock: Callable[[], float] | None = None,
+        patience: float = PATIENCE_SECONDS,
+        most: int = MOST_BUCKETS,
+    ) -> None:
+        """`redis_clock` stands in for the clock of Redis; both give seconds."""
+        super().__init__(clock=clock, most=most)
+        self._redis = OptionalRedis(redis, "rate_limits", FAILURES)
+        self._script = redis.register_script(TAKE)
+        self._redis_clock = redis_clock
+        self._patience = patience
+        self._accounts: dict[str, Account] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._call: asyncio.Task[None] | None = None
+
+    async def take(self, key: str, limit: Limit, *, fails_open: bool = False) -> Verdict:
+        if self._redis.away:
+            return self._alone(key, limit, fails_open=fails_open)
+        account = self._accounts.get(key)
+        if (account.taken if account else 0) < limit.credit:
+            verdict = self._take(key, limit)
+            if not verdict.wait:
+                self._account(key, limit).taken += 1
+                self._settle_in(REPORT_SECONDS)
+            return verdict
+        ahead = self._full_at.get(key, 0.0) - self._clock()
+        if (wait := ahead + limit.interval - limit.window) > CLOSE_ENOUGH:
+            # Others can only have taken more: nobody need be asked to say no.
+            return Verdict(limit, ahead, wait)
+        return await self._ask(key, limit) or self._alone(key, limit, fails_open=fails_open)
+
+    async def aclose(self) -> None:
+        while self._accounts and not self._redis.away:
+            self._settle_in(0.0)
+            if self._call is not None:
+                await asyncio.wait([self._call])
+            await asyncio.sleep(0)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _alone(self, key: str, limit: Limit, *, fails_open: bool) -> Verdict:
+        if fails_open:
+            return Verdict(limit, 0.0, alone=True)
+        return self._take(key, limit, alone=True)
+
+    def _account(self, key: str, limit: Limit) -> Account:
+        account = self._accounts.get(key)
+        if account is None:
+            account = self._accounts[key] = Account(limit)
+        return account
+
+    async def _ask(self, key: str, limit: Limit) -> Verdict | None:
+        """Return what Redis says; None where it says nothing in time."""
+        answer: asyncio.Future[Verdict | None] = asyncio.get_running_loop().create_future()
+        self._account(key, limit).waiting.append(answer)
+        self._settle_in(0.0)
+        await asyncio.wait([answer], timeout=self._patience)
+        return answer.result() if answer.done() else None
+
+    def _settle_in(self, seconds: float) -> None:
+        """Call Redis that soon, or once the call that is under way has ended."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        if self._call is not None or (self._timer is not None and self._timer.when() <= due):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(due, self._begin)
+
+    def _begin(self) -> None:
+        self._timer = None
+        self._call = asyncio.get_running_loop().create_task(self._settle())
+        self._call.add_done_callback(self._ended)
+
+    def _ended(self, call: asyncio.Task[None]) -> None:
+        self._call = None
+        if self._accounts and not call.cancelled():
+            asked = any(account.waiting for account in self._accounts.values())
+            self._settle_in(0.0 if asked else REPORT_SECONDS)
+
+    async def _settle(self) -> None:
+        """Settle the accounts as they are now, so many at a time."""
+        accounts, self._accounts = self._accounts, {}
+        keys = list(accounts)
+        for start in range(0, len(keys), MOST_KEYS):
+            some = {key: accounts[key] for key in keys[start : start + MOST_KEYS]}
+            answer = await self._redis.ask(partial(self._ask_script, some))
+            self._apply(some, answer)
+
+    async def _ask_script(self, accounts: Mapping[str, Account], redis: Redis) -> list[int]:
+        given: list[Any] = ["" if (clock := self._redis_clock) is None else int(clock() * 1e6)]
+        for account in accounts.values():
+            limit = account.limit
+            given += (
+                account.taken,
+                len(account.waiting),
+                round(limit.interval * 1e6, 3),
+                round(limit.window * 1e6, 3),
+            )
+        keys = [PREFIX + key for key in accounts]
+        return cast("list[int]", await self._script(keys=keys, args=given))
+
+    def _apply(self, accounts: Mapping[str, Account], answer: list[int] | None) -> None:
+        """Tell who waits, and know the buckets as Redis does; None: it did not answer."""
+        now = self._clock()
+        for place, (key, account) in enumerate(accounts.items()):
+            if answer is None:
+                verdicts: Iterable[Verdict | None] = (None for _ in account.waiting)
+            else:
+                granted, ahead = answer[2 * place], answer[2 * place + 1] / 1e6
+                since = self._accounts.get(key)
+                unreported = (since.taken if since else 0) * account.limit.interval
+                self._keep(key, now + ahead + unreported, now)
+                verdicts = _verdicts(account, granted, ahead)
+            for future, verdict in zip(account.waiting, verdicts, strict=True):
+                if not future.done():
+                    future.set_result(verdict)
+
+
+def _verdicts(account: Account, granted: int, ahead: float) -> Iterable[Verdict]:
+    limit = account.limit
+    wait = max(CLOSE_ENOUGH, ahead + limit.interval - limit.window)
+    for place in range(len(account.waiting)):
+        yield Verdict(limit, ahead, 0.0 if place < granted else wait)
+
+
+def whole_seconds(seconds: float) -> int:
+    """Return seconds as HTTP fields have them: whole, and 1 at least."""
+    return max(1, math.ceil(seconds - CLOSE_ENOUGH))
