@@ -62,5 +62,5 @@ class Quotas:
 
     async def _take(self, key: str, limit: Limit) -> None:
         verdict = await self._buckets.take(key, limit)
-        verdict.count()
+        verdict.record()
         verdict.require()

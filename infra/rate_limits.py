@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -31,37 +31,44 @@ MOST_BUCKETS = 50_000
 CREDIT_SHARE = 0.05
 LEAST_BURST_ON_CREDIT = 100
 # How long what was given on credit waits, so that one call of Redis takes it with that of others.
-REPORT_SECONDS = 0.05
+# It is bounded by the credit, however long it waits.
+REPORT_SECONDS = 1.0
 # A request waits no longer for Redis; then its process decides alone.
 PATIENCE_SECONDS = 0.25
-MOST_KEYS = 500
+MOST_KEYS = 1_000
 # The braces put all buckets into one slot of a cluster, as one script needs it.
 PREFIX = "backlot:{limits}:"
 
-# KEYS: buckets. ARGV: the time in µs, or nothing for that of Redis; then four numbers for each
-# bucket: tokens taken already, tokens asked for, µs per token, µs that the whole bucket takes.
+# KEYS: the prefix. ARGV: the time in µs, or nothing for that of Redis; then the limits, each as µs
+# per token and µs that the whole bucket takes; then the buckets, each as its key, tokens taken
+# already, tokens asked for and the number of its limit. In one text each way: redis-py takes a
+# microsecond for every argument and every element of an answer. Returns tokens granted and µs until
+# the bucket is full, for each.
 TAKE = """
 local now = tonumber(ARGV[1])
 if not now then
     local time = redis.call('TIME')
     now = time[1] * 1000000 + time[2]
 end
+local limits = {}
+for token, whole in string.gmatch(ARGV[2], '(%S+) (%S+);') do
+    limits[#limits + 1] = {tonumber(token), tonumber(whole)}
+end
 local answer = {}
-for i, key in ipairs(KEYS) do
-    local taken, asked = tonumber(ARGV[4 * i - 2]), tonumber(ARGV[4 * i - 1])
-    local token, whole = tonumber(ARGV[4 * i]), tonumber(ARGV[4 * i + 1])
+for name, taken, asked, number in string.gmatch(ARGV[3], '(.-)\\n(%d+) (%d+) (%d+)\\n') do
+    local key = KEYS[1] .. name
+    local token, whole = limits[tonumber(number)][1], limits[tonumber(number)][2]
     local full_at = math.max(tonumber(redis.call('GET', key) or '0'), now) + taken * token
     local left = math.floor((whole - (full_at - now)) / token + 0.001)
-    local granted = math.max(0, math.min(asked, left))
+    local granted = math.max(0, math.min(tonumber(asked), left))
     full_at = full_at + granted * token
     if full_at > now then
         local milliseconds = math.ceil((full_at - now) / 1000)
         redis.call('SET', key, string.format('%.0f', full_at), 'PX', milliseconds)
     end
-    answer[2 * i - 1] = granted
-    answer[2 * i] = math.ceil(full_at - now)
+    answer[#answer + 1] = string.format('%.0f %.0f', granted, full_at - now)
 end
-return answer
+return table.concat(answer, ' ')
 """
 
 FAILURES = counter(
@@ -107,12 +114,16 @@ class Limit:
     window: float = field(init=False)
     """Seconds until all of them are."""
     credit: int = field(init=False)
+    policy: bytes = field(init=False)
+    """The field `RateLimit-Policy`."""
 
     def __post_init__(self) -> None:
         on_credit = self.burst >= LEAST_BURST_ON_CREDIT
         object.__setattr__(self, "interval", 60 / self.per_minute)
         object.__setattr__(self, "window", self.burst * 60 / self.per_minute)
         object.__setattr__(self, "credit", int(self.burst * CREDIT_SHARE) if on_credit else 0)
+        policy = f'"{self.name}";q={self.burst};w={whole_seconds(self.window)}'
+        object.__setattr__(self, "policy", policy.encode())
 
     def times(self, factor: float) -> Limit:
         """Return the same so many times as large."""
@@ -137,7 +148,7 @@ class Verdict(NamedTuple):
         limit = self.limit
         return max(0, int((limit.window - self.ahead) / limit.interval + CLOSE_ENOUGH))
 
-    def count(self) -> None:
+    def record(self) -> None:
         """Add the verdict to the metric."""
         outcome = "limited" if self.wait else "fallback" if self.alone else "allowed"
         DECISIONS.add(self.limit.name, outcome)
@@ -176,19 +187,17 @@ class Buckets:
         """Say what was taken, so far as others have to know it."""
 
     def _take(self, key: str, limit: Limit, *, alone: bool = False) -> Verdict:
-        now = self._clock()
-        before = self._full_at.get(key, 0.0) - now
-        ahead = (before if before > 0 else 0.0) + limit.interval
-        wait = ahead - limit.window
-        if wait > CLOSE_ENOUGH:
-            return Verdict(limit, before, wait, alone)
-        self._keep(key, now + ahead, now)
-        return Verdict(limit, ahead, 0.0, alone)
-
-    def _keep(self, key: str, full_at: float, now: float) -> None:
-        if len(self._full_at) >= self._most and key not in self._full_at:
+        now, known = self._clock(), self._full_at
+        before = known.get(key, now) - now
+        if before < 0:
+            before = 0.0
+        ahead = before + limit.interval
+        if ahead - limit.window > CLOSE_ENOUGH:
+            return Verdict(limit, before, ahead - limit.window, alone)
+        if len(known) >= self._most and key not in known:
             self._make_room(now)
-        self._full_at[key] = full_at
+        self._full_at[key] = now + ahead
+        return Verdict(limit, ahead, 0.0, alone)
 
     def _make_room(self, now: float) -> None:
         """Forget those that are full, which is what an unknown one is; if need be, the oldest."""
@@ -198,22 +207,25 @@ class Buckets:
             del self._full_at[key]
 
 
-@dataclass(slots=True)
-class Account:
-    """What this process does with one bucket until Redis answers: taken on credit, and asked."""
+class Dues:
+    """What one bucket is due to be told: tokens taken on credit, and who asks for one."""
 
-    limit: Limit
-    taken: int = 0
-    waiting: list[asyncio.Future[Verdict | None]] = field(default_factory=list)
+    __slots__ = ("limit", "taken", "waiting")
+
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+        self.taken = 0
+        self.waiting: list[asyncio.Future[Verdict | None]] = []
 
 
 class SharedBuckets(Buckets):
     """Buckets that all processes with the same Redis share.
 
     A process knows each bucket as Redis last told it, and gives up to a twentieth of it on credit,
-    which it reports with that of others every 50 ms. Beyond that it asks, and all who ask at a time
-    share one call. So a bucket gives at most that twentieth more in each process, once: what was
-    given is always paid back. Where Redis is away, each process goes on with what it knows.
+    which it reports with that of others every second. Beyond that it asks, and all who ask at the
+    same time share one call. So a bucket gives at most that twentieth more in each process, once:
+    what was given is always paid back. Where Redis is away, each process goes on with what it
+    knows.
     """
 
     def __init__(
@@ -231,18 +243,18 @@ class SharedBuckets(Buckets):
         self._script = redis.register_script(TAKE)
         self._redis_clock = redis_clock
         self._patience = patience
-        self._accounts: dict[str, Account] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._dues: dict[str, Dues] = {}
+        self._due_at = math.inf
         self._call: asyncio.Task[None] | None = None
 
     async def take(self, key: str, limit: Limit, *, fails_open: bool = False) -> Verdict:
         if self._redis.away:
             return self._alone(key, limit, fails_open=fails_open)
-        account = self._accounts.get(key)
-        if (account.taken if account else 0) < limit.credit:
+        due = self._dues.get(key)
+        if (due.taken if due else 0) < limit.credit:
             verdict = self._take(key, limit)
             if not verdict.wait:
-                self._account(key, limit).taken += 1
+                self._due(key, limit).taken += 1
                 self._settle_in(REPORT_SECONDS)
             return verdict
         ahead = self._full_at.get(key, 0.0) - self._clock()
@@ -252,97 +264,106 @@ class SharedBuckets(Buckets):
         return await self._ask(key, limit) or self._alone(key, limit, fails_open=fails_open)
 
     async def aclose(self) -> None:
-        while self._accounts and not self._redis.away:
+        while self._dues and not self._redis.away:
             self._settle_in(0.0)
             if self._call is not None:
                 await asyncio.wait([self._call])
             await asyncio.sleep(0)
-        if self._timer is not None:
-            self._timer.cancel()
 
     def _alone(self, key: str, limit: Limit, *, fails_open: bool) -> Verdict:
         if fails_open:
             return Verdict(limit, 0.0, alone=True)
         return self._take(key, limit, alone=True)
 
-    def _account(self, key: str, limit: Limit) -> Account:
-        account = self._accounts.get(key)
-        if account is None:
-            account = self._accounts[key] = Account(limit)
-        return account
+    def _due(self, key: str, limit: Limit) -> Dues:
+        due = self._dues.get(key)
+        if due is None:
+            due = self._dues[key] = Dues(limit)
+        return due
 
     async def _ask(self, key: str, limit: Limit) -> Verdict | None:
         """Return what Redis says; None where it says nothing in time."""
         answer: asyncio.Future[Verdict | None] = asyncio.get_running_loop().create_future()
-        self._account(key, limit).waiting.append(answer)
+        self._due(key, limit).waiting.append(answer)
         self._settle_in(0.0)
         await asyncio.wait([answer], timeout=self._patience)
         return answer.result() if answer.done() else None
 
     def _settle_in(self, seconds: float) -> None:
         """Call Redis that soon, or once the call that is under way has ended."""
+        if self._call is not None or (seconds and self._due_at < math.inf):
+            return
+        # Asked for only now: it is a system call on Python 3.11.
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
-        if self._call is not None or (self._timer is not None and self._timer.when() <= due):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = loop.call_at(due, self._begin)
+        if due < self._due_at:
+            self._due_at = due
+            # An earlier one that is late finds nothing left to do.
+            loop.call_at(due, self._begin)
 
     def _begin(self) -> None:
-        self._timer = None
-        self._call = asyncio.get_running_loop().create_task(self._settle())
-        self._call.add_done_callback(self._ended)
+        self._due_at = math.inf
+        if self._dues and self._call is None:
+            self._call = asyncio.get_running_loop().create_task(self._settle())
+            self._call.add_done_callback(self._ended)
 
     def _ended(self, call: asyncio.Task[None]) -> None:
         self._call = None
-        if self._accounts and not call.cancelled():
-            asked = any(account.waiting for account in self._accounts.values())
+        if self._dues and not call.cancelled():
+            asked = any(dues.waiting for dues in self._dues.values())
             self._settle_in(0.0 if asked else REPORT_SECONDS)
 
     async def _settle(self) -> None:
-        """Settle the accounts as they are now, so many at a time."""
-        accounts, self._accounts = self._accounts, {}
-        keys = list(accounts)
-        for start in range(0, len(keys), MOST_KEYS):
-            some = {key: accounts[key] for key in keys[start : start + MOST_KEYS]}
+        """Settle the dues as they are now, so many at a time."""
+        dues, self._dues = self._dues, {}
+        items = iter(dues.items())
+        while some := dict(islice(items, MOST_KEYS)):
             answer = await self._redis.ask(partial(self._ask_script, some))
             self._apply(some, answer)
 
-    async def _ask_script(self, accounts: Mapping[str, Account], redis: Redis) -> list[int]:
-        given: list[Any] = ["" if (clock := self._redis_clock) is None else int(clock() * 1e6)]
-        for account in accounts.values():
-            limit = account.limit
-            given += (
-                account.taken,
-                len(account.waiting),
-                round(limit.interval * 1e6, 3),
-                round(limit.window * 1e6, 3),
-            )
-        keys = [PREFIX + key for key in accounts]
-        return cast("list[int]", await self._script(keys=keys, args=given))
+    async def _ask_script(self, dues: Mapping[str, Dues], redis: Redis) -> list[int]:
+        now = "" if self._redis_clock is None else int(self._redis_clock() * 1e6)
+        limits = {id(due.limit): due.limit for due in dues.values()}
+        numbers = {name: number for number, name in enumerate(limits, start=1)}
+        buckets = "".join(
+            f"{key}\n{due.taken} {len(due.waiting)} {numbers[id(due.limit)]}\n"
+            for key, due in dues.items()
+        )
+        rates = "".join(
+            f"{each.interval * 1e6:.3f} {each.window * 1e6:.3f};" for each in limits.values()
+        )
+        answer = await self._script(keys=[PREFIX], args=[now, rates, buckets])
+        return [int(word) for word in cast("bytes", answer).split()]
 
-    def _apply(self, accounts: Mapping[str, Account], answer: list[int] | None) -> None:
+    def _apply(self, dues: Mapping[str, Dues], answer: list[int] | None) -> None:
         """Tell who waits, and know the buckets as Redis does; None: it did not answer."""
         now = self._clock()
-        for place, (key, account) in enumerate(accounts.items()):
+        for place, (key, due) in enumerate(dues.items()):
             if answer is None:
-                verdicts: Iterable[Verdict | None] = (None for _ in account.waiting)
+                verdicts: Iterable[Verdict | None] = (None for _ in due.waiting)
             else:
                 granted, ahead = answer[2 * place], answer[2 * place + 1] / 1e6
-                since = self._accounts.get(key)
-                unreported = (since.taken if since else 0) * account.limit.interval
-                self._keep(key, now + ahead + unreported, now)
-                verdicts = _verdicts(account, granted, ahead)
-            for future, verdict in zip(account.waiting, verdicts, strict=True):
-                if not future.done():
-                    future.set_result(verdict)
+                if since := self._dues.get(key):
+                    # Given while Redis was asked.
+                    ahead += since.taken * due.limit.interval
+                self._full_at[key] = now + ahead
+                verdicts = _verdicts(due, granted, ahead)
+            if due.waiting:
+                _tell(due.waiting, verdicts)
 
 
-def _verdicts(account: Account, granted: int, ahead: float) -> Iterable[Verdict]:
-    limit = account.limit
+def _tell(
+    waiting: Iterable[asyncio.Future[Verdict | None]], verdicts: Iterable[Verdict | None]
+) -> None:
+    for future, verdict in zip(waiting, verdicts, strict=True):
+        if not future.done():
+            future.set_result(verdict)
+
+
+def _verdicts(due: Dues, granted: int, ahead: float) -> Iterable[Verdict]:
+    limit = due.limit
     wait = max(CLOSE_ENOUGH, ahead + limit.interval - limit.window)
-    for place in range(len(account.waiting)):
+    for place in range(len(due.waiting)):
         yield Verdict(limit, ahead, 0.0 if place < granted else wait)
 
 

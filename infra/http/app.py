@@ -350,7 +350,8 @@ async def _admit(scope: Scope, limits: RateLimits) -> None:
     user_id = caller.user_id if isinstance(caller, Identity) else None
     address = subscriber(client_address(scope))
     verdict = await limits.admit(kind, user_id, address, path)
-    scope.setdefault(ADDED, {}).update(fields(verdict))
+    # The first of all that is added to the answer.
+    scope[ADDED] = fields(verdict)
 
 
 def _limit(receive: Receive, scope: Scope, most: int) -> Receive:

@@ -157,7 +157,8 @@ class LeanProtocol(HttpToolsProtocol):
     @property
     def is_answering(self) -> bool:
         """Whether a request is whole, and its answer not."""
-        return self.cycle is not None and not self.cycle.response_complete
+        cycle: Any = self.cycle
+        return cycle is not None and not cycle.response_complete
 
     def check(self, now: float) -> None:
         """Close the connection if its client takes too long for what it sends."""
@@ -173,8 +174,7 @@ class LeanProtocol(HttpToolsProtocol):
     def refuse(self, status: int, reason: str) -> None:
         """Close the connection; tell why, where no answer has begun and something was asked."""
         silent = status == 408 and not self._heads
-        begun = self.phase is not Phase.HEAD and self.cycle is not None
-        if begun:
+        if self.phase is not Phase.HEAD:
             silent = silent or self.cycle.response_started
             self.cycle.disconnected = True
             self.cycle.message_event.set()

@@ -6,8 +6,6 @@ and its window in seconds, `RateLimit` what remains of it and in how many second
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from infra.http.problems import Problem
 from infra.rate_limits import Buckets, Limit, LimitReached, Verdict, whole_seconds
 from infra.settings.features import RateLimitSettings
@@ -69,7 +67,7 @@ class RateLimits:
             verdict = await take(f"{kind}:a:{address}", whole, fails_open=fails_open)
         else:
             verdict = await take(f"{kind}:n:{address}", anonymous, fails_open=fails_open)
-        verdict.count()
+        verdict.record()
         return verdict.require()
 
 
@@ -86,14 +84,11 @@ def limits_of(settings: RateLimitSettings) -> dict[str, Limit]:
     return {name: Limit(name, *rate) for name, rate in rates.items()}
 
 
-def fields(verdict: Verdict) -> Mapping[bytes, bytes]:
+def fields(verdict: Verdict) -> dict[bytes, bytes]:
     """Return the header fields that tell of a verdict."""
-    limit = verdict.limit
-    name = limit.name
-    return {
-        POLICY: f'"{name}";q={limit.burst};w={whole_seconds(limit.window)}'.encode(),
-        LEFT: f'"{name}";r={verdict.remaining};t={max(0, round(verdict.ahead))}'.encode(),
-    }
+    limit, seconds = verdict.limit, max(0, round(verdict.ahead))
+    left = f'"{limit.name}";r={verdict.remaining};t={seconds}'
+    return {POLICY: limit.policy, LEFT: left.encode()}
 
 
 def too_many(error: LimitReached) -> Problem:

@@ -20,8 +20,8 @@ from infra.settings.values import (
     Lower,
     Numbers,
     PostgresUrl,
-    Rate,
     Rated,
+    RequestRate,
     SettingsGroup,
     Terms,
     UserPath,
@@ -94,12 +94,12 @@ class RateLimitSettings(SettingsGroup, alias_generator=variables("RATE_LIMIT_"))
     """How often a user, an address and anonymous callers may ask, by class of request."""
 
     switch: Annotated[Literal["on", "off"], Lower] = Field(default="on", alias="RATE_LIMITS")
-    write: Rated = Rate(1800, 600)
-    upload: Rated = Rate(1200, 600)
-    watch: Rated = Rate(1200, 600)
-    read: Rated = Rate(12_000, 6000)
-    live: Rated = Rate(120, 60)
-    admin: Rated = Rate(1200, 600)
+    write: Rated = RequestRate(1800, 600)
+    upload: Rated = RequestRate(1200, 600)
+    watch: Rated = RequestRate(1200, 600)
+    read: Rated = RequestRate(12_000, 6000)
+    live: Rated = RequestRate(120, 60)
+    admin: Rated = RequestRate(1200, 600)
     address_factor: float = Field(default=5.0, ge=1, le=1e6)
     anonymous: float = Field(default=0.5, alias="RATE_LIMIT_ANONYMOUS_FACTOR", gt=0, le=1e6)
 

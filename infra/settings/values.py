@@ -172,7 +172,7 @@ def numbers(value: object) -> object:
         raise ValueError("must read name=number,…") from None
 
 
-class Rate(NamedTuple):
+class RequestRate(NamedTuple):
     """How often something may be done: tokens that come back in a minute, and at most at once."""
 
     per_minute: float
@@ -187,7 +187,7 @@ def rate(value: object) -> object:
         return value
     per_minute, _, burst = value.partition("/")
     try:
-        found = Rate(float(per_minute), int(burst))
+        found = RequestRate(float(per_minute), int(burst))
     except ValueError:
         raise ValueError("must read per minute/at once, such as 60/20") from None
     if not (0 < found.per_minute <= MOST_PER_MINUTE and 0 < found.burst <= MOST_AT_ONCE):
@@ -222,7 +222,7 @@ Prices = Annotated[dict[str, tuple[float, float]], BeforeValidator(prices)]
 """US dollars per million tokens of input and output, by model."""
 Numbers = Annotated[dict[str, float], BeforeValidator(numbers)]
 """Numbers by name, as `name=number,…`."""
-Rated = Annotated[Rate, BeforeValidator(rate)]
+Rated = Annotated[RequestRate, BeforeValidator(rate)]
 """A rate, as `per minute/at once`."""
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(networks)]
 """Addresses or networks, with commas between."""
