@@ -75,7 +75,7 @@ def test_a_user_has_so_many_uploads_under_way(limited: Program) -> None:
     begun = [start(client) for _ in range(3)]
     refused = client.post("/uploads", json={**FILM, "sizeBytes": 1})
     assert "3 uploads under way" in problem(refused, 429, "quota-exceeded")["detail"]
-    assert refused.headers["ratelimit-policy"] == '"open-uploads";q=3'
+    assert '"open-uploads";q=3' in refused.headers["ratelimit-policy"]
     assert refused.headers["retry-after"]
     read(client.delete(f"/uploads/{begun[0]['uploadId']}"))
     start(client)

@@ -97,14 +97,14 @@ async def test_half_a_head_is_answered_with_408_after_its_time() -> None:
     half[0].data_received(BEGINNING)
     server.sweep(19)
     await settle()
-    assert not silent[1].closed
-    assert not half[1].closed
+    assert not silent[1].is_closing()
+    assert not half[1].is_closing()
     server.sweep(21)
     await settle()
-    assert silent[1].closed
+    assert silent[1].is_closing()
     # Who never said anything is not answered.
     assert silent[1].sent == b""
-    assert half[1].closed
+    assert half[1].is_closing()
     assert half[1].status == 408
     assert json.loads(half[1].sent.partition(b"\r\n\r\n")[2])["type"] == "request-timeout"
     assert closed("slow-head") == before + 2
@@ -130,11 +130,11 @@ async def test_a_body_has_to_come_at_a_rate() -> None:
     steady[0].data_received(b"x" * 50_000)
     server.sweep(62)
     await settle()
-    assert slow[1].closed
+    assert slow[1].is_closing()
     assert slow[1].status == 408
     # 50,000 bytes are good for 100 seconds more.
     server.sweep(150)
-    assert not steady[1].closed
+    assert not steady[1].is_closing()
     steady[0].data_received(b"x" * 50_000)
     await settle()
     assert steady[1].status == 200
@@ -148,7 +148,7 @@ async def test_who_waits_for_an_answer_or_rests_is_left_alone() -> None:
     assert resting[1].status == 200
     server.sweep(1_000)
     # That is what keep-alive is limited by.
-    assert not resting[1].closed
+    assert not resting[1].is_closing()
     resting[0]._unset_keepalive_if_required()
 
 
@@ -162,7 +162,7 @@ async def test_a_head_without_an_end_is_cut_off(piece: bytes, status: int) -> No
     protocol.data_received(b"GET /" if status == 414 else BEGINNING + b"X-Some: more\r\n")
     filler = piece if status == 414 else piece + b"x" * 10_000 + b"\r\n"
     taken = 0
-    while not transport.closed:
+    while not transport.is_closing():
         protocol.data_received(filler)
         taken += len(filler)
         await settle()
@@ -190,7 +190,7 @@ async def test_more_connections_than_there_may_be_push_out_the_oldest_that_wait(
     honest.data_received(BEGINNING + b"Content-Length: 0\r\n\r\n")
     await settle()
     assert transport.status == 200
-    assert not busy[1].closed
+    assert not busy[1].is_closing()
     busy[0].data_received(b"xxx")
     await settle()
     assert busy[1].status == 200
@@ -206,7 +206,7 @@ async def test_where_all_are_busy_the_newest_is_told_to_come_back() -> None:
         protocol.data_received(BEGINNING + b"Content-Length: 5\r\n\r\nxx")
     _, newest = server.connect()
     await settle()
-    assert newest.closed
+    assert newest.is_closing()
     assert newest.status == 503
 
 

@@ -152,7 +152,7 @@ async def test_credit_costs_one_call_for_many(server: FakeServer, clock: Clock) 
     calls = 0
     script = buckets._script
 
-    async def counting(keys: list[str], args: list[object]) -> object:
+    async def counting(keys: list[str], args: list[str]) -> object:
         nonlocal calls
         calls += 1
         return await script(keys=keys, args=args)
