@@ -87,16 +87,17 @@ FILM = {"title": "x", "filename": "x.mp4", "contentType": "video/mp4"}
 
 def test_part_urls_are_given_by_the_hundred_and_never_stored(limited: Program) -> None:
     client = limited.client("uploader")
-    key = {"Idempotency-Key": "one"}
-    begun = read(client.post("/uploads", json={**FILM, "sizeBytes": 200 * 16 * 1024}, headers=key))
+    one, two, three = ({"Idempotency-Key": f"key {number}"} for number in range(3))
+    body = {**FILM, "sizeBytes": 200 * 16 * 1024}
+    begun = read(client.post("/uploads", json=body, headers=one))
     assert len(begun["parts"]) == 100
     path = f"/uploads/{begun['uploadId']}/part-urls"
     problem(client.post(path, json={"numbers": list(range(1, 102))}), 422, "invalid")
-    more = read(client.post(path, json={"numbers": list(range(101, 201))}, headers=key))
+    more = read(client.post(path, json={"numbers": list(range(101, 201))}, headers=two))
     assert len(more["parts"]) == 100
     video = upload(limited.client("alice"))
-    watched = read(client.post(f"/videos/{video}/watch", headers=key))
-    again = read(client.post(f"/videos/{video}/watch", headers=key))
+    watched = read(client.post(f"/videos/{video}/watch", headers=three))
+    again = read(client.post(f"/videos/{video}/watch", headers=three))
     assert again["sessionId"] == watched["sessionId"]
     with psycopg.connect(limited.database_url) as conn:
         rows = conn.execute("SELECT body FROM backlot_events_answers").fetchall()
