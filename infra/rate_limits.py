@@ -245,17 +245,18 @@ class SharedBuckets(Buckets):
         self._patience = patience
         self._dues: dict[str, Dues] = {}
         self._due_at = math.inf
+        # Whether Redis failed the last time: only then is it worth looking whether it is away.
+        self._unanswered = False
         self._call: asyncio.Task[None] | None = None
 
     async def take(self, key: str, limit: Limit, *, fails_open: bool = False) -> Verdict:
-        if self._redis.away:
+        if self._unanswered and self._redis.away:
             return self._alone(key, limit, fails_open=fails_open)
         due = self._dues.get(key)
         if (due.taken if due else 0) < limit.credit:
             verdict = self._take(key, limit)
             if not verdict.wait:
-                self._due(key, limit).taken += 1
-                self._settle_in(REPORT_SECONDS)
+                (due or self._due(key, limit, REPORT_SECONDS)).taken += 1
             return verdict
         ahead = self._full_at.get(key, 0.0) - self._clock()
         if (wait := ahead + limit.interval - limit.window) > CLOSE_ENOUGH:
@@ -275,17 +276,18 @@ class SharedBuckets(Buckets):
             return Verdict(limit, 0.0, alone=True)
         return self._take(key, limit, alone=True)
 
-    def _due(self, key: str, limit: Limit) -> Dues:
+    def _due(self, key: str, limit: Limit, seconds: float) -> Dues:
+        """Return what is due to a bucket, which is to be settled within these seconds."""
         due = self._dues.get(key)
         if due is None:
             due = self._dues[key] = Dues(limit)
+        self._settle_in(seconds)
         return due
 
     async def _ask(self, key: str, limit: Limit) -> Verdict | None:
         """Return what Redis says; None where it says nothing in time."""
         answer: asyncio.Future[Verdict | None] = asyncio.get_running_loop().create_future()
-        self._due(key, limit).waiting.append(answer)
-        self._settle_in(0.0)
+        self._due(key, limit, 0.0).waiting.append(answer)
         await asyncio.wait([answer], timeout=self._patience)
         return answer.result() if answer.done() else None
 
@@ -337,6 +339,7 @@ class SharedBuckets(Buckets):
 
     def _apply(self, dues: Mapping[str, Dues], answer: list[int] | None) -> None:
         """Tell who waits, and know the buckets as Redis does; None: it did not answer."""
+        self._unanswered = answer is None
         now = self._clock()
         for place, (key, due) in enumerate(dues.items()):
             if answer is None:
