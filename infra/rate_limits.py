@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -39,25 +39,20 @@ MOST_KEYS = 1_000
 # The braces put all buckets into one slot of a cluster, as one script needs it.
 PREFIX = "backlot:{limits}:"
 
-# KEYS: the prefix. ARGV: the time in µs, or nothing for that of Redis; then the limits, each as µs
-# per token and µs that the whole bucket takes; then the buckets, each as its key, tokens taken
-# already, tokens asked for and the number of its limit. In one text each way: redis-py takes a
-# microsecond for every argument and every element of an answer. Returns tokens granted and µs until
-# the bucket is full, for each.
+# KEYS: the prefix. ARGV: the time in µs, or nothing for that of Redis; µs per token, and µs that a
+# whole bucket takes; then the buckets, each as its key, tokens taken already, and tokens asked for.
+# In one text each way: redis-py takes a microsecond for every argument and every element of an
+# answer. Returns tokens granted and µs until the bucket is full, for each.
 TAKE = """
 local now = tonumber(ARGV[1])
 if not now then
     local time = redis.call('TIME')
     now = time[1] * 1000000 + time[2]
 end
-local limits = {}
-for token, whole in string.gmatch(ARGV[2], '(%S+) (%S+);') do
-    limits[#limits + 1] = {tonumber(token), tonumber(whole)}
-end
+local token, whole = tonumber(ARGV[2]), tonumber(ARGV[3])
 local answer = {}
-for name, taken, asked, number in string.gmatch(ARGV[3], '(.-)\\n(%d+) (%d+) (%d+)\\n') do
+for name, taken, asked in string.gmatch(ARGV[4], '(.-)\\n(%d+) (%d+)\\n') do
     local key = KEYS[1] .. name
-    local token, whole = limits[tonumber(number)][1], limits[tonumber(number)][2]
     local full_at = math.max(tonumber(redis.call('GET', key) or '0'), now) + taken * token
     local left = math.floor((whole - (full_at - now)) / token + 0.001)
     local granted = math.max(0, math.min(tonumber(asked), left))
@@ -208,14 +203,29 @@ class Buckets:
 
 
 class Dues:
-    """What one bucket is due to be told: tokens taken on credit, and who asks for one."""
+    """What the buckets of one limit are due to be told: tokens given on credit, and who asks.
+
+    Plain dictionaries: objects for each bucket would have the garbage collector look at them.
+    """
 
     __slots__ = ("limit", "taken", "waiting")
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
-        self.taken = 0
-        self.waiting: list[asyncio.Future[Verdict | None]] = []
+        self.taken: dict[str, int] = {}
+        self.waiting: dict[str, list[asyncio.Future[Verdict | None]]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.taken or self.waiting)
+
+    def cut(self) -> Iterator[Dues]:
+        """Yield all of it, so many buckets at a time."""
+        keys = iter({**self.taken, **self.waiting})
+        while some := list(islice(keys, MOST_KEYS)):
+            part = Dues(self.limit)
+            part.taken = {key: self.taken.get(key, 0) for key in some}
+            part.waiting = {key: self.waiting[key] for key in some if key in self.waiting}
+            yield part
 
 
 class SharedBuckets(Buckets):
@@ -243,7 +253,7 @@ class SharedBuckets(Buckets):
         self._script = redis.register_script(TAKE)
         self._redis_clock = redis_clock
         self._patience = patience
-        self._dues: dict[str, Dues] = {}
+        self._dues: dict[int, Dues] = {}
         self._due_at = math.inf
         # Whether Redis failed the last time: only then is it worth looking whether it is away.
         self._unanswered = False
@@ -252,11 +262,14 @@ class SharedBuckets(Buckets):
     async def take(self, key: str, limit: Limit, *, fails_open: bool = False) -> Verdict:
         if self._unanswered and self._redis.away:
             return self._alone(key, limit, fails_open=fails_open)
-        due = self._dues.get(key)
-        if (due.taken if due else 0) < limit.credit:
+        due = self._dues.get(id(limit)) or self._due(limit)
+        taken = due.taken.get(key, 0)
+        if taken < limit.credit:
             verdict = self._take(key, limit)
             if not verdict.wait:
-                (due or self._due(key, limit, REPORT_SECONDS)).taken += 1
+                due.taken[key] = taken + 1
+                if self._due_at == math.inf:
+                    self._settle_in(REPORT_SECONDS)
             return verdict
         ahead = self._full_at.get(key, 0.0) - self._clock()
         if (wait := ahead + limit.interval - limit.window) > CLOSE_ENOUGH:
@@ -265,7 +278,7 @@ class SharedBuckets(Buckets):
         return await self._ask(key, limit) or self._alone(key, limit, fails_open=fails_open)
 
     async def aclose(self) -> None:
-        while self._dues and not self._redis.away:
+        while any(self._dues.values()) and not self._redis.away:
             self._settle_in(0.0)
             if self._call is not None:
                 await asyncio.wait([self._call])
@@ -276,18 +289,17 @@ class SharedBuckets(Buckets):
             return Verdict(limit, 0.0, alone=True)
         return self._take(key, limit, alone=True)
 
-    def _due(self, key: str, limit: Limit, seconds: float) -> Dues:
-        """Return what is due to a bucket, which is to be settled within these seconds."""
-        due = self._dues.get(key)
+    def _due(self, limit: Limit) -> Dues:
+        due = self._dues.get(id(limit))
         if due is None:
-            due = self._dues[key] = Dues(limit)
-        self._settle_in(seconds)
+            due = self._dues[id(limit)] = Dues(limit)
         return due
 
     async def _ask(self, key: str, limit: Limit) -> Verdict | None:
         """Return what Redis says; None where it says nothing in time."""
         answer: asyncio.Future[Verdict | None] = asyncio.get_running_loop().create_future()
-        self._due(key, limit, 0.0).waiting.append(answer)
+        self._due(limit).waiting.setdefault(key, []).append(answer)
+        self._settle_in(0.0)
         await asyncio.wait([answer], timeout=self._patience)
         return answer.result() if answer.done() else None
 
@@ -305,54 +317,48 @@ class SharedBuckets(Buckets):
 
     def _begin(self) -> None:
         self._due_at = math.inf
-        if self._dues and self._call is None:
+        if any(self._dues.values()) and self._call is None:
             self._call = asyncio.get_running_loop().create_task(self._settle())
             self._call.add_done_callback(self._ended)
 
     def _ended(self, call: asyncio.Task[None]) -> None:
         self._call = None
-        if self._dues and not call.cancelled():
-            asked = any(dues.waiting for dues in self._dues.values())
+        if any(self._dues.values()) and not call.cancelled():
+            asked = any(due.waiting for due in self._dues.values())
             self._settle_in(0.0 if asked else REPORT_SECONDS)
 
     async def _settle(self) -> None:
-        """Settle the dues as they are now, so many at a time."""
+        """Settle what is due now, so many buckets at a time."""
         dues, self._dues = self._dues, {}
-        items = iter(dues.items())
-        while some := dict(islice(items, MOST_KEYS)):
-            answer = await self._redis.ask(partial(self._ask_script, some))
-            self._apply(some, answer)
+        for due in dues.values():
+            for part in due.cut():
+                self._apply(part, await self._redis.ask(partial(self._ask_script, part)))
 
-    async def _ask_script(self, dues: Mapping[str, Dues], redis: Redis) -> list[int]:
+    async def _ask_script(self, due: Dues, redis: Redis) -> list[int]:
         now = "" if self._redis_clock is None else int(self._redis_clock() * 1e6)
-        limits = {id(due.limit): due.limit for due in dues.values()}
-        numbers = {name: number for number, name in enumerate(limits, start=1)}
+        waiting, limit = due.waiting, due.limit
         buckets = "".join(
-            f"{key}\n{due.taken} {len(due.waiting)} {numbers[id(due.limit)]}\n"
-            for key, due in dues.items()
+            f"{key}\n{taken} {len(waiting.get(key, ()))}\n" for key, taken in due.taken.items()
         )
-        rates = "".join(
-            f"{each.interval * 1e6:.3f} {each.window * 1e6:.3f};" for each in limits.values()
-        )
-        answer = await self._script(keys=[PREFIX], args=[now, rates, buckets])
+        token, whole = f"{limit.interval * 1e6:.3f}", f"{limit.window * 1e6:.3f}"
+        answer = await self._script(keys=[PREFIX], args=[now, token, whole, buckets])
         return [int(word) for word in cast("bytes", answer).split()]
 
-    def _apply(self, dues: Mapping[str, Dues], answer: list[int] | None) -> None:
+    def _apply(self, due: Dues, answer: list[int] | None) -> None:
         """Tell who waits, and know the buckets as Redis does; None: it did not answer."""
         self._unanswered = answer is None
-        now = self._clock()
-        for place, (key, due) in enumerate(dues.items()):
-            if answer is None:
-                verdicts: Iterable[Verdict | None] = (None for _ in due.waiting)
-            else:
-                granted, ahead = answer[2 * place], answer[2 * place + 1] / 1e6
-                if since := self._dues.get(key):
-                    # Given while Redis was asked.
-                    ahead += since.taken * due.limit.interval
-                self._full_at[key] = now + ahead
-                verdicts = _verdicts(due, granted, ahead)
-            if due.waiting:
-                _tell(due.waiting, verdicts)
+        if answer is None:
+            for futures in due.waiting.values():
+                _tell(futures, (None for _ in futures))
+            return
+        now, known, limit = self._clock(), self._full_at, due.limit
+        since = self._due(limit).taken
+        for key, granted, left in zip(due.taken, answer[::2], answer[1::2], strict=True):
+            ahead = left / 1e6
+            # With what was given while Redis was asked.
+            known[key] = now + ahead + since.get(key, 0) * limit.interval
+            if futures := due.waiting.get(key, []):
+                _tell(futures, _verdicts(limit, len(futures), granted, ahead))
 
 
 def _tell(
@@ -363,10 +369,9 @@ def _tell(
             future.set_result(verdict)
 
 
-def _verdicts(due: Dues, granted: int, ahead: float) -> Iterable[Verdict]:
-    limit = due.limit
+def _verdicts(limit: Limit, asked: int, granted: int, ahead: float) -> Iterator[Verdict]:
     wait = max(CLOSE_ENOUGH, ahead + limit.interval - limit.window)
-    for place in range(len(due.waiting)):
+    for place in range(asked):
         yield Verdict(limit, ahead, 0.0 if place < granted else wait)
 
 
