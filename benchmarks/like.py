@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import psycopg
 
@@ -27,7 +28,7 @@ APART = "like, projections in another process"
 LIMITED = "like, rate limits on"
 # So high that nobody ever meets them: what is measured is the looking.
 HIGH = "60000000/1000000"
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "RATE_LIMITS": "on",
     "RATE_LIMIT_WRITE": HIGH,
     "QUOTA_LIKED_VIDEOS_PER_MINUTE": "10000000",
