@@ -21,8 +21,8 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis.asyncio import Redis
 
+from infra.cache import OptionalRedis
 from infra.metrics import REGISTRY, counter
-from infra.redis import OptionalRedis
 
 # Rounding must not cost a token.
 CLOSE_ENOUGH = 1e-6
