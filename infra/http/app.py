@@ -62,6 +62,8 @@ TOO_LARGE = "backlot.too_large"
 # Defined for GET alone (RFC 9110, 14.2): a HEAD is told of the whole.
 FOR_RANGES = (b"range", b"if-range")
 SHORTCUT = "backlot_shortcut"
+OF_THE_EDGE = problems(414, 421, 429, 431)
+"""What any call may answer before anybody looks what it is."""
 TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}
 """`openapi_extra=` of a public call that tells a known caller more."""
 BEARER = {
@@ -192,7 +194,7 @@ class HttpApp(FastAPI):
                 if "401" in answers:
                     operation.setdefault("security", [{"bearer": []}])
                 if rate_class("GET", name) is not None:
-                    answers.update({"429": problems(429)[429]})
+                    answers.update({str(status): told for status, told in OF_THE_EDGE.items()})
         return document
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
