@@ -91,10 +91,7 @@ class Expiry:
             async for row in self._candidates(self.clock() - self.longest):
                 done[await self._tidied(str(row.upload_id), self._end(row))] += 1
             async for row in self._candidates(before):
-                if await self._is_idle(row, before):
-                    done[await self._tidied(str(row.upload_id), self._end(row))] += 1
-                else:
-                    done[KEPT] += 1
+                done[await self._tidied(str(row.upload_id), self._end_idle(row, before))] += 1
             for upload in await self.objects.list_uploads(before):
                 done[await self._tidied(upload.key, self._sweep(upload))] += 1
             return done
@@ -120,6 +117,9 @@ class Expiry:
                 for row in rows:
                     yield row
                 last = rows[-1].upload_id
+
+    async def _end_idle(self, row: UploadRow, before: datetime) -> str:
+        return await self._end(row) if await self._is_idle(row, before) else KEPT
 
     async def _end(self, row: UploadRow) -> str:
         try:
