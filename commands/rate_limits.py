@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from uuid import UUID
 
-from infra.rate_limits import Buckets, Limit
+from infra.rate_limits import Buckets, Limit, LimitReached, Verdict
 from infra.settings.features import QuotaSettings
 
 MINUTE_SECONDS = 60.0
@@ -19,18 +19,20 @@ class Recent:
     def __init__(self, clock: Callable[[], float], most: int = MOST_REMEMBERED) -> None:
         self._clock = clock
         self._most = most
-        self._now: set[UUID] = set()
-        self._before: set[UUID] = set()
+        self._now: set[int] = set()
+        self._before: set[int] = set()
         self._until = 0.0
 
     def __contains__(self, item: UUID) -> bool:
-        if self._clock() >= self._until or len(self._now) >= self._most:
+        now = self._clock()
+        if now >= self._until or len(self._now) >= self._most:
             self._before, self._now = self._now, set()
-            self._until = self._clock() + MINUTE_SECONDS
-        return item in self._now or item in self._before
+            self._until = now + MINUTE_SECONDS
+        # Numbers: the hash of a UUID is computed in Python.
+        return item.int in self._now or item.int in self._before
 
     def add(self, item: UUID) -> None:
-        self._now.add(item)
+        self._now.add(item.int)
 
 
 class Quotas:
@@ -51,16 +53,18 @@ class Quotas:
 
     async def comment(self, user_id: str) -> None:
         """Count a comment; raise LimitReached for one too many."""
-        await self._take(f"comments:u:{user_id}", self._comments)
+        self._admit(await self._buckets.take(f"comments:u:{user_id}", self._comments))
 
     async def like(self, user_id: str, likes_id: UUID) -> None:
         """Count the like of a viewer and a video, by its stream; raise LimitReached."""
         if likes_id in self._recent:
             return
-        await self._take(f"liked:u:{user_id}", self._liked)
+        key, limit = f"liked:u:{user_id}", self._liked
+        verdict = self._buckets.take_at_once(key, limit) or await self._buckets.take(key, limit)
+        self._admit(verdict)
         self._recent.add(likes_id)
 
-    async def _take(self, key: str, limit: Limit) -> None:
-        verdict = await self._buckets.take(key, limit)
-        verdict.record()
-        verdict.require()
+    def _admit(self, verdict: Verdict) -> None:
+        if verdict.wait:
+            verdict.record()
+            raise LimitReached(verdict)

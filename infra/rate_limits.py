@@ -143,6 +143,11 @@ class Verdict(NamedTuple):
         limit = self.limit
         return max(0, int((limit.window - self.ahead) / limit.interval + CLOSE_ENOUGH))
 
+    @property
+    def is_half_spent(self) -> bool:
+        """Return whether at most half of the tokens are left."""
+        return 2 * self.ahead >= self.limit.window
+
     def record(self) -> None:
         """Add the verdict to the metric."""
         outcome = "limited" if self.wait else "fallback" if self.alone else "allowed"
@@ -176,6 +181,10 @@ class Buckets:
 
     async def take(self, key: str, limit: Limit, *, fails_open: bool = False) -> Verdict:
         """Take one token, if there is one. `fails_open` gives it where Redis can't be asked."""
+        return self._take(key, limit)
+
+    def take_at_once(self, key: str, limit: Limit) -> Verdict | None:
+        """Take one token, if there is one; None where that can only be awaited, with `take`."""
         return self._take(key, limit)
 
     async def aclose(self) -> None:
@@ -260,8 +269,14 @@ class SharedBuckets(Buckets):
         self._call: asyncio.Task[None] | None = None
 
     async def take(self, key: str, limit: Limit, *, fails_open: bool = False) -> Verdict:
-        if self._unanswered and self._redis.away:
-            return self._alone(key, limit, fails_open=fails_open)
+        if (verdict := self.take_at_once(key, limit)) is not None:
+            return verdict
+        answer = None if self._is_alone() else await self._ask(key, limit)
+        return answer or self._alone(key, limit, fails_open=fails_open)
+
+    def take_at_once(self, key: str, limit: Limit) -> Verdict | None:
+        if self._is_alone():
+            return None
         due = self._dues.get(id(limit)) or self._due(limit)
         taken = due.taken.get(key, 0)
         if taken < limit.credit:
@@ -275,7 +290,7 @@ class SharedBuckets(Buckets):
         if (wait := ahead + limit.interval - limit.window) > CLOSE_ENOUGH:
             # Others can only have taken more: nobody need be asked to say no.
             return Verdict(limit, ahead, wait)
-        return await self._ask(key, limit) or self._alone(key, limit, fails_open=fails_open)
+        return None
 
     async def aclose(self) -> None:
         while any(self._dues.values()) and not self._redis.away:
@@ -283,6 +298,9 @@ class SharedBuckets(Buckets):
             if self._call is not None:
                 await asyncio.wait([self._call])
             await asyncio.sleep(0)
+
+    def _is_alone(self) -> bool:
+        return self._unanswered and self._redis.away
 
     def _alone(self, key: str, limit: Limit, *, fails_open: bool) -> Verdict:
         if fails_open:

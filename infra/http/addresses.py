@@ -22,6 +22,7 @@ class Proxies:
 
     def __init__(self, trusted: Sequence[Network] = ()) -> None:
         self._trusted = tuple(trusted)
+        self.any_trusted = bool(self._trusted)
         self._is_trusted = lru_cache(REMEMBERED)(self._search)
 
     def client(self, peer: str, forwarded: str | None) -> str:
@@ -30,7 +31,7 @@ class Proxies:
         The last address there that is no trusted proxy's is the client's: what stands before it
         was written by the client.
         """
-        if not self._trusted or forwarded is None or not self._is_trusted(peer):
+        if forwarded is None or not self._is_trusted(peer):
             return peer
         client = peer
         for word in reversed(forwarded.split(",")):

@@ -12,7 +12,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from itertools import chain
 from typing import Annotated, Any, TypeVar, cast
 from uuid import UUID
 
@@ -24,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.http.addresses import Hosts, Proxies, subscriber
 from infra.http.auth import Authenticator, Identity, InvalidToken, KeysUnavailable
+from infra.http.connections import check_size
 from infra.http.problems import (
     FRAMEWORK,
     PROBLEM_JSON,
@@ -44,12 +44,8 @@ log = structlog.get_logger(__name__)
 
 REQUESTS = logging.getLogger(__name__)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-# The longest list id is 2,000 characters of a path, the longest signed URL 2,200 of a query.
-MOST_PATH_BYTES = 2048
-MOST_QUERY_BYTES = 8192
-MOST_HEADER_BYTES = 32 * 1024
 REMEMBERED_BYTES = 8 * 1024 * 1024
-# What an entry of the table takes beside its path, as measured with tracemalloc.
+# About what an entry of the table takes beside its path.
 ENTRY_BYTES = 700
 # What the edge keeps in a request's scope: its headers, those that its answer gets beside its own,
 # the method that the client sent in place of GET, the problem of a body that is too large, and who
@@ -226,7 +222,7 @@ class HttpApp(FastAPI):
 
         correlation = CORRELATION_ID.set(request_id)
         try:
-            _check_size(scope)
+            check_size(scope)
             if self._hosts is not None:
                 _check_host(scope, self._hosts)
             if self.rate_limits is not None:
@@ -308,6 +304,8 @@ def client_address(scope: Scope) -> str:
     """Return the address of the client, as trusted proxies tell it; '' on a socket file."""
     host, _ = scope.get("client") or ("", 0)
     proxies: Proxies = scope["app"].proxies
+    if not proxies.any_trusted:
+        return str(host)
     return proxies.client(str(host), header(scope, b"x-forwarded-for"))
 
 
@@ -323,18 +321,6 @@ def _request_id(scope: Scope) -> str:
     return f"{random.getrandbits(128):032x}"
 
 
-def _check_size(scope: Scope) -> None:
-    """Raise Problem 414 or 431 for a request line or headers that no client of ours sends."""
-    path, query = scope.get("raw_path") or b"", scope.get("query_string", b"")
-    # Without the raw path, as some servers leave it, the decoded one is at most as long.
-    if max(len(path), len(scope["path"])) > MOST_PATH_BYTES or len(query) > MOST_QUERY_BYTES:
-        detail = f"A path has at most {MOST_PATH_BYTES} bytes, a query {MOST_QUERY_BYTES}."
-        raise Problem(414, "uri-too-long", detail, headers={"Connection": "close"})
-    if sum(map(len, chain.from_iterable(scope["headers"]))) > MOST_HEADER_BYTES:
-        detail = f"The headers have more than {MOST_HEADER_BYTES} bytes."
-        raise Problem(431, "headers-too-large", detail, headers={"Connection": "close"})
-
-
 def _check_host(scope: Scope, hosts: Hosts) -> None:
     """Raise Problem 421 where the request names a host that is not this server's."""
     if not hosts.knows(header(scope, b"host"), scope) and rate_class("GET", scope["path"]):
@@ -348,12 +334,13 @@ async def _admit(scope: Scope, limits: RateLimits) -> None:
     kind = rate_class(scope["method"], path)
     if kind is None:
         return
-    caller = None if path.startswith(OBJECTS) else await _caller(scope)
+    caller = None if path.startswith(OBJECTS) else _recalled(scope) or await _caller(scope)
     user_id = caller.user_id if isinstance(caller, Identity) else None
     address = subscriber(client_address(scope))
     verdict = await limits.admit(kind, user_id, address, path)
-    # The first of all that is added to the answer.
-    scope[ADDED] = fields(verdict)
+    if verdict.is_half_spent:
+        # The first of all that is added to the answer.
+        scope[ADDED] = fields(verdict)
 
 
 def request_id_of(scope: Scope) -> str:
@@ -425,6 +412,17 @@ async def maybe_identity(request: Request) -> Identity | None:
     if isinstance(caller, Problem):
         raise caller
     return caller
+
+
+def _recalled(scope: Scope) -> Identity | None:
+    """Return the caller of a token that was verified before; most requests end here."""
+    given = header(scope, b"authorization")
+    if given is None or not given.startswith("Bearer "):
+        return None
+    authenticator: Authenticator = scope["app"].state.authenticator
+    if (identity := authenticator.recall(given[7:].strip())) is not None:
+        scope[CALLER] = identity
+    return identity
 
 
 async def _caller(scope: Scope) -> Identity | Problem | None:

@@ -55,20 +55,25 @@ class RateLimits:
         bucket by its address. Raise LimitReached.
         """
         user, whole, anonymous = self._classes[kind]
-        take = self._buckets.take
-        # What only reads does no harm for the seconds until Redis is back.
-        fails_open = kind == "read"
+        take = self._buckets.take_at_once
         if user_id is not None:
-            verdict = await take(f"{kind}:u:{user_id}", user, fails_open=fails_open)
+            key = f"{kind}:u:{user_id}"
+            verdict = take(key, user) or await self._await(kind, key, user)
             if not verdict.wait:
-                total = await take(f"{kind}:a:{address}", whole, fails_open=fails_open)
+                key = f"{kind}:a:{address}"
+                total = take(key, whole) or await self._await(kind, key, whole)
                 verdict = total if total.wait else verdict
-        elif path.startswith(OBJECTS):
-            verdict = await take(f"{kind}:a:{address}", whole, fails_open=fails_open)
         else:
-            verdict = await take(f"{kind}:n:{address}", anonymous, fails_open=fails_open)
+            signed = path.startswith(OBJECTS)
+            limit = whole if signed else anonymous
+            key = f"{kind}:{'a' if signed else 'n'}:{address}"
+            verdict = take(key, limit) or await self._await(kind, key, limit)
         verdict.record()
         return verdict.require()
+
+    async def _await(self, kind: str, key: str, limit: Limit) -> Verdict:
+        # What only reads does no harm for the seconds until Redis is back.
+        return await self._buckets.take(key, limit, fails_open=kind == "read")
 
 
 def limits_of(settings: RateLimitSettings) -> dict[str, Limit]:
