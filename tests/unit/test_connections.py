@@ -179,12 +179,15 @@ async def test_more_connections_than_there_may_be_push_out_the_oldest_that_wait(
     busy[0].data_received(b"Content-Length: 5\r\n\r\nxx")
     for place, (protocol, _) in enumerate(half_open):
         protocol.since += place
+    later = []
     for number in range(30):
         protocol, transport = server.connect()
-        protocol.since += 100 + number
+        later.append(transport)
         protocol.data_received(BEGINNING)
+        protocol.since += 100 + number
         await settle()
         assert len(server.state.connections) <= 10
+    assert [transport.is_closing() for transport in later] == [True] * 21 + [False] * 9
     # An honest client is served in the midst of it, and whose body is coming stays.
     honest, transport = server.connect()
     honest.data_received(BEGINNING + b"Content-Length: 0\r\n\r\n")
