@@ -153,12 +153,6 @@ class Verdict(NamedTuple):
         outcome = "limited" if self.wait else "fallback" if self.alone else "allowed"
         DECISIONS.add(self.limit.name, outcome)
 
-    def require(self) -> Verdict:
-        """Return the verdict itself; raise LimitReached where it gives nothing."""
-        if self.wait:
-            raise LimitReached(self)
-        return self
-
 
 class LimitReached(Exception):
     """There is no token; `verdict` says when there is one."""

@@ -21,7 +21,7 @@ from fastapi.routing import APIRoute
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.http.addresses import Hosts, Proxies, subscriber
+from infra.http.addresses import Hosts, Proxies
 from infra.http.auth import Authenticator, Identity, InvalidToken, KeysUnavailable
 from infra.http.connections import check_size
 from infra.http.problems import (
@@ -71,6 +71,9 @@ BEARER = {
 
 Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+Found = tuple[Answer | None, str | None]
+"""What answers a request at once, if anything does, and the request's class of rate limits."""
+
 Shortcut = Callable[[UUID, Request], Awaitable[Response | None]]
 """Answers a request for the one id in its path, or None: then it goes through the framework."""
 
@@ -113,13 +116,13 @@ class AnswersByPath:
 
     def __init__(self, most_bytes: int = REMEMBERED_BYTES) -> None:
         self._most = most_bytes
-        self._answers: dict[tuple[str, str], Answer] = {}
+        self._answers: dict[tuple[str, str], Found] = {}
         self.bytes = 0
 
-    def get(self, method: str, path: str) -> Answer | None:
+    def get(self, method: str, path: str) -> Found | None:
         return self._answers.get((method, path))
 
-    def put(self, method: str, path: str, answer: Answer) -> None:
+    def put(self, method: str, path: str, answer: Found) -> None:
         self._answers[method, path] = answer
         self.bytes += ENTRY_BYTES + len(path)
         while self.bytes > self._most:
@@ -225,9 +228,10 @@ class HttpApp(FastAPI):
             check_size(scope)
             if self._hosts is not None:
                 _check_host(scope, self._hosts)
-            if self.rate_limits is not None:
-                await _admit(scope, self.rate_limits)
-            answer = self._find(scope["method"], scope["path"]) or super().__call__
+            found, kind = self._find(scope["method"], scope["path"])
+            if kind is not None and self.rate_limits is not None:
+                await _admit(scope, self.rate_limits, kind)
+            answer = found or super().__call__
             limited = not (self._unlimited and scope["path"].startswith(self._unlimited))
             guarded = _limit(receive, scope, self._body_limit) if limited else receive
             await answer(scope, guarded, send_with_id)
@@ -240,11 +244,13 @@ class HttpApp(FastAPI):
             _measure(scope, status or 500, time.perf_counter() - started)
             CORRELATION_ID.reset(correlation)
 
-    def _find(self, method: str, path: str) -> Answer | None:
-        """Return what answers at once, if a hot route has this method and path."""
+    def _find(self, method: str, path: str) -> Found:
+        """Return what answers at once, if a hot route does, and the class of the request."""
         known = self._answers.get(method, path)
-        if known is None and (known := self._search(method, path)) is not None:
-            self._answers.put(method, path, known)
+        if known is None:
+            known = self._search(method, path), rate_class(method, path)
+            if known[0] is not None:
+                self._answers.put(method, path, known)
         return known
 
     def _search(self, method: str, path: str) -> Answer | None:
@@ -328,16 +334,12 @@ def _check_host(scope: Scope, hosts: Hosts) -> None:
         raise Problem(421, "host-unknown", f"{detail}`BACKLOT_PUBLIC_URL`.")
 
 
-async def _admit(scope: Scope, limits: RateLimits) -> None:
-    """Let the request pass within its caller's limits; raise LimitReached beyond them."""
+async def _admit(scope: Scope, limits: RateLimits, kind: str) -> None:
+    """Let a request of a class pass within its caller's limits; raise LimitReached beyond them."""
     path = scope["path"]
-    kind = rate_class(scope["method"], path)
-    if kind is None:
-        return
     caller = None if path.startswith(OBJECTS) else _recalled(scope) or await _caller(scope)
     user_id = caller.user_id if isinstance(caller, Identity) else None
-    address = subscriber(client_address(scope))
-    verdict = await limits.admit(kind, user_id, address, path)
+    verdict = await limits.admit(kind, user_id, client_address(scope), path)
     if verdict.is_half_spent:
         # The first of all that is added to the answer.
         scope[ADDED] = fields(verdict)

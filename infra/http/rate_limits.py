@@ -6,6 +6,9 @@ and its window in seconds, `RateLimit` what remains of it and in how many second
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+from infra.http.addresses import REMEMBERED, subscriber
 from infra.http.problems import Problem
 from infra.rate_limits import Buckets, Limit, LimitReached, Verdict, whole_seconds
 from infra.settings.features import RateLimitSettings
@@ -20,6 +23,11 @@ LIVE = "/events"
 # Signed URLs are their own permission: whoever has one was somebody when it was made.
 OBJECTS = "/objects/"
 POLICY, LEFT = b"ratelimit-policy", b"ratelimit"
+
+
+@lru_cache(REMEMBERED)
+def _of_address(kind: str, address: str) -> str:
+    return f"{kind}:a:{subscriber(address)}"
 
 
 def rate_class(method: str, path: str) -> str | None:
@@ -49,7 +57,7 @@ class RateLimits:
         }
 
     async def admit(self, kind: str, user_id: str | None, address: str, path: str) -> Verdict:
-        """Take a token of the caller's buckets for a request of this class.
+        """Take a token of the caller's buckets for a request of this class, at this address.
 
         A user pays, and the address too, for all users there; an anonymous caller has a smaller
         bucket by its address. Raise LimitReached.
@@ -60,16 +68,19 @@ class RateLimits:
             key = f"{kind}:u:{user_id}"
             verdict = take(key, user) or await self._await(kind, key, user)
             if not verdict.wait:
-                key = f"{kind}:a:{address}"
+                key = _of_address(kind, address)
                 total = take(key, whole) or await self._await(kind, key, whole)
                 verdict = total if total.wait else verdict
         else:
             signed = path.startswith(OBJECTS)
             limit = whole if signed else anonymous
-            key = f"{kind}:{'a' if signed else 'n'}:{address}"
+            key = _of_address(kind, address)
+            key = key if signed else key.replace(":a:", ":n:", 1)
             verdict = take(key, limit) or await self._await(kind, key, limit)
         verdict.record()
-        return verdict.require()
+        if verdict.wait:
+            raise LimitReached(verdict)
+        return verdict
 
     async def _await(self, kind: str, key: str, limit: Limit) -> Verdict:
         # What only reads does no harm for the seconds until Redis is back.

@@ -219,7 +219,7 @@ def test_paths_that_are_asked_for_once_fill_no_memory() -> None:
     answers = AnswersByPath(most_bytes=1024 * 1024)
     for number in range(10_000):
         path = f"/videos/{number:032x}/like" + "-" * 1_000
-        answers.put("GET", path, nothing)
-        assert answers.get("GET", path) is nothing
+        answers.put("GET", path, (nothing, "read"))
+        assert answers.get("GET", path) == (nothing, "read")
         assert answers.bytes <= 1024 * 1024
     assert answers.get("GET", "/videos/" + "0" * 32 + "/like" + "-" * 1_000) is None
