@@ -21,7 +21,6 @@ from backlot.health import operations
 from backlot.signals import last_word, run
 from commands.endpoint import Services
 from commands.rate_limits import Quotas
-from commands.uploads import ENDS as UPLOAD_ENDS
 from engine import telemetry
 from engine.command_bus import CommandBus, Lookup, Reader
 from engine.event_store import open_recorder
@@ -29,7 +28,6 @@ from engine.freshness import Waiting
 from engine.installation import ENGINE, install, make_tables, migrate
 from engine.log import MAPPER
 from engine.projection_subscription import ProjectionHost
-from engine.reservations import Allowance, Reservations
 from engine.schedule import Job, run_job
 from engine.seals.chain import Seal
 from engine.seals.proofs import (
@@ -82,6 +80,7 @@ from workers.relay import subscribe_relay
 from workers.speech import media_urls, open_speech
 from workers.tasks import TaskMeans, Tasks, declare, give_up
 from workers.translation import open_translation
+from workers.uploads import open_reservations
 
 log = structlog.get_logger(__name__)
 
@@ -425,22 +424,8 @@ async def _commands(
         projections=replayable(),
         viewers=ViewerKeys(parts.database_url) if settings.watch.anonymous_viewers else None,
         quotas=quotas,
-        reservations=await _reservations(parts, stack),
+        reservations=await open_reservations(parts, stack),
     )
-
-
-async def _reservations(parts: Parts, stack: AsyncExitStack) -> Reservations | None:
-    """Return what limits the uploads of each user; None where nothing is limited."""
-    settings = parts.settings
-    if not settings.rate_limits.on:
-        return None
-    # One upload of the largest size fits into any day.
-    per_day = max(settings.quotas.bytes_per_day, settings.uploads.max_bytes)
-    allowance = Allowance(settings.quotas.open_uploads, per_day)
-    found = Reservations(parts.database_url, UPLOAD_ENDS, allowance, limits=parts.limits)
-    await found.open()
-    stack.push_async_callback(found.aclose)
-    return found
 
 
 async def _follow(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Tasks | None:

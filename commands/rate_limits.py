@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from uuid import UUID
 
-from infra.rate_limits import Buckets, Limit, LimitReached, Verdict
+from infra.rate_limits import BucketAnswer, Buckets, Limit, LimitReached
 from infra.settings.features import QuotaSettings
 
 MINUTE_SECONDS = 60.0
@@ -64,7 +64,7 @@ class Quotas:
         self._admit(verdict)
         self._recent.add(likes_id)
 
-    def _admit(self, verdict: Verdict) -> None:
+    def _admit(self, verdict: BucketAnswer) -> None:
         if verdict.wait:
             verdict.record()
             raise LimitReached(verdict)

@@ -125,7 +125,7 @@ class Limit:
         return Limit(self.name, self.per_minute * factor, max(1, round(self.burst * factor)))
 
 
-class Verdict(NamedTuple):
+class BucketAnswer(NamedTuple):
     """What a bucket says: whether a token was given, and how it stands now.
 
     `ahead` are seconds until it is full, `wait` seconds until it has a token, 0 where it gave one.
@@ -157,7 +157,7 @@ class Verdict(NamedTuple):
 class LimitReached(Exception):
     """There is no token; `verdict` says when there is one."""
 
-    def __init__(self, verdict: Verdict) -> None:
+    def __init__(self, verdict: BucketAnswer) -> None:
         super().__init__(f"too many requests: {verdict.limit.name}")
         self.verdict = verdict
 
@@ -173,29 +173,29 @@ class Buckets:
         self._most = most
         self._full_at: dict[str, float] = {}
 
-    async def take(self, key: str, limit: Limit, *, fails_open: bool = False) -> Verdict:
+    async def take(self, key: str, limit: Limit, *, fails_open: bool = False) -> BucketAnswer:
         """Take one token, if there is one. `fails_open` gives it where Redis can't be asked."""
         return self._take(key, limit)
 
-    def take_at_once(self, key: str, limit: Limit) -> Verdict | None:
+    def take_at_once(self, key: str, limit: Limit) -> BucketAnswer | None:
         """Take one token, if there is one; None where that can only be awaited, with `take`."""
         return self._take(key, limit)
 
     async def aclose(self) -> None:
         """Say what was taken, so far as others have to know it."""
 
-    def _take(self, key: str, limit: Limit, *, alone: bool = False) -> Verdict:
+    def _take(self, key: str, limit: Limit, *, alone: bool = False) -> BucketAnswer:
         now, known = self._clock(), self._full_at
         before = known.get(key, now) - now
         if before < 0:
             before = 0.0
         ahead = before + limit.interval
         if ahead - limit.window > CLOSE_ENOUGH:
-            return Verdict(limit, before, ahead - limit.window, alone)
+            return BucketAnswer(limit, before, ahead - limit.window, alone)
         if len(known) >= self._most and key not in known:
             self._make_room(now)
         self._full_at[key] = now + ahead
-        return Verdict(limit, ahead, 0.0, alone)
+        return BucketAnswer(limit, ahead, 0.0, alone)
 
     def _make_room(self, now: float) -> None:
         """Forget those that are full, which is what an unknown one is; if need be, the oldest."""
@@ -216,7 +216,7 @@ class Dues:
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
         self.taken: dict[str, int] = {}
-        self.waiting: dict[str, list[asyncio.Future[Verdict | None]]] = {}
+        self.waiting: dict[str, list[asyncio.Future[BucketAnswer | None]]] = {}
 
     def __bool__(self) -> bool:
         return bool(self.taken or self.waiting)
@@ -262,13 +262,13 @@ class SharedBuckets(Buckets):
         self._unanswered = False
         self._call: asyncio.Task[None] | None = None
 
-    async def take(self, key: str, limit: Limit, *, fails_open: bool = False) -> Verdict:
+    async def take(self, key: str, limit: Limit, *, fails_open: bool = False) -> BucketAnswer:
         if (verdict := self.take_at_once(key, limit)) is not None:
             return verdict
         answer = None if self._is_alone() else await self._ask(key, limit)
         return answer or self._alone(key, limit, fails_open=fails_open)
 
-    def take_at_once(self, key: str, limit: Limit) -> Verdict | None:
+    def take_at_once(self, key: str, limit: Limit) -> BucketAnswer | None:
         if self._is_alone():
             return None
         due = self._dues.get(id(limit)) or self._due(limit)
@@ -283,7 +283,7 @@ class SharedBuckets(Buckets):
         ahead = self._full_at.get(key, 0.0) - self._clock()
         if (wait := ahead + limit.interval - limit.window) > CLOSE_ENOUGH:
             # Others can only have taken more: nobody need be asked to say no.
-            return Verdict(limit, ahead, wait)
+            return BucketAnswer(limit, ahead, wait)
         return None
 
     async def aclose(self) -> None:
@@ -296,9 +296,9 @@ class SharedBuckets(Buckets):
     def _is_alone(self) -> bool:
         return self._unanswered and self._redis.away
 
-    def _alone(self, key: str, limit: Limit, *, fails_open: bool) -> Verdict:
+    def _alone(self, key: str, limit: Limit, *, fails_open: bool) -> BucketAnswer:
         if fails_open:
-            return Verdict(limit, 0.0, alone=True)
+            return BucketAnswer(limit, 0.0, alone=True)
         return self._take(key, limit, alone=True)
 
     def _due(self, limit: Limit) -> Dues:
@@ -307,9 +307,9 @@ class SharedBuckets(Buckets):
             due = self._dues[id(limit)] = Dues(limit)
         return due
 
-    async def _ask(self, key: str, limit: Limit) -> Verdict | None:
+    async def _ask(self, key: str, limit: Limit) -> BucketAnswer | None:
         """Return what Redis says; None where it says nothing in time."""
-        answer: asyncio.Future[Verdict | None] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[BucketAnswer | None] = asyncio.get_running_loop().create_future()
         self._due(limit).waiting.setdefault(key, []).append(answer)
         self._settle_in(0.0)
         await asyncio.wait([answer], timeout=self._patience)
@@ -374,17 +374,17 @@ class SharedBuckets(Buckets):
 
 
 def _tell(
-    waiting: Iterable[asyncio.Future[Verdict | None]], verdicts: Iterable[Verdict | None]
+    waiting: Iterable[asyncio.Future[BucketAnswer | None]], verdicts: Iterable[BucketAnswer | None]
 ) -> None:
     for future, verdict in zip(waiting, verdicts, strict=True):
         if not future.done():
             future.set_result(verdict)
 
 
-def _verdicts(limit: Limit, asked: int, granted: int, ahead: float) -> Iterator[Verdict]:
+def _verdicts(limit: Limit, asked: int, granted: int, ahead: float) -> Iterator[BucketAnswer]:
     wait = max(CLOSE_ENOUGH, ahead + limit.interval - limit.window)
     for place in range(asked):
-        yield Verdict(limit, ahead, 0.0 if place < granted else wait)
+        yield BucketAnswer(limit, ahead, 0.0 if place < granted else wait)
 
 
 def whole_seconds(seconds: float) -> int:

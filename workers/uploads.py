@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -21,10 +22,11 @@ from psycopg.rows import TupleRow
 
 from commands.catalog import EngagementCounts, EngagementOf
 from commands.queries import FindUploadStatus
-from commands.uploads import ExpireUpload, FinishUpload, drop, lock_key
+from commands.uploads import ENDS, ExpireUpload, FinishUpload, drop, lock_key
 from domain.upload import Status
 from engine.command_bus import Command, CommandBus, Lookup, Reader
 from engine.projection import ReadModels
+from engine.reservations import Allowance, Reservations
 from engine.schedule import Job, repeat
 from engine.telemetry import Views
 from infra.batcher import QueueFull
@@ -191,6 +193,20 @@ def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
         longest=timedelta(days=settings.longest_days),
     )
     yield expiry_job(expiry, settings.expiry_interval_seconds)
+
+
+async def open_reservations(parts: Parts, stack: AsyncExitStack) -> Reservations | None:
+    """Return what limits the uploads of each user; None where nothing is limited."""
+    settings = parts.settings
+    if not settings.rate_limits.on:
+        return None
+    # One upload of the largest size fits into any day.
+    per_day = max(settings.quotas.bytes_per_day, settings.uploads.max_bytes)
+    allowance = Allowance(settings.quotas.open_uploads, per_day)
+    found = Reservations(parts.database_url, ENDS, allowance, limits=parts.limits)
+    await found.open()
+    stack.push_async_callback(found.aclose)
+    return found
 
 
 def lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:

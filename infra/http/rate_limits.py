@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from infra.http.addresses import REMEMBERED, subscriber
 from infra.http.problems import Problem
-from infra.rate_limits import Buckets, Limit, LimitReached, Verdict, whole_seconds
+from infra.rate_limits import BucketAnswer, Buckets, Limit, LimitReached, whole_seconds
 from infra.settings.features import RateLimitSettings
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -56,7 +56,7 @@ class RateLimits:
             for name, limit in limits_of(settings).items()
         }
 
-    async def admit(self, kind: str, user_id: str | None, address: str, path: str) -> Verdict:
+    async def admit(self, kind: str, user_id: str | None, address: str, path: str) -> BucketAnswer:
         """Take a token of the caller's buckets for a request of this class, at this address.
 
         A user pays, and the address too, for all users there; an anonymous caller has a smaller
@@ -82,7 +82,7 @@ class RateLimits:
             raise LimitReached(verdict)
         return verdict
 
-    async def _await(self, kind: str, key: str, limit: Limit) -> Verdict:
+    async def _await(self, kind: str, key: str, limit: Limit) -> BucketAnswer:
         # What only reads does no harm for the seconds until Redis is back.
         return await self._buckets.take(key, limit, fails_open=kind == "read")
 
@@ -100,7 +100,7 @@ def limits_of(settings: RateLimitSettings) -> dict[str, Limit]:
     return {name: Limit(name, *rate) for name, rate in rates.items()}
 
 
-def fields(verdict: Verdict) -> dict[bytes, bytes]:
+def fields(verdict: BucketAnswer) -> dict[bytes, bytes]:
     """Return the header fields that tell of a verdict."""
     limit, seconds = verdict.limit, max(0, round(verdict.ahead))
     left = f'"{limit.name}";r={verdict.remaining};t={seconds}'
