@@ -8,19 +8,15 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
-from fastapi import APIRouter, FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
 from psycopg import Connection, OperationalError
 from psycopg.rows import TupleRow
-from starlette.staticfiles import StaticFiles
 
-from backlot import problems
 from backlot.features import FEATURES, TABLES, read_models, replayable
-from backlot.health import operations
+from backlot.http import applications
 from backlot.signals import last_word, run
 from commands.endpoint import Services
 from commands.rate_limits import Quotas
+from domain.moderation import WatchedWords
 from engine import telemetry
 from engine.command_bus import CommandBus, Lookup, Reader
 from engine.event_store import open_recorder
@@ -38,25 +34,24 @@ from engine.seals.proofs import (
     configured_stamps,
 )
 from engine.seals.sealer import Sealer
-from engine.subscription import Notifications
+from engine.subscription import EVENTS, Notifications
 from engine.viewers import ViewerKeys
 from infra.cancellation import END_SECONDS, cancel
 from infra.data_folder import DataFolder
 from infra.errors import OperatorError
-from infra.http.addresses import Hosts, Proxies
 from infra.http.app import HttpApp
 from infra.http.auth import make_authenticator, read_or_make_secret
 from infra.http.rate_limits import RateLimits
 from infra.metrics import counter
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable
-from infra.objects.routes import object_router, part_router
 from infra.objects.s3 import S3Store, now
 from infra.postgres.connection import Limits, explained, make_pool, open_connection
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.rate_limits import Buckets, SharedBuckets
 from infra.redis import open_redis
 from infra.redlock import make_redlock
+from infra.security_log import SECURITY_LOG
 from infra.settings import Role, Settings
 from infra.tasks.broker import Resources, make_broker
 from infra.tasks.queues import FailedTask
@@ -73,6 +68,7 @@ from readapi.audit.routes import Integrity
 from readapi.comments import TranslationRequests
 from readapi.likes import LikeCounts, LiveCounts, LiveLimits
 from readapi.queries import Queries
+from readapi.revocations import RevocationFollower
 from workers.likes import open_counters
 from workers.parts import Parts
 from workers.recommendations import open_preparing
@@ -216,64 +212,17 @@ def _reached(url: str, setting: str) -> Connection[TupleRow]:
         ) from error
 
 
-STATIC = "/docs/static"
-
-
-def mount_docs(app: FastAPI) -> None:
-    """Serve `/docs`; the document itself is at `/openapi.json`."""
-    app.mount(STATIC, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-static")
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title=f"{app.title} API",
-            swagger_js_url=f"{STATIC}/swagger-ui-bundle.js",
-            swagger_css_url=f"{STATIC}/swagger-ui.css",
-            swagger_favicon_url=f"{STATIC}/favicon.png",
-        )
-
-
 FOLLOWING = frozenset({Role.PROJECTIONS, Role.RELAY, Role.CONSUMERS})
 """The roles that follow what is recorded."""
+SERVING = frozenset({Role.COMMANDS, Role.QUERIES})
+"""The roles that take requests with tokens."""
 # An operation at hand stops within 30 seconds, and its children within 15 more.
 LONGEST_STOP_SECONDS = 50.0
 
 
-def make_app(parts: Parts) -> FastAPI:
-    """Return the HTTP application with the routers of the roles that this process has."""
-    roles = parts.settings.server.roles
-    routers: list[APIRouter] = []
-    translate: dict[type[Exception], Callable[[Any], Any]] = {}
-    # Commands first: routes are tried in order, and likes come most.
-    if Role.COMMANDS in roles:
-        routers += (router for feature in FEATURES for router in feature.commands)
-        translate |= problems.OF_COMMANDS
-    if Role.QUERIES in roles:
-        routers += (router for feature in FEATURES for router in feature.queries)
-        translate |= problems.OF_QUERIES
-    server = parts.settings.server
-    app = HttpApp(
-        title="Backlot",
-        authenticator=parts.authenticator,
-        body_limit=server.body_limit_bytes,
-        proxies=Proxies(server.trusted_proxies),
-        hosts=Hosts([server.host]) if server.configured_public_url is None else None,
-        translate=translate,
-        unlimited=("/objects/",),
-        lifespan=lambda app: _lifespan(app, parts),
-        docs_url=None,
-        redoc_url=None,
-    )
-    if isinstance(parts.objects, FolderStore):
-        # Clients move bytes through this process; else they talk to S3 itself.
-        moving = {Role.COMMANDS: part_router, Role.QUERIES: object_router}
-        routers += (router(parts.objects) for role, router in moving.items() if role in roles)
-    for router in [*routers, operations(parts)]:
-        # Not `include_router`: it nests, and each level is searched again for every request.
-        app.router.routes.extend(router.routes)
-    mount_docs(app)
-    return app
+def make_app(parts: Parts) -> HttpApp:
+    """Return the HTTP application of this process; see `backlot.http`."""
+    return applications(parts, lambda app: _lifespan(app, parts))
 
 
 @asynccontextmanager
@@ -281,18 +230,18 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
     """Run what the roles of this process are; the end of the block loses nothing."""
     roles = parts.settings.server.roles
     async with AsyncExitStack() as stack:
-        if roles & FOLLOWING:
+        in_background(SECURITY_LOG.run(), stack)
+        if roles & (FOLLOWING | SERVING):
             in_background(parts.notifications.run(), stack)
+        if roles & SERVING:
+            app.state.revocations = await _revocations(parts, stack)
         if (host := parts.host) is not None:
             reactors = (each for feature in FEATURES for each in feature.reactors(parts, host))
             for work in [host.run(), *reactors]:
                 in_background(work, stack, seconds=LONGEST_STOP_SECONDS)
         stack.push_async_callback(parts.redis.aclose)
         stack.push_async_callback(parts.locks.aclose)
-        buckets = _buckets(parts)
-        if buckets is not None:
-            stack.push_async_callback(buckets.aclose)
-            app.rate_limits = RateLimits(buckets, parts.settings.rate_limits)
+        buckets = _limit_rates(app, parts, stack)
         if Role.QUERIES in roles:
             app.state.queries = await _queries(parts, stack)
             app.state.integrity = Integrity(parts.database_url, parts.proofs, MAPPER.topics)
@@ -300,8 +249,7 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
         bus = _bus(parts)
         stack.push_async_callback(bus.close)
         if Role.COMMANDS in roles:
-            quotas = None if buckets is None else Quotas(buckets, parts.settings.quotas)
-            app.state.commands = await _commands(parts, bus, quotas, stack)
+            app.state.commands = await _commands(parts, bus, buckets, stack)
         if Role.WORKERS in roles:
             jobs = [job for feature in FEATURES for job in feature.jobs(parts, bus)]
             for close in parts.closings:
@@ -313,12 +261,15 @@ async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
         yield
 
 
-def _buckets(parts: Parts) -> Buckets | None:
-    """Return the buckets of the rate limits; None where nothing is limited."""
+def _limit_rates(app: HttpApp, parts: Parts, stack: AsyncExitStack) -> Buckets | None:
+    """Have the application limit its callers; return the buckets, None where nothing is limited."""
     settings = parts.settings
     if not settings.rate_limits.on:
         return None
-    return Buckets() if settings.redis.url is None else SharedBuckets(parts.redis)
+    buckets = Buckets() if settings.redis.url is None else SharedBuckets(parts.redis)
+    stack.push_async_callback(buckets.aclose)
+    app.limit_rates(RateLimits(buckets, settings.rate_limits))
+    return buckets
 
 
 def in_background(
@@ -344,6 +295,15 @@ def _tell_broken(task: asyncio.Task[None]) -> None:
 def _schedule(jobs: Iterable[Job], stack: AsyncExitStack) -> None:
     for job in jobs:
         in_background(run_job(job), stack, name=job.name)
+
+
+async def _revocations(parts: Parts, stack: AsyncExitStack) -> RevocationFollower:
+    """Return what follows the revocations, with all that stand: no request comes before."""
+    wake = parts.notifications.subscribe(EVENTS)
+    follower = RevocationFollower(parts.recorder, parts.authenticator, wake)
+    await follower.refresh()
+    in_background(follower.run(), stack)
+    return follower
 
 
 async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
@@ -385,6 +345,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
         analytics=analytics,
         recommendations=recommendations,
         requests=TranslationRequests(parts.redis, settings.translation),
+        stats_public=settings.analytics.stats_public,
     )
 
 
@@ -404,7 +365,7 @@ def _bus(parts: Parts) -> CommandBus:
 
 
 async def _commands(
-    parts: Parts, bus: CommandBus, quotas: Quotas | None, stack: AsyncExitStack
+    parts: Parts, bus: CommandBus, buckets: Buckets | None, stack: AsyncExitStack
 ) -> Services:
     settings = parts.settings
     repeat = settings.watch.view_repeat
@@ -423,8 +384,9 @@ async def _commands(
         finalize_wait_seconds=settings.uploads.finalize_wait_seconds,
         projections=replayable(),
         viewers=ViewerKeys(parts.database_url) if settings.watch.anonymous_viewers else None,
-        quotas=quotas,
+        quotas=None if buckets is None else Quotas(buckets, settings.quotas),
         reservations=await open_reservations(parts, stack),
+        watched_words=WatchedWords(settings.moderation.words),
     )
 
 

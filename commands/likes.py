@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from commands.endpoint import executor
 from domain.model import Origin
-from domain.upload import Upload
+from domain.upload import NOBODY, Upload, VideoViewer
 from domain.video_likes import VideoLikes, stream_id
 from engine.command_bus import Aggregates, Command, Lookup
 from infra.http.app import DirectRoute
@@ -43,11 +43,12 @@ class LikesOfOthers(Lookup[int]):
 
 @dataclass(frozen=True)
 class ChangeLike(Command[LikeState]):
-    """One viewer's wish for one video."""
+    """One viewer's wish for one video, as whoever may see it."""
 
     video_id: UUID
     viewer: str
     wish: Wish
+    seen_by: VideoViewer = NOBODY
     likes_id: UUID = field(init=False)
     others: LikesOfOthers = field(init=False)
 
@@ -62,7 +63,7 @@ class ChangeLike(Command[LikeState]):
         return (self.others,)
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> LikeState:
-        aggregates.get(Upload, self.video_id).require_video()
+        aggregates.get(Upload, self.video_id).require_visible(self.seen_by)
         likes = aggregates.get(VideoLikes, self.likes_id)
         getattr(likes, self.wish)(self.video_id, self.viewer, origin)
         others = aggregates.look_up(self.others)
@@ -93,7 +94,7 @@ async def unlike(video_id: UUID, request: Request) -> Response:
 
 async def _change(video_id: UUID, wish: Wish, request: Request) -> Response:
     execute = await executor(request)
-    command = ChangeLike(video_id, execute.actor, wish)
+    command = ChangeLike(video_id, execute.actor, wish, execute.viewer)
     quotas = execute.services.quotas
     if quotas is not None and wish is not Wish.UNLIKE:
         await quotas.like(execute.actor, command.likes_id)

@@ -24,6 +24,7 @@ from psycopg_pool import PoolTimeout
 from redis import RedisError
 from starlette.types import Receive, Scope, Send
 
+from domain.upload import VideoViewer
 from engine.freshness import Pool
 from infra.cancellation import cancel
 from infra.http.addresses import subscriber
@@ -31,7 +32,7 @@ from infra.http.app import TOKEN_OPTIONAL, MaybeCaller, client_address, header, 
 from infra.http.problems import Problem, problems
 from infra.http.shapes import LikeState
 from infra.metrics import counter, gauge
-from projections.catalog import Catalog
+from projections.catalog import Catalog, VideoRow
 from projections.like_counters import (
     COUNTER_FAILURES,
     GONE,
@@ -40,7 +41,7 @@ from projections.like_counters import (
     read_counters_async,
 )
 from projections.likes import Likes
-from readapi.queries import Fresh, Queries, Read, no_such_video, require_video
+from readapi.queries import Fresh, Queries, Read, no_such_video, require_video, viewer_of
 
 log = structlog.get_logger(__name__)
 
@@ -78,11 +79,17 @@ class LikeCounts:
     async def read(
         self, conn: AsyncConnection[TupleRow], videos: Sequence[UUID]
     ) -> dict[UUID, int]:
-        """Return the counts of these videos in the read model; fill missing counters on the way."""
+        """Return the counts of these videos in the read model; fill missing counters on the way.
+
+        A private video has a count here, for those who may see it, and none in Redis.
+        """
         _, counters = await read_counters_async(conn, self._likes, videos)
         for video, held in counters.items():
             await self.fill(video, held)
-        return {video: max(0, counter.likes) for video, counter in counters.items()}
+        found = {video: counter.likes for video, counter in counters.items()}
+        if hidden := [video for video, count in found.items() if count == GONE]:
+            found |= dict.fromkeys(hidden, 0) | await self._likes.counts(conn, hidden)
+        return found
 
     async def fill(self, video_id: UUID, held: Counter) -> None:
         """Put what was read from the read model into the counter, where that is missing."""
@@ -130,6 +137,7 @@ class Watch:
     """
 
     video_id: UUID
+    viewer: VideoViewer
     slots: tuple[str, ...] = ()
     count: int | None = None
     removed: bool = False
@@ -159,7 +167,7 @@ class LiveCounts:
         if self._poller is not None:
             await cancel(self._poller)
 
-    def watch(self, video_id: UUID, user_id: str | None = None, address: str = "") -> Watch:
+    def watch(self, video_id: UUID, viewer: VideoViewer, address: str = "") -> Watch:
         """Begin to follow a video; `leave` has to end it.
 
         Raise Problem 503 when too many clients do, 429 when the user or the address has as many
@@ -169,12 +177,12 @@ class LiveCounts:
             detail = "Too many clients follow counts here; ask for the count now and then instead."
             raise Problem(503, "unavailable", detail, headers={"Retry-After": "30"})
         slots = {f"address {address}": self._limits.per_address}
-        if user_id is not None:
-            slots[f"user {user_id}"] = self._limits.per_user
+        if viewer.user_id is not None:
+            slots[f"user {viewer.user_id}"] = self._limits.per_user
         if any(self._slots.get(name, 0) >= most for name, most in slots.items()):
             detail = "So many streams are open already from here; close some, or share one."
             raise Problem(429, "too-many-streams", detail, headers={"Retry-After": "30"})
-        watch = Watch(video_id, tuple(slots))
+        watch = Watch(video_id, viewer, tuple(slots))
         for name in slots:
             self._slots[name] = self._slots.get(name, 0) + 1
         self._watches.add(watch)
@@ -195,7 +203,10 @@ class LiveCounts:
                 del self._slots[name]
 
     async def stream(self, watch: Watch) -> AsyncGenerator[bytes, None]:
-        """Yield the events of a client until it goes, its video is removed, or the server stops."""
+        """Yield the events of a client until it goes, or the server stops.
+
+        They end, too, when the video is removed, or private and the client's viewer may not see it.
+        """
         try:
             yield f"retry: {RETRY_MS}\n\n".encode()
             while not self._closing.is_set():
@@ -229,16 +240,18 @@ class LiveCounts:
     async def _look(self) -> None:
         videos = list({watch.video_id for watch in self._watches})
         counts = await self._counts.hot(videos)
-        # Videos whose counter is gone, with the video or with Redis.
-        missing = [video for video in videos if video not in counts]
-        removed: set[UUID] = set()
+        # Videos whose counter is gone, with the video or with Redis; private ones have none.
+        missing = {video for video in videos if video not in counts}
+        rows: Mapping[UUID, VideoRow] = {}
         if missing:
             async with self._pool.connection() as conn:
-                counts |= await self._counts.read(conn, missing)
-                removed = set(missing) - (await self._catalog.videos(conn, missing)).keys()
+                counts |= await self._counts.read(conn, list(missing))
+                rows = await self._catalog.videos(conn, list(missing))
         for watch in list(self._watches):
             count = counts.get(watch.video_id, watch.count)
-            watch.removed |= watch.video_id in removed
+            if watch.video_id in missing:
+                row = rows.get(watch.video_id)
+                watch.removed |= row is None or not row.visible_to(watch.viewer)
             if watch.removed or count != watch.count:
                 watch.count = count
                 watch.changed.set()
@@ -252,7 +265,7 @@ router = APIRouter(tags=["likes"])
 EVENT_STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": 'Server-sent events `likes`, with data such as `{"likesCount": 5}`, '
-        "and a last one, `removed`, when the video is",
+        "and a last one, `removed`, when the video is, or is private by now",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     },
     **problems(401, 404, 422, 429, 503),
@@ -309,9 +322,10 @@ async def get_like(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCal
     viewer = None if caller is None else caller.user_id
     async with queries.reading(fresh, queries.catalog, queries.likes) as conn:
         found = await queries.likes.of_video(conn, video_id, viewer)
-    if found is None:
+    if found is None or not found.visible_to(viewer_of(caller)):
         raise no_such_video()
-    await queries.counts.fill(video_id, Counter(found.likes, found.position))
+    held = GONE if found.private else found.likes
+    await queries.counts.fill(video_id, Counter(held, found.position))
     liked = None if viewer is None else found.liked
     return wire(LikeState(has_liked=liked, likes_count=found.likes))
 
@@ -327,9 +341,8 @@ async def follow(
     video_id: UUID, request: Request, queries: Read, fresh: Fresh, caller: MaybeCaller
 ) -> EventStream:
     async with queries.reading(fresh, queries.catalog, queries.likes) as conn:
-        await require_video(queries, conn, video_id)
+        await require_video(queries, conn, video_id, caller)
     live = queries.live
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    user_id = caller.user_id if caller else None
-    watch = live.watch(video_id, user_id, subscriber(client_address(request.scope)))
-    return EventStream(live, watch, headers)
+    address = subscriber(client_address(request.scope))
+    return EventStream(live, live.watch(video_id, viewer_of(caller), address), headers)

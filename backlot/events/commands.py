@@ -386,7 +386,8 @@ def detail_lines(event: audit.AuditEventDetail) -> Iterator[str]:
     yield f"stream       {event.stream_id}"
     yield f"id           {event.id}"
     yield f"recorded     {_at(event.recorded_at)}"
-    yield f"actor        {printable(event.actor or '-')}"
+    kind = f" ({event.actor_kind})" if event.actor_kind else ""
+    yield f"actor        {printable(event.actor or '-')}{kind}"
     yield f"correlation  {printable(event.correlation_id or '-')}"
     cause = event.caused_by
     place = f" at {cause.position}, {cause.topic}" if cause and cause.position else ""

@@ -56,6 +56,8 @@ class ServerSettings(SettingsGroup, alias_generator=variables("BACKLOT_")):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
+    admin_port: int | None = Field(default=None, alias="ADMIN_PORT", ge=1, le=65535)
+    configured_admin_host: str | None = Field(default=None, alias="ADMIN_HOST")
     data_dir: UserPath = Path(".backlot")
     configured_public_url: HttpUrl = Field(default=None, alias="BACKLOT_PUBLIC_URL")
     roles: Annotated[frozenset[Role], CommaSet, AfterValidator(_some_roles)] = frozenset(Role)
@@ -64,6 +66,17 @@ class ServerSettings(SettingsGroup, alias_generator=variables("BACKLOT_")):
     head_seconds: PositiveFloat = Field(default=20.0, alias="HEAD_TIMEOUT_SECONDS", le=3600)
     body_seconds: PositiveFloat = Field(default=60.0, alias="BODY_TIMEOUT_SECONDS", le=3600)
     max_connections: int = Field(default=10_000, alias="MAX_CONNECTIONS", ge=16, le=1_000_000)
+
+    @property
+    def admin_host(self) -> str:
+        """The address at which `admin_port` is listened to."""
+        return self.configured_admin_host or self.host
+
+    @model_validator(mode="after")
+    def _ports_of_their_own(self) -> Self:
+        if self.admin_port == self.port:
+            raise ValueError(f"ADMIN_PORT: must be another one than BACKLOT_PORT ({self.port})")
+        return self
 
     @property
     def public_url(self) -> str:
@@ -102,6 +115,7 @@ class Settings(SettingsGroup):
     kafka: adapters.KafkaSettings
     tasks: adapters.TaskSettings
     llm: adapters.LanguageModelSettings
+    moderation: features.ModerationSettings
     translation: features.TranslationSettings
     speech: adapters.SpeechSettings
     watch: features.WatchSettings

@@ -25,9 +25,10 @@ from engine.seals.anchors import AnchorsUnusable
 from engine.seals.chain import connect
 from engine.seals.proofs import Proofs
 from engine.seals.verification import Verification
-from infra.http.app import Admin, Auditor, wire
+from infra.http.app import Admin, Auditor, role_refused, wire
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Time, Wire
+from infra.security_log import SecurityEvent, record
 from readapi.audit.inspector import (
     AuditEvent,
     AuditEventDetail,
@@ -61,18 +62,25 @@ router = APIRouter(prefix="/audit", tags=["audit"])
 
 
 def payload_mode(
+    request: Request,
     caller: Auditor,
     payload: Annotated[
         PayloadMode | None,
         Query(description="How payloads are shown; default: `full` for admins, else `masked`."),
     ] = None,
 ) -> PayloadMode:
-    """Return the mode that is asked for; raise Problem where the caller's role forbids it."""
-    if payload is None:
-        return PayloadMode.FULL if caller.is_admin else PayloadMode.MASKED
-    if payload is PayloadMode.FULL and not caller.is_admin:
-        raise Problem(403, "forbidden", "Full payloads need the role `admin`.")
-    return payload
+    """Return the mode that is asked for; raise Problem where the caller's role forbids it.
+
+    Reads of what tells something about a person are told to the security log: payloads in full, and
+    whatever one user did.
+    """
+    mode = payload or (PayloadMode.FULL if caller.is_admin else PayloadMode.MASKED)
+    if mode is PayloadMode.FULL and not caller.is_admin:
+        raise role_refused(request, caller, "Full payloads need the role `admin`.")
+    if mode is PayloadMode.FULL or "actor" in request.query_params:
+        path, told = request.url.path, request.query_params.get("actor", "")
+        record(SecurityEvent.PERSONAL_DATA_READ, caller.user_id, path=path, actor=told, mode=mode)
+    return mode
 
 
 Mode = Annotated[PayloadMode, Depends(payload_mode)]
