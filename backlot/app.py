@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
-from fastapi import FastAPI
 from psycopg import Connection, OperationalError
 from psycopg.rows import TupleRow
 
@@ -16,6 +15,7 @@ from backlot.features import FEATURES, TABLES, read_models, replayable
 from backlot.http import applications
 from backlot.signals import last_word, run
 from commands.endpoint import Services
+from commands.rate_limits import Quotas
 from domain.moderation import WatchedWords
 from engine import telemetry
 from engine.command_bus import CommandBus, Lookup, Reader
@@ -41,12 +41,14 @@ from infra.data_folder import DataFolder
 from infra.errors import OperatorError
 from infra.http.app import HttpApp
 from infra.http.auth import make_authenticator, read_or_make_secret
+from infra.http.rate_limits import RateLimits
 from infra.metrics import counter
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable
 from infra.objects.s3 import S3Store, now
 from infra.postgres.connection import Limits, explained, make_pool, open_connection
 from infra.postgres.embedded import EmbeddedPostgres
+from infra.rate_limits import Buckets, SharedBuckets
 from infra.redis import open_redis
 from infra.redlock import make_redlock
 from infra.security_log import SECURITY_LOG
@@ -64,7 +66,7 @@ from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
 from readapi.audit.routes import Integrity
 from readapi.comments import TranslationRequests
-from readapi.likes import LikeCounts, LiveCounts
+from readapi.likes import LikeCounts, LiveCounts, LiveLimits
 from readapi.queries import Queries
 from readapi.revocations import RevocationFollower
 from workers.likes import open_counters
@@ -74,6 +76,7 @@ from workers.relay import subscribe_relay
 from workers.speech import media_urls, open_speech
 from workers.tasks import TaskMeans, Tasks, declare, give_up
 from workers.translation import open_translation
+from workers.uploads import open_reservations
 
 log = structlog.get_logger(__name__)
 
@@ -223,7 +226,7 @@ def make_app(parts: Parts) -> HttpApp:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
+async def _lifespan(app: HttpApp, parts: Parts) -> AsyncIterator[None]:
     """Run what the roles of this process are; the end of the block loses nothing."""
     roles = parts.settings.server.roles
     async with AsyncExitStack() as stack:
@@ -238,6 +241,7 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
                 in_background(work, stack, seconds=LONGEST_STOP_SECONDS)
         stack.push_async_callback(parts.redis.aclose)
         stack.push_async_callback(parts.locks.aclose)
+        buckets = _limit_rates(app, parts, stack)
         if Role.QUERIES in roles:
             app.state.queries = await _queries(parts, stack)
             app.state.integrity = Integrity(parts.database_url, parts.proofs, MAPPER.topics)
@@ -245,7 +249,7 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
         bus = _bus(parts)
         stack.push_async_callback(bus.close)
         if Role.COMMANDS in roles:
-            app.state.commands = _commands(parts, bus, stack)
+            app.state.commands = await _commands(parts, bus, buckets, stack)
         if Role.WORKERS in roles:
             jobs = [job for feature in FEATURES for job in feature.jobs(parts, bus)]
             for close in parts.closings:
@@ -255,6 +259,17 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
         if tasks is not None and _takes_requests(parts.settings):
             in_background(app.state.queries.requests.run(tasks.translate_on_demand), stack)
         yield
+
+
+def _limit_rates(app: HttpApp, parts: Parts, stack: AsyncExitStack) -> Buckets | None:
+    """Have the application limit its callers; return the buckets, None where nothing is limited."""
+    settings = parts.settings
+    if not settings.rate_limits.on:
+        return None
+    buckets = Buckets() if settings.redis.url is None else SharedBuckets(parts.redis)
+    stack.push_async_callback(buckets.aclose)
+    app.limit_rates(RateLimits(buckets, settings.rate_limits))
+    return buckets
 
 
 def in_background(
@@ -299,7 +314,9 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
     stack.push_async_callback(pool.close)
     ttl = settings.likes.counter_ttl_seconds
     counts = LikeCounts(likes, AsyncCounters(parts.redis, ttl) if parts.counters else None)
-    live = LiveCounts(pool, catalog, counts)
+    quotas = settings.quotas
+    slots = LiveLimits(quotas.live_streams_per_user, quotas.live_streams_per_address)
+    live = LiveCounts(pool, catalog, counts, slots if settings.rate_limits.on else None)
     parts.endings.append(live.close)
     stack.push_async_callback(live.close)
     analytics = await AnalyticsQueries.open(
@@ -347,7 +364,9 @@ def _bus(parts: Parts) -> CommandBus:
     )
 
 
-def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
+async def _commands(
+    parts: Parts, bus: CommandBus, buckets: Buckets | None, stack: AsyncExitStack
+) -> Services:
     settings = parts.settings
     repeat = settings.watch.view_repeat
     taken = telemetry.Telemetry(parts.database_url, repeat=repeat, limits=parts.limits)
@@ -365,6 +384,8 @@ def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
         finalize_wait_seconds=settings.uploads.finalize_wait_seconds,
         projections=replayable(),
         viewers=ViewerKeys(parts.database_url) if settings.watch.anonymous_viewers else None,
+        quotas=None if buckets is None else Quotas(buckets, settings.quotas),
+        reservations=await open_reservations(parts, stack),
         watched_words=WatchedWords(settings.moderation.words),
     )
 

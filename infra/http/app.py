@@ -8,13 +8,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from itertools import accumulate
+from functools import partial
 from typing import Annotated, Any, TypeVar, cast
 from uuid import UUID
 
@@ -24,13 +20,13 @@ from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import ParamTypes
 from fastapi.routing import APIRoute
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 from starlette.datastructures import QueryParams
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from infra.http.addresses import Hosts, Proxies
 from infra.http.auth import Authenticator, Identity, InvalidToken
+from infra.http.connections import check_size
 from infra.http.jwks import KeysUnavailable
 from infra.http.problems import (
     FRAMEWORK,
@@ -43,18 +39,24 @@ from infra.http.problems import (
     problems,
     unknown_parameters,
 )
+from infra.http.rate_limits import OBJECTS, RateLimits, fields, rate_class, too_many
+from infra.http.request_metrics import HTTP
 from infra.http.shapes import Wire
 from infra.logging import CORRELATION_ID
-from infra.metrics import REGISTRY, SECONDS
+from infra.rate_limits import LimitReached
 from infra.security_log import SecurityEvent, record
 
 log = structlog.get_logger(__name__)
 
 REQUESTS = logging.getLogger(__name__)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-REMEMBERED_PATHS = 10_000
+REMEMBERED_BYTES = 8 * 1024 * 1024
+# About what an entry of the table takes beside its path.
+ENTRY_BYTES = 700
 # What the edge keeps in a request's scope: its headers, those that its answer gets beside its own,
-# the method that the client sent in place of GET, and the problem of a body that is too large.
+# the method that the client sent in place of GET, the problem of a body that is too large, and who
+# calls, or the problem of a token that proves nothing.
+CALLER = "backlot.caller"
 HEADERS = "backlot.headers"
 ADDED = "backlot.added"
 ASKED = "backlot.method"
@@ -62,6 +64,8 @@ TOO_LARGE = "backlot.too_large"
 # Defined for GET alone (RFC 9110, 14.2): a HEAD is told of the whole.
 FOR_RANGES = (b"range", b"if-range")
 SHORTCUT = "backlot_shortcut"
+OF_THE_EDGE = problems(414, 421, 429, 431)
+"""What any call may answer before anybody looks what it is."""
 ROLES = "backlot_roles"
 TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}
 """`openapi_extra=` of a public call that tells a known caller more."""
@@ -74,6 +78,9 @@ BEARER = {
 }
 
 Answer = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+Found = tuple[Answer | None, str | None]
+"""What answers a request at once, if anything does, and the request's class of rate limits."""
 
 Shortcut = Callable[[UUID, Request], Awaitable[Response | None]]
 """Answers a request for the one id in its path, or None: then it goes through the framework."""
@@ -112,6 +119,26 @@ def _id_in(route: APIRoute, path: str) -> UUID | None:
         return None
 
 
+class AnswersByPath:
+    """What answers at the paths that hot routes were found for; bounded by bytes, oldest first."""
+
+    def __init__(self, most_bytes: int = REMEMBERED_BYTES) -> None:
+        self._most = most_bytes
+        self._answers: dict[tuple[str, str], Found] = {}
+        self.bytes = 0
+
+    def get(self, method: str, path: str) -> Found | None:
+        return self._answers.get((method, path))
+
+    def put(self, method: str, path: str, answer: Found) -> None:
+        self._answers[method, path] = answer
+        self.bytes += ENTRY_BYTES + len(path)
+        while self.bytes > self._most:
+            oldest = next(iter(self._answers))
+            del self._answers[oldest]
+            self.bytes -= ENTRY_BYTES + len(oldest[1])
+
+
 def query_parameters(route: APIRoute) -> frozenset[str]:
     """Return the names of the query parameters of a call, as the client writes them."""
     params = get_flat_params(route.dependant)
@@ -133,61 +160,6 @@ def as_get(scope: Scope) -> Scope:
     return {**scope, "method": "GET", ASKED: "HEAD", "headers": headers}
 
 
-@dataclass(slots=True)
-class Timings:
-    """Requests of one method and route: how many fell into each bucket, and their seconds."""
-
-    counts: list[int]
-    seconds: float = 0.0
-    statuses: Counter[int] = field(default_factory=Counter)
-
-
-class RequestMetrics(Collector):
-    """Requests by method, route template and status, and the time that they took.
-
-    prometheus_client's own counters cost a request as much as its route. One event loop observes;
-    the figures get Prometheus' shape when somebody scrapes them.
-    """
-
-    def __init__(self, prefix: str, buckets: Sequence[float]) -> None:
-        """`buckets` are upper bounds in seconds, in rising order."""
-        self._prefix = prefix
-        self._bounds = list(buckets)
-        self._timed: dict[tuple[str, str], Timings] = {}
-
-    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Take in one answered request."""
-        timed = self._timed.get((method, route))
-        if timed is None:
-            timed = self._timed[method, route] = Timings([0] * (len(self._bounds) + 1))
-        timed.counts[bisect_left(self._bounds, seconds)] += 1
-        timed.seconds += seconds
-        timed.statuses[status] += 1
-
-    def collect(self) -> Iterable[Metric]:
-        requests = CounterMetricFamily(
-            f"{self._prefix}_requests",
-            "HTTP requests answered, by route template.",
-            labels=("method", "route", "status"),
-        )
-        seconds = HistogramMetricFamily(
-            f"{self._prefix}_request_seconds",
-            "Time to answer an HTTP request, by route template.",
-            labels=("method", "route"),
-        )
-        names = [*map(str, self._bounds), "+Inf"]
-        for labels, timed in list(self._timed.items()):
-            for status, count in list(timed.statuses.items()):
-                requests.add_metric((*labels, str(status)), count)
-            below = list(zip(names, accumulate(timed.counts), strict=True))
-            seconds.add_metric(labels, below, timed.seconds)
-        return (requests, seconds)
-
-
-HTTP = RequestMetrics("backlot_http", SECONDS)
-REGISTRY.register(HTTP)
-
-
 class HttpApp(FastAPI):
     """A FastAPI application behind the edge, which calls the endpoints of hot routes itself.
 
@@ -202,23 +174,28 @@ class HttpApp(FastAPI):
         body_limit: int,
         translate: Mapping[type[Exception], Make],
         unlimited: tuple[str, ...] = (),
+        proxies: Proxies | None = None,
+        hosts: Hosts | None = None,
         **options: Any,
     ) -> None:
         """`translate` maps exceptions to problems; `body_limit` is in bytes.
 
-        `unlimited` are path prefixes whose bodies are streamed and limit themselves; `options` are
-        FastAPI's.
+        `unlimited` are path prefixes whose bodies are streamed and limit themselves. Without
+        `hosts` a request may name any; `options` are FastAPI's.
         """
-        self._translate = {**FRAMEWORK, **translate}
+        self._translate = {**FRAMEWORK, LimitReached: too_many, **translate}
         handlers: dict[Any, Any] = dict.fromkeys(self._translate, self._refuse)
         super().__init__(exception_handlers=handlers, **options)
         self.state.authenticator = authenticator
         self._body_limit = body_limit
         self._unlimited = unlimited
+        self.proxies = proxies or Proxies()
+        self.rate_limits: RateLimits | None = None
+        self._hosts = hosts
         self._apart: dict[int, HttpApp] = {}
         self._known: list[tuple[APIRoute, frozenset[str]]] | None = None
         self._hot: list[tuple[APIRoute, Shortcut]] | None = None
-        self._find = lru_cache(REMEMBERED_PATHS)(self._search)
+        self._answers = AnswersByPath()
 
     def serve_apart(self, port: int, app: HttpApp) -> None:
         """Have requests that arrive at a port of their own answered by another application.
@@ -227,6 +204,11 @@ class HttpApp(FastAPI):
         """
         app.state = self.state
         self._apart[port] = app
+
+    def limit_rates(self, limits: RateLimits) -> None:
+        """Limit the rates of all requests, whichever port they come to."""
+        for app in (self, *self._apart.values()):
+            app.rate_limits = limits
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return the framework's layers, without the one that tells what breaks in plain text."""
@@ -239,12 +221,15 @@ class HttpApp(FastAPI):
         components = document.setdefault("components", {})
         components["securitySchemes"] = {"bearer": BEARER}
         components.setdefault("schemas", {})["ProblemDetails"] = ProblemDetails.model_json_schema()
-        for path in document.get("paths", {}).values():
+        for name, path in document.get("paths", {}).items():
             for operation in path.values():
                 # That is how query parameters are refused which a call does not have.
                 operation["responses"].setdefault("422", REFUSED)
-                if "401" in operation["responses"]:
+                answers = operation["responses"]
+                if "401" in answers:
                     operation.setdefault("security", [{"bearer": []}])
+                if rate_class("GET", name) is not None:
+                    answers.update({str(status): told for status, told in OF_THE_EDGE.items()})
         return document
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -277,12 +262,18 @@ class HttpApp(FastAPI):
                 raise HeadersSent
             await send(message)
 
-        answer = self._find(scope["method"], scope["path"]) or super().__call__
-        limited = not (self._unlimited and scope["path"].startswith(self._unlimited))
         correlation = CORRELATION_ID.set(request_id)
         try:
+            check_size(scope)
+            if self._hosts is not None:
+                _check_host(scope, self._hosts)
+            found, kind = self._find(scope["method"], scope["path"])
+            if kind is not None and self.rate_limits is not None:
+                await _admit(scope, self.rate_limits, kind)
             if scope["query_string"]:
                 self._require_known_parameters(scope)
+            answer = found or super().__call__
+            limited = not (self._unlimited and scope["path"].startswith(self._unlimited))
             guarded = _limit(receive, scope, self._body_limit) if limited else receive
             await answer(scope, guarded, send_with_id)
         except Exception as error:
@@ -293,6 +284,15 @@ class HttpApp(FastAPI):
         finally:
             _measure(scope, status or 500, time.perf_counter() - started)
             CORRELATION_ID.reset(correlation)
+
+    def _find(self, method: str, path: str) -> Found:
+        """Return what answers at once, if a hot route does, and the class of the request."""
+        known = self._answers.get(method, path)
+        if known is None:
+            known = self._search(method, path), rate_class(method, path)
+            if known[0] is not None:
+                self._answers.put(method, path, known)
+        return known
 
     def _require_known_parameters(self, scope: Scope) -> None:
         """Raise Problem 422 for query parameters that the call does not have.
@@ -312,7 +312,6 @@ class HttpApp(FastAPI):
                 return
 
     def _search(self, method: str, path: str) -> Answer | None:
-        """Return what answers at once, if a hot route has this method and path."""
         if self._hot is None:
             routes = [route for route in self.routes if isinstance(route, APIRoute)]
             self._hot = [(route, call) for route in routes if (call := _shortcut(route))]
@@ -366,9 +365,12 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 
 def client_address(scope: Scope) -> str:
-    """Return the address that sends the request, such as a proxy's; '' on a socket file."""
+    """Return the address of the client, as trusted proxies tell it; '' on a socket file."""
     host, _ = scope.get("client") or ("", 0)
-    return str(host)
+    proxies: Proxies = scope["app"].proxies
+    if not proxies.any_trusted:
+        return str(host)
+    return proxies.client(str(host), header(scope, b"x-forwarded-for"))
 
 
 def _local_port(scope: Scope) -> int:
@@ -387,6 +389,29 @@ def _request_id(scope: Scope) -> str:
     if given and len(given) <= 128 and given.isascii() and given.isprintable():
         return given
     return f"{random.getrandbits(128):032x}"
+
+
+def _check_host(scope: Scope, hosts: Hosts) -> None:
+    """Raise Problem 421 where the request names a host that is not this server's."""
+    if not hosts.knows(header(scope, b"host"), scope) and rate_class("GET", scope["path"]):
+        detail = "This server is not known by that `Host`; its operator has to set "
+        raise Problem(421, "host-unknown", f"{detail}`BACKLOT_PUBLIC_URL`.")
+
+
+async def _admit(scope: Scope, limits: RateLimits, kind: str) -> None:
+    """Let a request of a class pass within its caller's limits; raise LimitReached beyond them."""
+    path = scope["path"]
+    caller = None if path.startswith(OBJECTS) else _recalled(scope) or await _caller(scope)
+    user_id = caller.user_id if isinstance(caller, Identity) else None
+    address = client_address(scope)
+    try:
+        verdict = await limits.admit(kind, user_id, address, path)
+    except LimitReached:
+        record(SecurityEvent.LIMIT_HIT, user_id or address, limit=kind)
+        raise
+    if verdict.is_half_spent:
+        # The first of all that is added to the answer.
+        scope[ADDED] = fields(verdict)
 
 
 def request_id_of(scope: Scope) -> str:
@@ -454,16 +479,45 @@ def wire(body: Wire, status: int = 200, headers: Mapping[str, str] | None = None
 
 async def maybe_identity(request: Request) -> Identity | None:
     """Return who calls, or None without a token; a token that proves nothing is refused (401)."""
-    given = header(request.scope, b"authorization")
+    caller = await _caller(request.scope)
+    if isinstance(caller, Problem):
+        raise caller
+    return caller
+
+
+def _recalled(scope: Scope) -> Identity | None:
+    """Return the caller of a token that was verified before; most requests end here."""
+    given = header(scope, b"authorization")
+    if given is None or not given.startswith("Bearer "):
+        return None
+    authenticator: Authenticator = scope["app"].state.authenticator
+    if (identity := authenticator.recall(given[7:].strip())) is not None:
+        scope[CALLER] = identity
+    return identity
+
+
+async def _caller(scope: Scope) -> Identity | Problem | None:
+    """Return who calls, or the problem of a token that proves nothing; found out once."""
+    if CALLER not in scope:
+        try:
+            scope[CALLER] = await _identify(scope)
+        except Problem as refusal:
+            scope[CALLER] = refusal
+    caller: Identity | Problem | None = scope[CALLER]
+    return caller
+
+
+async def _identify(scope: Scope) -> Identity | None:
+    given = header(scope, b"authorization")
     if given is None:
         return None
     scheme, _, token = given.partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise _unauthenticated("Send `Authorization: Bearer <token>`.")
     try:
-        return await _verify(request.app.state.authenticator, token.strip())
+        return await _verify(scope["app"].state.authenticator, token.strip())
     except InvalidToken as error:
-        record(SecurityEvent.TOKEN_REFUSED, client_address(request.scope), reason=error.reason)
+        record(SecurityEvent.TOKEN_REFUSED, client_address(scope), reason=error.reason)
         raise _unauthenticated(f"The token was refused: {error.reason}.") from error
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from infra.errors import UsageError
 from infra.settings import adapters, features
-from infra.settings.values import CommaSet, HttpUrl, SettingsGroup, UserPath, variables
+from infra.settings.values import CommaSet, HttpUrl, Networks, SettingsGroup, UserPath, variables
 
 MIN_S3_PART_BYTES = 5 * features.MIB
 MAY_HOLD_SECRETS = (
@@ -62,6 +62,10 @@ class ServerSettings(SettingsGroup, alias_generator=variables("BACKLOT_")):
     configured_public_url: HttpUrl = Field(default=None, alias="BACKLOT_PUBLIC_URL")
     roles: Annotated[frozenset[Role], CommaSet, AfterValidator(_some_roles)] = frozenset(Role)
     body_limit_bytes: int = Field(default=features.MIB, alias="BODY_LIMIT_BYTES", ge=1024)
+    trusted_proxies: Networks = Field(default=(), alias="TRUSTED_PROXIES")
+    head_seconds: PositiveFloat = Field(default=20.0, alias="HEAD_TIMEOUT_SECONDS", le=3600)
+    body_seconds: PositiveFloat = Field(default=60.0, alias="BODY_TIMEOUT_SECONDS", le=3600)
+    max_connections: int = Field(default=10_000, alias="MAX_CONNECTIONS", ge=16, le=1_000_000)
 
     @property
     def admin_host(self) -> str:
@@ -102,6 +106,8 @@ class Settings(SettingsGroup):
     auth: adapters.AuthSettings
     logs: adapters.LogSettings
     uploads: features.UploadSettings
+    rate_limits: features.RateLimitSettings
+    quotas: features.QuotaSettings
     likes: features.LikeSettings
     commands: features.CommandSettings
     projections: features.ProjectionSettings
