@@ -16,6 +16,7 @@ from backlot.features import FEATURES, TABLES, read_models, replayable
 from backlot.http import applications
 from backlot.signals import last_word, run
 from commands.endpoint import Services
+from domain.moderation import WatchedWords
 from engine import telemetry
 from engine.command_bus import CommandBus, Lookup, Reader
 from engine.event_store import open_recorder
@@ -327,6 +328,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
         analytics=analytics,
         recommendations=recommendations,
         requests=TranslationRequests(parts.redis, settings.translation),
+        stats_public=settings.analytics.stats_public,
     )
 
 
@@ -363,6 +365,7 @@ def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
         finalize_wait_seconds=settings.uploads.finalize_wait_seconds,
         projections=replayable(),
         viewers=ViewerKeys(parts.database_url) if settings.watch.anonymous_viewers else None,
+        watched_words=WatchedWords(settings.moderation.words),
     )
 
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import structlog
 import typer
@@ -161,6 +161,10 @@ def upload(
     title: Annotated[str | None, typer.Option(help="Default: the file's name.")] = None,
     description: Annotated[str | None, typer.Option(help="What viewers read about it.")] = None,
     category: Annotated[str | None, typer.Option(help="For example: nature.")] = None,
+    visibility: Annotated[
+        Literal["public", "unlisted", "private"] | None,
+        typer.Option(help="Who may see the video; default: everybody."),
+    ] = None,
     content_type: Annotated[
         str | None, typer.Option(help="For example video/mp4; default: guessed from the name.")
     ] = None,
@@ -183,6 +187,7 @@ def upload(
         "title": title,
         "description": description,
         "category": category,
+        "visibility": visibility,
         "contentType": content_type,
     }
     code = run_upload(

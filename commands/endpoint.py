@@ -13,6 +13,8 @@ from fastapi import Depends, Request, Response
 
 from domain.errors import DomainError
 from domain.model import Origin
+from domain.moderation import NO_WORDS, WatchedWords
+from domain.upload import VideoViewer
 from engine.command_bus import Aggregates, Command, CommandBus, Executed, IdempotencyKey, Query
 from engine.event_store import StoredAnswer
 from engine.telemetry import Telemetry
@@ -43,7 +45,8 @@ class Services:
     """What the routers of the command API stand on; made by the wiring.
 
     `projections` are the names of the read models. `ending` has the uploads that a request of this
-    process is about to complete or abort. Without `viewers` only users may watch.
+    process is about to complete or abort. Without `viewers` only users may watch. Comments with
+    `watched_words` wait for approval.
     """
 
     bus: CommandBus
@@ -57,6 +60,7 @@ class Services:
     finalize_wait_seconds: float
     projections: frozenset[str]
     viewers: ViewerKeys | None = None
+    watched_words: WatchedWords = NO_WORDS
     ending: dict[UUID, asyncio.Event] = field(default_factory=dict)
 
 
@@ -123,6 +127,11 @@ class Execute:
     def user_id(self) -> str | None:
         """The caller's name; None of one who has none."""
         return None if self.identity.anonymous else self.actor
+
+    @property
+    def viewer(self) -> VideoViewer:
+        """As whom the caller sees videos."""
+        return self.identity.viewer
 
     @property
     def correlation_id(self) -> str:

@@ -25,7 +25,7 @@ from commands.comments import (
     Detected,
     Failed,
     FindCommentText,
-    FindVisibility,
+    FindStanding,
     Outcome,
     RecordTarget,
     RecordTranslation,
@@ -147,7 +147,7 @@ class CommentTranslation:
             TRANSLATIONS.labels("done_before").inc()
             return
         # A removed video takes its comments with it: nobody pays for what nobody reads.
-        if text is None or not await self._execute(FindVisibility(text.video_id), origin):
+        if text is None or not await self._execute(FindStanding(text.video_id), origin):
             TRANSLATIONS.labels("gone").inc()
             return
         if (into := self.targets.get(target or self.target)) is None:

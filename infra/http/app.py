@@ -21,9 +21,12 @@ from uuid import UUID
 import structlog
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.params import ParamTypes
 from fastapi.routing import APIRoute
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from starlette.datastructures import QueryParams
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,6 +40,8 @@ from infra.http.problems import (
     Problem,
     ProblemDetails,
     explain,
+    problems,
+    unknown_parameters,
 )
 from infra.http.shapes import Wire
 from infra.logging import CORRELATION_ID
@@ -60,6 +65,7 @@ SHORTCUT = "backlot_shortcut"
 ROLES = "backlot_roles"
 TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}
 """`openapi_extra=` of a public call that tells a known caller more."""
+REFUSED = problems(422)[422]
 BEARER = {
     "type": "http",
     "scheme": "bearer",
@@ -104,6 +110,17 @@ def _id_in(route: APIRoute, path: str) -> UUID | None:
         return UUID(match[1]) if match else None
     except ValueError:
         return None
+
+
+def query_parameters(route: APIRoute) -> frozenset[str]:
+    """Return the names of the query parameters of a call, as the client writes them."""
+    params = get_flat_params(route.dependant)
+    # Those of a shape, as signed URLs have, don't say where they stand.
+    return frozenset(
+        param.alias
+        for param in params
+        if getattr(param.field_info, "in_", ParamTypes.query) is ParamTypes.query
+    )
 
 
 class HeadersSent(Exception):
@@ -199,6 +216,7 @@ class HttpApp(FastAPI):
         self._body_limit = body_limit
         self._unlimited = unlimited
         self._apart: dict[int, HttpApp] = {}
+        self._known: list[tuple[APIRoute, frozenset[str]]] | None = None
         self._hot: list[tuple[APIRoute, Shortcut]] | None = None
         self._find = lru_cache(REMEMBERED_PATHS)(self._search)
 
@@ -223,7 +241,9 @@ class HttpApp(FastAPI):
         components.setdefault("schemas", {})["ProblemDetails"] = ProblemDetails.model_json_schema()
         for path in document.get("paths", {}).values():
             for operation in path.values():
-                if "401" in operation.get("responses", {}):
+                # That is how query parameters are refused which a call does not have.
+                operation["responses"].setdefault("422", REFUSED)
+                if "401" in operation["responses"]:
                     operation.setdefault("security", [{"bearer": []}])
         return document
 
@@ -261,6 +281,8 @@ class HttpApp(FastAPI):
         limited = not (self._unlimited and scope["path"].startswith(self._unlimited))
         correlation = CORRELATION_ID.set(request_id)
         try:
+            if scope["query_string"]:
+                self._require_known_parameters(scope)
             guarded = _limit(receive, scope, self._body_limit) if limited else receive
             await answer(scope, guarded, send_with_id)
         except Exception as error:
@@ -271,6 +293,23 @@ class HttpApp(FastAPI):
         finally:
             _measure(scope, status or 500, time.perf_counter() - started)
             CORRELATION_ID.reset(correlation)
+
+    def _require_known_parameters(self, scope: Scope) -> None:
+        """Raise Problem 422 for query parameters that the call does not have.
+
+        Here, before the way parts: a hot route's endpoint never sees the framework.
+        """
+        if self._known is None:
+            routes = [route for route in self.routes if isinstance(route, APIRoute)]
+            self._known = [(route, query_parameters(route)) for route in routes]
+        for route, known in self._known:
+            allowed = scope["method"] in (route.methods or ())
+            if allowed and route.path_regex.match(scope["path"]):
+                unknown = [name for name in QueryParams(scope["query_string"]) if name not in known]
+                if unknown:
+                    scope["route"] = route
+                    raise unknown_parameters(unknown, known)
+                return
 
     def _search(self, method: str, path: str) -> Answer | None:
         """Return what answers at once, if a hot route has this method and path."""
@@ -430,7 +469,11 @@ async def maybe_identity(request: Request) -> Identity | None:
 
 async def require_identity(request: Request) -> Identity:
     """Return who calls; 401 without a token."""
-    identity = await maybe_identity(request)
+    return require_known(await maybe_identity(request))
+
+
+def require_known(identity: Identity | None) -> Identity:
+    """Return who calls; 401 for nobody."""
     if identity is None:
         raise _unauthenticated("This call needs a token: `Authorization: Bearer <token>`.")
     return identity
@@ -469,9 +512,11 @@ def _roles_of(dependant: Dependant) -> frozenset[str]:
 
 
 require_admin = _require_role("admin")
+require_moderator = _require_role("moderator", "admin")
 MaybeCaller = Annotated[Identity | None, Depends(maybe_identity)]
 Caller = Annotated[Identity, Depends(require_identity)]
 Admin = Annotated[Identity, Depends(require_admin)]
+Moderator = Annotated[Identity, Depends(require_moderator)]
 Auditor = Annotated[Identity, Depends(_require_role("auditor", "admin"))]
 """Who may look into the event log."""
 

@@ -26,12 +26,15 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from domain.model import ActorKind, is_reserved
 from domain.text import is_name
+from domain.upload import VideoViewer
 from infra.cache import SingleFlight
 from infra.http.jwks import RemoteKeys
 from infra.settings import SettingsError
 from infra.settings.adapters import AuthSettings
 from infra.settings.values import secret_weakness
 
+# Who decides about what anybody wrote, and sees private videos that are not their own.
+MODERATORS = frozenset(("moderator", "admin"))
 MAX_TOKEN_LENGTH = 8192
 MAX_USER_ID_LENGTH = 128
 CLOCK_SKEW_SECONDS = 10
@@ -77,6 +80,17 @@ class Identity:
         if self.anonymous:
             return ActorKind.ANONYMOUS
         return ActorKind.USER if self.roles.isdisjoint(OPERATORS) else ActorKind.OPERATOR
+
+    @property
+    def is_moderator(self) -> bool:
+        """Whether they decide about what anybody wrote."""
+        return not self.roles.isdisjoint(MODERATORS)
+
+    @property
+    def viewer(self) -> VideoViewer:
+        """As whom the caller sees videos."""
+        user_id = None if self.anonymous else self.user_id
+        return VideoViewer(user_id, self.is_moderator)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from domain.comment import TranslationStatus
+from domain.moderation import ActingAs, HoldCause
 from domain.revocations import Revocation
+from domain.upload import CommentPolicy, Visibility
 
 APPLICATION = "backlot"
 POSITION = re.compile(rf"{APPLICATION}:([0-9]{{1,18}})(?::([0-9]{{1,18}}))?")
@@ -47,6 +49,12 @@ class Wire(BaseModel):
         return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_none=True)
 
 
+class RequestBody(Wire):
+    """What a client sends: a member that is not its own is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class ArrivedPart(Wire):
     """A part that the store holds."""
 
@@ -68,7 +76,10 @@ class UploadStatus(Wire):
 
 
 class Video(Wire):
-    """A video as viewers see it; `has_liked` only where the caller is known."""
+    """A video as viewers see it; `has_liked` only where the caller is known.
+
+    `comment_policy`: on one video that not everybody may comment on at once.
+    """
 
     video_id: Annotated[UUID, Field(examples=[VIDEO_ID])]
     title: str
@@ -76,6 +87,7 @@ class Video(Wire):
     category: str | None = None
     owner_id: str
     status: str
+    visibility: Visibility
     duration_seconds: float | None = None
     spoken_language: str | None = None
     created_at: Time
@@ -83,6 +95,7 @@ class Video(Wire):
     comments: int
     views: int
     has_liked: bool | None = None
+    comment_policy: CommentPolicy | None = None
 
 
 class LikeState(Wire):
@@ -93,7 +106,11 @@ class LikeState(Wire):
 
 
 class Comment(Wire):
-    """A comment as viewers see it."""
+    """A comment as viewers see it; with a `status`, not everybody does.
+
+    `status_reason` and `removed_by` tell of a removal. `held_for` and `revision`, the number of
+    its texts, are for those who may approve it.
+    """
 
     comment_id: UUID
     video_id: UUID
@@ -105,6 +122,11 @@ class Comment(Wire):
     translation_status: TranslationStatus
     edited: bool
     created_at: Time
+    status: Literal["held", "removed"] | None = None
+    status_reason: str | None = None
+    removed_by: ActingAs | None = None
+    held_for: HoldCause | None = None
+    revision: int | None = None
 
 
 class RevokedToken(Wire):

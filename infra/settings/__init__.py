@@ -109,6 +109,7 @@ class Settings(SettingsGroup):
     kafka: adapters.KafkaSettings
     tasks: adapters.TaskSettings
     llm: adapters.LanguageModelSettings
+    moderation: features.ModerationSettings
     translation: features.TranslationSettings
     speech: adapters.SpeechSettings
     watch: features.WatchSettings

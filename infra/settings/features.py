@@ -24,7 +24,9 @@ from infra.settings.values import (
     PostgresUrl,
     SettingsGroup,
     Terms,
+    TermsFile,
     UserPath,
+    WatchedTerms,
     variables,
 )
 
@@ -122,6 +124,18 @@ class WatchSettings(SettingsGroup, alias_generator=str.upper):
         return timedelta(seconds=self.view_repeat_seconds)
 
 
+class ModerationSettings(SettingsGroup, alias_generator=str.upper):
+    """What holds a comment for approval, wherever it stands."""
+
+    watched_words: WatchedTerms = ()
+    watched_words_file: TermsFile = None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All words, and phrases, that are watched."""
+        return (*self.watched_words, *(self.watched_words_file or ()))
+
+
 class TranslationSettings(SettingsGroup, alias_generator=variables("TRANSLATION_")):
     """How the language of comments is found, and how they are translated."""
 
@@ -160,6 +174,7 @@ class AnalyticsSettings(SettingsGroup, alias_generator=variables("ANALYTICS_")):
     flush_seconds: PositiveFloat = Field(default=5.0, le=3600)
     # Rankings and stats look at the hours of 30 days; what comes late is counted for 10 days less.
     retention_days: int = Field(default=730, ge=60, le=36_500)
+    stats_public: bool = Field(default=False, alias="STATS_PUBLIC")
 
     def url(self, database_url: str) -> str:
         """Return where the analytics are kept: a database of their own, or that of all else."""

@@ -17,6 +17,8 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr
 
+from domain.text import shows
+
 MIN_SECRET_BYTES = 32
 # Of a secret's runs of three characters, and of its steps from one to the next, so many differ.
 MIN_PATTERNS = 16
@@ -34,6 +36,7 @@ EXAMPLE_WORDS = (
 ADVICE = "make one with `openssl rand -hex 32`"
 MOST_LANGUAGES = 16
 MOST_TERMS, MOST_TERM_CHARACTERS = 200, 60
+MOST_WATCHED, MOST_WATCHED_CHARACTERS = 2_000, 100
 LANGUAGE = re.compile("[a-z]{2}")
 ANCHOR_BUCKET = re.compile(
     r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]{1,254})/(?P<prefix>[\w.-]+(?:/[\w.-]+)*)"
@@ -208,6 +211,29 @@ def terms(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def watched(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(values) > MOST_WATCHED:
+        raise ValueError(f"must name {MOST_WATCHED} words at most; these are {len(values)}")
+    for value in values:
+        if len(value) > MOST_WATCHED_CHARACTERS:
+            most, start = MOST_WATCHED_CHARACTERS, value[:20]
+            raise ValueError(f"a word has {most} characters at most; {start!r}… has {len(value)}")
+        if not shows(value):
+            raise ValueError(f"a word needs a character that can be seen; {value!r} has none")
+    return values
+
+
+def lines(value: object) -> object:
+    """Return the lines of a file; not blank ones, and none that begin with `#`."""
+    if not isinstance(value, str):
+        return value
+    try:
+        text = Path(value).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"can't be read as UTF-8 text: {error}") from None
+    return [line for line in map(str.strip, text.splitlines()) if line and line[0] != "#"]
+
+
 def prices(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -247,6 +273,9 @@ Secret = Annotated[SecretStr, AfterValidator(strong_secret)] | None
 PublicKey = Annotated[str, AfterValidator(pem)] | None
 Languages = Annotated[tuple[str, ...], CommaSet, AfterValidator(language_codes)]
 Terms = Annotated[tuple[str, ...], CommaSet, AfterValidator(terms)]
+WatchedTerms = Annotated[tuple[str, ...], CommaSet, AfterValidator(watched)]
+TermsFile = Annotated[tuple[str, ...], BeforeValidator(lines), AfterValidator(watched)] | None
+"""The words in a file, one a line."""
 Prices = Annotated[dict[str, tuple[float, float]], BeforeValidator(prices)]
 """US dollars per million tokens of input and output, by model."""
 Numbers = Annotated[dict[str, float], BeforeValidator(numbers)]

@@ -104,6 +104,17 @@ def test_readers_choose_among_several_languages_or_not_at_all() -> None:
     assert choice(TRANSLATION_TARGETS="en", TRANSLATION_TARGET_LANGUAGE="de") == ("de", "en")
 
 
+def test_watched_words_come_from_a_list_and_a_file(tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("# not this\n\nbuy now, please\n  傻瓜  \n")
+    given = {"WATCHED_WORDS": "bad, worse", "WATCHED_WORDS_FILE": str(words)}
+    assert load_settings(given).moderation.words == ("bad", "worse", "buy now, please", "傻瓜")
+    assert load_settings({}).moderation.words == ()
+    words.write_bytes(b"\xff")
+    with pytest.raises(SettingsError, match="WATCHED_WORDS_FILE: can't be read as UTF-8"):
+        load_settings(given)
+
+
 def test_lock_nodes_are_separated_by_commas() -> None:
     urls = "redis://:hunter2@one:6379, rediss://two"
     settings = load_settings({"REDLOCK_URLS": urls, "REDIS_URL": "redis://one"})
@@ -170,6 +181,10 @@ def test_a_configured_public_url_loses_its_slash() -> None:
         ("TRANSLATION_GLOSSARY", ",".join(f"t{n}" for n in range(201)), "200 terms"),
         ("TRANSLATION_GLOSSARY", f"Backlot,{'x' * 61}", "60 characters"),
         ("TRANSLATION_GLOSSARY", "Backlot, !!", "a letter or a digit"),
+        ("WATCHED_WORDS", ",".join(f"w{n}" for n in range(2001)), "2000 words"),
+        ("WATCHED_WORDS", f"bad,{'x' * 101}", "100 characters"),
+        ("WATCHED_WORDS", "bad,\u200b", "can be seen"),
+        ("WATCHED_WORDS_FILE", "/nowhere/words.txt", "can't be read"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_it(name: str, value: str, why: str) -> None:
