@@ -81,7 +81,18 @@ ROUTES: tuple[Line, ...] = (
     Line("POST /videos/{video_id}/comments", TOKEN, 201, body={"content": "Nice rain"}),
     Line("GET /videos/{video_id}/comments", ANYBODY),
     Line("PATCH /comments/{comment_id}", OWNER, body={"content": "Nicer rain"}),
-    Line("DELETE /comments/{comment_id}", OWNER, spends=True),
+    Line("DELETE /comments/{comment_id}", OWNER | MODERATORS, spends=True),
+    # Moderation.
+    Line("POST /comments/{comment_id}/restore", OWNER | MODERATORS),
+    Line("POST /comments/{comment_id}/approve", OWNER | MODERATORS),
+    Line("POST /comments/{comment_id}/report", TOKEN, 202, body={"reason": "spam"}),
+    Line("POST /videos/{video_id}/report", TOKEN, 202, body={"reason": "spam"}),
+    Line("GET /moderation/reports", MODERATORS),
+    Line("POST /moderation/reports/{report_id}", MODERATORS, 404, body={"decision": "dismiss"}),
+    Line("GET /moderation/held", TOKEN),
+    Line("GET /users/me/blocked", TOKEN),
+    Line("PUT /users/me/blocked/{user_id}", TOKEN),
+    Line("DELETE /users/me/blocked/{user_id}", TOKEN),
     # Uploads and videos.
     Line("POST /uploads", TOKEN, 201, body=UPLOAD),
     Line("GET /uploads/{upload_id}", OWNER_OR_ADMIN),
@@ -105,7 +116,7 @@ ROUTES: tuple[Line, ...] = (
     ),
     Line("POST /videos/{video_id}/share", TOKEN, 202),
     # Analytics and recommendations.
-    Line("GET /videos/{video_id}/stats", ANYBODY),
+    Line("GET /videos/{video_id}/stats", OWNER | MODERATORS | AUDITORS),
     Line("GET /analytics/trending", ANYBODY),
     Line("GET /analytics/recommendations", ADMIN),
     Line("GET /recommendations", OWNER_OR_ADMIN, query={"userId": "ann"}),

@@ -8,13 +8,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from itertools import accumulate
 from typing import Annotated, Any, TypeVar, cast
 from uuid import UUID
 
@@ -24,8 +20,6 @@ from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import ParamTypes
 from fastapi.routing import APIRoute
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 from starlette.datastructures import QueryParams
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -43,9 +37,9 @@ from infra.http.problems import (
     problems,
     unknown_parameters,
 )
+from infra.http.request_metrics import HTTP
 from infra.http.shapes import Wire
 from infra.logging import CORRELATION_ID
-from infra.metrics import REGISTRY, SECONDS
 from infra.security_log import SecurityEvent, record
 
 log = structlog.get_logger(__name__)
@@ -131,61 +125,6 @@ def as_get(scope: Scope) -> Scope:
     """Return the GET whose headers a HEAD asks for."""
     headers = [pair for pair in scope["headers"] if pair[0] not in FOR_RANGES]
     return {**scope, "method": "GET", ASKED: "HEAD", "headers": headers}
-
-
-@dataclass(slots=True)
-class Timings:
-    """Requests of one method and route: how many fell into each bucket, and their seconds."""
-
-    counts: list[int]
-    seconds: float = 0.0
-    statuses: Counter[int] = field(default_factory=Counter)
-
-
-class RequestMetrics(Collector):
-    """Requests by method, route template and status, and the time that they took.
-
-    prometheus_client's own counters cost a request as much as its route. One event loop observes;
-    the figures get Prometheus' shape when somebody scrapes them.
-    """
-
-    def __init__(self, prefix: str, buckets: Sequence[float]) -> None:
-        """`buckets` are upper bounds in seconds, in rising order."""
-        self._prefix = prefix
-        self._bounds = list(buckets)
-        self._timed: dict[tuple[str, str], Timings] = {}
-
-    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Take in one answered request."""
-        timed = self._timed.get((method, route))
-        if timed is None:
-            timed = self._timed[method, route] = Timings([0] * (len(self._bounds) + 1))
-        timed.counts[bisect_left(self._bounds, seconds)] += 1
-        timed.seconds += seconds
-        timed.statuses[status] += 1
-
-    def collect(self) -> Iterable[Metric]:
-        requests = CounterMetricFamily(
-            f"{self._prefix}_requests",
-            "HTTP requests answered, by route template.",
-            labels=("method", "route", "status"),
-        )
-        seconds = HistogramMetricFamily(
-            f"{self._prefix}_request_seconds",
-            "Time to answer an HTTP request, by route template.",
-            labels=("method", "route"),
-        )
-        names = [*map(str, self._bounds), "+Inf"]
-        for labels, timed in list(self._timed.items()):
-            for status, count in list(timed.statuses.items()):
-                requests.add_metric((*labels, str(status)), count)
-            below = list(zip(names, accumulate(timed.counts), strict=True))
-            seconds.add_metric(labels, below, timed.seconds)
-        return (requests, seconds)
-
-
-HTTP = RequestMetrics("backlot_http", SECONDS)
-REGISTRY.register(HTTP)
 
 
 class HttpApp(FastAPI):

@@ -47,6 +47,8 @@ class Things:
             "correlation_id": "of-no-conversation",
             "operation_id": str(uuid4()),
             "revocation_id": str(uuid4()),
+            "report_id": str(uuid4()),
+            "user_id": "mallory",
             "key:path": f"videos/{video}",
         }
         recommended = eventually(self._recommended) or {}

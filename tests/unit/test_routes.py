@@ -18,7 +18,7 @@ from infra.http.app import HttpApp, required_roles
 from infra.http.auth import make_authenticator
 from infra.objects.folder import FolderStore
 from infra.settings import load_settings
-from tests.routes import ADMIN, AUDITORS, ROUTES
+from tests.routes import ADMIN, AUDITORS, MODERATORS, ROUTES
 from workers.parts import Parts
 
 SECRET = "signs the tokens of these tests only"
@@ -66,11 +66,15 @@ def test_every_route_has_a_line_and_every_line_a_route(tmp_path: Path) -> None:
 def test_lines_say_the_roles_that_routes_require(tmp_path: Path) -> None:
     """A route that requires a role does so of everybody, and its line says of whom."""
     may = {line.call: line.may for line in ROUTES}
-    by_roles = {frozenset({"admin"}): ADMIN, frozenset({"admin", "auditor"}): AUDITORS}
+    by_roles = {
+        frozenset({"admin"}): ADMIN,
+        frozenset({"admin", "auditor"}): AUDITORS,
+        frozenset({"admin", "moderator"}): MODERATORS,
+    }
     for route in application(tmp_path).routes:
         if isinstance(route, APIRoute) and (roles := required_roles(route)):
             for method in _methods(route):
-                assert may[f"{method} {route.path}"] <= by_roles.get(roles, may.keys())
+                assert may[f"{method} {route.path}"] <= by_roles[roles]
 
 
 def test_with_an_admin_port_each_route_is_on_one_port(tmp_path: Path) -> None:
