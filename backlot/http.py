@@ -17,14 +17,15 @@ from backlot import problems
 from backlot.features import FEATURES
 from backlot.health import operations
 from infra.http.addresses import Hosts, Proxies
-from infra.http.app import HttpApp, required_roles
+from infra.http.app import HttpApp
+from infra.http.callers import required_roles
 from infra.http.problems import Make
 from infra.objects.folder import FolderStore
 from infra.objects.routes import object_router, part_router
 from infra.settings import Role
 from workers.parts import Parts
 
-Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+Lifespan = Callable[[HttpApp], AbstractAsyncContextManager[None]]
 
 STATIC = "/docs/static"
 ON_BOTH_PORTS = frozenset({"/healthz", "/readyz"})

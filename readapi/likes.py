@@ -28,7 +28,8 @@ from domain.upload import VideoViewer
 from engine.freshness import Pool
 from infra.cancellation import cancel
 from infra.http.addresses import subscriber
-from infra.http.app import TOKEN_OPTIONAL, MaybeCaller, client_address, header, hot, wire
+from infra.http.app import TOKEN_OPTIONAL, hot, wire
+from infra.http.callers import MaybeCaller, client_address, header
 from infra.http.problems import Problem, problems
 from infra.http.shapes import LikeState
 from infra.metrics import counter, gauge

@@ -1,4 +1,4 @@
-"""The application that both APIs are: its edge, its hot routes, its answers and its callers.
+"""The application that both APIs are: its edge, its hot routes and its answers.
 
 The edge is the outermost layer: request ids, limits of bodies, metrics, and no naked 500.
 """
@@ -11,12 +11,11 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Annotated, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import structlog
-from fastapi import Depends, FastAPI, Request, Response
-from fastapi.dependencies.models import Dependant
+from fastapi import FastAPI, Request, Response
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import ParamTypes
 from fastapi.routing import APIRoute
@@ -25,9 +24,16 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.http.addresses import Hosts, Proxies
-from infra.http.auth import Authenticator, Identity, InvalidToken
+from infra.http.auth import Authenticator, Identity
+from infra.http.callers import (
+    ADDED,
+    HEADERS,
+    caller_of,
+    client_address,
+    header,
+    recalled,
+)
 from infra.http.connections import check_size
-from infra.http.jwks import KeysUnavailable
 from infra.http.problems import (
     FRAMEWORK,
     PROBLEM_JSON,
@@ -53,12 +59,8 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 REMEMBERED_BYTES = 8 * 1024 * 1024
 # About what an entry of the table takes beside its path.
 ENTRY_BYTES = 700
-# What the edge keeps in a request's scope: its headers, those that its answer gets beside its own,
-# the method that the client sent in place of GET, the problem of a body that is too large, and who
-# calls, or the problem of a token that proves nothing.
-CALLER = "backlot.caller"
-HEADERS = "backlot.headers"
-ADDED = "backlot.added"
+# What the edge keeps in a request's scope beside who sends it: the method that the client sent in
+# place of GET, and the problem of a body that is too large.
 ASKED = "backlot.method"
 TOO_LARGE = "backlot.too_large"
 # Defined for GET alone (RFC 9110, 14.2): a HEAD is told of the whole.
@@ -66,7 +68,6 @@ FOR_RANGES = (b"range", b"if-range")
 SHORTCUT = "backlot_shortcut"
 OF_THE_EDGE = problems(414, 421, 429, 431)
 """What any call may answer before anybody looks what it is."""
-ROLES = "backlot_roles"
 TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}
 """`openapi_extra=` of a public call that tells a known caller more."""
 REFUSED = problems(422)[422]
@@ -358,30 +359,10 @@ def _measure(scope: Scope, status: int, seconds: float) -> None:
         log.debug("request", method=method, status=status, seconds=seconds, **told)
 
 
-def header(scope: Scope, name: bytes) -> str | None:
-    """Return a header of the request by its name in lower case; of several the first one."""
-    value: bytes | None = scope[HEADERS].get(name)
-    return None if value is None else value.decode("latin-1")
-
-
-def client_address(scope: Scope) -> str:
-    """Return the address of the client, as trusted proxies tell it; '' on a socket file."""
-    host, _ = scope.get("client") or ("", 0)
-    proxies: Proxies = scope["app"].proxies
-    if not proxies.any_trusted:
-        return str(host)
-    return proxies.client(str(host), header(scope, b"x-forwarded-for"))
-
-
 def _local_port(scope: Scope) -> int:
     """Return the port that the connection was made to, whatever the request says; 0 for a file."""
     _, port = scope.get("server") or ("", 0)
     return int(port or 0)
-
-
-def add_header(scope: Scope, name: bytes, value: str) -> None:
-    """Have the answer carry a header, whatever it is; the first value of a name stays."""
-    scope.setdefault(ADDED, {}).setdefault(name, value.encode("latin-1"))
 
 
 def _request_id(scope: Scope) -> str:
@@ -401,7 +382,7 @@ def _check_host(scope: Scope, hosts: Hosts) -> None:
 async def _admit(scope: Scope, limits: RateLimits, kind: str) -> None:
     """Let a request of a class pass within its caller's limits; raise LimitReached beyond them."""
     path = scope["path"]
-    caller = None if path.startswith(OBJECTS) else _recalled(scope) or await _caller(scope)
+    caller = None if path.startswith(OBJECTS) else recalled(scope) or await caller_of(scope)
     user_id = caller.user_id if isinstance(caller, Identity) else None
     address = client_address(scope)
     try:
@@ -475,119 +456,3 @@ def problem_response(scope: Scope, problem: Problem) -> Response:
 def wire(body: Wire, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return a JSON response made straight from a contract shape."""
     return JsonResponse(body.to_json(), status, headers or {})
-
-
-async def maybe_identity(request: Request) -> Identity | None:
-    """Return who calls, or None without a token; a token that proves nothing is refused (401)."""
-    caller = await _caller(request.scope)
-    if isinstance(caller, Problem):
-        raise caller
-    return caller
-
-
-def _recalled(scope: Scope) -> Identity | None:
-    """Return the caller of a token that was verified before; most requests end here."""
-    given = header(scope, b"authorization")
-    if given is None or not given.startswith("Bearer "):
-        return None
-    authenticator: Authenticator = scope["app"].state.authenticator
-    if (identity := authenticator.recall(given[7:].strip())) is not None:
-        scope[CALLER] = identity
-    return identity
-
-
-async def _caller(scope: Scope) -> Identity | Problem | None:
-    """Return who calls, or the problem of a token that proves nothing; found out once."""
-    if CALLER not in scope:
-        try:
-            scope[CALLER] = await _identify(scope)
-        except Problem as refusal:
-            scope[CALLER] = refusal
-    caller: Identity | Problem | None = scope[CALLER]
-    return caller
-
-
-async def _identify(scope: Scope) -> Identity | None:
-    given = header(scope, b"authorization")
-    if given is None:
-        return None
-    scheme, _, token = given.partition(" ")
-    if scheme.lower() != "bearer" or not token:
-        raise _unauthenticated("Send `Authorization: Bearer <token>`.")
-    try:
-        return await _verify(scope["app"].state.authenticator, token.strip())
-    except InvalidToken as error:
-        record(SecurityEvent.TOKEN_REFUSED, client_address(scope), reason=error.reason)
-        raise _unauthenticated(f"The token was refused: {error.reason}.") from error
-
-
-async def require_identity(request: Request) -> Identity:
-    """Return who calls; 401 without a token."""
-    return require_known(await maybe_identity(request))
-
-
-def require_known(identity: Identity | None) -> Identity:
-    """Return who calls; 401 for nobody."""
-    if identity is None:
-        raise _unauthenticated("This call needs a token: `Authorization: Bearer <token>`.")
-    return identity
-
-
-def role_refused(request: Request, caller: Identity, detail: str) -> Problem:
-    """Return the answer (403) to a caller without the role that is needed, and record it."""
-    route = getattr(request.scope.get("route"), "path", "")
-    roles = ", ".join(sorted(caller.roles))
-    record(SecurityEvent.ROLE_REFUSED, caller.user_id, route=route, roles=roles)
-    return Problem(403, "forbidden", detail)
-
-
-def _require_role(*roles: str) -> Callable[[Request], Awaitable[Identity]]:
-    """Return what gives a caller with one of these roles; 403 for everybody else."""
-    needed = " or ".join(f"`{role}`" for role in roles)
-
-    async def require(request: Request) -> Identity:
-        identity = await require_identity(request)
-        if identity.roles.isdisjoint(roles):
-            raise role_refused(request, identity, f"This call needs the role {needed}.")
-        return identity
-
-    setattr(require, ROLES, frozenset(roles))
-    return require
-
-
-def required_roles(route: APIRoute) -> frozenset[str]:
-    """Return the roles of which every caller of a route needs one; none where it takes others."""
-    return _roles_of(route.dependant)
-
-
-def _roles_of(dependant: Dependant) -> frozenset[str]:
-    own: frozenset[str] = getattr(dependant.call, ROLES, frozenset())
-    return own.union(*map(_roles_of, dependant.dependencies))
-
-
-require_admin = _require_role("admin")
-require_moderator = _require_role("moderator", "admin")
-MaybeCaller = Annotated[Identity | None, Depends(maybe_identity)]
-Caller = Annotated[Identity, Depends(require_identity)]
-Admin = Annotated[Identity, Depends(require_admin)]
-Moderator = Annotated[Identity, Depends(require_moderator)]
-Auditor = Annotated[Identity, Depends(_require_role("auditor", "admin"))]
-"""Who may look into the event log."""
-
-
-async def _verify(authenticator: Authenticator, token: str) -> Identity:
-    known = authenticator.recall(token)
-    if known is not None:
-        return known
-    try:
-        await authenticator.prepare(token)
-        return authenticator.authenticate(token)
-    except KeysUnavailable as error:
-        log.warning("key_server_unavailable", error=str(error))
-        raise Problem(
-            503, "unavailable", "Tokens can't be verified right now.", headers={"Retry-After": "5"}
-        ) from error
-
-
-def _unauthenticated(detail: str) -> Problem:
-    return Problem(401, "unauthenticated", detail, headers={"WWW-Authenticate": "Bearer"})
