@@ -23,7 +23,8 @@ from benchmarks.results import Comparison, Side
 from engine.connections import connect
 from engine.projection import columns
 from projections.likes import Likes
-from projections.recommendations.candidates import candidates_for
+from projections.recommendations.attention import AttentionCache
+from projections.recommendations.candidates import material_for
 from projections.recommendations.co_occurrence import Engagement, keep
 from projections.recommendations.model import EngagementKind, Weighing
 from projections.recommendations.recommender import profile_of
@@ -138,7 +139,7 @@ def _filled(bench: Bench, runner: asyncio.Runner, stack: ExitStack, size: Size) 
 
 
 def _asked(runner: asyncio.Runner, place: Place, calls: int, _round: int) -> dict[str, float]:
-    likes = Likes()
+    likes, attention = Likes(), AttentionCache(WEIGHING)
     trending = [
         Ranked(number + 1, UUID(int=number), 1.0, 0, 0, 0, 0, 0, 0) for number in range(TRENDING)
     ]
@@ -147,9 +148,10 @@ def _asked(runner: asyncio.Runner, place: Place, calls: int, _round: int) -> dic
         user = f"user-{random.randrange(place.size.users)}"
         started = time.perf_counter()
         profile = await profile_of(place.asking, likes, place.asking, user)
-        found = await candidates_for(place.asking, profile, trending, weighing=WEIGHING)
+        known = await attention.get(place.asking)
+        found = await material_for(place.asking, profile, trending, known, weighing=WEIGHING)
         took = (time.perf_counter() - started) * MILLISECONDS
-        if not found:
+        if not found.candidates:
             raise RuntimeError(f"There is no candidate for {user}.")
         return took
 
