@@ -11,6 +11,9 @@ from uuid import UUID
 from domain.feedback import Signal, Variant
 from infra.settings.features import RecommendationSettings
 
+MOST_WATCHED = 20
+"""So many videos, those watched last, are of a profile."""
+
 
 class RecommendationSource(StrEnum):
     """What made an answer; the first one that could."""

@@ -68,14 +68,17 @@ from projections.recommendations.model import (
     RecommendationSource,
     Weighing,
 )
-from projections.recommendations.prompt import MOST_LIKED, MOST_WATCHED
+from projections.recommendations.prompt import MOST_LIKED
 from projections.recommendations.ranker import BudgetSpent, Ranker, fuse, make_ranker
 from projections.trending import Ranked, Window
 
 log = structlog.get_logger(__name__)
 
 WATCHED = b"""
-SELECT video_id, at FROM analytics.watched WHERE viewer = %s ORDER BY at DESC, video_id LIMIT %s
+SELECT video_id, to_timestamp(at) AS at
+FROM analytics.viewers, unnest(last_watched_ids, last_watched_at)
+    WITH ORDINALITY AS last (video_id, at, place)
+WHERE viewer = %s ORDER BY place
 """
 LIKED_AT = b"""
 SELECT video_id, liked_at FROM analytics.engaged
@@ -368,7 +371,7 @@ async def profile_of(analytics: Conn, likes: Likes, main: Conn, user_id: str) ->
     `main` is a connection to the database of `likes`. A like that the analytics have not seen yet
     is taken to be of now.
     """
-    watched = await fetch_as(analytics, EngagedVideo, WATCHED, (user_id, MOST_WATCHED))
+    watched = await fetch_as(analytics, EngagedVideo, WATCHED, (user_id,))
     standing = await likes.liked_page(main, user_id, END_OF_LOG, MOST_LIKED)
     given = user_id, [like.video_id for like in standing]
     times: dict[UUID, datetime] = dict(await (await analytics.execute(LIKED_AT, given)).fetchall())
