@@ -31,21 +31,20 @@ SELECT lpad(to_hex(n), 32, '0')::uuid, 'owner-' || mod(n, 1000), 'category-' || 
        %(now)s - random() * interval '300 days'
 FROM generate_series(0, %(videos)s - 1) AS n
 """
-# One in five likes what it has watched; some videos are far more watched than others.
+# One in five likes what it has watched; some videos are far more watched than others. Each user has
+# one of each span of popularity, in turns, and so none twice.
 ENGAGED = b"""
 INSERT INTO analytics.engaged (viewer, video_id, watched_at, liked_at, turn)
-SELECT viewer, video_id, at, liked_at, row_number() OVER (PARTITION BY viewer ORDER BY at)
-FROM (SELECT DISTINCT ON (viewer, video_id) viewer, video_id, at, liked_at FROM (
-          SELECT 'user-' || mod(n, %(users)s) AS viewer, at,
-                 lpad(to_hex(floor(%(videos)s * random() ^ 3)::int), 32, '0')::uuid AS video_id,
-                 CASE WHEN mod(n / %(users)s, 5) = 0 THEN at END AS liked_at
-          FROM (SELECT n, %(now)s - random() * interval '90 days' AS at
-                FROM generate_series(0, %(engagements)s - 1) AS n) AS times) AS drawn) AS once
+SELECT 'user-' || u, lpad(to_hex(
+           floor((%(videos)s - %(each)s) * ((place + random()) / %(each)s) ^ 3)::int + place
+       ), 32, '0')::uuid, at, CASE WHEN mod(k, 5) = 0 THEN at END, k + 1
+FROM generate_series(0, %(each)s - 1) AS k, generate_series(0, %(users)s - 1) AS u,
+     LATERAL (SELECT mod(k + u, %(each)s) AS place, %(now)s - (1 - (k + random()) / %(each)s)
+                                                     * interval '90 days' AS at) AS drawn
 """
 VIEWERS = b"""
 WITH turns AS (
     SELECT *, ((turn - 1) / %(part)s)::int AS part,
-           (greatest(max(turn) OVER (PARTITION BY viewer) / %(part)s - 1, 0))::int AS parts,
            extract(epoch FROM watched_at)::float8 AS watched,
            extract(epoch FROM liked_at)::float8 AS liked
     FROM analytics.engaged),
@@ -53,14 +52,14 @@ earlier AS (
     INSERT INTO analytics.earlier_turns
     SELECT viewer, part, array_agg(video_id ORDER BY turn), array_agg(watched ORDER BY turn),
            array_agg(NULL::float8), array_agg(liked ORDER BY turn)
-    FROM turns WHERE part < parts GROUP BY viewer, part)
+    FROM turns WHERE part < %(parts)s GROUP BY viewer, part)
 INSERT INTO analytics.viewers
-SELECT viewer, date_trunc('hour', max(watched_at), 'UTC'), 1, parts,
+SELECT viewer, date_trunc('hour', max(watched_at), 'UTC'), 1, %(parts)s,
        array_agg(video_id ORDER BY turn), array_agg(watched ORDER BY turn),
        array_agg(NULL::float8), array_agg(liked ORDER BY turn),
        (array_agg(video_id ORDER BY turn DESC))[:%(watched)s],
        (array_agg(watched ORDER BY turn DESC))[:%(watched)s]
-FROM turns WHERE part >= parts GROUP BY viewer, parts
+FROM turns WHERE part >= %(parts)s GROUP BY viewer
 """
 # Between the number that pruning leaves and the one at which it begins.
 LISTS = b"""
@@ -102,10 +101,13 @@ SELECT video_id, viewer, row_number() OVER () FROM analytics.engaged WHERE liked
 
 def fill_engagements(url: str, size: Size, now: datetime, weighing: Weighing) -> None:
     """Evenly over 90 days until `now`; every video has nearly all the neighbours that it may."""
+    each = size.engagements // size.users
     given = {
         "now": now,
         "most": weighing.neighbours,
+        "each": each,
         "part": PART,
+        "parts": max(each // PART - 1, 0),
         "watched": MOST_WATCHED,
         **asdict(size),
     }

@@ -85,9 +85,9 @@ class Turns:
     changed: bool = False
 
     @classmethod
-    def parsed(cls, first: int, video_ids: str, *times: str) -> Turns:
+    def parsed(cls, first: int, video_ids: str, watched: str, stayed: str, liked: str) -> Turns:
         """Return what the database has, as text."""
-        return cls(first, _ids(video_ids), *map(_times, times))
+        return cls(first, _ids(video_ids), _times(watched), _times(stayed), _times(liked))
 
     def texts(self) -> list[str]:
         """Return the columns for the database."""
@@ -120,7 +120,6 @@ class Turns:
 
     def split(self) -> Turns:
         """Take away the first part, and return it."""
-        columns = (self.video_ids, self.watched, self.stayed, self.liked)
         part = Turns(
             self.first,
             self.video_ids[:PART],
@@ -129,7 +128,7 @@ class Turns:
             self.liked[:PART],
             changed=True,
         )
-        for column in columns:
+        for column in (self.video_ids, self.watched, self.stayed, self.liked):
             del column[:PART]
         self.first += PART
         return part

@@ -163,6 +163,32 @@ def test_rows_and_places_change_together_and_what_comes_again_changes_nothing(
     run(scenario)
 
 
+def test_how_long_a_transaction_is_open_is_told(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it has looked at something: one that only waits keeps nothing alive."""
+    monkeypatch.setattr(sinks, "RANK_SECONDS", 0.0)
+
+    def told() -> float:
+        (sample,) = sinks.OLDEST_TRANSACTION_SECONDS.collect()[0].samples
+        return sample.value
+
+    async def scenario() -> None:
+        url = stage.database_url
+        with psycopg.connect(url) as conn:
+            conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            (since,) = conn.execute("SELECT now()").fetchone() or (NOW,)
+            async with keeping(stage):
+                await record(url, [view(uuid4(), "bob")])
+                await stage.published()
+                await until(lambda: bool(found(url)) and told() > 0)
+            age = (datetime.now(UTC) - since).total_seconds()
+            assert 0 < told() <= age
+            assert sinks.oldest_transaction(psycopg.connect(url, autocommit=True)) >= told()
+
+    run(scenario)
+
+
 def test_a_poison_message_holds_up_no_other(stage: Stage) -> None:
     async def scenario() -> None:
         url, ahead = stage.database_url, -60 * 24 * 365
