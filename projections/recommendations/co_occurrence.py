@@ -211,24 +211,20 @@ class Pairing:
 
     def _pair(self, viewer: Viewer, video_id: str, turn: int, weight: float, at: float) -> None:
         """Add a weight to the pairs of a video with those that had their turns around it."""
-        weighing, pairs, mine = self._weighing, self.pairs, self.pairs[video_id]
-        half_life = weighing.half_life_seconds
-        for other in viewer.around(turn, weighing.paired_with):
-            if other.video_id == video_id:
+        weighing, mine = self._weighing, self.pairs[video_id]
+        weights = [weight * its for its in (weighing.watched, weighing.stayed, weighing.liked)]
+        for other, *times in viewer.around(turn, weighing.paired_with):
+            if other == video_id:
                 continue
-            for its, then in (
-                (weighing.watched, other.watched),
-                (weighing.stayed, other.stayed),
-                (weighing.liked, other.liked),
-            ):
+            for both, then in zip(weights, times, strict=True):
                 if then is None:
                     continue
-                mass = mine.get(other.video_id)
+                latest = max(then, at)
+                mass = mine.get(other)
                 if mass is None:
-                    mine[other.video_id] = mass = Mass(weight * its, max(at, then))
-                    pairs[other.video_id][video_id] = mass
+                    mine[other] = self.pairs[other][video_id] = Mass(both, latest)
                 else:
-                    mass.add(weight * its, max(at, then), half_life)
+                    mass.add(both, latest, weighing.half_life_seconds)
 
 
 def keep(

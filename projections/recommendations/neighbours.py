@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import itemgetter
+from itertools import accumulate
 from typing import Any
 
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from engine.projection import columns
 from infra.postgres.connection import texts
 from projections.recommendations.model import Weighing
 from projections.recommendations.turns import numbers
@@ -29,9 +28,11 @@ NOTHING = 1e-9
 # CONFLICT locks each row before that, and logs it.
 APPEND = b"""
 WITH given AS MATERIALIZED (
-    SELECT video_id, ids::uuid[] AS ids, weights::float8[] AS weights, times::float8[] AS times
-    FROM unnest(%(videos)s::uuid[], %(ids)s::text[], %(weights)s::text[], %(times)s::text[])
-        AS told (video_id, ids, weights, times)),
+    SELECT video_id, (%(ids)s::uuid[])[first:last] AS ids,
+           (%(weights)s::float8[])[first:last] AS weights,
+           (%(times)s::float8[])[first:last] AS times
+    FROM unnest(%(videos)s::uuid[], %(firsts)s::int[], %(lasts)s::int[])
+        AS told (video_id, first, last)),
 grown AS (
     UPDATE analytics.neighbour_deltas AS kept
     SET neighbour_ids = ids || kept.neighbour_ids, weights = given.weights || kept.weights,
@@ -124,37 +125,34 @@ def add_pairs(
     Every video of the pairs has its row in `analytics.engagement`. The caller's transaction holds
     the lock of these rows.
     """
-    rows = [
-        (
-            video_id,
-            "{" + ",".join(gained) + "}",
-            numbers([mass.weight for mass in gained.values()]),
-            numbers([mass.as_of for mass in gained.values()]),
-        )
-        for video_id, gained in sorted(pairs.items(), key=itemgetter(0))
-        if gained
-    ]
-    if not rows:
+    # All deltas one after another, and where those of each video lie.
+    given = [(video_id, gained) for video_id, gained in sorted(pairs.items()) if gained]
+    if not given:
         return
-    videos, ids, weights, times = columns(rows)
-    given = {
-        "videos": videos,
-        "ids": ids,
-        "weights": weights,
-        "times": times,
+    lasts = list(accumulate(len(gained) for _, gained in given))
+    weights = [mass.weight for _, gained in given for mass in gained.values()]
+    times = [mass.as_of for _, gained in given for mass in gained.values()]
+    appended = {
+        "videos": texts([video_id for video_id, _ in given]),
+        "firsts": [1, *(last + 1 for last in lasts[:-1])],
+        "lasts": lasts,
+        "ids": texts([other for _, gained in given for other in gained]),
+        "weights": numbers(weights),
+        "times": numbers(times),
         "most": weighing.neighbours,
     }
-    full = {video for (video,) in conn.execute(APPEND, given, prepare=False)}
-    # A reader never meets a delta that takes something back.
-    full.update(
-        video
-        for video, gained in pairs.items()
-        if any(mass.weight < NOTHING for mass in gained.values())
-    )
+    full = {video for (video,) in conn.execute(APPEND, appended, prepare=False)}
+    if min(weights) < NOTHING:
+        # A reader never meets a delta that takes something back.
+        full.update(
+            video
+            for video, gained in given
+            if any(mass.weight < NOTHING for mass in gained.values())
+        )
     if full:
         folded: dict[str, Any] = {
             "videos": texts(list(full)),
-            "now": max(mass.as_of for gained in pairs.values() for mass in gained.values()),
+            "now": max(times),
             "half_life": weighing.half_life_seconds,
             "most": weighing.neighbours,
             "exponent": weighing.popularity_exponent,

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from operator import itemgetter
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import orjson
 from psycopg import Connection
@@ -64,13 +65,8 @@ Times: TypeAlias = "list[float | None]"
 """In seconds since 1970."""
 
 
-class PairedVideo(NamedTuple):
-    """A video that had its turn, and the times (seconds since 1970) of what was paired of it."""
-
-    video_id: str
-    watched: float | None
-    stayed: float | None
-    liked: float | None
+PairedVideo: TypeAlias = "tuple[str, float | None, float | None, float | None]"
+"""A video that had its turn, and when it was watched, stayed with and liked, as it was paired."""
 
 
 @dataclass(slots=True)
@@ -102,14 +98,13 @@ class Turns:
     def between(self, low: int, high: int) -> Iterator[PairedVideo]:
         """Yield those from one number to another, both included, that are among these."""
         part = slice(max(low - self.first, 0), max(high - self.first + 1, 0))
-        rows = zip(
+        return zip(
             self.video_ids[part],
             self.watched[part],
             self.stayed[part],
             self.liked[part],
             strict=True,
         )
-        return map(PairedVideo._make, rows)
 
     def append(self, video_id: str) -> int:
         """Give a video its turn; return the number of that."""
@@ -167,11 +162,13 @@ class Viewer:
         self.last_watched[video_id] = at
 
     def around(self, turn: int, most: int) -> Iterator[PairedVideo]:
-        """Yield the videos at most so many turns before and after one, that one included."""
+        """Return the videos at most so many turns before and after one, that one included."""
         low, high = turn - most, turn + most
-        for number in _parts(low, min(high, self.latest.first - 1)):
-            yield from self.earlier[number].between(low, high)
-        yield from self.latest.between(low, high)
+        earlier = _parts(low, min(high, self.latest.first - 1))
+        return chain(
+            *(self.earlier[number].between(low, high) for number in earlier),
+            self.latest.between(low, high),
+        )
 
     def pair(self, turn: int, kind: EngagementKind, at: float | None) -> float | None:
         """Note when an engagement with the video of a turn was paired; return what stood there."""

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from engine.subscription import Notifications
+from infra.metrics import REGISTRY
 from projections.recommendations.model import Weighing
 from tests.integration.analytics_sinks import record
 from tests.integration.analytics_support import Event
@@ -170,8 +171,8 @@ def test_how_long_a_transaction_is_open_is_told(
     monkeypatch.setattr(sinks, "RANK_SECONDS", 0.0)
 
     def told() -> float:
-        (sample,) = sinks.OLDEST_TRANSACTION_SECONDS.collect()[0].samples
-        return sample.value
+        value = REGISTRY.get_sample_value("backlot_database_oldest_transaction_seconds")
+        return value or 0.0
 
     async def scenario() -> None:
         url = stage.database_url

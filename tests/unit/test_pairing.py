@@ -10,9 +10,10 @@ from random import Random
 
 import pytest
 
-from projections.recommendations.co_occurrence import Engagement, Pairing, Viewer
+from projections.recommendations.co_occurrence import Engagement, Pairing
 from projections.recommendations.model import EngagementKind, Weighing
 from projections.recommendations.neighbours import Mass
+from projections.recommendations.turns import Viewer
 
 NOW = datetime(2026, 3, 14, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -59,7 +60,7 @@ def weight_now(at: datetime, weight: float) -> float:
 def test_what_is_taken_back_might_never_have_been(seed: int) -> None:
     random = Random(seed)
     streams, standing = streams_of(random)
-    pairing = Pairing(WEIGHING, defaultdict(Viewer))
+    pairing = Pairing(WEIGHING, defaultdict(Viewer), {})
     events = between_each_other(random, streams)
     # All of it a second time changes nothing.
     for event in (*events, *events):
@@ -70,9 +71,10 @@ def test_what_is_taken_back_might_never_have_been(seed: int) -> None:
         gained[event.video_id] += weight_now(event.at, WEIGHING.of(event.kind))
     for one, other in combinations(standing, 2):
         if one.viewer == other.viewer and one.video_id != other.video_id:
-            pair = (min(one.video_id, other.video_id), max(one.video_id, other.video_id))
             weight = WEIGHING.of(one.kind) * WEIGHING.of(other.kind)
-            pairs[pair] += weight_now(max(one.at, other.at), weight)
-    for found, wanted in ((pairing.pairs, pairs), (pairing.gained, gained)):
+            pairs[one.video_id, other.video_id] += weight_now(max(one.at, other.at), weight)
+            pairs[other.video_id, one.video_id] += weight_now(max(one.at, other.at), weight)
+    paired = {(one, other): mass for one, of in pairing.pairs.items() for other, mass in of.items()}
+    for found, wanted in ((paired, pairs), (pairing.gained, gained)):
         left = {key: faded(mass) for key, mass in found.items() if abs(faded(mass)) > 1e-9}
         assert left == pytest.approx(dict(wanted))
