@@ -17,8 +17,8 @@ from domain.feedback import GivenList
 from domain.upload import Upload
 from infra.http.shapes import encode_position
 from projections.integration_events import VIDEO_VIEWED
-from projections.recommendations.display import PLAIN
 from projections.recommendations.recommender import ENGAGED_PREFIX, PREFIX
+from readapi.recommendations import PLAIN
 from tests.integration.analytics_sinks import record
 from tests.integration.event_log import rows
 from tests.integration.projection_support import origin

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from projections.recommendations.display import PLAIN
+from readapi.recommendations import PLAIN
 from tests import openai_server
 from tests.integration.recommendation_support import (
     Place,
