@@ -125,8 +125,8 @@ class Pairing:
     """Takes engagements in one by one, and holds what they come to.
 
     `moved` are those of which something new is known; `gained` the weights that videos gained, and
-    `pairs` those that each video gained with others, in both directions. What an unlike takes back
-    is below zero.
+    `pairs` those that pairs of videos did, the lesser id first. What an unlike takes back is below
+    zero.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Pairing:
         self._known = known
         self.moved: dict[Key, KnownVideo] = {}
         self.gained: defaultdict[str, Mass] = defaultdict(Mass)
-        self.pairs: defaultdict[str, dict[str, Mass]] = defaultdict(dict)
+        self.pairs: dict[tuple[str, str], Mass] = {}
         self.took_back = False
 
     def take(self, event: Engagement) -> None:
@@ -211,18 +211,19 @@ class Pairing:
 
     def _pair(self, viewer: Viewer, video_id: str, turn: int, weight: float, at: float) -> None:
         """Add a weight to the pairs of a video with those that had their turns around it."""
-        weighing, mine = self._weighing, self.pairs[video_id]
+        weighing, pairs = self._weighing, self.pairs
         weights = [weight * its for its in (weighing.watched, weighing.stayed, weighing.liked)]
         for other, *times in viewer.around(turn, weighing.paired_with):
             if other == video_id:
                 continue
+            pair = (video_id, other) if video_id < other else (other, video_id)
             for both, then in zip(weights, times, strict=True):
                 if then is None:
                     continue
                 latest = max(then, at)
-                mass = mine.get(other)
+                mass = pairs.get(pair)
                 if mass is None:
-                    mine[other] = self.pairs[other][video_id] = Mass(both, latest)
+                    pairs[pair] = Mass(both, latest)
                 else:
                     mass.add(both, latest, weighing.half_life_seconds)
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from infra.postgres.connection import texts
+from infra.postgres.connection import array, texts
 from projections.recommendations.model import Weighing
 from projections.recommendations.turns import numbers
 
@@ -27,12 +26,15 @@ NOTHING = 1e-9
 # plan for any number of rows reads whole tables for a few. What is there is updated first, since ON
 # CONFLICT locks each row before that, and logs it.
 APPEND = b"""
-WITH given AS MATERIALIZED (
-    SELECT video_id, (%(ids)s::uuid[])[first:last] AS ids,
-           (%(weights)s::float8[])[first:last] AS weights,
-           (%(times)s::float8[])[first:last] AS times
-    FROM unnest(%(videos)s::uuid[], %(firsts)s::int[], %(lasts)s::int[])
-        AS told (video_id, first, last)),
+WITH pairs AS (
+    SELECT * FROM unnest(%(ones)s::uuid[], %(others)s::uuid[], %(weights)s::float8[],
+                         %(times)s::float8[]) AS told (one, other, weight, at)),
+given AS MATERIALIZED (
+    SELECT one AS video_id, array_agg(other) AS ids, array_agg(weight) AS weights,
+           array_agg(at) AS times
+    FROM (SELECT one, other, weight, at FROM pairs
+          UNION ALL SELECT other, one, weight, at FROM pairs ORDER BY 1) AS both_ways
+    GROUP BY one),
 grown AS (
     UPDATE analytics.neighbour_deltas AS kept
     SET neighbour_ids = ids || kept.neighbour_ids, weights = given.weights || kept.weights,
@@ -118,25 +120,18 @@ class Mass:
 
 
 def add_pairs(
-    conn: Connection[TupleRow], pairs: Mapping[str, Mapping[str, Mass]], weighing: Weighing
+    conn: Connection[TupleRow], pairs: Mapping[tuple[str, str], Mass], weighing: Weighing
 ) -> None:
-    """Add what videos gained with others, in both directions; what is taken back is below zero.
+    """Add what pairs of videos gained, in both directions; what is taken back is below zero.
 
     Every video of the pairs has its row in `analytics.engagement`. The caller's transaction holds
     the lock of these rows.
     """
-    # All deltas one after another, and where those of each video lie.
-    given = [(video_id, gained) for video_id, gained in sorted(pairs.items()) if gained]
-    if not given:
-        return
-    lasts = list(accumulate(len(gained) for _, gained in given))
-    weights = [mass.weight for _, gained in given for mass in gained.values()]
-    times = [mass.as_of for _, gained in given for mass in gained.values()]
+    weights = [mass.weight for mass in pairs.values()]
+    times = [mass.as_of for mass in pairs.values()]
     appended = {
-        "videos": texts([video_id for video_id, _ in given]),
-        "firsts": [1, *(last + 1 for last in lasts[:-1])],
-        "lasts": lasts,
-        "ids": texts([other for _, gained in given for other in gained]),
+        "ones": array([one for one, _ in pairs]),
+        "others": array([other for _, other in pairs]),
         "weights": numbers(weights),
         "times": numbers(times),
         "most": weighing.neighbours,
@@ -145,9 +140,7 @@ def add_pairs(
     if min(weights) < NOTHING:
         # A reader never meets a delta that takes something back.
         full.update(
-            video
-            for video, gained in given
-            if any(mass.weight < NOTHING for mass in gained.values())
+            video for pair, mass in pairs.items() if mass.weight < NOTHING for video in pair
         )
     if full:
         folded: dict[str, Any] = {
