@@ -83,7 +83,7 @@ SELECT lpad(to_hex(v), 32, '0')::uuid,
 FROM generate_series(0, %(videos)s - 1) AS v
 CROSS JOIN LATERAL (
     SELECT floor(%(videos)s * random() ^ 2)::int AS other
-    FROM generate_series(0, mod(v * 13, 2 * %(most)s - 1)) AS n WHERE v >= 0) AS drawn
+    FROM generate_series(0, mod(v * 13, %(most)s)) AS n WHERE v >= 0) AS drawn
 GROUP BY v
 """
 ENGAGEMENT = b"""

@@ -236,7 +236,7 @@ def _bounded(place: Place) -> list[Comparison]:
             "recommending",
             "neighbours",
             Side(place.called("most neighbours of a video"), [float(most)]),
-            Side("the bound", [4.0 * WEIGHING.neighbours]),
+            Side("the bound", [3.0 * WEIGHING.neighbours]),
             at_most=1.0,
         ),
         Comparison(

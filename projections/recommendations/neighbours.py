@@ -46,7 +46,7 @@ begun AS (
     SELECT * FROM given WHERE video_id NOT IN (SELECT video_id FROM grown)
     RETURNING video_id, cardinality(neighbour_ids) AS deltas)
 SELECT video_id::text FROM (TABLE grown UNION ALL TABLE begun) AS appended
-WHERE deltas >= 2 * %(most)s
+WHERE deltas >= %(most)s
 """
 # The weights of a pair are added as of its latest time, by way of the latest of the batch. When
 # there are too many neighbours, the best are kept by the weight that a reader sees; what was
