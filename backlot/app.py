@@ -28,7 +28,14 @@ from engine.installation import ENGINE, install, make_tables, migrate
 from engine.log import MAPPER
 from engine.projection_subscription import ProjectionHost
 from engine.schedule import Job, run_job
-from engine.seals.proofs import SealKey, configured_anchors, configured_key, configured_proofs
+from engine.seals.chain import Seal
+from engine.seals.proofs import (
+    Proofs,
+    SealKey,
+    configured_key,
+    configured_proofs,
+    configured_stamps,
+)
 from engine.seals.sealer import Sealer
 from engine.subscription import Notifications
 from engine.viewers import ViewerKeys
@@ -94,7 +101,9 @@ def open_parts(
     secret = read_or_make_secret(folder.secret)
     # First what is quick to find wrong: PostgreSQL takes seconds to start, and to stop again.
     objects = open_objects(settings, folder, secret, stack)
-    seal_key, proofs = configured_key(settings.seals), configured_proofs(settings.seals)
+    seal_key = configured_key(settings.seals)
+    proofs = configured_proofs(settings.seals, settings.objects, folder.seal_head)
+    stamp = configured_stamps(settings.seals)
     database_url = _database(settings, folder, stack, gives_up)
     models = read_models()
     limits = Limits.from_settings(settings.database)
@@ -131,7 +140,7 @@ def open_parts(
         redis,
         make_redlock(redis, settings.redis.lock_urls),
         open_counters(settings, stack),
-        sealer=_sealer(settings, database_url, seal_key),
+        sealer=_sealer(settings, database_url, seal_key, proofs, stamp),
         proofs=proofs,
         limits=limits,
     )
@@ -161,7 +170,13 @@ def open_objects(
     return store
 
 
-def _sealer(settings: Settings, database_url: str, key: SealKey | None) -> Sealer | None:
+def _sealer(
+    settings: Settings,
+    database_url: str,
+    key: SealKey | None,
+    proofs: Proofs,
+    stamp: Callable[[Seal], bytes | None],
+) -> Sealer | None:
     if Role.WORKERS not in settings.server.roles:
         return None
     return Sealer(
@@ -169,7 +184,9 @@ def _sealer(settings: Settings, database_url: str, key: SealKey | None) -> Seale
         block_events=settings.seals.block_events,
         block_seconds=settings.seals.block_seconds,
         key=key,
-        anchors=configured_anchors(settings.seals),
+        head=proofs.outside.head,
+        anchors=proofs.outside.anchors,
+        stamp=stamp,
     )
 
 

@@ -216,6 +216,7 @@ FEATURES: tuple[Feature, ...] = (
         projections=(Audit,),
         jobs=workers.maintenance.sealing_jobs,
         settings=(features.SealSettings,),
+        checks=(health.seals,),
     ),
 )
 

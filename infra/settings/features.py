@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -12,10 +12,12 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
 from infra.settings.values import (
-    AnchorFile,
+    AnchorPlaces,
+    HttpUrl,
     Languages,
     Lower,
     Numbers,
@@ -71,7 +73,21 @@ class SealSettings(SettingsGroup, alias_generator=variables("SEAL_")):
     block_seconds: PositiveFloat = Field(default=5.0, alias="SEAL_SECONDS", le=3600)
     key_file: UserPath | None = None
     public_key_file: UserPath | None = None
-    anchor: AnchorFile = None
+    anchors: AnchorPlaces = Field(default=(), alias="SEAL_ANCHOR")
+    anchor_seconds: PositiveFloat = Field(default=60.0, le=86_400)
+    anchor_lock: Annotated[Literal["compliance", "governance"], Lower] = "compliance"
+    anchor_retention_days: PositiveInt = Field(default=365, le=36_500)
+    tsa_url: HttpUrl = None
+    tsa_ca_file: UserPath | None = None
+    tsa_seconds: PositiveFloat = Field(default=3600.0, le=30 * 86_400)
+
+    @model_validator(mode="after")
+    def _stamps_that_are_kept_and_checked(self) -> Self:
+        if self.tsa_url is not None and self.tsa_ca_file is None:
+            raise ValueError("SEAL_TSA_URL: set SEAL_TSA_CA_FILE too, the certificates to trust")
+        if self.tsa_url is not None and not self.anchors:
+            raise ValueError("SEAL_TSA_URL: set SEAL_ANCHOR too: time stamps lie with the anchors")
+        return self
 
 
 class UploadSettings(SettingsGroup, alias_generator=str.upper):

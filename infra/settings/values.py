@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -19,6 +20,9 @@ MIN_SECRET_BYTES = 32
 MOST_LANGUAGES = 16
 MOST_TERMS, MOST_TERM_CHARACTERS = 200, 60
 LANGUAGE = re.compile("[a-z]{2}")
+ANCHOR_BUCKET = re.compile(
+    r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]{1,254})/(?P<prefix>[\w.-]+(?:/[\w.-]+)*)"
+)
 BROKERS = ("redis://", "rediss://", "amqp://", "amqps://")
 
 
@@ -104,10 +108,35 @@ def bare_url(value: str) -> str:
     return value.rstrip("/")
 
 
-def anchor_file(value: str) -> Path:
-    if not value.startswith("file:") or value == "file:":
-        raise ValueError("must be file: and the path of the file, such as file:/mnt/seals.jsonl")
-    return Path(value.removeprefix("file:")).expanduser()
+@dataclass(frozen=True, slots=True)
+class FilePlace:
+    """A file for anchors."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class BucketPlace:
+    """A bucket of S3 for anchors, and what their keys begin with."""
+
+    bucket: str
+    prefix: str
+
+
+def anchor_places(value: object) -> object:
+    words = split_commas(value)
+    return tuple(map(_anchor_place, words)) if isinstance(words, list) else words
+
+
+def _anchor_place(value: str) -> FilePlace | BucketPlace:
+    if value.startswith("file:") and value != "file:":
+        return FilePlace(Path(value.removeprefix("file:")).expanduser())
+    if match := ANCHOR_BUCKET.fullmatch(value):
+        return BucketPlace(match["bucket"], match["prefix"])
+    raise ValueError(
+        "must be file: and the path of the file, such as file:/mnt/seals.jsonl, or s3://, the "
+        "bucket and a prefix, such as s3://proofs/seals; several with commas between"
+    )
 
 
 def broker_address(value: SecretStr) -> SecretStr:
@@ -190,4 +219,4 @@ Numbers = Annotated[dict[str, float], BeforeValidator(numbers)]
 """Numbers by name, as `name=number,…`."""
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 """A path that may begin with `~`."""
-AnchorFile = Annotated[Path, BeforeValidator(anchor_file)] | None
+AnchorPlaces = Annotated[tuple[FilePlace | BucketPlace, ...], BeforeValidator(anchor_places)]
