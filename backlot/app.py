@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from typing import Any, cast
+from typing import Any
 
 import structlog
 from psycopg import Connection, OperationalError
@@ -222,7 +222,7 @@ LONGEST_STOP_SECONDS = 50.0
 
 def make_app(parts: Parts) -> HttpApp:
     """Return the HTTP application of this process; see `backlot.http`."""
-    return applications(parts, lambda app: _lifespan(cast("HttpApp", app), parts))
+    return applications(parts, lambda app: _lifespan(app, parts))
 
 
 @asynccontextmanager
