@@ -194,6 +194,21 @@ def doctor(as_json: Json = False) -> None:
     raise typer.Exit(ExitCode.DONE if all(part.ok for part in parts) else ExitCode.NOT_WELL)
 
 
+@app.command()
+def migrate() -> None:
+    """Make the tables that the databases lack, give the running user its rights, and end.
+
+    With DATABASE_OWNER_URL, the only command that needs it. Without, every start does the same.
+    """
+    from backlot.app import prepare_database
+    from backlot.database import database_url
+    from infra.logging import configure_logging
+
+    settings = load_settings()
+    configure_logging(settings.logs)
+    prepare_database(settings, database_url(settings))
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
     """Measure Backlot, or its recommendations by a history; `bench -- --help` says how.
