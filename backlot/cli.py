@@ -195,10 +195,10 @@ def doctor(as_json: Json = False) -> None:
 
 
 @app.command()
-def migrate() -> None:
-    """Make the tables that the databases lack, give the running user its rights, and end.
+def migrate(as_json: Json = False) -> None:
+    """Make the tables that the databases lack, and give the running user its rights.
 
-    With DATABASE_OWNER_URL, the only command that needs it. Without, every start does the same.
+    The one command that needs DATABASE_OWNER_URL. Every start does the same where it may.
     """
     from backlot.app import prepare_database
     from backlot.database import database_url
@@ -207,6 +207,7 @@ def migrate() -> None:
     settings = load_settings()
     configure_logging(settings.logs)
     prepare_database(settings, database_url(settings))
+    show("the tables are there", {"migrated": True}, as_json)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -55,7 +55,9 @@ def test_a_user_without_rights_on_the_past_runs_everything(
                         conn.execute(statement.encode())
         page = alice.get("/metrics").text
         for line in page.splitlines():
-            if line.startswith(("backlot_jobs_broken", "backlot_analytics_prune_failures")):
+            if line.startswith(
+                ("backlot_jobs_broken_total", "backlot_analytics_prune_failures_total")
+            ):
                 assert line.endswith(" 0.0"), line
         assert program.stop() == 0
         assert "permission denied" not in program.complained
