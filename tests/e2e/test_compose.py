@@ -132,10 +132,18 @@ def test_the_doctor_finds_everything_well(system: Composed) -> None:
     assert system.secret not in report.stdout
 
 
-def test_a_token_from_any_container_is_taken(system: Composed) -> None:
-    minted = system.processes["workers"].run("token", "--user", "me", "--admin").stdout.strip()
+def test_a_token_from_a_container_that_knows_the_secret_is_taken(system: Composed) -> None:
+    minted = system.processes["commands"].run("token", "--user", "me", "--admin").stdout.strip()
     answer = system.client().get("/projections", headers={"Authorization": f"Bearer {minted}"})
     assert len(read(answer)["items"]) > 0
+
+
+def test_no_role_can_change_what_is_recorded(system: Composed) -> None:
+    url = system.processes["commands"].variables["DATABASE_URL"]
+    with psycopg.connect(url, autocommit=True) as conn:
+        for statement in (b"DELETE FROM backlot_events", b"UPDATE backlot_seals SET last = 0"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                conn.execute(statement)
 
 
 def test_a_killed_side_comes_back_and_the_other_goes_on(

@@ -1,4 +1,4 @@
-"""What Backlot is made of is listed whole, and an audit that saw nothing does not pass for clean."""
+"""What Backlot is made of is listed whole, and an audit that saw nothing is no clean one."""
 
 from __future__ import annotations
 
