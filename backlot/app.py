@@ -33,7 +33,7 @@ from engine.schedule import Job, run_job
 from engine.seals.proofs import SealKey, configured_anchors, configured_key, configured_proofs
 from engine.seals.sealer import Sealer
 from engine.subscription import Notifications
-from engine.telemetry import ViewerKeys
+from engine.viewers import ViewerKeys
 from infra.cancellation import END_SECONDS, cancel
 from infra.data_folder import DataFolder
 from infra.errors import OperatorError
@@ -50,9 +50,9 @@ from infra.postgres.embedded import EmbeddedPostgres
 from infra.redis import open_redis
 from infra.redlock import make_redlock
 from infra.settings import Role, Settings
-from infra.tasks.broker import make_broker
+from infra.tasks.broker import Resources, make_broker
 from infra.tasks.queues import FailedTask
-from infra.tasks.worker import Resources, TaskWorker
+from infra.tasks.worker import TaskWorker
 from projections.analytics import schema as analytics_schema
 from projections.analytics.queries import AnalyticsQueries
 from projections.catalog import Catalog
@@ -62,9 +62,9 @@ from projections.like_counters import AsyncCounters
 from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
 from readapi.audit.routes import Integrity
-from readapi.live_counts import LikeCounts, LiveCounts
+from readapi.comments import TranslationRequests
+from readapi.likes import LikeCounts, LiveCounts
 from readapi.queries import Queries
-from readapi.translation import TranslationRequests
 from workers.likes import open_counters
 from workers.parts import Parts
 from workers.recommendations import open_preparing
@@ -398,7 +398,7 @@ def _bus(parts: Parts) -> CommandBus:
     return CommandBus(
         parts.recorder,
         readers=readers,
-        telemetry=telemetry.head,
+        telemetry=telemetry.HEAD,
         max_batch=settings.commands.batch_max,
         max_waiting=settings.commands.queue_max,
         retries=settings.commands.retries,

@@ -35,7 +35,6 @@ import workers.operations.executor
 import workers.recommendations
 import workers.speech
 import workers.translation
-import workers.trending
 import workers.uploads
 from backlot import health
 from backlot.health import DoctorPart
@@ -196,7 +195,11 @@ FEATURES: tuple[Feature, ...] = (
         jobs=workers.analytics.jobs,
         settings=(features.AnalyticsSettings,),
     ),
-    Feature(name="trending", jobs=workers.trending.jobs, settings=(features.TrendingSettings,)),
+    Feature(
+        name="trending",
+        jobs=workers.analytics.settling_jobs,
+        settings=(features.TrendingSettings,),
+    ),
     Feature(
         name="operations",
         aggregates=(Operation,),

@@ -20,8 +20,7 @@ from infra.objects.port import NoSuchUpload, ObjectStoreUnavailable, PartMismatc
 from infra.redlock import LocksUnavailable
 from projections.analytics.queries import AnalyticsUnavailable, TooManyPoints
 from readapi.audit.inspector import NotRecorded
-from readapi.paging import InvalidCursor
-from readapi.queries import ReadModelUnavailable
+from readapi.queries import InvalidCursor, ReadModelUnavailable
 
 log = structlog.get_logger(__name__)
 

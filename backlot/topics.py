@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
 
 import typer
 from psycopg import Connection
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, class_row
+from pydantic.alias_generators import to_camel
 
 from backlot.arguments import ListingGroup, completion, group, require, require_one_way
 from backlot.database import database_at_hand, database_url, operator_name, recorded
@@ -17,11 +20,34 @@ from backlot.output import Json, given, show, show_table, table
 from backlot.screen import Yes, require_yes
 from engine import dead_letters
 from engine.checkpoints import SubscriptionKind
+from engine.event_store import EVENTS
 from infra.errors import OperatorError
+from infra.http.shapes import rfc3339
 from infra.postgres.connection import open_connection
 from infra.settings import Settings, load_settings
 
+R = TypeVar("R")
+
 CONSUMER = SubscriptionKind.CONSUMER
+# A consumer's lag is known here where it follows the log; with Kafka its metric tells.
+RELAY = f"""
+WITH heads AS (
+    SELECT 'events' AS source, coalesce(max(notification_id), 0) AS head FROM {EVENTS}
+    UNION ALL SELECT 'telemetry', coalesce(max(seq), 0) FROM public.backlot_telemetry)
+SELECT h.source, r.position, h.head, h.head - coalesce(r.position, 0) AS lag_events, r.updated_at
+FROM heads h LEFT JOIN backlot_checkpoints r ON r.kind = 'relay' AND r.source = h.source
+ORDER BY h.source
+""".encode()
+CONSUMERS = b"""
+SELECT subscription AS consumer, source, partition, position, updated_at,
+       (SELECT count(*) FROM backlot_dead_letters d
+        WHERE d.kind = c.kind AND d.subscription = c.subscription) AS dead
+FROM backlot_checkpoints c WHERE kind = 'consumer' ORDER BY subscription, source, partition
+"""
+UNDELIVERED = b"""
+SELECT source, position, topic, error AS reason, message_id::text, key, rejected_at AS noticed_at
+FROM backlot_dead_letters WHERE kind = 'relay' ORDER BY source, position LIMIT %s
+"""
 
 
 def published_topics() -> frozenset[str]:
@@ -66,6 +92,74 @@ def looking(settings: Settings) -> Iterator[Connection[TupleRow]]:
     url = database_url(settings)
     with database_at_hand(), open_connection(url, "operator") as conn:
         yield conn
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """A row of a report."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row as JSON has it: names in camelCase, times as RFC 3339."""
+        return {
+            to_camel(name): rfc3339(value) if isinstance(value, datetime) else value
+            for name, value in asdict(self).items()
+        }
+
+
+@dataclass(frozen=True)
+class RelayProgress(ReportRow):
+    """How far a source is published; no position where no relay has ever run."""
+
+    source: str
+    position: int | None
+    head: int
+    lag_events: int
+    updated_at: datetime | None
+
+
+@dataclass(frozen=True)
+class ConsumerPlace(ReportRow):
+    """How far a consumer is in a partition of a source, and how many of its messages are dead."""
+
+    consumer: str
+    source: str
+    partition: int
+    position: int
+    dead: int
+    updated_at: datetime
+
+
+@dataclass(frozen=True)
+class UndeliveredMessage(ReportRow):
+    """Something recorded that the relay could not publish."""
+
+    source: str
+    position: int
+    topic: str
+    reason: str
+    message_id: str | None
+    key: str | None
+    noticed_at: datetime
+
+
+def rows_of(conn: Connection[Any], kind: type[R], query: bytes, *given: int) -> list[R]:
+    with conn.cursor(row_factory=class_row(kind)) as cursor:
+        return cursor.execute(query, given).fetchall()
+
+
+def topic_rows() -> list[dict[str, str]]:
+    """Return every published topic, what it is made from and where its dead letters go."""
+    from projections.integration_events import TELEMETRY, TOPICS
+    from projections.integration_events import dead_letters as dead_letters_of
+
+    return [
+        {
+            "topic": topic,
+            "source": "telemetry" if topic in TELEMETRY else "events",
+            "deadLetters": dead_letters_of(topic),
+        }
+        for topic in TOPICS
+    ]
 
 
 @dead_app.command(name="list")
@@ -138,11 +232,10 @@ def discard(
 @app.command(name="list")
 def list_topics(as_json: Json = False) -> None:
     """The topics, how far each source is published and how far each consumer is."""
-    from workers import topics as overview
-
     with looking(load_settings()) as conn:
-        relay, consumers = overview.relayed(conn), overview.consumer_places(conn)
-    topics = overview.topics()
+        relay = rows_of(conn, RelayProgress, RELAY)
+        consumers = rows_of(conn, ConsumerPlace, CONSUMERS)
+    topics = topic_rows()
     lines = [
         *table(("topic", "made from", "dead letters"), [tuple(each.values()) for each in topics]),
         "",
@@ -169,10 +262,8 @@ def list_topics(as_json: Json = False) -> None:
 @app.command()
 def undelivered(limit: Limit = 100, as_json: Json = False) -> None:
     """What the relay could not publish at all, and why."""
-    from workers import topics as overview
-
     with looking(load_settings()) as conn:
-        found = overview.undelivered(conn, limit)
+        found = rows_of(conn, UndeliveredMessage, UNDELIVERED, limit)
     show_table(
         ("source", "position", "topic", "reason"),
         [(e.source, e.position, e.topic, e.reason) for e in found],

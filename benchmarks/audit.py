@@ -20,12 +20,12 @@ from psycopg import AsyncConnection
 from benchmarks import like
 from benchmarks.bench import Bench, say
 from benchmarks.results import Comparison, Side
-from engine.applier import Applier
 from engine.checkpoints import pause, resume
 from engine.connections import connect
 from engine.inspection.index import Audit, Search, find, stats
 from engine.inspection.streams import at_position
 from engine.installation import install
+from engine.projection import Applier
 from infra.http.auth import mint_token
 
 PAGE = 50

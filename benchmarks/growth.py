@@ -10,8 +10,6 @@ from functools import partial
 
 import psycopg
 import uvloop
-from psycopg import Cursor
-from psycopg.rows import TupleRow
 
 from benchmarks.append import CALLERS
 from benchmarks.bench import Bench, say
@@ -85,15 +83,10 @@ def _likes(runner: asyncio.Runner, recorder: GroupCommitRecorder, count: int, nu
 
 
 async def _execute(recorder: GroupCommitRecorder, wishes: Sequence[ChangeLike]) -> None:
-    likes = Likes()
-
-    def others(cursor: Cursor[TupleRow], lookups: Sequence[LikesOfOthers]) -> list[int]:
-        return likes.others(cursor, [(each.video_id, each.viewer) for each in lookups])
-
     async def work(mine: Sequence[ChangeLike]) -> None:
         for wish in mine:
             await bus.execute(wish, actor=wish.viewer, correlation_id="bench")
 
-    bus = CommandBus(recorder, readers={LikesOfOthers: others})
+    bus = CommandBus(recorder, readers={LikesOfOthers: Likes().others})
     await asyncio.gather(*(work(wishes[i::CALLERS]) for i in range(CALLERS)))
     await bus.close()

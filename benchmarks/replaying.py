@@ -31,11 +31,10 @@ from benchmarks.pacing import Delays, paced_likes
 from benchmarks.processes import ProcessFailed, command, environment
 from benchmarks.results import Comparison, Side
 from engine import checkpoints
-from engine.applier import Applier
 from engine.connections import connect
 from engine.installation import create, install
 from engine.log import Log
-from engine.projection import Projection
+from engine.projection import Applier, Projection
 from engine.replay.records import Replay, ReplayOptions, ReplayState
 from engine.replay.replay import BATCH_EVENTS, carry_on
 from engine.replay.requests import begin

@@ -1,4 +1,4 @@
-"""Comments: post, edit, delete; and record what was found out about their language."""
+"""Comments: post, edit, delete; what their translation has to know, and what came of it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from commands.endpoint import TOKEN_FIRST, executor
-from commands.queries import FindVideoOfComment
 from domain.comment import Comment, TranslationStatus
 from domain.model import Origin
-from domain.upload import Upload
-from engine.command_bus import Aggregates, Command
+from domain.upload import Status, Upload
+from engine.command_bus import Aggregates, Command, Query
 from infra.http.problems import problems
 from infra.http.shapes import Comment as SeenComment
 from infra.http.shapes import Wire
@@ -86,6 +85,19 @@ class DeleteComment(Command[CommentDeleted]):
         return CommentDeleted(comment_id=self.comment_id, status="deleted")
 
 
+@dataclass(frozen=True)
+class FindVideoOfComment(Query[UUID]):
+    """Return which video a comment is on; refuse where there is no such comment."""
+
+    comment_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.comment_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> UUID:
+        return aggregates.get(Comment, self.comment_id).require_posted()
+
+
 def as_seen(comment: Comment) -> SeenComment:
     """Return the comment as its author gets it back."""
     return SeenComment(
@@ -138,6 +150,60 @@ async def edit_comment(comment_id: UUID, body: WriteComment, request: Request) -
 async def delete_comment(comment_id: UUID, request: Request) -> Response:
     execute = await executor(request)
     return await execute(DeleteComment(comment_id))
+
+
+@dataclass(frozen=True, slots=True)
+class CommentText:
+    """A comment that stands, in its present revision; its language as far as it is known."""
+
+    video_id: UUID
+    revision: int
+    content: str
+    status: TranslationStatus
+    language: str | None
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class FindCommentText(Query[CommentText | None]):
+    """Return a comment's text; None when there is none, or not any more.
+
+    Its status is that of the translation that every comment gets, or of the one into `target`
+    (ISO 639-1) that readers asked for.
+    """
+
+    comment_id: UUID
+    target: str | None = None
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.comment_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> CommentText | None:
+        comment = aggregates.get(Comment, self.comment_id)
+        if comment.video_id is None or comment.deleted:
+            return None
+        target, status = self.target, comment.translation_status
+        return CommentText(
+            comment.video_id,
+            comment.revision,
+            comment.content,
+            status if target is None else comment.target_status(target),
+            comment.language,
+            comment.confidence,
+        )
+
+
+@dataclass(frozen=True)
+class FindVisibility(Query[bool]):
+    """Return whether there is such a video, for people to see."""
+
+    video_id: UUID
+
+    def streams(self) -> Sequence[UUID]:
+        return (self.video_id,)
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> bool:
+        return aggregates.get(Upload, self.video_id).status is Status.COMPLETED
 
 
 class Detected(NamedTuple):

@@ -15,10 +15,18 @@ from domain.errors import DomainError
 from domain.model import Origin
 from engine.command_bus import Aggregates, Command, CommandBus, Executed, IdempotencyKey, Query
 from engine.event_store import StoredAnswer
-from engine.telemetry import Telemetry, ViewerKeys
-from infra.http.app import client_address, header, maybe_identity, require_identity, wire
+from engine.telemetry import Telemetry
+from engine.viewers import ViewerKeys
+from infra.http.app import (
+    client_address,
+    header,
+    maybe_identity,
+    request_id_of,
+    require_identity,
+    wire,
+)
 from infra.http.auth import Identity
-from infra.http.problems import Problem, request_id_of
+from infra.http.problems import Problem
 from infra.http.shapes import Wire, encode_position
 from infra.objects.port import ObjectStore
 from infra.redlock import Redlock

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -30,12 +30,15 @@ class Wish(StrEnum):
 
 @dataclass(frozen=True)
 class LikesOfOthers(Lookup[int]):
-    """How many viewers beside this one like the video."""
+    """How many viewers beside this one like the video; told as the pair of them."""
 
     video_id: UUID
     viewer: str
 
     default = 0
+
+    def __iter__(self) -> Iterator[UUID | str]:
+        return iter((self.video_id, self.viewer))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What routes and tasks ask the log before they act: queries, which record nothing.
+"""What routes and tasks ask the log about uploads before they act: queries, which record nothing.
 
 They see every command that was acknowledged before; read models may lag behind it.
 """
@@ -12,7 +12,6 @@ from typing import Self, TypeVar
 from uuid import UUID
 
 from commands.upload_shapes import UploadCompleted
-from domain.comment import Comment, TranslationStatus
 from domain.model import Origin
 from domain.upload import Status, Upload
 from engine.command_bus import Aggregates, Query
@@ -98,13 +97,6 @@ class FindVideoFile(UploadQuery[VideoFile]):
         return VideoFile(upload.content_type, upload.filename)
 
 
-class FindVisibility(UploadQuery[bool]):
-    """Return whether there is such a video, for people to see."""
-
-    def answer(self, upload: Upload, origin: Origin) -> bool:
-        return upload.status is Status.COMPLETED
-
-
 @dataclass(frozen=True)
 class FindUntranscribed(UploadQuery[str | None]):
     """Return the object key of a video that `model` has not transcribed; else None."""
@@ -115,60 +107,6 @@ class FindUntranscribed(UploadQuery[str | None]):
         transcribed = upload.transcribed_by == self.model
         wanted = upload.status is Status.COMPLETED and not transcribed
         return upload.object_key if wanted else None
-
-
-@dataclass(frozen=True)
-class FindVideoOfComment(Query[UUID]):
-    """Return which video a comment is on; refuse where there is no such comment."""
-
-    comment_id: UUID
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.comment_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> UUID:
-        return aggregates.get(Comment, self.comment_id).require_posted()
-
-
-@dataclass(frozen=True, slots=True)
-class CommentText:
-    """A comment that stands, in its present revision; its language as far as it is known."""
-
-    video_id: UUID
-    revision: int
-    content: str
-    status: TranslationStatus
-    language: str | None
-    confidence: float | None
-
-
-@dataclass(frozen=True)
-class FindCommentText(Query[CommentText | None]):
-    """Return a comment's text; None when there is none, or not any more.
-
-    Its status is that of the translation that every comment gets, or of the one into `target`
-    (ISO 639-1) that readers asked for.
-    """
-
-    comment_id: UUID
-    target: str | None = None
-
-    def streams(self) -> Sequence[UUID]:
-        return (self.comment_id,)
-
-    def decide(self, aggregates: Aggregates, origin: Origin) -> CommentText | None:
-        comment = aggregates.get(Comment, self.comment_id)
-        if comment.video_id is None or comment.deleted:
-            return None
-        target, status = self.target, comment.translation_status
-        return CommentText(
-            comment.video_id,
-            comment.revision,
-            comment.content,
-            status if target is None else comment.target_status(target),
-            comment.language,
-            comment.confidence,
-        )
 
 
 def completion(upload: Upload) -> UploadCompleted:

@@ -254,8 +254,7 @@ class Round:
         tied = [slot.group for slot in slots if slot.group]
         own = self._decided(request, slots)
         if not (tied or own.changed or own.answers):
-            ((_, result),) = own.results
-            request.settle(result, self.head)
+            request.settle(own.results[0][1], self.head)
             return
         if len(tied) > 1:
             tied = sorted(set(tied), key=self.groups.index)
@@ -324,7 +323,7 @@ class CommandBus:
         recorder: GroupCommitRecorder,
         *,
         readers: Mapping[type[Lookup[Any]], Reader] | None = None,
-        telemetry: Callable[[Cursor[TupleRow]], int] = lambda _: 0,
+        telemetry: bytes = b"SELECT 0",
         max_batch: int = 256,
         max_waiting: int = 10_000,
         retries: int = 5,
@@ -333,7 +332,7 @@ class CommandBus:
     ) -> None:
         """`readers` answer the commands' lookups, by their type; without one, the default holds.
 
-        `telemetry` reads the head of what is recorded beside the log: a position has both.
+        `telemetry` asks for the head of what is recorded beside the log: a position has both.
         """
         self._recorder = recorder
         self._readers = dict(readers or {})
@@ -423,7 +422,7 @@ class CommandBus:
         wanted = [(id_, s.aggregate.version if s.aggregate else 0) for id_, s in slots.items()]
         keys = [request.name for request in requests if request.name]
         rows, answers, head, (telemetry, found) = self._recorder.fetch(
-            wanted, keys, lambda cursor: (self._telemetry(cursor), self._look_up(cursor, requests))
+            wanted, keys, lambda cursor: self._beside(cursor, requests)
         )
         for stream, version, topic, state in rows:
             slot = slots[stream]
@@ -440,15 +439,16 @@ class CommandBus:
         stored = {(answer.actor, answer.key): answer for answer in answers}
         return Round(slots, head, self._clock(), found, stored, telemetry)
 
-    def _look_up(
+    def _beside(
         self, cursor: Cursor[TupleRow], requests: Sequence[Request]
-    ) -> dict[Lookup[Any], Any]:
+    ) -> tuple[int, dict[Lookup[Any], Any]]:
+        ((telemetry,),) = cursor.execute(self._telemetry, prepare=True).fetchall()
         lookups = [each for request in requests for each in request.command.lookups()]
         found: dict[Lookup[Any], Any] = {}
         for kind, read in self._readers.items():
             if asked := [each for each in lookups if type(each) is kind]:
                 found.update(zip(asked, read(cursor, asked), strict=True))
-        return found
+        return telemetry, found
 
     def _record(self, groups: Sequence[Group]) -> list[Group]:
         """Save the groups in one transaction; return those that were not recorded."""

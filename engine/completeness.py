@@ -13,10 +13,9 @@ from psycopg.rows import TupleRow, class_row
 from pydantic.alias_generators import to_camel
 
 from engine import checkpoints
-from engine.applier import BLOCK_POSITIONS
 from engine.event_store import EVENTS
 from engine.log import topics_of
-from engine.projection import Projection, RangeProjection
+from engine.projection import BLOCK_POSITIONS, Projection, RangeProjection
 from infra.errors import OperatorError
 
 # What was applied before there was a ledger counts as an event of the log, not as a wanted one.

@@ -18,12 +18,11 @@ from pydantic.alias_generators import to_camel
 
 from domain.text import shows
 from engine import checkpoints, dead_letters
-from engine.applier import account, try_event
 from engine.dead_letters import LetterStatus
 from engine.event_store import EVENTS
 from engine.log import MAPPER, READ_ONE, Stored, topics_of
 from engine.privacy import PayloadMode, mask_actor, present
-from engine.projection import Projection, RangeProjection
+from engine.projection import Projection, RangeProjection, account, try_event
 from engine.subscription import notify
 from infra.errors import OperatorError, describe, fault_of
 from infra.http.shapes import rfc3339

@@ -14,12 +14,11 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from engine import checkpoints
-from engine.applier import Applier, Step
 from engine.checkpoints import CheckpointStatus, Seen, SubscriptionKind, Superseded
 from engine.connections import LeaderLock, ThreadedConnection, is_outage
 from engine.dead_letters import LetterStatus, count
 from engine.log import LogWindow
-from engine.projection import Projection
+from engine.projection import Applier, Projection, Step
 from engine.replay.records import ReplayState, newest
 from engine.subscription import (
     EVENTS,

@@ -10,25 +10,19 @@ session, and nothing new is recorded.
 
 from __future__ import annotations
 
-import asyncio
-import hmac
-import secrets
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
-from functools import partial
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
 import psycopg
 from psycopg import AsyncConnection, Connection, Cursor
-from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
 from infra.advisory_locks import Lock, lock_in_transaction
 from infra.batcher import Batcher
-from infra.cache import SingleFlight
-from infra.postgres.connection import SHORT_WORK, Limits, open_connection, thread_pool
+from infra.postgres.connection import SHORT_WORK, Limits, thread_pool
 
 VIEWED = "video.viewed"
 WATCH_TIME = "video.watch_time"
@@ -43,18 +37,9 @@ SELECT backlot_take_telemetry(%b::uuid[], %b::text[], %b::uuid[], %b::text[], %b
 # Under the lock of telemetry, so that no process loses the session that it is at.
 FORGET = "DELETE FROM backlot_view_sessions WHERE began_at <= clock_timestamp() - %b::interval"
 
-HEAD = "SELECT coalesce(max(seq), 0) FROM backlot_telemetry"
+HEAD = b"SELECT coalesce(max(seq), 0) FROM backlot_telemetry"
+"""Asks for the position of the newest event; all of lower positions can be read by then."""
 VIEWS = "SELECT video_id, views FROM backlot_views WHERE video_id = ANY(%b)"
-
-# The day is that of the database's clock, for every process.
-MAKE = b"""
-INSERT INTO backlot_viewer_salts (day, salt) VALUES ((now() AT TIME ZONE 'UTC')::date, %b)
-ON CONFLICT DO NOTHING
-"""
-READ = b"""
-SELECT day, salt FROM backlot_viewer_salts WHERE day = (now() AT TIME ZONE 'UTC')::date
-"""
-FORGET_SALTS = b"DELETE FROM backlot_viewer_salts WHERE day < (now() AT TIME ZONE 'UTC')::date"
 
 
 class TelemetryEvent(NamedTuple):
@@ -72,13 +57,6 @@ class TelemetryEvent(NamedTuple):
     details: Mapping[str, Any]
     correlation_id: str | None = None
     viewer: str | None = None
-
-
-class Salt(NamedTuple):
-    """What the keys of one day (UTC) are made with."""
-
-    day: date
-    salt: bytes
 
 
 class Telemetry:
@@ -137,12 +115,6 @@ def forget_sessions(conn: Connection[Any], repeat: timedelta) -> int:
         return conn.execute(FORGET, (repeat,)).rowcount
 
 
-def head(cursor: Cursor[TupleRow]) -> int:
-    """Return the position of the newest event; all of lower positions can be read by then."""
-    ((newest,),) = cursor.execute(HEAD, prepare=True).fetchall()
-    return int(newest)
-
-
 class Views:
     """How often videos were viewed."""
 
@@ -155,43 +127,3 @@ class Views:
         """Return the same, for the command bus."""
         cursor.execute(VIEWS, (list(video_ids),), prepare=True)
         return dict(cursor.fetchall())
-
-
-class ViewerKeys:
-    """Makes the keys of one process; to be used from one event loop."""
-
-    def __init__(
-        self, database_url: str, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> None:
-        self._database_url = database_url
-        self._clock = clock
-        self._salt: Salt | None = None
-        self._reading: SingleFlight[Salt] = SingleFlight()
-
-    async def key(self, address: str, client: str) -> str:
-        """Return the key of a viewer at this address with this client today, in hexadecimal.
-
-        Raise psycopg.Error when the salt has to be read and the database is away.
-        """
-        if self._salt is None or self._salt.day != self._clock().date():
-            read = partial(asyncio.to_thread, self._read)
-            self._salt, _ = await self._reading.join("salt", read)
-        return hmac.digest(self._salt.salt, f"{address}\n{client}".encode(), "sha256").hex()
-
-    def _read(self) -> Salt:
-        with open_connection(self._database_url, "viewers") as conn:
-            return salt_of_today(conn)
-
-
-def salt_of_today(conn: Connection[Any]) -> Salt:
-    """Return the salt that all processes use today, made where there is none; delete older ones."""
-    with conn.transaction():
-        forget_salts(conn)
-        conn.execute(MAKE, (secrets.token_bytes(32),))
-        ((day, salt),) = conn.execute(READ).fetchall()
-    return Salt(day, salt)
-
-
-def forget_salts(conn: Connection[Any]) -> int:
-    """Delete the salts of the days that are over; return how many."""
-    return conn.execute(FORGET_SALTS).rowcount

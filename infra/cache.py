@@ -10,22 +10,23 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import structlog
 from prometheus_client import Counter
 from pydantic import TypeAdapter, ValidationError
+from redis import RedisError
+from redis.asyncio import Redis
 
+from infra.circuit_breaker import CircuitBreaker, CircuitState
 from infra.http.shapes import BEGINNING, Position
-
-if TYPE_CHECKING:
-    # The engine and the command line share computations; they load no client for that.
-    from redis.asyncio import Redis
-
-    from infra.redis import OptionalRedis
 
 log = structlog.get_logger(__name__)
 
+# A Redis that hangs takes a second of each question: after a failure it is left alone for so long.
+AWAY_SECONDS = 5.0
+
+R = TypeVar("R")
 T = TypeVar("T")
 V = TypeVar("V")
 
@@ -73,6 +74,62 @@ class SingleFlight(Generic[T]):
             del self._flights[key]
             if not flight.done():
                 flight.set_result(None)
+
+
+class RedisAway(RedisError):
+    """Redis failed a moment ago, and is not asked."""
+
+
+class OptionalRedis:
+    """A Redis that callers can do without: while it is away, each question has no answer.
+
+    To be used from one event loop.
+    """
+
+    def __init__(self, redis: Redis, name: str, failures: Counter) -> None:
+        """`failures` are counted; `<name>_away` and `<name>_back` are logged, once each."""
+        self._redis = redis
+        self._failures = failures
+        self._breaker = _RedisBreaker(name)
+
+    @property
+    def away(self) -> bool:
+        """Whether Redis failed a moment ago, and is not asked."""
+        return self._breaker.seconds_left > 0
+
+    async def ask(self, question: Callable[[Redis], Awaitable[R]]) -> R | None:
+        """Return the answer, None while Redis is away. Never raises RedisError."""
+        try:
+            with self._breaker.attempt():
+                return await question(self._redis)
+        except RedisAway:
+            return None
+        except (RedisError, OSError):
+            self._failures.inc()
+            return None
+
+    def failed(self, error: Exception) -> None:
+        """Leave Redis alone for a while, because of a failure that was seen elsewhere."""
+        self._failures.inc()
+        self._breaker.fail(error)
+
+
+class _RedisBreaker(CircuitBreaker):
+    def __init__(self, name: str) -> None:
+        super().__init__(AWAY_SECONDS)
+        self._away, self._back = f"{name}_away", f"{name}_back"
+
+    def refusal(self, retry_after: float | None) -> Exception:
+        return RedisAway("Redis failed a moment ago")
+
+    def blames(self, error: BaseException) -> bool | None:
+        return True if isinstance(error, (RedisError, OSError)) else None
+
+    def changed(self, before: CircuitState, error: BaseException | None) -> None:
+        if before is CircuitState.CLOSED:
+            log.warning(self._away, error=f"{type(error).__name__}: {error}")
+        elif self.state is CircuitState.CLOSED:
+            log.info(self._back)
 
 
 class RedisValues(Generic[V]):

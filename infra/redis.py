@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import structlog
-from prometheus_client import Counter
 from pydantic import SecretStr
 from redis import BlockingConnectionPool as BlockingPool
 from redis import Redis as BlockingRedis
@@ -23,22 +20,14 @@ from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry as BlockingRetry
 
-from infra.circuit_breaker import CircuitBreaker, CircuitState
-
 if TYPE_CHECKING:
     from fakeredis import FakeServer
-
-log = structlog.get_logger(__name__)
 
 CONNECT_SECONDS = 0.5
 ANSWER_SECONDS = 1.0
 CONNECTIONS = 64
 DEFAULT_PORT = 6379
 DATABASE = re.compile(r"/?[0-9]*")
-# A Redis that hangs takes a second of each question: after a failure it is left alone for so long.
-AWAY_SECONDS = 5.0
-
-R = TypeVar("R")
 
 
 def _options() -> dict[str, Any]:
@@ -131,59 +120,3 @@ def address(client: Redis) -> str:
     if "server" in known:
         return "embedded"
     return f"{known.get('host', 'localhost')}:{known.get('port', DEFAULT_PORT)}"
-
-
-class RedisAway(RedisError):
-    """Redis failed a moment ago, and is not asked."""
-
-
-class OptionalRedis:
-    """A Redis that callers can do without: while it is away, each question has no answer.
-
-    To be used from one event loop.
-    """
-
-    def __init__(self, redis: Redis, name: str, failures: Counter) -> None:
-        """`failures` are counted; `<name>_away` and `<name>_back` are logged, once each."""
-        self._redis = redis
-        self._failures = failures
-        self._breaker = _RedisBreaker(name)
-
-    @property
-    def away(self) -> bool:
-        """Whether Redis failed a moment ago, and is not asked."""
-        return self._breaker.seconds_left > 0
-
-    async def ask(self, question: Callable[[Redis], Awaitable[R]]) -> R | None:
-        """Return the answer, None while Redis is away. Never raises RedisError."""
-        try:
-            with self._breaker.attempt():
-                return await question(self._redis)
-        except RedisAway:
-            return None
-        except (RedisError, OSError):
-            self._failures.inc()
-            return None
-
-    def failed(self, error: Exception) -> None:
-        """Leave Redis alone for a while, because of a failure that was seen elsewhere."""
-        self._failures.inc()
-        self._breaker.fail(error)
-
-
-class _RedisBreaker(CircuitBreaker):
-    def __init__(self, name: str) -> None:
-        super().__init__(AWAY_SECONDS)
-        self._away, self._back = f"{name}_away", f"{name}_back"
-
-    def refusal(self, retry_after: float | None) -> Exception:
-        return RedisAway("Redis failed a moment ago")
-
-    def blames(self, error: BaseException) -> bool | None:
-        return True if isinstance(error, (RedisError, OSError)) else None
-
-    def changed(self, before: CircuitState, error: BaseException | None) -> None:
-        if before is CircuitState.CLOSED:
-            log.warning(self._away, error=f"{type(error).__name__}: {error}")
-        elif self.state is CircuitState.CLOSED:
-            log.info(self._back)

@@ -63,6 +63,16 @@ SELECT coalesce((SELECT likes FROM {schema}.counts c WHERE c.video_id = p.video_
 FROM unnest(%b::uuid[], %b::text[]) WITH ORDINALITY AS p(video_id, viewer, place)
 ORDER BY place
 """
+# One statement sees one moment: whoever likes the video is among those that are counted.
+OF_VIDEO: LiteralString = """
+SELECT coalesce(c.likes, 0) AS likes, l.video_id IS NOT NULL AS liked, s.position
+FROM catalog.uploads u
+JOIN backlot_checkpoints s ON s.kind = 'projection' AND s.subscription = %s
+LEFT JOIN {schema}.counts c ON c.video_id = u.upload_id
+LEFT JOIN {schema}.likes l ON l.video_id = u.upload_id AND l.viewer = %s
+WHERE u.upload_id = %s AND u.completed_position IS NOT NULL
+  AND NOT EXISTS (SELECT FROM {schema}.removed r WHERE r.video_id = u.upload_id)
+"""
 COUNTS: LiteralString = "SELECT video_id, likes FROM {schema}.counts WHERE video_id = ANY (%s)"
 LIKED: LiteralString = """
 SELECT video_id FROM {schema}.likes WHERE video_id = ANY (%s) AND viewer = %s
@@ -121,6 +131,14 @@ class LikedVideo(NamedTuple):
     position: int
 
 
+class LikesOfVideo(NamedTuple):
+    """How many like a video, whether one viewer does, and the position in the log of both."""
+
+    likes: int
+    liked: bool
+    position: int
+
+
 class Likes(Projection):
     """How many like each video, and what each viewer likes."""
 
@@ -155,6 +173,14 @@ class Likes(Projection):
             return []
         cursor.execute(self.sql(OTHERS), columns(pairs), prepare=True)
         return [count for (count,) in cursor.fetchall()]
+
+    async def of_video(
+        self, conn: AsyncConnection[TupleRow], video_id: UUID, viewer: str | None
+    ) -> LikesOfVideo | None:
+        """Return the likes of a video, None where there is no such video for people to see."""
+        given = (self.schema, viewer, video_id)
+        found = await fetch_as(conn, LikesOfVideo, self.sql(OF_VIDEO), given)
+        return found[0] if found else None
 
     async def counts(
         self, conn: AsyncConnection[TupleRow], videos: Sequence[UUID]

@@ -29,12 +29,12 @@ from infra.cache import (
     CachedValue,
     Generations,
     Lifetimes,
+    OptionalRedis,
     ReadThroughCache,
     Requirement,
 )
 from infra.metrics import counter
 from infra.postgres.connection import fetch_as
-from infra.redis import OptionalRedis
 from infra.settings.features import TrendingSettings
 from projections.analytics.calendar import DAY, HOUR, start_of_day, start_of_hour, start_of_next_day
 

@@ -18,9 +18,8 @@ from infra.http.problems import problems
 from infra.http.shapes import VIDEO_ID, Time, Video, Wire
 from projections.analytics.queries import AnalyticsUnavailable, Bucket, Range
 from projections.trending import Ranked, Ranking, Window
-from readapi.catalog import InCategory, present, require_video
-from readapi.paging import DEFAULT_LIMIT, Limit
-from readapi.queries import Fresh, Queries, Read
+from readapi.catalog import InCategory
+from readapi.queries import DEFAULT_LIMIT, Fresh, Limit, Queries, Read, present, require_video
 
 TAG = re.compile(r'(?:W/)?("[^"]*")')
 IfNoneMatch = Annotated[

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
-from psycopg import AsyncConnection
 from pydantic import AfterValidator
 
 from infra.http.app import TOKEN_OPTIONAL, Caller, MaybeCaller, wire
-from infra.http.auth import Identity
 from infra.http.problems import Problem, problems
 from infra.http.shapes import ArrivedPart, UploadStatus, Video
 from infra.objects.port import NoSuchUpload, ObjectStore, Part
-from projections.catalog import UploadRow, VideoRow
-from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, Page, cut, decode_cursor, storable
-from readapi.queries import Fresh, Queries, Read
+from projections.catalog import UploadRow
+from readapi.queries import (
+    DEFAULT_LIMIT,
+    Cursor,
+    Fresh,
+    Limit,
+    Page,
+    Read,
+    cut,
+    decode_cursor,
+    present,
+    require_video,
+    storable,
+)
 
 Owner = Annotated[
     str | None,
@@ -91,39 +99,6 @@ async def get_video(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCa
         row = await require_video(queries, conn, video_id)
         (item,) = await present(queries, conn, [row], caller)
     return wire(item)
-
-
-async def require_video(queries: Queries, conn: AsyncConnection[Any], video_id: UUID) -> VideoRow:
-    """Return the video; raise Problem 404 when it is not completed, or was removed."""
-    row = (await queries.catalog.videos(conn, [video_id])).get(video_id)
-    if row is None:
-        raise Problem(404, "not-found", "There is no such video.")
-    return row
-
-
-async def present(
-    queries: Queries, conn: AsyncConnection[Any], rows: Sequence[VideoRow], caller: Identity | None
-) -> list[Video]:
-    """Return the videos with their counts, in the same order; four queries for however many."""
-    ids = [row.video_id for row in rows]
-    if not ids:
-        return []
-    likes = await queries.likes.counts(conn, ids)
-    comments = await queries.comments.counts(conn, ids)
-    views = await queries.views.views(conn, ids)
-    liked = await queries.likes.liked(conn, caller.user_id, ids) if caller else None
-    return [
-        Video(
-            **row._asdict(),
-            owner_id=row.owner,
-            created_at=row.completed_at,
-            likes=likes.get(row.video_id, 0),
-            comments=comments.get(row.video_id, 0),
-            views=views.get(row.video_id, 0),
-            has_liked=None if liked is None else row.video_id in liked,
-        )
-        for row in rows
-    ]
 
 
 uploads = APIRouter(tags=["uploads"])

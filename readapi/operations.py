@@ -21,9 +21,19 @@ from engine.parked_events import parked
 from infra.http.app import Admin, wire
 from infra.http.problems import Problem, problems
 from infra.http.shapes import Time, Wire
-from readapi.paging import DEFAULT_LIMIT, Cursor, Limit, Page, cut, decode_cursor
 from readapi.projection_status import ProjectionStatus, statuses
-from readapi.queries import Fresh, Queries, Read, ReadModelUnavailable
+from readapi.queries import (
+    DEFAULT_LIMIT,
+    Cursor,
+    Fresh,
+    Limit,
+    Page,
+    Queries,
+    Read,
+    ReadModelUnavailable,
+    cut,
+    decode_cursor,
+)
 
 Status = Literal["requested", "running", "done", "failed", "cancelled", "refused"]
 

@@ -1,33 +1,47 @@
-"""What the query routes use: a connection that is fresh enough, and the read models."""
+"""What the query routes share: fresh connections, the read models, videos as shown, and pages.
+
+A page is a part of a list that stays in order while it grows: its cursor is the position of the
+last item.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from uuid import UUID
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Query, Request
 from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 
 from engine.freshness import Freshness, Pool, Waiting
 from engine.inspection.index import Audit
+from engine.log import END_OF_LOG
 from engine.overview import Rates
 from engine.projection import Projection, ReadModels
 from engine.telemetry import Views
 from infra.http.app import add_header
-from infra.http.shapes import Position, decode_position, encode_position
+from infra.http.auth import Identity
+from infra.http.problems import Problem
+from infra.http.shapes import Position, Video, Wire, decode_position, encode_position
 from infra.objects.port import ObjectStore
 from projections.analytics.queries import AnalyticsQueries
-from projections.catalog import Catalog
+from projections.catalog import Catalog, VideoRow
 from projections.comments import Comments
 from projections.likes import Likes
 from projections.operations import Operations
 from projections.recommendations.recommender import Recommender
-from readapi.live_counts import LikeCounts, LiveCounts
-from readapi.translation import TranslationRequests
+
+if TYPE_CHECKING:
+    from readapi.comments import TranslationRequests
+    from readapi.likes import LikeCounts, LiveCounts
+
+T = TypeVar("T")
 
 DEFAULT_TIMEOUT_MS = 2_000
 MAX_TIMEOUT_MS = 30_000
@@ -127,7 +141,7 @@ class Queries:
         the connection is used.
         """
         try:
-            if fresh.is_asked:
+            if fresh.position.events:
                 wanted = Position(fresh.position.events)
                 schemas = {projection.schema: wanted for projection in projections}
                 reached = await self.waiting.until(schemas, fresh.seconds_left)
@@ -145,3 +159,106 @@ async def _queries(request: Request) -> Queries:
 
 
 Read = Annotated[Queries, Depends(_queries)]
+
+
+async def require_video(queries: Queries, conn: AsyncConnection[Any], video_id: UUID) -> VideoRow:
+    """Return the video; raise Problem 404 when it is not completed, or was removed."""
+    row = (await queries.catalog.videos(conn, [video_id])).get(video_id)
+    if row is None:
+        raise no_such_video()
+    return row
+
+
+def no_such_video() -> Problem:
+    """Return what is said of a video that is not completed, or was removed."""
+    return Problem(404, "not-found", "There is no such video.")
+
+
+async def present(
+    queries: Queries, conn: AsyncConnection[Any], rows: Sequence[VideoRow], caller: Identity | None
+) -> list[Video]:
+    """Return the videos with their counts, in the same order; four queries for however many."""
+    ids = [row.video_id for row in rows]
+    if not ids:
+        return []
+    likes = await queries.likes.counts(conn, ids)
+    comments = await queries.comments.counts(conn, ids)
+    views = await queries.views.views(conn, ids)
+    liked = await queries.likes.liked(conn, caller.user_id, ids) if caller else None
+    return [
+        Video(
+            **row._asdict(),
+            owner_id=row.owner,
+            created_at=row.completed_at,
+            likes=likes.get(row.video_id, 0),
+            comments=comments.get(row.video_id, 0),
+            views=views.get(row.video_id, 0),
+            has_liked=None if liked is None else row.video_id in liked,
+        )
+        for row in rows
+    ]
+
+
+Cursor = Annotated[
+    str | None,
+    Query(description="`nextCursor` of the page before; none: the first page.", max_length=100),
+]
+Limit = Annotated[int, Query(description="How many items at most.", ge=1, le=100)]
+DEFAULT_LIMIT = 20
+
+
+class Page(Wire, Generic[T]):
+    """A part of a list; `next_cursor` asks for the following one and is missing on the last."""
+
+    items: list[T]
+    next_cursor: str | None = None
+
+
+def storable(text: str | None) -> str | None:
+    """Return the text; raise ValueError for the NUL character, which PostgreSQL does not store."""
+    if text is not None and "\x00" in text:
+        raise ValueError("can't contain the NUL character")
+    return text
+
+
+class InvalidCursor(ValueError):
+    """The cursor was not given out for this list."""
+
+    def __init__(self) -> None:
+        super().__init__("`cursor` is not one of this list; send back `nextCursor` as received.")
+
+
+def encode_cursor(kind: str, position: int) -> str:
+    """Return an opaque name of a place in a list of one kind."""
+    return base64.urlsafe_b64encode(f"{kind}:{position}".encode()).decode().rstrip("=")
+
+
+def decode_cursor(kind: str, cursor: str | None) -> int:
+    """Return the position behind which the page begins; raise InvalidCursor.
+
+    Without a cursor it begins with the newest.
+    """
+    if cursor is None:
+        return END_OF_LOG
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        decoded = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
+    except (binascii.Error, UnicodeError) as error:
+        raise InvalidCursor from error
+    name, _, number = decoded.partition(":")
+    if name != kind or not number.isdigit() or len(number) > 18:
+        raise InvalidCursor
+    return int(number)
+
+
+def cut(
+    kind: str, rows: Sequence[T], limit: int, position: Callable[[T], int]
+) -> tuple[Sequence[T], str | None]:
+    """Return the rows of a page, and the cursor of the next page if there is one.
+
+    `rows` were read with `limit + 1`, so that the last page knows that it is the last.
+    """
+    if len(rows) <= limit:
+        return rows, None
+    shown = rows[:limit]
+    return shown, encode_cursor(kind, position(shown[-1]))

@@ -1,8 +1,9 @@
-"""What a user may like to watch next."""
+"""What a user may like to watch next, shown as the videos and the user are now."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 from uuid import UUID
@@ -12,22 +13,27 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from pydantic import AfterValidator, Field
 
-from domain.feedback import GivenList, Offer, Signal, Variant
+from domain.dismissals import Dismissal
+from domain.dismissals import stream_id as dismissal_of
+from domain.feedback import GivenList, Offer, Signal, Variant, hour_id
+from domain.upload import Upload
+from domain.video_likes import stream_id as likes_of
+from engine.event_store import EVENTS
 from engine.freshness import Freshness
+from engine.log import topics_of
 from infra.http.app import Caller, wire
 from infra.http.auth import Identity
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Video, Wire
-from projections.catalog import VideoRow
+from projections.analytics.calendar import start_of_hour
+from projections.catalog import Catalog, VideoRow
 from projections.dismissals import Dismissals
 from projections.feedback.reports import key_of_lists
-from projections.recommendations.display import display
+from projections.recommendations.blend import interleave
 from projections.recommendations.model import RankedRecommendations as Made
 from projections.recommendations.model import RankedVideo
 from projections.recommendations.recommender import MOST
-from readapi.catalog import present
-from readapi.paging import storable
-from readapi.queries import Fresh, Queries, Read
+from readapi.queries import Fresh, Queries, Read, present, storable
 
 DEFAULT_LIMIT = 10
 
@@ -207,3 +213,75 @@ async def _list_id(
 
 def _team(each: RankedVideo) -> Variant | None:
     return None if each.variant is Variant.DEFAULT else each.variant
+
+
+# Each by key. A stream of likes is there once there was a like, also where it was taken back; of a
+# dismissal the last event says whether it stands.
+LEFT_OUT = f"""
+SELECT video_id FROM unnest(%(videos)s::uuid[], %(likes)s::uuid[], %(dismissals)s::uuid[])
+    AS asked (video_id, likes_id, dismissal_id)
+WHERE EXISTS (SELECT FROM {EVENTS} AS e WHERE e.originator_id = likes_id)
+   OR EXISTS (SELECT FROM {EVENTS} AS e
+              WHERE e.originator_id = video_id AND e.topic = ANY (%(removed)s))
+   OR (SELECT e.topic FROM {EVENTS} AS e WHERE e.originator_id = dismissal_id
+       ORDER BY e.originator_version DESC LIMIT 1) = ANY (%(dismissed)s)
+   OR EXISTS (SELECT FROM public.backlot_telemetry AS t
+              WHERE t.topic = 'video.viewed' AND t.user_id = %(viewer)s
+                AND t.video_id = asked.video_id)
+""".encode()
+REMOVED = topics_of(Upload.Removed)
+DISMISSED = topics_of(Dismissal.Dismissed)
+
+PLAIN = "Picked for you"
+"""In the place of a reason that names what has changed since."""
+
+
+async def display(
+    conn: AsyncConnection[TupleRow],
+    catalog: Catalog,
+    user_id: str,
+    made: Made,
+    limit: int,
+    at: datetime,
+) -> list[tuple[RankedVideo, VideoRow]]:
+    """Return the first `limit` that can still be recommended: those behind fill the gaps.
+
+    Nothing that was removed, that is the user's own, or that the user has watched, liked or
+    dismissed by now, commands that were just acknowledged included. `conn` leads to the catalog and
+    to the event log. Two orders that are compared are interleaved, the same way within an hour.
+    """
+    orders = [each for each in (made.items, made.rival) if each is not None]
+    videos = list(dict.fromkeys(each.video_id for order in orders for each in order))
+    rows = await catalog.videos(conn, [*videos, *made.told])
+    given = {
+        "videos": videos,
+        "likes": [likes_of(video, user_id) for video in videos],
+        "dismissals": [dismissal_of(video, user_id) for video in videos],
+        "removed": REMOVED,
+        "dismissed": DISMISSED,
+        "viewer": user_id,
+    }
+    out = {video for (video,) in await (await conn.execute(LEFT_OUT, given)).fetchall()}
+    out |= {video for video, row in rows.items() if row.owner == user_id}
+    there, *rivals = [
+        [each for each in order if each.video_id in rows and each.video_id not in out]
+        for order in orders
+    ]
+    if rivals:
+        there = interleave(there, rivals[0], hour_id(user_id, start_of_hour(at)))
+    changed = {
+        video
+        for video, told in made.told.items()
+        if video not in rows or told != (rows[video].title, rows[video].category)
+    }
+    # A language model has read the texts of the whole profile.
+    profile_changed = not changed.issubset(videos)
+
+    def now(each: RankedVideo) -> RankedVideo:
+        """Return the recommendation without a reason that may repeat an old title or category."""
+        stale = each.by_model and profile_changed
+        if stale or each.video_id in changed or each.because in changed:
+            return replace(each, reason=PLAIN)
+        return each
+
+    return [(now(each), rows[each.video_id]) for each in there[:limit]]

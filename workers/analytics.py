@@ -1,7 +1,11 @@
-"""The sinks of the analytics, which count what happens and know the videos; and their pruning."""
+"""The sinks of the analytics, which count what happens and know the videos; their scheduled work.
+
+That is pruning, and settling the sums of trending: by one replica at a time.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,7 +21,7 @@ from engine.messages import BEHIND_EVENTS, IncomingMessage, MessageBatch, Poison
 from engine.schedule import Job, Outage, repeat
 from engine.subscription import EVENTS, Subscription
 from infra.errors import describe
-from infra.metrics import counter
+from infra.metrics import counter, gauge
 from infra.postgres.connection import open_connection
 from infra.settings import Settings
 from projections.analytics import videos
@@ -26,7 +30,7 @@ from projections.analytics.queries import COUNTS_CONSUMER, VIDEOS_CONSUMER
 from projections.analytics.rebuild import AnalyticsMeans
 from projections.analytics.rules import TOPICS, NotCountable, Row, row_of
 from projections.analytics.schema import Shape, migrate, prune, refresh
-from projections.trending import TrendingInvalidation
+from projections.trending import Formula, TrendingInvalidation, Window, settle
 from workers.parts import Parts
 from workers.sources import EventFeed, LogSource
 from workers.tasks import Tasks
@@ -56,6 +60,14 @@ ANALYTICS_PRUNED = counter(
 ANALYTICS_PRUNE_FAILURES = counter(
     "backlot_analytics_prune_failures",
     "Times that rows past the retention could not be taken away.",
+)
+TRENDING_SETTLE_SECONDS = gauge(
+    "backlot_trending_settle_seconds",
+    "How long the last settling of trending's sums took in this process.",
+)
+TRENDING_SETTLE_FAILURES = counter(
+    "backlot_trending_settle_failures",
+    "Times that trending's sums could not be settled; rankings are then made from the rollups.",
 )
 
 
@@ -155,6 +167,35 @@ def _prune_once(analytics_url: str, days: int) -> None:
         ANALYTICS_PRUNED.labels(table).inc(rows)
     if sum(gone.values()):
         log.info("analytics_pruned", **gone)
+
+
+def settling_jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
+    """Settle trending's sums."""
+    settings = parts.settings.trending
+    formula = Formula.from_settings(settings)
+    yield settling_job(parts.analytics_url, formula, settings.settle_seconds)
+
+
+def settling_job(analytics_url: str, formula: Formula, every: float) -> Job:
+    """Return the job that settles every window.
+
+    While that fails, rankings are computed from the rollups themselves: right, and slower.
+    """
+    outage = Outage("trending_not_settled", (psycopg.Error,), TRENDING_SETTLE_FAILURES)
+    run = partial(in_thread, settle_once, analytics_url, formula)
+    return Job("trending settling", every, repeat(run), outage)
+
+
+def settle_once(analytics_url: str, formula: Formula) -> None:
+    """Settle every window as it is now. Raise psycopg.Error."""
+    started = time.perf_counter()
+    with open_connection(analytics_url, "trending") as conn:
+        now = datetime.now(UTC)
+        done = [settle(conn, each, formula=formula, now=now) for each in Window]
+    if all(done):
+        seconds = time.perf_counter() - started
+        TRENDING_SETTLE_SECONDS.set(seconds)
+        log.debug("trending_settled", seconds=seconds)
 
 
 def analytics_means(settings: Settings, database_url: str) -> AnalyticsMeans:

@@ -15,8 +15,9 @@ from infra.errors import OperatorError
 from infra.postgres.connection import Limits, open_connection
 from infra.redis import open_redis
 from infra.settings import Settings, load_settings
+from infra.tasks.broker import Resources
 from infra.tasks.queues import FailedTask
-from infra.tasks.worker import Resources, configure
+from infra.tasks.worker import configure
 from workers.recommendations import open_preparing
 from workers.speech import media_urls, open_speech
 from workers.tasks import TaskMeans, declare, give_up

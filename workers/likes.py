@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import psycopg
 import structlog
-from psycopg import Cursor
-from psycopg.rows import TupleRow
 from redis import RedisError
 
 from commands.likes import LikesOfOthers
@@ -73,12 +71,7 @@ def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
 
 def lookups(models: ReadModels) -> Mapping[type[Lookup[Any]], Reader]:
     """Return what answers the lookups of commands about likes."""
-
-    def others(cursor: Cursor[TupleRow], lookups: Sequence[LikesOfOthers]) -> list[int]:
-        pairs = [(each.video_id, each.viewer) for each in lookups]
-        return models[Likes].others(cursor, pairs)
-
-    return {LikesOfOthers: others}
+    return {LikesOfOthers: models[Likes].others}
 
 
 def reconcile_once(

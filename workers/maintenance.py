@@ -11,7 +11,7 @@ import psycopg
 import structlog
 from eventsourcing.persistence import PersistenceError
 
-from engine import telemetry
+from engine import telemetry, viewers
 from engine.command_bus import CommandBus
 from engine.connections import in_thread
 from engine.schedule import Job, Outage, Run, repeat
@@ -47,7 +47,7 @@ def forget(database_url: str, repeat: timedelta) -> dict[str, int]:
     """
     with open_connection(database_url, "housekeeping") as conn:
         return {
-            "salts": telemetry.forget_salts(conn),
+            "salts": viewers.forget_salts(conn),
             "sessions": telemetry.forget_sessions(conn, repeat),
             "messages": forget_processed(conn),
         }

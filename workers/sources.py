@@ -32,10 +32,11 @@ from domain.model import Aggregate
 from engine import checkpoints
 from engine.checkpoints import SubscriptionKind
 from engine.connections import ThreadedConnection
-from engine.event_store import EVENTS
+from engine.log import HEAD as EVENTS_HEAD
 from engine.log import Log
 from engine.messages import DeadMessage, IncomingMessage, MessageBatch, RawMessage, Unreadable
 from engine.subscription import Place, woken
+from engine.telemetry import HEAD as TELEMETRY_HEAD
 from engine.telemetry import TelemetryEvent
 from infra.kafka import Outgoing, Partition, Publisher, Reader, Record
 from infra.settings.adapters import KafkaSettings
@@ -53,8 +54,6 @@ from projections.integration_events import (
 
 log = structlog.get_logger(__name__)
 
-EVENTS_HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
-TELEMETRY_HEAD = b"SELECT coalesce(max(seq), 0) FROM public.backlot_telemetry"
 READ_TELEMETRY = b"""
 SELECT seq, event_id, topic, video_id, user_id, happened_at, details, correlation_id
 FROM public.backlot_telemetry WHERE seq > %b AND seq <= %b AND topic = ANY (%b::text[])

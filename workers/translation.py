@@ -21,15 +21,17 @@ from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
 from commands.comments import (
+    CommentText,
     Detected,
     Failed,
+    FindCommentText,
+    FindVisibility,
     Outcome,
     RecordTarget,
     RecordTranslation,
     Skipped,
     TranslatedText,
 )
-from commands.queries import CommentText, FindCommentText, FindVisibility
 from domain.comment import TranslationStatus
 from engine.command_bus import Command, CommandBus
 from engine.connections import ThreadedConnection, leading

@@ -23,13 +23,12 @@ import structlog
 from pydantic import BaseModel, TypeAdapter
 from redis.asyncio import Redis
 
-from infra.cache import RedisValues, SingleFlight
+from infra.cache import OptionalRedis, RedisValues, SingleFlight
 from infra.cancellation import together
 from infra.language.detector import Detector, iso_639_1
 from infra.llm.client import LanguageModel
 from infra.llm.errors import LanguageModelError
 from infra.metrics import counter
-from infra.redis import OptionalRedis
 from infra.redlock import LocksUnavailable, LockTaken, make_redlock
 from infra.settings.features import TranslationSettings
 from workers.fidelity import NO_TERMS, Glossary, Lost, lost_in, spoken_anew, weight

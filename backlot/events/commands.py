@@ -288,7 +288,7 @@ def inspect(mode: PayloadMode, question: Callable[[audit.Inspector], Awaitable[T
     from backlot.features import read_models
     from engine.inspection.index import Audit
     from readapi.audit.inspector import Inspector, NotRecorded
-    from readapi.paging import InvalidCursor
+    from readapi.queries import InvalidCursor
 
     url = database_url(load_settings())
 

@@ -24,11 +24,10 @@ from psycopg.errors import DeadlockDetected
 from psycopg.rows import TupleRow
 
 from engine import checkpoints
-from engine.applier import Applier
 from engine.checkpoints import CheckpointStatus, Superseded, of_part
 from engine.connections import connect, is_outage
 from engine.log import Log, LogWindow, StreamShare
-from engine.projection import Batch, Projection, RangeProjection
+from engine.projection import Applier, Batch, Projection, RangeProjection
 from engine.replay.cutover import advance_to, look
 from engine.replay.records import Replay
 from infra.cancellation import join

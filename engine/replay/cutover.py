@@ -16,10 +16,10 @@ from psycopg.errors import LockNotAvailable
 from psycopg.rows import TupleRow
 
 from engine import checkpoints
-from engine.applier import Applier
 from engine.checkpoints import CheckpointStatus, Seen
 from engine.connections import connect
 from engine.installation import drop, rename
+from engine.projection import Applier
 from engine.replay.records import Replay, ReplayState, checkpoint, enter, find
 from engine.replay.requests import OLD, PREVIOUS
 from engine.subscription import notify

@@ -17,11 +17,10 @@ from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
 from engine import checkpoints
-from engine.applier import Applier
 from engine.checkpoints import CheckpointStatus
 from engine.comparison import Difference, compare
 from engine.connections import connect, is_outage
-from engine.projection import Projection
+from engine.projection import Applier, Projection
 from engine.replay.build import (
     PartFailed,
     SharedBuild,

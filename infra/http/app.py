@@ -30,12 +30,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from infra.http.auth import Authenticator, Identity, InvalidToken, KeysUnavailable
 from infra.http.problems import (
     FRAMEWORK,
+    PROBLEM_JSON,
+    TITLES,
     Make,
     Problem,
     ProblemDetails,
     explain,
-    problem_response,
-    request_id_of,
 )
 from infra.http.shapes import Wire
 from infra.logging import CORRELATION_ID
@@ -329,6 +329,11 @@ def _request_id(scope: Scope) -> str:
     return f"{random.getrandbits(128):032x}"
 
 
+def request_id_of(scope: Scope) -> str:
+    """Return the id of the request, which is also the correlation id of what it causes."""
+    return str(scope.get("request_id", ""))
+
+
 def _limit(receive: Receive, scope: Scope, most: int) -> Receive:
     """Refuse a body above the limit, by its declared length or, failing that, as it arrives."""
     declared = header(scope, b"content-length")
@@ -366,6 +371,20 @@ class JsonResponse(Response):
             (b"content-length", str(len(body)).encode()),
             *((name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()),
         ]
+
+
+def problem_response(scope: Scope, problem: Problem) -> Response:
+    """Return the response of a problem, with the request id that the edge gave the request."""
+    body = ProblemDetails(
+        type=problem.slug,
+        title=TITLES.get(problem.status, TITLES[500])[1],
+        status=problem.status,
+        detail=problem.detail,
+        request_id=request_id_of(scope),
+        **problem.extra,
+    )
+    content = body.model_dump_json(by_alias=True, exclude_none=True)
+    return Response(content, problem.status, problem.headers, PROBLEM_JSON)
 
 
 def wire(body: Wire, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

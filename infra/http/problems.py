@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from fastapi import Request, Response
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
-from starlette.types import Scope
 
 # What pydantic puts before the words of a rule that is our own.
 OWN_RULE = "Value error, "
@@ -87,25 +86,6 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         }
         for status in statuses
     }
-
-
-def problem_response(scope: Scope, problem: Problem) -> Response:
-    """Return the response of a problem, with the request id that the edge gave the request."""
-    body = ProblemDetails(
-        type=problem.slug,
-        title=TITLES.get(problem.status, TITLES[500])[1],
-        status=problem.status,
-        detail=problem.detail,
-        request_id=request_id_of(scope),
-        **problem.extra,
-    )
-    content = body.model_dump_json(by_alias=True, exclude_none=True)
-    return Response(content, problem.status, problem.headers, PROBLEM_JSON)
-
-
-def request_id_of(scope: Scope) -> str:
-    """Return the id of the request, which is also the correlation id of what it causes."""
-    return str(scope.get("request_id", ""))
 
 
 def _validation_problem(error: RequestValidationError) -> Problem:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Generic, TypeVar
 
 import structlog
 from dramatiq import Broker, Message, Worker
@@ -23,7 +25,7 @@ from dramatiq.middleware import AsyncIO, Middleware, Shutdown, TimeLimit, raise_
 from dramatiq.middleware import Retries as StockRetries
 from redis import Redis
 
-from infra.cancellation import together
+from infra.cancellation import cancel, together
 from infra.metrics import SECONDS, counter, gauge, histogram
 from infra.redis import connect_blocking_redis, embedded_server
 from infra.settings.adapters import TaskSettings
@@ -41,6 +43,8 @@ log = structlog.get_logger(__name__)
 
 # How long the tasks' event loop may take to start.
 START_SECONDS = 10.0
+# How long what tasks share may take to be opened, and to be closed.
+OPEN_SECONDS, CLOSE_SECONDS = 60.0, 30.0
 # How often the gauges look at the queues.
 DEPTH_SECONDS = 5.0
 # The pause before a broker that is away is tried again.
@@ -75,6 +79,7 @@ TASK_DEAD_HOOK_FAILURES = counter(
 )
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 Failure = BaseException | None
 
@@ -125,6 +130,66 @@ class EventLoop(AsyncIO):
             super().after_worker_shutdown(broker, worker)
         else:
             set_event_loop_thread(None)
+
+
+class Resources(Middleware, Generic[T]):
+    """One value for all tasks of this process, such as pools, for as long as its worker runs.
+
+    It is opened once, on the tasks' loop, after the fork and before the first task, and closed
+    after the last.
+    """
+
+    def __init__(self, open_them: Callable[[], AbstractAsyncContextManager[T]]) -> None:
+        self._open = open_them
+        self._value: T | None = None
+        self._closing: asyncio.Event | None = None
+        self._holding: Future[None] | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    def get(self) -> T:
+        """Return the opened value. Raise ResourcesUnavailable where no worker runs."""
+        if self._value is None:
+            raise ResourcesUnavailable("a task asked for its resources outside of a worker")
+        return self._value
+
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        opened: Future[T] = Future()
+        loop = _event_loop().loop
+        self._holding = asyncio.run_coroutine_threadsafe(self._hold(opened), loop)
+        try:
+            self._value = opened.result(OPEN_SECONDS)
+        except Exception as error:
+            if self._task is not None:
+                asyncio.run_coroutine_threadsafe(cancel(self._task), loop)
+            raise ResourcesUnavailable(f"{type(error).__name__}: {error}") from error
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        if self._holding is None or self._closing is None:
+            return
+        self._value = None
+        _event_loop().loop.call_soon_threadsafe(self._closing.set)
+        self._holding.result(CLOSE_SECONDS)
+        self._holding = None
+
+    async def _hold(self, opened: Future[T]) -> None:
+        """Open and close in one task, as context managers with task groups or scopes demand."""
+        self._task, self._closing = asyncio.current_task(), asyncio.Event()
+        try:
+            async with self._open() as value:
+                opened.set_result(value)
+                await self._closing.wait()
+        except Exception as error:
+            if opened.done():
+                log.exception("task_resources_not_closed")
+            else:
+                opened.set_exception(error)
+
+
+def _event_loop() -> EventLoopThread:
+    thread = get_event_loop_thread()
+    if thread is None:
+        raise ResourcesUnavailable("the tasks' event loop does not run")
+    return thread
 
 
 def was_interrupted(exception: Failure) -> bool:

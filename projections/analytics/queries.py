@@ -265,7 +265,7 @@ class AnalyticsQueries:
 
         Raise ReadModelBehind and AnalyticsUnavailable.
         """
-        if not fresh.is_asked:
+        if not any(fresh.position):
             return
         wanted = dict.fromkeys(names, fresh.position)
         if VIDEOS_CONSUMER in wanted:

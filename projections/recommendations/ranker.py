@@ -20,11 +20,11 @@ from uuid import UUID
 import structlog
 from redis.asyncio import Redis
 
+from infra.cache import OptionalRedis
 from infra.cancellation import cancel
 from infra.llm.client import LLM_CALLS, LanguageModel, make_language_model
 from infra.llm.errors import BadAnswer, LanguageModelError, NotCalled, TimedOut
 from infra.metrics import counter
-from infra.redis import OptionalRedis
 from infra.settings.adapters import LanguageModelSettings
 from infra.settings.features import RecommendationSettings
 from projections.recommendations.model import Material, RankedVideo

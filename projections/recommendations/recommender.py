@@ -26,11 +26,17 @@ from redis.asyncio import Redis
 from domain.feedback import Signal
 from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool
 from engine.log import END_OF_LOG
-from infra.cache import CachedValue, Generations, Lifetimes, ReadThroughCache, Requirement
+from infra.cache import (
+    CachedValue,
+    Generations,
+    Lifetimes,
+    OptionalRedis,
+    ReadThroughCache,
+    Requirement,
+)
 from infra.llm.errors import LanguageModelError
 from infra.metrics import counter
 from infra.postgres.connection import fetch_as
-from infra.redis import OptionalRedis
 from infra.settings.adapters import LanguageModelSettings
 from infra.settings.features import RecommendationSettings
 from projections.analytics.queries import (

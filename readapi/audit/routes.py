@@ -35,8 +35,7 @@ from readapi.audit.inspector import (
     StreamHistory,
     TraceTree,
 )
-from readapi.paging import Cursor, Page, storable
-from readapi.queries import Queries, Read, ReadModelUnavailable
+from readapi.queries import Cursor, Page, Queries, Read, ReadModelUnavailable, storable
 
 DEFAULT_LIMIT = 50
 Limit = Annotated[int, Query(description="How many items at most.", ge=1, le=200)]

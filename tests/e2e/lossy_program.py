@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from backlot.cli import main
 from engine.subscription import Notifications, woken
-from readapi.live_counts import LiveCounts
+from readapi.likes import LiveCounts
 from workers import sources
 
 LOSSES = 2

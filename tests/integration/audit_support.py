@@ -16,11 +16,11 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from engine import checkpoints
-from engine.applier import Applier
 from engine.connections import connect
 from engine.inspection.index import Audit
 from engine.installation import install
 from engine.log import Stored
+from engine.projection import Applier
 from tests.integration.event_log import recording
 
 T = TypeVar("T")

@@ -7,11 +7,10 @@ from uuid import uuid4
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from engine.applier import Applier
 from engine.checkpoints import look
 from engine.installation import install
 from engine.parked_events import RetriedEvent
-from engine.projection import Projection
+from engine.projection import Applier, Projection
 from tests.integration.projection_support import Tally, Writer
 
 VIDEO = uuid4()

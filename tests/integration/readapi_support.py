@@ -41,9 +41,9 @@ from projections.like_counters import AsyncCounters
 from projections.likes import Likes
 from projections.recommendations.recommender import Recommender
 from projections.trending import Formula, Trending, TrendingCache
-from readapi.live_counts import LikeCounts, LiveCounts
+from readapi.comments import TranslationRequests
+from readapi.likes import LikeCounts, LiveCounts
 from readapi.queries import Queries
-from readapi.translation import TranslationRequests
 from tests.integration.projection_support import Writer, hosting
 from workers import consumers as ledger
 

@@ -12,10 +12,10 @@ from dramatiq import Actor
 
 from infra.settings import load_settings
 from infra.settings.adapters import TaskSettings
-from infra.tasks.broker import make_broker
+from infra.tasks.broker import Resources, make_broker
 from infra.tasks.messages import enqueue
 from infra.tasks.queues import TRANSLATION, FailedTask, OnDead
-from infra.tasks.worker import Resources, TaskWorker
+from infra.tasks.worker import TaskWorker
 
 WAIT_SECONDS = 180.0
 QUICK = {

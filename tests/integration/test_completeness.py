@@ -8,12 +8,11 @@ import pytest
 from psycopg import Connection, Cursor
 from psycopg.rows import TupleRow
 
-from engine import applier as ledger
-from engine.applier import Applier
+from engine import projection as ledger
 from engine.checkpoints import look
 from engine.completeness import Completeness, NoSuchCopy, completeness
 from engine.installation import create, drop, install
-from engine.projection import Projection, RangeProjection
+from engine.projection import Applier, Projection, RangeProjection
 from projections.catalog import Catalog
 from tests.integration.projection_support import Tally, Writer
 

@@ -13,12 +13,11 @@ from backlot.features import read_models
 from domain.dismissals import Dismissal
 from domain.dismissals import stream_id as dismissal_of
 from domain.operation import Operation, OperationOutcome
-from engine.applier import Applier
 from engine.checkpoints import look
 from engine.comparison import compare
 from engine.completeness import completeness
 from engine.installation import create, install
-from engine.projection import Projection, RangeProjection
+from engine.projection import Applier, Projection, RangeProjection
 from tests.integration.projection_support import Writer, origin
 from tests.integration.replay_support import History
 

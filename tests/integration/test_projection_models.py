@@ -136,6 +136,30 @@ def test_others_counts_everybody_else(database_url: str, writer: Writer) -> None
         assert likes.others(cursor, []) == []
 
 
+def test_the_likes_of_a_video_are_told_in_one_answer(database_url: str, writer: Writer) -> None:
+    video, liked_by_nobody, removed = writer.video(), writer.video(), writer.video()
+    uploading = writer.upload("alice")
+    writer.like(video.id, "alice", "bob", "eve")
+    writer.unlike(video.id, "eve")
+    writer.like(removed.id, "alice")
+    project(database_url, writer, Catalog())
+    removed.remove(origin())
+    writer.save(removed)
+    # The likes know of the removal, the catalog does not yet.
+    project(database_url, writer, likes := Likes())
+
+    async def query(conn: AsyncConnection[Any]) -> None:
+        await conn.execute("UPDATE backlot_checkpoints SET position = 7 WHERE subscription='likes'")
+        assert await likes.of_video(conn, video.id, "alice") == (2, True, 7)
+        assert await likes.of_video(conn, video.id, "eve") == (2, False, 7)
+        assert await likes.of_video(conn, video.id, None) == (2, False, 7)
+        assert await likes.of_video(conn, liked_by_nobody.id, "alice") == (0, False, 7)
+        for unseen in (removed.id, uploading.id, uuid4()):
+            assert await likes.of_video(conn, unseen, "alice") is None
+
+    ask(database_url, query)
+
+
 def test_who_likes_what_newest_first(database_url: str, writer: Writer) -> None:
     videos = [writer.video().id for _ in range(5)]
     places = {video: writer.like(video, "alice") for video in videos}

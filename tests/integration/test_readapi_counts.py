@@ -15,7 +15,7 @@ from infra.redis import connect_blocking_redis
 from projections.catalog import Catalog
 from projections.like_counters import GONE, Counter, Counters
 from projections.likes import Likes
-from readapi.live_counts import LikeCounts, LiveCounts
+from readapi.likes import LikeCounts, LiveCounts
 from tests.integration.projection_support import caught_up, hosting, origin
 from tests.integration.readapi_support import Site
 from tests.integration.redis_servers import RedisServer, redis_servers

@@ -26,13 +26,13 @@ from projections.dismissals import Dismissals
 from projections.integration_events import VIDEO_VIEWED
 from projections.likes import Likes
 from projections.recommendations.co_occurrence import Engagement, keep
-from projections.recommendations.display import PLAIN
 from projections.recommendations.model import EngagementKind, Weighing
 from projections.recommendations.recommender import (
     ENGAGED_PREFIX,
     PREFIX,
     RecommendationInvalidation,
 )
+from readapi.recommendations import PLAIN
 from tests import openai_server
 from tests.integration.analytics_sinks import record
 from tests.integration.event_log import rows

@@ -191,7 +191,7 @@ async def test_a_redis_that_lost_its_data_does_not_bring_calls_back(
 async def test_what_was_not_counted_in_redis_is_not_given_back_there(
     server: RedisServer, redis: Redis, days: Days, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.redis.AWAY_SECONDS", 0.0)
+    monkeypatch.setattr("infra.cache.AWAY_SECONDS", 0.0)
     budget = days.budget(redis)
     server.kill()
 

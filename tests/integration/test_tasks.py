@@ -15,7 +15,7 @@ from infra import metrics
 from infra.logging import CORRELATION_ID
 from infra.redis import embedded_server
 from infra.settings.adapters import TaskSettings
-from infra.tasks.broker import task_queues
+from infra.tasks.broker import Resources, task_queues
 from infra.tasks.messages import (
     BrokerAway,
     Postponed,
@@ -24,7 +24,6 @@ from infra.tasks.messages import (
     current_origin,
 )
 from infra.tasks.queues import TRANSLATION, FailedTask, TaskQueues, every, like, named
-from infra.tasks.worker import Resources
 from tests.integration.rabbitmq_server import rabbitmq_server
 from tests.integration.redis_servers import redis_servers
 from tests.integration.task_support import Toy, quick_settings

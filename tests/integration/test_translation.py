@@ -9,8 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from commands.comments import EditComment, Failed, RecordTranslation
-from commands.queries import CommentText, FindCommentText
+from commands.comments import CommentText, EditComment, Failed, FindCommentText, RecordTranslation
 from engine.event_store import GroupCommitRecorder
 from infra.language.detector import TextDetector
 from infra.llm.errors import LanguageModelError

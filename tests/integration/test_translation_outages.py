@@ -52,7 +52,7 @@ async def test_without_redis_everything_goes_on_and_is_told_once(server: RedisSe
 async def test_a_redis_that_hangs_costs_a_second_and_not_one_of_each_comment(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.redis.AWAY_SECONDS", 3600.0)
+    monkeypatch.setattr("infra.cache.AWAY_SECONDS", 3600.0)
     client, provider = server.client(), Provider()
     cache = TranslationCache(client, TTL)
     await once(cache, provider, "before")
@@ -69,7 +69,7 @@ async def test_a_redis_that_hangs_costs_a_second_and_not_one_of_each_comment(
 async def test_a_redis_that_has_hung_is_asked_again(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.redis.AWAY_SECONDS", 0.5)
+    monkeypatch.setattr("infra.cache.AWAY_SECONDS", 0.5)
     client, provider = server.client(), Provider()
     cache = TranslationCache(client, TTL)
     await once(cache, provider, "before")

@@ -16,7 +16,7 @@ from infra import metrics
 from projections.trending import Formula
 from tests.integration.trending_support import Deed, Film, analytics_database, write
 from tests.support import DEADLINE_SECONDS, ended
-from workers.trending import settling_job
+from workers.analytics import settling_job
 
 FILM = Film(UUID(int=1), datetime.now(UTC))
 OLD = datetime.now(UTC) - timedelta(hours=50)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from engine.telemetry import Salt, ViewerKeys, salt_of_today
+from engine.viewers import Salt, ViewerKeys, salt_of_today
 from tests.integration.event_log import rows
 from workers.maintenance import forget
 
