@@ -59,7 +59,7 @@ class Garage:
         """What the service `garage-init` does."""
         admin = {"GARAGE_ADMIN_URL": f"http://127.0.0.1:{self.ports['admin']}"}
         env = {**os.environ, **INIT.environment, **admin, **changes}
-        script = [sys.executable, PROJECT / "deploy" / "garage_init.py"]
+        script = [sys.executable, str(PROJECT / "deploy" / "garage_init.py")]
         return subprocess.run(script, env=env, check=False, capture_output=True, text=True)
 
     def place(self, **changes: str) -> ObjectSettings:
@@ -115,7 +115,7 @@ def media(garage: Garage, short_dir: Path) -> Iterator[str]:
 
 class TestGarage(ObjectStoreContract):
     @pytest.fixture
-    def store(self, garage: Garage, media: str) -> Iterator[S3Store]:  # type: ignore[override]
+    def store(self, garage: Garage, media: str) -> Iterator[S3Store]:
         opened = s3_store(garage.place(S3_PUBLIC_ENDPOINT_URL=media))
         yield opened
         opened.close()
@@ -139,17 +139,15 @@ def client_of(garage: Garage, key: str, secret: str) -> S3Client:
 def test_the_key_may_use_the_bucket_and_do_nothing_else(garage: Garage) -> None:
     key, secret = SECRETS["S3_ACCESS_KEY_ID"], SECRETS["S3_SECRET_ACCESS_KEY"]
     client = client_of(garage, key, secret)
-    for call, given in {
-        "create_bucket": {"Bucket": "another"},
-        "delete_bucket": {"Bucket": "media"},
-        "put_bucket_website": {
-            "Bucket": "media",
-            "WebsiteConfiguration": {"IndexDocument": {"Suffix": "index.html"}},
-        },
-    }.items():
+    site = {"IndexDocument": {"Suffix": "index.html"}}
+    for call in (
+        lambda: client.create_bucket(Bucket="another"),
+        lambda: client.delete_bucket(Bucket="media"),
+        lambda: client.put_bucket_website(Bucket="media", WebsiteConfiguration=site),  # type: ignore[arg-type]
+    ):
         with pytest.raises(ClientError) as caught:
-            getattr(client, call)(**given)
-        assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403, call
+            call()
+        assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
     with pytest.raises(ClientError):
         client_of(garage, key, "0" * 64).head_bucket(Bucket="media")
 

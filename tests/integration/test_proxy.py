@@ -48,7 +48,10 @@ class Told(BaseHTTPRequestHandler):
         }
         text = json.dumps(told).encode()
         self.send_response(200)
-        self.send_header("Content-Type", "application/json")
+        if "X-Send-Type" not in self.headers:
+            self.send_header("Content-Type", "application/json")
+        if sent := self.headers.get("X-Send-Disposition"):
+            self.send_header("Content-Disposition", sent)
         self.send_header("Content-Length", str(len(text)))
         self.send_header("X-Asked", json.dumps([told["by"], told["method"]]))
         if self.path == "/page":
@@ -266,3 +269,31 @@ def test_a_side_that_is_down_is_a_problem_and_leaves_the_other_alone(short_dir: 
         assert answer.headers["Retry-After"] == "5"
         assert answer.headers["X-Request-Id"] == answer.json()["requestId"] == "mine-3"
         assert client.post("/videos/1/like").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent", "told"),
+    [
+        ("inline%3B%20filename%2A%3DUTF-8%27%27clip.mp4", "", "inline; filename*=UTF-8''clip.mp4"),
+        ("inline%3B%20filename%2A%3DUTF-8%27%27D%25C3%25A9j%25C3%25A0.mp4", "", "inline"),
+        (
+            "attachment%3B%20filename%2A%3DUTF-8%27%27a.html",
+            "",
+            "attachment; filename*=UTF-8''a.html",
+        ),
+        ("attachment%3B%20filename%2A%3DUTF-8%27%27%25C3.html", "", "attachment"),
+        ("inline%3B%20filename%2A%3DUTF-8%27%27clip.mp4", "its own", "its own"),
+    ],
+)
+def test_a_range_has_the_type_and_the_name_that_were_signed(
+    proxy: Proxy, asked: str, sent: str, told: str
+) -> None:
+    """Garage leaves them out of ranges."""
+    asking = f"response-content-disposition={asked}&response-content-type=video%2Fmp4"
+    headers = {"X-Send-Disposition": sent, "X-Send-Type": "no"}
+    url = f"{proxy.media_url}/media/videos/1?{asking}&{SIGNED}"
+    answer = httpx.get(url, headers=headers, trust_env=False)
+    assert answer.headers.get_list("Content-Disposition") == [told]
+    assert answer.headers.get_list("Content-Type") == ["video/mp4"]
+    plain = httpx.get(f"{proxy.media_url}/media/videos/1?{SIGNED}", headers=headers)
+    assert plain.headers["Content-Type"] == "application/octet-stream"
