@@ -76,6 +76,11 @@ GIVE_JOBS = """
 UPDATE {jobs} SET owner = %s::regrole
 WHERE owner = current_user::regrole AND hypertable_id IS NOT NULL
 """
+MAY_CHANGE = b"""
+SELECT has_table_privilege(oid, 'UPDATE, DELETE, TRUNCATE') FROM pg_class
+WHERE oid = to_regclass(%s)
+"""
+"""Whether the user of a connection may change a table; no row where there is no such table."""
 # PostgreSQL only warns where somebody gives rights that are not his to give.
 MAY_BUILD = b"SELECT has_database_privilege(%s, current_database(), 'CREATE')"
 REWRITES = b"""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,11 +140,12 @@ def test_the_key_may_use_the_bucket_and_do_nothing_else(garage: Garage) -> None:
     key, secret = SECRETS["S3_ACCESS_KEY_ID"], SECRETS["S3_SECRET_ACCESS_KEY"]
     client = client_of(garage, key, secret)
     site = {"IndexDocument": {"Suffix": "index.html"}}
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: client.create_bucket(Bucket="another"),
         lambda: client.delete_bucket(Bucket="media"),
         lambda: client.put_bucket_website(Bucket="media", WebsiteConfiguration=site),  # type: ignore[arg-type]
-    ):
+    ]
+    for call in calls:
         with pytest.raises(ClientError) as caught:
             call()
         assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
