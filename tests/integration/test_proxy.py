@@ -214,6 +214,7 @@ def strict(ports: dict[str, int], short_dir: Path) -> Iterator[Proxy]:
     """The same limits, reached sooner."""
     upstreams = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
     changes = {
+        "set_real_ip_from 10.0.0.0/8": "set_real_ip_from 127.0.0.1",
         "rate=200r/s": "rate=1r/m",
         "burst=1000": "burst=2",
         "limit_conn connections 256": "limit_conn connections 2",
@@ -269,6 +270,16 @@ def test_a_side_that_is_down_is_a_problem_and_leaves_the_other_alone(short_dir: 
         assert answer.headers["Retry-After"] == "5"
         assert answer.headers["X-Request-Id"] == answer.json()["requestId"] == "mine-3"
         assert client.post("/videos/1/like").status_code == 200
+
+
+def test_what_ends_tls_before_it_is_believed(strict: Proxy) -> None:
+    """Each client behind that has a share of its own."""
+    with httpx.Client(base_url=strict.url, trust_env=False) as client:
+        for number in range(8):
+            address = f"198.51.100.{number}"
+            said = {"X-Forwarded-For": f"203.0.113.9, {address}"}
+            answer = client.get("/videos", headers=said)
+            assert answer.json()["headers"]["x-forwarded-for"] == address
 
 
 @pytest.mark.parametrize(
