@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Literal, NamedTuple
 from uuid import UUID, uuid4
 
@@ -157,7 +158,9 @@ class CommentText:
     """A comment that stands, in its present revision; its language as far as it is known."""
 
     video_id: UUID
+    author: str
     revision: int
+    written_at: datetime
     content: str
     status: TranslationStatus
     language: str | None
@@ -185,7 +188,9 @@ class FindCommentText(Query[CommentText | None]):
         target, status = self.target, comment.translation_status
         return CommentText(
             comment.video_id,
+            comment.author,
             comment.revision,
+            comment.written_at,
             comment.content,
             status if target is None else comment.target_status(target),
             comment.language,

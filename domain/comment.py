@@ -47,7 +47,7 @@ class Comment(Aggregate):
             comment.author = self.author
             comment.content = self.content
             comment.revision = 1
-            comment.posted_at = self.timestamp
+            comment.posted_at = comment.written_at = self.timestamp
 
     class Edited(Event):
         TOPIC = "comment.edited.v1"
@@ -56,6 +56,7 @@ class Comment(Aggregate):
         def apply(self, comment: Comment) -> None:
             comment.content = self.content
             comment.revision += 1
+            comment.written_at = self.timestamp
             comment.language = comment.confidence = None
             comment.translation = comment.translated_text = None
             comment.translation_status = "pending"
@@ -152,7 +153,7 @@ class Comment(Aggregate):
         self.author = ""
         self.content = ""
         self.revision = 0
-        self.posted_at = BEGINNING
+        self.posted_at = self.written_at = BEGINNING
         self.language: str | None = None
         self.confidence: float | None = None
         self.translated_text: str | None = None

@@ -26,7 +26,7 @@ from infra.http.app import TOKEN_OPTIONAL, MaybeCaller, header, request_id_of, w
 from infra.http.auth import Identity
 from infra.http.problems import Problem, problems
 from infra.http.shapes import Comment
-from infra.llm.errors import NO_LANGUAGE_MODEL, PASSING
+from infra.llm.errors import NO_LANGUAGE_MODEL, PASSING, UNPAID
 from infra.metrics import counter
 from infra.settings.features import TranslationSettings
 from infra.tasks.messages import BrokerAway, enqueue
@@ -56,7 +56,7 @@ Lang = Annotated[
 
 # What is said of a comment without words, or in no language: it is the same in all of them.
 IN_NO_LANGUAGE = ("no_words", "no_language")
-MAY_PASS = (*PASSING, NO_LANGUAGE_MODEL)
+MAY_PASS = (*PASSING, *UNPAID, NO_LANGUAGE_MODEL)
 MOST_PREFERENCES = 50
 # Reads that wait to have their translations asked for.
 MOST_WAITING = 1000

@@ -182,7 +182,7 @@ class Rounds:
 
 def jobs(parts: Parts, bus: CommandBus) -> Iterator[Job]:
     """Keep the embeddings of the videos' texts, where a model for them is configured."""
-    embedder = make_embedder(parts.settings.embeddings, parts.settings.llm)
+    embedder = make_embedder(parts.settings.embeddings, parts.settings.llm, parts.redis)
     if embedder is not None:
         parts.closings.append(embedder.aclose)
         models, database_url = parts.models[Catalog], parts.database_url

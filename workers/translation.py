@@ -6,10 +6,10 @@ counts only for the revision that it has read.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID, uuid4
 
@@ -40,8 +40,16 @@ from engine.schedule import Job, Outage, Run
 from engine.subscription import Subscription
 from infra.language.detector import Detector, make_detector
 from infra.language.words import words
-from infra.llm.client import make_language_model
-from infra.llm.errors import NO_LANGUAGE_MODEL, PASSING, LanguageModelError, NotCalled
+from infra.llm.client import SPENDER, BudgetedModel, make_language_model, spending
+from infra.llm.errors import (
+    NO_LANGUAGE_MODEL,
+    PASSING,
+    BudgetSpent,
+    LanguageModelError,
+    NotCalled,
+    UserBudgetSpent,
+)
+from infra.llm.limits import Budget
 from infra.metrics import counter
 from infra.settings.adapters import LanguageModelSettings
 from infra.settings.features import TranslationSettings
@@ -64,6 +72,7 @@ R = TypeVar("R")
 ACTOR = "translation"
 FINAL = ("translated", "not_needed")
 PROVIDER_SECONDS = 10.0
+SHARED_SECONDS = 1.0
 ON_RECORD = "on record"
 # Why comments are skipped or fail, besides the outcomes of calls of a language model.
 NO_WORDS = "no_words"
@@ -110,7 +119,9 @@ class CommentTranslation:
     """Translates comments to `target` (ISO 639-1), and to each of `targets` on demand.
 
     Without a translator it only detects. The translator is asked about what is in its target less
-    surely than `target_confidence` (0..1).
+    surely than `target_confidence` (0..1). A text that its author has edited waits for `edit_pause`
+    to pass without another edit. Every comment's calls are its author's; what a reader asks for
+    is nobody's, since asking is limited.
     """
 
     bus: CommandBus
@@ -118,6 +129,8 @@ class CommentTranslation:
     targets: Mapping[str, TargetLanguage]
     target: str
     target_confidence: float
+    edit_pause: timedelta = timedelta(0)
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     async def run(self, comment_id: UUID, origin: TaskOrigin, target: str | None = None) -> None:
         """Translate the comment as it stands, unless that is done.
@@ -139,15 +152,23 @@ class CommentTranslation:
         if (into := self.targets.get(target or self.target)) is None:
             TRANSLATIONS.labels("not_a_target").inc()
             return
+        self._require_settled(text)
         record: Command[TranslationStatus | None]
         if target is None:
-            finding = await self._find_out(text.content, into)
+            with spending(text.author):
+                finding = await self._find_out(text.content, into)
             record = RecordTranslation(comment_id, text.revision, into.code, *finding)
         else:
             _, outcome = await self._find_out(text.content, into, known_language(text))
             record = RecordTarget(comment_id, text.revision, target, outcome)
         status = await self._execute(record, origin)
         TRANSLATIONS.labels(status or "gone").inc()
+
+    def _require_settled(self, text: CommentText) -> None:
+        """Raise Postponed for a text that its author may still be working on."""
+        left = text.written_at + self.edit_pause - self.clock()
+        if text.revision > 1 and left > timedelta(0):
+            raise Postponed("edited just now", left.total_seconds())
 
     async def give_up(
         self, comment_id: UUID, failed: FailedTask, target: str | None = None
@@ -180,6 +201,8 @@ class CommentTranslation:
             hint = None if detected is None else detected.language
             made = await into.cache.once(content, lambda: translator.translate(content, hint))
             return self._judged(detected, made, into)
+        except BudgetSpent as error:
+            return self._unpaid(error)
         except NotCalled as error:
             raise Postponed(error.outcome, error.retry_after or PROVIDER_SECONDS) from error
         except LanguageModelError as error:
@@ -187,6 +210,12 @@ class CommentTranslation:
                 raise
             log.warning("comment_not_translated", reason=error.outcome, error=str(error))
             return None, Failed(error.outcome)
+
+    def _unpaid(self, error: BudgetSpent) -> Finding:
+        """Return that nobody pays for it today, unless it was another author of an equal text."""
+        if isinstance(error, UserBudgetSpent) and error.user_id != SPENDER.get():
+            raise Postponed(error.outcome, SHARED_SECONDS) from error
+        return None, Skipped(True, error.outcome)
 
     async def _detected(self, content: str) -> Detected | None:
         found = await self.detector.detect(content)
@@ -236,7 +265,10 @@ async def open_translation(
     redis: Redis,
 ) -> AsyncIterator[CommentTranslation]:
     """Yield everything that one process needs to translate. Raise OperatorError."""
-    llm = make_language_model(llm_settings)
+    model = make_language_model(llm_settings, redis)
+    per_user, for_all = settings.user_calls_per_day, settings.calls_per_day
+    budget = Budget(redis, "translation", per_user=per_user, for_all=for_all)
+    llm = model and BudgetedModel(model, budget)
 
     target = settings.target_language
 
@@ -245,11 +277,11 @@ async def open_translation(
     looks = detector if settings.detector == "text" else None
 
     def into(code: str) -> TargetLanguage:
-        model, ttl = settings.model, settings.cache_ttl_seconds
-        cache = TranslationCache(redis, ttl, model=model, target=code, glossary=glossary)
+        name, ttl = settings.model, settings.cache_ttl_seconds
+        cache = TranslationCache(redis, ttl, model=name, target=code, glossary=glossary)
         if llm is None:
             return TargetLanguage(code, None, cache)
-        translator = Translator(llm, model, code, glossary=glossary, detector=looks)
+        translator = Translator(llm, name, code, glossary=glossary, detector=looks)
         return TargetLanguage(code, translator, cache)
 
     if llm is None:
@@ -261,6 +293,7 @@ async def open_translation(
             targets={each: into(each) for each in (target, *settings.on_demand)},
             target=target,
             target_confidence=settings.target_confidence,
+            edit_pause=timedelta(seconds=settings.edit_seconds),
         )
     finally:
         if llm is not None:

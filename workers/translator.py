@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from math import ceil
 from typing import NamedTuple
 
 import orjson
@@ -49,21 +50,23 @@ LEAST_SHARE = 3
 def pieces(text: str, limit: int) -> list[str]:
     """Return pieces of at most `limit` characters, cut at paragraphs, lines or sentences.
 
-    They are at least a third of the limit, but for the last one. A run of characters without any
-    place to cut at is cut at the limit.
+    They are at least a third of the limit, but for the last one, and one more than the fewest at
+    most: each costs a call. A run of characters without any place to cut at is cut at the limit.
     """
     found = []
-    start = 0
+    start, left = 0, ceil(len(text) / limit) + 1
     while len(text) - start > limit:
-        end = _cut(text, start, start + limit)
+        left -= 1
+        # What is left after it has to fit into the pieces that are left.
+        least = max(start + limit // LEAST_SHARE, len(text) - left * limit)
+        end = _cut(text, least, start + limit)
         found.append(text[start:end])
         start = end
     found.append(text[start:])
     return found
 
 
-def _cut(text: str, start: int, end: int) -> int:
-    least = start + (end - start) // LEAST_SHARE
+def _cut(text: str, least: int, end: int) -> int:
     for where in CUTS:
         places = [found.end() for found in where.finditer(text, least, end)]
         if places:

@@ -10,7 +10,9 @@ import asyncio
 import email.utils
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
@@ -29,11 +31,11 @@ from infra.llm.errors import (
     RejectedRequest,
     Throttled,
     TimedOut,
-    TooManyCalls,
     Truncated,
     Unauthorized,
     Unreachable,
 )
+from infra.llm.limits import LLM_CALLS, Budget, Pace
 from infra.metrics import SECONDS, counter, gauge, histogram
 from infra.settings import SettingsError
 from infra.settings.adapters import LanguageModelSettings
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI, OpenAIError
     from openai._legacy_response import LegacyAPIResponse
     from openai.types.chat import ParsedChatCompletion
+    from redis.asyncio import Redis
 
 log = structlog.get_logger(__name__)
 
@@ -56,8 +59,6 @@ KNOWN_CODES = frozenset(_KNOWN_CODES.split())
 COME_BACK = (408, 409, 425)
 # Nobody is made to wait longer, whatever a header says.
 LONGEST_RETRY_AFTER = 3600.0
-# Sums of fractions of a second are not exact; nobody is turned away for that.
-ROUNDING = 0.000_001
 OPENAI = "https://api.openai.com/v1"
 CONNECT_SECONDS = 5.0
 # A server of one's own may need no key, but the SDK does.
@@ -72,11 +73,6 @@ LLM_COST_USD = counter(
     "backlot_llm_cost_usd",
     "What those tokens cost in US dollars, for models with a price in LLM_PRICES.",
     ("model",),
-)
-LLM_CALLS = counter(
-    "backlot_llm_calls",
-    "Calls of language models, by purpose and outcome (answered, or what went wrong).",
-    ("purpose", "outcome"),
 )
 LLM_SECONDS = histogram(
     "backlot_llm_seconds",
@@ -169,12 +165,54 @@ class OpenAIModel:
         return Parsed(answer, model, usage.input_tokens, usage.output_tokens)
 
 
-def make_language_model(settings: LanguageModelSettings) -> LanguageModel | None:
+SPENDER: ContextVar[str | None] = ContextVar("spender", default=None)
+"""For which user language models are called; None for nobody in particular."""
+
+
+@contextmanager
+def spending(user_id: str | None) -> Iterator[None]:
+    """Count the calls of this block, and of the tasks that it begins, as the user's."""
+    token = SPENDER.set(user_id)
+    try:
+        yield
+    finally:
+        SPENDER.reset(token)
+
+
+class BudgetedModel:
+    """A model whose calls a day are counted, for the user that `spending` names."""
+
+    def __init__(self, model: LanguageModel, budget: Budget) -> None:
+        self._model, self._budget = model, budget
+        self.aclose = model.aclose
+
+    async def parse(
+        self,
+        system: str,
+        user: str,
+        schema: type[Answer],
+        *,
+        model: str,
+        purpose: str,
+        max_output_tokens: int,
+    ) -> Parsed[Answer]:
+        """As the port has it; raise BudgetSpent as well, which calls nobody."""
+        async with self._budget.call(SPENDER.get(), purpose):
+            return await self._model.parse(
+                system, user, schema, model=model, purpose=purpose,
+                max_output_tokens=max_output_tokens,
+            )  # fmt: skip
+
+
+def make_language_model(
+    settings: LanguageModelSettings, redis: Redis | None = None
+) -> LanguageModel | None:
     """Return the configured model, or None where there is neither a key nor a URL.
 
-    Raise SettingsError for a key that can't be sent.
+    With a Redis it keeps to the pace of all processes together. Raise SettingsError for a key that
+    can't be sent.
     """
-    provider = make_provider(settings)
+    provider = make_provider(settings, redis)
     return None if provider is None else OpenAIModel(provider)
 
 
@@ -257,33 +295,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     if math.isnan(seconds):
         return None
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
-
-
-class Pace:
-    """So many calls a minute; a second's worth of them (one at least) may be made at once.
-
-    To be used from one event loop; turns are given in the order of asking.
-    """
-
-    def __init__(self, calls_per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._interval = 60.0 / calls_per_minute
-        self._burst = max(1.0, calls_per_minute / 60.0) * self._interval
-        self._clock = clock
-        self._due = clock()
-
-    async def turn(self, most: float) -> None:
-        """Return when a call may be made; TooManyCalls at once when not within `most` seconds."""
-        now = self._clock()
-        due = max(self._due, now)
-        pause = max(due + self._interval - self._burst - now, 0.0)
-        if pause > most + ROUNDING:
-            raise TooManyCalls(
-                "More calls of the language model wait than LLM_CALLS_PER_MINUTE lets through.",
-                retry_after=pause - most,
-            )
-        self._due = due + self._interval
-        if pause > 0:
-            await asyncio.sleep(pause)
 
 
 class LanguageModelBreaker(CircuitBreaker):
@@ -383,10 +394,11 @@ class Provider:
         await self.client.close()
 
 
-def make_provider(settings: LanguageModelSettings) -> Provider | None:
+def make_provider(settings: LanguageModelSettings, redis: Redis | None = None) -> Provider | None:
     """Return the configured provider, or None where there is neither a key nor a URL.
 
-    Raise SettingsError for a key that can't be sent.
+    With a Redis it keeps to the pace of all processes together. Raise SettingsError for a key that
+    can't be sent.
     """
     if not settings.configured:
         return None
@@ -404,7 +416,7 @@ def make_provider(settings: LanguageModelSettings) -> Provider | None:
         client,
         timeout=seconds,
         breaker=LanguageModelBreaker(settings.breaker_failures, settings.breaker_seconds),
-        pace=Pace(settings.calls_per_minute),
+        pace=Pace(settings.calls_per_minute, redis),
         prices=settings.prices,
     )
 

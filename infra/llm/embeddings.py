@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai._legacy_response import LegacyAPIResponse
     from openai.types import CreateEmbeddingResponse
+    from redis.asyncio import Redis
 
 # Of one call. The API takes 2,048 texts and 300,000 tokens; a character has up to four bytes, and
 # a token has at least one.
@@ -68,12 +69,15 @@ class OpenAIEmbedder:
         return vectors
 
 
-def make_embedder(settings: EmbeddingSettings, llm: LanguageModelSettings) -> Embedder | None:
+def make_embedder(
+    settings: EmbeddingSettings, llm: LanguageModelSettings, redis: Redis | None = None
+) -> Embedder | None:
     """Return the configured embedder, or None without EMBEDDING_MODEL, or without a key and a URL.
 
-    Raise SettingsError for a key that can't be sent.
+    With a Redis it keeps to the pace of all processes together. Raise SettingsError for a key that
+    can't be sent.
     """
-    if settings.model is None or (provider := make_provider(llm)) is None:
+    if settings.model is None or (provider := make_provider(llm, redis)) is None:
         return None
     return OpenAIEmbedder(provider, settings.model, settings.dimensions)
 

@@ -109,9 +109,26 @@ class TooManyCalls(NotCalled):
     outcome = "too_many"
 
 
+class BudgetSpent(NotCalled):
+    """The calls of all users for today have been made; `retry_after` is the rest of the day."""
+
+    outcome = "budget_spent"
+
+
+class UserBudgetSpent(BudgetSpent):
+    """The calls of `user_id` for today have been made."""
+
+    outcome = "user_budget_spent"
+    user_id: str | None = None
+
+
 NO_LANGUAGE_MODEL = "no_language_model"
 """Why nobody could do it where none is configured."""
 PASSING = tuple(
-    kind.outcome for kind in (*ProviderFailed.__subclasses__(), *NotCalled.__subclasses__())
+    kind.outcome
+    for kind in (*ProviderFailed.__subclasses__(), *NotCalled.__subclasses__())
+    if kind is not BudgetSpent
 )
-"""Outcomes that may be others on another day."""
+"""Outcomes that may soon be others."""
+UNPAID = (BudgetSpent.outcome, UserBudgetSpent.outcome)
+"""Outcomes that stay until the next day (UTC)."""

@@ -125,6 +125,9 @@ class TranslationSettings(SettingsGroup, alias_generator=variables("TRANSLATION_
     requests_per_day: PositiveInt = 10_000
     user_requests_per_day: PositiveInt = 500
     anonymous_requests_per_day: NonNegativeInt = 5_000
+    calls_per_day: PositiveInt = 20_000
+    user_calls_per_day: PositiveInt = 200
+    edit_seconds: NonNegativeFloat = Field(default=10.0, le=3600)
 
     @property
     def on_demand(self) -> tuple[str, ...]:

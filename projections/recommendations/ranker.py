@@ -1,29 +1,22 @@
-"""Lets a language model order the candidates, within a budget, and checks all that it answers.
-
-The budgets of a day are calls of a user, and of all users. They are counted in Redis for all
-processes, and in each process for itself: while Redis is away, or has lost its data, a process
-makes no more calls than all processes together may.
-"""
+"""Lets a language model order the candidates, within a budget, and checks all that it answers."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from datetime import UTC, date, datetime, time, timedelta
-from typing import NamedTuple, cast
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
 from redis.asyncio import Redis
 
-from infra.cache import OptionalRedis
 from infra.cancellation import cancel
-from infra.llm.client import LLM_CALLS, LanguageModel, make_language_model
-from infra.llm.errors import BadAnswer, LanguageModelError, NotCalled, TimedOut
+from infra.llm.client import LanguageModel, make_language_model
+from infra.llm.errors import BadAnswer, LanguageModelError, TimedOut
+from infra.llm.limits import Budget
 from infra.metrics import counter
 from infra.settings.adapters import LanguageModelSettings
 from infra.settings.features import RecommendationSettings
@@ -50,37 +43,10 @@ PURPOSE = "recommend"
 TOKENS_PER_PICK = 60
 TOKENS_OF_FORM = 50
 
-# KEYS: the day's calls, and the user's of them. ARGV: the most of each, seconds to live.
-# Answers which of the two is spent, as its place in KEYS; 0 when the call was counted.
-TAKE = """
-for place = 1, 2 do
-    if tonumber(redis.call('GET', KEYS[place]) or '0') >= tonumber(ARGV[place]) then
-        return place
-    end
-end
-for place = 1, 2 do
-    redis.call('INCR', KEYS[place])
-    redis.call('EXPIRE', KEYS[place], ARGV[3])
-end
-return 0
-"""
-# A count that is gone stays so: below zero it would be a gift, and never expire.
-GIVE_BACK = """
-for place = 1, 2 do
-    if tonumber(redis.call('GET', KEYS[place]) or '0') > 0 then redis.call('DECR', KEYS[place]) end
-end
-"""
-# Longer than the day, for processes whose clocks differ.
-KEY_SECONDS = 2 * 86_400
-
 RECOMMENDATION_PICKS = counter(
     "backlot_recommendation_picks",
     "Videos that language models named (kept, unknown, duplicate, surplus), and reason_dropped.",
     ("outcome",),
-)
-RECOMMENDATION_BUDGET_FAILURES = counter(
-    "backlot_recommendation_budget_failures",
-    "Times that Redis did not answer for the budgets of the language model's calls.",
 )
 
 
@@ -123,105 +89,6 @@ def fuse(blended: Sequence[RankedVideo], ranked: Sequence[RankedByModel]) -> lis
             fused.append(replace(each, score=score))
     # The sort is stable.
     return sorted(fused, key=lambda each: -each.score)
-
-
-class BudgetSpent(NotCalled):
-    """The calls of all users for today have been made; `retry_after` is the rest of the day."""
-
-    outcome = "budget_spent"
-
-
-class UserBudgetSpent(BudgetSpent):
-    """The user's calls for today have been made."""
-
-    outcome = "user_budget_spent"
-
-
-SPENT: tuple[type[BudgetSpent], ...] = (BudgetSpent, UserBudgetSpent)
-
-
-def keys_of(day: date, user_id: str) -> list[str]:
-    """Return where a day's calls are counted, and a user's of them: one slot of a cluster.
-
-    `backlot:recommendations:{2026-03-14}:calls` and the same with the user's digest behind it.
-    """
-    digest = hashlib.sha256(user_id.encode()).hexdigest()[:32]
-    whole = f"backlot:recommendations:{{{day.isoformat()}}}:calls"
-    return [whole, f"{whole}:{digest}"]
-
-
-class Budget:
-    """Counts calls before they are made; to be used from one event loop."""
-
-    def __init__(
-        self,
-        redis: Redis,
-        *,
-        per_user: int,
-        for_all: int,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        """The most calls of a day (UTC), for each user and for all of them."""
-        self._redis = OptionalRedis(redis, "recommendation_budget", RECOMMENDATION_BUDGET_FAILURES)
-        self._most = (for_all, per_user)
-        self._clock = clock
-        self._take = redis.register_script(TAKE)
-        self._give_back = redis.register_script(GIVE_BACK)
-        # What this process has counted of one day: no more keys than calls that all may make.
-        self._day, self._own = clock().date(), Counter[str]()
-        self._told: date | None = None
-
-    @asynccontextmanager
-    async def call(self, user_id: str) -> AsyncIterator[None]:
-        """Count the call that this block makes for a user, unless NotCalled leaves the block.
-
-        Raise BudgetSpent, or UserBudgetSpent, instead of entering it. Never raises RedisError.
-        """
-        today = self._clock().astimezone(UTC).date()
-        if self._day != today:
-            self._day, self._own = today, Counter()
-        own, keys = self._own, keys_of(today, user_id)
-        # Before anything is awaited: those who ask at once must not all find the last call free.
-        limits = enumerate(zip(keys, self._most, strict=True), 1)
-        self._refuse(next((place for place, (key, most) in limits if own[key] >= most), 0))
-        own.update(keys)
-        spent = await self._redis.ask(
-            lambda _: self._take(keys=keys, args=[*self._most, KEY_SECONDS])
-        )
-        if spent:
-            _give_back(own, keys)
-            self._refuse(cast("int", spent))
-        try:
-            yield
-        except NotCalled:
-            _give_back(own, keys)
-            if spent is not None:
-                # Only what was counted there: Redis may have come back meanwhile.
-                await self._redis.ask(lambda _: self._give_back(keys=keys))
-            raise
-
-    def _refuse(self, spent: int) -> None:
-        """Raise the error of the budget that is spent, given by its place; 0: none is."""
-        if not spent:
-            return
-        error = SPENT[spent - 1]
-        LLM_CALLS.labels("recommend", error.outcome).inc()
-        now = self._clock().astimezone(UTC)
-        if error is BudgetSpent and self._told != now.date():
-            self._told = now.date()
-            log.warning("recommendation_budget_spent", calls_per_day=self._most[0])
-        tomorrow = datetime.combine(now.date() + timedelta(1), time.min, UTC)
-        raise error(
-            "The calls of the language model for today have been made.",
-            retry_after=(tomorrow - now).total_seconds(),
-        )
-
-
-def _give_back(counts: Counter[str], keys: Sequence[str]) -> None:
-    counts.subtract(keys)
-    for key in keys:
-        if not counts[key]:
-            del counts[key]
 
 
 class NothingUsable(BadAnswer):
@@ -271,7 +138,8 @@ class Ranker:
         await self._llm.aclose()
 
     async def _ask(self, asked: Question, user_id: str) -> list[RankedByModel]:
-        async with nullcontext() if self._budget is None else self._budget.call(user_id):
+        budget = nullcontext() if self._budget is None else self._budget.call(user_id, PURPOSE)
+        async with budget:
             parsed = await self._llm.parse(
                 SYSTEM,
                 asked.text,
@@ -326,8 +194,10 @@ def make_ranker(
     if not settings.use_llm:
         return None
     seconds = min(settings.timeout_seconds, llm_settings.timeout_seconds)
-    llm = make_language_model(llm_settings.model_copy(update={"timeout_seconds": seconds}))
+    llm_settings = llm_settings.model_copy(update={"timeout_seconds": seconds})
+    llm = make_language_model(llm_settings, redis)
     if llm is None:
         return None
-    budget = Budget(redis, per_user=settings.user_calls_per_day, for_all=settings.calls_per_day)
+    per_user, for_all = settings.user_calls_per_day, settings.calls_per_day
+    budget = Budget(redis, "recommendations", per_user=per_user, for_all=for_all)
     return Ranker(llm, settings.model, budget)

@@ -34,7 +34,7 @@ from infra.cache import (
     ReadThroughCache,
     Requirement,
 )
-from infra.llm.errors import LanguageModelError
+from infra.llm.errors import BudgetSpent, LanguageModelError
 from infra.metrics import counter
 from infra.postgres.connection import fetch_as
 from infra.settings.adapters import LanguageModelSettings
@@ -74,7 +74,7 @@ from projections.recommendations.model import (
     Weighing,
 )
 from projections.recommendations.prompt import MOST_LIKED, MOST_WATCHED
-from projections.recommendations.ranker import BudgetSpent, Ranker, fuse, make_ranker
+from projections.recommendations.ranker import Ranker, fuse, make_ranker
 from projections.trending import Ranked, Window
 
 log = structlog.get_logger(__name__)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from infra import metrics
 from infra.llm.errors import BreakerOpen, TooManyCalls
+from infra.llm.limits import Pace
 from tests import openai_server as server_of
 from tests.integration.llm_calls import FAILURES, HAPPY, ask, counted, failing, failure, model_of
+from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.openai_server import OpenAIServer
-from tests.support import ended
+from tests.support import DEADLINE_SECONDS, ended
 
 pytestmark = pytest.mark.anyio
 
@@ -21,6 +26,20 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture
+def server_of_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_servers(1, tmp_path) as (server,):
+        yield server
+
+
+@pytest.fixture
+async def redis(server_of_redis: RedisServer) -> AsyncIterator[Redis]:
+    patient = {"socket_connect_timeout": DEADLINE_SECONDS, "socket_timeout": DEADLINE_SECONDS}
+    client = server_of_redis.client(**patient)
+    yield client
+    await client.aclose()
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "hang up"])
@@ -90,3 +109,34 @@ async def test_a_cancelled_trial_leaves_the_breaker_to_the_next_one(server: Open
         await asyncio.sleep(0.1)
         await ended(trial)
         assert (await ask(model)).answer.mood == "happy"
+
+
+async def test_processes_share_a_pace(redis: Redis) -> None:
+    await Pace(1, redis).turn(0)
+    for _ in range(3):
+        with pytest.raises(TooManyCalls) as raised:
+            await Pace(1, redis).turn(0)
+        assert 0 < (raised.value.retry_after or 0) <= 60
+
+
+async def test_whoever_waits_for_the_shared_pace_keeps_its_place(redis: Redis) -> None:
+    paces = [Pace(600, redis) for _ in range(2)]
+    began = time.monotonic()
+    async with asyncio.timeout(DEADLINE_SECONDS), asyncio.TaskGroup() as calls:
+        for number in range(14):
+            calls.create_task(paces[number % 2].turn(DEADLINE_SECONDS))
+    # Ten at once, and a tenth of a second for each other: never faster, however slow it is here.
+    assert time.monotonic() - began >= 0.39
+
+
+async def test_without_redis_each_process_has_the_pace(
+    redis: Redis, server_of_redis: RedisServer
+) -> None:
+    pace = Pace(1, redis)
+    await pace.turn(0)
+    before = metrics.value("backlot_llm_limit_failures_total")
+    server_of_redis.stop()
+    await pace.turn(0)
+    with pytest.raises(TooManyCalls):
+        await pace.turn(0)
+    assert metrics.value("backlot_llm_limit_failures_total") > before

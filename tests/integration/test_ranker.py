@@ -12,7 +12,7 @@ import pytest
 from fakeredis import FakeServer
 
 from infra import metrics
-from infra.llm.errors import BreakerOpen, LanguageModelError, TimedOut
+from infra.llm.errors import BreakerOpen, LanguageModelError, TimedOut, UserBudgetSpent
 from infra.redis import embedded_redis
 from infra.settings import load_settings
 from projections.recommendations.model import RankedVideo
@@ -21,7 +21,6 @@ from projections.recommendations.ranker import (
     NothingUsable,
     RankedByModel,
     Ranker,
-    UserBudgetSpent,
     fuse,
     make_ranker,
 )

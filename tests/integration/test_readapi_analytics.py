@@ -18,6 +18,7 @@ from projections.trending import GENERATION, TrendingInvalidation
 from tests.integration.projection_support import origin
 from tests.integration.readapi_support import UNSETTLED, Site, serving
 from tests.integration.trending_support import Deed, Film, write
+from tests.support import eventually
 
 TRENDING = "/analytics/trending"
 
@@ -118,12 +119,23 @@ def test_a_ranking_is_kept_until_something_new_is_counted(site: Site) -> None:
 def test_new_events_have_it_made_again_at_most_every_few_seconds(site: Site) -> None:
     video = site.writer.video()
     happened(site, (video, 3))
-    site.run(TrendingInvalidation(site.rankings).touch())
+    invalidation = TrendingInvalidation(site.rankings)
+    site.run(invalidation.touch())
     made = site.get(TRENDING).json()
     assert made["cached"] is False
-    site.run(TrendingInvalidation(site.rankings).touch())
-    kept = site.get(TRENDING).json()
-    assert kept == made | {"cached": True} or made_at(kept) - made_at(made) >= UNSETTLED
+
+    def kept() -> bool:
+        """Whether something new was counted, and the ranking before it is told once more."""
+        before = site.get(TRENDING).json()
+        site.run(invalidation.touch())
+        after = site.get(TRENDING).json()
+        if after == before | {"cached": True}:
+            return True
+        # So much time has passed meanwhile on a busy machine.
+        assert made_at(after) - made_at(before) >= UNSETTLED
+        return False
+
+    eventually(kept)
     time.sleep(UNSETTLED.total_seconds())
     # What came last is not forgotten, although nothing came after it.
     assert site.get(TRENDING).json()["cached"] is False

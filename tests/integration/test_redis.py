@@ -36,7 +36,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 async def fails(client: Redis) -> None:
     """A question is refused, and does not wait for ever."""
     async with asyncio.timeout(DEADLINE_SECONDS):
-        with pytest.raises(RedisError):
+        with pytest.raises((RedisError, OSError)):
             await client.get("anything")
 
 
@@ -46,7 +46,8 @@ async def once_back(ask: Callable[[], Awaitable[R]]) -> R:
     while True:
         try:
             return await ask()
-        except RedisError:
+        except (RedisError, OSError):
+            # As the program has it: a connection that is slow to close is a TimeoutError.
             assert time.monotonic() < deadline, "the client did not come back"
 
 

@@ -8,8 +8,9 @@ from contextlib import suppress
 import pytest
 
 from infra.circuit_breaker import CircuitState
-from infra.llm.client import LanguageModelBreaker, Pace, Usage, usage_of
+from infra.llm.client import LanguageModelBreaker, Usage, usage_of
 from infra.llm.errors import BreakerOpen, Overloaded, Refused, Throttled, TooManyCalls
+from infra.llm.limits import Pace
 
 pytestmark = pytest.mark.anyio
 
@@ -149,7 +150,7 @@ def test_a_trial_that_tells_nothing_leaves_it_to_the_next(
 async def test_a_second_of_calls_may_be_made_at_once(
     clock: Clock, per_minute: int, at_once: int
 ) -> None:
-    pace = Pace(per_minute, clock)
+    pace = Pace(per_minute, clock=clock)
     for _ in range(at_once):
         await pace.turn(0)
     with pytest.raises(TooManyCalls) as raised:
@@ -159,7 +160,7 @@ async def test_a_second_of_calls_may_be_made_at_once(
 
 @pytest.mark.parametrize("per_minute", [1, 7, 60, 600])
 async def test_no_minute_has_more_calls_than_may_be(clock: Clock, per_minute: int) -> None:
-    pace = Pace(per_minute, clock)
+    pace = Pace(per_minute, clock=clock)
     made: list[float] = []
     for _ in range(3000):
         with suppress(TooManyCalls):
@@ -172,7 +173,7 @@ async def test_no_minute_has_more_calls_than_may_be(clock: Clock, per_minute: in
 
 
 async def test_whoever_is_turned_away_takes_no_turn(clock: Clock) -> None:
-    pace = Pace(60, clock)
+    pace = Pace(60, clock=clock)
     await pace.turn(0)
     for _ in range(10):
         with pytest.raises(TooManyCalls):

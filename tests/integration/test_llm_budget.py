@@ -14,20 +14,15 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from infra import metrics
-from infra.llm.errors import BreakerOpen, Overloaded
-from projections.recommendations.ranker import (
-    KEY_SECONDS,
-    Budget,
-    BudgetSpent,
-    UserBudgetSpent,
-    keys_of,
-)
+from infra.llm.errors import BreakerOpen, BudgetSpent, Overloaded, UserBudgetSpent
+from infra.llm.limits import KEY_SECONDS, Budget, keys_of
 from tests.integration.redis_servers import RedisServer, redis_servers
 from tests.ranking_material import USER
 from tests.support import DEADLINE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
+FEATURE, PURPOSE = "recommendations", "recommend"
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
 
 
@@ -56,7 +51,7 @@ class Days:
         self.now = NOON
 
     def budget(self, redis: Redis, per_user: int = 2, for_all: int = 5) -> Budget:
-        return Budget(redis, per_user=per_user, for_all=for_all, clock=lambda: self.now)
+        return Budget(redis, FEATURE, per_user=per_user, for_all=for_all, clock=lambda: self.now)
 
 
 @pytest.fixture
@@ -67,7 +62,7 @@ def days() -> Days:
 async def spend(budget: Budget, user: str = USER) -> str:
     """One call; says how that went."""
     try:
-        async with budget.call(user):
+        async with budget.call(user, PURPOSE):
             return "made"
     except BudgetSpent as error:
         return error.outcome
@@ -76,14 +71,14 @@ async def spend(budget: Budget, user: str = USER) -> str:
 async def not_made(budget: Budget, meanwhile: Callable[[], Awaitable[object]]) -> None:
     """A call that the breaker does not let through, after something else has happened."""
     with suppress(BreakerOpen):
-        async with budget.call(USER):
+        async with budget.call(USER, PURPOSE):
             await meanwhile()
             raise BreakerOpen("left alone")
 
 
 async def held(redis: Redis, user: str = USER) -> list[int]:
     """What Redis has counted of all, and of the user."""
-    return [int(value or 0) for value in await redis.mget(keys_of(NOON.date(), user))]
+    return [int(value or 0) for value in await redis.mget(keys_of(FEATURE, NOON.date(), user))]
 
 
 async def test_a_user_has_so_many_calls_a_day(redis: Redis, days: Days) -> None:
@@ -93,7 +88,7 @@ async def test_a_user_has_so_many_calls_a_day(redis: Redis, days: Days) -> None:
     assert await spend(budget, "another") == "made"
     assert await held(redis) == [3, 2]
     with pytest.raises(UserBudgetSpent) as raised:
-        async with budget.call(USER):
+        async with budget.call(USER, PURPOSE):
             raise AssertionError("the call was made")
     assert raised.value.retry_after == 12 * 3600
     days.now += timedelta(hours=12)
@@ -108,7 +103,7 @@ async def test_all_have_so_many_calls_together(redis: Redis, days: Days) -> None
     assert found == 5 * ["made"] + 3 * ["budget_spent"]
     after = metrics.value("backlot_llm_calls_total", purpose="recommend", outcome="budget_spent")
     assert after - before == 3
-    assert [line["event"] for line in logs] == ["recommendation_budget_spent"], "told once a day"
+    assert [line["event"] for line in logs] == ["llm_budget_spent"], "told once a day"
 
 
 async def test_processes_count_together(redis: Redis, days: Days) -> None:
@@ -135,7 +130,7 @@ async def test_a_call_that_was_not_made_does_not_count(redis: Redis, days: Days)
         await not_made(budget, redis.ping)
     assert await held(redis) == [0, 0]
     with pytest.raises(Overloaded):
-        async with budget.call(USER):
+        async with budget.call(USER, PURPOSE):
             raise Overloaded("500")
     assert await held(redis) == [1, 1], "it was made, and may have cost something"
     assert await spend(budget) == "made"
@@ -165,7 +160,7 @@ async def test_without_redis_a_process_counts_for_itself(
 ) -> None:
     budget = days.budget(redis)
     assert await spend(budget) == "made"
-    before = metrics.value("backlot_recommendation_budget_failures_total")
+    before = metrics.value("backlot_llm_limit_failures_total")
     server.kill() if fault == "kill" else server.pause()
     started = asyncio.get_running_loop().time()
     assert await spend(budget) == "made"
@@ -173,7 +168,7 @@ async def test_without_redis_a_process_counts_for_itself(
     assert found.count("made") == 3, "five in all"
     assert await spend(budget) == "budget_spent"
     assert asyncio.get_running_loop().time() - started < 4, "a Redis that is away is left alone"
-    assert metrics.value("backlot_recommendation_budget_failures_total") == before + 1
+    assert metrics.value("backlot_llm_limit_failures_total") == before + 1
 
 
 async def test_a_redis_that_lost_its_data_does_not_bring_calls_back(
