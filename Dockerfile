@@ -29,7 +29,7 @@ LABEL org.opencontainers.image.title="Backlot" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN useradd --system --uid 10001 --user-group --home-dir /var/lib/backlot backlot \
     && install --directory --owner backlot --group backlot --mode 0700 \
-        /var/lib/backlot /var/cache/backlot
+        /var/lib/backlot /var/lib/backlot-seals /var/cache/backlot
 ENV PATH=/opt/backlot/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     XDG_CACHE_HOME=/var/cache/backlot \

@@ -8,19 +8,16 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from typing import Any
 
 import structlog
-from fastapi import APIRouter, FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi import FastAPI
 from psycopg import Connection, OperationalError
 from psycopg.errors import InsufficientPrivilege
 from psycopg.rows import TupleRow
-from starlette.staticfiles import StaticFiles
 
-from backlot import problems
 from backlot.features import FEATURES, TABLES, read_models, replayable
-from backlot.health import operations
+from backlot.http import applications
 from backlot.signals import last_word, run
 from commands.endpoint import Services
+from domain.moderation import WatchedWords
 from engine import telemetry
 from engine.command_bus import CommandBus, Lookup, Reader
 from engine.event_store import open_recorder
@@ -30,9 +27,16 @@ from engine.log import MAPPER
 from engine.privileges import give_rights, make_user, running_user
 from engine.projection_subscription import ProjectionHost
 from engine.schedule import Job, run_job
-from engine.seals.proofs import SealKey, configured_anchors, configured_key, configured_proofs
+from engine.seals.chain import Seal
+from engine.seals.proofs import (
+    Proofs,
+    SealKey,
+    configured_key,
+    configured_proofs,
+    configured_stamps,
+)
 from engine.seals.sealer import Sealer
-from engine.subscription import Notifications
+from engine.subscription import EVENTS, Notifications
 from engine.viewers import ViewerKeys
 from infra.cancellation import END_SECONDS, cancel
 from infra.data_folder import DataFolder
@@ -43,12 +47,12 @@ from infra.kafka import client_options
 from infra.metrics import counter
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable
-from infra.objects.routes import object_router, part_router
 from infra.objects.s3 import S3Store, now
 from infra.postgres.connection import Limits, explained, make_pool, open_connection
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.redis import open_redis
 from infra.redlock import make_redlock
+from infra.security_log import SECURITY_LOG
 from infra.settings import Role, Settings
 from infra.tasks.broker import Resources, make_broker
 from infra.tasks.queues import FailedTask
@@ -65,6 +69,7 @@ from readapi.audit.routes import Integrity
 from readapi.comments import TranslationRequests
 from readapi.likes import LikeCounts, LiveCounts
 from readapi.queries import Queries
+from readapi.revocations import RevocationFollower
 from workers.likes import open_counters
 from workers.parts import Parts
 from workers.recommendations import open_preparing
@@ -103,7 +108,9 @@ def open_parts(
     if settings.kafka.configured:
         client_options(settings.kafka)
     objects = open_objects(settings, folder, secret, stack)
-    seal_key, proofs = configured_key(settings.seals), configured_proofs(settings.seals)
+    seal_key = configured_key(settings.seals)
+    proofs = configured_proofs(settings.seals, settings.objects, folder.seal_head)
+    stamp = configured_stamps(settings.seals)
     database_url = _database(settings, folder, stack, gives_up)
     models = read_models()
     limits = Limits.from_settings(settings.database)
@@ -133,7 +140,7 @@ def open_parts(
         redis,
         make_redlock(redis, settings.redis.lock_urls),
         open_counters(settings, stack),
-        sealer=_sealer(settings, database_url, seal_key),
+        sealer=_sealer(settings, database_url, seal_key, proofs, stamp),
         proofs=proofs,
         limits=limits,
     )
@@ -201,7 +208,13 @@ def _allowed(alone: bool) -> Iterator[None]:
         ) from error
 
 
-def _sealer(settings: Settings, database_url: str, key: SealKey | None) -> Sealer | None:
+def _sealer(
+    settings: Settings,
+    database_url: str,
+    key: SealKey | None,
+    proofs: Proofs,
+    stamp: Callable[[Seal], bytes | None],
+) -> Sealer | None:
     if Role.WORKERS not in settings.server.roles:
         return None
     return Sealer(
@@ -209,7 +222,9 @@ def _sealer(settings: Settings, database_url: str, key: SealKey | None) -> Seale
         block_events=settings.seals.block_events,
         block_seconds=settings.seals.block_seconds,
         key=key,
-        anchors=configured_anchors(settings.seals),
+        head=proofs.outside.head,
+        anchors=proofs.outside.anchors,
+        stamp=stamp,
     )
 
 
@@ -236,61 +251,17 @@ def _reached(url: str, setting: str) -> Connection[TupleRow]:
         ) from error
 
 
-STATIC = "/docs/static"
-
-
-def mount_docs(app: FastAPI) -> None:
-    """Serve `/docs`; the document itself is at `/openapi.json`."""
-    app.mount(STATIC, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-static")
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title=f"{app.title} API",
-            swagger_js_url=f"{STATIC}/swagger-ui-bundle.js",
-            swagger_css_url=f"{STATIC}/swagger-ui.css",
-            swagger_favicon_url=f"{STATIC}/favicon.png",
-        )
-
-
 FOLLOWING = frozenset({Role.PROJECTIONS, Role.RELAY, Role.CONSUMERS})
 """The roles that follow what is recorded."""
+SERVING = frozenset({Role.COMMANDS, Role.QUERIES})
+"""The roles that take requests with tokens."""
 # An operation at hand stops within 30 seconds, and its children within 15 more.
 LONGEST_STOP_SECONDS = 50.0
 
 
-def make_app(parts: Parts) -> FastAPI:
-    """Return the HTTP application with the routers of the roles that this process has."""
-    roles = parts.settings.server.roles
-    routers: list[APIRouter] = []
-    translate: dict[type[Exception], Callable[[Any], Any]] = {}
-    # Commands first: routes are tried in order, and likes come most.
-    if Role.COMMANDS in roles:
-        routers += (router for feature in FEATURES for router in feature.commands)
-        translate |= problems.OF_COMMANDS
-    if Role.QUERIES in roles:
-        routers += (router for feature in FEATURES for router in feature.queries)
-        translate |= problems.OF_QUERIES
-    app = HttpApp(
-        title="Backlot",
-        authenticator=parts.authenticator,
-        body_limit=parts.settings.server.body_limit_bytes,
-        translate=translate,
-        unlimited=("/objects/",),
-        lifespan=lambda app: _lifespan(app, parts),
-        docs_url=None,
-        redoc_url=None,
-    )
-    if isinstance(parts.objects, FolderStore):
-        # Clients move bytes through this process; else they talk to S3 itself.
-        moving = {Role.COMMANDS: part_router, Role.QUERIES: object_router}
-        routers += (router(parts.objects) for role, router in moving.items() if role in roles)
-    for router in [*routers, operations(parts)]:
-        # Not `include_router`: it nests, and each level is searched again for every request.
-        app.router.routes.extend(router.routes)
-    mount_docs(app)
-    return app
+def make_app(parts: Parts) -> HttpApp:
+    """Return the HTTP application of this process; see `backlot.http`."""
+    return applications(parts, lambda app: _lifespan(app, parts))
 
 
 @asynccontextmanager
@@ -298,8 +269,11 @@ async def _lifespan(app: FastAPI, parts: Parts) -> AsyncIterator[None]:
     """Run what the roles of this process are; the end of the block loses nothing."""
     roles = parts.settings.server.roles
     async with AsyncExitStack() as stack:
-        if roles & FOLLOWING:
+        in_background(SECURITY_LOG.run(), stack)
+        if roles & (FOLLOWING | SERVING):
             in_background(parts.notifications.run(), stack)
+        if roles & SERVING:
+            app.state.revocations = await _revocations(parts, stack)
         if (host := parts.host) is not None:
             reactors = (each for feature in FEATURES for each in feature.reactors(parts, host))
             for work in [host.run(), *reactors]:
@@ -350,6 +324,15 @@ def _schedule(jobs: Iterable[Job], stack: AsyncExitStack) -> None:
         in_background(run_job(job), stack, name=job.name)
 
 
+async def _revocations(parts: Parts, stack: AsyncExitStack) -> RevocationFollower:
+    """Return what follows the revocations, with all that stand: no request comes before."""
+    wake = parts.notifications.subscribe(EVENTS)
+    follower = RevocationFollower(parts.recorder, parts.authenticator, wake)
+    await follower.refresh()
+    in_background(follower.run(), stack)
+    return follower
+
+
 async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
     settings = parts.settings
     likes, catalog = parts.models[Likes], parts.models[Catalog]
@@ -387,6 +370,7 @@ async def _queries(parts: Parts, stack: AsyncExitStack) -> Queries:
         analytics=analytics,
         recommendations=recommendations,
         requests=TranslationRequests(parts.redis, settings.translation),
+        stats_public=settings.analytics.stats_public,
     )
 
 
@@ -423,6 +407,7 @@ def _commands(parts: Parts, bus: CommandBus, stack: AsyncExitStack) -> Services:
         finalize_wait_seconds=settings.uploads.finalize_wait_seconds,
         projections=replayable(),
         viewers=ViewerKeys(parts.database_url) if settings.watch.anonymous_viewers else None,
+        watched_words=WatchedWords(settings.moderation.words),
     )
 
 

@@ -12,9 +12,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import structlog
 import typer
@@ -50,6 +51,15 @@ app.add_typer(likes.app, name="likes")
 app.add_typer(projections.app, name="projections")
 app.add_typer(topics.app, name="topics")
 app.add_typer(tasks.app, name="tasks")
+
+
+class TokenRole(StrEnum):
+    """What a token may carry: an operator's role, or that of a program."""
+
+    ADMIN = "admin"
+    AUDITOR = "auditor"
+    MODERATOR = "moderator"
+    SERVICE = "service"
 
 
 class CommandError(UsageError):
@@ -115,20 +125,26 @@ def demo(
 @app.command()
 def token(
     user: Annotated[str, typer.Option(help="Whom the token stands for (1 to 128 characters).")],
-    admin: Annotated[bool, typer.Option("--admin", help="Give the operator's role.")] = False,
-    auditor: Annotated[
-        bool, typer.Option("--auditor", help="Give the role that reads the audit, masked.")
-    ] = False,
+    admin: Annotated[bool, typer.Option("--admin", help="The same as --role admin.")] = False,
+    auditor: Annotated[bool, typer.Option("--auditor", help="The same as --role auditor.")] = False,
+    role: Annotated[
+        list[TokenRole] | None,
+        typer.Option(help="Give a role; may be given several times.", show_default=False),
+    ] = None,
     ttl: Annotated[str, typer.Option(help="How long it is valid: 90s, 30m, 1h, 7d.")] = "1h",
     as_json: Json = False,
 ) -> None:
     """Print a token signed with the local secret (or JWT_SECRET)."""
+    from infra.http.auth import token_id
+
     lifetime = parse_ttl(ttl)
-    given = {"admin": admin, "auditor": auditor}
-    roles = [role for role, wanted in given.items() if wanted]
+    given = {TokenRole.ADMIN: admin, TokenRole.AUDITOR: auditor}
+    named = {*(role or ()), *(flag for flag, wanted in given.items() if wanted)}
+    roles = sorted(map(str, named))
     minted = _local_token(load_settings(), user, lifetime, roles)
     expires = rfc3339(datetime.now(UTC) + lifetime, "seconds")
-    show(minted, {"token": minted, "userId": user, "roles": roles, "expiresAt": expires}, as_json)
+    told = {"token": minted, "userId": user, "roles": roles, "expiresAt": expires}
+    show(minted, told | {"jti": token_id(minted)}, as_json)
 
 
 @app.command()
@@ -145,6 +161,10 @@ def upload(
     title: Annotated[str | None, typer.Option(help="Default: the file's name.")] = None,
     description: Annotated[str | None, typer.Option(help="What viewers read about it.")] = None,
     category: Annotated[str | None, typer.Option(help="For example: nature.")] = None,
+    visibility: Annotated[
+        Literal["public", "unlisted", "private"] | None,
+        typer.Option(help="Who may see the video; default: everybody."),
+    ] = None,
     content_type: Annotated[
         str | None, typer.Option(help="For example video/mp4; default: guessed from the name.")
     ] = None,
@@ -159,13 +179,15 @@ def upload(
 
     settings = load_settings()
     if token is None:
-        token = _local_token(settings, user or _login_name(), UPLOAD_LIFETIME)
+        lifetime = min(UPLOAD_LIFETIME, settings.auth.max_lifetime)
+        token = _local_token(settings, user or _login_name(), lifetime)
     elif user is not None:
         raise CommandError("--user: a --token (or BACKLOT_TOKEN) already says who uploads")
     details = {
         "title": title,
         "description": description,
         "category": category,
+        "visibility": visibility,
         "contentType": content_type,
     }
     code = run_upload(
@@ -236,6 +258,9 @@ def _local_token(
 ) -> str:
     from infra.http.auth import InvalidToken, mint_token
 
+    if lifetime > settings.auth.max_lifetime:
+        most = settings.auth.max_lifetime_seconds
+        raise CommandError(f"--ttl: at most {most} seconds, which JWT_MAX_LIFETIME_SECONDS allows")
     issuer, audience = settings.auth.issuer, settings.auth.audience
     try:
         return mint_token(

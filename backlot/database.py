@@ -11,6 +11,7 @@ import psycopg
 from eventsourcing.persistence import PersistenceError
 
 from domain.errors import DomainError
+from domain.model import OPERATOR_PREFIX
 from domain.operation import Members
 from engine.event_store import open_recorder
 from engine.operations import Recording, recording
@@ -66,9 +67,9 @@ class Unrecordable(OperatorError):
 def operator_name() -> str:
     """Return the name that the log has for this machine's operator: `operator:` and the login."""
     try:
-        return f"operator:{getpass.getuser()}"
+        return f"{OPERATOR_PREFIX}{getpass.getuser()}"
     except (OSError, KeyError, ImportError):
-        return f"operator:uid-{os.getuid()}"
+        return f"{OPERATOR_PREFIX}uid-{os.getuid()}"
 
 
 @contextmanager

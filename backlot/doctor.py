@@ -34,7 +34,8 @@ from infra.data_folder import (
     secret_path,
 )
 from infra.errors import OperatorError
-from infra.http.auth import KeysUnavailable, RemoteKeys, make_authenticator
+from infra.http.auth import make_authenticator
+from infra.http.jwks import KeysUnavailable, RemoteKeys
 from infra.objects.port import ObjectStoreUnavailable
 from infra.objects.s3 import S3Store
 from infra.postgres.cluster import MAJOR, PostgresError, check_major
@@ -42,6 +43,7 @@ from infra.postgres.connection import UNHURRIED, explained, is_silence, open_con
 from infra.postgres.embedded import running_url
 from infra.redis import connect_blocking_redis, server_of
 from infra.settings import Role, Settings, SettingsError, load_settings
+from infra.settings.values import secret_weakness
 from infra.tasks.broker import task_queues
 from infra.tasks.messages import BrokerAway
 
@@ -299,6 +301,9 @@ def _local_auth(secret: Path) -> DoctorPart:
         return DoctorPart("auth", "embedded", None, True, "local secret, made at the first start")
     if secret.stat().st_mode & 0o077:
         return failure("auth", "embedded", None, "others can read it", f"chmod 600 {secret}")
+    if weakness := secret_weakness(secret.read_text().strip()):
+        wrong = f"the local secret {weakness}"
+        return failure("auth", "embedded", None, wrong, f"remove {secret}: a new one is made")
     return DoctorPart("auth", "embedded", None, True, "local secret; `backlot token` mints")
 
 

@@ -13,7 +13,9 @@ import commands.comments
 import commands.dismissals
 import commands.feedback
 import commands.likes
+import commands.moderation
 import commands.operations
+import commands.revocations
 import commands.uploads
 import commands.watch
 import projections.feedback.reports
@@ -24,8 +26,10 @@ import readapi.catalog
 import readapi.comments
 import readapi.feedback
 import readapi.likes
+import readapi.moderation
 import readapi.operations
 import readapi.recommendations
+import readapi.revocations
 import workers.analytics
 import workers.embeddings
 import workers.feedback
@@ -41,7 +45,9 @@ from backlot.health import DoctorPart
 from domain.comment import Comment
 from domain.dismissals import Dismissal
 from domain.model import Aggregate
+from domain.moderation import ContentReport, ModerationCase, UserBlock
 from domain.operation import Operation
+from domain.revocations import Revocations
 from domain.upload import Upload
 from domain.video_likes import VideoLikes
 from engine.command_bus import CommandBus, Lookup, Reader
@@ -60,6 +66,7 @@ from projections.dismissals import Dismissals
 from projections.feedback.rebuild import NAME as FEEDBACK
 from projections.like_counters import NAME as COUNTERS
 from projections.likes import Likes
+from projections.moderation import Moderation
 from projections.operations import Operations
 from projections.translation import Translations
 from workers.parts import Parts
@@ -134,6 +141,14 @@ FEATURES: tuple[Feature, ...] = (
         commands=(commands.comments.router,),
         queries=(readapi.comments.router,),
         projections=(Comments,),
+    ),
+    Feature(
+        name="moderation",
+        aggregates=(ContentReport, ModerationCase, UserBlock),
+        commands=(commands.moderation.router,),
+        queries=(readapi.moderation.router,),
+        projections=(Moderation,),
+        settings=(features.ModerationSettings,),
     ),
     Feature(
         name="translation",
@@ -211,11 +226,18 @@ FEATURES: tuple[Feature, ...] = (
         settings=(features.CommandSettings, features.ProjectionSettings),
     ),
     Feature(
+        name="revocations",
+        aggregates=(Revocations,),
+        commands=(commands.revocations.router,),
+        queries=(readapi.revocations.router,),
+    ),
+    Feature(
         name="audit",
         queries=(readapi.audit.routes.router,),
         projections=(Audit,),
         jobs=workers.maintenance.sealing_jobs,
         settings=(features.SealSettings,),
+        checks=(health.seals,),
     ),
 )
 

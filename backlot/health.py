@@ -13,8 +13,11 @@ from fastapi import APIRouter, Response
 from psycopg.conninfo import conninfo_to_dict
 
 from engine.replay.records import Replay, under_way
+from engine.seals.chain import last_seal
+from engine.seals.proofs import configured_proofs
 from infra.cache import SingleFlight
-from infra.data_folder import DataFolderError, cluster_path
+from infra.data_folder import DataFolderError, cluster_path, seal_head_path
+from infra.errors import OperatorError
 from infra.http.app import wire
 from infra.http.shapes import Wire
 from infra.metrics import CONTENT_TYPE, render
@@ -56,6 +59,20 @@ NOT_RUNNING = "not running; `make up` starts it"
 NOT_MADE = "not made yet; a start with any role makes them"
 INSTALL_OR_UNSET = "install it, or unset EMBEDDING_MODEL"
 NOT_EMBEDDED = "not made yet; a process with the role workers makes them"
+
+
+SEE_AUDIT = (
+    "nothing is sealed until this is settled: `backlot events verify` says more; after a restore, "
+    "`backlot events accept` (docs/audit.md)"
+)
+NOT_SIGNED = (
+    "unsigned: whoever can write to the database can make seals that fit a changed log "
+    "(SEAL_KEY_FILE)"
+)
+NOT_ANCHORED = (
+    "unanchored: outside the database, only this data folder knows the newest seal; who changes "
+    "both, or a new data folder, leaves no trace (SEAL_ANCHOR)"
+)
 
 
 AWAY = (psycopg.Error, DataFolderError, PostgresError, OSError)
@@ -123,6 +140,33 @@ def embeddings(settings: Settings) -> DoctorPart:
     return DoctorPart("embeddings", "external", None, True, str(found or NOT_EMBEDDED))
 
 
+def seals(settings: Settings) -> DoctorPart:
+    """Return how far the log is sealed, and whether that is what is known outside the database."""
+    kind: Kind = "embedded" if settings.database.embedded else "external"
+    head = seal_head_path(settings.server.data_dir.absolute())
+    try:
+        proofs = configured_proofs(settings.seals, settings.objects, head)
+    except OperatorError as error:
+        return failure("seals", kind, None, str(error), "see the settings SEAL_*")
+    try:
+        url = _log_url(settings)
+        if url is None:
+            return DoctorPart("seals", kind, None, True, NOT_RUNNING)
+        with open_connection(url, "doctor", UNHURRIED) as conn:
+            newest, found = last_seal(conn), proofs.outside.compare(conn)
+    except AWAY as error:
+        # What is wrong with the database itself stands in its own line.
+        return DoctorPart("seals", kind, None, True, f"not known: {explained(error)}")
+    told = f"seal {newest.number}, up to position {newest.last}" if newest else "no seals yet"
+    if found.differences:
+        return failure("seals", kind, None, "; ".join(found.differences), SEE_AUDIT)
+    if found.unusable:
+        return failure("seals", kind, None, "; ".join(found.unusable), "see SEAL_ANCHOR")
+    signed = settings.seals.key_file or settings.seals.public_key_file
+    lacking = ["" if signed else NOT_SIGNED, "" if settings.seals.anchors else NOT_ANCHORED]
+    return DoctorPart("seals", kind, None, True, "; ".join(filter(None, [told, *lacking])))
+
+
 def look(url: str, limits: Limits = UNHURRIED) -> SchemaState | None:
     """Return the shape of the analytics in that database; raise psycopg.Error."""
     with open_connection(url, "doctor", limits) as conn:
@@ -130,9 +174,13 @@ def look(url: str, limits: Limits = UNHURRIED) -> SchemaState | None:
 
 
 def _url(settings: Settings) -> str | None:
-    for configured in (settings.analytics.timescale_url, settings.database.url):
-        if configured is not None:
-            return configured.get_secret_value()
+    own = settings.analytics.timescale_url
+    return _log_url(settings) if own is None else own.get_secret_value()
+
+
+def _log_url(settings: Settings) -> str | None:
+    if settings.database.url is not None:
+        return settings.database.url.get_secret_value()
     return running_url(cluster_path(settings.server.data_dir.absolute()))
 
 

@@ -9,6 +9,7 @@ import psycopg
 import structlog
 from eventsourcing.persistence import MapperDeserialisationError, PersistenceError
 
+from commands.comments import AuthorBlocked, CommentsClosed
 from commands.uploads import UploadFinalizing
 from domain.errors import Conflict, DomainError, Invalid, NotAllowed, NotFound
 from engine.command_bus import Contended, KeyReused
@@ -83,7 +84,9 @@ OF_COMMANDS: Mapping[type[Exception], Make] = MappingProxyType(
     {
         NotFound: _refusal(404, "not-found"),
         NotAllowed: _refusal(403, "forbidden"),
+        AuthorBlocked: _refusal(403, "blocked"),
         Conflict: _refusal(409, "conflict"),
+        CommentsClosed: _refusal(409, "comments-closed"),
         Contended: _refusal(409, "contended"),
         UploadFinalizing: _refusal(409, "upload-finalizing", retry=2),
         KeyReused: _refusal(409, "idempotency-key-reused"),

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import socket
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -125,13 +125,13 @@ def run_up(settings: Settings) -> int:
         try:
             with ExitStack() as stack:
                 # First of all, so that a clash costs nothing.
-                listener = stack.enter_context(_listen(settings.server))
+                listeners = [stack.enter_context(each) for each in _listen(settings.server)]
                 parts = open_parts(settings, stack, gives_up=lambda: stop.asked)
                 if stop.asked:
                     return ExitCode.DONE
                 calm_garbage_collector()
                 server = Server(serving(make_app(parts)), parts, stop)
-                server.run(sockets=[listener])
+                server.run(sockets=listeners)
                 return ExitCode.DONE if server.started else ExitCode.FAILED
         except (OperatorError, KeyboardInterrupt):
             # A start that is broken off fails somewhere.
@@ -199,15 +199,19 @@ class Server(uvicorn.Server):
         print(f"ready: {self._parts.settings.server.local_url}", flush=True)
 
 
-def _listen(settings: ServerSettings) -> socket.socket:
+def _listen(settings: ServerSettings) -> Iterator[socket.socket]:
+    """Yield the sockets of all ports that are served; raise PortTaken."""
+    yield _listener(settings.host, settings.port, "BACKLOT_PORT (or BACKLOT_HOST)")
+    if settings.admin_port is not None:
+        yield _listener(settings.admin_host, settings.admin_port, "ADMIN_PORT (or ADMIN_HOST)")
+
+
+def _listener(host: str, port: int, variables: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server(
-            (settings.host, settings.port),
-            family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
-            backlog=2048,
-        )
+        return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise PortTaken(
-            f"can't listen on {settings.host}:{settings.port} ({error.strerror}): "
-            "stop what runs there, or set BACKLOT_PORT (or BACKLOT_HOST) to another one"
+            f"can't listen on {host}:{port} ({error.strerror}): "
+            f"stop what runs there, or set {variables} to another one"
         ) from error

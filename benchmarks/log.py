@@ -27,7 +27,7 @@ COLUMN_TYPES = ("uuid", "int8", "text", "bytea", "int8")
 MAPPER = EventMapper()
 
 
-ORIGIN = Origin("owner", AT, **CAUSE)
+ORIGIN = Origin("owner", AT, CAUSE["correlation_id"], CAUSE["causation_id"])
 
 
 def uploads() -> Iterator[StoredEvent]:

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from tempfile import TemporaryDirectory
 from threading import Event, Thread
 
 import psycopg
@@ -70,21 +71,23 @@ def run(bench: Bench) -> list[Comparison]:
 @contextmanager
 def beside(url: str) -> Iterator[None]:
     """A sealer in a thread, as the embedded shape has it."""
-    ended, sealer = Event(), make_sealer(url)
+    ended = Event()
 
-    def seal() -> None:
+    def seal(folder: str) -> None:
+        sealer = make_sealer(url, folder)
         while not ended.is_set():
             if sealer.turn() == 0:
                 ended.wait(LONGEST_PAUSE_SECONDS)
         sealer.close()
 
-    thread = Thread(target=seal)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    with TemporaryDirectory() as folder:
+        thread = Thread(target=seal, args=(folder,))
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
 @contextmanager

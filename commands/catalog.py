@@ -13,21 +13,23 @@ from fastapi import APIRouter, Request, Response
 from commands.endpoint import TOKEN_FIRST, executor
 from commands.upload_shapes import Category, Description, Title
 from domain.model import BEGINNING, Origin
-from domain.upload import Upload, object_key
+from domain.upload import NOBODY, CommentPolicy, Upload, VideoViewer, Visibility, object_key
 from engine.command_bus import Aggregates, Command, Lookup
 from infra.http.problems import problems
-from infra.http.shapes import Video, Wire
-from infra.objects.port import ObjectStoreError
+from infra.http.shapes import RequestBody, Video, Wire
+from infra.objects.port import ObjectStore, ObjectStoreError
 
 log = structlog.get_logger(__name__)
 
 
-class ChangeDetails(Wire):
-    """New details; a field that is left out stays, `null` clears description or category."""
+class ChangeDetails(RequestBody):
+    """What is to change; a field that is left out stays, `null` clears description or category."""
 
     title: Title | None = None
     description: Description | None = None
     category: Category | None = None
+    visibility: Visibility | None = None
+    comment_policy: CommentPolicy | None = None
 
 
 class VideoRemoved(Wire):
@@ -56,11 +58,13 @@ class EngagementOf(Lookup[EngagementCounts]):
 
 @dataclass(frozen=True)
 class ChangeVideo(Command[Video]):
-    """Set the details named in `changes`."""
+    """Set the details named in `changes`, and the visibility."""
 
     video_id: UUID
     changes: dict[str, str | None]
-    as_admin: bool
+    visibility: Visibility | None = None
+    viewer: VideoViewer = NOBODY
+    as_admin: bool = False
 
     def streams(self) -> Sequence[UUID]:
         return (self.video_id,)
@@ -70,13 +74,17 @@ class ChangeVideo(Command[Video]):
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> Video:
         upload = aggregates.get(Upload, self.video_id)
-        _require_right(upload, origin, self.as_admin)
+        _require_right(upload, self.viewer, origin, self.as_admin)
         upload.change_details(
             origin,
             title=self.changes.get("title") or upload.title,
             description=self.changes.get("description", upload.description),
             category=self.changes.get("category", upload.category),
         )
+        if self.visibility is not None:
+            upload.change_visibility(self.visibility, origin)
+        if (policy := self.changes.get("comment_policy")) is not None:
+            upload.change_comment_policy(CommentPolicy(policy), origin)
         return as_seen(upload, aggregates.look_up(EngagementOf(self.video_id)))
 
 
@@ -85,26 +93,28 @@ class RemoveVideo(Command[VideoRemoved]):
     """Take the video out of every read."""
 
     video_id: UUID
-    as_admin: bool
+    viewer: VideoViewer = NOBODY
+    as_admin: bool = False
 
     def streams(self) -> Sequence[UUID]:
         return (self.video_id,)
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> VideoRemoved:
         upload = aggregates.get(Upload, self.video_id)
-        _require_right(upload, origin, self.as_admin)
+        _require_right(upload, self.viewer, origin, self.as_admin)
         upload.remove(origin)
         return VideoRemoved(video_id=self.video_id, status="removed")
 
 
-def _require_right(upload: Upload, origin: Origin, as_admin: bool) -> None:
-    upload.require_video()
+def _require_right(upload: Upload, viewer: VideoViewer, origin: Origin, as_admin: bool) -> None:
+    upload.require_visible(viewer)
     if not as_admin:
         upload.require_owner(origin.actor)
 
 
 def as_seen(upload: Upload, engagement: EngagementCounts) -> Video:
     """Return the video as its owner gets it back after a change."""
+    policy = upload.comment_policy
     return Video(
         video_id=upload.id,
         title=upload.title,
@@ -112,9 +122,11 @@ def as_seen(upload: Upload, engagement: EngagementCounts) -> Video:
         category=upload.category,
         owner_id=upload.owner,
         status=str(upload.status),
+        visibility=upload.visibility,
         duration_seconds=upload.duration_seconds,
         spoken_language=upload.spoken_language,
         created_at=upload.completed_at or BEGINNING,
+        comment_policy=None if policy is CommentPolicy.OPEN else policy,
         **engagement._asdict(),
     )
 
@@ -126,12 +138,14 @@ router = APIRouter(tags=["videos"], dependencies=TOKEN_FIRST)
     "/videos/{video_id}",
     response_model=Video,
     responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
-    summary="Change title, description or category",
+    summary="Change title, description, category, visibility, or who comments",
 )
 async def change_video(video_id: UUID, body: ChangeDetails, request: Request) -> Response:
     execute = await executor(request)
-    changes = body.model_dump(exclude_unset=True)
-    return await execute(ChangeVideo(video_id, changes, execute.identity.is_admin))
+    changes = body.model_dump(exclude_unset=True, exclude={"visibility"})
+    as_admin = execute.identity.is_admin
+    command = ChangeVideo(video_id, changes, body.visibility, execute.viewer, as_admin)
+    return await execute(command)
 
 
 @router.delete(
@@ -142,10 +156,15 @@ async def change_video(video_id: UUID, body: ChangeDetails, request: Request) ->
 )
 async def remove_video(video_id: UUID, request: Request) -> Response:
     execute = await executor(request)
-    answer = await execute(RemoveVideo(video_id, execute.identity.is_admin))
+    answer = await execute(RemoveVideo(video_id, execute.viewer, execute.identity.is_admin))
+    await drop_object(execute.services.objects, video_id)
+    return answer
+
+
+async def drop_object(objects: ObjectStore, video_id: UUID) -> None:
+    """Take the bytes of a removed video out of the store, or log that they remain."""
     try:
-        await execute.services.objects.delete(object_key(video_id))
+        await objects.delete(object_key(video_id))
     except ObjectStoreError as error:
         # The video is gone for everybody all the same; only its bytes still take room.
         log.warning("removed_object_remains", video_id=str(video_id), error=str(error))
-    return answer

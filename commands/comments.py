@@ -1,4 +1,4 @@
-"""Comments: post, edit, delete; what their translation has to know, and what came of it."""
+"""Comments: post, edit, remove; what their translation has to know, and what came of it."""
 
 from __future__ import annotations
 
@@ -8,32 +8,114 @@ from datetime import datetime
 from typing import Annotated, Literal, NamedTuple
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
-from commands.endpoint import TOKEN_FIRST, executor
+from commands.endpoint import TOKEN_FIRST, Execute, executor
+from commands.queries import FindVideoOwner
 from domain.comment import Comment, TranslationStatus
+from domain.errors import Conflict, NotAllowed
 from domain.model import Origin
-from domain.upload import Status, Upload
-from engine.command_bus import Aggregates, Command, Query
+from domain.moderation import (
+    MAX_REASON,
+    MOST_MENTIONS,
+    ActingAs,
+    Decision,
+    Hold,
+    HoldCause,
+    ModerationCase,
+    Standing,
+    UserBlock,
+    block_id,
+    case_id,
+    mentions,
+)
+from domain.upload import CommentPolicy, Status, Upload, VideoViewer
+from engine.command_bus import Aggregates, Command
+from engine.command_bus import Query as LogQuery
 from infra.http.problems import problems
 from infra.http.shapes import Comment as SeenComment
-from infra.http.shapes import Wire
+from infra.http.shapes import RequestBody, Wire
 
 Content = Annotated[str, Field(min_length=1, max_length=10_000, examples=["¡Qué bonito!"])]
+StatedReason = Annotated[str, Field(min_length=1, max_length=MAX_REASON, examples=["an insult"])]
 
 
-class WriteComment(Wire):
+class WriteComment(RequestBody):
     """The text of a comment."""
 
     content: Content
 
 
 class CommentDeleted(Wire):
-    """The comment is gone from every read."""
+    """The comment is gone from every read; removed, its author still sees it."""
 
     comment_id: UUID
-    status: Literal["deleted"]
+    status: Literal["deleted", "removed"]
+
+
+class WithReason(RequestBody):
+    """Why it is done, for the author of the comment and whoever reads the log later."""
+
+    reason: StatedReason | None = None
+
+
+class AuthorBlocked(NotAllowed):
+    """The owner of the video does not want this user's comments."""
+
+
+class CommentsClosed(Conflict):
+    """The owner of the video wants no comments."""
+
+
+@dataclass(frozen=True)
+class NewText:
+    """What somebody writes about a video, and what the rules about that ask beside the streams.
+
+    `watched`: it has a word that the installation watches.
+    """
+
+    video_id: UUID
+    video_owner: str
+    author: str
+    content: str
+    viewer: VideoViewer
+    watched: bool = False
+
+    def streams(self) -> Sequence[UUID]:
+        """Return the video's stream, and those of blocks that would concern the text."""
+        persons = dict.fromkeys((self.video_owner, *mentions(self.content)))
+        return (self.video_id, *(block_id(person, self.author) for person in persons))
+
+    def admit(self, aggregates: Aggregates) -> Hold | None:
+        """Return whether, and why, it has to wait for approval.
+
+        Raise NotFound without such a video, AuthorBlocked, and CommentsClosed.
+        """
+        upload = aggregates.get(Upload, self.video_id)
+        upload.require_visible(self.viewer)
+        if self._is_blocked_by(self.video_owner, aggregates):
+            raise AuthorBlocked("The owner of this video has blocked you from commenting on it.")
+        if upload.comment_policy is CommentPolicy.CLOSED:
+            raise CommentsClosed("Comments on this video are closed.", commentPolicy="closed")
+        cause = self._cause(upload, aggregates)
+        return None if cause is None else Hold(cause, self.video_owner)
+
+    def _cause(self, upload: Upload, aggregates: Aggregates) -> HoldCause | None:
+        if self.viewer.sees_all:
+            return None
+        if self.watched:
+            return HoldCause.WATCHED_WORD
+        named = mentions(self.content)
+        if len(named) > MOST_MENTIONS or any(
+            self._is_blocked_by(person, aggregates) for person in named
+        ):
+            return HoldCause.MENTION
+        held = upload.comment_policy is CommentPolicy.APPROVAL and self.author != upload.owner
+        return HoldCause.APPROVAL if held else None
+
+    def _is_blocked_by(self, person: str, aggregates: Aggregates) -> bool:
+        return aggregates.get(UserBlock, block_id(person, self.author)).stands
 
 
 @dataclass(frozen=True)
@@ -41,54 +123,83 @@ class PostComment(Command[SeenComment]):
     """Post a comment under an id that was never used."""
 
     comment_id: UUID
-    video_id: UUID
-    content: str
+    text: NewText
 
     def streams(self) -> Sequence[UUID]:
-        return (self.video_id, self.comment_id)
+        return (self.comment_id, *self.text.streams())
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> SeenComment:
-        aggregates.get(Upload, self.video_id).require_video()
+        hold = self.text.admit(aggregates)
         comment = aggregates.get(Comment, self.comment_id)
-        comment.post(self.video_id, self.content, origin)
+        comment.post(self.text.video_id, self.text.content, origin, hold)
         return as_seen(comment)
 
 
 @dataclass(frozen=True)
 class EditComment(Command[SeenComment]):
-    """Replace the text of one's own comment, as long as people can see its video."""
+    """Replace the text of one's own comment, as long as one may comment on its video."""
 
     comment_id: UUID
-    video_id: UUID
-    content: str
+    text: NewText
 
     def streams(self) -> Sequence[UUID]:
-        return (self.video_id, self.comment_id)
+        return (self.comment_id, *self.text.streams())
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> SeenComment:
-        aggregates.get(Upload, self.video_id).require_video()
         comment = aggregates.get(Comment, self.comment_id)
-        comment.edit(self.content, origin)
+        comment.require_author(origin)
+        hold = self.text.admit(aggregates)
+        comment.edit(self.text.content, origin, hold)
         return as_seen(comment)
 
 
 @dataclass(frozen=True)
 class DeleteComment(Command[CommentDeleted]):
-    """Take one's own comment out of every read."""
+    """Take one's own comment out of every read for good; remove another one's.
+
+    What a moderator removes needs no further decision about reports of it.
+    """
 
     comment_id: UUID
+    video_id: UUID
+    viewer: VideoViewer
+    stated_reason: str | None = None
 
     def streams(self) -> Sequence[UUID]:
-        return (self.comment_id,)
+        return (self.comment_id, self.video_id, case_id(self.comment_id))
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> CommentDeleted:
-        aggregates.get(Comment, self.comment_id).delete(origin)
-        return CommentDeleted(comment_id=self.comment_id, status="deleted")
+        comment = aggregates.get(Comment, self.comment_id)
+        if comment.author == origin.actor:
+            comment.delete(origin)
+            return CommentDeleted(comment_id=self.comment_id, status="deleted")
+        acted_as = capacity(comment, aggregates, origin, self.viewer)
+        comment.remove(acted_as, self.stated_reason, origin)
+        case = aggregates.get(ModerationCase, case_id(self.comment_id))
+        if acted_as is ActingAs.MODERATOR and case.is_open:
+            case.decide(Decision.REMOVE, self.stated_reason, origin)
+        return CommentDeleted(comment_id=self.comment_id, status="removed")
+
+
+def capacity(
+    comment: Comment, aggregates: Aggregates, origin: Origin, viewer: VideoViewer
+) -> ActingAs:
+    """Return as whom the actor decides about a comment on a loaded video.
+
+    Raise NotFound where there is nothing that they could see, and NotAllowed.
+    """
+    upload = aggregates.get(Upload, comment.require_known())
+    upload.require_visible(viewer)
+    if viewer.sees_all:
+        return ActingAs.MODERATOR
+    if origin.actor != upload.owner:
+        raise comment.not_yours("Only the video's owner or a moderator can do that.")
+    return ActingAs.OWNER
 
 
 @dataclass(frozen=True)
-class FindVideoOfComment(Query[UUID]):
-    """Return which video a comment is on; refuse where there is no such comment."""
+class FindVideoOfComment(LogQuery[UUID]):
+    """Return which video a comment is on, whoever sees it; refuse where there is no such one."""
 
     comment_id: UUID
 
@@ -96,7 +207,7 @@ class FindVideoOfComment(Query[UUID]):
         return (self.comment_id,)
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> UUID:
-        return aggregates.get(Comment, self.comment_id).require_posted()
+        return aggregates.get(Comment, self.comment_id).require_known()
 
 
 def as_seen(comment: Comment) -> SeenComment:
@@ -112,6 +223,7 @@ def as_seen(comment: Comment) -> SeenComment:
         translation_status=comment.translation_status,
         edited=comment.revision > 1,
         created_at=comment.posted_at,
+        status="held" if comment.standing is Standing.HELD else None,
     )
 
 
@@ -122,12 +234,16 @@ router = APIRouter(tags=["comments"], dependencies=TOKEN_FIRST)
     "/videos/{video_id}/comments",
     status_code=201,
     response_model=SeenComment,
-    responses=problems(400, 401, 404, 409, 413, 422, 503),
+    responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
     summary="Post a comment",
 )
 async def post_comment(video_id: UUID, body: WriteComment, request: Request) -> Response:
+    """Where it has to be approved, the answer says `status: "held"`."""
     execute = await executor(request)
-    return await execute(PostComment(uuid4(), video_id, body.content), status=201)
+    if (repeated := await execute.recall()) is not None:
+        return repeated
+    text = await _new_text(execute, video_id, body)
+    return await execute(PostComment(uuid4(), text), status=201)
 
 
 @router.patch(
@@ -139,23 +255,43 @@ async def post_comment(video_id: UUID, body: WriteComment, request: Request) -> 
 async def edit_comment(comment_id: UUID, body: WriteComment, request: Request) -> Response:
     execute = await executor(request)
     video_id = await execute.value(FindVideoOfComment(comment_id))
-    return await execute(EditComment(comment_id, video_id, body.content))
+    return await execute(EditComment(comment_id, await _new_text(execute, video_id, body)))
+
+
+async def _new_text(execute: Execute, video_id: UUID, body: WriteComment) -> NewText:
+    return NewText(
+        video_id,
+        await execute.value(FindVideoOwner(video_id, execute.viewer)),
+        execute.actor,
+        body.content,
+        execute.viewer,
+        watched=execute.services.watched_words.occur_in(body.content),
+    )
 
 
 @router.delete(
     "/comments/{comment_id}",
     response_model=CommentDeleted,
-    responses=problems(401, 403, 404, 409, 422, 503),
-    summary="Delete one's own comment",
+    responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
+    summary="Delete one's own comment, or remove another one",
 )
-async def delete_comment(comment_id: UUID, request: Request) -> Response:
+async def delete_comment(
+    comment_id: UUID,
+    request: Request,
+    reason: Annotated[StatedReason | None, Query(description="Why it is removed.")] = None,
+    body: WithReason | None = None,
+) -> Response:
+    """Its author deletes it for good; the owner of the video and moderators remove it."""
     execute = await executor(request)
-    return await execute(DeleteComment(comment_id))
+    why = body.reason if body is not None else reason
+    video_id = await execute.value(FindVideoOfComment(comment_id))
+    command = DeleteComment(comment_id, video_id, execute.viewer, why)
+    return await execute(command)
 
 
 @dataclass(frozen=True, slots=True)
 class CommentText:
-    """A comment that stands, in its present revision; its language as far as it is known."""
+    """A comment that all see, in its present revision; its language as far as it is known."""
 
     video_id: UUID
     author: str
@@ -168,8 +304,8 @@ class CommentText:
 
 
 @dataclass(frozen=True)
-class FindCommentText(Query[CommentText | None]):
-    """Return a comment's text; None when there is none, or not any more.
+class FindCommentText(LogQuery[CommentText | None]):
+    """Return a comment's text; None when there is none, or not for everybody to see.
 
     Its status is that of the translation that every comment gets, or of the one into `target`
     (ISO 639-1) that readers asked for.
@@ -183,7 +319,7 @@ class FindCommentText(Query[CommentText | None]):
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> CommentText | None:
         comment = aggregates.get(Comment, self.comment_id)
-        if comment.video_id is None or comment.deleted:
+        if comment.video_id is None or comment.standing is not Standing.POSTED:
             return None
         target, status = self.target, comment.translation_status
         return CommentText(
@@ -199,8 +335,8 @@ class FindCommentText(Query[CommentText | None]):
 
 
 @dataclass(frozen=True)
-class FindVisibility(Query[bool]):
-    """Return whether there is such a video, for people to see."""
+class FindStanding(LogQuery[bool]):
+    """Return whether there is such a video, whoever may see it."""
 
     video_id: UUID
 
@@ -248,8 +384,8 @@ Outcome = TranslatedText | Failed | Skipped
 class RecordTranslation(Command[TranslationStatus | None]):
     """Record what was found out about one revision; says where its translation stands then.
 
-    None, and nothing recorded, when the comment is gone; nothing is recorded for a revision that
-    is not the present one.
+    None, and nothing recorded, when not everybody sees the comment; nothing is recorded for a
+    revision that is not the present one.
     """
 
     comment_id: UUID
@@ -263,7 +399,7 @@ class RecordTranslation(Command[TranslationStatus | None]):
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> TranslationStatus | None:
         comment = aggregates.get(Comment, self.comment_id)
-        if comment.version == 0 or comment.deleted:
+        if comment.standing is not Standing.POSTED:
             return None
         revision, target = self.revision, self.target_language
         if self.detected is not None:
@@ -298,7 +434,7 @@ class RecordTarget(Command[TranslationStatus | None]):
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> TranslationStatus | None:
         comment = aggregates.get(Comment, self.comment_id)
-        if comment.version == 0 or comment.deleted:
+        if comment.standing is not Standing.POSTED:
             return None
         revision, target = self.revision, self.target_language
         match self.outcome:

@@ -10,13 +10,13 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from commands.endpoint import TOKEN_FIRST, executor
+from commands.endpoint import TOKEN_FIRST, Execute, executor
 from domain.dismissals import Dismissal, stream_id
 from domain.model import Origin
-from domain.upload import Upload
+from domain.upload import NOBODY, Upload, VideoViewer
 from engine.command_bus import Aggregates, Command
 from infra.http.problems import problems
-from infra.http.shapes import VIDEO_ID, Wire
+from infra.http.shapes import VIDEO_ID, RequestBody, Wire
 
 
 class Interest(Wire):
@@ -26,7 +26,7 @@ class Interest(Wire):
     not_interested: bool
 
 
-class OfNoInterest(Wire):
+class OfNoInterest(RequestBody):
     """The video that the caller is not interested in."""
 
     video_id: Annotated[UUID, Field(examples=[VIDEO_ID])]
@@ -39,12 +39,13 @@ class ChangeInterest(Command[Interest]):
     video_id: UUID
     viewer: str
     not_interested: bool
+    seen_by: VideoViewer = NOBODY
 
     def streams(self) -> Sequence[UUID]:
         return (self.video_id, stream_id(self.video_id, self.viewer))
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> Interest:
-        aggregates.get(Upload, self.video_id).require_video()
+        aggregates.get(Upload, self.video_id).require_visible(self.seen_by)
         dismissal = aggregates.get(Dismissal, stream_id(self.video_id, self.viewer))
         verb = dismissal.dismiss if self.not_interested else dismissal.take_back
         verb(self.video_id, self.viewer, origin)
@@ -61,13 +62,13 @@ answers: dict[str, Any] = {
 @router.put("/videos/{video_id}/not-interested", summary="Have it recommended no more", **answers)
 async def dismiss(video_id: UUID, request: Request) -> Response:
     execute = await executor(request)
-    return await execute(ChangeInterest(video_id, execute.actor, not_interested=True))
+    return await execute(_change(execute, video_id, not_interested=True))
 
 
 @router.delete("/videos/{video_id}/not-interested", summary="Take that back", **answers)
 async def take_back(video_id: UUID, request: Request) -> Response:
     execute = await executor(request)
-    return await execute(ChangeInterest(video_id, execute.actor, not_interested=False))
+    return await execute(_change(execute, video_id, not_interested=False))
 
 
 @router.post(
@@ -80,5 +81,8 @@ async def take_back(video_id: UUID, request: Request) -> Response:
 )
 async def dismiss_recommended(body: OfNoInterest, request: Request) -> Response:
     execute = await executor(request)
-    command = ChangeInterest(body.video_id, execute.actor, not_interested=True)
-    return await execute(command, status=202)
+    return await execute(_change(execute, body.video_id, not_interested=True), status=202)
+
+
+def _change(execute: Execute, video_id: UUID, *, not_interested: bool) -> ChangeInterest:
+    return ChangeInterest(video_id, execute.actor, not_interested, execute.viewer)

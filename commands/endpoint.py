@@ -6,13 +6,15 @@ import asyncio
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast
 from uuid import UUID, uuid4, uuid5
 
 from fastapi import Depends, Request, Response
 
 from domain.errors import DomainError
 from domain.model import Origin
+from domain.moderation import NO_WORDS, WatchedWords
+from domain.upload import VideoViewer
 from engine.command_bus import Aggregates, Command, CommandBus, Executed, IdempotencyKey, Query
 from engine.event_store import StoredAnswer
 from engine.telemetry import Telemetry
@@ -43,7 +45,8 @@ class Services:
     """What the routers of the command API stand on; made by the wiring.
 
     `projections` are the names of the read models. `ending` has the uploads that a request of this
-    process is about to complete or abort. Without `viewers` only users may watch.
+    process is about to complete or abort. Without `viewers` only users may watch. Comments with
+    `watched_words` wait for approval.
     """
 
     bus: CommandBus
@@ -57,6 +60,7 @@ class Services:
     finalize_wait_seconds: float
     projections: frozenset[str]
     viewers: ViewerKeys | None = None
+    watched_words: WatchedWords = NO_WORDS
     ending: dict[UUID, asyncio.Event] = field(default_factory=dict)
 
 
@@ -125,6 +129,11 @@ class Execute:
         return None if self.identity.anonymous else self.actor
 
     @property
+    def viewer(self) -> VideoViewer:
+        """As whom the caller sees videos."""
+        return self.identity.viewer
+
+    @property
     def correlation_id(self) -> str:
         """What names the conversation that the request belongs to."""
         return request_id_of(self._request.scope)
@@ -157,8 +166,8 @@ class Execute:
 
     async def value(self, command: Command[R]) -> R:
         """Return the command's own answer, for a request that goes on after it."""
-        by = {"actor": self.actor, "correlation_id": self.correlation_id}
-        return (await self.services.bus.execute(command, **by)).answer
+        outcome = await self._run(command, None)
+        return cast("Executed[R]", outcome).answer
 
     async def recall(self) -> Response | None:
         """Return the answer to a repeat of an idempotent request before anything is done."""
@@ -183,7 +192,11 @@ class Execute:
         self, command: Command[R], key: IdempotencyKey | None
     ) -> Executed[R] | StoredAnswer:
         return await self.services.bus.execute_once(
-            command, key, actor=self.actor, correlation_id=self.correlation_id
+            command,
+            key,
+            actor=self.actor,
+            correlation_id=self.correlation_id,
+            kind=self.identity.kind,
         )
 
     async def _key(self, status: int) -> IdempotencyKey | None:

@@ -13,18 +13,19 @@ from fastapi import APIRouter, Path, Request, Response
 from pydantic import Field
 
 from commands.endpoint import TOKEN_FIRST, Accepted, Execute, Reply, executor
+from commands.queries import FindVisible
 from domain.feedback import CHOSEN, SHOWN, GivenList
 from domain.model import Origin
 from engine.command_bus import Aggregates, Lookup, Query
 from engine.telemetry import TelemetryEvent
 from infra.http.problems import problems
-from infra.http.shapes import VIDEO_ID, Wire, rfc3339
+from infra.http.shapes import VIDEO_ID, RequestBody, rfc3339
 
 MOST_VIDEOS = 50
 LONGEST_ID = 2_000
 
 
-class Shown(Wire):
+class Shown(RequestBody):
     """The videos of the list that the user could see."""
 
     video_ids: Annotated[
@@ -32,7 +33,7 @@ class Shown(Wire):
     ]
 
 
-class Chosen(Wire):
+class Chosen(RequestBody):
     """The video of the list that the user went for."""
 
     video_id: Annotated[UUID, Field(examples=[VIDEO_ID])]
@@ -94,7 +95,10 @@ async def _accept(
     repeated = await execute.recall()
     if repeated is not None:
         return repeated
-    await record(execute, await execute.value(FindList(list_id, execute.actor)), videos, topics)
+    given = await execute.value(FindList(list_id, execute.actor))
+    # What has become private in the meantime is passed over.
+    visible = await execute.value(FindVisible([*dict.fromkeys(videos)], execute.viewer))
+    await record(execute, given, visible, topics)
     return await execute(Reply(Accepted()), status=202)
 
 

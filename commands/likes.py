@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from commands.endpoint import executor
 from domain.model import Origin
-from domain.upload import Upload
+from domain.upload import NOBODY, Upload, VideoViewer
 from domain.video_likes import VideoLikes, stream_id
 from engine.command_bus import Aggregates, Command, Lookup
 from infra.http.app import DirectRoute
@@ -43,11 +43,12 @@ class LikesOfOthers(Lookup[int]):
 
 @dataclass(frozen=True)
 class ChangeLike(Command[LikeState]):
-    """One viewer's wish for one video."""
+    """One viewer's wish for one video, as whoever may see it."""
 
     video_id: UUID
     viewer: str
     wish: Wish
+    seen_by: VideoViewer = NOBODY
     likes_id: UUID = field(init=False)
     others: LikesOfOthers = field(init=False)
 
@@ -62,7 +63,7 @@ class ChangeLike(Command[LikeState]):
         return (self.others,)
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> LikeState:
-        aggregates.get(Upload, self.video_id).require_video()
+        aggregates.get(Upload, self.video_id).require_visible(self.seen_by)
         likes = aggregates.get(VideoLikes, self.likes_id)
         getattr(likes, self.wish)(self.video_id, self.viewer, origin)
         others = aggregates.look_up(self.others)
@@ -79,16 +80,16 @@ answers: dict[str, Any] = {
 @router.post("/videos/{video_id}/like", summary="Like, or take the like back", **answers)
 async def toggle_like(video_id: UUID, request: Request) -> Response:
     execute = await executor(request)
-    return await execute(ChangeLike(video_id, execute.actor, Wish.TOGGLE))
+    return await execute(ChangeLike(video_id, execute.actor, Wish.TOGGLE, execute.viewer))
 
 
 @router.put("/videos/{video_id}/like", summary="Like", **answers)
 async def like(video_id: UUID, request: Request) -> Response:
     execute = await executor(request)
-    return await execute(ChangeLike(video_id, execute.actor, Wish.LIKE))
+    return await execute(ChangeLike(video_id, execute.actor, Wish.LIKE, execute.viewer))
 
 
 @router.delete("/videos/{video_id}/like", summary="Take the like back", **answers)
 async def unlike(video_id: UUID, request: Request) -> Response:
     execute = await executor(request)
-    return await execute(ChangeLike(video_id, execute.actor, Wish.UNLIKE))
+    return await execute(ChangeLike(video_id, execute.actor, Wish.UNLIKE, execute.viewer))

@@ -21,7 +21,7 @@ from domain.operation import Members, Operation
 from engine.command_bus import Aggregates, Command
 from infra.http.app import require_admin
 from infra.http.problems import problems
-from infra.http.shapes import Wire
+from infra.http.shapes import RequestBody, Wire
 from infra.settings.features import MAX_REPLAY_WORKERS
 
 Position = Annotated[int, Field(ge=1, le=2**63 - 1, strict=True, examples=[1_000])]
@@ -29,13 +29,13 @@ Flag = Annotated[bool, Field(strict=True)]
 Reason = Annotated[str, Field(min_length=1, max_length=500, examples=["an alert"])]
 
 
-class Because(Wire):
+class Because(RequestBody):
     """Why it is done, for whoever reads the log later."""
 
     reason: Reason | None = None
 
 
-class Justified(Wire):
+class Justified(RequestBody):
     """Why an event is left out; it is kept with the event."""
 
     reason: Reason

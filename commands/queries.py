@@ -12,8 +12,9 @@ from typing import Self, TypeVar
 from uuid import UUID
 
 from commands.upload_shapes import UploadCompleted
+from domain.errors import NotFound
 from domain.model import Origin
-from domain.upload import Status, Upload
+from domain.upload import NOBODY, Status, Upload, VideoViewer
 from engine.command_bus import Aggregates, Query
 
 R = TypeVar("R")
@@ -89,12 +90,45 @@ class VideoFile:
     filename: str
 
 
+@dataclass(frozen=True)
 class FindVideoFile(UploadQuery[VideoFile]):
-    """Return the file of a video that people can see; refuse any other."""
+    """Return the file of a video that the viewer may see; refuse any other."""
+
+    viewer: VideoViewer = NOBODY
 
     def answer(self, upload: Upload, origin: Origin) -> VideoFile:
-        upload.require_video()
+        upload.require_visible(self.viewer)
         return VideoFile(upload.content_type, upload.filename)
+
+
+@dataclass(frozen=True)
+class FindVideoOwner(UploadQuery[str]):
+    """Return whose video it is; refuse one that the viewer may not see."""
+
+    viewer: VideoViewer
+
+    def answer(self, upload: Upload, origin: Origin) -> str:
+        upload.require_visible(self.viewer)
+        return upload.owner
+
+
+@dataclass(frozen=True)
+class FindVisible(Query[list[UUID]]):
+    """Return those of some videos that the viewer may see, or could; refuse where there is none."""
+
+    videos: Sequence[UUID]
+    viewer: VideoViewer
+
+    def streams(self) -> Sequence[UUID]:
+        return self.videos
+
+    def decide(self, aggregates: Aggregates, origin: Origin) -> list[UUID]:
+        found = [
+            video for video in self.videos if aggregates.get(Upload, video).visible_to(self.viewer)
+        ]
+        if not found:
+            raise NotFound("There is no such video.")
+        return found
 
 
 @dataclass(frozen=True)
@@ -121,6 +155,5 @@ def completion(upload: Upload) -> UploadCompleted:
 
 
 def _owned(upload: Upload, origin: Origin) -> Upload:
-    upload.require_known()
-    upload.require_owner(origin.actor)
+    upload.require_own_upload(origin.actor)
     return upload

@@ -10,7 +10,8 @@ from uuid import UUID
 
 from pydantic import Field
 
-from infra.http.shapes import Time, Wire
+from domain.upload import CommentPolicy, Visibility
+from infra.http.shapes import RequestBody, Time, Wire
 
 Title = Annotated[str, Field(min_length=1, max_length=200, examples=["A walk in the rain"])]
 Description = Annotated[str, Field(max_length=5_000, examples=["Filmed in one take."])]
@@ -21,7 +22,7 @@ ETag = Annotated[
 ]
 
 
-class StartUpload(Wire):
+class StartUpload(RequestBody):
     """What to upload. `size_bytes` is the exact size of the file."""
 
     title: Title
@@ -30,6 +31,8 @@ class StartUpload(Wire):
     size_bytes: Annotated[int, Field(ge=1, strict=True, examples=[10_485_760])]
     description: Description | None = None
     category: Category | None = None
+    visibility: Visibility = Visibility.PUBLIC
+    comment_policy: CommentPolicy = CommentPolicy.OPEN
 
 
 class PartUrl(Wire):
@@ -56,7 +59,7 @@ class UploadStarted(UploadBegun):
     parts: list[PartUrl]
 
 
-class PartNumbers(Wire):
+class PartNumbers(RequestBody):
     """Of which parts the URLs are wanted."""
 
     numbers: Annotated[
@@ -70,14 +73,14 @@ class PartUrls(Wire):
     parts: list[PartUrl]
 
 
-class UploadedPart(Wire):
+class UploadedPart(RequestBody):
     """A part as the store acknowledged it."""
 
     number: PartNumber
     etag: ETag
 
 
-class CompleteUpload(Wire):
+class CompleteUpload(RequestBody):
     """The parts that make the file; none: all that were uploaded."""
 
     parts: Annotated[list[UploadedPart], Field(max_length=10_000)] = []  # noqa: RUF012 - pydantic copies it

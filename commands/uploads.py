@@ -99,8 +99,7 @@ class UploadCommand(Command[R]):
     def owned(self, aggregates: Aggregates, origin: Origin) -> Upload:
         """Return the upload to its owner; refuse anybody else."""
         upload = self.upload(aggregates)
-        upload.require_known()
-        upload.require_owner(origin.actor)
+        upload.require_own_upload(origin.actor)
         return upload
 
 
@@ -113,13 +112,15 @@ class StartUpload(UploadCommand[UploadBegun]):
     answer: UploadBegun
 
     def decide(self, aggregates: Aggregates, origin: Origin) -> UploadBegun:
-        self.upload(aggregates).start(
+        upload = self.upload(aggregates)
+        upload.start(
             origin,
-            **self.details.model_dump(),
+            **self.details.model_dump(exclude={"comment_policy"}),
             part_size_bytes=self.answer.part_size_bytes,
             object_key=object_key(self.upload_id),
             store_upload_id=self.store_upload_id,
         )
+        upload.change_comment_policy(self.details.comment_policy, origin)
         return self.answer
 
 

@@ -19,7 +19,7 @@ from domain.text import check_text
 from domain.upload import object_key
 from engine.telemetry import SHARED, VIEWED, WATCH_TIME, TelemetryEvent
 from infra.http.problems import problems
-from infra.http.shapes import Wire
+from infra.http.shapes import RequestBody, Wire
 
 
 class Watching(Wire):
@@ -34,7 +34,7 @@ class WatchSession(Watching):
     url: str
 
 
-class WatchTime(Wire):
+class WatchTime(RequestBody):
     """Seconds watched since the last report of this session."""
 
     session_id: UUID
@@ -43,13 +43,13 @@ class WatchTime(Wire):
     ]
 
 
-class Share(Wire):
+class Share(RequestBody):
     """Where the video was shared to."""
 
     channel: Annotated[str, Field(min_length=1, max_length=50, examples=["mail"])] | None = None
 
 
-class WatchFrom(Wire):
+class WatchFrom(RequestBody):
     """Where the viewer came from: the `listId` of recommendations, if from one of these."""
 
     list_id: Annotated[str, Field(max_length=LONGEST_ID)] | None = None
@@ -71,7 +71,7 @@ accepted: dict[str, Any] = {
 )
 async def watch(video_id: UUID, request: Request, body: WatchFrom | None = None) -> Response:
     execute = await viewer_executor(request)
-    media = await execute.value(FindVideoFile(video_id))
+    media = await execute.value(FindVideoFile(video_id, execute.viewer))
     given = await _list_with(video_id, body.list_id, execute) if body and body.list_id else None
     watching = await execute.kept(Watching)
     if watching is None:
@@ -127,7 +127,7 @@ async def _accept(
     repeated = await execute.recall()
     if repeated is not None:
         return repeated
-    await execute.value(FindVideoFile(video_id))
+    await execute.value(FindVideoFile(video_id, execute.viewer))
     await execute.services.telemetry.record(_event(execute, topic, video_id, details))
     return await execute(Reply(Accepted()), status=202)
 

@@ -1,4 +1,4 @@
-"""Comments, their edits, and what was found out about their language."""
+"""Comments, their edits, who may see them, and what was found out about their language."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
-from domain.errors import NotAllowed, NotFound
+from domain.errors import Conflict, NotAllowed, NotFound
 from domain.model import BEGINNING, Aggregate, Origin, Personal
+from domain.moderation import ActingAs, Hold, HoldCause, Standing, check_stated_reason
 from domain.text import check_text
 
 MAX_LENGTH = 10_000
@@ -15,6 +16,7 @@ MAX_LENGTH = 10_000
 MOST_TARGETS = 16
 """Into so many languages one revision is translated, beside the one of every comment."""
 
+UNKNOWN = "There is no such comment."
 UNSETTLED = ("pending", "skipped", "failed")
 TranslationStatus = Literal["pending", "not_needed", "translated", "failed", "skipped"]
 # What is known of a translation into a language gives way only to what stands further behind.
@@ -29,7 +31,8 @@ class Comment(Aggregate):
     """One viewer's comment on a video.
 
     `revision` counts posted and edited texts from 1; what a translator says about an older
-    revision than the present one is dropped.
+    revision than the present one is dropped. Each kind of event either changes who sees the
+    comment or does not, so that it counts, and is published, by its kind alone.
     """
 
     TOPIC = "comment"
@@ -43,30 +46,109 @@ class Comment(Aggregate):
         content: Annotated[str, Personal("author")]
 
         def apply(self, comment: Comment) -> None:
-            comment.video_id = self.video_id
-            comment.author = self.author
-            comment.content = self.content
-            comment.revision = 1
-            comment.posted_at = comment.written_at = self.timestamp
+            comment._begin(self.video_id, self.author, self)
 
     class Edited(Event):
         TOPIC = "comment.edited.v1"
         content: Annotated[str, Personal("author")]
 
         def apply(self, comment: Comment) -> None:
-            comment.content = self.content
-            comment.revision += 1
-            comment.written_at = self.timestamp
-            comment.language = comment.confidence = None
-            comment.translation = comment.translated_text = None
-            comment.translation_status = "pending"
-            comment.targets = {}
+            comment._revise(self)
 
     class Deleted(Event):
+        """Its author took away what everybody could see."""
+
         TOPIC = "comment.deleted.v1"
 
         def apply(self, comment: Comment) -> None:
-            comment.deleted = True
+            comment.standing = Standing.DELETED
+
+    class Submitted(Event):
+        """Written, and seen by nobody else until it is approved."""
+
+        TOPIC = "comment.submitted.v1"
+        content: Annotated[str, Personal("author")]
+        cause: str
+        video_owner: Annotated[str, Personal("video_owner")]
+
+        def apply(self, comment: Comment) -> None:
+            comment._begin(self.video_id, self.author, self)
+            comment._hold(self.cause)
+
+    class Resubmitted(Event):
+        """What waits for approval has another text."""
+
+        TOPIC = "comment.resubmitted.v1"
+        content: Annotated[str, Personal("author")]
+        revision: int
+        cause: str
+
+        def apply(self, comment: Comment) -> None:
+            comment._revise(self)
+            comment._hold(self.cause)
+
+    class Withheld(Event):
+        """Everybody could see it, and nobody its new text until that is approved."""
+
+        TOPIC = "comment.withheld.v1"
+        content: Annotated[str, Personal("author")]
+        revision: int
+        cause: str
+        video_owner: Annotated[str, Personal("video_owner")]
+
+        def apply(self, comment: Comment) -> None:
+            comment._revise(self)
+            comment._hold(self.cause)
+
+    class Approved(Event):
+        """What was held is there for everybody."""
+
+        TOPIC = "comment.approved.v1"
+        content: Annotated[str, Personal("author")]
+        acted_as: str
+
+        def apply(self, comment: Comment) -> None:
+            comment.standing = Standing.POSTED
+
+    class Removed(Event):
+        """What everybody could see is there for its author only."""
+
+        TOPIC = "comment.removed.v1"
+        acted_as: str
+        stated_reason: Annotated[str | None, Personal("actor")]
+
+        def apply(self, comment: Comment) -> None:
+            comment._remove(self.acted_as, self.stated_reason)
+
+    class Rejected(Event):
+        """What was held is removed, or what the video's owner had removed is by a moderator."""
+
+        TOPIC = "comment.rejected.v1"
+        acted_as: str
+        stated_reason: Annotated[str | None, Personal("actor")]
+
+        def apply(self, comment: Comment) -> None:
+            comment._remove(self.acted_as, self.stated_reason)
+
+    class Restored(Event):
+        """What was removed is there for everybody."""
+
+        TOPIC = "comment.restored.v1"
+        content: Annotated[str, Personal("author")]
+        acted_as: str
+        stated_reason: Annotated[str | None, Personal("actor")]
+
+        def apply(self, comment: Comment) -> None:
+            comment.standing = Standing.POSTED
+            comment.removed_as = comment.stated_reason = None
+
+    class Withdrawn(Event):
+        """Its author took away what nobody else could see."""
+
+        TOPIC = "comment.withdrawn.v1"
+
+        def apply(self, comment: Comment) -> None:
+            comment.standing = Standing.DELETED
 
     class LanguageDetected(Event):
         """Languages are ISO 639-1 codes, `confidence` lies in 0..1, None where nobody knows it.
@@ -160,26 +242,89 @@ class Comment(Aggregate):
         self.translation: tuple[str, str, str] | None = None
         self.translation_status: TranslationStatus = "pending"
         self.targets: dict[str, TranslationStatus] = {}
-        self.deleted = False
+        self.standing: Standing | None = None
+        self.held_for: HoldCause | None = None
+        self.removed_as: ActingAs | None = None
+        self.stated_reason: str | None = None
 
-    def post(self, video_id: UUID, content: str, origin: Origin) -> None:
-        """Post the comment; the actor becomes its author. Once posted, this records nothing."""
+    def post(self, video_id: UUID, content: str, origin: Origin, hold: Hold | None = None) -> None:
+        """Post or hold the comment of the actor; once that was done, this records nothing."""
         if self.version > 0:
             return
         check_text(content, "content", max_length=MAX_LENGTH)
-        self.record(self.Posted, origin, video_id=video_id, author=origin.actor, content=content)
+        written = {"video_id": video_id, "author": origin.actor, "content": content}
+        if hold is None:
+            self.record(self.Posted, origin, **written)
+        else:
+            self.record(self.Submitted, origin, **written, **hold._asdict())
 
-    def edit(self, content: str, origin: Origin) -> None:
-        """Replace the text; the same text again records nothing."""
-        self._require_author(origin)
+    def edit(self, content: str, origin: Origin, hold: Hold | None = None) -> None:
+        """Replace the text, and hold it if need be; the same text again records nothing.
+
+        What is held stays so.
+        """
+        self.require_author(origin)
+        if self.standing is Standing.REMOVED:
+            raise self._conflict("The comment was removed, so it can't be edited.")
         check_text(content, "content", max_length=MAX_LENGTH)
-        if content != self.content:
+        if content == self.content:
+            return
+        written = {"content": content, "revision": self.revision + 1}
+        if self.standing is Standing.HELD:
+            cause = hold.cause if hold else self.held_for
+            self._record(self.Resubmitted, origin, **written, cause=cause)
+        elif hold is not None:
+            self._record(self.Withheld, origin, **written, **hold._asdict())
+        else:
             self._record(self.Edited, origin, content=content)
 
     def delete(self, origin: Origin) -> None:
-        """Take the comment out of every read."""
-        self._require_author(origin)
-        self._record(self.Deleted, origin)
+        """Take the comment out of every read, for good."""
+        self.require_author(origin)
+        self._record(self.Deleted if self.standing is Standing.POSTED else self.Withdrawn, origin)
+
+    def remove(self, acted_as: ActingAs, stated_reason: str | None, origin: Origin) -> None:
+        """Show the comment to nobody but its author; what is removed already records nothing.
+
+        A moderator may remove what the video's owner has removed, who can't restore it then.
+        """
+        self.require_known()
+        check_stated_reason(stated_reason)
+        above = acted_as is ActingAs.MODERATOR and self.removed_as is ActingAs.OWNER
+        if self.standing is not Standing.REMOVED or above:
+            kind = self.Removed if self.standing is Standing.POSTED else self.Rejected
+            self._record(kind, origin, acted_as=acted_as, stated_reason=stated_reason)
+
+    def restore(self, acted_as: ActingAs, stated_reason: str | None, origin: Origin) -> None:
+        """Show a removed comment to everybody again; what is posted records nothing.
+
+        Raise NotAllowed to its author, and to the video's owner where a moderator removed it;
+        Conflict for what waits for approval.
+        """
+        self._require_other(origin, "restore")
+        check_stated_reason(stated_reason)
+        if self.standing is Standing.HELD:
+            raise self._conflict("The comment waits for approval: approve it.")
+        if acted_as is ActingAs.OWNER and self.removed_as is ActingAs.MODERATOR:
+            raise NotAllowed("A moderator removed this comment; only a moderator can restore it.")
+        if self.standing is Standing.REMOVED:
+            told = {"acted_as": acted_as, "stated_reason": stated_reason}
+            self._record(self.Restored, origin, content=self.content, **told)
+
+    def approve(self, acted_as: ActingAs, revision: int | None, origin: Origin) -> None:
+        """Show a held comment to everybody; what is posted records nothing.
+
+        `revision` is the one that was looked at, if that is known. Raise NotAllowed to its author;
+        Conflict where the comment was removed, or has another text than was looked at.
+        """
+        self._require_other(origin, "approve")
+        if self.standing is Standing.REMOVED:
+            raise self._conflict("The comment was removed: restore it.")
+        if self.standing is Standing.HELD:
+            if revision not in (None, self.revision):
+                message = "The comment has another text than the one that was looked at."
+                raise self._conflict(message, revision=self.revision)
+            self._record(self.Approved, origin, content=self.content, acted_as=acted_as)
 
     def detect_language(
         self,
@@ -292,23 +437,62 @@ class Comment(Aggregate):
         return self.targets.get(target_language, "pending")
 
     def require_posted(self) -> UUID:
-        """Return the video that the comment is on; raise NotFound unless the comment stands."""
-        if self.video_id is None or self.deleted:
-            raise NotFound("There is no such comment.")
+        """Return the video that the comment is on; raise NotFound unless everybody sees it."""
+        if self.standing is not Standing.POSTED:
+            raise NotFound(UNKNOWN)
+        return self.require_known()
+
+    def require_known(self) -> UUID:
+        """Return the video that the comment is on, whoever sees it; raise NotFound once deleted."""
+        if self.video_id is None or self.standing is Standing.DELETED:
+            raise NotFound(UNKNOWN)
         return self.video_id
+
+    def not_yours(self, message: str) -> NotAllowed | NotFound:
+        """Return what somebody is told who has no right to it: nothing of what they don't see."""
+        return NotAllowed(message) if self.standing is Standing.POSTED else NotFound(UNKNOWN)
 
     def _record(self, event: type[Event], origin: Origin, **fields: Any) -> None:
         self.record(event, origin, video_id=self.video_id, author=self.author, **fields)
 
     def _is_present(self, revision: int) -> bool:
-        return not self.deleted and revision == self.revision
+        return self.standing is Standing.POSTED and revision == self.revision
 
     def _is_news(self, revision: int, target: str, status: TranslationStatus) -> bool:
         known = target in self.targets or len(self.targets) < MOST_TARGETS
         ahead = RANKS.index(status) > RANKS.index(self.target_status(target))
         return known and ahead and self._is_present(revision)
 
-    def _require_author(self, origin: Origin) -> None:
-        self.require_posted()
+    def require_author(self, origin: Origin) -> None:
+        self.require_known()
         if origin.actor != self.author:
-            raise NotAllowed("Only its author can change a comment.")
+            raise self.not_yours("Only its author can change a comment.")
+
+    def _require_other(self, origin: Origin, wish: str) -> None:
+        self.require_known()
+        if origin.actor == self.author:
+            raise NotAllowed(f"Nobody can {wish} a comment of their own.")
+
+    def _conflict(self, message: str, **state: Any) -> Conflict:
+        return Conflict(message, commentStatus=self.standing, **state)
+
+    def _begin(self, video_id: UUID, author: str, written: Posted | Submitted) -> None:
+        self.video_id, self.author, self.content = video_id, author, written.content
+        self.revision, self.posted_at = 1, written.timestamp
+        self.written_at = written.timestamp
+        self.standing = Standing.POSTED
+
+    def _revise(self, written: Edited | Resubmitted | Withheld) -> None:
+        self.content, self.written_at = written.content, written.timestamp
+        self.revision += 1
+        self.language = self.confidence = None
+        self.translation = self.translated_text = None
+        self.translation_status = "pending"
+        self.targets = {}
+
+    def _hold(self, cause: str) -> None:
+        self.standing, self.held_for = Standing.HELD, HoldCause(cause)
+
+    def _remove(self, acted_as: str, stated_reason: str | None) -> None:
+        self.standing = Standing.REMOVED
+        self.removed_as, self.stated_reason = ActingAs(acted_as), stated_reason

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Self
 from uuid import UUID
@@ -29,19 +31,69 @@ class Personal:
     subject: str
 
 
+class ActorKind(StrEnum):
+    """What an actor is.
+
+    An `operator` has the role `admin` or `moderator`, or a shell on the machine; an `anonymous`
+    viewer has no name; `system` is a part of the program.
+    """
+
+    USER = "user"
+    ANONYMOUS = "anonymous"
+    OPERATOR = "operator"
+    SYSTEM = "system"
+
+
+class SystemActor(StrEnum):
+    """The parts of the program that record events of their own accord, by their names as actors."""
+
+    SYSTEM = "system"
+    EXPIRY = "expiry"
+    PROJECTIONS = "projections"
+    TRANSCRIPTION = "transcription"
+    TRANSLATION = "translation"
+
+
+SYSTEM_ACTORS = frozenset(SystemActor)
+OPERATOR_PREFIX = "operator:"
+"""What the names of operators at the command line begin with."""
+RESERVED_PREFIXES = (OPERATOR_PREFIX, "system:")
+
+
+def actor_kind(actor: str) -> ActorKind:
+    """Return what the actor of that name is, where nobody knows better than by the name.
+
+    No token can have one of the names that are not a user's: see `is_reserved`.
+    """
+    if actor in SYSTEM_ACTORS:
+        return ActorKind.SYSTEM
+    return ActorKind.OPERATOR if actor.startswith(OPERATOR_PREFIX) else ActorKind.USER
+
+
+def is_reserved(name: str) -> bool:
+    """Return whether a name is that of a part of the system or of an operator, or looks like one.
+
+    Compared without case, compatibility forms (Unicode's NFKC), blanks and format characters.
+    """
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    seen = "".join(char for char in folded if unicodedata.category(char) not in ("Cf", "Zs"))
+    return seen in SYSTEM_ACTORS or seen.startswith(RESERVED_PREFIXES)
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a decision came from; every event carries it.
 
     `actor` is a user id (1-128 characters) or the name of a part of the system, `at` the recorded
     time (UTC), `correlation_id` names the whole conversation, `causation_id` the request or event
-    that led to this decision.
+    that led to this decision. `kind` is what the actor is, where its name does not tell.
     """
 
     actor: str
     at: datetime
     correlation_id: str
     causation_id: str
+    kind: ActorKind | None = None
 
 
 class Aggregate(BaseAggregate[UUID]):
@@ -62,6 +114,8 @@ class Aggregate(BaseAggregate[UUID]):
         TOPIC: ClassVar[str]
         UPCASTS: ClassVar[Mapping[str, Upcast]] = MappingProxyType({})
         AGGREGATE: ClassVar[type[Aggregate]]
+        # Beside the fields: events that older releases recorded have none.
+        actor_kind: ClassVar[str | None] = None
 
         actor: Annotated[str, Personal("actor")]
         correlation_id: str
@@ -112,5 +166,6 @@ class Aggregate(BaseAggregate[UUID]):
             "causation_id": origin.causation_id,
         }
         made = event(**fields)
+        vars(made)["actor_kind"] = origin.kind or actor_kind(origin.actor)
         made.mutate(self)
         self.pending_events.append(made)

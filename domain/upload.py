@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
 from domain.errors import Conflict, NotAllowed, NotFound
@@ -26,6 +26,45 @@ class Status(StrEnum):
     ABORTED = "aborted"
     EXPIRED = "expired"
     REMOVED = "removed"
+
+
+class CommentPolicy(StrEnum):
+    """Who comments on a video: everybody, whoever its owner approves of each time, or nobody."""
+
+    OPEN = "open"
+    APPROVAL = "approval"
+    CLOSED = "closed"
+
+
+class Visibility(StrEnum):
+    """Who a video is for: everybody, whoever knows its id, or its owner and moderators alone."""
+
+    PUBLIC = "public"
+    UNLISTED = "unlisted"
+    PRIVATE = "private"
+
+
+class VideoViewer(NamedTuple):
+    """Who wants to see a video; without a `user_id` nobody knows, `sees_all` moderators do."""
+
+    user_id: str | None = None
+    sees_all: bool = False
+
+
+NOBODY = VideoViewer()
+
+
+def is_visible(visibility: str, owner: str, viewer: VideoViewer) -> bool:
+    """Return whether this viewer may see a video; to one who may not, there is no such video."""
+    return visibility != Visibility.PRIVATE or viewer.user_id == owner or viewer.sees_all
+
+
+def is_listed(visibility: str, owner: str, viewer: VideoViewer) -> bool:
+    """Return whether a list shows the video to this viewer: what is not public, only to its owner.
+
+    What ranks, recommends or searches shows public videos alone, also to their owners.
+    """
+    return visibility == Visibility.PUBLIC or viewer.user_id == owner
 
 
 def object_key(upload_id: UUID) -> str:
@@ -82,10 +121,22 @@ class Upload(Aggregate):
             upload.object_key, upload.store_upload_id = self.object_key, self.store_upload_id
             upload.started_at = self.timestamp
 
+    class VisibilityChanged(Event):
+        """Of an upload that never had one, everybody may see the video."""
+
+        TOPIC = "upload.visibility_changed.v1"
+        visibility: str
+
+        def apply(self, upload: Upload) -> None:
+            upload.visibility = Visibility(self.visibility)
+
     class Completed(Event):
+        """Tells the visibility with which the video begins, for those who hear of nothing else."""
+
         TOPIC = "upload.completed.v1"
         size_bytes: int
         etag: str
+        visibility: str = Visibility.PUBLIC.value
 
         def apply(self, upload: Upload) -> None:
             upload.status = Status.COMPLETED
@@ -130,6 +181,13 @@ class Upload(Aggregate):
             upload.duration_seconds = self.duration_seconds
             upload.transcribed_by = self.model
 
+    class CommentPolicyChanged(Event):
+        TOPIC = "upload.comment_policy_changed.v1"
+        comment_policy: str
+
+        def apply(self, upload: Upload) -> None:
+            upload.comment_policy = CommentPolicy(self.comment_policy)
+
     class Removed(Event):
         TOPIC = "upload.removed.v1"
 
@@ -138,6 +196,7 @@ class Upload(Aggregate):
 
     def __init__(self) -> None:
         self.status: Status | None = None
+        self.visibility = Visibility.PUBLIC
         self.owner = self.title = self.filename = self.content_type = ""
         self.description: str | None = None
         self.category: str | None = None
@@ -148,6 +207,7 @@ class Upload(Aggregate):
         self.spoken_language: str | None = None
         self.duration_seconds: float | None = None
         self.transcribed_by = ""
+        self.comment_policy = CommentPolicy.OPEN
 
     @property
     def part_count(self) -> int:
@@ -172,6 +232,7 @@ class Upload(Aggregate):
         part_size_bytes: int,
         object_key: str,
         store_upload_id: str,
+        visibility: Visibility = Visibility.PUBLIC,
     ) -> None:
         """Begin; the actor becomes the owner. Starting what is started records nothing."""
         if self.version > 0:
@@ -193,6 +254,7 @@ class Upload(Aggregate):
             object_key=object_key,
             store_upload_id=store_upload_id,
         )
+        self._show(visibility, origin)
 
     def complete(self, size_bytes: int, etag: str, origin: Origin) -> None:
         """Record that the object stands in the store; once completed, this records nothing.
@@ -201,7 +263,14 @@ class Upload(Aggregate):
         """
         if self.status is not Status.COMPLETED:
             self._require_started("completed")
-            self.record(self.Completed, origin, owner=self.owner, size_bytes=size_bytes, etag=etag)
+            self.record(
+                self.Completed,
+                origin,
+                owner=self.owner,
+                size_bytes=size_bytes,
+                etag=etag,
+                visibility=self.visibility.value,
+            )
 
     def abort(self, origin: Origin) -> None:
         """Give the upload up; once aborted, this records nothing. Raise Conflict after an end."""
@@ -229,6 +298,22 @@ class Upload(Aggregate):
                 description=description,
                 category=category,
             )
+
+    def change_comment_policy(self, policy: CommentPolicy, origin: Origin) -> None:
+        """Set who comments; the present policy again records nothing."""
+        self.require_known()
+        if policy is not self.comment_policy:
+            self.record(self.CommentPolicyChanged, origin, owner=self.owner, comment_policy=policy)
+
+    def change_visibility(self, visibility: Visibility, origin: Origin) -> None:
+        """Say who may see the video; the present visibility again records nothing."""
+        self.require_video()
+        self._show(visibility, origin)
+
+    def _show(self, visibility: Visibility, origin: Origin) -> None:
+        if visibility != self.visibility:
+            value = visibility.value
+            self.record(self.VisibilityChanged, origin, owner=self.owner, visibility=value)
 
     def transcribe(
         self,
@@ -259,14 +344,30 @@ class Upload(Aggregate):
         self.record(self.Removed, origin, owner=self.owner)
 
     def require_video(self) -> None:
-        """Raise NotFound unless this is a video that people can see."""
+        """Raise NotFound unless this is a video, whoever may see it."""
         if self.status is not Status.COMPLETED:
+            raise NotFound("There is no such video.")
+
+    def visible_to(self, viewer: VideoViewer) -> bool:
+        """Return whether the viewer may see what this is or will be."""
+        return is_visible(self.visibility, self.owner, viewer)
+
+    def require_visible(self, viewer: VideoViewer) -> None:
+        """Raise NotFound unless this is a video that the viewer may see."""
+        if self.status is not Status.COMPLETED or not self.visible_to(viewer):
             raise NotFound("There is no such video.")
 
     def require_known(self) -> None:
         """Raise NotFound for an upload that never began or whose video was removed."""
         if self.status is None or self.status is Status.REMOVED:
             raise NotFound("There is no such upload.")
+
+    def require_own_upload(self, actor: str) -> None:
+        """Raise NotFound for an upload that the actor can't know of, NotAllowed for another's."""
+        self.require_known()
+        if not self.visible_to(VideoViewer(actor)):
+            raise NotFound("There is no such upload.")
+        self.require_owner(actor)
 
     def require_owner(self, actor: str) -> None:
         """Raise NotAllowed for anybody but the owner."""

@@ -69,6 +69,9 @@ LOCK = b"""
 SELECT version, position FROM backlot_checkpoints
 WHERE kind = 'projection' AND subscription = %s FOR UPDATE
 """
+SET_VERSION = b"""
+UPDATE backlot_checkpoints SET version = %s WHERE kind = 'projection' AND subscription = %s
+"""
 DROP_PARTS = b"DELETE FROM backlot_checkpoints WHERE kind = 'replay' AND subscription = %s"
 COPIES = b"""
 SELECT subscription FROM backlot_checkpoints
@@ -237,6 +240,11 @@ def create(conn: Connection[Any], schema: str, projection: str, version: int) ->
 def lock(conn: Connection[Any], schema: str) -> tuple[int, int] | None:
     """Keep a copy as it is until the transaction ends; return its version and its position."""
     return cast("tuple[int, int] | None", conn.execute(LOCK, (schema,)).fetchone())
+
+
+def set_version(conn: Connection[Any], schema: str, version: int) -> None:
+    """Say that a copy is of this version now."""
+    conn.execute(SET_VERSION, (version, schema))
 
 
 def drop_parts(conn: Connection[Any], schema: str) -> None:

@@ -24,7 +24,7 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from domain.errors import Conflict, DomainError
-from domain.model import Aggregate, Origin
+from domain.model import ActorKind, Aggregate, Origin
 from engine.event_store import GroupCommitRecorder, Save, StoredAnswer
 from engine.log import MAPPER
 from infra.batcher import Batcher
@@ -173,6 +173,7 @@ class Request:
     correlation_id: str
     causation_id: str
     key: IdempotencyKey | None = None
+    kind: ActorKind | None = None
     streams: Sequence[UUID] = field(init=False)
     name: tuple[str, str] | None = None
     conflicts: int = 0
@@ -268,7 +269,8 @@ class Round:
 
     def _decided(self, request: Request, slots: Sequence[Slot]) -> Group:
         """Return a group of this command alone, with its answer or its failure."""
-        origin = Origin(request.actor, self.at, request.correlation_id, request.causation_id)
+        ids = (request.correlation_id, request.causation_id)
+        origin = Origin(request.actor, self.at, *ids, request.kind)
         own = Group()
         try:
             result: Any = request.command.decide(Aggregates(self.slots, self.found), origin)
@@ -302,8 +304,7 @@ def _changed(slots: Sequence[Slot]) -> list[Slot]:
 class Contended(Conflict):
     """Other writers were faster again and again."""
 
-
-CONTENDED = "Others keep changing this at the same time; please try again."
+    TOLD = "Others keep changing this at the same time; please try again."
 
 
 class KeyReused(Conflict):
@@ -367,13 +368,16 @@ class CommandBus:
         return cast("Executed[R]", await self._batcher.submit(request))
 
     async def execute_once(
-        self, command: Command[R], key: IdempotencyKey | None, *, actor: str, correlation_id: str
+        self,
+        command: Command[R],
+        key: IdempotencyKey | None,
+        *,
+        actor: str,
+        correlation_id: str,
+        kind: ActorKind | None = None,
     ) -> Executed[R] | StoredAnswer:
-        """The same under an idempotency key; return the stored answer where it was used before.
-
-        Where the outcome is unknown, the client may repeat the request with the same key.
-        """
-        request = Request(command, actor, correlation_id, correlation_id, key)
+        """The same under a key: its repeats, also of what is unknown, get the stored answer."""
+        request = Request(command, actor, correlation_id, correlation_id, key, kind)
         return await self._batcher.submit(request)
 
     async def close(self) -> None:
@@ -465,7 +469,7 @@ class CommandBus:
             for request, _ in group.results:
                 request.conflicts += 1
                 if request.conflicts > self._retries:
-                    request.outcome = Contended(CONTENDED)
+                    request.outcome = Contended(Contended.TOLD)
         EVENTS_APPENDED.inc(sum(map(len, filter(None, outcomes))))
         return failed
 
@@ -489,12 +493,8 @@ def _measure(requests: Sequence[Request], seconds: float) -> None:
 
 
 def _kind(outcome: object) -> str:
-    return next((kind for kind, of in OUTCOMES.items() if isinstance(outcome, of)), "failed")
+    return next((kind for kind, of in KINDS.items() if isinstance(outcome, of)), "failed")
 
 
-OUTCOMES = {
-    "accepted": Executed,
-    "repeated": StoredAnswer,
-    "conflict": Contended,
-    "refused": DomainError,
-}
+NAMES = ("accepted", "repeated", "conflict", "refused")
+KINDS = dict(zip(NAMES, (Executed, StoredAnswer, Contended, DomainError), strict=True))

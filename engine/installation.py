@@ -184,9 +184,10 @@ def make_tables(conn: Connection[Any], *others: MigrationSet) -> None:
 
 
 def install(conn: Connection[Any], projections: Iterable[Projection]) -> None:
-    """Make the copies that are missing. Replace a copy of an older version only while it is empty.
+    """Make the copies that are missing; add to those of an older version what theirs lack.
 
-    What a newer version made stays, empty or not. Runs in one transaction of its own, or within the
+    A copy of an older version is replaced only while it is empty. What a newer version made stays,
+    empty or not. Runs in one transaction of its own, or within the
     caller's; the tables of the engine have to be there.
     """
     with conn.transaction():
@@ -200,6 +201,11 @@ def install(conn: Connection[Any], projections: Iterable[Projection]) -> None:
                 log.info("projection_recreated", projection=name, version=wanted)
                 drop(conn, projection.schema)
                 create(conn, projection)
+            elif version < wanted and projection.grows_from(version):
+                for step in range(version + 1, wanted + 1):
+                    conn.execute(projection.sql(projection.additions[step]))
+                checkpoints.set_version(conn, projection.schema, wanted)
+                log.info("projection_grown", projection=name, version=wanted, before=version)
 
 
 def create(conn: Connection[Any], projection: Projection) -> None:

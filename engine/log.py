@@ -7,7 +7,7 @@ head that was seen is complete: no reader can skip a position.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from datetime import datetime
 from functools import cache
 from hashlib import sha1
@@ -63,11 +63,16 @@ FROM {EVENTS} WHERE notification_id = %s
 
 
 class EventShape(NamedTuple):
-    """How to make an event of one topic: its class, its upcast, its fields, those to convert."""
+    """How to make an event of one topic: its class, its upcast, its fields, those to convert.
+
+    `later` are the fields that it got under the same topic, with what stands for them in events
+    that were stored before.
+    """
 
     event: type[Aggregate.Event]
     upcast: Upcast | None
     fields: frozenset[str]
+    later: dict[str, Any]
     conversions: tuple[tuple[str, Callable[[str], Any]], ...]
 
 
@@ -99,6 +104,8 @@ class EventMapper(Mapper[UUID]):
             payload = orjson.loads(state)
             if shape.upcast is not None:
                 shape.upcast(payload)
+            if shape.later:
+                payload = {**shape.later, **payload}
             if not payload.keys() >= shape.fields:
                 raise KeyError(*sorted(shape.fields - payload.keys()))
             for name, convert in shape.conversions:
@@ -136,12 +143,17 @@ def payload_fields(event: type[Aggregate.Event]) -> frozenset[str]:
     return frozenset(field.name for field in fields(event)) - COLUMNS
 
 
+def later_fields(event: type[Aggregate.Event]) -> dict[str, Any]:
+    """Return the fields that events of the same topic may lack, and what they stand for then."""
+    return {field.name: field.default for field in fields(event) if field.default is not MISSING}
+
+
 @cache
 def _shape(topic: str) -> EventShape:
     """Return how to make an event of this topic; raise KeyError where none is declared."""
     event = EVENT_CLASSES[topic]
     upcast, conversions = event.UPCASTS.get(topic), tuple(_conversions(event))
-    return EventShape(event, upcast, payload_fields(event), conversions)
+    return EventShape(event, upcast, payload_fields(event), later_fields(event), conversions)
 
 
 def _conversions(event: type[Aggregate.Event]) -> Iterable[tuple[str, Callable[[str], Any]]]:

@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, LiteralString, NamedTuple, Self, TypeVar, cast
 
 import structlog
@@ -70,6 +71,9 @@ class Projection(ABC):
     # each makes an end of what it is about, whatever comes before or after it.
     by_stream: ClassVar[bool] = False
     absorbing: ClassVar[tuple[type[Aggregate.Event], ...]] = ()
+    # What makes a copy of the version before one of this version in its place, by version: for
+    # tables and columns that no event recorded before this release has anything to say of.
+    additions: ClassVar[Mapping[int, LiteralString]] = MappingProxyType({})
     # The same read model as earlier releases made it, each a class with its own `version`, `tables`
     # and `apply`: a live copy of theirs goes on until a replay has built the new one.
     former: ClassVar[tuple[type[Projection], ...]] = ()
@@ -96,6 +100,10 @@ class Projection(ABC):
         if version == self.version:
             return self
         return next((kind(self.schema) for kind in self.former if kind.version == version), None)
+
+    def grows_from(self, version: int) -> bool:
+        """Return whether a live copy of that version can be made one of this version in place."""
+        return all(step in self.additions for step in range(version + 1, self.version + 1))
 
     @abstractmethod
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:

@@ -34,6 +34,7 @@ class DataFolder:
         self.postgres = cluster_path(self.path)
         self.objects = objects_path(self.path)
         self.secret = secret_path(self.path)
+        self.seal_head = seal_head_path(self.path)
         check_format(self.path)
         self._create()
         self._lock = self._acquire()
@@ -102,6 +103,11 @@ def objects_path(folder: Path) -> Path:
 def secret_path(folder: Path) -> Path:
     """Return where a data folder keeps the local signing secret of tokens and part URLs."""
     return folder / "jwt-secret"
+
+
+def seal_head_path(folder: Path) -> Path:
+    """Return where a data folder keeps number and hash of the newest seal over the event log."""
+    return folder / "seal-head.json"
 
 
 def lock_holder(folder: Path) -> int | None:

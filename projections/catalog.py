@@ -11,7 +11,7 @@ from psycopg import AsyncConnection, Cursor
 from psycopg.rows import TupleRow
 
 from domain.model import Aggregate
-from domain.upload import Upload
+from domain.upload import Upload, VideoViewer, Visibility, is_listed, is_visible
 from engine.projection import Batch, Projection, Write, write_by_kind
 from infra.postgres.connection import fetch_as
 
@@ -36,7 +36,8 @@ CREATE TABLE {schema}.uploads (
     completed_position bigint,
     duration_seconds double precision,
     spoken_language text,
-    transcript text);
+    transcript text,
+    visibility text COLLATE "C" NOT NULL DEFAULT 'public');
 CREATE INDEX videos ON {schema}.uploads (completed_position)
     WHERE completed_position IS NOT NULL;
 CREATE INDEX videos_by_owner ON {schema}.uploads (owner, completed_position)
@@ -44,6 +45,10 @@ CREATE INDEX videos_by_owner ON {schema}.uploads (owner, completed_position)
 CREATE INDEX videos_by_category ON {schema}.uploads (category, completed_position)
     WHERE completed_position IS NOT NULL;
 CREATE INDEX under_way ON {schema}.uploads (upload_id) WHERE status = 'started'
+"""
+# Before there was a visibility, every video was public.
+ADD_VISIBILITY: LiteralString = """
+ALTER TABLE {schema}.uploads ADD COLUMN visibility text COLLATE "C" NOT NULL DEFAULT 'public'
 """
 
 
@@ -75,6 +80,14 @@ WRITES: Mapping[type[Aggregate.Event], Write] = {
             e.store_upload_id,
             e.timestamp,
         ),
+    ),
+    Upload.VisibilityChanged: Write(
+        """
+        UPDATE {schema}.uploads u SET visibility = e.visibility
+        FROM unnest(%b::uuid[], %b::text[]) AS e(id, visibility)
+        WHERE u.upload_id = e.id
+        """,
+        lambda _, e: (e.originator_id, e.visibility),
     ),
     Upload.Completed: Write(
         """
@@ -117,7 +130,8 @@ WRITES: Mapping[type[Aggregate.Event], Write] = {
 }
 
 UPLOADS: LiteralString = """
-SELECT upload_id, owner, status, size_bytes, part_size_bytes, object_key, store_upload_id
+SELECT upload_id, owner, status, size_bytes, part_size_bytes, object_key, store_upload_id,
+       visibility
 FROM {schema}.uploads
 """
 UNDER_WAY: LiteralString = """
@@ -125,9 +139,11 @@ WHERE status = 'started' AND started_at < %s AND upload_id > %s ORDER BY upload_
 """
 VIDEOS: LiteralString = """
 SELECT upload_id AS video_id, owner, status, title, description, category, completed_at,
-       completed_position, duration_seconds, spoken_language
+       completed_position, duration_seconds, spoken_language, visibility
 FROM {schema}.uploads WHERE
 """
+PUBLIC: LiteralString = "visibility = 'public'"
+"""What ranks, recommends or searches adds this to its conditions."""
 
 
 class UploadRow(NamedTuple):
@@ -140,10 +156,15 @@ class UploadRow(NamedTuple):
     part_size_bytes: int
     object_key: str
     store_upload_id: str
+    visibility: str
+
+    def visible_to(self, viewer: VideoViewer) -> bool:
+        """Return whether the viewer may know of it."""
+        return is_visible(self.visibility, self.owner, viewer)
 
 
 class VideoRow(NamedTuple):
-    """A video that can be seen."""
+    """A video, whoever may see it."""
 
     video_id: UUID
     owner: str
@@ -155,15 +176,30 @@ class VideoRow(NamedTuple):
     completed_position: int
     duration_seconds: float | None
     spoken_language: str | None
+    visibility: str
+
+    def visible_to(self, viewer: VideoViewer) -> bool:
+        """Return whether there is such a video, for this viewer."""
+        return is_visible(self.visibility, self.owner, viewer)
+
+    def listed_for(self, viewer: VideoViewer) -> bool:
+        """Return whether a list shows the video to this viewer."""
+        return is_listed(self.visibility, self.owner, viewer)
+
+    @property
+    def is_public(self) -> bool:
+        """Whether it may be ranked and recommended."""
+        return self.visibility == Visibility.PUBLIC
 
 
 class Catalog(Projection):
     """Uploads on their way, and the videos that they became."""
 
     name = "catalog"
-    version = 2
+    version = 3
     events = tuple(WRITES)
     tables: ClassVar[LiteralString] = TABLES
+    additions: ClassVar[Mapping[int, LiteralString]] = {3: ADD_VISIBILITY}
     by_stream = True
 
     def apply(self, batch: Batch, cursor: Cursor[TupleRow]) -> None:
@@ -185,7 +221,7 @@ class Catalog(Projection):
     async def videos(
         self, conn: AsyncConnection[TupleRow], ids: Sequence[UUID]
     ) -> dict[UUID, VideoRow]:
-        """Return those of the ids that are videos and not removed."""
+        """Return those of the ids that are videos and not removed, whoever may see them."""
         query = VIDEOS + "completed_position IS NOT NULL AND upload_id = ANY (%s)"
         rows = await fetch_as(conn, VideoRow, self.sql(query), (list(ids),))
         return {row.video_id: row for row in rows}
@@ -193,14 +229,20 @@ class Catalog(Projection):
     async def page(
         self,
         conn: AsyncConnection[TupleRow],
+        viewer: VideoViewer,
         *,
         owner: str | None,
         category: str | None,
         before: int,
         limit: int,
     ) -> list[VideoRow]:
-        """Return videos completed before a position, newest first; of an owner, of a category."""
+        """Return videos completed before a position, newest first; of an owner, of a category.
+
+        Public ones alone, unless the viewer asks for their own.
+        """
         query = VIDEOS + "completed_position < %(before)s"
+        own = owner is not None and owner == viewer.user_id
+        query += "" if own else f" AND {PUBLIC}"
         query += " AND owner = %(owner)s" if owner is not None else ""
         query += " AND category = %(category)s" if category is not None else ""
         query += " ORDER BY completed_position DESC LIMIT %(limit)s"

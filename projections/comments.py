@@ -1,4 +1,4 @@
-"""The comments of each video, with what is known of their language."""
+"""The comments of each video, with what is known of their language, and those held or removed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from psycopg.rows import TupleRow
 
 from domain.comment import Comment
 from domain.model import Aggregate
-from domain.upload import Upload
-from engine.projection import Batch, Projection, Write, columns, writing_by_kind
+from domain.moderation import ActingAs, HoldCause, Standing
+from domain.upload import CommentPolicy, Upload
+from engine.projection import Batch, Projection, Write, Writes, columns, writing_by_kind
 from infra.postgres.connection import fetch_as
 
 # `counts` holds the number of rows in `comments` per video; the video ids of `removed` get no
 # rows any more, since a comment may be recorded just after its video's removal.
-TABLES: LiteralString = """
+FIRST_TABLES: LiteralString = """
 CREATE TABLE {schema}.comments (
     comment_id uuid PRIMARY KEY,
     video_id uuid NOT NULL,
@@ -41,6 +42,29 @@ CREATE TABLE {schema}.counts (video_id uuid PRIMARY KEY, comments bigint NOT NUL
     WITH (fillfactor = 50);
 CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY)
 """
+# `hidden` keeps what a comment had while not everybody sees it, so that nothing is lost when it
+# comes back. `revision` is known of what is held.
+ADD_HIDDEN: LiteralString = """
+CREATE TABLE {schema}.hidden (
+    LIKE {schema}.comments INCLUDING DEFAULTS,
+    PRIMARY KEY (comment_id),
+    standing text NOT NULL,
+    held_for text,
+    revision int,
+    video_owner text COLLATE "C",
+    removed_as text,
+    stated_reason text);
+CREATE INDEX hidden_by_video ON {schema}.hidden (video_id, position);
+CREATE INDEX hidden_by_author ON {schema}.hidden (video_id, author, position);
+CREATE INDEX hidden_held ON {schema}.hidden (position) WHERE standing = 'held';
+CREATE INDEX hidden_held_by_owner ON {schema}.hidden (video_owner, position)
+    WHERE standing = 'held';
+CREATE TABLE {schema}.policies (video_id uuid PRIMARY KEY, policy text NOT NULL)
+"""
+COLUMNS: LiteralString = (
+    "comment_id, video_id, position, author, content, edited, language, confidence, "
+    "translated_text, translation_status, reason, written_at, created_at"
+)
 
 NOT_TRANSLATED: LiteralString = """
 UPDATE {schema}.comments c SET translation_status = e.status, reason = e.reason
@@ -53,7 +77,20 @@ def _id(_: int, event: Aggregate.Event) -> tuple[UUID]:
     return (event.originator_id,)
 
 
-WRITES: Mapping[type[Aggregate.Event], Write] = {
+# What is hidden comes back as it was; its translation, where that is missing, is asked for now.
+SHOW = Write(
+    f"""
+    WITH shown AS (
+        DELETE FROM {{schema}}.hidden USING unnest(%b::uuid[], %b::timestamptz[]) AS e(id, at)
+        WHERE comment_id = id RETURNING hidden.*, at),
+    posted AS (
+        INSERT INTO {{schema}}.comments ({COLUMNS}) SELECT {COLUMNS.replace("written_at", "at")}
+        FROM shown RETURNING video_id)
+    SELECT video_id, count(*) FROM posted GROUP BY video_id
+    """,
+    lambda _, e: (e.originator_id, e.timestamp),
+)
+WRITES: Writes = {
     Comment.Posted: Write(
         """
         WITH posted AS (
@@ -116,18 +153,107 @@ WRITES: Mapping[type[Aggregate.Event], Write] = {
         NOT_TRANSLATED,
         lambda _, e: (e.originator_id, "skipped" if e.needed else "not_needed", e.reason),
     ),
+    Comment.Submitted: Write(
+        f"""
+        INSERT INTO {{schema}}.hidden ({COLUMNS}, standing, held_for, revision, video_owner)
+        SELECT comment_id, video_id, position, author, content, false, NULL, NULL, NULL,
+               'pending', NULL, at, at, 'held', cause, 1, video_owner
+        FROM unnest(
+            %b::uuid[], %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::timestamptz[],
+            %b::text[], %b::text[])
+            AS e(comment_id, video_id, position, author, content, at, cause, video_owner)
+        WHERE NOT EXISTS (SELECT FROM {{schema}}.removed r WHERE r.video_id = e.video_id)
+        """,
+        lambda at, e: (
+            *(e.originator_id, e.video_id, at, e.author, e.content, e.timestamp),
+            *(e.cause, e.video_owner),
+        ),
+    ),
+    Comment.Resubmitted: Write(
+        """
+        UPDATE {schema}.hidden h
+        SET content = e.content, edited = true, written_at = e.at, revision = e.revision,
+            held_for = e.cause
+        FROM unnest(%b::uuid[], %b::text[], %b::timestamptz[], %b::int[], %b::text[])
+            AS e(id, content, at, revision, cause)
+        WHERE h.comment_id = e.id
+        """,
+        lambda _, e: (e.originator_id, e.content, e.timestamp, e.revision, e.cause),
+    ),
+    Comment.Withheld: Write(
+        f"""
+        WITH e AS (
+            SELECT * FROM unnest(
+                %b::uuid[], %b::text[], %b::timestamptz[], %b::int[], %b::text[], %b::text[])
+                AS e(id, new, at, revision, cause, owner)),
+        gone AS (
+            DELETE FROM {{schema}}.comments USING e WHERE comment_id = id
+            RETURNING comments.*, new, at, revision, cause, owner),
+        kept AS (
+            INSERT INTO {{schema}}.hidden ({COLUMNS}, standing, held_for, revision, video_owner)
+            SELECT comment_id, video_id, position, author, new, true, NULL, NULL, NULL, 'pending',
+                   NULL, at, created_at, 'held', cause, revision, owner
+            FROM gone)
+        SELECT video_id, -count(*) FROM gone GROUP BY video_id
+        """,
+        lambda _, e: (
+            *(e.originator_id, e.content, e.timestamp, e.revision, e.cause, e.video_owner),
+        ),
+    ),
+    Comment.Removed: Write(
+        f"""
+        WITH gone AS (
+            DELETE FROM {{schema}}.comments
+            USING unnest(%b::uuid[], %b::text[], %b::text[]) AS e(id, acted_as, why)
+            WHERE comment_id = id RETURNING comments.*, acted_as, why),
+        kept AS (
+            INSERT INTO {{schema}}.hidden ({COLUMNS}, standing, removed_as, stated_reason)
+            SELECT {COLUMNS}, 'removed', acted_as, why FROM gone)
+        SELECT video_id, -count(*) FROM gone GROUP BY video_id
+        """,
+        lambda _, e: (e.originator_id, e.acted_as, e.stated_reason),
+    ),
+    Comment.Rejected: Write(
+        """
+        UPDATE {schema}.hidden h
+        SET standing = 'removed', removed_as = e.acted_as, stated_reason = e.why
+        FROM unnest(%b::uuid[], %b::text[], %b::text[]) AS e(id, acted_as, why)
+        WHERE h.comment_id = e.id
+        """,
+        lambda _, e: (e.originator_id, e.acted_as, e.stated_reason),
+    ),
+    Comment.Approved: SHOW,
+    Comment.Restored: SHOW,
+    Comment.Withdrawn: Write(
+        "DELETE FROM {schema}.hidden WHERE comment_id = ANY (%b::uuid[])", _id
+    ),
+    Upload.CommentPolicyChanged: Write(
+        """
+        INSERT INTO {schema}.policies (video_id, policy)
+        SELECT * FROM unnest(%b::uuid[], %b::text[]) AS e(video_id, policy)
+        ON CONFLICT (video_id) DO UPDATE SET policy = excluded.policy
+        """,
+        lambda _, e: (e.originator_id, e.comment_policy),
+    ),
     Upload.Removed: Write(
         """
         WITH videos AS (SELECT unnest(%b::uuid[]) AS id),
              gone AS (INSERT INTO {schema}.removed SELECT id FROM videos ON CONFLICT DO NOTHING),
-             counted AS (DELETE FROM {schema}.counts USING videos WHERE video_id = id)
+             counted AS (DELETE FROM {schema}.counts USING videos WHERE video_id = id),
+             decided AS (DELETE FROM {schema}.policies USING videos WHERE video_id = id),
+             hidden AS (DELETE FROM {schema}.hidden USING videos WHERE video_id = id)
         DELETE FROM {schema}.comments USING videos WHERE video_id = id
         """,
         _id,
     ),
 }
 # Their statements tell by how much the number of each video's comments changes.
-COUNTED = (Comment.Posted, Comment.Deleted)
+COUNTED = frozenset(
+    {
+        *(Comment.Posted, Comment.Deleted, Comment.Withheld, Comment.Removed),
+        *(Comment.Approved, Comment.Restored),
+    }
+)
 
 # In the order of the keys, and last: replays add to the same counts side by side. A video that the
 # same batch removes has lost its row by then, and gets no new one.
@@ -139,12 +265,15 @@ ORDER BY video_id
 ON CONFLICT (video_id) DO UPDATE SET comments = c.comments + excluded.comments
 """
 COUNTS: LiteralString = "SELECT video_id, comments FROM {schema}.counts WHERE video_id = ANY (%s)"
-PAGE: LiteralString = """
-SELECT comment_id, video_id, position, author, content, edited, language, confidence,
-       translated_text, translation_status, reason, written_at, created_at
-FROM {schema}.comments WHERE video_id = %s AND position < %s
+PAGE: LiteralString = f"""
+SELECT {COLUMNS} FROM {{schema}}.comments WHERE video_id = %s AND position < %s
 ORDER BY position DESC LIMIT %s
 """
+FOUND: LiteralString = f"SELECT {COLUMNS} FROM {{schema}}.comments WHERE comment_id = ANY (%s)"
+HIDDEN: LiteralString = f"""
+SELECT {COLUMNS}, standing, held_for, revision, removed_as, stated_reason FROM {{schema}}.hidden
+WHERE"""
+POLICY: LiteralString = "SELECT policy FROM {schema}.policies WHERE video_id = %s"
 
 # Those that wait for too long, oldest first, and those whose reason not to be translated may have
 # passed, if they are not too old.
@@ -162,7 +291,10 @@ ORDER BY written_at LIMIT %(limit)s
 
 
 class CommentRow(NamedTuple):
-    """A comment that stands; `position` is where it was posted, `written_at` its present text's."""
+    """A comment; `position` is where it was posted, `written_at` when its present text was there.
+
+    That is, when everybody saw it first, or again.
+    """
 
     comment_id: UUID
     video_id: UUID
@@ -179,13 +311,25 @@ class CommentRow(NamedTuple):
     created_at: datetime
 
 
+class HiddenComment(NamedTuple):
+    """A comment that not everybody sees, and why; `revision` is known of what is held."""
+
+    comment: CommentRow
+    standing: Standing
+    held_for: HoldCause | None
+    revision: int | None
+    removed_as: ActingAs | None
+    stated_reason: str | None
+
+
 class Comments(Projection):
-    """The comments of each video, with what is known of their language."""
+    """The comments of each video, with what is known of their language; and who comments on it."""
 
     name = "comments"
-    version = 2
+    version = 3
     events = tuple(WRITES)
-    tables: ClassVar[LiteralString] = TABLES
+    tables: ClassVar[LiteralString] = FIRST_TABLES + ";" + ADD_HIDDEN
+    additions: ClassVar[Mapping[int, LiteralString]] = {3: ADD_HIDDEN}
     by_stream = True
     absorbing = (Upload.Removed,)
 
@@ -232,3 +376,72 @@ class Comments(Projection):
     ) -> list[CommentRow]:
         """Return the video's comments posted before a position, newest first."""
         return await fetch_as(conn, CommentRow, self.sql(PAGE), (video_id, before, limit))
+
+    async def found(
+        self, conn: AsyncConnection[TupleRow], ids: Sequence[UUID]
+    ) -> dict[UUID, CommentRow]:
+        """Return those of the comments that everybody sees."""
+        rows = await fetch_as(conn, CommentRow, self.sql(FOUND), (list(ids),))
+        return {row.comment_id: row for row in rows}
+
+    async def hidden_found(
+        self, conn: AsyncConnection[TupleRow], ids: Sequence[UUID]
+    ) -> dict[UUID, HiddenComment]:
+        """Return those of the comments that not everybody sees."""
+        found = await self._hidden(conn, HIDDEN + " comment_id = ANY (%(ids)s)", ids=list(ids))
+        return {each.comment.comment_id: each for each in found}
+
+    async def hidden_page(
+        self,
+        conn: AsyncConnection[TupleRow],
+        before: int,
+        limit: int,
+        *,
+        video_id: UUID | None = None,
+        author: str | None = None,
+        video_owner: str | None = None,
+        standing: Standing | None = None,
+    ) -> list[HiddenComment]:
+        """Return what was written before a position and not everybody sees, newest first.
+
+        Of a video, of its author, on whose videos it is, and in what standing, where that is said.
+        """
+        query = HIDDEN + " position < %(before)s"
+        query += " AND video_id = %(video_id)s" if video_id is not None else ""
+        query += " AND author = %(author)s" if author is not None else ""
+        query += " AND video_owner = %(video_owner)s" if video_owner is not None else ""
+        query += " AND standing = %(standing)s" if standing is not None else ""
+        query += " ORDER BY position DESC LIMIT %(limit)s"
+        whose = {"video_id": video_id, "author": author, "video_owner": video_owner}
+        wanted = {"before": before, "limit": limit, "standing": standing, **whose}
+        return await self._hidden(conn, query, **wanted)
+
+    async def policy(self, conn: AsyncConnection[TupleRow], video_id: UUID) -> CommentPolicy:
+        """Return who comments on a video."""
+        found = await (await conn.execute(self.sql(POLICY), (video_id,))).fetchone()
+        return CommentPolicy(found[0]) if found else CommentPolicy.OPEN
+
+    async def _hidden(
+        self, conn: AsyncConnection[TupleRow], query: LiteralString, **wanted: Any
+    ) -> list[HiddenComment]:
+        rows = await (await conn.execute(self.sql(query), wanted)).fetchall()
+        width = len(CommentRow._fields)
+        return [_hidden(CommentRow(*row[:width]), *row[width:]) for row in rows]
+
+
+def _hidden(
+    comment: CommentRow,
+    standing: str,
+    held_for: str | None,
+    revision: int | None,
+    removed_as: str | None,
+    stated_reason: str | None,
+) -> HiddenComment:
+    return HiddenComment(
+        comment,
+        Standing(standing),
+        HoldCause(held_for) if held_for else None,
+        revision,
+        ActingAs(removed_as) if removed_as else None,
+        stated_reason,
+    )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from operator import attrgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired
 from uuid import UUID
 
 import orjson
@@ -32,6 +32,7 @@ VIDEO_WATCH_TIME = "video.watch_time"
 VIDEO_SHARED = "video.shared"
 UPLOAD_COMPLETED = "upload.completed"
 UPLOAD_ABORTED = "upload.aborted"
+VISIBILITY_CHANGED = "video.visibility_changed"
 
 TELEMETRY = frozenset((VIDEO_VIEWED, VIDEO_WATCH_TIME, VIDEO_SHARED, SHOWN, CHOSEN))
 
@@ -55,7 +56,7 @@ class CommentDeletedValue(Value):
 
 
 class CommentWritten(CommentDeletedValue):
-    """A comment was posted, or has another text."""
+    """A comment is there for everybody, for the first time or again, or has another text."""
 
     content: str
 
@@ -127,8 +128,11 @@ class RecommendationReported(Recommended, total=False):
     experiment: int
 
 
-class UploadEndedValue(Value):
-    """An upload came to an end; `userId` is its owner."""
+Shown = Literal["public", "unlisted", "private"]
+
+
+class UploadValue(Value):
+    """What is told of an upload, and of the video of the same id; `userId` is its owner."""
 
     uploadId: UUID
     videoId: UUID
@@ -136,14 +140,24 @@ class UploadEndedValue(Value):
     ts: datetime
 
 
-class UploadCompletedValue(UploadEndedValue):
-    """An upload became a video of `sizeBytes`."""
+class UploadCompletedValue(UploadValue):
+    """An upload became a video of `sizeBytes`, for everybody or not.
+
+    Without `visibility`, as older releases published it, it is `public`.
+    """
 
     sizeBytes: int
     etag: str
+    visibility: NotRequired[Shown]
 
 
-class UploadAbortedValue(UploadEndedValue):
+class VisibilityChangedValue(UploadValue):
+    """Somebody said who may see a video, of `userId`; perhaps before its upload ended."""
+
+    visibility: Shown
+
+
+class UploadAbortedValue(UploadValue):
     """The owner gave an upload up, or it expired because nobody went on with it."""
 
     reason: Literal["requested", "expired"]
@@ -163,6 +177,7 @@ TOPICS: dict[str, type[Value]] = {
     CHOSEN: RecommendationReported,
     UPLOAD_COMPLETED: UploadCompletedValue,
     UPLOAD_ABORTED: UploadAbortedValue,
+    VISIBILITY_CHANGED: VisibilityChangedValue,
 }
 
 
@@ -234,15 +249,22 @@ TRANSLATED = {
 }
 LIKE = {"videoId": "video_id", "userId": "viewer"}
 UPLOAD = {"uploadId": "originator_id", "videoId": "originator_id", "userId": "owner"}
-COMPLETED = {**UPLOAD, "sizeBytes": "size_bytes", "etag": "etag"}
+COMPLETED = {**UPLOAD, "sizeBytes": "size_bytes", "etag": "etag", "visibility": "visibility"}
+SHOWN_TO = {**UPLOAD, "visibility": "visibility"}
 
 PUBLISHED: dict[type[Aggregate.Event], Publication] = {
     Comment.Posted: Publication(COMMENT_CREATED, WRITTEN),
     Comment.Edited: Publication(COMMENT_EDITED, WRITTEN),
     Comment.Deleted: Publication(COMMENT_DELETED, DELETED),
+    # To a reader of the topics, a comment is there while everybody sees it.
+    Comment.Approved: Publication(COMMENT_CREATED, WRITTEN),
+    Comment.Restored: Publication(COMMENT_CREATED, WRITTEN),
+    Comment.Removed: Publication(COMMENT_DELETED, DELETED),
+    Comment.Withheld: Publication(COMMENT_DELETED, DELETED),
     Comment.Translated: Publication(COMMENT_TRANSLATED, TRANSLATED),
     VideoLikes.Liked: Publication(VIDEO_LIKED, LIKE, action="like"),
     VideoLikes.Unliked: Publication(VIDEO_UNLIKED, LIKE, action="unlike"),
+    Upload.VisibilityChanged: Publication(VISIBILITY_CHANGED, SHOWN_TO),
     Upload.Completed: Publication(UPLOAD_COMPLETED, COMPLETED),
     # To a reader of the topic, the upload is over in either case.
     Upload.Aborted: Publication(UPLOAD_ABORTED, UPLOAD, reason="requested"),

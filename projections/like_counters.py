@@ -59,7 +59,7 @@ if tonumber(redis.call('GET', KEYS[1]) or '-1') < tonumber(ARGV[1]) then
 end
 """
 GONE = -1
-"""The count of a removed video: nothing older can bring its counter back."""
+"""The count of a removed or private video: nothing older can bring its counter back."""
 
 SCAN_KEYS = 1_000
 WINDOW_EVENTS = 5_000
@@ -69,11 +69,12 @@ POLL_SECONDS = 0.5
 
 # One statement sees one moment: these counts are those at this position.
 COUNTED: LiteralString = """
-SELECT s.position, v.id, coalesce(c.likes, 0), r.video_id IS NOT NULL
+SELECT s.position, v.id, coalesce(c.likes, 0),
+       EXISTS (SELECT FROM {schema}.removed WHERE video_id = v.id)
+       OR EXISTS (SELECT FROM {schema}.private WHERE video_id = v.id)
 FROM backlot_checkpoints s
 LEFT JOIN unnest(%b::uuid[]) AS v(id) ON true
 LEFT JOIN {schema}.counts c ON c.video_id = v.id
-LEFT JOIN {schema}.removed r ON r.video_id = v.id
 WHERE s.kind = 'projection' AND s.subscription = %b
 """
 HEAD = f"SELECT coalesce(max(notification_id), 0) FROM {EVENTS}".encode()
@@ -251,8 +252,8 @@ async def read_counters_async(
 def _as_counters(rows: Sequence[TupleRow]) -> tuple[int, dict[UUID, Counter]]:
     position: int = rows[0][0] if rows else 0
     return position, {
-        video: Counter(GONE if removed else count, position)
-        for _, video, count, removed in rows
+        video: Counter(GONE if hidden else count, position)
+        for _, video, count, hidden in rows
         if video is not None
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, LiteralString, NamedTuple
 from uuid import UUID
@@ -10,13 +10,14 @@ from uuid import UUID
 from psycopg import AsyncConnection, Cursor
 from psycopg.rows import TupleRow
 
-from domain.upload import Upload
+from domain.upload import Upload, VideoViewer, Visibility, is_visible
 from domain.video_likes import VideoLikes
 from engine.projection import Batch, Projection, columns
 from infra.postgres.connection import column, fetch_as
 
 # `likes` holds a row per standing like, `counts` their number per video; the video ids of
-# `removed` get no rows any more, since a like may be recorded just after its video's removal.
+# `removed` get no rows any more, since a like may be recorded just after its video's removal. Those
+# of `private` keep theirs, but no counter that tells anybody who asks.
 TABLES: LiteralString = """
 CREATE TABLE {schema}.likes (
     video_id uuid NOT NULL,
@@ -26,8 +27,11 @@ CREATE TABLE {schema}.likes (
 CREATE INDEX likes_by_viewer ON {schema}.likes (viewer, position);
 CREATE TABLE {schema}.counts (video_id uuid PRIMARY KEY, likes bigint NOT NULL)
     WITH (fillfactor = 50);
-CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY)
+CREATE TABLE {schema}.removed (video_id uuid PRIMARY KEY);
+CREATE TABLE {schema}.private (video_id uuid PRIMARY KEY)
 """
+# Before there was a visibility, every video was public.
+ADD_PRIVATE: LiteralString = "CREATE TABLE {schema}.private (video_id uuid PRIMARY KEY)"
 
 # A like stands until it is taken back, so none of these has a row: no need to say ON CONFLICT,
 # which costs a third more.
@@ -54,6 +58,10 @@ WITH videos AS (SELECT unnest(%b::uuid[]) AS id),
      counted AS (DELETE FROM {schema}.counts USING videos WHERE video_id = id)
 DELETE FROM {schema}.likes USING videos WHERE video_id = id
 """
+HIDE: LiteralString = """
+INSERT INTO {schema}.private SELECT unnest(%b::uuid[]) ON CONFLICT DO NOTHING
+"""
+SHOW: LiteralString = "DELETE FROM {schema}.private WHERE video_id = ANY (%b::uuid[])"
 
 # Subqueries by key for each pair, whatever the planner thinks of the tables' sizes.
 OTHERS: LiteralString = """
@@ -65,7 +73,9 @@ ORDER BY place
 """
 # One statement sees one moment: whoever likes the video is among those that are counted.
 OF_VIDEO: LiteralString = """
-SELECT coalesce(c.likes, 0) AS likes, l.video_id IS NOT NULL AS liked, s.position
+SELECT coalesce(c.likes, 0) AS likes, l.video_id IS NOT NULL AS liked, s.position, u.owner,
+       u.visibility,
+       EXISTS (SELECT FROM {schema}.private p WHERE p.video_id = u.upload_id) AS private
 FROM catalog.uploads u
 JOIN backlot_checkpoints s ON s.kind = 'projection' AND s.subscription = %s
 LEFT JOIN {schema}.counts c ON c.video_id = u.upload_id
@@ -93,6 +103,8 @@ class Changes:
     # Likes that were taken back, though they may have been given again.
     lost: set[tuple[UUID, str]] = field(default_factory=set)
     removed: set[UUID] = field(default_factory=set)
+    # Whether a video ended as a private one.
+    private: dict[UUID, bool] = field(default_factory=dict)
 
     def without(self, videos: Collection[UUID]) -> Changes:
         """Return the changes without those of these videos."""
@@ -103,6 +115,7 @@ class Changes:
             {pair: at for pair, at in self.standing.items() if pair[0] not in videos},
             {pair for pair in self.lost if pair[0] not in videos},
             self.removed,
+            self.private,
         )
 
 
@@ -119,6 +132,8 @@ def sum_up(batch: Batch) -> Changes:
             pair = event.video_id, event.viewer
             standing.pop(pair, None)
             lost.add(pair)
+        elif isinstance(event, Upload.VisibilityChanged):
+            changes.private[event.originator_id] = event.visibility == Visibility.PRIVATE
         else:
             changes.removed.add(event.originator_id)
     return changes
@@ -132,20 +147,31 @@ class LikedVideo(NamedTuple):
 
 
 class LikesOfVideo(NamedTuple):
-    """How many like a video, whether one viewer does, and the position in the log of both."""
+    """How many like a video, whether one viewer does, and the position in the log of both.
+
+    `private` is what the likes know at that position, `visibility` what the catalog knows.
+    """
 
     likes: int
     liked: bool
     position: int
+    owner: str
+    visibility: str
+    private: bool
+
+    def visible_to(self, viewer: VideoViewer) -> bool:
+        """Return whether there is such a video, for this viewer."""
+        return is_visible(self.visibility, self.owner, viewer)
 
 
 class Likes(Projection):
     """How many like each video, and what each viewer likes."""
 
     name = "likes"
-    version = 1
-    events = (VideoLikes.Liked, VideoLikes.Unliked, Upload.Removed)
+    version = 2
+    events = (VideoLikes.Liked, VideoLikes.Unliked, Upload.VisibilityChanged, Upload.Removed)
     tables: ClassVar[LiteralString] = TABLES
+    additions: ClassVar[Mapping[int, LiteralString]] = {2: ADD_PRIVATE}
     by_stream = True
     absorbing = (Upload.Removed,)
 
@@ -156,6 +182,9 @@ class Likes(Projection):
         self._write(changes.without(gone), cursor)
         if changes.removed:
             cursor.execute(self.sql(REMOVE), (list(changes.removed),))
+        for statement, private in ((HIDE, True), (SHOW, False)):
+            if videos := [each for each, hidden in changes.private.items() if hidden is private]:
+                cursor.execute(self.sql(statement), (videos,))
 
     def _write(self, changes: Changes, cursor: Cursor[TupleRow]) -> None:
         if changes.lost:
@@ -177,7 +206,7 @@ class Likes(Projection):
     async def of_video(
         self, conn: AsyncConnection[TupleRow], video_id: UUID, viewer: str | None
     ) -> LikesOfVideo | None:
-        """Return the likes of a video, None where there is no such video for people to see."""
+        """Return the likes of a video, whoever may see that; None where there is none."""
         given = (self.schema, viewer, video_id)
         found = await fetch_as(conn, LikesOfVideo, self.sql(OF_VIDEO), given)
         return found[0] if found else None

@@ -63,7 +63,9 @@ WRITES: Mapping[type[Aggregate.Event], Write] = {
     Comment.TargetTranslated: Write(PUT, _translated),
     Comment.TargetNotTranslated: Write(PUT, _not_translated),
     Comment.Edited: Write(FORGET, _id),
+    Comment.Withheld: Write(FORGET, _id),
     Comment.Deleted: Write(FORGET, _id),
+    Comment.Withdrawn: Write(FORGET, _id),
     Upload.Removed: Write(
         """
         WITH videos AS (SELECT unnest(%b::uuid[]) AS id),

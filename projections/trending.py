@@ -37,6 +37,7 @@ from infra.metrics import counter
 from infra.postgres.connection import fetch_as
 from infra.settings.features import TrendingSettings
 from projections.analytics.calendar import DAY, HOUR, start_of_day, start_of_hour, start_of_next_day
+from projections.analytics.videos import listed
 
 POINTS = (
     "(%(view_weight)s::float8 * {views} + %(like_weight)s::float8 * {likes}"
@@ -110,7 +111,6 @@ FULL JOIN (
 """
 OF_VIDEOS = " AND video_id = ANY (%(videos)s)"
 
-LISTED = "NOT video.removed AND video.completed_at IS NOT NULL"
 IN_CATEGORY = " AND video.category = %(category)s"
 NONE_OF = " AND video.video_id <> ALL (%(without)s)"
 
@@ -318,7 +318,7 @@ class Trending:
         """Return the first `limit` videos at the time `now`, of a category if given, but `without`.
 
         Equal scores are ordered by views, then by id. A video without points is not listed, nor is
-        one that was removed.
+        one that was removed or is not public.
         """
         given = self.formula.parameters(window, now)
         given |= {"recent_hours": self.formula.recent_hours, "now": now, "limit": limit}
@@ -354,7 +354,7 @@ async def _rank_videos(
 def _listing_condition(given: Mapping[str, Any]) -> str:
     """Return the condition of the videos that can be listed."""
     in_category = IN_CATEGORY if given["category"] is not None else ""
-    return LISTED + in_category + (NONE_OF if given["without"] else "")
+    return listed("video") + in_category + (NONE_OF if given["without"] else "")
 
 
 async def _rank_leaders(

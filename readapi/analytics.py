@@ -12,11 +12,12 @@ from fastapi import APIRouter, Header, Query, Response
 from pydantic import Field
 
 from engine.freshness import Freshness
-from infra.http.app import TOKEN_OPTIONAL, MaybeCaller, wire
-from infra.http.auth import Identity
-from infra.http.problems import problems
+from infra.http.app import TOKEN_OPTIONAL, MaybeCaller, require_known, wire
+from infra.http.auth import MODERATORS, Identity
+from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Time, Video, Wire
 from projections.analytics.queries import AnalyticsUnavailable, Bucket, Range
+from projections.catalog import VideoRow
 from projections.trending import Ranked, Ranking, Window
 from readapi.catalog import InCategory
 from readapi.queries import DEFAULT_LIMIT, Fresh, Limit, Queries, Read, present, require_video
@@ -59,6 +60,7 @@ InBuckets = Annotated[
 ]
 InWindow = Annotated[Window, Query(alias="timeRange", description="What counts: until now.")]
 
+SEE_STATS = MODERATORS | {"auditor"}
 # So many that are gone are left out of a ranking while the analytics don't know that.
 MOST_GONE = 200
 
@@ -127,19 +129,24 @@ router = APIRouter(tags=["analytics"])
 @router.get(
     "/videos/{video_id}/stats",
     response_model=VideoStats,
-    responses=problems(404, 422, 503),
+    responses=problems(401, 403, 404, 422, 503),
+    openapi_extra=TOKEN_OPTIONAL,
     summary="What happened around the video: totals and a series",
 )
 async def get_stats(
     video_id: UUID,
     queries: Read,
     fresh: Fresh,
+    caller: MaybeCaller,
     range_: InRange = Range.WEEK,
     bucket: InBuckets = None,
 ) -> Response:
+    """To its owner, moderators, auditors and admins, and to everybody with `STATS_PUBLIC=true`."""
     bucket = bucket or (Bucket.HOUR if range_ is Range.DAY else Bucket.DAY)
     async with queries.reading(fresh, queries.catalog) as conn:
-        video = await require_video(queries, conn, video_id)
+        video = await require_video(queries, conn, video_id, caller)
+    if not queries.stats_public:
+        _require_insight(video, require_known(caller))
     stats = await queries.analytics.stats(
         video_id, range_, bucket, began=video.completed_at, fresh=fresh
     )
@@ -152,6 +159,16 @@ async def get_stats(
         series=[FiguresAt.model_validate(point, from_attributes=True) for point in stats.series],
     )
     return wire(body)
+
+
+def _require_insight(video: VideoRow, caller: Identity) -> None:
+    """Raise Problem 403 for whom the stats of the video are not for."""
+    if caller.user_id != video.owner and SEE_STATS.isdisjoint(caller.roles):
+        detail = (
+            "The stats of a video are its owner's; its totals stand in `GET /videos/{video_id}`. "
+            "STATS_PUBLIC=true on the server opens them to everybody."
+        )
+        raise Problem(403, "forbidden", detail)
 
 
 @router.get(
@@ -190,7 +207,7 @@ async def _get_ranking(
 ) -> Shown:
     """Return what is shown of the ranking.
 
-    Where it has what the catalog knows to be gone, or moved, those behind take its place. Raise
+    Where it has what the catalog does not list any more, those behind take its place. Raise
     ReadModelBehind, AnalyticsUnavailable and ReadModelUnavailable.
     """
     gone: set[UUID] = set()
@@ -210,7 +227,9 @@ async def _get_ranking(
             there = [
                 each
                 for each in ranking.value
-                if (row := rows.get(each.video_id)) and category in (None, row.category)
+                if (row := rows.get(each.video_id))
+                and row.is_public
+                and category in (None, row.category)
             ]
             videos = await present(queries, conn, [rows[each.video_id] for each in there], caller)
         shown = ranking, cached, list(zip(there, videos, strict=True))

@@ -8,7 +8,8 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator
 
-from infra.http.app import TOKEN_OPTIONAL, Caller, MaybeCaller, wire
+from domain.upload import CommentPolicy
+from infra.http.app import TOKEN_OPTIONAL, Caller, MaybeCaller, require_known, wire
 from infra.http.problems import Problem, problems
 from infra.http.shapes import ArrivedPart, UploadStatus, Video
 from infra.objects.port import NoSuchUpload, ObjectStore, Part
@@ -25,11 +26,12 @@ from readapi.queries import (
     present,
     require_video,
     storable,
+    viewer_of,
 )
 
 Owner = Annotated[
     str | None,
-    Query(min_length=1, max_length=128, description="Only this user's."),
+    Query(min_length=1, max_length=128, description="Only this user's; `me`: the caller's own."),
     AfterValidator(storable),
 ]
 InCategory = Annotated[
@@ -57,10 +59,14 @@ async def list_videos(
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> Response:
+    """Public ones; where callers ask for their own, with those that are not."""
     before = decode_cursor("videos", cursor)
+    if owner == "me":
+        owner = require_known(caller).user_id
+    viewer = viewer_of(caller)
     async with queries.reading(fresh, *queries.projections) as conn:
         rows = await queries.catalog.page(
-            conn, owner=owner, category=category, before=before, limit=limit + 1
+            conn, viewer, owner=owner, category=category, before=before, limit=limit + 1
         )
         shown, following = cut("videos", rows, limit, lambda row: row.completed_position)
         items = await present(queries, conn, shown, caller)
@@ -77,12 +83,17 @@ async def list_videos(
 async def list_liked(
     queries: Read, caller: Caller, fresh: Fresh, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
 ) -> Response:
+    """Those that are public, or the caller's own."""
     before = decode_cursor("liked", cursor)
     async with queries.reading(fresh, *queries.projections) as conn:
         likes = await queries.likes.liked_page(conn, caller.user_id, before, limit + 1)
         shown, following = cut("liked", likes, limit, lambda like: like.position)
         videos = await queries.catalog.videos(conn, [like.video_id for like in shown])
-        rows = [videos[like.video_id] for like in shown if like.video_id in videos]
+        rows = [
+            row
+            for like in shown
+            if (row := videos.get(like.video_id)) and row.listed_for(caller.viewer)
+        ]
         items = await present(queries, conn, rows, caller)
     return wire(Page[Video](items=items, next_cursor=following))
 
@@ -96,8 +107,11 @@ async def list_liked(
 )
 async def get_video(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCaller) -> Response:
     async with queries.reading(fresh, *queries.projections) as conn:
-        row = await require_video(queries, conn, video_id)
+        row = await require_video(queries, conn, video_id, caller)
         (item,) = await present(queries, conn, [row], caller)
+        policy = await queries.comments.policy(conn, video_id)
+    if policy is not CommentPolicy.OPEN:
+        item.comment_policy = policy
     return wire(item)
 
 
@@ -113,7 +127,7 @@ uploads = APIRouter(tags=["uploads"])
 async def get_upload(upload_id: UUID, queries: Read, caller: Caller, fresh: Fresh) -> Response:
     async with queries.reading(fresh, queries.catalog) as conn:
         found = await queries.catalog.upload(conn, upload_id)
-    if found is None:
+    if found is None or not found.visible_to(caller.viewer):
         raise Problem(404, "not-found", "There is no such upload.")
     if caller.user_id != found.owner and not caller.is_admin:
         raise Problem(403, "forbidden", "This belongs to another user.")

@@ -24,13 +24,14 @@ from psycopg_pool import PoolTimeout
 from redis import RedisError
 from starlette.types import Receive, Scope, Send
 
+from domain.upload import VideoViewer
 from engine.freshness import Pool
 from infra.cancellation import cancel
 from infra.http.app import TOKEN_OPTIONAL, MaybeCaller, header, hot, wire
 from infra.http.problems import Problem, problems
 from infra.http.shapes import LikeState
 from infra.metrics import counter, gauge
-from projections.catalog import Catalog
+from projections.catalog import Catalog, VideoRow
 from projections.like_counters import (
     COUNTER_FAILURES,
     GONE,
@@ -39,7 +40,7 @@ from projections.like_counters import (
     read_counters_async,
 )
 from projections.likes import Likes
-from readapi.queries import Fresh, Queries, Read, no_such_video, require_video
+from readapi.queries import Fresh, Queries, Read, no_such_video, require_video, viewer_of
 
 log = structlog.get_logger(__name__)
 
@@ -77,11 +78,17 @@ class LikeCounts:
     async def read(
         self, conn: AsyncConnection[TupleRow], videos: Sequence[UUID]
     ) -> dict[UUID, int]:
-        """Return the counts of these videos in the read model; fill missing counters on the way."""
+        """Return the counts of these videos in the read model; fill missing counters on the way.
+
+        A private video has a count here, for those who may see it, and none in Redis.
+        """
         _, counters = await read_counters_async(conn, self._likes, videos)
         for video, held in counters.items():
             await self.fill(video, held)
-        return {video: max(0, counter.likes) for video, counter in counters.items()}
+        found = {video: counter.likes for video, counter in counters.items()}
+        if hidden := [video for video, count in found.items() if count == GONE]:
+            found |= dict.fromkeys(hidden, 0) | await self._likes.counts(conn, hidden)
+        return found
 
     async def fill(self, video_id: UUID, held: Counter) -> None:
         """Put what was read from the read model into the counter, where that is missing."""
@@ -118,6 +125,7 @@ class Watch:
     """One client's view of one video: the newest count or its end, and whether that was told."""
 
     video_id: UUID
+    viewer: VideoViewer
     count: int | None = None
     removed: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -142,12 +150,12 @@ class LiveCounts:
         if self._poller is not None:
             await cancel(self._poller)
 
-    def watch(self, video_id: UUID) -> Watch:
+    def watch(self, video_id: UUID, viewer: VideoViewer) -> Watch:
         """Begin to follow a video; raise Problem 503 when too many clients do."""
         if len(self._watches) >= MAX_WATCHERS or self._closing.is_set():
             detail = "Too many clients follow counts here; ask for the count now and then instead."
             raise Problem(503, "unavailable", detail, headers={"Retry-After": "30"})
-        watch = Watch(video_id)
+        watch = Watch(video_id, viewer)
         self._watches.add(watch)
         LIVE_WATCHERS.set(len(self._watches))
         if self._poller is None:
@@ -155,7 +163,10 @@ class LiveCounts:
         return watch
 
     async def stream(self, watch: Watch) -> AsyncGenerator[bytes, None]:
-        """Yield the events of a client until it goes, its video is removed, or the server stops."""
+        """Yield the events of a client until it goes, or the server stops.
+
+        They end, too, when the video is removed, or private and the client's viewer may not see it.
+        """
         try:
             yield f"retry: {RETRY_MS}\n\n".encode()
             while not self._closing.is_set():
@@ -190,16 +201,18 @@ class LiveCounts:
     async def _look(self) -> None:
         videos = list({watch.video_id for watch in self._watches})
         counts = await self._counts.hot(videos)
-        # Videos whose counter is gone, with the video or with Redis.
-        missing = [video for video in videos if video not in counts]
-        removed: set[UUID] = set()
+        # Videos whose counter is gone, with the video or with Redis; private ones have none.
+        missing = {video for video in videos if video not in counts}
+        rows: Mapping[UUID, VideoRow] = {}
         if missing:
             async with self._pool.connection() as conn:
-                counts |= await self._counts.read(conn, missing)
-                removed = set(missing) - (await self._catalog.videos(conn, missing)).keys()
+                counts |= await self._counts.read(conn, list(missing))
+                rows = await self._catalog.videos(conn, list(missing))
         for watch in list(self._watches):
             count = counts.get(watch.video_id, watch.count)
-            watch.removed |= watch.video_id in removed
+            if watch.video_id in missing:
+                row = rows.get(watch.video_id)
+                watch.removed |= row is None or not row.visible_to(watch.viewer)
             if watch.removed or count != watch.count:
                 watch.count = count
                 watch.changed.set()
@@ -213,10 +226,10 @@ router = APIRouter(tags=["likes"])
 EVENT_STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": 'Server-sent events `likes`, with data such as `{"likesCount": 5}`, '
-        "and a last one, `removed`, when the video is",
+        "and a last one, `removed`, when the video is, or is private by now",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     },
-    **problems(404, 422, 503),
+    **problems(401, 404, 422, 503),
 }
 
 
@@ -263,9 +276,10 @@ async def get_like(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCal
     viewer = None if caller is None else caller.user_id
     async with queries.reading(fresh, queries.catalog, queries.likes) as conn:
         found = await queries.likes.of_video(conn, video_id, viewer)
-    if found is None:
+    if found is None or not found.visible_to(viewer_of(caller)):
         raise no_such_video()
-    await queries.counts.fill(video_id, Counter(found.likes, found.position))
+    held = GONE if found.private else found.likes
+    await queries.counts.fill(video_id, Counter(held, found.position))
     liked = None if viewer is None else found.liked
     return wire(LikeState(has_liked=liked, likes_count=found.likes))
 
@@ -274,11 +288,12 @@ async def get_like(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCal
     "/videos/{video_id}/events",
     response_class=StreamingResponse,
     responses=EVENT_STREAM,
+    openapi_extra=TOKEN_OPTIONAL,
     summary="Follow the number of likes as it changes",
 )
-async def follow(video_id: UUID, queries: Read, fresh: Fresh) -> EventStream:
+async def follow(video_id: UUID, queries: Read, fresh: Fresh, caller: MaybeCaller) -> EventStream:
     async with queries.reading(fresh, queries.catalog, queries.likes) as conn:
-        await require_video(queries, conn, video_id)
+        await require_video(queries, conn, video_id, caller)
     live = queries.live
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return EventStream(live.stream(live.watch(video_id)), headers)
+    return EventStream(live.stream(live.watch(video_id, viewer_of(caller))), headers)

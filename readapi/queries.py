@@ -19,6 +19,7 @@ from fastapi import Depends, Header, Query, Request
 from psycopg import AsyncConnection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
 
+from domain.upload import NOBODY, VideoViewer
 from engine.freshness import Freshness, Pool, Waiting
 from engine.inspection.index import Audit
 from engine.log import END_OF_LOG
@@ -103,6 +104,8 @@ class Queries:
     analytics: AnalyticsQueries
     recommendations: Recommender
     requests: TranslationRequests
+    # Whether everybody sees the stats of every public video.
+    stats_public: bool = False
     rates: Rates = field(default_factory=Rates)
 
     @property
@@ -161,16 +164,23 @@ async def _queries(request: Request) -> Queries:
 Read = Annotated[Queries, Depends(_queries)]
 
 
-async def require_video(queries: Queries, conn: AsyncConnection[Any], video_id: UUID) -> VideoRow:
-    """Return the video; raise Problem 404 when it is not completed, or was removed."""
+def viewer_of(caller: Identity | None) -> VideoViewer:
+    """Return as whom a caller sees videos, who may be unknown."""
+    return NOBODY if caller is None else caller.viewer
+
+
+async def require_video(
+    queries: Queries, conn: AsyncConnection[Any], video_id: UUID, caller: Identity | None
+) -> VideoRow:
+    """Return the video; raise Problem 404 where there is none, or none that the caller may see."""
     row = (await queries.catalog.videos(conn, [video_id])).get(video_id)
-    if row is None:
+    if row is None or not row.visible_to(viewer_of(caller)):
         raise no_such_video()
     return row
 
 
 def no_such_video() -> Problem:
-    """Return what is said of a video that is not completed, or was removed."""
+    """Return what is said of a video that is not there, or not for the caller."""
     return Problem(404, "not-found", "There is no such video.")
 
 

@@ -25,6 +25,7 @@ from infra.http.app import Caller, wire
 from infra.http.auth import Identity
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Video, Wire
+from infra.security_log import SecurityEvent, record
 from projections.analytics.calendar import start_of_hour
 from projections.catalog import Catalog, VideoRow
 from projections.dismissals import Dismissals
@@ -112,11 +113,16 @@ class RecommendedVideos(Wire):
 
 
 async def whose(caller: Caller, user_id: OfUser = None) -> str:
-    """Return the user that is asked about; raise Problem 403 for somebody else."""
+    """Return the user that is asked about; raise Problem 403 for somebody else.
+
+    What an operator reads of a user is told to the security log.
+    """
     if user_id is None or user_id == caller.user_id:
         return caller.user_id
     if not caller.is_admin:
         raise Problem(403, "forbidden", "These are somebody else's: ask for your own.")
+    told = {"path": "/recommendations", "actor": user_id}
+    record(SecurityEvent.PERSONAL_DATA_READ, caller.user_id, **told)
     return user_id
 
 
@@ -223,6 +229,9 @@ SELECT video_id FROM unnest(%(videos)s::uuid[], %(likes)s::uuid[], %(dismissals)
 WHERE EXISTS (SELECT FROM {EVENTS} AS e WHERE e.originator_id = likes_id)
    OR EXISTS (SELECT FROM {EVENTS} AS e
               WHERE e.originator_id = video_id AND e.topic = ANY (%(removed)s))
+   OR (SELECT convert_from(e.state, 'UTF8')::json->>'visibility' FROM {EVENTS} AS e
+       WHERE e.originator_id = video_id AND e.topic = ANY (%(shown)s)
+       ORDER BY e.originator_version DESC LIMIT 1) <> 'public'
    OR (SELECT e.topic FROM {EVENTS} AS e WHERE e.originator_id = dismissal_id
        ORDER BY e.originator_version DESC LIMIT 1) = ANY (%(dismissed)s)
    OR EXISTS (SELECT FROM public.backlot_telemetry AS t
@@ -230,6 +239,7 @@ WHERE EXISTS (SELECT FROM {EVENTS} AS e WHERE e.originator_id = likes_id)
                 AND t.video_id = asked.video_id)
 """.encode()
 REMOVED = topics_of(Upload.Removed)
+SHOWN = topics_of(Upload.VisibilityChanged)
 DISMISSED = topics_of(Dismissal.Dismissed)
 
 PLAIN = "Picked for you"
@@ -246,18 +256,21 @@ async def display(
 ) -> list[tuple[RankedVideo, VideoRow]]:
     """Return the first `limit` that can still be recommended: those behind fill the gaps.
 
-    Nothing that was removed, that is the user's own, or that the user has watched, liked or
-    dismissed by now, commands that were just acknowledged included. `conn` leads to the catalog and
-    to the event log. Two orders that are compared are interleaved, the same way within an hour.
+    Nothing that was removed or is not public, that is the user's own, or that the user has watched,
+    liked or dismissed by now, commands that were just acknowledged included. `conn` leads to the
+    catalog and to the event log. Two orders that are compared are interleaved, the same way within
+    an hour.
     """
     orders = [each for each in (made.items, made.rival) if each is not None]
     videos = list(dict.fromkeys(each.video_id for order in orders for each in order))
-    rows = await catalog.videos(conn, [*videos, *made.told])
+    found = await catalog.videos(conn, [*videos, *made.told])
+    rows = {video: row for video, row in found.items() if row.is_public}
     given = {
         "videos": videos,
         "likes": [likes_of(video, user_id) for video in videos],
         "dismissals": [dismissal_of(video, user_id) for video in videos],
         "removed": REMOVED,
+        "shown": SHOWN,
         "dismissed": DISMISSED,
         "viewer": user_id,
     }

@@ -25,7 +25,7 @@ from projections.recommendations.embeddings import (
     Digested,
     Embedded,
     Text,
-    forget_removed,
+    forget_unlisted,
     outdated,
     page,
     prepare,
@@ -78,7 +78,7 @@ class Upkeep:
 
         Raise LanguageModelError, psycopg.Error.
         """
-        await self.kept.do(forget_removed)
+        await self.kept.do(forget_unlisted)
         done = 0
         while videos := await self.catalog.do(page, self.models, self.after, VIDEOS_AT_ONCE):
             missing = await self.kept.do(outdated, videos)
@@ -105,7 +105,7 @@ class Upkeep:
 
     async def _embed_batch(self, videos: Sequence[UUID]) -> None:
         texts = await self.catalog.do(texts_of, self.models, videos)
-        # None when they have all been removed since.
+        # None when they have all been removed since, or are not public any more.
         if texts:
             embedded = await self._vectors(texts)
             await self.kept.do(put, embedded)

@@ -15,7 +15,8 @@ from engine import telemetry, viewers
 from engine.command_bus import CommandBus
 from engine.connections import in_thread
 from engine.schedule import Job, Outage, Run, repeat
-from engine.seals.sealer import SEAL_FAILURES, LogBroken, Sealer
+from engine.seals.outside import SEAL_FAILURES
+from engine.seals.sealer import LogBroken, LogRewritten, Sealer
 from infra.postgres.connection import open_connection
 from workers.consumers import forget_processed
 from workers.parts import Parts
@@ -54,6 +55,7 @@ def forget(database_url: str, repeat: timedelta) -> dict[str, int]:
 
 
 LONGEST_PAUSE_SECONDS = 1.0
+SEE_AUDIT = "nothing is sealed until this is settled: see docs/audit.md, `backlot events verify`"
 AFTER_FAILURE_SECONDS = 5.0
 
 
@@ -87,6 +89,9 @@ async def _seal(sealer: Sealer) -> float | None:
     except LogBroken as error:
         SEAL_FAILURES.labels("log").inc()
         log.error("log_not_whole", error=str(error))
+    except LogRewritten as error:
+        SEAL_FAILURES.labels("history").inc()
+        log.error("log_rewritten", error=str(error), remedy=SEE_AUDIT)
     except psycopg.Error as error:
         SEAL_FAILURES.labels("database").inc()
         log.warning("sealing_interrupted", error=" ".join(str(error).split()))

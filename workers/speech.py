@@ -12,6 +12,7 @@ import structlog
 
 from commands.queries import FindUntranscribed
 from commands.uploads import RecordSpeech
+from domain.model import SystemActor
 from engine.command_bus import CommandBus
 from engine.messages import MessageBatch
 from engine.subscription import Subscription
@@ -32,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 MediaUrl = Callable[[str], str]
 
-ACTOR = "transcription"
+ACTOR = SystemActor.TRANSCRIPTION
 
 TRANSCRIPTS = counter(
     "backlot_transcripts",

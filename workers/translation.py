@@ -25,7 +25,7 @@ from commands.comments import (
     Detected,
     Failed,
     FindCommentText,
-    FindVisibility,
+    FindStanding,
     Outcome,
     RecordTarget,
     RecordTranslation,
@@ -33,6 +33,7 @@ from commands.comments import (
     TranslatedText,
 )
 from domain.comment import TranslationStatus
+from domain.model import SystemActor
 from engine.command_bus import Command, CommandBus
 from engine.connections import ThreadedConnection, leading
 from engine.messages import MessageBatch
@@ -69,7 +70,7 @@ log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
 
-ACTOR = "translation"
+ACTOR = SystemActor.TRANSLATION
 FINAL = ("translated", "not_needed")
 PROVIDER_SECONDS = 10.0
 SHARED_SECONDS = 1.0
@@ -146,7 +147,7 @@ class CommentTranslation:
             TRANSLATIONS.labels("done_before").inc()
             return
         # A removed video takes its comments with it: nobody pays for what nobody reads.
-        if text is None or not await self._execute(FindVisibility(text.video_id), origin):
+        if text is None or not await self._execute(FindStanding(text.video_id), origin):
             TRANSLATIONS.labels("gone").inc()
             return
         if (into := self.targets.get(target or self.target)) is None:

@@ -22,6 +22,7 @@ from psycopg.rows import TupleRow
 from commands.catalog import EngagementCounts, EngagementOf
 from commands.queries import FindUploadStatus
 from commands.uploads import ExpireUpload, FinishUpload, drop, lock_key
+from domain.model import SystemActor
 from domain.upload import Status
 from engine.command_bus import Command, CommandBus, Lookup, Reader
 from engine.projection import ReadModels
@@ -41,7 +42,7 @@ log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
 
-ACTOR = "expiry"
+ACTOR = SystemActor.EXPIRY
 JOB_LOCK = "upload:expiry:job"
 LOCK_SECONDS = 60.0
 KEPT = "kept"

@@ -265,7 +265,8 @@ def _entrance(http: httpx.AsyncClient, meter: Meter, settings: Settings) -> Call
     except NoSecret as error:
         raise DemoFailed(f"the demo can't make tokens for its viewers: {error}") from error
     issuer, audience = settings.auth.issuer, settings.auth.audience
-    mint = partial(mint_token, secret, ttl=TOKEN_LIFETIME, issuer=issuer, audience=audience)
+    ttl = min(TOKEN_LIFETIME, settings.auth.max_lifetime)
+    mint = partial(mint_token, secret, ttl=ttl, issuer=issuer, audience=audience)
     return lambda name: Person(http, meter, name, mint(name))
 
 

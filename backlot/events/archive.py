@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,21 +15,21 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from backlot import arguments
-from backlot.database import database_url, recorded
+from backlot.database import database_url, operator_name, recorded
 from backlot.output import Json, show
-from backlot.screen import Act, Screen
+from backlot.screen import Act, Screen, Yes, require_yes
 from domain.operation import Members
 from engine.archive.lines import ExportFormat, ExportRequest
 from engine.installation import ENGINE, LOG, migrate, require_migrated
 from engine.privacy import PayloadMode
 from engine.seals.chain import connect, head
+from infra.data_folder import seal_head_path
 from infra.errors import ExitCode, OperatorError
 from infra.settings import Settings, load_settings
-from infra.settings.features import SealSettings
 
 if TYPE_CHECKING:
-    from engine.seals.check import Report
     from engine.seals.proofs import Proofs
+    from engine.seals.report import Report
 
 
 class LateBar(ExitStack):
@@ -68,6 +70,7 @@ def register(app: typer.Typer) -> None:
     app.command("export")(export)
     app.command("import")(import_events)
     app.command("verify")(verify)
+    app.command("accept")(accept)
 
 
 def export(
@@ -90,7 +93,7 @@ def export(
     wish = ExportRequest(export_format, payload, first, last)
     asked: Members = {"file": str(file), "format": str(export_format), "payload": str(payload)}
     with (
-        _connect(settings, "export") as conn,
+        connected(settings, "export") as conn,
         recorded(database_url(settings), "export", "events", asked) as running,
         LateBar("exporting") as bar,
     ):
@@ -126,9 +129,9 @@ def import_events(
     from engine.archive.verification import read_header
 
     settings = load_settings()
-    proofs, plan = _proofs(settings.seals, public_key, anchors), read_header(file)
+    proofs, plan = proofs_of(settings, public_key, anchors, here=False), read_header(file)
     topics = arguments.topics()
-    with _connect(settings, "import", fills=True) as conn:
+    with connected(settings, "import", fills=True) as conn:
         _refuse_old_read_models(conn)
         with LateBar("importing") as bar:
             bar.begin(plan.last)
@@ -151,18 +154,45 @@ def verify(
 ) -> None:
     """Recompute the seal chain. Exit code 1: an event is altered, missing or added."""
     settings = load_settings()
-    proofs = _proofs(settings.seals, public_key, anchors)
+    proofs = proofs_of(settings, public_key, anchors, here=file is None)
     if file is not None:
         report = _verify_file(file, proofs)
     else:
         with (
-            _connect(settings, "verification") as conn,
+            connected(settings, "verification") as conn,
             recorded(database_url(settings), "verify", "events", {}) as running,
         ):
             report = _verify_database(conn, proofs)
             running.result = report.as_dict()
     show(_summary(report), report.as_dict(), as_json)
     raise typer.Exit(ExitCode.DONE if report.ok else ExitCode.NOT_WELL)
+
+
+def accept(
+    reason: Annotated[str, typer.Option(help="Why, for whoever reads the log later.")],
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Go on sealing from the newest seal in the database, as after a restore from a backup."""
+    from engine.seals.anchors import Acceptance
+    from engine.seals.chain import last_seal
+
+    settings = load_settings()
+    outside = proofs_of(settings, None, None).outside
+    with connected(settings, "acceptance") as conn:
+        differences, newest = outside.compare(conn).differences, last_seal(conn)
+        if not differences:
+            raise ArchiveError("the seals are those that are known outside: nothing to accept")
+        number, last = (newest.number, newest.last) if newest else (0, 0)
+        for text in differences:
+            Screen().say(text)
+        require_yes(f"Go on from seal {number}, position {last}?", yes=yes)
+        asked: Members = {"reason": reason, "seal": number, "differences": list(differences)}
+        with recorded(database_url(settings), "accept-seals", "events", asked) as running:
+            at = datetime.now(UTC).isoformat(timespec="seconds")
+            outside.accept(conn, Acceptance(operator_name(), at, reason))
+            told = running.result = {"seal": number, "position": last}
+    show(f"sealing goes on after seal {number}, position {last}", told, as_json)
 
 
 def _verify_file(file: Path, proofs: Proofs) -> Report:
@@ -185,17 +215,28 @@ def _verify_database(conn: Connection[TupleRow], proofs: Proofs) -> Report:
     return report
 
 
-def _proofs(settings: SealSettings, public_key: Path | None, anchors: Path | None) -> Proofs:
-    from engine.seals.proofs import Proofs, configured_proofs
+def proofs_of(
+    settings: Settings, public_key: Path | None, anchors: Path | None, *, here: bool = True
+) -> Proofs:
+    """Return what a verification compares with; only of the log `here` there is a head."""
+    from engine.seals.anchors import FileAnchors
+    from engine.seals.outside import Outside
+    from engine.seals.proofs import configured_proofs
 
+    seals, head = settings.seals, seal_head_path(settings.server.data_dir.absolute())
     if public_key is not None:
-        settings = settings.model_copy(update={"public_key_file": public_key})
-    configured = configured_proofs(settings)
-    return configured if anchors is None else Proofs(configured.public_keys, anchors)
+        seals = seals.model_copy(update={"public_key_file": public_key})
+    if anchors is not None:
+        seals = seals.model_copy(update={"anchors": ()})
+    found = configured_proofs(seals, settings.objects, head if here else None)
+    if anchors is None:
+        return found
+    outside = Outside(found.outside.head, (FileAnchors(anchors, required=True),))
+    return replace(found, outside=outside)
 
 
 @contextmanager
-def _connect(
+def connected(
     settings: Settings, purpose: str, *, fills: bool = False
 ) -> Iterator[Connection[TupleRow]]:
     """Connect to a database of this release, or to an empty one that the command fills."""
@@ -222,12 +263,16 @@ def _refuse_old_read_models(conn: Connection[TupleRow]) -> None:
 
 
 def _summary(report: Report) -> str:
-    seals = f"{report.seals:,} seals ({report.signed:,} signed, {report.anchored:,} anchored)"
+    seals = (
+        f"{report.seals:,} seals ({report.signed:,} signed, {report.anchored:,} anchored, "
+        f"{report.timestamped:,} time-stamped)"
+    )
     lines = [
         f"{report.events:,} events looked at, sealed up to position {report.sealed_to:,}: {seals}",
         f"{report.unsealed:,} events at the end are not sealed yet and not proved",
     ]
     fault = report.fault
+    lines += [f"{caveat.kind}: {caveat.detail}" for caveat in report.caveats]
     lines.append("no fault" if fault is None else f"FAULT ({fault.kind}): {fault.detail}")
     if fault is not None and fault.stream_id is not None:
         lines.append(f"  stream {fault.stream_id}, version {fault.version}")

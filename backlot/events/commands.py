@@ -24,7 +24,7 @@ from rich.tree import Tree
 from backlot import arguments
 from backlot.arguments import group, moment
 from backlot.database import database_url
-from backlot.events import archive
+from backlot.events import archive, proof
 from backlot.output import Json, change_lines, flow, printable, show, table, width
 from backlot.signals import run
 from engine.privacy import PayloadMode
@@ -386,7 +386,8 @@ def detail_lines(event: audit.AuditEventDetail) -> Iterator[str]:
     yield f"stream       {event.stream_id}"
     yield f"id           {event.id}"
     yield f"recorded     {_at(event.recorded_at)}"
-    yield f"actor        {printable(event.actor or '-')}"
+    kind = f" ({event.actor_kind})" if event.actor_kind else ""
+    yield f"actor        {printable(event.actor or '-')}{kind}"
     yield f"correlation  {printable(event.correlation_id or '-')}"
     cause = event.caused_by
     place = f" at {cause.position}, {cause.topic}" if cause and cause.position else ""
@@ -465,3 +466,4 @@ def _counts(title: str, counts: list[tuple[str, int]]) -> Iterator[str]:
 
 
 archive.register(app)
+app.command("prove")(proof.prove)

@@ -299,7 +299,8 @@ def run_upload(
     """Upload the file at `path` to the server at `url` (no slash at the end).
 
     `token` says who uploads; `named` are details by their API names: `title`, `description`,
-    `category`, `contentType`. Returns the exit code. Raises OperatorError with what to do about it.
+    `category`, `visibility`, `contentType`. Returns the exit code. Raises OperatorError with what
+    to do about it.
     """
     screen, started = Screen(), time.perf_counter()
     with LocalFile(path) as file:

@@ -185,7 +185,7 @@ def row_of(record: Mapping[str, Any]) -> StoredRow:
 
 def seal_of(record: Mapping[str, Any]) -> Seal:
     """Return the seal that a line holds. Raise ValueError, KeyError and TypeError."""
-    signature = record.get("signature")
+    signature, peaks = record.get("signature"), record.get("peaks")
     return Seal(
         number=_integer(record["number"]),
         first=_integer(record["first"]),
@@ -196,6 +196,8 @@ def seal_of(record: Mapping[str, Any]) -> Seal:
         signature=None if signature is None else b64decode(signature, validate=True),
         key_id=record.get("keyId"),
         sealed_at=datetime.fromisoformat(record["sealedAt"]),
+        format=_integer(record.get("format", 1)),
+        peaks=None if peaks is None else b64decode(peaks, validate=True),
     )
 
 

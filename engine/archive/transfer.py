@@ -25,9 +25,10 @@ from engine.archive.lines import ExportFormat, ExportRequest, Item, Plan
 from engine.archive.verification import ExportCheck
 from engine.event_store import EVENTS, EVENTS_CHANNEL
 from engine.privacy import PayloadMode
+from engine.seals.anchors import cut_torn_line
 from engine.seals.chain import Seal, StoredRow, head, insert_seal, seals
-from engine.seals.check import Report
-from engine.seals.proofs import NO_PROOFS, Proofs, last_line
+from engine.seals.proofs import NO_PROOFS, Proofs
+from engine.seals.report import Report
 from engine.seals.verification import rows_between
 from infra.advisory_locks import LockClass
 from infra.errors import OperatorError
@@ -162,7 +163,7 @@ class LineWriter:
     def resume(self) -> int:
         """Return the position to go on with, after what a broken-off run has left whole."""
         # Also seals are written again with their first event: what they are belongs together.
-        while (found := last_line(self._file)) is not None:
+        while (found := cut_torn_line(self._file)) is not None:
             start, line = found
             position = _position_in(line)
             if position is not None:
@@ -340,5 +341,6 @@ def _write(conn: Connection[TupleRow], items: Sequence[Item]) -> int:
             copy.write_row(row)
     for item in items:
         if isinstance(item, Seal):
+            # One that does not follow is a fault, which the check has noted.
             insert_seal(conn, item)
     return len(rows)

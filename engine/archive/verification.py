@@ -14,8 +14,9 @@ from engine.archive import lines
 from engine.archive.lines import FORMAT, ExportFormat, Item, Plan
 from engine.privacy import PayloadMode
 from engine.seals.chain import Seal, StoredRow
-from engine.seals.check import Check, Fault, Report, orphan_fault
+from engine.seals.check import Check, orphan_fault
 from engine.seals.proofs import NO_PROOFS, Proofs
+from engine.seals.report import Fault, Report
 from infra.errors import OperatorError
 
 DAMAGED = (ValueError, KeyError, TypeError)
@@ -135,8 +136,7 @@ class ExportCheck:
         self._check = Check(
             first=self.plan.first,
             until=self.plan.last,
-            public_keys=proofs.public_keys,
-            anchors=proofs.open_anchors(),
+            proofs=proofs,
             known_topics=known_topics,
             seal_numbers=(self.plan.first_seal, self.plan.last_seal),
         )

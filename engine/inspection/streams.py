@@ -14,13 +14,14 @@ from eventsourcing.persistence import MapperDeserialisationError
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from domain.model import Aggregate
+from domain.model import ActorKind, Aggregate
 from engine.event_store import EVENTS
 from engine.inspection.index import INDEXED, PLANNING, Audit, Search, find
 from engine.log import MAPPER, READ_ONE, Stored, event_id
 
 VERSION = re.compile(r"\.v[0-9]+$")
-META = ("timestamp", "actor", "correlation_id", "causation_id")
+META = ("timestamp", "actor", "actor_kind", "correlation_id", "causation_id")
+KINDS = frozenset(ActorKind)
 CHUNK = 500
 BEFORE_ALL = -(2**63)
 
@@ -61,6 +62,7 @@ class Entry:
     payload: dict[str, object] | None
     recorded_at: datetime | None
     actor: str | None
+    actor_kind: ActorKind | None
     correlation_id: str | None
     causation_id: str | None
     event: Aggregate.Event | None
@@ -103,18 +105,22 @@ def read_entry(stored: Stored) -> Entry:
     except ValueError:
         content = None
     payload = content if isinstance(content, dict) else None
-    at, actor, correlation, cause = ((payload or {}).pop(name, None) for name in META)
+    at, actor, kind, correlation, cause = ((payload or {}).pop(name, None) for name in META)
     event, error = None, None
     try:
         event = MAPPER.decode(*stored[1:])
     except MapperDeserialisationError as failure:
         error = failure
-    ids = (_text(correlation), _text(cause))
-    return Entry(stored, payload, _time(at), _text(actor), *ids, event, error)
+    who, ids = (_text(actor), _kind(kind)), (_text(correlation), _text(cause))
+    return Entry(stored, payload, _time(at), *who, *ids, event, error)
 
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _kind(value: object) -> ActorKind | None:
+    return ActorKind(value) if isinstance(value, str) and value in KINDS else None
 
 
 def _time(value: object) -> datetime | None:

@@ -11,11 +11,22 @@ Leaf of an event = SHA-256 of
     topic           int4 length in bytes, then the bytes; length -1 and no bytes for SQL's NULL
     state           the same, of the bytes exactly as they are stored
 
-Hash of a seal = SHA-256 of
+Hash of a seal of format 2 = SHA-256 of
+
+    "backlot.seal.v2" and a zero byte
+    hash of the seal before it, 32 bytes; zero bytes for seal 1
+    number          int8
+    first, last     int8 each: the block of consecutive positions that it covers
+    sealed at       int8: microseconds since 1970, in UTC
+    key id          int4 length in bytes, then the bytes; length -1 for a seal without a signature
+    events          32 bytes: the root of a tree with a fan of 16 over the leaves of the block
+    seals           32 bytes: the root of a tree with a fan of 2 over the hashes of all seals before
+
+`merkle.py` has the trees. Hash of a seal of format 1 = SHA-256 of
 
     "backlot.seal.v1" and a zero byte
     hash of the seal before it, 32 bytes; zero bytes for seal 1
-    first, last     int8 each: the block of consecutive positions that it covers
+    first, last     int8 each
     leaves          32 bytes for each position of the block, in order
 
 Seals are numbered from 1; each begins where the one before it ended, the first at position 1.
@@ -26,9 +37,9 @@ A signature is Ed25519 (RFC 8032) over the 32 bytes of the seal's hash; its key 
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, field
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from struct import Struct
 from typing import NamedTuple
@@ -38,16 +49,24 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from engine.log import HEAD
+from engine.seals import merkle
+from engine.seals.merkle import HASH_BYTES
 from infra.postgres.connection import open_connection
 
 EVENT_TAG = b"backlot.event.v1\0"
-SEAL_TAG = b"backlot.seal.v1\0"
-HASH_BYTES = 32
+SEAL_TAG = b"backlot.seal.v2\0"
+OLD_SEAL_TAG = b"backlot.seal.v1\0"
+FORMAT = 2
+"""What new seals have; those of format 1 stay, and can be verified."""
+FAN = 16
+"""Children of a node over events: binary, each seal would take 15 times as many hashes."""
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NO_SEAL = bytes(HASH_BYTES)
 """What the first seal has in place of the hash before it."""
 
 _PLACE = Struct(">q16sq")
 _RANGE = Struct(">qq")
+_HEADER = Struct(">qqqq")
 _LENGTH = Struct(">i")
 _NULL = _LENGTH.pack(-1)
 
@@ -59,10 +78,19 @@ LEAF = f"""sha256('\\x{EVENT_TAG.hex()}'::bytea || int8send(notification_id)
     || coalesce(int4send(octet_length(state)) || state, int4send(-1)))"""
 
 PAGE_SEALS = 20
-COLUMNS = "number, first, last, leaves, hash, previous, signature, key_id, sealed_at"
+COLUMNS = "number, first, last, leaves, hash, previous, signature, key_id, sealed_at, format, peaks"
+NAMES = tuple(COLUMNS.split(", "))
+# In one statement, so that nothing can come between the look at the seal before and the new one.
 INSERT = f"""
-INSERT INTO public.backlot_seals ({COLUMNS}) VALUES (%s, %s, %s, %b, %b, %b, %b, %s, %s)
+INSERT INTO public.backlot_seals ({COLUMNS})
+SELECT %(number)s::int8, %(first)s::int8, %(last)s::int8, %(leaves)b::bytea, %(hash)b::bytea,
+       %(previous)b::bytea, %(signature)b::bytea, %(key_id)s::text, %(sealed_at)s::timestamptz,
+       %(format)s::int2, %(peaks)b::bytea
+WHERE coalesce((SELECT hash FROM public.backlot_seals ORDER BY number DESC LIMIT 1),
+               '\\x{NO_SEAL.hex()}'::bytea) = %(previous)b::bytea
 """.encode()
+TIP = b"SELECT number, hash FROM public.backlot_seals ORDER BY number DESC LIMIT 1"
+HASHES = b"SELECT hash FROM public.backlot_seals WHERE number <= %s ORDER BY number"
 LAST = f"SELECT {COLUMNS} FROM public.backlot_seals ORDER BY number DESC LIMIT 1".encode()
 PAGE = f"""
 SELECT {COLUMNS} FROM public.backlot_seals
@@ -84,7 +112,8 @@ class StoredRow(NamedTuple):
 class Seal:
     """One seal: the block `first` to `last`, its leaves, its place in the chain, its signature.
 
-    The fields are the columns of its row, in their order.
+    The fields are the columns of its row, in their order. `peaks` are those of the tree over all
+    seals before it; one of format 1 has none.
     """
 
     number: int
@@ -96,6 +125,8 @@ class Seal:
     signature: bytes | None
     key_id: str | None
     sealed_at: datetime
+    format: int = 1
+    peaks: bytes | None = field(default=None, repr=False)
 
     def leaf_at(self, position: int) -> bytes:
         """Return the leaf of one of its positions."""
@@ -113,6 +144,8 @@ class Seal:
             "sealedAt": self.sealed_at,
             "leaves": b64encode(self.leaves).decode(),
         }
+        if self.peaks is not None:
+            record |= {"format": self.format, "peaks": b64encode(self.peaks).decode()}
         if self.signature is not None:
             record |= {"signature": b64encode(self.signature).decode(), "keyId": self.key_id}
         return record
@@ -125,9 +158,70 @@ def leaf(row: StoredRow) -> bytes:
     return sha256(b"".join((EVENT_TAG, place, *_frame(topic), *_frame(row.state)))).digest()
 
 
-def seal_hash(previous: bytes, first: int, last: int, leaves: bytes) -> bytes:
-    """Return the 32 bytes that stand for a block and for everything before it."""
-    return sha256(b"".join((SEAL_TAG, previous, _RANGE.pack(first, last), leaves))).digest()
+@dataclass(frozen=True, slots=True)
+class SealHeader:
+    """What is hashed of a seal of format 2: its fields, and the roots of its two trees."""
+
+    number: int
+    first: int
+    last: int
+    previous: bytes
+    sealed_at: datetime
+    key_id: str | None
+    events: bytes
+    seals: bytes
+
+    def hash(self) -> bytes:
+        """Return the 32 bytes that stand for the block and for everything before it."""
+        moment = (self.sealed_at - EPOCH) // timedelta(microseconds=1)
+        place = _HEADER.pack(self.number, self.first, self.last, moment)
+        key = _frame(None if self.key_id is None else self.key_id.encode())
+        return sha256(
+            b"".join((SEAL_TAG, self.previous, place, *key, self.events, self.seals))
+        ).digest()
+
+
+def header_of(seal: Seal) -> SealHeader:
+    """Return the header of a seal of format 2, its trees computed from its leaves and its peaks."""
+    return SealHeader(
+        seal.number,
+        seal.first,
+        seal.last,
+        seal.previous,
+        seal.sealed_at,
+        seal.key_id,
+        merkle.root(seal.leaves, FAN),
+        merkle.join_peaks(seal.peaks or b""),
+    )
+
+
+def seal_hash(seal: Seal) -> bytes:
+    """Return what the hash of a seal has to be. Raise ValueError for a format not known here."""
+    if seal.format == FORMAT:
+        return header_of(seal).hash()
+    if seal.format == 1:
+        return old_seal_hash(seal.previous, seal.first, seal.last, seal.leaves)
+    raise ValueError(f"format {seal.format} of seals is not known here")
+
+
+def old_seal_hash(previous: bytes, first: int, last: int, leaves: bytes) -> bytes:
+    """Return the hash of a seal of format 1."""
+    return sha256(b"".join((OLD_SEAL_TAG, previous, _RANGE.pack(first, last), leaves))).digest()
+
+
+def peaks_after(seal: Seal | None, earlier: Iterable[bytes] = ()) -> bytes:
+    """Return the peaks of the tree over all seals up to this one; none are before seal 1.
+
+    `earlier` are the hashes of all seals up to this one, needed where it is of format 1.
+    """
+    if seal is None:
+        return b""
+    if seal.peaks is not None:
+        return merkle.grow(seal.peaks, seal.number - 1, seal.hash)
+    peaks = b""
+    for count, each in enumerate(earlier):
+        peaks = merkle.grow(peaks, count, each)
+    return peaks
 
 
 def _frame(content: bytes | None) -> Sequence[bytes]:
@@ -166,6 +260,24 @@ def seals(conn: Connection[TupleRow], after: int, until: int) -> Iterator[Seal]:
         after = page[-1][0]
 
 
-def insert_seal(conn: Connection[TupleRow], seal: Seal) -> None:
-    """Store a seal. Raise UniqueViolation where its number is taken."""
-    conn.execute(INSERT, astuple(seal))
+def seal_hashes(conn: Connection[TupleRow], until: int) -> Iterator[bytes]:
+    """Yield the hashes of the seals up to a number, in order."""
+    with conn.cursor(binary=True) as cursor:
+        for (found,) in cursor.stream(HASHES, (until,)):
+            yield found
+
+
+def tip(conn: Connection[TupleRow]) -> tuple[int, bytes] | None:
+    """Return number and hash of the newest seal, without all that it covers."""
+    with conn.cursor(binary=True) as cursor:
+        row = cursor.execute(TIP, prepare=True).fetchone()
+    return (row[0], row[1]) if row else None
+
+
+def insert_seal(conn: Connection[TupleRow], seal: Seal) -> bool:
+    """Store a seal behind the one that it follows; return False where that is not the newest.
+
+    Raise UniqueViolation where its number is taken.
+    """
+    values = {name: getattr(seal, name) for name in NAMES}
+    return conn.execute(INSERT, values).rowcount == 1

@@ -6,85 +6,32 @@ It computes every hash itself, in Python; what PostgreSQL computed for the seals
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from uuid import UUID
+from typing import TYPE_CHECKING
 
-from engine.seals.chain import HASH_BYTES, NO_SEAL, Seal, StoredRow, leaf, seal_hash
-from engine.seals.proofs import Anchor, PublicKeys
+from engine.seals.anchors import Anchor
+from engine.seals.chain import (
+    NO_SEAL,
+    Seal,
+    StoredRow,
+    leaf,
+    peaks_after,
+    seal_hash,
+)
+from engine.seals.merkle import HASH_BYTES, grow
+from engine.seals.proofs import NO_PROOFS, Proofs
+from engine.seals.report import (
+    UNANCHORED,
+    UNCHECKED,
+    UNSIGNED,
+    Caveat,
+    Fault,
+    FaultKind,
+    Report,
+    old_format,
+)
 
-
-class FaultKind(StrEnum):
-    """How a log can differ from what was sealed."""
-
-    ALTERED = "altered"
-    MISSING = "missing"
-    ADDED = "added"
-    SEAL_ALTERED = "seal-altered"
-    SEAL_MISSING = "seal-missing"
-    SIGNATURE_INVALID = "signature-invalid"
-    ANCHOR_DIFFERS = "anchor-differs"
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """The first place where the log is not what it was; what is known of it, and in words."""
-
-    kind: FaultKind
-    detail: str
-    position: int | None = None
-    stream_id: UUID | None = None
-    version: int | None = None
-    seal: int | None = None
-
-    def as_dict(self) -> dict[str, object]:
-        found = {
-            "kind": self.kind.value,
-            "position": self.position,
-            "streamId": None if self.stream_id is None else str(self.stream_id),
-            "version": self.version,
-            "seal": self.seal,
-            "detail": self.detail,
-        }
-        return {name: value for name, value in found.items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What was checked: positions from `first`, proved up to `sealed_to`; and the first fault.
-
-    `signed` counts seals with a signature, right ones where a public key was given; `anchored`
-    those that were compared with an anchor. The `unsealed` events at the end are not proved yet,
-    only looked at. Counts include what comes after a fault. `newest` is the last seal.
-    """
-
-    first: int
-    events: int
-    sealed_to: int
-    seals: int
-    signed: int
-    anchored: int
-    unsealed: int
-    fault: Fault | None
-    newest: Seal | None
-
-    @property
-    def ok(self) -> bool:
-        return self.fault is None
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the report as JSON has it."""
-        record: dict[str, object] = {
-            "ok": self.ok,
-            "from": self.first,
-            "events": self.events,
-            "sealedTo": self.sealed_to,
-            "seals": self.seals,
-            "signed": self.signed,
-            "anchored": self.anchored,
-            "unsealed": self.unsealed,
-        }
-        return record if self.fault is None else {**record, "fault": self.fault.as_dict()}
+if TYPE_CHECKING:
+    from infra.timestamps import TimestampTrust
 
 
 class SealCheck:
@@ -100,28 +47,37 @@ class SealCheck:
         first: int,
         before: Seal | None,
         numbers: tuple[int, int],
-        public_keys: PublicKeys | None,
-        anchors: Iterator[Anchor] | None,
+        proofs: Proofs,
         *,
         ends_early: bool,
     ) -> None:
-        """For the arguments see `Check`; `ends_early` says that later seals may be anchored."""
+        """For the arguments see `Check`; `ends_early` says that later seals may be anchored.
+
+        Raise AnchorsUnusable.
+        """
         self._before, self._from_start, self._ends_early = before, first == 1, ends_early
-        self._keys, self._anchors = public_keys, anchors or iter(())
+        self._keys, self._trust = proofs.public_keys, proofs.trust
+        self._anchors = proofs.open_anchors() or iter(())
         self._first_number = 1 if self._from_start else numbers[0] or None
         self._last_number = numbers[1]
         self._next_anchor = next(self._anchors, None)
-        self.count = self.signed = self.anchored = 0
+        # None as long as a part of a log has shown no seal that tells them.
+        known = self._from_start or (before is not None and before.peaks is not None)
+        self._peaks = peaks_after(before) if known else None
+        self.count = self.signed = self.anchored = self.timestamped = self.old = 0
 
     def fault(self, seal: Seal) -> Fault | None:
         """Return what is wrong with the next seal, if anything."""
         found = (
             self._chain_fault(seal)
             or _hash_fault(seal)
+            or self._tree_fault(seal)
             or self._signature_fault(seal)
             or self._anchor_fault(seal)
         )
         self._before = seal
+        self._peaks = self._peaks_after(seal)
+        self.old += seal.format == 1
         self.count += 1
         return found
 
@@ -156,6 +112,17 @@ class SealCheck:
             return Fault(FaultKind.SEAL_ALTERED, detail, first, seal=seal.number)
         return None
 
+    def _tree_fault(self, seal: Seal) -> Fault | None:
+        if seal.peaks is None or self._peaks in (None, seal.peaks):
+            return None
+        detail = f"seal {seal.number} does not commit to the seals before it"
+        return Fault(FaultKind.SEAL_ALTERED, detail, seal.first, seal=seal.number)
+
+    def _peaks_after(self, seal: Seal) -> bytes | None:
+        if seal.peaks is not None:
+            return peaks_after(seal)
+        return None if self._peaks is None else grow(self._peaks, seal.number - 1, seal.hash)
+
     def _signature_fault(self, seal: Seal) -> Fault | None:
         if seal.signature is None:
             if self._keys is None or not self.signed:
@@ -168,15 +135,40 @@ class SealCheck:
         return None if why is None else _unproved_fault(seal, why)
 
     def _anchor_fault(self, seal: Seal) -> Fault | None:
-        fault = None
+        fault, anchored, timestamped = None, False, False
         while (anchor := self._next_anchor) is not None and anchor.number <= seal.number:
             if anchor.number == seal.number:
-                self.anchored += 1
+                anchored = True
                 fault = fault or _difference(anchor, seal)
+                if anchor.token is not None and self._trust is not None:
+                    timestamped = True
+                    fault = fault or self._stamp_fault(self._trust, anchor.token, seal)
             elif self._before is not None and anchor.number > self._before.number:
                 fault = fault or _gone_fault(anchor)
             self._next_anchor = next(self._anchors, None)
+        self.anchored += anchored
+        self.timestamped += timestamped
         return fault
+
+    @staticmethod
+    def _stamp_fault(trust: TimestampTrust, token: bytes, seal: Seal) -> Fault | None:
+        why = trust.fault(token, seal.hash)
+        if why is None:
+            return None
+        detail = f"the time stamp of seal {seal.number}: {why}"
+        return Fault(FaultKind.TIMESTAMP_INVALID, detail, seal.first, seal=seal.number)
+
+    def caveats(self) -> Iterator[Caveat]:
+        """Yield what the seals that were taken can't prove."""
+        if self._before is not None:
+            if self._before.signature is None:
+                yield UNSIGNED
+            elif self._keys is None:
+                yield UNCHECKED
+        if not self.anchored:
+            yield UNANCHORED
+        if self.old:
+            yield old_format(self.old)
 
 
 def _gone_fault(anchor: Anchor | None) -> Fault | None:
@@ -196,14 +188,19 @@ def _unproved_fault(seal: Seal, why: str) -> Fault:
 
 def _hash_fault(seal: Seal) -> Fault | None:
     whole = len(seal.leaves) == (seal.last - seal.first + 1) * HASH_BYTES
-    if whole and seal.hash == seal_hash(seal.previous, seal.first, seal.last, seal.leaves):
-        return None
+    peaks = seal.number - 1 if seal.format > 1 else 0
+    whole = whole and len(seal.peaks or b"") == max(0, peaks).bit_count() * HASH_BYTES
     detail = f"seal {seal.number} is not what its hash says"
+    try:
+        if whole and seal.hash == seal_hash(seal):
+            return None
+    except ValueError as error:
+        detail = f"seal {seal.number} can't be checked: {error}"
     return Fault(FaultKind.SEAL_ALTERED, detail, seal.first, seal=seal.number)
 
 
 def _difference(anchor: Anchor, seal: Seal) -> Fault | None:
-    if anchor == (seal.number, seal.first, seal.last, seal.hash):
+    if anchor.seal == (seal.number, seal.first, seal.last, seal.hash):
         return None
     detail = f"seal {seal.number} is not the one that was anchored: the chain was written anew"
     return Fault(FaultKind.ANCHOR_DIFFERS, detail, seal.first, seal=seal.number)
@@ -221,8 +218,7 @@ class Check:
         first: int = 1,
         until: int | None = None,
         previous: Seal | None = None,
-        public_keys: PublicKeys | None = None,
-        anchors: Iterator[Anchor] | None = None,
+        proofs: Proofs = NO_PROOFS,
         known_topics: Container[str] | None = None,
         seal_numbers: tuple[int, int] = (0, 0),
     ) -> None:
@@ -231,12 +227,10 @@ class Check:
         `previous` is the seal, checked before, that the first one has to follow; `seal_numbers`
         are those of the first and last one that there should be, zeros for none or where that is
         not known. Where `until` is known, later seals may be anchored: an export is of an earlier
-        day.
+        day. Raise AnchorsUnusable.
         """
         self._first, self._until = first, until
-        self._seals = SealCheck(
-            first, previous, seal_numbers, public_keys, anchors, ends_early=until is not None
-        )
+        self._seals = SealCheck(first, previous, seal_numbers, proofs, ends_early=until is not None)
         self._expected = first
         self._seal: Seal | None = None
         self._newest = previous
@@ -293,6 +287,9 @@ class Check:
             unsealed=self._tail.events,
             fault=self._fault,
             newest=self._newest,
+            timestamped=self._seals.timestamped,
+            old=self._seals.old,
+            caveats=tuple(self._seals.caveats()),
         )
 
     def _look(self) -> None:

@@ -1,40 +1,40 @@
-"""What proves a chain from outside the database: signatures over its seals, and anchors.
+"""What proves a chain from outside the database: signatures over its seals, anchors, time stamps.
 
-Who can rewrite the log has neither the private key nor the file of anchors. An anchor is a line of
-JSON: number, first, last, hash (hexadecimal), sealedAt, and signature (base64) with keyId where the
-seal is signed. Lines stand in order of their numbers.
+Who can rewrite the log has neither the private key nor the places where anchors lie.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from hashlib import sha256
-from io import BufferedRandom
+from heapq import merge
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
-import orjson
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
+from engine.seals.anchors import Anchor, AnchorStore, FileAnchors, HeadFile
 from engine.seals.chain import Seal
+from engine.seals.outside import NOTHING, Outside
 from infra.errors import OperatorError
+from infra.settings.adapters import ObjectSettings
 from infra.settings.features import SealSettings
+from infra.settings.values import BucketPlace
+
+if TYPE_CHECKING:
+    from infra.timestamps import TimestampTrust
 
 PEM = re.compile(rb"-----BEGIN [A-Z ]+-----.+?-----END [A-Z ]+-----", re.DOTALL)
-CHUNK_BYTES = 64 * 1024
 
 
 class KeyUnusable(OperatorError):
     """A key file that can't be read, or holds another kind of key."""
-
-
-class AnchorsUnusable(OperatorError):
-    """The anchors can't be read or written, or what stands there are no anchors."""
 
 
 class SealKey:
@@ -72,121 +72,28 @@ class PublicKeys:
         return None
 
 
-class Anchor(NamedTuple):
-    """What an anchor says of a seal."""
-
-    number: int
-    first: int
-    last: int
-    hash: bytes
-
-
 @dataclass(frozen=True, slots=True)
 class Proofs:
-    """The public keys, and the file of anchors, that a verification compares with.
-
-    Where anchors are written it may still be before the first one, and there is no file yet.
-    """
+    """What a verification compares with: public keys, what is known outside, trusted stamps."""
 
     public_keys: PublicKeys | None = None
-    anchors: Path | None = None
-    before_first: bool = False
+    outside: Outside = NOTHING
+    trust: TimestampTrust | None = None
 
     def open_anchors(self) -> Iterator[Anchor] | None:
-        """Return the anchors as they are now, before the log is read. Raise AnchorsUnusable."""
-        if self.anchors is None or (self.before_first and not self.anchors.exists()):
-            return None
-        return read_anchors(self.anchors)
+        """Return the anchors of all places as they are now, before the log is read.
+
+        None where there is no place. Raise AnchorsUnusable, also while they are read.
+        """
+        stores = self.outside.anchors
+        return merge(*(store.read() for store in stores), key=itemgetter(0)) if stores else None
+
+    def acceptances(self) -> list[Anchor]:
+        """Return the seals from which operators went on. Raise AnchorsUnusable."""
+        return [found for store in self.outside.anchors for found in store.acceptances()]
 
 
 NO_PROOFS = Proofs()
-
-
-class FileAnchors:
-    """Anchors in a file of its own, appended and synced. Its methods raise AnchorsUnusable."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def last_number(self) -> int:
-        """Return the newest anchor's number, or 0; cut off a line that a crash left torn."""
-        try:
-            self.path.touch(0o600)
-            with self.path.open("r+b") as file:
-                found = last_line(file)
-        except OSError as error:
-            raise AnchorsUnusable(f"{self.path} can't be used: {error.strerror}") from error
-        return _parse(found[1], str(self.path)).number if found else 0
-
-    def append(self, seals: Iterable[Seal]) -> None:
-        """Write down seals that follow the newest anchor; they are safe when this returns."""
-        try:
-            with self.path.open("ab") as file:
-                file.writelines(map(anchor_line, seals))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise AnchorsUnusable(f"{self.path} can't be written: {error.strerror}") from error
-
-
-def anchor_line(seal: Seal) -> bytes:
-    """Return a seal as a line of a file of anchors."""
-    record = seal.as_dict()
-    del record["previous"], record["leaves"]
-    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
-
-
-def read_anchors(path: Path) -> Iterator[Anchor]:
-    """Return the anchors of a file in order; those that are appended later are not read.
-
-    Raise AnchorsUnusable for a line that is none, or that is out of order.
-    """
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise AnchorsUnusable(f"{path} can't be read: {error.strerror}") from error
-    return _lines(path, size)
-
-
-def _lines(path: Path, size: int) -> Iterator[Anchor]:
-    before = 0
-    with path.open("rb") as file:
-        for at, line in enumerate(file, start=1):
-            size -= len(line)
-            # The last line may be torn by a crash, or just being written.
-            if size < 0 or not line.endswith(b"\n"):
-                return
-            anchor = _parse(line, f"{path}, line {at},")
-            if anchor.number <= before:
-                raise AnchorsUnusable(f"{path}, line {at}: anchor {anchor.number} out of order")
-            before = anchor.number
-            yield anchor
-
-
-def last_line(file: BufferedRandom) -> tuple[int, bytes] | None:
-    """Return where the last whole line begins, and the line; a torn one after it is cut off."""
-    size, wanted = file.seek(0, os.SEEK_END), CHUNK_BYTES
-    while True:
-        start = max(0, size - wanted)
-        file.seek(start)
-        tail = file.read(size - start)
-        end = tail.rfind(b"\n") + 1
-        begin = tail.rfind(b"\n", 0, max(0, end - 1)) + 1
-        if start == 0 or begin > 0:
-            break
-        wanted *= 2
-    if end < len(tail):
-        file.truncate(start + end)
-    return (start + begin, tail[begin:end]) if end else None
-
-
-def _parse(line: bytes, where: str) -> Anchor:
-    try:
-        record = orjson.loads(line)
-        number, first, last = (int(record[name]) for name in ("number", "first", "last"))
-        return Anchor(number, first, last, bytes.fromhex(record["hash"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise AnchorsUnusable(f"{where} is not an anchor: {error!r}") from error
 
 
 def key_id(key: Ed25519PublicKey) -> str:
@@ -226,14 +133,27 @@ def _read(path: Path) -> bytes:
         raise KeyUnusable(f"the key file {path} can't be read: {error.strerror}") from error
 
 
-def configured_proofs(settings: SealSettings) -> Proofs:
-    """Return what the settings name. Raise KeyUnusable."""
+def configured_proofs(
+    settings: SealSettings, objects: ObjectSettings, head: Path | None = None
+) -> Proofs:
+    """Return what the settings name, and the head in that file, if there is one.
+
+    Raise KeyUnusable, CertificatesUnusable, and S3Misconfigured.
+    """
     keys = None
     if settings.public_key_file is not None:
         keys = read_public_keys(settings.public_key_file)
     elif settings.key_file is not None:
         keys = read_seal_key(settings.key_file).public
-    return Proofs(keys, settings.anchor, before_first=True)
+    trust = None if settings.tsa_ca_file is None else _trust(settings.tsa_ca_file)
+    file = None if head is None else HeadFile(head)
+    return Proofs(keys, Outside(file, configured_anchors(settings, objects)), trust)
+
+
+def _trust(path: Path) -> TimestampTrust:
+    from infra.timestamps import read_trust
+
+    return read_trust(path)
 
 
 def configured_key(settings: SealSettings) -> SealKey | None:
@@ -241,6 +161,36 @@ def configured_key(settings: SealSettings) -> SealKey | None:
     return None if settings.key_file is None else read_seal_key(settings.key_file)
 
 
-def configured_anchors(settings: SealSettings) -> FileAnchors | None:
-    """Return where new seals are anchored."""
-    return None if settings.anchor is None else FileAnchors(settings.anchor)
+def configured_anchors(settings: SealSettings, objects: ObjectSettings) -> list[AnchorStore]:
+    """Return where new seals are anchored. Raise S3Misconfigured."""
+    return [
+        _bucket(place, settings, objects)
+        if isinstance(place, BucketPlace)
+        else FileAnchors(place.path)
+        for place in settings.anchors
+    ]
+
+
+def _bucket(place: BucketPlace, settings: SealSettings, objects: ObjectSettings) -> AnchorStore:
+    # Its libraries are slow to import, and not needed where anchors lie in files.
+    from engine.seals.anchor_bucket import BucketAnchors
+
+    return BucketAnchors(
+        objects.model_copy(update={"bucket": place.bucket}),
+        place.prefix,
+        mode=settings.anchor_lock,
+        retention=timedelta(days=settings.anchor_retention_days),
+        pause_seconds=settings.anchor_seconds,
+    )
+
+
+def configured_stamps(settings: SealSettings) -> Callable[[Seal], bytes | None]:
+    """Return what stamps seals: nothing where no server is set. Raise CertificatesUnusable."""
+    if settings.tsa_url is None or settings.tsa_ca_file is None:
+        return lambda seal: None
+    # Its library is slow to import, and not needed without a server.
+    from engine.seals.stamps import SealStamps
+    from infra.timestamps import TimestampServer, read_trust
+
+    server = TimestampServer(settings.tsa_url, read_trust(settings.tsa_ca_file))
+    return SealStamps(server, settings.tsa_seconds)

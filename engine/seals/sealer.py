@@ -7,7 +7,8 @@ interpreter from the writers.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -18,8 +19,11 @@ from psycopg.rows import TupleRow
 
 from engine.event_store import EVENTS
 from engine.seals import chain
-from engine.seals.chain import HASH_BYTES, LEAF, NO_SEAL, Seal, seal_hash
-from engine.seals.proofs import AnchorsUnusable, FileAnchors, SealKey
+from engine.seals.anchors import AnchorStore, AnchorsUnusable, Head, HeadFile, anchor_of
+from engine.seals.chain import FORMAT, LEAF, NO_SEAL, Seal, seal_hash
+from engine.seals.merkle import HASH_BYTES
+from engine.seals.outside import SEAL_FAILURES, AnchorWriter, difference
+from engine.seals.proofs import SealKey
 from infra.advisory_locks import Lock, try_lock
 from infra.errors import OperatorError
 from infra.metrics import counter, gauge
@@ -46,15 +50,14 @@ SEAL_POSITION = gauge(
 SEAL_LAG_EVENTS = gauge(
     "backlot_seal_lag_events", "Positions between the end of the event log and the newest seal."
 )
-SEAL_FAILURES = counter(
-    "backlot_seal_failures",
-    "Times that a seal could not be made or anchored (database, log, anchoring, other).",
-    ("step",),
-)
 
 
 class LogBroken(OperatorError):
     """The log has a gap or a second event at a position: it was changed behind our back."""
+
+
+class LogRewritten(OperatorError):
+    """The seals in the database are not those that are known outside it: nothing is sealed."""
 
 
 class Sealer:
@@ -71,22 +74,36 @@ class Sealer:
         block_events: int,
         block_seconds: float,
         key: SealKey | None = None,
-        anchors: FileAnchors | None = None,
+        head: HeadFile | None = None,
+        anchors: Sequence[AnchorStore] = (),
+        stamp: Callable[[Seal], bytes | None] = lambda seal: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """A block closes at `block_events`, or once its first event waited `block_seconds`."""
+        """A block closes at `block_events`, or once its first event waited `block_seconds`.
+
+        `stamp` returns the time stamp of a seal for its anchors, None where none is due.
+        """
         self._database_url = database_url
         self._block_events, self._block_seconds = block_events, block_seconds
-        self._key, self._anchors, self._clock = key, anchors, clock
+        self._key, self._clock = key, clock
+        self._head = head
+        self._writers = [AnchorWriter(store, clock, stamp) for store in anchors]
         self._conn: Connection[TupleRow] | None = None
-        self._anchored: int | None = None
+        self._last: Seal | None = None
+        self._peaks = b""
+        self._confirmed = False
+        # The head as it was last read or written: another one is an operator's.
+        self._kept: Head | None = None
         self._waiting_since: float | None = None
+        # The log's last position, as far as this turn has seen.
+        self._end = 0
 
     def turn(self) -> int:
         """Seal what is due, up to 50 blocks, anchor it, and return the number of seals made.
 
         It is 0 while another process is the sealer. Raise psycopg.Error when the database is away,
-        and LogBroken where the log is no longer whole; what is before that place is sealed.
+        LogBroken where the log is no longer whole (what is before that place is sealed), and
+        LogRewritten where the seals are not those that are known outside the database.
         """
         try:
             conn = self._acquire()
@@ -100,7 +117,8 @@ class Sealer:
         if self._conn is not None:
             self._conn.close()
             log.info("sealing_ended")
-        self._conn = self._anchored = self._waiting_since = None
+        self._conn = self._waiting_since = None
+        self._confirmed = False
 
     def _acquire(self) -> Connection[TupleRow] | None:
         if self._conn is not None:
@@ -114,23 +132,83 @@ class Sealer:
         return conn
 
     def _seal_and_anchor(self, conn: Connection[TupleRow]) -> int:
-        last = chain.last_seal(conn)
-        made = 0
+        self._confirm(conn)
+        made = self._end = 0
         try:
-            while made < SEALS_AT_ONCE and (size := self._due(conn, last)):
-                last = self._seal(conn, last, size)
+            while made < SEALS_AT_ONCE and (size := self._due(conn, self._last)):
+                self._seal(conn, size)
                 made += 1
         finally:
-            self._anchor(conn, last)
+            if self._last is not None:
+                self._keep(self._last)
+                self._anchor(conn, self._last)
         return made
 
+    def _confirm(self, conn: Connection[TupleRow]) -> None:
+        """Raise LogRewritten unless the newest seal is the one that is known outside.
+
+        What this process knows is outside the database, too. As long as that is the newest one
+        there, no more is compared than the anchors that stand in files.
+        """
+        known = None if self._last is None else (self._last.number, self._last.hash)
+        same = self._confirmed and chain.tip(conn) == known
+        if not same:
+            # Until all of it was compared, nothing is.
+            self._confirmed = False
+            for writer in self._writers:
+                writer.forget()
+        found = [] if same else self._differences(conn)
+        for writer in self._writers:
+            try:
+                floor = self._kept.anchored.get(writer.store.name, 0) if self._kept else 0
+                found += writer.differences(conn, floor)
+            except AnchorsUnusable as error:
+                # What is not there can't be compared; it is as soon as it is back.
+                _tell_unusable("anchoring", "seals_not_anchored", error)
+        if found:
+            self._confirmed = False
+            raise LogRewritten("; ".join(found))
+        if not same:
+            self._last = chain.last_seal(conn)
+            hashes = chain.seal_hashes(conn, self._last.number if self._last else 0)
+            self._peaks = chain.peaks_after(self._last, hashes)
+            self._confirmed = True
+
+    def _differences(self, conn: Connection[TupleRow]) -> list[str]:
+        """Return how the newest seal differs from the head, and from what this process knows."""
+        found = []
+        if self._head is not None:
+            try:
+                head = self._head.read()
+            except AnchorsUnusable as error:
+                return [f"the head in the data folder is of no use: {error}"]
+            if head is None and self._kept is not None:
+                return [f"the head in the data folder is gone: {self._head.path}"]
+            if head != self._kept:
+                self._kept, self._last = head, None
+            if head is not None:
+                found = difference(conn, head.seal, str(self._head.path))
+        if not found and self._last is not None:
+            found = difference(conn, anchor_of(self._last), "this process")
+        return found
+
     def _due(self, conn: Connection[TupleRow], last: Seal | None) -> int:
-        """Return how many events the next block may have; 0 when none is due."""
+        """Return how many events the next block may have; 0 when none is due.
+
+        Raise LogRewritten where the log is shorter than what is sealed.
+        """
         sealed = last.last if last else 0
-        lag = chain.head(conn) - sealed
+        if self._end - sealed < self._block_events:
+            self._end = chain.head(conn)
+        lag = self._end - sealed
         SEAL_POSITION.set(sealed)
         SEAL_LAG_EVENTS.set(lag)
-        if lag <= 0:
+        if lag < 0:
+            raise LogRewritten(
+                f"the log ends with position {sealed + lag}, and is sealed up to {sealed}: "
+                "events were removed"
+            )
+        if lag == 0:
             self._waiting_since = None
             return 0
         if self._waiting_since is None:
@@ -140,45 +218,60 @@ class Sealer:
             return 0
         return min(lag, self._block_events)
 
-    def _seal(self, conn: Connection[TupleRow], last: Seal | None, size: int) -> Seal:
-        first, until, leaves = _block(conn, last.last if last else 0, size)
-        previous = last.hash if last else NO_SEAL
-        digest = seal_hash(previous, first, until, leaves)
+    def _seal(self, conn: Connection[TupleRow], size: int) -> None:
+        before = self._last
+        first, until, leaves = _block(conn, before.last if before else 0, size)
         seal = Seal(
-            number=last.number + 1 if last else 1,
+            number=before.number + 1 if before else 1,
             first=first,
             last=until,
             leaves=leaves,
-            hash=digest,
-            previous=previous,
-            signature=self._key.sign(digest) if self._key else None,
+            hash=NO_SEAL,
+            previous=before.hash if before else NO_SEAL,
+            signature=None,
             key_id=self._key.key_id if self._key else None,
             sealed_at=datetime.now(UTC),
+            format=FORMAT,
+            peaks=self._peaks,
         )
-        chain.insert_seal(conn, seal)
+        digest = seal_hash(seal)
+        signature = self._key.sign(digest) if self._key else None
+        seal = replace(seal, hash=digest, signature=signature)
+        if not chain.insert_seal(conn, seal):
+            self._confirmed = False
+            raise LogRewritten(f"seal {seal.number - 1} was changed or removed a moment ago")
+        self._last, self._peaks = seal, chain.peaks_after(seal)
         self._waiting_since = None
         SEALS.inc()
         log.debug("sealed", number=seal.number, first=first, last=until)
-        return seal
 
-    def _anchor(self, conn: Connection[TupleRow], last: Seal | None) -> None:
-        """Write down every seal that has no anchor yet; a failure never stops the sealing."""
-        if self._anchors is None or last is None or (self._anchored or 0) >= last.number:
+    def _keep(self, last: Seal) -> None:
+        """Write the newest seal down as the head; a failure never stops the sealing."""
+        # What is anchored in this turn is written here with the next one.
+        anchored = {writer.store.name: writer.number for writer in self._writers}
+        head = Head(anchor_of(last), anchored)
+        if self._head is None or self._kept == head:
             return
+        if self._kept is None:
+            log.info("seal_head_begun", number=last.number)
         try:
-            if self._anchored is None:
-                self._anchored = self._anchors.last_number()
-                if self._anchored > last.number:
-                    # The log was restored or cut off, which a verification says from now on.
-                    SEAL_FAILURES.labels("anchoring").inc()
-                    log.error("anchors_ahead_of_seals", anchored=self._anchored, sealed=last.number)
-            if self._anchored < last.number:
-                self._anchors.append(chain.seals(conn, self._anchored, last.number))
-                self._anchored = last.number
+            self._head.write(head)
+            self._kept = head
         except AnchorsUnusable as error:
-            self._anchored = None
-            SEAL_FAILURES.labels("anchoring").inc()
-            log.warning("seals_not_anchored", error=str(error))
+            _tell_unusable("head", "seal_head_not_kept", error)
+
+    def _anchor(self, conn: Connection[TupleRow], last: Seal) -> None:
+        """Write down every seal that has no anchor yet; a failure never stops the sealing."""
+        for writer in self._writers:
+            try:
+                writer.write(conn, last)
+            except AnchorsUnusable as error:
+                _tell_unusable("anchoring", "seals_not_anchored", error)
+
+
+def _tell_unusable(step: str, event: str, error: AnchorsUnusable) -> None:
+    SEAL_FAILURES.labels(step).inc()
+    log.warning(event, error=str(error))
 
 
 def _block(conn: Connection[TupleRow], after: int, size: int) -> tuple[int, int, bytes]:

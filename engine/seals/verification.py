@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -12,9 +12,11 @@ from psycopg.rows import TupleRow, class_row
 from psycopg.types.json import Jsonb
 
 from engine.event_store import EVENTS
+from engine.seals.anchors import Anchor
 from engine.seals.chain import Seal, StoredRow, head, last_seal, seals
-from engine.seals.check import Check, Report, orphan_fault
+from engine.seals.check import Check, orphan_fault
 from engine.seals.proofs import NO_PROOFS, Proofs
+from engine.seals.report import Caveat, Fault, FaultKind, Report
 
 PAGE_ROWS = 2_000
 LOWEST = -(2**63)
@@ -50,9 +52,10 @@ LATEST = f"SELECT {COLUMNS} FROM public.backlot_verifications ORDER BY id DESC L
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """A stored result; `complete` when it began at the log's first event.
+    """A stored result, which proves nothing to another process than the one that made it.
 
-    `seal` and `seal_hash` are those of the last seal, where there is one and no fault.
+    `complete` when it began at the log's first event. `seal` and `seal_hash` are those of the last
+    seal, where there is one and no fault.
     """
 
     verified_at: datetime
@@ -79,17 +82,20 @@ def verify_database(
     What it can't find alone: an altered event whose seal and all after it were recomputed
     leaves a chain that fits. Signatures show that (`proofs`), since they can't be recomputed
     without the private key, and so do anchors, since they lie elsewhere. A log and chain cut off
-    at the end are shown by anchors alone. Unsealed events are not proved at all.
+    at the end are shown by what is known outside alone: anchors, and the head in the data folder.
+    Unsealed events are not proved at all.
     """
-    anchors = proofs.open_anchors()
-    newest, until = last_seal(conn), head(conn)
+    # What is known outside is read first: the log only grows meanwhile.
     check = Check(
         first=after.last + 1 if after else 1,
         previous=after,
-        public_keys=proofs.public_keys,
-        anchors=anchors,
+        proofs=proofs,
         known_topics=known_topics,
     )
+    found = proofs.outside.compare(conn)
+    caveats = [Caveat("not-compared", text) for text in found.unusable]
+    caveats += [_accepted(anchor) for anchor in proofs.acceptances()]
+    newest, until = last_seal(conn), head(conn)
     chain = seals(conn, after.number if after else LOWEST, newest.number if newest else 0)
     reported = 0
     for item in _merge(chain, rows_between(conn, after.last if after else None, until)):
@@ -100,7 +106,22 @@ def verify_database(
     on_progress(check.events - reported)
     with conn.cursor(binary=True) as cursor:
         row = cursor.execute(ORPHAN, (newest.last if newest else 0, until)).fetchone()
-    return check.finish(orphan_fault(StoredRow._make(row)) if row else None)
+    report = check.finish(orphan_fault(StoredRow._make(row)) if row else None)
+    fault = report.fault
+    if fault is None and found.differences:
+        fault = Fault(FaultKind.HEAD_DIFFERS, "; ".join(found.differences))
+    return replace(report, fault=fault, caveats=(*report.caveats, *caveats))
+
+
+def _accepted(anchor: Anchor) -> Caveat:
+    if anchor.acceptance is None:
+        raise ValueError(f"anchor {anchor.number} accepts nothing")
+    by, at, reason = anchor.acceptance
+    detail = (
+        f"at {at}, {by} went on from seal {anchor.number}, position {anchor.last}, although later "
+        f"ones were anchored: {reason}"
+    )
+    return Caveat("accepted", detail)
 
 
 def _merge(chain: Iterator[Seal], rows: Iterator[StoredRow]) -> Iterator[Seal | StoredRow]:

@@ -5,7 +5,6 @@ The edge is the outermost layer: request ids, limits of bodies, metrics, and no 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import time
@@ -21,13 +20,18 @@ from uuid import UUID
 
 import structlog
 from fastapi import Depends, FastAPI, Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.params import ParamTypes
 from fastapi.routing import APIRoute
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from starlette.datastructures import QueryParams
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.http.auth import Authenticator, Identity, InvalidToken, KeysUnavailable
+from infra.http.auth import Authenticator, Identity, InvalidToken
+from infra.http.jwks import KeysUnavailable
 from infra.http.problems import (
     FRAMEWORK,
     PROBLEM_JSON,
@@ -36,10 +40,13 @@ from infra.http.problems import (
     Problem,
     ProblemDetails,
     explain,
+    problems,
+    unknown_parameters,
 )
 from infra.http.shapes import Wire
 from infra.logging import CORRELATION_ID
 from infra.metrics import REGISTRY, SECONDS
+from infra.security_log import SecurityEvent, record
 
 log = structlog.get_logger(__name__)
 
@@ -55,8 +62,10 @@ TOO_LARGE = "backlot.too_large"
 # Defined for GET alone (RFC 9110, 14.2): a HEAD is told of the whole.
 FOR_RANGES = (b"range", b"if-range")
 SHORTCUT = "backlot_shortcut"
+ROLES = "backlot_roles"
 TOKEN_OPTIONAL: dict[str, Any] = {"security": [{}, {"bearer": []}]}
 """`openapi_extra=` of a public call that tells a known caller more."""
+REFUSED = problems(422)[422]
 BEARER = {
     "type": "http",
     "scheme": "bearer",
@@ -101,6 +110,17 @@ def _id_in(route: APIRoute, path: str) -> UUID | None:
         return UUID(match[1]) if match else None
     except ValueError:
         return None
+
+
+def query_parameters(route: APIRoute) -> frozenset[str]:
+    """Return the names of the query parameters of a call, as the client writes them."""
+    params = get_flat_params(route.dependant)
+    # Those of a shape, as signed URLs have, don't say where they stand.
+    return frozenset(
+        param.alias
+        for param in params
+        if getattr(param.field_info, "in_", ParamTypes.query) is ParamTypes.query
+    )
 
 
 class HeadersSent(Exception):
@@ -195,8 +215,18 @@ class HttpApp(FastAPI):
         self.state.authenticator = authenticator
         self._body_limit = body_limit
         self._unlimited = unlimited
+        self._apart: dict[int, HttpApp] = {}
+        self._known: list[tuple[APIRoute, frozenset[str]]] | None = None
         self._hot: list[tuple[APIRoute, Shortcut]] | None = None
         self._find = lru_cache(REMEMBERED_PATHS)(self._search)
+
+    def serve_apart(self, port: int, app: HttpApp) -> None:
+        """Have requests that arrive at a port of their own answered by another application.
+
+        Both have the same state; the lifespan is this one's.
+        """
+        app.state = self.state
+        self._apart[port] = app
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return the framework's layers, without the one that tells what breaks in plain text."""
@@ -211,13 +241,18 @@ class HttpApp(FastAPI):
         components.setdefault("schemas", {})["ProblemDetails"] = ProblemDetails.model_json_schema()
         for path in document.get("paths", {}).values():
             for operation in path.values():
-                if "401" in operation.get("responses", {}):
+                # That is how query parameters are refused which a call does not have.
+                operation["responses"].setdefault("422", REFUSED)
+                if "401" in operation["responses"]:
                     operation.setdefault("security", [{"bearer": []}])
         return document
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
+            return
+        if self._apart and (apart := self._apart.get(_local_port(scope))):
+            await apart(scope, receive, send)
             return
         with suppress(HeadersSent):
             await self._serve(as_get(scope) if scope["method"] == "HEAD" else scope, receive, send)
@@ -246,6 +281,8 @@ class HttpApp(FastAPI):
         limited = not (self._unlimited and scope["path"].startswith(self._unlimited))
         correlation = CORRELATION_ID.set(request_id)
         try:
+            if scope["query_string"]:
+                self._require_known_parameters(scope)
             guarded = _limit(receive, scope, self._body_limit) if limited else receive
             await answer(scope, guarded, send_with_id)
         except Exception as error:
@@ -256,6 +293,23 @@ class HttpApp(FastAPI):
         finally:
             _measure(scope, status or 500, time.perf_counter() - started)
             CORRELATION_ID.reset(correlation)
+
+    def _require_known_parameters(self, scope: Scope) -> None:
+        """Raise Problem 422 for query parameters that the call does not have.
+
+        Here, before the way parts: a hot route's endpoint never sees the framework.
+        """
+        if self._known is None:
+            routes = [route for route in self.routes if isinstance(route, APIRoute)]
+            self._known = [(route, query_parameters(route)) for route in routes]
+        for route, known in self._known:
+            allowed = scope["method"] in (route.methods or ())
+            if allowed and route.path_regex.match(scope["path"]):
+                unknown = [name for name in QueryParams(scope["query_string"]) if name not in known]
+                if unknown:
+                    scope["route"] = route
+                    raise unknown_parameters(unknown, known)
+                return
 
     def _search(self, method: str, path: str) -> Answer | None:
         """Return what answers at once, if a hot route has this method and path."""
@@ -315,6 +369,12 @@ def client_address(scope: Scope) -> str:
     """Return the address that sends the request, such as a proxy's; '' on a socket file."""
     host, _ = scope.get("client") or ("", 0)
     return str(host)
+
+
+def _local_port(scope: Scope) -> int:
+    """Return the port that the connection was made to, whatever the request says; 0 for a file."""
+    _, port = scope.get("server") or ("", 0)
+    return int(port or 0)
 
 
 def add_header(scope: Scope, name: bytes, value: str) -> None:
@@ -400,15 +460,31 @@ async def maybe_identity(request: Request) -> Identity | None:
     scheme, _, token = given.partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise _unauthenticated("Send `Authorization: Bearer <token>`.")
-    return await _verify(request.app.state.authenticator, token.strip())
+    try:
+        return await _verify(request.app.state.authenticator, token.strip())
+    except InvalidToken as error:
+        record(SecurityEvent.TOKEN_REFUSED, client_address(request.scope), reason=error.reason)
+        raise _unauthenticated(f"The token was refused: {error.reason}.") from error
 
 
 async def require_identity(request: Request) -> Identity:
     """Return who calls; 401 without a token."""
-    identity = await maybe_identity(request)
+    return require_known(await maybe_identity(request))
+
+
+def require_known(identity: Identity | None) -> Identity:
+    """Return who calls; 401 for nobody."""
     if identity is None:
         raise _unauthenticated("This call needs a token: `Authorization: Bearer <token>`.")
     return identity
+
+
+def role_refused(request: Request, caller: Identity, detail: str) -> Problem:
+    """Return the answer (403) to a caller without the role that is needed, and record it."""
+    route = getattr(request.scope.get("route"), "path", "")
+    roles = ", ".join(sorted(caller.roles))
+    record(SecurityEvent.ROLE_REFUSED, caller.user_id, route=route, roles=roles)
+    return Problem(403, "forbidden", detail)
 
 
 def _require_role(*roles: str) -> Callable[[Request], Awaitable[Identity]]:
@@ -418,16 +494,29 @@ def _require_role(*roles: str) -> Callable[[Request], Awaitable[Identity]]:
     async def require(request: Request) -> Identity:
         identity = await require_identity(request)
         if identity.roles.isdisjoint(roles):
-            raise Problem(403, "forbidden", f"This call needs the role {needed}.")
+            raise role_refused(request, identity, f"This call needs the role {needed}.")
         return identity
 
+    setattr(require, ROLES, frozenset(roles))
     return require
 
 
+def required_roles(route: APIRoute) -> frozenset[str]:
+    """Return the roles of which every caller of a route needs one; none where it takes others."""
+    return _roles_of(route.dependant)
+
+
+def _roles_of(dependant: Dependant) -> frozenset[str]:
+    own: frozenset[str] = getattr(dependant.call, ROLES, frozenset())
+    return own.union(*map(_roles_of, dependant.dependencies))
+
+
 require_admin = _require_role("admin")
+require_moderator = _require_role("moderator", "admin")
 MaybeCaller = Annotated[Identity | None, Depends(maybe_identity)]
 Caller = Annotated[Identity, Depends(require_identity)]
 Admin = Annotated[Identity, Depends(require_admin)]
+Moderator = Annotated[Identity, Depends(require_moderator)]
 Auditor = Annotated[Identity, Depends(_require_role("auditor", "admin"))]
 """Who may look into the event log."""
 
@@ -437,11 +526,8 @@ async def _verify(authenticator: Authenticator, token: str) -> Identity:
     if known is not None:
         return known
     try:
-        if authenticator.may_block:
-            return await asyncio.to_thread(authenticator.authenticate, token)
+        await authenticator.prepare(token)
         return authenticator.authenticate(token)
-    except InvalidToken as error:
-        raise _unauthenticated(f"The token was refused: {error.reason}.") from error
     except KeysUnavailable as error:
         log.warning("key_server_unavailable", error=str(error))
         raise Problem(

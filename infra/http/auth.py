@@ -1,42 +1,45 @@
 """Authentication: verifies bearer tokens, and mints them for the local secret.
 
-A token is verified once and remembered, so that a busy client's requests cost microseconds.
+A token is verified once and remembered, so that a busy client's requests cost microseconds. What is
+revoked is forgotten at once.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
+from uuid import uuid4
 
 import jwt
-import structlog
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from domain.model import ActorKind, is_reserved
 from domain.text import is_name
-from infra.circuit_breaker import CircuitBreaker
+from domain.upload import VideoViewer
+from infra.cache import SingleFlight
+from infra.http.jwks import RemoteKeys
 from infra.settings import SettingsError
 from infra.settings.adapters import AuthSettings
+from infra.settings.values import secret_weakness
 
-log = structlog.get_logger(__name__)
-
-FETCH_TIMEOUT_SECONDS = 5.0
-KEYS_LIFESPAN_SECONDS = 600.0
-RETRY_SECONDS = 5.0
-
+# Who decides about what anybody wrote, and sees private videos that are not their own.
+MODERATORS = frozenset(("moderator", "admin"))
 MAX_TOKEN_LENGTH = 8192
 MAX_USER_ID_LENGTH = 128
 CLOCK_SKEW_SECONDS = 10
+# Who is an operator as far as the log goes; other roles may do only what users may, or only look.
+OPERATORS = frozenset({"admin", "moderator"})
 # A token stays remembered for at most this long, so that a withdrawn key stops working.
 REMEMBER_SECONDS = 300.0
 REASONS: Mapping[type[jwt.PyJWTError], str] = {
@@ -46,72 +49,6 @@ REASONS: Mapping[type[jwt.PyJWTError], str] = {
     jwt.InvalidAlgorithmError: "algorithm is not allowed",
     jwt.ImmatureSignatureError: "token is not valid yet",
 }
-
-
-class KeysUnavailable(Exception):
-    """The key server did not give its keys: nobody can be told apart until it does."""
-
-
-class KeyServerBreaker(CircuitBreaker):
-    """During an outage each caller would wait for its own time-out: they fail at once instead."""
-
-    def refusal(self, retry_after: float | None) -> Exception:
-        return KeysUnavailable("the key server did not answer a moment ago")
-
-    def blames(self, error: BaseException) -> bool | None:
-        if isinstance(error, jwt.PyJWTError):
-            # It did answer, and knows no such key.
-            return False
-        return True if isinstance(error, KeysUnavailable) else None
-
-
-class RemoteKeys:
-    """Finds a token's key by its ``kid``; unknown ones refetch at most every 30 seconds."""
-
-    def __init__(
-        self, url: str, algorithms: Collection[str], *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._client = jwt.PyJWKClient(
-            url, lifespan=KEYS_LIFESPAN_SECONDS, timeout=FETCH_TIMEOUT_SECONDS
-        )
-        self._algorithms = frozenset(algorithms)
-        self._breaker = KeyServerBreaker(RETRY_SECONDS, clock=clock)
-
-    def find(self, token: str) -> tuple[Any, Sequence[str]]:
-        """Return the key that the token names, and the one algorithm that this key is for.
-
-        Raise jwt.PyJWTError when the token names no known key, and KeysUnavailable.
-        """
-        kid = jwt.get_unverified_header(token).get("kid")
-        if not isinstance(kid, str):
-            raise jwt.InvalidTokenError("the token names no key")
-        key = self._key(kid)
-        if key.algorithm_name not in self._algorithms:
-            raise jwt.InvalidAlgorithmError(f"{key.algorithm_name} is not allowed")
-        return key.key, [key.algorithm_name]
-
-    def count(self) -> int:
-        """Return how many signing keys the server gives now; raise KeysUnavailable."""
-        with self._answering(jwt.PyJWTError):
-            return len(self._client.get_signing_keys())
-
-    def _key(self, kid: str) -> jwt.PyJWK:
-        with self._breaker.attempt():
-            with self._answering(jwt.PyJWTError):
-                known = self._client.match_kid(self._client.get_signing_keys(), kid)
-            if known is not None:
-                return known
-            with self._answering(jwt.PyJWKClientConnectionError):
-                return self._client.get_signing_key(kid)
-
-    @contextmanager
-    def _answering(self, failure: type[jwt.PyJWTError]) -> Iterator[None]:
-        """Raise KeysUnavailable where the server fails in the block."""
-        try:
-            yield
-        except (failure, OSError, ValueError) as error:
-            log.error("jwks_unavailable", url=self._client.uri, error=str(error))
-            raise KeysUnavailable(f"no signing keys from {self._client.uri}") from error
 
 
 class InvalidToken(Exception):
@@ -137,6 +74,62 @@ class Identity:
     def is_admin(self) -> bool:
         return "admin" in self.roles
 
+    @property
+    def kind(self) -> ActorKind:
+        """What is recorded of the caller beside the name."""
+        if self.anonymous:
+            return ActorKind.ANONYMOUS
+        return ActorKind.USER if self.roles.isdisjoint(OPERATORS) else ActorKind.OPERATOR
+
+    @property
+    def is_moderator(self) -> bool:
+        """Whether they decide about what anybody wrote."""
+        return not self.roles.isdisjoint(MODERATORS)
+
+    @property
+    def viewer(self) -> VideoViewer:
+        """As whom the caller sees videos."""
+        user_id = None if self.anonymous else self.user_id
+        return VideoViewer(user_id, self.is_moderator)
+
+
+@dataclass(frozen=True, slots=True)
+class RevokedTokens:
+    """Tokens that count no more: single ones by `jti`, and a user's by the time of their issue.
+
+    `users` are Unix times in seconds: whatever was issued to that user up to then is revoked.
+    """
+
+    tokens: frozenset[str] = frozenset()
+    users: Mapping[str, float] = field(default_factory=dict)
+
+    def has(self, claims: Mapping[str, Any], now: float) -> bool:
+        """Return whether a token with these verified claims is revoked.
+
+        Clocks may differ by 10 seconds. Of a user with revoked tokens, one that does not tell when
+        it was issued, or tells a time that is still to come, is taken for one of them.
+        """
+        if claims.get("jti") in self.tokens:
+            return True
+        until = self.users.get(claims["sub"])
+        if until is None:
+            return False
+        issued = claims.get("iat")
+        return issued is None or not until < issued - CLOCK_SKEW_SECONDS <= now
+
+
+class Keys(Protocol):
+    """Where the key of a token is found."""
+
+    def lacks(self, token: str) -> bool:
+        """Return whether `fetch` should be called before `find`."""
+
+    def find(self, token: str) -> tuple[Any, Sequence[str]]:
+        """Return the key and its algorithms; raise jwt.PyJWTError and KeysUnavailable."""
+
+    def fetch(self) -> None:
+        """Get keys from where they are; may block. Raise KeysUnavailable."""
+
 
 @dataclass(frozen=True, slots=True)
 class OneKey:
@@ -145,8 +138,14 @@ class OneKey:
     key: Any
     algorithms: Sequence[str]
 
+    def lacks(self, token: str) -> bool:
+        return False
+
     def find(self, token: str) -> tuple[Any, Sequence[str]]:
         return self.key, self.algorithms
+
+    def fetch(self) -> None:
+        """It is here."""
 
 
 class Authenticator:
@@ -154,25 +153,45 @@ class Authenticator:
 
     def __init__(
         self,
-        keys: OneKey | RemoteKeys,
+        keys: Keys,
         *,
         issuer: str | None = None,
         audience: str | None = None,
+        max_lifetime: timedelta = timedelta(days=7),
         remember: int = 20_000,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._keys = keys
         self._issuer = issuer
         self._audience = audience
+        self.max_lifetime = max_lifetime
         self._remember = remember
         self._clock = clock
         self._verified: OrderedDict[str, tuple[Identity, float]] = OrderedDict()
+        self._revoked = RevokedTokens()
+        self._fetches: SingleFlight[None] = SingleFlight()
         self._lock = Lock()
 
-    @property
-    def may_block(self) -> bool:
-        """Whether verifying an unseen token may wait for another server."""
-        return isinstance(self._keys, RemoteKeys)
+    async def prepare(self, token: str) -> None:
+        """Have the key server asked where it takes that to authenticate a token.
+
+        Callers share one question. Raise KeysUnavailable.
+        """
+        if self._lacks_key(token):
+            await self._fetches.join("keys", lambda: asyncio.to_thread(self._keys.fetch))
+
+    def _lacks_key(self, token: str) -> bool:
+        try:
+            return len(token) <= MAX_TOKEN_LENGTH and self._keys.lacks(token)
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+            # What is no token lacks nothing.
+            return False
+
+    def revoke(self, revoked: RevokedTokens) -> None:
+        """Refuse these tokens from now on, and no others that were refused before."""
+        with self._lock:
+            self._revoked = revoked
+            self._verified.clear()
 
     def recall(self, token: str) -> Identity | None:
         """Return the identity of a token verified before and still valid; never blocks."""
@@ -188,10 +207,9 @@ class Authenticator:
             return identity
 
     def authenticate(self, token: str) -> Identity:
-        """Verify signature, lifetime, issuer and audience.
+        """Verify signature, lifetime, issuer and audience, and that it is not revoked.
 
-        Raise InvalidToken with the reason, or KeysUnavailable when the key server does not
-        answer. May block on the network when ``may_block``: call it in a thread then.
+        Raise InvalidToken with the reason, or KeysUnavailable when the key server did not answer.
         """
         identity = self.recall(token)
         if identity is not None:
@@ -199,8 +217,10 @@ class Authenticator:
         if len(token) > MAX_TOKEN_LENGTH:
             raise InvalidToken(f"token longer than {MAX_TOKEN_LENGTH} characters")
         claims = self._verify(token)
-        identity = _identity(claims)
-        self._keep(token, identity, float(claims["exp"]))
+        identity, revoked = _identity(claims), self._revoked
+        if revoked.has(claims, self._clock()):
+            raise InvalidToken("token is revoked; get a new one")
+        self._keep(token, identity, float(claims["exp"]), revoked)
         return identity
 
     def _verify(self, token: str) -> dict[str, Any]:
@@ -230,13 +250,23 @@ class Authenticator:
         _require_time("exp", claims["exp"])
         _require_time("iat", claims.get("iat", 0))
         # No leeway here: a remembered token must end at the same moment as an unseen one.
-        if claims["exp"] <= self._clock():
+        now = self._clock()
+        if claims["exp"] <= now:
             raise InvalidToken("token has expired")
+        most = self.max_lifetime.total_seconds()
+        if claims["exp"] - min(claims.get("iat", now), now) > most + CLOCK_SKEW_SECONDS:
+            raise InvalidToken(
+                f"token is valid for longer than {most:.0f} seconds from `iat` (or now) to `exp`, "
+                "which JWT_MAX_LIFETIME_SECONDS allows; get one for a shorter time"
+            )
         return claims
 
-    def _keep(self, token: str, identity: Identity, exp: float) -> None:
+    def _keep(self, token: str, identity: Identity, exp: float, checked: RevokedTokens) -> None:
         until = min(exp, self._clock() + REMEMBER_SECONDS)
         with self._lock:
+            if self._revoked is not checked:
+                # What was revoked meanwhile was not looked at: the next request is.
+                return
             self._verified[token] = (identity, until)
             if len(self._verified) > self._remember:
                 self._verified.popitem(last=False)
@@ -249,7 +279,10 @@ def make_authenticator(settings: AuthSettings, local_secret: str | None = None) 
     that cannot be used.
     """
     return Authenticator(
-        _keys(settings, local_secret), issuer=settings.issuer, audience=settings.audience
+        _keys(settings, local_secret),
+        issuer=settings.issuer,
+        audience=settings.audience,
+        max_lifetime=settings.max_lifetime,
     )
 
 
@@ -262,9 +295,13 @@ def mint_token(
     issuer: str | None = None,
     audience: str | None = None,
 ) -> str:
-    """Return a token for ``user_id``, signed with ``secret`` (HS256), valid for ``ttl``."""
+    """Return a token for ``user_id``, signed with ``secret`` (HS256), valid for ``ttl``.
+
+    Its ``jti`` names it, to revoke it. Raise InvalidToken for what no token may say.
+    """
     now = int(time.time())
     claims: dict[str, Any] = {"sub": user_id, "iat": now, "exp": now + int(ttl.total_seconds())}
+    claims["jti"] = str(uuid4())
     claims["roles"] = sorted(roles)
     _identity(claims)
     if issuer is not None:
@@ -272,6 +309,11 @@ def mint_token(
     if audience is not None:
         claims["aud"] = audience
     return jwt.encode(claims, secret, algorithm="HS256")
+
+
+def token_id(minted: str) -> str:
+    """Return the ``jti`` of a token that was minted here; nothing is verified."""
+    return str(jwt.decode(minted, options={"verify_signature": False})["jti"])
 
 
 def read_or_make_secret(path: Path) -> str:
@@ -302,6 +344,11 @@ def _identity(claims: dict[str, Any]) -> Identity:
             f"sub must be 1 to {MAX_USER_ID_LENGTH} characters that can be seen, without control "
             "characters, ends of lines and changes of direction"
         )
+    if is_reserved(user_id):
+        raise InvalidToken(
+            "sub is a name that only parts of the system and operators at the command line have "
+            "(such as `system` and `operator:…`); give this user another id"
+        )
     if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
         raise InvalidToken("roles must be a list of strings")
     return Identity(user_id, frozenset(roles))
@@ -316,7 +363,7 @@ def _reason(error: jwt.PyJWTError) -> str:
     return "token is malformed or signed with an unknown key"
 
 
-def _keys(settings: AuthSettings, local_secret: str | None) -> OneKey | RemoteKeys:
+def _keys(settings: AuthSettings, local_secret: str | None) -> Keys:
     algorithms = sorted(settings.algorithms)
     if settings.jwks_url is not None:
         return RemoteKeys(settings.jwks_url, algorithms)
@@ -326,6 +373,8 @@ def _keys(settings: AuthSettings, local_secret: str | None) -> OneKey | RemoteKe
         return OneKey(settings.secret.get_secret_value(), algorithms)
     if local_secret is None:
         raise SettingsError("JWT_SECRET: not set, and there is no local secret to use instead")
+    if weak := secret_weakness(local_secret):
+        raise SettingsError(f"the local secret {weak}; remove the file, and a new one is made")
     return OneKey(local_secret, algorithms)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import Request
@@ -13,6 +13,9 @@ from starlette.routing import Match
 
 # What pydantic puts before the words of a rule that is our own.
 OWN_RULE = "Value error, "
+NO_MEMBER = "no member of this body"
+# However many faults a request has, so many are told, and so many unknown names stand in `detail`.
+MOST_ERRORS, MOST_NAMED = 100, 10
 PROBLEM_JSON = "application/problem+json"
 TITLES = {
     400: ("unreadable", "The request can't be read"),
@@ -90,17 +93,30 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def _validation_problem(error: RequestValidationError) -> Problem:
     """Unreadable JSON is 400; a readable body or parameter that breaks a rule is 422."""
+    found = error.errors()[:MOST_ERRORS]
     errors = [
         {
             "field": ".".join(str(part) for part in item["loc"][1:]),
-            "message": item["msg"].removeprefix(OWN_RULE),
+            "message": NO_MEMBER
+            if item["type"] == "extra_forbidden"
+            else item["msg"].removeprefix(OWN_RULE),
         }
-        for item in error.errors()
+        for item in found
     ]
-    if any(item["type"] == "json_invalid" for item in error.errors()):
+    if any(item["type"] == "json_invalid" for item in found):
         return Problem(400, "unreadable", "The body is not valid JSON.", errors=errors)
-    name = errors[0]["field"] or "body"
-    return Problem(422, "invalid", f"`{name}`: {errors[0]['message']}.", errors=errors)
+    told = [each for each in errors if each["message"] == NO_MEMBER] or errors[:1]
+    names = ", ".join(f"`{each['field'] or 'body'}`" for each in told[:MOST_NAMED])
+    return Problem(422, "invalid", f"{names}: {told[0]['message']}.", errors=errors)
+
+
+def unknown_parameters(unknown: Sequence[str], known: Iterable[str]) -> Problem:
+    """Return the problem of query parameters that a call does not have."""
+    there = ", ".join(f"`{name}`" for name in sorted(known)) or "none"
+    message = f"no query parameter of this call, which has {there}"
+    errors = [{"field": name, "message": message} for name in unknown[:MOST_ERRORS]]
+    names = ", ".join(f"`{name}`" for name in unknown[:MOST_NAMED])
+    return Problem(422, "invalid", f"{names}: {message}.", errors=errors)
 
 
 def _allowed(request: Request) -> str:

@@ -8,13 +8,16 @@ from __future__ import annotations
 import base64
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from domain.comment import TranslationStatus
+from domain.moderation import ActingAs, HoldCause
+from domain.revocations import Revocation
+from domain.upload import CommentPolicy, Visibility
 
 APPLICATION = "backlot"
 POSITION = re.compile(rf"{APPLICATION}:([0-9]{{1,18}})(?::([0-9]{{1,18}}))?")
@@ -46,6 +49,12 @@ class Wire(BaseModel):
         return self.__pydantic_serializer__.to_json(self, by_alias=True, exclude_none=True)
 
 
+class RequestBody(Wire):
+    """What a client sends: a member that is not its own is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class ArrivedPart(Wire):
     """A part that the store holds."""
 
@@ -67,7 +76,10 @@ class UploadStatus(Wire):
 
 
 class Video(Wire):
-    """A video as viewers see it; `has_liked` only where the caller is known."""
+    """A video as viewers see it; `has_liked` only where the caller is known.
+
+    `comment_policy`: on one video that not everybody may comment on at once.
+    """
 
     video_id: Annotated[UUID, Field(examples=[VIDEO_ID])]
     title: str
@@ -75,6 +87,7 @@ class Video(Wire):
     category: str | None = None
     owner_id: str
     status: str
+    visibility: Visibility
     duration_seconds: float | None = None
     spoken_language: str | None = None
     created_at: Time
@@ -82,6 +95,7 @@ class Video(Wire):
     comments: int
     views: int
     has_liked: bool | None = None
+    comment_policy: CommentPolicy | None = None
 
 
 class LikeState(Wire):
@@ -92,7 +106,11 @@ class LikeState(Wire):
 
 
 class Comment(Wire):
-    """A comment as viewers see it."""
+    """A comment as viewers see it; with a `status`, not everybody does.
+
+    `status_reason` and `removed_by` tell of a removal. `held_for` and `revision`, the number of
+    its texts, are for those who may approve it.
+    """
 
     comment_id: UUID
     video_id: UUID
@@ -104,6 +122,39 @@ class Comment(Wire):
     translation_status: TranslationStatus
     edited: bool
     created_at: Time
+    status: Literal["held", "removed"] | None = None
+    status_reason: str | None = None
+    removed_by: ActingAs | None = None
+    held_for: HoldCause | None = None
+    revision: int | None = None
+
+
+class RevokedToken(Wire):
+    """A revocation: one token by its `jti`, or all that were issued to a user up to `revokedAt`.
+
+    After `endsAt` no such token can be valid any more, and the revocation is dropped.
+    """
+
+    revocation_id: UUID
+    jti: str | None = None
+    user_id: str | None = None
+    reason: str
+    revoked_by: str
+    revoked_at: Time
+    ends_at: Time
+
+    @classmethod
+    def of(cls, revocation: Revocation) -> Self:
+        """Return the revocation as operators see it."""
+        return cls(
+            revocation_id=revocation.id,
+            jti=revocation.jti,
+            user_id=revocation.user_id,
+            reason=revocation.reason,
+            revoked_by=revocation.revoked_by,
+            revoked_at=revocation.at,
+            ends_at=revocation.ends_at,
+        )
 
 
 class InvalidPosition(ValueError):

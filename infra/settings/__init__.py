@@ -25,6 +25,7 @@ MAY_HOLD_SECRETS = (
     "DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL", "REDLOCK_URLS", "JWT_SECRET",
     "JWT_PUBLIC_KEY", "S3_ENDPOINT_URL", "S3_PUBLIC_ENDPOINT_URL", "S3_SECRET_ACCESS_KEY",
     "TASK_BROKER_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL", "KAFKA_SASL_PASSWORD", "TIMESCALE_URL",
+    "SEAL_TSA_URL",
 )  # fmt: skip
 # What may come from a file beside every secret: it belongs to one, or has several lines.
 ALSO_IN_FILES = frozenset({"S3_ACCESS_KEY_ID", "JWT_PUBLIC_KEY"})
@@ -59,10 +60,23 @@ class ServerSettings(SettingsGroup, alias_generator=variables("BACKLOT_")):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
+    admin_port: int | None = Field(default=None, alias="ADMIN_PORT", ge=1, le=65535)
+    configured_admin_host: str | None = Field(default=None, alias="ADMIN_HOST")
     data_dir: UserPath = Path(".backlot")
     configured_public_url: HttpUrl = Field(default=None, alias="BACKLOT_PUBLIC_URL")
     roles: Annotated[frozenset[Role], CommaSet, AfterValidator(_some_roles)] = frozenset(Role)
     body_limit_bytes: int = Field(default=features.MIB, alias="BODY_LIMIT_BYTES", ge=1024)
+
+    @property
+    def admin_host(self) -> str:
+        """The address at which `admin_port` is listened to."""
+        return self.configured_admin_host or self.host
+
+    @model_validator(mode="after")
+    def _ports_of_their_own(self) -> Self:
+        if self.admin_port == self.port:
+            raise ValueError(f"ADMIN_PORT: must be another one than BACKLOT_PORT ({self.port})")
+        return self
 
     @property
     def public_url(self) -> str:
@@ -99,6 +113,7 @@ class Settings(SettingsGroup):
     kafka: adapters.KafkaSettings
     tasks: adapters.TaskSettings
     llm: adapters.LanguageModelSettings
+    moderation: features.ModerationSettings
     translation: features.TranslationSettings
     speech: adapters.SpeechSettings
     watch: features.WatchSettings

@@ -27,6 +27,7 @@ from infra.settings.values import (
 )
 
 MAX_S3_URL_SECONDS = 7 * 24 * 3600
+MAX_TOKEN_SECONDS = 366 * 24 * 3600
 
 JwtAlgorithm = Literal["HS256", "RS256", "ES256"]
 
@@ -143,6 +144,12 @@ class AuthSettings(SettingsGroup, alias_generator=variables("JWT_")):
     configured_algorithms: Annotated[frozenset[JwtAlgorithm], CommaSet] = Field(
         default=frozenset(), alias="JWT_ALGORITHMS"
     )
+    max_lifetime_seconds: int = Field(default=604_800, ge=60, le=MAX_TOKEN_SECONDS)
+
+    @property
+    def max_lifetime(self) -> timedelta:
+        """For how long a token may be valid; revocations are kept for as long."""
+        return timedelta(seconds=self.max_lifetime_seconds)
 
     @property
     def local(self) -> bool:
@@ -169,6 +176,11 @@ class AuthSettings(SettingsGroup, alias_generator=variables("JWT_")):
         given = [name for name, value in ways.items() if value is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)}: set only one of them")
+        if self.jwks_url is not None and self.audience is None:
+            raise ValueError(
+                "JWT_AUDIENCE: set it too with JWT_JWKS_URL, to what your identity provider puts "
+                "into `aud` for Backlot; without it, tokens for any other program would be taken"
+            )
         impossible = self.configured_algorithms - self._possible_algorithms()
         if impossible:
             how = given[0] if given else "the local secret"

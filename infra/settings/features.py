@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -12,17 +12,21 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
 from infra.settings.values import (
-    AnchorFile,
+    AnchorPlaces,
+    HttpUrl,
     Languages,
     Lower,
     Numbers,
     PostgresUrl,
     SettingsGroup,
     Terms,
+    TermsFile,
     UserPath,
+    WatchedTerms,
     variables,
 )
 
@@ -71,7 +75,21 @@ class SealSettings(SettingsGroup, alias_generator=variables("SEAL_")):
     block_seconds: PositiveFloat = Field(default=5.0, alias="SEAL_SECONDS", le=3600)
     key_file: UserPath | None = None
     public_key_file: UserPath | None = None
-    anchor: AnchorFile = None
+    anchors: AnchorPlaces = Field(default=(), alias="SEAL_ANCHOR")
+    anchor_seconds: PositiveFloat = Field(default=60.0, le=86_400)
+    anchor_lock: Annotated[Literal["compliance", "governance"], Lower] = "compliance"
+    anchor_retention_days: PositiveInt = Field(default=365, le=36_500)
+    tsa_url: HttpUrl = None
+    tsa_ca_file: UserPath | None = None
+    tsa_seconds: PositiveFloat = Field(default=3600.0, le=30 * 86_400)
+
+    @model_validator(mode="after")
+    def _stamps_that_are_kept_and_checked(self) -> Self:
+        if self.tsa_url is not None and self.tsa_ca_file is None:
+            raise ValueError("SEAL_TSA_URL: set SEAL_TSA_CA_FILE too, the certificates to trust")
+        if self.tsa_url is not None and not self.anchors:
+            raise ValueError("SEAL_TSA_URL: set SEAL_ANCHOR too: time stamps lie with the anchors")
+        return self
 
 
 class UploadSettings(SettingsGroup, alias_generator=str.upper):
@@ -104,6 +122,18 @@ class WatchSettings(SettingsGroup, alias_generator=str.upper):
     def view_repeat(self) -> timedelta:
         """Within this time a viewer's views of a video are one."""
         return timedelta(seconds=self.view_repeat_seconds)
+
+
+class ModerationSettings(SettingsGroup, alias_generator=str.upper):
+    """What holds a comment for approval, wherever it stands."""
+
+    watched_words: WatchedTerms = ()
+    watched_words_file: TermsFile = None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All words, and phrases, that are watched."""
+        return (*self.watched_words, *(self.watched_words_file or ()))
 
 
 class TranslationSettings(SettingsGroup, alias_generator=variables("TRANSLATION_")):
@@ -144,6 +174,7 @@ class AnalyticsSettings(SettingsGroup, alias_generator=variables("ANALYTICS_")):
     flush_seconds: PositiveFloat = Field(default=5.0, le=3600)
     # Rankings and stats look at the hours of 30 days; what comes late is counted for 10 days less.
     retention_days: int = Field(default=730, ge=60, le=36_500)
+    stats_public: bool = Field(default=False, alias="STATS_PUBLIC")
 
     def url(self, database_url: str) -> str:
         """Return where the analytics are kept: a database of their own, or that of all else."""

@@ -5,8 +5,10 @@ Each check says in a few words what is wrong, and never repeats a secret.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -15,10 +17,30 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr
 
+from domain.text import shows
+
 MIN_SECRET_BYTES = 32
+# Of a secret's runs of three characters, and of its steps from one to the next, so many differ.
+MIN_PATTERNS = 16
+# What is left of a secret without these words has so many characters.
+MIN_OWN_CHARACTERS = 16
+# What examples, templates and tutorials put where a secret belongs, and rows of keyboards.
+EXAMPLE_WORDS = (
+    "correcthorsebatterystaple", "qwertyuiopasdfghjklzxcvbnm", "qwertyuiop", "asdfghjkl", "zxcvbnm",
+    "backlot", "changeme", "changethis", "openssl", "randhex", "generate", "replace", "default",
+    "example", "password", "passphrase", "production", "development", "supersecret", "topsecret",
+    "secret", "signing", "random", "string", "sample", "insert", "please", "change", "hunter2",
+    "letmein", "welcome", "admin", "dummy", "super", "very", "long", "your", "this", "here", "now",
+    "jwt", "key", "foo", "bar", "baz", "todo", "256bit", "at", "in", "for", "my", "me", "with",
+)  # fmt: skip
+ADVICE = "make one with `openssl rand -hex 32`"
 MOST_LANGUAGES = 16
 MOST_TERMS, MOST_TERM_CHARACTERS = 200, 60
+MOST_WATCHED, MOST_WATCHED_CHARACTERS = 2_000, 100
 LANGUAGE = re.compile("[a-z]{2}")
+ANCHOR_BUCKET = re.compile(
+    r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]{1,254})/(?P<prefix>[\w.-]+(?:/[\w.-]+)*)"
+)
 BROKERS = ("redis://", "rediss://", "amqp://", "amqps://")
 
 
@@ -75,9 +97,28 @@ def lock_nodes(urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
     return urls
 
 
-def long_secret(value: SecretStr) -> SecretStr:
-    if len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
-        raise ValueError(f"must be at least {MIN_SECRET_BYTES} bytes long (RFC 7518, section 3.2)")
+def secret_weakness(secret: str) -> str | None:
+    """Return why a secret can be guessed, as the end of a sentence; None where nothing says so.
+
+    Looks at its length, at patterns that repeat or count, and at words of well-known examples.
+    """
+    if len(secret.encode()) < MIN_SECRET_BYTES:
+        return f"must be at least {MIN_SECRET_BYTES} bytes long (RFC 7518, section 3.2)"
+    runs = {secret[at : at + 3] for at in range(len(secret) - 2)}
+    steps = [ord(after) - ord(before) for before, after in itertools.pairwise(secret)]
+    if min(len(runs), len(set(itertools.pairwise(steps)))) < MIN_PATTERNS:
+        return f"repeats a pattern; {ADVICE}"
+    own = "".join(filter(str.isalnum, secret.lower()))
+    for word in EXAMPLE_WORDS:
+        own = own.replace(word, "")
+    if len(own) < MIN_OWN_CHARACTERS:
+        return f"is made of words that every guesser tries; {ADVICE}"
+    return None
+
+
+def strong_secret(value: SecretStr) -> SecretStr:
+    if weakness := secret_weakness(value.get_secret_value()):
+        raise ValueError(weakness)
     return value
 
 
@@ -104,10 +145,35 @@ def bare_url(value: str) -> str:
     return value.rstrip("/")
 
 
-def anchor_file(value: str) -> Path:
-    if not value.startswith("file:") or value == "file:":
-        raise ValueError("must be file: and the path of the file, such as file:/mnt/seals.jsonl")
-    return Path(value.removeprefix("file:")).expanduser()
+@dataclass(frozen=True, slots=True)
+class FilePlace:
+    """A file for anchors."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class BucketPlace:
+    """A bucket of S3 for anchors, and what their keys begin with."""
+
+    bucket: str
+    prefix: str
+
+
+def anchor_places(value: object) -> object:
+    words = split_commas(value)
+    return tuple(map(_anchor_place, words)) if isinstance(words, list) else words
+
+
+def _anchor_place(value: str) -> FilePlace | BucketPlace:
+    if value.startswith("file:") and value != "file:":
+        return FilePlace(Path(value.removeprefix("file:")).expanduser())
+    if match := ANCHOR_BUCKET.fullmatch(value):
+        return BucketPlace(match["bucket"], match["prefix"])
+    raise ValueError(
+        "must be file: and the path of the file, such as file:/mnt/seals.jsonl, or s3://, the "
+        "bucket and a prefix, such as s3://proofs/seals; several with commas between"
+    )
 
 
 def broker_address(value: SecretStr) -> SecretStr:
@@ -145,6 +211,29 @@ def terms(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def watched(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(values) > MOST_WATCHED:
+        raise ValueError(f"must name {MOST_WATCHED} words at most; these are {len(values)}")
+    for value in values:
+        if len(value) > MOST_WATCHED_CHARACTERS:
+            most, start = MOST_WATCHED_CHARACTERS, value[:20]
+            raise ValueError(f"a word has {most} characters at most; {start!r}… has {len(value)}")
+        if not shows(value):
+            raise ValueError(f"a word needs a character that can be seen; {value!r} has none")
+    return values
+
+
+def lines(value: object) -> object:
+    """Return the lines of a file; not blank ones, and none that begin with `#`."""
+    if not isinstance(value, str):
+        return value
+    try:
+        text = Path(value).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"can't be read as UTF-8 text: {error}") from None
+    return [line for line in map(str.strip, text.splitlines()) if line and line[0] != "#"]
+
+
 def prices(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -180,14 +269,17 @@ RedisUrl = Annotated[SecretStr, AfterValidator(redis_address)] | None
 BrokerUrl = Annotated[SecretStr, AfterValidator(broker_address)] | None
 LockNodes = Annotated[tuple[SecretStr, ...], CommaSet, AfterValidator(lock_nodes)]
 Servers = Annotated[tuple[str, ...], CommaSet, AfterValidator(host_and_port)]
-Secret = Annotated[SecretStr, AfterValidator(long_secret)] | None
+Secret = Annotated[SecretStr, AfterValidator(strong_secret)] | None
 PublicKey = Annotated[str, AfterValidator(pem)] | None
 Languages = Annotated[tuple[str, ...], CommaSet, AfterValidator(language_codes)]
 Terms = Annotated[tuple[str, ...], CommaSet, AfterValidator(terms)]
+WatchedTerms = Annotated[tuple[str, ...], CommaSet, AfterValidator(watched)]
+TermsFile = Annotated[tuple[str, ...], BeforeValidator(lines), AfterValidator(watched)] | None
+"""The words in a file, one a line."""
 Prices = Annotated[dict[str, tuple[float, float]], BeforeValidator(prices)]
 """US dollars per million tokens of input and output, by model."""
 Numbers = Annotated[dict[str, float], BeforeValidator(numbers)]
 """Numbers by name, as `name=number,…`."""
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 """A path that may begin with `~`."""
-AnchorFile = Annotated[Path, BeforeValidator(anchor_file)] | None
+AnchorPlaces = Annotated[tuple[FilePlace | BucketPlace, ...], BeforeValidator(anchor_places)]

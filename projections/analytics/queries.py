@@ -65,7 +65,11 @@ SELECT coalesce(max(position), 0) FROM (
 WHERE topic = ANY (%s)
 """.encode()
 # An upload that was just completed has nothing to be ranked by.
-CHANGES = [*topics_of(Upload.DetailsChanged), *topics_of(Upload.Removed)]
+CHANGES = [
+    topic
+    for event in (Upload.DetailsChanged, Upload.VisibilityChanged, Upload.Removed)
+    for topic in topics_of(event)
+]
 
 SERIES = """
 WITH counted AS (
@@ -107,7 +111,7 @@ LISTING_SECONDS = 1.0
 
 TRENDING_BEHIND_CATALOG = counter(
     "backlot_trending_behind_catalog",
-    "Rankings made without a removal or a new category that the analytics did not know in time.",
+    "Rankings made without a removal or a change that the analytics did not know in time.",
 )
 
 
@@ -327,7 +331,7 @@ class AnalyticsQueries:
             return await stats_of(conn, video_id, range_, bucket, began=began, now=now)
 
     async def _edition(self, fresh: Freshness) -> int | None:
-        """Return the edition of the listing with all removals and moves of the catalog.
+        """Return the edition of the listing with all that the catalog took out or moved.
 
         Return None while the analytics don't answer: a cached ranking is better than none.
         """

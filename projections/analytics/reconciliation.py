@@ -241,7 +241,7 @@ PUT_VIDEOS = b"""
 INSERT INTO analytics.videos SELECT * FROM told_videos WHERE video_id = ANY (%b)
 ON CONFLICT (video_id) DO UPDATE SET owner = excluded.owner, category = excluded.category,
     completed_at = excluded.completed_at, removed = excluded.removed,
-    duration_seconds = excluded.duration_seconds
+    duration_seconds = excluded.duration_seconds, listed = excluded.listed
 """
 SESSIONS = b"""
 SELECT video_id::text, session::text FROM analytics.sessions

@@ -1,10 +1,10 @@
-"""The videos as counting needs them: owner, length, category, and whether they were removed."""
+"""The videos as counting needs them: owner, length, category, and which of them can be listed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -22,6 +22,9 @@ from projections.integration_events import EVENTS_SOURCE, Message
 START = b"""
 INSERT INTO analytics.videos (video_id, owner, category)
 VALUES (%(id)s, %(owner)s, %(category)s) ON CONFLICT DO NOTHING
+"""
+SHOW = b"""
+UPDATE analytics.videos SET listed = (%(visibility)s = 'public') WHERE video_id = %(id)s
 """
 COMPLETE = b"UPDATE analytics.videos SET completed_at = %(at)s WHERE video_id = %(id)s"
 CHANGE = b"UPDATE analytics.videos SET category = %(category)s WHERE video_id = %(id)s"
@@ -48,6 +51,7 @@ SELECT video_id::text, session::text FROM analytics.sessions WHERE video_id = AN
 
 WRITES: Mapping[type[Aggregate.Event], bytes] = {
     Upload.Started: START,
+    Upload.VisibilityChanged: SHOW,
     Upload.Completed: COMPLETE,
     Upload.Aborted: FORGET,
     Upload.Expired: FORGET,
@@ -55,6 +59,12 @@ WRITES: Mapping[type[Aggregate.Event], bytes] = {
     Upload.SpeechTranscribed: MEASURE,
     Upload.Removed: REMOVE,
 }
+
+
+def listed(video: LiteralString) -> LiteralString:
+    """Return the condition that a row of analytics.videos can be ranked and recommended."""
+    return f"NOT {video}.removed AND {video}.listed AND {video}.completed_at IS NOT NULL"
+
 
 KINDS = {event.TOPIC: event for event in WRITES}
 UPLOAD_TOPICS = frozenset(KINDS)
@@ -102,6 +112,7 @@ def message(position: int, event: Aggregate.Event) -> Message:
         "owner": event.owner if isinstance(event, Upload.Event) else None,
         "category": getattr(event, "category", None),
         "duration": getattr(event, "duration_seconds", None),
+        "visibility": getattr(event, "visibility", None),
     }
     return Message(
         type(event).TOPIC,

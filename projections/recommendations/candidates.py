@@ -14,6 +14,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from infra.postgres.connection import fetch_as
+from projections.analytics.videos import listed
 from projections.recommendations.attention import Attention, attention_of
 from projections.recommendations.co_occurrence import ALL_VIDEOS
 from projections.recommendations.model import Candidate, Profile, Weighing
@@ -26,10 +27,10 @@ video.video_id, video.category, extract(epoch FROM video.completed_at)::float8 A
 ln(total.weight) + total.as_of * %(decay)s::float8 AS mass, total.as_of
 """
 # Looked up by key for each candidate, whatever the planner thinks: hence OFFSET 0.
-ELIGIBLE: LiteralString = """
+ELIGIBLE: LiteralString = f"""
 CROSS JOIN LATERAL (
     SELECT v.video_id, v.category, v.completed_at FROM analytics.videos AS v
-    WHERE v.video_id = candidate AND NOT v.removed AND v.completed_at IS NOT NULL
+    WHERE v.video_id = candidate AND {listed("v")}
       AND v.owner <> %(viewer)s AND v.video_id <> ALL (%(known)s)
       AND NOT EXISTS (SELECT FROM analytics.engaged AS e
                       WHERE e.viewer = %(viewer)s AND e.video_id = candidate)

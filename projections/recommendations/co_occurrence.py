@@ -19,6 +19,7 @@ from engine.projection import columns
 from infra.advisory_locks import Lock, lock_in_transaction
 from infra.postgres.connection import texts
 from projections.analytics.calendar import start_of_hour
+from projections.analytics.videos import listed
 from projections.recommendations.attention import measure
 from projections.recommendations.model import EngagementKind, Weighing
 from projections.recommendations.neighbours import NOTHING, Mass, add_pairs, masses
@@ -88,15 +89,15 @@ WHERE video_id = ANY (%(videos)s::uuid[]) AND weight < %(nothing)s
 # By how much they are engaged with, and how new they are: of each category, and of all videos under
 # the name that is no category's.
 ALL_VIDEOS = ""
-TOPS = b"""
+TOPS = f"""
 WITH weighed AS (
     SELECT category, video_id,
            ln(weight) + as_of * ln(2) / %(half_life)s::float8
            + ln((%(shares)s::float8[])[width_bucket(
                greatest(0, max(as_of) OVER () - extract(epoch FROM completed_at)::float8),
                %(ages)s::float8[])]) AS strength
-    FROM analytics.engagement JOIN analytics.videos USING (video_id)
-    WHERE NOT removed AND completed_at IS NOT NULL),
+    FROM analytics.engagement JOIN analytics.videos AS v USING (video_id)
+    WHERE {listed("v")}),
 listed AS (
     SELECT category, video_id, strength FROM weighed WHERE category <> %(all_videos)s
     UNION ALL SELECT %(all_videos)s, video_id, strength FROM weighed),
@@ -106,7 +107,7 @@ ranked AS (
     FROM listed)
 INSERT INTO analytics.category_tops (category, place, video_id)
 SELECT category, place, video_id FROM ranked WHERE place <= %(most)s
-"""
+""".encode()
 
 
 class Engagement(NamedTuple):

@@ -17,7 +17,8 @@ from psycopg.errors import InsufficientPrivilege, UndefinedTable
 from psycopg.rows import TupleRow
 
 from engine.projection import columns
-from projections.catalog import Catalog
+from projections.analytics.videos import listed
+from projections.catalog import PUBLIC, Catalog
 
 log = structlog.get_logger(__name__)
 
@@ -30,12 +31,13 @@ left(concat_ws(chr(10), title, category, left(description, 600),
 DIGEST: LiteralString = f"sha256(convert_to({TEXT}, 'UTF8'))"
 PAGE: LiteralString = f"""
 SELECT completed_position AS position, upload_id AS video_id, {DIGEST} AS digest
-FROM {{schema}}.uploads WHERE completed_position > %s
+FROM {{schema}}.uploads WHERE completed_position > %s AND {PUBLIC}
 ORDER BY completed_position LIMIT %s
 """
 THESE: LiteralString = f"""
 SELECT upload_id AS video_id, {TEXT} AS text, {DIGEST} AS digest
-FROM {{schema}}.uploads WHERE completed_position IS NOT NULL AND upload_id = ANY (%s::uuid[])
+FROM {{schema}}.uploads
+WHERE completed_position IS NOT NULL AND {PUBLIC} AND upload_id = ANY (%s::uuid[])
 ORDER BY completed_position
 """
 
@@ -85,7 +87,7 @@ SELECT asked.video_id FROM unnest(%b::uuid[], %b::bytea[]) AS asked (video_id, d
 LEFT JOIN analytics.embeddings AS e USING (video_id)
 WHERE e.digest IS DISTINCT FROM asked.digest
   AND NOT EXISTS (SELECT FROM analytics.videos AS v
-                  WHERE v.video_id = asked.video_id AND v.removed)
+                  WHERE v.video_id = asked.video_id AND (v.removed OR NOT v.listed))
 """
 PUT = b"""
 INSERT INTO analytics.embeddings (video_id, digest, embedding, rejected, at)
@@ -98,7 +100,7 @@ SET digest = excluded.digest, embedding = excluded.embedding, rejected = exclude
 """
 FORGET = b"""
 DELETE FROM analytics.embeddings AS e USING analytics.videos AS v
-WHERE v.video_id = e.video_id AND v.removed
+WHERE v.video_id = e.video_id AND (v.removed OR NOT v.listed)
 """
 
 # The newest say most of what comes next, and each costs a search of the index.
@@ -110,21 +112,21 @@ SET LOCAL hnsw.ef_search = 100;
 SET LOCAL hnsw.iterative_scan = strict_order
 """
 # The limit stands in the text, since the planner has to know it to choose the index.
-NEAREST: LiteralString = """
+NEAREST: LiteralString = f"""
 WITH seeds AS MATERIALIZED (
     SELECT embedding FROM analytics.embeddings
     WHERE video_id = ANY (%(videos)s) AND embedding IS NOT NULL
-    ORDER BY array_position(%(videos)s, video_id) LIMIT {seeds}),
+    ORDER BY array_position(%(videos)s, video_id) LIMIT {{seeds}}),
 found AS (
     SELECT near.* FROM seeds CROSS JOIN LATERAL (
         SELECT e.video_id, e.embedding <=> seeds.embedding AS distance
         FROM analytics.embeddings AS e
         WHERE e.video_id <> ALL (%(videos)s)
           AND EXISTS (SELECT FROM analytics.videos AS v WHERE v.video_id = e.video_id
-                      AND NOT v.removed AND v.completed_at IS NOT NULL)
-        ORDER BY e.embedding <=> seeds.embedding LIMIT {limit}) AS near)
+                      AND {listed("v")})
+        ORDER BY e.embedding <=> seeds.embedding LIMIT {{limit}}) AS near)
 SELECT video_id, greatest(1 - min(distance), 0) AS similarity
-FROM found GROUP BY video_id ORDER BY similarity DESC, video_id LIMIT {limit}
+FROM found GROUP BY video_id ORDER BY similarity DESC, video_id LIMIT {{limit}}
 """
 
 
@@ -147,14 +149,14 @@ class Text(NamedTuple):
 def page(
     conn: Connection[TupleRow], catalog: Catalog, after: int, limit: int
 ) -> Sequence[Digested]:
-    """Return the videos that were completed after that position, the oldest first."""
+    """Return the public videos that were completed after that position, the oldest first."""
     return [Digested(*row) for row in conn.execute(catalog.sql(PAGE), (after, limit)).fetchall()]
 
 
 def texts_of(
     conn: Connection[TupleRow], catalog: Catalog, videos: Sequence[UUID]
 ) -> Sequence[Text]:
-    """Return the texts of those that are there, the oldest first."""
+    """Return the texts of those that are there and public, the oldest first."""
     return [Text(*row) for row in conn.execute(catalog.sql(THESE), (list(videos),)).fetchall()]
 
 
@@ -244,8 +246,8 @@ def put(conn: Connection[TupleRow], batch: Sequence[Embedded]) -> None:
     conn.execute(PUT, columns(rows))
 
 
-def forget_removed(conn: Connection[TupleRow]) -> int:
-    """Drop the embeddings of videos that were removed; return how many."""
+def forget_unlisted(conn: Connection[TupleRow]) -> int:
+    """Drop the embeddings of videos that were removed, or are not public; return how many."""
     return conn.execute(FORGET).rowcount
 
 

@@ -24,6 +24,7 @@ from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
 from domain.feedback import Signal
+from domain.upload import NOBODY
 from engine.freshness import WHATEVER_THERE_IS, Freshness, Pool
 from engine.log import END_OF_LOG
 from infra.cache import (
@@ -46,7 +47,7 @@ from projections.analytics.queries import (
     AnalyticsQueries,
     AnalyticsUnavailable,
 )
-from projections.catalog import Catalog
+from projections.catalog import PUBLIC, Catalog
 from projections.dismissals import Dismissals
 from projections.likes import Likes
 from projections.recommendations.blend import (
@@ -89,11 +90,13 @@ WHERE viewer = %s AND video_id = ANY (%s) AND liked_at IS NOT NULL
 ENGAGED_WITH = b"""
 SELECT video_id FROM analytics.engaged WHERE viewer = %s AND video_id = ANY (%s)
 """
-# Far more than a prompt has room for; a transcript may be of hours.
-DESCRIBE: LiteralString = """
+# Far more than a prompt has room for; a transcript may be of hours. Nobody tells of what is not
+# public, not even to those who have watched it.
+DESCRIBE: LiteralString = f"""
 SELECT upload_id AS video_id, title, left(description, 2000) AS description, category,
        left(transcript, 2000) AS transcript
-FROM {schema}.uploads WHERE completed_position IS NOT NULL AND upload_id = ANY (%s)
+FROM {{schema}}.uploads
+WHERE completed_position IS NOT NULL AND {PUBLIC} AND upload_id = ANY (%s)
 """
 
 MOST = 50
@@ -266,7 +269,7 @@ class Recommender:
             for _ in range(MOST_PAGES):
                 async with self._pool.connection() as conn:
                     rows = await self._catalog.page(
-                        conn, owner=None, category=None, before=before, limit=MOST
+                        conn, NOBODY, owner=None, category=None, before=before, limit=MOST
                     )
                 asked = [row.video_id for row in rows if row.owner != user_id]
                 known = dismissed | await self._engaged_with(user_id, asked)
@@ -316,7 +319,7 @@ class Recommender:
             query = self._catalog.sql(DESCRIBE)
             found = await fetch_as(conn, DescribedVideo, query, (list(asked),))
         described = {each.video_id: each for each in found}
-        # What the catalog no longer has, the analytics may not have heard of.
+        # What the catalog no longer lists, the analytics may not have heard of.
         there = {
             weighing: [each for each in found if each.video_id in described]
             for weighing, found in candidates.items()

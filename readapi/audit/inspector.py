@@ -37,6 +37,8 @@ EVENT_ID = "c5a2b7e0-52d9-5b8e-9c3c-6e1f0a3d4b5c"
 class AuditEvent(Wire):
     """A recorded event; `recordedAt`, `actor` and the ids are missing where they can't be read.
 
+    `actorKind` is `user`, `anonymous`, `operator` or `system`; events of older releases have none.
+
     `payload` is what was recorded beside them, in the form that `payloadMode` says. An event that
     this version can't read has an `error` and, in mode `full`, its raw bytes in base64 as `state`.
     """
@@ -50,6 +52,7 @@ class AuditEvent(Wire):
     aggregate: Annotated[str, Field(examples=["comment"])]
     recorded_at: Time | None = None
     actor: Annotated[str | None, Field(examples=["alice"])] = None
+    actor_kind: Annotated[str | None, Field(examples=["user"])] = None
     correlation_id: str | None = None
     causation_id: str | None = None
     payload: Annotated[
@@ -136,6 +139,7 @@ class TraceNode(Wire):
     stream_id: UUID | None = None
     version: int | None = None
     actor: str | None = None
+    actor_kind: str | None = None
     at: Time | None = None
     note: str | None = None
     children: list[TraceNode]
@@ -281,6 +285,7 @@ def _event(entry: Entry, mode: PayloadMode) -> dict[str, Any]:
         "aggregate": aggregate_of(topic),
         "recorded_at": entry.recorded_at,
         "actor": mask_actor(entry.actor, mode),
+        "actor_kind": entry.actor_kind,
         "correlation_id": entry.correlation_id,
         "causation_id": entry.causation_id,
         "payload": None if entry.payload is None else present(entry.payload, mode),
@@ -325,6 +330,7 @@ def _node(node: Node, mode: PayloadMode) -> TraceNode:
             "stream_id": stored.stream_id,
             "version": stored.version,
             "actor": mask_actor(node.entry.actor, mode),
+            "actor_kind": node.entry.actor_kind,
         }
     children = [_node(child, mode) for child in node.children]
     return TraceNode(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Container
+from collections.abc import AsyncIterator, Callable, Container
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -20,12 +21,14 @@ from engine.inspection.index import Search
 from engine.log import END_OF_LOG
 from engine.privacy import PayloadMode
 from engine.seals import verification
+from engine.seals.anchors import AnchorsUnusable
 from engine.seals.chain import connect
-from engine.seals.proofs import AnchorsUnusable, Proofs
+from engine.seals.proofs import Proofs
 from engine.seals.verification import Verification
-from infra.http.app import Admin, Auditor, wire
+from infra.http.app import Admin, Auditor, role_refused, wire
 from infra.http.problems import Problem, problems
 from infra.http.shapes import VIDEO_ID, Time, Wire
+from infra.security_log import SecurityEvent, record
 from readapi.audit.inspector import (
     AuditEvent,
     AuditEventDetail,
@@ -59,18 +62,25 @@ router = APIRouter(prefix="/audit", tags=["audit"])
 
 
 def payload_mode(
+    request: Request,
     caller: Auditor,
     payload: Annotated[
         PayloadMode | None,
         Query(description="How payloads are shown; default: `full` for admins, else `masked`."),
     ] = None,
 ) -> PayloadMode:
-    """Return the mode that is asked for; raise Problem where the caller's role forbids it."""
-    if payload is None:
-        return PayloadMode.FULL if caller.is_admin else PayloadMode.MASKED
-    if payload is PayloadMode.FULL and not caller.is_admin:
-        raise Problem(403, "forbidden", "Full payloads need the role `admin`.")
-    return payload
+    """Return the mode that is asked for; raise Problem where the caller's role forbids it.
+
+    Reads of what tells something about a person are told to the security log: payloads in full, and
+    whatever one user did.
+    """
+    mode = payload or (PayloadMode.FULL if caller.is_admin else PayloadMode.MASKED)
+    if mode is PayloadMode.FULL and not caller.is_admin:
+        raise role_refused(request, caller, "Full payloads need the role `admin`.")
+    if mode is PayloadMode.FULL or "actor" in request.query_params:
+        path, told = request.url.path, request.query_params.get("actor", "")
+        record(SecurityEvent.PERSONAL_DATA_READ, caller.user_id, path=path, actor=told, mode=mode)
+    return mode
 
 
 Mode = Annotated[PayloadMode, Depends(payload_mode)]
@@ -206,7 +216,7 @@ async def get_stats(queries: Read, caller: Auditor) -> Response:
         return wire(await inspector.stats())
 
 
-STALE_AFTER = timedelta(hours=1)
+STALE_SECONDS = 3600.0
 
 
 class LogFault(Wire):
@@ -220,52 +230,94 @@ class LogFault(Wire):
     seal: int | None = None
 
 
+class LogCaveat(Wire):
+    """What a result can't prove: one of a few kinds, such as `unsigned`, and in words."""
+
+    kind: str
+    detail: str
+
+
+class StoredResult(Wire):
+    """What a row of the database says of a verification by another process: a hint, no proof."""
+
+    ok: bool
+    verified_at: Time
+    complete: bool
+
+
 class LogIntegrity(Wire):
-    """The result of a check of the log against its seals.
+    """The result of a check of the log against its seals, which the answering process has made.
 
     Positions `from` to `sealedTo` were compared; the `unsealed` events after them are not proved
-    yet. `complete` says that the check began at the first event; otherwise an earlier one had
-    found the positions before `from` good.
+    yet. `complete` says that the check began at the first event; otherwise this process had found
+    the positions before `from` good, and last compared all of them at `completeAt`. `hint` is the
+    newest result of another process, where there is one.
     """
 
     ok: bool
     verified_at: Time
     complete: bool
+    complete_at: Time
     first: int = Field(alias="from")
     events: int
     sealed_to: int
     seals: int
     signed: int
     anchored: int
+    timestamped: int
     unsealed: int
+    caveats: list[LogCaveat]
     fault: LogFault | None = None
+    hint: StoredResult | None = None
 
 
 class VerificationStopped(Exception):
     """The process ends before the verification did."""
 
 
-class Integrity:
-    """Verifies in a thread of its own, one verification at a time in this process."""
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """What this process has found, when it last looked at everything, and what others say."""
 
-    def __init__(self, database_url: str, proofs: Proofs, known_topics: Container[str]) -> None:
+    verification: Verification
+    complete_at: datetime
+    hint: Verification | None
+
+
+class Integrity:
+    """Verifies in a thread of its own, one verification at a time in this process.
+
+    What the database says of earlier verifications is a hint: whoever can change the log can write
+    such a row. So each process begins with a verification of its own.
+    """
+
+    def __init__(
+        self,
+        database_url: str,
+        proofs: Proofs,
+        known_topics: Container[str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock` tells, in seconds, how old a result is."""
         self._database_url, self._proofs = database_url, proofs
-        self._known_topics = known_topics
+        self._known_topics, self._clock = known_topics, clock
         self._one_at_a_time = asyncio.Lock()
-        self._began = -1.0
-        self._found: Verification | None = None
+        self._began = self._ended = -1.0
+        self._found: Proved | None = None
         self._stopping = False
 
-    async def result(self, *, full: bool) -> Verification:
-        """Return the newest result, at most an hour old; `full`: a new one from the first event.
+    async def result(self, *, full: bool) -> Proved:
+        """Return this process's newest result, at most an hour old; `full`: from the first event.
 
-        A caller who waits for a running verification gets its result, if it began after the call.
+        Where the seals are not those that are known outside, or the database has a newer result
+        that is not good, everything is verified anew. A caller who waits for a running verification
+        gets its result, if it began after the call.
         Raise psycopg.Error, AnchorsUnusable and VerificationStopped.
         """
         asked = time.monotonic()
         async with self._one_at_a_time:
             found = self._found if self._began >= asked else None
-            if found is not None and (found.complete or not full):
+            if found is not None and (found.verification.complete or not full):
                 return found
             self._began = time.monotonic()
             self._found = await asyncio.to_thread(self._verify, full=full)
@@ -275,19 +327,30 @@ class Integrity:
         """End a verification that is running."""
         self._stopping = True
 
-    def _verify(self, *, full: bool) -> Verification:
+    def _verify(self, *, full: bool) -> Proved:
         with connect(self._database_url, "verification") as conn:
-            kept = None if full else verification.latest(conn)
-            if kept is not None and datetime.now(UTC) - kept.verified_at < STALE_AFTER:
-                return kept
+            hint, kept = verification.latest(conn), self._found
+            if kept is not None and hint is not None:
+                if hint.verified_at == kept.verification.verified_at:
+                    hint = None
+                elif not hint.report.get("ok") and hint.verified_at > kept.complete_at:
+                    full = True
+            trusting = kept is None or kept.verification.report["ok"]
+            full = full or bool(trusting and self._proofs.outside.compare(conn).differences)
+            if kept is not None and not full and self._clock() - self._ended < STALE_SECONDS:
+                return replace(kept, hint=hint)
+            proved = None if kept is None or full else kept.verification
             report = verification.verify_database(
                 conn,
                 self._proofs,
                 known_topics=self._known_topics,
-                after=verification.last_good_seal(conn, kept),
+                after=verification.last_good_seal(conn, proved),
                 on_progress=self._go_on,
             )
-            return verification.record(conn, report)
+            found = verification.record(conn, report)
+            self._ended = self._clock()
+            before = found.verified_at if kept is None else kept.complete_at
+            return Proved(found, found.verified_at if found.complete else before, hint)
 
     def _go_on(self, rows: int) -> None:
         if self._stopping:
@@ -312,7 +375,9 @@ async def verify_log(
         bool, Query(description="Check everything now, from the first event; may take minutes.")
     ] = False,
 ) -> Response:
-    """The newest result; when it is older than an hour, what came since is checked first."""
+    """What this process has proved; when that is older than an hour, what came since is checked
+    first. What the database says of verifications by others is told as a hint.
+    """
     try:
         found = await integrity.result(full=full)
     except psycopg.OperationalError as error:
@@ -321,5 +386,17 @@ async def verify_log(
         detail = "The log can't be verified right now; the server's log says why."
         headers = {"Retry-After": "60"}
         raise Problem(503, "unavailable", detail, headers=headers) from error
-    said = {**found.report, "verifiedAt": found.verified_at, "complete": found.complete}
+    newest, hint = found.verification, found.hint
+    said = {
+        **newest.report,
+        "verifiedAt": newest.verified_at,
+        "complete": newest.complete,
+        "completeAt": found.complete_at,
+        "hint": None if hint is None else _as_hint(hint),
+    }
     return wire(LogIntegrity.model_validate(said))
+
+
+def _as_hint(stored: Verification) -> StoredResult:
+    ok = stored.report.get("ok") is True
+    return StoredResult(ok=ok, verified_at=stored.verified_at, complete=stored.complete)

@@ -41,11 +41,17 @@ class RoleProcess:
     home: Path
     variables: Mapping[str, str]
     port: int = field(default_factory=unused_port)
+    admin_port: int = field(default_factory=unused_port)
     _process: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def admin_url(self) -> str:
+        """Where what is for operators is served, on a port that nobody passes on."""
+        return f"http://127.0.0.1:{self.admin_port}"
 
     @property
     def logs(self) -> str:
@@ -76,6 +82,7 @@ class RoleProcess:
         own = {
             "BACKLOT_HOST": "127.0.0.1",
             "BACKLOT_PORT": str(self.port),
+            "ADMIN_PORT": str(self.admin_port),
             "BACKLOT_DATA_DIR": str(self.home / "data"),
             "PYTHONPATH": str(PROJECT),
         }
@@ -99,7 +106,7 @@ class RoleProcess:
 
     def has_swept(self) -> bool:
         """Whether it has looked for abandoned uploads since its start."""
-        page = plain.get(f"http://{self.address}/metrics").text
+        page = plain.get(f"{self.admin_url}/metrics").text
         return bool(
             re.search(r'^backlot_expiry_runs_total\{outcome="\w+"\} [1-9]', page, re.MULTILINE)
         )
@@ -149,11 +156,18 @@ class Composed:
         """Where clients reach the API."""
         return self.proxy.url
 
-    def client(self, user: str | None = None, *, admin: bool = False) -> httpx.Client:
+    def client(self, user: str | None = None) -> httpx.Client:
         """Calls through the proxy as `user`, or as nobody; closed with the system."""
-        token = mint_token(self.secret, user, ["admin"] if admin else []) if user else ""
-        headers = {"Authorization": f"Bearer {token}"} if user else {}
-        return self._open.enter_context(plain.client(base_url=self.base_url, headers=headers))
+        return self._client(self.base_url, mint_token(self.secret, user) if user else "")
+
+    def operator(self, role: str) -> httpx.Client:
+        """Calls the process of a role at its port for operators; closed with the system."""
+        token = mint_token(self.secret, "olga", ["admin"])
+        return self._client(self.processes[role].admin_url, token)
+
+    def _client(self, base_url: str, token: str) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return self._open.enter_context(plain.client(base_url=base_url, headers=headers))
 
     def start(self, *roles: str) -> None:
         """Start these together; returns once each is healthy."""

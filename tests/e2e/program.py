@@ -149,13 +149,16 @@ class Program:
         }
         return {**foreign, **own, **self.variables}
 
-    def token(self, user: str, *, admin: bool = False) -> str:
+    def token(self, user: str, *, admin: bool = False, roles: Sequence[str] = ()) -> str:
         secret = secret_path(self.data).read_text().strip()
-        return mint_token(secret, user, ["admin"] if admin else [])
+        return mint_token(secret, user, ["admin"] if admin else roles)
 
-    def client(self, user: str | None = None, *, admin: bool = False) -> httpx.Client:
+    def client(
+        self, user: str | None = None, *, admin: bool = False, roles: Sequence[str] = ()
+    ) -> httpx.Client:
         """Calls this program as `user`, or as nobody; closed with the program."""
-        headers = {"Authorization": f"Bearer {self.token(user, admin=admin)}"} if user else {}
+        token = self.token(user, admin=admin, roles=roles) if user else None
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         return self._open.enter_context(plain.client(base_url=self.url, headers=headers))
 
     def kill(self) -> None:

@@ -22,7 +22,7 @@ Former = Likes
 class Likes(Former):
     """The likes, and who talks about the video."""
 
-    version = 2
+    version = Former.version + 1
     events = (*Former.events, Comment.Posted)
     tables = TABLES + ";CREATE TABLE {{schema}}.talks (position bigint PRIMARY KEY)"
     former = {former}

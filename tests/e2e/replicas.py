@@ -33,8 +33,8 @@ class Replica(Program):
     def database_url(self) -> str:
         return self.events_url
 
-    def token(self, user: str, *, admin: bool = False) -> str:
-        return mint_token(SECRET, user, ["admin"] if admin else [])
+    def token(self, user: str, *, admin: bool = False, roles: Sequence[str] = ()) -> str:
+        return mint_token(SECRET, user, ["admin"] if admin else roles)
 
     def pause(self) -> None:
         self.process.send_signal(signal.SIGSTOP)

@@ -19,7 +19,7 @@ from tests.support import PROJECT, eventually
 GUIDE = PROJECT / "docs" / "adding-a-feature.md"
 BLOCK = re.compile(r"(?ms)^### (?P<path>\S+)\n\n```(?P<kind>\w+)\n(?P<text>.*?)^```$")
 # What compares the code with its declarations, its documents and its stored events.
-JUDGES = ("comment_likes", "features", "docs", "codec", "architecture")
+JUDGES = ("comment_likes", "features", "docs", "codec", "architecture", "routes")
 
 
 class Block(NamedTuple):

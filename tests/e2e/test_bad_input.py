@@ -25,6 +25,17 @@ def commented(server: Program, film: str) -> str:
     return str(read(posted)["commentId"])
 
 
+BODIES: dict[tuple[str, str], dict[str, Any]] = {
+    ("PATCH", "/videos/{id}"): {"title": "x"},
+    ("POST", "/videos/{id}/comments"): {"content": "x"},
+    ("POST", "/videos/{id}/watch"): {},
+    ("POST", "/videos/{id}/watch-time"): {"sessionId": UNKNOWN, "seconds": 1},
+    ("POST", "/videos/{id}/share"): {"channel": "x"},
+    ("PATCH", "/comments/{id}"): {"content": "x"},
+    ("POST", "/uploads/{id}/part-urls"): {"numbers": [1]},
+}
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -49,10 +60,8 @@ def commented(server: Program, film: str) -> str:
     ],
 )
 def test_an_id_that_nobody_has(alice: httpx.Client, method: str, path: str) -> None:
-    body = {"content": "x", "title": "x", "numbers": [1], "sessionId": UNKNOWN, "seconds": 1}
-    options: dict[str, Any] = {} if method in ("GET", "DELETE") else {"json": body}
-    if path.endswith("/complete"):
-        options = {}
+    body = BODIES.get((method, path))
+    options: dict[str, Any] = {} if body is None else {"json": body}
     problem(alice.request(method, path.format(id=UNKNOWN), **options), 404, "not-found")
     for wrong in ("not-a-uuid", "1", UNKNOWN + "0", "%00", "%FF"):
         problem(alice.request(method, path.format(id=wrong), **options), 422, "invalid")

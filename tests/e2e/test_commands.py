@@ -110,7 +110,7 @@ def test_a_demo_without_a_server_is_one_line(make_program: MakeProgram) -> None:
 def test_a_demo_with_a_strangers_tokens_is_one_line(
     make_program: MakeProgram, server: Program
 ) -> None:
-    stranger = make_program(JWT_SECRET="x" * 40)
+    stranger = make_program(JWT_SECRET="of a stranger, who signs otherwise")
     stranger.home.mkdir()
     ended = stranger.run("demo", "--url", server.url)
     assert (ended.returncode, ended.stdout) == (4, "")

@@ -12,6 +12,7 @@ import httpx
 import psycopg
 import pytest
 
+from infra.http.auth import mint_token
 from infra.postgres.embedded import EmbeddedPostgres
 from infra.settings import Role
 from tests.e2e import plain
@@ -92,7 +93,7 @@ def test_a_request_id_goes_through_all_of_it(system: Composed, bob: httpx.Client
     video = upload(bob)
     answer = bob.put(f"/videos/{video}/like", headers={"X-Request-Id": "from-the-client"})
     assert answer.headers["X-Request-Id"] == "from-the-client"
-    admin = system.client("auditor", admin=True)
+    admin = system.operator("queries")
     see(admin, answer)
     found = read(admin.get("/audit/events", params={"correlationId": "from-the-client"}))
     assert len(found["items"]) == 1
@@ -134,8 +135,22 @@ def test_the_doctor_finds_everything_well(system: Composed) -> None:
 
 def test_a_token_from_a_container_that_knows_the_secret_is_taken(system: Composed) -> None:
     minted = system.processes["commands"].run("token", "--user", "me", "--admin").stdout.strip()
-    answer = system.client().get("/projections", headers={"Authorization": f"Bearer {minted}"})
+    authorized = {"Authorization": f"Bearer {minted}"}
+    answer = plain.get(f"{system.processes['queries'].admin_url}/projections", headers=authorized)
     assert len(read(answer)["items"]) > 0
+
+
+@pytest.mark.parametrize(
+    "path", ["/admin/revocations", "/audit/events", "/projections", "/metrics", "/operations/x"]
+)
+def test_what_is_for_operators_can_not_be_reached_from_outside(system: Composed, path: str) -> None:
+    authorized = {"Authorization": f"Bearer {mint_token(system.secret, 'olga', ['admin'])}"}
+    through = system.client()
+    assert through.get(path, headers=authorized).status_code == 404
+    assert through.post(path, headers=authorized).status_code == 404
+    for role in ("commands", "queries"):
+        direct = f"http://{system.processes[role].address}{path}"
+        assert plain.get(direct, headers=authorized).status_code == 404
 
 
 def test_no_role_can_change_what_is_recorded(system: Composed) -> None:

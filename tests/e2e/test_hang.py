@@ -96,7 +96,7 @@ def check_back(program: Program, video: str) -> None:
     """Reads, commands and every part are as before."""
     client = program.client("bob")
     eventually(lambda: client.put(f"/videos/{video}/like").is_success)
-    eventually(lambda: client.get(f"/videos/{video}/stats").is_success)
+    eventually(lambda: program.client("alice").get(f"/videos/{video}/stats").is_success)
     eventually(lambda: all_in_order(program))
 
 

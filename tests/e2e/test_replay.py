@@ -135,7 +135,8 @@ class Writing:
 
 
 def asked(root: httpx.Client, action: str, name: str) -> str:
-    answer = root.post(f"/projections/{name}/{action}", json={"yes": True})
+    body = {"yes": True} if action == "replay" else {}
+    answer = root.post(f"/projections/{name}/{action}", json=body)
     assert answer.status_code == 202, answer.text
     return str(answer.json()["operationId"])
 

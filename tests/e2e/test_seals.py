@@ -69,6 +69,43 @@ def test_what_is_recorded_is_sealed_and_what_is_changed_is_named(
     assert program.stop() == 0
 
 
+def doctor(program: Program) -> dict[str, Any]:
+    """What `backlot doctor` says of the seals."""
+    parts = json.loads(program.run("doctor", "--json").stdout)["parts"]
+    found: dict[str, Any] = next(part for part in parts if part["name"] == "seals")
+    return found
+
+
+def test_a_log_that_was_cut_off_is_sealed_no_further_until_an_operator_says_so(
+    make_program: Callable[..., Program],
+) -> None:
+    program = make_program(SEAL_SECONDS="0.2", SEAL_BLOCK_EVENTS="5").start()
+    like_often(program, 12)
+    eventually(lambda: sealed_to(program) == 14)
+    # However it ends, its head and its database agree.
+    program.kill()
+    program.start()
+    assert doctor(program)["ok"]
+    with psycopg.connect(program.database_url, autocommit=True) as conn:
+        conn.execute("DELETE FROM backlot_events WHERE notification_id > 10")
+        conn.execute("DELETE FROM backlot_seals WHERE last > 10")
+    eventually(lambda: "log_rewritten" in program.complained)
+    found = doctor(program)
+    assert (found["ok"], "the log was cut off" in found["detail"]) == (False, True)
+    code, told = verified(program)
+    assert (code, told["fault"]["kind"]) == (1, "head-differs")
+    answer = program.client("root", admin=True).get("/audit/verify").json()
+    assert (answer["ok"], answer["fault"]["kind"]) == (False, "head-differs")
+    left = sealed_to(program)
+    assert left <= 10
+    accepted = program.run("events", "accept", "--reason", "a drill", "--yes", "--json")
+    assert (accepted.returncode, json.loads(accepted.stdout)["position"]) == (0, left)
+    eventually(lambda: sealed_to(program) > 10)
+    assert verified(program)[1]["ok"]
+    assert doctor(program)["ok"]
+    assert program.stop() == 0
+
+
 def test_without_the_role_workers_nothing_is_sealed(make_program: Callable[..., Program]) -> None:
     program = make_program(SEAL_SECONDS="0.1", BACKLOT_ROLES="commands,queries,projections").start()
     like_often(program, 3)

@@ -14,6 +14,7 @@ import httpx
 import psycopg
 import pytest
 
+from projections.likes import Likes
 from tests.e2e import plain
 from tests.e2e.program import Program
 from tests.e2e.releases import next_release
@@ -191,9 +192,9 @@ def test_the_old_release_leaves_before_the_replay(
         assert crowd.stale == 0
         fleet.leave(old)
         crowd.go_on()
-        assert live_version(database_url) == 1
+        assert live_version(database_url) == Likes.version
         replay(new)
-        eventually(is_live(database_url, 2), SECONDS)
+        eventually(is_live(database_url, Likes.version + 1), SECONDS)
         stale = crowd.stale
         assert (stale == 0) is carries
         crowd.go_on()
@@ -209,7 +210,7 @@ def test_the_new_release_replays_while_the_old_one_serves(
         crowd.go_on()
         new = release(next_release(tmp_path, carries=False))
         fleet.join(new)
-        eventually(is_live(database_url, 2), SECONDS)
+        eventually(is_live(database_url, Likes.version + 1), SECONDS)
         crowd.go_on()
         fleet.leave(old)
         crowd.go_on()

@@ -9,8 +9,8 @@ from engine.archive.lines import ExportRequest
 from engine.archive.transfer import export_log, import_log
 from engine.archive.verification import verify_export
 from engine.seals.chain import connect
-from engine.seals.check import Fault, Report
 from engine.seals.proofs import Proofs, PublicKeys
+from engine.seals.report import Fault, Report
 from tests.integration.event_log import rows
 from tests.integration.seal_support import TOPICS, install, make_log, new_key, seal_all
 

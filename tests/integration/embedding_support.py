@@ -88,6 +88,13 @@ class Shop:
         query = f"UPDATE catalog.uploads SET {told} WHERE upload_id = %s"
         self._conn.execute(query.encode(), [*values.values(), video_id])
 
+    def show(self, video_id: UUID, visibility: str) -> None:
+        self.change(video_id, visibility=visibility)
+        self._conn.execute(
+            "UPDATE analytics.videos SET listed = %s WHERE video_id = %s",
+            [visibility == "public", video_id],
+        )
+
     def remove(self, video_id: UUID, *, everywhere: bool = True) -> None:
         self._conn.execute(
             "UPDATE analytics.videos SET removed = true WHERE video_id = %s", [video_id]

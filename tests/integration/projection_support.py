@@ -16,7 +16,8 @@ from psycopg.rows import TupleRow
 
 from domain.comment import Comment
 from domain.model import Aggregate, Origin
-from domain.upload import Upload, object_key
+from domain.moderation import Hold
+from domain.upload import Upload, Visibility, object_key
 from domain.video_likes import VideoLikes, stream_id
 from engine.connections import connect
 from engine.event_store import Save, open_recorder
@@ -87,6 +88,11 @@ class Writer:
         self.save(upload)
         return upload
 
+    def show(self, video: Upload, visibility: Visibility) -> int:
+        """Its owner says who may see it."""
+        video.change_visibility(visibility, origin(video.owner))
+        return self.save(video) if video.pending_events else self.head
+
     def wish(self, verb: str, video: UUID, viewer: str) -> VideoLikes:
         """A like or unlike, decided but not recorded yet."""
         likes = self.likes.setdefault((video, viewer), VideoLikes.blank(stream_id(video, viewer)))
@@ -99,9 +105,11 @@ class Writer:
     def unlike(self, video: UUID, *viewers: str) -> int:
         return self.save(*(self.wish("unlike", video, viewer) for viewer in viewers))
 
-    def comment(self, video: UUID, author: str = "bob", content: str = "Bonito") -> Comment:
+    def comment(
+        self, video: UUID, author: str = "bob", content: str = "Bonito", hold: Hold | None = None
+    ) -> Comment:
         comment = Comment.blank(uuid4())
-        comment.post(video, content, origin(author))
+        comment.post(video, content, origin(author), hold)
         self.save(comment)
         return comment
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -133,6 +133,7 @@ class Site:
         user: str | None = None,
         *,
         admin: bool = False,
+        roles: Sequence[str] = (),
         fresh: bool = True,
         headers: dict[str, str] | None = None,
         **params: Any,
@@ -144,7 +145,7 @@ class Site:
                 self.take_in(self.writer.head)
             sent.setdefault("Backlot-Min-Position", encode_position(self.writer.head))
         if user is not None:
-            token = mint_token(SECRET, user, ["admin"] if admin else [])
+            token = mint_token(SECRET, user, ["admin"] if admin else roles)
             sent["Authorization"] = f"Bearer {token}"
         return self.run(self.client.get(path, headers=sent, params=params))
 

@@ -13,7 +13,23 @@ from psycopg.rows import TupleRow
 
 from domain.comment import Comment
 from domain.model import Aggregate
-from domain.upload import Upload
+from domain.moderation import (
+    ActingAs,
+    ContentReport,
+    Decision,
+    Hold,
+    HoldCause,
+    ModerationCase,
+    ReportReason,
+    Standing,
+    Thing,
+    ThingKind,
+    UserBlock,
+    block_id,
+    case_id,
+    report_id,
+)
+from domain.upload import CommentPolicy, Upload
 from engine.comparison import Difference, compare
 from engine.projection import Projection
 from engine.replay.records import Purpose, Replay, ReplayOptions, find
@@ -92,6 +108,27 @@ def copies(database_url: str) -> list[str]:
     return [name for (name,) in known]
 
 
+def of_comment(comment: Comment) -> Thing:
+    """The comment, to be reported."""
+    assert comment.video_id is not None
+    return Thing(ThingKind.COMMENT, comment.id, comment.video_id)
+
+
+def file(
+    writer: Writer,
+    case: ModerationCase,
+    thing: Thing,
+    reporter: str,
+    why: str = "spam",
+    detail: str | None = None,
+) -> None:
+    """A report of a thing, whose case is opened if need be, recorded."""
+    filed = ContentReport.blank(report_id(thing.thing_id, reporter))
+    filed.file(case, thing, ReportReason(why), detail, origin(reporter))
+    pending: list[Aggregate] = [each for each in (case, filed) if each.pending_events]
+    writer.save(*pending)
+
+
 class History:
     """A community whose random doings are recorded: what they touch is touched again and again."""
 
@@ -100,14 +137,16 @@ class History:
         self.writer = writer
         self.uploads: list[Upload] = []
         self.comments: list[Comment] = []
+        self.cases: dict[UUID, ModerationCase] = {}
         self._videos = videos
         self._viewers = [f"viewer-{n}" for n in range(viewers)]
 
     def grow(self, steps: int) -> None:
         """Record that many random steps, each one save; some change nothing."""
         choices = [self._upload, self._like, self._like, self._like, self._comment, self._tend]
+        choices += [self._edit, self._moderate, self._report, self._remove]
         for _ in range(steps):
-            self.random.choice([*choices, self._edit, self._remove])()
+            self.random.choice(choices)()
 
     def _upload(self) -> None:
         if len(self.uploads) < self._videos:
@@ -145,7 +184,8 @@ class History:
             self.writer.save(self.writer.wish("toggle", video, viewer))
 
     def _comment(self) -> None:
-        self.comments.append(self.writer.comment(self._some_upload().id, content="¡Qué bonito!"))
+        video, hold = self._some_upload().id, self._perhaps_held()
+        self.comments.append(self.writer.comment(video, content="¡Qué bonito!", hold=hold))
 
     def _edit(self) -> None:
         """Edit, delete or find out about one of the comments."""
@@ -153,7 +193,7 @@ class History:
             return
         comment, by = self.random.choice(self.comments), origin("bob")
         match self.random.randrange(4):
-            case _ if comment.deleted:
+            case _ if comment.standing in (Standing.DELETED, Standing.REMOVED):
                 return
             case 0:
                 comment.delete(by)
@@ -162,8 +202,53 @@ class History:
                 comment.leave_target(comment.revision, "fr", "failed", "throttled", by)
                 comment.translate_target(comment.revision, "es", "de", "Schön!", "m", "1", by)
             case _:
-                comment.edit(f"edit {self.random.randrange(1000)}", by)
+                comment.edit(f"edit {self.random.randrange(1000)}", by, self._perhaps_held())
         self._save(comment)
+
+    def _perhaps_held(self) -> Hold | None:
+        return Hold(HoldCause.WATCHED_WORD, "alice") if self.random.random() < 0.3 else None
+
+    def _moderate(self) -> None:
+        """Decide about one of the comments, or change who comments on a video."""
+        if not self.comments or self.random.random() < 0.1:
+            upload = self._some_upload()
+            if upload.status == "completed":
+                policy = self.random.choice(list(CommentPolicy))
+                upload.change_comment_policy(policy, origin("alice"))
+                self._save(upload)
+            return
+        comment, by = self.random.choice(self.comments), origin("moderator")
+        acted_as = self.random.choice(list(ActingAs))
+        match comment.standing:
+            case Standing.HELD if self.random.random() < 0.5:
+                comment.approve(acted_as, None, by)
+            case Standing.REMOVED if self.random.random() < 0.5:
+                comment.restore(ActingAs.MODERATOR, None, by)
+            case Standing.REMOVED if self.random.random() < 0.3:
+                comment.delete(origin("bob"))
+            case Standing.POSTED | Standing.HELD | Standing.REMOVED:
+                comment.remove(acted_as, "why", by)
+        self._save(comment)
+
+    def _report(self) -> None:
+        """Report something, and perhaps decide about it; block somebody, and perhaps not."""
+        upload = self._some_upload()
+        things = [Thing(ThingKind.VIDEO, upload.id, upload.id), *map(of_comment, self.comments)]
+        thing = self.random.choice(things)
+        new = ModerationCase.blank(case_id(thing.thing_id))
+        case = self.cases.setdefault(thing.thing_id, new)
+        why, detail = self.random.choice(list(ReportReason)), self.random.choice([None, "ads"])
+        file(self.writer, case, thing, f"reporter-{uuid4()}", why, detail)
+        if self.random.random() < 0.4:
+            case.decide(self.random.choice(list(Decision)), None, origin("moderator"))
+            self._save(case)
+        user = f"user-{uuid4()}"
+        block = UserBlock.blank(block_id("alice", user))
+        block.block(user, origin("alice"))
+        if self.random.random() < 0.5:
+            block.unblock(user, origin("alice"))
+            block.block(user, origin("alice"))
+        self._save(block)
 
     def _save(self, aggregate: Aggregate) -> None:
         if aggregate.pending_events:

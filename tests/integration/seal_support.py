@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple, replace
+from pathlib import Path
 from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
@@ -9,20 +11,37 @@ import psycopg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from engine.log import MAPPER
-from engine.seals.chain import connect
-from engine.seals.check import Report
+from engine.seals.anchors import FileAnchors
+from engine.seals.chain import (
+    COLUMNS,
+    NO_SEAL,
+    Seal,
+    connect,
+    leaf,
+    peaks_after,
+    seal_hash,
+    seals,
+)
+from engine.seals.outside import Outside
 from engine.seals.proofs import SealKey
+from engine.seals.report import Report
 from engine.seals.sealer import Sealer
-from engine.seals.verification import verify_database
+from engine.seals.verification import rows_between, verify_database
 from tests.integration.event_log import tables_made
 from tests.integration.projection_support import Writer
 
 BLOCK = 10
+ALL = ", ".join(f"{name} = %s" for name in COLUMNS.split(", ") if name != "number")
 TOPICS = MAPPER.topics
 
 
 def new_key() -> SealKey:
     return SealKey(Ed25519PrivateKey.generate())
+
+
+def anchored(path: Path) -> Outside:
+    """What is known outside is a file of anchors that has to be there."""
+    return Outside(anchors=[FileAnchors(path, required=True)])
 
 
 def make_log(database_url: str, events: int) -> None:
@@ -62,6 +81,24 @@ def seal_all(database_url: str, **options: Any) -> int:
     finally:
         working.close()
     return made
+
+
+def seal_anew(database_url: str) -> None:
+    """Recompute every seal over the events as they are now, as a forger without a key does."""
+    with connect(database_url, "test") as conn:
+        before: Seal | None = None
+        for seal in list(seals(conn, 0, 1_000)):
+            its_rows = rows_between(conn, seal.first - 1, seal.last)
+            forged = replace(
+                seal,
+                leaves=b"".join(map(leaf, its_rows)),
+                previous=before.hash if before else NO_SEAL,
+                peaks=peaks_after(before),
+            )
+            before = replace(forged, hash=seal_hash(forged))
+            number, *others = astuple(before)
+            statement = f"UPDATE backlot_seals SET {ALL} WHERE number = %s"
+            conn.execute(statement.encode(), (*others, number))
 
 
 def verify(database_url: str, **options: Any) -> Report:

@@ -105,6 +105,7 @@ def test_rows_of_the_event_log(told: Site, statement: str, differs: tuple[int, i
         (f"UPDATE analytics.videos SET owner = 'zoe' WHERE {ONE_VIDEO}", (0, 0, 1)),
         (f"UPDATE analytics.videos SET category = NULL WHERE {ONE_VIDEO}", (0, 0, 1)),
         (f"UPDATE analytics.videos SET removed = NOT removed WHERE {ONE_VIDEO}", (0, 0, 1)),
+        (f"UPDATE analytics.videos SET listed = NOT listed WHERE {ONE_VIDEO}", (0, 0, 1)),
         (f"UPDATE analytics.videos SET completed_at = now() WHERE {ONE_VIDEO}", (0, 0, 1)),
         ("UPDATE analytics.videos SET duration_seconds = 1", (0, 0, 3)),
         (f"DELETE FROM analytics.videos WHERE {ONE_VIDEO}", (1, 0, 0)),

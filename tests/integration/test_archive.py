@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import psycopg
@@ -17,6 +18,7 @@ from engine.archive.verification import ExportUnusable
 from engine.installation import install as install_projections
 from engine.privacy import PayloadMode
 from engine.seals.proofs import Proofs
+from engine.seals.report import UNANCHORED
 from infra.postgres.embedded import EmbeddedPostgres
 from projections.catalog import Catalog
 from projections.comments import Comments
@@ -63,6 +65,7 @@ def empty_url(postgres: EmbeddedPostgres) -> Iterator[str]:
 def test_an_export_is_verified_without_a_database(exported: Path) -> None:
     report = check(exported, KEY.public)
     assert report.as_dict() == {
+        "caveats": [asdict(UNANCHORED)],
         "ok": True,
         "from": 1,
         "events": EVENTS,
@@ -70,6 +73,7 @@ def test_an_export_is_verified_without_a_database(exported: Path) -> None:
         "seals": 6,
         "signed": 6,
         "anchored": 0,
+        "timestamped": 0,
         "unsealed": EVENTS - SEALED,
     }
     assert check(exported, new_key().public).fault is not None

@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.serialization import (
 from typer.testing import CliRunner
 
 from backlot.events.archive import register
-from engine.seals.proofs import FileAnchors, SealKey
+from engine.seals.anchors import FileAnchors
+from engine.seals.proofs import SealKey
 from infra.errors import OperatorError
 from tests.integration.seal_support import change, make_log, seal_all
 
@@ -139,7 +140,7 @@ def test_signatures_and_anchors_are_compared(
     anchors = tmp_path / "anchors.jsonl"
     monkeypatch.setenv("DATABASE_URL", database_url)
     make_log(database_url, 30)
-    seal_all(database_url, key=key, anchors=FileAnchors(anchors))
+    seal_all(database_url, key=key, anchors=[FileAnchors(anchors)])
     code, out = run("verify", "--public-key", str(public), "--anchors", str(anchors), "--json")
     assert (code, json.loads(out)["signed"], json.loads(out)["anchored"]) == (0, 3, 3)
     monkeypatch.setenv("SEAL_KEY_FILE", str(private))

@@ -10,8 +10,9 @@ import psycopg
 import pytest
 
 from engine.archive.verification import verify_export
-from engine.seals.check import Report
-from engine.seals.proofs import FileAnchors, Proofs
+from engine.seals.anchors import FileAnchors
+from engine.seals.proofs import Proofs
+from engine.seals.report import Report
 from tests.integration.archive_support import (
     EVENTS,
     SEALED,
@@ -20,7 +21,7 @@ from tests.integration.archive_support import (
     make_signed_log,
     named,
 )
-from tests.integration.seal_support import TOPICS, seal_all, verify
+from tests.integration.seal_support import TOPICS, anchored, seal_all, seal_anew, verify
 
 
 @pytest.fixture
@@ -122,14 +123,13 @@ def test_every_byte_of_an_events_line_counts(exported: Path) -> None:
 
 def test_anchors_find_a_chain_written_anew(log_url: str, tmp_path: Path) -> None:
     anchors = FileAnchors(tmp_path / "anchors.jsonl")
-    seal_all(log_url, anchors=anchors)
+    seal_all(log_url, anchors=[anchors])
     with psycopg.connect(log_url, autocommit=True) as conn:
         conn.execute("UPDATE backlot_events SET state = 'x' WHERE notification_id = 30")
-        conn.execute("TRUNCATE backlot_seals")
-    seal_all(log_url)
+    seal_anew(log_url)
     export(log_url, tmp_path / "forged.jsonl")
     assert check(tmp_path / "forged.jsonl").ok
-    known = Proofs(anchors=anchors.path)
+    known = Proofs(outside=anchored(anchors.path))
     report = verify_export(tmp_path / "forged.jsonl", known, known_topics=TOPICS)
     assert named(report) == ("anchor-differs", 21)
     assert named(verify(log_url, proofs=known)) == ("anchor-differs", 21)

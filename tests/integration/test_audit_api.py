@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import httpx
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from domain.comment import Comment
 from domain.model import Origin
@@ -18,6 +19,7 @@ from domain.upload import Upload
 from engine.inspection.index import Audit
 from engine.installation import install
 from engine.log import event_id
+from infra import security_log
 from infra.http.auth import mint_token
 from tests.integration.audit_support import index
 from tests.integration.projection_support import origin
@@ -86,6 +88,43 @@ def test_full_payloads_are_for_admins(site: Site) -> None:
     assert told(site, "/audit/events/3", payload="masked")["payload"]["content"] == "<string 6>"
 
 
+@pytest.mark.parametrize(
+    ("role", "params", "expected"),
+    [
+        ("admin", {}, {"mode": "full", "actor": ""}),
+        ("admin", {"payload": "masked"}, None),
+        ("auditor", {}, None),
+        ("auditor", {"actor": "bob"}, {"mode": "masked", "actor": "bob"}),
+    ],
+)
+def test_reads_of_personal_data_are_told(
+    site: Site, role: str, params: dict[str, str], expected: dict[str, str] | None
+) -> None:
+    security_log.SECURITY_LOG.flush()
+    with capture_logs() as lines:
+        ask(site, "/audit/events", role, **params)
+    found = [line for line in lines if line["event"] == "security"]
+    assert len(found) == (expected is not None)
+    for line in found:
+        assert (line["kind"], line["subject"]) == ("personal_data_read", "olga")
+        assert line.items() >= {"path": "/audit/events", **(expected or {})}.items()
+
+
+def test_an_auditor_who_asks_for_more_is_told(site: Site) -> None:
+    security_log.SECURITY_LOG.flush()
+    with capture_logs() as lines:
+        assert ask(site, "/audit/events", "auditor", payload="full").status_code == 403
+    (line,) = [line for line in lines if line["event"] == "security"]
+    assert (line["kind"], line["subject"], line["roles"]) == ("role_refused", "olga", "auditor")
+
+
+def test_what_an_actor_is_is_shown(site: Site) -> None:
+    story(site)
+    kinds = {each["actor"]: each["actorKind"] for each in told(site, "/audit/events")["items"]}
+    assert kinds["bob"] == "user"
+    assert kinds["translation"] == "system"
+
+
 @pytest.mark.parametrize("indexed", [False, True])
 def test_one_event_with_what_stands_around_it(site: Site, indexed: bool) -> None:
     upload, comment = story(site)
@@ -102,6 +141,7 @@ def test_one_event_with_what_stands_around_it(site: Site, indexed: bool) -> None
         "aggregate": "comment",
         "recordedAt": "2026-11-22T10:30:00Z",
         "actor": "bob",
+        "actorKind": "user",
         "correlationId": "second",
         "causationId": "second",
         "payload": {"video_id": str(upload.id), "author": "bob", "content": "Bonita"},

@@ -57,10 +57,10 @@ def copies(conn: Connection[TupleRow]) -> None:
 def test_equal_copies_have_equal_digests(conn: Connection[TupleRow]) -> None:
     difference = compare(conn, "likes", "likes_next")
     assert (difference.differs, difference.total, difference.keys) == (False, 0, [])
-    assert [t.table for t in difference.tables] == ["counts", "likes", "removed"]
+    assert [t.table for t in difference.tables] == ["counts", "likes", "private", "removed"]
     for table in difference.tables:
         assert table.live == table.other
-    assert [t.live.rows for t in difference.tables if t.live] == [1, 50, 0]
+    assert [t.live.rows for t in difference.tables if t.live] == [1, 50, 0, 0]
 
 
 @pytest.mark.usefixtures("copies")
@@ -71,7 +71,12 @@ def test_rows_altered_added_and_removed_are_named(conn: Connection[TupleRow]) ->
     conn.execute("UPDATE likes.counts SET likes = 51")
     difference = compare(conn, "likes", "likes_next")
     assert difference.differs
-    assert counts(difference) == {"counts": (0, 0, 1), "likes": (1, 1, 1), "removed": (0, 0, 0)}
+    assert counts(difference) == {
+        "counts": (0, 0, 1),
+        "likes": (1, 1, 1),
+        "private": (0, 0, 0),
+        "removed": (0, 0, 0),
+    }
     video = str(VIDEO)
     assert named(difference) == [
         ("counts", {"video_id": video}, "different"),

@@ -24,6 +24,7 @@ from backlot import doctor, health
 from backlot.doctor import examine
 from backlot.health import DoctorPart
 from infra.data_folder import DataFolder
+from infra.http.auth import read_or_make_secret
 from infra.postgres.connection import breaker_of
 from infra.postgres.embedded import EmbeddedPostgres
 from projections.analytics.schema import migrate
@@ -168,7 +169,11 @@ def test_whatever_fails_has_a_remedy() -> None:
         ("kafka", {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}, "see KAFKA_BOOTSTRAP_SERVERS"),
         ("llm", {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}, "see OPENAI_BASE_URL"),
         ("embeddings", {"EMBEDDING_MODEL": "small"}, "set one of these"),
-        ("auth", {"JWT_JWKS_URL": "http://127.0.0.1:1/keys"}, "see JWT_JWKS_URL"),
+        (
+            "auth",
+            {"JWT_JWKS_URL": "http://127.0.0.1:1/keys", "JWT_AUDIENCE": "backlot"},
+            "see JWT_JWKS_URL",
+        ),
     ],
 )
 def test_what_fails_says_what_to_do(
@@ -183,6 +188,21 @@ def test_what_fails_says_what_to_do(
     found = part(name)
     assert not found.ok
     assert remedy in found.detail
+
+
+def test_a_secret_that_can_be_guessed_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with DataFolder(folder) as data:
+        read_or_make_secret(data.secret)
+        assert part("auth").ok
+        data.secret.write_text("changeme" * 5)
+        weak = part("auth")
+        assert not weak.ok
+        assert "the local secret repeats a pattern" in weak.detail
+        assert f"remove {data.secret}" in weak.detail
+    monkeypatch.setenv("JWT_SECRET", "your-256-bit-secret-change-in-production")
+    (settings,) = examine()
+    assert not settings.ok
+    assert "JWT_SECRET: is made of words that every guesser tries" in settings.detail
 
 
 def test_a_program_that_hangs_is_told_from_another_one(

@@ -111,6 +111,12 @@ def test_what_was_removed_is_not_returned_however_near(
     assert len(wanted & set(found)) >= 18
 
 
+def test_what_is_not_public_is_not_returned(shop: Shop, conn: Connection[TupleRow]) -> None:
+    mine, near, far = placed(shop, conn, 3, anywhere)
+    conn.execute("UPDATE analytics.videos SET listed = false WHERE video_id = %s", [near])
+    assert [video for video, _ in asyncio.run(shop.nearest(mine))] == [far]
+
+
 def test_what_is_not_completed_is_not_returned(shop: Shop, conn: Connection[TupleRow]) -> None:
     vectors = placed(shop, conn, 3, anywhere)
     mine, hidden, shown = vectors

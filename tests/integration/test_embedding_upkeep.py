@@ -139,6 +139,18 @@ class TestTexts:
 
 
 class TestRemoval:
+    @pytest.mark.parametrize("visibility", ["unlisted", "private"])
+    def test_what_is_not_public_is_neither_sent_nor_kept(
+        self, shop: Shop, embedder: FakeEmbedder, visibility: str
+    ) -> None:
+        hidden, shown = shop.video("Rain", visibility=visibility), shop.video("Snow")
+        rounds(shop, embedder)
+        assert (embedder.sent, shop.kept) == (["Snow"], {shown: None})
+        shop.show(hidden, "public")
+        shop.show(shown, visibility)
+        rounds(shop, embedder)
+        assert (embedder.sent, shop.kept) == (["Snow", "Rain"], {hidden: None})
+
     def test_what_is_removed_is_forgotten(self, shop: Shop, embedder: FakeEmbedder) -> None:
         gone, stays = shop.video("Rain"), shop.video("Snow")
         rounds(shop, embedder)

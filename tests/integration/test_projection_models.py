@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 
 from domain.comment import Comment
 from domain.operation import Operation, OperationOutcome
-from domain.upload import Upload
+from domain.upload import NOBODY, Upload
 from engine.inspection.index import Audit
 from engine.installation import create, install
 from engine.log import Log
@@ -150,10 +150,31 @@ def test_the_likes_of_a_video_are_told_in_one_answer(database_url: str, writer: 
 
     async def query(conn: AsyncConnection[Any]) -> None:
         await conn.execute("UPDATE backlot_checkpoints SET position = 7 WHERE subscription='likes'")
-        assert await likes.of_video(conn, video.id, "alice") == (2, True, 7)
-        assert await likes.of_video(conn, video.id, "eve") == (2, False, 7)
-        assert await likes.of_video(conn, video.id, None) == (2, False, 7)
-        assert await likes.of_video(conn, liked_by_nobody.id, "alice") == (0, False, 7)
+        assert await likes.of_video(conn, video.id, "alice") == (
+            2,
+            True,
+            7,
+            "alice",
+            "public",
+            False,
+        )
+        assert await likes.of_video(conn, video.id, "eve") == (
+            2,
+            False,
+            7,
+            "alice",
+            "public",
+            False,
+        )
+        assert await likes.of_video(conn, video.id, None) == (2, False, 7, "alice", "public", False)
+        assert await likes.of_video(conn, liked_by_nobody.id, "alice") == (
+            0,
+            False,
+            7,
+            "alice",
+            "public",
+            False,
+        )
         for unseen in (removed.id, uploading.id, uuid4()):
             assert await likes.of_video(conn, unseen, "alice") is None
 
@@ -235,7 +256,7 @@ def test_pages_of_videos(database_url: str, writer: Writer) -> None:
             owner: str | None, category: str | None, before: int = END, limit: int = 10
         ) -> list[UUID]:
             found = await catalog.page(
-                conn, owner=owner, category=category, before=before, limit=limit
+                conn, NOBODY, owner=owner, category=category, before=before, limit=limit
             )
             places.extend(row.completed_position for row in found)
             return [row.video_id for row in found]

@@ -57,6 +57,7 @@ def test_a_video_as_anybody_sees_it(site: Site) -> None:
         "category": "nature",
         "ownerId": "alice",
         "status": "completed",
+        "visibility": "public",
         "createdAt": video.completed_at.isoformat().replace("+00:00", "Z"),
         "likes": 2,
         "comments": 1,

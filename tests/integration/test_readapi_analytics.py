@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from domain.upload import Upload
+from domain.upload import Upload, Visibility
 from infra.http.shapes import encode_position
 from projections.trending import GENERATION, TrendingInvalidation
+from tests.integration.event_log import rows
 from tests.integration.projection_support import origin
 from tests.integration.readapi_support import UNSETTLED, Site, serving
 from tests.integration.trending_support import Deed, Film, write
@@ -48,8 +50,8 @@ def removed(site: Site, video: Upload) -> None:
     site.writer.save(video)
 
 
-def ranked(site: Site, **params: Any) -> list[str]:
-    items = site.get(TRENDING, **params).json()["items"]
+def ranked(site: Site, user: str | None = None, **params: Any) -> list[str]:
+    items = site.get(TRENDING, user, **params).json()["items"]
     assert [item["rank"] for item in items] == list(range(1, len(items) + 1))
     return [item["video"]["videoId"] for item in items]
 
@@ -186,24 +188,88 @@ def test_another_edition_is_never_shown_from_what_was_kept(site: Site) -> None:
     assert ranked(site, category="art") == [str(first.id)]
 
 
+@pytest.mark.parametrize("visibility", ["private", "unlisted"])
+def test_a_kept_ranking_shows_no_video_that_is_not_public_any_more(
+    site: Site, visibility: str
+) -> None:
+    first, second, third = (site.writer.video() for _ in range(3))
+    happened(site, (first, 3), (second, 5), (third, 1))
+    three = [str(second.id), str(first.id), str(third.id)]
+    assert ranked(site, limit=2) == three[:2]
+    assert ranked(site) == three
+    kept = site.get(TRENDING, fresh=False).json()
+    assert (kept["cached"], len(kept["items"])) == (True, 3)
+    site.writer.show(second, Visibility(visibility))
+    # Neither a position is asked for, nor have the analytics heard of it; owners see no other one.
+    for user in (None, "alice"):
+        assert ranked(site, user, fresh=False) == three[1:]
+    # Those behind take the place.
+    assert ranked(site, limit=2) == three[1:]
+    site.writer.show(second, Visibility.PUBLIC)
+    assert ranked(site) == three
+
+
+def test_a_ranking_is_made_of_public_videos(site: Site) -> None:
+    first, second = site.writer.video(), site.writer.video()
+    happened(site, (first, 3), (second, 5))
+    made = site.get(TRENDING).json()
+    for listed, right in ((False, [first.id]), (True, [second.id, first.id])):
+        rows(
+            site.database_url,
+            "UPDATE analytics.videos SET listed = %s WHERE video_id = %s RETURNING 1",
+            [listed, second.id],
+        )
+        again = site.get(TRENDING).json()
+        assert (made["cached"], again["cached"]) == (False, False)
+        assert [each["video"]["videoId"] for each in again["items"]] == [str(id_) for id_ in right]
+
+
+@pytest.mark.parametrize(
+    ("roles", "status"),
+    [([], 403), (["service"], 403), (["auditor"], 200), (["moderator"], 200), (["admin"], 200)],
+)
+def test_stats_are_for_the_owner_and_for_who_watches_over_the_site(
+    site: Site, roles: list[str], status: int
+) -> None:
+    path = f"/videos/{site.writer.video('alice').id}/stats"
+    assert site.get(path, "alice").status_code == 200
+    answer = site.get(path, "bob", roles=roles)
+    assert answer.status_code == status, answer.text
+    if status == 403:
+        assert "GET /videos/{video_id}" in answer.json()["detail"]
+        assert "STATS_PUBLIC" in answer.json()["detail"]
+    assert site.get(path).status_code == 401
+
+
+def test_a_setting_opens_the_stats_of_what_a_caller_may_see(site: Site) -> None:
+    site.app.state.queries = replace(site.queries, stats_public=True)
+    video = site.writer.video("alice")
+    path = f"/videos/{video.id}/stats"
+    assert [site.get(path, user).status_code for user in (None, "bob")] == [200, 200]
+    site.writer.show(video, Visibility.PRIVATE)
+    assert [site.get(path, user).status_code for user in (None, "bob")] == [404, 404]
+    assert site.get(path, "bob", roles=["auditor"]).status_code == 404
+    assert site.get(path, "alice").status_code == 200
+
+
 @pytest.mark.parametrize("path", [TRENDING, "/videos/{}/stats"])
 def test_before_the_consumers_have_it_there_is_no_answer(site: Site, path: str) -> None:
     video = site.writer.video()
     path = path.format(video.id)
-    kept = site.get(path)
+    kept = site.get(path, "alice")
     site.counting = False
     position = site.writer.like(video.id, "bob")
-    answer = site.get(path, headers={"Backlot-Timeout-Ms": "100"})
+    answer = site.get(path, "alice", headers={"Backlot-Timeout-Ms": "100"})
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     assert answer.json()["type"] == "read-model-behind"
     assert answer.json()["wanted"] == encode_position(position)
     site.take_in(position)
-    assert site.get(path).status_code == kept.status_code == 200
+    assert site.get(path, "alice").status_code == kept.status_code == 200
     # Telemetry of that position as well.
     later = {"Backlot-Min-Position": encode_position(position, 1), "Backlot-Timeout-Ms": "100"}
-    assert site.get(path, headers=later).status_code == 503
+    assert site.get(path, "alice", headers=later).status_code == 503
     site.take_in(position, 1)
-    assert site.get(path, headers=later).status_code == 200
+    assert site.get(path, "alice", headers=later).status_code == 200
 
 
 def test_what_the_client_knows_is_not_sent_again(site: Site) -> None:
@@ -225,7 +291,7 @@ def test_what_the_client_knows_is_not_sent_again(site: Site) -> None:
 def test_stats_over_http(site: Site) -> None:
     video = site.writer.video()
     happened(site, (video, 4))
-    body = site.get(f"/videos/{video.id}/stats").json()
+    body = site.get(f"/videos/{video.id}/stats", "alice").json()
     assert (body["videoId"], body["timeRange"], body["bucket"]) == (str(video.id), "7d", "day")
     figures = {"views": 4, "uniqueViewers": 1, "likes": 0, "comments": 0, "shares": 0}
     assert body["totals"] == figures | {"watchMinutes": 0}
@@ -233,10 +299,10 @@ def test_stats_over_http(site: Site) -> None:
     assert sum(point["views"] for point in body["series"]) == 4
     assert set(body["series"][0]) == {*body["totals"], "at"}
     assert body["series"][0]["at"].endswith("T00:00:00Z")
-    hours = site.get(f"/videos/{video.id}/stats", timeRange="24h").json()
+    hours = site.get(f"/videos/{video.id}/stats", "alice", timeRange="24h").json()
     assert (hours["bucket"], len(hours["series"])) == ("hour", 25)
     assert "uniqueViewers" not in hours["series"][0]
-    days = site.get(f"/videos/{video.id}/stats", timeRange="all", bucket="day").json()
+    days = site.get(f"/videos/{video.id}/stats", "alice", timeRange="all", bucket="day").json()
     assert days["totals"] == body["totals"]
 
 
@@ -253,7 +319,7 @@ def test_stats_of_what_there_is_not(site: Site) -> None:
     [{"timeRange": "1y"}, {"bucket": "minute"}, {"timeRange": "all", "bucket": "hour"}],
 )
 def test_stats_refuse_what_they_do_not_know(site: Site, params: dict[str, Any]) -> None:
-    answer = site.get(f"/videos/{site.writer.video().id}/stats", **params)
+    answer = site.get(f"/videos/{site.writer.video().id}/stats", "alice", **params)
     assert (answer.status_code, answer.json()["type"]) == (422, "invalid")
 
 
@@ -263,7 +329,7 @@ def test_without_the_analytics_only_they_are_missing(site: Site) -> None:
     kept = site.get(TRENDING).json()
     site.run(site.analytics_pool.close())
     for path in (f"/videos/{video.id}/stats", TRENDING):
-        answer = site.get(path, timeRange="30d")
+        answer = site.get(path, "alice", timeRange="30d")
         assert (answer.status_code, answer.json()["type"]) == (503, "analytics-unavailable")
         assert answer.headers["Retry-After"] == "1"
     assert site.get(TRENDING).json() == kept | {"cached": True}

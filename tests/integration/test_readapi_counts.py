@@ -10,10 +10,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from domain.upload import NOBODY, VideoViewer, Visibility
+from engine.connections import connect
 from infra import metrics
 from infra.redis import connect_blocking_redis
 from projections.catalog import Catalog
-from projections.like_counters import GONE, Counter, Counters
+from projections.like_counters import GONE, Counter, CounterPublisher, Counters
 from projections.likes import Likes
 from readapi.likes import LikeCounts, LiveCounts
 from tests.integration.projection_support import caught_up, hosting, origin
@@ -146,7 +148,7 @@ def test_live_counts_come_at_once_then_as_they_change_then_end(site: Site) -> No
     video = liked(site, "ann")
 
     async def events(live: LiveCounts) -> list[str]:
-        stream = live.stream(live.watch(video))
+        stream = live.stream(live.watch(video, NOBODY))
         seen = [(await anext(stream)).decode()]
         for viewers in (["bob"], ["cid", "dan", "eve"], []):
             seen.append((await anext(stream)).decode())
@@ -183,7 +185,7 @@ def test_live_counts_end_with_their_video_and_with_no_other(
 
     async def events() -> list[bytes]:
         live = LiveCounts(site.queries.pool, Catalog(), counts)
-        staying, going = (live.stream(live.watch(each)) for each in (other, video.id))
+        staying, going = (live.stream(live.watch(each, NOBODY)) for each in (other, video.id))
         for stream in (staying, going):
             assert (await anext(stream)).startswith(b"retry: ")
             assert (await anext(stream)).startswith(b"event: likes")
@@ -197,6 +199,72 @@ def test_live_counts_end_with_their_video_and_with_no_other(
     told = site.run(events())
     assert told == [f'event: removed\ndata: {{"videoId":"{video.id}"}}\n\n'.encode()]
     assert metrics.value("backlot_live_watchers") == 0
+
+
+@pytest.mark.parametrize("with_redis", [True, False])
+def test_live_counts_end_for_those_who_may_see_the_video_no_longer(
+    site: Site, counters: Counters, with_redis: bool
+) -> None:
+    video = site.writer.video("alice")
+    site.writer.like(video.id, "ann")
+    caught_up(site.database_url, ["catalog", "likes"], site.writer.head)
+    counts = site.queries.counts if with_redis else LikeCounts(Likes(), None)
+    publisher = CounterPublisher(Likes(), counters, asyncio.Event())
+
+    def hide() -> None:
+        site.writer.show(video, Visibility.PRIVATE)
+        site.writer.like(video.id, "alice")
+        caught_up(site.database_url, ["catalog", "likes"], site.writer.head)
+        with connect(site.database_url, "test") as conn:
+            publisher.advance(conn)
+
+    async def events() -> tuple[list[bytes], bytes]:
+        live = LiveCounts(site.queries.pool, Catalog(), counts)
+        viewers = (VideoViewer("alice"), NOBODY, VideoViewer("bob"))
+        own, *others = (live.stream(live.watch(video.id, viewer)) for viewer in viewers)
+        for stream in (own, *others):
+            assert (await anext(stream)).startswith(b"retry: ")
+            assert (await anext(stream)).startswith(b"event: likes")
+        await asyncio.to_thread(hide)
+        async with asyncio.timeout(60):
+            # Somebody may have seen the last like before it was hidden.
+            told = [[each async for each in other if b"removed" in each] for other in others]
+            seen = await anext(own)
+        await live.close()
+        return [each for pieces in told for each in pieces], seen
+
+    told, seen = site.run(events())
+    ended = f'event: removed\ndata: {{"videoId":"{video.id}"}}\n\n'.encode()
+    assert (told, seen) == ([ended, ended], b'event: likes\ndata: {"likesCount":2}\n\n')
+
+
+def test_no_counter_tells_of_a_private_video(site: Site, counters: Counters) -> None:
+    video = site.writer.video("alice")
+    path = f"/videos/{video.id}/like"
+    site.writer.like(video.id, "ann")
+    publisher = CounterPublisher(Likes(), counters, asyncio.Event())
+
+    def published() -> None:
+        caught_up(site.database_url, ["catalog", "likes"], site.writer.head)
+        with connect(site.database_url, "test") as conn:
+            publisher.advance(conn)
+
+    published()
+    assert count(site, video.id) == 1
+    site.writer.show(video, Visibility.PRIVATE)
+    site.writer.like(video.id, "alice")
+    published()
+    # Whether asked in a hurry, for a position, with a token, or where Redis has lost all it had.
+    for _ in range(2):
+        for fresh in (True, False):
+            assert site.get(path, fresh=fresh).status_code == 404
+            assert site.get(path, "bob", fresh=fresh).status_code == 404
+            assert count(site, video.id, "alice", fresh=fresh) == 2
+        counters.forget()
+    site.writer.show(video, Visibility.UNLISTED)
+    published()
+    assert count(site, video.id) == 2
+    assert [held and held.likes for held in counters.get([video.id])] == [2]
 
 
 def test_a_stream_of_an_unknown_video_is_not_found(site: Site) -> None:

@@ -17,8 +17,9 @@ import pytest
 from domain.dismissals import Dismissal
 from domain.dismissals import stream_id as dismissal_of
 from domain.feedback import GivenList
-from domain.upload import Upload
+from domain.upload import Upload, Visibility
 from infra.http.shapes import encode_position
+from infra.metrics import value
 from infra.settings import Settings, load_settings
 from projections.catalog import Catalog
 from projections.comments import Comments
@@ -36,7 +37,7 @@ from readapi.recommendations import PLAIN
 from tests import openai_server
 from tests.integration.analytics_sinks import record
 from tests.integration.event_log import rows
-from tests.integration.projection_support import hosting, origin
+from tests.integration.projection_support import caught_up, hosting, origin
 from tests.integration.readapi_support import Site
 from tests.openai_server import Answer, Call, OpenAIServer
 
@@ -136,8 +137,12 @@ def test_they_are_the_callers_own(place: Place, path: str) -> None:
     assert get(path).status_code == 401
     refused = get(path, "ann", userId="bob")
     assert (refused.status_code, refused.json()["type"]) == (403, "forbidden")
+    before = value("backlot_security_events_total", kind="personal_data_read")
     assert get(path, "ann", userId="ann").status_code == 200
+    assert get(path, "root", admin=True, userId="root").status_code == 200
     assert get(path, "root", admin=True, userId="bob").status_code == 200
+    # What an operator reads of somebody else is told, and nothing else.
+    assert value("backlot_security_events_total", kind="personal_data_read") == before + 1
 
 
 @pytest.mark.parametrize("params", [{"limit": 0}, {"limit": 51}, {"userId": ""}, {"userId": "\0"}])
@@ -230,6 +235,51 @@ def test_what_was_dismissed_is_left_out_before_anything_has_heard_of_it(place: P
     assert "Near" in titles(place.ask("cat"))
     place.site.writer.save(dismissal.take_back(near.id, "ann", origin("ann")))
     assert sorted(titles(place.site.get(ALL, "ann", fresh=False).json())) == ["Near", "Third"]
+
+
+@pytest.mark.parametrize("visibility", ["private", "unlisted"])
+def test_what_is_not_public_is_left_out_before_anything_has_heard_of_it(
+    place: Place, visibility: str
+) -> None:
+    seen, near, third = (place.video(each) for each in ("Seen", "Near", "Third"))
+    place.watch("bob", seen, near, third)
+    place.watch("ann", seen)
+    assert sorted(titles(place.ask())) == ["Near", "Third"]
+    place.site.writer.show(near, Visibility(visibility))
+    for path in (ALL, "/videos/recommendations"):
+        told = place.site.get(path, "ann", fresh=False).json()
+        assert (told["cached"], titles(told)) == (True, ["Third"])
+    # Nor is it among what is merely new, to anybody.
+    assert "Near" not in titles(place.ask("zoe")) + titles(place.ask("owner"))
+    place.site.writer.show(near, Visibility.PUBLIC)
+    assert sorted(titles(place.ask())) == ["Near", "Third"]
+
+
+def test_no_reason_names_a_video_that_is_not_public(place: Place) -> None:
+    seen, near = place.video("Seen"), place.video("Near")
+    place.watch("bob", seen, near)
+    place.watch("ann", seen)
+    assert place.ask()["items"][0]["reason"] == "Because you watched “Seen”"
+    place.site.writer.show(seen, Visibility.PRIVATE)
+    caught_up(place.site.database_url, ["catalog"], place.site.writer.head)
+    kept = place.site.get(ALL, "ann", fresh=False).json()
+    assert (kept["cached"], kept["items"][0]["reason"]) == (True, PLAIN)
+    made = place.ask()
+    assert (made["cached"], made["items"][0]["reason"]) == (False, "Because of what you watched")
+
+
+def test_no_prompt_holds_a_video_that_is_not_public(asking: Place, provider: OpenAIServer) -> None:
+    told = {name: asking.video(name) for name in ("Seen", "Near", "Quiet", "Secret", "Gone")}
+    asking.watch("bob", *told.values())
+    asking.watch("ann", told["Seen"], told["Secret"])
+    for name, visibility in (("Quiet", "unlisted"), ("Secret", "private"), ("Gone", "private")):
+        asking.site.writer.show(told[name], Visibility(visibility))
+    assert titles(asking.ask()) == ["Near"]
+    (call,) = provider.calls
+    asked = json.dumps(call.body)
+    assert "Near" in asked
+    assert "Seen" in asked
+    assert not [name for name in ("Quiet", "Secret", "Gone") if name in asked]
 
 
 def test_what_was_dismissed_makes_room_and_says_what_is_liked_less(place: Place) -> None:

@@ -50,14 +50,16 @@ class World:
         *,
         owner: str = "owner",
         removed: bool = False,
+        listed: bool = True,
         completed: bool = True,
     ) -> None:
         at = NOW - timedelta(days=30) if completed else None
-        rows = [(UUID(int=number), owner, category, at, removed) for number in numbers]
+        rows = [(UUID(int=number), owner, category, at, removed, listed) for number in numbers]
         with self.conn.cursor() as cursor:
             cursor.executemany(
-                "INSERT INTO analytics.videos (video_id, owner, category, completed_at, removed) "
-                "VALUES (%s, %s, %s, %s, %s)",
+                "INSERT INTO analytics.videos "
+                "(video_id, owner, category, completed_at, removed, listed) "
+                "VALUES (%s, %s, %s, %s, %s, %s)",
                 rows,
             )
 
@@ -194,11 +196,12 @@ def test_likes_and_the_newest_say_most(world: World) -> None:
 
 
 def test_nothing_that_is_gone_own_or_known(world: World) -> None:
-    shown, hidden = [10], [11, 12, 13, 14, 15, 16]
+    shown, hidden = [10], [11, 12, 13, 14, 15, 16, 18]
     world.videos([1, 10, 14, 15, 16], "art")
     world.videos([11], "art", removed=True)
     world.videos([12], "art", owner="ann")
     world.videos([13], "art", completed=False)
+    world.videos([18], "art", listed=False)
     everything = [*shown, *hidden, 17]
     world.watch("bob", 1, *everything)
     # 14 and 15 long ago, far behind what the profile shows; 16 the sink has not seen yet.

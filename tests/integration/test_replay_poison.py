@@ -46,8 +46,8 @@ class Parking(Picky):
     on_poison = "park"
 
 
-class LikesTwo(Likes):
-    version = 2
+class NextLikes(Likes):
+    version = Likes.version + 1
     tables = TABLES + ";CREATE TABLE {schema}.extra (video_id uuid)"
 
 
@@ -118,7 +118,7 @@ def test_a_projection_that_is_stopped_is_replaced_by_one_that_is_not(
 def test_a_changed_version_is_built_and_switched_in_by_itself(
     database_url: str, writer: Writer, video: UUID
 ) -> None:
-    older, newer = Likes(), LikesTwo()
+    older, newer = Likes(), NextLikes()
     with hosting(database_url, older) as old_release:
         caught_up(database_url, ["likes"], writer.head)
         with hosting(database_url, newer) as new_release, connected(database_url) as conn:
@@ -147,11 +147,11 @@ def test_a_replay_of_an_older_version_is_given_up_for_the_newer(
         caught_up(database_url, ["likes"], writer.head)
     left = begun(database_url, Likes())
     with pytest.raises(OtherVersion):
-        carried_on(database_url, left, LikesTwo())
+        carried_on(database_url, left, NextLikes())
     with connected(database_url) as conn:
-        (replay,) = begin_for_outdated(conn, {"likes": LikesTwo()}, requested_by="backlot")
+        (replay,) = begin_for_outdated(conn, {"likes": NextLikes()}, requested_by="backlot")
     assert carried_on(database_url, left, Likes()).state is ReplayState.CANCELLED
-    assert carried_on(database_url, replay, LikesTwo()).state is ReplayState.SWITCHED
+    assert carried_on(database_url, replay, NextLikes()).state is ReplayState.SWITCHED
 
 
 @pytest.mark.usefixtures("video")
@@ -161,14 +161,14 @@ def test_only_a_copy_of_the_own_version_is_verified_or_gone_back_to(
     with hosting(database_url, Likes()):
         caught_up(database_url, ["likes"], writer.head)
     with pytest.raises(OtherVersion):
-        begun(database_url, LikesTwo(), VERIFY)
-    replayed(database_url, LikesTwo())
+        begun(database_url, NextLikes(), VERIFY)
+    replayed(database_url, NextLikes())
     with pytest.raises(OtherVersion):
-        replayed(database_url, LikesTwo(), BACK)
+        replayed(database_url, NextLikes(), BACK)
     # The release that made the previous copy can go back to it.
     back = replayed(database_url, Likes(), BACK)
     assert back.state is ReplayState.SWITCHED
     assert rows(database_url, "SELECT version FROM backlot_checkpoints ORDER BY subscription") == [
-        (1,),
-        (2,),
+        (Likes.version,),
+        (NextLikes.version,),
     ]

@@ -20,6 +20,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from domain.comment import Comment
+from domain.upload import NOBODY
 from engine.projection import Projection
 from engine.replay.records import ReplayOptions, ReplayState
 from projections.catalog import Catalog
@@ -159,7 +160,7 @@ def looks_at_catalog(catalog: Catalog, videos: Sequence[UUID]) -> list[Look]:
     async def page(conn: AsyncConnection[Any]) -> None:
         for owner, category in ((None, None), ("reader", None), (None, "art"), ("reader", "art")):
             found = await catalog.page(
-                conn, owner=owner, category=category, before=END, limit=10_000
+                conn, NOBODY, owner=owner, category=category, before=END, limit=10_000
             )
             grows.keys(f"videos {owner} {category}", [row.video_id for row in found])
             positions = [row.completed_position for row in found]

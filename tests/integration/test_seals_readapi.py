@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,27 @@ import httpx
 import psycopg
 import pytest
 
-from engine.seals.proofs import FileAnchors, Proofs, configured_anchors, configured_proofs
+from engine.seals.anchors import FileAnchors
+from engine.seals.proofs import Proofs, configured_proofs
 from infra.settings import load_settings
 from readapi.audit.routes import Integrity
 from tests.integration.readapi_support import Site
-from tests.integration.seal_support import TOPICS, change, make_log, new_key, seal_all
+from tests.integration.seal_support import TOPICS, anchored, change, make_log, new_key, seal_all
 
-OLD = "UPDATE backlot_verifications SET verified_at = now() - interval '2 hours'"
 ALTER = "UPDATE backlot_events SET state = 'x' WHERE notification_id = 7"
+
+
+CLOCK = [0.0]
+
+
+def hours_later() -> None:
+    CLOCK[0] += 2 * 3600
 
 
 @pytest.fixture
 def site(database_url: str, tmp_path: Path) -> Iterator[Site]:
     opened = Site(database_url, tmp_path)
-    opened.app.state.integrity = Integrity(database_url, Proofs(), TOPICS)
+    opened.app.state.integrity = Integrity(database_url, Proofs(), TOPICS, lambda: CLOCK[0])
     make_log(database_url, 25)
     seal_all(database_url)
     yield opened
@@ -46,9 +53,9 @@ def test_only_operators_may_ask(site: Site) -> None:
 
 def test_the_first_call_verifies_everything(site: Site) -> None:
     found = ask(site)
-    assert datetime.fromisoformat(found.pop("verifiedAt")) > datetime.now(UTC) - timedelta(
-        minutes=1
-    )
+    assert datetime.fromisoformat(found["verifiedAt"]) > datetime.now(UTC) - timedelta(minutes=1)
+    assert found.pop("completeAt") == found.pop("verifiedAt")
+    assert [caveat["kind"] for caveat in found.pop("caveats")] == ["unsigned", "unanchored"]
     assert found == {
         "ok": True,
         "complete": True,
@@ -58,6 +65,7 @@ def test_the_first_call_verifies_everything(site: Site) -> None:
         "seals": 3,
         "signed": 0,
         "anchored": 0,
+        "timestamped": 0,
         "unsealed": 0,
     }
 
@@ -73,12 +81,13 @@ def test_a_result_is_kept_for_an_hour(site: Site, database_url: str) -> None:
 
 
 def test_what_came_since_the_last_good_result_is_verified(site: Site, database_url: str) -> None:
-    ask(site)
+    first = ask(site)
     make_log(database_url, 15)
     seal_all(database_url)
-    change(database_url, OLD)
+    hours_later()
     found = ask(site)
     assert (found["ok"], found["complete"]) == (True, False)
+    assert found["completeAt"] == first["verifiedAt"] < found["verifiedAt"]
     assert (found["from"], found["events"], found["sealedTo"], found["seals"]) == (26, 15, 40, 2)
 
 
@@ -86,9 +95,27 @@ def test_a_fault_is_found_again_until_it_is_mended(site: Site, database_url: str
     ask(site)
     change(database_url, ALTER)
     ask(site, full="true")
-    change(database_url, OLD)
+    hours_later()
     found = ask(site)
     assert (found["ok"], found["complete"], found["fault"]["position"]) == (False, True, 7)
+
+
+def test_what_another_process_found_is_a_hint(site: Site, database_url: str) -> None:
+    other = Integrity(database_url, Proofs(), TOPICS)
+    site.run(_no_answers(other.result(full=True)))
+    found = ask(site)
+    assert (found["complete"], found["hint"]["ok"]) == (True, True)
+    assert found["hint"]["verifiedAt"] < found["verifiedAt"]
+    change(database_url, ALTER)
+    assert ask(site)["ok"], "as it was found a moment ago"
+    site.run(_no_answers(other.result(full=True)))
+    found = ask(site)
+    assert (found["ok"], found["complete"]) == (False, True), "a bad hint has everything looked at"
+
+
+async def _no_answers(work: Coroutine[Any, Any, object]) -> list[httpx.Response]:
+    await work
+    return []
 
 
 def test_after_a_chain_was_written_anew_nothing_counts_as_verified(
@@ -98,7 +125,7 @@ def test_after_a_chain_was_written_anew_nothing_counts_as_verified(
     change(database_url, ALTER)
     change(database_url, "DELETE FROM backlot_seals")
     seal_all(database_url)
-    change(database_url, OLD)
+    hours_later()
     assert ask(site)["complete"] is True
 
 
@@ -107,8 +134,9 @@ def test_keys_and_anchors_of_the_settings_are_compared(
 ) -> None:
     key, path = new_key(), tmp_path / "anchors.jsonl"
     make_log(database_url, 10)
-    seal_all(database_url, key=key, anchors=FileAnchors(path))
-    site.app.state.integrity = Integrity(database_url, Proofs(key.public, path), TOPICS)
+    seal_all(database_url, key=key, anchors=[FileAnchors(path)])
+    proofs = Proofs(key.public, anchored(path))
+    site.app.state.integrity = Integrity(database_url, proofs, TOPICS)
     found = ask(site, full="true")
     assert (found["ok"], found["signed"], found["anchored"]) == (True, 1, 4)
     path.write_bytes(b"nonsense\n")
@@ -120,9 +148,10 @@ def test_anchors_count_from_when_there_are_any(
     site: Site, database_url: str, tmp_path: Path
 ) -> None:
     settings = load_settings({"SEAL_ANCHOR": f"file:{tmp_path / 'anchors.jsonl'}"})
-    site.app.state.integrity = Integrity(database_url, configured_proofs(settings.seals), TOPICS)
+    proofs = configured_proofs(settings.seals, settings.objects)
+    site.app.state.integrity = Integrity(database_url, proofs, TOPICS)
     assert ask(site)["anchored"] == 0
-    seal_all(database_url, anchors=configured_anchors(settings.seals))
+    seal_all(database_url, anchors=proofs.outside.anchors)
     assert ask(site, full="true")["anchored"] == 3
 
 

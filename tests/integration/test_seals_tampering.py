@@ -14,7 +14,7 @@ from psycopg.sql import SQL
 
 from benchmarks.log import fill
 from engine.seals.chain import connect
-from engine.seals.check import Fault
+from engine.seals.report import Fault
 from engine.seals.verification import PAGE_ROWS, verify_database
 from tests.integration.seal_support import change, make_log, place_of, seal_all, verify
 

@@ -13,7 +13,16 @@ import pytest
 from fakeredis import FakeServer
 from structlog.testing import capture_logs
 
-from commands.comments import CommentText, EditComment, Failed, FindCommentText, RecordTranslation
+from commands.comments import (
+    CommentText,
+    EditComment,
+    Failed,
+    FindCommentText,
+    NewText,
+    RecordTranslation,
+)
+from domain.moderation import ActingAs, Hold, HoldCause
+from domain.upload import NOBODY
 from engine.event_store import GroupCommitRecorder
 from infra import metrics
 from infra.language.detector import TextDetector
@@ -312,7 +321,8 @@ class TestSpending:
             waiting = replace(translation, edit_pause=timedelta(seconds=60), clock=lambda: now)
             async with open_bus(desk.writer.recorder) as bus:
                 for _ in range(3):
-                    edit = EditComment(comment, desk.video, of_its_own("Otra cosa, señores"))
+                    text = of_its_own("Otra cosa, señores")
+                    edit = EditComment(comment, NewText(desk.video, "alice", "bob", text, NOBODY))
                     await execute(bus, edit, "bob")
                     with pytest.raises(Postponed) as postponed:
                         await waiting.run(comment, ORIGIN)
@@ -324,6 +334,43 @@ class TestSpending:
         desk.with_translation(scenario)
         assert len(desk.provider.calls) == 1
         assert desk.kinds(comment)[-1] == "translated"
+
+
+class TestHidden:
+    """What not everybody sees is sent to nobody."""
+
+    @pytest.mark.parametrize("held", [True, False])
+    def test_it_is_sent_once_everybody_sees_it(self, desk: Desk, held: bool) -> None:
+        hold = Hold(HoldCause.APPROVAL, "alice") if held else None
+        comment = desk.writer.comment(desk.video, "bob", of_its_own(SPANISH), hold)
+        if not held:
+            comment.remove(ActingAs.OWNER, None, origin("alice"))
+            desk.writer.save(comment)
+        before = desk.kinds(comment.id)
+        desk.run(comment.id)
+        assert desk.provider.calls == []
+        assert desk.kinds(comment.id) == before
+        if held:
+            comment.approve(ActingAs.OWNER, None, origin("alice"))
+        else:
+            comment.restore(ActingAs.OWNER, None, origin("alice"))
+        desk.writer.save(comment)
+        desk.run(comment.id)
+        assert len(desk.provider.calls) == 1
+        assert desk.kinds(comment.id)[-1] == "translated"
+
+    def test_a_translation_is_kept_over_a_removal(self, desk: Desk) -> None:
+        comment = desk.writer.comment(desk.video, "bob", of_its_own(SPANISH))
+        desk.run(comment.id)
+        for event in logged(desk.database_url).values():
+            if event.originator_id == comment.id and event.originator_version > comment.version:
+                told: Any = desk.writer.mapper.to_domain_event(event)
+                told.mutate(comment)
+        comment.remove(ActingAs.OWNER, None, origin("alice"))
+        comment.restore(ActingAs.OWNER, None, origin("alice"))
+        desk.writer.save(comment)
+        desk.run(comment.id)
+        assert len(desk.provider.calls) == 1
 
 
 class TestRepeats:
@@ -369,7 +416,8 @@ class TestRepeats:
             task = asyncio.create_task(translation.run(comment, ORIGIN))
             await asyncio.sleep(0.1)
             async with open_bus(desk.writer.recorder) as bus:
-                edit = EditComment(comment, desk.video, of_its_own("Otra cosa, señores"))
+                text = of_its_own("Otra cosa, señores")
+                edit = EditComment(comment, NewText(desk.video, "alice", "bob", text, NOBODY))
                 await execute(bus, edit, "bob")
                 await task
                 late = RecordTranslation(comment, 1, "en", outcome=Failed("late"))

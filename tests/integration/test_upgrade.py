@@ -42,10 +42,13 @@ STALE = "backlot-stale-position"
 CONFIRMED = ReplayOptions(confirmed=True)
 
 
+FIRST = Likes.version
+
+
 class LikesTwo(Likes):
     """The next version; also hears of comments."""
 
-    version = 2
+    version = FIRST + 1
     events = (*Likes.events, Comment.Posted)  # type: ignore[assignment]  # a longer tuple
     tables: ClassVar[LiteralString] = TABLES + ";CREATE TABLE {schema}.talks (position bigint)"
     former: ClassVar[tuple[type[Projection], ...]] = (Likes,)
@@ -60,7 +63,7 @@ class LikesTwo(Likes):
 class LikesThree(LikesTwo):
     """And the one after, which has forgotten the first."""
 
-    version = 3
+    version = FIRST + 2
     former = (LikesTwo,)
 
 
@@ -118,7 +121,7 @@ class TestFeeding:
             status = host.status()[0]
             assert (status.state, status.lag_events) == (State.OUTDATED, 0)
             assert status.detail is not None
-            assert status.detail.endswith(GOES_ON.format(1))
+            assert status.detail.endswith(GOES_ON.format(FIRST))
             # What it was asked to apply is what its own version wants.
             assert completeness(conn, LikesTwo()).complete
             assert replayed(database_url, LikesTwo()).state is ReplayState.SWITCHED
@@ -126,7 +129,7 @@ class TestFeeding:
             caught_up(database_url, ["likes"], writer.head)
             eventually(lambda: host.status()[0].state is State.RUNNING)
             assert completeness(conn, LikesTwo()).complete
-        assert (version(database_url), rows(database_url, COUNT)) == (2, [(3,)])
+        assert (version(database_url), rows(database_url, COUNT)) == (FIRST + 1, [(3,)])
 
     def test_two_releases_at_once_apply_each_event_once(
         self, database_url: str, writer: Writer
@@ -140,7 +143,7 @@ class TestFeeding:
                     caught_up(database_url, ["likes"], writer.head)
                 writer.like(video, f"after-{n}")
                 caught_up(database_url, ["likes"], writer.head)
-            assert new.status()[0].version == 2
+            assert new.status()[0].version == FIRST + 1
         assert rows(database_url, COUNT) == [(9,)]
         with connected(database_url) as conn:
             assert completeness(conn, Likes()).complete
@@ -154,7 +157,7 @@ class TestFeeding:
             assert (replay.state, replay.paused) == (ReplayState.BUILDING, True)
             writer.like(video, "second")
             caught_up(database_url, ["likes"], writer.head)
-        assert (version(database_url), rows(database_url, COUNT)) == (1, [(2,)])
+        assert (version(database_url), rows(database_url, COUNT)) == (FIRST, [(2,)])
 
     def test_of_three_releases_the_newest_that_can_goes_on(
         self, database_url: str, writer: Writer
@@ -170,14 +173,14 @@ class TestFeeding:
             caught_up(database_url, ["likes"], writer.head)
             assert replayed(database_url, LikesThree()).state is ReplayState.SWITCHED
             eventually(lambda: third.status()[0].state is State.RUNNING)
-        assert (version(database_url), rows(database_url, COUNT)) == (3, [(3,)])
+        assert (version(database_url), rows(database_url, COUNT)) == (FIRST + 2, [(3,)])
 
     def test_an_older_release_leaves_what_a_newer_one_made_alone(
         self, database_url: str, writer: Writer
     ) -> None:
         with hosting(database_url, LikesTwo()), hosting(database_url, Likes()) as old:
             eventually(lambda: old.status()[0].state is State.OUTDATED)
-            assert version(database_url) == 2
+            assert version(database_url) == FIRST + 1
             writer.like(writer.video().id, "first")
             caught_up(database_url, ["likes"], writer.head)
         assert rows(database_url, COUNT) == [(1,)]

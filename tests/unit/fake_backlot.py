@@ -35,7 +35,7 @@ class FakeBacklot:
     lies: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
     outages: int = 0
     ready: bool = True
-    secret: str = "s" * 40
+    secret: str = "signs the tokens of these tests only"
     videos: dict[str, FakeVideo] = field(default_factory=dict)
     keys: Counter[str] = field(default_factory=Counter)
 

@@ -20,7 +20,7 @@ import jwt
 
 URL = "http://backlot.test"
 STORE = "http://store.test"
-SECRET = "s" * 40
+SECRET = "signs the tokens of these tests only"
 CONTENT = bytes(range(256)) * 40  # 10,240 bytes: eleven parts of 1,000
 Fault = httpx.Response | Exception | Callable[[], object]
 

@@ -2,37 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
 
-from engine.seals.chain import NO_SEAL, Seal, StoredRow, leaf, seal_hash
-from engine.seals.check import Check, Fault, Report
-from engine.seals.proofs import Anchor, SealKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from engine.seals.anchors import Acceptance, Anchor, anchor_of
+from engine.seals.chain import FORMAT, NO_SEAL, Seal, StoredRow, leaf, peaks_after, seal_hash
+from engine.seals.check import Check
+from engine.seals.outside import Outside
+from engine.seals.proofs import Proofs, SealKey
+from engine.seals.report import Fault, Report
 
 AT = datetime(2026, 11, 25, 12, tzinfo=UTC)
 STREAM = UUID("5f0c2f0a-7f0e-4a3c-9a39-1c6a54f2b7aa")
 BLOCK = 5
+KEY = SealKey(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
+OTHER_KEY = SealKey(Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33))))
 
 
 def log_of(count: int) -> list[StoredRow]:
     return [StoredRow(n, STREAM, n, "test.v1", f"state {n}".encode()) for n in range(1, count + 1)]
 
 
-def chain_over(rows: Sequence[StoredRow], key: SealKey | None = None) -> list[Seal]:
-    """Seals in blocks of five over all rows."""
+def chain_over(
+    rows: Sequence[StoredRow], key: SealKey | None = None, *, old: int = 0, unsigned: int = 0
+) -> list[Seal]:
+    """Seals in blocks of five over all rows, signed if there is a key.
+
+    The first `old` of them have the former format, the first `unsigned` no signature.
+    """
     seals: list[Seal] = []
     for start in range(0, len(rows), BLOCK):
+        before = seals[-1] if seals else None
+        its_key = key if len(seals) >= unsigned else None
         block = rows[start : start + BLOCK]
-        previous = seals[-1].hash if seals else NO_SEAL
         leaves = b"".join(leaf(row) for row in block)
-        first, last = block[0].position, block[-1].position
-        digest = seal_hash(previous, first, last, leaves)
-        signature, key_id = (key.sign(digest), key.key_id) if key else (None, None)
-        seals.append(
-            Seal(len(seals) + 1, first, last, leaves, digest, previous, signature, key_id, AT)
+        peaks = peaks_after(before, [seal.hash for seal in seals])
+        seal = Seal(
+            number=len(seals) + 1,
+            first=block[0].position,
+            last=block[-1].position,
+            leaves=leaves,
+            hash=b"",
+            previous=before.hash if before else NO_SEAL,
+            signature=None,
+            key_id=its_key.key_id if its_key else None,
+            sealed_at=AT,
+            format=FORMAT if len(seals) >= old else 1,
+            peaks=peaks if len(seals) >= old else None,
         )
+        seals.append(hashed(seal, its_key))
     return seals
+
+
+def hashed(seal: Seal, key: SealKey | None = None) -> Seal:
+    """The seal with the hash that fits what it says, signed with a key if there is one."""
+    digest = seal_hash(seal)
+    return replace(seal, hash=digest, signature=key.sign(digest) if key else None)
 
 
 def checked(rows: Sequence[StoredRow], seals: Sequence[Seal], check: Check | None = None) -> Report:
@@ -57,5 +86,30 @@ def named(fault: Fault) -> tuple[str, int | None, UUID | None, int | None, int |
     return fault.kind.value, fault.position, fault.stream_id, fault.version, fault.seal
 
 
-def anchors_of(*seals: Seal) -> Iterator[Anchor]:
-    return iter([Anchor(seal.number, seal.first, seal.last, seal.hash) for seal in seals])
+class Anchored:
+    """A place of anchors in memory."""
+
+    name, pause_seconds, seals_at_once = "memory", 0.0, 1_000
+
+    def __init__(self, *seals: Seal) -> None:
+        self._anchors = [anchor_of(seal) for seal in seals]
+
+    def newest(self) -> Anchor | None:
+        return self._anchors[-1] if self._anchors else None
+
+    def append(self, seals: Iterable[Seal], token: bytes | None = None) -> None:
+        self._anchors += [anchor_of(seal) for seal in seals]
+
+    def accept(self, seal: Seal | None, acceptance: Acceptance) -> None:
+        raise NotImplementedError
+
+    def read(self) -> Iterator[Anchor]:
+        return iter(self._anchors)
+
+    def acceptances(self) -> list[Anchor]:
+        return []
+
+
+def anchored(*seals: Seal) -> Proofs:
+    """What a check compares with where these seals are anchored, and nothing else is known."""
+    return Proofs(outside=Outside(anchors=[Anchored(*seals)]))

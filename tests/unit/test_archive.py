@@ -25,10 +25,9 @@ from engine.archive.transfer import LineWriter
 from engine.archive.verification import ExportUnusable, TailStreams, read_header, read_items
 from engine.log import event_id
 from engine.privacy import PayloadMode
+from engine.seals.anchors import cut_torn_line
 from engine.seals.chain import Seal, StoredRow
-from engine.seals.proofs import last_line
-from tests.unit.sealed_logs import STREAM, chain_over, log_of
-from tests.unit.test_seals_proofs import KEY
+from tests.unit.sealed_logs import KEY, STREAM, chain_over, log_of
 
 FULL, MASKED, NONE = PayloadMode.FULL, PayloadMode.MASKED, PayloadMode.NONE
 STATE = (
@@ -61,7 +60,7 @@ def test_an_event_comes_back_byte_by_byte(row: StoredRow) -> None:
 
 
 def test_a_seal_comes_back_byte_by_byte() -> None:
-    for seal in chain_over(log_of(7), KEY) + chain_over(log_of(7)):
+    for seal in chain_over(log_of(7), KEY) + chain_over(log_of(7), old=1):
         assert seal_of(orjson.loads(seal_line(seal))["seal"]) == seal
 
 
@@ -155,11 +154,11 @@ def test_the_last_whole_line_is_found_however_long_it_is(tmp_path: Path) -> None
     long = b"x" * 300_000
     path.write_bytes(b"first\n" + long + b"\n" + long)
     with path.open("r+b") as file:
-        assert last_line(file) == (6, long + b"\n")
+        assert cut_torn_line(file) == (6, long + b"\n")
     assert path.stat().st_size == 6 + 300_001
     path.write_bytes(long)
     with path.open("r+b") as file:
-        assert last_line(file) is None
+        assert cut_torn_line(file) is None
     assert path.stat().st_size == 0
 
 

@@ -102,7 +102,7 @@ def test_changes_are_those_between_the_versions() -> None:
         "translation": FieldChange(None, ["en", "model", "prompt"]),
         "translation_status": FieldChange("pending", "translated"),
     }
-    assert steps[4].changes == {"deleted": FieldChange(False, True)}
+    assert steps[4].changes == {"standing": FieldChange("posted", "deleted")}
 
 
 def test_it_is_told_as_the_contract_names_things() -> None:

@@ -18,14 +18,17 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domain.model import SystemActor
 from infra.http.auth import (
     Authenticator,
     Identity,
     InvalidToken,
     OneKey,
+    RevokedTokens,
     make_authenticator,
     mint_token,
     read_or_make_secret,
+    token_id,
 )
 from infra.settings import SettingsError, load_settings
 from tests.real_inputs import RealInput, each
@@ -35,6 +38,19 @@ SECRET = "a secret of at least thirty-two bytes"
 ANOTHER = "another secret of thirty-two bytes and more"
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 EC_KEY = ec.generate_private_key(ec.SECP256R1())
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 def authenticator(**env: str) -> Authenticator:
@@ -112,6 +128,138 @@ def test_a_user_id_may_be_128_characters_of_any_script() -> None:
     assert authenticator().authenticate(signed({"sub": "é" * 128})).user_id == "é" * 128
 
 
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"iat": "now", "exp": "now+3700"},
+        {"exp": "now+3700"},
+        {"iat": "now-3000", "exp": "now+900"},
+        {"iat": "now+86400", "exp": "now+90000"},
+        {"exp": 9e9},
+    ],
+)
+def test_a_token_that_lives_too_long_is_refused(claims: dict[str, Any]) -> None:
+    subject = authenticator(JWT_MAX_LIFETIME_SECONDS="3600")
+    found = claims_at(json.dumps(claims), time.time())
+    told = refusal(signed(found), subject)
+    assert told.startswith("token is valid for longer than 3600 seconds")
+    assert "JWT_MAX_LIFETIME_SECONDS" in told
+    assert "get one for a shorter time" in told
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"iat": "now", "exp": "now+3600"},
+        {"exp": "now+3600"},
+        {"iat": "now+5", "exp": "now+3605"},
+    ],
+)
+def test_a_token_may_live_as_long_as_is_allowed(claims: dict[str, Any]) -> None:
+    subject = authenticator(JWT_MAX_LIFETIME_SECONDS="3600")
+    subject.authenticate(signed(claims_at(json.dumps(claims), time.time())))
+
+
+def test_without_a_setting_a_token_lives_a_week_at_most() -> None:
+    authenticator().authenticate(mint_token(SECRET, "ann", ttl=timedelta(days=7)))
+    assert "604800 seconds" in refusal(mint_token(SECRET, "ann", ttl=timedelta(days=8)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *SystemActor, "operator:root", "operator:", "system:sealing", "System",
+        "\uff33\uff39\uff33\uff34\uff25\uff2d", "Operator:root", "operator\uff1aroot",
+        "sys\u00adtem", " translation", "trans\u200blation",
+    ],
+)  # fmt: skip
+def test_the_names_of_system_actors_can_not_come_from_a_token(name: str) -> None:
+    told = refusal(signed({"sub": name}))
+    assert "only parts of the system and operators at the command line have" in told
+    assert "give this user another id" in told
+
+
+@pytest.mark.parametrize("name", ["operators", "systematic", "translation-fan", "my:operator:x"])
+def test_names_that_only_begin_alike_are_users(name: str) -> None:
+    assert authenticator().authenticate(signed({"sub": name})).user_id == name
+
+
+@pytest.mark.parametrize(
+    ("identity", "kind"),
+    [
+        (Identity("ann", frozenset()), "user"),
+        (Identity("ann", frozenset({"auditor", "service"})), "user"),
+        (Identity("ann", frozenset({"moderator"})), "operator"),
+        (Identity("ann", frozenset({"admin"})), "operator"),
+        (Identity("0f" * 32, frozenset(), anonymous=True), "anonymous"),
+    ],
+)
+def test_what_is_recorded_of_a_caller(identity: Identity, kind: str) -> None:
+    assert identity.kind == kind
+
+
+def revoked_at(subject: Authenticator, user: str, at: float) -> None:
+    subject.revoke(RevokedTokens(users={user: at}))
+
+
+def test_a_revoked_token_is_refused_although_it_is_remembered() -> None:
+    subject = authenticator()
+    token, other = mint_token(SECRET, "alice"), mint_token(SECRET, "alice")
+    subject.authenticate(token)
+    subject.revoke(RevokedTokens(tokens=frozenset({token_id(token)})))
+    assert refusal(token, subject) == "token is revoked; get a new one"
+    assert subject.authenticate(other).user_id == "alice"
+    subject.revoke(RevokedTokens())
+    assert subject.authenticate(token).user_id == "alice"
+
+
+def test_all_tokens_of_a_user_are_revoked_up_to_a_moment(clock: Clock) -> None:
+    subject = Authenticator(OneKey(SECRET, ["HS256"]), clock=clock)
+    now = clock.now
+    old = [signed({"iat": now - 60}), signed({"iat": now + 5}), signed({"iat": None})]
+    for token in (*old, signed({"sub": "bob", "iat": now - 60})):
+        subject.authenticate(token)
+    revoked_at(subject, "alice", now)
+    for token in old:
+        assert "revoked" in refusal(token, subject)
+    assert subject.authenticate(signed({"sub": "bob", "iat": now - 60})).user_id == "bob"
+    clock.now += 15
+    subject.authenticate(signed({"iat": clock.now, "exp": clock.now + 60}))
+    for token in old:
+        assert "revoked" in refusal(token, subject)
+
+
+def test_a_token_from_the_future_does_not_outlive_a_revocation(clock: Clock) -> None:
+    subject = Authenticator(OneKey(SECRET, ["HS256"]), clock=clock)
+    ahead = signed({"iat": clock.now + 40})
+    subject.authenticate(ahead)
+    revoked_at(subject, "alice", clock.now)
+    assert "revoked" in refusal(ahead, subject)
+
+
+def test_a_token_that_is_revoked_while_it_is_verified_is_not_remembered() -> None:
+    token = mint_token(SECRET, "alice")
+    revoked = RevokedTokens(tokens=frozenset({token_id(token)}))
+
+    class Meanwhile(RevokedTokens):
+        def has(self, claims: Mapping[str, Any], now: float) -> bool:
+            subject.revoke(revoked)
+            return False
+
+    subject = authenticator()
+    subject.revoke(Meanwhile())
+    subject.authenticate(token)
+    assert subject.recall(token) is None
+    assert "revoked" in refusal(token, subject)
+
+
+@pytest.mark.parametrize("jti", [7, ["a"], {"a": 1}, True])
+def test_an_id_of_another_kind_is_an_invalid_token(jti: Any) -> None:
+    subject = authenticator()
+    subject.revoke(RevokedTokens(tokens=frozenset({"x"})))
+    refusal(signed({"jti": jti}), subject)
+
+
 def test_another_secret_is_refused() -> None:
     assert refusal(signed({}, ANOTHER)) == "signature does not match"
 
@@ -180,14 +328,6 @@ def test_deep_nesting_and_great_length_are_invalid_tokens() -> None:
     assert "longer than" in refusal("x" * 9000)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = time.time()
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class CountingKeys(OneKey):
     lookups = 0
 
@@ -196,13 +336,8 @@ class CountingKeys(OneKey):
         return super().find(token)
 
 
-@pytest.fixture
-def clock() -> Clock:
-    CountingKeys.lookups = 0
-    return Clock()
-
-
 def counting(clock: Clock, remember: int = 4096) -> Authenticator:
+    CountingKeys.lookups = 0
     return Authenticator(CountingKeys(SECRET, ["HS256"]), clock=clock, remember=remember)
 
 

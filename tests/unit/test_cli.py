@@ -9,6 +9,7 @@ from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 
+import jwt
 import pytest
 import typer.main
 from typer.main import get_command
@@ -21,6 +22,7 @@ from infra.settings import Settings, load_settings
 from tests.command_line import every_command
 from tests.real_inputs import RealInput, each
 
+SECRET = "signs the tokens of these tests only"
 PROJECT = Path(__file__).parents[2]
 NO_ID = "00000000-0000-4000-8000-000000000000"
 
@@ -242,10 +244,52 @@ def test_a_token_is_accepted_by_the_server_of_that_folder(backlot: Run, folder: 
     assert (identity.user_id, identity.is_admin) == ("alice", True)
 
 
+def test_a_token_has_the_roles_that_are_named(
+    backlot: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JWT_SECRET", SECRET)
+    roles = ("--role", "moderator", "--role", "service", "--admin", "--auditor", "--role", "admin")
+    _, out, _ = backlot("token", "--user", "olga", *roles, "--json")
+    printed = json.loads(out)
+    assert printed["roles"] == ["admin", "auditor", "moderator", "service"]
+    claims = jwt.decode(printed["token"], SECRET, algorithms=["HS256"])
+    assert claims["roles"] == printed["roles"]
+    assert claims["jti"] == printed["jti"]
+    assert claims["exp"] - claims["iat"] == 3600
+    code, _, err = backlot("token", "--user", "olga", "--role", "emperor")
+    assert code == 2
+    assert "emperor" in err
+
+
+def test_a_token_lives_as_long_as_the_server_takes_it(
+    backlot: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JWT_SECRET", SECRET)
+    monkeypatch.setenv("JWT_MAX_LIFETIME_SECONDS", "3600")
+    assert backlot("token", "--user", "bob", "--ttl", "1h")[0] == 0
+    code, _, err = backlot("token", "--user", "bob", "--ttl", "61m")
+    assert code == 2
+    assert "--ttl: at most 3600 seconds, which JWT_MAX_LIFETIME_SECONDS allows" in err
+
+
+@pytest.mark.parametrize("name", ["operator:root", "system", "translation"])
+def test_no_token_is_minted_for_a_part_of_the_system(
+    backlot: Run, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("JWT_SECRET", SECRET)
+    code, _, err = backlot("token", "--user", name)
+    assert code == 2
+    assert "give this user another id" in err
+
+
 def test_a_token_carries_the_configured_issuer_and_audience(
     backlot: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"JWT_SECRET": "s" * 40, "JWT_ISSUER": "here", "JWT_AUDIENCE": "backlot"}
+    settings = {
+        "JWT_SECRET": SECRET,
+        "JWT_ISSUER": "here",
+        "JWT_AUDIENCE": "backlot",
+    }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     _, out, _ = backlot("token", "--user", "bob", "--json")
@@ -259,6 +303,7 @@ def test_tokens_of_an_identity_provider_are_not_minted_here(
     backlot: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JWT_JWKS_URL", "https://id.example/jwks.json")
+    monkeypatch.setenv("JWT_AUDIENCE", "backlot")
     code, _, err = backlot("token", "--user", "bob")
     assert code == 4
     assert "identity provider" in err
@@ -291,7 +336,18 @@ def test_the_doctor_of_a_fresh_machine_finds_nothing_to_mend(
     parts = {part.pop("name"): part for part in json.loads(out)["parts"]}
     assert code == 0
     database = ["settings", "database", "projections", "analytics"]
-    others = ["objects", "redis", "locks", "kafka", "tasks", "llm", "embeddings", "auth", "api"]
+    others = [
+        "objects",
+        "redis",
+        "locks",
+        "kafka",
+        "tasks",
+        "llm",
+        "embeddings",
+        "seals",
+        "auth",
+        "api",
+    ]
     assert list(parts) == [*database, *others]
     assert {part["kind"] for part in parts.values()} == {"embedded"}
     assert "`make up` starts it" in parts["database"]["detail"]

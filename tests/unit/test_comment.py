@@ -9,6 +9,7 @@ import pytest
 
 from domain.comment import MAX_LENGTH, MOST_TARGETS, Comment
 from domain.errors import Invalid, NotAllowed, NotFound
+from domain.moderation import Standing
 from tests.real_inputs import RealInput, each
 from tests.unit.given_when_then import AT, by, fact, given
 
@@ -100,7 +101,8 @@ class TestText:
         given(Comment, POSTED, EDITED).when(edit("¡Precioso!")).then()
 
     def test_delete(self) -> None:
-        assert given(Comment, POSTED).when(delete).then(DELETED).deleted
+        comment = given(Comment, POSTED).when(delete).then(DELETED)
+        assert comment.standing is Standing.DELETED
 
     @pytest.mark.parametrize("history", [(), (POSTED, DELETED)])
     @pytest.mark.parametrize("command", [edit("Hello"), delete])

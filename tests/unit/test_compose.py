@@ -72,7 +72,7 @@ def test_the_variables_are_settings_that_are_accepted(service: Service) -> None:
 
 @pytest.mark.parametrize("service", ROLES, ids=named)
 def test_every_role_has_the_same_settings_but_its_own(service: Service) -> None:
-    own = {"BACKLOT_ROLES", "TASK_THREADS", "OPENAI_API_KEY", *HOLDERS, *OF_OBJECTS}
+    own = {"BACKLOT_ROLES", "TASK_THREADS", "OPENAI_API_KEY", "SEAL_ANCHOR", *HOLDERS, *OF_OBJECTS}
     first = {key: value for key, value in ROLES[0].environment.items() if key not in own}
     assert {key: value for key, value in service.environment.items() if key not in own} == first
 

@@ -167,11 +167,12 @@ def test_an_outage_that_does_not_end_breaks_the_demo_off(
 
 def test_a_server_with_another_secret(server: FakeBacklot) -> None:
     with pytest.raises(DemoFailed, match="refuses this machine's tokens"):
-        run_demo(URL, settings=load_settings({"JWT_SECRET": "x" * 40}))
+        run_demo(URL, settings=load_settings({"JWT_SECRET": "of a stranger, who signs otherwise"}))
 
 
 def test_tokens_that_only_a_provider_can_make(server: FakeBacklot) -> None:
-    settings = load_settings({"JWT_JWKS_URL": "https://id.example/jwks.json"})
+    jwks = {"JWT_JWKS_URL": "https://id.example/jwks.json", "JWT_AUDIENCE": "backlot"}
+    settings = load_settings(jwks)
     with pytest.raises(DemoFailed, match=r"can't make tokens .* identity provider"):
         run_demo(URL, settings=settings)
 
@@ -192,7 +193,7 @@ def test_a_server_that_is_not_ready(server: FakeBacklot, settings: Settings) -> 
 )
 def test_nobody_there(url: str, told: str) -> None:
     with pytest.raises(DemoFailed, match=told):
-        run_demo(url, settings=load_settings({"JWT_SECRET": "x" * 40}))
+        run_demo(url, settings=load_settings({"JWT_SECRET": "of a stranger, who signs otherwise"}))
 
 
 @pytest.mark.parametrize("content", [b"<html>", b"[]", b'{"parts": 1}', b"{}"])

@@ -33,7 +33,7 @@ from workers.parts import Parts
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 PROBLEM_MAKERS = {"Problem", "_refusal"}
-SECRET = "s" * 32
+SECRET = "signs the tokens of these tests only"
 TYPES: dict[Any, str] = {
     str: "string",
     str | None: "string?",

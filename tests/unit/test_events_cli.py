@@ -34,7 +34,7 @@ from readapi.audit.inspector import (
 )
 from tests.unit.audit_events import AT, TOPICS, entry, golden
 
-WIDTH, NARROW = 101, 40
+WIDTH, NARROW = 102, 40
 ESCAPE = "\x1b]0;owned\x07\x9b31m"
 STATS = AuditStats(
     head=7,

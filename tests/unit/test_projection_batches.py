@@ -103,4 +103,9 @@ def test_a_copy_writes_into_its_own_schema() -> None:
 def test_each_projection_wants_what_it_can_write() -> None:
     assert {Upload.Started, Upload.Completed, Upload.Removed} <= set(Catalog.events)
     assert {Comment.Posted, Comment.Deleted, Upload.Removed} <= set(Comments.events)
-    assert set(Likes.events) == {VideoLikes.Liked, VideoLikes.Unliked, Upload.Removed}
+    assert set(Likes.events) == {
+        VideoLikes.Liked,
+        VideoLikes.Unliked,
+        Upload.VisibilityChanged,
+        Upload.Removed,
+    }

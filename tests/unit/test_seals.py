@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import timedelta
 from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.seals.chain import NO_SEAL, StoredRow, leaf, seal_hash
-from engine.seals.check import Check, FaultKind
-from tests.unit.sealed_logs import STREAM, chain_over, checked, fault_of, log_of, named
+from engine.seals.chain import (
+    FORMAT,
+    NO_SEAL,
+    Seal,
+    StoredRow,
+    leaf,
+    old_seal_hash,
+    peaks_after,
+    seal_hash,
+)
+from engine.seals.check import Check
+from engine.seals.proofs import Proofs
+from engine.seals.report import UNANCHORED, UNSIGNED, FaultKind
+from tests.unit.sealed_logs import (
+    AT,
+    KEY,
+    STREAM,
+    anchored,
+    chain_over,
+    checked,
+    fault_of,
+    hashed,
+    log_of,
+    named,
+)
 
 LEAF_OF_ROW = "e8d763cec7ee4b6737c806e6c40d4f85619c444fadf7768809ffc9b3f916a864"
 LEAF_OF_NULLS = "8ed0a525b2b1778b8f2d03c27849bc71e9b4082cd64402c7e0453d148f2b3ffc"
-SEAL_OF_ZEROS = "0f12294b8ed9531682091dc264bc7dd360b44c600a7b95d0eef77e202910300c"
+OLD_SEAL_OF_ZEROS = "0f12294b8ed9531682091dc264bc7dd360b44c600a7b95d0eef77e202910300c"
+SEAL_OF_ZEROS = "9266e055a128bfb8666fd741709f88cadc43bb55db561f5a27a9b4aa50a3de24"
+THIRD_SEAL = "a0c93cce5d210f0dc203c9fbb6e534d85df25339b6e4798bc47823b8f25f2e17"
 
 
 def test_the_format_of_a_leaf_never_changes() -> None:
@@ -24,8 +50,60 @@ def test_the_format_of_a_leaf_never_changes() -> None:
     assert leaf(row._replace(topic=None, state=None)).hex() == LEAF_OF_NULLS
 
 
-def test_the_format_of_a_seal_never_changes() -> None:
-    assert seal_hash(NO_SEAL, 1, 2, bytes(64)).hex() == SEAL_OF_ZEROS
+def test_the_formats_of_a_seal_never_change() -> None:
+    assert old_seal_hash(NO_SEAL, 1, 2, bytes(64)).hex() == OLD_SEAL_OF_ZEROS
+    zeros = Seal(1, 1, 2, bytes(64), b"", NO_SEAL, None, None, AT, FORMAT, b"")
+    assert seal_hash(zeros).hex() == SEAL_OF_ZEROS
+    third = replace(zeros, number=3, key_id="0123456789abcdef", peaks=bytes(32))
+    assert seal_hash(third).hex() == THIRD_SEAL
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"number": 3},
+        {"first": 5},
+        {"last": 11},
+        {"leaves": bytes(160)},
+        {"previous": bytes(32)},
+        {"key_id": "0123456789abcdef"},
+        {"sealed_at": AT + timedelta(microseconds=1)},
+        {"peaks": bytes(32)},
+        {"format": 1},
+    ],
+    ids=str,
+)
+def test_everything_that_is_shown_of_a_seal_is_hashed(change: dict[str, object]) -> None:
+    seal = chain_over(log_of(15))[1]
+    assert seal_hash(replace(seal, **change)) != seal.hash  # type: ignore[arg-type]
+
+
+def test_seals_of_the_former_format_stay_verifiable() -> None:
+    rows = log_of(20)
+    for old in range(5):
+        seals = chain_over(rows, old=old)
+        assert [seal.format for seal in seals] == [1] * old + [2] * (4 - old)
+        assert checked(rows, seals).ok
+        assert seals[3].peaks is None or seals[3].peaks == peaks_after(
+            seals[2], [seal.hash for seal in seals[:3]]
+        )
+        assert checked(rows[5:], seals[1:], Check(first=6, until=20)).ok
+        assert checked(rows[10:], seals[2:], Check(first=11, previous=seals[1])).ok
+
+
+@pytest.mark.parametrize("old", [0, 2])
+def test_a_seal_that_commits_to_other_seals_is_named(old: int) -> None:
+    rows, seals = log_of(20), chain_over(log_of(20), old=old)
+    seals[3] = hashed(replace(seals[3], peaks=bytes(64)))
+    fault = fault_of(rows, seals)
+    assert named(fault) == ("seal-altered", 16, None, None, 4)
+    assert "does not commit to the seals before it" in fault.detail
+
+
+def test_a_format_of_a_later_release_is_told() -> None:
+    rows, seals = log_of(5), chain_over(log_of(5))
+    fault = fault_of(rows, [replace(seals[0], format=3)])
+    assert "format 3 of seals is not known here" in fault.detail
 
 
 @given(st.text(max_size=20), st.binary(max_size=20), st.text(max_size=20), st.binary(max_size=20))
@@ -47,6 +125,7 @@ def test_a_whole_log_is_proved_but_for_what_is_not_sealed() -> None:
     rows = log_of(13)
     report = checked(rows, chain_over(rows[:10]))
     assert report.as_dict() == {
+        "caveats": [asdict(UNSIGNED), asdict(UNANCHORED)],
         "ok": True,
         "from": 1,
         "events": 13,
@@ -54,8 +133,25 @@ def test_a_whole_log_is_proved_but_for_what_is_not_sealed() -> None:
         "seals": 2,
         "signed": 0,
         "anchored": 0,
+        "timestamped": 0,
         "unsealed": 3,
     }
+
+
+def test_what_a_result_can_not_prove_is_said() -> None:
+    def caveats(seals: Sequence[Seal], proofs: Proofs) -> list[str]:
+        report = checked(log_of(10), seals, Check(proofs=proofs))
+        return [caveat.kind for caveat in report.caveats]
+
+    signed = chain_over(log_of(10), KEY)
+    assert caveats(signed, Proofs()) == ["unchecked", "unanchored"]
+    assert caveats(signed, Proofs(KEY.public)) == ["unanchored"]
+    assert caveats(signed, replace(anchored(*signed), public_keys=KEY.public)) == []
+    assert caveats(chain_over(log_of(10), old=1), Proofs()) == [
+        "unsigned",
+        "unanchored",
+        "old-format",
+    ]
 
 
 def test_an_empty_log_is_whole() -> None:
@@ -163,7 +259,14 @@ def test_after_a_seal_that_was_checked_before_only_the_rest_is_read() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"hash": bytes(32)}, {"leaves": bytes(160)}, {"leaves": b""}, {"last": 9}, {"last": 11}],
+    [
+        {"sealed_at": AT + timedelta(days=1)},
+        {"hash": bytes(32)},
+        {"leaves": bytes(160)},
+        {"leaves": b""},
+        {"last": 9},
+        {"last": 11},
+    ],
     ids=str,
 )
 def test_an_altered_seal_is_named(change: dict[str, object]) -> None:
@@ -195,4 +298,6 @@ def test_kinds_are_what_the_contract_calls_them() -> None:
         "seal-missing",
         "signature-invalid",
         "anchor-differs",
+        "timestamp-invalid",
+        "head-differs",
     ]

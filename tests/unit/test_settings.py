@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import random
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from infra.settings import Role, Settings, SettingsError, load_settings
+from infra.settings.values import secret_weakness
+from tests.support import PROJECT
 
-LONG = "s" * 32
+LONG = "signs the tokens of these tests only"
 
 
 def test_nothing_set_is_the_embedded_shape() -> None:
@@ -99,6 +104,17 @@ def test_readers_choose_among_several_languages_or_not_at_all() -> None:
     assert choice(TRANSLATION_TARGETS="en", TRANSLATION_TARGET_LANGUAGE="de") == ("de", "en")
 
 
+def test_watched_words_come_from_a_list_and_a_file(tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("# not this\n\nbuy now, please\n  傻瓜  \n")
+    given = {"WATCHED_WORDS": "bad, worse", "WATCHED_WORDS_FILE": str(words)}
+    assert load_settings(given).moderation.words == ("bad", "worse", "buy now, please", "傻瓜")
+    assert load_settings({}).moderation.words == ()
+    words.write_bytes(b"\xff")
+    with pytest.raises(SettingsError, match="WATCHED_WORDS_FILE: can't be read as UTF-8"):
+        load_settings(given)
+
+
 def test_lock_nodes_are_separated_by_commas() -> None:
     urls = "redis://:hunter2@one:6379, rediss://two"
     settings = load_settings({"REDLOCK_URLS": urls, "REDIS_URL": "redis://one"})
@@ -139,10 +155,14 @@ def test_a_configured_public_url_loses_its_slash() -> None:
         ("REDLOCK_URLS", "redis://:hunter2@one, two", "redis://"),
         ("REDLOCK_URLS", "redis://:hunter2@one/1,redis://one:6379/2", "one:6379 twice"),
         ("JWT_SECRET", "hunter2", "32 bytes"),
+        ("JWT_SECRET", "hunter2" * 6, "repeats a pattern"),
         ("JWT_PUBLIC_KEY", "hunter2", "PEM"),
         ("JWT_JWKS_URL", "file:///keys", "http://"),
         ("JWT_ALGORITHMS", "none", "'HS256'"),
         ("JWT_ALGORITHMS", "RS256", "another key"),
+        ("ADMIN_PORT", "0", "greater"),
+        ("ADMIN_PORT", "8000", "another one than BACKLOT_PORT"),
+        ("JWT_MAX_LIFETIME_SECONDS", "59", "greater"),
         ("LOG_LEVEL", "loud", "'debug'"),
         ("LOG_FORMAT", "xml", "'auto'"),
         ("MAX_UPLOAD_BYTES", "99999999999999", "less than or equal to"),
@@ -161,6 +181,10 @@ def test_a_configured_public_url_loses_its_slash() -> None:
         ("TRANSLATION_GLOSSARY", ",".join(f"t{n}" for n in range(201)), "200 terms"),
         ("TRANSLATION_GLOSSARY", f"Backlot,{'x' * 61}", "60 characters"),
         ("TRANSLATION_GLOSSARY", "Backlot, !!", "a letter or a digit"),
+        ("WATCHED_WORDS", ",".join(f"w{n}" for n in range(2001)), "2000 words"),
+        ("WATCHED_WORDS", f"bad,{'x' * 101}", "100 characters"),
+        ("WATCHED_WORDS", "bad,\u200b", "can be seen"),
+        ("WATCHED_WORDS_FILE", "/nowhere/words.txt", "can't be read"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_it(name: str, value: str, why: str) -> None:
@@ -181,6 +205,53 @@ def test_all_wrong_values_are_named_at_once() -> None:
 def test_two_ways_to_verify_tokens_are_refused() -> None:
     with pytest.raises(SettingsError, match="JWT_SECRET and JWT_JWKS_URL: set only one"):
         load_settings({"JWT_SECRET": LONG, "JWT_JWKS_URL": "https://id.example/jwks"})
+
+
+def test_keys_of_a_provider_need_an_audience() -> None:
+    jwks = {"JWT_JWKS_URL": "https://id.example/jwks"}
+    assert load_settings({**jwks, "JWT_AUDIENCE": "backlot"}).auth.audience == "backlot"
+    with pytest.raises(SettingsError) as caught:
+        load_settings(jwks)
+    assert str(caught.value).startswith("JWT_AUDIENCE: set it too with JWT_JWKS_URL")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("secret", "why"),
+    [
+        ("s" * 40, "repeats a pattern"),
+        ("changeme" * 5, "repeats a pattern"),
+        ("ab12" * 10, "repeats a pattern"),
+        ("0123456789abcdef" * 4, "repeats a pattern"),
+        ("abcdefghijklmnopqrstuvwxyz0123456789", "repeats a pattern"),
+        ("98765432109876543210987654321098", "repeats a pattern"),
+        ("changeme-changethis-secret-password", "words that every guesser tries"),
+        ("your-256-bit-secret-change-in-production", "words that every guesser tries"),
+        ("Super_Secret_JWT_Signing_Key_Change_Me!", "words that every guesser tries"),
+        ("CorrectHorseBatteryStaple_Password", "words that every guesser tries"),
+        ("qwertyuiopasdfghjklzxcvbnm1234567890", "words that every guesser tries"),
+        ("backlot example secret: please replace this", "words that every guesser tries"),
+    ],
+)
+def test_a_secret_that_can_be_guessed_is_refused(secret: str, why: str) -> None:
+    with pytest.raises(SettingsError, match=f"^JWT_SECRET: .*{why}") as caught:
+        load_settings({"JWT_SECRET": secret})
+    assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize("length", [16, 24, 32, 64])
+def test_random_secrets_are_taken(length: int) -> None:
+    for seed in range(300):
+        drawn = random.Random(seed).randbytes(length)
+        made = [drawn.hex(), *([base64.b64encode(drawn).decode()] if length > 16 else [])]
+        assert [weak for secret in made if (weak := secret_weakness(secret))] == []
+
+
+def test_no_example_of_ours_passes_for_a_secret() -> None:
+    for page in (".env.example", "README.md", "docker-compose.yml", "docs/deploying.md"):
+        text = (PROJECT / page).read_text()
+        for value in re.findall(r"JWT_SECRET=([^\s\"$]{32,})", text):
+            assert secret_weakness(value), page
 
 
 S3 = {"S3_BUCKET": "media", "S3_ACCESS_KEY_ID": "AKID", "S3_SECRET_ACCESS_KEY": "hunter2"}

@@ -21,7 +21,8 @@ PARTS = list(range(1, 12))
 
 
 def test_a_file_arrives_as_it_is(server: FakeUploads, upload: Upload, state: Path) -> None:
-    told = upload("--title", "A film", "--category", "art", "--description", "Short.").told
+    named = ("--title", "A film", "--category", "art", "--description", "Short.")
+    told = upload(*named, "--visibility", "unlisted").told
     assert server.only.content() == CONTENT
     assert server.only.status == "completed"
     assert server.only.body == {
@@ -30,6 +31,7 @@ def test_a_file_arrives_as_it_is(server: FakeUploads, upload: Upload, state: Pat
         "contentType": "video/mp4",
         "category": "art",
         "description": "Short.",
+        "visibility": "unlisted",
         "sizeBytes": len(CONTENT),
     }
     assert told["url"] == f"{URL}/videos/{told['videoId']}"

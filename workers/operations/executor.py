@@ -23,6 +23,7 @@ from eventsourcing.persistence import PersistenceError
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from domain.model import SystemActor
 from domain.operation import Members, Operation, OperationOutcome
 from engine import checkpoints
 from engine.connections import EveryProcess, ThreadedConnection, in_thread, is_outage
@@ -127,7 +128,7 @@ def watch_parent(stopping: Event, *, exit_seconds: float = CHILD_STOP_SECONDS) -
     return thread
 
 
-ACTOR = "projections"
+ACTOR = SystemActor.PROJECTIONS
 POLL_SECONDS = 0.5
 STOP_SECONDS = 30.0
 MAX_CRASHES = 3
@@ -226,7 +227,7 @@ class Executor(Handler[None]):
 
     def _attend_all(self, conn: Connection[TupleRow]) -> None:
         if self.auto_replay:
-            begin_for_outdated(conn, self.tools.models, requested_by="system")
+            begin_for_outdated(conn, self.tools.models, requested_by=SystemActor.SYSTEM)
             self.auto_replay = False
         self.children.reap()
         for operation_id in self._open(conn):
