@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import structlog
 from psycopg import Connection, OperationalError
+from psycopg.errors import InsufficientPrivilege
 from psycopg.rows import TupleRow
 
 from backlot.features import FEATURES, TABLES, read_models, replayable
@@ -23,6 +24,7 @@ from engine.event_store import open_recorder
 from engine.freshness import Waiting
 from engine.installation import ENGINE, install, make_tables, migrate
 from engine.log import MAPPER
+from engine.privileges import give_rights, make_user, running_user
 from engine.projection_subscription import ProjectionHost
 from engine.schedule import Job, run_job
 from engine.seals.chain import Seal
@@ -42,6 +44,7 @@ from infra.errors import OperatorError
 from infra.http.app import HttpApp
 from infra.http.auth import make_authenticator, read_or_make_secret
 from infra.http.rate_limits import RateLimits
+from infra.kafka import client_options
 from infra.metrics import counter
 from infra.objects.folder import FolderStore
 from infra.objects.port import ObjectStore, ObjectStoreUnavailable
@@ -90,6 +93,10 @@ class DatabaseUnreachable(OperatorError):
     """The configured PostgreSQL does not take this program's connection."""
 
 
+class TablesMissing(OperatorError):
+    """The database lacks tables that its user may not make."""
+
+
 def open_parts(
     settings: Settings, stack: ExitStack, *, gives_up: Callable[[], bool] = lambda: False
 ) -> Parts:
@@ -101,6 +108,8 @@ def open_parts(
     folder = stack.enter_context(DataFolder(settings.server.data_dir))
     secret = read_or_make_secret(folder.secret)
     # First what is quick to find wrong: PostgreSQL takes seconds to start, and to stop again.
+    if settings.kafka.configured:
+        client_options(settings.kafka)
     objects = open_objects(settings, folder, secret, stack)
     seal_key = configured_key(settings.seals)
     proofs = configured_proofs(settings.seals, settings.objects, folder.seal_head)
@@ -108,16 +117,9 @@ def open_parts(
     database_url = _database(settings, folder, stack, gives_up)
     models = read_models()
     limits = Limits.from_settings(settings.database)
-    with open_connection(database_url, "installation") as conn:
-        make_tables(conn, *TABLES)
-        install(conn, models.all())
+    prepare_database(settings, database_url)
     recorder = open_recorder(database_url, limits=limits)
     stack.callback(recorder.close)
-    analytics_url = settings.analytics.url(database_url)
-    with _reached(analytics_url, "TIMESCALE_URL") as conn:
-        migrate(conn, ENGINE)
-        analytics_schema.migrate(conn)
-        migrate(conn, FEEDBACK)
     notifications, host = Notifications(database_url), None
     if Role.PROJECTIONS in settings.server.roles:
         host = ProjectionHost(
@@ -131,7 +133,7 @@ def open_parts(
     return Parts(
         settings,
         database_url,
-        analytics_url,
+        settings.analytics.url(database_url),
         make_authenticator(settings.auth, secret),
         objects,
         recorder,
@@ -171,6 +173,44 @@ def open_objects(
     return store
 
 
+def prepare_database(settings: Settings, database_url: str) -> None:
+    """Make the tables that are missing, each as the user whose they are to be.
+
+    Raise OperatorError where a database can't be reached, or its user may not make them.
+    """
+    owner_url = settings.database.owner_url
+    if owner_url is not None:
+        with _reached(owner_url.get_secret_value(), "DATABASE_OWNER_URL") as conn:
+            user, password = running_user(database_url)
+            make_user(conn, user, password)
+            make_tables(conn)
+            give_rights(conn, user)
+    with _reached(database_url, "DATABASE_URL") as conn, _allowed(owner_url is None):
+        make_tables(conn, *TABLES)
+        install(conn, read_models().all())
+    with (
+        _reached(settings.analytics.url(database_url), "TIMESCALE_URL") as conn,
+        _allowed(owner_url is None),
+    ):
+        migrate(conn, ENGINE)
+        analytics_schema.migrate(conn)
+        migrate(conn, FEEDBACK)
+
+
+@contextmanager
+def _allowed(alone: bool) -> Iterator[None]:
+    """Raise TablesMissing where a user may not make what is missing; `alone`: no owner is set."""
+    try:
+        yield
+    except InsufficientPrivilege as error:
+        remedy = (
+            "run `backlot migrate` with DATABASE_OWNER_URL" if alone else "see docs/operations.md"
+        )
+        raise TablesMissing(
+            f"tables are missing, and this user may not make them ({explained(error)}): {remedy}"
+        ) from error
+
+
 def _sealer(
     settings: Settings,
     database_url: str,
@@ -199,7 +239,9 @@ def _database(
         stack.enter_context(last_word(server.part_with))
         return stack.enter_context(server).url
     url = settings.database.url.get_secret_value()
-    _reached(url, "DATABASE_URL").close()
+    if settings.database.owner_url is None:
+        # Else its user may have to be made first.
+        _reached(url, "DATABASE_URL").close()
     return url
 
 

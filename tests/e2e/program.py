@@ -27,7 +27,7 @@ from tests.fork_server import ForkedProcess
 from tests.support import DEADLINE_SECONDS, PROJECT
 
 Process = ForkedProcess | subprocess.Popen[bytes]
-OWN_VARIABLES = Settings.variables()
+OWN_VARIABLES = Settings.variables() | Settings.files().keys()
 
 
 class NotStarted(Exception):
