@@ -50,9 +50,9 @@ LEAST_SHARE = 3
 def pieces(text: str, limit: int) -> list[str]:
     """Return pieces of at most `limit` characters, cut at paragraphs, lines or sentences.
 
-    They are at least a third of the limit, but for the last one, and at most half as many again and
-    one as the fewest: each costs a call. A run of characters without any place to cut at is cut at the
-    limit.
+    They are at least a third of the limit, but for the last one. Each costs a call: there are at
+    most one more than pieces of two thirds of the limit would be. A run of characters without any
+    place to cut at is cut at the limit.
     """
     found = []
     usual = 2 * limit // 3
