@@ -21,9 +21,12 @@ from infra.http.rate_limits import RateLimits, rate_class
 from infra.rate_limits import Buckets, Limit, SharedBuckets
 from infra.redis import embedded_redis
 from infra.settings import load_settings
+from tests.routes import AUDITORS, MODERATORS, ROUTES, Line
 
 pytestmark = pytest.mark.anyio
 SECRET = "s" * 40
+
+OPERATORS = AUDITORS | MODERATORS
 
 
 @pytest.fixture
@@ -309,6 +312,12 @@ def test_one_subscriber_of_ipv6_is_one_caller() -> None:
 )
 def test_each_request_belongs_to_a_class(method: str, path: str, name: str | None) -> None:
     assert rate_class(method, path) == name
+
+
+@pytest.mark.parametrize("line", [line for line in ROUTES if line.may and line.may <= OPERATORS])
+def test_what_only_operators_may_call_is_a_class_of_its_own(line: Line) -> None:
+    method, _, path = line.call.partition(" ")
+    assert rate_class(method, path) == ("read" if path == "/analytics/recommendations" else "admin")
 
 
 def test_defaults_let_a_person_be_and_stop_a_flood() -> None:
